@@ -1,0 +1,1 @@
+"""The trainers, run from a clone: `python -m agents <algorithm>`."""

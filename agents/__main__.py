@@ -1,0 +1,83 @@
+"""`python -m agents <algorithm> --preset <name> [key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from agents.settings import PRESETS, SettingsError, describe, load_settings
+
+ALGORITHMS = ("sft", "grpo", "demo")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command's entry point.
+
+    Returns:
+        The exit status.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["smollm2"]:
+        return make_smollm2(argv[1:])
+    presets = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+    parser = argparse.ArgumentParser(
+        prog="python -m agents",
+        description=f"{__doc__} `python -m agents smollm2 FOLDER` makes a SmolLM2-135M-Instruct checkpoint.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    parser.add_argument("algorithm", nargs="?", choices=ALGORITHMS, help=", ".join(ALGORITHMS))
+    parser.add_argument("--preset", default="tiny", help=f"{presets}, or a YAML file's path (tiny)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where the run of that name was"
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (runs)")
+    parser.add_argument(
+        "-h", "--help", action="store_true", help="also lists the algorithm's settings"
+    )
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="settings, over the preset's"
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    if arguments.algorithm is None:
+        parser.print_help()
+        return 0 if arguments.help else 2
+    module = importlib.import_module(f"agents.{arguments.algorithm}")
+    if arguments.help:
+        parser.print_help()
+        print(f"\nsettings of {arguments.algorithm}:\n{describe(module.Settings)}")
+        return 0
+    try:
+        settings = load_settings(
+            module.Settings, arguments.algorithm, arguments.preset, arguments.settings
+        )
+        checkpoint = module.train(settings, arguments.runs / settings.name, arguments.resume)
+    except KeyboardInterrupt:
+        print("stopped; the same command with --resume goes on", file=sys.stderr)
+        return 130
+    except (SettingsError, FileNotFoundError) as error:
+        print(f"python -m agents {arguments.algorithm}: {error}", file=sys.stderr)
+        return 2
+    print(f"done: {checkpoint}")
+    return 0
+
+
+def make_smollm2(argv: Sequence[str]) -> int:
+    """`python -m agents smollm2 FOLDER`."""
+    from agents.smollm2 import CheckpointError, make_checkpoint
+
+    parser = argparse.ArgumentParser(prog="python -m agents smollm2")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/models/smollm2"))
+    try:
+        print(make_checkpoint(parser.parse_args(argv).folder))
+    except CheckpointError as error:
+        print(f"python -m agents smollm2: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

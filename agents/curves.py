@@ -1,0 +1,53 @@
+"""Pictures of learning curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PANELS = {
+    "env/accuracy": "accuracy of rollouts",
+    "env/code_ratio": "share of responses with code",
+    "completions/mean_length": "tokens the model wrote",
+}
+WINDOW = 5
+"""Steps of the moving mean; single steps are drawn faintly behind it."""
+
+
+def draw_curves(arms: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Draw the logged figures of one or several runs, a panel each, against optimizer steps.
+
+    Args:
+        arms: The records of `metrics.jsonl`, by the name to show.
+        path: Of the PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(4.2 * len(PANELS), 3.4), squeeze=False)
+    for axis, (key, title) in zip(axes[0], PANELS.items(), strict=True):
+        for number, (name, records) in enumerate(arms.items()):
+            points = [(r["step"], r[key]) for r in records if key in r]
+            if not points:
+                continue
+            steps, values = zip(*points, strict=True)
+            mean = [
+                sum(values[max(0, i - WINDOW + 1) : i + 1]) / min(i + 1, WINDOW)
+                for i in range(len(values))
+            ]
+            axis.plot(steps, values, color=f"C{number}", alpha=0.25)
+            axis.plot(steps, mean, color=f"C{number}", label=name)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("optimizer step")
+        if "length" not in key:
+            axis.set_ylim(-0.03, 1.03)
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    temporary = path.with_name("part-" + path.name)
+    figure.savefig(temporary, dpi=120)
+    pyplot.close(figure)
+    temporary.replace(path)

@@ -1,0 +1,141 @@
+"""The main job: a small model learns, by reward alone, to use the interpreter; beside it, text alone on the same budget.
+
+Two arms, each a cold start and then GRPO, evaluated on held-out problems before and after. All of it lies in one run
+folder, `stages/` below it holding a run of its own for each stage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents import grpo, sft
+from agents.curves import draw_curves
+from agents.model import load_model
+from agents.progress import Bar, console
+from agents.run import Run, write_atomically
+from agents.settings import load_settings, setting
+from retool_env.env import make_task
+from retool_env.evaluation import TEMPERATURE, TOP_P, evaluate, table
+from retool_env.metrics import Interval, Summary
+from retool_env.rollout.transformers import TransformersPolicy
+from retool_env.sandbox import make_sandbox
+from retool_env.transcript import write_transcripts
+
+ARMS = {"interpreter": True, "text only": False}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the main job; those of its stages are the preset's own sections."""
+
+    name: str = setting("tiny", "the run's folder is runs/<name>")
+    preset: str = setting("tiny", "where the stages' settings come from")
+    dtype: str = setting("float32", "of the weights")
+    env: dict[str, Any] = setting({}, "the environment's id and settings")
+    sandbox: str = setting("nsjail", "where programs run: nsjail, or unsafe")
+    seed: int = setting(0, "of everything")
+    problems: int = setting(200, "held-out problems")
+    k: int = setting(4, "episodes a problem")
+
+
+def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
+    """Run the stages that have not been run yet, and show the table.
+
+    Returns:
+        The run's folder.
+    """
+    run = Run(folder, settings, resume)
+    stages = folder / "stages"
+    curves: dict[str, list[dict[str, Any]]] = {}
+    rows: dict[str, Summary] = {}
+    started = time.monotonic()
+    for arm, interpreter in ARMS.items():
+        slug = arm.replace(" ", "-")
+        env = {**settings.env, "interpreter": interpreter}
+        console.rule(f"{arm}: cold start")
+        cold = sft.train(_stage(sft, settings, f"{slug}-sft", env), stages / f"{slug}-sft", True)
+        rows[f"{arm}, cold start"] = _evaluate(settings, run, f"{arm}, cold start", env, cold)
+        console.rule(f"{arm}: reinforcement learning")
+        stage = _stage(grpo, settings, f"{slug}-grpo", env, model=str(cold))
+        trained = grpo.train(stage, stages / f"{slug}-grpo", True)
+        rows[f"{arm}, after RL"] = _evaluate(settings, run, f"{arm}, after RL", env, trained)
+        curves[arm] = Run(stages / f"{slug}-grpo", stage, True).metrics()
+        draw_curves(curves, folder / "curves.png")
+    _link(folder)
+    write_atomically(folder / "table.md", report(rows, settings) + "\n")
+    run.finish()
+    console.rule("result")
+    print(report(rows, settings))
+    print(f"\n{time.monotonic() - started:.0f} s in this start; picture: {folder / 'curves.png'}")
+    return folder
+
+
+def report(rows: dict[str, Summary], settings: Settings) -> str:
+    """The final table, and what RL gained in each arm."""
+    lines = [table(rows), ""]
+    for arm in ARMS:
+        before, after = rows[f"{arm}, cold start"].accuracy, rows[f"{arm}, after RL"].accuracy
+        if before and after:
+            lines.append(f"RL, {arm}: {100 * (after.mean - before.mean):+.1f} points of accuracy")
+    lines.append(
+        f"accuracy is avg@{settings.k} on {settings.problems} held-out problems, temperature {TEMPERATURE}, top-p {TOP_P}"
+    )
+    return "\n".join(lines)
+
+
+def _stage(module: Any, settings: Settings, name: str, env: dict[str, Any], **others: Any) -> Any:
+    base = load_settings(module.Settings, module.__name__.rpartition(".")[2], settings.preset, [])
+    return dataclasses.replace(
+        base, name=name, env=env, seed=settings.seed, sandbox=settings.sandbox, **others
+    )
+
+
+def _evaluate(
+    settings: Settings, run: Run, name: str, env: dict[str, Any], checkpoint: Path
+) -> Summary:
+    path = run.folder / "stages" / f"{name.replace(', ', '-').replace(' ', '-')}.json"
+    if path.is_file():
+        return _summary(json.loads(path.read_text(encoding="utf-8")))
+    rules, source = make_task(**{**env, "split": "test"})
+    problems = [source[i] for i in range(settings.problems)]
+    model, tokenizer = load_model(str(checkpoint), settings.dtype)
+    policy = TransformersPolicy(model, tokenizer, temperature=TEMPERATURE, top_p=TOP_P)
+    sandbox = make_sandbox(settings.sandbox) if rules.interpreter else None
+    try:
+        with Bar(f"evaluating {name}", len(problems)) as bar:
+            summary, transcripts = evaluate(
+                policy,
+                rules,
+                problems,
+                settings.k,
+                sandbox,
+                settings.seed,
+                lambda *_: bar.advance(),
+            )
+    finally:
+        if sandbox is not None:
+            sandbox.close()
+    console.print(f"{name}: accuracy {summary.accuracy}, with code {summary.code_ratio:.1%}")
+    transcripts_path = path.with_suffix(".transcripts.jsonl")
+    transcripts_path.unlink(missing_ok=True)
+    write_transcripts(transcripts_path, transcripts)
+    write_atomically(path, json.dumps(summary.to_json()))
+    return summary
+
+
+def _link(folder: Path) -> None:
+    """Make the interpreter arm's run, which the job is about, the folder's own."""
+    for name in ("metrics.jsonl", "transcripts.jsonl", "checkpoint"):
+        link = folder / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path("stages") / "interpreter-grpo" / name)
+
+
+def _summary(record: dict[str, Any]) -> Summary:
+    accuracy = record["accuracy"]
+    return Summary(**{**record, "accuracy": None if accuracy is None else Interval(**accuracy)})

@@ -1,0 +1,67 @@
+"""The model that a run trains, and what it becomes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from agents.settings import SettingsError
+
+
+def load_model(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer from a folder or the Hub.
+
+    Args:
+        name: The folder's path or the Hub id.
+        dtype: Of the weights: `"float32"`, `"bfloat16"`, ...
+
+    Raises:
+        SettingsError: If it can't be found, or its tokenizer has no end-of-sequence token.
+    """
+    if name.startswith((".", "/", "runs/")) and not (Path(name) / "config.json").is_file():
+        hint = ""
+        if "smollm2" in name.lower():
+            hint = f"; `python -m agents smollm2 {name}` makes one"
+        raise SettingsError(f"{name} holds no model{hint}")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except OSError as error:
+        raise SettingsError(f"model {name!r} can't be loaded: {error}") from error
+    if tokenizer.eos_token_id is None:
+        raise SettingsError(f"the tokenizer of {name!r} has no eos_token: set one and save it")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked by position, never by id
+    return model, tokenizer
+
+
+def lora_config(rank: int) -> Any:
+    """LoRA on every linear layer, or `None` for full fine-tuning at rank 0."""
+    if not rank:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+
+
+def save_checkpoint(trainer: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save what evaluation loads: the model, LoRA merged into it, with its tokenizer.
+
+    The adapter alone goes to `adapter/` beside it.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "merge_and_unload"):
+        model.save_pretrained(folder.parent / "adapter")
+        model = model.merge_and_unload()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

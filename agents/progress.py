@@ -1,0 +1,88 @@
+"""Progress: a live bar with the step's figures on a terminal, a line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from transformers import TrainerCallback
+
+console = Console()
+
+
+class Bar:
+    """Counts to a total.
+
+    Args:
+        what: What is done.
+        total: How often.
+        every: Seconds between lines where there is no terminal.
+    """
+
+    def __init__(self, what: str, total: int, every: float = 10.0) -> None:
+        self._what, self._total, self._every = what, total, every
+        self._count, self._figures = 0, ""
+        self._started = self._printed = time.monotonic()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(what, total=total, figures="")
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+        if not console.is_terminal:
+            self._line()
+
+    def advance(self, to: int | None = None, **figures: float | None) -> None:
+        """Count one further, or to a given number, and show figures."""
+        self._count = self._count + 1 if to is None else to
+        if figures:
+            self._figures = "  ".join(f"{k} {v:.3g}" for k, v in figures.items() if v is not None)
+        self._progress.update(self._task, completed=self._count, figures=self._figures)
+        if not console.is_terminal and time.monotonic() - self._printed >= self._every:
+            self._printed = time.monotonic()
+            self._line()
+
+    def _line(self) -> None:
+        seconds = time.monotonic() - self._started
+        print(
+            f"{self._what}: {self._count}/{self._total}, {seconds:.0f} s  {self._figures}",
+            flush=True,
+        )
+
+
+class BarCallback(TrainerCallback):
+    """Moves a bar along with a trainer.
+
+    Args:
+        bar: The bar.
+        figures: Which of the trainer's logs to show, and under what names.
+    """
+
+    def __init__(self, bar: Bar, figures: dict[str, str]) -> None:
+        self._bar = bar
+        self._names = figures
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Called by the trainer."""
+        if state.is_world_process_zero and logs:
+            shown = {name: logs[key] for key, name in self._names.items() if key in logs}
+            self._bar.advance(state.global_step, **shown)

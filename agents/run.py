@@ -1,0 +1,162 @@
+"""Run: the folder of a training run, and how a stopped one goes on.
+
+runs/<name>/
+config.json         settings, seeds, versions
+metrics.jsonl       one object a logged step
+transcripts.jsonl   the episodes, each with the step whose weights sampled it
+curves.png          the learning curves
+trainer/            TRL's own checkpoints, for resuming
+checkpoint/         the trained model with its tokenizer
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from agents.settings import SettingsError
+from retool_env.transcript import Transcript, write_transcripts
+
+PACKAGES = (
+    "retool-env",
+    "gymnasium",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "numpy",
+    "sympy",
+    "math-verify",
+)
+
+
+class Run:
+    """A run's folder.
+
+    Args:
+        folder: Where it lies.
+        settings: The run's settings, a dataclass.
+        resume: Go on where the run in that folder was, or start it if there is none.
+
+    Raises:
+        SettingsError: If the folder holds a run and `resume` is not set, or that run's settings are others.
+    """
+
+    def __init__(self, folder: Path, settings: Any, resume: bool) -> None:
+        self.folder = folder
+        config = folder / "config.json"
+        values = json.loads(json.dumps(dataclasses.asdict(settings)))
+        if config.is_file():
+            if not resume:
+                raise SettingsError(
+                    f"{folder} holds a run already: go on with --resume, or choose another name=..."
+                )
+            before = json.loads(config.read_text(encoding="utf-8"))["settings"]
+            changed = sorted(k for k in {**before, **values} if before.get(k) != values.get(k))
+            if changed:
+                raise SettingsError(
+                    f"{folder} was started with other settings ({', '.join(changed)}), so it can't go on with these: "
+                    "choose another name=..."
+                )
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {"settings": values, "versions": versions()}
+        write_atomically(config, json.dumps(record, indent=2) + "\n")
+
+    @property
+    def trainer(self) -> Path:
+        """Where TRL keeps its checkpoints."""
+        return self.folder / "trainer"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The trained model."""
+        return self.folder / "checkpoint"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.folder / "done").is_file()
+
+    def finish(self) -> None:
+        """Note that the run came to its end."""
+        (self.folder / "done").touch()
+
+    def resume_point(self) -> str | None:
+        """The latest of TRL's checkpoints, once the records after it are dropped; `None` to begin anew."""
+        found = get_last_checkpoint(str(self.trainer)) if self.trainer.is_dir() else None
+        step = int(Path(found).name.rpartition("-")[2]) if found else 0
+        self._keep("metrics.jsonl", lambda record: record["step"] <= step)
+        self._keep("transcripts.jsonl", lambda record: (record["weight_version"] or 0) < step)
+        return found
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append to `metrics.jsonl`."""
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """What was logged so far."""
+        return list(_read(self.folder / "metrics.jsonl"))
+
+    def write(self, transcripts: Iterable[Transcript]) -> None:
+        """Append to `transcripts.jsonl`."""
+        write_transcripts(self.folder / "transcripts.jsonl", transcripts)
+
+    def _keep(self, name: str, wanted: Any) -> None:
+        path = self.folder / name
+        if path.is_file():
+            kept = [json.dumps(record) + "\n" for record in _read(path) if wanted(record)]
+            write_atomically(path, "".join(kept))
+
+
+class RunLogger(TrainerCallback):
+    """Writes each of the trainer's logs to a run's `metrics.jsonl`."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._started = time.monotonic()
+        past = run.metrics()
+        self._before = past[-1]["seconds"] if past else 0.0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Called by the trainer; only the rank that is world's first writes."""
+        if state.is_world_process_zero and logs and "train_runtime" not in logs:
+            seconds = round(self._before + time.monotonic() - self._started, 3)
+            self._run.log({"step": state.global_step, "seconds": seconds, **logs})
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a stop in the middle leaves the old one."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Python's and the packages' versions."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return  # a stop cut the last line

@@ -1,0 +1,147 @@
+"""Settings of a run: a preset (YAML), the algorithm's own section of it, then `key=value` from the command line.
+
+A preset's top level holds what all algorithms share; a section named after an algorithm adds to it or overrides it.
+Whatever is not known is an error that names the nearest key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+
+PRESETS = Path(__file__).parent / "presets"
+
+S = TypeVar("S")
+
+
+class SettingsError(ValueError):
+    """A setting that is unknown or of the wrong kind; the message says what to write instead."""
+
+
+def load_settings(cls: type[S], section: str, preset: str, overrides: Sequence[str]) -> S:
+    """Settings of one algorithm.
+
+    Args:
+        cls: Its settings' dataclass.
+        section: Its name, which is its section's in the preset.
+        preset: A preset's name, or the path of a YAML file.
+        overrides: `key=value` each, the value in YAML; `env.max_calls=3` reaches into a mapping.
+
+    Raises:
+        SettingsError: For an unknown preset or key, or a value of the wrong kind.
+    """
+    values = read_preset(preset)
+    sections = {name: values.pop(name) for name in list(values) if name in _algorithms()}
+    own = sections.get(section) or {}
+    merged = _merge(values, own)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise SettingsError(f"{override!r} is no key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SettingsError(f"{override!r}: the value is not YAML: {error}") from None
+        for part in reversed(key.split(".")[1:]):
+            value = {part: value}
+        merged = _merge(merged, {key.split(".")[0]: value})
+    return _build(cls, merged)
+
+
+def read_preset(preset: str) -> dict[str, Any]:
+    """The mapping in a preset's file.
+
+    Raises:
+        SettingsError: If there is no such preset, or it holds no mapping.
+    """
+    path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
+    if not path.is_file():
+        names = sorted(p.stem for p in PRESETS.glob("*.yaml"))
+        raise SettingsError(
+            f"no preset {preset!r}{_nearest(preset, names)}; there are {', '.join(names)}"
+        )
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path} must hold a mapping of settings")
+    return values
+
+
+def describe(cls: type) -> str:
+    """One line a setting: its name, kind and default."""
+    lines = []
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        default = "required"
+        if field.default is not dataclasses.MISSING:
+            default = repr(field.default)
+        elif field.default_factory is not dataclasses.MISSING:
+            default = repr(field.default_factory())
+        kind = getattr(hints[field.name], "__name__", None) or str(hints[field.name])
+        lines.append(f"  {field.name} ({kind}, {default}): {field.metadata.get('help', '')}")
+    return "\n".join(lines)
+
+
+def setting(default: Any, help: str) -> Any:
+    """A dataclass field with a default and one line of help."""
+    if isinstance(default, (dict, list)):
+        return dataclasses.field(
+            default_factory=lambda: type(default)(default), metadata={"help": help}
+        )
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def _algorithms() -> set[str]:
+    here = Path(__file__).parent
+    return {path.stem for path in here.glob("*.py")}
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            value = _merge(merged[key], value)
+        merged[key] = value
+    return merged
+
+
+def _build(cls: type[S], values: Mapping[str, Any]) -> S:
+    hints = get_type_hints(cls)
+    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in fields:
+            raise SettingsError(
+                f"unknown setting {key!r}{_nearest(key, fields)}; there are {', '.join(sorted(fields))}"
+            )
+    return cls(**{key: _check(key, value, hints[key]) for key, value in values.items()})
+
+
+def _check(key: str, value: Any, hint: Any) -> Any:
+    kinds = tuple(k for k in (getattr(hint, "__args__", None) or (hint,)) if isinstance(k, type))
+    kinds = (dict,) if getattr(hint, "__origin__", None) is dict else kinds
+    if isinstance(value, str) and float in kinds and str not in kinds:
+        try:
+            value = float(value)  # YAML reads 1e-6 as a string
+        except ValueError:
+            pass
+    if (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and float in kinds
+        and int not in kinds
+    ):
+        value = float(value)
+    exact = isinstance(value, bool) and bool not in kinds
+    if exact or not isinstance(value, kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise SettingsError(f"{key} must be {wanted}, not {value!r}")
+    return value
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,84 @@
+"""A model of about one million parameters and its tokenizer, made on the spot.
+
+The tokenizer works on bytes, so it can write anything an interpreter prints; the protocol's tags are one token each,
+so a turn takes a few dozen tokens.
+"""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+TAGS = (
+    "<code>\n```python\n",
+    "\n```\n</code>",
+    "\n<interpreter>\n",
+    "</interpreter>\n\n",
+    "<answer>\n\\boxed{",
+    "}\n</answer>",
+    "print(",
+    "Compute ",
+    "Error: ",
+)
+"""Strings that are one token each."""
+
+SPACE = "Ġ"
+"""How the byte-level alphabet writes a space."""
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of all 256 bytes, pairs of digits, and the tags."""
+    tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [(a, b) for a in string.digits for b in string.digits]
+    for sign in "+-*=":
+        merges += [(SPACE, sign), (SPACE + sign, SPACE)]
+    tokens += [a + b for a, b in merges]
+    tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
+    # Digits pair up from the left, whatever surrounds them: an operand below 100 is one token.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d{1,2}"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|pad|>", "<|end|>"])
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", model_max_length=512
+    )
+
+
+def make_checkpoint(folder: Path, seed: int) -> Path:
+    """Write a randomly initialised model with its tokenizer.
+
+    Args:
+        folder: Where to.
+        seed: Of the weights.
+
+    Returns:
+        The folder.
+    """
+    tokenizer = make_tokenizer()
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    model = Qwen2ForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

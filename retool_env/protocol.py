@@ -1,0 +1,243 @@
+"""How a prompt is rendered, where a turn stops, how an action is parsed, and how a result is shown.
+
+The format is the paper's (arXiv 2504.11536, section 2.2): a program stands in `<code>`, its output comes back in
+`<interpreter>`, the answer stands in `<answer>`. Everything here is a total function of strings.
+
+One rule decides a turn: **the first complete closing tag, by position**. Tags are characters and nothing else: one
+inside a Python string literal or inside `<think>` counts like any other, because that is where generation stops.
+
+| the model writes                              | the turn is                                     |
+|-----------------------------------------------|-------------------------------------------------|
+| `<code>…</code>`                              | code: what stands between, without its fence    |
+| `<answer>…</answer>`                          | answer: what stands between                     |
+| both                                          | the one whose closing tag comes first           |
+| two opening tags, then a closing one          | what follows the last opening tag               |
+| a closing tag that nothing opened             | void, and ends there                            |
+| an opening tag that nothing closes            | void                                            |
+| nothing between the tags                      | code or answer, empty: a failed call, a wrong answer |
+| `</code>` where there is no interpreter       | text like any other                             |
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+import string
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from retool_env.sandbox import Execution, Outcome
+
+CODE_OPEN, CODE_CLOSE = "<code>", "</code>"
+ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+RESULT_OPEN, RESULT_CLOSE = "<interpreter>", "</interpreter>"
+
+Cut = Literal["head", "tail", "middle"]
+
+PROMPT = """\
+Solve the problem below. Reason step by step.
+
+You may use a Python interpreter whenever it helps. Write a complete script, with its imports, like this:
+<code>
+```python
+print(6 * 7)
+```
+</code>
+Each script runs on its own and remembers nothing of earlier ones. Whatever it prints comes back to you between \
+<interpreter> and </interpreter>, and you go on from there.
+
+When you are done, give the result like this, and stop:
+<answer>
+\\boxed{{result}}
+</answer>
+
+Problem: {query}
+"""
+"""The default prompt with an interpreter, a `str.format` template with the one field `query`."""
+
+TEXT_PROMPT = """\
+Solve the problem below. Reason step by step.
+
+When you are done, give the result like this, and stop:
+<answer>
+\\boxed{{result}}
+</answer>
+
+Problem: {query}
+"""
+"""The default prompt without an interpreter."""
+
+
+class TurnKind(enum.StrEnum):
+    """What a turn asks of the environment."""
+
+    CODE = "code"
+    ANSWER = "answer"
+    VOID = "void"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One parsed action."""
+
+    kind: TurnKind
+    """What it asks for."""
+    content: str
+    """The program or the answer; empty for a void turn."""
+    start: int
+    """Index of the opening tag's first character; `end` for a void turn."""
+    end: int
+    """Number of characters that belong to the turn: up to the closing tag's end, or all of them."""
+
+
+def closing_tags(interpreter: bool) -> tuple[str, ...]:
+    """The strings at which generation stops."""
+    return (CODE_CLOSE, ANSWER_CLOSE) if interpreter else (ANSWER_CLOSE,)
+
+
+def parse_turn(text: str, interpreter: bool = True) -> Turn:
+    """Parse what the model wrote since it last had the word. Never raises; see the module's table.
+
+    Example:
+        >>> parse_turn("So: <code>print(1)</code> and more").content
+        'print(1)'
+    """
+    found = [(text.find(tag), tag) for tag in closing_tags(interpreter) if tag in text]
+    if not found:
+        return Turn(TurnKind.VOID, "", len(text), len(text))
+    position, tag = min(found)
+    end = position + len(tag)
+    opening, kind = (
+        (CODE_OPEN, TurnKind.CODE) if tag == CODE_CLOSE else (ANSWER_OPEN, TurnKind.ANSWER)
+    )
+    start = text.rfind(opening, 0, position)
+    if start < 0:
+        return Turn(TurnKind.VOID, "", end, end)
+    content = text[start + len(opening) : position]
+    return Turn(kind, unfence(content) if kind is TurnKind.CODE else content.strip(), start, end)
+
+
+_FENCE = re.compile(r"\s*```[^\n`]*\n")
+
+
+def unfence(block: str) -> str:
+    """The program inside a code block: without its Markdown fence, if it has one, and otherwise as written.
+
+    Only the blank lines around it are dropped; nothing inside the program is changed.
+    """
+    opened = _FENCE.match(block)
+    if opened:
+        body = block[opened.end() :]
+        closed = body.rfind("```")
+        block = body if closed < 0 else body[:closed]
+    return re.sub(r"\A(?:[ \t]*\n)+|\s+\Z", "", block)
+
+
+def is_empty_program(program: str) -> bool:
+    """Whether there is nothing to run: blank lines and comments alone."""
+    return all(not line.strip() or line.lstrip().startswith("#") for line in program.splitlines())
+
+
+def cut_text(text: str, limit: int, where: Cut = "middle") -> str:
+    """Keep `limit` characters of `text` and say how many were cut, and where.
+
+    Args:
+        text: What is to be shown.
+        limit: Number of characters (Unicode code points) to keep. The notice about the cut is not counted.
+        where: What is *lost*: the `"head"`, the `"tail"`, or the `"middle"` (the first half of `limit` and the
+            last are kept, as in the paper's evaluation: 200 and 200).
+    """
+    if len(text) <= limit:
+        return text
+    notice = f"[... {len(text) - limit} characters cut ...]"
+    if where == "head":
+        return f"{notice}\n{text[len(text) - limit :]}"
+    if where == "tail":
+        return f"{text[:limit]}\n{notice}"
+    head = limit - limit // 2
+    return f"{text[:head]}\n{notice}\n{text[len(text) - limit // 2 :]}"
+
+
+def render_result(execution: Execution, limit: int, where: Cut = "middle") -> str:
+    """The text that a program's result puts into the transcript, as the paper's evaluation inserts it.
+
+    What the program printed comes first; if it failed, the error's last line follows, and is what is kept when both
+    do not fit.
+
+    Raises:
+        ValueError: For an infrastructure failure, which is never shown to a model.
+    """
+    if execution.outcome is Outcome.INFRASTRUCTURE:
+        raise ValueError("an infrastructure failure is not the program's result")
+    error = cut_text(execution.error, limit, "tail")
+    shown = cut_text(execution.stdout, max(limit - len(error), 0), where)
+    body = "".join(part if part.endswith("\n") else part + "\n" for part in (shown, error) if part)
+    return f"\n{RESULT_OPEN}\n{body}{RESULT_CLOSE}\n\n"
+
+
+EMPTY_PROGRAM = Execution(Outcome.SYNTAX_ERROR, "", "SyntaxError: the code block holds no program")
+"""The result of a code block with nothing in it: a failed call. It is not sent to the sandbox."""
+
+VOID_NOTICE = "\n[Neither a complete code block nor an answer. Go on.]\n\n"
+"""What the environment says after a void turn, where the setting lets the episode go on."""
+
+TEXT_VOID_NOTICE = "\n[No answer yet. Go on.]\n\n"
+"""The same where there is no interpreter."""
+
+
+class PromptTemplate:
+    """A `str.format` template whose one field is `query`, the problem.
+
+    Args:
+        template: The template itself.
+
+    Raises:
+        ValueError: If it is no such template.
+    """
+
+    def __init__(self, template: str) -> None:
+        try:
+            fields = {
+                name for _, name, _, _ in string.Formatter().parse(template) if name is not None
+            }
+        except ValueError as error:
+            raise ValueError(f"not a format string: {error}; write literal braces twice") from None
+        if fields != {"query"}:
+            named = ", ".join(sorted(f"{{{name}}}" for name in fields)) or "none"
+            raise ValueError(
+                "a prompt template has the one field {query}, and literal braces are written twice; "
+                f"this one's fields: {named}"
+            )
+        self.template = template
+
+    def __call__(self, query: str) -> str:
+        return self.template.format(query=query)
+
+    @classmethod
+    def load(cls, template: str | Path) -> PromptTemplate:
+        """A template from a text that holds `{query}`, or from the path of a JSON file in ReTool's format.
+
+        Such a file holds one object with one key, whose value is the template.
+
+        Raises:
+            ValueError: If it is neither.
+            FileNotFoundError: If there is no such file.
+        """
+        if isinstance(template, str) and "{query}" in template:
+            return cls(template)
+        path = Path(template)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"prompt template {str(template)!r} holds no {{query}} and is no file either"
+            )
+        try:
+            values = list(json.loads(path.read_text(encoding="utf-8")).values())
+        except (ValueError, AttributeError):
+            values = []
+        if len(values) != 1 or not isinstance(values[0], str):
+            raise ValueError(
+                f'{path} must hold a JSON object of one template: {{"name": "... {{query}} ..."}}'
+            )
+        return cls(values[0])

@@ -1,0 +1,12 @@
+"""Driving policies through episodes: the engine, and one file a policy.
+
+A policy takes token ids and gives token ids (`retool_env.rollout.policy`); the engine runs one coroutine an episode
+(`retool_env.rollout.engine`). Importing this package imports neither torch nor transformers; their policy lies in
+`retool_env.rollout.transformers`.
+"""
+
+from retool_env.rollout.engine import RolloutEngine
+from retool_env.rollout.policy import Policy
+from retool_env.rollout.scripted import ScriptedPolicy
+
+__all__ = ["Policy", "RolloutEngine", "ScriptedPolicy"]

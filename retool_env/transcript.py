@@ -1,0 +1,253 @@
+"""Span and Transcript: the one record of an episode, and its loss mask.
+
+A transcript is a sequence of frozen spans, each with one author. Invariants, checked by `check_transcript`:
+
+- the spans' token ids, joined, are exactly what the model saw; text is never tokenised again;
+- the loss mask is 1 exactly on tokens that the model sampled, and each of those has a log-prob;
+- environment spans, prompt and interpreter text alike, carry no log-probs.
+
+Masks, metrics, viewers and training rows are derived from it. Nothing else stores the episode.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from retool_env.problems import Problem
+from retool_env.protocol import Turn, parse_turn
+from retool_env.sandbox import Execution, Outcome
+
+Author = Literal["prompt", "model", "env"]
+
+
+class StopReason(enum.StrEnum):
+    """Why an episode ended. A closed set; each is either a termination or a truncation."""
+
+    ANSWERED = "answered"
+    """The model gave an answer."""
+    STOPPED = "stopped"
+    """The model's turn was empty: it had nothing more to say, and gave no answer."""
+    VOID_TURN = "void_turn"
+    """A turn held neither a code block nor an answer, and the rules end the episode there."""
+    CALL_LIMIT = "call_limit"
+    """The last allowed call was spent, its result was shown, and the next turn was no answer."""
+    TOKEN_BUDGET = "token_budget"
+    CHARACTER_BUDGET = "character_budget"
+    TIME_BUDGET = "time_budget"
+    CANCELLED = "cancelled"
+    INFRASTRUCTURE = "infrastructure_failure"
+    """The sandbox, not the program, failed. Such an episode is not scored and never trained on."""
+
+    @property
+    def terminated(self) -> bool:
+        """Whether the episode ended by its own rules, rather than cut from outside."""
+        return self in (self.ANSWERED, self.STOPPED, self.VOID_TURN, self.CALL_LIMIT)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of the transcript with one author."""
+
+    author: Author
+    """Who wrote it."""
+    text: str
+    """Its text. Where there are token ids: their decoding, without a final end-of-sequence token."""
+    token_ids: tuple[int, ...] | None = None
+    """Its tokens, where a tokenizer was used."""
+    logprobs: tuple[float, ...] | None = None
+    """Natural-log probability of each token under the distribution it was sampled from; model spans only."""
+    surplus: int = 0
+    """Number of characters after the closing tag that came with the token that completed it. Kept, since the model
+    saw them; never executed or graded."""
+    execution: Execution | None = None
+    """On an environment span that shows a program's result: that result, its output cut as shown."""
+    seconds: float = dataclasses.field(default=0.0, compare=False)
+    """Wall-clock seconds that it took to write it (generation, execution)."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use of the interpreter."""
+
+    program: str
+    """What was to be run."""
+    execution: Execution
+    """What came of it."""
+    position: int
+    """Characters of the response before the code block's opening tag."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the program ran without error."""
+        return self.execution.outcome is Outcome.OK
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """An episode, finished or not."""
+
+    problem: Problem
+    spans: tuple[Span, ...]
+    interpreter: bool = True
+    """Whether the model could run code."""
+    stop_reason: StopReason | None = None
+    """Why it ended; `None` while it goes on."""
+    answer: str | None = None
+    """The content of the answer tag, as written."""
+    correct: bool | None = None
+    """Whether the answer is mathematically equal to the problem's; `None` while not graded."""
+    weight_version: int | None = None
+    """The optimizer step whose weights sampled it, where a policy with weights did."""
+    reward: float | None = None
+    """Earned once, at the end; `None` while it goes on and after an infrastructure failure."""
+
+    @property
+    def text(self) -> str:
+        """All of it, as text: the Gymnasium observation."""
+        return "".join(span.text for span in self.spans)
+
+    @property
+    def response(self) -> tuple[Span, ...]:
+        """The spans after the prompt."""
+        return tuple(span for span in self.spans if span.author != "prompt")
+
+    @property
+    def response_text(self) -> str:
+        """What stands after the prompt, as text."""
+        return "".join(span.text for span in self.response)
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """Token ids of the prompt, shape `(P,)`."""
+        return [i for span in self.spans if span.author == "prompt" for i in _ids(span)]
+
+    @property
+    def completion_ids(self) -> list[int]:
+        """Token ids after the prompt, the interpreter's included, shape `(T,)`."""
+        return [i for span in self.response for i in _ids(span)]
+
+    @property
+    def loss_mask(self) -> list[int]:
+        """1 where the model sampled the token and 0 where the environment wrote it, shape `(T,)`."""
+        return [int(span.author == "model") for span in self.response for _ in _ids(span)]
+
+    @property
+    def logprobs(self) -> list[float]:
+        """Sampling log-probs, shape `(T,)`; 0.0, which means nothing, where the mask is 0."""
+        return [p for span in self.response for p in span.logprobs or (0.0,) * len(_ids(span))]
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The model's turns, parsed."""
+        return [parse_turn(s.text, self.interpreter) for s in self.spans if s.author == "model"]
+
+    @property
+    def calls(self) -> list[Call]:
+        """The programs that the model wanted run, with what came of each, in order."""
+        calls, position, turn, turn_at = [], 0, None, 0
+        for span in self.response:
+            if span.author == "model":
+                turn, turn_at = parse_turn(span.text, self.interpreter), position
+            elif span.execution is not None and turn is not None:
+                calls.append(Call(turn.content, span.execution, turn_at + turn.start))
+            position += len(span.text)
+        return calls
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values; `from_json` is its inverse."""
+        record = dataclasses.asdict(dataclasses.replace(self, problem=None))  # type: ignore[arg-type]
+        problem = self.problem
+        record["problem"] = {
+            "id": problem.id,
+            "question": problem.question,
+            "answer": problem.answer,
+            "metadata": dict(problem.metadata),
+        }
+        return record
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Transcript:
+        """Rebuild a transcript from `to_json`'s values."""
+        spans = tuple(_span_from_json(span) for span in record["spans"])
+        reason = record["stop_reason"]
+        return cls(
+            **{
+                **record,
+                "problem": Problem(**record["problem"]),
+                "spans": spans,
+                "stop_reason": None if reason is None else StopReason(reason),
+            }
+        )
+
+
+def _ids(span: Span) -> tuple[int, ...]:
+    if span.token_ids is None:
+        raise ValueError(
+            "this transcript has no token ids (it was made of text), so it can't be trained on"
+        )
+    return span.token_ids
+
+
+def _span_from_json(record: dict[str, Any]) -> Span:
+    execution = record["execution"]
+    if execution is not None:
+        execution = Execution(**{**execution, "outcome": Outcome(execution["outcome"])})
+    tuples = {
+        key: None if record[key] is None else tuple(record[key])
+        for key in ("token_ids", "logprobs")
+    }
+    return Span(**{**record, **tuples, "execution": execution})
+
+
+def check_transcript(transcript: Transcript) -> None:
+    """Check the invariants that training relies on (see the module's docstring).
+
+    Raises:
+        ValueError: Naming the span and what is wrong with it.
+    """
+    spans = transcript.spans
+    if not spans or spans[0].author != "prompt":
+        raise ValueError("a transcript begins with its prompt")
+    with_ids = spans[0].token_ids is not None
+    for index, span in enumerate(spans):
+        at = f"span {index} ({span.author})"
+        if index and span.author == "prompt":
+            raise ValueError(f"{at}: only the first span is the prompt")
+        if index and span.author == spans[index - 1].author:
+            raise ValueError(f"{at}: two spans in a row have the same author")
+        if (span.token_ids is not None) != with_ids:
+            raise ValueError(f"{at}: either every span has token ids, or none")
+        if span.author == "model":
+            if span.execution is not None:
+                raise ValueError(f"{at}: a result belongs to the environment's span")
+            if with_ids and (
+                span.logprobs is None or len(span.logprobs) != len(span.token_ids or ())
+            ):
+                raise ValueError(f"{at}: each sampled token has one log-prob")
+            if any(not (math.isfinite(p) and p <= 1e-4) for p in span.logprobs or ()):
+                raise ValueError(f"{at}: a log-prob is finite and not above 0")
+        elif span.logprobs is not None:
+            raise ValueError(f"{at}: what the model did not sample has no log-prob")
+    if transcript.stop_reason is StopReason.INFRASTRUCTURE and transcript.reward is not None:
+        raise ValueError("an infrastructure failure is not scored")
+
+
+def write_transcripts(path: str | Path, transcripts: Iterable[Transcript]) -> None:
+    """Append transcripts to a file, one JSON object a line."""
+    with open(path, "a", encoding="utf-8") as file:
+        for transcript in transcripts:
+            file.write(json.dumps(transcript.to_json()) + "\n")
+
+
+def read_transcripts(path: str | Path) -> Iterator[Transcript]:
+    """Read what `write_transcripts` wrote."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield Transcript.from_json(json.loads(line))

@@ -1,0 +1,161 @@
+"""ReToolVectorEnv: many episodes over one sandbox.
+
+Gymnasium's own vector environments step their members one after another, or in a process each. Here the members' programs
+run side by side in one sandbox, from threads that only wait.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from retool_env.env import ReToolEnv, resolve
+
+Observations = tuple[str, ...]
+
+
+class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
+    """`num_envs` episodes, each at its own point; their programs run at the same time.
+
+    Observations and actions are tuples of `num_envs` strings; rewards, terminations and truncations have shape
+    `(num_envs,)`; `infos` follows Gymnasium's convention (each key with a boolean mask `_key`).
+
+    Args:
+        num_envs: Number of episodes.
+        autoreset_mode: What happens to an episode that has ended (`gymnasium.vector.AutoresetMode`); stated in
+            `metadata["autoreset_mode"]`.
+        render_mode: `"ansi"`: `render()` gives a tuple of transcripts.
+        **settings: As for `ReToolEnv`.
+
+    Raises:
+        ValueError: If `num_envs` is below 1, or another render mode is asked for.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+        **settings: Any,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, not {num_envs}")
+        if render_mode not in (None, "ansi"):
+            raise ValueError(f"render_mode must be 'ansi' or None, not {render_mode!r}")
+        first = ReToolEnv(render_mode=render_mode, **settings)
+        rest = {**settings, "problems": first.problems, "sandbox": first._sandbox}
+        for name in set(settings) - {"problems", "sandbox"} - set(first.rules.__dataclass_fields__):
+            del rest[name]  # the source has used them
+        self.envs = [
+            first,
+            *(ReToolEnv(render_mode=render_mode, **rest) for _ in range(num_envs - 1)),
+        ]
+        self.num_envs = num_envs
+        self.render_mode = render_mode
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**ReToolEnv.metadata, "autoreset_mode": self.autoreset_mode}
+        self.single_observation_space = first.observation_space
+        self.single_action_space = first.action_space
+        self.observation_space = batch_space(first.observation_space, num_envs)
+        self.action_space = batch_space(first.action_space, num_envs)
+        self._ended = np.zeros(num_envs, dtype=np.bool_)
+        self._observations = [""] * num_envs
+        self._threads = ThreadPoolExecutor(max_workers=num_envs, thread_name_prefix="retool-vector")
+
+    def reset(
+        self,
+        *,
+        seed: int | list[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Observations, dict[str, Any]]:
+        """Begin all episodes, or those that `options["reset_mask"]` names.
+
+        Args:
+            seed: One for all (counted up), or one each.
+            options: `reset_mask`, a boolean array of shape `(num_envs,)`; the rest goes to each environment.
+
+        Raises:
+            ValueError: If seeds or mask have the wrong length.
+        """
+        options = dict(options or {})
+        mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs, dtype=np.bool_)))
+        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
+            raise ValueError(
+                f"reset_mask must be {self.num_envs} booleans, at least one of them true"
+            )
+        if seed is None or isinstance(seed, int):
+            seeds = [None if seed is None else seed + i for i in range(self.num_envs)]
+        else:
+            seeds = list(seed)
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments")
+        infos: dict[str, Any] = {}
+        for i in np.flatnonzero(mask):
+            self._observations[i], info = self.envs[i].reset(seed=seeds[i], options=options)
+            infos = self._add_info(infos, info, int(i))
+        self._ended[mask] = False
+        return tuple(self._observations), infos
+
+    def step(
+        self, actions: Observations
+    ) -> tuple[Observations, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Take one action an environment. An action for one that is reset in this step is ignored.
+
+        Raises:
+            ValueError: If there are not `num_envs` actions.
+            gymnasium.error.ResetNeeded: In mode `DISABLED`, if an episode has ended and was not reset.
+        """
+        if len(actions) != self.num_envs:
+            raise ValueError(f"{len(actions)} actions for {self.num_envs} environments")
+        if self.autoreset_mode is AutoresetMode.DISABLED and self._ended.any():
+            raise gym.error.ResetNeeded(
+                f"episodes {np.flatnonzero(self._ended).tolist()} have ended: reset them with options['reset_mask']"
+            )
+        resetting = self._ended.copy()  # only mode NEXT_STEP comes here with any
+        active = [i for i in range(self.num_envs) if not resetting[i]]
+        needs = {i: self.envs[i].begin_step(actions[i]) for i in active}
+        futures = {
+            i: self._threads.submit(resolve, need, self.envs[i]._sandbox)
+            for i, need in needs.items()
+            if need is not None
+        }
+        rewards = np.zeros(self.num_envs, dtype=np.float64)
+        terminations = np.zeros(self.num_envs, dtype=np.bool_)
+        truncations = np.zeros(self.num_envs, dtype=np.bool_)
+        infos: dict[str, Any] = {}
+        for i, env in enumerate(self.envs):
+            if resetting[i]:
+                self._observations[i], info = env.reset()
+            else:
+                result = futures[i].result() if i in futures else None
+                observation, rewards[i], terminations[i], truncations[i], info = env.end_step(
+                    result
+                )
+                self._observations[i] = observation
+                ended = terminations[i] or truncations[i]
+                if ended and self.autoreset_mode is AutoresetMode.SAME_STEP:
+                    infos = self._add_info(infos, {"final_obs": observation, "final_info": info}, i)
+                    self._observations[i], info = env.reset()
+            infos = self._add_info(infos, info, i)
+        same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
+        self._ended = np.zeros_like(terminations) if same_step else terminations | truncations
+        return tuple(self._observations), rewards, terminations, truncations, infos
+
+    def render(self) -> tuple[str, ...] | None:
+        """A tuple of transcripts in mode `"ansi"`."""
+        if self.render_mode is None:
+            return None
+        return tuple(env.render() or "" for env in self.envs)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """End the threads and the sandbox."""
+        self._threads.shutdown()
+        for env in reversed(self.envs):
+            env.close()

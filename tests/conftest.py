@@ -1,0 +1,35 @@
+"""Shared fixtures, and the rule that in CI no sandbox test may be skipped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from retool_env.sandbox import Sandbox, make_sandbox
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    report = yield
+    if os.environ.get("CI") and report.skipped and "sandbox" in item.path.parts:
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI, where the sandbox must be tested: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Sandbox]:
+    with make_sandbox("nsjail") as made:
+        yield made
+
+
+@pytest.fixture
+def data() -> Path:
+    """The folder of real problem sets."""
+    folder = os.environ.get("RETOOL_DATA")
+    if not folder:
+        pytest.skip("RETOOL_DATA names no folder of problem sets")
+    return Path(folder)

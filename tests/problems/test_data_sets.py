@@ -1,0 +1,275 @@
+"""The data sets, from real files where there are some, and from tables of the Hub's shape."""
+
+import collections
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from retool_env.problems import (
+    ProblemsUnavailable,
+    aime,
+    dapo,
+    gsm8k,
+    load_problems,
+    loading,
+    math,
+)
+from retool_env.problems.data_sets import bare_question
+
+DATA = Path(os.environ.get("RETOOL_DATA") or Path(__file__).parents[3] / "shared" / "data")
+BEFORE = (
+    "Solve the following math problem step by step. The last line of your response should be of "
+    "the form Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
+)
+AFTER = '\n\nRemember to put your answer on its own line after "Answer:".'
+
+
+@pytest.fixture
+def real(monkeypatch):
+    """Call with the names of the files that the test needs."""
+
+    def need(*names):
+        if missing := [name for name in names if not (DATA / name).is_file()]:
+            pytest.skip(f"RETOOL_DATA has no {', '.join(missing)}")
+        monkeypatch.setenv("RETOOL_DATA", str(DATA))
+
+    return need
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub that holds the tables put into the dictionary, by id, configuration and split."""
+    datasets = pytest.importorskip("datasets")
+    tables = {}
+
+    def load_dataset(repo, config=None, *, split):
+        if (repo, config, split) not in tables:
+            raise datasets.exceptions.DatasetNotFoundError(f"Dataset '{repo}' doesn't exist")
+        return datasets.Dataset.from_list(tables[repo, config, split])
+
+    monkeypatch.delenv("RETOOL_DATA", raising=False)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(loading, "_hub_answers", lambda repo: True)
+    return tables
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def test_aime_of_both_years(real):
+    real("aime24.jsonl", "aime25.jsonl")
+    both = aime()
+    assert len(both) == 60 and len(aime(2024)) == len(aime(2025)) == 30
+    assert both[0].id == "aime/2024/0" and both[59] == aime(2025)[29]
+    assert both.get("aime/2025/7").metadata == {"year": 2025}
+    assert all(0 <= int(problem.answer) <= 999 for problem in both)
+    assert aime(2025, path=DATA / "aime25.jsonl")[3] == aime(2025)[3]
+    assert load_problems("aime", year=2024)[5] == both[5]
+
+
+@pytest.mark.parametrize(("split", "size"), [("train", 7473), ("test", 1319)])
+def test_gsm8k(real, split, size):
+    real(f"gsm8k_{split}.jsonl")
+    source = gsm8k(split)
+    assert len(source) == size and source[-1].id == f"gsm8k/{split}/{size - 1}"
+    assert all(re.fullmatch(r"-?[0-9,.]+", problem.answer) for problem in source)
+    assert not any("####" in problem.question for problem in source)
+
+
+def test_math_leaves_out_what_has_no_answer(real):
+    real("math_levels_3_to_5_train.jsonl")
+    source = math("train")
+    rows = [json.loads(line) for line in (DATA / "math_levels_3_to_5_train.jsonl").open()]
+    assert len(source) == sum(bool(row["answer"].strip()) for row in rows) < len(rows)
+    for problem in (source[0], source[-1]):
+        row = rows[int(problem.id.rpartition("/")[2])]  # ids keep the row's own position
+        assert problem.question == row["problem"].strip() and problem.answer == row["answer"]
+        assert problem.metadata == {"level": row["level"], "subject": row["subject"]}
+
+
+# --- the Hub ------------------------------------------------------------------------------------
+
+
+def test_aime_from_the_hub(hub):
+    hub["HuggingFaceH4/aime_2024", None, "train"] = [
+        {"id": 60, "problem": "a?", "solution": "...", "answer": "033", "url": "", "year": "2024"}
+    ]
+    hub["math-ai/aime25", None, "test"] = [{"problem": "b?", "answer": "70", "id": "0"}]
+    assert [(p.id, p.question, p.answer) for p in aime()] == [
+        ("aime/2024/0", "a?", "033"),
+        ("aime/2025/0", "b?", "70"),
+    ]
+
+
+def test_gsm8k_from_the_hub(hub):
+    hub["openai/gsm8k", "main", "test"] = [{"question": "a?", "answer": "1+1=<<1+1=2>>2\n#### 2"}]
+    assert [(p.id, p.answer) for p in gsm8k("test")] == [("gsm8k/test/0", "2")]
+    hub["openai/gsm8k", "main", "test"].append({"question": "b?", "answer": "two"})
+    with pytest.raises(ValueError, match=r"openai/gsm8k, row 1.*'####'"):
+        gsm8k("test")
+
+
+def test_math_from_the_hub(hub):
+    def row(level, solution):
+        return {"problem": "a?", "level": level, "type": "Algebra", "solution": solution}
+
+    hub["DigitalLearningGmbH/MATH-lighteval", None, "test"] = [
+        row("Level 3", r"First \boxed{1}. So $\boxed{\frac{1}{2}}$."),
+        row("Level 4", "no box"),
+        row("Level ?", r"\boxed{2}"),
+    ]
+    source = math("test")
+    assert [(p.id, p.answer) for p in source] == [
+        ("math/test/0", r"\frac{1}{2}"),
+        ("math/test/2", "2"),
+    ]
+    assert [p.metadata for p in source] == [
+        {"level": 3, "subject": "Algebra"},
+        {"subject": "Algebra"},
+    ]
+
+
+def dapo_row(question, gold="4", index="0"):
+    return {
+        "data_source": "math_dapo",
+        "prompt": [{"content": BEFORE + question + AFTER, "role": "user"}],
+        "ability": "MATH",
+        "reward_model": {"ground_truth": gold, "style": "rule-lighteval/MATH_v2"},
+        "extra_info": {"index": index},
+    }
+
+
+DAPO_ROWS = [
+    dapo_row("b?", "2"),
+    dapo_row("a?", "1"),
+    dapo_row("b?", "2"),
+    dapo_row("c?\n\nd", "-3"),
+]
+
+
+@pytest.mark.parametrize("batch_rows", [1, 3, 1000])
+def test_dapo_is_deduplicated(hub, monkeypatch, batch_rows):
+    monkeypatch.setattr("retool_env.problems.data_sets._BATCH_ROWS", batch_rows)
+    hub["BytedTsinghua-SIA/DAPO-Math-17k", None, "train"] = DAPO_ROWS * 5
+    assert [(p.id, p.question, p.answer) for p in dapo()] == [
+        ("dapo/train/0", "b?", "2"),
+        ("dapo/train/1", "a?", "1"),
+        ("dapo/train/3", "c?\n\nd", "-3"),
+    ]
+
+
+def test_dapo_from_files(hub, tmp_path, monkeypatch):
+    import pyarrow
+    import pyarrow.parquet
+
+    hub["BytedTsinghua-SIA/DAPO-Math-17k", None, "train"] = DAPO_ROWS
+    expected = list(dapo())
+    lines = tmp_path / "dapo_math_17k.jsonl"
+    lines.write_text("\n".join(map(json.dumps, DAPO_ROWS)))
+    parquet = tmp_path / "any.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(DAPO_ROWS), parquet)
+    hub.clear()
+    assert list(dapo(path=lines)) == list(dapo(path=parquet)) == expected
+    monkeypatch.setenv("RETOOL_DATA", str(tmp_path))
+    assert list(dapo()) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": []}, "one chat message"),
+        ({"reward_model": {"ground_truth": None, "style": ""}}, "ground_truth"),
+        ({"reward_model": {"style": ""}}, "ground_truth"),
+    ],
+)
+def test_dapo_of_another_shape(hub, tmp_path, change, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(dapo_row("a?") | change))
+    with pytest.raises(ValueError, match=f"rows.jsonl, rows 0 to 0: .*{message}"):
+        dapo(path=path)
+
+
+def test_only_the_wrapping_is_removed_from_a_prompt():
+    assert bare_question(BEFORE + "How many?" + AFTER) == "How many?"
+    assert bare_question("Solve the following: 1 + 1\n\nRemember to carry.") == (
+        "Solve the following: 1 + 1\n\nRemember to carry."
+    )
+    assert bare_question(BEFORE + BEFORE.strip() + AFTER) == BEFORE.strip()
+
+
+# --- where the rows come from -------------------------------------------------------------------
+
+
+def test_a_path_comes_before_the_folder_and_the_folder_before_the_hub(hub, tmp_path, monkeypatch):
+    hub["openai/gsm8k", "main", "train"] = [{"question": "?", "answer": "#### 1"}]
+    assert gsm8k()[0].answer == "1"
+    monkeypatch.setenv("RETOOL_DATA", str(tmp_path))
+    assert gsm8k()[0].answer == "1"  # the folder lacks the file
+    (tmp_path / "gsm8k_train.jsonl").write_text('{"question": "?", "answer": "#### 2"}')
+    assert gsm8k()[0].answer == "2"
+    (tmp_path / "mine.jsonl").write_text('{"question": "?", "answer": "#### 3"}')
+    assert gsm8k(path=tmp_path / "mine.jsonl")[0].answer == "3"
+
+
+@pytest.mark.parametrize("source", [aime, dapo, gsm8k, math])
+def test_unavailable_problems_say_what_to_do(hub, source):
+    with pytest.raises(ProblemsUnavailable) as caught:
+        source()
+    assert isinstance(caught.value, FileNotFoundError)
+    for way in ("path=", "RETOOL_DATA", "Hugging Face Hub", "hf auth login", "HF_HOME"):
+        assert way in str(caught.value)
+
+
+def test_an_unreachable_hub_is_not_tried_again_and_again(monkeypatch, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    import huggingface_hub
+
+    probes = collections.Counter()
+
+    class NoNetwork:
+        def dataset_info(self, repo, timeout):
+            probes[repo, timeout <= 10] += 1
+            raise OSError("Name or service not known")
+
+    monkeypatch.delenv("RETOOL_DATA", raising=False)
+    monkeypatch.setattr(huggingface_hub, "HfApi", NoNetwork)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    retried = []
+    monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", retried.append)
+    with pytest.raises(ProblemsUnavailable, match=r"openai/gsm8k.*can't be loaded"):
+        gsm8k()
+    assert probes == {("openai/gsm8k", True): 1} and not retried
+    assert datasets.config.HF_HUB_OFFLINE is False  # only for that call
+
+
+def test_wrong_arguments(tmp_path, monkeypatch):
+    with pytest.raises(ProblemsUnavailable, match=r"no file '/nowhere/x.jsonl'"):
+        gsm8k(path="/nowhere/x.jsonl")
+    monkeypatch.setenv("RETOOL_DATA", str(tmp_path / "missing"))
+    with pytest.raises(ProblemsUnavailable, match="RETOOL_DATA names"):
+        gsm8k()
+    for wrong in (lambda: gsm8k("validation"), lambda: math("all")):
+        with pytest.raises(ValueError, match="split is"):
+            wrong()
+    with pytest.raises(ValueError, match="year is 2024, 2025"):
+        aime(2023)
+    with pytest.raises(ValueError, match="one year's file"):
+        aime(path="aime24.jsonl")
+    with pytest.raises(ValueError, match="no source of problems 'aim'"):
+        load_problems("aim")
+    with pytest.raises(TypeError, match=r"'difficulty'.*takes split, path"):
+        load_problems("gsm8k", difficulty=3)
+
+
+def test_a_row_of_another_shape_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "?", "answer": "#### 1"}\n\n{"question": "?", "reply": "2"}\n')
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 3: no column 'answer', only"):
+        gsm8k(path=path)
+    path.write_text('{"question": 7, "answer": "#### 1"}\n')
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 1"):
+        gsm8k(path=path)

@@ -1,0 +1,113 @@
+"""Arithmetic: right, reproducible, of the stated difficulty, and held out by expression."""
+
+import ast
+import random
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retool_env.problems import Problem, ProblemSource, arithmetic
+
+LEVELS = (1, 2, 3, 4, 5)
+
+
+def evaluate(node):
+    """Python's own reading of an expression, by its syntax tree."""
+    match node:
+        case ast.Expression(body=body):
+            return evaluate(body)
+        case ast.Constant(value=value):
+            return value
+        case ast.BinOp(left=left, op=op, right=right):
+            a, b = evaluate(left), evaluate(right)
+            return a + b if isinstance(op, ast.Add) else a - b if isinstance(op, ast.Sub) else a * b
+    raise AssertionError(ast.dump(node))
+
+
+@given(
+    st.integers(),
+    st.sampled_from(LEVELS),
+    st.integers(0, 9_999),
+    st.sampled_from(["train", "test"]),
+)
+def test_the_answer_is_that_of_the_expression(seed, level, index, split):
+    problem = arithmetic(seed, level, split=split)[index]
+    expression = problem.metadata["expression"]
+    assert int(problem.answer) == evaluate(ast.parse(expression, mode="eval"))
+    assert problem.question == f"Compute {expression}."
+    assert problem.metadata["difficulty"] == level
+
+
+def test_equal_settings_equal_problems_whatever_else_is_drawn():
+    first = [arithmetic(3, LEVELS)[i] for i in range(50)]
+    random.seed(0)
+    state = random.getstate()
+    assert [arithmetic(3, LEVELS)[i] for i in reversed(range(50))] == first[::-1]
+    assert random.getstate() == state
+    assert first[:2] != [arithmetic(4, LEVELS)[i] for i in range(2)]
+    # The very same in every process and version: runs are compared by these ids.
+    assert arithmetic(0, 4)[0] == Problem(
+        "arithmetic/train-seed0-level4/0",
+        "Compute (22 + 32) * 15 - 89.",
+        "721",
+        {"difficulty": 4, "expression": "(22 + 32) * 15 - 89"},
+    )
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_no_expression_is_in_both_splits(level):
+    train = {p.question for seed in range(3) for p in arithmetic(seed, level, size=1500)}
+    test = {
+        p.question for seed in range(3) for p in arithmetic(seed, level, size=500, split="test")
+    }
+    assert not train & test
+    assert len(test) > 100
+
+
+@pytest.mark.parametrize(
+    ("level", "digits", "products", "brackets"),
+    [
+        (1, 2, {0}, {0}),
+        (2, 2, {0, 1}, {0}),
+        (3, 2, {1}, {0}),
+        (4, 2, {1}, {1, 2}),
+        (5, 3, {3}, {2}),
+    ],
+)
+def test_difficulty(level, digits, products, brackets):
+    expressions = [p.metadata["expression"] for p in arithmetic(1, level, size=300)]
+    assert {text.count("*") for text in expressions} == products
+    assert {text.count("(") for text in expressions} == brackets
+    assert {max(map(len, re.findall(r"\d+", text))) for text in expressions} == {digits}
+    assert len(set(expressions)) > 250
+
+
+def test_levels_take_turns():
+    source = arithmetic(0, (2, 5), size=10)
+    assert [p.metadata["difficulty"] for p in source] == [2, 5] * 5
+    assert len(source) == 10 and len({p.id for p in source}) == 10
+
+
+def test_it_is_a_source():
+    source = arithmetic(7, (1, 3), size=20)
+    assert isinstance(source, ProblemSource)
+    assert source[-1] == source[19] and source.get(source[12].id) == source[12]
+    for index in (20, -21):
+        with pytest.raises(IndexError, match="20 problems"):
+            source[index]
+    prefix = "arithmetic/train-seed7-level13/"
+    for wrong in (f"{prefix}20", f"{prefix}007", "7", "", f"{prefix}x", arithmetic(8, 1)[0].id):
+        with pytest.raises(KeyError, match="nearest is 'arithmetic/train-seed7"):
+            source.get(wrong)
+
+
+def test_wrong_arguments():
+    for difficulty in (0, 6, (), (1, 9)):
+        with pytest.raises(ValueError, match="difficulty is one of 1 to 5"):
+            arithmetic(difficulty=difficulty)
+    with pytest.raises(ValueError, match="size"):
+        arithmetic(size=0)
+    with pytest.raises(ValueError, match="split"):
+        arithmetic(split="dev")
