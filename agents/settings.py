@@ -6,24 +6,23 @@ Whatever is not known is an error that names the nearest key.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
 
 PRESETS = Path(__file__).parent / "presets"
-
-S = TypeVar("S")
 
 
 class SettingsError(ValueError):
     """A setting that is unknown or of the wrong kind; the message says what to write instead."""
 
 
-def load_settings(cls: type[S], section: str, preset: str, overrides: Sequence[str]) -> S:
+def load_settings[S](cls: type[S], section: str, preset: str, overrides: Sequence[str]) -> S:
     """Settings of one algorithm.
 
     Args:
@@ -109,7 +108,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _build(cls: type[S], values: Mapping[str, Any]) -> S:
+def _build[S](cls: type[S], values: Mapping[str, Any]) -> S:
     hints = get_type_hints(cls)
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
@@ -124,10 +123,8 @@ def _check(key: str, value: Any, hint: Any) -> Any:
     kinds = tuple(k for k in (getattr(hint, "__args__", None) or (hint,)) if isinstance(k, type))
     kinds = (dict,) if getattr(hint, "__origin__", None) is dict else kinds
     if isinstance(value, str) and float in kinds and str not in kinds:
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)  # YAML reads 1e-6 as a string
-        except ValueError:
-            pass
     if (
         isinstance(value, int)
         and not isinstance(value, bool)

@@ -24,7 +24,7 @@ _COLOURS = {"prompt": "\033[2m", "model": "", "env": "\033[36m"}
 
 
 class ReToolEnv(gym.Env[str, str]):
-    """One episode at a time.
+    r"""One episode at a time.
 
     Spaces: observation and action are `AnyText` (any Unicode string); samples of the action space are real turns.
 
@@ -54,7 +54,7 @@ class ReToolEnv(gym.Env[str, str]):
         >>> env = gym.make("ReTool-Arithmetic-v0", difficulty=1)
         >>> observation, info = env.reset(seed=7)
         >>> observation, reward, terminated, truncated, info = env.step("<code>print(6 * 7)</code>")
-        >>> observation.endswith("</code>\\n<interpreter>\\n42\\n</interpreter>\\n\\n")
+        >>> observation.endswith("</code>\n<interpreter>\n42\n</interpreter>\n\n")
         True
         >>> env.close()
     """

@@ -41,9 +41,17 @@ class Tokenizer(Protocol):
     eos_token_id: int | None
     chat_template: Any
 
-    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
-    def decode(self, token_ids: Sequence[int], **kwargs: Any) -> str: ...
-    def apply_chat_template(self, conversation: list[dict[str, str]], **kwargs: Any) -> Any: ...
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]:
+        """Token ids of a text."""
+        ...
+
+    def decode(self, token_ids: Sequence[int], **kwargs: Any) -> str:
+        """The text of token ids."""
+        ...
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], **kwargs: Any) -> Any:
+        """Token ids of a conversation."""
+        ...
 
 
 @dataclass(frozen=True)

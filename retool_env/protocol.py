@@ -213,6 +213,7 @@ class PromptTemplate:
         self.template = template
 
     def __call__(self, query: str) -> str:
+        """The prompt of a problem."""
         return self.template.format(query=query)
 
     @classmethod
