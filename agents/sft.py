@@ -39,7 +39,8 @@ class Settings:
     sandbox: str = setting("nsjail", "where programs run: nsjail, or unsafe")
     seed: int = setting(0, "of weights, traces and order")
     mix: dict[str, float] = setting(
-        {"tool": 0.45, "mended": 0.1, "text": 0.45}, "shares of the traces' styles"
+        {"tool": 0.4, "mended": 0.1, "worked": 0.25, "direct": 0.25},
+        "shares of the traces' styles; those with code are left out where there is no interpreter",
     )
     traces: int = setting(2000, "how many are made")
     data: str | None = setting(None, "a transcripts.jsonl to train on instead of making traces")
@@ -82,7 +83,6 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             "bf16": False,
             "warmup_steps": 0.05,
             "max_length": None,
-            "train_sampling_strategy": "group_by_length",
             "report_to": "none",
             "disable_tqdm": True,
             **settings.trl,

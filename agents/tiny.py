@@ -1,7 +1,7 @@
 """A model of about one million parameters and its tokenizer, made on the spot.
 
-The tokenizer works on bytes, so it can write anything an interpreter prints; the protocol's tags are one token each,
-so a turn takes a few dozen tokens.
+The tokenizer works on bytes, so it can write anything an interpreter prints; the protocol's tags and the commonest
+errors are one token each, so a turn takes a dozen tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ TAGS = (
     "}\n</answer>",
     "print(",
     "Compute ",
-    "Error: ",
+    "SyntaxError: ",
+    "NameError: name '",
+    "' is not defined",
+    "'(' was never closed",
+    "invalid syntax",
+    "unmatched ')'",
+    " (line 1)\n",
 )
 """Strings that are one token each."""
 

@@ -1,8 +1,8 @@
 """Traces for a cold start: arithmetic solved by a script, its code executed in the sandbox and its answers checked.
 
 The paper's cold start (section 2.1) has a language model rewrite text-only solutions; here the problems carry their own
-expression, so a script can. Three styles: with a block that works, with one that fails and is then mended, and in text
-alone. A trace whose answer the environment does not accept is dropped.
+expression, so a script can. Four styles: with a block that works, with one that fails and is then mended, and in text
+alone, worked out or answered at once. A trace whose answer the environment does not accept is dropped.
 """
 
 from __future__ import annotations
@@ -56,17 +56,25 @@ def mended_turns(expression: str, rng: random.Random) -> Turns:
     return turn
 
 
-def text_turns(expression: str, rng: random.Random) -> Turns:
-    """One line an operation, innermost first, then the answer."""
+def worked_turns(expression: str, rng: random.Random) -> Turns:
+    """In text: one line an operation, innermost first, then the answer."""
     lines, result = text_steps(expression)
     return lambda text: "".join(f"{line}\n" for line in lines) + answer(str(result))
+
+
+def direct_turns(expression: str, rng: random.Random) -> Turns:
+    """In text: the answer alone."""
+    return lambda text: answer(str(text_steps(expression)[1]))
 
 
 STYLES: Mapping[str, Callable[[str, random.Random], Turns]] = {
     "tool": tool_turns,
     "mended": mended_turns,
-    "text": text_turns,
+    "worked": worked_turns,
+    "direct": direct_turns,
 }
+WITH_CODE = {"tool", "mended"}
+"""The styles that need an interpreter."""
 
 
 def text_steps(expression: str) -> tuple[list[str], int]:
@@ -110,7 +118,8 @@ def make_traces(
 
     Args:
         problems: What is solved.
-        mix: The share of each style (see `STYLES`); shares are relative.
+        mix: The share of each style (see `STYLES`); shares are relative. Those `WITH_CODE` are left out where the rules
+            give no interpreter.
         rules: Of the episodes; `max_tokens` must be set.
         tokenizer: Of the model to be trained.
         sandbox: Where programs run.
@@ -118,18 +127,21 @@ def make_traces(
         on_trace: Called as each is done.
 
     Raises:
-        ValueError: If a style is unknown, or a problem has no expression.
+        ValueError: If a style is unknown, none is left, or a problem has no expression.
     """
     unknown = set(mix) - set(STYLES)
     if unknown:
         raise ValueError(f"unknown style {sorted(unknown)}; there are {', '.join(STYLES)}")
+    usable = {s: share for s, share in mix.items() if rules.interpreter or s not in WITH_CODE}
+    if not sum(usable.values()):
+        raise ValueError(f"without an interpreter, of {sorted(mix)} no style is left")
 
     async def trace(index: int, slots: asyncio.Semaphore) -> Transcript:
         problem = problems[index]
         if "expression" not in problem.metadata:
             raise ValueError(f"{problem.id} has no expression, so no script can solve it")
         rng = random.Random(f"{seed}/{index}")
-        style = rng.choices(list(mix), list(mix.values()))[0]
+        style = rng.choices(list(usable), list(usable.values()))[0]
         turns = STYLES[style](str(problem.metadata["expression"]), rng)
         async with slots:
             engine = RolloutEngine(ScriptedPolicy(turns, tokenizer), rules, sandbox)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
@@ -11,6 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import gymnasium as gym
 
 CLONE = (
     "`retool train` runs from a clone of the repository, which holds the trainers: clone it, then, in its folder, "
@@ -60,10 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        OSError,
+        RuntimeError,
+        ImportError,
+        gym.error.Error,
+    ) as error:
         if os.environ.get("RETOOL_TRACEBACK"):
             raise
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        if isinstance(error, ImportError):
+            text = f"{error}; running a model needs pip install 'retool-env[train]'"
         print(f"retool {arguments.command}: {text}", file=sys.stderr)
         return 1
 
@@ -73,16 +84,22 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     from retool_env.env import make_task
     from retool_env.evaluation import evaluate, table
     from retool_env.metrics import summarise
-    from retool_env.rollout.transformers import load_policy
     from retool_env.sandbox import make_sandbox
     from retool_env.transcript import Transcript, write_transcripts
 
+    for name, number in (("--k", arguments.k), ("--problems", arguments.problems)):
+        if number is not None and number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}")
     settings = {"max_tokens": arguments.max_tokens, **parse_settings(arguments.settings)}
     if arguments.text_only:
         settings["interpreter"] = False
     rules, source = make_task(arguments.env, **settings)
     count = min(len(source), arguments.problems or len(source))
     problems = [source[i] for i in range(count)]
+    if arguments.model.startswith((".", "/", "~")) and not Path(arguments.model).is_dir():
+        raise FileNotFoundError(f"there is no checkpoint folder {arguments.model!r}")
+    from retool_env.rollout.transformers import load_policy  # slow: after what can be wrong
+
     sandbox = make_sandbox() if rules.interpreter else None
     policy = load_policy(
         arguments.model,
@@ -91,7 +108,7 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
         top_p=arguments.top_p,
         max_batch=arguments.batch,
     )
-    mode = "text-only" if arguments.text_only else "interpreter"
+    mode = "interpreter" if rules.interpreter else "text-only"
     stem = f"{arguments.env}-{Path(arguments.model).name}-{mode}"
     out = arguments.out or Path("runs") / "eval" / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     out.mkdir(parents=True, exist_ok=True)
@@ -132,10 +149,9 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
 
 def run_play(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     """`retool play`: a person is the policy."""
-    import gymnasium as gym
+    from retool_env.env import registered_settings
 
-    import retool_env  # noqa: F401  registers the environments
-
+    registered_settings(arguments.env)
     settings = {"void_turn": "continue", **parse_settings(arguments.settings)}
     env = gym.make(arguments.env, render_mode="human", **settings)
     env.reset(seed=arguments.seed)
@@ -179,7 +195,7 @@ def run_doctor(arguments: argparse.Namespace, _: Sequence[str]) -> int:
 
 def run_train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """`retool train`: forwards to the clone's trainers."""
-    if importlib.util.find_spec("agents") is None or not Path("agents/presets").is_dir():
+    if not Path("agents/presets").is_dir():
         print(CLONE, file=sys.stderr)
         return 1
     os.execv(sys.executable, [sys.executable, "-m", "agents", *rest])

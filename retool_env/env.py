@@ -125,11 +125,21 @@ class ReToolEnv(gym.Env[str, str]):
 
     def begin_step(self, action: str) -> Need | None:
         """The first half of `step`: take the action, and say what must be done."""
+        self.check_action(action)
+        assert self._episode is not None
+        return self._episode.act(action)
+
+    def check_action(self, action: object) -> None:
+        """Check that `step` could take `action` now; it changes nothing.
+
+        Raises:
+            TypeError: If the action is not a string.
+            gymnasium.error.ResetNeeded: If no episode is going on.
+        """
         if not isinstance(action, str):
             raise TypeError(f"an action is a string, not {type(action).__name__}")
         if self._episode is None or self._episode.done:
             raise gym.error.ResetNeeded("no episode is going on: call reset() first")
-        return self._episode.act(action)
 
     def end_step(
         self, result: Execution | bool | None
@@ -196,11 +206,20 @@ def make_task(id: str, **settings: Any) -> tuple[Rules, ProblemSource]:
         ValueError: If there is no such environment.
         TypeError: If a setting is unknown.
     """
+    settings = {**registered_settings(id), **settings}
+    return split_settings(settings.pop("problems"), settings)
+
+
+def registered_settings(id: str) -> dict[str, Any]:
+    """The settings that a registered id stands for.
+
+    Raises:
+        ValueError: If there is no such environment of ours.
+    """
     if id not in gym.registry or gym.registry[id].entry_point != "retool_env.env:ReToolEnv":
         known = sorted(name for name in gym.registry if name.startswith("ReTool-"))
         raise ValueError(f"no environment {id!r}; there are {', '.join(known)}")
-    settings = {**gym.registry[id].kwargs, **settings}
-    return split_settings(settings.pop("problems"), settings)
+    return dict(gym.registry[id].kwargs)
 
 
 def split_settings(
@@ -215,7 +234,11 @@ def split_settings(
     rules = Rules(**{name: settings[name] for name in _RULES if name in settings})
     options = {name: value for name, value in settings.items() if name not in _RULES}
     if isinstance(problems, str):
-        source = load_problems(problems, **options)
+        try:
+            source = load_problems(problems, **options)
+        except TypeError as error:
+            names = ", ".join(_RULES)
+            raise TypeError(f"{error}; the settings of the episode are {names}") from error
     elif options:
         raise TypeError(f"unknown setting {sorted(options)}; the settings are {', '.join(_RULES)}")
     else:

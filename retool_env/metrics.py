@@ -75,7 +75,8 @@ def wilson(mean: float, count: int, z: float = 1.96) -> Interval:
     centre = (mean + z * z / (2 * count)) / (1 + z * z / count)
     spread = mean * (1 - mean) / count + z * z / (4 * count * count)
     half = z / (1 + z * z / count) * math.sqrt(spread)
-    return Interval(mean, max(0.0, centre - half), min(1.0, centre + half))
+    # Rounding must not push a bound past 0, 1 or the mean itself.
+    return Interval(mean, max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half)))
 
 
 def summarise(transcripts: Sequence[Transcript]) -> Summary:

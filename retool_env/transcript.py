@@ -195,6 +195,10 @@ def _ids(span: Span) -> tuple[int, ...]:
     return span.token_ids
 
 
+def _length(values: tuple[float, ...] | None) -> int | None:
+    return None if values is None else len(values)
+
+
 def _span_from_json(record: dict[str, Any]) -> Span:
     execution = record["execution"]
     if execution is not None:
@@ -227,9 +231,7 @@ def check_transcript(transcript: Transcript) -> None:
         if span.author == "model":
             if span.execution is not None:
                 raise ValueError(f"{at}: a result belongs to the environment's span")
-            if with_ids and (
-                span.logprobs is None or len(span.logprobs) != len(span.token_ids or ())
-            ):
+            if _length(span.logprobs) != _length(span.token_ids):
                 raise ValueError(f"{at}: each sampled token has one log-prob")
             if any(not (math.isfinite(p) and p <= 1e-4) for p in span.logprobs or ()):
                 raise ValueError(f"{at}: a log-prob is finite and not above 0")

@@ -24,7 +24,8 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
     """`num_envs` episodes, each at its own point; their programs run at the same time.
 
     Observations and actions are tuples of `num_envs` strings; rewards, terminations and truncations have shape
-    `(num_envs,)`; `infos` follows Gymnasium's convention (each key with a boolean mask `_key`).
+    `(num_envs,)`; `infos` follows Gymnasium's convention (each key with a boolean mask `_key`). By that convention
+    `infos["correct"]` may be False as well as `None` for an episode that goes on: read it where one has ended.
 
     Args:
         num_envs: Number of episodes.
@@ -110,6 +111,7 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
 
         Raises:
             ValueError: If there are not `num_envs` actions.
+            TypeError: If one of them is not a string.
             gymnasium.error.ResetNeeded: In mode `DISABLED`, if an episode has ended and was not reset.
         """
         if len(actions) != self.num_envs:
@@ -120,6 +122,8 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
             )
         resetting = self._ended.copy()  # only mode NEXT_STEP comes here with any
         active = [i for i in range(self.num_envs) if not resetting[i]]
+        for i in active:  # before any episode moves: an error leaves all of them as they were
+            self.envs[i].check_action(actions[i])
         needs = {i: self.envs[i].begin_step(actions[i]) for i in active}
         futures = {
             i: self._threads.submit(resolve, need, self.envs[i]._sandbox)

@@ -58,13 +58,16 @@ def _bracket(term: _Term) -> _Term:
 
 
 def _level_1(rng: random.Random) -> _Term:
-    return _sum(rng, _number(rng, rng.choice((1, 2))), _number(rng, 2))
+    term = _number(rng, 1)
+    for _ in range(rng.choice((2, 3))):
+        term = _sum(rng, term, _number(rng, 1))
+    return term
 
 
 def _level_2(rng: random.Random) -> _Term:
     if rng.random() < 0.5:
         return _number(rng, 2) * _number(rng, 1)
-    return _sum(rng, _sum(rng, _number(rng, 2), _number(rng, 2)), _number(rng, 2))
+    return _sum(rng, _number(rng, 2), _number(rng, 2))
 
 
 def _level_3(rng: random.Random) -> _Term:
@@ -158,15 +161,15 @@ def arithmetic(
 ) -> Arithmetic:
     """Make integer arithmetic, such as "Compute (12 + 34) * 56 - 7.".
 
-    1: a sum or difference of two numbers of at most two digits; 2: two digits times one, or a sum
-    of three; 3: a two-digit product, perhaps with a summand; 4: two-digit operands in one or two
+    1: a chain of three or four one-digit numbers, added and subtracted; 2: two digits times one, or
+    a sum or difference of two two-digit numbers; 3: a two-digit product, perhaps with a summand; 4: two-digit operands in one or two
     brackets; 5: three-digit operands, nested brackets, a three-digit product. Answers are integers,
     negative ones too. The metadata hold the `difficulty` and the `expression`, valid Python.
 
     Args:
         seed: Another seed, other problems.
         difficulty: From 1 to 5, or a tuple of which the problems take turns.
-        size: How many problems. The lower levels repeat themselves: level 1 has some 18,000.
+        size: How many problems. The lower levels repeat themselves: level 2 has some 17,000.
         split: A tenth of all expressions is "test", whatever the seed; the rest is "train".
 
     Raises:

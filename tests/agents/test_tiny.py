@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from agents.tiny import TAGS, make_checkpoint, make_tokenizer
+
+TOKENIZER = make_tokenizer()
+
+
+@given(st.one_of(st.text(), st.lists(st.sampled_from([*TAGS, "12", "7", " + ", "é"])).map("".join)))
+def test_any_text_round_trips(text):
+    ids = TOKENIZER.encode(text, add_special_tokens=False)
+    assert TOKENIZER.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_tags_are_one_token_each(tag):
+    assert len(TOKENIZER.encode(tag)) == 1
+
+
+def test_operands_below_a_hundred_are_one_token():
+    texts = [TOKENIZER.decode([i]) for i in TOKENIZER.encode("(27 + 5) * 123")]
+    assert texts == ["(", "27", " + ", "5", ")", " * ", "12", "3"]
+
+
+def test_the_checkpoint_is_of_about_a_million_parameters_and_loads_as_any_other(tmp_path):
+    folder = make_checkpoint(tmp_path / "tiny", seed=3)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert 0.8e6 < sum(p.numel() for p in model.parameters()) < 1.2e6
+    text = "<code>\n```python\nprint(1)\n```\n</code>π"
+    assert tokenizer.encode(text) == TOKENIZER.encode(text)
+    assert tokenizer.eos_token_id != tokenizer.pad_token_id
