@@ -6,7 +6,6 @@ folder, `stages/` below it holding a run of its own for each stage.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from agents.curves import draw_curves
 from agents.model import load_model
 from agents.progress import Bar, console
 from agents.run import Run, write_atomically
-from agents.settings import load_settings, setting
+from agents.settings import build_settings, setting
 from retool_env.env import make_task
 from retool_env.evaluation import TEMPERATURE, TOP_P, evaluate, table
 from retool_env.metrics import Interval, Summary
@@ -31,14 +30,15 @@ ARMS = {"interpreter": True, "text only": False}
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the main job; those of its stages are the preset's own sections."""
+    """Settings of the main job."""
 
     name: str = setting("tiny", "the run's folder is runs/<name>")
-    preset: str = setting("tiny", "where the stages' settings come from")
     dtype: str = setting("float32", "of the weights")
     env: dict[str, Any] = setting({}, "the environment's id and settings")
     sandbox: str = setting("nsjail", "where programs run: nsjail, or unsafe")
     seed: int = setting(0, "of everything")
+    sft: dict[str, Any] = setting({}, "settings of the cold starts (sft.epochs=2)")
+    grpo: dict[str, Any] = setting({}, "settings of the reinforcement learning (grpo.steps=20)")
     problems: int = setting(200, "held-out problems")
     k: int = setting(4, "episodes a problem")
 
@@ -89,10 +89,9 @@ def report(rows: dict[str, Summary], settings: Settings) -> str:
 
 
 def _stage(module: Any, settings: Settings, name: str, env: dict[str, Any], **others: Any) -> Any:
-    base = load_settings(module.Settings, module.__name__.rpartition(".")[2], settings.preset, [])
-    return dataclasses.replace(
-        base, name=name, env=env, seed=settings.seed, sandbox=settings.sandbox, **others
-    )
+    own = getattr(settings, module.__name__.rpartition(".")[2])
+    shared = {key: getattr(settings, key) for key in ("dtype", "sandbox", "seed")}
+    return build_settings(module.Settings, {**shared, **own, **others, "name": name, "env": env})
 
 
 def _evaluate(

@@ -35,7 +35,10 @@ def load_settings[S](cls: type[S], section: str, preset: str, overrides: Sequenc
         SettingsError: For an unknown preset or key, or a value of the wrong kind.
     """
     values = read_preset(preset)
-    sections = {name: values.pop(name) for name in list(values) if name in _algorithms()}
+    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    # A section that is also a setting (the main job's, which runs other algorithms) stays one.
+    names = _algorithms() - fields
+    sections = {name: values.pop(name) for name in list(values) if name in names}
     own = sections.get(section) or {}
     merged = _merge(values, own)
     for override in overrides:
@@ -49,7 +52,7 @@ def load_settings[S](cls: type[S], section: str, preset: str, overrides: Sequenc
         for part in reversed(key.split(".")[1:]):
             value = {part: value}
         merged = _merge(merged, {key.split(".")[0]: value})
-    return _build(cls, merged)
+    return build_settings(cls, merged)
 
 
 def read_preset(preset: str) -> dict[str, Any]:
@@ -108,7 +111,12 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _build[S](cls: type[S], values: Mapping[str, Any]) -> S:
+def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
+    """Settings of given values.
+
+    Raises:
+        SettingsError: For an unknown key, or a value of the wrong kind.
+    """
     hints = get_type_hints(cls)
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:

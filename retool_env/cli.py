@@ -166,14 +166,15 @@ def run_play(arguments: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def read_turn() -> str:
-    """Lines from the terminal until a closing tag, an empty line, or the end of input."""
-    lines: list[str] = []
+    """Lines from the terminal until a closing tag, an empty line outside a program, or the end of input."""
+    text = ""
     print("\nyour turn, up to </code>, </answer> or an empty line:")
     for line in sys.stdin:
-        lines.append(line)
-        if not line.strip() or "</code>" in line or "</answer>" in line:
+        text += line
+        empty = not line.strip() and "<code>" not in text  # programs have empty lines
+        if empty or "</code>" in line or "</answer>" in line:
             break
-    return "".join(lines).strip("\n")
+    return text.strip("\n")
 
 
 def run_doctor(arguments: argparse.Namespace, _: Sequence[str]) -> int:

@@ -84,13 +84,17 @@ class Rules:
 
     def __post_init__(self) -> None:
         if isinstance(self.limits, Mapping):
+            known = [field.name for field in dataclasses.fields(Limits)]
+            if unknown := sorted(set(self.limits) - set(known)):
+                raise ValueError(f"unknown limit {unknown}; there are {', '.join(known)}")
             object.__setattr__(self, "limits", Limits(**self.limits))
         for name in ("max_tokens", "max_characters", "max_seconds", "output_characters"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, not {value}")
-        if self.max_calls is not None and self.max_calls < 0:
-            raise ValueError(f"max_calls must not be negative, not {self.max_calls}")
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                raise ValueError(f"{name} must be a number above 0, not {value!r}")
+        calls = self.max_calls
+        if calls is not None and not (isinstance(calls, int) and calls >= 0):
+            raise ValueError(f"max_calls must be a whole number of at least 0, not {calls!r}")
         for name, allowed in (("output_cut", get_args(Cut)), ("void_turn", ("end", "continue"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(

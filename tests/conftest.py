@@ -7,8 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from retool_env.sandbox import Sandbox, make_sandbox
+
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("retool", deadline=None)
+settings.load_profile("retool")
 
 
 @pytest.hookimpl(wrapper=True)

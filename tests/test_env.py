@@ -10,7 +10,7 @@ import warnings
 import gymnasium as gym
 import pytest
 from gymnasium.utils.env_checker import check_env
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import retool_env
@@ -116,7 +116,7 @@ def test_every_id_is_an_episode_that_a_right_answer_wins(id, files):
     observation, info = env.reset(seed=3)
     problem = info["transcript"].problem
     assert problem.question in observation and problem.id == info["problem_id"]
-    assert not DAPO_BEFORE.strip() in observation
+    assert DAPO_BEFORE.strip() not in observation
     *_, truncated, info = env.step("<code>print(1)</code>")
     assert not truncated and info["outcome"] is Outcome.OK
     _, reward, terminated, truncated, info = env.step(f"<answer>{problem.answer}</answer>")
@@ -178,6 +178,7 @@ RESULTS = [
 INFO_KEYS = {"problem_id", "calls", "outcome", "stop_reason", "correct", "transcript"}
 
 
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     results=st.lists(st.sampled_from(RESULTS), min_size=1, max_size=4),
@@ -189,8 +190,8 @@ INFO_KEYS = {"problem_id", "calls", "outcome", "stop_reason", "correct", "transc
 def test_random_episodes_keep_the_contract(
     seed, results, strange, void_turn, max_characters, max_seconds
 ):
-    settings = dict(void_turn=void_turn, max_characters=max_characters, max_seconds=max_seconds)
-    env = make(FakeSandbox(*results), max_calls=3, **settings)
+    limits = dict(void_turn=void_turn, max_characters=max_characters, max_seconds=max_seconds)
+    env = make(FakeSandbox(*results), max_calls=3, **limits)
     turns, anything = TurnText(seed), AnyText(seed)
     observation, _ = env.reset(seed=seed)
     terminated = truncated = False
@@ -313,7 +314,7 @@ def test_empty_and_unicode_actions(sandbox):
     observation, *_ = env.step("π ≈ 3, 𝄞\u202e <code>print('∑𝄞')</code>")
     assert "𝄞\u202e <code>" in observation and observation.endswith("\n∑𝄞\n</interpreter>\n\n")
     observation, *_, info = env.step("<code>print('\ud800')</code>")  # no UTF-8 has this one
-    assert info["outcome"] is Outcome.RUNTIME_ERROR and "UnicodeEncodeError" in observation
+    assert info["outcome"] is Outcome.SYNTAX_ERROR and "UnicodeEncodeError" in observation
     _, reward, terminated, truncated, info = env.step("")
     assert (reward, terminated, truncated) == (-1.0, True, False)
     assert info["stop_reason"] is StopReason.STOPPED
@@ -529,6 +530,15 @@ def test_an_error_is_shown_by_its_last_line_after_what_was_printed(sandbox):
     assert info["outcome"] is Outcome.RUNTIME_ERROR
     assert observation.endswith(
         "<interpreter>\n1\nZeroDivisionError: division by zero\n</interpreter>\n\n"
+    )
+
+
+def test_the_error_is_kept_where_it_and_the_output_do_not_both_fit(sandbox):
+    env = make(sandbox, output_characters=40)
+    observation, *_ = env.step("<code>print('a' * 999)\nprint(1 / 0)</code>")
+    assert observation.endswith(
+        "<interpreter>\naaa\n[... 995 characters cut ...]\na\n"
+        "ZeroDivisionError: division by zero\n</interpreter>\n\n"
     )
 
 

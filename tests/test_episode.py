@@ -293,6 +293,10 @@ def test_rewards_presets():
     [
         {"max_tokens": 0},
         {"max_calls": -1},
+        {"max_calls": "3"},
+        {"max_tokens": "3"},
+        {"limits": {"wall": 1}},
+        {"limits": {"wall_seconds": 0}},
         {"output_cut": "left"},
         {"void_turn": "stop"},
         {"reward": "none"},

@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 from gymnasium.vector.utils import batch_space, concatenate, iterate
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retool_env.protocol import TurnKind, is_empty_program, parse_turn
@@ -18,6 +18,7 @@ BOTH = pytest.mark.parametrize("kind", [AnyText, TurnText])
 
 
 @BOTH
+@settings(deadline=None)
 @given(text=st.text(alphabet=st.characters(exclude_categories=())))
 def test_every_string_is_inside(kind, text):
     assert text in kind()

@@ -116,7 +116,8 @@ class RolloutEngine:
         """Run one episode to its end.
 
         Raises:
-            ValueError: If its transcript breaks an invariant (see `check_transcript`).
+            ValueError: If the prompt fills the model's context, or the transcript breaks an invariant (see
+                `check_transcript`).
         """
         policy, tokenizer = self.policy, self.policy.tokenizer
         episode = Episode(problem, self.rules, tokenizer)
@@ -127,6 +128,11 @@ class RolloutEngine:
             transcript = episode.transcript
             ids = [*transcript.prompt_ids, *transcript.completion_ids]
             budget = min(episode.token_budget or 0, policy.context_length - len(ids))
+            if budget < 1 and turn == 0:
+                raise ValueError(
+                    f"the prompt of {problem.id} has {len(ids)} tokens and leaves no room to answer in a context of "
+                    f"{policy.context_length}: take a shorter prompt_template, or leave such problems out"
+                )
             if budget < 1:
                 episode.cut(StopReason.TOKEN_BUDGET)
                 break

@@ -133,12 +133,20 @@ def test_budgets_shrink_as_an_episode_grows():
     assert before + first == after + second == 100  # the context is the tighter limit here
 
 
-def test_a_prompt_that_fills_the_context_is_truncated():
+def test_a_prompt_that_fills_the_context_is_refused():
     policy = ScriptedPolicy(solve, make_tokenizer(), context_length=5)
-    [[transcript]] = RolloutEngine(policy, Rules(max_tokens=9, interpreter=False), None).run(
-        PROBLEMS[:1]
-    )
-    assert transcript.stop_reason is StopReason.TOKEN_BUDGET and transcript.completion_ids == []
+    engine = RolloutEngine(policy, Rules(max_tokens=9, interpreter=False), None)
+    with pytest.raises(ExceptionGroup) as caught:
+        engine.run(PROBLEMS[:1])
+    assert caught.group_contains(ValueError, match="shorter prompt_template")
+
+
+def test_an_episode_that_fills_the_context_is_truncated():
+    policy = ScriptedPolicy(lambda text: "hm " * 40, make_tokenizer(), context_length=60)
+    rules = Rules(max_tokens=500, void_turn="continue", prompt_template="{query}\n")
+    [[transcript]] = RolloutEngine(policy, rules, object()).run(PROBLEMS[:1])
+    assert transcript.stop_reason is StopReason.TOKEN_BUDGET
+    assert len(transcript.prompt_ids + transcript.completion_ids) == 60
 
 
 def test_an_error_of_the_policy_ends_the_run_with_that_error():

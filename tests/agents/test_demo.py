@@ -1,0 +1,77 @@
+"""The main job, made as small as it goes: every stage, the table, the picture, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from agents import demo, grpo
+from agents.__main__ import main
+from agents.settings import load_settings
+
+SMALL = [
+    "sft.traces=24",
+    "sft.epochs=1",
+    "grpo.steps=2",
+    "grpo.prompts=2",
+    "grpo.rollouts=2",
+    "grpo.micro_batch=4",
+    "grpo.save_steps=1",
+    "problems=3",
+    "k=2",
+    "env.max_tokens=60",
+]
+
+
+def test_all_stages_run_and_a_stopped_job_goes_on(tmp_path, monkeypatch, capsys):
+    command = ["demo", "--preset", "tiny", "--runs", str(tmp_path), *SMALL]
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grpo, "train", stop)
+        assert main(command) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert main(command) == 2  # it would overwrite what is there
+
+    folder = tmp_path / "tiny"
+    cold = folder / "stages" / "interpreter-sft" / "checkpoint" / "model.safetensors"
+    written = cold.stat().st_mtime_ns
+    assert main([*command, "--resume"]) == 0
+    assert cold.stat().st_mtime_ns == written  # what was done is not done again
+    shown = capsys.readouterr().out
+    for arm in demo.ARMS:
+        assert f"{arm}, cold start" in shown and f"RL, {arm}:" in shown
+    assert (folder / "table.md").read_text().strip() in shown
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "transcripts.jsonl",
+        "checkpoint/config.json",
+        "curves.png",
+    ):
+        assert (folder / name).is_file(), name
+    config = json.loads((folder / "config.json").read_text())
+    assert config["settings"]["grpo"]["steps"] == 2 and config["versions"]["trl"]
+
+    assert main([*command, "--resume"]) == 0
+    assert f"{demo.ARMS and 'interpreter'}, after RL" in capsys.readouterr().out
+
+
+def test_evaluation_uses_held_out_problems(tmp_path):
+    settings = load_settings(demo.Settings, "demo", "tiny", SMALL)
+    stage = demo._stage(grpo, settings, "x", {**settings.env, "interpreter": False}, model="m")
+    train_rules, train = demo.make_task(**stage.env)
+    _, test = demo.make_task(**{**stage.env, "split": "test"})
+    assert not train_rules.interpreter and stage.steps == 2
+    questions = {train[i].question for i in range(len(train))}
+    assert not questions & {test[i].question for i in range(200)}
+
+
+@pytest.mark.parametrize("override", ["grpo.stepz=3", "stepz=3", "sft.model=nowhere/at/all"])
+def test_bad_settings_end_with_a_clear_line(tmp_path, capsys, override):
+    assert main(["demo", "--runs", str(tmp_path), *SMALL, override]) == 2
+    error = capsys.readouterr().err
+    assert "python -m agents demo:" in error and "Traceback" not in error

@@ -1,0 +1,147 @@
+"""GRPO end to end on the tiny model, with real programs in the real jail."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from agents import grpo
+from agents.settings import SettingsError, load_settings
+from agents.tiny import make_checkpoint
+from retool_env.rollout import ScriptedPolicy
+from retool_env.rollout import transformers as policies
+from retool_env.transcript import check_transcript, read_transcripts
+
+
+@pytest.fixture(scope="module")
+def initial(tmp_path_factory):
+    return str(make_checkpoint(tmp_path_factory.mktemp("initial"), seed=1))
+
+
+def settings(initial, **overrides):
+    values = {
+        "model": initial,
+        "name": "g",
+        "steps": 4,
+        "prompts": 2,
+        "rollouts": 4,
+        "micro_batch": 4,
+        "save_steps": 1,
+        "env.max_tokens": 60,
+        **overrides,
+    }
+    return load_settings(
+        grpo.Settings, "grpo", "tiny", [f"{k}={json.dumps(v)}" for k, v in values.items()]
+    )
+
+
+@pytest.fixture
+def solving(monkeypatch):
+    """Gives the untrained model's rollouts a program to run: it writes code half of the time."""
+
+    class Half(policies.TransformersPolicy):
+        async def act(self, token_ids, stop, budget, seed):
+            text = self.tokenizer.decode(token_ids)
+
+            def script(_):
+                if "<interpreter>" in text:
+                    return f"<answer>{text.split('<interpreter>')[1].split()[0]}</answer>"
+                expression = text.removeprefix("Compute ").split(".")[0]
+                right = f"<code>\nprint({expression})\n</code>"
+                return right if seed % 2 else f"<answer>{seed}</answer>"
+
+            generation = await ScriptedPolicy(script, self.tokenizer).act(
+                token_ids, stop, budget, seed
+            )
+            return type(generation)(
+                generation.token_ids, (-5.0,) * len(generation.token_ids), generation.stop_reason
+            )
+
+    monkeypatch.setattr(grpo, "TransformersPolicy", Half)
+
+
+def weights(folder):
+    return list(AutoModelForCausalLM.from_pretrained(folder).parameters())
+
+
+def test_a_run_leaves_all_its_records(initial, tmp_path, solving):
+    folder = tmp_path / "g"
+    checkpoint = grpo.train(settings(initial), folder)
+    assert any(
+        not torch.equal(a, b) for a, b in zip(weights(initial), weights(checkpoint), strict=True)
+    )
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    assert [record["step"] for record in metrics] == [1, 2, 3, 4]
+    assert all(
+        record["env/call_pass_rate"] == 1.0 for record in metrics if "env/call_pass_rate" in record
+    )
+    transcripts = list(read_transcripts(folder / "transcripts.jsonl"))
+    assert len(transcripts) == 4 * 8
+    for transcript in transcripts:
+        check_transcript(transcript)
+        assert transcript.reward == (1.0 if transcript.correct else -1.0)
+    assert {t.weight_version for t in transcripts} == {0, 1, 2, 3}
+    assert any(t.correct and t.calls for t in transcripts)
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["settings"]["seed"] == 0 and "trl" in config["versions"]
+
+
+def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch):
+    """With the model's own sampling, so that seeds, problems, weights and optimizer must all come back."""
+    whole = grpo.train(settings(initial), tmp_path / "whole")
+
+    class Stop(KeyboardInterrupt):
+        pass
+
+    original = grpo.EngineRollouts.__call__
+
+    def stop_at_2(self, prompts, trainer):
+        if trainer.state.global_step == 2:
+            raise Stop
+        return original(self, prompts, trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grpo.EngineRollouts, "__call__", stop_at_2)
+        with pytest.raises(Stop):
+            grpo.train(settings(initial), tmp_path / "cut")
+    with pytest.raises(SettingsError, match="--resume"):
+        grpo.train(settings(initial), tmp_path / "cut")
+    resumed = grpo.train(settings(initial), tmp_path / "cut", resume=True)
+    for a, b in zip(weights(whole), weights(resumed), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    assert list(read_transcripts(tmp_path / "cut" / "transcripts.jsonl")) == list(
+        read_transcripts(tmp_path / "whole" / "transcripts.jsonl")
+    )
+    steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").open()]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_lora_trains_the_adapter_and_leaves_a_merged_model(initial, tmp_path, solving):
+    folder = tmp_path / "lora"
+    checkpoint = grpo.train(settings(initial, lora_rank=4, steps=2), folder)
+    changed = [
+        not torch.equal(a, b) for a, b in zip(weights(initial), weights(checkpoint), strict=True)
+    ]
+    assert any(changed) and not all(changed)  # norms and embeddings stay as they were
+    assert (folder / "adapter" / "adapter_config.json").is_file()
+
+
+def test_text_only_runs_no_program(initial, tmp_path, solving, monkeypatch):
+    monkeypatch.setattr(grpo, "make_sandbox", lambda name: pytest.fail("no sandbox is needed"))
+    folder = tmp_path / "text"
+    grpo.train(settings(initial, steps=1, **{"env.interpreter": False}), folder)
+    assert not any(t.calls for t in read_transcripts(folder / "transcripts.jsonl"))
+
+
+def test_a_batch_that_does_not_divide_is_refused(initial, tmp_path):
+    with pytest.raises(SettingsError, match="micro_batch=3"):
+        grpo.train(settings(initial, micro_batch=3), tmp_path / "x")
+
+
+def test_a_model_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match="python -m agents smollm2"):
+        grpo.train(settings("runs/models/smollm2-none"), tmp_path / "x")

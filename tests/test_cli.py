@@ -1,0 +1,250 @@
+"""The `retool` command, in this process but for what concerns the process itself."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from retool_env import cli
+from retool_env.cli import main, parse_settings
+from retool_env.sandbox import Execution, Outcome, nsjail
+from retool_env.transcript import check_transcript, read_transcripts
+
+ROOT = Path(__file__).parents[1]
+ARITHMETIC = "ReTool-Arithmetic-v0"
+
+
+@pytest.fixture
+def outside(tmp_path, monkeypatch) -> Path:
+    """The command is run in a folder that is no clone."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# --- eval ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Iterator[str]:
+    torch = pytest.importorskip("torch", reason="a model needs torch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT))
+        from agents.tiny import make_checkpoint
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine several would mostly wait for each other
+    yield str(make_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny", seed=0))
+    torch.set_num_threads(threads)
+
+
+SMALL = ("--problems", "2", "--k", "2", "--max-tokens", "32", "prompt_template=Q {query}\n")
+
+
+def test_eval_writes_what_it_found_and_prints_a_table(checkpoint, outside, capsys):
+    arguments = ["eval", "--env", ARITHMETIC, "--model", checkpoint, *SMALL, "difficulty=2"]
+    assert main([*arguments, "--out", "found"]) == 0
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    assert "4/4 episodes" in out and f"{ARITHMETIC}, avg@2, 2 problems" in out
+    assert "| accuracy, 95 % interval |" in out and "| tiny, interpreter |" in out
+    transcripts = list(read_transcripts("found/transcripts.jsonl"))
+    assert len(transcripts) == 4 and len({t.problem.id for t in transcripts}) == 2
+    for transcript in transcripts:
+        check_transcript(transcript)
+        assert transcript.problem.metadata["difficulty"] == 2
+        assert transcript.interpreter and transcript.weight_version == 0
+        assert 0 < len(transcript.completion_ids) <= 32
+    results = json.loads(Path("found/results.json").read_text())
+    assert results["episodes"] == 4 and results["problems"] == 2
+    assert results["command"]["model"] == checkpoint
+    lengths = [len(t.completion_ids) for t in transcripts]
+    assert results["response_tokens"] == sum(lengths) / 4
+
+    # The same seed samples the same, and a second run's transcripts replace the first's.
+    assert main([*arguments, "--out", "found"]) == 0
+    again = list(read_transcripts("found/transcripts.jsonl"))
+    assert sorted(map(repr, map(_ids, again))) == sorted(map(repr, map(_ids, transcripts)))
+    assert main([*arguments, "--out", "other", "--seed", "1"]) == 0
+    other = list(read_transcripts("other/transcripts.jsonl"))
+    assert sorted(map(repr, map(_ids, other))) != sorted(map(repr, map(_ids, transcripts)))
+
+
+def _ids(transcript):
+    return transcript.problem.id, transcript.completion_ids
+
+
+@pytest.mark.parametrize("how", ["--text-only", "interpreter=false"])
+def test_eval_without_an_interpreter(how, checkpoint, outside, capsys, monkeypatch):
+    def refuse(name="nsjail"):
+        raise AssertionError("a sandbox was made")
+
+    monkeypatch.setattr("retool_env.sandbox.make_sandbox", refuse)
+    assert main(["eval", "--env", ARITHMETIC, "--model", checkpoint, *SMALL, how]) == 0
+    assert "| tiny, text-only |" in capsys.readouterr().out
+    [folder] = Path("runs/eval").iterdir()
+    assert folder.name.startswith(f"{ARITHMETIC}-tiny-text-only-")
+    assert not any(t.interpreter for t in read_transcripts(folder / "transcripts.jsonl"))
+
+
+# --- bad arguments ------------------------------------------------------------------------------
+
+EVAL = ["eval", "--env", ARITHMETIC, "--model", "no-model"]
+WRONG = {
+    "no such environment": (["eval", "--env", "Nope-v0", "--model", "x"], ARITHMETIC),
+    "no such environment to play": (["play", "--env", "Nope-v0"], ARITHMETIC),
+    "another's environment": (["play", "--env", "CartPole-v1"], ARITHMETIC),
+    "no such folder": (["eval", "--env", ARITHMETIC, "--model", "./none"], "folder './none'"),
+    "no problem": ([*EVAL, "--problems", "0"], "--problems must be at least 1, not 0"),
+    "no episode": ([*EVAL, "--k", "0"], "--k must be at least 1, not 0"),
+    "no token": ([*EVAL, "--max-tokens", "0"], "max_tokens must be above 0"),
+    "no pair": ([*EVAL, "difficulty"], "'difficulty' is no key=value"),
+    "unknown setting": ([*EVAL, "max_call=3"], "max_calls, max_tokens"),
+    "unknown setting to play": (["play", "max_call=3"], "max_calls, max_tokens"),
+    "bad value": ([*EVAL, "difficulty=9"], "difficulty is one of 1 to 5"),
+    "no file": (["play", "--env", "ReTool-JSONL-v0", "path=none.jsonl"], "no file 'none.jsonl'"),
+    "no path": (["play", "--env", "ReTool-JSONL-v0"], "'path'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_said_in_one_line(name, outside, capsys):
+    arguments, message = WRONG[name]
+    assert main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith(f"retool {arguments[0]}: ") and err.count("\n") == 1
+    assert message in err and not out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: command"),
+        (["evaluate"], "invalid choice: 'evaluate'"),
+        (["eval"], "required: --env, --model"),
+        ([*EVAL, "--k", "two"], "invalid int value: 'two'"),
+        ([*EVAL, "--kk", "2"], "unknown arguments: --kk"),
+        (["doctor", "--fast"], "unknown arguments: --fast"),
+    ],
+)
+def test_what_cannot_be_parsed_ends_with_the_usage(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(monkeypatch, outside, capsys):
+    monkeypatch.delitem(sys.modules, "retool_env.rollout.transformers", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main(EVAL) == 1
+    assert "pip install 'retool-env[train]'" in capsys.readouterr().err
+
+
+def test_a_traceback_can_be_asked_for(monkeypatch):
+    monkeypatch.setenv("RETOOL_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="no environment"):
+        main(["play", "--env", "Nope-v0"])
+
+
+def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_doctor", interrupt)
+    assert main(["doctor"]) == 130 and capsys.readouterr().err == "stopped\n"
+
+
+def test_settings_are_json_or_text():
+    pairs = ["a=1", "b=0.5", "c=true", "d=text", 'e={"wall_seconds": 1}', "f=x=y", "g=", "h=null"]
+    assert parse_settings(pairs) == {
+        "a": 1,
+        "b": 0.5,
+        "c": True,
+        "d": "text",
+        "e": {"wall_seconds": 1},
+        "f": "x=y",
+        "g": "",
+        "h": None,
+    }
+
+
+# --- doctor -------------------------------------------------------------------------------------
+
+
+def test_doctor_is_content(capsys):
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out.startswith("the sandbox works")
+
+
+def test_doctor_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(nsjail, "_find_binary", lambda: "/bin/false")
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err.startswith("retool doctor: ")
+
+
+def test_doctor_looks_at_what_the_program_printed(monkeypatch, capsys):
+    monkeypatch.setattr(nsjail.NsjailSandbox, "_probe", lambda *_: None)
+    monkeypatch.setattr(
+        nsjail.NsjailSandbox, "run", lambda *_: Execution(Outcome.BLOCKED, "", "no numbers here")
+    )
+    assert main(["doctor"]) == 1
+    assert "no numbers here" in capsys.readouterr().err
+
+
+# --- play ---------------------------------------------------------------------------------------
+
+
+def play(monkeypatch, text: str, *arguments: str) -> int:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    return main(["play", "--seed", "3", *arguments])
+
+
+def test_play_runs_code_and_grades_the_answer(monkeypatch, capsys):
+    script = "<code>\nx = 6\n\nprint(x * 7)\n</code>\n<answer>no\n</answer>\n"
+    template = "prompt_template=Q: {query}\n"
+    assert play(monkeypatch, script, "difficulty=3", template) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Q: Compute ") and "<interpreter>\n42\n</interpreter>" in out
+    assert "[answered, reward -1.0]" in out
+    answer = out.rpartition("the answer is ")[2].strip()
+    assert play(monkeypatch, f"<answer>{answer}</answer>\n", "difficulty=3") == 0
+    assert "[answered, reward 1.0]" in capsys.readouterr().out
+
+
+def test_play_goes_on_after_a_void_turn_and_ends_with_the_input(monkeypatch, capsys):
+    assert play(monkeypatch, "hm\n\n") == 0
+    out = capsys.readouterr().out
+    assert "Go on." in out and "[stopped, reward -1.0]" in out
+
+
+# --- train --------------------------------------------------------------------------------------
+
+
+def test_train_outside_a_clone_says_how_to_get_one(outside, capsys):
+    assert main(["train", "grpo", "--preset", "tiny"]) == 1
+    err = capsys.readouterr().err
+    assert "clone it" in err and "make setup" in err and "python -m agents" in err
+
+
+def test_train_in_a_clone_forwards_its_arguments(monkeypatch):
+    started = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(os, "execv", lambda *call: started.append(call))
+    main(["train", "grpo", "--preset", "tiny", "seed=1", "-h"])
+    rest = ["-m", "agents", "grpo", "--preset", "tiny", "seed=1", "-h"]
+    assert started == [(sys.executable, [sys.executable, *rest])]
+
+
+def test_train_through_the_installed_command(tmp_path):
+    """The command's own path knows nothing of the clone: only its folder does."""
+    code = "import sys; from retool_env.cli import main; sys.exit(main(['train', '--help']))"
+    command = [sys.executable, "-P", "-c", code]
+    inside = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert inside.returncode == 0 and "python -m agents" in inside.stdout, inside.stderr
+    outside = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert outside.returncode == 1 and "clone it" in outside.stderr

@@ -1,0 +1,107 @@
+"""avg@k of scripted policies, and the table of what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from retool_env.episode import Rules
+from retool_env.evaluation import COLUMNS, evaluate, table
+from retool_env.metrics import wilson
+from retool_env.problems import Problem
+from retool_env.rollout import ScriptedPolicy
+from retool_env.transcript import StopReason, check_transcript
+
+PROBLEMS = [Problem(id=f"p{i}", question=f"{i} + 1?", answer=f"{i + 1}") for i in range(3)]
+
+
+class CharacterTokenizer:
+    """A token a character; 0 ends the sequence."""
+
+    eos_token_id = 0
+    chat_template = None
+
+    def encode(self, text, *, add_special_tokens=False):
+        return [ord(c) for c in text]
+
+    def decode(self, token_ids, **_):
+        return "".join(chr(i) for i in token_ids)
+
+
+def policy(script) -> ScriptedPolicy:
+    return ScriptedPolicy(script, CharacterTokenizer())
+
+
+def adder(text: str) -> str:
+    """Computes p0 and p1 with code, and gets p2 wrong without."""
+    question = text.partition("Q ")[2]
+    number = int(question[0])
+    if number == 2:
+        return "<answer>7</answer>"
+    if "<interpreter>" not in question:
+        return f"<code>print({number} + 1)</code>"
+    return f"<answer>{question.partition('<interpreter>')[2].split()[0]}</answer>"
+
+
+RULES = Rules(max_tokens=1000, prompt_template="Q {query}\n")
+
+
+def test_an_evaluation_from_policy_to_figures(sandbox):
+    seen = []
+    summary, transcripts = evaluate(
+        policy(adder),
+        RULES,
+        PROBLEMS,
+        2,
+        sandbox,
+        on_group=lambda i, group: seen.append((i, group)),
+    )
+    assert [t.problem.id for t in transcripts] == ["p0", "p0", "p1", "p1", "p2", "p2"]
+    assert [t.correct for t in transcripts] == [True] * 4 + [False] * 2
+    for transcript in transcripts:
+        check_transcript(transcript)
+    assert summary.accuracy == wilson(2 / 3, 3) and summary.episodes == 6
+    assert summary.code_ratio == pytest.approx(4 / 6) and summary.call_pass_rate == 1.0
+    assert sorted(i for i, _ in seen) == [0, 1, 2]
+    assert [t for _, group in sorted(seen, key=lambda s: s[0]) for t in group] == transcripts
+
+
+def test_without_an_interpreter_there_is_no_sandbox():
+    rules = dataclasses.replace(RULES, interpreter=False)
+    summary, transcripts = evaluate(
+        policy(lambda text: "<code>1</code> <answer>1</answer>"), rules, PROBLEMS, 1, None
+    )
+    assert summary.accuracy.mean == pytest.approx(1 / 3) and summary.calls == 0
+    assert {t.stop_reason for t in transcripts} == {StopReason.ANSWERED}
+
+
+def test_what_is_refused(sandbox):
+    for problems, k in (([], 1), (PROBLEMS, 0)):
+        with pytest.raises(ValueError, match="at least one problem, and k of at least 1"):
+            evaluate(policy(adder), RULES, problems, k, sandbox)
+    with pytest.raises(ValueError, match="need a sandbox"):
+        evaluate(policy(adder), RULES, PROBLEMS, 1, None)
+    with pytest.raises(ValueError, match="max_tokens"):
+        evaluate(policy(adder), dataclasses.replace(RULES, max_tokens=None), PROBLEMS, 1, sandbox)
+
+
+def test_a_table_is_markdown_with_a_row_each(sandbox):
+    some, _ = evaluate(policy(adder), RULES, PROBLEMS, 1, sandbox)
+    none = dataclasses.replace(
+        some,
+        accuracy=None,
+        code_ratio=None,
+        calls_per_episode=None,
+        call_pass_rate=None,
+        response_tokens=None,
+        episodes=0,
+        failed=3,
+    )
+    lines = table({"adder": some, "a policy with a long name": none}).splitlines()
+    assert len(lines) == 4 and len({len(line) for line in lines}) == 1
+    header, rule, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in lines)
+    assert header == ["", *COLUMNS] and set("".join(rule)) == {"-"}
+    length = f"{some.response_tokens:.0f}"
+    assert rows[0] == ["adder", "66.7 % [20.8, 93.9]", "66.7%", "0.67", "100.0%", length, "3"]
+    assert rows[1] == ["a policy with a long name", *"–" * 5, "0 (+3 failed)"]

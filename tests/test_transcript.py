@@ -1,0 +1,223 @@
+"""The record of an episode: what is derived from it, its JSON form, and its invariants."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retool_env.problems import Problem
+from retool_env.sandbox import Execution, Outcome
+from retool_env.transcript import (
+    Span,
+    StopReason,
+    Transcript,
+    check_transcript,
+    read_transcripts,
+    write_transcripts,
+)
+
+PROBLEM = Problem(id="p", question="6 * 7?", answer="42", metadata={"level": 3, "subject": "π"})
+FAILED = Execution(Outcome.RUNTIME_ERROR, "", "NameError: name 'x' is not defined")
+PRINTED = Execution(Outcome.OK, "42\n")
+
+WITH_IDS = Transcript(
+    PROBLEM,
+    (
+        Span("prompt", "6 * 7?", (1, 2, 3)),
+        Span("model", "Hm <code>x</code>!", (4, 5, 6), (-0.5, -1.0, -0.25), surplus=1),
+        Span("env", "[NameError]", (7, 8), execution=FAILED),
+        Span("model", "<code>print(42)</code>", (9,), (0.0,)),
+        Span("env", "[42]", (10,), execution=PRINTED),
+        Span("model", "<answer>42</answer>", (11, 0), (-2.0, -3.0)),
+    ),
+    stop_reason=StopReason.ANSWERED,
+    answer="42",
+    correct=True,
+    reward=1.0,
+)
+TEXT = dataclasses.replace(
+    WITH_IDS,
+    spans=tuple(dataclasses.replace(s, token_ids=None, logprobs=None) for s in WITH_IDS.spans),
+)
+
+
+def with_span(index: int, **changes) -> Transcript:
+    spans = list(WITH_IDS.spans)
+    spans[index] = dataclasses.replace(spans[index], **changes)
+    return dataclasses.replace(WITH_IDS, spans=tuple(spans))
+
+
+# --- what is derived ----------------------------------------------------------------------------
+
+
+def test_ids_mask_and_logprobs_are_of_one_length():
+    assert WITH_IDS.prompt_ids == [1, 2, 3]
+    assert WITH_IDS.completion_ids == [4, 5, 6, 7, 8, 9, 10, 11, 0]
+    assert WITH_IDS.loss_mask == [1, 1, 1, 0, 0, 1, 0, 1, 1]
+    assert WITH_IDS.logprobs == [-0.5, -1.0, -0.25, 0.0, 0.0, 0.0, 0.0, -2.0, -3.0]
+
+
+def test_text():
+    assert WITH_IDS.text == "6 * 7?" + WITH_IDS.response_text
+    assert WITH_IDS.response_text.startswith("Hm <code>x</code>![NameError]<code>")
+    assert [span.author for span in WITH_IDS.response] == ["model", "env", "model", "env", "model"]
+
+
+def test_calls_with_their_positions_in_the_response():
+    first, second = WITH_IDS.calls
+    assert (first.program, first.ok, first.position) == ("x", False, 3)
+    assert (second.program, second.ok) == ("print(42)", True)
+    assert WITH_IDS.response_text[second.position :].startswith("<code>print(42)")
+    assert TEXT.calls == WITH_IDS.calls
+    assert [turn.content for turn in WITH_IDS.turns] == ["x", "print(42)", "42"]
+
+
+def test_a_program_without_a_result_is_no_call():
+    """Its sandbox failed, or the episode was cut before it ran."""
+    cut = dataclasses.replace(
+        WITH_IDS, spans=WITH_IDS.spans[:4], stop_reason=StopReason.INFRASTRUCTURE, reward=None
+    )
+    check_transcript(cut)
+    assert len(cut.calls) == 1
+
+
+def test_a_notice_is_no_call():
+    spans = (Span("prompt", "?"), Span("model", "hm"), Span("env", "[Go on.]"), *TEXT.spans[1:3])
+    [call] = dataclasses.replace(TEXT, spans=spans).calls
+    assert call.program == "x" and call.position == len("hm[Go on.]Hm ")
+
+
+def test_text_alone_has_no_ids():
+    check_transcript(TEXT)
+    for name in ("prompt_ids", "completion_ids", "loss_mask", "logprobs"):
+        with pytest.raises(ValueError, match=r"no token ids.*can't be trained on"):
+            getattr(TEXT, name)
+
+
+@pytest.mark.parametrize("reason", StopReason)
+def test_every_end_is_a_termination_or_a_truncation(reason):
+    cut = {"token_budget", "character_budget", "time_budget", "cancelled", "infrastructure_failure"}
+    assert reason.terminated is (reason not in cut)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+TEXTS = st.text(st.characters(exclude_categories=()), max_size=20)
+EXECUTIONS = st.builds(
+    Execution, st.sampled_from(Outcome), TEXTS, TEXTS, st.floats(0, 1e6, allow_nan=False)
+)
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def optional(values):
+    return st.none() | values
+
+
+SPANS = st.builds(
+    Span,
+    st.sampled_from(["prompt", "model", "env"]),
+    TEXTS,
+    optional(st.lists(st.integers(0, 2**31), max_size=5).map(tuple)),
+    optional(st.lists(FLOATS, max_size=5).map(tuple)),
+    st.integers(0, 9),
+    optional(EXECUTIONS),
+    st.floats(0, 1e6),
+)
+FILLED = TEXTS.filter(str.strip)
+PROBLEMS = st.builds(
+    Problem, FILLED, FILLED, FILLED, st.dictionaries(TEXTS, TEXTS | st.integers(), max_size=3)
+)
+TRANSCRIPTS = st.builds(
+    Transcript,
+    PROBLEMS,
+    st.lists(SPANS, max_size=5).map(tuple),
+    st.booleans(),
+    optional(st.sampled_from(StopReason)),
+    optional(TEXTS),
+    optional(st.booleans()),
+    optional(st.integers(0, 1000)),
+    optional(FLOATS),
+)
+
+
+@settings(deadline=None)
+@given(transcript=TRANSCRIPTS)
+def test_json_and_back(transcript):
+    again = Transcript.from_json(json.loads(json.dumps(transcript.to_json())))
+    assert again == transcript
+    # What comparisons leave out is kept as well, and types too.
+    for new, old in zip(again.spans, transcript.spans, strict=True):
+        assert new.seconds == old.seconds
+        assert old.execution is None or new.execution.duration == old.execution.duration
+        assert old.execution is None or type(new.execution.outcome) is Outcome
+    assert type(again.stop_reason) is type(transcript.stop_reason)
+    assert hash(again) == hash(transcript)
+
+
+def test_a_file_holds_transcripts_in_order_and_grows(tmp_path):
+    path = tmp_path / "transcripts.jsonl"
+    write_transcripts(path, [WITH_IDS, TEXT])
+    write_transcripts(str(path), [WITH_IDS])
+    assert list(read_transcripts(path)) == [WITH_IDS, TEXT, WITH_IDS]
+    assert len(path.read_text().splitlines()) == 3
+
+
+# --- invariants ---------------------------------------------------------------------------------
+
+BROKEN = {
+    "no spans": (dataclasses.replace(WITH_IDS, spans=()), "begins with its prompt"),
+    "no prompt": (
+        dataclasses.replace(WITH_IDS, spans=WITH_IDS.spans[1:]),
+        "begins with its prompt",
+    ),
+    "two prompts": (with_span(2, author="prompt", execution=None), r"span 2.*only the first"),
+    "same author twice": (
+        dataclasses.replace(WITH_IDS, spans=(*WITH_IDS.spans, WITH_IDS.spans[-1])),
+        r"span 6.*same author",
+    ),
+    "a span without ids": (with_span(2, token_ids=None), r"span 2.*every span has token ids"),
+    "a prompt without ids": (with_span(0, token_ids=None), r"span 1.*every span has token ids"),
+    "no log-probs": (with_span(1, logprobs=None), r"span 1.*one log-prob"),
+    "one log-prob short": (with_span(1, logprobs=(-0.5, -1.0)), r"span 1.*one log-prob"),
+    "log-prob above 0": (with_span(3, logprobs=(0.1,)), r"span 3.*not above 0"),
+    "log-prob NaN": (with_span(3, logprobs=(math.nan,)), r"span 3.*finite"),
+    "log-prob of minus infinity": (with_span(3, logprobs=(-math.inf,)), r"span 3.*finite"),
+    "log-probs of the environment": (
+        with_span(2, logprobs=(-1.0, -1.0)),
+        r"span 2 \(env\).*did not sample",
+    ),
+    "log-probs of the prompt": (
+        with_span(0, logprobs=(-1.0,) * 3),
+        r"span 0 \(prompt\).*did not sample",
+    ),
+    "a result of the model's": (with_span(1, execution=PRINTED), r"span 1.*environment's span"),
+    "log-probs without ids": (
+        dataclasses.replace(
+            TEXT,
+            spans=(TEXT.spans[0], dataclasses.replace(TEXT.spans[1], logprobs=(-1.0,))),
+        ),
+        r"span 1.*one log-prob",
+    ),
+    "a scored infrastructure failure": (
+        dataclasses.replace(WITH_IDS, stop_reason=StopReason.INFRASTRUCTURE),
+        "not scored",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_invariants_are_named(name):
+    transcript, message = BROKEN[name]
+    with pytest.raises(ValueError, match=message):
+        check_transcript(transcript)
+
+
+def test_sound_transcripts_pass():
+    check_transcript(WITH_IDS)
+    check_transcript(with_span(3, logprobs=(1e-6,)))  # rounding
+    check_transcript(dataclasses.replace(WITH_IDS, spans=WITH_IDS.spans[:1], stop_reason=None))
