@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 
 import numpy as np
 
@@ -70,9 +70,7 @@ class RolloutEngine:
                 async with slots:
                     return await self.episode(problems[index], (*root, index, number))
 
-            async with asyncio.TaskGroup() as members:
-                tasks = [members.create_task(one(number)) for number in range(n)]
-            return index, [task.result() for task in tasks]
+            return index, await _all([one(number) for number in range(n)])
 
         tasks = [asyncio.create_task(group(index)) for index in range(len(problems))]
         try:
@@ -151,3 +149,14 @@ class RolloutEngine:
         transcript = dataclasses.replace(episode.transcript, weight_version=version)
         check_transcript(transcript)
         return transcript
+
+
+async def _all(episodes: list[Coroutine[None, None, Transcript]]) -> list[Transcript]:
+    """All results in order; the first error cancels the rest and is raised as it is."""
+    tasks = [asyncio.create_task(episode) for episode in episodes]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -69,7 +69,7 @@ def test_no_expression_is_in_both_splits(level):
 @pytest.mark.parametrize(
     ("level", "digits", "products", "brackets"),
     [
-        (1, 2, {0}, {0}),
+        (1, 1, {0}, {0}),
         (2, 2, {0, 1}, {0}),
         (3, 2, {1}, {0}),
         (4, 2, {1}, {1, 2}),

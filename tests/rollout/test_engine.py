@@ -136,9 +136,8 @@ def test_budgets_shrink_as_an_episode_grows():
 def test_a_prompt_that_fills_the_context_is_refused():
     policy = ScriptedPolicy(solve, make_tokenizer(), context_length=5)
     engine = RolloutEngine(policy, Rules(max_tokens=9, interpreter=False), None)
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.raises(ValueError, match="shorter prompt_template"):
         engine.run(PROBLEMS[:1])
-    assert caught.group_contains(ValueError, match="shorter prompt_template")
 
 
 def test_an_episode_that_fills_the_context_is_truncated():
@@ -154,11 +153,10 @@ def test_an_error_of_the_policy_ends_the_run_with_that_error():
         async def act(self, token_ids, stop, budget, seed) -> Generation:
             raise MemoryError("no room")
 
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.raises(MemoryError, match="no room"):
         RolloutEngine(
             Broken(solve, make_tokenizer()), Rules(max_tokens=9, interpreter=False), None
         ).run(PROBLEMS)
-    assert caught.group_contains(MemoryError)
 
 
 def test_missing_settings_are_refused():
