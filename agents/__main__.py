@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from agents.settings import PRESETS, SettingsError, describe, load_settings
+from retool_env.sandbox import SandboxUnavailable
 
 ALGORITHMS = ("sft", "grpo", "demo")
 
@@ -51,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nsettings of {arguments.algorithm}:\n{describe(module.Settings)}")
         return 0
     try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise SettingsError("training on several processes is not supported yet: start one")
         settings = load_settings(
             module.Settings, arguments.algorithm, arguments.preset, arguments.settings
         )
@@ -58,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command with --resume goes on", file=sys.stderr)
         return 130
-    except (SettingsError, FileNotFoundError) as error:
+    except (SettingsError, FileNotFoundError, SandboxUnavailable) as error:
         print(f"python -m agents {arguments.algorithm}: {error}", file=sys.stderr)
         return 2
     print(f"done: {checkpoint}")

@@ -14,14 +14,12 @@ from typing import Any
 
 from agents import grpo, sft
 from agents.curves import draw_curves
-from agents.model import load_model
 from agents.progress import Bar, console
-from agents.run import Run, write_atomically
-from agents.settings import build_settings, setting
-from retool_env.env import make_task
+from agents.run import Run, read_records, write_atomically
+from agents.settings import build_settings, find_task, setting
 from retool_env.evaluation import TEMPERATURE, TOP_P, evaluate, table
 from retool_env.metrics import Interval, Summary
-from retool_env.rollout.transformers import TransformersPolicy
+from retool_env.rollout.transformers import load_policy
 from retool_env.sandbox import make_sandbox
 from retool_env.transcript import write_transcripts
 
@@ -50,6 +48,8 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         The run's folder.
     """
     run = Run(folder, settings, resume)
+    find_task(settings.env)
+    run.start()
     stages = folder / "stages"
     curves: dict[str, list[dict[str, Any]]] = {}
     rows: dict[str, Summary] = {}
@@ -64,7 +64,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         stage = _stage(grpo, settings, f"{slug}-grpo", env, model=str(cold))
         trained = grpo.train(stage, stages / f"{slug}-grpo", True)
         rows[f"{arm}, after RL"] = _evaluate(settings, run, f"{arm}, after RL", env, trained)
-        curves[arm] = Run(stages / f"{slug}-grpo", stage, True).metrics()
+        curves[arm] = read_records(stages / f"{slug}-grpo" / "metrics.jsonl")
         draw_curves(curves, folder / "curves.png")
     _link(folder)
     write_atomically(folder / "table.md", report(rows, settings) + "\n")
@@ -100,10 +100,11 @@ def _evaluate(
     path = run.folder / "stages" / f"{name.replace(', ', '-').replace(' ', '-')}.json"
     if path.is_file():
         return _summary(json.loads(path.read_text(encoding="utf-8")))
-    rules, source = make_task(**{**env, "split": "test"})
+    rules, source = find_task({**env, "split": "test"})
     problems = [source[i] for i in range(settings.problems)]
-    model, tokenizer = load_model(str(checkpoint), settings.dtype)
-    policy = TransformersPolicy(model, tokenizer, temperature=TEMPERATURE, top_p=TOP_P)
+    policy = load_policy(
+        str(checkpoint), dtype=settings.dtype, temperature=TEMPERATURE, top_p=TOP_P
+    )
     sandbox = make_sandbox(settings.sandbox) if rules.interpreter else None
     try:
         with Bar(f"evaluating {name}", len(problems)) as bar:
@@ -119,11 +120,11 @@ def _evaluate(
     finally:
         if sandbox is not None:
             sandbox.close()
-    console.print(f"{name}: accuracy {summary.accuracy}, with code {summary.code_ratio:.1%}")
     transcripts_path = path.with_suffix(".transcripts.jsonl")
     transcripts_path.unlink(missing_ok=True)
     write_transcripts(transcripts_path, transcripts)
     write_atomically(path, json.dumps(summary.to_json()))
+    print(table({name: summary}))
     return summary
 
 

@@ -7,11 +7,11 @@ normalisation; the old log-probs are those that the engine sampled with.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
@@ -19,14 +19,15 @@ from agents.curves import draw_curves
 from agents.model import load_model, lora_config, save_checkpoint
 from agents.progress import Bar, BarCallback
 from agents.run import Run, RunLogger
-from agents.settings import SettingsError, setting
-from retool_env.env import make_task
+from agents.settings import SettingsError, check_trl, find_task, setting
+from retool_env.episode import Rules, encode_prompt
 from retool_env.integrations.trl import (
     EngineGRPOTrainer,
     EngineRollouts,
     episode_reward,
     problem_dataset,
 )
+from retool_env.problems import ProblemSource
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.transformers import TransformersPolicy
 from retool_env.sandbox import make_sandbox
@@ -52,7 +53,8 @@ class Settings:
     prompts: int = setting(16, "problems a step")
     rollouts: int = setting(8, "rollouts a problem: the group")
     micro_batch: int = setting(128, "episodes a forward and backward pass")
-    learning_rate: float = setting(1e-3, "constant")
+    sample_batch: int = setting(128, "episodes sampled together, at most")
+    learning_rate: float = setting(1e-4, "constant")
     loss: str = setting("dapo", "TRL's loss_type: grpo, bnpo, dr_grpo, dapo, ...")
     clip_low: float = setting(0.2, "lower clip of the ratio")
     clip_high: float = setting(0.28, "upper clip of the ratio")
@@ -72,7 +74,9 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         The folder of the trained model.
 
     Raises:
-        SettingsError: If a step's episodes can't be divided into micro batches.
+        SettingsError: If a setting names nothing there is, a step's episodes can't be divided into micro batches, or a prompt
+            does not fit the model.
+        SandboxUnavailable: If the sandbox can't work here.
     """
     episodes = settings.prompts * settings.rollouts
     if episodes % settings.micro_batch:
@@ -80,29 +84,33 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             f"a step has prompts * rollouts = {episodes} episodes, which micro_batch={settings.micro_batch} does not "
             "divide"
         )
-    rules, problems = make_task(**settings.env)
     run = Run(folder, settings, resume)
     if run.finished:
         return run.checkpoint
+    rules, problems = find_task(settings.env)
     model, tokenizer = load_model(settings.model, settings.dtype)
-    if torch.cuda.is_available():
-        model.to("cuda")
+    dataset = problem_dataset(problems, settings.steps * settings.prompts, settings.seed)
+    check_prompts(dataset["prompt"], problems, rules, tokenizer, model)
+    ours = {
+        "output_dir": str(run.trainer),
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": settings.micro_batch,
+        "gradient_accumulation_steps": episodes // settings.micro_batch,
+        "num_generations": settings.rollouts,
+        "max_completion_length": rules.max_tokens,
+        "learning_rate": settings.learning_rate,
+        "loss_type": settings.loss,
+        "epsilon": settings.clip_low,
+        "epsilon_high": settings.clip_high,
+        "beta": settings.kl,
+        "temperature": settings.temperature,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "save_steps": settings.save_steps,
+        "seed": settings.seed,
+    }
+    check_trl(GRPOConfig, ours, settings.trl)
     config = GRPOConfig(
-        output_dir=str(run.trainer),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=episodes // settings.micro_batch,
-        num_generations=settings.rollouts,
-        max_completion_length=rules.max_tokens,
-        learning_rate=settings.learning_rate,
-        loss_type=settings.loss,
-        epsilon=settings.clip_low,
-        epsilon_high=settings.clip_high,
-        beta=settings.kl,
-        temperature=settings.temperature,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        save_steps=settings.save_steps,
-        seed=settings.seed,
+        **ours,
         **{
             "lr_scheduler_type": "constant",
             "logging_steps": 1,
@@ -115,6 +123,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         },
     )
     sandbox = make_sandbox(settings.sandbox) if rules.interpreter else None
+    run.start()
     try:
         with Bar("rl" if rules.interpreter else "rl, text only", settings.steps) as bar:
             point = run.resume_point()
@@ -122,9 +131,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
                 model=model,
                 reward_funcs=episode_reward,
                 args=config,
-                train_dataset=problem_dataset(
-                    problems, settings.steps * settings.prompts, settings.seed
-                ),
+                train_dataset=dataset,
                 processing_class=tokenizer,
                 peft_config=lora_config(settings.lora_rank),
                 callbacks=[
@@ -141,7 +148,12 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
                 ],
                 rollout_func=_not_yet,
             )
-            policy = TransformersPolicy(trainer.model, tokenizer, temperature=settings.temperature)
+            policy = TransformersPolicy(
+                trainer.model,
+                tokenizer,
+                temperature=settings.temperature,
+                max_batch=settings.sample_batch,
+            )
             trainer.rollout_func = EngineRollouts(
                 RolloutEngine(policy, rules, sandbox),
                 problems,
@@ -158,6 +170,24 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     draw_curves({settings.name: run.metrics()}, run.folder / "curves.png")
     run.finish()
     return run.checkpoint
+
+
+def check_prompts(
+    ids: Iterable[str], problems: ProblemSource, rules: Rules, tokenizer: Any, model: Any
+) -> None:
+    """Check, before hours are spent, that every prompt leaves room for a response.
+
+    Raises:
+        SettingsError: Naming the first problem whose prompt does not.
+    """
+    context = model.config.get_text_config().max_position_embeddings
+    for problem_id in dict.fromkeys(ids):
+        size = len(encode_prompt(tokenizer, rules.prompt(problems.get(problem_id))))
+        if size >= context:
+            raise SettingsError(
+                f"the prompt of {problem_id} has {size} tokens, the model's context {context}: take a shorter "
+                "env.prompt_template, or leave such problems out"
+            )
 
 
 def _not_yet(prompts: list[str], trainer: Any) -> dict[str, Any]:

@@ -24,15 +24,18 @@ def load_model(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
         dtype: Of the weights: `"float32"`, `"bfloat16"`, ...
 
     Raises:
-        SettingsError: If it can't be found, or its tokenizer has no end-of-sequence token.
+        SettingsError: If there is no such dtype, the model can't be found, or its tokenizer has no end-of-sequence token.
     """
     if name.startswith((".", "/", "runs/")) and not (Path(name) / "config.json").is_file():
         hint = ""
         if "smollm2" in name.lower():
             hint = f"; `python -m agents smollm2 {name}` makes one"
         raise SettingsError(f"{name} holds no model{hint}")
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype):
+        raise SettingsError(f"dtype: {dtype!r} is none; float32 and bfloat16 are")
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=kind)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except OSError as error:
         raise SettingsError(f"model {name!r} can't be loaded: {error}") from error

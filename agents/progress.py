@@ -61,6 +61,11 @@ class Bar:
             self._printed = time.monotonic()
             self._line()
 
+    def set_total(self, total: int) -> None:
+        """Correct the number to count to."""
+        self._total = total
+        self._progress.update(self._task, total=total)
+
     def _line(self) -> None:
         seconds = time.monotonic() - self._started
         print(
@@ -80,6 +85,10 @@ class BarCallback(TrainerCallback):
     def __init__(self, bar: Bar, figures: dict[str, str]) -> None:
         self._bar = bar
         self._names = figures
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the trainer, which by now knows its number of steps."""
+        self._bar.set_total(state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Called by the trainer."""

@@ -12,31 +12,17 @@ checkpoint/         the trained model with its tokenizer
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
-import platform
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from agents.settings import SettingsError
+from retool_env.provenance import versions
 from retool_env.transcript import Transcript, write_transcripts
-
-PACKAGES = (
-    "retool-env",
-    "gymnasium",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "numpy",
-    "sympy",
-    "math-verify",
-)
 
 
 class Run:
@@ -53,23 +39,29 @@ class Run:
 
     def __init__(self, folder: Path, settings: Any, resume: bool) -> None:
         self.folder = folder
-        config = folder / "config.json"
-        values = json.loads(json.dumps(dataclasses.asdict(settings)))
-        if config.is_file():
-            if not resume:
-                raise SettingsError(
-                    f"{folder} holds a run already: go on with --resume, or choose another name=..."
-                )
-            before = json.loads(config.read_text(encoding="utf-8"))["settings"]
-            changed = sorted(k for k in {**before, **values} if before.get(k) != values.get(k))
-            if changed:
-                raise SettingsError(
-                    f"{folder} was started with other settings ({', '.join(changed)}), so it can't go on with these: "
-                    "choose another name=..."
-                )
-        folder.mkdir(parents=True, exist_ok=True)
-        record = {"settings": values, "versions": versions()}
-        write_atomically(config, json.dumps(record, indent=2) + "\n")
+        self._config = folder / "config.json"
+        self._settings = json.loads(json.dumps(dataclasses.asdict(settings)))
+        if not self._config.is_file():
+            return
+        if not resume:
+            raise SettingsError(
+                f"{folder} holds a run already: go on with --resume, or choose another name=..."
+            )
+        before = json.loads(self._config.read_text(encoding="utf-8"))["settings"]
+        now = self._settings
+        changed = sorted(k for k in {**before, **now} if before.get(k) != now.get(k))
+        if changed:
+            raise SettingsError(
+                f"{folder} was started with other settings ({', '.join(changed)}), so it can't go on with these: choose "
+                "another name=..."
+            )
+
+    def start(self) -> None:
+        """Make the folder. Called once all that the settings name was found, so that a mistake leaves nothing behind."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self._config.is_file():
+            record = {"settings": self._settings, "versions": versions()}
+            write_atomically(self._config, json.dumps(record, indent=2) + "\n")
 
     @property
     def trainer(self) -> Path:
@@ -92,11 +84,13 @@ class Run:
 
     def resume_point(self) -> str | None:
         """The latest of TRL's checkpoints, once the records after it are dropped; `None` to begin anew."""
-        found = get_last_checkpoint(str(self.trainer)) if self.trainer.is_dir() else None
-        step = int(Path(found).name.rpartition("-")[2]) if found else 0
+        # The trainer writes this file last, so that a checkpoint which a stop cut short is passed over.
+        complete = [path.parent for path in self.trainer.glob("checkpoint-*/trainer_state.json")]
+        steps = {int(path.name.rpartition("-")[2]): path for path in complete}
+        step = max(steps, default=0)
         self._keep("metrics.jsonl", lambda record: record["step"] <= step)
         self._keep("transcripts.jsonl", lambda record: (record["weight_version"] or 0) < step)
-        return found
+        return str(steps[step]) if steps else None
 
     def log(self, record: dict[str, Any]) -> None:
         """Append to `metrics.jsonl`."""
@@ -105,7 +99,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """What was logged so far."""
-        return list(_read(self.folder / "metrics.jsonl"))
+        return read_records(self.folder / "metrics.jsonl")
 
     def write(self, transcripts: Iterable[Transcript]) -> None:
         """Append to `transcripts.jsonl`."""
@@ -113,9 +107,12 @@ class Run:
 
     def _keep(self, name: str, wanted: Any) -> None:
         path = self.folder / name
-        if path.is_file():
-            kept = [json.dumps(record) + "\n" for record in _read(path) if wanted(record)]
-            write_atomically(path, "".join(kept))
+        if not path.is_file():
+            return
+        temporary = path.with_name(name + ".part")
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in _read(path) if wanted(record))
+        temporary.replace(path)
 
 
 class RunLogger(TrainerCallback):
@@ -141,22 +138,17 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def versions() -> dict[str, str]:
-    """Python's and the packages' versions."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one JSON object a line; what a stop cut short at its end is left out."""
+    return list(_read(path))
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return  # a stop cut the last line
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                return  # a stop cut the last line

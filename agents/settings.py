@@ -15,6 +15,10 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from retool_env.env import make_task
+from retool_env.episode import Rules
+from retool_env.problems import ProblemSource
+
 PRESETS = Path(__file__).parent / "presets"
 
 
@@ -124,7 +128,43 @@ def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
             raise SettingsError(
                 f"unknown setting {key!r}{_nearest(key, fields)}; there are {', '.join(sorted(fields))}"
             )
+    if values.get("seed", 0) < 0:
+        raise SettingsError(f"seed must not be negative, not {values['seed']}")
     return cls(**{key: _check(key, value, hints[key]) for key, value in values.items()})
+
+
+def find_task(env: Mapping[str, Any]) -> tuple[Rules, ProblemSource]:
+    """The rules and the problems that the setting `env` names.
+
+    Raises:
+        SettingsError: If it names no environment, or a setting is unknown or wrong.
+    """
+    try:
+        rules, problems = make_task(**env)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"env: {error}") from error
+    if rules.max_tokens is None:
+        raise SettingsError("env: set max_tokens, the token budget of a response")
+    return rules, problems
+
+
+def check_trl(config: type, ours: Iterable[str], extra: Mapping[str, Any]) -> None:
+    """Check the setting `trl`: further fields of TRL's configuration.
+
+    Args:
+        config: TRL's class.
+        ours: Fields that settings of our own fill.
+        extra: The setting.
+
+    Raises:
+        SettingsError: For a field that TRL does not have, or that is a setting of our own.
+    """
+    known = {field.name for field in dataclasses.fields(config)}
+    for key in extra:
+        if key in ours:
+            raise SettingsError(f"trl.{key} follows from a setting of our own: set that")
+        if key not in known:
+            raise SettingsError(f"unknown setting trl.{key}{_nearest(key, known)}")
 
 
 def _check(key: str, value: Any, hint: Any) -> Any:

@@ -6,23 +6,25 @@ do in SFT too. The traces are made here, their code executed in the sandbox and 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from agents import tiny
 from agents.model import load_model, lora_config, save_checkpoint
 from agents.progress import Bar, BarCallback, console
 from agents.run import Run, RunLogger
-from agents.settings import SettingsError, setting
+from agents.settings import SettingsError, check_trl, find_task, setting
 from agents.traces import make_traces
-from retool_env.env import make_task
-from retool_env.sandbox import make_sandbox
+from retool_env.episode import Rules, decode
+from retool_env.problems import ProblemSource
+from retool_env.sandbox import Sandbox, make_sandbox
 from retool_env.transcript import Transcript, check_transcript, read_transcripts, write_transcripts
 
 
@@ -62,33 +64,45 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     run = Run(folder, settings, resume)
     if run.finished:
         return run.checkpoint
-    name = settings.model
-    if name == "tiny":
-        name = str(tiny.make_checkpoint(folder / "initial", settings.seed))
-    model, tokenizer = load_model(name, settings.dtype)
-    traces = load_traces(settings, folder, tokenizer)
+    rules, source = find_task(settings.env)
+    ours = {
+        "output_dir": str(run.trainer),
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": settings.batch_size,
+        "learning_rate": settings.learning_rate,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "save_steps": settings.save_steps,
+        "seed": settings.seed,
+    }
+    check_trl(SFTConfig, ours, settings.trl)
+    if settings.model == "tiny":
+        model, tokenizer = tiny.make_model(settings.seed)
+    else:
+        model, tokenizer = load_model(settings.model, settings.dtype)
+    if settings.data is not None:
+        traces = read_traces(Path(settings.data), tokenizer)
+        run.start()
+    else:
+        sandbox = make_sandbox(settings.sandbox) if rules.interpreter else None
+        run.start()
+        with sandbox or contextlib.nullcontext():
+            traces = own_traces(settings, run.folder, rules, source, tokenizer, sandbox)
     config = SFTConfig(
-        output_dir=str(run.trainer),
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": 0.1},
-        gradient_checkpointing=settings.gradient_checkpointing,
-        save_steps=settings.save_steps,
-        seed=settings.seed,
+        **ours,
         **{
+            "lr_scheduler_type": "cosine_with_min_lr",
+            "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+            "warmup_steps": 0.05,
             "logging_steps": 10,
             "save_total_limit": 1,
             "bf16": False,
-            "warmup_steps": 0.05,
             "max_length": None,
             "report_to": "none",
             "disable_tqdm": True,
             **settings.trl,
         },
     )
-    with Bar("cold start", int(settings.epochs * len(traces) / settings.batch_size)) as bar:
+    with Bar("cold start", 1) as bar:
         point = run.resume_point()
         trainer = SFTTrainer(
             model=model,
@@ -106,31 +120,56 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     return run.checkpoint
 
 
-def load_traces(settings: Settings, folder: Path, tokenizer: Any) -> list[Transcript]:
-    """The traces of a file, of an earlier start of this run, or made anew."""
+def read_traces(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Transcript]:
+    """The traces of a file whose answers are right.
+
+    Raises:
+        SettingsError: If there is no such file, none is right, or they are another tokenizer's.
+    """
+    if not path.is_file():
+        raise SettingsError(f"data: there is no file {path}")
+    traces = list(read_transcripts(path))
+    for trace in traces:
+        for span in trace.spans:
+            ids = span.token_ids or ()
+            # A span's text leaves out an end of sequence, so its ids may say one token more.
+            if not decode(tokenizer, ids).startswith(span.text) or (span.text and not ids):
+                raise SettingsError(f"data: {path} holds no token ids of this model's tokenizer")
+    right = [trace for trace in traces if trace.correct]
+    console.print(f"{len(right)} of {len(traces)} traces gave the right answer")
+    if not right:
+        raise SettingsError(f"data: no trace in {path} gave the right answer")
+    return right
+
+
+def own_traces(
+    settings: Settings,
+    folder: Path,
+    rules: Rules,
+    source: ProblemSource,
+    tokenizer: PreTrainedTokenizerBase,
+    sandbox: Sandbox | None,
+) -> list[Transcript]:
+    """The traces of an earlier start of this run, or else made anew.
+
+    Raises:
+        SettingsError: If the source holds too few problems, or no trace came out right.
+    """
     path = folder / "traces.jsonl"
-    if settings.data is not None:
-        if not Path(settings.data).is_file():
-            raise SettingsError(f"data: there is no file {settings.data}")
-        return list(read_transcripts(settings.data))
     if path.is_file():
         return list(read_transcripts(path))
-    rules, source = make_task(**settings.env)
     if settings.traces > len(source):
         raise SettingsError(
             f"traces={settings.traces}, but the source holds {len(source)} problems"
         )
     problems = [source[i] for i in range(settings.traces)]
-    sandbox = make_sandbox(settings.sandbox) if rules.interpreter else None
-    try:
-        with Bar("traces", len(problems)) as bar:
-            traces = make_traces(
-                problems, settings.mix, rules, tokenizer, sandbox, settings.seed, bar.advance
-            )
-    finally:
-        if sandbox is not None:
-            sandbox.close()
+    with Bar("traces", len(problems)) as bar:
+        traces = make_traces(
+            problems, settings.mix, rules, tokenizer, sandbox, settings.seed, bar.advance
+        )
     console.print(f"{len(traces)} of {len(problems)} traces ran and gave the right answer")
+    if not traces:
+        raise SettingsError("no trace gave the right answer, so there is nothing to learn from")
     part = path.with_suffix(".part")
     part.unlink(missing_ok=True)
     write_transcripts(part, traces)

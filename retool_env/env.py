@@ -8,6 +8,7 @@ sandbox or grades the answer. The reward comes once, at the end.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import sys
 from typing import Any, ClassVar
 
@@ -237,8 +238,10 @@ def split_settings(
         try:
             source = load_problems(problems, **options)
         except TypeError as error:
+            near = [m for name in options for m in difflib.get_close_matches(name, _RULES, n=1)]
+            hint = f"; did you mean {near[0]!r}?" if near else ""
             names = ", ".join(_RULES)
-            raise TypeError(f"{error}; the settings of the episode are {names}") from error
+            raise TypeError(f"{error}; the settings of the episode are {names}{hint}") from error
     elif options:
         raise TypeError(f"unknown setting {sorted(options)}; the settings are {', '.join(_RULES)}")
     else:

@@ -41,7 +41,7 @@ class Tokenizer(Protocol):
     eos_token_id: int | None
     chat_template: Any
 
-    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]:
+    def encode(self, text: str, **kwargs: Any) -> list[int]:
         """Token ids of a text."""
         ...
 
@@ -233,8 +233,8 @@ class Episode:
             ids, exhausted = ids[:budget], True
         kept = tokens_of_turn(self._tokenizer, ids, closing_tags(self.rules.interpreter))
         ids = ids[:kept]
-        text_ids = ids[:-1] if ids and ids[-1] == self._tokenizer.eos_token_id else ids
-        text = decode(self._tokenizer, text_ids)
+        at_end = generation.stop_reason == "eos" and kept == len(generation.token_ids)
+        text = decode(self._tokenizer, ids[:-1] if at_end else ids)
         span = Span("model", text, ids, logprobs[:kept], seconds=generation.seconds)
         return self._turn(span, exhausted)
 
@@ -327,7 +327,7 @@ class Episode:
 
     def _observe(self, text: str, execution: Execution | None = None, seconds: float = 0.0) -> None:
         rules, tokenizer = self.rules, self._tokenizer
-        ids = None if tokenizer is None else tuple(tokenizer.encode(text, add_special_tokens=False))
+        ids = None if tokenizer is None else encode_result(tokenizer, text)
         remaining = _remaining(rules.max_characters, len(self.transcript.response_text))
         reason = None
         # The model must have room left to answer. A result that would leave none is recorded, but not shown.
@@ -373,6 +373,15 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
             messages, add_generation_prompt=True, tokenize=True, return_dict=False
         )
     )
+
+
+def encode_result(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Token ids of what the environment writes.
+
+    A special token's name that a program prints is spelled out, so that no program can end the sequence or begin another
+    speaker's turn.
+    """
+    return tuple(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
 
 def decode(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:

@@ -26,7 +26,7 @@ class PairTokenizer:
     def __init__(self) -> None:
         self._ids: dict[str, int] = {"<eos>": 0}
 
-    def encode(self, text, *, add_special_tokens=False):
+    def encode(self, text, **_):
         pairs = [text[i : i + 2] for i in range(0, len(text), 2)]
         return [self._ids.setdefault(pair, len(self._ids)) for pair in pairs]
 
@@ -104,9 +104,11 @@ def act(episode: Episode, tokenizer: PairTokenizer | None, text: str, eos: bool 
     if tokenizer is None:
         return episode.act(text)
     ids = tokenizer.encode(text)
+    stop_reason = "tag"
     if eos and not any(tag in text for tag in ("</code>", "</answer>")):
         ids.append(tokenizer.eos_token_id)
-    return episode.act_ids(Generation(tuple(ids), (-0.5,) * len(ids), "eos" if eos else "tag"))
+        stop_reason = "eos"
+    return episode.act_ids(Generation(tuple(ids), (-0.5,) * len(ids), stop_reason))
 
 
 def outline(transcript: Transcript) -> list[tuple[str, str]]:

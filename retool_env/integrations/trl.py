@@ -13,7 +13,6 @@ Rewards are the environment's; the loss mask is the transcript's.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,16 +21,23 @@ from trl import GRPOTrainer
 
 from retool_env.metrics import summarise
 from retool_env.problems import ProblemSource
-from retool_env.rollout.engine import RolloutEngine
+from retool_env.rollout.engine import RolloutEngine, run_blocking
 from retool_env.transcript import StopReason, Transcript
 
 
-def training_rows(transcripts: Sequence[Transcript], eos_token_id: int) -> dict[str, list[Any]]:
+def training_rows(
+    transcripts: Sequence[Transcript], eos_token_ids: Sequence[int]
+) -> dict[str, list[Any]]:
     """The rows that a `rollout_func` returns, one a transcript, in order.
 
     An episode that ended by its own rules ends in an end-of-sequence token: the one that the model sampled, or else
     one with mask 0, so that TRL counts as truncated what the environment does. An infrastructure failure becomes one
-    masked token: with a reward of `None` it leaves no trace in its group.
+    masked token: with a reward of `None` it enters neither its group's mean nor any gradient. (Losses that divide by the
+    number of rows, `grpo` and `dr_grpo`, still count it there.)
+
+    Args:
+        transcripts: Finished episodes.
+        eos_token_ids: Every token that ends a sequence; the first is the one appended.
 
     Returns:
         `prompt_ids`, `completion_ids`, `logprobs` (0.0 where the mask is 0), `env_mask` (1: sampled by the model) and
@@ -45,8 +51,8 @@ def training_rows(transcripts: Sequence[Transcript], eos_token_id: int) -> dict[
         if transcript.stop_reason is StopReason.INFRASTRUCTURE:
             ids, mask, logprobs = [], [], []
         ended = transcript.stop_reason is not None and transcript.stop_reason.terminated
-        if not ids or (ended and ids[-1] != eos_token_id):
-            ids, mask, logprobs = [*ids, eos_token_id], [*mask, 0], [*logprobs, 0.0]
+        if not ids or (ended and ids[-1] not in eos_token_ids):
+            ids, mask, logprobs = [*ids, eos_token_ids[0]], [*mask, 0], [*logprobs, 0.0]
         rows["prompt_ids"].append(transcript.prompt_ids)
         rows["completion_ids"].append(ids)
         rows["logprobs"].append(logprobs)
@@ -101,15 +107,31 @@ class EngineRollouts:
         self.on_rollouts = on_rollouts
 
     def __call__(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
-        """Run the episodes of one generation batch."""
+        """Run the episodes of one generation batch.
+
+        Raises:
+            ValueError: If the policy samples at another temperature than the loss assumes.
+            RuntimeError: If the sandbox failed in every episode, so that there is nothing to learn from.
+        """
+        temperature = getattr(self.engine.policy, "temperature", trainer.temperature)
+        if temperature != trainer.temperature or not temperature > 0:
+            raise ValueError(
+                f"the policy samples at temperature {temperature}, the loss takes it for {trainer.temperature}: both must be "
+                "the same, and above 0"
+            )
         step = trainer.state.global_step
-        asyncio.run(self.engine.policy.update_weights(step))
+        run_blocking(self.engine.policy.update_weights(step))
         problems = [self.problems.get(problem_id) for problem_id in prompts]
         seed = (self.seed, step, trainer.accelerator.process_index)
         transcripts = [group[0] for group in self.engine.run(problems, 1, seed)]
         if self.on_rollouts is not None:
             self.on_rollouts(step, transcripts)
-        return training_rows(transcripts, trainer.processing_class.eos_token_id)
+        if all(t.stop_reason is StopReason.INFRASTRUCTURE for t in transcripts):
+            raise RuntimeError(
+                f"the sandbox failed in all {len(transcripts)} episodes of step {step}; `retool doctor` checks it, and the run "
+                "can go on from its last checkpoint"
+            )
+        return training_rows(transcripts, trainer.eos_token_ids)
 
 
 def episode_reward(
@@ -143,6 +165,8 @@ class EngineGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
-        sampled = output["sampling_per_token_logps"]
+        sampled = output.get("sampling_per_token_logps")
+        if sampled is None:
+            raise ValueError("the rollouts carry no log-probs: use EngineRollouts as rollout_func")
         output["old_per_token_logps"] = sampled.to(dtype=torch.float32)
         return output

@@ -59,7 +59,7 @@ def _bracket(term: _Term) -> _Term:
 
 def _level_1(rng: random.Random) -> _Term:
     term = _number(rng, 1)
-    for _ in range(rng.choice((2, 3))):
+    for _ in range(rng.choice((3, 4, 5))):
         term = term + _number(rng, 1)
     return term
 
@@ -161,7 +161,7 @@ def arithmetic(
 ) -> Arithmetic:
     """Make integer arithmetic, such as "Compute (12 + 34) * 56 - 7.".
 
-    1: a sum of three or four one-digit numbers; 2: two digits times one, or a sum or difference of
+    1: a sum of four to six one-digit numbers; 2: two digits times one, or a sum or difference of
     two two-digit numbers; 3: a two-digit product, perhaps with a summand; 4: two-digit operands in
     one or two brackets; 5: three-digit operands, nested brackets, a three-digit product. Answers
     are integers, negative ones too. The metadata hold the `difficulty` and the `expression`, valid
@@ -170,7 +170,7 @@ def arithmetic(
     Args:
         seed: Another seed, other problems.
         difficulty: From 1 to 5, or a tuple of which the problems take turns.
-        size: How many problems. The lower levels repeat themselves: level 1 has some 7,000.
+        size: How many problems. The lower levels repeat themselves: level 2 has some 17,000.
         split: A tenth of all expressions is "test", whatever the seed; the rest is "train".
 
     Raises:

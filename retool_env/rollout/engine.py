@@ -10,6 +10,8 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -107,7 +109,7 @@ class RolloutEngine:
                 if on_group is not None:
                     on_group(index, group)
 
-        asyncio.run(collect())
+        run_blocking(collect())
         return results
 
     async def episode(self, problem: Problem, seed: Sequence[int]) -> Transcript:
@@ -160,3 +162,13 @@ async def _all(episodes: list[Coroutine[None, None, Transcript]]) -> list[Transc
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def run_blocking[T](coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end, also where a loop runs already (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()

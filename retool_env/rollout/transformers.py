@@ -1,6 +1,7 @@
 """TransformersPolicy: a causal language model of transformers, batched, on the CPU or a GPU.
 
-Requests that arrive together are sampled as one batch, left-padded, with a key-value cache; rows that are done leave it.
+Requests that arrive together are sampled as one batch, left-padded, with a key-value cache. A row that is done leaves the
+batch, and its turn is handed over at once; requests that come meanwhile wait for the next batch.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from retool_env.episode import Generation, decode
+
+StopReason = Literal["tag", "eos", "length"]
 
 
 @dataclass(eq=False)
@@ -25,9 +29,21 @@ class _Request:
     budget: int
     uniform: random.Random
     future: asyncio.Future[Generation]
+    started: float = 0.0
     sampled: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    stop_reason: str | None = None
+
+    def finish(self, stop_reason: StopReason) -> None:
+        """Hand the turn to whoever waits for it, from the thread that samples."""
+        turn = Generation(
+            tuple(self.sampled), tuple(self.logprobs), stop_reason, time.monotonic() - self.started
+        )
+        self.future.get_loop().call_soon_threadsafe(_resolve, self.future, turn)
+
+
+def _resolve(future: asyncio.Future[Generation], turn: Generation) -> None:
+    if not future.done():
+        future.set_result(turn)
 
 
 class TransformersPolicy:
@@ -39,7 +55,7 @@ class TransformersPolicy:
         tokenizer: Its tokenizer.
         temperature: Of sampling; 0 is greedy.
         top_p: Nucleus mass. Training needs 1.0, so that log-probs are those of the model itself.
-        max_batch: Rows sampled together.
+        max_batch: Rows sampled together, at most.
         linger: Seconds that a batch waits for more requests while they keep coming.
 
     Raises:
@@ -74,6 +90,8 @@ class TransformersPolicy:
         self._eos = {tokenizer.eos_token_id, *declared} - {None}
         self._text_of: dict[int, str] = {}
         self._pending: list[_Request] = []
+        # Of its own, so that no burst of other work in the loop's executor stands before it.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampling")
         self._server: asyncio.Task[None] | None = None
 
     async def act(
@@ -108,25 +126,12 @@ class TransformersPolicy:
                 await asyncio.sleep(self.linger)
             batch = [r for r in self._pending[: self.max_batch] if not r.future.cancelled()]
             del self._pending[: self.max_batch]
-            started = time.monotonic()
             try:
-                await asyncio.to_thread(self._sample, batch)
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._sample, batch)
             except Exception as error:
                 for request in batch:
                     if not request.future.done():
                         request.future.set_exception(error)
-                continue
-            seconds = time.monotonic() - started
-            for request in batch:
-                if not request.future.done():
-                    request.future.set_result(
-                        Generation(
-                            tuple(request.sampled),
-                            tuple(request.logprobs),
-                            request.stop_reason or "length",  # type: ignore[arg-type]
-                            seconds,
-                        )
-                    )
 
     @torch.no_grad()
     def _sample(self, batch: list[_Request]) -> None:
@@ -135,12 +140,19 @@ class TransformersPolicy:
         training = self.model.training
         self.model.eval()
         try:
-            self._sample_rows(batch)
+            last = self._sample_rows(batch)
         finally:
             self.model.train(training)
+        # Handed over only now: whoever waits for the last turn may train as soon as it has it.
+        for row, stop_reason in last:
+            row.finish(stop_reason)
 
-    def _sample_rows(self, rows: list[_Request]) -> None:
+    def _sample_rows(self, rows: list[_Request]) -> list[tuple[_Request, StopReason]]:
+        """Sample until all rows are done; returns those that were done last, not handed over yet."""
         device = self.model.device
+        started = time.monotonic()
+        for row in rows:
+            row.started = started
         longest = max(len(row.token_ids) for row in rows)
         pad = self.tokenizer.pad_token_id or 0
         input_ids = torch.tensor(
@@ -160,13 +172,21 @@ class TransformersPolicy:
                 logits_to_keep=1,
             )
             tokens, logprobs = self._draw(output.logits[:, -1], rows)
-            for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist(), strict=True):
+            alive, done = [], []
+            for i, (row, token, logprob) in enumerate(
+                zip(rows, tokens.tolist(), logprobs.tolist(), strict=True)
+            ):
                 row.sampled.append(token)
                 row.logprobs.append(logprob)
-                row.stop_reason = self._stop_reason(row, token)
-            alive = [i for i, row in enumerate(rows) if row.stop_reason is None]
+                stop_reason = self._stop_reason(row, token)
+                if stop_reason is not None:
+                    done.append((row, stop_reason))
+                elif not row.future.cancelled():
+                    alive.append(i)
             if not alive:
-                return
+                return done
+            for row, stop_reason in done:
+                row.finish(stop_reason)
             positions = positions[:, -1:] + 1
             input_ids = tokens[:, None]
             if len(alive) < len(rows):
@@ -204,7 +224,7 @@ class TransformersPolicy:
         tokens = tokens.clamp(max=logits.shape[-1] - 1)
         return tokens[:, 0], logprobs.gather(-1, tokens)[:, 0]
 
-    def _stop_reason(self, row: _Request, token: int) -> str | None:
+    def _stop_reason(self, row: _Request, token: int) -> Literal["tag", "eos", "length"] | None:
         if token in self._eos:
             return "eos"
         if token not in self._text_of:

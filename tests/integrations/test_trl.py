@@ -254,14 +254,15 @@ def finish(reason: StopReason, sampled_eos: bool = False) -> Transcript:
     tokenizer = make_tokenizer()
     episode = Episode(Problem(id="p", question="q", answer="1"), RULES, tokenizer)
     ids = tuple(tokenizer.encode("hm")) + ((tokenizer.eos_token_id,) if sampled_eos else ())
-    episode.act_ids(Generation(ids, (-1.0,) * len(ids), "length"))
+    reason_sampled = "eos" if sampled_eos else "length"
+    episode.act_ids(Generation(ids, (-1.0,) * len(ids), reason_sampled))
     return dataclasses.replace(episode.transcript, stop_reason=reason)
 
 
 def test_an_end_of_sequence_is_appended_unless_sampled_and_never_trained():
     eos = make_tokenizer().eos_token_id
     for reason in StopReason:
-        rows = training_rows([finish(reason)], eos)
+        rows = training_rows([finish(reason)], [eos])
         [ids], [mask], [logprobs] = rows["completion_ids"], rows["env_mask"], rows["logprobs"]
         assert len(ids) == len(mask) == len(logprobs)
         if reason is StopReason.INFRASTRUCTURE:
@@ -270,7 +271,7 @@ def test_an_end_of_sequence_is_appended_unless_sampled_and_never_trained():
             assert ids[-1] == eos and mask == [1, 1, 0]
         else:
             assert ids[-1] != eos and mask == [1, 1]  # what TRL then counts as truncated
-    rows = training_rows([finish(StopReason.STOPPED, sampled_eos=True)], eos)
+    rows = training_rows([finish(StopReason.STOPPED, sampled_eos=True)], [eos])
     assert rows["completion_ids"][0].count(eos) == 1 and rows["env_mask"] == [[1, 1, 1]]
 
 
@@ -278,7 +279,7 @@ def test_text_transcripts_are_refused():
     episode = Episode(Problem(id="p", question="q", answer="1"), Rules())
     episode.act("hm")
     with pytest.raises(ValueError, match="no token ids"):
-        training_rows([episode.transcript], 0)
+        training_rows([episode.transcript], [0])
 
 
 def test_a_policy_with_top_p_is_refused():
@@ -287,6 +288,50 @@ def test_a_policy_with_top_p_is_refused():
 
     with pytest.raises(ValueError, match="top_p"):
         EngineRollouts(RolloutEngine(Nucleus(make_tokenizer()), RULES, Box()), PROBLEMS)
+
+
+def test_a_policy_at_another_temperature_is_refused(checkpoint, tmp_path):
+    policy = Varied(make_tokenizer())
+    policy.temperature = 0.7
+    trainer, _ = make_trainer(checkpoint, tmp_path, policy=policy)
+    with pytest.raises(ValueError, match=r"temperature 0\.7"):
+        batch_of(trainer)
+
+
+def test_a_sandbox_that_always_fails_ends_the_run(checkpoint, tmp_path):
+    policy = Varied(make_tokenizer(), program="fail")
+    trainer, rollouts = make_trainer(checkpoint, tmp_path, policy=policy)
+    with pytest.raises(RuntimeError, match="all 16 episodes"):
+        batch_of(trainer)
+    assert len(rollouts) == 16  # the record of what happened is kept
+
+
+def test_old_logprobs_stay_with_their_tokens_through_accumulation(checkpoint, tmp_path):
+    """Batches are shuffled and split on the way to the loss: the ratio is 1 only if all move together."""
+    trainer, _ = make_trainer(
+        checkpoint,
+        tmp_path,
+        policy="model",
+        per_device_train_batch_size=GROUP,
+        gradient_accumulation_steps=4,
+    )
+    ratios = []
+    original = trainer._compute_loss
+
+    def watched(model, inputs):
+        logps, _, _ = trainer._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
+            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1),
+            inputs["completion_ids"].shape[1],
+        )
+        kept = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
+        ratios.append((logps - inputs["old_per_token_logps"])[kept].abs().max().item())
+        return original(model, inputs)
+
+    trainer._compute_loss = watched
+    trainer.train()
+    assert len(ratios) == 4 and max(ratios) < 1e-3
 
 
 def test_the_data_set_repeats_no_problem_before_all_were_drawn():

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from retool_env.episode import Episode, Rules, decode
+from retool_env.episode import Episode, Generation, Rules, decode
 from retool_env.problems import Problem
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.rollout.transformers import TransformersPolicy
@@ -181,6 +181,71 @@ def test_sampling_stops_at_the_token_that_completes_a_tag_and_keeps_it_whole(mod
     )
 
 
+def test_a_turn_is_handed_over_while_longer_ones_go_on(model, tokenizer):
+    policy = TransformersPolicy(model, tokenizer)
+    order = []
+
+    async def turn(name, budget):
+        await policy.act(tokenizer.encode("problem"), ("never",), budget, seed=1)
+        order.append((name, policy._thread._work_queue.qsize(), policy._server.done()))
+
+    async def both():
+        await asyncio.gather(turn("long", 150), turn("short", 1))
+
+    asyncio.run(both())
+    (first, _, served), _ = order
+    assert first == "short" and not served
+
+
+def test_cancelled_turns_end_their_batch_early(model, tokenizer):
+    policy = TransformersPolicy(model, tokenizer)
+    steps = []
+    forward = policy.model.forward
+
+    def counting(*args, **kwargs):
+        steps.append(1)
+        return forward(*args, **kwargs)
+
+    async def cancel():
+        task = asyncio.create_task(policy.act(tokenizer.encode("x"), ("never",), 240, seed=1))
+        while not steps:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    policy.model.forward = counting
+    try:
+        asyncio.run(cancel())
+        policy._thread.shutdown()
+    finally:
+        policy.model.forward = forward
+    assert len(steps) < 200
+
+
+def test_another_end_of_sequence_than_the_tokenizers_ends_a_turn_too(model, tokenizer):
+    biased = Biased(model.config)
+    other = tokenizer.pad_token_id
+    biased.generation_config.eos_token_id = [tokenizer.eos_token_id, other]
+    biased.script, biased.start = [other], len(tokenizer.encode("x"))
+    policy = TransformersPolicy(biased, tokenizer)
+    [turn] = act(policy, [tokenizer.encode("x")], budget=9)
+    assert turn.stop_reason == "eos"
+    episode = Episode(PROBLEM, Rules(max_tokens=100), tokenizer)
+    episode.act_ids(turn)
+    assert episode.transcript.stop_reason is StopReason.STOPPED
+    assert episode.transcript.response_text == "" and episode.transcript.completion_ids == [other]
+
+
+def test_a_printed_special_token_is_spelled_out(tokenizer):
+    episode = Episode(PROBLEM, Rules(max_tokens=200), tokenizer)
+    ids = tuple(tokenizer.encode("<code>print(1)</code>"))
+    episode.act_ids(Generation(ids, (0.0,) * len(ids), "tag"))
+    episode.executed(Execution(Outcome.OK, "<|end|> <|pad|>\n"))
+    span = episode.transcript.spans[-1]
+    assert not {tokenizer.eos_token_id, tokenizer.pad_token_id} & set(span.token_ids)
+    assert decode(tokenizer, span.token_ids) == span.text
+
+
 def test_length_and_end_of_sequence(model, tokenizer):
     biased = Biased(model.config)
     ids = tokenizer.encode("x")
@@ -253,11 +318,14 @@ def test_whole_episodes_keep_every_id_the_model_saw(model, tokenizer):
     for transcript in transcripts:
         check_transcript(transcript)
         whole = tuple(transcript.prompt_ids + transcript.completion_ids)
-        turns = [(shown, wrote) for shown, wrote in seen if whole[: len(shown)] == shown]
-        model_spans = [s for s in transcript.spans if s.author == "model"]
-        assert len(turns) >= len(model_spans)
-        for span in model_spans:
-            assert any(wrote[: len(span.token_ids)] == span.token_ids for _, wrote in turns)
+        at = 0
+        for span in transcript.spans:
+            if (
+                span.author == "model"
+            ):  # the ids it was shown are those before it, and it wrote its own
+                assert (whole[:at], span.token_ids) in seen
+            at += len(span.token_ids)
+        assert at == len(whole)
 
 
 def test_a_tag_inside_a_token_through_a_whole_episode(tokenizer):
