@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
@@ -116,6 +117,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             "logging_steps": 1,
             "save_total_limit": 1,
             "bf16": False,
+            "dataloader_pin_memory": torch.cuda.is_available(),
             "shuffle_dataset": False,
             "report_to": "none",
             "disable_tqdm": True,

@@ -9,8 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 console = Console()
+logging.disable_progress_bar()  # that of loading and saving weights would break into ours
 
 
 class Bar:

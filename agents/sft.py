@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
@@ -96,6 +97,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             "logging_steps": 10,
             "save_total_limit": 1,
             "bf16": False,
+            "dataloader_pin_memory": torch.cuda.is_available(),
             "max_length": None,
             "report_to": "none",
             "disable_tqdm": True,

@@ -6,12 +6,11 @@ errors are one token each, so a turn takes a dozen tokens.
 
 from __future__ import annotations
 
-import string
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 TAGS = (
     "<code>\n```python\n",
@@ -37,20 +36,14 @@ SPACE = "Ġ"
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of all 256 bytes, pairs of digits, and the tags."""
+    """A tokenizer of all 256 bytes, signs between spaces, and the tags."""
     tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [(a, b) for a in string.digits for b in string.digits]
+    merges = []
     for sign in "+-*=":
         merges += [(SPACE, sign), (SPACE + sign, SPACE)]
     tokens += [a + b for a, b in merges]
     tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
-    # Digits pair up from the left, whatever surrounds them: an operand below 100 is one token.
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"\d{1,2}"), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|pad|>", "<|end|>"])
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
@@ -59,7 +52,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(seed: int) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
+def make_model(seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """A randomly initialised model and its tokenizer.
 
     Args:
@@ -67,7 +60,8 @@ def make_model(seed: int) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
     """
     tokenizer = make_tokenizer()
     torch.manual_seed(seed)
-    config = Qwen2Config(
+    # Of a Llama, because for some other kinds AutoTokenizer puts its own way of splitting in place of a saved tokenizer's.
+    config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=384,
@@ -81,7 +75,7 @@ def make_model(seed: int) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    return Qwen2ForCausalLM(config), tokenizer
+    return LlamaForCausalLM(config), tokenizer
 
 
 def make_checkpoint(folder: Path, seed: int) -> Path:

@@ -83,7 +83,7 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     """`retool eval`."""
     from retool_env.env import make_task
     from retool_env.evaluation import evaluate, table
-    from retool_env.metrics import summarise
+    from retool_env.provenance import versions
     from retool_env.sandbox import make_sandbox
     from retool_env.transcript import Transcript, write_transcripts
 
@@ -114,18 +114,15 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     (out / "transcripts.jsonl").unlink(missing_ok=True)
     started = time.monotonic()
-    done: list[Transcript] = []
+    done = right = 0
 
     def on_group(index: int, group: list[Transcript]) -> None:
-        done.extend(group)
+        nonlocal done, right
+        done += len(group)
+        right += sum(bool(transcript.correct) for transcript in group)
         write_transcripts(out / "transcripts.jsonl", group)
-        summary = summarise(done)
-        shown = f"{summary.accuracy.mean:.1%}" if summary.accuracy else "–"
         seconds = time.monotonic() - started
-        print(
-            f"{len(done)}/{count * arguments.k} episodes, {seconds:.0f} s, accuracy {shown}",
-            flush=True,
-        )
+        print(f"{done}/{count * arguments.k} episodes, {seconds:.0f} s, {right} right", flush=True)
 
     try:
         summary, _ = evaluate(
@@ -136,6 +133,8 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
             sandbox.close()
     record = {
         "command": {k: str(v) for k, v in vars(arguments).items()},
+        "settings": settings,
+        "versions": versions(),
         "seconds": round(time.monotonic() - started, 1),
         **summary.to_json(),
     }

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from agents import grpo
@@ -67,6 +68,18 @@ def weights(folder):
     return list(AutoModelForCausalLM.from_pretrained(folder).parameters())
 
 
+def stop_at(patch, step):
+    """A Ctrl-C as that step begins."""
+    original = grpo.EngineRollouts.__call__
+
+    def stopping(self, prompts, trainer):
+        if trainer.state.global_step == step:
+            raise KeyboardInterrupt
+        return original(self, prompts, trainer)
+
+    patch.setattr(grpo.EngineRollouts, "__call__", stopping)
+
+
 def test_a_run_leaves_all_its_records(initial, tmp_path, solving):
     folder = tmp_path / "g"
     checkpoint = grpo.train(settings(initial), folder)
@@ -94,20 +107,13 @@ def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch)
     """With the model's own sampling, so that seeds, problems, weights and optimizer must all come back."""
     whole = grpo.train(settings(initial), tmp_path / "whole")
 
-    class Stop(KeyboardInterrupt):
-        pass
-
-    original = grpo.EngineRollouts.__call__
-
-    def stop_at_2(self, prompts, trainer):
-        if trainer.state.global_step == 2:
-            raise Stop
-        return original(self, prompts, trainer)
-
     with monkeypatch.context() as patch:
-        patch.setattr(grpo.EngineRollouts, "__call__", stop_at_2)
-        with pytest.raises(Stop):
+        stop_at(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
             grpo.train(settings(initial), tmp_path / "cut")
+    (
+        tmp_path / "cut" / "trainer" / "checkpoint-3"
+    ).mkdir()  # as a stop in the middle of saving leaves it
     with pytest.raises(SettingsError, match="--resume"):
         grpo.train(settings(initial), tmp_path / "cut")
     resumed = grpo.train(settings(initial), tmp_path / "cut", resume=True)
@@ -127,7 +133,25 @@ def test_lora_trains_the_adapter_and_leaves_a_merged_model(initial, tmp_path, so
         not torch.equal(a, b) for a, b in zip(weights(initial), weights(checkpoint), strict=True)
     ]
     assert any(changed) and not all(changed)  # norms and embeddings stay as they were
-    assert (folder / "adapter" / "adapter_config.json").is_file()
+    merged = AutoModelForCausalLM.from_pretrained(checkpoint)
+    base = AutoModelForCausalLM.from_pretrained(initial)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        before = base(ids).logits.clone()
+        apart = PeftModel.from_pretrained(base, folder / "adapter")(ids).logits
+        torch.testing.assert_close(merged(ids).logits, apart, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(before, apart)
+
+
+def test_a_stopped_lora_run_goes_on_to_the_same_weights(initial, tmp_path, monkeypatch):
+    whole = grpo.train(settings(initial, lora_rank=4, steps=2), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            grpo.train(settings(initial, lora_rank=4, steps=2), tmp_path / "cut")
+    resumed = grpo.train(settings(initial, lora_rank=4, steps=2), tmp_path / "cut", resume=True)
+    for a, b in zip(weights(whole), weights(resumed), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 def test_text_only_runs_no_program(initial, tmp_path, solving, monkeypatch):
@@ -137,11 +161,22 @@ def test_text_only_runs_no_program(initial, tmp_path, solving, monkeypatch):
     assert not any(t.calls for t in read_transcripts(folder / "transcripts.jsonl"))
 
 
-def test_a_batch_that_does_not_divide_is_refused(initial, tmp_path):
-    with pytest.raises(SettingsError, match="micro_batch=3"):
-        grpo.train(settings(initial, micro_batch=3), tmp_path / "x")
-
-
-def test_a_model_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(SettingsError, match="python -m agents smollm2"):
-        grpo.train(settings("runs/models/smollm2-none"), tmp_path / "x")
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"micro_batch": 3}, "micro_batch=3"),
+        ({"model": "runs/models/smollm2-none"}, "python -m agents smollm2"),
+        ({"dtype": "bf16"}, "bfloat16"),
+        ({"trl": {"lerning_rate": 1}}, "did you mean 'learning_rate'"),
+        ({"trl": {"temperature": 1}}, "setting of our own"),
+        ({"env.max_callz": 1}, "did you mean 'max_calls'"),
+        ({"env.id": "ReTool-None-v0"}, "no environment"),
+        ({"env.prompt_template": "{query}" + "x" * 600}, "shorter"),
+        ({"sandbox": "none"}, "no sandbox"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_made(initial, tmp_path, overrides, said):
+    folder = tmp_path / "x"
+    with pytest.raises((SettingsError, ValueError), match=said):
+        grpo.train(settings(initial, **overrides), folder)
+    assert not folder.exists()

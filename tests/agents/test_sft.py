@@ -1,18 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from trl import SFTConfig, SFTTrainer
 
 from agents import sft
 from agents.settings import SettingsError, load_settings
-from agents.tiny import make_checkpoint, make_tokenizer
+from agents.tiny import make_model, make_tokenizer
 from agents.traces import make_traces
 from retool_env.episode import Rules
 from retool_env.problems import arithmetic
+from retool_env.transcript import write_transcripts
 
 RULES = Rules(max_tokens=200, max_calls=3, prompt_template="{query}\n")
 TOKENIZER = make_tokenizer()
@@ -41,13 +43,25 @@ def test_labels_are_the_models_own_tokens_and_nothing_else(traces):
 
 
 def test_the_gradient_at_interpreter_tokens_logits_is_exactly_zero(traces, tmp_path):
-    """Through the collator and the model's own shift, so that a mask off by one would show."""
-    model = AutoModelForCausalLM.from_pretrained(make_checkpoint(tmp_path, 0), dtype=torch.float32)
-    rows = list(sft.sft_dataset(traces))
-    batch = DataCollatorForLanguageModeling(pad_token_id=TOKENIZER.pad_token_id)(rows)
-    output = model(**batch)
+    """Through TRL's own preparation, collator and shift, so that a mask off by one would show."""
+    trainer = SFTTrainer(
+        model=make_model(0)[0],
+        args=SFTConfig(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=len(traces),
+            train_sampling_strategy="sequential",
+            max_length=None,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to="none",
+        ),
+        train_dataset=sft.sft_dataset(traces),
+        processing_class=TOKENIZER,
+    )
+    [batch] = trainer.get_train_dataloader()
+    loss, output = trainer.compute_loss(trainer.model, batch, return_outputs=True)
     output.logits.retain_grad()
-    output.loss.backward()
+    loss.backward()
     gradient = output.logits.grad.abs().sum(-1)
     for i, trace in enumerate(traces):
         at = 0
@@ -113,6 +127,21 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     assert steps == [1, 2, 3]
 
 
-def test_a_missing_data_file_is_refused(tmp_path):
+def test_a_file_of_traces_is_trained_on_if_it_is_right(traces, tmp_path):
+    path = tmp_path / "traces.jsonl"
+    wrong = dataclasses.replace(traces[0], correct=False, reward=-1.0)
+    write_transcripts(path, [*traces, wrong])
+    assert sft.read_traces(path, TOKENIZER) == traces
+    sft.train(settings(data=str(path), batch_size=4), tmp_path / "run")
+    assert not (tmp_path / "run" / "traces.jsonl").exists()
+
+    write_transcripts(tmp_path / "wrong.jsonl", [wrong])
+    with pytest.raises(SettingsError, match="no trace"):
+        sft.read_traces(tmp_path / "wrong.jsonl", TOKENIZER)
+    spans = tuple(dataclasses.replace(s, token_ids=s.token_ids[::-1]) for s in traces[0].spans)
+    write_transcripts(tmp_path / "other.jsonl", [dataclasses.replace(traces[0], spans=spans)])
+    with pytest.raises(SettingsError, match="tokenizer"):
+        sft.read_traces(tmp_path / "other.jsonl", TOKENIZER)
     with pytest.raises(SettingsError, match="no file"):
         sft.train(settings(data="nowhere.jsonl"), tmp_path / "x")
+    assert not (tmp_path / "x").exists()

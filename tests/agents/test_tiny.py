@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +10,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents.tiny import TAGS, make_checkpoint, make_tokenizer
 
-TOKENIZER = make_tokenizer()
+
+def reloaded():
+    """As everyone else loads it: what counts is the tokenizer that comes out of a checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        return AutoTokenizer.from_pretrained(make_checkpoint(Path(folder), seed=0))
+
+
+TOKENIZER = reloaded()
 
 
 @given(st.one_of(st.text(), st.lists(st.sampled_from([*TAGS, "12", "7", " + ", "é"])).map("".join)))
@@ -21,9 +31,9 @@ def test_tags_are_one_token_each(tag):
     assert len(TOKENIZER.encode(tag)) == 1
 
 
-def test_operands_below_a_hundred_are_one_token():
+def test_digits_are_one_token_each_and_signs_bring_their_spaces():
     texts = [TOKENIZER.decode([i]) for i in TOKENIZER.encode("(27 + 5) * 123")]
-    assert texts == ["(", "27", " + ", "5", ")", " * ", "12", "3"]
+    assert texts == ["(", "2", "7", " + ", "5", ")", " * ", "1", "2", "3"]
 
 
 def test_the_checkpoint_is_of_about_a_million_parameters_and_loads_as_any_other(tmp_path):
@@ -32,5 +42,5 @@ def test_the_checkpoint_is_of_about_a_million_parameters_and_loads_as_any_other(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert 0.8e6 < sum(p.numel() for p in model.parameters()) < 1.2e6
     text = "<code>\n```python\nprint(1)\n```\n</code>π"
-    assert tokenizer.encode(text) == TOKENIZER.encode(text)
+    assert tokenizer.encode(text) == make_tokenizer().encode(text)
     assert tokenizer.eos_token_id != tokenizer.pad_token_id
