@@ -165,8 +165,21 @@ def serve(wall_seconds: float, memory_mb: int) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         print(int(verdict), file=replies, flush=True)
         # What earlier answers left behind must not make a later one fail for want of memory.
-        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > memory_mb * 1024 // 2:
+        if _resident_mb() > memory_mb // 2:
             os._exit(0)
+
+
+def _resident_mb() -> float:
+    """Memory in use.
+
+    `ru_maxrss` would not do: it is inherited from the process that started this one, so that below
+    a large trainer every answer would end its worker.
+    """
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize() / (1 << 20)
+    except OSError:  # no /proc: the address space limit remains
+        return 0.0
 
 
 if __name__ == "__main__":

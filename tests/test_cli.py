@@ -102,7 +102,7 @@ WRONG = {
     "no such folder": (["eval", "--env", ARITHMETIC, "--model", "./none"], "folder './none'"),
     "no problem": ([*EVAL, "--problems", "0"], "--problems must be at least 1, not 0"),
     "no episode": ([*EVAL, "--k", "0"], "--k must be at least 1, not 0"),
-    "no token": ([*EVAL, "--max-tokens", "0"], "max_tokens must be above 0"),
+    "no token": ([*EVAL, "--max-tokens", "0"], "max_tokens must be a number above 0"),
     "no pair": ([*EVAL, "difficulty"], "'difficulty' is no key=value"),
     "unknown setting": ([*EVAL, "max_call=3"], "max_calls, max_tokens"),
     "unknown setting to play": (["play", "max_call=3"], "max_calls, max_tokens"),

@@ -22,7 +22,7 @@ class CharacterTokenizer:
     eos_token_id = 0
     chat_template = None
 
-    def encode(self, text, *, add_special_tokens=False):
+    def encode(self, text, **_):
         return [ord(c) for c in text]
 
     def decode(self, token_ids, **_):

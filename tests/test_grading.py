@@ -4,6 +4,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -314,6 +316,20 @@ def test_close_ends_the_processes_and_a_fork_starts_its_own(impatient):
     assert impatient.is_equivalent("2/4", "0.5") and impatient._all == {worker}
     impatient.close()
     assert worker.process.poll() is not None
+
+
+def test_a_worker_below_a_large_process_lives_on():
+    """A trainer holds gigabytes, and the peak of whoever starts a process is inherited by it."""
+    program = (
+        "ballast = b'x' * (700 << 20)\n"
+        "from retool_env.grading import Grader\n"
+        "grader = Grader(memory_mb=1024, workers=1)\n"
+        "assert grader.is_equivalent('1/2', '0.5')\n"
+        "(first,) = grader._all\n"
+        "assert grader.is_equivalent('2/4', '0.5') and grader._all == {first}\n"
+        "assert first.process.poll() is None\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def test_a_broken_installation_is_an_error_and_not_a_wrong_answer(monkeypatch, tmp_path):

@@ -88,6 +88,7 @@ def make_trainer(checkpoint, tmp_path, policy=None, box=None, seed=0, **settings
                 "shuffle_dataset": False,
                 "disable_tqdm": True,
                 "gradient_checkpointing": False,
+                "dataloader_pin_memory": False,
                 **settings,
             },
         ),
