@@ -105,18 +105,18 @@ def test_a_run_leaves_all_its_records(initial, tmp_path, solving):
 
 def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch):
     """With the model's own sampling, so that seeds, problems, weights and optimizer must all come back."""
-    whole = grpo.train(settings(initial), tmp_path / "whole")
+    whole = grpo.train(settings(initial, save_steps=2), tmp_path / "whole")
 
     with monkeypatch.context() as patch:
-        stop_at(patch, 2)
+        stop_at(patch, 3)  # after the last checkpoint: that step's records must not stay
         with pytest.raises(KeyboardInterrupt):
-            grpo.train(settings(initial), tmp_path / "cut")
+            grpo.train(settings(initial, save_steps=2), tmp_path / "cut")
     (
         tmp_path / "cut" / "trainer" / "checkpoint-3"
     ).mkdir()  # as a stop in the middle of saving leaves it
     with pytest.raises(SettingsError, match="--resume"):
-        grpo.train(settings(initial), tmp_path / "cut")
-    resumed = grpo.train(settings(initial), tmp_path / "cut", resume=True)
+        grpo.train(settings(initial, save_steps=2), tmp_path / "cut")
+    resumed = grpo.train(settings(initial, save_steps=2), tmp_path / "cut", resume=True)
     for a, b in zip(weights(whole), weights(resumed), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
     assert list(read_transcripts(tmp_path / "cut" / "transcripts.jsonl")) == list(

@@ -291,6 +291,21 @@ def test_a_policy_with_top_p_is_refused():
         EngineRollouts(RolloutEngine(Nucleus(make_tokenizer()), RULES, Box()), PROBLEMS)
 
 
+def test_every_step_samples_with_seeds_of_its_own(checkpoint, tmp_path):
+    seeds = []
+
+    class Watching(Varied):
+        async def act(self, token_ids, stop, budget, seed):
+            seeds.append(seed)
+            return await super().act(token_ids, stop, budget, seed)
+
+    trainer, _ = make_trainer(checkpoint, tmp_path, policy=Watching(make_tokenizer()))
+    for step in (0, 1):
+        trainer.state.global_step = step
+        trainer.rollout_func(["0", "1"], trainer)
+    assert len(set(seeds)) == len(seeds) == 8
+
+
 def test_a_policy_at_another_temperature_is_refused(checkpoint, tmp_path):
     policy = Varied(make_tokenizer())
     policy.temperature = 0.7
