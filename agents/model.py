@@ -30,6 +30,8 @@ def load_model(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
         hint = ""
         if "smollm2" in name.lower():
             hint = f"; `python -m agents smollm2 {name}` makes one"
+        elif Path(name).name == "checkpoint":
+            hint = "; a finished run of that name leaves one (`python -m agents sft`, for a cold start)"
         raise SettingsError(f"{name} holds no model{hint}")
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):

@@ -166,6 +166,7 @@ def test_text_only_runs_no_program(initial, tmp_path, solving, monkeypatch):
     [
         ({"micro_batch": 3}, "micro_batch=3"),
         ({"model": "runs/models/smollm2-none"}, "python -m agents smollm2"),
+        ({"model": "runs/none/checkpoint"}, "python -m agents sft"),
         ({"dtype": "bf16"}, "bfloat16"),
         ({"trl": {"lerning_rate": 1}}, "did you mean 'learning_rate'"),
         ({"trl": {"temperature": 1}}, "setting of our own"),
