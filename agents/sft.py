@@ -126,11 +126,14 @@ def read_traces(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Transcri
     """The traces of a file whose answers are right.
 
     Raises:
-        SettingsError: If there is no such file, none is right, or they are another tokenizer's.
+        SettingsError: If there is no such file, a line of it is no transcript, none is right, or they are another tokenizer's.
     """
     if not path.is_file():
         raise SettingsError(f"data: there is no file {path}")
-    traces = list(read_transcripts(path))
+    try:
+        traces = list(read_transcripts(path))
+    except ValueError as error:
+        raise SettingsError(f"data: {error}") from error
     for trace in traces:
         for span in trace.spans:
             ids = span.token_ids or ()

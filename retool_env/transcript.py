@@ -249,7 +249,15 @@ def write_transcripts(path: str | Path, transcripts: Iterable[Transcript]) -> No
 
 
 def read_transcripts(path: str | Path) -> Iterator[Transcript]:
-    """Read what `write_transcripts` wrote."""
+    """Read what `write_transcripts` wrote.
+
+    Raises:
+        ValueError: Naming the file and the line that is no transcript.
+    """
     with open(path, encoding="utf-8") as file:
-        for line in file:
-            yield Transcript.from_json(json.loads(line))
+        for number, line in enumerate(file, 1):
+            try:
+                transcript = Transcript.from_json(json.loads(line))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}, line {number}: not a transcript ({error!r})") from error
+            yield transcript

@@ -145,6 +145,9 @@ def test_a_file_of_traces_is_trained_on_if_it_is_right(traces, tmp_path):
     write_transcripts(tmp_path / "other.jsonl", [dataclasses.replace(traces[0], spans=spans)])
     with pytest.raises(SettingsError, match="tokenizer"):
         sft.read_traces(tmp_path / "other.jsonl", TOKENIZER)
+    path.write_text(path.read_text()[:-40])  # as a full disk leaves it
+    with pytest.raises(SettingsError, match=r"traces\.jsonl, line 13: not a transcript"):
+        sft.read_traces(path, TOKENIZER)
     with pytest.raises(SettingsError, match="no file"):
         sft.train(settings(data="nowhere.jsonl"), tmp_path / "x")
     assert not (tmp_path / "x").exists()
