@@ -1,11 +1,12 @@
 """Running programs that a model wrote.
 
 * [`execution`][retool_env.sandbox.execution]: what a run is given and what it returns (`Limits`,
-  `Execution`, `Outcome`), and the `Sandbox` protocol.
-* [`process`][retool_env.sandbox.process]: supervision of one program: start, drain, limit, judge.
-* [`nsjail`][retool_env.sandbox.nsjail]: every program in a jail of its own. The default.
-* [`unsafe`][retool_env.sandbox.unsafe]: a plain child process, for machines without jails.
-* [`guest`][retool_env.sandbox.guest]: the script at the other end that runs the program.
+  `Execution`, `Outcome`), and the `Sandbox` and `Session` protocols.
+* [`pool`][retool_env.sandbox.pool]: warm guests, and the programs that run in them.
+* [`nsjail`][retool_env.sandbox.nsjail]: guests in jails. The default.
+* [`unsafe`][retool_env.sandbox.unsafe]: guests without, for machines that have no jails.
+* [`remote`][retool_env.sandbox.remote]: guests on other machines, behind `retool serve`.
+* [`guest`][retool_env.sandbox.guest]: what runs at the other end.
 
 Without a working jail, `make_sandbox` raises `SandboxUnavailable`; it never falls back to the
 unsafe sandbox, which has to be asked for by name.
@@ -13,8 +14,11 @@ unsafe sandbox, which has to be asked for by name.
 Example:
     >>> with make_sandbox() as sandbox:
     ...     sandbox.run("print(6 * 7, end='')")  # doctest: +ELLIPSIS
-    Execution(outcome=<Outcome.OK: 'ok'>, stdout='42', error='', duration=...)
+    Execution(outcome=<Outcome.OK: 'ok'>, stdout='42', error='', traceback='', duration=...)
 """
+
+import os
+from typing import Any
 
 from retool_env.sandbox.execution import (
     Execution,
@@ -22,8 +26,10 @@ from retool_env.sandbox.execution import (
     Outcome,
     Sandbox,
     SandboxUnavailable,
+    Session,
 )
-from retool_env.sandbox.nsjail import NsjailSandbox, check
+from retool_env.sandbox.nsjail import NsjailSandbox
+from retool_env.sandbox.remote import RemoteSandbox
 from retool_env.sandbox.unsafe import UnsafeSandbox
 
 __all__ = [
@@ -31,23 +37,33 @@ __all__ = [
     "Limits",
     "NsjailSandbox",
     "Outcome",
+    "RemoteSandbox",
     "Sandbox",
     "SandboxUnavailable",
+    "Session",
     "UnsafeSandbox",
-    "check",
     "make_sandbox",
 ]
 
 _SANDBOXES = {"nsjail": NsjailSandbox, "unsafe": UnsafeSandbox}
 
 
-def make_sandbox(name: str = "nsjail") -> Sandbox:
-    """Builds the sandbox called `name`: `"nsjail"` or `"unsafe"`.
+def make_sandbox(name: str = "nsjail", **settings: Any) -> Sandbox:
+    """Builds the sandbox called `name`.
+
+    Args:
+        name: `"nsjail"`, `"unsafe"`, or the URLs of sandbox servers, with commas between them; these are sent the
+            token in the environment variable `RETOOL_SANDBOX_TOKEN`, if there is one.
+        **settings: Of that sandbox: `concurrency`, `packages`, ...
 
     Raises:
         SandboxUnavailable: it cannot work on this machine; the message says what is missing.
         ValueError: there is no sandbox of that name.
     """
+    if name.startswith(("http://", "https://")):
+        token = os.environ.get("RETOOL_SANDBOX_TOKEN")
+        return RemoteSandbox(name.split(","), **{"token": token, **settings})
     if name not in _SANDBOXES:
-        raise ValueError(f"no sandbox is called {name!r}; choose one of {sorted(_SANDBOXES)}")
-    return _SANDBOXES[name]()
+        known = ", ".join(sorted(_SANDBOXES))
+        raise ValueError(f"no sandbox is called {name!r}; choose {known}, or a server's http URL")
+    return _SANDBOXES[name](**settings)

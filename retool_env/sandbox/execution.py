@@ -40,21 +40,20 @@ class Limits:
     """What one program may use.
 
     Raises:
-        ValueError: a limit is not positive, or `memory_mb` leaves no room for the interpreter.
+        ValueError: a limit is not positive.
     """
 
     wall_seconds: float = 5.0
     """Seconds from the program's first instruction to its end; start-up is not counted."""
 
     memory_mb: int = 1024
-    """Address space of each of its processes, in MiB, the interpreter included: 64 at least, and
-    256 for numpy and sympy together."""
+    """Address space, in MiB, that each of its processes may add to the interpreter's own."""
 
     output_bytes: int = 1_048_576
     """Bytes it may write on stdout."""
 
     processes: int = 16
-    """Processes and threads alive at once, the first one included. Each has its own
+    """Processes and threads alive at once, the first one included. Each process has its own
     `memory_mb`, so this also bounds the whole."""
 
     tmp_mb: int = 16
@@ -64,8 +63,6 @@ class Limits:
         for name, value in dataclasses.asdict(self).items():
             if not value > 0:
                 raise ValueError(f"Limits.{name} must be positive, not {value!r}")
-        if self.memory_mb < 64:
-            raise ValueError(f"Limits.memory_mb must be at least 64, not {self.memory_mb}")
 
 
 DEFAULT_LIMITS = Limits()
@@ -84,6 +81,10 @@ class Execution:
     error: str = ""
     """One line that says what went wrong; empty when `outcome` is `Outcome.OK`."""
 
+    traceback: str = ""
+    """Where the program itself raised or does not compile: Python's traceback, of which only the
+    frames of the program are kept, the lines of its text with them; `error` is its last line."""
+
     duration: float = field(default=0.0, compare=False)
     """Seconds the program ran. Left out of comparisons: it differs between equal runs."""
 
@@ -93,17 +94,70 @@ class SandboxUnavailable(RuntimeError):
 
 
 @runtime_checkable
-class Sandbox(Protocol):
-    """Runs programs, each one a whole script in a fresh interpreter."""
+class Session(Protocol):
+    """One process that runs one block of code after another, as a notebook does.
 
-    def run(self, code: str, limits: Limits = DEFAULT_LIMITS) -> Execution:
-        """Runs `code` to its end. Never raises for anything the program does."""
+    Names, imports, files in /tmp and running threads last from one block to the next. A block that
+    ends the process (a time-out, `os._exit`, too much output or memory) ends the session: the next
+    block begins in a fresh process, where its error, if it has one, says so.
+    """
 
-    async def run_async(self, code: str, limits: Limits = DEFAULT_LIMITS) -> Execution:
-        """Like `run`, many at once; cancelling it ends the program."""
+    def run(self, code: str) -> Execution:
+        """Runs one block to its end. Never raises for anything the block does."""
+
+    async def run_async(self, code: str) -> Execution:
+        """Like `run`; cancelling it ends the session's process."""
 
     def close(self) -> None:
-        """Frees what the sandbox holds. May be called again; running afterwards raises."""
+        """Ends the process. May be called again; running afterwards raises."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+@runtime_checkable
+class Sandbox(Protocol):
+    """Runs programs, each one a whole script in a fresh interpreter.
+
+    `stdin` is what the program finds on its standard input. With `display`, the value of a last
+    statement that is an expression is shown on stdout, as a REPL does, unless it is `None`.
+    """
+
+    def run(
+        self,
+        code: str,
+        limits: Limits = DEFAULT_LIMITS,
+        *,
+        stdin: str = "",
+        display: bool = False,
+    ) -> Execution:
+        """Runs `code` to its end. Never raises for anything the program does."""
+
+    async def run_async(
+        self,
+        code: str,
+        limits: Limits = DEFAULT_LIMITS,
+        *,
+        stdin: str = "",
+        display: bool = False,
+    ) -> Execution:
+        """Like `run`, many at once; cancelling it ends the program."""
+
+    def session(self, limits: Limits = DEFAULT_LIMITS, *, display: bool = False) -> Session:
+        """Begins a session; each of its blocks has `limits.wall_seconds` and `output_bytes`.
+
+        Raises:
+            SandboxUnavailable: this sandbox has none.
+        """
+
+    def close(self) -> None:
+        """Ends what still runs and frees what the sandbox holds; running afterwards raises."""
 
     def __enter__(self) -> Self: ...
 

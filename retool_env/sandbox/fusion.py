@@ -1,0 +1,143 @@
+"""SandboxFusion's `POST /run_code`, as JSON objects: what the server and the remote client agree on.
+
+The protocol is that of https://github.com/bytedance/SandboxFusion. An `Execution` holds more than
+its fields can say, so both sides add an object of their own under the key `retool`, which other
+clients and servers ignore: in a request, the limits that the protocol lacks and `display`; in a
+response, the outcome, the error and the traceback. With it, an `Execution` arrives as it was sent.
+"""
+
+import dataclasses
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+from retool_env.sandbox.execution import Execution, Limits, Outcome
+
+OWN = "retool"
+"""The key of the object that the protocol does not know."""
+
+OWN_LIMITS = ("output_bytes", "processes", "tmp_mb")
+"""The limits that travel in it; the others are `run_timeout` and `memory_limit_MB`."""
+
+_TRACEBACK = "Traceback (most recent call last):"
+_SYNTAX_ERRORS = ("SyntaxError", "IndentationError", "TabError")
+
+
+def request_of(code: str, limits: Limits, stdin: str, display: bool) -> dict[str, Any]:
+    """The request that asks for one program."""
+    own = {name: getattr(limits, name) for name in OWN_LIMITS}
+    return {
+        "code": code,
+        "language": "python",
+        "stdin": stdin,
+        "run_timeout": limits.wall_seconds,
+        "compile_timeout": limits.wall_seconds,
+        "memory_limit_MB": limits.memory_mb,
+        "files": {},
+        "fetch_files": [],
+        OWN: {**own, "display": display},
+    }
+
+
+def response_of(execution: Execution, executor: str) -> dict[str, Any]:
+    """The response that reports `execution`, run by the machine called `executor`.
+
+    | outcome | status | run_result.status | return_code |
+    |---|---|---|---|
+    | ok | Success | Finished | 0 |
+    | timeout | Failed | TimeLimitExceeded | null |
+    | infrastructure failure | SandboxError | Error | null |
+    | any other | Failed | Finished | 1 |
+
+    `stderr` is the traceback, or else the error: what a program itself writes there is not kept.
+    """
+    status, ended, return_code = {
+        Outcome.OK: ("Success", "Finished", 0),
+        Outcome.TIMEOUT: ("Failed", "TimeLimitExceeded", None),
+        Outcome.INFRASTRUCTURE: ("SandboxError", "Error", None),
+    }.get(execution.outcome, ("Failed", "Finished", 1))
+    return {
+        "status": status,
+        "message": execution.error if status == "SandboxError" else "",
+        "compile_result": None,
+        "run_result": {
+            "status": ended,
+            "execution_time": execution.duration,
+            "return_code": return_code,
+            "stdout": execution.stdout,
+            "stderr": execution.traceback or execution.error,
+        },
+        "executor_pod_name": executor,
+        "files": {},
+        OWN: {
+            "outcome": execution.outcome.value,
+            "error": execution.error,
+            "traceback": execution.traceback,
+        },
+    }
+
+
+def execution_of(response: Mapping[str, Any], limits: Limits) -> Execution:
+    """What a response reports.
+
+    One without our own object, from another implementation's server, is read thus: `SandboxError`
+    and `Error` are infrastructure failures; `TimeLimitExceeded` is a timeout; more output than
+    `limits.output_bytes` an output limit; the return code 0 is ok; otherwise stderr decides, whose
+    last line is the error: a `MemoryError` is a memory limit, a `SyntaxError` without Python's
+    heading of a traceback a syntax error, and all else a runtime error. `blocked` is not known.
+
+    Raises:
+        ValueError: it is no such response.
+    """
+    try:
+        run = response["run_result"] or {}
+        stdout, duration = run.get("stdout") or "", float(run.get("execution_time") or 0.0)
+        if OWN in response:
+            own = response[OWN]
+            outcome = Outcome(own["outcome"])
+            return Execution(outcome, stdout, own["error"], own["traceback"], duration)
+        stderr, return_code = run.get("stderr") or "", run.get("return_code")
+        if response["status"] == "SandboxError" or run["status"] == "Error":
+            error = response.get("message") or stderr or "it does not say why"
+            return Execution(Outcome.INFRASTRUCTURE, stdout, _last_line(error))
+        execution = _judge(run["status"], return_code, stdout, stderr, limits)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a response of SandboxFusion's /run_code: {error!r}") from error
+    return dataclasses.replace(execution, duration=duration)
+
+
+def _judge(
+    status: str, return_code: int | None, stdout: str, stderr: str, limits: Limits
+) -> Execution:
+    written = stdout.encode("utf-8", "surrogatepass")
+    if len(written) > limits.output_bytes:
+        kept = written[: limits.output_bytes].decode("utf-8", "ignore")
+        error = f"output limit: the program wrote more than {limits.output_bytes} bytes"
+        return Execution(Outcome.OUTPUT_LIMIT, kept, error)
+    if status == "TimeLimitExceeded":
+        error = f"time limit: the program ran for more than {limits.wall_seconds:g} s"
+        return Execution(Outcome.TIMEOUT, stdout, error)
+    if return_code == 0:
+        return Execution(Outcome.OK, stdout)
+    if not isinstance(return_code, int):
+        raise TypeError(f"status {status!r} with return code {return_code!r}")
+    error = _last_line(stderr) or _ending(return_code)
+    raised = _TRACEBACK in stderr
+    if error.startswith("MemoryError"):
+        outcome = Outcome.MEMORY_LIMIT
+    elif error.startswith(_SYNTAX_ERRORS) and not raised:
+        outcome = Outcome.SYNTAX_ERROR
+    else:
+        outcome = Outcome.RUNTIME_ERROR
+    shown = stderr if raised or outcome is Outcome.SYNTAX_ERROR else ""
+    return Execution(outcome, stdout, error, shown)
+
+
+def _ending(return_code: int) -> str:
+    if -return_code in set(signal.Signals):
+        return f"ended by {signal.Signals(-return_code).name}"
+    return f"exit status {return_code}"
+
+
+def _last_line(text: str) -> str:
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

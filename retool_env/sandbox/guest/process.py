@@ -1,0 +1,181 @@
+"""A forked process, from its first moment to its program's end."""
+
+import atexit
+import gc
+import json
+import os
+import select
+import socket
+import struct
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from types import ModuleType
+from typing import NoReturn
+
+from . import confine, program, wire
+
+FIRST_TOUCH = """
+def f(a, b=1):
+    return [i * b for i in range(a)]
+total = sum(f(10)) + len({str(i): i / 2 for i in range(4)})
+try:
+    print(f"{total:.3f}"[:0], end="")
+except ValueError as error:
+    print(error)
+"""
+"""Run by every process before its program comes: a fork shares its memory until it is written to, and the first
+writes, of reference counts above all, take longer than a small program itself."""
+
+SECOND_TOUCH = {
+    "sympy": """
+from sympy import *
+x = symbols("x")
+str(solve(x**2 - 7*x + 12, x))
+"""
+}
+"""The same for a package; run only while no program has come."""
+
+_IDLE_MS = 30
+_TEXT = 6000  # characters of a traceback that are kept
+_OUT_OF_MEMORY = b'["memory_limit", "", ""]'  # made beforehand: later there is no memory to make it
+
+
+class Process:
+    """What the process makes of itself.
+
+    Args:
+        flags: `wire.SESSION`, `wire.TOUCH`.
+        source: Descriptor on which programs come; in a session also rung when one is over.
+        stdout: Descriptor of what it prints.
+        record: Descriptor of the record's memory.
+        status: Where it says that it is ready.
+    """
+
+    def __init__(
+        self, flags: int, source: int, stdout: int, record: int, status: socket.socket
+    ) -> None:
+        self._session = bool(flags & wire.SESSION)
+        self._touch = bool(flags & wire.TOUCH)
+        self._pid = os.getpid()
+        self._status = status
+        os.dup2(stdout, 1)
+        # Opened anew: the flags of a shared one, such as O_NONBLOCK, would last beyond the program.
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 2)
+        self._record = confine.Record(record)
+        kept = sorted((0, 1, 2, source, status.fileno()))
+        for first, last in zip(kept, [*kept[1:], 1 << 20], strict=True):
+            os.closerange(first + 1, last)
+        self._source = socket.socket(fileno=source)
+
+    def enter_jail(self, bounds: wire.Bounds, own: int, uid: int | None, code: bytes) -> None:
+        """Gives up all that a program must not have."""
+        os.setsid()  # `kill(0)` would reach the whole guest where its user is the program's
+        confine.private_tmp(bounds.tmp)
+        confine.become_nobody(uid)
+        confine.limit(bounds, own)
+        confine.install_filter(code)
+
+    def settle_in(self, folder: str, bounds: wire.Bounds, own: int) -> None:
+        """Without a jail: a process group, a folder and limits of its own."""
+        os.setsid()
+        os.chdir(folder)
+        os.environ |= {"HOME": folder, "TMPDIR": folder}
+        tempfile.tempdir = None
+        confine.limit(bounds, own, processes=False)
+
+    def serve(self, packages: list[str]) -> NoReturn:
+        """Runs programs until there are no more, and ends."""
+        program.execute(FIRST_TOUCH, program.new_main())
+        with suppress(OSError):  # the host may be gone; reading will say so
+            self._status.send(wire.READY)
+        # A program that has come already would only be kept waiting by more.
+        waiting = select.poll()
+        waiting.register(self._source, select.POLLIN)
+        if self._touch and not waiting.poll(_IDLE_MS):
+            for name in set(packages) & set(SECOND_TOUCH):
+                program.execute(SECOND_TOUCH[name], program.new_main())
+            with suppress(OSError):
+                self._status.send(wire.WARM)
+        self._status.close()
+        _forget_randomness()
+        gc.enable()
+        main = program.new_main()
+        number, outcome = 0, "ok"
+        while self._session or number == 0:
+            if not (head := self._read(struct.calcsize(wire.PROGRAM))):
+                break
+            number += 1
+            outcome = self._run(number, head, main)
+        os._exit(0 if outcome == "ok" else 1)
+
+    def _run(self, number: int, head: bytes, main: ModuleType) -> str:
+        display, size, stdin_size = struct.unpack(wire.PROGRAM, head)
+        try:
+            text, stdin = self._read(size), self._read(stdin_size)
+        except MemoryError:
+            text = None
+        began = time.monotonic()
+        with suppress(OSError):  # the host may be gone
+            self._source.send(struct.pack(wire.BELL, began))
+        if not self._session:
+            self._source.close()
+        self._record.write(number, began)
+        try:
+            if text is None:
+                raise MemoryError
+            source = text.decode("utf-8", "surrogatepass")
+            _give_stdin(stdin)
+            outcome, error, trace = program.execute(source, main, display)
+            text = json.dumps([outcome, error, _shorten(trace)]).encode()
+        except MemoryError:
+            outcome, text = "memory_limit", _OUT_OF_MEMORY
+        if os.getpid() != self._pid:  # a child that the program forked ends here too
+            os._exit(0)
+        if not self._session:
+            with suppress(BaseException):  # as at the end of any script
+                threading._shutdown()
+                atexit._run_exitfuncs()
+        with suppress(BaseException):
+            sys.stdout.flush()
+        self._record.write(number, began, time.monotonic(), text)
+        if self._session:
+            with suppress(OSError):  # the program may have closed it
+                self._source.send(b"\n")
+        return outcome
+
+    def _read(self, size: int) -> bytes:
+        """Reads `size` bytes of what the host sends; none when it has nothing more to send."""
+        data = bytearray()
+        while len(data) < size:
+            chunk = self._source.recv(min(size - len(data), 1 << 20))
+            if not chunk:
+                return b""
+            data += chunk
+        return bytes(data)
+
+
+def _give_stdin(data: bytes) -> None:
+    if not data:
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.seek(0)
+        os.dup2(file.fileno(), 0)
+
+
+def _forget_randomness() -> None:
+    """The global generators start alike in each process, so that the same program gives the same output."""
+    for name in ("random", "numpy.random", "sympy.core.random"):
+        if name in sys.modules:
+            sys.modules[name].seed(0)
+
+
+def _shorten(trace: str) -> str:
+    if len(trace) <= _TEXT:
+        return trace
+    return f"{trace[: _TEXT // 2]}\n  ...\n{trace[len(trace) - _TEXT // 2 :]}"

@@ -1,0 +1,261 @@
+"""Which host gets a program, and what becomes of programs that a host does not run.
+
+Of several hosts, the one with the fewest of our programs in flight is asked. Three things move a
+program on to the next attempt, and running it again is safe, as nothing of a program outlasts it:
+
+* a host is *busy* (429, or 503 with `Retry-After`): it gets this program again when it said, and
+  no more at once than it took; a program waits as long as others of ours are finished;
+* a host *fails* (no connection, no answer in time, another 5xx, a response that cannot be read, a
+  failure of its sandbox): it is set aside, twice as long each time in a row;
+* `attempts` failures, or `patience` and a program's own seconds in which no program was finished, are an
+  `Outcome.INFRASTRUCTURE` whose error names the hosts and what each said. So is a request that a
+  host refuses (400, 413, 422), at once.
+
+Invariant: all state belongs to one event loop in one thread of its own, where every request is
+made; callers, in whatever thread or event loop, only wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import threading
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from retool_env.sandbox.execution import Execution, Limits, Outcome, SandboxUnavailable
+from retool_env.sandbox.fusion import OWN, execution_of
+
+_CONNECT_SECONDS = 10.0
+_FIRST_ASIDE = 0.5
+_MOST_DOUBLINGS = 6  # 32 s
+_LONGEST_RETRY_AFTER = 30.0
+_KEEP_ALIVE_SECONDS = 2.0  # shorter than servers' own, which would close it while we send
+_ERROR_CHARACTERS = 300
+
+
+@dataclass(eq=False)
+class Host:
+    """What is known of a host."""
+
+    url: str
+    """Without a slash at the end."""
+
+    in_flight: int = 0
+    """Our programs there."""
+
+    window: float = 16.0
+    """How many of our programs it may get at once. As in TCP, it grows by one with each success
+    until the host says that it is busy, and from then on by one with each window of successes."""
+
+    refused: bool = False
+    """Has it ever been busy?"""
+
+    failures: int = 0
+    """Failures in a row; those of programs that were sent together count once."""
+
+    aside_until: float = 0.0
+    """The loop's time until when it is not asked."""
+
+
+@dataclass
+class _Busy(Exception):
+    """The host takes no more at the moment."""
+
+    retry_after: float
+    """Seconds it asked for."""
+
+
+class _Failure(Exception):
+    """The host did not run the program; another attempt may."""
+
+
+class _Refusal(Exception):
+    """The host does not want this request; another attempt would not change it."""
+
+
+class Hosts:
+    """Sends programs to several hosts, from a thread of its own.
+
+    Args:
+        urls: the hosts', without a slash at the end.
+        token: sent to each as a bearer token.
+        attempts: how often a program is tried, the first time included.
+        patience: seconds; see `RemoteSandbox`.
+    """
+
+    def __init__(
+        self, urls: Sequence[str], token: str | None, attempts: int, patience: float
+    ) -> None:
+        import httpx
+
+        self.pid = os.getpid()  # a fork inherits the object, but not its thread
+        self._attempts, self._patience = attempts, patience
+        self._hosts = [Host(url) for url in urls]
+        self._changed = asyncio.Condition()
+        self._stopped = asyncio.Event()
+        self._progress = 0.0
+        self._http = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_SECONDS),
+        )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._main, name="remote-sandbox", daemon=True)
+        self._thread.start()
+
+    def begin(self, body: bytes, limits: Limits, display: bool) -> Future[Execution]:
+        """Starts the program of the request `body`; cancelling the future ends it.
+
+        Args:
+            body: as `fusion.request_of` builds it, with these limits.
+            limits: the program's.
+            display: whether the program needs a host that knows `display`.
+        """
+        running = self._until_closed(self._execute(body, limits, display))
+        return asyncio.run_coroutine_threadsafe(running, self._loop)
+
+    def stop(self) -> None:
+        """Ends what still runs, then the thread."""
+        if self.pid != os.getpid() or self._loop.is_closed():
+            return
+        self._loop.call_soon_threadsafe(self._stopped.set)
+        if threading.current_thread() is not self._thread:  # a finalizer may run in any
+            self._thread.join(timeout=5)
+
+    def _main(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._until_stopped())
+
+    async def _until_stopped(self) -> None:
+        await self._stopped.wait()
+        running = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await self._http.aclose()
+
+    async def _until_closed(self, running: Coroutine[Any, Any, Execution]) -> Execution:
+        """What `running` gives; the caller of a program that `stop` ends is not itself cancelled."""
+        try:
+            return await running
+        except asyncio.CancelledError:
+            if self._stopped.is_set():
+                return Execution(Outcome.INFRASTRUCTURE, "", "the sandbox was closed meanwhile")
+            raise
+
+    async def _execute(self, body: bytes, limits: Limits, display: bool) -> Execution:
+        said: dict[str, str] = {}
+        not_before: dict[Host, float] = {}
+        failed, waiting_since = 0, self._loop.time()
+        patience = limits.wall_seconds + self._patience
+        while failed < self._attempts:
+            host = await self._take(not_before, waiting_since, patience)
+            if host is None:
+                said[""] = f"none finished a program in {patience:g} s"
+                break
+            sent_at = self._loop.time()
+            try:
+                execution = await self._ask(host, body, limits, display, patience)
+            except _Busy as busy:
+                host.window, host.refused = max(1.0, host.in_flight - 1), True
+                not_before[host] = sent_at + busy.retry_after * random.uniform(1, 1.5)
+                said[host.url] = "busy"
+            except _Failure as failure:
+                failed += 1
+                said[host.url] = str(failure)
+                self._set_aside(host, sent_at)
+                waiting_since = self._loop.time()
+            except _Refusal as refusal:
+                said = {host.url: str(refusal)}
+                break
+            else:
+                host.failures = 0
+                host.window += 1 / host.window if host.refused else 1
+                self._progress = self._loop.time()
+                return execution
+            finally:
+                host.in_flight -= 1
+                async with self._changed:
+                    self._changed.notify()
+        told = "; ".join(f"{url}: {text}" if url else text for url, text in said.items())
+        one_line = " ".join(f"no host ran the program: {told}".split())
+        return Execution(Outcome.INFRASTRUCTURE, "", one_line)
+
+    async def _take(
+        self, not_before: dict[Host, float], waiting_since: float, patience: float
+    ) -> Host | None:
+        """Waits for a host that may be asked; `None` if patience runs out before."""
+        while True:
+            now = self._loop.time()
+            opens = {host: max(host.aside_until, not_before.get(host, 0)) for host in self._hosts}
+            ready = [h for h, at in opens.items() if at <= now and h.in_flight < h.window]
+            if ready:
+                host = min(ready, key=lambda each: (each.in_flight, random.random()))
+                host.in_flight += 1
+                return host
+            left = max(waiting_since, self._progress) + patience - now
+            if left <= 0:
+                return None
+            waits = [at - now for at in opens.values() if at > now]
+            # Not all at the same moment, when a host comes back.
+            pause = min([left, 1.0, *waits]) * random.uniform(1, 1.2)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause), self._changed:
+                    await self._changed.wait()
+
+    async def _ask(
+        self, host: Host, body: bytes, limits: Limits, display: bool, patience: float
+    ) -> Execution:
+        import httpx
+
+        timeout = httpx.Timeout(patience, connect=_CONNECT_SECONDS, pool=None)
+        headers = {"Content-Type": "application/json"}
+        url = f"{host.url}/run_code"
+        try:
+            response = await self._http.post(url, content=body, headers=headers, timeout=timeout)
+        except httpx.HTTPError as error:
+            raise _Failure(f"{type(error).__name__} {error}".strip()) from error
+        status = response.status_code
+        if status in (401, 403):
+            raise SandboxUnavailable(
+                f"{host.url} refuses the token (HTTP {status}); give the one it was started with, "
+                "in RETOOL_SANDBOX_TOKEN or as the argument `token`"
+            )
+        if status == 429 or (status == 503 and "retry-after" in response.headers):
+            raise _Busy(_seconds(response.headers.get("retry-after", "")))
+        if status in (400, 413, 422):
+            raise _Refusal(f"HTTP {status} {response.text[:_ERROR_CHARACTERS]}")
+        if status != 200:
+            raise _Failure(f"HTTP {status} {response.text[:_ERROR_CHARACTERS]}")
+        try:
+            content = response.json()
+            execution = execution_of(content, limits)
+        except ValueError as error:
+            raise _Failure(f"{error}"[:_ERROR_CHARACTERS]) from error
+        if execution.outcome is Outcome.INFRASTRUCTURE:
+            raise _Failure(execution.error)
+        if display and OWN not in content:
+            raise SandboxUnavailable(
+                f"{host.url} is not a server of retool's and does not know `display`; run "
+                "`retool serve` there, or go without `display`"
+            )
+        return execution
+
+    def _set_aside(self, host: Host, sent_at: float) -> None:
+        if sent_at < host.aside_until:
+            return  # sent together with one that has failed before
+        aside = _FIRST_ASIDE * 2 ** min(host.failures, _MOST_DOUBLINGS)
+        host.failures += 1
+        host.aside_until = self._loop.time() + aside * random.uniform(0.75, 1.25)
+
+
+def _seconds(retry_after: str) -> float:
+    """The header's seconds; a second where it holds a date or nothing."""
+    try:
+        return min(max(float(retry_after), 0.0), _LONGEST_RETRY_AFTER)
+    except ValueError:
+        return 1.0

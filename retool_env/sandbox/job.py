@@ -1,0 +1,398 @@
+"""The host's side of one process: what it is given, what it prints, how it ends, and what is made of that.
+
+A `Job` does nothing of itself and never blocks. Whoever drives it, a thread or an event loop, waits for its
+descriptors and calls `step`, or `lapse` when its patience is over.
+"""
+
+import codecs
+import json
+import math
+import os
+import select
+import signal
+import socket
+import struct
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retool_env.sandbox.execution import Execution, Limits, Outcome
+from retool_env.sandbox.guest import wire
+
+if TYPE_CHECKING:
+    from retool_env.sandbox.pool import Guest
+
+_START_SECONDS = (
+    30.0  # on an idle machine it takes 0.003, and a second while the guest loads its packages
+)
+_GONE_SECONDS = 5.0
+_MOST_WAITING = 19  # times its wall-clock limit: a program can also keep itself waiting
+_SESSION_BLOCKS = 64  # a session may use the processor as long as so many blocks
+_CHUNK = 1 << 16
+_BELL_BYTES = struct.calcsize(wire.BELL)
+_HEARD_BYTES = _BELL_BYTES + 1
+_ERROR, _TRACE = 4000, 8000  # characters of what a record says that are believed
+_CREDENTIALS = "3i"
+
+
+def bounds(limits: Limits, session: bool) -> wire.Bounds:
+    """What the kernel is to hold a process to."""
+    # The wall clock strikes first, unless several threads run.
+    cpu = math.ceil(limits.wall_seconds) + 1
+    return wire.Bounds(
+        memory=limits.memory_mb << 20,
+        cpu=cpu * _SESSION_BLOCKS if session else cpu,
+        processes=limits.processes,
+        tmp=limits.tmp_mb << 20,
+    )
+
+
+class Job:
+    """One process of a guest, made ahead of its program or for it.
+
+    Args:
+        guest: Where it is.
+        limits: Its limits.
+        session: Whether it runs more than one block.
+        spare: Whether it is made ahead.
+        touch: Whether its program uses the packages.
+    """
+
+    def __init__(
+        self,
+        guest: "Guest",
+        limits: Limits,
+        session: bool = False,
+        spare: bool = False,
+        touch: bool = False,
+    ) -> None:
+        self.guest = guest
+        self.limits = limits
+        self.session = session
+        self.touch = touch
+        self.ready = 0
+        """1 when it has said that it waits for a program, and 2 when also that it is warm."""
+        self.gone = False
+        """Whether it and all that it started are gone."""
+        self.finished = False
+        """Whether its program, or its block, is over."""
+        self.hung = False
+        """Whether its guest did not end it when told to, and has to be ended itself."""
+        self._theirs: list[int] = []
+        self._stdout = self._record = -1
+        self._input, source = socket.socketpair()
+        self._status, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._stdout, stdout = os.pipe()
+            self._theirs += [source.detach(), stdout]
+            self._record = os.memfd_create("record")
+            self._theirs.append(os.dup(self._record))
+            self._theirs.append(told.detach())
+        except OSError:  # no more descriptors
+            self.close()
+            raise
+        os.ftruncate(self._record, wire.RECORD_BYTES)
+        os.set_blocking(self._stdout, False)
+        self._input.setblocking(False)
+        self._status.setblocking(False)
+        # The process's first message then tells its number here, outside its namespace.
+        self._status.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        flags = wire.SESSION * session | wire.SPARE * spare | wire.TOUCH * touch
+        self._request = struct.pack(wire.REQUEST, flags) + bounds(limits, session).pack()
+        self._pid = 0
+        self._number = 0
+        self._unsent = memoryview(b"")
+        self._output = bytearray()
+        self._overflowed = self._timed_out = False
+        self._reading = True
+        self._submitted = self._began = self._killed = 0.0
+        self._waited = 0.0
+        self._heard, self._deaf = b"", False
+        self._code: int | None = None
+        self._processor_seconds = 0.0
+        self._failure = ""
+
+    def hand_over(self) -> None:
+        """Asks the guest for the process, if that has not been done.
+
+        Raises:
+            BlockingIOError: The guest has not taken earlier requests yet; try again.
+            OSError: The guest is gone.
+        """
+        if self._theirs:
+            # Not by `socket.send_fds`, which in some versions of Python ignores the flag.
+            rights = struct.pack(f"{len(self._theirs)}i", *self._theirs)
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+            self.guest.control.sendmsg([self._request], ancillary, socket.MSG_DONTWAIT)
+            self._close_theirs()
+
+    def _close_theirs(self) -> None:
+        for descriptor in self._theirs:
+            os.close(descriptor)
+        self._theirs = []
+
+    def begin(self, code: str, stdin: str = "", display: bool = False) -> None:
+        """Gives it a program."""
+        text, data = code.encode("utf-8", "surrogatepass"), stdin.encode("utf-8", "surrogatepass")
+        self._unsent = memoryview(
+            struct.pack(wire.PROGRAM, display, len(text), len(data)) + text + data
+        )
+        self._number += 1
+        self._output.clear()
+        self.finished = False
+        self._began = 0.0
+        self._heard, self._deaf = b"", False
+        self._submitted = time.monotonic()
+        self._waited = self._waiting_seconds() if self._number > 1 else 0.0
+        self.step()
+
+    def interests(self) -> dict[int, int]:
+        """The descriptors to wait for, each with `select.POLLIN` or `select.POLLOUT`."""
+        found = {self._status.fileno(): select.POLLIN}
+        if self._reading:
+            found[self._stdout] = select.POLLIN
+        if self._unsent:
+            found[self._input.fileno()] = select.POLLOUT
+        elif self.session and not self._deaf:
+            found[self._input.fileno()] = select.POLLIN
+        return found
+
+    def step(self) -> None:
+        """Does what can be done at once."""
+        self._send()
+        self._read()
+        self._listen()
+        if self.gone:
+            self._read()
+            self.finished = True
+        elif self.session and self._number:
+            self._hear()
+            number, _, _, ended = self._said()  # of one look: between two, this block could begin
+            over = ended and number == self._number and len(self._heard) == _HEARD_BYTES
+            if over and not self._killed:
+                self._read()
+                self.finished = True
+
+    def patience(self) -> float:
+        """Seconds until `lapse` is to be called, if nothing happens before."""
+        now = time.monotonic()
+        if self._killed:
+            return max(self._killed + _GONE_SECONDS - now, 0.0)
+        # Nothing tells when it begins: it is looked at as soon as its time could be over.
+        since = self._began if self._has_begun() else now
+        return max(since + self.limits.wall_seconds - now, 0.0)
+
+    def lapse(self) -> float:
+        """Its patience is over: ends the process, unless it has had to wait for a processor.
+
+        Returns:
+            Seconds that it is given.
+        """
+        now = time.monotonic()
+        if self._killed and self.hung:
+            self.fail("its guest cannot be ended")
+            return 0.0
+        if self._killed:
+            self.hung, self._killed = True, now
+            return _GONE_SECONDS
+        if self._number > 1 and not self._has_begun():
+            self._began = self._submitted  # what it ran before keeps it from the block
+        if self._has_begun():
+            # Time that it was ready to run, and others ran, is not its own.
+            allowed = self.limits.wall_seconds
+            allowed += min(self._waiting_seconds() - self._waited, _MOST_WAITING * allowed)
+            left = self._began + allowed - now
+            self._timed_out = left <= 0
+        else:
+            left = self._submitted + _START_SECONDS - now
+        if left > 0:
+            return max(left, 0.005)
+        self.kill()
+        return _GONE_SECONDS
+
+    def kill(self) -> None:
+        """Has the process ended, and all that it started; `step` will notice when they are gone."""
+        if not self._killed:
+            self._killed = time.monotonic()
+            with suppress(OSError):
+                self._status.shutdown(socket.SHUT_WR)
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is gone and nothing has said how it ended."""
+        return self.gone and self._code is None
+
+    @property
+    def refused(self) -> bool:
+        """Whether its guest has said why it cannot be made."""
+        return bool(self._failure)
+
+    def fail(self, why: str) -> None:
+        """Notes that it is lost, and why, unless it has said so itself."""
+        self._failure = self._failure or why
+        self.gone = self.finished = True
+
+    def close(self) -> None:
+        """Closes the descriptors; a process that is still there is ended by that."""
+        self._close_theirs()
+        self._input.close()
+        self._status.close()
+        for descriptor in (self._stdout, self._record):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._stdout = self._record = -1
+
+    def execution(self) -> Execution:
+        """What came of the program, once it is finished."""
+        if not self._has_begun():
+            if self._number > 1 and self._code is not None:  # by what it ran before
+                error = "the session's process ended before the block began"
+                return Execution(Outcome.RUNTIME_ERROR, "", error)
+            why = self._failure or (
+                "its process did not begin in time" if self._killed else "its process ended before"
+            )
+            return Execution(Outcome.INFRASTRUCTURE, "", f"the program was not run: {why}")
+        _, size, _, ended = self._said()
+        now = time.monotonic()
+        # A program can write to all memory of its own process; what it makes of this is said of itself.
+        over = ended if self._began <= ended <= now else now
+        size = min(size, wire.RECORD_BYTES)
+        text = os.pread(self._record, size, struct.calcsize(wire.RECORD)) if ended else b""
+        outcome, error, trace = self._outcome(text)
+        # A limit may cut a character in two: its first bytes are dropped, not replaced.
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        stdout = decoder.decode(bytes(self._output), final=not self._overflowed)
+        return Execution(outcome, stdout, error, trace, over - self._began)
+
+    def _outcome(self, text: bytes) -> tuple[Outcome, str, str]:
+        limits = self.limits
+        if self._overflowed:
+            error = f"output limit: the program wrote more than {limits.output_bytes} bytes"
+            return Outcome.OUTPUT_LIMIT, error, ""
+        if self._timed_out and not text:
+            error = f"time limit: the program ran for more than {limits.wall_seconds:g} s"
+            return Outcome.TIMEOUT, error, ""
+        try:
+            name, error, trace = (_clean(part) for part in json.loads(text))
+            error, trace = " ".join(error.splitlines())[:_ERROR], trace[:_TRACE]
+            if name == Outcome.MEMORY_LIMIT:
+                error = f"MemoryError: the program needed more than {limits.memory_mb} MiB"
+            if name == Outcome.BLOCKED:
+                error = f"{error} (the sandbox does not allow it)"
+            # Whatever a program did to its own process, it cannot pass for a failure of the sandbox.
+            if name in Outcome and name != Outcome.INFRASTRUCTURE:
+                return Outcome(name), error, trace
+        except (ValueError, TypeError, AttributeError, RecursionError):  # a program wrote it
+            pass
+        if not self.gone:
+            return (
+                Outcome.RUNTIME_ERROR,
+                "the session's process did not say how the block ended",
+                "",
+            )
+        if self._code is None:
+            why = self._failure or "its process is gone"
+            return Outcome.INFRASTRUCTURE, f"the program was lost while it ran: {why}", ""
+        if self._code == -signal.SIGKILL:  # not by us
+            cpu = bounds(limits, self.session).cpu
+            if self._processor_seconds >= cpu - 0.1:
+                return Outcome.TIMEOUT, f"time limit: more than {cpu} s of processor time", ""
+            return Outcome.MEMORY_LIMIT, "ended by the kernel, for want of memory", ""
+        if self._code == -signal.SIGSYS:
+            return Outcome.BLOCKED, "the program used a system call that is not allowed", ""
+        if self._code < 0:
+            return Outcome.RUNTIME_ERROR, f"ended by {_signal_name(-self._code)}", ""
+        if self._code:
+            return Outcome.RUNTIME_ERROR, f"exit status {self._code}", ""
+        return Outcome.OK, "", ""
+
+    def _send(self) -> None:
+        with suppress(BlockingIOError):
+            while self._unsent:
+                try:
+                    sent = self._input.send(self._unsent)
+                except (BrokenPipeError, ConnectionResetError):  # it is gone; its status says how
+                    sent = len(self._unsent)
+                self._unsent = self._unsent[sent:]
+
+    def _read(self) -> None:
+        while self._reading:
+            try:
+                chunk = os.read(self._stdout, _CHUNK)
+            except BlockingIOError:
+                return
+            room = self.limits.output_bytes - len(self._output)
+            self._output += chunk[:room]
+            if len(chunk) > room:
+                self._overflowed = True
+                self.kill()
+            self._reading = bool(chunk) and not self._overflowed
+
+    def _listen(self) -> None:
+        while not self.gone:
+            try:
+                message, extra, _, _ = self._status.recvmsg(1024, 128)
+            except BlockingIOError:
+                return
+            except OSError:
+                message = b""
+            if message == wire.READY:
+                self.ready = 1
+                for _, kind, data in extra:
+                    if kind == socket.SCM_CREDENTIALS:
+                        self._pid = struct.unpack(_CREDENTIALS, data)[0]
+            elif message == wire.WARM:
+                self.ready = 2
+            elif message.startswith(wire.FAILED):
+                self._failure = message[len(wire.FAILED) :].decode("utf-8", "replace")
+            else:
+                if message:
+                    self._code, self._processor_seconds = struct.unpack(wire.ENDED, message)
+                self.gone = True
+
+    def _said(self) -> tuple[int, int, float, float]:
+        """The record's header: the number of the block, bytes of text, when it began and ended."""
+        data = os.pread(self._record, struct.calcsize(wire.RECORD), 0)
+        return struct.unpack(wire.RECORD, data)
+
+    def _hear(self) -> None:
+        """Hears the process's bell. A program cannot unring it, unlike what is in the record."""
+        if self._deaf:
+            return
+        try:
+            said = self._input.recv(_HEARD_BYTES - len(self._heard))
+        except BlockingIOError:
+            return
+        except OSError:
+            said = b""
+        self._heard += said
+        self._deaf = not said or len(self._heard) == _HEARD_BYTES  # it can, or need, say no more
+        if said and not self._began and len(self._heard) >= _BELL_BYTES:
+            (began,) = struct.unpack(wire.BELL, self._heard[:_BELL_BYTES])
+            now = time.monotonic()
+            self._began = began if self._submitted <= began <= now else now
+
+    def _has_begun(self) -> bool:
+        """Whether the program has begun."""
+        if not self._began:
+            self._hear()
+        return bool(self._began)
+
+    def _waiting_seconds(self) -> float:
+        """Seconds for which the process was ready to run and had no processor; 0.0 where the kernel does not say."""
+        with suppress(OSError, ValueError, IndexError):
+            return int(Path(f"/proc/{self._pid}/schedstat").read_text().split()[1]) / 1e9
+        return 0.0
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most of the real-time ones have no name
+        return f"signal {number}"
+
+
+def _clean(part: str) -> str:
+    """`part` without lone surrogates, which no text file can hold."""
+    return part.encode("utf-8", "backslashreplace").decode()

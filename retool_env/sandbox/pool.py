@@ -1,0 +1,644 @@
+"""A pool of warm guests: every program in a fresh process of one of them.
+
+A guest is a process that has loaded the packages. For each program it forks one; while there is nothing to do, a few
+are kept ready ahead of their programs, with the first costs of a fork behind them. The caller talks to that process
+directly: there is no thread or queue between them, and any thread or event loop can call.
+
+Invariant: when `run` or `run_async` returns, nothing of the program is left; when it is cancelled, the program has been
+told to end, and its place is given to another only when it has. Each program has exactly one `Execution`.
+"""
+
+import abc
+import asyncio
+import dataclasses
+import errno
+import math
+import os
+import resource
+import socket
+import subprocess
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from select import POLLIN, poll
+from types import TracebackType
+from typing import Self
+
+from retool_env.sandbox.execution import (
+    DEFAULT_LIMITS,
+    Execution,
+    Limits,
+    Outcome,
+    SandboxUnavailable,
+)
+from retool_env.sandbox.job import Job
+from retool_env.sandbox.slots import Slots
+
+_ATTEMPTS = 3
+_RETRY_SECONDS = 0.1
+_BUSY_SECONDS = 0.002
+_END_ATTEMPTS = 100
+_END_SECONDS = 0.05
+_MOST_GUESTS = 8
+_MOST_PROGRAMS = 256
+_DESCRIPTORS = 4  # that a program in flight has here
+_LOG_BYTES = 4096
+_SPARES = 2  # processes kept ready, a guest
+_CLOSED = Execution(Outcome.INFRASTRUCTURE, "", "the program was not run: the sandbox was closed")
+_SESSION_ENDED = "the session was ended by that, its variables are lost"
+
+_all_guests: "weakref.WeakSet[Guest]" = weakref.WeakSet()
+
+
+class Guest:
+    """A process that forks programs, seen from the host.
+
+    Args:
+        process: It.
+        control: The socket of requests to it.
+        log: Descriptor of the file in memory to which it writes what goes wrong.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, log: int) -> None:
+        self.process = process
+        self.control = control
+        self.jobs: set[Job] = set()
+        """What it runs or keeps ready."""
+        self.warm = False
+        """Whether it has loaded its packages."""
+        self.condemned = False
+        """Whether it is to be ended, since it does not do what it is told."""
+        self._log = log
+        self._last_words = ""
+        self._ending = threading.Lock()
+        _all_guests.add(self)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be given programs."""
+        return not self.condemned and self.process.poll() is None
+
+    def log(self) -> str:
+        """The last lines of what went wrong, as one; empty if nothing did."""
+        with self._ending:
+            return self._last_words if self._log < 0 else self._read_log()
+
+    def _read_log(self) -> str:
+        size = os.fstat(self._log).st_size
+        text = os.pread(self._log, _LOG_BYTES, max(size - _LOG_BYTES, 0)).decode("utf-8", "replace")
+        said = [line for line in text.splitlines() if line.strip()]
+        said = [line for line in said if "no version information" not in line]
+        return "; ".join(said[-5:])[:2000]
+
+    def end(self) -> None:
+        """Ends it and all that it runs, and waits for that. May be called again."""
+        self.control.close()  # a guest in good health ends by itself
+        for attempt in range(_END_ATTEMPTS):
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(_END_SECONDS)
+                break
+            # Asked again and again, since a jail in the making does not hear it. Were nsjail itself killed, what
+            # it has begun could outlive it: the last resort.
+            last = attempt > _END_ATTEMPTS // 2
+            (self.process.kill if last else self.process.terminate)()
+        with self._ending:
+            if self._log >= 0:
+                self._last_words = self._read_log()
+                os.close(self._log)
+                self._log = -1
+
+    def abandon(self) -> None:
+        """In a forked copy of this process: closes what is the original's."""
+        self.control.close()
+        for job in self.jobs:
+            job.close()
+
+
+def _abandon_all() -> None:
+    # Were they left open, a guest would outlive this process by as long as its copy.
+    for guest in _all_guests:
+        guest.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
+
+
+class PooledSandbox(abc.ABC):
+    """A sandbox of warm guests. Its guests are started at once, and again when they die.
+
+    Args:
+        concurrency: How many programs run at once; further ones wait, first come, first served.
+            `None`: 256, or what the limit on open files leaves room for.
+        guests: How many guests there are. `None`: one a processor, eight at most.
+        packages: What they load.
+
+    Raises:
+        SandboxUnavailable: It cannot work here; the message says what is missing.
+        ValueError: A number is below one.
+    """
+
+    def __init__(
+        self, concurrency: int | None, guests: int | None, packages: Sequence[str]
+    ) -> None:
+        for name, value in (("concurrency", concurrency), ("guests", guests)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        room = max((files - 256) // _DESCRIPTORS, 8)
+        self.concurrency = concurrency or min(_MOST_PROGRAMS, room)
+        self.number_of_guests = guests or min(os.cpu_count() or 1, _MOST_GUESTS)
+        self.packages = tuple(packages)
+        self._slots = Slots(self.concurrency)
+        self._lock = threading.RLock()
+        self._closed = False
+        self._guests: list[Guest] = []
+        self._spares: list[Job] = []
+
+    @abc.abstractmethod
+    def _command(self) -> tuple[list[str], dict[str, str] | None, tuple[int, ...]]:
+        """What starts a guest: its arguments, its environment, and descriptors it inherits, which are then closed."""
+
+    @abc.abstractmethod
+    def _diagnose(self, failure: str) -> str:
+        """What to say and to advise when programs cannot be run because of `failure`."""
+
+    def _begin(self) -> None:
+        """Starts the guests.
+
+        Raises:
+            SandboxUnavailable: A probe program did not run.
+        """
+        try:
+            with self._lock:
+                for _ in range(self.number_of_guests):
+                    self._guests.append(self._start_guest())
+            execution = self.run("print(6 * 7)", Limits(wall_seconds=60))
+            if execution.outcome is not Outcome.OK or execution.stdout != "42\n":
+                raise SandboxUnavailable(self._diagnose(execution.error or repr(execution.stdout)))
+            with self._lock:
+                for number in range(_SPARES * self.number_of_guests):
+                    self._make_spare(DEFAULT_LIMITS, touch=number % 2 == 1)
+        except OSError as error:
+            self.close()
+            raise SandboxUnavailable(self._diagnose(str(error))) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def run(
+        self,
+        code: str,
+        limits: Limits = DEFAULT_LIMITS,
+        *,
+        stdin: str = "",
+        display: bool = False,
+    ) -> Execution:
+        """Runs `code` to its end in the calling thread.
+
+        Raises:
+            RuntimeError: The sandbox is closed.
+        """
+        self._check_open()
+        self._slots.acquire()
+        try:
+            for attempt in range(_ATTEMPTS):
+                time.sleep(_RETRY_SECONDS * attempt)
+                job = self._take(limits, code)
+                if isinstance(job, Execution):
+                    execution = job
+                else:
+                    try:
+                        execution = self._drive(job, code, stdin, display)
+                    finally:
+                        self._put_away(job)
+                        self._make_spare(limits, job.touch)
+                if execution.outcome is not Outcome.INFRASTRUCTURE or self._closed:
+                    break
+        finally:
+            self._slots.release()
+        return execution
+
+    async def run_async(
+        self,
+        code: str,
+        limits: Limits = DEFAULT_LIMITS,
+        *,
+        stdin: str = "",
+        display: bool = False,
+    ) -> Execution:
+        """Runs `code` to its end; cancelling this ends the program.
+
+        Raises:
+            RuntimeError: The sandbox is closed.
+        """
+        self._check_open()
+        await self._slots.acquire_async()
+        try:
+            for attempt in range(_ATTEMPTS):
+                if attempt:
+                    await asyncio.sleep(_RETRY_SECONDS * attempt)
+                job = self._take(limits, code)
+                if isinstance(job, Execution):
+                    execution = job
+                else:
+                    try:
+                        execution = await self._watch(job, code, stdin, display)
+                    finally:
+                        self._put_away(job)
+                        self._make_spare(limits, job.touch)
+                if execution.outcome is not Outcome.INFRASTRUCTURE or self._closed:
+                    break
+        finally:
+            self._slots.release()
+        return execution
+
+    def session(self, limits: Limits = DEFAULT_LIMITS, *, display: bool = False) -> "PooledSession":
+        """Begins a session: blocks of code that share a process.
+
+        Raises:
+            RuntimeError: The sandbox is closed.
+        """
+        self._check_open()
+        return PooledSession(self, limits, display)
+
+    def close(self) -> None:
+        """Ends all guests and what they run; programs in flight end as infrastructure failures."""
+        with self._lock:
+            self._closed = True
+            guests, self._guests = self._guests, []
+            spares, self._spares = self._spares, []
+        for guest in guests:
+            guest.control.close()  # all at once, so that the wait is that for one
+        for guest in guests:
+            guest.end()
+        for job in spares:
+            job.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the sandbox is closed; make a new one")
+
+    def _start_guest(self) -> Guest:
+        with ExitStack() as opened, ExitStack() as theirs:
+            arguments, environment, descriptors = self._command()
+            for descriptor in descriptors:
+                theirs.callback(os.close, descriptor)
+            ours, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            opened.enter_context(ours)
+            theirs.enter_context(requests)
+            # In memory: nothing is left behind, however this process ends.
+            log = os.memfd_create("log")
+            opened.callback(os.close, log)
+            for descriptor in (pipe := os.pipe()):
+                theirs.callback(os.close, descriptor)
+            try:
+                process = subprocess.Popen(
+                    arguments,
+                    stdin=requests,
+                    stdout=pipe[1],  # unread
+                    stderr=log,
+                    env=environment,
+                    pass_fds=descriptors,
+                    start_new_session=True,  # Ctrl-C is for us; we end the guests
+                )
+            except OSError as error:
+                raise SandboxUnavailable(f"cannot start {arguments[0]}: {error}") from error
+            opened.pop_all()
+        return Guest(process, ours, log)
+
+    def _take(self, limits: Limits, code: str, session: bool = False) -> Job | Execution:
+        """A process for a program: one of those kept ready, or a new one; or why there is none."""
+        touch = any(name in code for name in self.packages)  # a guess: it decides only over speed
+        with self._lock:
+            if self._closed:
+                return _CLOSED
+            try:
+                self._renew()
+                return self._spare(limits, touch, session) or self._new(limits, touch, session)
+            except (OSError, SandboxUnavailable) as error:
+                return Execution(Outcome.INFRASTRUCTURE, "", f"the program was not run: {error}")
+
+    def _spare(self, limits: Limits, touch: bool, session: bool) -> Job | None:
+        for job in self._spares:
+            if job.ready < 2:
+                job.step()
+                job.guest.warm |= job.ready > 0
+        # One that is not ready yet will be before one that is asked for only now.
+        usable = [
+            job
+            for job in self._spares
+            if job.limits == limits and not session and not job.gone and job.guest.warm
+        ]
+        if not usable:
+            return None
+        job = max(usable, key=lambda job: (job.touch == touch, job.ready))
+        self._spares.remove(job)
+        return job
+
+    def _new(self, limits: Limits, touch: bool, session: bool) -> Job:
+        guest = min(self._guests, key=lambda guest: len(guest.jobs))
+        job = Job(guest, limits, session, touch=touch)
+        guest.jobs.add(job)
+        return job
+
+    def _make_spare(self, limits: Limits, touch: bool) -> None:
+        """Keeps a process ready for the next program with such limits."""
+        with self._lock:
+            if self._closed:
+                return
+            guest = min(self._guests, key=lambda guest: len(guest.jobs))
+            try:
+                job = Job(guest, limits, spare=True, touch=touch)
+            except OSError:  # no more descriptors
+                return
+            try:
+                job.hand_over()
+            except OSError:  # the guest is busy, or gone: the program will ask for itself
+                job.close()
+                return
+            guest.jobs.add(job)
+            self._spares.append(job)
+            while len(self._spares) > _SPARES * self.number_of_guests:
+                self._put_away(self._spares.pop(0))
+
+    def _renew(self) -> None:
+        """Replaces guests that have died."""
+        for index, guest in enumerate(self._guests):
+            if not guest.alive:
+                for job in [job for job in self._spares if job.guest is guest]:
+                    self._spares.remove(job)
+                    job.close()
+                if not guest.condemned:
+                    guest.end()
+                self._guests[index] = self._start_guest()
+
+    def _put_away(self, job: Job) -> None:
+        with self._lock:
+            job.guest.jobs.discard(job)
+            job.close()
+
+    def _lapse(self, job: Job) -> float:
+        """Its patience is over; returns the seconds that it is given."""
+        left = job.lapse()
+        if job.hung and not job.gone:
+            self._condemn(job.guest)
+        return left
+
+    def _condemn(self, guest: Guest) -> None:
+        """Ends a guest that is dead or does not do what it is told; the next program starts another."""
+        with self._lock:
+            if guest.condemned or guest not in self._guests:
+                return
+            guest.condemned = True
+        # Waits for it, which an event loop must not.
+        threading.Thread(target=guest.end, daemon=True).start()
+
+    def _conclude(self, job: Job) -> Execution:
+        if job.lost:
+            if not job.refused:
+                self._condemn(job.guest)
+            closed = "the sandbox was closed" if self._closed else ""
+            job.fail(closed or job.guest.log() or "its guest ended")
+        return job.execution()
+
+    def _drive(self, job: Job, code: str, stdin: str = "", display: bool = False) -> Execution:
+        """Runs a program in this thread."""
+        try:
+            while not self._hand_over(job):
+                time.sleep(_BUSY_SECONDS)
+            job.begin(code, stdin, display)
+            self._wait(job)
+        except BaseException:
+            job.kill()
+            job.session = False  # its end is waited for, not that of the block
+            job.finished = job.gone
+            self._wait(job)
+            raise
+        return self._conclude(job)
+
+    def _wait(self, job: Job) -> None:
+        deadline = time.monotonic() + job.patience()
+        while not job.finished:
+            poller = poll()
+            for descriptor, events in job.interests().items():
+                poller.register(descriptor, events)
+            left = deadline - time.monotonic()
+            # A program that keeps us busy does not put off its end by that.
+            if poller.poll(math.ceil(1000 * max(left, 0.0))):
+                job.step()
+            if not job.finished and time.monotonic() >= deadline:
+                deadline = time.monotonic() + self._lapse(job)
+
+    async def _watch(
+        self, job: Job, code: str, stdin: str = "", display: bool = False
+    ) -> Execution:
+        """Runs a program from an event loop."""
+        watch = _Watch(job, self._lapse)
+        try:
+            while not self._hand_over(job):
+                await asyncio.sleep(_BUSY_SECONDS)
+            job.begin(code, stdin, display)
+            await watch.finished()
+        except BaseException:
+            job.kill()
+            job.session = False
+            job.finished = job.gone
+            await watch.finished()
+            raise
+        finally:
+            watch.stop()
+        return self._conclude(job)
+
+    def _hand_over(self, job: Job) -> bool:
+        """Asks the guest for the process, if that has not been done; `False` if the guest is busy."""
+        try:
+            job.hand_over()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno in (errno.ETOOMANYREFS, errno.ENOBUFS):
+                return False
+            job.fail(job.guest.log() or f"its guest is gone: {error}")
+        return True
+
+
+class _Watch:
+    """Drives a job from the callbacks of an event loop.
+
+    Args:
+        job: It.
+        lapse: Called when its patience is over; gives the seconds until it is called again.
+    """
+
+    def __init__(self, job: Job, lapse: Callable[[Job], float]) -> None:
+        self._job = job
+        self._lapse = lapse
+        self._loop = asyncio.get_running_loop()
+        self._watched: dict[int, int] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._over: asyncio.Future[None] | None = None
+
+    async def finished(self) -> None:
+        """Waits until the job is finished."""
+        self._over = self._loop.create_future()
+        self._advance()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(self._job.patience(), self._on_timer)
+        await self._over
+
+    def stop(self) -> None:
+        """Looks no further."""
+        for descriptor in list(self._watched):
+            self._forget(descriptor)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _advance(self) -> None:
+        job = self._job
+        if not job.finished:
+            job.step()
+        wanted = {} if job.finished else job.interests()
+        for descriptor in [d for d, events in self._watched.items() if wanted.get(d) != events]:
+            self._forget(descriptor)
+        for descriptor, events in wanted.items():
+            if descriptor not in self._watched:
+                add = self._loop.add_reader if events == POLLIN else self._loop.add_writer
+                add(descriptor, self._advance)
+                self._watched[descriptor] = events
+        if job.finished and self._over is not None and not self._over.done():
+            self._over.set_result(None)
+
+    def _forget(self, descriptor: int) -> None:
+        reading = self._watched.pop(descriptor) == POLLIN
+        (self._loop.remove_reader if reading else self._loop.remove_writer)(descriptor)
+
+    def _on_timer(self) -> None:
+        if not self._job.finished:
+            left = self._lapse(self._job)
+            self._advance()
+            self._timer = self._loop.call_later(left, self._on_timer)
+
+
+class PooledSession:
+    """A `Session` in a process of a pool. Made by `PooledSandbox.session`."""
+
+    def __init__(self, sandbox: PooledSandbox, limits: Limits, display: bool) -> None:
+        self._sandbox = sandbox
+        self._limits = limits
+        self._display = display
+        self._job: Job | None = None
+        self._running = self._closed = False
+
+    def run(self, code: str) -> Execution:
+        """Runs one block in the calling thread.
+
+        Raises:
+            RuntimeError: The session or its sandbox is closed, or another block of it runs.
+        """
+        sandbox = self._sandbox
+        self._enter()
+        try:
+            sandbox._slots.acquire()
+            try:
+                for attempt in self._attempts():
+                    time.sleep(_RETRY_SECONDS * attempt)
+                    execution = self._current(code)
+                    if isinstance(execution, Job):
+                        execution = sandbox._drive(execution, code, display=self._display)
+                    if execution.outcome is not Outcome.INFRASTRUCTURE or sandbox._closed:
+                        break
+                return self._leave(execution)
+            finally:
+                sandbox._slots.release()
+        finally:
+            self._running = False
+            self._drop_if_gone()
+
+    async def run_async(self, code: str) -> Execution:
+        """Runs one block; cancelling this ends the session's process.
+
+        Raises:
+            RuntimeError: The session or its sandbox is closed, or another block of it runs.
+        """
+        sandbox = self._sandbox
+        self._enter()
+        try:
+            await sandbox._slots.acquire_async()
+            try:
+                for attempt in self._attempts():
+                    await asyncio.sleep(_RETRY_SECONDS * attempt)
+                    execution = self._current(code)
+                    if isinstance(execution, Job):
+                        execution = await sandbox._watch(execution, code, display=self._display)
+                    if execution.outcome is not Outcome.INFRASTRUCTURE or sandbox._closed:
+                        break
+                return self._leave(execution)
+            finally:
+                sandbox._slots.release()
+        finally:
+            self._running = False
+            self._drop_if_gone()
+
+    def close(self) -> None:
+        """Ends the process. May be called again."""
+        self._closed = True
+        if self._job is not None:
+            self._sandbox._put_away(self._job)
+            self._job = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _enter(self) -> None:
+        self._sandbox._check_open()
+        if self._closed:
+            raise RuntimeError("the session is closed; begin a new one")
+        if self._running:
+            raise RuntimeError("another block of this session is running: its blocks take turns")
+        self._running = True
+
+    def _attempts(self) -> range:
+        """Numbers of the attempts at a block; after the first block there are variables to lose."""
+        return range(_ATTEMPTS if self._job is None else 1)
+
+    def _current(self, code: str) -> Job | Execution:
+        self._drop_if_gone()
+        if self._job is None:
+            taken = self._sandbox._take(self._limits, code, session=True)
+            if isinstance(taken, Execution):
+                return taken
+            self._job = taken
+        return self._job
+
+    def _leave(self, execution: Execution) -> Execution:
+        lives = self._job is not None and not self._job.gone
+        if lives or execution.outcome in (Outcome.OK, Outcome.INFRASTRUCTURE):
+            return execution
+        return dataclasses.replace(execution, error=f"{execution.error}; {_SESSION_ENDED}")
+
+    def _drop_if_gone(self) -> None:
+        if self._job is not None and (self._job.gone or self._closed):
+            self._sandbox._put_away(self._job)
+            self._job = None

@@ -1,0 +1,252 @@
+"""Sessions: blocks that share a process. The same in both sandboxes."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+from marks import Mark
+from tree import descriptors, settled_descriptors
+
+from retool_env.sandbox import Execution, Limits, NsjailSandbox, Outcome, Sandbox
+
+SHORT = Limits(wall_seconds=0.5)
+LOST = "the session was ended by that, its variables are lost"
+NO_X = "NameError: name 'x' is not defined"
+SLEEP = "import time\ntime.sleep(60)"
+
+
+def prints(text: str) -> Execution:
+    return Execution(Outcome.OK, f"{text}\n")
+
+
+def test_names_imports_files_and_threads_last(either: Sandbox) -> None:
+    with either.session() as session:
+        assert session.run("x = 3\nimport math\ndef f(): return x * 2") == Execution(Outcome.OK, "")
+        assert session.run("print(f(), math.tau > 6)") == prints("6 True")
+        session.run("open('kept', 'w').write('text')\nx += 1")
+        assert session.run("print(open('kept').read(), f())") == prints("text 8")
+        session.run("import threading\ngo = threading.Event()\nsaid = []")
+        session.run("threading.Thread(target=lambda: (go.wait(), said.append(1))).start()")
+        assert session.run("import time\ngo.set(); time.sleep(0.1); print(said)") == prints("[1]")
+
+
+def test_an_error_does_not_end_it(either: Sandbox) -> None:
+    with either.session() as session:
+        session.run("x = 1")
+        for code, outcome, error in (
+            ("x = 2\n1 / 0", Outcome.RUNTIME_ERROR, "ZeroDivisionError: division by zero"),
+            ("x = = 3", Outcome.SYNTAX_ERROR, "SyntaxError: invalid syntax (line 1)"),
+            ("import sys\nsys.exit(3)", Outcome.RUNTIME_ERROR, "SystemExit: 3"),
+            (
+                "bytes(2**40)",
+                Outcome.MEMORY_LIMIT,
+                "MemoryError: the program needed more than 1024 MiB",
+            ),
+        ):
+            execution = session.run(code)
+            assert (execution.outcome, execution.error) == (outcome, error)
+        assert session.run("exit()") == Execution(Outcome.OK, "")
+        assert session.run("print(x)") == prints("2")
+
+
+def test_a_traceback_is_of_its_own_block(either: Sandbox) -> None:
+    with either.session() as session:
+        session.run("def f():\n    return 1 / 0\n")
+        assert session.run("\n\nfunction = f\nfunction()").traceback.startswith(
+            'Traceback (most recent call last):\n  File "<program>", line 4, in <module>\n'
+            "    function()\n"
+        )
+
+
+def test_display(either: Sandbox) -> None:
+    with either.session(display=True) as session:
+        assert session.run("x = 6\nx * 7") == prints("42")
+        assert session.run("_ + 1") == prints("43")
+        assert session.run("None") == Execution(Outcome.OK, "")
+    with either.session() as session:
+        assert session.run("6 * 7") == Execution(Outcome.OK, "")
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome", "error"),
+    [
+        (SLEEP, Outcome.TIMEOUT, "time limit: the program ran for more than 0.5 s"),
+        ("import os\nos._exit(3)", Outcome.RUNTIME_ERROR, "exit status 3"),
+        ("import ctypes\nctypes.string_at(0)", Outcome.RUNTIME_ERROR, "ended by SIGSEGV"),
+        (
+            "print('x' * 10**7)",
+            Outcome.OUTPUT_LIMIT,
+            "output limit: the program wrote more than 1048576 bytes",
+        ),
+    ],
+)
+def test_what_ends_it_says_so(either: Sandbox, code: str, outcome: Outcome, error: str) -> None:
+    with either.session(SHORT) as session:
+        session.run("x = 1")
+        execution = session.run(code)
+        assert (execution.outcome, execution.error) == (outcome, f"{error}; {LOST}")
+        assert session.run("x").error == NO_X
+        assert session.run("x = 5\nprint(x)") == prints("5")
+        assert session.run("print(x)") == prints("5")
+
+
+def test_each_block_has_its_time_and_output(either: Sandbox) -> None:
+    with either.session(Limits(wall_seconds=0.5, output_bytes=100)) as session:
+        for _ in range(4):
+            execution = session.run("import time\ntime.sleep(0.2)\nprint('x' * 90)")
+            assert execution == prints("x" * 90)
+            assert 0.2 <= execution.duration < 5
+
+
+def test_output_of_any_size(either: Sandbox) -> None:
+    with either.session() as session:
+        for size in (180_000, 3, 500_000):
+            assert session.run(f"print('x' * {size})") == prints("x" * size)
+
+
+def test_output_after_a_block_is_not_lost_to_the_host(either: Sandbox) -> None:
+    """A thread that prints between blocks: the next block shows it, and nothing is stuck."""
+    with either.session() as session:
+        session.run(
+            "import threading, time\n"
+            "threading.Thread(target=lambda: (time.sleep(0.1), print('later', flush=True))).start()"
+        )
+        time.sleep(0.4)
+        assert session.run("print('now')").stdout == "later\nnow\n"
+
+
+def test_two_sessions_do_not_see_each_other(either: Sandbox) -> None:
+    with either.session() as one, either.session() as two:
+        one.run("x = 1\nopen('file', 'w').write('1')")
+        assert two.run("import os\nprint(os.listdir('.'))") == prints("[]")
+        assert two.run("x").error == NO_X
+        assert one.run("print(x)") == prints("1")
+    assert either.run("x").error == NO_X
+
+
+def test_many_sessions_take_turns() -> None:
+    """More sessions than places: a place is held for a block, not for a session."""
+
+    async def count(sandbox: Sandbox, start: int) -> list[str]:
+        with sandbox.session() as session:
+            await session.run_async(f"x = {start}")
+            runs = [await session.run_async("x += 1\nprint(x)") for _ in range(4)]
+        return [execution.stdout for execution in runs]
+
+    async def ten(sandbox: Sandbox) -> list[list[str]]:
+        return await asyncio.gather(*(count(sandbox, 10 * n) for n in range(10)))
+
+    with NsjailSandbox(concurrency=2, guests=1) as sandbox:
+        assert asyncio.run(asyncio.wait_for(ten(sandbox), 60)) == [
+            [f"{10 * n + k}\n" for k in (1, 2, 3, 4)] for n in range(10)
+        ]
+
+
+def test_blocks_at_once_are_refused(either: Sandbox) -> None:
+    mark = Mark()
+    with either.session() as session:
+        worker = threading.Thread(
+            target=session.run, args=[mark.code + "import time\ntime.sleep(1)"]
+        )
+        worker.start()
+        assert len(mark.wait_for(1)) == 1
+        with pytest.raises(RuntimeError, match="take turns"):
+            session.run("print(1)")
+        with pytest.raises(RuntimeError, match="take turns"):
+            asyncio.run(session.run_async("print(1)"))
+        worker.join()
+        assert session.run("print(2)") == prints("2")
+
+
+def test_synchronous_and_asynchronous_blocks_mix(either: Sandbox) -> None:
+    with either.session() as session:
+        session.run("x = 1")
+        assert asyncio.run(session.run_async("x += 1\nprint(x)")) == prints("2")
+        assert asyncio.run(session.run_async("x += 1\nprint(x)")) == prints("3")
+        assert session.run("print(x)") == prints("3")
+
+
+def test_cancelling_a_block_ends_the_process(either: Sandbox) -> None:
+    mark = Mark()
+
+    async def cancel() -> None:
+        with either.session(Limits(wall_seconds=60)) as session:
+            await session.run_async("x = 1")
+            block = asyncio.create_task(session.run_async(mark.code + SLEEP))
+            while not mark.find():
+                await asyncio.sleep(0.01)
+            block.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await block
+            assert mark.find() == []
+            assert (await session.run_async("x")).error == NO_X
+
+    asyncio.run(asyncio.wait_for(cancel(), 30))
+    assert either._slots._free == either.concurrency
+
+
+def test_closed_session_refuses(either: Sandbox) -> None:
+    mark = Mark()
+    session = either.session()
+    session.run(mark.code)
+    assert len(mark.find()) == 1
+    session.close()
+    session.close()
+    assert mark.wait_for(0) == []
+    with pytest.raises(RuntimeError, match="closed"):
+        session.run("1")
+    with pytest.raises(RuntimeError, match="closed"):
+        asyncio.run(session.run_async("1"))
+
+
+def test_sessions_leave_nothing_behind(either: Sandbox) -> None:
+    mark = Mark()
+    either.run("1")
+    before = descriptors()
+    for _ in range(5):
+        with either.session(SHORT) as session:
+            session.run(mark.code + "import os\nos.fork()")
+            session.run("import os\nos._exit(0)")
+            session.run(mark.code)
+    assert mark.wait_for(0) == []
+    assert settled_descriptors(before + 8) <= before + 8
+
+
+def test_a_session_of_a_closed_sandbox() -> None:
+    with NsjailSandbox(guests=1) as sandbox:
+        session = sandbox.session()
+        session.run("x = 1")
+    with pytest.raises(RuntimeError, match="closed"):
+        session.run("x")
+    session.close()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_guest_that_dies_costs_the_first_block_nothing_and_a_later_one_the_session(
+    asynchronous: bool,
+) -> None:
+    def run(code: str) -> Execution:
+        return asyncio.run(session.run_async(code)) if asynchronous else session.run(code)
+
+    with NsjailSandbox(guests=1) as sandbox, sandbox.session() as session:
+        sandbox._guests[0].process.kill()
+        assert run("x = 1\nprint(x)") == prints("1")
+        sandbox._guests[0].process.kill()
+        time.sleep(0.5)
+        assert run("print(x)").outcome is Outcome.INFRASTRUCTURE
+        assert NO_X in run("print(x)").error
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_process_that_ends_between_two_blocks(jail: Sandbox, asynchronous: bool) -> None:
+    def run(code: str) -> Execution:
+        return asyncio.run(session.run_async(code)) if asynchronous else session.run(code)
+
+    with jail.session() as session:
+        run("x = 1\nimport os, threading\nthreading.Timer(0.05, lambda: os._exit(3)).start()")
+        time.sleep(0.3)
+        lost = run("print(x)")
+        assert lost.outcome is Outcome.RUNTIME_ERROR
+        assert lost.error == f"the session's process ended before the block began; {LOST}"
+        assert NO_X in run("print(x)").error
