@@ -1,0 +1,537 @@
+"""The client, against real servers on the loopback: ours, and others of the same protocol."""
+
+import asyncio
+import itertools
+import json
+import multiprocessing
+import pickle
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request, Response
+from prometheus_client.parser import text_string_to_metric_families
+from services import Scripted, says, serving, sleeps, wait_until
+
+from retool_env.sandbox import Execution, Limits, Outcome, Sandbox, SandboxUnavailable, hosts
+from retool_env.sandbox.remote import RemoteSandbox
+from retool_env.sandbox.server import create_app
+
+OK = Execution(Outcome.OK, "42")
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts that fail are tried again ten times as soon."""
+    monkeypatch.setattr(hosts, "_FIRST_ASIDE", 0.05)
+
+
+@pytest.fixture
+def dead() -> str:
+    """A host that refuses connections."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+Handler = Callable[[dict[str, Any]], Response]
+
+
+def host(handler: Handler, asked: list[dict] | None = None) -> FastAPI:
+    """A server of the protocol that answers as the handler says, and notes what it was asked."""
+    app = FastAPI()
+
+    @app.post("/run_code")
+    async def run_code(request: Request) -> Response:
+        content = await request.json()
+        if asked is not None:
+            asked.append(content)
+        return handler(content)
+
+    return app
+
+
+def answers(*responses: Response) -> Handler:
+    """One response after another; the last one for ever."""
+    left = list(responses)
+    return lambda _: left.pop(0) if len(left) > 1 else left[0]
+
+
+def foreign(stdout: str = "42", status: str = "Success", return_code: int = 0) -> Response:
+    """What a server says that is not ours: there is no object of our own in it."""
+    run = {"status": "Finished", "execution_time": 0.1, "return_code": return_code}
+    content = {"status": status, "message": "broken", "run_result": run | {"stdout": stdout}}
+    return Response(json.dumps(content), media_type="application/json")
+
+
+# --- one host -------------------------------------------------------------------------------------
+
+
+def test_it_is_a_sandbox() -> None:
+    with RemoteSandbox(["http://127.0.0.1:1"]) as sandbox:
+        assert isinstance(sandbox, Sandbox)
+
+
+@pytest.mark.parametrize("outcome", [each for each in Outcome if each != Outcome.INFRASTRUCTURE])
+def test_an_execution_arrives_whole(outcome: Outcome) -> None:
+    execution = Execution(outcome, "é\x00", "Error: \ud800", "Traceback", 0.1 + 0.2)
+    with serving(create_app(says(execution))) as url, RemoteSandbox([url]) as sandbox:
+        arrived = sandbox.run("")
+        assert arrived == execution and arrived.duration == execution.duration
+        assert asyncio.run(sandbox.run_async("")) == execution
+
+
+def test_all_that_a_program_is_given_arrives() -> None:
+    seen = []
+
+    async def answer(*arguments: Any) -> Execution:
+        seen.append(arguments)
+        return OK
+
+    limits = Limits(wall_seconds=1.5, memory_mb=77, output_bytes=11, processes=2, tmp_mb=3)
+    with serving(create_app(Scripted(answer))) as url, RemoteSandbox([url]) as sandbox:
+        sandbox.run("code \ud800 é", limits, stdin="in", display=True)
+        sandbox.run("")
+    assert seen == [("code \ud800 é", limits, "in", True), ("", Limits(), "", False)]
+
+
+def test_ten_megabytes_pass_both_ways() -> None:
+    async def answer(code: str, *_: Any) -> Execution:
+        return Execution(Outcome.OK, code)
+
+    program = "print(1)\n" * 1_200_000
+    with serving(create_app(Scripted(answer))) as url, RemoteSandbox([url]) as sandbox:
+        assert sandbox.run(program).stdout == program
+
+
+def test_many_threads_and_event_loops_use_one_object() -> None:
+    async def several(sandbox: RemoteSandbox, name: str) -> list[str]:
+        running = (sandbox.run_async(f"0.{name}{i}") for i in range(8))
+        return [execution.stdout for execution in await asyncio.gather(*running)]
+
+    with serving(create_app(sleeps())) as url, RemoteSandbox([url]) as sandbox:
+
+        def work(name: str) -> list[str]:
+            return [sandbox.run(f"0.{name}9").stdout, *asyncio.run(several(sandbox, name))]
+
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(work, "0123"))
+        assert sandbox.run("0.1").stdout == "0.1"
+    assert found == [[f"0.{n}9", *(f"0.{n}{i}" for i in range(8))] for n in "0123"]
+    assert [each for each in threading.enumerate() if each.name == "remote-sandbox"] == []
+
+
+def test_cancelling_ends_the_program() -> None:
+    box = sleeps()
+
+    async def cancel(sandbox: RemoteSandbox) -> None:
+        running = asyncio.create_task(sandbox.run_async("60"))
+        while not box.running:
+            await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+    with serving(create_app(box)) as url, RemoteSandbox([url]) as sandbox:
+        asyncio.run(cancel(sandbox))
+        wait_until(lambda: box.cancelled == 1)
+        assert sandbox.run("0") == Execution(Outcome.OK, "0")
+
+
+def test_closing_ends_what_runs() -> None:
+    box = sleeps()
+    with serving(create_app(box)) as url, ThreadPoolExecutor(1) as pool:
+        sandbox = RemoteSandbox([url])
+        running = pool.submit(sandbox.run, "60")
+        wait_until(lambda: box.running == 1)
+        sandbox.close()
+        sandbox.close()
+        assert running.result().outcome is Outcome.INFRASTRUCTURE
+        wait_until(lambda: box.cancelled == 1)
+        with pytest.raises(RuntimeError, match="closed"):
+            sandbox.run("")
+
+
+def test_a_forgotten_sandbox_leaves_no_thread() -> None:
+    with serving(create_app(says(OK))) as url:
+        assert RemoteSandbox([url]).run("") == OK
+        names = [each.name for each in threading.enumerate()]
+    assert "remote-sandbox" not in names
+
+
+def test_a_pickled_copy_works() -> None:
+    with serving(create_app(says(OK), "secret")) as url:
+        with RemoteSandbox([url], "secret", attempts=2, patience=7) as sandbox:
+            assert sandbox.run("") == OK
+            copy = pickle.loads(pickle.dumps(sandbox))
+        with copy:
+            assert copy.run("") == OK
+            assert (copy.urls, copy._attempts, copy._patience) == ((url,), 2, 7)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_may_go_on_with_it() -> None:
+    def child() -> None:
+        assert sandbox.run("") == OK
+
+    with serving(create_app(says(OK))) as url, RemoteSandbox([url]) as sandbox:
+        assert sandbox.run("") == OK
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join(20)
+        process.kill()
+        assert process.exitcode == 0
+        assert sandbox.run("") == OK
+
+
+def test_there_are_no_sessions() -> None:
+    with (
+        RemoteSandbox(["http://127.0.0.1:1"]) as sandbox,
+        pytest.raises(SandboxUnavailable, match=r"no sessions.*local sandbox"),
+    ):
+        sandbox.session()
+
+
+@pytest.mark.parametrize(
+    "urls",
+    [
+        [],
+        [""],
+        ["localhost:8080"],
+        ["ftp://a"],
+        ["http://"],
+        "http://a",
+        ["http://a?b=c"],
+        ["http://a:b"],
+    ],
+)
+def test_what_is_no_url_is_said_at_once(urls: list[str]) -> None:
+    with pytest.raises(ValueError, match="URL"):
+        RemoteSandbox(urls)
+
+
+@pytest.mark.parametrize("tail", ["", "/", "/run_code", "/run_code/"])
+def test_the_path_may_be_there(tail: str) -> None:
+    with serving(create_app(says(OK))) as url, RemoteSandbox([f" {url}{tail}"]) as sandbox:
+        assert sandbox.urls == (url,)
+        assert sandbox.run("") == OK
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("token", [None, "wrong"])
+def test_a_wrong_token_is_said_at_the_first_program(token: str | None) -> None:
+    with serving(create_app(says(OK), "secret")) as url, RemoteSandbox([url], token) as sandbox:
+        with pytest.raises(SandboxUnavailable, match=f"{url} refuses the token"):
+            sandbox.run("")
+        with pytest.raises(SandboxUnavailable, match="RETOOL_SANDBOX_TOKEN"):
+            asyncio.run(sandbox.run_async(""))
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        Response("bad gateway", 502),
+        Response("overloaded", 503),
+        Response("too late", 504),
+        Response("oops", 500),
+        Response("pong"),
+        Response("[]"),
+        Response("{}"),
+        Response(status_code=307, headers={"Location": "/elsewhere"}),
+        foreign(status="SandboxError"),
+        Response("busy", 503, {"Retry-After": "0.1"}),
+        Response("busy", 429),
+        Response("busy", 503, {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
+    ],
+    ids=lambda response: f"{response.status_code}",
+)
+def test_what_passes_is_tried_again(failure: Response) -> None:
+    asked: list[dict] = []
+    app = host(answers(failure, failure, foreign()), asked)
+    with serving(app) as url, RemoteSandbox([url]) as sandbox:
+        assert sandbox.run("print(42)") == OK
+    assert [each["code"] for each in asked] == ["print(42)"] * 3
+
+
+def test_retry_after_is_honoured() -> None:
+    times: list[float] = []
+
+    def handler(_: dict) -> Response:
+        times.append(time.monotonic())
+        return foreign() if len(times) > 1 else Response("", 503, {"Retry-After": "0.7"})
+
+    with serving(host(handler)) as url, RemoteSandbox([url]) as sandbox:
+        assert sandbox.run("") == OK
+    assert times[1] - times[0] >= 0.69
+
+
+def test_after_the_last_attempt_the_hosts_are_named(dead: str) -> None:
+    asked: list[dict] = []
+    app = host(answers(Response("out of\norder", 502)), asked)
+    with serving(app) as url, RemoteSandbox([dead, url], attempts=4) as sandbox:
+        execution = sandbox.run("")
+        assert execution.outcome is Outcome.INFRASTRUCTURE and execution.stdout == ""
+        assert f"{dead}: ConnectError" in execution.error
+        assert f"{url}: HTTP 502 out of order" in execution.error
+        assert 1 <= len(asked) <= 3
+        assert asyncio.run(sandbox.run_async("")).outcome is Outcome.INFRASTRUCTURE
+
+
+def test_each_failure_in_a_row_sets_the_host_aside_for_longer() -> None:
+    times: list[float] = []
+
+    def handler(_: dict) -> Response:
+        times.append(time.monotonic())
+        return Response("", 502)
+
+    with serving(host(handler)) as url, RemoteSandbox([url], attempts=5) as sandbox:
+        sandbox.run("")
+    waits = [after - before for before, after in itertools.pairwise(times)]
+    assert len(waits) == 4
+    for wait, shortest in zip(waits, (0.05, 0.1, 0.2, 0.4), strict=True):
+        assert wait >= 0.75 * shortest
+
+
+def test_a_host_that_failed_for_days_is_still_tried_every_half_minute() -> None:
+    several = hosts.Hosts(["http://127.0.0.1:1"], None, attempts=1, patience=1)
+    several.begin(b"", Limits(), False).result()
+    host = hosts.Host("http://127.0.0.1:1", failures=5000)
+    several._set_aside(host, sent_at=several._loop.time())
+    assert host.aside_until - several._loop.time() < 60
+    several.stop()
+
+
+def test_a_request_that_is_refused_is_not_repeated() -> None:
+    box = says(OK)
+    with (
+        serving(create_app(box, maximum=Limits(wall_seconds=2))) as url,
+        RemoteSandbox([url]) as sandbox,
+    ):
+        execution = sandbox.run("", Limits(wall_seconds=3))
+        assert execution.outcome is Outcome.INFRASTRUCTURE
+        assert "HTTP 422" in execution.error and "wall_seconds of 3.0" in execution.error
+        assert url in execution.error
+    assert box.started == 0
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_refusal_counts_for_all_attempts(status: int) -> None:
+    asked: list[dict] = []
+    app = host(answers(Response("no", status)), asked)
+    with serving(app) as url, RemoteSandbox([url]) as sandbox:
+        assert f"{url}: HTTP {status} no" in sandbox.run("").error
+    assert len(asked) == 1
+
+
+def test_a_host_that_does_not_answer_is_given_up() -> None:
+    async def hangs(*_: Any) -> Execution:
+        await asyncio.sleep(60)
+        return OK
+
+    box = Scripted(hangs)
+    with (
+        serving(create_app(box)) as url,
+        RemoteSandbox([url], attempts=2, patience=0.3) as sandbox,
+    ):
+        execution = sandbox.run("", Limits(wall_seconds=0.2))
+        assert execution.outcome is Outcome.INFRASTRUCTURE
+        assert f"{url}: ReadTimeout" in execution.error
+        assert box.started == 2
+
+
+def test_patience_ends_when_nothing_is_finished() -> None:
+    busy = answers(Response("", 503, {"Retry-After": "0.05"}))
+    with serving(host(busy)) as url, RemoteSandbox([url], patience=0.5) as sandbox:
+        started = time.monotonic()
+        execution = sandbox.run("", Limits(wall_seconds=0.5))
+        assert time.monotonic() - started >= 1.0
+    assert execution.outcome is Outcome.INFRASTRUCTURE
+    assert f"{url}: busy" in execution.error and "in 1 s" in execution.error
+
+
+def test_patience_lasts_as_long_as_others_are_finished() -> None:
+    box = sleeps()
+    with (
+        serving(create_app(box, max_in_flight=1)) as url,
+        RemoteSandbox([url], patience=1.5) as sandbox,
+    ):
+        limits = Limits(wall_seconds=0.1)
+
+        async def many() -> list[Execution]:
+            return await asyncio.gather(*(sandbox.run_async("0.3", limits) for _ in range(10)))
+
+        assert asyncio.run(many()) == [Execution(Outcome.OK, "0.3")] * 10  # 3 s at least
+
+
+# --- several hosts --------------------------------------------------------------------------------
+
+
+def test_a_dead_host_is_left_out(dead: str) -> None:
+    with serving(create_app(sleeps())) as url, RemoteSandbox([dead, url]) as sandbox:
+        for _ in range(20):
+            assert sandbox.run("0") == Execution(Outcome.OK, "0")
+
+
+def test_the_least_loaded_host_is_asked() -> None:
+    boxes = [sleeps(), sleeps()]
+
+    async def one_after_another(sandbox: RemoteSandbox) -> None:
+        running = []
+        for number in range(1, 15):
+            running.append(asyncio.create_task(sandbox.run_async("60")))
+            while boxes[0].started + boxes[1].started < number:
+                await asyncio.sleep(0.01)
+            assert abs(boxes[0].started - boxes[1].started) <= 1
+        for each in running:
+            each.cancel()
+
+    with (
+        serving(create_app(boxes[0])) as a,
+        serving(create_app(boxes[1])) as b,
+        RemoteSandbox([a, b]) as sandbox,
+    ):
+        asyncio.run(one_after_another(sandbox))
+
+
+def test_a_host_whose_sandbox_is_broken_does_not_draw_the_programs() -> None:
+    broken, sound = says(Execution(Outcome.INFRASTRUCTURE, "", "no namespaces")), sleeps()
+
+    async def many(sandbox: RemoteSandbox) -> list[Execution]:
+        return await asyncio.gather(*(sandbox.run_async("0.3") for _ in range(30)))
+
+    with (
+        serving(create_app(broken)) as a,
+        serving(create_app(sound, max_in_flight=100)) as b,
+        RemoteSandbox([a, b]) as sandbox,
+    ):
+        assert asyncio.run(many(sandbox)) == [Execution(Outcome.OK, "0.3")] * 30
+        assert sound.started == 30
+        before = broken.started
+        for _ in range(20):
+            sandbox.run("0")
+    assert broken.started - before < 20
+
+
+def test_a_busy_host_hands_over_to_the_other_at_once() -> None:
+    busy = host(answers(Response("", 503, {"Retry-After": "30"})))
+    with (
+        serving(busy) as a,
+        serving(create_app(says(OK))) as b,
+        RemoteSandbox([a, b], patience=5) as sandbox,
+    ):
+        assert [sandbox.run("") for _ in range(4)] == [OK] * 4
+
+
+def refused(url: str) -> float:
+    text = httpx.get(f"{url}/metrics").text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    return families["retool_sandbox_busy"].samples[0].value
+
+
+def test_more_programs_than_the_hosts_take_all_run() -> None:
+    boxes = [sleeps(), sleeps()]
+
+    async def many(sandbox: RemoteSandbox) -> list[Execution]:
+        return await asyncio.gather(*(sandbox.run_async("0.1") for _ in range(150)))
+
+    with (
+        serving(create_app(boxes[0], max_in_flight=3)) as a,
+        serving(create_app(boxes[1], max_in_flight=5)) as b,
+        RemoteSandbox([a, b]) as sandbox,
+    ):
+        assert asyncio.run(many(sandbox)) == [Execution(Outcome.OK, "0.1")] * 150
+        assert sum(refused(url) for url in (a, b)) < 100  # it learns how many they take
+    assert sum(box.started for box in boxes) == 150
+
+
+def test_programs_of_a_host_that_dies_go_to_the_other() -> None:
+    boxes = [sleeps(), sleeps()]
+    with (
+        serving(create_app(boxes[1])) as b,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        with serving(create_app(boxes[0])) as a:
+            sandbox = RemoteSandbox([a, b])
+            running = [pool.submit(sandbox.run, "2.5") for _ in range(8)]
+            wait_until(lambda: boxes[0].running == 4 and boxes[1].running == 4)
+        # Its grace is one second: the four programs were cut off.
+        assert [each.result() for each in running] == [Execution(Outcome.OK, "2.5")] * 8
+        assert boxes[0].cancelled == 4 and boxes[1].started == 8
+        sandbox.close()
+
+
+def test_a_host_that_comes_back_is_used_again(dead: str) -> None:
+    box = says(OK)
+    with RemoteSandbox([dead], attempts=2) as sandbox:
+        assert sandbox.run("").outcome is Outcome.INFRASTRUCTURE
+        with serving(create_app(box), port=int(dead.rpartition(":")[2])):
+            assert sandbox.run("") == OK
+        assert sandbox._hosts._hosts[0].failures == 0  # the next one is its first in a row
+
+
+# --- servers that are not ours --------------------------------------------------------------------
+
+
+def test_another_server_of_the_protocol_is_understood() -> None:
+    asked: list[dict] = []
+    app = host(answers(foreign("42"), foreign("", "Failed", 3)), asked)
+    with serving(app) as url, RemoteSandbox([url]) as sandbox:
+        limits = Limits(wall_seconds=3, memory_mb=99)
+        execution = sandbox.run("print(42)", limits, stdin="in")
+        assert execution == OK and execution.duration == 0.1
+        expected = Execution(Outcome.RUNTIME_ERROR, "", "exit status 3")
+        assert sandbox.run("import sys; sys.exit(3)") == expected
+    assert asked[0]["language"] == "python" and asked[0]["stdin"] == "in"
+    assert asked[0]["run_timeout"] == 3 and asked[0]["memory_limit_MB"] == 99
+
+
+def test_another_server_cannot_display() -> None:
+    with (
+        serving(host(answers(foreign("")))) as url,
+        RemoteSandbox([url]) as sandbox,
+        pytest.raises(SandboxUnavailable, match=r"retool serve"),
+    ):
+        sandbox.run("42", display=True)
+
+
+# --- with the jail --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def both(jail: Sandbox) -> Iterator[tuple[Sandbox, RemoteSandbox]]:
+    """A jail, and the same one from afar."""
+    with serving(create_app(jail)) as url, RemoteSandbox([url]) as sandbox:
+        yield jail, sandbox
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        ("print(6 * 7)", Outcome.OK),
+        ("import sys\nprint(sys.stdin.read())", Outcome.OK),
+        ("6 * 7", Outcome.OK),
+        ("x x", Outcome.SYNTAX_ERROR),
+        ("print('é')\n1 / 0", Outcome.RUNTIME_ERROR),
+        ("print(1)\nimport time\ntime.sleep(60)", Outcome.TIMEOUT),
+        ("x = ' ' * 10**10", Outcome.MEMORY_LIMIT),
+        ("print('é' * 10_000)", Outcome.OUTPUT_LIMIT),
+        ("open('/etc/passwd', 'w')", None),
+        ("x = '\ud800'\nprint(1)", None),
+    ],
+)
+def test_a_remote_sandbox_says_what_a_local_one_does(both, code, outcome) -> None:
+    local, far = both
+    limits = Limits(wall_seconds=1, output_bytes=1001)
+    found = far.run(code, limits, stdin="in", display=True)
+    assert found == local.run(code, limits, stdin="in", display=True)
+    assert outcome is None or found.outcome is outcome
+    assert found.duration < 10
