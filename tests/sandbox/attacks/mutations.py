@@ -1,0 +1,169 @@
+"""Takes each defence away in turn, and tells which attacks then get through.
+
+Run from a clone, as root, with nothing else going on: `python tests/sandbox/attacks/mutations.py [WORD ...]`, where
+words choose defences by their names. It takes about half a minute a defence. A defence whose removal no test notices
+is marked; the exit status is then 1.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+_ROOT = _HERE.parents[2]
+_SANDBOX = Path("retool_env/sandbox")
+_WHOLE_RUN_SECONDS = 400
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One defence, and how to take it away."""
+
+    defence: str
+    """Its name."""
+    edits: tuple[tuple[str, str, str], ...]
+    """Each a file of the sandbox's, a text that stands there once, and what stands there instead."""
+
+
+def _one(defence: str, file: str, old: str, new: str) -> Mutation:
+    return Mutation(defence, ((file, old, new),))
+
+
+def _without_limit(name: str) -> Mutation:
+    return _one(
+        f"limit {name}",
+        "guest/confine.py",
+        "    for number, value in limits.items():\n",
+        f"    limits.pop(resource.RLIMIT_{name}, None)\n    for number, value in limits.items():\n",
+    )
+
+
+_LIMITS = ("AS", "CPU", "FSIZE", "NOFILE", "MEMLOCK", "MSGQUEUE", "SIGPENDING", "NPROC")
+
+MUTATIONS = [
+    _one("inner filter", "guest/process.py", "        confine.install_filter(code)\n", ""),
+    _one("outer filter", "nsjail.py", "[SECCOMP_POLICY]", '["DEFAULT ALLOW"]'),
+    _one("network namespace", "nsjail.py", "iface_no_lo=True", "clone_newnet=False"),
+    _one("PID namespace", "guest/confine.py", " | 0x2000_0000  #", "  #"),
+    _one("mount namespace", "guest/confine.py", "0x0002_0000 | 0x0800", "0x0800"),
+    _one("IPC namespace", "guest/confine.py", " | 0x0800_0000", ""),
+    _one("private /tmp", "guest/process.py", "        confine.private_tmp(bounds.tmp)\n", ""),
+    _one("size of /tmp", "guest/confine.py", "size={size},", "size=64m,"),
+    _one("number of files in /tmp", "guest/confine.py", ",nr_inodes=4096", ""),
+    *map(_without_limit, _LIMITS),
+    Mutation(
+        "limit CORE",
+        (
+            *_without_limit("CORE").edits,  # nsjail sets it as well
+            ("nsjail.py", "iface_no_lo=True", "iface_no_lo=True, rlimit_core_type=unlimited"),
+        ),
+    ),
+    _one("capabilities given up", "guest/confine.py", '    _call("capset", header, bytes(24))\n', ""),
+    _one(
+        "user id of its own",
+        "guest/confine.py",
+        "        os.setresgid(uid, uid, uid)\n        os.setresuid(uid, uid, uid)\n",
+        "        pass\n",
+    ),
+    Mutation(
+        "no new privileges",
+        (
+            ("guest/confine.py", '    _call("prctl", _SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)\n', ""),
+            ("nsjail.py", "iface_no_lo=True", "iface_no_lo=True, disable_no_new_privs=True"),
+            ("nsjail.py", "[SECCOMP_POLICY]", "[]"),  # nsjail sets it for this too
+        ),
+    ),
+    _one("non-traceability", "guest/supervisor.py", "        confine.hide()\n", "        pass\n"),
+    _one(
+        "closed descriptors", "guest/process.py", "            os.closerange(first + 1, last)\n",
+        "            pass\n",
+    ),
+    _one(
+        "record without descriptor", "guest/process.py", "sorted((0, 1, 2, source,",
+        "sorted((0, 1, 2, record, source,",
+    ),
+    _one("session of its own", "guest/process.py", "        os.setsid()  #", "        pass  #"),
+    _one("/dev/null of its own", "guest/process.py", "        os.dup2(null, 0)\n", ""),
+    _one("bell", "job.py", "        return bool(self._began)\n", (
+        "        if self._said()[0] != self._number:\n            return False\n"
+        "        self._began = self._began or time.monotonic()\n        return True\n"
+    )),
+    _one("record is doubted", "job.py", "(ValueError, TypeError, AttributeError, RecursionError)", "ValueError"),
+    _one("output limit", "job.py", "            if len(chunk) > room:\n", "            if False:\n"),
+    _one("wall-clock limit", "job.py", "            allowed = self.limits.wall_seconds\n",
+         "            allowed = 12 + self.limits.wall_seconds\n"),
+    _one("read-only mounts", "nsjail.py", "is_bind=True, nosuid=True", "is_bind=True, rw=True"),
+    _one("empty environment", "nsjail.py", "        hostname=", "        keep_env=True,\n        hostname="),
+    _one("leases", "guest/syscalls.py", "_LEASES = (1024, 1030)", "_LEASES = (1, 1)"),
+]  # fmt: skip
+
+
+def attack(mutation: Mutation) -> str:
+    """Runs the attacks against a copy of the package.
+
+    Returns:
+        What pytest prints.
+
+    Raises:
+        ValueError: The source has changed: the text to edit is not there once, or does not run without it.
+    """
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="mutation-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        shutil.copytree(_ROOT / "retool_env", folder / "retool_env")
+        shutil.copytree(_HERE, folder / "attacks")
+        for file, old, new in mutation.edits:
+            path = folder / _SANDBOX / file
+            text = path.read_text()
+            if text.count(old) != 1:
+                raise ValueError(
+                    f"{file} has changed; {old!r} stands there {text.count(old)} times"
+                )
+            path.write_text(text.replace(old, new))
+        command = [sys.executable, "-m", "pytest", "attacks", "-q", "-rfE", "--tb=no"]
+        command += ["-p", "no:cacheprovider", "--timeout=25", "--maxfail=12", "-o", "addopts="]
+        command += ["-k", "not ordinary_user and not table"]
+        environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        try:
+            done = subprocess.run(
+                command, cwd=folder, env=environment, capture_output=True, text=True,
+                timeout=_WHOLE_RUN_SECONDS,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return "FAILED ::all_of_them_since_the_run_hung"
+        if done.returncode not in (0, 1, 2):  # passed, failed, or cut short
+            raise ValueError(f"the attacks could not be run: {done.stderr[-500:]}")
+        return done.stdout
+
+
+def got_through(output: str) -> list[str]:
+    """The tests that failed, each once, without parameters."""
+    found = re.findall(r"^(?:FAILED|ERROR) \S*?::(\w+)", output, re.MULTILINE)
+    return list(dict.fromkeys(found))
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    print(f"| defence taken away | attacks that got through |\n|{'-' * 30}|{'-' * 30}|")
+    unnoticed = 0
+    for mutation in MUTATIONS:
+        if words and not any(word in mutation.defence for word in words):
+            continue
+        output = attack(mutation)
+        names = got_through(output)
+        unnoticed += not names
+        more = f", and {len(names) - 4} more" if len(names) > 4 else ""
+        shown = ", ".join(f"`{name}`" for name in names[:4]) or "**none**"
+        if " passed" not in output:
+            shown, more = "none: no program runs without it", ""
+        print(f"| {mutation.defence} | {shown}{more} |", flush=True)
+    return int(unnoticed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

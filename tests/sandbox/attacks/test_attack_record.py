@@ -1,0 +1,213 @@
+"""The record through which a process says how its program ended, written to by the program itself.
+
+It can say what it likes of itself, and no more: not that the sandbox failed, not that it has time left, and nothing
+that the host could stumble over.
+"""
+
+import asyncio
+import struct
+import time
+
+import pytest
+from intruders import QUICK, RECORD
+
+from retool_env.sandbox import Limits, NsjailSandbox, Outcome
+from retool_env.sandbox.guest import wire
+
+HALF_SECOND = Limits(wall_seconds=0.5)
+
+
+def forge(text: str, ended: str = "time.monotonic()") -> str:
+    """Says `text` and is gone."""
+    return f"{RECORD}\nrecord.write(1, time.monotonic(), {ended}, {text})\nos._exit(0)"
+
+
+def pack(number: str, size: str, began: str, ended: str) -> str:
+    header = (
+        f"struct.pack_into({wire.RECORD!r}, record._memory, 0, {number}, {size}, {began}, {ended})"
+    )
+    return f"{RECORD}\nnan, inf = float('nan'), float('inf')\n{header}\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "b''",
+        "b'null'",
+        "b'[]'",
+        "b'[1, 2, 3]'",
+        "b'[null, null, null]'",
+        "b'[[], {}, true]'",
+        "b'[\"ok\", 1, 2]'",
+        'b\'[{"a": 1}, "", ""]\'',
+        'b\'{"ok": 1, "b": 2, "c": 3}\'',
+        "b'\"abc\"'",
+        'b\'["no such outcome", "", ""]\'',
+        "b'[' * 60_000",
+        "b'[' * 30_000 + b']' * 30_000",
+        "b'{\"a\":' * 10_000",
+        "b'9' * 60_000",
+        "b'[1e999, NaN, -Infinity]'",
+        "b'\\xff\\xfe\\x00'",
+        'b\'["ok", "\\\\ud800", ""]\'',
+        'b\'["ok", "\\xed\\xa0\\x80", ""]\'',
+        "bytes(65_000)",
+    ],
+)
+def test_text_that_is_none(jail: NsjailSandbox, text: str) -> None:
+    execution = jail.run(forge(text), QUICK)
+    assert execution.outcome in (Outcome.OK, Outcome.RUNTIME_ERROR)
+    (execution.error + execution.traceback).encode()
+
+
+@pytest.mark.parametrize("name", ["infrastructure_failure", "INFRASTRUCTURE", "lost"])
+def test_failure_of_the_sandbox(jail: NsjailSandbox, name: str) -> None:
+    execution = jail.run(forge(f'b\'["{name}", "the guest died", ""]\''), QUICK)
+    assert execution.outcome is Outcome.OK
+
+
+def test_text_of_its_own(jail: NsjailSandbox) -> None:
+    """What it says of itself is one line, and short."""
+    text = "b'[\"runtime_error\", \"one\\\\ntwo\\\\r\\\\u2028three' + b'x' * 60_000 + b'\", \"t\"]'"
+    execution = jail.run(forge(text), QUICK)
+    assert execution.outcome is Outcome.RUNTIME_ERROR
+    assert len(execution.error) <= 5000
+    assert len(execution.error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("size", ["0", "65512", "65536", "2**31", "2**32 - 1"])
+def test_size_that_is_none(jail: NsjailSandbox, size: str) -> None:
+    code = pack("1", size, "1.0", "time.monotonic()") + "os._exit(0)"
+    assert jail.run(code, QUICK).outcome is Outcome.OK
+
+
+@pytest.mark.parametrize("ended", ["0.0", "-1.0", "nan", "inf", "-inf", "1e300", "5e-324"])
+@pytest.mark.parametrize("began", ["0.0", "nan", "inf", "-1.0"])
+def test_times_that_are_none(jail: NsjailSandbox, began: str, ended: str) -> None:
+    execution = jail.run(pack("1", "0", began, ended) + "os._exit(0)", QUICK)
+    assert execution.outcome is Outcome.OK
+    assert 0 <= execution.duration < 5
+
+
+@pytest.mark.parametrize("number", ["0", "2", "2**32 - 1"])
+@pytest.mark.parametrize("asynchronously", [False, True])
+def test_a_program_that_says_it_has_not_begun(
+    jail: NsjailSandbox, number: str, asynchronously: bool
+) -> None:
+    code = pack(number, "0", "nan", "0.0") + "time.sleep(60)"
+    began = time.monotonic()
+    if asynchronously:
+        execution = asyncio.run(jail.run_async(code, HALF_SECOND))
+    else:
+        execution = jail.run(code, HALF_SECOND)
+    assert execution.outcome is Outcome.TIMEOUT
+    assert time.monotonic() - began < 10
+    assert jail.run(pack(number, "0", "nan", "0.0") + "os._exit(0)", QUICK).outcome is Outcome.OK
+
+
+def test_a_program_that_begins_again_and_again(jail: NsjailSandbox) -> None:
+    code = f"""{RECORD}
+while True:
+    record.write(1, time.monotonic())
+"""
+    began = time.monotonic()
+    assert jail.run(code, HALF_SECOND).outcome is Outcome.TIMEOUT
+    assert time.monotonic() - began < 0.95 * 20 * HALF_SECOND.wall_seconds
+
+
+def test_a_program_that_says_it_is_over(jail: NsjailSandbox) -> None:
+    """It is over when it is gone."""
+    code = f"""{RECORD}
+record.write(1, time.monotonic(), time.monotonic(), b'["ok", "", ""]')
+while True: pass
+"""
+    execution = jail.run(code, HALF_SECOND)
+    assert execution.duration < 5
+
+
+def test_record_of_a_child(jail: NsjailSandbox) -> None:
+    """Children share the memory; the last word is the program's own."""
+    code = f"""{RECORD}
+if not os.fork():
+    record.write(1, 1.0, time.monotonic(), b'["memory_limit", "", ""]')
+    os._exit(0)
+os.wait()
+raise ValueError("the truth")
+"""
+    assert jail.run(code, QUICK).error == "ValueError: the truth"
+
+
+def test_record_is_zeroed_elsewhere(jail: NsjailSandbox) -> None:
+    """The record that is unmapped ends the program with a signal, and nothing more."""
+    code = f"""{RECORD}
+import ctypes
+view = (ctypes.c_char * {wire.RECORD_BYTES}).from_buffer(record._memory)
+ctypes.CDLL(None).munmap(ctypes.c_void_p(ctypes.addressof(view)), ctypes.c_size_t({wire.RECORD_BYTES}))
+"""
+    execution = jail.run(code, QUICK)
+    assert execution.outcome is Outcome.RUNTIME_ERROR
+    assert execution.error == "ended by SIGSEGV"
+
+
+def test_header_fits_what_is_forged_here() -> None:
+    """If the record's form changes, the forgeries above have to follow."""
+    assert struct.calcsize(wire.RECORD) == 24
+    assert wire.RECORD_BYTES == 1 << 16
+
+
+# --- sessions, whose programs hold the socket on which their blocks come
+
+
+SOCKETS = """
+import os, socket, stat
+def sockets():
+    for number in range(3, 4096):
+        try:
+            if stat.S_ISSOCK(os.fstat(number).st_mode): yield number
+        except OSError: pass
+"""
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "for n in sockets(): os.close(n)\ntime.sleep(60)",
+        "for n in sockets(): socket.socket(fileno=n).shutdown(2)\nwhile True: time.sleep(1)",
+        "for n in sockets():\n  while True: os.write(n, bytes(65536))",
+        "for _ in range(3): os.fork()\nfor n in sockets():\n  while True: os.write(n, b'\\0')",
+        "for n in sockets():\n  while True: os.read(n, 65536)",
+    ],
+)
+@pytest.mark.parametrize("asynchronously", [False, True])
+def test_socket_of_a_session(jail: NsjailSandbox, attack: str, asynchronously: bool) -> None:
+    code = f"import time\n{SOCKETS}\n{attack}"
+    began, busy = time.monotonic(), time.process_time()
+    with jail.session(HALF_SECOND) as session:
+        assert session.run("x = 5").outcome is Outcome.OK
+        execution = asyncio.run(session.run_async(code)) if asynchronously else session.run(code)
+        assert execution.outcome is Outcome.TIMEOUT
+        assert time.monotonic() - began < 15
+        if "close" in attack or "shutdown" in attack:  # the host has not waited in a busy loop
+            assert time.process_time() - busy < 0.4
+        again = session.run("print(6 * 7)")
+        assert (again.outcome, again.stdout) == (Outcome.OK, "42\n")
+
+
+def test_session_that_says_it_is_over(jail: NsjailSandbox) -> None:
+    """A block that lies about its end disturbs its own session, and nobody else's."""
+    code = f"import time\n{SOCKETS}\n{RECORD}\nrecord.write(1, 1.0, 2.0, b'')\nfor n in sockets(): os.write(n, b'\\n')\ntime.sleep(60)"
+    with jail.session(HALF_SECOND) as liar, jail.session(HALF_SECOND) as other:
+        liar.run(code)
+        assert other.run("print(6 * 7)").stdout == "42\n"
+        assert liar.run("print(1)").outcome is Outcome.TIMEOUT
+        assert liar.run("print(6 * 7)").stdout == "42\n"
+
+
+def test_session_that_ends_between_blocks(jail: NsjailSandbox) -> None:
+    """It cannot pass for a failure of the sandbox."""
+    code = "import os, threading\nthreading.Timer(0.2, os._exit, (0,)).start()"
+    with jail.session(HALF_SECOND) as session:
+        assert session.run(code).outcome is Outcome.OK
+        time.sleep(0.5)
+        assert session.run("print(1)").outcome is Outcome.RUNTIME_ERROR
+        assert session.run("print(6 * 7)").stdout == "42\n"
