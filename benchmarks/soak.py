@@ -1,0 +1,262 @@
+"""Many programs through one sandbox, some hostile: is any lost or taken for another's, and does anything grow?
+
+    python -m benchmarks.soak --programs 50000
+
+Each ordinary program prints a number of its own. At the start, the middle and the end, while nothing runs: the host's
+memory, that of the guests, open descriptors and processes. The figures go to `benchmarks/results/soak.json`; the exit
+status is 1 if anything is not as it has to be.
+"""
+
+import argparse
+import asyncio
+import datetime
+import gc
+import json
+import os
+import platform
+import random
+import secrets
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from retool_env.provenance import versions
+from retool_env.sandbox import Execution, Limits, NsjailSandbox, Outcome
+
+CONCURRENCY = 64
+LIMITS = Limits(wall_seconds=10, memory_mb=256)
+SHORT = Limits(wall_seconds=0.3, memory_mb=256)
+RESULTS = Path(__file__).parent / "results" / "soak.json"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Programs of one kind, and what has to come of each."""
+
+    name: str
+    """What it is called."""
+
+    weight: int
+    """How many of a thousand programs are of this kind."""
+
+    code: str
+    """Its text; `NONCE` stands for a number that no other program has."""
+
+    expected: Callable[[Execution, str], bool]
+    """Is this what has to come of it?"""
+
+    limits: Limits = LIMITS
+    """Its limits."""
+
+
+def prints(execution: Execution, nonce: str) -> bool:
+    """Says it that, and that alone?"""
+    return execution == Execution(Outcome.OK, f"{nonce}\n")
+
+
+def ends(outcome: Outcome, *others: Outcome) -> Callable[[Execution, str], bool]:
+    """Was its own number printed first, and does it end so?"""
+
+    def expected(execution: Execution, nonce: str) -> bool:
+        return execution.outcome in (outcome, *others) and execution.stdout.startswith(f"{nonce}\n")
+
+    return expected
+
+
+KINDS = [
+    Kind("plain", 500, "print(NONCE)", prints),
+    Kind("numpy", 100, "import numpy\nprint(int(numpy.array([NONCE])[0]))", prints),
+    Kind("sympy", 100, "import sympy\nprint(sympy.Integer(NONCE) + sympy.Integer(0))", prints),
+    Kind("file", 60, "open('f', 'w').write('NONCE')\nprint(open('f').read())", prints),
+    Kind("child", 40, "import os\nif os.fork() == 0: os._exit(0)\nos.wait()\nprint(NONCE)", prints),
+    Kind("raises", 60, "print(NONCE)\n1 / 0", ends(Outcome.RUNTIME_ERROR)),
+    Kind(
+        "no syntax",
+        30,
+        "print(NONCE",
+        lambda execution, _: execution.outcome is Outcome.SYNTAX_ERROR,
+    ),
+    Kind(
+        "crash",
+        30,
+        "print(NONCE)\nimport ctypes\nctypes.string_at(0)",
+        ends(Outcome.RUNTIME_ERROR),
+    ),
+    Kind("memory", 20, "print(NONCE)\nx = bytes(10**9)", ends(Outcome.MEMORY_LIMIT)),
+    Kind("flood", 20, "print(NONCE)\nwhile True: print('x' * 10**5)", ends(Outcome.OUTPUT_LIMIT)),
+    Kind("sleep", 15, "print(NONCE)\nimport time\ntime.sleep(60)", ends(Outcome.TIMEOUT), SHORT),
+    Kind(
+        "fork bomb",
+        5,
+        "print(NONCE)\nimport os\nwhile True: os.fork()",
+        ends(Outcome.RUNTIME_ERROR, Outcome.TIMEOUT),
+        SHORT,
+    ),
+    Kind(
+        "left behind",
+        10,
+        "print(NONCE)\nimport os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(60)",
+        prints,
+    ),
+    Kind("blocked", 10, "print(NONCE)\nopen('/x', 'w')", ends(Outcome.BLOCKED)),
+]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the sandbox takes of the machine, while nothing runs."""
+
+    programs: int
+    """That have run so far."""
+    host_mb: float
+    """Resident memory of this process."""
+    guests_mb: float
+    """Proportional share of the memory of all its descendants."""
+    descriptors: int
+    """Open in this process."""
+    processes: int
+    """Descendants of this one."""
+
+
+def measure(programs: int) -> Figures:
+    """Takes the figures."""
+    gc.collect()
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rpartition(")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        parents[int(entry.parent.name)] = int(fields[1])
+    ours = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    ours.remove(os.getpid())
+    return Figures(
+        programs,
+        round(_kilobytes("/proc/self/status", "VmRSS") / 1024, 1),
+        round(sum(_kilobytes(f"/proc/{pid}/smaps_rollup", "Pss") for pid in ours) / 1024, 1),
+        len(os.listdir("/proc/self/fd")),
+        len(ours),
+    )
+
+
+def _kilobytes(path: str, name: str) -> int:
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:  # it ended meanwhile
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)
+
+
+async def soak(sandbox: NsjailSandbox, programs: int, seed: int) -> dict:
+    """Runs the programs, half of them and then the other half.
+
+    Returns:
+        `counts`: programs by kind and outcome; `wrong`: descriptions of those that are not as they have to be;
+        `figures`; `seconds`.
+    """
+    chance = random.Random(seed)
+    kinds = chance.choices(KINDS, [kind.weight for kind in KINDS], k=programs)
+    counts: Counter[str] = Counter()
+    wrong: list[str] = []
+    seconds, done, told = 0.0, 0, time.monotonic()
+    first = secrets.randbelow(10**9) + 10**9
+
+    async def work(numbers: list[int]) -> None:
+        nonlocal done, told
+        while numbers:
+            number = numbers.pop()
+            kind, nonce = kinds[number], str(first + number)
+            code = kind.code.replace("NONCE", nonce)
+            execution = await sandbox.run_async(code, kind.limits)
+            counts[f"{kind.name}: {execution.outcome}"] += 1
+            if not kind.expected(execution, nonce):
+                wrong.append(f"{kind.name}, {nonce}: {str(execution)[:300]}")
+            done += 1
+            if time.monotonic() - told > 10:
+                told = time.monotonic()
+                print(f"{done:>8} of {programs}, {len(wrong)} wrong", file=sys.stderr, flush=True)
+
+    figures = [measure(0)]
+    for half in (range(programs // 2), range(programs // 2, programs)):
+        began = time.monotonic()
+        numbers = [*half]
+        await asyncio.gather(*(work(numbers) for _ in range(CONCURRENCY)))
+        seconds += time.monotonic() - began
+        await asyncio.sleep(2)  # processes kept ready become so
+        figures.append(measure(done))
+    return {"counts": counts, "wrong": wrong, "figures": figures, "seconds": seconds}
+
+
+def grown(start: Figures, middle: Figures, end: Figures) -> list[str]:
+    """What is not flat from the middle to the end, or has a trace of lost programs in it."""
+    found = []
+    if end.host_mb > middle.host_mb * 1.1 + 5:
+        found.append(f"the host's memory grew from {middle.host_mb} to {end.host_mb} MB")
+    if end.guests_mb > middle.guests_mb * 1.2 + 20:
+        found.append(f"the guests' memory grew from {middle.guests_mb} to {end.guests_mb} MB")
+    if end.descriptors > start.descriptors + 20:
+        found.append(f"{end.descriptors - start.descriptors} more descriptors are open")
+    if end.processes > start.processes + 4:
+        found.append(f"{end.processes - start.processes} more processes are there")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--programs", type=int, default=50_000, metavar="N", help="how many")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the kinds")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the figures go")
+    options = parser.parse_args(arguments)
+    if options.programs < 2:
+        parser.error("--programs must be at least 2")
+    before = measure(0)
+    with NsjailSandbox(concurrency=CONCURRENCY) as sandbox:
+        for _ in range(50):
+            sandbox.run("import numpy, sympy")
+        time.sleep(2)
+        found = asyncio.run(soak(sandbox, options.programs, options.seed))
+    left = measure(options.programs)
+    ran = sum(found["counts"].values())
+    problems = [*found["wrong"][:20], *grown(*found["figures"])]
+    if ran != options.programs:
+        problems.append(f"{options.programs - ran} programs are lost")
+    if extra := left.processes - before.processes:
+        problems.append(f"{extra} processes are left after the sandbox was closed")
+    report = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": f"{os.cpu_count()} processors, {platform.machine()}, Linux {platform.release()}",
+        "versions": versions(),
+        "settings": {
+            "programs": options.programs,
+            "seed": options.seed,
+            "concurrency": CONCURRENCY,
+            "guests": sandbox.number_of_guests,
+        },
+        "programs_per_second": round(ran / found["seconds"], 1),
+        "wrong": len(found["wrong"]),
+        "problems": problems,
+        "outcomes": dict(sorted(found["counts"].items())),
+        "figures": [asdict(figures) for figures in (*found["figures"], left)],
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"{ran} programs, {report['programs_per_second']} a second, {report['wrong']} wrong")
+    print("programs  host MB  guests MB  descriptors  processes")
+    for figures in found["figures"]:
+        print(
+            f"{figures.programs:>8}  {figures.host_mb:>7}  {figures.guests_mb:>9}"
+            f"  {figures.descriptors:>11}  {figures.processes:>9}"
+        )
+    for problem in problems:
+        print(f"problem: {problem}")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
