@@ -16,11 +16,10 @@ from agents import grpo, sft
 from agents.curves import draw_curves
 from agents.progress import Bar, console
 from agents.run import Run, read_records, write_atomically
-from agents.settings import build_settings, find_task, setting
+from agents.settings import SANDBOX, build_settings, find_sandbox, find_task, setting
 from retool_env.evaluation import TEMPERATURE, TOP_P, evaluate, table
 from retool_env.metrics import Interval, Summary
 from retool_env.rollout.transformers import load_policy
-from retool_env.sandbox import make_sandbox
 from retool_env.transcript import write_transcripts
 
 ARMS = {"interpreter": True, "text only": False}
@@ -33,7 +32,7 @@ class Settings:
     name: str = setting("tiny", "the run's folder is runs/<name>")
     dtype: str = setting("float32", "of the weights")
     env: dict[str, Any] = setting({}, "the environment's id and settings")
-    sandbox: str = setting("nsjail", "where programs run: nsjail, or unsafe")
+    sandbox: str | dict[str, Any] = setting("nsjail", SANDBOX)
     seed: int = setting(0, "of everything")
     sft: dict[str, Any] = setting({}, "settings of the cold starts (sft.epochs=2)")
     grpo: dict[str, Any] = setting({}, "settings of the reinforcement learning (grpo.steps=20)")
@@ -105,7 +104,7 @@ def _evaluate(
     policy = load_policy(
         str(checkpoint), dtype=settings.dtype, temperature=TEMPERATURE, top_p=TOP_P
     )
-    sandbox = make_sandbox(settings.sandbox) if rules.interpreter else None
+    sandbox = find_sandbox(settings.sandbox, rules)
     try:
         with Bar(f"evaluating {name}", len(problems)) as bar:
             summary, transcripts = evaluate(

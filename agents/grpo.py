@@ -20,7 +20,7 @@ from agents.curves import draw_curves
 from agents.model import load_model, lora_config, save_checkpoint
 from agents.progress import Bar, BarCallback
 from agents.run import Run, RunLogger
-from agents.settings import SettingsError, check_trl, find_task, setting
+from agents.settings import SANDBOX, SettingsError, check_trl, find_sandbox, find_task, setting
 from retool_env.episode import Rules, encode_prompt
 from retool_env.integrations.trl import (
     EngineGRPOTrainer,
@@ -31,7 +31,6 @@ from retool_env.integrations.trl import (
 from retool_env.problems import ProblemSource
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.transformers import TransformersPolicy
-from retool_env.sandbox import make_sandbox
 
 os.environ.setdefault(
     "TRL_EXPERIMENTAL_SILENCE", "1"
@@ -48,7 +47,7 @@ class Settings:
     env: dict[str, Any] = setting(
         {"id": "ReTool-Arithmetic-v0"}, "the environment's id and settings"
     )
-    sandbox: str = setting("nsjail", "where programs run: nsjail, or unsafe")
+    sandbox: str | dict[str, Any] = setting("nsjail", SANDBOX)
     seed: int = setting(0, "of problems and sampling")
     steps: int = setting(60, "optimizer steps")
     prompts: int = setting(16, "problems a step")
@@ -124,7 +123,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             **settings.trl,
         },
     )
-    sandbox = make_sandbox(settings.sandbox) if rules.interpreter else None
+    sandbox = find_sandbox(settings.sandbox, rules)
     run.start()
     try:
         with Bar("rl" if rules.interpreter else "rl, text only", settings.steps) as bar:

@@ -11,15 +11,21 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
 from retool_env.env import make_task
 from retool_env.episode import Rules
+from retool_env.interpreter import open_sandbox
 from retool_env.problems import ProblemSource
+from retool_env.sandbox import Sandbox
 
 PRESETS = Path(__file__).parent / "presets"
+
+SANDBOX = "where programs run: nsjail, unsafe, a server's http://..., or a mapping of make_sandbox's arguments"
+"""What the setting `sandbox` is, which several algorithms have."""
 
 
 class SettingsError(ValueError):
@@ -148,6 +154,19 @@ def find_task(env: Mapping[str, Any]) -> tuple[Rules, ProblemSource]:
     return rules, problems
 
 
+def find_sandbox(setting: str | Mapping[str, Any], rules: Rules) -> Sandbox | None:
+    """The sandbox that the setting `sandbox` names; `None` where the interpreter is off.
+
+    Raises:
+        SettingsError: If it names none, or a setting of it is unknown or wrong.
+        SandboxUnavailable: If it can't work here, or has no sessions where the rules ask for them.
+    """
+    try:
+        return open_sandbox(setting, rules)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"sandbox: {error}") from error
+
+
 def check_trl(config: type, ours: Iterable[str], extra: Mapping[str, Any]) -> None:
     """Check the setting `trl`: further fields of TRL's configuration.
 
@@ -168,8 +187,8 @@ def check_trl(config: type, ours: Iterable[str], extra: Mapping[str, Any]) -> No
 
 
 def _check(key: str, value: Any, hint: Any) -> Any:
-    kinds = tuple(k for k in (getattr(hint, "__args__", None) or (hint,)) if isinstance(k, type))
-    kinds = (dict,) if getattr(hint, "__origin__", None) is dict else kinds
+    options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    kinds = tuple(get_origin(option) or option for option in options)
     if isinstance(value, str) and float in kinds and str not in kinds:
         with contextlib.suppress(ValueError):
             value = float(value)  # YAML reads 1e-6 as a string

@@ -21,11 +21,11 @@ from agents import tiny
 from agents.model import load_model, lora_config, save_checkpoint
 from agents.progress import Bar, BarCallback, console
 from agents.run import Run, RunLogger
-from agents.settings import SettingsError, check_trl, find_task, setting
+from agents.settings import SANDBOX, SettingsError, check_trl, find_sandbox, find_task, setting
 from agents.traces import make_traces
 from retool_env.episode import Rules, decode
 from retool_env.problems import ProblemSource
-from retool_env.sandbox import Sandbox, make_sandbox
+from retool_env.sandbox import Sandbox
 from retool_env.transcript import Transcript, check_transcript, read_transcripts, write_transcripts
 
 
@@ -39,7 +39,7 @@ class Settings:
     env: dict[str, Any] = setting(
         {"id": "ReTool-Arithmetic-v0"}, "the environment's id and settings"
     )
-    sandbox: str = setting("nsjail", "where programs run: nsjail, or unsafe")
+    sandbox: str | dict[str, Any] = setting("nsjail", SANDBOX)
     seed: int = setting(0, "of weights, traces and order")
     mix: dict[str, float] = setting(
         {"tool": 0.4, "mended": 0.1, "worked": 0.25, "direct": 0.25},
@@ -84,7 +84,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         traces = read_traces(Path(settings.data), tokenizer)
         run.start()
     else:
-        sandbox = make_sandbox(settings.sandbox) if rules.interpreter else None
+        sandbox = find_sandbox(settings.sandbox, rules)
         run.start()
         with sandbox or contextlib.nullcontext():
             traces = own_traces(settings, run.folder, rules, source, tokenizer, sandbox)

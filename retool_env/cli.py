@@ -1,8 +1,10 @@
-"""`retool`: evaluate a model, play an episode, check the installation."""
+"""`retool`: evaluate a model, play an episode, check the installation, serve the sandbox."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -35,6 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluation.add_argument("--k", type=int, default=4, help="episodes a problem (4)")
     evaluation.add_argument("--problems", type=int, help="only the first so many problems")
     evaluation.add_argument("--text-only", action="store_true", help="without the interpreter")
+    evaluation.add_argument(
+        "--sandbox",
+        type=parse_value,
+        default="nsjail",
+        help="nsjail, unsafe, the URLs of sandbox servers, or make_sandbox's arguments as JSON (nsjail)",
+    )
     evaluation.add_argument("--max-tokens", type=int, default=1024, help="of a response (1024)")
     evaluation.add_argument("--temperature", type=float, default=1.0, help="the paper's: 1.0")
     evaluation.add_argument("--top-p", type=float, default=0.7, help="the paper's: 0.7")
@@ -49,15 +57,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     play.add_argument("--env", default="ReTool-Arithmetic-v0")
     play.add_argument("--seed", type=int)
     play.add_argument("settings", nargs="*", metavar="key=value")
-    commands.add_parser("doctor", help="check that the sandbox works here, and say what is missing")
+    commands.add_parser("doctor", help="what this machine can do, and how to mend what it cannot")
+    serve = commands.add_parser("serve", help="run other machines' programs in the sandbox here")
+    serve.add_argument("--host", default="127.0.0.1", help="address to bind to (127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8080, help="0 for a free one (8080)")
+    serve.add_argument("--token", help="what clients must send (default: $RETOOL_SANDBOX_TOKEN)")
+    serve.add_argument("--max-in-flight", type=int, help="programs at once (16 a processor)")
+    serve.add_argument("--max-seconds", type=float, default=120.0, help="of a program (120)")
+    serve.add_argument("--grace", type=int, default=30, help="seconds to end in, when stopped (30)")
+    serve.add_argument("--unsafe", action="store_true", help="without a jail")
     commands.add_parser("train", help="forwards to `python -m agents`", add_help=False)
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.command != "train":
         parser.error(f"unknown arguments: {' '.join(rest)}")
     try:
-        return {"eval": run_eval, "play": run_play, "doctor": run_doctor, "train": run_train}[
-            arguments.command
-        ](arguments, rest)
+        return {
+            "eval": run_eval,
+            "play": run_play,
+            "doctor": run_doctor,
+            "serve": run_serve,
+            "train": run_train,
+        }[arguments.command](arguments, rest)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -83,8 +103,8 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     """`retool eval`."""
     from retool_env.env import make_task
     from retool_env.evaluation import evaluate, table
+    from retool_env.interpreter import open_sandbox
     from retool_env.provenance import versions
-    from retool_env.sandbox import make_sandbox
     from retool_env.transcript import Transcript, write_transcripts
 
     for name, number in (("--k", arguments.k), ("--problems", arguments.problems)):
@@ -100,20 +120,9 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
         raise FileNotFoundError(f"there is no checkpoint folder {arguments.model!r}")
     from retool_env.rollout.transformers import load_policy  # slow: after what can be wrong
 
-    sandbox = make_sandbox() if rules.interpreter else None
-    policy = load_policy(
-        arguments.model,
-        dtype=arguments.dtype,
-        temperature=arguments.temperature,
-        top_p=arguments.top_p,
-        max_batch=arguments.batch,
-    )
     mode = "interpreter" if rules.interpreter else "text-only"
     stem = f"{arguments.env}-{Path(arguments.model).name}-{mode}"
     out = arguments.out or Path("runs") / "eval" / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "transcripts.jsonl").unlink(missing_ok=True)
-    started = time.monotonic()
     done = right = 0
 
     def on_group(index: int, group: list[Transcript]) -> None:
@@ -124,13 +133,20 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
         seconds = time.monotonic() - started
         print(f"{done}/{count * arguments.k} episodes, {seconds:.0f} s, {right} right", flush=True)
 
-    try:
+    with open_sandbox(arguments.sandbox, rules) or contextlib.nullcontext() as sandbox:
+        policy = load_policy(
+            arguments.model,
+            dtype=arguments.dtype,
+            temperature=arguments.temperature,
+            top_p=arguments.top_p,
+            max_batch=arguments.batch,
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "transcripts.jsonl").unlink(missing_ok=True)
+        started = time.monotonic()
         summary, _ = evaluate(
             policy, rules, problems, arguments.k, sandbox, arguments.seed, on_group
         )
-    finally:
-        if sandbox is not None:
-            sandbox.close()
     record = {
         "command": {k: str(v) for k, v in vars(arguments).items()},
         "settings": settings,
@@ -178,17 +194,36 @@ def read_turn() -> str:
 
 def run_doctor(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     """`retool doctor`."""
-    from retool_env.sandbox import check, make_sandbox
+    from retool_env.doctor import Status, examine
 
-    check()
-    with make_sandbox("nsjail") as sandbox:
-        started = time.monotonic()
-        execution = sandbox.run("print(6 * 7)")
-        seconds = time.monotonic() - started
-    if execution.stdout != "42\n":
-        print(f"the jail starts, but a program in it failed: {execution}", file=sys.stderr)
+    found = []
+    for finding in examine():
+        print(finding, flush=True)
+        found.append(finding.status)
+    if Status.MISSING in found:
+        print("\nprograms cannot be run here until that is mended", file=sys.stderr)
         return 1
-    print(f"the sandbox works: a program takes {1000 * seconds:.0f} ms, jail and all")
+    print("\nthe sandbox works here")
+    return 0
+
+
+def run_serve(arguments: argparse.Namespace, _: Sequence[str]) -> int:
+    """`retool serve`."""
+    from retool_env.sandbox import make_sandbox
+
+    try:
+        from retool_env.sandbox.server import MAXIMUM, serve
+    except ModuleNotFoundError as error:
+        raise RuntimeError(f"{error}; pip install 'retool-env[serve]'") from error
+    serve(
+        lambda: make_sandbox("unsafe" if arguments.unsafe else "nsjail"),
+        arguments.host,
+        arguments.port,
+        arguments.token or os.environ.get("RETOOL_SANDBOX_TOKEN"),
+        max_in_flight=arguments.max_in_flight,
+        maximum=dataclasses.replace(MAXIMUM, wall_seconds=arguments.max_seconds),
+        grace_seconds=arguments.grace,
+    )
     return 0
 
 
@@ -211,11 +246,16 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"{pair!r} is no key=value")
-        try:
-            settings[key] = json.loads(value)
-        except ValueError:
-            settings[key] = value
+        settings[key] = parse_value(value)
     return settings
+
+
+def parse_value(text: str) -> Any:
+    """JSON where it can be, and otherwise text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 
-from retool_env.episode import Episode, GradeAnswer, Need, Rules, RunProgram
+from retool_env.episode import Episode, GradeAnswer, Need, Rules
 from retool_env.grading import is_equivalent
+from retool_env.interpreter import Interpreter, SandboxSetting, open_sandbox
 from retool_env.problems import ProblemSource, load_problems
-from retool_env.sandbox import Execution, Sandbox, make_sandbox
+from retool_env.sandbox import Execution
 from retool_env.spaces import AnyText, TurnText
 
 _RULES = tuple(field.name for field in dataclasses.fields(Rules))
@@ -41,13 +42,15 @@ class ReToolEnv(gym.Env[str, str]):
 
     Args:
         problems: A source, or the name of one (see `retool_env.problems.load_problems`).
-        sandbox: A `Sandbox`, or the name of one. Not made where the interpreter is off.
+        sandbox: A `Sandbox`, the name of one, the URLs of sandbox servers (`"http://node1:8080,http://node2:8080"`), or a
+            mapping of `make_sandbox`'s arguments (`{"packages": ["numpy", "scipy"]}`). Not made where the interpreter is off.
         render_mode: `"human"` prints what is new after each call; `"ansi"` gives the transcript as text.
         **settings: Settings of the episode (see `Rules`); all others go to the source of that name
             (`path=`, `split=`, `difficulty=`, ...).
 
     Raises:
-        SandboxUnavailable: If the sandbox can't work here. It says what is missing; there is no fallback.
+        SandboxUnavailable: If the sandbox can't work here, or has no sessions and `session` is set. It says what is missing;
+            there is no fallback.
         ProblemsUnavailable: If the problems can be found neither on disk nor on the Hub.
 
     Example:
@@ -66,7 +69,7 @@ class ReToolEnv(gym.Env[str, str]):
         self,
         problems: str | ProblemSource,
         *,
-        sandbox: str | Sandbox = "nsjail",
+        sandbox: SandboxSetting = "nsjail",
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
@@ -80,11 +83,10 @@ class ReToolEnv(gym.Env[str, str]):
         self.render_mode = render_mode
         self.observation_space = AnyText()
         self.action_space = TurnText()
-        self._owns_sandbox = isinstance(sandbox, str)
-        self._sandbox: Sandbox | None = None
-        if self.rules.interpreter:
-            self._sandbox = make_sandbox(sandbox) if isinstance(sandbox, str) else sandbox
+        self._sandbox = open_sandbox(sandbox, self.rules)
+        self._owns_sandbox = self._sandbox is not sandbox
         self._episode: Episode | None = None
+        self._interpreter = Interpreter(self._sandbox)
         self._rendered = 0
 
     def reset(
@@ -109,6 +111,8 @@ class ReToolEnv(gym.Env[str, str]):
             problem = self.problems[int(self.np_random.integers(len(self.problems)))]
         else:
             problem = self.problems.get(problem_id)
+        self._interpreter.close()
+        self._interpreter = Interpreter(self._sandbox)
         self._episode = Episode(problem, self.rules)
         self._rendered = 0
         self._render_human()
@@ -122,7 +126,7 @@ class ReToolEnv(gym.Env[str, str]):
             gymnasium.error.ResetNeeded: If no episode is going on.
         """
         need = self.begin_step(action)
-        return self.end_step(None if need is None else resolve(need, self._sandbox))
+        return self.end_step(None if need is None else self.resolve(need))
 
     def begin_step(self, action: str) -> Need | None:
         """The first half of `step`: take the action, and say what must be done."""
@@ -142,6 +146,12 @@ class ReToolEnv(gym.Env[str, str]):
         if self._episode is None or self._episode.done:
             raise gym.error.ResetNeeded("no episode is going on: call reset() first")
 
+    def resolve(self, need: Need) -> Execution | bool:
+        """Between the halves of `step`: do what the episode needs, and wait for it."""
+        if isinstance(need, GradeAnswer):
+            return is_equivalent(need.answer, need.gold)
+        return self._interpreter.run(need)
+
     def end_step(
         self, result: Execution | bool | None
     ) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -152,6 +162,8 @@ class ReToolEnv(gym.Env[str, str]):
             episode.executed(result)
         elif result is not None:
             episode.graded(result)
+        if episode.done:
+            self._interpreter.close()
         self._render_human()
         transcript = episode.transcript
         reason = transcript.stop_reason
@@ -166,7 +178,8 @@ class ReToolEnv(gym.Env[str, str]):
         return None
 
     def close(self) -> None:
-        """Close the sandbox, if it was made here."""
+        """End the episode's session, and close the sandbox, if it was made here."""
+        self._interpreter.close()
         if self._owns_sandbox and self._sandbox is not None:
             self._sandbox.close()
 
@@ -249,12 +262,3 @@ def split_settings(
     if not len(source):
         raise ValueError("the source holds no problem")
     return rules, source
-
-
-def resolve(need: Need, sandbox: Sandbox | None) -> Execution | bool:
-    """Do what an episode needs, and wait for it."""
-    if isinstance(need, GradeAnswer):
-        return is_equivalent(need.answer, need.gold)
-    assert isinstance(need, RunProgram)
-    assert sandbox is not None, "only an episode with an interpreter runs programs"
-    return sandbox.run(need.program, need.limits)

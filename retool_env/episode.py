@@ -17,15 +17,15 @@ from typing import Any, Literal, Protocol, get_args
 from retool_env.problems import Problem
 from retool_env.protocol import (
     EMPTY_PROGRAM,
-    PROMPT,
-    TEXT_PROMPT,
     TEXT_VOID_NOTICE,
     VOID_NOTICE,
     Cut,
+    Errors,
     PromptTemplate,
     TurnKind,
     closing_tags,
     cut_text,
+    default_prompt,
     is_empty_program,
     parse_turn,
     render_result,
@@ -60,6 +60,11 @@ class Rules:
 
     interpreter: bool = True
     """Whether the model can run code. Without, `</code>` is text like any other, and the prompt says nothing of it."""
+    session: bool = False
+    """Whether an episode's code blocks share a process, as the cells of a notebook do: names, imports and files last from
+    one to the next. Without, as in the paper, each is a script of its own."""
+    display: bool = False
+    """Whether the value of a last line that is an expression is shown, as a REPL does."""
     max_calls: int | None = 8
     """Programs that an episode may run. After the last one's result the model has one more turn, for its answer.
     A void turn that the rules pass over counts as a call. `None`: no limit."""
@@ -73,6 +78,9 @@ class Rules:
     """Characters of a program's output that are shown."""
     output_cut: Cut = "middle"
     """What is lost of a longer output: its `"head"`, its `"tail"` or its `"middle"`."""
+    errors: Errors = "traceback"
+    """How a program's error is shown: its own frames of the traceback, or the `"last_line"` alone, as in the paper's
+    evaluation."""
     void_turn: Literal["end", "continue"] = "end"
     """What a turn with neither a code block nor an answer does: ends the episode, or is told so and goes on."""
     reward: str | Reward = "paper"
@@ -88,6 +96,9 @@ class Rules:
             if unknown := sorted(set(self.limits) - set(known)):
                 raise ValueError(f"unknown limit {unknown}; there are {', '.join(known)}")
             object.__setattr__(self, "limits", Limits(**self.limits))
+        for name in ("interpreter", "session", "display"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
         for name in ("max_tokens", "max_characters", "max_seconds", "output_characters"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int | float) and value > 0):
@@ -95,7 +106,12 @@ class Rules:
         calls = self.max_calls
         if calls is not None and not (isinstance(calls, int) and calls >= 0):
             raise ValueError(f"max_calls must be a whole number of at least 0, not {calls!r}")
-        for name, allowed in (("output_cut", get_args(Cut)), ("void_turn", ("end", "continue"))):
+        choices = {
+            "output_cut": get_args(Cut),
+            "errors": get_args(Errors),
+            "void_turn": ("end", "continue"),
+        }
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
@@ -105,7 +121,7 @@ class Rules:
 
     def _load_template(self) -> PromptTemplate:
         if self.prompt_template is None:
-            return PromptTemplate(PROMPT if self.interpreter else TEXT_PROMPT)
+            return PromptTemplate(default_prompt(self.interpreter, self.session, self.display))
         return PromptTemplate.load(self.prompt_template)
 
     def prompt(self, problem: Problem) -> str:
@@ -133,6 +149,10 @@ class RunProgram:
 
     program: str
     limits: Limits
+    session: bool = False
+    """Whether it runs in the episode's session, among the earlier ones' names."""
+    display: bool = False
+    """Whether the value of its last expression is shown."""
 
 
 @dataclass(frozen=True)
@@ -274,7 +294,7 @@ class Episode:
             self._observe_execution(EMPTY_PROGRAM, 0.0)
         else:
             self._spent += 1
-            self.need = RunProgram(turn.content, rules.limits)
+            self.need = RunProgram(turn.content, rules.limits, rules.session, rules.display)
         return self.need
 
     def executed(self, execution: Execution, seconds: float | None = None) -> None:
@@ -321,8 +341,9 @@ class Episode:
 
     def _observe_execution(self, execution: Execution, seconds: float) -> None:
         rules = self.rules
-        text = render_result(execution, rules.output_characters, rules.output_cut)
-        shown = cut_text(execution.stdout, rules.output_characters, rules.output_cut)
+        limit = rules.output_characters
+        text = render_result(execution, limit, rules.output_cut, rules.errors)
+        shown = cut_text(execution.stdout, limit, rules.output_cut)
         self._observe(text, dataclasses.replace(execution, stdout=shown), seconds)
 
     def _observe(self, text: str, execution: Execution | None = None, seconds: float = 0.0) -> None:

@@ -35,19 +35,22 @@ ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 RESULT_OPEN, RESULT_CLOSE = "<interpreter>", "</interpreter>"
 
 Cut = Literal["head", "tail", "middle"]
+Errors = Literal["traceback", "last_line"]
 
-PROMPT = """\
-Solve the problem below. Reason step by step.
+_TASK = "Solve the problem below. Reason step by step.\n\n"
 
-You may use a Python interpreter whenever it helps. Write a complete script, with its imports, like this:
+_TOOL = """\
+You may use a Python interpreter whenever it helps. Write {script}, like this:
 <code>
 ```python
 print(6 * 7)
 ```
 </code>
-Each script runs on its own and remembers nothing of earlier ones. Whatever it prints comes back to you between \
-<interpreter> and </interpreter>, and you go on from there.
+{memory} Whatever it prints{value} comes back to you between <interpreter> and </interpreter>, and you go on from there.
 
+"""
+
+_END = """\
 When you are done, give the result like this, and stop:
 <answer>
 \\boxed{{result}}
@@ -55,19 +58,27 @@ When you are done, give the result like this, and stop:
 
 Problem: {query}
 """
-"""The default prompt with an interpreter, a `str.format` template with the one field `query`."""
 
-TEXT_PROMPT = """\
-Solve the problem below. Reason step by step.
 
-When you are done, give the result like this, and stop:
-<answer>
-\\boxed{{result}}
-</answer>
+def default_prompt(interpreter: bool = True, session: bool = False, display: bool = False) -> str:
+    """The default prompt, a `str.format` template with the one field `query`.
 
-Problem: {query}
-"""
-"""The default prompt without an interpreter."""
+    Args:
+        interpreter: Whether there is one.
+        session: Whether the code blocks of an episode share a process.
+        display: Whether the value of a last expression is shown.
+    """
+    if not interpreter:
+        return _TASK + _END
+    memory = "Each script runs on its own and remembers nothing of earlier ones."
+    if session:
+        memory = "Each block runs in the process of those before it, like a notebook's cell: names and imports last."
+    tool = _TOOL.format(
+        script="code" if session else "a complete script, with its imports",
+        memory=memory,
+        value=", and the value of a last line that is an expression," if display else "",
+    )
+    return _TASK + tool + _END
 
 
 class TurnKind(enum.StrEnum):
@@ -160,21 +171,49 @@ def cut_text(text: str, limit: int, where: Cut = "middle") -> str:
     return f"{text[:head]}\n{notice}\n{text[len(text) - limit // 2 :]}"
 
 
-def render_result(execution: Execution, limit: int, where: Cut = "middle") -> str:
-    """The text that a program's result puts into the transcript, as the paper's evaluation inserts it.
+def render_result(
+    execution: Execution, limit: int, where: Cut = "middle", errors: Errors = "traceback"
+) -> str:
+    """The text that a program's result puts into the transcript.
 
-    What the program printed comes first; if it failed, the error's last line follows, and is what is kept when both
-    do not fit.
+    What the program printed comes first. If it failed, the error follows. Where not all of it fits, the error's last line
+    is what is kept; of the room that it leaves, the output and the traceback have half each, and what one of them does
+    not need goes to the other. A traceback loses whole lines, the outermost first.
+
+    Args:
+        execution: The result.
+        limit: Characters to keep. The notices about what was cut are not counted.
+        where: What is lost of a longer output (see `cut_text`).
+        errors: An error's `"traceback"`, or its `"last_line"` alone, as in the paper's evaluation. What has no traceback
+            (a time-out, say) is one line in either.
 
     Raises:
         ValueError: For an infrastructure failure, which is never shown to a model.
     """
     if execution.outcome is Outcome.INFRASTRUCTURE:
         raise ValueError("an infrastructure failure is not the program's result")
-    error = cut_text(execution.error, limit, "tail")
-    shown = cut_text(execution.stdout, max(limit - len(error), 0), where)
-    body = "".join(part if part.endswith("\n") else part + "\n" for part in (shown, error) if part)
+    # No tokenizer takes a lone surrogate, which another machine's sandbox may have let through.
+    stdout, error, trace = (
+        text.encode("utf-8", "backslashreplace").decode()
+        for text in (execution.stdout, execution.error, execution.traceback)
+    )
+    # The last line is taken from `error`, which may say more than the program knew: that its session has ended.
+    frames = trace.rpartition("\n")[0] if errors == "traceback" else ""
+    room = max(limit - len(error), 0)
+    kept = _last_lines(frames, max(room - len(stdout), room // 2))
+    parts = (
+        cut_text(stdout, room - len(kept), where),
+        cut_text(frames, len(kept), "head"),
+        cut_text(error, limit, "tail"),
+    )
+    body = "".join(part if part.endswith("\n") else part + "\n" for part in parts if part)
     return f"\n{RESULT_OPEN}\n{body}{RESULT_CLOSE}\n\n"
+
+
+def _last_lines(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    return text[len(text) - limit - 1 :].partition("\n")[2]
 
 
 EMPTY_PROGRAM = Execution(Outcome.SYNTAX_ERROR, "", "SyntaxError: the code block holds no program")

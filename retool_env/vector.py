@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from retool_env.env import ReToolEnv, resolve
+from retool_env.env import ReToolEnv
 
 Observations = tuple[str, ...]
 
@@ -126,7 +126,7 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
             self.envs[i].check_action(actions[i])
         needs = {i: self.envs[i].begin_step(actions[i]) for i in active}
         futures = {
-            i: self._threads.submit(resolve, need, self.envs[i]._sandbox)
+            i: self._threads.submit(self.envs[i].resolve, need)
             for i, need in needs.items()
             if need is not None
         }
@@ -159,7 +159,7 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
         return tuple(env.render() or "" for env in self.envs)
 
     def close_extras(self, **kwargs: Any) -> None:
-        """End the threads and the sandbox."""
+        """End the threads, the sessions and the sandbox."""
         self._threads.shutdown()
         for env in reversed(self.envs):
             env.close()

@@ -14,7 +14,7 @@ import pytest
 
 from retool_env import cli
 from retool_env.cli import main, parse_settings
-from retool_env.sandbox import Execution, Outcome, nsjail
+from retool_env.sandbox import SandboxUnavailable, nsjail
 from retool_env.transcript import check_transcript, read_transcripts
 
 ROOT = Path(__file__).parents[1]
@@ -84,12 +84,43 @@ def test_eval_without_an_interpreter(how, checkpoint, outside, capsys, monkeypat
     def refuse(name="nsjail"):
         raise AssertionError("a sandbox was made")
 
-    monkeypatch.setattr("retool_env.sandbox.make_sandbox", refuse)
+    monkeypatch.setattr("retool_env.interpreter.make_sandbox", refuse)
     assert main(["eval", "--env", ARITHMETIC, "--model", checkpoint, *SMALL, how]) == 0
     assert "| tiny, text-only |" in capsys.readouterr().out
     [folder] = Path("runs/eval").iterdir()
     assert folder.name.startswith(f"{ARITHMETIC}-tiny-text-only-")
     assert not any(t.interpreter for t in read_transcripts(folder / "transcripts.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("given", "setting"),
+    [
+        ("unsafe", "unsafe"),
+        ("http://a:1,http://b:2", "http://a:1,http://b:2"),
+        ('{"packages": ["numpy"]}', {"packages": ["numpy"]}),
+    ],
+)
+def test_eval_opens_the_sandbox_it_is_told_to(given, setting, checkpoint, outside, monkeypatch):
+    opened = []
+
+    def open_sandbox(setting, rules):
+        opened.append((setting, rules.session))
+        raise SandboxUnavailable("seen")
+
+    monkeypatch.setattr("retool_env.interpreter.open_sandbox", open_sandbox)
+    command = ["eval", "--env", ARITHMETIC, "--model", checkpoint, "--sandbox", given]
+    assert main([*command, *SMALL, "session=true"]) == 1
+    assert opened == [(setting, True)] and not Path("runs").exists()
+
+
+def test_eval_in_a_sandbox_of_few_packages(checkpoint, outside, capsys):
+    sandbox = '{"name": "nsjail", "packages": ["numpy"], "guests": 1}'
+    command = ["eval", "--env", ARITHMETIC, "--model", checkpoint, "--sandbox", sandbox]
+    arguments = ["--out", "found", *SMALL, "session=true", "errors=last_line"]
+    assert main([*command, *arguments]) == 0
+    results = json.loads(Path("found/results.json").read_text())
+    assert "'packages': ['numpy']" in results["command"]["sandbox"]
+    assert results["settings"]["session"] is True and results["settings"]["errors"] == "last_line"
 
 
 # --- bad arguments ------------------------------------------------------------------------------
@@ -107,6 +138,13 @@ WRONG = {
     "unknown setting": ([*EVAL, "max_call=3"], "max_calls, max_tokens"),
     "unknown setting to play": (["play", "max_call=3"], "max_calls, max_tokens"),
     "bad value": ([*EVAL, "difficulty=9"], "difficulty is one of 1 to 5"),
+    "no such sandbox to play": (["play", "sandbox=nsjial"], "'nsjial'"),
+    "a wrong sandbox to play": (["play", 'sandbox={"pakages": []}'], "'pakages'"),
+    "no boolean": ([*EVAL, "session=yes"], "session must be true or false, not 'yes'"),
+    "no way to show errors": (
+        [*EVAL, "errors=short"],
+        "errors must be one of traceback, last_line",
+    ),
     "no file": (["play", "--env", "ReTool-JSONL-v0", "path=none.jsonl"], "no file 'none.jsonl'"),
     "no path": (["play", "--env", "ReTool-JSONL-v0"], "'path'"),
 }
@@ -178,22 +216,16 @@ def test_settings_are_json_or_text():
 
 def test_doctor_is_content(capsys):
     assert main(["doctor"]) == 0
-    assert capsys.readouterr().out.startswith("the sandbox works")
+    out = capsys.readouterr().out
+    assert "\nok      sandbox     works: ready " in out and out.endswith("the sandbox works here\n")
 
 
 def test_doctor_says_what_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(nsjail, "_find_binary", lambda: "/bin/false")
     assert main(["doctor"]) == 1
-    assert capsys.readouterr().err.startswith("retool doctor: ")
-
-
-def test_doctor_looks_at_what_the_program_printed(monkeypatch, capsys):
-    monkeypatch.setattr(nsjail.NsjailSandbox, "_probe", lambda *_: None)
-    monkeypatch.setattr(
-        nsjail.NsjailSandbox, "run", lambda *_: Execution(Outcome.BLOCKED, "", "no numbers here")
-    )
-    assert main(["doctor"]) == 1
-    assert "no numbers here" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert "\nmissing sandbox " in captured.out and "retool serve" in captured.out
+    assert "cannot be run here" in captured.err
 
 
 # --- play ---------------------------------------------------------------------------------------
@@ -214,6 +246,12 @@ def test_play_runs_code_and_grades_the_answer(monkeypatch, capsys):
     answer = out.rpartition("the answer is ")[2].strip()
     assert play(monkeypatch, f"<answer>{answer}</answer>\n", "difficulty=3") == 0
     assert "[answered, reward 1.0]" in capsys.readouterr().out
+
+
+def test_play_in_a_session(monkeypatch, capsys):
+    script = "<code>x = 6</code>\n<code>x * 7</code>\n<answer>no</answer>\n"
+    assert play(monkeypatch, script, "session=true", "display=true") == 0
+    assert "<interpreter>\n42\n</interpreter>" in capsys.readouterr().out
 
 
 def test_play_goes_on_after_a_void_turn_and_ends_with_the_input(monkeypatch, capsys):

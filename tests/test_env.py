@@ -12,6 +12,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from notebooks import Notebooks
 
 import retool_env
 from retool_env import ReToolEnv, Rules, SandboxUnavailable, StopReason, check_transcript
@@ -38,7 +39,7 @@ class FakeSandbox:
         self.asked: list[tuple[str, Limits]] = []
         self.closed = 0
 
-    def run(self, code: str, limits: Limits = Limits()) -> Execution:  # noqa: B008  frozen
+    def run(self, code: str, limits: Limits, **_: object) -> Execution:
         self.asked.append((code, limits))
         return self.results[(len(self.asked) - 1) % len(self.results)]
 
@@ -371,7 +372,7 @@ def test_without_an_interpreter_no_sandbox_is_made_and_code_is_text(monkeypatch)
     def refuse(name="nsjail"):
         raise AssertionError("a sandbox was made")
 
-    monkeypatch.setattr("retool_env.env.make_sandbox", refuse)
+    monkeypatch.setattr("retool_env.interpreter.make_sandbox", refuse)
     env = gym.make(ARITHMETIC, interpreter=False)
     observation, _ = env.reset(seed=1)
     assert "interpreter" not in observation and "<code>" not in observation
@@ -525,16 +526,26 @@ def test_functions_call_each_other_and_the_last_line_is_left_alone(sandbox):
     assert observation.endswith("<interpreter>\nTrue\nFalse\nTrue\n</interpreter>\n\n")
 
 
-def test_an_error_is_shown_by_its_last_line_after_what_was_printed(sandbox):
-    observation, *_, info = make(sandbox).step("<code>print(1)\nprint(1 / 0)</code>")
+FAILS = "<code>print(1)\nprint(1 / 0)</code>"
+FRAMES = 'Traceback (most recent call last):\n  File "<program>", line 2, in <module>\n    print(1 / 0)\n'
+
+
+@pytest.mark.parametrize(
+    ("settings", "frames"),
+    [({}, FRAMES), ({"errors": "traceback"}, FRAMES), ({"errors": "last_line"}, "")],
+)
+def test_an_error_is_shown_as_set_after_what_was_printed(sandbox, settings, frames):
+    observation, *_, info = make(sandbox, **settings).step(FAILS)
     assert info["outcome"] is Outcome.RUNTIME_ERROR
     assert observation.endswith(
-        "<interpreter>\n1\nZeroDivisionError: division by zero\n</interpreter>\n\n"
+        f"<interpreter>\n1\n{frames}ZeroDivisionError: division by zero\n</interpreter>\n\n"
     )
+    execution = info["transcript"].calls[0].execution
+    assert execution.traceback == f"{FRAMES}{execution.error}"  # the record has it either way
 
 
 def test_the_error_is_kept_where_it_and_the_output_do_not_both_fit(sandbox):
-    env = make(sandbox, output_characters=40)
+    env = make(sandbox, output_characters=40, errors="last_line")
     observation, *_ = env.step("<code>print('a' * 999)\nprint(1 / 0)</code>")
     assert observation.endswith(
         "<interpreter>\naaa\n[... 995 characters cut ...]\na\n"
@@ -547,6 +558,118 @@ def test_programs_share_no_state(sandbox):
     env.step("<code>x = 1</code>")
     observation, *_ = env.step("<code>print(x)</code>")
     assert "NameError" in observation.rpartition("<interpreter>")[2]
+
+
+def test_in_a_session_programs_share_state_and_episodes_do_not(sandbox):
+    env = make(sandbox, session=True)
+    env.step("<code>import math; x = 6</code>")
+    observation, *_, info = env.step("<code>print(math.prod([x, 7]))</code>")
+    assert observation.endswith("\n42\n</interpreter>\n\n") and info["calls"] == 2
+    env.reset()
+    observation, *_ = env.step("<code>print(x)</code>")
+    assert "NameError" in observation
+    env.close()
+
+
+def test_a_session_that_a_block_ends_says_so_and_the_next_begins_anew(sandbox):
+    env = make(sandbox, session=True)
+    env.step("<code>x = 6</code>")
+    observation, *_ = env.step("<code>import os; os._exit(3)</code>")
+    assert "exit status 3; the session was ended by that" in observation
+    assert "NameError" in env.step("<code>print(x)</code>")[0]
+    env.close()
+
+
+@pytest.mark.parametrize("session", [True, False])
+def test_the_value_of_a_last_line_is_shown_where_that_is_set(sandbox, session):
+    for display, shown in ((True, "1\n42\n"), (False, "1\n")):
+        env = make(sandbox, display=display, session=session)
+        observation, *_ = env.step("<code>print(1)\n6 * 7</code>")
+        assert observation.endswith(f"<interpreter>\n{shown}</interpreter>\n\n")
+        env.close()
+
+
+ENDS = {
+    "answered": ("<answer>42</answer>", {}, StopReason.ANSWERED),
+    "stopped": ("", {}, StopReason.STOPPED),
+    "void": ("hm", {}, StopReason.VOID_TURN),
+    "no more calls": ("<code>c</code>", {"max_calls": 1}, StopReason.CALL_LIMIT),
+    "too long": ("b" * 300, {"max_characters": 200}, StopReason.CHARACTER_BUDGET),
+    "too long a result": (
+        "<code>long</code>",
+        {"max_characters": 200},
+        StopReason.CHARACTER_BUDGET,
+    ),
+    "failure": ("<code>failure</code>", {}, StopReason.INFRASTRUCTURE),
+}
+
+
+def fails_or_prints(code: str) -> Execution:
+    if code == "failure":
+        return Execution(Outcome.INFRASTRUCTURE, "", "no jail")
+    return Execution(Outcome.OK, "y" * 300 if code == "long" else "1\n")
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_session_ends_with_its_episode(name):
+    action, rules, reason = ENDS[name]
+    box = Notebooks(fails_or_prints)
+    env = make(box, session=True, **rules)
+    assert not env.step("<code>a</code>")[2] and len(box.open) == 1
+    *_, info = env.step(action)
+    assert info["stop_reason"] is reason and not box.open
+    env.reset()
+    env.step("<code>b</code>")
+    assert [notebook.blocks[-1] for notebook in box.used][-1] == "b" and len(box.used) == 2
+
+
+@pytest.mark.parametrize("end", ["reset", "close"])
+def test_a_session_ends_in_mid_episode(end):
+    box = Notebooks()
+    env = make(box, session=True)
+    env.step("<code>a</code>")
+    assert len(box.open) == 1
+    getattr(env, end)()
+    assert not box.open and not box.closed
+    if end == "reset":  # and the next episode's is its own
+        assert "session 2, block 1: b\n" in env.step("<code>b</code>")[0]
+
+
+def test_a_session_outlives_an_error_of_the_sandbox_only_until_the_next_reset():
+    def refuse(code):
+        raise SandboxUnavailable("the token was refused")
+
+    box = Notebooks(refuse)
+    env = make(box, session=True)
+    with pytest.raises(SandboxUnavailable, match="token"):
+        env.step("<code>a</code>")
+    env.reset()
+    assert not box.open
+
+
+def test_a_sandbox_without_sessions_is_refused_when_the_environment_is_made():
+    class Without(Notebooks):
+        def session(self, limits, *, display=False):
+            raise SandboxUnavailable("there are no sessions here")
+
+    with pytest.raises(SandboxUnavailable, match="no sessions here"):
+        make(Without(), session=True)
+    make(Without())
+    make(Without(), session=True, interpreter=False)
+    with pytest.raises(ValueError, match="need a sandbox"):
+        ReToolEnv(PROBLEMS, sandbox=None)
+
+
+def test_the_sandbox_may_be_given_by_make_sandboxs_arguments():
+    sandbox = {"name": "nsjail", "packages": ["numpy"], "guests": 1}
+    env = gym.make(ARITHMETIC, sandbox=sandbox, session=True, errors="last_line")
+    assert env.unwrapped.rules.session and env.unwrapped._sandbox.packages == ("numpy",)
+    env.reset(seed=1)
+    observation, *_ = env.step("<code>import sympy</code>")
+    assert "<interpreter>\nModuleNotFoundError: No module named 'sympy'\n" in observation
+    env.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        env.unwrapped._sandbox.run("1")
 
 
 def test_an_infrastructure_failure_is_truncated_unscored_and_unseen():
@@ -580,7 +703,7 @@ def test_close_ends_the_own_sandbox_alone_and_may_be_repeated(monkeypatch):
     env = make(fake)
     env.close()
     assert fake.closed == 0
-    monkeypatch.setattr("retool_env.env.make_sandbox", lambda name: fake)
+    monkeypatch.setattr("retool_env.interpreter.make_sandbox", lambda name: fake)
     env = ReToolEnv(PROBLEMS)
     env.close()
     env.close()

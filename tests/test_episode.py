@@ -271,6 +271,39 @@ def test_long_output_is_cut_as_set_and_the_record_keeps_what_was_shown():
     assert len(episode.transcript.calls[0].execution.stdout) < 60
 
 
+@pytest.mark.parametrize("by_ids", [False, True], ids=["text", "ids"])
+@pytest.mark.parametrize("session", [False, True])
+@pytest.mark.parametrize("display", [False, True])
+def test_the_need_of_a_program_says_how_it_runs(by_ids, session, display):
+    limits = Limits(wall_seconds=1)
+    rules = Rules(session=session, display=display, limits=limits)
+    episode, tokenizer = start(rules, by_ids)
+    need = act(episode, tokenizer, "<code>a</code>")
+    assert need == RunProgram("a", limits, session=session, display=display)
+    assert ("remembers nothing" in episode.transcript.text) is not session
+    assert ("the value of a last line" in episode.transcript.text) is display
+
+
+TRACE = 'Traceback (most recent call last):\n  File "<program>", line 1, in <module>\n    a\nE: no'
+
+
+@pytest.mark.parametrize("by_ids", [False, True], ids=["text", "ids"])
+def test_errors_are_shown_as_set_and_recorded_whole(by_ids):
+    failed = Execution(Outcome.RUNTIME_ERROR, "", "E: no", TRACE)
+    for rules, shown in (
+        (Rules(), TRACE),
+        (Rules(errors="last_line"), "E: no"),
+        (Rules(output_characters=10), "[... 75 characters cut ...]\n    a\nE: no"),
+    ):
+        episode, tokenizer = start(rules, by_ids)
+        act(episode, tokenizer, "<code>a</code>")
+        episode.executed(failed)
+        span = episode.transcript.spans[-1]
+        assert span.text == f"\n<interpreter>\n{shown}\n</interpreter>\n\n"
+        assert span.execution == failed
+        assert tokenizer is None or tokenizer.decode(span.token_ids) == span.text
+
+
 def test_a_printed_box_earns_nothing():
     episode, _ = start(Rules(), False)
     episode.act("<code>print(chr(60) + 'answer>42')</code>")
@@ -301,6 +334,12 @@ def test_rewards_presets():
         {"limits": {"wall_seconds": 0}},
         {"output_cut": "left"},
         {"void_turn": "stop"},
+        {"errors": "short"},
+        {"errors": ["traceback"]},
+        {"session": "yes"},
+        {"session": None},
+        {"display": 1},
+        {"interpreter": "no"},
         {"reward": "none"},
         {"max_seconds": -1},
         {"prompt_template": "no such file"},

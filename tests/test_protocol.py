@@ -1,15 +1,17 @@
+import dataclasses
+import itertools
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from retool_env.protocol import (
-    PROMPT,
-    TEXT_PROMPT,
     PromptTemplate,
     TurnKind,
     cut_text,
+    default_prompt,
     is_empty_program,
     parse_turn,
     render_result,
@@ -130,16 +132,118 @@ def test_an_error_keeps_the_output_before_it_and_is_never_cut_away():
     assert "ValueError: no\n</interpreter>" in shown and shown.count("x") >= 80
 
 
+FRAMES = 'Traceback (most recent call last):\n  File "<program>", line 9, in <module>\n    f(0)\n'
+INNER = '  File "<program>", line 2, in f\n    return 1 / x\n'
+LAST = "ZeroDivisionError: division by zero"
+RAISED = Execution(Outcome.RUNTIME_ERROR, "before\n", LAST, FRAMES + INNER + LAST)
+
+
+def test_an_error_is_shown_as_a_traceback_or_by_its_last_line():
+    whole = f"\n<interpreter>\nbefore\n{FRAMES}{INNER}{LAST}\n</interpreter>\n\n"
+    assert render_result(RAISED, 400) == render_result(RAISED, 400, errors="traceback") == whole
+    short = f"\n<interpreter>\nbefore\n{LAST}\n</interpreter>\n\n"
+    assert render_result(RAISED, 400, errors="last_line") == short
+    for errors in ("traceback", "last_line"):  # what has no traceback is one line in either
+        late = Execution(Outcome.TIMEOUT, "", "time limit")
+        assert (
+            render_result(late, 400, errors=errors)
+            == "\n<interpreter>\ntime limit\n</interpreter>\n\n"
+        )
+
+
+def test_what_was_added_to_the_error_is_shown_with_a_traceback_too():
+    added = dataclasses.replace(RAISED, error=f"{LAST}; the session was ended by that")
+    for errors in ("traceback", "last_line"):
+        shown = render_result(added, 400, errors=errors)
+        assert (
+            f"{LAST}; the session was ended by that\n</interp" in shown and shown.count(LAST) == 1
+        )
+
+
+def test_a_traceback_loses_its_outermost_lines_first_and_never_its_last():
+    silent = dataclasses.replace(RAISED, stdout="")
+    for limit in range(len(LAST), len(RAISED.traceback) + 1):
+        notice, _, kept = render_result(silent, limit)[len("\n<interpreter>\n") :].partition("\n")
+        kept = kept.removesuffix("\n</interpreter>\n\n")
+        if notice == FRAMES.splitlines()[0]:
+            assert limit >= len(RAISED.traceback) - 1  # its line's end is not counted
+            continue
+        assert RAISED.traceback.endswith(kept) and kept.endswith(LAST)
+        assert kept == LAST or f"\n{kept}" in RAISED.traceback  # whole lines
+        cut = len(RAISED.traceback) - len(kept) - (kept == LAST)
+        assert notice == f"[... {cut} characters cut ...]"
+        assert len(kept) - (kept != LAST) <= limit
+    assert "return 1 / x" in render_result(silent, len(LAST) + 17)
+
+
+def test_output_and_traceback_have_half_of_the_room_each():
+    frames = "".join(f'  File "<program>", line {i}, in f\n' for i in range(10, 40))
+    for printed, lines in ((999, 5), (100, 8)):  # of 34 characters each; there is room for 382
+        failed = Execution(
+            Outcome.RUNTIME_ERROR, "x" * printed, "E: the last", frames + "E: the last"
+        )
+        shown = render_result(failed, 393)
+        assert shown.count("x") == min(printed, 382 - 34 * lines + 1)
+        assert shown.count(", in f\n") == lines
+
+
+ENCODABLE = st.characters(codec="utf-8", exclude_characters="\n")
+
+
+@given(
+    stdout=st.text(ENCODABLE, max_size=300),
+    frames=st.lists(st.text(ENCODABLE), max_size=9),
+    last=st.text(ENCODABLE, min_size=1, max_size=80),
+    limit=st.integers(1, 400),
+    where=st.sampled_from(["head", "tail", "middle"]),
+)
+def test_neither_output_nor_traceback_crowds_out_the_other(stdout, frames, last, limit, where):
+    failed = Execution(Outcome.RUNTIME_ERROR, stdout, last, "\n".join([*frames, last]))
+    shown = render_result(failed, limit, where)
+    body = shown.removeprefix("\n<interpreter>\n").removesuffix("\n</interpreter>\n\n")
+    notices = re.findall(r"\[\.\.\. (\d+) characters cut \.\.\.\]", body)
+    everything = len(stdout) + len("\n".join(frames)) + len(last)
+    if everything <= limit:
+        assert "characters cut" in stdout + last + "".join(frames) or not notices
+    if len(last) <= limit:
+        assert body.endswith(last)
+        room = limit - len(last)
+        if len(stdout) <= room // 2:
+            assert body.startswith(stdout)
+    # What is kept is the limit's, beside the notices and the ends of the three parts' lines.
+    assert len(body) <= limit + 3 * len("[... 9999 characters cut ...]\n\n")
+
+
+def test_a_lone_surrogate_is_spelled_out():
+    """No tokenizer would take it."""
+    failed = Execution(Outcome.RUNTIME_ERROR, "a\ud800", "E: \udfff", "\udabc\nE: \udfff")
+    shown = render_result(failed, 400, errors="last_line")
+    assert shown == "\n<interpreter>\na\\ud800\nE: \\udfff\n</interpreter>\n\n"
+    assert "\na\\ud800\n\\udabc\nE: \\udfff\n" in render_result(failed, 400)
+    many = Execution(Outcome.OK, "\ud800" * 100)  # as shown, it is cut
+    assert "\n\\ud800\n[... 594 characters cut" in render_result(many, 6, "tail")
+
+
 def test_an_infrastructure_failure_is_never_shown():
     with pytest.raises(ValueError, match="infrastructure"):
         render_result(Execution(Outcome.INFRASTRUCTURE, "", "jail"), 400)
 
 
 def test_default_prompts_name_the_tags_and_hold_the_problem():
-    assert "<code>" in PROMPT and "<code>" not in TEXT_PROMPT
-    for template in (PROMPT, TEXT_PROMPT):
+    assert "<code>" in default_prompt() and "<code>" not in default_prompt(interpreter=False)
+    for modes in itertools.product([True, False], repeat=3):
+        template = default_prompt(*modes)
         text = PromptTemplate(template)("2 + {2}?")
         assert "2 + {2}?" in text and "\\boxed{result}" in text and "{query}" not in text
+
+
+def test_the_default_prompt_fits_the_mode():
+    assert "remembers nothing" in default_prompt() and "last line" not in default_prompt()
+    for display in (True, False):
+        text = default_prompt(session=True, display=display)
+        assert "remembers nothing" not in text and "names and imports last" in text
+        assert ("the value of a last line" in text) is display
+    assert default_prompt(False, True, True) == default_prompt(False)
 
 
 def test_templates_from_text_and_from_files(tmp_path):

@@ -109,7 +109,7 @@ def test_every_end_is_a_termination_or_a_truncation(reason):
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=20)
 EXECUTIONS = st.builds(
-    Execution, st.sampled_from(Outcome), TEXTS, TEXTS, st.floats(0, 1e6, allow_nan=False)
+    Execution, st.sampled_from(Outcome), TEXTS, TEXTS, TEXTS, st.floats(0, 1e6, allow_nan=False)
 )
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -165,6 +165,20 @@ def test_a_file_holds_transcripts_in_order_and_grows(tmp_path):
     write_transcripts(str(path), [WITH_IDS])
     assert list(read_transcripts(path)) == [WITH_IDS, TEXT, WITH_IDS]
     assert len(path.read_text().splitlines()) == 3
+
+
+def test_a_file_from_before_tracebacks_reads(tmp_path):
+    path = tmp_path / "transcripts.jsonl"
+    failed = dataclasses.replace(FAILED, traceback=f"  frames\n{FAILED.error}")
+    write_transcripts(path, [with_span(2, execution=failed)])
+    [again] = read_transcripts(path)
+    assert again.calls[0].execution == failed
+    record = json.loads(path.read_text())
+    for span in record["spans"]:
+        if span["execution"] is not None:
+            del span["execution"]["traceback"]
+    path.write_text(json.dumps(record) + "\n")
+    assert list(read_transcripts(path)) == [WITH_IDS]
 
 
 # --- invariants ---------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from notebooks import Notebooks
 
 from retool_env import ReToolEnv, ReToolVectorEnv, StopReason
 from retool_env.problems import Problem, ProblemList
@@ -29,7 +30,7 @@ class Echo:
     def __init__(self) -> None:
         self.closed = 0
 
-    def run(self, code, limits=None):
+    def run(self, code, limits=None, **_):
         failed = "/ 0" in code or "factorint" in code
         return Execution(Outcome.RUNTIME_ERROR if failed else Outcome.OK, f"{code}\n")
 
@@ -44,7 +45,7 @@ class Meeting(Echo):
         super().__init__()
         self._barrier = threading.Barrier(size, timeout=60)
 
-    def run(self, code, limits=None):
+    def run(self, code, limits=None, **_):
         self._barrier.wait()
         return super().run(code)
 
@@ -169,7 +170,7 @@ def test_all_members_share_one_sandbox_and_one_source(monkeypatch):
         made.append(Echo())
         return made[-1]
 
-    monkeypatch.setattr("retool_env.env.make_sandbox", make_sandbox)
+    monkeypatch.setattr("retool_env.interpreter.make_sandbox", make_sandbox)
     envs = gym.make_vec(ARITHMETIC, num_envs=3, difficulty=4, max_calls=2)
     assert len(made) == 1 and len({id(env.problems) for env in envs.envs}) == 1
     assert all(env.rules.max_calls == 2 for env in envs.envs)
@@ -179,6 +180,44 @@ def test_all_members_share_one_sandbox_and_one_source(monkeypatch):
     assert made[0].closed == 1
 
 
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_each_episode_has_a_session_of_its_own(mode):
+    box = Notebooks()
+    envs = ours(3, sandbox=box, session=True, display=True, autoreset_mode=mode)
+    envs.reset(seed=1)
+    for _ in range(2):
+        observations, *_ = envs.step(("<code>a</code>", "<code>b</code>", "<code>c</code>"))
+    assert sorted(notebook.blocks for notebook in box.used) == [["a"] * 2, ["b"] * 2, ["c"] * 2]
+    assert all(notebook.display for notebook in box.used)
+    assert all("block 2: " in text for text in observations) and len(box.open) == 3
+    envs.step(("<code>a</code>", WRONG, "<code>c</code>"))
+    assert len(box.open) == 2  # whatever the mode, it ends with its episode
+    if mode is AutoresetMode.DISABLED:
+        envs.reset(options={"reset_mask": np.array([False, True, False])})
+    if mode is AutoresetMode.NEXT_STEP:
+        envs.step((CODE, CODE, CODE))
+    observations, *_ = envs.step((CODE, "<code>d</code>", CODE))
+    assert "block 1: d\n" in observations[1] and box.used[-1].blocks == ["d"]
+    assert len(box.open) == len({notebook.number for notebook in box.used}) - 1 == 3
+    envs.close()
+    assert not box.open and not box.closed
+
+
+def test_sessions_are_what_gymnasiums_give(sandbox):
+    script = ("<code>x = 6</code>",) * 2, ("<code>x * 7</code>", WRONG), ("<code>x</code>",) * 2
+    settings = {"session": True, "display": True}
+    records = []
+    for envs in (
+        ours(2, sandbox=sandbox, **settings),
+        SyncVectorEnv([lambda: ReToolEnv(PROBLEMS, sandbox=sandbox, **settings)] * 2),
+    ):
+        records.append([envs.reset(seed=1), *map(envs.step, script)])
+        envs.close()
+    for mine, reference in zip(*records, strict=True):
+        assert_same(mine, reference)
+    assert records[0][2][0][0].endswith("\n42\n</interpreter>\n\n")
+
+
 def test_a_sandbox_of_the_callers_is_left_open():
     echo = Echo()
     ours(2, sandbox=echo).close()
@@ -186,7 +225,7 @@ def test_a_sandbox_of_the_callers_is_left_open():
 
 
 def test_without_an_interpreter_no_sandbox_is_made(monkeypatch):
-    monkeypatch.setattr("retool_env.env.make_sandbox", lambda name: 1 / 0)
+    monkeypatch.setattr("retool_env.interpreter.make_sandbox", lambda name: 1 / 0)
     envs = gym.make_vec(ARITHMETIC, num_envs=2, interpreter=False)
     envs.reset(seed=1)
     assert envs.step((WRONG, CODE))[2].tolist() == [True, True]
@@ -295,7 +334,7 @@ def test_wrappers_of_vector_environments(sandbox):
 
 def test_an_infrastructure_failure_of_one_member_leaves_the_others_alone():
     class OnceBroken(Echo):
-        def run(self, code, limits=None):
+        def run(self, code, limits=None, **_):
             if "broken" in code:
                 return Execution(Outcome.INFRASTRUCTURE, "", "no jail")
             return super().run(code)

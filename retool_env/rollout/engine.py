@@ -11,12 +11,14 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 
 from retool_env.episode import Episode, GradeAnswer, Rules
 from retool_env.grading import is_equivalent
+from retool_env.interpreter import Interpreter, check_sandbox
 from retool_env.problems import Problem
 from retool_env.protocol import closing_tags
 from retool_env.rollout.policy import Policy
@@ -38,6 +40,7 @@ class RolloutEngine:
 
     Raises:
         ValueError: If `max_tokens` is not set, or an interpreter has no sandbox.
+        SandboxUnavailable: If the rules ask for sessions, and the sandbox has none.
     """
 
     def __init__(
@@ -45,8 +48,7 @@ class RolloutEngine:
     ) -> None:
         if rules.max_tokens is None:
             raise ValueError("rollouts need a token budget: set max_tokens")
-        if rules.interpreter and sandbox is None:
-            raise ValueError("episodes with an interpreter need a sandbox")
+        check_sandbox(rules, sandbox)
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, not {concurrency}")
         self.policy = policy
@@ -119,6 +121,12 @@ class RolloutEngine:
             ValueError: If the prompt fills the model's context, or the transcript breaks an invariant (see
                 `check_transcript`).
         """
+        with closing(Interpreter(self.sandbox)) as interpreter:
+            return await self._episode(problem, seed, interpreter)
+
+    async def _episode(
+        self, problem: Problem, seed: Sequence[int], interpreter: Interpreter
+    ) -> Transcript:
         policy, tokenizer = self.policy, self.policy.tokenizer
         episode = Episode(problem, self.rules, tokenizer)
         stop = closing_tags(self.rules.interpreter)
@@ -143,9 +151,8 @@ class RolloutEngine:
             if isinstance(need, GradeAnswer):
                 episode.graded(await asyncio.to_thread(is_equivalent, need.answer, need.gold))
             elif need is not None:
-                assert self.sandbox is not None
                 started = time.monotonic()
-                execution = await self.sandbox.run_async(need.program, need.limits)
+                execution = await interpreter.run_async(need)
                 episode.executed(execution, time.monotonic() - started)
             turn += 1
         transcript = dataclasses.replace(episode.transcript, weight_version=version)

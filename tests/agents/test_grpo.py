@@ -155,7 +155,8 @@ def test_a_stopped_lora_run_goes_on_to_the_same_weights(initial, tmp_path, monke
 
 
 def test_text_only_runs_no_program(initial, tmp_path, solving, monkeypatch):
-    monkeypatch.setattr(grpo, "make_sandbox", lambda name: pytest.fail("no sandbox is needed"))
+    refuse = "retool_env.interpreter.make_sandbox"
+    monkeypatch.setattr(refuse, lambda *_: pytest.fail("no sandbox is needed"))
     folder = tmp_path / "text"
     grpo.train(settings(initial, steps=1, **{"env.interpreter": False}), folder)
     assert not any(t.calls for t in read_transcripts(folder / "transcripts.jsonl"))

@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from agents import demo, grpo, sft
-from agents.settings import PRESETS, SettingsError, describe, load_settings, setting
+from agents.settings import (
+    PRESETS,
+    SettingsError,
+    describe,
+    find_sandbox,
+    load_settings,
+    setting,
+)
+from retool_env.episode import Rules
 
 
 @dataclass(frozen=True)
@@ -16,6 +24,7 @@ class Some:
     data: str | None = setting(None, "a file")
     deep: bool = setting(False, "a switch")
     env: dict[str, Any] = setting({"id": "x"}, "a mapping")
+    box: str | dict[str, Any] = setting("here", "a name or a mapping")
 
 
 @pytest.fixture
@@ -49,6 +58,7 @@ def test_the_section_then_the_command_line_override_the_preset(preset):
         ("rate=fast", "rate must be float"),
         ("env=3", "env must be dict"),
         ("env={", "not YAML"),
+        ("box=3", "box must be str or dict"),
     ],
 )
 def test_what_is_unknown_or_of_the_wrong_kind_is_refused(preset, override, said):
@@ -59,6 +69,24 @@ def test_what_is_unknown_or_of_the_wrong_kind_is_refused(preset, override, said)
 def test_unknown_presets_name_the_nearest():
     with pytest.raises(SettingsError, match="did you mean 'tiny'"):
         load_settings(Some, "grpo", "tinny", [])
+
+
+def test_a_name_or_a_mapping(preset):
+    assert load_settings(Some, "grpo", preset, ["box=there"]).box == "there"
+    for overrides in (['box={name: there, list: ["a"]}'], ["box.name=there", "box.list=[a]"]):
+        box = load_settings(Some, "grpo", preset, overrides).box
+        assert box == {"name": "there", "list": ["a"]}
+
+
+def test_the_sandbox_of_a_setting():
+    rules, setting = Rules(max_tokens=9), {"packages": ["numpy"], "guests": 1}
+    with find_sandbox(setting, rules) as sandbox:
+        assert sandbox.packages == ("numpy",)
+        assert sandbox.run("import numpy; print(numpy.int64(7))").stdout == "7\n"
+    assert find_sandbox("nothing at all", Rules(interpreter=False)) is None
+    for wrong, said in (("nsjial", "'nsjial'"), ({"pakages": []}, "'pakages'")):
+        with pytest.raises(SettingsError, match=f"sandbox: .*{said}"):
+            find_sandbox(wrong, rules)
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents.tiny import TAGS, make_checkpoint, make_tokenizer
+from retool_env.episode import decode, encode_result
+from retool_env.protocol import render_result
+from retool_env.sandbox import Execution, Outcome
 
 
 def reloaded():
@@ -24,6 +27,16 @@ TOKENIZER = reloaded()
 def test_any_text_round_trips(text):
     ids = TOKENIZER.encode(text, add_special_tokens=False)
     assert TOKENIZER.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+@given(st.text(st.characters(exclude_categories=())))
+def test_whatever_a_program_prints_or_raises_can_be_shown(text):
+    """Lone surrogates, which no tokenizer takes, included; special tokens' names are spelled out."""
+    trace = f"Traceback (most recent call last):\n    {text}\nE: {text}<|end|>"
+    result = render_result(Execution(Outcome.RUNTIME_ERROR, text, "E: <|end|>", trace), 400)
+    ids = encode_result(TOKENIZER, result)
+    assert decode(TOKENIZER, ids) == result
+    assert not {TOKENIZER.eos_token_id, TOKENIZER.pad_token_id} & set(ids)
 
 
 @pytest.mark.parametrize("tag", TAGS)

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents.settings import find_task, read_preset
 from agents.tiny import make_tokenizer
 from agents.traces import make_traces, text_steps
 from retool_env.episode import Rules
 from retool_env.problems import Problem, arithmetic
 from retool_env.transcript import check_transcript
 
-RULES = Rules(max_tokens=200, max_calls=3, prompt_template="{query}\n")
+RULES = Rules(max_tokens=200, max_calls=3, prompt_template="{query}\n", errors="last_line")
 TOKENIZER = make_tokenizer()
 
 
@@ -37,6 +39,34 @@ def test_code_was_really_run_and_answers_really_checked(sandbox, style, outcomes
             assert trace.calls[-1].execution.stdout.strip() in trace.answer
         if style == "mended":
             assert "Error" in trace.calls[0].execution.error
+
+
+def test_what_the_tiny_model_is_taught_of_errors(sandbox):
+    """One line each, under the preset's own rules; and within its budget, or no mended trace would be left."""
+    rules, source = find_task(read_preset("tiny")["env"])
+    problems = [source[i] for i in range(24)]
+    made = make_traces(problems, {"mended": 1.0}, rules, TOKENIZER, sandbox, seed=0)
+    assert len(made) == 24
+    seen = set()
+    for trace in made:
+        shown = [span.text for span in trace.spans if span.author == "env"]
+        error = shown[0].removeprefix("\n<interpreter>\n").removesuffix("\n</interpreter>\n\n")
+        assert "\n" not in error
+        seen.add(error)
+    assert seen == {
+        "SyntaxError: '(' was never closed (line 1)",
+        "SyntaxError: invalid syntax (line 1)",
+        "NameError: name 'prnt' is not defined",
+    }
+
+
+def test_an_error_is_mended_as_well_where_its_traceback_is_shown(sandbox):
+    rules = dataclasses.replace(RULES, max_tokens=400, errors="traceback")
+    made = traces({"mended": 1.0}, sandbox, rules=rules)
+    assert len(made) == 12
+    for trace in made:
+        assert [call.ok for call in trace.calls] == [False, True]
+        assert 'File "<program>", line 1' in trace.spans[2].text
 
 
 def test_the_mix_is_kept_and_repeats_with_its_seed(sandbox):

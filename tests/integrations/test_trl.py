@@ -36,7 +36,7 @@ class Box:
     def __init__(self, output: str = "7\n") -> None:
         self.output = output
 
-    async def run_async(self, code, limits=None):
+    async def run_async(self, code, limits=None, **_):
         if "fail" in code:
             return Execution(Outcome.INFRASTRUCTURE, "", "gone")
         return Execution(Outcome.OK, self.output)

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import itertools
 
 import pytest
+from notebooks import Notebooks
 
 from agents.tiny import make_tokenizer
 from retool_env.episode import Generation, Rules
 from retool_env.problems import Problem, arithmetic
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
-from retool_env.sandbox import Execution, Outcome
+from retool_env.sandbox import Execution, Limits, Outcome, SandboxUnavailable
 from retool_env.transcript import StopReason, check_transcript
 
 RULES = Rules(max_tokens=200, prompt_template="{query}\n")
@@ -41,7 +44,7 @@ def test_there_is_no_barrier_between_turns():
         def __init__(self):
             self.release = asyncio.Event()
 
-        async def run_async(self, code, limits=None):
+        async def run_async(self, code, limits=None, **_):
             if "print(0 " in code:
                 await self.release.wait()
             return Execution(Outcome.OK, "1\n")
@@ -64,7 +67,7 @@ def test_concurrency_is_bounded():
     running, most = 0, 0
 
     class Counting:
-        async def run_async(self, code, limits=None):
+        async def run_async(self, code, limits=None, **_):
             nonlocal running, most
             running += 1
             most = max(most, running)
@@ -80,7 +83,7 @@ def test_concurrency_is_bounded():
 
 def test_a_failed_sandbox_marks_its_episode_and_spares_the_others():
     class Flaky:
-        async def run_async(self, code, limits=None):
+        async def run_async(self, code, limits=None, **_):
             failed = "print(3 " in code
             return (
                 Execution(Outcome.INFRASTRUCTURE, "", "gone")
@@ -106,7 +109,7 @@ def test_seeds_differ_between_episodes_and_turns_and_repeat_between_runs():
                 return await super().act(token_ids, stop, budget, seed)
 
         class Box:
-            async def run_async(self, code, limits=None):
+            async def run_async(self, code, limits=None, **_):
                 return Execution(Outcome.OK, "1\n")
 
         RolloutEngine(Watching(solve, tokenizer), RULES, Box()).run(PROBLEMS, 2, seed)
@@ -124,7 +127,7 @@ def test_budgets_shrink_as_an_episode_grows():
             return await super().act(token_ids, stop, budget, seed)
 
     class Box:
-        async def run_async(self, code, limits=None):
+        async def run_async(self, code, limits=None, **_):
             return Execution(Outcome.OK, "1\n")
 
     policy = Watching(solve, make_tokenizer(), context_length=100)
@@ -157,6 +160,135 @@ def test_an_error_of_the_policy_ends_the_run_with_that_error():
         RolloutEngine(
             Broken(solve, make_tokenizer()), Rules(max_tokens=9, interpreter=False), None
         ).run(PROBLEMS)
+
+
+# --- sessions -----------------------------------------------------------------------------------
+
+SHARED = dataclasses.replace(RULES, session=True, errors="last_line")
+
+
+def in_two_blocks(text: str) -> str:
+    """Names the product, then shows it, then answers what was shown."""
+    results = text.split("<interpreter>")[1:]
+    if not results:
+        return f"<code>x = {text.split('?')[0]}</code>"
+    if len(results) == 1:
+        return "<code>x</code>"
+    return f"<answer>{results[1].partition('</')[0].strip()}</answer>"
+
+
+@pytest.mark.parametrize(
+    ("modes", "answer"),
+    [
+        ({"session": True, "display": True}, "21"),
+        ({"session": True, "display": False}, ""),
+        ({"session": False, "display": True}, "NameError: name 'x' is not defined"),
+    ],
+)
+def test_modes_in_the_real_jail(sandbox, modes, answer):
+    rules = dataclasses.replace(SHARED, **modes)
+    policy = ScriptedPolicy(in_two_blocks, make_tokenizer())
+    groups = RolloutEngine(policy, rules, sandbox).run(PROBLEMS, n=2)
+    assert {transcript.answer for transcript in groups[3]} == {answer}
+    right = [transcript.correct for group in groups for transcript in group]
+    assert right == [answer == "21"] * len(right)
+
+
+def test_an_episode_does_not_see_the_names_of_another(sandbox):
+    def script(text):
+        if text.startswith("0 * 7"):
+            return in_two_blocks(text)
+        return "<answer>1</answer>" if "<interpreter>" in text else "<code>x</code>"
+
+    engine = RolloutEngine(ScriptedPolicy(script, make_tokenizer()), SHARED, sandbox, concurrency=1)
+    for [transcript] in engine.run(PROBLEMS)[1:]:
+        assert transcript.calls[0].execution.error == "NameError: name 'x' is not defined"
+
+
+def test_what_the_rules_say_reaches_the_sandbox():
+    policy = ScriptedPolicy(solve, make_tokenizer())
+    for session, display in itertools.product((True, False), repeat=2):
+        box = Notebooks(lambda code: Execution(Outcome.OK, "1\n"))
+        rules = dataclasses.replace(RULES, session=session, display=display)
+        RolloutEngine(policy, rules, box).run(PROBLEMS[:3])
+        assert len(box.used) == 3 * session and len(box.alone) == 3 * (not session)
+        assert all(notebook.display is display for notebook in box.used)
+        assert all(call[1:] == (rules.limits, display) for call in box.alone)
+
+
+@pytest.mark.parametrize("end", ["answer", "budget", "failure", "error", "cancelled"])
+def test_a_session_ends_with_its_episode(end):
+    def come(code):
+        if end == "failure":
+            return Execution(Outcome.INFRASTRUCTURE, "", "gone")
+        return Execution(Outcome.OK, "x" * (1000 if end == "budget" else 1))
+
+    begun = asyncio.Event()
+
+    class Acting(ScriptedPolicy):
+        async def act(self, token_ids, stop, budget, seed):
+            if "<interpreter>" in self.tokenizer.decode(token_ids):
+                assert box.open == [0]
+                if end == "error":
+                    raise MemoryError("no room")
+                if end == "cancelled":
+                    begun.set()
+                    await asyncio.sleep(3600)
+            return await super().act(token_ids, stop, budget, seed)
+
+    async def drive():
+        task = asyncio.create_task(engine.episode(PROBLEMS[0], (0,)))
+        if end == "cancelled":
+            await begun.wait()
+            task.cancel()
+        return (await asyncio.gather(task, return_exceptions=True))[0]
+
+    box = Notebooks(come)
+    engine = RolloutEngine(Acting(solve, make_tokenizer()), RULES, box)
+    engine.rules = (
+        SHARED  # after the constructor, which begins a session to see whether there are any
+    )
+    came = asyncio.run(asyncio.wait_for(drive(), 60))
+    expected = {
+        "answer": StopReason.ANSWERED,
+        "budget": StopReason.TOKEN_BUDGET,
+        "failure": StopReason.INFRASTRUCTURE,
+        "error": MemoryError,
+        "cancelled": asyncio.CancelledError,
+    }[end]
+    assert type(came) is expected or came.stop_reason is expected
+    assert len(box.used) == 1 and not box.open
+
+
+def test_a_cancelled_run_ends_the_program_of_a_session(sandbox):
+    """Its process is gone, or the sandbox could not be used as before."""
+
+    async def drive():
+        policy = ScriptedPolicy(
+            lambda text: "<code>import time; time.sleep(600)</code>", make_tokenizer()
+        )
+        rules = dataclasses.replace(SHARED, limits=Limits(wall_seconds=300))
+        engine = RolloutEngine(policy, rules, sandbox)
+        task = asyncio.create_task(engine.episode(PROBLEMS[0], (0,)))
+        done, _ = await asyncio.wait([task], timeout=0.5)
+        assert not done
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(asyncio.wait_for(drive(), 60))
+    assert sandbox.run("print(1)").stdout == "1\n"
+
+
+def test_a_sandbox_without_sessions_is_refused_before_anything_is_sampled():
+    class Without(Notebooks):
+        def session(self, limits, *, display=False):
+            raise SandboxUnavailable("there are no sessions here")
+
+    policy = ScriptedPolicy(solve, make_tokenizer())
+    with pytest.raises(SandboxUnavailable, match="no sessions here"):
+        RolloutEngine(policy, SHARED, Without())
+    RolloutEngine(policy, RULES, Without())
 
 
 def test_missing_settings_are_refused():

@@ -298,7 +298,7 @@ def test_training_mode_is_left_as_it_was(model, tokenizer):
 class OneLineSandbox:
     """Answers every program alike."""
 
-    async def run_async(self, code, limits=None):
+    async def run_async(self, code, limits=None, **_):
         return Execution(Outcome.OK, "42\n")
 
 

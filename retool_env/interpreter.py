@@ -1,0 +1,123 @@
+"""Interpreter: what runs one episode's programs, and the sandbox it runs them in.
+
+Whoever drives an episode makes one `Interpreter` for it and closes it when the episode ends, however it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from retool_env.episode import Rules, RunProgram
+from retool_env.sandbox import Execution, Sandbox, Session, make_sandbox
+
+SandboxSetting = str | Mapping[str, Any] | Sandbox
+"""A sandbox, a name or URLs that `make_sandbox` knows, or a mapping of its arguments."""
+
+
+class Interpreter:
+    """Runs the programs of one episode: each on its own or, where the rules say so, all in one session.
+
+    The session begins with the first program that needs it.
+
+    Args:
+        sandbox: Where programs run; `None` for an episode that runs none.
+    """
+
+    def __init__(self, sandbox: Sandbox | None) -> None:
+        self._sandbox = sandbox
+        self._session: Session | None = None
+
+    def run(self, need: RunProgram) -> Execution:
+        """Run a program, and wait for it.
+
+        Raises:
+            SandboxUnavailable: If it needs a session, and the sandbox has none.
+        """
+        if need.session:
+            return self._begun(need).run(need.program)
+        return self._required().run(need.program, need.limits, display=need.display)
+
+    async def run_async(self, need: RunProgram) -> Execution:
+        """Like `run`; cancelling it ends the program."""
+        if need.session:
+            return await self._begun(need).run_async(need.program)
+        return await self._required().run_async(need.program, need.limits, display=need.display)
+
+    def close(self) -> None:
+        """End the session, if one was begun. May be called again; its programs can't be run afterwards."""
+        if self._session is not None:
+            self._session.close()
+
+    def _begun(self, need: RunProgram) -> Session:
+        if self._session is None:
+            self._session = self._required().session(need.limits, display=need.display)
+        return self._session
+
+    def _required(self) -> Sandbox:
+        assert self._sandbox is not None, "only an episode with an interpreter runs programs"
+        return self._sandbox
+
+
+def open_sandbox(setting: SandboxSetting, rules: Rules) -> Sandbox | None:
+    r"""The sandbox that a setting means, made here unless it is one already.
+
+    Args:
+        setting: A sandbox, which is returned as it is; a name or URLs (see `make_sandbox`); or a mapping of
+            `make_sandbox`'s arguments.
+        rules: Of the episodes that it is for.
+
+    Returns:
+        It, or `None` where the interpreter is off, so that none is needed.
+
+    Raises:
+        SandboxUnavailable: If it can't work here, or has no sessions where the rules ask for them. The message says what
+            is missing.
+        ValueError: If there is no sandbox of that name.
+        TypeError: If the mapping holds what that sandbox does not take.
+
+    Example:
+        >>> setting = {"name": "nsjail", "packages": ["numpy"], "guests": 1}
+        >>> with open_sandbox(setting, Rules()) as sandbox:
+        ...     sandbox.run("import numpy; print(numpy.arange(3).sum())").stdout
+        '3\n'
+    """
+    if not rules.interpreter:
+        return None
+    sandbox = _made(setting)
+    try:
+        check_sandbox(rules, sandbox)
+    except BaseException:
+        if sandbox is not setting:
+            sandbox.close()
+        raise
+    return sandbox
+
+
+def check_sandbox(rules: Rules, sandbox: Sandbox | None) -> None:
+    """Check, before anything is sampled, that a sandbox can run what the rules allow.
+
+    Raises:
+        ValueError: If there is an interpreter, but no sandbox.
+        SandboxUnavailable: If the episodes have sessions, and the sandbox has none.
+    """
+    if not rules.interpreter:
+        return
+    if sandbox is None:
+        raise ValueError("episodes with an interpreter need a sandbox")
+    if rules.session:
+        sandbox.session(rules.limits, display=rules.display).close()  # type: ignore[arg-type]
+
+
+def _made(setting: SandboxSetting) -> Sandbox:
+    if isinstance(setting, str):
+        return make_sandbox(setting)
+    if not isinstance(setting, Mapping):
+        return setting
+    try:
+        return make_sandbox(**setting)
+    except TypeError as error:
+        raise TypeError(
+            f"sandbox={dict(setting)!r}: {error}; such a mapping holds a `name` (nsjail without one) and arguments of the "
+            "sandbox of that name"
+        ) from error

@@ -1,0 +1,166 @@
+"""One episode's interpreter: programs on their own or in a session; and what a sandbox setting means."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from notebooks import Notebooks
+
+from retool_env.episode import Rules, RunProgram
+from retool_env.interpreter import Interpreter, check_sandbox, open_sandbox
+from retool_env.sandbox import Execution, Limits, NsjailSandbox, Outcome, SandboxUnavailable
+
+LIMITS = Limits(wall_seconds=3)
+SHARED = Rules(session=True)
+ONLY_NUMPY = {"name": "nsjail", "packages": ["numpy"], "guests": 1}
+
+
+def run(interpreter: Interpreter, need: RunProgram, waiting: bool) -> Execution:
+    return interpreter.run(need) if waiting else asyncio.run(interpreter.run_async(need))
+
+
+class WithoutSessions(Notebooks):
+    def session(self, limits, *, display=False):
+        raise SandboxUnavailable("there are no sessions here")
+
+
+# --- programs -----------------------------------------------------------------------------------
+
+waiting_or_not = pytest.mark.parametrize("waiting", [True, False], ids=["run", "run_async"])
+
+
+@waiting_or_not
+@pytest.mark.parametrize("display", [True, False])
+def test_programs_run_alone_with_what_they_need(waiting, display):
+    box = Notebooks()
+    interpreter = Interpreter(box)
+    for program in ("a", "b"):
+        need = RunProgram(program, LIMITS, display=display)
+        assert run(interpreter, need, waiting).stdout == "alone\n"
+    assert box.alone == [("a", LIMITS, display), ("b", LIMITS, display)] and not box.sessions
+    interpreter.close()
+    assert not box.closed  # it is its maker's
+
+
+@waiting_or_not
+def test_a_session_begins_with_the_first_program_and_is_ended_once(waiting):
+    box = Notebooks()
+    interpreter = Interpreter(box)
+    assert not box.sessions
+    needs = [RunProgram(program, LIMITS, session=True, display=True) for program in ("a", "b")]
+    shown = [run(interpreter, need, waiting).stdout for need in needs]
+    assert shown == ["session 0, block 1: a\n", "session 0, block 2: b\n"]
+    assert (box.sessions[0].limits, box.sessions[0].display) == (LIMITS, True)
+    assert box.open == [0] and not box.alone
+    interpreter.close()
+    interpreter.close()
+    assert box.open == []
+
+
+def test_no_program_means_no_session():
+    box = Notebooks()
+    Interpreter(box).close()
+    assert not box.sessions
+
+
+@waiting_or_not
+def test_the_real_one(waiting, sandbox):
+    """Names last in a session alone, and values are shown where it was asked for."""
+    for session in (True, False):
+        for display in (True, False):
+            interpreter = Interpreter(sandbox)
+            first, second = (
+                run(interpreter, RunProgram(program, Limits(), session, display), waiting)
+                for program in ("x = 6", "x * 7")
+            )
+            interpreter.close()
+            assert first == Execution(Outcome.OK, "")
+            if session:
+                assert second == Execution(Outcome.OK, "42\n" if display else "")
+            else:
+                assert second.error == "NameError: name 'x' is not defined"
+
+
+# --- the sandbox of a setting -------------------------------------------------------------------
+
+
+def test_a_sandbox_is_itself_and_stays_open():
+    for box in (Notebooks(), WithoutSessions()):
+        assert open_sandbox(box, Rules()) is box
+    with pytest.raises(SandboxUnavailable, match="no sessions here"):
+        open_sandbox(box, SHARED)
+    assert not box.closed
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """What `make_sandbox` was called with, and what it made."""
+    calls = []
+
+    def make_sandbox(*names, **settings):
+        calls.append((names, settings, WithoutSessions()))
+        return calls[-1][-1]
+
+    monkeypatch.setattr("retool_env.interpreter.make_sandbox", make_sandbox)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("setting", "names", "settings"),
+    [
+        ("unsafe", ("unsafe",), {}),
+        ("http://a:1,http://b:2", ("http://a:1,http://b:2",), {}),
+        (ONLY_NUMPY, (), ONLY_NUMPY),
+        ({"packages": ["scipy"]}, (), {"packages": ["scipy"]}),
+        ({}, (), {}),
+    ],
+)
+def test_names_and_mappings_are_make_sandboxs_arguments(made, setting, names, settings):
+    box = open_sandbox(setting, Rules())
+    assert made == [(names, settings, box)] and not box.closed
+
+
+def test_without_an_interpreter_none_is_made(made):
+    assert open_sandbox("nsjail", Rules(interpreter=False, session=True)) is None
+    assert open_sandbox(Notebooks(), Rules(interpreter=False)) is None and not made
+
+
+def test_one_made_for_nothing_is_closed(made):
+    with pytest.raises(SandboxUnavailable, match="no sessions here"):
+        open_sandbox("somewhere", SHARED)
+    assert made[0][-1].closed == 1
+
+
+def test_packages_are_those_of_the_mapping():
+    with open_sandbox(ONLY_NUMPY, Rules()) as sandbox:
+        assert isinstance(sandbox, NsjailSandbox)
+        assert sandbox.run("import numpy; print(numpy.arange(3).sum())").stdout == "3\n"
+        assert "No module named 'sympy'" in sandbox.run("import sympy").error
+
+
+def test_a_wrong_setting_says_what_to_write():
+    with pytest.raises(TypeError, match=r"'pakages'.*a mapping holds a `name`"):
+        open_sandbox({"pakages": ["numpy"]}, Rules())
+    with pytest.raises(ValueError, match=r"'nsjial'.*nsjail.*unsafe"):
+        open_sandbox("nsjial", Rules())
+
+
+def test_a_remote_sandbox_has_no_sessions():
+    """It is asked before any host is."""
+    pytest.importorskip("httpx")
+    from retool_env.sandbox.remote import RemoteSandbox
+
+    with RemoteSandbox(["http://localhost:1"]) as remote:
+        check_sandbox(Rules(), remote)
+        with pytest.raises(SandboxUnavailable, match=r"no sessions.*local sandbox"):
+            check_sandbox(SHARED, remote)
+
+
+def test_an_interpreter_needs_a_sandbox():
+    with pytest.raises(ValueError, match="need a sandbox"):
+        check_sandbox(Rules(), None)
+    check_sandbox(Rules(interpreter=False), None)
+    box = Notebooks()
+    check_sandbox(SHARED, box)
+    assert box.open == []  # what was begun to find out is ended
