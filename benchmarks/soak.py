@@ -9,11 +9,9 @@ status is 1 if anything is not as it has to be.
 
 import argparse
 import asyncio
-import datetime
 import gc
 import json
 import os
-import platform
 import random
 import secrets
 import sys
@@ -23,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from retool_env.provenance import versions
+from benchmarks.machine import circumstances, descendants, resident_mb, shared_out_mb
 from retool_env.sandbox import Execution, Limits, NsjailSandbox, Outcome
 
 CONCURRENCY = 64
@@ -124,32 +122,14 @@ class Figures:
 def measure(programs: int) -> Figures:
     """Takes the figures."""
     gc.collect()
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = entry.read_text().rpartition(")")[2].split()
-        except OSError:  # it ended meanwhile
-            continue
-        parents[int(entry.parent.name)] = int(fields[1])
-    ours = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
-        ours |= more
-    ours.remove(os.getpid())
+    ours = descendants()
     return Figures(
         programs,
-        round(_kilobytes("/proc/self/status", "VmRSS") / 1024, 1),
-        round(sum(_kilobytes(f"/proc/{pid}/smaps_rollup", "Pss") for pid in ours) / 1024, 1),
+        resident_mb(),
+        shared_out_mb(ours),
         len(os.listdir("/proc/self/fd")),
         len(ours),
     )
-
-
-def _kilobytes(path: str, name: str) -> int:
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError:  # it ended meanwhile
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)
 
 
 async def soak(sandbox: NsjailSandbox, programs: int, seed: int) -> dict:
@@ -229,9 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
     if extra := left.processes - before.processes:
         problems.append(f"{extra} processes are left after the sandbox was closed")
     report = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "device": f"{os.cpu_count()} processors, {platform.machine()}, Linux {platform.release()}",
-        "versions": versions(),
+        **circumstances(),
         "settings": {
             "programs": options.programs,
             "seed": options.seed,

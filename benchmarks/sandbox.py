@@ -1,0 +1,301 @@
+"""How fast the sandbox is, side by side with what else could run a program.
+
+    python -m benchmarks.sandbox
+
+In rounds, so that a busy moment of the machine falls on all alike: a bare `python -c`; nsjail started anew for each
+program, with the same jail; the floor, which is a fork of a process with the same packages loaded that ends at once;
+and the pool. A program counts as done when all its processes are gone. The figures go to
+`benchmarks/results/sandbox.json`.
+"""
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.machine import circumstances, descendants, shared_out_mb
+from retool_env.sandbox import Execution, Limits, NsjailSandbox, Outcome
+from retool_env.sandbox.nsjail import INTERPRETER_OPTIONS, PACKAGES, jail_config
+from retool_env.sandbox.survey import PACKAGES_FOLDER, survey
+
+RESULTS = Path(__file__).parent / "results" / "sandbox.json"
+
+PRINT = "print(1)"
+SOLVE = "from sympy import *\nx = symbols('x')\nprint(solve(x**2 - 5*x + 6, x))"
+PROGRAMS = {"print(1)": (PRINT, "1\n"), "sympy.solve": (SOLVE, "[2, 3]\n")}
+
+FLOOR = """
+import os, sys, time
+import numpy, sympy
+for line in sys.stdin:
+    began = time.perf_counter()
+    if (pid := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    print(time.perf_counter() - began, flush=True)
+"""
+
+SLEEPERS, SLEEP = 256, 0.05
+PAUSE = 0.02
+
+
+class BarePython:
+    """`python -c`, without a jail."""
+
+    def run(self, code: str) -> str:
+        """What the program prints."""
+        command = [sys.executable, "-I", "-c", code]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def close(self) -> None:
+        """Has nothing to close."""
+
+
+class OneShotJail:
+    """nsjail started for each program, with the jail of the pool's guests."""
+
+    def __init__(self, binary: str) -> None:
+        found = survey(list(PACKAGES))
+        proc = os.open("/proc", os.O_RDONLY)
+        config = os.memfd_create("nsjail-config")
+        os.write(config, jail_config(found, PACKAGES, proc).encode())
+        python = [str(found["executable"]), *INTERPRETER_OPTIONS, "-c"]
+        self._descriptors = (proc, config)
+        self._command = [binary, "--config", f"/proc/self/fd/{config}", "--", *python]
+
+    def run(self, code: str) -> str:
+        """What the program prints."""
+        start = f"import sys; sys.path.append({PACKAGES_FOLDER!r}); exec({code!r}, {{}})"
+        done = subprocess.run(
+            [*self._command, start], capture_output=True, text=True, pass_fds=self._descriptors
+        )
+        if done.returncode:
+            raise RuntimeError(f"one-shot nsjail: {done.stderr[-500:]}")
+        return done.stdout
+
+    def close(self) -> None:
+        """Forgets the configuration."""
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+
+
+class Pool:
+    """This project's sandbox."""
+
+    def __init__(self, sandbox: NsjailSandbox) -> None:
+        self._sandbox = sandbox
+
+    def run(self, code: str) -> str:
+        """What the program prints."""
+        return _printed(self._sandbox.run(code))
+
+    def close(self) -> None:
+        """Leaves the sandbox open."""
+
+
+def _printed(execution: Execution) -> str:
+    if execution.outcome is not Outcome.OK:
+        raise RuntimeError(f"a program failed: {execution}")
+    return execution.stdout
+
+
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    """Milliseconds: median and 99th percentile (nearest rank), and how many were measured."""
+    ordered = sorted(seconds)
+
+    def rank(share: float) -> float:
+        return round(1000 * ordered[math.ceil(share * len(ordered)) - 1], 2)
+
+    return {"p50_ms": rank(0.5), "p99_ms": rank(0.99), "n": len(ordered)}
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds of a call."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def latencies(sandbox: NsjailSandbox, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+    """One program after the other, with pauses and without.
+
+    Returns:
+        By what is run, by who runs it: its quantiles.
+    """
+    systems = {
+        "python -c": (BarePython(), 2),
+        "one-shot nsjail": (OneShotJail(sandbox.binary), 2),
+        "the pool": (Pool(sandbox), 20),
+    }
+    found: dict[str, dict[str, list[float]]] = {}
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", FLOOR],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as floor:
+
+        def fork() -> float:
+            floor.stdin.write("\n")
+            floor.stdin.flush()
+            return float(floor.stdout.readline())
+
+        for number in range(rounds):
+            for pause in (PAUSE, 0.0):
+                how = f"{1000 * pause:.0f} ms pauses" if pause else "back to back"
+                for name, (code, expected) in PROGRAMS.items():
+                    row = found.setdefault(f"{name}, {how}", {})
+                    for label, (system, times) in systems.items():
+                        for _ in range(times):
+                            time.sleep(pause)
+                            began = time.perf_counter()
+                            printed = system.run(code)
+                            row.setdefault(label, []).append(time.perf_counter() - began)
+                            if printed != expected:
+                                raise RuntimeError(f"{label} printed {printed!r}")
+                row = found.setdefault(f"nothing, {how}", {})
+                for _ in range(20):
+                    time.sleep(pause)
+                    row.setdefault("fork and exit", []).append(fork())
+            print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+        floor.stdin.close()
+    for system, _ in systems.values():
+        system.close()
+    return {what: {who: quantiles(s) for who, s in row.items()} for what, row in found.items()}
+
+
+async def throughput(sandbox: NsjailSandbox, code: str, programs: int, at_once: int) -> float:
+    """Programs a second from one event loop."""
+    left = [code] * programs
+
+    async def work() -> None:
+        while left:
+            _printed(await sandbox.run_async(left.pop()))
+
+    began = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(at_once)))
+    return round(programs / (time.perf_counter() - began), 1)
+
+
+async def sleepers(sandbox: NsjailSandbox) -> tuple[float, float]:
+    """Seconds for all of so many that sleep, submitted at once; and the loop's longest blockage meanwhile."""
+    code = f"import time; time.sleep({SLEEP})"
+    longest, last = 0.0, time.perf_counter()
+
+    async def heart() -> None:
+        nonlocal longest, last
+        while True:
+            await asyncio.sleep(0.001)
+            now = time.perf_counter()
+            longest, last = max(longest, now - last - 0.001), now
+
+    beating = asyncio.create_task(heart())
+    began = time.perf_counter()
+    for execution in await asyncio.gather(*(sandbox.run_async(code) for _ in range(SLEEPERS))):
+        _printed(execution)
+    seconds = time.perf_counter() - began
+    beating.cancel()
+    return round(seconds, 3), round(1000 * longest, 1)
+
+
+async def memory(sandbox: NsjailSandbox) -> float:
+    """Megabytes of the guests and all that runs in them, while so many programs are in flight."""
+    code = "import sympy, time; sympy.Integer(3) + 4; time.sleep(8)"
+    limits = Limits(wall_seconds=30)
+    tasks = [asyncio.create_task(sandbox.run_async(code, limits)) for _ in range(SLEEPERS)]
+    await asyncio.sleep(5)
+    megabytes = await asyncio.to_thread(lambda: shared_out_mb(descendants()))
+    for task in tasks:
+        _printed(await task)
+    return megabytes
+
+
+def start() -> dict[str, float]:
+    """Seconds from nothing to the first result, and until all is loaded."""
+    began = time.perf_counter()
+    with NsjailSandbox() as sandbox:
+        _printed(sandbox.run(PRINT))
+        first = time.perf_counter() - began
+        _printed(sandbox.run(SOLVE))
+        return {"print(1)": round(first, 3), "sympy.solve": round(time.perf_counter() - began, 3)}
+
+
+def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
+    """The latencies as text."""
+    whos = ["python -c", "one-shot nsjail", "fork and exit", "the pool"]
+    lines = [f"{'milliseconds, p50 / p99':<28}" + "".join(f"{who:>19}" for who in whos)]
+    for what, row in sorted(found.items()):
+        cells = [
+            f"{row[who]['p50_ms']:.2f} / {row[who]['p99_ms']:.2f}" if who in row else ""
+            for who in whos
+        ]
+        lines.append(f"{what:<28}" + "".join(f"{cell:>19}" for cell in cells))
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=10, help="of the latencies (10)")
+    parser.add_argument("--programs", type=int, default=2000, help="of the throughput (2000)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the figures go")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1 or options.programs < 1:
+        parser.error("--rounds and --programs must be at least 1")
+    starts = [start() for _ in range(3)]
+    with NsjailSandbox(guests=1) as sandbox:
+        sandbox.run(SOLVE)
+        time.sleep(3)
+        one_guest = shared_out_mb(descendants())
+    with NsjailSandbox() as sandbox:
+        for _ in range(50):
+            sandbox.run(SOLVE)
+        time.sleep(2)
+        found = latencies(sandbox, options.rounds)
+        rates = {
+            f"{name}, {at_once} at once": asyncio.run(
+                throughput(sandbox, code, options.programs, at_once)
+            )
+            for name, (code, _) in PROGRAMS.items()
+            for at_once in (8, 64)
+        }
+        slept, blocked = asyncio.run(sleepers(sandbox))
+        in_flight = asyncio.run(memory(sandbox))
+    report = {
+        **circumstances(),
+        "settings": {"rounds": options.rounds, "programs": options.programs, "pause_s": PAUSE},
+        "latency": found,
+        "programs_per_second": rates,
+        "sleepers": {
+            "programs": SLEEPERS,
+            "each_s": SLEEP,
+            "all_s": slept,
+            "loop_blocked_ms": blocked,
+        },
+        "memory_mb": {"one guest": one_guest, f"{SLEEPERS} in flight": in_flight},
+        "start_s": {name: sorted(each[name] for each in starts)[1] for name in starts[0]},
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(table(found))
+    for name, rate in rates.items():
+        print(f"{rate:>9.1f}  programs a second: {name}")
+    print(
+        f"{slept:>9.3f}  s for {SLEEPERS} that sleep {SLEEP} s; the loop was blocked for {blocked} ms at most"
+    )
+    print(
+        f"{in_flight - one_guest:>9.0f}  MB with {SLEEPERS} programs in flight, beyond the {one_guest:.0f} of one guest"
+    )
+    for name, seconds in report["start_s"].items():
+        print(f"{seconds:>9.3f}  s from nothing to the first result of {name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
