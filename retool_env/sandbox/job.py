@@ -56,7 +56,7 @@ class Job:
         limits: Its limits.
         session: Whether it runs more than one block.
         spare: Whether it is made ahead.
-        touch: Whether its program uses the packages.
+        eager: Whether it may use a processor at once, to have less to do when its program comes.
     """
 
     def __init__(
@@ -65,12 +65,11 @@ class Job:
         limits: Limits,
         session: bool = False,
         spare: bool = False,
-        touch: bool = False,
+        eager: bool = False,
     ) -> None:
         self.guest = guest
         self.limits = limits
         self.session = session
-        self.touch = touch
         self.ready = 0
         """1 when it has said that it waits for a program, and 2 when also that it is warm."""
         self.gone = False
@@ -98,7 +97,7 @@ class Job:
         self._status.setblocking(False)
         # The process's first message then tells its number here, outside its namespace.
         self._status.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        flags = wire.SESSION * session | wire.SPARE * spare | wire.TOUCH * touch
+        flags = wire.SESSION * session | wire.SPARE * spare | wire.EAGER * eager
         self._request = struct.pack(wire.REQUEST, flags) + bounds(limits, session).pack()
         self._pid = 0
         self._number = 0

@@ -104,7 +104,8 @@ class NsjailSandbox(PooledSandbox):
     Args:
         concurrency: How many programs run at once; further ones wait, first come, first served.
             `None`: 256, or what the limit on open files leaves room for.
-        guests: How many guests there are. `None`: one a processor, eight at most.
+        guests: How many guests there are of each kind, with the packages and without. `None`: one a processor, eight
+            at most.
         packages: What programs may import besides the standard library, by the names that are imported; what these
             require comes with them. Each is loaded once, in the guests.
         python: The interpreter that runs programs, or its prefix, such as a virtual environment's folder.
@@ -151,14 +152,16 @@ class NsjailSandbox(PooledSandbox):
             self.binary,
         )
 
-    def _command(self) -> tuple[list[str], dict[str, str] | None, tuple[int, ...]]:
+    def _command(
+        self, packages: tuple[str, ...]
+    ) -> tuple[list[str], dict[str, str] | None, tuple[int, ...]]:
         proc = os.open("/proc", os.O_RDONLY)
         try:
             config = os.memfd_create("nsjail-config")
         except OSError:  # no more descriptors
             os.close(proc)
             raise
-        os.write(config, jail_config(self._found, self.packages, proc).encode())
+        os.write(config, jail_config(self._found, packages, proc).encode())
         return [self.binary, "--config", f"/proc/self/fd/{config}"], None, (config, proc)
 
     def _diagnose(self, failure: str) -> str:

@@ -1,8 +1,9 @@
 """A pool of warm guests: every program in a fresh process of one of them.
 
-A guest is a process that has loaded the packages. For each program it forks one; while there is nothing to do, a few
-are kept ready ahead of their programs, with the first costs of a fork behind them. The caller talks to that process
-directly: there is no thread or queue between them, and any thread or event loop can call.
+A guest is a process that forks one for each program. There are two kinds: one has loaded the packages, and the other,
+for programs that do not name them, has not: its copies are made and ended several times as fast. While there is nothing
+to do, a few copies are kept ready ahead of their programs, with the first costs of a fork behind them. The caller talks
+to a copy directly: there is no thread or queue between them, and any thread or event loop can call.
 
 Invariant: when `run` or `run_async` returns, nothing of the program is left; when it is cancelled, the program has been
 told to end, and its place is given to another only when it has. Each program has exactly one `Execution`.
@@ -59,10 +60,18 @@ class Guest:
         process: It.
         control: The socket of requests to it.
         log: Descriptor of the file in memory to which it writes what goes wrong.
+        packages: What it has loaded beyond the standard library.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket, log: int) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        control: socket.socket,
+        log: int,
+        packages: tuple[str, ...] = (),
+    ) -> None:
         self.process = process
+        self.packages = packages
         self.control = control
         self.jobs: set[Job] = set()
         """What it runs or keeps ready."""
@@ -131,8 +140,9 @@ class PooledSandbox(abc.ABC):
     Args:
         concurrency: How many programs run at once; further ones wait, first come, first served.
             `None`: 256, or what the limit on open files leaves room for.
-        guests: How many guests there are. `None`: one a processor, eight at most.
-        packages: What they load.
+        guests: How many guests there are of each kind: with the packages and without. `None`: one a processor, eight
+            at most.
+        packages: What the one kind loads.
 
     Raises:
         SandboxUnavailable: It cannot work here; the message says what is missing.
@@ -150,6 +160,8 @@ class PooledSandbox(abc.ABC):
         self.concurrency = concurrency or min(_MOST_PROGRAMS, room)
         self.number_of_guests = guests or min(os.cpu_count() or 1, _MOST_GUESTS)
         self.packages = tuple(packages)
+        # Most programs need no package, and a process without them is made and ended several times as fast.
+        self._kinds = [(), self.packages] if self.packages else [()]
         self._slots = Slots(self.concurrency)
         self._lock = threading.RLock()
         self._closed = False
@@ -157,8 +169,14 @@ class PooledSandbox(abc.ABC):
         self._spares: list[Job] = []
 
     @abc.abstractmethod
-    def _command(self) -> tuple[list[str], dict[str, str] | None, tuple[int, ...]]:
-        """What starts a guest: its arguments, its environment, and descriptors it inherits, which are then closed."""
+    def _command(
+        self, packages: tuple[str, ...]
+    ) -> tuple[list[str], dict[str, str] | None, tuple[int, ...]]:
+        """What starts a guest: its arguments, its environment, and descriptors it inherits, which are then closed.
+
+        Args:
+            packages: What it loads.
+        """
 
     @abc.abstractmethod
     def _diagnose(self, failure: str) -> str:
@@ -172,14 +190,14 @@ class PooledSandbox(abc.ABC):
         """
         try:
             with self._lock:
-                for _ in range(self.number_of_guests):
-                    self._guests.append(self._start_guest())
+                for packages in self._kinds * self.number_of_guests:
+                    self._guests.append(self._start_guest(packages))
             execution = self.run("print(6 * 7)", Limits(wall_seconds=60))
             if execution.outcome is not Outcome.OK or execution.stdout != "42\n":
                 raise SandboxUnavailable(self._diagnose(execution.error or repr(execution.stdout)))
             with self._lock:
-                for number in range(_SPARES * self.number_of_guests):
-                    self._make_spare(DEFAULT_LIMITS, touch=number % 2 == 1)
+                for packages in self._kinds * (_SPARES * self.number_of_guests):
+                    self._make_spare(DEFAULT_LIMITS, packages)
         except OSError as error:
             self.close()
             raise SandboxUnavailable(self._diagnose(str(error))) from error
@@ -204,7 +222,8 @@ class PooledSandbox(abc.ABC):
         self._slots.acquire()
         try:
             for attempt in range(_ATTEMPTS):
-                time.sleep(_RETRY_SECONDS * attempt)
+                if attempt:
+                    time.sleep(_RETRY_SECONDS * attempt)
                 job = self._take(limits, code)
                 if isinstance(job, Execution):
                     execution = job
@@ -213,7 +232,7 @@ class PooledSandbox(abc.ABC):
                         execution = self._drive(job, code, stdin, display)
                     finally:
                         self._put_away(job)
-                        self._make_spare(limits, job.touch)
+                        self._make_spare(limits, job.guest.packages)
                 if execution.outcome is not Outcome.INFRASTRUCTURE or self._closed:
                     break
         finally:
@@ -247,7 +266,7 @@ class PooledSandbox(abc.ABC):
                         execution = await self._watch(job, code, stdin, display)
                     finally:
                         self._put_away(job)
-                        self._make_spare(limits, job.touch)
+                        self._make_spare(limits, job.guest.packages)
                 if execution.outcome is not Outcome.INFRASTRUCTURE or self._closed:
                     break
         finally:
@@ -291,9 +310,9 @@ class PooledSandbox(abc.ABC):
         if self._closed:
             raise RuntimeError("the sandbox is closed; make a new one")
 
-    def _start_guest(self) -> Guest:
+    def _start_guest(self, packages: tuple[str, ...]) -> Guest:
         with ExitStack() as opened, ExitStack() as theirs:
-            arguments, environment, descriptors = self._command()
+            arguments, environment, descriptors = self._command(packages)
             for descriptor in descriptors:
                 theirs.callback(os.close, descriptor)
             ours, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -317,21 +336,24 @@ class PooledSandbox(abc.ABC):
             except OSError as error:
                 raise SandboxUnavailable(f"cannot start {arguments[0]}: {error}") from error
             opened.pop_all()
-        return Guest(process, ours, log)
+        return Guest(process, ours, log, packages)
 
     def _take(self, limits: Limits, code: str, session: bool = False) -> Job | Execution:
         """A process for a program: one of those kept ready, or a new one; or why there is none."""
-        touch = any(name in code for name in self.packages)  # a guess: it decides only over speed
+        # A guess, which decides only over speed: a program can import them anywhere.
+        needs = session or any(name in code for name in self.packages)
+        packages = self.packages if needs else ()
         with self._lock:
             if self._closed:
                 return _CLOSED
             try:
                 self._renew()
-                return self._spare(limits, touch, session) or self._new(limits, touch, session)
+                spare = None if session else self._spare(limits, packages)
+                return spare or self._new(limits, packages, session)
             except (OSError, SandboxUnavailable) as error:
                 return Execution(Outcome.INFRASTRUCTURE, "", f"the program was not run: {error}")
 
-    def _spare(self, limits: Limits, touch: bool, session: bool) -> Job | None:
+    def _spare(self, limits: Limits, packages: tuple[str, ...]) -> Job | None:
         for job in self._spares:
             if job.ready < 2:
                 job.step()
@@ -340,39 +362,57 @@ class PooledSandbox(abc.ABC):
         usable = [
             job
             for job in self._spares
-            if job.limits == limits and not session and not job.gone and job.guest.warm
+            if job.limits == limits
+            and job.guest.packages == packages
+            and job.guest.warm
+            and not job.gone
         ]
         if not usable:
             return None
-        job = max(usable, key=lambda job: (job.touch == touch, job.ready))
+        job = max(usable, key=lambda job: job.ready)
         self._spares.remove(job)
         return job
 
-    def _new(self, limits: Limits, touch: bool, session: bool) -> Job:
-        guest = min(self._guests, key=lambda guest: len(guest.jobs))
-        job = Job(guest, limits, session, touch=touch)
-        guest.jobs.add(job)
+    def _new(self, limits: Limits, packages: tuple[str, ...], session: bool) -> Job:
+        job = Job(self._least_busy(packages), limits, session)
+        job.guest.jobs.add(job)
         return job
 
-    def _make_spare(self, limits: Limits, touch: bool) -> None:
+    def _least_busy(self, packages: tuple[str, ...]) -> Guest:
+        guests = (guest for guest in self._guests if guest.packages == packages)
+        return min(guests, key=lambda guest: len(guest.jobs))
+
+    def _make_spare(self, limits: Limits, packages: tuple[str, ...]) -> None:
         """Keeps a process ready for the next program with such limits."""
         with self._lock:
             if self._closed:
                 return
-            guest = min(self._guests, key=lambda guest: len(guest.jobs))
-            try:
-                job = Job(guest, limits, spare=True, touch=touch)
-            except OSError:  # no more descriptors
-                return
-            try:
-                job.hand_over()
-            except OSError:  # the guest is busy, or gone: the program will ask for itself
-                job.close()
-                return
-            guest.jobs.add(job)
-            self._spares.append(job)
-            while len(self._spares) > _SPARES * self.number_of_guests:
-                self._put_away(self._spares.pop(0))
+            alike = [spare for spare in self._spares if spare.guest.packages == packages]
+            stale = [spare for spare in alike if spare.limits != limits]
+            # One takes the place of that which was used, and one that of a stale one.
+            made = [self._new_spare(limits, packages) for _ in range(2 if stale else 1)]
+            fresh = [spare for spare in alike if spare.limits == limits]
+            fresh += [spare for spare in made if spare]
+            surplus = len(stale) + len(fresh) - _SPARES * self.number_of_guests
+            for spare in [*stale, *fresh][: max(surplus, 0)]:
+                self._spares.remove(spare)
+                self._put_away(spare)
+
+    def _new_spare(self, limits: Limits, packages: tuple[str, ...]) -> Job | None:
+        guest = self._least_busy(packages)
+        running = sum(len(each.jobs) for each in self._guests) - len(self._spares)
+        try:
+            job = Job(guest, limits, spare=True, eager=running < (os.cpu_count() or 1) / 2)
+        except OSError:  # no more descriptors
+            return None
+        try:
+            job.hand_over()
+        except OSError:  # the guest is busy, or gone: the program will ask for itself
+            job.close()
+            return None
+        guest.jobs.add(job)
+        self._spares.append(job)
+        return job
 
     def _renew(self) -> None:
         """Replaces guests that have died."""
@@ -383,7 +423,7 @@ class PooledSandbox(abc.ABC):
                     job.close()
                 if not guest.condemned:
                     guest.end()
-                self._guests[index] = self._start_guest()
+                self._guests[index] = self._start_guest(guest.packages)
 
     def _put_away(self, job: Job) -> None:
         with self._lock:
@@ -555,7 +595,8 @@ class PooledSession:
             sandbox._slots.acquire()
             try:
                 for attempt in self._attempts():
-                    time.sleep(_RETRY_SECONDS * attempt)
+                    if attempt:
+                        time.sleep(_RETRY_SECONDS * attempt)
                     execution = self._current(code)
                     if isinstance(execution, Job):
                         execution = sandbox._drive(execution, code, display=self._display)
@@ -580,7 +621,8 @@ class PooledSession:
             await sandbox._slots.acquire_async()
             try:
                 for attempt in self._attempts():
-                    await asyncio.sleep(_RETRY_SECONDS * attempt)
+                    if attempt:
+                        await asyncio.sleep(_RETRY_SECONDS * attempt)
                     execution = self._current(code)
                     if isinstance(execution, Job):
                         execution = await sandbox._watch(execution, code, display=self._display)

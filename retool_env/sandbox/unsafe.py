@@ -46,7 +46,9 @@ class UnsafeSandbox(PooledSandbox):
     def __reduce__(self) -> tuple[type, tuple[int, int]]:
         return type(self), (self.concurrency, self.number_of_guests)
 
-    def _command(self) -> tuple[list[str], dict[str, str] | None, tuple[int, ...]]:
+    def _command(
+        self, packages: tuple[str, ...]
+    ) -> tuple[list[str], dict[str, str] | None, tuple[int, ...]]:
         found = survey(list(PACKAGES))
         folders = {
             str(Path(source).parent) for source, target in found["mounts"] if "/packages/" in target
@@ -54,7 +56,7 @@ class UnsafeSandbox(PooledSandbox):
         proc = os.open("/proc", os.O_RDONLY)
         start = START.format(str(Path(guest.__file__).parents[1]))
         command = [sys.executable, *INTERPRETER_OPTIONS, "-c", start, str(proc), "bare", "-"]
-        return [*command, ":".join(sorted(folders)), *PACKAGES], GUEST_ENVIRONMENT, (proc,)
+        return [*command, ":".join(sorted(folders)), *packages], GUEST_ENVIRONMENT, (proc,)
 
     def _diagnose(self, failure: str) -> str:
         return f"a probe program did not run: {failure}"

@@ -46,7 +46,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def box() -> Iterator[NsjailSandbox]:
-    """One guest, fully warm; at the end nothing of it is left."""
+    """One guest of each kind, fully warm; at the end nothing of it is left."""
     before = descriptors()
     with NsjailSandbox(guests=1, concurrency=16) as made:
         warm(made)
@@ -67,29 +67,34 @@ def warm(sandbox: NsjailSandbox) -> None:
         assert time.monotonic() < deadline
 
 
-def family(sandbox: NsjailSandbox) -> list[Process]:
-    return [p for guest in sandbox._guests for p in descendants(guest.process.pid)]
+PLAIN, LOADED = 0, 1
+"""Where the guest without packages is among a sandbox's guests, if there is one of each kind, and the one with."""
 
 
-def nsjail(sandbox: NsjailSandbox) -> int:
+def family(sandbox: NsjailSandbox, which: int | None = None) -> list[Process]:
+    guests = sandbox._guests if which is None else [sandbox._guests[which]]
+    return [p for guest in guests for p in descendants(guest.process.pid)]
+
+
+def nsjail(sandbox: NsjailSandbox, which: int = PLAIN) -> int:
     """That of a guest that is whole: one that has just died is replaced when the next program comes."""
     for _ in range(100):
-        guest = sandbox._guests[0]
+        guest = sandbox._guests[which]
         if guest.alive and len(descendants(guest.process.pid)) >= 2:
             return guest.process.pid
         sandbox.run("1")
     raise AssertionError("there is no guest")
 
 
-def supervisor(sandbox: NsjailSandbox) -> int:
-    return children(nsjail(sandbox))[0].pid
+def supervisor(sandbox: NsjailSandbox, which: int = PLAIN) -> int:
+    return children(nsjail(sandbox, which))[0].pid
 
 
-def template(sandbox: NsjailSandbox) -> int:
-    return children(supervisor(sandbox))[0].pid
+def template(sandbox: NsjailSandbox, which: int = PLAIN) -> int:
+    return children(supervisor(sandbox, which))[0].pid
 
 
-MEMBERS: dict[str, Callable[[NsjailSandbox], int]] = {
+MEMBERS: dict[str, Callable[..., int]] = {
     "nsjail": nsjail,
     "supervisor": supervisor,
     "template": template,
@@ -124,7 +129,7 @@ def test_killed_with_programs_in_flight(
     box: NsjailSandbox, member: str, asynchronously: bool
 ) -> None:
     """They are run again on a fresh guest, and nobody notices."""
-    old = family(box)
+    old = family(box, PLAIN)
     pid = MEMBERS[member](box)
     timer = meanwhile(lambda: os.kill(pid, signal.SIGKILL))
     executions = twelve(box, asynchronously)
@@ -136,7 +141,7 @@ def test_killed_with_programs_in_flight(
 @pytest.mark.parametrize("member", MEMBERS)
 def test_killed_while_nothing_runs(box: NsjailSandbox, member: str) -> None:
     for number in range(3):
-        pid, old = MEMBERS[member](box), family(box)
+        pid, old = MEMBERS[member](box), family(box, PLAIN)
         os.kill(pid, signal.SIGKILL)
         assert box.run(f"print({number})") == Execution(Outcome.OK, f"{number}\n")
         assert left_of(old) == []
@@ -148,7 +153,7 @@ def test_stopped_with_programs_in_flight(
     box: NsjailSandbox, member: str, asynchronously: bool, soon: None
 ) -> None:
     """A guest that hangs is replaced; what it had not begun is run on the next."""
-    old = family(box)
+    old = family(box, PLAIN)
     pid = MEMBERS[member](box)
     os.kill(pid, signal.SIGSTOP)
     executions = twelve(box, asynchronously)
@@ -192,13 +197,13 @@ def test_cancelled_while_its_guest_hangs(box: NsjailSandbox, soon: None) -> None
 def test_a_session_whose_guest_dies_says_so(box: NsjailSandbox, member: str) -> None:
     with box.session() as session:
         session.run("x = 1")
-        pid = MEMBERS[member](box)
+        pid = MEMBERS[member](box, LOADED)
         timer = meanwhile(lambda: os.kill(pid, signal.SIGKILL))
         execution = session.run(NAP * 3)
         timer.join()
         assert execution.outcome is Outcome.INFRASTRUCTURE
         assert session.run("x").error == "NameError: name 'x' is not defined"
-        os.kill(MEMBERS[member](box), signal.SIGKILL)  # and between two blocks
+        os.kill(MEMBERS[member](box, LOADED), signal.SIGKILL)  # and between two blocks
         time.sleep(0.3)
         session.run("y = 1")
         assert session.run("z = 2\nprint(z)") == Execution(Outcome.OK, "2\n")

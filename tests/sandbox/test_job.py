@@ -114,8 +114,8 @@ def begun(guest: Guest) -> Guest:
 
 
 def test_a_request_says_what_is_wanted() -> None:
-    with Guest(spare=True, touch=True) as guest:
-        assert guest.request[0] == wire.SPARE | wire.TOUCH
+    with Guest(spare=True, eager=True) as guest:
+        assert guest.request[0] == wire.SPARE | wire.EAGER
         assert wire.Bounds.unpack(guest.request[1:]) == bounds(LIMITS, False)
     with Guest(session=True) as guest:
         assert guest.request[0] == wire.SESSION

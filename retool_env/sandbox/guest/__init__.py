@@ -2,6 +2,7 @@
 
 * `supervisor`: the guest's first process, the parent of every program.
 * `template`: the process that has loaded the packages, of which each program gets a copy.
+* `immortal`: what keeps the memory of template and copies shared.
 * `process`: that copy.
 * `confine`: what it does to itself before it reads the program.
 * `syscalls`: the filter that is a part of this.

@@ -68,25 +68,42 @@ def hide() -> None:
     _call("prctl", _SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def use_huge_pages(maps: str) -> None:
-    """Gathers this process's own memory in pages of 2 MiB, where the kernel can.
+def give_back_memory() -> None:
+    """Gives back to the system what the allocator of large objects keeps though it is free."""
+    _libc.malloc_trim(ctypes.c_size_t(0))
+
+
+def own_memory(maps: str) -> list[tuple[int, int]]:
+    """First address and end of each piece of memory that no file lies behind.
+
+    Args:
+        maps: The text of `/proc/self/maps`.
+    """
+    found = []
+    for line in maps.splitlines():
+        addresses, rights, _, _, inode, *name = line.split()
+        if inode == "0" and rights.startswith("rw") and name in ([], ["[heap]"]):
+            first, end = (int(address, 16) for address in addresses.split("-"))
+            found.append((first, end))
+    return found
+
+
+def use_huge_pages(regions: list[tuple[int, int]]) -> None:
+    """Gathers pieces of memory in pages of 2 MiB, where the kernel can.
 
     A fork then has a hundredth of the pages to copy, and its end as many to give up; a page that a program
     writes to is split again for it alone.
 
     Args:
-        maps: The text of `/proc/self/maps`.
+        regions: First address and end of each.
     """
-    for line in maps.splitlines():
-        addresses, rights, _, _, inode, *name = line.split()
-        first, end = (int(address, 16) for address in addresses.split("-"))
-        if inode == "0" and rights.startswith("rw") and name in ([], ["[heap]"]):
-            first += -first % _HUGE_PAGE
-            for address in range(first, end - _HUGE_PAGE + 1, _HUGE_PAGE):
-                # One by one, since the first that cannot be (an empty one) ends the call.
-                start, size = ctypes.c_void_p(address), ctypes.c_size_t(_HUGE_PAGE)
-                _libc.madvise(start, size, _MADV_HUGEPAGE)
-                _libc.madvise(start, size, _MADV_COLLAPSE)
+    for first, end in regions:
+        first += -first % _HUGE_PAGE
+        for address in range(first, end - _HUGE_PAGE + 1, _HUGE_PAGE):
+            # One by one, since the first that cannot be (an empty one) ends the call.
+            start, size = ctypes.c_void_p(address), ctypes.c_size_t(_HUGE_PAGE)
+            _libc.madvise(start, size, _MADV_HUGEPAGE)
+            _libc.madvise(start, size, _MADV_COLLAPSE)
 
 
 def private_tmp(size: int) -> None:

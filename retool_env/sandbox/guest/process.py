@@ -4,6 +4,7 @@ import atexit
 import gc
 import json
 import os
+import random
 import select
 import socket
 import struct
@@ -26,7 +27,7 @@ try:
 except ValueError as error:
     print(error)
 """
-"""Run by every process before its program comes: a fork shares its memory until it is written to, and the first
+"""Run by a process whose program has not come yet: a fork shares its memory until it is written to, and the first
 writes, of reference counts above all, take longer than a small program itself."""
 
 SECOND_TOUCH = {
@@ -47,7 +48,7 @@ class Process:
     """What the process makes of itself.
 
     Args:
-        flags: `wire.SESSION`, `wire.TOUCH`.
+        flags: `wire.SESSION`, `wire.EAGER`.
         source: Descriptor on which programs come; in a session also rung when one is over.
         stdout: Descriptor of what it prints.
         record: Descriptor of the record's memory.
@@ -58,7 +59,7 @@ class Process:
         self, flags: int, source: int, stdout: int, record: int, status: socket.socket
     ) -> None:
         self._session = bool(flags & wire.SESSION)
-        self._touch = bool(flags & wire.TOUCH)
+        self._idle_ms = 0 if flags & wire.EAGER else _IDLE_MS
         self._pid = os.getpid()
         self._status = status
         os.dup2(stdout, 1)
@@ -90,19 +91,22 @@ class Process:
 
     def serve(self, packages: list[str]) -> NoReturn:
         """Runs programs until there are no more, and ends."""
-        program.execute(FIRST_TOUCH, program.new_main())
-        with suppress(OSError):  # the host may be gone; reading will say so
-            self._status.send(wire.READY)
-        # A program that has come already would only be kept waiting by more.
         waiting = select.poll()
         waiting.register(self._source, select.POLLIN)
-        if self._touch and not waiting.poll(_IDLE_MS):
-            for name in set(packages) & set(SECOND_TOUCH):
-                program.execute(SECOND_TOUCH[name], program.new_main())
+        # A program that has come already would only be kept waiting.
+        if not waiting.poll(0):
+            program.execute(FIRST_TOUCH, program.new_main())
+        with suppress(OSError):  # the host may be gone; reading will say so
+            self._status.send(wire.READY)
+        touches = [SECOND_TOUCH[name] for name in packages if name in SECOND_TOUCH]
+        if touches and not waiting.poll(self._idle_ms):
+            for text in touches:
+                program.execute(text, program.new_main())
+            forget_randomness()
             with suppress(OSError):
                 self._status.send(wire.WARM)
         self._status.close()
-        _forget_randomness()
+        random.seed(0)  # at each fork it seeds itself anew; see `forget_randomness`
         gc.enable()
         main = program.new_main()
         number, outcome = 0, "ok"
@@ -168,9 +172,9 @@ def _give_stdin(data: bytes) -> None:
         os.dup2(file.fileno(), 0)
 
 
-def _forget_randomness() -> None:
+def forget_randomness() -> None:
     """The global generators start alike in each process, so that the same program gives the same output."""
-    for name in ("random", "numpy.random", "sympy.core.random"):
+    for name in ("numpy.random", "sympy.core.random"):
         if name in sys.modules:
             sys.modules[name].seed(0)
 

@@ -6,6 +6,7 @@ Loading takes about a second, in steps, between which requests are served alread
 """
 
 import atexit
+import bisect
 import gc
 import os
 import select
@@ -17,7 +18,11 @@ import tempfile
 from contextlib import suppress
 
 from . import confine, syscalls, wire
-from .process import Process
+from .immortal import immortalize
+from .process import Process, forget_randomness
+
+STANDARD = ("cmath", "copy", "datetime", "fractions", "heapq", "statistics", "string", "typing")
+"""Of the standard library, what programs often import and the guest itself does not."""
 
 WARM_UP = {
     "numpy": "numpy.random.rand(2); numpy.linalg.solve(numpy.eye(3), numpy.ones(3)); numpy.roots([1, -3, 2]); str(numpy.arange(3) / 2)",
@@ -81,7 +86,7 @@ class Template:
         """Serves until the host closes the socket of requests."""
         poller = select.poll()
         poller.register(self._requests, select.POLLIN)
-        steps = [f"import {name}" for name in self._packages]
+        steps = [f"import {', '.join(STANDARD)}", *(f"import {name}" for name in self._packages)]
         for name in self._packages:
             texts = WARM_UP.get(name, "").split("---")
             steps += [f"import {name}\n{text}" for text in texts if text.strip()]
@@ -95,6 +100,7 @@ class Template:
                 else:
                     self._fork(*request)
             _load(step)
+            forget_randomness()
             self._own = confine.address_space()
         self._settle()
         for request in later:
@@ -108,10 +114,14 @@ class Template:
         atexit._clear()  # what the packages left for the end of this process is not the programs'
         gc.collect()
         gc.disable()
+        immortalize()
+        confine.give_back_memory()
         with suppress(OSError):
             path = os.open("self/maps", os.O_RDONLY, dir_fd=self._proc)
             with open(path) as maps:
-                confine.use_huge_pages(maps.read())
+                regions = confine.own_memory(maps.read())
+            self._filling = _fill_holes(regions)
+            confine.use_huge_pages(regions)
         os.close(self._proc)
         gc.freeze()  # a collection in a copy would write to every object
         self._own = confine.address_space()
@@ -148,6 +158,32 @@ class Template:
             socket.send_fds(self._supervisor, [message], [status])
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def _fill_holes(regions: list[tuple[int, int]]) -> list[object]:
+    """Uses up what is free between the objects that are there.
+
+    New objects, those of a copy too, then lie together on fresh pages. In the holes, each would have a page of the
+    template's torn out of its large page, or copied.
+
+    Args:
+        regions: First address and end of each piece of this process's own memory, in order.
+
+    Returns:
+        What fills the holes: to be kept.
+    """
+    firsts = [first for first, _ in regions]
+    filling: list[object] = []
+    for size in range(16, 513, 16):  # the allocator of small objects has these sizes
+        within = True
+        while within:
+            filling.append(
+                object() if size == 16 else float(size) if size == 32 else bytes(size - 33)
+            )
+            address = id(filling[-1])
+            region = bisect.bisect(firsts, address) - 1
+            within = region >= 0 and address < regions[region][1]
+    return filling
 
 
 def _load(step: str) -> None:

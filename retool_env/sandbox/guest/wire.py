@@ -6,8 +6,9 @@ from dataclasses import dataclass
 REQUEST = "<B"
 """Flags of a request; `Bounds` follow."""
 
-SPARE, SESSION, TOUCH = 1, 2, 4
-"""Flags: made ahead of its program; runs more than one block; for a program that uses the packages."""
+SPARE, SESSION, EAGER = 1, 2, 4
+"""Flags: made ahead of its program; runs more than one block; may touch at once what its program will, since there are
+processors to spare."""
 
 PROGRAM = "<?QQ"
 """Head of a program: whether it shows its last value, and the bytes of its text and of its stdin, which follow."""

@@ -10,16 +10,17 @@ from retool_env.sandbox import NsjailSandbox, Outcome
 
 @pytest.fixture(scope="session")
 def jail() -> Iterator[NsjailSandbox]:
-    # One guest, so that every program is the neighbour of all others.
+    # One guest of each kind, so that every program is the neighbour of all others of its kind.
     with NsjailSandbox(guests=1, concurrency=16) as sandbox:
         yield sandbox
 
 
 @pytest.fixture(autouse=True)
 def unharmed(jail: NsjailSandbox) -> Iterator[None]:
-    """The next program gets its right answer, in the same guest, and no process is left."""
+    """The next program of each kind gets its right answer, in the same guest, and no process is left."""
     guests = [guest.process.pid for guest in jail._guests]
     yield
+    assert jail.run("print(6 * 7)").stdout == "42\n"
     execution = jail.run(CHECK)
     assert (execution.outcome, execution.stdout) == (Outcome.OK, "42 {2: 3, 3: 2, 5: 1} [] True\n")
     assert [guest.process.pid for guest in jail._guests] == guests, "the guest died"

@@ -67,7 +67,7 @@ def status(pid: int, field: str) -> list[str]:
 
 
 def guest_processes(jail: NsjailSandbox) -> tuple[int, int]:
-    """The supervisor and the template of the only guest, as the host numbers them: its oldest two."""
+    """The supervisor and the template of the guest without packages, as the host numbers them: its oldest two."""
     ages = {}
     for pid in descendants(jail._guests[0].process.pid):
         with suppress(OSError):  # one of those kept ready has ended meanwhile
@@ -86,12 +86,12 @@ def inside(pid: int) -> str:
 
 
 def left_behind(jail: NsjailSandbox) -> list[int]:
-    """Processes of the guest that belong to no program, once there is nothing more to wait for."""
+    """Processes of the guests that belong to no program, once there is nothing more to wait for."""
     deadline = time.monotonic() + _SETTLE_SECONDS
     while True:
-        # Besides these two there are only the processes that are kept ready.
-        expected = 2 + len(jail._spares)
-        found = descendants(jail._guests[0].process.pid)
+        # Besides these two of each there are only the processes that are kept ready.
+        expected = 2 * len(jail._guests) + len(jail._spares)
+        found = [pid for guest in jail._guests for pid in descendants(guest.process.pid)]
         if len(found) <= expected or time.monotonic() > deadline:
             return found[expected:]
         time.sleep(0.02)

@@ -104,7 +104,9 @@ def test_a_hidden_process_is_not_dumpable() -> None:
 def test_huge_pages_lose_nothing() -> None:
     stdout = alone("""
         kept = [bytes([n % 251]) * 1_000_000 for n in range(40)]
-        confine.use_huge_pages(open("/proc/self/maps").read())
+        regions = confine.own_memory(open("/proc/self/maps").read())
+        assert any(first <= id(kept) < end for first, end in regions)
+        confine.use_huge_pages(regions)
         print(all(data == bytes([n % 251]) * 1_000_000 for n, data in enumerate(kept)))
     """)
     assert stdout == "True\n"
