@@ -11,6 +11,9 @@ from hypothesis import settings
 
 from retool_env.sandbox import Sandbox, make_sandbox
 
+# Otherwise the doctests' collection takes the folders' conftest.py for modules of one name.
+collect_ignore_glob = ["*conftest.py"]
+
 # How long an example takes says nothing on a busy machine.
 settings.register_profile("retool", deadline=None)
 settings.load_profile("retool")
