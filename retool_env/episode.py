@@ -10,48 +10,37 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
+from retool_env.hermes import Hermes
 from retool_env.problems import Problem
 from retool_env.protocol import (
     EMPTY_PROGRAM,
-    TEXT_VOID_NOTICE,
-    VOID_NOTICE,
     Cut,
     Errors,
     PromptTemplate,
+    ProtocolName,
+    Said,
+    Tags,
     TurnKind,
-    closing_tags,
+    TurnProtocol,
     cut_text,
-    default_prompt,
     is_empty_program,
-    parse_turn,
-    render_result,
+    render_output,
 )
 from retool_env.rewards import Reward, get_reward
 from retool_env.sandbox import Execution, Limits, Outcome
+from retool_env.tokens import Tokenizer as Tokenizer
+from retool_env.tokens import cut_turn
+from retool_env.tokens import decode as decode
+from retool_env.tokens import encode_prompt as encode_prompt
+from retool_env.tokens import encode_result as encode_result
+from retool_env.tokens import tokens_of_turn as tokens_of_turn
 from retool_env.transcript import Span, StopReason, Transcript
 
-
-class Tokenizer(Protocol):
-    """What is used of a tokenizer of transformers."""
-
-    eos_token_id: int | None
-    chat_template: Any
-
-    def encode(self, text: str, **kwargs: Any) -> list[int]:
-        """Token ids of a text."""
-        ...
-
-    def decode(self, token_ids: Sequence[int], **kwargs: Any) -> str:
-        """The text of token ids."""
-        ...
-
-    def apply_chat_template(self, conversation: list[dict[str, str]], **kwargs: Any) -> Any:
-        """Token ids of a conversation."""
-        ...
+_PROTOCOLS: Mapping[str, type[Tags | Hermes]] = {"tags": Tags, "hermes": Hermes}
 
 
 @dataclass(frozen=True)
@@ -60,6 +49,9 @@ class Rules:
 
     interpreter: bool = True
     """Whether the model can run code. Without, `</code>` is text like any other, and the prompt says nothing of it."""
+    protocol: ProtocolName = "tags"
+    """How model and environment talk: the paper's `"tags"`, or tool calls in `"hermes"`' form (`retool_env.hermes`), for which
+    a tokenizer must have a chat template that knows tools."""
     session: bool = False
     """Whether an episode's code blocks share a process, as the cells of a notebook do: names, imports and files last from
     one to the next. Without, as in the paper, each is a script of its own."""
@@ -107,6 +99,7 @@ class Rules:
         if calls is not None and not (isinstance(calls, int) and calls >= 0):
             raise ValueError(f"max_calls must be a whole number of at least 0, not {calls!r}")
         choices = {
+            "protocol": get_args(ProtocolName),
             "output_cut": get_args(Cut),
             "errors": get_args(Errors),
             "void_turn": ("end", "continue"),
@@ -121,11 +114,15 @@ class Rules:
 
     def _load_template(self) -> PromptTemplate:
         if self.prompt_template is None:
-            return PromptTemplate(default_prompt(self.interpreter, self.session, self.display))
+            return PromptTemplate(self.turn_protocol().default_prompt())
         return PromptTemplate.load(self.prompt_template)
 
+    def turn_protocol(self) -> TurnProtocol:
+        """What `protocol` names."""
+        return _PROTOCOLS[self.protocol](self.interpreter, self.session, self.display)
+
     def prompt(self, problem: Problem) -> str:
-        """The prompt of a problem, before any chat template."""
+        """The user's message of a problem, before any chat template."""
         return self._template(problem.question)  # type: ignore[attr-defined]
 
 
@@ -141,6 +138,8 @@ class Generation:
     """Why sampling stopped: a closing tag, the end of the sequence, or the budget."""
     seconds: float = field(default=0.0, compare=False)
     """Wall-clock seconds it took."""
+    weight_version: int | None = None
+    """Which weights it was sampled with, where the policy has weights."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +174,9 @@ class Episode:
         tokenizer: Where actions are token ids. The prompt then goes through its chat template, if it has one.
         clock: Seconds, monotonic; for the wall-clock budget.
 
+    Raises:
+        ValueError: If there is a token budget but no tokenizer, or the tokenizer's chat template can't carry the protocol.
+
     Example:
         >>> from retool_env.problems import Problem
         >>> episode = Episode(Problem(id="p", question="6 * 7?", answer="42"), Rules())
@@ -201,17 +203,21 @@ class Episode:
         self._clock = clock
         self._started = clock()
         self._spent = 0
-        prompt, ids = rules.prompt(problem), None
-        if tokenizer is not None:
-            ids = encode_prompt(tokenizer, prompt)
-            prompt = decode(tokenizer, ids)
-        span = Span("prompt", prompt, None if ids is None else tuple(ids))
-        self.transcript = Transcript(problem, (span,), interpreter=rules.interpreter)
+        self._protocol = rules.turn_protocol()
+        span = Span("prompt", *self._protocol.prompt(rules.prompt(problem), tokenizer))
+        self.transcript = Transcript(
+            problem, (span,), interpreter=rules.interpreter, protocol=rules.protocol
+        )
 
     @property
     def done(self) -> bool:
         """Whether the episode has ended."""
         return self.transcript.stop_reason is not None
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """The strings that end a turn of the model; where there is none, the end of the sequence does."""
+        return self._protocol.stop
 
     @property
     def token_budget(self) -> int | None:
@@ -220,8 +226,13 @@ class Episode:
             return None
         return self.rules.max_tokens - len(self.transcript.completion_ids)
 
-    def act(self, action: str) -> Need | None:
+    def act(self, action: str, exhausted: bool = False, seconds: float = 0.0) -> Need | None:
         """Take a text action: what the model wrote since it last had the word.
+
+        Args:
+            action: It.
+            exhausted: Whether it was cut by a limit on its length.
+            seconds: Wall-clock seconds that it took to write it.
 
         Returns:
             What must be done before the next action, or `None`.
@@ -233,10 +244,10 @@ class Episode:
             raise RuntimeError(
                 "this episode has a tokenizer, so its actions are token ids: act_ids"
             )
-        return self._turn(Span("model", action), exhausted=False)
+        return self._turn(Span("model", action, seconds=seconds), exhausted)
 
     def act_ids(self, generation: Generation) -> Need | None:
-        """Take an id action. Tokens after the one that completes the first closing tag never enter the record.
+        """Take an id action. Tokens after the one that completes the first stop string never enter the record.
 
         Raises:
             RuntimeError: If it is not the model's turn, or the episode has no tokenizer.
@@ -251,11 +262,19 @@ class Episode:
         exhausted = generation.stop_reason == "length"
         if budget is not None and len(ids) > budget:
             ids, exhausted = ids[:budget], True
-        kept = tokens_of_turn(self._tokenizer, ids, closing_tags(self.rules.interpreter))
+        kept, text = cut_turn(self._tokenizer, ids, self.stop)
         ids = ids[:kept]
         at_end = generation.stop_reason == "eos" and kept == len(generation.token_ids)
-        text = decode(self._tokenizer, ids[:-1] if at_end else ids)
-        span = Span("model", text, ids, logprobs[:kept], seconds=generation.seconds)
+        if at_end:
+            text = decode(self._tokenizer, ids[:-1])
+        span = Span(
+            "model",
+            text,
+            ids,
+            logprobs[:kept],
+            seconds=generation.seconds,
+            weight_version=generation.weight_version,
+        )
         return self._turn(span, exhausted)
 
     def _turn(self, span: Span, exhausted: bool) -> Need | None:
@@ -265,7 +284,7 @@ class Episode:
             )
         rules = self.rules
         remaining = _remaining(rules.max_characters, len(self.transcript.response_text))
-        turn = parse_turn(span.text, rules.interpreter)
+        turn = self._protocol.parse(span.text, ended=not exhausted)
         if span.token_ids is None:
             span = dataclasses.replace(span, text=span.text[: min(turn.end, remaining)])
         else:
@@ -288,7 +307,10 @@ class Episode:
             self._finish(StopReason.CALL_LIMIT)
         elif turn.kind is TurnKind.VOID:
             self._spent += 1
-            self._observe(VOID_NOTICE if rules.interpreter else TEXT_VOID_NOTICE)
+            self._observe(self._protocol.void(self._tokenizer, span.token_ids or ()))
+        elif turn.error:
+            self._spent += 1
+            self._observe_execution(Execution(Outcome.SYNTAX_ERROR, "", turn.error), 0.0)
         elif is_empty_program(turn.content):
             self._spent += 1
             self._observe_execution(EMPTY_PROGRAM, 0.0)
@@ -342,13 +364,16 @@ class Episode:
     def _observe_execution(self, execution: Execution, seconds: float) -> None:
         rules = self.rules
         limit = rules.output_characters
-        text = render_result(execution, limit, rules.output_cut, rules.errors)
+        output = render_output(execution, limit, rules.output_cut, rules.errors)
         shown = cut_text(execution.stdout, limit, rules.output_cut)
-        self._observe(text, dataclasses.replace(execution, stdout=shown), seconds)
+        turn_ids = self.transcript.spans[-1].token_ids or ()
+        said = self._protocol.result(output, self._tokenizer, turn_ids)
+        self._observe(said, dataclasses.replace(execution, stdout=shown), seconds)
 
-    def _observe(self, text: str, execution: Execution | None = None, seconds: float = 0.0) -> None:
-        rules, tokenizer = self.rules, self._tokenizer
-        ids = None if tokenizer is None else encode_result(tokenizer, text)
+    def _observe(
+        self, said: Said, execution: Execution | None = None, seconds: float = 0.0
+    ) -> None:
+        rules, (text, ids) = self.rules, said
         remaining = _remaining(rules.max_characters, len(self.transcript.response_text))
         reason = None
         # The model must have room left to answer. A result that would leave none is recorded, but not shown.
@@ -382,47 +407,3 @@ class Episode:
 
 def _remaining(limit: int | None, used: int) -> float:
     return float("inf") if limit is None else limit - used
-
-
-def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """Token ids of a prompt: one user message through the chat template, or the bare text without one."""
-    if not tokenizer.chat_template:
-        return list(tokenizer.encode(prompt, add_special_tokens=True))
-    messages = [{"role": "user", "content": prompt}]
-    return list(
-        tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-    )
-
-
-def encode_result(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Token ids of what the environment writes.
-
-    A special token's name that a program prints is spelled out, so that no program can end the sequence or begin another
-    speaker's turn.
-    """
-    return tuple(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
-
-
-def decode(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
-    """The text of token ids: special tokens shown, spaces left alone."""
-    return tokenizer.decode(
-        list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
-
-
-def tokens_of_turn(tokenizer: Tokenizer, token_ids: Sequence[int], stop: Sequence[str]) -> int:
-    """Number of tokens up to and with the one that completes the first stop string; all of them without one."""
-
-    def complete(count: int) -> bool:
-        text = decode(tokenizer, token_ids[:count])
-        return any(tag in text for tag in stop)
-
-    if not complete(len(token_ids)):
-        return len(token_ids)
-    low, high = 0, len(token_ids)  # complete(low) is false, complete(high) is true
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if complete(middle) else (middle, high)
-    return high

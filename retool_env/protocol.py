@@ -1,7 +1,8 @@
 """How a prompt is rendered, where a turn stops, how an action is parsed, and how a result is shown.
 
 The format is the paper's (arXiv 2504.11536, section 2.2): a program stands in `<code>`, its output comes back in
-`<interpreter>`, the answer stands in `<answer>`. Everything here is a total function of strings.
+`<interpreter>`, the answer stands in `<answer>`. Parsing and rendering are total functions of strings. `TurnProtocol` is
+what an episode asks of a format, `Tags` is this one; `retool_env.hermes` holds another.
 
 One rule decides a turn: **the first complete closing tag, by position**. Tags are characters and nothing else: one
 inside a Python string literal or inside `<think>` counts like any other, because that is where generation stops.
@@ -24,11 +25,13 @@ import enum
 import json
 import re
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from retool_env.sandbox import Execution, Outcome
+from retool_env.tokens import Tokenizer, decode, encode_prompt, encode_result
 
 CODE_OPEN, CODE_CLOSE = "<code>", "</code>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
@@ -36,6 +39,7 @@ RESULT_OPEN, RESULT_CLOSE = "<interpreter>", "</interpreter>"
 
 Cut = Literal["head", "tail", "middle"]
 Errors = Literal["traceback", "last_line"]
+ProtocolName = Literal["tags", "hermes"]
 
 _TASK = "Solve the problem below. Reason step by step.\n\n"
 
@@ -70,15 +74,27 @@ def default_prompt(interpreter: bool = True, session: bool = False, display: boo
     """
     if not interpreter:
         return _TASK + _END
-    memory = "Each script runs on its own and remembers nothing of earlier ones."
-    if session:
-        memory = "Each block runs in the process of those before it, like a notebook's cell: names and imports last."
     tool = _TOOL.format(
-        script="code" if session else "a complete script, with its imports",
-        memory=memory,
-        value=", and the value of a last line that is an expression," if display else "",
+        script=script_words(session), memory=memory_words(session), value=value_words(display)
     )
     return _TASK + tool + _END
+
+
+def script_words(session: bool) -> str:
+    """What the model is asked to write."""
+    return "code" if session else "a complete script, with its imports"
+
+
+def memory_words(session: bool) -> str:
+    """What a program remembers of those before it, a sentence."""
+    if session:
+        return "Each block runs in the process of those before it, like a notebook's cell: names and imports last."
+    return "Each script runs on its own and remembers nothing of earlier ones."
+
+
+def value_words(display: bool) -> str:
+    """What comes back besides what a program prints, to be put behind it."""
+    return ", and the value of a last line that is an expression," if display else ""
 
 
 class TurnKind(enum.StrEnum):
@@ -101,6 +117,62 @@ class Turn:
     """Index of the opening tag's first character; `end` for a void turn."""
     end: int
     """Number of characters that belong to the turn: up to the closing tag's end, or all of them."""
+    error: str = ""
+    """Why a call can't be run, in words for the model: it is a failed one. Tags have no such calls."""
+
+
+Said = tuple[str, tuple[int, ...] | None]
+"""What the environment says: its text, and its token ids where there is a tokenizer."""
+
+
+class TurnProtocol(Protocol):
+    """How model and environment talk: all that an `Episode` knows of a format."""
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """The strings that end a turn; without one, only the end of the sequence does."""
+        ...
+
+    def default_prompt(self) -> str:
+        """The default prompt, a template as `PromptTemplate` takes it."""
+        ...
+
+    def prompt(self, message: str, tokenizer: Tokenizer | None) -> Said:
+        """The first span.
+
+        Args:
+            message: What the user says.
+            tokenizer: Where actions are token ids.
+
+        Raises:
+            ValueError: If the tokenizer's chat template can't carry the protocol.
+        """
+        ...
+
+    def parse(self, text: str, ended: bool = True) -> Turn:
+        """Parse what the model wrote since it last had the word. Never raises.
+
+        Args:
+            text: It.
+            ended: Whether the turn came to its own end, rather than to that of a budget.
+        """
+        ...
+
+    def result(
+        self, output: str, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()
+    ) -> Said:
+        """What the model gets to see of a program's result.
+
+        Args:
+            output: As `render_output` gives it.
+            tokenizer: Where actions are token ids.
+            turn_ids: The tokens of the turn that asked for it.
+        """
+        ...
+
+    def void(self, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()) -> Said:
+        """What is said after a void turn, where the rules let the episode go on. Arguments as in `result`."""
+        ...
 
 
 def closing_tags(interpreter: bool) -> tuple[str, ...]:
@@ -174,7 +246,18 @@ def cut_text(text: str, limit: int, where: Cut = "middle") -> str:
 def render_result(
     execution: Execution, limit: int, where: Cut = "middle", errors: Errors = "traceback"
 ) -> str:
-    """The text that a program's result puts into the transcript.
+    """The text that a program's result puts into the transcript: `render_output`, in its tags."""
+    return _in_tags(render_output(execution, limit, where, errors))
+
+
+def _in_tags(output: str) -> str:
+    return f"\n{RESULT_OPEN}\n{output}{RESULT_CLOSE}\n\n"
+
+
+def render_output(
+    execution: Execution, limit: int, where: Cut = "middle", errors: Errors = "traceback"
+) -> str:
+    """What is shown of a program's result: nothing, or lines.
 
     What the program printed comes first. If it failed, the error follows. Where not all of it fits, the error's last line
     is what is kept; of the room that it leaves, the output and the traceback have half each, and what one of them does
@@ -206,8 +289,7 @@ def render_result(
         cut_text(frames, len(kept), "head"),
         cut_text(error, limit, "tail"),
     )
-    body = "".join(part if part.endswith("\n") else part + "\n" for part in parts if part)
-    return f"\n{RESULT_OPEN}\n{body}{RESULT_CLOSE}\n\n"
+    return "".join(part if part.endswith("\n") else part + "\n" for part in parts if part)
 
 
 def _last_lines(text: str, limit: int) -> str:
@@ -281,3 +363,48 @@ class PromptTemplate:
                 f'{path} must hold a JSON object of one template: {{"name": "... {{query}} ..."}}'
             )
         return cls(values[0])
+
+
+@dataclass(frozen=True)
+class Tags:
+    """The paper's format."""
+
+    interpreter: bool = True
+    """Whether there is one."""
+    session: bool = False
+    """Whether the code blocks of an episode share a process."""
+    display: bool = False
+    """Whether the value of a last expression is shown."""
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """The closing tags."""
+        return closing_tags(self.interpreter)
+
+    def default_prompt(self) -> str:
+        """See the function of this name."""
+        return default_prompt(self.interpreter, self.session, self.display)
+
+    def prompt(self, message: str, tokenizer: Tokenizer | None) -> Said:
+        """The message alone, or through the chat template, if there is one."""
+        if tokenizer is None:
+            return message, None
+        ids = encode_prompt(tokenizer, message)
+        return decode(tokenizer, ids), ids
+
+    def parse(self, text: str, ended: bool = True) -> Turn:
+        """See `parse_turn`: a block that is closed counts, whatever ended the turn."""
+        return parse_turn(text, self.interpreter)
+
+    def result(
+        self, output: str, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()
+    ) -> Said:
+        """The output in its tags."""
+        return self._said(_in_tags(output), tokenizer)
+
+    def void(self, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()) -> Said:
+        """A notice in brackets."""
+        return self._said(VOID_NOTICE if self.interpreter else TEXT_VOID_NOTICE, tokenizer)
+
+    def _said(self, text: str, tokenizer: Tokenizer | None) -> Said:
+        return text, None if tokenizer is None else encode_result(tokenizer, text)

@@ -15,16 +15,19 @@ import dataclasses
 import enum
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from retool_env.hermes import parse_message
 from retool_env.problems import Problem
-from retool_env.protocol import Turn, parse_turn
+from retool_env.protocol import ProtocolName, Turn, parse_turn
 from retool_env.sandbox import Execution, Outcome
 
 Author = Literal["prompt", "model", "env"]
+
+_PARSE: Mapping[str, Callable[[str, bool], Turn]] = {"tags": parse_turn, "hermes": parse_message}
 
 
 class StopReason(enum.StrEnum):
@@ -70,6 +73,8 @@ class Span:
     """On an environment span that shows a program's result: that result, its output cut as shown."""
     seconds: float = dataclasses.field(default=0.0, compare=False)
     """Wall-clock seconds that it took to write it (generation, execution)."""
+    weight_version: int | None = None
+    """On a model span: the optimizer step whose weights sampled it, where a policy with weights did."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Call:
     execution: Execution
     """What came of it."""
     position: int
-    """Characters of the response before the code block's opening tag."""
+    """Characters of the response before the opening tag of the code block or call."""
 
     @property
     def ok(self) -> bool:
@@ -100,13 +105,17 @@ class Transcript:
     stop_reason: StopReason | None = None
     """Why it ended; `None` while it goes on."""
     answer: str | None = None
-    """The content of the answer tag, as written."""
+    """The content of the answer tag or, of a tool-calling model, of the last box, as written."""
     correct: bool | None = None
     """Whether the answer is mathematically equal to the problem's; `None` while not graded."""
     weight_version: int | None = None
-    """The optimizer step whose weights sampled it, where a policy with weights did."""
+    """The optimizer step whose weights its first turn was sampled with, where a policy with weights did."""
+    trained_version: int | None = None
+    """The optimizer step whose weights were trained on it, where a trainer did: later than the above by its staleness."""
     reward: float | None = None
     """Earned once, at the end; `None` while it goes on and after an infrastructure failure."""
+    protocol: ProtocolName = "tags"
+    """How its turns are to be read."""
 
     @property
     def text(self) -> str:
@@ -126,12 +135,12 @@ class Transcript:
     @property
     def prompt_ids(self) -> list[int]:
         """Token ids of the prompt, shape `(P,)`."""
-        return [i for span in self.spans if span.author == "prompt" for i in _ids(span)]
+        return _joined(span for span in self.spans if span.author == "prompt")
 
     @property
     def completion_ids(self) -> list[int]:
         """Token ids after the prompt, the interpreter's included, shape `(T,)`."""
-        return [i for span in self.response for i in _ids(span)]
+        return _joined(self.response)
 
     @property
     def loss_mask(self) -> list[int]:
@@ -146,15 +155,17 @@ class Transcript:
     @property
     def turns(self) -> list[Turn]:
         """The model's turns, parsed."""
-        return [parse_turn(s.text, self.interpreter) for s in self.spans if s.author == "model"]
+        parse = _PARSE[self.protocol]
+        return [parse(s.text, self.interpreter) for s in self.spans if s.author == "model"]
 
     @property
     def calls(self) -> list[Call]:
         """The programs that the model wanted run, with what came of each, in order."""
         calls, position, turn, turn_at = [], 0, None, 0
+        parse = _PARSE[self.protocol]
         for span in self.response:
             if span.author == "model":
-                turn, turn_at = parse_turn(span.text, self.interpreter), position
+                turn, turn_at = parse(span.text, self.interpreter), position
             elif span.execution is not None and turn is not None:
                 calls.append(Call(turn.content, span.execution, turn_at + turn.start))
             position += len(span.text)
@@ -193,6 +204,13 @@ def _ids(span: Span) -> tuple[int, ...]:
             "this transcript has no token ids (it was made of text), so it can't be trained on"
         )
     return span.token_ids
+
+
+def _joined(spans: Iterable[Span]) -> list[int]:
+    ids: list[int] = []
+    for span in spans:
+        ids += _ids(span)
+    return ids
 
 
 def _length(values: tuple[float, ...] | None) -> int | None:
