@@ -1,11 +1,18 @@
-"""Policy: what the engine asks of a model. Token ids in, token ids out."""
+"""Policy: what the engine asks of a model. Token ids in, token ids out; text where a model gives no ids."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from retool_env.episode import Generation, Tokenizer
+from retool_env.rollout.weights import Weights
+from retool_env.transcript import Transcript
+
+
+class PolicyUnavailable(RuntimeError):
+    """No turn can be had for now: servers are down, a connection broke. The engine tries the episode again."""
 
 
 class Policy(Protocol):
@@ -21,7 +28,7 @@ class Policy(Protocol):
     async def act(
         self, token_ids: Sequence[int], stop: Sequence[str], budget: int, seed: int
     ) -> Generation:
-        """Sample one turn.
+        """Sample one turn. Cancelling this ends the request: nothing more is sampled for it.
 
         Args:
             token_ids: All that the model has seen and written so far, shape `(P,)`.
@@ -32,9 +39,47 @@ class Policy(Protocol):
 
         Returns:
             The sampled tokens, each with its log-prob under the distribution that it was sampled from.
+
+        Raises:
+            PolicyUnavailable: It can't be had for now.
         """
         ...
 
-    async def update_weights(self, version: int) -> None:
-        """Serve new weights from here on, and nothing from a cache of older ones."""
+    async def update_weights(self, version: int, weights: Weights | None = None) -> None:
+        """Serve new weights from here on, and nothing from a cache of older ones. Has returned when it does.
+
+        Args:
+            version: The new weights' number.
+            weights: All of the model's, by the names of transformers, adapters merged. `None`: they are where the policy
+                finds them by itself.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class TextGeneration:
+    """One turn of a model that gives no token ids."""
+
+    text: str
+    """What it wrote, the closing tag included."""
+    stop_reason: Literal["tag", "eos", "length"]
+    """Why it stopped: a closing tag, its own end, or a limit on its length."""
+    seconds: float = field(default=0.0, compare=False)
+    """Wall-clock seconds it took."""
+
+
+class TextPolicy(Protocol):
+    """A source of turns as text, for evaluation: what it writes can't be trained on."""
+
+    async def write(self, transcript: Transcript, stop: Sequence[str], seed: int) -> TextGeneration:
+        """Write one turn. Cancelling this ends the request.
+
+        Args:
+            transcript: All that the model has seen and written so far, without token ids.
+            stop: Strings that end the turn, which holds the one that ended it.
+            seed: Of this turn's sampling, for models that take one.
+
+        Raises:
+            PolicyUnavailable: It can't be had for now.
+        """
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from retool_env.episode import Generation, Tokenizer, decode, tokens_of_turn
+from retool_env.rollout.weights import Weights
 
 Script = Callable[[str], str]
 
@@ -41,6 +42,6 @@ class ScriptedPolicy:
         ids = ids[:budget]
         return Generation(tuple(ids), (0.0,) * len(ids), reason)
 
-    async def update_weights(self, version: int) -> None:
+    async def update_weights(self, version: int, weights: Weights | None = None) -> None:
         """It has no weights; the version is noted."""
         self.weight_version = version

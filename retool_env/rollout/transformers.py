@@ -1,49 +1,26 @@
-"""TransformersPolicy: a causal language model of transformers, batched, on the CPU or a GPU.
+"""TransformersPolicy: a causal language model of transformers, on the CPU or a GPU.
 
-Requests that arrive together are sampled as one batch, left-padded, with a key-value cache. A row that is done leaves the
-batch, and its turn is handed over at once; requests that come meanwhile wait for the next batch.
+Requests join and leave a running batch at any token (`retool_env.rollout.batching`), and what was computed of a prompt or of
+earlier turns is kept across tool calls and shared by a group's rollouts (`retool_env.rollout.blocks`), until the weights
+change. Batching is our own rather than transformers' `generate_batch`, which draws all requests from one global generator,
+knows no stop strings, and changes the model's attention while it runs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from retool_env.episode import Generation, decode
-
-StopReason = Literal["tag", "eos", "length"]
-
-
-@dataclass(eq=False)
-class _Request:
-    token_ids: list[int]
-    stop: tuple[str, ...]
-    budget: int
-    uniform: random.Random
-    future: asyncio.Future[Generation]
-    started: float = 0.0
-    sampled: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-
-    def finish(self, stop_reason: StopReason) -> None:
-        """Hand the turn to whoever waits for it, from the thread that samples."""
-        turn = Generation(
-            tuple(self.sampled), tuple(self.logprobs), stop_reason, time.monotonic() - self.started
-        )
-        self.future.get_loop().call_soon_threadsafe(_resolve, self.future, turn)
-
-
-def _resolve(future: asyncio.Future[Generation], turn: Generation) -> None:
-    if not future.done():
-        future.set_result(turn)
+from retool_env.episode import Generation
+from retool_env.rollout.batching import BLOCK, Batcher, Request, StopReason
+from retool_env.rollout.weights import Weights
+from retool_env.tokens import decode
 
 
 class TransformersPolicy:
@@ -51,15 +28,16 @@ class TransformersPolicy:
 
     Args:
         model: A causal language model. It is used where it is, and as it is: whoever trains it may change its weights
-            between rollouts, and says so with `update_weights`.
+            while no `act` is under way, and says so with `update_weights`.
         tokenizer: Its tokenizer.
         temperature: Of sampling; 0 is greedy.
         top_p: Nucleus mass. Training needs 1.0, so that log-probs are those of the model itself.
-        max_batch: Rows sampled together, at most.
-        linger: Seconds that a batch waits for more requests while they keep coming.
+        max_batch: Sequences decoded together, at most.
+        cache_tokens: Tokens whose keys and values are kept, at most. Requests wait while those under way fill it.
 
     Raises:
-        ValueError: If temperature or top-p are out of range, or the tokenizer knows no end of sequence.
+        ValueError: If temperature, top-p or a size is out of range, the tokenizer knows no end of sequence, or the model
+            keeps another state than keys and values.
     """
 
     def __init__(
@@ -69,140 +47,120 @@ class TransformersPolicy:
         temperature: float = 1.0,
         top_p: float = 1.0,
         max_batch: int = 128,
-        linger: float = 0.02,
+        cache_tokens: int = 65_536,
     ) -> None:
         if temperature < 0:
             raise ValueError(f"temperature must not be negative, not {temperature}")
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
+        if max_batch < 1:
+            raise ValueError(f"max_batch must be at least 1, not {max_batch}")
+        if cache_tokens < BLOCK:
+            raise ValueError(f"cache_tokens must be at least {BLOCK}, not {cache_tokens}")
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no eos_token, so no turn could end without a tag")
+        config = model.config.get_text_config()
+        other = set(getattr(config, "layer_types", None) or ()) - {
+            "full_attention",
+            "sliding_attention",
+        }
+        if other or getattr(model, "_is_stateful", False):
+            raise ValueError(
+                f"a {config.model_type} model must be served by another engine (vLLM): this one keeps keys and values, and "
+                f"some of its layers keep another state{': ' if other else ''}{', '.join(sorted(other))}"
+            )
         self.model = model
         self.tokenizer = tokenizer
         self.temperature = temperature
         self.top_p = top_p
         self.max_batch = max_batch
-        self.linger = linger
-        self.context_length = int(model.config.get_text_config().max_position_embeddings)
-        self.weight_version = 0
+        self.cache_tokens = cache_tokens // BLOCK * BLOCK
+        self.context_length = int(config.max_position_embeddings)
         declared = model.generation_config.eos_token_id
         declared = declared if isinstance(declared, list) else [declared]
         self._eos = {tokenizer.eos_token_id, *declared} - {None}
         self._text_of: dict[int, str] = {}
-        self._pending: list[_Request] = []
-        # Of its own, so that no burst of other work in the loop's executor stands before it.
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampling")
-        self._server: asyncio.Task[None] | None = None
+        self._batcher = Batcher(model, self._draw, self._stop_reason, max_batch, cache_tokens)
+
+    @property
+    def weight_version(self) -> int:
+        """Which weights it serves; 0 at first."""
+        return self._batcher.weight_version
+
+    @property
+    def prefilled_tokens(self) -> int:
+        """Tokens of contexts computed so far, those computed again after a change of weights included."""
+        return self._batcher.prefilled_tokens
+
+    @property
+    def reused_tokens(self) -> int:
+        """Tokens of contexts found in the cache so far."""
+        return self._batcher.reused_tokens
 
     async def act(
         self, token_ids: Sequence[int], stop: Sequence[str], budget: int, seed: int
     ) -> Generation:
         """Sample one turn; see `Policy.act`.
 
+        When it has returned, raised or been cancelled, the model works for it no more. A turn during which the weights
+        changed has the version that its first token was sampled with.
+
         Raises:
-            ValueError: If the budget is below 1 or does not fit into the model's context.
+            ValueError: If there are no tokens, the budget is below 1, or both together do not fit into the model's context
+                or the cache.
         """
-        if budget < 1 or len(token_ids) + budget > self.context_length:
+        if not token_ids or budget < 1 or len(token_ids) + budget > self.context_length:
             raise ValueError(
                 f"{len(token_ids)} tokens and a budget of {budget} don't fit a context of {self.context_length}"
             )
-        future = asyncio.get_running_loop().create_future()
-        self._pending.append(
-            _Request(list(token_ids), tuple(stop), budget, random.Random(seed), future)
-        )
-        if self._server is None or self._server.done():
-            self._server = asyncio.create_task(self._serve())
-        return await future
+        if len(token_ids) + budget > self.cache_tokens:
+            raise ValueError(
+                f"{len(token_ids)} tokens and a budget of {budget} don't fit a cache of {self.cache_tokens}: set "
+                "cache_tokens higher, or max_tokens lower"
+            )
+        request = Request(list(token_ids), tuple(stop), budget, random.Random(seed))
+        self._batcher.submit(request)
+        turn = asyncio.wrap_future(request.future)
+        try:
+            return await asyncio.shield(turn)
+        except asyncio.CancelledError:
+            request.cancelled = True
+            await asyncio.wait([turn])
+            raise
 
-    async def update_weights(self, version: int) -> None:
-        """Note that the model's weights have changed. No cache outlives a batch, so there is none to drop."""
-        self.weight_version = version
+    async def update_weights(self, version: int, weights: Weights | None = None) -> None:
+        """Serve new weights from here on. The cache is dropped; turns under way go on with the new ones, all recomputed.
 
-    async def _serve(self) -> None:
-        while self._pending:
-            waiting = 0
-            while waiting < len(self._pending) < self.max_batch:
-                waiting = len(self._pending)
-                await asyncio.sleep(self.linger)
-            batch = [r for r in self._pending[: self.max_batch] if not r.future.cancelled()]
-            del self._pending[: self.max_batch]
-            try:
-                await asyncio.get_running_loop().run_in_executor(self._thread, self._sample, batch)
-            except Exception as error:
-                for request in batch:
-                    if not request.future.done():
-                        request.future.set_exception(error)
+        Args:
+            version: The new weights' number.
+            weights: All of the model's, adapters merged; they are copied into it. `None`: they are in the model already.
+
+        Raises:
+            ValueError: If they are not those of the model, by name and shape; nothing has changed then.
+        """
+        change = None if weights is None else functools.partial(self._take, dict(weights))
+        await asyncio.wrap_future(self._batcher.update_weights(version, change))
 
     @torch.no_grad()
-    def _sample(self, batch: list[_Request]) -> None:
-        if not batch:
-            return
-        training = self.model.training
-        self.model.eval()
-        try:
-            last = self._sample_rows(batch)
-        finally:
-            self.model.train(training)
-        # Handed over only now: whoever waits for the last turn may train as soon as it has it.
-        for row, stop_reason in last:
-            row.finish(stop_reason)
-
-    def _sample_rows(self, rows: list[_Request]) -> list[tuple[_Request, StopReason]]:
-        """Sample until all rows are done; returns those that were done last, not handed over yet."""
-        device = self.model.device
-        started = time.monotonic()
-        for row in rows:
-            row.started = started
-        longest = max(len(row.token_ids) for row in rows)
-        pad = self.tokenizer.pad_token_id or 0
-        input_ids = torch.tensor(
-            [[pad] * (longest - len(row.token_ids)) + row.token_ids for row in rows], device=device
-        )
-        lengths = torch.tensor([len(row.token_ids) for row in rows], device=device)
-        mask = (torch.arange(longest, device=device) >= longest - lengths[:, None]).long()
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self.model.config)
-        while True:
-            output = self.model(
-                input_ids=input_ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
+    def _take(self, weights: Mapping[str, torch.Tensor]) -> None:
+        own = self.model.state_dict(keep_vars=True)
+        missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
+        # A tensor of several names may come under one of them.
+        given = {id(own[name]) for name in weights.keys() & own.keys()}
+        missing = {name for name in missing if id(own[name]) not in given}
+        other = {n for n in weights.keys() & own.keys() if weights[n].shape != own[n].shape}
+        if missing or unknown or other:
+            raise ValueError(
+                f"these are not the model's weights: {len(missing)} are missing, {len(unknown)} unknown, {len(other)} of "
+                f"another shape, {min(missing | unknown | other)!r} say"
             )
-            tokens, logprobs = self._draw(output.logits[:, -1], rows)
-            alive, done = [], []
-            for i, (row, token, logprob) in enumerate(
-                zip(rows, tokens.tolist(), logprobs.tolist(), strict=True)
-            ):
-                row.sampled.append(token)
-                row.logprobs.append(logprob)
-                stop_reason = self._stop_reason(row, token)
-                if stop_reason is not None:
-                    done.append((row, stop_reason))
-                elif not row.future.cancelled():
-                    alive.append(i)
-            if not alive:
-                return done
-            for row, stop_reason in done:
-                row.finish(stop_reason)
-            positions = positions[:, -1:] + 1
-            input_ids = tokens[:, None]
-            if len(alive) < len(rows):
-                keep = torch.tensor(alive, device=device)
-                rows = [rows[i] for i in alive]
-                input_ids, positions, mask = input_ids[keep], positions[keep], mask[keep]
-                cache.batch_select_indices(keep)
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+        for name, tensor in weights.items():
+            own[name].copy_(tensor)
 
     def _draw(
-        self, logits: torch.Tensor, rows: list[_Request]
+        self, logits: torch.Tensor, requests: Sequence[Request]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One token a row, `(B, V)` logits to `(B,)` ids and log-probs, by inversion of the distribution function.
-
-        Each row has a generator of its own, so that what it draws does not hang on who shares its batch.
-        """
+        """One token a request, `(B, V)` logits to `(B,)` ids and log-probs, by inversion of the distribution function."""
         logits = logits.float()
         if self.temperature == 0:
             tokens = logits.argmax(-1)
@@ -214,9 +172,11 @@ class TransformersPolicy:
             ordered = ordered.masked_fill(before >= self.top_p, -torch.inf)
             logprobs = torch.full_like(logprobs, -torch.inf).scatter(-1, order, ordered)
             logprobs = torch.log_softmax(logprobs, dim=-1)
-        cumulative = logprobs.double().exp().cumsum(-1)
+        cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
         uniform = torch.tensor(
-            [row.uniform.random() for row in rows], dtype=torch.float64, device=logits.device
+            [request.uniform.random() for request in requests],
+            dtype=torch.float64,
+            device=logits.device,
         )
         # The smallest index whose cumulative mass exceeds the draw has mass of its own, so a token that top-p
         # excluded is never taken.
@@ -224,17 +184,18 @@ class TransformersPolicy:
         tokens = tokens.clamp(max=logits.shape[-1] - 1)
         return tokens[:, 0], logprobs.gather(-1, tokens)[:, 0]
 
-    def _stop_reason(self, row: _Request, token: int) -> Literal["tag", "eos", "length"] | None:
+    def _stop_reason(self, request: Request) -> StopReason | None:
+        token = request.token_ids[-1]
         if token in self._eos:
             return "eos"
         if token not in self._text_of:
             self._text_of[token] = decode(self.tokenizer, [token])
         # Decoding is slow, and only a token with a tag's last character can complete one.
-        if any(tag[-1] in self._text_of[token] for tag in row.stop):
-            text = decode(self.tokenizer, row.sampled)
-            if any(tag in text for tag in row.stop):
+        if any(tag[-1] in self._text_of[token] for tag in request.stop):
+            text = decode(self.tokenizer, request.sampled)
+            if any(tag in text for tag in request.stop):
                 return "tag"
-        return "length" if len(row.sampled) >= row.budget else None
+        return "length" if len(request.logprobs) >= request.budget else None
 
 
 def load_policy(

@@ -7,7 +7,14 @@ import asyncio
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Lfm2Config,
+    MambaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from retool_env.episode import Episode, Generation, Rules, decode
 from retool_env.problems import Problem
@@ -181,47 +188,6 @@ def test_sampling_stops_at_the_token_that_completes_a_tag_and_keeps_it_whole(mod
     )
 
 
-def test_a_turn_is_handed_over_while_longer_ones_go_on(model, tokenizer):
-    policy = TransformersPolicy(model, tokenizer)
-    order = []
-
-    async def turn(name, budget):
-        await policy.act(tokenizer.encode("problem"), ("never",), budget, seed=1)
-        order.append((name, policy._thread._work_queue.qsize(), policy._server.done()))
-
-    async def both():
-        await asyncio.gather(turn("long", 150), turn("short", 1))
-
-    asyncio.run(both())
-    (first, _, served), _ = order
-    assert first == "short" and not served
-
-
-def test_cancelled_turns_end_their_batch_early(model, tokenizer):
-    policy = TransformersPolicy(model, tokenizer)
-    steps = []
-    forward = policy.model.forward
-
-    def counting(*args, **kwargs):
-        steps.append(1)
-        return forward(*args, **kwargs)
-
-    async def cancel():
-        task = asyncio.create_task(policy.act(tokenizer.encode("x"), ("never",), 240, seed=1))
-        while not steps:
-            await asyncio.sleep(0.001)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    policy.model.forward = counting
-    try:
-        asyncio.run(cancel())
-        policy._thread.shutdown()
-    finally:
-        policy.model.forward = forward
-    assert len(steps) < 200
-
-
 def test_another_end_of_sequence_than_the_tokenizers_ends_a_turn_too(model, tokenizer):
     biased = Biased(model.config)
     other = tokenizer.pad_token_id
@@ -264,35 +230,45 @@ def test_more_requests_than_a_batch_are_all_served(model, tokenizer):
     assert [t.token_ids for t in act(policy, prompts)] == [t.token_ids for t in wide]
 
 
-def test_an_error_reaches_every_request_and_the_policy_goes_on(model, tokenizer, monkeypatch):
-    policy = TransformersPolicy(model, tokenizer)
-
-    def broken(**_):
-        raise MemoryError("no room")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(policy, "_sample_rows", lambda rows: broken())
-        with pytest.raises(MemoryError, match="no room"):
-            act(policy, prompts_of(tokenizer, 3))
-    assert len(act(policy, prompts_of(tokenizer, 3))) == 3
-
-
-@pytest.mark.parametrize("settings", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}])
-def test_bad_sampling_is_refused(model, tokenizer, settings):
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"max_batch": 0}, {"cache_tokens": 15}],
+)
+def test_bad_settings_are_refused(model, tokenizer, settings):
     with pytest.raises(ValueError, match="must"):
         TransformersPolicy(model, tokenizer, **settings)
 
 
-def test_a_budget_beyond_the_context_is_refused(model, tokenizer):
+def test_what_does_not_fit_is_refused(model, tokenizer):
     with pytest.raises(ValueError, match="context"):
         act(TransformersPolicy(model, tokenizer), [[5] * 250], budget=10)
+    with pytest.raises(ValueError, match="cache_tokens"):
+        act(TransformersPolicy(model, tokenizer, cache_tokens=64), [[5] * 60], budget=5)
+    with pytest.raises(ValueError, match="0 tokens"):
+        act(TransformersPolicy(model, tokenizer), [[]], budget=5)
 
 
-def test_training_mode_is_left_as_it_was(model, tokenizer):
-    model.train()
-    act(TransformersPolicy(model, tokenizer), prompts_of(tokenizer, 1))
-    assert model.training
-    model.eval()
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (MambaConfig(vocab_size=300, hidden_size=8, num_hidden_layers=1), "mamba"),
+        (
+            Lfm2Config(
+                vocab_size=300,
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                layer_types=["conv", "full_attention"],
+            ),
+            "conv",
+        ),
+    ],
+)
+def test_a_model_with_another_state_than_keys_and_values_is_refused(tokenizer, config, said):
+    with pytest.raises(ValueError, match=said):
+        TransformersPolicy(AutoModelForCausalLM.from_config(config), tokenizer)
 
 
 class OneLineSandbox:

@@ -1,0 +1,66 @@
+"""BackgroundLoop: an event loop in a thread of its own.
+
+An engine or a connection belongs to the event loop that it was made in, and each `RolloutEngine.run` has another. What
+lives here outlasts them all. Callers in any loop await what runs here; when they are cancelled, so is it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any
+
+
+class BackgroundLoop:
+    """Runs coroutines.
+
+    Args:
+        name: The thread's.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._stopped = asyncio.Event()
+        self._closed = False
+        self._lock = threading.Lock()  # so that nothing is submitted behind the stop
+        # A daemon, so that a policy that nobody closed does not keep the process alive.
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+        self._thread.start()
+
+    async def run[T](self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work`, which runs in this loop, from another."""
+        return await asyncio.wrap_future(self.submit(work))
+
+    def submit[T](self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start `work`. Cancelling what is returned cancels it."""
+        with self._lock:
+            if self._closed:
+                work.close()
+                raise RuntimeError("this policy is closed; make a new one")
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def run_blocking[T](self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for `work`, from a thread that is not this loop's. A Ctrl-C there cancels it."""
+        future = self.submit(work)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # otherwise it is done
+
+    def close(self) -> None:
+        """Cancel what still runs, and end the thread. May be called again."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._loop.call_soon_threadsafe(self._stopped.set)
+        self._thread.join()
+
+    def _main(self) -> None:
+        # The runner cancels what is left when it is done.
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._until_stopped())
+
+    async def _until_stopped(self) -> None:
+        await self._stopped.wait()
