@@ -1,0 +1,534 @@
+"""The policy against a local API, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+from model_api import ModelAPI, Reply, busy, refusal, serving
+
+from retool_env.episode import Episode, Rules
+from retool_env.problems import Problem
+from retool_env.protocol import closing_tags, default_prompt
+from retool_env.rollout import PolicyUnavailable, RolloutEngine
+from retool_env.rollout.openai import OpenAIPolicy, Usage
+from retool_env.sandbox import Execution, Outcome
+from retool_env.transcript import StopReason, Transcript, read_transcripts, write_transcripts
+
+RULES = Rules(prompt_template="Q {query}\n")
+TOOLS = Rules(prompt_template=default_prompt(interpreter=False))
+PROBLEM = Problem(id="p", question="6 * 7?", answer="42")
+STOP = closing_tags(True)
+CALL = ("code_interpreter", '{"code": "print(6 * 7)"}')
+
+
+class Box:
+    """Every program prints 42."""
+
+    def __init__(self):
+        self.ran = []
+
+    async def run_async(self, code, limits=None, **_):
+        self.ran.append(code)
+        return Execution(Outcome.OK, "42\n")
+
+
+def seen(conversation) -> str:
+    """All that the model was shown."""
+    if isinstance(conversation, str):
+        return conversation
+    return "".join(message["content"] or "" for message in conversation)
+
+
+def solver(conversation) -> Reply:
+    """Runs the product and answers what came; left alone, it goes on writing."""
+    if "\n42\n" in seen(conversation):
+        return Reply("It is\n<answer>42</answer> and that's it. <code>no</code>")
+    return Reply("So:\n<code>\nprint(6 * 7)\n</code>\n<interpreter>\n41\n</interpreter> Hm.")
+
+
+def caller(conversation) -> Reply:
+    """The same with native calls, two at once."""
+    if conversation[-1]["role"] == "tool":
+        return Reply("<answer>42</answer>")
+    return Reply("Let me see.", (CALL, ("code_interpreter", '{"code": "print(1)"}')))
+
+
+class Switch:
+    """One server for all tests, with an API of each test's own behind it."""
+
+    def __init__(self):
+        self.url = ""
+        self.api: ModelAPI | None = None
+
+    async def __call__(self, request: Request) -> Response:
+        return await self.api(request)
+
+
+SWITCH = Switch()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    with serving(SWITCH) as SWITCH.url:
+        yield
+
+
+@contextlib.contextmanager
+def policy_of(model, **api: Any) -> Iterator[tuple[ModelAPI, Any]]:
+    """An API and what makes policies of it."""
+    SWITCH.api = ModelAPI(model, **api)
+    yield SWITCH.api, lambda **given: OpenAIPolicy("m", SWITCH.url, **{"retries": 2, **given})
+    SWITCH.api = None
+
+
+def play(policy, rules: Rules = RULES, sandbox=None, n: int = 1) -> list[Transcript]:
+    return RolloutEngine(policy, rules, sandbox or Box()).run([PROBLEM], n)[0]
+
+
+def write(policy, rules: Rules = RULES, transcript: Transcript | None = None, seed: int = 0):
+    transcript = transcript or Episode(PROBLEM, rules).transcript
+    return asyncio.run(policy.write(transcript, closing_tags(rules.interpreter), seed))
+
+
+# --- tags ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stops", ["cuts", "vllm", "sglang", "keeps", "ignores", "refuses"])
+@pytest.mark.parametrize("way", ["chat", "completions"])
+def test_an_episode_is_the_same_whatever_an_api_does_with_stop_strings(way, stops):
+    with policy_of(solver, stops=stops) as (api, make):
+        [transcript] = play(make(way=way))
+    assert transcript.text == (
+        "Q 6 * 7?\nSo:\n<code>\nprint(6 * 7)\n</code>\n<interpreter>\n42\n</interpreter>\n\n"
+        "It is\n<answer>42</answer>"
+    )
+    assert transcript.correct and transcript.calls[0].program == "print(6 * 7)"
+    assert all(span.seconds > 0 for span in transcript.spans if span.author == "model")
+    assert "stop" in api.requests[0] and ("stop" in api.requests[-1]) == (stops != "refuses")
+    shown = transcript.text[: -len("It is\n<answer>42</answer>")]
+    if way == "completions":
+        assert api.requests[-1]["prompt"] == shown  # verbatim
+    else:
+        roles = [message["role"] for message in api.requests[-1]["messages"]]
+        assert roles == ["user", "assistant", "user"]
+        assert seen(api.requests[-1]["messages"]) == shown
+
+
+def test_what_a_request_holds():
+    with policy_of(solver, key="secret") as (api, make):
+        policy = make(api_key="secret", temperature=0.5, top_p=0.7, max_tokens=99)
+        write(policy, seed=2**63 + 5)
+        write(policy, Rules(interpreter=False))
+    first, second = api.requests
+    assert first == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "Q 6 * 7?\n"}],
+        "temperature": 0.5,
+        "top_p": 0.7,
+        "max_tokens": 99,
+        "stop": ["</code>", "</answer>"],
+        "seed": 5,  # whatever the engine's: 32 bits, signed, are what some servers hold
+    }
+    assert second["stop"] == ["</answer>"] and "tools" not in second
+
+
+def test_a_turn_that_the_model_ends_inside_a_block():
+    """An API that names what it stopped at is believed; one that doesn't can't say that it was nothing."""
+    for stops, expected in (
+        ("vllm", "eos"),
+        ("sglang", "eos"),
+        ("refuses", "eos"),
+        ("cuts", "tag"),
+    ):
+        with policy_of(lambda _: Reply("<code>print(1)"), stops=stops) as (_, make):
+            turn = write(make())
+        assert (turn.stop_reason, turn.text.endswith("</code>")) == (expected, expected == "tag")
+
+
+def test_a_turn_cut_by_its_length_ends_the_episode_for_that_reason():
+    with policy_of(lambda _: Reply("<code>print(", finish="length")) as (_, make):
+        [transcript] = play(make())
+    assert transcript.stop_reason is StopReason.TOKEN_BUDGET
+    assert transcript.response_text == "<code>print(" and not transcript.calls
+
+
+@pytest.mark.parametrize(
+    "message", ["This model's maximum context length is 4096 tokens.", "prompt is too long"]
+)
+def test_a_conversation_that_fills_the_context_is_cut_and_a_prompt_that_does_is_refused(message):
+    with policy_of(solver) as (api, make):
+        api.failures = [refusal(400, message, code="context_length_exceeded")]
+        with pytest.raises(ValueError, match=message):
+            play(make())
+
+        def full(conversation):
+            api.failures = [refusal(400, message)]
+            return solver(conversation)
+
+        api.model = full
+        [transcript] = play(make())
+    assert transcript.stop_reason is StopReason.TOKEN_BUDGET and len(transcript.calls) == 1
+
+
+def test_text_that_no_request_can_hold_is_escaped():
+    with policy_of(solver) as (api, make):
+        surrogate = (
+            b'{"choices": [{"finish_reason": "stop", "message": {"content": "\\ud800<code>1"}}]}'
+        )
+        api.failures = [Response(surrogate, media_type="application/json")]
+        turn = write(make())
+    turn.text.encode()
+    assert turn.text == "\\ud800<code>1</code>"
+
+
+# --- native calls -------------------------------------------------------------------------------
+
+
+def test_an_episode_with_native_calls_of_which_the_first_is_run():
+    box = Box()
+    with policy_of(caller) as (api, make):
+        policy = make(way="tools")
+        [transcript] = play(policy, TOOLS, box)
+    assert box.ran == ["print(6 * 7)"] and transcript.correct
+    assert [span.author for span in transcript.spans] == ["prompt", "model", "env", "model"]
+    assert transcript.spans[1].text == (
+        "Let me see.\n<code>\n```python\nprint(6 * 7)\n```\n</code>"
+    )
+    first, second = api.requests
+    assert first["parallel_tool_calls"] is False
+    [tool] = first["tools"]
+    assert tool["function"]["name"] == "code_interpreter"
+    assert tool["function"]["parameters"]["required"] == ["code"]
+    _, said, result = second["messages"]
+    assert said["content"] == "Let me see." and len(said["tool_calls"]) == 1
+    assert json.loads(said["tool_calls"][0]["function"]["arguments"]) == {"code": "print(6 * 7)"}
+    assert result == {"role": "tool", "tool_call_id": said["tool_calls"][0]["id"], "content": "42"}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("code_interpreter", '{"code": "print('),
+        ("code_interpreter", '{"source": "1"}'),
+        ("browser", "{}"),
+    ],
+)
+def test_a_malformed_call_is_a_failed_one_that_never_reaches_the_sandbox(call):
+    def model(conversation):
+        if conversation[-1]["role"] != "tool":
+            return Reply("", (call,))
+        assert "SyntaxError" in conversation[-1]["content"]
+        assert call[0] in conversation[-2]["tool_calls"][0]["function"]["arguments"]
+        return Reply("<answer>42</answer>")
+
+    box = Box()
+    with policy_of(model) as (_, make):
+        [transcript] = play(make(way="tools"), TOOLS, box)
+    assert not box.ran and transcript.correct
+    assert [c.execution.outcome for c in transcript.calls] == [Outcome.SYNTAX_ERROR]
+
+
+def test_a_call_that_was_cut_by_its_length_is_none():
+    reply = Reply("Let me see.", (("code_interpreter", '{"code": "pri'),), finish="length")
+    with policy_of(lambda _: reply) as (_, make):
+        [transcript] = play(make(way="tools"), TOOLS)
+    assert transcript.response_text == "Let me see."
+    assert transcript.stop_reason is StopReason.TOKEN_BUDGET and not transcript.calls
+
+
+def test_a_program_that_is_written_as_text_is_run_all_the_same():
+    with policy_of(solver, stops="cuts") as (api, make):
+        api.model = lambda c: solver(c) if len(c) == 1 else Reply("<answer>42</answer>")
+        [transcript] = play(make(way="tools"), TOOLS)
+    assert transcript.correct and len(transcript.calls) == 1
+    assert [m["role"] for m in api.requests[1]["messages"]] == ["user", "assistant", "tool"]
+
+
+def test_without_an_interpreter_there_is_no_tool():
+    with policy_of(lambda _: Reply("<answer>42</answer>", (CALL,))) as (api, make):
+        [transcript] = play(make(way="tools"), Rules(interpreter=False))
+    assert transcript.correct and "tools" not in api.requests[0]
+
+
+def test_native_calls_in_another_protocol_are_refused():
+    with policy_of(caller) as (api, make), pytest.raises(ValueError, match='protocol="tags"'):
+        play(make(way="tools"), Rules(protocol="hermes"))
+    assert not api.requests
+
+
+def test_a_tag_inside_a_reasoning_that_is_kept_apart_is_an_error_that_says_what_to_do():
+    reply = Reply("</code>", reasoning="<code>print(1)")
+    parser = pytest.raises(ValueError, match="without a reasoning parser")
+    with policy_of(lambda _: reply, stops="vllm") as (_, make), parser:
+        write(make())
+    with policy_of(lambda _: Reply("<answer>1</answer>", reasoning="hm <code>x</code>")) as (
+        _,
+        make,
+    ):
+        assert write(make()).text == "<answer>1</answer>"
+
+
+# --- what an API refuses ------------------------------------------------------------------------
+
+
+def test_fields_that_an_api_does_not_take_are_left_out(caplog):
+    accepts = {"model", "messages", "temperature", "top_p", "max_tokens", "tools", "stop"}
+    with policy_of(caller, accepts=accepts) as (api, make):
+        policy = make(way="tools")
+        assert all(transcript.correct for transcript in play(policy, TOOLS, n=6))
+    assert set(api.requests[-1]) == accepts
+    said = [r.message for r in caplog.records if "done without" in r.message]
+    assert sorted(said) == [
+        "m takes no parallel_tool_calls: done without",
+        "m takes no seed: done without",
+    ]
+
+
+def test_the_limit_on_tokens_goes_by_the_name_that_the_api_wants():
+    with policy_of(solver, renamed=True, stops="refuses") as (api, make):
+        assert play(make(max_tokens=77))[0].correct
+    last = api.requests[-1]
+    assert last["max_completion_tokens"] == 77 and not {"max_tokens", "stop"} & set(last)
+
+
+@pytest.mark.parametrize(
+    ("failure", "error", "words"),
+    [
+        (refusal(404, "no such model"), ValueError, "no model 'm'.*no such model"),
+        (refusal(403, "not for you"), PermissionError, "the key, or wants one: not for you"),
+        (refusal(429, "quota", code="insufficient_quota"), PermissionError, "quota"),
+        (refusal(402, "pay first"), ValueError, "pay first"),
+        (
+            refusal(400, "'temperature' does not support 0.5", param="temperature"),
+            ValueError,
+            "0.5",
+        ),
+        (refusal(400, "max_tokens is too large", param="max_tokens"), ValueError, "too large"),
+        (refusal(400, "unknown: 'stop' works", param="temperature"), ValueError, "'stop' works"),
+        (JSONResponse("odd", 400), ValueError, "odd"),
+    ],
+)
+def test_what_no_retry_can_mend_ends_the_run_at_once(failure, error, words):
+    with policy_of(solver) as (api, make):
+        api.failures = [failure] * 9
+        with pytest.raises(error, match=words):
+            play(make(retries=0))
+        assert len(api.requests) == 1
+
+
+def test_a_wrong_key_and_a_wrong_model():
+    with policy_of(solver, key="right") as (api, make):
+        for key in ("wrong", None):
+            with pytest.raises(PermissionError, match="refuses the key, or wants one") as caught:
+                play(make(api_key=key))
+            assert "wrong" not in str(caught.value)
+        assert api.authorizations == ["Bearer wrong", "Bearer none"]
+        policy = OpenAIPolicy("other", make().base_url, "right")
+        with pytest.raises(ValueError, match=r"no model 'other'.*/models lists"):
+            play(policy)
+
+
+def test_an_address_that_is_no_api():
+    with policy_of(solver) as (_, make):
+        url = make().base_url.removesuffix("/v1")
+        with pytest.raises(ValueError, match=r"no API of OpenAI's kind.*/v1.*<html>"):
+            play(OpenAIPolicy("m", url))
+
+
+# --- failures -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
+def test_a_busy_api_is_asked_again(status):
+    with policy_of(solver) as (api, make):
+        api.failures = [busy(status), busy(status)]
+        policy = make()
+        assert play(policy)[0].correct
+        assert len(api.requests) == 4 and policy.usage.requests == 2
+        assert api.requests[0] == api.requests[1] == api.requests[2]
+        api.failures = [busy(status)]
+        with pytest.raises(PolicyUnavailable, match="too many requests"):
+            write(make(retries=0))
+
+
+def test_an_api_that_stays_down_costs_its_episodes_and_not_the_run():
+    with policy_of(solver) as (api, make):
+        policy = make()
+        assert play(policy)[0].correct
+        api.failures = [busy(503)] * 100
+        with pytest.raises(PolicyUnavailable, match="too many requests"):
+            write(policy)
+        assert len(api.requests) == 2 + 3
+        [transcript] = play(policy)
+    assert transcript.stop_reason is StopReason.INFRASTRUCTURE and transcript.reward is None
+
+
+def test_a_server_that_goes_away():
+    with serving(ModelAPI(solver)) as url:
+        policy = OpenAIPolicy("m", url, retries=1)
+        assert play(policy)[0].correct
+    with pytest.raises(PolicyUnavailable, match="Connection error"):
+        write(policy)
+
+
+def test_a_server_that_was_never_there():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    policy = OpenAIPolicy("m", f"http://127.0.0.1:{port}/v1", retries=1)
+    with pytest.raises(ConnectionError, match=f"127.0.0.1:{port}/v1 can't be reached"):
+        play(policy)
+
+
+def test_a_request_that_takes_too_long_is_given_up():
+    with policy_of(solver) as (api, make):
+        policy = make(timeout=0.3, retries=1)
+        assert play(policy)[0].correct
+        api.delay = 30
+        with pytest.raises(PolicyUnavailable, match="timed out"):
+            write(policy)
+    assert len(api.requests) == 4
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"error": {"message": "upstream is gone"}}', b'{"choices": []}', b"[]", b'{"choi']
+)
+def test_an_answer_that_is_none_is_a_failure(body):
+    def answer() -> Response:
+        return Response(body, media_type="application/json")
+
+    with policy_of(solver) as (api, make):
+        api.failures = [answer()]
+        policy = make()
+        with pytest.raises(PolicyUnavailable, match=r"upstream is gone|answers with"):
+            write(policy)
+        api.failures = [answer()]
+        assert play(policy)[0].correct  # the engine's second attempt
+
+
+def test_a_message_in_parts():
+    content = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "<answer>1</answer>"}]},
+        {"type": "text", "text": "It is <answer>"},
+        {"type": "text", "text": "42"},
+    ]
+    body = {"choices": [{"finish_reason": "stop", "message": {"content": content}}], "usage": {}}
+    with policy_of(solver) as (api, make):
+        api.failures = [JSONResponse(body)]
+        policy = make()
+        assert write(policy).text == "It is <answer>42</answer>"
+    assert policy.usage == Usage(requests=1, uncounted=1)
+
+
+# --- many at once -------------------------------------------------------------------------------
+
+
+def test_requests_at_once_are_bounded():
+    with policy_of(solver, delay=0.04) as (api, make):
+        assert all(transcript.correct for transcript in play(make(concurrency=3), n=12))
+    assert api.most == 3 and len(api.requests) == 24
+
+
+def test_cancelling_a_turn_ends_its_request():
+    with policy_of(solver, delay=30) as (api, make):
+
+        async def drive():
+            task = asyncio.create_task(make().write(Episode(PROBLEM, RULES).transcript, STOP, 0))
+            while not api.running:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            while not api.gone:
+                await asyncio.sleep(0.01)
+
+        asyncio.run(asyncio.wait_for(drive(), 20))
+        assert api.gone == 1 and not api.running
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_policy_in_several_runs_leaves_nothing_behind(caplog):
+    """Each run has an event loop of its own, and a connection belongs to one."""
+    with policy_of(solver) as (_, make):
+        policy = make(concurrency=2)
+        for _ in range(3):
+            assert all(transcript.correct for transcript in play(policy, n=6))
+        gc.collect()  # a socket that was left open warns when it is collected, and the warning fails the test
+    assert not caplog.records and policy.usage.requests == 36
+
+
+# --- the record ---------------------------------------------------------------------------------
+
+
+def test_tokens_are_summed_over_all_turns():
+    with policy_of(solver) as (api, make):
+        policy = make()
+        assert str(policy.usage) == "0 requests, 0 tokens in, 0 out"
+        play(policy, n=2)
+        usage = policy.usage
+        assert usage.requests == 4 and usage.uncounted == 0
+        assert usage.prompt_tokens == sum(len(json.dumps(r["messages"])) for r in api.requests)
+        turns = "So:\n<code>\nprint(6 * 7)\n", "It is\n<answer>42"
+        assert usage.completion_tokens == 2 * sum(map(len, turns))
+        api.usage = False
+        play(policy)
+        assert policy.usage == Usage(6, usage.prompt_tokens, usage.completion_tokens, 2)
+        assert str(policy.usage).endswith("(2 answers came without figures)")
+
+
+def test_transcripts_without_ids_say_that_they_can_not_be_trained_on(tmp_path):
+    trl = pytest.importorskip("retool_env.integrations.trl", reason="the trainers need trl")
+    with policy_of(solver) as (_, make):
+        transcripts = play(make(), n=2)
+    write_transcripts(tmp_path / "t.jsonl", transcripts)
+    read = list(read_transcripts(tmp_path / "t.jsonl"))
+    assert read == transcripts
+    for each in (transcripts, read):
+        with pytest.raises(ValueError, match=r"no token ids .*can't be trained on"):
+            trl.training_rows(each, [0])
+
+
+# --- the constructor ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"base_url": "localhost:8000"}, "'localhost:8000' is no URL"),
+        ({"way": "responses"}, "chat, tools, completions"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"concurrency": 0}, "concurrency"),
+        ({"timeout": 0}, "timeout"),
+        ({"retries": -1}, "retries"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        OpenAIPolicy(**{"model": "m", "base_url": "http://localhost:1/v1", **wrong})
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ImportError, match=r"pip install 'retool-env\[openai\]'"):
+        OpenAIPolicy("m", "http://localhost:1/v1")
+
+
+def test_the_module_alone_imports_no_client():
+    code = "import sys, retool_env.rollout.openai; print({'openai', 'httpx', 'httpx2', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
