@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nsettings of {arguments.algorithm}:\n{describe(module.Settings)}")
         return 0
     try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise SettingsError("training on several processes is not supported yet: start one")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments.algorithm != "grpo":
+            raise SettingsError(f"{arguments.algorithm} runs in one process: start one")
         settings = load_settings(
             module.Settings, arguments.algorithm, arguments.preset, arguments.settings
         )

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
 from agents.curves import draw_curves
+from agents.engine import ENGINE, check_engine, make_policy
 from agents.model import load_model, lora_config, save_checkpoint
-from agents.progress import Bar, BarCallback
+from agents.progress import Bar, BarCallback, console
 from agents.run import Run, RunLogger
 from agents.settings import SANDBOX, SettingsError, check_trl, find_sandbox, find_task, setting
 from retool_env.episode import Rules, encode_prompt
@@ -30,11 +33,19 @@ from retool_env.integrations.trl import (
 )
 from retool_env.problems import ProblemSource
 from retool_env.rollout import RolloutEngine
-from retool_env.rollout.transformers import TransformersPolicy
+from retool_env.rollout.progress import Progress, shown
 
 os.environ.setdefault(
     "TRL_EXPERIMENTAL_SILENCE", "1"
 )  # rollout_func's interface is pinned by setup.cfg
+
+SHOWN = {
+    "env/accuracy": "accuracy",
+    "env/code_ratio": "with code",
+    "env/call_pass_rate": "calls ok",
+    "completions/mean_length": "tokens",
+}
+"""Which of the trainer's logs its bar shows, and under what names."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,21 @@ class Settings:
     prompts: int = setting(16, "problems a step")
     rollouts: int = setting(8, "rollouts a problem: the group")
     micro_batch: int = setting(128, "episodes a forward and backward pass")
-    sample_batch: int = setting(128, "episodes sampled together, at most")
+    engine: str | dict[str, Any] = setting("transformers", ENGINE)
+    sample_batch: int = setting(
+        128, "sequences that the engine transformers decodes together, at most"
+    )
+    in_flight: int = setting(256, "episodes in flight at once, at most, in a process")
+    staleness: int = setting(
+        0, "batches sampled ahead while the trainer trains; 0: they take turns"
+    )
+    deadline: float = setting(0.0, "seconds after which a batch's episodes are cut; 0: none")
+    oversample: float = setting(
+        1.0, "rollouts begun for each that is kept: the first to finish are"
+    )
+    resample: int = setting(
+        0, "rounds that replace groups of equal rewards (DAPO's dynamic sampling)"
+    )
     learning_rate: float = setting(1e-4, "constant")
     loss: str = setting("dapo", "TRL's loss_type: grpo, bnpo, dr_grpo, dapo, ...")
     clip_low: float = setting(0.2, "lower clip of the ratio")
@@ -78,12 +103,11 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             does not fit the model.
         SandboxUnavailable: If the sandbox can't work here.
     """
-    episodes = settings.prompts * settings.rollouts
-    if episodes % settings.micro_batch:
-        raise SettingsError(
-            f"a step has prompts * rollouts = {episodes} episodes, which micro_batch={settings.micro_batch} does not "
-            "divide"
-        )
+    state = PartialState()
+    accumulation = check_batch(settings, state.num_processes)
+    engine, arguments = check_engine(settings.engine, state.num_processes)
+    if engine == "transformers":
+        arguments = {"max_batch": settings.sample_batch, **arguments}
     run = Run(folder, settings, resume)
     if run.finished:
         return run.checkpoint
@@ -95,7 +119,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         "output_dir": str(run.trainer),
         "max_steps": settings.steps,
         "per_device_train_batch_size": settings.micro_batch,
-        "gradient_accumulation_steps": episodes // settings.micro_batch,
+        "gradient_accumulation_steps": accumulation,
         "num_generations": settings.rollouts,
         "max_completion_length": rules.max_tokens,
         "learning_rate": settings.learning_rate,
@@ -123,54 +147,82 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             **settings.trl,
         },
     )
-    sandbox = find_sandbox(settings.sandbox, rules)
-    run.start()
-    try:
-        with Bar("rl" if rules.interpreter else "rl, text only", settings.steps) as bar:
-            point = run.resume_point()
-            trainer = EngineGRPOTrainer(
-                model=model,
-                reward_funcs=episode_reward,
-                args=config,
-                train_dataset=dataset,
-                processing_class=tokenizer,
-                peft_config=lora_config(settings.lora_rank),
-                callbacks=[
-                    RunLogger(run),
-                    BarCallback(
-                        bar,
-                        {
-                            "env/accuracy": "accuracy",
-                            "env/code_ratio": "with code",
-                            "env/call_pass_rate": "calls ok",
-                            "completions/mean_length": "tokens",
-                        },
-                    ),
-                ],
-                rollout_func=_not_yet,
-            )
-            policy = TransformersPolicy(
-                trainer.model,
-                tokenizer,
-                temperature=settings.temperature,
-                max_batch=settings.sample_batch,
-            )
-            trainer.rollout_func = EngineRollouts(
-                RolloutEngine(policy, rules, sandbox),
-                problems,
-                settings.seed,
-                lambda step, ts: None if step % settings.transcripts_every else run.write(ts),
-            )
-            for callback in (PrinterCallback, ProgressCallback):
-                trainer.remove_callback(callback)
-            trainer.train(resume_from_checkpoint=point)
-    finally:
+    progress = Progress()
+    with ExitStack() as resources:
+        sandbox = find_sandbox(settings.sandbox, rules)
         if sandbox is not None:
-            sandbox.close()
-    save_checkpoint(trainer, tokenizer, run.checkpoint)
-    draw_curves({settings.name: run.metrics()}, run.folder / "curves.png")
+            resources.callback(sandbox.close)
+        run.start()
+        name = "rl" if rules.interpreter else "rl, text only"
+        bar = resources.enter_context(Bar(name, settings.steps, live=progress))
+        if run.main and not console.is_terminal:
+            resources.enter_context(shown(progress, every=60.0))
+        point = run.resume_point()
+        trainer = EngineGRPOTrainer(
+            model=model,
+            reward_funcs=episode_reward,
+            args=config,
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            peft_config=lora_config(settings.lora_rank),
+            callbacks=[RunLogger(run), BarCallback(bar, SHOWN)],
+            rollout_func=_not_yet,
+        )
+        apart = settings.staleness > 0 or trainer.is_fsdp_enabled
+        policy = make_policy(
+            engine,
+            arguments,
+            trainer.model,
+            tokenizer,
+            settings.model,
+            settings.temperature,
+            apart,
+        )
+        if hasattr(policy, "close"):
+            resources.callback(policy.close)
+        trainer.rollout_func = EngineRollouts(
+            RolloutEngine(policy, rules, sandbox, settings.in_flight, progress=progress),
+            problems,
+            settings.seed,
+            lambda step, ts: None if step % settings.transcripts_every else run.write(ts),
+            staleness=settings.staleness,
+            deadline=settings.deadline or None,
+            oversample=settings.oversample,
+            resample=settings.resample,
+        )
+        resources.callback(trainer.rollout_func.close)
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
+        trainer.train(resume_from_checkpoint=point)
+        save_checkpoint(trainer, tokenizer, run.checkpoint)
+    if run.main:
+        draw_curves({settings.name: run.metrics()}, run.folder / "curves.png")
     run.finish()
     return run.checkpoint
+
+
+def check_batch(settings: Settings, processes: int) -> int:
+    """Check that a step's episodes can be shared out.
+
+    Returns:
+        How many forward and backward passes a process makes for an optimizer step.
+
+    Raises:
+        SettingsError: If they can't.
+    """
+    episodes = settings.prompts * settings.rollouts
+    passes, rest = divmod(episodes, settings.micro_batch * processes)
+    if rest:
+        several = f" * {processes} processes" if processes > 1 else ""
+        raise SettingsError(
+            f"a step has prompts * rollouts = {episodes} episodes, which micro_batch={settings.micro_batch}{several} does "
+            "not divide"
+        )
+    if settings.prompts % processes:
+        raise SettingsError(
+            f"prompts={settings.prompts} problems a step can't be shared out among {processes} processes, each whole"
+        )
+    return passes
 
 
 def check_prompts(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -14,6 +15,7 @@ from transformers import (
 )
 
 from agents.settings import SettingsError
+from retool_env.integrations.weights import trained_weights, whole
 
 
 def load_model(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -65,8 +67,22 @@ def save_checkpoint(trainer: Any, tokenizer: PreTrainedTokenizerBase, folder: Pa
     The adapter alone goes to `adapter/` beside it.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if hasattr(model, "merge_and_unload"):
-        model.save_pretrained(folder.parent / "adapter")
-        model = model.merge_and_unload()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    main = trainer.accelerator.is_main_process
+    weights = {}
+    for name, tensor in trained_weights(
+        model
+    ):  # gathers the shards, so that all processes go through them
+        if main:
+            weights[name] = tensor.cpu()
+    adapter = {}
+    if isinstance(model, PeftModel):
+        for name, tensor in model.state_dict().items():
+            if "lora_" in name or "modules_to_save" in name:
+                adapter[name] = whole(tensor).cpu()
+    if main:
+        if adapter:
+            model.save_pretrained(folder.parent / "adapter", state_dict=adapter)
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        base.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
+    trainer.accelerator.wait_for_everyone()

@@ -6,8 +6,17 @@ import time
 from types import TracebackType
 from typing import Any
 
+from accelerate import PartialState
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
 from transformers import TrainerCallback
 from transformers.utils import logging
 
@@ -22,9 +31,11 @@ class Bar:
         what: What is done.
         total: How often.
         every: Seconds between lines where there is no terminal.
+        live: Shown beside it, as it is at each moment.
     """
 
-    def __init__(self, what: str, total: int, every: float = 10.0) -> None:
+    def __init__(self, what: str, total: int, every: float = 10.0, live: object = None) -> None:
+        self._main = PartialState().is_main_process  # the others show nothing
         self._what, self._total, self._every = what, total, every
         self._count, self._figures = 0, ""
         self._started = self._printed = time.monotonic()
@@ -34,8 +45,9 @@ class Bar:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[figures]}"),
+            *([] if live is None else [_Live(live)]),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (self._main and console.is_terminal),
         )
         self._task = self._progress.add_task(what, total=total, figures="")
 
@@ -70,10 +82,23 @@ class Bar:
 
     def _line(self) -> None:
         seconds = time.monotonic() - self._started
-        print(
-            f"{self._what}: {self._count}/{self._total}, {seconds:.0f} s  {self._figures}",
-            flush=True,
-        )
+        if self._main:
+            print(
+                f"{self._what}: {self._count}/{self._total}, {seconds:.0f} s  {self._figures}",
+                flush=True,
+            )
+
+
+class _Live(ProgressColumn):
+    """Shows an object as the text that it is now."""
+
+    def __init__(self, shown: object) -> None:
+        super().__init__()
+        self._shown = shown
+
+    def render(self, task: Any) -> Text:
+        """Called with each refresh."""
+        return Text(str(self._shown), style="dim")
 
 
 class BarCallback(TrainerCallback):

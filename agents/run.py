@@ -3,7 +3,8 @@
 runs/<name>/
 config.json         settings, seeds, versions
 metrics.jsonl       one object a logged step
-transcripts.jsonl   the episodes, each with the step whose weights sampled it
+transcripts.jsonl   the episodes, each with the step whose weights sampled it; of several processes, each but the first
+                    has a file of its own, transcripts-1.jsonl and so on
 curves.png          the learning curves
 trainer/            TRL's own checkpoints, for resuming
 checkpoint/         the trained model with its tokenizer
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import TrainerCallback
 
 from agents.settings import SettingsError
@@ -39,6 +41,7 @@ class Run:
 
     def __init__(self, folder: Path, settings: Any, resume: bool) -> None:
         self.folder = folder
+        self._state = PartialState()
         self._config = folder / "config.json"
         self._settings = json.loads(json.dumps(dataclasses.asdict(settings)))
         if not self._config.is_file():
@@ -57,11 +60,27 @@ class Run:
             )
 
     def start(self) -> None:
-        """Make the folder. Called once all that the settings name was found, so that a mistake leaves nothing behind."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not self._config.is_file():
+        """Make the folder. Called once all that the settings name was found, so that a mistake leaves nothing behind.
+
+        Of several processes, all call it, and the first one writes.
+        """
+        self._state.wait_for_everyone()  # who has not looked yet would take it for another run's
+        if self.main and not self._config.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
             record = {"settings": self._settings, "versions": versions()}
             write_atomically(self._config, json.dumps(record, indent=2) + "\n")
+        self._state.wait_for_everyone()
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the run's first one, which keeps its records."""
+        return self._state.is_main_process
+
+    @property
+    def transcripts(self) -> Path:
+        """This process's episodes."""
+        rank = self._state.process_index
+        return self.folder / (f"transcripts-{rank}.jsonl" if rank else "transcripts.jsonl")
 
     @property
     def trainer(self) -> Path:
@@ -80,7 +99,9 @@ class Run:
 
     def finish(self) -> None:
         """Note that the run came to its end."""
-        (self.folder / "done").touch()
+        if self.main:
+            (self.folder / "done").touch()
+        self._state.wait_for_everyone()
 
     def resume_point(self) -> str | None:
         """The latest of TRL's checkpoints, once the records after it are dropped; `None` to begin anew."""
@@ -88,8 +109,9 @@ class Run:
         complete = [path.parent for path in self.trainer.glob("checkpoint-*/trainer_state.json")]
         steps = {int(path.name.rpartition("-")[2]): path for path in complete}
         step = max(steps, default=0)
-        self._keep("metrics.jsonl", lambda record: record["step"] <= step)
-        self._keep("transcripts.jsonl", lambda record: (record["weight_version"] or 0) < step)
+        if self.main:
+            self._keep(self.folder / "metrics.jsonl", lambda record: record["step"] <= step)
+        self._keep(self.transcripts, lambda record: (record["trained_version"] or 0) < step)
         return str(steps[step]) if steps else None
 
     def log(self, record: dict[str, Any]) -> None:
@@ -102,14 +124,13 @@ class Run:
         return read_records(self.folder / "metrics.jsonl")
 
     def write(self, transcripts: Iterable[Transcript]) -> None:
-        """Append to `transcripts.jsonl`."""
-        write_transcripts(self.folder / "transcripts.jsonl", transcripts)
+        """Append to this process's transcripts."""
+        write_transcripts(self.transcripts, transcripts)
 
-    def _keep(self, name: str, wanted: Any) -> None:
-        path = self.folder / name
+    def _keep(self, path: Path, wanted: Any) -> None:
         if not path.is_file():
             return
-        temporary = path.with_name(name + ".part")
+        temporary = path.with_name(path.name + ".part")
         with open(temporary, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in _read(path) if wanted(record))
         temporary.replace(path)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import dataclasses
+import threading
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig
 
 from agents.tiny import make_checkpoint, make_tokenizer
@@ -65,13 +69,15 @@ class Varied(ScriptedPolicy):
         return Generation(ids, (self.logprob,) * len(ids), "tag")
 
 
-def make_trainer(checkpoint, tmp_path, policy=None, box=None, seed=0, **settings):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+def make_trainer(
+    checkpoint, tmp_path, policy=None, box=None, seed=0, size=4, rules=RULES, ahead=None, **settings
+):
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     rollouts = []
-    engine = RolloutEngine(policy or Varied(tokenizer), RULES, box or Box())
+    if policy == "copy":
+        policy = TransformersPolicy(copy.deepcopy(model), tokenizer)
+    engine = RolloutEngine(policy or Varied(tokenizer), rules, box or Box())
     trainer = EngineGRPOTrainer(
         model=model,
         reward_funcs=episode_reward,
@@ -92,9 +98,11 @@ def make_trainer(checkpoint, tmp_path, policy=None, box=None, seed=0, **settings
                 **settings,
             },
         ),
-        train_dataset=problem_dataset(PROBLEMS, 4, seed=0),
+        train_dataset=problem_dataset(PROBLEMS, size, seed=0),
         processing_class=tokenizer,
-        rollout_func=EngineRollouts(engine, PROBLEMS, seed, lambda step, ts: rollouts.extend(ts)),
+        rollout_func=EngineRollouts(
+            engine, PROBLEMS, seed, lambda step, ts: rollouts.extend(ts), **(ahead or {})
+        ),
     )
     if policy == "model":
         trainer.rollout_func.engine.policy = TransformersPolicy(trainer.model, tokenizer)
@@ -302,8 +310,8 @@ def test_every_step_samples_with_seeds_of_its_own(checkpoint, tmp_path):
     trainer, _ = make_trainer(checkpoint, tmp_path, policy=Watching(make_tokenizer()))
     for step in (0, 1):
         trainer.state.global_step = step
-        trainer.rollout_func(["0", "1"], trainer)
-    assert len(set(seeds)) == len(seeds) == 8
+        trainer.rollout_func(["0"] * GROUP + ["1"] * GROUP, trainer)
+    assert len(set(seeds)) == len(seeds) == 2 * 2 * GROUP * 2  # steps, groups, rollouts, turns
 
 
 def test_a_policy_at_another_temperature_is_refused(checkpoint, tmp_path):
@@ -369,3 +377,278 @@ def test_one_step_changes_the_weights_and_logs_the_environments_figures(checkpoi
     [logs] = [record for record in trainer.state.log_history if "reward" in record]
     assert logs["env/code_ratio"] == 1.0 and logs["env/calls_per_episode"] == 1.0
     assert logs["env/accuracy"] == pytest.approx((logs["reward"] + 1) / 2)
+
+
+# --- sampling ahead -----------------------------------------------------------------------------
+
+
+def lags(rollouts):
+    """Of each batch, the steps between the weights that sampled a turn and those that were trained on it."""
+    found = {}
+    for transcript in rollouts:
+        for span in transcript.spans:
+            if span.author == "model":
+                lag = transcript.trained_version - span.weight_version
+                found.setdefault(transcript.trained_version, set()).add(lag)
+    return [found[step] for step in sorted(found)]
+
+
+ANY = dataclasses.replace(
+    RULES, max_tokens=40, reward=lambda transcript: float(len(transcript.completion_ids) % 2)
+)
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_what_is_trained_on_is_no_older_than_was_asked_for(checkpoint, tmp_path, staleness):
+    trainer, rollouts = make_trainer(
+        checkpoint,
+        tmp_path,
+        policy="copy",
+        rules=ANY,
+        size=16,
+        ahead={"staleness": staleness},
+        max_steps=4,
+        logging_steps=1,
+    )
+    served = trainer.rollout_func.engine.policy.model
+    trainer.train()
+    found = lags(rollouts)
+    assert len(found) == 4 and found[0] == {0}
+    assert all(max(each) <= staleness for each in found)
+    if staleness < 2:  # with two batches in flight, one may go on under newer weights
+        assert found[1:] == [{staleness}] * 3
+    logs = [log for log in trainer.state.log_history if "reward" in log]
+    assert [log["rollout/weight_lag_max"] for log in logs] == [max(each) for each in found]
+    assert not trainer.rollout_func._ahead  # nothing is sampled that is never asked for
+    if not staleness:  # it has the weights of the last step but one
+        assert not all(map(torch.equal, served.parameters(), trainer.model.parameters()))
+
+
+def test_the_next_batch_is_sampled_while_this_one_trains(checkpoint, tmp_path):
+    """Its turns wait until the loss of this one is computed: one after the other, this would never end."""
+    training = threading.Event()
+
+    class Waiting(Varied):
+        async def act(self, token_ids, stop, budget, seed):
+            if self.later:
+                assert await asyncio.to_thread(training.wait, 60)
+            return await super().act(token_ids, stop, budget, seed)
+
+        async def update_weights(self, version, weights=None):
+            self.later = version > 0 or self.later is not None
+            await super().update_weights(version, weights)
+
+    policy = Waiting(make_tokenizer())
+    policy.later = None
+    trainer, _ = make_trainer(
+        checkpoint, tmp_path, policy=policy, size=8, ahead={"staleness": 1}, max_steps=2
+    )
+    original = trainer._compute_loss
+
+    def computing(*args, **kwargs):
+        training.set()
+        return original(*args, **kwargs)
+
+    calls = []
+    sync = trainer.rollout_func._start_ahead
+
+    def starting(*args):
+        policy.later = True  # from here on, turns are those of the next batch
+        calls.append(args[0])
+        return sync(*args)
+
+    trainer.rollout_func._start_ahead = starting
+    trainer._compute_loss = computing
+    trainer.train()
+    assert calls == [0, 1] and training.is_set()
+
+
+def test_a_trained_model_is_not_sampled_from_meanwhile(checkpoint, tmp_path):
+    trainer, _ = make_trainer(checkpoint, tmp_path, policy="model", ahead={"staleness": 1})
+    with pytest.raises(ValueError, match="one of its own"):
+        trainer.train()
+
+
+def test_problems_in_another_order_are_noticed(checkpoint, tmp_path):
+    trainer, _ = make_trainer(
+        checkpoint,
+        tmp_path,
+        size=64,
+        ahead={"staleness": 1},
+        max_steps=3,
+        shuffle_dataset=True,
+    )
+    with pytest.raises(ValueError, match="shuffle_dataset=False"):
+        trainer.train()
+
+
+def test_closing_cancels_what_is_sampled_ahead(checkpoint, tmp_path):
+    begun, ended = threading.Event(), threading.Event()
+
+    class Endless(Varied):
+        async def act(self, token_ids, stop, budget, seed):
+            if self.endless:
+                begun.set()
+                try:
+                    await asyncio.sleep(3600)
+                finally:
+                    ended.set()
+            return await super().act(token_ids, stop, budget, seed)
+
+    policy = Endless(make_tokenizer())
+    policy.endless = False
+    trainer, _ = make_trainer(
+        checkpoint, tmp_path, policy=policy, size=8, ahead={"staleness": 1}, max_steps=2
+    )
+    start = trainer.rollout_func._start_ahead
+
+    def starting(*args):
+        policy.endless = True
+        start(*args)
+        assert begun.wait(30)
+        raise KeyboardInterrupt
+
+    trainer.rollout_func._start_ahead = starting
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert not ended.is_set()
+    trainer.rollout_func.close()
+    trainer.rollout_func.close()
+    assert ended.is_set()
+
+
+def test_several_batches_a_step_and_several_steps_a_batch_are_foreseen(checkpoint, tmp_path):
+    """What is sampled ahead is what is asked for, however TRL cuts its batches."""
+    for number, sizes in enumerate(
+        (
+            {"gradient_accumulation_steps": 2, "steps_per_generation": 1},
+            {"gradient_accumulation_steps": 1, "steps_per_generation": 2},
+            {"gradient_accumulation_steps": 1, "num_iterations": 2},
+        )
+    ):
+        trainer, _ = make_trainer(
+            checkpoint,
+            tmp_path / str(number),
+            size=32,
+            ahead={"staleness": 1},
+            max_steps=4,
+            per_device_train_batch_size=2 * GROUP,
+            **sizes,
+        )
+        taken = []
+        take = trainer.rollout_func._take
+        trainer.rollout_func._take = lambda batch, take=take, taken=taken, f=trainer.rollout_func: (
+            taken.append((batch.number, batch.number in f._ahead)) or take(batch)
+        )
+        trainer.train()
+        numbers = [number for number, _ in taken]
+        assert numbers == list(range(len(numbers))) and len(numbers) in (2, 8)
+        assert [was_ahead for _, was_ahead in taken] == [False] + [True] * (len(numbers) - 1)
+        assert not trainer.rollout_func._ahead
+
+
+# --- groups -------------------------------------------------------------------------------------
+
+
+def test_groups_that_teach_nothing_are_replaced_as_often_as_may_be(checkpoint, tmp_path):
+    asked = []
+
+    class Dull(Varied):
+        async def act(self, token_ids, stop, budget, seed):
+            text = self.tokenizer.decode(token_ids)
+            number = int(text.split(" * ")[0])
+            if "<interpreter>" not in text:
+                asked.append(number)
+            # Problem 0 is always solved, 1 never, 2 and 3 by half of the rollouts.
+            right = {0: True, 1: False}.get(number, seed % 2 == 0)
+            turn = f"<answer>{number * 7 + (not right)}</answer>"
+            ids = tuple(self.tokenizer.encode(turn))
+            return Generation(ids, (self.logprob,) * len(ids), "tag")
+
+    trainer, rollouts = make_trainer(
+        checkpoint, tmp_path, policy=Dull(make_tokenizer()), ahead={"resample": 20}
+    )
+    batch_of(trainer)
+    groups = [rollouts[i : i + GROUP] for i in range(0, len(rollouts), GROUP)]
+    assert len(groups) == 4
+    for group in groups:
+        assert len({t.problem.id for t in group}) == 1 and len({t.reward for t in group}) == 2
+    assert {t.problem.id for t in rollouts} == {"2", "3"} and len(asked) > len(rollouts)
+    trainer, rollouts = make_trainer(
+        checkpoint, tmp_path, policy=Dull(make_tokenizer()), ahead={"resample": 0}
+    )
+    batch_of(trainer)
+    assert {t.problem.id for t in rollouts} == {"0", "1", "2", "3"}
+
+
+def test_stragglers_are_cut_and_counted(checkpoint, tmp_path):
+    class Slow(Box):
+        async def run_async(self, code, limits=None, **_):
+            self.calls = getattr(self, "calls", 0) + 1
+            if self.calls == 1:
+                await asyncio.sleep(3600)
+            return Execution(Outcome.OK, self.output)
+
+    trainer, rollouts = make_trainer(
+        checkpoint, tmp_path, box=Slow(), ahead={"deadline": 0.5}, logging_steps=1
+    )
+    trainer.train()
+    reasons = [t.stop_reason for t in rollouts]
+    assert reasons.count(StopReason.CANCELLED) == 1 and len(reasons) == 4 * GROUP
+    [log] = [log for log in trainer.state.log_history if "reward" in log]
+    assert log["rollout/cut"] == 1.0
+
+    trainer, rollouts = make_trainer(
+        checkpoint, tmp_path, box=Slow(), ahead={"oversample": 1.25}, logging_steps=1
+    )
+    trainer.train()
+    assert {t.stop_reason for t in rollouts} == {StopReason.ANSWERED}
+    [log] = [log for log in trainer.state.log_history if "reward" in log]
+    assert log["rollout/dropped"] == 4.0
+
+
+def test_groups_that_are_not_whole_are_refused(checkpoint, tmp_path):
+    trainer, _ = make_trainer(checkpoint, tmp_path)
+    trainer.args.per_device_train_batch_size = (
+        6  # TRL allows it where several processes share a group
+    )
+    with pytest.raises(ValueError, match="must not be split"):
+        trainer._check_groups()
+    trainer, _ = make_trainer(checkpoint, tmp_path)
+    trainer.model.train()
+    with pytest.raises(ValueError, match="no groups of 4"):
+        trainer.rollout_func(["0", "0", "1", "1"], trainer)
+
+
+@pytest.mark.parametrize("wrong", [{"staleness": -1}, {"resample": -1}])
+def test_bad_numbers_are_refused(wrong):
+    with pytest.raises(ValueError, match="must not be negative"):
+        EngineRollouts(RolloutEngine(Varied(make_tokenizer()), RULES, Box()), PROBLEMS, **wrong)
+
+
+# --- how far the engine is from the trained model -------------------------------------------------
+
+
+def test_the_distance_from_the_engine_is_logged(checkpoint, tmp_path):
+    """Against figures of our own, from plain logits in double precision."""
+    trainer, rollouts = make_trainer(checkpoint, tmp_path, logging_steps=1)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).double()
+    trainer.train()
+    differences = []
+    for transcript in rollouts:
+        ids = torch.tensor([transcript.prompt_ids + transcript.completion_ids])
+        logps = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+        own = torch.tensor(transcript.loss_mask, dtype=torch.bool)
+        differences.append((logps[len(transcript.prompt_ids) - 1 :][own] + 0.7).detach())
+    difference = torch.cat(differences)
+    ratio = difference.exp()
+    [log] = [log for log in trainer.state.log_history if "reward" in log]
+    expected = {
+        "difference": difference.abs().mean(),
+        "difference_max": difference.abs().max(),
+        "kl": (ratio - 1 - difference).mean(),
+        "weight": ratio.mean(),
+        "effective_tokens": ratio.sum() ** 2 / ratio.square().sum() / len(ratio),
+    }
+    for name, value in expected.items():
+        assert log[f"offpolicy/{name}"] == pytest.approx(value.item(), rel=1e-3), name

@@ -1,0 +1,95 @@
+"""The policy that rollouts are sampled with, as the setting `engine` names it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from agents.settings import SettingsError
+from retool_env.integrations.weights import is_sharded
+from retool_env.rollout import Policy
+from retool_env.rollout.transformers import TransformersPolicy, load_policy
+
+ENGINE = (
+    "what samples: transformers (the trained model itself; a copy of it where it is sharded, or staleness > 0), vllm, "
+    "vLLM servers' URLs, or a mapping {name: one of these, and arguments of its policy}"
+)
+"""What the setting `engine` is."""
+
+
+def check_engine(setting: str | Mapping[str, Any], processes: int) -> tuple[str, dict[str, Any]]:
+    """An engine's name and its policy's arguments.
+
+    Raises:
+        SettingsError: If there is no such engine, or it can't be had in a run of so many processes.
+    """
+    arguments = {"name": setting} if isinstance(setting, str) else dict(setting)
+    name = arguments.pop("name", None)
+    if name not in ("transformers", "vllm") and not str(name).startswith(("http://", "https://")):
+        raise SettingsError(
+            f"engine: {name!r} is none; there are transformers, vllm, and vLLM servers' URLs"
+        )
+    if name == "vllm" and processes > 1:
+        raise SettingsError(
+            "engine=vllm is for one process: with several, start `vllm serve` and name its URLs"
+        )
+    return str(name), arguments
+
+
+def make_policy(
+    name: str,
+    arguments: Mapping[str, Any],
+    trained: torch.nn.Module,
+    tokenizer: Any,
+    model: str,
+    temperature: float,
+    apart: bool,
+) -> Policy:
+    """The policy of an engine.
+
+    Args:
+        name: See `check_engine`.
+        arguments: The same.
+        trained: The model that is trained, adapters and all.
+        tokenizer: Its tokenizer.
+        model: The folder or id that it was loaded from.
+        temperature: Of sampling.
+        apart: Whether it is sampled from while it is trained.
+
+    Raises:
+        SettingsError: If an argument is unknown or out of range.
+        ImportError: If a package that it needs is missing.
+        PolicyUnavailable: If no server can be reached.
+    """
+    try:
+        if name == "vllm":
+            from retool_env.rollout.vllm import VLLMPolicy
+
+            return VLLMPolicy(model, temperature=temperature, **arguments)
+        if name != "transformers":
+            from retool_env.rollout.vllm_server import VLLMServerPolicy
+
+            given = dict(arguments)
+            variable = given.pop("token_env", None)
+            if variable is not None:
+                given["token"] = os.environ[variable]
+            return VLLMServerPolicy(
+                [url.strip() for url in name.split(",")],
+                tokenizer,
+                temperature=temperature,
+                **given,
+            )
+        if not apart and not is_sharded(trained):
+            return TransformersPolicy(trained, tokenizer, temperature=temperature, **arguments)
+        parameter = next(trained.parameters())
+        dtype, device = str(parameter.dtype).removeprefix("torch."), str(parameter.device)
+        policy = load_policy(model, dtype, device, temperature=temperature, **arguments)
+        policy.model.requires_grad_(False)
+        return policy
+    except KeyError as error:
+        raise SettingsError(f"engine: token_env: there is no variable {error}") from error
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"engine: {error}") from error

@@ -1,0 +1,97 @@
+"""GRPO in two processes: they stay in step, whatever the episodes of each do."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agents.tiny import make_checkpoint
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What came of each scenario of two_processes.py, in each process."""
+    folder = tmp_path_factory.mktemp("two")
+    checkpoint = make_checkpoint(folder / "checkpoint", seed=0)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    ran = subprocess.run(
+        [*command, str(HERE / "two_processes.py"), str(checkpoint), str(folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TRL_EXPERIMENTAL_SILENCE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return {name: [rank[name] for rank in ranks] for name in ranks[0]}
+
+
+def assert_in_step(pair):
+    assert [each["error"] for each in pair] == [None, None]
+    assert pair[0]["weights"] == pair[1]["weights"] and pair[0]["moved"] and pair[1]["moved"]
+
+
+def test_uneven_use_of_the_tool_and_whole_groups(found):
+    first, second = pair = found["uneven"]
+    assert_in_step(pair)
+    assert first["calls"] == [[3] * 8] * 2 and second["calls"] == [[0] * 8] * 2
+    for one in pair:  # two groups of four, none of them split
+        assert [len(batch) for batch in one["problems"]] == [8, 8]
+        assert all(len(set(b[i : i + 4])) == 1 for b in one["problems"] for i in (0, 4))
+    assert not {p for b in first["problems"] for p in b} & {
+        p for b in second["problems"] for p in b
+    }
+
+
+def test_a_starved_process_trains_on_with_the_other(found):
+    first, second = pair = found["starved"]
+    assert_in_step(pair)
+    assert first["rewards"] == [[1.0, -1.0, -1.0, -1.0, 1.0, -1.0, 1.0, 1.0]]
+    assert second["rewards"] == [[None] * 8]
+    [log] = first["logs"]
+    assert log["reward"] == 0.0 and log["env/failed_episodes"] == 4.0  # the mean of both
+
+
+def test_nothing_to_learn_from_ends_all_and_an_error_of_one_is_one_of_both(found):
+    for one in found["all fail"]:
+        assert "all 8 episodes of step 0 failed" in one["error"] and not one["moved"]
+    first, second = found["one breaks"]
+    assert first["error"] == "RuntimeError: the rollouts of process 1 failed; it says why"
+    assert second["error"] == "MemoryError: no room"
+
+
+def test_rounds_of_resampling_are_agreed_on(found):
+    """One process's groups all teach; the other's never do, and it tries twice, with other problems."""
+    first, second = pair = found["dull"]
+    assert_in_step(pair)
+    assert second["rewards"] == [[-1.0] * 8] and set(first["rewards"][0]) == {1.0, -1.0}
+    [log] = first["logs"]
+    assert log["rollout/resampled"] == 2.0  # none, and two groups twice: the mean of both
+
+
+def test_sampling_ahead_is_one_step_old_and_takes_each_steps_weights(found):
+    pair = found["ahead"]
+    assert_in_step(pair)
+    for one in pair:
+        assert [set(batch) for batch in one["lags"]] == [{0}, {1}, {1}]
+        assert one["served_moved"]
+        assert [log["rollout/weight_lag"] for log in one["logs"] or pair[0]["logs"]] == [0, 1, 1]
+    for one in found["own"]:
+        assert [set(batch) for batch in one["lags"]] == [{0}, {0}]
+    assert_in_step(found["own"])
+    # The same problems in the same order, whether they were sampled ahead or not.
+    for ahead, own in zip(pair, found["own"], strict=True):
+        assert ahead["problems"][:2] == own["problems"]
+
+
+def test_weights_in_shards_are_gathered_with_their_adapters(found):
+    for one in found["shards"]:
+        assert one == {"sharded": True, "names": True, "equal": True, "adapted": True}

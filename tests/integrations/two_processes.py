@@ -1,0 +1,214 @@
+"""Run by torchrun in two processes: scenarios of GRPO, what came of each printed as JSON.
+
+torchrun --nproc-per-node 2 tests/integrations/two_processes.py CHECKPOINT FOLDER
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig
+
+from retool_env.episode import Generation, Rules
+from retool_env.integrations.trl import (
+    EngineGRPOTrainer,
+    EngineRollouts,
+    episode_reward,
+    problem_dataset,
+)
+from retool_env.integrations.weights import is_sharded, trained_weights
+from retool_env.problems import Problem, ProblemList
+from retool_env.rollout import RolloutEngine, ScriptedPolicy
+from retool_env.rollout.transformers import TransformersPolicy, load_policy
+from retool_env.sandbox import Execution, Outcome
+
+GROUP, PROMPTS = 4, 4  # two groups a process
+RULES = Rules(max_tokens=400, prompt_template="{query}\n", max_calls=None)
+# Rewards that an untrained model's episodes differ in.
+ANY = dataclasses.replace(
+    RULES, max_tokens=60, reward=lambda transcript: float(len(transcript.completion_ids) % 2)
+)
+PROBLEMS = ProblemList(Problem(str(i), f"{i} * 7?", str(i * 7)) for i in range(12))
+
+
+class Writer(ScriptedPolicy):
+    """Makes so many calls, and then answers right in half of the rollouts, in all or in none."""
+
+    def __init__(self, tokenizer, calls, right="half"):
+        super().__init__(lambda text: "", tokenizer)
+        self.calls, self.right = calls, right
+
+    async def act(self, token_ids, stop, budget, seed):
+        text = self.tokenizer.decode(token_ids)
+        if text.count("<interpreter>") < self.calls:
+            turn = "<code>\nprint(7)\n</code>"
+        else:
+            wrong = {"half": seed % 2, "all": 0, "none": 1}[self.right]
+            turn = f"<answer>{int(text.split(' * ')[0]) * 7 + wrong}</answer>"
+        ids = tuple(self.tokenizer.encode(turn))
+        return Generation(ids, (-0.7,) * len(ids), "tag")
+
+
+class Box:
+    """A tool that takes its time, or fails."""
+
+    def __init__(self, seconds=0.0, fails=False):
+        self.seconds, self.fails = seconds, fails
+
+    async def run_async(self, code, limits=None, **_):
+        await asyncio.sleep(self.seconds)
+        if self.fails:
+            return Execution(Outcome.INFRASTRUCTURE, "", "gone")
+        return Execution(Outcome.OK, "7\n")
+
+
+class Broken(Writer):
+    """Raises what no retry can mend."""
+
+    async def act(self, token_ids, stop, budget, seed):
+        raise MemoryError("no room")
+
+
+def flat(model):
+    """All weights in one row."""
+    weights = dict(trained_weights(model))
+    return torch.cat([weights[name].flatten().double() for name in sorted(weights)])
+
+
+def run(checkpoint, folder, name, policy, box, steps=1, own=False, trl=None, **settings):
+    """Train, and say what this process saw.
+
+    Without a policy, the trained model is sampled from, or a copy of it; its episodes' rewards are `ANY`.
+    """
+    rules = RULES if policy else ANY
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    trained_on = []
+    trainer = EngineGRPOTrainer(
+        model=model,
+        reward_funcs=episode_reward,
+        args=GRPOConfig(
+            output_dir=str(folder / name),
+            max_steps=steps,
+            per_device_train_batch_size=GROUP,
+            gradient_accumulation_steps=2,
+            num_generations=GROUP,
+            max_completion_length=400,
+            learning_rate=1e-3,
+            logging_steps=1,
+            report_to="none",
+            save_strategy="no",
+            bf16=False,
+            use_cpu=True,
+            shuffle_dataset=False,
+            disable_tqdm=True,
+            gradient_checkpointing=False,
+            dataloader_pin_memory=False,
+            **(trl or {}),
+        ),
+        train_dataset=problem_dataset(PROBLEMS, steps * PROMPTS, seed=0),
+        processing_class=tokenizer,
+        rollout_func=lambda *_: None,
+    )
+    if policy is None:
+        # Not by copy.deepcopy: TRL gives its model a `forward` that stays that of the original.
+        policy = TransformersPolicy(trainer.model, tokenizer) if own else load_policy(checkpoint)
+    trainer.rollout_func = EngineRollouts(
+        RolloutEngine(policy, rules, box),
+        PROBLEMS,
+        on_rollouts=lambda step, transcripts: trained_on.append(transcripts),
+        **settings,
+    )
+    error = None
+    try:
+        trainer.train()
+    except Exception as caught:
+        error = f"{type(caught).__name__}: {caught}"
+    finally:
+        trainer.rollout_func.close()
+    start = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    weights, before = flat(trainer.model), flat(start)
+    served = flat(policy.model) if hasattr(policy, "model") else None
+    return {
+        "error": error,
+        "moved": not torch.equal(weights, before),
+        "served_moved": served is not None and not torch.equal(served, before),
+        "weights": [weights.sum().item(), weights.square().sum().item()],
+        "problems": [[t.problem.id for t in batch] for batch in trained_on],
+        "calls": [[len(t.calls) for t in batch] for batch in trained_on],
+        "rewards": [[t.reward for t in batch] for batch in trained_on],
+        "lags": [
+            [
+                t.trained_version - s.weight_version
+                for t in batch
+                for s in t.spans
+                if s.author == "model" and s.weight_version is not None
+            ]
+            for batch in trained_on
+        ],
+        "logs": [log for log in trainer.state.log_history if "reward" in log],
+    }
+
+
+def shards(checkpoint):
+    """Weights of a model with adapters, before and after FSDP2 has cut it in shards."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    adapters = LoraConfig(r=4, target_modules="all-linear", modules_to_save=["norm"])
+    adapted = get_peft_model(model, adapters)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    before = dict(trained_weights(adapted))
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(adapted, mesh=mesh)
+    after = dict(trained_weights(adapted))
+    return {
+        "sharded": is_sharded(adapted),
+        "names": list(before) == list(after),
+        "equal": all(torch.allclose(before[name], after[name], atol=1e-6) for name in before),
+        "adapted": not torch.equal(
+            before["model.layers.0.mlp.up_proj.weight"],
+            model.model.layers[0].mlp.up_proj.base_layer.weight.full_tensor(),
+        ),
+    }
+
+
+def main(checkpoint: str, folder: Path) -> None:
+    from accelerate import PartialState
+
+    rank = PartialState(cpu=True).process_index
+    first = rank == 0
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+
+    def scenario(name, policy, box, **more):
+        return run(checkpoint, folder, name, policy, box, **more)
+
+    found = {
+        "uneven": scenario("uneven", Writer(tokenizer, 3 if first else 0), Box(0.05), steps=2),
+        "starved": scenario("starved", Writer(tokenizer, 1), Box(fails=not first)),
+        "all fail": scenario("all fail", Writer(tokenizer, 1), Box(fails=True)),
+        "one breaks": scenario("one breaks", (Writer if first else Broken)(tokenizer, 1), Box()),
+        "dull": scenario(
+            "dull", Writer(tokenizer, 0, "half" if first else "none"), Box(), resample=2
+        ),
+        "ahead": scenario("ahead", None, Box(), steps=3, staleness=1),
+        "own": scenario("own", None, Box(), steps=2, own=True),
+        "shards": shards(checkpoint),
+    }
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
