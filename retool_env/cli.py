@@ -9,11 +9,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
+
+if TYPE_CHECKING:
+    from retool_env.episode import Rules
 
 CLONE = (
     "`retool train` runs from a clone of the repository, which holds the trainers: clone it, then, in its folder, "
@@ -33,7 +36,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluation.add_argument(
         "--env", required=True, help="an environment's id, ReTool-AIME24-v0 say"
     )
-    evaluation.add_argument("--model", required=True, help="a checkpoint's folder, or a Hub id")
+    evaluation.add_argument(
+        "--model", required=True, help="a checkpoint's folder, a Hub id, or its name at --api"
+    )
+    evaluation.add_argument(
+        "--api", metavar="URL", help="where the model is served, as http://localhost:8000/v1"
+    )
+    evaluation.add_argument(
+        "--api-key-env", metavar="NAME", help="the environment variable that holds the API's key"
+    )
+    ways = evaluation.add_mutually_exclusive_group()
+    ways.add_argument(
+        "--native-tools", action="store_true", help="behind an API: calls of a tool, not tags"
+    )
+    ways.add_argument(
+        "--completions", action="store_true", help="behind an API: without a chat, for base models"
+    )
     evaluation.add_argument("--k", type=int, default=4, help="episodes a problem (4)")
     evaluation.add_argument("--problems", type=int, help="only the first so many problems")
     evaluation.add_argument("--text-only", action="store_true", help="without the interpreter")
@@ -43,7 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="nsjail",
         help="nsjail, unsafe, the URLs of sandbox servers, or make_sandbox's arguments as JSON (nsjail)",
     )
-    evaluation.add_argument("--max-tokens", type=int, default=1024, help="of a response (1024)")
+    evaluation.add_argument(
+        "--max-tokens",
+        type=int,
+        default=1024,
+        help="of a response; of a turn, behind an API (1024)",
+    )
     evaluation.add_argument("--temperature", type=float, default=1.0, help="the paper's: 1.0")
     evaluation.add_argument("--top-p", type=float, default=0.7, help="the paper's: 0.7")
     evaluation.add_argument("--batch", type=int, default=32, help="episodes sampled together (32)")
@@ -93,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("RETOOL_TRACEBACK"):
             raise
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        if isinstance(error, ImportError):
+        if isinstance(error, ImportError) and "pip install" not in str(error):
             text = f"{error}; running a model needs pip install 'retool-env[train]'"
         print(f"retool {arguments.command}: {text}", file=sys.stderr)
         return 1
@@ -105,61 +128,120 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     from retool_env.evaluation import evaluate, table
     from retool_env.interpreter import open_sandbox
     from retool_env.provenance import versions
+    from retool_env.rollout.progress import Progress, shown
     from retool_env.transcript import Transcript, write_transcripts
 
     for name, number in (("--k", arguments.k), ("--problems", arguments.problems)):
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
-    settings = {"max_tokens": arguments.max_tokens, **parse_settings(arguments.settings)}
+    settings = {**eval_defaults(arguments), **parse_settings(arguments.settings)}
     if arguments.text_only:
         settings["interpreter"] = False
     rules, source = make_task(arguments.env, **settings)
     count = min(len(source), arguments.problems or len(source))
     problems = [source[i] for i in range(count)]
-    if arguments.model.startswith((".", "/", "~")) and not Path(arguments.model).is_dir():
-        raise FileNotFoundError(f"there is no checkpoint folder {arguments.model!r}")
-    from retool_env.rollout.transformers import load_policy  # slow: after what can be wrong
-
+    make_policy = policy_maker(arguments, rules)  # slow: after what can be wrong
     mode = "interpreter" if rules.interpreter else "text-only"
     stem = f"{arguments.env}-{Path(arguments.model).name}-{mode}"
     out = arguments.out or Path("runs") / "eval" / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    done = right = 0
 
     def on_group(index: int, group: list[Transcript]) -> None:
-        nonlocal done, right
-        done += len(group)
-        right += sum(bool(transcript.correct) for transcript in group)
         write_transcripts(out / "transcripts.jsonl", group)
-        seconds = time.monotonic() - started
-        print(f"{done}/{count * arguments.k} episodes, {seconds:.0f} s, {right} right", flush=True)
 
     with open_sandbox(arguments.sandbox, rules) or contextlib.nullcontext() as sandbox:
-        policy = load_policy(
-            arguments.model,
-            dtype=arguments.dtype,
-            temperature=arguments.temperature,
-            top_p=arguments.top_p,
-            max_batch=arguments.batch,
-        )
+        policy = make_policy()
         out.mkdir(parents=True, exist_ok=True)
         (out / "transcripts.jsonl").unlink(missing_ok=True)
-        started = time.monotonic()
-        summary, _ = evaluate(
-            policy, rules, problems, arguments.k, sandbox, arguments.seed, on_group
-        )
+        progress = Progress()
+        with shown(progress):
+            summary, _ = evaluate(
+                policy,
+                rules,
+                problems,
+                arguments.k,
+                sandbox,
+                arguments.seed,
+                on_group,
+                # While the programs of some run, others must fill the batch.
+                concurrency=max(256, 2 * arguments.batch),
+                progress=progress,
+            )
+        seconds = round(progress.seconds, 1)
     record = {
         "command": {k: str(v) for k, v in vars(arguments).items()},
         "settings": settings,
         "versions": versions(),
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": seconds,
         **summary.to_json(),
     }
+    if arguments.api:
+        record["usage"] = dataclasses.asdict(policy.usage)
     (out / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(f"\n{arguments.env}, avg@{arguments.k}, {count} problems, {record['seconds']} s\n")
+    print(f"\n{arguments.env}, avg@{arguments.k}, {count} problems, {seconds} s\n")
     print(table({f"{Path(arguments.model).name}, {mode}": summary}))
     print(f"\nstop reasons: {', '.join(f'{k} {v}' for k, v in summary.stop_reasons.items())}")
+    if arguments.api:
+        print(f"used: {policy.usage}")
     print(f"transcripts and figures: {out}")
     return 0
+
+
+def eval_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Settings of the environment that a kind of model asks for, where the user sets none.
+
+    Raises:
+        ValueError: If an option for models behind an API comes without one.
+    """
+    from retool_env.protocol import default_prompt
+
+    if arguments.api is None:
+        for name in ("api_key_env", "native_tools", "completions"):
+            if getattr(arguments, name):
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is for models behind an API: give --api"
+                )
+        return {"max_tokens": arguments.max_tokens}
+    if arguments.native_tools:  # the API describes the tool, so that the prompt must not
+        return {"prompt_template": default_prompt(interpreter=False)}
+    return {}
+
+
+def policy_maker(arguments: argparse.Namespace, rules: Rules) -> Callable[[], Any]:
+    """What makes the policy; loading a model is left to it.
+
+    Raises:
+        ImportError: If the packages that it needs are missing.
+        ValueError: If the API's key or limits are not where they should be.
+        FileNotFoundError: If there is no such checkpoint.
+    """
+    sampling = {"temperature": arguments.temperature, "top_p": arguments.top_p}
+    if arguments.api is None:
+        if arguments.model.startswith((".", "/", "~")) and not Path(arguments.model).is_dir():
+            raise FileNotFoundError(f"there is no checkpoint folder {arguments.model!r}")
+        from retool_env.rollout.transformers import load_policy
+
+        more = {"dtype": arguments.dtype, "max_batch": arguments.batch}
+        return lambda: load_policy(arguments.model, **sampling, **more)
+    from retool_env.hermes import Hermes
+    from retool_env.rollout.openai import OpenAIPolicy
+
+    if rules.max_tokens is not None:
+        raise ValueError("an API gives no tokens to count: set --max-tokens or max_characters")
+    variable = arguments.api_key_env
+    if variable and not os.environ.get(variable):
+        raise ValueError(f"--api-key-env {variable}: there is no such environment variable")
+    way = "completions" if arguments.completions else "chat"
+    policy = OpenAIPolicy(
+        arguments.model,
+        arguments.api,
+        os.environ[variable] if variable else None,
+        way="tools" if arguments.native_tools else way,
+        tool=Hermes(True, rules.session, rules.display).tools[0],
+        max_tokens=arguments.max_tokens,
+        concurrency=arguments.batch,
+        **sampling,
+    )
+    return lambda: policy
 
 
 def run_play(arguments: argparse.Namespace, _: Sequence[str]) -> int:

@@ -8,7 +8,8 @@ from retool_env.episode import Rules
 from retool_env.metrics import Summary, summarise
 from retool_env.problems import Problem
 from retool_env.rollout.engine import Group, RolloutEngine
-from retool_env.rollout.policy import Policy
+from retool_env.rollout.policy import Policy, TextPolicy
+from retool_env.rollout.progress import Progress
 from retool_env.sandbox import Sandbox
 from retool_env.transcript import Transcript
 
@@ -17,13 +18,15 @@ TEMPERATURE, TOP_P = 1.0, 0.7
 
 
 def evaluate(
-    policy: Policy,
+    policy: Policy | TextPolicy,
     rules: Rules,
     problems: Sequence[Problem],
     k: int,
     sandbox: Sandbox | None,
     seed: int = 0,
     on_group: Callable[[int, Group], None] | None = None,
+    concurrency: int = 256,
+    progress: Progress | None = None,
 ) -> tuple[Summary, list[Transcript]]:
     """avg@k of a policy.
 
@@ -35,6 +38,8 @@ def evaluate(
         sandbox: Where programs run; `None` only where the interpreter is off.
         seed: Of all sampling.
         on_group: Called with each problem's transcripts as they complete.
+        concurrency: Episodes in flight at once.
+        progress: Where counts are kept meanwhile.
 
     Returns:
         The figures, and the transcripts in the problems' order.
@@ -44,7 +49,7 @@ def evaluate(
     """
     if not problems or k < 1:
         raise ValueError("an evaluation needs at least one problem, and k of at least 1")
-    engine = RolloutEngine(policy, rules, sandbox)
+    engine = RolloutEngine(policy, rules, sandbox, concurrency, progress=progress)
     groups = engine.run(problems, k, seed, on_group)
     transcripts = [transcript for group in groups for transcript in group]
     return summarise(transcripts), transcripts

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from model_api import ModelAPI, Reply, serving
 
 from retool_env import cli
 from retool_env.cli import main, parse_settings
@@ -50,8 +51,9 @@ def test_eval_writes_what_it_found_and_prints_a_table(checkpoint, outside, capsy
     arguments = ["eval", "--env", ARITHMETIC, "--model", checkpoint, *SMALL, "difficulty=2"]
     assert main([*arguments, "--out", "found"]) == 0
     out, err = capsys.readouterr()
-    assert "Traceback" not in err
-    assert "4/4 episodes" in out and f"{ARITHMETIC}, avg@2, 2 problems" in out
+    counts = err.splitlines()[-1].split(", ")
+    assert counts[0] == "4/4 episodes" and "0 right" in counts and "0 generating" in counts
+    assert f"{ARITHMETIC}, avg@2, 2 problems" in out
     assert "| accuracy, 95 % interval |" in out and "| tiny, interpreter |" in out
     transcripts = list(read_transcripts("found/transcripts.jsonl"))
     assert len(transcripts) == 4 and len({t.problem.id for t in transcripts}) == 2
@@ -286,3 +288,117 @@ def test_train_through_the_installed_command(tmp_path):
     assert inside.returncode == 0 and "python -m agents" in inside.stdout, inside.stderr
     outside = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert outside.returncode == 1 and "clone it" in outside.stderr
+
+
+# --- eval of a model behind an API --------------------------------------------------------------
+
+
+def in_tags(conversation) -> Reply:
+    """Computes what the last line of the prompt asks for, with tags."""
+    if not isinstance(conversation, str):
+        conversation = "".join(message["content"] for message in conversation)
+    question, _, result = conversation.rpartition("Compute ")[2].partition("<interpreter>")
+    if result:
+        return Reply(f"<answer>\\boxed{{{result.split()[0]}}}</answer>")
+    return Reply(f"<code>\n```python\nprint({question.partition('.')[0]})\n```\n</code>")
+
+
+def in_calls(conversation) -> Reply:
+    """The same with native calls, if there is a tool to call; knows nothing of tags but the answer's."""
+    if conversation[-1]["role"] == "tool":
+        return Reply(f"<answer>{conversation[-1]['content']}</answer>")
+    assert "<code>" not in conversation[0]["content"]
+    question = conversation[0]["content"].rpartition("Compute ")[2].partition(".")[0]
+    return Reply("", (("code_interpreter", json.dumps({"code": f"print({question})"})),))
+
+
+BEHIND = ("eval", "--env", ARITHMETIC, "--model", "m", "--out", "found")
+ONE_GUEST = ("--sandbox", '{"name": "nsjail", "guests": 1}')
+
+
+@pytest.mark.parametrize(
+    ("options", "model"),
+    [((), in_tags), (("--completions",), in_tags), (("--native-tools",), in_calls)],
+)
+def test_eval_behind_an_api_with_the_real_sandbox(options, model, outside, capsys, monkeypatch):
+    pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
+    monkeypatch.setenv("MY_KEY", "secret")
+    # What would load a model here is not needed.
+    monkeypatch.setitem(sys.modules, "retool_env.rollout.transformers", None)
+    api = ModelAPI(model, key="secret")
+    with serving(api) as url:
+        connection = ("--api", url, "--api-key-env", "MY_KEY", *options)
+        size = ("--problems", "3", "--k", "2", "--max-tokens", "50", "difficulty=4")
+        assert main([*BEHIND, *ONE_GUEST, *connection, *size]) == 0
+    out, err = capsys.readouterr()
+    assert "| m, interpreter |" in out and "100.0 % [" in out
+    assert all("/6 episodes, " in line for line in err.splitlines())  # no warning among them
+    assert "6/6 episodes, " in err and ", 6 right, " in err and " characters/s, " in err
+    transcripts = list(read_transcripts("found/transcripts.jsonl"))
+    assert len(transcripts) == 6 and all(t.correct and len(t.calls) == 1 for t in transcripts)
+    for transcript in transcripts:
+        check_transcript(transcript)
+        assert transcript.spans[0].token_ids is None
+        assert ("You may use a Python" in transcript.spans[0].text) == (model is in_tags)
+    results = json.loads(Path("found/results.json").read_text())
+    read = sum(len(json.dumps(r.get("messages") or r.get("prompt"))) for r in api.requests)
+    assert results["usage"]["requests"] == 12 and results["usage"]["prompt_tokens"] == read
+    assert f"used: 12 requests, {read:,} tokens in" in out
+    assert "secret" not in json.dumps(results) + out
+    assert {request["max_tokens"] for request in api.requests} == {50}
+    assert {(r["temperature"], r["top_p"]) for r in api.requests} == {(1.0, 0.7)}
+    assert len({request["seed"] for request in api.requests}) == 12
+
+
+def test_eval_behind_an_api_describes_a_session_in_its_tool(outside, capsys):
+    pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
+    api = ModelAPI(in_calls)
+    with serving(api) as url:
+        options = ("--api", url, "--native-tools", "--problems", "1", "--k", "1")
+        modes = ("session=true", "display=true")
+        assert main([*BEHIND, *ONE_GUEST, *options, *modes]) == 0
+        assert main([*BEHIND, *options, "--text-only"]) == 0
+    described = api.requests[0]["tools"][0]["function"]["description"]
+    assert "in the process of those before it" in described and "last line" in described
+    assert "tools" not in api.requests[-1]
+    assert "| m, text-only |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--native-tools",), "--native-tools is for models behind an API: give --api"),
+        (("--completions",), "--completions is for models"),
+        (("--api-key-env", "HOME"), "--api-key-env is for models"),
+        (("--api", "localhost:8000"), "'localhost:8000' is no URL of an API"),
+        (("--api", "http://h/v1", "--api-key-env", "NO_KEY"), "NO_KEY: there is no such"),
+        (("--api", "http://h/v1", "max_tokens=9"), "set --max-tokens or max_characters"),
+        (("--api", "http://h/v1", "--batch", "0"), "concurrency"),
+    ],
+)
+def test_eval_behind_an_api_with_wrong_options(options, words, outside, capsys, monkeypatch):
+    pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
+
+    def refuse(*_):
+        raise AssertionError("a sandbox was made")
+
+    monkeypatch.setattr("retool_env.interpreter.open_sandbox", refuse)
+    assert main([*BEHIND, *options]) == 1
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1 and not Path("found").exists()
+
+
+def test_eval_behind_an_api_with_a_wrong_key(outside, capsys):
+    pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
+    with serving(ModelAPI(in_tags, key="secret")) as url:
+        assert main([*BEHIND, *ONE_GUEST, "--api", url, "--problems", "2"]) == 1
+    *counts, said = capsys.readouterr().err.splitlines()
+    assert said.startswith("retool eval: ") and "refuses the key, or wants one" in said
+    assert all(line.startswith("0/8 episodes, ") for line in counts)
+
+
+def test_eval_behind_an_api_names_its_own_extra(outside, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    assert main([*BEHIND, "--api", "http://h/v1"]) == 1
+    err = capsys.readouterr().err
+    assert "pip install 'retool-env[openai]'" in err and "[train]" not in err

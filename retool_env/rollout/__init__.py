@@ -6,7 +6,14 @@ A policy takes token ids and gives token ids (`retool_env.rollout.policy`); the 
 """
 
 from retool_env.rollout.engine import RolloutEngine
-from retool_env.rollout.policy import Policy
+from retool_env.rollout.policy import Policy, PolicyUnavailable, TextGeneration, TextPolicy
 from retool_env.rollout.scripted import ScriptedPolicy
 
-__all__ = ["Policy", "RolloutEngine", "ScriptedPolicy"]
+__all__ = [
+    "Policy",
+    "PolicyUnavailable",
+    "RolloutEngine",
+    "ScriptedPolicy",
+    "TextGeneration",
+    "TextPolicy",
+]

@@ -8,10 +8,16 @@ import pytest
 from notebooks import Notebooks
 
 from agents.tiny import make_tokenizer
-from retool_env.episode import Generation, Rules
+from retool_env.episode import Episode, Generation, Rules
 from retool_env.problems import Problem, arithmetic
-from retool_env.rollout import RolloutEngine, ScriptedPolicy
-from retool_env.sandbox import Execution, Limits, Outcome, SandboxUnavailable
+from retool_env.rollout import RolloutEngine, ScriptedPolicy, TextGeneration
+from retool_env.sandbox import (
+    Execution,
+    Limits,
+    Outcome,
+    SandboxUnavailable,
+    make_sandbox,
+)
 from retool_env.transcript import StopReason, check_transcript
 
 RULES = Rules(max_tokens=200, prompt_template="{query}\n")
@@ -257,7 +263,8 @@ def test_a_session_ends_with_its_episode(end):
         "cancelled": asyncio.CancelledError,
     }[end]
     assert type(came) is expected or came.stop_reason is expected
-    assert len(box.used) == 1 and not box.open
+    # What failed was tried again, in a session of its own.
+    assert len(box.used) == (engine.attempts if end == "failure" else 1) and not box.open
 
 
 def test_a_cancelled_run_ends_the_program_of_a_session(sandbox):
@@ -297,8 +304,131 @@ def test_missing_settings_are_refused():
         RolloutEngine(policy, Rules(), None)
     with pytest.raises(ValueError, match="sandbox"):
         RolloutEngine(policy, RULES, None)
-    with pytest.raises(ValueError, match="concurrency"):
-        RolloutEngine(policy, RULES, object(), concurrency=0)
+    for name in ("concurrency", "tokens_in_flight", "attempts"):
+        with pytest.raises(ValueError, match=name):
+            RolloutEngine(policy, RULES, object(), **{name: 0})
+    for wrong in ({"n": 0}, {"oversample": 0.5}, {"deadline": 0.0}):
+        with pytest.raises(ValueError, match="at least 1, and a deadline above 0"):
+            RolloutEngine(policy, RULES, object()).run(PROBLEMS, **wrong)
+    for limit in ({"max_tokens": 9}, {"tokens_in_flight": 9}):
+        rules = Rules(max_tokens=limit.pop("max_tokens", None))
+        with pytest.raises(ValueError, match="text without token ids"):
+            RolloutEngine(Writer(solve), rules, object(), **limit)
+
+
+class Writer:
+    """A policy of text that stops where it is told to, as one behind an API does."""
+
+    def __init__(self, script):
+        self.script = script
+
+    async def write(self, transcript, stop, seed) -> TextGeneration:
+        text = self.script(transcript.text)
+        ends = [text.index(tag) + len(tag) for tag in stop if tag in text]
+        return TextGeneration(text[: min(ends)], "tag") if ends else TextGeneration(text, "eos")
+
+
+CHAT = (
+    "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for message in messages %}"
+    "{{ message.role }}: {{ message.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.mark.parametrize("protocol", ["tags", "hermes"])
+@pytest.mark.parametrize("of_text", [False, True])
+def test_a_turn_stops_where_its_protocol_says(sandbox, of_text, protocol):
+    """A closing tag of the paper's format is text like any other in a tool call."""
+    call = '{"name": "code_interpreter", "arguments": {"code": "print(3 * 7, \'</code>\')"}}'
+
+    def script(text):
+        if "21 </code>" in text:
+            return "That is \\boxed{21}"
+        return f"I compute it: <tool_call>\n{call}\n</tool_call>"
+
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHAT
+    policy = Writer(script) if of_text else ScriptedPolicy(script, tokenizer)
+    rules = Rules(protocol=protocol, max_tokens=None if of_text else 2000)
+    [[transcript]] = RolloutEngine(policy, rules, sandbox).run(PROBLEMS[3:4])
+    check_transcript(transcript)
+    if protocol == "hermes":
+        assert transcript.correct and [call.ok for call in transcript.calls] == [True]
+    else:
+        assert transcript.stop_reason is StopReason.VOID_TURN
+        assert transcript.response_text.endswith("</code>")
+
+
+def test_text_policies_go_through_the_engine_alike(sandbox):
+    engine = RolloutEngine(Writer(solve), Rules(prompt_template="{query}\n"), sandbox)
+    for problem, group in zip(PROBLEMS, engine.run(PROBLEMS, n=2), strict=True):
+        assert [(t.problem, t.correct, len(t.calls)) for t in group] == [(problem, True, 1)] * 2
+        assert group[0].spans[0].token_ids is None
+    written = sum(len(solve(f"{i} * 7?")) + len(f"<answer>{i * 7}</answer>") for i in range(12))
+    assert (engine.progress.tokens, engine.progress.unit) == (2 * written, "characters")
+
+
+def test_the_bounds_hold_over_all_that_runs_in_an_event_loop():
+    running, most = 0, 0
+
+    class Counting:
+        async def run_async(self, code, limits=None, **_):
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0)
+            running -= 1
+            return Execution(Outcome.OK, "1\n")
+
+    engine = RolloutEngine(ScriptedPolicy(solve, make_tokenizer()), RULES, Counting(), 3)
+
+    async def both():
+        async def one():
+            return [index async for index, _ in engine.groups(PROBLEMS)]
+
+        return await asyncio.gather(one(), one())
+
+    assert [len(each) for each in asyncio.run(both())] == [12, 12] and most == 3
+    assert len(engine.run(PROBLEMS)) == 12  # in another loop
+
+
+def test_an_episodes_clock_does_not_run_while_it_waits_to_be_let_in():
+    now = 0.0
+
+    class Slow:
+        async def run_async(self, code, limits=None, **_):
+            nonlocal now
+            await asyncio.sleep(0.001)  # the next one has come to the door by now
+            now += 5.0
+            return Execution(Outcome.OK, "1\n")
+
+    rules = dataclasses.replace(RULES, max_seconds=6.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Episode.__init__, "__defaults__", (None, lambda: now))
+        policy = ScriptedPolicy(solve, make_tokenizer())
+        engine = RolloutEngine(policy, rules, Slow(), tokens_in_flight=220)
+        groups = engine.run(PROBLEMS)
+    assert {group[0].stop_reason for group in groups} == {StopReason.ANSWERED}
+
+
+def test_thousands_of_programs_wait_for_a_small_sandbox():
+    """Its places hold the episodes back: none fails, and no more programs are there than it has places for."""
+    most = 0
+    with make_sandbox("nsjail", concurrency=2, guests=1, packages=()) as small:
+        waiting = small._slots
+
+        class Watched(ScriptedPolicy):
+            async def act(self, token_ids, stop, budget, seed):
+                nonlocal most
+                most = max(most, sum(len(guest.jobs) for guest in small._guests))
+                return await super().act(token_ids, stop, budget, seed)
+
+        problems = [Problem(str(i), f"{i} * 7?", str(i * 7)) for i in range(1000)]
+        policy = Watched(solve, make_tokenizer())
+        engine = RolloutEngine(policy, RULES, small, concurrency=1000)
+        groups = engine.run(problems)
+        assert len(waiting) == 0 and engine.progress.executing == 0
+    assert all(group[0].correct for group in groups)
+    assert engine.progress.retried == 0 and 2 <= most <= 2 + 2  # and the processes kept ready
 
 
 def test_text_only_episodes_need_no_sandbox():

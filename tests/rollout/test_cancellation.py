@@ -1,0 +1,186 @@
+"""However a run ends early, it leaves no request, no program and no process behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from agents.tiny import make_model
+from benchmarks.chains import endless
+from retool_env.episode import Generation, Rules
+from retool_env.problems import Problem
+from retool_env.rollout import RolloutEngine
+from retool_env.rollout.transformers import TransformersPolicy
+from retool_env.sandbox import Limits, make_sandbox
+
+ROOT = Path(__file__).parents[2]
+RULES = Rules(max_tokens=3000, prompt_template="{query}\n", limits=Limits(wall_seconds=300))
+PROBLEMS = [Problem(str(i), "write" if i % 2 else "run", "1") for i in range(8)]
+
+
+class Busy(TransformersPolicy):
+    """Half of the episodes run a program for ten minutes, the others are written on by a model that comes to no end."""
+
+    def __init__(self) -> None:
+        model, tokenizer = make_model(0)
+        model.config.max_position_embeddings = 4096
+        super().__init__(endless(model, tokenizer), tokenizer)
+
+    async def act(self, token_ids, stop, budget, seed) -> Generation:
+        if "write" in self.tokenizer.decode(token_ids):
+            return await super().act(token_ids, stop, budget, seed)
+        ids = self.tokenizer.encode("<code>import time; time.sleep(600)</code>")
+        return Generation(tuple(ids), (0.0,) * len(ids), "tag")
+
+    @property
+    def requests(self) -> int:
+        batcher = self._batcher
+        return len(batcher._inbox) + len(batcher._waiting) + len(batcher._running)
+
+
+def programs(sandbox) -> int:
+    """What the guests run, but for the processes kept ready."""
+    return sum(len(guest.jobs) for guest in sandbox._guests) - len(sandbox._spares)
+
+
+async def under_way(engine: RolloutEngine) -> None:
+    """Half are written on, the others' programs run."""
+    while not (engine.policy.requests and programs(engine.sandbox) == len(PROBLEMS) / 2):
+        await asyncio.sleep(0.01)
+
+
+def left_of(engine: RolloutEngine) -> dict[str, int]:
+    """What should be nothing."""
+    progress = engine.progress
+    return {
+        "requests": engine.policy.requests,
+        "programs": programs(engine.sandbox),
+        "counted": progress.generating + progress.executing + progress.grading,
+        "blocks": engine.policy._batcher._pool.count - engine.policy._batcher._pool.available,
+    }
+
+
+NOTHING = dict.fromkeys(("requests", "programs", "counted", "blocks"), 0)
+
+
+@pytest.fixture(scope="module")
+def policy() -> Busy:
+    return Busy()
+
+
+@pytest.mark.parametrize("how", ["cancel", "close", "break", "error"])
+def test_a_run_that_ends_early_leaves_nothing(how, policy, sandbox):
+    quick = Problem("quick", "is not asked", "1")
+
+    class WithOneQuick(Busy):
+        """So that there is a first group, in whose loop body the run can end."""
+
+        def __init__(self) -> None:
+            self.__dict__.update(policy.__dict__)
+
+        async def act(self, token_ids, stop, budget, seed):
+            if "is not asked" in self.tokenizer.decode(token_ids):
+                await under_way(engine)
+                return Generation((self.tokenizer.eos_token_id,), (0.0,), "eos")
+            return await super().act(token_ids, stop, budget, seed)
+
+    engine = RolloutEngine(WithOneQuick(), RULES, sandbox)
+
+    async def breaks_off():
+        async for _ in engine.groups([*PROBLEMS, quick]):
+            break
+
+    async def closes():
+        async with contextlib.aclosing(engine.groups([*PROBLEMS, quick])) as groups:
+            async for _ in groups:
+                break
+        assert left_of(engine) == NOTHING
+
+    async def fails():
+        with pytest.raises(ZeroDivisionError):
+            async for _ in engine.groups([*PROBLEMS, quick]):
+                raise ZeroDivisionError
+
+    async def drive():
+        if how == "cancel":
+            task = asyncio.create_task(anext(engine.groups(PROBLEMS)))
+            await under_way(engine)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert left_of(engine) == NOTHING
+        else:
+            await {"close": closes, "break": breaks_off, "error": fails}[how]()
+        while asyncio.all_tasks() != {asyncio.current_task()}:
+            await asyncio.sleep(0.01)
+        return left_of(engine)
+
+    assert asyncio.run(asyncio.wait_for(drive(), 120)) == NOTHING
+    assert sandbox.run("print(1)").stdout == "1\n"
+
+
+@pytest.mark.parametrize("where", ["script", "notebook"])
+def test_ctrl_c_ends_a_run_and_all_that_it_began(where):
+    """In a process of its own, with a real signal; as in a notebook, where a loop runs already, too."""
+    psutil = pytest.importorskip("psutil")
+    command = [sys.executable, __file__, where]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "under way\n"
+        begun, deadline = [], time.monotonic() + 30
+        while len(begun) < 3 + len(PROBLEMS) / 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+            begun = psutil.Process(process.pid).children(recursive=True)
+        assert len(begun) >= 3 + len(PROBLEMS) / 2  # the jail, the guest, the programs
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert json.loads(out) == NOTHING
+    assert process.returncode == -signal.SIGINT  # a KeyboardInterrupt that nobody caught
+    _, alive = psutil.wait_procs(begun, timeout=30)
+    assert not alive
+
+
+def main(where: str) -> None:
+    """What is interrupted."""
+    with make_sandbox("nsjail", guests=1, packages=()) as sandbox:
+        engine = RolloutEngine(Busy(), RULES, sandbox)
+
+        class Announced(Busy):
+            def __init__(self) -> None:
+                self.__dict__.update(engine.policy.__dict__)
+
+            async def act(self, token_ids, stop, budget, seed):
+                if "is not asked" in self.tokenizer.decode(token_ids):
+                    await under_way(engine)
+                    print("under way", flush=True)
+                    await asyncio.Event().wait()
+                return await super().act(token_ids, stop, budget, seed)
+
+        async def cell() -> None:
+            engine.run(problems)
+
+        engine.policy = Announced()
+        problems = [*PROBLEMS, Problem("announced", "is not asked", "1")]
+        try:
+            if where == "notebook":
+                asyncio.new_event_loop().run_until_complete(cell())
+            else:
+                engine.run(problems)
+        finally:
+            print(json.dumps(left_of(engine)), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

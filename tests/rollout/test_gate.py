@@ -1,0 +1,86 @@
+"""The gate between turns and new weights."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from retool_env.rollout.gate import Gate
+
+
+def test_weights_change_when_turns_have_ended_and_before_others_begin():
+    events: list[str] = []
+
+    async def main():
+        gate, first, over = Gate(), asyncio.Event(), asyncio.Event()
+
+        async def turn(name: str, until: asyncio.Event | None = None):
+            async with gate.turn():
+                events.append(f"{name} begins")
+                if until:
+                    first.set()
+                    await until.wait()
+                events.append(f"{name} ends")
+
+        async def change():
+            async with gate.change():
+                events.append("change begins")
+                await asyncio.sleep(0.02)
+                events.append("change ends")
+
+        tasks = [asyncio.create_task(turn("early", over))]
+        await first.wait()
+        tasks.append(asyncio.create_task(change()))
+        await asyncio.sleep(0.01)
+        tasks.append(asyncio.create_task(turn("late")))
+        await asyncio.sleep(0.01)
+        over.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+    turn_of = [events.index(name) for name in ("early ends", "change begins")]
+    assert turn_of == sorted(turn_of) and events[-2:] == ["late begins", "late ends"]
+
+
+@pytest.mark.parametrize("held", ["turn", "change"])
+def test_what_is_cancelled_at_the_gate_shuts_nobody_out(held):
+    async def main():
+        gate = Gate()
+        async with getattr(gate, held)():
+            waiting = asyncio.create_task(_through(gate.change()))
+            await asyncio.sleep(0.01)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        async with asyncio.timeout(5):
+            await _through(gate.turn())
+            await _through(gate.change())
+
+    asyncio.run(main())
+
+
+async def _through(passage):
+    async with passage:
+        pass
+
+
+def test_a_turn_does_not_slip_in_between_two_changes():
+    passed = []
+
+    async def turn(gate):
+        async with gate.turn():
+            passed.append(True)
+
+    async def main():
+        gate = Gate()
+        async with gate.change():
+            waiting = asyncio.create_task(turn(gate))
+            await asyncio.sleep(0)
+        async with gate.change():
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert not passed
+        await waiting
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert passed
