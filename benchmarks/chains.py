@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from retool_env.rollout.weights import Weights
 
 from retool_env.episode import Generation, Rules
 from retool_env.problems import Problem
 from retool_env.protocol import ANSWER_CLOSE, ANSWER_OPEN, CODE_CLOSE, CODE_OPEN
 from retool_env.rollout import Policy
 from retool_env.rollout.simulated import Habits, lognormal
+from retool_env.rollout.weights import Weights
 from retool_env.sandbox import Execution, Limits, Outcome
 
 Z99 = 2.326347874

@@ -1,0 +1,31 @@
+"""The benchmark of sampling ahead, run short."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from agents.tiny import make_checkpoint
+from benchmarks import asynchrony
+
+
+def test_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr(asynchrony, "PROMPTS", 2)
+    monkeypatch.setattr(asynchrony, "ROLLOUTS", 2)
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", seed=0)
+    out = tmp_path / "found.json"
+    few = ("--steps", "3", "--staleness", "0", "1", "--tool-median", "0.01", "--tool-p99", "0.02")
+    assert asynchrony.main(["--checkpoint", str(checkpoint), "--out", str(out), *few]) == 0
+    found = json.loads(out.read_text())["staleness"]
+    assert found["0"]["lag_max"] == 0 and found["1"]["lag_max"] == 1 and found["1"]["lag"] == 1
+    assert found["0"]["effective_tokens"] == pytest.approx(1.0, abs=1e-3)
+    assert all(each["step_s"] > 0 for each in found.values())
+    assert "| 1 |" in capsys.readouterr().out
+
+
+def test_a_missing_checkpoint_says_what_makes_one(tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        asynchrony.main(["--checkpoint", str(tmp_path)])
+    assert "python -m agents sft" in capsys.readouterr().err
