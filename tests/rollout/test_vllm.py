@@ -1,0 +1,338 @@
+"""The policy on a vLLM engine of its own: a real engine and a real tiny model, against transformers."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from vllm_models import (
+    CALLS,
+    ENGINE,
+    PROMPTS,
+    RULES,
+    greedy,
+    logprobs_of,
+    make_tagging_checkpoint,
+    make_writer,
+    needs_vllm,
+    turns_of,
+)
+
+from agents.tiny import make_model
+from retool_env.episode import decode
+from retool_env.rollout import RolloutEngine
+from retool_env.rollout.transformers import TransformersPolicy
+from retool_env.rollout.vllm import VLLMPolicy
+from retool_env.transcript import StopReason, check_transcript
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model(0)[0].eval()
+
+
+@pytest.fixture(scope="module")
+def other():
+    return make_model(7)[0].eval()
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    folder = make_tagging_checkpoint(tmp_path_factory.mktemp("vllm") / "tiny", 0)
+    with VLLMPolicy(folder, enforce_eager=True, **ENGINE) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def writer(engine, sandbox):
+    return make_writer(engine.tokenizer, sandbox)
+
+
+@pytest.fixture
+def policy(engine):
+    engine.temperature, engine.top_p = 1.0, 1.0
+    if engine.weight_version:
+        asyncio.run(engine.update_weights(0))
+    return engine
+
+
+@pytest.fixture
+def prompts(policy):
+    return [policy.tokenizer.encode(text) for text in PROMPTS]
+
+
+def cached_tokens(policy, prompt: list[int]) -> int:
+    """Tokens of the prompt that the engine has in its cache."""
+
+    async def ask():
+        sampling = policy._sampling([], 1, 0)
+        name = f"asked-{time.monotonic()}"
+        async for output in policy._engine.generate({"prompt_token_ids": prompt}, sampling, name):
+            return output.num_cached_tokens
+
+    return policy._loop.run_blocking(ask())
+
+
+@needs_vllm
+def test_greedy_ids_are_those_of_transformers(policy, model, prompts):
+    policy.temperature = 0
+    turns = turns_of(policy, prompts)
+    assert [turn.token_ids for turn in turns] == greedy(model, policy.tokenizer, prompts)
+    assert all(set(turn.logprobs) == {0.0} for turn in turns)
+    assert policy.context_length == 512
+
+
+@needs_vllm
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.5)])
+def test_logprobs_are_those_of_the_distribution_sampled_from(
+    policy, model, prompts, temperature, top_p
+):
+    policy.temperature, policy.top_p = temperature, top_p
+    for prompt, turn in zip(prompts, turns_of(policy, prompts), strict=True):
+        expected = logprobs_of(model, prompt, turn, temperature, top_p)
+        torch.testing.assert_close(torch.tensor(turn.logprobs), expected, atol=2e-3, rtol=0)
+
+
+@needs_vllm
+def test_a_seed_gives_the_same_turn_whatever_shares_its_batch(policy, prompts):
+    together = [turn.token_ids for turn in turns_of(policy, prompts)]
+    alone = [
+        turns_of(policy, [prompt], seeds=[seed])[0].token_ids for seed, prompt in enumerate(prompts)
+    ]
+    assert together == alone
+    seeds = [2**64 - 1 - seed for seed in range(len(prompts))]  # the engine's seeds have 64 bits
+    assert [turn.token_ids for turn in turns_of(policy, prompts, seeds=seeds)] != together
+
+
+@needs_vllm
+def test_a_turn_stops_at_the_token_that_completes_a_tag_and_keeps_it_whole(policy, prompts):
+    policy.temperature = 0
+    ends = 0
+    for prompt, free in zip(prompts, turns_of(policy, prompts), strict=True):
+        texts = [decode(policy.tokenizer, free.token_ids[:n]) for n in range(41)]
+        for at in range(10, 41):
+            new = texts[at][len(texts[at - 1]) :]
+            if len(new) > 2 and new.isascii():
+                break  # a tag that ends inside of this token: its last character is surplus
+        else:
+            continue
+        tag = new[:-1]
+        first = next(n for n in range(41) if tag in texts[n])
+        [turn] = turns_of(policy, [prompt], stop=["<never>", tag])
+        assert turn.stop_reason == "tag" and turn.token_ids == free.token_ids[:first]
+        ends += first == at and not decode(policy.tokenizer, turn.token_ids).endswith(tag)
+    assert ends
+
+
+@needs_vllm
+def test_the_end_of_the_sequence_ends_a_turn_and_is_kept(policy, prompts):
+    end = policy.tokenizer.eos_token_id
+    turns = turns_of(policy, prompts * 6, budget=100)
+    ended = [turn for turn in turns if turn.stop_reason == "eos"]
+    assert ended and all(turn.token_ids.index(end) == len(turn.token_ids) - 1 for turn in ended)
+    assert all(end not in turn.token_ids for turn in turns if turn.stop_reason == "length")
+
+
+@needs_vllm
+def test_a_prefix_is_read_once_and_new_weights_forget_it(policy, other):
+    prompt = policy.tokenizer.encode("Compute 12 + 34. " * 20)
+    turns_of(policy, [prompt])
+    assert cached_tokens(policy, prompt) >= 128
+    asyncio.run(policy.update_weights(1, other.state_dict()))
+    assert cached_tokens(policy, prompt) == 0
+
+
+@needs_vllm
+def test_new_weights_are_served_exactly(policy, model, other, prompts, tmp_path):
+    policy.temperature = 0
+    old = greedy(model, policy.tokenizer, prompts)
+    new = greedy(other, policy.tokenizer, prompts)
+    assert old != new
+    asyncio.run(policy.update_weights(3, other.state_dict()))
+    turns = turns_of(policy, prompts)
+    assert [turn.token_ids for turn in turns] == new
+    assert {turn.weight_version for turn in turns} == {3} and policy.weight_version == 3
+    asyncio.run(policy.update_weights(4))  # the folder's
+    assert [turn.token_ids for turn in turns_of(policy, prompts)] == old
+    asyncio.run(policy.update_weights(5, iter(other.named_parameters())))
+    assert [turn.token_ids for turn in turns_of(policy, prompts)] == new
+
+
+@needs_vllm
+def test_a_turn_has_the_weights_of_one_version(policy, model, other, prompts):
+    policy.temperature = 0
+    prompt = prompts[0]
+
+    async def main():
+        early = asyncio.create_task(policy.act(prompt, (), 300, 0))
+        while not policy._engine.get_num_unfinished_requests():
+            await asyncio.sleep(0.005)
+        update = asyncio.create_task(policy.update_weights(9, other.state_dict()))
+        while policy._gate._open.is_set() and not update.done():
+            await asyncio.sleep(0.005)
+        late = asyncio.create_task(policy.act(prompt, (), 300, 0))
+        await update
+        return await early, await late
+
+    early, late = asyncio.run(main())
+    settings = {"budget": 300}
+    assert [early.token_ids] == greedy(model, policy.tokenizer, [prompt], **settings)
+    assert [late.token_ids] == greedy(other, policy.tokenizer, [prompt], **settings)
+    assert (early.weight_version, late.weight_version) == (0, 9)
+
+
+@needs_vllm
+def test_weights_that_are_not_the_models_are_refused_and_the_old_ones_stay(
+    policy, model, other, prompts
+):
+    weights = other.state_dict()
+    missing = {name: each for name, each in weights.items() if "layers.2" not in name}
+    with pytest.raises(ValueError, match=r"9 of the model's weights are missing, 'model.layers.2"):
+        asyncio.run(policy.update_weights(1, missing))
+    renamed = {f"base_model.{name}": each for name, each in weights.items()}
+    with pytest.raises(ValueError, match=r"no weight 'base_model\.model"):
+        asyncio.run(policy.update_weights(1, renamed))
+    policy.temperature = 0
+    [turn] = turns_of(policy, prompts[:1])
+    assert turn.weight_version == 0
+    assert [turn.token_ids] == greedy(model, policy.tokenizer, prompts[:1])
+
+
+@needs_vllm
+def test_a_cancelled_turn_ends_in_the_engine(policy, prompts):
+    policy.temperature = 0
+    prompt, unfinished = prompts[1], policy._engine.get_num_unfinished_requests
+    [whole] = turns_of(policy, [prompt], budget=480)
+    assert cached_tokens(policy, [*prompt, *whole.token_ids]) >= 384
+
+    async def cancel():
+        await policy.update_weights(0)  # empties the cache
+        task = asyncio.create_task(policy.act(prompt, (), 480, 0))
+        while not unfinished():
+            await asyncio.sleep(0.005)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        async with asyncio.timeout(60):
+            while unfinished():
+                await asyncio.sleep(0.005)
+
+    asyncio.run(cancel())
+    # What the engine has in its cache is what it has sampled.
+    assert cached_tokens(policy, [*prompt, *whole.token_ids]) < 384
+    assert turns_of(policy, [prompt])
+
+
+@needs_vllm
+def test_a_budget_beyond_the_context_is_refused(policy):
+    with pytest.raises(ValueError, match="context"):
+        turns_of(policy, [[5] * 500], budget=20)
+
+
+@needs_vllm
+def test_sleep_is_refused_where_there_is_no_cuda(policy):
+    if torch.cuda.is_available():
+        pytest.skip("there is CUDA")
+    with pytest.raises(RuntimeError, match="sleep_mode"):
+        asyncio.run(policy.sleep())
+    with pytest.raises(RuntimeError, match="sleep_mode"):
+        asyncio.run(policy.wake_up())
+    with pytest.raises(ValueError, match="CUDA"):
+        VLLMPolicy(policy.model, sleep_mode=True)
+
+
+def episodes(policy, sandbox, n=1, seed=0):
+    engine = RolloutEngine(policy, RULES, sandbox)
+    return [transcript for group in engine.run(CALLS, n, seed) for transcript in group]
+
+
+@needs_vllm
+def test_whole_episodes_with_calls_are_those_of_transformers(policy, writer, sandbox):
+    policy.temperature = 0
+    asyncio.run(policy.update_weights(2, writer.state_dict()))
+    expected = episodes(TransformersPolicy(writer, policy.tokenizer, temperature=0), sandbox)
+    got = episodes(policy, sandbox)
+    assert [t.completion_ids for t in got] == [t.completion_ids for t in expected]
+    assert [t.spans for t in got] != [t.spans for t in expected]  # by their weights' version
+    assert {t.stop_reason for t in got} == {t.stop_reason for t in expected}
+    # It did learn it: a call or two, then the answer; in the second case with a token that is more than a tag.
+    assert [len(t.calls) for t in got] == [1, 2] * 4
+    assert all(t.stop_reason is StopReason.ANSWERED and t.correct for t in got)
+    for transcript in got:
+        check_transcript(transcript)
+        surplus = [span.surplus for span in transcript.spans if span.author == "model"]
+        assert surplus == ([4, 4, 0] if len(transcript.calls) == 2 else [0, 0])
+        assert all(call.execution.stdout == "42\n" for call in transcript.calls)
+
+
+@needs_vllm
+def test_episodes_logprobs_are_those_of_one_pass_over_the_whole(policy, writer, sandbox):
+    asyncio.run(policy.update_weights(2, writer.state_dict()))
+    transcripts = episodes(policy, sandbox, n=4, seed=5)
+    assert len({tuple(t.completion_ids) for t in transcripts}) > len(CALLS)  # not all are certain
+    for transcript in transcripts:
+        check_transcript(transcript)
+        ids = torch.tensor([[*transcript.prompt_ids, *transcript.completion_ids]])
+        with torch.no_grad():
+            logprobs = writer(ids).logits[0, :-1].log_softmax(-1)
+        expected = logprobs.gather(-1, ids[0, 1:, None])[len(transcript.prompt_ids) - 1 :, 0]
+        mask = torch.tensor(transcript.loss_mask, dtype=torch.bool)
+        got = torch.tensor(transcript.logprobs)
+        torch.testing.assert_close(got[mask], expected[mask], atol=2e-3, rtol=0)
+
+
+@needs_vllm
+def test_a_run_that_is_cancelled_leaves_no_request_behind(policy, sandbox):
+    engine = RolloutEngine(policy, RULES, sandbox)
+
+    async def run():
+        async for _ in engine.groups(CALLS, 8, seed=1):
+            pass
+
+    async def cancel() -> list[bool]:
+        task = asyncio.create_task(run())
+        while policy._engine.get_num_unfinished_requests() < 16:
+            await asyncio.sleep(0.005)
+        # The scheduler forgets its cache if no request holds any of it.
+        forgets = [await policy._loop.run(policy._engine.reset_prefix_cache())]
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        forgets.append(await policy._loop.run(policy._engine.reset_prefix_cache()))
+        return forgets
+
+    assert asyncio.run(cancel()) == [False, True]
+    assert not policy._engine.get_num_unfinished_requests()
+    assert engine.progress.generating == 0
+
+
+@needs_vllm
+def test_runs_of_an_engine_have_event_loops_of_their_own(policy, writer, sandbox):
+    asyncio.run(policy.update_weights(2, writer.state_dict()))
+    first, second = (episodes(policy, sandbox, seed=3) for _ in range(2))
+    assert [t.completion_ids for t in first] == [t.completion_ids for t in second]
+    sampled = [span for t in first for span in t.spans if span.author == "model"]
+    assert sampled and {span.weight_version for span in sampled} == {2}
+
+
+@pytest.mark.parametrize("settings", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}])
+def test_bad_sampling_is_refused(settings):
+    with pytest.raises(ValueError, match="must"):
+        VLLMPolicy("nowhere", **settings)
+
+
+def test_without_vllm_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"retool-env\[vllm\]"):
+        VLLMPolicy("nowhere")
+
+
+def test_importing_the_policies_imports_no_engine_and_no_client():
+    code = (
+        "import sys, retool_env.rollout.vllm, retool_env.rollout.vllm_server, retool_env.rollout.vllm_worker;"
+        "print([name for name in ('torch', 'transformers', 'vllm', 'httpx') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,496 @@
+"""The policy on servers, against local ones that behave as told; `test_vllm_serve.py` has a real one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from fastapi.responses import JSONResponse
+from safetensors.torch import load_file
+from vllm_servers import WRITTEN, Served, serving, unused_port
+
+from agents.tiny import make_checkpoint, make_model
+from retool_env.rollout import PolicyUnavailable
+from retool_env.rollout.vllm_server import VLLMServerPolicy
+
+STOP = ("</code>", "</answer>")
+PROMPT = list(range(100, 164))
+
+
+class Letters:
+    """As much of a tokenizer as is used."""
+
+    eos_token_id = 0
+    chat_template = None
+
+    def encode(self, text, **_):
+        return [ord(letter) for letter in text]
+
+
+def policy_of(*urls: str, **settings) -> VLLMServerPolicy:
+    return VLLMServerPolicy(urls, Letters(), **settings)
+
+
+def act(policy, *prompts, stop=STOP, budget=24, seed=1):
+    async def turns():
+        return await asyncio.gather(*(policy.act(ids, stop, budget, seed) for ids in prompts))
+
+    return asyncio.run(turns())
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr("retool_env.rollout.vllm_server._FIRST_ASIDE", 0.02)
+
+
+@contextlib.contextmanager
+def serving_all(*servers: Served):
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(serving(server)) for server in servers]
+
+
+def test_ids_go_in_as_ids_and_come_out_as_ids():
+    served = Served(context=300)
+    with serving(served) as url, policy_of(f"{url}/v1/", temperature=0.7, top_p=0.9) as policy:
+        assert policy.model == "m" and policy.context_length == 300
+        [turn] = act(policy, PROMPT, seed=2**63 + 5)
+    assert turn.token_ids == tuple(WRITTEN) and turn.logprobs == (-0.5,) * 3
+    assert turn.stop_reason == "tag" and turn.weight_version == 0 and turn.seconds > 0
+    sent = served.bodies[-1]
+    assert sent["prompt"] == PROMPT and sent["stop"] == list(STOP) and sent["max_tokens"] == 24
+    assert sent["temperature"] == 0.7 and sent["top_p"] == 0.9 and sent["seed"] == 5
+    # What is left out, vLLM takes from the model's generation config.
+    assert (sent["top_k"], sent["min_p"], sent["repetition_penalty"]) == (0, 0.0, 1.0)
+    assert sent["return_token_ids"] and sent["include_stop_str_in_output"]
+
+
+@pytest.mark.parametrize(
+    ("finish", "cause", "reason"),
+    [
+        ("stop", "</code>", "tag"),
+        ("stop", None, "eos"),
+        ("stop", 3, "eos"),
+        ("length", None, "length"),
+    ],
+)
+def test_why_a_turn_stopped(finish, cause, reason):
+    served = Served(finish={"finish_reason": finish, "stop_reason": cause})
+    with serving(served) as url, policy_of(url) as policy:
+        assert act(policy, PROMPT)[0].stop_reason == reason
+
+
+def test_a_greedy_token_was_certain():
+    with serving(Served()) as url, policy_of(url, temperature=0) as policy:
+        assert act(policy, PROMPT)[0].logprobs == (0.0,) * 3
+
+
+def test_the_turns_of_an_episode_go_to_one_server_and_episodes_to_all():
+    served = [Served(delay=0.05) for _ in range(3)]
+
+    async def episode(policy, number):
+        # Long enough that reading it again outweighs the turns in flight elsewhere.
+        ids = [*PROMPT, number, *range(10_000 * number, 10_000 * number + 6000)]
+        for _ in range(4):
+            turn = await policy.act(ids, STOP, 24, 1)
+            ids = [*ids, *turn.token_ids, 1, 2, 3]
+            await asyncio.sleep(0.01 * (number % 3))
+
+    async def episodes(policy):
+        await asyncio.gather(*(episode(policy, number) for number in range(1, 13)))
+
+    with serving_all(*served) as urls, policy_of(*urls, model="m") as policy:
+        policy.context_length = 10_000
+        asyncio.run(episodes(policy))
+    of_server = [{ids[len(PROMPT)] for ids in each.prompts} for each in served]
+    assert sum(map(len, of_server)) == 12, "an episode was at several servers"
+    assert all(of_server), "a server got nothing"
+    assert [len(each.prompts) for each in served] == [4 * len(each) for each in of_server]
+
+
+def test_a_server_that_dies_costs_its_turns_a_retry_elsewhere():
+    dying, healthy = Served(delay=5), Served()
+    with serving(healthy) as url, contextlib.ExitStack() as stack:
+        dead = stack.enter_context(serving(dying))
+        with policy_of(dead, url) as policy:
+
+            async def turns():
+                tasks = [
+                    asyncio.create_task(policy.act([*PROMPT, i], STOP, 24, 1)) for i in range(8)
+                ]
+                while not dying.running:
+                    await asyncio.sleep(0.01)
+                await asyncio.to_thread(stack.close)
+                return await asyncio.gather(*tasks)
+
+            assert [turn.token_ids for turn in asyncio.run(turns())] == [tuple(WRITTEN)] * 8
+    assert len(healthy.prompts) == 8 and 0 < len(dying.prompts) < 8
+    assert policy.retried >= len(dying.prompts)
+
+
+def test_a_failing_server_is_left_alone_for_a_while():
+    bad, good = Served(failures=[JSONResponse({"error": "broken"}, 500)] * 50), Served()
+    with serving_all(bad, good) as urls, policy_of(*urls) as policy:
+        for number in range(10):
+            act(policy, [*PROMPT, number])
+    assert len(good.prompts) == 10 and 1 <= len(bad.prompts) < 8
+
+
+def test_when_no_server_is_left_they_are_named():
+    broken = Served(failures=[JSONResponse({"error": "broken"}, 500)] * 50)
+    with serving(broken) as url, contextlib.ExitStack() as stack:
+        dead = stack.enter_context(serving(Served()))
+        with policy_of(url, dead, attempts=4) as policy:
+            stack.close()
+            with pytest.raises(PolicyUnavailable) as caught:
+                act(policy, PROMPT)
+    said = str(caught.value)
+    assert url in said and "broken" in said and dead in said and "Connect" in said
+
+
+def test_a_server_that_is_down_at_first_gets_turns_when_it_is_up():
+    port, late = unused_port(), Served()
+    with serving(Served(delay=0.1)) as url, policy_of(url, f"http://127.0.0.1:{port}") as policy:
+        act(policy, *([*PROMPT, i] for i in range(4)))
+        with serving(late, port):
+            time.sleep(1)
+            act(policy, *([*PROMPT, i] for i in range(4)))
+    assert late.prompts
+    with pytest.raises(PolicyUnavailable, match=str(port)):
+        policy_of(f"http://127.0.0.1:{port}")
+
+
+def test_a_busy_server_gets_the_turn_again_when_it_said_and_that_is_no_failure():
+    busy = JSONResponse({"error": "queue full"}, 503, {"Retry-After": "0.05"})
+    served = Served(failures=[busy] * 5)
+    with serving(served) as url, policy_of(url, attempts=1) as policy:
+        started = time.monotonic()
+        assert act(policy, PROMPT)[0].token_ids == tuple(WRITTEN)
+    assert len(served.prompts) == 6 and time.monotonic() - started > 0.25
+
+
+def test_refusals_are_errors_at_once():
+    with serving(Served(token="secret")) as url:
+        with pytest.raises(PermissionError, match="token"):
+            policy_of(url, token="wrong")
+        with policy_of(url, token="secret"):
+            pass
+    served = Served(failures=[JSONResponse({"error": "no such parameter"}, 400)])
+    with serving(served) as url, policy_of(url) as policy:
+        with pytest.raises(ValueError, match="no such parameter"):
+            act(policy, PROMPT)
+        assert len(served.prompts) == 1
+        served.echo = PROMPT[1:]
+        with pytest.raises(ValueError, match="other tokens"):
+            act(policy, PROMPT)
+        with pytest.raises(ValueError, match="context"):
+            act(policy, PROMPT, budget=500)
+
+
+def test_servers_of_different_models_are_refused():
+    with serving_all(Served(), Served(context=100)) as urls, pytest.raises(ValueError, match="100"):
+        policy_of(*urls)
+    with serving(Served()) as url, pytest.raises(ValueError, match="serves no 'other', but m"):
+        policy_of(url, model="other")
+
+
+def test_a_turn_that_the_server_aborts_is_tried_again():
+    served = Served(finish={"finish_reason": "abort", "stop_reason": None})
+    with serving(served) as url, policy_of(url, attempts=3) as policy:
+        with pytest.raises(PolicyUnavailable, match="abort"):
+            act(policy, PROMPT)
+        assert len(served.prompts) == 3
+
+
+def test_a_cancelled_turn_ends_on_the_server_and_the_policy_goes_on():
+    served = Served(delay=20)
+    with serving(served) as url, policy_of(url) as policy:
+
+        async def cancel():
+            task = asyncio.create_task(policy.act(PROMPT, STOP, 24, 1))
+            while not served.running:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            async with asyncio.timeout(10):
+                while served.running:
+                    await asyncio.sleep(0.01)
+
+        asyncio.run(cancel())
+        assert served.gone == 1
+        served.delay = 0
+        assert act(policy, PROMPT)
+        assert policy._servers[0].in_flight == 0
+
+
+def test_logprobs_of_another_distribution_are_refused():
+    raw = Served(certain=-1.2)
+    with serving(raw) as url:
+        for sampling in ({"temperature": 0.5}, {"top_p": 0.7}):
+            with (
+                policy_of(url, **sampling) as policy,
+                pytest.raises(RuntimeError, match="processed"),
+            ):
+                act(policy, PROMPT)
+        # The model's own distribution, or no distribution: there they are the same.
+        for sampling in ({}, {"temperature": 0}):
+            with policy_of(url, **sampling) as policy:
+                assert act(policy, PROMPT)
+    right = Served()
+    with serving(right) as url, policy_of(url, temperature=0.5) as policy:
+        act(policy, PROMPT, PROMPT)
+        asked = len(right.bodies)
+        act(policy, PROMPT)
+    assert asked <= 4 and len(right.bodies) == asked + 1
+
+
+def test_new_weights_come_between_turns(tmp_path):
+    served = [Served(delay=0.2), Served(delay=0.2)]
+    with serving_all(*served) as urls, policy_of(*urls) as policy:
+
+        async def both():
+            early = [asyncio.create_task(policy.act([*PROMPT, i], STOP, 24, 1)) for i in range(4)]
+            while sum(each.running for each in served) < 4:
+                await asyncio.sleep(0.01)
+            update = asyncio.create_task(policy.update_weights(5, tmp_path))
+            await asyncio.sleep(0.05)
+            late = [asyncio.create_task(policy.act([*PROMPT, i], STOP, 24, 1)) for i in range(4)]
+            await update
+            return await asyncio.gather(*early), await asyncio.gather(*late)
+
+        early, late = asyncio.run(both())
+        assert [turn.weight_version for turn in early] == [0] * 4
+        assert [turn.weight_version for turn in late] == [5] * 4
+        assert policy.weight_version == 5
+    load = f"collective_rpc load_checkpoint {tmp_path}"
+    change = ["pause", load, "resume", "update_weight_version"]
+    for each in served:
+        at = each.events.index("pause")
+        assert each.events[at : at + 4] == change
+        assert each.events[:at].count("turn") == each.events[:at].count("end") > 0
+
+
+def test_a_server_that_was_started_anew_gets_the_weights_before_a_turn(tmp_path, monkeypatch):
+    monkeypatch.setattr("retool_env.rollout.vllm_server._RESTART_SECONDS", 0.5)
+    port = unused_port()
+    first, second = Served(), Served()
+    with serving(first, port) as url:
+        policy = policy_of(url)
+        asyncio.run(policy.update_weights(3, tmp_path))
+    time.sleep(0.6)
+    with serving(second, port), policy:
+        assert act(policy, PROMPT)[0].weight_version == 3
+        assert second.events[:5] == [*first.events[:4], "turn"] and second.weights == first.weights
+        # One that failed and still has them does not read them again.
+        second.failures = [JSONResponse({}, 500)]
+        act(policy, PROMPT)
+        assert second.events.count("pause") == 1
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return make_model(7)[0].state_dict()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return str(make_checkpoint(tmp_path_factory.mktemp("model") / "tiny", 0))
+
+
+def test_tensors_reach_the_servers_as_files_that_stay_until_the_next_come(
+    checkpoint, weights, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("retool_env.rollout.weights._SHARD_BYTES", 1_000_000)
+    folder, got = tmp_path / "new" / "weights", []
+
+    def load(path: str):
+        if path != checkpoint:
+            files = list(Path(path).iterdir())
+            # A server may be another user's.
+            assert len(files) > 1 and all(each.stat().st_mode & 0o044 == 0o044 for each in files)
+            pairs = [pair for file in files for pair in load_file(file).items()]
+            got.append(dict(pairs))
+            assert len(pairs) == len(got[-1])
+
+    served = [Served(root=checkpoint, load=load) for _ in range(2)]
+    with serving_all(*served) as urls:
+        with policy_of(*urls, weights_folder=folder) as policy:
+            asyncio.run(policy.update_weights(1, weights))
+            [first] = folder.iterdir()
+            untied = ((n, t) for n, t in weights.items() if n != "model.embed_tokens.weight")
+            asyncio.run(policy.update_weights(2, untied))
+            [second] = folder.iterdir()
+            assert first != second and policy.weight_version == 2
+            asyncio.run(policy.update_weights(3))  # what they were started with
+            assert not list(folder.iterdir())
+            asyncio.run(policy.update_weights(4, weights))
+            assert len(list(folder.iterdir())) == 1
+        assert not list(folder.iterdir())
+    assert len(got) == 6
+    for each in got:
+        assert each.keys() == weights.keys() - {"lm_head.weight"}  # the embedding's
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in each.items())
+
+
+def test_files_are_kept_while_a_server_reads_them(checkpoint, weights, tmp_path):
+    begun, may_end = [queue.SimpleQueue() for _ in range(2)], [threading.Event() for _ in range(2)]
+
+    def loading(number: int):
+        def load(path: str):
+            begun[number].put(path)
+            assert may_end[number].wait(20)
+
+        return load
+
+    served = [Served(root=checkpoint, load=loading(number)) for number in range(2)]
+
+    async def main(policy):
+        updates = [asyncio.create_task(policy.update_weights(1, weights))]
+        [first, _] = [await asyncio.to_thread(each.get, timeout=20) for each in begun]
+        updates.append(asyncio.create_task(policy.update_weights(2, weights)))
+        while policy.weight_version != 2:
+            await asyncio.sleep(0.01)
+        may_end[0].set()
+        second = await asyncio.to_thread(begun[0].get, timeout=20)
+        assert sorted(map(str, tmp_path.iterdir())) == sorted([first, second])
+        may_end[1].set()
+        await asyncio.gather(*updates)
+        assert list(map(str, tmp_path.iterdir())) == [second]
+
+    with serving_all(*served) as urls, policy_of(*urls, weights_folder=tmp_path) as policy:
+        asyncio.run(main(policy))
+
+
+def test_a_server_that_was_started_anew_gets_the_tensors_of_the_last_update(
+    checkpoint, weights, tmp_path
+):
+    port, got = unused_port(), []
+    late = Served(root=checkpoint, load=lambda path: got.append(os.listdir(path)))
+    with (
+        serving(Served(root=checkpoint)) as url,
+        policy_of(url, f"http://127.0.0.1:{port}", weights_folder=tmp_path) as policy,
+    ):
+        for version in (1, 2):
+            asyncio.run(policy.update_weights(version, weights))
+        with serving(late, port):
+            policy._servers[1].aside_until = 0
+            policy._servers[0].in_flight = 9
+            assert act(policy, PROMPT)[0].weight_version == 2
+    assert len(late.prompts) == 1 and got == [["weights-00000.safetensors"]]
+
+
+def test_tensors_that_are_not_the_models_are_refused_and_nothing_changes(
+    checkpoint, weights, tmp_path
+):
+    served = Served(root=checkpoint)
+    name = "model.norm.weight"
+    missing = {each: tensor for each, tensor in weights.items() if each != name}
+    with serving(served) as url:
+        with policy_of(url, weights_folder=tmp_path) as policy:
+            for wrong, said in (
+                (missing, f"1 of the model's weights are missing, '{name}'"),
+                ({f"module.{name}": weights[name]}, "no weight 'module"),
+                ({**weights, name: torch.ones(3)}, r"shape \(3,\), and in the model \(128,\)"),
+            ):
+                with pytest.raises(ValueError, match=said):
+                    asyncio.run(policy.update_weights(1, wrong))
+            assert policy.weight_version == 0 and not list(tmp_path.iterdir())
+        with policy_of(url) as policy, pytest.raises(ValueError, match="weights_folder"):
+            asyncio.run(policy.update_weights(1, weights))
+        served.root = "/nowhere/model"
+        absent = pytest.raises(OSError, match="none here at '/nowhere/model'")
+        with policy_of(url, weights_folder=tmp_path) as policy, absent:
+            asyncio.run(policy.update_weights(1, weights))
+    assert not served.events
+
+
+def test_a_server_that_stays_paused_loads_again_before_a_turn(tmp_path):
+    served = Served(broken=["resume"])
+    with serving(served) as url, policy_of(url) as policy:
+        asyncio.run(policy.update_weights(3, tmp_path))
+        assert act(policy, PROMPT)[0].weight_version == 3
+    assert [event for event in served.events if event in ("resume", "turn")] == ["resume", "turn"]
+    assert served.events.count("pause") == 2
+
+
+def test_of_policies_that_share_servers_one_updates_and_the_others_follow(tmp_path):
+    served = [Served(), Served()]
+    with serving_all(*served) as urls, policy_of(*urls) as leader, policy_of(*urls) as other:
+        asyncio.run(leader.update_weights(4, tmp_path))
+        asyncio.run(other.follow(4))
+        assert other.weight_version == 4
+        turns = act(other, *([*PROMPT, i] for i in range(4)))
+        assert {turn.weight_version for turn in turns} == {4} and all(s.prompts for s in served)
+        assert [each.events.count("pause") for each in served] == [1, 1]
+        with pytest.raises(RuntimeError, match=rf"weights of version 5: {urls[0]}: 4-.*{tmp_path}"):
+            asyncio.run(other.follow(5))
+        assert other.weight_version == 4
+        served[1].weights = "4-of another run"
+        with pytest.raises(RuntimeError, match="one set of weights"):
+            asyncio.run(other.follow(4))
+
+
+def test_a_follower_updates_a_server_that_was_started_anew_and_no_other(tmp_path):
+    served = [Served(), Served()]
+    with serving_all(*served) as urls, policy_of(*urls) as leader, policy_of(*urls) as other:
+        asyncio.run(leader.update_weights(4, tmp_path))
+        served[1].weights = "default"
+        asyncio.run(other.follow(4))
+        other._servers[0].in_flight = 9  # so that it asks the second one
+        assert act(other, PROMPT)[0].weight_version == 4
+        assert served[1].events.count(f"collective_rpc load_checkpoint {tmp_path}") == 2
+        asyncio.run(leader.update_weights(5, tmp_path))
+        for server in other._servers:
+            server.heard = 0.0  # so that it asks what they have
+        with pytest.raises(PolicyUnavailable, match="other weights: 5-"):
+            act(other, PROMPT)
+        assert all(each.weights.startswith("5-") for each in served)
+        # One that led, and then follows, loads no more either.
+        asyncio.run(leader.follow(5))
+        for server, each in zip(leader._servers, served, strict=True):
+            server.heard, each.weights = 0.0, "6-"
+        with pytest.raises(PolicyUnavailable, match="other weights: 6-"):
+            act(leader, PROMPT)
+
+
+def test_following_servers_that_are_down_says_so():
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(serving(Served()))
+        with policy_of(url) as policy:
+            stack.close()
+            with pytest.raises(PolicyUnavailable, match="no server"):
+                asyncio.run(policy.follow(1))
+
+
+def test_servers_that_take_no_weights_are_named():
+    missing = pytest.raises(RuntimeError, match="VLLM_SERVER_DEV_MODE")
+    with serving(Served(developer=False)) as url, policy_of(url) as policy, missing:
+        asyncio.run(policy.update_weights(1))
+
+
+@pytest.mark.parametrize("url", ["", "node7:8000", "ftp://node7", "http://", "http://a:b"])
+def test_a_bad_url_is_refused(url):
+    with pytest.raises(ValueError, match="no URL"):
+        policy_of(url)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": -1}, {"top_p": 0}, {"attempts": 0}, {"timeout": 0}]
+)
+def test_bad_settings_are_refused(settings):
+    with pytest.raises(ValueError, match="must"):
+        policy_of("http://localhost:1", **settings)
+
+
+def test_a_closed_policy_says_so():
+    with serving(Served()) as url, policy_of(url) as policy:
+        pass
+    policy.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        act(policy, PROMPT)

@@ -1,0 +1,101 @@
+"""What the tests of vLLM share: whether it is here, a tiny model, and what transformers makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+from agents.tiny import TAGS, make_checkpoint, make_model
+from retool_env.episode import Generation, Rules
+from retool_env.problems import Problem
+from retool_env.rollout import RolloutEngine, ScriptedPolicy
+from retool_env.rollout.transformers import TransformersPolicy
+
+needs_vllm = pytest.mark.skipif(
+    # `make test-vllm` says that it is here: there the tests fail if it is not.
+    importlib.util.find_spec("vllm") is None and "RETOOL_TEST_VLLM" not in os.environ,
+    reason="vLLM is not installed: make test-vllm",
+)
+
+ENGINE = {"dtype": "float32", "gpu_memory_utilization": 0.1}
+"""Exact, and beside others on a small machine."""
+
+PROMPTS = [f"Compute {i} + {i * 7}: " * (1 + i % 4) for i in range(9)]
+
+
+RULES = Rules(max_tokens=200, prompt_template="{query}\n")
+CALLS = [Problem(id=str(i), question=f"Compute {i}", answer="42") for i in range(10, 18)]
+"""What `make_writer` can do: those of even numbers with a call, the others with two, whose tags end inside a token."""
+
+_TAG_AND_MORE = "</code>\nSo "
+
+
+def make_tagging_checkpoint(folder: Path, seed: int) -> Path:
+    """A tiny model with a token in which a tag ends."""
+    with mock.patch("agents.tiny.TAGS", (*TAGS[:-1], _TAG_AND_MORE)):
+        return make_checkpoint(folder, seed)
+
+
+def make_writer(tokenizer, sandbox):
+    """A tiny model that has learned to solve `CALLS` with programs."""
+
+    def turn(text: str) -> str:
+        number = int(text.split()[1])
+        if text.count("<interpreter>") == 1 + number % 2:
+            return "<answer>\n\\boxed{42}\n</answer>"
+        if number % 2:
+            return f"<code>\nprint(42)  # {number}\n{_TAG_AND_MORE}"
+        return f"<code>\n```python\nprint(42)  # {number}\n```\n</code>"
+
+    engine = RolloutEngine(ScriptedPolicy(turn, tokenizer), RULES, sandbox)
+    episodes = [[*t.prompt_ids, *t.completion_ids] for [t] in engine.run(CALLS)]
+    longest = max(map(len, episodes))
+    padding = tokenizer.pad_token_id
+    ids = torch.tensor([[*each, *[padding] * (longest - len(each))] for each in episodes])
+    labels = ids.masked_fill(ids == padding, -100)
+    model = make_model(0)[0]
+    optimizer = torch.optim.AdamW(model.parameters(), 2e-3, betas=(0.9, 0.95))
+    for _ in range(40):
+        model(ids, labels=labels).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+def turns_of(policy, prompts, stop=(), budget=40, seeds=None) -> list[Generation]:
+    """A turn after each prompt, sampled together."""
+
+    async def turns():
+        seeded = zip(prompts, seeds or range(len(prompts)), strict=True)
+        return await asyncio.gather(*(policy.act(ids, stop, budget, s) for ids, s in seeded))
+
+    return asyncio.run(turns())
+
+
+def greedy(model, tokenizer, prompts, **settings) -> list[tuple[int, ...]]:
+    """The ids that transformers samples greedily."""
+    policy = TransformersPolicy(model, tokenizer, temperature=0)
+    return [turn.token_ids for turn in turns_of(policy, prompts, **settings)]
+
+
+def logprobs_of(
+    model, prompt: Sequence[int], turn: Generation, temperature: float = 1.0, top_p: float = 1.0
+) -> torch.Tensor:
+    """Log-probs of a turn's tokens under the distribution that it should have been sampled from, shape `(T,)`."""
+    sequence = torch.tensor([[*prompt, *turn.token_ids]])
+    with torch.no_grad():
+        logits = model(sequence).logits[0, len(prompt) - 1 : -1].float() / temperature
+    probs = logits.softmax(-1)
+    ordered, order = probs.sort(descending=True)
+    outside = (ordered.cumsum(-1) - ordered) >= top_p
+    probs = torch.zeros_like(probs).scatter(-1, order, ordered.masked_fill(outside, 0.0))
+    probs /= probs.sum(-1, keepdim=True)
+    return probs.gather(-1, sequence[0, len(prompt) :, None])[:, 0].log()
