@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
@@ -22,7 +21,7 @@ from agents.curves import draw_curves
 from agents.engine import ENGINE, check_engine, make_policy
 from agents.model import load_model, lora_config, save_checkpoint
 from agents.progress import Bar, BarCallback, console
-from agents.run import Run, RunLogger
+from agents.run import Run, RunLogger, processes
 from agents.settings import SANDBOX, SettingsError, check_trl, find_sandbox, find_task, setting
 from retool_env.episode import Rules, encode_prompt
 from retool_env.integrations.trl import (
@@ -103,7 +102,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             does not fit the model.
         SandboxUnavailable: If the sandbox can't work here.
     """
-    state = PartialState()
+    state = processes()
     accumulation = check_batch(settings, state.num_processes)
     engine, arguments = check_engine(settings.engine, state.num_processes)
     if engine == "transformers":
@@ -140,6 +139,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             "logging_steps": 1,
             "save_total_limit": 1,
             "bf16": False,
+            "use_cpu": not torch.accelerator.is_available(),
             "dataloader_pin_memory": torch.cuda.is_available(),
             "shuffle_dataset": False,
             "report_to": "none",

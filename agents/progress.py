@@ -6,7 +6,6 @@ import time
 from types import TracebackType
 from typing import Any
 
-from accelerate import PartialState
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,6 +18,8 @@ from rich.progress import (
 from rich.text import Text
 from transformers import TrainerCallback
 from transformers.utils import logging
+
+from agents.run import processes
 
 console = Console()
 logging.disable_progress_bar()  # that of loading and saving weights would break into ours
@@ -35,7 +36,7 @@ class Bar:
     """
 
     def __init__(self, what: str, total: int, every: float = 10.0, live: object = None) -> None:
-        self._main = PartialState().is_main_process  # the others show nothing
+        self._main = processes().is_main_process  # the others show nothing
         self._what, self._total, self._every = what, total, every
         self._count, self._figures = 0, ""
         self._started = self._printed = time.monotonic()

@@ -19,12 +19,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import TrainerCallback
 
 from agents.settings import SettingsError
 from retool_env.provenance import versions
 from retool_env.transcript import Transcript, write_transcripts
+
+
+def processes() -> PartialState:
+    """This process among those of the run. Where there is no accelerator, accelerate sees several only if told to look."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 class Run:
@@ -41,7 +47,7 @@ class Run:
 
     def __init__(self, folder: Path, settings: Any, resume: bool) -> None:
         self.folder = folder
-        self._state = PartialState()
+        self._state = processes()
         self._config = folder / "config.json"
         self._settings = json.loads(json.dumps(dataclasses.asdict(settings)))
         if not self._config.is_file():

@@ -1,0 +1,156 @@
+"""Which policy the setting `engine` gives, and runs of GRPO with others than the default."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from agents import engine, grpo
+from agents.settings import SettingsError, load_settings
+from agents.tiny import make_checkpoint
+from retool_env.rollout.transformers import TransformersPolicy
+from retool_env.transcript import check_transcript, read_transcripts
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def initial(tmp_path_factory):
+    return str(make_checkpoint(tmp_path_factory.mktemp("initial"), seed=1))
+
+
+SMALL = {
+    "name": "g",
+    "steps": 3,
+    "prompts": 2,
+    "rollouts": 4,
+    "micro_batch": 4,
+    "save_steps": 1,
+    "env.max_tokens": 60,
+    "sandbox": {"name": "nsjail", "guests": 1},
+}
+
+
+def overrides(initial, **more):
+    values = {"model": initial, **SMALL, **more}
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def settings(initial, **more):
+    return load_settings(grpo.Settings, "grpo", "tiny", overrides(initial, **more))
+
+
+@pytest.mark.parametrize(
+    ("setting", "processes", "said"),
+    [
+        ("vllms", 1, "'vllms' is none; there are transformers, vllm, and vLLM servers' URLs"),
+        ({"max_batch": 4}, 1, "None is none"),
+        ("vllm", 2, "start `vllm serve` and name its URLs"),
+    ],
+)
+def test_engines_that_can_not_be_had_are_refused(setting, processes, said):
+    with pytest.raises(SettingsError, match=said):
+        engine.check_engine(setting, processes)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("transformers", {"max_batch": 0}, "max_batch must be"),
+        ("transformers", {"rows": 4}, "unexpected keyword argument 'rows'"),
+        ("http://h:1", {"token_env": "NO_SUCH_TOKEN"}, "no variable 'NO_SUCH_TOKEN'"),
+        ("http://h:0", {}, "no URL of a server"),
+    ],
+)
+def test_wrong_arguments_of_a_policy_are_settings_errors(initial, name, arguments, said):
+    model = AutoModelForCausalLM.from_pretrained(initial)
+    with pytest.raises(SettingsError, match=said):
+        engine.make_policy(name, arguments, model, object(), initial, 1.0, True)
+
+
+def test_a_model_that_is_sampled_from_while_it_is_trained_is_another(initial):
+    trained = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float64)
+    policy = engine.make_policy("transformers", {"max_batch": 3}, trained, None, initial, 0.9, True)
+    assert isinstance(policy, TransformersPolicy) and policy.model is not trained
+    assert (policy.max_batch, policy.temperature) == (3, 0.9)
+    ours, theirs = next(policy.model.parameters()), next(trained.parameters())
+    assert ours.dtype == theirs.dtype and torch.equal(ours, theirs) and not ours.requires_grad
+
+
+def test_a_run_that_samples_ahead_keeps_its_records_and_goes_on(initial, tmp_path, monkeypatch):
+    whole = tmp_path / "whole"
+    grpo.train(settings(initial, staleness=1), whole)
+    transcripts = list(read_transcripts(whole / "transcripts.jsonl"))
+    lags = [(t.trained_version, t.trained_version - t.weight_version) for t in transcripts]
+    assert set(lags) == {(0, 0), (1, 1), (2, 1)} and len(lags) == 3 * 8
+
+    def stop(trainer, *_):
+        if trainer.state.global_step == 2:
+            raise KeyboardInterrupt
+
+    cut = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        original = grpo.EngineGRPOTrainer.training_step
+        patch.setattr(
+            grpo.EngineGRPOTrainer,
+            "training_step",
+            lambda self, *args, **kw: (stop(self), original(self, *args, **kw))[1],
+        )
+        with pytest.raises(KeyboardInterrupt):
+            grpo.train(settings(initial, staleness=1), cut)
+    grpo.train(settings(initial, staleness=1), cut, resume=True)
+    again = list(read_transcripts(cut / "transcripts.jsonl"))
+    # The batch after a resumption is sampled with the newest weights, as it says; nothing is kept twice.
+    lags = [(t.trained_version, t.trained_version - t.weight_version) for t in again]
+    assert set(lags) == {(0, 0), (1, 1), (2, 0)} and len(lags) == 3 * 8
+    assert [t.problem.id for t in again] == [t.problem.id for t in transcripts]
+
+
+def test_two_processes_keep_one_run_with_transcripts_of_each(initial, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = ["-m", "agents", "grpo", "--preset", "tiny", "--runs", str(tmp_path), "--resume"]
+
+    def run():
+        return subprocess.run(
+            [*launch, *command, *overrides(initial, steps=2, prompts=4)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=250,
+        )
+
+    first = run()
+    assert first.returncode == 0, first.stderr[-3000:]
+    folder = tmp_path / "g"
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    assert [record["step"] for record in records] == [1, 2]
+    seen = []
+    for name in ("transcripts.jsonl", "transcripts-1.jsonl"):
+        transcripts = list(read_transcripts(folder / name))
+        assert len(transcripts) == 2 * 8
+        for transcript in transcripts:
+            check_transcript(transcript)
+        seen.append({t.problem.id for t in transcripts})
+    assert not seen[0] & seen[1] and len(seen[0] | seen[1]) == 2 * 4
+    assert AutoModelForCausalLM.from_pretrained(folder / "checkpoint").num_parameters() > 1000
+    assert first.stdout.count("rl: 2/2") == 1  # the first process speaks for both
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"prompts": 3, "rollouts": 8, "micro_batch": 4}, "prompts=3 problems"),
+        ({"prompts": 2, "rollouts": 4, "micro_batch": 8}, r"micro_batch=8 \* 2 processes"),
+    ],
+)
+def test_batches_that_can_not_be_shared_out_are_refused(initial, more, said):
+    with pytest.raises(SettingsError, match=said):
+        grpo.check_batch(settings(initial, **more), 2)
