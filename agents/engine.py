@@ -73,6 +73,11 @@ def make_policy(
             from retool_env.rollout.vllm_server import VLLMServerPolicy
 
             given = dict(arguments)
+            if "weights_folder" not in given:
+                raise SettingsError(
+                    "engine: servers get new weights as files: set engine.weights_folder, a folder at the same path on "
+                    "every machine"
+                )
             variable = given.pop("token_env", None)
             if variable is not None:
                 given["token"] = os.environ[variable]

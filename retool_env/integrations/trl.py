@@ -143,6 +143,10 @@ class EngineRollouts:
             raise ValueError(
                 f"staleness and resample must not be negative: {staleness}, {resample}"
             )
+        if staleness and getattr(engine.policy, "sleep_mode", False):
+            raise ValueError(
+                "an engine that sleeps while the trainer trains can't sample ahead: staleness=0, or sleep_mode=False"
+            )
         self.engine = engine
         self.problems = problems
         self.seed = seed
@@ -154,6 +158,9 @@ class EngineRollouts:
         self._loop = BackgroundLoop("rollouts")
         self._ahead: dict[int, tuple[_Batch, Future[tuple[list[Group], float]]]] = {}
         self._step, self._round, self._synced = -1, 0, -1
+        # An engine that shares its GPU with the trainer has it while it samples, and sleeps while that trains.
+        self._sleeps = getattr(engine.policy, "sleep_mode", False)
+        self._asleep = False
         self._counted = dataclasses.replace(engine.progress)
 
     def close(self) -> None:
@@ -174,6 +181,9 @@ class EngineRollouts:
         step = trainer.state.global_step
         _together(trainer, lambda: self._check(trainer))
         batch = self._batch(prompts, trainer)
+        if self._asleep:
+            self._loop.run_blocking(self.engine.policy.wake_up())
+            self._asleep = False
         if batch.number not in self._ahead:
             self._sync(trainer, step)
         groups, seconds = _together(trainer, lambda: self._take(batch))
@@ -182,6 +192,9 @@ class EngineRollouts:
             self._sync(trainer, step)
             _together(trainer, lambda: self._start_ahead(batch.number, trainer))
         groups, resampled = self._resampled(trainer, batch, groups)
+        if self._sleeps:
+            self._loop.run_blocking(self.engine.policy.sleep())
+            self._asleep = True
         transcripts = [
             dataclasses.replace(transcript, trained_version=step)
             for group in groups

@@ -81,7 +81,7 @@ class VLLMPolicy:
         self.temperature = temperature
         self.top_p = top_p
         self.weight_version = 0
-        self._sleep_mode = sleep_mode
+        self.sleep_mode = sleep_mode
         self._inventory: Inventory | None = None
         self._requests = itertools.count()
         self._gate = Gate()
@@ -247,7 +247,7 @@ class VLLMPolicy:
         await self._engine.resume_generation()
 
     def _check_sleep_mode(self) -> None:
-        if not self._sleep_mode:
+        if not self.sleep_mode:
             raise RuntimeError("this policy can't sleep: make it with sleep_mode=True, on CUDA")
 
 

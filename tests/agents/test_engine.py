@@ -65,8 +65,9 @@ def test_engines_that_can_not_be_had_are_refused(setting, processes, said):
     [
         ("transformers", {"max_batch": 0}, "max_batch must be"),
         ("transformers", {"rows": 4}, "unexpected keyword argument 'rows'"),
-        ("http://h:1", {"token_env": "NO_SUCH_TOKEN"}, "no variable 'NO_SUCH_TOKEN'"),
-        ("http://h:0", {}, "no URL of a server"),
+        ("http://h:1", {"weights_folder": "w", "token_env": "NO_TOKEN"}, "no variable 'NO_TOKEN'"),
+        ("http://h:0", {"weights_folder": "w"}, "no URL of a server"),
+        ("http://h:1", {}, "set engine.weights_folder"),
     ],
 )
 def test_wrong_arguments_of_a_policy_are_settings_errors(initial, name, arguments, said):

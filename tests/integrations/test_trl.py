@@ -620,6 +620,44 @@ def test_groups_that_are_not_whole_are_refused(checkpoint, tmp_path):
         trainer.rollout_func(["0", "0", "1", "1"], trainer)
 
 
+def test_an_engine_that_sleeps_is_awake_while_it_samples_and_at_no_other_time(checkpoint, tmp_path):
+    happened = []
+
+    class Sleeper(Varied):
+        sleep_mode = True
+        asleep = False
+
+        async def act(self, token_ids, stop, budget, seed):
+            assert not self.asleep
+            return await super().act(token_ids, stop, budget, seed)
+
+        async def update_weights(self, version, weights=None):
+            assert not self.asleep
+            happened.append(f"update {version}")
+
+        async def sleep(self):
+            self.asleep = True
+            happened.append("sleep")
+
+        async def wake_up(self):
+            self.asleep = False
+            happened.append("wake up")
+
+    policy = Sleeper(make_tokenizer())
+    trainer, _ = make_trainer(checkpoint, tmp_path, policy=policy, size=8, max_steps=2)
+    original = trainer._compute_loss
+
+    def computing(*args, **kwargs):
+        assert policy.asleep
+        return original(*args, **kwargs)
+
+    trainer._compute_loss = computing
+    trainer.train()
+    assert happened == ["update 0", "sleep", "wake up", "update 1", "sleep"]
+    with pytest.raises(ValueError, match="can't sample ahead"):
+        EngineRollouts(RolloutEngine(policy, RULES, Box()), PROBLEMS, staleness=1)
+
+
 @pytest.mark.parametrize("wrong", [{"staleness": -1}, {"resample": -1}])
 def test_bad_numbers_are_refused(wrong):
     with pytest.raises(ValueError, match="must not be negative"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from vllm_models import (
 
 from agents.tiny import make_model
 from retool_env.episode import decode
+from retool_env.problems import ProblemList
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.transformers import TransformersPolicy
 from retool_env.rollout.vllm import VLLMPolicy
@@ -336,3 +338,58 @@ def test_importing_the_policies_imports_no_engine_and_no_client():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@needs_vllm
+def test_grpo_trains_on_what_it_samples_and_it_samples_from_what_is_trained(
+    policy, sandbox, tmp_path
+):
+    """Every step's weights reach it in this process: else what it samples would be far from the trained model."""
+    trl = pytest.importorskip("trl", reason="pip install 'retool-env[train]'")
+    from transformers import AutoModelForCausalLM
+
+    from retool_env.integrations.trl import (
+        EngineGRPOTrainer,
+        EngineRollouts,
+        episode_reward,
+        problem_dataset,
+    )
+
+    rules = dataclasses.replace(
+        RULES, max_tokens=24, reward=lambda transcript: float(sum(transcript.completion_ids) % 2)
+    )
+    problems = ProblemList(CALLS)
+    trainer = EngineGRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(policy.model, dtype=torch.float32),
+        reward_funcs=episode_reward,
+        args=trl.GRPOConfig(
+            output_dir=str(tmp_path),
+            max_steps=3,
+            per_device_train_batch_size=8,
+            num_generations=4,
+            max_completion_length=24,
+            learning_rate=1e-2,
+            lr_scheduler_type="constant",
+            logging_steps=1,
+            report_to="none",
+            save_strategy="no",
+            bf16=False,
+            shuffle_dataset=False,
+            disable_tqdm=True,
+            gradient_checkpointing=False,
+        ),
+        train_dataset=problem_dataset(problems, 6, seed=0),
+        processing_class=policy.tokenizer,
+        rollout_func=EngineRollouts(RolloutEngine(policy, rules, sandbox), problems),
+    )
+    started = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    trainer.train()
+    trainer.rollout_func.close()
+    moved = max(
+        (now - then).abs().max().item()
+        for now, then in zip(trainer.model.parameters(), started, strict=True)
+    )
+    logs = [log for log in trainer.state.log_history if "reward" in log]
+    assert len(logs) == 3 and moved > 1e-2 and policy.weight_version == 2
+    assert all(log["offpolicy/difference_max"] < 1e-3 for log in logs)
+    assert all(log["rollout/weight_lag_max"] == 0 for log in logs)
