@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from agents.settings import SettingsError
-from retool_env.integrations.weights import is_sharded
 from retool_env.rollout import Policy
 from retool_env.rollout.transformers import TransformersPolicy, load_policy
 
@@ -47,6 +46,7 @@ def make_policy(
     model: str,
     temperature: float,
     apart: bool,
+    device: torch.device | str = "cpu",
 ) -> Policy:
     """The policy of an engine.
 
@@ -57,7 +57,8 @@ def make_policy(
         tokenizer: Its tokenizer.
         model: The folder or id that it was loaded from.
         temperature: Of sampling.
-        apart: Whether it is sampled from while it is trained.
+        apart: Whether it is sampled from while it is trained, or is sharded.
+        device: Where a model apart lies.
 
     Raises:
         SettingsError: If an argument is unknown or out of range.
@@ -80,6 +81,8 @@ def make_policy(
                 )
             variable = given.pop("token_env", None)
             if variable is not None:
+                if variable not in os.environ:
+                    raise SettingsError(f"engine.token_env: there is no variable {variable!r}")
                 given["token"] = os.environ[variable]
             return VLLMServerPolicy(
                 [url.strip() for url in name.split(",")],
@@ -87,14 +90,11 @@ def make_policy(
                 temperature=temperature,
                 **given,
             )
-        if not apart and not is_sharded(trained):
+        if not apart:
             return TransformersPolicy(trained, tokenizer, temperature=temperature, **arguments)
-        parameter = next(trained.parameters())
-        dtype, device = str(parameter.dtype).removeprefix("torch."), str(parameter.device)
-        policy = load_policy(model, dtype, device, temperature=temperature, **arguments)
+        dtype = str(next(trained.parameters()).dtype).removeprefix("torch.")
+        policy = load_policy(model, dtype, str(device), temperature=temperature, **arguments)
         policy.model.requires_grad_(False)
         return policy
-    except KeyError as error:
-        raise SettingsError(f"engine: token_env: there is no variable {error}") from error
     except (TypeError, ValueError) as error:
         raise SettingsError(f"engine: {error}") from error

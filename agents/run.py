@@ -13,7 +13,9 @@ checkpoint/         the trained model with its tokenizer
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,7 +32,13 @@ from retool_env.transcript import Transcript, write_transcripts
 
 def processes() -> PartialState:
     """This process among those of the run. Where there is no accelerator, accelerate sees several only if told to look."""
-    return PartialState(cpu=not torch.accelerator.is_available())
+    cpu = not torch.accelerator.is_available()
+    if cpu:
+        # Otherwise the second process's is "cpu:1", which no checkpoint of an optimizer can be loaded to.
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
+    # A process may wait for the slowest one's rollouts for as long as these take; the default is minutes.
+    wait = datetime.timedelta(hours=12)
+    return PartialState(cpu=cpu, timeout=wait)
 
 
 class Run:

@@ -398,7 +398,7 @@ class Episode:
 
     def _finish(self, reason: StopReason) -> None:
         transcript = dataclasses.replace(self.transcript, stop_reason=reason)
-        if reason is not StopReason.INFRASTRUCTURE:
+        if transcript.scored:
             transcript = dataclasses.replace(transcript, correct=bool(transcript.correct))
             reward = float(get_reward(self.rules.reward)(transcript))
             transcript = dataclasses.replace(transcript, reward=reward)

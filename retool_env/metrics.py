@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from retool_env.transcript import StopReason, Transcript
+from retool_env.transcript import Transcript
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Summary:
     episodes: int
     """Number of scored episodes."""
     failed: int
-    """Number of episodes that an infrastructure failure ended. They enter no other figure."""
+    """Number of episodes that an infrastructure failure ended, or that were cut before they began. They enter no other
+    figure."""
     accuracy: Interval | None
     """Mean over problems of the share of correct episodes: avg@k, the paper's pass@1 (section 3.1)."""
     reward: float | None
@@ -87,7 +88,7 @@ def summarise(transcripts: Sequence[Transcript]) -> Summary:
     """
     if any(t.stop_reason is None for t in transcripts):
         raise ValueError("only finished transcripts can be summarised")
-    scored = [t for t in transcripts if t.stop_reason is not StopReason.INFRASTRUCTURE]
+    scored = [t for t in transcripts if t.scored]
     by_problem: dict[str, list[bool]] = {}
     for transcript in scored:
         by_problem.setdefault(transcript.problem.id, []).append(bool(transcript.correct))

@@ -45,6 +45,7 @@ class StopReason(enum.StrEnum):
     CHARACTER_BUDGET = "character_budget"
     TIME_BUDGET = "time_budget"
     CANCELLED = "cancelled"
+    """Cut from outside, by a deadline say. If the model had not written anything yet, it is not scored."""
     INFRASTRUCTURE = "infrastructure_failure"
     """The sandbox, not the program, failed. Such an episode is not scored and never trained on."""
 
@@ -113,9 +114,15 @@ class Transcript:
     trained_version: int | None = None
     """The optimizer step whose weights were trained on it, where a trainer did: later than the above by its staleness."""
     reward: float | None = None
-    """Earned once, at the end; `None` while it goes on and after an infrastructure failure."""
+    """Earned once, at the end; `None` while it goes on, after an infrastructure failure, and if it never began."""
     protocol: ProtocolName = "tags"
     """How its turns are to be read."""
+
+    @property
+    def scored(self) -> bool:
+        """Whether it says anything of the model: not after an infrastructure failure, nor if it was cut before it began."""
+        unbegun = self.stop_reason is StopReason.CANCELLED and not self.response
+        return self.stop_reason is not StopReason.INFRASTRUCTURE and not unbegun
 
     @property
     def text(self) -> str:
@@ -255,8 +262,8 @@ def check_transcript(transcript: Transcript) -> None:
                 raise ValueError(f"{at}: a log-prob is finite and not above 0")
         elif span.logprobs is not None:
             raise ValueError(f"{at}: what the model did not sample has no log-prob")
-    if transcript.stop_reason is StopReason.INFRASTRUCTURE and transcript.reward is not None:
-        raise ValueError("an infrastructure failure is not scored")
+    if not transcript.scored and transcript.reward is not None:
+        raise ValueError("neither an infrastructure failure nor what never began is scored")
 
 
 def write_transcripts(path: str | Path, transcripts: Iterable[Transcript]) -> None:

@@ -34,7 +34,7 @@ from retool_env.problems import Problem, ProblemSource
 from retool_env.rollout.background import BackgroundLoop
 from retool_env.rollout.engine import Group, RolloutEngine, run_blocking
 from retool_env.rollout.policy import Policy
-from retool_env.transcript import StopReason, Transcript
+from retool_env.transcript import Transcript
 
 
 class EngineRolloutWorker:
@@ -180,7 +180,7 @@ class EngineRolloutWorker:
     def _hand_over(self, number: int, group: Group) -> None:
         if self.on_group is not None:
             self.on_group(number, group)
-        scored = [t for t in group if t.stop_reason is not StopReason.INFRASTRUCTURE]
+        scored = [t for t in group if t.scored]
         self._failed = 0 if scored else self._failed + 1
         self._turn_ended()
         samples = group_samples(scored, number) if len(scored) > 1 else []

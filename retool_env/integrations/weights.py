@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 _CHANGED = re.compile(r"\.(base_layer|original_module)\.")
@@ -15,8 +17,13 @@ _CHANGED = re.compile(r"\.(base_layer|original_module)\.")
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether a process holds only parts of the parameters (FSDP2, tensor parallelism, DeepSpeed's ZeRO-3)."""
-    return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
+    """Whether a process holds only parts of the parameters (FSDP, tensor parallelism, DeepSpeed's ZeRO-3)."""
+    return _is_sharded_otherwise(model) or any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def _is_sharded_otherwise(model: torch.nn.Module) -> bool:
+    wrapped = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
+    return wrapped or any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 @torch.no_grad()
@@ -29,23 +36,28 @@ def trained_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]
         ValueError: If the model has adapters other than plain LoRA, or on one of several tied layers, or shards of another
             kind than FSDP2's.
     """
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        raise ValueError("the weights of a model under DeepSpeed's ZeRO-3 can't be had: use FSDP2")
+    if _is_sharded_otherwise(model):
+        raise ValueError(
+            "the weights of a model under FSDP1 or DeepSpeed's ZeRO-3 can't be had: use FSDP2 (fsdp_version: 2)"
+        )
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    adapted = {name: m for name, m in base.named_modules() if isinstance(m, LoraLayer)}
+    adapted = {_plain(name): m for name, m in base.named_modules() if isinstance(m, LoraLayer)}
     for name, layer in adapted.items():
-        if any(layer.lora_variant.values()):
+        other = any(layer.lora_variant.values()) or any(layer.lora_bias.values())
+        if other or isinstance(layer, ParamWrapper):
             raise ValueError(f"{name} has an adapter that is no plain LoRA, and can't be merged")
     names: dict[int, list[str]] = {}
     for name, parameter in base.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
+        names.setdefault(id(parameter), []).append(_plain(name))
     for several in names.values():
         if len(several) > 1 and any(_CHANGED.search(name) for name in several):
             raise ValueError(
                 f"one tensor is both {' and '.join(several)}, and of these an adapter changes some alone: leave them out of "
                 "target_modules and modules_to_save, or untie the model's embeddings"
             )
-    for name, tensor in base.state_dict().items():
+    active = getattr(model, "active_adapters", []) if isinstance(model, PeftModel) else []
+    for full_name, tensor in base.state_dict().items():
+        name = _plain(full_name)
         owner, part, rest = name.partition(".base_layer.")
         if part:
             weight = whole(tensor)
@@ -59,11 +71,18 @@ def trained_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]
         # A layer that is trained whole beside the adapters: its copy, not the original.
         owner, part, rest = name.partition(".modules_to_save.")
         if part:
-            yield f"{owner}.{rest.partition('.')[2]}", whole(tensor)
+            adapter, _, rest = rest.partition(".")
+            if adapter in active:
+                yield f"{owner}.{rest}", whole(tensor)
         elif ".original_module." not in name and not any(
             name.startswith(f"{each}.") for each in adapted
         ):
             yield name, whole(tensor)
+
+
+def _plain(name: str) -> str:
+    """A name without what activation checkpointing puts into it."""
+    return name.replace("_checkpoint_wrapped_module.", "")
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

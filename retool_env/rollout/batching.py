@@ -29,10 +29,16 @@ BLOCK = 16
 """Tokens a block of the cache."""
 PREFILL = 2048
 """Tokens of prompts and results that a forward pass takes, at most, padding included."""
+DECODE = 2**18
+"""Tokens of context that a step which samples reads in one forward pass, at most, padding included (a row always fits)."""
 
 StopReason = Literal["tag", "eos", "length"]
 Draw = Callable[[torch.Tensor, Sequence["Request"]], tuple[torch.Tensor, torch.Tensor]]
 """Logits, shape `(B, V)`, and their requests, to token ids and log-probs, shape `(B,)` each."""
+
+
+Outcome = Generation | Exception | None
+"""What becomes of a request: a turn, an error, or nothing where it was cancelled."""
 
 
 @dataclass(eq=False)
@@ -113,13 +119,12 @@ class Batcher:
         self._max_batch = max_batch
         self._pool = BlockPool(cache_tokens, BLOCK)
         self._cache = PagedCache((self._pool.count + 1) * BLOCK)
-        self._lock = threading.Lock()  # of the next seven, and `weight_version`
+        self._lock = threading.Lock()  # of the next four, and `weight_version`
         self._inbox: list[Request] = []
         self._stale = False
-        self._change: Callable[[], None] | None = None
-        self._changed: list[Future[None]] = []
+        self._changes: list[tuple[int, Callable[[], None] | None, Future[None]]] = []
         self._serving = False
-        self._version = self._next_version = 0
+        self._version = 0
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []  # by age: the first is never set back
         # Of its own, so that no burst of other work in a loop's executor stands before it.
@@ -147,13 +152,18 @@ class Batcher:
         """
         changed: Future[None] = Future()
         with self._lock:
-            self._next_version = version
+            self._changes.append((version, change, changed))
             self._stale = True
-            self._change = change or self._change
-            self._changed.append(changed)
             if not self._serving:
                 self._renew()
         return changed
+
+    def clear_cache(self) -> None:
+        """Give the cache's memory back, unless requests are being served."""
+        with self._lock:
+            if not self._serving:
+                self._pool.clear()
+                self._cache.clear()
 
     @torch.no_grad()
     def _serve(self) -> None:
@@ -161,13 +171,17 @@ class Batcher:
         self._model.eval()
         idle = False
         while not idle:
+            done: list[tuple[Request, Outcome]] = []
             try:
-                done = self._step()
+                self._step(done)
             except Exception as error:
-                done = self._fail(error)
+                # Who was done before the error still is.
+                done += self._fail(error)
             with self._lock:
                 idle = not (self._inbox or self._waiting or self._running)
                 if idle:
+                    if self._stale:
+                        self._renew()
                     # Before the last turn is handed over: whoever has it may train at once.
                     for module in training:
                         module.training = True
@@ -180,33 +194,29 @@ class Batcher:
                 else:
                     request.future.set_exception(outcome)
 
-    def _step(self) -> list[tuple[Request, Generation | None]]:
-        """One token for each request that lacks nothing; returns those that are done, with their turns."""
+    def _step(self, done: list[tuple[Request, Outcome]]) -> None:
+        """One token for each request that lacks nothing; adds those that are done, with their turns."""
         with self._lock:
             self._waiting.extend(self._inbox)
             self._inbox.clear()
             if self._stale:
                 self._renew()
             self._version = self.weight_version
-        cancelled = [r for r in (*self._running, *self._waiting) if r.cancelled]
-        for request in cancelled:
+        for request in [r for r in (*self._running, *self._waiting) if r.cancelled]:
             self._leave(request)
+            done.append((request, None))
         self._admit()
-        done: list[tuple[Request, Generation | None]] = [(r, None) for r in cancelled]
         behind = [request for request in self._running if request.missing > 1]
         if behind:
             longest = min(behind[0].missing, PREFILL)
             # Of similar length, since all are padded to the longest.
             alike = [r for r in behind if longest <= 2 * min(r.missing, longest)]
-            alike = alike[: max(1, PREFILL // longest)]
-            done += self._advance(alike, longest)
+            self._advance(alike[: max(1, PREFILL // longest)], longest, done)
         ready = [request for request in self._running if request.missing == 1]
         # An older one may need room, and the youngest give way to it.
         ready = [r for r in ready if r in self._running and self._make_room(r)]
-        ready = [request for request in ready if request.blocks]
-        if ready:
-            done += self._advance(ready, 1)
-        return done
+        for together in _of_similar_length(ready):
+            self._advance(together, 1, done)
 
     def _admit(self) -> None:
         pool = self._pool
@@ -271,18 +281,19 @@ class Batcher:
         self._pool.clear()
         self._cache.clear()
         self._stale = False
-        change, self._change = self._change, None
-        changed, self._changed = self._changed, []
-        try:
-            if change is not None:
-                change()
-        except Exception as error:
-            for each in changed:
-                each.set_exception(error)
-        else:
-            self.weight_version = self._next_version
-            for each in changed:
-                each.set_result(None)
+        changes, self._changes = self._changes, []
+        for version, change, changed in changes:
+            waited_for = changed.set_running_or_notify_cancel()
+            try:
+                if change is not None:
+                    change()
+            except Exception as error:
+                if waited_for:
+                    changed.set_exception(error)
+            else:
+                self.weight_version = version
+                if waited_for:
+                    changed.set_result(None)
 
     def _fail(self, error: Exception) -> list[tuple[Request, Exception]]:
         with self._lock:
@@ -295,8 +306,8 @@ class Batcher:
         return [(request, error) for request in failed]
 
     def _advance(
-        self, requests: list[Request], most: int
-    ) -> list[tuple[Request, Generation | None]]:
+        self, requests: list[Request], most: int, done: list[tuple[Request, Outcome]]
+    ) -> None:
         """Compute up to `most` tokens of each request, and sample for those that then lack nothing."""
         counts = [min(request.missing, most) for request in requests]
         logits = self._forward(requests, counts)
@@ -310,11 +321,10 @@ class Batcher:
             self.prefilled_tokens += count - new
         due = [i for i, request in enumerate(requests) if request.missing == 0]
         if not due:
-            return []
+            return
         if len(due) < len(requests):
             requests, logits = [requests[i] for i in due], logits[due]
         tokens, logprobs = self._draw(logits, requests)
-        done: list[tuple[Request, Generation | None]] = []
         for request, token, logprob in zip(
             requests, tokens.tolist(), logprobs.tolist(), strict=True
         ):
@@ -326,7 +336,6 @@ class Batcher:
             if reason is not None:
                 self._leave(request)
                 done.append((request, self._generation(request, reason)))
-        return done
 
     def _generation(self, request: Request, reason: StopReason) -> Generation:
         return Generation(
@@ -366,6 +375,16 @@ class Batcher:
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self._model.device)
+
+
+def _of_similar_length(requests: list[Request]) -> list[list[Request]]:
+    """The requests in parts that each fit into one pass, in which all are padded to the longest."""
+    parts: list[list[Request]] = []
+    for request in sorted(requests, key=lambda each: len(each.token_ids)):
+        if not parts or (len(parts[-1]) + 1) * len(request.token_ids) > DECODE:
+            parts.append([])
+        parts[-1].append(request)
+    return parts
 
 
 def _sure(block: Block | None) -> Block:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -125,7 +126,9 @@ class TransformersPolicy:
             return await asyncio.shield(turn)
         except asyncio.CancelledError:
             request.cancelled = True
-            await asyncio.wait([turn])
+            while not turn.done():  # however often it is cancelled: the model must be done with it
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([turn])
             raise
 
     async def update_weights(self, version: int, weights: Weights | None = None) -> None:
@@ -133,29 +136,34 @@ class TransformersPolicy:
 
         Args:
             version: The new weights' number.
-            weights: All of the model's, adapters merged; they are copied into it. `None`: they are in the model already.
+            weights: All of the model's, adapters merged; they are copied into it one by one. `None`: they are in the model
+                already.
 
         Raises:
-            ValueError: If they are not those of the model, by name and shape; nothing has changed then.
+            ValueError: If they are not those of the model, by name and shape. Of a mapping nothing is copied then; of an
+                iterable, what came before.
         """
-        change = None if weights is None else functools.partial(self._take, dict(weights))
+        change = None if weights is None else functools.partial(self._take, weights)
         await asyncio.wrap_future(self._batcher.update_weights(version, change))
 
+    def clear_cache(self) -> None:
+        """Give the memory of keys and values back while nothing is sampled; it is taken anew when something is."""
+        self._batcher.clear_cache()
+
     @torch.no_grad()
-    def _take(self, weights: Mapping[str, torch.Tensor]) -> None:
+    def _take(self, weights: Weights) -> None:
         own = self.model.state_dict(keep_vars=True)
-        missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
-        # A tensor of several names may come under one of them.
-        given = {id(own[name]) for name in weights.keys() & own.keys()}
-        missing = {name for name in missing if id(own[name]) not in given}
-        other = {n for n in weights.keys() & own.keys() if weights[n].shape != own[n].shape}
-        if missing or unknown or other:
-            raise ValueError(
-                f"these are not the model's weights: {len(missing)} are missing, {len(unknown)} unknown, {len(other)} of "
-                f"another shape, {min(missing | unknown | other)!r} say"
-            )
-        for name, tensor in weights.items():
+        if isinstance(weights, Mapping):
+            for name, tensor in weights.items():
+                _check_weight(own, name, tensor)
+            _check_complete(own, weights)
+            weights = weights.items()
+        given = set()
+        for name, tensor in weights:
+            _check_weight(own, name, tensor)
             own[name].copy_(tensor)
+            given.add(name)
+        _check_complete(own, given)
 
     def _draw(
         self, logits: torch.Tensor, requests: Sequence[Request]
@@ -196,6 +204,21 @@ class TransformersPolicy:
             if any(tag in text for tag in request.stop):
                 return "tag"
         return "length" if len(request.logprobs) >= request.budget else None
+
+
+def _check_weight(own: Mapping[str, torch.Tensor], name: str, tensor: torch.Tensor) -> None:
+    if name not in own or own[name].shape != tensor.shape:
+        has = f"has shape {tuple(own[name].shape)}" if name in own else "does not exist"
+        raise ValueError(
+            f"these are not the model's weights: {name!r} {has} there, and {tuple(tensor.shape)} here"
+        )
+
+
+def _check_complete(own: Mapping[str, torch.Tensor], names: Collection[str]) -> None:
+    # A tensor of several names may come under one of them.
+    given = {id(own[name]) for name in names}
+    if missing := [name for name in own if id(own[name]) not in given]:
+        raise ValueError(f"{len(missing)} of the model's weights are missing, {missing[0]!r} say")
 
 
 def load_policy(

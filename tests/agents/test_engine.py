@@ -65,7 +65,11 @@ def test_engines_that_can_not_be_had_are_refused(setting, processes, said):
     [
         ("transformers", {"max_batch": 0}, "max_batch must be"),
         ("transformers", {"rows": 4}, "unexpected keyword argument 'rows'"),
-        ("http://h:1", {"weights_folder": "w", "token_env": "NO_TOKEN"}, "no variable 'NO_TOKEN'"),
+        (
+            "http://h:1",
+            {"weights_folder": "w", "token_env": "NO_TOKEN"},
+            "engine.token_env: there is no variable 'NO_TOKEN'",
+        ),
         ("http://h:0", {"weights_folder": "w"}, "no URL of a server"),
         ("http://h:1", {}, "set engine.weights_folder"),
     ],
@@ -118,9 +122,9 @@ def test_two_processes_keep_one_run_with_transcripts_of_each(initial, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = ["-m", "agents", "grpo", "--preset", "tiny", "--runs", str(tmp_path), "--resume"]
 
-    def run():
+    def run(steps):
         return subprocess.run(
-            [*launch, *command, *overrides(initial, steps=2, prompts=4)],
+            [*launch, *command, *overrides(initial, steps=steps, prompts=4)],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             cwd=ROOT,
             capture_output=True,
@@ -128,9 +132,20 @@ def test_two_processes_keep_one_run_with_transcripts_of_each(initial, tmp_path):
             timeout=250,
         )
 
-    first = run()
+    # A run of three steps that was stopped after its first, and had written down the second already.
+    first = run(1)
     assert first.returncode == 0, first.stderr[-3000:]
     folder = tmp_path / "g"
+    config = json.loads((folder / "config.json").read_text())
+    config["settings"]["steps"] = 2
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "done").unlink()
+    for name in ("transcripts.jsonl", "transcripts-1.jsonl"):
+        lines = (folder / name).read_text().splitlines(keepends=True)
+        later = [json.dumps({**json.loads(line), "trained_version": 1}) + "\n" for line in lines]
+        (folder / name).write_text("".join(lines + later))
+    second = run(2)
+    assert second.returncode == 0, second.stderr[-6000:]
     records = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
     assert [record["step"] for record in records] == [1, 2]
     seen = []
@@ -142,7 +157,7 @@ def test_two_processes_keep_one_run_with_transcripts_of_each(initial, tmp_path):
         seen.append({t.problem.id for t in transcripts})
     assert not seen[0] & seen[1] and len(seen[0] | seen[1]) == 2 * 4
     assert AutoModelForCausalLM.from_pretrained(folder / "checkpoint").num_parameters() > 1000
-    assert first.stdout.count("rl: 2/2") == 1  # the first process speaks for both
+    assert second.stdout.count("rl: 2/2") == 1  # the first process speaks for both
 
 
 @pytest.mark.parametrize(
@@ -150,6 +165,9 @@ def test_two_processes_keep_one_run_with_transcripts_of_each(initial, tmp_path):
     [
         ({"prompts": 3, "rollouts": 8, "micro_batch": 4}, "prompts=3 problems"),
         ({"prompts": 2, "rollouts": 4, "micro_batch": 8}, r"micro_batch=8 \* 2 processes"),
+        ({"staleness": -1}, "staleness must be at least 0"),
+        ({"oversample": 0.5}, "oversample must be at least 1"),
+        ({"transcripts_every": 0}, "transcripts_every must be at least 1"),
     ],
 )
 def test_batches_that_can_not_be_shared_out_are_refused(initial, more, said):

@@ -155,7 +155,7 @@ def test_the_gradient_at_interpreter_tokens_logits_is_exactly_zero(checkpoint, t
         captured.append(output.logits)
 
     handle = trainer.model.register_forward_hook(keep)
-    plain = _with_plain_head(trainer)
+    _with_plain_head(trainer)
     loss_of(trainer, batch).backward()
     handle.remove()
     [logits] = captured
@@ -163,7 +163,7 @@ def test_the_gradient_at_interpreter_tokens_logits_is_exactly_zero(checkpoint, t
     gradient = (
         logits.grad[:, prompt - 1 : -1].abs().sum(-1)
     )  # at the position that predicts each token
-    assert plain and gradient.shape == batch["completion_ids"].shape
+    assert gradient.shape == batch["completion_ids"].shape
     kept = (batch["completion_mask"] * batch["tool_mask"]).bool()
     moved = kept & (batch["advantages"][:, None] != 0)
     assert torch.all(gradient[~kept] == 0.0)
@@ -308,8 +308,9 @@ def test_every_step_samples_with_seeds_of_its_own(checkpoint, tmp_path):
             return await super().act(token_ids, stop, budget, seed)
 
     trainer, _ = make_trainer(checkpoint, tmp_path, policy=Watching(make_tokenizer()))
+    trainer.model.train()
     for step in (0, 1):
-        trainer.state.global_step = step
+        trainer._step = step
         trainer.rollout_func(["0"] * GROUP + ["1"] * GROUP, trainer)
     assert len(set(seeds)) == len(seeds) == 2 * 2 * GROUP * 2  # steps, groups, rollouts, turns
 
@@ -409,9 +410,20 @@ def test_what_is_trained_on_is_no_older_than_was_asked_for(checkpoint, tmp_path,
         ahead={"staleness": staleness},
         max_steps=4,
         logging_steps=1,
+        learning_rate=1e-2,
     )
-    served = trainer.rollout_func.engine.policy.model
+    history, served = [], trainer.rollout_func.engine.policy
+    update = served.update_weights
+
+    async def watched(version, weights=None):
+        history.append([p.detach().clone() for p in trainer.model.parameters()])
+        await update(version, weights)
+        # From here on it samples from just these, whatever the trainer does.
+        assert all(map(torch.equal, history[-1], served.model.parameters()))
+
+    served.update_weights = watched
     trainer.train()
+    assert len(history) == 4 and not all(map(torch.equal, history[0], history[3]))
     found = lags(rollouts)
     assert len(found) == 4 and found[0] == {0}
     assert all(max(each) <= staleness for each in found)
@@ -420,8 +432,8 @@ def test_what_is_trained_on_is_no_older_than_was_asked_for(checkpoint, tmp_path,
     logs = [log for log in trainer.state.log_history if "reward" in log]
     assert [log["rollout/weight_lag_max"] for log in logs] == [max(each) for each in found]
     assert not trainer.rollout_func._ahead  # nothing is sampled that is never asked for
-    if not staleness:  # it has the weights of the last step but one
-        assert not all(map(torch.equal, served.parameters(), trainer.model.parameters()))
+    near = [log["offpolicy/difference_max"] < 1e-3 for log in logs]
+    assert near == [True, *[staleness == 0] * 3]
 
 
 def test_the_next_batch_is_sampled_while_this_one_trains(checkpoint, tmp_path):
@@ -524,15 +536,18 @@ def test_several_batches_a_step_and_several_steps_a_batch_are_foreseen(checkpoin
             {"gradient_accumulation_steps": 2, "steps_per_generation": 1},
             {"gradient_accumulation_steps": 1, "steps_per_generation": 2},
             {"gradient_accumulation_steps": 1, "num_iterations": 2},
+            {"gradient_accumulation_steps": 2, "steps_per_generation": 3},
+            {"gradient_accumulation_steps": 4, "steps_per_generation": 3},
         )
     ):
         trainer, _ = make_trainer(
             checkpoint,
             tmp_path / str(number),
-            size=32,
+            size=24,  # fewer than are asked for, so that the data set begins anew
             ahead={"staleness": 1},
-            max_steps=4,
+            max_steps=6,
             per_device_train_batch_size=2 * GROUP,
+            save_strategy="no",
             **sizes,
         )
         taken = []
@@ -542,7 +557,10 @@ def test_several_batches_a_step_and_several_steps_a_batch_are_foreseen(checkpoin
         )
         trainer.train()
         numbers = [number for number, _ in taken]
-        assert numbers == list(range(len(numbers))) and len(numbers) in (2, 8)
+        passes = 6 * sizes["gradient_accumulation_steps"]
+        every = sizes.get("steps_per_generation", sizes["gradient_accumulation_steps"])
+        asked = -(-passes // (every * sizes.get("num_iterations", 1)))
+        assert numbers == list(range(asked))
         assert [was_ahead for _, was_ahead in taken] == [False] + [True] * (len(numbers) - 1)
         assert not trainer.rollout_func._ahead
 
@@ -583,28 +601,78 @@ def test_groups_that_teach_nothing_are_replaced_as_often_as_may_be(checkpoint, t
 
 def test_stragglers_are_cut_and_counted(checkpoint, tmp_path):
     class Slow(Box):
+        """Its first program never ends."""
+
+        calls = 0
+
         async def run_async(self, code, limits=None, **_):
-            self.calls = getattr(self, "calls", 0) + 1
+            self.calls += 1
             if self.calls == 1:
                 await asyncio.sleep(3600)
             return Execution(Outcome.OK, self.output)
 
-    trainer, rollouts = make_trainer(
-        checkpoint, tmp_path, box=Slow(), ahead={"deadline": 0.5}, logging_steps=1
-    )
-    trainer.train()
-    reasons = [t.stop_reason for t in rollouts]
-    assert reasons.count(StopReason.CANCELLED) == 1 and len(reasons) == 4 * GROUP
-    [log] = [log for log in trainer.state.log_history if "reward" in log]
-    assert log["rollout/cut"] == 1.0
+    for more, name, number in (
+        ({"deadline": 5.0}, "cut", 1.0),
+        ({"oversample": 1.25}, "dropped", 4.0),
+    ):
+        trainer, rollouts = make_trainer(
+            checkpoint, tmp_path, box=Slow(), ahead=more, logging_steps=1, save_strategy="no"
+        )
+        trainer.train()
+        reasons = [t.stop_reason for t in rollouts]
+        assert reasons.count(StopReason.CANCELLED) == (name == "cut") and len(reasons) == 4 * GROUP
+        [log] = [log for log in trainer.state.log_history if "reward" in log]
+        assert log[f"rollout/{name}"] == number
 
+
+def test_what_a_deadline_cut_before_it_began_is_as_if_absent(checkpoint, tmp_path):
+    """Its reward says nothing of the model, and its siblings' advantages are what they are without it."""
+
+    class Stuck(Varied):
+        async def act(self, token_ids, stop, budget, seed):
+            if "0 * 7" in self.tokenizer.decode(token_ids) and self.stuck:
+                await asyncio.sleep(3600)
+            return await super().act(token_ids, stop, budget, seed)
+
+    policy = Stuck(make_tokenizer())
+    policy.stuck = True
     trainer, rollouts = make_trainer(
-        checkpoint, tmp_path, box=Slow(), ahead={"oversample": 1.25}, logging_steps=1
+        checkpoint, tmp_path, policy=policy, ahead={"deadline": 3.0}, scale_rewards="none"
     )
-    trainer.train()
-    assert {t.stop_reason for t in rollouts} == {StopReason.ANSWERED}
-    [log] = [log for log in trainer.state.log_history if "reward" in log]
-    assert log["rollout/dropped"] == 4.0
+    batch = batch_of(trainer)
+    unbegun = [not t.response for t in rollouts]
+    assert sum(unbegun) == GROUP and [t.reward is None for t in rollouts] == unbegun
+    mask = (batch["completion_mask"] * batch["tool_mask"]).sum(1)
+    for row, never in enumerate(unbegun):
+        assert (mask[row] == 0) == never and (not never or batch["advantages"][row] == 0)
+    rewards = [t.reward for t in rollouts if t.reward is not None]
+    assert trainer._metrics["train"]["reward"] == [pytest.approx(sum(rewards) / (3 * GROUP))]
+
+
+def test_in_evaluation_groups_are_whole_and_nothing_is_recorded(checkpoint, tmp_path):
+    trainer, rollouts = make_trainer(checkpoint, tmp_path, num_generations_eval=2)
+    trainer.model.eval()
+    rows = trainer.rollout_func(["0", "0", "1", "1"], trainer)
+    assert [t.problem.id for t in rows["transcript"]] == ["0", "0", "1", "1"] and not rollouts
+    assert {t.trained_version for t in rows["transcript"]} == {None}
+    with pytest.raises(ValueError, match="no groups of 2"):
+        trainer.rollout_func(["0", "0", "1"], trainer)
+    failing = Varied(make_tokenizer(), program="fail")
+    trainer, _ = make_trainer(checkpoint, tmp_path, policy=failing, num_generations_eval=2)
+    trainer.model.eval()
+    rows = trainer.rollout_func(["0", "0"], trainer)  # no reason to end training
+    assert [t.reward for t in rows["transcript"]] == [None, None]
+    with pytest.raises(ValueError, match="per_device_eval_batch_size=3"):
+        trainer.args.eval_strategy = (
+            "steps"  # which TRL allows where several processes share a group
+        )
+        trainer.args.per_device_eval_batch_size = 3
+        trainer._check_groups()
+
+
+def test_a_vllm_of_trls_own_is_refused_before_it_starts(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="correct a second time"):
+        make_trainer(checkpoint, tmp_path, use_vllm=True)
 
 
 def test_groups_that_are_not_whole_are_refused(checkpoint, tmp_path):
@@ -658,7 +726,9 @@ def test_an_engine_that_sleeps_is_awake_while_it_samples_and_at_no_other_time(ch
         EngineRollouts(RolloutEngine(policy, RULES, Box()), PROBLEMS, staleness=1)
 
 
-@pytest.mark.parametrize("wrong", [{"staleness": -1}, {"resample": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"staleness": -1}, {"resample": -1}, {"oversample": 0.9}, {"deadline": 0}]
+)
 def test_bad_numbers_are_refused(wrong):
     with pytest.raises(ValueError, match="must not be negative"):
         EngineRollouts(RolloutEngine(Varied(make_tokenizer()), RULES, Box()), PROBLEMS, **wrong)
@@ -669,7 +739,13 @@ def test_bad_numbers_are_refused(wrong):
 
 def test_the_distance_from_the_engine_is_logged(checkpoint, tmp_path):
     """Against figures of our own, from plain logits in double precision."""
-    trainer, rollouts = make_trainer(checkpoint, tmp_path, logging_steps=1)
+    trainer, rollouts = make_trainer(
+        checkpoint,
+        tmp_path,
+        logging_steps=1,
+        per_device_train_batch_size=GROUP,
+        gradient_accumulation_steps=4,
+    )
     model = AutoModelForCausalLM.from_pretrained(checkpoint).double()
     trainer.train()
     differences = []

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import LlamaForCausalLM
 
 from agents.tiny import make_model
@@ -60,6 +61,7 @@ def test_adapters_are_added_to_what_they_adapt_and_the_model_stays_as_it_was(con
     ("config", "said"),
     [
         ({"target_modules": ["q_proj"], "use_dora": True}, "no plain LoRA"),
+        ({"target_modules": ["q_proj"], "lora_bias": True}, "no plain LoRA"),
         ({"target_modules": ["embed_tokens"]}, "untie the model's embeddings"),
         ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "untie"),
     ],
@@ -69,3 +71,29 @@ def test_adapters_that_can_not_be_added_are_refused(config, said):
     adapted = get_peft_model(model, LoraConfig(r=4, **config))
     with pytest.raises(ValueError, match=said):
         dict(trained_weights(adapted))
+
+
+def test_of_several_copies_of_a_layer_the_active_adapters_is_taken():
+    torch.manual_seed(0)
+    model, _ = make_model(seed=0)
+    config = LoraConfig(r=4, target_modules=["v_proj"], modules_to_save=["norm"])
+    adapted = get_peft_model(model, config)
+    adapted.add_adapter("ref", config)
+    adapted.set_adapter("default")
+    shaken(adapted)
+    norm = model.model.norm.modules_to_save
+    assert not torch.equal(norm["default"].weight, norm["ref"].weight)
+    assert torch.equal(dict(trained_weights(adapted))["model.norm.weight"], norm["default"].weight)
+
+
+def test_names_are_plain_under_activation_checkpointing():
+    torch.manual_seed(0)
+    model, _ = make_model(seed=0)
+    adapted = shaken(get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"])))
+    before = dict(trained_weights(adapted))
+    layers = model.model.layers
+    for index in range(len(layers)):
+        layers[index] = checkpoint_wrapper(layers[index])
+    after = dict(trained_weights(adapted))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())

@@ -84,7 +84,7 @@ def flat(model):
     return torch.cat([weights[name].flatten().double() for name in sorted(weights)])
 
 
-def run(checkpoint, folder, name, policy, box, steps=1, own=False, trl=None, **settings):
+def run(checkpoint, folder, name, policy, box, steps=1, own=False, full=False, **settings):
     """Train, and say what this process saw.
 
     Without a policy, the trained model is sampled from, or a copy of it; its episodes' rewards are `ANY`.
@@ -93,6 +93,12 @@ def run(checkpoint, folder, name, policy, box, steps=1, own=False, trl=None, **s
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     trained_on = []
+
+    def record(step, transcripts):
+        if full:
+            raise OSError("no space")
+        trained_on.append(transcripts)
+
     trainer = EngineGRPOTrainer(
         model=model,
         reward_funcs=episode_reward,
@@ -113,7 +119,6 @@ def run(checkpoint, folder, name, policy, box, steps=1, own=False, trl=None, **s
             disable_tqdm=True,
             gradient_checkpointing=False,
             dataloader_pin_memory=False,
-            **(trl or {}),
         ),
         train_dataset=problem_dataset(PROBLEMS, steps * PROMPTS, seed=0),
         processing_class=tokenizer,
@@ -125,7 +130,7 @@ def run(checkpoint, folder, name, policy, box, steps=1, own=False, trl=None, **s
     trainer.rollout_func = EngineRollouts(
         RolloutEngine(policy, rules, box),
         PROBLEMS,
-        on_rollouts=lambda step, transcripts: trained_on.append(transcripts),
+        on_rollouts=record,
         **settings,
     )
     error = None
@@ -203,6 +208,7 @@ def main(checkpoint: str, folder: Path) -> None:
         "dull": scenario(
             "dull", Writer(tokenizer, 0, "half" if first else "none"), Box(), resample=2
         ),
+        "full disk": scenario("full disk", Writer(tokenizer, 0), Box(), full=not first),
         "ahead": scenario("ahead", None, Box(), steps=3, staleness=1),
         "own": scenario("own", None, Box(), steps=2, own=True),
         "shards": shards(checkpoint),

@@ -280,16 +280,31 @@ def test_weights_of_another_model_are_refused_and_change_nothing(tiny):
     right = {name: tensor + 1 for name, tensor in before.items()}
     name = "model.norm.weight"
     for wrong, word in (
-        ({n: t for n, t in right.items() if n != name}, "1 are missing"),
-        ({**right, "other.weight": right[name]}, "1 unknown"),
-        ({**right, name: right[name][:1]}, "1 of another shape"),
+        ({n: t for n, t in right.items() if n != name}, "1 of the model's weights are missing"),
+        ({**right, "other.weight": right[name]}, "'other.weight' does not exist there"),
+        ({**right, name: right[name][:1]}, r"has shape \(128,\) there, and \(1,\) here"),
     ):
         with pytest.raises(ValueError, match=word):
             asyncio.run(policy.update_weights(3, wrong))
         assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
         assert policy.weight_version == 0
+    with pytest.raises(ValueError, match="1 of the model's weights are missing"):
+        asyncio.run(policy.update_weights(3, ((n, t) for n, t in before.items() if n != name)))
+    assert policy.weight_version == 0
     asyncio.run(policy.update_weights(3, iter(right.items())))
     assert torch.equal(model.state_dict()[name], right[name]) and policy.weight_version == 3
+
+
+def test_the_caches_memory_is_given_back_and_taken_anew(tiny):
+    model, tokenizer = tiny
+    policy = TransformersPolicy(model, tokenizer, temperature=0)
+    [first] = act(policy, [prompt(40)])
+    assert policy._batcher._cache._pools
+    policy.clear_cache()
+    assert not policy._batcher._cache._pools
+    [second] = act(policy, [prompt(40)])
+    assert first.token_ids == second.token_ids and policy.reused_tokens == 0
+    assert policy.weight_version == 0 and everything_is_free(policy)
 
 
 def test_a_full_cache_sets_the_youngest_back_and_changes_no_turn(tiny):
@@ -414,6 +429,99 @@ def test_an_error_reaches_all_who_wait_and_the_policy_goes_on(tiny):
     model.eval()
     for i, turn in enumerate(act(policy, [prompt(20, i) for i in range(5)])):
         assert_exact(model, prompt(20, i), turn)
+
+
+def test_who_was_done_before_the_error_of_a_step_is_done(tiny):
+    """A step computes a new prompt, whose one token ends its turn, and then fails at the others' next token."""
+    model, tokenizer = tiny
+    policy = TransformersPolicy(model, tokenizer)
+
+    async def drive(shapes):
+        long = asyncio.create_task(policy.act(prompt(20), NEVER, 400, seed=1))
+        gone = asyncio.create_task(policy.act(prompt(21), NEVER, 400, seed=2))
+        while len(shapes) < 5:
+            await asyncio.sleep(0.001)
+        gone.cancel()
+        short = asyncio.create_task(policy.act(prompt(30, 3), NEVER, 1, seed=3))
+        return await asyncio.wait_for(
+            asyncio.gather(long, gone, short, return_exceptions=True), timeout=30
+        )
+
+    def broken(call):
+        if shapes and shapes[-1][1] > 1 and shapes[-1][0] == 1 and call > 5:
+            raise MemoryError("no room")  # the pass after the new prompt's
+
+    with watched(model, broken) as shapes:
+        long, gone, short = asyncio.run(drive(shapes))
+    assert isinstance(long, MemoryError) and isinstance(gone, asyncio.CancelledError)
+    assert len(short.token_ids) == 1 and everything_is_free(policy)
+
+
+def test_an_update_that_is_given_up_or_refused_disturbs_no_turn(tiny):
+    model, tokenizer = tiny
+    policy = TransformersPolicy(model, tokenizer)
+    old = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    async def drive(shapes):
+        turn = asyncio.create_task(policy.act(prompt(20), NEVER, 60, seed=1))
+        while len(shapes) < 5:
+            await asyncio.sleep(0.001)
+        update = asyncio.create_task(policy.update_weights(7, old))
+        await asyncio.sleep(0)
+        update.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await update
+        with pytest.raises(ValueError, match="missing"):
+            await policy.update_weights(9, {})
+        return await turn
+
+    def broken(call):
+        if fails:
+            raise MemoryError("no room")
+
+    fails = []
+    with watched(model, broken) as shapes:
+        assert len(asyncio.run(drive(shapes)).token_ids) > 5
+        assert policy.weight_version in (0, 7)
+        before = policy.weight_version
+        fails.append(1)
+        with pytest.raises(MemoryError):
+            act(policy, [prompt(20)])
+    assert policy.weight_version == before  # what was refused is not taken up by a failure
+    [turn] = act(policy, [prompt(20)])
+    assert turn.weight_version == before and everything_is_free(policy)
+
+
+def test_updates_at_any_moment_are_answered(tiny):
+    """Also in the moment in which the last turn ends, and nobody serves any more."""
+    model, tokenizer = tiny
+    policy = TransformersPolicy(model, tokenizer)
+
+    async def drive():
+        for version in range(1, 60):
+            turn = asyncio.create_task(policy.act(prompt(4), NEVER, 1 + version % 2, version))
+            await asyncio.sleep(0.0005 * (version % 9))
+            await asyncio.wait_for(policy.update_weights(version), timeout=30)
+            assert policy.weight_version == version
+            await turn
+
+    asyncio.run(drive())
+
+
+def test_long_rows_are_not_padded_for_many_short_ones(tiny, monkeypatch):
+    model, tokenizer = tiny
+    monkeypatch.setattr(batching, "DECODE", 300)
+    prompts = [prompt(10, seed=i) for i in range(6)] + [prompt(140, seed=9)]
+    policy = TransformersPolicy(model, tokenizer)
+    with watched(model) as shapes:
+        turns = act(policy, prompts, budget=12)
+    assert (
+        max(rows for rows, width in shapes if width == 1) <= 6
+    )  # never the long one with all others
+    for ids, turn in zip(prompts, turns, strict=True):
+        assert_exact(model, ids, turn)
+    wide = act(TransformersPolicy(model, tokenizer), prompts, budget=12)
+    assert [t.token_ids for t in turns] == [t.token_ids for t in wide]
 
 
 def test_the_model_is_as_it_was_when_the_last_turn_is_handed_over(tiny):
