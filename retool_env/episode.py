@@ -203,6 +203,7 @@ class Episode:
         self._clock = clock
         self._started = clock()
         self._spent = 0
+        self._tokens, self._characters = 0, 0  # of the response
         self._protocol = rules.turn_protocol()
         span = Span("prompt", *self._protocol.prompt(rules.prompt(problem), tokenizer))
         self.transcript = Transcript(
@@ -224,7 +225,7 @@ class Episode:
         """Tokens that the response may still grow by; `None` without a limit."""
         if self.rules.max_tokens is None:
             return None
-        return self.rules.max_tokens - len(self.transcript.completion_ids)
+        return self.rules.max_tokens - self._tokens
 
     def act(self, action: str, exhausted: bool = False, seconds: float = 0.0) -> Need | None:
         """Take a text action: what the model wrote since it last had the word.
@@ -283,11 +284,11 @@ class Episode:
                 "the episode has ended" if self.done else f"the episode waits for {self.need}"
             )
         rules = self.rules
-        remaining = _remaining(rules.max_characters, len(self.transcript.response_text))
+        remaining = _remaining(rules.max_characters, self._characters)
         turn = self._protocol.parse(span.text, ended=not exhausted)
         if span.token_ids is None:
             span = dataclasses.replace(span, text=span.text[: min(turn.end, remaining)])
-        else:
+        elif len(span.text) > turn.end:
             span = dataclasses.replace(span, surplus=len(span.text) - turn.end)
         self._append(span)
         if turn.end > remaining:
@@ -368,13 +369,15 @@ class Episode:
         shown = cut_text(execution.stdout, limit, rules.output_cut)
         turn_ids = self.transcript.spans[-1].token_ids or ()
         said = self._protocol.result(output, self._tokenizer, turn_ids)
-        self._observe(said, dataclasses.replace(execution, stdout=shown), seconds)
+        if shown != execution.stdout:
+            execution = dataclasses.replace(execution, stdout=shown)
+        self._observe(said, execution, seconds)
 
     def _observe(
         self, said: Said, execution: Execution | None = None, seconds: float = 0.0
     ) -> None:
         rules, (text, ids) = self.rules, said
-        remaining = _remaining(rules.max_characters, len(self.transcript.response_text))
+        remaining = _remaining(rules.max_characters, self._characters)
         reason = None
         # The model must have room left to answer. A result that would leave none is recorded, but not shown.
         if ids is not None and self.token_budget is not None and len(ids) >= self.token_budget:
@@ -390,6 +393,8 @@ class Episode:
             self._finish(reason)
 
     def _append(self, span: Span) -> None:
+        self._tokens += len(span.token_ids or ())
+        self._characters += len(span.text)
         self.transcript = dataclasses.replace(self.transcript, spans=(*self.transcript.spans, span))
 
     def _late(self) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 
 class Tokenizer(Protocol):
@@ -23,6 +25,52 @@ class Tokenizer(Protocol):
     def apply_chat_template(self, conversation: list[dict[str, str]], **kwargs: Any) -> Any:
         """A conversation as token ids or, with `tokenize=False`, as text."""
         ...
+
+
+def _backend(tokenizer: Tokenizer) -> Any:
+    """What a fast tokenizer of transformers wraps, if the wrapper is the plain one; `None` otherwise.
+
+    The wrapper takes several times as long as what it wraps, and much of a turn's time.
+    """
+    kind = type(tokenizer)
+    plain = _plain.get(kind)
+    if plain is None:
+        own = ("encode", "_encode_plus", "decode", "_decode")
+        modules = {getattr(getattr(kind, name, None), "__module__", "") for name in own}
+        plain = _plain[kind] = modules <= _WRAPPERS
+    return tokenizer.backend_tokenizer if plain else None  # type: ignore[attr-defined]
+
+
+_WRAPPERS = {"transformers.tokenization_utils_base", "transformers.tokenization_utils_tokenizers"}
+_plain: dict[type, bool] = {}
+
+
+class _Spellers:
+    """Copies of tokenizers that spell special tokens out.
+
+    Copies, since that is a switch of the tokenizer itself, which others use, in other threads too.
+    """
+
+    def __init__(self) -> None:
+        self._made: WeakKeyDictionary[Any, tuple[int, Any]] = WeakKeyDictionary()
+
+    def of(self, tokenizer: Tokenizer) -> Any:
+        """The copy of a fast tokenizer; `None` if it has none."""
+        backend = _backend(tokenizer)
+        if backend is None:
+            return None
+        size = backend.get_vocab_size()
+        made = self._made.get(tokenizer)
+        if made is None or made[0] != size:  # tokens may be added
+            copied = copy.deepcopy(backend)
+            copied.encode_special_tokens = True
+            copied.no_padding()
+            copied.no_truncation()
+            made = self._made[tokenizer] = size, copied
+        return made[1]
+
+
+_spellers = _Spellers()
 
 
 def encode_prompt(
@@ -54,11 +102,17 @@ def encode_result(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     A special token's name that a program prints is spelled out, so that no program can end the sequence or begin another
     speaker's turn.
     """
+    speller = _spellers.of(tokenizer)
+    if speller is not None:
+        return tuple(speller.encode(text, add_special_tokens=False).ids)
     return tuple(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
 
 def decode(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
     """The text of token ids: special tokens shown, spaces left alone."""
+    backend = _backend(tokenizer)
+    if backend is not None:
+        return backend.decode(list(token_ids), skip_special_tokens=False)
     return tokenizer.decode(
         list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
     )

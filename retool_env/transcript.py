@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from retool_env.hermes import parse_message
 from retool_env.problems import Problem
-from retool_env.protocol import ProtocolName, Turn, parse_turn
+from retool_env.protocol import ProtocolName, Turn, TurnKind, parse_turn
 from retool_env.sandbox import Execution, Outcome
 
 Author = Literal["prompt", "model", "env"]
@@ -132,7 +132,7 @@ class Transcript:
     @property
     def response(self) -> tuple[Span, ...]:
         """The spans after the prompt."""
-        return tuple(span for span in self.spans if span.author != "prompt")
+        return self.spans[1:]
 
     @property
     def response_text(self) -> str:
@@ -142,7 +142,7 @@ class Transcript:
     @property
     def prompt_ids(self) -> list[int]:
         """Token ids of the prompt, shape `(P,)`."""
-        return _joined(span for span in self.spans if span.author == "prompt")
+        return _joined(self.spans[:1])
 
     @property
     def completion_ids(self) -> list[int]:
@@ -163,7 +163,12 @@ class Transcript:
     def turns(self) -> list[Turn]:
         """The model's turns, parsed."""
         parse = _PARSE[self.protocol]
-        return [parse(s.text, self.interpreter) for s in self.spans if s.author == "model"]
+        turns = [parse(s.text, self.interpreter) for s in self.spans if s.author == "model"]
+        last = self.spans[-1]
+        if self.stop_reason is StopReason.TOKEN_BUDGET and last.author == "model":
+            # It was cut, and so is void, whatever stands in it.
+            turns[-1] = Turn(TurnKind.VOID, "", len(last.text), len(last.text))
+        return turns
 
     @property
     def calls(self) -> list[Call]:
@@ -263,7 +268,7 @@ def check_transcript(transcript: Transcript) -> None:
         elif span.logprobs is not None:
             raise ValueError(f"{at}: what the model did not sample has no log-prob")
     if not transcript.scored and transcript.reward is not None:
-        raise ValueError("neither an infrastructure failure nor what never began is scored")
+        raise ValueError("an infrastructure failure is not scored, nor what never began")
 
 
 def write_transcripts(path: str | Path, transcripts: Iterable[Transcript]) -> None:

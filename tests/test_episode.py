@@ -217,11 +217,21 @@ def test_every_other_end_is_scored():
         if reason.terminated or reason is StopReason.INFRASTRUCTURE:
             continue
         episode, _ = start(Rules(), False)
+        episode.act("<code>1</code>")
         episode.cut(reason)
         assert episode.transcript.reward == -1.0 and episode.transcript.correct is False
     episode, _ = start(Rules(), False)
     with pytest.raises(ValueError, match="no truncation"):
         episode.cut(StopReason.ANSWERED)
+
+
+def test_what_was_cancelled_before_the_model_wrote_is_not_scored():
+    episode, _ = start(Rules(), False)
+    episode.cut(StopReason.CANCELLED)
+    assert episode.transcript.reward is None and not episode.transcript.scored
+    assert episode.transcript.correct is None
+    with pytest.raises(ValueError, match="nor what never began"):
+        check_transcript(dataclasses.replace(episode.transcript, reward=-1.0))
 
 
 def test_the_token_budget_counts_the_interpreters_tokens_and_is_never_exceeded():

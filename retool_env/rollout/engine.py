@@ -276,7 +276,7 @@ class RolloutEngine:
     async def _sample(self, episode: Episode, seed: int) -> Need | None:
         """One turn of token ids."""
         transcript, context = episode.transcript, self.policy.context_length
-        ids = [*transcript.prompt_ids, *transcript.completion_ids]
+        ids = transcript.prompt_ids + transcript.completion_ids
         budget = min(episode.token_budget or 0, context - len(ids))
         if budget < 1 and len(transcript.spans) == 1:
             raise ValueError(
