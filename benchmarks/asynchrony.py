@@ -4,8 +4,9 @@
     python -m benchmarks.asynchrony
     python -m benchmarks.asynchrony --tool-median 0.2 --staleness 0 1 2
 
-The same cold start, problems, seeds and steps for each; programs run in the sandbox, and then wait as long as was drawn for
-them, as a slow tool would. The figures go to `benchmarks/results/asynchrony.json`.
+The same cold start, problems and seeds for each; programs run in the sandbox, and then wait as long as is drawn for them, as
+a slow tool would. Time is measured with a learning rate of 0, so that all write the same and call the same; what is learned,
+in runs of their own, each once. The figures go to `benchmarks/results/asynchrony.json`.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ PROMPTS, ROLLOUTS = 16, 8
 
 
 class SlowTool:
-    """A sandbox whose programs take as much longer as was drawn.
+    """A sandbox whose programs take as much longer as is drawn for them: the same for the same program.
 
     Args:
         sandbox: Where they run.
@@ -52,16 +54,17 @@ class SlowTool:
     def __init__(self, sandbox: Sandbox, times: ToolTimes) -> None:
         self.sandbox = sandbox
         self.times = times
-        self._chance = np.random.default_rng(0)
 
     async def run_async(self, code: str, limits: Limits | None = None, **more: Any) -> Execution:
         """Run it, and wait."""
         execution = await self.sandbox.run_async(code, limits, **more)
-        await asyncio.sleep(self.times.draw(self._chance))
+        await asyncio.sleep(self.times.draw(np.random.default_rng(zlib.crc32(code.encode()))))
         return execution
 
 
-def train(checkpoint: Path, steps: int, staleness: int, tool: SlowTool) -> dict[str, Any]:
+def train(
+    checkpoint: Path, steps: int, staleness: int, tool: SlowTool, learns: bool
+) -> dict[str, Any]:
     """Train so many steps; returns what they took and gave.
 
     Args:
@@ -69,10 +72,11 @@ def train(checkpoint: Path, steps: int, staleness: int, tool: SlowTool) -> dict[
         steps: Of the optimizer.
         staleness: Batches sampled ahead.
         tool: Where programs run.
+        learns: Whether with the preset's learning rate, or 0.
 
     Returns:
         `step_s`, seconds of a step, median, the first one aside; `waited_s`, of it the trainer's wait for rollouts;
-        `lag`, optimizer steps between sampling and training; `effective_tokens`, see `EngineGRPOTrainer`; `accuracy`, of
+        `tokens` and `calls` of an episode; `lag`, optimizer steps between sampling and training; `effective_tokens`, see `EngineGRPOTrainer`; `accuracy`, of
         the rollouts, over the first and the last five steps; `seconds` in all.
     """
     preset = read_preset("tiny")
@@ -89,7 +93,7 @@ def train(checkpoint: Path, steps: int, staleness: int, tool: SlowTool) -> dict[
                 per_device_train_batch_size=PROMPTS * ROLLOUTS,
                 num_generations=ROLLOUTS,
                 max_completion_length=rules.max_tokens,
-                learning_rate=preset["grpo"]["learning_rate"],
+                learning_rate=preset["grpo"]["learning_rate"] * learns,
                 lr_scheduler_type="constant",
                 loss_type="dapo",
                 epsilon_high=0.28,
@@ -132,6 +136,8 @@ def train(checkpoint: Path, steps: int, staleness: int, tool: SlowTool) -> dict[
         "step_s": round(float(np.median(np.diff(ends)[1:])), 3),
         "waited_s": mean("rollout/waited", everything),
         "rollouts_s": mean("rollout/seconds", everything),
+        "tokens": mean("completions/mean_length", everything),
+        "calls": mean("env/calls_per_episode", everything),
         "lag": mean("rollout/weight_lag", everything),
         "lag_max": max(log["rollout/weight_lag_max"] for log in logs),
         "difference": mean("offpolicy/difference", everything),
@@ -153,7 +159,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help=f"({CHECKPOINT})")
-    parser.add_argument("--steps", type=int, default=30, help="of each (30)")
+    parser.add_argument("--steps", type=int, default=30, help="of learning (30)")
+    parser.add_argument("--timed", type=int, default=12, help="steps that are timed (12)")
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
     parser.add_argument("--tool-median", type=float, default=0.5, help="seconds (0.5)")
     parser.add_argument("--tool-p99", type=float, default=3.0, help="seconds (3)")
@@ -163,19 +170,22 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(
             f"{options.checkpoint} holds no model; `python -m agents sft --preset tiny` makes one"
         )
-    if options.steps < 3:
-        parser.error("--steps must be at least 3")
+    if min(options.steps, options.timed) < 3:
+        parser.error("--steps and --timed must be at least 3")
     try:
         times = ToolTimes(options.tool_median, options.tool_p99, limit=10.0)
     except ValueError as error:
         parser.error(str(error))
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     with make_sandbox() as sandbox:
+        tool = SlowTool(sandbox, times)
         for staleness in options.staleness:
-            tool = SlowTool(sandbox, times)
-            found[str(staleness)] = train(options.checkpoint, options.steps, staleness, tool)
+            timed = train(options.checkpoint, options.timed, staleness, tool, learns=False)
+            learned = train(options.checkpoint, options.steps, staleness, tool, learns=True)
+            found[str(staleness)] = {"timed": timed, "learned": learned}
     settings = {
         "steps": options.steps,
+        "timed": options.timed,
         "prompts": PROMPTS,
         "rollouts": ROLLOUTS,
         "tool_median_s": options.tool_median,
@@ -184,13 +194,14 @@ def main(arguments: list[str] | None = None) -> int:
     report = {**circumstances(), "settings": settings, "staleness": found}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print("| batches ahead | seconds a step | of it waited | lag | effective tokens | accuracy |")
-    print("|---|---|---|---|---|---|")
+    print("| batches ahead | seconds a step | waited | calls | lag | effective tokens | accuracy |")
+    print("|---|---|---|---|---|---|---|")
     for staleness, each in found.items():
-        first, last = each["accuracy"].values()
+        timed, learned = each["timed"], each["learned"]
+        first, last = learned["accuracy"].values()
         print(
-            f"| {staleness} | {each['step_s']:.2f} | {each['waited_s']:.2f} | {each['lag']:.2f} | "
-            f"{each['effective_tokens']:.1%} | {first:.1%} to {last:.1%} |"
+            f"| {staleness} | {timed['step_s']:.2f} | {timed['waited_s']:.2f} | {timed['calls']:.2f} | "
+            f"{learned['lag']:.2f} | {learned['effective_tokens']:.1%} | {first:.1%} to {last:.1%} |"
         )
     return 0
 

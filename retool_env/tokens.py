@@ -100,7 +100,7 @@ def encode_result(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     """Token ids of what the environment writes.
 
     A special token's name that a program prints is spelled out, so that no program can end the sequence or begin another
-    speaker's turn.
+    speaker's turn. (A token that was added without being special, as `<tool_call>` in Qwen2.5, is not: it ends nobody's turn.)
     """
     speller = _spellers.of(tokenizer)
     if speller is not None:

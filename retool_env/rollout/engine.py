@@ -16,7 +16,6 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing, closing
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from retool_env.episode import Episode, GradeAnswer, Need, Rules
 from retool_env.grading import is_equivalent
@@ -90,8 +89,7 @@ class RolloutEngine:
         self.progress = Progress() if progress is None else progress
         if self._of_text:
             self.progress.unit = "characters"
-        self._admissions: WeakKeyDictionary[asyncio.AbstractEventLoop, Admission]
-        self._admissions = WeakKeyDictionary()
+        self._admissions: dict[asyncio.AbstractEventLoop, Admission] = {}
 
     async def groups(
         self,
@@ -116,13 +114,15 @@ class RolloutEngine:
                 rest is dropped. Short episodes finish first, so that what is kept is shorter than what the policy writes.
 
         Raises:
-            ValueError: If a number is out of range.
+            ValueError: If a number is out of range, or a prompt fills the model's context.
         """
         if n < 1 or oversample < 1 or (deadline is not None and not deadline > 0):
             raise ValueError(
                 f"n and oversample must be at least 1, and a deadline above 0: {n}, {oversample}, {deadline}"
             )
         root = (seed,) if isinstance(seed, int) else tuple(seed)
+        for problem in problems if not self._of_text else ():
+            self._check_prompt(self.begin(problem).transcript)  # now, not after hours
         admission = self._admission()
         self.progress.expect(n * len(problems))
         begun = math.ceil(n * oversample - 1e-9)  # 50 * 1.1 is a little more than 55
@@ -171,6 +171,9 @@ class RolloutEngine:
     def _admission(self) -> Admission:
         # What waits in an event loop can't be woken from another, and each `run` has its own.
         loop = asyncio.get_running_loop()
+        # What has waited in a loop holds it, so that no weak key would let go of it.
+        for closed in [each for each in self._admissions if each.is_closed()]:
+            del self._admissions[closed]
         if loop not in self._admissions:
             self._admissions[loop] = Admission(self.concurrency, self.tokens_in_flight)
         return self._admissions[loop]
@@ -230,8 +233,7 @@ class RolloutEngine:
             on_begin: Called with the episode at the beginning of each attempt.
 
         Raises:
-            ValueError: If the prompt fills the model's context, or the transcript breaks an invariant (see
-                `check_transcript`).
+            ValueError: If the transcript breaks an invariant (see `check_transcript`).
         """
         for attempt in range(self.attempts):
             if attempt:
@@ -273,16 +275,19 @@ class RolloutEngine:
                 episode.executed(execution, seconds)
             turn += 1
 
+    def _check_prompt(self, transcript: Transcript) -> None:
+        size, context = len(transcript.prompt_ids), self.policy.context_length
+        if size >= context:
+            raise ValueError(
+                f"the prompt of {transcript.problem.id} has {size} tokens and leaves no room to answer in a context of "
+                f"{context}: take a shorter prompt_template, or leave such problems out"
+            )
+
     async def _sample(self, episode: Episode, seed: int) -> Need | None:
         """One turn of token ids."""
         transcript, context = episode.transcript, self.policy.context_length
         ids = transcript.prompt_ids + transcript.completion_ids
         budget = min(episode.token_budget or 0, context - len(ids))
-        if budget < 1 and len(transcript.spans) == 1:
-            raise ValueError(
-                f"the prompt of {transcript.problem.id} has {len(ids)} tokens and leaves no room to answer in a context of "
-                f"{context}: take a shorter prompt_template, or leave such problems out"
-            )
         if budget < 1:
             episode.cut(StopReason.TOKEN_BUDGET)
             return None

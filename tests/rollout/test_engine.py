@@ -143,10 +143,24 @@ def test_budgets_shrink_as_an_episode_grows():
 
 
 def test_a_prompt_that_fills_the_context_is_refused():
-    policy = ScriptedPolicy(solve, make_tokenizer(), context_length=5)
-    engine = RolloutEngine(policy, Rules(max_tokens=9, interpreter=False), None)
-    with pytest.raises(ValueError, match="shorter prompt_template"):
-        engine.run(PROBLEMS[:1])
+    """Before anything is sampled, though it is the last."""
+    policy = ScriptedPolicy(lambda text: pytest.fail("it is asked"), make_tokenizer(), 30)
+    rules = Rules(max_tokens=9, interpreter=False, prompt_template="{query}\n")
+    long = Problem("long", "7 * " * 30, "1")
+    with pytest.raises(ValueError, match=r"the prompt of long has .* shorter prompt_template"):
+        RolloutEngine(policy, rules, None).run([*PROBLEMS, long])
+
+
+def test_runs_leave_no_event_loops_behind():
+    engine = RolloutEngine(
+        ScriptedPolicy(lambda text: "<answer>1</answer>", make_tokenizer()),
+        Rules(max_tokens=90, interpreter=False),
+        None,
+        concurrency=1,
+    )
+    for _ in range(3):
+        engine.run(PROBLEMS)
+    assert len(engine._admissions) == 1
 
 
 def test_an_episode_that_fills_the_context_is_truncated():
