@@ -7,6 +7,9 @@ ways, `retool_env.rollout.chat` says.
 What an API does not take is found out by its refusal: the stop strings, the seed, the wish for one call at a time are then
 left out, and `max_tokens` becomes `max_completion_tokens`. None of that changes what a turn means. A refused temperature or
 top-p would, and is an error.
+
+A turn that the API broke off, by an error or by a filter of its own, is not what the model would have written. Its episode is
+tried again, and is never scored.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 Way = Literal["chat", "tools", "completions"]
 
 _CONNECT_SECONDS = 10.0
+_ENDS = ("stop", "eos", "length", "tool_calls", "function_call", None)  # of a turn; `eos`: Together
 
 _log = logging.getLogger(__name__)
 
@@ -154,7 +158,7 @@ class OpenAIPolicy:
         A conversation that the model's context can't hold any more is a turn of no text with the stop reason `"length"`.
 
         Raises:
-            PolicyUnavailable: If the API fails still after all retries.
+            PolicyUnavailable: If the API fails still after all retries, or broke the turn off.
             ConnectionError: If it could not be reached even once.
             PermissionError: If it refuses the key.
             ValueError: If it refuses the model, the sampling or the prompt, or native calls are to be recorded in
@@ -251,6 +255,8 @@ class OpenAIPolicy:
         self, choice: Any, stop: Sequence[str], sent: bool
     ) -> tuple[str, Literal["tag", "eos", "length"]]:
         """The turn that a choice holds, and why it ended."""
+        if choice.finish_reason not in _ENDS:
+            raise PolicyUnavailable(f"{self.base_url} broke the turn off: {choice.finish_reason}")
         extra: Mapping[str, Any] = choice.model_extra or {}
         if self.way == "completions":
             return completed(choice.text, choice.finish_reason, extra, stop, sent)
@@ -259,8 +265,10 @@ class OpenAIPolicy:
         calls = message.tool_calls or []
         # A call that the limit on tokens cut off is none.
         if calls and choice.finish_reason != "length":
-            function = calls[0].function
-            return call_text(text, function.name, function.arguments), "tag"
+            call = calls[0].to_dict(warnings=False)
+            made = call.get("function") or call.get("custom") or {}  # the latter has free text
+            arguments = made.get("arguments", made.get("input"))
+            return call_text(text, str(made.get("name")), arguments), "tag"
         apart = message.model_extra or {}
         if not text and any(extra.get(name) in stop for name in ("stop_reason", "matched_stop")):
             thought = apart.get("reasoning_content") or apart.get("reasoning")

@@ -1,11 +1,14 @@
-"""Which of several servers gets a turn: the one that has to compute the least for it.
+"""Which of several servers gets a turn: the one that sampled its episode's last turn; a first turn, the one that is best.
 
-A server keeps the key-value blocks of what it has seen, so a turn is cheapest where its episode's earlier turns went, and
-the rollouts of one problem share their prompt. But all problems share their template, and a server that gets every turn is
-slow for each. So the tokens that a server would have to read are weighed against the turns that it has in flight: with a
-long history an episode stays where it is; with a short one it goes to whoever is free.
+A server keeps the key-value blocks of what it has seen, so an episode stays where it is: at another server all that it has
+would be read again, and how many turns are in flight here and there changes from one turn to the next.
 
-What a server holds is guessed from what it was sent: blocks of tokens, named by a hash of all tokens up to their end.
+A first turn, or one whose server has failed, may go anywhere. The rollouts of one problem share their prompt; but all problems
+share their template, and a server that gets every turn is slow for each. So the tokens that a server would have to read are
+weighed against the turns that it has in flight.
+
+What a server holds is guessed from what it was sent: blocks of tokens, named by a hash of all tokens up to their end. The block
+in which a turn ends tells its episode from others, those with the same prompt included.
 """
 
 from __future__ import annotations
@@ -37,14 +40,20 @@ class Server:
     """The time of its last answer."""
     weights: str | None = None
     """The weights that it had then; `None` after a failure: it may have been started anew."""
-    blocks: OrderedDict[int, None] = field(default_factory=OrderedDict)
-    """Names of the blocks that it should hold, the longest unused first."""
+    failure: str = ""
+    """What was wrong at the last one."""
+    blocks: OrderedDict[int, bool] = field(default_factory=OrderedDict)
+    """Names of the blocks that it should hold, the longest unused first, and whether a turn ended in them."""
 
-    def learn(self, token_ids: Sequence[int]) -> None:
-        """Note that it has seen these tokens, shape `(P,)`."""
+    def learn(self, token_ids: Sequence[int], sampled: int = 0) -> None:
+        """Note that it has seen these tokens, shape `(P,)`, of which the last `sampled` are a turn that it sampled."""
+        name = 0
         for name in _names(token_ids):
-            self.blocks[name] = None
+            self.blocks.setdefault(name, False)
             self.blocks.move_to_end(name)
+        # Otherwise the last block holds nothing of the turn.
+        if name and sampled > len(token_ids) % _BLOCK:
+            self.blocks[name] = True
         while len(self.blocks) > _MOST_BLOCKS:
             self.blocks.popitem(last=False)
 
@@ -58,11 +67,15 @@ class Server:
         return count
 
 
-def cheapest(servers: Sequence[Server], token_ids: Sequence[int]) -> Server:
-    """The server that is best asked for a turn after these tokens, shape `(P,)`; of equals, the first."""
+def best(servers: Sequence[Server], token_ids: Sequence[int]) -> Server:
+    """The server that is to be asked for a turn after these tokens, shape `(P,)`; of equals, the first."""
     if len(servers) == 1:
         return servers[0]
     names = list(_names(token_ids))
+    for name in reversed(names):
+        for server in servers:
+            if server.blocks.get(name):
+                return server
     return min(servers, key=lambda each: _TURN_TOKENS * each.in_flight - each.known(names))
 
 

@@ -85,6 +85,8 @@ class VLLMPolicy:
         self._inventory: Inventory | None = None
         self._requests = itertools.count()
         self._gate = Gate()
+        # Why the engine serves nothing: it is paused, with some of the new weights perhaps.
+        self._broken = ""
         arguments = AsyncEngineArgs(
             model=self.model,
             enforce_eager=enforce_eager,
@@ -111,6 +113,7 @@ class VLLMPolicy:
         Raises:
             ValueError: If the budget is below 1 or does not fit into the model's context.
             PolicyUnavailable: If the engine ends the turn.
+            RuntimeError: If new weights were not loaded to the end, and none since.
         """
         if budget < 1 or len(token_ids) + budget > self.context_length:
             raise ValueError(
@@ -127,7 +130,8 @@ class VLLMPolicy:
 
         Raises:
             ValueError: If they are not those of the model, by name and shape; nothing has changed then.
-            RuntimeError: If the engine can't load them; it serves nothing more then.
+            RuntimeError: If the engine can't load them. It then serves nothing until it has loaded others; so it does when this
+                is cancelled while it loads.
         """
         await self._loop.run(self._update(version, weights))
 
@@ -177,6 +181,8 @@ class VLLMPolicy:
         sampling = self._sampling(stop, budget, seed)
         name = str(next(self._requests))
         async with self._gate.turn():
+            if self._broken:
+                raise RuntimeError(self._broken)
             version = self.weight_version
             async for output in self._engine.generate(prompt, sampling, name):
                 last = output.outputs[0]
@@ -224,19 +230,26 @@ class VLLMPolicy:
         place = _place(self._inventory.bytes)
         folder = Path(tempfile.mkdtemp(prefix="retool-weights-", dir=place))
         try:
-            await asyncio.to_thread(self._inventory.write, folder, weights)
+            await self._inventory.write(folder, weights)
             await self._reload(version, str(folder))
         finally:
             shutil.rmtree(folder)
 
     async def _reload(self, version: int, path: str) -> None:
         async with self._gate.change():
+            # A paused engine takes turns and never answers them, so that these must not reach it if this ends before its end.
+            self._broken = (
+                f"the engine did not load the weights of version {version} to the end, and may have some of them (its log says "
+                "more): update its weights before it is to sample"
+            )
             # Our turns have ended here, but the engine hears of a stop string later: `abort` ends what it still samples.
             await self._engine.pause_generation(mode="abort", clear_cache=True)
-            # If this fails, the engine stays paused: it may have some of the new weights.
-            await self._engine.collective_rpc("load_checkpoint", args=(path,))
+            try:
+                await self._engine.collective_rpc("load_checkpoint", args=(path,))
+            except Exception as error:  # of no type of its own
+                raise RuntimeError(self._broken) from error
             await self._engine.resume_generation()
-            self.weight_version = version
+            self.weight_version, self._broken = version, ""
 
     async def _sleep(self) -> None:
         async with self._gate.change():

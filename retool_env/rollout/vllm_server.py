@@ -15,6 +15,8 @@ writes the tensors that it gets (`weights_folder`). For that they are started as
 
 where this package is installed. That mode lets whoever reaches a server pause it: keep it in a private network. Each notes
 which weights it serves, so that one that comes back from a failure is asked, and brought up to date before it gets a turn.
+What an earlier run has left there is asked at first: other weights than those that a server was started with are warned of, and
+one that was left paused, in the midst of new weights, gets no turn before they are loaded anew.
 
 Several processes may share the servers, each with a policy of its own. One of them updates the weights; then the others
 `follow`. Between the two they should begin no turn: it would have the new weights and the old number.
@@ -27,6 +29,7 @@ for turns to end: turns go on with them, under this policy's last number.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import secrets
 import time
@@ -40,7 +43,7 @@ from retool_env.episode import Generation, Tokenizer
 from retool_env.rollout.background import BackgroundLoop
 from retool_env.rollout.gate import Gate
 from retool_env.rollout.policy import PolicyUnavailable
-from retool_env.rollout.routing import Server, cheapest
+from retool_env.rollout.routing import Server, best
 from retool_env.rollout.vllm_client import Busy, Client, Failure, base_url
 from retool_env.rollout.weights import WeightFiles, Weights
 
@@ -48,6 +51,10 @@ _FIRST_ASIDE = 0.5
 _MOST_DOUBLINGS = 6  # 32 s
 _RESTART_SECONDS = 3.0  # no server is started anew in less: it has the weights that it had
 _STARTED = "default"  # what a server calls the weights that it was started with
+
+_PAUSED = "is paused, in the midst of new weights: if no run is loading any, one has left it so; update its weights, or start it anew"
+
+_log = logging.getLogger(__name__)
 
 
 class VLLMServerPolicy:
@@ -107,6 +114,10 @@ class VLLMServerPolicy:
         self._leads = False
         self._root = ""
         self._gates = {server: Gate() for server in self._servers}
+        # Held by the one turn that asks a server which weights it has and lets it load others, while the rest wait for that.
+        self._asking = {server: asyncio.Lock() for server in self._servers}
+        # Those of which it isn't known that they are not paused.
+        self._maybe_paused = set(self._servers)
         # Of what version a server's weights are; to be read, and changed, at its gate.
         self._served = dict.fromkeys(self._servers, 0)
         # What is sampled from is the model's own distribution, or one token's: any log-probs will do.
@@ -115,7 +126,7 @@ class VLLMServerPolicy:
         self._client = Client(token, timeout)
         self._loop = BackgroundLoop("vllm-servers")
         try:
-            self.model, self.context_length = self._loop.run_blocking(self._models(model))
+            self.model, self.context_length = self._loop.run_blocking(self._begin(model))
         except BaseException:
             self.close()
             raise
@@ -193,6 +204,18 @@ class VLLMServerPolicy:
     ) -> None:
         self.close()
 
+    async def _begin(self, wanted: str | None) -> tuple[str, int]:
+        """The model's name and context length. What an earlier run has left on the servers is logged."""
+
+        async def look(server: Server) -> None:
+            with suppress(Failure, Busy):  # it is asked again before its first turn
+                if await self._is_paused(server):
+                    _log.warning("%s %s", server.url, _PAUSED)
+
+        model = await self._models(wanted)
+        await asyncio.gather(*(look(server) for server in self._servers if server.heard))
+        return model
+
     async def _models(self, wanted: str | None) -> tuple[str, int]:
         """The model's name and context length, in which all servers that can be reached agree."""
         found: dict[str, tuple[str, int]] = {}
@@ -241,10 +264,11 @@ class VLLMServerPolicy:
                 said[server.url] = str(failure)
                 failed += 1
                 self.retried += failed < self._attempts
-                _set_aside(server, sent)
+                _set_aside(server, sent, failure)
             else:
                 server.failures = 0
-                server.learn([*token_ids, *generation.token_ids])
+                sampled = generation.token_ids
+                server.learn([*token_ids, *sampled], len(sampled))
                 return generation
             finally:
                 server.in_flight -= 1
@@ -256,7 +280,7 @@ class VLLMServerPolicy:
             now = time.monotonic()
             ready = [server for server in self._servers if server.aside_until <= now]
             if ready:
-                server = cheapest(ready, token_ids)
+                server = best(ready, token_ids)
                 server.in_flight += 1
                 server.learn(token_ids)
                 return server
@@ -331,7 +355,7 @@ class VLLMServerPolicy:
                     return
                 except (Failure, Busy) as failure:
                     said[server.url] = str(failure)
-                    _set_aside(server, time.monotonic())
+                    _set_aside(server, time.monotonic(), failure)
                 await asyncio.sleep(pause)
 
         results = await asyncio.gather(*map(one, self._servers), return_exceptions=True)
@@ -345,11 +369,14 @@ class VLLMServerPolicy:
 
         async def ask(server: Server) -> tuple[Server, str] | None:
             try:
-                answer = await self._client.send(server, "GET", "/weight_info")
+                name = await self._weights_of(server)
             except (Failure, Busy) as failure:
                 said[server.url] = str(failure)
                 return None
-            return server, answer["weight_version"]
+            if name is None:
+                said[server.url] = _PAUSED
+                return None
+            return server, name
 
         names = dict(filter(None, await asyncio.gather(*map(ask, self._servers))))
         if not names:
@@ -370,19 +397,58 @@ class VLLMServerPolicy:
 
     async def _prepare(self, server: Server) -> None:
         """See to it that a server serves the weights of `weight_version`, and reports the right log-probs."""
-        while self._weights and not self._has_weights(server):
-            known = await self._client.send(server, "GET", "/weight_info")
-            if known["weight_version"] == self._weights:
-                self._note_weights(server)  # it failed, or was not heard of for a while
-            elif self._leads or known["weight_version"] == _STARTED:
-                server.weights = None
-                async with self._gates[server].change():
-                    await self._load(server)
-            else:  # the policy that leads will see to it
-                raise Failure(f"it has other weights: {known['weight_version']}")
+        if not self._is_ready(server):
+            failures = server.failures
+            async with self._asking[server]:
+                if server.failures > failures:  # those who have waited for its answer know it now
+                    raise Failure(server.failure)
+                await self._make_ready(server)
         if server not in self._checked:
             await self._check_logprobs(server)
             self._checked.add(server)
+
+    def _is_ready(self, server: Server) -> bool:
+        """Whether it need not be asked about its weights before a turn."""
+        return self._has_weights(server) if self._weights else server not in self._maybe_paused
+
+    async def _make_ready(self, server: Server) -> None:
+        while not self._is_ready(server):  # there may be yet newer weights when it has loaded
+            if not self._weights:
+                if await self._is_paused(server):
+                    raise Failure(_PAUSED)
+                continue
+            known = await self._weights_of(server)
+            if known == self._weights:
+                self._note_weights(server)  # it failed, or was not heard of for a while
+            elif self._leads or known == _STARTED:
+                async with self._gates[server].change():
+                    await self._load(server)
+            else:  # the policy that leads will see to it
+                raise Failure(f"it has other weights: {known}" if known else _PAUSED)
+
+    async def _is_paused(self, server: Server) -> bool:
+        """Whether a server samples nothing; if it does, which weights it has is logged where they are an earlier run's."""
+        try:
+            known = await self._weights_of(server)
+        except RuntimeError:  # it takes no weights: it has those that it was started with
+            known = _STARTED
+        if known is None:
+            return True
+        self._maybe_paused.discard(server)
+        if known != _STARTED:
+            _log.warning(
+                "%s has weights that an earlier run left there, %s: until it gets others or some are followed, they count "
+                "as version 0",
+                server.url,
+                known,
+            )
+        return False
+
+    async def _weights_of(self, server: Server) -> str | None:
+        """The name of the weights that a server has; `None` if it is paused: it may have some of these and some of those."""
+        paused = await self._client.send(server, "GET", "/is_paused")
+        known = await self._client.send(server, "GET", "/weight_info")
+        return None if paused["is_paused"] else known["weight_version"]
 
     def _has_weights(self, server: Server) -> bool:
         """Whether it is known to serve the weights of `weight_version`."""
@@ -390,16 +456,13 @@ class VLLMServerPolicy:
         return same and server.weights == self._weights
 
     async def _load(self, server: Server) -> None:
-        if self._has_weights(server):  # another turn has seen to it meanwhile
-            return
         version, weights, folder = self.weight_version, self._weights, self._folder
         with self._files.reading(folder):
-            await self._load_from(server, folder or self._root)
-        await self._client.send(server, "POST", "/update_weight_version", {"new_version": weights})
+            await self._load_from(server, folder or self._root, weights)
         server.blocks.clear()
         server.weights, self._served[server] = weights, version
 
-    async def _load_from(self, server: Server, folder: str) -> None:
+    async def _load_from(self, server: Server, folder: str, name: str) -> None:
         # Turns of ours have ended; those of others end now, and what they send meanwhile waits in the server. Should
         # something fail from here on, it stays paused: it may have some of the new weights.
         await self._client.send(server, "POST", "/pause?mode=wait&clear_cache=true")
@@ -411,6 +474,8 @@ class VLLMServerPolicy:
                 f"it did not load {folder} (its log says why; was it started with --worker-extension-cls "
                 f"retool_env.rollout.vllm_worker.WeightLoader?): {failure}"
             ) from failure
+        # Before it samples again, so that it never has other weights than it says.
+        await self._client.send(server, "POST", "/update_weight_version", {"new_version": name})
         await self._client.send(server, "POST", "/resume")
 
     def _note_weights(self, server: Server) -> None:
@@ -431,11 +496,12 @@ class VLLMServerPolicy:
             )
 
 
-def _set_aside(server: Server, sent: float) -> None:
+def _set_aside(server: Server, sent: float, failure: Exception) -> None:
     if sent < server.aside_until:
         return  # sent together with one that has failed before
     aside = _FIRST_ASIDE * 2 ** min(server.failures, _MOST_DOUBLINGS)
     server.failures += 1
+    server.failure = str(failure)
     server.aside_until = time.monotonic() + aside * random.uniform(0.75, 1.25)
     server.weights = None
     server.blocks.clear()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -55,24 +56,44 @@ class Inventory:
             sum(tensors[name].nbytes for name in first.values()),
         )
 
-    def write(self, folder: Path, weights: Weights) -> None:
+    async def write(self, folder: Path, weights: Weights) -> None:
         """Write weights into a folder as safetensors, a tensor of several names once.
 
-        Whoever may read the folder may read them.
+        Whoever may read the folder may read them. When this has ended, cancelled or not, nothing is read of the weights any
+        more, or written into the folder.
 
         Raises:
             ValueError: If they are not those of the model, by name and shape.
         """
+        cancelled = threading.Event()
+        writing = asyncio.ensure_future(
+            asyncio.to_thread(self._write, folder, weights, cancelled.is_set)
+        )
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            # A thread can't be cancelled: it is told, and waited for until it comes to its next tensor.
+            cancelled.set()
+            while not writing.done():
+                with suppress(asyncio.CancelledError):  # once more
+                    await asyncio.wait([writing])
+            raise
+
+    def _write(self, folder: Path, weights: Weights, cancelled: Callable[[], bool]) -> None:
         from safetensors.torch import save_file
 
-        for number, shard in enumerate(_shards(self._checked(weights))):
+        for number, shard in enumerate(_shards(self._checked(weights, cancelled))):
             file = folder / f"weights-{number:05}.safetensors"
             save_file(shard, file)  # for its owner alone, who need not be the reader's
             file.chmod(0o644)
 
-    def _checked(self, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
+    def _checked(
+        self, weights: Weights, cancelled: Callable[[], bool]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         missing = dict.fromkeys(self.first_names.values())
         for name, tensor in weights.items() if isinstance(weights, Mapping) else weights:
+            if cancelled():
+                raise InterruptedError("whoever wanted the weights written has left")
             if name not in self.shapes:
                 raise ValueError(
                     f"the model has no weight {name!r}; adapters must be merged, and wrappers' prefixes taken off"
@@ -136,7 +157,7 @@ class WeightFiles:
         path = self._folder / name
         path.mkdir(parents=True)
         try:
-            await asyncio.to_thread(self._inventory.write, path, weights)
+            await self._inventory.write(path, weights)
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise

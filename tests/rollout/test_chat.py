@@ -141,7 +141,7 @@ CODE, ANSWER = "a <code>x", "a <answer>1"
         (CODE, "stop", {"stop_reason": "stop_sequence"}, (CODE + "</code>", "tag")),
         # It was no stop.
         (CODE, "length", {}, (CODE, "length")),
-        (CODE, "content_filter", {}, (CODE, "eos")),
+        (CODE, "eos", {}, (CODE, "eos")),
         (CODE, None, {}, (CODE, "eos")),
         # The tag is there.
         (CODE + "</code>", "stop", {}, (CODE + "</code>", "tag")),

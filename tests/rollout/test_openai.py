@@ -242,6 +242,28 @@ def test_a_malformed_call_is_a_failed_one_that_never_reaches_the_sandbox(call):
     assert [c.execution.outcome for c in transcript.calls] == [Outcome.SYNTAX_ERROR]
 
 
+@pytest.mark.parametrize(
+    ("call", "written"),
+    [
+        ({"type": "custom", "custom": {"name": "python", "input": "1"}}, "python(1)"),
+        ({"type": "browser", "browser": {"url": "x"}}, "None(None)"),
+        ({"type": "function", "function": None}, "None(None)"),
+    ],
+)
+def test_a_call_of_another_type_is_a_failed_one(call, written):
+    message = {"content": "Hm.", "tool_calls": [{"id": "a", **call}]}
+    body = {"choices": [{"finish_reason": "tool_calls", "message": message}]}
+    box = Box()
+    with policy_of(lambda _: Reply("<answer>42</answer>")) as (api, make):
+        api.failures = [JSONResponse(body)]
+        [transcript] = play(make(way="tools"), TOOLS, box)
+    assert not box.ran and transcript.correct
+    assert [c.execution.outcome for c in transcript.calls] == [Outcome.SYNTAX_ERROR]
+    assert (
+        transcript.response_text.startswith("Hm.\n<code>") and written in transcript.response_text
+    )
+
+
 def test_a_call_that_was_cut_by_its_length_is_none():
     reply = Reply("Let me see.", (("code_interpreter", '{"code": "pri'),), finish="length")
     with policy_of(lambda _: reply) as (_, make):
@@ -431,6 +453,19 @@ def test_a_message_in_parts():
         policy = make()
         assert write(policy).text == "It is <answer>42</answer>"
     assert policy.usage == Usage(requests=1, uncounted=1)
+
+
+@pytest.mark.parametrize("finish", ["abort", "error", "content_filter"])
+@pytest.mark.parametrize("way", ["chat", "tools", "completions"])
+def test_a_turn_that_the_api_broke_off_is_tried_again_and_never_scored(way, finish):
+    replies = [Reply("So", finish=finish), Reply("<answer>42</answer>")]
+    with policy_of(lambda _: replies.pop(0)) as (api, make):
+        assert play(make(way=way))[0].correct and len(api.requests) == 2
+        api.model = lambda _: Reply("So", finish=finish)
+        with pytest.raises(PolicyUnavailable, match=f"broke the turn off: {finish}"):
+            write(make(way=way))
+        [transcript] = play(make(way=way))
+    assert transcript.stop_reason is StopReason.INFRASTRUCTURE and transcript.reward is None
 
 
 # --- many at once -------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -202,6 +203,49 @@ def test_weights_that_are_not_the_models_are_refused_and_the_old_ones_stay(
     [turn] = turns_of(policy, prompts[:1])
     assert turn.weight_version == 0
     assert [turn.token_ids] == greedy(model, policy.tokenizer, prompts[:1])
+
+
+def assert_no_turn_waits(policy, prompt):
+    with pytest.raises(RuntimeError, match="did not load the weights of version 9 to the end"):
+        asyncio.run(asyncio.wait_for(policy.act(prompt, (), 5, 0), 60))
+
+
+@needs_vllm
+def test_when_weights_fail_to_load_turns_are_refused_until_others_are_loaded(
+    policy, model, prompts, tmp_path, monkeypatch
+):
+    policy.temperature = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(policy, "model", str(tmp_path / "nothing"))
+        with pytest.raises(RuntimeError, match="did not load the weights of version 9"):
+            asyncio.run(policy.update_weights(9))
+    assert_no_turn_waits(policy, prompts[0])
+    asyncio.run(policy.update_weights(1))
+    turns = turns_of(policy, prompts)
+    assert [turn.token_ids for turn in turns] == greedy(model, policy.tokenizer, prompts)
+    assert {turn.weight_version for turn in turns} == {1}
+
+
+@needs_vllm
+def test_when_an_update_is_cancelled_while_it_loads_turns_are_refused(policy, prompts, monkeypatch):
+    loading = threading.Event()
+
+    async def load(*_, **__):
+        loading.set()
+        await asyncio.Event().wait()
+
+    async def cancel():
+        update = asyncio.create_task(policy.update_weights(9))
+        assert await asyncio.to_thread(loading.wait, 20)
+        update.cancel()
+        await asyncio.gather(update, return_exceptions=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(policy._engine, "collective_rpc", load)
+        asyncio.run(cancel())
+    assert_no_turn_waits(policy, prompts[0])
+    asyncio.run(policy.update_weights(1))
+    assert turns_of(policy, prompts)[0].weight_version == 1
 
 
 @needs_vllm

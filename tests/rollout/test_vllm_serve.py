@@ -218,6 +218,24 @@ def test_tensors_reach_a_real_server_and_what_it_has_read_is_forgotten(
     assert [turn.token_ids for turn in turns] == greedy(model, policy.tokenizer, prompts)
 
 
+@needs_vllm
+def test_what_an_earlier_run_has_left_on_a_real_server(served, real, model, prompts, caplog):
+    asyncio.run(served().update_weights(12))
+    caplog.clear()
+    policy = served(temperature=0)
+    [record] = caplog.records
+    assert "has weights that an earlier run left there, 12-" in record.message
+    urllib.request.urlopen(f"{real}/pause?mode=wait", data=b"")
+    late = served(attempts=2)
+    assert "is paused" in caplog.records[-1].message
+    with pytest.raises(PolicyUnavailable, match="is paused"):
+        turns_of(late, prompts)
+    asyncio.run(policy.update_weights(13))  # what it was started with
+    turns = turns_of(policy, prompts)
+    assert [turn.token_ids for turn in turns] == greedy(model, policy.tokenizer, prompts)
+    assert turns_of(late, prompts)
+
+
 def run_while_one_is_killed(policy, sandbox, kill) -> list[Transcript]:
     """Episodes of an engine, all of which must end, while `kill` runs in a thread."""
     rules = Rules(max_tokens=300, prompt_template="{query}\n", void_turn="continue", max_calls=5)

@@ -92,11 +92,10 @@ def test_a_greedy_token_was_certain():
 
 
 def test_the_turns_of_an_episode_go_to_one_server_and_episodes_to_all():
-    served = [Served(delay=0.05) for _ in range(3)]
+    served = [Served(delay=0.05, written=list(range(7, 27))) for _ in range(3)]
 
     async def episode(policy, number):
-        # Long enough that reading it again outweighs the turns in flight elsewhere.
-        ids = [*PROMPT, number, *range(10_000 * number, 10_000 * number + 6000)]
+        ids = [*PROMPT, number]
         for _ in range(4):
             turn = await policy.act(ids, STOP, 24, 1)
             ids = [*ids, *turn.token_ids, 1, 2, 3]
@@ -106,7 +105,6 @@ def test_the_turns_of_an_episode_go_to_one_server_and_episodes_to_all():
         await asyncio.gather(*(episode(policy, number) for number in range(1, 13)))
 
     with serving_all(*served) as urls, policy_of(*urls, model="m") as policy:
-        policy.context_length = 10_000
         asyncio.run(episodes(policy))
     of_server = [{ids[len(PROMPT)] for ids in each.prompts} for each in served]
     assert sum(map(len, of_server)) == 12, "an episode was at several servers"
@@ -269,7 +267,7 @@ def test_new_weights_come_between_turns(tmp_path):
         assert [turn.weight_version for turn in late] == [5] * 4
         assert policy.weight_version == 5
     load = f"collective_rpc load_checkpoint {tmp_path}"
-    change = ["pause", load, "resume", "update_weight_version"]
+    change = ["pause", load, "update_weight_version", "resume"]
     for each in served:
         at = each.events.index("pause")
         assert each.events[at : at + 4] == change
@@ -410,6 +408,119 @@ def test_tensors_that_are_not_the_models_are_refused_and_nothing_changes(
     assert not served.events
 
 
+def test_turns_that_wait_for_new_weights_run_together_and_one_load_is_enough(tmp_path):
+    begun, may_end = threading.Event(), threading.Event()
+
+    def load(path: str):
+        begun.set()
+        assert may_end.wait(20)
+
+    served = Served(delay=0.5, load=load)
+
+    async def main(policy):
+        update = asyncio.create_task(policy.update_weights(5, tmp_path))
+        await asyncio.to_thread(begun.wait, 20)
+        turns = [asyncio.create_task(policy.act([*PROMPT, i], STOP, 24, 1)) for i in range(8)]
+        while policy._servers[0].in_flight < 8:
+            await asyncio.sleep(0.01)
+        may_end.set()
+        await update
+        return await asyncio.gather(*turns)
+
+    with serving(served) as url, policy_of(url) as policy:
+        assert {turn.weight_version for turn in asyncio.run(main(policy))} == {5}
+        # So it is when none of them comes from an update.
+        policy._servers[0].weights = None
+        served.weights = "another run's"
+        act(policy, *([*PROMPT, i] for i in range(8)))
+    assert served.events.count("pause") == 2 and served.most == 8
+
+
+def test_a_load_that_fails_is_not_tried_by_each_turn_that_waits_for_it(tmp_path):
+    may_end = threading.Event()
+
+    def load(path: str):
+        assert may_end.wait(20)
+        raise OSError
+
+    async def turns(policy):
+        tasks = [asyncio.create_task(policy.act([*PROMPT, i], STOP, 24, 1)) for i in range(8)]
+        while policy._servers[0].in_flight < 8:
+            await asyncio.sleep(0.01)
+        may_end.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    served = Served()
+    with serving(served) as url, policy_of(url, attempts=1) as policy:
+        asyncio.run(policy.update_weights(3, tmp_path))
+        served.events.clear()
+        served.load, served.weights, policy._servers[0].weights = load, "another run's", None
+        errors = asyncio.run(turns(policy))
+    assert served.events.count("pause") == 1
+    assert all(isinstance(e, PolicyUnavailable) and "did not load" in str(e) for e in errors)
+
+
+def test_a_server_that_was_left_paused_gets_no_turn_before_it_has_loaded(tmp_path, caplog):
+    served = [Served(paused=True), Served()]
+    with serving_all(*served) as urls:
+        with policy_of(urls[0], attempts=2) as policy:
+            assert [r.message for r in caplog.records if "is paused" in r.message]
+            with pytest.raises(PolicyUnavailable, match="is paused"):
+                act(policy, PROMPT, PROMPT)
+            assert not served[0].prompts
+        with policy_of(*urls) as policy:
+            act(policy, *([*PROMPT, i] for i in range(4)))
+            assert len(served[1].prompts) == 4 and not served[0].prompts
+            asyncio.run(policy.update_weights(3, tmp_path))
+            act(policy, *([*PROMPT, i] for i in range(4)))
+            assert len(served[0].prompts) == 2 and not served[0].paused
+
+
+def test_a_server_whose_pause_ends_gets_turns(tmp_path):
+    served = Served(paused=True)
+    with serving(served) as url, policy_of(url, attempts=50) as policy:
+
+        async def main():
+            turns = [asyncio.create_task(policy.act(PROMPT, STOP, 24, 1)) for _ in range(3)]
+            while not policy._servers[0].failures:
+                await asyncio.sleep(0.01)
+            served.paused = False
+            return await asyncio.gather(*turns)
+
+        assert asyncio.run(main())[0].weight_version == 0
+
+
+def test_weights_that_an_earlier_run_left_are_warned_of(caplog, tmp_path):
+    served = [Served(), Served()]
+    with serving_all(*served) as urls:
+        with policy_of(urls[0]) as earlier:
+            asyncio.run(earlier.update_weights(12, tmp_path))
+        assert not caplog.records
+        with policy_of(*urls) as policy:
+            [record] = caplog.records
+            assert f"{urls[0]} has weights" in record.message and "12-" in record.message
+            act(policy, *([*PROMPT, i] for i in range(4)))
+            asyncio.run(policy.update_weights(1, tmp_path))
+            act(policy, *([*PROMPT, i] for i in range(4)))
+        assert len(caplog.records) == 1
+
+
+def test_a_follower_leaves_a_server_alone_that_is_being_loaded(tmp_path):
+    served = Served()
+    with serving(served) as url, policy_of(url) as leader, policy_of(url, attempts=2) as other:
+        asyncio.run(leader.update_weights(4, tmp_path))
+        asyncio.run(other.follow(4))
+        loads, asked = served.events.count("pause"), len(served.prompts)
+        for name in (served.weights, "default"):
+            served.paused, served.weights = True, name
+            other._servers[0].heard = 0.0  # so that it asks what it has
+            with pytest.raises(PolicyUnavailable, match="is paused"):
+                act(other, PROMPT)
+        with pytest.raises(PolicyUnavailable, match="is paused"):
+            asyncio.run(other.follow(5))
+    assert served.events.count("pause") == loads and len(served.prompts) == asked
+
+
 def test_a_server_that_stays_paused_loads_again_before_a_turn(tmp_path):
     served = Served(broken=["resume"])
     with serving(served) as url, policy_of(url) as policy:
@@ -470,8 +581,10 @@ def test_following_servers_that_are_down_says_so():
 
 def test_servers_that_take_no_weights_are_named():
     missing = pytest.raises(RuntimeError, match="VLLM_SERVER_DEV_MODE")
-    with serving(Served(developer=False)) as url, policy_of(url) as policy, missing:
-        asyncio.run(policy.update_weights(1))
+    with serving(Served(developer=False)) as url, policy_of(url) as policy:
+        assert act(policy, PROMPT)
+        with missing:
+            asyncio.run(policy.update_weights(1))
 
 
 @pytest.mark.parametrize("url", ["", "node7:8000", "ftp://node7", "http://", "http://a:b"])

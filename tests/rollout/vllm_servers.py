@@ -58,6 +58,9 @@ class Served:
     """Of the turns that were asked for."""
     events: list[str] = field(default_factory=list)
     running: int = 0
+    most: int = 0
+    """Turns at once."""
+    paused: bool = False
     gone: int = 0
     """Turns whose client hung up."""
 
@@ -77,12 +80,15 @@ class Served:
         self.bodies.append(body)
         self._note("turn")
         self.running += 1
+        self.most = max(self.most, self.running)
         try:
-            for _ in range(round(self.delay / 0.02)):
+            left = round(self.delay / 0.02)
+            while left > 0 or self.paused:
                 if await request.is_disconnected():
                     self.gone += 1
                     return Response()
                 await asyncio.sleep(0.02)
+                left -= not self.paused
         finally:
             self.running -= 1
         self._note("end")
@@ -108,11 +114,15 @@ class Served:
         name = request.url.path.strip("/")
         if name == "weight_info":
             return JSONResponse({"weight_version": self.weights})
+        if name == "is_paused":
+            return JSONResponse({"is_paused": self.paused})
         body = await request.json() if await request.body() else {}
         if name in self.broken:
             self.broken.remove(name)
             return JSONResponse({"error": "broken"}, 500)
         self._note(name + "".join(f" {body['method']} {each}" for each in body.get("args", [])))
+        if name in ("pause", "resume"):
+            self.paused = name == "pause"
         if name == "collective_rpc":
             await asyncio.to_thread(self.load, *body["args"])
         self.weights = body.get("new_version", self.weights)
