@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from agents.algorithms import algorithms, load_algorithm
 from agents.settings import PRESETS, SettingsError, describe, load_settings
 from retool_env.sandbox import SandboxUnavailable
-
-ALGORITHMS = ("sft", "grpo", "demo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
-    parser.add_argument("algorithm", nargs="?", choices=ALGORITHMS, help=", ".join(ALGORITHMS))
+    parser.add_argument(
+        "algorithm",
+        nargs="?",
+        help=f"{', '.join(algorithms())}; or one's own: path/to/file.py, or package.module",
+    )
     parser.add_argument("--preset", default="tiny", help=f"{presets}, or a YAML file's path (tiny)")
     parser.add_argument(
         "--resume", action="store_true", help="go on where the run of that name was"
@@ -47,17 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.algorithm is None:
         parser.print_help()
         return 0 if arguments.help else 2
-    module = importlib.import_module(f"agents.{arguments.algorithm}")
-    if arguments.help:
-        parser.print_help()
-        print(f"\nsettings of {arguments.algorithm}:\n{describe(module.Settings)}")
-        return 0
     try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments.algorithm != "grpo":
+        module = load_algorithm(arguments.algorithm)
+        if arguments.help:
+            parser.print_help()
+            print(f"\nsettings of {arguments.algorithm}:\n{describe(module.Settings)}")
+            return 0
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and getattr(module, "ONE_PROCESS", False):
             raise SettingsError(f"{arguments.algorithm} runs in one process: start one")
-        settings = load_settings(
-            module.Settings, arguments.algorithm, arguments.preset, arguments.settings
-        )
+        section = module.__name__.rpartition(".")[2]
+        settings = load_settings(module.Settings, section, arguments.preset, arguments.settings)
         checkpoint = module.train(settings, arguments.runs / settings.name, arguments.resume)
     except KeyboardInterrupt:
         print("stopped; the same command with --resume goes on", file=sys.stderr)

@@ -22,6 +22,9 @@ from retool_env.metrics import Interval, Summary
 from retool_env.rollout.transformers import load_policy
 from retool_env.transcript import write_transcripts
 
+ONE_PROCESS = True
+"""It is not for several processes."""
+
 ARMS = {"interpreter": True, "text only": False}
 
 

@@ -2,14 +2,18 @@
 
 The reward is the environment's; interpreter tokens carry no loss, no advantage and don't count in a length
 normalisation; the old log-probs are those that the engine sampled with.
+
+Other algorithms without a critic are this one with other settings, and where that does not do with other advantages, a
+bonus on the reward or other arguments of TRL's: see `train`, and `dr_grpo.py` for the shortest.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +21,17 @@ import torch
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
+from agents.advantages import group_normalised
 from agents.curves import draw_curves
 from agents.engine import ENGINE, check_engine, make_policy
 from agents.model import load_model, lora_config, save_checkpoint
 from agents.progress import Bar, BarCallback, console
 from agents.run import Run, RunLogger, processes
+from agents.selection import CleanRollouts, without_void_turns
 from agents.settings import SANDBOX, SettingsError, check_trl, find_sandbox, find_task, setting
 from retool_env.episode import Rules, encode_prompt
 from retool_env.integrations.trl import (
+    Advantages,
     EngineGRPOTrainer,
     EngineRollouts,
     episode_reward,
@@ -33,6 +40,7 @@ from retool_env.integrations.trl import (
 from retool_env.problems import ProblemSource
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.progress import Progress, shown
+from retool_env.transcript import Transcript
 
 os.environ.setdefault(
     "TRL_EXPERIMENTAL_SILENCE", "1"
@@ -45,6 +53,9 @@ SHOWN = {
     "completions/mean_length": "tokens",
 }
 """Which of the trainer's logs its bar shows, and under what names."""
+
+Bonus = Callable[[Transcript, int], float]
+"""What is added to an episode's reward, given its token budget."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,9 @@ class Settings:
         128, "sequences that the engine transformers decodes together, at most"
     )
     in_flight: int = setting(256, "episodes in flight at once, at most, in a process")
+    tokens_in_flight: int = setting(
+        0, "tokens that these may grow to together; 0: no bound but the engine's own"
+    )
     staleness: int = setting(
         0, "batches sampled ahead while the trainer trains; 0: they take turns"
     )
@@ -82,7 +96,22 @@ class Settings:
     loss: str = setting("dapo", "TRL's loss_type: grpo, bnpo, dr_grpo, dapo, ...")
     clip_low: float = setting(0.2, "lower clip of the ratio")
     clip_high: float = setting(0.28, "upper clip of the ratio")
-    kl: float = setting(0.0, "coefficient of the KL to the initial model; the paper's is 0")
+    ratio_cap: float = setting(
+        0.0,
+        "largest ratio that weighs a negative advantage, which no clip bounds (TRL's delta); 0: none",
+    )
+    kl: float = setting(
+        0.0,
+        "coefficient of the KL (k3, weighed by the ratio) to the initial model; the paper's is 0",
+    )
+    entropy: float = setting(0.0, "coefficient of the entropy bonus, a mean over tokens")
+    spare: float = setting(
+        1.0,
+        "rollouts sampled for each trained on; of right ones the cleaner stay (arXiv 2508.20722)",
+    )
+    mask_void: bool = setting(
+        False, "no loss on episodes with a turn that is neither code nor answer (arXiv 2509.02479)"
+    )
     temperature: float = setting(1.0, "of sampling")
     lora_rank: int = setting(0, "0: full fine-tuning")
     gradient_checkpointing: bool = setting(False, "less memory, more time")
@@ -91,8 +120,24 @@ class Settings:
     trl: dict[str, Any] = setting({}, "any other field of TRL's GRPOConfig")
 
 
-def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
-    """Run GRPO.
+def train(
+    settings: Settings,
+    folder: Path,
+    resume: bool = False,
+    *,
+    advantages: Advantages = group_normalised,
+    bonus: Bonus | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Path:
+    """Run GRPO, or what differs from it by the last three.
+
+    Args:
+        settings: The run's.
+        folder: Of the run.
+        resume: Go on where the run in that folder was.
+        advantages: Made of the rewards.
+        bonus: Added to the environment's reward.
+        arguments: Further fields of TRL's `GRPOConfig`, which no setting overrides.
 
     Returns:
         The folder of the trained model.
@@ -104,9 +149,13 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     """
     state = processes()
     accumulation = check_batch(settings, state.num_processes)
-    engine, arguments = check_engine(settings.engine, state.num_processes)
+    if 0 < settings.ratio_cap <= 1 + settings.clip_high:
+        raise SettingsError(
+            f"ratio_cap={settings.ratio_cap} must be above 1 + clip_high={settings.clip_high}; 0 is no cap"
+        )
+    engine, options = check_engine(settings.engine, state.num_processes)
     if engine == "transformers":
-        arguments = {"max_batch": settings.sample_batch, **arguments}
+        options = {"max_batch": settings.sample_batch, **options}
     run = Run(folder, settings, resume)
     if run.finished:
         return run.checkpoint
@@ -125,11 +174,14 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         "loss_type": settings.loss,
         "epsilon": settings.clip_low,
         "epsilon_high": settings.clip_high,
+        "delta": settings.ratio_cap or None,
         "beta": settings.kl,
+        "entropy_coef": settings.entropy,
         "temperature": settings.temperature,
         "gradient_checkpointing": settings.gradient_checkpointing,
         "save_steps": settings.save_steps,
         "seed": settings.seed,
+        **(arguments or {}),
     }
     check_trl(GRPOConfig, ours, settings.trl)
     config = GRPOConfig(
@@ -160,28 +212,38 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         point = run.resume_point()
         trainer = EngineGRPOTrainer(
             model=model,
-            reward_funcs=episode_reward,
+            reward_funcs=reward_functions(bonus, rules.max_tokens),
             args=config,
             train_dataset=dataset,
             processing_class=tokenizer,
             peft_config=lora_config(settings.lora_rank),
             callbacks=[RunLogger(run), BarCallback(bar, SHOWN)],
             rollout_func=_not_yet,
+            advantages=advantages,
         )
         apart = settings.staleness > 0 or trainer.is_fsdp_enabled
         policy = make_policy(
             engine,
-            arguments,
+            options,
             trainer.model,
             tokenizer,
             settings.model,
             settings.temperature,
             apart,
+            trainer.accelerator.device,
         )
         if hasattr(policy, "close"):
             resources.callback(policy.close)
-        trainer.rollout_func = EngineRollouts(
-            RolloutEngine(policy, rules, sandbox, settings.in_flight, progress=progress),
+        kind = partial(CleanRollouts, settings.spare) if settings.spare > 1 else EngineRollouts
+        rollouts = kind(
+            RolloutEngine(
+                policy,
+                rules,
+                sandbox,
+                settings.in_flight,
+                settings.tokens_in_flight or None,
+                progress=progress,
+            ),
             problems,
             settings.seed,
             lambda step, ts: None if step % settings.transcripts_every else run.write(ts),
@@ -190,7 +252,8 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             oversample=settings.oversample,
             resample=settings.resample,
         )
-        resources.callback(trainer.rollout_func.close)
+        resources.callback(rollouts.close)
+        trainer.rollout_func = without_void_turns(rollouts) if settings.mask_void else rollouts
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
         trainer.train(resume_from_checkpoint=point)
@@ -218,6 +281,19 @@ def check_batch(settings: Settings, processes: int) -> int:
             f"a step has prompts * rollouts = {episodes} episodes, which micro_batch={settings.micro_batch}{several} does "
             "not divide"
         )
+    least = {
+        "staleness": 0,
+        "resample": 0,
+        "deadline": 0,
+        "oversample": 1,
+        "spare": 1,
+        "tokens_in_flight": 0,
+        "in_flight": 1,
+        "transcripts_every": 1,
+    }
+    for name, number in least.items():
+        if getattr(settings, name) < number:
+            raise SettingsError(f"{name} must be at least {number}, not {getattr(settings, name)}")
     if settings.prompts % processes:
         raise SettingsError(
             f"prompts={settings.prompts} problems a step can't be shared out among {processes} processes, each whole"
@@ -241,6 +317,17 @@ def check_prompts(
                 f"the prompt of {problem_id} has {size} tokens, the model's context {context}: take a shorter "
                 "env.prompt_template, or leave such problems out"
             )
+
+
+def reward_functions(bonus: Bonus | None, budget: int) -> list[Callable[..., list[float | None]]]:
+    """TRL's reward functions: the environment's reward and, of scored episodes, the bonus."""
+    if bonus is None:
+        return [episode_reward]
+
+    def episode_bonus(transcript: Sequence[Transcript], **_: Any) -> list[float | None]:
+        return [None if each.reward is None else bonus(each, budget) for each in transcript]
+
+    return [episode_reward, episode_bonus]
 
 
 def _not_yet(prompts: list[str], trainer: Any) -> dict[str, Any]:

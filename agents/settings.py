@@ -1,6 +1,7 @@
 """Settings of a run: a preset (YAML), the algorithm's own section of it, then `key=value` from the command line.
 
-A preset's top level holds what all algorithms share; a section named after an algorithm adds to it or overrides it.
+A preset's top level holds what all algorithms share; a section named after an algorithm adds to it or overrides it, for that
+algorithm and for those whose settings are made from its own, as far as they don't define a setting anew.
 Whatever is not known is an error that names the nearest key.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -37,7 +39,7 @@ def load_settings[S](cls: type[S], section: str, preset: str, overrides: Sequenc
 
     Args:
         cls: Its settings' dataclass.
-        section: Its name, which is its section's in the preset.
+        section: Its name, which is its section's in the preset; sections named after its base classes' modules come before.
         preset: A preset's name, or the path of a YAML file.
         overrides: `key=value` each, the value in YAML; `env.max_calls=3` reaches into a mapping.
 
@@ -47,9 +49,14 @@ def load_settings[S](cls: type[S], section: str, preset: str, overrides: Sequenc
     values = read_preset(preset)
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     # A section that is also a setting (the main job's, which runs other algorithms) stays one.
-    names = _algorithms() - fields
+    names = (_algorithms() | {section}) - fields
     sections = {name: values.pop(name) for name in list(values) if name in names}
-    own = sections.get(section) or {}
+    own: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        name = section if base is cls else base.__module__.rpartition(".")[2]
+        anew = inspect.get_annotations(base)
+        own = {key: value for key, value in own.items() if key not in anew}
+        own = _merge(own, sections.get(name) or {})
     merged = _merge(values, own)
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -75,7 +82,7 @@ def read_preset(preset: str) -> dict[str, Any]:
     if not path.is_file():
         names = sorted(p.stem for p in PRESETS.glob("*.yaml"))
         raise SettingsError(
-            f"no preset {preset!r}{_nearest(preset, names)}; there are {', '.join(names)}"
+            f"no preset {preset!r}{nearest(preset, names)}; there are {', '.join(names)}"
         )
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
@@ -132,7 +139,7 @@ def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
     for key in values:
         if key not in fields:
             raise SettingsError(
-                f"unknown setting {key!r}{_nearest(key, fields)}; there are {', '.join(sorted(fields))}"
+                f"unknown setting {key!r}{nearest(key, fields)}; there are {', '.join(sorted(fields))}"
             )
     if values.get("seed", 0) < 0:
         raise SettingsError(f"seed must not be negative, not {values['seed']}")
@@ -183,7 +190,7 @@ def check_trl(config: type, ours: Iterable[str], extra: Mapping[str, Any]) -> No
         if key in ours:
             raise SettingsError(f"trl.{key} follows from a setting of our own: set that")
         if key not in known:
-            raise SettingsError(f"unknown setting trl.{key}{_nearest(key, known)}")
+            raise SettingsError(f"unknown setting trl.{key}{nearest(key, known)}")
 
 
 def _check(key: str, value: Any, hint: Any) -> Any:
@@ -206,6 +213,7 @@ def _check(key: str, value: Any, hint: Any) -> Any:
     return value
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A question after the nearest of some names, or nothing where none is near."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -28,6 +28,9 @@ from retool_env.problems import ProblemSource
 from retool_env.sandbox import Sandbox
 from retool_env.transcript import Transcript, check_transcript, read_transcripts, write_transcripts
 
+ONE_PROCESS = True
+"""It is not for several processes."""
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -1,0 +1,163 @@
+"""Advantages: pure functions of tensors, each with its equation and its paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+EPSILON = 1e-4
+"""Added to standard deviations."""
+
+
+def gae(
+    values: torch.Tensor, rewards: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Generalised advantage estimation (arXiv 1506.02438, equation 16) over the model's own tokens.
+
+        delta_k = r_k + gamma V_(k+1) - V_k
+        A_k     = delta_k + gamma lam A_(k+1)
+        R_k     = A_k + V_k
+
+    k counts the tokens that the model sampled: what the interpreter wrote in between is no step, so that neither discount nor
+    lambda counts it. The episode's reward comes with the last of them, whatever follows it, and nothing after it has a value:
+    every end is final.
+
+    Args:
+        values: V of the state before each token was sampled, shape `(B, T)`.
+        rewards: The episodes' rewards, shape `(B,)`.
+        mask: Whether the model sampled the token, shape `(B, T)`.
+        gamma: Discount of a token.
+        lam: Weight of the longer returns: 1 gives what came of it less V, 0 one token's difference.
+
+    Returns:
+        Advantages and returns, each of shape `(B, T)`, 0 where the mask is not set.
+    """
+    advantages, returns = torch.zeros_like(values), torch.zeros_like(values)
+    reward = rewards.to(values.dtype)
+    value, advantage = torch.zeros_like(reward), torch.zeros_like(reward)
+    for t in reversed(range(values.shape[1])):
+        own, here = mask[:, t], values[:, t]
+        now = reward + gamma * value - here + gamma * lam * advantage
+        advantage = torch.where(own, now, advantage)
+        value = torch.where(own, here, value)
+        reward = reward.masked_fill(own, 0.0)
+        advantages[:, t] = now.masked_fill(~own, 0.0)
+        returns[:, t] = (now + here).masked_fill(~own, 0.0)
+    return advantages, returns
+
+
+Total = Callable[[torch.Tensor], torch.Tensor]
+"""The sum of a tensor over all processes."""
+
+
+def whiten(
+    values: torch.Tensor, mask: torch.Tensor, total: Total = lambda own: own
+) -> torch.Tensor:
+    """(A - mean(A)) / std(A), the mean and the deviation being those of the model's tokens on all processes.
+
+    As PPO's implementations do with a batch's advantages (arXiv 2006.05990).
+
+    Args:
+        values: Shape `(B, T)`.
+        mask: Whether the model sampled the token, shape `(B, T)`.
+        total: Sums over all processes.
+
+    Returns:
+        Shape `(B, T)`, 0 where the mask is not set.
+    """
+    mean, variance = _moments(values, mask, total)
+    return ((values - mean) / (variance.sqrt() + EPSILON)).masked_fill(~mask, 0.0)
+
+
+def explained_variance(
+    values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, total: Total = lambda own: own
+) -> float | None:
+    """1 - Var(R - V) / Var(R): 1 for a critic that is right, 0 for one that says the same of all.
+
+    Args:
+        values: The critic's, shape `(B, T)`.
+        returns: What came of it, shape `(B, T)`.
+        mask: Whether the model sampled the token, shape `(B, T)`.
+        total: Sums over all processes.
+
+    Returns:
+        `None` where all returns are the same.
+    """
+    _, variance = _moments(returns, mask, total)
+    _, left = _moments(returns - values, mask, total)
+    return (1 - left / variance).item() if variance > EPSILON**2 else None
+
+
+def _moments(
+    values: torch.Tensor, mask: torch.Tensor, total: Total
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of what the mask leaves."""
+    count = total(mask.sum()).clamp(min=1)
+    mean = total(values.masked_fill(~mask, 0.0).sum()) / count
+    return mean, total((values - mean).masked_fill(~mask, 0.0).square().sum()) / count
+
+
+def group_centred(rewards: torch.Tensor, group: int) -> torch.Tensor:
+    """A_i = r_i - mean(r of the group): Dr. GRPO (arXiv 2503.20783, section 3.2).
+
+    Here and below: `rewards`, shape `(N,)`, holds `group` rollouts of one problem side by side. NaN is the reward of a failed
+    episode; it has no part in any mean, and its advantage is 0. So is, exactly, each advantage in a group of equal rewards.
+
+    Returns:
+        Advantages, shape `(N,)`.
+    """
+    return _centred(rewards, group).nan_to_num(nan=0.0).view(-1)
+
+
+def group_normalised(rewards: torch.Tensor, group: int) -> torch.Tensor:
+    """A_i = (r_i - mean(r of the group)) / std(r of the group): GRPO (arXiv 2402.03300, section 4.1.2).
+
+    The deviation is the sample's (Bessel), and 1e-4 is added to it, as in TRL.
+    """
+    grouped = rewards.view(-1, group)
+    mean = grouped.nanmean(dim=1, keepdim=True)
+    counts = _counts(grouped)
+    std = ((grouped - mean).square().nanmean(dim=1, keepdim=True) * (counts / (counts - 1))).sqrt()
+    return (_centred(rewards, group) / (std + EPSILON)).nan_to_num(nan=0.0).view(-1)
+
+
+def leave_one_out(rewards: torch.Tensor, group: int) -> torch.Tensor:
+    """A_i = r_i - mean(r_j of the group, j != i): RLOO (arXiv 2402.14740, section 3.2.1).
+
+    That is k / (k - 1) times the distance from the mean of all k. Who is alone in a group has nothing to compare with: 0.
+    """
+    counts = _counts(rewards.view(-1, group))
+    scale = counts / (counts - 1).clamp(min=1)
+    return (_centred(rewards, group) * scale).nan_to_num(nan=0.0).view(-1)
+
+
+def batch_normalised(rewards: torch.Tensor, group: int, baseline: bool = True) -> torch.Tensor:
+    """A_i = (a_i - mean(a of the batch)) / std(a of the batch): REINFORCE++ (arXiv 2501.03262, section 3).
+
+    Args:
+        rewards: Shape `(N,)`.
+        group: Rollouts a problem.
+        baseline: Whether a_i is r_i - mean(r of the group), the paper's "REINFORCE++ w/ Baseline", or r_i itself.
+    """
+    values = _centred(rewards, group).view(-1) if baseline else rewards
+    # The sum of what is centred in groups is 0 but for rounding, which must not reach a group of equal rewards.
+    centred = values if baseline else _centred(rewards, len(rewards)).view(-1)
+    scored = values[~values.isnan()]
+    if len(scored) < 2:
+        return torch.zeros_like(rewards)
+    return (centred / (scored.std() + EPSILON)).nan_to_num(nan=0.0)
+
+
+def _centred(rewards: torch.Tensor, group: int) -> torch.Tensor:
+    """Distances from the group's mean, shape `(N / group, group)`; exactly 0 where all are equal, NaN for NaN."""
+    grouped = rewards.view(-1, group)
+    low = grouped.nan_to_num(nan=torch.inf).amin(dim=1, keepdim=True)
+    high = grouped.nan_to_num(nan=-torch.inf).amax(dim=1, keepdim=True)
+    # The mean of equal numbers may differ from them in the last digit.
+    mean = torch.where(low == high, low, grouped.nanmean(dim=1, keepdim=True))
+    return grouped - mean
+
+
+def _counts(grouped: torch.Tensor) -> torch.Tensor:
+    return (~grouped.isnan()).sum(dim=1, keepdim=True)

@@ -1,0 +1,98 @@
+"""Which algorithms there are: the files of this folder that are made like one, and anyone's own.
+
+An algorithm is a module with `Settings`, a dataclass, and `train(settings, folder, resume)`, which returns where the trained
+model is. There is no list to enter it in.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from agents.settings import SettingsError, nearest
+
+HERE = Path(__file__).parent
+
+
+def algorithms() -> list[str]:
+    """Names of the algorithms in this folder, without importing them."""
+    return sorted(
+        path.stem for path in HERE.glob("*.py") if {"Settings", "train"} <= _defined(path)
+    )
+
+
+def load_algorithm(name: str) -> ModuleType:
+    """An algorithm's module.
+
+    Args:
+        name: One of `algorithms()`, the path of a Python file, or a module's name with a dot in it.
+
+    Raises:
+        SettingsError: If there is none, or something is missing in it.
+    """
+    if name.endswith(".py"):
+        module = _from_file(Path(name))
+    elif name in algorithms():
+        module = importlib.import_module(f"agents.{name}")
+    elif "." in name:
+        module = _from_name(name)
+    else:
+        raise SettingsError(
+            f"no algorithm {name!r}{nearest(name, algorithms())}; there are {', '.join(algorithms())}, and a file of your own: "
+            "path/to/file.py, or package.module"
+        )
+    _check(name, module)
+    return module
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise SettingsError(f"there is no file {path}")
+    if path.resolve().parent == HERE:
+        return importlib.import_module(f"agents.{path.stem}")
+    sys.path.insert(
+        0, str(path.resolve().parent)
+    )  # as of a script, so that it finds what lies beside it
+    spec = importlib.util.spec_from_file_location(f"_algorithm.{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    sys.modules[spec.name] = module  # type: ignore[union-attr]  # where dataclasses look their types up
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    return module
+
+
+def _from_name(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # something that the module itself imports
+        raise SettingsError(
+            f"no algorithm {name!r}: {error}; name a module that can be imported from here, or path/to/file.py"
+        ) from error
+
+
+def _check(name: str, module: ModuleType) -> None:
+    settings = getattr(module, "Settings", None)
+    missing = []
+    if not (isinstance(settings, type) and dataclasses.is_dataclass(settings)):
+        missing.append("a dataclass `Settings`")
+    elif "name" not in {field.name for field in dataclasses.fields(settings)}:
+        missing.append("a field `name`, of the run's folder, in `Settings`")
+    if not callable(getattr(module, "train", None)):
+        missing.append("a function `train(settings, folder, resume)`")
+    if missing:
+        raise SettingsError(f"{name} is no algorithm: it has not {', nor '.join(missing)}")
+
+
+def _defined(path: Path) -> set[str]:
+    """What a file defines at its top level."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except SyntaxError:
+        return {"Settings", "train"}  # who names it is told what is wrong
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}

@@ -1,0 +1,31 @@
+"""CISPO (arXiv 2506.13585, section 3.1): the clip bounds a token's weight, and no token loses its gradient.
+
+The loss is -min(ratio, clip_high) * A * log pi, the weight detached, by tokens: REINFORCE with a truncated importance
+weight, where PPO's clip would drop the tokens that change most. There is no lower bound, as in the paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents import grpo
+from agents.settings import setting
+
+
+@dataclass(frozen=True)
+class Settings(grpo.Settings):
+    """GRPO's, with CISPO's loss."""
+
+    name: str = setting("cispo", "the run's folder is runs/<name>")
+    loss: str = setting("cispo", "TRL's loss_type")
+    clip_low: float = setting(0.2, "means nothing here")
+    clip_high: float = setting(
+        5.0,
+        "largest weight, itself and not over 1; 5 is ScaleRL's (arXiv 2510.13786), the paper gives none",
+    )
+
+
+def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
+    """Run CISPO; see `grpo.train`."""
+    return grpo.train(settings, folder, resume)

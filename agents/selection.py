@@ -1,0 +1,78 @@
+"""Selection: which of the rollouts, and what of them, is trained on. Settings of every algorithm without a critic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from retool_env.integrations.trl import EngineRollouts
+from retool_env.problems import Problem
+from retool_env.protocol import TurnKind
+from retool_env.rollout.engine import Group
+from retool_env.transcript import Transcript
+
+
+class CleanRollouts(EngineRollouts):
+    """Samples more rollouts than are trained on, and keeps the cleaner of the right ones; see `resample_on_correct`.
+
+    Args:
+        spare: Rollouts sampled for each that is kept.
+        *args: See `EngineRollouts`.
+        **kwargs: The same.
+    """
+
+    def __init__(self, spare: float, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._spare = spare
+
+    async def _run(
+        self, problems: Sequence[Problem], n: int, seed: Sequence[int]
+    ) -> tuple[list[Group], float]:
+        groups, seconds = await super()._run(problems, math.ceil(n * self._spare), seed)
+        chance = np.random.default_rng((*seed, len(problems)))
+        return [resample_on_correct(group, n, chance) for group in groups], seconds
+
+
+def resample_on_correct(group: Group, n: int, chance: np.random.Generator) -> Group:
+    """The `n` of a group that GRPO-RoC trains on (arXiv 2508.20722, section 3.2), in their order.
+
+    Right and wrong ones stay in proportion, at least one of each. Wrong ones are drawn evenly, so that all ways to fail stay;
+    of the right ones those stay that are cleanest, where the paper draws these the likelier and looks at their format too.
+    Failed episodes stay only where there are not so many others.
+    """
+    order = chance.permutation(len(group)).tolist()
+    right = sorted((i for i in order if group[i].correct), key=lambda i: uncleanness(group[i]))
+    wrong = [i for i in order if not group[i].correct and group[i].reward is not None]
+    failed = [i for i in order if group[i].reward is None]
+    if len(right) + len(wrong) <= n:
+        return [group[i] for i in sorted([*right, *wrong, *failed][:n])]
+    share = round(n * len(right) / (len(right) + len(wrong)))
+    share = min(max(share, min(len(right), 1)), n - min(len(wrong), 1))
+    return [group[i] for i in sorted(right[:share] + wrong[: n - share])]
+
+
+def uncleanness(transcript: Transcript) -> float:
+    """The share of an episode's calls that failed; 0.5 without any call (GRPO-RoC's p_err)."""
+    calls = transcript.calls
+    return sum(not call.ok for call in calls) / len(calls) if calls else 0.5
+
+
+def without_void_turns(rollouts: EngineRollouts) -> Callable[..., dict[str, list[Any]]]:
+    """Rollouts in which nothing of an episode with a void turn is trained on (SimpleTIR, arXiv 2509.02479, section 3.3).
+
+    Its reward still counts in its group's mean, and it is absent from what losses divide by.
+    """
+
+    def call(prompts: list[str], trainer: Any) -> dict[str, list[Any]]:
+        rows = rollouts(prompts, trainer)
+        void = [any(turn.kind is TurnKind.VOID for turn in t.turns) for t in rows["transcript"]]
+        for index in (index for index, each in enumerate(void) if each):
+            for key, nothing in (("env_mask", 0), ("logprobs", 0.0)):
+                rows[key][index] = [nothing] * len(rows[key][index])
+        trainer._log_metric("env/void_episodes", sum(void) / len(void))
+        return rows
+
+    return call

@@ -1,0 +1,122 @@
+"""Advantages and losses once more: in float64, row by row and group by group, without padding or masks.
+
+Nothing here is taken from what it is compared with. A failed episode is left out of the lists.
+"""
+
+from __future__ import annotations
+
+from statistics import fmean, stdev
+
+import torch
+
+EPSILON = 1e-4
+
+
+def centred(groups):
+    return [[r - fmean(group) for r in group] if group else [] for group in groups]
+
+
+def normalised(groups):
+    return [
+        [(r - fmean(g)) / (stdev(g) + EPSILON) for r in g] if len(g) > 1 else [0.0] * len(g)
+        for g in groups
+    ]
+
+
+def leave_one_out(groups):
+    def against_others(group, i):
+        others = group[:i] + group[i + 1 :]
+        return group[i] - fmean(others) if others else 0.0
+
+    return [[against_others(g, i) for i in range(len(g))] for g in groups]
+
+
+def batch_normalised(groups):
+    values = centred(groups)
+    every = [a for group in values for a in group]
+    if len(every) < 2:
+        return [[0.0] * len(group) for group in values]
+    return [[(a - fmean(every)) / (stdev(every) + EPSILON) for a in group] for group in values]
+
+
+def batch_normalised_without_baseline(groups):
+    every = [r for group in groups for r in group]
+    if len(every) < 2:
+        return [[0.0] * len(group) for group in groups]
+    return [[(r - fmean(every)) / (stdev(every) + EPSILON) for r in group] for group in groups]
+
+
+def overlong(length, budget, cache):
+    if length <= budget - cache:
+        return 0.0
+    if length <= budget:
+        return (budget - cache - length) / cache
+    return -1.0
+
+
+def logps_of(model, transcript):
+    """Log-probs of the tokens that the model wrote, shape `(M,)`."""
+    ids = torch.tensor(transcript.prompt_ids + transcript.completion_ids)
+    logps = torch.log_softmax(model(ids[None]).logits[0, :-1], -1)
+    each = logps.gather(1, ids[1:, None])[:, 0][len(transcript.prompt_ids) - 1 :]
+    return each[torch.tensor(transcript.loss_mask) == 1]
+
+
+def clipped(ratio, advantage, low, high):
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+
+
+def loss(name, model, groups, budget, initial=None, kl=0.0):
+    """An algorithm's loss on groups of transcripts at its default settings.
+
+    `initial` is the model that `kl` is to; the ratio weighs that, too (TRL's default, from arXiv 2512.02556).
+    """
+    scored = [[t for t in group if t.reward is not None] for group in groups]
+    rewards = [[t.reward for t in group] for group in scored]
+    if name == "dapo":
+        rewards = [
+            [t.reward + overlong(len(t.completion_ids), budget, 0.2 * budget) for t in group]
+            for group in scored
+        ]
+    advantages = {
+        "dr_grpo": centred,
+        "rloo": leave_one_out,
+        "reinforce_pp": batch_normalised,
+    }.get(name, normalised)(rewards)
+    pairs = [
+        (t, a)
+        for group, each in zip(scored, advantages, strict=True)
+        for t, a in zip(group, each, strict=True)
+    ]
+    rows, tokens = len(pairs), sum(sum(t.loss_mask) for t, _ in pairs)
+    total = torch.zeros((), dtype=torch.float64)
+    for transcript, advantage in pairs:
+        logps = logps_of(model, transcript)
+        old = torch.tensor(
+            [p for p, own in zip(transcript.logprobs, transcript.loss_mask, strict=True) if own],
+            dtype=torch.float64,
+        )
+        ratio = (logps - old).exp()
+        if name == "gspo":
+            ratio = ((logps - old).sum() / len(logps)).exp()
+        penalty = torch.zeros_like(logps)
+        if initial is not None:
+            with torch.no_grad():
+                away = logps_of(initial, transcript)
+            penalty = kl * ratio * ((away - logps).exp() - (away - logps) - 1)
+        if name == "gspo":
+            each = clipped(ratio, advantage, 3e-4, 4e-4) + penalty
+            total = total + each.mean() / rows
+        elif name == "cispo":
+            each = -ratio.clamp(max=5.0).detach() * advantage * logps + penalty
+            total = total + each.sum() / tokens
+        elif name == "dr_grpo":
+            each = clipped(ratio, advantage, 0.2, 0.2) + penalty
+            total = total + each.sum() / (rows * budget)
+        elif name == "rloo":
+            each = clipped(ratio, advantage, 0.2, 0.2) + penalty
+            total = total + each.sum() / rows
+        else:
+            high = 0.2 if name == "reinforce_pp" else 0.28
+            total = total + (clipped(ratio, advantage, 0.2, high) + penalty).sum() / tokens
+    return total

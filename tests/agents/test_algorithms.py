@@ -1,0 +1,739 @@
+"""Every algorithm without a critic: its loss, and what must hold for all, through the trainer that its file makes."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import random
+from collections import deque
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import references
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from trl import GRPOTrainer
+
+from agents import __main__ as cli
+from agents import grpo, rft, selection, sft
+from agents.algorithms import algorithms, load_algorithm
+from agents.run import read_records
+from agents.settings import PRESETS, SettingsError, describe, load_settings
+from agents.tiny import make_tokenizer
+from retool_env.episode import Rules
+from retool_env.integrations.trl import EngineRollouts, training_rows
+from retool_env.problems import Problem, ProblemList
+from retool_env.sandbox import Execution, Outcome
+from retool_env.transcript import Span, StopReason, Transcript, check_transcript, read_transcripts
+
+CRITIC_FREE = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp")
+GROUP, BUDGET = 4, 36
+every = pytest.mark.parametrize("name", CRITIC_FREE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """For models this small, several threads wait for each other longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def initial(tmp_path_factory):
+    """A checkpoint that its seed alone makes, and smaller than the usual one."""
+    folder = tmp_path_factory.mktemp("initial")
+    tokenizer = make_tokenizer()
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def settings_of(name, initial, **overrides):
+    module = importlib.import_module(f"agents.{name}")
+    values = {
+        "model": initial,
+        "name": name,
+        "steps": 1,
+        "prompts": 4,
+        "rollouts": GROUP,
+        "micro_batch": 4 * GROUP,
+        "env": {"interpreter": False, "max_tokens": BUDGET},
+        "overlong": 0.2,
+        "resample": 0,
+        **overrides,
+    }
+    known = {field.name for field in dataclasses.fields(module.Settings)}
+    given = [f"{k}={json.dumps(v)}" for k, v in values.items() if k in known]
+    return module, load_settings(module.Settings, name, "tiny", given)
+
+
+@pytest.fixture
+def trainer_of(initial, tmp_path, monkeypatch):
+    """Makes the trainer that an algorithm's file makes, to be fed with given transcripts."""
+
+    def make(name, transcripts, perturbed=True, **overrides):
+        made = []
+
+        def keep(self, **_):
+            made.append(self)
+            raise KeyboardInterrupt
+
+        module, settings = settings_of(name, initial, **overrides)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(grpo.EngineGRPOTrainer, "train", keep)
+            module.train(settings, tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}")
+        [trainer] = made
+        trainer.own_rollouts = trainer.rollout_func
+        trainer.rollout_func = lambda prompts, trainer: training_rows(
+            transcripts, trainer.eos_token_ids
+        )
+        trainer.model.train()
+        if perturbed:
+            perturb(trainer.model)
+        return trainer
+
+    return make
+
+
+def perturb(model):
+    """Away from the initial model, always the same way."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+            parameter += 0.02 * noise.to(parameter.dtype)
+
+
+def batch_of(trainer):
+    rows = [{"prompt": row["prompt"]} for row in trainer.train_dataset for _ in range(GROUP)]
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer._generate_and_score_completions(rows)
+
+
+def loss_and_gradient(trainer, batch):
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    return loss.detach(), gradient_of(trainer.model)
+
+
+def gradient_of(model):
+    return torch.cat([p.grad.flatten().double() for p in model.parameters()])
+
+
+def assert_same_direction_and_length(a, b, tolerance=1e-4):
+    assert a.norm() > 0
+    assert (a - b).norm() / b.norm() < tolerance
+
+
+def episode(index, reward, turns=1, words=0, failed=False):
+    """A transcript with `turns` calls and then an answer; its log-probs are to be set."""
+    tokenizer = make_tokenizer()
+    spans = [("prompt", f"Compute {index} + 7.\n")]
+    for turn in range(turns):
+        spans.append(("model", f"<code>\n```python\nprint({index % 9}{turn})\n```\n</code>"))
+        spans.append(("env", f"\n<interpreter>\n{index % 9}{turn}\n</interpreter>\n\n"))
+    spans.append(("model", "o" * words + f"<answer>\n\\boxed{{{index % 10}}}\n</answer>"))
+    made = []
+    for author, text in spans:
+        ids = tuple(tokenizer.encode(text))
+        logprobs = (-1.0,) * len(ids) if author == "model" else None
+        shown = Execution(Outcome.OK, text) if author == "env" else None
+        made.append(Span(author, text, ids, logprobs, execution=shown))
+    return Transcript(
+        Problem(str(index), "?", "1"),
+        tuple(made),
+        stop_reason=StopReason.INFRASTRUCTURE if failed else StopReason.ANSWERED,
+        correct=None if failed else reward > 0,
+        reward=None if failed else reward,
+    )
+
+
+def with_logprobs(transcripts, model, noise, seed=0):
+    """Log-probs that the model gives, and normal noise on them."""
+    chance = random.Random(seed)
+    result = []
+    for transcript in transcripts:
+        with torch.no_grad():
+            own = iter(references.logps_of(model, transcript).tolist())
+        spans = [
+            span
+            if span.author != "model"
+            else dataclasses.replace(
+                span,
+                logprobs=tuple(
+                    min(next(own) + chance.gauss(0, noise), 0.0) for _ in span.token_ids
+                ),
+            )
+            for span in transcript.spans
+        ]
+        result.append(dataclasses.replace(transcript, spans=tuple(spans)))
+        check_transcript(result[-1])
+    return result
+
+
+@pytest.fixture(scope="module")
+def model64(initial):
+    """The model of `trainer_of`, in float64."""
+    model = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float32)
+    perturb(model)
+    return model.double()
+
+
+@pytest.fixture(scope="module")
+def groups(model64):
+    """Four groups: mixed, with failures, all equal; of several lengths, and off-policy enough to be clipped."""
+    rewards = [
+        [1.0, -1.0, -1.0, 1.0],
+        [1.0, None, -1.0, -0.6],
+        [-0.6, -0.6, -0.6, -0.6],
+        [-1.0, 1.0, None, None],
+    ]
+    made = [
+        [
+            episode(4 * g + i, reward, 1 + (g + i) % 2, 3 * ((i + g) % 4), failed=reward is None)
+            for i, reward in enumerate(group)
+        ]
+        for g, group in enumerate(rewards)
+    ]
+    return [with_logprobs(group, model64, 0.3, seed) for seed, group in enumerate(made)]
+
+
+def flat(groups):
+    return [transcript for group in groups for transcript in group]
+
+
+@pytest.fixture
+def expected(model64, groups, initial):
+    def loss_and_gradient(name, kl=0.0):
+        first = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float64) if kl else None
+        model64.zero_grad()
+        loss = references.loss(name, model64, groups, BUDGET, first, kl)
+        loss.backward()
+        return loss.detach(), gradient_of(model64)
+
+    return loss_and_gradient
+
+
+@every
+@pytest.mark.parametrize("kl", [0.0, 0.3])
+def test_the_loss_is_the_references_failed_episodes_as_if_absent(
+    name, kl, groups, trainer_of, expected
+):
+    trainer = trainer_of(name, flat(groups), kl=kl)
+    loss, gradient = loss_and_gradient(trainer, batch_of(trainer))
+    other_loss, other_gradient = expected(name, kl)
+    assert loss.item() == pytest.approx(other_loss.item(), rel=1e-4, abs=1e-6)
+    assert_same_direction_and_length(gradient, other_gradient)
+
+
+def test_the_lengths_reach_into_the_overlong_punishment(groups):
+    lengths = [len(t.completion_ids) for t in flat(groups)]
+    assert min(lengths) < 0.8 * BUDGET < max(lengths)
+
+
+def test_grpos_advantages_and_loss_are_trls_own(groups, trainer_of):
+    transcripts = flat(groups)
+    ours = trainer_of("grpo", transcripts)
+    theirs = trainer_of("grpo", transcripts)
+    theirs.advantages = None
+    ours._logs["advantages"] = deque(maxlen=100)  # which does not drop TRL's by itself
+    batch, other = batch_of(ours), batch_of(theirs)
+    assert torch.equal(batch["advantages"], other["advantages"])
+    assert torch.equal(loss_and_gradient(ours, batch)[1], loss_and_gradient(theirs, other)[1])
+    assert list(ours._logs["advantages"]) == batch["advantages"].tolist()
+
+
+def test_each_process_takes_its_own_of_the_advantages_of_all(trainer_of, groups, monkeypatch):
+    trainer = trainer_of("grpo", flat(groups))
+    whole = batch_of(trainer)["advantages"]
+    second = SimpleNamespace(process_index=1)
+    monkeypatch.setattr(trainer, "accelerator", second)
+    assert torch.equal(trainer._own_advantages(2 * GROUP), whole[2 * GROUP :])
+
+
+@every
+def test_interpreter_tokens_logits_move_neither_loss_nor_gradient(name, groups, trainer_of):
+    trainer = trainer_of(name, flat(groups), entropy=0.01)
+    batch = batch_of(trainer)
+    foreign = torch.ones(batch["completion_ids"].shape)
+    for row, transcript in zip(foreign, flat(groups), strict=True):
+        if transcript.reward is not None:
+            row[: len(transcript.loss_mask)] -= torch.tensor(transcript.loss_mask)
+    original = trainer._get_per_token_logps_and_entropies
+
+    def under(noise):
+        def perturbed(*args, **kwargs):
+            logps, entropy, aux = original(*args, **kwargs)
+            return (
+                logps + noise * foreign * torch.rand_like(logps),
+                entropy + noise * foreign * torch.rand_like(logps),
+                aux,
+            )
+
+        trainer._get_per_token_logps_and_entropies = perturbed
+        return loss_and_gradient(trainer, batch)
+
+    (loss, gradient), (other_loss, other_gradient) = under(0.0), under(5.0)
+    assert gradient.abs().sum() > 0
+    assert torch.equal(loss, other_loss) and torch.equal(gradient, other_gradient)
+
+
+@every
+def test_padding_does_not_change_the_gradient(name, groups, trainer_of):
+    trainer = trainer_of(name, flat(groups))
+    narrow = batch_of(trainer)
+    trainer.pad_to_multiple_of = 128
+    wide = batch_of(trainer)
+    assert wide["completion_ids"].shape[1] > narrow["completion_ids"].shape[1]
+    _, gradient = loss_and_gradient(trainer, narrow)
+    _, other = loss_and_gradient(trainer, wide)
+    assert_same_direction_and_length(other, gradient)
+
+
+@every
+def test_accumulated_micro_batches_are_one_batch(name, groups, trainer_of):
+    """A whole step of the trainer with plain gradient descent at rate 1: the change of the weights is the gradient."""
+
+    def change(micro_batch):
+        plain = {"optim": "sgd", "max_grad_norm": 0.0, "save_strategy": "no"}
+        trainer = trainer_of(
+            name, flat(groups), micro_batch=micro_batch, learning_rate=1.0, trl=plain, kl=0.1
+        )
+        before = [p.detach().clone() for p in trainer.model.parameters()]
+        GRPOTrainer.train(trainer)
+        after = trainer.model.parameters()
+        return torch.cat([(a - b).flatten().double() for a, b in zip(after, before, strict=True)])
+
+    assert_same_direction_and_length(change(GROUP), change(4 * GROUP), 1e-3)
+
+
+@every
+def test_equal_rewards_give_no_gradient(name, groups, trainer_of):
+    same = [
+        dataclasses.replace(t, reward=None if t.reward is None else (-0.6, 1.0, 0.1, -1.0)[g])
+        for g, group in enumerate(groups)
+        for t in group
+    ]
+    trainer = trainer_of(name, same, overlong=0.0)
+    _, gradient = loss_and_gradient(trainer, batch_of(trainer))
+    assert torch.all(gradient == 0)
+
+
+@every
+def test_the_terminal_reward_reaches_every_token_of_every_turn_and_no_other(
+    name, groups, model64, trainer_of
+):
+    transcripts = with_logprobs(flat(groups), model64, 0.0)  # on-policy: nothing is clipped
+    trainer = trainer_of(name, transcripts)
+    batch = batch_of(trainer)
+    original, kept = trainer._get_per_token_logps_and_entropies, []
+
+    def keep(*args, **kwargs):
+        result = original(*args, **kwargs)
+        result[0].retain_grad()
+        kept.append(result[0])
+        return result
+
+    if name == "gspo":  # a sequence's ratio is a rounding away from its narrow clips
+        trainer.epsilon_low = trainer.epsilon_high = 0.2
+    trainer._get_per_token_logps_and_entropies = keep
+    trainer.compute_loss(trainer.model, batch).backward()
+    [logps] = kept
+    several = 0
+    for transcript, gradient, advantage in zip(
+        transcripts, logps.grad, batch["advantages"], strict=True
+    ):
+        mask = torch.zeros(len(gradient))
+        if transcript.reward is not None:
+            mask[: len(transcript.loss_mask)] = torch.tensor(transcript.loss_mask).float()
+        assert torch.all(gradient[mask == 0] == 0)
+        assert torch.all(torch.sign(gradient[mask == 1]) == -torch.sign(advantage))
+        several += bool(advantage) and sum(s.author == "model" for s in transcript.spans) > 1
+    assert several > 4
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo"])
+def test_episodes_with_a_void_turn_are_masked_but_count_in_their_group(name, groups, trainer_of):
+    [one, *others] = groups[0]
+    said = dataclasses.replace(one.spans[-1], text="hm", token_ids=one.spans[-1].token_ids)
+    void = dataclasses.replace(one, spans=(*one.spans[:-1], said))
+    transcripts = [void, *others, *flat(groups[1:])]
+    plain, masking = trainer_of(name, transcripts), trainer_of(name, transcripts)
+    masking.rollout_func = selection.without_void_turns(masking.rollout_func)
+    before, after = batch_of(plain), batch_of(masking)
+    assert torch.equal(before["advantages"], after["advantages"]) and before["advantages"][0] != 0
+    assert before["tool_mask"][0].sum() > 0
+    assert not (after["tool_mask"] * after["completion_mask"])[0].any()
+    assert torch.equal(before["tool_mask"][1:], after["tool_mask"][1:])
+    absent = [dataclasses.replace(void, stop_reason=StopReason.INFRASTRUCTURE), *transcripts[1:]]
+    without = trainer_of(name, absent)
+    batch = batch_of(without)
+    batch["advantages"] = after["advantages"]
+    assert torch.equal(loss_and_gradient(masking, after)[1], loss_and_gradient(without, batch)[1])
+
+
+def test_the_settings_of_all_reach_the_trainer(initial, tmp_path, trainer_of):
+    masking, plain = (trainer_of("grpo", [], mask_void=each).own_rollouts for each in (True, False))
+    assert isinstance(plain, EngineRollouts) and not isinstance(masking, EngineRollouts)
+    clean = trainer_of("grpo", [], spare=2.0).own_rollouts
+    assert isinstance(clean, selection.CleanRollouts) and type(plain) is EngineRollouts
+    assert trainer_of("grpo", []).args.delta is None
+    assert trainer_of("grpo", [], ratio_cap=3.0).args.delta == 3.0
+    assert trainer_of("grpo", [], entropy=0.02).entropy_coef == 0.02
+    module, settings = settings_of("grpo", initial, ratio_cap=1.1)
+    with pytest.raises(SettingsError, match="ratio_cap"):
+        module.train(settings, tmp_path / "none")
+
+
+def test_resample_on_correct_keeps_the_cleaner_of_the_right_ones():
+    def erring(index, failures, reward=1.0):
+        made = episode(index, reward, turns=3)
+        places = [i for i, span in enumerate(made.spans) if span.execution][:failures]
+        spans = [
+            dataclasses.replace(span, execution=Execution(Outcome.RUNTIME_ERROR, "", "no"))
+            if i in places
+            else span
+            for i, span in enumerate(made.spans)
+        ]
+        return dataclasses.replace(made, spans=tuple(spans))
+
+    clean, dirty, dirtier = (erring(i, i) for i in (0, 1, 3))
+    direct = episode(4, 1.0, turns=0)
+    assert [selection.uncleanness(t) for t in (clean, dirty, direct, dirtier)] == pytest.approx(
+        [0, 1 / 3, 0.5, 1]
+    )
+    wrong = [erring(10 + i, i % 4, -1.0) for i in range(4)]
+    failed = episode(20, None, failed=True)
+    group = [dirtier, wrong[0], clean, wrong[1], failed, direct, wrong[2], dirty, wrong[3]]
+    kept = [selection.resample_on_correct(group, 4, np.random.default_rng(s)) for s in range(20)]
+    assert all([t for t in four if t.correct] == [clean, dirty] for four in kept)
+    drawn = [[t for t in four if not t.correct] for four in kept]
+    assert all(len(two) == 2 and failed not in two for two in drawn)
+    assert {t.problem.id for two in drawn for t in two} == {t.problem.id for t in wrong}
+    assert (
+        selection.resample_on_correct([*wrong, clean, failed], 3, np.random.default_rng(0))[-1]
+        == clean
+    )
+    few = selection.resample_on_correct([failed, wrong[0], failed], 2, np.random.default_rng(0))
+    assert len(few) == 2 and wrong[0] in few
+
+
+# The bandit: one token is written, and its id's parity is the reward.
+
+BANDIT = Rules(
+    interpreter=False,
+    max_tokens=1,
+    prompt_template="{query}",
+    reward=lambda transcript: 1.0 if transcript.completion_ids[0] % 2 == 0 else -1.0,
+)
+ARMS = ProblemList(Problem(str(i), f"Compute {i}", "1") for i in range(4))
+
+
+def share_of_even(model):
+    """The probability of the rewarded arms, over the prompts."""
+    tokenizer = make_tokenizer()
+    with torch.no_grad():
+        rows = [model(torch.tensor([tokenizer.encode(p.question)])).logits[0, -1] for p in ARMS]
+    return torch.softmax(torch.stack(rows), -1)[:, ::2].sum(-1).min().item()
+
+
+@every
+def test_the_bandits_optimum_is_found_within_twenty_steps(name, initial, tmp_path, monkeypatch):
+    monkeypatch.setattr(grpo, "find_task", lambda env: (BANDIT, ARMS))
+    module, settings = settings_of(
+        name, initial, steps=20, rollouts=8, micro_batch=32, learning_rate=0.01, save_steps=100
+    )
+    assert share_of_even(AutoModelForCausalLM.from_pretrained(initial)) < 0.8
+    trained = module.train(settings, tmp_path / name)
+    assert share_of_even(AutoModelForCausalLM.from_pretrained(trained)) > 0.95
+
+
+def test_spare_rollouts_are_sampled_and_fewer_are_trained_on(initial, tmp_path, monkeypatch):
+    monkeypatch.setattr(grpo, "find_task", lambda env: (BANDIT, ARMS))
+    seen = []
+
+    def choose(group, n, chance):
+        seen.append((len(group), n))
+        return group[-n:]
+
+    monkeypatch.setattr(selection, "resample_on_correct", choose)
+    module, settings = settings_of("grpo", initial, spare=1.5, steps=1)
+    module.train(settings, tmp_path / "spare")
+    assert seen == [(6, 4)] * 4
+    assert len(list(read_transcripts(tmp_path / "spare" / "transcripts.jsonl"))) == 16
+
+
+def test_dapo_samples_other_problems_where_a_group_is_unanimous(initial, tmp_path, monkeypatch):
+    rules = dataclasses.replace(
+        BANDIT, reward=lambda t: 1.0 if t.problem.id == "0" else BANDIT.reward(t)
+    )
+    monkeypatch.setattr(grpo, "find_task", lambda env: (rules, ARMS))
+    module, settings = settings_of("dapo", initial, rollouts=8, micro_batch=32, resample=5)
+    module.train(settings, tmp_path / "dapo")
+    [metrics] = read_records(tmp_path / "dapo" / "metrics.jsonl")
+    trained = list(read_transcripts(tmp_path / "dapo" / "transcripts.jsonl"))
+    assert metrics["rollout/resampled"] >= 1 and len(trained) == 32
+    assert "0" not in {t.problem.id for t in trained}
+
+
+def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch):
+    """DAPO's, whose resampled problems must come back too."""
+    monkeypatch.setattr(grpo, "find_task", lambda env: (BANDIT, ARMS))
+
+    def run(folder, resume=False):
+        module, settings = settings_of(
+            "dapo", initial, steps=4, micro_batch=8, resample=2, save_steps=2, learning_rate=1e-3
+        )
+        return AutoModelForCausalLM.from_pretrained(module.train(settings, folder, resume))
+
+    whole = run(tmp_path / "whole")
+    original = grpo.EngineRollouts.__call__
+
+    def stopping(self, prompts, trainer):
+        if trainer.state.global_step == 3:
+            raise KeyboardInterrupt
+        return original(self, prompts, trainer)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(grpo.EngineRollouts, "__call__", stopping)
+        run(tmp_path / "cut")
+    resumed = run(tmp_path / "cut", resume=True)
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+    curves = [
+        [
+            (r["step"], r["reward"], r["rollout/resampled"])
+            for r in read_records(tmp_path / x / "metrics.jsonl")
+        ]
+        for x in ("whole", "cut")
+    ]
+    assert curves[0] == curves[1] and len(curves[0]) == 4
+
+
+# Algorithms are found by their files.
+
+OWN = """
+from dataclasses import dataclass
+
+from agents import __main__ as cli
+from agents import grpo, rft, selection, sft
+from agents.algorithms import algorithms, load_algorithm
+from agents.run import read_records
+from agents.settings import setting
+
+
+@dataclass(frozen=True)
+class Settings(grpo.Settings):
+    name: str = setting("own", "the run's folder")
+    taste: float = setting(0.5, "of one's own")
+
+
+def train(settings, folder, resume=False):
+    return grpo.train(settings, folder, resume, advantages=lambda rewards, group: settings.taste * rewards)
+"""
+
+
+def test_the_folders_algorithms_are_found_and_its_helpers_are_not():
+    assert {*CRITIC_FREE, "sft", "rft", "demo"} <= set(algorithms())
+    assert not {"engine", "model", "advantages", "settings", "tiny", "algorithms"} & set(
+        algorithms()
+    )
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+@pytest.mark.parametrize("name", [*CRITIC_FREE, "rft"])
+def test_every_preset_suits_every_algorithm_and_every_setting_is_described(name, preset):
+    settings = load_algorithm(name).Settings
+    loaded = load_settings(settings, name, preset, [])
+    assert loaded.name == name and loaded.env["id"].startswith("ReTool-")
+    assert not any(line.endswith(": ") for line in describe(settings).splitlines())
+
+
+def test_sections_of_the_algorithms_that_one_is_made_from_come_first(tmp_path):
+    preset = tmp_path / "own.yaml"
+    preset.write_text("grpo: {steps: 7, prompts: 3, clip_high: 0.5}\ndr_grpo: {steps: 9}\n")
+    settings = load_settings(load_algorithm("dr_grpo").Settings, "dr_grpo", str(preset), [])
+    assert (settings.steps, settings.prompts) == (9, 3)
+    assert settings.clip_high == 0.2  # it has a default of its own
+
+
+def test_ones_own_file_trains(initial, tmp_path, monkeypatch, capsys):
+    (tmp_path / "own.py").write_text(OWN)
+    monkeypatch.setattr(grpo, "find_task", lambda env: (BANDIT, ARMS))
+    values = {
+        "model": initial,
+        "steps": 1,
+        "prompts": 2,
+        "rollouts": 4,
+        "micro_batch": 8,
+        "taste": 2,
+    }
+    given = [f"{key}={value}" for key, value in values.items()]
+    assert cli.main([str(tmp_path / "own.py"), "--runs", str(tmp_path), *given]) == 0
+    assert (tmp_path / "own" / "checkpoint" / "config.json").is_file()
+    assert cli.main([str(tmp_path / "own.py"), "--help"]) == 0
+    assert "taste (float, 0.5): of one's own" in capsys.readouterr().out
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "own.py").write_text(OWN)
+    assert load_algorithm("package.own").Settings().taste == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "a dataclass `Settings`.*`train"),
+        ("class Settings: name = 1\ndef train(): ...", "a dataclass `Settings`"),
+        (OWN.partition("def train")[0], "a function `train"),
+        (
+            "from dataclasses import dataclass\n@dataclass\nclass Settings: x: int = 1\ndef train(): ...",
+            "`name`",
+        ),
+    ],
+)
+def test_what_an_algorithm_lacks_is_said(text, said, tmp_path):
+    (tmp_path / "lacking.py").write_text(text)
+    with pytest.raises(SettingsError, match=said):
+        load_algorithm(str(tmp_path / "lacking.py"))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("dap", "did you mean 'dapo'"),
+        ("engine", "no algorithm"),
+        ("a/b.py", "no file"),
+        ("a.b", "imported"),
+    ],
+)
+def test_what_is_no_algorithm_is_said(name, said, capsys):
+    assert cli.main([name]) == 2
+    assert said in capsys.readouterr().err
+
+
+# Rejection sampling.
+
+
+@pytest.fixture(scope="module")
+def undecided(initial, tmp_path_factory):
+    """A model that answers 0, 1, 2 or 3, whatever is asked, each about as often."""
+    folder = tmp_path_factory.mktemp("undecided")
+    model = AutoModelForCausalLM.from_pretrained(initial)
+    tokenizer = make_tokenizer()
+    prompts = [tokenizer.encode(p.question) for p in ARMS]
+    answers = [tokenizer.encode(f"<answer>\n\\boxed{{{i}}}\n</answer>") for i in range(4)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    ids = torch.tensor([p + a for p in prompts for a in answers])
+    labels = ids.clone()
+    labels[:, : len(prompts[0])] = -100
+    for _ in range(60):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def share_of_right(folder):
+    """The probability of the right answer, over the problems."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), make_tokenizer()
+    found = []
+    for problem in ARMS:
+        text = f"<answer>\n\\boxed{{{problem.answer}}}\n</answer>"
+        prompt, answer = tokenizer.encode(problem.question), tokenizer.encode(text)
+        with torch.no_grad():
+            logps = torch.log_softmax(model(torch.tensor([prompt + answer])).logits[0], -1)
+        where = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
+        found.append(sum(logps[i, t].item() for i, t in zip(where, answer, strict=True)))
+    return torch.tensor(found).exp().min().item()
+
+
+def rft_settings(initial, **overrides):
+    sft_settings = {"epochs": 15, "batch_size": 4, "learning_rate": 0.01}
+    values = {
+        "model": initial,
+        "problems": 4,
+        "k": 16,
+        "rounds": 2,
+        "sft": sft_settings,
+        **overrides,
+    }
+    given = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return load_settings(rft.Settings, "rft", "tiny", given)
+
+
+@pytest.fixture
+def riddles(monkeypatch):
+    rules = Rules(interpreter=False, max_tokens=20, prompt_template="{query}")
+    for module in (rft, sft):
+        monkeypatch.setattr(module, "find_task", lambda env: (rules, ARMS))
+
+
+def test_rft_learns_what_it_sometimes_got_right(undecided, tmp_path, riddles):
+    assert share_of_right(undecided) < 0.5
+    trained = rft.train(rft_settings(undecided), tmp_path / "rft")
+    assert share_of_right(trained) > 0.9
+    records = read_records(tmp_path / "rft" / "metrics.jsonl")
+    assert [r["step"] for r in records] == [1, 2]
+    assert records[1]["env/accuracy"] > records[0]["env/accuracy"] + 0.3
+    for number in (1, 2):
+        traces = list(read_transcripts(tmp_path / "rft" / "stages" / f"round-{number}.jsonl"))
+        assert all(t.correct for t in traces)
+        assert len({(t.problem.id, t.response_text) for t in traces}) == len(traces) >= 4
+
+
+def test_a_stopped_rft_goes_on_without_sampling_again(undecided, tmp_path, riddles, monkeypatch):
+    few = rft_settings(undecided, problems=2, sft={"epochs": 2, "learning_rate": 0.01})
+    trained = rft.train(few, tmp_path / "whole")
+    original, calls = sft.train, []
+
+    def stopping(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sft, "train", stopping)
+        rft.train(few, tmp_path / "cut")
+    monkeypatch.setattr(rft, "sample", lambda *_: pytest.fail("both rounds were sampled"))
+    resumed = rft.train(few, tmp_path / "cut", resume=True)
+    one, other = (AutoModelForCausalLM.from_pretrained(f) for f in (trained, resumed))
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_rft_keeps_right_ones_each_once_and_so_many_a_problem():
+    right, wrong, longer = episode(1, 1.0), episode(1, -1.0), episode(1, 1.0, words=3)
+    shown = dataclasses.replace(right.spans[2], text="otherwise printed")
+    printed = dataclasses.replace(right, spans=(*right.spans[:2], shown, *right.spans[3:]))
+    elsewhere = dataclasses.replace(right, problem=Problem("2", "?", "1"))
+    assert rft.distinct([right, wrong, printed, longer, elsewhere]) == [right, longer, elsewhere]
+    assert rft.choose([[wrong, right, printed, longer], [elsewhere]], 1) == [right, elsewhere]
+
+
+def test_rft_says_when_nothing_was_right(initial, tmp_path, riddles):
+    with pytest.raises(SettingsError, match="round 1: no response was right"):
+        rft.train(rft_settings(initial, k=2), tmp_path / "none")
+    with pytest.raises(SettingsError, match="holds no model"):
+        rft.train(rft_settings("runs/none/checkpoint"), tmp_path / "missing")
+    assert not (tmp_path / "missing").exists()

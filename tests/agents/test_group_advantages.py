@@ -1,0 +1,89 @@
+"""Advantages number by number, against `references.py`."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import references
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents import advantages
+from agents.dapo import soft_overlong
+
+PAIRS = {
+    "dr_grpo": (advantages.group_centred, references.centred),
+    "grpo": (advantages.group_normalised, references.normalised),
+    "rloo": (advantages.leave_one_out, references.leave_one_out),
+    "reinforce_pp": (advantages.batch_normalised, references.batch_normalised),
+    "reinforce_pp, plain": (
+        partial(advantages.batch_normalised, baseline=False),
+        references.batch_normalised_without_baseline,
+    ),
+}
+GROUPED = sorted(set(PAIRS) - {"reinforce_pp, plain"})
+REWARDS = st.sampled_from([1.0, -1.0, -0.6, 0.25, None])
+
+
+def ours(function, groups):
+    flat = [math.nan if r is None else r for group in groups for r in group]
+    return function(torch.tensor(flat, dtype=torch.float32), len(groups[0])).tolist()
+
+
+def theirs(function, groups):
+    """The reference's, 0 in the places of failed episodes."""
+    found = iter(
+        a for each in function([[r for r in g if r is not None] for g in groups]) for a in each
+    )
+    return [0.0 if r is None else next(found) for group in groups for r in group]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@given(
+    groups=st.integers(2, 5).flatmap(
+        lambda n: st.lists(st.lists(REWARDS, min_size=n, max_size=n), min_size=1, max_size=4)
+    )
+)
+def test_they_are_the_references(name, groups):
+    function, reference = PAIRS[name]
+    # The deviation of equal numbers is not quite 0 in float64, which a reference divides by.
+    assert ours(function, groups) == pytest.approx(theirs(reference, groups), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", GROUPED)
+@pytest.mark.parametrize("reward", [-0.6, 0.1, 1.0])
+def test_a_group_of_equal_rewards_has_none_at_all(name, reward):
+    """Though the mean of nine times -0.6 is not -0.6 in float32."""
+    mixed = [1.0, -1.0, -1.0, 0.5, 1.0, -1.0, 1.0, 1.0, 1.0]
+    groups = [[reward] * 9, mixed, [*[reward] * 7, None, None]]
+    found = ours(PAIRS[name][0], groups)
+    assert found[:9] == found[18:] == [0.0] * 9
+    assert all(found[9:18])
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_failed_episode_is_as_if_absent(name):
+    function = PAIRS[name][0]
+    whole = [[1.0, -1.0, -1.0], [-1.0, 1.0, 1.0]]
+    found = ours(function, [[1.0, None, -1.0, -1.0], [None, -1.0, 1.0, 1.0]])
+    assert found[1] == found[4] == 0.0
+    assert [a for i, a in enumerate(found) if i not in (1, 4)] == pytest.approx(
+        ours(function, whole)
+    )
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_where_there_is_nothing_to_compare_with_there_is_none(name):
+    assert ours(PAIRS[name][0], [[None, 1.0, None], [None] * 3]) == [0.0] * 6
+
+
+@pytest.mark.parametrize(
+    ("length", "punishment"),
+    [(0, 0.0), (80, 0.0), (81, -0.05), (90, -0.5), (100, -1.0), (130, -1.0)],
+)
+def test_the_soft_overlong_punishment(length, punishment):
+    assert soft_overlong(length, 100, 20) == pytest.approx(punishment)
+    assert references.overlong(length, 100, 20) == pytest.approx(punishment)
