@@ -1,0 +1,102 @@
+"""Losses: pure functions of tensors, each with its equation and its paper.
+
+One value a token, so that whoever sums them says over what the mean is taken. Where the mask is not set (the prompt, the
+interpreter's text, padding) the value is 0 and no gradient flows, whatever stands there.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def ppo_policy_loss(
+    logps: torch.Tensor,
+    old_logps: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """PPO's clipped surrogate (arXiv 1707.06347, equation 7), with the dual clip (arXiv 1912.09729).
+
+        r = exp(logps - old_logps)
+        L = -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)
+        L = min(L, -c A)   where A < 0
+
+    A negative advantage is not bounded by the first clip: as r grows, so does the loss. The dual clip bounds it at c times the
+    advantage.
+
+    Args:
+        logps: The trained model's log-probs of the tokens, shape `(B, T)`.
+        old_logps: Those of the policy that sampled them, shape `(B, T)`.
+        advantages: Shape `(B, T)`.
+        mask: Whether the model sampled the token, shape `(B, T)`.
+        clip_low: How far below 1 the ratio counts; DAPO's two ends (arXiv 2503.14476, section 3.1).
+        clip_high: How far above.
+        dual_clip: c, above 1; `None`: without.
+
+    Returns:
+        The loss and whether a clip took the token's gradient, each of shape `(B, T)`.
+    """
+    advantages = advantages.masked_fill(~mask, 0.0)
+    ratio = (logps - old_logps).masked_fill(~mask, 0.0).exp()
+    plain = -ratio * advantages
+    clipped = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
+    loss = torch.maximum(plain, clipped)
+    bound = clipped > plain
+    if dual_clip is not None:
+        most = -dual_clip * advantages
+        over = (advantages < 0) & (loss > most)
+        loss, bound = torch.where(over, most, loss), bound | over
+    return loss, bound
+
+
+def value_loss(
+    values: torch.Tensor,
+    old_values: torch.Tensor,
+    returns: torch.Tensor,
+    mask: torch.Tensor,
+    clip: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The critic's squared error, clipped as the policy is (arXiv 2005.12729, section 3).
+
+        L = 1/2 max((V - R)^2, (V_old + clip(V - V_old, -clip, clip) - R)^2)
+
+    Args:
+        values: The critic's now, shape `(B, T)`.
+        old_values: Those that the returns were made with, shape `(B, T)`.
+        returns: Its targets, shape `(B, T)`.
+        mask: Whether the model sampled the token, shape `(B, T)`.
+        clip: How far from its old one a value counts; `None`: without.
+
+    Returns:
+        The loss and whether the clip took the token's gradient, each of shape `(B, T)`.
+    """
+    change = (values - old_values).masked_fill(~mask, 0.0)
+    error = (old_values - returns).masked_fill(~mask, 0.0)
+    plain = (error + change).square()
+    if clip is None:
+        return 0.5 * plain, torch.zeros_like(mask)
+    clipped = (error + change.clamp(-clip, clip)).square()
+    return 0.5 * torch.maximum(plain, clipped), clipped > plain
+
+
+def k3(logps: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """An estimate of the KL from a reference, of tokens that the model sampled: k3 of Schulman (2020).
+
+        d = reference - logps
+        KL(model, reference) = exp(d) - 1 - d
+
+    Never negative, and unbiased where the tokens are the model's own. Also GRPO's (arXiv 2402.03300, equation 4).
+
+    Args:
+        logps: The trained model's log-probs, shape `(B, T)`.
+        reference: The reference's, shape `(B, T)`.
+        mask: Whether the model sampled the token, shape `(B, T)`.
+
+    Returns:
+        The estimate, shape `(B, T)`.
+    """
+    difference = (reference - logps).masked_fill(~mask, 0.0)
+    return difference.exp() - 1 - difference

@@ -1,0 +1,118 @@
+"""Losses, number by number against plain arithmetic in float64, and their gradients against finite differences."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from agents.losses import k3, ppo_policy_loss, value_loss
+
+LOW, HIGH, DUAL = 0.2, 0.28, 3.0
+CLIP = 0.5
+SHAPE = 5, 40
+
+
+def tensors(seed, *scales):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        scale * torch.randn(*SHAPE, generator=generator, dtype=torch.float64) for scale in scales
+    ]
+
+
+def some(seed):
+    return torch.rand(*SHAPE, generator=torch.Generator().manual_seed(seed)) < 0.7
+
+
+def plain_policy(logp, old, advantage, dual):
+    ratio = math.exp(logp - old)
+    objective = min(ratio * advantage, min(max(ratio, 1 - LOW), 1 + HIGH) * advantage)
+    if dual is not None and advantage < 0:
+        objective = max(objective, dual * advantage)
+    return -objective
+
+
+def plain_value(value, old, target, clip):
+    near = value if clip is None else old + min(max(value - old, -clip), clip)
+    return 0.5 * max((value - target) ** 2, (near - target) ** 2)
+
+
+def plain_k3(logp, reference):
+    ratio = math.exp(reference) / math.exp(logp)
+    return ratio - 1 - math.log(ratio)
+
+
+POLICY = [
+    (lambda x, old, a, m: ppo_policy_loss(x, old, a, m, LOW, HIGH, DUAL)[0], DUAL),
+    (lambda x, old, a, m: ppo_policy_loss(x, old, a, m, LOW, HIGH)[0], None),
+]
+VALUE = [
+    (lambda x, old, t, m: value_loss(x, old, t, m, CLIP)[0], CLIP),
+    (lambda x, old, t, m: value_loss(x, old, t, m)[0], None),
+]
+CASES = (
+    [(loss, (0.8, 0.8, 1.0), lambda x, o, a, c=c: plain_policy(x, o, a, c)) for loss, c in POLICY]
+    + [(loss, (0.8, 0.8, 1.0), lambda x, o, a, c=c: plain_value(x, o, a, c)) for loss, c in VALUE]
+    + [(lambda x, r, _, m: k3(x, r, m), (0.8, 0.8, 1.0), lambda x, r, _: plain_k3(x, r))]
+)
+IDS = ["policy, dual clip", "policy", "value, clipped", "value", "k3"]
+
+
+@pytest.mark.parametrize(("loss", "scales", "plain"), CASES, ids=IDS)
+def test_numbers_are_those_of_plain_arithmetic(loss, scales, plain):
+    arguments, mask = tensors(0, *scales), some(1)
+    found = loss(*arguments, mask)
+    for index in range(found.numel()):
+        numbers = [each.flatten()[index].item() for each in arguments]
+        expected = plain(*numbers) if mask.flatten()[index] else 0.0
+        assert found.flatten()[index].item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("loss", "scales", "plain"), CASES, ids=IDS)
+def test_gradients_are_those_of_finite_differences(loss, scales, plain):
+    (x, *others), mask = tensors(2, *scales), some(3)
+    x.requires_grad_()
+    loss(x, *others, mask).sum().backward()
+    step = 1e-6
+    for index in range(x.numel()):
+        at, *rest = (each.flatten()[index].item() for each in (x, *others))
+        expected = (plain(at + step, *rest) - plain(at - step, *rest)) / (2 * step)
+        expected = expected if mask.flatten()[index] else 0.0
+        assert x.grad.flatten()[index].item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("junk", [math.nan, math.inf, -1e30])
+@pytest.mark.parametrize(("loss", "scales", "plain"), CASES, ids=IDS)
+def test_nothing_outside_the_mask_reaches_loss_or_gradient(loss, scales, plain, junk):
+    (x, *others), mask = tensors(4, *scales), some(5)
+
+    def run(*arguments):
+        first = arguments[0].clone().requires_grad_()
+        total = loss(first, *arguments[1:], mask).sum()
+        total.backward()
+        return total, first.grad
+
+    clean = run(x, *others)
+    dirty = run(*(each.masked_fill(~mask, junk) for each in (x, *others)))
+    assert torch.equal(clean[0], dirty[0]) and torch.equal(clean[1], dirty[1])
+    assert torch.all(clean[1][~mask] == 0)
+
+
+def test_flags_say_where_a_clip_took_the_gradient():
+    (x, old, advantages), mask = tensors(6, 1.2, 0.8, 1.0), some(7)
+    x.requires_grad_()
+    loss, clipped = ppo_policy_loss(x, old, advantages, mask, LOW, HIGH, DUAL)
+    loss.sum().backward()
+    assert torch.equal(clipped, (x.grad == 0) & mask)
+    # Each of the three clips is met.
+    ratio = (x - old).exp().detach()
+    assert (clipped & (ratio > 1 + HIGH) & (advantages > 0)).any()
+    assert (clipped & (ratio < 1 - LOW) & (advantages < 0)).any()
+    assert (clipped & (ratio > DUAL) & (advantages < 0)).any()
+    assert not (clipped & (advantages > 0) & (ratio < 1)).any()
+
+    values = x.detach().requires_grad_()
+    loss, clipped = value_loss(values, old, advantages, mask, CLIP)
+    loss.sum().backward()
+    assert torch.equal(clipped, (values.grad == 0) & mask) and clipped.any()
