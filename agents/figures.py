@@ -1,0 +1,80 @@
+"""Figures of a training step: means over the model's tokens, and over processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from agents.losses import k3
+
+
+class Sums:
+    """Figures of a step, summed token by token over its updates."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._tokens: dict[str, torch.Tensor] = {}
+        self._most: torch.Tensor | None = None
+        self._norms: dict[str, list[float]] = {}
+
+    @torch.no_grad()
+    def add(self, mask: torch.Tensor, **each: torch.Tensor) -> None:
+        """Count numbers of tokens, 0 outside the mask."""
+        for name, values in each.items():
+            self._sums[name] = self._sums.get(name, 0.0) + values.float().sum()
+            self._tokens[name] = self._tokens.get(name, 0) + mask.sum()
+
+    @torch.no_grad()
+    def distance(self, logps: torch.Tensor, old_logps: torch.Tensor, mask: torch.Tensor) -> None:
+        """Count how far the actor is from what sampled; see `EngineGRPOTrainer`."""
+        difference = (logps - old_logps).masked_fill(~mask, 0.0)
+        weight = difference.exp().masked_fill(~mask, 0.0)
+        names = ("difference", "kl", "weight", "squares")
+        each = difference.abs(), k3(old_logps, logps, mask), weight, weight.square()
+        self.add(mask, **{f"offpolicy/{n}": v for n, v in zip(names, each, strict=True)})
+        most = difference.abs().max()
+        self._most = most if self._most is None else torch.maximum(self._most, most)
+
+    def norm(self, name: str, norm: torch.Tensor) -> None:
+        """Count a gradient's norm."""
+        self._norms.setdefault(f"grad_norm/{name}", []).append(norm.item())
+
+    def figures(
+        self,
+        total: Callable[[torch.Tensor], torch.Tensor],
+        gather: Callable[[torch.Tensor], torch.Tensor],
+    ) -> dict[str, float]:
+        """Means over tokens; all processes call it.
+
+        Args:
+            total: The sum of a tensor over all processes.
+            gather: The tensors of all processes.
+        """
+        names = list(self._sums)
+        if not names:
+            return {}
+        sums = total(torch.stack([self._sums[name] for name in names])).tolist()
+        tokens = total(torch.stack([self._tokens[name] for name in names])).tolist()
+        figures = {n: s / max(t, 1) for n, s, t in zip(names, sums, tokens, strict=True)}
+        squares = figures.pop("offpolicy/squares")
+        figures["offpolicy/effective_tokens"] = figures["offpolicy/weight"] ** 2 / max(
+            squares, 1e-30
+        )
+        figures["offpolicy/difference_max"] = gather(self._most).max().item()
+        return figures | {name: mean(norms) for name, norms in self._norms.items()}
+
+
+def mean(numbers: Sequence[float]) -> float | None:
+    """Their mean; `None` of none."""
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def average(each: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
+    """Figures of all processes: each one's mean over those that have it."""
+    found: dict[str, list[float]] = {}
+    for figures in each:
+        for name, value in figures.items():
+            if value is not None:
+                found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}

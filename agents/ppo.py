@@ -1,0 +1,520 @@
+"""PPO with a critic (arXiv 1707.06347), the algorithm of ReTool's paper, on accelerate.
+
+In the order of a step: rollouts, values, advantages, updates, log, save. The old log-probs are those that the engine sampled
+with, so that the ratio also corrects for an engine whose arithmetic differs from the trained model's. What the interpreter
+wrote, and the prompt, carry no loss and no advantage, and the advantages' recursion steps over them.
+
+The critic is a model of its own: the initial model's trunk under a new scalar head, which says 0 at first. Sharing the actor's
+trunk would save its memory, but not let it warm up alone: its loss would move the policy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from peft import PeftModel, get_peft_model
+from transformers import PreTrainedModel
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
+
+from agents.advantages import explained_variance, gae, whiten
+from agents.curves import draw_curves
+from agents.engine import ENGINE, check_engine, make_policy
+from agents.figures import Sums, average, mean
+from agents.grpo import SHOWN, check_prompts
+from agents.losses import k3, ppo_policy_loss, value_loss
+from agents.model import load_model, lora_config, save_checkpoint
+from agents.progress import Bar, console
+from agents.run import Run, processes, write_atomically
+from agents.selection import without_void_turns
+from agents.settings import SANDBOX, SettingsError, find_sandbox, find_task, setting
+from retool_env.integrations.rollouts import EngineRollouts
+from retool_env.integrations.rows import problem_dataset
+from retool_env.integrations.trl import episode_reward
+from retool_env.integrations.weights import is_sharded, whole
+from retool_env.rollout import RolloutEngine
+from retool_env.rollout.progress import Progress, shown
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the training run: what the paper discloses, the others as in the recipes that follow it."""
+
+    name: str = setting("ppo", "the run's folder is runs/<name>")
+    model: str = setting("runs/sft/checkpoint", "a folder or a Hub id")
+    dtype: str = setting("float32", "of the weights")
+    env: dict[str, Any] = setting(
+        {"id": "ReTool-Arithmetic-v0"}, "the environment's id and settings"
+    )
+    sandbox: str | dict[str, Any] = setting("nsjail", SANDBOX)
+    seed: int = setting(0, "of problems, sampling and order")
+    steps: int = setting(400, "each one batch of rollouts, and the updates made with it")
+    prompts: int = setting(1024, "problems a step")
+    rollouts: int = setting(1, "rollouts a problem")
+    epochs: int = setting(1, "passes over a step's episodes")
+    mini_batch: int = setting(512, "episodes an optimizer step, of all processes together")
+    micro_batch: int = setting(8, "episodes a forward and backward pass, of one process")
+    engine: str | dict[str, Any] = setting("transformers", ENGINE)
+    sample_batch: int = setting(
+        128, "sequences that the engine transformers decodes together, at most"
+    )
+    in_flight: int = setting(256, "episodes in flight at once, at most, in a process")
+    deadline: float = setting(0.0, "seconds after which a batch's episodes are cut; 0: none")
+    learning_rate: float = setting(1e-6, "the actor's, constant")
+    critic_learning_rate: float = setting(2e-6, "the critic's, constant")
+    critic_warmup: int = setting(20, "first steps, in which the critic alone learns")
+    weight_decay: float = setting(0.0, "AdamW's")
+    max_grad_norm: float = setting(1.0, "of the actor's gradient and of the critic's")
+    gamma: float = setting(1.0, "discount of a token that the model wrote")
+    lam: float = setting(1.0, "lambda of GAE")
+    whiten: bool = setting(True, "normalise the advantages of a step's tokens")
+    clip_low: float = setting(0.2, "lower clip of the ratio")
+    clip_high: float = setting(0.28, "upper clip of the ratio")
+    dual_clip: float = setting(10.0, "largest ratio that weighs a negative advantage; 0: none")
+    value_clip: float = setting(0.5, "clip of a value's change in a step; 0: none")
+    value_coefficient: float = setting(1.0, "of the critic's loss")
+    entropy: float = setting(0.0, "coefficient of the entropy bonus")
+    kl: float = setting(0.0, "coefficient of the KL to the initial model; the paper's is 0")
+    mask_void: bool = setting(
+        False, "no loss on episodes with a turn that is neither code nor answer (arXiv 2509.02479)"
+    )
+    temperature: float = setting(1.0, "of sampling")
+    lora_rank: int = setting(0, "of actor and critic; 0: full fine-tuning")
+    gradient_checkpointing: bool = setting(False, "less memory, more time")
+    save_steps: int = setting(10, "steps between checkpoints for resuming")
+    transcripts_every: int = setting(1, "steps between those whose transcripts are kept")
+
+
+def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
+    """Run PPO.
+
+    Returns:
+        The folder of the trained model.
+
+    Raises:
+        SettingsError: If a setting is out of range or names nothing there is, a step's episodes can't be shared out, or a
+            prompt does not fit the model.
+        SandboxUnavailable: If the sandbox can't work here.
+    """
+    state = processes()
+    check(settings, state.num_processes)
+    engine, options = check_engine(settings.engine, state.num_processes)
+    if engine == "transformers":
+        options = {"max_batch": settings.sample_batch, **options}
+    run = Run(folder, settings, resume)
+    if run.finished:
+        return run.checkpoint
+    rules, problems = find_task(settings.env)
+    model, tokenizer = load_model(settings.model, settings.dtype)
+    order = problem_dataset(problems, settings.steps * settings.prompts, settings.seed)["prompt"]
+    check_prompts(order, problems, rules, tokenizer, model)
+    progress, logged = Progress(), {}
+    with ExitStack() as resources:
+        sandbox = find_sandbox(settings.sandbox, rules)
+        if sandbox is not None:
+            resources.callback(sandbox.close)
+        run.start()
+        name = "ppo" if rules.interpreter else "ppo, text only"
+        bar = resources.enter_context(Bar(name, settings.steps, live=progress))
+        if run.main and not console.is_terminal:
+            resources.enter_context(shown(progress, every=60.0))
+        learner = Learner(settings, model)
+        point = run.resume_point()
+        first = learner.load(Path(point)) if point else 0
+        before = run.metrics()[-1]["seconds"] if first and run.main else 0.0
+        began = time.monotonic()
+        apart = is_sharded(learner.model)
+        policy = make_policy(
+            engine,
+            options,
+            learner.model,
+            tokenizer,
+            settings.model,
+            settings.temperature,
+            apart,
+            learner.accelerator.device,
+        )
+        if hasattr(policy, "close"):
+            resources.callback(policy.close)
+        rollouts = EngineRollouts(
+            RolloutEngine(policy, rules, sandbox, settings.in_flight, progress=progress),
+            problems,
+            settings.seed,
+            lambda step, ts: None if step % settings.transcripts_every else run.write(ts),
+            deadline=settings.deadline or None,
+        )
+        resources.callback(rollouts.close)
+        sample = without_void_turns(rollouts) if settings.mask_void else rollouts
+        part = settings.prompts // state.num_processes
+        for step in range(first, settings.steps):
+            start = step * settings.prompts + state.process_index * part
+            ids = [each for each in order[start : start + part] for _ in range(settings.rollouts)]
+            rows = sample(ids, asking(learner, settings, step, tokenizer.eos_token_id, logged))
+            logged["reward"] = mean([t.reward for t in rows["transcript"] if t.reward is not None])
+            episode_reward(rows["transcript"], logged.__setitem__)
+            batch = Batch.of(rows, learner.accelerator.device)
+            logged |= learner.learn(batch, step)
+            figures = average(gather_object([logged]))
+            logged.clear()
+            if run.main:
+                seconds = round(before + time.monotonic() - began, 3)
+                run.log({"step": step + 1, "seconds": seconds, **figures})
+            bar.advance(step + 1, **{SHOWN[key]: figures.get(key) for key in SHOWN})
+            if (step + 1) % settings.save_steps == 0 or step + 1 == settings.steps:
+                learner.save(run.trainer, step + 1)
+        save_checkpoint(learner, tokenizer, run.checkpoint)
+    if run.main:
+        draw_curves({settings.name: run.metrics()}, run.folder / "curves.png")
+    run.finish()
+    return run.checkpoint
+
+
+def check(settings: Settings, processes: int) -> None:
+    """Check the numbers, and that the episodes can be shared out.
+
+    Raises:
+        SettingsError: Saying what to change.
+    """
+    for name in ("steps", "prompts", "rollouts", "epochs", "mini_batch", "micro_batch"):
+        if getattr(settings, name) < 1:
+            raise SettingsError(f"{name} must be at least 1, not {getattr(settings, name)}")
+    for name in ("learning_rate", "critic_learning_rate", "max_grad_norm", "temperature"):
+        if not getattr(settings, name) > 0:
+            raise SettingsError(f"{name} must be above 0, not {getattr(settings, name)}")
+    for name in ("gamma", "lam", "clip_low"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise SettingsError(f"{name} must be from 0 to 1, not {getattr(settings, name)}")
+    for name in ("clip_high", "value_clip", "value_coefficient", "kl", "critic_warmup"):
+        if getattr(settings, name) < 0:
+            raise SettingsError(f"{name} must not be negative, not {getattr(settings, name)}")
+    if settings.dual_clip and settings.dual_clip <= 1 + settings.clip_high:
+        raise SettingsError(
+            f"dual_clip={settings.dual_clip} must be above 1 + clip_high, or 0, which is none"
+        )
+    if settings.critic_warmup >= settings.steps:
+        raise SettingsError(
+            f"critic_warmup={settings.critic_warmup} leaves none of {settings.steps} steps to the actor"
+        )
+    if settings.prompts % processes:
+        raise SettingsError(
+            f"prompts={settings.prompts} problems a step can't be shared out among {processes} processes, each whole"
+        )
+    episodes, several = settings.prompts * settings.rollouts, ""
+    if processes > 1:
+        several = f" * {processes} processes"
+    if episodes % settings.mini_batch:
+        raise SettingsError(
+            f"a step has prompts * rollouts = {episodes} episodes, which mini_batch={settings.mini_batch} does not divide"
+        )
+    if settings.mini_batch % (settings.micro_batch * processes):
+        raise SettingsError(
+            f"mini_batch={settings.mini_batch} is not divided by micro_batch={settings.micro_batch}{several}"
+        )
+
+
+def asking(
+    learner: Learner, settings: Settings, step: int, eos: int, logged: dict[str, float]
+) -> Any:
+    """What `EngineRollouts` wants to know of TRL's trainer, as it is here: a batch a step."""
+    learner.model.train()
+    return SimpleNamespace(
+        model=learner.model,
+        accelerator=learner.accelerator,
+        state=SimpleNamespace(global_step=step, max_steps=settings.steps),
+        args=SimpleNamespace(gradient_accumulation_steps=1, steps_per_generation=1),
+        num_iterations=1,
+        num_generations=settings.rollouts,
+        temperature=settings.temperature,
+        eos_token_ids=[eos],
+        _step=step,
+        _log_metric=logged.__setitem__,
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Episodes, padded on the right, so that a token's position is its index. T is one less than the longest one's length."""
+
+    ids: torch.Tensor
+    """Tokens, shape `(B, T + 1)`."""
+    attention: torch.Tensor
+    """1 on tokens, 0 on padding, shape `(B, T + 1)`."""
+    mask: torch.Tensor
+    """Whether the model sampled token t + 1, shape `(B, T)`, as what follows."""
+    old_logps: torch.Tensor
+    """Log-probs that token t + 1 was sampled with."""
+    rewards: torch.Tensor
+    """Shape `(B,)`; a failed episode's, which has no tokens of the model, is 0."""
+    old_values: torch.Tensor | None = None
+    """The critic's values, before the updates, of the states in which token t + 1 was sampled."""
+    advantages: torch.Tensor | None = None
+    returns: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, rows: Mapping[str, Sequence[Any]], device: torch.device | str = "cpu") -> Batch:
+        """From the rows that `training_rows` makes of transcripts."""
+        prompts, completions = rows["prompt_ids"], rows["completion_ids"]
+        lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+        shape = len(lengths), max(lengths)
+        ids, attention = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        mask, logps = np.zeros(shape, bool), np.zeros(shape, np.float32)
+        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            own = slice(len(prompt), lengths[i])
+            ids[i, : lengths[i]], attention[i, : lengths[i]] = [*prompt, *completion], 1
+            mask[i, own], logps[i, own] = rows["env_mask"][i], rows["logprobs"][i]
+        rewards = np.array([t.reward or 0.0 for t in rows["transcript"]], np.float32)
+        arrays = ids, attention, mask[:, 1:], logps[:, 1:], rewards
+        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
+
+    def take(self, index: torch.Tensor) -> Batch:
+        """Some of the episodes, without what is padding in all of them."""
+        length = int(self.attention[index].sum(1).max())
+        taken = {}
+        for name, tensor in vars(self).items():
+            if tensor is not None:
+                wide = name in ("ids", "attention")
+                tensor = tensor[index] if tensor.ndim == 1 else tensor[index, : length - 1 + wide]
+            taken[name] = tensor
+        return Batch(**taken)
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """All of it, so many episodes at a time."""
+        for index in torch.arange(len(self.ids), device=self.ids.device).split(size):
+            yield self.take(index)
+
+
+class Critic(torch.nn.Module):
+    """A causal model's trunk under a scalar head that says 0 at first.
+
+    Args:
+        model: The causal model. Its own head is not used.
+        lora: LoRA on the trunk; `None`: all of it is trained.
+    """
+
+    def __init__(self, model: PreTrainedModel, lora: Any = None) -> None:
+        super().__init__()
+        trunk = model.base_model
+        if lora is not None:
+            lora.task_type = "FEATURE_EXTRACTION"
+            trunk = get_peft_model(trunk, lora)
+        self.trunk = trunk
+        self._no_split_modules = model._no_split_modules  # what FSDP shards one by one
+        self.head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1)
+        torch.nn.init.zeros_(self.head.weight)
+        torch.nn.init.zeros_(self.head.bias)
+
+    def forward(self, ids: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        """Values of the states before each token but the first, shape `(B, T)` of `(B, T + 1)` tokens."""
+        hidden = self.trunk(input_ids=ids, attention_mask=attention, use_cache=False)
+        return self.head(hidden.last_hidden_state[:, :-1].to(self.head.weight.dtype)).squeeze(-1)
+
+
+class Learner:
+    """Actor and critic, and how a batch changes them.
+
+    On several processes each has its part of every batch, and all numbers that are summed or averaged are over all of them.
+
+    Args:
+        settings: The run's.
+        actor: The model that is trained.
+    """
+
+    def __init__(self, settings: Settings, actor: PreTrainedModel) -> None:
+        self.settings = settings
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        self._world = self.accelerator.num_processes
+        torch.manual_seed(settings.seed)  # adapters begin at random, the same on all processes
+        base = load_model(settings.model, settings.dtype)[0]
+        critic = Critic(base, lora_config(settings.lora_rank))
+        add_fused_lm_head(actor, settings.temperature, outputs=("log_probs", "entropy"))
+        if settings.lora_rank:
+            actor = get_peft_model(actor, lora_config(settings.lora_rank))
+        for each in (actor, critic.trunk):
+            disable_dropout_in_model(each)  # the engine samples without
+            if settings.gradient_checkpointing:
+                each.gradient_checkpointing_enable({"use_reentrant": False})
+        self.actor, self.actor_optimizer = self._prepare(actor, settings.learning_rate)
+        self.critic, self.critic_optimizer = self._prepare(critic, settings.critic_learning_rate)
+        self.model = self.accelerator.unwrap_model(self.actor)
+        self.reference = None
+        if settings.kl and not settings.lora_rank:
+            self.reference = load_model(settings.model, settings.dtype)[0].requires_grad_(False)
+            add_fused_lm_head(self.reference, settings.temperature)
+            self.reference = self.reference.eval().to(self.accelerator.device)
+
+    def _prepare(self, model: torch.nn.Module, learning_rate: float) -> tuple[Any, Any]:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        decay = self.settings.weight_decay
+        optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=decay)
+        # One by one: FSDP2 takes one model at a time.
+        return self.accelerator.prepare(model, optimizer)
+
+    def learn(self, batch: Batch, step: int) -> dict[str, float]:
+        """What a step makes of its episodes.
+
+        Each epoch takes them in another order. A minibatch has equally many of each process.
+
+        Returns:
+            Figures to log.
+        """
+        settings = self.settings
+        self.actor.train()
+        self.critic.train()
+        values = self.values(batch)
+        advantages, returns = gae(values, batch.rewards, batch.mask, settings.gamma, settings.lam)
+        if settings.whiten:
+            advantages = whiten(advantages, batch.mask, self._total)
+        batch = dataclasses.replace(
+            batch, old_values=values, advantages=advantages, returns=returns
+        )
+        explained = explained_variance(values, returns, batch.mask, self._total)
+        size = settings.mini_batch // self._world
+        sums = Sums()
+        for epoch in range(settings.epochs):
+            order = np.random.default_rng((settings.seed, step, epoch)).permutation(len(batch.ids))
+            for start in range(0, len(order), size):
+                index = torch.from_numpy(order[start : start + size]).to(batch.ids.device)
+                self.update(batch.take(index), sums, step >= settings.critic_warmup)
+        figures = sums.figures(self._total, self.accelerator.gather)
+        if explained is not None:
+            figures["critic/explained_variance"] = explained
+        episodes = self._total(torch.stack([batch.mask.sum(), batch.mask.any(1).sum()]))
+        figures["completions/mean_length"] = (episodes[0] / episodes[1].clamp(min=1)).item()
+        return figures
+
+    @torch.no_grad()
+    def values(self, batch: Batch) -> torch.Tensor:
+        """The critic's values, shape `(B, T)`."""
+        values = torch.zeros_like(batch.old_logps)
+        done = 0
+        for part in batch.parts(self.settings.micro_batch):
+            found = self.critic(part.ids, part.attention)
+            values[done : done + len(found), : found.shape[1]] = found
+            done += len(found)
+        return values
+
+    def update(self, batch: Batch, sums: Sums, actor: bool = True) -> None:
+        """One optimizer step with a minibatch: the critic's and, unless it is frozen, the actor's.
+
+        The loss is a mean over the tokens that the model sampled, of the minibatch on all processes. Without one nothing
+        changes, not even by the optimizers' momentum.
+        """
+        tokens = self._total(batch.mask.sum()).item()
+        if not tokens:
+            return
+        # Gradients are averaged over processes, and this loss is not.
+        scale = self._world / tokens
+        parts = list(batch.parts(self.settings.micro_batch))
+        for number, part in enumerate(parts):
+            with ExitStack() as waiting:
+                if number + 1 < len(parts):  # gradients are exchanged with the last part's
+                    waiting.enter_context(self.accelerator.no_sync(self.actor))
+                    waiting.enter_context(self.accelerator.no_sync(self.critic))
+                with torch.set_grad_enabled(actor):
+                    loss = self.actor_loss(part, sums)
+                if actor:
+                    self.accelerator.backward(loss * scale)
+                self.accelerator.backward(self.critic_loss(part, sums) * scale)
+        trained = [("critic", self.critic, self.critic_optimizer)]
+        if actor:
+            trained.append(("actor", self.actor, self.actor_optimizer))
+        for name, model, optimizer in trained:
+            most = self.settings.max_grad_norm
+            sums.norm(name, whole(self.accelerator.clip_grad_norm_(model.parameters(), most)))
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def actor_loss(self, batch: Batch, sums: Sums) -> torch.Tensor:
+        """Policy, KL and entropy terms, summed over tokens."""
+        settings, mask = self.settings, batch.mask
+        logps, entropy = self._score(self.actor, batch)
+        each, clipped = ppo_policy_loss(
+            logps,
+            batch.old_logps,
+            batch.advantages,
+            mask,
+            settings.clip_low,
+            settings.clip_high,
+            settings.dual_clip or None,
+        )
+        entropy = entropy.masked_fill(~mask, 0.0)
+        loss = each.sum()
+        if settings.entropy:
+            loss = loss - settings.entropy * entropy.sum()
+        if settings.kl:
+            kl = k3(logps, self._reference_logps(batch), mask)
+            loss = loss + settings.kl * kl.sum()
+            sums.add(mask, kl=kl)
+        sums.add(mask, entropy=entropy, **{"loss/policy": each, "clip_fraction": clipped})
+        sums.distance(logps, batch.old_logps, mask)
+        return loss
+
+    def critic_loss(self, batch: Batch, sums: Sums) -> torch.Tensor:
+        """The critic's loss, summed over tokens."""
+        values = self.critic(batch.ids, batch.attention)
+        clip = self.settings.value_clip or None
+        each, clipped = value_loss(values, batch.old_values, batch.returns, batch.mask, clip)
+        value = values.masked_fill(~batch.mask, 0.0)
+        sums.add(
+            batch.mask,
+            **{"loss/value": each, "critic/clip_fraction": clipped, "critic/value": value},
+        )
+        return self.settings.value_coefficient * each.sum()
+
+    def _score(
+        self, model: torch.nn.Module, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Log-probs of the model's own tokens, and entropies, each of shape `(B, T)`; 0 elsewhere."""
+        labels = batch.ids.clone()
+        labels[:, 0] = -100
+        labels[:, 1:].masked_fill_(~batch.mask, -100)  # the fused head skips these
+        with self.accelerator.autocast():
+            output = model(
+                input_ids=batch.ids,
+                attention_mask=batch.attention,
+                labels=labels,
+                fused_lm_head=True,
+            )
+        return output.log_probs.float(), output.entropy
+
+    @torch.no_grad()
+    def _reference_logps(self, batch: Batch) -> torch.Tensor:
+        """Log-probs under the initial model, which is the actor without its adapter, if it has one."""
+        if self.reference is not None:
+            return self._score(self.reference, batch)[0]
+        assert isinstance(self.model, PeftModel)
+        with self.model.disable_adapter():
+            return self._score(self.model, batch)[0]
+
+    def _total(self, own: torch.Tensor) -> torch.Tensor:
+        return self.accelerator.reduce(own, "sum")
+
+    def save(self, folder: Path, step: int) -> None:
+        """Write a checkpoint that `load` goes on from, and remove those before it."""
+        target = folder / f"checkpoint-{step}"
+        self.accelerator.save_state(str(target))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            # Last, so that a checkpoint which a stop cut short is passed over.
+            write_atomically(target / "trainer_state.json", json.dumps({"global_step": step}))
+            for old in folder.glob("checkpoint-*"):
+                if old != target:
+                    shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def load(self, folder: Path) -> int:
+        """Read a checkpoint, and say after which step it was written."""
+        self.accelerator.load_state(str(folder))
+        return json.loads((folder / "trainer_state.json").read_text())["global_step"]

@@ -1,0 +1,119 @@
+"""Episodes for tests of PPO's updates, and what an update makes of them.
+
+Run by torchrun in two processes it trains each on its half, and prints what came of both:
+torchrun --nproc-per-node 2 tests/agents/ppo_batches.py CHECKPOINT FILE
+"""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from agents.ppo import Batch, Learner, Settings
+from agents.run import processes
+
+FOREIGN = 240
+"""Ids from here on are what the model did not write: prompts and the interpreter's text."""
+
+
+def row(seed, reward, spans=("model", "env", "model"), size=5):
+    """An episode of spans of random tokens; without a reward it has failed."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(author):
+        low, high = (1, FOREIGN) if author == "model" else (FOREIGN, FOREIGN + 16)
+        length = int(torch.randint(1, size + 1, (1,), generator=generator))
+        return torch.randint(low, high, (length,), generator=generator).tolist()
+
+    prompt, completion, mask = ids("prompt"), [], []
+    for author in spans if reward is not None else ():
+        written = ids(author)
+        completion += written
+        mask += [int(author == "model")] * len(written)
+    if reward is None:
+        completion, mask = [FOREIGN], [0]
+    noise = torch.rand(len(mask), generator=generator).tolist()
+    return {
+        "prompt_ids": prompt,
+        "completion_ids": completion,
+        "env_mask": mask,
+        # Of a random model's 273 tokens, so that the ratio is near 1 and meets its clips.
+        "logprobs": [
+            -5.6 + 0.8 * (x - 0.5) if m else 0.0 for x, m in zip(noise, mask, strict=True)
+        ],
+        "transcript": SimpleNamespace(reward=reward),
+    }
+
+
+ROWS = [
+    row(0, 1.0),
+    row(1, -1.0, ("model",)),
+    row(2, -1.0, ("model", "env")),  # as at a limit: the interpreter has the last word
+    row(3, 1.0, ("model", "env", "model", "env", "model"), size=9),
+]
+
+
+def table(rows):
+    """As `training_rows` gives them."""
+    return {key: [each[key] for each in rows] for key in rows[0]}
+
+
+def settings(**overrides):
+    values = {
+        "mini_batch": 4,
+        "micro_batch": 4,
+        "critic_warmup": 0,
+        "learning_rate": 1.0,
+        "critic_learning_rate": 1.0,
+        "max_grad_norm": 1e9,
+        "gamma": 0.97,
+        "lam": 0.9,
+        **overrides,
+    }
+    return Settings(**values)
+
+
+def learner(checkpoint, **overrides):
+    """One that takes plain gradient steps, so that the change of the weights is the gradient, and whose critic says something."""
+    chosen = settings(model=str(checkpoint), **overrides)
+    made = Learner(chosen, AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32))
+    head = made.accelerator.unwrap_model(made.critic).head
+    with torch.no_grad():
+        head.weight.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(5))
+    made.actor_optimizer = torch.optim.SGD(made.actor.parameters(), lr=1.0)
+    made.critic_optimizer = torch.optim.SGD(made.critic.parameters(), lr=1.0)
+    return made
+
+
+def weights(made):
+    """The actor's and the critic's, each in a row."""
+    return [
+        torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (made.actor, made.critic)
+    ]
+
+
+def changes(checkpoint, rows, prepare=lambda made: None, step=0, **overrides):
+    """The change of the actor's weights and of the critic's by a step's episodes, and the figures."""
+    made = learner(checkpoint, **overrides)
+    prepare(made)
+    before = weights(made)
+    figures = made.learn(Batch.of(table(rows)), step)
+    return [after - old for after, old in zip(weights(made), before, strict=True)], figures
+
+
+def main(checkpoint: str, file: str) -> None:
+    rank = processes().process_index
+    found = {}
+    for name, more in {"one pass": {}, "two passes": {"micro_batch": 1}}.items():
+        found[name] = changes(
+            checkpoint, ROWS[2 * rank : 2 * rank + 2], **{"micro_batch": 2, **more}
+        )
+    if rank == 0:
+        torch.save(found, file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

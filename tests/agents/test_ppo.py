@@ -1,0 +1,583 @@
+"""PPO: its updates on given episodes, a problem with a known optimum, and runs with real programs in the real jail."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ppo_batches import FOREIGN, ROWS, changes, learner, row, table
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from agents import ppo
+from agents.figures import average
+from agents.settings import SettingsError, load_settings
+from agents.tiny import make_tokenizer
+from retool_env.episode import Generation, Rules
+from retool_env.problems import Problem, ProblemList
+from retool_env.transcript import check_transcript, read_transcripts
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+def make_small(folder, layers):
+    """A random model, smaller than the usual one."""
+    torch.manual_seed(1)
+    tokenizer = make_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def initial(tmp_path_factory):
+    return make_small(tmp_path_factory.mktemp("initial"), layers=2)
+
+
+def close(one, other, tolerance=1e-5):
+    """Whether two sets of changes are equal but for rounding, relative to the largest."""
+    for a, b in zip(one, other, strict=True):
+        assert a.abs().max() > 1e-3  # something changed at all
+        torch.testing.assert_close(a, b, atol=tolerance * a.abs().max().item(), rtol=0)
+
+
+# Updates
+
+
+def test_the_gradient_is_that_of_the_definition(initial):
+    """By autograd through transformers' own logits, and loops over the model's tokens, in float64."""
+    model = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float64)
+    made = learner(initial)
+    trunk = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float64).base_model
+    head = torch.nn.Linear(model.config.hidden_size, 1, dtype=torch.float64)
+    head.load_state_dict(made.critic.head.state_dict())
+    own = []  # (log-prob, old one, value, advantage, return) of each token that the model wrote
+    gamma, lam = 0.97, 0.9
+    for each in ROWS:
+        ids = torch.tensor([each["prompt_ids"] + each["completion_ids"]])
+        logps = model(ids).logits[0, :-1].log_softmax(-1)
+        values = head(trunk(ids).last_hidden_state[0, :-1])[:, 0]
+        places = [
+            (len(each["prompt_ids"]) + i, old)
+            for i, (m, old) in enumerate(zip(each["env_mask"], each["logprobs"], strict=True))
+            if m
+        ]
+        tokens, after, advantage = [], 0.0, 0.0
+        reward = each["transcript"].reward
+        for t, old in reversed(places):
+            value = values[t - 1].item()
+            advantage = reward + gamma * after - value + gamma * lam * advantage
+            reward, after = 0.0, value
+            tokens.append(
+                (logps[t - 1, ids[0, t]], old, values[t - 1], advantage, advantage + value)
+            )
+        own += tokens
+    mean = sum(each[3] for each in own) / len(own)
+    std = math.sqrt(sum((each[3] - mean) ** 2 for each in own) / len(own))
+    policy = critic = 0.0
+    for logp, old, value, advantage, target in own:
+        ratio, white = (logp - old).exp(), (advantage - mean) / (std + 1e-4)
+        policy = policy - torch.minimum(ratio * white, ratio.clamp(0.8, 1.28) * white) / len(own)
+        critic = critic + 0.5 * (value - target) ** 2 / len(own)
+    (policy + critic).backward()
+    expected = [-p.grad.flatten() for p in model.parameters()]
+    expected_critic = [-p.grad.flatten() for p in (*trunk.parameters(), *head.parameters())]
+    (actor, critic_change), figures = changes(initial, ROWS)
+    close([actor, critic_change], [torch.cat(g).float() for g in (expected, expected_critic)])
+    apart = [each[0].item() - each[1] for each in own]
+    weight = [math.exp(each) for each in apart]
+    clipped = [
+        (w > 1.28 and each[3] > mean) or (w < 0.8 and each[3] < mean)
+        for w, each in zip(weight, own, strict=True)
+    ]
+    expected = {
+        "loss/policy": policy.item(),
+        "loss/value": critic.item(),
+        "clip_fraction": sum(clipped) / len(own),
+        "critic/value": sum(each[2].item() for each in own) / len(own),
+        "offpolicy/difference": sum(map(abs, apart)) / len(own),
+        "offpolicy/difference_max": max(map(abs, apart)),
+        "offpolicy/kl": sum(math.expm1(each) - each for each in apart) / len(own),
+        "offpolicy/weight": sum(weight) / len(own),
+        "offpolicy/effective_tokens": sum(weight) ** 2 / sum(w * w for w in weight) / len(own),
+        "completions/mean_length": len(own) / len(ROWS),
+        "grad_norm/actor": actor.norm().item(),
+        "grad_norm/critic": critic_change.norm().item(),
+    }
+    assert {name: figures[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert 0 < expected["clip_fraction"] < 1
+
+
+def test_interpreter_tokens_move_neither_loss_nor_gradient_of_actor_or_critic(initial):
+    """The states from which their logits and values are made are drowned in noise, and nothing changes in any bit."""
+
+    def drown(made):
+        noise = torch.Generator().manual_seed(0)
+
+        def hook(module, args, kwargs, output):
+            ids = kwargs["input_ids"]
+            foreign = torch.ones_like(ids, dtype=torch.bool)
+            foreign[:, :-1] = (ids[:, 1:] >= FOREIGN) | (kwargs["attention_mask"][:, 1:] == 0)
+            state = output.last_hidden_state
+            seen.append(foreign.sum())
+            noisy = state + 100 * torch.randn(state.shape, generator=noise) * foreign[..., None]
+            output.last_hidden_state = noisy
+            return output
+
+        made.model.base_model.register_forward_hook(hook, with_kwargs=True)
+        made.critic.trunk.register_forward_hook(hook, with_kwargs=True)
+
+    seen = []
+    more = {"entropy": 0.01, "kl": 0.1}
+    clean, figures = changes(initial, ROWS, **more)
+    noisy, same = changes(initial, ROWS, drown, **more)
+    assert len(seen) == 3 and min(seen) > 0  # values, actor, critic
+    for a, b in zip(clean, noisy, strict=True):
+        assert a.abs().max() > 1e-3 and torch.equal(a, b)
+    assert figures == same
+
+
+def test_a_failed_episode_is_as_if_absent(initial):
+    clean, figures = changes(initial, ROWS)
+    failed, same = changes(
+        initial, [row(9, None), *ROWS, row(8, None)], mini_batch=6, micro_batch=3
+    )
+    close(clean, failed)
+    assert same == pytest.approx(figures, rel=1e-4, abs=1e-5)
+
+
+def test_a_batch_of_failed_episodes_changes_nothing(initial):
+    (actor, critic), figures = changes(
+        initial, [row(1, None), row(2, None)], mini_batch=2, micro_batch=2
+    )
+    assert not actor.any() and not critic.any() and "loss/policy" not in figures
+
+
+def test_micro_batches_and_padding_change_nothing(initial):
+    whole, figures = changes(initial, ROWS)
+    for micro in (1, 2):  # each part is as long as its own longest episode
+        parts, same = changes(initial, ROWS, micro_batch=micro)
+        close(whole, parts)
+        assert same == pytest.approx(figures, rel=1e-4, abs=1e-5)
+
+
+def test_a_frozen_actor_stays_while_the_critic_learns(initial):
+    (actor, critic), figures = changes(initial, ROWS, critic_warmup=3, step=2)
+    assert not actor.any() and critic.any() and "grad_norm/actor" not in figures
+    (actor, _), _ = changes(initial, ROWS, critic_warmup=3, step=3)
+    assert actor.any()
+
+
+def test_the_critic_says_nothing_at_first_and_learns_the_reward(initial):
+    settings = ppo.Settings(
+        model=initial, mini_batch=4, micro_batch=4, critic_warmup=99, critic_learning_rate=1e-3
+    )
+    made = ppo.Learner(settings, AutoModelForCausalLM.from_pretrained(initial))
+    batch = ppo.Batch.of(table(ROWS))
+    assert not made.values(batch).any()
+    explained = [made.learn(batch, step)["critic/explained_variance"] for step in range(30)]
+    assert explained[0] == pytest.approx(0.0, abs=1e-6) and explained[-1] > 0.9
+
+
+def test_epochs_and_minibatches_are_optimizer_steps_over_all_episodes(initial):
+    taken = []
+
+    def count(made):
+        update = made.update
+
+        def counting(batch, sums, actor):
+            taken.append(sorted(batch.rewards.tolist()))
+            update(batch, sums, actor)
+
+        made.update = counting
+        scaled(1e-3)(made)
+
+    rows = [row(i, float(i + 1)) for i in range(4)]
+    _, figures = changes(initial, rows, count, epochs=2, mini_batch=2)
+    assert len(taken) == 4
+    assert sorted(taken[0] + taken[1]) == sorted(taken[2] + taken[3]) == [1.0, 2.0, 3.0, 4.0]
+    assert figures["loss/value"] > 0
+
+
+def test_the_terms_of_kl_and_entropy_are_those_of_the_definition(initial):
+    """What each adds to the gradient, for an actor that has moved, against autograd in float64."""
+    start = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float64)
+    moved = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    noise = [0.02 * torch.randn(p.shape, generator=generator) for p in moved.parameters()]
+
+    @torch.no_grad()
+    def move(model):
+        for parameter, by in zip(model.parameters(), noise, strict=True):
+            parameter.add_(by)
+
+    move(moved)
+    entropy, kl = [], []
+    for each in ROWS:
+        ids = torch.tensor([each["prompt_ids"] + each["completion_ids"]])
+        logps = moved(ids).logits[0, :-1].log_softmax(-1)
+        before = start(ids).logits[0, :-1].log_softmax(-1).detach()
+        for i, own in enumerate(each["env_mask"]):
+            if own:
+                t = len(each["prompt_ids"]) + i
+                distance = before[t - 1, ids[0, t]] - logps[t - 1, ids[0, t]]
+                kl.append(distance.exp() - 1 - distance)
+                entropy.append(-(logps[t - 1].exp() * logps[t - 1]).sum())
+    plain, _ = changes(initial, ROWS, lambda made: move(made.actor))
+    for name, terms, sign in (("kl", kl, -1), ("entropy", entropy, 1)):
+        mean = sum(terms) / len(terms)
+        gradient = torch.autograd.grad(mean, list(moved.parameters()), retain_graph=True)
+        with_it, figures = changes(initial, ROWS, lambda made: move(made.actor), **{name: 1.0})
+        assert figures[name] == pytest.approx(mean.item(), rel=1e-4)
+        close(
+            [with_it[0] - plain[0]],
+            [sign * torch.cat([g.flatten() for g in gradient]).float()],
+            1e-4,
+        )
+        assert torch.equal(with_it[1], plain[1])
+
+
+def scaled(rate):
+    def prepare(made):
+        for optimizer in (made.actor_optimizer, made.critic_optimizer):
+            optimizer.param_groups[0]["lr"] = rate
+
+    return prepare
+
+
+def test_clips_coefficients_and_norms_are_those_of_the_settings(initial):
+    (actor, critic), figures = changes(initial, ROWS)
+    (_, half), _ = changes(initial, ROWS, value_coefficient=0.5)
+    close([half], [0.5 * critic])
+    (short, also), same = changes(initial, ROWS, max_grad_norm=0.1)
+    close([short, also], [0.1 * actor / actor.norm(), 0.1 * critic / critic.norm()], 1e-4)
+    assert same["grad_norm/actor"] == pytest.approx(actor.norm().item(), rel=1e-4)
+    without, strict = (changes(initial, ROWS, dual_clip=c)[1]["clip_fraction"] for c in (0.0, 1.3))
+    assert without == figures["clip_fraction"] < strict
+    without, strict = (
+        changes(initial, ROWS, scaled(0.01), epochs=2, value_clip=c)[1]["critic/clip_fraction"]
+        for c in (0.0, 1e-6)
+    )
+    assert without == 0 < strict
+
+
+def test_the_actor_has_no_dropout_as_what_samples_has_none(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    made = learner(tmp_path)
+    drops = [m for m in made.actor.modules() if isinstance(m, torch.nn.Dropout)]
+    assert drops and all(drop.p == 0 for drop in drops)
+
+
+def test_adapters_are_trained_and_the_reference_is_the_model_without(initial):
+    settings = ppo.Settings(
+        model=initial,
+        mini_batch=4,
+        micro_batch=2,
+        critic_warmup=0,
+        learning_rate=1e-2,
+        critic_learning_rate=1e-2,
+        lora_rank=4,
+        kl=0.1,
+        gradient_checkpointing=True,
+    )
+    made = ppo.Learner(settings, AutoModelForCausalLM.from_pretrained(initial))
+    trained = [n for n, p in made.critic.named_parameters() if p.requires_grad]
+    assert all("lora_" in name or name.startswith("head.") for name in trained)
+    before = {n: p.detach().clone() for n, p in made.actor.named_parameters()}
+    batch = ppo.Batch.of(table(ROWS))
+    assert made.learn(batch, 0)["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert made.learn(batch, 1)["kl"] > 1e-4
+    for name, p in made.actor.named_parameters():
+        assert torch.equal(p, before[name]) != ("lora_" in name)
+
+
+def test_two_processes_do_as_one(initial, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    ran = subprocess.run(
+        [*command, str(HERE / "ppo_batches.py"), initial, str(tmp_path / "found.pt")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    found = torch.load(tmp_path / "found.pt")
+    whole, figures = changes(initial, ROWS)
+    assert len(found) == 2
+    for both, same in found.values():
+        close(whole, both)
+        names = figures.keys() - {"grad_norm/actor", "grad_norm/critic"}
+        assert {n: same[n] for n in names} == pytest.approx(
+            {n: figures[n] for n in names}, rel=1e-4, abs=1e-5
+        )
+        assert same["grad_norm/actor"] == pytest.approx(figures["grad_norm/actor"], rel=1e-4)
+
+
+def test_figures_of_several_processes_are_averaged_over_those_that_have_them():
+    each = [{"a": 1.0, "b": 2.0, "c": None}, {"a": 3.0, "c": 4.0}, {"d": None}]
+    assert average(each) == {"a": 2.0, "b": 2.0, "c": 4.0}
+
+
+# Learning
+
+
+def test_it_reaches_the_optimum_of_a_bandit(tmp_path, monkeypatch):
+    """One token a turn: an even one is right after `a`, an odd one after `b`. Within 40 steps nearly all are."""
+
+    def reward(transcript):
+        return 1.0 if transcript.completion_ids[0] % 2 == (transcript.problem.id == "b") else -1.0
+
+    rules = Rules(interpreter=False, max_tokens=1, prompt_template="{query}", reward=reward)
+    problems = ProblemList([Problem("a", "a", "0"), Problem("b", "b", "0")])
+    monkeypatch.setattr(ppo, "find_task", lambda env: (rules, problems))
+    settings = ppo.Settings(
+        model=make_small(tmp_path / "model", layers=1),
+        steps=40,
+        prompts=64,
+        mini_batch=32,
+        micro_batch=32,
+        epochs=2,
+        learning_rate=5e-3,
+        critic_learning_rate=5e-3,
+        critic_warmup=2,
+        save_steps=40,
+    )
+    ppo.train(settings, tmp_path / "run")
+    rewards = [record["reward"] for record in records(tmp_path / "run")]
+    assert max(rewards[:2]) < 0.5
+    assert min(rewards[-5:]) > 0.9
+
+
+# Runs
+
+
+def settings(initial, **overrides):
+    values = {
+        "model": initial,
+        "name": "p",
+        "steps": 4,
+        "critic_warmup": 1,
+        "prompts": 8,
+        "rollouts": 1,
+        "mini_batch": 4,
+        "micro_batch": 2,
+        "save_steps": 2,
+        "env.max_tokens": 60,
+        "sandbox": {"name": "nsjail", "guests": 1},
+        **overrides,
+    }
+    return load_settings(
+        ppo.Settings, "ppo", "tiny", [f"{k}={json.dumps(v)}" for k, v in values.items()]
+    )
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+
+
+def weights(folder):
+    return list(AutoModelForCausalLM.from_pretrained(folder).parameters())
+
+
+@pytest.fixture
+def writing(monkeypatch):
+    """Lets the untrained model's turns begin with a program that it would never find, so that the interpreter is used."""
+    act = ppo.RolloutEngine._sample
+
+    async def sample(engine, episode, seed):
+        if len(episode.transcript.spans) > 1 or seed % 2:
+            return await act(engine, episode, seed)
+        expression = episode.transcript.text.removeprefix("Compute ").split(".")[0]
+        ids = tuple(
+            engine.policy.tokenizer.encode(f"<code>\n```python\nprint({expression})\n```\n</code>")
+        )
+        return episode.act_ids(Generation(ids, (-3.0,) * len(ids), "tag"))
+
+    monkeypatch.setattr(ppo.RolloutEngine, "_sample", sample)
+
+
+def test_a_run_leaves_all_its_records(initial, tmp_path, writing):
+    folder = tmp_path / "p"
+    checkpoint = ppo.train(settings(initial), folder)
+    assert any(
+        not torch.equal(a, b) for a, b in zip(weights(initial), weights(checkpoint), strict=True)
+    )
+    found = records(folder)
+    assert [record["step"] for record in found] == [1, 2, 3, 4]
+    assert "grad_norm/actor" not in found[0] and "grad_norm/actor" in found[1]
+    for record in found:
+        assert record["env/call_pass_rate"] == 1.0 and 0 < record["env/code_ratio"] <= 1
+        assert all(math.isfinite(value) for value in record.values())
+        assert {
+            "reward",
+            "env/accuracy",
+            "loss/policy",
+            "loss/value",
+            "critic/value",
+            "clip_fraction",
+            "entropy",
+            "offpolicy/difference",
+            "offpolicy/difference_max",
+            "offpolicy/kl",
+            "offpolicy/weight",
+            "offpolicy/effective_tokens",
+            "rollout/seconds",
+            "completions/mean_length",
+        } <= record.keys()
+    transcripts = list(read_transcripts(folder / "transcripts.jsonl"))
+    assert len(transcripts) == 4 * 8 and any(t.calls for t in transcripts)
+    for transcript in transcripts:
+        check_transcript(transcript)
+    assert {t.weight_version for t in transcripts} == {0, 1, 2, 3}
+    lengths = [sum(t.loss_mask) for t in transcripts[:8]]
+    assert found[0]["completions/mean_length"] == pytest.approx(sum(lengths) / 8)
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in (folder / "trainer").iterdir()] == ["checkpoint-4"]
+    assert ppo.train(settings(initial), folder, resume=True) == checkpoint
+
+
+def test_nothing_of_an_episode_with_a_void_turn_is_trained_on(initial, tmp_path):
+    """The untrained model writes nothing else."""
+    checkpoint = ppo.train(settings(initial, mask_void=True, steps=2), tmp_path / "p")
+    for record in records(tmp_path / "p"):
+        assert record["env/void_episodes"] == 1.0 and record["completions/mean_length"] == 0
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights(initial), weights(checkpoint), strict=True)
+    )
+
+
+def test_the_engines_log_probs_are_the_trained_models_own(initial, tmp_path):
+    """Where nothing was trained yet they differ by rounding alone, so that rows, mask and shift are right."""
+    ppo.train(settings(initial, steps=2), tmp_path / "p")
+    record = records(tmp_path / "p")[0]
+    assert record["offpolicy/difference_max"] < 1e-3
+    assert record["offpolicy/weight"] == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch, rank):
+    chosen = settings(initial, lora_rank=rank)
+    whole = ppo.train(chosen, tmp_path / "whole")
+    original = ppo.EngineRollouts.__call__
+
+    def stopping(self, prompts, trainer):
+        if trainer.state.global_step == 3:  # after the last checkpoint
+            raise KeyboardInterrupt
+        return original(self, prompts, trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ppo.EngineRollouts, "__call__", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            ppo.train(chosen, tmp_path / "cut")
+    assert [record["step"] for record in records(tmp_path / "cut")] == [1, 2, 3]
+    (tmp_path / "cut" / "trainer" / "checkpoint-3").mkdir()  # as a stop while saving leaves it
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    slow = [{**record, "seconds": 1000.0} for record in records(tmp_path / "cut")]
+    metrics.write_text("".join(json.dumps(record) + "\n" for record in slow))
+    resumed = ppo.train(chosen, tmp_path / "cut", resume=True)
+    for a, b in zip(weights(whole), weights(resumed), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    pairs = [
+        list(read_transcripts(tmp_path / name / "transcripts.jsonl")) for name in ("whole", "cut")
+    ]
+    for one, other in zip(*pairs, strict=True):
+        assert one.completion_ids == other.completion_ids
+        assert one.trained_version == other.trained_version
+    steps, again = records(tmp_path / "whole"), records(tmp_path / "cut")
+    assert [record["step"] for record in again] == [1, 2, 3, 4]
+    for name in ("loss/value", "critic/value", "loss/policy", "grad_norm/critic"):
+        assert again[3][name] == pytest.approx(steps[3][name], rel=1e-2, abs=1e-5)
+    assert 1000 < again[2]["seconds"] < again[3]["seconds"]  # the time goes on, too
+
+
+def test_two_processes_keep_one_run(initial, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = ["-m", "agents", "ppo", "--preset", "tiny", "--runs", str(tmp_path), "--resume"]
+    small = {
+        "model": initial,
+        "name": "p",
+        "steps": 2,
+        "critic_warmup": 1,
+        "prompts": 8,
+        "mini_batch": 4,
+        "micro_batch": 2,
+        "env.max_tokens": 60,
+        "sandbox": {"name": "nsjail", "guests": 1},
+    }
+    ran = subprocess.run(
+        [*launch, *command, *(f"{key}={json.dumps(value)}" for key, value in small.items())],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    folder = tmp_path / "p"
+    assert [record["step"] for record in records(folder)] == [1, 2]
+    seen = []
+    for name in ("transcripts.jsonl", "transcripts-1.jsonl"):
+        transcripts = list(read_transcripts(folder / name))
+        assert len(transcripts) == 2 * 4
+        seen.append({t.problem.id for t in transcripts})
+    assert not seen[0] & seen[1]
+    assert AutoModelForCausalLM.from_pretrained(folder / "checkpoint").num_parameters() > 1000
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"mini_batch": 3}, "mini_batch=3 does not divide"),
+        ({"micro_batch": 3}, "not divided by micro_batch=3"),
+        ({"critic_warmup": 4}, "critic_warmup=4 leaves none of 4 steps"),
+        ({"dual_clip": 1.2}, "dual_clip=1.2"),
+        ({"gamma": 1.5}, "gamma must be from 0 to 1"),
+        ({"critic_learning_rate": 0.0}, "critic_learning_rate must be above 0"),
+        ({"kl": -0.1}, "kl must not be negative"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"model": "runs/none/checkpoint"}, "python -m agents sft"),
+        ({"env.max_callz": 1}, "did you mean 'max_calls'"),
+        ({"env.prompt_template": "{query}" + "x" * 600}, "shorter"),
+        ({"lamda": 1.0}, "did you mean 'lam'"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_made(initial, tmp_path, overrides, said):
+    with pytest.raises(SettingsError, match=said):
+        ppo.train(settings(initial, **overrides), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_several_processes_can_not_share_is_refused(initial):
+    with pytest.raises(SettingsError, match="prompts=7 problems"):
+        ppo.check(settings(initial, prompts=7, mini_batch=7, micro_batch=7), 2)
+    with pytest.raises(SettingsError, match=r"micro_batch=4 \* 2 processes"):
+        ppo.check(settings(initial, micro_batch=4), 2)
