@@ -1,10 +1,13 @@
-"""Episodes whose lengths and tool times are fixed beforehand, so that two ways to run them do the same work.
+"""Episodes whose lengths and tool times are fixed beforehand, so that different loops do the same work.
 
 A `Chain` says how much an episode writes before each call and how long each program runs. `ChainPolicy` makes a real model
-write just that, `ChainTool` lets the programs take that long.
+write just that, `ChainTool` lets the programs take that long. Episodes are in Hermes' form, with one of TRL's chat templates:
+the form that TRL's own loop reads, so that it, too, can run them, on the same ids.
 """
 
 import asyncio
+import importlib.resources
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -13,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from agents.tiny import make_model
 from retool_env.episode import Generation, Rules
+from retool_env.hermes import CALL_CLOSE, CALL_OPEN, RESPONSE_OPEN, TOOL_NAME
 from retool_env.problems import Problem
-from retool_env.protocol import ANSWER_CLOSE, ANSWER_OPEN, CODE_CLOSE, CODE_OPEN
 from retool_env.rollout import Policy
 from retool_env.rollout.simulated import Habits, lognormal
 from retool_env.rollout.weights import Weights
@@ -32,7 +36,7 @@ class Turn:
     """What the model writes at a stretch."""
 
     tokens: int
-    """How much."""
+    """How much it samples; the text of the call or the answer comes on top."""
     tool_seconds: float | None
     """How long the program at its end runs; `None`: the episode ends here."""
 
@@ -92,20 +96,41 @@ def draw_chain(
 
 
 def make_problems(chains: Sequence[Chain]) -> list[Problem]:
-    """A problem for each chain, by whose number the policy and the tool know it.
-
-    The number comes first, so that no two prompts have their beginning in common, and no cache serves one with another's.
-    """
-    filler = "this text stands for a problem, and is about as long as one; " * 3
+    """A problem for each chain, by whose number the policy and the tool know it."""
+    filler = "this text stands for a problem, and is about as long as one"
     return [Problem(str(i), f"episode {i}: {filler}", "1") for i in range(len(chains))]
 
 
-CHAIN_RULES = Rules(prompt_template="{query}\n", max_tokens=100_000, max_calls=None)
-"""A prompt without tags of its own, and no limit that would end an episode before its chain does."""
+CHAIN_RULES = Rules(
+    protocol="hermes", prompt_template="{query}\n", max_tokens=100_000, max_calls=None
+)
+"""A prompt without words of its own, and no limit that would end an episode before its chain does."""
+
+
+def call_text(program: str) -> str:
+    """A call of the interpreter, as the model writes it."""
+    call = {"name": TOOL_NAME, "arguments": {"code": program}}
+    return f"{CALL_OPEN}\n{json.dumps(call)}\n{CALL_CLOSE}"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One turn, as a loop asked the policy for it."""
+
+    number: int
+    """Of the chain."""
+    turn: int
+    """Counted from 0."""
+    context: tuple[int, ...]
+    """The ids that it was given."""
+    sampled: tuple[int, ...]
+    """The ids that the model wrote."""
 
 
 class ChainPolicy:
-    """A model that writes turns of the chains' lengths: its own tokens, then a code block or an answer.
+    """A model that writes turns of the chains' lengths: its own tokens, then a call or an answer.
+
+    A turn's seed is the chain's, so that all loops ask for the same sampling.
 
     Args:
         policy: The model. It must not end a turn by itself, nor write a tag (see `endless`).
@@ -117,7 +142,13 @@ class ChainPolicy:
         self.chains = chains
         self.tokenizer = policy.tokenizer
         self.context_length = policy.context_length
-        self.weight_version = policy.weight_version
+        self.asked: list[Asked] = []
+        """All turns so far, as they came to their end."""
+
+    @property
+    def weight_version(self) -> int:
+        """The model's."""
+        return self.policy.weight_version
 
     async def act(
         self, token_ids: Sequence[int], stop: Sequence[str], budget: int, seed: int
@@ -128,32 +159,33 @@ class ChainPolicy:
             RuntimeError: If the model ended the turn by itself.
         """
         text = self.tokenizer.decode(list(token_ids))
-        number, turn = int(NAME.search(text)[1]), text.count(CODE_CLOSE)  # type: ignore[index]
+        number, turn = int(NAME.search(text)[1]), text.count(RESPONSE_OPEN)  # type: ignore[index]
+        tokens = self.chains[number][turn].tokens
+        written = await self.policy.act(token_ids, (), tokens, 1000 * number + turn)
+        if len(written.token_ids) != tokens:
+            raise RuntimeError(f"the model ended a turn of {tokens} tokens by itself: {written}")
+        self.asked.append(Asked(number, turn, tuple(token_ids), written.token_ids))
         tail = self.tail(number, turn)
-        free = max(1, self.chains[number][turn].tokens - len(tail))
-        written = await self.policy.act(token_ids, (), free, seed)
-        if len(written.token_ids) != free:
-            raise RuntimeError(f"the model ended a turn of {free} tokens by itself: {written}")
         return Generation(
             written.token_ids + tail,
             written.logprobs + (0.0,) * len(tail),
-            "tag",
+            "eos",
             written.seconds,
             written.weight_version,
         )
 
     def tail(self, number: int, turn: int) -> tuple[int, ...]:
-        """Token ids of the code block or the answer that ends a turn of a chain."""
+        """Token ids of the call or the answer that ends a turn of a chain."""
         if self.chains[number][turn].tool_seconds is None:
-            text = f"{ANSWER_OPEN}1{ANSWER_CLOSE}"
+            text = "\\boxed{1}"
         else:
-            text = f"{CODE_OPEN}\nprint({number}, {turn})\n{CODE_CLOSE}"
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+            text = call_text(f"print({number}, {turn})")
+        end = self.tokenizer.eos_token  # type: ignore[attr-defined]
+        return tuple(self.tokenizer.encode(text + end, add_special_tokens=False))
 
     async def update_weights(self, version: int, weights: Weights | None = None) -> None:
         """Passed on to the model."""
         await self.policy.update_weights(version, weights)
-        self.weight_version = version
 
 
 class ChainTool:
@@ -177,23 +209,52 @@ class ChainTool:
         return Execution(Outcome.OK, f"{number} {turn}\n", duration=seconds)
 
 
-def endless(model: Any, tokenizer: Any) -> Any:
-    """Give a model of transformers a bias against all that could end a turn: special tokens, and any that holds a `<`.
+def speak_of_tools(tokenizer: Any) -> Any:
+    """Give a tokenizer the chat template of Qwen2.5, as TRL has it, which knows tools."""
+    templates = importlib.resources.files("trl") / "chat_templates"
+    tokenizer.chat_template = (templates / "qwen2_5.jinja").read_text()
+    return tokenizer
 
-    The bias is one of its output layer, so that it costs nothing where tokens are sampled.
+
+def make_chat_model(seed: int) -> tuple[Any, Any]:
+    """The tiny model, with a tokenizer for conversations that call tools.
+
+    What the chat template says of tools, and the head of a call, are a token each, so that these take no more tokens than they
+    do a large vocabulary.
     """
+    model, tokenizer = make_model(seed)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.eos_token = "<|im_end|>"
+    speak_of_tools(tokenizer)
+    protocol = CHAIN_RULES.turn_protocol()
+    conversation = [{"role": "user", "content": ""}]
+    text = tokenizer.apply_chat_template(conversation, tools=protocol.tools, tokenize=False)  # type: ignore[attr-defined]
+    lines = [line for line in text.split("\n") if len(line) > 20 and "<|im" not in line]
+    call = call_text("").splitlines()[1].removesuffix('"}}')
+    tags = [f"<{slash}{tag}>" for tag in ("tool_call", "tool_response") for slash in ("", "/")]
+    tokenizer.add_tokens([*tags, *lines, call])
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model, tokenizer
+
+
+def endless(model: Any, tokenizer: Any) -> Any:
+    """Give a model of transformers a bias against all that could end a turn: special tokens, and any that holds a `<`."""
+    special = set(tokenizer.all_special_ids)
+    size = model.get_output_embeddings().out_features
+    barred = [i in special or "<" in tokenizer.decode([i]) for i in range(size)]
+    return add_bias(model, [-1e4 if each else 0.0 for each in barred])
+
+
+def add_bias(model: Any, bias: Sequence[float]) -> Any:
+    """Give a model of transformers a bias of each token, in its output layer, so that it costs nothing where tokens are sampled."""
     import torch
 
     head = model.get_output_embeddings()
-    special = set(tokenizer.all_special_ids)
-    tokens = [tokenizer.decode([i]) for i in range(head.out_features)]
-    barred = [i in special or "<" in text for i, text in enumerate(tokens)]
     biased = torch.nn.Linear(head.in_features, head.out_features, device="meta")
     biased.weight = head.weight
     biased.bias = torch.nn.Parameter(
-        torch.where(torch.tensor(barred, device=head.weight.device), -1e4, 0.0).to(
-            head.weight.dtype
-        )
+        torch.tensor(bias, device=head.weight.device, dtype=head.weight.dtype)
     )
     model.set_output_embeddings(biased)
     return model

@@ -1,204 +1,113 @@
-"""The parts of the rollouts' benchmark: do they do what its figures are said to be of?"""
+"""The rollouts' benchmark as a whole, and what it says of the engine itself."""
 
 import asyncio
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
-import torch
 
-from agents.tiny import make_model, make_tokenizer
-from benchmarks import rollout
-from benchmarks.chains import (
-    CHAIN_RULES,
-    ChainPolicy,
-    ChainTool,
-    ToolTimes,
-    Turn,
-    endless,
-    make_problems,
-)
-from retool_env.protocol import closing_tags
+from benchmarks import overhead, rollout
+from benchmarks.overhead import InstantPolicy, MeetingTool, WaitingTool
+from benchmarks.overlap import BARRIER, ENGINE, ONE_SHOT, SLOWEST, TRL
+from benchmarks.tool_time import tool_time
 from retool_env.rollout import RolloutEngine
-from retool_env.rollout.simulated import Habits, SimulatedPolicy, Speed
-from retool_env.rollout.transformers import TransformersPolicy
-
-CHAINS = [
-    (Turn(60, 0.05), Turn(45, 0.05), Turn(40, None)),
-    (Turn(50, 0.05), Turn(70, None)),
-    (Turn(44, None),),
-]
+from retool_env.transcript import StopReason
 
 
-def writer() -> SimulatedPolicy:
-    """Writes nothing but filler, as much as it may."""
-    return SimulatedPolicy(make_tokenizer(), Speed(1e-6, 0, 0), Habits(1000, spread=0))
+def test_all_episodes_are_alive_at_once() -> None:
+    """Also where a turn and a program take no time: all ask for their first turn before one has a second."""
+    seen = []
+
+    class Noting(InstantPolicy):
+        async def act(self, token_ids, stop, budget, seed):
+            seen.append(len(token_ids))
+            return await super().act(token_ids, stop, budget, seed)
+
+    overhead.run(50, policy := Noting(2, True), WaitingTool(0.0))
+    assert policy.peak == 50
+    assert seen == sorted(seen) and len(seen) == 150  # turn by turn
 
 
-class Logged(ChainPolicy):
-    """Notes when a turn begins and ends, by the number of results before it."""
+def test_a_run_whose_episodes_were_not_alive_at_once_is_refused(monkeypatch) -> None:
+    def narrow(*args, concurrency):
+        return RolloutEngine(*args, concurrency=concurrency // 2)
 
-    def __init__(self, *args) -> None:
-        super().__init__(*args)
-        self.log: list[tuple[str, int]] = []
-
-    async def act(self, token_ids, stop, budget, seed):
-        turn = self.tokenizer.decode(list(token_ids)).count("<interpreter>")
-        self.log.append(("begin", turn))
-        generation = await super().act(token_ids, stop, budget, seed)
-        self.log.append(("end", turn))
-        return generation
+    monkeypatch.setattr(overhead, "RolloutEngine", narrow)
+    with pytest.raises(RuntimeError, match="of 20 episodes, 10 were alive"):
+        overhead.run(20, InstantPolicy(1, False), WaitingTool(0.0))
 
 
-def run_both(policy, tool):
-    problems = make_problems(CHAINS)
-    engine = [group[0] for group in RolloutEngine(policy, CHAIN_RULES, tool).run(problems)]
-    return engine, asyncio.run(rollout.barrier(policy, CHAIN_RULES, tool, problems))
+@pytest.mark.parametrize(
+    ("answers", "reason"), [(True, StopReason.ANSWERED), (False, StopReason.STOPPED)]
+)
+def test_an_instant_episode_is_as_stated(answers: bool, reason: StopReason) -> None:
+    policy = InstantPolicy(3, answers, first=200)
+    transcript = overhead.run(4, policy, WaitingTool(0.0))[2]
+    assert (len(transcript.calls), transcript.stop_reason) == (3, reason)
+    lengths = [len(span.token_ids) for span in transcript.spans if span.author == "model"]
+    assert lengths == [200, overhead.TURN, overhead.TURN, overhead.TURN if answers else 1]
 
 
-def test_engine_and_barrier_run_the_chains_as_they_are() -> None:
-    for transcripts in run_both(ChainPolicy(writer(), CHAINS), ChainTool(CHAINS)):
-        for chain, transcript in zip(CHAINS, transcripts, strict=True):
-            turns = [span for span in transcript.spans if span.author == "model"]
-            assert [len(span.token_ids) for span in turns] == [turn.tokens for turn in chain]
-            results = [span for span in transcript.spans if span.execution is not None]
-            times = [turn.tool_seconds for turn in chain[:-1]]
-            assert [span.execution.duration for span in results] == times
-            assert all(span.seconds >= 0.05 for span in results)
-            assert transcript.correct
+def test_each_turns_ids_and_log_probs_are_its_own() -> None:
+    """As a sampler's are: their memory is an episode's, not all episodes'."""
+    policy = InstantPolicy(1, False)
+
+    async def two():
+        return [await policy.act([1], (), 100, 0) for _ in range(2)]
+
+    one, other = asyncio.run(two())
+    assert one.token_ids == other.token_ids and one.token_ids is not other.token_ids
+    large = [
+        i for i, token in enumerate(one.token_ids) if token > 256
+    ]  # smaller ones Python shares
+    assert len(large) > overhead.TURN / 2
+    assert all(one.token_ids[i] is not other.token_ids[i] for i in large)
+    assert all(a is not b for a, b in zip(one.logprobs, other.logprobs, strict=True))
 
 
-def test_the_barrier_is_one() -> None:
-    uneven = [(Turn(40, seconds), Turn(40, None)) for seconds in (0.1, 0.0, 0.0)]
-
-    class Together(ChainTool):
-        begun = 0
-
-        async def run_async(self, code, limits=None, **_):
-            self.begun += 1
-            while self.begun < 3:  # its programs run side by side
-                await asyncio.sleep(0.001)
-            return await super().run_async(code)
-
-    policy = Logged(writer(), uneven)
-    tool, problems = Together(uneven), make_problems(uneven)
-    asyncio.run(asyncio.wait_for(rollout.barrier(policy, CHAIN_RULES, tool, problems), 60))
-    assert policy.log == [(what, turn) for turn in (0, 1) for what in ("begin",) * 3 + ("end",) * 3]
+def test_memory_is_looked_at_while_all_programs_run() -> None:
+    meeting = MeetingTool(30)
+    overhead.run(30, InstantPolicy(1, False), meeting)
+    assert meeting.missing == 0 and meeting.megabytes > 0
 
 
-def test_the_engine_has_none() -> None:
-    """The first episode's program ends only when all others have written their second turn."""
-    even = [(Turn(40, 0.0), Turn(40, None))] * 4
-
-    class Held(ChainTool):
-        async def run_async(self, code, limits=None, **_):
-            while "print(0" in code and policy.log.count(("end", 1)) < 3:
-                await asyncio.sleep(0.001)
-            return await super().run_async(code)
-
-    policy = Logged(writer(), even)
-    RolloutEngine(policy, CHAIN_RULES, Held(even)).run(make_problems(even))
-    assert policy.log[-2:] == [("begin", 1), ("end", 1)] and policy.log.count(("end", 1)) == 4
-
-
-def test_a_transcript_that_differs_is_found() -> None:
-    recorder = rollout.Recorder(ChainPolicy(writer(), CHAINS))
-    engine = RolloutEngine(recorder, CHAIN_RULES, ChainTool(CHAINS, 0.0))
-    transcript = engine.run(make_problems(CHAINS))[0][0]
-    assert not recorder.differs(transcript)
-    for index in range(len(transcript.spans) - 1):  # all that comes before a turn, or is one
-        span = transcript.spans[index]
-        other = (span.token_ids[0] + 1, *span.token_ids[1:])
-        spans = list(transcript.spans)
-        spans[index] = dataclasses.replace(span, token_ids=other)
-        assert recorder.differs(dataclasses.replace(transcript, spans=tuple(spans))), index
-    spans = list(transcript.spans)
-    spans[1] = dataclasses.replace(spans[1], logprobs=(-1.0,) * len(spans[1].logprobs))
-    assert recorder.differs(dataclasses.replace(transcript, spans=tuple(spans)))
-
-
-def test_what_is_read_twice_is_counted() -> None:
-    found = rollout.overlap(counting := CountingPolicy(), CHAINS, rounds=1)["exactness"]
-    assert (found["episodes"], found["differ"]) == (3, 0)
-    assert found["read"] == found["read_once"] > 0
-    counting.forgets = True
-    found = rollout.overlap(counting, CHAINS, rounds=1)["exactness"]
-    assert found["read"] > found["read_once"]
-
-
-class CountingPolicy(SimulatedPolicy):
-    """Counts what a cache saves that holds every prompt, and all that was sampled but a turn's last token."""
-
-    def __init__(self) -> None:
-        super().__init__(make_tokenizer(), Speed(1e-6, 0, 0), Habits(1000, spread=0))
-        self.forgets = False
-        self.read, self.kept = 0, [()]
-
-    async def act(self, token_ids, stop, budget, seed):
-        ids = tuple(token_ids)
-        generation = await super().act(token_ids, stop, budget, seed)
-        self.read += len(ids) - max(rollout.shared(k, ids) for k in self.kept)
-        if not self.forgets:
-            self.kept.append(ids + generation.token_ids[:-1])
-        self.prefilled_tokens = self.read
-        return generation
-
-    async def update_weights(self, version: int) -> None:
-        self.kept = [()]
-
-
-def test_the_endless_model_writes_on() -> None:
-    model, tokenizer = make_model(0)
-    ids = tokenizer.encode("episode 1", return_tensors="pt")
-    with torch.no_grad():
-        before = model(ids).logits
-        after = endless(model, tokenizer)(ids).logits
-    barred = [i for i in range(len(tokenizer)) if (after - before)[0, 0, i] < -9e3]
-    texts = {tokenizer.decode([i]) for i in barred}
-    assert {"<", "<|end|>", "\n```\n</code>", "}\n</answer>"} <= texts
-    assert "a" not in texts and ">" not in texts and len(barred) < 20
-    free = [i for i in range(len(tokenizer)) if i not in barred]
-    assert torch.equal(after[..., free], before[..., free])
-    policy = TransformersPolicy(model, tokenizer)
-    generation = asyncio.run(policy.act(ids[0].tolist(), closing_tags(True), 300, 0))
-    assert (len(generation.token_ids), generation.stop_reason) == (300, "length")
-
-
-def test_a_model_that_ends_by_itself_is_refused() -> None:
-    policy = SimulatedPolicy(make_tokenizer(), Speed(1e-6, 0, 0), Habits(20, spread=0))
-    with pytest.raises(RuntimeError, match="by itself"):
-        RolloutEngine(ChainPolicy(policy, CHAINS), CHAIN_RULES, ChainTool(CHAINS)).run(
-            make_problems(CHAINS)
-        )
-
-
-def test_tool_times_are_checked() -> None:
-    with pytest.raises(ValueError, match="median"):
-        ToolTimes(3.0, 0.05, 5.0)
-
-
-def test_a_barriers_programs_take_the_longest_of_each_turn() -> None:
-    chains = [
-        (Turn(1, 2.0), Turn(1, 1.0), Turn(1, None)),
-        (Turn(1, 0.5), Turn(1, 4.0), CHAINS[2][0]),
-    ]
-    assert rollout.barrier_tool_seconds(chains) == 6.0
+def test_tools_wait_one_after_the_other_in_trls_loop_alone() -> None:
+    found = tool_time(4, 0.1)
+    trl, coroutine, trainer, alone = found.values()
+    assert trl["wall_s"] >= 0.4 and coroutine["wall_s"] >= 0.4
+    assert trainer["wall_s"] >= 0.1 and alone["wall_s"] >= 0.1
+    assert list(found)[2:] == ["TRL's trainer, our rollout_func", "our engine alone"]
 
 
 @pytest.mark.timeout(200)
 def test_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.setattr(rollout, "TOOL_ROLLOUTS", 4)
     out = tmp_path / "rollout.json"
-    few = ["--episodes", "4", "--turn-tokens", "40", "--at-once", "64", "--rounds", "1"]
-    fast = ["--tool-median", "0.01", "--tool-p99", "0.05"]
+    few = ["--episodes", "4", "--turn-tokens", "20", "--at-once", "64", "--rounds", "1"]
+    fast = ["--tool-median", "0.01", "--tool-p99", "0.05", "--tool-scale", "0", "1"]
     assert rollout.main([*few, *fast, "--out", str(out)]) == 0
     report = json.loads(out.read_text())
-    trl, _, ours = report["tool"].values()
-    assert trl["wall_s"] - trl["without_tool_s"] >= 3 * rollout.TOOL_SECONDS  # one after the other
-    assert ours["wall_s"] >= rollout.TOOL_SECONDS
-    seconds = report["overlap"]["seconds"]
-    assert list(seconds)[-2:] == ["engine", "barrier each turn"] and min(seconds.values()) > 0
-    assert report["overlap"]["exactness"]["differ"] == 0
-    assert report["overhead"]["turn_us"] > 0
-    assert "x the barrier's time" in capsys.readouterr().out
+    found = report["overlap"]
+    assert [setting["tool_scale"] for setting in found["settings"]] == [0, 1]
+    for setting in found["settings"]:
+        assert list(setting["seconds"]) == [ONE_SHOT, SLOWEST, ENGINE, BARRIER, TRL]
+        assert min(setting["seconds"].values()) > 0
+        longer = max(setting["seconds"][ONE_SHOT], setting["seconds"][SLOWEST])
+        assert setting["reference_s"] == longer
+        assert setting["engine_over"]["reference"]["median"] == pytest.approx(
+            setting["seconds"][ENGINE] / longer, abs=0.01
+        )
+    light, heavy = found["settings"]
+    assert light["programs_s"][TRL] == 0 < heavy["programs_s"][BARRIER] < heavy["programs_s"][TRL]
+    assert light["programs_at_least_generation"][TRL] is False
+    assert heavy["seconds"][TRL] > heavy["programs_s"][TRL]
+    assert {row["differ"] for row in found["exactness"].values()} == {0}
+    assert found["exactness"][TRL]["episodes"] == 8
+    for way in found["read"]["ways"].values():
+        assert way["beyond_incomplete_blocks"] == 0
+    assert report["natural"]["tiny"]["differ"] == 0
+    assert report["overhead"]["short"]["episodes"] == 64
+    assert report["overhead"]["long"]["context_tokens"] > 4000
+    printed = capsys.readouterr().out
+    for words in ("engine / reference", "blocks of 16", "again beyond these: TRL's loop"):
+        assert words in printed

@@ -1,0 +1,178 @@
+"""The loops that are compared: each does the episodes that its time is said to be of, in the order that makes it what it is."""
+
+import asyncio
+
+import pytest
+
+from agents.tiny import make_tokenizer
+from benchmarks import overlap
+from benchmarks.chains import (
+    CHAIN_RULES,
+    Asked,
+    ChainPolicy,
+    ChainTool,
+    ToolTimes,
+    Turn,
+    endless,
+    make_chat_model,
+    make_problems,
+)
+from benchmarks.trl_loop import trl_chains
+from retool_env.rollout import RolloutEngine
+from retool_env.rollout.simulated import Habits, SimulatedPolicy, Speed
+from retool_env.rollout.transformers import TransformersPolicy
+
+CHAINS = [
+    (Turn(40, 0.05), Turn(25, 0.05), Turn(20, None)),
+    (Turn(30, 0.05), Turn(50, None)),
+    (Turn(24, None),),
+]
+CHAT = make_chat_model(0)[1]
+
+
+def writer() -> SimulatedPolicy:
+    """Writes nothing but filler, as much as it may."""
+    return SimulatedPolicy(CHAT, Speed(1e-6, 0, 0), Habits(1000, spread=0))
+
+
+class Logged(ChainPolicy):
+    """Notes when a turn begins and ends, by the number of results before it."""
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.log: list[tuple[str, int]] = []
+
+    async def act(self, token_ids, stop, budget, seed):
+        turn = self.tokenizer.decode(list(token_ids)).count("<tool_response>")
+        self.log.append(("begin", turn))
+        generation = await super().act(token_ids, stop, budget, seed)
+        self.log.append(("end", turn))
+        return generation
+
+
+def test_engine_and_barrier_run_the_chains_as_they_are() -> None:
+    policy, tool = ChainPolicy(writer(), CHAINS), ChainTool(CHAINS)
+    problems = make_problems(CHAINS)
+    engine = [group[0] for group in RolloutEngine(policy, CHAIN_RULES, tool).run(problems)]
+    barrier = asyncio.run(overlap.barrier(policy, CHAIN_RULES, tool, problems))
+    for transcripts in (engine, barrier):
+        for number, (chain, transcript) in enumerate(zip(CHAINS, transcripts, strict=True)):
+            turns = [span for span in transcript.spans if span.author == "model"]
+            assert [
+                len(s.token_ids) - len(policy.tail(number, i)) for i, s in enumerate(turns)
+            ] == [turn.tokens for turn in chain]
+            results = [span for span in transcript.spans if span.execution is not None]
+            times = [turn.tool_seconds for turn in chain[:-1]]
+            assert [span.execution.duration for span in results] == times
+            assert all(span.seconds >= 0.05 for span in results)
+            assert transcript.correct
+
+
+def test_trls_own_loop_gives_the_same_ids() -> None:
+    """It is TRL's loop, template and parsing: prompts, calls, results and what is sampled are those of the engine."""
+    model, tokenizer = make_chat_model(0)
+    model.config.max_position_embeddings = 2048
+    policy = TransformersPolicy(endless(model, tokenizer), tokenizer)
+    chains = [*CHAINS, (Turn(10, 0.01),) * 3 + (Turn(5, None),)]
+    problems, tool = make_problems(chains), ChainTool(chains)
+    ours = RolloutEngine(ChainPolicy(policy, chains), CHAIN_RULES, tool).run(problems)
+    rollouts = trl_chains(theirs := ChainPolicy(policy, chains), problems, tool)
+    for (transcript,), row in zip(ours, rollouts.rows, strict=True):
+        assert row == [*transcript.prompt_ids, *transcript.completion_ids]
+    assert rollouts.seconds >= sum(turn.tool_seconds or 0 for chain in chains for turn in chain)
+    # All of a turn are asked for together: those with fewest results come first.
+    assert [turn.turn for turn in theirs.asked] == [0] * 4 + [1] * 3 + [2] * 2 + [3]
+
+
+def test_the_barrier_is_one() -> None:
+    uneven = [(Turn(40, seconds), Turn(40, None)) for seconds in (0.1, 0.0, 0.0)]
+
+    class Together(ChainTool):
+        def __init__(self) -> None:
+            super().__init__(uneven)
+            self.begun, self.all = 0, asyncio.Event()
+
+        async def run_async(self, code, limits=None, **_):
+            self.begun += 1
+            if self.begun == 3:
+                self.all.set()
+            await self.all.wait()  # its programs run side by side
+            return await super().run_async(code)
+
+    policy, problems = Logged(writer(), uneven), make_problems(uneven)
+    run = overlap.barrier(policy, CHAIN_RULES, Together(), problems)
+    asyncio.run(asyncio.wait_for(run, 60))
+    assert policy.log == [(what, turn) for turn in (0, 1) for what in ("begin",) * 3 + ("end",) * 3]
+
+
+def test_the_engine_has_none() -> None:
+    """The first episode's program ends only when all others have written their second turn."""
+    even = [(Turn(40, 0.0), Turn(40, None))] * 4
+
+    class Held(ChainTool):
+        async def run_async(self, code, limits=None, **_):
+            while "print(0" in code and policy.log.count(("end", 1)) < 3:
+                await asyncio.sleep(0.001)
+            return await super().run_async(code)
+
+    policy = Logged(writer(), even)
+    RolloutEngine(policy, CHAIN_RULES, Held(even)).run(make_problems(even))
+    assert policy.log[-2:] == [("begin", 1), ("end", 1)] and policy.log.count(("end", 1)) == 4
+
+
+def test_one_shot_generation_reads_and_writes_what_the_episodes_did() -> None:
+    requests = []
+
+    class Noting(SimulatedPolicy):
+        async def act(self, token_ids, stop, budget, seed):
+            requests.append((list(token_ids), budget))
+            return await super().act(token_ids, stop, budget, seed)
+
+    asked = [
+        Asked(1, 0, (7, 8), (1, 2, 3)),
+        Asked(0, 0, (5,), (1,)),
+        Asked(1, 1, (7, 8, 1, 2, 3, 90, 91), (4,)),  # a call and its result: 90, 91
+    ]
+    policy = Noting(make_tokenizer(), Speed(1e-6, 0, 0), Habits(1000, spread=0))
+    asyncio.run(overlap.one_shot(policy, asked))
+    assert requests == [([5], 1), ([7, 8, 90, 91], 4)]
+
+
+def test_loops_that_do_other_episodes_are_found() -> None:
+    ran = overlap.Ran(1.0, [Asked(0, 0, (1, 2), (9,)), Asked(0, 1, (1, 2, 9, 3), (9, 9))])
+    drawn = overlap.Ran(2.0, [Asked(0, 0, (1, 2), (8,)), Asked(0, 1, (1, 2, 8, 3), (7, 6))])
+    overlap._check_same(ran, [drawn])  # other tokens sampled, else the same
+    for other in (
+        [Asked(0, 0, (1, 3), (9,)), Asked(0, 1, (1, 3, 9, 3), (9, 9))],  # another prompt
+        [Asked(0, 0, (1, 2), (9,)), Asked(0, 1, (1, 2, 9, 4), (9, 9))],  # another result
+        [Asked(0, 0, (1, 2), (9,)), Asked(0, 1, (1, 2, 9, 3), (9,))],  # a shorter turn
+        ran.asked[:1],  # a turn less
+    ):
+        with pytest.raises(RuntimeError, match="same episodes"):
+            overlap._check_same(ran, [overlap.Ran(1.0, other)])
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    ratio = overlap._ratio([2.0, 3.0, 9.0], [4.0, 3.0, 10.0])
+    assert ratio == {"median": 0.9, "min": 0.5, "max": 1.0}
+
+
+def test_a_barriers_programs_take_the_longest_of_each_turn() -> None:
+    chains = [
+        (Turn(1, 2.0), Turn(1, 1.0), Turn(1, None)),
+        (Turn(1, 0.5), Turn(1, 4.0), CHAINS[2][0]),
+    ]
+    assert overlap.barrier_tool_seconds(chains) == 6.0
+
+
+def test_a_model_that_ends_by_itself_is_refused() -> None:
+    policy = SimulatedPolicy(CHAT, Speed(1e-6, 0, 0), Habits(20, spread=0))
+    with pytest.raises(RuntimeError, match="by itself"):
+        RolloutEngine(ChainPolicy(policy, CHAINS), CHAIN_RULES, ChainTool(CHAINS)).run(
+            make_problems(CHAINS)
+        )
+
+
+def test_tool_times_are_checked() -> None:
+    with pytest.raises(ValueError, match="median"):
+        ToolTimes(3.0, 0.05, 5.0)
