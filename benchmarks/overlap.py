@@ -176,7 +176,7 @@ def overlap(
     Raises:
         RuntimeError: If two loops did not do the same episodes: other prompts, results, or lengths.
     """
-    warm = run_engine(policy, chains, 0.0, None)
+    run_engine(policy, chains[:8], 0.0, None)  # warms up
     per_token = run_engine(policy, chains, 0.0, 0).seconds / sum(t.tokens for t in chains[0])
     ways: dict[tuple[float | None, str], Callable[[], Ran]] = {}
     for scale in scales:
@@ -187,8 +187,10 @@ def overlap(
             (scale, BARRIER): lambda s=scale: run_barrier(policy, chains, s),
             (scale, TRL): lambda s=scale: run_trl(policy, chains, s),
         }
-    ways[None, ONE_SHOT] = lambda: _one_shot(policy, warm.asked)
     found: dict[tuple[float | None, str], list[Ran]] = {key: [] for key in ways}
+    found[None, ONE_SHOT] = []
+    # Last in the first round, since it needs to know what an engine's run was given.
+    ways[None, ONE_SHOT] = lambda: _one_shot(policy, found[scales[0], ENGINE][0].asked)
     keys = list(ways)
     for number in range(rounds):
         first = number * len(keys) // rounds
@@ -206,15 +208,16 @@ def overlap(
                 flush=True,
             )
     whole = {key: runs for key, runs in found.items() if key[1] in (ENGINE, BARRIER, TRL)}
-    _check_same(warm, [ran for runs in whole.values() for ran in runs])
+    first_run = found[scales[0], ENGINE][0]
+    _check_same(first_run, [ran for runs in whole.values() for ran in runs])
     return {
-        "work": _work(warm, chains, policy),
+        "work": _work(first_run, chains, policy),
         "settings": [_setting(scale, found, chains) for scale in scales],
         "exactness": {
             name: _exactness([ran for key, runs in whole.items() if key[1] == name for ran in runs])
             for name in (ENGINE, BARRIER, TRL)
         },
-        "read": _reading(whole, warm),
+        "read": _reading(whole, first_run),
     }
 
 
@@ -303,9 +306,9 @@ def _exactness(runs: Sequence[Ran]) -> dict[str, int]:
     return {"episodes": episodes, "differ": sum(ran.differ for ran in runs)}
 
 
-def _reading(whole: dict[tuple[float | None, str], list[Ran]], warm: Ran) -> dict[str, Any]:
+def _reading(whole: dict[tuple[float | None, str], list[Ran]], ran: Ran) -> dict[str, Any]:
     """Tokens that the model read a second time, of a run on average; nothing where the policy does not count."""
-    must = must_read(warm.asked, BLOCK)
+    must = must_read(ran.asked, BLOCK)
     ways = {}
     for name in (ENGINE, BARRIER, TRL):
         runs = [ran for key, each in whole.items() if key[1] == name for ran in each]
@@ -315,7 +318,7 @@ def _reading(whole: dict[tuple[float | None, str], list[Ran]], warm: Ran) -> dic
             again = round(mean - must["once"], 1)
             beyond = round(again - must["incomplete_blocks"], 1)
             ways[name] = {"read": mean, "again": again, "beyond_incomplete_blocks": beyond}
-    return {"block": BLOCK, "turns": len(warm.asked), **must, "ways": ways}
+    return {"block": BLOCK, "turns": len(ran.asked), **must, "ways": ways}
 
 
 def chain_seconds(chain: Chain, seconds_per_token: float, scale: float) -> float:

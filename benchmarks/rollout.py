@@ -1,7 +1,7 @@
 """How well the rollout engine hides tools behind generation, and what it costs itself; side by side in one run.
 
     python -m benchmarks.rollout
-    python -m benchmarks.rollout --model runs/models/smollm2 --turn-tokens 32 --tool-scale 1 4 --rounds 1
+    python -m benchmarks.rollout --model runs/models/smollm2 --turn-tokens 24 --tool-scale 1 2 --rounds 1
 
 - **tool time** (`benchmarks.tool_time`): rollouts that each call a 50 ms tool once, with turns that cost nothing.
 - **overlap** (`benchmarks.overlap`): a real model writes turns of drawn lengths, programs take drawn times. TRL's own loop, a

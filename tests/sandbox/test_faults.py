@@ -492,6 +492,11 @@ def with_folders(options: str) -> str:
         f"mount -t tmpfs -o {options} none {folder}; cat /dev/zero 2>&- >{folder}/fill; "
         for folder in folders
     )
+    root, execute = Path(pool.__file__).parents[2], 'exec "$@"'
+    if any(path.is_relative_to(f) for path in (root, Path(sys.prefix)) for f in folders):
+        # What runs there must stay to be seen.
+        mounts = f"mount --bind {sys.prefix} /mnt; mount --bind {root} /media; {mounts}"
+        root, execute = Path("/media"), 'shift; exec /mnt/bin/python "$@"'
     process = host(
         """
         import tempfile
@@ -507,9 +512,9 @@ def with_folders(options: str) -> str:
             print(error)
         """,
         *("unshare", "--mount", "--propagation", "private", "sh", "-c"),
-        f'{mounts} cd /tmp; exec "$@"',
+        f"{mounts} cd /tmp; {execute}",
         "sh",
-        env=os.environ | {"PYTHONPATH": str(Path(pool.__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(root)},
     )
     try:
         stdout, stderr = process.communicate(timeout=60)
