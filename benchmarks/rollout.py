@@ -43,7 +43,7 @@ def load(path: str | None, rows: int) -> tuple[TransformersPolicy, dict[str, Any
     found = {"tiny": natural(TransformersPolicy(tiny, tokenizer), problems=16, n=8)}
     if path is None:
         model, tokenizer = make_chat_model(0)
-        model.config.max_position_embeddings = 4096
+        model.config.max_position_embeddings = 16_384
         policy = TransformersPolicy(model, tokenizer, max_batch=rows)
     else:
         policy = load_policy(path, max_batch=rows)
