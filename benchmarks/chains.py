@@ -242,7 +242,8 @@ def endless(model: Any, tokenizer: Any) -> Any:
     """Give a model of transformers a bias against all that could end a turn: special tokens, and any that holds a `<`."""
     special = set(tokenizer.all_special_ids)
     size = model.get_output_embeddings().out_features
-    barred = [i in special or "<" in tokenizer.decode([i]) for i in range(size)]
+    # A backslash would make no box of the one that ends the chain.
+    barred = [i in special or bool({"<", "\\"} & set(tokenizer.decode([i]))) for i in range(size)]
     return add_bias(model, [-1e4 if each else 0.0 for each in barred])
 
 
