@@ -173,6 +173,7 @@ class Episode:
         rules: The settings.
         tokenizer: Where actions are token ids. The prompt then goes through its chat template, if it has one.
         clock: Seconds, monotonic; for the wall-clock budget.
+        weight_version: The policy's, for the record (see `Transcript.weight_version`).
 
     Raises:
         ValueError: If there is a token budget but no tokenizer, or the tokenizer's chat template can't carry the protocol.
@@ -192,6 +193,7 @@ class Episode:
         rules: Rules,
         tokenizer: Tokenizer | None = None,
         clock: Callable[[], float] = time.monotonic,
+        weight_version: int | None = None,
     ) -> None:
         if tokenizer is None and rules.max_tokens is not None:
             raise ValueError(
@@ -206,14 +208,35 @@ class Episode:
         self._tokens, self._characters = 0, 0  # of the response
         self._protocol = rules.turn_protocol()
         span = Span("prompt", *self._protocol.prompt(rules.prompt(problem), tokenizer))
-        self.transcript = Transcript(
-            problem, (span,), interpreter=rules.interpreter, protocol=rules.protocol
+        self._transcript = Transcript(
+            problem,
+            (span,),
+            interpreter=rules.interpreter,
+            weight_version=weight_version,
+            protocol=rules.protocol,
         )
+        self._last = span
+        self._new: list[Span] = []  # not in it yet: a turn costs less where nobody looks
+        self._ids = list(span.token_ids or ())
+
+    @property
+    def transcript(self) -> Transcript:
+        """The record so far."""
+        if self._new:
+            spans = (*self._transcript.spans, *self._new)
+            self._new = []
+            self._transcript = dataclasses.replace(self._transcript, spans=spans)
+        return self._transcript
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All tokens so far, the prompt's included, shape `(P + T,)`: what the model's next turn goes on from."""
+        return self._ids.copy()
 
     @property
     def done(self) -> bool:
         """Whether the episode has ended."""
-        return self.transcript.stop_reason is not None
+        return self._transcript.stop_reason is not None
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -296,8 +319,8 @@ class Episode:
         elif self._late():
             self._finish(StopReason.TIME_BUDGET)
         elif turn.kind is TurnKind.ANSWER:
-            self.transcript = dataclasses.replace(self.transcript, answer=turn.content)
-            self.need = GradeAnswer(turn.content, self.transcript.problem.answer)
+            self._transcript = dataclasses.replace(self.transcript, answer=turn.content)
+            self.need = GradeAnswer(turn.content, self._transcript.problem.answer)
         elif turn.kind is TurnKind.VOID and exhausted:
             self._finish(StopReason.TOKEN_BUDGET)
         elif not span.text:
@@ -347,7 +370,7 @@ class Episode:
         if not isinstance(self.need, GradeAnswer):
             raise RuntimeError("no answer is waiting for its verdict")
         self.need = None
-        self.transcript = dataclasses.replace(self.transcript, correct=correct)
+        self._transcript = dataclasses.replace(self.transcript, correct=correct)
         self._finish(StopReason.ANSWERED)
 
     def cut(self, reason: StopReason) -> None:
@@ -367,7 +390,7 @@ class Episode:
         limit = rules.output_characters
         output = render_output(execution, limit, rules.output_cut, rules.errors)
         shown = cut_text(execution.stdout, limit, rules.output_cut)
-        turn_ids = self.transcript.spans[-1].token_ids or ()
+        turn_ids = self._last.token_ids or ()
         said = self._protocol.result(output, self._tokenizer, turn_ids)
         if shown != execution.stdout:
             execution = dataclasses.replace(execution, stdout=shown)
@@ -393,9 +416,12 @@ class Episode:
             self._finish(reason)
 
     def _append(self, span: Span) -> None:
-        self._tokens += len(span.token_ids or ())
+        ids = span.token_ids or ()
+        self._ids += ids
+        self._tokens += len(ids)
         self._characters += len(span.text)
-        self.transcript = dataclasses.replace(self.transcript, spans=(*self.transcript.spans, span))
+        self._last = span
+        self._new.append(span)
 
     def _late(self) -> bool:
         limit = self.rules.max_seconds
@@ -407,7 +433,7 @@ class Episode:
             transcript = dataclasses.replace(transcript, correct=bool(transcript.correct))
             reward = float(get_reward(self.rules.reward)(transcript))
             transcript = dataclasses.replace(transcript, reward=reward)
-        self.transcript = transcript
+        self._transcript = transcript
 
 
 def _remaining(limit: int | None, used: int) -> float:

@@ -203,6 +203,7 @@ def parse_turn(text: str, interpreter: bool = True) -> Turn:
 
 
 _FENCE = re.compile(r"\s*```[^\n`]*\n")
+_BLANK = re.compile(r"\A(?:[ \t]*\n)+|\s+\Z")
 
 
 def unfence(block: str) -> str:
@@ -215,7 +216,7 @@ def unfence(block: str) -> str:
         body = block[opened.end() :]
         closed = body.rfind("```")
         block = body if closed < 0 else body[:closed]
-    return re.sub(r"\A(?:[ \t]*\n)+|\s+\Z", "", block)
+    return _BLANK.sub("", block)
 
 
 def is_empty_program(program: str) -> bool:

@@ -118,22 +118,29 @@ def decode(tokenizer: Tokenizer, token_ids: Sequence[int]) -> str:
     )
 
 
+def _first_end(text: str, stop: Sequence[str]) -> int | None:
+    """Where the first of some strings to be complete ends; `None` if none is there."""
+    found = [at + len(each) for each in stop if (at := text.find(each)) >= 0]
+    return min(found) if found else None
+
+
 def cut_turn(
     tokenizer: Tokenizer, token_ids: Sequence[int], stop: Sequence[str]
 ) -> tuple[int, str]:
     """Number of tokens up to and with the one that completes the first stop string, all of them without one; and their text."""
-
-    def complete(text: str) -> bool:
-        return any(tag in text for tag in stop)
-
     text = decode(tokenizer, token_ids)
     low, high = 0, len(token_ids)
-    if not complete(text):
+    end = _first_end(text, stop)
+    if end is None:
         return high, text
-    middle = high - 1  # mostly it is the last, since policies stop there
+    # Mostly it is the last, since policies stop there; and where its text is ASCII, the others' is what stands before it.
+    last = decode(tokenizer, token_ids[-1:])
+    if last.isascii() and text.endswith(last) and end > len(text) - len(last):
+        return high, text
+    middle = high - 1
     while high - low > 1:
         shorter = decode(tokenizer, token_ids[:middle])
-        if complete(shorter):
+        if _first_end(shorter, stop) is not None:
             high, text = middle, shorter
         else:
             low = middle

@@ -214,10 +214,9 @@ class RolloutEngine:
 
     def begin(self, problem: Problem) -> Episode:
         """An episode of a problem, before its first turn."""
-        episode = Episode(problem, self.rules, None if self._of_text else self.policy.tokenizer)
         version = getattr(self.policy, "weight_version", None)
-        episode.transcript = dataclasses.replace(episode.transcript, weight_version=version)
-        return episode
+        tokenizer = None if self._of_text else self.policy.tokenizer
+        return Episode(problem, self.rules, tokenizer, weight_version=version)
 
     async def episode(
         self,
@@ -285,9 +284,8 @@ class RolloutEngine:
 
     async def _sample(self, episode: Episode, seed: int) -> Need | None:
         """One turn of token ids."""
-        transcript, context = episode.transcript, self.policy.context_length
-        ids = transcript.prompt_ids + transcript.completion_ids
-        budget = min(episode.token_budget or 0, context - len(ids))
+        ids = episode.token_ids
+        budget = min(episode.token_budget or 0, self.policy.context_length - len(ids))
         if budget < 1:
             episode.cut(StopReason.TOKEN_BUDGET)
             return None
