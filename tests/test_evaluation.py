@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from retool_env.episode import Rules
-from retool_env.evaluation import COLUMNS, evaluate, table
+from retool_env.evaluation import COLUMNS, TOOL_USE, evaluate, table, tool_table
+from retool_env.intervals import Estimate, Interval
 from retool_env.metrics import wilson
 from retool_env.problems import Problem
 from retool_env.rollout import ScriptedPolicy
@@ -105,3 +106,22 @@ def test_a_table_is_markdown_with_a_row_each(sandbox):
     length = f"{some.response_tokens:.0f}"
     assert rows[0] == ["adder", "66.7 % [20.8, 93.9]", "66.7%", "0.67", "100.0%", length, "3"]
     assert rows[1] == ["a policy with a long name", *"–" * 5, "0 (+3 failed)"]
+
+
+def test_a_table_of_tool_use_shows_nothing_that_rests_on_few_cases(sandbox):
+    some, _ = evaluate(policy(adder), RULES, PROBLEMS, 1, sandbox)
+    estimate = Estimate(50, Interval(1.5, 1.25, 2.0))
+    turns = dataclasses.replace(some.recovery, turns=estimate)
+    old = dataclasses.replace(some, calls_ok=None, recovery=None)
+    columns = {"adder": some, "mends": dataclasses.replace(some, recovery=turns), "old": old}
+    lines = tool_table(columns).splitlines()
+    assert len(lines) == 2 + len(TOOL_USE) and len({len(line) for line in lines}) == 1
+    cells = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+    assert cells[0] == ["", *columns]
+    rows = {name: shown for name, *shown in cells[2:]}
+    assert rows["calls that ran, in all"] == ["2 of 2", "2 of 2", "– of 2"]
+    assert rows["lines of code a response"] == ["0.7"] * 3
+    assert rows["first call at, of a response"] == ["0.0%"] * 3
+    assert rows["last call ran, right responses"] == ["n < 50"] * 3
+    assert rows["failed calls whose next one ran"] == ["–"] * 3
+    assert rows["turns to mend one"] == ["–", "1.50 [1.25, 2.00], n = 50", "–"]

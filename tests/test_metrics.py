@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retool_env.metrics import Interval, summarise, wilson
+from retool_env.intervals import Estimate, Interval, wilson
+from retool_env.metrics import Summary, code_purposes, summarise, summarise_along
 from retool_env.problems import Problem
 from retool_env.protocol import EMPTY_PROGRAM
+from retool_env.recovery import measure_recovery
 from retool_env.sandbox import Execution, Outcome
 from retool_env.transcript import Span, StopReason, Transcript
 
 OK = Execution(Outcome.OK, "42\n")
-FAILED = Execution(Outcome.RUNTIME_ERROR, "", "NameError")
+NAME = Execution(Outcome.RUNTIME_ERROR, "", "NameError: name 'a' is not defined")
+TYPE = Execution(Outcome.RUNTIME_ERROR, "", "TypeError: 'int' object is not callable")
+LATE = Execution(Outcome.TIMEOUT, "", "time limit: the program ran for more than 5 s")
+NOTICE = "..."  # what a void turn is told
 
 
 def episode(problem, reason, *turns, correct=False, interpreter=True) -> Transcript:
-    """A finished episode of the prompt "?", of `turns`: a text, or a text and its program's result."""
+    """A finished episode of the prompt "?", of `turns`: a text, or a text and its program's result or a notice."""
     spans = [Span("prompt", "?")]
     for turn in turns:
         if isinstance(turn, str):
             spans.append(Span("model", turn))
+        elif isinstance(turn[1], str):
+            spans += [Span("model", turn[0]), Span("env", turn[1])]
         else:
             spans += [Span("model", turn[0]), Span("env", turn[1].stdout, execution=turn[1])]
     scored = reason is not StopReason.INFRASTRUCTURE
@@ -39,35 +45,136 @@ def episode(problem, reason, *turns, correct=False, interpreter=True) -> Transcr
     )
 
 
+def with_ids(transcript: Transcript) -> Transcript:
+    """The same with token ids: one a character of the prompt and what the environment wrote, two of what the model did."""
+    spans = []
+    for span in transcript.spans:
+        count = len(span.text) * (2 if span.author == "model" else 1)
+        logprobs = (-1.0,) * count if span.author == "model" else None
+        spans.append(dataclasses.replace(span, token_ids=tuple(range(count)), logprobs=logprobs))
+    return dataclasses.replace(transcript, spans=tuple(spans))
+
+
 CODE = "<code>a</code>"  # 14 characters
-RIGHT = episode("a", StopReason.ANSWERED, "<answer>42</answer>", correct=True)  # 19
-WRONG = episode("b", StopReason.ANSWERED, "<answer>4</answer>")  # 18
-RAN = episode("c", StopReason.ANSWERED, (CODE, OK), "<answer>42</answer>", correct=True)  # 36
-MENDED = episode(
-    "d", StopReason.ANSWERED, (CODE, FAILED), (CODE, OK), "<answer>42</answer>", correct=True
-)  # 50
-EMPTY = episode("e", StopReason.VOID_TURN, ("<code></code>", EMPTY_PROGRAM), "hm")  # 15
-BROKEN = episode("f", StopReason.INFRASTRUCTURE, (CODE, OK), CODE)
-CUT = episode("g", StopReason.CHARACTER_BUDGET, "and so on")  # 9
-ALL = [RIGHT, WRONG, RAN, MENDED, EMPTY, BROKEN, CUT]
+RIGHT, WRONG = "<answer>42</answer>", "<answer>4</answer>"  # 19 and 18
+ANSWERED = StopReason.ANSWERED
+
+# Of each: characters; lines of code; calls, of them ok; where the first begins.
+DIRECT = episode("a", ANSWERED, RIGHT, correct=True)  # 19; no call
+GUESS = episode("a", ANSWERED, WRONG)  # 18; no call
+RAN = episode(
+    "b", ANSWERED, (f"1234{CODE}", OK), RIGHT, correct=True
+)  # 18 + 3 + 19 = 40; 1; 1, 1; 4
+STUBBORN = episode("b", ANSWERED, (CODE, NAME), RIGHT, correct=True)  # 14 + 19 = 33; 1; 1, 0; 0
+MENDED = episode(  # 17 + 14 + 3 + 19 = 53; 2 + 1, for a blank line is none; 2, 1; 0
+    "c", ANSWERED, ("<code>a\n\nb</code>", NAME), (CODE, OK), RIGHT, correct=True
+)
+NEVER = episode(
+    "c", ANSWERED, (f"12{CODE}", NAME), (CODE, TYPE), WRONG
+)  # 16 + 14 + 18 = 48; 2; 2, 0; 2
+TWICE = episode(  # 3 * 14 + 3 + 18 = 63; 3; 3, 1; 0
+    "d", ANSWERED, (CODE, NAME), (CODE, NAME), (CODE, OK), WRONG
+)
+EMPTY = episode(  # 13 + 2 = 15; 0; 1, 0; 0
+    "e", StopReason.VOID_TURN, ("<code></code>", EMPTY_PROGRAM), "hm"
+)
+LIMIT = episode(  # 16 + 14 = 30; 2, for the last block was not run; 1, 0; 0
+    "f", StopReason.CALL_LIMIT, ("<code>a\nb</code>", LATE), CODE
+)
+PAUSED = episode(  # 14 + 2 + 3 + 14 + 3 + 19 = 55; 2; 2, 1; 0
+    "g", ANSWERED, (CODE, NAME), ("hm", NOTICE), (CODE, OK), RIGHT, correct=True
+)
+CUT = episode("h", StopReason.CHARACTER_BUDGET, "and so on")  # 9; no call
+BROKEN = episode("i", StopReason.INFRASTRUCTURE, (CODE, NAME), CODE)  # not scored
+ALL = [DIRECT, GUESS, RAN, STUBBORN, MENDED, NEVER, TWICE, EMPTY, LIMIT, PAUSED, CUT, BROKEN]
 
 
-def test_seven_episodes_by_hand():
-    summary = summarise(ALL)
-    assert (summary.problems, summary.episodes, summary.failed) == (6, 6, 1)
-    assert summary.accuracy == wilson(0.5, 6)
-    assert summary.reward == 0.0  # three right, three wrong
-    assert summary.code_ratio == 0.5  # RAN, MENDED, EMPTY
-    assert summary.calls == 4 and summary.calls_per_episode == pytest.approx(4 / 6)
-    assert summary.call_pass_rate == 0.5  # a failed one and an empty block among four
-    assert summary.response_characters == pytest.approx((19 + 18 + 36 + 50 + 15 + 9) / 6)
-    assert summary.response_tokens is None
+@pytest.mark.parametrize("tokens", [False, True])
+def test_twelve_episodes_by_hand(tokens):
+    summary = summarise([with_ids(t) for t in ALL] if tokens else ALL)
+    assert (summary.problems, summary.episodes, summary.failed) == (8, 11, 1)
+    # a 1/2, b 1, c 1/2, d 0, e 0, f 0, g 1, h 0
+    assert summary.accuracy == wilson(3 / 8, 8)
+    assert summary.reward == pytest.approx((5 - 6) / 11)
+    assert summary.code_ratio == pytest.approx(8 / 11)  # not DIRECT, GUESS and CUT
+    assert summary.calls == 13 and summary.calls_ok == 4
+    assert summary.calls_per_episode == pytest.approx(13 / 11)
+    assert summary.call_pass_rate == pytest.approx(4 / 13)
+    assert summary.code_lines == pytest.approx((1 + 1 + 3 + 2 + 3 + 0 + 2 + 2) / 11)
+    # RAN, STUBBORN, MENDED, NEVER, TWICE, EMPTY, LIMIT, PAUSED
+    assert summary.first_call_at == pytest.approx((4 / 40 + 0 + 0 + 2 / 48 + 0 + 0 + 0 + 0) / 8)
+    # DIRECT to CUT in their order
+    characters = 19 + 18 + 40 + 33 + 53 + 48 + 63 + 15 + 30 + 55 + 9
+    assert characters == 383
+    assert summary.response_characters == pytest.approx(characters / 11)
+    # With two tokens for each character that is not the environment's: 3 each of RAN, MENDED, TWICE, and 6 of PAUSED.
+    assert summary.response_tokens == (
+        pytest.approx((2 * 383 - 3 - 3 - 3 - 6) / 11) if tokens else None
+    )
     assert summary.stop_reasons == {
-        "answered": 4,
+        "answered": 8,
         "void_turn": 1,
-        "infrastructure_failure": 1,
+        "call_limit": 1,
         "character_budget": 1,
+        "infrastructure_failure": 1,
     }
+
+
+def test_the_last_calls_of_right_and_of_wrong_responses_by_hand():
+    summary = summarise(ALL)
+    # Right: b 1 of 2 (RAN, not STUBBORN), c 1 of 1, g 1 of 1; worth 4^2 / (2^2 + 1 + 1) cases.
+    assert summary.last_call_ok_right == Estimate(4, wilson(3 / 4, 16 / 6))
+    # Wrong: c 0 (NEVER), d 1 (TWICE), e 0 (EMPTY), f 0 (LIMIT, by the call that was run).
+    assert summary.last_call_ok_wrong == Estimate(4, wilson(1 / 4, 4))
+
+
+def test_recovery_by_hand():
+    recovery = summarise(ALL).recovery
+    assert measure_recovery(ALL) == recovery  # it leaves BROKEN out itself
+    # Failed calls: b 1 (STUBBORN), c 1 + 2 (MENDED, NEVER), d 2 (TWICE), e 1, f 1, g 1 (PAUSED). They are worth
+    # 9^2 / (1 + 3^2 + 2^2 + 1 + 1 + 1) cases. The next call ran after MENDED's, the second of TWICE's and PAUSED's.
+    assert recovery.next_call_ok == Estimate(9, wilson(3 / 9, 81 / 17))
+    # Only the first of TWICE's is followed by the same error; NEVER's differ, EMPTY's and LIMIT's are followed by no call.
+    assert recovery.same_error == Estimate(9, wilson(1 / 9, 81 / 17))
+    # Errors: b 1, c 2, d 1 (two failed calls), e 1, f 1, g 1; mended: MENDED's, TWICE's, PAUSED's.
+    assert recovery.mended == Estimate(7, wilson(3 / 7, 49 / 9))
+    # In 1, 2 and 2 turns, PAUSED's void one counted: three of five turns mend, worth 5^2 / (1 + 2^2 + 2^2) cases.
+    share = wilson(3 / 5, 25 / 9)
+    assert recovery.turns == Estimate(3, Interval(1 / (3 / 5), 1 / share.high, 1 / share.low))
+    # Episodes with an error: those seven. Right: STUBBORN, MENDED, PAUSED.
+    assert recovery.accuracy == Estimate(7, wilson(3 / 7, 49 / 9))
+
+
+def test_an_error_is_the_same_by_its_kind_and_its_line():
+    def share(*results):
+        turns = [(CODE, result) for result in results]
+        return measure_recovery([episode("a", ANSWERED, *turns, WRONG)]).same_error.interval.mean
+
+    # The last failed call is followed by none.
+    assert share(NAME, NAME) == 1 / 2
+    assert share(NAME, TYPE) == 0
+    assert share(NAME, NAME, NAME, NAME) == 3 / 4
+    assert share(EMPTY_PROGRAM, EMPTY_PROGRAM) == 1 / 2
+    assert share(NAME, OK, NAME) == 0
+    assert share(NAME, dataclasses.replace(NAME, outcome=Outcome.BLOCKED)) == 0
+    # What it had printed by then, and where it was, does not matter.
+    assert share(NAME, dataclasses.replace(NAME, stdout="1\n", traceback="line 3")) == 1 / 2
+
+
+def test_an_episode_may_hold_several_errors():
+    results = [NAME, OK, OK, TYPE, NAME, OK, LATE]
+    found = measure_recovery([episode("a", ANSWERED, *((CODE, r) for r in results), WRONG)])
+    assert found.next_call_ok.count == 4 and found.next_call_ok.interval.mean == 2 / 4
+    assert found.mended.count == 3 and found.mended.interval.mean == pytest.approx(2 / 3)
+    assert found.turns.count == 2 and found.turns.interval.mean == pytest.approx((1 + 2) / 2)
+    assert found.accuracy.count == 1 and found.accuracy.interval.mean == 0
+
+
+def test_errors_all_mended_at_once_leave_a_doubt():
+    mended = [dataclasses.replace(MENDED, problem=Problem(str(i), "?", "42")) for i in range(100)]
+    turns = measure_recovery(mended).turns
+    assert turns.count == 100 and turns.interval.mean == turns.interval.low == 1
+    assert turns.interval.high == pytest.approx(1 + 1.96**2 / 100)  # Wilson's lower bound, inverted
 
 
 def test_figures_do_not_hang_on_the_order():
@@ -81,10 +188,13 @@ def test_tokens_count_the_interpreters_too():
         Span("env", "42\n", (6, 7, 8), execution=OK),
     )
     tokens = dataclasses.replace(RAN, spans=spans)
-    shorter = dataclasses.replace(RIGHT, spans=spans[:2])
+    shorter = dataclasses.replace(DIRECT, spans=spans[:2])
     assert summarise([tokens]).response_tokens == 5
     assert summarise([tokens, shorter]).response_tokens == 3.5
-    assert summarise([tokens, RIGHT]).response_tokens is None  # one of them has none
+    assert summarise([tokens, DIRECT]).response_tokens is None  # one of them has none
+
+
+NONE = Estimate(0, None)
 
 
 def test_without_a_case_there_is_no_figure():
@@ -99,12 +209,25 @@ def test_without_a_case_there_is_no_figure():
             "call_pass_rate",
             "response_tokens",
             "response_characters",
+            "code_lines",
+            "first_call_at",
         ):
-            assert getattr(summary, name) is None
-        assert summary.calls == 0
-    summary = summarise([RIGHT])
+            assert getattr(summary, name) is None, name
+        assert summary.calls == summary.calls_ok == 0
+        assert summary.last_call_ok_right == summary.last_call_ok_wrong == NONE
+        assert set(vars(summary.recovery).values()) == {NONE}
+    summary = summarise([DIRECT])
     assert summary.code_ratio == 0.0 and summary.calls_per_episode == 0.0
-    assert summary.call_pass_rate is None  # no call, so no share of calls
+    assert summary.code_lines == 0.0
+    # No call, so no share of calls.
+    assert summary.call_pass_rate is None and summary.first_call_at is None
+    assert summary.last_call_ok_right == summary.last_call_ok_wrong == NONE
+    assert set(vars(summary.recovery).values()) == {NONE}
+    summary = summarise([RAN])  # no error
+    assert summary.last_call_ok_right.count == 1 and summary.last_call_ok_wrong == NONE
+    assert set(vars(summary.recovery).values()) == {NONE}
+    recovery = summarise([NEVER]).recovery  # none mended
+    assert recovery.turns == NONE and recovery.mended == Estimate(1, wilson(0.0, 1))
 
 
 def test_several_rollouts_a_problem_count_as_one():
@@ -113,7 +236,7 @@ def test_several_rollouts_a_problem_count_as_one():
         return dataclasses.replace(transcript, problem=problem, correct=correct)
 
     marks = {"a": [True, True, False, False], "b": [True], "c": [False, False]}
-    rollouts = [again(WRONG, name, mark) for name, row in marks.items() for mark in row]
+    rollouts = [again(GUESS, name, mark) for name, row in marks.items() for mark in row]
     summary = summarise(rollouts)
     assert (summary.problems, summary.episodes) == (3, 7)
     assert summary.accuracy == wilson(0.5, 3)  # the mean of 1/2, 1 and 0, not 3 of 7
@@ -123,50 +246,143 @@ def test_several_rollouts_a_problem_count_as_one():
 
 def test_an_unfinished_episode_is_refused():
     with pytest.raises(ValueError, match="finished"):
-        summarise([RIGHT, dataclasses.replace(RIGHT, stop_reason=None)])
+        summarise([DIRECT, dataclasses.replace(DIRECT, stop_reason=None)])
+
+
+# --- what holds of any episodes -----------------------------------------------------------------
+
+TURNS = st.one_of(
+    st.sampled_from([OK, NAME, TYPE, LATE, NOTICE]).map(lambda result: (f"so {CODE}", result)),
+    st.just(("<code>\n</code>", EMPTY_PROGRAM)),
+)
+EPISODES = st.lists(
+    st.builds(
+        lambda problem, reason, turns, correct: episode(
+            problem, reason, *turns, RIGHT if correct else WRONG, correct=correct
+        ),
+        st.sampled_from("abcd"),
+        st.sampled_from([ANSWERED, ANSWERED, StopReason.INFRASTRUCTURE]),
+        st.lists(TURNS, max_size=5),
+        st.booleans(),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=60)
+@given(episodes=EPISODES, data=st.data())
+def test_what_holds_of_any_summary(episodes, data):
+    summary = summarise(episodes)
+    assert summary == summarise(data.draw(st.permutations(episodes)))
+    assert Summary.from_json(json.loads(json.dumps(summary.to_json()))) == summary
+    for name in ("code_ratio", "call_pass_rate", "first_call_at"):
+        value = getattr(summary, name)
+        assert value is None or 0 <= value <= 1
+    recovery = summary.recovery
+    shares = [summary.last_call_ok_right, summary.last_call_ok_wrong, recovery.next_call_ok]
+    for share in (*shares, recovery.same_error, recovery.mended, recovery.accuracy):
+        assert (share.interval is None) == (share.count == 0)
+        if share.interval is not None:
+            assert 0 <= share.interval.low <= share.interval.mean <= share.interval.high <= 1
+    failed = summary.calls - summary.calls_ok
+    assert recovery.next_call_ok.count == recovery.same_error.count == failed
+    assert recovery.accuracy.count <= recovery.mended.count <= failed
+    if failed:
+        fates = recovery.next_call_ok.interval.mean + recovery.same_error.interval.mean
+        assert fates <= 1 + 1e-12
+        assert recovery.turns.count == round(recovery.mended.interval.mean * recovery.mended.count)
+        # What mends an error is the next call of one failed call, the last of its run.
+        assert recovery.turns.count == round(recovery.next_call_ok.interval.mean * failed)
+    if recovery.turns.interval is not None:
+        turns = recovery.turns.interval
+        assert 1 <= turns.low <= turns.mean <= turns.high
+
+
+@settings(max_examples=30)
+@given(episodes=EPISODES)
+def test_twice_as_many_problems_of_the_same_kind_have_the_same_means(episodes):
+    def means(value, times=1):
+        if isinstance(value, dict):
+            return {k: means(v, times) for k, v in value.items() if k not in ("low", "high")}
+        return value / times if isinstance(value, int) else value  # a whole number is a count
+
+    copies = [
+        dataclasses.replace(t, problem=dataclasses.replace(t.problem, id=t.problem.id * 2))
+        for t in episodes
+    ]
+    twice = summarise(episodes + copies).to_json()
+    assert means(twice, 2) == means(summarise(episodes).to_json())
+
+
+# --- records ------------------------------------------------------------------------------------
 
 
 def test_json():
     record = json.loads(json.dumps(summarise(ALL).to_json()))
-    assert record["accuracy"]["mean"] == 0.5 and record["stop_reasons"]["answered"] == 4
+    assert record["accuracy"]["mean"] == 3 / 8 and record["stop_reasons"]["answered"] == 8
+    assert record["recovery"]["turns"]["count"] == 3
+    assert record["recovery"]["turns"]["interval"]["mean"] == pytest.approx(5 / 3)
+    # Few as they are, they are recorded.
+    assert record["last_call_ok_wrong"] == {
+        "count": 4,
+        "interval": dataclasses.asdict(wilson(1 / 4, 4)),
+    }
 
 
-@pytest.mark.parametrize(
-    ("right", "count", "low", "high"),
-    [  # Newcombe (1998), Statistics in Medicine 17, table I, method 3
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-        (20, 20, 0.8389, 1.0),
-    ],
-)
-def test_wilson_against_known_values(right, count, low, high):
-    interval = wilson(right / count, count)
-    assert interval.mean == right / count
-    assert (interval.low, interval.high) == (
-        pytest.approx(low, abs=5e-5),
-        pytest.approx(high, abs=5e-5),
-    )
+def test_records_are_read_back_with_others_beside_them_and_those_that_lack_figures():
+    summary = summarise(ALL)
+    record = json.loads(json.dumps({"command": {"k": "4"}, "seconds": 3, **summary.to_json()}))
+    assert Summary.from_json(record) == summary
+    later = ("calls_ok", "code_lines", "last_call_ok_right", "last_call_ok_wrong")
+    later += ("first_call_at", "recovery")
+    old = {name: value for name, value in record.items() if name not in later}
+    assert Summary.from_json(old) == dataclasses.replace(summary, **dict.fromkeys(later))
 
 
-@settings(deadline=None)
-@given(count=st.integers(1, 300), data=st.data())
-def test_wilson_holds_its_mean_and_solves_its_equation(count, data):
-    right = data.draw(st.integers(0, count))
-    interval = wilson(right / count, count)
-    assert 0 <= interval.low <= interval.mean <= interval.high <= 1
-    # By definition a bound p is z standard errors, computed at p, away from the mean.
-    for p in (interval.low, interval.high):
-        assert (p - interval.mean) ** 2 == pytest.approx(1.96**2 * p * (1 - p) / count, abs=1e-9)
-    wider = wilson(right / count, count, z=2.58)
-    assert wider.low <= interval.low and interval.high <= wider.high
+# --- along training -----------------------------------------------------------------------------
 
 
-def test_no_interval_without_a_case():
-    with pytest.raises(ValueError, match="without a case"):
-        wilson(0.0, 0)
+def trained(version, *transcripts):
+    return [dataclasses.replace(t, trained_version=version) for t in transcripts]
 
 
-def test_an_interval_reads_as_percentages():
-    assert str(Interval(float(Fraction(1, 4)), 0.05, 1.0)) == "25.0 % [5.0, 100.0]"
+def test_figures_along_training():
+    rollouts = [
+        *trained(3, MENDED, RAN),  # step 4
+        *trained(0, GUESS),  # step 1
+        *trained(1, NEVER, BROKEN),  # step 2, the last of the first bin
+        *trained(2, DIRECT),  # step 3
+    ]
+    found = summarise_along(iter(rollouts), [2, 4, 6])
+    assert list(found) == [2, 4, 6]
+    assert found[2] == summarise([GUESS, NEVER, BROKEN])
+    assert found[4] == summarise([MENDED, RAN, DIRECT])
+    assert found[6] == summarise([]) and found[6].accuracy is None
+    assert summarise_along(rollouts, range(4, 5)) == {4: summarise(rollouts)}
+
+
+def test_what_cannot_be_put_in_order_is_refused():
+    for ends in ([], [0, 2], [2, 2], [3, 1]):
+        with pytest.raises(ValueError, match="ascending"):
+            summarise_along([], ends)
+    with pytest.raises(ValueError, match="step 3, after the last bin's end, 2"):
+        summarise_along(trained(2, RAN), [1, 2])
+    with pytest.raises(ValueError, match="'b' has no trained_version"):
+        summarise_along([RAN], [10])
+
+
+# --- purposes of code ---------------------------------------------------------------------------
+
+
+def test_purposes_are_counted_as_they_are_labelled():
+    seen = []
+
+    def label(transcript, call):
+        seen.append((transcript.problem.id, call.position, call.ok))
+        return "verification" if transcript.response_text[: call.position] else "calculation"
+
+    found = code_purposes([MENDED, DIRECT, RAN, BROKEN], label)
+    # MENDED's second call follows its first; BROKEN's is left out.
+    assert seen == [("c", 0, False), ("c", 17, True), ("b", 4, True)]
+    assert list(found.items()) == [("verification", 2), ("calculation", 1)]
+    assert code_purposes([], label) == {}
