@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
-from agents.algorithms import algorithms, load_algorithm
+from agents.algorithms import OWN, algorithms, load_algorithm, section_of
 from agents.settings import PRESETS, SettingsError, describe, load_settings
+from retool_env.rollout import PolicyUnavailable
 from retool_env.sandbox import SandboxUnavailable
 
 
@@ -32,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "algorithm",
         nargs="?",
-        help=f"{', '.join(algorithms())}; or one's own: path/to/file.py, or package.module",
+        help=f"{', '.join(algorithms())}; or one's own: {OWN}",
     )
     parser.add_argument("--preset", default="tiny", help=f"{presets}, or a YAML file's path (tiny)")
     parser.add_argument(
@@ -50,22 +53,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0 if arguments.help else 2
     try:
-        module = load_algorithm(arguments.algorithm)
+        algorithm = load_algorithm(arguments.algorithm)
         if arguments.help:
             parser.print_help()
-            print(f"\nsettings of {arguments.algorithm}:\n{describe(module.Settings)}")
+            print(f"\nsettings of {arguments.algorithm}:\n{describe(algorithm.Settings)}")
             return 0
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and getattr(module, "ONE_PROCESS", False):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and getattr(algorithm, "ONE_PROCESS", False):
             raise SettingsError(f"{arguments.algorithm} runs in one process: start one")
-        section = module.__name__.rpartition(".")[2]
-        settings = load_settings(module.Settings, section, arguments.preset, arguments.settings)
-        checkpoint = module.train(settings, arguments.runs / settings.name, arguments.resume)
-    except KeyboardInterrupt:
+        section = section_of(arguments.algorithm, algorithm)
+        settings = load_settings(algorithm.Settings, section, arguments.preset, arguments.settings)
+        checkpoint = algorithm.train(settings, arguments.runs / settings.name, arguments.resume)
+    except KeyboardInterrupt as stop:
         print("stopped; the same command with --resume goes on", file=sys.stderr)
-        return 130
-    except (SettingsError, FileNotFoundError, SandboxUnavailable) as error:
+        return 128 + next(iter(stop.args), signal.SIGINT)
+    except (SettingsError, FileNotFoundError, ImportError, SandboxUnavailable) as error:
         print(f"python -m agents {arguments.algorithm}: {error}", file=sys.stderr)
         return 2
+    except (OSError, PolicyUnavailable) as error:
+        print(
+            f"python -m agents {arguments.algorithm}: {error}\nonce that is mended, the same command with --resume goes on",
+            file=sys.stderr,
+        )
+        return 1
     print(f"done: {checkpoint}")
     return 0
 
@@ -84,5 +93,11 @@ def make_smollm2(argv: Sequence[str]) -> int:
     return 0
 
 
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a run as Ctrl-C does: what is open is closed."""
+    raise KeyboardInterrupt(number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())

@@ -1,7 +1,7 @@
 """Which algorithms there are: the files of this folder that are made like one, and anyone's own.
 
 An algorithm is a module with `Settings`, a dataclass, and `train(settings, folder, resume)`, which returns where the trained
-model is. There is no list to enter it in.
+model is. So may be a class, or another object in a module. There is no list to enter it in.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from agents.settings import SettingsError, nearest
 
 HERE = Path(__file__).parent
+
+OWN = "path/to/file.py, package.module, or either with :name, a class or object in it"
+"""How algorithms of one's own are named."""
 
 
 def algorithms() -> list[str]:
@@ -26,28 +30,49 @@ def algorithms() -> list[str]:
     )
 
 
-def load_algorithm(name: str) -> ModuleType:
-    """An algorithm's module.
+def load_algorithm(name: str) -> Any:
+    """An algorithm: what has `Settings` and `train`.
 
     Args:
-        name: One of `algorithms()`, the path of a Python file, or a module's name with a dot in it.
+        name: One of `algorithms()`, the path of a Python file, or the name of a module that can be imported, with a dot in it.
+            Behind the latter two, `:name` may name an object in there; a class is instantiated without arguments.
 
     Raises:
         SettingsError: If there is none, or something is missing in it.
     """
-    if name.endswith(".py"):
-        module = _from_file(Path(name))
-    elif name in algorithms():
-        module = importlib.import_module(f"agents.{name}")
-    elif "." in name:
-        module = _from_name(name)
+    place, colon, part = name.partition(":")
+    if place.endswith(".py"):
+        module = _from_file(Path(place))
+    elif "." in place or colon:
+        module = _from_name(place)
+    elif place in algorithms():
+        module = importlib.import_module(f"agents.{place}")
     else:
         raise SettingsError(
-            f"no algorithm {name!r}{nearest(name, algorithms())}; there are {', '.join(algorithms())}, and a file of your own: "
-            "path/to/file.py, or package.module"
+            f"no algorithm {name!r}{nearest(name, algorithms())}; there are {', '.join(algorithms())}, and those of your own: "
+            f"{OWN}"
         )
-    _check(name, module)
-    return module
+    found = _in_module(module, place, part) if colon else module
+    _check(name, found)
+    return found
+
+
+def section_of(name: str, algorithm: Any) -> str:
+    """The section of a preset that an algorithm of such a name takes: its module's or, where one is named, its object's."""
+    return name.partition(":")[2] or algorithm.__name__.rpartition(".")[2]
+
+
+def _in_module(module: ModuleType, place: str, name: str) -> Any:
+    if not hasattr(module, name):
+        public = [each for each in vars(module) if not each.startswith("_")]
+        raise SettingsError(f"there is no {name!r} in {place}{nearest(name, public)}")
+    found = getattr(module, name)
+    if not isinstance(found, type):
+        return found
+    try:
+        return found()
+    except TypeError as error:
+        raise SettingsError(f"{place}:{name} can't be made without arguments: {error}") from error
 
 
 def _from_file(path: Path) -> ModuleType:
@@ -72,18 +97,18 @@ def _from_name(name: str) -> ModuleType:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # something that the module itself imports
         raise SettingsError(
-            f"no algorithm {name!r}: {error}; name a module that can be imported from here, or path/to/file.py"
+            f"no algorithm {name!r}: {error}; name what can be imported from here, or a file: {OWN}"
         ) from error
 
 
-def _check(name: str, module: ModuleType) -> None:
-    settings = getattr(module, "Settings", None)
+def _check(name: str, algorithm: Any) -> None:
+    settings = getattr(algorithm, "Settings", None)
     missing = []
     if not (isinstance(settings, type) and dataclasses.is_dataclass(settings)):
         missing.append("a dataclass `Settings`")
     elif "name" not in {field.name for field in dataclasses.fields(settings)}:
         missing.append("a field `name`, of the run's folder, in `Settings`")
-    if not callable(getattr(module, "train", None)):
+    if not callable(getattr(algorithm, "train", None)):
         missing.append("a function `train(settings, folder, resume)`")
     if missing:
         raise SettingsError(f"{name} is no algorithm: it has not {', nor '.join(missing)}")

@@ -10,13 +10,16 @@ PANELS = {
     "env/accuracy": "accuracy of rollouts",
     "env/code_ratio": "share of responses with code",
     "completions/mean_length": "tokens the model wrote",
+    "mean_token_accuracy": "share of tokens predicted right",
 }
+"""What is drawn, a panel each, of what was logged."""
+
 WINDOW = 5
 """Steps of the moving mean; single steps are drawn faintly behind it."""
 
 
 def draw_curves(arms: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Draw the logged figures of one or several runs, a panel each, against optimizer steps.
+    """Draw the logged figures of one or several runs, a panel each, against optimizer steps; nothing where there are none.
 
     Args:
         arms: The records of `metrics.jsonl`, by the name to show.
@@ -27,10 +30,14 @@ def draw_curves(arms: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(4.2 * len(PANELS), 3.4), squeeze=False)
-    for axis, (key, title) in zip(axes[0], PANELS.items(), strict=True):
+    logged = {key for records in arms.values() for record in records for key in record}
+    panels = {key: title for key, title in PANELS.items() if key in logged}
+    if not panels:
+        return
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False)
+    for axis, (key, title) in zip(axes[0], panels.items(), strict=True):
         for number, (name, records) in enumerate(arms.items()):
-            points = [(r["step"], r[key]) for r in records if key in r]
+            points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
             if not points:
                 continue
             steps, values = zip(*points, strict=True)

@@ -15,10 +15,11 @@ from typing import Any
 from agents import grpo, sft
 from agents.curves import draw_curves
 from agents.progress import Bar, console
+from agents.reporting import REPORT_TO, check_report_to
 from agents.run import Run, read_records, write_atomically
 from agents.settings import SANDBOX, build_settings, find_sandbox, find_task, setting
-from retool_env.evaluation import TEMPERATURE, TOP_P, evaluate, table
-from retool_env.metrics import Interval, Summary
+from retool_env.evaluation import TEMPERATURE, TOP_P, evaluate, table, tool_table
+from retool_env.metrics import Summary
 from retool_env.rollout.transformers import load_policy
 from retool_env.transcript import write_transcripts
 
@@ -41,6 +42,7 @@ class Settings:
     grpo: dict[str, Any] = setting({}, "settings of the reinforcement learning (grpo.steps=20)")
     problems: int = setting(200, "held-out problems")
     k: int = setting(4, "episodes a problem")
+    report_to: str | list[str] = setting("none", REPORT_TO)
 
 
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
@@ -51,6 +53,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     """
     run = Run(folder, settings, resume)
     find_task(settings.env)
+    check_report_to(settings.report_to)
     run.start()
     stages = folder / "stages"
     curves: dict[str, list[dict[str, Any]]] = {}
@@ -79,7 +82,8 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
 
 def report(rows: dict[str, Summary], settings: Settings) -> str:
     """The final table, and what RL gained in each arm."""
-    lines = [table(rows), ""]
+    with_calls = {name: summary for name, summary in rows.items() if summary.calls}
+    lines = [table(rows), "", *([tool_table(with_calls), ""] if with_calls else [])]
     for arm in ARMS:
         before, after = rows[f"{arm}, cold start"].accuracy, rows[f"{arm}, after RL"].accuracy
         if before and after:
@@ -92,7 +96,7 @@ def report(rows: dict[str, Summary], settings: Settings) -> str:
 
 def _stage(module: Any, settings: Settings, name: str, env: dict[str, Any], **others: Any) -> Any:
     own = getattr(settings, module.__name__.rpartition(".")[2])
-    shared = {key: getattr(settings, key) for key in ("dtype", "sandbox", "seed")}
+    shared = {key: getattr(settings, key) for key in ("dtype", "sandbox", "seed", "report_to")}
     return build_settings(module.Settings, {**shared, **own, **others, "name": name, "env": env})
 
 
@@ -101,7 +105,7 @@ def _evaluate(
 ) -> Summary:
     path = run.folder / "stages" / f"{name.replace(', ', '-').replace(' ', '-')}.json"
     if path.is_file():
-        return _summary(json.loads(path.read_text(encoding="utf-8")))
+        return Summary.from_json(json.loads(path.read_text(encoding="utf-8")))
     rules, source = find_task({**env, "split": "test"})
     problems = [source[i] for i in range(settings.problems)]
     policy = load_policy(
@@ -136,8 +140,3 @@ def _link(folder: Path) -> None:
         link = folder / name
         link.unlink(missing_ok=True)
         link.symlink_to(Path("stages") / "interpreter-grpo" / name)
-
-
-def _summary(record: dict[str, Any]) -> Summary:
-    accuracy = record["accuracy"]
-    return Summary(**{**record, "accuracy": None if accuracy is None else Interval(**accuracy)})

@@ -62,19 +62,14 @@ class Sums:
             squares, 1e-30
         )
         figures["offpolicy/difference_max"] = gather(self._most).max().item()
-        return figures | {name: mean(norms) for name, norms in self._norms.items()}
+        norms = {name: sum(each) / len(each) for name, each in self._norms.items()}
+        return figures | norms
 
 
-def mean(numbers: Sequence[float]) -> float | None:
-    """Their mean; `None` of none."""
-    return sum(numbers) / len(numbers) if numbers else None
-
-
-def average(each: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
-    """Figures of all processes: each one's mean over those that have it."""
+def pooled(each: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """The mean of each figure's numbers, over those of all processes."""
     found: dict[str, list[float]] = {}
     for figures in each:
-        for name, value in figures.items():
-            if value is not None:
-                found.setdefault(name, []).append(value)
-    return {name: sum(values) / len(values) for name, values in found.items()}
+        for name, numbers in figures.items():
+            found.setdefault(name, []).extend(numbers)
+    return {name: sum(numbers) / len(numbers) for name, numbers in found.items() if numbers}

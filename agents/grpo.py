@@ -22,14 +22,34 @@ from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
 from agents.advantages import group_normalised
-from agents.curves import draw_curves
 from agents.engine import ENGINE, check_engine, make_policy
-from agents.model import load_model, lora_config, save_checkpoint
+from agents.model import (
+    HIGH_RATE,
+    Export,
+    check_dtype,
+    check_learning_rate,
+    load_model,
+    lora_config,
+    save_checkpoint,
+)
 from agents.progress import Bar, BarCallback, console
+from agents.reporting import PROJECT, REPORT_TO, check_report_to
 from agents.run import Run, RunLogger, processes
 from agents.selection import CleanRollouts, without_void_turns
-from agents.settings import SANDBOX, SettingsError, check_trl, find_sandbox, find_task, setting
-from retool_env.episode import Rules, encode_prompt
+from agents.settings import (
+    SANDBOX,
+    SettingsError,
+    check_least,
+    check_trl,
+    find_sandbox,
+    find_task,
+    largest_divisor,
+    setting,
+    trl_config,
+)
+from agents.sharding import accelerator_config
+from agents.stopping import StopCallback
+from retool_env.episode import Rules
 from retool_env.integrations.trl import (
     Advantages,
     EngineGRPOTrainer,
@@ -46,13 +66,10 @@ os.environ.setdefault(
     "TRL_EXPERIMENTAL_SILENCE", "1"
 )  # rollout_func's interface is pinned by setup.cfg
 
-SHOWN = {
-    "env/accuracy": "accuracy",
-    "env/code_ratio": "with code",
-    "env/call_pass_rate": "calls ok",
-    "completions/mean_length": "tokens",
-}
-"""Which of the trainer's logs its bar shows, and under what names."""
+CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+"""TRL's losses that clip the ratio on both sides, and bound it by `delta`."""
+OURS = ("scale_rewards", "multi_objective_aggregation")
+"""Fields of TRL's that have no effect here: advantages are the algorithm's, and there is one reward."""
 
 Bonus = Callable[[Transcript, int], float]
 """What is added to an episode's reward, given its token budget."""
@@ -93,7 +110,8 @@ class Settings:
         0, "rounds that replace groups of equal rewards (DAPO's dynamic sampling)"
     )
     learning_rate: float = setting(1e-4, "constant")
-    loss: str = setting("dapo", "TRL's loss_type: grpo, bnpo, dr_grpo, dapo, ...")
+    allow_high_learning_rate: bool = setting(False, HIGH_RATE)
+    loss: str = setting("dapo", "TRL's loss_type: dapo, grpo, dr_grpo, ...")
     clip_low: float = setting(0.2, "lower clip of the ratio")
     clip_high: float = setting(0.28, "upper clip of the ratio")
     ratio_cap: float = setting(
@@ -104,7 +122,10 @@ class Settings:
         0.0,
         "coefficient of the KL (k3, weighed by the ratio) to the initial model; the paper's is 0",
     )
-    entropy: float = setting(0.0, "coefficient of the entropy bonus, a mean over tokens")
+    entropy: float = setting(
+        0.0,
+        "coefficient of the entropy bonus, the mean of its means over each micro batch's tokens",
+    )
     spare: float = setting(
         1.0,
         "rollouts sampled for each trained on; of right ones the cleaner stay (arXiv 2508.20722)",
@@ -116,7 +137,11 @@ class Settings:
     lora_rank: int = setting(0, "0: full fine-tuning")
     gradient_checkpointing: bool = setting(False, "less memory, more time")
     save_steps: int = setting(10, "optimizer steps between checkpoints for resuming")
+    export_steps: int = setting(
+        0, "optimizer steps between models kept in checkpoints/<step>, for evaluation; 0: the last"
+    )
     transcripts_every: int = setting(1, "steps between those whose transcripts are kept")
+    report_to: str | list[str] = setting("none", REPORT_TO)
     trl: dict[str, Any] = setting({}, "any other field of TRL's GRPOConfig")
 
 
@@ -161,6 +186,13 @@ def train(
         return run.checkpoint
     rules, problems = find_task(settings.env)
     model, tokenizer = load_model(settings.model, settings.dtype)
+    check_learning_rate(
+        settings.learning_rate,
+        model.num_parameters(),
+        settings.lora_rank,
+        settings.allow_high_learning_rate,
+        settings.trl,
+    )
     dataset = problem_dataset(problems, settings.steps * settings.prompts, settings.seed)
     check_prompts(dataset["prompt"], problems, rules, tokenizer, model)
     ours = {
@@ -181,10 +213,12 @@ def train(
         "gradient_checkpointing": settings.gradient_checkpointing,
         "save_steps": settings.save_steps,
         "seed": settings.seed,
+        "report_to": check_report_to(settings.report_to),
         **(arguments or {}),
     }
-    check_trl(GRPOConfig, ours, settings.trl)
-    config = GRPOConfig(
+    check_trl(GRPOConfig, {*ours, *OURS}, settings.trl)
+    config = trl_config(
+        GRPOConfig,
         **ours,
         **{
             "lr_scheduler_type": "constant",
@@ -194,8 +228,11 @@ def train(
             "use_cpu": not torch.accelerator.is_available(),
             "dataloader_pin_memory": torch.cuda.is_available(),
             "shuffle_dataset": False,
-            "report_to": "none",
+            "run_name": settings.name,
+            "project": PROJECT,
             "disable_tqdm": True,
+            "disable_dropout": True,  # the engine samples without
+            "accelerator_config": accelerator_config(),
             **settings.trl,
         },
     )
@@ -205,11 +242,13 @@ def train(
         if sandbox is not None:
             resources.callback(sandbox.close)
         run.start()
+        point = run.resume_point()
         name = "rl" if rules.interpreter else "rl, text only"
-        bar = resources.enter_context(Bar(name, settings.steps, live=progress))
+        past = run.metrics()
+        bar = resources.enter_context(Bar(name, settings.steps, live=progress, past=past))
         if run.main and not console.is_terminal:
             resources.enter_context(shown(progress, every=60.0))
-        point = run.resume_point()
+        stop = StopCallback()
         trainer = EngineGRPOTrainer(
             model=model,
             reward_funcs=reward_functions(bonus, rules.max_tokens),
@@ -217,7 +256,7 @@ def train(
             train_dataset=dataset,
             processing_class=tokenizer,
             peft_config=lora_config(settings.lora_rank),
-            callbacks=[RunLogger(run), BarCallback(bar, SHOWN)],
+            callbacks=[RunLogger(run), BarCallback(bar), stop],
             rollout_func=_not_yet,
             advantages=advantages,
         )
@@ -251,15 +290,20 @@ def train(
             deadline=settings.deadline or None,
             oversample=settings.oversample,
             resample=settings.resample,
+            stopping=stop.stopping.asked,
         )
         resources.callback(rollouts.close)
         trainer.rollout_func = without_void_turns(rollouts) if settings.mask_void else rollouts
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
-        trainer.train(resume_from_checkpoint=point)
-        save_checkpoint(trainer, tokenizer, run.checkpoint)
-    if run.main:
-        draw_curves({settings.name: run.metrics()}, run.folder / "curves.png")
+        tags = rules.turn_protocol().stop
+        if settings.export_steps:
+            trainer.add_callback(
+                Export(trainer, tokenizer, run.exports, settings.export_steps, tags)
+            )
+        stop.train(trainer, point)
+        save_checkpoint(trainer, tokenizer, run.checkpoint, tags)
+    run.draw()
     run.finish()
     return run.checkpoint
 
@@ -273,30 +317,31 @@ def check_batch(settings: Settings, processes: int) -> int:
     Raises:
         SettingsError: If they can't.
     """
-    episodes = settings.prompts * settings.rollouts
-    passes, rest = divmod(episodes, settings.micro_batch * processes)
-    if rest:
-        several = f" * {processes} processes" if processes > 1 else ""
+    counts = ("steps", "prompts", "micro_batch", "sample_batch", "in_flight", "save_steps")
+    least = dict.fromkeys((*counts, "oversample", "transcripts_every"), 1)
+    least |= dict.fromkeys(
+        ("staleness", "resample", "deadline", "tokens_in_flight", "lora_rank", "export_steps"), 0
+    )
+    check_least(settings, {**least, "rollouts": 2})
+    if not settings.temperature > 0:
+        raise SettingsError(f"temperature must be above 0, not {settings.temperature}")
+    if settings.ratio_cap and settings.loss not in CLIPPED:
         raise SettingsError(
-            f"a step has prompts * rollouts = {episodes} episodes, which micro_batch={settings.micro_batch}{several} does "
-            "not divide"
+            f"ratio_cap has no part in loss={settings.loss}; it has in {', '.join(CLIPPED)}"
         )
-    least = {
-        "staleness": 0,
-        "resample": 0,
-        "deadline": 0,
-        "oversample": 1,
-        "spare": 1,
-        "tokens_in_flight": 0,
-        "in_flight": 1,
-        "transcripts_every": 1,
-    }
-    for name, number in least.items():
-        if getattr(settings, name) < number:
-            raise SettingsError(f"{name} must be at least {number}, not {getattr(settings, name)}")
+    check_dtype(settings.dtype, settings.lora_rank, settings.trl)
     if settings.prompts % processes:
         raise SettingsError(
-            f"prompts={settings.prompts} problems a step can't be shared out among {processes} processes, each whole"
+            f"prompts={settings.prompts} problems a step can't be shared out among {processes} processes, each whole: take a "
+            f"multiple of {processes}"
+        )
+    episodes = settings.prompts * settings.rollouts // processes
+    passes, rest = divmod(episodes, settings.micro_batch)
+    if rest:
+        each = " for each process" if processes > 1 else ""
+        raise SettingsError(
+            f"a step has prompts * rollouts = {episodes} episodes{each}, which micro_batch={settings.micro_batch} does not "
+            f"divide: take micro_batch={largest_divisor(episodes, settings.micro_batch)}"
         )
     return passes
 
@@ -307,11 +352,17 @@ def check_prompts(
     """Check, before hours are spent, that every prompt leaves room for a response.
 
     Raises:
-        SettingsError: Naming the first problem whose prompt does not.
+        SettingsError: Naming the first problem whose prompt does not; or if the tokenizer's chat template lacks what the
+            protocol needs.
     """
     context = model.config.get_text_config().max_position_embeddings
+    protocol = rules.turn_protocol()
     for problem_id in dict.fromkeys(ids):
-        size = len(encode_prompt(tokenizer, rules.prompt(problems.get(problem_id))))
+        try:
+            _, prompt = protocol.prompt(rules.prompt(problems.get(problem_id)), tokenizer)
+        except ValueError as error:
+            raise SettingsError(f"env.protocol={rules.protocol}: {error}") from error
+        size = len(prompt)
         if size >= context:
             raise SettingsError(
                 f"the prompt of {problem_id} has {size} tokens, the model's context {context}: take a shorter "

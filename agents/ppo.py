@@ -14,6 +14,7 @@ import dataclasses
 import json
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,17 +31,34 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from agents.advantages import explained_variance, gae, whiten
-from agents.curves import draw_curves
 from agents.engine import ENGINE, check_engine, make_policy
-from agents.figures import Sums, average, mean
-from agents.grpo import SHOWN, check_prompts
+from agents.figures import Sums, pooled
+from agents.grpo import check_prompts
 from agents.losses import k3, ppo_policy_loss, value_loss
-from agents.model import load_model, lora_config, save_checkpoint
+from agents.model import (
+    HIGH_RATE,
+    check_dtype,
+    check_learning_rate,
+    load_model,
+    lora_config,
+    save_checkpoint,
+)
 from agents.progress import Bar, console
+from agents.reporting import REPORT_TO, Reporter, check_report_to
 from agents.run import Run, processes, write_atomically
 from agents.selection import without_void_turns
-from agents.settings import SANDBOX, SettingsError, find_sandbox, find_task, setting
-from retool_env.integrations.rollouts import EngineRollouts
+from agents.settings import (
+    SANDBOX,
+    SettingsError,
+    check_least,
+    find_sandbox,
+    find_task,
+    largest_divisor,
+    setting,
+)
+from agents.sharding import shard_frozen
+from agents.stopping import Stopping
+from retool_env.integrations.rollouts import EngineRollouts, RolloutsAbandoned
 from retool_env.integrations.rows import problem_dataset
 from retool_env.integrations.trl import episode_reward
 from retool_env.integrations.weights import is_sharded, whole
@@ -74,6 +92,7 @@ class Settings:
     deadline: float = setting(0.0, "seconds after which a batch's episodes are cut; 0: none")
     learning_rate: float = setting(1e-6, "the actor's, constant")
     critic_learning_rate: float = setting(2e-6, "the critic's, constant")
+    allow_high_learning_rate: bool = setting(False, HIGH_RATE)
     critic_warmup: int = setting(20, "first steps, in which the critic alone learns")
     weight_decay: float = setting(0.0, "AdamW's")
     max_grad_norm: float = setting(1.0, "of the actor's gradient and of the critic's")
@@ -94,7 +113,11 @@ class Settings:
     lora_rank: int = setting(0, "of actor and critic; 0: full fine-tuning")
     gradient_checkpointing: bool = setting(False, "less memory, more time")
     save_steps: int = setting(10, "steps between checkpoints for resuming")
+    export_steps: int = setting(
+        0, "steps between models kept in checkpoints/<step>, for evaluation; 0: the last"
+    )
     transcripts_every: int = setting(1, "steps between those whose transcripts are kept")
+    report_to: str | list[str] = setting("none", REPORT_TO)
 
 
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
@@ -117,23 +140,38 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     if run.finished:
         return run.checkpoint
     rules, problems = find_task(settings.env)
+    check_report_to(settings.report_to)
     model, tokenizer = load_model(settings.model, settings.dtype)
+    for rate in ("learning_rate", "critic_learning_rate"):
+        check_learning_rate(
+            getattr(settings, rate),
+            model.num_parameters(),
+            settings.lora_rank,
+            settings.allow_high_learning_rate,
+            name=rate,
+        )
     order = problem_dataset(problems, settings.steps * settings.prompts, settings.seed)["prompt"]
     check_prompts(order, problems, rules, tokenizer, model)
-    progress, logged = Progress(), {}
+    progress, stopping = Progress(), Stopping()
     with ExitStack() as resources:
         sandbox = find_sandbox(settings.sandbox, rules)
         if sandbox is not None:
             resources.callback(sandbox.close)
         run.start()
+        point = run.resume_point()
+        past = run.metrics()
         name = "ppo" if rules.interpreter else "ppo, text only"
-        bar = resources.enter_context(Bar(name, settings.steps, live=progress))
+        bar = resources.enter_context(Bar(name, settings.steps, live=progress, past=past))
         if run.main and not console.is_terminal:
             resources.enter_context(shown(progress, every=60.0))
         learner = Learner(settings, model)
-        point = run.resume_point()
-        first = learner.load(Path(point)) if point else 0
-        before = run.metrics()[-1]["seconds"] if first and run.main else 0.0
+        saved = first = learner.load(Path(point)) if point else 0
+        bar.set_total(settings.steps, first)
+        reporter = Reporter(
+            settings.report_to, settings.name, run.trainer, dataclasses.asdict(settings)
+        )
+        resources.callback(reporter.close)
+        before = past[-1]["seconds"] if past else 0.0
         began = time.monotonic()
         apart = is_sharded(learner.model)
         policy = make_policy(
@@ -154,29 +192,44 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             settings.seed,
             lambda step, ts: None if step % settings.transcripts_every else run.write(ts),
             deadline=settings.deadline or None,
+            stopping=stopping.asked,
         )
         resources.callback(rollouts.close)
         sample = without_void_turns(rollouts) if settings.mask_void else rollouts
+        resources.enter_context(stopping)
         part = settings.prompts // state.num_processes
+        tags = rules.turn_protocol().stop
         for step in range(first, settings.steps):
             start = step * settings.prompts + state.process_index * part
             ids = [each for each in order[start : start + part] for _ in range(settings.rollouts)]
-            rows = sample(ids, asking(learner, settings, step, tokenizer.eos_token_id, logged))
-            logged["reward"] = mean([t.reward for t in rows["transcript"] if t.reward is not None])
-            episode_reward(rows["transcript"], logged.__setitem__)
+            logged: dict[str, list[float]] = defaultdict(list)
+            try:
+                rows = sample(ids, asking(learner, settings, step, tokenizer.eos_token_id, logged))
+            except RolloutsAbandoned:  # on all processes
+                if stopping.agreed() and step > saved:
+                    learner.save(run.trainer, step)
+                break
+            rewards = episode_reward(
+                rows["transcript"], lambda name, number, to=logged: to[name].append(number)
+            )
+            logged["reward"] = [reward for reward in rewards if reward is not None]
             batch = Batch.of(rows, learner.accelerator.device)
-            logged |= learner.learn(batch, step)
-            figures = average(gather_object([logged]))
-            logged.clear()
+            figures = pooled(gather_object([dict(logged)])) | learner.learn(batch, step)
             if run.main:
                 seconds = round(before + time.monotonic() - began, 3)
                 run.log({"step": step + 1, "seconds": seconds, **figures})
-            bar.advance(step + 1, **{SHOWN[key]: figures.get(key) for key in SHOWN})
-            if (step + 1) % settings.save_steps == 0 or step + 1 == settings.steps:
-                learner.save(run.trainer, step + 1)
-        save_checkpoint(learner, tokenizer, run.checkpoint)
-    if run.main:
-        draw_curves({settings.name: run.metrics()}, run.folder / "curves.png")
+            reporter.log(step + 1, figures)
+            bar.show(step + 1, figures)
+            last = stopping.agreed() or step + 1 == settings.steps
+            if last or (step + 1) % settings.save_steps == 0:
+                learner.save(run.trainer, saved := step + 1)
+            if settings.export_steps and (step + 1) % settings.export_steps == 0:
+                save_checkpoint(learner, tokenizer, run.exports / str(step + 1), tags)
+            if last:
+                break
+        stopping.end()
+        save_checkpoint(learner, tokenizer, run.checkpoint, tags)
+    run.draw()
     run.finish()
     return run.checkpoint
 
@@ -187,9 +240,12 @@ def check(settings: Settings, processes: int) -> None:
     Raises:
         SettingsError: Saying what to change.
     """
-    for name in ("steps", "prompts", "rollouts", "epochs", "mini_batch", "micro_batch"):
-        if getattr(settings, name) < 1:
-            raise SettingsError(f"{name} must be at least 1, not {getattr(settings, name)}")
+    counts = ("steps", "prompts", "rollouts", "epochs", "mini_batch", "micro_batch")
+    others = ("sample_batch", "in_flight", "save_steps", "transcripts_every")
+    zero = ("deadline", "lora_rank", "export_steps")
+    least = dict.fromkeys((*counts, *others), 1) | dict.fromkeys(zero, 0)
+    check_least(settings, least)
+    check_dtype(settings.dtype, settings.lora_rank)
     for name in ("learning_rate", "critic_learning_rate", "max_grad_norm", "temperature"):
         if not getattr(settings, name) > 0:
             raise SettingsError(f"{name} must be above 0, not {getattr(settings, name)}")
@@ -209,23 +265,29 @@ def check(settings: Settings, processes: int) -> None:
         )
     if settings.prompts % processes:
         raise SettingsError(
-            f"prompts={settings.prompts} problems a step can't be shared out among {processes} processes, each whole"
+            f"prompts={settings.prompts} problems a step can't be shared out among {processes} processes, each whole: take a "
+            f"multiple of {processes}"
         )
-    episodes, several = settings.prompts * settings.rollouts, ""
-    if processes > 1:
-        several = f" * {processes} processes"
-    if episodes % settings.mini_batch:
-        raise SettingsError(
-            f"a step has prompts * rollouts = {episodes} episodes, which mini_batch={settings.mini_batch} does not divide"
+    episodes = settings.prompts * settings.rollouts
+    if episodes % settings.mini_batch or settings.mini_batch % processes:
+        better = processes * largest_divisor(
+            episodes // processes, max(1, settings.mini_batch // processes)
         )
-    if settings.mini_batch % (settings.micro_batch * processes):
         raise SettingsError(
-            f"mini_batch={settings.mini_batch} is not divided by micro_batch={settings.micro_batch}{several}"
+            f"a step has prompts * rollouts = {episodes} episodes, which mini_batch={settings.mini_batch} does not divide into "
+            f"updates with equally many of each process: take mini_batch={better}"
+        )
+    own = settings.mini_batch // processes
+    if own % settings.micro_batch:
+        several = f" * {processes} processes" if processes > 1 else ""
+        raise SettingsError(
+            f"mini_batch={settings.mini_batch} is not divided by micro_batch={settings.micro_batch}{several}: take "
+            f"micro_batch={largest_divisor(own, settings.micro_batch)}"
         )
 
 
 def asking(
-    learner: Learner, settings: Settings, step: int, eos: int, logged: dict[str, float]
+    learner: Learner, settings: Settings, step: int, eos: int, logged: dict[str, list[float]]
 ) -> Any:
     """What `EngineRollouts` wants to know of TRL's trainer, as it is here: a batch a step."""
     learner.model.train()
@@ -239,7 +301,7 @@ def asking(
         temperature=settings.temperature,
         eos_token_ids=[eos],
         _step=step,
-        _log_metric=logged.__setitem__,
+        _log_metric=lambda name, number: logged[name].append(number),
     )
 
 
@@ -336,25 +398,32 @@ class Learner:
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self._world = self.accelerator.num_processes
         torch.manual_seed(settings.seed)  # adapters begin at random, the same on all processes
-        base = load_model(settings.model, settings.dtype)[0]
-        critic = Critic(base, lora_config(settings.lora_rank))
         add_fused_lm_head(actor, settings.temperature, outputs=("log_probs", "entropy"))
         if settings.lora_rank:
             actor = get_peft_model(actor, lora_config(settings.lora_rank))
-        for each in (actor, critic.trunk):
-            disable_dropout_in_model(each)  # the engine samples without
-            if settings.gradient_checkpointing:
-                each.gradient_checkpointing_enable({"use_reentrant": False})
-        self.actor, self.actor_optimizer = self._prepare(actor, settings.learning_rate)
-        self.critic, self.critic_optimizer = self._prepare(critic, settings.critic_learning_rate)
+        self.actor, self.actor_optimizer = self._prepare(actor, actor, settings.learning_rate)
         self.model = self.accelerator.unwrap_model(self.actor)
+        # Once the actor is in shards, so that the host never holds both whole.
+        base = load_model(settings.model, settings.dtype)[0]
+        critic = Critic(base, lora_config(settings.lora_rank))
+        self.critic, self.critic_optimizer = self._prepare(
+            critic, critic.trunk, settings.critic_learning_rate
+        )
         self.reference = None
         if settings.kl and not settings.lora_rank:
-            self.reference = load_model(settings.model, settings.dtype)[0].requires_grad_(False)
-            add_fused_lm_head(self.reference, settings.temperature)
-            self.reference = self.reference.eval().to(self.accelerator.device)
+            reference = load_model(settings.model, settings.dtype)[0].eval()
+            add_fused_lm_head(reference, settings.temperature)
+            if self.accelerator.is_fsdp2:
+                self.reference = shard_frozen(reference, self.accelerator)
+            else:
+                self.reference = reference.requires_grad_(False).to(self.accelerator.device)
 
-    def _prepare(self, model: torch.nn.Module, learning_rate: float) -> tuple[Any, Any]:
+    def _prepare(
+        self, model: torch.nn.Module, trunk: torch.nn.Module, learning_rate: float
+    ) -> tuple[Any, Any]:
+        disable_dropout_in_model(trunk)  # the engine samples without
+        if self.settings.gradient_checkpointing:
+            trunk.gradient_checkpointing_enable({"use_reentrant": False})
         trained = [p for p in model.parameters() if p.requires_grad]
         decay = self.settings.weight_decay
         optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=decay)
@@ -419,7 +488,8 @@ class Learner:
         parts = list(batch.parts(self.settings.micro_batch))
         for number, part in enumerate(parts):
             with ExitStack() as waiting:
-                if number + 1 < len(parts):  # gradients are exchanged with the last part's
+                # Gradients are exchanged with the last part's; of shards, with each, as they would be whole until then.
+                if number + 1 < len(parts) and not self.accelerator.is_fsdp2:
                     waiting.enter_context(self.accelerator.no_sync(self.actor))
                     waiting.enter_context(self.accelerator.no_sync(self.critic))
                 with torch.set_grad_enabled(actor):

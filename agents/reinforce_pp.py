@@ -2,7 +2,9 @@
 
 By default the paper's variant "REINFORCE++ w/ Baseline": the group's mean is subtracted first, which it advises where a problem
 has several rollouts and rewards are an answer's rightness. A batch's deviation, unlike a group's, does not blow up
-for nearly unanimous groups. `group_baseline=false` is plain REINFORCE++, in which groups mean nothing.
+for nearly unanimous groups. `group_baseline=false` is plain REINFORCE++, in which groups
+mean nothing; TRL still wants two rollouts of a problem at least. The KL, if there is one, stands in the loss and is weighed by
+the ratio, where the paper has it in the reward, or plain in the loss with the baseline.
 """
 
 from __future__ import annotations

@@ -9,40 +9,42 @@ Each round is a run of `sft.py` in `stages/` below the run's folder.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 
 from agents import sft
-from agents.model import load_model
+from agents.model import HIGH_RATE, check_learning_rate, load_model
 from agents.progress import Bar
-from agents.run import Run
+from agents.reporting import REPORT_TO, Reporter, check_report_to
+from agents.run import Run, processes, read_records
 from agents.settings import (
     SANDBOX,
     SettingsError,
     build_settings,
+    check_least,
     find_sandbox,
     find_task,
     setting,
 )
+from agents.sharding import read_by_all
 from retool_env.episode import Rules
 from retool_env.metrics import summarise
-from retool_env.problems import ProblemSource
+from retool_env.problems import Problem, ProblemSource
 from retool_env.rollout import RolloutEngine
-from retool_env.rollout.engine import Group
+from retool_env.rollout.engine import Group, run_blocking
 from retool_env.rollout.progress import Progress
 from retool_env.rollout.transformers import TransformersPolicy
 from retool_env.sandbox import Sandbox
 from retool_env.transcript import Transcript, read_transcripts, write_transcripts
-
-ONE_PROCESS = True
-"""It is not for several processes."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,13 @@ class Settings:
         True, "fine-tune the initial model on all rounds' traces; false: the last one on its own"
     )
     sample_batch: int = setting(128, "sequences that are decoded together, at most")
-    in_flight: int = setting(256, "episodes in flight at once, at most")
+    in_flight: int = setting(256, "episodes in flight at once, at most, in a process")
     temperature: float = setting(1.0, "of sampling")
     sft: dict[str, Any] = setting({}, "settings of the fine-tuning (sft.epochs=2)")
     lora_rank: int = setting(0, "0: full fine-tuning")
     gradient_checkpointing: bool = setting(False, "less memory, more time")
+    allow_high_learning_rate: bool = setting(False, HIGH_RATE)
+    report_to: str | list[str] = setting("none", REPORT_TO)
 
 
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
@@ -81,22 +85,40 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     Raises:
         SettingsError: If a number is out of range, or no response of a round was right.
     """
-    for name in ("rounds", "problems", "k", "keep"):
-        if getattr(settings, name) < 1:
-            raise SettingsError(f"{name} must be at least 1, not {getattr(settings, name)}")
+    counts = ("rounds", "problems", "k", "keep", "sample_batch", "in_flight")
+    check_least(settings, {**dict.fromkeys(counts, 1), "lora_rank": 0})
+    state = processes()
     run = Run(folder, settings, resume)
     if run.finished:
         return run.checkpoint
     rules, problems = find_task(settings.env)
     tuning = [_tuning(settings, folder, number) for number in range(settings.rounds)]
-    load_model(settings.model, settings.dtype)  # so that a mistake leaves nothing behind
+    check_report_to(settings.report_to)
+    loaded, _ = load_model(settings.model, settings.dtype)
+    check_learning_rate(
+        tuning[0].learning_rate,
+        loaded.num_parameters(),
+        settings.lora_rank,
+        settings.allow_high_learning_rate,
+        tuning[0].trl,
+        "sft.learning_rate",
+    )
     model = settings.model
-    with find_sandbox(settings.sandbox, rules) or nullcontext() as sandbox:
+    with ExitStack() as resources:
+        sandbox = find_sandbox(settings.sandbox, rules)
+        if sandbox is not None:
+            resources.callback(sandbox.close)
         run.start()
+        reporter = Reporter(settings.report_to, settings.name, folder, dataclasses.asdict(settings))
+        resources.callback(reporter.close)
         for number, stage in enumerate(tuning):
             traces = Path(stage.data)
-            if not traces.is_file():
-                groups = sample(settings, number, model, rules, problems, sandbox)
+            missing = not traces.is_file()
+            state.wait_for_everyone()  # all have looked before one writes it
+            if missing:
+                rank = state.process_index
+                kept = traces.with_suffix(f".samples-{rank}.jsonl" if rank else ".samples.jsonl")
+                groups = sample(settings, number, model, rules, problems, sandbox, kept)
                 found = choose(groups, settings.keep)
                 if not found:
                     raise SettingsError(
@@ -105,17 +127,19 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
                     )
                 if number and settings.restart:
                     found = distinct([*read_transcripts(Path(tuning[number - 1].data)), *found])
-                part = traces.with_suffix(".part")
-                part.parent.mkdir(parents=True, exist_ok=True)
-                part.unlink(missing_ok=True)
-                write_transcripts(part, found)
-                part.replace(traces)
-                run.log({"step": number + 1, **figures(groups), "rft/traces": len(found)})
+                if run.main:
+                    _write(traces, found)
+                    record = {**figures(groups), "rft/traces": len(found)}
+                    run.log({"step": number + 1, **record})
+                    reporter.log(number + 1, record)
+                state.wait_for_everyone()
             base = settings.model if settings.restart else model
             stage = dataclasses.replace(stage, model=base)
             model = str(sft.train(stage, folder / "stages" / stage.name, resume=True))
-    run.checkpoint.unlink(missing_ok=True)
-    run.checkpoint.symlink_to(Path(model).relative_to(folder))
+    if run.main:
+        run.checkpoint.unlink(missing_ok=True)
+        run.checkpoint.symlink_to(Path(model).relative_to(folder))
+    run.draw()
     run.finish()
     return run.checkpoint
 
@@ -142,13 +166,20 @@ def sample(
     rules: Rules,
     problems: ProblemSource,
     sandbox: Sandbox | None,
+    kept: Path,
 ) -> list[Group]:
-    """A round's responses, `k` to each of its problems."""
+    """A round's responses, `k` to each of its problems. Of several processes each samples its part, and all return all.
+
+    They are kept in a file as they are done, so that a round that was stopped samples none of them again.
+    """
     order = np.random.default_rng(settings.seed).permutation(len(problems))
     count = min(settings.problems, len(order))
     places = np.arange(number * count, (number + 1) * count) % len(order)
     chosen = [problems[int(i)] for i in order[places]]
-    loaded, tokenizer = load_model(model, settings.dtype)
+    state = processes()
+    own = range(state.process_index, len(chosen), state.num_processes)
+    with read_by_all():
+        loaded, tokenizer = load_model(model, settings.dtype)
     if torch.accelerator.is_available():
         loaded = loaded.to(torch.accelerator.current_accelerator())
     policy = TransformersPolicy(
@@ -156,8 +187,44 @@ def sample(
     )
     progress = Progress()
     engine = RolloutEngine(policy, rules, sandbox, settings.in_flight, progress=progress)
-    with Bar(f"round {number + 1}: sampling", count, live=progress) as bar:
-        return engine.run(chosen, settings.k, (settings.seed, number), lambda *_: bar.advance())
+    found = kept_groups(kept, settings.k)
+
+    async def one(index: int, problem: Problem) -> None:
+        run = engine.groups([problem], settings.k, (settings.seed, number, index))
+        async with aclosing(run) as groups:
+            async for _, group in groups:
+                found[problem.id] = group
+                write_transcripts(kept, group)
+                bar.advance()
+
+    async def rest() -> None:
+        left = ((i, chosen[i]) for i in own if chosen[i].id not in found)
+        await asyncio.gather(*(one(i, problem) for i, problem in left))
+
+    with Bar(f"round {number + 1}: sampling", len(own), live=progress) as bar:
+        bar.set_total(len(own), len(found))
+        run_blocking(rest())
+    everywhere = dict(gather_object([(i, found[chosen[i].id]) for i in own]))
+    return [everywhere[i] for i in range(len(chosen))]
+
+
+def kept_groups(path: Path, k: int) -> dict[str, Group]:
+    """The groups of `k` in a file, by their problems' ids; what else is there, where a start was killed, is dropped."""
+    groups: dict[str, Group] = {}
+    for record in read_records(path):
+        transcript = Transcript.from_json(record)
+        groups.setdefault(transcript.problem.id, []).append(transcript)
+    groups = {name: group for name, group in groups.items() if len(group) == k}
+    _write(path, [transcript for group in groups.values() for transcript in group])
+    return groups
+
+
+def _write(path: Path, transcripts: Iterable[Transcript]) -> None:
+    part = path.with_suffix(".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.unlink(missing_ok=True)
+    write_transcripts(part, transcripts)
+    part.replace(path)
 
 
 def figures(groups: Sequence[Group]) -> dict[str, float | None]:
@@ -173,7 +240,14 @@ def figures(groups: Sequence[Group]) -> dict[str, float | None]:
 def _tuning(settings: Settings, folder: Path, number: int) -> sft.Settings:
     """Settings of a round's fine-tuning."""
     name = f"round-{number + 1}"
-    shared = ("dtype", "seed", "lora_rank", "gradient_checkpointing")
+    shared = (
+        "dtype",
+        "seed",
+        "lora_rank",
+        "gradient_checkpointing",
+        "allow_high_learning_rate",
+        "report_to",
+    )
     return build_settings(
         sft.Settings,
         {

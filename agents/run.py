@@ -1,37 +1,56 @@
 """Run: the folder of a training run, and how a stopped one goes on.
 
 runs/<name>/
-config.json         settings, seeds, versions
+config.json         settings, seeds, versions, number of processes
+lock                held by the process that is at work here
 metrics.jsonl       one object a logged step
 transcripts.jsonl   the episodes, each with the step whose weights sampled it; of several processes, each but the first
                     has a file of its own, transcripts-1.jsonl and so on
-curves.png          the learning curves
+curves.png          the learning curves, drawn anew every minute
 trainer/            TRL's own checkpoints, for resuming
 checkpoint/         the trained model with its tokenizer
+checkpoints/<step>/ the same along training, where the settings ask for it
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import fcntl
 import json
 import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
+from agents.curves import draw_curves
 from agents.settings import SettingsError
+from agents.sharding import prepare_sharding
 from retool_env.provenance import versions
 from retool_env.transcript import Transcript, write_transcripts
 
+PICTURE_SECONDS = 60.0
+"""Between two drawings of a run's curves, at least, while it goes on."""
+
+
+_locks: dict[Path, IO[str]] = {}
+"""This process's. They are kept open: a process loses its lock on a file with the first of its descriptors that it closes."""
+
 
 def processes() -> PartialState:
-    """This process among those of the run. Where there is no accelerator, accelerate sees several only if told to look."""
+    """This process among those of the run. Where there is no accelerator, accelerate sees several only if told to look.
+
+    Raises:
+        SettingsError: If FSDP is to be used in a way that is not supported.
+    """
+    prepare_sharding()
     cpu = not torch.accelerator.is_available()
     if cpu:
         # Otherwise the second process's is "cpu:1", which no checkpoint of an optimizer can be loaded to.
@@ -50,7 +69,8 @@ class Run:
         resume: Go on where the run in that folder was, or start it if there is none.
 
     Raises:
-        SettingsError: If the folder holds a run and `resume` is not set, or that run's settings are others.
+        SettingsError: If the folder holds a run and `resume` is not set, or that run's settings or number of processes are
+            others.
     """
 
     def __init__(self, folder: Path, settings: Any, resume: bool) -> None:
@@ -58,14 +78,20 @@ class Run:
         self._state = processes()
         self._config = folder / "config.json"
         self._settings = json.loads(json.dumps(dataclasses.asdict(settings)))
-        if not self._config.is_file():
+        self._drawn = time.monotonic()
+        if not self._begun():
             return
         if not resume:
             raise SettingsError(
                 f"{folder} holds a run already: go on with --resume, or choose another name=..."
             )
-        before = json.loads(self._config.read_text(encoding="utf-8"))["settings"]
-        now = self._settings
+        record = json.loads(self._config.read_text(encoding="utf-8"))
+        number = self._state.num_processes
+        if record.get("processes", number) != number:
+            raise SettingsError(
+                f"{folder} was started with {record['processes']} processes, so it can't go on with {number}"
+            )
+        before, now = record["settings"], self._settings
         changed = sorted(k for k in {**before, **now} if before.get(k) != now.get(k))
         if changed:
             raise SettingsError(
@@ -73,17 +99,55 @@ class Run:
                 "another name=..."
             )
 
-    def start(self) -> None:
-        """Make the folder. Called once all that the settings name was found, so that a mistake leaves nothing behind.
+    def _begun(self) -> bool:
+        """Whether there is more than what `start` leaves: a mistake that is found after it must not keep the folder."""
+        if not self._config.is_file():
+            return False
+        ours = {self._config, self.folder / "lock"}
+        return any(path.is_file() and path not in ours for path in self.folder.rglob("*"))
 
-        Of several processes, all call it, and the first one writes.
+    def start(self) -> None:
+        """Make the folder, and keep other processes' runs out of it until this process ends.
+
+        Called once all that the settings name was found, so that a mistake leaves nothing behind. Of several processes, all
+        call it, and the first one writes.
+
+        Raises:
+            SettingsError: If another process is at work there.
         """
         self._state.wait_for_everyone()  # who has not looked yet would take it for another run's
-        if self.main and not self._config.is_file():
+        said: list[str | None] = [None]
+        if self.main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            record = {"settings": self._settings, "versions": versions()}
-            write_atomically(self._config, json.dumps(record, indent=2) + "\n")
-        self._state.wait_for_everyone()
+            if self._taken():
+                said = [f"another process is at work in {self.folder}: wait for it, or stop it"]
+            elif not self._begun():
+                record = {
+                    "settings": self._settings,
+                    "versions": versions(),
+                    "processes": self._state.num_processes,
+                }
+                write_atomically(self._config, json.dumps(record, indent=2) + "\n")
+        broadcast_object_list(said)
+        if said[0]:
+            raise SettingsError(said[0])
+
+    def _taken(self) -> bool:
+        """Whether another process has the folder; if not, this one has it now."""
+        path = (self.folder / "lock").resolve()
+        if path in _locks:  # a run that goes on in the process that began it
+            return False
+        file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            return True
+        except OSError:  # a file system without locks
+            file.close()
+            return False
+        _locks[path] = file
+        return False
 
     @property
     def main(self) -> bool:
@@ -107,6 +171,11 @@ class Run:
         return self.folder / "checkpoint"
 
     @property
+    def exports(self) -> Path:
+        """The model along training, a folder a step."""
+        return self.folder / "checkpoints"
+
+    @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
         return (self.folder / "done").is_file()
@@ -119,8 +188,10 @@ class Run:
 
     def resume_point(self) -> str | None:
         """The latest of TRL's checkpoints, once the records after it are dropped; `None` to begin anew."""
-        # The trainer writes this file last, so that a checkpoint which a stop cut short is passed over.
-        complete = [path.parent for path in self.trainer.glob("checkpoint-*/trainer_state.json")]
+        # The trainer's first process writes this file last, so that a checkpoint which a stop, or a full disk, cut short is
+        # passed over.
+        states = self.trainer.glob("checkpoint-*/trainer_state.json")
+        complete = [path.parent for path in states if _is_json(path)]
         steps = {int(path.name.rpartition("-")[2]): path for path in complete}
         step = max(steps, default=0)
         if self.main:
@@ -129,9 +200,18 @@ class Run:
         return str(steps[step]) if steps else None
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append to `metrics.jsonl`."""
+        """Append to `metrics.jsonl`, and draw the curves if that was a while ago."""
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        if time.monotonic() - self._drawn >= PICTURE_SECONDS:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw `curves.png`, if this is the first process; without matplotlib there is none."""
+        if self.main:
+            with contextlib.suppress(ImportError):
+                draw_curves({self.folder.name: self.metrics()}, self.folder / "curves.png")
+        self._drawn = time.monotonic()
 
     def metrics(self) -> list[dict[str, Any]]:
         """What was logged so far."""
@@ -171,6 +251,14 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ class CleanRollouts(EngineRollouts):
     async def _run(
         self, problems: Sequence[Problem], n: int, seed: Sequence[int]
     ) -> tuple[list[Group], float]:
-        groups, seconds = await super()._run(problems, math.ceil(n * self._spare), seed)
+        groups, seconds = await super()._run(problems, math.ceil(n * self._spare - 1e-9), seed)
         chance = np.random.default_rng((*seed, len(problems)))
         return [resample_on_correct(group, n, chance) for group in groups], seconds
 

@@ -11,6 +11,9 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
+import json
+import shutil
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -39,7 +42,8 @@ def load_settings[S](cls: type[S], section: str, preset: str, overrides: Sequenc
 
     Args:
         cls: Its settings' dataclass.
-        section: Its name, which is its section's in the preset; sections named after its base classes' modules come before.
+        section: Its name, which is its section's in the preset; sections named after its and its base classes' modules come
+            before.
         preset: A preset's name, or the path of a YAML file.
         overrides: `key=value` each, the value in YAML; `env.max_calls=3` reaches into a mapping.
 
@@ -49,14 +53,16 @@ def load_settings[S](cls: type[S], section: str, preset: str, overrides: Sequenc
     values = read_preset(preset)
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     # A section that is also a setting (the main job's, which runs other algorithms) stays one.
-    names = (_algorithms() | {section}) - fields
+    modules = {base.__module__.rpartition(".")[2] for base in cls.__mro__}
+    names = (_algorithms() | modules | {section}) - fields
     sections = {name: values.pop(name) for name in list(values) if name in names}
     own: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
-        name = section if base is cls else base.__module__.rpartition(".")[2]
         anew = inspect.get_annotations(base)
         own = {key: value for key, value in own.items() if key not in anew}
-        own = _merge(own, sections.get(name) or {})
+        own = _merge(own, sections.get(base.__module__.rpartition(".")[2]) or {})
+        if base is cls:
+            own = _merge(own, sections.get(section) or {})
     merged = _merge(values, own)
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -91,18 +97,20 @@ def read_preset(preset: str) -> dict[str, Any]:
 
 
 def describe(cls: type) -> str:
-    """One line a setting: its name, kind and default."""
-    lines = []
+    """The settings, as wide as the terminal: of each its name, kind, default and what it is."""
+    said = []
     hints = get_type_hints(cls)
+    width = min(shutil.get_terminal_size().columns, 110)
     for field in dataclasses.fields(cls):
         default = "required"
         if field.default is not dataclasses.MISSING:
-            default = repr(field.default)
+            default = json.dumps(field.default)
         elif field.default_factory is not dataclasses.MISSING:
-            default = repr(field.default_factory())
-        kind = getattr(hints[field.name], "__name__", None) or str(hints[field.name])
-        lines.append(f"  {field.name} ({kind}, {default}): {field.metadata.get('help', '')}")
-    return "\n".join(lines)
+            default = json.dumps(field.default_factory())
+        kind = " or ".join(kind.__name__ for kind in _kinds(hints[field.name]))
+        text = f"{field.name} ({kind}, {default}): {field.metadata.get('help', '')}"
+        said.append(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="      "))
+    return "\n".join(said)
 
 
 def setting(default: Any, help: str) -> Any:
@@ -174,6 +182,22 @@ def find_sandbox(setting: str | Mapping[str, Any], rules: Rules) -> Sandbox | No
         raise SettingsError(f"sandbox: {error}") from error
 
 
+def check_least(settings: Any, least: Mapping[str, float]) -> None:
+    """Check that numbers are not below the least that makes sense.
+
+    Raises:
+        SettingsError: Naming the first that is.
+    """
+    for name, number in least.items():
+        if getattr(settings, name) < number:
+            raise SettingsError(f"{name} must be at least {number}, not {getattr(settings, name)}")
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is no larger than `most`: what a batch could be instead."""
+    return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
+
+
 def check_trl(config: type, ours: Iterable[str], extra: Mapping[str, Any]) -> None:
     """Check the setting `trl`: further fields of TRL's configuration.
 
@@ -183,19 +207,36 @@ def check_trl(config: type, ours: Iterable[str], extra: Mapping[str, Any]) -> No
         extra: The setting.
 
     Raises:
-        SettingsError: For a field that TRL does not have, or that is a setting of our own.
+        SettingsError: For a field that TRL does not have, or that follows from the algorithm or a setting of our own.
     """
     known = {field.name for field in dataclasses.fields(config)}
     for key in extra:
         if key in ours:
-            raise SettingsError(f"trl.{key} follows from a setting of our own: set that")
+            raise SettingsError(f"trl.{key} follows from the algorithm or a setting of our own")
         if key not in known:
             raise SettingsError(f"unknown setting trl.{key}{nearest(key, known)}")
 
 
-def _check(key: str, value: Any, hint: Any) -> Any:
+def trl_config(config: type, **values: Any) -> Any:
+    """A configuration of TRL's.
+
+    Raises:
+        SettingsError: If TRL refuses it.
+    """
+    try:
+        return config(**values)
+    except ValueError as error:
+        raise SettingsError(f"trl: {error}") from error
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The types that a value may have."""
     options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    kinds = tuple(get_origin(option) or option for option in options)
+    return tuple(get_origin(option) or option for option in options)
+
+
+def _check(key: str, value: Any, hint: Any) -> Any:
+    kinds = _kinds(hint)
     if isinstance(value, str) and float in kinds and str not in kinds:
         with contextlib.suppress(ValueError):
             value = float(value)  # YAML reads 1e-6 as a string

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from concurrent.futures import Future
 from contextlib import aclosing
 from typing import Any
@@ -25,6 +26,13 @@ from retool_env.problems import Problem, ProblemSource
 from retool_env.rollout.background import BackgroundLoop
 from retool_env.rollout.engine import Group, RolloutEngine
 from retool_env.transcript import Transcript
+
+
+_LOOK_SECONDS = 0.2
+
+
+class RolloutsAbandoned(Exception):
+    """A batch's rollouts were left, on all processes, because one was asked to stop."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +54,8 @@ class EngineRollouts:
     Each step logs what TRL does not, over all processes: `rollout/seconds`, from a batch's first prompt to its last end;
     `rollout/waited`, of the step, that the trainer stood still for rollouts, weights and resampling; `rollout/tool_seconds`,
     summed over episodes; `rollout/weight_lag` and `rollout/weight_lag_max`, optimizer steps between the weights that sampled
-    a turn and those that the trainer has when it takes the batch; episodes `rollout/cut`, `rollout/dropped` and
-    `rollout/retried` since the step before; groups `rollout/resampled`.
+    a turn and those that the trainer has when it takes the batch; episodes `rollout/failed`, which are not scored, and
+    `rollout/cut`, `rollout/dropped` and `rollout/retried` since the step before; groups `rollout/resampled`.
 
     Args:
         engine: Its policy must sample at top-p 1, from the model that is trained or one that takes its weights.
@@ -63,6 +71,7 @@ class EngineRollouts:
         resample: Rounds at most in which groups from which nothing can be learned, since all rewards are equal or all
             episodes failed, are replaced by those of other problems (dynamic sampling, DAPO, arXiv 2503.14476, section
             3.2). A round is run as long as there is such a group in any process.
+        stopping: Asked again and again while rollouts are waited for. Once it says so they are abandoned.
 
     Raises:
         ValueError: If the policy does not sample from the model's own distribution, or a number is out of range.
@@ -79,6 +88,7 @@ class EngineRollouts:
         deadline: float | None = None,
         oversample: float = 1.0,
         resample: int = 0,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         if getattr(engine.policy, "top_p", 1.0) != 1.0:
             raise ValueError(
@@ -107,6 +117,7 @@ class EngineRollouts:
         self.deadline = deadline
         self.oversample = oversample
         self.resample = resample
+        self.stopping = stopping
         self._loop = BackgroundLoop("rollouts")
         self._ahead: dict[int, tuple[_Batch, Future[tuple[list[Group], float]]]] = {}
         self._origin: tuple[int, int] | None = None
@@ -129,6 +140,7 @@ class EngineRollouts:
                 or the trainer does not allow for the staleness.
             RuntimeError: If every episode of every process failed in training, so that there is nothing to learn from, or
                 another process has an error.
+            RolloutsAbandoned: If a process was to stop.
         """
         began = time.monotonic()
         step, training = trainer.state.global_step, trainer.model.training
@@ -232,6 +244,13 @@ class EngineRollouts:
                 "the trainer asks for other problems than those that were sampled ahead: set shuffle_dataset=False, or "
                 "staleness=0"
             )
+        return self._wait(future)
+
+    def _wait(self, future: Future[tuple[list[Group], float]]) -> tuple[list[Group], float]:
+        while not futures.wait([future], _LOOK_SECONDS).done:
+            if self.stopping():
+                future.cancel()
+                raise RolloutsAbandoned("the rollouts were abandoned")
         return future.result()
 
     def _start_ahead(self, number: int, trainer: GRPOTrainer) -> None:
@@ -273,7 +292,7 @@ class EngineRollouts:
         problems = [self.problems[int(index)] for index in chosen]
         # Longer than any batch's seed, so that it is none of them.
         seed = (*batch.seed, turn, 0, 0)
-        return self._loop.run_blocking(self._run(problems, batch.n, seed))[0]
+        return self._wait(self._loop.submit(self._run(problems, batch.n, seed)))[0]
 
     def _rest(self, trainer: GRPOTrainer) -> None:
         """Leave the memory to the trainer."""
@@ -336,6 +355,7 @@ class EngineRollouts:
         }
         sums |= {"resampled": resampled, "turns": len(lags), "weight_lag": sum(lags)}
         sums["scored"] = sum(transcript.scored for transcript in transcripts)
+        sums["failed"] = len(transcripts) - sums["scored"]
         most = {"seconds": seconds, "waited": waited, "weight_lag_max": max(lags, default=0)}
         everywhere = list(zip(*_gathered(trainer, *sums.values(), *most.values()), strict=True))
         figures = {name: sum(each) for name, each in zip(sums, everywhere, strict=False)}
@@ -365,17 +385,22 @@ def _together[T](trainer: GRPOTrainer, work: Callable[[], T]) -> T:
 
     Raises:
         RuntimeError: If another process has an error.
+        RolloutsAbandoned: If none has, and one abandoned its rollouts.
     """
     error: Exception | None = None
     try:
         result = work()
     except Exception as caught:
         error = caught
-    failed = [rank for rank, (flag,) in enumerate(_gathered(trainer, error is not None)) if flag]
-    if error is not None:
+    abandoned = isinstance(error, RolloutsAbandoned)
+    numbers = _gathered(trainer, error is not None and not abandoned, abandoned)
+    if error is not None and not abandoned:
         raise error
-    if failed:
-        raise RuntimeError(f"the rollouts of process {failed[0]} failed; it says why")
+    for rank, (failed, _) in enumerate(numbers):
+        if failed:
+            raise RuntimeError(f"the rollouts of process {rank} failed; it says why")
+    if any(left for _, left in numbers):
+        raise RolloutsAbandoned("the rollouts were abandoned")
     return result
 
 

@@ -51,9 +51,14 @@ def problem_dataset(problems: ProblemSource, size: int, seed: int) -> Any:
     """A data set of `size` problems, drawn in random order without repeats until all have been drawn.
 
     Its one column, `prompt`, holds the problem's id: the prompt itself is rendered by the environment.
+
+    Raises:
+        ValueError: If there are no problems.
     """
     from datasets import Dataset
 
+    if not len(problems):
+        raise ValueError("there is no problem to draw")
     generator = np.random.default_rng(seed)
     order: list[int] = []
     while len(order) < size:

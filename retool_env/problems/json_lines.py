@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from retool_env.grading import extract_boxed
+from retool_env.grading import extract_boxed, is_equivalent
 from retool_env.problems.data_sets import worked_result
 from retool_env.problems.loading import Row, json_rows
 from retool_env.problems.problem import Problem, ProblemList, ProblemsUnavailable
@@ -44,7 +44,7 @@ def jsonl(
     places: dict[str, str] = {}
     for index, (place, row) in enumerate(json_rows(path)):
         try:
-            problem = _problem(row, f"jsonl/{Path(path).stem}/{index}", question_key, answer_key)
+            problem = row_problem(row, f"jsonl/{Path(path).stem}/{index}", question_key, answer_key)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{place}: {error}") from error
         if problem.id in places:
@@ -58,15 +58,26 @@ def jsonl(
     return ProblemList(problems)
 
 
-def _problem(
-    row: Row, default_id: str, question_key: str | None, answer_key: str | None
+def row_problem(
+    row: Row, default_id: str, question_key: str | None = None, answer_key: str | None = None
 ) -> Problem:
+    """The problem of one row; arguments as in :func:`jsonl`, and the id of a row without one.
+
+    Raises:
+        TypeError: The question is not text, or the answer neither text nor a number.
+        ValueError: There is none, or it is empty.
+    """
     question_key = _key(row, "question", question_key, QUESTION_KEYS)
     answer_key = _key(row, "answer", answer_key, ANSWER_KEYS)
     question = row[question_key]
     if not isinstance(question, str):
         raise TypeError(f"the question ({question_key!r}) is not text: {question!r:.60}")
     answer = _answer(row[answer_key], answer_key)
+    if not is_equivalent(f"\\boxed{{{answer}}}", answer):
+        raise ValueError(
+            f"the answer ({answer_key!r}) could not be given in a \\boxed{{}}, even word for word: braces must be closed, "
+            f"and one value be named: {answer!r:.60}"
+        )
     hidden = {"id", question_key, *ANSWER_KEYS, answer_key}
     metadata = {
         key: value

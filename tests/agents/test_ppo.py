@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from agents import ppo
-from agents.figures import average
+from agents.figures import pooled
 from agents.settings import SettingsError, load_settings
 from agents.tiny import make_tokenizer
 from retool_env.episode import Generation, Rules
@@ -342,9 +342,9 @@ def test_two_processes_do_as_one(initial, tmp_path):
         assert same["grad_norm/actor"] == pytest.approx(figures["grad_norm/actor"], rel=1e-4)
 
 
-def test_figures_of_several_processes_are_averaged_over_those_that_have_them():
-    each = [{"a": 1.0, "b": 2.0, "c": None}, {"a": 3.0, "c": 4.0}, {"d": None}]
-    assert average(each) == {"a": 2.0, "b": 2.0, "c": 4.0}
+def test_figures_of_several_processes_are_means_over_all_their_numbers():
+    each = [{"a": [1.0, 2.0, 3.0], "b": [2.0], "c": []}, {"a": [10.0], "c": [4.0]}, {"d": []}]
+    assert pooled(each) == {"a": 4.0, "b": 2.0, "c": 4.0}
 
 
 # Learning

@@ -57,7 +57,7 @@ def test_a_starved_process_trains_on_with_the_other(found):
     assert first["rewards"] == [[1.0, -1.0, -1.0, -1.0, 1.0, -1.0, 1.0, 1.0]]
     assert second["rewards"] == [[None] * 8]
     [log] = first["logs"]
-    assert log["reward"] == 0.0 and log["env/failed_episodes"] == 4.0  # the mean of both
+    assert log["reward"] == 0.0 and log["rollout/failed"] == 8.0
 
 
 def test_nothing_to_learn_from_ends_all_and_an_error_of_one_is_one_of_both(found):

@@ -1,0 +1,127 @@
+"""Stopping: Ctrl-C, and SIGTERM as clusters send it, while a run trains.
+
+The first signal is a wish: rollouts under way are abandoned, an update under way is finished, the run saves what it can go on
+from, and ends. A second one ends it at once. Of several processes it is enough that one was told: they agree after each
+update, and on their rollouts (`EngineRollouts`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from accelerate.utils import gather
+from transformers import TrainerCallback
+
+from agents.run import processes
+from retool_env.integrations.rollouts import RolloutsAbandoned
+
+SAME_SECONDS = 1.0
+"""A signal so soon after the first is the same: a launcher passes on what the terminal has sent to all."""
+
+_SAID = (
+    b"\nstopping: what is under way is ended or left, and the run saved; once more stops at once\n"
+)
+
+
+class Stopping:
+    """Takes the two signals while it is entered, in the main thread."""
+
+    def __init__(self) -> None:
+        self._signal = self._agreed = 0
+        self._when = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopping:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._take) or signal.SIG_DFL
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def asked(self) -> bool:
+        """Whether this process was told to stop, as far as it knows."""
+        return bool(self._signal)
+
+    def agreed(self) -> bool:
+        """Whether any process was told to stop. All must call it."""
+        state = processes()
+        told = self._signal
+        if state.num_processes > 1:
+            told = int(gather(torch.tensor([told], device=state.device)).max())
+        if told and not self._signal:
+            self._signal, self._when = told, time.monotonic()
+        self._agreed = told
+        return bool(told)
+
+    def end(self) -> None:
+        """End the run if the processes agreed to.
+
+        Raises:
+            KeyboardInterrupt: With the signal's number.
+        """
+        if self._agreed:
+            raise KeyboardInterrupt(self._agreed)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self._signal:
+            self._signal, self._when = number, now
+            os.write(2, _SAID)  # whoever was interrupted may be in the middle of a print
+        elif now - self._when >= SAME_SECONDS:
+            raise KeyboardInterrupt(number)
+
+
+class StopCallback(TrainerCallback):
+    """Lets a trainer of transformers stop, and save before it does."""
+
+    def __init__(self) -> None:
+        self.stopping = Stopping()
+        self._saved = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the trainer."""
+        self._saved = state.global_step
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the trainer."""
+        self._saved = state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the trainer, on all processes."""
+        if self.stopping.agreed():
+            control.should_save = state.global_step > self._saved
+            control.should_training_stop = True
+
+    def train(self, trainer: Any, point: str | None) -> None:
+        """Train until the end or a stop.
+
+        Args:
+            trainer: Which has this callback.
+            point: The checkpoint it goes on from, if any.
+
+        Raises:
+            KeyboardInterrupt: If it was stopped; see `Stopping.end`.
+        """
+        with self.stopping:
+            try:
+                trainer.train(resume_from_checkpoint=point)
+            except RolloutsAbandoned:  # on all processes, before anything of this step was learned
+                self.stopping.agreed()
+                if trainer.state.global_step > self._saved:
+                    trainer._save_checkpoint(trainer.model_wrapped, trial=None)
+                trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+        self.stopping.end()

@@ -1,0 +1,66 @@
+"""A random model and settings so small that a run of a few steps takes a second."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from agents.settings import load_settings
+from agents.tiny import make_tokenizer
+
+SMALL = {
+    "steps": 4,
+    "prompts": 2,
+    "rollouts": 4,
+    "micro_batch": 8,
+    "mini_batch": 8,
+    "critic_warmup": 1,
+    "save_steps": 100,
+    "entropy": 0.05,  # where no answer is right, what there is to learn
+    "env.interpreter": False,
+    "env.max_tokens": 12,
+}
+
+
+def make_small(folder, change=lambda tokenizer: None):
+    """Writes the model and its tokenizer, which may be changed before."""
+    torch.manual_seed(1)
+    tokenizer = make_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    change(tokenizer)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def given(algorithm, /, **overrides):
+    """`key=value` of each setting that the algorithm has."""
+    cls = importlib.import_module(f"agents.{algorithm}").Settings
+    known = {field for field in cls.__dataclass_fields__}
+    values = {key: value for key, value in SMALL.items() if key.partition(".")[0] in known}
+    return [f"{key}={json.dumps(value)}" for key, value in {**values, **overrides}.items()]
+
+
+def settings(algorithm, /, **overrides):
+    """An algorithm's settings."""
+    module = importlib.import_module(f"agents.{algorithm}")
+    return load_settings(module.Settings, algorithm, "tiny", given(algorithm, **overrides))
+
+
+def records(folder):
+    """The lines of `metrics.jsonl`."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").open()]

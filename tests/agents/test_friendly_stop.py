@@ -1,0 +1,250 @@
+"""Ctrl-C and SIGTERM: what is under way is ended or left, the run saved, and it goes on to the same curve."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import given, make_small, records, settings
+from transformers import AutoModelForCausalLM
+
+from agents import grpo, ppo, rft, sft
+from agents import stopping as stops
+from agents.run import RunLogger
+from agents.stopping import Stopping
+from retool_env.episode import Rules
+from retool_env.problems import Problem, ProblemList
+from retool_env.transcript import read_transcripts
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the processes that are started here have."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_small(tmp_path_factory.mktemp("model"))
+
+
+def weights(folder):
+    return list(AutoModelForCausalLM.from_pretrained(folder).parameters())
+
+
+def same_weights(model, one, other):
+    """And not those that they began with."""
+    moved = 0.0
+    for start, a, b in zip(weights(model), weights(one), weights(other), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+        moved = max(moved, (a - start).abs().max().item())
+    assert moved > 1e-4
+
+
+def same_curve(one, other):
+    names = ("step", "reward", "completions/mean_length", "entropy")
+    for a, b in zip(records(one), records(other), strict=True):
+        assert [a[name] for name in names] == pytest.approx([b[name] for name in names], rel=1e-4)
+
+
+def checkpoints(folder):
+    return [path.name for path in (folder / "trainer").glob("checkpoint-*")]
+
+
+def lines(path):
+    return path.read_text().count("\n") if path.is_file() else 0
+
+
+def start(name, algorithm, model, runs):
+    """`python -m agents` in a process of its own, its output in a pipe."""
+    command = [sys.executable, "-m", "agents", f"{HERE / 'stopped_runs.py'}:{algorithm}"]
+    return subprocess.Popen(
+        [*command, "--runs", str(runs), *given(name, model=model, name=name)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_ctrl_c_leaves_grpos_rollouts_and_it_goes_on_to_the_same_curve(model, tmp_path):
+    """It is stopped from outside in its third step, whose rollouts would never end."""
+    folder = tmp_path / "grpo"
+    process = start("grpo", "Sampling", model, tmp_path)
+    try:
+        while lines(folder / "metrics.jsonl") < 2:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    assert "stopping: " in said and "the same command with --resume goes on" in said
+    assert checkpoints(folder) == ["checkpoint-2"]
+    assert not (folder / "checkpoint").exists() and not (folder / "done").exists()
+    assert len(list(read_transcripts(folder / "transcripts.jsonl"))) == 2 * 8
+    resumed = grpo.train(settings("grpo", model=model, name="grpo"), folder, resume=True)
+    whole = grpo.train(settings("grpo", model=model, name="grpo"), tmp_path / "whole")
+    same_weights(model, whole, resumed)
+    same_curve(tmp_path / "whole", folder)
+
+
+def test_sigterm_ends_ppos_update_and_it_goes_on_to_the_same_curve(model, tmp_path):
+    folder = tmp_path / "ppo"
+    process = start("ppo", "Updating", model, tmp_path)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    assert "the same command with --resume goes on" in said
+    assert [record["step"] for record in records(folder)] == [1, 2]
+    assert checkpoints(folder) == ["checkpoint-2"]
+    resumed = ppo.train(settings("ppo", model=model, name="ppo"), folder, resume=True)
+    whole = ppo.train(settings("ppo", model=model, name="ppo"), tmp_path / "whole")
+    same_weights(model, whole, resumed)
+    same_curve(tmp_path / "whole", folder)
+
+
+def test_ppos_rollouts_are_left_too(model, tmp_path, monkeypatch):
+    calls = ppo.EngineRollouts._wait
+
+    def told(self, future):
+        if self.engine.policy.weight_version == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            future = self._loop.submit(_for_ever())
+        return calls(self, future)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ppo.EngineRollouts, "_wait", told)
+        ppo.train(settings("ppo", model=model), tmp_path / "cut")
+    assert checkpoints(tmp_path / "cut") == ["checkpoint-2"]
+    resumed = ppo.train(settings("ppo", model=model), tmp_path / "cut", resume=True)
+    same_weights(model, ppo.train(settings("ppo", model=model), tmp_path / "whole"), resumed)
+
+
+async def _for_ever():
+    await asyncio.Event().wait()
+
+
+def test_a_stop_in_the_first_rollouts_leaves_nothing_to_go_on_from(model, tmp_path, monkeypatch):
+    def told(self, future):
+        os.kill(os.getpid(), signal.SIGINT)
+        return wait(self, self._loop.submit(_for_ever()))
+
+    wait = grpo.EngineRollouts._wait
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(grpo.EngineRollouts, "_wait", told)
+        grpo.train(settings("grpo", model=model, steps=1), tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("checkpoint-*"))
+    grpo.train(settings("grpo", model=model, steps=1), tmp_path / "run", resume=True)
+
+
+def test_one_of_two_processes_is_told_and_both_stop(tmp_path):
+    make_small(tmp_path / "model")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    ran = subprocess.run(
+        [*command, str(HERE / "stopped_runs.py"), str(tmp_path)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    both = {"grpo": [signal.SIGINT], "ppo": [signal.SIGTERM]}
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [both] * 2
+    for name, step in (("grpo", 1), ("ppo", 2)):
+        assert checkpoints(tmp_path / name) == [f"checkpoint-{step}"]
+        assert [record["step"] for record in records(tmp_path / name)] == list(range(1, step + 1))
+
+
+def test_a_stopped_cold_start_goes_on_to_the_same_weights(model, tmp_path, monkeypatch):
+    more = {"model": model, "traces": 24, "epochs": 3, "batch_size": 8, "env.interpreter": False}
+    few = settings("sft", **more, **{"env.max_tokens": 60}, trl={"logging_steps": 1})
+    log = RunLogger.on_log
+
+    def telling(self, args, state, control, **kwargs):
+        log(self, args, state, control, **kwargs)
+        if state.global_step == 4:  # in the midst of the second pass
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunLogger, "on_log", telling)
+        sft.train(few, tmp_path / "cut")
+    [point] = (tmp_path / "cut" / "trainer").glob("checkpoint-*")
+    assert point.name == "checkpoint-5"  # it is noticed at the end of a step
+    resumed = sft.train(few, tmp_path / "cut", resume=True)
+    whole = sft.train(few, tmp_path / "whole")
+    same_weights(model, whole, resumed)
+    assert [r["loss"] for r in records(tmp_path / "cut")] == pytest.approx(
+        [r["loss"] for r in records(tmp_path / "whole")], rel=1e-4
+    )
+
+
+def test_what_a_stopped_round_of_rft_had_sampled_is_not_sampled_again(model, tmp_path, monkeypatch):
+    rules = Rules(interpreter=False, max_tokens=1, prompt_template="{query}")
+    problems = ProblemList(Problem(str(i), f"Compute {i}", "1") for i in range(4))
+    monkeypatch.setattr(rft, "find_task", lambda env: (rules, problems))
+    made = settings("rft", model=model, problems=4, k=3)
+    write, done = rft.write_transcripts, []
+
+    def stopping(path, group):
+        done.append(group)
+        last = len(done) == 4  # the first is that of the empty file
+        write(path, group[:2] if last else group)
+        if last:
+            with open(path, "a") as file:
+                file.write('{"cut sho')
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def sample(folder):
+        return rft.sample(made, 0, model, rules, problems, None, folder / "kept.jsonl")
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(rft, "write_transcripts", stopping)
+        sample(tmp_path / "cut")
+    again = []
+    monkeypatch.setattr(rft, "write_transcripts", lambda p, g: (write(p, g), again.append(g)))
+    groups = sample(tmp_path / "cut")
+    assert len(again) == 3  # what is kept, once, and the two that were left
+    whole = sample(tmp_path / "whole")
+
+    def ids(groups):
+        return [[t.completion_ids for t in group] for group in groups]
+
+    assert ids(groups) == ids(whole) and len(groups) == 4
+    assert len(list(read_transcripts(tmp_path / "cut" / "kept.jsonl"))) == 12
+
+
+def test_a_second_signal_stops_at_once_but_not_its_echo(monkeypatch, capfd):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with Stopping() as stopping:
+        assert not stopping.agreed()
+        stopping.end()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopping.asked()
+        os.kill(os.getpid(), signal.SIGTERM)  # as a launcher passes it on
+        monkeypatch.setattr(stops, "SAME_SECONDS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        stopping.end()  # not agreed yet: others would not end with it
+        assert stopping.agreed()
+        with pytest.raises(KeyboardInterrupt) as stop:
+            stopping.end()
+    assert stop.value.args == (signal.SIGTERM,)
+    assert capfd.readouterr().err.count("stopping: ") == 1
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

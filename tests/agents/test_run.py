@@ -1,0 +1,98 @@
+"""The folder of a run: who may use it, and where a stopped run goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from agents import run as runs
+from agents.run import Run
+from agents.settings import SettingsError
+
+ROOT = Path(__file__).parents[2]
+
+HOLD = """
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from agents.run import Run
+
+@dataclass(frozen=True)
+class Settings:
+    seed: int = 0
+
+Run(Path(sys.argv[1]), Settings(), resume=True).start()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    seed: int = 0
+
+
+def started(folder, seed=0, resume=False):
+    run = Run(folder, Settings(seed), resume)
+    run.start()
+    return run
+
+
+def test_two_processes_are_never_at_work_in_one_folder(tmp_path):
+    folder = tmp_path / "run"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(SettingsError, match="another process is at work"):
+            started(folder, resume=True)
+    finally:
+        holder.kill()
+        holder.communicate()
+    started(folder, resume=True)  # its lock went with it, however it ended
+    started(folder, resume=True)  # and one process may begin again
+
+
+def test_a_folder_in_which_nothing_came_of_a_start_is_free(tmp_path):
+    started(tmp_path, seed=1)
+    started(tmp_path, seed=2)
+    assert json.loads((tmp_path / "config.json").read_text())["settings"] == {"seed": 2}
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(SettingsError, match="holds a run already"):
+        started(tmp_path, seed=2)
+    with pytest.raises(SettingsError, match=r"other settings \(seed\)"):
+        started(tmp_path, seed=3, resume=True)
+    started(tmp_path, seed=2, resume=True)
+
+
+def test_a_run_does_not_go_on_with_another_number_of_processes(tmp_path, monkeypatch):
+    started(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    two = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
+    monkeypatch.setattr(runs, "processes", lambda: two)
+    with pytest.raises(SettingsError, match=r"started with 1 processes.*can't go on with 2"):
+        Run(tmp_path, Settings(), resume=True)
+
+
+def test_it_goes_on_at_the_last_checkpoint_that_is_whole(tmp_path):
+    run = started(tmp_path)
+    for step, state in ((2, "{}"), (4, "{}"), (6, '{"cut sho')):
+        folder = run.trainer / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text(state)
+    (run.trainer / "checkpoint-8").mkdir()
+    for step in range(1, 9):
+        run.log({"step": step})
+    assert Path(run.resume_point()).name == "checkpoint-4"
+    assert [record["step"] for record in run.metrics()] == [1, 2, 3, 4]
