@@ -1,26 +1,130 @@
-"""Traces for a cold start: arithmetic solved by a script, its code executed in the sandbox and its answers checked.
+"""Traces for a cold start: from a file of messages, or arithmetic that a script solves here.
 
-The paper's cold start (section 2.1) has a language model rewrite text-only solutions; here the problems carry their own
-expression, so a script can. Four styles: with a block that works, with one that fails and is then mended, and in text
-alone, worked out or answered at once. A trace whose answer the environment does not accept is dropped.
+A file holds a conversation a line, in the shape of the paper's own set (`messages`: what the user says, and a response with
+its tags as they are). Who wrote what of a response follows from its tags, and so does the loss mask.
+
+The paper's cold start (section 2.2) has a language model rewrite text-only solutions (`coldstart.py`); where problems carry
+their own expression, a script can. Its styles: with a block that works, of one line or of a line an operation, with one that
+fails and is then mended, and in text alone, worked out or answered at once. Its code is executed in the sandbox, and a trace
+whose answer the environment does not accept is dropped.
 """
 
 from __future__ import annotations
 
 import ast
 import asyncio
+import itertools
 import random
 import re
+import string
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from retool_env.episode import Rules, Tokenizer
+from retool_env.episode import Rules, Tokenizer, encode_result
 from retool_env.problems import Problem
+from retool_env.problems.loading import json_rows
+from retool_env.protocol import RESULT_CLOSE, RESULT_OPEN, Tags, TurnKind, parse_turn
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.sandbox import Sandbox
-from retool_env.transcript import Transcript
+from retool_env.transcript import Author, Span, StopReason, Transcript
 
 Turns = Callable[[str], str]
 """From the transcript so far to the next turn."""
+
+_RESULT = re.compile(rf"\s*{RESULT_OPEN}.*?{RESULT_CLOSE}\n{{0,2}}", re.DOTALL)
+
+
+def has_messages(path: Path) -> bool:
+    """Whether a JSON-lines file holds conversations, by its first line.
+
+    Raises:
+        ValueError: If that is no JSON object.
+    """
+    return any("messages" in row for _, row in itertools.islice(json_rows(path), 1))
+
+
+def read_messages(path: Path, tokenizer: Tokenizer) -> list[Transcript]:
+    """The traces of a file with one `{"messages": [...]}` a line; their answers count as right.
+
+    Each span is encoded on its own, as in an episode, so that the tokens are those which the model meets there.
+
+    Raises:
+        ValueError: Naming the file and the line that is no such conversation, has a code block without a result or a result
+            without one, or ends without an answer.
+    """
+    traces = []
+    for place, row in json_rows(path):
+        try:
+            traces.append(_trace(place, *conversation(row), tokenizer))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+    return traces
+
+
+def conversation(row: Mapping[str, Any]) -> tuple[str, str]:
+    """What the user and the assistant say in a row's `messages`.
+
+    Raises:
+        ValueError: If it holds anything but one message of each, in this order.
+    """
+    match row.get("messages"):
+        case [
+            {"role": "user", "content": str(prompt)},
+            {"role": "assistant", "content": str(response)},
+        ] if prompt.strip():
+            return prompt, response
+    raise ValueError(
+        '"messages" must be one message of the user and one of the assistant: [{"role": "user", "content": ...}, '
+        '{"role": "assistant", "content": ...}]'
+    )
+
+
+def authors(response: str) -> list[tuple[Author, str]]:
+    r"""Who wrote what of a response, in order; joined, it is the response.
+
+    The environment wrote the `<interpreter>` block behind a code block, with the line breaks around it; what stands in such
+    tags elsewhere is the model's. The last part is always the model's.
+
+    Example:
+        >>> authors("So <code>print(1)</code>\n<interpreter>\n1\n</interpreter>\n\nOne.")
+        [('model', 'So <code>print(1)</code>'), ('env', '\n<interpreter>\n1\n</interpreter>\n\n'), ('model', 'One.')]
+    """
+    parts: list[tuple[Author, str]] = []
+    while True:
+        turn = parse_turn(response)
+        result = _RESULT.match(response, turn.end) if turn.kind is TurnKind.CODE else None
+        if result is None:
+            return [*parts, ("model", response)]
+        parts += [("model", response[: turn.end]), ("env", result[0])]
+        response = response[result.end() :]
+
+
+def _trace(place: str, prompt: str, response: str, tokenizer: Tokenizer) -> Transcript:
+    parts = authors(response.rstrip())
+    last = parts[-1][1]
+    turn = parse_turn(last)
+    if turn.kind is TurnKind.CODE:
+        raise ValueError("a code block has no result behind it")
+    if turn.kind is not TurnKind.ANSWER or not turn.content or turn.end < len(last):
+        raise ValueError("the response does not end with its answer in <answer>...</answer>")
+    for author, text in parts:
+        if author == "model" and (RESULT_OPEN in text or RESULT_CLOSE in text):
+            raise ValueError(
+                f"{RESULT_OPEN} stands elsewhere than behind a code block, so it would be trained on"
+            )
+    spans = [Span("prompt", *Tags().prompt(prompt, tokenizer))]
+    for author, text in parts:
+        ids = encode_result(tokenizer, text)
+        spans.append(Span(author, text, ids, (0.0,) * len(ids) if author == "model" else None))
+    return Transcript(
+        Problem(id=place, question=prompt, answer=turn.content),
+        tuple(spans),
+        stop_reason=StopReason.ANSWERED,
+        answer=turn.content,
+        correct=True,
+        reward=1.0,
+    )
 
 
 def code(program: str) -> str:
@@ -35,23 +139,38 @@ def answer(result: str) -> str:
 
 def tool_turns(expression: str, rng: random.Random) -> Turns:
     """Compute it, then answer what came out."""
-
-    def turn(text: str) -> str:
-        printed = _last_result(text)
-        return code(f"print({expression})") if printed is None else answer(printed)
-
-    return turn
+    return _then_answer(code(f"print({expression})"))
 
 
 def mended_turns(expression: str, rng: random.Random) -> Turns:
     """A block that fails, then one that works, then the answer."""
     broken = rng.choice((f"print({expression}", f"prnt({expression})", f"print({expression}) +"))
+    return _then_answer(code(broken), code(f"print({expression})"))
+
+
+def stepwise_turns(expression: str, rng: random.Random) -> Turns:
+    """A program of a line an operation, then the answer."""
+    return _then_answer(code(program_steps(expression)))
+
+
+def mended_stepwise_turns(expression: str, rng: random.Random) -> Turns:
+    """Such a program with a name that stands for nothing, or a bracket left open; then one that works, then the answer."""
+    program = program_steps(expression)
+    lines = program.splitlines()
+    broken = [program.removesuffix(")")]
+    if len(lines) > 1:
+        broken.append("\n".join([*lines[:-2], lines[-1]]))  # forgot the last step
+    return _then_answer(code(rng.choice(broken)), code(program))
+
+
+def _then_answer(*blocks: str) -> Turns:
+    """These blocks, until one printed what is no error; then that."""
 
     def turn(text: str) -> str:
-        printed = _last_result(text)
-        if printed is None:
-            return code(broken)
-        return code(f"print({expression})") if "Error" in printed else answer(printed)
+        results = re.findall(r"<interpreter>\n(.*?)\n?</interpreter>", text, flags=re.DOTALL)
+        if not results or "Error" in results[-1]:
+            return blocks[len(results)]
+        return answer(results[-1])
 
     return turn
 
@@ -70,10 +189,12 @@ def direct_turns(expression: str, rng: random.Random) -> Turns:
 STYLES: Mapping[str, Callable[[str, random.Random], Turns]] = {
     "tool": tool_turns,
     "mended": mended_turns,
+    "stepwise": stepwise_turns,
+    "mended_stepwise": mended_stepwise_turns,
     "worked": worked_turns,
     "direct": direct_turns,
 }
-WITH_CODE = {"tool", "mended"}
+WITH_CODE = {"tool", "mended", "stepwise", "mended_stepwise"}
 """The styles that need an interpreter."""
 
 
@@ -83,26 +204,55 @@ def text_steps(expression: str) -> tuple[list[str], int]:
     Raises:
         ValueError: If it holds anything but integers, `+`, `-`, `*` and brackets.
     """
-    operators = {
-        ast.Add: ("+", int.__add__),
-        ast.Sub: ("-", int.__sub__),
-        ast.Mult: ("*", int.__mul__),
-    }
+    apply = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
     lines: list[str] = []
 
-    def value(node: ast.expr) -> int:
+    def work_out(left: int, symbol: str, right: int) -> int:
+        result = apply[symbol](left, right)
+        lines.append(f"{left} {symbol} {right} = {result}")
+        return result
+
+    return lines, _fold(expression, int, int.__neg__, work_out)
+
+
+def program_steps(expression: str) -> str:
+    """A program of the same operations: a name for what each gives, and the last one printed.
+
+    Raises:
+        ValueError: As `text_steps`; and if there are more operations than letters.
+    """
+    lines: list[str] = []
+
+    def assign(left: str, symbol: str, right: str) -> str:
+        if len(lines) == len(string.ascii_lowercase):
+            raise ValueError(f"too long for a letter an operation: {expression}")
+        name = string.ascii_lowercase[len(lines)]
+        lines.append(f"{name} = {left} {symbol} {right}")
+        return name
+
+    lines.append(f"print({_fold(expression, str, '-{}'.format, assign)})")
+    return "\n".join(lines)
+
+
+def _fold[T](
+    expression: str,
+    number: Callable[[int], T],
+    negated: Callable[[T], T],
+    combine: Callable[[T, str, T], T],
+) -> T:
+    """What comes of an integer expression, innermost first."""
+    symbols = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
+
+    def value(node: ast.expr) -> T:
         if isinstance(node, ast.Constant) and isinstance(node.value, int):
-            return node.value
+            return number(node.value)
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -value(node.operand)
-        if isinstance(node, ast.BinOp) and type(node.op) in operators:
-            symbol, apply = operators[type(node.op)]
-            left, right = value(node.left), value(node.right)
-            lines.append(f"{left} {symbol} {right} = {apply(left, right)}")
-            return apply(left, right)
+            return negated(value(node.operand))
+        if isinstance(node, ast.BinOp) and type(node.op) in symbols:
+            return combine(value(node.left), symbols[type(node.op)], value(node.right))
         raise ValueError(f"not an integer expression: {expression}")
 
-    return lines, value(ast.parse(expression, mode="eval").body)
+    return value(ast.parse(expression, mode="eval").body)
 
 
 def make_traces(
@@ -155,8 +305,3 @@ def make_traces(
         return await asyncio.gather(*(trace(index, slots) for index in range(len(problems))))
 
     return [transcript for transcript in asyncio.run(all_traces()) if transcript.correct]
-
-
-def _last_result(text: str) -> str | None:
-    results = re.findall(r"<interpreter>\n(.*?)\n?</interpreter>", text, flags=re.DOTALL)
-    return results[-1] if results else None

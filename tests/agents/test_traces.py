@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 
 import pytest
 from hypothesis import given
@@ -9,10 +10,17 @@ from hypothesis import strategies as st
 
 from agents.settings import find_task, read_preset
 from agents.tiny import make_tokenizer
-from agents.traces import make_traces, text_steps
+from agents.traces import (
+    authors,
+    has_messages,
+    make_traces,
+    program_steps,
+    read_messages,
+    text_steps,
+)
 from retool_env.episode import Rules
 from retool_env.problems import Problem, arithmetic
-from retool_env.transcript import check_transcript
+from retool_env.transcript import check_transcript, write_transcripts
 
 RULES = Rules(max_tokens=200, max_calls=3, prompt_template="{query}\n", errors="last_line")
 TOKENIZER = make_tokenizer()
@@ -26,7 +34,14 @@ def traces(mix, sandbox, count=12, rules=RULES, problems=None):
 
 @pytest.mark.parametrize(
     ("style", "outcomes"),
-    [("tool", [True]), ("mended", [False, True]), ("worked", []), ("direct", [])],
+    [
+        ("tool", [True]),
+        ("mended", [False, True]),
+        ("stepwise", [True]),
+        ("mended_stepwise", [False, True]),
+        ("worked", []),
+        ("direct", []),
+    ],
 )
 def test_code_was_really_run_and_answers_really_checked(sandbox, style, outcomes):
     made = traces({style: 1.0}, sandbox)
@@ -37,7 +52,7 @@ def test_code_was_really_run_and_answers_really_checked(sandbox, style, outcomes
         assert [call.ok for call in trace.calls] == outcomes
         if outcomes:  # what it answers is what the sandbox printed
             assert trace.calls[-1].execution.stdout.strip() in trace.answer
-        if style == "mended":
+        if style.startswith("mended"):
             assert "Error" in trace.calls[0].execution.error
 
 
@@ -118,7 +133,136 @@ def test_steps_of_an_expression_are_each_right_and_end_in_its_value(expression):
     )
 
 
+@given(expressions)
+def test_a_program_of_an_expression_has_its_operations_and_prints_its_value(expression):
+    program, printed = program_steps(expression), []
+    exec(program, {"print": printed.append})
+    assert printed == [eval(expression)]
+    assert len(program.splitlines()) == len(text_steps(expression)[0]) + 1
+
+
+def test_errors_of_programs_are_of_several_kinds(sandbox):
+    made = traces({"mended_stepwise": 1.0}, sandbox, count=24)
+    last_lines = {trace.calls[0].execution.error.splitlines()[-1] for trace in made}
+    errors = {line.partition(":")[0] for line in last_lines}
+    assert errors == {"SyntaxError", "NameError"}
+
+
 def test_other_expressions_are_refused():
     for expression in ("1 / 2", "x + 1", "2 ** 3", "f(1)", "1.5 + 1"):
-        with pytest.raises(ValueError, match="integer expression"):
-            text_steps(expression)
+        for steps in (text_steps, program_steps):
+            with pytest.raises(ValueError, match="integer expression"):
+                steps(expression)
+    with pytest.raises(ValueError, match="too long"):
+        program_steps(" + ".join("1" * 28))
+
+
+CALL = "So:\n<code>\n```python\nprint(42)\n```\n</code>"
+RESULT = "\n<interpreter>\n42\n</interpreter>\n\n"
+ANSWER = "It is 42.\n<answer>\n\\boxed{42}\n</answer>"
+
+
+def said(response, prompt="Compute 6 * 7."):
+    return {
+        "messages": [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": response},
+        ]
+    }
+
+
+def test_messages_become_spans_as_an_episode_has_them(sandbox, tmp_path):
+    made = traces({"mended": 1, "tool": 1, "worked": 1}, sandbox)
+    path = tmp_path / "data.jsonl"
+    rows = [said(t.response_text, t.spans[0].text) for t in made]
+    path.write_text("".join(json.dumps(row) + "\n\n" for row in rows))
+    assert has_messages(path)
+    read = read_messages(path, TOKENIZER)
+    assert len(read) == len(made) == 12
+    for ours, theirs in zip(read, made, strict=True):
+        check_transcript(ours)
+        assert [(s.author, s.text, s.token_ids) for s in ours.spans] == [
+            (s.author, s.text, s.token_ids) for s in theirs.spans
+        ]
+        assert ours.loss_mask == theirs.loss_mask and ours.correct
+
+
+def test_results_as_others_write_them_are_the_environments(tmp_path):
+    """Line breaks and what stands around the tags differ; what follows an answer is cut."""
+    path = tmp_path / "data.jsonl"
+    written = CALL + "\n\n<interpreter>42</interpreter>\n" + CALL + RESULT + ANSWER
+    path.write_text(json.dumps(said(written + "\n \n")))
+    [trace] = read_messages(path, TOKENIZER)
+    model, env, again, *_ = trace.response
+    assert (model.text, again.text) == (CALL, CALL)
+    assert env.text == "\n\n<interpreter>42</interpreter>\n"
+    assert trace.response_text == written
+    learned = [i for i, kept in zip(trace.completion_ids, trace.loss_mask, strict=True) if kept]
+    assert TOKENIZER.decode(learned) == CALL + CALL + ANSWER
+
+
+def test_a_chat_template_makes_the_prompt(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+    )
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(said(CALL + RESULT + ANSWER)))
+    [trace] = read_messages(path, tokenizer)
+    assert trace.spans[0].text == "[user]Compute 6 * 7.[assistant]"
+
+
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        ({"messages": "hi"}, "one message of the user and one of the assistant"),
+        ({"problem": "p"}, "one message of the user"),
+        ({"messages": said("x")["messages"] * 2}, "one message of the user"),
+        ({"messages": said("x")["messages"][::-1]}, "one message of the user"),
+        (said(ANSWER, prompt=" "), "one message of the user"),
+        (said("It is 42."), "does not end with its answer"),
+        (said(ANSWER + " Or not."), "does not end with its answer"),
+        (said("<answer> </answer>"), "does not end with its answer"),
+        (said(CALL + RESULT), "does not end with its answer"),
+        (said(CALL + ANSWER), "a code block has no result"),
+        (said(CALL + RESULT + RESULT + ANSWER), "would be trained on"),
+    ],
+)
+def test_messages_that_are_no_trace_are_named_by_their_line(tmp_path, row, wrong):
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(said(ANSWER)) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=rf"data\.jsonl, line 2: .*{wrong}"):
+        read_messages(path, TOKENIZER)
+
+
+def test_transcripts_are_no_messages(sandbox, tmp_path):
+    path = tmp_path / "transcripts.jsonl"
+    write_transcripts(path, traces({"worked": 1}, sandbox, count=1))
+    assert not has_messages(path)
+    path.write_text("")
+    assert not has_messages(path)
+
+
+def test_only_what_stands_behind_a_code_block_is_the_environments():
+    assert authors(CALL + RESULT + "\n" + ANSWER) == [
+        ("model", CALL),
+        ("env", RESULT),
+        ("model", "\n" + ANSWER),
+    ]
+    for response in (ANSWER + RESULT, "</code>" + RESULT, "Hm" + RESULT + ANSWER):
+        assert authors(response) == [("model", response)]
+
+
+pieces = st.sampled_from(
+    ["<code>", "</code>", "<interpreter>", "</interpreter>", "<answer>", "</answer>", "\n", "x"]
+)
+
+
+@given(st.lists(pieces).map("".join))
+def test_authors_take_turns_and_leave_nothing_out(response):
+    parts = authors(response)
+    assert "".join(text for _, text in parts) == response
+    assert [author for author, _ in parts] == ["model", "env"] * (len(parts) // 2) + ["model"]
+    for author, text in parts:
+        if author == "env":
+            assert text.strip().startswith("<interpreter>") and text.count("</interpreter>") == 1
