@@ -1,0 +1,131 @@
+"""A run evaluated along its training: each model that it kept, on the same held-out problems.
+
+    python -m agents grpo --preset tiny export_steps=10
+    python -m benchmarks.along runs/grpo
+
+The paper measures each saved checkpoint on the evaluation set (section 3.3). Step 0 is the model that the run began with. A
+model whose transcripts lie in the run's folder `along/` is not evaluated again.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from agents.progress import Bar
+from agents.run import write_atomically
+from agents.settings import SettingsError, find_sandbox, find_task
+from retool_env.evaluation import TEMPERATURE, TOP_P, evaluate, table
+from retool_env.metrics import summarise
+from retool_env.rollout.transformers import load_policy
+from retool_env.transcript import Transcript, read_transcripts
+
+
+def models(run: Path) -> dict[int, str]:
+    """The models of a run by their steps, its first one included.
+
+    Raises:
+        SettingsError: If there is no run, or it kept none.
+    """
+    config = run / "config.json"
+    if not config.is_file():
+        raise SettingsError(f"{run} holds no run")
+    kept = {
+        int(path.parent.name): str(path.parent) for path in run.glob("checkpoints/*/config.json")
+    }
+    if not kept:
+        raise SettingsError(
+            f"{run} kept no models along its training: train with export_steps=10, say"
+        )
+    first = json.loads(config.read_text(encoding="utf-8"))["settings"]["model"]
+    return {0: first, **dict(sorted(kept.items()))}
+
+
+def evaluate_along(
+    run: Path, problems: int, k: int, seed: int = 0
+) -> Iterator[tuple[int, list[Transcript]]]:
+    """The transcripts of each model of a run, in order of their steps.
+
+    Args:
+        run: The run's folder.
+        problems: How many held-out problems, the same for each.
+        k: Episodes a problem.
+        seed: Of sampling, at the paper's temperature and top-p.
+
+    Yields:
+        The step, and its transcripts.
+
+    Raises:
+        SettingsError: If there is no run, it kept no models, or it has been evaluated otherwise.
+    """
+    found = models(run)
+    settings = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
+    rules, source = find_task({**settings["env"], "split": "test"})
+    if problems > len(source):
+        raise SettingsError(f"there are {len(source)} held-out problems, not {problems}")
+    folder = run / "along"
+    folder.mkdir(exist_ok=True)
+    _same(folder / "evaluation.json", {"problems": problems, "k": k, "seed": seed})
+    with Bar(f"evaluating {run}", len(found)) as bar:
+        sandbox = None
+        try:
+            for step, model in found.items():
+                path = folder / f"{step}.jsonl"
+                if not path.is_file():
+                    if sandbox is None and rules.interpreter:
+                        sandbox = find_sandbox(settings["sandbox"], rules)
+                    policy = load_policy(
+                        model,
+                        settings["dtype"],
+                        temperature=TEMPERATURE,
+                        top_p=TOP_P,
+                        max_batch=128,
+                    )
+                    chosen = [source[i] for i in range(problems)]
+                    _, transcripts = evaluate(policy, rules, chosen, k, sandbox, seed)
+                    lines = (json.dumps(each.to_json()) + "\n" for each in transcripts)
+                    write_atomically(path, "".join(lines))
+                bar.advance()
+                yield step, list(read_transcripts(path))
+        finally:
+            if sandbox is not None:
+                sandbox.close()
+
+
+def _same(path: Path, how: dict[str, Any]) -> None:
+    """Note how the models are evaluated, once.
+
+    Raises:
+        SettingsError: If the note says otherwise.
+    """
+    if not path.is_file():
+        write_atomically(path, json.dumps(how) + "\n")
+    elif (before := json.loads(path.read_text(encoding="utf-8"))) != how:
+        raise SettingsError(
+            f"{path.parent} holds an evaluation with {before}, not {how}: remove it"
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Evaluates a run's models, and prints a table; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("--problems", type=int, default=100, help="(100)")
+    parser.add_argument("--k", type=int, default=4, help="episodes a problem (4)")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling (0)")
+    options = parser.parse_args(arguments)
+    if min(options.problems, options.k) < 1:
+        parser.error("--problems and --k must be at least 1")
+    try:
+        found = evaluate_along(options.run, options.problems, options.k, options.seed)
+        print(table({f"step {step}": summarise(transcripts) for step, transcripts in found}))
+    except SettingsError as error:
+        print(f"python -m benchmarks.along: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

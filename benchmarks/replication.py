@@ -1,0 +1,418 @@
+"""The paper's claim in miniature: learning with the interpreter beside learning in text alone.
+
+    python -m benchmarks.replication
+    python -m benchmarks.replication --seeds 0 --algorithms grpo
+
+Of each seed and arm: a cold start from as many traces, then each algorithm with the same budget, then its models along
+training on the same held-out problems. The commands are printed, and each run keeps its folder below `runs/replication/`:
+the same command again goes on where it was stopped, and runs nothing twice. Several commands run side by side, each on its
+share of the processors; `--jobs 1` runs one after the other.
+
+First it says whether the comparison says anything: text alone must gain 15 points over its own cold start, and must still be
+rising at half its budget. Figures and a picture go to `benchmarks/results/replication_<preset>.json` and `.png`.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.run import read_records
+from benchmarks.along import evaluate_along
+from benchmarks.learning import Curve, calibrate, claim_holds, compare
+from benchmarks.machine import circumstances
+from retool_env.evaluation import tool_table
+from retool_env.metrics import Summary, summarise, summarise_along
+from retool_env.transcript import Transcript, read_transcripts
+
+RESULTS = Path(__file__).parent / "results"
+
+ARMS = {"interpreter": [], "text only": ["env.interpreter=false"]}
+"""What each arm sets."""
+OVERRIDES: dict[str, dict[str, list[str]]] = {
+    "tiny": {
+        "all": ["env.difficulty=[1, 2, 4]"],
+        "sft": [
+            "mix={tool: 1, stepwise: 1, mended: 0.5, mended_stepwise: 0.5, worked: 2, direct: 2}",
+            "traces=1500",
+        ],
+        "rl": ["steps=80", "export_steps=8", "save_steps=8"],
+    },
+    "smollm2": {"all": [], "sft": [], "rl": ["export_steps=2"]},
+}
+"""Settings over a preset's: of every run, of the cold starts, and of what follows them."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run."""
+
+    preset: str
+    seeds: tuple[int, ...]
+    algorithms: tuple[str, ...]
+    problems: int
+    k: int
+    runs: Path
+    overrides: tuple[str, ...] = ()
+    """Settings over those of `OVERRIDES`, of what follows the cold starts."""
+
+    def folder(self, seed: int, arm: str, algorithm: str) -> Path:
+        """Of a run."""
+        return self.runs / _name(seed, arm, algorithm)
+
+    def commands(self, seed: int, arm: str) -> Iterator[list[str]]:
+        """Of a seed and arm, in order."""
+        known = OVERRIDES.get(self.preset, {"all": [], "sft": [], "rl": ["export_steps=10"]})
+        cold = self.folder(seed, arm, "sft") / "checkpoint"
+        for algorithm in ("sft", *self.algorithms):
+            own = known["sft"] if algorithm == "sft" else [f"model={cold}", *known["rl"]]
+            extra = [] if algorithm == "sft" else self.overrides
+            name = _name(seed, arm, algorithm)
+            yield [
+                *("python", "-m", "agents", algorithm, "--preset", self.preset, "--resume"),
+                *("--runs", str(self.runs), f"name={name}", f"seed={seed}"),
+                *(*known["all"], *ARMS[arm], *own, *extra),
+            ]
+            if algorithm != "sft":
+                numbers = ("--problems", str(self.problems), "--k", str(self.k))
+                run = str(self.folder(seed, arm, algorithm))
+                yield ["python", "-m", "benchmarks.along", run, *numbers]
+
+
+def _name(seed: int, arm: str, algorithm: str) -> str:
+    return f"{arm.replace(' ', '-')}-{seed}/{algorithm}"
+
+
+def run_all(plan: Plan, jobs: int) -> None:
+    """Run all commands of a plan, those of a seed and arm one after the other.
+
+    Raises:
+        RuntimeError: If one of them fails; it says where its output is.
+    """
+    chains = [(seed, arm) for seed in plan.seeds for arm in ARMS]
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    stopped, started = threading.Event(), time.monotonic()
+
+    def run(chain: tuple[int, str]) -> None:
+        log = plan.runs / _name(*chain, "log.txt")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        for command in plan.commands(*chain):
+            if stopped.is_set():
+                return
+            _say(started, f"$ {shlex.join(command)}")
+            with open(log, "a", encoding="utf-8") as output:
+                done = subprocess.run(
+                    [sys.executable, *command[1:]],
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    check=False,
+                )
+            if done.returncode:
+                stopped.set()
+                raise RuntimeError(f"this failed, see the end of {log}: {shlex.join(command)}")
+        _say(started, f"done: {chain[1]}, seed {chain[0]}")
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            for future in [pool.submit(run, chain) for chain in chains]:
+                future.result()
+        except BaseException:
+            stopped.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _say(started: float, text: str) -> None:
+    print(f"[{time.monotonic() - started:5.0f} s] {text}", file=sys.stderr, flush=True)
+
+
+def read_curve(folder: Path, along: Sequence[tuple[int, list[Transcript]]]) -> Curve:
+    """A run's learning curve: accuracy along it, against steps, tokens and seconds of training."""
+    seconds = {
+        record["step"]: record["seconds"] for record in read_records(folder / "metrics.jsonl")
+    }
+    sampled: Counter[int] = Counter()
+    for transcript in _rollouts(folder):
+        sampled[(transcript.trained_version or 0) + 1] += sum(transcript.loss_mask)
+    steps = [step for step, _ in along]
+    return Curve(
+        tuple(steps),
+        tuple(_accuracy(transcripts) for _, transcripts in along),
+        tuple(sum(n for step, n in sampled.items() if step <= until) for until in steps),
+        tuple(seconds[step] if step else 0.0 for step in steps),
+    )
+
+
+def _rollouts(folder: Path) -> Iterator[Transcript]:
+    """What a run was trained on, of all its processes."""
+    for path in sorted(folder.glob("transcripts*.jsonl")):
+        yield from read_transcripts(path)
+
+
+def _accuracy(transcripts: Sequence[Transcript]) -> float:
+    found = summarise(transcripts).accuracy
+    if found is None:
+        raise ValueError("no episode of an evaluation was scored")
+    return found.mean
+
+
+@dataclass(frozen=True)
+class Course:
+    """What came of a run: its learning curve, and what its models did with their tool."""
+
+    curve: Curve
+    along: list[Summary]
+    """Figures of each evaluation, in order of the curve's steps."""
+    training: dict[int, Summary]
+    """The same of the rollouts that it was trained on, a third of its steps each, by the last of these."""
+
+
+def read_course(folder: Path, problems: int, k: int) -> Course:
+    """A finished and evaluated run."""
+    evaluated = list(evaluate_along(folder, problems, k))
+    curve = read_curve(folder, evaluated)
+    thirds = [curve.steps[-1] * part // 3 for part in (1, 2, 3)]
+    return Course(
+        curve,
+        [summarise(transcripts) for _, transcripts in evaluated],
+        summarise_along(_rollouts(folder), thirds),
+    )
+
+
+def tool_use(plan: Plan, algorithm: str) -> dict[str, Summary]:
+    """What the models of all seeds did with the interpreter, in each third of the training, all rollouts together."""
+    folders = [plan.folder(seed, "interpreter", algorithm) for seed in plan.seeds]
+    end = max(record["step"] for record in read_records(folders[0] / "metrics.jsonl"))
+    thirds = [end * part // 3 for part in (1, 2, 3)]
+    together = itertools.chain.from_iterable(map(_rollouts, folders))
+    found, first = {}, 1
+    for last, summary in summarise_along(together, thirds).items():
+        found[f"steps {first} to {last}"] = summary
+        first = last + 1
+    return found
+
+
+def report_of(plan: Plan) -> dict[str, Any]:
+    """All figures of a plan whose commands have run, as plain JSON values."""
+    found: dict[str, Any] = {}
+    for algorithm in plan.algorithms:
+        for seed in plan.seeds:
+            courses = {
+                arm: read_course(plan.folder(seed, arm, algorithm), plan.problems, plan.k)
+                for arm in ARMS
+            }
+            interpreter, text_only = (courses[arm].curve for arm in ARMS)
+            calibration = calibrate(text_only)
+            ratios = compare(interpreter, text_only)
+            found.setdefault(algorithm, {})[str(seed)] = {
+                "arms": {
+                    arm: {
+                        "curve": asdict(course.curve),
+                        "along": [summary.to_json() for summary in course.along],
+                        "training": {s: each.to_json() for s, each in course.training.items()},
+                    }
+                    for arm, course in courses.items()
+                },
+                "area": {arm: courses[arm].curve.area for arm in ARMS},
+                "calibration": {**asdict(calibration), "valid": calibration.valid},
+                "step_ratios": ratios,
+                "tokens_ratio": _ratio(interpreter, text_only, "tokens"),
+                "seconds_ratio": _ratio(interpreter, text_only, "seconds"),
+                "claim_holds": claim_holds(ratios),
+            }
+    return found
+
+
+def _ratio(interpreter: Curve, text_only: Curve, of: str) -> float | None:
+    """Of what the two arms took until text-only's best accuracy."""
+    ours, theirs = interpreter.first(text_only.best, of), text_only.first(text_only.best, of)
+    return None if ours is None or not theirs else ours / theirs
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Draw the learning curves: a row an algorithm; against steps, tokens and seconds; each seed, and their mean.
+
+    Args:
+        found: As `report_of` returns it.
+        path: Of the PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    axes_of = {"steps": "optimizer steps", "tokens": "tokens sampled", "seconds": "seconds"}
+    figure, axes = pyplot.subplots(
+        len(found), len(axes_of), figsize=(11, 2.9 * len(found)), sharey=True, squeeze=False
+    )
+    for row, (algorithm, seeds) in zip(axes, found.items(), strict=True):
+        for axis, (key, name) in zip(row, axes_of.items(), strict=True):
+            for color, arm in enumerate(ARMS):
+                curves = [each["arms"][arm]["curve"] for each in seeds.values()]
+                for curve in curves:
+                    axis.plot(curve[key], curve["accuracy"], color=f"C{color}", alpha=0.3, lw=1)
+                mean = [np.mean([c[k] for c in curves], axis=0) for k in (key, "accuracy")]
+                axis.plot(*mean, color=f"C{color}", label=arm)
+            axis.set_xlabel(name)
+            axis.set_ylim(0, 1.02)
+            axis.grid(alpha=0.3)
+        row[0].set_ylabel(f"{algorithm}: held-out accuracy")
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+PANELS: dict[str, Callable[[dict[str, Any]], float | None]] = {
+    "share of responses with code": lambda each: each["code_ratio"],
+    "calls that ran": lambda each: each["call_pass_rate"],
+    "lines of code a response": lambda each: each["code_lines"],
+    "tokens of a response": lambda each: each["response_tokens"],
+    "programs that ran": lambda each: each["calls_ok"],
+    "last program ran, of right responses": lambda each: _mean(each["last_call_ok_right"]),
+    "last program ran, of wrong responses": lambda each: _mean(each["last_call_ok_wrong"]),
+    "where the first code begins (0 to 1)": lambda each: each["first_call_at"],
+}
+"""The paper's metrics of tool use (section 3.3), from a summary's JSON values."""
+
+
+def _mean(estimate: dict[str, Any]) -> float | None:
+    return None if estimate["interval"] is None else estimate["interval"]["mean"]
+
+
+def draw_tools(found: dict[str, Any], path: Path) -> None:
+    """Draw how the models use their interpreter along training, on the held-out problems: a line an algorithm, the mean of its seeds.
+
+    Args:
+        found: As `report_of` returns it.
+        path: Of the PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, len(PANELS) // 2, figsize=(13, 5.2))
+    for axis, (title, value) in zip(axes.flat, PANELS.items(), strict=True):
+        for algorithm, seeds in found.items():
+            arms = [each["arms"]["interpreter"] for each in seeds.values()]
+            steps = arms[0]["curve"]["steps"]
+            values = np.array([[value(each) for each in arm["along"]] for arm in arms], float)
+            known = ~np.isnan(values).all(0)
+            axis.plot(np.array(steps)[known], np.nanmean(values[:, known], 0), label=algorithm)
+        axis.set_title(title, fontsize=9)
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("optimizer steps", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def table(found: dict[str, Any]) -> str:
+    """Whether the comparisons say anything, and what they say, as Markdown."""
+    lines = [
+        "| | text only: start | gain | late gain | says anything | interpreter: start, best | text only: best | "
+        "steps to 25 / 50 / 75 % | to text's best | tokens | seconds | area |",
+        "|" + "---|" * 12,
+    ]
+    for algorithm, seeds in found.items():
+        for seed, each in seeds.items():
+            check, ratios = each["calibration"], each["step_ratios"]
+            ours, theirs = (each["arms"][arm]["curve"]["accuracy"] for arm in ARMS)
+            steps = " / ".join(_text(ratios[level]) for level in ("25%", "50%", "75%"))
+            areas = " vs ".join(f"{each['area'][arm]:.3f}" for arm in ARMS)
+            lines.append(
+                f"| {algorithm}, seed {seed} | {check['start']:.1%} | {check['gain']:+.1%} | {check['late_gain']:+.1%} | "
+                f"{'yes' if check['valid'] else '**no**'} | {ours[0]:.1%}, {max(ours):.1%} | {max(theirs):.1%} | {steps} | "
+                f"**{_text(ratios['best'])}** | {_text(each['tokens_ratio'])} | {_text(each['seconds_ratio'])} | {areas} |"
+            )
+    return "\n".join(lines)
+
+
+def _text(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:.2f}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs what has not been run, and reports; returns the exit status: 1 if a comparison is void or the claim does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="tiny", help="(tiny)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
+    parser.add_argument("--algorithms", nargs="+", default=["grpo", "ppo", "dapo"])
+    parser.add_argument("--problems", type=int, default=100, help="held-out ones (100)")
+    parser.add_argument("--k", type=int, default=4, help="episodes of each (4)")
+    parser.add_argument("--jobs", type=int, default=2, help="commands side by side (2)")
+    parser.add_argument("--runs", type=Path, help="folder of the runs (runs/replication/PRESET)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the figures")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="key=value", help="of what follows the cold starts"
+    )
+    options = parser.parse_args(arguments)
+    if min(options.problems, options.k, options.jobs) < 1:
+        parser.error("--problems, --k and --jobs must be at least 1")
+    plan = Plan(
+        options.preset,
+        tuple(options.seeds),
+        tuple(options.algorithms),
+        options.problems,
+        options.k,
+        options.runs or Path("runs/replication") / options.preset,
+        tuple(options.set),
+    )
+    try:
+        run_all(plan, options.jobs)
+    except RuntimeError as error:
+        print(f"python -m benchmarks.replication: {error}", file=sys.stderr)
+        return 2
+    found = report_of(plan)
+    commands = [
+        shlex.join(c) for seed in plan.seeds for arm in ARMS for c in plan.commands(seed, arm)
+    ]
+    settings = {"preset": plan.preset, "problems": plan.problems, "k": plan.k, "jobs": options.jobs}
+    tools = {algorithm: tool_use(plan, algorithm) for algorithm in plan.algorithms}
+    report = {
+        **circumstances(),
+        "settings": settings,
+        "commands": commands,
+        "algorithms": found,
+        "tool_use": {
+            algorithm: {name: summary.to_json() for name, summary in rows.items()}
+            for algorithm, rows in tools.items()
+        },
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    name = f"replication_{Path(plan.preset).name.removesuffix('.yaml')}"
+    text = json.dumps(report, indent=1) + "\n"
+    (options.out / f"{name}.json").write_text(text, encoding="utf-8")
+    draw(found, options.out / f"{name}.png")
+    draw_tools(found, options.out / f"{name}_tools.png")
+    print(table(found))
+    for algorithm, rows in tools.items():
+        print(f"\n{algorithm}, with the interpreter, rollouts of all seeds\n")
+        print(tool_table(rows))
+    each = [seed for seeds in found.values() for seed in seeds.values()]
+    void = [seed for seed in each if not seed["calibration"]["valid"]]
+    held = [seed for seed in each if seed["calibration"]["valid"] and seed["claim_holds"]]
+    print(f"\n{len(each)} comparisons, {len(void)} void; the claim holds in {len(held)}")
+    return 0 if len(held) == len(each) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""The whole comparison in a few small runs, their commands carried out in this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from agents import __main__ as agents_cli
+from benchmarks import along, replication
+from retool_env.transcript import read_transcripts
+
+SMALL = {
+    "all": ["env.difficulty=1", "env.max_tokens=40"],
+    "sft": ["traces=12", "epochs=1"],
+    "rl": ["steps=4", "prompts=2", "rollouts=2", "micro_batch=4", "export_steps=2", "save_steps=2"],
+}
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Carries the commands out here, and lists them."""
+    ran = []
+
+    def run(command, stdout, env, **_):
+        ran.append(command[1:])
+        main = {"agents": agents_cli.main, "benchmarks.along": along.main}[command[2]]
+        stdout.write("here\n")
+        return SimpleNamespace(returncode=main(command[3:]))
+
+    # Not subprocess.run itself, which the sandbox uses.
+    here = SimpleNamespace(run=run, STDOUT=subprocess.STDOUT)
+    monkeypatch.setattr(replication, "subprocess", here)
+    monkeypatch.setitem(replication.OVERRIDES, "tiny", SMALL)
+    return ran
+
+
+def arguments(tmp_path, *more):
+    folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    small = ["--problems", "3", "--k", "2", "--jobs", "1", "--seeds", "5", "--algorithms", "grpo"]
+    return [*folders, *small, *more]
+
+
+def test_both_arms_are_trained_evaluated_and_compared(tmp_path, commands, capsys):
+    assert replication.main(arguments(tmp_path)) == 1  # void: nothing is learned in four steps
+    assert len(commands) == 6
+    out = tmp_path / "out"
+    report = json.loads((out / "replication_tiny.json").read_text())
+    for picture in ("replication_tiny.png", "replication_tiny_tools.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    assert list(report["tool_use"]["grpo"]) == ["steps 1 to 1", "steps 2 to 2", "steps 3 to 4"]
+    [found] = report["algorithms"]["grpo"].values()
+    assert not found["calibration"]["valid"] and "1 void" in capsys.readouterr().out
+    for arm, name in (("interpreter", "interpreter-5"), ("text only", "text-only-5")):
+        folder = tmp_path / "runs" / name / "grpo"
+        curve = found["arms"][arm]["curve"]
+        assert curve["steps"] == [0, 2, 4] and curve["tokens"][0] == 0 == curve["seconds"][0]
+        rollouts = list(read_transcripts(folder / "transcripts.jsonl"))
+        assert curve["tokens"][-1] == sum(sum(t.loss_mask) for t in rollouts)
+        assert curve["tokens"][1] == sum(sum(t.loss_mask) for t in rollouts[:8])
+        for step, accuracy in zip(curve["steps"], curve["accuracy"], strict=True):
+            evaluated = list(read_transcripts(folder / "along" / f"{step}.jsonl"))
+            assert len(evaluated) == 6
+            assert accuracy == pytest.approx(sum(bool(t.correct) for t in evaluated) / 6)
+            assert {t.interpreter for t in evaluated} == {arm == "interpreter"}
+        thirds = found["arms"][arm]["training"]
+        assert {step: each["episodes"] for step, each in thirds.items()} == {"1": 4, "2": 4, "4": 8}
+    cold = {json.dumps(c) for c in report["commands"] if " agents sft " in c}
+    assert len(cold) == 2 and all("traces=12" in c for c in cold)  # equally large
+
+    # Once more: nothing is trained or evaluated again, and the figures are the same.
+    before = (tmp_path / "runs" / "interpreter-5" / "grpo" / "along" / "2.jsonl").stat()
+    assert replication.main(arguments(tmp_path)) == 1
+    again = json.loads((out / "replication_tiny.json").read_text())
+    assert again["algorithms"] == report["algorithms"]
+    after = (tmp_path / "runs" / "interpreter-5" / "grpo" / "along" / "2.jsonl").stat()
+    assert after.st_mtime_ns == before.st_mtime_ns
+
+
+def test_a_command_that_fails_ends_it_and_is_named(tmp_path, commands, capsys):
+    assert replication.main(arguments(tmp_path, "--set", "steps=0")) == 2
+    said = capsys.readouterr().err
+    assert "this failed" in said and "log.txt" in said and "steps=0" in said
+    assert len(commands) == 2  # the cold start, and what failed
+
+
+def test_what_holds_no_models_along_its_training_says_so(tmp_path, capsys):
+    assert along.main([str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text('{"settings": {"model": "m"}}')
+    assert along.main([str(tmp_path)]) == 2
+    assert "export_steps=10" in capsys.readouterr().err
+
+
+def test_an_evaluation_is_not_mixed_with_another(tmp_path, commands):
+    replication.main(arguments(tmp_path))
+    run = tmp_path / "runs" / "text-only-5" / "grpo"
+    assert along.main([str(run), "--problems", "2", "--k", "2"]) == 2
+    shutil.rmtree(run / "along")
+    assert along.main([str(run), "--problems", "2", "--k", "2"]) == 0
