@@ -7,9 +7,10 @@ import contextlib
 import dataclasses
 import json
 import os
+import secrets
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluation.add_argument("--batch", type=int, default=32, help="episodes sampled together (32)")
     evaluation.add_argument("--dtype", default="auto", help="float32, bfloat16, ...")
     evaluation.add_argument("--seed", type=int, default=0)
-    evaluation.add_argument("--out", type=Path, help="folder for the transcripts and figures")
+    evaluation.add_argument(
+        "--out", type=Path, help="a folder of its own for the transcripts and figures"
+    )
     evaluation.add_argument(
         "settings", nargs="*", metavar="key=value", help="other settings of the environment"
     )
@@ -125,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     """`retool eval`."""
     from retool_env.env import make_task
-    from retool_env.evaluation import evaluate, table
+    from retool_env.evaluation import evaluate, table, tool_table
     from retool_env.interpreter import open_sandbox
     from retool_env.provenance import versions
     from retool_env.rollout.progress import Progress, shown
@@ -143,15 +146,17 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     make_policy = policy_maker(arguments, rules)  # slow: after what can be wrong
     mode = "interpreter" if rules.interpreter else "text-only"
     stem = f"{arguments.env}-{Path(arguments.model).name}-{mode}"
-    out = arguments.out or Path("runs") / "eval" / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    out = arguments.out or Path("runs") / "eval" / name
 
     def on_group(index: int, group: list[Transcript]) -> None:
         write_transcripts(out / "transcripts.jsonl", group)
 
-    with open_sandbox(arguments.sandbox, rules) or contextlib.nullcontext() as sandbox:
+    with (
+        open_sandbox(arguments.sandbox, rules) or contextlib.nullcontext() as sandbox,
+        evaluation_folder(out),
+    ):
         policy = make_policy()
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "transcripts.jsonl").unlink(missing_ok=True)
         progress = Progress()
         with shown(progress):
             summary, _ = evaluate(
@@ -178,12 +183,44 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
         record["usage"] = dataclasses.asdict(policy.usage)
     (out / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(f"\n{arguments.env}, avg@{arguments.k}, {count} problems, {seconds} s\n")
-    print(table({f"{Path(arguments.model).name}, {mode}": summary}))
+    title = f"{Path(arguments.model).name}, {mode}"
+    print(table({title: summary}))
+    if summary.calls:
+        print(f"\n{tool_table({title: summary})}")
     print(f"\nstop reasons: {', '.join(f'{k} {v}' for k, v in summary.stop_reasons.items())}")
     if arguments.api:
         print(f"used: {policy.usage}")
     print(f"transcripts and figures: {out}")
     return 0
+
+
+@contextlib.contextmanager
+def evaluation_folder(folder: Path) -> Iterator[None]:
+    """Keeps a folder for one evaluation. If that stops before its end, what it has finished stays, and it is said where.
+
+    Raises:
+        FileExistsError: If the folder holds another one's results or transcripts.
+    """
+    transcripts = folder / "transcripts.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if (folder / "results.json").exists():
+            raise FileExistsError
+        transcripts.touch(exist_ok=False)  # of two evaluations one makes it
+    except FileExistsError:
+        raise FileExistsError(
+            f"{folder} holds an evaluation already, or one is under way there: choose another --out, or remove it"
+        ) from None
+    try:
+        yield
+    except BaseException:
+        if transcripts.stat().st_size:
+            print(f"what was finished: {transcripts}", file=sys.stderr)
+        else:
+            transcripts.unlink()
+            with contextlib.suppress(OSError):  # something else lies there
+                folder.rmdir()
+        raise
 
 
 def eval_defaults(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from model_api import ModelAPI, Reply, serving
 from retool_env import cli
 from retool_env.cli import main, parse_settings
 from retool_env.sandbox import SandboxUnavailable, nsjail
-from retool_env.transcript import check_transcript, read_transcripts
+from retool_env.transcript import check_transcript, read_transcripts, write_transcripts
 
 ROOT = Path(__file__).parents[1]
 ARITHMETIC = "ReTool-Arithmetic-v0"
@@ -68,9 +70,15 @@ def test_eval_writes_what_it_found_and_prints_a_table(checkpoint, outside, capsy
     lengths = [len(t.completion_ids) for t in transcripts]
     assert results["response_tokens"] == sum(lengths) / 4
 
-    # The same seed samples the same, and a second run's transcripts replace the first's.
-    assert main([*arguments, "--out", "found"]) == 0
-    again = list(read_transcripts("found/transcripts.jsonl"))
+    # A folder is one evaluation's.
+    before = {path: path.read_bytes() for path in Path("found").iterdir()}
+    capsys.readouterr()
+    assert main([*arguments, "--out", "found"]) == 1
+    assert "found holds an evaluation already" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in Path("found").iterdir()}
+    # The same seed samples the same.
+    assert main([*arguments, "--out", "again"]) == 0
+    again = list(read_transcripts("again/transcripts.jsonl"))
     assert sorted(map(repr, map(_ids, again))) == sorted(map(repr, map(_ids, transcripts)))
     assert main([*arguments, "--out", "other", "--seed", "1"]) == 0
     other = list(read_transcripts("other/transcripts.jsonl"))
@@ -92,6 +100,11 @@ def test_eval_without_an_interpreter(how, checkpoint, outside, capsys, monkeypat
     [folder] = Path("runs/eval").iterdir()
     assert folder.name.startswith(f"{ARITHMETIC}-tiny-text-only-")
     assert not any(t.interpreter for t in read_transcripts(folder / "transcripts.jsonl"))
+    # Another one that begins in the same second has a folder of its own.
+    stamp = folder.name.split("-")[-3:-1]
+    monkeypatch.setattr("time.strftime", lambda *_: "-".join(stamp))
+    assert main(["eval", "--env", ARITHMETIC, "--model", checkpoint, *SMALL, how]) == 0
+    assert len(list(Path("runs/eval").iterdir())) == 2
 
 
 @pytest.mark.parametrize(
@@ -332,6 +345,7 @@ def test_eval_behind_an_api_with_the_real_sandbox(options, model, outside, capsy
         assert main([*BEHIND, *ONE_GUEST, *connection, *size]) == 0
     out, err = capsys.readouterr()
     assert "| m, interpreter |" in out and "100.0 % [" in out
+    assert "| calls that ran, in all " in out and "| 6 of 6 " in out
     assert all("/6 episodes, " in line for line in err.splitlines())  # no warning among them
     assert "6/6 episodes, " in err and ", 6 right, " in err and " characters/s, " in err
     transcripts = list(read_transcripts("found/transcripts.jsonl"))
@@ -357,11 +371,70 @@ def test_eval_behind_an_api_describes_a_session_in_its_tool(outside, capsys):
         options = ("--api", url, "--native-tools", "--problems", "1", "--k", "1")
         modes = ("session=true", "display=true")
         assert main([*BEHIND, *ONE_GUEST, *options, *modes]) == 0
-        assert main([*BEHIND, *options, "--text-only"]) == 0
+        assert main([*BEHIND, *options, "--text-only", "--out", "other"]) == 0
     described = api.requests[0]["tools"][0]["function"]["description"]
     assert "in the process of those before it" in described and "last line" in described
     assert "tools" not in api.requests[-1]
     assert "| m, text-only |" in capsys.readouterr().out
+
+
+def test_of_two_evaluations_with_one_folder_at_once_one_is_refused(outside, capsys):
+    pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def model(conversation) -> Reply:
+        begun.set()
+        may_go_on.wait(10)
+        return Reply("<answer>1</answer>")
+
+    with serving(ModelAPI(model)) as url, ThreadPoolExecutor() as pool:
+        command = [*BEHIND, "--api", url, "--text-only", "--problems", "2", "--k", "1"]
+        first = pool.submit(main, command)
+        assert begun.wait(60)
+        assert main(command) == 1
+        assert "or one is under way there" in capsys.readouterr().err
+        may_go_on.set()
+        assert first.result(60) == 0
+    assert len(list(read_transcripts("found/transcripts.jsonl"))) == 2
+    Path("found/transcripts.jsonl").unlink()
+    assert main(command) == 1
+    assert "found holds an evaluation already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt(), 130), (OSError("no space left"), 1)]
+)
+@pytest.mark.parametrize("finished", [2, 0])
+def test_what_an_evaluation_has_finished_stays_when_it_stops(
+    finished, error, status, outside, capsys, monkeypatch
+):
+    pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
+
+    def stop(path, transcripts):
+        if finished:
+            write_transcripts(path, transcripts)
+        raise error
+
+    monkeypatch.setattr("retool_env.transcript.write_transcripts", stop)
+    with serving(ModelAPI(lambda _: Reply("<answer>1</answer>"))) as url:
+        command = [
+            *BEHIND,
+            "--api",
+            url,
+            "--text-only",
+            "--problems",
+            "9",
+            "--k",
+            str(finished or 1),
+        ]
+        assert main(command) == status
+    err = capsys.readouterr().err
+    assert ("what was finished: found/transcripts.jsonl\n" in err) == bool(finished)
+    if not finished:
+        assert not Path("found").exists()
+        return
+    assert len(list(read_transcripts("found/transcripts.jsonl"))) == 2
+    assert main(command) == 1 and "choose another --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,19 @@ def test_a_file_holds_transcripts_in_order_and_grows(tmp_path):
     assert len(path.read_text().splitlines()) == 3
 
 
+def test_half_a_line_that_a_killed_writer_left_stays_a_line_of_its_own(tmp_path):
+    path = tmp_path / "transcripts.jsonl"
+    write_transcripts(path, [TEXT])
+    whole = path.read_text()
+    path.write_text(whole + whole[:100])
+    write_transcripts(path, [WITH_IDS])
+    write_transcripts(path, [TEXT])
+    first, half, *others = path.read_text().splitlines()
+    assert (first, half) == (whole[:-1], whole[:100])
+    path.write_text("\n".join(others))
+    assert list(read_transcripts(path)) == [WITH_IDS, TEXT]
+
+
 def test_a_file_from_before_tracebacks_reads(tmp_path):
     path = tmp_path / "transcripts.jsonl"
     failed = dataclasses.replace(FAILED, traceback=f"  frames\n{FAILED.error}")

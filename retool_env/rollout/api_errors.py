@@ -39,8 +39,9 @@ def refused_field(error: APIError, request: Mapping[str, Any]) -> str | None:
     words = said(error).lower()
     if getattr(error, "status_code", None) not in (400, 422) or not _UNKNOWN.search(words):
         return None
+    named = error.param if isinstance(error.param, str) and error.param else words
     for name in _OPTIONAL:
-        if name in request and re.search(rf"\b{name}\b", error.param or words):
+        if name in request and re.search(rf"\b{name}\b", named):
             return name
     return None
 

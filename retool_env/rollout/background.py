@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
-from concurrent.futures import Future
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from typing import Any, Protocol
 
 
 class BackgroundLoop:
@@ -30,24 +31,44 @@ class BackgroundLoop:
         self._thread.start()
 
     async def run[T](self, work: Coroutine[Any, Any, T]) -> T:
-        """Await `work`, which runs in this loop, from another."""
-        return await asyncio.wrap_future(self.submit(work))
+        """Await `work`, which runs in this loop, from another.
+
+        Raises:
+            RuntimeError: If this has been closed, or is before the work has ended.
+        """
+        try:
+            return await asyncio.wrap_future(self.submit(work))
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if self._closed and not (caller and caller.cancelling()):  # so it was not the caller
+                raise RuntimeError("this was closed while it was at work") from None
+            raise
 
     def submit[T](self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start `work`. Cancelling what is returned cancels it."""
+        """Start `work`. Cancelling what is returned cancels it.
+
+        Raises:
+            RuntimeError: If this has been closed.
+        """
         with self._lock:
             if self._closed:
                 work.close()
-                raise RuntimeError("this policy is closed; make a new one")
+                raise RuntimeError("this is closed; make a new one")
             return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def run_blocking[T](self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for `work`, from a thread that is not this loop's. A Ctrl-C there cancels it."""
+        """Wait for `work`, from a thread that is not this loop's. A Ctrl-C there cancels it, and is raised when it has ended.
+
+        Raises:
+            RuntimeError: If this has been closed.
+        """
         future = self.submit(work)
         try:
             return future.result()
         finally:
-            future.cancel()  # otherwise it is done
+            if future.cancel():  # otherwise it is done
+                with suppress(RuntimeError, CancelledError):  # closed meanwhile, which ends it too
+                    self.submit(_ended(work)).result()
 
     def close(self) -> None:
         """Cancel what still runs, and end the thread. May be called again."""
@@ -64,3 +85,24 @@ class BackgroundLoop:
 
     async def _until_stopped(self) -> None:
         await self._stopped.wait()
+
+
+class Closable(Protocol):
+    """What holds connections."""
+
+    async def close(self) -> None:
+        """End them."""
+
+
+async def closed_at_the_end(client: Closable) -> AsyncIterator[None]:
+    """Closes a client when the running event loop shuts down: a loop ends the asynchronous generators begun in it."""
+    try:
+        yield
+    finally:
+        await client.close()
+
+
+async def _ended(work: Coroutine[Any, Any, Any]) -> None:
+    """Returns when a coroutine that runs in this loop has ended."""
+    if tasks := [task for task in asyncio.all_tasks() if task.get_coro() is work]:
+        await asyncio.wait(tasks)

@@ -30,8 +30,9 @@ from retool_env.rollout.api_errors import (
     explained,
     refused_field,
 )
+from retool_env.rollout.background import closed_at_the_end
 from retool_env.rollout.chat import call_text, completed, messages_of
-from retool_env.rollout.policy import PolicyUnavailable, TextGeneration
+from retool_env.rollout.policy import PolicyUnavailable, TextGeneration, check_sampling
 from retool_env.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -129,10 +130,7 @@ class OpenAIPolicy:
             raise ValueError(f"{base_url!r} is no URL of an API; http://localhost:8000/v1 would be")
         if way not in get_args(Way):
             raise ValueError(f"way must be one of {', '.join(get_args(Way))}, not {way!r}")
-        if temperature < 0 or not 0 < top_p <= 1:
-            raise ValueError(
-                f"temperature must not be negative, and top_p in (0, 1]: {temperature}, {top_p}"
-            )
+        check_sampling(temperature, top_p)
         if max_tokens < 1 or concurrency < 1 or retries < 0 or not timeout > 0:
             raise ValueError(
                 "max_tokens, concurrency and timeout must be positive, and retries not negative: "
@@ -150,6 +148,7 @@ class OpenAIPolicy:
         self._retries = retries
         self._refused: set[str] = set()
         self._answered = False
+        self._silent = False
         self._connection: _Connection | None = None
 
     async def write(self, transcript: Transcript, stop: Sequence[str], seed: int) -> TextGeneration:
@@ -208,7 +207,7 @@ class OpenAIPolicy:
                 timeout=Timeout(self._timeout, connect=_CONNECT_SECONDS),
                 max_retries=self._retries,
             )
-            slots, end = asyncio.Semaphore(self._concurrency), _closed_at_the_end(client)
+            slots, end = asyncio.Semaphore(self._concurrency), closed_at_the_end(client)
             self._connection = _Connection(loop, client, slots, end)
             await anext(end)
         return self._connection
@@ -231,44 +230,60 @@ class OpenAIPolicy:
 
     async def _send(self, client: AsyncOpenAI, request: dict[str, Any]) -> Any:
         endpoint = client.completions if self.way == "completions" else client.chat.completions
+        # The client tells nobody that it sends a request again.
+        timer = asyncio.get_running_loop().call_later(self._timeout, self._warn_of_silence)
         try:
             reply = await endpoint.create(**request)
         except json.JSONDecodeError as error:
             raise PolicyUnavailable(f"{self.base_url} answers with broken JSON: {error}") from error
+        finally:
+            timer.cancel()
         if isinstance(reply, str):
             raise ValueError(
                 f"{self.base_url} is no API of OpenAI's kind (its URL mostly ends in /v1); it says: "
                 f"{reply[:ERROR_CHARACTERS]!r}"
             )
-        self._answered = True
+        self._answered, self._silent = True, False
         used = getattr(reply, "usage", None)
-        counts = (used.prompt_tokens, used.completion_tokens) if used else (None, None)
-        counted = None not in counts
+        counts = [getattr(used, name, None) for name in ("prompt_tokens", "completion_tokens")]
+        counted = all(isinstance(count, int) for count in counts)
         self.usage = self.usage.plus(*(counts if counted else (0, 0)), counted)
         choices = getattr(reply, "choices", None)
-        if not choices:  # a proxy's way to say that what lies behind it failed
+        # A proxy's way to say that what lies behind it failed.
+        if not choices or not isinstance(choices, list):
             shown = str(getattr(reply, "model_extra", reply))[:ERROR_CHARACTERS]
             raise PolicyUnavailable(f"{self.base_url} answers without a choice: {shown}")
         return choices[0]
+
+    def _warn_of_silence(self) -> None:
+        if self._retries and not self._silent:  # otherwise it is an error, or was said
+            self._silent = True
+            _log.warning(
+                "%s has not answered within %g s: it is asked again, up to %d times a turn",
+                self.base_url,
+                self._timeout,
+                self._retries,
+            )
 
     def _read(
         self, choice: Any, stop: Sequence[str], sent: bool
     ) -> tuple[str, Literal["tag", "eos", "length"]]:
         """The turn that a choice holds, and why it ended."""
-        if choice.finish_reason not in _ENDS:
-            raise PolicyUnavailable(f"{self.base_url} broke the turn off: {choice.finish_reason}")
+        finish = getattr(choice, "finish_reason", None)
+        if finish not in _ENDS:
+            raise PolicyUnavailable(f"{self.base_url} broke the turn off: {finish}")
+        plain = self.way == "completions"
+        message = getattr(choice, "message", None)
+        text = getattr(choice, "text", None) if plain else _text_of(message)
+        if not isinstance(text, str):
+            shown = str(choice)[:ERROR_CHARACTERS]
+            raise PolicyUnavailable(f"{self.base_url} answers without a turn: {shown}")
         extra: Mapping[str, Any] = choice.model_extra or {}
-        if self.way == "completions":
-            return completed(choice.text, choice.finish_reason, extra, stop, sent)
-        message = choice.message
-        text = _text_of(message.content)
-        calls = message.tool_calls or []
+        if plain:
+            return completed(text, finish, extra, stop, sent)
         # A call that the limit on tokens cut off is none.
-        if calls and choice.finish_reason != "length":
-            call = calls[0].to_dict(warnings=False)
-            made = call.get("function") or call.get("custom") or {}  # the latter has free text
-            arguments = made.get("arguments", made.get("input"))
-            return call_text(text, str(made.get("name")), arguments), "tag"
+        if message.tool_calls and finish != "length":
+            return call_text(text, *_called(message.tool_calls)), "tag"
         apart = message.model_extra or {}
         if not text and any(extra.get(name) in stop for name in ("stop_reason", "matched_stop")):
             thought = apart.get("reasoning_content") or apart.get("reasoning")
@@ -277,19 +292,23 @@ class OpenAIPolicy:
                     f"{self.model} used a tag inside of a reasoning that {self.base_url} keeps apart: start the "
                     "server without a reasoning parser, so that the tags can be read"
                 )
-        return completed(text, choice.finish_reason, extra, stop, sent)
+        return completed(text, finish, extra, stop, sent)
 
 
-def _text_of(content: Any) -> str:
-    """A message's text; Mistral's reasoning models give it in parts, of which the reasoning is one."""
+# The client does not check that an answer's values have the types that it names.
+def _text_of(message: Any) -> Any:
+    """A message's text, if that is what it has; Mistral's reasoning models give it in parts, of which the reasoning is one."""
+    content = getattr(message, "content", 0)
     if isinstance(content, list):
-        return "".join(part["text"] for part in content if part.get("type") == "text")
-    return content or ""
+        parts = [part for part in content if isinstance(part, Mapping)]
+        return "".join(str(part.get("text")) for part in parts if part.get("type") == "text")
+    return "" if content is None else content
 
 
-async def _closed_at_the_end(client: AsyncOpenAI) -> AsyncIterator[None]:
-    """Closes the client when the running event loop shuts down: a loop ends the asynchronous generators begun in it."""
-    try:
-        yield
-    finally:
-        await client.close()
+def _called(calls: Any) -> tuple[str, Any]:
+    """Name and arguments of a message's first native call, which may be a call of anything."""
+    call = calls[0] if isinstance(calls, list) else None
+    values = call.to_dict(warnings=False) if hasattr(call, "to_dict") else {}
+    made = values.get("function") or values.get("custom")  # the latter has free text
+    made = made if isinstance(made, Mapping) else {}
+    return str(made.get("name")), made.get("arguments", made.get("input"))

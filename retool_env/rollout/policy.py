@@ -15,6 +15,30 @@ class PolicyUnavailable(RuntimeError):
     """No turn can be had for now: servers are down, a connection broke. The engine tries the episode again."""
 
 
+def check_sampling(temperature: float, top_p: float) -> None:
+    """What every policy's settings of sampling must be.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    if not temperature >= 0:
+        raise ValueError(f"temperature must not be negative, not {temperature}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
+
+
+def check_room(token_ids: Sequence[int], budget: int, context_length: int) -> None:
+    """What a turn must be for a model to take it.
+
+    Raises:
+        ValueError: If there are no tokens, the budget is below 1, or both together do not fit into the context.
+    """
+    if not token_ids or budget < 1 or len(token_ids) + budget > context_length:
+        raise ValueError(
+            f"{len(token_ids)} tokens and a budget of {budget} don't fit a context of {context_length}"
+        )
+
+
 class Policy(Protocol):
     """A source of turns. Many `act` calls are in flight at once; how they are batched is the policy's own matter."""
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -79,7 +79,8 @@ class Progress:
         self.correct += bool(transcript.correct)
         self.failed += transcript.stop_reason is StopReason.INFRASTRUCTURE
         self.cut += transcript.stop_reason is StopReason.CANCELLED
-        self.calls[len(transcript.calls)] += 1
+        # Of each call there is a result; `transcript.calls` would parse all turns again.
+        self.calls[sum(span.execution is not None for span in transcript.spans)] += 1
 
     @property
     def seconds(self) -> float:
@@ -122,7 +123,9 @@ def shown(progress: Progress, stream: TextIO | None = None, every: float = 10.0)
         line = str(progress)
         if terminal:  # what is wider goes on in a next line, which would stay
             line = "\r\033[K" + line[: shutil.get_terminal_size().columns - 1]
-        print(line, end=end, file=stream, flush=True)
+        # Whoever reads may have gone, the disk be full, the stream be closed: nothing that the run should end for.
+        with suppress(OSError, ValueError):
+            print(line, end=end, file=stream, flush=True)
 
     def go_on() -> None:
         while not over.wait(0.5 if terminal else every):

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from retool_env.episode import Generation
 from retool_env.rollout.batching import BLOCK, Batcher, Request, StopReason
+from retool_env.rollout.policy import check_room, check_sampling
 from retool_env.rollout.weights import Weights
 from retool_env.tokens import decode
 
@@ -50,10 +51,7 @@ class TransformersPolicy:
         max_batch: int = 128,
         cache_tokens: int = 65_536,
     ) -> None:
-        if temperature < 0:
-            raise ValueError(f"temperature must not be negative, not {temperature}")
-        if not 0 < top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
+        check_sampling(temperature, top_p)
         if max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, not {max_batch}")
         if cache_tokens < BLOCK:
@@ -110,10 +108,7 @@ class TransformersPolicy:
             ValueError: If there are no tokens, the budget is below 1, or both together do not fit into the model's context
                 or the cache.
         """
-        if not token_ids or budget < 1 or len(token_ids) + budget > self.context_length:
-            raise ValueError(
-                f"{len(token_ids)} tokens and a budget of {budget} don't fit a context of {self.context_length}"
-            )
+        check_room(token_ids, budget, self.context_length)
         if len(token_ids) + budget > self.cache_tokens:
             raise ValueError(
                 f"{len(token_ids)} tokens and a budget of {budget} don't fit a cache of {self.cache_tokens}: set "

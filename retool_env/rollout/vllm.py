@@ -12,26 +12,27 @@ import asyncio
 import importlib.util
 import itertools
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any
 
 from retool_env.episode import Generation, Tokenizer
 from retool_env.rollout.background import BackgroundLoop
 from retool_env.rollout.gate import Gate
-from retool_env.rollout.policy import PolicyUnavailable
-from retool_env.rollout.weights import Inventory, Weights
+from retool_env.rollout.policy import PolicyUnavailable, check_room, check_sampling
+from retool_env.rollout.vllm_sampling import sampling, stop_reason
+from retool_env.rollout.weights import Inventory, Weights, passing_folder, remove_abandoned
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
     from vllm.sampling_params import SamplingParams
 
+_LOOK_SECONDS = 1.0  # between looks whether the engine is alive
 
-class VLLMPolicy:
+
+class VLLMPolicy(AbstractContextManager["VLLMPolicy"]):
     """Samples with vLLM in processes of its own. May be used from any event loop, and from several.
 
     Args:
@@ -60,10 +61,7 @@ class VLLMPolicy:
         sleep_mode: bool = False,
         **engine: Any,
     ) -> None:
-        if temperature < 0:
-            raise ValueError(f"temperature must not be negative, not {temperature}")
-        if not 0 < top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
+        check_sampling(temperature, top_p)
         if importlib.util.find_spec("vllm") is None:
             raise ImportError(
                 "vLLM is missing: pip install 'retool-env[vllm]'; on a machine without a GPU, `make vllm` in a clone"
@@ -87,6 +85,8 @@ class VLLMPolicy:
         self._gate = Gate()
         # Why the engine serves nothing: it is paused, with some of the new weights perhaps.
         self._broken = ""
+        self._asleep = False
+        remove_abandoned()
         arguments = AsyncEngineArgs(
             model=self.model,
             enforce_eager=enforce_eager,
@@ -111,14 +111,11 @@ class VLLMPolicy:
         """Sample one turn; see `Policy.act`.
 
         Raises:
-            ValueError: If the budget is below 1 or does not fit into the model's context.
-            PolicyUnavailable: If the engine ends the turn.
-            RuntimeError: If new weights were not loaded to the end, and none since.
+            ValueError: If there are no tokens, the budget is below 1, or both do not fit into the model's context.
+            PolicyUnavailable: If the engine ends the turn, or fails at it and goes on.
+            RuntimeError: If the engine has died, new weights were not loaded to the end and none since, or this is closed.
         """
-        if budget < 1 or len(token_ids) + budget > self.context_length:
-            raise ValueError(
-                f"{len(token_ids)} tokens and a budget of {budget} don't fit a context of {self.context_length}"
-            )
+        check_room(token_ids, budget, self.context_length)
         return await self._loop.run(self._act(list(token_ids), list(stop), budget, seed))
 
     async def update_weights(self, version: int, weights: Weights | None = None) -> None:
@@ -130,8 +127,9 @@ class VLLMPolicy:
 
         Raises:
             ValueError: If they are not those of the model, by name and shape; nothing has changed then.
-            RuntimeError: If the engine can't load them. It then serves nothing until it has loaded others; so it does when this
-                is cancelled while it loads.
+            OSError: If they can't be written for the engine; nothing has changed then.
+            RuntimeError: If the engine has died, or sleeps, or can't load them. In the last case it serves nothing until it has
+                loaded others; so it does when this is cancelled while it loads.
         """
         await self._loop.run(self._update(version, weights))
 
@@ -139,7 +137,7 @@ class VLLMPolicy:
         """Free the GPU's memory, weights and cache, until `wake_up`. Turns under way end first, and those that come wait.
 
         Raises:
-            RuntimeError: If the policy was made without `sleep_mode`.
+            RuntimeError: If the policy was made without `sleep_mode`, or the engine has died.
         """
         self._check_sleep_mode()
         await self._loop.run(self._sleep())
@@ -148,44 +146,47 @@ class VLLMPolicy:
         """Bring back the weights that were served before `sleep`.
 
         Raises:
-            RuntimeError: If the policy was made without `sleep_mode`.
+            RuntimeError: If the policy was made without `sleep_mode`, or the engine has died.
         """
         self._check_sleep_mode()
         await self._loop.run(self._wake_up())
 
     def close(self) -> None:
         """End the engine. May be called again."""
-        if self._engine is not None:
-            self._engine.shutdown()
-            self._engine = None  # else it is ended again when the interpreter has little left
-        self._loop.close()
+        # Else it is ended again when the interpreter has little left.
+        engine, self._engine = self._engine, None
+        try:
+            if engine is not None:
+                engine.shutdown()
+        finally:
+            self._loop.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     async def _act(
         self, token_ids: list[int], stop: list[str], budget: int, seed: int
     ) -> Generation:
         from vllm import TokensPrompt
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         started = time.monotonic()
         prompt = TokensPrompt(prompt_token_ids=token_ids)
-        sampling = self._sampling(stop, budget, seed)
+        settings = self._sampling(stop, budget, seed)
         name = str(next(self._requests))
         async with self._gate.turn():
+            engine = self._living()
             if self._broken:
                 raise RuntimeError(self._broken)
             version = self.weight_version
-            async for output in self._engine.generate(prompt, sampling, name):
-                last = output.outputs[0]
+            try:
+                async for output in engine.generate(prompt, settings, name):
+                    last = output.outputs[0]
+            except EngineDeadError as error:
+                raise self._ended() from error
+            except EngineGenerateError as error:  # which says nothing itself
+                self._living()
+                raise PolicyUnavailable(f"vLLM failed at a turn: {error.__cause__!r}") from error
         return self._read(last, time.monotonic() - started, version)
 
     def _sampling(self, stop: list[str], budget: int, seed: int) -> SamplingParams:
@@ -193,32 +194,22 @@ class VLLMPolicy:
         from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=seed % 2**63,
-            max_tokens=budget,
-            stop=stop,
-            include_stop_str_in_output=True,
-            # As our own decoding: a tag that holds a special token is one too.
-            skip_special_tokens=False,
-            spaces_between_special_tokens=False,
-            logprobs=0,
+            **sampling(self.temperature, self.top_p, stop, budget, seed),
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
     def _read(self, output: CompletionOutput, seconds: float, version: int) -> Generation:
         sampled = tuple(output.token_ids)
-        if output.finish_reason not in ("stop", "length"):
+        reason = stop_reason(output.finish_reason, output.stop_reason)
+        if reason is None:
+            self._living()  # its end, and `close`, abort what runs
             raise PolicyUnavailable(f"the engine ended the turn: {output.finish_reason}")
         assert output.logprobs is not None
         logprobs = tuple(
             0.0 if self.temperature == 0 else step[token].logprob
             for token, step in zip(sampled, output.logprobs, strict=True)
         )
-        reason: Literal["tag", "eos", "length"] = "length"
-        if output.finish_reason == "stop":
-            reason = "tag" if isinstance(output.stop_reason, str) else "eos"
         return Generation(sampled, logprobs, reason, seconds, version)
 
     async def _update(self, version: int, weights: Weights | None) -> None:
@@ -227,37 +218,70 @@ class VLLMPolicy:
             return
         if self._inventory is None:
             self._inventory = await asyncio.to_thread(Inventory.of, self.model)
-        place = _place(self._inventory.bytes)
-        folder = Path(tempfile.mkdtemp(prefix="retool-weights-", dir=place))
-        try:
+        with passing_folder(self._inventory.bytes) as folder:
             await self._inventory.write(folder, weights)
             await self._reload(version, str(folder))
-        finally:
-            shutil.rmtree(folder)
 
     async def _reload(self, version: int, path: str) -> None:
         async with self._gate.change():
+            engine = self._living()
+            if self._asleep:  # the memory that they would go to is free
+                raise RuntimeError("the engine sleeps: wake it up before it is to load weights")
             # A paused engine takes turns and never answers them, so that these must not reach it if this ends before its end.
             self._broken = (
                 f"the engine did not load the weights of version {version} to the end, and may have some of them (its log says "
                 "more): update its weights before it is to sample"
             )
             # Our turns have ended here, but the engine hears of a stop string later: `abort` ends what it still samples.
-            await self._engine.pause_generation(mode="abort", clear_cache=True)
+            await self._answer(engine.pause_generation(mode="abort", clear_cache=True))
             try:
-                await self._engine.collective_rpc("load_checkpoint", args=(path,))
+                await self._answer(engine.collective_rpc("load_checkpoint", args=(path,)))
             except Exception as error:  # of no type of its own
+                self._living()
                 raise RuntimeError(self._broken) from error
-            await self._engine.resume_generation()
+            await self._answer(engine.resume_generation())
             self.weight_version, self._broken = version, ""
 
     async def _sleep(self) -> None:
         async with self._gate.change():
-            await self._engine.sleep()
+            engine, self._asleep = self._living(), True
+            await self._answer(engine.sleep())
 
     async def _wake_up(self) -> None:
-        await self._engine.wake_up()
-        await self._engine.resume_generation()
+        engine = self._living()
+        await self._answer(engine.wake_up())
+        await self._answer(engine.resume_generation())
+        self._asleep = False
+
+    async def _answer[T](self, call: Coroutine[Any, Any, T]) -> T:
+        """What the engine answers to a call. When its process dies, vLLM leaves those waiting who have called it."""
+        task = asyncio.create_task(call)
+        try:
+            while not task.done():
+                self._living()
+                await asyncio.wait([task], timeout=_LOOK_SECONDS)
+            return task.result()
+        except Exception:
+            self._living()  # which says so if it has died of it
+            raise
+        finally:
+            task.cancel()  # otherwise it is done
+
+    def _living(self) -> Any:
+        """The engine.
+
+        Raises:
+            RuntimeError: If it has died, or was ended.
+        """
+        engine = self._engine
+        if engine is None or engine.errored:
+            raise self._ended()
+        return engine
+
+    def _ended(self) -> RuntimeError:
+        if self._engine is None:
+            return RuntimeError("this policy was closed; make a new one")
+        return RuntimeError("vLLM's engine process has died; its log says why; make a new policy")
 
     def _check_sleep_mode(self) -> None:
         if not self.sleep_mode:
@@ -269,10 +293,3 @@ async def _start(arguments: Any) -> Any:
     from vllm import AsyncLLMEngine
 
     return AsyncLLMEngine.from_engine_args(arguments)
-
-
-def _place(size: int) -> str | None:
-    """A folder in memory, if there is room for so many bytes; otherwise `None`, the folder for temporary files."""
-    memory = "/dev/shm"
-    room = shutil.disk_usage(memory).free if os.path.isdir(memory) else 0
-    return memory if room > size else None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import random
 import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -12,9 +15,14 @@ if TYPE_CHECKING:
     import httpx
 
 _CONNECT_SECONDS = 10.0
+_ANSWER_SECONDS = 30.0  # to all but turns and new weights
 _KEEP_ALIVE_SECONDS = 2.0  # shorter than the servers' own, which would close it while we send
 _LONGEST_RETRY_AFTER = 30.0
 _ERROR_CHARACTERS = 300
+_FIRST_ASIDE = 0.5
+_MOST_DOUBLINGS = 6  # 32 s
+
+_log = logging.getLogger(__name__)
 
 
 class Busy(Exception):
@@ -35,13 +43,12 @@ class Client:
 
     Args:
         token: What the servers were started with as `--api-key`.
-        timeout: Seconds that an answer may take.
 
     Raises:
         ImportError: If the package httpx is missing.
     """
 
-    def __init__(self, token: str | None, timeout: float) -> None:
+    def __init__(self, token: str | None) -> None:
         try:
             import httpx
         except ImportError as error:
@@ -50,13 +57,25 @@ class Client:
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {token}"} if token else {},
             limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_SECONDS),
-            timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS, pool=None),
         )
+        self._timeout = functools.partial(httpx.Timeout, connect=_CONNECT_SECONDS, pool=None)
 
     async def send(
-        self, server: Server, method: str, path: str, body: dict[str, Any] | None = None
+        self,
+        server: Server,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        seconds: float | None = None,
     ) -> Any:
         """The values of the answer to a request.
+
+        Args:
+            server: Whom to ask.
+            method: `"GET"` or `"POST"`.
+            path: What, with its parameters.
+            body: Sent as JSON.
+            seconds: That the answer may take, where it is not one that comes at once.
 
         Raises:
             Busy: If the server takes no more at the moment.
@@ -66,7 +85,12 @@ class Client:
             ValueError: If it refuses the request.
         """
         try:
-            response = await self._http.request(method, server.url + path, json=body)
+            response = await self._http.request(
+                method,
+                server.url + path,
+                json=body,
+                timeout=self._timeout(seconds or _ANSWER_SECONDS),
+            )
         except self._failures as error:
             raise Failure(f"{type(error).__name__} {error}".strip()) from error
         server.heard = time.monotonic()
@@ -92,6 +116,51 @@ def base_url(url: str) -> str:
     if not right or parts.query:
         raise ValueError(f"{url!r} is no URL of a server; http://host:8000 would be")
     return base
+
+
+def set_aside(server: Server, sent: float, failure: Exception) -> None:
+    """Ask a server nothing for a while, twice as long each time in a row.
+
+    Args:
+        server: Which failed.
+        sent: The time when it got what it failed at.
+        failure: How.
+    """
+    if sent < server.aside_until:
+        return  # sent together with one that has failed before
+    if not server.failures:
+        _log.warning("%s is set aside: %s", server.url, failure)
+    aside = _FIRST_ASIDE * 2 ** min(server.failures, _MOST_DOUBLINGS)
+    server.failures += 1
+    server.failure = str(failure)
+    server.aside_until = time.monotonic() + aside * random.uniform(0.75, 1.25)
+    server.weights = None
+    server.blocks.clear()
+
+
+def field[T](answer: Any, name: str, *kinds: type[T]) -> T:
+    """A field of an answer.
+
+    Raises:
+        Failure: If it is missing, or of none of these types.
+    """
+    value = answer.get(name) if isinstance(answer, dict) else None
+    if type(value) not in kinds:  # a truth value is no number
+        raise Failure(f"an answer without {name}, {value!r:.100} instead: is it vllm serve, 0.31?")
+    return value
+
+
+def fields[T](answer: Any, name: str, *kinds: type[T]) -> list[T]:
+    """A field of an answer that is a list.
+
+    Raises:
+        Failure: If it is missing or no list, or one of its items is of none of these types.
+    """
+    values = field(answer, name, list)
+    for value in values:
+        if type(value) not in kinds:
+            raise Failure(f"an answer with {value!r:.100} in {name}: is it vllm serve, 0.31?")
+    return values
 
 
 def _content(url: str, path: str, response: httpx.Response) -> Any:

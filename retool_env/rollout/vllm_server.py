@@ -29,35 +29,32 @@ for turns to end: turns go on with them, under this policy's last number.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
-import secrets
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any
 
 from retool_env.episode import Generation, Tokenizer
-from retool_env.rollout.background import BackgroundLoop
-from retool_env.rollout.gate import Gate
-from retool_env.rollout.policy import PolicyUnavailable
+from retool_env.rollout.background import BackgroundLoop, closed_at_the_end
+from retool_env.rollout.policy import check_room, check_sampling
 from retool_env.rollout.routing import Server, best
-from retool_env.rollout.vllm_client import Busy, Client, Failure, base_url
-from retool_env.rollout.weights import WeightFiles, Weights
+from retool_env.rollout.vllm_client import (
+    Busy,
+    Client,
+    Failure,
+    base_url,
+    field,
+    fields,
+    set_aside,
+)
+from retool_env.rollout.vllm_sampling import sampling, stop_reason
+from retool_env.rollout.vllm_weights import ServedWeights, unavailable
+from retool_env.rollout.weights import Weights
 
-_FIRST_ASIDE = 0.5
-_MOST_DOUBLINGS = 6  # 32 s
-_RESTART_SECONDS = 3.0  # no server is started anew in less: it has the weights that it had
-_STARTED = "default"  # what a server calls the weights that it was started with
 
-_PAUSED = "is paused, in the midst of new weights: if no run is loading any, one has left it so; update its weights, or start it anew"
-
-_log = logging.getLogger(__name__)
-
-
-class VLLMServerPolicy:
+class VLLMServerPolicy(AbstractContextManager["VLLMServerPolicy"]):
     """Samples from servers of one model. May be used from any event loop, and from several.
 
     Args:
@@ -67,13 +64,14 @@ class VLLMServerPolicy:
         token: What they were started with as `--api-key`. Over `http` it can be read on the way.
         temperature: Of sampling; 0 is greedy.
         top_p: Nucleus mass. Training needs 1.0, so that log-probs are those of the model itself.
-        timeout: Seconds that a server may take for a turn, its wait there included, and for new weights.
+        timeout: Seconds that a server may take for a turn, its wait there included, and for new weights. A turn that takes
+            longer would take as long at each attempt: what the longest turns, in the fullest batch, take must fit.
         attempts: How often a turn is tried that servers fail at, the first time included.
         weights_folder: Where tensors are written for the servers: a folder at the same path on all machines.
 
     Raises:
         ImportError: If the package httpx is missing.
-        ValueError: If a setting is out of range, a URL is none, or the servers serve different models.
+        ValueError: If a setting is out of range, a URL is none or there twice, or the servers serve different models.
         PermissionError: If a server refuses the token.
         PolicyUnavailable: If no server can be reached.
     """
@@ -87,43 +85,31 @@ class VLLMServerPolicy:
         token: str | None = None,
         temperature: float = 1.0,
         top_p: float = 1.0,
-        timeout: float = 600.0,
+        timeout: float = 3600.0,
         attempts: int = 6,
         weights_folder: str | Path | None = None,
     ) -> None:
         if isinstance(urls, str) or not urls:
             raise ValueError("urls is a list of at least one server's URL")
-        if temperature < 0:
-            raise ValueError(f"temperature must not be negative, not {temperature}")
-        if not 0 < top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
+        check_sampling(temperature, top_p)
         if attempts < 1 or not timeout > 0:
             raise ValueError(f"attempts and timeout must be positive: {attempts}, {timeout}")
+        bases = [base_url(url) for url in urls]
+        if twice := {base for base in bases if bases.count(base) > 1}:
+            raise ValueError(f"urls names a server twice: {', '.join(sorted(twice))}")
         self.tokenizer = tokenizer
         self.temperature = temperature
         self.top_p = top_p
-        self.weight_version = 0
         self.retried = 0
         """How often a turn was sent again because a server had failed."""
-        self._servers = [Server(base_url(url)) for url in urls]
+        self._servers = [Server(base) for base in bases]
         self._attempts = attempts
         self._timeout = timeout
-        self._files = WeightFiles(weights_folder)
-        self._folder = ""
-        self._weights = ""
-        self._leads = False
-        self._root = ""
-        self._gates = {server: Gate() for server in self._servers}
-        # Held by the one turn that asks a server which weights it has and lets it load others, while the rest wait for that.
-        self._asking = {server: asyncio.Lock() for server in self._servers}
-        # Those of which it isn't known that they are not paused.
-        self._maybe_paused = set(self._servers)
-        # Of what version a server's weights are; to be read, and changed, at its gate.
-        self._served = dict.fromkeys(self._servers, 0)
         # What is sampled from is the model's own distribution, or one token's: any log-probs will do.
         plain = temperature == 0 or temperature == top_p == 1
         self._checked = set(self._servers) if plain else set()
-        self._client = Client(token, timeout)
+        self._client = Client(token)
+        self._weights = ServedWeights(self._servers, self._client, weights_folder, timeout)
         self._loop = BackgroundLoop("vllm-servers")
         try:
             self.model, self.context_length = self._loop.run_blocking(self._begin(model))
@@ -131,21 +117,25 @@ class VLLMServerPolicy:
             self.close()
             raise
 
+    @property
+    def weight_version(self) -> int:
+        """Which weights the servers should have; 0 at first."""
+        return self._weights.version
+
     async def act(
         self, token_ids: Sequence[int], stop: Sequence[str], budget: int, seed: int
     ) -> Generation:
         """Sample one turn; see `Policy.act`.
 
         Raises:
-            ValueError: If the budget is below 1 or does not fit into the model's context, or a server refuses the request.
+            ValueError: If there are no tokens, the budget is below 1, both do not fit into the model's context, or a server
+                refuses the request.
             PermissionError: If a server refuses the token.
-            RuntimeError: If a server reports other log-probs than those of the distribution that it samples from.
+            RuntimeError: If a server reports other log-probs than those of the distribution that it samples from, another run
+                loads its weights there, or this is closed.
             PolicyUnavailable: If no server sampled it; it names them.
         """
-        if budget < 1 or len(token_ids) + budget > self.context_length:
-            raise ValueError(
-                f"{len(token_ids)} tokens and a budget of {budget} don't fit a context of {self.context_length}"
-            )
+        check_room(token_ids, budget, self.context_length)
         return await self._loop.run(self._act(list(token_ids), list(stop), budget, seed))
 
     async def update_weights(
@@ -167,10 +157,10 @@ class VLLMServerPolicy:
                 `weights_folder` for them.
             OSError: If tensors can't be written, or the model's configuration is not here where the servers have it (the same
                 path, or the Hub).
-            RuntimeError: If a server was not started with `VLLM_SERVER_DEV_MODE=1`.
+            RuntimeError: If a server was not started with `VLLM_SERVER_DEV_MODE=1`, or another run loads its weights there too.
             PolicyUnavailable: If no server loaded them; it says why.
         """
-        await self._loop.run(self._update(version, weights))
+        await self._loop.run(self._weights.update(version, weights))
 
     async def follow(self, version: int) -> None:
         """Go on with weights that another policy has let the servers load.
@@ -184,56 +174,53 @@ class VLLMServerPolicy:
             RuntimeError: If no server has weights of that number, or they have several of it.
             PolicyUnavailable: If no server answers.
         """
-        await self._loop.run(self._follow(version))
+        await self._loop.run(self._weights.follow(version))
 
     def close(self) -> None:
         """End what still runs, and the connections, and remove the weights that were written. May be called again."""
-        with suppress(RuntimeError):  # it is closed already
-            self._loop.run_blocking(self._client.close())
-        self._loop.close()
-        self._files.keep("")
+        try:
+            self._loop.close()
+        finally:  # also when that is interrupted
+            self._weights.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     async def _begin(self, wanted: str | None) -> tuple[str, int]:
         """The model's name and context length. What an earlier run has left on the servers is logged."""
-
-        async def look(server: Server) -> None:
-            with suppress(Failure, Busy):  # it is asked again before its first turn
-                if await self._is_paused(server):
-                    _log.warning("%s %s", server.url, _PAUSED)
-
+        self._connections = closed_at_the_end(self._client)
+        await anext(self._connections)
         model = await self._models(wanted)
-        await asyncio.gather(*(look(server) for server in self._servers if server.heard))
+        await self._weights.begin()
         return model
 
     async def _models(self, wanted: str | None) -> tuple[str, int]:
         """The model's name and context length, in which all servers that can be reached agree."""
         found: dict[str, tuple[str, int]] = {}
         said: dict[str, str] = {}
-        for server in self._servers:
+
+        async def ask(server: Server) -> None:
+            sent = time.monotonic()
             try:
                 answer = await self._client.send(server, "GET", "/v1/models")
+                models = {field(each, "id", str): each for each in fields(answer, "data", dict)}
+                if not models:
+                    raise Failure("it serves no model")
+                name = next(iter(models)) if wanted is None else wanted
+                if name not in models:
+                    raise ValueError(f"{server.url} serves no {name!r}, but {', '.join(models)}")
+                found[server.url] = name, field(models[name], "max_model_len", int)
             except (Failure, Busy) as error:
                 said[server.url] = str(error)
-                continue
-            models = {each["id"]: each for each in answer["data"]}
-            name = next(iter(models)) if wanted is None else wanted
-            if name not in models:
-                raise ValueError(f"{server.url} serves no {name!r}, but {', '.join(models)}")
-            found[server.url] = name, int(models[name]["max_model_len"])
-            self._root = str(models[name].get("root") or name)
+                set_aside(server, sent, error)
+                return
+            self._weights.root = str(models[name].get("root") or name)
+
+        results = await asyncio.gather(*map(ask, self._servers), return_exceptions=True)
+        for error in filter(None, results):
+            raise error
         if not found:
-            raise _unavailable(said)
+            raise unavailable(said)
         if len(set(found.values())) > 1:
             each = "; ".join(f"{url}: {name}, {length}" for url, (name, length) in found.items())
             raise ValueError(f"the servers differ in their model or its context length: {each}")
@@ -250,11 +237,10 @@ class VLLMServerPolicy:
             sent = time.monotonic()
             try:
                 await self._prepare(server)
-                async with self._gates[server].turn():
-                    version = self._served[server]
-                    body = self._body(token_ids, stop, budget, seed)
-                    answer = await self._client.send(server, "POST", "/v1/completions", body)
-                generation = self._read(answer, token_ids, version, time.monotonic() - started)
+                async with self._weights.turn(server) as version:
+                    answer = await self._sample(server, self._body(token_ids, stop, budget, seed))
+                seconds = time.monotonic() - started
+                generation = self._read(answer, token_ids, budget, version, seconds)
             except Busy as busy:
                 said[server.url] = "busy"
                 server.aside_until = sent + busy.retry_after * random.uniform(1, 1.5)
@@ -264,7 +250,7 @@ class VLLMServerPolicy:
                 said[server.url] = str(failure)
                 failed += 1
                 self.retried += failed < self._attempts
-                _set_aside(server, sent, failure)
+                set_aside(server, sent, failure)
             else:
                 server.failures = 0
                 sampled = generation.token_ids
@@ -272,7 +258,7 @@ class VLLMServerPolicy:
                 return generation
             finally:
                 server.in_flight -= 1
-        raise _unavailable(said)
+        raise unavailable(said)
 
     async def _take(self, token_ids: list[int]) -> Server:
         """The server to be asked, as soon as there is one that is not set aside."""
@@ -291,21 +277,12 @@ class VLLMServerPolicy:
         self, token_ids: list[int], stop: list[str], budget: int, seed: int
     ) -> dict[str, Any]:
         return {
+            **sampling(self.temperature, self.top_p, stop, budget, seed),
             "model": self.model,
             "prompt": token_ids,
-            "max_tokens": budget,
-            "stop": stop,
-            "include_stop_str_in_output": True,
-            # As our own decoding: a tag that holds a special token is one too.
-            "skip_special_tokens": False,
-            "spaces_between_special_tokens": False,
-            "seed": seed % 2**63,
-            "logprobs": 0,
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
             # All of them: what is left out, a server takes from the model's generation config.
-            "temperature": self.temperature,
-            "top_p": self.top_p,
             "top_k": 0,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
@@ -313,200 +290,47 @@ class VLLMServerPolicy:
             "frequency_penalty": 0.0,
         }
 
-    def _read(self, answer: Any, token_ids: list[int], version: int, seconds: float) -> Generation:
-        try:
-            [choice] = answer["choices"]
-            sampled, seen = choice["token_ids"], choice["prompt_token_ids"]
-            logprobs = choice["logprobs"]["token_logprobs"]
-            finish, cause = choice["finish_reason"], choice["stop_reason"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise Failure(f"an answer without {error}: is it vllm serve, 0.31?") from error
-        if seen != token_ids:
+    async def _sample(self, server: Server, body: dict[str, Any]) -> Any:
+        return await self._client.send(server, "POST", "/v1/completions", body, self._timeout)
+
+    def _read(
+        self, answer: Any, token_ids: list[int], budget: int, version: int, seconds: float
+    ) -> Generation:
+        choices = fields(answer, "choices", dict)
+        if len(choices) != 1:
+            raise Failure(f"{len(choices)} choices instead of one")
+        [choice] = choices
+        sampled = fields(choice, "token_ids", int)
+        logprobs = fields(field(choice, "logprobs", dict), "token_logprobs", float, int)
+        if fields(choice, "prompt_token_ids", int) != token_ids:
             raise ValueError("the server sampled after other tokens than those that it was sent")
-        if len(sampled) != len(logprobs):
-            raise Failure(f"{len(sampled)} tokens, but {len(logprobs)} log-probs")
-        if finish not in ("stop", "length"):  # an abort by whoever else uses the server
+        if len(sampled) != len(logprobs) or len(sampled) > budget:
+            raise Failure(
+                f"{len(sampled)} tokens and {len(logprobs)} log-probs for a budget of {budget}"
+            )
+        finish = field(choice, "finish_reason", str)
+        reason = stop_reason(finish, choice.get("stop_reason"))
+        if reason is None:  # an abort by whoever else uses the server
             raise Failure(f"the server ended the turn: {finish}")
         if self.temperature == 0:
             logprobs = [0.0] * len(sampled)
-        reason: Literal["tag", "eos", "length"] = "length"
-        if finish == "stop":
-            reason = "tag" if isinstance(cause, str) else "eos"
         return Generation(tuple(sampled), tuple(logprobs), reason, seconds, version)
-
-    async def _update(self, version: int, weights: Weights | str | Path | None) -> None:
-        # A name that no other has: not that of another run's weights of the same version.
-        name = f"{version}-{secrets.token_hex(8)}"
-        if weights is None:
-            folder = ""
-        elif isinstance(weights, str | Path):
-            folder = str(Path(weights).absolute())
-        else:
-            folder = await self._files.write(name, weights, self._root)
-        self.weight_version, self._folder, self._leads = version, folder, True
-        self._weights = f"{name} {folder}"
-        self._files.keep(folder)  # no server that is to load will read an older one
-        said: dict[str, str] = {}
-
-        async def one(server: Server) -> None:
-            for pause in (_FIRST_ASIDE, 0.0):  # again, in case it only closed a connection
-                try:
-                    await self._prepare(server)
-                    return
-                except (Failure, Busy) as failure:
-                    said[server.url] = str(failure)
-                    _set_aside(server, time.monotonic(), failure)
-                await asyncio.sleep(pause)
-
-        results = await asyncio.gather(*map(one, self._servers), return_exceptions=True)
-        for error in filter(None, results):
-            raise error
-        if not any(self._has_weights(server) for server in self._servers):
-            raise _unavailable(said)
-
-    async def _follow(self, version: int) -> None:
-        said: dict[str, str] = {}
-
-        async def ask(server: Server) -> tuple[Server, str] | None:
-            try:
-                name = await self._weights_of(server)
-            except (Failure, Busy) as failure:
-                said[server.url] = str(failure)
-                return None
-            if name is None:
-                said[server.url] = _PAUSED
-                return None
-            return server, name
-
-        names = dict(filter(None, await asyncio.gather(*map(ask, self._servers))))
-        if not names:
-            raise _unavailable(said)
-        found = {name for name in names.values() if name.startswith(f"{version}-")}
-        if len(found) != 1:
-            told = ", ".join(f"{server.url}: {name}" for server, name in names.items())
-            raise RuntimeError(
-                f"the servers should all have one set of weights of version {version}: {told}"
-            )
-        [self._weights] = found
-        self.weight_version, self._folder = version, self._weights.partition(" ")[2]
-        self._leads = False
-        for server, name in names.items():
-            server.blocks.clear()
-            if name == self._weights:
-                self._note_weights(server)
 
     async def _prepare(self, server: Server) -> None:
         """See to it that a server serves the weights of `weight_version`, and reports the right log-probs."""
-        if not self._is_ready(server):
-            failures = server.failures
-            async with self._asking[server]:
-                if server.failures > failures:  # those who have waited for its answer know it now
-                    raise Failure(server.failure)
-                await self._make_ready(server)
+        await self._weights.prepare(server)
         if server not in self._checked:
             await self._check_logprobs(server)
             self._checked.add(server)
-
-    def _is_ready(self, server: Server) -> bool:
-        """Whether it need not be asked about its weights before a turn."""
-        return self._has_weights(server) if self._weights else server not in self._maybe_paused
-
-    async def _make_ready(self, server: Server) -> None:
-        while not self._is_ready(server):  # there may be yet newer weights when it has loaded
-            if not self._weights:
-                if await self._is_paused(server):
-                    raise Failure(_PAUSED)
-                continue
-            known = await self._weights_of(server)
-            if known == self._weights:
-                self._note_weights(server)  # it failed, or was not heard of for a while
-            elif self._leads or known == _STARTED:
-                async with self._gates[server].change():
-                    await self._load(server)
-            else:  # the policy that leads will see to it
-                raise Failure(f"it has other weights: {known}" if known else _PAUSED)
-
-    async def _is_paused(self, server: Server) -> bool:
-        """Whether a server samples nothing; if it does, which weights it has is logged where they are an earlier run's."""
-        try:
-            known = await self._weights_of(server)
-        except RuntimeError:  # it takes no weights: it has those that it was started with
-            known = _STARTED
-        if known is None:
-            return True
-        self._maybe_paused.discard(server)
-        if known != _STARTED:
-            _log.warning(
-                "%s has weights that an earlier run left there, %s: until it gets others or some are followed, they count "
-                "as version 0",
-                server.url,
-                known,
-            )
-        return False
-
-    async def _weights_of(self, server: Server) -> str | None:
-        """The name of the weights that a server has; `None` if it is paused: it may have some of these and some of those."""
-        paused = await self._client.send(server, "GET", "/is_paused")
-        known = await self._client.send(server, "GET", "/weight_info")
-        return None if paused["is_paused"] else known["weight_version"]
-
-    def _has_weights(self, server: Server) -> bool:
-        """Whether it is known to serve the weights of `weight_version`."""
-        same = time.monotonic() - server.heard < _RESTART_SECONDS
-        return same and server.weights == self._weights
-
-    async def _load(self, server: Server) -> None:
-        version, weights, folder = self.weight_version, self._weights, self._folder
-        with self._files.reading(folder):
-            await self._load_from(server, folder or self._root, weights)
-        server.blocks.clear()
-        server.weights, self._served[server] = weights, version
-
-    async def _load_from(self, server: Server, folder: str, name: str) -> None:
-        # Turns of ours have ended; those of others end now, and what they send meanwhile waits in the server. Should
-        # something fail from here on, it stays paused: it may have some of the new weights.
-        await self._client.send(server, "POST", "/pause?mode=wait&clear_cache=true")
-        call = {"method": "load_checkpoint", "args": [folder]}
-        try:
-            await self._client.send(server, "POST", "/collective_rpc", call)
-        except Failure as failure:
-            raise Failure(
-                f"it did not load {folder} (its log says why; was it started with --worker-extension-cls "
-                f"retool_env.rollout.vllm_worker.WeightLoader?): {failure}"
-            ) from failure
-        # Before it samples again, so that it never has other weights than it says.
-        await self._client.send(server, "POST", "/update_weight_version", {"new_version": name})
-        await self._client.send(server, "POST", "/resume")
-
-    def _note_weights(self, server: Server) -> None:
-        """It serves those of `weight_version`."""
-        server.weights, self._served[server] = self._weights, self.weight_version
 
     async def _check_logprobs(self, server: Server) -> None:
         """Refuse a server that reports log-probs of another distribution than it samples from."""
         first = self.tokenizer.encode("a", add_special_tokens=False)
         # With next to no nucleus each token is certain.
         body = {**self._body(first, [], 8, 0), "temperature": 1.0, "top_p": 1e-6}
-        answer = await self._client.send(server, "POST", "/v1/completions", body)
-        generation = self._read(answer, first, 0, 0.0)
+        generation = self._read(await self._sample(server, body), first, 8, 0, 0.0)
         if min(generation.logprobs) < -1e-3:
             raise RuntimeError(
                 f"{server.url} reports log-probs of the model, not of what it samples from, and the two differ with "
                 "this temperature or top-p: start it with --logprobs-mode processed_logprobs"
             )
-
-
-def _set_aside(server: Server, sent: float, failure: Exception) -> None:
-    if sent < server.aside_until:
-        return  # sent together with one that has failed before
-    aside = _FIRST_ASIDE * 2 ** min(server.failures, _MOST_DOUBLINGS)
-    server.failures += 1
-    server.failure = str(failure)
-    server.aside_until = time.monotonic() + aside * random.uniform(0.75, 1.25)
-    server.weights = None
-    server.blocks.clear()
-
-
-def _unavailable(said: dict[str, str]) -> PolicyUnavailable:
-    told = "; ".join(f"{url}: {' '.join(text.split())}" for url, text in said.items())
-    return PolicyUnavailable(f"no server of the model answers: {told}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +22,8 @@ Weights = Mapping[str, "torch.Tensor"] | Iterable[tuple[str, "torch.Tensor"]]
 """Tensors by the names of transformers, as `model.state_dict()` gives them, adapters merged."""
 
 _SHARD_BYTES = 2 * 2**30  # what is held in memory of an iterator's tensors, beside the files
+_MEMORY = "/dev/shm"
+_PREFIX = "retool-weights-"
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Inventory:
 
         Raises:
             ValueError: If they are not those of the model, by name and shape.
+            OSError: If they can't be written.
         """
         cancelled = threading.Event()
         writing = asyncio.ensure_future(
@@ -80,11 +85,15 @@ class Inventory:
             raise
 
     def _write(self, folder: Path, weights: Weights, cancelled: Callable[[], bool]) -> None:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         for number, shard in enumerate(_shards(self._checked(weights, cancelled))):
             file = folder / f"weights-{number:05}.safetensors"
-            save_file(shard, file)  # for its owner alone, who need not be the reader's
+            try:
+                save_file(shard, file)  # for its owner alone, who need not be the reader's
+            except SafetensorError as error:  # a full disk's, say
+                raise OSError(f"the weights can't be written as {file}: {error}") from error
             file.chmod(0o644)
 
     def _checked(
@@ -110,6 +119,42 @@ class Inventory:
             raise ValueError(
                 f"{len(missing)} of the model's weights are missing, {next(iter(missing))!r} say"
             )
+
+
+@contextmanager
+def passing_folder(size: int) -> Iterator[Path]:
+    """A folder for files of so many bytes that another process reads meanwhile: in memory where there is room, else on disk.
+
+    It is locked by this process, so that `remove_abandoned` knows whether anybody is left who would remove it: also where
+    containers share that memory, and each counts its processes for itself.
+    """
+    room = shutil.disk_usage(_MEMORY).free if os.path.isdir(_MEMORY) else 0
+    made = Path(tempfile.mkdtemp(prefix="retool-", dir=_MEMORY if room > size else None))
+    lock = os.open(made, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: nothing is removed there
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        # It has this name only when it is locked.
+        folder = made.rename(made.with_name(_PREFIX + made.name.removeprefix("retool-")))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
+    finally:
+        os.close(lock)
+
+
+def remove_abandoned() -> None:
+    """Remove the folders of `passing_folder` whose processes were killed."""
+    for place in {_MEMORY, tempfile.gettempdir()}:
+        for folder in Path(place).glob(f"{_PREFIX}*"):
+            with suppress(OSError):  # another user's, or just gone
+                lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where it is in use
+                    shutil.rmtree(folder)
+                finally:
+                    os.close(lock)
 
 
 class WeightFiles:

@@ -64,15 +64,28 @@ def test_who_is_cancelled_cancels_the_work(background):
     assert background.run_blocking(name()) == "test"
 
 
-def test_an_interrupt_of_who_waits_cancels_the_work(background, monkeypatch):
+@pytest.mark.parametrize("begun", [True, False])
+def test_an_interrupt_of_who_waits_cancels_the_work_and_comes_when_that_has_ended(
+    background, monkeypatch, begun
+):
     hanging = Hanging()
     submit = background.submit
 
+    async def work():
+        try:
+            await hanging.work()
+        finally:
+            hanging.ended.clear()
+            await asyncio.sleep(0.2)  # what has begun in a thread, say, can't be cancelled
+            hanging.ended.set()
+
     def interrupted(work):
+        monkeypatch.undo()
         future = submit(work)
 
         def result(timeout=None):
-            hanging.begun.wait(60)
+            if begun:
+                hanging.begun.wait(60)
             raise KeyboardInterrupt
 
         future.result = result
@@ -80,8 +93,9 @@ def test_an_interrupt_of_who_waits_cancels_the_work(background, monkeypatch):
 
     monkeypatch.setattr(background, "submit", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        background.run_blocking(hanging.work())
-    assert hanging.ended.wait(60)
+        background.run_blocking(work())
+    assert hanging.ended.is_set() == hanging.begun.is_set() >= begun
+    assert background.run_blocking(name()) == "test"
 
 
 def test_closing_cancels_what_runs_and_ends_the_thread(background):
@@ -96,6 +110,28 @@ def test_closing_cancels_what_runs_and_ends_the_thread(background):
     for use in (background.submit, background.run_blocking):
         with pytest.raises(RuntimeError, match="closed"):
             use(name())
+
+
+def test_who_awaits_work_when_it_is_closed_gets_an_error_and_no_cancellation(
+    background, monkeypatch
+):
+    async def main():
+        waiting = [Hanging(), Hanging()]
+        tasks = [asyncio.create_task(background.run(each.work())) for each in waiting]
+        for each in waiting:
+            await asyncio.to_thread(each.begun.wait, 60)
+        with monkeypatch.context() as patch:
+            patch.setattr(background, "_closed", True)  # as if it were closed just now
+            tasks[1].cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await tasks[1]
+        await asyncio.to_thread(background.close)
+        with pytest.raises(RuntimeError, match="closed while it was at work"):
+            await tasks[0]
+        with pytest.raises(RuntimeError, match="this is closed"):
+            await background.run(name())
+
+    asyncio.run(main())
 
 
 def test_work_that_comes_while_it_is_closed_is_refused_or_cancelled():

@@ -64,6 +64,30 @@ async def _through(passage):
         pass
 
 
+def test_of_two_changes_at_once_one_waits_for_the_other():
+    events: list[str] = []
+
+    async def main():
+        gate, over = Gate(), asyncio.Event()
+
+        async def change(name: str, until: asyncio.Event | None = None):
+            async with gate.change():
+                events.append(f"{name} begins")
+                if until:
+                    await until.wait()
+                events.append(f"{name} ends")
+
+        tasks = [asyncio.create_task(each) for each in (change("one", over), change("two"))]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert events == ["one begins"]
+        over.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert events == ["one begins", "one ends", "two begins", "two ends"]
+
+
 def test_a_turn_does_not_slip_in_between_two_changes():
     passed = []
 

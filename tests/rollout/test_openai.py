@@ -248,6 +248,7 @@ def test_a_malformed_call_is_a_failed_one_that_never_reaches_the_sandbox(call):
         ({"type": "custom", "custom": {"name": "python", "input": "1"}}, "python(1)"),
         ({"type": "browser", "browser": {"url": "x"}}, "None(None)"),
         ({"type": "function", "function": None}, "None(None)"),
+        ({"type": "function", "function": "x"}, "None(None)"),
     ],
 )
 def test_a_call_of_another_type_is_a_failed_one(call, written):
@@ -318,6 +319,13 @@ def test_fields_that_an_api_does_not_take_are_left_out(caplog):
         "m takes no parallel_tool_calls: done without",
         "m takes no seed: done without",
     ]
+
+
+def test_a_field_that_is_named_by_no_text_is_looked_for_in_the_words():
+    with policy_of(solver) as (api, make):
+        api.failures = [refusal(400, "Unsupported parameter: stop", param=["stop"])]
+        assert play(make())[0].correct
+    assert "stop" in api.requests[0] and "stop" not in api.requests[1]
 
 
 def test_the_limit_on_tokens_goes_by_the_name_that_the_api_wants():
@@ -425,6 +433,45 @@ def test_a_request_that_takes_too_long_is_given_up():
     assert len(api.requests) == 4
 
 
+def test_of_an_api_that_answers_nothing_is_said_later():
+    made = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        call_later = loop.call_later
+
+        def noted(delay, *call):
+            made.append((delay, call_later(delay, *call)))
+            return made[-1][1]
+
+        loop.call_later = noted
+        return await policy.write(Episode(PROBLEM, RULES).transcript, STOP, 0)
+
+    with policy_of(solver) as (_, make):
+        policy = make(timeout=77.0)
+        assert asyncio.run(main()).text
+    [timer] = [timer for delay, timer in made if delay == 77]
+    assert timer.cancelled()
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_that_an_api_does_not_answer_is_said_at_the_first_time_out(retries, caplog):
+    with policy_of(solver, delay=30) as (_, make):
+        policy = make(timeout=0.3, retries=retries)
+        transcripts = [Episode(PROBLEM, RULES).transcript] * 3
+
+        async def turns():
+            work = (policy.write(each, STOP, 0) for each in transcripts)
+            return await asyncio.gather(*work, return_exceptions=True)
+
+        assert all(
+            isinstance(error, PolicyUnavailable | ConnectionError) for error in asyncio.run(turns())
+        )
+    said = [r.message for r in caplog.records if r.name == "retool_env.rollout.openai"]
+    words = "/v1 has not answered within 0.3 s: it is asked again, up to 1 times a turn"
+    assert len(said) == retries and all(text.endswith(words) for text in said)
+
+
 @pytest.mark.parametrize(
     "body", [b'{"error": {"message": "upstream is gone"}}', b'{"choices": []}', b"[]", b'{"choi']
 )
@@ -441,10 +488,42 @@ def test_an_answer_that_is_none_is_a_failure(body):
         assert play(policy)[0].correct  # the engine's second attempt
 
 
+NO_TURNS = [
+    {"choices": [{"finish_reason": "stop"}]},
+    {"choices": [{"finish_reason": "stop", "message": None, "text": None}]},
+    {"choices": [{"finish_reason": "stop", "message": "x", "text": ["x"]}]},
+    {"choices": [{"finish_reason": "length", "message": {"content": 5}, "text": 5}]},
+    {"choices": [{"finish_reason": "length", "message": {"content": {"a": 1}}, "text": {"a": 1}}]},
+    {"choices": ["x"]},
+    {"choices": "x"},
+    {"choices": {"message": {}}},
+]
+
+
+@pytest.mark.parametrize("body", NO_TURNS, ids=str)
+@pytest.mark.parametrize("way", ["chat", "tools", "completions"])
+def test_an_answer_without_a_turn_is_a_failure(way, body):
+    with policy_of(solver) as (api, make):
+        api.failures = [JSONResponse(body)]
+        with pytest.raises(PolicyUnavailable, match=r"answers without a (turn|choice): "):
+            write(make(way=way))
+
+
+@pytest.mark.parametrize("usage", ["x", {"prompt_tokens": "9", "completion_tokens": "1"}, [1]])
+def test_figures_that_are_none_are_not_counted(usage):
+    body = {"choices": [{"finish_reason": "stop", "message": {"content": "hm"}}], "usage": usage}
+    with policy_of(solver) as (api, make):
+        api.failures = [JSONResponse(body)]
+        policy = make()
+        assert write(policy).text == "hm"
+    assert policy.usage == Usage(requests=1, uncounted=1)
+
+
 def test_a_message_in_parts():
     content = [
         {"type": "thinking", "thinking": [{"type": "text", "text": "<answer>1</answer>"}]},
         {"type": "text", "text": "It is <answer>"},
+        "and no part at all",
         {"type": "text", "text": "42"},
     ]
     body = {"choices": [{"finish_reason": "stop", "message": {"content": content}}], "usage": {}}

@@ -169,6 +169,23 @@ def test_plain_lines_without_a_terminal():
     assert stream.getvalue().endswith("\n")
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError, ValueError("I/O operation on closed file")])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_stream_that_fails_costs_nothing_but_the_lines(error, terminal):
+    stream = Terminal(terminal)
+
+    def flush():
+        stream.shown.release()
+        raise error
+
+    stream.flush = flush
+    with shown(Progress(total=2), stream, every=0.01):
+        for _ in range(2):  # the thread goes on
+            assert stream.shown.acquire(timeout=60)
+        found = 42
+    assert found == 42
+
+
 def test_one_line_that_changes_on_a_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "30")
     progress, stream = Progress(total=2), Terminal(True)

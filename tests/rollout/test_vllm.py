@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,7 +31,8 @@ from vllm_models import (
 from agents.tiny import make_model
 from retool_env.episode import decode
 from retool_env.problems import ProblemList
-from retool_env.rollout import RolloutEngine
+from retool_env.rollout import PolicyUnavailable, RolloutEngine
+from retool_env.rollout.gate import Gate
 from retool_env.rollout.transformers import TransformersPolicy
 from retool_env.rollout.vllm import VLLMPolicy
 from retool_env.transcript import StopReason, check_transcript
@@ -205,6 +210,18 @@ def test_weights_that_are_not_the_models_are_refused_and_the_old_ones_stay(
     assert [turn.token_ids] == greedy(model, policy.tokenizer, prompts[:1])
 
 
+def abandoned() -> Path:
+    """The folder of weights of a process that is gone."""
+    code = (
+        "from retool_env.rollout.weights import passing_folder; import os;"
+        "passing = passing_folder(1); print(passing.__enter__(), flush=True); os._exit(0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    folder = Path(done.stdout.strip())
+    assert folder.is_dir()
+    return folder
+
+
 def assert_no_turn_waits(policy, prompt):
     with pytest.raises(RuntimeError, match="did not load the weights of version 9 to the end"):
         asyncio.run(asyncio.wait_for(policy.act(prompt, (), 5, 0), 60))
@@ -245,6 +262,32 @@ def test_when_an_update_is_cancelled_while_it_loads_turns_are_refused(policy, pr
         asyncio.run(cancel())
     assert_no_turn_waits(policy, prompts[0])
     asyncio.run(policy.update_weights(1))
+    assert turns_of(policy, prompts)[0].weight_version == 1
+
+
+@needs_vllm
+def test_a_turn_that_the_engine_fails_at_can_be_tried_again(policy, prompts, monkeypatch):
+    async def fail(*_, **__):
+        raise KeyError("lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(policy._engine, "add_request", fail)  # vLLM's own error for it says nothing
+        with pytest.raises(PolicyUnavailable, match=r"KeyError\('lost'\)"):
+            turns_of(policy, prompts[:1])
+    assert turns_of(policy, prompts[:1])
+
+
+@needs_vllm
+def test_a_sleeping_engine_takes_no_weights(policy, prompts, other, monkeypatch):
+    """On a CPU sleep does no more than pause."""
+    monkeypatch.setattr(policy, "sleep_mode", True)
+    asyncio.run(policy.sleep())
+    for weights in (None, other.state_dict()):
+        with pytest.raises(RuntimeError, match="wake it up"):
+            asyncio.run(policy.update_weights(1, weights))
+    asyncio.run(policy.wake_up())
+    assert turns_of(policy, prompts)[0].weight_version == 0
+    asyncio.run(policy.update_weights(1, other.state_dict()))
     assert turns_of(policy, prompts)[0].weight_version == 1
 
 
@@ -437,3 +480,55 @@ def test_grpo_trains_on_what_it_samples_and_it_samples_from_what_is_trained(
     assert len(logs) == 3 and moved > 1e-2 and policy.weight_version == 2
     assert all(log["offpolicy/difference_max"] < 1e-3 for log in logs)
     assert all(log["rollout/weight_lag_max"] == 0 for log in logs)
+
+
+@needs_vllm
+def test_an_engine_that_is_killed_ends_the_turn_and_the_update_that_wait_for_it(other, tmp_path):
+    left = abandoned()
+    try:
+        policy = VLLMPolicy(
+            make_tagging_checkpoint(tmp_path / "tiny", 0), enforce_eager=True, **ENGINE
+        )
+        removed = not left.exists()
+    finally:
+        shutil.rmtree(left, ignore_errors=True)
+    [process] = policy._engine.engine_core.resources.engine_manager.processes
+
+    async def kill() -> list[BaseException]:
+        waiting = [asyncio.create_task(policy.act([5] * 10, (), 480, 0))]
+        while not policy._engine.get_num_unfinished_requests():
+            await asyncio.sleep(0.005)
+        os.kill(process.pid, signal.SIGSTOP)  # so that it answers none of them
+        policy._gate = Gate()  # the update is not to wait for the turn
+        waiting.append(asyncio.create_task(policy.update_weights(9, other.state_dict())))
+        while policy._gate._open.is_set():
+            await asyncio.sleep(0.005)
+        waiting.append(asyncio.create_task(policy.act([5], (), 4, 0)))
+        os.kill(process.pid, signal.SIGKILL)
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    with policy:
+        assert removed
+        for error in asyncio.run(asyncio.wait_for(kill(), 60)):
+            assert type(error) is RuntimeError and "engine process has died" in str(error)
+        for call in (policy.act([5], (), 4, 0), policy.update_weights(10)):
+            with pytest.raises(RuntimeError, match="engine process has died"):
+                asyncio.run(asyncio.wait_for(call, 60))
+        assert policy.weight_version == 0
+    with pytest.raises(RuntimeError, match="closed"):
+        asyncio.run(policy.act([5], (), 4, 0))
+
+
+@needs_vllm
+def test_closing_ends_a_turn_that_is_under_way_with_an_error(policy, prompts):
+    """The last of this file: the engine is gone."""
+
+    async def close():
+        turn = asyncio.create_task(policy.act(prompts[0], (), 480, 0))
+        while not policy._engine.get_num_unfinished_requests():
+            await asyncio.sleep(0.005)
+        await asyncio.to_thread(policy.close)
+        with pytest.raises(RuntimeError, match="closed"):
+            await turn
+
+    asyncio.run(asyncio.wait_for(close(), 60))

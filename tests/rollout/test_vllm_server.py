@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
+import itertools
 import os
 import queue
+import random
+import socket
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from fastapi import Request
 from fastapi.responses import JSONResponse
 from safetensors.torch import load_file
 from vllm_servers import WRITTEN, Served, serving, unused_port
 
 from agents.tiny import make_checkpoint, make_model
 from retool_env.rollout import PolicyUnavailable
+from retool_env.rollout.routing import Server
+from retool_env.rollout.vllm_client import Failure, set_aside
 from retool_env.rollout.vllm_server import VLLMServerPolicy
 
 STOP = ("</code>", "</answer>")
@@ -47,7 +55,7 @@ def act(policy, *prompts, stop=STOP, budget=24, seed=1):
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr("retool_env.rollout.vllm_server._FIRST_ASIDE", 0.02)
+    monkeypatch.setattr("retool_env.rollout.vllm_client._FIRST_ASIDE", 0.02)
 
 
 @contextlib.contextmanager
@@ -69,6 +77,7 @@ def test_ids_go_in_as_ids_and_come_out_as_ids():
     # What is left out, vLLM takes from the model's generation config.
     assert (sent["top_k"], sent["min_p"], sent["repetition_penalty"]) == (0, 0.0, 1.0)
     assert sent["return_token_ids"] and sent["include_stop_str_in_output"]
+    assert (sent["skip_special_tokens"], sent["spaces_between_special_tokens"]) == (False, False)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +149,72 @@ def test_a_failing_server_is_left_alone_for_a_while():
     assert len(good.prompts) == 10 and 1 <= len(bad.prompts) < 8
 
 
+def test_a_server_is_left_alone_twice_as_long_each_time_in_a_row(monkeypatch, caplog):
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
+    server, asides = Server("http://a"), []
+    for _ in range(9):
+        set_aside(server, now, Failure("broken"))
+        asides.append(server.aside_until - now)
+        set_aside(server, now, Failure("sent together with the other"))
+        now = server.aside_until
+    assert asides == pytest.approx([0.02 * 2**n for n in (0, 1, 2, 3, 4, 5, 6, 6, 6)])
+    assert server.failures == 9 and server.failure == "broken"
+    [record] = caplog.records  # a streak is said once
+    assert record.message == "http://a is set aside: broken"
+
+
+@contextlib.contextmanager
+def silent():
+    """A server that accepts requests, and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_server_that_never_answers_keeps_nobody_waiting_and_is_told_of(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr("retool_env.rollout.vllm_client._ANSWER_SECONDS", 0.3)
+    served = Served()
+    with serving(served) as url, silent() as other, policy_of(other, url) as policy:
+        assert [r.message for r in caplog.records] == [f"{other} is set aside: ReadTimeout"]
+        policy._servers[0].aside_until = 0
+        turns = act(policy, *([*PROMPT, i] for i in range(6)))
+        assert len(turns) == 6 == len(served.prompts)
+        policy._servers[0].aside_until = 0
+        asyncio.run(policy.update_weights(1, tmp_path))
+        last = caplog.records[-1].message
+        assert last.startswith(f"{other} has not loaded the weights of version 1")
+        assert "ReadTimeout" in last
+        assert act(policy, PROMPT)[0].weight_version == 1
+
+
+def test_turns_and_new_weights_may_take_longer_than_other_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr("retool_env.rollout.vllm_client._ANSWER_SECONDS", 0.2)
+    served = Served(delay=0.5, load=lambda path: time.sleep(0.5))
+    with serving(served) as url, policy_of(url, attempts=1, temperature=0.5) as policy:
+        assert act(policy, PROMPT)
+        asyncio.run(policy.update_weights(1, tmp_path))
+        assert act(policy, PROMPT)[0].weight_version == 1
+    assert not policy._servers[0].failures
+    # 16,384 tokens at 43.5 ms, the slowest that is planned for here, are 713 s.
+    assert inspect.signature(VLLMServerPolicy).parameters["timeout"].default > 2 * 713
+
+
+def test_servers_are_asked_side_by_side_at_first():
+    both = threading.Barrier(2)
+
+    @dataclass
+    class Together(Served):
+        async def models(self, request: Request):
+            await asyncio.to_thread(both.wait, 10)
+            return await super().models(request)
+
+    with serving_all(Together(), Together()) as urls, policy_of(*urls) as policy:
+        assert all(server.heard for server in policy._servers)
+
+
 def test_when_no_server_is_left_they_are_named():
     broken = Served(failures=[JSONResponse({"error": "broken"}, 500)] * 50)
     with serving(broken) as url, contextlib.ExitStack() as stack:
@@ -171,6 +246,110 @@ def test_a_busy_server_gets_the_turn_again_when_it_said_and_that_is_no_failure()
         started = time.monotonic()
         assert act(policy, PROMPT)[0].token_ids == tuple(WRITTEN)
     assert len(served.prompts) == 6 and time.monotonic() - started > 0.25
+
+
+def test_a_server_that_stays_busy_fails_at_last():
+    busy = JSONResponse({"error": "queue full"}, 429, {"Retry-After": "0.01"})
+    served = Served(failures=[busy] * 10_000)
+    with (
+        serving(served) as url,
+        policy_of(url, attempts=2, timeout=0.2) as policy,
+        pytest.raises(PolicyUnavailable, match="busy"),
+    ):
+        asyncio.run(asyncio.wait_for(policy.act(PROMPT, STOP, 24, 1), 20))
+    assert len(served.prompts) > 2
+
+
+GOOD = {
+    "token_ids": WRITTEN,
+    "prompt_token_ids": PROMPT,
+    "logprobs": {"token_logprobs": [-0.5, -1, -0.5]},
+    "finish_reason": "stop",
+    "stop_reason": "</code>",
+}
+NO_TURNS = [
+    None,
+    [],
+    {},
+    {"choices": []},
+    {"choices": None},
+    {"choices": ["x"]},
+    {"choices": [GOOD, GOOD]},
+    {"choices": [{**GOOD, "token_ids": None, "prompt_token_ids": None}]},
+    {"choices": [{**GOOD, "token_ids": None}]},
+    {"choices": [{**GOOD, "token_ids": ["7", "8", "9"]}]},
+    {"choices": [{**GOOD, "token_ids": [7, 8, True]}]},
+    {"choices": [{**GOOD, "token_ids": [7, 8]}]},
+    {"choices": [{**GOOD, "logprobs": None}]},
+    {"choices": [{**GOOD, "logprobs": {"token_logprobs": [-0.5, None, -0.5]}}]},
+    {"choices": [{**GOOD, "finish_reason": None}]},
+    {
+        "choices": [
+            {**GOOD, "token_ids": [7] * 5, "logprobs": {"token_logprobs": [-0.5] * 5}}
+        ]  # for a budget of 4
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def shared():
+    served = Served()
+    with serving(served) as url:
+        yield served, url
+
+
+@pytest.mark.parametrize("answer", NO_TURNS, ids=itertools.count())
+def test_an_answer_that_is_no_turn_is_a_failure(answer, shared):
+    served, url = shared
+    served.failures = [JSONResponse(answer)]
+    with policy_of(url, attempts=1) as policy:
+        with pytest.raises(PolicyUnavailable, match=url):
+            act(policy, PROMPT, budget=4)
+        served.failures = [JSONResponse({"choices": [GOOD]})]
+        assert act(policy, PROMPT, budget=4)[0].logprobs == (-0.5, -1, -0.5)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        {},
+        {"data": None},
+        {"data": []},
+        {"data": ["m"]},
+        {"data": [{"max_model_len": 512}]},
+        {"data": [{"id": 5, "max_model_len": 512}]},
+        {"data": [{"id": "m"}]},
+        {"data": [{"id": "m", "max_model_len": None}]},
+    ],
+    ids=str,
+)
+def test_a_server_that_does_not_say_what_it_serves_is_a_failure(answer, shared):
+    served, url = shared
+    served.instead = {"models": answer}
+    with pytest.raises(PolicyUnavailable, match=url):
+        policy_of(url)
+    served.instead = {}
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        ("is_paused", None),
+        ("is_paused", {}),
+        ("is_paused", {"is_paused": "no"}),
+        ("weight_info", []),
+        ("weight_info", {"weight_version": 3}),
+    ],
+)
+def test_a_server_that_does_not_say_which_weights_it_has_is_a_failure(path, answer, shared):
+    served, url = shared
+    served.instead, asked = {path: answer}, len(served.prompts)
+    with policy_of(url, attempts=2) as policy:
+        with pytest.raises(PolicyUnavailable, match=f"{url}.*an answer without"):
+            act(policy, PROMPT)
+        served.instead = {}
+        assert len(served.prompts) == asked and act(policy, PROMPT)
 
 
 def test_refusals_are_errors_at_once():
@@ -248,6 +427,62 @@ def test_logprobs_of_another_distribution_are_refused():
     assert asked <= 4 and len(right.bodies) == asked + 1
 
 
+def test_an_update_does_not_wait_for_a_server_that_is_set_aside(tmp_path, caplog):
+    served = [Served(), Served()]
+    with serving_all(*served) as urls, policy_of(*urls) as policy:
+        first, second = policy._servers
+        second.failures, second.failure = 1, "broken"
+        second.aside_until = time.monotonic() + 3600
+        asyncio.run(policy.update_weights(3, tmp_path))
+        assert served[0].weights.startswith("3-") and not served[1].events
+        [record] = caplog.records
+        assert urls[1] in record.message and record.message.endswith("has: broken")
+        second.aside_until, first.in_flight = 0, 9  # so that it is asked
+        assert act(policy, PROMPT)[0].weight_version == 3 and served[1].prompts
+        # If there is no other, they are asked all the same.
+        for server in policy._servers:
+            server.aside_until = time.monotonic() + 3600
+        asyncio.run(policy.update_weights(4, tmp_path))
+        assert all(each.weights.startswith("4-") for each in served)
+
+
+def test_a_server_that_has_loaded_counts_however_long_another_takes(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("retool_env.rollout.vllm_weights._RESTART_SECONDS", 0.05)
+
+    def load(path: str):
+        while "resume" not in good.events:
+            time.sleep(0.01)
+        time.sleep(0.2)  # the good one is not heard of meanwhile
+        raise OSError
+
+    good, bad = Served(), Served(load=load)
+    with serving_all(good, bad) as urls, policy_of(*urls) as policy:
+        asyncio.run(policy.update_weights(1, tmp_path))
+        assert f"{urls[1]} has not loaded the weights of version 1" in caplog.records[-1].message
+        assert "did not load" in caplog.records[-1].message
+        assert act(policy, PROMPT)[0].weight_version == 1
+
+
+def test_two_runs_that_load_their_weights_on_one_server_are_told(tmp_path):
+    served = Served()
+    with serving(served) as url, policy_of(url) as one, policy_of(url) as other:
+        asyncio.run(one.update_weights(5, tmp_path))
+        asyncio.run(other.update_weights(1, tmp_path))  # an earlier run's, for all that it knows
+        loads = served.events.count("pause")
+        message = pytest.raises(RuntimeError, match=f"another run updates {url}: it has 1-")
+        one._servers[0].heard = 0.0  # so that it asks what the server has
+        with message:
+            act(one, PROMPT)
+        with message:
+            asyncio.run(one.update_weights(6, tmp_path))
+        assert served.events.count("pause") == loads
+        assert act(other, PROMPT)[0].weight_version == 1
+        # One that has followed the other knows its weights.
+        asyncio.run(one.follow(1))
+        asyncio.run(one.update_weights(7, tmp_path))
+        assert served.weights.startswith("7-")
+
+
 def test_new_weights_come_between_turns(tmp_path):
     served = [Served(delay=0.2), Served(delay=0.2)]
     with serving_all(*served) as urls, policy_of(*urls) as policy:
@@ -275,7 +510,7 @@ def test_new_weights_come_between_turns(tmp_path):
 
 
 def test_a_server_that_was_started_anew_gets_the_weights_before_a_turn(tmp_path, monkeypatch):
-    monkeypatch.setattr("retool_env.rollout.vllm_server._RESTART_SECONDS", 0.5)
+    monkeypatch.setattr("retool_env.rollout.vllm_weights._RESTART_SECONDS", 0.5)
     port = unused_port()
     first, second = Served(), Served()
     with serving(first, port) as url:
@@ -431,7 +666,7 @@ def test_turns_that_wait_for_new_weights_run_together_and_one_load_is_enough(tmp
         assert {turn.weight_version for turn in asyncio.run(main(policy))} == {5}
         # So it is when none of them comes from an update.
         policy._servers[0].weights = None
-        served.weights = "another run's"
+        served.weights = "default"
         act(policy, *([*PROMPT, i] for i in range(8)))
     assert served.events.count("pause") == 2 and served.most == 8
 
@@ -454,7 +689,7 @@ def test_a_load_that_fails_is_not_tried_by_each_turn_that_waits_for_it(tmp_path)
     with serving(served) as url, policy_of(url, attempts=1) as policy:
         asyncio.run(policy.update_weights(3, tmp_path))
         served.events.clear()
-        served.load, served.weights, policy._servers[0].weights = load, "another run's", None
+        served.load, served.weights, policy._servers[0].weights = load, "default", None
         errors = asyncio.run(turns(policy))
     assert served.events.count("pause") == 1
     assert all(isinstance(e, PolicyUnavailable) and "did not load" in str(e) for e in errors)
@@ -471,6 +706,7 @@ def test_a_server_that_was_left_paused_gets_no_turn_before_it_has_loaded(tmp_pat
         with policy_of(*urls) as policy:
             act(policy, *([*PROMPT, i] for i in range(4)))
             assert len(served[1].prompts) == 4 and not served[0].prompts
+            policy._servers[0].aside_until = 0
             asyncio.run(policy.update_weights(3, tmp_path))
             act(policy, *([*PROMPT, i] for i in range(4)))
             assert len(served[0].prompts) == 2 and not served[0].paused
@@ -488,6 +724,16 @@ def test_a_server_whose_pause_ends_gets_turns(tmp_path):
             return await asyncio.gather(*turns)
 
         assert asyncio.run(main())[0].weight_version == 0
+
+
+def test_a_server_that_is_paused_later_is_found_to_be_so():
+    served = Served()
+    with serving(served) as url, policy_of(url, attempts=2, timeout=0.3) as policy:
+        assert act(policy, PROMPT)
+        served.paused = True
+        with pytest.raises(PolicyUnavailable, match="is paused"):
+            act(policy, PROMPT)
+        assert len(served.prompts) == 2
 
 
 def test_weights_that_an_earlier_run_left_are_warned_of(caplog, tmp_path):
@@ -599,6 +845,44 @@ def test_a_bad_url_is_refused(url):
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValueError, match="must"):
         policy_of("http://localhost:1", **settings)
+
+
+def test_a_url_that_is_there_twice_is_refused():
+    with pytest.raises(ValueError, match="a server twice: http://node7:8000"):
+        policy_of("http://node7:8000", "http://node8:8000", "http://node7:8000/v1/")
+
+
+def test_closing_ends_a_turn_that_is_under_way_with_an_error():
+    served = Served(delay=20)
+    with serving(served) as url, policy_of(url) as policy:
+
+        async def main():
+            turn = asyncio.create_task(policy.act(PROMPT, STOP, 24, 1))
+            while not served.running:
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(policy.close)
+            with pytest.raises(RuntimeError, match="closed while it was at work"):
+                await turn
+
+        asyncio.run(main())
+    assert not policy._servers[0].failures
+
+
+def test_closing_removes_what_was_written_though_it_is_interrupted(
+    checkpoint, weights, tmp_path, monkeypatch
+):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with serving(Served(root=checkpoint)) as url, contextlib.ExitStack() as stack:
+        policy = policy_of(url, weights_folder=tmp_path)
+        stack.callback(policy._loop.close)
+        asyncio.run(policy.update_weights(1, weights))
+        assert list(tmp_path.iterdir())
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(policy._loop, "close", interrupted)
+            policy.close()
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_closed_policy_says_so():

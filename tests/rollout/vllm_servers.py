@@ -46,6 +46,8 @@ class Served:
     """The prompt that it claims to have seen, where it is not the one that it was sent."""
     failures: list[Response] = field(default_factory=list)
     """Sent instead of a turn, one a request."""
+    instead: dict[str, Any] = field(default_factory=dict)
+    """JSON values that it answers instead, by the last part of a path."""
     weights: str = "default"
     load: Callable[[str], Any] = lambda folder: None
     """Called with the folder of new weights, in a thread."""
@@ -71,6 +73,8 @@ class Served:
     async def models(self, request: Request) -> Response:
         if self.token and request.headers.get("authorization") != f"Bearer {self.token}":
             return JSONResponse({"error": "Unauthorized"}, 401)
+        if "models" in self.instead:
+            return JSONResponse(self.instead["models"])
         return JSONResponse(
             {"data": [{"id": self.model, "max_model_len": self.context, "root": self.root}]}
         )
@@ -112,6 +116,8 @@ class Served:
         if not self.developer:
             return JSONResponse({"detail": "Not Found"}, 404)
         name = request.url.path.strip("/")
+        if name in self.instead:
+            return JSONResponse(self.instead[name])
         if name == "weight_info":
             return JSONResponse({"weight_version": self.weights})
         if name == "is_paused":
