@@ -249,6 +249,7 @@ def train(
         if run.main and not console.is_terminal:
             resources.enter_context(shown(progress, every=60.0))
         stop = StopCallback()
+        every = settings.transcripts_every
         trainer = EngineGRPOTrainer(
             model=model,
             reward_funcs=reward_functions(bonus, rules.max_tokens),
@@ -259,6 +260,7 @@ def train(
             callbacks=[RunLogger(run), BarCallback(bar), stop],
             rollout_func=_not_yet,
             advantages=advantages,
+            on_trained=lambda step, ts: None if step % every else run.write(ts),
         )
         apart = settings.staleness > 0 or trainer.is_fsdp_enabled
         policy = make_policy(
@@ -285,7 +287,6 @@ def train(
             ),
             problems,
             settings.seed,
-            lambda step, ts: None if step % settings.transcripts_every else run.write(ts),
             staleness=settings.staleness,
             deadline=settings.deadline or None,
             oversample=settings.oversample,

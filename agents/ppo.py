@@ -58,12 +58,13 @@ from agents.settings import (
 )
 from agents.sharding import shard_frozen
 from agents.stopping import Stopping
-from retool_env.integrations.rollouts import EngineRollouts, RolloutsAbandoned
-from retool_env.integrations.rows import problem_dataset
+from retool_env.integrations.rollouts import EngineRollouts, RolloutsAbandoned, together
+from retool_env.integrations.rows import problem_dataset, with_trained_logprobs
 from retool_env.integrations.trl import episode_reward
 from retool_env.integrations.weights import is_sharded, whole
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.progress import Progress, shown
+from retool_env.transcript import Transcript
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,6 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             RolloutEngine(policy, rules, sandbox, settings.in_flight, progress=progress),
             problems,
             settings.seed,
-            lambda step, ts: None if step % settings.transcripts_every else run.write(ts),
             deadline=settings.deadline or None,
             stopping=stopping.asked,
         )
@@ -215,6 +215,9 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             logged["reward"] = [reward for reward in rewards if reward is not None]
             batch = Batch.of(rows, learner.accelerator.device)
             figures = pooled(gather_object([dict(logged)])) | learner.learn(batch, step)
+            if step % settings.transcripts_every == 0:
+                found = learner.with_logps(rows, batch)
+                together(learner, lambda found=found: run.write(found))
             if run.main:
                 seconds = round(before + time.monotonic() - began, 3)
                 run.log({"step": step + 1, "seconds": seconds, **figures})
@@ -319,6 +322,8 @@ class Batch:
     """Log-probs that token t + 1 was sampled with."""
     rewards: torch.Tensor
     """Shape `(B,)`; a failed episode's, which has no tokens of the model, is 0."""
+    numbers: torch.Tensor | None = None
+    """Which episodes of the step these are, shape `(B,)`."""
     old_values: torch.Tensor | None = None
     """The critic's values, before the updates, of the states in which token t + 1 was sampled."""
     advantages: torch.Tensor | None = None
@@ -337,7 +342,7 @@ class Batch:
             ids[i, : lengths[i]], attention[i, : lengths[i]] = [*prompt, *completion], 1
             mask[i, own], logps[i, own] = rows["env_mask"][i], rows["logprobs"][i]
         rewards = np.array([t.reward or 0.0 for t in rows["transcript"]], np.float32)
-        arrays = ids, attention, mask[:, 1:], logps[:, 1:], rewards
+        arrays = ids, attention, mask[:, 1:], logps[:, 1:], rewards, np.arange(len(ids))
         return cls(*(torch.from_numpy(array).to(device) for array in arrays))
 
     def take(self, index: torch.Tensor) -> Batch:
@@ -451,6 +456,7 @@ class Learner:
         explained = explained_variance(values, returns, batch.mask, self._total)
         size = settings.mini_batch // self._world
         sums = Sums()
+        self._logps = torch.full_like(batch.old_logps, torch.nan)
         for epoch in range(settings.epochs):
             order = np.random.default_rng((settings.seed, step, epoch)).permutation(len(batch.ids))
             for start in range(0, len(order), size):
@@ -462,6 +468,18 @@ class Learner:
         episodes = self._total(torch.stack([batch.mask.sum(), batch.mask.any(1).sum()]))
         figures["completions/mean_length"] = (episodes[0] / episodes[1].clamp(min=1)).item()
         return figures
+
+    def with_logps(self, rows: Mapping[str, Sequence[Any]], batch: Batch) -> list[Transcript]:
+        """The step's transcripts; those that were trained on with the actor's log-probs in the first pass over them."""
+        trained = batch.mask.any(1).tolist()
+        found = []
+        for number, transcript in enumerate(rows["transcript"]):
+            if trained[number]:
+                first = len(rows["prompt_ids"][number]) - 1
+                logps = self._logps[number, first:].tolist()
+                transcript = with_trained_logprobs(transcript, logps)
+            found.append(transcript)
+        return found
 
     @torch.no_grad()
     def values(self, batch: Batch) -> torch.Tensor:
@@ -510,6 +528,11 @@ class Learner:
         """Policy, KL and entropy terms, summed over tokens."""
         settings, mask = self.settings, batch.mask
         logps, entropy = self._score(self.actor, batch)
+        with torch.no_grad():
+            first = self._logps[batch.numbers, : logps.shape[1]]
+            self._logps[batch.numbers, : logps.shape[1]] = torch.where(
+                first.isnan(), logps.float(), first
+            )
         each, clipped = ppo_policy_loss(
             logps,
             batch.old_logps,

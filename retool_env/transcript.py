@@ -15,6 +15,7 @@ import dataclasses
 import enum
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,8 @@ class Span:
     """Wall-clock seconds that it took to write it (generation, execution)."""
     weight_version: int | None = None
     """On a model span: the optimizer step whose weights sampled it, where a policy with weights did."""
+    trained_logprobs: tuple[float, ...] | None = None
+    """On a model span, where a trainer was trained on it: the log-prob of each token in its first pass over the episode."""
 
 
 @dataclass(frozen=True)
@@ -234,8 +237,8 @@ def _span_from_json(record: dict[str, Any]) -> Span:
     if execution is not None:
         execution = Execution(**{**execution, "outcome": Outcome(execution["outcome"])})
     tuples = {
-        key: None if record[key] is None else tuple(record[key])
-        for key in ("token_ids", "logprobs")
+        key: None if record.get(key) is None else tuple(record[key])
+        for key in ("token_ids", "logprobs", "trained_logprobs")
     }
     return Span(**{**record, **tuples, "execution": execution})
 
@@ -265,17 +268,26 @@ def check_transcript(transcript: Transcript) -> None:
                 raise ValueError(f"{at}: each sampled token has one log-prob")
             if any(not (math.isfinite(p) and p <= 1e-4) for p in span.logprobs or ()):
                 raise ValueError(f"{at}: a log-prob is finite and not above 0")
-        elif span.logprobs is not None:
+            if _length(span.trained_logprobs) not in (None, _length(span.token_ids)):
+                raise ValueError(f"{at}: a trainer has one log-prob of each sampled token")
+        elif (span.logprobs, span.trained_logprobs) != (None, None):
             raise ValueError(f"{at}: what the model did not sample has no log-prob")
     if not transcript.scored and transcript.reward is not None:
         raise ValueError("an infrastructure failure is not scored, nor what never began")
 
 
 def write_transcripts(path: str | Path, transcripts: Iterable[Transcript]) -> None:
-    """Append transcripts to a file, one JSON object a line."""
-    with open(path, "a", encoding="utf-8") as file:
+    """Append transcripts to a file, one JSON object a line.
+
+    Where a writer that was killed has left half a line, it stays a line of its own.
+    """
+    with open(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
         for transcript in transcripts:
-            file.write(json.dumps(transcript.to_json()) + "\n")
+            file.write(json.dumps(transcript.to_json()).encode() + b"\n")
 
 
 def read_transcripts(path: str | Path) -> Iterator[Transcript]:

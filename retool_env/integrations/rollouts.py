@@ -27,7 +27,6 @@ from retool_env.rollout.background import BackgroundLoop
 from retool_env.rollout.engine import Group, RolloutEngine
 from retool_env.transcript import Transcript
 
-
 _LOOK_SECONDS = 0.2
 
 
@@ -144,17 +143,17 @@ class EngineRollouts:
         """
         began = time.monotonic()
         step, training = trainer.state.global_step, trainer.model.training
-        batch = _together(trainer, lambda: self._prepare(prompts, trainer))
+        batch = together(trainer, lambda: self._prepare(prompts, trainer))
         if batch.number not in self._ahead:
             self._sync(trainer, step)
-        groups, seconds = _together(trainer, lambda: self._take(batch))
+        groups, seconds = together(trainer, lambda: self._take(batch))
         resampled = 0
         if training and self.staleness:
             self._sync(trainer, step)
-            _together(trainer, lambda: self._start_ahead(batch.number, trainer))
+            together(trainer, lambda: self._start_ahead(batch.number, trainer))
         if training:
             groups, resampled = self._resampled(trainer, batch, groups)
-        _together(trainer, lambda: self._rest(trainer))
+        together(trainer, lambda: self._rest(trainer))
         transcripts = [
             dataclasses.replace(transcript, trained_version=step if training else None)
             for group in groups
@@ -162,7 +161,7 @@ class EngineRollouts:
         ]
         if training:
             if self.on_rollouts is not None:
-                _together(trainer, lambda: self.on_rollouts(step, transcripts))
+                together(trainer, lambda: self.on_rollouts(step, transcripts))
             self._log(trainer, transcripts, step, seconds, time.monotonic() - began, resampled)
         return training_rows(transcripts, trainer.eos_token_ids)
 
@@ -278,7 +277,7 @@ class EngineRollouts:
             dull = [index for index, group in enumerate(groups) if not _teaches(group)]
             if not sum(count for (count,) in _gathered(trainer, len(dull))):
                 break
-            fresh = _together(trainer, lambda turn=turn, dull=dull: self._others(batch, turn, dull))
+            fresh = together(trainer, lambda turn=turn, dull=dull: self._others(batch, turn, dull))
             tried += len(dull)
             for index, group in zip(dull, fresh, strict=True):
                 if _teaches(group) or not any(each.scored for each in groups[index]):
@@ -308,9 +307,9 @@ class EngineRollouts:
             return
         policy, main = self.engine.policy, trainer.accelerator.is_main_process
         shared = self._shares_servers(trainer)
-        _together(trainer, lambda: self._load(trainer, step, leads=main or not shared))
+        together(trainer, lambda: self._load(trainer, step, leads=main or not shared))
         if shared:
-            _together(trainer, lambda: main or self._loop.run_blocking(policy.follow(step)))
+            together(trainer, lambda: main or self._loop.run_blocking(policy.follow(step)))
         self._synced = step
 
     def _load(self, trainer: GRPOTrainer, step: int, leads: bool) -> None:
@@ -380,7 +379,7 @@ def _passes_a_batch(trainer: GRPOTrainer) -> int:
     return trainer.args.steps_per_generation * trainer.num_iterations
 
 
-def _together[T](trainer: GRPOTrainer, work: Callable[[], T]) -> T:
+def together[T](trainer: GRPOTrainer, work: Callable[[], T]) -> T:
     """Do something on every process. An error on one is one on all, so that none waits for it.
 
     Raises:

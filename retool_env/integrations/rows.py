@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,26 @@ def training_rows(
         rows["env_mask"].append(mask)
         rows["transcript"].append(transcript)
     return rows
+
+
+def with_trained_logprobs(transcript: Transcript, logprobs: Sequence[float]) -> Transcript:
+    """A transcript that has, of each token that the model sampled, the log-prob that the trainer found.
+
+    Args:
+        transcript: It. One that is not scored, whose row has none of its tokens, stays as it is.
+        logprobs: Of its row's completion, shape `(T,)` or longer.
+    """
+    if not transcript.scored:
+        return transcript
+    spans, at = [transcript.spans[0]], 0
+    for span in transcript.response:
+        end = at + len(span.token_ids or ())
+        if span.author == "model":
+            found = tuple(round(float(each), 6) for each in logprobs[at:end])
+            span = dataclasses.replace(span, trained_logprobs=found)
+        spans.append(span)
+        at = end
+    return dataclasses.replace(transcript, spans=tuple(spans))
 
 
 def problem_dataset(problems: ProblemSource, size: int, seed: int) -> Any:

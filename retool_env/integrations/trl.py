@@ -14,16 +14,24 @@ Rewards are the environment's; the loss mask is the transcript's. All that is im
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from transformers.utils.generic import is_flash_attention_requested
 from trl import GRPOConfig, GRPOTrainer
 
-from retool_env.integrations.rollouts import EngineRollouts
-from retool_env.integrations.rows import problem_dataset, training_rows
-from retool_env.metrics import summarise
+from retool_env.integrations.packing import keeps_apart, pack, score
+from retool_env.integrations.rollouts import EngineRollouts, together
+from retool_env.integrations.rows import (
+    problem_dataset,
+    training_rows,
+    with_trained_logprobs,
+)
 from retool_env.transcript import Transcript
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "Advantages",
@@ -40,19 +48,20 @@ def episode_reward(
     log_metric: Callable[[str, float], None] | None = None,
     **_: Any,
 ) -> list[float | None]:
-    """A reward function: what the environment gave. `None`, which TRL leaves out, after an infrastructure failure."""
+    """A reward function: what the environment gave. `None`, which TRL leaves out, for an episode that is not scored.
+
+    Logs numbers of each scored episode and call, so that their means are over those of all processes.
+    """
     if log_metric is not None:
-        summary = summarise(transcript)
-        figures = {
-            "accuracy": summary.accuracy.mean if summary.accuracy else None,
-            "code_ratio": summary.code_ratio,
-            "calls_per_episode": summary.calls_per_episode,
-            "call_pass_rate": summary.call_pass_rate,
-            "failed_episodes": float(summary.failed),
-        }
-        for name, value in figures.items():
-            if value is not None:
-                log_metric(f"env/{name}", value)
+        for each in transcript:
+            if not each.scored:
+                continue
+            calls = each.calls
+            log_metric("env/accuracy", float(bool(each.correct)))
+            log_metric("env/code_ratio", float(bool(calls)))
+            log_metric("env/calls_per_episode", float(len(calls)))
+            for call in calls:
+                log_metric("env/call_pass_rate", float(call.ok))
     return [t.reward for t in transcript]
 
 
@@ -79,14 +88,32 @@ class EngineGRPOTrainer(GRPOTrainer):
     A row without a token to train on (a failed episode; one that is masked as a whole) is as if absent from a loss that divides
     by the number of rows, too: policy and KL terms are scaled by the rows of the generation batch over those that train.
 
+    No forward pass is made for what is known: the engine's log-probs are the old ones, also where several steps share a
+    generation batch. Those that are made see no padding, and some prompts once for several episodes (see `packing.py`): the loss
+    and its gradient are what they are with padding, but for rounding. A model that would let packed episodes see each other, and
+    one with images or a balancing loss of its experts, is given padded rows, as in TRL.
+
     Args:
         advantages: In place of TRL's; called with the rewards of all processes.
+        on_trained: Called with the step's number and this process's transcripts of a generation batch, once all of them have been
+            through the model: those that were trained on with the log-probs of that pass (`Span.trained_logprobs`).
+        packed: Leave out the padding where the model can do without.
+        shared_prompts: Compute a prompt once for those of its episodes that fit into one row, where the model can (full attention,
+            by `sdpa`).
 
     Raises:
         ValueError: If a process's part of a generation batch is not made of whole groups.
     """
 
-    def __init__(self, *args: Any, advantages: Advantages | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        advantages: Advantages | None = None,
+        on_trained: Callable[[int, list[Transcript]], None] | None = None,
+        packed: bool = True,
+        shared_prompts: bool = True,
+        **kwargs: Any,
+    ) -> None:
         for each in (*args, *kwargs.values()):  # before TRL starts it
             if isinstance(each, GRPOConfig) and each.use_vllm:
                 raise ValueError(
@@ -96,6 +123,12 @@ class EngineGRPOTrainer(GRPOTrainer):
         super().__init__(*args, **kwargs)
         self._check_groups()
         self.advantages = advantages
+        self.on_trained = on_trained
+        self._untrained: list[Transcript] = []
+        self._logps_of: dict[int, list[float] | None] = {}  # None: no token to train on
+        self._packs: bool | None = None if packed and not self._is_vlm else False  # not tried yet
+        self._shares = shared_prompts
+        self._old_are_known = False
         self._rewards: torch.Tensor | None = None
         self._trained_logps: torch.Tensor | None = None
         self._distance: torch.Tensor | None = None
@@ -115,6 +148,9 @@ class EngineGRPOTrainer(GRPOTrainer):
             )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        # TRL computes the old log-probs, before those of the reference, where the model will have moved from them.
+        passes = self.args.steps_per_generation * self.num_iterations
+        self._old_are_known = self.args.gradient_accumulation_steps % passes != 0
         output = super()._generate_and_score_completions(inputs)
         sampled = output.get("sampling_per_token_logps")
         if sampled is None:
@@ -126,6 +162,9 @@ class EngineGRPOTrainer(GRPOTrainer):
         rows = torch.stack([trained.sum(), trained.new_tensor(len(trained), dtype=torch.long)])
         kept, total = self.accelerator.reduce(rows, "sum")
         output["row_scale"] = total / kept.clamp(min=1)
+        if self.model.training:
+            output["row"] = torch.arange(len(inputs), device=trained.device)  # they are shuffled
+            self._untrained, self._logps_of = [row["transcript"] for row in inputs], {}
         return output
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -146,10 +185,64 @@ class EngineGRPOTrainer(GRPOTrainer):
         first = self.accelerator.process_index * rows
         return advantages[first : first + rows]
 
-    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
-        result = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **others: Any,
+    ) -> Any:
+        if self._old_are_known:
+            self._old_are_known = False
+            return (
+                input_ids.new_zeros(len(input_ids), logits_to_keep, dtype=torch.float32),
+                None,
+                None,
+            )
+        batch = input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy
+        if all(each is None or each is False for each in others.values()) and self._can_pack(model):
+            result = self._packed_logps(model, *batch)
+        else:
+            result = super()._get_per_token_logps_and_entropies(model, *batch, **others)
         self._trained_logps = result[0].detach()
         return result
+
+    def _can_pack(self, model: Any) -> bool:
+        if self._packs is None:
+            plain, device = self.accelerator.unwrap_model(self.model), self.accelerator.device
+            with self.accelerator.autocast():
+                self._packs = keeps_apart(model, plain, device, shared=False)
+                self._shares &= self._packs and keeps_apart(model, plain, device, shared=True)
+            if not self._packs:
+                logger.warning(
+                    "%s lets episodes in one row see each other, so it is given padded ones, which takes longer",
+                    type(plain).__name__,
+                )
+        return self._packs
+
+    def _packed_logps(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        completion: int,
+        batch_size: int | None,
+        with_entropy: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        one_row = is_flash_attention_requested(self.model.config.get_text_config())
+        logps, entropies = [], []
+        size = batch_size or len(input_ids)
+        for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
+            packed = pack(ids, mask, completion, one_row, self._shares)
+            with self.accelerator.autocast():
+                found = score(model, packed)
+            logps.append(packed.unpacked(found.log_probs)[:, -completion:])
+            if with_entropy:
+                entropies.append(packed.unpacked(found.entropy)[:, -completion:])
+        return torch.cat(logps), torch.cat(entropies) if with_entropy else None, None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self._trained_logps = None
@@ -164,7 +257,29 @@ class EngineGRPOTrainer(GRPOTrainer):
             self.beta = beta
         if self.model.training and self._trained_logps is not None:
             self._log_distance(self._trained_logps, inputs)
+            if self.on_trained is not None and self._untrained:
+                self._keep_logps(self._trained_logps, inputs)
         return loss
+
+    def _keep_logps(self, trained: torch.Tensor, inputs: dict[str, Any]) -> None:
+        """Hand the transcripts over once all of them were trained on: on all processes in the same pass."""
+        own = (inputs["completion_mask"] * inputs["tool_mask"]).any(dim=1).tolist()
+        rows = inputs["row"].tolist()
+        self._logps_of |= {
+            row: logps if has else None
+            for row, logps, has in zip(rows, trained.tolist(), own, strict=True)
+        }
+        if len(self._logps_of) < len(self._untrained):
+            return
+        transcripts = []
+        for row, transcript in enumerate(self._untrained):
+            logps = self._logps_of[row]
+            transcripts.append(
+                transcript if logps is None else with_trained_logprobs(transcript, logps)
+            )
+        self._untrained, self._logps_of = [], {}
+        step = self.state.global_step
+        together(self, lambda: self.on_trained(step, transcripts))
 
     @torch.no_grad()
     def _log_distance(self, trained: torch.Tensor, inputs: dict[str, Any]) -> None:

@@ -132,6 +132,12 @@ def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch)
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
     steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").open()]
     assert steps == [1, 2, 3, 4]
+    for transcript in transcripts(tmp_path / "cut"):  # in two passes, shuffled
+        for span in transcript.response:
+            if span.author == "model":  # sampled from the weights that were then trained
+                assert span.trained_logprobs == pytest.approx(span.logprobs, abs=1e-3)
+            else:
+                assert span.trained_logprobs is None
 
 
 def test_lora_trains_the_adapter_and_leaves_a_merged_model(initial, tmp_path, solving):

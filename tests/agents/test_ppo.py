@@ -512,6 +512,10 @@ def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch,
     for one, other in zip(*pairs, strict=True):
         assert one.completion_ids == other.completion_ids
         assert one.trained_version == other.trained_version
+        for span in other.response:
+            if span.author == "model" and not one.trained_version:  # later, updates lie between
+                assert span.trained_logprobs == pytest.approx(span.logprobs, abs=1e-3)
+            assert (span.trained_logprobs is None) == (span.author == "env")
     steps, again = records(tmp_path / "whole"), records(tmp_path / "cut")
     assert [record["step"] for record in again] == [1, 2, 3, 4]
     for name in ("loss/value", "critic/value", "loss/policy", "grad_norm/critic"):

@@ -1,0 +1,483 @@
+"""Rows without padding: the same log-probs, entropies, losses and gradients; models that can't; passes that are not made."""
+
+from __future__ import annotations
+
+import logging
+import random
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig, PromptTuningConfig, TaskType
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconH1Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    OPTConfig,
+    Qwen2Config,
+)
+from trl import GRPOConfig, GRPOTrainer
+
+from agents.tiny import make_tokenizer
+from retool_env.integrations import trl
+from retool_env.integrations.packing import fit, pack
+from retool_env.integrations.trl import EngineGRPOTrainer, problem_dataset
+from retool_env.problems import Problem, ProblemList
+
+GROUP, ROWS = 4, 8
+PROBLEMS = ProblemList(Problem(str(i), "?", "1") for i in range(ROWS // GROUP))
+TOKENIZER = make_tokenizer()
+SIZE = {
+    "vocab_size": len(TOKENIZER),
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "pad_token_id": TOKENIZER.pad_token_id,
+    "eos_token_id": TOKENIZER.eos_token_id,
+    "bos_token_id": None,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """For models this small, several threads wait for each other longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_model(config):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    make_model(LlamaConfig(**SIZE)).save_pretrained(folder)
+    return str(folder)
+
+
+def episodes(seed=0):
+    """What a rollout function returns: lengths from one token to dozens, results of programs in between."""
+    chance = random.Random(seed)
+    found = {key: [] for key in ("prompt_ids", "completion_ids", "logprobs", "env_mask", "reward")}
+    for row in range(ROWS):
+        size = [1, 3, 40, 7, 22, 2, 31, 12][row]
+        ids = [chance.randrange(len(TOKENIZER) - 30) for _ in range(size)]
+        found["prompt_ids"].append([5 + row // GROUP] * (1 + 8 * (row // GROUP)))
+        found["completion_ids"].append(ids)
+        found["env_mask"].append([int(i % 9 < 6) for i in range(size)])
+        found["logprobs"].append([-4.0 + chance.gauss(0, 0.5) for _ in range(size)])
+        found["reward"].append(chance.choice([-1.0, 0.5, 1.0]))
+    return found
+
+
+@pytest.fixture
+def trainer_of(checkpoint, tmp_path):
+    def make(packed=True, shared=True, config=None, peft=None, kind=EngineGRPOTrainer, **settings):
+        model = make_model(config) if config else AutoModelForCausalLM.from_pretrained(checkpoint)
+        own = {} if kind is GRPOTrainer else {"packed": packed, "shared_prompts": shared}
+        torch.manual_seed(1)
+        trainer = kind(
+            model=model,
+            reward_funcs=lambda reward, **_: reward,
+            args=GRPOConfig(
+                output_dir=str(tmp_path),
+                **{
+                    "per_device_train_batch_size": ROWS,
+                    "num_generations": GROUP,
+                    "max_completion_length": 40,
+                    "max_steps": 1,
+                    "report_to": "none",
+                    "bf16": False,
+                    "use_cpu": True,
+                    "disable_tqdm": True,
+                    "gradient_checkpointing": False,
+                    "dataloader_pin_memory": False,
+                    "save_strategy": "no",
+                    **settings,
+                },
+            ),
+            train_dataset=problem_dataset(PROBLEMS, len(PROBLEMS), seed=0),
+            processing_class=TOKENIZER,
+            peft_config=peft,
+            rollout_func=lambda prompts, trainer: episodes(),
+            **own,
+        )
+        trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+        trainer.model.train()
+        return trainer
+
+    return make
+
+
+def batch_of(trainer):
+    return trainer._generate_and_score_completions(
+        [{"prompt": str(row // GROUP)} for row in range(ROWS)]
+    )
+
+
+def logps_of(trainer, batch):
+    return trainer._get_per_token_logps_and_entropies(
+        trainer.model,
+        torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1),
+        torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1),
+        batch["completion_ids"].shape[1],
+        compute_entropy=True,
+    )[:2]
+
+
+def moved(trainer, scale=0.03):
+    """Away from the reference, and from an adapter that changes nothing; always the same way."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter += scale * torch.randn(parameter.shape, generator=generator)
+    return trainer
+
+
+def outcome(trainer, batch, old=None):
+    """Loss, gradient and logged entropy."""
+    if old is not None:
+        batch = {**batch, "old_per_token_logps": old, "sampling_per_token_logps": old}
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    grads = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
+    return loss.item(), torch.cat(grads), trainer._metrics["train"]["entropy"][-1]
+
+
+def assert_same(packed, padded):
+    """Outcomes of the two, on each one's own batch, with old log-probs around the model's."""
+    ours, theirs = batch_of(packed), batch_of(padded)
+    with torch.no_grad():
+        logps, _ = logps_of(padded, theirs)
+    noise = torch.randn(logps.shape, generator=torch.Generator().manual_seed(3))
+    old = logps + 0.3 * noise
+    loss, gradient, entropy = outcome(packed, ours, old)
+    other_loss, other, other_entropy = outcome(padded, theirs, old)
+    assert (packed._packs, packed._shares, padded._packs) == (True, True, False)
+    assert loss == pytest.approx(other_loss, rel=1e-4, abs=1e-6)
+    assert entropy == pytest.approx(other_entropy, rel=1e-5)
+    assert other.norm() > 1e-4 and (gradient - other).norm() / other.norm() < 1e-4
+
+
+LOSSES = [
+    {"loss_type": loss, "importance_sampling_level": level}
+    for loss in ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "sapo", "cispo", "vespo")
+    for level in ("token", "sequence")
+    if (loss, level) != ("vespo", "sequence")
+]
+OTHERS = [
+    {"delta": 1.5},
+    {"top_entropy_quantile": 0.4},
+    {"off_policy_mask_threshold": 0.02},
+    {"beta": 0.5},
+    {"beta": 0.5, "use_bias_correction_kl": True},
+    {"entropy_coef": 0.1},
+    {"temperature": 0.7},
+    {"pad_to_multiple_of": 64},
+    {"mask_truncated_completions": True},
+    {"gradient_checkpointing": True},
+]
+
+
+@pytest.mark.parametrize("settings", [*LOSSES, *OTHERS], ids=str)
+def test_loss_gradient_and_entropy_are_those_of_padded_rows(settings, trainer_of):
+    epsilon = {"epsilon_high": 5.0} if settings.get("loss_type") == "cispo" else {}
+    packed, padded = (moved(trainer_of(each, **settings, **epsilon)) for each in (True, False))
+    if "mask_truncated_completions" in settings:
+        for trainer in (packed, padded):  # the ends of half of the rows
+            trainer.eos_token_ids = [ids[-1] for ids in episodes()["completion_ids"][::2]]
+    assert_same(packed, padded)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_adapters_get_the_same_gradient(beta, trainer_of):
+    adapters = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0)
+    assert_same(*(moved(trainer_of(each, peft=adapters, beta=beta)) for each in (True, False)))
+
+
+MODELS = {
+    "llama": LlamaConfig(**SIZE),
+    "qwen2": Qwen2Config(**SIZE),
+    "sliding window": MistralConfig(**SIZE, sliding_window=6),
+    "some layers sliding": Gemma3TextConfig(
+        **SIZE,
+        head_dim=8,
+        sliding_window=6,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "learned positions": GPT2Config(
+        vocab_size=len(TOKENIZER), n_embd=32, n_layer=2, n_head=4, n_positions=128
+    ),
+}
+"""The last has dropout by default, which the trial of the model must not see."""
+
+
+def alone(model, ids):
+    """Log-probs and entropies of a row's tokens but the first, without anything else in the batch."""
+    logits = model(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    entropies = -(logits.exp() * logits).sum(-1)
+    return logits.gather(1, torch.tensor(ids[1:])[:, None])[:, 0], entropies
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "sdpa, shared prompts", "eager", "flash"])
+@pytest.mark.parametrize("name", MODELS)
+def test_an_episode_has_the_log_probs_that_it_has_alone(name, attention, trainer_of, monkeypatch):
+    attention, _, sharing = attention.partition(", ")
+    # Eager attention takes another mask, and so can't share.
+    shared = bool(sharing) or attention == "eager"
+    trainer = trainer_of(shared=shared, config=MODELS[name], disable_dropout=False)
+    if attention == "flash":  # it needs a GPU; what it is given, another takes too
+        monkeypatch.setattr(trl, "is_flash_attention_requested", lambda config: True)
+    else:
+        trainer.model.set_attn_implementation(attention)
+    batch = batch_of(trainer)
+    trainer.model.eval()
+    shapes = []
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    with torch.no_grad():
+        logps, entropies = logps_of(trainer, batch)
+    assert trainer._packs and trainer._shares == (bool(sharing) and "sliding" not in name)
+    tokens = [
+        len(p) + len(c) - 1
+        for p, c in zip(*map(episodes().get, ("prompt_ids", "completion_ids")), strict=True)
+    ]
+    rows, width = shapes[-1]
+    assert (rows == 1 and width == sum(tokens)) if attention == "flash" else width == max(tokens)
+    for row in range(ROWS):
+        prompt, completion = (episodes()[key][row] for key in ("prompt_ids", "completion_ids"))
+        with torch.no_grad():
+            expected, entropy = alone(trainer.model, [*prompt, *completion])
+        size = len(completion)
+        torch.testing.assert_close(logps[row, :size], expected[-size:], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(entropies[row, :size], entropy[-size:], rtol=1e-4, atol=1e-4)
+        assert not logps[row, size:].any()
+
+
+UNPACKABLE = {
+    "no position ids": BloomConfig(
+        vocab_size=len(TOKENIZER), hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2
+    ),
+    "position ids that the mask does not see": OPTConfig(
+        vocab_size=len(TOKENIZER),
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        init_std=0.2,
+        word_embed_proj_dim=32,
+        dropout=0.0,
+    ),
+    "a state": MambaConfig(vocab_size=len(TOKENIZER), hidden_size=32, num_hidden_layers=2),
+    "a state beside attention": FalconH1Config(
+        **SIZE, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNPACKABLE)
+def test_a_model_that_lets_episodes_see_each_other_gets_padded_rows_and_that_is_said(
+    name, trainer_of, caplog
+):
+    packing, padded = (trainer_of(each, config=UNPACKABLE[name]) for each in (True, False))
+    # Not all of them draw all of their weights.
+    padded.model.load_state_dict(packing.model.state_dict())
+    with caplog.at_level(logging.WARNING, "retool_env"):
+        found = [outcome(trainer, batch_of(trainer)) for trainer in (packing, padded)]
+    assert found[0][0] == found[1][0] and torch.equal(found[0][1], found[1][1])
+    [said] = [r.getMessage() for r in caplog.records if "see each other" in r.getMessage()]
+    assert type(packing.model).__name__ in said
+
+
+def test_virtual_tokens_of_an_adapter_can_not_be_packed(trainer_of):
+    virtual = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3)
+    trainer = trainer_of(peft=virtual)
+    assert not trainer._can_pack(trainer.model)
+
+
+def test_the_trial_leaves_the_model_and_the_random_state_as_they_were(trainer_of):
+    trainer = trainer_of(config=MODELS["learned positions"], disable_dropout=False)
+    state = torch.get_rng_state()
+    assert trainer._can_pack(trainer.model)
+    assert torch.equal(state, torch.get_rng_state())
+    assert trainer.model.training and all(p.grad is None for p in trainer.model.parameters())
+
+
+# Passes.
+
+
+@pytest.fixture
+def passes(trainer_of):
+    """How many forward passes a generation batch takes before training, and what comes of it."""
+
+    def count(kind, beta=0.0, **settings):
+        trainer = trainer_of(kind=kind, beta=beta, **settings)
+        trainer.model.eval()  # without the trial of the model
+        if kind is EngineGRPOTrainer:
+            trainer._can_pack(trainer.model)
+        counted = {"policy": 0, "reference": 0}
+        models = {"policy": trainer.model, "reference": trainer.ref_model}
+        for name, model in models.items():
+            if model is not None:
+
+                def add(*_, name=name):
+                    counted[name] += 1
+
+                model.register_forward_hook(add)
+        trainer.model.train()
+        return counted, batch_of(trainer), trainer
+
+    return count
+
+
+FOUR = {"per_device_train_batch_size": ROWS // 4, "steps_per_generation": 4}
+
+
+def test_the_old_log_probs_are_the_engines_and_not_computed(passes):
+    assert passes(GRPOTrainer, **FOUR)[0]["policy"] == 4
+    counted, batch, _ = passes(EngineGRPOTrainer, **FOUR)
+    assert counted["policy"] == 0
+    for row, logprobs in zip(batch["old_per_token_logps"], episodes()["logprobs"], strict=True):
+        torch.testing.assert_close(row[: len(logprobs)], torch.tensor(logprobs))
+    assert passes(EngineGRPOTrainer)[0]["policy"] == 0
+    assert passes(EngineGRPOTrainer, num_iterations=2)[0]["policy"] == 0
+
+
+def test_the_references_log_probs_are_computed_once(passes):
+    for kind in (GRPOTrainer, EngineGRPOTrainer):
+        assert passes(kind, beta=0.1, **FOUR)[0]["reference"] == 4
+    _, batch, trainer = passes(EngineGRPOTrainer, beta=0.1, **FOUR)
+    with torch.no_grad():
+        expected, _ = logps_of(trainer, batch)  # nothing was trained yet
+    torch.testing.assert_close(batch["ref_per_token_logps"], expected)
+    assert expected.any()
+
+
+def test_an_adapters_reference_is_computed_where_the_old_ones_are_not(passes):
+    adapters = LoraConfig(r=4, target_modules="all-linear")
+    counted, batch, trainer = passes(EngineGRPOTrainer, beta=0.1, peft=adapters, **FOUR)
+    assert counted["policy"] == 4
+    with torch.no_grad():
+        expected, _ = logps_of(trainer, batch)  # an adapter changes nothing at first
+    torch.testing.assert_close(batch["ref_per_token_logps"], expected)
+    assert expected.any()
+
+
+def test_a_step_of_four_updates_trains_on_the_same_as_padded(trainer_of):
+    def after(packed):
+        plain = {"optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 0.1, "max_steps": 4}
+        trainer = trainer_of(packed, **FOUR, **plain, beta=0.1, lr_scheduler_type="constant")
+        trainer.train()
+        return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+    start = torch.cat([p.detach().flatten() for p in trainer_of().model.parameters()])
+    one, other = after(True) - start, after(False) - start
+    assert other.norm() > 0 and (one - other).norm() / other.norm() < 1e-3
+
+
+# Layout.
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=40))
+def test_rows_hold_every_episode_once_and_no_two_rows_fit_in_one(lengths):
+    width, none = max(lengths), [0] * len(lengths)
+    placed = fit(none, lengths, range(len(lengths)), width)
+    rows = [[number for family in row for number in family] for row in placed]
+    assert sorted(number for row in rows for number in row) == list(range(len(lengths)))
+    full = sorted(sum(lengths[number] for number in row) for row in rows)
+    assert full[-1] <= width
+    assert len(full) < 2 or full[0] + full[1] > width
+
+
+def test_an_episode_goes_where_its_prompt_is_before_it_goes_where_there_is_room():
+    assert fit([4, 4, 4], [26, 25, 5], ["a", "b", "b"], 40) == [[[0]], [[1, 2]]]
+    assert fit([4, 4, 4], [26, 25, 12], ["a", "b", "b"], 40) == [[[0]], [[1]], [[2]]]
+
+
+SIZES = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 9)), min_size=1, max_size=12
+)  # which prompt, how long a completion
+
+
+@given(SIZES, st.booleans(), st.booleans())
+def test_each_prediction_goes_back_to_the_token_that_it_is_of(sizes, one_row, shared):
+    prompts = [
+        list(range(900 * (number + 1), 900 * (number + 1) + 1 + 3 * number)) for number in range(3)
+    ]
+    wide = 7, max(1, *(size for _, size in sizes), 1)  # TRL's completions are never empty
+    ids = torch.zeros(len(sizes), sum(wide), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, (number, size) in enumerate(sizes):
+        prompt = prompts[number]
+        real = slice(wide[0] - len(prompt), wide[0] + size)
+        mask[row, real] = 1
+        ids[row, real] = torch.tensor([*prompt, *range(30 * row + 100, 30 * row + 100 + size)])
+    packed = pack(ids, mask, wide[1], one_row, shared)
+    completion = torch.arange(sum(wide)) >= wide[0]
+    assert torch.equal(packed.unpacked(packed.labels), ids * (completion & (mask == 1)))
+    assert (packed.labels != -100).sum() == mask[:, wide[0] :].sum()
+    rows, width = packed.input_ids.shape
+    assert rows == 1 if one_row else width <= ids.shape[1]
+    # What each place that predicts may see is its episode up to there, whatever else stands in the row.
+    seen = visible(packed)
+    place = torch.full((len(sizes) * sum(wide),), -1).index_put((packed.target,), packed.source)
+    for row, (number, size) in enumerate(sizes):
+        episode = ids[row][mask[row] == 1].tolist()
+        for i in range(size):
+            at = divmod(place.view(len(sizes), -1)[row, wide[0] + i].item(), width)
+            length = len(prompts[number]) + i
+            assert packed.input_ids[at[0]][seen[at]].tolist() == episode[:length]
+            assert packed.position_ids[at[0]][seen[at]].tolist() == list(range(length))
+
+
+def visible(packed):
+    """Which places see which, as transformers reads it."""
+    if packed.mask is not None:
+        return packed.mask[:, 0]
+    starts = (packed.position_ids.diff(dim=1, prepend=packed.position_ids[:, :1] - 1) != 1).cumsum(
+        1
+    )
+    return (starts[:, None] == starts[:, :, None]).tril()
+
+
+def test_episodes_of_a_prompt_share_it_where_they_fit_into_one_row():
+    prompt, sizes = list(range(20)), [30, 9, 8, 7, 3]
+    ids = torch.zeros(5, 50, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, size in enumerate(sizes):
+        mask[row, : 20 + size] = 1
+        ids[row, : 20 + size] = torch.tensor(
+            [*prompt, *range(100 * row + 100, 100 * row + 100 + size)]
+        )
+    packed = pack(ids, mask, 30, shared=True)
+    assert packed.input_ids.shape == (2, 49)  # 19 of the prompt and 30 own; 19 and 9 + 8 + 7 + 3
+    assert (packed.input_ids == 5).sum() == 2
+    assert pack(ids, mask, 30).input_ids.shape == (4, 49)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_of_equal_lengths_each_is_a_row_of_its_own_and_needs_no_mask(shared):
+    ids = torch.arange(40).view(4, 10)
+    ids[:, :4] = ids[0, :4]
+    packed = pack(ids, torch.ones_like(ids), 6, shared=shared)
+    assert packed.mask is None
+    assert torch.equal(packed.input_ids, ids[:, :-1])
+    assert (packed.position_ids.diff(dim=1) == 1).all()
