@@ -65,9 +65,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
                 for t, advantage in zip(episodes, advantages, strict=True):
                     row = torch.tensor([t.prompt_ids + t.completion_ids])
                     logps = model(row).logits[0, :-1].log_softmax(-1).gather(-1, row[0, 1:, None])
-                    own = torch.tensor(
-                        t.loss_mask
-                    )  # 1 on what the model wrote, not the interpreter
+                    own = torch.tensor(t.loss_mask)  # 1 on what the model wrote, 0 on results
                     response = logps[len(t.prompt_ids) - 1 :, 0]
                     (-advantage * (response * own).sum() / tokens).backward()
                 optimizer.step()
