@@ -33,9 +33,14 @@ def descendants() -> set[int]:
     return found - {os.getpid()}
 
 
-def resident_mb() -> float:
-    """Resident memory of this process."""
-    return round(_kilobytes("/proc/self/status", "VmRSS") / 1024, 1)
+def resident_mb(peak: bool = False) -> float:
+    """Resident memory of this process: now, or the most since `reset_peak`."""
+    return round(_kilobytes("/proc/self/status", "VmHWM" if peak else "VmRSS") / 1024, 1)
+
+
+def reset_peak() -> None:
+    """Count the most memory from now on."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def shared_out_mb(processes: set[int]) -> float:

@@ -1,0 +1,234 @@
+"""Runs of the trainers whose results are compared: in one process, by the tests, and in two with FSDP2, started as
+
+accelerate launch --config_file agents/launch/cpu2_fsdp2.yaml tests/agents/fsdp_runs.py CHECKPOINT FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from unittest.mock import patch
+
+import ppo_batches
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from transformers import AutoModelForCausalLM
+from trl.trainer.utils import add_fused_lm_head
+
+from agents import grpo, ppo, rft, sft
+from agents.model import load_model
+from agents.run import Run, RunLogger, processes
+from agents.settings import load_settings
+from retool_env.episode import Generation
+from retool_env.integrations.weights import whole
+from retool_env.rollout import ScriptedPolicy
+
+ENV = {"id": "ReTool-Arithmetic-v0", "interpreter": False, "prompt_template": "{query}\n"}
+ALL = {"gradient_checkpointing": True, "save_steps": 1}
+GRPO = {**ALL, "prompts": 4, "rollouts": 4, "micro_batch": 4}
+PPO = {**ALL, "prompts": 8, "mini_batch": 4, "micro_batch": 1, "critic_warmup": 1}
+SFT = {**ALL, "batch_size": 4, "micro_batch": 1, "epochs": 1}
+PLAIN = {"optim": "sgd", "max_grad_norm": 1e9}  # a step is the gradient, without Adam's roots of it
+
+
+class Writer(ScriptedPolicy):
+    """Answers a problem right and wrong in turn, at different lengths, whichever process asks."""
+
+    def __init__(self, tokenizer):
+        super().__init__(lambda text: "", tokenizer)
+        self.asked = Counter()
+
+    async def act(self, token_ids, stop, budget, seed):
+        problem = self.tokenizer.decode(token_ids)
+        self.asked[problem] += 1
+        number = self.asked[problem]
+        answer = eval(problem.strip().removeprefix("Compute ").rstrip(".")) + number % 2
+        text = f"{'So. ' * (number % 3)}<answer>\n\\boxed{{{answer}}}\n</answer>"
+        ids = tuple(self.tokenizer.encode(text))
+        return Generation(ids, (-5.6,) * len(ids), "tag")
+
+    async def update_weights(self, version, weights=None):
+        self.weight_version = version
+        for _ in weights or ():
+            pass
+
+
+def settings(module, checkpoint, name, **more):
+    section = module.__name__.rpartition(".")[2]
+    values = {"model": checkpoint, "name": name, "sandbox": "nsjail"}
+    values |= {"env": {**ENV, "max_tokens": more.pop("tokens", 80)}, **more}
+    pairs = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return load_settings(module.Settings, section, "tiny", pairs)
+
+
+def run(module, checkpoint, folder, name, resume=False, **more):
+    module.train(settings(module, checkpoint, name, **more), folder / name, resume)
+
+
+@contextmanager
+def written():
+    """Episodes are `Writer`'s."""
+    policy = lambda *arguments: Writer(arguments[3])  # noqa: E731
+    with patch.object(grpo, "make_policy", policy), patch.object(ppo, "make_policy", policy):
+        yield
+
+
+@contextmanager
+def broken(cls, method, after):
+    """A method raises, in all processes, once it was called so often."""
+    original, calls = getattr(cls, method), Counter()
+
+    def breaks(*arguments, **more):
+        calls[method] += 1
+        if calls[method] > after:
+            raise InterruptedError
+        return original(*arguments, **more)
+
+    with patch.object(cls, method, breaks), suppress(InterruptedError):
+        yield
+    # As in the new process that goes on. Left in the midst of a step's passes, the optimizer would not take its state.
+    GradientState._reset_state()
+
+
+def compared(checkpoint, folder, data):
+    """What must come out the same whether one process does it or two."""
+    with written():
+        more = {**GRPO, "steps": 2, "kl": 0.5, "learning_rate": 0.5, "trl": PLAIN}
+        run(grpo, checkpoint, folder, "grpo", **more)
+    plain = {**PLAIN, "logging_steps": 1}
+    run(sft, checkpoint, folder, "sft", **{**SFT, "data": data, "learning_rate": 0.1}, trl=plain)
+
+    def scripted(model, tokenizer, **_):
+        assert all(
+            p.any() for p in model.parameters()
+        )  # each process has all of what it samples from
+        return Writer(tokenizer)
+
+    with patch.object(rft, "TransformersPolicy", scripted):
+        more = {"rounds": 1, "problems": 4, "k": 4, "keep": 2}
+        tuning = {"batch_size": 4, "micro_batch": 1, "learning_rate": 0.1, "trl": PLAIN}
+        run(rft, checkpoint, folder, "rft", **more, sft=tuning)
+    torch.save(ppo_changes(checkpoint), folder / f"ppo-{processes().process_index}.pt")
+
+
+def some(tensor):
+    """In place of zeros, for the critic's head to begin with."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        return tensor.normal_(0.0, 0.3, generator=generator)
+
+
+def flat(parameters):
+    return torch.cat([whole(p.detach()).flatten() for p in parameters])
+
+
+def ppo_changes(checkpoint):
+    """Of actor and critic by a step, and its figures: two forward and backward passes a process, with a reference model."""
+    state = processes()
+    part = len(ppo_batches.ROWS) // state.num_processes
+    rows = ppo_batches.ROWS[part * state.process_index : part * (state.process_index + 1)]
+    chosen = ppo_batches.settings(model=checkpoint, micro_batch=part // 2, kl=0.5, **ALL)
+    with patch.object(torch.nn.init, "zeros_", some):
+        made = ppo.Learner(chosen, load_model(checkpoint, "float32")[0])
+    made.actor_optimizer = torch.optim.SGD(made.actor.parameters(), lr=1.0)
+    made.critic_optimizer = torch.optim.SGD(made.critic.parameters(), lr=1.0)
+    models = made.actor, made.critic
+    before = [flat(model.parameters()) for model in models]
+    figures = made.learn(ppo.Batch.of(ppo_batches.table(rows)), 0)
+    changes = [flat(model.parameters()) - old for model, old in zip(models, before, strict=True)]
+    return {"actor": changes[0], "critic": changes[1], "figures": figures}
+
+
+def curves(checkpoint, folder, data):
+    """Runs that are not stopped, and the same stopped after the first step, with real rollouts, with and without adapters."""
+    entropy = {
+        "steps": 2,
+        "tokens": 24,
+        "entropy": 0.3,
+    }  # something to learn, however wrong all answers are
+    every = {"logging_steps": 1, "warmup_steps": 0}
+    kinds = {
+        "grpo": (grpo, Run, "write", {**GRPO, **entropy, "learning_rate": 1e-3}),
+        "ppo": (ppo, Run, "write", {**PPO, **entropy, "learning_rate": 1e-3}),
+        "sft": (sft, RunLogger, "on_log", {**SFT, "data": data, "trl": every}),
+    }
+    for name, (module, cls, method, values) in kinds.items():
+        for rank in (0, 4):
+            stem = f"{name}-lora{rank}"
+            more = {**values, "lora_rank": rank}
+            run(module, checkpoint, folder, f"{stem}-whole", **more)
+            with broken(cls, method, after=1):
+                run(module, checkpoint, folder, f"{stem}-cut", **more)
+            left = [p.name for p in (folder / f"{stem}-cut" / "trainer").glob("checkpoint-*")]
+            run(module, checkpoint, folder, f"{stem}-cut", resume=True, **more)
+            yield stem, {"left": left}
+
+
+def sizes(model, optimizer):
+    """Bytes that this process has of a model, its gradients and its optimizer's moments."""
+
+    def stored(tensors):
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}
+        return sum(each.nbytes() for each in storages.values())
+
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    moments = [
+        moment.to_local()
+        for parameter in parameters
+        for name, moment in optimizer.state[parameter].items()
+        if name != "step"
+    ]
+    return {
+        "weights": stored(p.to_local() for p in parameters),
+        "gradients": stored(p.grad.to_local() for p in parameters),
+        "Adam's moments": stored(moments),
+        "units": sum(type(m).__name__.startswith("FSDP") for m in model.modules()),
+    }
+
+
+def step(checkpoint, precision):
+    """One step of a model by hand, under a precision of accelerate's: its log-probs and what it keeps."""
+    AcceleratorState._reset_state(True)
+    processes()
+    accelerator = Accelerator(cpu=True, mixed_precision=precision)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    add_fused_lm_head(model)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model, optimizer = accelerator.prepare(model, optimizer)
+    ids = torch.arange(3, 35)[None]
+    found = model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs
+    accelerator.backward(found.mean())
+    dtypes = {str(p.grad.dtype) for p in model.parameters()}
+    optimizer.step()
+    return {
+        **sizes(model, optimizer.optimizer),
+        "dtype": str(found.dtype),
+        "dtypes": sorted(dtypes),
+        "logps": found[0].float().tolist(),
+    }
+
+
+def frozen_in_bfloat16(checkpoint, folder):
+    """Adapters in float32 on a model in bfloat16, computed in it."""
+    more = {**GRPO, "steps": 1, "learning_rate": 1e-3, "lora_rank": 4, "dtype": "bfloat16"}
+    with written():
+        run(grpo, checkpoint, folder, "mixed", **more, trl={"bf16": True})
+
+
+def main(checkpoint: str, folder: Path, data: str) -> None:
+    rank = processes().process_index
+    # Gradients that wait for a step's last pass would be those of the whole model, in each process.
+    with patch.object(Accelerator, "no_sync", side_effect=AssertionError):
+        compared(checkpoint, folder, data)
+        found = dict(curves(checkpoint, folder, data))
+        frozen_in_bfloat16(checkpoint, folder)
+    found |= {precision: step(checkpoint, precision) for precision in ("no", "bf16")}
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])
