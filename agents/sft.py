@@ -1,7 +1,9 @@
 """SFT: the cold start (ReTool, section 2.1).
 
 Loss on the model's own tokens alone: the prompt and the interpreter's text are masked, as the paper's authors say they
-do in SFT too. The traces are made here, their code executed in the sandbox and their answers checked.
+do in SFT too. The traces are made here, their code executed in the sandbox and their answers checked; or they come from a file,
+such as `coldstart.py` makes. They are padded side by side, or packed one behind the other, which changes neither what a token
+attends to nor the loss.
 """
 
 from __future__ import annotations
@@ -13,23 +15,48 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
+from datasets import Dataset, disable_progress_bars
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+)
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from agents import tiny
-from agents.model import load_model, lora_config, save_checkpoint
+from agents.model import (
+    HIGH_RATE,
+    check_dtype,
+    check_learning_rate,
+    load_model,
+    lora_config,
+    save_checkpoint,
+)
 from agents.progress import Bar, BarCallback, console
-from agents.run import Run, RunLogger
-from agents.settings import SANDBOX, SettingsError, check_trl, find_sandbox, find_task, setting
-from agents.traces import make_traces
+from agents.reporting import PROJECT, REPORT_TO, check_report_to
+from agents.run import Run, RunLogger, processes
+from agents.settings import (
+    SANDBOX,
+    SettingsError,
+    check_least,
+    check_trl,
+    find_sandbox,
+    find_task,
+    setting,
+    trl_config,
+)
+from agents.sharding import accelerator_config
+from agents.stopping import StopCallback
+from agents.traces import has_messages, make_traces, read_messages
 from retool_env.episode import Rules, decode
 from retool_env.problems import ProblemSource
 from retool_env.sandbox import Sandbox
 from retool_env.transcript import Transcript, check_transcript, read_transcripts, write_transcripts
 
-ONE_PROCESS = True
-"""It is not for several processes."""
+TRACES = "traces.jsonl"
+"""In the run's folder, the traces that it made."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +76,26 @@ class Settings:
         "shares of the traces' styles; those with code are left out where there is no interpreter",
     )
     traces: int = setting(2000, "how many are made")
-    data: str | None = setting(None, "a transcripts.jsonl to train on instead of making traces")
+    data: str | None = setting(
+        None,
+        "a file to train on instead of making traces: coldstart's data.jsonl, another of such messages, or transcripts.jsonl",
+    )
     epochs: float = setting(6.0, "passes over the traces")
-    batch_size: int = setting(32, "traces an optimizer step")
+    packing: int = setting(
+        0,
+        "tokens of a pack, in which traces lie one behind the other without seeing each other; 0: no packs",
+    )
+    batch_size: int = setting(32, "traces, or packs, an optimizer step, of all processes together")
+    micro_batch: int = setting(
+        0,
+        "traces, or packs, a forward and backward pass, of one process; 0: all of its part of a step, or one pack",
+    )
     learning_rate: float = setting(2e-3, "peak, with a cosine to a tenth of it")
+    allow_high_learning_rate: bool = setting(False, HIGH_RATE)
     lora_rank: int = setting(0, "0: full fine-tuning")
     gradient_checkpointing: bool = setting(False, "less memory, more time")
     save_steps: int = setting(50, "optimizer steps between checkpoints for resuming")
+    report_to: str | list[str] = setting("none", REPORT_TO)
     trl: dict[str, Any] = setting({}, "any other field of TRL's SFTConfig")
 
 
@@ -64,7 +104,17 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
 
     Returns:
         The folder of the trained model.
+
+    Raises:
+        SettingsError: If a setting is out of range or names nothing there is, or there is nothing to learn from.
+        SandboxUnavailable: If the sandbox can't work here.
     """
+    counts = ("traces", "batch_size", "save_steps")
+    least = dict.fromkeys(("packing", "micro_batch", "lora_rank"), 0)
+    check_least(settings, {**dict.fromkeys(counts, 1), **least})
+    if not settings.epochs > 0:
+        raise SettingsError(f"epochs must be above 0, not {settings.epochs}")
+    micro_batch, passes = check_batch(settings, processes().num_processes)
     run = Run(folder, settings, resume)
     if run.finished:
         return run.checkpoint
@@ -72,26 +122,48 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     ours = {
         "output_dir": str(run.trainer),
         "num_train_epochs": settings.epochs,
-        "per_device_train_batch_size": settings.batch_size,
+        "per_device_train_batch_size": micro_batch,
+        "packing": bool(settings.packing),
+        "packing_strategy": "bfd",  # traces stay whole
+        "max_length": settings.packing or None,
+        "gradient_accumulation_steps": passes,
         "learning_rate": settings.learning_rate,
         "gradient_checkpointing": settings.gradient_checkpointing,
         "save_steps": settings.save_steps,
         "seed": settings.seed,
+        "report_to": check_report_to(settings.report_to),
     }
     check_trl(SFTConfig, ours, settings.trl)
+    check_dtype(settings.dtype, settings.lora_rank, settings.trl)
     if settings.model == "tiny":
         model, tokenizer = tiny.make_model(settings.seed)
     else:
         model, tokenizer = load_model(settings.model, settings.dtype)
+    check_learning_rate(
+        settings.learning_rate,
+        model.num_parameters(),
+        settings.lora_rank,
+        settings.allow_high_learning_rate,
+        settings.trl,
+    )
+    if settings.packing:
+        check_packing(model)
     if settings.data is not None:
         traces = read_traces(Path(settings.data), tokenizer)
         run.start()
     else:
-        sandbox = find_sandbox(settings.sandbox, rules)
+        sandbox = find_sandbox(settings.sandbox, rules) if run.main else None
         run.start()
-        with sandbox or contextlib.nullcontext():
-            traces = own_traces(settings, run.folder, rules, source, tokenizer, sandbox)
-    config = SFTConfig(
+        if run.main:
+            with sandbox or contextlib.nullcontext():
+                own_traces(settings, run.folder, rules, source, tokenizer, sandbox)
+        processes().wait_for_everyone()
+        traces = list(read_transcripts(run.folder / TRACES))
+    dataset = sft_dataset(traces)
+    check_lengths(dataset, settings.packing)
+    disable_progress_bars()  # that of packing would break into ours
+    config = trl_config(
+        SFTConfig,
         **ours,
         **{
             "lr_scheduler_type": "cosine_with_min_lr",
@@ -100,40 +172,107 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             "logging_steps": 10,
             "save_total_limit": 1,
             "bf16": False,
+            "use_cpu": not torch.accelerator.is_available(),
+            "accelerator_config": accelerator_config(),
             "dataloader_pin_memory": torch.cuda.is_available(),
-            "max_length": None,
-            "report_to": "none",
+            "run_name": settings.name,
+            "project": PROJECT,
             "disable_tqdm": True,
             **settings.trl,
         },
     )
-    with Bar("cold start", 1) as bar:
-        point = run.resume_point()
+    point = run.resume_point()
+    with Bar("cold start", 1, past=run.metrics()) as bar:
+        stop = StopCallback()
         trainer = SFTTrainer(
             model=model,
             args=config,
-            train_dataset=sft_dataset(traces),
+            train_dataset=dataset,
             processing_class=tokenizer,
             peft_config=lora_config(settings.lora_rank),
-            callbacks=[RunLogger(run), BarCallback(bar, {"loss": "loss"})],
+            callbacks=[RunLogger(run), BarCallback(bar), stop],
         )
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
-        trainer.train(resume_from_checkpoint=point)
-    save_checkpoint(trainer, tokenizer, run.checkpoint)
+        stop.train(trainer, point)
+    save_checkpoint(trainer, tokenizer, run.checkpoint, rules.turn_protocol().stop)
+    run.draw()
     run.finish()
     return run.checkpoint
 
 
-def read_traces(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Transcript]:
-    """The traces of a file whose answers are right.
+def check_batch(settings: Settings, processes: int) -> tuple[int, int]:
+    """Check that a step's traces can be shared out.
+
+    Returns:
+        How many traces a process takes at once, and how many times it does for an optimizer step.
 
     Raises:
-        SettingsError: If there is no such file, a line of it is no transcript, none is right, or they are another tokenizer's.
+        SettingsError: If they can't.
+    """
+    part, rest = divmod(settings.batch_size, processes)
+    # TRL lays a batch of packs behind each other too, and attention would take the square of their length.
+    micro_batch = settings.micro_batch or (1 if settings.packing else part)
+    if rest or not micro_batch or part % micro_batch:
+        size = f" * micro_batch={settings.micro_batch}" if settings.micro_batch else ""
+        raise SettingsError(
+            f"batch_size={settings.batch_size} traces a step are not divided by {processes} processes{size}"
+        )
+    return micro_batch, part // micro_batch
+
+
+@torch.no_grad()
+def check_packing(model: PreTrainedModel) -> None:
+    """Check that traces in one pack don't see each other, on two short ones of which the first changes.
+
+    Packed as TRL packs, they have no attention mask. What sets them apart are their positions, which begin anew: transformers
+    makes a mask of blocks out of them for the kinds of attention that it knows, with any other a trace would attend to the ones before it.
+
+    Raises:
+        SettingsError: If the second one's logits change too.
+    """
+    collate, size = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True), 8
+
+    def second(token: int) -> torch.Tensor:
+        ids = [token] * size + list(range(size))
+        batch = collate([{"input_ids": ids, "labels": ids, "seq_lengths": [size, size]}])
+        del batch["labels"]
+        return model(**batch, use_cache=False).logits[:, size:]
+
+    # Where only the first process has read the weights, others may hold no numbers.
+    if not torch.allclose(second(0), second(1), equal_nan=True):
+        kind = f"{model.config.model_type}, {model.config._attn_implementation} attention"
+        raise SettingsError(
+            f"packing: in this model ({kind}) traces in a pack see each other; set packing=0"
+        )
+
+
+def check_lengths(dataset: Dataset, packing: int) -> None:
+    """Check that each trace fits into a pack, if there are packs.
+
+    Raises:
+        SettingsError: If one does not: TRL would cut off its end.
+    """
+    longest = max(map(len, dataset["input_ids"]))
+    if 0 < packing < longest:
+        raise SettingsError(
+            f"packing={packing} would cut off the end of the longest trace, which has {longest} tokens: set it to as many or more"
+        )
+
+
+def read_traces(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Transcript]:
+    """The traces of a file: all of one of messages, and those of transcripts whose answers are right.
+
+    Raises:
+        SettingsError: If there is no such file, a line of it is neither, none is right, or they are another tokenizer's.
     """
     if not path.is_file():
         raise SettingsError(f"data: there is no file {path}")
     try:
+        if has_messages(path):
+            traces = read_messages(path, tokenizer)
+            console.print(f"{len(traces)} traces in {path}")
+            return traces
         traces = list(read_transcripts(path))
     except ValueError as error:
         raise SettingsError(f"data: {error}") from error
@@ -163,7 +302,7 @@ def own_traces(
     Raises:
         SettingsError: If the source holds too few problems, or no trace came out right.
     """
-    path = folder / "traces.jsonl"
+    path = folder / TRACES
     if path.is_file():
         return list(read_transcripts(path))
     if settings.traces > len(source):

@@ -6,6 +6,8 @@ import json
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import SFTConfig, SFTTrainer
 
 from agents import sft
@@ -151,3 +153,127 @@ def test_a_file_of_traces_is_trained_on_if_it_is_right(traces, tmp_path):
     with pytest.raises(SettingsError, match="no file"):
         sft.train(settings(data="nowhere.jsonl"), tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def trainer_of(traces, folder, **config):
+    return SFTTrainer(
+        model=make_model(0)[0],
+        args=SFTConfig(
+            output_dir=str(folder),
+            train_sampling_strategy="sequential",
+            bf16=False,
+            gradient_checkpointing=False,
+            dataloader_pin_memory=False,
+            report_to="none",
+            **config,
+        ),
+        train_dataset=sft.sft_dataset(traces),
+        processing_class=TOKENIZER,
+    )
+
+
+def loss_and_gradients(trainer):
+    """Over all its batches, as over one optimizer step."""
+    batches = list(trainer.get_train_dataloader())
+    tokens = sum(int((batch["labels"] != -100).sum()) for batch in batches)
+    losses = [trainer.compute_loss(trainer.model, b, num_items_in_batch=tokens) for b in batches]
+    sum(losses).backward()
+    gradients = [p.grad for p in trainer.model.parameters()]
+    return batches, sum(losses).item(), gradients
+
+
+@pytest.mark.parametrize("size", [4000, 200])
+def test_packing_changes_neither_masks_nor_loss_nor_gradient(traces, tmp_path, size):
+    traces = traces[:6]
+    padded = trainer_of(traces, tmp_path, per_device_train_batch_size=len(traces), max_length=None)
+    packed = trainer_of(
+        traces, tmp_path, per_device_train_batch_size=1, packing=True, max_length=size
+    )
+    [_], loss, gradients = loss_and_gradients(padded)
+    packs, packed_loss, packed_gradients = loss_and_gradients(packed)
+    assert len(packs) == 1 if size == 4000 else 1 < len(packs) < len(traces)
+    assert packed_loss == pytest.approx(loss, rel=1e-5)
+    for ours, theirs in zip(packed_gradients, gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+    found = []
+    for pack in packs:
+        assert "attention_mask" not in pack and pack["input_ids"].shape[0] == 1
+        starts = (pack["position_ids"][0] == 0).nonzero().flatten().tolist()
+        ends = [*starts[1:], pack["input_ids"].shape[1]]
+        for start, end in zip(starts, ends, strict=True):
+            assert pack["position_ids"][0, start:end].tolist() == list(range(end - start))
+            found.append(
+                (pack["input_ids"][0, start:end].tolist(), pack["labels"][0, start:end].tolist())
+            )
+    rows = sft.sft_dataset(traces)
+    assert sorted(found) == sorted(zip(rows["input_ids"], rows["labels"], strict=True))
+
+
+def test_a_model_in_which_packed_traces_would_see_each_other_is_refused():
+    model = make_model(0)[0]
+    sft.check_packing(model)
+    # A kind of attention for which transformers makes no mask: it is causal, and nothing else.
+    ALL_ATTENTION_FUNCTIONS.register("unmasked", sdpa_attention_forward)
+    model.set_attn_implementation("unmasked")
+    with pytest.raises(SettingsError, match=r"packing: .*llama, unmasked .*see each other"):
+        sft.check_packing(model)
+
+
+def test_a_run_packs_and_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    chosen = settings(traces=10, epochs=2.0, packing=200, batch_size=1, trl={"logging_steps": 1})
+    whole = AutoModelForCausalLM.from_pretrained(sft.train(chosen, tmp_path / "whole"))
+    records = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").open()]
+    assert 2 < len(records) < 10  # twice ten traces, of which a pack holds several
+
+    def stop_at_2(self, args, state, control, logs=None, **_):
+        original(self, args, state, control, logs, **_)
+        if state.global_step == 2:
+            raise KeyboardInterrupt
+
+    original = sft.BarCallback.on_log
+    with monkeypatch.context() as patch:
+        patch.setattr(sft.BarCallback, "on_log", stop_at_2)
+        with pytest.raises(KeyboardInterrupt):
+            sft.train(chosen, tmp_path / "cut")
+    again = AutoModelForCausalLM.from_pretrained(sft.train(chosen, tmp_path / "cut", resume=True))
+    for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_pack_that_a_trace_does_not_fit_into_is_refused(traces, tmp_path):
+    path = tmp_path / "traces.jsonl"
+    write_transcripts(path, traces)
+    longest = max(len(trace.prompt_ids) + len(trace.completion_ids) for trace in traces)
+    said = f"packing={longest - 1} would cut off .* {longest} tokens"
+    with pytest.raises(SettingsError, match=said):
+        sft.train(settings(data=str(path), packing=longest - 1), tmp_path / "run")
+    sft.train(settings(data=str(path), packing=longest, batch_size=4), tmp_path / "run")
+    for key in ("packing", "packing_strategy", "max_length"):
+        with pytest.raises(SettingsError, match=rf"trl\.{key} follows from"):
+            sft.train(settings(trl={key: 1}), tmp_path / "other")
+
+
+def test_a_file_of_messages_is_trained_on(tmp_path):
+    path = tmp_path / "data.jsonl"
+    row = {
+        "messages": [
+            {"role": "user", "content": "Compute 1 + 1.\n"},
+            {
+                "role": "assistant",
+                "content": "<code>\n```python\nprint(1 + 1)\n```\n</code>\n<interpreter>\n2\n</interpreter>\n\n"
+                "<answer>\n\\boxed{2}\n</answer>",
+            },
+        ]
+    }
+    path.write_text((json.dumps(row) + "\n") * 4)
+    [labels] = {
+        tuple(labels) for labels in sft.sft_dataset(sft.read_traces(path, TOKENIZER))["labels"]
+    }
+    assert TOKENIZER.decode([i for i in labels if i != -100]) == (
+        "<code>\n```python\nprint(1 + 1)\n```\n</code><answer>\n\\boxed{2}\n</answer>"
+    )
+    sft.train(settings(data=str(path), batch_size=4), tmp_path / "run")
+    path.write_text(json.dumps({**row, "messages": row["messages"][:1]}))
+    with pytest.raises(SettingsError, match=r"data: .*data\.jsonl, line 1: "):
+        sft.read_traces(path, TOKENIZER)

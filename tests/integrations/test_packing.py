@@ -215,6 +215,7 @@ MODELS = {
     "llama": LlamaConfig(**SIZE),
     "qwen2": Qwen2Config(**SIZE),
     "sliding window": MistralConfig(**SIZE, sliding_window=6),
+    "wide sliding window": MistralConfig(**SIZE, sliding_window=100),
     "some layers sliding": Gemma3TextConfig(
         **SIZE,
         head_dim=8,

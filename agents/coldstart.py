@@ -1,0 +1,466 @@
+"""Cold start: text-only solutions become traces that use the interpreter (ReTool, section 2.2), for `sft.py` to train on.
+
+Input is a file of JSON lines, of two kinds:
+
+- a question, its known answer and a solution in words (`question`, `answer`, `solution`, or what else
+  `retool_env.problems.json_lines` knows the first two as; of an answer worked out as in GSM8K, the working is the solution). A
+  language model, the rewriter, writes it again with code. It does so in an episode like any other: its turn ends at `</code>`,
+  the program runs in the sandbox, and it goes on from what was really printed.
+- a trace that somebody rewrote already, in the shape of the paper's own set (`messages`, tags as they are), whose results a
+  language model made up. It is played again: each code block runs, the real result takes the place of what stood in
+  `<interpreter>`, and the text behind that goes on.
+
+Either way an `Episode` renders the results, so they are what a model meets in training. Then each trace is verified
+(`verification.py` says how, and for what it is dropped).
+
+The run's folder holds, besides its settings:
+
+data.jsonl         the traces that were verified, for `python -m agents sft data=...`, in the input's order
+dropped.jsonl      the others, each with its reason
+report.json        counts
+transcripts.jsonl  all episodes; what is in it is not done again by `--resume`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.model import load_model
+from agents.progress import Bar
+from agents.run import Run, read_records, write_atomically
+from agents.settings import SANDBOX, SettingsError, check_least, find_sandbox, find_task, setting
+from agents.traces import authors, conversation
+from agents.verification import Parts, agrees, results, verify, written
+from retool_env.episode import Rules
+from retool_env.grading import extract_boxed
+from retool_env.problems import Problem
+from retool_env.problems.json_lines import ANSWER_KEYS, row_problem
+from retool_env.problems.loading import json_rows
+from retool_env.protocol import memory_words, script_words, value_words
+from retool_env.rollout import Policy, PolicyUnavailable, RolloutEngine, TextGeneration, TextPolicy
+from retool_env.rollout.progress import Progress
+from retool_env.rollout.transformers import TransformersPolicy
+from retool_env.sandbox import Sandbox
+from retool_env.transcript import StopReason, Transcript, write_transcripts
+
+ONE_PROCESS = True
+"""It is not for several processes."""
+
+REWRITER = (
+    "what serves it: transformers, vllm (both in this process), an API's http://.../v1, or a mapping {name: one of these, and "
+    "arguments of its policy; of an API also api_key_env, the variable that holds the key}"
+)
+
+PROMPT = """\
+Below are a problem and a solution of it in words. Write the solution again, as one who has a Python interpreter at hand: keep \
+the line of thought, and where the solution calculates something that is tedious or easily goes wrong by hand, let a program do it. \
+What is easily done in one's head stays in words. Write as if you solved the problem for the first time, and do not mention that \
+a solution was given.
+
+For a program, write {script}, like this:
+<code>
+```python
+print(6 * 7)
+```
+</code>
+Stop there. {memory} Whatever it prints{value} comes back to you between <interpreter> and </interpreter>; never write such \
+a block yourself. Go on from what is really in it: where it is an error, say what was wrong and write a program that works; where it \
+differs from the solution, trust the program.
+
+At the end, give the result like this, and stop:
+<answer>
+\\boxed{{result}}
+</answer>
+
+Problem: {question}
+
+Solution: {solution}
+"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the rewriting."""
+
+    name: str = setting("coldstart", "the run's folder is runs/<name>")
+    data: str | None = setting(
+        None, "JSON lines of question, answer and solution, or of rewritten traces as messages"
+    )
+    model: str | None = setting(
+        None, "the rewriter: a name at its API, a folder or a Hub id; rewritten traces need none"
+    )
+    rewriter: str | dict[str, Any] = setting("transformers", REWRITER)
+    dtype: str = setting("float32", "of a rewriter's weights in transformers")
+    temperature: float = setting(0.7, "of the rewriter's sampling")
+    env: dict[str, Any] = setting(
+        {"id": "ReTool-Arithmetic-v0"},
+        "the environment that is trained in later: its rules hold for the traces, and rewritten solutions get its prompt",
+    )
+    sandbox: str | dict[str, Any] = setting("nsjail", SANDBOX)
+    seed: int = setting(0, "of the rewriter's sampling")
+    in_flight: int = setting(32, "traces in the making at once")
+    require_answer: bool = setting(
+        True,
+        "refuse rewritten traces that come without a known answer; false: take them, their answers unchecked",
+    )
+    keep_contradictions: bool = setting(
+        False, "keep traces whose made-up results differ from the real ones, as the paper does"
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """One line of the input."""
+
+    problem: Problem
+    """Of the episode: its question is what the rewriter is told, or the user's message of a rewritten trace."""
+    prompt: str
+    """The user's message of the trace."""
+    known: Mapping[str, str]
+    """What goes with the trace into the result: the id, and the question and its answer where they are known."""
+    said: Parts = ()
+    """Of a trace that is rewritten already: who wrote what, the environment's part being made up."""
+
+
+def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
+    """Make the traces that are not made yet, and verify all.
+
+    Returns:
+        The file of those that are right.
+
+    Raises:
+        SettingsError: If the input can't be used, the rewriter refuses, or no trace is right.
+        PolicyUnavailable: If some could not be made, because the API or the sandbox failed. The others are written.
+    """
+    check_least(settings, {"in_flight": 1, "temperature": 0})
+    run = Run(folder, settings, resume)
+    result = folder / "data.jsonl"
+    if run.finished:
+        print(table(json.loads((folder / "report.json").read_text(encoding="utf-8"))))
+        return result
+    if settings.data is None:
+        raise SettingsError("data: name a file of JSON lines, data=solutions.jsonl")
+    rules, _ = find_task(settings.env)
+    if not rules.interpreter or rules.protocol != "tags":
+        raise SettingsError("env: a cold start with code needs interpreter=true and protocol=tags")
+    sources = read_sources(Path(settings.data), rules, settings.require_answer)
+    with ExitStack() as resources:
+        sandbox = resources.enter_context(find_sandbox(settings.sandbox, rules))  # type: ignore[arg-type]
+        rewriter = None
+        if not all(source.said for source in sources):
+            rewriter = make_rewriter(settings)
+            resources.callback(getattr(rewriter, "close", lambda: None))
+        run.start()
+        transcripts = asyncio.run(make_traces(settings, run, rules, sources, rewriter, sandbox))
+        if usage := getattr(rewriter, "usage", None):
+            print(f"the API in this start: {usage}")
+    write_result(settings, folder, sources, transcripts)
+    run.finish()
+    return result
+
+
+def read_sources(path: Path, rules: Rules, require_answer: bool) -> list[Source]:
+    """What is to be done, in the file's order.
+
+    Args:
+        path: JSON lines; see the module.
+        rules: Whose prompt the traces of text-only solutions get.
+        require_answer: Whether a rewritten trace must have a known answer.
+
+    Raises:
+        SettingsError: Naming the file and the line that can't be used, and why.
+    """
+    if not path.is_file():
+        raise SettingsError(f"data: there is no file {path}")
+    sources: list[Source] = []
+    places: dict[str, str] = {}
+    try:
+        for index, (place, row) in enumerate(json_rows(path)):
+            try:
+                name = f"{path.stem}/{index}"  # where the row has none
+                if "messages" in row:
+                    source = _rewritten(row, name, require_answer)
+                else:
+                    source = _text_only(row, name, rules)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{place}: {error}") from error
+            name = source.problem.id
+            if name in places:
+                raise ValueError(f"{place}: the id {name!r} is already that of {places[name]}")
+            places[name] = place
+            sources.append(source)
+    except ValueError as error:
+        raise SettingsError(f"data: {error}") from error
+    if not sources:
+        raise SettingsError(f"data: {path} is empty")
+    return sources
+
+
+def _text_only(row: dict[str, Any], name: str, rules: Rules) -> Source:
+    problem = row_problem(row, name)
+    solution = row.get("solution")
+    if solution is None and "####" in str(row.get("answer")):
+        solution = re.sub(r"<<[^<>\n]*>>", "", row["answer"])  # GSM8K's marks for a calculator
+    if not isinstance(solution, str) or not solution.strip():
+        raise ValueError('no text-only solution: expected a column "solution"')
+    told = PROMPT.format(
+        script=script_words(rules.session),
+        memory=memory_words(rules.session),
+        value=value_words(rules.display),
+        question=problem.question,
+        solution=solution.strip(),
+    )
+    known = {"id": problem.id, "question": problem.question, "answer": problem.answer}
+    return Source(dataclasses.replace(problem, question=told), rules.prompt(problem), known)
+
+
+def _rewritten(row: dict[str, Any], name: str, require_answer: bool) -> Source:
+    prompt, response = conversation(row)
+    known = any(key in row for key in ANSWER_KEYS)
+    if require_answer and not known:
+        raise ValueError(
+            'a trace without a known answer can\'t be verified: add a column "answer", or set require_answer=false'
+        )
+    answer = {} if known else {"answer": extract_boxed(response) or "none"}
+    problem = row_problem({**row, **answer, "question": prompt}, name)
+    about = {"id": problem.id}
+    if isinstance(row.get("question"), str):
+        about["question"] = row["question"]
+    if known:
+        about["answer"] = problem.answer
+    # The response is a part of the problem, so that a line which changes is done again.
+    problem = dataclasses.replace(problem, question=prompt, metadata={"response": response})
+    return Source(problem, prompt, about, authors(response))
+
+
+def make_rewriter(settings: Settings) -> Policy | TextPolicy:
+    """The model that rewrites.
+
+    Raises:
+        SettingsError: If none is named, or it can't be had like that.
+        ImportError: If a package that it needs is missing.
+    """
+    given = {"name": settings.rewriter} if isinstance(settings.rewriter, str) else settings.rewriter
+    arguments = dict(given)
+    name = str(arguments.pop("name", None))
+    if settings.model is None:
+        raise SettingsError("model: name the rewriter, a folder, a Hub id, or its name at an API")
+    sampling = {"temperature": settings.temperature, **arguments}
+    try:
+        if name.startswith(("http://", "https://")):
+            from retool_env.rollout.openai import OpenAIPolicy
+
+            variable = sampling.pop("api_key_env", None)
+            if variable is not None and variable not in os.environ:
+                raise SettingsError(f"rewriter.api_key_env: there is no variable {variable!r}")
+            key = None if variable is None else os.environ[variable]
+            sampling = {"concurrency": settings.in_flight, **sampling}
+            return OpenAIPolicy(settings.model, name, key, **sampling)
+        if name == "vllm":
+            from retool_env.rollout.vllm import VLLMPolicy
+
+            return VLLMPolicy(settings.model, **sampling)
+        if name == "transformers":
+            model, tokenizer = load_model(settings.model, settings.dtype)
+            if torch.accelerator.is_available():
+                model = model.to(torch.accelerator.current_accelerator())
+            return TransformersPolicy(model, tokenizer, **sampling)
+    except SettingsError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"rewriter: {error}") from error
+    raise SettingsError(
+        f"rewriter: {name!r} is none; there are transformers, vllm, and an API's http://.../v1"
+    )
+
+
+class Replay:
+    """Writes a trace again, turn by turn: a `TextPolicy` without a model.
+
+    Args:
+        said: Who wrote what of it. What the environment is said to have written is left out.
+    """
+
+    def __init__(self, said: Parts) -> None:
+        first, *later = (text for author, text in said if author == "model")
+        # Line breaks behind a result are the environment's.
+        self._turns = [first, *(text.lstrip() for text in later)]
+
+    async def write(self, transcript: Transcript, stop: Sequence[str], seed: int) -> TextGeneration:
+        """The next turn; an empty one where there is none left."""
+        number = sum(span.author == "model" for span in transcript.spans)
+        text = self._turns[number] if number < len(self._turns) else ""
+        return TextGeneration(text, "tag" if any(tag in text for tag in stop) else "eos")
+
+
+@dataclass
+class Tally:
+    """What is shown while traces are made."""
+
+    progress: Progress
+    """What their episodes are doing."""
+    done: int = 0
+    """Traces that are made, those of earlier starts included."""
+    verified: int = 0
+    """Of these, the ones that are right."""
+
+    def __str__(self) -> str:
+        return f"{self.verified} of {self.done} verified; {self.progress}"
+
+
+async def make_traces(
+    settings: Settings,
+    run: Run,
+    rules: Rules,
+    sources: Sequence[Source],
+    rewriter: Policy | TextPolicy | None,
+    sandbox: Sandbox,
+) -> list[Transcript]:
+    """An episode for each source, in order. Those of an earlier start are taken from the run's record; the others are added.
+
+    Raises:
+        SettingsError: If an API refuses a request.
+        ConnectionError: If it can't be reached; `PermissionError` if it refuses the key.
+    """
+    rules = dataclasses.replace(rules, prompt_template="{query}", void_turn="end")
+    by_text = dataclasses.replace(rules, max_tokens=None)  # such a policy counts no tokens
+    made = recorded(run, sources)
+    progress = Progress()
+    progress.expect(len(sources) - len(made))
+    tally = Tally(progress)
+    slots = asyncio.Semaphore(settings.in_flight)
+
+    def count(source: Source, transcript: Transcript) -> None:
+        tally.verified += verify(transcript, source.said, settings.keep_contradictions) is None
+        tally.done += 1
+        bar.show(tally.done, {"verified": tally.verified / tally.done})
+
+    async def make(index: int) -> None:
+        source = sources[index]
+        policy: Any = Replay(source.said) if source.said else rewriter
+        fitting = by_text if hasattr(policy, "write") else rules
+        async with slots:
+            engine = RolloutEngine(policy, fitting, sandbox, progress=progress)
+            try:
+                transcript = await engine.episode(source.problem, (settings.seed, index))
+            except ValueError as error:  # of an API's policy: what it refuses
+                raise SettingsError(f"rewriter: {source.problem.id}: {error}") from error
+        made[source.problem] = transcript
+        progress.finished(transcript)
+        if transcript.stop_reason is not StopReason.INFRASTRUCTURE:
+            run.write([transcript])
+        count(source, transcript)
+
+    with Bar("cold start", len(sources), live=tally) as bar:
+        left = [i for i, source in enumerate(sources) if source.problem not in made]
+        for source in (source for source in sources if source.problem in made):
+            count(source, made[source.problem])
+        bar.set_total(len(sources), len(sources) - len(left))
+        await asyncio.gather(*map(make, left))
+    return [made[source.problem] for source in sources]
+
+
+def recorded(run: Run, sources: Sequence[Source]) -> dict[Problem, Transcript]:
+    """The episodes of earlier starts, of lines that have not changed since."""
+    wanted = {source.problem for source in sources}
+    if not run.transcripts.is_file():
+        return {}
+    past = [Transcript.from_json(record) for record in read_records(run.transcripts)]
+    found = {transcript.problem: transcript for transcript in past if transcript.problem in wanted}
+    part = run.transcripts.with_suffix(".part")  # without what a stop has cut short
+    part.unlink(missing_ok=True)
+    write_transcripts(part, found.values())
+    part.replace(run.transcripts)
+    return found
+
+
+def write_result(
+    settings: Settings,
+    folder: Path,
+    sources: Sequence[Source],
+    transcripts: Sequence[Transcript],
+) -> None:
+    """Write the files, and show the table.
+
+    Raises:
+        SettingsError: If no trace is right.
+        PolicyUnavailable: If some could not be made.
+    """
+    kept, dropped, made_up, differ, failed = [], [], 0, 0, 0
+    calls: list[bool] = []
+    for source, transcript in zip(sources, transcripts, strict=True):
+        if transcript.stop_reason is StopReason.INFRASTRUCTURE:
+            failed += 1
+            continue
+        pairs = results(transcript, source.said)
+        made_up += len(pairs)
+        differ += sum(not agrees(*pair) for pair in pairs)
+        drop = verify(transcript, source.said, settings.keep_contradictions)
+        response = "".join(text for _, text in written(transcript))
+        said = [("user", source.prompt), ("assistant", response)]
+        row = {
+            **source.known,
+            "messages": [{"role": role, "content": content} for role, content in said],
+        }
+        if drop is None:
+            kept.append(row)
+            calls += [call.ok for call in transcript.calls]
+        else:
+            dropped.append({**dataclasses.asdict(drop), **row})
+    report = {
+        "lines": len(sources),
+        "verified": len(kept),
+        "dropped": dict(Counter(row["reason"] for row in dropped).most_common()),
+        "failed": failed,
+        "answers_unchecked": sum("answer" not in row for row in kept),
+        "programs": {"run": len(calls), "failed": len(calls) - sum(calls)},
+        "made_up_results": {"all": made_up, "contradicted": differ},
+    }
+    for name, rows in (("data.jsonl", kept), ("dropped.jsonl", dropped)):
+        lines = (json.dumps(row) + "\n" for row in rows)
+        write_atomically(folder / name, "".join(lines))
+    write_atomically(folder / "report.json", json.dumps(report, indent=2) + "\n")
+    print(table(report))
+    if failed:
+        raise PolicyUnavailable(
+            f"{failed} of {len(sources)} lines could not be done, because the API or the sandbox failed; the others are in "
+            f"{folder / 'data.jsonl'}"
+        )
+    if not kept:
+        raise SettingsError(f"no trace was verified: {folder / 'dropped.jsonl'} says why of each")
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The report as a Markdown table and what goes with it."""
+    rows = {"verified": report["verified"]}
+    rows |= {f"dropped: {reason}": count for reason, count in report["dropped"].items()}
+    if report["failed"]:
+        rows["not done: API or sandbox failed"] = report["failed"]
+    rows["lines"] = report["lines"]
+    width = max(map(len, rows))
+    lines = [f"| {'':{width}} | traces |", f"|{'-' * (width + 2)}|-------:|"]
+    lines += [f"| {name:{width}} | {count:6} |" for name, count in rows.items()]
+    programs, made_up = report["programs"], report["made_up_results"]
+    lines += [
+        "",
+        f"programs in those verified: {programs['run']}, of which {programs['failed']} failed",
+    ]
+    if made_up["all"]:
+        lines.append(
+            f"results that were made up: {made_up['all']}, of which {made_up['contradicted']} differ from the real ones"
+        )
+    if report["answers_unchecked"]:
+        lines.append(f"verified without a known answer: {report['answers_unchecked']}")
+    return "\n".join(lines) + "\n"
