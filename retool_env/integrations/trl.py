@@ -162,7 +162,7 @@ class EngineGRPOTrainer(GRPOTrainer):
         rows = torch.stack([trained.sum(), trained.new_tensor(len(trained), dtype=torch.long)])
         kept, total = self.accelerator.reduce(rows, "sum")
         output["row_scale"] = total / kept.clamp(min=1)
-        if self.model.training:
+        if self.model.training and self.on_trained is not None:
             output["row"] = torch.arange(len(inputs), device=trained.device)  # they are shuffled
             self._untrained, self._logps_of = [row["transcript"] for row in inputs], {}
         return output
