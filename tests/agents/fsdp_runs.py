@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -21,9 +22,10 @@ from trl.trainer.utils import add_fused_lm_head
 
 from agents import grpo, ppo, rft, sft
 from agents.model import load_model
-from agents.run import Run, RunLogger, processes
+from agents.run import RunLogger, processes
 from agents.settings import load_settings
 from retool_env.episode import Generation
+from retool_env.integrations.rollouts import EngineRollouts
 from retool_env.integrations.weights import whole
 from retool_env.rollout import ScriptedPolicy
 
@@ -150,21 +152,31 @@ def curves(checkpoint, folder, data):
         "tokens": 24,
         "entropy": 0.3,
     }  # something to learn, however wrong all answers are
-    every = {"logging_steps": 1, "warmup_steps": 0}
+    # A larger one, or Adam would take whole steps along gradients that are rounding and little else.
+    epsilon = 1e-4
+    every = {"logging_steps": 1, "warmup_steps": 0, "adam_epsilon": epsilon}
+    less = {"trl": {**GRPO.get("trl", {}), "adam_epsilon": epsilon}}
+    adam = partial(torch.optim.AdamW, eps=epsilon)
     kinds = {
-        "grpo": (grpo, Run, "write", {**GRPO, **entropy, "learning_rate": 1e-3}),
-        "ppo": (ppo, Run, "write", {**PPO, **entropy, "learning_rate": 1e-3}),
+        "grpo": (
+            grpo,
+            EngineRollouts,
+            "__call__",
+            {**GRPO, **entropy, **less, "learning_rate": 1e-3},
+        ),
+        "ppo": (ppo, EngineRollouts, "__call__", {**PPO, **entropy, "learning_rate": 1e-3}),
         "sft": (sft, RunLogger, "on_log", {**SFT, "data": data, "trl": every}),
     }
     for name, (module, cls, method, values) in kinds.items():
         for rank in (0, 4):
             stem = f"{name}-lora{rank}"
             more = {**values, "lora_rank": rank}
-            run(module, checkpoint, folder, f"{stem}-whole", **more)
-            with broken(cls, method, after=1):
-                run(module, checkpoint, folder, f"{stem}-cut", **more)
-            left = [p.name for p in (folder / f"{stem}-cut" / "trainer").glob("checkpoint-*")]
-            run(module, checkpoint, folder, f"{stem}-cut", resume=True, **more)
+            with patch.object(ppo.torch.optim, "AdamW", adam) if module is ppo else nullcontext():
+                run(module, checkpoint, folder, f"{stem}-whole", **more)
+                with broken(cls, method, after=1):
+                    run(module, checkpoint, folder, f"{stem}-cut", **more)
+                left = [p.name for p in (folder / f"{stem}-cut" / "trainer").glob("checkpoint-*")]
+                run(module, checkpoint, folder, f"{stem}-cut", resume=True, **more)
             yield stem, {"left": left}
 
 
