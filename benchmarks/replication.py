@@ -48,9 +48,9 @@ OVERRIDES: dict[str, dict[str, list[str]]] = {
         "all": ["env.difficulty=1"],
         "sft": [
             "mix={tool: 1, stepwise: 1.5, mended: 0.5, mended_stepwise: 1, worked: 3, direct: 3}",
-            "traces=600",
+            "traces=1000",
         ],
-        "rl": ["steps=80", "export_steps=8", "save_steps=8"],
+        "rl": ["steps=90", "learning_rate=3e-4", "export_steps=9", "save_steps=9"],
     },
     "smollm2": {"all": [], "sft": [], "rl": ["export_steps=2"]},
 }
