@@ -79,6 +79,13 @@ def test_both_arms_are_trained_evaluated_and_compared(tmp_path, commands, capsys
     after = (tmp_path / "runs" / "interpreter-5" / "grpo" / "along" / "2.jsonl").stat()
     assert after.st_mtime_ns == before.st_mtime_ns
 
+    # An evaluation is not mixed with another.
+    run = tmp_path / "runs" / "text-only-5" / "grpo"
+    assert along.main([str(run), "--problems", "2", "--k", "2"]) == 2
+    assert "holds an evaluation with" in capsys.readouterr().err
+    shutil.rmtree(run / "along")
+    assert along.main([str(run), "--problems", "2", "--k", "2"]) == 0
+
 
 def test_a_command_that_fails_ends_it_and_is_named(tmp_path, commands, capsys):
     assert replication.main(arguments(tmp_path, "--set", "steps=0")) == 2
@@ -93,11 +100,3 @@ def test_what_holds_no_models_along_its_training_says_so(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"settings": {"model": "m"}}')
     assert along.main([str(tmp_path)]) == 2
     assert "export_steps=10" in capsys.readouterr().err
-
-
-def test_an_evaluation_is_not_mixed_with_another(tmp_path, commands):
-    replication.main(arguments(tmp_path))
-    run = tmp_path / "runs" / "text-only-5" / "grpo"
-    assert along.main([str(run), "--problems", "2", "--k", "2"]) == 2
-    shutil.rmtree(run / "along")
-    assert along.main([str(run), "--problems", "2", "--k", "2"]) == 0
