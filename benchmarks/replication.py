@@ -317,6 +317,8 @@ def draw_tools(found: dict[str, Any], path: Path) -> None:
             known = ~np.isnan(values).all(0)
             axis.plot(np.array(steps)[known], np.nanmean(values[:, known], 0), label=algorithm)
         axis.set_title(title, fontsize=9)
+        if np.nanmax(values, initial=0.0) <= 1:  # a share
+            axis.set_ylim(-0.03, 1.03)
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
     for axis in axes[-1]:
