@@ -164,7 +164,10 @@ def test_two_processes_keep_one_run_with_transcripts_of_each(initial, tmp_path):
     ("more", "said"),
     [
         ({"prompts": 3, "rollouts": 8, "micro_batch": 4}, "prompts=3 problems"),
-        ({"prompts": 2, "rollouts": 4, "micro_batch": 8}, "micro_batch=8 does not divide: take micro_batch=4"),
+        (
+            {"prompts": 2, "rollouts": 4, "micro_batch": 8},
+            "micro_batch=8 does not divide: take micro_batch=4",
+        ),
         ({"staleness": -1}, "staleness must be at least 0"),
         ({"oversample": 0.5}, "oversample must be at least 1"),
         ({"transcripts_every": 0}, "transcripts_every must be at least 1"),
