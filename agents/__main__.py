@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    print(f"done: {checkpoint}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"done: {checkpoint}")
     return 0
 
 

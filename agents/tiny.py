@@ -7,6 +7,7 @@ errors are one token each, so a turn takes a dozen tokens.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -52,30 +53,31 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+def make_model(seed: int, **others: Any) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """A randomly initialised model and its tokenizer.
 
     Args:
         seed: Of the weights.
+        **others: Fields of its `LlamaConfig` that are to be other than the usual ones.
     """
     tokenizer = make_tokenizer()
     torch.manual_seed(seed)
     # Of a Llama, because for some other kinds AutoTokenizer puts its own way of splitting in place of a saved tokenizer's.
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        initializer_range=0.08,  # about 1 / sqrt(hidden_size); with 0.02 it learns to copy far later
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    return LlamaForCausalLM(config), tokenizer
+    usual = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.08,  # about 1 / sqrt(hidden_size); with 0.02 it learns to copy far later
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
+    return LlamaForCausalLM(LlamaConfig(**usual | others)), tokenizer
 
 
 def make_checkpoint(folder: Path, seed: int) -> Path:

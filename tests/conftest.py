@@ -41,3 +41,14 @@ def data() -> Path:
     if not folder:
         pytest.skip("RETOOL_DATA names no folder of problem sets")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For models this small, several threads wait for each other longer than they work."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
-
 from agents.settings import load_settings
-from agents.tiny import make_tokenizer
+from agents.tiny import make_model
 
 SMALL = {
     "steps": 4,
@@ -25,24 +22,23 @@ SMALL = {
 }
 
 
-def make_small(folder, change=lambda tokenizer: None):
-    """Writes the model and its tokenizer, which may be changed before."""
-    torch.manual_seed(1)
-    tokenizer = make_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
+SIZE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "tie_word_embeddings": False,
+}
+
+
+def make_small(folder, change=lambda tokenizer: None, seed=1, **others):
+    """Writes a random model, smaller than the usual one, and its tokenizer, which may be changed before."""
+    model, tokenizer = make_model(seed, **SIZE | others)
     change(tokenizer)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

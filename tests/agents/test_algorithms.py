@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import references
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from small_runs import make_small
+from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 
 from agents import __main__ as cli
@@ -33,36 +34,13 @@ GROUP, BUDGET = 4, 36
 every = pytest.mark.parametrize("name", CRITIC_FREE)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """For models this small, several threads wait for each other longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def initial(tmp_path_factory):
     """A checkpoint that its seed alone makes, and smaller than the usual one."""
-    folder = tmp_path_factory.mktemp("initial")
-    tokenizer = make_tokenizer()
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return make_small(tmp_path_factory.mktemp("initial"), seed=3, num_hidden_layers=2)
 
 
 def settings_of(name, initial, **overrides):

@@ -12,7 +12,8 @@ import torch
 pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
 
 from model_api import ModelAPI, Reply, serving
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from small_runs import make_small
+from transformers import AutoModelForCausalLM
 
 from agents import coldstart, sft
 from agents.__main__ import main
@@ -313,20 +314,8 @@ def test_programs_of_several_traces_run_at_once(tmp_path):
 
 
 def test_a_local_rewriter_repeats_with_its_seed(tmp_path):
-    tokenizer = make_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=4096,
-        initializer_range=0.5,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    shape = {"hidden_size": 16, "intermediate_size": 16, "initializer_range": 0.5}
+    make_small(tmp_path / "model", max_position_embeddings=4096, **shape)
     data = write(tmp_path / "s.jsonl", SOLUTIONS)
 
     def written(name, seed):

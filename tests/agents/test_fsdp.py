@@ -16,7 +16,8 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from small_runs import make_small
+from transformers import AutoModelForCausalLM
 
 from agents import sharding, tiny
 from agents.settings import SettingsError
@@ -33,27 +34,10 @@ LAUNCH = ROOT / "agents" / "launch"
 @pytest.fixture(scope="module")
 def initial(tmp_path_factory):
     """A random model of two layers whose head is not its embedding, as in a 7B, with a vocabulary that two do not divide."""
+    assert len(tiny.make_tokenizer()) % 2
     folder = tmp_path_factory.mktemp("initial")
-    torch.manual_seed(1)
-    tokenizer = tiny.make_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    assert len(tokenizer) % 2
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    shape = {"num_key_value_heads": 1, "max_position_embeddings": 512}
+    return make_small(folder, num_hidden_layers=2, **shape)
 
 
 @pytest.fixture(scope="module")

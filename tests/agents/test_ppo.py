@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from ppo_batches import FOREIGN, ROWS, changes, learner, row, table
+from small_runs import make_small
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
 )
 
 from agents import ppo
@@ -30,34 +29,12 @@ from retool_env.transcript import check_transcript, read_transcripts
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-
-
-def make_small(folder, layers):
-    """A random model, smaller than the usual one."""
-    torch.manual_seed(1)
-    tokenizer = make_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+TIED = {"max_position_embeddings": 512, "tie_word_embeddings": True}
 
 
 @pytest.fixture(scope="module")
 def initial(tmp_path_factory):
-    return make_small(tmp_path_factory.mktemp("initial"), layers=2)
+    return make_small(tmp_path_factory.mktemp("initial"), num_hidden_layers=2, **TIED)
 
 
 def close(one, other, tolerance=1e-5):
@@ -360,7 +337,7 @@ def test_it_reaches_the_optimum_of_a_bandit(tmp_path, monkeypatch):
     problems = ProblemList([Problem("a", "a", "0"), Problem("b", "b", "0")])
     monkeypatch.setattr(ppo, "find_task", lambda env: (rules, problems))
     settings = ppo.Settings(
-        model=make_small(tmp_path / "model", layers=1),
+        model=make_small(tmp_path / "model", **TIED),
         steps=40,
         prompts=64,
         mini_batch=32,

@@ -20,13 +20,7 @@ from retool_env.transcript import check_transcript, write_transcripts
 FEW = ("--episodes=8", "--group=2", "--rounds=1", "--turn-tokens=8", "--prompt-tokens=8")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """For models this small, several threads wait for each other longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -48,13 +48,7 @@ SIZE = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """For models this small, several threads wait for each other longer than they work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_model(config):
