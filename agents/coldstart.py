@@ -39,7 +39,7 @@ import torch
 
 from agents.model import load_model
 from agents.progress import Bar
-from agents.run import Run, read_records, write_atomically
+from agents.run import Run, read_records, write_atomically, write_transcripts_atomically
 from agents.settings import SANDBOX, SettingsError, check_least, find_sandbox, find_task, setting
 from agents.traces import authors, conversation
 from agents.verification import Parts, agrees, results, verify, written
@@ -53,7 +53,7 @@ from retool_env.rollout import Policy, PolicyUnavailable, RolloutEngine, TextGen
 from retool_env.rollout.progress import Progress
 from retool_env.rollout.transformers import TransformersPolicy
 from retool_env.sandbox import Sandbox
-from retool_env.transcript import StopReason, Transcript, write_transcripts
+from retool_env.transcript import StopReason, Transcript
 
 ONE_PROCESS = True
 """It is not for several processes."""
@@ -379,10 +379,7 @@ def recorded(run: Run, sources: Sequence[Source]) -> dict[Problem, Transcript]:
         return {}
     past = [Transcript.from_json(record) for record in read_records(run.transcripts)]
     found = {transcript.problem: transcript for transcript in past if transcript.problem in wanted}
-    part = run.transcripts.with_suffix(".part")  # without what a stop has cut short
-    part.unlink(missing_ok=True)
-    write_transcripts(part, found.values())
-    part.replace(run.transcripts)
+    write_transcripts_atomically(run.transcripts, found.values())  # without what was cut short
     return found
 
 

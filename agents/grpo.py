@@ -140,7 +140,7 @@ class Settings:
     export_steps: int = setting(
         0, "optimizer steps between models kept in checkpoints/<step>, for evaluation; 0: the last"
     )
-    transcripts_every: int = setting(1, "steps between those whose transcripts are kept")
+    transcripts_every: int = setting(1, "least steps between batches whose transcripts are kept")
     report_to: str | list[str] = setting("none", REPORT_TO)
     trl: dict[str, Any] = setting({}, "any other field of TRL's GRPOConfig")
 
@@ -249,7 +249,6 @@ def train(
         if run.main and not console.is_terminal:
             resources.enter_context(shown(progress, every=60.0))
         stop = StopCallback()
-        every = settings.transcripts_every
         trainer = EngineGRPOTrainer(
             model=model,
             reward_funcs=reward_functions(bonus, rules.max_tokens),
@@ -260,7 +259,7 @@ def train(
             callbacks=[RunLogger(run), BarCallback(bar), stop],
             rollout_func=_not_yet,
             advantages=advantages,
-            on_trained=lambda step, ts: None if step % every else run.write(ts),
+            on_trained=Every(settings.transcripts_every, run.write),
         )
         apart = settings.staleness > 0 or trainer.is_fsdp_enabled
         policy = make_policy(
@@ -307,6 +306,25 @@ def train(
     run.draw()
     run.finish()
     return run.checkpoint
+
+
+class Every:
+    """Keeps the transcripts of a batch now and then.
+
+    Args:
+        steps: Between batches that are kept, at least: a batch may serve several steps, and the first may be at any.
+        write: Keeps them.
+    """
+
+    def __init__(self, steps: int, write: Callable[[list[Transcript]], None]) -> None:
+        self._steps, self._write = steps, write
+        self._last: int | None = None
+
+    def __call__(self, step: int, transcripts: list[Transcript]) -> None:
+        """Called with each batch and the step that sampled it."""
+        if self._last is None or step - self._last >= self._steps:
+            self._last = step
+            self._write(transcripts)
 
 
 def check_batch(settings: Settings, processes: int) -> int:

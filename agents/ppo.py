@@ -224,10 +224,11 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             reporter.log(step + 1, figures)
             bar.show(step + 1, figures)
             last = stopping.agreed() or step + 1 == settings.steps
-            if last or (step + 1) % settings.save_steps == 0:
-                learner.save(run.trainer, saved := step + 1)
             if settings.export_steps and (step + 1) % settings.export_steps == 0:
                 save_checkpoint(learner, tokenizer, run.exports / str(step + 1), tags)
+            # After the export, or a run that goes on from here would lack it.
+            if last or (step + 1) % settings.save_steps == 0:
+                learner.save(run.trainer, saved := step + 1)
             if last:
                 break
         stopping.end()

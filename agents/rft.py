@@ -25,7 +25,7 @@ from agents import sft
 from agents.model import HIGH_RATE, check_learning_rate, load_model
 from agents.progress import Bar
 from agents.reporting import REPORT_TO, Reporter, check_report_to
-from agents.run import Run, processes, read_records
+from agents.run import Run, processes, read_records, write_transcripts_atomically
 from agents.settings import (
     SANDBOX,
     SettingsError,
@@ -39,7 +39,7 @@ from agents.sharding import read_by_all
 from retool_env.episode import Rules
 from retool_env.metrics import summarise
 from retool_env.problems import Problem, ProblemSource
-from retool_env.rollout import RolloutEngine
+from retool_env.rollout import PolicyUnavailable, RolloutEngine
 from retool_env.rollout.engine import Group, run_blocking
 from retool_env.rollout.progress import Progress
 from retool_env.rollout.transformers import TransformersPolicy
@@ -119,6 +119,10 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
                 rank = state.process_index
                 kept = traces.with_suffix(f".samples-{rank}.jsonl" if rank else ".samples.jsonl")
                 groups = sample(settings, number, model, rules, problems, sandbox, kept)
+                if not any(transcript.scored for group in groups for transcript in group):
+                    raise PolicyUnavailable(
+                        f"round {number + 1}: all episodes failed, in the sandbox or the model; `retool doctor` checks the one"
+                    )
                 found = choose(groups, settings.keep)
                 if not found:
                     raise SettingsError(
@@ -128,7 +132,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
                 if number and settings.restart:
                     found = distinct([*read_transcripts(Path(tuning[number - 1].data)), *found])
                 if run.main:
-                    _write(traces, found)
+                    write_transcripts_atomically(traces, found)
                     record = {**figures(groups), "rft/traces": len(found)}
                     run.log({"step": number + 1, **record})
                     reporter.log(number + 1, record)
@@ -209,22 +213,20 @@ def sample(
 
 
 def kept_groups(path: Path, k: int) -> dict[str, Group]:
-    """The groups of `k` in a file, by their problems' ids; what else is there, where a start was killed, is dropped."""
+    """The groups of `k` in a file, by their problems' ids.
+
+    What else is there, where a start was killed, is dropped; so is a group in which an episode failed, to be sampled again.
+    """
     groups: dict[str, Group] = {}
     for record in read_records(path):
         transcript = Transcript.from_json(record)
         groups.setdefault(transcript.problem.id, []).append(transcript)
-    groups = {name: group for name, group in groups.items() if len(group) == k}
-    _write(path, [transcript for group in groups.values() for transcript in group])
+    whole = {name: group for name, group in groups.items() if len(group) == k}
+    groups = {name: group for name, group in whole.items() if all(each.scored for each in group)}
+    write_transcripts_atomically(
+        path, [transcript for group in groups.values() for transcript in group]
+    )
     return groups
-
-
-def _write(path: Path, transcripts: Iterable[Transcript]) -> None:
-    part = path.with_suffix(".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.unlink(missing_ok=True)
-    write_transcripts(part, transcripts)
-    part.replace(path)
 
 
 def figures(groups: Sequence[Group]) -> dict[str, float | None]:

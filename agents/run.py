@@ -253,6 +253,15 @@ def write_atomically(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def write_transcripts_atomically(path: Path, transcripts: Iterable[Transcript]) -> None:
+    """Write a file of transcripts, in place of any before, so that a stop in the middle leaves the old one."""
+    part = path.with_name(path.name + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.unlink(missing_ok=True)
+    write_transcripts(part, transcripts)
+    part.replace(path)
+
+
 def _is_json(path: Path) -> bool:
     try:
         json.loads(path.read_text(encoding="utf-8"))

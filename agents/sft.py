@@ -36,7 +36,7 @@ from agents.model import (
 )
 from agents.progress import Bar, BarCallback, console
 from agents.reporting import PROJECT, REPORT_TO, check_report_to
-from agents.run import Run, RunLogger, processes
+from agents.run import Run, RunLogger, processes, write_transcripts_atomically
 from agents.settings import (
     SANDBOX,
     SettingsError,
@@ -53,7 +53,7 @@ from agents.traces import has_messages, make_traces, read_messages
 from retool_env.episode import Rules, decode
 from retool_env.problems import ProblemSource
 from retool_env.sandbox import Sandbox
-from retool_env.transcript import Transcript, check_transcript, read_transcripts, write_transcripts
+from retool_env.transcript import Transcript, check_transcript, read_transcripts
 
 TRACES = "traces.jsonl"
 """In the run's folder, the traces that it made."""
@@ -317,10 +317,7 @@ def own_traces(
     console.print(f"{len(traces)} of {len(problems)} traces ran and gave the right answer")
     if not traces:
         raise SettingsError("no trace gave the right answer, so there is nothing to learn from")
-    part = path.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    write_transcripts(part, traces)
-    part.replace(path)
+    write_transcripts_atomically(path, traces)
     return traces
 
 

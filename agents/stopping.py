@@ -85,6 +85,10 @@ class Stopping:
             raise KeyboardInterrupt(number)
 
 
+class _AtItsEnd(Exception):
+    """A run goes on from the checkpoint of its last step."""
+
+
 class StopCallback(TrainerCallback):
     """Lets a trainer of transformers stop, and save before it does."""
 
@@ -95,6 +99,11 @@ class StopCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the trainer."""
         self._saved = state.global_step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the trainer, which otherwise would make a step too many from a checkpoint of the last one."""
+        if state.global_step >= state.max_steps:
+            raise _AtItsEnd
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the trainer."""
@@ -119,6 +128,8 @@ class StopCallback(TrainerCallback):
         with self.stopping:
             try:
                 trainer.train(resume_from_checkpoint=point)
+            except _AtItsEnd:  # on all processes
+                trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
             except RolloutsAbandoned:  # on all processes, before anything of this step was learned
                 self.stopping.agreed()
                 if trainer.state.global_step > self._saved:

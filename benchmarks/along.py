@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.progress import Bar
-from agents.run import write_atomically
+from agents.run import write_atomically, write_transcripts_atomically
 from agents.settings import SettingsError, find_sandbox, find_task
 from retool_env.evaluation import TEMPERATURE, TOP_P, evaluate, table
 from retool_env.metrics import summarise
@@ -85,8 +85,7 @@ def evaluate_along(
                     )
                     chosen = [source[i] for i in range(problems)]
                     _, transcripts = evaluate(policy, rules, chosen, k, sandbox, seed)
-                    lines = (json.dumps(each.to_json()) + "\n" for each in transcripts)
-                    write_atomically(path, "".join(lines))
+                    write_transcripts_atomically(path, transcripts)
                 bar.advance()
                 yield step, list(read_transcripts(path))
         finally:

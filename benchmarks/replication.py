@@ -21,7 +21,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -31,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from agents.run import read_records
-from benchmarks.along import evaluate_along
+from benchmarks.along import evaluate_along, models
 from benchmarks.learning import Curve, calibrate, claim_holds, compare
 from benchmarks.machine import circumstances
 from retool_env.evaluation import tool_table
@@ -125,7 +124,13 @@ def run_all(plan: Plan, jobs: int) -> None:
                 )
             if done.returncode:
                 stopped.set()
+                _say(started, f"failed, see the end of {log}; the other commands end first")
                 raise RuntimeError(f"this failed, see the end of {log}: {shlex.join(command)}")
+            if command[2] == "benchmarks.along" and len(models(Path(command[3]))) < 3:
+                stopped.set()
+                raise RuntimeError(
+                    f"{command[3]} kept fewer than two models: set export_steps lower"
+                )
         _say(started, f"done: {chain[1]}, seed {chain[0]}")
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -144,17 +149,15 @@ def _say(started: float, text: str) -> None:
 
 def read_curve(folder: Path, along: Sequence[tuple[int, list[Transcript]]]) -> Curve:
     """A run's learning curve: accuracy along it, against steps, tokens and seconds of training."""
-    seconds = {
-        record["step"]: record["seconds"] for record in read_records(folder / "metrics.jsonl")
-    }
-    sampled: Counter[int] = Counter()
-    for transcript in _rollouts(folder):
-        sampled[(transcript.trained_version or 0) + 1] += sum(transcript.loss_mask)
+    logged = read_records(folder / "metrics.jsonl")
+    seconds = {record["step"]: record["seconds"] for record in logged}
+    # Not those of the transcripts: what was sampled and not trained on has been paid for, too.
+    sampled = {record["step"]: record.get("rollout/tokens", 0.0) for record in logged}
     steps = [step for step, _ in along]
     return Curve(
         tuple(steps),
         tuple(_accuracy(transcripts) for _, transcripts in along),
-        tuple(sum(n for step, n in sampled.items() if step <= until) for until in steps),
+        tuple(int(sum(n for step, n in sampled.items() if step <= until)) for until in steps),
         tuple(seconds[step] if step else 0.0 for step in steps),
     )
 
@@ -187,22 +190,25 @@ def read_course(folder: Path, problems: int, k: int) -> Course:
     """A finished and evaluated run."""
     evaluated = list(evaluate_along(folder, problems, k))
     curve = read_curve(folder, evaluated)
-    thirds = [curve.steps[-1] * part // 3 for part in (1, 2, 3)]
     return Course(
         curve,
         [summarise(transcripts) for _, transcripts in evaluated],
-        summarise_along(_rollouts(folder), thirds),
+        summarise_along(_rollouts(folder), _thirds(folder)),
     )
+
+
+def _thirds(folder: Path) -> list[int]:
+    """The last steps of the thirds of a run's training."""
+    end = max(record["step"] for record in read_records(folder / "metrics.jsonl"))
+    return sorted({end * part // 3 for part in (1, 2, 3)} - {0})
 
 
 def tool_use(plan: Plan, algorithm: str) -> dict[str, Summary]:
     """What the models of all seeds did with the interpreter, in each third of the training, all rollouts together."""
     folders = [plan.folder(seed, "interpreter", algorithm) for seed in plan.seeds]
-    end = max(record["step"] for record in read_records(folders[0] / "metrics.jsonl"))
-    thirds = [end * part // 3 for part in (1, 2, 3)]
     together = itertools.chain.from_iterable(map(_rollouts, folders))
     found, first = {}, 1
-    for last, summary in summarise_along(together, thirds).items():
+    for last, summary in summarise_along(together, _thirds(folders[0])).items():
         found[f"steps {first} to {last}"] = summary
         first = last + 1
     return found
@@ -317,7 +323,8 @@ def draw_tools(found: dict[str, Any], path: Path) -> None:
             known = ~np.isnan(values).all(0)
             axis.plot(np.array(steps)[known], np.nanmean(values[:, known], 0), label=algorithm)
         axis.set_title(title, fontsize=9)
-        if np.nanmax(values, initial=0.0) <= 1:  # a share
+        highest = max(np.max(line.get_ydata(), initial=0.0) for line in axis.lines)
+        if highest <= 1:  # a share
             axis.set_ylim(-0.03, 1.03)
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
@@ -370,13 +377,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if min(options.problems, options.k, options.jobs) < 1:
         parser.error("--problems, --k and --jobs must be at least 1")
+    preset = Path(options.preset).name.removesuffix(".yaml")
     plan = Plan(
         options.preset,
         tuple(options.seeds),
         tuple(options.algorithms),
         options.problems,
         options.k,
-        options.runs or Path("runs/replication") / options.preset,
+        options.runs or Path("runs/replication") / preset,
         tuple(options.set),
     )
     try:
@@ -401,7 +409,7 @@ def main(arguments: list[str] | None = None) -> int:
         },
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    name = f"replication_{Path(plan.preset).name.removesuffix('.yaml')}"
+    name = f"replication_{preset}"
     text = json.dumps(report, indent=1) + "\n"
     (options.out / f"{name}.json").write_text(text, encoding="utf-8")
     draw(found, options.out / f"{name}.png")

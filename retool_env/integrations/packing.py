@@ -101,14 +101,14 @@ def pack(
                 at += size
     scored = (taken >= 0) & ((taken + 1) % columns >= columns - completion)
     labels = ids.flatten()[(taken + 1) % ids.numel()].masked_fill(~scored, -100)
-    mask = None
+    mask, device = None, input_ids.device
     if any(len(episodes) > 1 for families in rows for episodes in families):
+        branch, prompt_of = branch.to(device), prompt_of.to(device)  # before they are squared
         seen = (branch[:, None] == 0) | (branch[:, None] == branch[:, :, None])
         seen &= prompt_of[:, None] == prompt_of[:, :, None]
-        mask = seen.tril()[:, None].to(input_ids.device)
+        mask = seen.tril_()[:, None]
     packed = ids.flatten()[taken.clamp(min=0)], positions, labels
     source = scored.flatten().nonzero()[:, 0], taken[scored] + 1
-    device = input_ids.device
     return Packed(
         *(each.to(device) for each in packed),
         mask,

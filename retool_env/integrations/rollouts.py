@@ -51,7 +51,7 @@ class EngineRollouts:
     """A `rollout_func`: runs one group of episodes a problem with the engine.
 
     Each step logs what TRL does not, over all processes: `rollout/seconds`, from a batch's first prompt to its last end;
-    `rollout/waited`, of the step, that the trainer stood still for rollouts, weights and resampling; `rollout/tool_seconds`,
+    `rollout/tokens`, that the model wrote since the step before, whatever became of them; `rollout/waited`, of the step, that the trainer stood still for rollouts, weights and resampling; `rollout/tool_seconds`,
     summed over episodes; `rollout/weight_lag` and `rollout/weight_lag_max`, optimizer steps between the weights that sampled
     a turn and those that the trainer has when it takes the batch; episodes `rollout/failed`, which are not scored, and
     `rollout/cut`, `rollout/dropped` and `rollout/retried` since the step before; groups `rollout/resampled`.
@@ -350,7 +350,7 @@ class EngineRollouts:
         ]
         sums = {
             name: float(getattr(now, name) - getattr(before, name))
-            for name in ("tool_seconds", "cut", "dropped", "retried")
+            for name in ("tokens", "tool_seconds", "cut", "dropped", "retried")
         }
         sums |= {"resampled": resampled, "turns": len(lags), "weight_lag": sum(lags)}
         sums["scored"] = sum(transcript.scored for transcript in transcripts)
@@ -397,7 +397,7 @@ def together[T](trainer: GRPOTrainer, work: Callable[[], T]) -> T:
         raise error
     for rank, (failed, _) in enumerate(numbers):
         if failed:
-            raise RuntimeError(f"the rollouts of process {rank} failed; it says why")
+            raise RuntimeError(f"process {rank} failed; it says why")
     if any(left for _, left in numbers):
         raise RolloutsAbandoned("the rollouts were abandoned")
     return result

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 from transformers.utils.generic import is_flash_attention_requested
 from trl import GRPOConfig, GRPOTrainer
 
@@ -95,8 +96,9 @@ class EngineGRPOTrainer(GRPOTrainer):
 
     Args:
         advantages: In place of TRL's; called with the rewards of all processes.
-        on_trained: Called with the step's number and this process's transcripts of a generation batch, once all of them have been
-            through the model: those that were trained on with the log-probs of that pass (`Span.trained_logprobs`).
+        on_trained: Called with the number of the step that sampled it and this process's transcripts of a generation batch, once
+            all of them have been through the model, or training ends before: those that were trained on with the log-probs of
+            that pass (`Span.trained_logprobs`).
         packed: Leave out the padding where the model can do without.
         shared_prompts: Compute a prompt once for those of its episodes that fit into one row, where the model can (full attention,
             by `sdpa`).
@@ -121,10 +123,12 @@ class EngineGRPOTrainer(GRPOTrainer):
                     "EngineRollouts a VLLMPolicy or VLLMServerPolicy"
                 )
         super().__init__(*args, **kwargs)
+        self.add_callback(_AtTheEnd(self))
         self._check_groups()
         self.advantages = advantages
         self.on_trained = on_trained
         self._untrained: list[Transcript] = []
+        self._sampled_at = 0
         self._logps_of: dict[int, list[float] | None] = {}  # None: no token to train on
         self._packs: bool | None = None if packed and not self._is_vlm else False  # not tried yet
         self._shares = shared_prompts
@@ -165,6 +169,7 @@ class EngineGRPOTrainer(GRPOTrainer):
         if self.model.training and self.on_trained is not None:
             output["row"] = torch.arange(len(inputs), device=trained.device)  # they are shuffled
             self._untrained, self._logps_of = [row["transcript"] for row in inputs], {}
+            self._sampled_at = self.state.global_step
         return output
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -269,17 +274,21 @@ class EngineGRPOTrainer(GRPOTrainer):
             row: logps if has else None
             for row, logps, has in zip(rows, trained.tolist(), own, strict=True)
         }
-        if len(self._logps_of) < len(self._untrained):
+        if len(self._logps_of) == len(self._untrained):
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Hand over what has not been, with the log-probs that there are. All processes call it."""
+        if not self._untrained or self.on_trained is None:
             return
         transcripts = []
         for row, transcript in enumerate(self._untrained):
-            logps = self._logps_of[row]
+            logps = self._logps_of.get(row)
             transcripts.append(
                 transcript if logps is None else with_trained_logprobs(transcript, logps)
             )
         self._untrained, self._logps_of = [], {}
-        step = self.state.global_step
-        together(self, lambda: self.on_trained(step, transcripts))
+        together(self, lambda: self.on_trained(self._sampled_at, transcripts))
 
     @torch.no_grad()
     def _log_distance(self, trained: torch.Tensor, inputs: dict[str, Any]) -> None:
@@ -305,3 +314,14 @@ class EngineGRPOTrainer(GRPOTrainer):
             metrics["offpolicy/kl"].append(kl / tokens)
             metrics["offpolicy/weight"].append(weight / tokens)
             metrics["offpolicy/effective_tokens"].append(weight**2 / squares / tokens)
+
+
+class _AtTheEnd(TrainerCallback):
+    """Has the trainer hand over the transcripts of a generation batch that it was not through with when it ended."""
+
+    def __init__(self, trainer: EngineGRPOTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the trainer, on all processes."""
+        self._trainer._hand_over()

@@ -26,8 +26,16 @@ from agents.tiny import make_tokenizer
 from retool_env.episode import Rules
 from retool_env.integrations.trl import EngineRollouts, training_rows
 from retool_env.problems import Problem, ProblemList
+from retool_env.rollout import PolicyUnavailable
 from retool_env.sandbox import Execution, Outcome
-from retool_env.transcript import Span, StopReason, Transcript, check_transcript, read_transcripts
+from retool_env.transcript import (
+    Span,
+    StopReason,
+    Transcript,
+    check_transcript,
+    read_transcripts,
+    write_transcripts,
+)
 
 CRITIC_FREE = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp")
 GROUP, BUDGET = 4, 36
@@ -708,6 +716,24 @@ def test_rft_keeps_right_ones_each_once_and_so_many_a_problem():
     elsewhere = dataclasses.replace(right, problem=Problem("2", "?", "1"))
     assert rft.distinct([right, wrong, printed, longer, elsewhere]) == [right, longer, elsewhere]
     assert rft.choose([[wrong, right, printed, longer], [elsewhere]], 1) == [right, elsewhere]
+
+
+def test_rft_samples_again_what_failed_or_was_cut_short(tmp_path):
+    other = dataclasses.replace
+    whole = [episode(1, 1.0), episode(1, -1.0)]
+    second = Problem("2", "?", "1")
+    failed = [other(t, problem=second) for t in (episode(1, 1.0), episode(1, 0.0, failed=True))]
+    short = other(whole[0], problem=Problem("3", "?", "1"))
+    write_transcripts(tmp_path / "kept.jsonl", [*whole, *failed, short])
+    assert rft.kept_groups(tmp_path / "kept.jsonl", 2) == {whole[0].problem.id: whole}
+    assert list(read_transcripts(tmp_path / "kept.jsonl")) == whole
+
+
+def test_rft_whose_episodes_all_failed_can_go_on(initial, tmp_path, riddles, monkeypatch):
+    gone = episode(1, 0.0, failed=True)
+    monkeypatch.setattr(rft, "sample", lambda *_: [[gone, gone]])
+    with pytest.raises(PolicyUnavailable, match="all episodes failed"):
+        rft.train(rft_settings(initial, k=2), tmp_path / "run")
 
 
 def test_rft_says_when_nothing_was_right(initial, tmp_path, riddles):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -138,6 +139,42 @@ def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch)
                 assert span.trained_logprobs == pytest.approx(span.logprobs, abs=1e-3)
             else:
                 assert span.trained_logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("every", "kept"), [(1, {0: 16, 2: 16}), (2, {0: 16, 2: 16}), (3, {0: 16})]
+)
+def test_batches_that_serve_several_steps_are_kept_the_last_cut_short_too(
+    initial, tmp_path, every, kept
+):
+    chosen = settings(initial, steps=3, transcripts_every=every, trl={"generation_batch_size": 16})
+    grpo.train(chosen, tmp_path / "g")
+    found = transcripts(tmp_path / "g")
+    assert Counter(t.trained_version for t in found) == kept
+    trained = Counter(t.trained_version for t in found if t.response[0].trained_logprobs)
+    assert trained == {step: 16 if step == 0 else 8 for step in kept}
+
+
+def test_a_run_that_goes_on_from_its_last_step_makes_no_further_one(initial, tmp_path, monkeypatch):
+    chosen = settings(initial, steps=3, trl={"generation_batch_size": 16})
+
+    def full(*_):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grpo, "save_checkpoint", full)
+        with pytest.raises(OSError, match="no space"):
+            grpo.train(chosen, tmp_path / "g")
+    checkpoint = grpo.train(chosen, tmp_path / "g", resume=True)
+    assert [json.loads(line)["step"] for line in (tmp_path / "g" / "metrics.jsonl").open()] == [
+        1,
+        2,
+        3,
+    ]
+    assert len(transcripts(tmp_path / "g")) == 32
+    last = AutoModelForCausalLM.from_pretrained(tmp_path / "g" / "trainer" / "checkpoint-3")
+    for a, b in zip(last.parameters(), weights(checkpoint), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_lora_trains_the_adapter_and_leaves_a_merged_model(initial, tmp_path, solving):

@@ -500,6 +500,26 @@ def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch,
     assert 1000 < again[2]["seconds"] < again[3]["seconds"]  # the time goes on, too
 
 
+def test_a_model_that_could_not_be_kept_is_kept_by_the_run_that_goes_on(
+    initial, tmp_path, monkeypatch
+):
+    chosen = settings(initial, export_steps=1, save_steps=1)
+    save = ppo.save_checkpoint
+
+    def full(learner, tokenizer, folder, *more):
+        if folder.name == "2":
+            raise OSError("no space left")
+        save(learner, tokenizer, folder, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ppo, "save_checkpoint", full)
+        with pytest.raises(OSError, match="no space"):
+            ppo.train(chosen, tmp_path / "p")
+    ppo.train(chosen, tmp_path / "p", resume=True)
+    kept = sorted(path.name for path in (tmp_path / "p" / "checkpoints").iterdir())
+    assert kept == [str(step + 1) for step in range(chosen.steps)]
+
+
 def test_two_processes_keep_one_run(initial, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = ["-m", "agents", "ppo", "--preset", "tiny", "--runs", str(tmp_path), "--resume"]

@@ -16,7 +16,7 @@ from retool_env.transcript import read_transcripts
 SMALL = {
     "all": ["env.difficulty=1", "env.max_tokens=40"],
     "sft": ["traces=12", "epochs=1"],
-    "rl": ["steps=4", "prompts=2", "rollouts=2", "micro_batch=4", "export_steps=2", "save_steps=2"],
+    "rl": ["steps=5", "prompts=2", "rollouts=2", "micro_batch=4", "export_steps=2", "save_steps=2"],
 }
 
 
@@ -45,13 +45,13 @@ def arguments(tmp_path, *more):
 
 
 def test_both_arms_are_trained_evaluated_and_compared(tmp_path, commands, capsys):
-    assert replication.main(arguments(tmp_path)) == 1  # void: nothing is learned in four steps
+    assert replication.main(arguments(tmp_path)) == 1  # void: nothing is learned in five steps
     assert len(commands) == 6
     out = tmp_path / "out"
     report = json.loads((out / "replication_tiny.json").read_text())
     for picture in ("replication_tiny.png", "replication_tiny_tools.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG")
-    assert list(report["tool_use"]["grpo"]) == ["steps 1 to 1", "steps 2 to 2", "steps 3 to 4"]
+    assert list(report["tool_use"]["grpo"]) == ["steps 1 to 1", "steps 2 to 3", "steps 4 to 5"]
     [found] = report["algorithms"]["grpo"].values()
     assert not found["calibration"]["valid"] and "1 void" in capsys.readouterr().out
     for arm, name in (("interpreter", "interpreter-5"), ("text only", "text-only-5")):
@@ -59,7 +59,7 @@ def test_both_arms_are_trained_evaluated_and_compared(tmp_path, commands, capsys
         curve = found["arms"][arm]["curve"]
         assert curve["steps"] == [0, 2, 4] and curve["tokens"][0] == 0 == curve["seconds"][0]
         rollouts = list(read_transcripts(folder / "transcripts.jsonl"))
-        assert curve["tokens"][-1] == sum(sum(t.loss_mask) for t in rollouts)
+        assert curve["tokens"][-1] == sum(sum(t.loss_mask) for t in rollouts[:16])
         assert curve["tokens"][1] == sum(sum(t.loss_mask) for t in rollouts[:8])
         for step, accuracy in zip(curve["steps"], curve["accuracy"], strict=True):
             evaluated = list(read_transcripts(folder / "along" / f"{step}.jsonl"))
@@ -67,7 +67,7 @@ def test_both_arms_are_trained_evaluated_and_compared(tmp_path, commands, capsys
             assert accuracy == pytest.approx(sum(bool(t.correct) for t in evaluated) / 6)
             assert {t.interpreter for t in evaluated} == {arm == "interpreter"}
         thirds = found["arms"][arm]["training"]
-        assert {step: each["episodes"] for step, each in thirds.items()} == {"1": 4, "2": 4, "4": 8}
+        assert {step: each["episodes"] for step, each in thirds.items()} == {"1": 4, "3": 8, "5": 8}
     cold = {json.dumps(c) for c in report["commands"] if " agents sft " in c}
     assert len(cold) == 2 and all("traces=12" in c for c in cold)  # equally large
 
@@ -92,6 +92,12 @@ def test_a_command_that_fails_ends_it_and_is_named(tmp_path, commands, capsys):
     said = capsys.readouterr().err
     assert "this failed" in said and "log.txt" in said and "steps=0" in said
     assert len(commands) == 2  # the cold start, and what failed
+
+
+def test_too_few_models_for_a_curve_are_said_before_the_rest_is_trained(tmp_path, commands, capsys):
+    assert replication.main(arguments(tmp_path, "--set", "export_steps=4")) == 2
+    assert "set export_steps lower" in capsys.readouterr().err
+    assert len(commands) == 3
 
 
 def test_what_holds_no_models_along_its_training_says_so(tmp_path, capsys):
