@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from safetensors import SafetensorError
+
 from agents.algorithms import OWN, algorithms, load_algorithm, section_of
 from agents.settings import PRESETS, SettingsError, describe, load_settings
 from retool_env.rollout import PolicyUnavailable
@@ -69,7 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SettingsError, FileNotFoundError, ImportError, SandboxUnavailable) as error:
         print(f"python -m agents {arguments.algorithm}: {error}", file=sys.stderr)
         return 2
-    except (OSError, PolicyUnavailable) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # Weights and an optimizer's state are written by code that has words of its own for a full disk.
+        mends = isinstance(error, OSError | PolicyUnavailable | SafetensorError)
+        if not mends and "inline_container" not in str(error):
+            raise
         print(
             f"python -m agents {arguments.algorithm}: {error}\nonce that is mended, the same command with --resume goes on",
             file=sys.stderr,

@@ -91,6 +91,8 @@ def _from_file(path: Path) -> ModuleType:
 
 
 def _from_name(name: str) -> ModuleType:
+    if not name or name.startswith("."):
+        raise SettingsError(f"no algorithm {name!r}: name {OWN}")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -42,7 +42,7 @@ from agents.progress import Bar
 from agents.run import Run, read_records, write_atomically, write_transcripts_atomically
 from agents.settings import SANDBOX, SettingsError, check_least, find_sandbox, find_task, setting
 from agents.traces import authors, conversation
-from agents.verification import Parts, agrees, results, verify, written
+from agents.verification import Drop, Parts, agrees, results, verify, written
 from retool_env.episode import Rules
 from retool_env.grading import extract_boxed
 from retool_env.problems import Problem
@@ -62,6 +62,9 @@ REWRITER = (
     "what serves it: transformers, vllm (both in this process), an API's http://.../v1, or a mapping {name: one of these, and "
     "arguments of its policy; of an API also api_key_env, the variable that holds the key}"
 )
+
+REFUSALS = 8
+"""So many lines that an API refuses, and none that it does not: the setting is wrong, not the lines."""
 
 PROMPT = """\
 Below are a problem and a solution of it in words. Write the solution again, as one who has a Python interpreter at hand: keep \
@@ -327,19 +330,22 @@ async def make_traces(
     sources: Sequence[Source],
     rewriter: Policy | TextPolicy | None,
     sandbox: Sandbox,
-) -> list[Transcript]:
-    """An episode for each source, in order. Those of an earlier start are taken from the run's record; the others are added.
+) -> list[Transcript | Drop]:
+    """An episode for each source, in order, or that the API refused it.
+
+    Those of an earlier start are taken from the run's record; the others are added.
 
     Raises:
-        SettingsError: If an API refuses a request.
+        SettingsError: If an API refuses all requests, or the first `REFUSALS`.
         ConnectionError: If it can't be reached; `PermissionError` if it refuses the key.
     """
     rules = dataclasses.replace(rules, prompt_template="{query}", void_turn="end")
     by_text = dataclasses.replace(rules, max_tokens=None)  # such a policy counts no tokens
-    made = recorded(run, sources)
+    made: dict[Problem, Transcript | Drop] = dict(recorded(run, sources))
     progress = Progress()
     progress.expect(len(sources) - len(made))
     tally = Tally(progress)
+    refused: dict[Problem, Drop] = {}
     slots = asyncio.Semaphore(settings.in_flight)
 
     def count(source: Source, transcript: Transcript) -> None:
@@ -356,7 +362,11 @@ async def make_traces(
             try:
                 transcript = await engine.episode(source.problem, (settings.seed, index))
             except ValueError as error:  # of an API's policy: what it refuses
-                raise SettingsError(f"rewriter: {source.problem.id}: {error}") from error
+                refused[source.problem] = made[source.problem] = Drop("refused", str(error))
+                # One line may be too long for it, or not to its taste; all are not.
+                if len(refused) == len(made) >= min(REFUSALS, len(sources)):
+                    raise SettingsError(f"rewriter: {source.problem.id}: {error}") from error
+                return
         made[source.problem] = transcript
         progress.finished(transcript)
         if transcript.stop_reason is not StopReason.INFRASTRUCTURE:
@@ -373,21 +383,34 @@ async def make_traces(
 
 
 def recorded(run: Run, sources: Sequence[Source]) -> dict[Problem, Transcript]:
-    """The episodes of earlier starts, of lines that have not changed since."""
-    wanted = {source.problem for source in sources}
+    """The episodes of earlier starts, of lines that have not changed since, whatever their place in the file is now.
+
+    None is removed from the record: they were paid for, and a line that is gone may come back.
+    """
     if not run.transcripts.is_file():
         return {}
     past = [Transcript.from_json(record) for record in read_records(run.transcripts)]
-    found = {transcript.problem: transcript for transcript in past if transcript.problem in wanted}
-    write_transcripts_atomically(run.transcripts, found.values())  # without what was cut short
+    write_transcripts_atomically(run.transcripts, past)  # without what was cut short
+    of_line: dict[Problem, list[Transcript]] = {}
+    for transcript in reversed(past):
+        of_line.setdefault(_nameless(transcript.problem), []).append(transcript)
+    found = {}
+    for source in sources:
+        if same := of_line.get(_nameless(source.problem)):
+            found[source.problem] = dataclasses.replace(same.pop(), problem=source.problem)
     return found
+
+
+def _nameless(problem: Problem) -> Problem:
+    """Without its id, which may be its line's number."""
+    return dataclasses.replace(problem, id="-")
 
 
 def write_result(
     settings: Settings,
     folder: Path,
     sources: Sequence[Source],
-    transcripts: Sequence[Transcript],
+    transcripts: Sequence[Transcript | Drop],
 ) -> None:
     """Write the files, and show the table.
 
@@ -398,6 +421,10 @@ def write_result(
     kept, dropped, made_up, differ, failed = [], [], 0, 0, 0
     calls: list[bool] = []
     for source, transcript in zip(sources, transcripts, strict=True):
+        if isinstance(transcript, Drop):
+            asked = [{"role": "user", "content": source.prompt}]
+            dropped.append({**dataclasses.asdict(transcript), **source.known, "messages": asked})
+            continue
         if transcript.stop_reason is StopReason.INFRASTRUCTURE:
             failed += 1
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def load_model(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=kind)
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise SettingsError(f"model {name!r} can't be loaded: {error}") from error
     check_tokens(name, model, tokenizer)
     return model, tokenizer
@@ -209,6 +210,18 @@ def generation_config(
     )
 
 
+def export(
+    trainer: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, stop: Sequence[str]
+) -> None:
+    """Like `save_checkpoint`, but a stop in the middle leaves no folder of that name."""
+    part = folder.with_name(f"{folder.name}.part")
+    save_checkpoint(trainer, tokenizer, part, stop)
+    if trainer.accelerator.is_main_process:
+        shutil.rmtree(folder, ignore_errors=True)
+        part.replace(folder)
+    trainer.accelerator.wait_for_everyone()
+
+
 class Export(TrainerCallback):
     """Keeps the model along training.
 
@@ -235,4 +248,4 @@ class Export(TrainerCallback):
         """Called by the trainer, on all processes."""
         if state.global_step % self._every == 0:
             folder = self._folder / str(state.global_step)
-            save_checkpoint(self._trainer, self._tokenizer, folder, self._stop)
+            export(self._trainer, self._tokenizer, folder, self._stop)

@@ -39,6 +39,7 @@ from agents.model import (
     HIGH_RATE,
     check_dtype,
     check_learning_rate,
+    export,
     load_model,
     lora_config,
     save_checkpoint,
@@ -225,7 +226,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             bar.show(step + 1, figures)
             last = stopping.agreed() or step + 1 == settings.steps
             if settings.export_steps and (step + 1) % settings.export_steps == 0:
-                save_checkpoint(learner, tokenizer, run.exports / str(step + 1), tags)
+                export(learner, tokenizer, run.exports / str(step + 1), tags)
             # After the export, or a run that goes on from here would lack it.
             if last or (step + 1) % settings.save_steps == 0:
                 learner.save(run.trainer, saved := step + 1)

@@ -43,7 +43,7 @@ def check_report_to(setting: str | Sequence[str]) -> list[str]:
     names = [setting] if isinstance(setting, str) else list(setting)
     names = [name for name in names if name != "none"]
     for name in names:
-        if name not in PACKAGES:
+        if not isinstance(name, str) or name not in PACKAGES:
             raise SettingsError(
                 f"report_to: there is no {name!r}{nearest(str(name), PACKAGES)}; there are none, {', '.join(PACKAGES)}"
             )

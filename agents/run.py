@@ -283,4 +283,4 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 yield json.loads(line)
             except ValueError:
-                return  # a stop cut the last line
+                continue  # a stop cut it short

@@ -82,7 +82,7 @@ def read_preset(preset: str) -> dict[str, Any]:
     """The mapping in a preset's file.
 
     Raises:
-        SettingsError: If there is no such preset, or it holds no mapping.
+        SettingsError: If there is no such preset, or it is not YAML, or holds no mapping.
     """
     path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
     if not path.is_file():
@@ -90,7 +90,10 @@ def read_preset(preset: str) -> dict[str, Any]:
         raise SettingsError(
             f"no preset {preset!r}{nearest(preset, names)}; there are {', '.join(names)}"
         )
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{path} must hold a mapping of settings")
     return values
@@ -149,9 +152,10 @@ def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
             raise SettingsError(
                 f"unknown setting {key!r}{nearest(key, fields)}; there are {', '.join(sorted(fields))}"
             )
-    if values.get("seed", 0) < 0:
+    made = cls(**{key: _check(key, value, hints[key]) for key, value in values.items()})
+    if getattr(made, "seed", 0) < 0:
         raise SettingsError(f"seed must not be negative, not {values['seed']}")
-    return cls(**{key: _check(key, value, hints[key]) for key, value in values.items()})
+    return made
 
 
 def find_task(env: Mapping[str, Any]) -> tuple[Rules, ProblemSource]:

@@ -53,7 +53,7 @@ from agents.traces import has_messages, make_traces, read_messages
 from retool_env.episode import Rules, decode
 from retool_env.problems import ProblemSource
 from retool_env.sandbox import Sandbox
-from retool_env.transcript import Transcript, check_transcript, read_transcripts
+from retool_env.transcript import Span, Transcript, check_transcript, read_transcripts
 
 TRACES = "traces.jsonl"
 """In the run's folder, the traces that it made."""
@@ -260,6 +260,13 @@ def check_lengths(dataset: Dataset, packing: int) -> None:
         )
 
 
+def _says(tokenizer: PreTrainedTokenizerBase, span: Span) -> bool:
+    """Whether a span's token ids are its text, in this tokenizer's."""
+    ids = span.token_ids or ()
+    # A span's text leaves out an end of sequence, so its ids may say one token more.
+    return decode(tokenizer, ids).startswith(span.text) and bool(ids or not span.text)
+
+
 def read_traces(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Transcript]:
     """The traces of a file: all of one of messages, and those of transcripts whose answers are right.
 
@@ -274,14 +281,18 @@ def read_traces(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Transcri
             console.print(f"{len(traces)} traces in {path}")
             return traces
         traces = list(read_transcripts(path))
+        for number, trace in enumerate(traces, 1):
+            try:
+                check_transcript(trace)
+                ours = all(_says(tokenizer, span) for span in trace.spans)
+            except (TypeError, ValueError, OverflowError) as error:
+                raise ValueError(f"{path}, transcript {number}: {error}") from error
+            if not ours:
+                raise ValueError(f"{path} holds no token ids of this model's tokenizer")
     except ValueError as error:
         raise SettingsError(f"data: {error}") from error
-    for trace in traces:
-        for span in trace.spans:
-            ids = span.token_ids or ()
-            # A span's text leaves out an end of sequence, so its ids may say one token more.
-            if not decode(tokenizer, ids).startswith(span.text) or (span.text and not ids):
-                raise SettingsError(f"data: {path} holds no token ids of this model's tokenizer")
+    if not traces:
+        raise SettingsError(f"data: {path} is empty")
     right = [trace for trace in traces if trace.correct]
     console.print(f"{len(right)} of {len(traces)} traces gave the right answer")
     if not right:
@@ -311,9 +322,12 @@ def own_traces(
         )
     problems = [source[i] for i in range(settings.traces)]
     with Bar("traces", len(problems)) as bar:
-        traces = make_traces(
-            problems, settings.mix, rules, tokenizer, sandbox, settings.seed, bar.advance
-        )
+        try:
+            traces = make_traces(
+                problems, settings.mix, rules, tokenizer, sandbox, settings.seed, bar.advance
+            )
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"mix: {error}") from error
     console.print(f"{len(traces)} of {len(problems)} traces ran and gave the right answer")
     if not traces:
         raise SettingsError("no trace gave the right answer, so there is nothing to learn from")

@@ -4,6 +4,7 @@ A trace is dropped for the first of these that holds:
 
 | dropped as           | because                                                                                   |
 |----------------------|-------------------------------------------------------------------------------------------|
+| refused              | the API would not answer this one, too long or against its rules, but did answer others     |
 | unfinished           | the episode ended without an answer: a void turn, or a limit of calls, tokens, characters |
 | stray tag            | a turn has other tags than those of its one code block or its one answer                  |
 | text after answer    | a trace that was rewritten already goes on behind its answer                              |

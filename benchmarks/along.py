@@ -20,6 +20,7 @@ from agents.settings import SettingsError, find_sandbox, find_task
 from retool_env.evaluation import TEMPERATURE, TOP_P, evaluate, table
 from retool_env.metrics import summarise
 from retool_env.rollout.transformers import load_policy
+from retool_env.sandbox import SandboxUnavailable
 from retool_env.transcript import Transcript, read_transcripts
 
 
@@ -33,7 +34,9 @@ def models(run: Path) -> dict[int, str]:
     if not config.is_file():
         raise SettingsError(f"{run} holds no run")
     kept = {
-        int(path.parent.name): str(path.parent) for path in run.glob("checkpoints/*/config.json")
+        int(path.parent.name): str(path.parent)
+        for path in run.glob("checkpoints/*/config.json")
+        if path.parent.name.isdigit()  # and no half one
     }
     if not kept:
         raise SettingsError(
@@ -120,7 +123,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         found = evaluate_along(options.run, options.problems, options.k, options.seed)
         print(table({f"step {step}": summarise(transcripts) for step, transcripts in found}))
-    except SettingsError as error:
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    except (SettingsError, OSError, ValueError, SandboxUnavailable) as error:
         print(f"python -m benchmarks.along: {error}", file=sys.stderr)
         return 2
     return 0

@@ -233,7 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("gpus, tokens and micro-batch must be at least 1, lora not negative")
     try:
         config = read_config(name)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         parser.error(str(error))
     setup = Setup(**options)
     rows = plan(config, setup)

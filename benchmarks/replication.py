@@ -29,7 +29,9 @@ from typing import Any
 
 import numpy as np
 
+from agents.algorithms import load_algorithm
 from agents.run import read_records
+from agents.settings import SettingsError, load_settings
 from benchmarks.along import evaluate_along, models
 from benchmarks.learning import Curve, calibrate, claim_holds, compare
 from benchmarks.machine import circumstances
@@ -68,6 +70,21 @@ class Plan:
     runs: Path
     overrides: tuple[str, ...] = ()
     """Settings over those of `OVERRIDES`, of what follows the cold starts."""
+
+    def check(self) -> None:
+        """Check, before hours are spent, that all commands have settings that there are.
+
+        Raises:
+            SettingsError: If one has not.
+        """
+        for override in self.overrides:
+            if override.partition("=")[0] in ("name", "seed", "model"):
+                raise SettingsError(f"{override}: the plan itself sets this")
+        for command in self.commands(self.seeds[0], next(iter(ARMS))):
+            if command[2] == "agents":
+                algorithm = load_algorithm(command[3])
+                given = [each for each in command[9:] if "=" in each]
+                load_settings(algorithm.Settings, command[3], self.preset, given)
 
     def folder(self, seed: int, arm: str, algorithm: str) -> Path:
         """Of a run."""
@@ -388,8 +405,12 @@ def main(arguments: list[str] | None = None) -> int:
         tuple(options.set),
     )
     try:
+        plan.check()
         run_all(plan, options.jobs)
-    except RuntimeError as error:
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    except (RuntimeError, SettingsError) as error:
         print(f"python -m benchmarks.replication: {error}", file=sys.stderr)
         return 2
     found = report_of(plan)

@@ -41,7 +41,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import adjusted_mfu, compute_flops_per_token, compute_mfu, get_peak_flops
 
-from agents.settings import SettingsError
 from benchmarks.batches import RESULT_TOKENS, Batch, equal, make, read, record
 from benchmarks.chains import ToolTimes, draw_chain
 from benchmarks.machine import circumstances, reset_peak, resident_mb
@@ -387,14 +386,17 @@ def main(arguments: list[str] | None = None) -> int:
         )
     if options.transcripts and options.drawn:
         parser.error("--transcripts are recorded, and not --drawn")
-    if options.rounds < 1 or options.group < 2 or options.episodes % options.group:
-        parser.error("--rounds is at least 1, --group at least 2, --episodes whole groups")
+    least = min(options.rounds, options.episodes, options.max_tokens)
+    if least < 1 or options.group < 2 or options.episodes % options.group:
+        parser.error(
+            "--rounds and --max-tokens are at least 1, --group at least 2, --episodes whole groups"
+        )
     name = "train_step" if options.model == CHECKPOINT else f"train_step_{_name(options.model)}"
     out = options.out or RESULTS / f"{name}.json"
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         sets = make_sets(options)
-    except (SettingsError, OSError) as error:
+    except (ValueError, OSError) as error:  # a setting's, too
         parser.error(str(error))
     for kind, batch in sets.items():
         if len(batch.transcripts) % PASSES:

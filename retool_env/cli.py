@@ -202,6 +202,8 @@ def evaluation_folder(folder: Path) -> Iterator[None]:
         FileExistsError: If the folder holds another one's results or transcripts.
     """
     transcripts = folder / "transcripts.jsonl"
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"--out must be a folder, which {folder} is not")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if (folder / "results.json").exists():

@@ -26,6 +26,8 @@ class Reply:
     finish: str | None = None
     """The finish reason, where it is not to be worked out."""
     reasoning: str | None = None
+    refused: str | None = None
+    """Why it does not answer this: a 400 in its place."""
 
 
 Model = Callable[[list[dict[str, Any]] | str], Reply]
@@ -93,6 +95,8 @@ class ModelAPI:
                 return refusal(400, words, param=name, code="unsupported_parameter")
         chat = request.url.path.endswith("/chat/completions")
         reply = self.model(body["messages"] if chat else body["prompt"])
+        if reply.refused is not None:
+            return refusal(400, reply.refused)
         return JSONResponse(self._body(reply, body, chat))
 
     def _body(self, reply: Reply, body: dict[str, Any], chat: bool) -> dict[str, Any]:

@@ -221,6 +221,39 @@ def test_what_fails_is_named_and_done_later(api, url, tmp_path, monkeypatch, cap
     assert [row["id"] for row in read(run / "data.jsonl")] == ["s/0", "sum", "s/2"]
 
 
+def test_a_line_that_the_api_refuses_is_dropped_with_its_words(api, url, tmp_path):
+    def refusing(conversation):
+        if "2 ** 10" in conversation[0]["content"]:
+            return Reply(refused="against the rules")
+        return rewriter(conversation)
+
+    api.model = refusing
+    data = write(tmp_path / "s.jsonl", SOLUTIONS)
+    run = tmp_path / "run"
+    coldstart.train(settings(data, model="m", rewriter=url), run)
+    assert [row["id"] for row in read(run / "data.jsonl")] == ["s/0", "sum"]
+    [row] = read(run / "dropped.jsonl")
+    assert row["id"] == "s/2" and row["reason"] == "refused"
+    assert "against the rules" in row["detail"]
+    assert json.loads((run / "report.json").read_text())["dropped"] == {"refused": 1}
+
+
+def test_what_was_made_stays_however_the_file_changes(api, url, tmp_path):
+    api.model = rewriter
+    data = write(tmp_path / "s.jsonl", SOLUTIONS)
+    chosen, run = settings(data, model="m", rewriter=url), tmp_path / "run"
+    whole = read(coldstart.train(chosen, run))
+    before = len(api.requests)
+    (run / "done").unlink()
+    write(tmp_path / "s.jsonl", SOLUTIONS[1:])  # the others' numbers are less by one
+    fewer = read(coldstart.train(chosen, run, resume=True))
+    (run / "done").unlink()
+    write(tmp_path / "s.jsonl", SOLUTIONS)
+    assert read(coldstart.train(chosen, run, resume=True)) == whole
+    assert [row["messages"] for row in fewer] == [row["messages"] for row in whole[1:]]
+    assert len(api.requests) == before
+
+
 def test_an_api_that_refuses_ends_the_run_with_its_words(api, url, tmp_path, monkeypatch):
     data = write(tmp_path / "s.jsonl", SOLUTIONS)
     with pytest.raises(SettingsError, match=r"rewriter: .*no model 'n' at"):

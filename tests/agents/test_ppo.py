@@ -19,7 +19,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from agents import ppo
+from agents import model, ppo
 from agents.figures import pooled
 from agents.settings import SettingsError, load_settings
 from agents.tiny import make_tokenizer
@@ -504,17 +504,18 @@ def test_a_model_that_could_not_be_kept_is_kept_by_the_run_that_goes_on(
     initial, tmp_path, monkeypatch
 ):
     chosen = settings(initial, export_steps=1, save_steps=1)
-    save = ppo.save_checkpoint
+    save = model.save_checkpoint
 
     def full(learner, tokenizer, folder, *more):
-        if folder.name == "2":
-            raise OSError("no space left")
         save(learner, tokenizer, folder, *more)
+        if folder.name.startswith("2"):
+            raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ppo, "save_checkpoint", full)
+        patch.setattr(model, "save_checkpoint", full)
         with pytest.raises(OSError, match="no space"):
             ppo.train(chosen, tmp_path / "p")
+    assert not (tmp_path / "p" / "checkpoints" / "2").exists()
     ppo.train(chosen, tmp_path / "p", resume=True)
     kept = sorted(path.name for path in (tmp_path / "p" / "checkpoints").iterdir())
     assert kept == [str(step + 1) for step in range(chosen.steps)]

@@ -101,3 +101,14 @@ def test_every_preset_loads(path, module):
 def test_every_setting_is_described(module):
     for line in describe(module.Settings).splitlines():
         assert not line.endswith(": "), line
+
+
+def test_what_is_no_yaml_and_no_seed_is_said(tmp_path):
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    for name in ("bad.yaml", "bytes.yaml"):
+        with pytest.raises(SettingsError, match="is not YAML"):
+            load_settings(sft.Settings, "sft", str(tmp_path / name), [])
+    for value in ("abc", "-1"):
+        with pytest.raises(SettingsError, match="seed must"):
+            load_settings(sft.Settings, "sft", "tiny", [f"seed={value}"])

@@ -87,6 +87,12 @@ def test_both_arms_are_trained_evaluated_and_compared(tmp_path, commands, capsys
     assert along.main([str(run), "--problems", "2", "--k", "2"]) == 0
 
 
+@pytest.mark.parametrize("setting", ["stepz=3", "seed=1"])
+def test_wrong_settings_are_said_before_anything_is_run(tmp_path, commands, capsys, setting):
+    assert replication.main(arguments(tmp_path, "--set", setting)) == 2
+    assert setting.partition("=")[0] in capsys.readouterr().err and not commands
+
+
 def test_a_command_that_fails_ends_it_and_is_named(tmp_path, commands, capsys):
     assert replication.main(arguments(tmp_path, "--set", "steps=0")) == 2
     said = capsys.readouterr().err
@@ -104,5 +110,9 @@ def test_what_holds_no_models_along_its_training_says_so(tmp_path, capsys):
     assert along.main([str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err
     (tmp_path / "config.json").write_text('{"settings": {"model": "m"}}')
+    (tmp_path / "checkpoints" / "2.part").mkdir(parents=True)  # as a stop in the middle leaves it
+    (tmp_path / "checkpoints" / "2.part" / "config.json").touch()
     assert along.main([str(tmp_path)]) == 2
     assert "export_steps=10" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text('{"settings": {"mod')
+    assert along.main([str(tmp_path)]) == 2
