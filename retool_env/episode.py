@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -126,7 +126,7 @@ class Rules:
         return self._template(problem.question)  # type: ignore[attr-defined]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Generation:
     """One turn as a policy sampled it: the id action."""
 
@@ -142,7 +142,7 @@ class Generation:
     """Which weights it was sampled with, where the policy has weights."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RunProgram:
     """A need: this program's result."""
 
@@ -154,7 +154,7 @@ class RunProgram:
     """Whether the value of its last expression is shown."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GradeAnswer:
     """A need: whether this answer is mathematically equal to the problem's."""
 
@@ -229,9 +229,12 @@ class Episode:
         return self._transcript
 
     @property
-    def token_ids(self) -> list[int]:
-        """All tokens so far, the prompt's included, shape `(P + T,)`: what the model's next turn goes on from."""
-        return self._ids.copy()
+    def token_ids(self) -> Sequence[int]:
+        """All tokens so far, the prompt's included, shape `(P + T,)`: what the model's next turn goes on from.
+
+        It grows with the episode: whoever keeps it copies it.
+        """
+        return self._ids
 
     @property
     def done(self) -> bool:

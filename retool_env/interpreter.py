@@ -5,7 +5,7 @@ Whoever drives an episode makes one `Interpreter` for it and closes it when the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from retool_env.episode import Rules, RunProgram
@@ -38,11 +38,11 @@ class Interpreter:
             return self._begun(need).run(need.program)
         return self._required().run(need.program, need.limits, display=need.display)
 
-    async def run_async(self, need: RunProgram) -> Execution:
-        """Like `run`; cancelling it ends the program."""
+    def run_async(self, need: RunProgram) -> Awaitable[Execution]:
+        """Like `run`, to be awaited; cancelling it ends the program."""
         if need.session:
-            return await self._begun(need).run_async(need.program)
-        return await self._required().run_async(need.program, need.limits, display=need.display)
+            return self._begun(need).run_async(need.program)
+        return self._required().run_async(need.program, need.limits, display=need.display)
 
     def close(self) -> None:
         """End the session, if one was begun. May be called again; its programs can't be run afterwards."""

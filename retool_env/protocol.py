@@ -105,7 +105,7 @@ class TurnKind(enum.StrEnum):
     VOID = "void"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Turn:
     """One parsed action."""
 
@@ -278,7 +278,7 @@ def render_output(
         raise ValueError("an infrastructure failure is not the program's result")
     # No tokenizer takes a lone surrogate, which another machine's sandbox may have let through.
     stdout, error, trace = (
-        text.encode("utf-8", "backslashreplace").decode()
+        text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
         for text in (execution.stdout, execution.error, execution.traceback)
     )
     # The last line is taken from `error`, which may say more than the program knew: that its session has ended.

@@ -56,7 +56,7 @@ class StopReason(enum.StrEnum):
         return self in (self.ANSWERED, self.STOPPED, self.VOID_TURN, self.CALL_LIMIT)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Span:
     """A stretch of the transcript with one author."""
 
@@ -98,7 +98,7 @@ class Call:
         return self.execution.outcome is Outcome.OK
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Transcript:
     """An episode, finished or not."""
 
@@ -266,7 +266,9 @@ def check_transcript(transcript: Transcript) -> None:
                 raise ValueError(f"{at}: a result belongs to the environment's span")
             if _length(span.logprobs) != _length(span.token_ids):
                 raise ValueError(f"{at}: each sampled token has one log-prob")
-            if any(not (math.isfinite(p) and p <= 1e-4) for p in span.logprobs or ()):
+            logprobs = span.logprobs or (0.0,)
+            # A sum is not finite where one of them is not; that of finite ones is, short of 1e308.
+            if not (math.isfinite(sum(logprobs)) and max(logprobs) <= 1e-4):
                 raise ValueError(f"{at}: a log-prob is finite and not above 0")
             if _length(span.trained_logprobs) not in (None, _length(span.token_ids)):
                 raise ValueError(f"{at}: a trainer has one log-prob of each sampled token")

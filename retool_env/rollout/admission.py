@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 
 class Admission:
@@ -28,12 +27,14 @@ class Admission:
         self._turn = asyncio.Lock()
         self._left = asyncio.Event()
 
-    @asynccontextmanager
-    async def admitted(self, size: Callable[[], int]) -> AsyncIterator[None]:
-        """Waits for room, and holds it.
+    async def enter(self, size: Callable[[], int]) -> float:
+        """Waits for room, and takes it, until `leave`.
 
         Args:
             size: Tells how many tokens the episode may grow to; called when it is its turn.
+
+        Returns:
+            How many it holds, for `leave`.
         """
         async with self._turn:
             tokens = min(size(), self._most_tokens)
@@ -42,9 +43,10 @@ class Admission:
                 await self._left.wait()
             self.episodes += 1
             self.tokens += tokens
-        try:
-            yield
-        finally:
-            self.episodes -= 1
-            self.tokens -= tokens
-            self._left.set()
+        return tokens
+
+    def leave(self, tokens: float) -> None:
+        """Gives it back."""
+        self.episodes -= 1
+        self.tokens -= tokens
+        self._left.set()

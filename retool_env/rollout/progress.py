@@ -10,9 +10,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import Literal, TextIO
 
 from retool_env.transcript import StopReason, Transcript
+
+Doing = Literal["generating", "executing", "grading"]
+"""What an episode can be doing: the counts of these names."""
 
 
 @dataclass
@@ -58,20 +61,20 @@ class Progress:
             self.started = time.monotonic()
         self.total += episodes
 
-    @contextmanager
-    def doing(self, what: str) -> Iterator[None]:
-        """Counts an episode as `"generating"`, `"executing"` or `"grading"` meanwhile, and its seconds."""
+    def begin(self, what: Doing) -> float:
+        """Counts an episode as doing this, until `end`; returns when it began, in seconds of the monotonic clock."""
         setattr(self, what, getattr(self, what) + 1)
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            setattr(self, what, getattr(self, what) - 1)
-            seconds = time.monotonic() - began
-            if what == "generating":
-                self.generation_seconds += seconds
-            elif what == "executing":
-                self.tool_seconds += seconds
+        return time.monotonic()
+
+    def end(self, what: Doing, began: float) -> float:
+        """Counts it no longer as doing this, and the seconds that it did; returns them."""
+        setattr(self, what, getattr(self, what) - 1)
+        seconds = time.monotonic() - began
+        if what == "generating":
+            self.generation_seconds += seconds
+        elif what == "executing":
+            self.tool_seconds += seconds
+        return seconds
 
     def finished(self, transcript: Transcript) -> None:
         """Counts a finished episode."""

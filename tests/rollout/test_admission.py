@@ -21,12 +21,13 @@ class Guest:
         self.task = asyncio.create_task(self._visit(admission))
 
     async def _visit(self, admission: Admission) -> None:
-        async with admission.admitted(lambda: self.size):
-            self.inside = True
-            try:
-                await self.leave.wait()
-            finally:
-                self.inside = False
+        room = await admission.enter(lambda: self.size)
+        self.inside = True
+        try:
+            await self.leave.wait()
+        finally:
+            self.inside = False
+            admission.leave(room)
 
 
 async def settled() -> None:
@@ -111,9 +112,7 @@ def test_an_error_while_the_size_is_asked_for_shuts_nobody_out():
     async def drive():
         admission = Admission(1, 10)
         with pytest.raises(ValueError, match="template"):
-            async with admission.admitted(wrong):
-                pass
-        async with admission.admitted(lambda: 10):
-            assert admission.tokens == 10
+            await admission.enter(wrong)
+        assert await admission.enter(lambda: 10) == admission.tokens == 10
 
     asyncio.run(asyncio.wait_for(drive(), 60))
