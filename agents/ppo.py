@@ -28,6 +28,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
+from transformers.utils.generic import is_flash_attention_requested
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from agents.advantages import explained_variance, gae, whiten
@@ -59,6 +60,7 @@ from agents.settings import (
 )
 from agents.sharding import shard_frozen
 from agents.stopping import Stopping
+from retool_env.integrations.packing import Packed, keeps_apart, pack, score
 from retool_env.integrations.rollouts import EngineRollouts, RolloutsAbandoned, together
 from retool_env.integrations.rows import problem_dataset, with_trained_logprobs
 from retool_env.integrations.trl import episode_reward
@@ -384,10 +386,16 @@ class Critic(torch.nn.Module):
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
 
-    def forward(self, ids: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        """Values of the states before each token but the first, shape `(B, T)` of `(B, T + 1)` tokens."""
-        hidden = self.trunk(input_ids=ids, attention_mask=attention, use_cache=False)
-        return self.head(hidden.last_hidden_state[:, :-1].to(self.head.weight.dtype)).squeeze(-1)
+    def forward(self, rows: Packed) -> torch.Tensor:
+        """Values of the states in which the tokens were sampled that `rows` scores, at their columns but the first: `(B, T)`."""
+        hidden = self.trunk(
+            input_ids=rows.input_ids,
+            attention_mask=rows.mask,
+            position_ids=rows.position_ids,
+            use_cache=False,
+        ).last_hidden_state
+        values = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
+        return rows.unpacked(values)[:, 1:]
 
 
 class Learner:
@@ -416,6 +424,8 @@ class Learner:
         self.critic, self.critic_optimizer = self._prepare(
             critic, critic.trunk, settings.critic_learning_rate
         )
+        self._packs: tuple[bool, bool] | None = None  # not tried yet
+        self._one_row = is_flash_attention_requested(base.config.get_text_config())
         self.reference = None
         if settings.kl and not settings.lora_rank:
             reference = load_model(settings.model, settings.dtype)[0].eval()
@@ -489,7 +499,7 @@ class Learner:
         values = torch.zeros_like(batch.old_logps)
         done = 0
         for part in batch.parts(self.settings.micro_batch):
-            found = self.critic(part.ids, part.attention)
+            found = self.critic(self.rows(part))
             values[done : done + len(found), : found.shape[1]] = found
             done += len(found)
         return values
@@ -512,11 +522,12 @@ class Learner:
                 if number + 1 < len(parts) and not self.accelerator.is_fsdp2:
                     waiting.enter_context(self.accelerator.no_sync(self.actor))
                     waiting.enter_context(self.accelerator.no_sync(self.critic))
+                rows = self.rows(part)
                 with torch.set_grad_enabled(actor):
-                    loss = self.actor_loss(part, sums)
+                    loss = self.actor_loss(part, rows, sums)
                 if actor:
                     self.accelerator.backward(loss * scale)
-                self.accelerator.backward(self.critic_loss(part, sums) * scale)
+                self.accelerator.backward(self.critic_loss(part, rows, sums) * scale)
         trained = [("critic", self.critic, self.critic_optimizer)]
         if actor:
             trained.append(("actor", self.actor, self.actor_optimizer))
@@ -526,10 +537,10 @@ class Learner:
             optimizer.step()
             optimizer.zero_grad()
 
-    def actor_loss(self, batch: Batch, sums: Sums) -> torch.Tensor:
+    def actor_loss(self, batch: Batch, rows: Packed, sums: Sums) -> torch.Tensor:
         """Policy, KL and entropy terms, summed over tokens."""
         settings, mask = self.settings, batch.mask
-        logps, entropy = self._score(self.actor, batch)
+        logps, entropy = self._score(self.actor, rows)
         with torch.no_grad():
             first = self._logps[batch.numbers, : logps.shape[1]]
             self._logps[batch.numbers, : logps.shape[1]] = torch.where(
@@ -549,16 +560,16 @@ class Learner:
         if settings.entropy:
             loss = loss - settings.entropy * entropy.sum()
         if settings.kl:
-            kl = k3(logps, self._reference_logps(batch), mask)
+            kl = k3(logps, self._reference_logps(rows), mask)
             loss = loss + settings.kl * kl.sum()
             sums.add(mask, kl=kl)
         sums.add(mask, entropy=entropy, **{"loss/policy": each, "clip_fraction": clipped})
         sums.distance(logps, batch.old_logps, mask)
         return loss
 
-    def critic_loss(self, batch: Batch, sums: Sums) -> torch.Tensor:
+    def critic_loss(self, batch: Batch, rows: Packed, sums: Sums) -> torch.Tensor:
         """The critic's loss, summed over tokens."""
-        values = self.critic(batch.ids, batch.attention)
+        values = self.critic(rows)
         clip = self.settings.value_clip or None
         each, clipped = value_loss(values, batch.old_values, batch.returns, batch.mask, clip)
         value = values.masked_fill(~batch.mask, 0.0)
@@ -568,30 +579,38 @@ class Learner:
         )
         return self.settings.value_coefficient * each.sum()
 
-    def _score(
-        self, model: torch.nn.Module, batch: Batch
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Log-probs of the model's own tokens, and entropies, each of shape `(B, T)`; 0 elsewhere."""
-        labels = batch.ids.clone()
-        labels[:, 0] = -100
-        labels[:, 1:].masked_fill_(~batch.mask, -100)  # the fused head skips these
+    def rows(self, batch: Batch) -> Packed:
+        """The batch's episodes one behind the other, without padding (see `packing.py`)."""
+        scored = torch.nn.functional.pad(batch.mask, (1, 0))  # the fused head skips all else
+        packs, shares = self._can_pack()
+        return pack(batch.ids, batch.attention, scored, self._one_row, shares, apart=not packs)
+
+    def _can_pack(self) -> tuple[bool, bool]:
+        """Whether the models keep apart what stands in one row, and what has a prompt in common there. All processes ask at once."""
+        if self._packs is None:
+            with self.accelerator.autocast():
+                packs, shares = (
+                    keeps_apart(self.actor, self.model, self.accelerator.device, shared)
+                    for shared in (False, True)
+                )
+            self._packs = packs, packs and shares
+        return self._packs
+
+    def _score(self, model: torch.nn.Module, rows: Packed) -> list[torch.Tensor]:
+        """Log-probs of the model's own tokens and, if it tells them, entropies, each of shape `(B, T)`; 0 elsewhere."""
         with self.accelerator.autocast():
-            output = model(
-                input_ids=batch.ids,
-                attention_mask=batch.attention,
-                labels=labels,
-                fused_lm_head=True,
-            )
-        return output.log_probs.float(), output.entropy
+            output = score(model, rows)
+        found = (output.log_probs, output.entropy)
+        return [rows.unpacked(each.float())[:, 1:] for each in found if each is not None]
 
     @torch.no_grad()
-    def _reference_logps(self, batch: Batch) -> torch.Tensor:
+    def _reference_logps(self, rows: Packed) -> torch.Tensor:
         """Log-probs under the initial model, which is the actor without its adapter, if it has one."""
         if self.reference is not None:
-            return self._score(self.reference, batch)[0]
+            return self._score(self.reference, rows)[0]
         assert isinstance(self.model, PeftModel)
         with self.model.disable_adapter():
-            return self._score(self.model, batch)[0]
+            return self._score(self.model, rows)[0]
 
     def _total(self, own: torch.Tensor) -> torch.Tensor:
         return self.accelerator.reduce(own, "sum")

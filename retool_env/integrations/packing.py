@@ -30,10 +30,11 @@ class Packed:
     """The tokens of a batch of shape `(B, L)` that predict another, laid out in rows: `(R, W)`."""
 
     input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    """In an episode. Places that are left at a row's end go on counting, as if they were its last episode's."""
+    position_ids: torch.Tensor | None
+    """In an episode. Places that are left at a row's end go on counting, as if they were its last episode's. `None`: each row is
+    one episode."""
     labels: torch.Tensor
-    """The token that follows; -100 where it is the prompt's, or there is none."""
+    """The token that follows; -100 where its log-prob is not wanted, or there is none."""
     mask: torch.Tensor | None
     """Which places `(q, k)` see which, `(R, 1, W, W)`; `None`: what the position ids say."""
     source: torch.Tensor
@@ -52,36 +53,43 @@ class Packed:
 def pack(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
-    completion: int,
+    scored: torch.Tensor,
     one_row: bool = False,
     shared: bool = False,
+    apart: bool = False,
 ) -> Packed:
-    """Lay out a batch without its padding.
+    """Lay out a batch without its padding, nor what stands behind an episode's last scored token.
 
     Args:
         input_ids: Shape `(B, L)`; a row's real tokens stand side by side.
         attention_mask: 1 at real tokens.
-        completion: How many of the `L` columns are the completion's, at the end: the tokens that are scored.
+        scored: Whether a token's log-prob is wanted; real ones alone. What stands before an episode's first is its prompt.
         one_row: All in one, however long.
         shared: Whether episodes in one row share their prompt.
+        apart: Give each a row of its own, for a model that would let them see each other.
     """
-    ids, real = input_ids.cpu(), attention_mask.bool().cpu()
+    ids, real, scored = input_ids.cpu(), attention_mask.bool().cpu(), scored.bool().cpu()
     columns = ids.shape[1]
-    starts = real.int().argmax(1).tolist()
-    prompts = real[:, : columns - completion].sum(1).tolist()
-    # Nothing follows a row's last token. A prompt's last token predicts what differs, and so is each episode's own.
+    starts = real.int().argmax(1)
+    none = ~scored.any(1)
+    prompts = (scored.int().argmax(1) - starts).masked_fill(none, 0).tolist()
+    ends = columns - 1 - scored.flip(1).int().argmax(1)
+    tails = (
+        (ends - starts).masked_fill(none, 0).tolist()
+    )  # an episode's last token predicts nothing
+    starts = starts.tolist()
+    # A prompt's last token predicts what differs, and so is each episode's own.
     heads = [max(0, prompt - 1) for prompt in prompts]
-    tails = (real.sum(1) - 1).clamp(min=0).tolist()
     tails = [size - head for size, head in zip(tails, heads, strict=True)]
     groups: list[Hashable] = list(range(len(ids)))
     if shared:
         groups = [
-            tuple(row[start : start + prompt].tolist())
-            for row, start, prompt in zip(ids, starts, prompts, strict=True)
+            tuple(row[start : start + prompt].tolist()) if prompt else number
+            for number, (row, start, prompt) in enumerate(zip(ids, starts, prompts, strict=True))
         ]
     sizes = [head + tail for head, tail in zip(heads, tails, strict=True)]
-    width = max(1, sum(sizes) if one_row else max(sizes))
-    rows = fit(heads, tails, groups, width)
+    width = max(1, sum(sizes) if one_row and not apart else max(sizes))
+    rows = [[[n]] for n in range(len(ids))] if apart else fit(heads, tails, groups, width)
 
     taken = torch.full((len(rows), width), -1, dtype=torch.long)  # the index in the batch
     positions, prompt_of, branch = torch.zeros_like(taken), taken.clone(), torch.zeros_like(taken)
@@ -99,20 +107,22 @@ def pack(
                 prompt_of[row, at:] = family
                 branch[row, at:] = number
                 at += size
-    scored = (taken >= 0) & ((taken + 1) % columns >= columns - completion)
-    labels = ids.flatten()[(taken + 1) % ids.numel()].masked_fill(~scored, -100)
+    follows = (taken + 1) % ids.numel()
+    predicts = (taken >= 0) & scored.flatten()[follows]
+    labels = ids.flatten()[follows].masked_fill(~predicts, -100)
     mask, device = None, input_ids.device
     if any(len(episodes) > 1 for families in rows for episodes in families):
         branch, prompt_of = branch.to(device), prompt_of.to(device)  # before they are squared
         seen = (branch[:, None] == 0) | (branch[:, None] == branch[:, :, None])
         seen &= prompt_of[:, None] == prompt_of[:, :, None]
         mask = seen.tril_()[:, None]
-    packed = ids.flatten()[taken.clamp(min=0)], positions, labels
-    source = scored.flatten().nonzero()[:, 0], taken[scored] + 1
     return Packed(
-        *(each.to(device) for each in packed),
+        ids.flatten()[taken.clamp(min=0)].to(device),
+        None if apart else positions.to(device),
+        labels.to(device),
         mask,
-        *(each.to(device) for each in source),
+        predicts.flatten().nonzero()[:, 0].to(device),
+        (taken[predicts] + 1).to(device),
         (len(ids), columns),
     )
 
@@ -178,7 +188,9 @@ def keeps_apart(model: Any, plain: Any, device: torch.device, shared: bool) -> b
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (2, 2 * _PROBE), generator=generator).to(device)
     ids[1, :_PROBE] = ids[0, :_PROBE]
-    batch = pack(ids, torch.ones_like(ids), _PROBE, one_row=True, shared=shared)
+    responses = torch.ones_like(ids)
+    responses[:, :_PROBE] = 0
+    batch = pack(ids, torch.ones_like(ids), responses, one_row=True, shared=shared)
     training = model.training
     model.eval()  # without dropout
 

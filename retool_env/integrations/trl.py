@@ -241,7 +241,9 @@ class EngineGRPOTrainer(GRPOTrainer):
         logps, entropies = [], []
         size = batch_size or len(input_ids)
         for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
-            packed = pack(ids, mask, completion, one_row, self._shares)
+            scored = mask.clone()
+            scored[:, :-completion] = 0
+            packed = pack(ids, mask, scored, one_row, self._shares)
             with self.accelerator.autocast():
                 found = score(model, packed)
             logps.append(packed.unpacked(found.log_probs)[:, -completion:])

@@ -128,7 +128,7 @@ def test_the_readmes_algorithm_learns(tmp_path, monkeypatch):
     problems = ProblemList(Problem(str(i), f"Compute {i}", "1") for i in range(4))
     monkeypatch.setattr(algorithm, "find_task", lambda env: (rules, problems))
     model = make_small(tmp_path / "model")
-    given = [f"model={model}", "steps=20", "prompts=4", "learning_rate=0.01"]
+    given = [f"model={model}", "steps=30", "prompts=4", "learning_rate=0.01"]
     settings = load_settings(algorithm.Settings, "reinforce", "tiny", given)
 
     def share_of_even(folder):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ppo_batches import FOREIGN, ROWS, changes, learner, row, table
+from ppo_batches import ROWS, changes, learner, row, table
 from small_runs import make_small
 from transformers import (
     AutoModelForCausalLM,
@@ -116,12 +116,15 @@ def test_interpreter_tokens_move_neither_loss_nor_gradient_of_actor_or_critic(in
 
     def drown(made):
         noise = torch.Generator().manual_seed(0)
+        own = made.rows
+        laid_out = []
+        made._can_pack()  # which tries the model
+        made.rows = lambda batch: laid_out.append(own(batch)) or laid_out[-1]
 
         def hook(module, args, kwargs, output):
-            ids = kwargs["input_ids"]
-            foreign = torch.ones_like(ids, dtype=torch.bool)
-            foreign[:, :-1] = (ids[:, 1:] >= FOREIGN) | (kwargs["attention_mask"][:, 1:] == 0)
             state = output.last_hidden_state
+            foreign = torch.ones(state.shape[:2], dtype=torch.bool)
+            foreign.view(-1)[laid_out[-1].source] = False
             seen.append(foreign.sum())
             noisy = state + 100 * torch.randn(state.shape, generator=noise) * foreign[..., None]
             output.last_hidden_state = noisy
@@ -138,6 +141,30 @@ def test_interpreter_tokens_move_neither_loss_nor_gradient_of_actor_or_critic(in
     for a, b in zip(clean, noisy, strict=True):
         assert a.abs().max() > 1e-3 and torch.equal(a, b)
     assert figures == same
+
+
+def test_packed_rows_and_shared_prompts_change_nothing(initial):
+    rows = [*ROWS, {**row(7, -1.0), "prompt_ids": ROWS[0]["prompt_ids"]}]
+    places = []
+
+    def laid_out(*packs):
+        def prepare(made):
+            made._packs = packs
+            own = made.rows
+            made.rows = lambda batch: places.append(own(batch)) or places[-1]
+
+        return changes(initial, rows, prepare, mini_batch=5, micro_batch=5, kl=0.1)
+
+    alone, figures = laid_out(False, False)
+    for packs in ((True, False), (True, True)):
+        packed, same = laid_out(*packs)
+        close(alone, packed)
+        assert same == pytest.approx(figures, rel=1e-4, abs=1e-5)
+    sizes = [rows.input_ids.numel() for rows in places[::2]]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 1
+    assert places[0].position_ids is None and places[-1].mask is not None
+    made = learner(initial)
+    assert made._can_pack() == (True, True)
 
 
 def test_a_failed_episode_is_as_if_absent(initial):
@@ -388,18 +415,21 @@ def weights(folder):
 @pytest.fixture
 def writing(monkeypatch):
     """Lets the untrained model's turns begin with a program that it would never find, so that the interpreter is used."""
-    act = ppo.RolloutEngine._sample
+    ask = ppo.RolloutEngine._ask
 
-    async def sample(engine, episode, seed):
+    async def given(ids):
+        return Generation(ids, (-3.0,) * len(ids), "tag")
+
+    def program_first(engine, episode, seed):
         if len(episode.transcript.spans) > 1 or seed % 2:
-            return await act(engine, episode, seed)
+            return ask(engine, episode, seed)
         expression = episode.transcript.text.removeprefix("Compute ").split(".")[0]
         ids = tuple(
             engine.policy.tokenizer.encode(f"<code>\n```python\nprint({expression})\n```\n</code>")
         )
-        return episode.act_ids(Generation(ids, (-3.0,) * len(ids), "tag"))
+        return given(ids)
 
-    monkeypatch.setattr(ppo.RolloutEngine, "_sample", sample)
+    monkeypatch.setattr(ppo.RolloutEngine, "_ask", program_first)
 
 
 def test_a_run_leaves_all_its_records(initial, tmp_path, writing):

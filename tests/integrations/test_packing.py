@@ -412,8 +412,8 @@ SIZES = st.lists(
 )  # which prompt, how long a completion
 
 
-@given(SIZES, st.booleans(), st.booleans())
-def test_each_prediction_goes_back_to_the_token_that_it_is_of(sizes, one_row, shared):
+@given(SIZES, st.sampled_from(["rows", "one row", "apart"]), st.booleans(), st.data())
+def test_each_prediction_goes_back_to_the_token_that_it_is_of(sizes, kind, shared, data):
     prompts = [
         list(range(900 * (number + 1), 900 * (number + 1) + 1 + 3 * number)) for number in range(3)
     ]
@@ -425,28 +425,43 @@ def test_each_prediction_goes_back_to_the_token_that_it_is_of(sizes, one_row, sh
         real = slice(wide[0] - len(prompt), wide[0] + size)
         mask[row, real] = 1
         ids[row, real] = torch.tensor([*prompt, *range(30 * row + 100, 30 * row + 100 + size)])
-    packed = pack(ids, mask, wide[1], one_row, shared)
-    completion = torch.arange(sum(wide)) >= wide[0]
-    assert torch.equal(packed.unpacked(packed.labels), ids * (completion & (mask == 1)))
-    assert (packed.labels != -100).sum() == mask[:, wide[0] :].sum()
+    scored = behind(mask, wide[0])
+    for row in scored.unbind():  # not what the environment wrote
+        for at in data.draw(st.sets(st.sampled_from(range(wide[0], sum(wide))))):
+            row[at] = 0
+    packed = pack(ids, mask, scored, kind == "one row", shared, kind == "apart")
+    assert torch.equal(packed.unpacked(packed.labels), ids * scored)
+    assert (packed.labels != -100).sum() == scored.sum()
     rows, width = packed.input_ids.shape
-    assert rows == 1 if one_row else width <= ids.shape[1]
+    assert rows == 1 if kind == "one row" else width <= ids.shape[1]
+    assert (rows == len(sizes)) or kind != "apart"
     # What each place that predicts may see is its episode up to there, whatever else stands in the row.
     seen = visible(packed)
     place = torch.full((len(sizes) * sum(wide),), -1).index_put((packed.target,), packed.source)
-    for row, (number, size) in enumerate(sizes):
+    for row, (number, _) in enumerate(sizes):
         episode = ids[row][mask[row] == 1].tolist()
-        for i in range(size):
+        for i in (scored[row, wide[0] :] == 1).nonzero().flatten().tolist():
             at = divmod(place.view(len(sizes), -1)[row, wide[0] + i].item(), width)
             length = len(prompts[number]) + i
             assert packed.input_ids[at[0]][seen[at]].tolist() == episode[:length]
-            assert packed.position_ids[at[0]][seen[at]].tolist() == list(range(length))
+            if packed.position_ids is not None:
+                assert packed.position_ids[at[0]][seen[at]].tolist() == list(range(length))
+            else:
+                assert at[1] == length - 1  # where it is by default
+
+
+def behind(mask, columns):
+    """Real tokens after so many columns."""
+    return mask * (torch.arange(mask.shape[1]) >= columns)
 
 
 def visible(packed):
     """Which places see which, as transformers reads it."""
     if packed.mask is not None:
         return packed.mask[:, 0]
+    if packed.position_ids is None:
+        rows, width = packed.input_ids.shape
+        return torch.ones(rows, width, width, dtype=bool).tril()
     starts = (packed.position_ids.diff(dim=1, prepend=packed.position_ids[:, :1] - 1) != 1).cumsum(
         1
     )
@@ -462,17 +477,18 @@ def test_episodes_of_a_prompt_share_it_where_they_fit_into_one_row():
         ids[row, : 20 + size] = torch.tensor(
             [*prompt, *range(100 * row + 100, 100 * row + 100 + size)]
         )
-    packed = pack(ids, mask, 30, shared=True)
+    packed = pack(ids, mask, behind(mask, 20), shared=True)
     assert packed.input_ids.shape == (2, 49)  # 19 of the prompt and 30 own; 19 and 9 + 8 + 7 + 3
     assert (packed.input_ids == 5).sum() == 2
-    assert pack(ids, mask, 30).input_ids.shape == (4, 49)
+    assert pack(ids, mask, behind(mask, 20)).input_ids.shape == (4, 49)
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_of_equal_lengths_each_is_a_row_of_its_own_and_needs_no_mask(shared):
     ids = torch.arange(40).view(4, 10)
     ids[:, :4] = ids[0, :4]
-    packed = pack(ids, torch.ones_like(ids), 6, shared=shared)
+    mask = torch.ones_like(ids)
+    packed = pack(ids, mask, behind(mask, 4), shared=shared)
     assert packed.mask is None
     assert torch.equal(packed.input_ids, ids[:, :-1])
     assert (packed.position_ids.diff(dim=1) == 1).all()
