@@ -51,11 +51,20 @@ OVERRIDES: dict[str, dict[str, list[str]]] = {
             "mix={tool: 1, stepwise: 1.5, mended: 0.5, mended_stepwise: 1, worked: 3, direct: 3}",
             "traces=1000",
         ],
-        "rl": ["steps=90", "learning_rate=3e-4", "export_steps=9", "save_steps=9"],
+        "rl": ["steps=150", "learning_rate=2e-4", "export_steps=15", "save_steps=15"],
+        # At full rate from the first step on, text alone falls below its cold start and stays there on some seeds.
+        **dict.fromkeys(
+            ("grpo", "dapo"),
+            [
+                "trl.lr_scheduler_type=constant_with_warmup",
+                "trl.warmup_steps=20",
+                "trl.adam_beta2=0.98",
+            ],
+        ),
     },
     "smollm2": {"all": [], "sft": [], "rl": ["export_steps=2"]},
 }
-"""Settings over a preset's: of every run, of the cold starts, and of what follows them."""
+"""Settings over a preset's: of every run, of the cold starts, of what follows them, and of one algorithm."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,9 @@ class Plan:
         known = OVERRIDES.get(self.preset, {"all": [], "sft": [], "rl": ["export_steps=10"]})
         cold = self.folder(seed, arm, "sft") / "checkpoint"
         for algorithm in ("sft", *self.algorithms):
-            own = known["sft"] if algorithm == "sft" else [f"model={cold}", *known["rl"]]
+            own = list(known.get(algorithm, []))
+            if algorithm != "sft":
+                own = [f"model={cold}", *known["rl"], *own]
             extra = [] if algorithm == "sft" else self.overrides
             name = _name(seed, arm, algorithm)
             yield [

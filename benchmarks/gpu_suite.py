@@ -1,0 +1,396 @@
+"""What only a GPU can show, in one call: agreement with the CPU, speed and utilisation, a learning curve, a step of 32B size.
+
+    python -m benchmarks.gpu_suite
+    python -m benchmarks.gpu_suite --parts parity training --minutes 6
+    python -m benchmarks.gpu_suite --small
+
+The parts, in order of worth; each is a process of its own with its share of the minutes. What a part has found is in
+`benchmarks/results/gpu_suite.json` as soon as it ends, and a part that fails or runs out of time has its error there: the others
+run all the same. With `--small` every part runs on models so small that any machine carries it: whether all of it works is to
+be found out before a GPU is waited for. All models are made on the spot, with random weights.
+
+- `parity`: loss and gradient of a generation batch, on the CPU and on the GPU, in float32 and in bfloat16;
+- `training`: `benchmarks.train_step`, at lengths of a long-tailed distribution, with the utilisation of the GPU;
+- `rollout`: tokens/s of the engine on `TransformersPolicy`, likewise;
+- `curve`: a cold start and GRPO with the sandbox, as far as the minutes carry it;
+- `step32b`: a step with LoRA on the architecture of Qwen2.5-32B and one long episode, against the plan of `benchmarks.memory`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
+from trl.trainer.utils import add_fused_lm_head
+
+from agents.model import lora_config
+from agents.run import read_records
+from agents.tiny import make_model
+from benchmarks import train_step
+from benchmarks.batches import equal, make
+from benchmarks.machine import circumstances
+from benchmarks.memory import Setup, plan, read_config
+from retool_env.episode import Rules
+from retool_env.integrations.packing import pack, score
+from retool_env.problems import Problem
+from retool_env.rollout import RolloutEngine
+from retool_env.rollout.transformers import TransformersPolicy
+
+RESULTS = Path(__file__).parent / "results"
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+
+MEDIUM = {
+    "vocab_size": 151_936,
+    "hidden_size": 896,
+    "intermediate_size": 4_864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32_768,
+    "initializer_range": 0.02,
+}
+"""The size of Qwen2.5-0.5B (arXiv 2412.15115, table 1): `benchmarks.train_step` has four of it, with their optimizers, at once."""
+LEARNER = {
+    "hidden_size": 512,
+    "intermediate_size": 1_536,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "initializer_range": 0.04,
+}
+"""25 million parameters: a hundred times what two cores train in minutes."""
+
+
+@contextmanager
+def busy() -> Iterator[dict[str, float | None]]:
+    """The GPU's utilisation in percent meanwhile, looked at five times a second: `mean`; `None` where none can be read."""
+    seen: list[float] = []
+    found: dict[str, float | None] = {"mean": None}
+    over = threading.Event()
+
+    def look() -> None:
+        with suppress(Exception):  # without a GPU, or without what reads it
+            while not over.wait(0.2):
+                seen.append(torch.cuda.utilization())
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
+        if seen:
+            found["mean"] = round(sum(seen) / len(seen), 1)
+
+
+def save_model(folder: Path, small: bool, **config: Any) -> str:
+    """A random model, or a smaller one in its place."""
+    model, tokenizer = make_model(0, **({} if small else config))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def gradients(model: str, bf16: bool, out: Path) -> None:
+    """Loss and gradient of a generation batch on whatever device this process has, written to a file.
+
+    The batch is made on the CPU, so that it is the same everywhere, and its log-probs are moved, so that ratios are clipped.
+    """
+    batch = make(equal(96, 16), 24, 4, AutoModelForCausalLM.from_pretrained(model), [], 0)
+    with tempfile.TemporaryDirectory() as folder:
+        steps = train_step.Steps(train_step.OURS, model, batch, 1, 0.0, bf16, folder)
+        prepared = steps.batch()
+        old = prepared["old_per_token_logps"]
+        noise = torch.randn(old.shape, generator=torch.Generator().manual_seed(0))
+        prepared["old_per_token_logps"] = old + train_step.NOISE * noise.to(old.device)
+        loss, gradient = steps.loss_and_gradient(prepared)
+    torch.save({"loss": loss, "gradient": gradient, "device": str(old.device)}, out)
+
+
+def parity(small: bool, folder: Path, deadline: float) -> dict[str, Any]:
+    """Part `parity`: by precision, the losses, and the gradients' difference over the CPU's."""
+    model = save_model(folder / "model", small, hidden_size=512, num_hidden_layers=8)
+    found: dict[str, Any] = {}
+    for name, bf16 in (("float32", False), ("bfloat16", True)):
+        made = {}
+        for device in ("cpu", DEVICE):
+            out = folder / f"{name}-{len(made)}.pt"
+            call = f"from benchmarks.gpu_suite import *; gradients({model!r}, {bf16}, Path({str(out)!r}))"
+            environment = {**os.environ, "ACCELERATE_TORCH_DEVICE": device}
+            if device == "cpu":
+                environment["CUDA_VISIBLE_DEVICES"] = ""
+            left = max(1.0, deadline - time.monotonic())
+            subprocess.run([sys.executable, "-c", call], check=True, env=environment, timeout=left)
+            made[len(made)] = torch.load(out)
+        cpu, other = made.values()
+        apart = (other["gradient"] - cpu["gradient"]).norm() / cpu["gradient"].norm()
+        tolerance = train_step.TOLERANCE_BF16 if bf16 else train_step.TOLERANCE
+        found[name] = {
+            "devices": [cpu["device"], other["device"]],
+            "loss": [cpu["loss"], other["loss"]],
+            "gradient_norm": cpu["gradient"].norm().item(),
+            "gradient_difference": apart.item(),
+            "same": apart.item() <= tolerance and abs(cpu["loss"] - other["loss"]) <= tolerance,
+        }
+    return found
+
+
+def training(small: bool, folder: Path, deadline: float) -> dict[str, Any]:
+    """Part `training`: what `benchmarks.train_step` finds, and how busy the GPU was."""
+    model = save_model(folder / "model", small, **MEDIUM)
+    out = folder / "train_step.json"
+    size = ("8", "120", "1") if small else ("16", "4096", "3")
+    chosen = dict(zip(("--episodes", "--max-tokens", "--rounds"), size, strict=True))
+    given = [*(each for pair in chosen.items() for each in pair), "--group", "4", "--drawn"]
+    given += ["--turn-tokens", "16" if small else "256", "--bf16", "--settings", "one update"]
+    with busy() as utilisation:
+        status = train_step.main(["--model", model, *given, "--out", str(out)])
+    return {
+        "same": status == 0,
+        "gpu_utilisation": utilisation["mean"],
+        **json.loads(out.read_text()),
+    }
+
+
+def rollout(small: bool, folder: Path, deadline: float) -> dict[str, Any]:
+    """Part `rollout`: tokens a second of the engine, with so many episodes at once, in text."""
+    episodes, tokens = (8, 40) if small else (256, 512)
+    model, tokenizer = make_model(0, **({} if small else MEDIUM))
+    model = model.to(DEVICE, torch.bfloat16)
+    # Random weights say anything, and end a turn when they like: none of it is in the tokenizer's vocabulary.
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    policy = TransformersPolicy(
+        model, tokenizer, max_batch=episodes, cache_tokens=episodes * (tokens + 64)
+    )
+    rules = Rules(interpreter=False, max_tokens=tokens, prompt_template="{query}\n")
+    engine = RolloutEngine(policy, rules, None, concurrency=episodes)
+    problems = [Problem(str(i), f"Compute {i} + {i}.", str(2 * i)) for i in range(episodes)]
+    engine.run(problems[:2])  # warms up
+    before = engine.progress.tokens
+    with busy() as utilisation:
+        began = time.perf_counter()
+        engine.run(problems)
+        seconds = time.perf_counter() - began
+    sampled = engine.progress.tokens - before
+    return {
+        "episodes": episodes,
+        "tokens": sampled,
+        "seconds": round(seconds, 2),
+        "tokens_per_s": round(sampled / seconds, 1),
+        "gpu_utilisation": utilisation["mean"],
+        "parameters": sum(each.numel() for each in model.parameters()),
+    }
+
+
+def curve(small: bool, folder: Path, deadline: float) -> dict[str, Any]:
+    """Part `curve`: accuracy of the training rollouts by step, until the time is up."""
+    model = save_model(folder / "model", small, **LEARNER)
+    common = ["--preset", "tiny", "--runs", str(folder)]
+    cold = ["traces=40", "epochs=1"] if small else ["traces=8000", "epochs=6", "batch_size=64"]
+    cold += [] if small else ["learning_rate=6e-4"]
+    level = "env.difficulty=1" if small else "env.difficulty=[1, 2, 4]"
+    shared = [*common, level, "env.max_tokens=160"]
+    _agents(["sft", *shared, f"model={model}", *cold], deadline)
+    rates = (
+        ["steps=2", "prompts=2"] if small else ["steps=2000", "prompts=64", "learning_rate=1e-4"]
+    )
+    micro = "micro_batch=16" if small else "micro_batch=256"
+    given = [f"model={folder / 'sft' / 'checkpoint'}", *rates, micro, "in_flight=512"]
+    given += ["save_steps=1000", "transcripts_every=1000", "sample_batch=512"]
+    _agents(["grpo", *shared, *given], deadline)
+    records = list(read_records(folder / "grpo" / "metrics.jsonl"))
+    if not records:
+        raise RuntimeError("the time was up before a step was done")
+    columns = ("step", "seconds", "env/accuracy", "env/code_ratio", "rollout/tokens")
+    return {name: [record.get(name) for record in records] for name in columns}
+
+
+def _agents(arguments: list[str], deadline: float) -> None:
+    """A run of `python -m agents`, told to stop, as by Ctrl-C, when the time is up."""
+    process = subprocess.Popen([sys.executable, "-m", "agents", *arguments])
+    try:
+        status = process.wait(max(1.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        status = process.wait()
+    if status not in (0, 128 + signal.SIGINT, -signal.SIGINT):
+        raise RuntimeError(f"python -m agents {arguments[0]} ended with status {status}")
+
+
+def step32b(small: bool, folder: Path, deadline: float) -> dict[str, Any]:
+    """Part `step32b`: bytes and seconds of a LoRA step with one long episode, against what was planned."""
+    config, tokens = read_config("qwen2.5-32b"), 18_432
+    if small:
+        tokens = 96
+        for name in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
+            setattr(config, name, 2)
+        config.hidden_size, config.intermediate_size, config.vocab_size = 64, 128, 512
+        config.layer_types = config.layer_types[:2]
+    planned = plan(config, Setup("grpo", 1, tokens, lora=64))
+    planned.pop("gathered: layers and head")  # what one GPU holds whole, it need not gather
+    with torch.device(DEVICE):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    add_fused_lm_head(model, 1.0)
+    model = get_peft_model(model, lora_config(64))
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(config.vocab_size, (1, tokens), generator=generator).to(DEVICE)
+    scored = torch.ones_like(ids)
+    scored[:, : tokens // 16] = 0  # the prompt
+    batch = pack(ids, torch.ones_like(ids), scored)
+
+    def step() -> float:
+        began = time.perf_counter()
+        with torch.autocast(DEVICE, torch.bfloat16):
+            loss = -score(model, batch).log_probs.sum() / tokens
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)  # as at the end of a step, when the next one begins
+        if CUDA:
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    step()  # makes the optimizer's state
+    peak = kept = None
+    if CUDA:
+        torch.cuda.reset_peak_memory_stats()
+        kept = torch.cuda.memory_allocated()
+    with busy() as utilisation:
+        seconds = step()
+    if CUDA:
+        peak = torch.cuda.max_memory_allocated()
+    return {
+        "tokens": tokens,
+        "seconds": round(seconds, 3),
+        "tokens_per_s": round(tokens / seconds, 1),
+        "mfu_percent": train_step.utilisation(config, [tokens], tokens / seconds, True, None),
+        "gpu_utilisation": utilisation["mean"],
+        "planned_bytes": planned,
+        "planned_bytes_together": sum(planned.values()),
+        "kept_bytes": kept,
+        "peak_bytes": peak,
+    }
+
+
+PARTS: dict[str, tuple[Callable[[bool, Path, float], dict[str, Any]], float]] = {
+    "parity": (parity, 1.5),
+    "training": (training, 3),
+    "rollout": (rollout, 1.5),
+    "curve": (curve, 4),
+    "step32b": (step32b, 2),
+}
+"""What each does, and its share of the time."""
+
+
+def run_part(name: str, small: bool, seconds: float) -> dict[str, Any]:
+    """Run a part in a process of its own.
+
+    Returns:
+        What it found, with `wall_s`; or `error`.
+    """
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        call = (
+            "import json, time; from pathlib import Path; from benchmarks.gpu_suite import PARTS; "
+            f"found = PARTS[{name!r}][0]({small}, Path({folder!r}), time.monotonic() + {seconds}); "
+            f"Path({str(out)!r}).write_text(json.dumps(found))"
+        )
+        process = subprocess.Popen([sys.executable, "-c", call], start_new_session=True)
+        try:
+            # A part that minds its deadline has a little longer to say what it has.
+            status = process.wait(seconds + 20)
+            found = json.loads(out.read_text()) if status == 0 else {"error": f"status {status}"}
+        except subprocess.TimeoutExpired:
+            found = {"error": f"not done in {seconds:.0f} s"}
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return {**found, "wall_s": round(time.monotonic() - began, 1)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the parts; returns the exit status: 1 if one failed, or parity does not hold."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--minutes", type=float, default=10, help="of all parts together (10)")
+    parser.add_argument("--small", action="store_true", help="on models that any machine carries")
+    parser.add_argument("--out", type=Path, help="where the figures go")
+    options = parser.parse_args(arguments)
+    if options.minutes <= 0:
+        parser.error("--minutes must be above 0")
+    if not CUDA and not options.small:
+        parser.error("there is no GPU here; --small tries all of it without one")
+    name = "gpu_suite_small" if options.small else "gpu_suite"
+    out = options.out or RESULTS / f"{name}.json"
+    device = torch.cuda.get_device_name() if CUDA else None
+    report = {**circumstances(), "accelerator": device, "small": options.small, "parts": {}}
+    shares = sum(PARTS[part][1] for part in options.parts)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for part in options.parts:
+        seconds = 60 * options.minutes * PARTS[part][1] / shares
+        print(f"{part}: at most {seconds:.0f} s", file=sys.stderr, flush=True)
+        report["parts"][part] = run_part(part, options.small, seconds)
+        out.write_text(json.dumps(report, indent=2) + "\n")
+    print(table(report["parts"]))
+    bad = any("error" in found for found in report["parts"].values())
+    unlike = [f for f in report["parts"].get("parity", {}).values() if isinstance(f, dict)]
+    return int(bad or any(not each["same"] for each in unlike))
+
+
+def table(parts: dict[str, dict[str, Any]]) -> str:
+    """A line or two of each part."""
+    lines = []
+    for name, found in parts.items():
+        if "error" in found:
+            lines.append(f"{name}: {found['error']}")
+        elif name == "parity":
+            lines += [
+                f"{name}, {precision}: gradients differ by {each['gradient_difference']:.1e}, losses {each['loss']}"
+                for precision, each in found.items()
+                if isinstance(each, dict)
+            ]
+        elif name == "training":
+            lines.append(train_step.table(found))
+        elif name == "curve":
+            accuracy = [each for each in found["env/accuracy"] if each is not None]
+            part = max(1, len(accuracy) // 10)
+            first, last = sum(accuracy[:part]) / part, sum(accuracy[-part:]) / part
+            lines.append(
+                f"{name}: {len(accuracy)} steps in {found['seconds'][-1]:.0f} s, accuracy {first:.1%} -> {last:.1%}"
+            )
+        else:
+            lines.append(f"{name}: {found['tokens_per_s']:,} tokens/s")
+            if found.get("peak_bytes") is not None:
+                planned = found["planned_bytes_together"] / 2**30
+                lines.append(
+                    f"  {found['peak_bytes'] / 2**30:.1f} GiB at most, {planned:.1f} planned"
+                )
+        if found.get("gpu_utilisation") is not None:
+            lines.append(f"  the GPU was busy {found['gpu_utilisation']:.0f} % of the time")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
