@@ -28,6 +28,7 @@ from agents.model import (
     Export,
     check_dtype,
     check_learning_rate,
+    disable_dropout,
     load_model,
     lora_config,
     save_checkpoint,
@@ -186,6 +187,7 @@ def train(
         return run.checkpoint
     rules, problems = find_task(settings.env)
     model, tokenizer = load_model(settings.model, settings.dtype)
+    disable_dropout(model)
     check_learning_rate(
         settings.learning_rate,
         model.num_parameters(),
@@ -231,7 +233,6 @@ def train(
             "run_name": settings.name,
             "project": PROJECT,
             "disable_tqdm": True,
-            "disable_dropout": True,  # the engine samples without
             "accelerator_config": accelerator_config(),
             **settings.trl,
         },

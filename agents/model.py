@@ -143,6 +143,19 @@ def check_dtype(dtype: str, lora_rank: int, trl: Mapping[str, Any] | None = None
         )
 
 
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Train without dropout, as the engine samples without.
+
+    TRL's function of this name passes by what is no module: attention has its dropout as a number.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
 def lora_config(rank: int) -> Any:
     """LoRA on every linear layer, or `None` for full fine-tuning at rank 0."""
     if not rank:

@@ -29,7 +29,7 @@ from accelerate.utils import gather_object
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
-from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
+from trl.trainer.utils import add_fused_lm_head
 
 from agents.advantages import explained_variance, gae, whiten
 from agents.engine import ENGINE, check_engine, make_policy
@@ -40,6 +40,7 @@ from agents.model import (
     HIGH_RATE,
     check_dtype,
     check_learning_rate,
+    disable_dropout,
     export,
     load_model,
     lora_config,
@@ -438,7 +439,7 @@ class Learner:
     def _prepare(
         self, model: torch.nn.Module, trunk: torch.nn.Module, learning_rate: float
     ) -> tuple[Any, Any]:
-        disable_dropout_in_model(trunk)  # the engine samples without
+        disable_dropout(trunk)
         if self.settings.gradient_checkpointing:
             trunk.gradient_checkpointing_enable({"use_reentrant": False})
         trained = [p for p in model.parameters() if p.requires_grad]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import references
@@ -11,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents import advantages
+from agents import advantages, dapo, grpo, reinforce_pp
 from agents.dapo import soft_overlong
+from agents.settings import SettingsError
 
 PAIRS = {
     "dr_grpo": (advantages.group_centred, references.centred),
@@ -87,3 +89,40 @@ def test_where_there_is_nothing_to_compare_with_there_is_none(name):
 def test_the_soft_overlong_punishment(length, punishment):
     assert soft_overlong(length, 100, 20) == pytest.approx(punishment)
     assert references.overlong(length, 100, 20) == pytest.approx(punishment)
+
+
+@pytest.fixture
+def handed(monkeypatch):
+    """What an algorithm hands to GRPO's training."""
+    given = {}
+    monkeypatch.setattr(grpo, "train", lambda *_, **more: given.update(more))
+    return given
+
+
+@pytest.mark.parametrize("baseline", [True, False])
+def test_reinforce_pp_trains_with_the_baseline_that_is_set(handed, baseline):
+    reinforce_pp.train(reinforce_pp.Settings(group_baseline=baseline), None)
+    groups = [[1.0, 1.0, -1.0], [1.0, 1.0, 0.5]]
+    name = "reinforce_pp" if baseline else "reinforce_pp, plain"
+    found = ours(handed["advantages"], groups)
+    assert found == pytest.approx(theirs(PAIRS[name][1], groups))
+
+
+@pytest.mark.parametrize("overlong", [0.1, 1.0])
+def test_dapo_punishes_in_the_last_share_of_the_budget(handed, overlong):
+    dapo.train(dapo.Settings(overlong=overlong), None)
+    for length in (0, 45, 90, 95, 100, 120):
+        expected = references.overlong(length, 100, 100 * overlong)
+        transcript = SimpleNamespace(completion_ids=[1] * length)
+        assert handed["bonus"](transcript, 100) == pytest.approx(expected)
+
+
+def test_dapo_without_the_punishment_adds_nothing(handed):
+    dapo.train(dapo.Settings(overlong=0.0), None)
+    assert handed["bonus"] is None
+
+
+@pytest.mark.parametrize("overlong", [-0.1, 1.1])
+def test_dapo_refuses_what_is_no_share(overlong):
+    with pytest.raises(SettingsError, match="from 0 to 1"):
+        dapo.train(dapo.Settings(overlong=overlong), None)

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 from peft import PeftModel
+from small_runs import make_small
 from transformers import AutoModelForCausalLM
 
 from agents import engine as engines
@@ -242,3 +243,34 @@ def test_mistakes_are_said_before_anything_is_made(initial, tmp_path, overrides,
     with pytest.raises(SettingsError, match=said):
         grpo.train(settings(initial, **overrides), folder)
     assert not folder.exists()
+
+
+def test_settings_reach_the_engine_and_its_rollouts(initial, tmp_path, monkeypatch):
+    given = {}
+
+    class Enough(Exception):
+        pass
+
+    def rollouts(engine, problems, seed, **more):
+        given.update(more, in_flight=engine.concurrency, tokens_in_flight=engine.tokens_in_flight)
+        raise Enough
+
+    monkeypatch.setattr(grpo, "EngineRollouts", rollouts)
+    asked = {
+        "in_flight": 7,
+        "tokens_in_flight": 500,
+        "deadline": 9.5,
+        "oversample": 1.5,
+        "resample": 3,
+        "staleness": 2,
+    }
+    with pytest.raises(Enough):
+        grpo.train(settings(initial, **asked), tmp_path / "g")
+    assert {name: given[name] for name in asked} == asked
+
+
+def test_the_trained_model_drops_nothing_out_as_the_sampled_one_does_not(tmp_path):
+    model = make_small(tmp_path / "model", attention_dropout=0.5)
+    grpo.train(settings(model, steps=1), tmp_path / "g")
+    [record] = [json.loads(line) for line in (tmp_path / "g" / "metrics.jsonl").open()]
+    assert record["offpolicy/difference_max"] < 1e-4

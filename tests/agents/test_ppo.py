@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,8 @@ def close(one, other, tolerance=1e-5):
 # Updates
 
 
-def test_the_gradient_is_that_of_the_definition(initial):
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_gradient_is_that_of_the_definition(initial, temperature):
     """By autograd through transformers' own logits, and loops over the model's tokens, in float64."""
     model = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float64)
     made = learner(initial)
@@ -58,7 +60,7 @@ def test_the_gradient_is_that_of_the_definition(initial):
     gamma, lam = 0.97, 0.9
     for each in ROWS:
         ids = torch.tensor([each["prompt_ids"] + each["completion_ids"]])
-        logps = model(ids).logits[0, :-1].log_softmax(-1)
+        logps = (model(ids).logits[0, :-1] / temperature).log_softmax(-1)
         values = head(trunk(ids).last_hidden_state[0, :-1])[:, 0]
         places = [
             (len(each["prompt_ids"]) + i, old)
@@ -85,7 +87,7 @@ def test_the_gradient_is_that_of_the_definition(initial):
     (policy + critic).backward()
     expected = [-p.grad.flatten() for p in model.parameters()]
     expected_critic = [-p.grad.flatten() for p in (*trunk.parameters(), *head.parameters())]
-    (actor, critic_change), figures = changes(initial, ROWS)
+    (actor, critic_change), figures = changes(initial, ROWS, temperature=temperature)
     close([actor, critic_change], [torch.cat(g).float() for g in (expected, expected_critic)])
     apart = [each[0].item() - each[1] for each in own]
     weight = [math.exp(each) for each in apart]
@@ -613,3 +615,27 @@ def test_what_several_processes_can_not_share_is_refused(initial):
         ppo.check(settings(initial, prompts=7, mini_batch=7, micro_batch=7), 2)
     with pytest.raises(SettingsError, match=r"micro_batch=4 \* 2 processes"):
         ppo.check(settings(initial, micro_batch=4), 2)
+
+
+def test_each_problem_is_sampled_as_often_as_rollouts_says(initial, tmp_path, writing):
+    ppo.train(settings(initial, steps=2, prompts=2, rollouts=4), tmp_path / "p")
+    transcripts = list(read_transcripts(tmp_path / "p" / "transcripts.jsonl"))
+    for step in (0, 1):
+        problems = [t.problem.id for t in transcripts if t.trained_version == step]
+        assert sorted(Counter(problems).values()) == [4, 4]
+
+
+def test_settings_reach_the_engine(initial, tmp_path, monkeypatch):
+    given = {}
+
+    class Enough(Exception):
+        pass
+
+    def rollouts(engine, problems, seed, **more):
+        given.update(more, in_flight=engine.concurrency)
+        raise Enough
+
+    monkeypatch.setattr(ppo, "EngineRollouts", rollouts)
+    with pytest.raises(Enough):
+        ppo.train(settings(initial, in_flight=7, deadline=9.5), tmp_path / "p")
+    assert (given["in_flight"], given["deadline"]) == (7, 9.5)
