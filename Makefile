@@ -35,8 +35,9 @@ jail: $(VENV)/.installed
 demo: setup
 	$(BIN)/python -m agents demo --preset tiny --resume $(ARGS)
 
+# Several processes, each on one thread: models this small gain nothing by more. A file's tests stay together, as they share models.
 test: setup lint
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 vllm: $(VLLM_VENV)/.installed
 

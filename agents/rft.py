@@ -22,6 +22,7 @@ import torch
 from accelerate.utils import gather_object
 
 from agents import sft
+from agents.engine import ENGINE, check_engine, make_policy
 from agents.model import HIGH_RATE, check_learning_rate, load_model
 from agents.progress import Bar
 from agents.reporting import REPORT_TO, Reporter, check_report_to
@@ -37,12 +38,12 @@ from agents.settings import (
 )
 from agents.sharding import read_by_all
 from retool_env.episode import Rules
+from retool_env.integrations.weights import trained_weights
 from retool_env.metrics import summarise
 from retool_env.problems import Problem, ProblemSource
-from retool_env.rollout import PolicyUnavailable, RolloutEngine
+from retool_env.rollout import Policy, PolicyUnavailable, RolloutEngine
 from retool_env.rollout.engine import Group, run_blocking
 from retool_env.rollout.progress import Progress
-from retool_env.rollout.transformers import TransformersPolicy
 from retool_env.sandbox import Sandbox
 from retool_env.transcript import Transcript, read_transcripts, write_transcripts
 
@@ -66,7 +67,10 @@ class Settings:
     restart: bool = setting(
         True, "fine-tune the initial model on all rounds' traces; false: the last one on its own"
     )
-    sample_batch: int = setting(128, "sequences that are decoded together, at most")
+    engine: str | dict[str, Any] = setting("transformers", ENGINE)
+    sample_batch: int = setting(
+        128, "sequences that the engine transformers decodes together, at most"
+    )
     in_flight: int = setting(256, "episodes in flight at once, at most, in a process")
     temperature: float = setting(1.0, "of sampling")
     sft: dict[str, Any] = setting({}, "settings of the fine-tuning (sft.epochs=2)")
@@ -88,6 +92,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     counts = ("rounds", "problems", "k", "keep", "sample_batch", "in_flight")
     check_least(settings, {**dict.fromkeys(counts, 1), "lora_rank": 0})
     state = processes()
+    check_engine(settings.engine, state.num_processes)
     run = Run(folder, settings, resume)
     if run.finished:
         return run.checkpoint
@@ -182,13 +187,7 @@ def sample(
     chosen = [problems[int(i)] for i in order[places]]
     state = processes()
     own = range(state.process_index, len(chosen), state.num_processes)
-    with read_by_all():
-        loaded, tokenizer = load_model(model, settings.dtype)
-    if torch.accelerator.is_available():
-        loaded = loaded.to(torch.accelerator.current_accelerator())
-    policy = TransformersPolicy(
-        loaded, tokenizer, temperature=settings.temperature, max_batch=settings.sample_batch
-    )
+    policy = policy_of(settings, number, model)
     progress = Progress()
     engine = RolloutEngine(policy, rules, sandbox, settings.in_flight, progress=progress)
     found = kept_groups(kept, settings.k)
@@ -205,11 +204,38 @@ def sample(
         left = ((i, chosen[i]) for i in own if chosen[i].id not in found)
         await asyncio.gather(*(one(i, problem) for i, problem in left))
 
-    with Bar(f"round {number + 1}: sampling", len(own), live=progress) as bar:
-        bar.set_total(len(own), len(found))
-        run_blocking(rest())
+    try:
+        with Bar(f"round {number + 1}: sampling", len(own), live=progress) as bar:
+            bar.set_total(len(own), len(found))
+            run_blocking(rest())
+    finally:
+        if hasattr(policy, "close"):
+            policy.close()
     everywhere = dict(gather_object([(i, found[chosen[i].id]) for i in own]))
     return [everywhere[i] for i in range(len(chosen))]
+
+
+def policy_of(settings: Settings, number: int, model: str) -> Policy:
+    """What samples a round: the engine with the round's model. All processes call it."""
+    state = processes()
+    name, options = check_engine(settings.engine, state.num_processes)
+    with read_by_all():
+        loaded, tokenizer = load_model(model, settings.dtype)
+    if name == "transformers":
+        options = {"max_batch": settings.sample_batch, **options}
+        if torch.accelerator.is_available():
+            loaded = loaded.to(torch.accelerator.current_accelerator())
+    policy = make_policy(name, options, loaded, tokenizer, model, settings.temperature, apart=False)
+    if name.startswith(
+        "http"
+    ):  # servers have whatever they were started with, or an earlier round's
+        version = number + 1
+        if state.is_main_process:
+            run_blocking(policy.update_weights(version, trained_weights(loaded)))
+        state.wait_for_everyone()
+        if not state.is_main_process:
+            run_blocking(policy.follow(version))
+    return policy
 
 
 def kept_groups(path: Path, k: int) -> dict[str, Group]:

@@ -27,6 +27,7 @@ from retool_env.episode import Rules
 from retool_env.integrations.trl import EngineRollouts, training_rows
 from retool_env.problems import Problem, ProblemList
 from retool_env.rollout import PolicyUnavailable
+from retool_env.rollout.transformers import TransformersPolicy
 from retool_env.sandbox import Execution, Outcome
 from retool_env.transcript import (
     Span,
@@ -686,6 +687,35 @@ def test_rft_learns_what_it_sometimes_got_right(undecided, tmp_path, riddles):
         traces = list(read_transcripts(tmp_path / "rft" / "stages" / f"round-{number}.jsonl"))
         assert all(t.correct for t in traces)
         assert len({(t.problem.id, t.response_text) for t in traces}) == len(traces) >= 4
+
+
+def test_rft_gives_servers_each_rounds_weights(undecided, tmp_path, riddles, monkeypatch):
+    updates, closed = [], []
+
+    class Server(TransformersPolicy):
+        async def update_weights(self, version, weights=None):
+            updates.append(version)
+            await super().update_weights(version, weights)
+
+        def close(self):
+            closed.append(self)
+
+    def served(name, options, trained, tokenizer, model, temperature, apart):
+        assert (name, options, apart) == ("http://h:1", {"weights_folder": "w"}, False)
+        model = AutoModelForCausalLM.from_pretrained(undecided)  # what it was started with
+        return Server(model, tokenizer, temperature=temperature)
+
+    monkeypatch.setattr(rft, "make_policy", served)
+    engine = {"name": "http://h:1", "weights_folder": "w"}
+    rft.train(rft_settings(undecided, engine=engine), tmp_path / "rft")
+    assert updates == [1, 2] and len(closed) == 2
+    records = read_records(tmp_path / "rft" / "metrics.jsonl")
+    assert records[1]["env/accuracy"] > records[0]["env/accuracy"] + 0.3
+
+
+def test_rft_refuses_an_engine_that_there_is_not_before_anything_is_sampled(undecided, tmp_path):
+    with pytest.raises(SettingsError, match="engine: 'vlm' is none"):
+        rft.train(rft_settings(undecided, engine="vlm"), tmp_path / "rft")
 
 
 def test_a_stopped_rft_goes_on_without_sampling_again(undecided, tmp_path, riddles, monkeypatch):
