@@ -15,9 +15,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
+from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
@@ -36,7 +37,7 @@ from agents.model import (
 from agents.progress import Bar, BarCallback, console
 from agents.reporting import PROJECT, REPORT_TO, check_report_to
 from agents.run import Run, RunLogger, processes
-from agents.selection import CleanRollouts, without_void_turns
+from agents.selection import CURRICULUM, CleanRollouts, chosen_ids, without_void_turns
 from agents.settings import (
     SANDBOX,
     SettingsError,
@@ -45,18 +46,19 @@ from agents.settings import (
     find_sandbox,
     find_task,
     largest_divisor,
+    nearest,
     setting,
     trl_config,
 )
 from agents.sharding import accelerator_config
 from agents.stopping import StopCallback
 from retool_env.episode import Rules
+from retool_env.integrations.correction import Correction
 from retool_env.integrations.trl import (
     Advantages,
     EngineGRPOTrainer,
     EngineRollouts,
     episode_reward,
-    problem_dataset,
 )
 from retool_env.problems import ProblemSource
 from retool_env.rollout import RolloutEngine
@@ -69,6 +71,11 @@ os.environ.setdefault(
 
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 """TRL's losses that clip the ratio on both sides, and bound it by `delta`."""
+CORRECTION = (
+    "what the engine's log-probs are: ratio, the old ones of the ratio; token or geometric, what truncated weights correct "
+    "(each token's, or an episode's geometric mean), at the cost of a pass"
+)
+"""What the setting `correction` is."""
 OURS = ("scale_rewards", "multi_objective_aggregation")
 """Fields of TRL's that have no effect here: advantages are the algorithm's, and there is one reward."""
 
@@ -88,6 +95,7 @@ class Settings:
     )
     sandbox: str | dict[str, Any] = setting("nsjail", SANDBOX)
     seed: int = setting(0, "of problems and sampling")
+    curriculum: str = setting("", CURRICULUM)
     steps: int = setting(60, "optimizer steps")
     prompts: int = setting(16, "problems a step")
     rollouts: int = setting(8, "rollouts a problem: the group")
@@ -127,6 +135,8 @@ class Settings:
         0.0,
         "coefficient of the entropy bonus, the mean of its means over each micro batch's tokens",
     )
+    correction: str = setting("ratio", CORRECTION)
+    correction_cap: float = setting(2.0, "largest weight of a correction that is no ratio")
     spare: float = setting(
         1.0,
         "rollouts sampled for each trained on; of right ones the cleaner stay (arXiv 2508.20722)",
@@ -195,8 +205,9 @@ def train(
         settings.allow_high_learning_rate,
         settings.trl,
     )
-    dataset = problem_dataset(problems, settings.steps * settings.prompts, settings.seed)
-    check_prompts(dataset["prompt"], problems, rules, tokenizer, model)
+    drawn = settings.steps * settings.prompts
+    ids = chosen_ids(problems, drawn, settings.seed, settings.curriculum)
+    check_prompts(ids, problems, rules, tokenizer, model)
     ours = {
         "output_dir": str(run.trainer),
         "max_steps": settings.steps,
@@ -254,13 +265,15 @@ def train(
             model=model,
             reward_funcs=reward_functions(bonus, rules.max_tokens),
             args=config,
-            train_dataset=dataset,
+            train_dataset=Dataset.from_dict({"prompt": ids}),
             processing_class=tokenizer,
             peft_config=lora_config(settings.lora_rank),
             callbacks=[RunLogger(run), BarCallback(bar), stop],
             rollout_func=_not_yet,
             advantages=advantages,
             on_trained=Every(settings.transcripts_every, run.write),
+            correction=settings.correction,
+            correction_cap=settings.correction_cap,
         )
         apart = settings.staleness > 0 or trainer.is_fsdp_enabled
         policy = make_policy(
@@ -349,6 +362,7 @@ def check_batch(settings: Settings, processes: int) -> int:
         raise SettingsError(
             f"ratio_cap has no part in loss={settings.loss}; it has in {', '.join(CLIPPED)}"
         )
+    check_correction(settings.correction, settings.correction_cap)
     check_dtype(settings.dtype, settings.lora_rank, settings.trl)
     if settings.prompts % processes:
         raise SettingsError(
@@ -364,6 +378,20 @@ def check_batch(settings: Settings, processes: int) -> int:
             f"divide: take micro_batch={largest_divisor(episodes, settings.micro_batch)}"
         )
     return passes
+
+
+def check_correction(kind: str, cap: float) -> None:
+    """Check two settings.
+
+    Raises:
+        SettingsError: If there is no such correction, or the cap would weigh down what needs none.
+    """
+    if kind not in get_args(Correction):
+        raise SettingsError(
+            f"correction={kind}: there are {', '.join(get_args(Correction))}{nearest(kind, get_args(Correction))}"
+        )
+    if not cap >= 1:
+        raise SettingsError(f"correction_cap must be at least 1, not {cap}")
 
 
 def check_prompts(

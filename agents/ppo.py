@@ -15,7 +15,7 @@ import json
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ from trl.trainer.utils import add_fused_lm_head
 from agents.advantages import explained_variance, gae, whiten
 from agents.engine import ENGINE, check_engine, make_policy
 from agents.figures import Sums, pooled
-from agents.grpo import check_prompts
+from agents.grpo import CORRECTION, check_correction, check_prompts
 from agents.losses import k3, ppo_policy_loss, value_loss
 from agents.model import (
     HIGH_RATE,
@@ -49,7 +49,7 @@ from agents.model import (
 from agents.progress import Bar, console
 from agents.reporting import REPORT_TO, Reporter, check_report_to
 from agents.run import Run, processes, write_atomically
-from agents.selection import without_void_turns
+from agents.selection import CURRICULUM, chosen_ids, without_void_turns
 from agents.settings import (
     SANDBOX,
     SettingsError,
@@ -61,9 +61,10 @@ from agents.settings import (
 )
 from agents.sharding import shard_frozen
 from agents.stopping import Stopping
+from retool_env.integrations.correction import importance_weights, weight_figures, weight_sums
 from retool_env.integrations.packing import Packed, keeps_apart, pack, score
 from retool_env.integrations.rollouts import EngineRollouts, RolloutsAbandoned, together
-from retool_env.integrations.rows import problem_dataset, with_trained_logprobs
+from retool_env.integrations.rows import with_trained_logprobs
 from retool_env.integrations.trl import episode_reward
 from retool_env.integrations.weights import is_sharded, whole
 from retool_env.rollout import RolloutEngine
@@ -83,6 +84,7 @@ class Settings:
     )
     sandbox: str | dict[str, Any] = setting("nsjail", SANDBOX)
     seed: int = setting(0, "of problems, sampling and order")
+    curriculum: str = setting("", CURRICULUM)
     steps: int = setting(400, "each one batch of rollouts, and the updates made with it")
     prompts: int = setting(1024, "problems a step")
     rollouts: int = setting(1, "rollouts a problem")
@@ -109,6 +111,8 @@ class Settings:
     dual_clip: float = setting(10.0, "largest ratio that weighs a negative advantage; 0: none")
     value_clip: float = setting(0.5, "clip of a value's change in a step; 0: none")
     value_coefficient: float = setting(1.0, "of the critic's loss")
+    correction: str = setting("ratio", CORRECTION)
+    correction_cap: float = setting(2.0, "largest weight of a correction that is no ratio")
     entropy: float = setting(0.0, "coefficient of the entropy bonus")
     kl: float = setting(0.0, "coefficient of the KL to the initial model; the paper's is 0")
     mask_void: bool = setting(
@@ -155,7 +159,8 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             settings.allow_high_learning_rate,
             name=rate,
         )
-    order = problem_dataset(problems, settings.steps * settings.prompts, settings.seed)["prompt"]
+    drawn = settings.steps * settings.prompts
+    order = chosen_ids(problems, drawn, settings.seed, settings.curriculum)
     check_prompts(order, problems, rules, tokenizer, model)
     progress, stopping = Progress(), Stopping()
     with ExitStack() as resources:
@@ -253,6 +258,7 @@ def check(settings: Settings, processes: int) -> None:
     zero = ("deadline", "lora_rank", "export_steps")
     least = dict.fromkeys((*counts, *others), 1) | dict.fromkeys(zero, 0)
     check_least(settings, least)
+    check_correction(settings.correction, settings.correction_cap)
     check_dtype(settings.dtype, settings.lora_rank)
     for name in ("learning_rate", "critic_learning_rate", "max_grad_norm", "temperature"):
         if not getattr(settings, name) > 0:
@@ -333,6 +339,10 @@ class Batch:
     """The critic's values, before the updates, of the states in which token t + 1 was sampled."""
     advantages: torch.Tensor | None = None
     returns: torch.Tensor | None = None
+    own_logps: torch.Tensor | None = None
+    """The actor's log-probs before the updates, where the correction is no ratio."""
+    weights: torch.Tensor | None = None
+    """Of the correction, likewise."""
 
     @classmethod
     def of(cls, rows: Mapping[str, Sequence[Any]], device: torch.device | str = "cpu") -> Batch:
@@ -466,6 +476,13 @@ class Learner:
         batch = dataclasses.replace(
             batch, old_values=values, advantages=advantages, returns=returns
         )
+        figures = {}
+        if settings.correction != "ratio":
+            own = self.logps(batch)
+            kind, cap = settings.correction, settings.correction_cap
+            weights = importance_weights(own, batch.old_logps, batch.mask, kind, cap)
+            batch = dataclasses.replace(batch, own_logps=own, weights=weights)
+            figures = weight_figures(self._total(weight_sums(weights, batch.mask)))
         explained = explained_variance(values, returns, batch.mask, self._total)
         size = settings.mini_batch // self._world
         sums = Sums()
@@ -475,7 +492,7 @@ class Learner:
             for start in range(0, len(order), size):
                 index = torch.from_numpy(order[start : start + size]).to(batch.ids.device)
                 self.update(batch.take(index), sums, step >= settings.critic_warmup)
-        figures = sums.figures(self._total, self.accelerator.gather)
+        figures |= sums.figures(self._total, self.accelerator.gather)
         if explained is not None:
             figures["critic/explained_variance"] = explained
         episodes = self._total(torch.stack([batch.mask.sum(), batch.mask.any(1).sum()]))
@@ -494,16 +511,23 @@ class Learner:
             found.append(transcript)
         return found
 
-    @torch.no_grad()
     def values(self, batch: Batch) -> torch.Tensor:
         """The critic's values, shape `(B, T)`."""
-        values = torch.zeros_like(batch.old_logps)
+        return self._of_all(self.critic, batch)
+
+    def logps(self, batch: Batch) -> torch.Tensor:
+        """The actor's log-probs, shape `(B, T)`."""
+        return self._of_all(lambda rows: self._score(self.actor, rows)[0], batch)
+
+    @torch.no_grad()
+    def _of_all(self, of: Callable[[Packed], torch.Tensor], batch: Batch) -> torch.Tensor:
+        found = torch.zeros_like(batch.old_logps)
         done = 0
         for part in batch.parts(self.settings.micro_batch):
-            found = self.critic(self.rows(part))
-            values[done : done + len(found), : found.shape[1]] = found
-            done += len(found)
-        return values
+            own = of(self.rows(part))
+            found[done : done + len(own), : own.shape[1]] = own
+            done += len(own)
+        return found
 
     def update(self, batch: Batch, sums: Sums, actor: bool = True) -> None:
         """One optimizer step with a minibatch: the critic's and, unless it is frozen, the actor's.
@@ -549,13 +573,15 @@ class Learner:
             )
         each, clipped = ppo_policy_loss(
             logps,
-            batch.old_logps,
+            batch.old_logps if batch.own_logps is None else batch.own_logps,
             batch.advantages,
             mask,
             settings.clip_low,
             settings.clip_high,
             settings.dual_clip or None,
         )
+        if batch.weights is not None:
+            each = each * batch.weights
         entropy = entropy.masked_fill(~mask, 0.0)
         loss = each.sum()
         if settings.entropy:

@@ -1,4 +1,4 @@
-"""Selection: which of the rollouts, and what of them, is trained on. Settings of every algorithm without a critic."""
+"""Selection: which problems are trained on and in what order, which of their rollouts, and what of these."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from retool_env.integrations.trl import EngineRollouts
-from retool_env.problems import Problem
+from agents.settings import SettingsError
+from retool_env.integrations.trl import EngineRollouts, problem_dataset
+from retool_env.problems import Problem, ProblemSource
 from retool_env.protocol import TurnKind
 from retool_env.rollout.engine import Group
-from retool_env.transcript import Transcript
+from retool_env.transcript import Transcript, read_transcripts
+
+CURRICULUM = (
+    "a file of transcripts (of a run, or of an evaluation of training problems): only problems that they got right sometimes, but "
+    "not always, are trained on, and those with the highest pass rate first; empty: all, in random order"
+)
+"""What the setting `curriculum` is."""
 
 
 class CleanRollouts(EngineRollouts):
@@ -76,3 +83,48 @@ def without_void_turns(rollouts: EngineRollouts) -> Callable[..., dict[str, list
         return rows
 
     return call
+
+
+def chosen_ids(problems: ProblemSource, size: int, seed: int, curriculum: str = "") -> list[str]:
+    """Ids of the problems that a run of so many draws trains on, in order.
+
+    They are drawn at random, none again before all have been drawn. With a curriculum they are put into the order of the
+    pass rates that its transcripts show, from easy to hard over the whole run; equal ones stay in random order.
+
+    Raises:
+        SettingsError: If there are no problems, or the curriculum's file is none, or leaves none.
+    """
+    if not curriculum:
+        try:
+            return problem_dataset(problems, size, seed)["prompt"][:]
+        except ValueError as error:
+            raise SettingsError(f"env: {error}") from error
+    rates = pass_rates(curriculum)
+    known = {problem.id for problem in (problems[i] for i in range(len(problems)))} & rates.keys()
+    undecided = sorted(name for name in known if 0 < rates[name] < 1)
+    if not undecided:
+        raise SettingsError(
+            f"curriculum: of {len(rates)} problems in {curriculum}, {len(known)} are the environment's, and none of these was "
+            "got right sometimes and sometimes not: take transcripts of its training problems, several of each"
+        )
+    chance = np.random.default_rng(seed)
+    drawn: list[str] = []
+    while len(drawn) < size:
+        drawn += chance.permutation(undecided).tolist()
+    return sorted(drawn[:size], key=lambda name: -rates[name])
+
+
+def pass_rates(path: str) -> dict[str, float]:
+    """The share of right ones among a file's scored transcripts of each problem, by its id.
+
+    Raises:
+        SettingsError: If there is no such file, or it holds no transcripts.
+    """
+    counts: dict[str, list[bool]] = {}
+    try:
+        for transcript in read_transcripts(path):
+            if transcript.scored and transcript.correct is not None:
+                counts.setdefault(transcript.problem.id, []).append(transcript.correct)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"curriculum: {error}") from error
+    return {name: sum(right) / len(right) for name, right in counts.items()}

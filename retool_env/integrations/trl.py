@@ -23,6 +23,12 @@ from transformers import TrainerCallback
 from transformers.utils.generic import is_flash_attention_requested
 from trl import GRPOConfig, GRPOTrainer
 
+from retool_env.integrations.correction import (
+    Correction,
+    importance_weights,
+    weight_figures,
+    weight_sums,
+)
 from retool_env.integrations.packing import keeps_apart, pack, score
 from retool_env.integrations.rollouts import EngineRollouts, together
 from retool_env.integrations.rows import (
@@ -99,6 +105,10 @@ class EngineGRPOTrainer(GRPOTrainer):
         on_trained: Called with the number of the step that sampled it and this process's transcripts of a generation batch, once
             all of them have been through the model, or training ends before: those that were trained on with the log-probs of
             that pass (`Span.trained_logprobs`).
+        correction: What the old log-probs are: the engine's (`"ratio"`), or the trainer's own, which takes a pass more, and what
+            the engine's differ from these weighs the loss (see `importance_weights`). The mean weight is logged as
+            `correction/weight`, and the share of the tokens that so weighted ones are worth as `correction/effective_tokens`.
+        correction_cap: The largest weight.
         packed: Leave out the padding where the model can do without.
         shared_prompts: Compute a prompt once for those of its episodes that fit into one row, where the model can (full attention,
             by `sdpa`).
@@ -112,6 +122,8 @@ class EngineGRPOTrainer(GRPOTrainer):
         *args: Any,
         advantages: Advantages | None = None,
         on_trained: Callable[[int, list[Transcript]], None] | None = None,
+        correction: Correction = "ratio",
+        correction_cap: float = 2.0,
         packed: bool = True,
         shared_prompts: bool = True,
         **kwargs: Any,
@@ -127,6 +139,8 @@ class EngineGRPOTrainer(GRPOTrainer):
         self._check_groups()
         self.advantages = advantages
         self.on_trained = on_trained
+        self._correction: Correction = correction
+        self._correction_cap = correction_cap
         self._untrained: list[Transcript] = []
         self._sampled_at = 0
         self._logps_of: dict[int, list[float] | None] = {}  # None: no token to train on
@@ -159,9 +173,12 @@ class EngineGRPOTrainer(GRPOTrainer):
         sampled = output.get("sampling_per_token_logps")
         if sampled is None:
             raise ValueError("the rollouts carry no log-probs: use EngineRollouts as rollout_func")
-        output["old_per_token_logps"] = sampled.to(dtype=torch.float32)
+        output["old_per_token_logps"] = sampled = sampled.to(dtype=torch.float32)
         if self.advantages is not None:
             output["advantages"] = self._own_advantages(len(inputs))
+        if self._correction != "ratio":
+            output["old_per_token_logps"] = self._logps_before(output)
+            output["advantages"] = output["advantages"][:, None] * self._weights(output, sampled)
         trained = (output["completion_mask"] * output["tool_mask"]).any(dim=1)
         rows = torch.stack([trained.sum(), trained.new_tensor(len(trained), dtype=torch.long)])
         kept, total = self.accelerator.reduce(rows, "sum")
@@ -171,6 +188,28 @@ class EngineGRPOTrainer(GRPOTrainer):
             self._untrained, self._logps_of = [row["transcript"] for row in inputs], {}
             self._sampled_at = self.state.global_step
         return output
+
+    @torch.no_grad()
+    def _logps_before(self, output: dict[str, Any]) -> torch.Tensor:
+        """The trainer's log-probs of a generation batch, before its updates."""
+        ids, mask = (
+            torch.cat([output[f"prompt_{part}"], output[f"completion_{part}"]], dim=1)
+            for part in ("ids", "mask")
+        )
+        logits, size = output["completion_ids"].size(1), self.args.per_device_train_batch_size
+        found = self._get_per_token_logps_and_entropies(self.model, ids, mask, logits, size)
+        return found[0].float()
+
+    def _weights(self, output: dict[str, Any], sampled: torch.Tensor) -> torch.Tensor:
+        mask = (output["completion_mask"] * output["tool_mask"]).bool()
+        weights = importance_weights(
+            output["old_per_token_logps"], sampled, mask, self._correction, self._correction_cap
+        )
+        sums = self.accelerator.reduce(weight_sums(weights, mask), "sum")
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name, value in weight_figures(sums).items():
+            metrics[name].append(value)
+        return weights
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         each = super()._calculate_rewards(
@@ -295,7 +334,7 @@ class EngineGRPOTrainer(GRPOTrainer):
     @torch.no_grad()
     def _log_distance(self, trained: torch.Tensor, inputs: dict[str, Any]) -> None:
         mask = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
-        difference = (trained.float() - inputs["old_per_token_logps"])[mask]
+        difference = (trained.float() - inputs["sampling_per_token_logps"].float())[mask]
         ratio = difference.exp()
         most = difference.abs().max() if difference.numel() else difference.new_zeros(())
         figures = [difference.abs(), ratio - 1 - difference, ratio, ratio.square(), mask.float()]

@@ -5,11 +5,13 @@ Nothing here is taken from what it is compared with. A failed episode is left ou
 
 from __future__ import annotations
 
+import math
 from statistics import fmean, stdev
 
 import torch
 
 EPSILON = 1e-4
+CAP = 1.1
 
 
 def centred(groups):
@@ -66,10 +68,11 @@ def clipped(ratio, advantage, low, high):
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
 
 
-def loss(name, model, groups, budget, initial=None, kl=0.0):
+def loss(name, model, groups, budget, initial=None, kl=0.0, correction=None):
     """An algorithm's loss on groups of transcripts at its default settings.
 
-    `initial` is the model that `kl` is to; the ratio weighs that, too (TRL's default, from arXiv 2512.02556).
+    `initial` is the model that `kl` is to; the ratio weighs that, too (TRL's default, from arXiv 2512.02556). With a
+    `correction`, the model's log-probs are the old ones, and weights up to `CAP` stand for what the engine's differ.
     """
     scored = [[t for t in group if t.reward is not None] for group in groups]
     rewards = [[t.reward for t in group] for group in scored]
@@ -96,6 +99,12 @@ def loss(name, model, groups, budget, initial=None, kl=0.0):
             [p for p, own in zip(transcript.logprobs, transcript.loss_mask, strict=True) if own],
             dtype=torch.float64,
         )
+        if correction is not None:
+            apart = [a - b for a, b in zip(logps.tolist(), old.tolist(), strict=True)]
+            if correction == "geometric":
+                apart = [sum(apart) / len(apart)] * len(apart)
+            weights = [min(math.exp(each), CAP) for each in apart]
+            old, advantage = logps.detach(), advantage * torch.tensor(weights, dtype=torch.float64)
         ratio = (logps - old).exp()
         if name == "gspo":
             ratio = ((logps - old).sum() / len(logps)).exp()

@@ -209,10 +209,10 @@ def flat(groups):
 
 @pytest.fixture
 def expected(model64, groups, initial):
-    def loss_and_gradient(name, kl=0.0):
+    def loss_and_gradient(name, kl=0.0, correction=None):
         first = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float64) if kl else None
         model64.zero_grad()
-        loss = references.loss(name, model64, groups, BUDGET, first, kl)
+        loss = references.loss(name, model64, groups, BUDGET, first, kl, correction)
         loss.backward()
         return loss.detach(), gradient_of(model64)
 
@@ -229,6 +229,31 @@ def test_the_loss_is_the_references_failed_episodes_as_if_absent(
     other_loss, other_gradient = expected(name, kl)
     assert loss.item() == pytest.approx(other_loss.item(), rel=1e-4, abs=1e-6)
     assert_same_direction_and_length(gradient, other_gradient)
+
+
+@every
+@pytest.mark.parametrize("correction", ["token", "geometric"])
+def test_a_correction_weighs_the_loss(name, correction, groups, trainer_of, expected):
+    trainer = trainer_of(
+        name, flat(groups), kl=0.3, correction=correction, correction_cap=references.CAP
+    )
+    loss, gradient = loss_and_gradient(trainer, batch_of(trainer))
+    other_loss, other_gradient = expected(name, 0.3, correction)
+    assert loss.item() == pytest.approx(other_loss.item(), rel=1e-4, abs=1e-6)
+    assert_same_direction_and_length(gradient, other_gradient)
+    [weight] = trainer._metrics["train"]["correction/weight"]
+    [effective] = trainer._metrics["train"]["correction/effective_tokens"]
+    assert 0.8 < weight < references.CAP and 0.5 < effective < 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [({"correction": "tokens"}, "did you mean 'token'"), ({"correction_cap": 0.5}, "at least 1")],
+)
+def test_corrections_that_there_are_not_are_refused(trainer_of, groups, initial, setting, said):
+    module, settings = settings_of("grpo", initial, **setting)
+    with pytest.raises(SettingsError, match=said):
+        module.train(settings, None)
 
 
 def test_the_lengths_reach_into_the_overlong_punishment(groups):

@@ -48,8 +48,11 @@ def close(one, other, tolerance=1e-5):
 # Updates
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_the_gradient_is_that_of_the_definition(initial, temperature):
+@pytest.mark.parametrize(
+    ("temperature", "correction"),
+    [(1.0, "ratio"), (0.6, "ratio"), (1.0, "token"), (1.0, "geometric")],
+)
+def test_the_gradient_is_that_of_the_definition(initial, temperature, correction):
     """By autograd through transformers' own logits, and loops over the model's tokens, in float64."""
     model = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float64)
     made = learner(initial)
@@ -68,26 +71,35 @@ def test_the_gradient_is_that_of_the_definition(initial, temperature):
             if m
         ]
         tokens, after, advantage = [], 0.0, 0.0
+        moved = {t: logps[t - 1, ids[0, t]].item() - old for t, old in places}
+        average = sum(moved.values()) / len(moved)
+        weight_of = {
+            t: min(math.exp(average if correction == "geometric" else moved[t]), 1.05)
+            for t in moved
+        }
         reward = each["transcript"].reward
         for t, old in reversed(places):
             value = values[t - 1].item()
             advantage = reward + gamma * after - value + gamma * lam * advantage
             reward, after = 0.0, value
-            tokens.append(
-                (logps[t - 1, ids[0, t]], old, values[t - 1], advantage, advantage + value)
-            )
+            logp = logps[t - 1, ids[0, t]]
+            tokens.append((logp, old, values[t - 1], advantage, advantage + value, weight_of[t]))
         own += tokens
     mean = sum(each[3] for each in own) / len(own)
     std = math.sqrt(sum((each[3] - mean) ** 2 for each in own) / len(own))
     policy = critic = 0.0
-    for logp, old, value, advantage, target in own:
-        ratio, white = (logp - old).exp(), (advantage - mean) / (std + 1e-4)
+    for logp, old, value, advantage, target, weight in own:
+        white = (advantage - mean) / (std + 1e-4)
+        ratio = (logp - old).exp()
+        if correction != "ratio":
+            ratio, white = (logp - logp.detach()).exp(), white * weight
         policy = policy - torch.minimum(ratio * white, ratio.clamp(0.8, 1.28) * white) / len(own)
         critic = critic + 0.5 * (value - target) ** 2 / len(own)
     (policy + critic).backward()
     expected = [-p.grad.flatten() for p in model.parameters()]
     expected_critic = [-p.grad.flatten() for p in (*trunk.parameters(), *head.parameters())]
-    (actor, critic_change), figures = changes(initial, ROWS, temperature=temperature)
+    more = {"temperature": temperature, "correction": correction, "correction_cap": 1.05}
+    (actor, critic_change), figures = changes(initial, ROWS, **more)
     close([actor, critic_change], [torch.cat(g).float() for g in (expected, expected_critic)])
     apart = [each[0].item() - each[1] for each in own]
     weight = [math.exp(each) for each in apart]
@@ -109,8 +121,16 @@ def test_the_gradient_is_that_of_the_definition(initial, temperature):
         "grad_norm/actor": actor.norm().item(),
         "grad_norm/critic": critic_change.norm().item(),
     }
+    if correction != "ratio":  # then nothing has moved from the old ones
+        weights = [each[5] for each in own]
+        expected["clip_fraction"] = 0.0
+        expected["correction/weight"] = sum(weights) / len(weights)
+        expected["correction/effective_tokens"] = (
+            sum(weights) ** 2 / sum(w * w for w in weights) / len(weights)
+        )
+        assert 1.05 in weights or correction == "geometric"
     assert {name: figures[name] for name in expected} == pytest.approx(expected, rel=1e-4)
-    assert 0 < expected["clip_fraction"] < 1
+    assert correction != "ratio" or 0 < expected["clip_fraction"] < 1
 
 
 def test_interpreter_tokens_move_neither_loss_nor_gradient_of_actor_or_critic(initial):
