@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -56,6 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if arguments.help else 2
     try:
         algorithm = load_algorithm(arguments.algorithm)
+        if argv is None:
+            # As a program: what was imported stays, and with thousands of episodes at once the garbage collector would go
+            # through all of it so often that this is a third of the engine's time.
+            gc.collect()
+            gc.freeze()
         if arguments.help:
             parser.print_help()
             print(f"\nsettings of {arguments.algorithm}:\n{describe(algorithm.Settings)}")

@@ -50,6 +50,7 @@ from retool_env.problems.json_lines import ANSWER_KEYS, row_problem
 from retool_env.problems.loading import json_rows
 from retool_env.protocol import memory_words, script_words, value_words
 from retool_env.rollout import Policy, PolicyUnavailable, RolloutEngine, TextGeneration, TextPolicy
+from retool_env.rollout.api_errors import RequestRefused
 from retool_env.rollout.progress import Progress
 from retool_env.rollout.transformers import TransformersPolicy
 from retool_env.sandbox import Sandbox
@@ -64,7 +65,7 @@ REWRITER = (
 )
 
 REFUSALS = 8
-"""So many lines that an API refuses, and none that it does not: the setting is wrong, not the lines."""
+"""So many lines in a row that an API refuses, and at least as many as are in flight: the setting is wrong, not the lines."""
 
 PROMPT = """\
 Below are a problem and a solution of it in words. Write the solution again, as one who has a Python interpreter at hand: keep \
@@ -336,7 +337,7 @@ async def make_traces(
     Those of an earlier start are taken from the run's record; the others are added.
 
     Raises:
-        SettingsError: If an API refuses all requests, or the first `REFUSALS`.
+        SettingsError: If an API refuses every line, or too many one after the other (`REFUSALS`); those are then not dropped.
         ConnectionError: If it can't be reached; `PermissionError` if it refuses the key.
     """
     rules = dataclasses.replace(rules, prompt_template="{query}", void_turn="end")
@@ -345,7 +346,8 @@ async def make_traces(
     progress = Progress()
     progress.expect(len(sources) - len(made))
     tally = Tally(progress)
-    refused: dict[Problem, Drop] = {}
+    in_a_row = 0
+    most = min(max(REFUSALS, settings.in_flight), len(sources))
     slots = asyncio.Semaphore(settings.in_flight)
 
     def count(source: Source, transcript: Transcript) -> None:
@@ -354,6 +356,7 @@ async def make_traces(
         bar.show(tally.done, {"verified": tally.verified / tally.done})
 
     async def make(index: int) -> None:
+        nonlocal in_a_row
         source = sources[index]
         policy: Any = Replay(source.said) if source.said else rewriter
         fitting = by_text if hasattr(policy, "write") else rules
@@ -361,12 +364,19 @@ async def make_traces(
             engine = RolloutEngine(policy, fitting, sandbox, progress=progress)
             try:
                 transcript = await engine.episode(source.problem, (settings.seed, index))
-            except ValueError as error:  # of an API's policy: what it refuses
-                refused[source.problem] = made[source.problem] = Drop("refused", str(error))
-                # One line may be too long for it, or not to its taste; all are not.
-                if len(refused) == len(made) >= min(REFUSALS, len(sources)):
+            except RequestRefused as error:
+                in_a_row += 1
+                if in_a_row >= most:
                     raise SettingsError(f"rewriter: {source.problem.id}: {error}") from error
+                made[source.problem] = Drop("refused", str(error))
+                tally.done += 1
+                bar.show(tally.done, {"verified": tally.verified / tally.done})
                 return
+            except ValueError as error:
+                if policy is not rewriter or isinstance(policy, TransformersPolicy):
+                    raise  # there is no API in it
+                raise SettingsError(f"rewriter: {source.problem.id}: {error}") from error
+        in_a_row = 0
         made[source.problem] = transcript
         progress.finished(transcript)
         if transcript.stop_reason is not StopReason.INFRASTRUCTURE:

@@ -37,7 +37,7 @@ from agents.model import (
 from agents.progress import Bar, BarCallback, console
 from agents.reporting import PROJECT, REPORT_TO, check_report_to
 from agents.run import Run, RunLogger, processes
-from agents.selection import CURRICULUM, CleanRollouts, chosen_ids, without_void_turns
+from agents.selection import CURRICULUM, CleanRollouts, chosen_ids, only, without_void_turns
 from agents.settings import (
     SANDBOX,
     SettingsError,
@@ -298,7 +298,8 @@ def train(
                 settings.tokens_in_flight or None,
                 progress=progress,
             ),
-            problems,
+            # Of a curriculum's problems, also those that replace others.
+            only(problems, ids) if settings.curriculum else problems,
             settings.seed,
             staleness=settings.staleness,
             deadline=settings.deadline or None,

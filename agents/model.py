@@ -146,7 +146,8 @@ def check_dtype(dtype: str, lora_rank: int, trl: Mapping[str, Any] | None = None
 def disable_dropout(model: torch.nn.Module) -> None:
     """Train without dropout, as the engine samples without.
 
-    TRL's function of this name passes by what is no module: attention has its dropout as a number.
+    TRL's function of this name passes by what is no module: attention mostly has its dropout as a number. (What a model reads
+    from its configuration in each pass stays: Falcon's and GPT-Neo's attention, which is 0 in their checkpoints.)
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):

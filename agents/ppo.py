@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 import time
 from collections import defaultdict
@@ -70,6 +71,8 @@ from retool_env.integrations.weights import is_sharded, whole
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.progress import Progress, shown
 from retool_env.transcript import Transcript
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -621,6 +624,11 @@ class Learner:
                     for shared in (False, True)
                 )
             self._packs = packs, packs and shares
+            if not packs:
+                _log.warning(
+                    "%s lets episodes in one row see each other, so each has a row of its own, which takes longer",
+                    type(self.model).__name__,
+                )
         return self._packs
 
     def _score(self, model: torch.nn.Module, rows: Packed) -> list[torch.Tensor]:

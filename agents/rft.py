@@ -187,36 +187,34 @@ def sample(
     chosen = [problems[int(i)] for i in order[places]]
     state = processes()
     own = range(state.process_index, len(chosen), state.num_processes)
-    policy = policy_of(settings, number, model)
     progress = Progress()
-    engine = RolloutEngine(policy, rules, sandbox, settings.in_flight, progress=progress)
     found = kept_groups(kept, settings.k)
+    with ExitStack() as resources:
+        policy = policy_of(settings, number, model, resources)
+        engine = RolloutEngine(policy, rules, sandbox, settings.in_flight, progress=progress)
 
-    async def one(index: int, problem: Problem) -> None:
-        run = engine.groups([problem], settings.k, (settings.seed, number, index))
-        async with aclosing(run) as groups:
-            async for _, group in groups:
-                found[problem.id] = group
-                write_transcripts(kept, group)
-                bar.advance()
+        async def one(index: int, problem: Problem) -> None:
+            run = engine.groups([problem], settings.k, (settings.seed, number, index))
+            async with aclosing(run) as groups:
+                async for _, group in groups:
+                    found[problem.id] = group
+                    write_transcripts(kept, group)
+                    bar.advance()
 
-    async def rest() -> None:
-        left = ((i, chosen[i]) for i in own if chosen[i].id not in found)
-        await asyncio.gather(*(one(i, problem) for i, problem in left))
+        async def rest() -> None:
+            left = ((i, chosen[i]) for i in own if chosen[i].id not in found)
+            await asyncio.gather(*(one(i, problem) for i, problem in left))
 
-    try:
         with Bar(f"round {number + 1}: sampling", len(own), live=progress) as bar:
             bar.set_total(len(own), len(found))
             run_blocking(rest())
-    finally:
-        if hasattr(policy, "close"):
-            policy.close()
-    everywhere = dict(gather_object([(i, found[chosen[i].id]) for i in own]))
+        # With which all wait for each other: the first process has the weights that servers get.
+        everywhere = dict(gather_object([(i, found[chosen[i].id]) for i in own]))
     return [everywhere[i] for i in range(len(chosen))]
 
 
-def policy_of(settings: Settings, number: int, model: str) -> Policy:
-    """What samples a round: the engine with the round's model. All processes call it."""
+def policy_of(settings: Settings, number: int, model: str, resources: ExitStack) -> Policy:
+    """What samples a round: the engine with the round's model, closed with the resources. All processes call it."""
     state = processes()
     name, options = check_engine(settings.engine, state.num_processes)
     with read_by_all():
@@ -226,9 +224,10 @@ def policy_of(settings: Settings, number: int, model: str) -> Policy:
         if torch.accelerator.is_available():
             loaded = loaded.to(torch.accelerator.current_accelerator())
     policy = make_policy(name, options, loaded, tokenizer, model, settings.temperature, apart=False)
-    if name.startswith(
-        "http"
-    ):  # servers have whatever they were started with, or an earlier round's
+    if hasattr(policy, "close"):
+        resources.callback(policy.close)
+    # Servers have whatever they were started with, or an earlier round's.
+    if name.startswith("http"):
         version = number + 1
         if state.is_main_process:
             run_blocking(policy.update_weights(version, trained_weights(loaded)))

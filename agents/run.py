@@ -22,6 +22,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import MISSING
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,6 +79,11 @@ class Run:
         self._state = processes()
         self._config = folder / "config.json"
         self._settings = json.loads(json.dumps(dataclasses.asdict(settings)))
+        self._defaults = {
+            field.name: field.default_factory() if field.default is MISSING else field.default
+            for field in dataclasses.fields(settings)
+            if (field.default, field.default_factory) != (MISSING, MISSING)
+        }
         self._drawn = time.monotonic()
         if not self._begun():
             return
@@ -91,7 +97,8 @@ class Run:
             raise SettingsError(
                 f"{folder} was started with {record['processes']} processes, so it can't go on with {number}"
             )
-        before, now = record["settings"], self._settings
+        now = self._settings
+        before = {**self._defaults, **record["settings"]}  # a setting may be newer than the run
         changed = sorted(k for k in {**before, **now} if before.get(k) != now.get(k))
         if changed:
             raise SettingsError(
@@ -271,7 +278,7 @@ def _is_json(path: Path) -> bool:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one JSON object a line; what a stop cut short at its end is left out."""
+    """The objects of a file with one JSON object a line; lines that a stop cut short are left out."""
     return list(_read(path))
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from agents.settings import SettingsError
 from retool_env.integrations.trl import EngineRollouts, problem_dataset
-from retool_env.problems import Problem, ProblemSource
+from retool_env.problems import Problem, ProblemList, ProblemSource
 from retool_env.protocol import TurnKind
 from retool_env.rollout.engine import Group
 from retool_env.transcript import Transcript, read_transcripts
@@ -112,6 +112,11 @@ def chosen_ids(problems: ProblemSource, size: int, seed: int, curriculum: str = 
     while len(drawn) < size:
         drawn += chance.permutation(undecided).tolist()
     return sorted(drawn[:size], key=lambda name: -rates[name])
+
+
+def only(problems: ProblemSource, ids: Iterable[str]) -> ProblemList:
+    """Some of the problems."""
+    return ProblemList(problems.get(name) for name in dict.fromkeys(ids))
 
 
 def pass_rates(path: str) -> dict[str, float]:

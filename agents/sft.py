@@ -49,7 +49,7 @@ from agents.settings import (
 )
 from agents.sharding import accelerator_config
 from agents.stopping import StopCallback
-from agents.traces import has_messages, make_traces, read_messages
+from agents.traces import check_mix, has_messages, make_traces, read_messages
 from retool_env.episode import Rules, decode
 from retool_env.problems import ProblemSource
 from retool_env.sandbox import Sandbox
@@ -321,13 +321,14 @@ def own_traces(
             f"traces={settings.traces}, but the source holds {len(source)} problems"
         )
     problems = [source[i] for i in range(settings.traces)]
+    try:
+        check_mix(problems, settings.mix, rules)
+    except ValueError as error:
+        raise SettingsError(f"mix: {error}") from error
     with Bar("traces", len(problems)) as bar:
-        try:
-            traces = make_traces(
-                problems, settings.mix, rules, tokenizer, sandbox, settings.seed, bar.advance
-            )
-        except (TypeError, ValueError) as error:
-            raise SettingsError(f"mix: {error}") from error
+        traces = make_traces(
+            problems, settings.mix, rules, tokenizer, sandbox, settings.seed, bar.advance
+        )
     console.print(f"{len(traces)} of {len(problems)} traces ran and gave the right answer")
     if not traces:
         raise SettingsError("no trace gave the right answer, so there is nothing to learn from")

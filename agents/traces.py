@@ -255,6 +255,33 @@ def _fold[T](
     return value(ast.parse(expression, mode="eval").body)
 
 
+def check_mix(
+    problems: Sequence[Problem], mix: Mapping[str, float], rules: Rules
+) -> dict[str, float]:
+    """Check what `make_traces` is asked for.
+
+    Returns:
+        The shares of the styles that the rules leave.
+
+    Raises:
+        ValueError: If a style is unknown, a share is no number or negative, none is left, or a problem has no expression.
+    """
+    unknown = sorted(map(str, set(mix) - set(STYLES)))
+    if unknown:
+        raise ValueError(f"unknown style {unknown}; there are {', '.join(STYLES)}")
+    for style, share in mix.items():
+        number = isinstance(share, int | float) and not isinstance(share, bool)
+        if not (number and 0 <= share < float("inf")):
+            raise ValueError(f"the share of {style} must be a number of at least 0, not {share!r}")
+    usable = {s: share for s, share in mix.items() if rules.interpreter or s not in WITH_CODE}
+    if not sum(usable.values()):
+        raise ValueError(f"without an interpreter, of {sorted(mix)} no style is left")
+    for problem in problems:
+        if "expression" not in problem.metadata:
+            raise ValueError(f"{problem.id} has no expression, so no script can solve it")
+    return usable
+
+
 def make_traces(
     problems: Sequence[Problem],
     mix: Mapping[str, float],
@@ -277,19 +304,12 @@ def make_traces(
         on_trace: Called as each is done.
 
     Raises:
-        ValueError: If a style is unknown, none is left, or a problem has no expression.
+        ValueError: See `check_mix`.
     """
-    unknown = set(mix) - set(STYLES)
-    if unknown:
-        raise ValueError(f"unknown style {sorted(unknown)}; there are {', '.join(STYLES)}")
-    usable = {s: share for s, share in mix.items() if rules.interpreter or s not in WITH_CODE}
-    if not sum(usable.values()):
-        raise ValueError(f"without an interpreter, of {sorted(mix)} no style is left")
+    usable = check_mix(problems, mix, rules)
 
     async def trace(index: int, slots: asyncio.Semaphore) -> Transcript:
         problem = problems[index]
-        if "expression" not in problem.metadata:
-            raise ValueError(f"{problem.id} has no expression, so no script can solve it")
         rng = random.Random(f"{seed}/{index}")
         style = rng.choices(list(usable), list(usable.values()))[0]
         turns = STYLES[style](str(problem.metadata["expression"]), rng)

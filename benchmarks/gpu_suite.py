@@ -29,6 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,29 @@ LEARNER = {
     "initializer_range": 0.04,
 }
 """25 million parameters: a hundred times what two cores train in minutes."""
+
+
+GRACE = 30
+"""Seconds after its deadline that a part may take to wind up."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a part is given."""
+
+    small: bool
+    """Whether on models that any machine carries."""
+    folder: Path
+    """For what it writes."""
+    deadline: float
+    """When it is to be done, in seconds of the machine's monotonic clock."""
+    sandbox: str = "nsjail"
+    """Where programs run: the setting of this name."""
+
+    @property
+    def left(self) -> float:
+        """Seconds until then, at least 1."""
+        return max(1.0, self.deadline - time.monotonic())
 
 
 @contextmanager
@@ -124,22 +148,16 @@ def gradients(model: str, bf16: bool, out: Path) -> None:
     torch.save({"loss": loss, "gradient": gradient, "device": str(old.device)}, out)
 
 
-def parity(small: bool, folder: Path, deadline: float) -> dict[str, Any]:
-    """Part `parity`: by precision, the losses, and the gradients' difference over the CPU's."""
-    model = save_model(folder / "model", small, hidden_size=512, num_hidden_layers=8)
+def parity(task: Task) -> dict[str, Any]:
+    """Part `parity`: by precision, the losses, and the gradients' difference over the CPU's; or the error."""
+    model = save_model(task.folder / "model", task.small, hidden_size=512, num_hidden_layers=8)
     found: dict[str, Any] = {}
     for name, bf16 in (("float32", False), ("bfloat16", True)):
-        made = {}
-        for device in ("cpu", DEVICE):
-            out = folder / f"{name}-{len(made)}.pt"
-            call = f"from benchmarks.gpu_suite import *; gradients({model!r}, {bf16}, Path({str(out)!r}))"
-            environment = {**os.environ, "ACCELERATE_TORCH_DEVICE": device}
-            if device == "cpu":
-                environment["CUDA_VISIBLE_DEVICES"] = ""
-            left = max(1.0, deadline - time.monotonic())
-            subprocess.run([sys.executable, "-c", call], check=True, env=environment, timeout=left)
-            made[len(made)] = torch.load(out)
-        cpu, other = made.values()
+        try:
+            cpu, other = (_gradients_on(device, task, model, bf16) for device in ("cpu", DEVICE))
+        except subprocess.SubprocessError as error:
+            found[name] = {"error": str(error)[-200:], "same": False}
+            continue
         apart = (other["gradient"] - cpu["gradient"]).norm() / cpu["gradient"].norm()
         tolerance = train_step.TOLERANCE_BF16 if bf16 else train_step.TOLERANCE
         found[name] = {
@@ -152,14 +170,26 @@ def parity(small: bool, folder: Path, deadline: float) -> dict[str, Any]:
     return found
 
 
-def training(small: bool, folder: Path, deadline: float) -> dict[str, Any]:
+def _gradients_on(device: str, task: Task, model: str, bf16: bool) -> dict[str, Any]:
+    """What `gradients` finds in a process that has this device and no other."""
+    out = task.folder / "gradients.pt"
+    call = f"from benchmarks.gpu_suite import *; gradients({model!r}, {bf16}, Path({str(out)!r}))"
+    environment = {**os.environ, "ACCELERATE_TORCH_DEVICE": device}
+    if device == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    command = [sys.executable, "-c", call]
+    subprocess.run(command, check=True, env=environment, timeout=task.left)
+    return torch.load(out)
+
+
+def training(task: Task) -> dict[str, Any]:
     """Part `training`: what `benchmarks.train_step` finds, and how busy the GPU was."""
-    model = save_model(folder / "model", small, **MEDIUM)
-    out = folder / "train_step.json"
-    size = ("8", "120", "1") if small else ("16", "4096", "3")
+    model = save_model(task.folder / "model", task.small, **MEDIUM)
+    out = task.folder / "train_step.json"
+    size = ("8", "120", "1") if task.small else ("16", "4096", "3")
     chosen = dict(zip(("--episodes", "--max-tokens", "--rounds"), size, strict=True))
     given = [*(each for pair in chosen.items() for each in pair), "--group", "4", "--drawn"]
-    given += ["--turn-tokens", "16" if small else "256", "--bf16", "--settings", "one update"]
+    given += ["--turn-tokens", "16" if task.small else "256", "--bf16", "--settings", "one update"]
     with busy() as utilisation:
         status = train_step.main(["--model", model, *given, "--out", str(out)])
     return {
@@ -169,10 +199,10 @@ def training(small: bool, folder: Path, deadline: float) -> dict[str, Any]:
     }
 
 
-def rollout(small: bool, folder: Path, deadline: float) -> dict[str, Any]:
+def rollout(task: Task) -> dict[str, Any]:
     """Part `rollout`: tokens a second of the engine, with so many episodes at once, in text."""
-    episodes, tokens = (8, 40) if small else (256, 512)
-    model, tokenizer = make_model(0, **({} if small else MEDIUM))
+    episodes, tokens = (8, 40) if task.small else (256, 512)
+    model, tokenizer = make_model(0, **({} if task.small else MEDIUM))
     model = model.to(DEVICE, torch.bfloat16)
     # Random weights say anything, and end a turn when they like: none of it is in the tokenizer's vocabulary.
     model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -199,22 +229,23 @@ def rollout(small: bool, folder: Path, deadline: float) -> dict[str, Any]:
     }
 
 
-def curve(small: bool, folder: Path, deadline: float) -> dict[str, Any]:
+def curve(task: Task) -> dict[str, Any]:
     """Part `curve`: accuracy of the training rollouts by step, until the time is up."""
+    small, folder = task.small, task.folder
     model = save_model(folder / "model", small, **LEARNER)
-    common = ["--preset", "tiny", "--runs", str(folder)]
+    level = "env.difficulty=1" if small else "env.difficulty=[1, 2, 4]"
+    shared = ["--preset", "tiny", "--runs", str(folder), level, f"sandbox={task.sandbox}"]
     cold = ["traces=40", "epochs=1"] if small else ["traces=8000", "epochs=6", "batch_size=64"]
     cold += [] if small else ["learning_rate=6e-4"]
-    level = "env.difficulty=1" if small else "env.difficulty=[1, 2, 4]"
-    shared = [*common, level, "env.max_tokens=160"]
-    _agents(["sft", *shared, f"model={model}", *cold], deadline)
-    rates = (
-        ["steps=2", "prompts=2"] if small else ["steps=2000", "prompts=64", "learning_rate=1e-4"]
-    )
-    micro = "micro_batch=16" if small else "micro_batch=256"
-    given = [f"model={folder / 'sft' / 'checkpoint'}", *rates, micro, "in_flight=512"]
-    given += ["save_steps=1000", "transcripts_every=1000", "sample_batch=512"]
-    _agents(["grpo", *shared, *given], deadline)
+    _agents(["sft", *shared, f"model={model}", *cold], task)
+    given = [f"model={folder / 'sft' / 'checkpoint'}", "save_steps=1000", "transcripts_every=1000"]
+    if small:
+        given += ["steps=2", "prompts=2", "micro_batch=16"]
+    else:
+        given += ["steps=2000", "prompts=64", "micro_batch=256", "learning_rate=1e-4"]
+        given += ["in_flight=512", "sample_batch=512"]
+        given += ["engine.name=transformers", "engine.cache_tokens=131072"]
+    _agents(["grpo", *shared, *given], task)
     records = list(read_records(folder / "grpo" / "metrics.jsonl"))
     if not records:
         raise RuntimeError("the time was up before a step was done")
@@ -222,22 +253,25 @@ def curve(small: bool, folder: Path, deadline: float) -> dict[str, Any]:
     return {name: [record.get(name) for record in records] for name in columns}
 
 
-def _agents(arguments: list[str], deadline: float) -> None:
-    """A run of `python -m agents`, told to stop, as by Ctrl-C, when the time is up."""
+def _agents(arguments: list[str], task: Task) -> None:
+    """A run of `python -m agents`, told to stop when the time is up: it then saves, and ends."""
     process = subprocess.Popen([sys.executable, "-m", "agents", *arguments])
+    stopped = (128 + signal.SIGTERM, -signal.SIGTERM)
     try:
-        status = process.wait(max(1.0, deadline - time.monotonic()))
+        status = process.wait(task.left)
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(
+            signal.SIGTERM
+        )  # SIGINT is ignored in what a shell runs in the background
         status = process.wait()
-    if status not in (0, 128 + signal.SIGINT, -signal.SIGINT):
+    if status not in (0, *stopped):
         raise RuntimeError(f"python -m agents {arguments[0]} ended with status {status}")
 
 
-def step32b(small: bool, folder: Path, deadline: float) -> dict[str, Any]:
+def step32b(task: Task) -> dict[str, Any]:
     """Part `step32b`: bytes and seconds of a LoRA step with one long episode, against what was planned."""
     config, tokens = read_config("qwen2.5-32b"), 18_432
-    if small:
+    if task.small:
         tokens = 96
         for name in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
             setattr(config, name, 2)
@@ -292,8 +326,8 @@ def step32b(small: bool, folder: Path, deadline: float) -> dict[str, Any]:
     }
 
 
-PARTS: dict[str, tuple[Callable[[bool, Path, float], dict[str, Any]], float]] = {
-    "parity": (parity, 1.5),
+PARTS: dict[str, tuple[Callable[[Task], dict[str, Any]], float]] = {
+    "parity": (parity, 2),
     "training": (training, 3),
     "rollout": (rollout, 1.5),
     "curve": (curve, 4),
@@ -302,7 +336,7 @@ PARTS: dict[str, tuple[Callable[[bool, Path, float], dict[str, Any]], float]] = 
 """What each does, and its share of the time."""
 
 
-def run_part(name: str, small: bool, seconds: float) -> dict[str, Any]:
+def run_part(name: str, small: bool, seconds: float, sandbox: str) -> dict[str, Any]:
     """Run a part in a process of its own.
 
     Returns:
@@ -312,14 +346,15 @@ def run_part(name: str, small: bool, seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
         call = (
-            "import json, time; from pathlib import Path; from benchmarks.gpu_suite import PARTS; "
-            f"found = PARTS[{name!r}][0]({small}, Path({folder!r}), time.monotonic() + {seconds}); "
-            f"Path({str(out)!r}).write_text(json.dumps(found))"
+            "import json; from benchmarks.gpu_suite import *; "
+            f"task = Task({small}, Path({folder!r}), {began + seconds}, {sandbox!r}); "
+            f"Path({str(out)!r}).write_text(json.dumps(PARTS[{name!r}][0](task)))"
         )
-        process = subprocess.Popen([sys.executable, "-c", call], start_new_session=True)
+        # A group, so that all that it has started can be ended; no session, which would outlive what runs all this.
+        process = subprocess.Popen([sys.executable, "-c", call], process_group=0)
         try:
             # A part that minds its deadline has a little longer to say what it has.
-            status = process.wait(seconds + 20)
+            status = process.wait(seconds + GRACE)
             found = json.loads(out.read_text()) if status == 0 else {"error": f"status {status}"}
         except subprocess.TimeoutExpired:
             found = {"error": f"not done in {seconds:.0f} s"}
@@ -334,7 +369,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the parts; returns the exit status: 1 if one failed, or parity does not hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--minutes", type=float, default=10, help="of all parts together (10)")
+    parser.add_argument("--minutes", type=float, default=8, help="of all parts together (8)")
+    parser.add_argument("--sandbox", default="nsjail", help="of the curve's programs (nsjail)")
     parser.add_argument("--small", action="store_true", help="on models that any machine carries")
     parser.add_argument("--out", type=Path, help="where the figures go")
     options = parser.parse_args(arguments)
@@ -351,7 +387,7 @@ def main(arguments: list[str] | None = None) -> int:
     for part in options.parts:
         seconds = 60 * options.minutes * PARTS[part][1] / shares
         print(f"{part}: at most {seconds:.0f} s", file=sys.stderr, flush=True)
-        report["parts"][part] = run_part(part, options.small, seconds)
+        report["parts"][part] = run_part(part, options.small, seconds, options.sandbox)
         out.write_text(json.dumps(report, indent=2) + "\n")
     print(table(report["parts"]))
     bad = any("error" in found for found in report["parts"].values())
@@ -367,7 +403,11 @@ def table(parts: dict[str, dict[str, Any]]) -> str:
             lines.append(f"{name}: {found['error']}")
         elif name == "parity":
             lines += [
-                f"{name}, {precision}: gradients differ by {each['gradient_difference']:.1e}, losses {each['loss']}"
+                f"{name}, {precision}: "
+                + (
+                    each.get("error")
+                    or f"gradients differ by {each['gradient_difference']:.1e}, losses {each['loss']}"
+                )
                 for precision, each in found.items()
                 if isinstance(each, dict)
             ]
@@ -392,5 +432,10 @@ def table(parts: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _terminate(*_: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminate)  # so that the part under way is ended, too
     sys.exit(main())

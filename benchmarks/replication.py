@@ -91,8 +91,7 @@ class Plan:
         for command in self.commands(self.seeds[0], next(iter(ARMS))):
             if command[2] == "agents":
                 algorithm = load_algorithm(command[3])
-                given = [each for each in command[9:] if "=" in each]
-                load_settings(algorithm.Settings, command[3], self.preset, given)
+                load_settings(algorithm.Settings, command[3], self.preset, command[9:])
 
     def folder(self, seed: int, arm: str, algorithm: str) -> Path:
         """Of a run."""

@@ -15,6 +15,11 @@ from retool_env.rollout.policy import PolicyUnavailable
 if TYPE_CHECKING:
     from openai import APIError
 
+
+class RequestRefused(ValueError):
+    """An API would not answer this request, and might answer others: it is too long for it, say, or against its rules."""
+
+
 ERROR_CHARACTERS = 300
 """Of what an API says, so much is shown."""
 
@@ -81,4 +86,4 @@ def explained(error: APIError, url: str, request: Mapping[str, Any], answered: b
             f"no model {request['model']!r} at {url}, or no API (its URL mostly ends in /v1; {url}/models lists the "
             f"models): {words}"
         )
-    return ValueError(f"{url} refuses the request: {words}")
+    return RequestRefused(f"{url} refuses the request: {words}")

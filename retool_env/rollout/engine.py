@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import gc
 import hashlib
 import logging
 import math
@@ -19,10 +18,9 @@ from collections.abc import (
     Callable,
     Coroutine,
     Iterable,
-    Iterator,
     Sequence,
 )
-from contextlib import aclosing, closing, contextmanager
+from contextlib import aclosing, closing
 from typing import Any
 
 from retool_env.episode import Episode, GradeAnswer, Need, Rules
@@ -40,8 +38,6 @@ Group = list[Transcript]
 """All rollouts of one problem."""
 
 _RETRY_SECONDS = 0.5
-_FROZEN = gc.get_freeze_count()
-"""Objects that Python itself has frozen when it starts."""
 
 _log = logging.getLogger(__name__)
 
@@ -148,17 +144,15 @@ class RolloutEngine:
         async def group(index: int) -> tuple[int, Group]:
             return index, await self._group(rollouts[index], n)
 
-        with _heap_left_alone():
-            tasks = [asyncio.create_task(group(index)) for index in range(len(problems))]
-            loop = asyncio.get_running_loop()
-            timer = None if deadline is None else loop.call_later(deadline, cut)
-            try:
-                for done in asyncio.as_completed(tasks):
-                    yield await done
-            finally:
-                if timer is not None:
-                    timer.cancel()
-                await _end(tasks)
+        tasks = [asyncio.create_task(group(index)) for index in range(len(problems))]
+        timer = None if deadline is None else asyncio.get_running_loop().call_later(deadline, cut)
+        try:
+            for done in asyncio.as_completed(tasks):
+                yield await done
+        finally:
+            if timer is not None:
+                timer.cancel()
+            await _end(tasks)
 
     async def _group(self, rollouts: list[_Rollout], n: int) -> Group:
         """The first `n` to finish, in order; those that were cut, or failed, only where there are not so many others."""
@@ -405,24 +399,6 @@ def _rank(transcript: Transcript) -> int:
     reasons = (StopReason.CANCELLED, StopReason.INFRASTRUCTURE)
     reason = transcript.stop_reason
     return 0 if reason not in reasons else 1 + reasons.index(reason)
-
-
-@contextmanager
-def _heap_left_alone() -> Iterator[None]:
-    """Meanwhile the garbage collector goes through what is new, and not through all that was imported and loaded before.
-
-    With thousands of episodes at once it is called for so often that this would be a third of the engine's time.
-    """
-    if (
-        gc.get_freeze_count() > _FROZEN
-    ):  # by an engine that runs already, or by whoever runs all this
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:

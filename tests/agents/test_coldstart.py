@@ -238,6 +238,29 @@ def test_a_line_that_the_api_refuses_is_dropped_with_its_words(api, url, tmp_pat
     assert json.loads((run / "report.json").read_text())["dropped"] == {"refused": 1}
 
 
+def test_refusals_one_after_the_other_end_the_run_and_are_done_later(api, url, tmp_path):
+    lines = [
+        {"question": f"Compute {i} + 0.", "answer": str(i), "solution": f"It is {i}."}
+        for i in range(14)
+    ]
+    gone = False
+
+    def first_then_none(conversation):
+        if gone and "Compute 0 " not in conversation[0]["content"]:
+            return Reply(refused="the deployment is gone")
+        return rewriter(conversation)
+
+    api.model, gone = first_then_none, True
+    data = write(tmp_path / "s.jsonl", lines)
+    chosen, run = settings(data, model="m", rewriter=url, in_flight=1), tmp_path / "run"
+    with pytest.raises(SettingsError, match="the deployment is gone"):
+        coldstart.train(chosen, run)
+    assert not (run / "done").exists()
+    gone = False
+    rows = read(coldstart.train(chosen, run, resume=True))
+    assert len(rows) == 14 and not read(run / "dropped.jsonl")
+
+
 def test_what_was_made_stays_however_the_file_changes(api, url, tmp_path):
     api.model = rewriter
     data = write(tmp_path / "s.jsonl", SOLUTIONS)

@@ -96,3 +96,14 @@ def test_it_goes_on_at_the_last_checkpoint_that_is_whole(tmp_path):
         run.log({"step": step})
     assert Path(run.resume_point()).name == "checkpoint-4"
     assert [record["step"] for record in run.metrics()] == [1, 2, 3, 4]
+
+
+def test_a_run_older_than_a_setting_goes_on_with_its_default(tmp_path):
+    started(tmp_path, seed=0)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["settings"]["seed"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    started(tmp_path, seed=0, resume=True)
+    with pytest.raises(SettingsError, match=r"other settings \(seed\)"):
+        started(tmp_path, seed=1, resume=True)

@@ -6,7 +6,7 @@ import pytest
 from small_runs import make_small, settings
 
 from agents import grpo, ppo
-from agents.selection import chosen_ids, pass_rates
+from agents.selection import chosen_ids, only, pass_rates
 from agents.settings import SettingsError
 from retool_env.problems import Problem, ProblemList
 from retool_env.transcript import Span, StopReason, Transcript, read_transcripts, write_transcripts
@@ -88,3 +88,8 @@ def test_a_run_trains_on_a_runs_problems_from_easy_to_hard(tmp_path, algorithm):
     algorithm.train(settings(name, model=model, steps=2, curriculum=path), tmp_path / "second")
     ids = [t.problem.id for t in read_transcripts(tmp_path / "second" / "transcripts.jsonl")]
     assert list(dict.fromkeys(ids)) == [seen[2], seen[0]]
+
+
+def test_what_replaces_others_is_of_the_curriculum_too():
+    subset = only(SOURCE, ["4", "1", "4"])
+    assert [subset[i].id for i in range(len(subset))] == ["4", "1"]

@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks import gpu_suite
-from benchmarks.gpu_suite import curve, main, rollout, step32b, table
+from benchmarks.gpu_suite import Task, curve, main, parity, rollout, step32b, table
 
 
 def test_parts_find_figures_on_small_models_too(tmp_path):
-    far = time.monotonic() + 300
-    found = {"rollout": rollout(True, tmp_path, far), "step32b": step32b(True, tmp_path, far)}
+    task = Task(True, tmp_path, time.monotonic() + 300)
+    found = {"rollout": rollout(task), "step32b": step32b(task)}
     assert found["rollout"]["episodes"] == 8 and 8 <= found["rollout"]["tokens"] <= 8 * 40
     assert found["step32b"]["planned_bytes_together"] > 2 * 2 * 512 * 64  # at least the words
     assert "tokens/s" in table(found)
@@ -39,9 +41,44 @@ def test_unequal_gradients_are_a_failure(tmp_path, monkeypatch, capsys):
     assert "differ by 5.0e-01" in capsys.readouterr().out
 
 
-def test_a_curve_without_time_says_so(tmp_path):
-    with pytest.raises((RuntimeError, OSError)):
-        curve(True, tmp_path, time.monotonic())
+def test_devices_are_compared_by_gradients_of_the_same_batch(tmp_path, monkeypatch):
+    class HereOnly:
+        """In place of a process of its own."""
+
+        SubprocessError = ValueError
+
+        @staticmethod
+        def run(command, env, **_):
+            exec(command[-1], {})
+
+    monkeypatch.setattr(gpu_suite, "subprocess", HereOnly)
+    found = parity(Task(True, tmp_path, time.monotonic() + 300))
+    for name in ("float32", "bfloat16"):
+        assert found[name]["gradient_difference"] == 0 and found[name]["gradient_norm"] > 1e-3
+    assert found["float32"]["loss"] != found["bfloat16"]["loss"]
+
+
+def test_a_precision_that_fails_leaves_the_other(tmp_path, monkeypatch):
+    def on(device, task, model, bf16):
+        if bf16:
+            raise gpu_suite.subprocess.TimeoutExpired("python", 1)
+        return {"gradient": torch.ones(2), "loss": 0.5, "device": device}
+
+    monkeypatch.setattr(gpu_suite, "_gradients_on", on)
+    found = parity(Task(True, tmp_path, time.monotonic()))
+    assert found["float32"]["same"] and "timed out" in found["bfloat16"]["error"]
+    assert "timed out" in table({"parity": found})
+
+
+def test_a_run_is_told_to_stop_when_its_time_is_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_suite, "sys", SimpleNamespace(executable="/bin/sleep"))
+    popen = gpu_suite.subprocess.Popen
+    monkeypatch.setattr(gpu_suite.subprocess, "Popen", lambda command: popen(["/bin/sleep", "60"]))
+    began = time.monotonic()
+    gpu_suite._agents(["grpo"], Task(True, tmp_path, began))
+    assert time.monotonic() - began < 30
+    with pytest.raises(RuntimeError, match="the time was up before a step"):
+        curve(Task(True, tmp_path, began))
 
 
 @pytest.mark.skipif(gpu_suite.CUDA, reason="there is a GPU")
