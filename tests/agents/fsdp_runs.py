@@ -104,13 +104,13 @@ def compared(checkpoint, folder, data):
     plain = {**PLAIN, "logging_steps": 1}
     run(sft, checkpoint, folder, "sft", **{**SFT, "data": data, "learning_rate": 0.1}, trl=plain)
 
-    def scripted(model, tokenizer, **_):
+    def scripted(name, options, model, tokenizer, *_, **__):
         assert all(
             p.any() for p in model.parameters()
         )  # each process has all of what it samples from
         return Writer(tokenizer)
 
-    with patch.object(rft, "TransformersPolicy", scripted):
+    with patch.object(rft, "make_policy", scripted):
         more = {"rounds": 1, "problems": 4, "k": 4, "keep": 2}
         tuning = {"batch_size": 4, "micro_batch": 1, "learning_rate": 0.1, "trl": PLAIN}
         run(rft, checkpoint, folder, "rft", **more, sft=tuning)

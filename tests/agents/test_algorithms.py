@@ -507,6 +507,12 @@ def test_dapo_samples_other_problems_where_a_group_is_unanimous(initial, tmp_pat
     assert "0" not in {t.problem.id for t in trained}
 
 
+def difference(one, other):
+    """Of two models' weights, in a row."""
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return torch.cat([(a - b).detach().flatten() for a, b in pairs])
+
+
 def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch):
     """DAPO's, whose resampled problems must come back too."""
     monkeypatch.setattr(grpo, "find_task", lambda env: (BANDIT, ARMS))
@@ -529,8 +535,10 @@ def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch)
         patch.setattr(grpo.EngineRollouts, "__call__", stopping)
         run(tmp_path / "cut")
     resumed = run(tmp_path / "cut", resume=True)
-    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+    # As a whole: where a gradient is rounding alone, Adam makes a good part of a step of it.
+    start = AutoModelForCausalLM.from_pretrained(initial)
+    moved, apart = (difference(whole, other) for other in (start, resumed))
+    assert apart.norm() < 0.02 * moved.norm()
     curves = [
         [
             (r["step"], r["reward"], r["rollout/resampled"])
