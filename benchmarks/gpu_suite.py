@@ -374,8 +374,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="on models that any machine carries")
     parser.add_argument("--out", type=Path, help="where the figures go")
     options = parser.parse_args(arguments)
-    if options.minutes <= 0:
-        parser.error("--minutes must be above 0")
+    if not 0 < options.minutes < float("inf"):
+        parser.error("--minutes must be a number above 0")
+    if options.out is not None and options.out.is_dir():
+        parser.error(f"--out must be a file, which {options.out} is not")
     if not CUDA and not options.small:
         parser.error("there is no GPU here; --small tries all of it without one")
     name = "gpu_suite_small" if options.small else "gpu_suite"

@@ -86,3 +86,11 @@ def test_without_a_gpu_it_says_what_can_be_done(capsys):
     with pytest.raises(SystemExit):
         main([])
     assert "--small" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--minutes", "nan"], ["--minutes", "0"], ["--out", "."]])
+def test_wrong_arguments_are_said_before_anything_is_run(wrong, capsys, monkeypatch):
+    monkeypatch.setattr(gpu_suite, "run_part", lambda *_: pytest.fail("a part was run"))
+    with pytest.raises(SystemExit):
+        main(["--small", *wrong])
+    assert wrong[0] in capsys.readouterr().err
