@@ -54,6 +54,7 @@ class Client:
         except ImportError as error:
             raise ImportError(f"{error}: pip install 'retool-env[remote]'") from error
         self._failures = httpx.HTTPError
+        self._closed = httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {token}"} if token else {},
             limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_SECONDS),
@@ -84,13 +85,18 @@ class Client:
             RuntimeError: If it was not started so that it takes new weights.
             ValueError: If it refuses the request.
         """
+        timeout = self._timeout(seconds or _ANSWER_SECONDS)
+        request = functools.partial(
+            self._http.request, method, server.url + path, json=body, timeout=timeout
+        )
         try:
-            response = await self._http.request(
-                method,
-                server.url + path,
-                json=body,
-                timeout=self._timeout(seconds or _ANSWER_SECONDS),
-            )
+            try:
+                response = await request()
+            except self._closed:
+                if method != "GET":
+                    raise
+                # A server closes the connection on which it told of an error; we may have been on our way already.
+                response = await request()
         except self._failures as error:
             raise Failure(f"{type(error).__name__} {error}".strip()) from error
         server.heard = time.monotonic()

@@ -446,6 +446,21 @@ def test_an_update_does_not_wait_for_a_server_that_is_set_aside(tmp_path, caplog
         assert all(each.weights.startswith("4-") for each in served)
 
 
+@pytest.mark.parametrize("path", ["is_paused", "weight_info"])
+def test_a_closed_connection_costs_a_failing_servers_update_nothing(tmp_path, path):
+    """`vllm serve` closes the connection on which it said that a load failed."""
+    served = Served(broken=["collective_rpc"] * 2)
+    with serving(served) as url, policy_of(url) as policy:
+        with pytest.raises(PolicyUnavailable, match="did not load"):
+            asyncio.run(policy.update_weights(1, tmp_path))
+        served.cut.append(path)
+        asyncio.run(policy.update_weights(2, tmp_path))
+        assert served.weights.startswith("2-") and not served.cut
+        served.cut += [path] * 2
+        with pytest.raises(PolicyUnavailable, match="RemoteProtocolError"):
+            asyncio.run(policy.follow(2))
+
+
 def test_a_server_that_has_loaded_counts_however_long_another_takes(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("retool_env.rollout.vllm_weights._RESTART_SECONDS", 0.05)
 

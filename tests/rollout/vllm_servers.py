@@ -13,13 +13,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 WRITTEN = [7, 8, 9]
 
@@ -53,6 +53,8 @@ class Served:
     """Called with the folder of new weights, in a thread."""
     broken: list[str] = field(default_factory=list)
     """Names of calls that fail, once for each time that it is here."""
+    cut: list[str] = field(default_factory=list)
+    """Names of calls whose connection is closed in the midst of the answer, once for each time that it is here."""
     developer: bool = True
     tell: Callable[[str], None] = lambda event: None
     """Called with each event."""
@@ -116,6 +118,9 @@ class Served:
         if not self.developer:
             return JSONResponse({"detail": "Not Found"}, 404)
         name = request.url.path.strip("/")
+        if name in self.cut:
+            self.cut.remove(name)
+            return StreamingResponse(_broken_off())
         if name in self.instead:
             return JSONResponse(self.instead[name])
         if name == "weight_info":
@@ -133,6 +138,11 @@ class Served:
             await asyncio.to_thread(self.load, *body["args"])
         self.weights = body.get("new_version", self.weights)
         return JSONResponse({})
+
+
+async def _broken_off() -> AsyncIterator[str]:
+    yield "{"
+    raise ConnectionError
 
 
 def unused_port() -> int:
