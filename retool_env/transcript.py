@@ -302,6 +302,6 @@ def read_transcripts(path: str | Path) -> Iterator[Transcript]:
         for number, line in enumerate(file, 1):
             try:
                 transcript = Transcript.from_json(json.loads(line))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: not a transcript ({error!r})") from error
             yield transcript

@@ -78,6 +78,8 @@ def json_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
                 raise ValueError(
                     f"{place}: not JSON ({error.msg}, column {error.colno})"
                 ) from error
+            except RecursionError as error:
+                raise ValueError(f"{place}: nested too deeply") from error
             if not isinstance(row, dict):
                 raise ValueError(f"{place}: expected an object with columns, found {row!r:.60}")
             yield place, row

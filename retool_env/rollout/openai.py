@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from retool_env.address import check_key, check_url
 from retool_env.hermes import Hermes
 from retool_env.protocol import CODE_CLOSE
 from retool_env.rollout.api_errors import (
@@ -126,8 +127,8 @@ class OpenAIPolicy:
             import openai  # noqa: F401  (so that it is missed here, not at the first turn)
         except ImportError as error:
             raise ImportError(f"{error}: pip install 'retool-env[openai]'") from error
-        if not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"{base_url!r} is no URL of an API; http://localhost:8000/v1 would be")
+        check_url(base_url, "http://localhost:8000/v1")
+        check_key(api_key, "api_key")
         if way not in get_args(Way):
             raise ValueError(f"way must be one of {', '.join(get_args(Way))}, not {way!r}")
         check_sampling(temperature, top_p)

@@ -7,8 +7,8 @@ import logging
 import random
 import time
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
+from retool_env.address import check_key, check_url
 from retool_env.rollout.routing import Server
 
 if TYPE_CHECKING:
@@ -46,9 +46,11 @@ class Client:
 
     Raises:
         ImportError: If the package httpx is missing.
+        ValueError: If the token can't be sent.
     """
 
     def __init__(self, token: str | None) -> None:
+        check_key(token, "token")
         try:
             import httpx
         except ImportError as error:
@@ -114,13 +116,7 @@ def base_url(url: str) -> str:
         ValueError: If it is none.
     """
     base = url.strip().rstrip("/").removesuffix("/v1")
-    try:
-        parts = urlsplit(base)
-        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # the port is no number
-        right = False
-    if not right or parts.query:
-        raise ValueError(f"{url!r} is no URL of a server; http://host:8000 would be")
+    check_url(base, "http://host:8000")
     return base
 
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
 
+from retool_env.address import check_key, check_url
 from retool_env.sandbox.execution import (
     DEFAULT_LIMITS,
     Execution,
@@ -43,7 +43,7 @@ class RemoteSandbox:
             and that a host may take to answer.
 
     Raises:
-        ValueError: there is no URL, or one is not `http(s)://host[:port]`.
+        ValueError: there is no URL, one is not `http(s)://host[:port]`, or the token can't be sent.
         SandboxUnavailable: the package httpx is missing.
     """
 
@@ -62,6 +62,7 @@ class RemoteSandbox:
         self.urls = tuple(_base_url(url) for url in urls)
         if not self.urls:
             raise ValueError("a remote sandbox needs the URL of at least one host")
+        check_key(token, "token")
         self._token, self._attempts, self._patience = token, attempts, patience
         self._lock = threading.Lock()
         self._hosts: Hosts | None = None
@@ -158,11 +159,5 @@ def _remake(
 
 def _base_url(url: str) -> str:
     base = url.strip().removesuffix("/").removesuffix("/run_code")
-    try:
-        parts = urlsplit(base)
-        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # the port is no number
-        right = False
-    if not right or parts.query:
-        raise ValueError(f"{url!r} is no URL of a sandbox; http://host:8080 would be")
+    check_url(base, "http://host:8080")
     return base

@@ -68,6 +68,7 @@ GOOD = {"question": "?", "answer": "1"}
     [
         ("{'question': 1}", "not JSON"),
         ("[1, 2]", "expected an object"),
+        ("[" * 200_000, "nested too deeply"),
         ({"text": "?", "answer": "1"}, "no column for the question: expected one of question, "),
         ({"question": "?", "gold": "1"}, "no column for the answer: .*answer_key="),
         ({"question": "?", "answer": " "}, "answer.*empty"),

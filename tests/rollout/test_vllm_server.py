@@ -855,10 +855,15 @@ def test_a_bad_url_is_refused(url):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"temperature": -1}, {"top_p": 0}, {"attempts": 0}, {"timeout": 0}]
+    ("settings", "words"),
+    [
+        *(({name: value}, "must") for name, value in [("temperature", -1), ("top_p", 0)]),
+        *(({name: 0}, "must") for name in ("attempts", "timeout")),
+        ({"token": "secret\n"}, "token holds"),
+    ],
 )
-def test_bad_settings_are_refused(settings):
-    with pytest.raises(ValueError, match="must"):
+def test_bad_settings_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
         policy_of("http://localhost:1", **settings)
 
 

@@ -214,6 +214,11 @@ def test_what_is_no_url_is_said_at_once(urls: list[str]) -> None:
         RemoteSandbox(urls)
 
 
+def test_a_token_that_can_not_be_sent_is_refused() -> None:
+    with pytest.raises(ValueError, match="token holds"):
+        RemoteSandbox(["http://a"], "secret\n")
+
+
 @pytest.mark.parametrize("tail", ["", "/", "/run_code", "/run_code/"])
 def test_the_path_may_be_there(tail: str) -> None:
     with serving(create_app(says(OK))) as url, RemoteSandbox([f" {url}{tail}"]) as sandbox:

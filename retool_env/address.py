@@ -1,0 +1,40 @@
+"""Where a server is and the key that it wants, checked before anything is sent."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+
+def check_url(url: str, example: str) -> None:
+    """Check that a URL names a server.
+
+    Args:
+        url: `http` or `https`, without parameters.
+        example: What would be right.
+
+    Raises:
+        ValueError: If it names none.
+    """
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # the port is no number
+        right = False
+    if not right or parts.query:
+        raise ValueError(f"{url!r} is no URL of a server; {example} would be")
+
+
+def check_key(key: str | None, name: str) -> None:
+    """Check that a key can stand in a request's header.
+
+    Args:
+        key: The key, if there is one. It is never shown.
+        name: What the caller knows it as.
+
+    Raises:
+        ValueError: If it can't.
+    """
+    if key and not (key.isascii() and key.isprintable() and key == key.strip()):
+        raise ValueError(
+            f"{name} holds a line break, a space at an end, or another character that no header can: was it read from a file?"
+        )
