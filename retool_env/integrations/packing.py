@@ -118,7 +118,8 @@ def pack(
         mask = seen.tril_()[:, None]
     return Packed(
         ids.flatten()[taken.clamp(min=0)].to(device),
-        None if apart else positions.to(device),
+        # Of single episodes they would say nothing, and cost a mask.
+        None if len(rows) == len(ids) else positions.to(device),
         labels.to(device),
         mask,
         predicts.flatten().nonzero()[:, 0].to(device),
