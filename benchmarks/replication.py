@@ -303,6 +303,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import EngFormatter
 
     axes_of = {"steps": "optimizer steps", "tokens": "tokens sampled", "seconds": "seconds"}
     figure, axes = pyplot.subplots(
@@ -314,7 +315,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
                 curves = [each["arms"][arm]["curve"] for each in seeds.values()]
                 for curve in curves:
                     axis.plot(curve[key], curve["accuracy"], color=f"C{color}", alpha=0.3, lw=1)
-                axis.locator_params("x", nbins=5)  # numbers of tokens are long
+                axis.xaxis.set_major_formatter(EngFormatter())
                 mean = [np.mean([c[k] for c in curves], axis=0) for k in (key, "accuracy")]
                 axis.plot(*mean, color=f"C{color}", label=arm)
             axis.set_xlabel(name)

@@ -91,8 +91,51 @@ def pack(
     width = max(1, sum(sizes) if one_row and not apart else max(sizes))
     rows = [[[n]] for n in range(len(ids))] if apart else fit(heads, tails, groups, width)
 
-    taken = torch.full((len(rows), width), -1, dtype=torch.long)  # the index in the batch
-    positions, prompt_of, branch = torch.zeros_like(taken), taken.clone(), torch.zeros_like(taken)
+    singles = len(rows) == len(ids)
+    if singles:
+        order, along = torch.tensor([episode for [[episode]] in rows]), torch.arange(width)
+        first = order * columns + torch.tensor(starts)[order]
+        ended = along >= torch.tensor(sizes)[order, None]
+        taken = (first[:, None] + along).masked_fill_(ended, -1)  # the index in the batch
+    else:
+        taken, positions, family, branch = _lay_out(rows, heads, tails, starts, columns, width)
+    follows = (taken + 1) % ids.numel()
+    predicts = (taken >= 0) & scored.flatten()[follows]
+    labels = ids.flatten()[follows].masked_fill(~predicts, -100)
+    mask, device = None, input_ids.device
+    if any(len(episodes) > 1 for families in rows for episodes in families):
+        branch, family = branch.to(device), family.to(device)  # before they are squared
+        seen = (branch[:, None] == 0) | (branch[:, None] == branch[:, :, None])
+        seen &= family[:, None] == family[:, :, None]
+        mask = seen.tril_()[:, None]
+    return Packed(
+        ids.flatten()[taken.clamp(min=0)].to(device),
+        # Of single episodes they would say nothing, and cost a mask.
+        None if singles else positions.to(device),
+        labels.to(device),
+        mask,
+        predicts.flatten().nonzero()[:, 0].to(device),
+        (taken[predicts] + 1).to(device),
+        (len(ids), columns),
+    )
+
+
+def _lay_out(
+    rows: Sequence[Sequence[Sequence[int]]],
+    heads: Sequence[int],
+    tails: Sequence[int],
+    starts: Sequence[int],
+    columns: int,
+    width: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What stands at each place of rows that `fit` has filled, `(R, W)`.
+
+    Returns:
+        The index in the batch, -1 at places that are left; the position in the episode; the group among the row's; and which part
+        of the group, 0 for the head that its episodes share.
+    """
+    taken = torch.full((len(rows), width), -1, dtype=torch.long)
+    positions, family_of, branch = torch.zeros_like(taken), taken.clone(), torch.zeros_like(taken)
     for row, families in enumerate(rows):
         at = 0
         for family, episodes in enumerate(families):
@@ -104,28 +147,10 @@ def pack(
                 first = episode * columns + starts[episode] + skipped
                 taken[row, at : at + size] = torch.arange(first, first + size)
                 positions[row, at:] = torch.arange(skipped, skipped + width - at)
-                prompt_of[row, at:] = family
+                family_of[row, at:] = family
                 branch[row, at:] = number
                 at += size
-    follows = (taken + 1) % ids.numel()
-    predicts = (taken >= 0) & scored.flatten()[follows]
-    labels = ids.flatten()[follows].masked_fill(~predicts, -100)
-    mask, device = None, input_ids.device
-    if any(len(episodes) > 1 for families in rows for episodes in families):
-        branch, prompt_of = branch.to(device), prompt_of.to(device)  # before they are squared
-        seen = (branch[:, None] == 0) | (branch[:, None] == branch[:, :, None])
-        seen &= prompt_of[:, None] == prompt_of[:, :, None]
-        mask = seen.tril_()[:, None]
-    return Packed(
-        ids.flatten()[taken.clamp(min=0)].to(device),
-        # Of single episodes they would say nothing, and cost a mask.
-        None if len(rows) == len(ids) else positions.to(device),
-        labels.to(device),
-        mask,
-        predicts.flatten().nonzero()[:, 0].to(device),
-        (taken[predicts] + 1).to(device),
-        (len(ids), columns),
-    )
+    return taken, positions, family_of, branch
 
 
 def fit(
