@@ -8,7 +8,6 @@ model whose transcripts lie in the run's folder `along/` is not evaluated again.
 """
 
 import argparse
-import gc
 import json
 import sys
 from collections.abc import Iterator
@@ -90,8 +89,7 @@ def evaluate_along(
                     chosen = [source[i] for i in range(problems)]
                     _, transcripts = evaluate(policy, rules, chosen, k, sandbox, seed)
                     write_transcripts_atomically(path, transcripts)
-                    del policy
-                    gc.collect()  # it refers to itself, and holds gigabytes
+                    del policy  # its memory is wanted for the next
                 bar.advance()
                 yield step, list(read_transcripts(path))
         finally:

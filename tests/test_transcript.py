@@ -180,6 +180,15 @@ def test_half_a_line_that_a_killed_writer_left_stays_a_line_of_its_own(tmp_path)
     assert list(read_transcripts(path)) == [WITH_IDS, TEXT]
 
 
+@pytest.mark.parametrize("line", ["{", "[]", "{}", "[" * 200_000])
+def test_a_line_that_is_no_transcript_is_named(tmp_path, line):
+    path = tmp_path / "transcripts.jsonl"
+    write_transcripts(path, [TEXT])
+    path.write_text(path.read_text() + line)
+    with pytest.raises(ValueError, match=r"transcripts.jsonl, line 2: not a transcript"):
+        list(read_transcripts(path))
+
+
 def test_a_file_from_before_tracebacks_reads(tmp_path):
     path = tmp_path / "transcripts.jsonl"
     failed = dataclasses.replace(FAILED, traceback=f"  frames\n{FAILED.error}")

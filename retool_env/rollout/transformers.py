@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
+import weakref
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -79,7 +80,15 @@ class TransformersPolicy:
         declared = declared if isinstance(declared, list) else [declared]
         self._eos = {tokenizer.eos_token_id, *declared} - {None}
         self._text_of: dict[int, str] = {}
-        self._batcher = Batcher(model, self._draw, self._stop_reason, max_batch, cache_tokens)
+        # Weakly: if it referred to itself, its model and its cache, gigabytes, would outlive it until garbage is collected.
+        draw, stop_reason = map(weakref.WeakMethod, (self._draw, self._stop_reason))
+        self._batcher = Batcher(
+            model,
+            lambda logits, requests: draw()(logits, requests),
+            lambda request: stop_reason()(request),
+            max_batch,
+            cache_tokens,
+        )
 
     @property
     def weight_version(self) -> int:

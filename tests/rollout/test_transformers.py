@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import gc
+import time
+import weakref
 
 import pytest
 import torch
@@ -228,6 +232,22 @@ def test_more_requests_than_a_batch_are_all_served(model, tokenizer):
     prompts = prompts_of(tokenizer, 11)
     wide = act(TransformersPolicy(model, tokenizer), prompts)
     assert [t.token_ids for t in act(policy, prompts)] == [t.token_ids for t in wide]
+
+
+def test_a_policys_memory_goes_with_it(model, tokenizer):
+    """Without waiting for the collector, which counts objects and not gigabytes."""
+    gc.disable()
+    try:
+        policy = TransformersPolicy(copy.deepcopy(model), tokenizer)
+        act(policy, prompts_of(tokenizer, 3))
+        held = [weakref.ref(each) for each in (policy.model, policy._batcher._cache)]
+        del policy
+        until = time.monotonic() + 10  # its thread may be about to end
+        while any(ref() is not None for ref in held) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert [ref() for ref in held] == [None, None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
