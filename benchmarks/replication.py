@@ -31,7 +31,7 @@ import numpy as np
 
 from agents.algorithms import load_algorithm
 from agents.run import read_records
-from agents.settings import SettingsError, load_settings
+from agents.settings import SettingsError, find_task, load_settings
 from benchmarks.along import evaluate_along, models
 from benchmarks.learning import Curve, calibrate, claim_holds, compare
 from benchmarks.machine import circumstances
@@ -95,7 +95,7 @@ class Plan:
     """Settings over those of `OVERRIDES`, of what follows the cold starts."""
 
     def check(self) -> None:
-        """Check, before hours are spent, that all commands have settings that there are.
+        """Check, before hours are spent, that all commands have settings that there are, and there are as many problems.
 
         Raises:
             SettingsError: If one has not.
@@ -106,7 +106,10 @@ class Plan:
         for command in self.commands(self.seeds[0], next(iter(ARMS))):
             if command[2] == "agents":
                 algorithm = load_algorithm(command[3])
-                load_settings(algorithm.Settings, command[3], self.preset, command[9:])
+                settings = load_settings(algorithm.Settings, command[3], self.preset, command[9:])
+        held_out = len(find_task({**settings.env, "split": "test"})[1])
+        if self.problems > held_out:
+            raise SettingsError(f"there are {held_out} held-out problems, not {self.problems}")
 
     def folder(self, seed: int, arm: str, algorithm: str) -> Path:
         """Of a run."""
@@ -166,7 +169,10 @@ def run_all(plan: Plan, jobs: int) -> None:
             if done.returncode:
                 stopped.set()
                 _say(started, f"failed, see the end of {log}; the other commands end first")
-                raise RuntimeError(f"this failed, see the end of {log}: {shlex.join(command)}")
+                said = log.read_text(encoding="utf-8").splitlines()[-1:]
+                raise RuntimeError(
+                    f"{''.join(said)}\nThis failed, more of it in {log}: {shlex.join(command)}"
+                )
             if command[2] == "benchmarks.along" and len(models(Path(command[3]))) < 3:
                 stopped.set()
                 raise RuntimeError(

@@ -93,10 +93,18 @@ def test_wrong_settings_are_said_before_anything_is_run(tmp_path, commands, caps
     assert setting.partition("=")[0] in capsys.readouterr().err and not commands
 
 
+def test_more_problems_than_there_are_are_refused_before_anything_is_run(
+    tmp_path, commands, capsys
+):
+    assert replication.main(arguments(tmp_path, "--problems", "100000000")) == 2
+    assert "held-out problems, not 100000000" in capsys.readouterr().err and not commands
+
+
 def test_a_command_that_fails_ends_it_and_is_named(tmp_path, commands, capsys):
     assert replication.main(arguments(tmp_path, "--set", "steps=0")) == 2
     said = capsys.readouterr().err
-    assert "this failed" in said and "log.txt" in said and "steps=0" in said
+    assert "This failed" in said and "log.txt" in said and "steps=0" in said
+    assert "replication: here\nThis" in said  # the last that it said
     assert len(commands) == 2  # the cold start, and what failed
 
 
