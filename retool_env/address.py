@@ -5,11 +5,12 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 
-def check_url(url: str, example: str) -> None:
+def check_url(url: str, what: str, example: str) -> None:
     """Check that a URL names a server.
 
     Args:
         url: `http` or `https`, without parameters.
+        what: Of what it should be, "a server" say.
         example: What would be right.
 
     Raises:
@@ -21,7 +22,7 @@ def check_url(url: str, example: str) -> None:
     except ValueError:  # the port is no number
         right = False
     if not right or parts.query:
-        raise ValueError(f"{url!r} is no URL of a server; {example} would be")
+        raise ValueError(f"{url!r} is no URL of {what}; {example} would be")
 
 
 def check_key(key: str | None, name: str) -> None:

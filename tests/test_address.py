@@ -9,15 +9,15 @@ from retool_env.address import check_key, check_url
     "url", ["", "node7:8000", "ftp://node7", "http://", "http://a:b", "http://a:0", "http://a?b=c"]
 )
 def test_what_names_no_server_is_refused(url):
-    with pytest.raises(ValueError, match=r"is no URL of a server; http://right would be"):
-        check_url(url, "http://right")
+    with pytest.raises(ValueError, match="is no URL of a thing; http://right would be"):
+        check_url(url, "a thing", "http://right")
 
 
 @pytest.mark.parametrize(
     "url", ["http://node7:8000", "https://api.example.com/v1", "http://[::1]:8"]
 )
 def test_what_names_a_server_passes(url):
-    check_url(url, "http://right")
+    check_url(url, "a thing", "http://right")
 
 
 @pytest.mark.parametrize("key", ["sk-1\n", " sk-1", "sk-1\r\nX: y", "sk-\u00fc1"])

@@ -105,7 +105,7 @@ class OpenAIPolicy:
 
     Raises:
         ImportError: If the package openai is missing.
-        ValueError: If a setting is out of range.
+        ValueError: If a setting is out of range, the address is none, or the key can't be sent.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class OpenAIPolicy:
             import openai  # noqa: F401  (so that it is missed here, not at the first turn)
         except ImportError as error:
             raise ImportError(f"{error}: pip install 'retool-env[openai]'") from error
-        check_url(base_url, "http://localhost:8000/v1")
+        check_url(base_url, "an API", "http://localhost:8000/v1")
         check_key(api_key, "api_key")
         if way not in get_args(Way):
             raise ValueError(f"way must be one of {', '.join(get_args(Way))}, not {way!r}")

@@ -116,7 +116,7 @@ def base_url(url: str) -> str:
         ValueError: If it is none.
     """
     base = url.strip().rstrip("/").removesuffix("/v1")
-    check_url(base, "http://host:8000")
+    check_url(base, "a server", "http://host:8000")
     return base
 
 

@@ -159,5 +159,5 @@ def _remake(
 
 def _base_url(url: str) -> str:
     base = url.strip().removesuffix("/").removesuffix("/run_code")
-    check_url(base, "http://host:8080")
+    check_url(base, "a sandbox", "http://host:8080")
     return base

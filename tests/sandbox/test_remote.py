@@ -210,7 +210,7 @@ def test_there_are_no_sessions() -> None:
     ],
 )
 def test_what_is_no_url_is_said_at_once(urls: list[str]) -> None:
-    with pytest.raises(ValueError, match="URL"):
+    with pytest.raises(ValueError, match=r"URL of (a sandbox|at least one host)"):
         RemoteSandbox(urls)
 
 
