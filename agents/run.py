@@ -1,7 +1,7 @@
 """Run: the folder of a training run, and how a stopped one goes on.
 
 runs/<name>/
-config.json         settings, seeds, versions, number of processes
+config.json         settings, seeds, versions, number of processes, the environments' revision
 lock                held by the process that is at work here
 metrics.jsonl       one object a logged step
 transcripts.jsonl   the episodes, each with the step whose weights sampled it; of several processes, each but the first
@@ -34,7 +34,7 @@ from transformers import TrainerCallback
 from agents.curves import draw_curves
 from agents.settings import SettingsError
 from agents.sharding import prepare_sharding
-from retool_env.provenance import versions
+from retool_env.provenance import REVISION, versions
 from retool_env.transcript import Transcript, write_transcripts
 
 PICTURE_SECONDS = 60.0
@@ -70,8 +70,8 @@ class Run:
         resume: Go on where the run in that folder was, or start it if there is none.
 
     Raises:
-        SettingsError: If the folder holds a run and `resume` is not set, or that run's settings or number of processes are
-            others.
+        SettingsError: If the folder holds a run and `resume` is not set, or that run's settings, number of processes, or
+            revision of the environments are others.
     """
 
     def __init__(self, folder: Path, settings: Any, resume: bool) -> None:
@@ -96,6 +96,12 @@ class Run:
         if record.get("processes", number) != number:
             raise SettingsError(
                 f"{folder} was started with {record['processes']} processes, so it can't go on with {number}"
+            )
+        revision = record.get("revision", 1)
+        if revision != REVISION:
+            raise SettingsError(
+                f"{folder} holds episodes of revision {revision}, and these environments are of revision {REVISION} "
+                "(CHANGELOG.md says what differs): choose another name=..., or mix them with --force"
             )
         now = self._settings
         before = {**self._defaults, **record["settings"]}  # a setting may be newer than the run
@@ -133,6 +139,7 @@ class Run:
                     "settings": self._settings,
                     "versions": versions(),
                     "processes": self._state.num_processes,
+                    "revision": REVISION,
                 }
                 write_atomically(self._config, json.dumps(record, indent=2) + "\n")
         broadcast_object_list(said)
@@ -251,6 +258,23 @@ class RunLogger(TrainerCallback):
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
             seconds = round(self._before + time.monotonic() - self._started, 3)
             self._run.log({"step": state.global_step, "seconds": seconds, **logs})
+
+
+def accept_revision(folder: Path) -> None:
+    """Let the run in `folder` go on with episodes of this revision; `config.json` keeps those of before.
+
+    Args:
+        folder: A run's; nothing happens where there is none.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    record = json.loads(path.read_text(encoding="utf-8"))
+    before = record.get("revision", 1)
+    if before != REVISION:
+        record["earlier_revisions"] = [*record.get("earlier_revisions", []), before]
+        record["revision"] = REVISION
+        write_atomically(path, json.dumps(record, indent=2) + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:
