@@ -23,6 +23,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from select import POLLIN, poll
 from types import TracebackType
 from typing import Self
@@ -335,6 +336,9 @@ class PooledSandbox(abc.ABC):
                 )
             except OSError as error:
                 raise SandboxUnavailable(f"cannot start {arguments[0]}: {error}") from error
+            # Where memory runs out, the programs are to go first; they inherit it from the guest.
+            with suppress(OSError):
+                Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
             opened.pop_all()
         return Guest(process, ours, log, packages)
 
@@ -676,7 +680,7 @@ class PooledSession:
 
     def _leave(self, execution: Execution) -> Execution:
         lives = self._job is not None and not self._job.gone
-        if lives or execution.outcome in (Outcome.OK, Outcome.INFRASTRUCTURE):
+        if lives or execution.outcome is Outcome.INFRASTRUCTURE:
             return execution
         return dataclasses.replace(execution, error=f"{execution.error}; {_SESSION_ENDED}")
 

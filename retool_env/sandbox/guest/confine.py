@@ -5,6 +5,7 @@ and no seccomp.
 """
 
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -13,6 +14,7 @@ import struct
 from . import syscalls, wire
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_locked_libc = ctypes.PyDLL(None, use_errno=True)  # calls it with the interpreter's lock
 _python = ctypes.pythonapi  # keeps the interpreter's lock, as its own fork does
 
 _NEW_NAMESPACES = 0x0002_0000 | 0x0800_0000 | 0x2000_0000  # CLONE_NEWNS, _NEWIPC, _NEWPID
@@ -61,6 +63,22 @@ def clone(namespaces: bool) -> int:
     if pid < 0:
         raise OSError(number, f"clone: {os.strerror(number)}")
     return pid
+
+
+def no_process_left() -> bool:
+    """Whether the kernel lets this process start no other.
+
+    Python's own `fork` would run what libraries have registered for it, and wait for locks that the caller holds.
+    """
+    number = ctypes.c_long(syscalls.numbers()["clone"])
+    zero = ctypes.c_ulong(0)
+    pid = _locked_libc.syscall(number, ctypes.c_ulong(signal.SIGCHLD), zero, zero, zero, zero)
+    if pid == 0:
+        os._exit(0)
+    if pid < 0:
+        return ctypes.get_errno() == errno.EAGAIN
+    os.waitpid(pid, 0)
+    return False
 
 
 def hide() -> None:
