@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from . import confine
+from . import confine, wire
 
 PROCESSORS = 4
 """The most that a program is told of, and may use at once."""
@@ -46,7 +46,7 @@ class _Refusal:
             raise PermissionError(errno.EPERM, _ADVICE[name])
 
 
-_reason = ""
+_too_many = _too_large = ""
 
 
 def install() -> None:
@@ -63,16 +63,18 @@ def install() -> None:
             setattr(threading, name, _explained(getattr(threading, name)))
 
 
-def limit(processes: int, counted: bool, turn: int) -> None:
+def limit(bounds: wire.Bounds, counted: bool, turn: int) -> None:
     """Tells a new process how much it may use.
 
     Args:
-        processes: Processes and threads alive at once.
-        counted: Whether the kernel holds it to that.
+        bounds: Its bounds.
+        counted: Whether the kernel counts its processes.
         turn: A number that differs from one process to the next, by which they are spread over the processors.
     """
-    global _reason
-    _reason = f"the sandbox allows {processes} processes and threads at once" if counted else ""
+    global _too_many, _too_large
+    processes = bounds.processes
+    _too_large = f"the sandbox allows {bounds.memory >> 20} MiB to each process"
+    _too_many = f"the sandbox allows {processes} processes and threads at once" if counted else ""
     usable = sorted(os.sched_getaffinity(0))
     number = min(PROCESSORS, processes, len(usable))
     if number < len(usable):
@@ -90,14 +92,13 @@ def _explained(start: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return start(*args, **kwargs)
         except BlockingIOError as error:
-            if not _reason:
+            if not _too_many:
                 raise
-            raise BlockingIOError(error.errno, f"{error.strerror}: {_reason}") from None
+            raise BlockingIOError(error.errno, f"{error.strerror}: {_too_many}") from None
         except RuntimeError as error:
-            if not (
-                _reason and confine.no_process_left()
-            ):  # a thread can also fail for want of memory
+            if "start new thread" not in str(error):
                 raise
-            raise RuntimeError(f"{error}: {_reason}") from None
+            many = _too_many and confine.no_process_left()
+            raise RuntimeError(f"{error}: {_too_many if many else _too_large}") from None
 
     return explained

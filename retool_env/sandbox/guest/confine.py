@@ -27,6 +27,7 @@ _CAPABILITY_VERSION = 0x2008_0522
 _UNLIMITED = resource.RLIM_INFINITY
 _PAGE, _HUGE_PAGE = 4096, 1 << 21
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25
+_ARENA_MAX = -8  # of mallopt
 
 
 def _call(function: str, *arguments: object) -> int:
@@ -84,6 +85,11 @@ def no_process_left() -> bool:
 def hide() -> None:
     """Makes this process untraceable, for its own user too."""
     _call("prctl", _SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def keep_one_arena() -> None:
+    """Has the C library serve all threads from one arena: each further one would reserve 64 MiB of address space."""
+    _libc.mallopt(_ARENA_MAX, 1)
 
 
 def give_back_memory() -> None:

@@ -86,7 +86,7 @@ class Process:
         confine.private_tmp(bounds.tmp)
         confine.become_nobody(uid)
         confine.limit(bounds, own)
-        adapt.limit(bounds.processes, True, self._turn)
+        adapt.limit(bounds, True, self._turn)
         confine.install_filter(code)
 
     def settle_in(self, folder: str, bounds: wire.Bounds, own: int) -> None:
@@ -96,7 +96,7 @@ class Process:
         os.environ |= {"HOME": folder, "TMPDIR": folder}
         tempfile.tempdir = None
         confine.limit(bounds, own, processes=False)
-        adapt.limit(bounds.processes, False, self._turn)
+        adapt.limit(bounds, False, self._turn)
 
     def serve(self, packages: list[str]) -> NoReturn:
         """Runs programs until there are no more, and ends."""

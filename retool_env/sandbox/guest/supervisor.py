@@ -127,6 +127,7 @@ def main() -> None:
     sys.path += folder.split(":")
     sys.argv[:] = [""]
     adapt.install()
+    confine.keep_one_arena()
     # The socket was standard input. What a program finds there is empty, unless it is given something.
     requests = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDWR)

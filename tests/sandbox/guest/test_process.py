@@ -297,10 +297,11 @@ def test_the_limit_on_processes_is_named(jail: Sandbox, code: str, error: str) -
     assert execution.error == f"{error}: the sandbox allows 16 processes and threads at once"
 
 
-def test_a_thread_without_memory_is_not_told_of_processes(jail: Sandbox) -> None:
+def test_a_thread_without_memory_is_told_of_memory(jail: Sandbox) -> None:
     code = "import threading, time\nthreading.stack_size(1 << 28)\nfor _ in range(9): threading.Thread(target=time.sleep, args=[0.1]).start()"
     execution = jail.run(code, Limits(memory_mb=600))
-    assert execution.error == "RuntimeError: can't start new thread"
+    error = "RuntimeError: can't start new thread: the sandbox allows 600 MiB to each process"
+    assert execution.error == error
 
 
 def test_an_ordinary_lack_of_data_is_not_told_of_processes(jail: Sandbox) -> None:
