@@ -116,7 +116,7 @@ class NsjailSandbox(PooledSandbox):
     Raises:
         SandboxUnavailable: A probe program did not run, or there is no such package or interpreter; the message says
             what is missing.
-        ValueError: A number is below one.
+        ValueError: A number is not whole or below one, or another argument is not of its kind.
     """
 
     def __init__(
@@ -124,10 +124,13 @@ class NsjailSandbox(PooledSandbox):
         concurrency: int | None = None,
         guests: int | None = None,
         packages: Sequence[str] = PACKAGES,
-        python: str | None = None,
-        binary: str | None = None,
+        python: str | os.PathLike[str] | None = None,
+        binary: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__(concurrency, guests, packages)
+        for name, path in (("python", python), ("binary", binary)):
+            if path is not None and not isinstance(path, str | os.PathLike):
+                raise ValueError(f"{name} must be a path, not {path!r}")
         if sys.platform != "linux":
             raise SandboxUnavailable(
                 f"nsjail needs Linux, this is {platform.system()}: run in a Linux container, or "
@@ -138,9 +141,9 @@ class NsjailSandbox(PooledSandbox):
                 f"the jail's system calls are known for {' and '.join(syscalls.MACHINES)}, not for "
                 f"{platform.machine()}; use a sandbox on another machine (`retool serve` there)"
             )
-        self.python = python
-        self.binary = binary or _find_binary()
-        self._found = _look_at(python, self.packages)
+        self.python = None if python is None else os.fspath(python)
+        self.binary = _find_binary() if binary is None else os.fspath(binary)
+        self._found = _look_at(self.python, self.packages)
         self._begin()
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:

@@ -33,6 +33,8 @@ from retool_env.sandbox.execution import (
     Limits,
     Outcome,
     SandboxUnavailable,
+    check_program,
+    check_whole_number,
 )
 from retool_env.sandbox.job import Job
 from retool_env.sandbox.slots import Slots
@@ -46,6 +48,7 @@ _MOST_GUESTS = 8
 _MOST_PROGRAMS = 256
 _DESCRIPTORS = 4  # that a program in flight has here
 _LOG_BYTES = 4096
+_POLL_SECONDS = 3600.0  # `poll` counts milliseconds in 31 bits
 _SPARES = 2  # processes kept ready, a guest
 _CLOSED = Execution(Outcome.INFRASTRUCTURE, "", "the program was not run: the sandbox was closed")
 _SESSION_ENDED = "the session was ended by that, its variables are lost"
@@ -146,15 +149,18 @@ class PooledSandbox(abc.ABC):
 
     Raises:
         SandboxUnavailable: It cannot work here; the message says what is missing.
-        ValueError: A number is below one.
+        ValueError: A number is not whole or below one, or `packages` is not a list of names.
     """
 
     def __init__(
         self, concurrency: int | None, guests: int | None, packages: Sequence[str]
     ) -> None:
         for name, value in (("concurrency", concurrency), ("guests", guests)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+            if value is not None:
+                check_whole_number(name, value)
+        names = isinstance(packages, Sequence) and not isinstance(packages, str)
+        if not names or not all(isinstance(name, str) for name in packages):
+            raise ValueError(f"packages must be a list of names, as ['numpy'], not {packages!r}")
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         room = max((files - 256) // _DESCRIPTORS, 8)
         self.concurrency = concurrency or min(_MOST_PROGRAMS, room)
@@ -217,8 +223,11 @@ class PooledSandbox(abc.ABC):
 
         Raises:
             RuntimeError: The sandbox is closed.
+            TypeError: An argument is not of its type.
+            ValueError: `stdin` is larger than `limits.tmp_mb`.
         """
         self._check_open()
+        check_program(code, limits, stdin, display)
         self._slots.acquire()
         try:
             for attempt in range(_ATTEMPTS):
@@ -251,8 +260,11 @@ class PooledSandbox(abc.ABC):
 
         Raises:
             RuntimeError: The sandbox is closed.
+            TypeError: An argument is not of its type.
+            ValueError: `stdin` is larger than `limits.tmp_mb`.
         """
         self._check_open()
+        check_program(code, limits, stdin, display)
         await self._slots.acquire_async()
         try:
             for attempt in range(_ATTEMPTS):
@@ -278,8 +290,10 @@ class PooledSandbox(abc.ABC):
 
         Raises:
             RuntimeError: The sandbox is closed.
+            TypeError: An argument is not of its type.
         """
         self._check_open()
+        check_program("", limits, display=display)
         return PooledSession(self, limits, display)
 
     def close(self) -> None:
@@ -477,7 +491,7 @@ class PooledSandbox(abc.ABC):
                 poller.register(descriptor, events)
             left = deadline - time.monotonic()
             # A program that keeps us busy does not put off its end by that.
-            if poller.poll(math.ceil(1000 * max(left, 0.0))):
+            if poller.poll(math.ceil(1000 * min(max(left, 0.0), _POLL_SECONDS))):
                 job.step()
             if not job.finished and time.monotonic() >= deadline:
                 deadline = time.monotonic() + self._lapse(job)
@@ -588,9 +602,10 @@ class PooledSession:
 
         Raises:
             RuntimeError: The session or its sandbox is closed, or another block of it runs.
+            TypeError: `code` is not a `str`.
         """
         sandbox = self._sandbox
-        self._enter()
+        self._enter(code)
         try:
             sandbox._slots.acquire()
             try:
@@ -614,9 +629,10 @@ class PooledSession:
 
         Raises:
             RuntimeError: The session or its sandbox is closed, or another block of it runs.
+            TypeError: `code` is not a `str`.
         """
         sandbox = self._sandbox
-        self._enter()
+        self._enter(code)
         try:
             await sandbox._slots.acquire_async()
             try:
@@ -653,7 +669,8 @@ class PooledSession:
     ) -> None:
         self.close()
 
-    def _enter(self) -> None:
+    def _enter(self, code: str) -> None:
+        check_program(code, self._limits)
         self._sandbox._check_open()
         if self._closed:
             raise RuntimeError("the session is closed; begin a new one")
