@@ -184,7 +184,8 @@ class Session(Protocol):
 
     Names, imports, files in /tmp and running threads last from one block to the next. A block that
     ends the process (a time-out, `os._exit`, too much output or memory) ends the session: the next
-    block begins in a fresh process, where its error, if it has one, says so.
+    block begins in a fresh process, where its error, if it has one, says so. A session that is
+    dropped without being closed ends its process as well.
     """
 
     def run(self, code: str) -> Execution:
@@ -194,7 +195,11 @@ class Session(Protocol):
         """Like `run`; cancelling it ends the session's process."""
 
     def close(self) -> None:
-        """Ends the process. May be called again; running afterwards raises."""
+        """Ends the process. May be called again; running afterwards raises.
+
+        A block that runs meanwhile, in another thread or task, ends as an
+        `Outcome.INFRASTRUCTURE`: it was not the block's doing.
+        """
 
     def __enter__(self) -> Self: ...
 

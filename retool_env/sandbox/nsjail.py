@@ -12,6 +12,7 @@ without any id. Either way the kernel counts the processes of each program alone
 """
 
 import functools
+import importlib.util
 import json
 import os
 import platform
@@ -66,6 +67,9 @@ DEFAULT ALLOW
 (`retool_env.sandbox.guest.syscalls`). A denied call fails with EPERM, so that the program's traceback names it.
 `clone3`, whose flags a filter cannot see, is said not to exist, and the C library uses `clone`. Sockets are of the Unix
 family: others, such as VSOCK, are not all confined by a network namespace."""
+
+TIME_ZONES = f"{PACKAGES_FOLDER}/tzdata"
+"""Where the package with the time zones appears in every jail, whatever the interpreter and the packages."""
 
 START = (
     "import sys; sys.path.append({!r}); from guest.supervisor import main; sys.path.pop(); main()"
@@ -222,6 +226,8 @@ def jail_config(found: dict, packages: Sequence[str], proc: int) -> str:
         MountPt(src="/dev/null", dst="/dev/null", is_bind=True, rw=True),
         MountPt(dst="/tmp", fstype="tmpfs", options="size=4096", nosuid=True, nodev=True),
         MountPt(src="/tmp", dst="/dev/shm", is_symlink=True),  # semaphores of multiprocessing
+        # Where the C library, and most builds of Python, look for time zones.
+        MountPt(src=f"{TIME_ZONES}/zoneinfo", dst="/usr/share/zoneinfo", is_symlink=True),
     ]
     uid = "-" if new_user else str(outside_uid)
     arguments = [*INTERPRETER_OPTIONS, "-c", START.format("/"), str(proc), "jail", uid]
@@ -278,7 +284,7 @@ def _look_at(python: str | None, packages: tuple[str, ...]) -> dict:
     advice = f"programs need {', '.join(packages)}: `pip install {' '.join(packages)}`"
     if python is None:
         try:
-            return survey(list(packages))
+            return _with_time_zones(survey(list(packages)))
         except ModuleNotFoundError as error:
             raise SandboxUnavailable(f"no package {error}; {advice}") from None
     executable = python if os.path.isfile(python) else os.path.join(python, "bin", "python3")
@@ -289,4 +295,18 @@ def _look_at(python: str | None, packages: tuple[str, ...]) -> dict:
         raise SandboxUnavailable(f"cannot run the interpreter {executable}: {error}") from None
     if done.returncode:
         raise SandboxUnavailable(f"{executable}: {done.stderr.strip()[-500:]}; {advice} there")
-    return json.loads(done.stdout)
+    return _with_time_zones(json.loads(done.stdout))
+
+
+def _with_time_zones(found: dict) -> dict:
+    """Adds the time zones of this interpreter's package tzdata, unless the programs' interpreter has its own.
+
+    Raises:
+        SandboxUnavailable: There is no such package.
+    """
+    if TIME_ZONES not in dict(found["mounts"]).values():
+        spec = importlib.util.find_spec("tzdata")
+        if spec is None or not spec.submodule_search_locations:
+            raise SandboxUnavailable("no package tzdata, the time zones: `pip install tzdata`")
+        found["mounts"].append((spec.submodule_search_locations[0], TIME_ZONES))
+    return found

@@ -51,6 +51,9 @@ _LOG_BYTES = 4096
 _POLL_SECONDS = 3600.0  # `poll` counts milliseconds in 31 bits
 _SPARES = 2  # processes kept ready, a guest
 _CLOSED = Execution(Outcome.INFRASTRUCTURE, "", "the program was not run: the sandbox was closed")
+_SESSION_CLOSED = Execution(
+    Outcome.INFRASTRUCTURE, "", "the program was not run: the session was closed"
+)
 _SESSION_ENDED = "the session was ended by that, its variables are lost"
 
 _all_guests: "weakref.WeakSet[Guest]" = weakref.WeakSet()
@@ -128,6 +131,22 @@ class Guest:
             job.close()
 
 
+def _put_away(job: Job) -> None:
+    # Without a lock: it is called also by the garbage collector, and so wherever anything is.
+    job.guest.jobs.discard(job)
+    job.close()
+
+
+def _end_dropped(guests: list[Guest], spares: list[Job]) -> None:
+    """Ends what a sandbox had that was dropped without being closed."""
+    for guest in guests:
+        guest.control.close()
+    for job in spares:
+        job.close()
+    # Waits for them, which the garbage collector must not.
+    threading.Thread(target=lambda: [guest.end() for guest in guests], daemon=True).start()
+
+
 def _abandon_all() -> None:
     # Were they left open, a guest would outlive this process by as long as its copy.
     for guest in _all_guests:
@@ -173,6 +192,8 @@ class PooledSandbox(abc.ABC):
         self._closed = False
         self._guests: list[Guest] = []
         self._spares: list[Job] = []
+        self._dropped = weakref.finalize(self, _end_dropped, self._guests, self._spares)
+        self._dropped.atexit = False  # the end of this process is theirs
 
     @abc.abstractmethod
     def _command(
@@ -240,7 +261,7 @@ class PooledSandbox(abc.ABC):
                     try:
                         execution = self._drive(job, code, stdin, display)
                     finally:
-                        self._put_away(job)
+                        _put_away(job)
                         self._make_spare(limits, job.guest.packages)
                 if execution.outcome is not Outcome.INFRASTRUCTURE or self._closed:
                     break
@@ -277,7 +298,7 @@ class PooledSandbox(abc.ABC):
                     try:
                         execution = await self._watch(job, code, stdin, display)
                     finally:
-                        self._put_away(job)
+                        _put_away(job)
                         self._make_spare(limits, job.guest.packages)
                 if execution.outcome is not Outcome.INFRASTRUCTURE or self._closed:
                     break
@@ -300,6 +321,7 @@ class PooledSandbox(abc.ABC):
         """Ends all guests and what they run; programs in flight end as infrastructure failures."""
         with self._lock:
             self._closed = True
+            self._dropped.detach()
             guests, self._guests = self._guests, []
             spares, self._spares = self._spares, []
         for guest in guests:
@@ -410,7 +432,7 @@ class PooledSandbox(abc.ABC):
             surplus = len(stale) + len(fresh) - _SPARES * self.number_of_guests
             for spare in [*stale, *fresh][: max(surplus, 0)]:
                 self._spares.remove(spare)
-                self._put_away(spare)
+                _put_away(spare)
 
     def _new_spare(self, limits: Limits, packages: tuple[str, ...]) -> Job | None:
         guest = self._least_busy(packages)
@@ -438,11 +460,6 @@ class PooledSandbox(abc.ABC):
                 if not guest.condemned:
                     guest.end()
                 self._guests[index] = self._start_guest(guest.packages)
-
-    def _put_away(self, job: Job) -> None:
-        with self._lock:
-            job.guest.jobs.discard(job)
-            job.close()
 
     def _lapse(self, job: Job) -> float:
         """Its patience is over; returns the seconds that it is given."""
@@ -588,14 +605,19 @@ class _Watch:
 
 
 class PooledSession:
-    """A `Session` in a process of a pool. Made by `PooledSandbox.session`."""
+    """A `Session` in a process of a pool. Made by `PooledSandbox.session`.
+
+    One that is dropped without being closed ends its process as well.
+    """
 
     def __init__(self, sandbox: PooledSandbox, limits: Limits, display: bool) -> None:
         self._sandbox = sandbox
         self._limits = limits
         self._display = display
         self._job: Job | None = None
+        self._put_away: Callable[[], object] | None = None  # once, or when this is dropped
         self._running = self._closed = False
+        self._lock = threading.Lock()  # of these: `close` comes from any thread
 
     def run(self, code: str) -> Execution:
         """Runs one block in the calling thread.
@@ -615,14 +637,13 @@ class PooledSession:
                     execution = self._current(code)
                     if isinstance(execution, Job):
                         execution = sandbox._drive(execution, code, display=self._display)
-                    if execution.outcome is not Outcome.INFRASTRUCTURE or sandbox._closed:
+                    if self._is_final(execution):
                         break
                 return self._leave(execution)
             finally:
                 sandbox._slots.release()
         finally:
-            self._running = False
-            self._drop_if_gone()
+            self._stop()
 
     async def run_async(self, code: str) -> Execution:
         """Runs one block; cancelling this ends the session's process.
@@ -642,21 +663,25 @@ class PooledSession:
                     execution = self._current(code)
                     if isinstance(execution, Job):
                         execution = await sandbox._watch(execution, code, display=self._display)
-                    if execution.outcome is not Outcome.INFRASTRUCTURE or sandbox._closed:
+                    if self._is_final(execution):
                         break
                 return self._leave(execution)
             finally:
                 sandbox._slots.release()
         finally:
-            self._running = False
-            self._drop_if_gone()
+            self._stop()
 
     def close(self) -> None:
-        """Ends the process. May be called again."""
-        self._closed = True
-        if self._job is not None:
-            self._sandbox._put_away(self._job)
-            self._job = None
+        """Ends the process. May be called again, and while a block runs.
+
+        That block then ends as an infrastructure failure which says that the session was closed.
+        """
+        with self._lock:
+            self._closed = True
+            if not self._running:
+                self._drop()
+            elif self._job is not None:  # whoever drives it sees its end, and puts it away
+                self._job.kill()
 
     def __enter__(self) -> Self:
         return self
@@ -672,32 +697,59 @@ class PooledSession:
     def _enter(self, code: str) -> None:
         check_program(code, self._limits)
         self._sandbox._check_open()
-        if self._closed:
-            raise RuntimeError("the session is closed; begin a new one")
-        if self._running:
-            raise RuntimeError("another block of this session is running: its blocks take turns")
-        self._running = True
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the session is closed; begin a new one")
+            if self._running:
+                raise RuntimeError(
+                    "another block of this session is running: its blocks take turns"
+                )
+            self._running = True
 
     def _attempts(self) -> range:
         """Numbers of the attempts at a block; after the first block there are variables to lose."""
         return range(_ATTEMPTS if self._job is None else 1)
 
+    def _is_final(self, execution: Execution) -> bool:
+        """Whether the block is not to be tried again."""
+        failed = execution.outcome is Outcome.INFRASTRUCTURE
+        return not failed or self._closed or self._sandbox._closed
+
     def _current(self, code: str) -> Job | Execution:
-        self._drop_if_gone()
-        if self._job is None:
-            taken = self._sandbox._take(self._limits, code, session=True)
-            if isinstance(taken, Execution):
-                return taken
-            self._job = taken
-        return self._job
+        with self._lock:
+            if self._closed:
+                return _SESSION_CLOSED
+            if self._job is not None and self._job.gone:
+                self._drop()
+        taken = self._job or self._sandbox._take(self._limits, code, session=True)
+        if isinstance(taken, Execution):
+            return taken
+        with self._lock:
+            if self._job is None:
+                self._job = taken
+                self._put_away = weakref.finalize(self, _put_away, taken)
+                self._put_away.atexit = False
+            return _SESSION_CLOSED if self._closed else taken
 
     def _leave(self, execution: Execution) -> Execution:
         lives = self._job is not None and not self._job.gone
+        if self._closed and self._job is not None and not lives:
+            error = "the program was lost while it ran: the session was closed"
+            return dataclasses.replace(
+                execution, outcome=Outcome.INFRASTRUCTURE, error=error, traceback=""
+            )
         if lives or execution.outcome in (Outcome.OK, Outcome.INFRASTRUCTURE):
             return execution
         return dataclasses.replace(execution, error=f"{execution.error}; {_SESSION_ENDED}")
 
-    def _drop_if_gone(self) -> None:
-        if self._job is not None and (self._job.gone or self._closed):
-            self._sandbox._put_away(self._job)
-            self._job = None
+    def _stop(self) -> None:
+        """No block runs any longer."""
+        with self._lock:
+            self._running = False
+            if self._closed or (self._job is not None and self._job.gone):
+                self._drop()
+
+    def _drop(self) -> None:
+        if self._put_away is not None:
+            self._put_away()
+        self._job = self._put_away = None
