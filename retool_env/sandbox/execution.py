@@ -1,6 +1,7 @@
 """What a run is given (`Limits`), what it returns (`Execution`), and who runs it (`Sandbox`)."""
 
 import enum
+import errno
 import numbers
 import operator
 from dataclasses import dataclass, field
@@ -176,6 +177,16 @@ class Execution:
 
 class SandboxUnavailable(RuntimeError):
     """The sandbox cannot work on this machine. The message says what would make it work."""
+
+
+def advised(error: Exception) -> str:
+    """What an error says, and what to do where too many files are open."""
+    if getattr(error, "errno", None) not in (errno.EMFILE, errno.ENFILE):
+        return str(error)
+    return (
+        f"{error}: close environments and sandboxes that are not used any longer, share one "
+        "sandbox among several environments (sandbox=...), or raise the limit with `ulimit -n`"
+    )
 
 
 @runtime_checkable

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retool_env.sandbox import guest
-from retool_env.sandbox.execution import SandboxUnavailable
+from retool_env.sandbox.execution import SandboxUnavailable, advised
 from retool_env.sandbox.guest import syscalls
 from retool_env.sandbox.pool import PooledSandbox
 from retool_env.sandbox.survey import PACKAGES_FOLDER, survey
@@ -146,8 +146,11 @@ class NsjailSandbox(PooledSandbox):
                 f"{platform.machine()}; use a sandbox on another machine (`retool serve` there)"
             )
         self.python = None if python is None else os.fspath(python)
-        self.binary = _find_binary() if binary is None else os.fspath(binary)
-        self._found = _look_at(self.python, self.packages)
+        try:
+            self.binary = _find_binary() if binary is None else os.fspath(binary)
+            self._found = _look_at(self.python, self.packages)
+        except OSError as error:
+            raise SandboxUnavailable(advised(error)) from error
         self._begin()
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:

@@ -33,6 +33,7 @@ from retool_env.sandbox.execution import (
     Limits,
     Outcome,
     SandboxUnavailable,
+    advised,
     check_program,
     check_whole_number,
 )
@@ -57,6 +58,7 @@ _SESSION_CLOSED = Execution(
 _SESSION_ENDED = "the session was ended by that, its variables are lost"
 
 _all_guests: "weakref.WeakSet[Guest]" = weakref.WeakSet()
+_all_sandboxes: "weakref.WeakSet[PooledSandbox]" = weakref.WeakSet()
 
 
 class Guest:
@@ -126,9 +128,11 @@ class Guest:
 
     def abandon(self) -> None:
         """In a forked copy of this process: closes what is the original's."""
+        self._ending = threading.Lock()  # another thread may have held it
         self.control.close()
         for job in self.jobs:
             job.close()
+            job.gone = True
 
 
 def _put_away(job: Job) -> None:
@@ -151,6 +155,8 @@ def _abandon_all() -> None:
     # Were they left open, a guest would outlive this process by as long as its copy.
     for guest in _all_guests:
         guest.abandon()
+    for sandbox in _all_sandboxes:  # whose locks and places other threads may have held
+        sandbox._begin_anew()
 
 
 os.register_at_fork(after_in_child=_abandon_all)
@@ -187,13 +193,17 @@ class PooledSandbox(abc.ABC):
         self.packages = tuple(packages)
         # Most programs need no package, and a process without them is made and ended several times as fast.
         self._kinds = [(), self.packages] if self.packages else [()]
-        self._slots = Slots(self.concurrency)
-        self._lock = threading.RLock()
+        self._begin_anew()
         self._closed = False
         self._guests: list[Guest] = []
         self._spares: list[Job] = []
         self._dropped = weakref.finalize(self, _end_dropped, self._guests, self._spares)
         self._dropped.atexit = False  # the end of this process is theirs
+        _all_sandboxes.add(self)
+
+    def _begin_anew(self) -> None:
+        self._slots = Slots(self.concurrency)
+        self._lock = threading.RLock()
 
     @abc.abstractmethod
     def _command(
@@ -227,7 +237,7 @@ class PooledSandbox(abc.ABC):
                     self._make_spare(DEFAULT_LIMITS, packages)
         except OSError as error:
             self.close()
-            raise SandboxUnavailable(self._diagnose(str(error))) from error
+            raise SandboxUnavailable(self._diagnose(advised(error))) from error
         except BaseException:
             self.close()
             raise
@@ -370,7 +380,8 @@ class PooledSandbox(abc.ABC):
                     start_new_session=True,  # Ctrl-C is for us; we end the guests
                 )
             except OSError as error:
-                raise SandboxUnavailable(f"cannot start {arguments[0]}: {error}") from error
+                text = f"cannot start {arguments[0]}: {advised(error)}"
+                raise SandboxUnavailable(text) from error
             opened.pop_all()
         return Guest(process, ours, log, packages)
 
@@ -387,7 +398,8 @@ class PooledSandbox(abc.ABC):
                 spare = None if session else self._spare(limits, packages)
                 return spare or self._new(limits, packages, session)
             except (OSError, SandboxUnavailable) as error:
-                return Execution(Outcome.INFRASTRUCTURE, "", f"the program was not run: {error}")
+                why = f"the program was not run: {advised(error)}"
+                return Execution(Outcome.INFRASTRUCTURE, "", why)
 
     def _spare(self, limits: Limits, packages: tuple[str, ...]) -> Job | None:
         for job in self._spares:
