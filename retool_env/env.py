@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import sys
 from typing import Any, ClassVar
 
@@ -16,12 +17,13 @@ import gymnasium as gym
 
 from retool_env.episode import Episode, GradeAnswer, Need, Rules
 from retool_env.grading import is_equivalent
-from retool_env.interpreter import Interpreter, SandboxSetting, open_sandbox
+from retool_env.interpreter import Interpreter, SandboxSetting, shared_sandboxes
 from retool_env.problems import ProblemSource, load_problems
 from retool_env.provenance import REVISION
-from retool_env.sandbox import Execution
+from retool_env.sandbox import Execution, Outcome
 from retool_env.spaces import AnyText, TurnText
 
+_log = logging.getLogger(__name__)
 _RULES = tuple(field.name for field in dataclasses.fields(Rules))
 _COLOURS = {"prompt": "\033[2m", "model": "", "env": "\033[36m"}
 
@@ -44,7 +46,9 @@ class ReToolEnv(gym.Env[str, str]):
     Args:
         problems: A source, or the name of one (see `retool_env.problems.load_problems`).
         sandbox: A `Sandbox`, the name of one, the URLs of sandbox servers (`"http://node1:8080,http://node2:8080"`), or a
-            mapping of `make_sandbox`'s arguments (`{"packages": ["numpy", "scipy"]}`). Not made where the interpreter is off.
+            mapping of `make_sandbox`'s arguments (`{"packages": ["numpy", "scipy"]}`). The environments of a process share one
+            a name or equal mapping, which the last of them closes; a `Sandbox` is its maker's to close. Not made where the
+            interpreter is off.
         render_mode: `"human"` prints what is new after each call; `"ansi"` gives the transcript as text.
         **settings: Settings of the episode (see `Rules`); all others go to the source of that name
             (`path=`, `split=`, `difficulty=`, ...).
@@ -88,8 +92,9 @@ class ReToolEnv(gym.Env[str, str]):
         self.render_mode = render_mode
         self.observation_space = AnyText()
         self.action_space = TurnText()
-        self._sandbox = open_sandbox(sandbox, self.rules)
-        self._owns_sandbox = self._sandbox is not sandbox
+        self._sandbox = shared_sandboxes.borrow(sandbox, self.rules, user=self)
+        self._borrows_sandbox = self._sandbox is not sandbox
+        self._closed = False
         self._episode: Episode | None = None
         self._interpreter = Interpreter(self._sandbox)
         self._rendered = 0
@@ -106,7 +111,9 @@ class ReToolEnv(gym.Env[str, str]):
         Raises:
             KeyError: If there is no such problem.
             ValueError: If there is another option.
+            gymnasium.error.ClosedEnvironmentError: If the environment is closed.
         """
+        self._check_open()
         super().reset(seed=seed)
         options = dict(options or {})
         problem_id = options.pop("problem_id", None)
@@ -145,7 +152,9 @@ class ReToolEnv(gym.Env[str, str]):
         Raises:
             TypeError: If the action is not a string.
             gymnasium.error.ResetNeeded: If no episode is going on.
+            gymnasium.error.ClosedEnvironmentError: If the environment is closed.
         """
+        self._check_open()
         if not isinstance(action, str):
             raise TypeError(f"an action is a string, not {type(action).__name__}")
         if self._episode is None or self._episode.done:
@@ -155,7 +164,12 @@ class ReToolEnv(gym.Env[str, str]):
         """Between the halves of `step`: do what the episode needs, and wait for it."""
         if isinstance(need, GradeAnswer):
             return is_equivalent(need.answer, need.gold)
-        return self._interpreter.run(need)
+        execution = self._interpreter.run(need)
+        if execution.outcome is Outcome.INFRASTRUCTURE:
+            assert self._episode is not None
+            problem = self._episode.transcript.problem
+            _log.warning("%s: the sandbox failed: %s", problem.id, execution.error)
+        return execution
 
     def end_step(
         self, result: Execution | bool | None
@@ -183,10 +197,15 @@ class ReToolEnv(gym.Env[str, str]):
         return None
 
     def close(self) -> None:
-        """End the episode's session, and close the sandbox, if it was made here."""
+        """End the episode's session, and close the sandbox, unless it is the caller's or other environments use it."""
+        self._closed = True
         self._interpreter.close()
-        if self._owns_sandbox and self._sandbox is not None:
-            self._sandbox.close()
+        if self._borrows_sandbox and self._sandbox is not None:
+            shared_sandboxes.give_back(self._sandbox, user=self)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise gym.error.ClosedEnvironmentError("the environment is closed: make a new one")
 
     def _info(self) -> dict[str, Any]:
         assert self._episode is not None

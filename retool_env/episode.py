@@ -9,6 +9,7 @@ give the same episode.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from retool_env.protocol import (
 )
 from retool_env.rewards import Reward, get_reward
 from retool_env.sandbox import Execution, Limits, Outcome
+from retool_env.sandbox.execution import check_seconds, check_whole_number
 from retool_env.tokens import Tokenizer as Tokenizer
 from retool_env.tokens import cut_turn
 from retool_env.tokens import decode as decode
@@ -39,6 +41,15 @@ from retool_env.tokens import encode_prompt as encode_prompt
 from retool_env.tokens import encode_result as encode_result
 from retool_env.tokens import tokens_of_turn as tokens_of_turn
 from retool_env.transcript import Span, StopReason, Transcript
+
+_NUMBERS: Mapping[str, Callable[[str, object], float]] = {
+    "max_calls": functools.partial(check_whole_number, least=0),
+    "max_tokens": check_whole_number,
+    "max_characters": check_whole_number,
+    "max_seconds": check_seconds,
+    "output_characters": check_whole_number,
+}
+"""The settings that are numbers, each with what checks it."""
 
 _PROTOCOLS: Mapping[str, type[Tags | Hermes]] = {"tags": Tags, "hermes": Hermes}
 
@@ -85,19 +96,21 @@ class Rules:
     def __post_init__(self) -> None:
         if isinstance(self.limits, Mapping):
             known = [field.name for field in dataclasses.fields(Limits)]
-            if unknown := sorted(set(self.limits) - set(known)):
+            if unknown := sorted(map(str, set(self.limits) - set(known))):
                 raise ValueError(f"unknown limit {unknown}; there are {', '.join(known)}")
             object.__setattr__(self, "limits", Limits(**self.limits))
+        if not isinstance(self.limits, Limits):
+            raise ValueError(
+                "limits must be a Limits, or a mapping of its fields as {'wall_seconds': 2}, "
+                f"not {self.limits!r:.60}"
+            )
         for name in ("interpreter", "session", "display"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
-        for name in ("max_tokens", "max_characters", "max_seconds", "output_characters"):
+        for name, check in _NUMBERS.items():
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and value > 0):
-                raise ValueError(f"{name} must be a number above 0, not {value!r}")
-        calls = self.max_calls
-        if calls is not None and not (isinstance(calls, int) and calls >= 0):
-            raise ValueError(f"max_calls must be a whole number of at least 0, not {calls!r}")
+            if value is not None or name == "output_characters":  # of the others: no limit
+                object.__setattr__(self, name, check(name, value))
         choices = {
             "protocol": get_args(ProtocolName),
             "output_cut": get_args(Cut),

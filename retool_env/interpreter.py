@@ -1,12 +1,16 @@
 """Interpreter: what runs one episode's programs, and the sandbox it runs them in.
 
-Whoever drives an episode makes one `Interpreter` for it and closes it when the episode ends, however it ends.
+Whoever drives an episode makes one `Interpreter` for it and closes it when the episode ends, however it ends. The
+environments of a process share one sandbox a setting (`SharedSandboxes`).
 """
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Awaitable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from retool_env.episode import Rules, RunProgram
 from retool_env.sandbox import Execution, Sandbox, Session, make_sandbox
@@ -92,6 +96,79 @@ def open_sandbox(setting: SandboxSetting, rules: Rules) -> Sandbox | None:
             sandbox.close()
         raise
     return sandbox
+
+
+class SharedSandboxes:
+    """The sandboxes that the environments of a process share, one a setting.
+
+    A sandbox is closed with the last environment that uses it, or ends with it where that is dropped unclosed. A forked copy of
+    the process shares none with the original: its environments make their own.
+    """
+
+    def __init__(self) -> None:
+        self._users: WeakKeyDictionary[Sandbox, WeakSet[object]] = WeakKeyDictionary()
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        self._lock = threading.RLock()  # another thread may have held it at the fork
+        self._by_setting: WeakValueDictionary[str, Sandbox] = WeakValueDictionary()
+
+    def borrow(self, setting: SandboxSetting, rules: Rules, user: object) -> Sandbox | None:
+        """The sandbox that a setting means: that of earlier users of an equal setting, or else a new one.
+
+        Args:
+            setting: See `open_sandbox`. A sandbox is its maker's: it is returned as it is, and never closed here.
+            rules: Of the episodes that it is for.
+            user: Who will `give_back` it, or be dropped.
+
+        Returns:
+            It, or `None` where the interpreter is off.
+
+        Raises:
+            SandboxUnavailable: As for `open_sandbox`, as the other two.
+            ValueError: If there is no sandbox of that name, or an argument of it is wrong.
+            TypeError: If the mapping holds what that sandbox does not take.
+        """
+        if not rules.interpreter or not isinstance(setting, str | Mapping):
+            return open_sandbox(setting, rules)
+        key = _key(setting)
+        with self._lock:
+            sandbox = self._by_setting.get(key)
+            if sandbox is None:
+                sandbox = self._by_setting[key] = _made(setting)
+                self._users[sandbox] = WeakSet()
+            self._users[sandbox].add(user)
+        try:
+            check_sandbox(rules, sandbox)
+        except BaseException:
+            self.give_back(sandbox, user)
+            raise
+        return sandbox
+
+    def give_back(self, sandbox: Sandbox, user: object) -> None:
+        """Close a sandbox that was borrowed, if nobody else uses it. May be called again."""
+        with self._lock:
+            users = self._users.get(sandbox)
+            if users is not None:  # not a copy of one, of an environment that was copied
+                users.discard(user)
+                if users:
+                    return
+                for key in [key for key, each in self._by_setting.items() if each is sandbox]:
+                    del self._by_setting[key]
+        sandbox.close()
+
+
+shared_sandboxes = SharedSandboxes()
+"""Those of this process."""
+
+
+def _key(setting: str | Mapping[str, Any]) -> str:
+    """The same for settings that mean the same sandbox."""
+    arguments = {"name": setting} if isinstance(setting, str) else {"name": "nsjail", **setting}
+    alike = {str(k): list(v) if isinstance(v, list | tuple) else v for k, v in arguments.items()}
+    # Of sandboxes on other machines, this is a setting as well.
+    return repr((sorted(alike.items()), os.environ.get("RETOOL_SANDBOX_TOKEN")))
 
 
 def check_sandbox(rules: Rules, sandbox: Sandbox | None) -> None:

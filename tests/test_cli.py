@@ -148,7 +148,7 @@ WRONG = {
     "no such folder": (["eval", "--env", ARITHMETIC, "--model", "./none"], "folder './none'"),
     "no problem": ([*EVAL, "--problems", "0"], "--problems must be at least 1, not 0"),
     "no episode": ([*EVAL, "--k", "0"], "--k must be at least 1, not 0"),
-    "no token": ([*EVAL, "--max-tokens", "0"], "max_tokens must be a number above 0"),
+    "no token": ([*EVAL, "--max-tokens", "0"], "max_tokens must be a whole number of"),
     "no pair": ([*EVAL, "difficulty"], "'difficulty' is no key=value"),
     "unknown setting": ([*EVAL, "max_call=3"], "max_calls, max_tokens"),
     "unknown setting to play": (["play", "max_call=3"], "max_calls, max_tokens"),
@@ -160,6 +160,9 @@ WRONG = {
         [*EVAL, "errors=short"],
         "errors must be one of traceback, last_line",
     ),
+    "a limit as text": ([*EVAL, 'limits={"wall_seconds": "1"}'], "Limits.wall_seconds must be"),
+    "no limits": ([*EVAL, "limits=foo"], "limits must be a Limits, or a mapping of its fields"),
+    "an endless limit": (["play", 'limits={"wall_seconds": Infinity}'], "Limits.wall_seconds"),
     "no file": (["play", "--env", "ReTool-JSONL-v0", "path=none.jsonl"], "no file 'none.jsonl'"),
     "no path": (["play", "--env", "ReTool-JSONL-v0"], "'path'"),
 }

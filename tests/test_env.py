@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
+import textwrap
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
 import pytest
@@ -17,11 +20,20 @@ from notebooks import Notebooks
 import retool_env
 from retool_env import ReToolEnv, Rules, SandboxUnavailable, StopReason, check_transcript
 from retool_env.env import make_task
+from retool_env.interpreter import SharedSandboxes
 from retool_env.problems import Problem, ProblemList, ProblemsUnavailable
 from retool_env.sandbox import Execution, Limits, Outcome, nsjail
 from retool_env.spaces import AnyText, TurnText
 
 ARITHMETIC = "ReTool-Arithmetic-v0"
+
+
+@pytest.fixture(autouse=True)
+def no_shared_sandbox(monkeypatch):
+    """A test meets no sandbox that another one's environments may still share."""
+    monkeypatch.setattr("retool_env.env.shared_sandboxes", SharedSandboxes())
+
+
 PROBLEMS = ProblemList(
     Problem(id=f"p{i}", question=f"{i} + 1?", answer=f"{i + 1}") for i in range(50)
 )
@@ -708,6 +720,181 @@ def test_close_ends_the_own_sandbox_alone_and_may_be_repeated(monkeypatch):
     env.close()
     env.close()
     assert fake.closed >= 1
+
+
+def test_a_closed_environment_says_so():
+    env = make()
+    env.close()
+    for call in (env.reset, lambda: env.step("<code>a</code>")):
+        with pytest.raises(gym.error.ClosedEnvironmentError, match="make a new one"):
+            call()
+
+
+def test_environments_of_a_setting_share_a_sandbox_until_the_last_is_closed():
+    envs = [gym.make(ARITHMETIC, sandbox=box) for box in ("nsjail", {"name": "nsjail"})]
+    envs += [ReToolEnv(PROBLEMS, session=True), gym.make(ARITHMETIC, interpreter=False)]
+    other = gym.make(ARITHMETIC, sandbox={"guests": 1})
+    first, second, third, none = (env.unwrapped._sandbox for env in envs)
+    assert first is second is third and none is None
+    assert other.unwrapped._sandbox is not first
+    own = ReToolEnv(PROBLEMS, sandbox=first)  # the caller's: it is no reason to keep it
+    own.reset()
+    for env in envs[:2]:
+        env.close()
+        env.close()
+    envs[2].reset()
+    assert envs[2].step("<code>print(1)</code>")[4]["outcome"] is Outcome.OK
+    assert own.step("<code>print(1)</code>")[4]["outcome"] is Outcome.OK
+    own.close()
+    envs[2].close()
+    with pytest.raises(RuntimeError, match="closed"):
+        first.run("1")
+    other.reset()
+    assert other.step("<code>print(1)</code>")[4]["outcome"] is Outcome.OK
+    other.close()
+
+
+def test_a_copy_of_an_environment_has_a_sandbox_of_its_own():
+    env = gym.make(ARITHMETIC, sandbox={"guests": 1}).unwrapped
+    env.reset(seed=1)
+    copied = copy.deepcopy(env)
+    assert copied._sandbox is not env._sandbox
+    copied.close()
+    assert env.step("<code>print(1)</code>")[4]["outcome"] is Outcome.OK
+    env.close()
+
+
+COUNTS = """
+import gc, logging, os, resource, sys, time
+import gymnasium as gym
+import retool_env
+sys.path.append({tree!r})
+from tree import descendants, descriptors, settled_descriptors
+
+ID = "ReTool-Arithmetic-v0"
+
+def begun(**settings):
+    env = gym.make(ID, **settings)
+    env.reset(seed=1)
+    *_, info = env.step("<code>print(1)</code>")
+    assert info["outcome"] == "ok", info
+    return env
+
+def settled():
+    gc.collect()
+    deadline = time.monotonic() + 20
+    while (left := descendants(os.getpid())) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return descriptors(), len(left)
+"""
+
+
+def counted(code: str) -> str:
+    """What a script prints of the descriptors and processes of its environments."""
+    script = COUNTS.format(tree=str(Path(__file__).parent / "sandbox")) + textwrap.dedent(code)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_many_environments_hold_no_more_than_one_and_dropped_ones_nothing():
+    counted("""
+        begun().close()
+        before = settled()
+        assert before[1] == 0
+        for session in (False, True):
+            env = begun(session=session)
+            one = descriptors() - before[0]
+            others = [begun(session=session) for _ in range(8)]
+            # Those of a session are of an episode's process, which ends with it.
+            assert descriptors() - before[0] <= one + 4 * 8 * session + 8
+            assert len(descendants(os.getpid())) < 30 + 9 * session
+            others.clear()
+            gc.collect()
+            assert settled_descriptors(before[0] + one + 8) <= before[0] + one + 8
+            assert env.step("<code>print(2)</code>")[4]["outcome"] == "ok"
+            del env
+            assert settled() == before
+        for _ in range(3):
+            begun()  # and dropped in the midst of an episode
+        assert settled() == before
+        env = begun()
+        begun().close()
+        env.close()
+        assert settled() == before
+    """)
+
+
+@pytest.mark.parametrize("session", [False, True])
+def test_64_environments_at_the_usual_limit_on_open_files(session):
+    counted(f"""
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+        envs = gym.make_vec(ID, 64, vectorization_mode="sync", session={session}, display={session})
+        envs.reset(seed=1)
+        for _ in range(2):
+            *_, infos = envs.step(tuple(f"<code>print({{n}})</code>" for n in range(64)))
+            assert infos["outcome"].tolist() == ["ok"] * 64, infos["outcome"]
+        envs.close()
+        assert descendants(os.getpid()) == []
+    """)
+
+
+def test_eight_processes_of_one_environment_each():
+    counted("""
+        made = gym.make(ID)
+        vector = {"shared_memory": False}
+        envs = gym.make_vec(ID, 8, vectorization_mode="async", vector_kwargs=vector)
+        envs.reset(seed=1)
+        *_, infos = envs.step(tuple(f"<code>print({n})</code>" for n in range(8)))
+        assert infos["outcome"].tolist() == ["ok"] * 8
+        envs.close()
+        made.reset(seed=1)
+        assert made.step("<code>print(1)</code>")[4]["outcome"] == "ok"
+        made.close()
+        assert settled()[1] == 0
+    """)
+
+
+def test_too_many_open_files_name_the_cure():
+    """When a sandbox is made, whatever it is that finds none left, and when a program is to run."""
+    said = counted("""
+        def few(more):
+            open_now = max(map(int, os.listdir("/proc/self/fd")))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + more, 20_000))
+        enough = resource.getrlimit(resource.RLIMIT_NOFILE)
+        begun().close()  # all that is imported on the way
+        from retool_env.sandbox import nsjail
+        for more in range(1, 60, 2):
+            nsjail._look_at.cache_clear()
+            few(more)
+            try:
+                env = gym.make(ID)
+            except retool_env.SandboxUnavailable as error:
+                print(error)
+            else:
+                break
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, enough)
+        assert more > 5
+        logging.basicConfig(stream=sys.stdout)
+        session = gym.make(ID, session=True)
+        for each in (env, session):
+            each.reset(seed=1)
+            taken = [os.dup(0) for _ in range(20)]
+            few(0)
+            # One that was kept ready needs none.
+            for _ in range(10):
+                *_, truncated, info = each.step("<code>print(1)</code>")
+                if truncated:
+                    break
+            resource.setrlimit(resource.RLIMIT_NOFILE, enough)
+            assert info["stop_reason"] == "infrastructure_failure", info
+    """)
+    lines = [line for line in said.splitlines() if line]
+    assert len(lines) > 4 and sum("the sandbox failed" in line for line in lines) == 2
+    for line in lines:
+        for part in ("open files", "close environments", "share one sandbox", "ulimit -n"):
+            assert part in line, line
 
 
 # --- Gymnasium's wrappers -----------------------------------------------------------------------

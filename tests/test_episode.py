@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import pytest
 from hypothesis import given
@@ -342,6 +343,24 @@ def test_rewards_presets():
         {"max_tokens": "3"},
         {"limits": {"wall": 1}},
         {"limits": {"wall_seconds": 0}},
+        {"limits": {"wall_seconds": "1"}},
+        {"limits": {"memory_mb": 1.5}},
+        {"limits": {1: 2, "wall": 3}},
+        {"limits": "foo"},
+        {"limits": '{"wall_seconds": 1}'},
+        {"limits": None},
+        {"limits": 5},
+        {"limits": [1]},
+        {"max_calls": True},
+        {"max_calls": 1.5},
+        {"max_tokens": float("inf")},
+        {"max_characters": 1.5},
+        {"max_characters": True},
+        {"max_seconds": float("nan")},
+        {"max_seconds": float("inf")},
+        {"max_seconds": "5"},
+        {"output_characters": None},
+        {"output_characters": float("inf")},
         {"protocol": "xml"},
         {"protocol": None},
         {"protocol": ["tags"]},
@@ -359,8 +378,16 @@ def test_rewards_presets():
     ],
 )
 def test_bad_rules_are_refused(settings):
-    with pytest.raises((ValueError, FileNotFoundError)):
+    (name,) = settings
+    said = "no such file" if name == "prompt_template" else name.removesuffix("s")
+    with pytest.raises((ValueError, FileNotFoundError), match=rf"(?i)\b{said}"):
         Rules(**settings)
+
+
+def test_limits_may_be_a_mapping_of_any_kind():
+    expected = Rules(limits=Limits(wall_seconds=2, memory_mb=64))
+    assert Rules(limits={"wall_seconds": 2, "memory_mb": 64}) == expected
+    assert Rules(limits=MappingProxyType({"wall_seconds": 2, "memory_mb": 64})) == expected
 
 
 def test_results_that_nobody_asked_for_are_refused():

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from notebooks import Notebooks
 
 from retool_env.episode import Rules, RunProgram
-from retool_env.interpreter import Interpreter, check_sandbox, open_sandbox
+from retool_env.interpreter import Interpreter, SharedSandboxes, check_sandbox, open_sandbox
 from retool_env.sandbox import Execution, Limits, NsjailSandbox, Outcome, SandboxUnavailable
 
 LIMITS = Limits(wall_seconds=3)
@@ -144,6 +151,152 @@ def test_a_wrong_setting_says_what_to_write():
         open_sandbox({"pakages": ["numpy"]}, Rules())
     with pytest.raises(ValueError, match=r"'nsjial'.*nsjail.*unsafe"):
         open_sandbox("nsjial", Rules())
+
+
+# --- sandboxes that environments share -----------------------------------------------------------
+
+
+class User:
+    """Who borrows a sandbox."""
+
+
+@pytest.fixture
+def shared():
+    return SharedSandboxes()
+
+
+EQUAL = [
+    ("nsjail", {"name": "nsjail"}),
+    ("nsjail", {}),
+    ({"guests": 1, "packages": ["numpy"]}, {"packages": ("numpy",), "guests": 1}),
+    ("http://a:1", {"name": "http://a:1"}),
+]
+OTHER = [
+    ("nsjail", "unsafe"),
+    ("nsjail", {"guests": 1}),
+    ({"guests": 1}, {"guests": 2}),
+    ({"packages": ["numpy", "sympy"]}, {"packages": ["sympy", "numpy"]}),
+    ("http://a:1", "http://b:1"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), [*EQUAL, *OTHER])
+def test_equal_settings_share_a_sandbox_and_others_do_not(made, shared, one, other):
+    users = [User(), User()]
+    boxes = [
+        shared.borrow(each, Rules(), user) for each, user in zip((one, other), users, strict=True)
+    ]
+    assert (boxes[0] is boxes[1]) == ((one, other) in EQUAL)
+    assert len(made) == len({id(box) for box in boxes})
+
+
+def test_the_last_user_closes_it_and_the_next_makes_another(made, shared):
+    users = [User() for _ in range(3)]
+    boxes = {id(shared.borrow("nsjail", Rules(), user)) for user in users}
+    assert len(boxes) == len(made) == 1
+    box = made[0][-1]
+    for user in (*users[:2], users[0], users[0]):  # again and again by the same
+        shared.give_back(box, user)
+    assert not box.closed
+    shared.give_back(box, users[2])
+    assert box.closed
+    assert shared.borrow("nsjail", Rules(), users[0]) is not box and len(made) == 2
+
+
+def test_a_user_that_is_dropped_holds_nothing(made, shared):
+    first, second = User(), User()
+    box = shared.borrow("nsjail", Rules(), first)
+    shared.borrow("nsjail", Rules(), second)
+    del first
+    shared.give_back(box, second)
+    assert box.closed
+    third = User()
+    box = weakref.ref(shared.borrow("nsjail", Rules(), third))
+    made.clear()
+    gc.collect()
+    assert box() is None  # nobody but its users keeps it
+    shared.borrow("nsjail", Rules(), third)
+    assert len(made) == 1
+
+
+def test_a_sandbox_of_ones_own_is_not_shared(made, shared):
+    box, user = Notebooks(), User()
+    assert shared.borrow(box, Rules(), user) is box
+    assert shared.borrow("nsjail", Rules(interpreter=False), user) is None
+    assert not made
+
+
+def test_one_without_what_the_rules_want_is_closed_unless_others_use_it(made, shared):
+    first, second = User(), User()
+    with pytest.raises(SandboxUnavailable, match="no sessions here"):
+        shared.borrow("nsjail", SHARED, first)
+    assert made[0][-1].closed
+    box = shared.borrow("nsjail", Rules(), first)
+    with pytest.raises(SandboxUnavailable, match="no sessions here"):
+        shared.borrow("nsjail", SHARED, second)
+    assert not box.closed and len(made) == 2
+
+
+def test_another_token_is_another_setting(made, shared, monkeypatch):
+    first, second = User(), User()
+    box = shared.borrow("http://a:1", Rules(), first)
+    monkeypatch.setenv("RETOOL_SANDBOX_TOKEN", "secret")
+    assert shared.borrow("http://a:1", Rules(), second) is not box
+
+
+def test_threads_that_ask_at_once_get_one(shared, monkeypatch):
+    made = []
+
+    def slow(*_, **__):
+        time.sleep(0.05)
+        made.append(WithoutSessions())
+        return made[-1]
+
+    monkeypatch.setattr("retool_env.interpreter.make_sandbox", slow)
+    users = [User() for _ in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        boxes = list(threads.map(lambda user: shared.borrow("nsjail", Rules(), user), users))
+    assert len(made) == 1 and set(map(id, boxes)) == {id(made[0])}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_copy_makes_its_own(shared):
+    """Also while another thread of the original is about to make one."""
+    user = User()
+    box = shared.borrow(ONLY_NUMPY, Rules(), user)
+    box.run("1")
+    before = [guest.process.pid for guest in box._guests]
+    heard, say = os.pipe()
+    holding, held = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with shared._lock, box._lock, box._guests[0]._ending:
+            held.set()
+            holding.wait(20)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(20)
+    pid = os.fork()
+    if pid == 0:
+        with suppress(BaseException):
+            mine = User()
+            threading.Timer(20, os._exit, [3]).start()  # it must not wait for those locks
+            own = shared.borrow(ONLY_NUMPY, Rules(), mine)
+            said = f"{own is not box} {own.run('print(1)').stdout}{box.run('print(2)').stdout}"
+            shared.give_back(own, mine)
+            shared.give_back(box, user)  # what it inherited
+            os.write(say, said.encode())
+        os._exit(0)
+    holding.set()
+    holder.join()
+    os.close(say)
+    with os.fdopen(heard) as said:
+        assert said.read() == "True 1\n2\n"
+    assert os.waitpid(pid, 0)[1] == 0
+    assert box.run("print(2)").stdout == "2\n"
+    assert [guest.process.pid for guest in box._guests] == before
+    shared.give_back(box, user)
 
 
 def test_a_remote_sandbox_has_no_sessions():

@@ -13,11 +13,20 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from notebooks import Notebooks
 
 from retool_env import ReToolEnv, ReToolVectorEnv, StopReason
+from retool_env.interpreter import SharedSandboxes
 from retool_env.problems import Problem, ProblemList
 from retool_env.sandbox import Execution, Outcome
 from retool_env.spaces import TurnText
 
 ARITHMETIC = "ReTool-Arithmetic-v0"
+
+
+@pytest.fixture(autouse=True)
+def no_shared_sandbox(monkeypatch):
+    """A test meets no sandbox that another one's environments may still share."""
+    monkeypatch.setattr("retool_env.env.shared_sandboxes", SharedSandboxes())
+
+
 PROBLEMS = ProblemList(
     Problem(id=f"p{i}", question=f"{i} + 1?", answer=f"{i + 1}") for i in range(50)
 )

@@ -1,7 +1,9 @@
 """What a run is given (`Limits`), what it returns (`Execution`), and who runs it (`Sandbox`)."""
 
-import dataclasses
 import enum
+import errno
+import numbers
+import operator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
@@ -35,12 +37,23 @@ class Outcome(enum.StrEnum):
     """The sandbox failed before the program began. Not the program's doing: never train on it."""
 
 
+_MOST = {
+    "wall_seconds": 1_000_000,
+    "memory_mb": 1 << 32,
+    "output_bytes": 1 << 40,
+    "processes": 1 << 22,  # as many as Linux has numbers for
+    "tmp_mb": 1 << 32,
+}
+"""The highest limits. All sums and products of them fit what the kernel and `poll` count with."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one program may use.
 
     Raises:
-        ValueError: a limit is not positive.
+        ValueError: A limit is not a number, not positive, or so high that the kernel could not
+            count it; all but `wall_seconds` are whole numbers. The message names the limit.
     """
 
     wall_seconds: float = 5.0
@@ -61,12 +74,85 @@ class Limits:
     """Size of its private /tmp, in MiB, and of any one file there."""
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if not value > 0:
-                raise ValueError(f"Limits.{name} must be positive, not {value!r}")
+        for name, most in _MOST.items():
+            check = check_seconds if name == "wall_seconds" else check_whole_number
+            value = check(f"Limits.{name}", getattr(self, name), most=most)
+            object.__setattr__(self, name, value)
+
+
+def check_whole_number(name: str, value: object, least: int = 1, most: int | None = None) -> int:
+    """Checks a setting that counts something.
+
+    Args:
+        name: What the caller knows it as.
+        value: The setting.
+        least: The smallest that makes sense.
+        most: The largest that makes sense; `None`: any.
+
+    Returns:
+        The number, as Python's own integer.
+
+    Raises:
+        ValueError: It is not a whole number, or not between the two.
+    """
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if whole and least <= value and (most is None or value <= most):  # type: ignore[operator]
+        return operator.index(value)  # type: ignore[arg-type]
+    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+    raise ValueError(f"{name} must be a whole number {bounds}, not {_shown(value)}")
+
+
+def check_seconds(name: str, value: object, most: float = 1e9) -> float:
+    """Checks a setting that is a length of time.
+
+    Args:
+        name: What the caller knows it as.
+        value: The setting, in seconds.
+        most: The longest that makes sense.
+
+    Returns:
+        The seconds.
+
+    Raises:
+        ValueError: It is not a number, not above 0, or longer than `most`.
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if number and 0 < value <= most and float(value) > 0:  # type: ignore[operator, arg-type]
+        return float(value)  # type: ignore[arg-type]
+    raise ValueError(
+        f"{name} must be a number of seconds, above 0 and at most {most:g}, not {_shown(value)}"
+    )
+
+
+def _shown(value: object) -> str:
+    return f"{value!r:.60}"
 
 
 DEFAULT_LIMITS = Limits()
+
+
+def check_program(
+    code: object, limits: object, stdin: object = "", display: object = False
+) -> None:
+    """Checks what a sandbox is asked to run, before anything of it is begun.
+
+    Raises:
+        TypeError: `code` or `stdin` is not a `str`, `limits` not a `Limits`, or `display` not a
+            `bool`.
+        ValueError: `stdin` is larger than the program's /tmp, where it would be kept.
+    """
+    if not isinstance(limits, Limits):
+        raise TypeError(f"limits must be a Limits, as Limits(wall_seconds=2), not {_shown(limits)}")
+    for name, value in (("code", code), ("stdin", stdin)):
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a str, not {type(value).__name__}")
+    if not isinstance(display, bool):
+        raise TypeError(f"display must be True or False, not {_shown(display)}")
+    if stdin and (size := len(stdin.encode("utf-8", "surrogatepass"))) > limits.tmp_mb << 20:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"stdin has {size} bytes, more than the {limits.tmp_mb} MiB of /tmp, where it is kept: "
+            "raise Limits.tmp_mb, or give the program less"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +186,16 @@ class SandboxUnavailable(RuntimeError):
     """The sandbox cannot work on this machine. The message says what would make it work."""
 
 
+def advised(error: Exception) -> str:
+    """What an error says, and what to do where too many files are open."""
+    if getattr(error, "errno", None) not in (errno.EMFILE, errno.ENFILE):
+        return str(error)
+    return (
+        f"{error}: close environments and sandboxes that are not used any longer, share one "
+        "sandbox among several environments (sandbox=...), or raise the limit with `ulimit -n`"
+    )
+
+
 @runtime_checkable
 class Session(Protocol):
     """One process that runs one block of code after another, as a notebook does.
@@ -107,6 +203,7 @@ class Session(Protocol):
     Names, imports, files in /tmp, threads and processes last from one block to the next; between
     blocks they are stopped. A block that ends the process (a time-out, `os._exit`, too much output
     or memory) ends the session: its error says so, and the next block begins in a fresh process.
+    A session that is dropped without being closed ends its process as well.
     """
 
     def run(self, code: str) -> Execution:
@@ -116,7 +213,11 @@ class Session(Protocol):
         """Like `run`; cancelling it ends the session's process."""
 
     def close(self) -> None:
-        """Ends the process. May be called again; running afterwards raises."""
+        """Ends the process. May be called again; running afterwards raises.
+
+        A block that runs meanwhile, in another thread or task, ends as an
+        `Outcome.INFRASTRUCTURE`: it was not the block's doing.
+        """
 
     def __enter__(self) -> Self: ...
 
@@ -132,8 +233,9 @@ class Session(Protocol):
 class Sandbox(Protocol):
     """Runs programs, each one a whole script in a fresh interpreter.
 
-    `stdin` is what the program finds on its standard input. With `display`, the value of a last
-    statement that is an expression is shown on stdout, as a REPL does, unless it is `None`.
+    `stdin` is what the program finds on its standard input; it has room in /tmp, of which
+    `Limits.tmp_mb` is the size. With `display`, the value of a last statement that is an expression
+    is shown on stdout, as a REPL does, unless it is `None`.
     """
 
     def run(
@@ -144,7 +246,12 @@ class Sandbox(Protocol):
         stdin: str = "",
         display: bool = False,
     ) -> Execution:
-        """Runs `code` to its end. Never raises for anything the program does."""
+        """Runs `code` to its end. Never raises for anything the program does.
+
+        Raises:
+            TypeError: An argument is not of its type.
+            ValueError: `stdin` is larger than `limits.tmp_mb`.
+        """
 
     async def run_async(
         self,

@@ -13,7 +13,7 @@ import signal
 import socket
 import struct
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,28 +79,28 @@ class Job:
         """Whether its program, or its block, is over."""
         self.hung = False
         """Whether its guest did not end it when told to, and has to be ended itself."""
-        self._theirs: list[int] = []
-        self._pid = 0
-        self._stdout = self._record = self._pidfd = -1
-        self._input, source = socket.socketpair()
-        self._status, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            self._stdout, stdout = os.pipe()
-            self._theirs += [source.detach(), stdout]
-            self._record = os.memfd_create("record")
-            self._theirs.append(os.dup(self._record))
-            self._theirs.append(told.detach())
-        except OSError:  # no more descriptors
-            self.close()
-            raise
-        os.ftruncate(self._record, wire.RECORD_BYTES)
-        os.set_blocking(self._stdout, False)
-        self._input.setblocking(False)
-        self._status.setblocking(False)
-        # The process's first message then tells its number here, outside its namespace.
-        self._status.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         flags = wire.SESSION * session | wire.SPARE * spare | wire.EAGER * eager
         self._request = struct.pack(wire.REQUEST, flags) + bounds(limits, session).pack()
+        self._theirs: list[int] = []
+        with ExitStack() as opened:  # what fails, for want of descriptors above all, leaves none
+            self._input, source = map(opened.enter_context, socket.socketpair())
+            kind = socket.SOCK_SEQPACKET
+            self._status, told = map(opened.enter_context, socket.socketpair(socket.AF_UNIX, kind))
+            self._stdout, stdout = os.pipe()
+            for descriptor in (self._stdout, stdout):
+                opened.callback(os.close, descriptor)
+            self._record = os.memfd_create("record")
+            opened.callback(os.close, self._record)
+            os.ftruncate(self._record, wire.RECORD_BYTES)
+            os.set_blocking(self._stdout, False)
+            self._input.setblocking(False)
+            self._status.setblocking(False)
+            # The process's first message then tells its number here, outside its namespace.
+            self._status.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            record = os.dup(self._record)
+            opened.pop_all()
+            self._theirs = [source.detach(), stdout, record, told.detach()]
+        self._pid, self._pidfd = 0, -1
         self._number = 0
         self._unsent = memoryview(b"")
         self._output = bytearray()

@@ -12,6 +12,7 @@ without any id. Either way the kernel counts the processes of each program alone
 """
 
 import functools
+import importlib.util
 import json
 import os
 import platform
@@ -23,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retool_env.sandbox import guest
-from retool_env.sandbox.execution import SandboxUnavailable
+from retool_env.sandbox.execution import SandboxUnavailable, advised
 from retool_env.sandbox.guest import syscalls
 from retool_env.sandbox.pool import PooledSandbox
 from retool_env.sandbox.survey import PACKAGES_FOLDER, survey
@@ -66,6 +67,9 @@ DEFAULT ALLOW
 (`retool_env.sandbox.guest.syscalls`). A denied call fails with EPERM, so that the program's traceback names it.
 `clone3`, whose flags a filter cannot see, is said not to exist, and the C library uses `clone`. Sockets are of the Unix
 family: others, such as VSOCK, are not all confined by a network namespace."""
+
+TIME_ZONES = f"{PACKAGES_FOLDER}/tzdata"
+"""Where the package with the time zones appears in every jail, whatever the interpreter and the packages."""
 
 START = (
     "import sys; sys.path.append({!r}); from guest.supervisor import main; sys.path.pop(); main()"
@@ -116,7 +120,7 @@ class NsjailSandbox(PooledSandbox):
     Raises:
         SandboxUnavailable: A probe program did not run, or there is no such package or interpreter; the message says
             what is missing.
-        ValueError: A number is below one.
+        ValueError: A number is not whole or below one, or another argument is not of its kind.
     """
 
     def __init__(
@@ -124,10 +128,13 @@ class NsjailSandbox(PooledSandbox):
         concurrency: int | None = None,
         guests: int | None = None,
         packages: Sequence[str] = PACKAGES,
-        python: str | None = None,
-        binary: str | None = None,
+        python: str | os.PathLike[str] | None = None,
+        binary: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__(concurrency, guests, packages)
+        for name, path in (("python", python), ("binary", binary)):
+            if path is not None and not isinstance(path, str | os.PathLike):
+                raise ValueError(f"{name} must be a path, not {path!r}")
         if sys.platform != "linux":
             raise SandboxUnavailable(
                 f"nsjail needs Linux, this is {platform.system()}: run in a Linux container, or "
@@ -138,9 +145,12 @@ class NsjailSandbox(PooledSandbox):
                 f"the jail's system calls are known for {' and '.join(syscalls.MACHINES)}, not for "
                 f"{platform.machine()}; use a sandbox on another machine (`retool serve` there)"
             )
-        self.python = python
-        self.binary = binary or _find_binary()
-        self._found = _look_at(python, self.packages)
+        self.python = None if python is None else os.fspath(python)
+        try:
+            self.binary = _find_binary() if binary is None else os.fspath(binary)
+            self._found = _look_at(self.python, self.packages)
+        except OSError as error:
+            raise SandboxUnavailable(advised(error)) from error
         self._begin()
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
@@ -219,6 +229,8 @@ def jail_config(found: dict, packages: Sequence[str], proc: int) -> str:
         MountPt(src="/dev/null", dst="/dev/null", is_bind=True, rw=True),
         MountPt(dst="/tmp", fstype="tmpfs", options="size=4096", nosuid=True, nodev=True),
         MountPt(src="/tmp", dst="/dev/shm", is_symlink=True),  # semaphores of multiprocessing
+        # Where the C library, and most builds of Python, look for time zones.
+        MountPt(src=f"{TIME_ZONES}/zoneinfo", dst="/usr/share/zoneinfo", is_symlink=True),
     ]
     uid = "-" if new_user else str(outside_uid)
     arguments = [*INTERPRETER_OPTIONS, "-c", START.format("/"), str(proc), "jail", uid]
@@ -275,7 +287,7 @@ def _look_at(python: str | None, packages: tuple[str, ...]) -> dict:
     advice = f"programs need {', '.join(packages)}: `pip install {' '.join(packages)}`"
     if python is None:
         try:
-            return survey(list(packages))
+            return _with_time_zones(survey(list(packages)))
         except ModuleNotFoundError as error:
             raise SandboxUnavailable(f"no package {error}; {advice}") from None
     executable = python if os.path.isfile(python) else os.path.join(python, "bin", "python3")
@@ -286,4 +298,18 @@ def _look_at(python: str | None, packages: tuple[str, ...]) -> dict:
         raise SandboxUnavailable(f"cannot run the interpreter {executable}: {error}") from None
     if done.returncode:
         raise SandboxUnavailable(f"{executable}: {done.stderr.strip()[-500:]}; {advice} there")
-    return json.loads(done.stdout)
+    return _with_time_zones(json.loads(done.stdout))
+
+
+def _with_time_zones(found: dict) -> dict:
+    """Adds the time zones of this interpreter's package tzdata, unless the programs' interpreter has its own.
+
+    Raises:
+        SandboxUnavailable: There is no such package.
+    """
+    if TIME_ZONES not in dict(found["mounts"]).values():
+        spec = importlib.util.find_spec("tzdata")
+        if spec is None or not spec.submodule_search_locations:
+            raise SandboxUnavailable("no package tzdata, the time zones: `pip install tzdata`")
+        found["mounts"].append((spec.submodule_search_locations[0], TIME_ZONES))
+    return found

@@ -34,6 +34,9 @@ from retool_env.sandbox.execution import (
     Limits,
     Outcome,
     SandboxUnavailable,
+    advised,
+    check_program,
+    check_whole_number,
 )
 from retool_env.sandbox.job import Job
 from retool_env.sandbox.slots import Slots
@@ -47,11 +50,16 @@ _MOST_GUESTS = 8
 _MOST_PROGRAMS = 256
 _DESCRIPTORS = 4  # that a program in flight has here
 _LOG_BYTES = 4096
+_POLL_SECONDS = 3600.0  # `poll` counts milliseconds in 31 bits
 _SPARES = 2  # processes kept ready, a guest
 _CLOSED = Execution(Outcome.INFRASTRUCTURE, "", "the program was not run: the sandbox was closed")
+_SESSION_CLOSED = Execution(
+    Outcome.INFRASTRUCTURE, "", "the program was not run: the session was closed"
+)
 _SESSION_ENDED = "the session was ended by that, its variables are lost"
 
 _all_guests: "weakref.WeakSet[Guest]" = weakref.WeakSet()
+_all_sandboxes: "weakref.WeakSet[PooledSandbox]" = weakref.WeakSet()
 
 
 class Guest:
@@ -121,15 +129,35 @@ class Guest:
 
     def abandon(self) -> None:
         """In a forked copy of this process: closes what is the original's."""
+        self._ending = threading.Lock()  # another thread may have held it
         self.control.close()
         for job in self.jobs:
             job.close()
+            job.gone = True
+
+
+def _put_away(job: Job) -> None:
+    # Without a lock: it is called also by the garbage collector, and so wherever anything is.
+    job.guest.jobs.discard(job)
+    job.close()
+
+
+def _end_dropped(guests: list[Guest], spares: list[Job]) -> None:
+    """Ends what a sandbox had that was dropped without being closed."""
+    for guest in guests:
+        guest.control.close()
+    for job in spares:
+        job.close()
+    # Waits for them, which the garbage collector must not.
+    threading.Thread(target=lambda: [guest.end() for guest in guests], daemon=True).start()
 
 
 def _abandon_all() -> None:
     # Were they left open, a guest would outlive this process by as long as its copy.
     for guest in _all_guests:
         guest.abandon()
+    for sandbox in _all_sandboxes:  # whose locks and places other threads may have held
+        sandbox._begin_anew()
 
 
 os.register_at_fork(after_in_child=_abandon_all)
@@ -147,15 +175,18 @@ class PooledSandbox(abc.ABC):
 
     Raises:
         SandboxUnavailable: It cannot work here; the message says what is missing.
-        ValueError: A number is below one.
+        ValueError: A number is not whole or below one, or `packages` is not a list of names.
     """
 
     def __init__(
         self, concurrency: int | None, guests: int | None, packages: Sequence[str]
     ) -> None:
         for name, value in (("concurrency", concurrency), ("guests", guests)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+            if value is not None:
+                check_whole_number(name, value)
+        names = isinstance(packages, Sequence) and not isinstance(packages, str)
+        if not names or not all(isinstance(name, str) for name in packages):
+            raise ValueError(f"packages must be a list of names, as ['numpy'], not {packages!r}")
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         room = max((files - 256) // _DESCRIPTORS, 8)
         self.concurrency = concurrency or min(_MOST_PROGRAMS, room)
@@ -163,11 +194,17 @@ class PooledSandbox(abc.ABC):
         self.packages = tuple(packages)
         # Most programs need no package, and a process without them is made and ended several times as fast.
         self._kinds = [(), self.packages] if self.packages else [()]
-        self._slots = Slots(self.concurrency)
-        self._lock = threading.RLock()
+        self._begin_anew()
         self._closed = False
         self._guests: list[Guest] = []
         self._spares: list[Job] = []
+        self._dropped = weakref.finalize(self, _end_dropped, self._guests, self._spares)
+        self._dropped.atexit = False  # the end of this process is theirs
+        _all_sandboxes.add(self)
+
+    def _begin_anew(self) -> None:
+        self._slots = Slots(self.concurrency)
+        self._lock = threading.RLock()
 
     @abc.abstractmethod
     def _command(
@@ -201,7 +238,7 @@ class PooledSandbox(abc.ABC):
                     self._make_spare(DEFAULT_LIMITS, packages)
         except OSError as error:
             self.close()
-            raise SandboxUnavailable(self._diagnose(str(error))) from error
+            raise SandboxUnavailable(self._diagnose(advised(error))) from error
         except BaseException:
             self.close()
             raise
@@ -218,8 +255,11 @@ class PooledSandbox(abc.ABC):
 
         Raises:
             RuntimeError: The sandbox is closed.
+            TypeError: An argument is not of its type.
+            ValueError: `stdin` is larger than `limits.tmp_mb`.
         """
         self._check_open()
+        check_program(code, limits, stdin, display)
         self._slots.acquire()
         try:
             for attempt in range(_ATTEMPTS):
@@ -232,7 +272,7 @@ class PooledSandbox(abc.ABC):
                     try:
                         execution = self._drive(job, code, stdin, display)
                     finally:
-                        self._put_away(job)
+                        _put_away(job)
                         self._make_spare(limits, job.guest.packages)
                 if execution.outcome is not Outcome.INFRASTRUCTURE or self._closed:
                     break
@@ -252,8 +292,11 @@ class PooledSandbox(abc.ABC):
 
         Raises:
             RuntimeError: The sandbox is closed.
+            TypeError: An argument is not of its type.
+            ValueError: `stdin` is larger than `limits.tmp_mb`.
         """
         self._check_open()
+        check_program(code, limits, stdin, display)
         await self._slots.acquire_async()
         try:
             for attempt in range(_ATTEMPTS):
@@ -266,7 +309,7 @@ class PooledSandbox(abc.ABC):
                     try:
                         execution = await self._watch(job, code, stdin, display)
                     finally:
-                        self._put_away(job)
+                        _put_away(job)
                         self._make_spare(limits, job.guest.packages)
                 if execution.outcome is not Outcome.INFRASTRUCTURE or self._closed:
                     break
@@ -279,14 +322,17 @@ class PooledSandbox(abc.ABC):
 
         Raises:
             RuntimeError: The sandbox is closed.
+            TypeError: An argument is not of its type.
         """
         self._check_open()
+        check_program("", limits, display=display)
         return PooledSession(self, limits, display)
 
     def close(self) -> None:
         """Ends all guests and what they run; programs in flight end as infrastructure failures."""
         with self._lock:
             self._closed = True
+            self._dropped.detach()
             guests, self._guests = self._guests, []
             spares, self._spares = self._spares, []
         for guest in guests:
@@ -335,7 +381,8 @@ class PooledSandbox(abc.ABC):
                     start_new_session=True,  # Ctrl-C is for us; we end the guests
                 )
             except OSError as error:
-                raise SandboxUnavailable(f"cannot start {arguments[0]}: {error}") from error
+                text = f"cannot start {arguments[0]}: {advised(error)}"
+                raise SandboxUnavailable(text) from error
             # Where memory runs out, the programs are to go first; they inherit it from the guest.
             with suppress(OSError):
                 Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
@@ -355,7 +402,8 @@ class PooledSandbox(abc.ABC):
                 spare = None if session else self._spare(limits, packages)
                 return spare or self._new(limits, packages, session)
             except (OSError, SandboxUnavailable) as error:
-                return Execution(Outcome.INFRASTRUCTURE, "", f"the program was not run: {error}")
+                why = f"the program was not run: {advised(error)}"
+                return Execution(Outcome.INFRASTRUCTURE, "", why)
 
     def _spare(self, limits: Limits, packages: tuple[str, ...]) -> Job | None:
         for job in self._spares:
@@ -400,7 +448,7 @@ class PooledSandbox(abc.ABC):
             surplus = len(stale) + len(fresh) - _SPARES * self.number_of_guests
             for spare in [*stale, *fresh][: max(surplus, 0)]:
                 self._spares.remove(spare)
-                self._put_away(spare)
+                _put_away(spare)
 
     def _new_spare(self, limits: Limits, packages: tuple[str, ...]) -> Job | None:
         guest = self._least_busy(packages)
@@ -428,11 +476,6 @@ class PooledSandbox(abc.ABC):
                 if not guest.condemned:
                     guest.end()
                 self._guests[index] = self._start_guest(guest.packages)
-
-    def _put_away(self, job: Job) -> None:
-        with self._lock:
-            job.guest.jobs.discard(job)
-            job.close()
 
     def _lapse(self, job: Job) -> float:
         """Its patience is over; returns the seconds that it is given."""
@@ -481,7 +524,7 @@ class PooledSandbox(abc.ABC):
                 poller.register(descriptor, events)
             left = deadline - time.monotonic()
             # A program that keeps us busy does not put off its end by that.
-            if poller.poll(math.ceil(1000 * max(left, 0.0))):
+            if poller.poll(math.ceil(1000 * min(max(left, 0.0), _POLL_SECONDS))):
                 job.step()
             if not job.finished and time.monotonic() >= deadline:
                 deadline = time.monotonic() + self._lapse(job)
@@ -578,23 +621,29 @@ class _Watch:
 
 
 class PooledSession:
-    """A `Session` in a process of a pool. Made by `PooledSandbox.session`."""
+    """A `Session` in a process of a pool. Made by `PooledSandbox.session`.
+
+    One that is dropped without being closed ends its process as well.
+    """
 
     def __init__(self, sandbox: PooledSandbox, limits: Limits, display: bool) -> None:
         self._sandbox = sandbox
         self._limits = limits
         self._display = display
         self._job: Job | None = None
+        self._put_away: Callable[[], object] | None = None  # once, or when this is dropped
         self._running = self._closed = False
+        self._lock = threading.Lock()  # of these: `close` comes from any thread
 
     def run(self, code: str) -> Execution:
         """Runs one block in the calling thread.
 
         Raises:
             RuntimeError: The session or its sandbox is closed, or another block of it runs.
+            TypeError: `code` is not a `str`.
         """
         sandbox = self._sandbox
-        self._enter()
+        self._enter(code)
         try:
             sandbox._slots.acquire()
             try:
@@ -604,23 +653,23 @@ class PooledSession:
                     execution = self._current(code)
                     if isinstance(execution, Job):
                         execution = sandbox._drive(execution, code, display=self._display)
-                    if execution.outcome is not Outcome.INFRASTRUCTURE or sandbox._closed:
+                    if self._is_final(execution):
                         break
                 return self._leave(execution)
             finally:
                 sandbox._slots.release()
         finally:
-            self._running = False
-            self._drop_if_gone()
+            self._stop()
 
     async def run_async(self, code: str) -> Execution:
         """Runs one block; cancelling this ends the session's process.
 
         Raises:
             RuntimeError: The session or its sandbox is closed, or another block of it runs.
+            TypeError: `code` is not a `str`.
         """
         sandbox = self._sandbox
-        self._enter()
+        self._enter(code)
         try:
             await sandbox._slots.acquire_async()
             try:
@@ -630,21 +679,25 @@ class PooledSession:
                     execution = self._current(code)
                     if isinstance(execution, Job):
                         execution = await sandbox._watch(execution, code, display=self._display)
-                    if execution.outcome is not Outcome.INFRASTRUCTURE or sandbox._closed:
+                    if self._is_final(execution):
                         break
                 return self._leave(execution)
             finally:
                 sandbox._slots.release()
         finally:
-            self._running = False
-            self._drop_if_gone()
+            self._stop()
 
     def close(self) -> None:
-        """Ends the process. May be called again."""
-        self._closed = True
-        if self._job is not None:
-            self._sandbox._put_away(self._job)
-            self._job = None
+        """Ends the process. May be called again, and while a block runs.
+
+        That block then ends as an infrastructure failure which says that the session was closed.
+        """
+        with self._lock:
+            self._closed = True
+            if not self._running:
+                self._drop()
+            elif self._job is not None:  # whoever drives it sees its end, and puts it away
+                self._job.kill()
 
     def __enter__(self) -> Self:
         return self
@@ -657,34 +710,62 @@ class PooledSession:
     ) -> None:
         self.close()
 
-    def _enter(self) -> None:
+    def _enter(self, code: str) -> None:
+        check_program(code, self._limits)
         self._sandbox._check_open()
-        if self._closed:
-            raise RuntimeError("the session is closed; begin a new one")
-        if self._running:
-            raise RuntimeError("another block of this session is running: its blocks take turns")
-        self._running = True
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the session is closed; begin a new one")
+            if self._running:
+                raise RuntimeError(
+                    "another block of this session is running: its blocks take turns"
+                )
+            self._running = True
 
     def _attempts(self) -> range:
         """Numbers of the attempts at a block; after the first block there are variables to lose."""
         return range(_ATTEMPTS if self._job is None else 1)
 
+    def _is_final(self, execution: Execution) -> bool:
+        """Whether the block is not to be tried again."""
+        failed = execution.outcome is Outcome.INFRASTRUCTURE
+        return not failed or self._closed or self._sandbox._closed
+
     def _current(self, code: str) -> Job | Execution:
-        self._drop_if_gone()
-        if self._job is None:
-            taken = self._sandbox._take(self._limits, code, session=True)
-            if isinstance(taken, Execution):
-                return taken
-            self._job = taken
-        return self._job
+        with self._lock:
+            if self._closed:
+                return _SESSION_CLOSED
+            if self._job is not None and self._job.gone:
+                self._drop()
+        taken = self._job or self._sandbox._take(self._limits, code, session=True)
+        if isinstance(taken, Execution):
+            return taken
+        with self._lock:
+            if self._job is None:
+                self._job = taken
+                self._put_away = weakref.finalize(self, _put_away, taken)
+                self._put_away.atexit = False
+            return _SESSION_CLOSED if self._closed else taken
 
     def _leave(self, execution: Execution) -> Execution:
         lives = self._job is not None and not self._job.gone
+        if self._closed and self._job is not None and not lives:
+            error = "the program was lost while it ran: the session was closed"
+            return dataclasses.replace(
+                execution, outcome=Outcome.INFRASTRUCTURE, error=error, traceback=""
+            )
         if lives or execution.outcome is Outcome.INFRASTRUCTURE:
             return execution
         return dataclasses.replace(execution, error=f"{execution.error}; {_SESSION_ENDED}")
 
-    def _drop_if_gone(self) -> None:
-        if self._job is not None and (self._job.gone or self._closed):
-            self._sandbox._put_away(self._job)
-            self._job = None
+    def _stop(self) -> None:
+        """No block runs any longer."""
+        with self._lock:
+            self._running = False
+            if self._closed or (self._job is not None and self._job.gone):
+                self._drop()
+
+    def _drop(self) -> None:
+        if self._put_away is not None:
+            self._put_away()
+        self._job = self._put_away = None

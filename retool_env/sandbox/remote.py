@@ -24,6 +24,7 @@ from retool_env.sandbox.execution import (
     Limits,
     SandboxUnavailable,
     Session,
+    check_program,
 )
 from retool_env.sandbox.fusion import request_of
 from retool_env.sandbox.hosts import Hosts
@@ -84,6 +85,8 @@ class RemoteSandbox:
         Raises:
             SandboxUnavailable: a host refuses the token, or does not know `display`.
             RuntimeError: the sandbox is closed.
+            TypeError: An argument is not of its type.
+            ValueError: `stdin` is larger than `limits.tmp_mb`.
         """
         future = self._begin(code, limits, stdin, display)
         try:
@@ -104,6 +107,8 @@ class RemoteSandbox:
         Raises:
             SandboxUnavailable: a host refuses the token, or does not know `display`.
             RuntimeError: the sandbox is closed.
+            TypeError: An argument is not of its type.
+            ValueError: `stdin` is larger than `limits.tmp_mb`.
         """
         return await asyncio.wrap_future(self._begin(code, limits, stdin, display))
 
@@ -138,6 +143,7 @@ class RemoteSandbox:
         self.close()
 
     def _begin(self, code: str, limits: Limits, stdin: str, display: bool) -> Future[Execution]:
+        check_program(code, limits, stdin, display)
         with self._lock:
             if self._closed:
                 raise RuntimeError("the sandbox is closed; make a new one")

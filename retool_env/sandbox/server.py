@@ -33,7 +33,14 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field, InstanceOf, ValidationError
 from starlette.requests import ClientDisconnect
 
-from retool_env.sandbox.execution import DEFAULT_LIMITS, Execution, Limits, Outcome, Sandbox
+from retool_env.sandbox.execution import (
+    DEFAULT_LIMITS,
+    Execution,
+    Limits,
+    Outcome,
+    Sandbox,
+    check_program,
+)
 from retool_env.sandbox.fusion import OWN_LIMITS, response_of
 from retool_env.sandbox.monitoring import Health, Metrics
 
@@ -110,7 +117,10 @@ def create_app(
 
     Raises:
         ValueError: `max_in_flight` is not positive.
+        TypeError: `maximum` is not a `Limits`.
     """
+    if not isinstance(maximum, Limits):
+        raise TypeError(f"maximum must be a Limits, not {maximum!r:.60}")
     most = (os.cpu_count() or 1) * _IN_FLIGHT_PER_CPU if max_in_flight is None else max_in_flight
     if most < 1:
         raise ValueError(f"max_in_flight must be at least 1, not {most}")
@@ -159,6 +169,7 @@ def create_app(
             try:
                 asked = _parse(await _read(request))
                 limits = asked.limits(maximum)
+                check_program(asked.code, limits, asked.stdin or "")
             except ClientDisconnect:
                 return Response(status_code=_GONE)
             except ValueError as error:

@@ -1,9 +1,15 @@
 """The values that go into a run and come out of it."""
 
+import asyncio
 import dataclasses
+import math
 import pickle
+from decimal import Decimal
+from fractions import Fraction
 
+import numpy as np
 import pytest
+from tree import descriptors
 
 from retool_env.sandbox import (
     Execution,
@@ -12,15 +18,66 @@ from retool_env.sandbox import (
     RemoteSandbox,
     Sandbox,
     Session,
+    execution,
     make_sandbox,
 )
 
+NAMES = [field.name for field in dataclasses.fields(Limits)]
+COUNTS = [name for name in NAMES if name != "wall_seconds"]
+NO_NUMBERS = [
+    None,
+    True,
+    "1",
+    b"1",
+    [],
+    {},
+    1j,
+    Decimal(1),
+    np.bool_(True),
+    float("nan"),
+    -math.inf,
+]
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Limits)])
-@pytest.mark.parametrize("value", [0, -1, float("nan")])
-def test_limits_are_positive(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"Limits.{name} must be positive"):
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [0, -1, math.inf, 10**400, 1e300, *NO_NUMBERS], ids=repr)
+def test_what_is_no_limit_is_refused_by_its_name(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"^Limits.{name} must be a (whole )?number.*, not "):
         Limits(**{name: value})
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("value", [0.5, 1.0, 1e3, Fraction(3, 2), np.float64(2)], ids=repr)
+def test_what_is_counted_is_whole(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^Limits.{name} must be a whole number from 1 to "):
+        Limits(**{name: value})
+
+
+def test_numbers_of_other_libraries_become_pythons_own() -> None:
+    """So that they can be sent to another machine, as JSON."""
+    limits = Limits(**{name: np.int64(3) for name in NAMES})
+    assert limits == Limits(3.0, 3, 3, 3, 3)
+    kinds = {name: type(value) for name, value in vars(limits).items()}
+    assert kinds == {"wall_seconds": float, **dict.fromkeys(COUNTS, int)}
+    for value in (np.float32(0.5), Fraction(1, 2), 0.5):
+        assert type(Limits(value).wall_seconds) is float and Limits(value) == Limits(0.5)
+
+
+def test_a_limit_says_what_it_may_be() -> None:
+    with pytest.raises(ValueError, match="above 0 and at most 1e\\+06, not 1000001"):
+        Limits(wall_seconds=1_000_001)
+    with pytest.raises(ValueError, match="from 1 to 4294967296, not 4294967297"):
+        Limits(memory_mb=(1 << 32) + 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_highest_limits_hold_together(either: Sandbox, name: str) -> None:
+    """What is counted in bytes, milliseconds or nanoseconds of processor time does not overflow."""
+    highest = Limits(**{name: execution._MOST[name]})
+    assert either.run("print(1)", highest) == Execution(Outcome.OK, "1\n")
+    assert asyncio.run(either.run_async("print(1)", highest)) == Execution(Outcome.OK, "1\n")
+    with either.session(highest) as session:
+        assert session.run("print(1)") == Execution(Outcome.OK, "1\n")
 
 
 def test_little_memory_is_beyond_that_of_the_interpreter(either: Sandbox) -> None:
@@ -57,3 +114,102 @@ def test_urls_are_a_remote_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     assert remote.urls == ("http://a:1", "https://b")
     assert (remote._token, remote._attempts) == ("secret", 2)
     assert make_sandbox("http://a:1", token="other")._token == "other"
+
+
+# --- what a sandbox is asked
+
+
+WRONG = {
+    "limits": (["foo", None, {"wall_seconds": 1}, 5], TypeError, "limits must be a Limits"),
+    "code": ([None, b"print(1)", 3, ["print(1)"]], TypeError, "code must be a str, not "),
+    "stdin": ([None, b"in", 3], TypeError, "stdin must be a str, not "),
+    "display": ([1, None, "yes"], TypeError, "display must be True or False"),
+}
+CASES = [(name, value, *rest) for name, (values, *rest) in WRONG.items() for value in values]
+
+
+def calls(sandbox: Sandbox, name: str, value: object) -> list:
+    """Every way to ask a sandbox for a program with such an argument."""
+
+    def asked() -> tuple[str, dict]:
+        others = {"code": "print(1)", name: value}
+        return others.pop("code"), others
+
+    def run() -> None:
+        code, others = asked()
+        sandbox.run(code, **others)
+
+    def run_async() -> None:
+        code, others = asked()
+        asyncio.run(sandbox.run_async(code, **others))
+
+    def block() -> None:
+        code, others = asked()
+        with sandbox.session(**others) as session:
+            session.run(code)
+
+    def block_async() -> None:
+        code, others = asked()
+        with sandbox.session(**others) as session:
+            asyncio.run(session.run_async(code))
+
+    remote = isinstance(sandbox, RemoteSandbox)
+    return [run, run_async, *([] if name == "stdin" or remote else [block, block_async])]
+
+
+@pytest.mark.parametrize(("name", "value", "kind", "said"), CASES)
+def test_wrong_arguments_are_refused_by_name(
+    either: Sandbox, name: str, value: object, kind: type, said: str
+) -> None:
+    with RemoteSandbox(["http://localhost:1"]) as remote:
+        for call in (*calls(either, name, value), *calls(remote, name, value)):
+            with pytest.raises(kind, match=said):
+                call()
+    assert either._slots._free == either.concurrency
+
+
+def test_refusals_hold_no_descriptor_and_no_place(either: Sandbox) -> None:
+    either.run("1")
+    before = descriptors()
+    for _ in range(200):
+        for call in calls(either, "limits", "foo") + calls(either, "stdin", "x" * (17 << 20)):
+            with pytest.raises((TypeError, ValueError)):
+                call()
+    assert descriptors() <= before
+    assert either._slots._free == either.concurrency
+
+
+def test_standard_input_has_room_in_tmp_or_is_refused(either: Sandbox) -> None:
+    limits = Limits(tmp_mb=1)
+    code = "import sys\nprint(len(sys.stdin.buffer.read()))"
+    full = either.run(code, limits, stdin="x" * (1 << 20))
+    assert full == Execution(Outcome.OK, f"{1 << 20}\n")
+    for text in ("x" * ((1 << 20) + 1), "π" * ((1 << 19) + 1), "\ud800" * (1 << 19)):
+        with pytest.raises(ValueError, match=r"stdin has \d+ bytes.*1 MiB.*Limits.tmp_mb"):
+            either.run(code, limits, stdin=text)
+
+
+def test_what_no_program_is_is_the_models_own_error(either: Sandbox) -> None:
+    """A text with a NUL, or half of a surrogate pair, is one that a model can write."""
+    for code in ("print(1)\0", "\0", "print('\ud800')"):
+        assert either.run(code).outcome is Outcome.SYNTAX_ERROR
+        with either.session() as session:
+            assert session.run(code).outcome is Outcome.SYNTAX_ERROR
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"concurrency": "4"}, "concurrency must be a whole number"),
+        ({"concurrency": 1.5}, "concurrency must be a whole number"),
+        ({"guests": True}, "guests must be a whole number"),
+        ({"packages": "numpy"}, "packages must be a list of names"),
+        ({"packages": [3]}, "packages must be a list of names"),
+        ({"packages": 3}, "packages must be a list of names"),
+        ({"python": 3}, "python must be a path"),
+        ({"binary": ["nsjail"]}, "binary must be a path"),
+    ],
+)
+def test_wrong_settings_of_a_sandbox_are_refused_by_name(setting: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make_sandbox(**setting)

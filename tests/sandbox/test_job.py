@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import struct
@@ -143,6 +144,49 @@ def test_closing_leaves_no_descriptor() -> None:
     control.close()
     other.close()
     assert descriptors() == before
+
+
+@pytest.mark.parametrize("step", range(12))
+def test_whatever_fails_on_the_way_leaves_no_descriptor(monkeypatch, step: int) -> None:
+    """Each call that a job is made with fails in turn, for a reason that nobody thought of."""
+    calls = [
+        (os, "pipe"),
+        (os, "memfd_create"),
+        (os, "dup"),
+        (os, "ftruncate"),
+        (os, "set_blocking"),
+        (socket.socket, "setblocking"),
+        (socket.socket, "setsockopt"),
+        (job, "bounds"),
+        (wire.Bounds, "pack"),
+        (socket, "socketpair"),
+    ]
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    pairs = iter([socket.socketpair()])
+    before = descriptors()
+    if step < len(calls):
+        monkeypatch.setattr(*calls[step], fail)
+    elif step == len(calls):  # the second pair alone
+        monkeypatch.setattr(socket, "socketpair", lambda *_: next(pairs, None) or fail())
+    else:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before + 3, limits[1]))
+    fake = type("Guest", (), {"control": None})()
+    try:
+        for _ in range(20):
+            with pytest.raises((MemoryError, OSError)):
+                Job(fake, LIMITS)
+    finally:
+        monkeypatch.undo()
+        if step > len(calls):
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    for pair in pairs:
+        for each in pair:
+            each.close()
+    assert descriptors() <= before
 
 
 def test_a_busy_guest_is_asked_again() -> None:

@@ -23,8 +23,10 @@ from retool_env.sandbox import (
     Limits,
     NsjailSandbox,
     Outcome,
+    Sandbox,
     SandboxUnavailable,
     make_sandbox,
+    nsjail,
 )
 
 CHECKOUT = Path(retool_env.__file__).parents[1]
@@ -334,10 +336,44 @@ def test_further_packages_and_what_they_require() -> None:
 def test_no_packages_at_all() -> None:
     with NsjailSandbox(guests=1, packages=()) as sandbox:
         check_one = sandbox.run("import json\nprint(json.dumps(1))\nimport numpy")
+        assert sandbox.run(TIME_ZONES) == Execution(Outcome.OK, OFFSETS)
     assert (check_one.stdout, check_one.error) == (
         "1\n",
         "ModuleNotFoundError: No module named 'numpy'",
     )
+
+
+TIME_ZONES = """
+import os, time, zoneinfo
+from datetime import datetime
+for path in (zoneinfo.TZPATH, ()):  # by the system's folder, and by the package
+    zoneinfo.reset_tzpath(path)
+    zoneinfo.ZoneInfo.clear_cache()
+    for name in ("Europe/Berlin", "Asia/Kathmandu", "UTC"):
+        print(datetime(2024, 7, 1, tzinfo=zoneinfo.ZoneInfo(name)).utcoffset())
+os.environ["TZ"] = "Asia/Tokyo"  # and by the C library
+time.tzset()
+print(time.tzname)
+"""
+OFFSETS = "2:00:00\n5:45:00\n0:00:00\n" * 2 + "('JST', 'JST')\n"
+
+
+@pytest.mark.parametrize("more", ["", "# numpy"])
+def test_time_zones_are_there_with_packages_and_without(either: Sandbox, more: str) -> None:
+    assert either.run(TIME_ZONES + more) == Execution(Outcome.OK, OFFSETS)
+    with either.session() as session:
+        assert session.run(TIME_ZONES) == Execution(Outcome.OK, OFFSETS)
+
+
+def test_time_zones_are_those_of_the_system_nowhere(jail: NsjailSandbox) -> None:
+    """They are the package's, whatever the machine has; and no other file of its folder is there."""
+    names = "import zoneinfo; print(sorted(zoneinfo.available_timezones()))"
+    import tzdata
+
+    expected = Path(tzdata.__file__).with_name("zones").read_text().split()
+    assert set(expected) <= set(eval(jail.run(names).stdout))
+    listing = jail.run("import os; print(os.listdir('/usr/share'), os.listdir('/usr'))").stdout
+    assert listing.startswith("['zoneinfo'] ")
 
 
 def test_a_package_that_is_not_there_is_refused() -> None:
@@ -355,6 +391,11 @@ def test_another_interpreter(tmp_path: Path) -> None:
         with NsjailSandbox(guests=1, packages=("own",), python=str(python)) as sandbox:
             assert sandbox.run("import own\nprint(own.answer)") == Execution(Outcome.OK, "42\n")
             assert "No module named 'numpy'" in sandbox.run("import numpy").error
+            assert sandbox.run(TIME_ZONES) == Execution(Outcome.OK, OFFSETS)
+    (own.parent / "tzdata").mkdir()
+    (own.parent / "tzdata" / "__init__.py").write_text("mine = 1")
+    with NsjailSandbox(guests=1, packages=("own", "tzdata"), python=str(python)) as sandbox:
+        assert sandbox.run("import tzdata\nprint(tzdata.mine)") == Execution(Outcome.OK, "1\n")
     with pytest.raises(SandboxUnavailable, match=r"no package numpy.*pip install numpy.* there"):
         NsjailSandbox(python=str(tmp_path / "other"))
 
@@ -423,6 +464,16 @@ def test_no_namespaces_left_names_the_settings() -> None:
     assert "No space left on device" in message
     for part in ("unprivileged_userns_clone=1", "max_user_namespaces", "docker run --privileged"):
         assert part in message
+
+
+def test_no_time_zones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tzdata", None)
+    nsjail._look_at.cache_clear()
+    try:
+        with pytest.raises(SandboxUnavailable, match="pip install tzdata"):
+            make_sandbox()
+    finally:
+        nsjail._look_at.cache_clear()
 
 
 def test_no_binary_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

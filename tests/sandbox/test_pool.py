@@ -1,6 +1,7 @@
 """Running many programs: limits, concurrency, cancellation, threads and event loops. The same in both sandboxes."""
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import pickle
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from marks import Mark
-from tree import children, descriptors, left_of, settled_descriptors
+from tree import children, descendants, descriptors, left_of, settled_descriptors
 
 from retool_env.sandbox import Execution, Limits, NsjailSandbox, Outcome, Sandbox, UnsafeSandbox
 from retool_env.sandbox.pool import PooledSandbox
@@ -188,7 +189,7 @@ def test_run_inside_a_running_loop(either: Sandbox) -> None:
 
 def test_numbers_below_one_are_refused() -> None:
     for settings in ({"concurrency": 0}, {"guests": 0}, {"concurrency": -1}):
-        with pytest.raises(ValueError, match="must be at least 1"):
+        with pytest.raises(ValueError, match="must be a whole number of at least 1"):
             NsjailSandbox(**settings)
 
 
@@ -291,6 +292,32 @@ def test_making_and_closing_leaves_no_descriptor() -> None:
         with NsjailSandbox(guests=2) as sandbox:
             sandbox.run("print(1)")
     assert settled_descriptors(before) == before
+
+
+def test_a_dropped_sandbox_ends_what_it_has(recwarn: pytest.WarningsRecorder) -> None:
+    """With a session in the midst of its life, and without; also where nothing but a cycle holds it."""
+    NsjailSandbox(guests=1).close()
+    before, threads = descriptors(), threading.active_count()
+    others = children(os.getpid())
+    mark = Mark()
+    dropped = []
+    for number in range(4):
+        sandbox = NsjailSandbox(guests=1)
+        sandbox.run("print(1)")
+        dropped += [each for guest in sandbox._guests for each in descendants(guest.process.pid)]
+        if number % 2:
+            session = sandbox.session()
+            session.run(mark.code)
+            sandbox.itself = sandbox
+            del session
+        del sandbox
+    gc.collect()
+    assert len(dropped) >= 4 * 2 and left_of(dropped) == []
+    assert settled_descriptors(before) <= before
+    assert mark.find() == [] and children(os.getpid()) == others
+    while threading.active_count() > threads:  # those that wait for the guests' ends
+        time.sleep(0.01)
+    assert not [str(each.message) for each in recwarn]  # of a child that nobody waited for
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -73,6 +73,7 @@ def test_the_program_runs_under_what_the_request_says() -> None:
         ({"retool": {"output_bytes": 10**12}}, "output_bytes"),
         ({"retool": {"processes": 0}}, "processes"),
         ({"retool": 1}, "retool"),
+        ({"stdin": "x" * ((1 << 20) + 1), "retool": {"tmp_mb": 1}}, "stdin has 1048577 bytes"),
     ],
 )
 def test_what_the_server_does_not_do_is_refused(fields: dict, named: str) -> None:
@@ -100,6 +101,19 @@ def test_infinite_limits_are_refused() -> None:
     with serving(create_app(says(OK))) as url:
         for number in (b"Infinity", b"NaN", b"1e999"):
             assert httpx.post(f"{url}/run_code", content=body % number).status_code == 422
+
+
+@pytest.mark.parametrize("maximum", [{"wall_seconds": 1}, "foo", None, 5])
+def test_a_maximum_that_is_none_is_refused(maximum: object) -> None:
+    with pytest.raises(TypeError, match="maximum must be a Limits"):
+        create_app(says(OK), maximum=maximum)
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1"])
+def test_serve_refuses_a_maximum_before_it_makes_a_sandbox(seconds: str, capsys, monkeypatch):
+    monkeypatch.setattr("retool_env.sandbox.make_sandbox", None)
+    assert main(["serve", "--max-seconds", seconds]) == 1
+    assert "--max-seconds: Limits.wall_seconds must be a number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("memory", [-1, 0])

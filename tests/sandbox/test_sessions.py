@@ -1,8 +1,10 @@
 """Sessions: blocks that share a process. The same in both sandboxes."""
 
 import asyncio
+import gc
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from marks import Mark
@@ -281,6 +283,116 @@ def test_closed_session_refuses(either: Sandbox) -> None:
         session.run("1")
     with pytest.raises(RuntimeError, match="closed"):
         asyncio.run(session.run_async("1"))
+
+
+CLOSED = "the program was lost while it ran: the session was closed"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import time\ntime.sleep(60)",
+        "while True: pass",
+        "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: pass",
+        "import os, time\nos.fork()\ntime.sleep(60)",
+        "while True: print('x', flush=True)",
+    ],
+)
+def test_closing_during_a_block_ends_it_with_a_typed_outcome(either: Sandbox, code: str) -> None:
+    """From another thread, from another task, and from a thread while a task waits."""
+    mark = Mark()
+    either.run("1")
+    before = descriptors()
+    limits = Limits(wall_seconds=60, output_bytes=1 << 30)
+
+    def threads() -> Execution:
+        with ThreadPoolExecutor(1) as pool, either.session(limits) as session:
+            session.run("x = 1")
+            block = pool.submit(session.run, mark.code + code)
+            assert mark.wait_for(1 + ("fork" in code))
+            session.close()
+            session.close()
+            execution = block.result(20)
+            with pytest.raises(RuntimeError, match="closed"):
+                session.run("x")
+            return execution
+
+    async def tasks(in_thread: bool) -> Execution:
+        session = either.session(limits)
+        await session.run_async("x = 1")
+        block = asyncio.create_task(session.run_async(mark.code + code))
+        while not mark.find():
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(session.close) if in_thread else session.close()
+        return await asyncio.wait_for(block, 20)
+
+    for execution in (threads(), asyncio.run(tasks(True)), asyncio.run(tasks(False))):
+        assert (execution.outcome, execution.error) == (Outcome.INFRASTRUCTURE, CLOSED)
+        assert set(execution.stdout) <= {"x", "\n"}  # what it printed until then is kept
+    assert mark.wait_for(0) == []
+    assert settled_descriptors(before + 8) <= before + 8
+    assert either._slots._free == either.concurrency
+
+
+def test_closing_at_any_moment_of_a_block(either: Sandbox) -> None:
+    """Before it has a process, while it begins, and while it ends."""
+    seen = set()
+    with ThreadPoolExecutor(1) as pool:
+        for step in range(60):
+            session = either.session()
+            block = pool.submit(session.run, "print(1)")
+            time.sleep(step * 0.0002)
+            session.close()
+            try:
+                execution = block.result(20)
+            except RuntimeError as error:  # closed before it was asked
+                assert "closed" in str(error)
+                continue
+            seen.add(execution.outcome)
+            if execution.outcome is Outcome.OK:
+                assert execution.stdout == "1\n"
+            else:
+                assert execution.outcome is Outcome.INFRASTRUCTURE
+                assert execution.error.endswith("the session was closed")
+            assert session._job is None
+    assert Outcome.OK in seen or Outcome.INFRASTRUCTURE in seen
+    assert either._slots._free == either.concurrency
+
+
+def test_a_block_that_waits_for_a_place_when_its_session_is_closed_does_not_run() -> None:
+    mark = Mark()
+
+    async def play(sandbox: Sandbox) -> Execution:
+        first = asyncio.create_task(sandbox.run_async("import time\ntime.sleep(0.3)"))
+        await asyncio.sleep(0.05)
+        session = sandbox.session()
+        block = asyncio.create_task(session.run_async(mark.code + SLEEP))
+        await asyncio.sleep(0.05)
+        session.close()
+        await first
+        return await asyncio.wait_for(block, 20)
+
+    with NsjailSandbox(concurrency=1, guests=1) as sandbox:
+        assert asyncio.run(play(sandbox)) == Execution(
+            Outcome.INFRASTRUCTURE, "", "the program was not run: the session was closed"
+        )
+        assert sandbox.run("print(4)") == prints("4")
+
+
+def test_a_dropped_session_ends_its_process(either: Sandbox) -> None:
+    mark = Mark()
+    either.run("1")
+    before = descriptors()
+    for _ in range(5):
+        either.session().run(mark.code + "import os\nos.fork()")
+        kept = either.session()
+        kept.itself = kept  # as a failed test's frame, say, may keep it
+        kept.run(mark.code)
+        del kept
+    gc.collect()
+    assert mark.wait_for(0) == []
+    assert settled_descriptors(before + 8) <= before + 8
+    assert either.run("print(1)") == prints("1")
 
 
 def test_sessions_leave_nothing_behind(either: Sandbox) -> None:
