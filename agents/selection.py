@@ -85,11 +85,25 @@ def without_void_turns(rollouts: EngineRollouts) -> Callable[..., dict[str, list
     return call
 
 
-def chosen_ids(problems: ProblemSource, size: int, seed: int, curriculum: str = "") -> list[str]:
+def chosen_ids(
+    problems: ProblemSource,
+    size: int,
+    seed: int,
+    curriculum: str = "",
+    earlier: Sequence[int] = (),
+) -> list[str]:
     """Ids of the problems that a run of so many draws trains on, in order.
 
     They are drawn at random, none again before all have been drawn. With a curriculum they are put into the order of the
-    pass rates that its transcripts show, from easy to hard over the whole run; equal ones stay in random order.
+    pass rates that its transcripts show, from easy to hard over the whole run; equal ones stay in random order. A run that was
+    given more keeps the order that it had, and what is added goes from easy to hard again.
+
+    Args:
+        problems: The problems.
+        size: Number of draws.
+        seed: Of the order.
+        curriculum: A file of transcripts.
+        earlier: The numbers of draws that earlier starts of the run were to have.
 
     Raises:
         SettingsError: If there are no problems, or the curriculum's file is none, or leaves none.
@@ -109,9 +123,12 @@ def chosen_ids(problems: ProblemSource, size: int, seed: int, curriculum: str = 
         )
     chance = np.random.default_rng(seed)
     drawn: list[str] = []
-    while len(drawn) < size:
+    while len(drawn) < max([size, *earlier]):
         drawn += chance.permutation(undecided).tolist()
-    return sorted(drawn[:size], key=lambda name: -rates[name])
+    order: list[str] = []
+    for end in (*earlier, size):
+        order += sorted(drawn[len(order) : end], key=lambda name: -rates[name])
+    return order[:size]
 
 
 def only(problems: ProblemSource, ids: Iterable[str]) -> ProblemList:
