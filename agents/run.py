@@ -1,7 +1,7 @@
 """Run: the folder of a training run, and how a stopped one goes on.
 
 runs/<name>/
-config.json         settings, seeds, versions, number of processes
+config.json         settings, seeds, versions, number of processes, the environments' revision
 lock                held by the process that is at work here
 metrics.jsonl       one object a logged step
 transcripts.jsonl   the episodes, each with the step whose weights sampled it; of several processes, each but the first
@@ -49,7 +49,7 @@ from agents.records import (
 )
 from agents.settings import SettingsError
 from agents.sharding import prepare_sharding
-from retool_env.provenance import versions
+from retool_env.provenance import REVISION, versions
 from retool_env.transcript import Transcript, write_transcripts
 
 PICTURE_SECONDS = 60.0
@@ -110,8 +110,8 @@ class Run:
         reached: How far the run has come, in this setting's unit. `None`: what its last checkpoint says.
 
     Raises:
-        SettingsError: If the folder holds a run and `resume` is not set, that run's settings or number of processes are
-            others, or its records are damaged.
+        SettingsError: If the folder holds a run and `resume` is not set, that run's settings, number of processes, or revision
+            of the environments are others, or its records are damaged.
     """
 
     def __init__(
@@ -145,6 +145,12 @@ class Run:
         if record.get("processes", number) != number:
             raise SettingsError(
                 f"{folder} was started with {record['processes']} processes, so it can't go on with {number}"
+            )
+        revision = record.get("revision", 1)
+        if revision != REVISION:
+            raise SettingsError(
+                f"{folder} holds episodes of revision {revision}, and these environments are of revision {REVISION} "
+                "(CHANGELOG.md says what differs): choose another name=..., or mix them with --force"
             )
         self.earlier = [change["from"] for change in record.get("changes", [])]
         now = self._settings
@@ -222,6 +228,7 @@ class Run:
                     "settings": self._settings,
                     "versions": versions(),
                     "processes": self._state.num_processes,
+                    "revision": REVISION,
                 }
                 write_atomically(self._config, json.dumps(record, indent=2) + "\n")
         broadcast_object_list(said)
@@ -444,6 +451,26 @@ def seconds_of(past: Sequence[Mapping[str, Any]]) -> float:
     return past[-1].get("seconds", 0.0) if past else 0.0
 
 
+def accept_revision(folder: Path) -> None:
+    """Let the run in `folder` go on with episodes of this revision; `config.json` keeps those of before.
+
+    Args:
+        folder: A run's; nothing happens where there is none.
+
+    Raises:
+        SettingsError: If its `config.json` is damaged.
+    """
+    path = folder / "config.json"
+    if not os.path.lexists(path):
+        return
+    record = read_config(folder)
+    before = record.get("revision", 1)
+    if before != REVISION:
+        record["earlier_revisions"] = [*record.get("earlier_revisions", []), before]
+        record["revision"] = REVISION
+        write_atomically(path, json.dumps(record, indent=2) + "\n")
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """What `config.json` says of a run.
 
@@ -453,9 +480,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     record = read_object(path, _NO_CONFIG)
     try:
-        check_kinds(
-            record, {"settings": dict, "processes": int, "changes": list[dict]}, ["settings"]
-        )
+        kinds = {"settings": dict, "processes": int, "changes": list[dict]}
+        kinds |= {"revision": int, "earlier_revisions": list[int]}
+        check_kinds(record, kinds, ["settings"])
         for change in record.get("changes", []):
             check_kinds(
                 change, {"setting": str, "from": float, "to": float}, ["setting", "from", "to"]
