@@ -406,7 +406,7 @@ def recorded(run: Run, sources: Sequence[Source]) -> dict[Problem, Transcript]:
     None is removed from the record: they were paid for, and a line that is gone may come back.
     """
     cure = "delete that line: what it was made of is then done again"
-    past = list(read_episodes(run.transcripts, cure))
+    past = list(read_episodes(run.transcripts, cure, appended=True))
     if past:
         write_transcripts_atomically(run.transcripts, past)  # without what was cut short
     of_line: dict[Problem, list[Transcript]] = {}

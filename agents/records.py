@@ -35,7 +35,7 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*("|\Z)', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,19 @@ def read_file(path: Path) -> bytes:
         return _read(path, file.read)
 
 
-def read_lines(path: Path, cure: str) -> Iterator[Line]:
+def read_lines(
+    path: Path, cure: str, appended: bool = False, what: str = "record"
+) -> Iterator[Line]:
     """The objects of a file with one JSON object a line; none where there is no file.
 
     Args:
         path: The file.
         cure: What to do if a line can't be restored, for the error.
+        appended: Whether it is written line by line, so that a stop may have cut the last one short, which is passed over.
+        what: What a line is, for the error.
 
     Raises:
-        SettingsError: If the file can't be read, or a line holds no object. A last line that a stop cut short is passed over.
+        SettingsError: If the file can't be read, or a line holds no object.
     """
     if not os.path.lexists(path):
         return
@@ -110,9 +114,9 @@ def read_lines(path: Path, cure: str) -> Iterator[Line]:
             try:
                 record = parse_object(text)
             except ValueError as error:
-                if not text.endswith(b"\n") and is_cut(text):
+                if appended and not text.endswith(b"\n") and is_cut(text):
                     return
-                raise damaged(place, str(error), cure) from None
+                raise damaged(place, f"not a {what}: {error}", cure) from None
             yield Line(place, text, record)
 
 
@@ -124,11 +128,11 @@ def read_metrics(path: Path) -> list[Line]:
     """
     cure = "delete that line: the curves then lack its step"
     lines = []
-    for line in read_lines(path, cure):
+    for line in read_lines(path, cure, appended=True):
         try:
             check_figures(line.record)
         except ValueError as error:
-            raise damaged(line.place, str(error), cure) from None
+            raise damaged(line.place, f"not a record: {error}", cure) from None
         lines.append(line)
     return lines
 
@@ -138,17 +142,18 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return [line.record for line in read_metrics(path)]
 
 
-def read_episodes(path: Path, cure: str) -> Iterator[Transcript]:
-    """The transcripts of a file that a run wrote, checked field by field; none where there is no file.
+def read_episodes(path: Path, cure: str, appended: bool = False) -> Iterator[Transcript]:
+    """The transcripts of a file, checked field by field; none where there is no file.
 
     Args:
         path: The file.
         cure: What to do if a line can't be restored, for the error.
+        appended: See `read_lines`.
 
     Raises:
-        SettingsError: If the file can't be read, or a line holds no transcript. A last line that a stop cut short is passed over.
+        SettingsError: If the file can't be read, or a line holds no transcript.
     """
-    for line in read_lines(path, cure):
+    for line in read_lines(path, cure, appended, "transcript"):
         try:
             transcript = build(Transcript.from_json, line.record, "transcript")
             check_transcript(transcript)
@@ -173,9 +178,9 @@ def build[T](make: Callable[[dict[str, Any]], T], record: dict[str, Any], what: 
     except RecursionError:
         raise ValueError(f"not a {what}: nested too deeply") from None
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"not a {what} ({error!r:.200})") from None
+        raise ValueError(f"not a {what}: {error!r:.200}") from None
     if wrong := _wrong_field(made):
-        raise ValueError(f"not a {what} ({wrong})")
+        raise ValueError(f"not a {what}: {wrong}")
     return made
 
 
@@ -202,7 +207,7 @@ def parse_object(text: bytes) -> dict[str, Any]:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except ValueError as error:  # an integer of thousands of digits
-        raise ValueError(f"not a record ({error})") from None
+        raise ValueError(str(error)) from None
     if not isinstance(found, dict):
         raise ValueError(f"not a JSON object, but {_shown(found)}")
     return found

@@ -269,7 +269,8 @@ def kept_groups(path: Path, k: int) -> dict[str, Group]:
     What else is there, where a start was killed, is dropped; so is a group in which an episode failed, to be sampled again.
     """
     groups: dict[str, Group] = {}
-    for transcript in read_episodes(path, "delete that line: its problem is then sampled again"):
+    cure = "delete that line: its problem is then sampled again"
+    for transcript in read_episodes(path, cure, appended=True):
         groups.setdefault(transcript.problem.id, []).append(transcript)
     whole = {name: group for name, group in groups.items() if len(group) == k}
     groups = {name: group for name, group in whole.items() if all(each.scored for each in group)}

@@ -105,8 +105,7 @@ class Run:
         settings: The run's settings, a dataclass.
         resume: Go on where the run in that folder was, or start it if there is none.
         length: The setting that says how long the run is (`"steps"`), which a later start may change: a finished run can be given
-            more, and none can be given less than it has done. `None`: no setting may change. Whoever names one calls
-            `resume_point` or `resume_at`.
+            more, and none can be given less than it has done. `None`: no setting may change.
         reached: How far the run has come, in this setting's unit. `None`: what its last checkpoint says.
 
     Raises:
@@ -241,7 +240,7 @@ class Run:
         if path in _locks:  # a run that goes on in the process that began it
             return None
         if path.exists() and not path.is_file():  # a pipe would be waited for
-            return f"{path}: it is not a file. Remove it"
+            return f"{self.folder / 'lock'}: it is not a file. Remove it"
         file = open(path, "a", encoding="utf-8")  # noqa: SIM115
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -292,6 +291,7 @@ class Run:
     def finish(self) -> None:
         """Note that the run came to its end."""
         if self.main:
+            self._note_change()
             self._done.touch()
         self._state.wait_for_everyone()
 
@@ -313,7 +313,7 @@ class Run:
         return str(point.folder) if point else None
 
     def resume_at(self, step: int) -> None:
-        """Drop the records after a step, and note another length of the run.
+        """Drop the records after a step.
 
         Of several processes, all call it.
 
@@ -322,17 +322,26 @@ class Run:
         """
         files = self._on_all(lambda: [self._kept(path, step) for path in self._records()])
         for part, path in filter(None, files):
-            part.replace(path)
-        if self._change is not None and self.main:
-            # In this order: a run that a stop finds in between is not taken for a longer one that is finished.
-            self._done.unlink(missing_ok=True)
-            record = read_config(self.folder)
-            record["settings"] |= {self._change["setting"]: self._change["to"]}
-            change = {**self._change, "versions": versions()}
-            record["changes"] = [*record.get("changes", []), change]
-            write_atomically(self._config, json.dumps(record, indent=2) + "\n")
-        self._change = None
+            if part.stat().st_size:
+                part.replace(path)
+            else:
+                part.unlink()
+                path.unlink()
         self._state.wait_for_everyone()
+
+    def _note_change(self) -> None:
+        """Note the run's new length: now that it goes further, and not before, so that a finished one stays one till then."""
+        if self._change is None:
+            return
+        self._done.unlink(
+            missing_ok=True
+        )  # first: half a change must not look like a longer run that is finished
+        record = read_config(self.folder)
+        record["settings"] |= {self._change["setting"]: self._change["to"]}
+        change = {**self._change, "versions": versions()}
+        record["changes"] = [*record.get("changes", []), change]
+        write_atomically(self._config, json.dumps(record, indent=2) + "\n")
+        self._change = None
 
     def _last_point(self) -> Point | None:
         """The latest checkpoint that is whole.
@@ -371,16 +380,24 @@ class Run:
         """
         if not os.path.lexists(path):
             return None
+        if step and path.is_file() and not path.stat().st_size:
+            cure = "delete it: what it held is then lost"
+            raise damaged(path, f"it is empty, and the run has come to {step}", cure)
         lines: Iterable[Line]
         if path == self.transcripts:
-            lines, number, last = read_lines(path, _NO_EPISODE), _trained_version, step - 1
+            lines = read_lines(path, _NO_EPISODE, appended=True, what="transcript")
+            number, last = _trained_version, step - 1
         else:
             lines, number, last = read_metrics(path), _step, step
         part = path.with_name(path.name + ".part")
-        with open(part, "wb") as file:
-            for line in lines:
-                if number(line) <= last:
-                    file.write(line.text.rstrip(b"\n") + b"\n")
+        try:
+            with open(part, "wb") as file:
+                for line in lines:
+                    if number(line) <= last:
+                        file.write(line.text.rstrip(b"\n") + b"\n")
+        except BaseException:
+            part.unlink()
+            raise
         if part.stat().st_size == path.stat().st_size:
             part.unlink()
             return None
@@ -404,6 +421,7 @@ class Run:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append to `metrics.jsonl`, and draw the curves if that was a while ago."""
+        self._note_change()
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if time.monotonic() - self._drawn >= PICTURE_SECONDS:
@@ -541,5 +559,5 @@ def _trained_version(line: Line) -> int:
     try:
         check_kinds(line.record, {"trained_version": int | None}, ["trained_version"])
     except ValueError as error:
-        raise damaged(line.place, f"not an episode of a training, {error}", _NO_EPISODE) from None
+        raise damaged(line.place, f"not a transcript of a training: {error}", _NO_EPISODE) from None
     return line.record["trained_version"] or 0

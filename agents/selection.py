@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from agents.records import read_episodes
 from agents.settings import SettingsError
 from retool_env.integrations.trl import EngineRollouts, problem_dataset
 from retool_env.problems import Problem, ProblemList, ProblemSource
 from retool_env.protocol import TurnKind
 from retool_env.rollout.engine import Group
-from retool_env.transcript import Transcript, read_transcripts
+from retool_env.transcript import Transcript
 
 CURRICULUM = (
     "a file of transcripts (of a run, or of an evaluation of training problems): only problems that they got right sometimes, but "
@@ -143,10 +145,12 @@ def pass_rates(path: str) -> dict[str, float]:
         SettingsError: If there is no such file, or it holds no transcripts.
     """
     counts: dict[str, list[bool]] = {}
+    if not Path(path).exists():
+        raise SettingsError(f"curriculum: there is no file {path}")
     try:
-        for transcript in read_transcripts(path):
+        for transcript in read_episodes(Path(path), "delete that line", appended=True):
             if transcript.scored and transcript.correct is not None:
                 counts.setdefault(transcript.problem.id, []).append(transcript.correct)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"curriculum: {error}") from error
+    except SettingsError as error:
+        raise SettingsError(f"curriculum: {error}") from None
     return {name: sum(right) / len(right) for name, right in counts.items()}

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
-from agents.progress import console
 from agents.records import seal
 from agents.run import loading, processes
 from retool_env.integrations.rollouts import RolloutsAbandoned
@@ -93,10 +93,6 @@ class _AtItsEnd(Exception):
     """A run goes on from the checkpoint of its last step."""
 
 
-SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau")
-"""Schedules of the learning rate that do not depend on how many steps a run has, a warm-up as a share of them apart."""
-
-
 class StopCallback(TrainerCallback):
     """Lets a trainer of transformers stop, and save before it does."""
 
@@ -106,14 +102,33 @@ class StopCallback(TrainerCallback):
         self._read = True
         self._planned: int | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer."""
+    def on_train_begin(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        **_: Any,
+    ) -> None:
+        """Called by the trainer. A run with another number of steps than before has the learning rates of that number."""
         self._saved = state.global_step
+        schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
         changed = self._planned not in (None, state.max_steps)
-        if changed and args.lr_scheduler_type not in SCHEDULES and state.is_world_process_zero:
-            console.print(
-                f"from step {state.global_step + 1} on the learning rate follows the schedule "
-                f"({args.lr_scheduler_type.value}) of {state.max_steps} steps, no longer that of {self._planned}"
+        if not (changed and isinstance(schedule, LambdaLR)):
+            return
+        before = [group["lr"] for group in optimizer.param_groups]
+        # The next step's rate comes with the checkpoint, and is the old schedule's.
+        pairs = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        rates = [base * share(schedule.last_epoch) for base, share in pairs]
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        schedule._last_lr = rates  # which is logged
+        if rates != before and state.is_world_process_zero:
+            print(
+                f"the learning rate follows the schedule ({args.lr_scheduler_type.value}) of {state.max_steps} steps from here "
+                f"on, no longer that of {self._planned}: it goes from {before[0]:.3g} to {rates[0]:.3g}",
+                flush=True,
             )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

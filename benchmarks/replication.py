@@ -212,7 +212,8 @@ def read_curve(folder: Path, along: Sequence[tuple[int, list[Transcript]]]) -> C
 def _rollouts(folder: Path) -> Iterator[Transcript]:
     """What a run was trained on, of all its processes."""
     for path in sorted(folder.glob("transcripts*.jsonl")):
-        yield from read_episodes(path, "delete that line: its episode is then not counted")
+        cure = "delete that line: its episode is then not counted"
+        yield from read_episodes(path, cure, appended=True)
 
 
 def _accuracy(transcripts: Sequence[Transcript]) -> float:
