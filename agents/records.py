@@ -195,7 +195,7 @@ def parse_object(text: bytes) -> dict[str, Any]:
     if b"\0" in text:
         raise ValueError(f"it holds {text.count(0)} NUL bytes")
     try:
-        found = json.loads(text.decode("utf-8"))
+        found = json.loads(text.decode("utf-8").rstrip())
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte {error.start + 1}: {error.reason})") from None
     except json.JSONDecodeError as error:

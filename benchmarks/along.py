@@ -40,7 +40,7 @@ def models(run: Path) -> dict[int, str]:
     Raises:
         SettingsError: If there is no run, or it kept none.
     """
-    first = str(_settings(run)["model"])
+    first = _settings(run, {"model": str})["model"]
     kept = {
         int(path.parent.name): str(path.parent)
         for path in run.glob("checkpoints/*/config.json")
@@ -53,8 +53,12 @@ def models(run: Path) -> dict[int, str]:
     return {0: first, **dict(sorted(kept.items()))}
 
 
-def _settings(run: Path) -> dict[str, Any]:
-    """The settings of a run, as far as an evaluation needs them.
+def _settings(run: Path, needed: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run.
+
+    Args:
+        run: The run's folder.
+        needed: The kinds of those that are needed, by name.
 
     Raises:
         SettingsError: If there is no run, or its `config.json` is damaged.
@@ -63,7 +67,6 @@ def _settings(run: Path) -> dict[str, Any]:
     if not config.exists():
         raise SettingsError(f"{run} holds no run")
     settings = read_config(run)["settings"]
-    needed = {"model": str, "dtype": str, "env": dict, "sandbox": str | dict}
     try:
         check_kinds(settings, needed, needed)
     except ValueError as error:
@@ -89,7 +92,7 @@ def evaluate_along(
         SettingsError: If there is no run, it kept no models, or it has been evaluated otherwise.
     """
     found = models(run)
-    settings = _settings(run)
+    settings = _settings(run, {"dtype": str, "env": dict, "sandbox": str | dict})
     rules, source = find_task({**settings["env"], "split": "test"})
     if problems > len(source):
         raise SettingsError(f"there are {len(source)} held-out problems, not {problems}")

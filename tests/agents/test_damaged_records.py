@@ -320,11 +320,12 @@ def test_an_empty_file_beside_a_checkpoint_is_named(name, stopped, model, capsys
     refused(run, model, capsys, f"{run / name}: it is empty, and the run has come to 4")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 @pytest.mark.parametrize("name", [*OBJECTS, "metrics.jsonl", "transcripts.jsonl"])
 def test_what_may_not_be_read_is_named(name, stopped, model, capsys):
     run = stopped("grpo")
     (run / name).chmod(0)
+    if os.access(run / name, os.R_OK):
+        pytest.skip("root reads everything")
     try:
         command = ["grpo", "--preset", "tiny", "--runs", str(run.parent), "--resume"]
         assert main([*command, *given("grpo", model=model, name="grpo", **MORE["grpo"])]) == 2
