@@ -88,7 +88,7 @@ def test_a_run_does_not_go_on_with_another_number_of_processes(tmp_path, monkeyp
 
 def test_it_goes_on_at_the_last_checkpoint_that_is_whole(tmp_path):
     run = started(tmp_path)
-    for step, state in ((2, "{}"), (4, "{}"), (6, '{"cut sho')):
+    for step, state in ((2, '{"global_step": 2}'), (4, '{"global_step": 4}'), (6, '{"cut sho')):
         folder = run.trainer / f"checkpoint-{step}"
         folder.mkdir(parents=True)
         (folder / "trainer_state.json").write_text(state)
