@@ -6,9 +6,11 @@ clients and servers ignore: in a request, the limits that the protocol lacks and
 response, the outcome, the error and the traceback. With it, an `Execution` arrives as it was sent.
 """
 
+import binascii
 import dataclasses
 import signal
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from retool_env.sandbox.execution import Execution, Limits, Outcome
@@ -39,8 +41,10 @@ def request_of(code: str, limits: Limits, stdin: str, display: bool) -> dict[str
     }
 
 
-def response_of(execution: Execution, executor: str) -> dict[str, Any]:
-    """The response that reports `execution`, run by the machine called `executor`.
+def response_of(
+    execution: Execution, executor: str, files: Mapping[str, bytes] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The response that reports `execution`, run by the machine called `executor`, with its files.
 
     | outcome | status | run_result.status | return_code |
     |---|---|---|---|
@@ -68,7 +72,9 @@ def response_of(execution: Execution, executor: str) -> dict[str, Any]:
             "stderr": execution.traceback or execution.error,
         },
         "executor_pod_name": executor,
-        "files": {},
+        "files": {
+            name: binascii.b2a_base64(data, newline=False).decode() for name, data in files.items()
+        },
         OWN: {
             "outcome": execution.outcome.value,
             "error": execution.error,

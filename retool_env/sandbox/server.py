@@ -6,8 +6,9 @@ Prometheus' text format. What is refused is refused with a status and a `detail`
 
 * 401: a token is set, and the request does not carry it. `/health` asks for none.
 * 413, 408: the body is too large, or does not arrive.
-* 422: not a request of the protocol; a language other than Python; files; a limit above the
-  server's `maximum` (it is not lowered: a result under other limits is not the one asked for).
+* 422: not a request of the protocol; a language other than Python; a limit above the server's
+  `maximum` (it is not lowered: a result under other limits is not the one asked for); files that
+  are too many or too large, or whose names lead out of the program's folder.
 * 503 with `Retry-After`: `max_in_flight` programs run or wait already.
 
 A failure of the sandbox itself is the protocol's `SandboxError`, never the program's error. A
@@ -15,8 +16,10 @@ client that goes away has its program ended.
 """
 
 import asyncio
+import binascii
 import contextlib
 import hmac
+import inspect
 import ipaddress
 import json
 import logging
@@ -36,6 +39,7 @@ from starlette.requests import ClientDisconnect
 from retool_env.sandbox.execution import (
     DEFAULT_LIMITS,
     Execution,
+    Files,
     Limits,
     Outcome,
     Sandbox,
@@ -79,7 +83,7 @@ class RunCodeRequest(BaseModel):
     stdin: InstanceOf[str] | None = None
     run_timeout: float = 10.0
     memory_limit_MB: int = -1
-    files: dict[str, Any] = {}
+    files: dict[str, str | None] = {}
     fetch_files: list[str] = []
     retool: OwnFields = Field(default_factory=OwnFields)
 
@@ -87,10 +91,8 @@ class RunCodeRequest(BaseModel):
         """The program's limits.
 
         Raises:
-            ValueError: one is not positive, or above the maximum; or the request comes with files.
+            ValueError: one is not positive, or above the maximum.
         """
-        if self.files or self.fetch_files:
-            raise ValueError("files and fetch_files must be empty: programs here have no files")
         memory = self.memory_limit_MB if self.memory_limit_MB > 0 else DEFAULT_LIMITS.memory_mb
         own = {name: getattr(self.retool, name) for name in OWN_LIMITS}
         limits = Limits(wall_seconds=self.run_timeout, memory_mb=memory, **own)
@@ -98,6 +100,22 @@ class RunCodeRequest(BaseModel):
             if (asked := getattr(limits, name)) > highest:
                 raise ValueError(f"{name} of {asked} is above this server's maximum, {highest}")
         return limits
+
+    def exchanged(self) -> Files | None:
+        """The files that go with the program and come back; `None` where there are none.
+
+        Raises:
+            ValueError: one is not base64, its name is none, or there are too many.
+        """
+        if not (self.files or self.fetch_files):
+            return None
+        given = {}
+        for name, data in self.files.items():
+            try:
+                given[name] = binascii.a2b_base64(data or "")
+            except ValueError as error:
+                raise ValueError(f"files: the content of {name!r:.100} is not base64") from error
+        return Files(given, self.fetch_files)
 
 
 def create_app(
@@ -124,6 +142,7 @@ def create_app(
     most = (os.cpu_count() or 1) * _IN_FLIGHT_PER_CPU if max_in_flight is None else max_in_flight
     if most < 1:
         raise ValueError(f"max_in_flight must be at least 1, not {most}")
+    keeps_files = "files" in inspect.signature(sandbox.run_async).parameters
     health, metrics = Health(sandbox), Metrics()
     in_flight = 0
 
@@ -168,13 +187,15 @@ def create_app(
         with admitted():
             try:
                 asked = _parse(await _read(request))
-                limits = asked.limits(maximum)
-                check_program(asked.code, limits, asked.stdin or "")
+                limits, files = asked.limits(maximum), asked.exchanged()
+                if files and not keeps_files:
+                    raise ValueError("files and fetch_files: this server's sandbox has none")
+                check_program(asked.code, limits, asked.stdin or "", files=files)
             except ClientDisconnect:
                 return Response(status_code=_GONE)
             except ValueError as error:
                 raise HTTPException(422, str(error)) from None
-            program = asyncio.create_task(_run(sandbox, asked, limits))
+            program = asyncio.create_task(_run(sandbox, asked, limits, files))
             programs.add(program)
             program.add_done_callback(programs.discard)
             execution = await _while_connected(request, program)
@@ -184,7 +205,7 @@ def create_app(
         health.saw(execution)
         metrics.programs.labels(execution.outcome).inc()
         metrics.seconds.observe(execution.duration)
-        return _json(response_of(execution, platform.node()))
+        return _json(response_of(execution, platform.node(), files.fetched if files else {}))
 
     @app.get("/health")
     async def show_health() -> Response:
@@ -289,10 +310,13 @@ def _parse(body: bytes) -> RunCodeRequest:
         raise ValueError("the body is nested too deeply") from None
 
 
-async def _run(sandbox: Sandbox, asked: RunCodeRequest, limits: Limits) -> Execution:
-    stdin, display = asked.stdin or "", asked.retool.display
+async def _run(
+    sandbox: Sandbox, asked: RunCodeRequest, limits: Limits, files: Files | None
+) -> Execution:
+    own = {"stdin": asked.stdin or "", "display": asked.retool.display}
+    own |= {"files": files} if files else {}
     try:
-        return await sandbox.run_async(asked.code, limits, stdin=stdin, display=display)
+        return await sandbox.run_async(asked.code, limits, **own)
     except Exception as error:  # a sandbox that is closed or broken; the client may ask another
         _logger.exception("the sandbox failed")
         return Execution(Outcome.INFRASTRUCTURE, "", f"{type(error).__name__}: {error}")
