@@ -14,6 +14,7 @@ from types import FrameType
 from safetensors import SafetensorError
 
 from agents.algorithms import OWN, algorithms, load_algorithm, section_of
+from agents.run import accept_revision
 from agents.settings import PRESETS, SettingsError, describe, load_settings
 from retool_env.rollout import PolicyUnavailable
 from retool_env.sandbox import SandboxUnavailable
@@ -44,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--resume", action="store_true", help="go on where the run of that name was"
     )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="with --resume: go on though the run's episodes are of another revision",
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (runs)")
     parser.add_argument(
         "-h", "--help", action="store_true", help="also lists the algorithm's settings"
@@ -70,7 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise SettingsError(f"{arguments.algorithm} runs in one process: start one")
         section = section_of(arguments.algorithm, algorithm)
         settings = load_settings(algorithm.Settings, section, arguments.preset, arguments.settings)
-        checkpoint = algorithm.train(settings, arguments.runs / settings.name, arguments.resume)
+        folder = arguments.runs / settings.name
+        if arguments.resume and arguments.force and os.environ.get("RANK", "0") == "0":
+            accept_revision(folder)
+        checkpoint = algorithm.train(settings, folder, arguments.resume)
     except KeyboardInterrupt as stop:
         print("stopped; the same command with --resume goes on", file=sys.stderr)
         return 128 + next(iter(stop.args), signal.SIGINT)

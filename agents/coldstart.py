@@ -39,7 +39,15 @@ import torch
 
 from agents.model import load_model
 from agents.progress import Bar
-from agents.run import Run, read_records, write_atomically, write_transcripts_atomically
+from agents.records import (
+    check_kinds,
+    damaged,
+    read_episodes,
+    read_object,
+    write_atomically,
+    write_transcripts_atomically,
+)
+from agents.run import Run
 from agents.settings import SANDBOX, SettingsError, check_least, find_sandbox, find_task, setting
 from agents.traces import authors, conversation
 from agents.verification import Drop, Parts, agrees, results, verify, written
@@ -153,7 +161,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     run = Run(folder, settings, resume)
     result = folder / "data.jsonl"
     if run.finished:
-        print(table(json.loads((folder / "report.json").read_text(encoding="utf-8"))))
+        print(table(read_report(folder)))
         return result
     if settings.data is None:
         raise SettingsError("data: name a file of JSON lines, data=solutions.jsonl")
@@ -398,10 +406,10 @@ def recorded(run: Run, sources: Sequence[Source]) -> dict[Problem, Transcript]:
 
     None is removed from the record: they were paid for, and a line that is gone may come back.
     """
-    if not run.transcripts.is_file():
-        return {}
-    past = [Transcript.from_json(record) for record in read_records(run.transcripts)]
-    write_transcripts_atomically(run.transcripts, past)  # without what was cut short
+    cure = "delete that line: what it was made of is then done again"
+    past = list(read_episodes(run.transcripts, cure, appended=True))
+    if past:
+        write_transcripts_atomically(run.transcripts, past)  # without what was cut short
     of_line: dict[Problem, list[Transcript]] = {}
     for transcript in reversed(past):
         of_line.setdefault(_nameless(transcript.problem), []).append(transcript)
@@ -475,6 +483,26 @@ def write_result(
         )
     if not kept:
         raise SettingsError(f"no trace was verified: {folder / 'dropped.jsonl'} says why of each")
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of a finished run.
+
+    Raises:
+        SettingsError: If it is damaged.
+    """
+    path, cure = folder / "report.json", f"delete {folder / 'done'}: --resume then writes it anew"
+    report = read_object(path, cure)
+    kinds: dict[str, Any] = dict.fromkeys(("lines", "verified", "failed", "answers_unchecked"), int)
+    parts = {"dropped": {}, "programs": {"run": int, "failed": int}}
+    parts["made_up_results"] = {"all": int, "contradicted": int}
+    try:
+        check_kinds(report, kinds | dict.fromkeys(parts, dict[str, int]), [*kinds, *parts])
+        for name, of in parts.items():
+            check_kinds(report[name], of, of)
+    except ValueError as error:
+        raise damaged(path, str(error), cure) from None
+    return report
 
 
 def table(report: Mapping[str, Any]) -> str:

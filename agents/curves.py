@@ -14,6 +14,21 @@ PANELS = {
 }
 """What is drawn, a panel each, of what was logged."""
 
+SHOWN = {
+    "reward": "reward",
+    "env/accuracy": "accuracy",
+    "env/code_ratio": "with code",
+    "env/call_pass_rate": "calls ok",
+    "completions/mean_length": "tokens",
+    "loss": "loss",
+    "mean_token_accuracy": "tokens right",
+    "kl": "KL",
+    "offpolicy/kl": "off-policy KL",
+    "rollout/seconds": "rollout s",
+    "verified": "verified",
+}
+"""Which of a step's figures a board shows, and under what names."""
+
 WINDOW = 5
 """Steps of the moving mean; single steps are drawn faintly behind it."""
 

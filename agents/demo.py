@@ -15,8 +15,9 @@ from typing import Any
 from agents import grpo, sft
 from agents.curves import draw_curves
 from agents.progress import Bar, console
+from agents.records import build, damaged, read_object, read_records, write_atomically
 from agents.reporting import REPORT_TO, check_report_to
-from agents.run import Run, read_records, write_atomically
+from agents.run import Run
 from agents.settings import SANDBOX, build_settings, find_sandbox, find_task, setting
 from retool_env.evaluation import TEMPERATURE, TOP_P, evaluate, table, tool_table
 from retool_env.metrics import Summary
@@ -104,8 +105,13 @@ def _evaluate(
     settings: Settings, run: Run, name: str, env: dict[str, Any], checkpoint: Path
 ) -> Summary:
     path = run.folder / "stages" / f"{name.replace(', ', '-').replace(' ', '-')}.json"
-    if path.is_file():
-        return Summary.from_json(json.loads(path.read_text(encoding="utf-8")))
+    if path.exists():
+        cure = f"delete {path}: the model is then evaluated again"
+        record = read_object(path, cure)
+        try:
+            return build(Summary.from_json, record, "summary")
+        except ValueError as error:
+            raise damaged(path, str(error), cure) from None
     rules, source = find_task({**env, "split": "test"})
     problems = [source[i] for i in range(settings.problems)]
     policy = load_policy(

@@ -96,7 +96,7 @@ class Settings:
     sandbox: str | dict[str, Any] = setting("nsjail", SANDBOX)
     seed: int = setting(0, "of problems and sampling")
     curriculum: str = setting("", CURRICULUM)
-    steps: int = setting(60, "optimizer steps")
+    steps: int = setting(60, "optimizer steps; with --resume a run may be given more")
     prompts: int = setting(16, "problems a step")
     rollouts: int = setting(8, "rollouts a problem: the group")
     micro_batch: int = setting(128, "episodes a forward and backward pass")
@@ -192,7 +192,7 @@ def train(
     engine, options = check_engine(settings.engine, state.num_processes)
     if engine == "transformers":
         options = {"max_batch": settings.sample_batch, **options}
-    run = Run(folder, settings, resume)
+    run = Run(folder, settings, resume, "steps")
     if run.finished:
         return run.checkpoint
     rules, problems = find_task(settings.env)
@@ -206,7 +206,8 @@ def train(
         settings.trl,
     )
     drawn = settings.steps * settings.prompts
-    ids = chosen_ids(problems, drawn, settings.seed, settings.curriculum)
+    earlier = [steps * settings.prompts for steps in run.earlier]
+    ids = chosen_ids(problems, drawn, settings.seed, settings.curriculum, earlier)
     check_prompts(ids, problems, rules, tokenizer, model)
     ours = {
         "output_dir": str(run.trainer),

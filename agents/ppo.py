@@ -48,8 +48,9 @@ from agents.model import (
     save_checkpoint,
 )
 from agents.progress import Bar, console
+from agents.records import seal, write_atomically
 from agents.reporting import REPORT_TO, Reporter, check_report_to
-from agents.run import Run, processes, write_atomically
+from agents.run import Run, loading, processes, seconds_of
 from agents.selection import CURRICULUM, chosen_ids, without_void_turns
 from agents.settings import (
     SANDBOX,
@@ -88,7 +89,10 @@ class Settings:
     sandbox: str | dict[str, Any] = setting("nsjail", SANDBOX)
     seed: int = setting(0, "of problems, sampling and order")
     curriculum: str = setting("", CURRICULUM)
-    steps: int = setting(400, "each one batch of rollouts, and the updates made with it")
+    steps: int = setting(
+        400,
+        "each one batch of rollouts, and the updates made with it; with --resume a run may be given more",
+    )
     prompts: int = setting(1024, "problems a step")
     rollouts: int = setting(1, "rollouts a problem")
     epochs: int = setting(1, "passes over a step's episodes")
@@ -148,7 +152,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     engine, options = check_engine(settings.engine, state.num_processes)
     if engine == "transformers":
         options = {"max_batch": settings.sample_batch, **options}
-    run = Run(folder, settings, resume)
+    run = Run(folder, settings, resume, "steps")
     if run.finished:
         return run.checkpoint
     rules, problems = find_task(settings.env)
@@ -163,7 +167,8 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             name=rate,
         )
     drawn = settings.steps * settings.prompts
-    order = chosen_ids(problems, drawn, settings.seed, settings.curriculum)
+    earlier = [steps * settings.prompts for steps in run.earlier]
+    order = chosen_ids(problems, drawn, settings.seed, settings.curriculum, earlier)
     check_prompts(order, problems, rules, tokenizer, model)
     progress, stopping = Progress(), Stopping()
     with ExitStack() as resources:
@@ -184,7 +189,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             settings.report_to, settings.name, run.trainer, dataclasses.asdict(settings)
         )
         resources.callback(reporter.close)
-        before = past[-1]["seconds"] if past else 0.0
+        before = seconds_of(past)
         began = time.monotonic()
         apart = is_sharded(learner.model)
         policy = make_policy(
@@ -658,12 +663,18 @@ class Learner:
         if self.accelerator.is_main_process:
             # Last, so that a checkpoint which a stop cut short is passed over.
             write_atomically(target / "trainer_state.json", json.dumps({"global_step": step}))
+            seal(target)
             for old in folder.glob("checkpoint-*"):
                 if old != target:
                     shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
     def load(self, folder: Path) -> int:
-        """Read a checkpoint, and say after which step it was written."""
-        self.accelerator.load_state(str(folder))
+        """Read a checkpoint, and say after which step it was written.
+
+        Raises:
+            SettingsError: If it can't be read.
+        """
+        with loading(folder):
+            self.accelerator.load_state(str(folder))
         return json.loads((folder / "trainer_state.json").read_text())["global_step"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -17,25 +18,11 @@ from rich.text import Text
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from agents.curves import SHOWN
 from agents.run import processes
 
 console = Console()
 logging.disable_progress_bar()  # that of loading and saving weights would break into ours
-
-SHOWN = {
-    "reward": "reward",
-    "env/accuracy": "accuracy",
-    "env/code_ratio": "with code",
-    "env/call_pass_rate": "calls ok",
-    "completions/mean_length": "tokens",
-    "loss": "loss",
-    "mean_token_accuracy": "tokens right",
-    "kl": "KL",
-    "offpolicy/kl": "off-policy KL",
-    "rollout/seconds": "rollout s",
-    "verified": "verified",
-}
-"""Which of a step's figures are shown, and under what names."""
 
 SHARES = ("accuracy", "with code", "calls ok", "tokens right", "verified")
 """Those from 0 to 1, shown in percent."""
@@ -119,7 +106,7 @@ class Bar:
     def _keep(self, figures: dict[str, float]) -> None:
         self._figures = figures
         for name in CURVES:
-            if name in figures:
+            if math.isfinite(figures.get(name, math.nan)):
                 self._curves[name].append(figures[name])
 
     def _line(self) -> None:

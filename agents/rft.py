@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
@@ -25,8 +26,9 @@ from agents import sft
 from agents.engine import ENGINE, check_engine, make_policy
 from agents.model import HIGH_RATE, check_learning_rate, load_model
 from agents.progress import Bar
+from agents.records import damaged, read_episodes, write_transcripts_atomically
 from agents.reporting import REPORT_TO, Reporter, check_report_to
-from agents.run import Run, processes, read_records, write_transcripts_atomically
+from agents.run import Run, processes
 from agents.settings import (
     SANDBOX,
     SettingsError,
@@ -45,7 +47,7 @@ from retool_env.rollout import Policy, PolicyUnavailable, RolloutEngine
 from retool_env.rollout.engine import Group, run_blocking
 from retool_env.rollout.progress import Progress
 from retool_env.sandbox import Sandbox
-from retool_env.transcript import Transcript, read_transcripts, write_transcripts
+from retool_env.transcript import Transcript, write_transcripts
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Settings:
     )
     sandbox: str | dict[str, Any] = setting("nsjail", SANDBOX)
     seed: int = setting(0, "of problems, sampling and order")
-    rounds: int = setting(1, "of sampling and fine-tuning")
+    rounds: int = setting(1, "of sampling and fine-tuning; with --resume a run may be given more")
     problems: int = setting(500, "of a round; each has others, as far as there are any")
     k: int = setting(8, "responses a problem")
     keep: int = setting(4, "right ones of a problem that are kept in a round, at most")
@@ -93,7 +95,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     check_least(settings, {**dict.fromkeys(counts, 1), "lora_rank": 0})
     state = processes()
     check_engine(settings.engine, state.num_processes)
-    run = Run(folder, settings, resume)
+    run = Run(folder, settings, resume, "rounds", lambda: rounds_sampled(folder))
     if run.finished:
         return run.checkpoint
     rules, problems = find_task(settings.env)
@@ -114,11 +116,12 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         if sandbox is not None:
             resources.callback(sandbox.close)
         run.start()
+        run.resume_at(settings.rounds)
         reporter = Reporter(settings.report_to, settings.name, folder, dataclasses.asdict(settings))
         resources.callback(reporter.close)
         for number, stage in enumerate(tuning):
             traces = Path(stage.data)
-            missing = not traces.is_file()
+            missing = not traces.exists()
             state.wait_for_everyone()  # all have looked before one writes it
             if missing:
                 rank = state.process_index
@@ -135,14 +138,18 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
                         "problems, or a longer cold start"
                     )
                 if number and settings.restart:
-                    found = distinct([*read_transcripts(Path(tuning[number - 1].data)), *found])
+                    found = distinct([*round_traces(Path(tuning[number - 1].data)), *found])
                 if run.main:
+                    # Last, the traces: with them the round is sampled, and not logged again.
+                    if all(record["step"] != number + 1 for record in run.metrics()):
+                        record = {**figures(groups), "rft/traces": len(found)}
+                        run.log({"step": number + 1, **record})
+                        reporter.log(number + 1, record)
                     write_transcripts_atomically(traces, found)
-                    record = {**figures(groups), "rft/traces": len(found)}
-                    run.log({"step": number + 1, **record})
-                    reporter.log(number + 1, record)
                 state.wait_for_everyone()
             base = settings.model if settings.restart else model
+            if not missing:
+                round_traces(traces)
             stage = dataclasses.replace(stage, model=base)
             model = str(sft.train(stage, folder / "stages" / stage.name, resume=True))
     if run.main:
@@ -151,6 +158,25 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     run.draw()
     run.finish()
     return run.checkpoint
+
+
+def rounds_sampled(folder: Path) -> int:
+    """The number of the last round whose traces are chosen."""
+    names = [re.fullmatch(r"round-(\d{1,9})\.jsonl", path.name) for path in folder.glob("stages/*")]
+    return max((int(name[1]) for name in names if name), default=0)
+
+
+def round_traces(path: Path) -> list[Transcript]:
+    """The traces of a round that was sampled.
+
+    Raises:
+        SettingsError: If the file is damaged.
+    """
+    cure = f"delete {path}: the traces are then chosen anew from what was sampled"
+    traces = list(read_episodes(path, cure))
+    if not traces:
+        raise damaged(path, "it is empty", cure)
+    return traces
 
 
 def distinct(transcripts: Iterable[Transcript]) -> list[Transcript]:
@@ -243,8 +269,8 @@ def kept_groups(path: Path, k: int) -> dict[str, Group]:
     What else is there, where a start was killed, is dropped; so is a group in which an episode failed, to be sampled again.
     """
     groups: dict[str, Group] = {}
-    for record in read_records(path):
-        transcript = Transcript.from_json(record)
+    cure = "delete that line: its problem is then sampled again"
+    for transcript in read_episodes(path, cure, appended=True):
         groups.setdefault(transcript.problem.id, []).append(transcript)
     whole = {name: group for name, group in groups.items() if len(group) == k}
     groups = {name: group for name, group in whole.items() if all(each.scored for each in group)}

@@ -1,7 +1,7 @@
 """Run: the folder of a training run, and how a stopped one goes on.
 
 runs/<name>/
-config.json         settings, seeds, versions, number of processes
+config.json         settings, seeds, versions, number of processes, the environments' revision
 lock                held by the process that is at work here
 metrics.jsonl       one object a logged step
 transcripts.jsonl   the episodes, each with the step whose weights sampled it; of several processes, each but the first
@@ -19,26 +19,62 @@ import dataclasses
 import datetime
 import fcntl
 import json
+import math
 import os
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import MISSING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_type_hints
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-from transformers import TrainerCallback
+from accelerate.utils import broadcast_object_list, gather_object
+from transformers import TrainerCallback, TrainerState
 
 from agents.curves import draw_curves
+from agents.records import (
+    SEAL,
+    Line,
+    check_kinds,
+    check_seal,
+    damaged,
+    is_cut,
+    read_file,
+    read_lines,
+    read_metrics,
+    read_object,
+    read_records,
+    write_atomically,
+)
 from agents.settings import SettingsError
 from agents.sharding import prepare_sharding
-from retool_env.provenance import versions
+from retool_env.provenance import REVISION, versions
 from retool_env.transcript import Transcript, write_transcripts
 
 PICTURE_SECONDS = 60.0
 """Between two drawings of a run's curves, at least, while it goes on."""
+
+_NO_CONFIG = "start anew with another name=..."
+_NO_EPISODE = "delete that line: its episode is then lost"
+"""What to do about records that can't be restored."""
+
+_STATE = {
+    **get_type_hints(TrainerState),
+    "log_history": list[dict] | None,
+    "stateful_callbacks": dict | None,
+}
+"""The kinds of the values in `trainer_state.json`."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A checkpoint that a run can go on from."""
+
+    step: int
+    folder: Path
+    state: Mapping[str, Any]
+    """Its `trainer_state.json`."""
 
 
 _locks: dict[Path, IO[str]] = {}
@@ -68,13 +104,23 @@ class Run:
         folder: Where it lies.
         settings: The run's settings, a dataclass.
         resume: Go on where the run in that folder was, or start it if there is none.
+        length: The setting that says how long the run is (`"steps"`), which a later start may change: a finished run can be given
+            more, and none can be given less than it has done. `None`: no setting may change.
+        reached: How far the run has come, in this setting's unit. `None`: what its last checkpoint says.
 
     Raises:
-        SettingsError: If the folder holds a run and `resume` is not set, or that run's settings or number of processes are
-            others.
+        SettingsError: If the folder holds a run and `resume` is not set, that run's settings, number of processes, or revision
+            of the environments are others, or its records are damaged.
     """
 
-    def __init__(self, folder: Path, settings: Any, resume: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Any,
+        resume: bool,
+        length: str | None = None,
+        reached: Callable[[], float] | None = None,
+    ) -> None:
         self.folder = folder
         self._state = processes()
         self._config = folder / "config.json"
@@ -85,31 +131,80 @@ class Run:
             if (field.default, field.default_factory) != (MISSING, MISSING)
         }
         self._drawn = time.monotonic()
+        self._change: dict[str, Any] | None = None
+        self.earlier: list[Any] = []
         if not self._begun():
             return
         if not resume:
             raise SettingsError(
                 f"{folder} holds a run already: go on with --resume, or choose another name=..."
             )
-        record = json.loads(self._config.read_text(encoding="utf-8"))
+        record = read_config(folder)
         number = self._state.num_processes
         if record.get("processes", number) != number:
             raise SettingsError(
                 f"{folder} was started with {record['processes']} processes, so it can't go on with {number}"
             )
+        revision = record.get("revision", 1)
+        if revision != REVISION:
+            raise SettingsError(
+                f"{folder} holds episodes of revision {revision}, and these environments are of revision {REVISION} "
+                "(CHANGELOG.md says what differs): choose another name=..., or mix them with --force"
+            )
+        self.earlier = [change["from"] for change in record.get("changes", [])]
         now = self._settings
         before = {**self._defaults, **record["settings"]}  # a setting may be newer than the run
         changed = sorted(k for k in {**before, **now} if before.get(k) != now.get(k))
-        if changed:
+        others = [name for name in changed if name != length]
+        if others:
             raise SettingsError(
-                f"{folder} was started with other settings ({', '.join(changed)}), so it can't go on with these: choose "
+                f"{folder} was started with other settings ({', '.join(others)}), so it can't go on with these: choose "
                 "another name=..."
             )
+        if changed:
+            assert length is not None
+            self._change = self._checked(length, before[length], now[length], reached)
+            self.earlier.append(before[length])
+
+    def _checked(
+        self, length: str, before: Any, now: Any, reached: Callable[[], float] | None
+    ) -> dict[str, Any]:
+        """The change of a run's length, as it is recorded.
+
+        Raises:
+            SettingsError: If the run has done more.
+        """
+        if type(before) not in (int, float) or not math.isfinite(before):
+            raise damaged(self._config, f'"{length}" is {before!r:.60}', _NO_CONFIG)
+        done = self._reached(length) if reached is None else reached()
+        if now < done:
+            raise SettingsError(
+                f"{self.folder} has done {length}={done:g} already, so that it can't be given {length}={now:g}: set it to "
+                f"{done:g} or more"
+            )
+        return {"setting": length, "from": before, "to": now, "at": done}
+
+    def _reached(self, length: str) -> float:
+        point = self._last_point()
+        if point is None:
+            return 0
+        return point.state.get("epoch", 0.0) if length == "epochs" else point.step
 
     def _begun(self) -> bool:
-        """Whether there is more than what `start` leaves: a mistake that is found after it must not keep the folder."""
-        if not self._config.is_file():
+        """Whether there is more than what `start` leaves: a mistake that is found after it must not keep the folder.
+
+        Raises:
+            SettingsError: If there are records without the settings that they were made with.
+        """
+        if not os.path.lexists(self._config):
+            for name in ("metrics.jsonl", "transcripts.jsonl", "trainer", "done"):
+                if os.path.lexists(self.folder / name):
+                    raise damaged(
+                        self._config, f"it is missing beside {name}", "choose another name=..."
+                    )
             return False
+        if not self._config.is_file():
+            read_config(self.folder)  # says what it is
         ours = {self._config, self.folder / "lock"}
         return any(path.is_file() and path not in ours for path in self.folder.rglob("*"))
 
@@ -126,35 +221,37 @@ class Run:
         said: list[str | None] = [None]
         if self.main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if self._taken():
-                said = [f"another process is at work in {self.folder}: wait for it, or stop it"]
-            elif not self._begun():
+            said = [self._taken()]
+            if said == [None] and not self._begun():
                 record = {
                     "settings": self._settings,
                     "versions": versions(),
                     "processes": self._state.num_processes,
+                    "revision": REVISION,
                 }
                 write_atomically(self._config, json.dumps(record, indent=2) + "\n")
         broadcast_object_list(said)
         if said[0]:
             raise SettingsError(said[0])
 
-    def _taken(self) -> bool:
-        """Whether another process has the folder; if not, this one has it now."""
+    def _taken(self) -> str | None:
+        """Why this process can't have the folder; if it can, it has it now."""
         path = (self.folder / "lock").resolve()
         if path in _locks:  # a run that goes on in the process that began it
-            return False
+            return None
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            return f"{self.folder / 'lock'}: it is not a file. Remove it"
         file = open(path, "a", encoding="utf-8")  # noqa: SIM115
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             file.close()
-            return True
+            return f"another process is at work in {self.folder}: wait for it, or stop it"
         except OSError:  # a file system without locks
             file.close()
-            return False
+            return None
         _locks[path] = file
-        return False
+        return None
 
     @property
     def main(self) -> bool:
@@ -166,6 +263,10 @@ class Run:
         """This process's episodes."""
         rank = self._state.process_index
         return self.folder / (f"transcripts-{rank}.jsonl" if rank else "transcripts.jsonl")
+
+    @property
+    def _done(self) -> Path:
+        return self.folder / "done"
 
     @property
     def trainer(self) -> Path:
@@ -184,30 +285,143 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
-        return (self.folder / "done").is_file()
+        """Whether the run came to its end, and has not been given another one since."""
+        return self._done.exists() and self._change is None
 
     def finish(self) -> None:
         """Note that the run came to its end."""
         if self.main:
-            (self.folder / "done").touch()
+            self._note_change()
+            self._done.touch()
         self._state.wait_for_everyone()
 
     def resume_point(self) -> str | None:
-        """The latest of TRL's checkpoints, once the records after it are dropped; `None` to begin anew."""
-        # The trainer's first process writes this file last, so that a checkpoint which a stop, or a full disk, cut short is
-        # passed over.
-        states = self.trainer.glob("checkpoint-*/trainer_state.json")
-        complete = [path.parent for path in states if _is_json(path)]
-        steps = {int(path.name.rpartition("-")[2]): path for path in complete}
-        step = max(steps, default=0)
-        if self.main:
-            self._keep(self.folder / "metrics.jsonl", lambda record: record["step"] <= step)
-        self._keep(self.transcripts, lambda record: (record["trained_version"] or 0) < step)
-        return str(steps[step]) if steps else None
+        """The latest of TRL's checkpoints, once the records after it are dropped; `None` to begin anew.
+
+        Of several processes, all call it.
+
+        Raises:
+            SettingsError: If the checkpoint or a record is damaged, on any process. Nothing is dropped then.
+        """
+        point = self._on_all(self._last_point)
+        if point is None and self._change is not None and self._done.exists():
+            raise SettingsError(
+                f"{self.folder} is finished, and {self.trainer} holds no checkpoint that it could go on from: choose another "
+                f"name=... with model={self.checkpoint}"
+            )
+        self.resume_at(point.step if point else 0)
+        return str(point.folder) if point else None
+
+    def resume_at(self, step: int) -> None:
+        """Drop the records after a step.
+
+        Of several processes, all call it.
+
+        Raises:
+            SettingsError: If a record is damaged, on any process. Nothing is dropped then.
+        """
+        files = self._on_all(lambda: [self._kept(path, step) for path in self._records()])
+        for part, path in filter(None, files):
+            if part.stat().st_size:
+                part.replace(path)
+            else:
+                part.unlink()
+                path.unlink()
+        self._state.wait_for_everyone()
+
+    def _note_change(self) -> None:
+        """Note the run's new length: now that it goes further, and not before, so that a finished one stays one till then."""
+        if self._change is None:
+            return
+        self._done.unlink(
+            missing_ok=True
+        )  # first: half a change must not look like a longer run that is finished
+        record = read_config(self.folder)
+        record["settings"] |= {self._change["setting"]: self._change["to"]}
+        change = {**self._change, "versions": versions()}
+        record["changes"] = [*record.get("changes", []), change]
+        write_atomically(self._config, json.dumps(record, indent=2) + "\n")
+        self._change = None
+
+    def _last_point(self) -> Point | None:
+        """The latest checkpoint that is whole.
+
+        A trainer's first process writes `trainer_state.json` last but for the seal: without both, a stop or a full disk cut the
+        checkpoint short, and the one before it is taken.
+
+        Raises:
+            SettingsError: If it was whole once, and is no longer.
+        """
+        found: dict[int, Path] = {}
+        for path in self.trainer.glob("checkpoint-*"):
+            number = path.name.removeprefix("checkpoint-")
+            if not (number.isascii() and number.isdecimal() and path.is_dir()):
+                raise SettingsError(
+                    f"{path}: it is none of the run's checkpoints, which are folders checkpoint-<step>. Move it out of "
+                    f"{self.trainer}, whose older checkpoints are deleted"
+                )
+            found[int(number)] = path
+        for step in sorted(found, reverse=True):
+            before = max((each for each in found if each < step), default=None)
+            then = "begins anew" if before is None else f"goes on from step {before}"
+            cure = f"delete {found[step]}: the run then {then}"
+            if (state := read_state(found[step], step, cure)) is not None:
+                return Point(step, found[step], state)
+        return None
+
+    def _records(self) -> list[Path]:
+        """What this process keeps of the run."""
+        return [self.folder / "metrics.jsonl", self.transcripts][not self.main :]
+
+    def _kept(self, path: Path, step: int) -> tuple[Path, Path] | None:
+        """A copy of a file of records without those after a step, and the file; `None` where nothing is left out.
+
+        What is kept stays as it was written.
+        """
+        if not os.path.lexists(path):
+            return None
+        if step and path.is_file() and not path.stat().st_size:
+            cure = "delete it: what it held is then lost"
+            raise damaged(path, f"it is empty, and the run has come to {step}", cure)
+        lines: Iterable[Line]
+        if path == self.transcripts:
+            lines = read_lines(path, _NO_EPISODE, appended=True, what="transcript")
+            number, last = _trained_version, step - 1
+        else:
+            lines, number, last = read_metrics(path), _step, step
+        part = path.with_name(path.name + ".part")
+        try:
+            with open(part, "wb") as file:
+                for line in lines:
+                    if number(line) <= last:
+                        file.write(line.text.rstrip(b"\n") + b"\n")
+        except BaseException:
+            part.unlink()
+            raise
+        if part.stat().st_size == path.stat().st_size:
+            part.unlink()
+            return None
+        return part, path
+
+    def _on_all[T](self, work: Callable[[], T]) -> T:
+        """Do something on every process. An error of one is an error of all, so that none waits for it.
+
+        Raises:
+            SettingsError: The first process's.
+        """
+        said, found = "", None
+        try:
+            found = work()
+        except SettingsError as error:
+            said = str(error)
+        for each in gather_object([said]):
+            if each:
+                raise SettingsError(each)
+        return found  # type: ignore[return-value]
 
     def log(self, record: dict[str, Any]) -> None:
         """Append to `metrics.jsonl`, and draw the curves if that was a while ago."""
+        self._note_change()
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if time.monotonic() - self._drawn >= PICTURE_SECONDS:
@@ -216,25 +430,22 @@ class Run:
     def draw(self) -> None:
         """Draw `curves.png`, if this is the first process; without matplotlib there is none."""
         if self.main:
-            with contextlib.suppress(ImportError):
+            # Nor does a picture that can't be drawn end a training.
+            with contextlib.suppress(ImportError, SettingsError):
                 draw_curves({self.folder.name: self.metrics()}, self.folder / "curves.png")
         self._drawn = time.monotonic()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """What was logged so far."""
+        """What was logged so far.
+
+        Raises:
+            SettingsError: If the file is damaged.
+        """
         return read_records(self.folder / "metrics.jsonl")
 
     def write(self, transcripts: Iterable[Transcript]) -> None:
         """Append to this process's transcripts."""
         write_transcripts(self.transcripts, transcripts)
-
-    def _keep(self, path: Path, wanted: Any) -> None:
-        if not path.is_file():
-            return
-        temporary = path.with_name(path.name + ".part")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in _read(path) if wanted(record))
-        temporary.replace(path)
 
 
 class RunLogger(TrainerCallback):
@@ -244,7 +455,7 @@ class RunLogger(TrainerCallback):
         self._run = run
         self._started = time.monotonic()
         past = run.metrics()
-        self._before = past[-1]["seconds"] if past else 0.0
+        self._before = seconds_of(past)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Called by the trainer; only the rank that is world's first writes."""
@@ -253,41 +464,100 @@ class RunLogger(TrainerCallback):
             self._run.log({"step": state.global_step, "seconds": seconds, **logs})
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a stop in the middle leaves the old one."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def seconds_of(past: Sequence[Mapping[str, Any]]) -> float:
+    """The seconds that a run had taken when the last of these records was logged."""
+    return past[-1].get("seconds", 0.0) if past else 0.0
 
 
-def write_transcripts_atomically(path: Path, transcripts: Iterable[Transcript]) -> None:
-    """Write a file of transcripts, in place of any before, so that a stop in the middle leaves the old one."""
-    part = path.with_name(path.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.unlink(missing_ok=True)
-    write_transcripts(part, transcripts)
-    part.replace(path)
+def accept_revision(folder: Path) -> None:
+    """Let the run in `folder` go on with episodes of this revision; `config.json` keeps those of before.
 
+    Args:
+        folder: A run's; nothing happens where there is none.
 
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    return True
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one JSON object a line; lines that a stop cut short are left out."""
-    return list(_read(path))
-
-
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
+    Raises:
+        SettingsError: If its `config.json` is damaged.
+    """
+    path = folder / "config.json"
+    if not os.path.lexists(path):
         return
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            try:
-                yield json.loads(line)
-            except ValueError:
-                continue  # a stop cut it short
+    record = read_config(folder)
+    before = record.get("revision", 1)
+    if before != REVISION:
+        record["earlier_revisions"] = [*record.get("earlier_revisions", []), before]
+        record["revision"] = REVISION
+        write_atomically(path, json.dumps(record, indent=2) + "\n")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What `config.json` says of a run.
+
+    Raises:
+        SettingsError: If it is damaged.
+    """
+    path = folder / "config.json"
+    record = read_object(path, _NO_CONFIG)
+    try:
+        kinds = {"settings": dict, "processes": int, "changes": list[dict]}
+        kinds |= {"revision": int, "earlier_revisions": list[int]}
+        check_kinds(record, kinds, ["settings"])
+        for change in record.get("changes", []):
+            check_kinds(
+                change, {"setting": str, "from": float, "to": float}, ["setting", "from", "to"]
+            )
+    except ValueError as error:
+        raise damaged(path, str(error), _NO_CONFIG) from None
+    return record
+
+
+def read_state(folder: Path, step: int, cure: str) -> dict[str, Any] | None:
+    """A checkpoint's `trainer_state.json`; `None` where a stop cut the checkpoint short.
+
+    Raises:
+        SettingsError: If the checkpoint was whole once, and is no longer.
+    """
+    path = folder / "trainer_state.json"
+    if os.path.lexists(folder / SEAL):
+        check_seal(folder, cure)
+    elif not os.path.lexists(path) or not (text := read_file(path)) or is_cut(text):
+        return None
+    state = read_object(path, cure)
+    try:
+        check_kinds(state, _STATE, ["global_step"])
+        if state["global_step"] != step:
+            raise ValueError(f'"global_step" is {state["global_step"]}, not {step}')
+    except ValueError as error:
+        raise damaged(path, str(error), cure) from None
+    return state
+
+
+@contextlib.contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """Reads a checkpoint: whatever is wrong with it is an error that names it.
+
+    Raises:
+        SettingsError: If it can't be read.
+    """
+    try:
+        yield
+    except (SettingsError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # each of the libraries that read one has its own
+        raise damaged(
+            folder,
+            f"it can't be loaded ({type(error).__name__}: {error})",
+            "delete it: the run then goes on from the checkpoint before it, or begins anew",
+        ) from error
+
+
+def _step(line: Line) -> int:
+    return line.record["step"]
+
+
+def _trained_version(line: Line) -> int:
+    """The number of the step that trained on an episode; 0 if none did."""
+    try:
+        check_kinds(line.record, {"trained_version": int | None}, ["trained_version"])
+    except ValueError as error:
+        raise damaged(line.place, f"not a transcript of a training: {error}", _NO_EPISODE) from None
+    return line.record["trained_version"] or 0

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from agents.records import read_episodes
 from agents.settings import SettingsError
 from retool_env.integrations.trl import EngineRollouts, problem_dataset
 from retool_env.problems import Problem, ProblemList, ProblemSource
 from retool_env.protocol import TurnKind
 from retool_env.rollout.engine import Group
-from retool_env.transcript import Transcript, read_transcripts
+from retool_env.transcript import Transcript
 
 CURRICULUM = (
     "a file of transcripts (of a run, or of an evaluation of training problems): only problems that they got right sometimes, but "
@@ -85,11 +87,25 @@ def without_void_turns(rollouts: EngineRollouts) -> Callable[..., dict[str, list
     return call
 
 
-def chosen_ids(problems: ProblemSource, size: int, seed: int, curriculum: str = "") -> list[str]:
+def chosen_ids(
+    problems: ProblemSource,
+    size: int,
+    seed: int,
+    curriculum: str = "",
+    earlier: Sequence[int] = (),
+) -> list[str]:
     """Ids of the problems that a run of so many draws trains on, in order.
 
     They are drawn at random, none again before all have been drawn. With a curriculum they are put into the order of the
-    pass rates that its transcripts show, from easy to hard over the whole run; equal ones stay in random order.
+    pass rates that its transcripts show, from easy to hard over the whole run; equal ones stay in random order. A run that was
+    given more keeps the order that it had, and what is added goes from easy to hard again.
+
+    Args:
+        problems: The problems.
+        size: Number of draws.
+        seed: Of the order.
+        curriculum: A file of transcripts.
+        earlier: The numbers of draws that earlier starts of the run were to have.
 
     Raises:
         SettingsError: If there are no problems, or the curriculum's file is none, or leaves none.
@@ -109,9 +125,12 @@ def chosen_ids(problems: ProblemSource, size: int, seed: int, curriculum: str = 
         )
     chance = np.random.default_rng(seed)
     drawn: list[str] = []
-    while len(drawn) < size:
+    while len(drawn) < max([size, *earlier]):
         drawn += chance.permutation(undecided).tolist()
-    return sorted(drawn[:size], key=lambda name: -rates[name])
+    order: list[str] = []
+    for end in (*earlier, size):
+        order += sorted(drawn[len(order) : end], key=lambda name: -rates[name])
+    return order[:size]
 
 
 def only(problems: ProblemSource, ids: Iterable[str]) -> ProblemList:
@@ -126,10 +145,12 @@ def pass_rates(path: str) -> dict[str, float]:
         SettingsError: If there is no such file, or it holds no transcripts.
     """
     counts: dict[str, list[bool]] = {}
+    if not Path(path).exists():
+        raise SettingsError(f"curriculum: there is no file {path}")
     try:
-        for transcript in read_transcripts(path):
+        for transcript in read_episodes(Path(path), "delete that line", appended=True):
             if transcript.scored and transcript.correct is not None:
                 counts.setdefault(transcript.problem.id, []).append(transcript.correct)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"curriculum: {error}") from error
+    except SettingsError as error:
+        raise SettingsError(f"curriculum: {error}") from None
     return {name: sum(right) / len(right) for name, right in counts.items()}

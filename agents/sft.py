@@ -35,8 +35,9 @@ from agents.model import (
     save_checkpoint,
 )
 from agents.progress import Bar, BarCallback, console
+from agents.records import damaged, read_episodes, write_transcripts_atomically
 from agents.reporting import PROJECT, REPORT_TO, check_report_to
-from agents.run import Run, RunLogger, processes, write_transcripts_atomically
+from agents.run import Run, RunLogger, processes
 from agents.settings import (
     SANDBOX,
     SettingsError,
@@ -54,10 +55,11 @@ from retool_env.episode import Rules, decode
 from retool_env.files import file_fault
 from retool_env.problems import ProblemSource
 from retool_env.sandbox import Sandbox
-from retool_env.transcript import Span, Transcript, check_transcript, read_transcripts
+from retool_env.transcript import Span, Transcript, check_transcript
 
 TRACES = "traces.jsonl"
 """In the run's folder, the traces that it made."""
+_ANEW = "delete the whole file: the traces are then made anew, the same ones"
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Settings:
         None,
         "a file to train on instead of making traces: coldstart's data.jsonl, another of such messages, or transcripts.jsonl",
     )
-    epochs: float = setting(6.0, "passes over the traces")
+    epochs: float = setting(6.0, "passes over the traces; with --resume a run may be given more")
     packing: int = setting(
         0,
         "tokens of a pack, in which traces lie one behind the other without seeing each other; 0: no packs",
@@ -116,7 +118,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     if not settings.epochs > 0:
         raise SettingsError(f"epochs must be above 0, not {settings.epochs}")
     micro_batch, passes = check_batch(settings, processes().num_processes)
-    run = Run(folder, settings, resume)
+    run = Run(folder, settings, resume, "epochs")
     if run.finished:
         return run.checkpoint
     rules, source = find_task(settings.env)
@@ -159,7 +161,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             with sandbox or contextlib.nullcontext():
                 own_traces(settings, run.folder, rules, source, tokenizer, sandbox)
         processes().wait_for_everyone()
-        traces = list(read_transcripts(run.folder / TRACES))
+        traces = list(read_episodes(run.folder / TRACES, _ANEW))
     dataset = sft_dataset(traces)
     check_lengths(dataset, settings.packing)
     disable_progress_bars()  # that of packing would break into ours
@@ -281,15 +283,9 @@ def read_traces(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Transcri
             traces = read_messages(path, tokenizer)
             console.print(f"{len(traces)} traces in {path}")
             return traces
-        traces = list(read_transcripts(path))
-        for number, trace in enumerate(traces, 1):
-            try:
-                check_transcript(trace)
-                ours = all(_says(tokenizer, span) for span in trace.spans)
-            except (TypeError, ValueError, OverflowError) as error:
-                raise ValueError(f"{path}, transcript {number}: {error}") from error
-            if not ours:
-                raise ValueError(f"{path} holds no token ids of this model's tokenizer")
+        traces = list(read_episodes(path, "delete that line"))
+        if not all(_says(tokenizer, span) for trace in traces for span in trace.spans):
+            raise ValueError(f"{path} holds no token ids of this model's tokenizer")
     except ValueError as error:
         raise SettingsError(f"data: {error}") from error
     if not traces:
@@ -315,8 +311,10 @@ def own_traces(
         SettingsError: If the source holds too few problems, or no trace came out right.
     """
     path = folder / TRACES
-    if path.is_file():
-        return list(read_transcripts(path))
+    if path.exists():
+        if traces := list(read_episodes(path, _ANEW)):
+            return traces
+        raise damaged(path, "it is empty", _ANEW)
     if settings.traces > len(source):
         raise SettingsError(
             f"traces={settings.traces}, but the source holds {len(source)} problems"

@@ -7,18 +7,22 @@ update, and on their rollouts (`EngineRollouts`).
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 import time
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 from accelerate.utils import gather
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
-from agents.run import processes
+from agents.records import seal
+from agents.run import loading, processes
 from retool_env.integrations.rollouts import RolloutsAbandoned
 
 SAME_SECONDS = 1.0
@@ -95,19 +99,50 @@ class StopCallback(TrainerCallback):
     def __init__(self) -> None:
         self.stopping = Stopping()
         self._saved = 0
+        self._read = True
+        self._planned: int | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer."""
+    def on_train_begin(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        **_: Any,
+    ) -> None:
+        """Called by the trainer. A run with another number of steps than before has the learning rates of that number."""
         self._saved = state.global_step
+        schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
+        changed = self._planned not in (None, state.max_steps)
+        if not (changed and isinstance(schedule, LambdaLR)):
+            return
+        before = [group["lr"] for group in optimizer.param_groups]
+        # The next step's rate comes with the checkpoint, and is the old schedule's.
+        pairs = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        rates = [base * share(schedule.last_epoch) for base, share in pairs]
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        schedule._last_lr = rates  # which is logged
+        if rates != before and state.is_world_process_zero:
+            print(
+                f"the learning rate follows the schedule ({args.lr_scheduler_type.value}) of {state.max_steps} steps from here "
+                f"on, no longer that of {self._planned}: it goes from {before[0]:.3g} to {rates[0]:.3g}",
+                flush=True,
+            )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the trainer, which otherwise would make a step too many from a checkpoint of the last one."""
+        self._read = True
         if state.global_step >= state.max_steps:
             raise _AtItsEnd
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer."""
+        """Called by the trainer, on all processes."""
         self._saved = state.global_step
+        processes().wait_for_everyone()
+        if state.is_world_process_zero:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the trainer, on all processes."""
@@ -124,15 +159,30 @@ class StopCallback(TrainerCallback):
 
         Raises:
             KeyboardInterrupt: If it was stopped; see `Stopping.end`.
+            SettingsError: If the checkpoint can't be read.
         """
         with self.stopping:
             try:
-                trainer.train(resume_from_checkpoint=point)
+                self._train(trainer, point)
             except _AtItsEnd:  # on all processes
                 trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
             except RolloutsAbandoned:  # on all processes, before anything of this step was learned
                 self.stopping.agreed()
                 if trainer.state.global_step > self._saved:
                     trainer._save_checkpoint(trainer.model_wrapped, trial=None)
+                    self.on_save(trainer.args, trainer.state, trainer.control)
                 trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
         self.stopping.end()
+
+    def _train(self, trainer: Any, point: str | None) -> None:
+        self._read = point is None
+        if point is not None:
+            state = Path(point, "trainer_state.json").read_text(encoding="utf-8")
+            self._planned = json.loads(state).get("max_steps")
+        try:
+            trainer.train(resume_from_checkpoint=point)
+        except Exception:
+            if self._read:
+                raise
+            with loading(Path(str(point))):
+                raise

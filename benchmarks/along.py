@@ -14,14 +14,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from agents.progress import Bar
-from agents.run import write_atomically, write_transcripts_atomically
+from agents.records import (
+    check_kinds,
+    damaged,
+    read_episodes,
+    read_object,
+    write_atomically,
+    write_transcripts_atomically,
+)
+from agents.run import read_config
 from agents.settings import SettingsError, find_sandbox, find_task
 from retool_env.evaluation import TEMPERATURE, TOP_P, evaluate, table
 from retool_env.metrics import summarise
 from retool_env.rollout.transformers import load_policy
 from retool_env.sandbox import SandboxUnavailable
-from retool_env.transcript import Transcript, read_transcripts
+from retool_env.transcript import Transcript
 
 
 def models(run: Path) -> dict[int, str]:
@@ -30,20 +40,38 @@ def models(run: Path) -> dict[int, str]:
     Raises:
         SettingsError: If there is no run, or it kept none.
     """
-    config = run / "config.json"
-    if not config.is_file():
-        raise SettingsError(f"{run} holds no run")
+    first = _settings(run, {"model": str})["model"]
     kept = {
         int(path.parent.name): str(path.parent)
         for path in run.glob("checkpoints/*/config.json")
-        if path.parent.name.isdigit()  # and no half one
+        if path.parent.name.isdecimal()  # and no half one
     }
     if not kept:
         raise SettingsError(
             f"{run} kept no models along its training: train with export_steps=10, say"
         )
-    first = json.loads(config.read_text(encoding="utf-8"))["settings"]["model"]
     return {0: first, **dict(sorted(kept.items()))}
+
+
+def _settings(run: Path, needed: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run.
+
+    Args:
+        run: The run's folder.
+        needed: The kinds of those that are needed, by name.
+
+    Raises:
+        SettingsError: If there is no run, or its `config.json` is damaged.
+    """
+    config = run / "config.json"
+    if not config.exists():
+        raise SettingsError(f"{run} holds no run")
+    settings = read_config(run)["settings"]
+    try:
+        check_kinds(settings, needed, needed)
+    except ValueError as error:
+        raise damaged(config, f"settings: {error}", "evaluate another run") from None
+    return settings
 
 
 def evaluate_along(
@@ -64,7 +92,7 @@ def evaluate_along(
         SettingsError: If there is no run, it kept no models, or it has been evaluated otherwise.
     """
     found = models(run)
-    settings = json.loads((run / "config.json").read_text(encoding="utf-8"))["settings"]
+    settings = _settings(run, {"dtype": str, "env": dict, "sandbox": str | dict})
     rules, source = find_task({**settings["env"], "split": "test"})
     if problems > len(source):
         raise SettingsError(f"there are {len(source)} held-out problems, not {problems}")
@@ -76,7 +104,7 @@ def evaluate_along(
         try:
             for step, model in found.items():
                 path = folder / f"{step}.jsonl"
-                if not path.is_file():
+                if not path.exists():
                     if sandbox is None and rules.interpreter:
                         sandbox = find_sandbox(settings["sandbox"], rules)
                     policy = load_policy(
@@ -91,7 +119,13 @@ def evaluate_along(
                     write_transcripts_atomically(path, transcripts)
                     del policy  # its memory is wanted for the next
                 bar.advance()
-                yield step, list(read_transcripts(path))
+                cure = f"delete {path}: that model is then evaluated again"
+                found_there = list(read_episodes(path, cure))
+                if len(found_there) != problems * k:
+                    raise damaged(
+                        path, f"it holds {len(found_there)} of {problems * k} episodes", cure
+                    )
+                yield step, found_there
         finally:
             if sandbox is not None:
                 sandbox.close()
@@ -103,9 +137,10 @@ def _same(path: Path, how: dict[str, Any]) -> None:
     Raises:
         SettingsError: If the note says otherwise.
     """
-    if not path.is_file():
+    cure = f"remove {path.parent}: all models are then evaluated again"
+    if not path.exists():
         write_atomically(path, json.dumps(how) + "\n")
-    elif (before := json.loads(path.read_text(encoding="utf-8"))) != how:
+    elif (before := read_object(path, cure)) != how:
         raise SettingsError(
             f"{path.parent} holds an evaluation with {before}, not {how}: remove it"
         )
@@ -127,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
-    except (SettingsError, OSError, ValueError, SandboxUnavailable) as error:
+    except (SettingsError, OSError, ValueError, SafetensorError, SandboxUnavailable) as error:
         print(f"python -m benchmarks.along: {error}", file=sys.stderr)
         return 2
     return 0

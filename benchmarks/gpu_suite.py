@@ -39,7 +39,7 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from agents.model import lora_config
-from agents.run import read_records
+from agents.records import read_records
 from agents.tiny import make_model
 from benchmarks import train_step
 from benchmarks.batches import equal, make

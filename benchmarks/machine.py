@@ -5,7 +5,7 @@ import os
 import platform
 from pathlib import Path
 
-from retool_env.provenance import versions
+from retool_env.provenance import REVISION, versions
 
 
 def circumstances() -> dict[str, object]:
@@ -15,6 +15,7 @@ def circumstances() -> dict[str, object]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": f"{len(os.sched_getaffinity(0))} processors ({_processor()}), {memory:.0f} GiB, Linux {platform.release()}",
         "versions": versions(),
+        "revision": REVISION,
     }
 
 

@@ -30,14 +30,15 @@ from typing import Any
 import numpy as np
 
 from agents.algorithms import load_algorithm
-from agents.run import read_records
+from agents.records import damaged, read_episodes, read_records
+from agents.run import seconds_of
 from agents.settings import SettingsError, find_task, load_settings
 from benchmarks.along import evaluate_along, models
 from benchmarks.learning import Curve, calibrate, claim_holds, compare
 from benchmarks.machine import circumstances
 from retool_env.evaluation import tool_table
 from retool_env.metrics import Summary, summarise, summarise_along
-from retool_env.transcript import Transcript, read_transcripts
+from retool_env.transcript import Transcript
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -169,7 +170,7 @@ def run_all(plan: Plan, jobs: int) -> None:
             if done.returncode:
                 stopped.set()
                 _say(started, f"failed, see the end of {log}; the other commands end first")
-                said = log.read_text(encoding="utf-8").splitlines()[-1:]
+                said = log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
                 raise RuntimeError(
                     f"{''.join(said)}\nThis failed, more of it in {log}: {shlex.join(command)}"
                 )
@@ -197,7 +198,6 @@ def _say(started: float, text: str) -> None:
 def read_curve(folder: Path, along: Sequence[tuple[int, list[Transcript]]]) -> Curve:
     """A run's learning curve: accuracy along it, against steps, tokens and seconds of training."""
     logged = read_records(folder / "metrics.jsonl")
-    seconds = {record["step"]: record["seconds"] for record in logged}
     # Not those of the transcripts: what was sampled and not trained on has been paid for, too.
     sampled = {record["step"]: record.get("rollout/tokens", 0.0) for record in logged}
     steps = [step for step, _ in along]
@@ -205,14 +205,15 @@ def read_curve(folder: Path, along: Sequence[tuple[int, list[Transcript]]]) -> C
         tuple(steps),
         tuple(_accuracy(transcripts) for _, transcripts in along),
         tuple(int(sum(n for step, n in sampled.items() if step <= until)) for until in steps),
-        tuple(seconds[step] if step else 0.0 for step in steps),
+        tuple(seconds_of([r for r in logged if r["step"] <= until]) for until in steps),
     )
 
 
 def _rollouts(folder: Path) -> Iterator[Transcript]:
     """What a run was trained on, of all its processes."""
     for path in sorted(folder.glob("transcripts*.jsonl")):
-        yield from read_transcripts(path)
+        cure = "delete that line: its episode is then not counted"
+        yield from read_episodes(path, cure, appended=True)
 
 
 def _accuracy(transcripts: Sequence[Transcript]) -> float:
@@ -246,7 +247,10 @@ def read_course(folder: Path, problems: int, k: int) -> Course:
 
 def _thirds(folder: Path) -> list[int]:
     """The last steps of the thirds of a run's training."""
-    end = max(record["step"] for record in read_records(folder / "metrics.jsonl"))
+    path = folder / "metrics.jsonl"
+    end = max((record["step"] for record in read_records(path)), default=0)
+    if not end:
+        raise damaged(path, "it holds no step", "train this run again, under another --runs")
     return sorted({end * part // 3 for part in (1, 2, 3)} - {0})
 
 
@@ -439,18 +443,18 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         plan.check()
         run_all(plan, options.jobs)
+        found = report_of(plan)
+        tools = {algorithm: tool_use(plan, algorithm) for algorithm in plan.algorithms}
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
     except (RuntimeError, SettingsError) as error:
         print(f"python -m benchmarks.replication: {error}", file=sys.stderr)
         return 2
-    found = report_of(plan)
     commands = [
         shlex.join(c) for seed in plan.seeds for arm in ARMS for c in plan.commands(seed, arm)
     ]
     settings = {"preset": plan.preset, "problems": plan.problems, "k": plan.k, "jobs": options.jobs}
-    tools = {algorithm: tool_use(plan, algorithm) for algorithm in plan.algorithms}
     report = {
         **circumstances(),
         "settings": settings,

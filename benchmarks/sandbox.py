@@ -216,6 +216,34 @@ async def memory(sandbox: NsjailSandbox) -> float:
     return megabytes
 
 
+BOMBS = {
+    "a program that burns": "while True: pass",
+    "a fork bomb": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
+    "children that burn": "import os\nfor _ in range(14):\n    if os.fork() == 0: break\nwhile True: pass",
+    "threads that burn": "import threading\ndef burn():\n    while True: sum(range(1000))\n"
+    "for _ in range(14): threading.Thread(target=burn).start()\nburn()",
+}
+BOMB_SECONDS = 2.0
+
+
+def bombs(sandbox: NsjailSandbox) -> dict[str, float]:
+    """Seconds until programs that do not end by themselves are gone, on an otherwise idle machine."""
+    limits, found = Limits(wall_seconds=BOMB_SECONDS), {}
+    for name, code in BOMBS.items():
+        began = time.perf_counter()
+        execution = sandbox.run(code, limits)
+        found[name] = round(time.perf_counter() - began, 2)
+        if execution.outcome is not Outcome.TIMEOUT:
+            raise RuntimeError(f"{name}: {execution}")
+    return found
+
+
+def blocks(sandbox: NsjailSandbox, number: int) -> dict[str, float]:
+    """Quantiles of blocks of one session, `print(1)` each, one after the other."""
+    with sandbox.session() as session:
+        return quantiles([timed(lambda: _printed(session.run(PRINT))) for _ in range(number)])
+
+
 def start() -> dict[str, float]:
     """Seconds from nothing to the first result, and until all is loaded."""
     began = time.perf_counter()
@@ -267,6 +295,8 @@ def main(arguments: list[str] | None = None) -> int:
         }
         slept, blocked = asyncio.run(sleepers(sandbox))
         in_flight = asyncio.run(memory(sandbox))
+        of_blocks = blocks(sandbox, 500)
+        bombed = bombs(sandbox)
     report = {
         **circumstances(),
         "settings": {"rounds": options.rounds, "programs": options.programs, "pause_s": PAUSE},
@@ -279,6 +309,8 @@ def main(arguments: list[str] | None = None) -> int:
             "loop_blocked_ms": blocked,
         },
         "memory_mb": {"one guest": one_guest, f"{SLEEPERS} in flight": in_flight},
+        "session_block": of_blocks,
+        "bombs": {"limit_s": BOMB_SECONDS, "ended_after_s": bombed},
         "start_s": {name: sorted(each[name] for each in starts)[1] for name in starts[0]},
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -292,6 +324,11 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         f"{in_flight - one_guest:>9.0f}  MB with {SLEEPERS} programs in flight, beyond the {one_guest:.0f} of one guest"
     )
+    print(
+        f"{of_blocks['p50_ms']:>9.2f}  ms a block of a session, print(1) ({of_blocks['p99_ms']} p99)"
+    )
+    for name, seconds in bombed.items():
+        print(f"{seconds:>9.2f}  s until {name} with a limit of {BOMB_SECONDS:g} s is gone")
     for name, seconds in report["start_s"].items():
         print(f"{seconds:>9.3f}  s from nothing to the first result of {name}")
     return 0

@@ -49,6 +49,9 @@ class Kind:
     limits: Limits = LIMITS
     """Its limits."""
 
+    block: str = ""
+    """A second block, for those that are a session's: what comes of this one is looked at."""
+
 
 def prints(execution: Execution, nonce: str) -> bool:
     """Says it that, and that alone?"""
@@ -63,6 +66,15 @@ def ends(outcome: Outcome, *others: Outcome) -> Callable[[Execution, str], bool]
 
     return expected
 
+
+FORGERY = """
+import os, sys, time
+frame = sys._getframe()
+while not hasattr(frame.f_locals.get("self"), "_record"):
+    frame = frame.f_back
+frame.f_locals["self"]._record.write(1, time.monotonic(), time.monotonic(), b'["ok", "", ""]')
+"""
+"""Has a program say that it ended well."""
 
 KINDS = [
     Kind("plain", 500, "print(NONCE)", prints),
@@ -98,6 +110,53 @@ KINDS = [
         10,
         "print(NONCE)\nimport os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(60)",
         prints,
+    ),
+    Kind(
+        "burning",
+        5,
+        "print(NONCE)\nimport os\nfor _ in range(8): os.fork()\nwhile True: pass",
+        ends(Outcome.RUNTIME_ERROR, Outcome.TIMEOUT),
+        SHORT,
+    ),
+    Kind("forged", 10, f"print(NONCE)\n{FORGERY}\nos._exit(3)", ends(Outcome.RUNTIME_ERROR)),
+    Kind(
+        "forged, then sleeps",
+        5,
+        f"print(NONCE)\n{FORGERY}\ntime.sleep(60)",
+        ends(Outcome.TIMEOUT),
+        SHORT,
+    ),
+    Kind("not closed", 10, "import os\nw = os.fdopen(1, 'w')\nw.write('NONCE\\n')", prints),
+    Kind(
+        "too many threads",
+        5,
+        "print(NONCE)\nimport threading, time\n"
+        "for _ in range(40): threading.Thread(target=time.sleep, args=[0.2]).start()",
+        ends(Outcome.RUNTIME_ERROR),
+    ),
+    Kind(
+        "cache",
+        5,
+        "print(NONCE)\nimport os\nfile = os.open(os.__file__, os.O_RDONLY)\n"
+        "os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)",
+        ends(Outcome.BLOCKED),
+    ),
+    Kind("session", 20, "x = NONCE", prints, block="print(x)"),
+    Kind(
+        "session, left behind",
+        5,
+        "import os\nx = NONCE\nif os.fork() == 0:\n    while True: pass",
+        prints,
+        block="print(x)",
+    ),
+    Kind(
+        "session, kept out",
+        5,
+        "import signal\ndef hang(*_):\n    while True: pass\n"
+        "signal.signal(signal.SIGALRM, hang)\nsignal.setitimer(signal.ITIMER_REAL, 0.001)",
+        lambda execution, _: execution.outcome is Outcome.TIMEOUT and "session" in execution.error,
+        SHORT,
+        block="import time\ntime.sleep(0.01)\nprint(NONCE)\ntime.sleep(60)",
     ),
     Kind("blocked", 10, "print(NONCE)\nopen('/x', 'w')", ends(Outcome.BLOCKED)),
 ]
@@ -151,8 +210,13 @@ async def soak(sandbox: NsjailSandbox, programs: int, seed: int) -> dict:
         while numbers:
             number = numbers.pop()
             kind, nonce = kinds[number], str(first + number)
-            code = kind.code.replace("NONCE", nonce)
-            execution = await sandbox.run_async(code, kind.limits)
+            code, block = (text.replace("NONCE", nonce) for text in (kind.code, kind.block))
+            if block:
+                with sandbox.session(kind.limits) as session:
+                    await session.run_async(code)
+                    execution = await session.run_async(block)
+            else:
+                execution = await sandbox.run_async(code, kind.limits)
             counts[f"{kind.name}: {execution.outcome}"] += 1
             if not kind.expected(execution, nonce):
                 wrong.append(f"{kind.name}, {nonce}: {str(execution)[:300]}")

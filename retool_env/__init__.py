@@ -18,6 +18,7 @@ import gymnasium as gym
 from retool_env.env import ReToolEnv
 from retool_env.episode import Episode, Generation, Rules
 from retool_env.problems import Problem
+from retool_env.provenance import REVISION
 from retool_env.sandbox import Execution, Limits, Outcome, SandboxUnavailable, make_sandbox
 from retool_env.transcript import Span, StopReason, Transcript, check_transcript
 from retool_env.vector import ReToolVectorEnv
@@ -45,6 +46,7 @@ for _id, _settings in ENVIRONMENTS.items():
 
 __all__ = [
     "ENVIRONMENTS",
+    "REVISION",
     "Episode",
     "Execution",
     "Generation",

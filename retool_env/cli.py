@@ -130,7 +130,7 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     from retool_env.env import make_task
     from retool_env.evaluation import evaluate, table, tool_table
     from retool_env.interpreter import open_sandbox
-    from retool_env.provenance import versions
+    from retool_env.provenance import REVISION, versions
     from retool_env.rollout.progress import Progress, shown
     from retool_env.transcript import Transcript, write_transcripts
 
@@ -176,6 +176,7 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
         "command": {k: str(v) for k, v in vars(arguments).items()},
         "settings": settings,
         "versions": versions(),
+        "revision": REVISION,
         "seconds": seconds,
         **summary.to_json(),
     }

@@ -19,6 +19,7 @@ from retool_env.episode import Episode, GradeAnswer, Need, Rules
 from retool_env.grading import is_equivalent
 from retool_env.interpreter import Interpreter, SandboxSetting, shared_sandboxes
 from retool_env.problems import ProblemSource, load_problems
+from retool_env.provenance import REVISION
 from retool_env.sandbox import Execution, Outcome
 from retool_env.spaces import AnyText, TurnText
 
@@ -70,7 +71,11 @@ class ReToolEnv(gym.Env[str, str]):
         >>> env.close()
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["human", "ansi"], "render_fps": 4}  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        "render_modes": ["human", "ansi"],
+        "render_fps": 4,
+        "revision": REVISION,
+    }
 
     def __init__(
         self,

@@ -1,9 +1,13 @@
-"""What made a result: the versions of Python and of the packages that matter to it."""
+"""What made a result: the environments' revision, the versions of Python and of the packages that matter to it."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
+
+REVISION = 2
+"""The revision of the environments, a whole number. It is raised whenever an episode changes: of one revision, equal
+seed, settings and actions give equal episodes. CHANGELOG.md says what each changed."""
 
 PACKAGES = (
     "retool-env",

@@ -25,9 +25,14 @@ from retool_env.files import read_lines
 from retool_env.hermes import parse_message
 from retool_env.problems import Problem
 from retool_env.protocol import ProtocolName, Turn, TurnKind, parse_turn
+from retool_env.provenance import REVISION
 from retool_env.sandbox import Execution, Outcome
 
 Author = Literal["prompt", "model", "env"]
+
+FORMAT = 2
+"""Version of the form in which a transcript is written. Version 1, which does not name its version, has no revision:
+its transcripts are of revision 1."""
 
 _PARSE: Mapping[str, Callable[[str, bool], Turn]] = {"tags": parse_turn, "hermes": parse_message}
 
@@ -121,6 +126,8 @@ class Transcript:
     """Earned once, at the end; `None` while it goes on, after an infrastructure failure, and if it never began."""
     protocol: ProtocolName = "tags"
     """How its turns are to be read."""
+    revision: int = REVISION
+    """The revision of the environment that it was made in (`retool_env.REVISION`)."""
 
     @property
     def scored(self) -> bool:
@@ -189,7 +196,8 @@ class Transcript:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values; `from_json` is its inverse."""
-        record = dataclasses.asdict(dataclasses.replace(self, problem=None))  # type: ignore[arg-type]
+        record = {"format": FORMAT}
+        record |= dataclasses.asdict(dataclasses.replace(self, problem=None))  # type: ignore[arg-type]
         problem = self.problem
         record["problem"] = {
             "id": problem.id,
@@ -201,7 +209,17 @@ class Transcript:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Transcript:
-        """Rebuild a transcript from `to_json`'s values."""
+        """Rebuild a transcript from `to_json`'s values, those of older versions too.
+
+        Raises:
+            ValueError: If they were written by a newer version.
+        """
+        record = {"revision": 1, **record}
+        version = record.pop("format", 1)
+        if version not in range(1, FORMAT + 1):
+            raise ValueError(
+                f"format {version!r} is not known here, only 1 to {FORMAT}: a newer retool-env wrote it"
+            )
         spans = tuple(_span_from_json(span) for span in record["spans"])
         reason = record["stop_reason"]
         return cls(

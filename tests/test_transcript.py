@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retool_env.problems import Problem
+from retool_env.provenance import REVISION
 from retool_env.sandbox import Execution, Outcome
 from retool_env.transcript import (
+    FORMAT,
     Span,
     StopReason,
     Transcript,
@@ -257,3 +260,30 @@ def test_sound_transcripts_pass():
     check_transcript(WITH_IDS)
     check_transcript(with_span(3, logprobs=(1e-6,)))  # rounding
     check_transcript(dataclasses.replace(WITH_IDS, spans=WITH_IDS.spans[:1], stop_reason=None))
+
+
+FORMATS = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("version", range(1, FORMAT + 1))
+def test_a_file_of_every_version_is_read(version):
+    """Each was written by the code of its time, and is never written anew."""
+    [transcript] = read_transcripts(FORMATS / f"format-{version}.jsonl")
+    check_transcript(transcript)
+    assert transcript.stop_reason is StopReason.ANSWERED and transcript.answer == "42"
+    [call] = transcript.calls
+    assert (call.program, call.execution.stdout) == ("print(6 * 7)", "42\n")
+    assert transcript.revision == 1
+
+
+def test_a_transcript_says_its_format_and_revision():
+    record = TEXT.to_json()
+    assert (record["format"], record["revision"]) == (FORMAT, REVISION)
+
+
+@pytest.mark.parametrize("version", [0, FORMAT + 1, "2", None, 1.5])
+def test_a_format_that_is_not_known_is_named(tmp_path, version):
+    path = tmp_path / "transcripts.jsonl"
+    path.write_text(json.dumps({**TEXT.to_json(), "format": version}) + "\n")
+    with pytest.raises(ValueError, match=r"line 1.*format .* is not known here"):
+        list(read_transcripts(path))

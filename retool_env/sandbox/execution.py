@@ -13,7 +13,7 @@ class Outcome(enum.StrEnum):
     """How a program ended. Exactly one applies to each run."""
 
     OK = "ok"
-    """It ran to its end, or called `sys.exit(0)`. What it wrote on stderr does not matter."""
+    """It ran to its end, or exited with status 0. What it wrote on stderr does not matter."""
 
     SYNTAX_ERROR = "syntax_error"
     """It did not compile, so nothing of it ran."""
@@ -67,7 +67,8 @@ class Limits:
 
     processes: int = 16
     """Processes and threads alive at once, the first one included. Each process has its own
-    `memory_mb`, so this also bounds the whole."""
+    `memory_mb`, so this also bounds the whole: 16 processes may hold 16 times as much. A program is
+    told of as many processors, but of four at most (`os.cpu_count()`, its affinity)."""
 
     tmp_mb: int = 16
     """Size of its private /tmp, in MiB, and of any one file there."""
@@ -156,7 +157,13 @@ def check_program(
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """What came of one program."""
+    """What came of one program.
+
+    What the host sees decides `outcome`: the exit status, a signal, the clock, the amount of output. A program can write
+    to all memory of its own process, where it is noted how it failed; so it can choose the words of its own error, but
+    cannot pass a failure off as `Outcome.OK`. A block of a session can: it may forge what is noted of its own session's
+    blocks while their process goes on. Such figures are still those of the model that forged them.
+    """
 
     outcome: Outcome
     """How it ended."""
@@ -198,10 +205,10 @@ def advised(error: Exception) -> str:
 class Session(Protocol):
     """One process that runs one block of code after another, as a notebook does.
 
-    Names, imports, files in /tmp and running threads last from one block to the next. A block that
-    ends the process (a time-out, `os._exit`, too much output or memory) ends the session: the next
-    block begins in a fresh process, where its error, if it has one, says so. A session that is
-    dropped without being closed ends its process as well.
+    Names, imports, files in /tmp, threads and processes last from one block to the next; between
+    blocks they are stopped. A block that ends the process (a time-out, `os._exit`, too much output
+    or memory) ends the session: its error says so, and the next block begins in a fresh process.
+    A session that is dropped without being closed ends its process as well.
     """
 
     def run(self, code: str) -> Execution:

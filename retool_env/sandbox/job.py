@@ -17,6 +17,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retool_env.sandbox import processes
 from retool_env.sandbox.execution import Execution, Limits, Outcome
 from retool_env.sandbox.guest import wire
 
@@ -27,7 +28,7 @@ _START_SECONDS = (
     30.0  # on an idle machine it takes 0.003, and a second while the guest loads its packages
 )
 _GONE_SECONDS = 5.0
-_MOST_WAITING = 19  # times its wall-clock limit: a program can also keep itself waiting
+_MOST_WAITING = 19  # times its wall-clock limit
 _SESSION_BLOCKS = 64  # a session may use the processor as long as so many blocks
 _CHUNK = 1 << 16
 _BELL_BYTES = struct.calcsize(wire.BELL)
@@ -99,14 +100,14 @@ class Job:
             record = os.dup(self._record)
             opened.pop_all()
             self._theirs = [source.detach(), stdout, record, told.detach()]
-        self._pid = 0
+        self._pid, self._pidfd = 0, -1
         self._number = 0
         self._unsent = memoryview(b"")
         self._output = bytearray()
         self._overflowed = self._timed_out = False
         self._reading = True
         self._submitted = self._began = self._killed = 0.0
-        self._waited = 0.0
+        self._waited = self._burdened = 0.0
         self._heard, self._deaf = b"", False
         self._code: int | None = None
         self._processor_seconds = 0.0
@@ -143,7 +144,10 @@ class Job:
         self._began = 0.0
         self._heard, self._deaf = b"", False
         self._submitted = time.monotonic()
-        self._waited = self._waiting_seconds() if self._number > 1 else 0.0
+        if self._number > 1:
+            self._go_on()
+            self._waited = self._waiting_seconds()
+            self._burdened = processes.Burden(self._pid).seconds
         self.step()
 
     def interests(self) -> dict[int, int]:
@@ -172,6 +176,7 @@ class Job:
             if over and not self._killed:
                 self._read()
                 self.finished = True
+                self._pause()
 
     def patience(self) -> float:
         """Seconds until `lapse` is to be called, if nothing happens before."""
@@ -200,7 +205,7 @@ class Job:
         if self._has_begun():
             # Time that it was ready to run, and others ran, is not its own.
             allowed = self.limits.wall_seconds
-            allowed += min(self._waiting_seconds() - self._waited, _MOST_WAITING * allowed)
+            allowed += min(self._earned(), _MOST_WAITING * allowed)
             left = self._began + allowed - now
             self._timed_out = left <= 0
         else:
@@ -237,10 +242,10 @@ class Job:
         self._close_theirs()
         self._input.close()
         self._status.close()
-        for descriptor in (self._stdout, self._record):
+        for descriptor in (self._stdout, self._record, self._pidfd):
             if descriptor >= 0:
                 os.close(descriptor)
-        self._stdout = self._record = -1
+        self._stdout = self._record = self._pidfd = -1
 
     def execution(self) -> Execution:
         """What came of the program, once it is finished."""
@@ -252,12 +257,13 @@ class Job:
                 "its process did not begin in time" if self._killed else "its process ended before"
             )
             return Execution(Outcome.INFRASTRUCTURE, "", f"the program was not run: {why}")
-        _, size, _, ended = self._said()
+        number, size, _, ended = self._said()
         now = time.monotonic()
-        # A program can write to all memory of its own process; what it makes of this is said of itself.
-        over = ended if self._began <= ended <= now else now
-        size = min(size, wire.RECORD_BYTES)
-        text = os.pread(self._record, size, struct.calcsize(wire.RECORD)) if ended else b""
+        over, text = now, b""
+        if ended and number == self._number:  # not what an earlier block of the session left
+            over = ended if self._began <= ended <= now else now
+            size = min(size, wire.RECORD_BYTES)
+            text = os.pread(self._record, size, struct.calcsize(wire.RECORD))
         outcome, error, trace = self._outcome(text)
         # A limit may cut a character in two: its first bytes are dropped, not replaced.
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -265,31 +271,24 @@ class Job:
         return Execution(outcome, stdout, error, trace, over - self._began)
 
     def _outcome(self, text: bytes) -> tuple[Outcome, str, str]:
+        """How it ended.
+
+        A program can write to all memory of its own process, the record too: the text counts only where what is seen
+        from here agrees with it.
+        """
         limits = self.limits
         if self._overflowed:
             error = f"output limit: the program wrote more than {limits.output_bytes} bytes"
             return Outcome.OUTPUT_LIMIT, error, ""
-        if self._timed_out and not text:
+        told = self._told(text)
+        if self._timed_out and self._code is None and told and not self.session:
+            return told  # a guest that hangs, which no program can bring about, did not see it end
+        if self._timed_out and self._code in (None, -signal.SIGKILL):  # else it was over before
             error = f"time limit: the program ran for more than {limits.wall_seconds:g} s"
             return Outcome.TIMEOUT, error, ""
-        try:
-            name, error, trace = (_clean(part) for part in json.loads(text))
-            error, trace = " ".join(error.splitlines())[:_ERROR], trace[:_TRACE]
-            if name == Outcome.MEMORY_LIMIT:
-                error = f"MemoryError: the program needed more than {limits.memory_mb} MiB"
-            if name == Outcome.BLOCKED:
-                error = f"{error} (the sandbox does not allow it)"
-            # Whatever a program did to its own process, it cannot pass for a failure of the sandbox.
-            if name in Outcome and name != Outcome.INFRASTRUCTURE:
-                return Outcome(name), error, trace
-        except (ValueError, TypeError, AttributeError, RecursionError):  # a program wrote it
-            pass
-        if not self.gone:
-            return (
-                Outcome.RUNTIME_ERROR,
-                "the session's process did not say how the block ended",
-                "",
-            )
+        if not self.gone:  # a block of a session, whose process goes on
+            unsaid = "the session's process did not say how the block ended"
+            return told or (Outcome.RUNTIME_ERROR, unsaid, "")
         if self._code is None:
             why = self._failure or "its process is gone"
             return Outcome.INFRASTRUCTURE, f"the program was lost while it ran: {why}", ""
@@ -302,9 +301,27 @@ class Job:
             return Outcome.BLOCKED, "the program used a system call that is not allowed", ""
         if self._code < 0:
             return Outcome.RUNTIME_ERROR, f"ended by {_signal_name(-self._code)}", ""
-        if self._code:
+        if self._code == wire.FAILURE and not self.session and told and told[0] != Outcome.OK:
+            return told
+        if self._code or self.session:  # whatever its status, the end of the process is no block's
             return Outcome.RUNTIME_ERROR, f"exit status {self._code}", ""
         return Outcome.OK, "", ""
+
+    def _told(self, text: bytes) -> tuple[Outcome, str, str] | None:
+        """What a record's text says; `None` where it is nonsense, which a program can make of it."""
+        try:
+            name, error, trace = (_clean(part) for part in json.loads(text))
+            error, trace = " ".join(error.splitlines())[:_ERROR], trace[:_TRACE]
+            if name == Outcome.MEMORY_LIMIT:
+                error = f"MemoryError: the program needed more than {self.limits.memory_mb} MiB"
+            if name == Outcome.BLOCKED:
+                error = f"{error} (the sandbox does not allow it)"
+            # Whatever a program did to its own process, it cannot pass for a failure of the sandbox.
+            if name in Outcome and name != Outcome.INFRASTRUCTURE:
+                return Outcome(name), error, trace
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            pass
+        return None
 
     def _send(self) -> None:
         with suppress(BlockingIOError):
@@ -341,6 +358,8 @@ class Job:
                 for _, kind, data in extra:
                     if kind == socket.SCM_CREDENTIALS:
                         self._pid = struct.unpack(_CREDENTIALS, data)[0]
+                        with suppress(OSError):  # it has ended, or there are no more descriptors
+                            self._pidfd = os.pidfd_open(self._pid) if self.session else -1
             elif message == wire.WARM:
                 self.ready = 2
             elif message.startswith(wire.FAILED):
@@ -377,6 +396,33 @@ class Job:
         if not self._began:
             self._hear()
         return bool(self._began)
+
+    def _pause(self) -> None:
+        """Stops the process of a session, and all that it started, until its next block."""
+        if self._signal(signal.SIGSTOP) and not processes.stop(self._pid):
+            self.kill()
+
+    def _go_on(self) -> None:
+        if self._signal(signal.SIGCONT):
+            processes.go_on(self._pid)
+
+    def _signal(self, number: int) -> bool:
+        """Sends a signal to the process of a session; `False` if it is gone."""
+        if self._pidfd < 0:
+            return False
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def _earned(self) -> float:
+        """Seconds that its first thread waited for a processor while neither it nor what it started had one."""
+        burden = processes.Burden(self._pid)
+        if burden.running:  # then it waits for its own
+            return 0.0
+        waited = self._waiting_seconds() - self._waited
+        return max(waited - (burden.seconds - self._burdened), 0.0)
 
     def _waiting_seconds(self) -> float:
         """Seconds for which the process was ready to run and had no processor; 0.0 where the kernel does not say."""

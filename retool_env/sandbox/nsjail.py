@@ -61,7 +61,7 @@ ERRNO(1) {
   clone(clone_flags) { (clone_flags & 0x56000000) != 0 },
   unshare(unshare_flags) { unshare_flags != 0x10000000 }
 },
-ERRNO(13) { socket(family) { family != 1 } },
+ERRNO(13) { socket(family) { family != 1 }, socketpair(family) { family != 1 } },
 ERRNO(38) { clone3 }
 DEFAULT ALLOW
 """

@@ -24,6 +24,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from select import POLLIN, poll
 from types import TracebackType
 from typing import Self
@@ -393,6 +394,9 @@ class PooledSandbox(abc.ABC):
             except OSError as error:
                 why = f"{advised(error)}{not_executable(arguments[0])}"
                 raise SandboxUnavailable(f"cannot start {arguments[0]}: {why}") from error
+            # Where memory runs out, the programs are to go first; they inherit it from the guest.
+            with suppress(OSError):
+                Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
             opened.pop_all()
         return Guest(process, ours, log, packages)
 
@@ -760,7 +764,7 @@ class PooledSession:
             return dataclasses.replace(
                 execution, outcome=Outcome.INFRASTRUCTURE, error=error, traceback=""
             )
-        if lives or execution.outcome in (Outcome.OK, Outcome.INFRASTRUCTURE):
+        if lives or execution.outcome is Outcome.INFRASTRUCTURE:
             return execution
         return dataclasses.replace(execution, error=f"{execution.error}; {_SESSION_ENDED}")
 

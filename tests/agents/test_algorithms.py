@@ -20,7 +20,7 @@ from trl import GRPOTrainer
 from agents import __main__ as cli
 from agents import grpo, rft, selection, sft
 from agents.algorithms import algorithms, load_algorithm
-from agents.run import read_records
+from agents.records import read_records
 from agents.settings import PRESETS, SettingsError, describe, load_settings
 from agents.tiny import make_tokenizer
 from retool_env.episode import Rules
@@ -557,7 +557,7 @@ from dataclasses import dataclass
 from agents import __main__ as cli
 from agents import grpo, rft, selection, sft
 from agents.algorithms import algorithms, load_algorithm
-from agents.run import read_records
+from agents.records import read_records
 from agents.settings import setting
 
 

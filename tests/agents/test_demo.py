@@ -59,6 +59,14 @@ def test_all_stages_run_and_a_stopped_job_goes_on(tmp_path, monkeypatch, capsys)
     assert main([*command, "--resume"]) == 0
     assert "interpreter, after RL" in capsys.readouterr().out
 
+    figures = folder / "stages" / "text-only-cold-start.json"
+    whole = json.loads(figures.read_text())
+    for damaged in ("", "[]", json.dumps({**whole, "accuracy": 3}), json.dumps({"episodes": "x"})):
+        figures.write_text(damaged)
+        assert main([*command, "--resume"]) == 2
+        said = capsys.readouterr().err
+        assert f"{figures}: " in said and "the model is then evaluated again" in said
+
 
 def test_evaluation_uses_held_out_problems(tmp_path):
     settings = load_settings(demo.Settings, "demo", "tiny", SMALL)

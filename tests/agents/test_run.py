@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 
 from agents import run as runs
-from agents.run import Run
+from agents.run import Run, accept_revision
 from agents.settings import SettingsError
+from retool_env import REVISION
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,7 +88,7 @@ def test_a_run_does_not_go_on_with_another_number_of_processes(tmp_path, monkeyp
 
 def test_it_goes_on_at_the_last_checkpoint_that_is_whole(tmp_path):
     run = started(tmp_path)
-    for step, state in ((2, "{}"), (4, "{}"), (6, '{"cut sho')):
+    for step, state in ((2, '{"global_step": 2}'), (4, '{"global_step": 4}'), (6, '{"cut sho')):
         folder = run.trainer / f"checkpoint-{step}"
         folder.mkdir(parents=True)
         (folder / "trainer_state.json").write_text(state)
@@ -107,3 +108,33 @@ def test_a_run_older_than_a_setting_goes_on_with_its_default(tmp_path):
     started(tmp_path, seed=0, resume=True)
     with pytest.raises(SettingsError, match=r"other settings \(seed\)"):
         started(tmp_path, seed=1, resume=True)
+
+
+def test_a_run_of_another_revision_goes_on_only_by_force(tmp_path):
+    """Its episodes are others' then: what they have in common is not known."""
+    started(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("revision") == REVISION
+    (tmp_path / "config.json").write_text(json.dumps({**config, "revision": REVISION + 7}))
+    with pytest.raises(SettingsError, match=rf"of revision {REVISION + 7}.*{REVISION}.*--force"):
+        started(tmp_path, resume=True)
+    accept_revision(tmp_path)
+    started(tmp_path, resume=True)
+    accept_revision(tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text())
+    assert record == {**config, "revision": REVISION, "earlier_revisions": [REVISION + 7]}
+    accept_revision(tmp_path / "none")
+
+
+def test_a_run_that_says_no_revision_is_of_the_first(tmp_path, monkeypatch):
+    started(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["revision"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(runs, "REVISION", 2)
+    with pytest.raises(
+        SettingsError, match="of revision 1, and these environments are of revision 2"
+    ):
+        started(tmp_path, resume=True)

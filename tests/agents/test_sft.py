@@ -104,8 +104,8 @@ def test_a_run_leaves_a_checkpoint_that_evaluation_loads_and_all_records(tmp_pat
     with pytest.raises(SettingsError, match="--resume"):
         sft.train(settings(), folder)
     assert sft.train(settings(), folder, resume=True) == checkpoint
-    with pytest.raises(SettingsError, match=r"other settings \(epochs\)"):
-        sft.train(settings(epochs=2.0), folder, resume=True)
+    with pytest.raises(SettingsError, match=r"other settings \(batch_size\)"):
+        sft.train(settings(batch_size=4), folder, resume=True)
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):

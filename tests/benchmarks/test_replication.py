@@ -79,6 +79,19 @@ def test_both_arms_are_trained_evaluated_and_compared(tmp_path, commands, capsys
     after = (tmp_path / "runs" / "interpreter-5" / "grpo" / "along" / "2.jsonl").stat()
     assert after.st_mtime_ns == before.st_mtime_ns
 
+    # What can't be read of a run is not left out of its figures.
+    metrics = tmp_path / "runs" / "interpreter-5" / "grpo" / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    for damaged, said in (
+        ([lines[0], lines[1][:40] + "\n", *lines[2:]], "metrics.jsonl, line 2: not a record"),
+        ([], "metrics.jsonl: it holds no step"),
+    ):
+        metrics.write_text("".join(damaged))
+        assert replication.main(arguments(tmp_path)) == 2
+        assert said in capsys.readouterr().err
+    metrics.write_text("".join([lines[0], *lines[2:]]))  # as the message advises
+    assert replication.main(arguments(tmp_path)) == 1
+
     # An evaluation is not mixed with another.
     run = tmp_path / "runs" / "text-only-5" / "grpo"
     assert along.main([str(run), "--problems", "2", "--k", "2"]) == 2

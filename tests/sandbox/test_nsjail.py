@@ -258,7 +258,7 @@ def test_processes_are_limited_in_each_jail_alone(jail: NsjailSandbox) -> None:
     few = jail.run(code, Limits(processes=3))
     assert (few.outcome, few.error) == (
         Outcome.RUNTIME_ERROR,
-        "RuntimeError: can't start new thread",
+        "RuntimeError: can't start new thread: the sandbox allows 3 processes and threads at once",
     )
 
 

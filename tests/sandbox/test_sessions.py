@@ -11,6 +11,7 @@ from marks import Mark
 from tree import descriptors, settled_descriptors
 
 from retool_env.sandbox import Execution, Limits, NsjailSandbox, Outcome, Sandbox
+from retool_env.sandbox.processes import Burden
 
 SHORT = Limits(wall_seconds=0.5)
 LOST = "the session was ended by that, its variables are lost"
@@ -52,12 +53,91 @@ def test_an_error_does_not_end_it(either: Sandbox) -> None:
         assert session.run("print(x)") == prints("2")
 
 
-def test_a_traceback_is_of_its_own_block(either: Sandbox) -> None:
+def test_a_traceback_shows_the_lines_of_each_block(either: Sandbox) -> None:
+    """A function's line is that of the block which defined it, as in a notebook."""
     with either.session() as session:
         session.run("def f():\n    return 1 / 0\n")
-        assert session.run("\n\nfunction = f\nfunction()").traceback.startswith(
-            'Traceback (most recent call last):\n  File "<program>", line 4, in <module>\n'
-            "    function()\n"
+        session.run("class C:\n    def g(self):\n        return f()\n")
+        session.run("1 +")
+        assert session.run("\n\nfunction = C().g\nfunction()").traceback == (
+            "Traceback (most recent call last):\n"
+            '  File "<block 4>", line 4, in <module>\n    function()\n'
+            '  File "<block 2>", line 3, in g\n    return f()\n'
+            '  File "<block 1>", line 2, in f\n    return 1 / 0\n'
+            "ZeroDivisionError: division by zero"
+        )
+        assert session.run("x = (").traceback.startswith('  File "<block 5>", line 1\n')
+        assert session.run("import inspect\nprint(inspect.getsource(f))") == prints(
+            "def f():\n    return 1 / 0\n"
+        )
+        assert session.run("print(inspect.getsource(C.g))").stdout.endswith("return f()\n\n")
+
+
+@pytest.mark.parametrize("leave", ["exit()", "quit()", "exit(0)", "import sys\nsys.exit()"])
+def test_exit_ends_the_block_alone(either: Sandbox, leave: str) -> None:
+    with either.session() as session:
+        assert session.run(f"x = 5\n{leave}\nx = 6") == Execution(Outcome.OK, "")
+        assert session.run("print(x, repr(__import__('sys').stdin.read()))") == prints("5 ''")
+        assert session.run("exit(3)").error == "SystemExit: 3"
+        assert session.run("print(x)") == prints("5")
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_block_that_ends_the_process_says_so(either: Sandbox, status: int) -> None:
+    """Whatever its status: the variables are lost."""
+    with either.session() as session:
+        session.run("x = 1")
+        lost = session.run(f"import os\nprint(x)\nos._exit({status})")
+        error = f"exit status {status}; {LOST}"
+        assert lost == Execution(Outcome.RUNTIME_ERROR, "1\n", error)
+
+
+def test_a_signal_between_blocks_waits_for_the_next(either: Sandbox) -> None:
+    """What its handler raises is an error of that block, and the session goes on."""
+    with either.session() as session:
+        session.run(
+            "import signal, time\ndef late(*_):\n    raise TimeoutError('late')\n"
+            "signal.signal(signal.SIGALRM, late)\nsignal.setitimer(signal.ITIMER_REAL, 0.05)"
+        )
+        time.sleep(0.3)
+        execution = session.run("time.sleep(2)\nprint('slept')")
+        assert (execution.outcome, execution.error) == (Outcome.RUNTIME_ERROR, "TimeoutError: late")
+        assert session.run("print(6 * 7)") == prints("42")
+
+
+LEFT_OVERS = {
+    "threads": "import threading\ndef burn():\n    while True: sum(range(1000))\n"
+    "for _ in range(3): threading.Thread(target=burn).start()",
+    "processes": "import os\nfor _ in range(5):\n    if os.fork() == 0:\n        while True: pass",
+    "a daemon": "import os\nif os.fork() == 0:\n    os.setsid()\n    if os.fork(): os._exit(0)\n"
+    "    while True: pass",
+    "a thread that wakes the others": "import os, signal, threading\npid = os.fork()\nif pid == 0:\n"
+    "    while True: pass\ndef wake():\n    while True: os.kill(pid, signal.SIGCONT)\n"
+    "threading.Thread(target=wake).start()",
+}
+
+
+@pytest.mark.parametrize("code", LEFT_OVERS.values(), ids=LEFT_OVERS)
+def test_what_a_block_leaves_behind_stops_until_the_next(jail: Sandbox, code: str) -> None:
+    with jail.session() as session:
+        assert session.run(f"x = 5\n{code}").outcome is Outcome.OK
+        pid = session._job._pid
+        time.sleep(0.1)
+        before = Burden(pid).seconds
+        time.sleep(0.5)
+        assert Burden(pid).seconds - before < 0.05
+        assert session.run("print(x)") == prints("5")
+
+
+def test_a_process_that_a_block_leaves_behind_goes_on_in_the_next(either: Sandbox) -> None:
+    with either.session() as session:
+        session.run(
+            "import os, time\nread, write = os.pipe()\nif os.fork() == 0:\n    time.sleep(0.2)\n"
+            "    os.write(write, b'sent')\n    os._exit(7)"
+        )
+        time.sleep(0.4)
+        assert session.run("print(os.read(read, 9), os.waitstatus_to_exitcode(os.wait()[1]))") == (
+            prints("b'sent' 7")
         )
 
 
@@ -115,7 +195,10 @@ def test_output_after_a_block_is_not_lost_to_the_host(either: Sandbox) -> None:
             "threading.Thread(target=lambda: (time.sleep(0.1), print('later', flush=True))).start()"
         )
         time.sleep(0.4)
-        assert session.run("print('now')").stdout == "later\nnow\n"
+        assert session.run("print('now')\ntime.sleep(0.5)").stdout in (
+            "later\nnow\n",
+            "now\nlater\n",
+        )
 
 
 def test_two_sessions_do_not_see_each_other(either: Sandbox) -> None:
@@ -358,7 +441,10 @@ def test_a_process_that_ends_between_two_blocks(jail: Sandbox, asynchronous: boo
     with jail.session() as session:
         run("x = 1\nimport os, threading\nthreading.Timer(0.05, lambda: os._exit(3)).start()")
         time.sleep(0.3)
-        lost = run("print(x)")
+        lost = run("print(x)\nimport time\ntime.sleep(5)")  # until it is over
         assert lost.outcome is Outcome.RUNTIME_ERROR
-        assert lost.error == f"the session's process ended before the block began; {LOST}"
+        assert lost.error in (
+            f"exit status 3; {LOST}",
+            f"the session's process ended before the block began; {LOST}",
+        )
         assert NO_X in run("print(x)").error

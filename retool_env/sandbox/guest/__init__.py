@@ -5,6 +5,7 @@
 * `immortal`: what keeps the memory of template and copies shared.
 * `process`: that copy.
 * `confine`: what it does to itself before it reads the program.
+* `adapt`: what the standard library is told of the limits.
 * `syscalls`: the filter that is a part of this.
 * `program`: compiles the program, runs it, and says how it ended.
 * `wire`: what host and guest say to each other.

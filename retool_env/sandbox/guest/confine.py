@@ -5,6 +5,7 @@ and no seccomp.
 """
 
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -13,6 +14,7 @@ import struct
 from . import syscalls, wire
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_locked_libc = ctypes.PyDLL(None, use_errno=True)  # calls it with the interpreter's lock
 _python = ctypes.pythonapi  # keeps the interpreter's lock, as its own fork does
 
 _NEW_NAMESPACES = 0x0002_0000 | 0x0800_0000 | 0x2000_0000  # CLONE_NEWNS, _NEWIPC, _NEWPID
@@ -25,6 +27,7 @@ _CAPABILITY_VERSION = 0x2008_0522
 _UNLIMITED = resource.RLIM_INFINITY
 _PAGE, _HUGE_PAGE = 4096, 1 << 21
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25
+_ARENA_MAX = -8  # of mallopt
 
 
 def _call(function: str, *arguments: object) -> int:
@@ -63,9 +66,30 @@ def clone(namespaces: bool) -> int:
     return pid
 
 
+def no_process_left() -> bool:
+    """Whether the kernel lets this process start no other.
+
+    Python's own `fork` would run what libraries have registered for it, and wait for locks that the caller holds.
+    """
+    number = ctypes.c_long(syscalls.numbers()["clone"])
+    zero = ctypes.c_ulong(0)
+    pid = _locked_libc.syscall(number, ctypes.c_ulong(signal.SIGCHLD), zero, zero, zero, zero)
+    if pid == 0:
+        os._exit(0)
+    if pid < 0:
+        return ctypes.get_errno() == errno.EAGAIN
+    os.waitpid(pid, 0)
+    return False
+
+
 def hide() -> None:
     """Makes this process untraceable, for its own user too."""
     _call("prctl", _SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def keep_one_arena() -> None:
+    """Has the C library serve all threads from one arena: each further one would reserve 64 MiB of address space."""
+    _libc.mallopt(_ARENA_MAX, 1)
 
 
 def give_back_memory() -> None:

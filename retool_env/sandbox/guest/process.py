@@ -6,6 +6,7 @@ import json
 import os
 import random
 import select
+import signal
 import socket
 import struct
 import sys
@@ -16,7 +17,7 @@ from contextlib import suppress
 from types import ModuleType
 from typing import NoReturn
 
-from . import confine, program, wire
+from . import adapt, confine, program, wire
 
 FIRST_TOUCH = """
 def f(a, b=1):
@@ -41,6 +42,7 @@ str(solve(x**2 - 7*x + 12, x))
 
 _IDLE_MS = 30
 _TEXT = 6000  # characters of a traceback that are kept
+_SIGNALS = signal.valid_signals()
 _OUT_OF_MEMORY = b'["memory_limit", "", ""]'  # made beforehand: later there is no memory to make it
 
 
@@ -53,11 +55,15 @@ class Process:
         stdout: Descriptor of what it prints.
         record: Descriptor of the record's memory.
         status: Where it says that it is ready.
+        turn: How many were made before it, in this guest.
     """
 
     def __init__(
-        self, flags: int, source: int, stdout: int, record: int, status: socket.socket
+        self, flags: int, source: int, stdout: int, record: int, status: socket.socket, turn: int
     ) -> None:
+        self._turn = turn
+        self._objects = 0
+        self._jailed = False
         self._session = bool(flags & wire.SESSION)
         self._idle_ms = 0 if flags & wire.EAGER else _IDLE_MS
         self._pid = os.getpid()
@@ -75,10 +81,12 @@ class Process:
 
     def enter_jail(self, bounds: wire.Bounds, own: int, uid: int | None, code: bytes) -> None:
         """Gives up all that a program must not have."""
+        self._jailed = True
         os.setsid()  # `kill(0)` would reach the whole guest where its user is the program's
         confine.private_tmp(bounds.tmp)
         confine.become_nobody(uid)
         confine.limit(bounds, own)
+        adapt.limit(bounds, True, self._turn)
         confine.install_filter(code)
 
     def settle_in(self, folder: str, bounds: wire.Bounds, own: int) -> None:
@@ -88,6 +96,7 @@ class Process:
         os.environ |= {"HOME": folder, "TMPDIR": folder}
         tempfile.tempdir = None
         confine.limit(bounds, own, processes=False)
+        adapt.limit(bounds, False, self._turn)
 
     def serve(self, packages: list[str]) -> NoReturn:
         """Runs programs until there are no more, and ends."""
@@ -96,6 +105,7 @@ class Process:
         # A program that has come already would only be kept waiting.
         if not waiting.poll(0):
             program.execute(FIRST_TOUCH, program.new_main())
+            program.clear(0)
         with suppress(OSError):  # the host may be gone; reading will say so
             self._status.send(wire.READY)
         touches = [SECOND_TOUCH[name] for name in packages if name in SECOND_TOUCH]
@@ -107,17 +117,20 @@ class Process:
                 self._status.send(wire.WARM)
         self._status.close()
         random.seed(0)  # at each fork it seeds itself anew; see `forget_randomness`
+        gc.freeze()  # what is there now is not the program's
         gc.enable()
-        main = program.new_main()
+        self._main: ModuleType | None = program.new_main()
+        # Between blocks a signal waits: its handler is the program's, and what that raises the next block's.
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS if self._session else ())
         number, outcome = 0, "ok"
         while self._session or number == 0:
             if not (head := self._read(struct.calcsize(wire.PROGRAM))):
                 break
             number += 1
-            outcome = self._run(number, head, main)
-        os._exit(0 if outcome == "ok" else 1)
+            outcome = self._run(number, head)
+        os._exit(0 if outcome == "ok" else wire.FAILURE)
 
-    def _run(self, number: int, head: bytes, main: ModuleType) -> str:
+    def _run(self, number: int, head: bytes) -> str:
         display, size, stdin_size = struct.unpack(wire.PROGRAM, head)
         try:
             text, stdin = self._read(size), self._read(stdin_size)
@@ -134,23 +147,45 @@ class Process:
                 raise MemoryError
             source = text.decode("utf-8", "surrogatepass")
             _give_stdin(stdin)
-            outcome, error, trace = program.execute(source, main, display)
+            name = f"<block {number}>" if self._session else program.NAME
+            outcome, error, trace, status = program.execute(
+                source, self._main, display, name, self._begin
+            )
             text = json.dumps([outcome, error, _shorten(trace)]).encode()
         except MemoryError:
-            outcome, text = "memory_limit", _OUT_OF_MEMORY
-        if os.getpid() != self._pid:  # a child that the program forked ends here too
-            os._exit(0)
-        if not self._session:
-            with suppress(BaseException):  # as at the end of any script
-                threading._shutdown()
-                atexit._run_exitfuncs()
-        with suppress(BaseException):
-            sys.stdout.flush()
+            outcome, text, status = "memory_limit", _OUT_OF_MEMORY, 1
+        forked = os.getpid() != self._pid  # a child that the program forked ends here, too
+        if forked or not self._session:
+            self._end()
+        if forked:
+            os._exit(status)
+        if self._session:
+            with suppress(BaseException):
+                program.flush()
+            self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            if (
+                self._jailed
+            ):  # all but this one; the host stops this one, and those that a thread lets go on
+                with suppress(ProcessLookupError):
+                    os.kill(-1, signal.SIGSTOP)
         self._record.write(number, began, time.monotonic(), text)
         if self._session:
             with suppress(OSError):  # the program may have closed it
                 self._source.send(b"\n")
         return outcome
+
+    def _begin(self) -> None:
+        self._objects = len(gc.get_objects()) - 2  # its module and namespace, which go
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def _end(self) -> None:
+        """Does what Python does at the end of any script."""
+        for step in (threading._shutdown, atexit._run_exitfuncs):
+            with suppress(BaseException):
+                step()
+        self._main = None
+        with suppress(BaseException):
+            program.clear(self._objects)
 
     def _read(self, size: int) -> bytes:
         """Reads `size` bytes of what the host sends; none when it has nothing more to send."""

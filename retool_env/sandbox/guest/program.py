@@ -3,19 +3,38 @@
 The program is the module `__main__` with one dictionary of globals, and its text is compiled as it is.
 """
 
+import _io  # whose classes are checked without the cost of abstract ones
 import ast
 import builtins
 import errno
+import gc
 import linecache
 import sys
 import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from types import ModuleType
+from typing import NamedTuple
 
 NAME = "<program>"
-"""What tracebacks call the program's file."""
+"""What tracebacks call the program's file. Each block of a session has a name of its own."""
 
 _DENIED = {errno.EPERM, errno.EACCES, errno.EROFS, errno.ENETUNREACH}
 _LINE = 2000  # characters of an error that are kept
+_names: set[str] = set()  # of all programs so far
+
+
+class Ending(NamedTuple):
+    """How a program ended."""
+
+    outcome: str
+    """The outcome's name."""
+    error: str
+    """The error in one line."""
+    traceback: str
+    """The program's part of the traceback."""
+    status: int
+    """The status that its process is to exit with."""
 
 
 def new_main() -> ModuleType:
@@ -26,57 +45,93 @@ def new_main() -> ModuleType:
     return main
 
 
-def execute(source: str, main: ModuleType, display: bool = False) -> tuple[str, str, str]:
+def execute(
+    source: str,
+    main: ModuleType,
+    display: bool = False,
+    name: str = NAME,
+    begin: Callable[[], object] = lambda: None,
+) -> Ending:
     """Runs `source`.
 
     Args:
         source: The program.
         main: The module it runs in.
         display: Whether the value of a last statement that is an expression is shown on stdout.
-
-    Returns:
-        The outcome's name, the error in one line, and the program's part of the traceback.
+        name: What tracebacks call its file.
+        begin: Called just before it runs; what this raises is the program's.
 
     Raises:
         MemoryError: The program ran out of memory; there may be none left to say so.
     """
-    # A dictionary entry of this form is never looked up on disk; one a program, as in a fresh process.
+    # A dictionary entry of this form is never looked up on disk.
     lines = source.splitlines(keepends=True)
-    linecache.cache[NAME] = (len(source), None, lines, NAME)
+    linecache.cache[name] = (len(source), None, lines, name)
+    _names.add(name)
     try:
         # A text with a lone surrogate or, in some versions, a NUL is refused by a ValueError.
-        programs = _compile(source, display)
+        programs = _compile(source, display, name)
     except (SyntaxError, ValueError) as error:
-        return "syntax_error", _one_line(error), _traceback(error)
+        return Ending("syntax_error", _one_line(error), _traceback(error), 1)
     except (RecursionError, MemoryError) as error:
         # Without a text there really is no memory; with one, it is nested deeper than Python parses.
         if isinstance(error, MemoryError) and not error.args:
             raise
-        return "syntax_error", _one_line(error), _traceback(error)
+        return Ending("syntax_error", _one_line(error), _traceback(error), 1)
     try:
+        begin()
         for program in programs:
             exec(program, main.__dict__)
     except MemoryError:
         raise
     except SystemExit as error:
         if error.code is None or error.code == 0:
-            return "ok", "", ""
-        return "runtime_error", _one_line(error), _traceback(error)
+            return Ending("ok", "", "", 0)
+        status = error.code & 0xFF if isinstance(error.code, int) else 1
+        return Ending("runtime_error", _one_line(error), _traceback(error), status)
     except BaseException as error:
         outcome = "blocked" if _is_denied(error) else "runtime_error"
-        return outcome, _one_line(error), _traceback(error)
-    return "ok", "", ""
+        return Ending(outcome, _one_line(error), _traceback(error), 1)
+    return Ending("ok", "", "", 0)
 
 
-def _compile(source: str, display: bool) -> list:
+def clear(before: int) -> None:
+    """Ends what a program that is over has made, as Python does at its own end.
+
+    Its module goes, and with it what nothing else refers to: `__del__` runs, and the `finally` of generators. The
+    caller must not refer to the module. What existed before the program is frozen, and not looked at.
+
+    Args:
+        before: How many objects the collector knew before the program.
+    """
+    flush()  # a collection can close a descriptor before what is written to it
+    sys.modules.pop("__main__", None)
+    if hasattr(builtins, "_"):  # the last value that was displayed
+        builtins._ = None
+    if len(gc.get_objects()) > before:  # to collect nothing takes as long as a small program
+        gc.collect()
+        flush()
+
+
+def flush() -> None:
+    """Writes out what open files that the program made, writers on its standard output above all, still hold."""
+    for each in gc.get_objects():  # without those that are frozen
+        if issubclass(type(each), _io._IOBase):
+            with suppress(Exception):
+                each.flush()
+    with suppress(Exception):
+        sys.stdout.flush()
+
+
+def _compile(source: str, display: bool, name: str) -> list:
     if not display:
-        return [compile(source, NAME, "exec", dont_inherit=True)]
-    tree = compile(source, NAME, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
+        return [compile(source, name, "exec", dont_inherit=True)]
+    tree = compile(source, name, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
     programs = []
     if tree.body and isinstance(tree.body[-1], ast.Expr):
         last = ast.Interactive([tree.body.pop()])
-        programs = [compile(last, NAME, "single", dont_inherit=True)]
-    return [compile(tree, NAME, "exec", dont_inherit=True), *programs]
+        programs = [compile(last, name, "single", dont_inherit=True)]
+    return [compile(tree, name, "exec", dont_inherit=True), *programs]
 
 
 def _one_line(error: BaseException) -> str:
@@ -102,14 +157,14 @@ def _traceback(error: BaseException) -> str:
     is shown three times, as Python does.
     """
     try:
-        if isinstance(error, SyntaxError) and error.filename == NAME:
-            place = f'  File "{NAME}", line {error.lineno}\n'
+        if isinstance(error, SyntaxError) and error.filename in _names:
+            place = f'  File "{error.filename}", line {error.lineno}\n'
             line = f"    {error.text.strip()}\n" if error.text else ""
             return f"{place}{line}{_one_line(error)}"
         frames = [
-            traceback.FrameSummary(NAME, line, frame.f_code.co_name)
+            traceback.FrameSummary(frame.f_code.co_filename, line, frame.f_code.co_name)
             for frame, line in traceback.walk_tb(error.__traceback__)
-            if frame.f_code.co_filename == NAME
+            if frame.f_code.co_filename in _names
         ]
         shown = "".join(traceback.StackSummary.from_list(frames).format())
         head = "Traceback (most recent call last):\n" if frames else ""

@@ -5,8 +5,6 @@ when a program has ended, and all that it started with it, it tells how. It ends
 when the host does; with it the kernel ends all other processes of the jail.
 """
 
-import _sitebuiltins
-import builtins
 import os
 import resource
 import select
@@ -17,7 +15,7 @@ import struct
 import sys
 from contextlib import suppress
 
-from . import confine, template, wire
+from . import adapt, confine, template, wire
 
 
 class Supervisor:
@@ -128,10 +126,8 @@ def main() -> None:
     proc, place, uid, folder, *packages = sys.argv[1:]
     sys.path += folder.split(":")
     sys.argv[:] = [""]
-    # What the module `site` adds, which is skipped because it takes longer than all the rest.
-    builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D (i.e. EOF)")
-    builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D (i.e. EOF)")
-    builtins.help = _sitebuiltins._Helper()
+    adapt.install()
+    confine.keep_one_arena()
     # The socket was standard input. What a program finds there is empty, unless it is given something.
     requests = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDWR)

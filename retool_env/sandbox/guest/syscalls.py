@@ -5,8 +5,9 @@ out what only a supervisor needs (namespaces, mounts, credentials, tracing, othe
 what has a large attack surface (io_uring, bpf, keyrings, perf events, userfaultfd), and what holds memory
 outside any limit that works without cgroups (memfd, System V and message-queue objects; vmsplice, which keeps a
 whole large page alive by a reference to a piece of it; setsockopt, which grows what waits in sockets). Nor does it hold what reaches beyond the program: the flushing
-of the host's disks, leases on and watches of files that others read, and `bind`, since the abstract Unix addresses are
-those of all programs of a guest.
+of the host's disks, leases on and watches of files that others read, what looks at or empties the cache of the host's
+files, by which a program could leave a message to a later one (fadvise64, readahead, mincore, and some advice and flags
+of other calls), and `bind`, since the abstract Unix addresses are those of all programs of a guest.
 
 A denied call fails with EPERM, so that a program's traceback names it. `clone3`, whose flags a
 filter cannot see, and calls newer than the list are said not to exist (ENOSYS): the C library then
@@ -22,7 +23,7 @@ read 0 63, write 1 64, open 2 -, close 3 57, stat 4 -, fstat 5 80, lstat 6 -, po
 lseek 8 62, mmap 9 222, mprotect 10 226, munmap 11 215, brk 12 214, rt_sigaction 13 134,
 rt_sigprocmask 14 135, rt_sigreturn 15 139, ioctl 16 29, pread64 17 67, pwrite64 18 68,
 readv 19 65, writev 20 66, access 21 -, pipe 22 -, select 23 -, sched_yield 24 124,
-mremap 25 216, msync 26 227, mincore 27 232, madvise 28 233, dup 32 23, dup2 33 -, pause 34 -,
+mremap 25 216, msync 26 227, madvise 28 233, dup 32 23, dup2 33 -, pause 34 -,
 nanosleep 35 101, getitimer 36 102, alarm 37 -, setitimer 38 103, getpid 39 172, sendfile 40 71,
 socket 41 198, connect 42 203, sendto 44 206, recvfrom 45 207, sendmsg 46 211,
 recvmsg 47 212, shutdown 48 210, getsockname 51 204,
@@ -41,10 +42,10 @@ fstatfs 138 44, getpriority 140 141, setpriority 141 140, sched_getparam 143 121
 sched_setscheduler 144 119, sched_getscheduler 145 120, sched_get_priority_max 146 125,
 sched_get_priority_min 147 126, sched_rr_get_interval 148 127, mlock 149 228, munlock 150 229,
 prctl 157 167, arch_prctl 158 -, setrlimit 160 164, gettid 186 178,
-readahead 187 213, getxattr 191 8, lgetxattr 192 9, fgetxattr 193 10, listxattr 194 11,
+getxattr 191 8, lgetxattr 192 9, fgetxattr 193 10, listxattr 194 11,
 llistxattr 195 12, flistxattr 196 13, tkill 200 130, time 201 -, futex 202 98,
 sched_setaffinity 203 122, sched_getaffinity 204 123, epoll_create 213 -, getdents64 217 61,
-set_tid_address 218 96, restart_syscall 219 128, fadvise64 221 223, timer_create 222 107,
+set_tid_address 218 96, restart_syscall 219 128, timer_create 222 107,
 timer_settime 223 110, timer_gettime 224 108, timer_getoverrun 225 109, timer_delete 226 111,
 clock_gettime 228 113, clock_getres 229 114, clock_nanosleep 230 115, exit_group 231 94,
 epoll_wait 232 -, epoll_ctl 233 21, tgkill 234 131, utimes 235 -, get_mempolicy 239 236,
@@ -80,12 +81,23 @@ _NAMESPACES = 0x7E02_0000  # the CLONE_NEW* flags
 _ALLOW, _ERRNO, _KILL = 0x7FFF_0000, 0x0005_0000, 0x8000_0000
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _LEASES = (1024, 1030)  # fcntl's commands from F_SETLEASE on, up to F_DUPFD_CLOEXEC
-_NUMBER, _ARCH, _FIRST_ARGUMENT, _SECOND_ARGUMENT = (
-    0,
-    4,
-    16,
-    24,
-)  # offsets in struct seccomp_data; little-endian
+_NUMBER, _ARCH = 0, 4  # offsets in struct seccomp_data; little-endian
+_ARGUMENTS = tuple(
+    range(16, 64, 8)
+)  # of their lower halves: the kernel, too, reads 32 bits of those below
+
+_ONLY = {
+    "socketpair": (0, (1,)),  # the Unix family
+    # TCGETS, TCGETS2, TIOCGWINSZ; FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
+    "ioctl": (1, (0x5401, 0x802C_542A, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),
+    # Not: reading ahead, paging out, merging equal pages of different programs.
+    "madvise": (2, (0, 1, 2, 4, 8, 9, 10, 11, 14, 15, 16, 17, 18, 19, 24, 25)),
+    # Of a process's own state: not, for instance, the merging of equal pages (PR_SET_MEMORY_MERGE).
+    "prctl": (0, (1, 2, 3, 4, 7, 8, 15, 16, 21, 22, 23, 29, 30, 36, 37, 38, 39, 47, 0x5356_4D41)),
+    "preadv2": (5, (0,)),  # no flags: they ask whether a page is cached, or have it dropped
+    "pwritev2": (5, (0,)),
+}
+"""Calls that may be made with some values of one argument alone: its number, and the values."""
 
 
 def _numbers(table: str) -> dict[str, int]:
@@ -107,6 +119,7 @@ def program_filter() -> bytes:
     """
     allowed = _numbers(_ALLOWED)
     clone, fcntl = allowed.pop("clone"), allowed.pop("fcntl")
+    only = [(allowed.pop(name), *rule) for name, rule in _ONLY.items()]
     ranges: list[list[int]] = []
     for number in sorted(allowed.values()):
         if ranges and ranges[-1][1] == number:
@@ -125,17 +138,21 @@ def program_filter() -> bytes:
         (_EQUAL, 0, 1, numbers()["clone3"]),
         (_RETURN, 0, 0, no_such),
         (_EQUAL, 0, 4, clone),
-        (_LOAD, 0, 0, _FIRST_ARGUMENT),
+        (_LOAD, 0, 0, _ARGUMENTS[0]),
         (_ANY_BIT, 1, 0, _NAMESPACES),
         (_RETURN, 0, 0, _ALLOW),
         (_RETURN, 0, 0, _ERRNO | errno.EPERM),
         (_EQUAL, 0, 5, fcntl),
-        (_LOAD, 0, 0, _SECOND_ARGUMENT),
+        (_LOAD, 0, 0, _ARGUMENTS[1]),
         (_AT_LEAST, 0, 2, _LEASES[0]),
         (_AT_LEAST, 1, 0, _LEASES[1]),
         (_RETURN, 0, 0, _ERRNO | errno.EPERM),
         (_RETURN, 0, 0, _ALLOW),
     ]
+    for number, argument, values in only:
+        code += [(_EQUAL, 0, len(values) + 3, number), (_LOAD, 0, 0, _ARGUMENTS[argument])]
+        code += [(_EQUAL, len(values) - i, 0, value) for i, value in enumerate(values)]
+        code += [(_RETURN, 0, 0, _ERRNO | errno.EPERM), (_RETURN, 0, 0, _ALLOW)]
     for first, end in ranges:
         code += [(_AT_LEAST, 0, 2, first), (_AT_LEAST, 1, 0, end), (_RETURN, 0, 0, _ALLOW)]
     code.append((_RETURN, 0, 0, _ERRNO | errno.EPERM))

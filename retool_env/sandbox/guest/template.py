@@ -142,7 +142,7 @@ class Template:
         if pid == 0:
             try:
                 told = socket.socket(fileno=status)
-                child = Process(flags, source, stdout, record, told)
+                child = Process(flags, source, stdout, record, told, self._made)
                 if self._jailed:
                     uid = None if self._uid is None else self._uid + 1 + self._made % 65_535
                     child.enter_jail(bounds, self._own, uid, self._filter)

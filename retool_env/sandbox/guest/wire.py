@@ -23,6 +23,9 @@ READY, WARM = b"ready", b"warm"
 FAILED = b"failed: "
 """Begins what is said by a process that could not be made; the reason follows. No exit code begins so."""
 
+FAILURE = 1
+"""Exit status of a process whose record says how its program failed."""
+
 MADE = "<i"
 """Said by the template to the supervisor: a process id; its folder follows, where there is no jail."""
 

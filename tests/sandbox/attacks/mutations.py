@@ -99,6 +99,18 @@ MUTATIONS = [
          "            allowed = 12 + self.limits.wall_seconds\n"),
     _one("read-only mounts", "nsjail.py", "is_bind=True, nosuid=True", "is_bind=True, rw=True"),
     _one("empty environment", "nsjail.py", "        hostname=", "        keep_env=True,\n        hostname="),
+    _one("socket pairs", "guest/syscalls.py", '    "socketpair": (0, (1,)),  # the Unix family\n', ""),
+    _one("requests of devices", "guest/syscalls.py", '"ioctl": (1, (0x5401,', '"ioctl": (1, (0x5412, 0x8008_6601, 0x5401,'),
+    _one("cache: advice", "guest/syscalls.py", '"madvise": (2, (0, 1, 2, 4,', '"madvise": (2, (0, 1, 2, 3, 20, 21, 4,'),
+    _one("cache: flags", "guest/syscalls.py", '    "preadv2": (5, (0,)),', '    "preadv2": (5, (0, 8, 0x80)),'),
+    _one("cache: calls", "guest/syscalls.py", "msync 26 227, madvise", "msync 26 227, mincore 27 232, fadvise64 221 223, readahead 187 213, madvise"),
+    _one("bind", "guest/syscalls.py", "socket 41 198, connect", "socket 41 198, bind 49 200, listen 50 201, connect"),
+    _one("number of the block", "job.py", "if ended and number == self._number:  #", "if ended:  #"),
+    _one("clock outranks the record", "job.py", "        if self._timed_out and self._code in (None, -signal.SIGKILL):", "        if self._timed_out and not told:"),
+    _one("exit status outranks the record", "job.py", "        told = self._told(text)\n        if self._timed_out and", "        told = self._told(text)\n        if told:\n            return told\n        if self._timed_out and"),
+    _one("end of a session's process", "job.py", "        if self._code or self.session:", "        if self._code:"),
+    _one("own processes earn no time", "job.py", "        return max(waited - (burden.seconds - self._burdened), 0.0)\n", "        return waited\n"),
+    _one("programs go first", "pool.py", '.write_text("1000")', '.write_text("0")'),
     _one("leases", "guest/syscalls.py", "_LEASES = (1024, 1030)", "_LEASES = (1, 1)"),
 ]  # fmt: skip
 

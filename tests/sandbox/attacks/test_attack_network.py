@@ -40,6 +40,12 @@ for kind in (1, 2, 3, 5):
         except OSError as error:
             if error.errno not in (1, 13):
                 print(error)
+        try:
+            socket.socketpair({family}, kind, protocol)
+            print("pair", kind, protocol)
+        except OSError as error:
+            if error.errno not in (1, 13):
+                print("pair", error)
 """
     execution = jail.run(code, QUICK)
     assert (execution.outcome, execution.stdout) == (Outcome.OK, "")
@@ -94,6 +100,30 @@ try:
     client.send(b"hello")
     print("met")
 except ConnectionRefusedError:
+    print("nobody")
+"""
+    shown = [execution.stdout for execution in together(jail, server, client)]
+    assert shown == ["refused\n", "nobody\n"]
+
+
+@pytest.mark.parametrize("address", ["\\0meeting", "/tmp/meeting", "\\0listener-1"])
+def test_one_program_listens_and_one_connects(jail: NsjailSandbox, address: str) -> None:
+    """By the library that does so for others; it is told at once that it can't."""
+    server = f"""
+from multiprocessing.connection import Listener
+import time
+try:
+    Listener("{address}", "AF_UNIX")
+    time.sleep(0.8)
+except PermissionError:
+    print("refused")
+"""
+    client = f"""
+from multiprocessing.connection import Client
+try:
+    Client("{address}", "AF_UNIX").send("hello")
+    print("met")
+except (ConnectionRefusedError, FileNotFoundError):
     print("nobody")
 """
     shown = [execution.stdout for execution in together(jail, server, client)]

@@ -1,9 +1,10 @@
 """Bombs, signals, and processes that would outlive their program."""
 
 import time
+from pathlib import Path
 
 import pytest
-from intruders import CALL, PATIENT, QUICK, together
+from intruders import CALL, PATIENT, QUICK, descendants, guest_processes, together
 
 from retool_env.sandbox import Limits, NsjailSandbox, Outcome, UnsafeSandbox
 
@@ -232,3 +233,43 @@ print(sympy.factorint(360), numpy.dot([1, 2], [3, 4]), math.sqrt(16), 3 + 4, sym
 print(fractions.Fraction(1, 3), os.environ["HOME"])
 """
     assert jail.run(code, PATIENT).stdout == "{2: 3, 3: 2, 5: 1} 11 4.0 7 5\n1/3 /tmp\n"
+
+
+BOMBS = {
+    "processes": "while True:\n    try: os.fork()\n    except OSError: pass",
+    "processes that nobody waits for": "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\nwhile True:\n    try:\n"
+    "        if os.fork() == 0:\n            sum(range(10**6))\n            os._exit(0)\n    except OSError: pass",
+    "processes that burn": "for _ in range(14):\n    if os.fork() == 0:\n        while True: pass\nwhile True: pass",
+    "threads that burn": "def burn():\n    while True: sum(range(1000))\n"
+    "for _ in range(14): threading.Thread(target=burn).start()\nburn()",
+    "sessions of their own": "for _ in range(6):\n    if os.fork() == 0:\n        os.setsid()\n"
+    "        if os.fork(): os._exit(0)\n        while True: pass\nwhile True: pass",
+}
+
+
+@pytest.mark.parametrize("in_session", [False, True], ids=["program", "block"])
+@pytest.mark.parametrize("code", BOMBS.values(), ids=BOMBS)
+def test_keeping_itself_waiting_earns_no_time(
+    jail: NsjailSandbox, code: str, in_session: bool
+) -> None:
+    """Its own processes are why it waits. Twenty times its limit, which others' load could earn, would be 20 s."""
+    limits = Limits(wall_seconds=1, memory_mb=512)
+    code = f"import os, signal, threading\n{code}"
+    began = time.monotonic()
+    if in_session:
+        with jail.session(limits) as session:
+            session.run("x = 1")
+            execution = session.run(code)
+    else:
+        execution = jail.run(code, limits)
+    assert execution.outcome is Outcome.TIMEOUT
+    assert time.monotonic() - began < 10
+
+
+def test_memory_runs_out_for_programs_first(jail: NsjailSandbox) -> None:
+    with jail.session(PATIENT) as session:
+        session.run("import os\nif os.fork() == 0:\n    import time\n    time.sleep(60)")
+        pids = [session._job._pid, *descendants(session._job._pid), *guest_processes(jail)]
+        shares = {int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in pids}
+    assert len(pids) == 4 and shares == {1000}
+    assert int(Path("/proc/self/oom_score_adj").read_text()) < 1000

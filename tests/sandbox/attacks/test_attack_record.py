@@ -17,9 +17,9 @@ from retool_env.sandbox.guest import wire
 HALF_SECOND = Limits(wall_seconds=0.5)
 
 
-def forge(text: str, ended: str = "time.monotonic()") -> str:
+def forge(text: str, then: str = "os._exit(0)") -> str:
     """Says `text` and is gone."""
-    return f"{RECORD}\nrecord.write(1, time.monotonic(), {ended}, {text})\nos._exit(0)"
+    return f"{RECORD}\nrecord.write(1, time.monotonic(), time.monotonic(), {text})\n{then}"
 
 
 def pack(number: str, size: str, began: str, ended: str) -> str:
@@ -55,9 +55,60 @@ def pack(number: str, size: str, began: str, ended: str) -> str:
     ],
 )
 def test_text_that_is_none(jail: NsjailSandbox, text: str) -> None:
-    execution = jail.run(forge(text), QUICK)
-    assert execution.outcome in (Outcome.OK, Outcome.RUNTIME_ERROR)
-    (execution.error + execution.traceback).encode()
+    """The status of its process says how it ended."""
+    assert jail.run(forge(text), QUICK).outcome is Outcome.OK
+    execution = jail.run(forge(text, "os._exit(1)"), QUICK)
+    assert (execution.outcome, execution.error) == (Outcome.RUNTIME_ERROR, "exit status 1")
+
+
+FAILURES = {
+    "a status": ("os._exit(3)", Outcome.RUNTIME_ERROR, "exit status 3"),
+    "the status of a failure": ("os._exit(1)", Outcome.RUNTIME_ERROR, "exit status 1"),
+    "sys.exit, and no way back": (
+        "import atexit, sys\natexit.register(os._exit, 5)\nsys.exit(3)",
+        Outcome.RUNTIME_ERROR,
+        "exit status 5",
+    ),
+    "a loop": (
+        "while True: pass",
+        Outcome.TIMEOUT,
+        "time limit: the program ran for more than 0.5 s",
+    ),
+    "a sleep": (
+        "time.sleep(60)",
+        Outcome.TIMEOUT,
+        "time limit: the program ran for more than 0.5 s",
+    ),
+    "a crash": ("import ctypes\nctypes.string_at(0)", Outcome.RUNTIME_ERROR, "ended by SIGSEGV"),
+    "an abort": ("os.abort()", Outcome.RUNTIME_ERROR, None),
+    "an error, the record written again and again": (
+        "import threading\ndef lie():\n    while True: record.write(1, 1.0, time.monotonic(), OK)\n"
+        "threading.Thread(target=lie, daemon=True).start()\ntime.sleep(0.1)\nraise ValueError",
+        Outcome.RUNTIME_ERROR,
+        None,
+    ),
+    "output without end": (
+        "while True: print('x' * 1000)",
+        Outcome.OUTPUT_LIMIT,
+        "output limit: the program wrote more than 10000 bytes",
+    ),
+}
+
+
+@pytest.mark.parametrize(("then", "outcome", "error"), FAILURES.values(), ids=FAILURES)
+def test_failure_that_says_it_is_none(
+    jail: NsjailSandbox, then: str, outcome: Outcome, error: str | None
+) -> None:
+    """What is seen from outside decides: the exit status, the signal, the clock."""
+    code = forge("OK", then).replace("record.write", 'OK = b\'["ok", "", ""]\'\nrecord.write', 1)
+    execution = jail.run(code, QUICK)
+    assert execution.outcome is outcome
+    assert error is None or execution.error == error
+
+
+@pytest.mark.parametrize("name", ["memory_limit", "timeout", "blocked", "runtime_error"])
+def test_success_that_says_it_is_none(jail: NsjailSandbox, name: str) -> None:
+    assert jail.run(forge(f'b\'["{name}", "no", ""]\''), QUICK).outcome is Outcome.OK
 
 
 @pytest.mark.parametrize("name", ["infrastructure_failure", "INFRASTRUCTURE", "lost"])
@@ -69,8 +120,8 @@ def test_failure_of_the_sandbox(jail: NsjailSandbox, name: str) -> None:
 def test_text_of_its_own(jail: NsjailSandbox) -> None:
     """What it says of itself is one line, and short."""
     text = "b'[\"runtime_error\", \"one\\\\ntwo\\\\r\\\\u2028three' + b'x' * 60_000 + b'\", \"t\"]'"
-    execution = jail.run(forge(text), QUICK)
-    assert execution.outcome is Outcome.RUNTIME_ERROR
+    execution = jail.run(forge(text, "os._exit(1)"), QUICK)
+    assert execution.outcome is Outcome.RUNTIME_ERROR and execution.error.startswith("one two")
     assert len(execution.error) <= 5000
     assert len(execution.error.splitlines()) == 1
 
@@ -122,6 +173,7 @@ record.write(1, time.monotonic(), time.monotonic(), b'["ok", "", ""]')
 while True: pass
 """
     execution = jail.run(code, HALF_SECOND)
+    assert execution.outcome is Outcome.TIMEOUT
     assert execution.duration < 5
 
 
@@ -209,5 +261,55 @@ def test_session_that_ends_between_blocks(jail: NsjailSandbox) -> None:
     with jail.session(HALF_SECOND) as session:
         assert session.run(code).outcome is Outcome.OK
         time.sleep(0.5)
-        assert session.run("print(1)").outcome is Outcome.RUNTIME_ERROR
+        lost = session.run("import time\ntime.sleep(0.4)")
+        assert lost.outcome is Outcome.RUNTIME_ERROR and "the session was ended" in lost.error
         assert session.run("print(6 * 7)").stdout == "42\n"
+
+
+OUT_OF_BLOCKS = {
+    "a thread that keeps Python's lock": (
+        "import threading\ndef f():\n    time.sleep(0.1)\n    x = 9\n    x ** x ** x\n"
+        "threading.Thread(target=f).start()"
+    ),
+    "a handler that hangs": (
+        "import signal\ndef h(*_):\n    while True: pass\n"
+        "signal.signal(signal.SIGALRM, h)\nsignal.setitimer(signal.ITIMER_REAL, 0.1)"
+    ),
+    "a handler in a thread's time": (
+        "import signal, threading\ndef h(*_): time.sleep(60)\nsignal.signal(signal.SIGALRM, h)\n"
+        "threading.Thread(target=lambda: (time.sleep(0.1), signal.raise_signal(signal.SIGALRM))).start()"
+    ),
+}
+
+
+@pytest.mark.parametrize("verdict", ["", "\nraise ValueError('one')"], ids=["ok", "error"])
+@pytest.mark.parametrize("asynchronously", [False, True])
+@pytest.mark.parametrize("code", OUT_OF_BLOCKS.values(), ids=OUT_OF_BLOCKS)
+def test_block_that_keeps_the_next_one_out(
+    jail: NsjailSandbox, code: str, asynchronously: bool, verdict: str
+) -> None:
+    """The next block timed out, whatever the one before it said."""
+    with jail.session(HALF_SECOND) as session:
+        first = session.run(f"import time\nprint('one')\n{code}{verdict}")
+        assert first.stdout == "one\n"
+        assert first.outcome is (Outcome.RUNTIME_ERROR if verdict else Outcome.OK)
+        time.sleep(0.2)
+        second = "import time\ntime.sleep(0.3)\nprint('two')"
+        lost = asyncio.run(session.run_async(second)) if asynchronously else session.run(second)
+        assert (lost.outcome, lost.stdout, lost.traceback) == (Outcome.TIMEOUT, "", "")
+        assert lost.error == (
+            "time limit: the program ran for more than 0.5 s; "
+            "the session was ended by that, its variables are lost"
+        )
+        assert session.run("print('three')").stdout == "three\n"
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_block_that_forges_its_record_and_ends_the_process(
+    jail: NsjailSandbox, status: int
+) -> None:
+    """The end of the process is seen, and the model is told that its variables are lost."""
+    with jail.session(HALF_SECOND) as session:
+        lost = session.run(forge('b\'["ok", "", ""]\'', f"os._exit({status})"))
+        assert lost.outcome is Outcome.RUNTIME_ERROR
+        assert lost.error.startswith(f"exit status {status}; the session was ended")

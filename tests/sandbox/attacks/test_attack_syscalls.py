@@ -92,6 +92,10 @@ DENIED = {
     "adjtimex": (159, 171),
     "sethostname": (170, 161),
     "ioprio_set": (251, 30),
+    # the cache of the host's files
+    "fadvise64": (221, 223),
+    "readahead": (187, 213),
+    "mincore": (27, 232),
 }
 
 
@@ -151,6 +155,49 @@ print(ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(
     execution = jail.run(code, QUICK)
     assert execution.stdout == ""
     assert execution.outcome in (Outcome.BLOCKED, Outcome.RUNTIME_ERROR)
+
+
+@pytest.mark.parametrize("request_", [0x5412, 0x5401 | 1 << 16, 0x80086601, 0x1260, 0x4B3A, 0x8912])
+def test_requests_of_devices(jail: NsjailSandbox, request_: int) -> None:
+    """Text for a terminal, flags of a file system, sizes of disks, consoles, network interfaces."""
+    assert result(jail, f"[call(16, 29, n, {request_}, 0) for n in (0, 1, 2)]") == str(
+        ["EPERM"] * 3
+    )
+
+
+CACHE = f"""{CALL}
+import mmap
+def denied(attempt):
+    try: return attempt()
+    except OSError as error: return errno.errorcode[error.errno]
+file = os.open(os.__file__, os.O_RDONLY)
+pages = mmap.mmap(file, 0, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE)
+pages[0]
+print({{
+    denied(lambda: os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)),
+    denied(lambda: os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)),
+    denied(lambda: os.preadv(file, [bytearray(9)], 0, os.RWF_NOWAIT)),
+    denied(lambda: os.preadv(file, [bytearray(9)], 0, 0x80)),
+    denied(lambda: pages.madvise(mmap.MADV_WILLNEED)),
+    denied(lambda: pages.madvise(20)),
+    denied(lambda: pages.madvise(21)),
+    call(27, 232, ctypes.c_void_p(0), 4096, ctypes.create_string_buffer(1)),
+    call(187, 213, file, 0, 4096),
+    call(451, 451, file, 0, 0, 0),
+}})
+"""
+
+
+def test_messages_in_the_cache_of_files(jail: NsjailSandbox) -> None:
+    """To empty it, or to ask what it holds, without reading: a program could tell a later one something so."""
+    execution = jail.run(CACHE, QUICK)
+    assert execution.stdout in ("{'EPERM', 'ENOSYS'}\n", "{'ENOSYS', 'EPERM'}\n")
+
+
+def test_equal_pages_of_two_programs(jail: NsjailSandbox) -> None:
+    """Merged, they would tell one by the time of a write what the other holds."""
+    code = "[call(157, 167, 67, 1, 0, 0, 0), call(28, 233, 0, 0, 12)]"
+    assert result(jail, code) == "['EPERM', 'EPERM']"
 
 
 def test_leases_on_the_hosts_files(jail: NsjailSandbox) -> None:

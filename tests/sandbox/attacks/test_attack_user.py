@@ -18,8 +18,8 @@ import retool_env
 _USER = 54_321
 _FOLDER = Path(__file__).parent
 _SUBSET = (
-    "syscalls and (ptrace or mount or bind or namespace or leases) or identity or "
-    "processes and (signals or exist or priority or number or daemon) or record and not_begun or "
+    "syscalls and (ptrace or mount or bind or namespace or leases or cache) or identity or "
+    "processes and (signals or exist or priority or number or daemon or waiting) or record and (not_begun or keeps) or "
     "files and (neighbour or outside) or network and (abstract or flags) or layers"
 )
 _OPEN_UP = r"""

@@ -23,7 +23,7 @@ def run(source: str, display: bool = False) -> tuple[str, str, str, str]:
     finally:
         sys.modules["__main__"] = main
         builtins._ = underscore
-    return (*said, stdout.getvalue())
+    return (*said[:3], stdout.getvalue())
 
 
 @pytest.fixture(autouse=True, scope="module")

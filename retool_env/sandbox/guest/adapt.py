@@ -1,0 +1,104 @@
+"""What Python's standard library is told of the limits, so that a program meets them as numbers or clear errors.
+
+None of this confines anything: the kernel holds the limits. But a library that sizes its pools by the host's processors,
+or that waits for a socket which cannot be, would fail or hang without a word.
+"""
+
+import _posixsubprocess
+import _sitebuiltins
+import builtins
+import errno
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from . import confine, wire
+
+PROCESSORS = 4
+"""The most that a program is told of, and may use at once."""
+
+_ADVICE = {
+    "multiprocessing.popen_spawn_posix": "start processes by the method 'fork': "
+    "multiprocessing.get_context('fork')",
+    "multiprocessing.popen_forkserver": "start processes by the method 'fork': "
+    "multiprocessing.get_context('fork')",
+    "multiprocessing.managers": "a manager listens on a socket: share by multiprocessing's Pool, "
+    "Queue, Pipe, Value or Array",
+}
+"""What cannot work here, by the module that would do it, with what does."""
+
+
+class _Quitter(_sitebuiltins.Quitter):
+    """`exit` and `quit`, which leave standard input open: in a session another block may read it."""
+
+    def __call__(self, code: object = None) -> NoReturn:
+        raise SystemExit(code)
+
+
+class _Refusal:
+    """Finds none of the modules that cannot work, and says so at once."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: object = None) -> None:
+        if name in _ADVICE:
+            raise PermissionError(errno.EPERM, _ADVICE[name])
+
+
+_too_many = _too_large = ""
+
+
+def install() -> None:
+    """Adapts this interpreter; called once, before anything else is loaded."""
+    # What the module `site` adds, which is skipped because it takes longer than all the rest.
+    builtins.exit = _Quitter("exit", "Ctrl-D (i.e. EOF)")
+    builtins.quit = _Quitter("quit", "Ctrl-D (i.e. EOF)")
+    builtins.help = _sitebuiltins._Helper()
+    sys.meta_path.insert(0, _Refusal)
+    os.fork = _explained(os.fork)
+    _posixsubprocess.fork_exec = _explained(_posixsubprocess.fork_exec)
+    for name in ("_start_new_thread", "_start_joinable_thread"):  # by Python's version
+        if hasattr(threading, name):
+            setattr(threading, name, _explained(getattr(threading, name)))
+
+
+def limit(bounds: wire.Bounds, counted: bool, turn: int) -> None:
+    """Tells a new process how much it may use.
+
+    Args:
+        bounds: Its bounds.
+        counted: Whether the kernel counts its processes.
+        turn: A number that differs from one process to the next, by which they are spread over the processors.
+    """
+    global _too_many, _too_large
+    processes = bounds.processes
+    _too_large = f"the sandbox allows {bounds.memory >> 20} MiB to each process"
+    _too_many = f"the sandbox allows {processes} processes and threads at once" if counted else ""
+    usable = sorted(os.sched_getaffinity(0))
+    number = min(PROCESSORS, processes, len(usable))
+    if number < len(usable):
+        chosen = {usable[(turn * number + each) % len(usable)] for each in range(number)}
+        os.sched_setaffinity(0, chosen)
+    os.cpu_count = lambda: number
+    if hasattr(os, "process_cpu_count"):
+        os.process_cpu_count = os.cpu_count
+
+
+def _explained(start: Callable[..., Any]) -> Callable[..., Any]:
+    """`start`, whose error names the limit where that is why it failed."""
+
+    def explained(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return start(*args, **kwargs)
+        except BlockingIOError as error:
+            if not _too_many:
+                raise
+            raise BlockingIOError(error.errno, f"{error.strerror}: {_too_many}") from None
+        except RuntimeError as error:
+            if "start new thread" not in str(error):
+                raise
+            many = _too_many and confine.no_process_left()
+            raise RuntimeError(f"{error}: {_too_many if many else _too_large}") from None
+
+    return explained
