@@ -27,7 +27,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from retool_env.sandbox.execution import Execution, Limits, Outcome, SandboxUnavailable
+from retool_env.sandbox.execution import Execution, Limits, Outcome, SandboxUnavailable, advised
 from retool_env.sandbox.fusion import OWN, execution_of
 
 _CONNECT_SECONDS = 10.0
@@ -218,7 +218,7 @@ class Hosts:
         try:
             response = await self._http.post(url, content=body, headers=headers, timeout=timeout)
         except httpx.HTTPError as error:
-            raise _Failure(f"{type(error).__name__} {error}".strip()) from error
+            raise _Failure(f"{type(error).__name__} {_said(error)}".strip()) from error
         status = response.status_code
         if status in (401, 403):
             raise SandboxUnavailable(
@@ -251,6 +251,18 @@ class Hosts:
         aside = _FIRST_ASIDE * 2 ** min(host.failures, _MOST_DOUBLINGS)
         host.failures += 1
         host.aside_until = self._loop.time() + aside * random.uniform(0.75, 1.25)
+
+
+def _said(error: BaseException) -> str:
+    """What an error says; if no file could be opened on this machine, that, which lies beneath what it says."""
+    causes = [error]
+    for each in causes:
+        causes += getattr(each, "exceptions", ()) or filter(
+            None, (each.__cause__, each.__context__)
+        )
+        if isinstance(each, OSError) and (said := advised(each)) != str(each):
+            return said
+    return str(error)
 
 
 def _seconds(retry_after: str) -> float:
