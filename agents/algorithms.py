@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from agents.settings import SettingsError, nearest
+from retool_env.files import file_fault
 
 HERE = Path(__file__).parent
 
@@ -76,8 +77,8 @@ def _in_module(module: ModuleType, place: str, name: str) -> Any:
 
 
 def _from_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise SettingsError(f"there is no file {path}")
+    if fault := file_fault(path):
+        raise SettingsError(fault)
     if path.resolve().parent == HERE:
         return importlib.import_module(f"agents.{path.stem}")
     sys.path.insert(

@@ -52,6 +52,7 @@ from agents.settings import SANDBOX, SettingsError, check_least, find_sandbox, f
 from agents.traces import authors, conversation
 from agents.verification import Drop, Parts, agrees, results, verify, written
 from retool_env.episode import Rules
+from retool_env.files import file_fault
 from retool_env.grading import extract_boxed
 from retool_env.problems import Problem
 from retool_env.problems.json_lines import ANSWER_KEYS, row_problem
@@ -194,8 +195,8 @@ def read_sources(path: Path, rules: Rules, require_answer: bool) -> list[Source]
     Raises:
         SettingsError: Naming the file and the line that can't be used, and why.
     """
-    if not path.is_file():
-        raise SettingsError(f"data: there is no file {path}")
+    if fault := file_fault(path):
+        raise SettingsError(f"data: {fault}")
     sources: list[Source] = []
     places: dict[str, str] = {}
     try:

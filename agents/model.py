@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from agents.settings import SettingsError
+from retool_env.files import folder_fault
 from retool_env.integrations.weights import trained_weights, whole
 
 
@@ -41,6 +42,8 @@ def load_model(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
         elif Path(name).name == "checkpoint":
             hint = "; a finished run of that name leaves one (`python -m agents sft`, for a cold start)"
         raise SettingsError(f"{name} holds no model{hint}")
+    if fault := folder_fault(name):
+        raise SettingsError(f"model: {fault}")
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):
         raise SettingsError(f"dtype: {dtype!r} is none; float32 and bfloat16 are")

@@ -23,10 +23,12 @@ import yaml
 
 from retool_env.env import make_task
 from retool_env.episode import Rules
+from retool_env.files import file_fault, read_text
 from retool_env.interpreter import open_sandbox
 from retool_env.problems import ProblemSource
 from retool_env.sandbox import Sandbox
 
+_MOST_NAME = 200
 PRESETS = Path(__file__).parent / "presets"
 
 SANDBOX = "where programs run: nsjail, unsafe, a server's http://..., or a mapping of make_sandbox's arguments"
@@ -82,17 +84,19 @@ def read_preset(preset: str) -> dict[str, Any]:
     """The mapping in a preset's file.
 
     Raises:
-        SettingsError: If there is no such preset, or it is not YAML, or holds no mapping.
+        SettingsError: If there is no such preset, or it is not a regular file, not YAML, or holds no mapping.
     """
     path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
+    if path.exists() and (fault := file_fault(path)):
+        raise SettingsError(f"preset: {fault}")
     if not path.is_file():
         names = sorted(p.stem for p in PRESETS.glob("*.yaml"))
         raise SettingsError(
             f"no preset {preset!r}{nearest(preset, names)}; there are {', '.join(names)}"
         )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SettingsError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{path} must hold a mapping of settings")
@@ -143,7 +147,7 @@ def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
     """Settings of given values.
 
     Raises:
-        SettingsError: For an unknown key, or a value of the wrong kind.
+        SettingsError: For an unknown key, a value of the wrong kind, or a `name` that is no folder's.
     """
     hints = get_type_hints(cls)
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -155,7 +159,24 @@ def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
     made = cls(**{key: _check(key, value, hints[key]) for key, value in values.items()})
     if getattr(made, "seed", 0) < 0:
         raise SettingsError(f"seed must not be negative, not {values['seed']}")
+    if isinstance(name := getattr(made, "name", None), str):
+        check_name(name)
     return made
+
+
+def check_name(name: str) -> None:
+    """Check the name of a run, whose folder is called so.
+
+    Raises:
+        SettingsError: If the folder would not lie where the other runs' do, or could not be made.
+    """
+    if name in ("", ".", "..") or "/" in name or not name.isprintable():
+        why = "the run's folder lies in that of all runs (--runs), so it has no '/' and is not '.' or '..'"
+    elif len(name.encode("utf-8", "replace")) > _MOST_NAME:
+        why = f"a folder's name has at most {_MOST_NAME} bytes"
+    else:
+        return
+    raise SettingsError(f"name={name!r:.100} is no name of a run: {why}")
 
 
 def find_task(env: Mapping[str, Any]) -> tuple[Rules, ProblemSource]:

@@ -52,6 +52,7 @@ from agents.sharding import accelerator_config
 from agents.stopping import StopCallback
 from agents.traces import check_mix, has_messages, make_traces, read_messages
 from retool_env.episode import Rules, decode
+from retool_env.files import file_fault
 from retool_env.problems import ProblemSource
 from retool_env.sandbox import Sandbox
 from retool_env.transcript import Span, Transcript, check_transcript
@@ -275,8 +276,8 @@ def read_traces(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Transcri
     Raises:
         SettingsError: If there is no such file, a line of it is neither, none is right, or they are another tokenizer's.
     """
-    if not path.is_file():
-        raise SettingsError(f"data: there is no file {path}")
+    if fault := file_fault(path):
+        raise SettingsError(f"data: {fault}")
     try:
         if has_messages(path):
             traces = read_messages(path, tokenizer)

@@ -39,3 +39,15 @@ def check_key(key: str | None, name: str) -> None:
         raise ValueError(
             f"{name} holds a line break, a space at an end, or another character that no header can: was it read from a file?"
         )
+
+
+def redact(text: str, *secrets: str | None) -> str:
+    """`text` without secrets: what servers say, or a library's error, may repeat what they were sent.
+
+    Args:
+        text: What is to be shown, logged or stored.
+        *secrets: Keys and tokens; `None` and empty ones are passed over.
+    """
+    for secret in filter(None, secrets):
+        text = text.replace(secret, "[redacted]")
+    return text

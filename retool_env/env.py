@@ -25,6 +25,9 @@ from retool_env.spaces import AnyText, TurnText
 
 _log = logging.getLogger(__name__)
 _RULES = tuple(field.name for field in dataclasses.fields(Rules))
+STOPPED = "the last step was stopped before its end, by Ctrl-C or an error, so that its episode can't go on: call reset()"
+"""What is said at the next step."""
+
 _COLOURS = {"prompt": "\033[2m", "model": "", "env": "\033[36m"}
 
 
@@ -94,7 +97,7 @@ class ReToolEnv(gym.Env[str, str]):
         self.action_space = TurnText()
         self._sandbox = shared_sandboxes.borrow(sandbox, self.rules, user=self)
         self._borrows_sandbox = self._sandbox is not sandbox
-        self._closed = False
+        self._closed = self._in_step = False
         self._episode: Episode | None = None
         self._interpreter = Interpreter(self._sandbox)
         self._rendered = 0
@@ -123,8 +126,10 @@ class ReToolEnv(gym.Env[str, str]):
             problem = self.problems[int(self.np_random.integers(len(self.problems)))]
         else:
             problem = self.problems.get(problem_id)
+        self._episode = None  # so that what stops this leaves none that its interpreter has left
         self._interpreter.close()
         self._interpreter = Interpreter(self._sandbox)
+        self._in_step = False
         self._episode = Episode(problem, self.rules)
         self._rendered = 0
         self._render_human()
@@ -135,7 +140,9 @@ class ReToolEnv(gym.Env[str, str]):
 
         Raises:
             TypeError: If the action is not a string.
-            gymnasium.error.ResetNeeded: If no episode is going on.
+            gymnasium.error.ResetNeeded: If no episode is going on, or the last step did not come to its end.
+            gymnasium.error.ClosedEnvironmentError: If the environment is closed.
+            SandboxUnavailable: If the sandbox cannot go on, since a server refuses the token, say. The episode can't either.
         """
         need = self.begin_step(action)
         return self.end_step(None if need is None else self.resolve(need))
@@ -144,6 +151,7 @@ class ReToolEnv(gym.Env[str, str]):
         """The first half of `step`: take the action, and say what must be done."""
         self.check_action(action)
         assert self._episode is not None
+        self._in_step = True
         return self._episode.act(action)
 
     def check_action(self, action: object) -> None:
@@ -151,7 +159,7 @@ class ReToolEnv(gym.Env[str, str]):
 
         Raises:
             TypeError: If the action is not a string.
-            gymnasium.error.ResetNeeded: If no episode is going on.
+            gymnasium.error.ResetNeeded: If no episode is going on, or the last step did not come to its end.
             gymnasium.error.ClosedEnvironmentError: If the environment is closed.
         """
         self._check_open()
@@ -159,6 +167,8 @@ class ReToolEnv(gym.Env[str, str]):
             raise TypeError(f"an action is a string, not {type(action).__name__}")
         if self._episode is None or self._episode.done:
             raise gym.error.ResetNeeded("no episode is going on: call reset() first")
+        if self._in_step:
+            raise gym.error.ResetNeeded(STOPPED)
 
     def resolve(self, need: Need) -> Execution | bool:
         """Between the halves of `step`: do what the episode needs, and wait for it."""
@@ -183,6 +193,7 @@ class ReToolEnv(gym.Env[str, str]):
             episode.graded(result)
         if episode.done:
             self._interpreter.close()
+        self._in_step = False
         self._render_human()
         transcript = episode.transcript
         reason = transcript.stop_reason

@@ -31,7 +31,7 @@ from retool_env.protocol import (
     is_empty_program,
     render_output,
 )
-from retool_env.rewards import Reward, get_reward
+from retool_env.rewards import Reward, earned, get_reward
 from retool_env.sandbox import Execution, Limits, Outcome
 from retool_env.sandbox.execution import check_seconds, check_whole_number
 from retool_env.tokens import Tokenizer as Tokenizer
@@ -318,10 +318,12 @@ class Episode:
         return self._turn(span, exhausted)
 
     def _turn(self, span: Span, exhausted: bool) -> Need | None:
-        if self.done or self.need is not None:
-            raise RuntimeError(
-                "the episode has ended" if self.done else f"the episode waits for {self.need}"
-            )
+        if self.done:
+            raise RuntimeError("the episode has ended")
+        if self.need is not None:
+            program = isinstance(self.need, RunProgram)
+            what = "its program's result" if program else "the verdict on its answer"
+            raise RuntimeError(f"the episode waits for {what}")
         rules = self.rules
         remaining = _remaining(rules.max_characters, self._characters)
         turn = self._protocol.parse(span.text, ended=not exhausted)
@@ -447,7 +449,7 @@ class Episode:
         transcript = dataclasses.replace(self.transcript, stop_reason=reason)
         if transcript.scored:
             transcript = dataclasses.replace(transcript, correct=bool(transcript.correct))
-            reward = float(get_reward(self.rules.reward)(transcript))
+            reward = earned(self.rules.reward, transcript)
             transcript = dataclasses.replace(transcript, reward=reward)
         self._transcript = transcript
 

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from retool_env.files import file_fault, read_text
 from retool_env.sandbox import Execution, Outcome
 from retool_env.tokens import Tokenizer, decode, encode_prompt, encode_result
 
@@ -346,18 +347,18 @@ class PromptTemplate:
 
         Raises:
             ValueError: If it is neither.
-            FileNotFoundError: If there is no such file.
+            FileNotFoundError: If there is no such file, or it is not a regular one.
         """
         if isinstance(template, str) and "{query}" in template:
             return cls(template)
         path = Path(template)
-        if not path.is_file():
+        if fault := file_fault(path):
             raise FileNotFoundError(
-                f"prompt template {str(template)!r} holds no {{query}} and is no file either"
+                f"prompt template {str(template)!r:.200} holds no {{query}}, and is no file either: {fault}"
             )
         try:
-            values = list(json.loads(path.read_text(encoding="utf-8")).values())
-        except (ValueError, AttributeError):
+            values = list(json.loads(read_text(path)).values())
+        except (ValueError, AttributeError, RecursionError):
             values = []
         if len(values) != 1 or not isinstance(values[0], str):
             raise ValueError(

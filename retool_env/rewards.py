@@ -6,6 +6,8 @@ and the model's calls; what a program printed earns nothing by itself.
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable
 
 from retool_env.transcript import Transcript
@@ -34,8 +36,31 @@ def get_reward(reward: str | Reward) -> Reward:
     """
     if callable(reward):
         return reward
-    if reward not in PRESETS:
+    if not isinstance(reward, str) or reward not in PRESETS:
         raise ValueError(
             f"no reward preset {reward!r}; there are {', '.join(PRESETS)}, or pass a function"
         )
     return PRESETS[reward]
+
+
+def earned(reward: str | Reward, transcript: Transcript) -> float:
+    """What a transcript earns.
+
+    Args:
+        reward: A preset's name, or a function.
+        transcript: What it is given.
+
+    Raises:
+        ValueError: If there is no preset of that name.
+        TypeError: If the function returns anything but a finite number, of Python or numpy. It is named, with what it returned.
+    """
+    function = get_reward(reward)
+    value = function(transcript)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        try:
+            if math.isfinite(number := float(value)):
+                return number
+        except OverflowError:
+            pass
+    name = getattr(function, "__qualname__", None) or repr(function)
+    raise TypeError(f"the reward {name} must return a finite number, not {value!r:.80}")

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from retool_env.files import read_lines
 from retool_env.hermes import parse_message
 from retool_env.problems import Problem
 from retool_env.protocol import ProtocolName, Turn, TurnKind, parse_turn
@@ -314,12 +315,11 @@ def read_transcripts(path: str | Path) -> Iterator[Transcript]:
     """Read what `write_transcripts` wrote.
 
     Raises:
-        ValueError: Naming the file and the line that is no transcript.
+        ValueError: Naming the file that is not a regular one, or the line that is no transcript.
     """
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                transcript = Transcript.from_json(json.loads(line))
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}: not a transcript ({error!r})") from error
-            yield transcript
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            transcript = Transcript.from_json(json.loads(line))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number}: not a transcript ({error!r})") from error
+        yield transcript

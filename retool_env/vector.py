@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from retool_env.env import ReToolEnv
+from retool_env.env import STOPPED, ReToolEnv
 
 Observations = tuple[str, ...]
 
@@ -67,6 +67,7 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
         self.observation_space = batch_space(first.observation_space, num_envs)
         self.action_space = batch_space(first.action_space, num_envs)
         self._ended = np.zeros(num_envs, dtype=np.bool_)
+        self._in_step = False
         self._observations = [""] * num_envs
         self._threads = ThreadPoolExecutor(max_workers=num_envs, thread_name_prefix="retool-vector")
 
@@ -84,6 +85,7 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
 
         Raises:
             ValueError: If seeds or mask have the wrong length.
+            gymnasium.error.ResetNeeded: If the last step did not come to its end, and the mask leaves some out.
         """
         options = dict(options or {})
         mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs, dtype=np.bool_)))
@@ -91,6 +93,8 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
             raise ValueError(
                 f"reset_mask must be {self.num_envs} booleans, at least one of them true"
             )
+        if self._in_step and not mask.all():
+            raise gym.error.ResetNeeded(f"{STOPPED}, for all environments")
         if seed is None or isinstance(seed, int):
             seeds = [None if seed is None else seed + i for i in range(self.num_envs)]
         else:
@@ -102,6 +106,7 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
             self._observations[i], info = self.envs[i].reset(seed=seeds[i], options=options)
             infos = self._add_info(infos, info, int(i))
         self._ended[mask] = False
+        self._in_step = False
         return tuple(self._observations), infos
 
     def step(
@@ -112,8 +117,11 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
         Raises:
             ValueError: If there are not `num_envs` actions.
             TypeError: If one of them is not a string.
-            gymnasium.error.ResetNeeded: In mode `DISABLED`, if an episode has ended and was not reset.
+            gymnasium.error.ResetNeeded: In mode `DISABLED`, if an episode has ended and was not reset; in all modes, if the
+                last step did not come to its end.
         """
+        if self._in_step:
+            raise gym.error.ResetNeeded(STOPPED)
         if len(actions) != self.num_envs:
             raise ValueError(f"{len(actions)} actions for {self.num_envs} environments")
         if self.autoreset_mode is AutoresetMode.DISABLED and self._ended.any():
@@ -124,6 +132,7 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
         active = [i for i in range(self.num_envs) if not resetting[i]]
         for i in active:  # before any episode moves: an error leaves all of them as they were
             self.envs[i].check_action(actions[i])
+        self._in_step = True
         needs = {i: self.envs[i].begin_step(actions[i]) for i in active}
         futures = {
             i: self._threads.submit(self.envs[i].resolve, need)
@@ -150,6 +159,7 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
             infos = self._add_info(infos, info, i)
         same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
         self._ended = np.zeros_like(terminations) if same_step else terminations | truncations
+        self._in_step = False
         return tuple(self._observations), rewards, terminations, truncations, infos
 
     def render(self) -> tuple[str, ...] | None:

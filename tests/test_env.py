@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import os
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import warnings
 from pathlib import Path
 
@@ -657,6 +661,89 @@ def test_a_session_outlives_an_error_of_the_sandbox_only_until_the_next_reset():
         env.step("<code>a</code>")
     env.reset()
     assert not box.open
+
+
+STOPPED = "the last step was stopped before its end, by Ctrl-C or an error.*: call reset"
+
+
+@pytest.mark.parametrize("session", [False, True])
+def test_after_ctrl_c_the_next_step_says_what_to_do(sandbox, session):
+    """A real signal while a real program runs; nothing of it is left, and the environment goes on after a reset."""
+    env = ReToolEnv(PROBLEMS, sandbox=sandbox, session=session, limits={"wall_seconds": 60})
+    env.reset(options={"problem_id": "p41"})
+    env.step("<code>x = 1</code>")
+    before = len(os.listdir("/proc/self/fd"))
+    threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        env.step("<code>import time; time.sleep(60)</code>")
+    for _ in range(2):
+        with pytest.raises(gym.error.ResetNeeded, match=STOPPED) as needed:
+            env.step("<answer>42</answer>")
+        assert "RunProgram" not in str(needed.value)
+    assert len(os.listdir("/proc/self/fd")) <= before + 4
+    env.reset(options={"problem_id": "p41"})
+    assert env.step("<code>print(6 * 7)</code>")[4]["outcome"] is Outcome.OK
+    assert env.step("<answer>42</answer>")[1] == 1.0
+    env.close()
+
+
+class Failing(FakeSandbox):
+    """Raises what it was given, once."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.errors = [error]
+
+    def run(self, *arguments, **settings):
+        if self.errors:
+            raise self.errors.pop()
+        return super().run(*arguments, **settings)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), SandboxUnavailable("the token was refused"), OSError("x")]
+)
+def test_after_an_error_of_the_sandbox_the_next_step_says_what_to_do(error):
+    env = make(Failing(error))
+    with pytest.raises(type(error)):
+        env.step("<code>a</code>")
+    with pytest.raises(gym.error.ResetNeeded, match=STOPPED):
+        env.step("<code>a</code>")
+    assert env.reset(options={"problem_id": "p41"})[1]["calls"] == 0
+    assert env.step("<code>a</code>")[4]["calls"] == 1
+
+
+def test_a_step_that_was_begun_by_halves_is_ended_or_reset():
+    env = make()
+    need = env.begin_step("<code>a</code>")
+    with pytest.raises(gym.error.ResetNeeded, match=STOPPED):
+        env.begin_step("<code>b</code>")
+    assert env.end_step(env.resolve(need))[4]["calls"] == 1
+    assert env.step("<code>b</code>")[4]["calls"] == 2
+
+
+def test_an_action_that_is_refused_stops_nothing():
+    env = make()
+    with pytest.raises(TypeError):
+        env.step(3)
+    assert env.step("<code>b</code>")[4]["calls"] == 1
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [None, "1", "good", True, float("nan"), float("inf"), -math.inf, 10**400, [1.0], 1j, {}],
+    ids=repr,
+)
+def test_a_reward_that_is_no_number_names_the_function(returned):
+    def my_reward(transcript):
+        return returned
+
+    env = make(reward=my_reward)
+    with pytest.raises(TypeError, match=r"my_reward must return a finite number, not ") as refused:
+        env.step("<answer>42</answer>")
+    assert f"{returned!r:.80}" in str(refused.value)
+    with pytest.raises(gym.error.ResetNeeded, match=STOPPED):
+        env.step("<answer>42</answer>")
 
 
 def test_a_sandbox_without_sessions_is_refused_when_the_environment_is_made():

@@ -397,7 +397,11 @@ def test_results_that_nobody_asked_for_are_refused():
     with pytest.raises(RuntimeError):
         episode.graded(True)
     episode.act("<code>a</code>")
-    with pytest.raises(RuntimeError, match="waits"):
+    with pytest.raises(RuntimeError, match=r"the episode waits for its program's result$"):
+        episode.act("again")
+    episode.executed(Execution(Outcome.OK, ""))
+    episode.act("<answer>1</answer>")
+    with pytest.raises(RuntimeError, match=r"the episode waits for the verdict on its answer$"):
         episode.act("again")
 
 

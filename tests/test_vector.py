@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import warnings
 
@@ -12,7 +14,7 @@ from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from notebooks import Notebooks
 
-from retool_env import ReToolEnv, ReToolVectorEnv, StopReason
+from retool_env import ReToolEnv, ReToolVectorEnv, SandboxUnavailable, StopReason
 from retool_env.interpreter import SharedSandboxes
 from retool_env.problems import Problem, ProblemList
 from retool_env.sandbox import Execution, Outcome
@@ -283,6 +285,51 @@ def test_the_mode_is_declared_and_spaces_are_batched(mode):
     assert envs.observation_space == reference.observation_space
     assert envs.action_space == reference.action_space
     assert envs.reset()[0] in envs.observation_space
+
+
+STOPPED = "the last step was stopped before its end, by Ctrl-C or an error.*: call reset"
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_after_ctrl_c_the_next_step_says_what_to_do(sandbox, mode):
+    """A real signal while real programs run: all members begin again, those that had ended theirs as well."""
+    envs = ours(3, sandbox=sandbox, limits={"wall_seconds": 3}, autoreset_mode=mode)
+    envs.reset(seed=1)
+    sleep = "<code>import time; time.sleep(60)</code>"
+    threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        envs.step((CODE, sleep, CODE))
+    for _ in range(2):
+        with pytest.raises(gym.error.ResetNeeded, match=STOPPED) as needed:
+            envs.step((CODE, CODE, CODE))
+        assert "RunProgram" not in str(needed.value)
+    with pytest.raises(gym.error.ResetNeeded, match=f"{STOPPED}.*for all environments"):
+        envs.reset(options={"reset_mask": np.array([False, True, False])})
+    envs.reset(seed=1)
+    *_, infos = envs.step((CODE, CODE, CODE))
+    assert infos["calls"].tolist() == [1, 1, 1]
+    assert infos["outcome"].tolist() == [Outcome.OK] * 3
+    envs.close()
+
+
+def test_after_an_error_of_the_sandbox_the_next_step_says_what_to_do():
+    class Once(Echo):
+        broken = True
+
+        def run(self, code, limits=None, **_):
+            if "broken" in code and self.broken:
+                self.broken = False
+                raise SandboxUnavailable("the token was refused")
+            return super().run(code)
+
+    envs = ours(2, sandbox=Once())
+    envs.reset(seed=1)
+    with pytest.raises(SandboxUnavailable, match="token"):
+        envs.step((CODE, "<code>broken</code>"))
+    with pytest.raises(gym.error.ResetNeeded, match=STOPPED):
+        envs.step((CODE, CODE))
+    envs.reset(seed=1)
+    assert envs.step((CODE, CODE))[4]["calls"].tolist() == [1, 1]
 
 
 # --- gym.make_vec -------------------------------------------------------------------------------

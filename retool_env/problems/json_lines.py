@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from retool_env.files import file_fault
 from retool_env.grading import extract_boxed, is_equivalent
 from retool_env.problems.data_sets import worked_result
 from retool_env.problems.loading import Row, json_rows
@@ -35,11 +36,11 @@ def jsonl(
         answer_key: The column of the answer; by default the first of :data:`ANSWER_KEYS`.
 
     Raises:
-        ProblemsUnavailable: There is no such file.
+        ProblemsUnavailable: There is no such file, or it is not a regular one.
         ValueError: A line can't be used; the message names the file, the line and the reason.
     """
-    if not Path(path).is_file():
-        raise ProblemsUnavailable(f"there is no file {os.fspath(path)!r}")
+    if fault := file_fault(path):
+        raise ProblemsUnavailable(fault)
     problems: list[Problem] = []
     places: dict[str, str] = {}
     for index, (place, row) in enumerate(json_rows(path)):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retool_env.files import file_fault, read_lines
 from retool_env.problems.problem import Problem, ProblemList, ProblemsUnavailable
 
 if TYPE_CHECKING:
@@ -42,15 +43,15 @@ def local_file(path: str | os.PathLike[str] | None, *names: str) -> Path | None:
     """Return the file to read, or ``None`` if the Hub is next.
 
     Args:
-        path: What the caller named; it must exist.
+        path: What the caller named; it must be a regular file.
         names: File names looked for, in order, in the folder of ``RETOOL_DATA``.
 
     Raises:
-        ProblemsUnavailable: `path`, or the folder of ``RETOOL_DATA``, doesn't exist.
+        ProblemsUnavailable: `path` is not a regular file, or the folder of ``RETOOL_DATA`` doesn't exist.
     """
     if path is not None:
-        if not Path(path).is_file():
-            raise ProblemsUnavailable(f"there is no file {os.fspath(path)!r}")
+        if fault := file_fault(path):
+            raise ProblemsUnavailable(fault)
         return Path(path)
     if not (folder := os.environ.get(FOLDER_VARIABLE)):
         return None
@@ -63,26 +64,24 @@ def json_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
     """Yield ``(place, row)`` for every line of a JSON-lines file that isn't blank.
 
     Raises:
-        ValueError: A line isn't a JSON object, or isn't UTF-8; the message names file and line.
+        ValueError: A line isn't a JSON object, isn't UTF-8, or is too long, or this is no regular file; the message names
+            file and line.
     """
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            place = f"{os.fspath(path)}, line {number}"
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{place}: not UTF-8 ({error.reason})") from error
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{place}: not JSON ({error.msg}, column {error.colno})"
-                ) from error
-            except RecursionError as error:
-                raise ValueError(f"{place}: nested too deeply") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{place}: expected an object with columns, found {row!r:.60}")
-            yield place, row
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        place = f"{os.fspath(path)}, line {number}"
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{place}: not UTF-8 ({error.reason})") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{place}: not JSON ({error.msg}, column {error.colno})") from error
+        except RecursionError as error:
+            raise ValueError(f"{place}: nested too deeply") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{place}: expected an object with columns, found {row!r:.60}")
+        yield place, row
 
 
 def hub_dataset(hub: HubSplit, file_name: str) -> "Dataset":

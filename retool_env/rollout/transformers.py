@@ -20,6 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from retool_env.episode import Generation
+from retool_env.files import folder_fault
 from retool_env.rollout.batching import BLOCK, Batcher, Request, StopReason
 from retool_env.rollout.policy import check_room, check_sampling
 from retool_env.rollout.weights import Weights
@@ -238,9 +239,12 @@ def load_policy(
 
     Raises:
         OSError: If there is no such model.
+        ValueError: If a pipe or a device lies there, or in the folder.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if fault := folder_fault(model):
+        raise ValueError(f"model: {fault}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device)
     return TransformersPolicy(loaded, AutoTokenizer.from_pretrained(model), **sampling)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retool_env.episode import Generation, Tokenizer
+from retool_env.files import folder_fault
 from retool_env.rollout.background import BackgroundLoop
 from retool_env.rollout.gate import Gate
 from retool_env.rollout.policy import PolicyUnavailable, check_room, check_sampling
@@ -46,8 +47,8 @@ class VLLMPolicy(AbstractContextManager["VLLMPolicy"]):
 
     Raises:
         ImportError: If vLLM is missing.
-        ValueError: If temperature or top-p are out of range, sleep mode is asked for without CUDA, or vLLM refuses an
-            argument.
+        ValueError: If temperature or top-p are out of range, sleep mode is asked for without CUDA, vLLM refuses an
+            argument, or a pipe or a device lies where the model should.
         RuntimeError: If the engine does not start; its own words are in the log.
     """
 
@@ -74,6 +75,8 @@ class VLLMPolicy(AbstractContextManager["VLLMPolicy"]):
 
         if sleep_mode and not current_platform.is_cuda():
             raise ValueError(f"sleep mode needs CUDA, and this is {current_platform.device_name}")
+        if fault := folder_fault(model):
+            raise ValueError(f"model: {fault}")
         self.model = str(model)
         self.tokenizer: Tokenizer = AutoTokenizer.from_pretrained(model)
         self.temperature = temperature

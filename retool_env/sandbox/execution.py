@@ -4,6 +4,7 @@ import enum
 import errno
 import numbers
 import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
@@ -132,14 +133,18 @@ DEFAULT_LIMITS = Limits()
 
 
 def check_program(
-    code: object, limits: object, stdin: object = "", display: object = False
+    code: object,
+    limits: object,
+    stdin: object = "",
+    display: object = False,
+    files: "Files | None" = None,
 ) -> None:
     """Checks what a sandbox is asked to run, before anything of it is begun.
 
     Raises:
         TypeError: `code` or `stdin` is not a `str`, `limits` not a `Limits`, or `display` not a
             `bool`.
-        ValueError: `stdin` is larger than the program's /tmp, where it would be kept.
+        ValueError: `stdin` and `files` are larger than the program's /tmp, where they would be kept.
     """
     if not isinstance(limits, Limits):
         raise TypeError(f"limits must be a Limits, as Limits(wall_seconds=2), not {_shown(limits)}")
@@ -148,11 +153,51 @@ def check_program(
             raise TypeError(f"{name} must be a str, not {type(value).__name__}")
     if not isinstance(display, bool):
         raise TypeError(f"display must be True or False, not {_shown(display)}")
-    if stdin and (size := len(stdin.encode("utf-8", "surrogatepass"))) > limits.tmp_mb << 20:  # type: ignore[attr-defined]
-        raise ValueError(
-            f"stdin has {size} bytes, more than the {limits.tmp_mb} MiB of /tmp, where it is kept: "
-            "raise Limits.tmp_mb, or give the program less"
-        )
+    sizes = {"stdin": len(stdin.encode("utf-8", "surrogatepass"))}  # type: ignore[attr-defined]
+    if files is not None:
+        sizes["files"] = sum(map(len, files.given.values()))
+        sizes["stdin and files"] = sum(sizes.values())
+    for name, size in sizes.items():
+        if size > limits.tmp_mb << 20:
+            raise ValueError(
+                f"{name}: {size} bytes are more than the {limits.tmp_mb} MiB of /tmp, where they are "
+                "kept: raise Limits.tmp_mb, or give the program less"
+            )
+
+
+MOST_FILES = 256
+"""How many files may go with a program, and come back from it."""
+
+
+@dataclass
+class Files:
+    """Files that go into a program's folder with it, and those that come back when it is over.
+
+    Raises:
+        TypeError: A name is not a `str`, or a content not `bytes`.
+        ValueError: A name is empty, or holds a NUL or `..`; or there are too many.
+    """
+
+    given: Mapping[str, bytes] = field(default_factory=dict)
+    """Written before the program begins: the content by its name, a path from the program's folder /tmp."""
+    wanted: Sequence[str] = ()
+    """Names of those that are to come back."""
+    fetched: dict[str, bytes] = field(default_factory=dict)
+    """What came back. Left out: a file that is not there or can't be read, one beyond 8 MiB in all, and every one of a
+    program that did not come to its end (a time-out, `os._exit`, a signal)."""
+
+    def __post_init__(self) -> None:
+        for names in (list(self.given), list(self.wanted)):
+            if len(names) > MOST_FILES:
+                raise ValueError(f"{len(names)} files are too many: {MOST_FILES} at most")
+            for name in names:
+                if not isinstance(name, str):
+                    raise TypeError(f"a file's name must be a str, not {_shown(name)}")
+                if not name or "\0" in name or ".." in name.split("/"):
+                    raise ValueError(f"{name!r:.100} is not a file's name: a path without `..` is")
+        for name, data in self.given.items():
+            if not isinstance(data, bytes):
+                raise TypeError(f"{name!r:.100} must hold bytes, not {type(data).__name__}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,12 @@ clients and servers ignore: in a request, the limits that the protocol lacks and
 response, the outcome, the error and the traceback. With it, an `Execution` arrives as it was sent.
 """
 
+import binascii
 import dataclasses
+import math
 import signal
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from retool_env.sandbox.execution import Execution, Limits, Outcome
@@ -39,8 +42,10 @@ def request_of(code: str, limits: Limits, stdin: str, display: bool) -> dict[str
     }
 
 
-def response_of(execution: Execution, executor: str) -> dict[str, Any]:
-    """The response that reports `execution`, run by the machine called `executor`.
+def response_of(
+    execution: Execution, executor: str, files: Mapping[str, bytes] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The response that reports `execution`, run by the machine called `executor`, with its files.
 
     | outcome | status | run_result.status | return_code |
     |---|---|---|---|
@@ -68,7 +73,9 @@ def response_of(execution: Execution, executor: str) -> dict[str, Any]:
             "stderr": execution.traceback or execution.error,
         },
         "executor_pod_name": executor,
-        "files": {},
+        "files": {
+            name: binascii.b2a_base64(data, newline=False).decode() for name, data in files.items()
+        },
         OWN: {
             "outcome": execution.outcome.value,
             "error": execution.error,
@@ -91,19 +98,41 @@ def execution_of(response: Mapping[str, Any], limits: Limits) -> Execution:
     """
     try:
         run = response["run_result"] or {}
-        stdout, duration = run.get("stdout") or "", float(run.get("execution_time") or 0.0)
+        stdout, duration = _text(run, "stdout"), _seconds(run)
         if OWN in response:
             own = response[OWN]
             outcome = Outcome(own["outcome"])
-            return Execution(outcome, stdout, own["error"], own["traceback"], duration)
-        stderr, return_code = run.get("stderr") or "", run.get("return_code")
+            if len(stdout) > limits.output_bytes:
+                raise ValueError(f"{len(stdout)} characters of output are above the limit")
+            error, trace = (_text({name: own[name]}, name) for name in ("error", "traceback"))
+            return Execution(outcome, stdout, " ".join(error.splitlines()), trace, duration)
+        stderr, return_code = _text(run, "stderr"), run.get("return_code")
         if response["status"] == "SandboxError" or run["status"] == "Error":
-            error = response.get("message") or stderr or "it does not say why"
+            error = _text(response, "message") or stderr or "it does not say why"
             return Execution(Outcome.INFRASTRUCTURE, stdout, _last_line(error))
         execution = _judge(run["status"], return_code, stdout, stderr, limits)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a response of SandboxFusion's /run_code: {error!r}") from error
+    except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        shown = f"{error!r:.200}"
+        raise ValueError(f"not a response of SandboxFusion's /run_code: {shown}") from error
     return dataclasses.replace(execution, duration=duration)
+
+
+def _text(record: Mapping[str, Any], name: str) -> str:
+    """A text, which may be null or missing; without lone surrogates, which no file can hold."""
+    value = record.get(name)
+    if not isinstance(value, str | None):
+        raise TypeError(f"{name} is {type(value).__name__}, not text")
+    return (value or "").encode("utf-8", "backslashreplace").decode()
+
+
+def _seconds(run: Mapping[str, Any]) -> float:
+    value = run.get("execution_time")
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
+        raise TypeError(f"execution_time is {type(value).__name__}, not a number")
+    seconds = float(value or 0.0)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"execution_time is {seconds}")
+    return seconds
 
 
 def _judge(
@@ -119,7 +148,7 @@ def _judge(
         return Execution(Outcome.TIMEOUT, stdout, error)
     if return_code == 0:
         return Execution(Outcome.OK, stdout)
-    if not isinstance(return_code, int):
+    if not isinstance(return_code, int) or isinstance(return_code, bool):
         raise TypeError(f"status {status!r} with return code {return_code!r}")
     error = _last_line(stderr) or _ending(return_code)
     raised = _TRACEBACK in stderr

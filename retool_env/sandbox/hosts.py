@@ -3,8 +3,9 @@
 Of several hosts, the one with the fewest of our programs in flight is asked. Three things move a
 program on to the next attempt, and running it again is safe, as nothing of a program outlasts it:
 
-* a host is *busy* (429, or 503 with `Retry-After`): it gets this program again when it said, and
-  no more at once than it took; a program waits as long as others of ours are finished;
+* a host is *busy* (429, or 503 with `Retry-After`): it gets this program again when it said (a host
+  that says at once, later with each refusal), and no more at once than it took; a program waits as
+  long as others of ours are finished;
 * a host *fails* (no connection, no answer in time, another 5xx, a response that cannot be read, a
   failure of its sandbox): it is set aside, twice as long each time in a row;
 * `attempts` failures, or `patience` and a program's own seconds in which no program was finished, are an
@@ -18,6 +19,8 @@ made; callers, in whatever thread or event loop, only wait for it.
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import os
 import random
 import threading
@@ -25,15 +28,24 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from retool_env.sandbox.execution import Execution, Limits, Outcome, SandboxUnavailable
+from retool_env.address import redact
+from retool_env.sandbox.execution import Execution, Limits, Outcome, SandboxUnavailable, advised
 from retool_env.sandbox.fusion import OWN, execution_of
+
+if TYPE_CHECKING:
+    import httpx
 
 _CONNECT_SECONDS = 10.0
 _FIRST_ASIDE = 0.5
 _MOST_DOUBLINGS = 6  # 32 s
+_RETRY_AFTER = 0.25  # at least; who asks for less is asked half as often with each refusal in a row
+_MOST_WAITS = 3  # 2 s
 _LONGEST_RETRY_AFTER = 30.0
+_ANSWER_BYTES = 1 << 20  # of an answer, beyond its output
+_ESCAPED = 6  # bytes of JSON that a byte of output may take
+_ERROR_BYTES = 1 << 12
 _KEEP_ALIVE_SECONDS = 2.0  # shorter than servers' own, which would close it while we send
 _ERROR_CHARACTERS = 300
 
@@ -67,7 +79,7 @@ class _Busy(Exception):
     """The host takes no more at the moment."""
 
     retry_after: float
-    """Seconds it asked for."""
+    """Seconds it asked for; 0.0 where that is no number of them."""
 
 
 class _Failure(Exception):
@@ -94,13 +106,15 @@ class Hosts:
         import httpx
 
         self.pid = os.getpid()  # a fork inherits the object, but not its thread
-        self._attempts, self._patience = attempts, patience
+        self._token, self._attempts, self._patience = token, attempts, patience
         self._hosts = [Host(url) for url in urls]
         self._changed = asyncio.Condition()
         self._stopped = asyncio.Event()
         self._progress = 0.0
         self._http = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {token}"} if token else {},
+            # Compressed, a small answer could be a large one.
+            headers={"Accept-Encoding": "identity"}
+            | ({"Authorization": f"Bearer {token}"} if token else {}),
             limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_SECONDS),
         )
         self._loop = asyncio.new_event_loop()
@@ -150,7 +164,7 @@ class Hosts:
     async def _execute(self, body: bytes, limits: Limits, display: bool) -> Execution:
         said: dict[str, str] = {}
         not_before: dict[Host, float] = {}
-        failed, waiting_since = 0, self._loop.time()
+        failed, refusals, waiting_since = 0, 0, self._loop.time()
         patience = limits.wall_seconds + self._patience
         while failed < self._attempts:
             host = await self._take(not_before, waiting_since, patience)
@@ -162,7 +176,11 @@ class Hosts:
                 execution = await self._ask(host, body, limits, display, patience)
             except _Busy as busy:
                 host.window, host.refused = max(1.0, host.in_flight - 1), True
-                not_before[host] = sent_at + busy.retry_after * random.uniform(1, 1.5)
+                pause = min(busy.retry_after, _LONGEST_RETRY_AFTER)
+                if pause < _RETRY_AFTER:  # less than is seemly
+                    pause = _RETRY_AFTER * 2 ** min(refusals, _MOST_WAITS)
+                not_before[host] = sent_at + pause * random.uniform(1, 1.5)
+                refusals += 1
                 said[host.url] = "busy"
             except _Failure as failure:
                 failed += 1
@@ -191,15 +209,15 @@ class Hosts:
         """Waits for a host that may be asked; `None` if patience runs out before."""
         while True:
             now = self._loop.time()
+            left = max(waiting_since, self._progress) + patience - now
+            if left <= 0:
+                return None
             opens = {host: max(host.aside_until, not_before.get(host, 0)) for host in self._hosts}
             ready = [h for h, at in opens.items() if at <= now and h.in_flight < h.window]
             if ready:
                 host = min(ready, key=lambda each: (each.in_flight, random.random()))
                 host.in_flight += 1
                 return host
-            left = max(waiting_since, self._progress) + patience - now
-            if left <= 0:
-                return None
             waits = [at - now for at in opens.values() if at > now]
             # Not all at the same moment, when a host comes back.
             pause = min([left, 1.0, *waits]) * random.uniform(1, 1.2)
@@ -215,11 +233,19 @@ class Hosts:
         timeout = httpx.Timeout(patience, connect=_CONNECT_SECONDS, pool=None)
         headers = {"Content-Type": "application/json"}
         url = f"{host.url}/run_code"
+        most = _ESCAPED * limits.output_bytes + _ANSWER_BYTES
+        sending = self._http.stream("POST", url, content=body, headers=headers, timeout=timeout)
         try:
-            response = await self._http.post(url, content=body, headers=headers, timeout=timeout)
-        except httpx.HTTPError as error:
-            raise _Failure(f"{type(error).__name__} {error}".strip()) from error
-        status = response.status_code
+            # Of the whole: httpx's own begins anew with each byte.
+            async with asyncio.timeout(patience), sending as response:
+                answer = await _read(response, most)
+        except TimeoutError:
+            raise _Failure(f"no whole answer in {patience:g} s") from None
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            text = f"{type(error).__name__} {_said(error)}".strip()
+            raise _Failure(text[:_ERROR_CHARACTERS]) from error
+        status, text = response.status_code, answer[:_ERROR_BYTES].decode("utf-8", "replace")
+        text = redact(text, self._token)[:_ERROR_CHARACTERS]
         if status in (401, 403):
             raise SandboxUnavailable(
                 f"{host.url} refuses the token (HTTP {status}); give the one it was started with, "
@@ -228,16 +254,16 @@ class Hosts:
         if status == 429 or (status == 503 and "retry-after" in response.headers):
             raise _Busy(_seconds(response.headers.get("retry-after", "")))
         if status in (400, 413, 422):
-            raise _Refusal(f"HTTP {status} {response.text[:_ERROR_CHARACTERS]}")
+            raise _Refusal(f"HTTP {status} {text}")
         if status != 200:
-            raise _Failure(f"HTTP {status} {response.text[:_ERROR_CHARACTERS]}")
+            raise _Failure(f"HTTP {status} {text}")
         try:
-            content = response.json()
+            content = json.loads(answer, parse_constant=_no_number)
             execution = execution_of(content, limits)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _Failure(f"{error}"[:_ERROR_CHARACTERS]) from error
         if execution.outcome is Outcome.INFRASTRUCTURE:
-            raise _Failure(execution.error)
+            raise _Failure(redact(execution.error, self._token)[:_ERROR_CHARACTERS])
         if display and OWN not in content:
             raise SandboxUnavailable(
                 f"{host.url} is not a server of retool's and does not know `display`; run "
@@ -253,9 +279,43 @@ class Hosts:
         host.aside_until = self._loop.time() + aside * random.uniform(0.75, 1.25)
 
 
+def _said(error: BaseException) -> str:
+    """What an error says; if no file could be opened on this machine, that, which lies beneath what it says."""
+    causes = [error]
+    for each in causes:
+        causes += getattr(each, "exceptions", ()) or filter(
+            None, (each.__cause__, each.__context__)
+        )
+        if isinstance(each, OSError) and (said := advised(each)) != str(each):
+            return said
+    return str(error)
+
+
+async def _read(response: httpx.Response, most: int) -> bytes:
+    """The body as it was sent.
+
+    Raises:
+        ValueError: It is compressed, or larger than `most` bytes.
+    """
+    encoding = response.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("identity", ""):
+        raise ValueError(f"the answer is encoded ({encoding!r:.40}), which was not asked for")
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) > most:
+            raise ValueError(f"the answer is larger than {most} bytes")
+    return bytes(body)
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON's")
+
+
 def _seconds(retry_after: str) -> float:
     """The header's seconds; a second where it holds a date or nothing."""
     try:
-        return min(max(float(retry_after), 0.0), _LONGEST_RETRY_AFTER)
+        seconds = float(retry_after)
     except ValueError:
         return 1.0
+    return 0.0 if math.isnan(seconds) else max(seconds, 0.0)

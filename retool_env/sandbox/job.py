@@ -4,6 +4,7 @@ A `Job` does nothing of itself and never blocks. Whoever drives it, a thread or 
 descriptors and calls `step`, or `lapse` when its patience is over.
 """
 
+import binascii
 import codecs
 import json
 import math
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retool_env.sandbox import processes
-from retool_env.sandbox.execution import Execution, Limits, Outcome
+from retool_env.sandbox.execution import Execution, Files, Limits, Outcome
 from retool_env.sandbox.guest import wire
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _SESSION_BLOCKS = 64  # a session may use the processor as long as so many block
 _CHUNK = 1 << 16
 _BELL_BYTES = struct.calcsize(wire.BELL)
 _HEARD_BYTES = _BELL_BYTES + 1
+_FETCHED_BYTES = wire.FETCHED_BYTES * 3 // 2 + (1 << 20)  # in base64, with their names
 _ERROR, _TRACE = 4000, 8000  # characters of what a record says that are believed
 _CREDENTIALS = "3i"
 
@@ -109,6 +111,8 @@ class Job:
         self._submitted = self._began = self._killed = 0.0
         self._waited = self._burdened = 0.0
         self._heard, self._deaf = b"", False
+        self._wanted: frozenset[str] = frozenset()
+        self._fetched = bytearray()
         self._code: int | None = None
         self._processor_seconds = 0.0
         self._failure = ""
@@ -132,12 +136,15 @@ class Job:
             os.close(descriptor)
         self._theirs = []
 
-    def begin(self, code: str, stdin: str = "", display: bool = False) -> None:
+    def begin(
+        self, code: str, stdin: str = "", display: bool = False, files: Files | None = None
+    ) -> None:
         """Gives it a program."""
         text, data = code.encode("utf-8", "surrogatepass"), stdin.encode("utf-8", "surrogatepass")
-        self._unsent = memoryview(
-            struct.pack(wire.PROGRAM, display, len(text), len(data)) + text + data
-        )
+        about = _pack(files) if files else b""
+        self._wanted = frozenset(files.wanted if files else ())
+        head = struct.pack(wire.PROGRAM, display, len(text), len(data), len(about))
+        self._unsent = memoryview(head + text + data + about)
         self._number += 1
         self._output.clear()
         self.finished = False
@@ -157,7 +164,7 @@ class Job:
             found[self._stdout] = select.POLLIN
         if self._unsent:
             found[self._input.fileno()] = select.POLLOUT
-        elif self.session and not self._deaf:
+        elif (self.session or self._wanted) and not self._deaf:
             found[self._input.fileno()] = select.POLLIN
         return found
 
@@ -166,6 +173,8 @@ class Job:
         self._send()
         self._read()
         self._listen()
+        if self._wanted:
+            self._fetch()
         if self.gone:
             self._read()
             self.finished = True
@@ -379,17 +388,41 @@ class Job:
         if self._deaf:
             return
         try:
-            said = self._input.recv(_HEARD_BYTES - len(self._heard))
+            most = _BELL_BYTES if self._wanted else _HEARD_BYTES
+            if len(self._heard) == most:
+                return
+            said = self._input.recv(most - len(self._heard))
         except BlockingIOError:
             return
         except OSError:
             said = b""
         self._heard += said
-        self._deaf = not said or len(self._heard) == _HEARD_BYTES  # it can, or need, say no more
+        # It can, or need, say no more; but for the files of a program, see `_fetch`.
+        self._deaf = not said or (len(self._heard) == _HEARD_BYTES and not self._wanted)
         if said and not self._began and len(self._heard) >= _BELL_BYTES:
             (began,) = struct.unpack(wire.BELL, self._heard[:_BELL_BYTES])
             now = time.monotonic()
             self._began = began if self._submitted <= began <= now else now
+
+    def _fetch(self) -> None:
+        """Reads the files that come back. The program can write there as well: this is bounded, and looked at later."""
+        with suppress(BlockingIOError, OSError):
+            while self._has_begun() and not self._deaf:
+                chunk = self._input.recv(_CHUNK)
+                self._fetched += chunk
+                self._deaf = not chunk or len(self._fetched) > _FETCHED_BYTES
+
+    def fetched(self) -> dict[str, bytes]:
+        """The files that came back, once it is finished; what is none of those that are wanted is left out."""
+        try:
+            found = json.loads(self._fetched)
+            return {
+                name: binascii.a2b_base64(data, strict_mode=True)
+                for name, data in found.items()
+                if name in self._wanted and isinstance(data, str)
+            }
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            return {}
 
     def _has_begun(self) -> bool:
         """Whether the program has begun."""
@@ -429,6 +462,14 @@ class Job:
         with suppress(OSError, ValueError, IndexError):
             return int(Path(f"/proc/{self._pid}/schedstat").read_text().split()[1]) / 1e9
         return 0.0
+
+
+def _pack(files: Files) -> bytes:
+    given = {
+        name: binascii.b2a_base64(data, newline=False).decode()
+        for name, data in files.given.items()
+    }
+    return json.dumps(dict(zip(wire.FILES, (given, list(files.wanted)), strict=True))).encode()
 
 
 def _signal_name(number: int) -> str:

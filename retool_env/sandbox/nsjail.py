@@ -240,6 +240,9 @@ def jail_config(found: dict, packages: Sequence[str], proc: int, program: str | 
         MountPt(src="/dev/null", dst="/dev/null", is_bind=True, rw=True),
         MountPt(dst="/tmp", fstype="tmpfs", options="size=4096", nosuid=True, nodev=True),
         MountPt(src="/tmp", dst="/dev/shm", is_symlink=True),  # semaphores of multiprocessing
+        MountPt(
+            src="/tmp", dst="/mnt", is_symlink=True
+        ),  # where clients of SandboxFusion keep files
         # Where the C library, and most builds of Python, look for time zones.
         MountPt(src=f"{TIME_ZONES}/zoneinfo", dst="/usr/share/zoneinfo", is_symlink=True),
     ]

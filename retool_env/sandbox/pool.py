@@ -33,6 +33,7 @@ from retool_env.sandbox.diagnosis import last_words, not_executable
 from retool_env.sandbox.execution import (
     DEFAULT_LIMITS,
     Execution,
+    Files,
     Limits,
     Outcome,
     SandboxUnavailable,
@@ -261,16 +262,17 @@ class PooledSandbox(abc.ABC):
         *,
         stdin: str = "",
         display: bool = False,
+        files: Files | None = None,
     ) -> Execution:
         """Runs `code` to its end in the calling thread.
 
         Raises:
             RuntimeError: The sandbox is closed.
             TypeError: An argument is not of its type.
-            ValueError: `stdin` is larger than `limits.tmp_mb`.
+            ValueError: `stdin` or `files` are larger than `limits.tmp_mb`.
         """
         self._check_open()
-        check_program(code, limits, stdin, display)
+        check_program(code, limits, stdin, display, files)
         self._slots.acquire()
         try:
             for attempt in range(_ATTEMPTS):
@@ -281,7 +283,7 @@ class PooledSandbox(abc.ABC):
                     execution = job
                 else:
                     try:
-                        execution = self._drive(job, code, stdin, display)
+                        execution = self._drive(job, code, stdin, display, files)
                     finally:
                         _put_away(job)
                         self._make_spare(limits, job.guest.packages)
@@ -298,16 +300,17 @@ class PooledSandbox(abc.ABC):
         *,
         stdin: str = "",
         display: bool = False,
+        files: Files | None = None,
     ) -> Execution:
         """Runs `code` to its end; cancelling this ends the program.
 
         Raises:
             RuntimeError: The sandbox is closed.
             TypeError: An argument is not of its type.
-            ValueError: `stdin` is larger than `limits.tmp_mb`.
+            ValueError: `stdin` or `files` are larger than `limits.tmp_mb`.
         """
         self._check_open()
-        check_program(code, limits, stdin, display)
+        check_program(code, limits, stdin, display, files)
         await self._slots.acquire_async()
         try:
             for attempt in range(_ATTEMPTS):
@@ -318,7 +321,7 @@ class PooledSandbox(abc.ABC):
                     execution = job
                 else:
                     try:
-                        execution = await self._watch(job, code, stdin, display)
+                        execution = await self._watch(job, code, stdin, display, files)
                     finally:
                         _put_away(job)
                         self._make_spare(limits, job.guest.packages)
@@ -503,7 +506,9 @@ class PooledSandbox(abc.ABC):
             guest.condemned = True
         _end_later(guest)
 
-    def _conclude(self, job: Job) -> Execution:
+    def _conclude(self, job: Job, files: Files | None) -> Execution:
+        if files is not None:
+            files.fetched = job.fetched()
         if job.lost:
             if not job.refused:
                 self._condemn(job.guest)
@@ -511,12 +516,19 @@ class PooledSandbox(abc.ABC):
             job.fail(closed or job.guest.log() or "its guest ended")
         return job.execution()
 
-    def _drive(self, job: Job, code: str, stdin: str = "", display: bool = False) -> Execution:
+    def _drive(
+        self,
+        job: Job,
+        code: str,
+        stdin: str = "",
+        display: bool = False,
+        files: Files | None = None,
+    ) -> Execution:
         """Runs a program in this thread."""
         try:
             while not self._hand_over(job):
                 time.sleep(_BUSY_SECONDS)
-            job.begin(code, stdin, display)
+            job.begin(code, stdin, display, files)
             self._wait(job)
         except BaseException:
             job.kill()
@@ -524,7 +536,7 @@ class PooledSandbox(abc.ABC):
             job.finished = job.gone
             self._wait(job)
             raise
-        return self._conclude(job)
+        return self._conclude(job, files)
 
     def _wait(self, job: Job) -> None:
         deadline = time.monotonic() + job.patience()
@@ -540,14 +552,19 @@ class PooledSandbox(abc.ABC):
                 deadline = time.monotonic() + self._lapse(job)
 
     async def _watch(
-        self, job: Job, code: str, stdin: str = "", display: bool = False
+        self,
+        job: Job,
+        code: str,
+        stdin: str = "",
+        display: bool = False,
+        files: Files | None = None,
     ) -> Execution:
         """Runs a program from an event loop."""
         watch = _Watch(job, self._lapse)
         try:
             while not self._hand_over(job):
                 await asyncio.sleep(_BUSY_SECONDS)
-            job.begin(code, stdin, display)
+            job.begin(code, stdin, display, files)
             await watch.finished()
         except BaseException:
             job.kill()
@@ -557,7 +574,7 @@ class PooledSandbox(abc.ABC):
             raise
         finally:
             watch.stop()
-        return self._conclude(job)
+        return self._conclude(job, files)
 
     def _hand_over(self, job: Job) -> bool:
         """Asks the guest for the process, if that has not been done; `False` if the guest is busy."""

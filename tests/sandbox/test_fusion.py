@@ -7,11 +7,11 @@ import pytest
 from retool_env.sandbox import Execution, Limits, Outcome
 from retool_env.sandbox.fusion import execution_of, request_of, response_of
 
-TRACEBACK = 'Traceback (most recent call last):\n  File "<code>", line 1\nValueError: \ud800'
+TRACEBACK = 'Traceback (most recent call last):\n  File "<code>", line 1\nValueError: ü'
 EXECUTIONS = [
     Execution(Outcome.OK, "42\n", duration=0.1 + 0.2),
     Execution(Outcome.SYNTAX_ERROR, "", "SyntaxError: invalid syntax", "x x\n  ^", 0.0),
-    Execution(Outcome.RUNTIME_ERROR, "half\x00é\ud800", "ValueError: \ud800", TRACEBACK, 1.5),
+    Execution(Outcome.RUNTIME_ERROR, "half\x00éü", "ValueError: ü", TRACEBACK, 1.5),
     Execution(Outcome.TIMEOUT, "a\n", "time limit: the program ran for more than 5 s", "", 5.0),
     Execution(Outcome.MEMORY_LIMIT, "", "MemoryError: ...", TRACEBACK, 0.2),
     Execution(Outcome.OUTPUT_LIMIT, "x" * 100, "output limit: ..."),

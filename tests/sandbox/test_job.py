@@ -44,7 +44,8 @@ class Guest:
     def read(self) -> tuple[bool, str, str]:
         """The next program that it is given: whether it displays, its text, its stdin."""
         head = self._exactly(struct.calcsize(wire.PROGRAM))
-        display, size, stdin = struct.unpack(wire.PROGRAM, head)
+        display, size, stdin, files = struct.unpack(wire.PROGRAM, head)
+        assert files == 0
         return display, self._exactly(size).decode(), self._exactly(stdin).decode()
 
     def _exactly(self, size: int) -> bytes:

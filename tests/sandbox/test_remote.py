@@ -1,15 +1,22 @@
 """The client, against real servers on the loopback: ours, and others of the same protocol."""
 
 import asyncio
+import contextlib
+import gzip
 import itertools
 import json
 import multiprocessing
 import pickle
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import tracemalloc
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,9 +25,11 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client.parser import text_string_to_metric_families
 from services import Scripted, says, serving, sleeps, wait_until
 
+from retool_env.env import ReToolEnv
 from retool_env.sandbox import Execution, Limits, Outcome, Sandbox, SandboxUnavailable, hosts
 from retool_env.sandbox.remote import RemoteSandbox
 from retool_env.sandbox.server import create_app
+from retool_env.transcript import StopReason, write_transcripts
 
 OK = Execution(Outcome.OK, "42")
 
@@ -78,7 +87,7 @@ def test_it_is_a_sandbox() -> None:
 
 @pytest.mark.parametrize("outcome", [each for each in Outcome if each != Outcome.INFRASTRUCTURE])
 def test_an_execution_arrives_whole(outcome: Outcome) -> None:
-    execution = Execution(outcome, "é\x00", "Error: \ud800", "Traceback", 0.1 + 0.2)
+    execution = Execution(outcome, "é\x00", "Error: é", "Trace\nback", 0.1 + 0.2)
     with serving(create_app(says(execution))) as url, RemoteSandbox([url]) as sandbox:
         arrived = sandbox.run("")
         assert arrived == execution and arrived.duration == execution.duration
@@ -105,7 +114,7 @@ def test_ten_megabytes_pass_both_ways() -> None:
 
     program = "print(1)\n" * 1_200_000
     with serving(create_app(Scripted(answer))) as url, RemoteSandbox([url]) as sandbox:
-        assert sandbox.run(program).stdout == program
+        assert sandbox.run(program, Limits(output_bytes=16 << 20)).stdout == program
 
 
 def test_many_threads_and_event_loops_use_one_object() -> None:
@@ -349,7 +358,7 @@ def test_a_host_that_does_not_answer_is_given_up() -> None:
     ):
         execution = sandbox.run("", Limits(wall_seconds=0.2))
         assert execution.outcome is Outcome.INFRASTRUCTURE
-        assert f"{url}: ReadTimeout" in execution.error
+        assert f"{url}: no whole answer in" in execution.error
         assert box.started == 2
 
 
@@ -511,6 +520,35 @@ def test_another_server_cannot_display() -> None:
 # --- with the jail --------------------------------------------------------------------------------
 
 
+NO_FILES = """
+import os, resource
+from retool_env.sandbox import RemoteSandbox, SandboxUnavailable
+
+begun, new = (RemoteSandbox(["http://127.0.0.1:9"], attempts=2, patience=2.0) for _ in range(2))
+begun.run("1")  # all that is imported and opened at the first program
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+taken = []
+try:
+    while True:
+        taken.append(os.dup(0))
+except OSError:
+    print(begun.run("1").error)
+    try:
+        new.run("1")
+    except SandboxUnavailable as error:
+        print(error)
+"""
+
+
+def test_too_many_open_files_name_the_cure() -> None:
+    """Of a sandbox that has begun, and of one that has not."""
+    done = subprocess.run([sys.executable, "-c", NO_FILES], capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2, done.stderr
+    for line in lines:
+        assert "Too many open files" in line and "`ulimit -n`" in line
+
+
 @pytest.fixture(scope="module")
 def both(jail: Sandbox) -> Iterator[tuple[Sandbox, RemoteSandbox]]:
     """A jail, and the same one from afar."""
@@ -540,3 +578,284 @@ def test_a_remote_sandbox_says_what_a_local_one_does(both, code, outcome) -> Non
     assert found == local.run(code, limits, stdin="in", display=True)
     assert outcome is None or found.outcome is outcome
     assert found.duration < 10
+
+
+# --- servers that misbehave -----------------------------------------------------------------------
+
+
+QUICK = Limits(wall_seconds=0.1, output_bytes=1000)
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.contextmanager
+def speaking(talk: Talk) -> Iterator[tuple[str, list[float]]]:
+    """A server that reads each request whole and then speaks as it likes; its URL, and when it was asked."""
+    asked: list[float] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert b"accept-encoding: identity" in head.lower()
+            length = re.search(rb"content-length: (\d+)", head.lower())
+            await reader.readexactly(int(length[1]))
+            asked.append(time.monotonic())
+            await talk(reader, writer)
+        writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port.set_result(server.sockets[0].getsockname()[1])
+        await stop.wait()
+        server.close()
+        talks = asyncio.all_tasks() - {asyncio.current_task()}
+        for each in talks:
+            each.cancel()
+        await asyncio.gather(*talks, return_exceptions=True)
+
+    loop, port, stop = asyncio.new_event_loop(), Future(), asyncio.Event()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{port.result(10)}", asked
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)
+        loop.close()
+
+
+def says_once(status: str, headers: str = "", body: bytes = b"") -> Talk:
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
+        writer.write(head.encode("latin-1") + body)
+        await writer.drain()
+
+    return talk
+
+
+@pytest.mark.parametrize("status", ["503 Busy", "429 Busy"])
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "-inf", "0.0000001", "-0"])
+def test_a_host_that_is_busy_for_no_time_is_asked_seldom_and_given_up(
+    status: str, seconds: str
+) -> None:
+    with (
+        speaking(says_once(status, f"Retry-After: {seconds}\r\n")) as (url, asked),
+        RemoteSandbox([url], patience=1.5) as sandbox,
+    ):
+        began = time.monotonic()
+        execution = sandbox.run("1", QUICK)
+        assert execution.outcome is Outcome.INFRASTRUCTURE
+        assert "none finished a program in 1.6 s" in execution.error and "busy" in execution.error
+        assert time.monotonic() - began < 16
+        assert 2 <= len(asked) <= 6
+
+
+@pytest.mark.parametrize(
+    "seconds", ["inf", "1e999", "9" * 400, "Wed, 21 Oct 2099 07:28:00 GMT", ""]
+)
+def test_a_host_that_is_busy_for_ever_is_given_up_in_time(seconds: str) -> None:
+    with (
+        speaking(says_once("503 Busy", f"Retry-After: {seconds}\r\n")) as (url, _),
+        RemoteSandbox([url], patience=0.5) as sandbox,
+    ):
+        began = time.monotonic()
+        assert sandbox.run("1", QUICK).outcome is Outcome.INFRASTRUCTURE
+        assert time.monotonic() - began < 6
+
+
+def test_busy_and_failing_by_turns_is_given_up() -> None:
+    kinds = itertools.cycle([says_once("503 Busy", "Retry-After: 0\r\n"), says_once("500 No")])
+
+    async def talk(*streams: Any) -> None:
+        await next(kinds)(*streams)
+
+    with speaking(talk) as (url, asked), RemoteSandbox([url], patience=2, attempts=3) as sandbox:
+        assert sandbox.run("1", QUICK).outcome is Outcome.INFRASTRUCTURE
+        assert len(asked) <= 6
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "drop"),
+    [
+        (HEAD + b"Content-Length: 99999\r\n\r\n", b"x"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (HEAD, b"a: b\r\n"),
+        (b"HTTP/1.1 ", b"2"),
+        (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+        (b"", b""),
+    ],
+    ids=["body", "chunks", "headers", "status", "hints", "nothing"],
+)
+def test_a_server_that_drips_is_given_up(head: bytes, drop: bytes) -> None:
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(head)
+        while True:
+            writer.write(drop)
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    with speaking(talk) as (url, _), RemoteSandbox([url], patience=0.5, attempts=1) as sandbox:
+        began = time.monotonic()
+        execution = sandbox.run("1", QUICK)
+        assert execution.outcome is Outcome.INFRASTRUCTURE and execution.duration == 0
+        assert time.monotonic() - began < 6
+
+
+def test_an_answer_without_end_is_cut() -> None:
+    sent = 0
+
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(HEAD + b"Connection: close\r\n\r\n")
+        while True:
+            writer.write(bytes(1 << 16))
+            await writer.drain()
+            sent += 1 << 16
+
+    with speaking(talk) as (url, _), RemoteSandbox([url], attempts=1) as sandbox:
+        execution = sandbox.run("1", QUICK)
+    assert "larger than 1054576 bytes" in execution.error
+    assert sent < 32 << 20
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "GZIP, gzip", "x"])
+def test_an_answer_that_is_compressed_is_not_opened(encoding: str) -> None:
+    bomb = gzip.compress(gzip.compress(bytes(1 << 28)))
+    talk = says_once("200 OK", f"Content-Encoding: {encoding}\r\n", bomb)
+    with speaking(talk) as (url, _), RemoteSandbox([url], attempts=1) as sandbox:
+        tracemalloc.start()
+        execution = sandbox.run("1", QUICK)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert (
+        execution.outcome is Outcome.INFRASTRUCTURE and "the answer is encoded" in execution.error
+    )
+    assert peak < 32 << 20
+
+
+RIGHT = {
+    "status": "Success",
+    "message": "",
+    "run_result": {"status": "Finished", "execution_time": 0.1, "return_code": 0, "stdout": "42"},
+}
+OWN = {"outcome": "ok", "error": "", "traceback": ""}
+
+
+def wrong(own: bool = False, **fields: Any) -> bytes:
+    """An answer that is right but for some fields: of the whole, of its result, or of our own object."""
+    answer: dict[str, Any] = json.loads(json.dumps(RIGHT))
+    if own:
+        answer["retool"] = dict(OWN)
+    for name, value in fields.items():
+        at = answer if name in answer else answer["run_result"]
+        at = answer["retool"] if own and name in OWN else at
+        at[name] = value
+    return json.dumps(answer).encode()
+
+
+WRONG = {
+    "nothing": b"",
+    "no JSON": b"<html>",
+    "half": wrong()[:-5],
+    "bytes": b"\xff\xfe\x00",
+    "a list": b"[]",
+    "null": b"null",
+    "deep": b"[" * 200_000 + b"]" * 200_000,
+    "a deep field": wrong().replace(b'"42"', b"[" * 200_000 + b"]" * 200_000),
+    "many digits": wrong().replace(b"0.1", b"1" * 5000),
+    "many digits elsewhere": wrong(message="x").replace(b'"x"', b"1" * 5000),
+    "more than a float": wrong().replace(b"0.1", b"1" + b"0" * 400),
+    "an infinite time": wrong().replace(b"0.1", b"1e999"),
+    **{f"{name} time": wrong().replace(b"0.1", name.encode()) for name in ("NaN", "Infinity")},
+    **{f"time {value!r}": wrong(execution_time=value) for value in (-1, True, "1", [], {"a": 1})},
+    **{f"output {value!r}": wrong(stdout=value) for value in (3, ["a"], {"a": 1}, True)},
+    **{f"status {value!r}": wrong(return_code=value) for value in ("0", 0.5, True, [0], None)},
+    **{f"result {value!r}": wrong(run_result=value) for value in (3, [], "x", [1], None)},
+    **{f"errors {value!r}": wrong(stderr=value, return_code=1) for value in (3, ["a"], True)},
+    **{f"our outcome {value!r}": wrong(True, outcome=value) for value in ("new", 3, None, [], "")},
+    **{f"our error {value!r}": wrong(True, error=value) for value in (3, ["a"], {"a": "b"}, True)},
+    **{f"our trace {value!r}": wrong(True, traceback=value) for value in (3, ["a"])},
+    **{f"our object {value!r}": wrong(True, retool=value) for value in (3, [], "x", {})},
+    "our output beyond the limit": wrong(True, stdout="x" * 1001),
+    "NaN elsewhere": wrong(extra=float("nan")),
+}
+
+
+@pytest.mark.parametrize("body", WRONG.values(), ids=WRONG)
+def test_an_answer_that_is_wrong_is_one_failure_of_that_host(body: bytes) -> None:
+    with (
+        speaking(says_once("200 OK", body=body)) as (url, _),
+        RemoteSandbox([url], attempts=1) as sandbox,
+    ):
+        execution = sandbox.run("1", QUICK)
+    assert (execution.outcome, execution.stdout) == (Outcome.INFRASTRUCTURE, "")
+    assert execution.error.startswith(f"no host ran the program: {url}: ")
+    assert len(execution.error) < 500 and execution.duration == 0
+
+
+def test_the_right_answer_is_right() -> None:
+    for body in (wrong(), wrong(True)):
+        with (
+            speaking(says_once("200 OK", body=body)) as (url, _),
+            RemoteSandbox([url], attempts=1) as sandbox,
+        ):
+            assert sandbox.run("1", QUICK) == OK
+
+
+def test_lone_surrogates_do_not_arrive() -> None:
+    body = wrong(
+        True, outcome="runtime_error", stdout="\ud800", error="a\udfff\nb", traceback="\ud800"
+    )
+    with (
+        speaking(says_once("200 OK", body=body)) as (url, _),
+        RemoteSandbox([url], attempts=1) as sandbox,
+    ):
+        execution = sandbox.run("1", QUICK)
+    expected = ("\\ud800", "a\\udfff b", "\\ud800")
+    assert (execution.stdout, execution.error, execution.traceback) == expected
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "302 Found\r\nLocation: http://127.0.0.1:1/",
+        "301 Moved\r\nLocation: /run_code",
+        "204 No Content",
+        "500 No",
+        "999 What",
+    ],
+)
+def test_other_statuses_are_named_and_not_followed(head: str) -> None:
+    with (
+        speaking(says_once(head, body=b"")) as (url, asked),
+        RemoteSandbox([url], attempts=2) as sandbox,
+    ):
+        execution = sandbox.run("1", QUICK)
+    assert execution.outcome is Outcome.INFRASTRUCTURE and f"HTTP {head[:3]}" in execution.error
+    assert len(asked) == 2
+
+
+def test_a_token_that_a_server_repeats_is_not_shown() -> None:
+    for status in ("500 No", "422 No"):
+        talk = says_once(status, body=b"Authorization: Bearer s3cret-t0ken is wrong")
+        with (
+            speaking(talk) as (url, _),
+            RemoteSandbox([url], token="s3cret-t0ken", attempts=1) as sandbox,
+        ):
+            execution = sandbox.run("1", QUICK)
+        assert "Bearer [redacted] is wrong" in execution.error
+
+
+def test_an_episode_ends_unscored_and_its_record_is_json(tmp_path: Path) -> None:
+    with (
+        speaking(says_once("200 OK", body=WRONG["NaN time"])) as (url, _),
+        RemoteSandbox([url], attempts=1) as sandbox,
+    ):
+        env = ReToolEnv("arithmetic", difficulty=1, sandbox=sandbox)
+        env.reset(seed=0)
+        *_, truncated, info = env.step("<code>print(1)</code>")
+    assert truncated and info["stop_reason"] is StopReason.INFRASTRUCTURE
+    write_transcripts(tmp_path / "transcripts.jsonl", [info["transcript"]])
+    assert "NaN" not in (tmp_path / "transcripts.jsonl").read_text()

@@ -1,12 +1,10 @@
 """The server, over HTTP: real uvicorn on the loopback; the last tests run `retool serve` itself."""
 
 import asyncio
+import base64
 import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,10 +15,17 @@ import pytest
 import sandbox_fusion
 from marks import Mark
 from prometheus_client.parser import text_string_to_metric_families
-from services import Scripted, says, serving, sleeps, wait_until
+from services import Scripted, command, says, serving, sleeps, wait_until
 
 from retool_env.cli import main
-from retool_env.sandbox import Execution, Limits, Outcome, Sandbox, monitoring, server
+from retool_env.sandbox import (
+    Execution,
+    Limits,
+    Outcome,
+    Sandbox,
+    monitoring,
+    server,
+)
 from retool_env.sandbox.server import create_app
 
 SECRET = "s3cret"
@@ -64,8 +69,16 @@ def test_the_program_runs_under_what_the_request_says() -> None:
         ({"language": None}, "language"),
         ({"code": 3}, "code"),
         ({"stdin": 3}, "stdin"),
-        ({"files": {"a.txt": "YQ=="}}, "files"),
-        ({"fetch_files": ["a.txt"]}, "fetch_files"),
+        ({"files": {"a.txt": "YQ=="}}, "files and fetch_files: this server's sandbox has none"),
+        ({"fetch_files": ["a.txt"]}, "files and fetch_files: this server's sandbox has none"),
+        ({"files": {"a.txt": "Y"}}, "files: the content of 'a.txt' is not base64"),
+        ({"files": {"../a": "YQ=="}}, "'../a' is not a file's name"),
+        ({"files": {"a\0b": "YQ=="}}, "is not a file's name"),
+        ({"files": {"a": 3}}, "files"),
+        ({"files": {str(n): "" for n in range(257)}}, "257 files are too many"),
+        ({"fetch_files": [""]}, "'' is not a file's name"),
+        ({"fetch_files": ["a/../b"]}, "'a/../b' is not a file's name"),
+        ({"fetch_files": ["a"] * 257}, "257 files are too many"),
         ({"run_timeout": 0}, "wall_seconds"),
         ({"run_timeout": -1}, "wall_seconds"),
         ({"run_timeout": 121}, "wall_seconds of 121.0 is above this server's maximum, 120.0"),
@@ -73,7 +86,7 @@ def test_the_program_runs_under_what_the_request_says() -> None:
         ({"retool": {"output_bytes": 10**12}}, "output_bytes"),
         ({"retool": {"processes": 0}}, "processes"),
         ({"retool": 1}, "retool"),
-        ({"stdin": "x" * ((1 << 20) + 1), "retool": {"tmp_mb": 1}}, "stdin has 1048577 bytes"),
+        ({"stdin": "x" * ((1 << 20) + 1), "retool": {"tmp_mb": 1}}, "stdin: 1048577 bytes"),
     ],
 )
 def test_what_the_server_does_not_do_is_refused(fields: dict, named: str) -> None:
@@ -262,7 +275,9 @@ def test_programs_that_a_stop_cuts_off_are_ended_in_order() -> None:
             wait_until(lambda: box.running == 4)
         assert (box.running, box.cancelled) == (0, 4)
         for each in cut:
-            assert isinstance(each.exception(), httpx.TransportError) or each.result().is_error
+            assert each.result().status_code == 200  # answered, so that a client tries elsewhere
+            assert each.result().json()["status"] == "SandboxError"
+            assert "the server stops" in each.result().json()["message"]
 
 
 # --- health and metrics ---------------------------------------------------------------------------
@@ -419,23 +434,6 @@ def post_and_leave(url: str, code: str) -> None:
 # --- retool serve ---------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def command(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`retool serve` on a free port, and its URL."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "retool_env.cli", "serve", "--port", "0", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | environment,
-    )
-    try:
-        yield process, process.stdout.readline().strip()
-    finally:
-        process.kill()
-        process.communicate()
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_programs_end_and_takes_no_more(number: signal.Signals) -> None:
     mark = Mark()
@@ -461,8 +459,9 @@ def test_after_the_grace_programs_are_ended() -> None:
         process.terminate()
         assert process.wait(20) == 0
         assert mark.wait_for(0) == []
-        failed = answer.exception()
-        assert isinstance(failed, httpx.TransportError) or answer.result().status_code >= 500
+        assert answer.result().status_code == 200
+        assert answer.result().json()["status"] == "SandboxError"
+        assert "the server stops" in answer.result().json()["message"]
 
 
 def accepts(url: str) -> bool:
@@ -484,7 +483,7 @@ def test_the_token_of_the_environment_and_the_limits_of_the_command_line() -> No
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
 def test_without_a_token_only_this_machine_is_served(host, monkeypatch, capsys) -> None:
-    monkeypatch.setenv("RETOOL_SANDBOX_TOKEN", "")
+    monkeypatch.delenv("RETOOL_SANDBOX_TOKEN", raising=False)
     assert main(["serve", "--host", host, "--port", "0"]) == 1
     err = capsys.readouterr().err
     assert host in err and "give a token" in err
@@ -499,3 +498,80 @@ def test_a_port_that_is_taken_is_said(capsys) -> None:
 def test_a_port_that_is_none_is_said(capsys) -> None:
     assert main(["serve", "--port", "99999"]) == 1
     assert "99999" in capsys.readouterr().err
+
+
+# --- files, in a real sandbox
+
+
+def contents(response: httpx.Response) -> dict[str, bytes]:
+    """The files that came back."""
+    files = response.json()["files"]
+    return {name: base64.b64decode(data, validate=True) for name, data in files.items()}
+
+
+def test_files_go_with_a_program_and_come_back(jailed: str) -> None:
+    data = bytes(range(256)) * 1000
+    response = ask(
+        jailed,
+        "data = open('in/deep/data', 'rb').read()\nopen('out', 'wb').write(data[::-1])\n"
+        "open('/mnt/other', 'w').write('x')\nprint(len(data), open('empty').read())",
+        files={"in/deep/data": base64.b64encode(data).decode(), "empty": None},
+        fetch_files=["out", "/mnt/other", "in/deep/data", "nowhere", "in"],
+    )
+    assert response.json()["run_result"]["stdout"] == "256000 \n"
+    expected = {"out": data[::-1], "/mnt/other": b"x", "in/deep/data": data}
+    assert contents(response) == expected
+
+
+def test_files_of_a_program_that_fails_come_back_and_of_one_that_is_ended_do_not(
+    jailed: str,
+) -> None:
+    write = "w = open('out', 'w')\nw.write('held')\n"
+    raised = ask(jailed, f"{write}1 / 0", fetch_files=["out"])
+    assert raised.json()["run_result"]["return_code"] == 1 and contents(raised) == {"out": b"held"}
+    for end in ("import os\nos._exit(0)", "while True: pass"):
+        ended = ask(jailed, f"{write}w.flush()\n{end}", fetch_files=["out"], run_timeout=0.5)
+        assert ended.status_code == 200 and contents(ended) == {}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "open('out', 'wb').write(bytes(9 << 20))",
+        "import os\nos.mkfifo('out')",
+        "import os\nos.symlink('/nowhere', 'out')",
+        "import os\nos.symlink('out', 'out')",
+        "import os\nos.mkdir('out')",
+    ],
+)
+def test_a_file_that_cannot_come_back_is_left_out(jailed: str, code: str) -> None:
+    response = ask(jailed, f"open('small', 'w').write('1')\n{code}", fetch_files=["out", "small"])
+    assert contents(response) == {"small": b"1"}
+
+
+def test_what_a_program_writes_in_their_place_is_bounded_and_its_own(jailed: str) -> None:
+    flood = (
+        "import os\nfor n in range(3, 64):\n    try:\n        while True: os.write(n, bytes(65536))\n"
+        "    except OSError: pass"
+    )
+    forged = (
+        'import os\nfor n in range(3, 64):\n    try: os.write(n, b\'{"out": 3, "etc": "YQ=="}\')\n'
+        "    except OSError: pass\nos._exit(0)"
+    )
+    for code in (flood, forged):
+        response = ask(jailed, code, fetch_files=["out"], run_timeout=1)
+        assert response.status_code == 200 and contents(response) == {}
+    assert ask(jailed, "print(6 * 7)").json()["run_result"]["stdout"] == "42\n"
+
+
+def test_files_that_do_not_fit_are_refused_and_those_that_cannot_be_written_are_its_error(
+    jailed: str,
+) -> None:
+    data = base64.b64encode(bytes((1 << 20) + 1)).decode()
+    refused = ask(jailed, "1", files={"a": data}, retool={"tmp_mb": 1})
+    assert refused.status_code == 422 and "files: 1048577 bytes" in refused.json()["detail"]
+    clash = ask(jailed, "print(1)", files={"a": "YQ==", "a/b": "YQ=="})
+    assert "FileExistsError" in clash.json()["run_result"]["stderr"]
+    outside = ask(jailed, "print(1)", files={"/etc/passwd": "YQ=="})
+    assert outside.json()["status"] == "Failed"
+    assert outside.json()["run_result"]["stdout"] == ""

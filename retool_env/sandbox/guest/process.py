@@ -1,6 +1,7 @@
 """A forked process, from its first moment to its program's end."""
 
 import atexit
+import binascii
 import gc
 import json
 import os
@@ -14,6 +15,7 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from types import ModuleType
 from typing import NoReturn
 
@@ -131,15 +133,19 @@ class Process:
         os._exit(0 if outcome == "ok" else wire.FAILURE)
 
     def _run(self, number: int, head: bytes) -> str:
-        display, size, stdin_size = struct.unpack(wire.PROGRAM, head)
+        display, size, stdin_size, files_size = struct.unpack(wire.PROGRAM, head)
+        files: dict = {}
         try:
             text, stdin = self._read(size), self._read(stdin_size)
+            if files_size:
+                files = json.loads(self._read(files_size))
         except MemoryError:
             text = None
         began = time.monotonic()
         with suppress(OSError):  # the host may be gone
             self._source.send(struct.pack(wire.BELL, began))
-        if not self._session:
+        wanted = files.get("wanted", ())
+        if not (self._session or wanted):
             self._source.close()
         self._record.write(number, began)
         try:
@@ -147,9 +153,10 @@ class Process:
                 raise MemoryError
             source = text.decode("utf-8", "surrogatepass")
             _give_stdin(stdin)
+            begin = partial(self._begin, files.get("given", {}))
             name = f"<block {number}>" if self._session else program.NAME
             outcome, error, trace, status = program.execute(
-                source, self._main, display, name, self._begin
+                source, self._main, display, name, begin
             )
             text = json.dumps([outcome, error, _shorten(trace)]).encode()
         except MemoryError:
@@ -159,6 +166,9 @@ class Process:
             self._end()
         if forked:
             os._exit(status)
+        if wanted:
+            with suppress(OSError, MemoryError):  # the host may be gone
+                self._source.sendall(_fetch(wanted))
         if self._session:
             with suppress(BaseException):
                 program.flush()
@@ -174,7 +184,12 @@ class Process:
                 self._source.send(b"\n")
         return outcome
 
-    def _begin(self) -> None:
+    def _begin(self, files: dict[str, str]) -> None:
+        for name, data in files.items():
+            if folder := os.path.dirname(name):
+                os.makedirs(folder, exist_ok=True)
+            with open(name, "wb") as file:
+                file.write(binascii.a2b_base64(data))
         self._objects = len(gc.get_objects()) - 2  # its module and namespace, which go
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
@@ -205,6 +220,20 @@ def _give_stdin(data: bytes) -> None:
         file.write(data)
         file.seek(0)
         os.dup2(file.fileno(), 0)
+
+
+def _fetch(names: list[str]) -> bytes:
+    """What of these files there is, as it is sent back."""
+    found, room = {}, wire.FETCHED_BYTES
+    for name in names:
+        with suppress(OSError, ValueError):
+            # Not one that is waited for: a named pipe.
+            with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+                data = file.read(room + 1)
+            if len(data) <= room:
+                found[name] = binascii.b2a_base64(data, newline=False).decode()
+                room -= len(data)
+    return json.dumps(found).encode()
 
 
 def forget_randomness() -> None:

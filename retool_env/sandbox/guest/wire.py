@@ -10,8 +10,17 @@ SPARE, SESSION, EAGER = 1, 2, 4
 """Flags: made ahead of its program; runs more than one block; may touch at once what its program will, since there are
 processors to spare."""
 
-PROGRAM = "<?QQ"
-"""Head of a program: whether it shows its last value, and the bytes of its text and of its stdin, which follow."""
+PROGRAM = "<?QQQ"
+"""Head of a program: whether it shows its last value, and the bytes of its text, of its stdin and of what is said of
+files (`FILES`), which follow. Without files these are none."""
+
+FILES = ("given", "wanted")
+"""Keys of what is said of files, in JSON: those that are written before the program begins, each name with its bytes in
+base64, and the names of those that are sent back when it is over. These are sent, each name with its bytes in base64,
+in JSON as well, after the bell; what is not there, or is too much in all, is left out."""
+
+FETCHED_BYTES = 8 << 20
+"""The most bytes of files that a program sends back."""
 
 BELL = "<d"
 """Said by a process on its source, just before it runs a program: when that began, in seconds of the monotonic clock.

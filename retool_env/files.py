@@ -1,0 +1,91 @@
+"""Files that a user names: only regular ones are read, and no more of one at a time than fits in memory.
+
+A pipe, a device or a folder would be waited for, or read, without an end.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+MOST_TEXT = 16 << 20
+"""Bytes of a file that is read as a whole: settings, a prompt's template."""
+
+MOST_LINE = 64 << 20
+"""Bytes of a line of a file that is read line by line."""
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def file_fault(path: str | os.PathLike[str]) -> str:
+    """Why a path cannot be read as a file, as a sentence; empty if it can.
+
+    Example:
+        >>> file_fault("/dev/zero")
+        "'/dev/zero' is a device, not a regular file"
+    """
+    named = repr(path) if isinstance(path, str) else os.fspath(path)
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return f"there is no file {named}"
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
+        reason = error.strerror if isinstance(error, OSError) else error
+        return f"there is no file {named:.200}: {reason}"
+    if stat.S_ISREG(mode):
+        return ""
+    return f"{named} is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a regular file"
+
+
+def folder_fault(path: str | os.PathLike[str]) -> str:
+    """Why reading a model at a path would not end: a pipe or a device lies there, or in its folder; empty if none does."""
+    if not os.path.isdir(path):
+        return file_fault(path) if os.path.exists(path) else ""
+    for entry in os.scandir(path):
+        if entry.is_file() or entry.is_dir() or not os.path.exists(entry):
+            continue
+        return file_fault(entry)
+    return ""
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a small file.
+
+    Raises:
+        ValueError: If it is not a regular file, not UTF-8, or larger than `MOST_TEXT`.
+    """
+    _check(path)
+    with open(path, "rb") as file:
+        content = file.read(MOST_TEXT + 1)
+    if len(content) > MOST_TEXT:
+        raise ValueError(f"{os.fspath(path)} is larger than {MOST_TEXT >> 20} MiB")
+    return content.decode("utf-8")
+
+
+def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """The lines of a file, one after the other, with the line breaks at their ends.
+
+    Raises:
+        ValueError: If it is not a regular file, or a line is longer than `MOST_LINE`.
+    """
+    _check(path)
+    with open(path, "rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(MOST_LINE + 1), b""), 1):
+            if len(line) > MOST_LINE:
+                raise ValueError(
+                    f"{os.fspath(path)}, line {number} is longer than {MOST_LINE >> 20} MiB"
+                )
+            yield line
+
+
+def _check(path: str | os.PathLike[str]) -> None:
+    if (fault := file_fault(path)) and Path(path).exists():
+        raise ValueError(fault)
