@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from agents.settings import SettingsError
+from retool_env.address import variable_name
 from retool_env.rollout import Policy
 from retool_env.rollout.transformers import TransformersPolicy, load_policy
 
@@ -82,7 +83,9 @@ def make_policy(
             variable = given.pop("token_env", None)
             if variable is not None:
                 if variable not in os.environ:
-                    raise SettingsError(f"engine.token_env: there is no variable {variable!r}")
+                    raise SettingsError(
+                        f"engine.token_env: there is no variable {variable_name(variable)!r}"
+                    )
                 given["token"] = os.environ[variable]
             return VLLMServerPolicy(
                 [url.strip() for url in name.split(",")],
