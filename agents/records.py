@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Literal, Union, get_args, get_origin, get_type
 
 from agents.curves import PANELS, SHOWN
 from agents.settings import SettingsError
+from retool_env.files import MOST_LINE
 from retool_env.transcript import Transcript, check_transcript, write_transcripts
 
 LARGEST = 2**63
@@ -106,8 +107,11 @@ def read_lines(
         return
     with _open(path) as file:
         number = 0
-        while text := _read(path, file.readline):
+        while text := _read(path, lambda: file.readline(MOST_LINE + 1)):
             number += 1
+            if len(text) > MOST_LINE:
+                what = f"longer than {MOST_LINE >> 20} MiB"
+                raise damaged(f"{path}, line {number}", what, cure)
             if not text.strip():
                 continue
             place = f"{path}, line {number}"

@@ -11,6 +11,7 @@ import numpy as np
 
 from agents.records import read_episodes
 from agents.settings import SettingsError
+from retool_env.files import file_fault
 from retool_env.integrations.trl import EngineRollouts, problem_dataset
 from retool_env.problems import Problem, ProblemList, ProblemSource
 from retool_env.protocol import TurnKind
@@ -142,11 +143,11 @@ def pass_rates(path: str) -> dict[str, float]:
     """The share of right ones among a file's scored transcripts of each problem, by its id.
 
     Raises:
-        SettingsError: If there is no such file, or it holds no transcripts.
+        SettingsError: If there is no such file, it is not a regular one, or it holds no transcripts.
     """
     counts: dict[str, list[bool]] = {}
-    if not Path(path).exists():
-        raise SettingsError(f"curriculum: there is no file {path}")
+    if fault := file_fault(Path(path)):
+        raise SettingsError(f"curriculum: {fault}")
     try:
         for transcript in read_episodes(Path(path), "delete that line", appended=True):
             if transcript.scored and transcript.correct is not None:

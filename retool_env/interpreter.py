@@ -78,7 +78,7 @@ def open_sandbox(setting: SandboxSetting, rules: Rules) -> Sandbox | None:
         SandboxUnavailable: If it can't work here, or has no sessions where the rules ask for them. The message says what
             is missing.
         ValueError: If there is no sandbox of that name.
-        TypeError: If the mapping holds what that sandbox does not take.
+        TypeError: If the setting is of another kind, or the mapping holds what that sandbox does not take.
 
     Example:
         >>> setting = {"name": "nsjail", "packages": ["numpy"], "guests": 1}
@@ -190,6 +190,10 @@ def _made(setting: SandboxSetting) -> Sandbox:
     if isinstance(setting, str):
         return make_sandbox(setting)
     if not isinstance(setting, Mapping):
+        if setting is not None and not callable(getattr(setting, "run", None)):
+            raise TypeError(
+                f"sandbox={setting!r:.60}: it must be a Sandbox, the name of one, or a mapping of make_sandbox's arguments"
+            )
         return setting
     try:
         return make_sandbox(**setting)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
+import math
 import random
 import time
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0  # to all but turns and new weights
 _KEEP_ALIVE_SECONDS = 2.0  # shorter than the servers' own, which would close it while we send
-_LONGEST_RETRY_AFTER = 30.0
+_SHORTEST_RETRY_AFTER, _LONGEST_RETRY_AFTER = 0.25, 30.0
 _ERROR_CHARACTERS = 300
 _FIRST_ASIDE = 0.5
 _MOST_DOUBLINGS = 6  # 32 s
@@ -59,7 +61,9 @@ class Client:
         self._failures = httpx.HTTPError
         self._closed = httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError
         self._http = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {token}"} if token else {},
+            # Compressed, a small answer could be a large one.
+            headers={"Accept-Encoding": "identity"}
+            | ({"Authorization": f"Bearer {token}"} if token else {}),
             limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_SECONDS),
         )
         self._timeout = functools.partial(httpx.Timeout, connect=_CONNECT_SECONDS, pool=None)
@@ -92,14 +96,19 @@ class Client:
         request = functools.partial(
             self._http.request, method, server.url + path, json=body, timeout=timeout
         )
+        # Of the whole: httpx's own begins anew with each byte.
+        whole = (seconds or _ANSWER_SECONDS) + _CONNECT_SECONDS
         try:
-            try:
-                response = await request()
-            except self._closed:
-                if method != "GET":
-                    raise
-                # A server closes the connection on which it told of an error; we may have been on our way already.
-                response = await request()
+            async with asyncio.timeout(whole):
+                try:
+                    response = await request()
+                except self._closed:
+                    if method != "GET":
+                        raise
+                    # A server closes the connection on which it told of an error; we may have been on our way already.
+                    response = await request()
+        except TimeoutError:
+            raise Failure(f"no whole answer in {whole:g} s") from None
         except self._failures as error:
             told = redact(
                 f"{type(error).__name__} {error}".strip(), self._token, most=_ERROR_CHARACTERS
@@ -151,7 +160,7 @@ def field[T](answer: Any, name: str, *kinds: type[T]) -> T:
         Failure: If it is missing, or of none of these types.
     """
     value = answer.get(name) if isinstance(answer, dict) else None
-    if type(value) not in kinds:  # a truth value is no number
+    if not _is(value, kinds):
         shown = redact(repr(value), most=100)
         raise Failure(f"an answer without {name}, {shown} instead: is it vllm serve, 0.31?")
     return value
@@ -165,10 +174,15 @@ def fields[T](answer: Any, name: str, *kinds: type[T]) -> list[T]:
     """
     values = field(answer, name, list)
     for value in values:
-        if type(value) not in kinds:
+        if not _is(value, kinds):
             shown = redact(repr(value), most=100)
             raise Failure(f"an answer with {shown} in {name}: is it vllm serve, 0.31?")
     return values
+
+
+def _is(value: Any, kinds: tuple[type, ...]) -> bool:
+    # Not by `isinstance`: a truth value is no number. Nor is what JSON's readers take for infinite.
+    return type(value) in kinds and (type(value) is not float or math.isfinite(value))
 
 
 def _content(url: str, path: str, response: httpx.Response, token: str | None) -> Any:
@@ -194,13 +208,14 @@ def _content(url: str, path: str, response: httpx.Response, token: str | None) -
         return None
     try:
         return response.json()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Failure(f"no JSON, but {redact(text, token, most=_ERROR_CHARACTERS)!r}") from error
 
 
 def _seconds(retry_after: str) -> float:
     """The header's seconds; a second where it holds a date or nothing."""
     try:
-        return min(max(float(retry_after), 0.0), _LONGEST_RETRY_AFTER)
+        seconds = float(retry_after)
     except ValueError:
         return 1.0
+    return min(max(_SHORTEST_RETRY_AFTER, seconds), _LONGEST_RETRY_AFTER)  # in this order for NaN

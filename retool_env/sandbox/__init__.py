@@ -60,6 +60,8 @@ def make_sandbox(name: str = "nsjail", **settings: Any) -> Sandbox:
         SandboxUnavailable: it cannot work on this machine; the message says what is missing.
         ValueError: there is no sandbox of that name.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"a sandbox's name must be a str, not {name!r:.60}")
     if name.startswith(("http://", "https://")):
         token = os.environ.get("RETOOL_SANDBOX_TOKEN")
         return RemoteSandbox(name.split(","), **{"token": token, **settings})

@@ -8,8 +8,10 @@ from pathlib import Path
 _NAMESPACES = """\
 nsjail could not make its namespaces here: {log}
 What helps, depending on where this runs:
-  in a container: start it with `docker run --privileged`, or with `--cap-add=SYS_ADMIN \
---security-opt seccomp=unconfined --security-opt apparmor=unconfined`
+  in a container: `docker run --user 1000 --cap-drop=ALL --security-opt no-new-privileges --security-opt \
+seccomp=seccomp.json`, with the profile in docs/containers of the repository, and where the host has AppArmor \
+`--security-opt apparmor=unconfined`; as root `--cap-add=SYS_ADMIN`, too. docs/containers/README.md says more, of Podman, \
+Kubernetes and clusters as well. `--security-opt seccomp=unconfined` and `docker run --privileged` give more than is needed
   as an ordinary user: `sudo sysctl kernel.unprivileged_userns_clone=1 \
 kernel.apparmor_restrict_unprivileged_userns=0 user.max_user_namespaces=15000` (those that exist){exhausted}
   neither possible: run the sandbox on another machine (a remote sandbox)
@@ -61,7 +63,7 @@ _CAUSES = (
     (r"Cannot allocate memory|MemoryError|failed to map segment", _MEMORY),
     (r"No such file or directory: '/proc", _PROC),
     (r"No module named 'encodings'", _UNREADABLE),
-    (r"clone|unshare|mount|permitted|namespace", _NAMESPACES),
+    (r"clone|unshare|mount|pivot_root|sethostname|permitted|namespace", _NAMESPACES),
 )
 """What a failure says, and what to say of it; the first that fits."""
 

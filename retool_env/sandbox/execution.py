@@ -156,6 +156,7 @@ def check_program(
     sizes = {"stdin": len(stdin.encode("utf-8", "surrogatepass"))}  # type: ignore[attr-defined]
     if files is not None:
         sizes["files"] = sum(map(len, files.given.values()))
+        sizes["stdin and files"] = sum(sizes.values())
     for name, size in sizes.items():
         if size > limits.tmp_mb << 20:
             raise ValueError(

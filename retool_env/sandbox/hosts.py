@@ -3,9 +3,9 @@
 Of several hosts, the one with the fewest of our programs in flight is asked. Three things move a
 program on to the next attempt, and running it again is safe, as nothing of a program outlasts it:
 
-* a host is *busy* (429, or 503 with `Retry-After`): it gets this program again when it said, later
-  with each refusal in a row, and no more at once than it took; a program waits as long as others of
-  ours are finished;
+* a host is *busy* (429, or 503 with `Retry-After`): it gets this program again when it said (a host
+  that says at once, later with each refusal), and no more at once than it took; a program waits as
+  long as others of ours are finished;
 * a host *fails* (no connection, no answer in time, another 5xx, a response that cannot be read, a
   failure of its sandbox): it is set aside, twice as long each time in a row;
 * `attempts` failures, or `patience` and a program's own seconds in which no program was finished, are an
@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from retool_env.address import redact
-from retool_env.sandbox.execution import Execution, Limits, Outcome, SandboxUnavailable
+from retool_env.sandbox.execution import Execution, Limits, Outcome, SandboxUnavailable, advised
 from retool_env.sandbox.fusion import OWN, execution_of
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 _CONNECT_SECONDS = 10.0
 _FIRST_ASIDE = 0.5
 _MOST_DOUBLINGS = 6  # 32 s
-_RETRY_AFTER = 0.25  # at least; twice as long with each refusal in a row
+_RETRY_AFTER = 0.25  # at least; who asks for less is asked half as often with each refusal in a row
+_MOST_WAITS = 3  # 2 s
 _LONGEST_RETRY_AFTER = 30.0
 _ANSWER_BYTES = 1 << 20  # of an answer, beyond its output
 _ESCAPED = 6  # bytes of JSON that a byte of output may take
@@ -175,8 +176,9 @@ class Hosts:
                 execution = await self._ask(host, body, limits, display, patience)
             except _Busy as busy:
                 host.window, host.refused = max(1.0, host.in_flight - 1), True
-                least = _RETRY_AFTER * 2 ** min(refusals, _MOST_DOUBLINGS)
-                pause = min(max(busy.retry_after, least), _LONGEST_RETRY_AFTER)
+                pause = min(busy.retry_after, _LONGEST_RETRY_AFTER)
+                if pause < _RETRY_AFTER:  # less than is seemly
+                    pause = _RETRY_AFTER * 2 ** min(refusals, _MOST_WAITS)
                 not_before[host] = sent_at + pause * random.uniform(1, 1.5)
                 refusals += 1
                 said[host.url] = "busy"
@@ -240,7 +242,8 @@ class Hosts:
         except TimeoutError:
             raise _Failure(f"no whole answer in {patience:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            raise _Failure(f"{type(error).__name__} {error}".strip()[:_ERROR_CHARACTERS]) from error
+            text = f"{type(error).__name__} {_said(error)}".strip()
+            raise _Failure(text[:_ERROR_CHARACTERS]) from error
         status, text = response.status_code, answer[:_ERROR_BYTES].decode("utf-8", "replace")
         text = redact(text, self._token)[:_ERROR_CHARACTERS]
         if status in (401, 403):
@@ -274,6 +277,18 @@ class Hosts:
         aside = _FIRST_ASIDE * 2 ** min(host.failures, _MOST_DOUBLINGS)
         host.failures += 1
         host.aside_until = self._loop.time() + aside * random.uniform(0.75, 1.25)
+
+
+def _said(error: BaseException) -> str:
+    """What an error says; if no file could be opened on this machine, that, which lies beneath what it says."""
+    causes = [error]
+    for each in causes:
+        causes += getattr(each, "exceptions", ()) or filter(
+            None, (each.__cause__, each.__context__)
+        )
+        if isinstance(each, OSError) and (said := advised(each)) != str(each):
+            return said
+    return str(error)
 
 
 async def _read(response: httpx.Response, most: int) -> bytes:

@@ -233,9 +233,12 @@ def jail_config(found: dict, packages: Sequence[str], proc: int, program: str | 
     mounts = [*found["mounts"], (str(Path(guest.__file__).parent), "/guest")]
     for source, target in mounts:
         config.mount.append(MountPt(src=source, dst=target, is_bind=True, nosuid=True))
+    # Packages of the base interpreter that nobody asked for. Debian's has no such folder, and nsjail would make one: as root in
+    # the host's own tree, as an ordinary user not at all.
+    extra = Path(found["stdlib"], "site-packages")
+    if extra.is_dir():
+        config.mount.append(MountPt(dst=str(extra), fstype="tmpfs", options="size=4096"))
     config.mount += [
-        # Packages of the base interpreter that nobody asked for.
-        MountPt(dst=f"{found['stdlib']}/site-packages", fstype="tmpfs", options="size=4096"),
         MountPt(src="/dev/null", dst="/dev/null", is_bind=True, rw=True),
         MountPt(dst="/tmp", fstype="tmpfs", options="size=4096", nosuid=True, nodev=True),
         MountPt(src="/tmp", dst="/dev/shm", is_symlink=True),  # semaphores of multiprocessing
@@ -260,9 +263,8 @@ def _identity() -> tuple[bool, int, int, int]:
     if _is_mapped(last):
         alone = first + secrets.randbelow((last - first) // _UIDS) * _UIDS
         return False, alone, alone, alone
-    if _is_mapped(_NOBODY):
-        return False, _NOBODY, _NOBODY, _NOBODY
-    return True, _NOBODY, 0, 0  # root of a user namespace with nobody else in it
+    # Root of a user namespace that does not know that many, in a container of an ordinary user say: it may do as such a user does.
+    return True, _NOBODY, 0, 0
 
 
 @functools.cache

@@ -24,6 +24,7 @@ from retool_env.sandbox.execution import (
     Limits,
     SandboxUnavailable,
     Session,
+    advised,
     check_program,
 )
 from retool_env.sandbox.fusion import request_of
@@ -149,7 +150,10 @@ class RemoteSandbox:
                 raise RuntimeError("the sandbox is closed; make a new one")
             # A fork inherits the object, but not its thread.
             if self._hosts is None or self._hosts.pid != os.getpid():
-                self._hosts = Hosts(self.urls, self._token, self._attempts, self._patience)
+                try:
+                    self._hosts = Hosts(self.urls, self._token, self._attempts, self._patience)
+                except OSError as error:
+                    raise SandboxUnavailable(advised(error)) from error
                 weakref.finalize(self, self._hosts.stop)
             hosts = self._hosts
         # Escaped: a lone surrogate cannot be encoded, and is the program's own business.

@@ -210,7 +210,7 @@ def test_of_several_processes_the_first_one_reports(tmp_path, monkeypatch):
 
 def test_rft_reports_its_rounds_and_what_it_tunes(model, tmp_path, tensorboard, monkeypatch):
     monkeypatch.setattr(rft, "choose", lambda groups, keep: [t for g in groups for t in g][:4])
-    monkeypatch.setattr(sft, "read_traces", lambda path, _: list(sft.read_transcripts(path)))
+    monkeypatch.setattr(sft, "read_traces", lambda path, _: list(read_transcripts(path)))
     made = settings(
         "rft",
         model=model,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import itertools
+import json
 import os
 import queue
 import random
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fastapi import Request
+from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from safetensors.torch import load_file
 from vllm_servers import WRITTEN, Served, serving, unused_port
@@ -25,7 +26,7 @@ from vllm_servers import WRITTEN, Served, serving, unused_port
 from agents.tiny import make_checkpoint, make_model
 from retool_env.rollout import PolicyUnavailable
 from retool_env.rollout.routing import Server
-from retool_env.rollout.vllm_client import Failure, set_aside
+from retool_env.rollout.vllm_client import Client, Failure, set_aside
 from retool_env.rollout.vllm_server import VLLMServerPolicy
 
 STOP = ("</code>", "</answer>")
@@ -56,6 +57,7 @@ def act(policy, *prompts, stop=STOP, budget=24, seed=1):
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     monkeypatch.setattr("retool_env.rollout.vllm_client._FIRST_ASIDE", 0.02)
+    monkeypatch.setattr("retool_env.rollout.vllm_client._SHORTEST_RETRY_AFTER", 0.01)
 
 
 @contextlib.contextmanager
@@ -307,6 +309,55 @@ def test_an_answer_that_is_no_turn_is_a_failure(answer, shared):
             act(policy, PROMPT, budget=4)
         served.failures = [JSONResponse({"choices": [GOOD]})]
         assert act(policy, PROMPT, budget=4)[0].logprobs == (-0.5, -1, -0.5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("-0.5", "NaN"), ("-0.5", "-Infinity"), ("-0.5", "-1e999"), ('"stop"', "[" * 200_000)],
+    ids=["nan", "infinite", "too large", "deep"],
+)
+def test_numbers_that_are_none_and_nesting_without_end_are_failures(old, new, shared):
+    served, url = shared
+    text = json.dumps({"choices": [GOOD]}).replace(old, new, 1)
+    served.failures = [Response(text, media_type="application/json")]
+    with policy_of(url, attempts=1) as policy, pytest.raises(PolicyUnavailable, match=url):
+        act(policy, PROMPT, budget=4)
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
+def test_a_server_that_is_busy_for_no_time_is_not_asked_without_end(seconds, monkeypatch):
+    monkeypatch.setattr("retool_env.rollout.vllm_client._SHORTEST_RETRY_AFTER", 0.1)
+    busy = JSONResponse({"error": "queue full"}, 429, {"Retry-After": seconds})
+    served = Served(failures=[busy] * 10_000)
+    with (
+        serving(served) as url,
+        policy_of(url, attempts=2, timeout=1) as policy,
+        pytest.raises(PolicyUnavailable, match="busy"),
+    ):
+        asyncio.run(asyncio.wait_for(policy.act(PROMPT, STOP, 24, 1), 20))
+    assert 2 < len(served.prompts) < 30
+
+
+def test_a_server_that_drips_keeps_nobody_waiting(monkeypatch):
+    monkeypatch.setattr("retool_env.rollout.vllm_client._CONNECT_SECONDS", 0.2)
+
+    async def drip(reader, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+
+    async def main():
+        async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            client = Client(None)
+            with pytest.raises(Failure, match=r"no whole answer in 0\.5 s"):
+                await client.send(Server(url), "GET", "/v1/models", seconds=0.3)
+            await client.close()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
 
 
 @pytest.mark.parametrize(

@@ -185,8 +185,13 @@ def test_standard_input_has_room_in_tmp_or_is_refused(either: Sandbox) -> None:
     full = either.run(code, limits, stdin="x" * (1 << 20))
     assert full == Execution(Outcome.OK, f"{1 << 20}\n")
     for text in ("x" * ((1 << 20) + 1), "π" * ((1 << 19) + 1), "\ud800" * (1 << 19)):
-        with pytest.raises(ValueError, match=r"stdin has \d+ bytes.*1 MiB.*Limits.tmp_mb"):
+        with pytest.raises(ValueError, match=r"stdin: \d+ bytes .*1 MiB.*Limits.tmp_mb"):
             either.run(code, limits, stdin=text)
+    half = "x" * (1 << 19)
+    given = execution.Files({"f": half.encode()})
+    assert either.run(code, limits, stdin=half, files=given).stdout == f"{1 << 19}\n"
+    with pytest.raises(ValueError, match="stdin and files: 1048577 bytes"):
+        either.run(code, limits, stdin=half + "x", files=given)
 
 
 def test_what_no_program_is_is_the_models_own_error(either: Sandbox) -> None:

@@ -493,6 +493,48 @@ def test_no_namespaces_left_names_the_settings() -> None:
         assert part in message
 
 
+ROOT_OF_MANY = """
+import os, sys
+os.unshare(os.CLONE_NEWUSER)
+print(os.getpid(), flush=True)
+sys.stdin.readline()
+os.setuid(0)
+from retool_env.sandbox import make_sandbox
+with make_sandbox(packages=(), guests=1) as sandbox:
+    print({sandbox.run("import os; print(os.getuid())").stdout for _ in range(4)})
+"""
+
+
+def test_root_of_a_user_namespace_with_65536_ids_runs_programs() -> None:
+    """As in a container that an ordinary user has started: the ids that root gives to programs elsewhere are not known there."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may map so many")
+    with subprocess.Popen(
+        [sys.executable, "-c", ROOT_OF_MANY],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        pid = process.stdout.readline().strip()
+        for table in ("uid_map", "gid_map"):
+            Path(f"/proc/{pid}/{table}").write_text("0 0 65536")
+        assert process.communicate("go\n", timeout=60)[0] == "{'65534\\n'}\n"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_of_packages_is_covered_only_where_there_is_one(
+    there: bool, tmp_path: Path
+) -> None:
+    """Debian's interpreter has none: nsjail would make it, as root in the host's own tree."""
+    if there:
+        (tmp_path / "site-packages").mkdir()
+    found = {"executable": sys.executable, "stdlib": str(tmp_path), "mounts": []}
+    config = nsjail.jail_config(found, (), 0)
+    assert (f'"{tmp_path}/site-packages"' in config) == there
+    assert (tmp_path / "site-packages").exists() == there
+
+
 def test_no_time_zones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tzdata", None)
     nsjail._look_at.cache_clear()

@@ -9,6 +9,8 @@ import multiprocessing
 import pickle
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -516,6 +518,35 @@ def test_another_server_cannot_display() -> None:
 
 
 # --- with the jail --------------------------------------------------------------------------------
+
+
+NO_FILES = """
+import os, resource
+from retool_env.sandbox import RemoteSandbox, SandboxUnavailable
+
+begun, new = (RemoteSandbox(["http://127.0.0.1:9"], attempts=2, patience=2.0) for _ in range(2))
+begun.run("1")  # all that is imported and opened at the first program
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+taken = []
+try:
+    while True:
+        taken.append(os.dup(0))
+except OSError:
+    print(begun.run("1").error)
+    try:
+        new.run("1")
+    except SandboxUnavailable as error:
+        print(error)
+"""
+
+
+def test_too_many_open_files_name_the_cure() -> None:
+    """Of a sandbox that has begun, and of one that has not."""
+    done = subprocess.run([sys.executable, "-c", NO_FILES], capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2, done.stderr
+    for line in lines:
+        assert "Too many open files" in line and "`ulimit -n`" in line
 
 
 @pytest.fixture(scope="module")
