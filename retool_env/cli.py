@@ -408,11 +408,14 @@ def read_token(path: Path) -> str:
         ValueError: If it is not a regular file, too large, or not text.
     """
     # A FIFO would be waited for.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             raise ValueError(f"--token-file: {path} is not a regular file")
-        content = file.read(_MOST_TOKEN_FILE + 1)
+        content = os.read(descriptor, _MOST_TOKEN_FILE + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > _MOST_TOKEN_FILE:
         raise ValueError(f"--token-file: {path} is larger than a token can be")
     if mode & 0o077:
