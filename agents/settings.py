@@ -171,14 +171,17 @@ def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
 
 
 def check_name(name: str) -> None:
-    """Check the name of a run, whose folder is called so.
+    """Check the name of a run, whose folder is called so; it may lie in a folder of several (`study/seed-1`).
 
     Raises:
-        SettingsError: If the folder would not lie where the other runs' do, or could not be made.
+        SettingsError: If the folder would not lie in that of all runs, or could not be made.
     """
-    if name in ("", ".", "..") or "/" in name or not name.isprintable():
-        why = "the run's folder lies in that of all runs (--runs), so it has no '/' and is not '.' or '..'"
-    elif len(name.encode("utf-8", "replace")) > _MOST_NAME:
+    parts = name.split("/")
+    if not {"", ".", ".."}.isdisjoint(parts) or not name.isprintable():
+        why = (
+            "the run's folder lies in that of all runs (--runs): no '.', no '..', no '/' at an end"
+        )
+    elif any(len(part.encode("utf-8", "replace")) > _MOST_NAME for part in parts):
         why = f"a folder's name has at most {_MOST_NAME} bytes"
     else:
         return

@@ -165,7 +165,10 @@ def test_it_is_tested_once(on_path: Put, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("part", "failure"),
     [
-        (",\nERRNO(13) { socket(family) { family != 1 } }", "network"),
+        (
+            "ERRNO(13) { socket(family) { family != 1 }, socketpair(family) { family != 1 } },\n",
+            "network",
+        ),
         (",\n  unshare(unshare_flags) { unshare_flags != 0x10000000 }", "system calls"),
         ("ptrace, ", "system calls"),
     ],

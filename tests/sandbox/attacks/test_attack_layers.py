@@ -147,7 +147,7 @@ print(sorted(path for path in found if os.access(path, os.W_OK)))
     with weaker(NO_INNER, policy=ALLOW_ALL) as sandbox:
         execution = sandbox.run(code, PATIENT)
     assert execution.outcome is Outcome.OK
-    assert eval(execution.stdout) == ["/dev/null", "/dev/shm", "/tmp"]
+    assert eval(execution.stdout) == ["/dev/null", "/dev/shm", "/mnt", "/tmp"]
 
 
 def test_mounts_are_read_only(jail: NsjailSandbox) -> None:
