@@ -51,7 +51,7 @@ from agents.run import Run
 from agents.settings import SANDBOX, SettingsError, check_least, find_sandbox, find_task, setting
 from agents.traces import authors, conversation
 from agents.verification import Drop, Parts, agrees, results, verify, written
-from retool_env.address import variable_name
+from retool_env.address import shown_url, variable_name
 from retool_env.episode import Rules
 from retool_env.files import file_fault
 from retool_env.grading import extract_boxed
@@ -298,7 +298,7 @@ def make_rewriter(settings: Settings) -> Policy | TextPolicy:
     except (TypeError, ValueError) as error:
         raise SettingsError(f"rewriter: {error}") from error
     raise SettingsError(
-        f"rewriter: {name!r} is none; there are transformers, vllm, and an API's http://.../v1"
+        f"rewriter: {shown_url(name)!r} is none; there are transformers, vllm, and an API's http://.../v1"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from agents.settings import SettingsError
-from retool_env.address import redact, variable_name
+from retool_env.address import shown_url, split_urls, variable_name
 from retool_env.rollout import Policy
 from retool_env.rollout.transformers import TransformersPolicy, load_policy
 
@@ -30,7 +30,7 @@ def check_engine(setting: str | Mapping[str, Any], processes: int) -> tuple[str,
     name = arguments.pop("name", None)
     if name not in ("transformers", "vllm") and not str(name).startswith(("http://", "https://")):
         raise SettingsError(
-            f"engine: {redact(repr(name))} is none; there are transformers, vllm, and vLLM servers' URLs"
+            f"engine: {shown_url(repr(name))} is none; there are transformers, vllm, and vLLM servers' URLs"
         )
     if name == "vllm" and processes > 1:
         raise SettingsError(
@@ -88,7 +88,7 @@ def make_policy(
                     )
                 given["token"] = os.environ[variable]
             return VLLMServerPolicy(
-                [url.strip() for url in name.split(",")],
+                split_urls(name, "a server", "http://host:8000"),
                 tokenizer,
                 temperature=temperature,
                 **given,

@@ -21,7 +21,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from retool_env.address import check_no_secrets
+from retool_env.address import check_no_secrets, redact
 from retool_env.env import make_task
 from retool_env.episode import Rules
 from retool_env.files import file_fault, read_text
@@ -70,11 +70,13 @@ def load_settings[S](cls: type[S], section: str, preset: str, overrides: Sequenc
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
-            raise SettingsError(f"{override!r} is no key=value")
+            raise SettingsError(f"{redact(override)!r} is no key=value")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise SettingsError(f"{override!r}: the value is not YAML: {error}") from None
+            # Without the value, which may be a key.
+            why = getattr(error, "problem", None) or type(error).__name__
+            raise SettingsError(f"{key}: the value is not YAML: {why}") from None
         for part in reversed(key.split(".")[1:]):
             value = {part: value}
         merged = _merge(merged, {key.split(".")[0]: value})

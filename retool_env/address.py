@@ -18,10 +18,12 @@ _keys: set[str] = set()
 _SURE = 8  # characters, of a key that is no ordinary word
 _SHORT = 6  # of a shorter key, only what stands alone is taken for it
 _LONG, _HEAD = 24, 12  # of a longer key, its beginning is taken for it as well
-_CREDENTIALS = re.compile(r"(?<=//)[^\s/?#\"'<>]*@")
+# Of a URL. A password may hold a slash; a port and a path with an @ are none.
+_CREDENTIALS = re.compile(r"(?<=//)(?:[^\s/?#\"'<>]*|[^\s/?#\"'<>@:]*:(?!\d+/)[^\s\"'<>]{0,256})@")
+_PARAMETER = re.compile(r"(?<=[?&])([\w-]+)=[^&#\s\"'<>]+")
 _SECRETS = re.compile(
-    r"(?:.*_)?(?:api_?key|secret|secret_key|password|passwd|authorization)"
-    r"|(?:(?:hub|hf|auth|access|bearer)_)?token",
+    r"(?:.*[_-])?(?:api_?key|(?:access|private|secret)[_-]key|secret|pass(?:word|wd|phrase)|authorization|credentials?)"
+    r"|(?:(?:.*[_-])?(?:hub|hf|api|auth|access|bearer|refresh|secret|session)[_-])?token",
     re.IGNORECASE,
 )
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -43,13 +45,29 @@ def check_url(url: str, what: str, example: str) -> None:
         right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:  # the port is no number
         right = False
-    if "@" in url.partition("://")[2].partition("/")[0]:
+    if "@" in url:
         raise ValueError(
-            f"the URL {_shown(url)!r} of {what} holds a user name or a password, which would be shown and stored: "
+            f"the URL {shown_url(url)!r} of {what} holds a user name or a password, which would be shown and stored: "
             f"leave them out, as in {example}, and give a key by itself"
         )
     if not right or parts.query or parts.fragment:
-        raise ValueError(f"{_shown(url)!r} is no URL of {what}; {example} would be")
+        raise ValueError(f"{shown_url(url)!r} is no URL of {what}; {example} would be")
+
+
+def split_urls(urls: str, what: str, example: str) -> list[str]:
+    """The URLs in a text, with commas between them.
+
+    Args:
+        urls: The text.
+        what: See `check_url`.
+        example: See `check_url`.
+
+    Raises:
+        ValueError: If one holds credentials; a password may hold a comma.
+    """
+    if "@" in urls:
+        check_url(urls, what, example)
+    return [url.strip() for url in urls.split(",")]
 
 
 def check_key(key: str | None, name: str) -> None:
@@ -101,18 +119,18 @@ def check_no_secrets(settings: Any, name: str = "") -> None:
             check_no_secrets(value, name)
     elif (
         isinstance(settings, str)
-        and _CREDENTIALS.search(settings)
         and not re.search(r"\s", settings)
+        and _without_credentials(settings) != settings
     ):
         raise ValueError(
-            f"{name} holds a URL with a user name or a password, which would be shown and stored: leave them out"
+            f"{name} holds a key, or a URL with one, a user name or a password, which would be shown and stored: leave it out"
         )
 
 
 def redact(text: str, *secrets: str | None, most: int | None = None) -> str:
     """A text without secrets: what servers say, or a library's error, may repeat what they were sent.
 
-    Credentials in URLs are taken out as well, and keys that were checked here, if they are not so short that they
+    Credentials in URLs are taken out as well, keys among a URL's parameters, and keys that were checked here, if they are not so short that they
     could be ordinary words.
 
     Args:
@@ -122,7 +140,31 @@ def redact(text: str, *secrets: str | None, most: int | None = None) -> str:
     """
     for secret in sorted({*filter(None, secrets), *_keys}, key=len, reverse=True):
         text = re.sub(_pattern(secret), REDACTED, text)
-    return _CREDENTIALS.sub(f"{REDACTED}@", text)[:most]
+    return _without_credentials(text)[:most]
+
+
+def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as an error may show them: what is a key by its name is taken out, and what `redact` finds in texts."""
+
+    def shown(key: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return without_secrets(value)
+        if not isinstance(value, str):
+            return value
+        return REDACTED if _SECRETS.fullmatch(key) else redact(value)
+
+    return {key: shown(str(key), value) for key, value in settings.items()}
+
+
+def _without_credentials(text: str) -> str:
+    """A text without the names, passwords and keys in its URLs."""
+    return _CREDENTIALS.sub(f"{REDACTED}@", _PARAMETER.sub(_without_secret, text))
+
+
+def _without_secret(parameter: re.Match[str]) -> str:
+    name = parameter[1]
+    secret = _SECRETS.fullmatch(name) or name.lower() in ("key", "sig", "signature")
+    return f"{name}={REDACTED}" if secret else parameter[0]
 
 
 def _pattern(key: str) -> str:
@@ -141,9 +183,9 @@ def _pattern(key: str) -> str:
     return pattern
 
 
-def _shown(url: str) -> str:
-    """What can be shown of a URL: neither what stands before an @ nor parameters, which may be keys."""
-    url = re.sub(r"^(\w+://)?.*@", rf"\1{REDACTED}@", url, flags=re.DOTALL)
+def shown_url(url: str) -> str:
+    """What can be shown of a URL, or of what should be one: neither what stands before an @ nor parameters, which may be keys."""
+    url = re.sub(r"^(\w+://)?.*(?:@|%40)", rf"\1{REDACTED}@", url, flags=re.DOTALL)
     start, mark, _ = url.partition("?")
     start, hash_, _ = start.partition("#")
     return start + (mark or hash_) + ("..." if mark or hash_ else "")

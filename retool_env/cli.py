@@ -448,7 +448,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise ValueError(f"{pair!r} is no key=value")
+            raise ValueError(f"{redact(pair)!r} is no key=value")
         settings[key] = parse_value(value)
     return settings
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
+from retool_env.address import without_secrets
 from retool_env.episode import Rules, RunProgram
 from retool_env.sandbox import Execution, Sandbox, Session, make_sandbox
 
@@ -199,6 +200,6 @@ def _made(setting: SandboxSetting) -> Sandbox:
         return make_sandbox(**setting)
     except TypeError as error:
         raise TypeError(
-            f"sandbox={dict(setting)!r}: {error}; such a mapping holds a `name` (nsjail without one) and arguments of the "
+            f"sandbox={without_secrets(setting)!r}: {error}; such a mapping holds a `name` (nsjail without one) and arguments of the "
             "sandbox of that name"
         ) from error

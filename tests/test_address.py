@@ -2,11 +2,19 @@ from __future__ import annotations
 
 import html
 import json
+import time
 from urllib.parse import quote
 
 import pytest
 
-from retool_env.address import check_key, check_no_secrets, check_url, redact
+from retool_env.address import (
+    check_key,
+    check_no_secrets,
+    check_url,
+    redact,
+    split_urls,
+    without_secrets,
+)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +55,10 @@ def test_other_keys_pass(key):
         "user:hunter2@node7:8000",
         "http://node7/?api_key=hunter2",
         "http://node7#hunter2",
+        "http://user:hunter2%40node7:8000",
+        "http://user:12/hunter2@node7",
+        "http:\\\\user:hunter2@node7",
+        "http://node7?x=1&sig=hunter2",
     ],
 )
 def test_a_url_with_a_password_is_refused_and_not_shown(url):
@@ -94,12 +106,45 @@ def test_the_beginning_of_a_long_key_is_redacted_as_well():
         {"trl": {"hub_token": "hunter2"}},
         {"engine": "http://a:1,http://me:hunter2@b:1"},
         {"a": [{"password": "hunter2"}]},
+        {"a": {"secret_access_key": "hunter2", "credentials": "hunter2"}},
+        {"a": "http://me:pa/hunter2@b:1"},
+        {"a": "https://b/x?n=1&access_token=hunter2"},
+        {"a": "https://b/x?key=hunter2"},
     ],
 )
 def test_settings_that_hold_a_secret_are_refused_by_name(settings):
     with pytest.raises(ValueError, match=next(iter(settings))) as caught:
         check_no_secrets(settings)
     assert "hunter2" not in str(caught.value)
+
+
+def test_of_several_urls_none_is_split_within_a_password():
+    with pytest.raises(ValueError, match="a user name or a password") as caught:
+        split_urls("http://a:1, http://me:hunter2,x@b:1", "a thing", "http://right")
+    assert "hunter2" not in str(caught.value)
+    assert split_urls("http://a:1, http://b:2", "a thing", "x") == ["http://a:1", "http://b:2"]
+
+
+def test_what_is_shown_of_settings():
+    given = {"token": "hunter2", "a": {"api_key": "hunter2", "b": "http://me:hunter2@h"}, "n": 1}
+    shown = without_secrets(given)
+    assert "hunter2" not in str(shown) and shown["n"] == 1
+    assert shown["a"] == {"api_key": "[redacted]", "b": "http://[redacted]@h"}
+
+
+@pytest.mark.parametrize(
+    "text", ["http://h:80/x@y", "hf://datasets/a@main/x.csv", "https://h/x?page=2&tokens=3"]
+)
+def test_other_texts_stay(text):
+    check_no_secrets({"a": text})
+    assert redact(text) == text
+
+
+@pytest.mark.parametrize("text", ["//a:b" * 13_000, "//a:" * 20_000, "?a=b" * 20_000, "/" * 60_000])
+def test_no_text_takes_long(text):
+    started = time.process_time()
+    redact(text, "hunter2")
+    assert time.process_time() - started < 5
 
 
 def test_other_settings_pass():

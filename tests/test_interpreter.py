@@ -322,3 +322,19 @@ def test_an_interpreter_needs_a_sandbox():
     box = Notebooks()
     check_sandbox(SHARED, box)
     assert box.open == []  # what was begun to find out is ended
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "me:hunter2@host:80",
+        "http://me:hunter2@host:80",
+        "http://me:hunter2,x@host:80",
+        {"name": "http://host:80", "token": "hunter2", "wrong": 1},
+        {"name": "nsjail", "token": "hunter2"},
+    ],
+)
+def test_a_sandbox_setting_that_is_wrong_is_shown_without_its_key(setting):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        open_sandbox(setting, Rules())
+    assert "hunter2" not in str(caught.value)

@@ -78,13 +78,13 @@ def explained(
 
     words = said(error, key)
     if isinstance(error, openai.APIConnectionError):
-        if answered:
-            return PolicyUnavailable(f"{url}: {words}")
         cause = (
             f" ({redact(str(error.__cause__), key, most=ERROR_CHARACTERS)})"
             if error.__cause__
             else ""
         )
+        if answered:
+            return PolicyUnavailable(f"{url}: {words}{cause}")
         return ConnectionError(f"{url} can't be reached: {words}{cause}")
     status = getattr(error, "status_code", 500)
     if error.code == "insufficient_quota":

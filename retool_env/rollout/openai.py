@@ -15,7 +15,6 @@ tried again, and is never scored.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from retool_env.rollout.api_errors import (
     refused_field,
 )
 from retool_env.rollout.background import closed_at_the_end
+from retool_env.rollout.bounded import bounded_client
 from retool_env.rollout.chat import call_text, completed, messages_of
 from retool_env.rollout.policy import PolicyUnavailable, TextGeneration, check_sampling
 from retool_env.transcript import Transcript
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 Way = Literal["chat", "tools", "completions"]
 
 _CONNECT_SECONDS = 10.0
+_ANSWER_BYTES, _TOKEN_BYTES = 1 << 20, 1 << 10  # of an answer, and more for each of its tokens
 _ENDS = ("stop", "eos", "length", "tool_calls", "function_call", None)  # of a turn; `eos`: Together
 
 _log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class OpenAIPolicy:
             generation config in vLLM (`--generation-config vllm` keeps them out).
         max_tokens: The most tokens of one turn.
         concurrency: Requests at once.
-        timeout: Seconds that a request may take.
+        timeout: Seconds that a request may take, its answer as a whole.
         retries: How often a request is sent again after 408, 409, 429, 5xx, a broken connection or a time-out, with the
             waits growing to 8 s, or as long as the API asks for.
 
@@ -200,16 +201,18 @@ class OpenAIPolicy:
 
     async def _connect(self) -> _Connection:
         """The client of the running loop: connections can't be used in another, and each run of an engine has its own."""
-        from openai import AsyncOpenAI, Timeout
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 
         loop = asyncio.get_running_loop()
         if self._connection is None or self._connection.loop is not loop:
+            most = _ANSWER_BYTES + _TOKEN_BYTES * self._sampling["max_tokens"]
             client = AsyncOpenAI(
                 # The client wants one; servers that want none ignore it.
                 api_key=self._api_key or "none",
                 base_url=self.base_url,
                 timeout=Timeout(self._timeout, connect=_CONNECT_SECONDS),
                 max_retries=self._retries,
+                http_client=bounded_client(DefaultAsyncHttpxClient, most),
             )
             slots, end = asyncio.Semaphore(self._concurrency), closed_at_the_end(client)
             self._connection = _Connection(loop, client, slots, end)
@@ -238,28 +241,31 @@ class OpenAIPolicy:
         timer = asyncio.get_running_loop().call_later(self._timeout, self._warn_of_silence)
         try:
             reply = await endpoint.create(**request)
-        except json.JSONDecodeError as error:
-            raise PolicyUnavailable(f"{self.base_url} answers with broken JSON: {error}") from error
+        except (ValueError, RecursionError) as error:  # no UTF-8, an endless number or nesting, ...
+            shown = self._shown(error)
+            raise PolicyUnavailable(f"{self.base_url} answers with broken JSON: {shown}") from None
         finally:
             timer.cancel()
         if isinstance(reply, str):
             raise ValueError(
                 f"{self.base_url} is no API of OpenAI's kind (its URL mostly ends in /v1); it says: "
-                f"{redact(reply, self._api_key, most=ERROR_CHARACTERS)!r}"
+                f"{self._shown(reply)!r}"
             )
         self._answered, self._silent = True, False
         used = getattr(reply, "usage", None)
         counts = [getattr(used, name, None) for name in ("prompt_tokens", "completion_tokens")]
-        counted = all(isinstance(count, int) for count in counts)
+        counted = all(type(count) is int and 0 <= count < 2**63 for count in counts)
         self.usage = self.usage.plus(*(counts if counted else (0, 0)), counted)
         choices = getattr(reply, "choices", None)
         # A proxy's way to say that what lies behind it failed.
         if not choices or not isinstance(choices, list):
-            shown = redact(
-                str(getattr(reply, "model_extra", reply)), self._api_key, most=ERROR_CHARACTERS
-            )
+            shown = self._shown(getattr(reply, "model_extra", reply))
             raise PolicyUnavailable(f"{self.base_url} answers without a choice: {shown}")
         return choices[0]
+
+    def _shown(self, said: object) -> str:
+        """What the API says, as it may be shown."""
+        return redact(str(said), self._api_key, most=ERROR_CHARACTERS)
 
     def _warn_of_silence(self) -> None:
         if self._retries and not self._silent:  # otherwise it is an error, or was said
@@ -277,24 +283,29 @@ class OpenAIPolicy:
         """The turn that a choice holds, and why it ended."""
         finish = getattr(choice, "finish_reason", None)
         if finish not in _ENDS:
-            shown = redact(str(finish), self._api_key, most=ERROR_CHARACTERS)
-            raise PolicyUnavailable(f"{self.base_url} broke the turn off: {shown}")
+            raise PolicyUnavailable(f"{self.base_url} broke the turn off: {self._shown(finish)}")
         plain = self.way == "completions"
         message = getattr(choice, "message", None)
         text = getattr(choice, "text", None) if plain else _text_of(message)
         if not isinstance(text, str):
-            shown = redact(str(choice), self._api_key, most=ERROR_CHARACTERS)
-            raise PolicyUnavailable(f"{self.base_url} answers without a turn: {shown}")
+            raise PolicyUnavailable(
+                f"{self.base_url} answers without a turn: {self._shown(choice)}"
+            )
         extra: Mapping[str, Any] = choice.model_extra or {}
         if plain:
             return completed(text, finish, extra, stop, sent)
         # A call that the limit on tokens cut off is none.
         if message.tool_calls and finish != "length":
-            return call_text(text, *_called(message.tool_calls)), "tag"
+            called = _called(message.tool_calls)
+            if called is None:
+                raise PolicyUnavailable(
+                    f"{self.base_url} answers without a turn: {self._shown(choice)}"
+                )
+            return call_text(text, *called), "tag"
         apart = message.model_extra or {}
         if not text and any(extra.get(name) in stop for name in ("stop_reason", "matched_stop")):
             thought = apart.get("reasoning_content") or apart.get("reasoning")
-            if thought:
+            if isinstance(thought, str) and thought:
                 raise ValueError(
                     f"{self.model} used a tag inside of a reasoning that {self.base_url} keeps apart: start the "
                     "server without a reasoning parser, so that the tags can be read"
@@ -308,14 +319,17 @@ def _text_of(message: Any) -> Any:
     content = getattr(message, "content", 0)
     if isinstance(content, list):
         parts = [part for part in content if isinstance(part, Mapping)]
-        return "".join(str(part.get("text")) for part in parts if part.get("type") == "text")
+        texts = [part.get("text") for part in parts if part.get("type") == "text"]
+        return "".join(texts) if all(isinstance(text, str) for text in texts) else 0
     return "" if content is None else content
 
 
-def _called(calls: Any) -> tuple[str, Any]:
-    """Name and arguments of a message's first native call, which may be a call of anything."""
+def _called(calls: Any) -> tuple[str, Any] | None:
+    """Name and arguments of a message's first native call, which may be a call of anything; `None` if it is no call at all."""
     call = calls[0] if isinstance(calls, list) else None
-    values = call.to_dict(warnings=False) if hasattr(call, "to_dict") else {}
+    if not hasattr(call, "to_dict"):
+        return None
+    values = call.to_dict(warnings=False)
     made = values.get("function") or values.get("custom")  # the latter has free text
     made = made if isinstance(made, Mapping) else {}
     return str(made.get("name")), made.get("arguments", made.get("input"))

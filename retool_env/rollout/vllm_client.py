@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import math
@@ -11,12 +10,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from retool_env.address import check_key, check_url, redact
+from retool_env.rollout.bounded import MOST_BYTES, bounded_client
 from retool_env.rollout.routing import Server
 
 if TYPE_CHECKING:
     import httpx
 
 _CONNECT_SECONDS = 10.0
+_ANSWER_BYTES, _TOKEN_BYTES = 1 << 20, 512  # of an answer, and more for each of its tokens
 _ANSWER_SECONDS = 30.0  # to all but turns and new weights
 _KEEP_ALIVE_SECONDS = 2.0  # shorter than the servers' own, which would close it while we send
 _SHORTEST_RETRY_AFTER, _LONGEST_RETRY_AFTER = 0.25, 30.0
@@ -60,10 +61,10 @@ class Client:
             raise ImportError(f"{error}: pip install 'retool-env[remote]'") from error
         self._failures = httpx.HTTPError
         self._closed = httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError
-        self._http = httpx.AsyncClient(
-            # Compressed, a small answer could be a large one.
-            headers={"Accept-Encoding": "identity"}
-            | ({"Authorization": f"Bearer {token}"} if token else {}),
+        self._http = bounded_client(
+            httpx.AsyncClient,
+            _ANSWER_BYTES,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
             limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_SECONDS),
         )
         self._timeout = functools.partial(httpx.Timeout, connect=_CONNECT_SECONDS, pool=None)
@@ -75,6 +76,7 @@ class Client:
         path: str,
         body: dict[str, Any] | None = None,
         seconds: float | None = None,
+        tokens: int = 0,
     ) -> Any:
         """The values of the answer to a request.
 
@@ -84,6 +86,7 @@ class Client:
             path: What, with its parameters.
             body: Sent as JSON.
             seconds: That the answer may take, where it is not one that comes at once.
+            tokens: That the answer may hold.
 
         Raises:
             Busy: If the server takes no more at the moment.
@@ -94,21 +97,21 @@ class Client:
         """
         timeout = self._timeout(seconds or _ANSWER_SECONDS)
         request = functools.partial(
-            self._http.request, method, server.url + path, json=body, timeout=timeout
+            self._http.request,
+            method,
+            server.url + path,
+            json=body,
+            timeout=timeout,
+            extensions={MOST_BYTES: _ANSWER_BYTES + _TOKEN_BYTES * tokens},
         )
-        # Of the whole: httpx's own begins anew with each byte.
-        whole = (seconds or _ANSWER_SECONDS) + _CONNECT_SECONDS
         try:
-            async with asyncio.timeout(whole):
-                try:
-                    response = await request()
-                except self._closed:
-                    if method != "GET":
-                        raise
-                    # A server closes the connection on which it told of an error; we may have been on our way already.
-                    response = await request()
-        except TimeoutError:
-            raise Failure(f"no whole answer in {whole:g} s") from None
+            try:
+                response = await request()
+            except self._closed:
+                if method != "GET":
+                    raise
+                # A server closes the connection on which it told of an error; we may have been on our way already.
+                response = await request()
         except self._failures as error:
             told = redact(
                 f"{type(error).__name__} {error}".strip(), self._token, most=_ERROR_CHARACTERS

@@ -36,6 +36,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from retool_env.address import redact
 from retool_env.episode import Generation, Tokenizer
 from retool_env.rollout.background import BackgroundLoop, closed_at_the_end
 from retool_env.rollout.policy import check_room, check_sampling
@@ -209,12 +210,16 @@ class VLLMServerPolicy(AbstractContextManager["VLLMServerPolicy"]):
                 name = next(iter(models)) if wanted is None else wanted
                 if name not in models:
                     raise ValueError(f"{server.url} serves no {name!r}, but {', '.join(models)}")
-                found[server.url] = name, field(models[name], "max_model_len", int)
+                length = field(models[name], "max_model_len", int)
+                if length < 1:
+                    raise Failure(f"a context of {redact(str(length), most=100)} tokens")
+                root = field(models[name], "root", str, type(None)) or name
+                found[server.url] = name, length
             except (Failure, Busy) as error:
                 said[server.url] = str(error)
                 set_aside(server, sent, error)
                 return
-            self._weights.root = str(models[name].get("root") or name)
+            self._weights.root = root
 
         results = await asyncio.gather(*map(ask, self._servers), return_exceptions=True)
         for error in filter(None, results):
@@ -291,7 +296,9 @@ class VLLMServerPolicy(AbstractContextManager["VLLMServerPolicy"]):
         }
 
     async def _sample(self, server: Server, body: dict[str, Any]) -> Any:
-        return await self._client.send(server, "POST", "/v1/completions", body, self._timeout)
+        tokens = len(body["prompt"]) + body["max_tokens"]
+        path = "/v1/completions"
+        return await self._client.send(server, "POST", path, body, self._timeout, tokens)
 
     def _read(
         self, answer: Any, token_ids: list[int], budget: int, version: int, seconds: float
@@ -308,6 +315,11 @@ class VLLMServerPolicy(AbstractContextManager["VLLMServerPolicy"]):
             raise Failure(
                 f"{len(sampled)} tokens and {len(logprobs)} log-probs for a budget of {budget}"
             )
+        # Token ids and log-probs go into records and tensors as they are.
+        if not all(0 <= token < 2**31 for token in sampled):
+            raise Failure(f"token ids that can be none: {redact(repr(sampled), most=100)}")
+        if not all(-1e9 < logprob <= 1e-3 for logprob in logprobs):
+            raise Failure(f"log-probs that can be none: {redact(repr(logprobs), most=100)}")
         finish = field(choice, "finish_reason", str)
         reason = stop_reason(finish, choice.get("stop_reason"))
         if reason is None:  # an abort by whoever else uses the server

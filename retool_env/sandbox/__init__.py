@@ -20,7 +20,7 @@ Example:
 import os
 from typing import Any
 
-from retool_env.address import redact
+from retool_env.address import shown_url, split_urls
 from retool_env.sandbox.execution import (
     Execution,
     Limits,
@@ -65,10 +65,11 @@ def make_sandbox(name: str = "nsjail", **settings: Any) -> Sandbox:
         raise ValueError(f"a sandbox's name must be a str, not {name!r:.60}")
     if name.startswith(("http://", "https://")):
         token = os.environ.get("RETOOL_SANDBOX_TOKEN")
-        return RemoteSandbox(name.split(","), **{"token": token, **settings})
+        urls = split_urls(name, "a sandbox", "http://host:8080")
+        return RemoteSandbox(urls, **{"token": token, **settings})
     if name not in _SANDBOXES:
         known = ", ".join(sorted(_SANDBOXES))
         raise ValueError(
-            f"no sandbox is called {redact(name)!r}; choose {known}, or a server's http URL"
+            f"no sandbox is called {shown_url(name)!r}; choose {known}, or a server's http URL"
         )
     return _SANDBOXES[name](**settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import inspect
 import itertools
 import json
@@ -282,6 +283,10 @@ NO_TURNS = [
     {"choices": [{**GOOD, "token_ids": ["7", "8", "9"]}]},
     {"choices": [{**GOOD, "token_ids": [7, 8, True]}]},
     {"choices": [{**GOOD, "token_ids": [7, 8]}]},
+    {"choices": [{**GOOD, "token_ids": [7, 8, -1]}]},
+    {"choices": [{**GOOD, "token_ids": [7, 8, 2**31]}]},
+    {"choices": [{**GOOD, "logprobs": {"token_logprobs": [-0.5, 0.5, -0.5]}}]},
+    {"choices": [{**GOOD, "logprobs": {"token_logprobs": [-0.5, -(10**400), -0.5]}}]},
     {"choices": [{**GOOD, "logprobs": None}]},
     {"choices": [{**GOOD, "logprobs": {"token_logprobs": [-0.5, None, -0.5]}}]},
     {"choices": [{**GOOD, "finish_reason": None}]},
@@ -322,6 +327,31 @@ def test_numbers_that_are_none_and_nesting_without_end_are_failures(old, new, sh
     served.failures = [Response(text, media_type="application/json")]
     with policy_of(url, attempts=1) as policy, pytest.raises(PolicyUnavailable, match=url):
         act(policy, PROMPT, budget=4)
+
+
+@pytest.mark.parametrize("coded", [True, False])
+def test_a_large_answer_and_a_compressed_one_are_failures(coded, shared):
+    served, url = shared
+    text = json.dumps({"choices": [GOOD], "more": "x" * (4 << 20)}).encode()
+    response = Response(text, media_type="application/json")
+    if coded:
+        response = Response(gzip.compress(text), headers={"Content-Encoding": "gzip"})
+    served.failures = [response]
+    words = "the answer is (encoded|larger)"
+    with policy_of(url, attempts=1) as policy, pytest.raises(PolicyUnavailable, match=words):
+        act(policy, PROMPT, budget=4)
+
+
+@pytest.mark.parametrize("answer", [{"max_model_len": 0}, {"max_model_len": -5}, {"root": ["x"]}])
+def test_a_model_that_can_be_none_is_a_failure(answer):
+    model = {"id": "m", "max_model_len": 512, **answer}
+    served = Served(instead={"models": {"data": [model]}})
+    with (
+        serving(served) as url,
+        pytest.raises(PolicyUnavailable, match=f"{url}: an? "),
+        policy_of(url),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
