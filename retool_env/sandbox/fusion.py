@@ -8,7 +8,6 @@ response, the outcome, the error and the traceback. With it, an `Execution` arri
 
 import binascii
 import dataclasses
-import math
 import signal
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -23,6 +22,7 @@ OWN_LIMITS = ("output_bytes", "processes", "tmp_mb")
 """The limits that travel in it; the others are `run_timeout` and `memory_limit_MB`."""
 
 _TRACEBACK = "Traceback (most recent call last):"
+_MOST_SECONDS = 1e6  # that a program can have taken
 _SYNTAX_ERRORS = ("SyntaxError", "IndentationError", "TabError")
 
 
@@ -130,7 +130,7 @@ def _seconds(run: Mapping[str, Any]) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | None):
         raise TypeError(f"execution_time is {type(value).__name__}, not a number")
     seconds = float(value or 0.0)
-    if not 0 <= seconds < math.inf:
+    if not 0 <= seconds <= _MOST_SECONDS:
         raise ValueError(f"execution_time is {seconds}")
     return seconds
 

@@ -24,7 +24,6 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from select import POLLIN, poll
 from types import TracebackType
 from typing import Self
@@ -397,9 +396,6 @@ class PooledSandbox(abc.ABC):
             except OSError as error:
                 why = f"{advised(error)}{not_executable(arguments[0])}"
                 raise SandboxUnavailable(f"cannot start {arguments[0]}: {why}") from error
-            # Where memory runs out, the programs are to go first; they inherit it from the guest.
-            with suppress(OSError):
-                Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
             opened.pop_all()
         return Guest(process, ours, log, packages)
 

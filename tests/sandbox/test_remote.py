@@ -769,6 +769,7 @@ WRONG = {
     "many digits": wrong().replace(b"0.1", b"1" * 5000),
     "many digits elsewhere": wrong(message="x").replace(b'"x"', b"1" * 5000),
     "more than a float": wrong().replace(b"0.1", b"1" + b"0" * 400),
+    "an endless time": wrong(execution_time=1e300),
     "an infinite time": wrong().replace(b"0.1", b"1e999"),
     **{f"{name} time": wrong().replace(b"0.1", name.encode()) for name in ("NaN", "Infinity")},
     **{f"time {value!r}": wrong(execution_time=value) for value in (-1, True, "1", [], {"a": 1})},

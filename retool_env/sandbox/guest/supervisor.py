@@ -126,6 +126,7 @@ def main() -> None:
     proc, place, uid, folder, *packages = sys.argv[1:]
     sys.path += folder.split(":")
     sys.argv[:] = [""]
+    confine.go_first(int(proc))
     adapt.install()
     confine.keep_one_arena()
     # The socket was standard input. What a program finds there is empty, unless it is given something.

@@ -110,7 +110,7 @@ MUTATIONS = [
     _one("exit status outranks the record", "job.py", "        told = self._told(text)\n        if self._timed_out and", "        told = self._told(text)\n        if told:\n            return told\n        if self._timed_out and"),
     _one("end of a session's process", "job.py", "        if self._code or self.session:", "        if self._code:"),
     _one("own processes earn no time", "job.py", "        return max(waited - (burden.seconds - self._burdened), 0.0)\n", "        return waited\n"),
-    _one("programs go first", "pool.py", '.write_text("1000")', '.write_text("0")'),
+    _one("programs go first", "guest/supervisor.py", "    confine.go_first(int(proc))\n", ""),
     _one("leases", "guest/syscalls.py", "_LEASES = (1024, 1030)", "_LEASES = (1, 1)"),
 ]  # fmt: skip
 
