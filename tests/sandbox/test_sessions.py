@@ -105,6 +105,42 @@ def test_a_signal_between_blocks_waits_for_the_next(either: Sandbox) -> None:
         assert session.run("print(6 * 7)") == prints("42")
 
 
+def test_a_signal_between_blocks_that_another_thread_takes_waits_too(either: Sandbox) -> None:
+    for _ in range(4):
+        with either.session() as session:
+            session.run(
+                "import signal, threading, time\n"
+                "threading.Thread(target=time.sleep, args=[60], daemon=True).start()\n"
+                "def late(*_):\n    raise TimeoutError('late')\nsignal.signal(signal.SIGALRM, late)\n"
+                "signal.setitimer(signal.ITIMER_REAL, 0.05)\nx = 1"
+            )
+            time.sleep(0.15)
+            assert session.run("time.sleep(2)").error == "TimeoutError: late"
+            assert session.run("print(x)") == prints("1")
+
+
+def test_stopping_children_between_blocks_is_not_told_to_the_program(either: Sandbox) -> None:
+    with either.session() as session:
+        session.run(
+            "import os, signal, time\nheard = []\ndef h(*_): heard.append(1)\n"
+            "signal.signal(signal.SIGCHLD, h)\nif os.fork() == 0:\n    time.sleep(1)\n    os._exit(3)"
+        )
+        for _ in range(3):
+            assert session.run("print(len(heard))") == prints("0")
+        assert session.run("time.sleep(2)\nprint(len(heard), os.wait()[1] >> 8)") == prints("1 3")
+
+
+def test_a_writer_that_nobody_reads_from_keeps_no_block(either: Sandbox) -> None:
+    with either.session(SHORT) as session:
+        fill = (
+            "import os\nread, write = os.pipe()\nos.set_blocking(write, False)\n"
+            "try:\n    while True: os.write(write, bytes(4096))\nexcept BlockingIOError: pass\n"
+            "os.set_blocking(write, True)\nw = os.fdopen(write, 'wb')\nw.write(b'abc')\nprint('on')"
+        )
+        assert session.run(fill) == prints("on")
+        assert session.run("print('and on')") == prints("and on")
+
+
 LEFT_OVERS = {
     "threads": "import threading\ndef burn():\n    while True: sum(range(1000))\n"
     "for _ in range(3): threading.Thread(target=burn).start()",

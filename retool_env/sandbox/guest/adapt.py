@@ -24,6 +24,8 @@ _ADVICE = {
     "multiprocessing.get_context('fork')",
     "multiprocessing.popen_forkserver": "start processes by the method 'fork': "
     "multiprocessing.get_context('fork')",
+    "multiprocessing.resource_sharer": "a connection is sent to a process by a socket that "
+    "listens: give it to the process when it is started",
     "multiprocessing.managers": "a manager listens on a socket: share by multiprocessing's Pool, "
     "Queue, Pipe, Value or Array",
 }
@@ -58,6 +60,7 @@ def install() -> None:
     sys.meta_path.insert(0, _Refusal)
     os.fork = _explained(os.fork)
     _posixsubprocess.fork_exec = _explained(_posixsubprocess.fork_exec)
+    os.posix_spawn, os.posix_spawnp = map(_explained, (os.posix_spawn, os.posix_spawnp))
     for name in ("_start_new_thread", "_start_joinable_thread"):  # by Python's version
         if hasattr(threading, name):
             setattr(threading, name, _explained(getattr(threading, name)))

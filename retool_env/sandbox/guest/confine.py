@@ -26,9 +26,11 @@ _SET_DUMPABLE, _SET_SECCOMP, _SET_NO_NEW_PRIVILEGES, _AMBIENT = 4, 22, 38, 47
 _FILTER, _CLEAR_ALL = 2, 4
 _CAPABILITY_VERSION = 0x2008_0522
 _UNLIMITED = resource.RLIM_INFINITY
+_setrlimit, _ADDRESSES, _room = resource.setrlimit, resource.RLIMIT_AS, (-1, -1)
 _PAGE, _HUGE_PAGE = 4096, 1 << 21
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25
 _ARENA_MAX = -8  # of mallopt
+_ROOM = 16 << 20  # bytes of address space for what a process does when its program is over
 
 
 def _call(function: str, *arguments: object) -> int:
@@ -200,8 +202,9 @@ def limit(bounds: wire.Bounds, own: int, processes: bool = True) -> None:
         own: Bytes of address space that it has already.
         processes: Whether its user is its own, so that processes can be counted.
     """
+    global _room
     limits = {
-        resource.RLIMIT_AS: own + bounds.memory,
+        resource.RLIMIT_AS: own + bounds.memory + _ROOM,
         resource.RLIMIT_CPU: bounds.cpu,
         resource.RLIMIT_FSIZE: bounds.tmp,
         resource.RLIMIT_NOFILE: 128,
@@ -216,7 +219,15 @@ def limit(bounds: wire.Bounds, own: int, processes: bool = True) -> None:
         # Soft and hard: the first process of a namespace ignores the signal of the soft one.
         hard = resource.getrlimit(number)[1]
         bounded = value if hard == _UNLIMITED else min(value, hard)
-        resource.setrlimit(number, (bounded, bounded))
+        soft = bounded
+        if number == resource.RLIMIT_AS:
+            soft, _room = bounded - _ROOM, (bounded, bounded)
+        resource.setrlimit(number, (soft, bounded))
+
+
+def make_room() -> None:
+    """Lets this process have a little more memory, once its program is over and may have left it none."""
+    _setrlimit(_ADDRESSES, _room)  # all made beforehand: there may be no memory to make it
 
 
 def install_filter(code: bytes) -> None:

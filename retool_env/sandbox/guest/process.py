@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from types import ModuleType
@@ -45,6 +46,8 @@ str(solve(x**2 - 7*x + 12, x))
 _IDLE_MS = 30
 _TEXT = 6000  # characters of a traceback that are kept
 _SIGNALS = signal.valid_signals()
+# As they are now: a program may leave others in their place.
+_monotonic, _getpid, _exit, _dumps = time.monotonic, os.getpid, os._exit, json.dumps
 _OUT_OF_MEMORY = b'["memory_limit", "", ""]'  # made beforehand: later there is no memory to make it
 
 
@@ -66,6 +69,8 @@ class Process:
         self._turn = turn
         self._objects = 0
         self._jailed = False
+        self._handlers: dict[int, Callable[..., object]] = {}
+        self._deferred: set[int] = set()
         self._session = bool(flags & wire.SESSION)
         self._idle_ms = 0 if flags & wire.EAGER else _IDLE_MS
         self._pid = os.getpid()
@@ -130,42 +135,30 @@ class Process:
                 break
             number += 1
             outcome = self._run(number, head)
-        os._exit(0 if outcome == "ok" else wire.FAILURE)
+        _exit(0 if outcome == "ok" else wire.FAILURE)
 
     def _run(self, number: int, head: bytes) -> str:
         display, size, stdin_size, files_size = struct.unpack(wire.PROGRAM, head)
-        files: dict = {}
+        stdin, files = b"", {}
         try:
             text, stdin = self._read(size), self._read(stdin_size)
             if files_size:
                 files = json.loads(self._read(files_size))
         except MemoryError:
             text = None
-        began = time.monotonic()
+        began = _monotonic()
         with suppress(OSError):  # the host may be gone
             self._source.send(struct.pack(wire.BELL, began))
         wanted = files.get("wanted", ())
         if not (self._session or wanted):
             self._source.close()
         self._record.write(number, began)
-        try:
-            if text is None:
-                raise MemoryError
-            source = text.decode("utf-8", "surrogatepass")
-            _give_stdin(stdin)
-            begin = partial(self._begin, files.get("given", {}))
-            name = f"<block {number}>" if self._session else program.NAME
-            outcome, error, trace, status = program.execute(
-                source, self._main, display, name, begin
-            )
-            text = json.dumps([outcome, error, _shorten(trace)]).encode()
-        except MemoryError:
-            outcome, text, status = "memory_limit", _OUT_OF_MEMORY, 1
-        forked = os.getpid() != self._pid  # a child that the program forked ends here, too
+        outcome, text, status = self._outcome(number, display, text, stdin, files)
+        forked = _getpid() != self._pid  # a child that the program forked ends here, too
         if forked or not self._session:
             self._end()
         if forked:
-            os._exit(status)
+            _exit(status)
         if wanted:
             with suppress(OSError, MemoryError):  # the host may be gone
                 self._source.sendall(_fetch(wanted))
@@ -173,16 +166,39 @@ class Process:
             with suppress(BaseException):
                 program.flush()
             self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-            if (
-                self._jailed
-            ):  # all but this one; the host stops this one, and those that a thread lets go on
+            self._defer()
+            if self._jailed:
+                # All but this one: the host stops this one, and those that a thread lets go on.
                 with suppress(ProcessLookupError):
                     os.kill(-1, signal.SIGSTOP)
-        self._record.write(number, began, time.monotonic(), text)
+        self._record.write(number, began, _monotonic(), text)
         if self._session:
             with suppress(OSError):  # the program may have closed it
                 self._source.send(b"\n")
         return outcome
+
+    def _outcome(
+        self, number: int, display: bool, text: bytes | None, stdin: bytes, files: dict
+    ) -> tuple[str, bytes, int]:
+        """Runs a program; its outcome's name, what the record says of it, and its exit status."""
+        try:
+            return self._execute(number, display, text, stdin, files)
+        except MemoryError:
+            confine.make_room()
+            return "memory_limit", _OUT_OF_MEMORY, 1
+
+    def _execute(
+        self, number: int, display: bool, text: bytes | None, stdin: bytes, files: dict
+    ) -> tuple[str, bytes, int]:
+        if text is None:
+            raise MemoryError
+        source = text.decode("utf-8", "surrogatepass")
+        _give_stdin(stdin)
+        begin = partial(self._begin, files.get("given", {}))
+        name = f"<block {number}>" if self._session else program.NAME
+        outcome, error, trace, status = program.execute(source, self._main, display, name, begin)
+        confine.make_room()
+        return outcome, _dumps([outcome, error, _shorten(trace)]).encode(), status
 
     def _begin(self, files: dict[str, str]) -> None:
         for name, data in files.items():
@@ -191,7 +207,29 @@ class Process:
             with open(name, "wb") as file:
                 file.write(binascii.a2b_base64(data))
         self._objects = len(gc.get_objects()) - 2  # its module and namespace, which go
+        self._handle_deferred()
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def _defer(self) -> None:
+        """Keeps the program's signal handlers from running until its next block: another thread may take a signal."""
+        for number in _SIGNALS:
+            handler = signal.getsignal(number)
+            if callable(handler) and handler is not signal.default_int_handler:
+                self._handlers[number] = handler
+                signal.signal(number, lambda number, _: self._deferred.add(number))
+
+    def _handle_deferred(self) -> None:
+        handlers, self._handlers = self._handlers, {}
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        deferred, self._deferred = self._deferred, set()
+        if signal.SIGCHLD in handlers and not _child_ended():
+            # Then it told that children were stopped, or went on, which is our doing.
+            deferred.discard(signal.SIGCHLD)
+            if signal.SIGCHLD in signal.sigpending():
+                signal.sigtimedwait([signal.SIGCHLD], 0)
+        for number in deferred:
+            signal.raise_signal(number)  # waits as those do that are pending
 
     def _end(self) -> None:
         """Does what Python does at the end of any script."""
@@ -220,6 +258,13 @@ def _give_stdin(data: bytes) -> None:
         file.write(data)
         file.seek(0)
         os.dup2(file.fileno(), 0)
+
+
+def _child_ended() -> bool:
+    try:
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
 
 
 def _fetch(names: list[str]) -> bytes:

@@ -9,6 +9,7 @@ import builtins
 import errno
 import gc
 import linecache
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -35,6 +36,9 @@ class Ending(NamedTuple):
     """The program's part of the traceback."""
     status: int
     """The status that its process is to exit with."""
+
+
+_OK = Ending("ok", "", "", 0)  # made beforehand: a program may have left no memory
 
 
 def new_main() -> ModuleType:
@@ -65,7 +69,7 @@ def execute(
         MemoryError: The program ran out of memory; there may be none left to say so.
     """
     # A dictionary entry of this form is never looked up on disk.
-    lines = source.splitlines(keepends=True)
+    lines = _lines(source)
     linecache.cache[name] = (len(source), None, lines, name)
     _names.add(name)
     try:
@@ -78,6 +82,12 @@ def execute(
         if isinstance(error, MemoryError) and not error.args:
             raise
         return Ending("syntax_error", _one_line(error), _traceback(error), 1)
+    return _run(programs, main, begin)
+
+
+def _run(programs: list, main: ModuleType, begin: Callable[[], object]) -> Ending:
+    # Short: where an instruction beyond the first 256 of a function raises again, Python needs memory for its
+    # number, and without any tries that for ever.
     try:
         begin()
         for program in programs:
@@ -85,14 +95,15 @@ def execute(
     except MemoryError:
         raise
     except SystemExit as error:
-        if error.code is None or error.code == 0:
-            return Ending("ok", "", "", 0)
-        status = error.code & 0xFF if isinstance(error.code, int) else 1
+        code = 0 if error.code is None else error.code
+        status = code & 0xFF if isinstance(code, int) else 1
+        if status == 0:
+            return _OK
         return Ending("runtime_error", _one_line(error), _traceback(error), status)
     except BaseException as error:
         outcome = "blocked" if _is_denied(error) else "runtime_error"
         return Ending(outcome, _one_line(error), _traceback(error), 1)
-    return Ending("ok", "", "", 0)
+    return _OK
 
 
 def clear(before: int) -> None:
@@ -105,22 +116,40 @@ def clear(before: int) -> None:
         before: How many objects the collector knew before the program.
     """
     flush()  # a collection can close a descriptor before what is written to it
-    sys.modules.pop("__main__", None)
+    main = sys.modules.pop("__main__", None)
+    namespace = id(getattr(main, "__dict__", None))
+    del main
     if hasattr(builtins, "_"):  # the last value that was displayed
         builtins._ = None
     if len(gc.get_objects()) > before:  # to collect nothing takes as long as a small program
         gc.collect()
+        for each in gc.get_objects():
+            if (
+                id(each) == namespace and type(each) is dict
+            ):  # something else refers to a part of it
+                for name in each:
+                    each[name] = None
+                gc.collect()
         flush()
 
 
 def flush() -> None:
-    """Writes out what open files that the program made, writers on its standard output above all, still hold."""
-    for each in gc.get_objects():  # without those that are frozen
-        if issubclass(type(each), _io._IOBase):
-            with suppress(Exception):
-                each.flush()
+    """Writes out what open writers on standard output still hold; others could be waited for."""
+    with suppress(OSError):
+        output = os.fstat(1)
+        for each in gc.get_objects():  # without those that are frozen
+            if issubclass(type(each), _io._IOBase):
+                with suppress(Exception):
+                    if os.path.samestat(os.fstat(each.fileno()), output):
+                        each.flush()
     with suppress(Exception):
         sys.stdout.flush()
+
+
+def _lines(source: str) -> list[str]:
+    """The lines of a text as the compiler counts them: other separators than these are none."""
+    *whole, last = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return [f"{line}\n" for line in whole] + [last] * bool(last)
 
 
 def _compile(source: str, display: bool, name: str) -> list:

@@ -46,6 +46,8 @@ def test_limits_are_set_soft_and_hard() -> None:
     found = {line.split()[0]: line.split()[1:] for line in stdout.splitlines()}
     memory = (1 << 30) + (1 << 28)
     expected = {"AS": memory, "CPU": 7, "NPROC": 9, "FSIZE": 1 << 20, "NOFILE": 128, "CORE": 0}
+    room = str(memory + (16 << 20))  # for the end of the process
+    assert found["AS"] == [str(expected.pop("AS")), room]
     assert {name: found[name] for name in expected} == {
         name: [str(value)] * 2 for name, value in expected.items()
     }

@@ -390,6 +390,85 @@ def test_memory_limit(either: Sandbox, code: str) -> None:
     assert either.run("x = bytes(10**8)", limits).outcome is Outcome.OK
 
 
+FULL_OF_SMALL = {
+    "numbers": "x = {}\ni = 0\nwhile True:\n    x[i] = str(i)\n    i += 1",
+    "tuples": "h = None\nwhile True: h = (h,)",
+    "lists": "x = []\nwhile True: x.append([])",
+}
+
+
+@pytest.mark.parametrize("code", FULL_OF_SMALL.values(), ids=FULL_OF_SMALL)
+def test_memory_that_small_objects_fill_to_the_last_byte(jail: Sandbox, code: str) -> None:
+    """What is left of it does not hold the verdict, whose words need some."""
+    limits = Limits(memory_mb=64, wall_seconds=20)
+    expected = "MemoryError: the program needed more than 64 MiB"
+    for _ in range(3):
+        execution = jail.run(code, limits)
+        assert (execution.outcome, execution.error) == (Outcome.MEMORY_LIMIT, expected)
+
+
+def test_a_program_that_recovers_from_that_is_ok(jail: Sandbox) -> None:
+    code = "x = []\ntry:\n    while True: x.append([])\nexcept MemoryError: pass\nprint('on')"
+    for _ in range(3):
+        assert jail.run(code, Limits(memory_mb=64)) == Execution(Outcome.OK, "on\n")
+
+
+MOCKED = {
+    "the clock": "import time\ntime.monotonic = lambda: 0.0",
+    "a clock that ends": "import time\ntime.monotonic = iter([]).__next__",
+    "the process's number": "import os\nos.getpid = lambda: 1234",
+    "the exit": "import os\nos._exit = lambda code: None",
+    "JSON": "import json\njson.dumps = None",
+}
+
+
+@pytest.mark.parametrize("code", MOCKED.values(), ids=MOCKED)
+def test_functions_that_a_program_replaces_are_its_own_affair(either: Sandbox, code: str) -> None:
+    assert either.run(f"{code}\nprint(1)") == Execution(Outcome.OK, "1\n")
+    assert either.run(f"{code}\n1 / 0").error == "ZeroDivisionError: division by zero"
+    with either.session() as session:
+        assert session.run(f"x = 5\n{code}") == Execution(Outcome.OK, "")
+        assert session.run("print(x)") == Execution(Outcome.OK, "5\n")
+
+
+HOLDERS = {
+    "a signal handler": "import signal\nsignal.signal(signal.SIGALRM, lambda *_: 0)",
+    "a module of Python's": "import math\nmath.mine = lambda: 3",
+    "builtins": "import builtins\nbuiltins.mine = lambda: 3",
+    "copyreg": "import copyreg\ncopyreg.pickle(A, lambda a: 'a')",
+}
+
+
+@pytest.mark.parametrize("code", HOLDERS.values(), ids=HOLDERS)
+def test_what_else_refers_to_the_program_does_not_keep_it_from_its_end(
+    either: Sandbox, code: str
+) -> None:
+    program = (
+        "class A:\n    def __del__(self): print('del')\na = A()\ndef g():\n    try: yield 1\n"
+        "    finally: print('fin')\nx = g(); next(x); print('end')\n"
+    )
+    assert sorted(either.run(program + code).stdout.split()) == ["del", "end", "fin"]
+
+
+EXITS = {"0": 0, "None": 0, "False": 0, "256": 0, "True": 1, "0.0": 1, "'0'": 1, "[]": 1, "-1": 1}
+
+
+@pytest.mark.parametrize("value", EXITS)
+def test_the_status_of_an_exit_is_pythons(either: Sandbox, value: str) -> None:
+    ok = either.run(f"import sys\nsys.exit({value})").outcome is Outcome.OK
+    assert ok == (EXITS[value] == 0)
+
+
+def test_lines_are_those_of_the_compiler(either: Sandbox) -> None:
+    code = "s = " + "'" * 3 + "q\x0cw\u2028x\x85" + "'" * 3 + "\n\ndef f():\n    return 1 / 0\nf()"
+    assert either.run(code).traceback.splitlines()[1:-1] == [
+        '  File "<program>", line 5, in <module>',
+        "    f()",
+        '  File "<program>", line 4, in f',
+        "    return 1 / 0",
+    ]
+
+
 def test_a_program_may_catch_the_want_of_memory(either: Sandbox) -> None:
     code = "try: bytes(2**31)\nexcept MemoryError: print('caught')"
     assert either.run(code) == Execution(Outcome.OK, "caught\n")
