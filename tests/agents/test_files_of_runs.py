@@ -123,7 +123,7 @@ def test_a_name_that_is_no_folders_is_refused(name: str, tmp_path: Path, capsys)
 )
 def test_other_names_are_a_folders(name: str, tmp_path: Path) -> None:
     assert load_settings(Settings, "sft", "tiny", [f"name={json.dumps(name)}"]).name == name
-    (tmp_path / name).mkdir()
+    (tmp_path / name).mkdir(parents=True)
 
 
 def test_the_names_of_an_algorithm_of_ones_own_are_checked(tmp_path: Path, capsys) -> None:
