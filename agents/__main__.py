@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from agents.algorithms import OWN, algorithms, load_algorithm, section_of
 from agents.run import accept_revision
 from agents.settings import PRESETS, SettingsError, describe, load_settings
+from retool_env.address import redact
 from retool_env.rollout import PolicyUnavailable
 from retool_env.sandbox import SandboxUnavailable
 
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped; the same command with --resume goes on", file=sys.stderr)
         return 128 + next(iter(stop.args), signal.SIGINT)
     except (SettingsError, FileNotFoundError, ImportError, SandboxUnavailable) as error:
-        print(f"python -m agents {arguments.algorithm}: {error}", file=sys.stderr)
+        print(f"python -m agents {arguments.algorithm}: {redact(str(error))}", file=sys.stderr)
         return 2
     except (OSError, RuntimeError, SafetensorError) as error:
         # Weights and an optimizer's state are written by code that has words of its own for a full disk.
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not mends and "inline_container" not in str(error):
             raise
         print(
-            f"python -m agents {arguments.algorithm}: {error}\nonce that is mended, the same command with --resume goes on",
+            f"python -m agents {arguments.algorithm}: {redact(str(error))}\nonce that is mended, the same command with --resume goes on",
             file=sys.stderr,
         )
         return 1

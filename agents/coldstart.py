@@ -51,6 +51,7 @@ from agents.run import Run
 from agents.settings import SANDBOX, SettingsError, check_least, find_sandbox, find_task, setting
 from agents.traces import authors, conversation
 from agents.verification import Drop, Parts, agrees, results, verify, written
+from retool_env.address import variable_name
 from retool_env.episode import Rules
 from retool_env.files import file_fault
 from retool_env.grading import extract_boxed
@@ -277,7 +278,9 @@ def make_rewriter(settings: Settings) -> Policy | TextPolicy:
 
             variable = sampling.pop("api_key_env", None)
             if variable is not None and variable not in os.environ:
-                raise SettingsError(f"rewriter.api_key_env: there is no variable {variable!r}")
+                raise SettingsError(
+                    f"rewriter.api_key_env: there is no variable {variable_name(variable)!r}"
+                )
             key = None if variable is None else os.environ[variable]
             sampling = {"concurrency": settings.in_flight, **sampling}
             return OpenAIPolicy(settings.model, name, key, **sampling)

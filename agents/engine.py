@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from agents.settings import SettingsError
+from retool_env.address import redact, variable_name
 from retool_env.rollout import Policy
 from retool_env.rollout.transformers import TransformersPolicy, load_policy
 
@@ -29,7 +30,7 @@ def check_engine(setting: str | Mapping[str, Any], processes: int) -> tuple[str,
     name = arguments.pop("name", None)
     if name not in ("transformers", "vllm") and not str(name).startswith(("http://", "https://")):
         raise SettingsError(
-            f"engine: {name!r} is none; there are transformers, vllm, and vLLM servers' URLs"
+            f"engine: {redact(repr(name))} is none; there are transformers, vllm, and vLLM servers' URLs"
         )
     if name == "vllm" and processes > 1:
         raise SettingsError(
@@ -82,7 +83,9 @@ def make_policy(
             variable = given.pop("token_env", None)
             if variable is not None:
                 if variable not in os.environ:
-                    raise SettingsError(f"engine.token_env: there is no variable {variable!r}")
+                    raise SettingsError(
+                        f"engine.token_env: there is no variable {variable_name(variable)!r}"
+                    )
                 given["token"] = os.environ[variable]
             return VLLMServerPolicy(
                 [url.strip() for url in name.split(",")],

@@ -1,15 +1,16 @@
 """Run: the folder of a training run, and how a stopped one goes on.
 
 runs/<name>/
-config.json         settings, seeds, versions, number of processes, the environments' revision
+config.json         settings, seeds, versions, number of processes, the environments' revision; changes of its length
 lock                held by the process that is at work here
 metrics.jsonl       one object a logged step
 transcripts.jsonl   the episodes, each with the step whose weights sampled it; of several processes, each but the first
                     has a file of its own, transcripts-1.jsonl and so on
 curves.png          the learning curves, drawn anew every minute
-trainer/            TRL's own checkpoints, for resuming
+trainer/            TRL's own checkpoints, for resuming, each with the sizes of its files (`files.json`)
 checkpoint/         the trained model with its tokenizer
 checkpoints/<step>/ the same along training, where the settings ask for it
+done                there is one once the run came to its end
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ class Run:
             )
         if changed:
             assert length is not None
-            self._change = self._checked(length, before[length], now[length], reached)
+            self._change = self._checked(length, before.get(length), now[length], reached)
             self.earlier.append(before[length])
 
     def _checked(
@@ -179,8 +180,8 @@ class Run:
         done = self._reached(length) if reached is None else reached()
         if now < done:
             raise SettingsError(
-                f"{self.folder} has done {length}={done:g} already, so that it can't be given {length}={now:g}: set it to "
-                f"{done:g} or more"
+                f"{self.folder} has done {length}={done} already, so that it can't be given {length}={now}: set it to {done} "
+                "or more"
             )
         return {"setting": length, "from": before, "to": now, "at": done}
 
@@ -333,9 +334,8 @@ class Run:
         """Note the run's new length: now that it goes further, and not before, so that a finished one stays one till then."""
         if self._change is None:
             return
-        self._done.unlink(
-            missing_ok=True
-        )  # first: half a change must not look like a longer run that is finished
+        # First, or a stop in between would leave what looks like a longer run that is finished.
+        self._done.unlink(missing_ok=True)
         record = read_config(self.folder)
         record["settings"] |= {self._change["setting"]: self._change["to"]}
         change = {**self._change, "versions": versions()}
@@ -390,15 +390,17 @@ class Run:
         else:
             lines, number, last = read_metrics(path), _step, step
         part = path.with_name(path.name + ".part")
+        ended = True
         try:
             with open(part, "wb") as file:
                 for line in lines:
+                    ended = line.text.endswith(b"\n")
                     if number(line) <= last:
-                        file.write(line.text.rstrip(b"\n") + b"\n")
+                        file.write(line.text if ended else line.text + b"\n")
         except BaseException:
             part.unlink()
             raise
-        if part.stat().st_size == path.stat().st_size:
+        if ended and part.stat().st_size == path.stat().st_size:
             part.unlink()
             return None
         return part, path

@@ -21,6 +21,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from retool_env.address import check_no_secrets
 from retool_env.env import make_task
 from retool_env.episode import Rules
 from retool_env.files import file_fault, read_text
@@ -147,7 +148,8 @@ def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
     """Settings of given values.
 
     Raises:
-        SettingsError: For an unknown key, a value of the wrong kind, or a `name` that is no folder's.
+        SettingsError: For an unknown key, a value of the wrong kind, a `name` that is no folder's, or a key or password,
+            which the run's `config.json` would hold.
     """
     hints = get_type_hints(cls)
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -156,6 +158,10 @@ def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
             raise SettingsError(
                 f"unknown setting {key!r}{nearest(key, fields)}; there are {', '.join(sorted(fields))}"
             )
+    try:
+        check_no_secrets(values)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
     made = cls(**{key: _check(key, value, hints[key]) for key, value in values.items()})
     if getattr(made, "seed", 0) < 0:
         raise SettingsError(f"seed must not be negative, not {values['seed']}")

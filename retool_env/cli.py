@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import secrets
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
+
+from retool_env.address import check_no_secrets, redact, variable_name
 
 if TYPE_CHECKING:
     from retool_env.episode import Rules
@@ -25,6 +28,9 @@ CLONE = (
 )
 
 
+_MOST_TOKEN_FILE = 8192
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command's entry point.
 
@@ -33,7 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="retool", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    evaluation = commands.add_parser("eval", help="avg@k of a model on an environment's problems")
+    # Half an option could be half of one that takes a key.
+    whole = {"allow_abbrev": False}
+    refused: dict[str, Any] = {"action": _KeyRefused, "nargs": "?", "help": argparse.SUPPRESS}
+    evaluation = commands.add_parser(
+        "eval", help="avg@k of a model on an environment's problems", **whole
+    )
     evaluation.add_argument(
         "--env", required=True, help="an environment's id, ReTool-AIME24-v0 say"
     )
@@ -46,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluation.add_argument(
         "--api-key-env", metavar="NAME", help="the environment variable that holds the API's key"
     )
+    evaluation.add_argument("--api-key", **refused, const="--api-key-env NAME")
     ways = evaluation.add_mutually_exclusive_group()
     ways.add_argument(
         "--native-tools", action="store_true", help="behind an API: calls of a tool, not tags"
@@ -84,10 +96,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     play.add_argument("--seed", type=int)
     play.add_argument("settings", nargs="*", metavar="key=value")
     commands.add_parser("doctor", help="what this machine can do, and how to mend what it cannot")
-    serve = commands.add_parser("serve", help="run other machines' programs in the sandbox here")
+    serve = commands.add_parser(
+        "serve", help="run other machines' programs in the sandbox here", **whole
+    )
     serve.add_argument("--host", default="127.0.0.1", help="address to bind to (127.0.0.1)")
     serve.add_argument("--port", type=int, default=8080, help="0 for a free one (8080)")
-    serve.add_argument("--token", help="what clients must send (default: $RETOOL_SANDBOX_TOKEN)")
+    serve.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="holds what clients must send (default: the variable RETOOL_SANDBOX_TOKEN)",
+    )
+    serve.add_argument("--token", **refused, const="--token-file FILE, or RETOOL_SANDBOX_TOKEN")
     serve.add_argument("--max-in-flight", type=int, help="programs at once (16 a processor)")
     serve.add_argument("--max-seconds", type=float, default=120.0, help="of a program (120)")
     serve.add_argument("--grace", type=int, default=30, help="seconds to end in, when stopped (30)")
@@ -95,7 +115,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("train", help="forwards to `python -m agents`", add_help=False)
     arguments, rest = parser.parse_known_args(argv)
     if rest and arguments.command != "train":
-        parser.error(f"unknown arguments: {' '.join(rest)}")
+        # Without their values, which may be a key's.
+        options = [each.partition("=")[0] for each in rest if each.startswith("-")]
+        parser.error(f"unknown arguments: {' '.join(options or rest)}")
     try:
         return {
             "eval": run_eval,
@@ -121,8 +143,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         if isinstance(error, ImportError) and "pip install" not in str(error):
             text = f"{error}; running a model needs pip install 'retool-env[train]'"
-        print(f"retool {arguments.command}: {text}", file=sys.stderr)
+        print(f"retool {arguments.command}: {redact(str(text))}", file=sys.stderr)
         return 1
+
+
+class _KeyRefused(argparse.Action):
+    """An option that would take a key; its `const` says what to give in its place."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Ends the command, without showing the key."""
+        parser.error(
+            f"{option_string} would show the key to everybody who lists the processes: give {self.const}"
+        )
 
 
 def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
@@ -137,6 +175,9 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     for name, number in (("--k", arguments.k), ("--problems", arguments.problems)):
         if number is not None and number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
+    check_no_secrets(
+        {"--sandbox": arguments.sandbox, "settings": parse_settings(arguments.settings)}
+    )
     settings = {**eval_defaults(arguments), **parse_settings(arguments.settings)}
     if arguments.text_only:
         settings["interpreter"] = False
@@ -269,7 +310,9 @@ def policy_maker(arguments: argparse.Namespace, rules: Rules) -> Callable[[], An
         raise ValueError("an API gives no tokens to count: set --max-tokens or max_characters")
     variable = arguments.api_key_env
     if variable and not os.environ.get(variable):
-        raise ValueError(f"--api-key-env {variable}: there is no such environment variable")
+        raise ValueError(
+            f"--api-key-env {variable_name(variable)}: there is no such environment variable, or it is empty"
+        )
     way = "completions" if arguments.completions else "chat"
     policy = OpenAIPolicy(
         arguments.model,
@@ -341,16 +384,50 @@ def run_serve(arguments: argparse.Namespace, _: Sequence[str]) -> int:
         maximum = dataclasses.replace(MAXIMUM, wall_seconds=arguments.max_seconds)
     except ValueError as error:
         raise ValueError(f"--max-seconds: {error}") from None
+    if arguments.token_file is not None:
+        token = read_token(arguments.token_file)
+    else:
+        token = os.environ.get("RETOOL_SANDBOX_TOKEN")
     serve(
         lambda: make_sandbox("unsafe" if arguments.unsafe else "nsjail"),
         arguments.host,
         arguments.port,
-        arguments.token or os.environ.get("RETOOL_SANDBOX_TOKEN"),
+        token,
         max_in_flight=arguments.max_in_flight,
         maximum=maximum,
         grace_seconds=arguments.grace,
     )
     return 0
+
+
+def read_token(path: Path) -> str:
+    """The token in a file, without the line break at its end. A file that others can read is warned of.
+
+    Raises:
+        OSError: If there is no such file, or it can't be read.
+        ValueError: If it is not a regular file, too large, or not text.
+    """
+    # A FIFO would be waited for.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise ValueError(f"--token-file: {path} is not a regular file")
+        content = os.read(descriptor, _MOST_TOKEN_FILE + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > _MOST_TOKEN_FILE:
+        raise ValueError(f"--token-file: {path} is larger than a token can be")
+    if mode & 0o077:
+        print(
+            f"warning: others than its owner may use {path}: chmod 600 {path}",
+            file=sys.stderr,
+        )
+    try:
+        text = content.decode("ascii")
+    except UnicodeDecodeError:
+        raise ValueError(f"--token-file: {path} holds more than ASCII text") from None
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def run_train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:

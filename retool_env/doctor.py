@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from retool_env.children import child_environment
 from retool_env.sandbox import Limits, NsjailSandbox, Outcome, SandboxUnavailable, binaries, nsjail
 
 
@@ -125,7 +126,9 @@ def _namespaces() -> Finding:
     if os.geteuid() == 0:
         return Finding(Status.OK, "namespaces", "made as root, without a user namespace")
     with_user = subprocess.run(
-        [sys.executable, "-c", "import os; os.unshare(os.CLONE_NEWUSER)"], capture_output=True
+        [sys.executable, "-c", "import os; os.unshare(os.CLONE_NEWUSER)"],
+        capture_output=True,
+        env=child_environment(python=True),
     )
     if with_user.returncode == 0:
         return Finding(

@@ -24,6 +24,8 @@ import time
 import weakref
 from pathlib import Path
 
+from retool_env.children import child_environment
+
 MAX_CHARS = 2_000
 """Longer answers are wrong unseen: the longest gold answer of MATH has 159 characters."""
 
@@ -112,7 +114,7 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             bufsize=0,
             start_new_session=True,
-            env={**os.environ, "PYTHONHASHSEED": "0"},
+            env=child_environment(python=True) | {"PYTHONHASHSEED": "0"},
         )
         greeting = self._read_line(_START_SECONDS)
         if greeting != b"ready":

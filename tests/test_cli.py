@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -478,3 +479,27 @@ def test_eval_behind_an_api_names_its_own_extra(outside, capsys, monkeypatch):
     assert main([*BEHIND, "--api", "http://h/v1"]) == 1
     err = capsys.readouterr().err
     assert "pip install 'retool-env[openai]'" in err and "[train]" not in err
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--api-key", "hunter2"),
+        ("--api-key=hunter2",),
+        ("--api-ke", "hunter2"),
+        ("--api-key-env", "sk-hunter2"),
+        ("--sandbox", '{"name": "http://h:1", "token": "hunter2"}'),
+        ("--sandbox", "http://me:hunter2@h:1"),
+        ("--api", "http://me:hunter2@h/v1"),
+        ("--api", "http://h/v1?key=hunter2"),
+    ],
+)
+def test_eval_shows_and_stores_no_key(given, outside, capsys):
+    pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
+    api = () if given[0] == "--api" else ("--api", "http://h/v1")
+    command = ["eval", "--env", "ReTool-Arithmetic-v0", "--model", "m", *api, *given]
+    with contextlib.suppress(SystemExit):
+        assert main([*command, "max_tokens=null", "max_characters=99"]) == 1
+    told = capsys.readouterr()
+    assert told.err and "hunter2" not in told.err + told.out
+    assert not list(Path().rglob("results.json"))

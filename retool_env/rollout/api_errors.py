@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from retool_env.address import redact
 from retool_env.rollout.policy import PolicyUnavailable
 
 if TYPE_CHECKING:
@@ -30,13 +31,13 @@ _UNKNOWN = re.compile(
 _FULL = re.compile(r"context[ _](length|size|window)|prompt is too long")
 
 
-def said(error: APIError) -> str:
-    """The API's own words."""
+def said(error: APIError, key: str | None = None) -> str:
+    """The API's own words, without the key, which some repeat."""
     body = error.body
     if isinstance(body, Mapping):
         message = body.get("message")
         body = message if isinstance(message, str) else str(dict(body))
-    return (str(body) if body else error.message)[:ERROR_CHARACTERS]
+    return redact(str(body) if body else error.message, key, most=ERROR_CHARACTERS)
 
 
 def refused_field(error: APIError, request: Mapping[str, Any]) -> str | None:
@@ -56,7 +57,13 @@ def context_is_full(error: APIError) -> bool:
     return bool(_FULL.search(said(error).lower()))
 
 
-def explained(error: APIError, url: str, request: Mapping[str, Any], answered: bool) -> Exception:
+def explained(
+    error: APIError,
+    url: str,
+    request: Mapping[str, Any],
+    answered: bool,
+    key: str | None = None,
+) -> Exception:
     """What to raise for an error.
 
     Args:
@@ -65,14 +72,19 @@ def explained(error: APIError, url: str, request: Mapping[str, Any], answered: b
         request: What was sent.
         answered: Whether the API has ever answered. One that could not be reached even once is a mistake in the URL rather
             than a failure.
+        key: Of the API; it is not shown.
     """
     import openai
 
-    words = said(error)
+    words = said(error, key)
     if isinstance(error, openai.APIConnectionError):
         if answered:
             return PolicyUnavailable(f"{url}: {words}")
-        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        cause = (
+            f" ({redact(str(error.__cause__), key, most=ERROR_CHARACTERS)})"
+            if error.__cause__
+            else ""
+        )
         return ConnectionError(f"{url} can't be reached: {words}{cause}")
     status = getattr(error, "status_code", 500)
     if error.code == "insufficient_quota":

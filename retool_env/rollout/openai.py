@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from retool_env.address import check_key, check_url
+from retool_env.address import check_key, check_url, redact
 from retool_env.hermes import Hermes
 from retool_env.protocol import CODE_CLOSE
 from retool_env.rollout.api_errors import (
@@ -188,7 +188,10 @@ class OpenAIPolicy:
                     elif context_is_full(error) and transcript.response:
                         return TextGeneration("", "length", time.monotonic() - started)
                     else:
-                        raise explained(error, self.base_url, request, self._answered) from error
+                        told = explained(
+                            error, self.base_url, request, self._answered, self._api_key
+                        )
+                        raise told from None  # the client's own error may show the key
             seconds = time.monotonic() - started
         text, reason = self._read(reply, stop, "stop" in request)
         # No API takes back the lone surrogate that a JSON escape can hold.
@@ -242,7 +245,7 @@ class OpenAIPolicy:
         if isinstance(reply, str):
             raise ValueError(
                 f"{self.base_url} is no API of OpenAI's kind (its URL mostly ends in /v1); it says: "
-                f"{reply[:ERROR_CHARACTERS]!r}"
+                f"{redact(reply, self._api_key, most=ERROR_CHARACTERS)!r}"
             )
         self._answered, self._silent = True, False
         used = getattr(reply, "usage", None)
@@ -252,7 +255,9 @@ class OpenAIPolicy:
         choices = getattr(reply, "choices", None)
         # A proxy's way to say that what lies behind it failed.
         if not choices or not isinstance(choices, list):
-            shown = str(getattr(reply, "model_extra", reply))[:ERROR_CHARACTERS]
+            shown = redact(
+                str(getattr(reply, "model_extra", reply)), self._api_key, most=ERROR_CHARACTERS
+            )
             raise PolicyUnavailable(f"{self.base_url} answers without a choice: {shown}")
         return choices[0]
 
@@ -272,12 +277,13 @@ class OpenAIPolicy:
         """The turn that a choice holds, and why it ended."""
         finish = getattr(choice, "finish_reason", None)
         if finish not in _ENDS:
-            raise PolicyUnavailable(f"{self.base_url} broke the turn off: {finish}")
+            shown = redact(str(finish), self._api_key, most=ERROR_CHARACTERS)
+            raise PolicyUnavailable(f"{self.base_url} broke the turn off: {shown}")
         plain = self.way == "completions"
         message = getattr(choice, "message", None)
         text = getattr(choice, "text", None) if plain else _text_of(message)
         if not isinstance(text, str):
-            shown = str(choice)[:ERROR_CHARACTERS]
+            shown = redact(str(choice), self._api_key, most=ERROR_CHARACTERS)
             raise PolicyUnavailable(f"{self.base_url} answers without a turn: {shown}")
         extra: Mapping[str, Any] = choice.model_extra or {}
         if plain:

@@ -10,7 +10,7 @@ import random
 import time
 from typing import TYPE_CHECKING, Any
 
-from retool_env.address import check_key, check_url
+from retool_env.address import check_key, check_url, redact
 from retool_env.rollout.routing import Server
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Client:
 
     def __init__(self, token: str | None) -> None:
         check_key(token, "token")
+        self._token = token
         try:
             import httpx
         except ImportError as error:
@@ -109,9 +110,12 @@ class Client:
         except TimeoutError:
             raise Failure(f"no whole answer in {whole:g} s") from None
         except self._failures as error:
-            raise Failure(f"{type(error).__name__} {error}".strip()) from error
+            told = redact(
+                f"{type(error).__name__} {error}".strip(), self._token, most=_ERROR_CHARACTERS
+            )
+            raise Failure(told) from None
         server.heard = time.monotonic()
-        return _content(server.url, path, response)
+        return _content(server.url, path, response, self._token)
 
     async def close(self) -> None:
         """End the connections."""
@@ -157,7 +161,8 @@ def field[T](answer: Any, name: str, *kinds: type[T]) -> T:
     """
     value = answer.get(name) if isinstance(answer, dict) else None
     if not _is(value, kinds):
-        raise Failure(f"an answer without {name}, {value!r:.100} instead: is it vllm serve, 0.31?")
+        shown = redact(repr(value), most=100)
+        raise Failure(f"an answer without {name}, {shown} instead: is it vllm serve, 0.31?")
     return value
 
 
@@ -170,7 +175,8 @@ def fields[T](answer: Any, name: str, *kinds: type[T]) -> list[T]:
     values = field(answer, name, list)
     for value in values:
         if not _is(value, kinds):
-            raise Failure(f"an answer with {value!r:.100} in {name}: is it vllm serve, 0.31?")
+            shown = redact(repr(value), most=100)
+            raise Failure(f"an answer with {shown} in {name}: is it vllm serve, 0.31?")
     return values
 
 
@@ -179,9 +185,11 @@ def _is(value: Any, kinds: tuple[type, ...]) -> bool:
     return type(value) in kinds and (type(value) is not float or math.isfinite(value))
 
 
-def _content(url: str, path: str, response: httpx.Response) -> Any:
+def _content(url: str, path: str, response: httpx.Response, token: str | None) -> Any:
     status, text = response.status_code, response.text
-    said = f"HTTP {status} {text[:_ERROR_CHARACTERS]}"
+    said = f"HTTP {status}"
+    if status != 200:
+        said += f" {redact(text, token, most=_ERROR_CHARACTERS)}"
     if status in (401, 403):
         raise PermissionError(
             f"{url} refuses the token ({said}); give the one it was started with, as `token`"
@@ -201,7 +209,7 @@ def _content(url: str, path: str, response: httpx.Response) -> Any:
     try:
         return response.json()
     except (ValueError, RecursionError) as error:
-        raise Failure(f"no JSON, but {text[:_ERROR_CHARACTERS]!r}") from error
+        raise Failure(f"no JSON, but {redact(text, token, most=_ERROR_CHARACTERS)!r}") from error
 
 
 def _seconds(retry_after: str) -> float:

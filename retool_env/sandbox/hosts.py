@@ -256,7 +256,7 @@ class Hosts:
             text = f"{type(error).__name__} {_said(error)}".strip()
             raise _Failure(text[:_ERROR_CHARACTERS]) from error
         status, text = response.status_code, answer[:_ERROR_BYTES].decode("utf-8", "replace")
-        text = redact(text, self._token)[:_ERROR_CHARACTERS]
+        text = redact(text, self._token, most=_ERROR_CHARACTERS)
         if status in (401, 403):
             raise SandboxUnavailable(
                 f"{host.url} refuses the token (HTTP {status}); give the one it was started with, "
@@ -277,7 +277,7 @@ class Hosts:
         except (ValueError, RecursionError) as error:
             raise _Failure(f"{error}"[:_ERROR_CHARACTERS]) from error
         if execution.outcome is Outcome.INFRASTRUCTURE:
-            raise _Failure(redact(execution.error, self._token)[:_ERROR_CHARACTERS])
+            raise _Failure(redact(execution.error, self._token, most=_ERROR_CHARACTERS))
         if display and OWN not in content:
             raise SandboxUnavailable(
                 f"{host.url} is not a server of retool's and does not know `display`; run "

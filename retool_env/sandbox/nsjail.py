@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from retool_env.children import child_environment
 from retool_env.sandbox import guest
 from retool_env.sandbox.binaries import find_binary, identity
 from retool_env.sandbox.diagnosis import diagnose, last_words, misplaced, not_executable
@@ -177,7 +178,7 @@ class NsjailSandbox(PooledSandbox):
 
     def _command(
         self, packages: tuple[str, ...]
-    ) -> tuple[list[str], dict[str, str] | None, tuple[int, ...]]:
+    ) -> tuple[list[str], dict[str, str], tuple[int, ...]]:
         proc = os.open("/proc", os.O_RDONLY)
         try:
             config = os.memfd_create("nsjail-config")
@@ -185,7 +186,8 @@ class NsjailSandbox(PooledSandbox):
             os.close(proc)
             raise
         os.write(config, jail_config(self._found, packages, proc).encode())
-        return [self.binary, "--config", f"/proc/self/fd/{config}"], None, (config, proc)
+        command = [self.binary, "--config", f"/proc/self/fd/{config}"]
+        return command, child_environment(), (config, proc)
 
     def _diagnose(self, failure: str) -> str:
         return diagnose(failure, self._found["stdlib"])
@@ -325,6 +327,7 @@ def _test_jail(binary: str) -> str:
                 errors="replace",
                 timeout=_TEST_SECONDS,
                 pass_fds=(config, proc),
+                env=child_environment(),
             )
         except subprocess.TimeoutExpired:
             return f"it did not end within {_TEST_SECONDS:g} s"
@@ -352,7 +355,12 @@ def _look_at(python: str | None, packages: tuple[str, ...]) -> dict:
         executable = python if os.path.isfile(python) else os.path.join(python, "bin", "python3")
         script = str(Path(__file__).with_name("survey.py"))
         try:
-            done = subprocess.run([executable, script, *packages], capture_output=True, text=True)
+            done = subprocess.run(
+                [executable, script, *packages],
+                capture_output=True,
+                text=True,
+                env=child_environment(python=True),
+            )
         except OSError as error:
             why = f"{advised(error)}{not_executable(executable)}"
             raise SandboxUnavailable(f"cannot run the interpreter {executable}: {why}") from None

@@ -219,7 +219,7 @@ class PooledSandbox(abc.ABC):
     @abc.abstractmethod
     def _command(
         self, packages: tuple[str, ...]
-    ) -> tuple[list[str], dict[str, str] | None, tuple[int, ...]]:
+    ) -> tuple[list[str], dict[str, str], tuple[int, ...]]:
         """What starts a guest: its arguments, its environment, and descriptors it inherits, which are then closed.
 
         Args:

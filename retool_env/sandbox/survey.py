@@ -62,7 +62,9 @@ def survey(packages: list[str]) -> dict[str, object]:
         modules += path.rglob("*.so*") if path.is_dir() else [path] if ".so" in path.name else []
     # The loader itself says what it would load; the preloaded files are only looked at.
     trace = {"LD_TRACE_LOADED_OBJECTS": "1", "LD_PRELOAD": ":".join(map(str, modules))}
-    listing = subprocess.run([executable], env=os.environ | trace, capture_output=True, text=True)
+    if "LD_LIBRARY_PATH" in os.environ:  # nothing else: the loader needs none of this environment
+        trace["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    listing = subprocess.run([executable], env=trace, capture_output=True, text=True)
     folders = tuple(f"{folder}/" for folder in mounts)
     for word in listing.stdout.split():
         if word.startswith("/") and not word.startswith(folders):

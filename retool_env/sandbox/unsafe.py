@@ -48,7 +48,7 @@ class UnsafeSandbox(PooledSandbox):
 
     def _command(
         self, packages: tuple[str, ...]
-    ) -> tuple[list[str], dict[str, str] | None, tuple[int, ...]]:
+    ) -> tuple[list[str], dict[str, str], tuple[int, ...]]:
         found = survey([*PACKAGES, "tzdata"])
         folders = {
             str(Path(source).parent) for source, target in found["mounts"] if "/packages/" in target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from agents.__main__ import main
 from agents.records import is_cut, read_episodes, read_lines
 from agents.run import Run
 from agents.settings import SettingsError
-from retool_env.problems import Problem
+from retool_env.episode import Rules
+from retool_env.problems import Problem, ProblemList
 from retool_env.transcript import Span, StopReason, Transcript, write_transcripts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -137,7 +139,13 @@ def test_a_last_line_is_passed_over_only_if_it_was_cut_short(name, stopped, mode
     for end in (b'{"step": 9}}', b"[1", b"\0\0\0", b'{"step": 9, "lo\n', b'{"step": 9}{"step": 8'):
         (run / name).write_bytes(whole + end)
         refused(run, model, capsys, f"{run / name}, line {whole.count(b'\n') + 1}: ")
-    (run / name).write_bytes(whole + b'{"step": 9, "lo')
+    for end in (b'{"step": 9, "lo', b"\n"):
+        (run / name).write_bytes(whole + end)
+        grpo.train(settings("grpo", model=model, **MORE["grpo"]), run, resume=True)
+        assert (run / name).read_bytes() == whole
+        (run / "done").unlink()
+    lines = whole.splitlines(keepends=True)
+    (run / name).write_bytes(lines[0] + b"\n" + b"".join(lines[1:])[:-1])  # what follows is a line
     grpo.train(settings("grpo", model=model, **MORE["grpo"]), run, resume=True)
     assert (run / name).read_bytes() == whole
 
@@ -179,8 +187,13 @@ def test_an_episode_of_no_step_is_named(value, stopped, model, capsys):
 OBJECTS = ["config.json", "trainer/checkpoint-4/trainer_state.json"]
 
 
-@pytest.mark.parametrize("damage", [*TEXTS, "an empty file"])
-@pytest.mark.parametrize("algorithm", ["grpo", "ppo", "sft"])
+@pytest.mark.parametrize(
+    ("algorithm", "damage"),
+    [
+        *(("grpo", damage) for damage in (*TEXTS, "an empty file")),
+        *((algorithm, "a list") for algorithm in ("ppo", "sft")),
+    ],
+)
 @pytest.mark.parametrize("name", OBJECTS)
 def test_a_damaged_object_is_named(name, algorithm, damage, stopped, model, capsys):
     run = stopped(algorithm)
@@ -252,9 +265,15 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "zeros", *PLACES])
 @pytest.mark.parametrize(
-    ("algorithm", "name"), [(a, n) for a, names in FILES.items() for n in names]
+    ("algorithm", "name", "damage"),
+    [
+        (algorithm, name, damage)
+        for algorithm, names in FILES.items()
+        for name in names
+        for damage in ("missing", "zeros", "empty", "cut", *PLACES)
+        if damage in ("missing", "zeros") or (algorithm, name) == ("grpo", "optimizer.pt")
+    ],
 )
 def test_a_checkpoint_is_whole_or_not_gone_on_from(algorithm, name, damage, stopped, model, capsys):
     """A trainer of transformers goes on without an optimizer's state, and without a word."""
@@ -453,6 +472,39 @@ def test_traces_of_a_round_that_can_not_be_read_are_named(tmp_path):
         path.write_bytes(text)
         with pytest.raises(SettingsError, match=r"round-1\.jsonl.*chosen anew"):
             rft.round_traces(path)
+
+
+def test_damaged_stages_of_a_round_are_named(model, tmp_path, monkeypatch):
+    rules = Rules(interpreter=False, max_tokens=2, prompt_template="{query}")
+    problems = ProblemList(Problem(str(i), f"Compute {i}", "1") for i in range(6))
+    monkeypatch.setattr(rft, "find_task", lambda env: (rules, problems))
+    monkeypatch.setattr(rft, "choose", lambda groups, keep: [t for g in groups for t in g][:4])
+    monkeypatch.setattr(rft, "distinct", list)
+    monkeypatch.setattr(sft, "read_traces", lambda path, _: list(read_episodes(path, "x")))
+    tuning = {"epochs": 1, "batch_size": 2, "trl": {"logging_steps": 1}}
+    made = settings("rft", model=model, rounds=2, problems=3, k=2, sft=tuning)
+    run = tmp_path / "run"
+    rft.train(made, run)
+    (run / "done").unlink()
+    for name in (
+        "stages/round-1.jsonl",
+        "stages/round-2.jsonl",
+        "stages/round-1/config.json",
+        "metrics.jsonl",
+        "config.json",
+    ):
+        whole = (run / name).read_bytes()
+        for damage in ("NUL bytes", "a list", "nested deeply"):
+            (run / name).write_bytes(TEXTS[damage](whole) + b"\n")
+            before = contents(run)
+            with pytest.raises(SettingsError, match=re.escape(f"{run / name}")):
+                rft.train(made, run, resume=True)
+            assert contents(run) == before
+        (run / name).write_bytes(whole)
+    (run / "stages" / "round-1.jsonl").unlink()  # as its message advises: it is chosen anew
+    rft.train(made, run, resume=True)
+    assert [record["step"] for record in records(run)] == [1, 2]
+    assert len((run / "stages" / "round-1.jsonl").read_text().splitlines()) == 4
 
 
 @pytest.mark.parametrize("damage", [*TEXTS, "other kinds"])

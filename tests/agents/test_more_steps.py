@@ -106,7 +106,9 @@ def test_more_epochs_at_a_constant_rate_come_to_what_a_longer_cold_start_does(mo
     [change] = json.loads((run / "config.json").read_text())["changes"]
     assert (change["setting"], change["from"], change["to"]) == ("epochs", 1.5, 3)
     assert change["at"] == pytest.approx(5 / 3)
-    with pytest.raises(SettingsError, match=r"has done epochs=3 already.*epochs=2: set it to 3"):
+    with pytest.raises(
+        SettingsError, match=r"has done epochs=3.0 already.*epochs=2.0: set it to 3.0"
+    ):
         sft.train(settings("sft", model=model, **SFT, epochs=2, trl=CONSTANT), run, resume=True)
 
 
@@ -185,7 +187,8 @@ def test_a_run_that_was_stopped_may_get_other_steps_down_to_what_it_has_done(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(grpo.RunLogger, "on_log", telling)
         grpo.train(settings("grpo", **more, steps=400), run, resume=True)
-    assert len(records(run)) == 5 and not (run / "done").exists()
+    # In its fifth step: its rollouts are left, or its update is ended.
+    assert len(records(run)) in (4, 5) and not (run / "done").exists()
     grpo.train(settings("grpo", **more, steps=6), run, resume=True)
     grpo.train(settings("grpo", **more, steps=6), whole)
     same_run(model, run, whole)

@@ -642,19 +642,21 @@ def says_once(status: str, headers: str = "", body: bytes = b"") -> Talk:
     return talk
 
 
-@pytest.mark.parametrize("status", ["503 Busy", "429 Busy"])
-@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "-inf", "0.0000001", "-0"])
+@pytest.mark.parametrize(
+    ("status", "seconds"),
+    [("503 Busy", "0"), ("429 Busy", "-1"), ("503 Busy", "nan"), ("429 Busy", "0.0000001")],
+)
 def test_a_host_that_is_busy_for_no_time_is_asked_seldom_and_given_up(
     status: str, seconds: str
 ) -> None:
     with (
         speaking(says_once(status, f"Retry-After: {seconds}\r\n")) as (url, asked),
-        RemoteSandbox([url], patience=1.5) as sandbox,
+        RemoteSandbox([url], patience=1) as sandbox,
     ):
         began = time.monotonic()
         execution = sandbox.run("1", QUICK)
         assert execution.outcome is Outcome.INFRASTRUCTURE
-        assert "none finished a program in 1.6 s" in execution.error and "busy" in execution.error
+        assert "none finished a program in 1.1 s" in execution.error and "busy" in execution.error
         assert time.monotonic() - began < 16
         assert 2 <= len(asked) <= 6
 
@@ -851,7 +853,7 @@ def test_output_of_another_server_that_is_above_the_limit_is_the_programs(sign: 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "GZIP, gzip", "x"])
 def test_an_answer_that_is_compressed_is_not_opened(encoding: str) -> None:
-    bomb = gzip.compress(gzip.compress(bytes(1 << 28)))
+    bomb = gzip.compress(bytes(1 << 26), compresslevel=1)
     talk = says_once("200 OK", f"Content-Encoding: {encoding}\r\n", bomb)
     with speaking(talk) as (url, _), RemoteSandbox([url], attempts=1) as sandbox:
         tracemalloc.start()
@@ -861,7 +863,7 @@ def test_an_answer_that_is_compressed_is_not_opened(encoding: str) -> None:
     assert (
         execution.outcome is Outcome.INFRASTRUCTURE and "the answer is encoded" in execution.error
     )
-    assert peak < 32 << 20
+    assert peak < 16 << 20
 
 
 RIGHT = {

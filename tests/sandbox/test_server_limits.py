@@ -1,6 +1,7 @@
 """What a server bounds: who may ask, connections, headers, bodies, open files. With real sockets."""
 
 import contextlib
+import os
 import resource
 import socket
 import subprocess
@@ -8,13 +9,15 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
 from services import command, says, serving, sleeps, wait_until
 
+from retool_env import grading
 from retool_env.cli import main
-from retool_env.sandbox import Execution, Outcome, connections, server
+from retool_env.sandbox import Execution, Outcome, connections, make_sandbox, processes, server
 from retool_env.sandbox.connections import Connections
 from retool_env.sandbox.server import create_app, serve
 
@@ -314,3 +317,67 @@ def test_as_many_open_files_as_it_asks_for_are_enough() -> None:
         process.terminate()
         _, err = process.communicate(timeout=60)
     assert err == ""
+
+
+# --- where the token comes from -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given",
+    [("--token", "hunter2"), ("--token=hunter2",), ("--toke", "hunter2"), ("--tok=hunter2",)],
+)
+def test_a_token_on_the_command_line_is_refused_and_not_shown(given: tuple, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--port", "0", *given])
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and "hunter2" not in err
+    if given[0].startswith("--token"):
+        assert "--token-file FILE, or RETOOL_SANDBOX_TOKEN" in err
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o644, True)])
+def test_a_token_comes_from_a_file(mode: int, warned: bool, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("from-the-file\n")
+    file.chmod(mode)
+    with command("--token-file", str(file), RETOOL_SANDBOX_TOKEN="other") as (process, url):
+        assert httpx.get(f"{url}/metrics", headers=BEARER).status_code == 401
+        shown = {"Authorization": "Bearer from-the-file"}
+        assert httpx.get(f"{url}/metrics", headers=shown).status_code == 200
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert ("chmod 600" in err) == warned and "from-the-file" not in err
+
+
+def test_a_token_file_that_is_none_is_refused(tmp_path: Path, capsys) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "large").write_bytes(b"q" * 10_000)
+    (tmp_path / "binary").write_bytes(b"q\xff")
+    (tmp_path / "empty").write_bytes(b"\n")
+    for name in ("fifo", "large", "binary", "empty", "missing", "."):
+        assert main(["serve", "--port", "0", "--token-file", str(tmp_path / name)]) == 1
+        err = capsys.readouterr().err
+        assert "token" in err and "qq" not in err
+    assert main(["serve", "--port", "0", "--token-file", "/dev/zero"]) == 1
+
+
+def test_nsjail_inherits_no_secret(monkeypatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "hunter2")
+    monkeypatch.setenv("RETOOL_SANDBOX_TOKEN", SECRET)
+    with make_sandbox("nsjail", guests=1) as box:
+        for guest in box._guests:
+            below = [guest.process.pid, *processes.below(guest.process.pid)]
+            for pid in below:
+                environment = Path(f"/proc/{pid}/environ").read_bytes()
+                assert b"hunter2" not in environment and SECRET.encode() not in environment
+            assert b"PATH=" in Path(f"/proc/{guest.process.pid}/environ").read_bytes()
+
+
+def test_the_grading_process_inherits_no_secret(monkeypatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "hunter2")
+    worker = grading._Worker(5.0, 1024)
+    try:
+        assert b"hunter2" not in Path(f"/proc/{worker.process.pid}/environ").read_bytes()
+        assert worker.ask("1/2", "0.5") is True
+    finally:
+        worker.kill()
