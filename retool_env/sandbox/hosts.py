@@ -45,9 +45,8 @@ _MOST_DOUBLINGS = 6  # 32 s
 _SHORTEST_RETRY_AFTER, _LONGEST_RETRY_AFTER = 0.25, 30.0
 _MOST_REFUSALS = 3  # that count: 2 s at least
 _ESCAPED = 6  # bytes of JSON that a byte of output may take
-_ANSWER_BYTES = (
-    4 << 20
-)  # and all else; SandboxFusion sends 1 MiB of each stream, whatever the limit
+# And all else: SandboxFusion sends 1 MiB of each stream, whatever the limit.
+_ANSWER_BYTES = 4 << 20
 _STRUCTURE_BYTES = 1 << 16  # of JSON outside of its texts: two bytes of it are 64 of memory
 _TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _ERROR_BYTES = 1 << 12
@@ -355,4 +354,4 @@ def _seconds(retry_after: str) -> float:
         seconds = float(retry_after)
     except ValueError:
         return 1.0
-    return 1.0 if math.isnan(seconds) else seconds
+    return 0.0 if math.isnan(seconds) else seconds
