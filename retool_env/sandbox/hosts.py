@@ -3,14 +3,14 @@
 Of several hosts, the one with the fewest of our programs in flight is asked. Three things move a
 program on to the next attempt, and running it again is safe, as nothing of a program outlasts it:
 
-* a host is *busy* (429, or 503 with `Retry-After`): it gets this program again when it said (a host
-  that says at once, later with each refusal), and no more at once than it took; a program waits as
-  long as others of ours are finished;
+* a host is *busy* (429, or 503 with `Retry-After`): it gets this program again when it said, and no
+  more at once than it took. If it refuses the only one, it gets none until then, and is asked half
+  as often with each refusal in a row. A program waits as long as others of ours are finished;
 * a host *fails* (no connection, no answer in time, another 5xx, a response that cannot be read, a
   failure of its sandbox): it is set aside, twice as long each time in a row;
-* `attempts` failures, or `patience` and a program's own seconds in which no program was finished, are an
-  `Outcome.INFRASTRUCTURE` whose error names the hosts and what each said. So is a request that a
-  host refuses (400, 413, 422), at once.
+* `attempts` failures, or `patience` and a program's own seconds in which no program was finished
+  (those that a host took to fail do not count), are an `Outcome.INFRASTRUCTURE` whose error names
+  the hosts and what each said. So is a request that a host refuses (400, 413, 422), at once.
 
 Invariant: all state belongs to one event loop in one thread of its own, where every request is
 made; callers, in whatever thread or event loop, only wait for it.
@@ -23,11 +23,13 @@ import json
 import math
 import os
 import random
+import re
 import threading
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from retool_env.address import redact
@@ -40,11 +42,13 @@ if TYPE_CHECKING:
 _CONNECT_SECONDS = 10.0
 _FIRST_ASIDE = 0.5
 _MOST_DOUBLINGS = 6  # 32 s
-_RETRY_AFTER = 0.25  # at least; who asks for less is asked half as often with each refusal in a row
-_MOST_WAITS = 3  # 2 s
-_LONGEST_RETRY_AFTER = 30.0
-_ANSWER_BYTES = 1 << 20  # of an answer, beyond its output
+_SHORTEST_RETRY_AFTER, _LONGEST_RETRY_AFTER = 0.25, 30.0
+_MOST_REFUSALS = 3  # that count: 2 s at least
 _ESCAPED = 6  # bytes of JSON that a byte of output may take
+# And all else: SandboxFusion sends 1 MiB of each stream, whatever the limit.
+_ANSWER_BYTES = 4 << 20
+_STRUCTURE_BYTES = 1 << 16  # of JSON outside of its texts: two bytes of it are 64 of memory
+_TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _ERROR_BYTES = 1 << 12
 _KEEP_ALIVE_SECONDS = 2.0  # shorter than servers' own, which would close it while we send
 _ERROR_CHARACTERS = 300
@@ -67,6 +71,12 @@ class Host:
     refused: bool = False
     """Has it ever been busy?"""
 
+    refusals: int = 0
+    """How often in a row it refused the only one of our programs there."""
+
+    said: str = "not asked"
+    """To the last program that it did not run."""
+
     failures: int = 0
     """Failures in a row; those of programs that were sent together count once."""
 
@@ -79,7 +89,7 @@ class _Busy(Exception):
     """The host takes no more at the moment."""
 
     retry_after: float
-    """Seconds it asked for; 0.0 where that is no number of them."""
+    """Seconds it asked for, which may be any number but NaN."""
 
 
 class _Failure(Exception):
@@ -116,6 +126,8 @@ class Hosts:
             headers={"Accept-Encoding": "identity"}
             | ({"Authorization": f"Bearer {token}"} if token else {}),
             limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_SECONDS),
+            # No host decides what we keep and send.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._main, name="remote-sandbox", daemon=True)
@@ -164,34 +176,31 @@ class Hosts:
     async def _execute(self, body: bytes, limits: Limits, display: bool) -> Execution:
         said: dict[str, str] = {}
         not_before: dict[Host, float] = {}
-        failed, refusals, waiting_since = 0, 0, self._loop.time()
+        failed, waiting_since = 0, self._loop.time()
         patience = limits.wall_seconds + self._patience
         while failed < self._attempts:
             host = await self._take(not_before, waiting_since, patience)
             if host is None:
+                said = {each.url: each.said for each in self._hosts} | said
                 said[""] = f"none finished a program in {patience:g} s"
                 break
             sent_at = self._loop.time()
             try:
                 execution = await self._ask(host, body, limits, display, patience)
             except _Busy as busy:
-                host.window, host.refused = max(1.0, host.in_flight - 1), True
-                pause = min(busy.retry_after, _LONGEST_RETRY_AFTER)
-                if pause < _RETRY_AFTER:  # less than is seemly
-                    pause = _RETRY_AFTER * 2 ** min(refusals, _MOST_WAITS)
-                not_before[host] = sent_at + pause * random.uniform(1, 1.5)
-                refusals += 1
-                said[host.url] = "busy"
+                not_before[host] = self._refuse(host, sent_at, busy.retry_after)
+                said[host.url] = host.said = "busy"
             except _Failure as failure:
                 failed += 1
-                said[host.url] = str(failure)
+                said[host.url] = host.said = str(failure)
                 self._set_aside(host, sent_at)
-                waiting_since = self._loop.time()
+                took = self._loop.time() - sent_at
+                waiting_since = max(waiting_since, self._progress) + took
             except _Refusal as refusal:
                 said = {host.url: str(refusal)}
                 break
             else:
-                host.failures = 0
+                host.failures = host.refusals = 0
                 host.window += 1 / host.window if host.refused else 1
                 self._progress = self._loop.time()
                 return execution
@@ -201,7 +210,8 @@ class Hosts:
                     self._changed.notify()
         told = "; ".join(f"{url}: {text}" if url else text for url, text in said.items())
         one_line = " ".join(f"no host ran the program: {told}".split())
-        return Execution(Outcome.INFRASTRUCTURE, "", one_line)
+        shown = "".join(sign if sign.isprintable() else "\ufffd" for sign in one_line)
+        return Execution(Outcome.INFRASTRUCTURE, "", shown)
 
     async def _take(
         self, not_before: dict[Host, float], waiting_since: float, patience: float
@@ -253,12 +263,15 @@ class Hosts:
             )
         if status == 429 or (status == 503 and "retry-after" in response.headers):
             raise _Busy(_seconds(response.headers.get("retry-after", "")))
+        if response.has_redirect_location:
+            place = redact(response.headers["location"], self._token)[:_ERROR_CHARACTERS]
+            raise _Failure(f"HTTP {status} leads to {place}: if that is a host, give its URL")
         if status in (400, 413, 422):
             raise _Refusal(f"HTTP {status} {text}")
         if status != 200:
             raise _Failure(f"HTTP {status} {text}")
         try:
-            content = json.loads(answer, parse_constant=_no_number)
+            content = _parsed(answer)
             execution = execution_of(content, limits)
         except (ValueError, RecursionError) as error:
             raise _Failure(f"{error}"[:_ERROR_CHARACTERS]) from error
@@ -270,6 +283,17 @@ class Hosts:
                 "`retool serve` there, or go without `display`"
             )
         return execution
+
+    def _refuse(self, host: Host, sent_at: float, retry_after: float) -> float:
+        """Notes that a host is busy; gives the loop's time at which the program may go there again."""
+        shortest = _SHORTEST_RETRY_AFTER * 2 ** min(host.refusals, _MOST_REFUSALS)
+        pause = min(max(retry_after, shortest), _LONGEST_RETRY_AFTER)
+        again = sent_at + pause * random.uniform(1, 1.5)
+        if host.in_flight == 1:  # none of ours is there whose end would make room
+            host.refusals += 1
+            host.aside_until = again
+        host.window, host.refused = max(1.0, host.in_flight - 1), True
+        return again
 
     def _set_aside(self, host: Host, sent_at: float) -> None:
         if sent_at < host.aside_until:
@@ -308,6 +332,18 @@ async def _read(response: httpx.Response, most: int) -> bytes:
     return bytes(body)
 
 
+def _parsed(answer: bytes) -> Any:
+    """The value of an answer's JSON.
+
+    Raises:
+        ValueError: It is none, or would take far more memory than it has bytes.
+        RecursionError: It is nested too deeply.
+    """
+    if (size := len(_TEXTS.sub(b"", answer))) > _STRUCTURE_BYTES:
+        raise ValueError(f"the answer has {size} bytes of lists, objects and numbers")
+    return json.loads(answer, parse_constant=_no_number)
+
+
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON's")
 
@@ -318,4 +354,4 @@ def _seconds(retry_after: str) -> float:
         seconds = float(retry_after)
     except ValueError:
         return 1.0
-    return 0.0 if math.isnan(seconds) else max(seconds, 0.0)
+    return 0.0 if math.isnan(seconds) else seconds

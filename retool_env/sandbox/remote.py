@@ -26,6 +26,8 @@ from retool_env.sandbox.execution import (
     Session,
     advised,
     check_program,
+    check_seconds,
+    check_whole_number,
 )
 from retool_env.sandbox.fusion import request_of
 from retool_env.sandbox.hosts import Hosts
@@ -45,7 +47,8 @@ class RemoteSandbox:
             and that a host may take to answer.
 
     Raises:
-        ValueError: there is no URL, one is not `http(s)://host[:port]`, or the token can't be sent.
+        ValueError: there is no URL, one is not `http(s)://host[:port]`, the token can't be sent, or
+            `attempts` or `patience` is not a positive number.
         SandboxUnavailable: the package httpx is missing.
     """
 
@@ -57,8 +60,8 @@ class RemoteSandbox:
         attempts: int = 6,
         patience: float = 120.0,
     ) -> None:
-        if attempts < 1 or not patience > 0:
-            raise ValueError(f"attempts and patience must be positive: {attempts}, {patience}")
+        check_whole_number("attempts", attempts)
+        check_seconds("patience", patience)
         if importlib.util.find_spec("httpx") is None:
             raise SandboxUnavailable("httpx is missing: pip install 'retool-env[remote]'")
         self.urls = tuple(_base_url(url) for url in urls)

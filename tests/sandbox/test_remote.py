@@ -228,6 +228,16 @@ def test_a_token_that_can_not_be_sent_is_refused() -> None:
         RemoteSandbox(["http://a"], "secret\n")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"attempts": 0}, {"attempts": 2.5}, {"attempts": True}, {"attempts": "3"}]
+    + [{"patience": each} for each in (0, -1, float("nan"), float("inf"), "3", None, True)],
+)
+def test_a_setting_that_is_none_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        RemoteSandbox(["http://a"], **wrong)
+
+
 @pytest.mark.parametrize("tail", ["", "/", "/run_code", "/run_code/"])
 def test_the_path_may_be_there(tail: str) -> None:
     with serving(create_app(says(OK))) as url, RemoteSandbox([f" {url}{tail}"]) as sandbox:
@@ -664,18 +674,114 @@ def test_a_host_that_is_busy_for_ever_is_given_up_in_time(seconds: str) -> None:
         assert time.monotonic() - began < 6
 
 
-def test_busy_and_failing_by_turns_is_given_up() -> None:
+def test_busy_and_failing_by_turns_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "_MOST_DOUBLINGS", 0)
+    monkeypatch.setattr(hosts, "_MOST_REFUSALS", 0)
     kinds = itertools.cycle([says_once("503 Busy", "Retry-After: 0\r\n"), says_once("500 No")])
 
     async def talk(*streams: Any) -> None:
         await next(kinds)(*streams)
 
-    with speaking(talk) as (url, asked), RemoteSandbox([url], patience=2, attempts=3) as sandbox:
-        assert sandbox.run("1", QUICK).outcome is Outcome.INFRASTRUCTURE
-        assert len(asked) <= 6
+    with speaking(talk) as (url, asked), RemoteSandbox([url], patience=1, attempts=99) as sandbox:
+        began = time.monotonic()
+        assert "none finished a program in 1.1 s" in sandbox.run("1", QUICK).error
+        assert time.monotonic() - began < 11
+        assert 2 <= len(asked) <= 12
+
+
+def test_each_refusal_in_a_row_makes_the_wait_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "_SHORTEST_RETRY_AFTER", 0.05)
+    busy = says_once("503 Busy", "Retry-After: 0.06\r\n")
+    talks = iter([busy, busy, busy, busy, says_once("200 OK", body=wrong())])
+
+    async def talk(*streams: Any) -> None:
+        await next(talks)(*streams)
+
+    with speaking(talk) as (url, asked), RemoteSandbox([url]) as sandbox:
+        assert sandbox.run("1", QUICK) == OK
+        assert sandbox._hosts._hosts[0].refusals == 0  # the next one is its first in a row
+    waits = [after - before for before, after in itertools.pairwise(asked)]
+    for wait, shortest in zip(waits, (0.06, 0.1, 0.2, 0.4), strict=True):
+        assert wait >= 0.95 * shortest  # the client's clock began before the server's
+
+
+def test_many_programs_ask_a_busy_host_no_oftener_than_one() -> None:
+    async def many(sandbox: RemoteSandbox) -> list[Execution]:
+        return await asyncio.gather(*(sandbox.run_async("1", QUICK) for _ in range(100)))
+
+    with (
+        speaking(says_once("503 Busy", "Retry-After: 0\r\n")) as (url, asked),
+        RemoteSandbox([url], patience=1.5) as sandbox,
+    ):
+        for execution in asyncio.run(many(sandbox)):  # also those that were never sent
+            assert f"{url}: busy" in execution.error
+    assert 16 <= len(asked) <= 16 + 6
+
+
+def test_a_server_that_floods_with_hints_is_given_up() -> None:
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            writer.write(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 1000)
+            await writer.drain()
+
+    with speaking(talk) as (url, _), RemoteSandbox([url], patience=0.5, attempts=1) as sandbox:
+        began = time.monotonic()
+        assert "no whole answer in 0.6 s" in sandbox.run("1", QUICK).error
+        assert time.monotonic() - began < 6
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "half",
+    [
+        b"",
+        b"HTTP/1.1 20",
+        HEAD,
+        HEAD + b"Content-Length: 99\r\n\r\n{",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n",
+    ],
+    ids=["nothing", "status", "headers", "body", "chunks"],
+)
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_connection_that_is_closed_in_the_middle_is_a_failure(half: bytes, reset: bool) -> None:
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(half)
+        await writer.drain()
+        if reset:
+            writer.transport.abort()
+
+    with speaking(talk) as (url, asked), RemoteSandbox([url], attempts=2) as sandbox:
+        execution = sandbox.run("1", QUICK)
+    assert execution.outcome is Outcome.INFRASTRUCTURE and f"{url}: Re" in execution.error
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HEAD + b"Content-Length: 9\r\n\r\n",
+        HEAD + b"Content-Length: 9\r\nContent-Encoding: gzip\r\n\r\n",
+        HEAD + b"Content-Length: 99999999\r\n\r\n" + bytes(5 << 20),
+        b"HTTP/1.1 what",
+    ],
+    ids=["late", "encoded", "large", "wrong"],
+)
+def test_the_connection_to_a_host_that_is_given_up_is_closed(answer: bytes) -> None:
+    ended = threading.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        try:
+            await reader.read(1)  # the end, or a reset
+        finally:
+            ended.set()
+
+    with speaking(talk) as (url, _), RemoteSandbox([url], patience=0.5, attempts=1) as sandbox:
+        assert sandbox.run("1", QUICK).outcome is Outcome.INFRASTRUCTURE
+        assert ended.wait(10)
+        assert sandbox._hosts._http._transport._pool.connections == []
 
 
 @pytest.mark.parametrize(
@@ -718,8 +824,33 @@ def test_an_answer_without_end_is_cut() -> None:
 
     with speaking(talk) as (url, _), RemoteSandbox([url], attempts=1) as sandbox:
         execution = sandbox.run("1", QUICK)
-    assert "larger than 1054576 bytes" in execution.error
+    assert "larger than 4200304 bytes" in execution.error
     assert sent < 32 << 20
+
+
+def test_an_answer_of_many_small_values_is_not_read() -> None:
+    for body in (b"[" + b"[]," * 1_000_000 + b"0]", wrong(stderr={f"{n}": n for n in range(9999)})):
+        with (
+            speaking(says_once("200 OK", body=body)) as (url, _),
+            RemoteSandbox([url], attempts=1) as sandbox,
+        ):
+            tracemalloc.start()
+            execution = sandbox.run("1", QUICK)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert "bytes of lists, objects and numbers" in execution.error
+        assert peak < 32 << 20
+
+
+@pytest.mark.parametrize("sign", ["x", "[", '"', "\\", "\n", "é", "\ud83d"])
+def test_output_of_another_server_that_is_above_the_limit_is_the_programs(sign: str) -> None:
+    body = wrong(stdout=sign * (1 << 19))
+    with (
+        speaking(says_once("200 OK", body=body)) as (url, _),
+        RemoteSandbox([url], attempts=1) as sandbox,
+    ):
+        execution = sandbox.run("1", QUICK)
+    assert execution.outcome is Outcome.OUTPUT_LIMIT and len(execution.stdout.encode()) <= 1000
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "GZIP, gzip", "x"])
@@ -838,6 +969,38 @@ def test_other_statuses_are_named_and_not_followed(head: str) -> None:
         execution = sandbox.run("1", QUICK)
     assert execution.outcome is Outcome.INFRASTRUCTURE and f"HTTP {head[:3]}" in execution.error
     assert len(asked) == 2
+
+
+def test_a_redirection_is_named_and_not_followed() -> None:
+    with speaking(says_once("200 OK", body=wrong())) as (there, asked):
+        talk = says_once("307 Moved", f"Location: {there}/run_code\r\n")
+        with speaking(talk) as (url, _), RemoteSandbox([url], attempts=1) as sandbox:
+            execution = sandbox.run("1", QUICK)
+    assert f"{url}: HTTP 307 leads to {there}/run_code" in execution.error and asked == []
+
+
+def test_what_a_host_says_holds_no_control_characters() -> None:
+    own = wrong(True, outcome="infrastructure_failure", error="a\x1b[31m\u202e" * 100)
+    for talk in (says_once("500 No", body=b"a\x1b[31m\0\xff"), says_once("200 OK", body=own)):
+        with speaking(talk) as (url, _), RemoteSandbox([url], attempts=1) as sandbox:
+            error = sandbox.run("1", QUICK).error
+        assert "a\ufffd[31m\ufffd" in error and error.isprintable() and len(error) < 500
+
+
+def test_a_host_sets_no_cookies() -> None:
+    carried = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for cookie in ("a", "b"):
+            head = f"HTTP/1.1 200 OK\r\nSet-Cookie: {cookie}=1; Path=/\r\n"
+            writer.write(f"{head}Content-Length: {len(wrong())}\r\n\r\n".encode() + wrong())
+            carried.append(b"\r\ncookie:" in (await reader.readuntil(b"\r\n\r\n")).lower())
+            await reader.readuntil(b"}")
+
+    with speaking(talk) as (url, _), RemoteSandbox([url], attempts=1) as sandbox:
+        assert [sandbox.run("1", QUICK) for _ in range(2)] == [OK] * 2
+        wait_until(lambda: len(carried) == 1)
+    assert carried == [False]
 
 
 def test_a_token_that_a_server_repeats_is_not_shown() -> None:
