@@ -14,7 +14,7 @@ import signal
 import socket
 import struct
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,25 +83,29 @@ class Job:
         """Whether its guest did not end it when told to, and has to be ended itself."""
         flags = wire.SESSION * session | wire.SPARE * spare | wire.EAGER * eager
         self._request = struct.pack(wire.REQUEST, flags) + bounds(limits, session).pack()
-        self._theirs: list[int] = []
-        with ExitStack() as opened:  # what fails, for want of descriptors above all, leaves none
-            self._input, source = map(opened.enter_context, socket.socketpair())
-            kind = socket.SOCK_SEQPACKET
-            self._status, told = map(opened.enter_context, socket.socketpair(socket.AF_UNIX, kind))
-            self._stdout, stdout = os.pipe()
-            for descriptor in (self._stdout, stdout):
-                opened.callback(os.close, descriptor)
+        opened: list[socket.socket | int] = []  # an error leaves none open
+        try:
+            self._input, source = pair = socket.socketpair()
+            opened += pair
+            self._status, told = pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            opened += pair
+            self._stdout, stdout = ends = os.pipe()
+            opened += ends
             self._record = os.memfd_create("record")
-            opened.callback(os.close, self._record)
+            opened.append(self._record)
+            record = os.dup(self._record)
+            opened.append(record)
             os.ftruncate(self._record, wire.RECORD_BYTES)
             os.set_blocking(self._stdout, False)
             self._input.setblocking(False)
             self._status.setblocking(False)
             # The process's first message then tells its number here, outside its namespace.
             self._status.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            record = os.dup(self._record)
-            opened.pop_all()
-            self._theirs = [source.detach(), stdout, record, told.detach()]
+        except BaseException:
+            for each in opened:
+                os.close(each if isinstance(each, int) else each.detach())
+            raise
+        self._theirs = [source.detach(), stdout, record, told.detach()]
         self._pid, self._pidfd = 0, -1
         self._number = 0
         self._unsent = memoryview(b"")
@@ -172,7 +176,7 @@ class Job:
         """Does what can be done at once."""
         self._send()
         self._read()
-        self._listen()
+        self.listen()
         if self._wanted:
             self._fetch()
         if self.gone:
@@ -354,7 +358,8 @@ class Job:
                 self.kill()
             self._reading = bool(chunk) and not self._overflowed
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
+        """Takes what its process, and its guest, have said of it."""
         while not self.gone:
             try:
                 message, extra, _, _ = self._status.recvmsg(1024, 128)

@@ -201,7 +201,10 @@ class PooledSandbox(abc.ABC):
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         room = max((files - 256) // _DESCRIPTORS, 8)
         self.concurrency = concurrency or min(_MOST_PROGRAMS, room)
-        self.number_of_guests = guests or min(os.cpu_count() or 1, _MOST_GUESTS)
+        self._processors = (
+            os.cpu_count() or 1
+        )  # asked once: it takes as long as to make a process's pipes
+        self.number_of_guests = guests or min(self._processors, _MOST_GUESTS)
         self.packages = tuple(packages)
         self._begin_anew()
         self._closed = False
@@ -418,16 +421,16 @@ class PooledSandbox(abc.ABC):
     def _spare(self, limits: Limits, packages: tuple[str, ...]) -> Job | None:
         for job in self._spares:
             if job.ready < 2:
-                job.step()
+                job.listen()
                 job.guest.warm |= job.ready > 0
         # One that is not ready yet will be before one that is asked for only now.
         usable = [
             job
             for job in self._spares
-            if job.limits == limits
-            and job.guest.packages == packages
-            and job.guest.warm
+            if job.guest.warm
             and not job.gone
+            and job.guest.packages == packages
+            and job.limits == limits
         ]
         if not usable:
             return None
@@ -464,7 +467,7 @@ class PooledSandbox(abc.ABC):
         guest = self._least_busy(packages)
         running = sum(len(each.jobs) for each in self._guests) - len(self._spares)
         try:
-            job = Job(guest, limits, spare=True, eager=running < (os.cpu_count() or 1) / 2)
+            job = Job(guest, limits, spare=True, eager=running < self._processors / 2)
         except OSError:  # no more descriptors
             return None
         try:

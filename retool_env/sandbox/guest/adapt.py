@@ -4,7 +4,6 @@ None of this confines anything: the kernel holds the limits. But a library that 
 or that waits for a socket which cannot be, would fail or hang without a word.
 """
 
-import _posixsubprocess
 import _sitebuiltins
 import builtins
 import errno
@@ -12,6 +11,8 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import Any, NoReturn
 
 from . import confine, wire
@@ -39,16 +40,37 @@ class _Quitter(_sitebuiltins.Quitter):
         raise SystemExit(code)
 
 
-class _Refusal:
-    """Finds none of the modules that cannot work, and says so at once."""
+class _Finder:
+    """Finds none of the modules that cannot work, and says so at once; the one that starts programs explains its errors."""
 
     @staticmethod
-    def find_spec(name: str, path: Sequence[str] | None = None, target: object = None) -> None:
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name in _ADVICE:
             raise PermissionError(errno.EPERM, _ADVICE[name])
+        # Not imported beforehand: each copy of the template would have to map and unmap it.
+        if name == "_posixsubprocess" and (spec := PathFinder.find_spec(name, path, target)):
+            spec.loader = _Explained(spec.loader)
+            return spec
+        return None
 
 
-_too_many = _too_large = ""
+class _Explained:
+    """Loads `_posixsubprocess` by its own loader, and changes it."""
+
+    def __init__(self, loader: Any) -> None:
+        self.create_module = loader.create_module
+        self._load = loader.exec_module
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._load(module)
+        module.fork_exec = _explained(module.fork_exec)
+
+
+_bounds: wire.Bounds
+_counted = False
+_usable: list[int] = []
 
 
 def install() -> None:
@@ -57,10 +79,11 @@ def install() -> None:
     builtins.exit = _Quitter("exit", "Ctrl-D (i.e. EOF)")
     builtins.quit = _Quitter("quit", "Ctrl-D (i.e. EOF)")
     builtins.help = _sitebuiltins._Helper()
-    sys.meta_path.insert(0, _Refusal)
+    sys.meta_path.insert(0, _Finder)
     os.fork = _explained(os.fork)
-    _posixsubprocess.fork_exec = _explained(_posixsubprocess.fork_exec)
     os.posix_spawn, os.posix_spawnp = map(_explained, (os.posix_spawn, os.posix_spawnp))
+    _usable[:] = sorted(os.sched_getaffinity(0))
+    _set_processors(min(PROCESSORS, len(_usable)))
     for name in ("_start_new_thread", "_start_joinable_thread"):  # by Python's version
         if hasattr(threading, name):
             setattr(threading, name, _explained(getattr(threading, name)))
@@ -74,18 +97,29 @@ def limit(bounds: wire.Bounds, counted: bool, turn: int) -> None:
         counted: Whether the kernel counts its processes.
         turn: A number that differs from one process to the next, by which they are spread over the processors.
     """
-    global _too_many, _too_large
-    processes = bounds.processes
-    _too_large = f"the sandbox allows {bounds.memory >> 20} MiB to each process"
-    _too_many = f"the sandbox allows {processes} processes and threads at once" if counted else ""
-    usable = sorted(os.sched_getaffinity(0))
-    number = min(PROCESSORS, processes, len(usable))
-    if number < len(usable):
-        chosen = {usable[(turn * number + each) % len(usable)] for each in range(number)}
+    # A new process that changes little copies few of its template's pages.
+    global _bounds, _counted
+    _bounds, _counted = bounds, counted
+    number = min(PROCESSORS, bounds.processes, len(_usable))
+    if number < len(_usable):
+        chosen = {_usable[(turn * number + each) % len(_usable)] for each in range(number)}
         os.sched_setaffinity(0, chosen)
+    if number < os.cpu_count():
+        _set_processors(number)
+
+
+def _set_processors(number: int) -> None:
     os.cpu_count = lambda: number
     if hasattr(os, "process_cpu_count"):
         os.process_cpu_count = os.cpu_count
+
+
+def _too_many() -> str:
+    return f"the sandbox allows {_bounds.processes} processes and threads at once"
+
+
+def _too_large() -> str:
+    return f"the sandbox allows {_bounds.memory >> 20} MiB to each process"
 
 
 def _explained(start: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,13 +129,13 @@ def _explained(start: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return start(*args, **kwargs)
         except BlockingIOError as error:
-            if not _too_many:
+            if not _counted:
                 raise
-            raise BlockingIOError(error.errno, f"{error.strerror}: {_too_many}") from None
+            raise BlockingIOError(error.errno, f"{error.strerror}: {_too_many()}") from None
         except RuntimeError as error:
             if "start new thread" not in str(error):
                 raise
-            many = _too_many and confine.no_process_left()
-            raise RuntimeError(f"{error}: {_too_many if many else _too_large}") from None
+            many = _counted and confine.no_process_left()
+            raise RuntimeError(f"{error}: {_too_many() if many else _too_large()}") from None
 
     return explained

@@ -194,6 +194,18 @@ def _one_more_page() -> bool:
     return True
 
 
+def limit_template() -> None:
+    """Sets the limits that are the same for all programs, which inherit them."""
+    for number, value in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MEMLOCK, 65_536),
+        (resource.RLIMIT_MSGQUEUE, 0),
+        (resource.RLIMIT_SIGPENDING, 1024),
+    ):
+        bounded = _bounded(number, value)
+        resource.setrlimit(number, (bounded, bounded))
+
+
 def limit(bounds: wire.Bounds, own: int, processes: bool = True) -> None:
     """Sets the limits of this process.
 
@@ -204,25 +216,24 @@ def limit(bounds: wire.Bounds, own: int, processes: bool = True) -> None:
     """
     global _room
     limits = {
-        resource.RLIMIT_AS: own + bounds.memory + _ROOM,
         resource.RLIMIT_CPU: bounds.cpu,
         resource.RLIMIT_FSIZE: bounds.tmp,
         resource.RLIMIT_NOFILE: 128,
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_MEMLOCK: 65_536,
-        resource.RLIMIT_MSGQUEUE: 0,
-        resource.RLIMIT_SIGPENDING: 1024,
     }
     if processes:
         limits[resource.RLIMIT_NPROC] = bounds.processes
     for number, value in limits.items():
         # Soft and hard: the first process of a namespace ignores the signal of the soft one.
-        hard = resource.getrlimit(number)[1]
-        bounded = value if hard == _UNLIMITED else min(value, hard)
-        soft = bounded
-        if number == resource.RLIMIT_AS:
-            soft, _room = bounded - _ROOM, (bounded, bounded)
-        resource.setrlimit(number, (soft, bounded))
+        bounded = _bounded(number, value)
+        resource.setrlimit(number, (bounded, bounded))
+    bounded = _bounded(resource.RLIMIT_AS, own + bounds.memory + _ROOM)
+    _room = bounded, bounded
+    resource.setrlimit(resource.RLIMIT_AS, (bounded - _ROOM, bounded))
+
+
+def _bounded(number: int, value: int) -> int:
+    hard = resource.getrlimit(number)[1]
+    return value if hard == _UNLIMITED else min(value, hard)
 
 
 def make_room() -> None:

@@ -1,7 +1,6 @@
 """A forked process, from its first moment to its program's end."""
 
 import atexit
-import binascii
 import gc
 import json
 import os
@@ -112,7 +111,7 @@ class Process:
         # A program that has come already would only be kept waiting.
         if not waiting.poll(0):
             program.execute(FIRST_TOUCH, program.new_main())
-            program.clear(0)
+            program.clear(sys.maxsize)  # without a collection, which would touch much
         with suppress(OSError):  # the host may be gone; reading will say so
             self._status.send(wire.READY)
         touches = [SECOND_TOUCH[name] for name in packages if name in SECOND_TOUCH]
@@ -138,11 +137,14 @@ class Process:
         _exit(0 if outcome == "ok" else wire.FAILURE)
 
     def _run(self, number: int, head: bytes) -> str:
+        global binascii
         display, size, stdin_size, files_size = struct.unpack(wire.PROGRAM, head)
         stdin, files = b"", {}
         try:
             text, stdin = self._read(size), self._read(stdin_size)
             if files_size:
+                import binascii  # rarely needed: each copy of the template would have to map it
+
                 files = json.loads(self._read(files_size))
         except MemoryError:
             text = None

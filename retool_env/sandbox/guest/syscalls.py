@@ -79,7 +79,8 @@ _X32 = 0x4000_0000  # x86_64: the same calls under other numbers
 _NEWEST = 451  # numbers from here on are unknown to the table
 _NAMESPACES = 0x7E02_0000  # the CLONE_NEW* flags
 _ALLOW, _ERRNO, _KILL = 0x7FFF_0000, 0x0005_0000, 0x8000_0000
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _JUMP, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x45, 0x06
+Instruction = tuple[int, int, int, int]
 _LEASES = (1024, 1030)  # fcntl's commands from F_SETLEASE on, up to F_DUPFD_CLOEXEC
 _NUMBER, _ARCH = 0, 4  # offsets in struct seccomp_data; little-endian
 _ARGUMENTS = tuple(
@@ -114,46 +115,60 @@ def numbers() -> dict[str, int]:
 def program_filter() -> bytes:
     """The filter, as an array of `struct sock_filter` in classic BPF.
 
-    Neighbouring numbers are one range, so that the whole is some hundred instructions; and the
-    kernel remembers which numbers pass, so that those calls do not run it at all.
+    It searches the numbers as a tree. The kernel remembers which numbers always pass, so that these calls do not run
+    the filter at all; but to learn them it runs the filter for each number when a process installs it, and for a list
+    of conditions, one after the other, that takes a fifth of the time of a small program.
     """
-    allowed = _numbers(_ALLOWED)
-    clone, fcntl = allowed.pop("clone"), allowed.pop("fcntl")
-    only = [(allowed.pop(name), *rule) for name, rule in _ONLY.items()]
-    ranges: list[list[int]] = []
-    for number in sorted(allowed.values()):
-        if ranges and ranges[-1][1] == number:
-            ranges[-1][1] = number + 1
-        else:
-            ranges.append([number, number + 1])
-    no_such = _ERRNO | errno.ENOSYS
+    allow = [(_RETURN, 0, 0, _ALLOW)]
+    deny = [(_RETURN, 0, 0, _ERRNO | errno.EPERM)]
+    no_such = [(_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
+    actions = dict.fromkeys(_numbers(_ALLOWED).values(), allow)
+    named = _numbers(_ALLOWED) | _numbers(_NEEDED)
+    actions[named["clone3"]] = no_such
+    actions[named["clone"]] = [
+        (_LOAD, 0, 0, _ARGUMENTS[0]),
+        (_ANY_BIT, 1, 0, _NAMESPACES),
+        *allow,
+        *deny,
+    ]
+    actions[named["fcntl"]] = [
+        (_LOAD, 0, 0, _ARGUMENTS[1]),
+        (_AT_LEAST, 0, 2, _LEASES[0]),
+        (_AT_LEAST, 1, 0, _LEASES[1]),
+        *deny,
+        *allow,
+    ]
+    for name, (argument, values) in _ONLY.items():
+        actions[named[name]] = [
+            (_LOAD, 0, 0, _ARGUMENTS[argument]),
+            *((_EQUAL, len(values) - i, 0, value) for i, value in enumerate(values)),
+            *deny,
+            *allow,
+        ]
+    # From each of these numbers up to the next, the same is done.
+    steps: list[tuple[int, list[Instruction]]] = []
+    for number in range(_NEWEST):
+        action = actions.get(number, deny)
+        if not steps or steps[-1][1] is not action:
+            steps.append((number, action))
+    steps += [(_NEWEST, no_such), (_X32, [(_RETURN, 0, 0, _KILL)])]
     code = [
         (_LOAD, 0, 0, _ARCH),
         (_EQUAL, 1, 0, _AUDIT_ARCH[platform.machine()]),
         (_RETURN, 0, 0, _KILL),
         (_LOAD, 0, 0, _NUMBER),
-        (_AT_LEAST, 0, 1, _X32),
-        (_RETURN, 0, 0, _KILL),
-        (_AT_LEAST, 1, 0, _NEWEST),
-        (_EQUAL, 0, 1, numbers()["clone3"]),
-        (_RETURN, 0, 0, no_such),
-        (_EQUAL, 0, 4, clone),
-        (_LOAD, 0, 0, _ARGUMENTS[0]),
-        (_ANY_BIT, 1, 0, _NAMESPACES),
-        (_RETURN, 0, 0, _ALLOW),
-        (_RETURN, 0, 0, _ERRNO | errno.EPERM),
-        (_EQUAL, 0, 5, fcntl),
-        (_LOAD, 0, 0, _ARGUMENTS[1]),
-        (_AT_LEAST, 0, 2, _LEASES[0]),
-        (_AT_LEAST, 1, 0, _LEASES[1]),
-        (_RETURN, 0, 0, _ERRNO | errno.EPERM),
-        (_RETURN, 0, 0, _ALLOW),
+        *_search(steps),
     ]
-    for number, argument, values in only:
-        code += [(_EQUAL, 0, len(values) + 3, number), (_LOAD, 0, 0, _ARGUMENTS[argument])]
-        code += [(_EQUAL, len(values) - i, 0, value) for i, value in enumerate(values)]
-        code += [(_RETURN, 0, 0, _ERRNO | errno.EPERM), (_RETURN, 0, 0, _ALLOW)]
-    for first, end in ranges:
-        code += [(_AT_LEAST, 0, 2, first), (_AT_LEAST, 1, 0, end), (_RETURN, 0, 0, _ALLOW)]
-    code.append((_RETURN, 0, 0, _ERRNO | errno.EPERM))
     return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
+
+
+def _search(steps: list[tuple[int, list[Instruction]]]) -> list[Instruction]:
+    """Finds the last step that a number has reached, and does what it says."""
+    if len(steps) == 1:
+        return steps[0][1]
+    middle = len(steps) // 2
+    below, above = _search(steps[:middle]), _search(steps[middle:])
+    pivot = steps[middle][0]
+    if len(below) < 256:
+        return [(_AT_LEAST, len(below), 0, pivot), *below, *above]
+    return [(_AT_LEAST, 0, 1, pivot), (_JUMP, 0, 0, len(below)), *below, *above]

@@ -209,4 +209,5 @@ def run(
 ) -> None:
     """Serves as a template in this process; see `Template`."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    confine.limit_template()
     Template(requests, supervisor, proc, jailed, uid, packages).serve()

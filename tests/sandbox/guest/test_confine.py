@@ -39,6 +39,7 @@ def test_address_space_is_what_the_kernel_counts() -> None:
 def test_limits_are_set_soft_and_hard() -> None:
     stdout = alone("""
         bounds = wire.Bounds(memory=1 << 28, cpu=7, processes=9, tmp=1 << 20)
+        confine.limit_template()
         confine.limit(bounds, 1 << 30)
         for name in ("AS", "CPU", "NPROC", "FSIZE", "NOFILE", "CORE", "MSGQUEUE", "MEMLOCK"):
             print(name, *resource.getrlimit(getattr(resource, f"RLIMIT_{name}", 12)))
