@@ -43,6 +43,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -265,8 +266,12 @@ def count_cases(
             projects.append("each once")
         for project in projects:
             counts.setdefault(case.kind, {}).setdefault(project, Counter()).update(right)
-    order = sorted(counts, key=KINDS.index)
-    return {kind: {name: dict(each) for name, each in counts[kind].items()} for kind in order}
+    sums = ("all", "each once")  # last
+    return {
+        kind: {name: dict(each[name]) for name in sorted(each, key=lambda n: (n in sums, n))}
+        for kind in KINDS
+        if (each := counts.get(kind))
+    }
 
 
 def cases_part(
@@ -347,7 +352,7 @@ def is_integer(gold: str) -> bool:
 
 def spaced(gold: str) -> str:
     r"""With spaces around operators and commas, but not inside of `\text{}` and the names of commands."""
-    pattern = r"\\(?:text|mbox|textbf|mathrm)\s*\{[^{}]*\}|\\[A-Za-z]+|\\.|\{,\}|[0-9],(?=[0-9]{3})|([-+=,<>])"
+    pattern = r"\\(?:text|mbox|textbf|mathrm)\s*\{[^{}]*\}|\\[A-Za-z]+|\\.|\{,\}|[0-9],(?:\\!)?(?=[0-9]{3})|([-+=,<>])"
     return re.sub(
         pattern, lambda match: f" {match[1]} " if match[1] else match[0], gold, flags=re.S
     )
@@ -432,15 +437,26 @@ def others_part(golds: list[str], ours: Ours, peer: MathVerify) -> dict[str, Any
     pairs = {"the next gold": list(following), "the gold + 1": [(plus_one(g), g) for g in golds]}
     found: dict[str, Any] = {}
     for name, each in pairs.items():
-        accepted = {
-            who: [pair for pair in each if grader.grade(*pair)[0]]
-            for who, grader in (("ours", ours), ("math-verify", peer))
-        }
-        found[name] = {"answers": len(each), **accepted}
-        counts = ", ".join(f"{len(pairs)} by {who}" for who, pairs in accepted.items())
-        print(f"{name}: of {len(each)} answers are accepted {counts}")
-        _print_pairs("accepted by ours", accepted["ours"])
+        mine, theirs = accepted(each, ours, peer)
+        found[name] = {"answers": len(each), "ours": mine, "math-verify": theirs}
+        print(
+            f"{name}: of {len(each)} answers are accepted {len(mine)} by ours, "
+            f"{len(theirs)} by math-verify"
+        )
+        _print_pairs("accepted by ours", mine)
+        _print_pairs("accepted by math-verify", theirs)
     return found
+
+
+def accepted(pairs: list[Pair], ours: Ours, peer: MathVerify) -> tuple[list[Pair], list[Pair]]:
+    """The pairs that each of the two accepts, asked side by side."""
+
+    def ask(grader: Ours | MathVerify) -> list[Pair]:
+        return [pair for pair in pairs if grader.grade(*pair)[0]]
+
+    with ThreadPoolExecutor(2) as pool:
+        mine, theirs = pool.map(ask, (ours, peer))
+    return mine, theirs
 
 
 def guessed_values() -> dict[str, list[str]]:
@@ -450,7 +466,7 @@ def guessed_values() -> dict[str, list[str]]:
         "a half": ["0", "1", r"\frac{1}{2}"],
         "digits": [str(i) for i in range(10)],
         "signs": [str(i) for i in range(-5, 6)],
-        "forty": [str(i) for i in range(41)],
+        "twenty": [str(i) for i in range(21)],
     }
 
 
@@ -480,10 +496,7 @@ JOINED = {
 FRAMES = {
     "bare": "{}",
     "set": r"\{{{}\}}",
-    "in a set": r"x \in \{{{}\}}",
-    "brackets": "[{}]",
     "parentheses": "({})",
-    "text": r"\text{{{}}}",
     "box": r"\boxed{{{}}}",
     "named": "x = {}",
 }
@@ -547,8 +560,7 @@ def templates_part(ours: Ours, peer: MathVerify) -> dict[str, Any]:
     templates, golds = reward_templates(), single_golds()
     pairs = list(itertools.product(templates, golds))
     found: dict[str, Any] = {"templates": len(templates), "golds": len(golds)}
-    for who, grader in (("ours", ours), ("math-verify", peer)):
-        earned = [pair for pair in pairs if grader.grade(*pair)[0]]
+    for who, earned in zip(("ours", "math-verify"), accepted(pairs, ours, peer), strict=True):
         found[who] = {"earning_templates": len({t for t, _ in earned}), "earned": earned}
         print(
             f"of {len(templates)} templates, {found[who]['earning_templates']} earn with {who}, "
