@@ -9,7 +9,7 @@ The invariant: the verdict is `False` unless the answer commits to one value and
 empty, malformed, ambiguous, too long, or too slow is wrong, never an error.
 """
 
-from retool_env.grading.answer import MAX_CHARS, extract_boxed
+from retool_env.grading.answer import MAX_CHARS, boxed_spans, extract_boxed
 from retool_env.grading.grader import (
     Grader,
     GraderUnavailable,
@@ -22,6 +22,7 @@ __all__ = [
     "MAX_CHARS",
     "Grader",
     "GraderUnavailable",
+    "boxed_spans",
     "extract_boxed",
     "is_equivalent",
     "is_equivalent_async",

@@ -54,8 +54,11 @@ def extract_boxed(text: str) -> str | None:
     return boxes[-1] if boxes else None
 
 
-def _boxes(text: str) -> list[str]:
-    """The contents of all complete outermost boxes, in one pass: hostile text is long."""
+def boxed_spans(text: str) -> list[tuple[int, int, int]]:
+    """Find all complete outermost boxes: where each starts, and where its content begins and ends.
+
+    One pass, since hostile text is long.
+    """
     if "box" not in text:
         return []
     open_braces: list[tuple[int, int] | None] = []  # (start, content start) of a box, None: a brace
@@ -75,7 +78,11 @@ def _boxes(text: str) -> list[str]:
             while spans and spans[-1][0] > box[0]:
                 spans.pop()
             spans.append((*box, token.start()))
-    return [text[begin:end] for _, begin, end in spans]
+    return spans
+
+
+def _boxes(text: str) -> list[str]:
+    return [text[begin:end] for _, begin, end in boxed_spans(text)]
 
 
 def _end_of_bare(text: str, begin: int) -> int:
@@ -120,23 +127,25 @@ def expressions(text: str) -> list[str]:
     found = _boxes(text) or [text]
     if len(found) > _MAX_BOXES or any(len(content) > MAX_CHARS for content in found):
         return []
-    for _ in range(MAX_CHARS):
-        inner = [_boxes(content) for content in found]
-        if not any(inner):
-            break
-        found = [
-            each for content, boxes in zip(found, inner, strict=True) for each in boxes or [content]
-        ]
+    found = [_without_boxes(content) for content in found]
     plain = [_unify(content) for content in found]
     if not all(plain) or any("\\boxed" in each for each in plain):
         return []
     return list(dict.fromkeys(plain))
 
 
+def _without_boxes(text: str) -> str:
+    """What a box holds, with the content of each box inside it in that box's place."""
+    while spans := boxed_spans(text):
+        for start, begin, end in reversed(spans):
+            text = f"{text[:start]} {text[begin:end]} {text[end + (text[end : end + 1] == '}') :]}"
+    return text
+
+
 def _unify(text: str) -> str:
     text = strip(text)
-    if _INTEGER.fullmatch(text):
-        return text
+    if (digits := integer(text)) is not None:
+        return digits
     return strip(latex(text))[:MAX_CHARS]
 
 
@@ -148,22 +157,22 @@ def integer(text: str) -> str | None:
     return "-" + digits if match[1] == "-" and digits != "0" else digits
 
 
-def _number(text: str) -> tuple[Fraction, str] | None:
-    """The value of a plain number, and its kind: an integer, a fraction or a decimal."""
+def _number(text: str) -> tuple[Fraction, bool] | None:
+    """The value of a plain number, and whether it is a decimal."""
     if len(text) > _MAX_DIGITS:
         return None
     if digits := integer(text):
-        return Fraction(int(digits)), "integer"
+        return Fraction(int(digits)), False
     if match := _DECIMAL.fullmatch(text):
-        value, kind = Fraction(match[2]), "decimal"
+        value, decimal = Fraction(match[2]), True
     elif match := _FRACTION.fullmatch(text):
         above, below = (part for part in match.groups()[1:] if part)
         if not int(below):
             return None
-        value, kind = Fraction(int(above), int(below)), "fraction"
+        value, decimal = Fraction(int(above), int(below)), False
     else:
         return None
-    return (-value if match[1] == "-" else value), kind
+    return (-value if match[1] == "-" else value), decimal
 
 
 def plain_verdict(answer: str, gold: str) -> bool | None:
@@ -183,11 +192,12 @@ def plain_verdict(answer: str, gold: str) -> bool | None:
     first, second = _number(answer), _number(gold)
     if first is None or second is None:
         return None
-    (value, kind), (wanted, wanted_kind) = first, second
+    (value, decimal), (wanted, wanted_decimal) = first, second
     if value == wanted:
         return True
-    kinds = {kind, wanted_kind}
-    return "decimal" in kinds and "integer" not in kinds and close(value, wanted)
+    if not (decimal or wanted_decimal) or 1 in (value.denominator, wanted.denominator):
+        return False
+    return close(value, wanted)
 
 
 def close(value: Fraction, wanted: Fraction) -> bool:

@@ -158,6 +158,9 @@ _SYMBOL_FONT = re.compile(r"\\(?:boldsymbol|bm|bold|pmb)\s*\{([^{}]*(?:\{[^{}]*\
 _ANGLE = re.compile(
     r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*[)}]?"
 )
+_BARE_SYMBOL = r"(\\(?:pi|theta|alpha|beta|phi|omega))(?![A-Za-z])"
+_ABOVE = re.compile(rf"(\\[dtc]?frac)\s*{_BARE_SYMBOL}")
+_BELOW = re.compile(rf"(\\[dtc]?frac\s*(?:\{{[^{{}}]*\}}|\d))\s*{_BARE_SYMBOL}")
 _PI = re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])")
 
 
@@ -177,6 +180,7 @@ def latex(text: str) -> str:
     text = _NUMBER_IN_FONT.sub(r" \1", text)
     text = _CONSTANT.sub(r" \1 ", text)
     text = _SCIENTIFIC.sub(_written_out, text)
+    text = _BELOW.sub(r"\1{\2}", _ABOVE.sub(r"\1{\2}", text))
     text = _ANGLE.sub(r"\1(\\frac{\2 \\pi}{180})", text)
     return _PI.sub(r"\\pi ", text).strip()
 

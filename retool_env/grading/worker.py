@@ -33,6 +33,13 @@ _NUMERAL = re.compile(
 _DECIMAL = re.compile(r"[+-]?\s*(?:\d*\.)?\d+")
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 _MEMBER = re.compile(r"^\s*[A-Za-z]\s*\\in(?![A-Za-z])\s*")
+_SPACE = r"(?:\s|\\q?quad(?![A-Za-z])|\\[,;:! ]|~|\\[lc]?dots(?![A-Za-z]))"
+_THOUSANDS = re.compile(rf"(?<![\d.])\d{{1,3}}(?:{_SPACE}\d{{3}})+(?!\d)")
+_APART = re.compile(rf"\d{_SPACE}+\d")
+_TEXT_BETWEEN = re.compile(r"[\d}]\s*\\(?:text|mbox)\{[^{}]*[A-Za-z][^{}]*\}\s*[-+({]*\d")
+_WORDS = re.compile(
+    r"\\[A-Za-z]+|(?:sin|cos|tan|cot|sec|csc|log|exp|max|min|gcd|lcm|mod|det|arg|lim|matrix|pmatrix|bmatrix|vmatrix|array|cases|align)"
+)
 _LETTER_I = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
 _WORD = re.compile(r"[A-Za-z][A-Za-z ,.'()-]*")
 _MORE_THAN_A_UNIT = frozenset(
@@ -352,6 +359,27 @@ def without_member(text: str) -> str:
     return _MEMBER.sub("", text)
 
 
+def is_ambiguous(text: str) -> bool:
+    r"""Whether the parser would make one value of several: ``1 2`` is 3 to it, and ``0 \text{ or } 5`` is 0."""
+    return bool(_APART.search(_THOUSANDS.sub("", text)) or _TEXT_BETWEEN.search(text))
+
+
+def has_lost_words(text: str, expression) -> bool:
+    """Whether a number is made of a text with words in it: ``0 maybe`` is 0 times the letters."""
+    words = re.findall("[a-z]{3,}", _WORDS.sub(" ", _TEXT.sub(" ", text)))
+    return bool(words) and not expression.doit().free_symbols
+
+
+def is_odd_collection(expression) -> bool:
+    """Whether a set or tuple has an equation in it that is more than a name and its value."""
+    from sympy import Set, Tuple
+
+    if not isinstance(expression, Set | Tuple):
+        return False
+    chains = filter(None, map(chain, expression.args))
+    return any(len(members) > 2 or not is_name(members[0]) for members in chains)
+
+
 def compare(answer_text: str, gold_text: str) -> bool:
     """Compare two expressions given as LaTeX or plain text."""
     answer_text, gold_text = normalise(answer_text), normalise(gold_text)
@@ -359,6 +387,8 @@ def compare(answer_text: str, gold_text: str) -> bool:
         return False
     if answer_text == gold_text:
         return True
+    if is_ambiguous(answer_text) and not is_ambiguous(gold_text):
+        return False
     answer_text, gold_text = without_approximations(answer_text), without_approximations(gold_text)
     if not answer_text or not gold_text:
         return False
@@ -368,6 +398,10 @@ def compare(answer_text: str, gold_text: str) -> bool:
 
     answer, gold = (parse(both_signs(without_member(text))) for text in (answer_text, gold_text))
     if answer is None or gold is None:
+        return False
+    if has_lost_words(answer_text, answer):
+        return False
+    if is_odd_collection(answer) and not is_odd_collection(gold):
         return False
     answer_chain, gold_chain = chain(answer), chain(gold)
     if gold_chain and not gold.free_symbols:  # "0.5 = 50\\%": all members are its value
