@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 from retool_env.hermes import Hermes
 from retool_env.problems import Problem
+from retool_env.program import Form
 from retool_env.protocol import (
     EMPTY_PROGRAM,
     Cut,
@@ -228,6 +229,7 @@ class Episode:
             weight_version=weight_version,
             protocol=rules.protocol,
         )
+        self._form: Form | None = None  # how the program under way was read
         self._last = span
         self._new: list[Span] = []  # not in it yet: a turn costs less where nobody looks
         self._ids = list(span.token_ids or ())
@@ -266,13 +268,20 @@ class Episode:
             return None
         return self.rules.max_tokens - self._tokens
 
-    def act(self, action: str, exhausted: bool = False, seconds: float = 0.0) -> Need | None:
+    def act(
+        self,
+        action: str,
+        exhausted: bool = False,
+        seconds: float = 0.0,
+        form: Form | None = None,
+    ) -> Need | None:
         """Take a text action: what the model wrote since it last had the word.
 
         Args:
             action: It.
             exhausted: Whether it was cut by a limit on its length.
             seconds: Wall-clock seconds that it took to write it.
+            form: How its program was read, where the action was made of a native call and does not show it.
 
         Returns:
             What must be done before the next action, or `None`.
@@ -284,7 +293,7 @@ class Episode:
             raise RuntimeError(
                 "this episode has a tokenizer, so its actions are token ids: act_ids"
             )
-        return self._turn(Span("model", action, seconds=seconds), exhausted)
+        return self._turn(Span("model", action, seconds=seconds), exhausted, form)
 
     def act_ids(self, generation: Generation) -> Need | None:
         """Take an id action. Tokens after the one that completes the first stop string never enter the record.
@@ -317,7 +326,7 @@ class Episode:
         )
         return self._turn(span, exhausted)
 
-    def _turn(self, span: Span, exhausted: bool) -> Need | None:
+    def _turn(self, span: Span, exhausted: bool, form: Form | None = None) -> Need | None:
         if self.done:
             raise RuntimeError("the episode has ended")
         if self.need is not None:
@@ -327,6 +336,7 @@ class Episode:
         rules = self.rules
         remaining = _remaining(rules.max_characters, self._characters)
         turn = self._protocol.parse(span.text, ended=not exhausted)
+        self._form = form or turn.form
         if span.token_ids is None:
             span = dataclasses.replace(span, text=span.text[: min(turn.end, remaining)])
         elif len(span.text) > turn.end:
@@ -429,7 +439,8 @@ class Episode:
             reason = StopReason.TIME_BUDGET
         if reason is not None:
             text, ids = "", None if ids is None else ()
-        self._append(Span("env", text, ids, execution=execution, seconds=seconds))
+        form = None if execution is None else self._form
+        self._append(Span("env", text, ids, execution=execution, seconds=seconds, form=form))
         if reason is not None:
             self._finish(reason)
 

@@ -80,6 +80,7 @@ TOOL_USE: Mapping[str, Callable[[Summary], str]] = {
     "errors mended later": lambda s: _shown(s.recovery and s.recovery.mended),
     "turns to mend one": lambda s: _shown(s.recovery and s.recovery.turns, _number),
     "right, of episodes with an error": lambda s: _shown(s.recovery and s.recovery.accuracy),
+    "how programs were read": lambda s: _forms(s.call_forms),
 }
 """The rows of a table of tool use."""
 
@@ -116,6 +117,13 @@ def _markdown(cells: Sequence[Sequence[str]]) -> str:
 
 def _text(value: object, form: str) -> str:
     return "–" if value is None else form.format(value)
+
+
+def _forms(counts: Mapping[str, int] | None) -> str:
+    """The share of each form that occurs, the most frequent first."""
+    total = sum((counts or {}).values())
+    found = sorted((item for item in (counts or {}).items() if item[1]), key=lambda item: -item[1])
+    return ", ".join(f"{form} {count / total:.1%}" for form, count in found) or "–"
 
 
 def _shown(estimate: Estimate | None, form: Callable[[Interval], str] = str) -> str:

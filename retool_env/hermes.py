@@ -12,11 +12,13 @@ one inside a JSON string or inside `<think>` counts like any other.
 
 | the model writes                               | the turn is                                           |
 |------------------------------------------------|-------------------------------------------------------|
-| `<tool_call>…</tool_call>`                     | a call: its program is `code`, without its fence      |
+| `<tool_call>…</tool_call>`                     | a call: its program is read from `code`               |
 | two opening tags, then a closing one           | a call: what follows the last opening tag             |
 | several calls                                  | the first of them; the others are never run           |
 | text or a box beside a call                    | the call; the text is kept, and the box is no answer  |
 | an opening tag that nothing closes             | a failed call                                         |
+| line breaks in JSON's strings as they are      | the same as escaped ones                              |
+| a call or its arguments encoded twice          | the same as encoded once                              |
 | a call that is no JSON object                  | a failed call                                         |
 | another tool's name, or none                   | a failed call                                         |
 | no object of arguments, or no string `code`    | a failed call; what else they hold is ignored         |
@@ -28,7 +30,8 @@ one inside a JSON string or inside `<think>` counts like any other.
 | an end without the chat's end-of-turn token    | the same as with it; the environment adds the token   |
 | a call where there is no interpreter           | text like any other                                   |
 
-A failed call counts as one, and the model gets to see why it failed.
+A failed call counts as one, and the model gets to see why it failed. How a program is found in `code` (a fence, prompts,
+indentation), `retool_env.program` says.
 
 Where actions are token ids, all that lies between two turns is what the tokenizer's chat template puts there, in ids, behind
 those of the conversation: nothing that was sampled is encoded again. Where actions are text there is no template: the
@@ -39,19 +42,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 from retool_env.grading import boxed_spans
+from retool_env.program import Program, read_program
 from retool_env.protocol import (
     Said,
     Turn,
     TurnKind,
     memory_words,
     script_words,
-    unfence,
     value_words,
 )
 from retool_env.tokens import Tokenizer, decode, encode_prompt, encode_result
@@ -90,8 +94,15 @@ TEXT_VOID_MESSAGE = "[No result in \\boxed{} yet. Go on.]"
 """The same where there is no interpreter."""
 
 
-def parse_message(text: str, interpreter: bool = True) -> Turn:
+def parse_message(
+    text: str, interpreter: bool = True, read: Callable[[str], Program] = read_program
+) -> Turn:
     r"""Parse a turn that came to its own end. Never raises; see the module's table.
+
+    Args:
+        text: What the model wrote.
+        interpreter: Whether there is an interpreter.
+        read: Reads the program of a call.
 
     Example:
         >>> call = '{"name": "code_interpreter", "arguments": {"code": "print(1)"}}'
@@ -105,10 +116,12 @@ def parse_message(text: str, interpreter: bool = True) -> Turn:
     if opened >= 0:
         closed = text.find(CALL_CLOSE, opened)
         if closed < 0:
-            return Turn(TurnKind.CODE, "", opened, end, _failure(f"{CALL_OPEN} is not closed"))
+            error = _failure(f"{CALL_OPEN} is not closed")
+            return Turn(TurnKind.CODE, "", opened, end, error, "unread")
         start = text.rfind(CALL_OPEN, opened, closed)
-        program, error = _program(text[start + len(CALL_OPEN) : closed])
-        return Turn(TurnKind.CODE, program, start, end, error)
+        code, error = _code(text[start + len(CALL_OPEN) : closed])
+        program = Program("", "unread") if error else read(code)
+        return Turn(TurnKind.CODE, program.text, start, end, error, program.form)
     boxes = boxed_spans(text)
     if not boxes:
         return Turn(TurnKind.VOID, "", end, end)
@@ -120,25 +133,41 @@ def _failure(why: str) -> str:
     return f"ToolCallError: {why}"
 
 
-def _program(block: str) -> tuple[str, str]:
-    """The program that a call asks for, and why it asks for none."""
+def _code(block: str) -> tuple[str, str]:
+    """The `code` of a call, and why there is none."""
     try:
-        call = json.loads(block)
+        call = json.loads(block, strict=False)  # line breaks may stand in its strings as they are
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         return "", _failure(f"not valid JSON: {error.msg} ({where})")
     except (ValueError, RecursionError):
         return "", _failure("not valid JSON: a number too long, or brackets nested too deep")
+    call = _decoded(call)
     if not isinstance(call, dict):
         return "", _failure('a call is an object with "name" and "arguments"')
-    name, arguments = call.get("name"), call.get("arguments")
+    name = call.get("name")
     if name != TOOL_NAME:
         named = f"named {name!r}" if isinstance(name, str) else "without a name"
         return "", _failure(f'no tool {named}; there is "{TOOL_NAME}"')
-    code = arguments.get("code") if isinstance(arguments, dict) else None
-    if not isinstance(code, str):
+    code = code_of(call.get("arguments"))
+    if code is None:
         return "", _failure('"arguments" must be an object that holds "code", a string')
-    return unfence(code), ""
+    return code, ""
+
+
+def code_of(arguments: object) -> str | None:
+    """The `code` among a call's arguments: an object, its JSON, or that in a string once more. `None`: there is none."""
+    arguments = _decoded(_decoded(arguments))
+    code = arguments.get("code") if isinstance(arguments, dict) else None
+    return code if isinstance(code, str) else None
+
+
+def _decoded(value: object) -> object:
+    """What a text means as JSON; anything else as it is."""
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value, strict=False)
+    return value
 
 
 @dataclass(frozen=True)

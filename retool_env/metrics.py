@@ -20,6 +20,7 @@ from itertools import pairwise
 from typing import Any, Self
 
 from retool_env.intervals import Estimate, Interval, pooled, wilson
+from retool_env.program import FORMS, Form
 from retool_env.recovery import Recovery, measure_recovery
 from retool_env.transcript import Call, Transcript
 
@@ -69,6 +70,8 @@ class Summary:
     a turn a block begins is not known in tokens. The paper says neither the unit nor which block it takes."""
     recovery: Recovery | None
     """What the model does after an error."""
+    call_forms: dict[Form, int] | None
+    """Calls by how their programs were read (`retool_env.program`), of all forms in that table's order."""
 
     def to_json(self) -> dict[str, object]:
         """As plain JSON values; `from_json` is its inverse."""
@@ -132,6 +135,7 @@ def summarise(transcripts: Sequence[Transcript]) -> Summary:
         last_call_ok_wrong=last[False],
         first_call_at=_mean([some[0].position / len(t.response_text) for t, some in with_code]),
         recovery=measure_recovery(scored),
+        call_forms={form: sum(call.form == form for call in every) for form in FORMS},
     )
 
 

@@ -9,7 +9,7 @@ inside a Python string literal or inside `<think>` counts like any other, becaus
 
 | the model writes                              | the turn is                                     |
 |-----------------------------------------------|-------------------------------------------------|
-| `<code>…</code>`                              | code: what stands between, without its fence    |
+| `<code>…</code>`                              | code: the program that stands between           |
 | `<answer>…</answer>`                          | answer: what stands between                     |
 | both                                          | the one whose closing tag comes first           |
 | two opening tags, then a closing one          | what follows the last opening tag               |
@@ -17,20 +17,22 @@ inside a Python string literal or inside `<think>` counts like any other, becaus
 | an opening tag that nothing closes            | void                                            |
 | nothing between the tags                      | code or answer, empty: a failed call, a wrong answer |
 | `</code>` where there is no interpreter       | text like any other                             |
+
+How a program is found in a block (a fence, prompts, indentation), `retool_env.program` says.
 """
 
 from __future__ import annotations
 
 import enum
 import json
-import re
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from retool_env.files import file_fault, read_text
+from retool_env.program import Form, Program, read_program
 from retool_env.sandbox import Execution, Outcome
 from retool_env.tokens import Tokenizer, decode, encode_prompt, encode_result
 
@@ -120,6 +122,8 @@ class Turn:
     """Number of characters that belong to the turn: up to the closing tag's end, or all of them."""
     error: str = ""
     """Why a call can't be run, in words for the model: it is a failed one. Tags have no such calls."""
+    form: Form | None = None
+    """How the program of a call was read; `None` for what is no call."""
 
 
 Said = tuple[str, tuple[int, ...] | None]
@@ -181,8 +185,15 @@ def closing_tags(interpreter: bool) -> tuple[str, ...]:
     return (CODE_CLOSE, ANSWER_CLOSE) if interpreter else (ANSWER_CLOSE,)
 
 
-def parse_turn(text: str, interpreter: bool = True) -> Turn:
+def parse_turn(
+    text: str, interpreter: bool = True, read: Callable[[str], Program] = read_program
+) -> Turn:
     """Parse what the model wrote since it last had the word. Never raises; see the module's table.
+
+    Args:
+        text: What it wrote.
+        interpreter: Whether there is an interpreter.
+        read: Reads the program of a code block.
 
     Example:
         >>> parse_turn("So: <code>print(1)</code> and more").content
@@ -200,24 +211,10 @@ def parse_turn(text: str, interpreter: bool = True) -> Turn:
     if start < 0:
         return Turn(TurnKind.VOID, "", end, end)
     content = text[start + len(opening) : position]
-    return Turn(kind, unfence(content) if kind is TurnKind.CODE else content.strip(), start, end)
-
-
-_FENCE = re.compile(r"\s*```[^\n`]*\n")
-_BLANK = re.compile(r"\A(?:[ \t]*\n)+|\s+\Z")
-
-
-def unfence(block: str) -> str:
-    """The program inside a code block: without its Markdown fence, if it has one, and otherwise as written.
-
-    Only the blank lines around it are dropped; nothing inside the program is changed.
-    """
-    opened = _FENCE.match(block)
-    if opened:
-        body = block[opened.end() :]
-        closed = body.rfind("```")
-        block = body if closed < 0 else body[:closed]
-    return _BLANK.sub("", block)
+    if kind is TurnKind.ANSWER:
+        return Turn(kind, content.strip(), start, end)
+    program = read(content)
+    return Turn(kind, program.text, start, end, form=program.form)
 
 
 def is_empty_program(program: str) -> bool:

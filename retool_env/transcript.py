@@ -24,17 +24,28 @@ from typing import Any, Literal
 from retool_env.files import read_lines
 from retool_env.hermes import parse_message
 from retool_env.problems import Problem
+from retool_env.program import Form, Program, read_one_fence, read_program
 from retool_env.protocol import ProtocolName, Turn, TurnKind, parse_turn
 from retool_env.provenance import REVISION
 from retool_env.sandbox import Execution, Outcome
 
 Author = Literal["prompt", "model", "env"]
 
-FORMAT = 2
-"""Version of the form in which a transcript is written. Version 1, which does not name its version, has no revision:
-its transcripts are of revision 1."""
+FORMAT = 3
+"""Version of the form in which a transcript is written.
 
-_PARSE: Mapping[str, Callable[[str, bool], Turn]] = {"tags": parse_turn, "hermes": parse_message}
+| version | what is different from the one before it                                                           |
+|---------|----------------------------------------------------------------------------------------------------|
+| 1       | it does not name its version, and has no `revision`: its transcripts are of revision 1             |
+| 2       | `format` and `revision`                                                                            |
+| 3       | `form` of a span with a result: how its program was read. Without it, the program is read as then: |
+|         | without one fence at its beginning (`fenced`), or as written (`plain`)                             |
+"""
+
+_PARSE: Mapping[str, Callable[[str, bool, Callable[[str], Program]], Turn]] = {
+    "tags": parse_turn,
+    "hermes": parse_message,
+}
 
 
 class StopReason(enum.StrEnum):
@@ -85,6 +96,8 @@ class Span:
     """On a model span: the optimizer step whose weights sampled it, where a policy with weights did."""
     trained_logprobs: tuple[float, ...] | None = None
     """On a model span, where a trainer was trained on it: the log-prob of each token in its first pass over the episode."""
+    form: Form | None = None
+    """On an environment span that shows a program's result: how that program was read (`retool_env.program`)."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,8 @@ class Call:
     """What came of it."""
     position: int
     """Characters of the response before the opening tag of the code block or call."""
+    form: Form
+    """How the program was read (`retool_env.program`): as written, from a fence, mended and by which rule, or not at all."""
 
     @property
     def ok(self) -> bool:
@@ -174,7 +189,9 @@ class Transcript:
     def turns(self) -> list[Turn]:
         """The model's turns, parsed."""
         parse = _PARSE[self.protocol]
-        turns = [parse(s.text, self.interpreter) for s in self.spans if s.author == "model"]
+        turns = [
+            parse(s.text, self.interpreter, read_program) for s in self.spans if s.author == "model"
+        ]
         last = self.spans[-1]
         if self.stop_reason is StopReason.TOKEN_BUDGET and last.author == "model":
             # It was cut, and so is void, whatever stands in it.
@@ -184,13 +201,17 @@ class Transcript:
     @property
     def calls(self) -> list[Call]:
         """The programs that the model wanted run, with what came of each, in order."""
-        calls, position, turn, turn_at = [], 0, None, 0
-        parse = _PARSE[self.protocol]
+        calls: list[Call] = []
+        position, said, said_at = 0, None, 0
         for span in self.response:
             if span.author == "model":
-                turn, turn_at = parse(span.text, self.interpreter), position
-            elif span.execution is not None and turn is not None:
-                calls.append(Call(turn.content, span.execution, turn_at + turn.start))
+                said, said_at = span.text, position
+            elif span.execution is not None and said is not None:
+                read = read_one_fence if span.form is None else read_program
+                turn = _PARSE[self.protocol](said, self.interpreter, read)
+                form = span.form or turn.form or "unread"
+                at = said_at + turn.start
+                calls.append(Call(turn.content, span.execution, at, form))
             position += len(span.text)
         return calls
 
@@ -281,7 +302,7 @@ def check_transcript(transcript: Transcript) -> None:
         if (span.token_ids is not None) != with_ids:
             raise ValueError(f"{at}: either every span has token ids, or none")
         if span.author == "model":
-            if span.execution is not None:
+            if (span.execution, span.form) != (None, None):
                 raise ValueError(f"{at}: a result belongs to the environment's span")
             if _length(span.logprobs) != _length(span.token_ids):
                 raise ValueError(f"{at}: each sampled token has one log-prob")

@@ -50,6 +50,7 @@ class Row:
     stop: StopReason | None = None
     rules: Rules = Rules()  # noqa: RUF009  frozen
     executed: str | None = None  # the error of an execution that needs no sandbox
+    form: str = "plain"
 
 
 CODE, ANSWER = RunProgram, GradeAnswer
@@ -57,7 +58,12 @@ TEXT_ONLY = Rules(interpreter=False)
 GO_ON = Rules(void_turn="continue")
 TABLE = [
     Row("code", "so <code>print(1)</code>", "print(1)", CODE),
-    Row("fenced code", "<code>\n```python\nprint(1)\n```\n</code>", "print(1)", CODE),
+    Row(
+        "fenced code", "<code>\n```python\nprint(1)\n```\n</code>", "print(1)", CODE, form="fenced"
+    ),
+    Row("indented code", "<code>\n  a\n</code>", "a", CODE, form="mended:dedent"),
+    Row("prompts", "<code>\n>>> a\n1\n</code>", "a", CODE, form="mended:prompts"),
+    Row("a BOM", "<code>\ufeffa</code>", "a", CODE, form="mended:marks"),
     Row("answer", "it is <answer>\\boxed{42}</answer>", "\\boxed{42}", ANSWER),
     Row("surplus after code", "<code>a</code>print(2)<answer>1</answer>", "a", CODE),
     Row("surplus after answer", "<answer>1</answer> or <answer>42</answer>", "1", ANSWER),
@@ -128,6 +134,11 @@ def test_every_turn_has_one_meaning(row, by_ids):
         assert isinstance(need, row.kind)
         assert (need.program if row.kind is CODE else need.answer) == row.needs
     assert episode.transcript.stop_reason is row.stop
+    if row.kind is CODE:
+        episode.executed(Execution(Outcome.OK, "1\n"))
+        [call] = episode.transcript.calls
+        assert (call.program, call.form) == (row.needs, row.form)
+        assert episode.transcript.spans[-1].form == row.form
     if row.executed:
         [call] = episode.transcript.calls
         assert not call.ok and row.executed in call.execution.error

@@ -16,7 +16,8 @@ import retool_env  # noqa: F401  registers the ids
 from retool_env.episode import Episode, Generation, GradeAnswer, Rules, RunProgram
 from retool_env.hermes import Hermes, parse_message
 from retool_env.problems import Problem
-from retool_env.protocol import TurnKind, TurnProtocol, unfence
+from retool_env.program import read_program
+from retool_env.protocol import TurnKind, TurnProtocol
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.sandbox import Execution, Outcome, Sandbox
 from retool_env.transcript import StopReason, Transcript, check_transcript
@@ -158,7 +159,22 @@ TABLE = [
     Row(
         "a raw line break in a string",
         block('{"name": "code_interpreter", "arguments": {"code": "a\nb"}}'),
-        error="not valid JSON",
+        "a\nb",
+    ),
+    Row(
+        "arguments encoded twice",
+        block(json.dumps({"name": "code_interpreter", "arguments": '{"code": "a"}'})),
+        "a",
+    ),
+    Row(
+        "arguments encoded thrice",
+        block(json.dumps({"name": "code_interpreter", "arguments": json.dumps('{"code": "a"}')})),
+        "a",
+    ),
+    Row(
+        "a call encoded twice",
+        block(json.dumps(json.dumps({"name": "code_interpreter", "arguments": {"code": "a"}}))),
+        "a",
     ),
     Row("cut JSON", block('{"name": "code_interpreter", "arguments": {"code": "a"}'), error="JSON"),
     Row("nested too deep", block("[" * 20_000), error="nested too deep"),
@@ -294,7 +310,8 @@ def test_a_program_comes_out_as_written(program, after, ascii_only):
         {"name": "code_interpreter", "arguments": {"code": program}}, ensure_ascii=ascii_only
     )
     turn = parse_message(f"so <tool_call>{written}</tool_call>{after}")
-    assert (turn.content, turn.error, turn.start) == (unfence(program), "", 3)
+    assert (turn.content, turn.form) == read_program(program)
+    assert (turn.error, turn.start) == ("", 3)
 
 
 @given(st.data())

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from retool_env.intervals import Estimate, Interval, wilson
 from retool_env.metrics import Summary, code_purposes, summarise, summarise_along
 from retool_env.problems import Problem
+from retool_env.program import FORMS
 from retool_env.protocol import EMPTY_PROGRAM
 from retool_env.recovery import measure_recovery
 from retool_env.sandbox import Execution, Outcome
@@ -118,6 +119,29 @@ def test_twelve_episodes_by_hand(tokens):
         "character_budget": 1,
         "infrastructure_failure": 1,
     }
+
+
+def test_the_forms_of_programs_are_counted():
+    def read(form, turn=CODE, result=OK):
+        spans = (Span("prompt", "?"), Span("model", turn), Span("env", "", None, execution=result))
+        spans = (*spans[:2], dataclasses.replace(spans[2], form=form))
+        return dataclasses.replace(RAN, spans=spans)
+
+    forms = ["plain", "fenced", "mended:dedent", "mended:dedent", "unread", None]
+    read_then = read(None, "<code>\n```\n1\n```\n</code>")  # a record from before says no form
+    failed = dataclasses.replace(BROKEN, spans=read("mended:marks").spans)
+    summary = summarise([*map(read, forms), read_then, failed])
+    assert summary.call_forms == {
+        "plain": 2,
+        "fenced": 2,
+        "mended:marks": 0,
+        "mended:prompts": 0,
+        "mended:dedent": 2,
+        "unread": 1,
+    }
+    assert list(summary.call_forms) == list(FORMS)
+    assert sum(summarise(ALL).call_forms.values()) == summarise(ALL).call_forms["plain"] == 13
+    assert Summary.from_json(json.loads(json.dumps(summary.to_json()))) == summary
 
 
 def test_the_last_calls_of_right_and_of_wrong_responses_by_hand():

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retool_env.program import read_program
 from retool_env.protocol import (
     PromptTemplate,
     TurnKind,
@@ -15,7 +16,6 @@ from retool_env.protocol import (
     is_empty_program,
     parse_turn,
     render_result,
-    unfence,
 )
 from retool_env.sandbox import Execution, Outcome
 
@@ -41,8 +41,13 @@ def test_parsing_is_total_and_the_first_closing_tag_decides(text, interpreter):
     ends = [text.find(tag) + len(tag) for tag in tags if tag in text]
     assert turn.end == (min(ends) if ends else len(text))
     assert 0 <= turn.start <= turn.end <= len(text)
+    if turn.kind is TurnKind.CODE:
+        block = text[turn.start : turn.end].removeprefix("<code>").removesuffix("</code>")
+        assert (turn.content, turn.form) == read_program(block)
+    else:
+        assert turn.form is None
     if turn.kind is not TurnKind.VOID:
-        assert turn.content in text[turn.start : turn.end]
+        assert turn.kind is TurnKind.CODE or turn.content in text[turn.start : turn.end]
         assert text[: turn.end].endswith(f"</{turn.kind}>")
         assert text[turn.start :].startswith(f"<{turn.kind}>")
 
@@ -54,30 +59,23 @@ def test_what_follows_the_closing_tag_changes_nothing(text, rest, interpreter):
         assert parse_turn(text + rest, interpreter) == turn
 
 
-@given(st.text(alphabet=st.characters(exclude_characters="<>")))
-def test_a_program_comes_out_as_written(program):
-    inner = parse_turn(f"<code>\n```python\n{program}\n```\n</code>").content
-    assert inner == unfence(program) or "```" in program
-    for line in inner.splitlines():
-        assert line in program
-
-
 @pytest.mark.parametrize(
-    ("block", "program"),
+    ("block", "program", "form"),
     [
-        ("\n```python\nprint(1)\n```\n", "print(1)"),
-        ("\n```py\nprint(1)\n```", "print(1)"),
-        ("```\nprint(1)\n```", "print(1)"),
-        ("\nprint(1)\n", "print(1)"),
-        ("\n```python\nif x:\n    y\n", "if x:\n    y"),
-        ("\n```python\nprint('```')\n```\n", "print('```')"),
-        ("\n    indented\n", "    indented"),
-        ("\n```python\n```\n", ""),
-        ("", ""),
+        ("\nprint(1)\n", "print(1)", "plain"),
+        ("\n```python\nprint(1)\n```\n", "print(1)", "fenced"),
+        ("So: ```python print(1)```", "print(1)", "fenced"),
+        ("\ufeffprint(1)", "print(1)", "mended:marks"),
+        ("\n>>> print(1)\n1\n", "print(1)", "mended:prompts"),
+        ("\n    print(1)\n", "print(1)", "mended:dedent"),
+        ("\n    print(1\n", "    print(1", "plain"),
+        ("\n```python\n```\n", "", "fenced"),
+        ("", "", "plain"),
     ],
 )
-def test_fences(block, program):
-    assert unfence(block) == program
+def test_the_program_of_a_block_says_how_it_was_read(block, program, form):
+    turn = parse_turn(f"<code>{block}</code>")
+    assert (turn.content, turn.form) == (program, form)
 
 
 def test_empty_programs():

@@ -75,6 +75,7 @@ def test_calls_with_their_positions_in_the_response():
     first, second = WITH_IDS.calls
     assert (first.program, first.ok, first.position) == ("x", False, 3)
     assert (second.program, second.ok) == ("print(42)", True)
+    assert (first.form, second.form) == ("plain", "plain")
     assert WITH_IDS.response_text[second.position :].startswith("<code>print(42)")
     assert TEXT.calls == WITH_IDS.calls
     assert [turn.content for turn in WITH_IDS.turns] == ["x", "print(42)", "42"]
@@ -223,6 +224,7 @@ BROKEN = {
     "a prompt without ids": (with_span(0, token_ids=None), r"span 1.*every span has token ids"),
     "no log-probs": (with_span(1, logprobs=None), r"span 1.*one log-prob"),
     "one log-prob short": (with_span(1, logprobs=(-0.5, -1.0)), r"span 1.*one log-prob"),
+    "a form on a model's span": (with_span(1, form="plain"), r"span 1.*environment's span"),
     "log-prob above 0": (with_span(3, logprobs=(0.1,)), r"span 3.*not above 0"),
     "log-prob NaN": (with_span(3, logprobs=(math.nan,)), r"span 3.*finite"),
     "log-prob of minus infinity": (with_span(3, logprobs=(-math.inf,)), r"span 3.*finite"),
@@ -273,7 +275,28 @@ def test_a_file_of_every_version_is_read(version):
     assert transcript.stop_reason is StopReason.ANSWERED and transcript.answer == "42"
     [call] = transcript.calls
     assert (call.program, call.execution.stdout) == ("print(6 * 7)", "42\n")
-    assert transcript.revision == 1
+    assert call.form == ("plain" if version < 3 else "mended:dedent")
+    assert transcript.revision == (1 if version < 3 else 2)
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_program_of_an_older_record_is_what_was_run_then(version):
+    text = "<code>\n```any\n  x\n```\n</code>"
+    spans = (Span("prompt", "?"), Span("model", text), Span("env", "", execution=FAILED))
+    record = dataclasses.replace(TEXT, spans=spans).to_json()
+    record["format"] = version
+    record["spans"][2]["form"] = "mended:dedent"
+    record["spans"][1]["text"] = "<code>\n  x\n</code>"
+    if version < 3:
+        for span in record["spans"]:
+            del span["form"]
+    [call] = Transcript.from_json(record).calls
+    assert (call.program, call.form) == (
+        ("  x", "plain") if version < 3 else ("x", "mended:dedent")
+    )
+    record["spans"][1]["text"] = text
+    [call] = Transcript.from_json(record).calls
+    assert version == 3 or (call.program, call.form) == ("  x", "fenced")
 
 
 def test_a_transcript_says_its_format_and_revision():

@@ -156,7 +156,7 @@ _NUMBER_IN_FONT = re.compile(rf"(?<![\w}}])\s*{_FONT}\{{\s*([+-]?[\d.,]*\d)\s*\}
 _CONSTANT = re.compile(rf"{_FONT}\{{\s*([ei])\s*\}}")
 _SYMBOL_FONT = re.compile(r"\\(?:boldsymbol|bm|bold|pmb)\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 _ANGLE = re.compile(
-    r"(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*[)}]?"
+    r"(\\(?:sin|cos|tan|cot|sec|csc))\s*(?:\\left)?[({]?\s*(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\right)?[)}]?"
 )
 _BARE_SYMBOL = r"(\\(?:pi|theta|alpha|beta|phi|omega))(?![A-Za-z])"
 _ABOVE = re.compile(rf"(\\[dtc]?frac)\s*{_BARE_SYMBOL}")

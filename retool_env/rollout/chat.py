@@ -17,17 +17,19 @@ The other way round, a native call becomes a code block, so that a turn means wh
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from retool_env.hermes import TOOL_NAME
+from retool_env.hermes import TOOL_NAME, code_of
+from retool_env.program import Form, Program, read_program
 from retool_env.protocol import (
     CODE_CLOSE,
     CODE_OPEN,
     RESULT_CLOSE,
     RESULT_OPEN,
     TurnKind,
-    unfence,
+    closing_tags,
 )
 from retool_env.transcript import Transcript
 
@@ -65,7 +67,7 @@ def messages_of(transcript: Transcript, native: bool) -> list[dict[str, Any]]:
     return messages
 
 
-def call_text(said: str, name: str, arguments: str) -> str:
+def call_text(said: str, name: str, arguments: object) -> str:
     r"""A native call, written as a turn with a code block.
 
     What is no call of the tool becomes a block with a comment alone, which says what was written: a failed call, whose
@@ -74,25 +76,39 @@ def call_text(said: str, name: str, arguments: str) -> str:
     Args:
         said: What the model wrote before the call.
         name: Of the function that it called.
-        arguments: JSON, if all is well: an object whose `code` is a text.
+        arguments: An object whose `code` is a text, or its JSON, as `retool_env.hermes.code_of` takes it.
 
     Example:
         >>> call_text("Let me see.", "code_interpreter", '{"code": "print(6 * 7)"}')
         'Let me see.\n<code>\n```python\nprint(6 * 7)\n```\n</code>'
     """
-    try:
-        given = json.loads(arguments)
-    except (ValueError, TypeError, RecursionError):
-        given = None
-    code = given.get("code") if isinstance(given, dict) and name == TOOL_NAME else None
-    if isinstance(code, str):
-        program = unfence(code)
-    else:
-        # Neither a line break nor a tag can get out of the comment.
-        written = json.dumps(f"{name}({arguments})").replace("<", "\\u003c")
-        program = f'# not a call of {TOOL_NAME} with {{"code": "..."}}: {written}'
+    program = _native(name, arguments).text
     gap = "" if not said or said.endswith("\n") else "\n"
-    return f"{said}{gap}{CODE_OPEN}\n```python\n{program}\n```\n{CODE_CLOSE}"
+    # Longer than any inside, so that none of them closes it.
+    mark = max(["``", *re.findall("`+", program)], key=len) + "`"
+    return f"{said}{gap}{CODE_OPEN}\n{mark}python\n{program}\n{mark}\n{CODE_CLOSE}"
+
+
+def call_form(said: str, name: str, arguments: object) -> Form | None:
+    """How the program of a native call was read, which `call_text` does not show: it fences all.
+
+    Arguments as for `call_text`.
+
+    Returns:
+        The form; `None` where a tag in the text decides the turn.
+    """
+    program = _native(name, arguments)
+    tagged = any(tag in said + program.text for tag in closing_tags(True))
+    return None if tagged else program.form
+
+
+def _native(name: str, arguments: object) -> Program:
+    code = code_of(arguments) if name == TOOL_NAME else None
+    if code is not None:
+        return read_program(code)
+    # Neither a line break nor a tag can get out of the comment.
+    written = json.dumps(f"{name}({arguments})").replace("<", "\\u003c")
+    return Program(f'# not a call of {TOOL_NAME} with {{"code": "..."}}: {written}', "unread")
 
 
 def completed(

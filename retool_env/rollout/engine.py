@@ -314,9 +314,8 @@ class RolloutEngine:
         """The episode's turn with it."""
         if self._of_text:
             self.progress.tokens += len(generation.text)
-            return episode.act(
-                generation.text, generation.stop_reason == "length", generation.seconds
-            )
+            exhausted = generation.stop_reason == "length"
+            return episode.act(generation.text, exhausted, generation.seconds, form=generation.form)
         self.progress.tokens += len(generation.token_ids)
         return episode.act_ids(generation)
 

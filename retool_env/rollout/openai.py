@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from retool_env.address import check_key, check_url, redact
 from retool_env.hermes import Hermes
+from retool_env.program import Form
 from retool_env.protocol import CODE_CLOSE
 from retool_env.rollout.api_errors import (
     ERROR_CHARACTERS,
@@ -32,7 +33,7 @@ from retool_env.rollout.api_errors import (
 )
 from retool_env.rollout.background import closed_at_the_end
 from retool_env.rollout.bounded import bounded_client
-from retool_env.rollout.chat import call_text, completed, messages_of
+from retool_env.rollout.chat import call_form, call_text, completed, messages_of
 from retool_env.rollout.policy import PolicyUnavailable, TextGeneration, check_sampling
 from retool_env.transcript import Transcript
 
@@ -194,10 +195,10 @@ class OpenAIPolicy:
                         )
                         raise told from None  # the client's own error may show the key
             seconds = time.monotonic() - started
-        text, reason = self._read(reply, stop, "stop" in request)
+        text, reason, form = self._read(reply, stop, "stop" in request)
         # No API takes back the lone surrogate that a JSON escape can hold.
         text = text.encode("utf-8", "backslashreplace").decode()
-        return TextGeneration(text, reason, seconds)
+        return TextGeneration(text, reason, seconds, form)
 
     async def _connect(self) -> _Connection:
         """The client of the running loop: connections can't be used in another, and each run of an engine has its own."""
@@ -279,8 +280,8 @@ class OpenAIPolicy:
 
     def _read(
         self, choice: Any, stop: Sequence[str], sent: bool
-    ) -> tuple[str, Literal["tag", "eos", "length"]]:
-        """The turn that a choice holds, and why it ended."""
+    ) -> tuple[str, Literal["tag", "eos", "length"], Form | None]:
+        """The turn that a choice holds, why it ended, and how the program of a native call was read."""
         finish = getattr(choice, "finish_reason", None)
         if finish not in _ENDS:
             raise PolicyUnavailable(f"{self.base_url} broke the turn off: {self._shown(finish)}")
@@ -293,7 +294,7 @@ class OpenAIPolicy:
             )
         extra: Mapping[str, Any] = choice.model_extra or {}
         if plain:
-            return completed(text, finish, extra, stop, sent)
+            return *completed(text, finish, extra, stop, sent), None
         # A call that the limit on tokens cut off is none.
         if message.tool_calls and finish != "length":
             called = _called(message.tool_calls)
@@ -301,7 +302,7 @@ class OpenAIPolicy:
                 raise PolicyUnavailable(
                     f"{self.base_url} answers without a turn: {self._shown(choice)}"
                 )
-            return call_text(text, *called), "tag"
+            return call_text(text, *called), "tag", call_form(text, *called)
         apart = message.model_extra or {}
         if not text and any(extra.get(name) in stop for name in ("stop_reason", "matched_stop")):
             thought = apart.get("reasoning_content") or apart.get("reasoning")
@@ -310,7 +311,7 @@ class OpenAIPolicy:
                     f"{self.model} used a tag inside of a reasoning that {self.base_url} keeps apart: start the "
                     "server without a reasoning parser, so that the tags can be read"
                 )
-        return completed(text, finish, extra, stop, sent)
+        return *completed(text, finish, extra, stop, sent), None
 
 
 # The client does not check that an answer's values have the types that it names.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from retool_env.episode import Generation, Tokenizer
+from retool_env.program import Form
 from retool_env.rollout.weights import Weights
 from retool_env.transcript import Transcript
 
@@ -90,6 +91,8 @@ class TextGeneration:
     """Why it stopped: a closing tag, its own end, or a limit on its length."""
     seconds: float = field(default=0.0, compare=False)
     """Wall-clock seconds it took."""
+    form: Form | None = None
+    """How its program was read, where the policy made the code block of a native call; `None`: the text shows it."""
 
 
 class TextPolicy(Protocol):

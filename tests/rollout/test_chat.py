@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from retool_env.episode import Episode, Rules
 from retool_env.hermes import TOOL_NAME
 from retool_env.problems import Problem
-from retool_env.protocol import TurnKind, closing_tags, is_empty_program, parse_turn, unfence
-from retool_env.rollout.chat import call_text, completed, messages_of
+from retool_env.program import read_program
+from retool_env.protocol import TurnKind, closing_tags, is_empty_program, parse_turn
+from retool_env.rollout.chat import call_form, call_text, completed, messages_of
 from retool_env.sandbox import Execution, Outcome
 from retool_env.transcript import Transcript
 
@@ -77,14 +78,55 @@ def test_a_conversation_with_native_calls():
 @given(st.text(), st.text())
 @example("", "```python\nprint(1)\n```")
 @example("Hm.", "x = '```'\n\n")
+@example("", "x = '''\n```\n````\n'''")
+@example("", "x = '''\n```\n'''\n(")
 def test_a_native_call_is_read_back_as_it_was_made(said, code):
     if any(tag in said + code for tag in (*STOP, "<code>", "<answer>")):
         return
     text = call_text(said, TOOL_NAME, json.dumps({"code": code}))
     turn = parse_turn(text)
     assert turn.kind is TurnKind.CODE and turn.end == len(text)
-    assert turn.content == unfence(code)
+    assert turn.content == read_program(code).text
     assert text.startswith(said)
+    assert call_form(said, TOOL_NAME, {"code": code}) == read_program(code).form
+
+
+CODE_ARGUMENT = json.dumps({"code": "print(6 * 7)"})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        CODE_ARGUMENT,
+        json.dumps(CODE_ARGUMENT),
+        {"code": "print(6 * 7)"},
+        '{"code": "print(6 * 7)\n"}',
+        '{"code": "print(6 * 7)", "timeout": 5}',
+    ],
+    ids=["JSON", "JSON in JSON", "an object", "a line break as it is", "one argument more"],
+)
+def test_arguments_are_read_however_they_are_encoded(arguments):
+    turn = parse_turn(call_text("", TOOL_NAME, arguments))
+    assert turn.content == "print(6 * 7)"
+    assert call_form("", TOOL_NAME, arguments) == "plain"
+
+
+@pytest.mark.parametrize(
+    ("code", "form"),
+    [
+        ("print(1)", "plain"),
+        ("```python\nprint(1)\n```", "fenced"),
+        ("\ufeffprint(1)", "mended:marks"),
+        (">>> print(1)", "mended:prompts"),
+        ("  print(1)", "mended:dedent"),
+    ],
+)
+def test_a_native_call_says_how_its_program_was_read(code, form):
+    assert parse_turn(call_text("", TOOL_NAME, {"code": code})).content == "print(1)"
+    assert call_form("Hm.", TOOL_NAME, {"code": code}) == form
+    assert call_form("Hm.", "browser", {"code": code}) == "unread"
+    # A tag in the text decides the turn, and the text shows how its program was read.
+    assert call_form("<code>x</code>", TOOL_NAME, {"code": code}) is None
 
 
 @pytest.mark.parametrize(
@@ -99,6 +141,8 @@ def test_a_native_call_is_read_back_as_it_was_made(said, code):
         (TOOL_NAME, '{"source": "print(1)"}'),
         (TOOL_NAME, '{"code": 1}'),
         (TOOL_NAME, '{"code": ["print(1)"]}'),
+        (TOOL_NAME, json.dumps(json.dumps(CODE_ARGUMENT))),
+        (TOOL_NAME, {"source": "```\n</code>"}),
         (TOOL_NAME, '{"source":\n"</code>\u2028<code>print(1)</code><answer>1</answer>"}'),
         ("python", '{"code": "print(1)"}'),
     ],

@@ -220,6 +220,34 @@ def test_an_episode_with_native_calls_of_which_the_first_is_run():
 
 
 @pytest.mark.parametrize(
+    ("arguments", "form"),
+    [
+        ({"code": "print(6 * 7)"}, "plain"),
+        ('{"code": "print(6 * 7)\n"}', "plain"),
+        (json.dumps(json.dumps({"code": "print(6 * 7)"})), "plain"),
+        ({"code": "```python\nprint(6 * 7)\n```"}, "fenced"),
+        ({"code": ">>> print(6 * 7)\n42"}, "mended:prompts"),
+        ({"code": "    print(6 * 7)"}, "mended:dedent"),
+        ({"source": "print(6 * 7)"}, "unread"),
+    ],
+)
+def test_the_record_says_how_the_program_of_a_native_call_was_read(arguments, form):
+    function = {"name": "code_interpreter", "arguments": arguments}
+    message = {
+        "content": None,
+        "tool_calls": [{"id": "a", "type": "function", "function": function}],
+    }
+    body = {"choices": [{"finish_reason": "tool_calls", "message": message}]}
+    box = Box()
+    with policy_of(lambda _: Reply("<answer>42</answer>")) as (api, make):
+        api.failures = [JSONResponse(body)]
+        [transcript] = play(make(way="tools"), TOOLS, box)
+    [call] = transcript.calls
+    assert call.form == form and call.ok == (form != "unread")
+    assert box.ran == ["print(6 * 7)"] * call.ok
+
+
+@pytest.mark.parametrize(
     "call",
     [
         ("code_interpreter", '{"code": "print('),
