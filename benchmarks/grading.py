@@ -42,7 +42,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -274,21 +274,34 @@ def count_cases(
     }
 
 
-def cases_part(
-    folder: Path, set_aside: Path | None, wrong: Path | None, ours: Ours, peer: MathVerify
-) -> dict[str, Any]:
-    """Grade the published cases; write those that the grader gets wrong to `wrong`, if it is given."""
+def split_cases(folder: Path, set_aside: Path | None) -> tuple[list[Case], list[tuple[Case, str]]]:
+    """The cases of a folder, and apart from them those that are set aside, with the reasons.
+
+    Raises:
+        ValueError: As of `read_cases` and `read_set_aside`; or what is set aside is not among the cases.
+    """
     cases = read_cases(folder)
     reasons = read_set_aside(set_aside) if set_aside else {}
-    left_out = [case for case in cases if (case.answer, case.gold) in reasons]
-    unknown = reasons.keys() - {(case.answer, case.gold) for case in left_out}
-    if unknown:
+    if unknown := reasons.keys() - {(case.answer, case.gold) for case in cases}:
         answer, gold = min(unknown)
         raise ValueError(
             f"{set_aside}: {len(unknown)} of its cases are not in {folder}, such as "
             f"answer {answer!r:.60}, gold {gold!r:.60}"
         )
-    graded = grade_cases([case for case in cases if case not in left_out], ours, peer)
+    kept = [case for case in cases if (case.answer, case.gold) not in reasons]
+    pairs = [(case, reasons.get((case.answer, case.gold))) for case in cases]
+    return kept, [(case, reason) for case, reason in pairs if reason is not None]
+
+
+def cases_part(
+    cases: list[Case],
+    left_out: list[tuple[Case, str]],
+    wrong: Path | None,
+    ours: Ours,
+    peer: MathVerify,
+) -> dict[str, Any]:
+    """Grade the published cases; write those that the grader gets wrong to `wrong`, if it is given."""
+    graded = grade_cases(cases, ours, peer)
     mistakes = [
         {**asdict(case), "ours": mine, "math-verify": theirs}
         for case, mine, theirs in graded
@@ -303,11 +316,10 @@ def cases_part(
             print(
                 f"{kind:<8}{project:<18}{each['cases']:>7}{each['ours']:>12}{each['math-verify']:>19}"
             )
-    for case in left_out:
-        reason = reasons[case.answer, case.gold]
+    for case, reason in left_out:
         print(f"set aside  {case.project}: {_shown(case.answer)} for {_shown(case.gold)}: {reason}")
     print(f"{len(mistakes)} wrong" + (f", in {wrong}" if wrong else "; --wrong FILE lists them"))
-    return {"counts": counts, "set_aside": Counter(reasons[c.answer, c.gold] for c in left_out)}
+    return {"counts": counts, "set_aside": Counter(reason for _, reason in left_out)}
 
 
 # --- Speed and rewritings -----------------------------------------------------------------------
@@ -400,15 +412,16 @@ def rewritings_part(golds: list[str], ours: Ours, peer: MathVerify) -> dict[str,
     for name, rewrite in REWRITINGS.items():
         pairs = [(rewritten, gold) for gold in golds if (rewritten := rewrite(gold)) != gold]
         each: dict[str, Any] = {"answers": len(pairs)}
-        for who, grader in (("ours", ours), ("math-verify", peer)):
-            graded = [grader.grade(*pair) for pair in pairs]
-            times[who] += [seconds for _, seconds in graded]
+        # In turns, so that whatever else the machine does slows both down alike.
+        graded = [{"ours": ours.grade(*pair), "math-verify": peer.grade(*pair)} for pair in pairs]
+        for who in times:
+            seconds = [both[who][1] for both in graded]
+            times[who] += seconds
             each[who] = {
-                "accepted": sum(verdict is True for verdict, _ in graded),
-                "mean_ms": _mean_ms(seconds for _, seconds in graded),
+                "accepted": sum(both[who][0] is True for both in graded),
+                "mean_ms": _mean_ms(seconds),
             }
-            if who == "ours":
-                refused += [pair for pair, g in zip(pairs, graded, strict=True) if not g[0]]
+        refused += [pair for pair, both in zip(pairs, graded, strict=True) if not both["ours"][0]]
         found[name] = each
         cells = [f"{each[who]['accepted']}, {each[who]['mean_ms']:.2f}" for who in times]
         print(f"{name:<18}{len(pairs):>8}" + "".join(f"{cell:>24}" for cell in cells))
@@ -418,9 +431,8 @@ def rewritings_part(golds: list[str], ours: Ours, peer: MathVerify) -> dict[str,
     return {"by_rewriting": found, "mean_ms": means, "refused": refused}
 
 
-def _mean_ms(seconds: Iterable[float]) -> float:
-    values = list(seconds)
-    return round(1000 * sum(values) / len(values), 3) if values else 0.0
+def _mean_ms(seconds: list[float]) -> float:
+    return round(1000 * sum(seconds) / len(seconds), 3) if seconds else 0.0
 
 
 # --- What must not be accepted ------------------------------------------------------------------
@@ -503,15 +515,15 @@ FRAMES = {
 """What stands around a template."""
 
 EVERYTHING = r"""
-x | n | a | y | answer | \text{answer} | \boxed{answer} | \boxed{\text{answer}} | \boxed{} | \boxed{x} | \boxed{\boxed{}}
+x | n | y | z | answer | \text{answer} | \boxed{answer} | \boxed{\text{answer}} | \boxed{} | \boxed{x} | \boxed{\boxed{}}
 nan | \text{nan} | \mathrm{NaN} | \infty | -\infty | \pm\infty | \infty-\infty | \frac{0}{0} | \frac{1}{0} | 0^0-0^0+\infty | \tilde\infty
 x \in \mathbb{R} | \mathbb{R} | \mathbb{Z} | \mathbb{N} | \mathbb{C} | (-\infty,\infty) | [-1000,1000] | -1000 \le x \le 1000 | [0,\infty)
 0 < x | x \ge 0 | x = x | x = y | x \ne x | 0 = 1 | \emptyset | \{\} | \{x\} | \{x : x = x\} | \forall x | \exists x
 0, 1, \ldots, 1000 | 0 \ldots 1000 | \{0, 1, 2, \ldots\} | 1-1000 | 0\text{ to }1000 | \pm 1 | \pm 2 | \pm x | \frac{3 \pm 1}{2}
 ? | * | . | .* | \cdot | \square | \ldots | [0-9]+ | \d+ | % | \% | $ | $$ | \( \) | \{ \} | () | [] | {} | -
 true | True | \text{true} | false | None | null | \text{yes} | \text{correct} | \text{See above.} | \text{the answer} | gold
-f(x) | f | x_1 | \alpha | \theta | a+bi | \text{any number} | \text{all of them} | \int_0^1 x | \sum_{i=0}^{n} i | \lim_{x \to a} x
-\text{1} | \text{1 or 2} | \text{42} = \text{43} | 1 \text{ (or } 2) | 1! x=2 | 1\text{ cm or }2 | 1_2 = 2 | \boxed{1 or 2}
+f(x) | f | x_1 | \alpha | \theta | a+bi | \text{any number} | \text{all of them} | \int f(x) dx | \sum_{i=0}^{n} i | \lim_{x \to a} x
+\text{1 or 2} | \text{42} = \text{43} | 1 \text{ (or } 2) | 1! x=2 | 1\text{ cm or }2 | 1_2 = 2 | \boxed{1 or 2}
 \boxed{1} or \boxed{2} | \boxed{1}\boxed{2} | \boxed{\boxed{1} 2} | The answer is 1 or 2. | final answer is $1$. I hope, or it is $2$. I hope
 """
 """Templates that name no values one by one, apart by bars."""
@@ -521,16 +533,15 @@ f(x) | f | x_1 | \alpha | \theta | a+bi | \text{any number} | \text{all of them}
 def reward_templates() -> tuple[str, ...]:
     """Answers that name many values, or none: all that `EVERYTHING` holds, and combinations of values, joints and frames.
 
-    The combinations of a joint with a frame go round through the values, so that each joint meets each frame once.
+    Each joint meets each frame once. The values go round, so that each frame meets all of them.
     """
-    values = itertools.cycle(guessed_values().values())
+    values = list(guessed_values().values())
     combined = (
-        frame.format(joint.join(next(values)))
-        for (_, joint), (_, frame) in itertools.product(JOINED.items(), FRAMES.items())
+        frame.format(joint.join(values[(i + j) % len(values)]))
+        for i, joint in enumerate(JOINED.values())
+        for j, frame in enumerate(FRAMES.values())
     )
-    boxes = (
-        " ".join(rf"\boxed{{{value}}}" for value in values) for values in guessed_values().values()
-    )
+    boxes = (" ".join(rf"\boxed{{{value}}}" for value in each) for each in values)
     alone = (text.strip() for line in EVERYTHING.splitlines() for text in line.split(" | "))
     return tuple(dict.fromkeys(text for text in itertools.chain(alone, boxes, combined) if text))
 
@@ -588,29 +599,37 @@ def _print_pairs(what: str, pairs: list[Pair]) -> None:
 PARTS = ("cases", "speed", "rewritings", "others", "templates")
 
 
-def run_parts(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each part that is asked for, with what it found; a part without its data says so."""
-    with Ours() as ours, MathVerify() as peer:
-        for part in options.parts:
-            print(f"{part}:", flush=True)
-            if part == "cases":
-                arguments = options.folder, options.set_aside, options.wrong
-                yield part, cases_part(*arguments, ours, peer)
-            elif part == "speed":
-                yield part, speed_part(ours, peer)
-            elif part == "templates":
-                yield part, templates_part(ours, peer)
-            else:
-                try:
-                    golds = math_golds(options.golds)
-                except ProblemsUnavailable as error:
-                    print(f"  left out: {error}")
-                    continue
-                if part == "others":
-                    yield part, others_part(golds, ours, peer)
-                else:
-                    expressions = [gold for gold in golds if not is_integer(gold)]
-                    yield part, rewritings_part(expressions, ours, peer)
+Part = Callable[[Ours, MathVerify], dict[str, Any]]
+
+
+def planned_parts(options: argparse.Namespace) -> dict[str, Part]:
+    """The parts that are asked for, with all their files read; a part without its data says so, and is left out.
+
+    Raises:
+        ValueError: A file is not what it should be; the message names file and line.
+    """
+    plan: dict[str, Part] = {}
+    for part in options.parts:
+        if part == "cases":
+            cases = split_cases(options.folder, options.set_aside)
+            plan[part] = functools.partial(cases_part, *cases, options.wrong)
+        elif part == "speed":
+            plan[part] = speed_part
+        elif part == "templates":
+            plan[part] = templates_part
+        else:
+            try:
+                golds = math_golds(options.golds)
+            except ProblemsUnavailable as error:
+                print(f"{part}: left out: {error}")
+                continue
+            expressions = [gold for gold in golds if not is_integer(gold)]
+            plan[part] = (
+                functools.partial(others_part, golds)
+                if part == "others"
+                else functools.partial(rewritings_part, expressions)
+            )
+    return plan
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -629,9 +648,15 @@ def main(arguments: list[str] | None = None) -> int:
     if options.golds is not None and options.golds < 2:
         parser.error("--golds must be at least 2")
     try:
-        found = dict(run_parts(options))
+        plan = planned_parts(options)
     except ValueError as error:
         parser.error(str(error))
+    found = {}
+    if plan:
+        with Ours() as ours, MathVerify() as peer:
+            for name, part in plan.items():
+                print(f"{name}:", flush=True)
+                found[name] = part(ours, peer)
     if options.out:
         settings = {"golds": options.golds, "patience_s": PATIENCE}
         report = {**circumstances(), "settings": settings, "parts": found}
