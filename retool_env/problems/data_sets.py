@@ -153,7 +153,6 @@ def dapo(*, path: Location = None) -> ProblemList:
         ProblemsUnavailable: There is no such file, and the Hub can't be reached.
         ValueError: A row of another shape.
     """
-
     copies: dict[str, Problem] = {}
 
     def convert(index: int, row: Row) -> Problem:
