@@ -116,7 +116,8 @@ def gold_of(
     """
     name, value = _column(row, keys, "answer")
     if is_missing(value):
-        shown = "null" if value is None else "not a number (NaN)" if value != value else "empty"
+        shown = "empty" if isinstance(value, str) else "not a number (NaN)"
+        shown = "null, neither text nor a number: None" if value is None else shown
         raise UnusableRow(Reason.NO_ANSWER, f"the answer ({name!r}) is {shown}")
     if (
         name.casefold() in worked
@@ -165,7 +166,7 @@ def gold_text(value: object) -> str:
     if isinstance(value, list | tuple) or getattr(value, "ndim", 0):
         return _only_gold(list(value))
     if value is None:
-        raise ValueError("is null")
+        raise ValueError("is null, neither text nor a number: None")
     if isinstance(value, Integral) and not isinstance(value, bool):
         return _decimal_text(Decimal(int(value)))
     if isinstance(value, Decimal):
