@@ -29,7 +29,7 @@ from benchmarks.chains import (
 from benchmarks.exactness import Recorder, must_read
 from benchmarks.trl_loop import trl_chains
 from retool_env.episode import Episode, GradeAnswer, Rules
-from retool_env.grading import is_equivalent
+from retool_env.grading import is_equivalent_async
 from retool_env.problems import Problem
 from retool_env.rollout import Policy, RolloutEngine
 from retool_env.rollout.batching import BLOCK
@@ -57,7 +57,7 @@ async def barrier(
 
         async def meet(episode: Episode, need: Any) -> None:
             if isinstance(need, GradeAnswer):
-                episode.graded(await asyncio.to_thread(is_equivalent, need.answer, need.gold))
+                episode.graded(await is_equivalent_async(need.answer, need.gold))
             elif need is not None:
                 episode.executed(await sandbox.run_async(need.program, need.limits))
 

@@ -44,7 +44,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from retool_env.grading import extract_boxed
+from retool_env.grading import boxed_spans
 from retool_env.protocol import (
     Said,
     Turn,
@@ -60,7 +60,6 @@ CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
 RESPONSE_OPEN, RESPONSE_CLOSE = "<tool_response>", "</tool_response>"
 TOOL_NAME = "code_interpreter"
 
-_BOX_OPEN = re.compile(r"\\boxed\s*\{")
 
 _PROMPT = """\
 Solve the problem below. Reason step by step.{tool} When you are done, give the result like this, and stop:
@@ -110,11 +109,11 @@ def parse_message(text: str, interpreter: bool = True) -> Turn:
         start = text.rfind(CALL_OPEN, opened, closed)
         program, error = _program(text[start + len(CALL_OPEN) : closed])
         return Turn(TurnKind.CODE, program, start, end, error)
-    content = extract_boxed(text)
-    if content is None:
+    boxes = boxed_spans(text)
+    if not boxes:
         return Turn(TurnKind.VOID, "", end, end)
-    same = [b for b in _BOX_OPEN.finditer(text) if text.startswith(content + "}", b.end())]
-    return Turn(TurnKind.ANSWER, content.strip(), same[-1].start(), end)
+    start, first, last = boxes[-1]
+    return Turn(TurnKind.ANSWER, text[first:last].strip(), start, end)
 
 
 def _failure(why: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
-REVISION = 2
+REVISION = 3
 """The revision of the environments, a whole number. It is raised whenever an episode changes: of one revision, equal
 seed, settings and actions give equal episodes. CHANGELOG.md says what each changed."""
 

@@ -24,7 +24,7 @@ from contextlib import aclosing, closing
 from typing import Any
 
 from retool_env.episode import Episode, GradeAnswer, Need, Rules
-from retool_env.grading import is_equivalent
+from retool_env.grading import is_equivalent_async
 from retool_env.interpreter import Interpreter, check_sandbox
 from retool_env.problems import Problem
 from retool_env.rollout.admission import Admission
@@ -273,7 +273,7 @@ class RolloutEngine:
             if isinstance(need, GradeAnswer):
                 began = progress.begin("grading")
                 try:
-                    right = await asyncio.to_thread(is_equivalent, need.answer, need.gold)
+                    right = await is_equivalent_async(need.answer, need.gold)
                 finally:
                     progress.end("grading", began)
                 episode.graded(right)

@@ -307,7 +307,8 @@ class Job:
             return Outcome.INFRASTRUCTURE, f"the program was lost while it ran: {why}", ""
         if self._code == -signal.SIGKILL:  # not by us
             cpu = bounds(limits, self.session).cpu
-            if self._processor_seconds >= cpu - 0.1:
+            # The kernel's limit counts in ticks, unlike this figure; on a busy host the two differ widely.
+            if self._processor_seconds >= cpu / 2:
                 return Outcome.TIMEOUT, f"time limit: more than {cpu} s of processor time", ""
             return Outcome.MEMORY_LIMIT, "ended by the kernel, for want of memory", ""
         if self._code == -signal.SIGSYS:

@@ -50,11 +50,11 @@ class Stepwise(ScriptedPolicy):
 def test_the_counts_at_each_moment(monkeypatch):
     graders = threading.Semaphore(0)
 
-    def is_equivalent(answer, gold):
-        graders.acquire(timeout=60)
+    async def is_equivalent(answer, gold):
+        await asyncio.to_thread(graders.acquire, timeout=60)
         return answer == gold
 
-    monkeypatch.setattr(engine, "is_equivalent", is_equivalent)
+    monkeypatch.setattr(engine, "is_equivalent_async", is_equivalent)
 
     async def drive():
         policy = Stepwise()
@@ -97,7 +97,9 @@ def test_the_counts_at_each_moment(monkeypatch):
 @pytest.mark.parametrize("step", ["turn", "program", "grading"])
 def test_nothing_is_left_counted_after_a_cancellation(step, monkeypatch):
     over = threading.Event()
-    monkeypatch.setattr(engine, "is_equivalent", lambda answer, gold: over.wait(60))
+    monkeypatch.setattr(
+        engine, "is_equivalent_async", lambda answer, gold: asyncio.to_thread(over.wait, 60)
+    )
 
     async def drive():
         policy = Stepwise()

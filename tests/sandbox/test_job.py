@@ -235,6 +235,12 @@ ENDS = {
         "the program used a system call that is not allowed",
     ),
     "want of memory": (-9, 0.1, Outcome.MEMORY_LIMIT, "ended by the kernel, for want of memory"),
+    "processor time, on a busy host": (
+        -9,
+        1.2,
+        Outcome.TIMEOUT,
+        "time limit: more than 2 s of processor time",
+    ),
     "processor time": (-9, 1.95, Outcome.TIMEOUT, "time limit: more than 2 s of processor time"),
 }
 

@@ -1,0 +1,644 @@
+r"""How right and how fast is the grader, beside math-verify, and what earns a reward without being right?
+
+    python -m benchmarks.grading FOLDER
+    python -m benchmarks.grading FOLDER --set-aside aside.jsonl --wrong wrong.jsonl --out grading.json
+    python -m benchmarks.grading --parts speed rewritings others templates
+
+The parts, which `--parts` selects:
+
+- `cases`: test cases that other projects have published, from a folder, by project and kind;
+- `speed`: pairs of integers a second;
+- `rewritings`: MATH's answers, each written in another way that means the same: how many are accepted, and milliseconds a grade;
+- `others`: MATH's answers, each graded against the next answer and against itself plus one: what is accepted is listed;
+- `templates`: answers that are built to earn a reward without knowing the problem, each against a hundred golds.
+
+A folder of cases holds one file of JSON lines a project, `PROJECT.jsonl`, and a line is one case::
+
+    {"answer": "0.5", "gold": "\\frac{1}{2}", "expected": true, "kind": "single", "where": "tests/test_equal.py:12"}
+
+`kind` is `single` (the answer is an expression), `boxed` (a text with a `\boxed{}`), or `prose` (a text from which the value would
+have to be picked). Prose is counted apart, because it is wrong here by design: an answer commits to one expression. `where` is
+optional. `--set-aside` names a file of JSON lines with the keys `answer`, `gold` and `reason`: cases whose expectation is
+mistaken, which are left out and listed.
+
+math-verify is called as its documentation shows, `verify(parse(gold), parse(answer))`. A text without any mathematical delimiter
+is put between dollar signs first, which its parser asks for, and which gives it more right verdicts than leaving the text as it is,
+or than a box around it. It runs in a process of its own. A comparison that takes longer than `PATIENCE` seconds, or ends the
+process, counts as wrong. Its seconds are those inside that process; the grader's seconds are those that the caller waits.
+`rewritings` and `others` need MATH in the folder that `RETOOL_DATA` names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import re
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from benchmarks.machine import circumstances
+from retool_env.grading import Grader
+from retool_env.problems import ProblemsUnavailable, math
+from retool_env.problems.loading import FOLDER_VARIABLE, json_rows
+
+KINDS = ("single", "boxed", "prose")
+PATIENCE = 20.0
+"""Seconds for one comparison by math-verify: more than its own limits, 5 s for each of its three parts, add up to."""
+PEER_MEMORY = 4 << 30
+"""Bytes of address space of math-verify's process."""
+INTEGER_PAIRS = 20_000
+PEER_INTEGER_PAIRS = 1_000
+MOST_SHOWN = 30
+"""Lines of a list that are printed; the file of `--out` holds them all."""
+
+Pair = tuple[str, str]
+"""An answer and a gold."""
+Graded = tuple[bool | None, float]
+"""A verdict, which is `None` where there was none in time, and seconds."""
+
+
+# --- The two graders ----------------------------------------------------------------------------
+
+
+class Ours:
+    """The project's grader with one worker, timed by its caller."""
+
+    def __init__(self) -> None:
+        self._grader = Grader(workers=1)
+        self.grade("1/2", "0.5")  # starts the worker
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._grader.close()
+
+    def grade(self, answer: str, gold: str) -> Graded:
+        """The verdict and the seconds until it was there."""
+        began = time.perf_counter()
+        verdict = self._grader.is_equivalent(answer, gold)
+        return verdict, time.perf_counter() - began
+
+
+class MathVerify:
+    """math-verify in a process of its own, timed inside that process.
+
+    Args:
+        patience: Seconds until a comparison is given up. The process is then replaced.
+    """
+
+    def __init__(self, patience: float = PATIENCE) -> None:
+        self.patience = patience
+        self._start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=_serve_math_verify, args=(other,), daemon=True)
+        self._process.start()
+        other.close()  # so that the end of the process is the end of the connection
+        self._connection.recv()  # all is imported
+
+    def _stop(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+
+    def grade(self, answer: str, gold: str) -> Graded:
+        """The verdict and its seconds; the verdict is `None` if it took too long or ended the process."""
+        try:
+            self._connection.send((answer, gold))
+            if self._connection.poll(self.patience):
+                return self._connection.recv()
+        except (EOFError, OSError):
+            pass
+        self._stop()
+        self._start()
+        return None, self.patience
+
+
+def _serve_math_verify(connection: Any) -> None:
+    """Answer pairs until the connection closes."""
+    import logging
+
+    from math_verify import parse, verify
+
+    logging.disable(logging.CRITICAL)
+    resource.setrlimit(resource.RLIMIT_AS, (PEER_MEMORY, PEER_MEMORY))
+    verify(parse("$1/2$"), parse("0.5"))
+    connection.send("ready")
+    while True:
+        try:
+            answer, gold = connection.recv()
+        except EOFError:
+            return
+        began = time.perf_counter()
+        try:
+            verdict = bool(verify(parse(delimited(gold)), parse(delimited(answer))))
+        except Exception:
+            verdict = None
+        connection.send((verdict, time.perf_counter() - began))
+
+
+def delimited(text: str) -> str:
+    r"""The text, between dollar signs if it holds no mathematical delimiter and no box."""
+    return text if re.search(r"\$|\\\(|\\\[|\\boxed", text) else f"${text}$"
+
+
+# --- Published cases ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """One published test case."""
+
+    project: str
+    """Name of its file, without the suffix."""
+    answer: str
+    gold: str
+    expected: bool
+    """Whether the answer is to be accepted."""
+    kind: str
+    """One of `KINDS`."""
+    where: str
+    """The place in the project's tests; may be empty."""
+
+
+def read_cases(folder: Path) -> list[Case]:
+    """The cases of all `*.jsonl` files of a folder.
+
+    Raises:
+        ValueError: There is no such folder, no such file in it, or a line is not a case; the message names file and line.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {str(folder)!r}: it should hold PROJECT.jsonl files")
+    files = sorted(folder.glob("*.jsonl"))
+    if not files:
+        raise ValueError(f"the folder {str(folder)!r} holds no file *.jsonl, one a project")
+    return [
+        Case(
+            file.stem,
+            **_text_columns(place, row, "answer", "gold"),
+            expected=_column(place, row, "expected", bool, "true or false"),
+            kind=_kind(place, row),
+            where=str(row.get("where", "")),
+        )
+        for file in files
+        for place, row in json_rows(file)
+    ]
+
+
+def read_set_aside(path: Path) -> dict[Pair, str]:
+    """The reasons of a file of cases that are set aside, by answer and gold.
+
+    Raises:
+        ValueError: The file cannot be read, or a line lacks a key; the message names file and line.
+    """
+    reasons = {}
+    for place, row in json_rows(path):
+        columns = _text_columns(place, row, "answer", "gold", "reason")
+        reasons[columns["answer"], columns["gold"]] = columns["reason"]
+    return reasons
+
+
+def _text_columns(place: str, row: dict[str, Any], *names: str) -> dict[str, str]:
+    return {name: _column(place, row, name, str, "a text") for name in names}
+
+
+def _column(place: str, row: dict[str, Any], name: str, type_: type, called: str) -> Any:
+    if name not in row:
+        raise ValueError(f"{place}: the key {name!r} is missing, there are only {sorted(row)}")
+    if not isinstance(row[name], type_):
+        raise ValueError(f"{place}: {name!r} must be {called}, not {row[name]!r:.60}")
+    return row[name]
+
+
+def _kind(place: str, row: dict[str, Any]) -> str:
+    kind = _column(place, row, "kind", str, "a text")
+    if kind not in KINDS:
+        raise ValueError(f"{place}: 'kind' must be one of {', '.join(KINDS)}, not {kind!r:.60}")
+    return kind
+
+
+def grade_cases(
+    cases: Iterable[Case], ours: Ours, peer: MathVerify
+) -> list[tuple[Case, bool | None, bool | None]]:
+    """Each case with the verdict of the grader and that of math-verify."""
+    return [
+        (case, ours.grade(case.answer, case.gold)[0], peer.grade(case.answer, case.gold)[0])
+        for case in cases
+    ]
+
+
+def count_cases(
+    graded: list[tuple[Case, bool | None, bool | None]],
+) -> dict[str, dict[str, dict[str, int]]]:
+    """Right verdicts by kind and project; the project `each once` counts a case that several have only once."""
+    counts: dict[str, dict[str, Counter[str]]] = {}
+    seen = set()
+    for case, ours, theirs in graded:
+        right = {
+            "cases": 1,
+            "ours": int(ours is case.expected),
+            "math-verify": int(theirs is case.expected),
+        }
+        projects = [case.project, "all"]
+        if (same := (case.kind, case.answer, case.gold, case.expected)) not in seen:
+            seen.add(same)
+            projects.append("each once")
+        for project in projects:
+            counts.setdefault(case.kind, {}).setdefault(project, Counter()).update(right)
+    sums = ("all", "each once")  # last
+    return {
+        kind: {name: dict(each[name]) for name in sorted(each, key=lambda n: (n in sums, n))}
+        for kind in KINDS
+        if (each := counts.get(kind))
+    }
+
+
+def cases_part(
+    folder: Path, set_aside: Path | None, wrong: Path | None, ours: Ours, peer: MathVerify
+) -> dict[str, Any]:
+    """Grade the published cases; write those that the grader gets wrong to `wrong`, if it is given."""
+    cases = read_cases(folder)
+    reasons = read_set_aside(set_aside) if set_aside else {}
+    left_out = [case for case in cases if (case.answer, case.gold) in reasons]
+    unknown = reasons.keys() - {(case.answer, case.gold) for case in left_out}
+    if unknown:
+        answer, gold = min(unknown)
+        raise ValueError(
+            f"{set_aside}: {len(unknown)} of its cases are not in {folder}, such as "
+            f"answer {answer!r:.60}, gold {gold!r:.60}"
+        )
+    graded = grade_cases([case for case in cases if case not in left_out], ours, peer)
+    mistakes = [
+        {**asdict(case), "ours": mine, "math-verify": theirs}
+        for case, mine, theirs in graded
+        if mine is not case.expected
+    ]
+    if wrong is not None:
+        wrong.write_text("".join(json.dumps(m, ensure_ascii=False) + "\n" for m in mistakes))
+    counts = count_cases(graded)
+    print(f"{'kind':<8}{'project':<18}{'cases':>7}{'ours right':>12}{'math-verify right':>19}")
+    for kind, projects in counts.items():
+        for project, each in projects.items():
+            print(
+                f"{kind:<8}{project:<18}{each['cases']:>7}{each['ours']:>12}{each['math-verify']:>19}"
+            )
+    for case in left_out:
+        reason = reasons[case.answer, case.gold]
+        print(f"set aside  {case.project}: {_shown(case.answer)} for {_shown(case.gold)}: {reason}")
+    print(f"{len(mistakes)} wrong" + (f", in {wrong}" if wrong else "; --wrong FILE lists them"))
+    return {"counts": counts, "set_aside": Counter(reasons[c.answer, c.gold] for c in left_out)}
+
+
+# --- Speed and rewritings -----------------------------------------------------------------------
+
+
+def speed_part(ours: Ours, peer: MathVerify) -> dict[str, float]:
+    """Pairs of integers a second, half of them equal."""
+    found = {}
+    for name, grader, number in (
+        ("ours", ours, INTEGER_PAIRS),
+        ("math-verify", peer, PEER_INTEGER_PAIRS),
+    ):
+        pairs = [(str(i * 37), str(i * 37 + i % 2)) for i in range(number)]
+        graded = [grader.grade(*pair) for pair in pairs]
+        if wrong := sum(verdict is not (i % 2 == 0) for i, (verdict, _) in enumerate(graded)):
+            raise RuntimeError(f"{name} has {wrong} of {number} pairs of integers wrong")
+        found[name] = round(number / sum(seconds for _, seconds in graded), 1)
+        print(f"{found[name]:>12,.1f}  pairs of integers a second: {name}")
+    return found
+
+
+def math_golds(limit: int | None) -> list[str]:
+    """MATH's distinct answers in their order, or a fixed sample of them.
+
+    Raises:
+        ProblemsUnavailable: `RETOOL_DATA` names no folder with MATH. (The Hub is not asked.)
+    """
+    if not os.environ.get(FOLDER_VARIABLE):
+        raise ProblemsUnavailable(f"{FOLDER_VARIABLE} is not set; it names the folder with MATH")
+    source = math("train")
+    golds = list(dict.fromkeys(source[i].answer for i in range(len(source))))
+    if limit is None or limit >= len(golds):
+        return golds
+    chosen = set(random.Random(0).sample(range(len(golds)), limit))
+    return [gold for i, gold in enumerate(golds) if i in chosen]
+
+
+def is_integer(gold: str) -> bool:
+    """Whether a gold is a plain integer."""
+    return re.fullmatch(r"-?[0-9]+", gold) is not None
+
+
+def spaced(gold: str) -> str:
+    r"""With spaces around operators and commas, but not inside of `\text{}` and the names of commands."""
+    pattern = r"\\(?:text|mbox|textbf|mathrm)\s*\{[^{}]*\}|\\[A-Za-z]+|\\.|\{,\}|[0-9],(?:\\!)?(?=[0-9]{3})|([-+=,<>])"
+    return re.sub(
+        pattern, lambda match: f" {match[1]} " if match[1] else match[0], gold, flags=re.S
+    )
+
+
+def growing_brackets(gold: str) -> str:
+    r"""With `\left` before opening brackets and `\right` before closing ones, where these are balanced; otherwise unchanged.
+
+    An interval's brackets may differ, `\left[0,1\right)`. A text that has a `\left` already is unchanged.
+    """
+    if r"\left" in gold or r"\right" in gold or r"\text" in gold:
+        return gold
+    open_brackets = []
+    for token in re.finditer(r"\\.|[()\[\]{}]", gold, re.S):
+        if token[0] in "([{":
+            open_brackets.append(token[0])
+        elif token[0] in ")]}" and (
+            not open_brackets or (open_brackets.pop() == "{") != (token[0] == "}")
+        ):
+            return gold
+    if open_brackets or r"\sqrt[" in gold:
+        return gold
+    return re.sub(
+        r"(?<!\\)[(\[]|(?<!\\)[)\]]",
+        lambda match: (r"\left" if match[0] in "([" else r"\right") + match[0],
+        gold,
+    )
+
+
+REWRITINGS = {
+    r"\displaystyle": lambda gold: rf"\displaystyle {gold}",
+    r"\dfrac": lambda gold: re.sub(r"\\frac(?![A-Za-z])", r"\\dfrac", gold),
+    "spaces": spaced,
+    r"\left, \right": growing_brackets,
+}
+"""Ways to write an expression that do not change its meaning."""
+
+
+def rewritings_part(golds: list[str], ours: Ours, peer: MathVerify) -> dict[str, Any]:
+    """Grade rewritten golds against the golds: how many are accepted, and the mean milliseconds of each."""
+    found: dict[str, Any] = {}
+    print(f"{'rewritten':<18}{'answers':>8}{'accepted by ours, ms':>24}{'by math-verify, ms':>24}")
+    refused = []
+    times: dict[str, list[float]] = {"ours": [], "math-verify": []}
+    for name, rewrite in REWRITINGS.items():
+        pairs = [(rewritten, gold) for gold in golds if (rewritten := rewrite(gold)) != gold]
+        each: dict[str, Any] = {"answers": len(pairs)}
+        for who, grader in (("ours", ours), ("math-verify", peer)):
+            graded = [grader.grade(*pair) for pair in pairs]
+            times[who] += [seconds for _, seconds in graded]
+            each[who] = {
+                "accepted": sum(verdict is True for verdict, _ in graded),
+                "mean_ms": _mean_ms(seconds for _, seconds in graded),
+            }
+            if who == "ours":
+                refused += [pair for pair, g in zip(pairs, graded, strict=True) if not g[0]]
+        found[name] = each
+        cells = [f"{each[who]['accepted']}, {each[who]['mean_ms']:.2f}" for who in times]
+        print(f"{name:<18}{len(pairs):>8}" + "".join(f"{cell:>24}" for cell in cells))
+    means = {who: _mean_ms(seconds) for who, seconds in times.items()}
+    print(f"mean ms a grade: ours {means['ours']}, math-verify {means['math-verify']}")
+    _print_pairs("refused by ours", refused)
+    return {"by_rewriting": found, "mean_ms": means, "refused": refused}
+
+
+def _mean_ms(seconds: Iterable[float]) -> float:
+    values = list(seconds)
+    return round(1000 * sum(values) / len(values), 3) if values else 0.0
+
+
+# --- What must not be accepted ------------------------------------------------------------------
+
+
+def plus_one(gold: str) -> str:
+    """The gold plus one."""
+    return str(int(gold) + 1) if is_integer(gold) else f"({gold})+1"
+
+
+def others_part(golds: list[str], ours: Ours, peer: MathVerify) -> dict[str, Any]:
+    """Grade other answers than the gold, and list what is accepted."""
+    following = zip(golds[1:] + golds[:1], golds, strict=True)
+    pairs = {"the next gold": list(following), "the gold + 1": [(plus_one(g), g) for g in golds]}
+    found: dict[str, Any] = {}
+    for name, each in pairs.items():
+        mine, theirs = accepted(each, ours, peer)
+        found[name] = {"answers": len(each), "ours": mine, "math-verify": theirs}
+        print(
+            f"{name}: of {len(each)} answers are accepted {len(mine)} by ours, "
+            f"{len(theirs)} by math-verify"
+        )
+        _print_pairs("accepted by ours", mine)
+        _print_pairs("accepted by math-verify", theirs)
+    return found
+
+
+def accepted(pairs: list[Pair], ours: Ours, peer: MathVerify) -> tuple[list[Pair], list[Pair]]:
+    """The pairs that each of the two accepts, asked side by side."""
+
+    def ask(grader: Ours | MathVerify) -> list[Pair]:
+        return [pair for pair in pairs if grader.grade(*pair)[0]]
+
+    with ThreadPoolExecutor(2) as pool:
+        mine, theirs = pool.map(ask, (ours, peer))
+    return mine, theirs
+
+
+def guessed_values() -> dict[str, list[str]]:
+    """The values that templates name, of which one may be the gold."""
+    return {
+        "two": ["1", "2"],
+        "a half": ["0", "1", r"\frac{1}{2}"],
+        "digits": [str(i) for i in range(10)],
+        "signs": [str(i) for i in range(-5, 6)],
+        "twenty": [str(i) for i in range(21)],
+    }
+
+
+JOINED = {
+    "comma": ", ",
+    "semicolon": "; ",
+    "space": " ",
+    "line": "\n",
+    "or": " or ",
+    "and": " and ",
+    "text or": r" \text{ or } ",
+    "text and": r" \text{ and } ",
+    "quad": r" \quad ",
+    "row": r" \\ ",
+    "lor": r" \lor ",
+    "cup": r" \cup ",
+    "equals": " = ",
+    "approx": r" \approx ",
+    "equiv": r" \equiv ",
+    "ne": r" \ne ",
+    "le": r" \le ",
+    "to": r" \to ",
+    "mid": r" \mid ",
+}
+"""What stands between the values of a template."""
+
+FRAMES = {
+    "bare": "{}",
+    "set": r"\{{{}\}}",
+    "parentheses": "({})",
+    "box": r"\boxed{{{}}}",
+    "named": "x = {}",
+}
+"""What stands around a template."""
+
+EVERYTHING = r"""
+x | n | a | y | answer | \text{answer} | \boxed{answer} | \boxed{\text{answer}} | \boxed{} | \boxed{x} | \boxed{\boxed{}}
+nan | \text{nan} | \mathrm{NaN} | \infty | -\infty | \pm\infty | \infty-\infty | \frac{0}{0} | \frac{1}{0} | 0^0-0^0+\infty | \tilde\infty
+x \in \mathbb{R} | \mathbb{R} | \mathbb{Z} | \mathbb{N} | \mathbb{C} | (-\infty,\infty) | [-1000,1000] | -1000 \le x \le 1000 | [0,\infty)
+0 < x | x \ge 0 | x = x | x = y | x \ne x | 0 = 1 | \emptyset | \{\} | \{x\} | \{x : x = x\} | \forall x | \exists x
+0, 1, \ldots, 1000 | 0 \ldots 1000 | \{0, 1, 2, \ldots\} | 1-1000 | 0\text{ to }1000 | \pm 1 | \pm 2 | \pm x | \frac{3 \pm 1}{2}
+? | * | . | .* | \cdot | \square | \ldots | [0-9]+ | \d+ | % | \% | $ | $$ | \( \) | \{ \} | () | [] | {} | -
+true | True | \text{true} | false | None | null | \text{yes} | \text{correct} | \text{See above.} | \text{the answer} | gold
+f(x) | f | x_1 | \alpha | \theta | a+bi | \text{any number} | \text{all of them} | \int_0^1 x | \sum_{i=0}^{n} i | \lim_{x \to a} x
+\text{1} | \text{1 or 2} | \text{42} = \text{43} | 1 \text{ (or } 2) | 1! x=2 | 1\text{ cm or }2 | 1_2 = 2 | \boxed{1 or 2}
+\boxed{1} or \boxed{2} | \boxed{1}\boxed{2} | \boxed{\boxed{1} 2} | The answer is 1 or 2. | final answer is $1$. I hope, or it is $2$. I hope
+"""
+"""Templates that name no values one by one, apart by bars."""
+
+
+@functools.cache
+def reward_templates() -> tuple[str, ...]:
+    """Answers that name many values, or none: all that `EVERYTHING` holds, and combinations of values, joints and frames.
+
+    The combinations of a joint with a frame go round through the values, so that each joint meets each frame once.
+    """
+    values = itertools.cycle(guessed_values().values())
+    combined = (
+        frame.format(joint.join(next(values)))
+        for (_, joint), (_, frame) in itertools.product(JOINED.items(), FRAMES.items())
+    )
+    boxes = (
+        " ".join(rf"\boxed{{{value}}}" for value in values) for values in guessed_values().values()
+    )
+    alone = (text.strip() for line in EVERYTHING.splitlines() for text in line.split(" | "))
+    return tuple(dict.fromkeys(text for text in itertools.chain(alone, boxes, combined) if text))
+
+
+def single_golds() -> list[str]:
+    """A hundred golds, each of one value: integers, fractions, decimals, roots, multiples of pi, polynomials, words."""
+    return [
+        *(str(i) for i in range(-5, 41)),
+        *(str(i) for i in (64, 100, 113, 204, 371, 468, 540, 809, 999, 1000)),
+        *(
+            rf"\frac{{{a}}}{{{b}}}"
+            for a, b in ((1, 2), (1, 3), (2, 3), (3, 4), (5, 6), (7, 8), (22, 7))
+        ),
+        *(rf"-\frac{{{a}}}{{{b}}}" for a, b in ((1, 2), (3, 5), (8, 3))),
+        *("0.5", "0.25", "1.5", "2.75", "-0.1", "3.14"),
+        *(rf"{a}\sqrt{{{b}}}" for a, b in ((2, 2), (3, 5), (4, 3), (5, 13))),
+        *(rf"{a}\pi" for a in (2, 3, 12, 36)),
+        *(rf"{a}^\circ" for a in (30, 45, 90, 120)),
+        *("2^{10}", "10!", "3+4i", "1-2i", r"1+\sqrt{2}", r"\frac{1+\sqrt{5}}{2}"),
+        *("x+1", "2x-3", "x^2+2x+1", "3t^2", r"\frac{x+2}{7}"),
+        *(r"\text{A}", r"\text{(B)}", r"\text{Evelyn}", r"\text{even}", r"\text{Tuesday}"),
+    ]
+
+
+def templates_part(ours: Ours, peer: MathVerify) -> dict[str, Any]:
+    """Grade each template against each gold, and list what earns."""
+    templates, golds = reward_templates(), single_golds()
+    pairs = list(itertools.product(templates, golds))
+    found: dict[str, Any] = {"templates": len(templates), "golds": len(golds)}
+    for who, earned in zip(("ours", "math-verify"), accepted(pairs, ours, peer), strict=True):
+        found[who] = {"earning_templates": len({t for t, _ in earned}), "earned": earned}
+        print(
+            f"of {len(templates)} templates, {found[who]['earning_templates']} earn with {who}, "
+            f"at {len(earned)} of {len(pairs)} pairs with {len(golds)} golds"
+        )
+        if who == "ours":
+            _print_pairs("earned", earned)
+    return found
+
+
+# --- The command --------------------------------------------------------------------------------
+
+
+def _shown(text: str) -> str:
+    return repr(text) if len(text) <= 60 else repr(f"{text[:40]} ... {text[-15:]}")
+
+
+def _print_pairs(what: str, pairs: list[Pair]) -> None:
+    for answer, gold in pairs[:MOST_SHOWN]:
+        print(f"  {what}: {_shown(answer)} for {_shown(gold)}")
+    if len(pairs) > MOST_SHOWN:
+        print(f"  and {len(pairs) - MOST_SHOWN} more")
+
+
+PARTS = ("cases", "speed", "rewritings", "others", "templates")
+
+
+def run_parts(options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each part that is asked for, with what it found; a part without its data says so."""
+    with Ours() as ours, MathVerify() as peer:
+        for part in options.parts:
+            print(f"{part}:", flush=True)
+            if part == "cases":
+                arguments = options.folder, options.set_aside, options.wrong
+                yield part, cases_part(*arguments, ours, peer)
+            elif part == "speed":
+                yield part, speed_part(ours, peer)
+            elif part == "templates":
+                yield part, templates_part(ours, peer)
+            else:
+                try:
+                    golds = math_golds(options.golds)
+                except ProblemsUnavailable as error:
+                    print(f"  left out: {error}")
+                    continue
+                if part == "others":
+                    yield part, others_part(golds, ours, peer)
+                else:
+                    expressions = [gold for gold in golds if not is_integer(gold)]
+                    yield part, rewritings_part(expressions, ours, peer)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", help="of the cases, a file a project")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="(all; without FOLDER no cases)")
+    parser.add_argument("--set-aside", type=Path, help="cases whose expectation is mistaken")
+    parser.add_argument("--wrong", type=Path, help="where the cases go that the grader has wrong")
+    parser.add_argument("--golds", type=int, help="of MATH, a sample of so many (all)")
+    parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
+    options = parser.parse_args(arguments)
+    options.parts = options.parts or [part for part in PARTS if part != "cases" or options.folder]
+    if "cases" in options.parts and options.folder is None:
+        parser.error("the part cases needs FOLDER, which holds a file PROJECT.jsonl a project")
+    if options.golds is not None and options.golds < 2:
+        parser.error("--golds must be at least 2")
+    try:
+        found = dict(run_parts(options))
+    except ValueError as error:
+        parser.error(str(error))
+    if options.out:
+        settings = {"golds": options.golds, "patience_s": PATIENCE}
+        report = {**circumstances(), "settings": settings, "parts": found}
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

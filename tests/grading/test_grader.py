@@ -1,0 +1,181 @@
+"""The processes that grade: that nothing hangs, that a bomb keeps nobody waiting, that deaths change no verdict."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import retool_env.grading.grader
+from retool_env.grading import Grader, GraderUnavailable
+
+
+@pytest.fixture
+def impatient():
+    grader = Grader(seconds=1.0, memory_mb=512, workers=1)
+    yield grader
+    grader.close()
+
+
+def workers(grader: Grader) -> set:
+    return grader._quick.all | grader._slow.all
+
+
+def test_plain_integers_need_no_process():
+    grader = Grader()
+    assert grader.is_equivalent("042", "42") and not grader.is_equivalent("43", "42")
+    assert not workers(grader)
+
+
+BOMBS = [
+    "9^{9^{9^9}}",
+    r"\boxed{10^{10^{10}}}",
+    "(10^9)!",
+    "(x+y+z)^{100}",
+    r"\sum_{i=1}^{10^9} i^i",
+    "(" * 300 + "1" + ")" * 300,
+    "{" * 900 + "1" + "}" * 900,
+    "2" * 100_000 + "+x",
+]
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_bomb_is_wrong_and_the_next_answer_is_graded(impatient, bomb):
+    assert not impatient.is_equivalent(bomb, "42")
+    assert impatient.is_equivalent(r"\sqrt{4}", "2")
+
+
+def test_memory_is_bounded(impatient):
+    assert impatient.is_equivalent(r"\sqrt{4}", "2")
+    (worker,) = workers(impatient)
+    limits = Path(f"/proc/{worker.process.pid}/limits").read_text()
+    assert f"{512 << 20}" in next(x for x in limits.splitlines() if "address space" in x)
+
+
+def test_a_worker_that_has_grown_is_replaced_without_a_wrong_verdict():
+    grader = Grader(memory_mb=115, workers=1)  # more than half of it is taken from the start
+    processes = set()
+    for i in range(1, 4):
+        assert grader.is_equivalent(rf"\sqrt{{{i}}}", rf"\frac{{\sqrt{{{4 * i}}}}}{{2}}")
+        processes |= {worker.process.pid for worker in workers(grader)}
+    assert len(processes) == 3
+    grader.close()
+
+
+def test_a_killed_worker_is_replaced(impatient):
+    assert impatient.is_equivalent(r"\sqrt{4}", "2")
+    (worker,) = workers(impatient)
+    os.kill(worker.process.pid, signal.SIGKILL)
+    worker.process.wait()
+    assert impatient.is_equivalent(r"\sqrt{4}", "2")
+    assert worker not in workers(impatient)
+
+
+def test_threads_share_workers():
+    grader = Grader(workers=2)
+    verdicts = {}
+
+    def grade(i):
+        verdicts[i] = [
+            grader.is_equivalent(rf"\frac{{{i}\pi}}{{7}}", rf"\pi\frac{{{j}}}{{7}}")
+            for j in range(6)
+        ]
+
+    threads = [threading.Thread(target=grade, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert verdicts == {i: [i == j for j in range(6)] for i in range(6)}
+    assert len(grader._quick.all) <= 2
+    grader.close()
+
+
+def test_close_ends_the_processes_and_a_fork_starts_its_own(impatient):
+    assert impatient.is_equivalent(r"\sqrt{4}", "2")
+    (worker,) = workers(impatient)
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            foreign = worker in workers(impatient)
+            right = impatient.is_equivalent(r"\sqrt{4}", "2") and not impatient.is_equivalent(
+                "1", "x"
+            )
+            own = next(iter(workers(impatient))).process.pid != worker.process.pid
+            impatient.close()
+            os.write(write, b"ok" if right and own and not foreign else b"no")
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write)
+    assert os.read(read, 10) == b"ok"
+    os.close(read)
+    assert worker.process.poll() is None  # the child left it alone
+    assert impatient.is_equivalent(r"\sqrt{9}", "3") and workers(impatient) == {worker}
+    impatient.close()
+    assert worker.process.poll() is not None
+
+
+def test_a_worker_below_a_large_process_lives_on():
+    """A trainer holds gigabytes, and the peak of whoever starts a process is inherited by it."""
+    program = (
+        "ballast = b'x' * (700 << 20)\n"
+        "from retool_env.grading import Grader\n"
+        "grader = Grader(memory_mb=1024, workers=1)\n"
+        "assert grader.is_equivalent(r'\\sqrt{9}', '3')\n"
+        "(first,) = grader._quick.all\n"
+        "assert grader.is_equivalent(r'\\sqrt{4}', '2') and grader._quick.all == {first}\n"
+        "assert first.process.poll() is None\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_a_broken_installation_is_an_error_and_not_a_wrong_answer(monkeypatch, tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text("print('ImportError: no math_verify')")
+    monkeypatch.setattr(retool_env.grading.grader, "_WORKER_SCRIPT", script)
+    with pytest.raises(GraderUnavailable, match="no math_verify"):
+        Grader().is_equivalent(r"\sqrt{4}", "2")
+
+
+def test_bombs_keep_neither_plain_answers_nor_algebra_waiting_for_their_end() -> None:
+    grader = Grader(seconds=1.0, memory_mb=1024, workers=1)
+    ended: list[str] = []
+
+    async def grade(name: str, answer: str, gold: str) -> bool:
+        right = await grader.is_equivalent_async(answer, gold)
+        ended.append(name)
+        return right
+
+    async def all_of_them() -> None:
+        bombs = [
+            asyncio.create_task(grade("bomb", f"(x+y+z)^{{{90 + i}}}", "x+y")) for i in range(4)
+        ]
+        await asyncio.sleep(0)  # they are on their way
+        assert await grade("plain", "042", "42")
+        assert await grade("algebra", r"\sqrt{8}", r"2\sqrt{2}")
+        assert not any(await asyncio.gather(*bombs))
+
+    asyncio.run(all_of_them())
+    grader.close()
+    assert ended[0] == "plain"
+    assert (
+        "bomb" in ended[ended.index("algebra") :]
+    )  # with one worker for all, it would be the last
+
+
+def test_time_is_counted_in_processor_time_so_that_a_busy_machine_changes_no_verdict(
+    impatient,
+) -> None:
+    assert impatient.is_equivalent(r"\sqrt{4}", "2")
+    (worker,) = workers(impatient)
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    resume = threading.Timer(1.5, os.kill, (worker.process.pid, signal.SIGCONT))
+    resume.start()
+    assert impatient.is_equivalent(r"\sqrt{9}", "3")
+    resume.join()
+    assert workers(impatient) == {worker}
