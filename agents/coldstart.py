@@ -248,7 +248,7 @@ def _rewritten(row: dict[str, Any], name: str, require_answer: bool) -> Source:
         raise ValueError(
             'a trace without a known answer can\'t be verified: add a column "answer", or set require_answer=false'
         )
-    answer = {} if known else {"answer": extract_boxed(response) or "none"}
+    answer = {} if known else {"answer": extract_boxed(response) or "unknown"}
     problem = row_problem({**row, **answer, "question": prompt}, name)
     about = {"id": problem.id}
     if isinstance(row.get("question"), str):

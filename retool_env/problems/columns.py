@@ -14,7 +14,7 @@ from enum import StrEnum
 from numbers import Integral, Real
 from typing import Any
 
-from retool_env.grading import MAX_CHARS, extract_boxed, is_equivalent
+from retool_env.grading import MAX_CHARS, boxed_spans, extract_boxed, is_equivalent, is_value
 
 Row = dict[str, Any]
 
@@ -28,26 +28,15 @@ WORKED_KEYS = ("solution",)
 """Columns that hold a worked solution: only the content of its last ``\\boxed{}`` is the answer."""
 
 # As Python, JSON, SQL, numpy and pandas write a value that is missing or is no number.
-_NO_VALUE = frozenset(
-    [
-        "None",
-        "null",
-        "NULL",
-        "nan",
-        "NaN",
-        "NAN",
-        "<NA>",
-        "NaT",
-        "inf",
-        "-inf",
-        "+inf",
-        "Infinity",
-        "-Infinity",
-    ]
-)
+_NO_VALUE = frozenset(("none", "null", "nan", "n/a", "<na>", "nat", "undefined", "inf", "infinity"))
 _EXPONENT = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][+-]?[0-9]+")
 _NUMBER = re.compile(r"[$]?[+-]?[0-9][0-9,]*(?:\.[0-9]+)?")
-_INTEGER = re.compile(r"-?[0-9]+")
+
+
+_COMMAND = re.compile(
+    r"\\\\|\\(?:begin|end|text|mbox|textbf|textit|mathrm)\s*\{[^{}]*\}|\\[A-Za-z]+"
+)
+_WORD = re.compile(r"[^\W\d_]{3}")
 
 
 class Reason(StrEnum):
@@ -100,7 +89,10 @@ def question_of(row: Row, keys: Sequence[str] = QUESTION_KEYS) -> str:
 
 
 def gold_of(
-    row: Row, keys: Sequence[str] = ANSWER_KEYS, worked: Sequence[str] = WORKED_KEYS
+    row: Row,
+    keys: Sequence[str] = ANSWER_KEYS,
+    worked: Sequence[str] = WORKED_KEYS,
+    trust_formulas: bool = False,
 ) -> str:
     r"""Return the gold of a row, checked.
 
@@ -108,6 +100,7 @@ def gold_of(
         row: Its columns.
         keys: Names of the column; the first that has a value counts.
         worked: Which of them hold a solution, of which only a ``\boxed{}`` is the answer.
+        trust_formulas: See :func:`check_gold`.
 
     Raises:
         UnusableRow: The row has no answer, or one that can't be graded.
@@ -119,20 +112,18 @@ def gold_of(
         shown = "empty" if isinstance(value, str) else "not a number (NaN)"
         shown = "null, neither text nor a number: None" if value is None else shown
         raise UnusableRow(Reason.NO_ANSWER, f"the answer ({name!r}) is {shown}")
-    if (
-        name.casefold() in worked
-        and isinstance(value, str)
-        and "####" not in value
-        and extract_boxed(value) is None
-    ):
-        raise UnusableRow(
-            Reason.NO_ANSWER,
-            f"the solution ({name!r}) has no \\boxed{{}} with the answer; a column 'answer' may hold "
-            "it as it is",
-        )
+    if name.casefold() in WORKED_KEYS and isinstance(value, str):
+        boxed = extract_boxed(value)
+        if boxed is None and name.casefold() in worked and "####" not in value:
+            raise UnusableRow(
+                Reason.NO_ANSWER,
+                f"the solution ({name!r}) has no \\boxed{{}} with the answer; a column 'answer' may "
+                "hold it as it is",
+            )
+        value = value if boxed is None else boxed  # the last of several
     try:
         gold = gold_text(value)
-        check_gold(gold)
+        check_gold(gold, trust_formulas)
     except UnusableRow as error:
         raise UnusableRow(error.reason, f"the answer ({name!r}) {error}") from None
     except ValueError as error:
@@ -180,13 +171,18 @@ def gold_text(value: object) -> str:
     raise ValueError(f"is {kind}, neither text nor a number: {value!r:.60}")
 
 
-def check_gold(gold: str) -> None:
+def check_gold(gold: str, trust_formulas: bool = False) -> None:
     r"""Check that an answer can be equal to a gold, and that the gold is a value.
+
+    Args:
+        gold: The text.
+        trust_formulas: Whether LaTeX without words is taken for a value if its braces are closed.
+            To parse thousands of formulas takes many seconds, at each start.
 
     Raises:
         UnusableRow: It can't.
     """
-    if gold in _NO_VALUE:
+    if gold.lstrip("+-").casefold() in _NO_VALUE:
         message = (
             f"is {gold!r}, which is how programs write a missing value; write \\text{{{gold}}} if it "
             "is the answer"
@@ -196,7 +192,7 @@ def check_gold(gold: str) -> None:
             f"has {len(gold):,} characters, and one of more than {MAX_CHARS:,} is never graded as "
             f"right: {gold:.40}..."
         )
-    elif not _is_gradable(gold):
+    elif not _is_gradable(gold, trust_formulas):
         message = (
             "could not be given in a \\boxed{}, even word for word: braces must be closed, and one "
             f"value be named: {gold!r:.60}"
@@ -303,8 +299,8 @@ def _gold_of_text(text: str) -> str:
             return _only_gold(values)
     if "####" in text:
         text = worked_result(text)
-    if (boxed := extract_boxed(text)) is not None:
-        text = boxed.strip()
+    if boxes := boxed_spans(text):
+        return _only_gold([text[start:end] for _, start, end in boxes])
     if _EXPONENT.fullmatch(text):
         try:
             return _decimal_text(Decimal(text))
@@ -324,7 +320,7 @@ def _only_gold(values: list[Any]) -> str:
     if not golds:
         raise UnusableRow(Reason.NO_ANSWER, "is an empty list")
     if len(golds) > 1:
-        raise ValueError(f"is a list of different answers, where one is needed: {golds!r:.100}")
+        raise ValueError(f"names different answers, where one value is needed: {golds!r:.100}")
     return golds[0]
 
 
@@ -353,5 +349,7 @@ def _is_nan(value: object) -> bool:
     return isinstance(value, Real | Decimal) and value != value
 
 
-def _is_gradable(gold: str) -> bool:
-    return bool(_INTEGER.fullmatch(gold)) or is_equivalent(f"\\boxed{{{gold}}}", gold)
+def _is_gradable(gold: str, trust_formulas: bool) -> bool:
+    if trust_formulas and not _WORD.search(_COMMAND.sub("", gold)):
+        return is_equivalent(f"\\boxed{{{gold}}}", gold)
+    return is_value(gold)

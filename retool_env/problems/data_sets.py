@@ -129,7 +129,8 @@ def math(split: Literal["train", "test"] = "train", *, path: Location = None) ->
         level = find_column(row, ("level",))  # 3, or "Level 3"; two are "Level ?"
         if level and (digits := re.search(r"\d+", str(level[1]))):
             metadata["level"] = int(digits[0])
-        return Problem(f"math/{split}/{index}", question_of(row), gold_of(row), metadata)
+        gold = gold_of(row, trust_formulas=True)
+        return Problem(f"math/{split}/{index}", question_of(row), gold, metadata)
 
     hub = HubSplit("DigitalLearningGmbH/MATH-lighteval", split)
     leave_out = (Reason.NO_ANSWER, *_OF_THOUSANDS)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retool_env.grading import is_equivalent
+from retool_env.grading import is_equivalent, is_value
 from retool_env.problems.columns import (
     UnusableRow,
     check_gold,
@@ -44,6 +44,7 @@ from retool_env.problems.columns import (
         ('["\\\\frac{1}{2}"]', r"\frac{1}{2}"),
         ("[1, 2]", "[1, 2]"),
         (r"so $\boxed{\frac{1}{2}}$.", r"\frac{1}{2}"),
+        (r"\boxed{1/2}, so $\boxed{0.5}$", "1/2"),
         ("1 + 1 = <<1+1=2>>2\n#### 1,000", "1,000"),
     ],
 )
@@ -63,8 +64,9 @@ def test_values_become_golds(value, gold):
         (b"34", "is bytes, neither text nor a number"),
         ([], "is an empty list"),
         ([None], "is null"),
-        (["1", "2"], "is a list of different answers, where one is needed: .'1', '2'."),
-        ("['1', '2']", "is a list of different answers"),
+        (["1", "2"], "names different answers, where one value is needed: .'1', '2'."),
+        (r"\boxed{1} or \boxed{2}", "names different answers"),
+        ("['1', '2']", "names different answers"),
         pytest.param(10**5000, "more than 2,000 digits", id="a long integer"),
         (Decimal("1e-5000"), "more than 2,000 digits"),
         ("1e99999999999999999999", "beyond all bounds"),
@@ -77,7 +79,8 @@ def test_what_is_no_answer_is_named(value, message):
 
 
 @pytest.mark.parametrize(
-    "gold", ["None", "null", "nan", "inf", "9" * 2001, "}", "1}", r"\boxed{1} or \boxed{2}"]
+    "gold",
+    ["None", "null", "NaN", "-inf", "9" * 2001, "}", "1}", "1 +"],
 )
 def test_golds_that_no_answer_should_win_are_refused(gold):
     with pytest.raises(UnusableRow):
@@ -87,6 +90,15 @@ def test_golds_that_no_answer_should_win_are_refused(gold):
 @pytest.mark.parametrize("gold", ["0", "-3", "007", r"\frac{1}{2}", "Paris", r"\text{None}"])
 def test_golds_that_are_values_pass(gold):
     check_gold(gold)
+
+
+def test_formulas_without_words_can_be_trusted():
+    trusted = [r"\frac{1}{2}", "1 +", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"3\text{ cats}"]
+    for gold in trusted:
+        check_gold(gold, trust_formulas=True)
+    for gold in ("None", r"\frac{1}{2"):
+        with pytest.raises(UnusableRow):
+            check_gold(gold, trust_formulas=True)
 
 
 @given(value=st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.decimals(-1, 1))
@@ -100,7 +112,7 @@ def test_a_number_is_written_out_exactly(value):
 def test_any_value_gives_a_gold_that_wins_or_a_clear_error(value):
     with contextlib.suppress(ValueError):  # what is refused, is so in words
         gold = gold_of({"answer": value})
-        assert is_equivalent(f"\\boxed{{{gold}}}", gold)
+        assert is_equivalent(f"\\boxed{{{gold}}}", gold) and is_value(gold)
 
 
 def test_a_name_with_a_dot_is_a_column_or_lies_inside_one():

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from retool_env.grading import extract_boxed
 from retool_env.problems import (
     ProblemsUnavailable,
     aime,
@@ -361,8 +360,6 @@ def test_dapo_leaves_out_all_copies_of_a_problem_with_two_answers(tmp_path, time
 
 @pytest.mark.parametrize("solution", [r"so \boxed 2", r"so \fbox{2}", r"so \\boxed{2}"])
 def test_boxes_of_other_forms_are_read(tmp_path, solution):
-    if extract_boxed(solution) != "2":
-        pytest.skip("the grader does not read this form of a box")
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"problem": "?", "solution": solution}))
     assert [p.answer for p in math(path=path)] == ["2"]

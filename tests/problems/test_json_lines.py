@@ -1,6 +1,5 @@
 """A user's own file: which columns are read, what becomes of them, and which row is to blame."""
 
-import contextlib
 import gzip
 import json
 import re
@@ -10,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retool_env.problems import ProblemsUnavailable, jsonl
-from retool_env.problems.columns import check_gold, gold_text
 
 
 @pytest.fixture
@@ -84,7 +82,7 @@ GOOD = {"question": "?", "answer": "1"}
         ({"question": "?", "answer": True}, "is a truth value, neither text nor a number: True"),
         ({"question": "?", "answer": {"a": 1}}, "is an object, neither text nor a number"),
         ({"question": "?", "answer": []}, "is an empty list"),
-        ({"question": "?", "answer": ["1", "2"]}, "is a list of different answers"),
+        ({"question": "?", "answer": ["1", "2"]}, "names different answers"),
         ({"question": "?", "answer": "None"}, "is 'None', which is how programs write a missing"),
         ('{"question": "?", "answer": ' + "9" * 5000 + "}", "more than 2,000 digits"),
         ({"question": "?", "answer": "9" * 5000}, "has 5,000 characters"),
@@ -133,7 +131,7 @@ def test_a_question_that_comes_again_with_the_same_answer_is_left_out_and_counte
 def test_a_column_that_the_user_names_holds_the_answer_with_or_without_a_box(write):
     rows = [
         {"question": "a", "solution": "42"},
-        {"question": "b", "solution": r"so \boxed{7}"},
+        {"question": "b", "solution": r"not \boxed{6} but \boxed{7}"},
         {"question": "c", "solution": 5},
     ]
     assert [p.answer for p in jsonl(write(*rows), answer_key="solution")] == ["42", "7", "5"]
@@ -216,15 +214,9 @@ text = st.text(st.characters(codec="utf-8"), min_size=1).filter(
 )
 
 
-def is_gold(answer):
-    with contextlib.suppress(ValueError):
-        check_gold(answer.strip())
-        return gold_text(answer) == answer.strip()
-    return False
-
-
+answers = st.integers().map(str) | st.sampled_from(["Paris", r"\frac{1}{2}", "x^2 + 1", "1,000"])
 rows_of_text = st.lists(
-    st.tuples(text, text.filter(is_gold)), min_size=1, max_size=5, unique_by=lambda r: r[0].strip()
+    st.tuples(text, answers), min_size=1, max_size=5, unique_by=lambda row: row[0].strip()
 )
 
 
