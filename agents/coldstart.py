@@ -56,8 +56,9 @@ from retool_env.episode import Rules
 from retool_env.files import file_fault
 from retool_env.grading import extract_boxed
 from retool_env.problems import Problem
-from retool_env.problems.json_lines import ANSWER_KEYS, row_problem
-from retool_env.problems.loading import json_rows
+from retool_env.problems.columns import ANSWER_KEYS, find_column
+from retool_env.problems.json_lines import row_problem
+from retool_env.problems.rows import read_rows
 from retool_env.protocol import memory_words, script_words, value_words
 from retool_env.rollout import Policy, PolicyUnavailable, RolloutEngine, TextGeneration, TextPolicy
 from retool_env.rollout.api_errors import RequestRefused
@@ -201,7 +202,7 @@ def read_sources(path: Path, rules: Rules, require_answer: bool) -> list[Source]
     sources: list[Source] = []
     places: dict[str, str] = {}
     try:
-        for index, (place, row) in enumerate(json_rows(path)):
+        for index, (place, row) in enumerate(read_rows(path)):
             try:
                 name = f"{path.stem}/{index}"  # where the row has none
                 if "messages" in row:
@@ -242,12 +243,12 @@ def _text_only(row: dict[str, Any], name: str, rules: Rules) -> Source:
 
 def _rewritten(row: dict[str, Any], name: str, require_answer: bool) -> Source:
     prompt, response = conversation(row)
-    known = any(key in row for key in ANSWER_KEYS)
+    known = find_column(row, ANSWER_KEYS) is not None
     if require_answer and not known:
         raise ValueError(
             'a trace without a known answer can\'t be verified: add a column "answer", or set require_answer=false'
         )
-    answer = {} if known else {"answer": extract_boxed(response) or "none"}
+    answer = {} if known else {"answer": extract_boxed(response) or "unknown"}
     problem = row_problem({**row, **answer, "question": prompt}, name)
     about = {"id": problem.id}
     if isinstance(row.get("question"), str):

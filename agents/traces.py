@@ -23,7 +23,7 @@ from typing import Any
 
 from retool_env.episode import Rules, Tokenizer, encode_result
 from retool_env.problems import Problem
-from retool_env.problems.loading import json_rows
+from retool_env.problems.rows import read_rows
 from retool_env.protocol import RESULT_CLOSE, RESULT_OPEN, Tags, TurnKind, parse_turn
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.sandbox import Sandbox
@@ -41,7 +41,7 @@ def has_messages(path: Path) -> bool:
     Raises:
         ValueError: If that is no JSON object.
     """
-    return any("messages" in row for _, row in itertools.islice(json_rows(path), 1))
+    return any("messages" in row for _, row in itertools.islice(read_rows(path), 1))
 
 
 def read_messages(path: Path, tokenizer: Tokenizer) -> list[Transcript]:
@@ -54,7 +54,7 @@ def read_messages(path: Path, tokenizer: Tokenizer) -> list[Transcript]:
             without one, or ends without an answer.
     """
     traces = []
-    for place, row in json_rows(path):
+    for place, row in read_rows(path):
         try:
             traces.append(_trace(place, *conversation(row), tokenizer))
         except ValueError as error:

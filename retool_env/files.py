@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 MOST_TEXT = 16 << 20
 """Bytes of a file that is read as a whole: settings, a prompt's template."""
@@ -62,7 +63,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     Raises:
         ValueError: If it is not a regular file, not UTF-8, or larger than `MOST_TEXT`.
     """
-    _check(path)
+    check_regular(path)
     with open(path, "rb") as file:
         content = file.read(MOST_TEXT + 1)
     if len(content) > MOST_TEXT:
@@ -76,16 +77,32 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
     Raises:
         ValueError: If it is not a regular file, or a line is longer than `MOST_LINE`.
     """
-    _check(path)
+    check_regular(path)
     with open(path, "rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(MOST_LINE + 1), b""), 1):
-            if len(line) > MOST_LINE:
-                raise ValueError(
-                    f"{os.fspath(path)}, line {number} is longer than {MOST_LINE >> 20} MiB"
-                )
-            yield line
+        yield from bounded_lines(file, os.fspath(path))
 
 
-def _check(path: str | os.PathLike[str]) -> None:
+def bounded_lines(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """The lines of an open file, with the line breaks at their ends.
+
+    Args:
+        file: Where it is read from.
+        name: What errors call it.
+
+    Raises:
+        ValueError: If a line is longer than `MOST_LINE`.
+    """
+    for number, line in enumerate(iter(lambda: file.readline(MOST_LINE + 1), b""), 1):
+        if len(line) > MOST_LINE:
+            raise ValueError(f"{name}, line {number} is longer than {MOST_LINE >> 20} MiB")
+        yield line
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Check that what lies at a path, if anything, is a regular file.
+
+    Raises:
+        ValueError: If it is something else.
+    """
     if (fault := file_fault(path)) and Path(path).exists():
         raise ValueError(fault)

@@ -13,7 +13,7 @@ from retool_env import files
 from retool_env.env import make_task
 from retool_env.episode import Rules
 from retool_env.files import file_fault, folder_fault, read_lines, read_text
-from retool_env.problems.loading import json_rows
+from retool_env.problems.rows import read_rows
 from retool_env.transcript import read_transcripts
 
 pytestmark = pytest.mark.timeout(60)  # most of what is refused here would be read for ever
@@ -142,7 +142,7 @@ def test_a_prompt_template_without_a_query(text: str) -> None:
 @every_kind
 def test_rows_and_transcripts(make: Make, said: str, tmp_path: Path) -> None:
     path = make(tmp_path / "x.jsonl")
-    for read in (json_rows, read_transcripts):
+    for read in (read_rows, read_transcripts):
         with pytest.raises(ValueError, match=rf"x.jsonl.*{said}"):
             next(read(path))
 

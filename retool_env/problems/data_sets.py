@@ -1,23 +1,28 @@
 """The public data sets: AIME, DAPO-Math-17k, GSM8K, MATH.
 
-Each function returns a source held in memory. Where its rows come from, a file or the Hub, is in
-:mod:`retool_env.problems.loading`; ids hold the row's position in the original, so that they are
-the same from both.
+Each function returns a source held in memory. Where its rows come from, a file of any form or the
+Hub, is in :mod:`retool_env.problems.loading`; which columns are read, in
+:mod:`retool_env.problems.columns`. Ids hold the row's position in the original, so that they are
+the same from everywhere.
 """
 
-import itertools
 import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from collections import Counter
+from typing import Literal
 
-from retool_env.grading import extract_boxed
-from retool_env.problems.loading import HubSplit, Row, hub_dataset, json_rows, load, local_file
+from retool_env.problems.columns import (
+    ANSWER_KEYS,
+    Reason,
+    Row,
+    find_column,
+    gold_of,
+    is_number,
+    question_of,
+    worked_result,
+)
+from retool_env.problems.loading import HubSplit, load
 from retool_env.problems.problem import Problem, ProblemList
-
-if TYPE_CHECKING:
-    import pyarrow
 
 Location = str | os.PathLike[str] | None
 
@@ -26,7 +31,7 @@ _AIME = {
     2025: HubSplit("math-ai/aime25", "test"),
 }
 _DAPO = HubSplit("BytedTsinghua-SIA/DAPO-Math-17k", "train")
-_DAPO_FILES = ("dapo_math_17k.jsonl", "dapo-math-17k.parquet")
+_DAPO_FILES = ("dapo_math_17k", "dapo-math-17k")
 _DAPO_PREFIX = re.compile(
     r"\A\s*Solve the following math problem step by step\. The last line of your response should "
     r"be of the form Answer: \$?Answer.{0,80}is the answer to the problem\.\s*"
@@ -34,8 +39,9 @@ _DAPO_PREFIX = re.compile(
 _DAPO_SUFFIX = re.compile(
     r"\s*Remember to put your answer on its own line after \"Answer:\"\.?\s*\Z"
 )
-_BATCH_ROWS = 100_000
 _SPLITS = ("train", "test")
+_OF_THOUSANDS = (Reason.NOT_GRADABLE, Reason.CONFLICT)
+"""What sets that are too large to be mended by hand leave out; a set of 30 must be whole."""
 
 
 def aime(year: Literal[2024, 2025] | None = None, *, path: Location = None) -> ProblemList:
@@ -43,32 +49,30 @@ def aime(year: Literal[2024, 2025] | None = None, *, path: Location = None) -> P
 
     Args:
         year: ``None`` for both years.
-        path: A JSON-lines file of that one year; else ``aime24.jsonl`` and ``aime25.jsonl`` in the
-            folder of ``RETOOL_DATA``, else the Hub. Columns: ``input`` and ``output``, or
-            ``problem`` and ``answer``.
+        path: A file of that one year, in any form of :mod:`retool_env.problems.rows`; else
+            ``aime24`` and ``aime25`` (``.jsonl``, ``.parquet``, ...) in the folder of
+            ``RETOOL_DATA``, else the Hub. Columns: see :mod:`retool_env.problems.columns`; those of
+            ReTool's own files, HuggingFaceH4's, Maxwell-Jia's, math-ai's, MathArena's and
+            OpenCompass' are among them.
 
     Raises:
         ProblemsUnavailable: There is no such file, and the Hub can't be reached.
-        ValueError: Another year, or a `path` without a year.
+        ValueError: Another year, a `path` without a year, or a row that gives no problem.
     """
     if year is None:
         if path is not None:
             raise ValueError("a path is one year's file: pass year=2024 or year=2025 with it")
         years = (aime(2024), aime(2025))
-        return ProblemList(source[i] for source in years for i in range(len(source)))
+        omitted = sum((Counter(source.omitted) for source in years), Counter())
+        return ProblemList((source[i] for source in years for i in range(len(source))), omitted)
     if year not in _AIME:
         raise ValueError(f"year is 2024, 2025 or None (both), not {year!r}")
 
     def convert(index: int, row: Row) -> Problem:
-        question, answer = ("input", "output") if "input" in row else ("problem", "answer")
-        return Problem(
-            f"aime/{year}/{index}",
-            row[question].strip(),
-            str(row[answer]).strip(),
-            {"year": year},
-        )
+        question = bare_question(question_of(row))
+        return Problem(f"aime/{year}/{index}", question, gold_of(row), {"year": year})
 
-    return load(path, f"aime{year % 100}.jsonl", _AIME[year], convert)
+    return load(path, (f"aime{year % 100}",), _AIME[year], convert)
 
 
 def gsm8k(split: Literal["train", "test"] = "train", *, path: Location = None) -> ProblemList:
@@ -76,9 +80,9 @@ def gsm8k(split: Literal["train", "test"] = "train", *, path: Location = None) -
 
     Args:
         split: Which part.
-        path: A JSON-lines file; else ``gsm8k_<split>.jsonl`` in the folder of ``RETOOL_DATA``,
-            else the Hub. Columns: ``question``, and ``answer``, a worked solution whose result
-            follows ``####``.
+        path: A file in any form of :mod:`retool_env.problems.rows`; else ``gsm8k_<split>`` in the
+            folder of ``RETOOL_DATA``, else the Hub. Columns: ``question``, and ``answer``, a
+            number, or a worked solution whose result follows ``####``.
 
     Raises:
         ProblemsUnavailable: There is no such file, and the Hub can't be reached.
@@ -87,11 +91,16 @@ def gsm8k(split: Literal["train", "test"] = "train", *, path: Location = None) -
     _check_split(split)
 
     def convert(index: int, row: Row) -> Problem:
-        return Problem(
-            f"gsm8k/{split}/{index}", row["question"].strip(), worked_result(row["answer"])
-        )
+        answer = find_column(row, ANSWER_KEYS)
+        if answer is not None and isinstance(answer[1], str) and not is_number(answer[1]):
+            try:
+                worked_result(answer[1])
+            except ValueError as error:
+                raise ValueError(f"the answer ({answer[0]!r}) {error}") from None
+        return Problem(f"gsm8k/{split}/{index}", question_of(row), gold_of(row))
 
-    return load(path, f"gsm8k_{split}.jsonl", HubSplit("openai/gsm8k", split, "main"), convert)
+    hub = HubSplit("openai/gsm8k", split, "main")
+    return load(path, (f"gsm8k_{split}",), hub, convert, _OF_THOUSANDS)
 
 
 def math(split: Literal["train", "test"] = "train", *, path: Location = None) -> ProblemList:
@@ -102,9 +111,10 @@ def math(split: Literal["train", "test"] = "train", *, path: Location = None) ->
 
     Args:
         split: Which part.
-        path: A JSON-lines file; else ``math_levels_3_to_5_<split>.jsonl`` in the folder of
-            ``RETOOL_DATA``, else the Hub. Columns: ``problem``; ``answer``, or ``solution``, whose
-            last ``\boxed{}`` is the answer; ``level``; ``subject`` or ``type``.
+        path: A file in any form of :mod:`retool_env.problems.rows`; else
+            ``math_levels_3_to_5_<split>`` in the folder of ``RETOOL_DATA``, else the Hub. Columns:
+            ``problem``; ``answer``, or ``solution``, whose last ``\boxed{}`` is the answer; and if
+            they are there ``level``, ``subject`` or ``type``.
 
     Raises:
         ProblemsUnavailable: There is no such file, and the Hub can't be reached.
@@ -112,49 +122,50 @@ def math(split: Literal["train", "test"] = "train", *, path: Location = None) ->
     """
     _check_split(split)
 
-    def convert(index: int, row: Row) -> Problem | None:
-        answer = row["answer"] if "answer" in row else extract_boxed(row["solution"])
-        if not answer or not answer.strip():
-            return None
-        metadata = {"subject": row["subject"] if "subject" in row else row["type"]}
-        if level := re.search(r"\d+", str(row["level"])):  # 3, or "Level 3"; two are "Level ?"
-            metadata["level"] = int(level[0])
-        return Problem(f"math/{split}/{index}", row["problem"].strip(), answer.strip(), metadata)
+    def convert(index: int, row: Row) -> Problem:
+        metadata: dict[str, str | int] = {}
+        if (subject := find_column(row, ("subject", "type"))) and isinstance(subject[1], str):
+            metadata["subject"] = subject[1]
+        level = find_column(row, ("level",))  # 3, or "Level 3"; two are "Level ?"
+        if level and (digits := re.search(r"\d+", str(level[1]))):
+            metadata["level"] = int(digits[0])
+        gold = gold_of(row, trust_formulas=True)
+        return Problem(f"math/{split}/{index}", question_of(row), gold, metadata)
 
     hub = HubSplit("DigitalLearningGmbH/MATH-lighteval", split)
-    return load(path, f"math_levels_3_to_5_{split}.jsonl", hub, convert)
+    leave_out = (Reason.NO_ANSWER, *_OF_THOUSANDS)
+    return load(path, (f"math_levels_3_to_5_{split}",), hub, convert, leave_out)
 
 
 def dapo(*, path: Location = None) -> ProblemList:
     """DAPO-Math-17k, the paper's RL data: some 17,000 problems with integer answers.
 
-    The original repeats each problem about 100 times, 1.79 M rows; the first copy is kept. Its
-    prompts tell the model how to write the answer; that wrapping is removed.
+    The original repeats each problem about 100 times, 1.79 M rows; the first copy is kept, and a
+    problem whose copies have different answers is left out. Its prompts tell the model how to write
+    the answer; that wrapping is removed.
 
     Args:
-        path: A JSON-lines or Parquet file of the original's shape; else ``dapo_math_17k.jsonl`` or
-            ``dapo-math-17k.parquet`` in the folder of ``RETOOL_DATA``, else the Hub. Columns:
-            ``prompt`` (chat messages) and ``reward_model.ground_truth``.
+        path: A file in any form of :mod:`retool_env.problems.rows`; else ``dapo_math_17k`` or
+            ``dapo-math-17k`` in the folder of ``RETOOL_DATA``, else the Hub. Columns: ``prompt``
+            (chat messages or text), and ``reward_model.ground_truth``, ``answer`` or ``solution``,
+            which holds the answer itself.
 
     Raises:
         ProblemsUnavailable: There is no such file, and the Hub can't be reached.
         ValueError: A row of another shape.
     """
-    file = local_file(path, *_DAPO_FILES)
-    problems: dict[str, Problem] = {}
-    start = 0
-    for table in _dapo_tables(file):
-        try:
-            rows = list(_first_copies(table))
-        except (KeyError, ValueError) as error:  # pyarrow's errors are of these types
-            place = f"{file or _DAPO.repo}, rows {start} to {start + table.num_rows - 1}"
-            raise ValueError(f"{place}: {error}") from error
-        for index, prompt, gold in rows:
-            question = bare_question(prompt)
-            if question not in problems:
-                problems[question] = Problem(f"dapo/train/{start + index}", question, gold.strip())
-        start += table.num_rows
-    return ProblemList(problems.values())
+    copies: dict[str, Problem] = {}
+
+    def convert(index: int, row: Row) -> Problem:
+        # All but the column that numbers the copies: the same again isn't read anew.
+        cells = repr([value for name, value in row.items() if name != "extra_info"])
+        if cells not in copies:
+            question = bare_question(question_of(row))
+            gold = gold_of(row, worked=())
+            copies[cells] = Problem(f"dapo/train/{index}", question, gold)
+        return copies[cells]
+
+    return load(path, _DAPO_FILES, _DAPO, convert, _OF_THOUSANDS)
 
 
 def bare_question(prompt: str) -> str:
@@ -165,60 +176,6 @@ def bare_question(prompt: str) -> str:
         '2?'
     """
     return _DAPO_SUFFIX.sub("", _DAPO_PREFIX.sub("", prompt)).strip()
-
-
-def worked_result(solution: str) -> str:
-    r"""Return what follows the last ``####`` of a worked solution in the style of GSM8K.
-
-    Raises:
-        ValueError: Nothing does.
-
-    Example:
-        >>> worked_result("48 / 2 = <<48/2=24>>24 clips\n#### 24")
-        '24'
-    """
-    _, mark, result = solution.rpartition("####")
-    if not mark or not result.strip():
-        raise ValueError("the answer has no result after '####'")
-    return result.strip()
-
-
-def _dapo_tables(file: Path | None) -> Iterator["pyarrow.Table"]:
-    """The columns `prompt` and `reward_model`, a batch at a time: together they fill 1 GB."""
-    import pyarrow
-    import pyarrow.parquet
-
-    columns = ["prompt", "reward_model"]
-    if file is None:
-        dataset = hub_dataset(_DAPO, _DAPO_FILES[0]).select_columns(columns)
-        yield from dataset.with_format("arrow").iter(batch_size=_BATCH_ROWS)
-    elif file.suffix == ".parquet":
-        parquet = pyarrow.parquet.ParquetFile(file)
-        for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
-            yield pyarrow.Table.from_batches([batch])
-    else:
-        for rows in itertools.batched(json_rows(file), _BATCH_ROWS):
-            yield pyarrow.Table.from_pylist([row for _, row in rows])
-
-
-def _first_copies(table: "pyarrow.Table") -> Iterator[tuple[int, str, str]]:
-    """Yield ``(row, prompt, gold)`` of the first copy of each prompt in the table.
-
-    Arrow compares the prompts; only the first copies become Python objects.
-    """
-    import numpy
-    import pyarrow.compute as pc
-
-    prompts = table["prompt"].combine_chunks()
-    if pc.any(pc.not_equal(pc.fill_null(pc.list_value_length(prompts), 0), 1)).as_py():
-        raise ValueError("every prompt should be a list of one chat message")
-    texts = pc.struct_field(pc.list_element(prompts, 0), "content")
-    golds = pc.struct_field(table["reward_model"].combine_chunks(), "ground_truth")
-    if texts.null_count or golds.null_count:
-        raise ValueError("a row has no prompt or no reward_model.ground_truth")
-    codes = pc.dictionary_encode(texts).indices.to_numpy(zero_copy_only=False)
-    for row in sorted(numpy.unique(codes, return_index=True)[1].tolist()):
-        yield row, texts[row].as_py(), str(golds[row].as_py())
 
 
 def _check_split(split: str) -> None:

@@ -1,20 +1,33 @@
-"""A user's own problems: one JSON object a line."""
+"""A user's own problems: a file with a problem a row."""
 
 import os
+import re
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 from retool_env.files import file_fault
-from retool_env.grading import extract_boxed, is_equivalent
-from retool_env.problems.data_sets import worked_result
-from retool_env.problems.loading import Row, json_rows
+from retool_env.problems.columns import (
+    ANSWER_KEYS,
+    QUESTION_KEYS,
+    WORKED_KEYS,
+    MissingColumn,
+    Row,
+    find_column,
+    gold_of,
+    is_missing,
+    question_of,
+)
+from retool_env.problems.loading import collect
 from retool_env.problems.problem import Problem, ProblemList, ProblemsUnavailable
+from retool_env.problems.rows import read_rows
 
-QUESTION_KEYS = ("question", "problem", "input", "prompt")
-"""Columns taken for the question, the first that a row has."""
+MOST_METADATA = 200
+"""Characters of a text that may be metadata."""
 
-ANSWER_KEYS = ("answer", "output", "solution")
-"""Columns taken for the answer; of a ``solution``, the content of its last ``\\boxed{}``."""
+_TELLS_ANSWER = re.compile(
+    "answer|solution|gold|truth|target|label|output|response|completion|generat|rational"
+    "|explanation|reason|thought|proof|hint|working|result|expected|final|reference|boxed|reward"
+)
 
 
 def jsonl(
@@ -23,40 +36,38 @@ def jsonl(
     question_key: str | None = None,
     answer_key: str | None = None,
 ) -> ProblemList:
-    """Read problems from a JSON-lines file.
+    r"""Read problems from a file of one's own.
 
-    An answer may be a number, or text; of text with ``####``, as in GSM8K, what follows the last
-    one counts. A column `id` names the problem; without one it is called
+    It may be JSON lines, or any other form of :mod:`retool_env.problems.rows`. An answer may be a
+    number, or text; of text with ``####``, as in GSM8K, what follows the last one counts, and of
+    text with a ``\boxed{}``, its content. A column `id` names the problem; without one it is called
     ``jsonl/<file's stem>/<row>``, rows counted from 0 and blank lines left out. Other columns of
-    text and integers become metadata, but for those that could give the answer away.
+    integers and of short texts become metadata, but for those that could give the answer away: by
+    their names (``rationale``, ``expected_output``, ...), or since they hold a ``\boxed{}``.
+
+    A question that comes again with the same answer is left out, and counted in the source's
+    :attr:`~retool_env.problems.ProblemList.omitted`.
 
     Args:
         path: The file.
         question_key: The column of the question; by default the first of :data:`QUESTION_KEYS`.
-        answer_key: The column of the answer; by default the first of :data:`ANSWER_KEYS`.
+        answer_key: The column of the answer; by default the first of :data:`ANSWER_KEYS`, where a
+            ``solution`` must have a ``\boxed{}``. A column named here holds the answer with or
+            without one.
 
     Raises:
         ProblemsUnavailable: There is no such file, or it is not a regular one.
-        ValueError: A line can't be used; the message names the file, the line and the reason.
+        ValueError: A row can't be used, or two rows answer a question differently; the message
+            names the file, the row and the reason.
     """
     if fault := file_fault(path):
         raise ProblemsUnavailable(fault)
-    problems: list[Problem] = []
-    places: dict[str, str] = {}
-    for index, (place, row) in enumerate(json_rows(path)):
-        try:
-            problem = row_problem(row, f"jsonl/{Path(path).stem}/{index}", question_key, answer_key)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{place}: {error}") from error
-        if problem.id in places:
-            raise ValueError(
-                f"{place}: the id {problem.id!r} is already that of {places[problem.id]}"
-            )
-        places[problem.id] = place
-        problems.append(problem)
-    if not problems:
-        raise ValueError(f"{os.fspath(path)}: the file holds no problem")
-    return ProblemList(problems)
+    stem = Path(path).stem if Path(path).suffix.lower() != ".gz" else Path(Path(path).stem).stem
+
+    def convert(index: int, row: Row) -> Problem:
+        return row_problem(row, f"jsonl/{stem}/{index}", question_key, answer_key)
+
+    return collect(read_rows(path), os.fspath(path), convert)
 
 
 def row_problem(
@@ -65,54 +76,36 @@ def row_problem(
     """The problem of one row; arguments as in :func:`jsonl`, and the id of a row without one.
 
     Raises:
-        TypeError: The question is not text, or the answer neither text nor a number.
-        ValueError: There is none, or it is empty.
+        ValueError: There is no question or no answer, or it can't be used.
     """
-    question_key = _key(row, "question", question_key, QUESTION_KEYS)
-    answer_key = _key(row, "answer", answer_key, ANSWER_KEYS)
-    question = row[question_key]
-    if not isinstance(question, str):
-        raise TypeError(f"the question ({question_key!r}) is not text: {question!r:.60}")
-    answer = _answer(row[answer_key], answer_key)
-    if not is_equivalent(f"\\boxed{{{answer}}}", answer):
-        raise ValueError(
-            f"the answer ({answer_key!r}) could not be given in a \\boxed{{}}, even word for word: braces must be closed, "
-            f"and one value be named: {answer!r:.60}"
-        )
-    hidden = {"id", question_key, *ANSWER_KEYS, answer_key}
-    metadata = {
-        key: value
-        for key, value in row.items()
-        if key not in hidden and isinstance(value, str | int)
+    question_keys = QUESTION_KEYS if question_key is None else (question_key,)
+    answer_keys = ANSWER_KEYS if answer_key is None else (answer_key,)
+    try:
+        question = question_of(row, question_keys)
+        gold = gold_of(row, answer_keys, WORKED_KEYS if answer_key is None else ())
+    except MissingColumn as error:
+        raise MissingColumn(f"{error}; name yours with question_key= and answer_key=") from None
+    id_ = find_column(row, ("id",))
+    used = {
+        column[0]
+        for column in (id_, find_column(row, question_keys), find_column(row, answer_keys))
+        if column is not None
     }
-    id_ = row.get("id")
-    return Problem(default_id if id_ is None else str(id_), question.strip(), answer, metadata)
+    metadata = {
+        name: value
+        for name, value in row.items()
+        if name not in used and _may_be_metadata(name, value)
+    }
+    if id_ is None or is_missing(id_[1]):
+        return Problem(default_id, question, gold, metadata)
+    if not isinstance(id_[1], str | int | Decimal):
+        raise ValueError(f"the id ({id_[0]!r}) is neither text nor a number: {id_[1]!r:.60}")
+    return Problem(str(id_[1]), question, gold, metadata)
 
 
-def _key(row: Row, what: str, wanted: str | None, candidates: tuple[str, ...]) -> str:
-    if wanted is not None:
-        if wanted not in row:
-            raise ValueError(f"no column {wanted!r} for the {what}, only {sorted(row)}")
-        return wanted
-    for key in candidates:
-        if key in row:
-            return key
-    raise ValueError(
-        f"no column for the {what}: expected one of {', '.join(candidates)}, found {sorted(row)}; "
-        f"name yours with {what}_key="
-    )
-
-
-def _answer(value: Any, key: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise TypeError(f"the answer ({key!r}) is neither text nor a number: {value!r:.60}")
-    text = str(value).strip()
-    if "####" in text:
-        return worked_result(text)
-    if key == "solution":
-        if (text := extract_boxed(text)) is None:
-            raise ValueError("the solution has no \\boxed{} with the answer")
-        text = text.strip()
-    if not text:
-        raise ValueError(f"the answer ({key!r}) is empty")
-    return text
+def _may_be_metadata(name: str, value: object) -> bool:
+    if _TELLS_ANSWER.search(name.casefold()):
+        return False
+    if isinstance(value, str):
+        return len(value) <= MOST_METADATA and "\\boxed" not in value and "####" not in value
+    return isinstance(value, int)

@@ -1,20 +1,27 @@
-"""Where the rows of a data set come from: a file, or the Hugging Face Hub.
+"""Where the rows of a data set come from, a file or the Hugging Face Hub, and what is kept of them.
 
 In this order: the `path` that the caller names; a file of a known name in the folder named by the
 environment variable ``RETOOL_DATA``; the Hub, through `datasets.load_dataset`, whose cache also
 works without a network. Nothing is ever downloaded where a file was found.
+
+A question is kept once. What is left out of a data set is counted, logged, and told by
+:attr:`ProblemList.omitted`.
 """
 
-import json
+import functools
+import logging
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from retool_env.files import file_fault, read_lines
+from retool_env.files import file_fault
+from retool_env.problems.columns import Reason, Row, UnusableRow, is_same_gold
 from retool_env.problems.problem import Problem, ProblemList, ProblemsUnavailable
+from retool_env.problems.rows import BATCH_ROWS, SUFFIXES, read_rows, table_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,8 +30,9 @@ FOLDER_VARIABLE = "RETOOL_DATA"
 """Names the environment variable that names the folder with local data sets."""
 
 _PROBE_SECONDS = 5.0
+_SHOWN_PLACES = 10
 
-Row = dict[str, Any]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,10 +52,12 @@ def local_file(path: str | os.PathLike[str] | None, *names: str) -> Path | None:
 
     Args:
         path: What the caller named; it must be a regular file.
-        names: File names looked for, in order, in the folder of ``RETOOL_DATA``.
+        names: File names without their endings, looked for, in order, in the folder of
+            ``RETOOL_DATA``, with the endings of all forms (:data:`rows.SUFFIXES`).
 
     Raises:
-        ProblemsUnavailable: `path` is not a regular file, or the folder of ``RETOOL_DATA`` doesn't exist.
+        ProblemsUnavailable: `path` is not a regular file, or the folder of ``RETOOL_DATA`` doesn't
+            exist.
     """
     if path is not None:
         if fault := file_fault(path):
@@ -57,31 +67,13 @@ def local_file(path: str | os.PathLike[str] | None, *names: str) -> Path | None:
         return None
     if not Path(folder).is_dir():
         raise ProblemsUnavailable(f"{FOLDER_VARIABLE} names {folder!r}, which is no folder")
-    return next((Path(folder, name) for name in names if Path(folder, name).is_file()), None)
-
-
-def json_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
-    """Yield ``(place, row)`` for every line of a JSON-lines file that isn't blank.
-
-    Raises:
-        ValueError: A line isn't a JSON object, isn't UTF-8, or is too long, or this is no regular file; the message names
-            file and line.
-    """
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
-        place = f"{os.fspath(path)}, line {number}"
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{place}: not UTF-8 ({error.reason})") from error
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{place}: not JSON ({error.msg}, column {error.colno})") from error
-        except RecursionError as error:
-            raise ValueError(f"{place}: nested too deeply") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{place}: expected an object with columns, found {row!r:.60}")
-        yield place, row
+    files = (
+        Path(folder, f"{name}{suffix}{packed}")
+        for name in names
+        for suffix in SUFFIXES
+        for packed in ("", ".gz")
+    )
+    return next((file for file in files if file.is_file()), None)
 
 
 def hub_dataset(hub: HubSplit, file_name: str) -> "Dataset":
@@ -112,38 +104,126 @@ def hub_dataset(hub: HubSplit, file_name: str) -> "Dataset":
 
 def load(
     path: str | os.PathLike[str] | None,
-    file_name: str,
+    file_names: tuple[str, ...],
     hub: HubSplit,
-    convert: Callable[[int, Row], Problem | None],
+    convert: Callable[[int, Row], Problem],
+    leave_out: Collection[Reason] = (),
 ) -> ProblemList:
-    """Load a data set and turn each row into a problem.
+    """Load a data set and turn its rows into problems.
 
     Args:
         path: What the caller named, if anything.
-        file_name: The name looked for in the folder of ``RETOOL_DATA``.
+        file_names: The names looked for in the folder of ``RETOOL_DATA``: see :func:`local_file`.
         hub: Where it is on the Hub.
-        convert: Called with a row's position and the row; ``None`` leaves the row out.
+        convert: Called with a row's position and the row.
+        leave_out: See :func:`collect`.
 
     Raises:
         ProblemsUnavailable: See :func:`local_file` and :func:`hub_dataset`.
-        ValueError: A row isn't of the expected shape; the message names its place.
+        ValueError: See :func:`collect`.
     """
-    if file := local_file(path, file_name):
-        rows = json_rows(file)
-    else:
-        dataset = hub_dataset(hub, file_name)
-        rows = ((f"{hub.repo}, row {index}", row) for index, row in enumerate(dataset))
-    problems = []
+    if file := local_file(path, *file_names):
+        return collect(read_rows(file), os.fspath(file), convert, leave_out)
+    dataset = hub_dataset(hub, f"{file_names[0]}.jsonl").with_format("arrow")
+    rows = table_rows(dataset.iter(batch_size=BATCH_ROWS), hub.repo)
+    return collect(rows, hub.repo, convert, leave_out)
+
+
+def collect(
+    rows: Iterable[tuple[str, Row]],
+    name: str,
+    convert: Callable[[int, Row], Problem],
+    leave_out: Collection[Reason] = (),
+) -> ProblemList:
+    """Turn rows into problems, each question once.
+
+    Args:
+        rows: Each with its place, for errors.
+        name: What they are of: a file, or a data set on the Hub.
+        convert: Called with a row's position and the row.
+        leave_out: Rows to be left out rather than to be an error, by reason. Of a question with
+            different answers all rows are; a question that comes again with the same answer always
+            is.
+
+    Raises:
+        ValueError: A row isn't of the expected shape, two problems have the same id, or there is no
+            problem; the message names the place or both places.
+    """
+    kept: dict[str, tuple[str, Problem]] = {}  # by question
+    ids: dict[str, str] = {}
+    contested: set[str] = set()
+    omitted = _Omitted(name)
     for index, (place, row) in enumerate(rows):
         try:
             problem = convert(index, row)
-        except KeyError as error:
-            raise ValueError(f"{place}: no column {error}, only {sorted(row)}") from error
-        except (AttributeError, TypeError, ValueError) as error:
+        except UnusableRow as error:
+            if error.reason not in leave_out:
+                raise ValueError(f"{place}: {error}") from error
+            omitted.add(error.reason, place)
+            continue
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{place}: {error}") from error
-        if problem is not None:
-            problems.append(problem)
-    return ProblemList(problems)
+        question = problem.question
+        if question in contested:
+            omitted.add(Reason.CONFLICT, place)
+        elif question not in kept:
+            if problem.id in ids:
+                raise ValueError(
+                    f"{place}: the id {problem.id!r} is already that of {ids[problem.id]}"
+                )
+            ids[problem.id] = place
+            kept[question] = place, problem
+        else:
+            first, known = kept[question]
+            if is_same_gold(problem.answer, known.answer):
+                omitted.add(Reason.REPEATED, place, " as ", first)
+            elif Reason.CONFLICT in leave_out:
+                said = f" {problem.answer!r:.40}, {first} {known.answer!r:.40}"
+                omitted.add(Reason.CONFLICT, place, said, rows=2)
+                contested.add(question)
+                del kept[question]
+            else:
+                raise ValueError(
+                    f"{place}: the answer is {problem.answer!r:.60}, but {first} answers the same "
+                    f"question with {known.answer!r:.60}: remove one of them"
+                )
+    left_out = omitted.said() and f"; left out are {omitted.said()}"
+    if not kept:
+        raise ValueError(f"{name} holds no problem{left_out}")
+    if left_out:
+        _log_once(f"{name}: {len(kept):,} problems{left_out}")
+    return ProblemList((problem for _, problem in kept.values()), omitted.counts)
+
+
+class _Omitted:
+    """What is left out of a data set: how many rows for which reason, and the first of them."""
+
+    def __init__(self, name: str) -> None:
+        self.counts: Counter[Reason] = Counter()
+        self._prefix = f"{name}, "
+        self._notes: dict[Reason, list[str]] = {}
+
+    def add(self, reason: Reason, place: str, *said: str, rows: int = 1) -> None:
+        """Count what is left out; `said` is joined only if it is going to be shown."""
+        self.counts[reason] += rows
+        notes = self._notes.setdefault(reason, [])
+        if len(notes) < _SHOWN_PLACES:
+            notes.append("".join((place, *said)).replace(self._prefix, ""))
+        elif len(notes) == _SHOWN_PLACES:
+            notes.append("...")
+
+    def said(self) -> str:
+        """The counts with the first places; empty if nothing is left out."""
+        return ", ".join(
+            f"{count:,} with {reason} ({'; '.join(self._notes[reason])})"
+            for reason, count in self.counts.items()
+        )
+
+
+@functools.cache
+def _log_once(text: str) -> None:
+    """A process may load the same file many times, for each of its environments."""
+    _log.warning(text)
 
 
 def _hub_answers(repo: str) -> bool:

@@ -4,6 +4,7 @@ import difflib
 import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 
@@ -99,13 +100,17 @@ class ProblemList:
 
     Args:
         problems: In their order.
+        omitted: How many rows of the data set were left out, by reason.
 
     Raises:
         ValueError: There are none, or two have the same id.
     """
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
+    def __init__(
+        self, problems: Iterable[Problem], omitted: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
         self._problems = tuple(problems)
+        self._omitted = {str(reason): count for reason, count in omitted.items()}
         self._by_id = {problem.id: problem for problem in self._problems}
         if not self._problems:
             raise ValueError("a source needs at least one problem")
@@ -113,6 +118,11 @@ class ProblemList:
             seen: set[str] = set()
             twice = next(p.id for p in self._problems if p.id in seen or seen.add(p.id))
             raise ValueError(f"two problems have the id {twice!r}")
+
+    @property
+    def omitted(self) -> dict[str, int]:
+        """How many rows of the data set were left out, by reason, as ``{"no answer": 2}``."""
+        return dict(self._omitted)
 
     def __len__(self) -> int:
         return len(self._problems)

@@ -1,6 +1,7 @@
 """The data sets, from real files where there are some, and from tables of the Hub's shape."""
 
 import collections
+import gzip
 import json
 import os
 import re
@@ -83,7 +84,9 @@ def test_math_leaves_out_what_has_no_answer(real):
     real("math_levels_3_to_5_train.jsonl")
     source = math("train")
     rows = [json.loads(line) for line in (DATA / "math_levels_3_to_5_train.jsonl").open()]
-    assert len(source) == sum(bool(row["answer"].strip()) for row in rows) < len(rows)
+    assert len(source) + sum(source.omitted.values()) == len(rows) > len(source)
+    assert source.omitted["no answer"] == sum(not row["answer"].strip() for row in rows)
+    assert not {"", "None"} & {problem.answer for problem in source}
     for problem in (source[0], source[-1]):
         row = rows[int(problem.id.rpartition("/")[2])]  # ids keep the row's own position
         assert problem.question == row["problem"].strip() and problem.answer == row["answer"]
@@ -114,7 +117,7 @@ def test_gsm8k_from_the_hub(hub):
 
 def test_math_from_the_hub(hub):
     def row(level, solution):
-        return {"problem": "a?", "level": level, "type": "Algebra", "solution": solution}
+        return {"problem": f"{solution}?", "level": level, "type": "Algebra", "solution": solution}
 
     hub["DigitalLearningGmbH/MATH-lighteval", None, "test"] = [
         row("Level 3", r"First \boxed{1}. So $\boxed{\frac{1}{2}}$."),
@@ -152,7 +155,7 @@ DAPO_ROWS = [
 
 @pytest.mark.parametrize("batch_rows", [1, 3, 1000])
 def test_dapo_is_deduplicated(hub, monkeypatch, batch_rows):
-    monkeypatch.setattr("retool_env.problems.data_sets._BATCH_ROWS", batch_rows)
+    monkeypatch.setattr("retool_env.problems.loading.BATCH_ROWS", batch_rows)
     hub["BytedTsinghua-SIA/DAPO-Math-17k", None, "train"] = DAPO_ROWS * 5
     assert [(p.id, p.question, p.answer) for p in dapo()] == [
         ("dapo/train/0", "b?", "2"),
@@ -181,14 +184,14 @@ def test_dapo_from_files(hub, tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"prompt": []}, "one chat message"),
-        ({"reward_model": {"ground_truth": None, "style": ""}}, "ground_truth"),
-        ({"reward_model": {"style": ""}}, "ground_truth"),
+        ({"reward_model": {"ground_truth": None, "style": ""}}, "ground_truth'. is null"),
+        ({"reward_model": {"style": ""}}, "no column for the answer: .*reward_model.ground_truth"),
     ],
 )
 def test_dapo_of_another_shape(hub, tmp_path, change, message):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(dapo_row("a?") | change))
-    with pytest.raises(ValueError, match=f"rows.jsonl, rows 0 to 0: .*{message}"):
+    with pytest.raises(ValueError, match=f"rows.jsonl, line 1: .*{message}"):
         dapo(path=path)
 
 
@@ -198,6 +201,168 @@ def test_only_the_wrapping_is_removed_from_a_prompt():
         "Solve the following: 1 + 1\n\nRemember to carry."
     )
     assert bare_question(BEFORE + BEFORE.strip() + AFTER) == BEFORE.strip()
+
+
+# --- other forms of the same sets ---------------------------------------------------------------
+
+
+def test_aime_of_other_publishers(tmp_path):
+    """The columns of each, with problems of our own."""
+    shapes = {
+        "ReTool": {"input": "6 * 7?", "output": "42"},
+        "HuggingFaceH4": {"id": 60, "problem": "6 * 7?", "solution": "...", "answer": "42"},
+        "Maxwell-Jia": {"ID": "2024-I-1", "Problem": "6 * 7?", "Solution": "...", "Answer": 42},
+        "math-ai, 2025": {"problem": "6 * 7?", "answer": "42", "id": "0"},
+        "math-ai, 2024": {"id": 0, "problem": "6 * 7?", "solution": r"\boxed{42}", "url": ""},
+        "OpenCompass": {"question": "6 * 7?", "answer": "42"},
+        "MathArena": {"problem_idx": 1, "problem": "6 * 7?", "answer": 42, "problem_type": ["NT"]},
+        "DAPO": dapo_row("6 * 7?", "42"),
+    }
+    for publisher, row in shapes.items():
+        path = tmp_path / "aime.jsonl"
+        path.write_text(json.dumps(row))
+        assert [(p.question, p.answer) for p in aime(2024, path=path)] == [("6 * 7?", "42")], (
+            publisher
+        )
+
+
+def test_dapo_in_its_processed_form(hub, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    rows = [
+        {
+            "prompt": question,
+            "solution": gold,
+            "data_source": "math_dapo",
+            "source_prompt": dapo_row(question)["prompt"],
+            "ability": "MATH",
+            "reward_model": {"ground_truth": gold, "style": ""},
+            "extra_info": {"index": str(index)},
+        }
+        for index, (question, gold) in enumerate([("a?", "1"), ("b?", "-2")])
+    ]
+    expected = [("dapo/train/0", "a?", "1"), ("dapo/train/1", "b?", "-2")]
+    hub["BytedTsinghua-SIA/DAPO-Math-17k", None, "train"] = rows
+    assert [(p.id, p.question, p.answer) for p in dapo()] == expected
+    table = pandas.DataFrame(rows)
+    table.to_parquet(tmp_path / "x.parquet")
+    table[["prompt", "solution"]].to_csv(tmp_path / "x.csv", index=False)
+    for name in ("x.parquet", "x.csv"):
+        read = dapo(path=tmp_path / name)
+        assert [(p.id, p.question, p.answer) for p in read] == expected
+
+
+@pytest.mark.parametrize(
+    ("gold", "expected"), [(["34"], "34"), ("['34']", "34"), ('["34"]', "34"), ([34], "34")]
+)
+def test_a_list_of_one_gold_is_that_gold(tmp_path, gold, expected):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(dapo_row("a?", gold)))
+    assert [p.answer for p in dapo(path=path)] == [expected]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_every_source_reads_every_form(tmp_path, monkeypatch, suffix, packed):
+    pandas = pytest.importorskip("pandas")
+    sources = {
+        "aime24": (lambda: aime(2024), {"problem": "6 * 7?", "answer": 42}),
+        "gsm8k_test": (lambda: gsm8k("test"), {"question": "6 * 7?", "answer": "so\n#### 42"}),
+        "math_levels_3_to_5_test": (
+            lambda: math("test"),
+            {"problem": "6 * 7?", "solution": r"\boxed{42}", "level": "Level 3", "type": "Algebra"},
+        ),
+        "dapo-math-17k": (dapo, {"prompt": BEFORE + "6 * 7?" + AFTER, "solution": "42"}),
+    }
+    monkeypatch.setenv("RETOOL_DATA", str(tmp_path))
+    for name, (source, row) in sources.items():
+        path, table = tmp_path / (name + suffix), pandas.DataFrame([row])
+        match suffix:
+            case ".parquet":
+                table.to_parquet(path)
+            case ".csv":
+                table.to_csv(path, index=False)
+            case _:
+                table.to_json(path, orient="records", lines=suffix == ".jsonl")
+        if packed:
+            path.with_name(path.name + packed).write_bytes(gzip.compress(path.read_bytes()))
+            path.unlink()
+        assert [(p.question, p.answer) for p in source()] == [("6 * 7?", "42")], name
+
+
+# --- golds --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [("0", "0"), ("1e20", "100000000000000000000"), ("1e-05", "0.00001"), ("34.0", "34")],
+)
+def test_numbers_are_exact_in_every_source(tmp_path, answer, gold):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"problem": "?", "answer": {answer}}}')
+    for source in (lambda: aime(2024, path=path), lambda: math(path=path), lambda: dapo(path=path)):
+        assert [p.answer for p in source()] == [gold]
+    assert [p.answer for p in gsm8k(path=path)] == [gold]
+
+
+@pytest.mark.parametrize("source", [aime, dapo, gsm8k])
+def test_null_is_no_answer(tmp_path, source):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"problem": "!", "answer": 1}\n{"problem": "?", "answer": null}\n')
+    year = {"year": 2024} if source is aime else {}
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 2: the answer \('answer'\) is null"):
+        source(path=path, **year)
+
+
+def test_math_counts_and_names_what_it_leaves_out(tmp_path, caplog):
+    path = tmp_path / "rows.jsonl"
+    answers = ["1", None, "None", "2", "1", "5"]
+    questions = ["a", "b", "c", "d", "a", "d"]
+    rows = [{"problem": q, "answer": a} for q, a in zip(questions, answers, strict=True)]
+    path.write_text("\n".join(map(json.dumps, [*rows, {"problem": "e", "answer": 0}])))
+    source = math(path=path)
+    assert [(p.id, p.answer) for p in source] == [("math/train/0", "1"), ("math/train/6", "0")]
+    assert source.omitted == {
+        "no answer": 1,
+        "an answer that can't be graded": 1,
+        "a repeated question": 1,
+        "different answers to the same question": 2,
+    }
+    (message,) = caplog.messages
+    for part in (
+        f"{path}: 2 problems; left out are 1 with no answer (line 2)",
+        "1 with an answer that can't be graded (line 3)",
+        "1 with a repeated question (line 5 as line 1)",
+        "2 with different answers to the same question (line 6 '5', line 4 '2')",
+    ):
+        assert part in message
+    path.write_text('{"problem": "b", "answer": null}')
+    with pytest.raises(ValueError, match=r"holds no problem; left out are 1 with no answer"):
+        math(path=path)
+
+
+def test_a_source_of_30_problems_refuses_two_answers_to_one_question(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"problem": "?", "answer": 1}\n{"problem": "? ", "answer": 2}\n')
+    with pytest.raises(ValueError, match=r"line 2: the answer is '2', but .*line 1 answers .*'1'"):
+        aime(2024, path=path)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_dapo_leaves_out_all_copies_of_a_problem_with_two_answers(tmp_path, times):
+    path = tmp_path / "rows.jsonl"
+    rows = [dapo_row("a?", "1"), dapo_row("b?", "2"), dapo_row("a?", "3")] * times
+    path.write_text("\n".join(map(json.dumps, rows)))
+    source = dapo(path=path)
+    assert [(p.question, p.answer) for p in source] == [("b?", "2")]
+    assert source.omitted["different answers to the same question"] == 2 * times
+    assert sum(source.omitted.values()) == len(rows) - 1
+
+
+@pytest.mark.parametrize("solution", [r"so \boxed 2", r"so \fbox{2}", r"so \\boxed{2}"])
+def test_boxes_of_other_forms_are_read(tmp_path, solution):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"problem": "?", "solution": solution}))
+    assert [p.answer for p in math(path=path)] == ["2"]
 
 
 # --- where the rows come from -------------------------------------------------------------------
@@ -268,7 +433,9 @@ def test_wrong_arguments(tmp_path, monkeypatch):
 def test_a_row_of_another_shape_is_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"question": "?", "answer": "#### 1"}\n\n{"question": "?", "reply": "2"}\n')
-    with pytest.raises(ValueError, match=r"rows.jsonl, line 3: no column 'answer', only"):
+    with pytest.raises(
+        ValueError, match=r"rows.jsonl, line 3: no column for the answer: .*'reply'"
+    ):
         gsm8k(path=path)
     path.write_text('{"question": 7, "answer": "#### 1"}\n')
     with pytest.raises(ValueError, match=r"rows.jsonl, line 1"):

@@ -1,5 +1,6 @@
-"""A user's own file: which columns are read, and which line is to blame."""
+"""A user's own file: which columns are read, what becomes of them, and which row is to blame."""
 
+import gzip
 import json
 import re
 
@@ -7,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retool_env.grading import is_equivalent
 from retool_env.problems import ProblemsUnavailable, jsonl
 
 
@@ -56,8 +56,11 @@ def test_named_columns_ids_and_metadata(write):
 def test_blank_lines_and_a_byte_order_mark(tmp_path):
     path = tmp_path / "mine.jsonl"
     row = b'{"question": "?", "answer": "1"}\n'
-    path.write_bytes(b"\xef\xbb\xbf" + row + b"\n  \n" + row)
-    assert [p.id for p in jsonl(path)] == ["jsonl/mine/0", "jsonl/mine/1"]
+    path.write_bytes(b"\xef\xbb\xbf" + row + b"\n  \n" + row.replace(b"?", b"!"))
+    assert [(p.id, p.question) for p in jsonl(path)] == [
+        ("jsonl/mine/0", "?"),
+        ("jsonl/mine/1", "!"),
+    ]
 
 
 GOOD = {"question": "?", "answer": "1"}
@@ -71,14 +74,28 @@ GOOD = {"question": "?", "answer": "1"}
         ("[" * 200_000, "nested too deeply"),
         ({"text": "?", "answer": "1"}, "no column for the question: expected one of question, "),
         ({"question": "?", "gold": "1"}, "no column for the answer: .*answer_key="),
-        ({"question": "?", "answer": " "}, "answer.*empty"),
+        ({"question": "?", "answer": " "}, "answer .'answer'. is empty"),
         ({"question": "?", "answer": "so\n####"}, "no result after '####'"),
-        ({"question": "?", "answer": None}, "neither text nor a number: None"),
-        ({"question": "?", "answer": ["1"]}, "neither text nor a number"),
+        ({"question": "?", "answer": None}, "answer .'answer'. is null"),
+        ({"question": "?", "answer": float("nan")}, "is not a number .NaN."),
+        ({"question": "?", "answer": float("inf")}, "is infinite"),
+        ({"question": "?", "answer": True}, "is a truth value, neither text nor a number: True"),
+        ({"question": "?", "answer": {"a": 1}}, "is an object, neither text nor a number"),
+        ({"question": "?", "answer": []}, "is an empty list"),
+        ({"question": "?", "answer": ["1", "2"]}, "names different answers"),
+        ({"question": "?", "answer": "None"}, "is 'None', which is how programs write a missing"),
+        ('{"question": "?", "answer": ' + "9" * 5000 + "}", "more than 2,000 digits"),
+        ({"question": "?", "answer": "9" * 5000}, "has 5,000 characters"),
+        ('{"question": "?", "answer": 1e999999999}', "more than 2,000 digits"),
+        ('{"question": "?", "answer": 1e9999999999999999999}', "beyond all bounds"),
+        ('{"question": "?", "answer": 1, "answer": 2}', "an object has 'answer' twice"),
+        ({"question": "\ud800", "answer": 1}, "not Unicode text"),
         ({"question": "?", "solution": "42"}, "no .boxed{}"),
         ({"question": "", "answer": "1"}, "question is empty"),
+        ({"question": "?", "answer": 1, "id": ["x"]}, "the id .'id'. is neither text nor a number"),
         ({"prompt": [{"role": "user"}], "answer": "1"}, "question .'prompt'. is not text"),
-        (GOOD | {"id": "a"}, "the id 'a' is already that of .*line 1"),
+        ({"question": "!", "answer": 1, "id": "a"}, "the id 'a' is already that of .*line 1"),
+        (GOOD | {"answer": "2"}, "the answer is '2', but .*line 1 answers .* with '1'"),
     ],
 )
 def test_errors_name_file_line_and_reason(write, row, message):
@@ -100,15 +117,110 @@ def test_files_without_problems(write, tmp_path):
         jsonl(path)
 
 
+def test_a_question_that_comes_again_with_the_same_answer_is_left_out_and_counted(write, caplog):
+    rows = [GOOD, {"question": "!", "answer": 2}, GOOD | {"answer": 1.0}, GOOD | {"id": "other"}]
+    source = jsonl(path := write(*rows))
+    assert [p.id for p in source] == ["jsonl/mine/0", "jsonl/mine/1"]
+    assert source.omitted == {"a repeated question": 2}
+    said = (
+        "2 problems; left out are 2 with a repeated question (line 3 as line 1; line 4 as line 1)"
+    )
+    assert caplog.messages == [f"{path}: {said}"]
+
+
+def test_a_column_that_the_user_names_holds_the_answer_with_or_without_a_box(write):
+    rows = [
+        {"question": "a", "solution": "42"},
+        {"question": "b", "solution": r"not \boxed{6} but \boxed{7}"},
+        {"question": "c", "solution": 5},
+    ]
+    assert [p.answer for p in jsonl(write(*rows), answer_key="solution")] == ["42", "7", "5"]
+    with pytest.raises(ValueError, match=r"line 1: the solution .* has no .boxed\{\}"):
+        jsonl(write(*rows))
+
+
+def test_an_empty_column_leaves_the_answer_to_the_next(write):
+    rows = [
+        {"question": "a", "answer": None, "solution": r"\boxed{1}"},
+        {"question": None, "problem": "b", "answer": "", "output": 2},
+        {"Question": "c", "Answer": 3, "ID": "third"},
+    ]
+    assert [(p.id, p.question, p.answer) for p in jsonl(write(*rows))] == [
+        ("jsonl/mine/0", "a", "1"),
+        ("jsonl/mine/1", "b", "2"),
+        ("third", "c", "3"),
+    ]
+
+
+def test_the_metadata_hold_nothing_that_tells_the_answer(write):
+    told = {
+        "Solution": r"\boxed{42}",
+        "ground_truth": "42",
+        "expected_output": "42",
+        "rationale": "six sevens",
+        "generated_solution": "42",
+        "notes": r"$\boxed{42}$",
+        "working": "42",
+        "hint": "42",
+        "essay": "so it is 42. " * 20,
+        "reward_model": {"ground_truth": "42"},
+    }
+    kept = {"level": 3, "subject": "Algebra", "url": "https://example.com", "even": True}
+    (problem,) = jsonl(write({"problem": "6 * 7?", "answer": 42, **told, **kept}))
+    assert problem.metadata == kept
+
+
+def test_chat_messages_give_the_users(write):
+    system, user = (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": " 6 * 7?"},
+    )
+    rows = [{"prompt": [system, user], "answer": 42}]
+    assert [p.question for p in jsonl(write(*rows))] == ["6 * 7?"]
+    with pytest.raises(ValueError, match="is not text, nor a list of one chat message"):
+        jsonl(write({"prompt": [user, {"role": "assistant", "content": "42"}], "answer": 42}))
+
+
+ROWS = [
+    {"id": "a", "question": "1, 2\nor 3?", "answer": 34.0, "level": 3},
+    {"id": "b", "question": '"x"; y', "answer": "\\frac{1}{2}", "level": 4},
+]
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.tsv", "m.json", "m.jsonl", "m.parquet", "m.csv.gz"])
+def test_every_form_gives_the_same_problems(tmp_path, name):
+    pandas = pytest.importorskip("pandas")
+    path, table = tmp_path / name, pandas.DataFrame(ROWS)
+    if ".csv" in name or ".tsv" in name:
+        table.to_csv(path, index=False, sep="\t" if "tsv" in name else ",")
+    elif name.endswith(".parquet"):
+        table.assign(answer=table["answer"].map(str)).to_parquet(path)
+    else:
+        table.to_json(path, orient="records", lines=name.endswith("l"))
+    first, second = jsonl(path)
+    assert (first.id, first.question, first.metadata) == ("a", "1, 2\nor 3?", {"level": 3})
+    assert first.answer == ("34.0" if name.endswith(".parquet") else "34")
+    assert (second.question, second.answer) == ('"x"; y', r"\frac{1}{2}")
+
+
+def test_ids_are_of_the_files_stem_whatever_its_form(tmp_path):
+    path = tmp_path / "mine.csv.gz"
+    path.write_bytes(gzip.compress(b"problem,answer\r\n?,1\r\n"))
+    assert [p.id for p in jsonl(path)] == ["jsonl/mine/0"]
+
+
 text = st.text(st.characters(codec="utf-8"), min_size=1).filter(
     lambda t: t.strip() and "####" not in t
 )
 
 
-possible = text.filter(lambda t: is_equivalent(f"\\boxed{{{t.strip()}}}", t.strip()))
+answers = st.integers().map(str) | st.sampled_from(["Paris", r"\frac{1}{2}", "x^2 + 1", "1,000"])
+rows_of_text = st.lists(
+    st.tuples(text, answers), min_size=1, max_size=5, unique_by=lambda row: row[0].strip()
+)
 
 
-@given(rows=st.lists(st.tuples(text, possible), min_size=1, max_size=5))
+@given(rows=rows_of_text)
 def test_any_text_comes_back(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("rows") / "mine.jsonl"
     path.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in rows))
