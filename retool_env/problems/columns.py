@@ -1,8 +1,8 @@
 """What a row of a data set says: its question, and its answer as a *gold*, the text that is graded.
 
-The same columns are known to all sources. A gold is exact: a number is written out in decimal, never
-rounded and never with an exponent. :func:`check_gold` is the one check of golds: what no answer
-could be equal to is refused here, and not left to be wrong in every episode.
+The same columns are known to all sources. A gold is exact: a number is written out in decimal,
+never rounded and never with an exponent. :func:`check_gold` is the one check of golds: what no
+answer could be equal to is refused here, and not left to be wrong in every episode.
 """
 
 import ast
@@ -117,8 +117,8 @@ def gold_of(
         if boxed is None and name.casefold() in worked and "####" not in value:
             raise UnusableRow(
                 Reason.NO_ANSWER,
-                f"the solution ({name!r}) has no \\boxed{{}} with the answer; a column 'answer' may "
-                "hold it as it is",
+                f"the solution ({name!r}) has no \\boxed{{}} with the answer; a column 'answer' "
+                "may hold it as it is",
             )
         value = value if boxed is None else boxed  # the last of several
     try:
@@ -184,8 +184,8 @@ def check_gold(gold: str, trust_formulas: bool = False) -> None:
     """
     if gold.lstrip("+-").casefold() in _NO_VALUE:
         message = (
-            f"is {gold!r}, which is how programs write a missing value; write \\text{{{gold}}} if it "
-            "is the answer"
+            f"is {gold!r}, which is how programs write a missing value; write \\text{{{gold}}} if "
+            "it is the answer"
         )
     elif len(gold) > MAX_CHARS:
         message = (
