@@ -135,7 +135,7 @@ def gold_text(value: object) -> str:
     r"""Write an answer as text.
 
     Of text with ``####``, as in GSM8K, what follows the last one counts; of text with a
-    ``\boxed{}``, its content. Numbers are written out in decimal, however they were written. A
+    ``\boxed{}``, its content, and of several different ones their list. Numbers are written out in decimal, however they were written. A
     list counts as its only value; several that are equal are one.
 
     Args:
@@ -300,7 +300,8 @@ def _gold_of_text(text: str) -> str:
     if "####" in text:
         text = worked_result(text)
     if boxes := boxed_spans(text):
-        return _only_gold([text[start:end] for _, start, end in boxes])
+        # Several different ones are the list of their values, as in an answer.
+        return ", ".join(_different_golds([text[start:end] for _, start, end in boxes]))
     if _EXPONENT.fullmatch(text):
         try:
             return _decimal_text(Decimal(text))
@@ -311,12 +312,17 @@ def _gold_of_text(text: str) -> str:
     return text
 
 
-def _only_gold(values: list[Any]) -> str:
+def _different_golds(values: list[Any]) -> list[str]:
     golds: list[str] = []
     for value in values:
         gold = gold_text(value)
         if not any(is_same_gold(gold, other) for other in golds):
             golds.append(gold)
+    return golds
+
+
+def _only_gold(values: list[Any]) -> str:
+    golds = _different_golds(values)
     if not golds:
         raise UnusableRow(Reason.NO_ANSWER, "is an empty list")
     if len(golds) > 1:
