@@ -28,7 +28,7 @@ _BARE_TOKEN = re.compile(r"[\s$]|\\[)\]]|[{}]")
 
 _DELIMITERS = r"\\?\$|\\\(|\\\)|\\\[|\\\]|\\displaystyle(?![A-Za-z])|\\[,;:! ]|~"
 _OPENING = re.compile(rf"(?:[\s=]|{_DELIMITERS}|\\approx(?![A-Za-z])|≈)+")
-_CLOSING = re.compile(rf"(?:[\s.,;:]|{_DELIMITERS}|(?<!\\)\\(?=\Z))+\Z")
+_CLOSING = re.compile(rf"(?:[\s,;:]|(?<!\.)\.|{_DELIMITERS}|(?<!\\)\\(?=\Z))+\Z")
 _MARKDOWN = re.compile(r"(\*\*|__|`+|\*|_)(?=\S)(.+)(?<=\S)\1", re.DOTALL)
 _GROUP = r"(?:,|\\,|\\!|,\\!|\{,\}| |~|\\ )"
 _INTEGER = re.compile(rf"([+-]?) *([0-9]+|[1-9][0-9]{{0,2}}(?:{_GROUP}[0-9]{{3}})+)")

@@ -62,6 +62,7 @@ _PLAIN = {
     "∶": ":",
     "°": r"^\circ ",
     "º": r"^\circ ",
+    "˚": r"^\circ ",
     "′": "'",
     **dict.fromkeys("\N{ZERO WIDTH SPACE}\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}", ""),
     **dict.fromkeys("\N{WORD JOINER}\N{ZERO WIDTH NO-BREAK SPACE}\N{SOFT HYPHEN}", ""),
@@ -83,8 +84,7 @@ def _characters() -> dict[int, str]:
     # Full-width forms and the letters and digits of mathematical fonts, but not the digits of other scripts.
     for code in (*range(0xFF01, 0xFF5F), *range(0x1D400, 0x1D800)):
         plain = unicodedata.normalize("NFKC", chr(code))
-        if plain.isascii():
-            table[code] = plain
+        table[code] = plain if plain.isascii() else table.get(ord(plain[0]), chr(code))
     for code in (0xA0, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000):
         table[code] = " "
     for code in (*range(0xBC, 0xBF), *range(0x2150, 0x215F)):  # ½ and its like
@@ -162,6 +162,7 @@ _BARE_SYMBOL = r"(\\(?:pi|theta|alpha|beta|phi|omega))(?![A-Za-z])"
 _ABOVE = re.compile(rf"(\\[dtc]?frac)\s*{_BARE_SYMBOL}")
 _BELOW = re.compile(rf"(\\[dtc]?frac\s*(?:\{{[^{{}}]*\}}|\d))\s*{_BARE_SYMBOL}")
 _PI = re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])")
+_INFINITY = re.compile(r"(?<![A-Za-z\\])oo(?![A-Za-z])")
 
 
 def _without_font(match: re.Match[str]) -> str:
@@ -169,10 +170,68 @@ def _without_font(match: re.Match[str]) -> str:
     return f"({match[1]})" if grouped else f" {match[1]} "
 
 
+_COLOUR = re.compile(
+    r"\\(?:textcolor|colorbox)\{[^{}]*\}\s*(?=\{)|\\color\{[^{}]*\}|\\underline\s*(?=\{)"
+)
+_SIZE = re.compile(r"\\[bB]igg?[lr]?(?![A-Za-z])")
+_DASH = re.compile(r"(^|[(=,\[]\s*)\N{EN DASH}(?=[\d\\a-z])")
+_GROUPED = re.compile(r"(?<=\d)(?:\{,\}|,\\!|\\!,?|,\\,)\s*(?=\d{3}(?!\d))")
+_AFTER_NAME = re.compile(r"(?<==)(\s*\\?\$?\s*-?)(\d{1,3}(?:,\d{3})+)(?=\s*(?:\\text|$))")
+_MIXED = re.compile(r"([+-]?)\s*(\d+)(?:\s|~|\\ )+(\d+)/(\d+)")
+_REPEATING = re.compile(r"(?<![\d.])(\d*)\.(\d*)\\(?:overline|bar)\s*\{?\s*(\d+)\s*\}?")
+_NOUN = re.compile(r"(?<=[\d})])\s+([a-z]{3,}(?: [a-z]{2,}){0,2})$")
+_COMPOUND = re.compile(
+    r"(?<=[\d}])[\s~]+((?:km|cm|mm|m|mi|ft|in|kg|g|mg|L|mL|lbs?|oz)/(?:km|m|s|h|hr|min|kg|g|L|day|hour)(?:\^\{?[23]\}?)?)$"
+)
+_UNION = re.compile(r"(?<=[)\]])\s*(?:U|\\text\{\s*or\s*\}|or)\s*(?=[(\[])")
+_NOT_NOUNS = {
+    "percent",
+    "percentage",
+    "pct",
+    "sqrt",
+    "mod",
+    "choose",
+    "cup",
+    "cap",
+    "div",
+    "times",
+    "over",
+    "frac",
+    "sin",
+    "cos",
+    "tan",
+    "log",
+}
+
+
+def _repeated(match: re.Match[str]) -> str:
+    r"""``0.1\overline{6}`` as the fraction that it is."""
+    whole, fixed, period = match[1] or "0", match[2], match[3]
+    if len(match[0]) > 50:
+        return match[0]
+    nines = (10 ** len(period) - 1) * 10 ** len(fixed)
+    return rf"\frac{{{int(whole + fixed + period) - int(whole + fixed)}}}{{{nines}}}"
+
+
+def _noun(match: re.Match[str]) -> str:
+    known = _NOT_NOUNS.isdisjoint(match[1].split())
+    return rf"\text{{ {match[1]}}}" if known else match[0]
+
+
 def latex(text: str) -> str:
     """Write an expression, in whatever form of those named above, as LaTeX."""
-    text = ascii_latex(text)
+    text = ascii_latex(_DASH.sub(r"\1-", text))
+    if mixed := _MIXED.fullmatch(text.strip()):
+        return rf"{mixed[1]}{mixed[2]}\frac{{{mixed[3]}}}{{{mixed[4]}}}"
     text = from_python(text) or text
+    text = _SIZE.sub("", _COLOUR.sub("", text)).replace("~", " ")
+    text = text.replace(r"\degree", r"^\circ").replace(r"\varnothing", r"\emptyset")
+    text = _GROUPED.sub("", text)
+    text = _AFTER_NAME.sub(lambda match: match[1] + match[2].replace(",", ""), text)
+    text = _REPEATING.sub(_repeated, text)
+    if "infty" in text or "oo" in text:  # else they may be points
+        text = _UNION.sub(r" \\cup ", text)
+    text = _COMPOUND.sub(r"\\text{ \1}", _NOUN.sub(_noun, text))
     text = _SPACED.sub(r"\1{", text)
     text = _SWITCH.sub(lambda match: rf"\text{{{match[1] or match[2] or ''}}}", text)
     text = _OPEN_SWITCH.sub(r"\\text{\1}", text)
@@ -182,7 +241,7 @@ def latex(text: str) -> str:
     text = _SCIENTIFIC.sub(_written_out, text)
     text = _BELOW.sub(r"\1{\2}", _ABOVE.sub(r"\1{\2}", text))
     text = _ANGLE.sub(r"\1(\\frac{\2 \\pi}{180})", text)
-    return _PI.sub(r"\\pi ", text).strip()
+    return _INFINITY.sub(r"\\infty ", _PI.sub(r"\\pi ", text)).strip()
 
 
 # --- Python ---------------------------------------------------------------------------------------
@@ -255,7 +314,7 @@ _MANY = {"FiniteSet": r"\{{{}\}}", "Tuple": "({})"}
 _OPERATORS = {ast.Add: (1, "+"), ast.Sub: (1, "-"), ast.Mult: (2, r"\cdot")}
 _KNOWN = {*_ONE, *_TWO, *_MANY, *_TYPES, *_CONSTANTS, "Matrix", "array", "Union"} - _TRIGONOMETRIC
 _MARK = re.compile(
-    rf"\*|\d[jJ]\b|\b(?:{'|'.join(sorted(_KNOWN))})\b|\b(?:{'|'.join(_TRIGONOMETRIC)})\("
+    rf"\*|\d[jJ]\b|\[\[|\b(?:{'|'.join(sorted(_KNOWN))})\b|\b(?:{'|'.join(_TRIGONOMETRIC)})\("
 )
 
 
@@ -321,6 +380,10 @@ class _Reader:
             case ast.Tuple(elts=[_, *_] as elements):
                 inner = ", ".join(map(self._text, elements))
                 return (f"({inner})" if self._source[node.col_offset] == "(" else inner), 4
+            case ast.List(elts=[ast.List(), *_] as rows) if all(
+                isinstance(row, ast.List) for row in rows
+            ):
+                return self._matrix(rows), 4
             case ast.List(elts=[_, *_] as elements):
                 return f"[{', '.join(map(self._text, elements))}]", 4
             case ast.Set(elts=elements):
@@ -342,7 +405,12 @@ class _Reader:
             text, unit = text[:-1], "i"
         if not re.fullmatch(r"[\d_]*\.?[\d_]*(?:[eE][+-]?\d+)?", text):  # hexadecimal, for instance
             raise _Unknown
-        return _SCIENTIFIC.sub(_written_out, text.replace("_", "")) + unit
+        return _SCIENTIFIC.sub(_written_out, text.replace("_", "")).rstrip(".") + unit
+
+    def _matrix(self, rows: list[ast.expr]) -> str:
+        columns = [row.elts if isinstance(row, ast.List) else [row] for row in rows]
+        inner = r" \\ ".join(" & ".join(map(self._text, row)) for row in columns)
+        return rf"\begin{{pmatrix}} {inner} \end{{pmatrix}}"
 
     def _name(self, name: str) -> str:
         if name in _CONSTANTS and not (self._variables and name in "EI"):
@@ -367,9 +435,7 @@ class _Reader:
                 raise _Unknown
         match name, arguments:
             case (("Matrix" | "array"), [ast.List(elts=[_, *_] as rows)]):
-                columns = [row.elts if isinstance(row, ast.List) else [row] for row in rows]
-                inner = r" \\ ".join(" & ".join(map(self._text, row)) for row in columns)
-                return rf"\begin{{pmatrix}} {inner} \end{{pmatrix}}"
+                return self._matrix(rows)
             case "Union", [_, _, *_]:
                 return r" \cup ".join(map(self._text, arguments))
             case _, [ast.Constant(value=str() as quoted)] if name in _TYPES:

@@ -19,6 +19,7 @@ import resource
 import signal
 import sys
 from fractions import Fraction
+from unicodedata import category
 
 _TEXT = re.compile(r"\\(?:text|mbox)\s*\{([^{}]*)\}")
 _EXPONENT = re.compile(r"\^\s*\{?\d\}?")
@@ -32,7 +33,10 @@ _NUMERAL = re.compile(
 )
 _DECIMAL = re.compile(r"[+-]?\s*(?:\d*\.)?\d+")
 _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
-_MEMBER = re.compile(r"^\s*[A-Za-z]\s*\\in(?![A-Za-z])\s*")
+_MEMBER = re.compile(r"^\s*[A-Za-z]\s*\\in(?![A-Za-z])\s*(?=[(\[]|\\\{)")
+_IN = re.compile(r"\\in(?![A-Za-z])")
+_BARE_LIST = re.compile(r"[^()\[\],]+(?:,[^()\[\],]+)+")
+_LISTED = re.compile(r"\s*\[[^\[\]]*\]\s*")
 _SPACE = r"(?:\s|\\q?quad(?![A-Za-z])|\\[,;:! ]|~|\\[lc]?dots(?![A-Za-z]))"
 _THOUSANDS = re.compile(rf"(?<![\d.])\d{{1,3}}(?:{_SPACE}\d{{3}})+(?!\d)")
 _APART = re.compile(rf"\d{_SPACE}+\d")
@@ -40,15 +44,28 @@ _TEXT_BETWEEN = re.compile(r"[\d}]\s*\\(?:text|mbox)\{[^{}]*[A-Za-z][^{}]*\}\s*[
 _WORDS = re.compile(
     r"\\[A-Za-z]+|(?:sin|cos|tan|cot|sec|csc|log|exp|max|min|gcd|lcm|mod|det|arg|lim|matrix|pmatrix|bmatrix|vmatrix|array|cases|align)"
 )
+_PLAIN_NUMBER = re.compile(r"\{*\d+\}*(?:_\{?\w+\}?)?(?:\^\{?\\circ\}?)?")
+_FACTOR = re.compile(r"\{*\d+\}*|\(\d+\)")
+_PLAIN_FRACTION = re.compile(r"\\[dtc]?frac\{(\d+)\}\{(\d+)\}")
+_HIDDEN = re.compile(
+    r"\\(?:[vh]?phantom|[vh]box|l?dots|cdots)(?![A-Za-z])|\.\.|\d\s*(?:['\"]|\\?\$)+\s*\d|[\])]\s*'|\\pm\s*\\[pm]m"
+)
+_SUBSCRIPT = re.compile(r"(\d+)_\s*(?:\{([^{}]*)\}|(\w+))")
 _LETTER_I = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
 _WORD = re.compile(r"[A-Za-z][A-Za-z ,.'()-]*")
 _MORE_THAN_A_UNIT = frozenset(
+    # other values, multiples, negations, conditions: what is left out must not change the value
     [
         "or",
         "and",
         "not",
         "nor",
         "but",
+        "xor",
+        "vs",
+        "versus",
+        "oder",
+        "ou",
         "maybe",
         "perhaps",
         "except",
@@ -56,14 +73,69 @@ _MORE_THAN_A_UNIT = frozenset(
         "if",
         "plus",
         "minus",
-        "times",
         "half",
+        "halves",
         "both",
         "either",
         "neither",
         "about",
         "than",
         "to",
+        "else",
+        "otherwise",
+        "instead",
+        "also",
+        "alternatively",
+        "approx",
+        "approximately",
+        "roughly",
+        "nearly",
+        "almost",
+        "around",
+        "most",
+        "least",
+        "less",
+        "more",
+        "fewer",
+        "above",
+        "below",
+        "over",
+        "under",
+        "only",
+        "when",
+        "where",
+        "while",
+        "never",
+        "no",
+        "none",
+        "isn",
+        "is",
+        "was",
+        "are",
+        "were",
+        "be",
+        "false",
+        "incorrect",
+        "wrong",
+        "invalid",
+        "impossible",
+        "rejected",
+        "fails",
+        "extraneous",
+        "unknown",
+        "answer",
+        "undefined",
+        "squared",
+        "cubed",
+        "doubled",
+        "tripled",
+        "factorial",
+        "thirds",
+        "quarters",
+        "fifths",
+        "tenths",
+        "hundredths",
+        "thousandths",
         "zero",
         "one",
         "two",
@@ -93,15 +165,74 @@ _MORE_THAN_A_UNIT = frozenset(
         "eighty",
         "ninety",
         "hundred",
+        "hundreds",
         "thousand",
+        "thousands",
         "million",
+        "millions",
         "billion",
+        "billions",
         "trillion",
+        "trillions",
         "dozen",
-        "wrong",
-        "no",
+        "dozens",
+        "bn",
+        "pi",
     ]
 )
+_SHORT_UNITS = frozenset(
+    [
+        "m",
+        "g",
+        "s",
+        "h",
+        "l",
+        "L",
+        "J",
+        "N",
+        "W",
+        "V",
+        "K",
+        "C",
+        "F",
+        "A",
+        "cm",
+        "mm",
+        "km",
+        "dm",
+        "nm",
+        "kg",
+        "mg",
+        "ml",
+        "mL",
+        "ft",
+        "in",
+        "yd",
+        "mi",
+        "oz",
+        "lb",
+        "hr",
+        "pm",
+        "am",
+        "Hz",
+        "kW",
+        "kJ",
+        "sq",
+        "cu",
+        "sec",
+        "min",
+        "deg",
+        "of",
+        "per",
+        "a",
+        "an",
+        "the",
+        "rs",
+        "Rs",
+    ]
+)
+_UNIT_TEXT = re.compile(r"[A-Za-z\s./^{}0-9~()-]*")
+_ROMAN = re.compile("[IVXLCDM]{2,}|V|I")
 _DIGITS = 400  # to which exact values are told apart where no algebra decides
 _MARGIN_SECONDS = 0.1
 
@@ -122,15 +253,27 @@ def normalise(text: str) -> str | None:
     if without_unit != text:
         dropped = text[len(without_unit) :] if text.startswith(without_unit) else text
         if "\\text" in dropped or "\\mbox" in dropped:
-            words = re.findall("[a-z]+", dropped.lower())
-            if re.search(r"\d", _EXPONENT.sub("", dropped)) or not _MORE_THAN_A_UNIT.isdisjoint(
-                words
-            ):
+            if not is_unit(dropped):
                 return None  # "42 \text{ or maybe } {43}"
-            text = without_unit
+            text = without_unit.rstrip(" ~")
         elif _BARE_UNIT.fullmatch(dropped):  # but not the variable of "3t"
             text = without_unit
     return normalize_latex(text, rest)
+
+
+def is_unit(text: str) -> bool:
+    r"""Whether a text behind a value, such as ``\text{ cm}^2``, leaves the value as it is."""
+    inner = re.sub(r"\\(?:text|mbox|,|;|!| )", " ", text)
+    words = re.findall("[A-Za-z]+", inner)
+    return (
+        bool(words)
+        and bool(_UNIT_TEXT.fullmatch(inner))
+        and not re.search(r"\d", _EXPONENT.sub("", inner))
+        and _MORE_THAN_A_UNIT.isdisjoint(word.lower() for word in words)
+        and all(
+            (len(word) > 2 or word in _SHORT_UNITS) and not _ROMAN.fullmatch(word) for word in words
+        )
+    )
 
 
 @functools.lru_cache(1024)
@@ -141,6 +284,8 @@ def parse(text: str):
     from sympy import I
 
     is_real = not should_treat_as_complex(_LETTER_I.sub("", text))
+    if "=" in text and _LETTER_I.search(text):  # no real x is 3 + 4i
+        is_real = None
     try:
         expression = latex2sympy(text, is_real=is_real, normalization_config=None)
         letters = {symbol.name: symbol for symbol in expression.free_symbols}
@@ -153,12 +298,44 @@ def parse(text: str):
         return None
 
 
-def is_name(expression) -> bool:
-    """``x``, ``AB``, ``f(x)``: what may stand before an equals sign without being a value."""
-    from latex2sympy2_extended import is_expr_of_only_symbols
+def refuse_numbers_side_by_side(convert):
+    """Wrap the parser's reading of factors: ``5{6}`` is 11 to it, since a number before a fraction is a mixed one."""
+
+    def convert_postfix_list(self, factors, i=0):
+        if i + 1 < len(factors):
+            one, two = factors[i].getText(), factors[i + 1].getText()
+            fraction = _PLAIN_FRACTION.fullmatch(two)
+            if _PLAIN_NUMBER.fullmatch(one) and (
+                _PLAIN_NUMBER.fullmatch(two) or (fraction and int(fraction[1]) >= int(fraction[2]))
+            ):
+                raise ValueError("numbers side by side")
+            if _FACTOR.fullmatch(one) and _FACTOR.fullmatch(two):  # (5)(6)
+                rest = convert_postfix_list(self, factors, i + 1)
+                return self.mul_flat(self.convert_postfix(factors[i]), rest)
+        return convert(self, factors, i)
+
+    return convert_postfix_list
+
+
+def is_name(expression, text: str) -> bool:
+    """``x``, ``AB``, ``f(x)``, ``(x, y)``: what may stand before an equals sign without being a value.
+
+    Args:
+        expression: What was parsed.
+        text: What it was parsed from; the parser gives all letters in lower case.
+    """
+    from sympy import Mul, Symbol, Tuple
     from sympy.core.function import AppliedUndef
 
-    if not (isinstance(expression, AppliedUndef) or is_expr_of_only_symbols(expression)):
+    letters = re.sub(r"\\[A-Za-z]+", " ", text)
+    if not _MORE_THAN_A_UNIT.isdisjoint(re.findall("[a-z]+", letters.lower())):
+        return False
+    if isinstance(expression, Tuple):
+        return all(isinstance(part, Symbol) for part in expression.args)
+    parts = Mul.make_args(expression.doit())
+    if not all(isinstance(part, Symbol | AppliedUndef) for part in parts):
+        return False
+    if len(parts) > 1 and re.search("[a-z]", letters):  # a product, and no segment or angle
         return False
     names = (symbol.name.partition("_")[0] for symbol in expression.free_symbols)
     return not any(re.search(r"\d", name) for name in names)  # \text{42} is a symbol too
@@ -322,7 +499,12 @@ def without_approximations(text: str) -> str | None:
     head, equals, member = members[0].rpartition("=")
     if len(members) == 1:
         return text
-    if len(members) == 2 and not equals and (name := parse(member)) is not None and is_name(name):
+    if (
+        len(members) == 2
+        and not equals
+        and (name := parse(member)) is not None
+        and is_name(name, member)
+    ):
         return f"{member} = {members[1]}"
     values = [parse(each) for each in (member, *members[1:])]
     if any(value is None or not getattr(value, "is_number", False) for value in values):
@@ -345,7 +527,7 @@ def both_signs(text: str) -> str:
     head, equals, tail = text.rpartition("=")
     if not _PLUS_MINUS.search(tail) or re.search("[,;]", text):
         return text
-    if equals and ((name := parse(head)) is None or not is_name(name)):
+    if equals and ((name := parse(head)) is None or not is_name(name, head)):
         return text
     signs = (("+", "-"), ("-", "+"))
     return ", ".join(
@@ -361,12 +543,23 @@ def without_member(text: str) -> str:
 
 def is_ambiguous(text: str) -> bool:
     r"""Whether the parser would make one value of several: ``1 2`` is 3 to it, and ``0 \text{ or } 5`` is 0."""
-    return bool(_APART.search(_THOUSANDS.sub("", text)) or _TEXT_BETWEEN.search(text))
+    return bool(
+        _APART.search(_THOUSANDS.sub("", text))
+        or _TEXT_BETWEEN.search(text)
+        or any(category(each)[0] == "S" for each in text if not each.isascii())
+        or any(not is_numeral(*match) for match in _SUBSCRIPT.findall(text))
+    )
+
+
+def is_numeral(digits: str, braced: str, bare: str) -> bool:
+    """Whether a number's subscript can be its base."""
+    base = _TEXT.sub(r"\1", braced or bare).strip()
+    return base.isdigit() and 2 <= int(base) <= 36 and all(int(each) < int(base) for each in digits)
 
 
 def has_lost_words(text: str, expression) -> bool:
     """Whether a number is made of a text with words in it: ``0 maybe`` is 0 times the letters."""
-    words = re.findall("[a-z]{3,}", _WORDS.sub(" ", _TEXT.sub(" ", text)))
+    words = re.findall("[A-Za-z]{3,}", _WORDS.sub(" ", text.replace("\\text", "")))
     return bool(words) and not expression.doit().free_symbols
 
 
@@ -377,16 +570,29 @@ def is_odd_collection(expression) -> bool:
     if not isinstance(expression, Set | Tuple):
         return False
     chains = filter(None, map(chain, expression.args))
-    return any(len(members) > 2 or not is_name(members[0]) for members in chains)
+    return any(len(members) > 2 or not is_name(members[0], "") for members in chains)
+
+
+def words_of(text: str) -> str | None:
+    r"""``a,c,f`` of ``\text{A, C, F}`` and ``no solution`` of itself; `None` if there is more than words in it."""
+    plain = re.sub(r"\s+", " ", _TEXT.sub(r"\1", text)).strip(" .")
+    return re.sub(r"\s*([,-])\s*", r"\1", plain).casefold() if _WORD.fullmatch(plain) else None
 
 
 def compare(answer_text: str, gold_text: str) -> bool:
     """Compare two expressions given as LaTeX or plain text."""
+    if _HIDDEN.search(answer_text) and not _HIDDEN.search(gold_text):
+        return False
+    words = words_of(answer_text)
+    if words and len(words) > 2 and words == words_of(gold_text):
+        return True
     answer_text, gold_text = normalise(answer_text), normalise(gold_text)
     if not answer_text or not gold_text:
         return False
     if answer_text == gold_text:
         return True
+    from sympy import Interval, Tuple
+
     if is_ambiguous(answer_text) and not is_ambiguous(gold_text):
         return False
     answer_text, gold_text = without_approximations(answer_text), without_approximations(gold_text)
@@ -396,9 +602,16 @@ def compare(answer_text: str, gold_text: str) -> bool:
     if all(bases) and bases[0] != bases[1]:
         return False
 
-    answer, gold = (parse(both_signs(without_member(text))) for text in (answer_text, gold_text))
+    answer_text, gold_text = (both_signs(without_member(text)) for text in (answer_text, gold_text))
+    if _IN.search(answer_text) and not _IN.search(gold_text):
+        return False
+    if _LISTED.fullmatch(answer_text) and _BARE_LIST.fullmatch(gold_text):
+        answer_text = answer_text.strip()[1:-1]  # a list, as programs print it
+    answer, gold = parse(answer_text), parse(gold_text)
     if answer is None or gold is None:
         return False
+    if isinstance(gold, Tuple | Interval) and answer_text.lstrip().startswith("\\{"):
+        return False  # a set has no order and no inside
     if has_lost_words(answer_text, answer):
         return False
     if is_odd_collection(answer) and not is_odd_collection(gold):
@@ -411,12 +624,14 @@ def compare(answer_text: str, gold_text: str) -> bool:
     if answer_chain is None:
         return verify(gold, answer)
     if gold_chain is None:
-        return _all_equal(gold, answer_chain[is_name(answer_chain[0]) :])
+        return _all_equal(
+            gold, answer_chain[is_name(answer_chain[0], answer_text.partition("=")[0]) :]
+        )
     if answer.free_symbols != gold.free_symbols:
         return False
     if len(answer_chain) == len(gold_chain) == 2:
         return verify(gold, answer)
-    if is_name(gold_chain[0]) and answer_chain[0] == gold_chain[0]:
+    if is_name(gold_chain[0], gold_text.partition("=")[0]) and answer_chain[0] == gold_chain[0]:
         return _all_equal(gold_chain[-1], answer_chain[1:])
     return False
 
@@ -464,11 +679,14 @@ def serve(seconds: float, memory_mb: int) -> None:
     signal.signal(signal.SIGVTALRM, signal.SIG_DFL)  # ends the process even inside C code
     logging.disable(logging.CRITICAL)
     try:
+        from latex2sympy2_extended import latex2sympy2
         from math_verify import grader
 
         for name, ours in (("numeric", numbers_equal), ("symbolic", symbolically_equal)):
             assert callable(getattr(grader, f"sympy_{name}_eq")), "another math-verify is needed"
             setattr(grader, f"sympy_{name}_eq", ours)
+        reader = latex2sympy2._Latex2Sympy
+        reader.convert_postfix_list = refuse_numbers_side_by_side(reader.convert_postfix_list)
         assert compare("1+1", "2")  # imports everything and builds the parser's tables
     except Exception as error:
         print(repr(error), file=replies, flush=True)
