@@ -281,7 +281,8 @@ class Episode:
             action: It.
             exhausted: Whether it was cut by a limit on its length.
             seconds: Wall-clock seconds that it took to write it.
-            form: How its program was read, where the action was made of a native call and does not show it.
+            form: How its program was read, where the action was made of a native call, which does not
+                show it.
 
         Returns:
             What must be done before the next action, or `None`.

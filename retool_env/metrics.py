@@ -71,7 +71,7 @@ class Summary:
     recovery: Recovery | None
     """What the model does after an error."""
     call_forms: dict[Form, int] | None
-    """Calls by how their programs were read (`retool_env.program`), of all forms in that table's order."""
+    """Number of calls of each form in which a program is read (`retool_env.program`)."""
 
     def to_json(self) -> dict[str, object]:
         """As plain JSON values; `from_json` is its inverse."""

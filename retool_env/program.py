@@ -1,33 +1,38 @@
-r"""How a program is read from what a model wrote: `read_program`, for tags, Hermes' calls and native calls alike.
+r"""How a program is read from what a model wrote.
 
-**A program that compiles as it stands is never changed**; only blank lines around it are dropped. Otherwise the rules of
-this table apply, in its order, and the first that gives a program which compiles decides. The form says which it was:
+`read_program` does it for tags, Hermes' calls and native calls alike.
+**A program that compiles as it stands is never changed**; only blank lines around it are dropped.
+Otherwise the rules of this table apply in its order, and the first that gives a program which
+compiles decides. The form says which it was:
 
-| what was written                                         | what is run                              | form             |
-|----------------------------------------------------------|------------------------------------------|------------------|
-| a program that compiles                                  | it                                       | `plain`          |
-| one that does without its BOM and zero-width marks       | it without them                          | `mended:marks`   |
-| closed fences tagged `python`, `py` or not at all        | what stands in them, joined in order     | `fenced`         |
-| such a fence, but none that is closed                    | what follows the first, to the end       | `fenced`         |
-| lines after `>>> ` and `...`, and output after them      | the lines, without prompts and output    | `mended:prompts` |
-| an indented program                                      | it without what all lines are indented by | `mended:dedent` |
-| anything else                                            | it, as written: its error is shown       | `plain`          |
-| a call from which no program can be taken                | nothing: the call fails                  | `unread`         |
+| what was written                     | what is run                        | form             |
+|--------------------------------------|------------------------------------|------------------|
+| a program that compiles              | it                                 | `plain`          |
+| one with a BOM or zero-width marks   | it without them                    | `mended:marks`   |
+| fences of `python`, `py` or no tag   | what they hold, joined in order    | `fenced`         |
+| such fences, of which none is closed | what follows the first, to the end | `fenced`         |
+| `>>> ` and `... ` lines, and output  | these lines, without the prompts   | `mended:prompts` |
+| an indented program                  | it without its lines' indentation  | `mended:dedent`  |
+| anything else                        | it, as written: its error is shown | `plain`          |
+| a call that holds no program         | nothing: the call fails            | `unread`         |
 
-`read_program` itself never finds `unread`: a protocol gives it. The later rules remove marks too, but only where that
-makes the program compile. Typographic quotes, NBSP and × are no marks, and stay errors.
+`read_program` itself never finds `unread`: a protocol gives it. The later rules remove marks too,
+but only where that makes the program compile. Typographic quotes, NBSP and × are no marks, and stay
+errors.
 
-*Fences.* Three or more backticks or tildes open a fence, indented or not, behind prose in their line or not. It is closed
-in the same line, or by a line of the same mark that is at least as long: a "```" inside a line of the program does not
-close it. A fence with another tag (`output`) is left out; so is one amid the text of a line, if others are not. Where all
-from the first fence to the last mark of the text is a program, the marks between stand in its strings, and it is taken
-whole. A mark with nothing behind it closes what stands ahead of it. If what stands in the fences does not compile, each of
-them that does not loses its prompts or its indentation. If nothing of this compiles, what the fences hold is run all the
-same: its error tells the model more than an error about a fence would.
+*Fences.* Three or more backticks or tildes open a fence, indented or not, behind prose in their
+line or not. It is closed in the same line, or by a line of the same mark that is at least as long:
+a "```" inside a line of the program does not close it. A fence with another tag (`output`) is left
+out; so is one amid the text of a line, if others are not. Where all from the first fence to the
+last mark of the text is a program, the marks between stand in its strings, and it is taken whole. A
+mark with nothing behind it closes what stands ahead of it. If what stands in the fences does not
+compile, each of them that does not loses its prompts or its indentation. If nothing of this
+compiles, what the fences hold is run all the same: its error tells the model more than an error
+about a fence.
 
-*What compiles* is decided by the Python of this process. A text that is nested deeper than Python parses, or needs more
-memory than there is, does not. A text of more than `MOST_CHARACTERS` is not compiled; it counts as a program, unless it
-begins with a fence of backticks.
+*What compiles* is decided by the Python of this process. A text that is nested deeper than Python
+parses, or needs more memory than there is, does not. A text of more than `MOST_CHARACTERS` is not
+compiled; it counts as a program, unless it begins with a fence of backticks.
 """
 
 from __future__ import annotations
@@ -47,7 +52,8 @@ Form = Literal["plain", "fenced", "mended:marks", "mended:prompts", "mended:dede
 FORMS: tuple[Form, ...] = get_args(Form)
 
 MOST_CHARACTERS = 100_000
-"""The longest text that is compiled: as long as an episode may be by default, and some tenths of a second of work."""
+"""The longest text that is compiled, which takes some tenths of a second: as long as an episode may
+be by default."""
 
 
 class Program(NamedTuple):
@@ -88,7 +94,7 @@ def read_program(written: str) -> Program:
 
 
 def read_one_fence(written: str) -> Program:
-    """Read a program as it was done up to format 3 of transcripts: one fence at the beginning was taken off.
+    """Read a program as before format 3 of transcripts: out of one fence at its beginning.
 
     It tells what ran in the episodes of that time, and whether it was `fenced` or `plain`.
     """
@@ -110,14 +116,17 @@ _SILENT = ("ignore", None, Warning, re.compile(rf"(?:{re.escape(_NAME)}|{__name_
 
 
 def compiles(text: str) -> bool:
-    """Whether a text is a Python program, as far as compiling it tells. It is not run. Never raises, never warns."""
+    """Whether a text is a Python program, as far as compiling it tells. Never raises, never warns."""
     if text.lstrip().startswith("```"):  # as many blocks do, and no program
         return False
     return len(text) > MOST_CHARACTERS or _compiled(text, "exec") is not None
 
 
 def parse_expression(text: str) -> ast.expr | None:
-    """The syntax tree of a Python expression; `None` if a text is none, or is too long. Never raises, never warns."""
+    """The syntax tree of a Python expression; `None` if a text is none or is too long.
+
+    Never raises, never warns.
+    """
     if len(text) > MOST_CHARACTERS:
         return None
     tree = _compiled(text, "eval", ast.PyCF_ONLY_AST)
@@ -127,30 +136,30 @@ def parse_expression(text: str) -> ast.expr | None:
 def _compiled(text: str, mode: str, flags: int = 0) -> Any:
     """What `compile` gives; `None` where it raises.
 
-    What is a warning there must neither be shown nor, where the user made warnings errors, decide. A filter of our own in
-    front of all others sees to it, without a lock: `catch_warnings` in several threads at once leaves the filters of one
-    to the others, while this filter concerns nobody else, wherever a copy of it may be left.
+    What is a warning there must neither be shown nor, where the user made warnings errors, decide.
+    A filter of our own in front of all others sees to it, without a lock. `catch_warnings` would
+    leave the filters of one thread to another; this filter concerns nobody else, wherever a copy of
+    it may be left.
     """
-    while True:
+    for _ in range(10):
         filters: list[Any] = warnings.filters  # type: ignore[assignment]
         filters.insert(0, _SILENT)
         try:
             return compile(text, _NAME, mode, flags, dont_inherit=True)
-        except (
-            Exception
-        ):  # a SyntaxError mostly; RecursionError, MemoryError; ValueError for a surrogate
+        except Exception:  # SyntaxError; ValueError of a surrogate; RecursionError, MemoryError
             if warnings.filters is filters and filters[0] is _SILENT:
-                return None
+                break
             # Another thread has put other filters in front meanwhile: it may have been a warning.
         finally:
             with suppress(ValueError):
                 filters.remove(_SILENT)
+    return None
 
 
 # --- the rules ----------------------------------------------------------------------------------
 
 _MARKS = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
-"""The BOM and what else is written and takes no room: zero-width spaces and joiners, marks of direction."""
+"""The BOM, zero-width spaces and joiners, marks of direction."""
 
 # Behind a backslash, the end of the line belongs to the program.
 _BLANK = re.compile(r"\A(?:[ \t\r\f]*\n)+|(?<![\s\\])[ \t\r\n\f]+\Z")
@@ -174,7 +183,7 @@ _CONTINUATION = re.compile(r"[ \t]*\.\.\.(?: |$)")
 
 
 def _without_prompts(text: str) -> str | None:
-    """What was typed in an interactive session; `None` if the text isn't one from its first line on."""
+    """What was typed in an interactive session; `None` if a text is none from its first line on."""
     lines = text.splitlines()
     if not lines or not _PROMPT.match(lines[0]):
         return None

@@ -34,12 +34,12 @@ Author = Literal["prompt", "model", "env"]
 FORMAT = 3
 """Version of the form in which a transcript is written.
 
-| version | what is different from the one before it                                                           |
-|---------|----------------------------------------------------------------------------------------------------|
-| 1       | it does not name its version, and has no `revision`: its transcripts are of revision 1             |
-| 2       | `format` and `revision`                                                                            |
-| 3       | `form` of a span with a result: how its program was read. Without it, the program is read as then: |
-|         | without one fence at its beginning (`fenced`), or as written (`plain`)                             |
+| version | what differs from the version before it                                                |
+|---------|----------------------------------------------------------------------------------------|
+| 1       | it does not name its version, and has no `revision`: its transcripts are of revision 1 |
+| 2       | `format` and `revision`                                                                |
+| 3       | `form` of a span with a result: how its program was read. Without it, the program is   |
+|         | read as before: out of one fence at its beginning (`fenced`), or as written (`plain`)  |
 """
 
 _PARSE: Mapping[str, Callable[[str, bool, Callable[[str], Program]], Turn]] = {
@@ -97,7 +97,8 @@ class Span:
     trained_logprobs: tuple[float, ...] | None = None
     """On a model span, where a trainer was trained on it: the log-prob of each token in its first pass over the episode."""
     form: Form | None = None
-    """On an environment span that shows a program's result: how that program was read (`retool_env.program`)."""
+    """On an environment span that shows a program's result: how that program was read. `None` in records
+    from before format 3."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ class Call:
     position: int
     """Characters of the response before the opening tag of the code block or call."""
     form: Form
-    """How the program was read (`retool_env.program`): as written, from a fence, mended and by which rule, or not at all."""
+    """How the program was read (`retool_env.program`): as written, from a fence, or mended and by which
+    rule; `unread` where the call holds none."""
 
     @property
     def ok(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -40,6 +41,38 @@ TEMPLATE = """\
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
 """Of the shape of Qwen2.5's: tools in the system's message, results in the user's."""
+
+NAME, ARGUMENTS = "{{ call.function.name }}", "{{ call.function.arguments | tojson }}"
+EACH = "{% for key, value in call.function.arguments | items %}"
+CALLS = {
+    "JSON": "<tool_call>\\n{{ call.function | tojson }}\\n</tool_call>",
+    "JSON in JSON": f'''<tool_call>{{"name": "{NAME}", "arguments":
+        {ARGUMENTS.replace("| tojson", "| tojson | tojson")}}}</tool_call>''',
+    "parameters": f'{{"name": "{NAME}", "parameters": {ARGUMENTS}}}',
+    "python_tag": f'<|python_tag|>{{"name": "{NAME}", "parameters": {ARGUMENTS}}}',
+    "XML": f"<think></think><tool_call>\\n<function={NAME}>\\n{EACH}<parameter={{{{ key }}}}>\\n"
+    "{{ value }}\\n</parameter>\\n{% endfor %}</function>\\n</tool_call>",
+    "XML in a line": f"<tool_call><function={NAME}>{EACH}<parameter={{{{ key }}}}>"
+    "{{ value }}</parameter>{% endfor %}</function></tool_call>",
+    "Python": f"<|tool_call_start|>[{NAME}({EACH}{{{{ key }}}}="
+    "{{ value | tojson }}{% endfor %})]<|tool_call_end|>",
+    "Python, not escaped": f"<|tool_call_start|>[{NAME}({EACH}{{{{ key }}}}="
+    "'{{ value }}'{% endfor %})]<|tool_call_end|>",
+    "JSON among Python's": "<|tool_call_start|>[{{ call.function | tojson }}]<|tool_call_end|>",
+    "not shown": "",
+}
+"""How a template may write a call."""
+
+
+def template_with(call: str) -> str:
+    """A template that writes calls so."""
+    turn = "{%- elif message.tool_calls %}{% set call = message.tool_calls[0] %}"
+    turn += "{{ '<|im_start|>assistant\\n' }}"
+    other = "{%- else %}\n        {{- '<|im_start|>'"
+    assert other in TEMPLATE
+    call = call.replace("\\n", "{{ '\\n' }}")
+    return TEMPLATE.replace(other, f"{turn}{call}{{{{- '<|im_end|>\\n' }}}}{other}")
+
 
 WITHOUT_TOOLS = TEMPLATE[TEMPLATE.index("{%- for message") :]
 
@@ -115,6 +148,19 @@ def call(code: str, before: str = "", after: str = "") -> str:
 
 def block(inside: str) -> str:
     return f"<tool_call>\n{inside}\n</tool_call>"
+
+
+def xml(code: str) -> str:
+    return block(
+        f"<function=code_interpreter>\n<parameter=code>\n{code}\n</parameter>\n</function>"
+    )
+
+
+def pythonic(arguments: str) -> str:
+    return f"<|tool_call_start|>[code_interpreter({arguments})]<|tool_call_end|>"
+
+
+PARAMETERS = '{"name": "code_interpreter", "parameters": {"code": "a"}}'
 
 
 @dataclass
@@ -209,6 +255,53 @@ TABLE = [
         block('{"name": "code_interpreter", "arguments": {"code": "a", "t": 1}}'),
         "a",
     ),
+    Row("XML", xml("print(1)"), "print(1)"),
+    Row("XML in a line", xml("print(1)").replace("\n", ""), "print(1)"),
+    Row("XML, fenced", xml("```python\nprint(1)\n```"), "print(1)"),
+    Row("XML, with a tag like its own", xml("print('</parameter>')"), "print('</parameter>')"),
+    Row("XML, indented program", xml("    print(1)"), "print(1)"),
+    Row(
+        "XML, one parameter more",
+        xml("a\n</parameter>\n<parameter=timeout>\n5"),
+        "a",
+    ),
+    Row("XML, another parameter", xml("a").replace("=code>", "=x>"), error="<parameter=code>"),
+    Row("XML, not closed", xml("a").replace("</parameter>", ""), error="closed by </parameter>"),
+    Row(
+        "XML, another tool", xml("a").replace("=code_i", "=i"), error="no tool named 'interpreter'"
+    ),
+    Row("parameters", '{"name": "code_interpreter", "parameters": {"code": "a"}}', "a"),
+    Row("bare arguments", '\n{"name": "code_interpreter", "arguments": {"code": "a"}}\n', "a"),
+    Row("bare, a type first", '{"type": "function", ' + PARAMETERS[1:], "a"),
+    Row("bare, text behind", PARAMETERS + "; " + PARAMETERS.replace('"a"', '"b"'), "a"),
+    Row("bare, encoded twice", PARAMETERS.replace('{"code": "a"}', '"{\\"code\\": \\"a\\"}"'), "a"),
+    Row("bare, broken", PARAMETERS[:-2], error="not valid JSON"),
+    Row("bare, another tool", PARAMETERS.replace("code_i", "i"), error="no tool named"),
+    Row("text before it", "So: " + PARAMETERS, stop=VOID),
+    Row("an object that is no call", '{"x": 1} \\boxed{1}', answer="1"),
+    Row("a set in text", "{1, 2} \\boxed{1}", answer="1"),
+    Row("a python tag, JSON", "<|python_tag|>" + PARAMETERS, "a"),
+    Row("a python tag, a program", "Hm. <|python_tag|>print(1)\nprint(2)", "print(1)\nprint(2)"),
+    Row("a python tag, broken JSON", "<|python_tag|>{", error="not valid JSON"),
+    Row("in Python", pythonic('code="print(1)\\nprint(2)"'), "print(1)\nprint(2)"),
+    Row("in Python, raw", pythonic("code='print('1')\nprint(\"2\")'"), "print('1')\nprint(\"2\")"),
+    Row("in Python, raw escapes", pythonic("code='print(\"1\\n\")'"), 'print("1\\n")'),
+    Row("in Python, more", pythonic("timeout=5, code='a'") + " \\boxed{1}", "a"),
+    Row("in Python, several", pythonic("code='a'), code_interpreter(code='b'"), "a"),
+    Row("in Python, JSON", f"<|tool_call_start|>[{PARAMETERS}]<|tool_call_end|>", "a"),
+    Row("in Python, no code", pythonic("x=1"), error='"code" must be a string'),
+    Row("in Python, a number", pythonic("code=1"), error='"code" must be a string'),
+    Row(
+        "in Python, another tool",
+        pythonic("code='a'").replace("code_i", "i"),
+        error="no tool named",
+    ),
+    Row("in Python, no call", "<|tool_call_start|>a<|tool_call_end|>", error="a call is written"),
+    Row("in Python, not closed", "<|tool_call_start|>[", error="is not closed"),
+    Row("two forms", pythonic("code='a'") + call("b"), "a"),
+    Row(
+        "text only: other forms", PARAMETERS + xml("a") + "\\boxed{4}", answer="4", rules=TEXT_ONLY
+    ),
     Row("an empty program", call("# nothing\n"), error="holds no program"),
     Row("an answer", "So it is \\boxed{42}.", answer="42"),
     Row("two boxes", "\\boxed{1}, or rather \\boxed{\\frac{1}{2}}", answer="\\frac{1}{2}"),
@@ -284,6 +377,12 @@ pieces = st.lists(
                 "\\boxed{4}",
                 "<|im_end|>",
                 "<think>",
+                "<|python_tag|>",
+                "<|tool_call_start|>",
+                "<|tool_call_end|>",
+                pythonic("code='a'"),
+                xml("a"),
+                PARAMETERS,
             ]
         ),
         st.text(max_size=8),
@@ -296,9 +395,11 @@ pieces = st.lists(
 def test_parsing_is_total_and_a_call_comes_before_a_box(text, interpreter):
     turn = parse_message(text, interpreter)
     assert turn.end == len(text) and 0 <= turn.start <= turn.end
-    assert (turn.kind is TurnKind.CODE) == (interpreter and "<tool_call>" in text)
+    tags = ("<tool_call>", "<|python_tag|>", "<|tool_call_start|>")
+    bare = text.lstrip().startswith('{"name"')
+    assert (turn.kind is TurnKind.CODE) == (interpreter and (bare or any(t in text for t in tags)))
     if turn.kind is TurnKind.CODE:
-        assert text[turn.start :].startswith("<tool_call>")
+        assert text[turn.start :].startswith(("{", *tags))
     elif turn.kind is TurnKind.ANSWER:
         assert text[turn.start :].startswith("\\boxed") and turn.content in text[turn.start :]
     assert not turn.error or (turn.kind is TurnKind.CODE and not turn.content)
@@ -509,6 +610,110 @@ def test_a_prompt_of_ones_own_is_the_users_message():
     text = begin(rules, qwen_like()).transcript.text
     assert text.endswith("<|im_start|>user\nWork out: 6 * 7?<|im_end|>\n<|im_start|>assistant\n")
     assert '"name": "code_interpreter"' in text
+
+
+PROGRAM = """\
+s = 'a' + "b"
+if len(s) < 3:
+    print(s, '\\n')
+
+print('<p> & "</p>"')"""
+
+
+def rendered_call(tokenizer, program: str, eos: str) -> str:
+    """What a template has the model write to run a program, up to the end of its turn."""
+    function = {"name": "code_interpreter", "arguments": {"code": program}}
+    calls = [{"type": "function", "id": "call00001", "function": function}]
+    question = {"role": "user", "content": "?"}
+    ahead, text = (
+        tokenizer.apply_chat_template(
+            [question, message], tools=list(Hermes().tools), tokenize=False
+        )
+        for message in (
+            {"role": "assistant", "content": "said"},
+            {"role": "assistant", "content": "", "tool_calls": calls},
+        )
+    )
+    ahead = ahead.partition("said")[0]
+    while not text.startswith(ahead):
+        ahead = ahead[:-1]
+    return text[len(ahead) :].partition(eos)[0]
+
+
+def check_calls(tokenizer, eos: str) -> None:
+    """A call in the template's form is run as it was meant, and its result comes back."""
+    episode = begin(Rules(protocol="hermes"), tokenizer)
+    text = rendered_call(tokenizer, PROGRAM, eos)
+    if "code_interpreter" not in text:
+        return
+    need = act(episode, text, tokenizer, eos)
+    assert isinstance(need, RunProgram) and need.program == PROGRAM
+    episode.executed(Execution(Outcome.OK, "ab\n"))
+    [call] = episode.transcript.calls
+    assert (call.program, call.form) == (PROGRAM, "plain")
+    assert "ab" in episode.transcript.spans[-1].text
+    assert begin(Rules(protocol="hermes")).act(text).program == PROGRAM  # as text
+
+
+@pytest.mark.parametrize("form", CALLS)
+def test_a_call_is_read_in_the_form_in_which_a_template_writes_it(form):
+    tokenizer = byte_level_tokenizer(template_with(CALLS[form]))
+    assert (rendered_call(tokenizer, PROGRAM, "<|im_end|>") == "") is (form == "not shown")
+    check_calls(tokenizer, "<|im_end|>")
+
+
+def shipped_templates() -> list:
+    """Those of the models that the table of forms names, as TRL has them."""
+    found = importlib.util.find_spec("trl")
+    if found is None:
+        return []
+    folder = Path(found.submodule_search_locations[0]) / "chat_templates"
+    kinds = ("qwen2_5", "qwen3", "nemotron_3", "lfm2", "llama3_1", "llama3_2")
+    paths = sorted(path for path in folder.glob("*.jinja") if path.name.startswith(kinds))
+    return [path for path in paths if "qwen2_5_vl" not in path.name]  # knows no tools
+
+
+@pytest.mark.parametrize("path", shipped_templates(), ids=lambda path: path.stem)
+def test_the_templates_of_models_are_read(path):
+    eos = "<|eot_id|>" if path.stem.startswith("llama") else "<|im_end|>"
+    check_calls(byte_level_tokenizer(path.read_text(encoding="utf-8"), eos), eos)
+
+
+@pytest.mark.parametrize(
+    ("call", "shown"),
+    [
+        ("[TOOL_CALLS][{{ call.function | tojson }}]", r"\[TOOL_CALLS\]\[\{"),
+        ("<tool_call>{{ call.function.name }}\\n<arg_key>code</arg_key></tool_call>", "<arg_key>"),
+        ("<tool_call>{{ call.function | tojson }}", "code_interpreter"),
+    ],
+)
+def test_a_template_whose_calls_cant_be_read_is_refused_with_what_it_writes(call, shown):
+    tokenizer = byte_level_tokenizer(template_with(call))
+    with pytest.raises(ValueError, match=rf"writes a call as .*{shown}.*take protocol=\"tags\""):
+        begin(Rules(protocol="hermes"), tokenizer)
+    begin(TEXT_ONLY, tokenizer)
+    tokenizer.chat_template = template_with(CALLS["JSON"])
+    begin(Rules(protocol="hermes"), tokenizer)
+
+
+def test_a_template_that_takes_no_calls_is_refused():
+    tokenizer = byte_level_tokenizer(template_with("{{ raise_exception('no calls') }}"))
+    with pytest.raises(
+        ValueError, match=r"takes no call of a tool .*no calls.*chat_template to one"
+    ):
+        begin(Rules(protocol="hermes"), tokenizer)
+
+
+def test_a_result_that_a_template_shows_as_json_is_escaped():
+    """As Llama's does, whose tool messages are JSON strings."""
+    template = TEMPLATE.replace(
+        "+ message.content + '\\n</tool", "+ (message.content | tojson) + '\\n</tool"
+    )
+    tokenizer = byte_level_tokenizer(template)
+    episode = begin(Rules(protocol="hermes"), tokenizer)
+    act(episode, call("a"), tokenizer)
+    episode.executed(Execution(Outcome.OK, 'π "1"\n2\n'))
+    assert '<tool_response>\n"π \\"1\\"\\n2"\n</tool_response>' in episode.transcript.text
 
 
 RAISES = (

@@ -76,7 +76,7 @@ def call_text(said: str, name: str, arguments: object) -> str:
     Args:
         said: What the model wrote before the call.
         name: Of the function that it called.
-        arguments: An object whose `code` is a text, or its JSON, as `retool_env.hermes.code_of` takes it.
+        arguments: An object whose `code` is a text, or its JSON: what `hermes.code_of` takes.
 
     Example:
         >>> call_text("Let me see.", "code_interpreter", '{"code": "print(6 * 7)"}')

@@ -281,7 +281,7 @@ class OpenAIPolicy:
     def _read(
         self, choice: Any, stop: Sequence[str], sent: bool
     ) -> tuple[str, Literal["tag", "eos", "length"], Form | None]:
-        """The turn that a choice holds, why it ended, and how the program of a native call was read."""
+        """A choice's turn, why it ended, and how the program of a native call was read."""
         finish = getattr(choice, "finish_reason", None)
         if finish not in _ENDS:
             raise PolicyUnavailable(f"{self.base_url} broke the turn off: {self._shown(finish)}")

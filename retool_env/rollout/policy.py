@@ -92,7 +92,8 @@ class TextGeneration:
     seconds: float = field(default=0.0, compare=False)
     """Wall-clock seconds it took."""
     form: Form | None = None
-    """How its program was read, where the policy made the code block of a native call; `None`: the text shows it."""
+    """How its program was read, where the policy made the code block of a native call; `None`: the text
+    shows it."""
 
 
 class TextPolicy(Protocol):
