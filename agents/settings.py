@@ -22,6 +22,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from retool_env.address import check_no_secrets, redact
+from retool_env.checkpoint_task import CheckpointTask
 from retool_env.env import make_task
 from retool_env.episode import Rules
 from retool_env.files import file_fault, read_text
@@ -203,6 +204,18 @@ def find_task(env: Mapping[str, Any]) -> tuple[Rules, ProblemSource]:
     if rules.max_tokens is None:
         raise SettingsError("env: set max_tokens, the token budget of a response")
     return rules, problems
+
+
+def task_of(env: Mapping[str, Any]) -> CheckpointTask:
+    """What a model that is trained with the setting `env` says of its task (`retool.json`).
+
+    Raises:
+        SettingsError: If it names no environment, or a setting is wrong.
+    """
+    try:
+        return CheckpointTask.of(env)
+    except ValueError as error:
+        raise SettingsError(f"env: {error}") from error
 
 
 def find_sandbox(setting: str | Mapping[str, Any], rules: Rules) -> Sandbox | None:

@@ -183,7 +183,7 @@ def test_what_is_wrong_is_said_in_one_line(name, outside, capsys):
     [
         ([], "required: command"),
         (["evaluate"], "invalid choice: 'evaluate'"),
-        (["eval"], "required: --env, --model"),
+        (["eval"], "required: --model"),
         ([*EVAL, "--k", "two"], "invalid int value: 'two'"),
         ([*EVAL, "--kk", "2"], "unknown arguments: --kk"),
         (["doctor", "--fast"], "unknown arguments: --fast"),
