@@ -29,6 +29,7 @@ import json
 import os
 import re
 import string
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -234,7 +235,7 @@ class CheckpointTask:
     def settings_for(self, id: str | None) -> dict[str, Any]:
         """The settings that hold for an environment: all of them for the task's own id, else protocol and prompt."""
         talk = {"protocol": self.protocol, "prompt_template": self.prompt_template}
-        if id is None or id != self.id:
+        if id != self.id:
             return talk
         settings = {**talk, **self.rules, **self.problems}
         if settings["max_tokens"] is None:  # whoever needs a budget of tokens has one of their own
@@ -243,8 +244,9 @@ class CheckpointTask:
 
     def sampling_for(self, id: str | None) -> dict[str, float]:
         """Temperature and top-p of an evaluation in an environment: the task's for its own id, else the paper's."""
-        own = id is not None and id == self.id
-        return dict(self.sampling) if own else {"temperature": TEMPERATURE, "top_p": TOP_P}
+        return (
+            dict(self.sampling) if id == self.id else {"temperature": TEMPERATURE, "top_p": TOP_P}
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The object that the file holds."""
@@ -301,11 +303,11 @@ class CheckpointTask:
         """One line: what holds of the task in an environment, and where it comes from."""
         prompt = "the default prompt" if self.prompt_template is None else "a prompt of its own"
         talk = f"protocol {self.protocol}, {prompt}"
-        if id is None or id != self.id:
+        if id != self.id:
             trained = "a script's own problems" if self.id is None else self.id
             return f"{FILE}: {talk} (from {place}, trained on {trained}); other settings are {id}'s"
         default = CheckpointTask(id)
-        said = [f"task {id}", talk]
+        said = [f"task {id or 'of a script'}", talk]
         for part, usual in (
             (self.problems, default.problems),
             (_flat(self.rules), _flat(default.rules)),
@@ -352,7 +354,7 @@ def read_task(model: str | os.PathLike[str], cure: str = "") -> CheckpointTask |
 
 
 def checkpoint_rules(policy: object) -> Rules:
-    """The rules of the checkpoint that a policy was loaded from.
+    """The rules of the checkpoint that a policy was loaded from, which is said on standard error.
 
     Raises:
         ValueError: If it was loaded from none, or the checkpoint has no `retool.json`, or a wrong one.
@@ -363,6 +365,9 @@ def checkpoint_rules(policy: object) -> Rules:
         raise ValueError(
             f"the policy's model carries no {FILE}, so that the episodes' rules must be given: Rules(max_tokens=...)"
         )
+    for line in (task.summary(task.id, checkpoint), task.revision_warning(checkpoint)):
+        if line:
+            print(line, file=sys.stderr)
     return task_rules(task)
 
 
