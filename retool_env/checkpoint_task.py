@@ -341,7 +341,7 @@ def read_task(model: str | os.PathLike[str], cure: str = "") -> CheckpointTask |
     Raises:
         ValueError: If the file is wrong. The message names the file and the key.
     """
-    if (path := _file_of(os.fspath(model))) is None:
+    if (path := _file_of(os.fspath(model), cure)) is None:
         return None
     try:
         if fault := file_fault(path):
@@ -413,17 +413,17 @@ def _flat(rules: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in rules.items() if name != "limits"} | limits
 
 
-def _file_of(model: str) -> Path | None:
+def _file_of(model: str, cure: str) -> Path | None:
     """Where the file of a model lies, on this machine; `None` if the model has none."""
     if os.path.isdir(model):
         path = Path(model, FILE)
         return path if os.path.lexists(path) else None
     if os.path.exists(model) or model.startswith(".") or not _HUB_ID.fullmatch(model):
         return None
-    return _from_hub(model)
+    return _from_hub(model, cure)
 
 
-def _from_hub(name: str) -> Path | None:
+def _from_hub(name: str, cure: str) -> Path | None:
     """The file of a model on the Hub, in the Hub's cache on this machine; `None` if there is none."""
     try:
         from huggingface_hub import (
@@ -446,7 +446,7 @@ def _from_hub(name: str) -> Path | None:
         return None
     if size is None or size > MOST_BYTES:
         raise ValueError(
-            f"{FILE} of {name} on the Hub: it is larger than {MOST_BYTES >> 10} KiB. Use another model"
+            f"{FILE} of {name} on the Hub: it is larger than {MOST_BYTES >> 10} KiB. Use another model{cure}"
         )
     return Path(hf_hub_download(name, FILE))
 
