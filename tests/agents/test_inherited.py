@@ -53,9 +53,9 @@ def env_of(name):
     return json.loads(Path("runs", name, "config.json").read_text())["settings"]["env"]
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
-def test_a_run_takes_over_the_models_task_and_hands_it_on(algorithm, model, capsys):
-    assert main(command(algorithm, model, critic_warmup=0)) == 0
+@pytest.mark.parametrize(("algorithm", "more"), [("grpo", {}), ("ppo", {"critic_warmup": 0})])
+def test_a_run_takes_over_the_models_task_and_hands_it_on(algorithm, more, model, capsys):
+    assert main(command(algorithm, model, **more)) == 0
     out = capsys.readouterr().out
     assert f"retool.json: task {ARITHMETIC}, protocol tags, a prompt of its own, " in out
     assert "(from ./model)" in out and "the command line differs" not in out
