@@ -10,15 +10,27 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from safetensors import SafetensorError
 
 from agents.algorithms import OWN, algorithms, load_algorithm, section_of
+from agents.inherited import inherit_task
 from agents.run import accept_revision
-from agents.settings import PRESETS, SettingsError, describe, load_settings
+from agents.settings import (
+    PRESETS,
+    SettingsError,
+    build_settings,
+    describe,
+    merge_settings,
+    read_overrides,
+)
 from retool_env.address import redact
 from retool_env.rollout import PolicyUnavailable
 from retool_env.sandbox import SandboxUnavailable
+
+IGNORE = "--ignore-retool-json"
+CURE = f", or pass over it with {IGNORE}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="?",
         help=f"{', '.join(algorithms())}; or one's own: {OWN}",
     )
-    parser.add_argument("--preset", default="tiny", help=f"{presets}, or a YAML file's path (tiny)")
+    parser.add_argument("--preset", help=f"{presets}, or a YAML file's path (tiny)")
     parser.add_argument(
         "--resume", action="store_true", help="go on where the run of that name was"
     )
@@ -50,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--force",
         action="store_true",
         help="with --resume: go on though the run's episodes are of another revision",
+    )
+    parser.add_argument(
+        IGNORE,
+        action="store_true",
+        help="pass over what the model's retool.json says of its task",
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (runs)")
     parser.add_argument(
@@ -76,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and getattr(algorithm, "ONE_PROCESS", False):
             raise SettingsError(f"{arguments.algorithm} runs in one process: start one")
         section = section_of(arguments.algorithm, algorithm)
-        settings = load_settings(algorithm.Settings, section, arguments.preset, arguments.settings)
+        settings = read_settings(algorithm, section, arguments)
         folder = arguments.runs / settings.name
         if arguments.resume and arguments.force and os.environ.get("RANK", "0") == "0":
             accept_revision(folder)
@@ -100,6 +117,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.environ.get("RANK", "0") == "0":
         print(f"done: {checkpoint}")
     return 0
+
+
+def read_settings(algorithm: Any, section: str, arguments: argparse.Namespace) -> Any:
+    """The algorithm's settings: the preset's, over them those of the task that the model carries, then the command line's.
+
+    Raises:
+        SettingsError: If one is unknown or of the wrong kind, or the model's `retool.json` is wrong.
+    """
+    preset = arguments.preset or "tiny"
+    cls = algorithm.Settings
+    values = merge_settings(cls, section, preset, arguments.settings)
+    settings = build_settings(cls, values)
+    model, env = getattr(settings, "model", None), getattr(settings, "env", None)
+    own = getattr(algorithm, "TRAINS_MODEL", True)
+    if not own or model is None or not isinstance(env, dict):
+        return settings
+    asked = read_overrides(arguments.settings).get("env") or {}
+    before = merge_settings(cls, section, preset, ()).get("env") or {}
+    named = asked.get("id") or (before.get("id") if arguments.preset else None)
+    folder = arguments.runs / settings.name
+    if arguments.ignore_retool_json or model == "tiny":  # that is made on the spot
+        model = None
+    env = inherit_task(before, asked, model, named, folder, arguments.resume, CURE)
+    return build_settings(cls, {**values, "env": env})
 
 
 def make_smollm2(argv: Sequence[str]) -> int:

@@ -70,6 +70,9 @@ from retool_env.transcript import StopReason, Transcript
 ONE_PROCESS = True
 """It is not for several processes."""
 
+TRAINS_MODEL = False
+"""`model` is the rewriter: what it was trained on says nothing of the environment that is trained in later."""
+
 REWRITER = (
     "what serves it: transformers, vllm (both in this process), an API's http://.../v1, or a mapping {name: one of these, and "
     "arguments of its policy; of an API also api_key_env, the variable that holds the key}"

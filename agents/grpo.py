@@ -48,6 +48,7 @@ from agents.settings import (
     largest_divisor,
     nearest,
     setting,
+    task_of,
     trl_config,
 )
 from agents.sharding import accelerator_config
@@ -196,6 +197,7 @@ def train(
     if run.finished:
         return run.checkpoint
     rules, problems = find_task(settings.env)
+    task = task_of(settings.env)
     model, tokenizer = load_model(settings.model, settings.dtype)
     disable_dropout(model)
     check_learning_rate(
@@ -261,7 +263,7 @@ def train(
         bar = resources.enter_context(Bar(name, settings.steps, live=progress, past=past))
         if run.main and not console.is_terminal:
             resources.enter_context(shown(progress, every=60.0))
-        stop = StopCallback()
+        stop = StopCallback(task)
         trainer = EngineGRPOTrainer(
             model=model,
             reward_funcs=reward_functions(bonus, rules.max_tokens),
@@ -275,6 +277,7 @@ def train(
             on_trained=Every(settings.transcripts_every, run.write),
             correction=settings.correction,
             correction_cap=settings.correction_cap,
+            task=task,
         )
         apart = settings.staleness > 0 or trainer.is_fsdp_enabled
         policy = make_policy(
@@ -315,10 +318,10 @@ def train(
         tags = rules.turn_protocol().stop
         if settings.export_steps:
             trainer.add_callback(
-                Export(trainer, tokenizer, run.exports, settings.export_steps, tags)
+                Export(trainer, tokenizer, run.exports, settings.export_steps, tags, task)
             )
         stop.train(trainer, point)
-        save_checkpoint(trainer, tokenizer, run.checkpoint, tags)
+        save_checkpoint(trainer, tokenizer, run.checkpoint, tags, task)
     run.draw()
     run.finish()
     return run.checkpoint

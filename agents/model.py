@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from agents.settings import SettingsError
+from retool_env.checkpoint_task import CheckpointTask
 from retool_env.files import folder_fault
 from retool_env.integrations.weights import trained_weights, whole
 
@@ -172,7 +173,11 @@ def lora_config(rank: int) -> Any:
 
 
 def save_checkpoint(
-    trainer: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, stop: Sequence[str] = ()
+    trainer: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    stop: Sequence[str] = (),
+    task: CheckpointTask | None = None,
 ) -> None:
     """Save what evaluation loads: the model, LoRA merged into it, with its tokenizer, chat template and all.
 
@@ -186,6 +191,7 @@ def save_checkpoint(
         stop: The strings that end a turn. They go to `generation_config.json`, so that transformers' `generate` stops there, if
             it is given the tokenizer. What the initial model's has of sampling (a repetition penalty, top-k) is left out, as
             the model was trained without.
+        task: What the model was trained on. It goes to `retool.json`, beside the model and the adapter.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     main = trainer.accelerator.is_main_process
@@ -203,10 +209,14 @@ def save_checkpoint(
     if main:
         if adapter:
             model.save_pretrained(folder.parent / "adapter", state_dict=adapter)
+            if task is not None:
+                task.save(folder.parent / "adapter")
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         base.save_pretrained(folder, state_dict=weights)
         generation_config(base, tokenizer, stop).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        if task is not None:
+            task.save(folder)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -228,11 +238,15 @@ def generation_config(
 
 
 def export(
-    trainer: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, stop: Sequence[str]
+    trainer: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    stop: Sequence[str],
+    task: CheckpointTask | None = None,
 ) -> None:
     """Like `save_checkpoint`, but a stop in the middle leaves no folder of that name."""
     part = folder.with_name(f"{folder.name}.part")
-    save_checkpoint(trainer, tokenizer, part, stop)
+    save_checkpoint(trainer, tokenizer, part, stop, task)
     if trainer.accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
@@ -248,6 +262,7 @@ class Export(TrainerCallback):
         folder: Each goes to a folder in it, named after the step.
         every: Optimizer steps between them.
         stop: See `save_checkpoint`.
+        task: The same.
     """
 
     def __init__(
@@ -257,12 +272,13 @@ class Export(TrainerCallback):
         folder: Path,
         every: int,
         stop: Sequence[str] = (),
+        task: CheckpointTask | None = None,
     ) -> None:
         self._trainer, self._tokenizer, self._folder = trainer, tokenizer, folder
-        self._every, self._stop = every, stop
+        self._every, self._stop, self._task = every, stop, task
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the trainer, on all processes."""
         if state.global_step % self._every == 0:
             folder = self._folder / str(state.global_step)
-            export(self._trainer, self._tokenizer, folder, self._stop)
+            export(self._trainer, self._tokenizer, folder, self._stop, self._task)

@@ -60,6 +60,7 @@ from agents.settings import (
     find_task,
     largest_divisor,
     setting,
+    task_of,
 )
 from agents.sharding import shard_frozen
 from agents.stopping import Stopping
@@ -242,14 +243,14 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             bar.show(step + 1, figures)
             last = stopping.agreed() or step + 1 == settings.steps
             if settings.export_steps and (step + 1) % settings.export_steps == 0:
-                export(learner, tokenizer, run.exports / str(step + 1), tags)
+                export(learner, tokenizer, run.exports / str(step + 1), tags, learner.task)
             # After the export, or a run that goes on from here would lack it.
             if last or (step + 1) % settings.save_steps == 0:
                 learner.save(run.trainer, saved := step + 1)
             if last:
                 break
         stopping.end()
-        save_checkpoint(learner, tokenizer, run.checkpoint, tags)
+        save_checkpoint(learner, tokenizer, run.checkpoint, tags, learner.task)
     run.draw()
     run.finish()
     return run.checkpoint
@@ -429,6 +430,7 @@ class Learner:
 
     def __init__(self, settings: Settings, actor: PreTrainedModel) -> None:
         self.settings = settings
+        self.task = task_of(settings.env)
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self._world = self.accelerator.num_processes
         torch.manual_seed(settings.seed)  # adapters begin at random, the same on all processes
@@ -661,6 +663,7 @@ class Learner:
         self.accelerator.save_state(str(target))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            self.task.save(target)
             # Last, so that a checkpoint which a stop cut short is passed over.
             write_atomically(target / "trainer_state.json", json.dumps({"global_step": step}))
             seal(target)

@@ -22,6 +22,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from retool_env.address import check_no_secrets, redact
+from retool_env.checkpoint_task import CheckpointTask
 from retool_env.env import make_task
 from retool_env.episode import Rules
 from retool_env.files import file_fault, read_text
@@ -53,6 +54,13 @@ def load_settings[S](cls: type[S], section: str, preset: str, overrides: Sequenc
     Raises:
         SettingsError: For an unknown preset or key, or a value of the wrong kind.
     """
+    return build_settings(cls, merge_settings(cls, section, preset, overrides))
+
+
+def merge_settings(
+    cls: type, section: str, preset: str, overrides: Sequence[str]
+) -> dict[str, Any]:
+    """The values that a preset and the command line set; see `load_settings`."""
     values = read_preset(preset)
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     # A section that is also a setting (the main job's, which runs other algorithms) stays one.
@@ -63,10 +71,19 @@ def load_settings[S](cls: type[S], section: str, preset: str, overrides: Sequenc
     for base in reversed(cls.__mro__):
         anew = inspect.get_annotations(base)
         own = {key: value for key, value in own.items() if key not in anew}
-        own = _merge(own, sections.get(base.__module__.rpartition(".")[2]) or {})
+        own = merge(own, sections.get(base.__module__.rpartition(".")[2]) or {})
         if base is cls:
-            own = _merge(own, sections.get(section) or {})
-    merged = _merge(values, own)
+            own = merge(own, sections.get(section) or {})
+    return merge(merge(values, own), read_overrides(overrides))
+
+
+def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """The values that `key=value` pairs set; `env.max_calls=3` is a mapping in a mapping.
+
+    Raises:
+        SettingsError: If one is no such pair, or the value is not YAML.
+    """
+    merged: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -79,8 +96,8 @@ def load_settings[S](cls: type[S], section: str, preset: str, overrides: Sequenc
             raise SettingsError(f"{key}: the value is not YAML: {why}") from None
         for part in reversed(key.split(".")[1:]):
             value = {part: value}
-        merged = _merge(merged, {key.split(".")[0]: value})
-    return build_settings(cls, merged)
+        merged = merge(merged, {key.split(".")[0]: value})
+    return merged
 
 
 def read_preset(preset: str) -> dict[str, Any]:
@@ -137,11 +154,12 @@ def _algorithms() -> set[str]:
     return {path.stem for path in here.glob("*.py")}
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with another one over it, and so on for mappings that both hold under a name."""
     merged = dict(base)
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            value = _merge(merged[key], value)
+            value = merge(merged[key], value)
         merged[key] = value
     return merged
 
@@ -203,6 +221,18 @@ def find_task(env: Mapping[str, Any]) -> tuple[Rules, ProblemSource]:
     if rules.max_tokens is None:
         raise SettingsError("env: set max_tokens, the token budget of a response")
     return rules, problems
+
+
+def task_of(env: Mapping[str, Any]) -> CheckpointTask:
+    """What a model that is trained with the setting `env` says of its task (`retool.json`).
+
+    Raises:
+        SettingsError: If it names no environment, or a setting is wrong.
+    """
+    try:
+        return CheckpointTask.of(env)
+    except ValueError as error:
+        raise SettingsError(f"env: {error}") from error
 
 
 def find_sandbox(setting: str | Mapping[str, Any], rules: Rules) -> Sandbox | None:

@@ -46,6 +46,7 @@ from agents.settings import (
     find_sandbox,
     find_task,
     setting,
+    task_of,
     trl_config,
 )
 from agents.sharding import accelerator_config
@@ -122,6 +123,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     if run.finished:
         return run.checkpoint
     rules, source = find_task(settings.env)
+    task = task_of(settings.env)
     ours = {
         "output_dir": str(run.trainer),
         "num_train_epochs": settings.epochs,
@@ -186,7 +188,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     )
     point = run.resume_point()
     with Bar("cold start", 1, past=run.metrics()) as bar:
-        stop = StopCallback()
+        stop = StopCallback(task)
         trainer = SFTTrainer(
             model=model,
             args=config,
@@ -198,7 +200,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
         stop.train(trainer, point)
-    save_checkpoint(trainer, tokenizer, run.checkpoint, rules.turn_protocol().stop)
+    save_checkpoint(trainer, tokenizer, run.checkpoint, rules.turn_protocol().stop, task)
     run.draw()
     run.finish()
     return run.checkpoint

@@ -23,6 +23,7 @@ from transformers import TrainerCallback
 
 from agents.records import seal
 from agents.run import loading, processes
+from retool_env.checkpoint_task import CheckpointTask
 from retool_env.integrations.rollouts import RolloutsAbandoned
 
 SAME_SECONDS = 1.0
@@ -94,10 +95,15 @@ class _AtItsEnd(Exception):
 
 
 class StopCallback(TrainerCallback):
-    """Lets a trainer of transformers stop, and save before it does."""
+    """Lets a trainer of transformers stop, and save before it does.
 
-    def __init__(self) -> None:
+    Args:
+        task: What the model is trained on; it goes to `retool.json` in each of the trainer's checkpoints.
+    """
+
+    def __init__(self, task: CheckpointTask | None = None) -> None:
         self.stopping = Stopping()
+        self._task = task
         self._saved = 0
         self._read = True
         self._planned: int | None = None
@@ -142,7 +148,10 @@ class StopCallback(TrainerCallback):
         self._saved = state.global_step
         processes().wait_for_everyone()
         if state.is_world_process_zero:
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            if self._task is not None:
+                self._task.save(folder)
+            seal(folder)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Called by the trainer, on all processes."""

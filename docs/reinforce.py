@@ -13,7 +13,7 @@ from agents.figures import pooled
 from agents.model import load_model
 from agents.progress import Bar
 from agents.run import Run
-from agents.settings import find_sandbox, find_task, setting
+from agents.settings import find_sandbox, find_task, setting, task_of
 from retool_env.integrations.trl import episode_reward, problem_dataset
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.transformers import TransformersPolicy
@@ -75,5 +75,6 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
                 bar.show(step + 1, figures)
     model.save_pretrained(run.checkpoint)
     tokenizer.save_pretrained(run.checkpoint)
+    task_of(settings.env).save(run.checkpoint)  # retool.json: evaluation finds the task there
     run.finish()
     return run.checkpoint

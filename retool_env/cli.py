@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import inspect
 import json
 import os
 import secrets
@@ -20,6 +21,7 @@ import gymnasium as gym
 from retool_env.address import check_no_secrets, redact, variable_name
 
 if TYPE_CHECKING:
+    from retool_env.checkpoint_task import CheckpointTask
     from retool_env.episode import Rules
 
 CLONE = (
@@ -27,6 +29,12 @@ CLONE = (
     "`make setup` and `python -m agents grpo --preset tiny`"
 )
 
+
+IGNORE = "--ignore-retool-json"
+MAX_TOKENS = 1024
+"""Of a response, where nothing else is said."""
+MADE_UP = 200
+"""Problems of an evaluation where they are made on the spot, as many as one likes; `make demo` takes as many."""
 
 _MOST_TOKEN_FILE = 8192
 
@@ -46,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "eval", help="avg@k of a model on an environment's problems", **whole
     )
     evaluation.add_argument(
-        "--env", required=True, help="an environment's id, ReTool-AIME24-v0 say"
+        "--env",
+        help="an environment's id, ReTool-AIME24-v0 say (the one that the model's retool.json names)",
     )
     evaluation.add_argument(
         "--model", required=True, help="a checkpoint's folder, a Hub id, or its name at --api"
@@ -66,7 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--completions", action="store_true", help="behind an API: without a chat, for base models"
     )
     evaluation.add_argument("--k", type=int, default=4, help="episodes a problem (4)")
-    evaluation.add_argument("--problems", type=int, help="only the first so many problems")
+    evaluation.add_argument(
+        "--problems",
+        type=int,
+        help=f"only the first so many problems (all; of problems made on the spot, {MADE_UP})",
+    )
     evaluation.add_argument("--text-only", action="store_true", help="without the interpreter")
     evaluation.add_argument(
         "--sandbox",
@@ -77,11 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluation.add_argument(
         "--max-tokens",
         type=int,
-        default=1024,
-        help="of a response; of a turn, behind an API (1024)",
+        help=f"of a response; of a turn, behind an API (the checkpoint's, or {MAX_TOKENS})",
     )
-    evaluation.add_argument("--temperature", type=float, default=1.0, help="the paper's: 1.0")
-    evaluation.add_argument("--top-p", type=float, default=0.7, help="the paper's: 0.7")
+    evaluation.add_argument(
+        "--temperature", type=float, help="(the checkpoint's, or the paper's: 1.0)"
+    )
+    evaluation.add_argument("--top-p", type=float, help="(the checkpoint's, or the paper's: 0.7)")
     evaluation.add_argument("--batch", type=int, default=32, help="episodes sampled together (32)")
     evaluation.add_argument("--dtype", default="auto", help="float32, bfloat16, ...")
     evaluation.add_argument("--seed", type=int, default=0)
@@ -92,8 +106,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "settings", nargs="*", metavar="key=value", help="other settings of the environment"
     )
     play = commands.add_parser("play", help="solve a problem yourself, at the terminal")
-    play.add_argument("--env", default="ReTool-Arithmetic-v0")
+    play.add_argument(
+        "--env", help="(the one that --model was trained on, or ReTool-Arithmetic-v0)"
+    )
+    play.add_argument(
+        "--model", help="a checkpoint's folder or a Hub id: play the task of its retool.json"
+    )
     play.add_argument("--seed", type=int)
+    for each in (evaluation, play):
+        each.add_argument(
+            IGNORE, action="store_true", help="pass over what the model's retool.json says"
+        )
     play.add_argument("settings", nargs="*", metavar="key=value")
     commands.add_parser("doctor", help="what this machine can do, and how to mend what it cannot")
     serve = commands.add_parser(
@@ -168,6 +191,7 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     from retool_env.env import make_task
     from retool_env.evaluation import evaluate, table, tool_table
     from retool_env.interpreter import open_sandbox
+    from retool_env.problems import Arithmetic
     from retool_env.provenance import REVISION, versions
     from retool_env.rollout.progress import Progress, shown
     from retool_env.transcript import Transcript, write_transcripts
@@ -178,13 +202,15 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     check_no_secrets(
         {"--sandbox": arguments.sandbox, "settings": parse_settings(arguments.settings)}
     )
-    settings = {**eval_defaults(arguments), **parse_settings(arguments.settings)}
-    if arguments.text_only:
-        settings["interpreter"] = False
+    task, settings, said = eval_settings(arguments)
     rules, source = make_task(arguments.env, **settings)
-    count = min(len(source), arguments.problems or len(source))
+    most = len(source)
+    if isinstance(source, Arithmetic) and "size" not in parse_settings(arguments.settings):
+        most = min(most, MADE_UP)
+    count = min(len(source), arguments.problems or most)
     problems = [source[i] for i in range(count)]
     make_policy = policy_maker(arguments, rules)  # slow: after what can be wrong
+    say(said)
     mode = "interpreter" if rules.interpreter else "text-only"
     stem = f"{arguments.env}-{Path(arguments.model).name}-{mode}"
     name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
@@ -216,6 +242,7 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     record = {
         "command": {k: str(v) for k, v in vars(arguments).items()},
         "settings": settings,
+        "checkpoint_task": None if task is None else task.to_json(),
         "versions": versions(),
         "revision": REVISION,
         "seconds": seconds,
@@ -267,8 +294,52 @@ def evaluation_folder(folder: Path) -> Iterator[None]:
         raise
 
 
+def eval_settings(
+    arguments: argparse.Namespace,
+) -> tuple[CheckpointTask | None, dict[str, Any], list[str]]:
+    """What is evaluated: the command line's settings, over those of the model's `retool.json`, over the defaults.
+
+    `arguments` then hold the environment's id, the token budget and the sampling that were found.
+
+    Returns:
+        The checkpoint's task, if it has one; the environment's settings; and lines that say where they come from.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If no environment is named, the checkpoint's `retool.json` is wrong, or an option for models behind an
+            API comes without one.
+    """
+    from retool_env.checkpoint_task import TEMPERATURE, TOP_P, merged
+    from retool_env.env import registered_settings
+
+    given = parse_settings(arguments.settings)
+    if arguments.text_only:
+        given["interpreter"] = False
+    if arguments.api is None and arguments.max_tokens is not None:
+        given.setdefault("max_tokens", arguments.max_tokens)
+    if arguments.env is not None:
+        registered_settings(arguments.env)  # before the Hub is asked
+    usual = eval_defaults(arguments)
+    task, lines = checkpoint_task(arguments) if arguments.api is None else (None, [])
+    arguments.env = arguments.env or (task and task.id)
+    if arguments.env is None:
+        raise ValueError("name an environment with --env: no retool.json of the model names one")
+    sampling = {"temperature": TEMPERATURE, "top_p": TOP_P}
+    if task is not None:
+        usual |= task.settings_for(arguments.env)
+        sampling = task.sampling_for(arguments.env)
+    asked = {name: getattr(arguments, name) for name in sampling}
+    asked = {name: number for name, number in asked.items() if number is not None}
+    lines += task_lines(task, arguments, {**usual, **sampling}, {**given, **asked})
+    if arguments.max_tokens is None:
+        arguments.max_tokens = MAX_TOKENS
+    for name, number in {**sampling, **asked}.items():
+        setattr(arguments, name, number)
+    return task, with_test_split(arguments.env, merged(usual, given)), lines
+
+
 def eval_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Settings of the environment that a kind of model asks for, where the user sets none.
+    """Settings of the environment that a kind of model asks for, where neither its checkpoint nor the user sets any.
 
     Raises:
         ValueError: If an option for models behind an API comes without one.
@@ -281,10 +352,78 @@ def eval_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
                 raise ValueError(
                     f"--{name.replace('_', '-')} is for models behind an API: give --api"
                 )
-        return {"max_tokens": arguments.max_tokens}
+        return {"max_tokens": MAX_TOKENS}
     if arguments.native_tools:  # the API describes the tool, so that the prompt must not
         return {"prompt_template": default_prompt(interpreter=False)}
     return {}
+
+
+def task_lines(
+    task: CheckpointTask | None,
+    arguments: argparse.Namespace,
+    before: dict[str, Any],
+    given: dict[str, Any],
+) -> list[str]:
+    """Lines that say what is taken from a checkpoint.
+
+    Args:
+        task: The checkpoint's.
+        arguments: The command line, with the environment's id.
+        before: The settings that would hold without those of the command line.
+        given: Those of the command line.
+    """
+    from retool_env.checkpoint_task import differences
+
+    if task is None:
+        local = arguments.model and not getattr(arguments, "api", None)
+        if not local or arguments.ignore_retool_json:
+            return []
+        return [f"{arguments.model} has no retool.json: the settings are {arguments.env}'s own"]
+    lines = [task.summary(arguments.env, arguments.model)]
+    if differ := differences(before, given, "there"):
+        lines.append(f"the command line differs from it: {differ}")
+    return lines
+
+
+def checkpoint_task(arguments: argparse.Namespace) -> tuple[CheckpointTask | None, list[str]]:
+    """The task of the model that the command line names; and a line where it is passed over.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If its `retool.json` is wrong.
+    """
+    from retool_env.checkpoint_task import read_task
+
+    model = arguments.model
+    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
+        raise FileNotFoundError(f"there is no checkpoint folder {model!r}")
+    if arguments.ignore_retool_json:
+        return None, [f"{IGNORE}: what {model} says of its task is passed over"]
+    task = read_task(model, f", or pass over it with {IGNORE}")
+    if task and (warning := task.revision_warning(model)):
+        print(warning, file=sys.stderr)
+    return task, []
+
+
+def say(lines: Sequence[str]) -> None:
+    """Print lines, before what takes its time."""
+    for line in lines:
+        print(line, flush=True)
+
+
+def with_test_split(id: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an environment with held-out problems: the split `test`, where there are splits and none is named."""
+    from retool_env.env import registered_settings
+    from retool_env.problems import SOURCES
+
+    registered = registered_settings(id)
+    source = (
+        SOURCES.get(registered["problems"]) if isinstance(registered["problems"], str) else None
+    )
+    named = {"split", "path"} & {*registered, *settings}  # a file has no splits
+    if named or source is None or "split" not in inspect.signature(source).parameters:
+        return settings
+    return {**settings, "split": "test"}
 
 
 def policy_maker(arguments: argparse.Namespace, rules: Rules) -> Callable[[], Any]:
@@ -293,12 +432,9 @@ def policy_maker(arguments: argparse.Namespace, rules: Rules) -> Callable[[], An
     Raises:
         ImportError: If the packages that it needs are missing.
         ValueError: If the API's key or limits are not where they should be.
-        FileNotFoundError: If there is no such checkpoint.
     """
     sampling = {"temperature": arguments.temperature, "top_p": arguments.top_p}
     if arguments.api is None:
-        if arguments.model.startswith((".", "/", "~")) and not Path(arguments.model).is_dir():
-            raise FileNotFoundError(f"there is no checkpoint folder {arguments.model!r}")
         from retool_env.rollout.transformers import load_policy
 
         more = {"dtype": arguments.dtype, "max_batch": arguments.batch}
@@ -329,11 +465,24 @@ def policy_maker(arguments: argparse.Namespace, rules: Rules) -> Callable[[], An
 
 def run_play(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     """`retool play`: a person is the policy."""
+    from retool_env.checkpoint_task import merged
     from retool_env.env import registered_settings
 
+    given = parse_settings(arguments.settings)
+    task, lines = checkpoint_task(arguments) if arguments.model else (None, [])
+    arguments.env = arguments.env or (task and task.id) or "ReTool-Arithmetic-v0"
     registered_settings(arguments.env)
-    settings = {"void_turn": "continue", **parse_settings(arguments.settings)}
+    settings: dict[str, Any] = {"void_turn": "continue"}
+    if task is not None:
+        settings |= task.settings_for(arguments.env)
+    lines += task_lines(task, arguments, settings, given)
+    if settings.pop("max_tokens", None) is not None:
+        lines.append("max_tokens is left out: what a person writes is text")
+    settings = merged(settings, given)
+    if task is not None:
+        settings = with_test_split(arguments.env, settings)
     env = gym.make(arguments.env, render_mode="human", **settings)
+    say(lines)
     env.reset(seed=arguments.seed)
     ended = False
     while not ended:

@@ -135,6 +135,11 @@ class Rules:
         """What `protocol` names."""
         return _PROTOCOLS[self.protocol](self.interpreter, self.session, self.display)
 
+    @property
+    def template(self) -> str:
+        """The prompt template, as a text with `{query}`."""
+        return self._template.template  # type: ignore[attr-defined]
+
     def prompt(self, problem: Problem) -> str:
         """The user's message of a problem, before any chat template."""
         return self._template(problem.question)  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from retool_env.checkpoint_task import TEMPERATURE, TOP_P
 from retool_env.episode import Rules
 from retool_env.intervals import Estimate, Interval
 from retool_env.metrics import Summary, summarise
@@ -14,8 +15,7 @@ from retool_env.rollout.progress import Progress
 from retool_env.sandbox import Sandbox
 from retool_env.transcript import Transcript
 
-TEMPERATURE, TOP_P = 1.0, 0.7
-"""The paper's sampling in evaluation (section 3.1)."""
+__all__ = ["TEMPERATURE", "TOP_P", "evaluate", "table", "tool_table"]
 
 
 def evaluate(

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,7 +17,8 @@ from pathlib import Path
 import pytest
 from model_api import ModelAPI, Reply, serving
 
-from retool_env import cli
+from retool_env import REVISION, cli
+from retool_env.checkpoint_task import CheckpointTask
 from retool_env.cli import main, parse_settings
 from retool_env.sandbox import SandboxUnavailable, nsjail
 from retool_env.transcript import check_transcript, read_transcripts, write_transcripts
@@ -139,6 +141,140 @@ def test_eval_in_a_sandbox_of_few_packages(checkpoint, outside, capsys):
     assert results["settings"]["session"] is True and results["settings"]["errors"] == "last_line"
 
 
+# --- eval of a checkpoint that carries its task ---------------------------------------------------
+
+OWN = {
+    "id": ARITHMETIC,
+    "difficulty": 2,
+    "prompt_template": "Q {query}\n",
+    "max_calls": 3,
+    "max_tokens": 16,
+}
+
+
+@pytest.fixture
+def trained(checkpoint, outside) -> Path:
+    """A checkpoint with its `retool.json`, in the working directory."""
+    shutil.copytree(checkpoint, "trained")
+    CheckpointTask.of(OWN).save("trained")
+    return Path("trained")
+
+
+FEW = ("--problems", "2", "--k", "1", "--out", "found")
+
+
+@pytest.mark.parametrize("named", [[], ["--env", ARITHMETIC]])
+@pytest.mark.parametrize("model", ["trained", "./trained/"])
+def test_eval_takes_the_task_of_the_checkpoint_and_says_so(named, model, trained, capsys):
+    assert main(["eval", *named, "--model", model, *FEW]) == 0
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if "retool.json" in line]
+    said = "difficulty=2, max_calls=3, max_tokens=16, temperature=1, top_p=0.7"
+    assert lines == [
+        f"retool.json: task {ARITHMETIC}, protocol tags, a prompt of its own, {said} (from {model})"
+    ]
+    assert "differs" not in out and f"{ARITHMETIC}, avg@1, 2 problems" in out
+    transcripts = list(read_transcripts("found/transcripts.jsonl"))
+    for transcript in transcripts:
+        assert transcript.spans[0].text == f"Q {transcript.problem.question}\n"
+        assert transcript.problem.metadata["difficulty"] == 2
+        assert transcript.problem.id.startswith("arithmetic/test-")
+        assert len(transcript.completion_ids) <= 16
+    results = json.loads(Path("found/results.json").read_text())
+    assert results["settings"]["max_calls"] == 3 and results["settings"]["split"] == "test"
+    assert results["checkpoint_task"]["id"] == ARITHMETIC
+    assert results["command"]["temperature"] == "1.0" and results["command"]["top_p"] == "0.7"
+
+
+def test_the_command_line_wins_over_the_checkpoint_and_one_line_says_what_differs(trained, capsys):
+    sampling = ("--temperature", "0.5", "--top-p", "0.7", "--max-tokens", "8", "--text-only")
+    given = ("max_calls=5", "difficulty=2", "split=train")
+    assert main(["eval", "--model", "trained", *FEW, *sampling, *given]) == 0
+    out = capsys.readouterr().out
+    [line] = [line for line in out.splitlines() if "differs" in line]
+    assert set(line.partition(": ")[2].split(", ")) == {
+        "max_calls=5 (there: 3)",
+        "interpreter=False (there: True)",
+        "max_tokens=8 (there: 16)",
+        "temperature=0.5 (there: 1.0)",
+    }
+    for transcript in read_transcripts("found/transcripts.jsonl"):
+        assert len(transcript.completion_ids) <= 8 and not transcript.interpreter
+        assert transcript.problem.id.startswith("arithmetic/train-")
+
+
+def test_on_another_environment_only_protocol_and_prompt_are_the_checkpoints(trained, capsys):
+    Path("own.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    command = ["eval", "--env", "ReTool-JSONL-v0", "--model", "trained", "path=own.jsonl"]
+    assert main([*command, "--k", "1", "--max-tokens", "8", "--out", "found"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "retool.json: protocol tags, a prompt of its own (from trained, trained on "
+        f"{ARITHMETIC}); other settings are ReTool-JSONL-v0's\n"
+    ) in out
+    [transcript] = read_transcripts("found/transcripts.jsonl")
+    assert transcript.spans[0].text == "Q 1 + 1?\n"
+    settings = json.loads(Path("found/results.json").read_text())["settings"]
+    assert "max_calls" not in settings and "difficulty" not in settings
+
+
+def test_a_wrong_retool_json_ends_the_evaluation_and_can_be_passed_over(trained, capsys):
+    record = {**CheckpointTask.of(OWN).to_json(), "sandbox": "unsafe"}
+    (trained / "retool.json").write_text(json.dumps(record))
+    command = ["eval", "--env", ARITHMETIC, "--model", "trained", *SMALL, "--out", "found"]
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("retool eval: trained/retool.json: 'sandbox': unknown key; ")
+    assert "--ignore-retool-json" in captured.err and captured.err.count("\n") == 1
+    assert not captured.out and not Path("found").exists()
+    assert main([*command, "--ignore-retool-json"]) == 0
+    out = capsys.readouterr().out
+    assert "--ignore-retool-json: what trained says of its task is passed over\n" in out
+    assert json.loads(Path("found/results.json").read_text())["checkpoint_task"] is None
+
+
+def test_another_revision_is_warned_of_in_one_line(trained, capsys):
+    record = {**CheckpointTask.of(OWN).to_json(), "revision": REVISION + 5}
+    (trained / "retool.json").write_text(json.dumps(record))
+    assert main(["eval", "--model", "trained", *FEW]) == 0
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert f"trained was trained on episodes of revision {REVISION + 5}" in line
+
+
+def test_without_a_retool_json_that_is_said_and_an_environment_must_be_named(
+    checkpoint, outside, capsys
+):
+    assert main(["eval", "--model", checkpoint]) == 1
+    assert "name an environment with --env" in capsys.readouterr().err
+    assert main(["eval", "--env", ARITHMETIC, "--model", checkpoint, *SMALL, "--out", "o"]) == 0
+    out = capsys.readouterr().out
+    assert f"{checkpoint} has no retool.json: the settings are {ARITHMETIC}'s own\n" in out
+    [first, *_] = read_transcripts("o/transcripts.jsonl")
+    assert first.problem.id.startswith("arithmetic/test-")  # held out, all the same
+
+
+def test_how_many_problems_are_evaluated(checkpoint, outside, monkeypatch):
+    counts = []
+
+    def evaluate(policy, rules, problems, *_, **__):
+        counts.append(len(problems))
+        raise ValueError("seen")
+
+    monkeypatch.setattr("retool_env.evaluation.evaluate", evaluate)
+    Path("own.jsonl").write_text(
+        "".join(f'{{"question": "{i}?", "answer": "{i}"}}\n' for i in range(300))
+    )
+    command = ["eval", "--model", checkpoint, "--text-only"]
+    for more in (
+        ["--env", ARITHMETIC],
+        ["--env", ARITHMETIC, "--problems", "700"],
+        ["--env", ARITHMETIC, "size=500"],
+        ["--env", "ReTool-JSONL-v0", "path=own.jsonl"],
+    ):
+        assert main([*command, *more]) == 1
+    assert counts == [200, 700, 500, 300]
+
+
 # --- bad arguments ------------------------------------------------------------------------------
 
 EVAL = ["eval", "--env", ARITHMETIC, "--model", "no-model"]
@@ -183,7 +319,7 @@ def test_what_is_wrong_is_said_in_one_line(name, outside, capsys):
     [
         ([], "required: command"),
         (["evaluate"], "invalid choice: 'evaluate'"),
-        (["eval"], "required: --env, --model"),
+        (["eval"], "required: --model"),
         ([*EVAL, "--k", "two"], "invalid int value: 'two'"),
         ([*EVAL, "--kk", "2"], "unknown arguments: --kk"),
         (["doctor", "--fast"], "unknown arguments: --fast"),
@@ -277,6 +413,20 @@ def test_play_goes_on_after_a_void_turn_and_ends_with_the_input(monkeypatch, cap
     assert play(monkeypatch, "hm\n\n") == 0
     out = capsys.readouterr().out
     assert "Go on." in out and "[stopped, reward -1.0]" in out
+
+
+def test_play_takes_the_task_of_a_checkpoint(trained, monkeypatch, capsys):
+    assert play(monkeypatch, "<answer>no</answer>\n", "--model", "trained", "max_calls=1") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith(f"retool.json: task {ARITHMETIC}, protocol tags, a prompt of its own")
+    assert out[1] == "the command line differs from it: max_calls=1 (there: 3)"
+    assert out[2] == "max_tokens is left out: what a person writes is text"
+    assert out[3].startswith("Q Compute ")
+    # Its rules are the checkpoint's too: a turn without a tag ends the episode.
+    assert play(monkeypatch, "hm\n\n", "--model", "trained") == 0
+    assert "[void_turn, reward -1.0]" in capsys.readouterr().out
+    assert play(monkeypatch, "hm\n\n", "--model", "./nowhere") == 1
+    assert "no checkpoint folder './nowhere'" in capsys.readouterr().err
 
 
 # --- train --------------------------------------------------------------------------------------

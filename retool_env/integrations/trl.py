@@ -23,6 +23,7 @@ from transformers import TrainerCallback
 from transformers.utils.generic import is_flash_attention_requested
 from trl import GRPOConfig, GRPOTrainer
 
+from retool_env.checkpoint_task import CheckpointTask
 from retool_env.integrations.correction import (
     Correction,
     importance_weights,
@@ -110,6 +111,10 @@ class EngineGRPOTrainer(GRPOTrainer):
             `correction/weight`, and the share of the tokens that so weighted ones are worth as `correction/effective_tokens`.
         correction_cap: The largest weight.
         packed: Leave out the padding where the model can do without.
+        task: What the model is trained on. `retool.json` says so beside each model that the trainer saves, so that an evaluation
+            finds the protocol, the prompt and the budgets there (see `CheckpointTask.of`). By default what the rules of
+            `rollout_func` say, if that is `EngineRollouts`: their environment has no id then, and only protocol and prompt are
+            taken from there.
         shared_prompts: Compute a prompt once for those of its episodes that fit into one row, where the model can (full attention,
             by `sdpa`).
 
@@ -126,6 +131,7 @@ class EngineGRPOTrainer(GRPOTrainer):
         correction_cap: float = 2.0,
         packed: bool = True,
         shared_prompts: bool = True,
+        task: CheckpointTask | None = None,
         **kwargs: Any,
     ) -> None:
         for each in (*args, *kwargs.values()):  # before TRL starts it
@@ -146,10 +152,21 @@ class EngineGRPOTrainer(GRPOTrainer):
         self._logps_of: dict[int, list[float] | None] = {}  # None: no token to train on
         self._packs: bool | None = None if packed and not self._is_vlm else False  # not tried yet
         self._shares = shared_prompts
+        self.task = task
         self._old_are_known = False
         self._rewards: torch.Tensor | None = None
         self._trained_logps: torch.Tensor | None = None
         self._distance: torch.Tensor | None = None
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
+        super()._save(output_dir, state_dict)
+        task = self.task
+        if task is None and isinstance(self.rollout_func, EngineRollouts):
+            task = CheckpointTask.of_rules(self.rollout_func.engine.rules)
+        if task is not None:
+            task.save(output_dir or self.args.output_dir)
 
     def _check_groups(self) -> None:
         rows = self.args.per_device_train_batch_size * self.args.steps_per_generation

@@ -8,6 +8,9 @@
         weight_transfer=PolicyWeightTransfer(engine.policy),
     )
 
+The trainer is TRL's own, so `retool.json` is the script's to write: `CheckpointTask.of({"id": ..., ...}).save(folder)` after
+`trainer.save_model(folder)`.
+
 Of the data set only its size counts, the number of groups in an epoch. A `token_budget` must be set where no vLLM server can be
 asked for one, and hold a prompt with its response. Without a `weight_transfer` of ours TRL moves the weights into the server
 at its `vllm_server_base_url` by itself; a `VLLMServerPolicy` may sample there.

@@ -23,6 +23,7 @@ from collections.abc import (
 from contextlib import aclosing, closing
 from typing import Any
 
+from retool_env.checkpoint_task import checkpoint_rules
 from retool_env.episode import Episode, GradeAnswer, Need, Rules
 from retool_env.grading import is_equivalent_async
 from retool_env.interpreter import Interpreter, check_sandbox
@@ -47,7 +48,8 @@ class RolloutEngine:
 
     Args:
         policy: The model.
-        rules: The episodes' settings. With a policy of token ids `max_tokens` must be set; with one of text neither it nor
+        rules: The episodes' settings; `None` for those of the checkpoint that the policy was loaded from (`retool.json`), and
+            that is said. With a policy of token ids `max_tokens` must be set; with one of text neither it nor
             `tokens_in_flight` can be.
         sandbox: Where programs run; `None` only where the interpreter is off.
         concurrency: Episodes in flight at once, of all that runs in one event loop.
@@ -56,21 +58,22 @@ class RolloutEngine:
         progress: Where counts are kept; by default its own, `engine.progress`.
 
     Raises:
-        ValueError: If a number is out of range, a limit on tokens does not suit the policy, or an interpreter has no
-            sandbox.
+        ValueError: If a number is out of range, a limit on tokens does not suit the policy, an interpreter has no
+            sandbox, or there are no rules and the policy's checkpoint has none, or wrong ones.
         SandboxUnavailable: If the rules ask for sessions, and the sandbox has none.
     """
 
     def __init__(
         self,
         policy: Policy | TextPolicy,
-        rules: Rules,
+        rules: Rules | None,
         sandbox: Sandbox | None,
         concurrency: int = 256,
         tokens_in_flight: int | None = None,
         attempts: int = 2,
         progress: Progress | None = None,
     ) -> None:
+        rules = checkpoint_rules(policy) if rules is None else rules
         self._of_text = hasattr(policy, "write")
         if self._of_text and (rules.max_tokens, tokens_in_flight) != (None, None):
             raise ValueError(

@@ -71,6 +71,7 @@ class TransformersPolicy:
                 f"some of its layers keep another state{': ' if other else ''}{', '.join(sorted(other))}"
             )
         self.model = model
+        self.checkpoint: str | None = None  # the folder or Hub id that it was loaded from
         self.tokenizer = tokenizer
         self.temperature = temperature
         self.top_p = top_p
@@ -247,4 +248,6 @@ def load_policy(
         raise ValueError(f"model: {fault}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device)
-    return TransformersPolicy(loaded, AutoTokenizer.from_pretrained(model), **sampling)
+    policy = TransformersPolicy(loaded, AutoTokenizer.from_pretrained(model), **sampling)
+    policy.checkpoint = str(model)
+    return policy

@@ -77,7 +77,7 @@ class VLLMPolicy(AbstractContextManager["VLLMPolicy"]):
             raise ValueError(f"sleep mode needs CUDA, and this is {current_platform.device_name}")
         if fault := folder_fault(model):
             raise ValueError(f"model: {fault}")
-        self.model = str(model)
+        self.model = self.checkpoint = str(model)
         self.tokenizer: Tokenizer = AutoTokenizer.from_pretrained(model)
         self.temperature = temperature
         self.top_p = top_p

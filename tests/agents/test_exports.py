@@ -81,6 +81,7 @@ def test_both_ends_of_sequence_are_kept_and_sampling_is_not(saved):
     assert not config.do_sample and config.top_k != 20
     assert config.repetition_penalty in (None, 1.0)
     policy = load_policy(str(saved), device="cpu")
+    assert policy.checkpoint == str(saved)
     assert policy._eos == {tokenizer.eos_token_id, 7}
 
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig
 
 from agents.tiny import make_checkpoint, make_tokenizer
+from retool_env.checkpoint_task import CheckpointTask, read_task, task_rules
 from retool_env.episode import Episode, Generation, Rules
 from retool_env.integrations.trl import (
     EngineGRPOTrainer,
@@ -668,6 +669,19 @@ def test_in_evaluation_groups_are_whole_and_nothing_is_recorded(checkpoint, tmp_
         )
         trainer.args.per_device_eval_batch_size = 3
         trainer._check_groups()
+
+
+def test_what_the_trainer_saves_carries_the_task(checkpoint, tmp_path):
+    """The one it was given, and else the rules that it samples with, of no environment that has an id."""
+    trainer, _ = make_trainer(checkpoint, tmp_path / "run", save_strategy="steps", save_steps=1)
+    trainer.train()
+    for folder in (tmp_path / "run" / "checkpoint-1", tmp_path / "own"):
+        trainer.save_model(str(folder))
+        task = read_task(folder)
+        assert task.id is None and task_rules(task) == RULES
+    trainer.task = CheckpointTask.of({"id": "ReTool-Arithmetic-v0", "max_tokens": 99})
+    trainer.save_model()
+    assert read_task(tmp_path / "run") == trainer.task
 
 
 def test_a_vllm_of_trls_own_is_refused_before_it_starts(checkpoint, tmp_path):

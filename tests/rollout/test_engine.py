@@ -8,6 +8,7 @@ import pytest
 from notebooks import Notebooks
 
 from agents.tiny import make_tokenizer
+from retool_env.checkpoint_task import CheckpointTask
 from retool_env.episode import Episode, Generation, Rules
 from retool_env.problems import Problem, arithmetic
 from retool_env.rollout import RolloutEngine, ScriptedPolicy, TextGeneration
@@ -452,3 +453,22 @@ def test_text_only_episodes_need_no_sandbox():
     )
     [[transcript]] = RolloutEngine(policy, rules, None).run([arithmetic()[0]])
     assert transcript.stop_reason is StopReason.ANSWERED and not transcript.calls
+
+
+def test_without_rules_those_of_the_policys_checkpoint_hold_and_that_is_said(tmp_path, capsys):
+    policy = ScriptedPolicy(solve, make_tokenizer())
+    with pytest.raises(ValueError, match=r"carries no retool.json, so that .* rules must be given"):
+        RolloutEngine(policy, None, None)
+    policy.checkpoint = str(tmp_path)  # as that of `load_policy`
+    with pytest.raises(ValueError, match=r"carries no retool.json"):
+        RolloutEngine(policy, None, None)
+    env = {"id": "ReTool-Arithmetic-v0", "max_tokens": 77, "interpreter": False}
+    CheckpointTask.of(env).save(tmp_path)
+    assert RolloutEngine(policy, None, None).rules == Rules(max_tokens=77, interpreter=False)
+    said = capsys.readouterr().err
+    assert said.startswith("retool.json: task ReTool-Arithmetic-v0") and f"from {tmp_path}" in said
+    (tmp_path / "retool.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"retool.json: format: it is missing"):
+        RolloutEngine(policy, None, None)
+    # Whoever gives rules has nothing read.
+    assert RolloutEngine(policy, Rules(max_tokens=9, interpreter=False), None).rules.max_tokens == 9

@@ -322,6 +322,10 @@ def test_a_budget_beyond_the_context_is_refused(policy):
 
 
 @needs_vllm
+def test_it_says_which_checkpoint_it_was_loaded_from(policy):
+    assert policy.checkpoint == policy.model  # where the engine looks for `retool.json`
+
+
 def test_sleep_is_refused_where_there_is_no_cuda(policy):
     if torch.cuda.is_available():
         pytest.skip("there is CUDA")
