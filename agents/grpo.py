@@ -185,10 +185,6 @@ def train(
     """
     state = processes()
     accumulation = check_batch(settings, state.num_processes)
-    if 0 < settings.ratio_cap <= 1 + settings.clip_high:
-        raise SettingsError(
-            f"ratio_cap={settings.ratio_cap} must be above 1 + clip_high={settings.clip_high}; 0 is no cap"
-        )
     engine, options = check_engine(settings.engine, state.num_processes)
     if engine == "transformers":
         options = {"max_batch": settings.sample_batch, **options}
@@ -363,6 +359,10 @@ def check_batch(settings: Settings, processes: int) -> int:
     if settings.ratio_cap and settings.loss not in CLIPPED:
         raise SettingsError(
             f"ratio_cap has no part in loss={settings.loss}; it has in {', '.join(CLIPPED)}"
+        )
+    if 0 < settings.ratio_cap <= 1 + settings.clip_high:
+        raise SettingsError(
+            f"ratio_cap={settings.ratio_cap} must be above 1 + clip_high={settings.clip_high}; 0 is no cap"
         )
     check_correction(settings.correction, settings.correction_cap)
     check_dtype(settings.dtype, settings.lora_rank, settings.trl)

@@ -1,7 +1,8 @@
 """Settings of a run: a preset (YAML), the algorithm's own section of it, then `key=value` from the command line.
 
 A preset's top level holds what all algorithms share; a section named after an algorithm adds to it or overrides it, for that
-algorithm and for those whose settings are made from its own, as far as they don't define a setting anew.
+algorithm and for those whose settings are made from its own, as far as they don't define a setting anew. Where an algorithm
+runs others as its stages, the sections of these are theirs.
 Whatever is not known is an error that names the nearest key.
 """
 
@@ -19,13 +20,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-import yaml
-
-from retool_env.address import check_no_secrets, redact
+from retool_env.address import check_no_secrets
 from retool_env.env import make_task
 from retool_env.episode import Rules
 from retool_env.files import file_fault, read_text
 from retool_env.interpreter import open_sandbox
+from retool_env.key_values import load_yaml, merge, parse_settings
 from retool_env.problems import ProblemSource
 from retool_env.sandbox import Sandbox
 
@@ -48,39 +48,55 @@ def load_settings[S](cls: type[S], section: str, preset: str, overrides: Sequenc
         section: Its name, which is its section's in the preset; sections named after its and its base classes' modules come
             before.
         preset: A preset's name, or the path of a YAML file.
-        overrides: `key=value` each, the value in YAML; `env.max_calls=3` reaches into a mapping.
+        overrides: `key=value` each; see `retool_env.key_values`.
 
     Raises:
         SettingsError: For an unknown preset or key, or a value of the wrong kind.
     """
+    from agents.algorithms import algorithms  # which imports this module
+
     values = read_preset(preset)
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     # A section that is also a setting (the main job's, which runs other algorithms) stays one.
-    modules = {base.__module__.rpartition(".")[2] for base in cls.__mro__}
-    names = (_algorithms() | modules | {section}) - fields
-    sections = {name: values.pop(name) for name in list(values) if name in names}
+    modules = {base.__module__.rpartition(".")[2] for base in cls.__mro__ if base is not object}
+    names = ({*algorithms(), section} | modules) - fields
+    sections = {name: values.pop(name) or {} for name in list(values) if name in names}
+    for name, keys in sections.items():
+        if not isinstance(keys, dict):
+            raise SettingsError(
+                f"preset {preset}: the section {name} must be a mapping of settings"
+            )
+    for name, keys in stages(cls).items():
+        if isinstance(values.get(name), dict):
+            # What the job sets itself is there for the stage's own runs.
+            values[name] = {key: values[name][key] for key in values[name] if key not in keys}
     own: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         anew = inspect.get_annotations(base)
         own = {key: value for key, value in own.items() if key not in anew}
-        own = _merge(own, sections.get(base.__module__.rpartition(".")[2]) or {})
+        own = merge(own, sections.get(base.__module__.rpartition(".")[2], {}))
         if base is cls:
-            own = _merge(own, sections.get(section) or {})
-    merged = _merge(values, own)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise SettingsError(f"{redact(override)!r} is no key=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            # Without the value, which may be a key.
-            why = getattr(error, "problem", None) or type(error).__name__
-            raise SettingsError(f"{key}: the value is not YAML: {why}") from None
-        for part in reversed(key.split(".")[1:]):
-            value = {part: value}
-        merged = _merge(merged, {key.split(".")[0]: value})
-    return build_settings(cls, merged)
+            own = merge(own, sections.get(section, {}))
+    try:
+        given = parse_settings(overrides)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    for over in (own, given):
+        for name in stages(cls):
+            if isinstance(values.get(name), dict):
+                # A stage's section does not override what is set for the job that it is part of.
+                values[name] = _without(values[name], over)
+        values = merge(values, over)
+    return build_settings(cls, values)
+
+
+def stages(cls: type) -> dict[str, tuple[str, ...]]:
+    """The settings that are settings of other algorithms, and which of theirs the job sets itself; see `stage`."""
+    return {
+        field.name: field.metadata["sets"]
+        for field in dataclasses.fields(cls)
+        if "sets" in field.metadata
+    }
 
 
 def read_preset(preset: str) -> dict[str, Any]:
@@ -98,8 +114,8 @@ def read_preset(preset: str) -> dict[str, Any]:
             f"no preset {preset!r}{nearest(preset, names)}; there are {', '.join(names)}"
         )
     try:
-        values = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        values = load_yaml(read_text(path))
+    except ValueError as error:
         raise SettingsError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{path} must hold a mapping of settings")
@@ -132,18 +148,26 @@ def setting(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
-def _algorithms() -> set[str]:
-    here = Path(__file__).parent
-    return {path.stem for path in here.glob("*.py")}
+def stage(help: str, sets: Sequence[str]) -> Any:
+    """A field of settings of another algorithm, named as it is, which the job runs.
+
+    Args:
+        help: One line of help.
+        sets: Those of its settings that follow from the job. In a preset's section of that algorithm they are for its own runs;
+            anywhere else they are refused.
+    """
+    return dataclasses.field(default_factory=dict, metadata={"help": help, "sets": ("name", *sets)})
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            value = _merge(merged[key], value)
-        merged[key] = value
-    return merged
+def _without(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a mapping another one does not set."""
+    kept = {}
+    for key, value in base.items():
+        if key not in over:
+            kept[key] = value
+        elif isinstance(value, dict) and isinstance(over[key], dict):
+            kept[key] = _without(value, over[key])
+    return kept
 
 
 def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
@@ -165,6 +189,10 @@ def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
     except ValueError as error:
         raise SettingsError(str(error)) from None
     made = cls(**{key: _check(key, value, hints[key]) for key, value in values.items()})
+    for name, keys in stages(cls).items():
+        for key in getattr(made, name):
+            if key in keys:
+                raise SettingsError(f"{name}.{key} follows from the job and its own settings")
     if getattr(made, "seed", 0) < 0:
         raise SettingsError(f"seed must not be negative, not {values['seed']}")
     if isinstance(name := getattr(made, "name", None), str):
@@ -275,7 +303,7 @@ def _check(key: str, value: Any, hint: Any) -> Any:
     kinds = _kinds(hint)
     if isinstance(value, str) and float in kinds and str not in kinds:
         with contextlib.suppress(ValueError):
-            value = float(value)  # YAML reads 1e-6 as a string
+            value = float(value)  # in quotes
     if (
         isinstance(value, int)
         and not isinstance(value, bool)
