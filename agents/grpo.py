@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -78,6 +78,36 @@ CORRECTION = (
 """What the setting `correction` is."""
 OURS = ("scale_rewards", "multi_objective_aggregation")
 """Fields of TRL's that have no effect here: advantages are the algorithm's, and there is one reward."""
+
+_SAMPLING = "set temperature, and arguments of the policy in engine; log-probs are those of the whole distribution"
+_ENGINE = "set engine, a mapping {name: ..., and arguments of its policy}, and sample_batch"
+_ORDER = "problems are drawn by seed and curriculum"
+WITHOUT_EFFECT = {
+    **dict.fromkeys(
+        ("top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"), _SAMPLING
+    ),
+    **{
+        field.name: _ENGINE
+        for field in fields(GRPOConfig)
+        if field.name.startswith(("vllm_", "use_transformers_", "transformers_"))
+    },
+    **dict.fromkeys(("use_vllm", "cache_implementation", "ds3_gather_for_generation"), _ENGINE),
+    **{
+        field.name: "set correction and correction_cap"
+        for field in fields(GRPOConfig)
+        if field.name.startswith("vllm_importance_sampling_")
+    },
+    "chat_template_kwargs": "set env.protocol and env.prompt_template",
+    "max_tool_calling_iterations": "set env.max_calls",
+    "disable_dropout": "there is never any dropout",
+    "num_train_epochs": "set steps",
+    "log_multimodal": "episodes are text; transcripts_every keeps them",
+    "label_smoothing_factor": "the loss is the algorithm's (loss)",
+    **dict.fromkeys(("data_seed", "train_sampling_strategy", "length_column_name"), _ORDER),
+}
+"""Fields of TRL's that have no effect with rollouts and a loss of our own, and of each what has."""
+OF_LOSSES = {"sapo_": "sapo", "vespo_": "vespo"}
+"""How the fields begin that one of TRL's losses has."""
 
 Bonus = Callable[[Transcript, int], float]
 """What is added to an episode's reward, given its token budget."""
@@ -226,7 +256,13 @@ def train(
         "report_to": check_report_to(settings.report_to),
         **(arguments or {}),
     }
-    check_trl(GRPOConfig, {*ours, *OURS}, settings.trl)
+    others = {
+        key: f"it is for loss={loss}"
+        for key in settings.trl
+        for start, loss in OF_LOSSES.items()
+        if key.startswith(start) and ours["loss_type"] != loss
+    }
+    check_trl(GRPOConfig, {*ours, *OURS}, settings.trl, {**WITHOUT_EFFECT, **others})
     config = trl_config(
         GRPOConfig,
         **ours,

@@ -1,21 +1,24 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
+from trl import GRPOConfig, SFTConfig
 
 from agents import cispo, demo, grpo, ppo, rft, sft
 from agents.algorithms import algorithms, load_algorithm
 from agents.settings import (
     PRESETS,
     SettingsError,
+    check_trl,
     describe,
     find_sandbox,
     load_settings,
     read_preset,
     setting,
 )
+from agents.tiny import make_model
 from retool_env.episode import Rules
 
 
@@ -195,3 +198,64 @@ def test_what_is_no_yaml_and_no_seed_is_said(tmp_path):
     for value in ("abc", "-1"):
         with pytest.raises(SettingsError, match="seed must"):
             load_settings(sft.Settings, "sft", "tiny", [f"seed={value}"])
+
+
+REFUSED = {
+    "vllm_importance_sampling_cap": "correction_cap",
+    "vllm_importance_sampling_mode": "correction",
+    "top_p": "temperature",
+    "generation_kwargs": "engine",
+    "use_vllm": "engine",
+    "vllm_gpu_memory_utilization": "engine",
+    "use_transformers_paged": "engine",
+    "chat_template_kwargs": "env.protocol",
+    "max_tool_calling_iterations": "env.max_calls",
+    "num_train_epochs": "steps",
+    "data_seed": "seed",
+    "eval_strategy": "export_steps",
+    "resume_from_checkpoint": "--resume",
+    "trust_remote_code": "model",
+    "vespo_k_pos": "loss=vespo",
+    "entropy_target": "trl.use_adaptive_entropy=true",
+    "ref_model_sync_steps": "trl.sync_ref_model=true",
+}
+
+
+@pytest.fixture(scope="module")
+def tiny_checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    model, tokenizer = make_model(seed=0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_fields_of_trls_without_effect_are_refused_with_the_setting_that_has_one(
+    field, tiny_checkpoint, tmp_path
+):
+    pairs = [f"model={tiny_checkpoint}", f"trl.{field}=1", "steps=1", "prompts=1", "micro_batch=8"]
+    settings = load_settings(grpo.Settings, "grpo", "tiny", pairs)
+    with pytest.raises(SettingsError, match=rf"trl\.{field} has no effect .*{REFUSED[field]}"):
+        grpo.train(settings, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [("assistant_only_loss", "data"), ("truncation_mode", "packing"), ("do_eval", "retool eval")],
+)
+def test_fields_of_trls_without_effect_on_a_cold_start_are_refused(field, said, tmp_path):
+    settings = load_settings(sft.Settings, "sft", "tiny", [f"trl.{field}=true"])
+    with pytest.raises(SettingsError, match=rf"trl\.{field} has no effect here: .*{said}"):
+        sft.train(settings, tmp_path / "run")
+
+
+def test_fields_of_trls_with_an_effect_are_taken():
+    taken = {"generation_batch_size": 8, "steps_per_generation": 1, "num_iterations": 2}
+    taken |= {"log_completions": True, "num_completions_to_print": 1, "adam_beta2": 0.9}
+    check_trl(GRPOConfig, grpo.OURS, taken, grpo.WITHOUT_EFFECT)
+
+
+def test_the_fields_of_trls_that_are_refused_exist():
+    for config, names in ((GRPOConfig, grpo.WITHOUT_EFFECT), (SFTConfig, sft.WITHOUT_EFFECT)):
+        assert set(names) <= {field.name for field in fields(config)}
