@@ -116,8 +116,9 @@ def compared(checkpoint, folder, data):
         run(rft, checkpoint, folder, "rft", **more, sft=tuning)
     rank = processes().process_index
     torch.save(ppo_changes(checkpoint), folder / f"ppo-{rank}.pt")
-    phi = str(folder / f"phi-{rank}")
+    phi = str(folder / "phi")
     make_phi(phi, checkpoint)
+    processes().wait_for_everyone()
     torch.save(ppo_changes(phi), folder / f"phi-{rank}.pt")
 
 
