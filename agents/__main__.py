@@ -76,6 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "settings", nargs="*", metavar="key=value", help="settings, over the preset's"
     )
     arguments = parser.parse_intermixed_args(argv)
+    words = [each for each in (arguments.algorithm, *arguments.settings) if each is not None]
+    # A setting may stand before the algorithm.
+    arguments.algorithm = next((each for each in words if "=" not in each), None)
+    arguments.settings = [each for each in words if each is not arguments.algorithm]
     if arguments.algorithm is None:
         parser.print_help()
         return 0 if arguments.help else 2

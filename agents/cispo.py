@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents import grpo
-from agents.settings import setting
+from agents.settings import SettingsError, setting
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,23 @@ class Settings(grpo.Settings):
 
     name: str = setting("cispo", "the run's folder is runs/<name>")
     loss: str = setting("cispo", "TRL's loss_type")
-    clip_low: float = setting(0.2, "means nothing here")
+    clip_low: float = setting(0.2, "has no part in this loss, and can't be set")
     clip_high: float = setting(
         5.0,
         "largest weight, itself and not over 1; 5 is ScaleRL's (arXiv 2510.13786), the paper gives none",
     )
+    # GRPO's in a preset is not meant for this loss.
+    ratio_cap: float = setting(0.0, "has no part in this loss, and can't be set")
 
 
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
-    """Run CISPO; see `grpo.train`."""
+    """Run CISPO; see `grpo.train`.
+
+    Raises:
+        SettingsError: Also if `clip_low` is set.
+    """
+    if settings.clip_low != Settings.clip_low:
+        raise SettingsError(
+            f"clip_low has no part in CISPO's loss: leave clip_low={settings.clip_low} out"
+        )
     return grpo.train(settings, folder, resume)

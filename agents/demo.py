@@ -18,7 +18,7 @@ from agents.progress import Bar, console
 from agents.records import build, damaged, read_object, read_records, write_atomically
 from agents.reporting import REPORT_TO, check_report_to
 from agents.run import Run
-from agents.settings import SANDBOX, build_settings, find_sandbox, find_task, setting
+from agents.settings import SANDBOX, build_settings, find_sandbox, find_task, setting, stage
 from retool_env.evaluation import TEMPERATURE, TOP_P, evaluate, table, tool_table
 from retool_env.metrics import Summary
 from retool_env.rollout.transformers import load_policy
@@ -35,12 +35,15 @@ class Settings:
     """Settings of the main job."""
 
     name: str = setting("tiny", "the run's folder is runs/<name>")
+    model: str = setting("tiny", "of the cold starts: a folder, a Hub id, or `tiny`")
     dtype: str = setting("float32", "of the weights")
     env: dict[str, Any] = setting({}, "the environment's id and settings")
     sandbox: str | dict[str, Any] = setting("nsjail", SANDBOX)
     seed: int = setting(0, "of everything")
-    sft: dict[str, Any] = setting({}, "settings of the cold starts (sft.epochs=2)")
-    grpo: dict[str, Any] = setting({}, "settings of the reinforcement learning (grpo.steps=20)")
+    sft: dict[str, Any] = stage("settings of the cold starts (sft.epochs=2)", ())
+    grpo: dict[str, Any] = stage(
+        "settings of the reinforcement learning (grpo.steps=20)", ("model",)
+    )
     problems: int = setting(200, "held-out problems")
     k: int = setting(4, "episodes a problem")
     report_to: str | list[str] = setting("none", REPORT_TO)
@@ -55,6 +58,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     run = Run(folder, settings, resume)
     find_task(settings.env)
     check_report_to(settings.report_to)
+    check_stages(settings)
     run.start()
     stages = folder / "stages"
     curves: dict[str, list[dict[str, Any]]] = {}
@@ -64,7 +68,8 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         slug = arm.replace(" ", "-")
         env = {**settings.env, "interpreter": interpreter}
         console.rule(f"{arm}: cold start")
-        cold = sft.train(_stage(sft, settings, f"{slug}-sft", env), stages / f"{slug}-sft", True)
+        stage = _stage(sft, settings, f"{slug}-sft", env, model=_first_model(settings))
+        cold = sft.train(stage, stages / f"{slug}-sft", True)
         rows[f"{arm}, cold start"] = _evaluate(settings, run, f"{arm}, cold start", env, cold)
         console.rule(f"{arm}: reinforcement learning")
         stage = _stage(grpo, settings, f"{slug}-grpo", env, model=str(cold))
@@ -95,9 +100,27 @@ def report(rows: dict[str, Summary], settings: Settings) -> str:
     return "\n".join(lines)
 
 
+def check_stages(settings: Settings) -> None:
+    """Check the stages' settings before the first of them takes its time.
+
+    Raises:
+        SettingsError: If one is unknown or out of range, or a stage's batch can't be shared out.
+    """
+    env = {**settings.env, "interpreter": True}
+    sft.check_batch(_stage(sft, settings, "sft", env, model=_first_model(settings)), 1)
+    grpo.check_batch(_stage(grpo, settings, "grpo", env), 1)
+
+
+def _first_model(settings: Settings) -> str:
+    return settings.sft.get("model", settings.model)
+
+
 def _stage(module: Any, settings: Settings, name: str, env: dict[str, Any], **others: Any) -> Any:
+    """Settings of a stage: those that all stages share, then its own."""
     own = getattr(settings, module.__name__.rpartition(".")[2])
     shared = {key: getattr(settings, key) for key in ("dtype", "sandbox", "seed", "report_to")}
+    # A stage may have an environment of its own: a cold start's problems, whose traces a script writes.
+    env = {**env, **own.get("env", {}), "interpreter": env["interpreter"]}
     return build_settings(module.Settings, {**shared, **own, **others, "name": name, "env": env})
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -79,6 +79,36 @@ CORRECTION = (
 """What the setting `correction` is."""
 OURS = ("scale_rewards", "multi_objective_aggregation")
 """Fields of TRL's that have no effect here: advantages are the algorithm's, and there is one reward."""
+
+_SAMPLING = "set temperature, and arguments of the policy in engine; log-probs are those of the whole distribution"
+_ENGINE = "set engine, a mapping {name: ..., and arguments of its policy}, and sample_batch"
+_ORDER = "problems are drawn by seed and curriculum"
+WITHOUT_EFFECT = {
+    **dict.fromkeys(
+        ("top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"), _SAMPLING
+    ),
+    **{
+        field.name: _ENGINE
+        for field in fields(GRPOConfig)
+        if field.name.startswith(("vllm_", "use_transformers_", "transformers_"))
+    },
+    **dict.fromkeys(("use_vllm", "cache_implementation", "ds3_gather_for_generation"), _ENGINE),
+    **{
+        field.name: "set correction and correction_cap"
+        for field in fields(GRPOConfig)
+        if field.name.startswith("vllm_importance_sampling_")
+    },
+    "chat_template_kwargs": "set env.protocol and env.prompt_template",
+    "max_tool_calling_iterations": "set env.max_calls",
+    "disable_dropout": "there is never any dropout",
+    "num_train_epochs": "set steps",
+    "log_multimodal": "episodes are text; transcripts_every keeps them",
+    "label_smoothing_factor": "the loss is the algorithm's (loss)",
+    **dict.fromkeys(("data_seed", "train_sampling_strategy", "length_column_name"), _ORDER),
+}
+"""Fields of TRL's that have no effect with rollouts and a loss of our own, and of each what has."""
+OF_LOSSES = {"sapo_": "sapo", "vespo_": "vespo"}
+"""How the fields begin that one of TRL's losses has."""
 
 Bonus = Callable[[Transcript, int], float]
 """What is added to an episode's reward, given its token budget."""
@@ -186,10 +216,6 @@ def train(
     """
     state = processes()
     accumulation = check_batch(settings, state.num_processes)
-    if 0 < settings.ratio_cap <= 1 + settings.clip_high:
-        raise SettingsError(
-            f"ratio_cap={settings.ratio_cap} must be above 1 + clip_high={settings.clip_high}; 0 is no cap"
-        )
     engine, options = check_engine(settings.engine, state.num_processes)
     if engine == "transformers":
         options = {"max_batch": settings.sample_batch, **options}
@@ -232,7 +258,13 @@ def train(
         "report_to": check_report_to(settings.report_to),
         **(arguments or {}),
     }
-    check_trl(GRPOConfig, {*ours, *OURS}, settings.trl)
+    others = {
+        key: f"it is for loss={loss}"
+        for key in settings.trl
+        for start, loss in OF_LOSSES.items()
+        if key.startswith(start) and ours["loss_type"] != loss
+    }
+    check_trl(GRPOConfig, {*ours, *OURS}, settings.trl, {**WITHOUT_EFFECT, **others})
     config = trl_config(
         GRPOConfig,
         **ours,
@@ -366,6 +398,10 @@ def check_batch(settings: Settings, processes: int) -> int:
     if settings.ratio_cap and settings.loss not in CLIPPED:
         raise SettingsError(
             f"ratio_cap has no part in loss={settings.loss}; it has in {', '.join(CLIPPED)}"
+        )
+    if 0 < settings.ratio_cap <= 1 + settings.clip_high:
+        raise SettingsError(
+            f"ratio_cap={settings.ratio_cap} must be above 1 + clip_high={settings.clip_high}; 0 is no cap"
         )
     check_correction(settings.correction, settings.correction_cap)
     check_dtype(settings.dtype, settings.lora_rank, settings.trl)

@@ -15,8 +15,9 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from agents.run import processes, read_config
-from agents.settings import SettingsError, merge
+from agents.settings import SettingsError
 from retool_env.checkpoint_task import CheckpointTask, differences, read_task
+from retool_env.key_values import merge
 
 
 def inherit_task(

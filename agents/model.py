@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -181,6 +182,7 @@ def save_checkpoint(
 ) -> None:
     """Save what evaluation loads: the model, LoRA merged into it, with its tokenizer, chat template and all.
 
+    A merged model is saved in float32: bfloat16 would round most of a small update away.
     The adapter alone goes to `adapter/` beside it. On several processes, all call it; the first one's memory must hold the
     whole model.
 
@@ -195,14 +197,15 @@ def save_checkpoint(
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     main = trainer.accelerator.is_main_process
+    adapted = isinstance(model, PeftModel)
     weights = {}
-    for name, tensor in trained_weights(
-        model
-    ):  # gathers the shards, so that all processes go through them
+    # Shards are gathered, so that all processes go through them.
+    for name, tensor in trained_weights(model):
         if main:
-            weights[name] = tensor.cpu()
+            merged = adapted and tensor.is_floating_point()
+            weights[name] = tensor.float().cpu() if merged else tensor.cpu()
     adapter = {}
-    if isinstance(model, PeftModel):
+    if adapted:
         for name, tensor in model.state_dict().items():
             if "lora_" in name or "modules_to_save" in name:
                 adapter[name] = whole(tensor).cpu()
@@ -211,8 +214,12 @@ def save_checkpoint(
             model.save_pretrained(folder.parent / "adapter", state_dict=adapter)
             if task is not None:
                 task.save(folder.parent / "adapter")
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        base = model.get_base_model() if adapted else model
         base.save_pretrained(folder, state_dict=weights)
+        if adapted:
+            config = copy.deepcopy(base.config)  # it has the type of the weights in memory
+            config.dtype = torch.float32
+            config.save_pretrained(folder)
         generation_config(base, tokenizer, stop).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         if task is not None:

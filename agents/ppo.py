@@ -28,6 +28,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from peft import PeftModel, get_peft_model
+from torch.distributed.tensor import DTensor, Partial
 from transformers import PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 from trl.trainer.utils import add_fused_lm_head
@@ -62,9 +63,10 @@ from agents.settings import (
     setting,
     task_of,
 )
-from agents.sharding import shard_frozen
+from agents.sharding import shard_frozen, sharded_apart
 from agents.stopping import Stopping
 from retool_env.integrations.correction import importance_weights, weight_figures, weight_sums
+from retool_env.integrations.fused_head import skip_unwanted
 from retool_env.integrations.packing import Packed, keeps_apart, pack, score
 from retool_env.integrations.rollouts import EngineRollouts, RolloutsAbandoned, together
 from retool_env.integrations.rows import with_trained_logprobs
@@ -386,6 +388,25 @@ class Batch:
             yield self.take(index)
 
 
+class ValueHead(torch.nn.Linear):
+    """The critic's head. It works in float32 whatever the trunk does: of a value in bfloat16 two digits would remain."""
+
+    def values(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Values in float32, shape `(B, L)`, of hidden states, `(B, L, H)`.
+
+        A method of its own: the module's call would have FSDP gather the weights in bfloat16.
+        """
+        weight, bias = (
+            # FSDP averages the gradients of all processes.
+            parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
+            if isinstance(parameter, DTensor)
+            else parameter
+            for parameter in (self.weight, self.bias)
+        )
+        with torch.autocast(hidden.device.type, enabled=False):
+            return torch.nn.functional.linear(hidden.float(), weight.float(), bias.float())[..., 0]
+
+
 class Critic(torch.nn.Module):
     """A causal model's trunk under a scalar head that says 0 at first.
 
@@ -402,7 +423,7 @@ class Critic(torch.nn.Module):
             trunk = get_peft_model(trunk, lora)
         self.trunk = trunk
         self._no_split_modules = model._no_split_modules  # what FSDP shards one by one
-        self.head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1)
+        self.head = ValueHead(model.config.get_text_config().hidden_size, 1)
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
 
@@ -414,7 +435,7 @@ class Critic(torch.nn.Module):
             position_ids=rows.position_ids,
             use_cache=False,
         ).last_hidden_state
-        values = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
+        values = self.head.values(hidden)
         return rows.unpacked(values)[:, 1:]
 
 
@@ -435,6 +456,7 @@ class Learner:
         self._world = self.accelerator.num_processes
         torch.manual_seed(settings.seed)  # adapters begin at random, the same on all processes
         add_fused_lm_head(actor, settings.temperature, outputs=("log_probs", "entropy"))
+        skip_unwanted(actor)
         if settings.lora_rank:
             actor = get_peft_model(actor, lora_config(settings.lora_rank))
         self.actor, self.actor_optimizer = self._prepare(actor, actor, settings.learning_rate)
@@ -442,15 +464,18 @@ class Learner:
         # Once the actor is in shards, so that the host never holds both whole.
         base = load_model(settings.model, settings.dtype)[0]
         critic = Critic(base, lora_config(settings.lora_rank))
-        self.critic, self.critic_optimizer = self._prepare(
-            critic, critic.trunk, settings.critic_learning_rate
-        )
+        # With the rest its weights would be gathered in bfloat16.
+        with sharded_apart(self.accelerator, ValueHead.__name__):
+            self.critic, self.critic_optimizer = self._prepare(
+                critic, critic.trunk, settings.critic_learning_rate
+            )
         self._packs: tuple[bool, bool] | None = None  # not tried yet
         self._one_row = is_flash_attention_requested(base.config.get_text_config())
         self.reference = None
         if settings.kl and not settings.lora_rank:
             reference = load_model(settings.model, settings.dtype)[0].eval()
             add_fused_lm_head(reference, settings.temperature)
+            skip_unwanted(reference)
             if self.accelerator.is_fsdp2:
                 self.reference = shard_frozen(reference, self.accelerator)
             else:
@@ -567,8 +592,10 @@ class Learner:
         if actor:
             trained.append(("actor", self.actor, self.actor_optimizer))
         for name, model, optimizer in trained:
-            most = self.settings.max_grad_norm
-            sums.norm(name, whole(self.accelerator.clip_grad_norm_(model.parameters(), most)))
+            self.accelerator.unscale_gradients(optimizer)
+            # Not accelerate's: it compares the parameters with those of all models, tensor by tensor.
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.settings.max_grad_norm)
+            sums.norm(name, whole(norm))
             optimizer.step()
             optimizer.zero_grad()
 

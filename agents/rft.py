@@ -37,6 +37,7 @@ from agents.settings import (
     find_sandbox,
     find_task,
     setting,
+    stage,
 )
 from agents.sharding import read_by_all
 from retool_env.episode import Rules
@@ -75,7 +76,10 @@ class Settings:
     )
     in_flight: int = setting(256, "episodes in flight at once, at most, in a process")
     temperature: float = setting(1.0, "of sampling")
-    sft: dict[str, Any] = setting({}, "settings of the fine-tuning (sft.epochs=2)")
+    sft: dict[str, Any] = stage(
+        "settings of the fine-tuning (sft.epochs=2)",
+        ("model", "data", "env", "sandbox", "traces", "mix"),
+    )
     lora_rank: int = setting(0, "0: full fine-tuning")
     gradient_checkpointing: bool = setting(False, "less memory, more time")
     allow_high_learning_rate: bool = setting(False, HIGH_RATE)
@@ -100,13 +104,14 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         return run.checkpoint
     rules, problems = find_task(settings.env)
     tuning = [_tuning(settings, folder, number) for number in range(settings.rounds)]
+    sft.check_batch(tuning[0], state.num_processes)
     check_report_to(settings.report_to)
     loaded, _ = load_model(settings.model, settings.dtype)
     check_learning_rate(
         tuning[0].learning_rate,
         loaded.num_parameters(),
-        settings.lora_rank,
-        settings.allow_high_learning_rate,
+        tuning[0].lora_rank,
+        tuning[0].allow_high_learning_rate,
         tuning[0].trl,
         "sft.learning_rate",
     )
@@ -119,8 +124,8 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         run.resume_at(settings.rounds)
         reporter = Reporter(settings.report_to, settings.name, folder, dataclasses.asdict(settings))
         resources.callback(reporter.close)
-        for number, stage in enumerate(tuning):
-            traces = Path(stage.data)
+        for number, fine_tuning in enumerate(tuning):
+            traces = Path(fine_tuning.data)
             missing = not traces.exists()
             state.wait_for_everyone()  # all have looked before one writes it
             if missing:
@@ -150,8 +155,9 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             base = settings.model if settings.restart else model
             if not missing:
                 round_traces(traces)
-            stage = dataclasses.replace(stage, model=base)
-            model = str(sft.train(stage, folder / "stages" / stage.name, resume=True))
+            fine_tuning = dataclasses.replace(fine_tuning, model=base)
+            target = folder / "stages" / fine_tuning.name
+            model = str(sft.train(fine_tuning, target, resume=True))
     if run.main:
         run.checkpoint.unlink(missing_ok=True)
         run.checkpoint.symlink_to(Path(model).relative_to(folder))

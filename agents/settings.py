@@ -1,7 +1,8 @@
 """Settings of a run: a preset (YAML), the algorithm's own section of it, then `key=value` from the command line.
 
 A preset's top level holds what all algorithms share; a section named after an algorithm adds to it or overrides it, for that
-algorithm and for those whose settings are made from its own, as far as they don't define a setting anew.
+algorithm and for those whose settings are made from its own, as far as they don't define a setting anew. Where an algorithm
+runs others as its stages, the sections of these are theirs.
 Whatever is not known is an error that names the nearest key.
 """
 
@@ -19,14 +20,13 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-import yaml
-
-from retool_env.address import check_no_secrets, redact
+from retool_env.address import check_no_secrets
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.env import make_task
 from retool_env.episode import Rules
 from retool_env.files import file_fault, read_text
 from retool_env.interpreter import open_sandbox
+from retool_env.key_values import load_yaml, merge, parse_settings
 from retool_env.problems import ProblemSource
 from retool_env.sandbox import Sandbox
 
@@ -49,7 +49,7 @@ def load_settings[S](cls: type[S], section: str, preset: str, overrides: Sequenc
         section: Its name, which is its section's in the preset; sections named after its and its base classes' modules come
             before.
         preset: A preset's name, or the path of a YAML file.
-        overrides: `key=value` each, the value in YAML; `env.max_calls=3` reaches into a mapping.
+        overrides: `key=value` each; see `retool_env.key_values`.
 
     Raises:
         SettingsError: For an unknown preset or key, or a value of the wrong kind.
@@ -61,43 +61,58 @@ def merge_settings(
     cls: type, section: str, preset: str, overrides: Sequence[str]
 ) -> dict[str, Any]:
     """The values that a preset and the command line set; see `load_settings`."""
+    from agents.algorithms import algorithms  # which imports this module
+
     values = read_preset(preset)
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     # A section that is also a setting (the main job's, which runs other algorithms) stays one.
-    modules = {base.__module__.rpartition(".")[2] for base in cls.__mro__}
-    names = (_algorithms() | modules | {section}) - fields
-    sections = {name: values.pop(name) for name in list(values) if name in names}
+    modules = {base.__module__.rpartition(".")[2] for base in cls.__mro__ if base is not object}
+    names = ({*algorithms(), section} | modules) - fields
+    sections = {name: values.pop(name) or {} for name in list(values) if name in names}
+    for name, keys in sections.items():
+        if not isinstance(keys, dict):
+            raise SettingsError(
+                f"preset {preset}: the section {name} must be a mapping of settings"
+            )
+    for name, keys in stages(cls).items():
+        if isinstance(values.get(name), dict):
+            # What the job sets itself is there for the stage's own runs.
+            values[name] = {key: values[name][key] for key in values[name] if key not in keys}
     own: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         anew = inspect.get_annotations(base)
         own = {key: value for key, value in own.items() if key not in anew}
-        own = merge(own, sections.get(base.__module__.rpartition(".")[2]) or {})
+        own = merge(own, sections.get(base.__module__.rpartition(".")[2], {}))
         if base is cls:
-            own = merge(own, sections.get(section) or {})
-    return merge(merge(values, own), read_overrides(overrides))
+            own = merge(own, sections.get(section, {}))
+    for over in (own, read_overrides(overrides)):
+        for name in stages(cls):
+            if isinstance(values.get(name), dict):
+                # A stage's section does not override what is set for the job that it is part of.
+                values[name] = _without(values[name], over)
+        values = merge(values, over)
+    return values
 
 
 def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """The values that `key=value` pairs set; `env.max_calls=3` is a mapping in a mapping.
+    """The values that `key=value` pairs set; see `retool_env.key_values`.
 
     Raises:
-        SettingsError: If one is no such pair, or the value is not YAML.
+        SettingsError: If one is no such pair.
     """
-    merged: dict[str, Any] = {}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise SettingsError(f"{redact(override)!r} is no key=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            # Without the value, which may be a key.
-            why = getattr(error, "problem", None) or type(error).__name__
-            raise SettingsError(f"{key}: the value is not YAML: {why}") from None
-        for part in reversed(key.split(".")[1:]):
-            value = {part: value}
-        merged = merge(merged, {key.split(".")[0]: value})
-    return merged
+    try:
+        return parse_settings(overrides)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+
+
+def stages(cls: type) -> dict[str, tuple[str, ...]]:
+    """The settings that are settings of other algorithms, and which of theirs the job sets itself; see `stage`."""
+    return {
+        field.name: field.metadata["sets"]
+        for field in dataclasses.fields(cls)
+        if "sets" in field.metadata
+    }
 
 
 def read_preset(preset: str) -> dict[str, Any]:
@@ -115,8 +130,8 @@ def read_preset(preset: str) -> dict[str, Any]:
             f"no preset {preset!r}{nearest(preset, names)}; there are {', '.join(names)}"
         )
     try:
-        values = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        values = load_yaml(read_text(path))
+    except ValueError as error:
         raise SettingsError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{path} must hold a mapping of settings")
@@ -149,19 +164,26 @@ def setting(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
-def _algorithms() -> set[str]:
-    here = Path(__file__).parent
-    return {path.stem for path in here.glob("*.py")}
+def stage(help: str, sets: Sequence[str]) -> Any:
+    """A field of settings of another algorithm, named as it is, which the job runs.
+
+    Args:
+        help: One line of help.
+        sets: Those of its settings that follow from the job. In a preset's section of that algorithm they are for its own runs;
+            anywhere else they are refused.
+    """
+    return dataclasses.field(default_factory=dict, metadata={"help": help, "sets": ("name", *sets)})
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping with another one over it, and so on for mappings that both hold under a name."""
-    merged = dict(base)
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            value = merge(merged[key], value)
-        merged[key] = value
-    return merged
+def _without(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a mapping another one does not set."""
+    kept = {}
+    for key, value in base.items():
+        if key not in over:
+            kept[key] = value
+        elif isinstance(value, dict) and isinstance(over[key], dict):
+            kept[key] = _without(value, over[key])
+    return kept
 
 
 def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
@@ -183,6 +205,10 @@ def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
     except ValueError as error:
         raise SettingsError(str(error)) from None
     made = cls(**{key: _check(key, value, hints[key]) for key, value in values.items()})
+    for name, keys in stages(cls).items():
+        for key in getattr(made, name):
+            if key in keys:
+                raise SettingsError(f"{name}.{key} follows from the job and its own settings")
     if getattr(made, "seed", 0) < 0:
         raise SettingsError(f"seed must not be negative, not {values['seed']}")
     if isinstance(name := getattr(made, "name", None), str):
@@ -264,23 +290,82 @@ def largest_divisor(number: int, most: int) -> int:
     return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
 
 
-def check_trl(config: type, ours: Iterable[str], extra: Mapping[str, Any]) -> None:
+_EVALUATION = "nothing is evaluated while a run trains: set export_steps, and run `retool eval`"
+_WITHOUT_EFFECT = {
+    "resume_from_checkpoint": "--resume goes on",
+    "disable_tqdm": "the progress bar is our own",
+    **dict.fromkeys(("model_init_kwargs", "trust_remote_code"), "set model and dtype"),
+    **dict.fromkeys(
+        (
+            "batch_eval_metrics",
+            "bf16_full_eval",
+            "do_eval",
+            "do_predict",
+            "do_train",
+            "eval_accumulation_steps",
+            "eval_delay",
+            "eval_do_concat_batches",
+            "eval_on_start",
+            "eval_packing",
+            "eval_steps",
+            "eval_strategy",
+            "eval_use_gather_object",
+            "fp16_full_eval",
+            "greater_is_better",
+            "include_for_metrics",
+            "load_best_model_at_end",
+            "metric_for_best_model",
+            "num_generations_eval",
+            "per_device_eval_batch_size",
+            "prediction_loss_only",
+        ),
+        _EVALUATION,
+    ),
+}
+"""Fields of any configuration of TRL's that have no effect here, and what has."""
+_NEEDED = {
+    "ref_model_mixup_alpha": "sync_ref_model",
+    "ref_model_sync_steps": "sync_ref_model",
+    "entropy_coef_min": "use_adaptive_entropy",
+    "entropy_coef_max": "use_adaptive_entropy",
+    "entropy_coef_delta": "use_adaptive_entropy",
+    "entropy_target": "use_adaptive_entropy",
+    "num_completions_to_print": "log_completions",
+    "log_unique_prompts": "log_completions",
+    "log_completions_hub_repo": "log_completions",
+}
+"""Fields that have an effect only beside another one."""
+
+
+def check_trl(
+    config: type,
+    ours: Iterable[str],
+    extra: Mapping[str, Any],
+    without_effect: Mapping[str, str] | None = None,
+) -> None:
     """Check the setting `trl`: further fields of TRL's configuration.
 
     Args:
         config: TRL's class.
         ours: Fields that settings of our own fill.
         extra: The setting.
+        without_effect: Fields that have none with this trainer, and of each what has.
 
     Raises:
-        SettingsError: For a field that TRL does not have, or that follows from the algorithm or a setting of our own.
+        SettingsError: For a field that TRL does not have, that follows from the algorithm or a setting of our own, or that has no
+            effect.
     """
     known = {field.name for field in dataclasses.fields(config)}
+    idle = {**_WITHOUT_EFFECT, **(without_effect or {})}
     for key in extra:
         if key in ours:
             raise SettingsError(f"trl.{key} follows from the algorithm or a setting of our own")
         if key not in known:
             raise SettingsError(f"unknown setting trl.{key}{nearest(key, known)}")
+        if key in idle:
+            raise SettingsError(f"trl.{key} has no effect here: {idle[key]}")
+        if key in _NEEDED and not extra.get(_NEEDED[key]):
+            raise SettingsError(f"trl.{key} has no effect without trl.{_NEEDED[key]}=true")
 
 
 def trl_config(config: type, **values: Any) -> Any:
@@ -305,7 +390,7 @@ def _check(key: str, value: Any, hint: Any) -> Any:
     kinds = _kinds(hint)
     if isinstance(value, str) and float in kinds and str not in kinds:
         with contextlib.suppress(ValueError):
-            value = float(value)  # YAML reads 1e-6 as a string
+            value = float(value)  # in quotes
     if (
         isinstance(value, int)
         and not isinstance(value, bool)

@@ -60,6 +60,19 @@ from retool_env.transcript import Span, Transcript, check_transcript
 
 TRACES = "traces.jsonl"
 """In the run's folder, the traces that it made."""
+WITHOUT_EFFECT = {
+    **dict.fromkeys(
+        (
+            "dataset_text_field",
+            "dataset_kwargs",
+            "completion_only_loss",
+            "assistant_only_loss",
+        ),
+        "set data; the loss is on the model's own tokens",
+    ),
+    "truncation_mode": "no trace is cut; set packing",
+}
+"""Fields of TRL's that have no effect on token ids and labels of our own, and of each what has."""
 _ANEW = "delete the whole file: the traces are then made anew, the same ones"
 
 
@@ -138,7 +151,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         "seed": settings.seed,
         "report_to": check_report_to(settings.report_to),
     }
-    check_trl(SFTConfig, ours, settings.trl)
+    check_trl(SFTConfig, ours, settings.trl, WITHOUT_EFFECT)
     check_dtype(settings.dtype, settings.lora_rank, settings.trl)
     if settings.model == "tiny":
         model, tokenizer = tiny.make_model(settings.seed)

@@ -98,5 +98,22 @@ def read_by_all() -> Iterator[None]:
             os.environ[name] = before
 
 
+@contextmanager
+def sharded_apart(accelerator: Accelerator, layer: str) -> Iterator[None]:
+    """Modules of this class, too, are sharded one by one in models that are prepared meanwhile.
+
+    Of all models of a run, accelerate takes the classes that the first one names.
+    """
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    before = getattr(plugin, "transformer_cls_names_to_wrap", None)
+    if before is not None:
+        plugin.transformer_cls_names_to_wrap = [*before, layer]
+    try:
+        yield
+    finally:
+        if before is not None:
+            plugin.transformer_cls_names_to_wrap = before
+
+
 def _set(name: str) -> bool:
     return bool(str_to_bool(os.environ.get(name, "false")))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 
 from retool_env.address import check_no_secrets, redact, variable_name
+from retool_env.key_values import parse_settings, parse_value
 
 if TYPE_CHECKING:
     from retool_env.checkpoint_task import CheckpointTask
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--sandbox",
         type=parse_value,
         default="nsjail",
-        help="nsjail, unsafe, the URLs of sandbox servers, or make_sandbox's arguments as JSON (nsjail)",
+        help="nsjail, unsafe, the URLs of sandbox servers, or a mapping of make_sandbox's arguments (nsjail)",
     )
     evaluation.add_argument(
         "--max-tokens",
@@ -136,8 +137,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     serve.add_argument("--grace", type=int, default=30, help="seconds to end in, when stopped (30)")
     serve.add_argument("--unsafe", action="store_true", help="without a jail")
     commands.add_parser("train", help="forwards to `python -m agents`", add_help=False)
-    arguments, rest = parser.parse_known_args(argv)
-    if rest and arguments.command != "train":
+    argv = list(sys.argv[1:] if argv is None else argv)
+    command = argv[0] if argv else None
+    rest = argv[1:]
+    if command == "train":
+        arguments = argparse.Namespace(command=command)
+    elif command in commands.choices:
+        # By itself, so that options and settings may stand in any order.
+        arguments, rest = commands.choices[command].parse_known_intermixed_args(rest)
+        arguments.command = command
+    else:
+        arguments = parser.parse_args(argv)
+    if rest and command != "train":
         # Without their values, which may be a key's.
         options = [each.partition("=")[0] for each in rest if each.startswith("-")]
         parser.error(f"unknown arguments: {' '.join(options or rest)}")
@@ -585,29 +596,6 @@ def run_train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         print(CLONE, file=sys.stderr)
         return 1
     os.execv(sys.executable, [sys.executable, "-m", "agents", *rest])
-
-
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value` pairs; a value is JSON where it can be, and otherwise text.
-
-    Raises:
-        ValueError: If a pair has no `=`.
-    """
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ValueError(f"{redact(pair)!r} is no key=value")
-        settings[key] = parse_value(value)
-    return settings
-
-
-def parse_value(text: str) -> Any:
-    """JSON where it can be, and otherwise text."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 if __name__ == "__main__":

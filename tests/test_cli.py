@@ -19,7 +19,8 @@ from model_api import ModelAPI, Reply, serving
 
 from retool_env import REVISION, cli
 from retool_env.checkpoint_task import CheckpointTask
-from retool_env.cli import main, parse_settings
+from retool_env.cli import main
+from retool_env.key_values import parse_settings
 from retool_env.sandbox import SandboxUnavailable, nsjail
 from retool_env.transcript import check_transcript, read_transcripts, write_transcripts
 
@@ -350,6 +351,26 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
 
     monkeypatch.setattr(cli, "run_doctor", interrupt)
     assert main(["doctor"]) == 130 and capsys.readouterr().err == "stopped\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["limits.wall_seconds=-1", "--env", ARITHMETIC, "max_calls=1"],
+        ["--env", ARITHMETIC, "limits.wall_seconds=-1", "--seed", "-1", "max_calls=1"],
+        ["max_calls=1", "--env", ARITHMETIC, "--seed=3", "limits={wall_seconds: -1}"],
+    ],
+)
+def test_settings_stand_anywhere_on_the_line(arguments, capsys):
+    assert main(["play", *arguments]) == 1
+    assert "Limits.wall_seconds must be" in capsys.readouterr().err
+
+
+def test_settings_after_options_reach_an_evaluation(checkpoint, outside, capsys):
+    command = ["eval", "session=true", "--env", ARITHMETIC, "--model", checkpoint]
+    assert main([*command, "--out", "found", *SMALL, "limits.wall_seconds=3"]) == 0
+    settings = json.loads(Path("found/results.json").read_text())["settings"]
+    assert settings["session"] is True and settings["limits"] == {"wall_seconds": 3}
 
 
 def test_settings_are_json_or_text():

@@ -30,6 +30,7 @@ from retool_env.integrations.correction import (
     weight_figures,
     weight_sums,
 )
+from retool_env.integrations.fused_head import skip_unwanted
 from retool_env.integrations.packing import keeps_apart, pack, score
 from retool_env.integrations.rollouts import EngineRollouts, together
 from retool_env.integrations.rows import (
@@ -141,6 +142,9 @@ class EngineGRPOTrainer(GRPOTrainer):
                     "EngineRollouts a VLLMPolicy or VLLMServerPolicy"
                 )
         super().__init__(*args, **kwargs)
+        for each in (self.model, self.ref_model):
+            if each is not None:
+                skip_unwanted(each)
         self.add_callback(_AtTheEnd(self))
         self._check_groups()
         self.advantages = advantages

@@ -30,6 +30,8 @@ def _is_sharded_otherwise(model: torch.nn.Module) -> bool:
 def trained_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """All weights, one by one: shards gathered, LoRA added to what it adapts, neither changed in the model.
 
+    The sums are in float32, whatever the model is in: added in bfloat16, most of a small update would be rounded away.
+
     Where the model is sharded, all processes must iterate together, to the end.
 
     Raises:
@@ -63,9 +65,9 @@ def trained_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]
             weight = whole(tensor)
             if rest == "weight":
                 layer = adapted[owner]
-                for adapter in layer.active_adapters:
-                    if adapter in layer.scaling:
-                        weight = weight + whole(layer.get_delta_weight(adapter)).to(weight.dtype)
+                added = [name for name in layer.active_adapters if name in layer.scaling]
+                for adapter in added:
+                    weight = weight.float() + whole(layer.get_delta_weight(adapter)).float()
             yield f"{owner}.{rest}", weight
             continue
         # A layer that is trained whole beside the adapters: its copy, not the original.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
+import warnings
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -82,6 +83,7 @@ class TransformersPolicy:
         declared = declared if isinstance(declared, list) else [declared]
         self._eos = {tokenizer.eos_token_id, *declared} - {None}
         self._text_of: dict[int, str] = {}
+        self._warned = False
         # Weakly: if it referred to itself, its model and its cache, gigabytes, would outlive it until garbage is collected.
         draw, stop_reason = map(weakref.WeakMethod, (self._draw, self._stop_reason))
         self._batcher = Batcher(
@@ -143,7 +145,8 @@ class TransformersPolicy:
         Args:
             version: The new weights' number.
             weights: All of the model's, adapters merged; they are copied into it one by one. `None`: they are in the model
-                already.
+                already. The first update of which rounding to the model's type loses something is warned of, with the share
+                of weights that it did not move.
 
         Raises:
             ValueError: If they are not those of the model, by name and shape. Of a mapping nothing is copied then; of an
@@ -165,11 +168,25 @@ class TransformersPolicy:
             _check_complete(own, weights)
             weights = weights.items()
         given = set()
+        changed = unmoved = 0
         for name, tensor in weights:
             _check_weight(own, name, tensor)
+            if tensor.dtype.itemsize > own[name].dtype.itemsize:
+                tensor = tensor.to(own[name].device)
+                differs = own[name] != tensor  # compared in the wider type
+                changed += int(differs.sum())
+                unmoved += int((differs & (own[name] == tensor.to(own[name].dtype))).sum())
             own[name].copy_(tensor)
             given.add(name)
         _check_complete(own, given)
+        if unmoved and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the policy's weights are in {str(self.model.dtype).removeprefix('torch.')}: of those that an update "
+                f"changed, {unmoved / changed:.0%} stay as they were, rounded, so that it samples from another model than "
+                "the trained one; load it in float32",
+                stacklevel=2,
+            )
 
     def _draw(
         self, logits: torch.Tensor, requests: Sequence[Request]

@@ -17,7 +17,7 @@ import ppo_batches
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from agents import grpo, ppo, rft, sft
@@ -114,7 +114,22 @@ def compared(checkpoint, folder, data):
         more = {"rounds": 1, "problems": 4, "k": 4, "keep": 2}
         tuning = {"batch_size": 4, "micro_batch": 1, "learning_rate": 0.1, "trl": PLAIN}
         run(rft, checkpoint, folder, "rft", **more, sft=tuning)
-    torch.save(ppo_changes(checkpoint), folder / f"ppo-{processes().process_index}.pt")
+    rank = processes().process_index
+    torch.save(ppo_changes(checkpoint), folder / f"ppo-{rank}.pt")
+    phi = str(folder / "phi")
+    make_phi(phi, checkpoint)
+    processes().wait_for_everyone()
+    torch.save(ppo_changes(phi), folder / f"phi-{rank}.pt")
+
+
+def make_phi(folder, checkpoint):
+    """A random model whose head has a bias, so that actor and critic have equally many tensors."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = PhiConfig(vocab_size=len(tokenizer), num_attention_heads=2, **shape)
+    PhiForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def some(tensor):

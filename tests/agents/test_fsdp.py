@@ -112,10 +112,12 @@ def test_two_processes_with_shards_do_as_one_without(name, one, two, initial):
             assert theirs[key] == pytest.approx(ours[key], rel=1e-4, abs=1e-6)
 
 
-def test_ppos_actor_and_critic_do_as_without_shards(one, two):
-    ours = torch.load(one / "ppo-0.pt")
+@pytest.mark.parametrize("name", ["ppo", "phi"])
+def test_ppos_actor_and_critic_do_as_without_shards(name, one, two):
+    """Phi's head has a bias."""
+    ours = torch.load(one / f"{name}-0.pt")
     for rank in range(2):
-        theirs = torch.load(two / f"ppo-{rank}.pt")
+        theirs = torch.load(two / f"{name}-{rank}.pt")
         for model in ("actor", "critic"):
             assert_same({model: ours[model]}, {model: theirs[model]})
         assert theirs["figures"] == pytest.approx(ours["figures"], rel=1e-3, abs=1e-5)

@@ -25,6 +25,7 @@ from agents.figures import pooled
 from agents.settings import SettingsError, load_settings
 from agents.tiny import make_tokenizer
 from retool_env.episode import Generation, Rules
+from retool_env.integrations.packing import pack
 from retool_env.problems import Problem, ProblemList
 from retool_env.transcript import check_transcript, read_transcripts
 
@@ -229,6 +230,21 @@ def test_the_critic_says_nothing_at_first_and_learns_the_reward(initial):
     assert not made.values(batch).any()
     explained = [made.learn(batch, step)["critic/explained_variance"] for step in range(30)]
     assert explained[0] == pytest.approx(0.0, abs=1e-6) and explained[-1] > 0.9
+
+
+def test_values_are_in_float32_under_bfloat16(initial):
+    critic = ppo.Critic(model.load_model(initial, "float32")[0])
+    torch.nn.init.normal_(critic.head.weight)
+    hidden = torch.randn(2, 3, critic.head.in_features)
+    expected = hidden @ critic.head.weight[0] + critic.head.bias
+    with torch.autocast("cpu", torch.bfloat16):
+        found = critic.head.values(hidden)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    rows = pack(torch.arange(8)[None], torch.ones(1, 8), torch.arange(8)[None] > 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        values = critic(rows)[0, 3:]
+    assert values.dtype == torch.float32 and not torch.equal(values, values.bfloat16().float())
 
 
 def test_epochs_and_minibatches_are_optimizer_steps_over_all_episodes(initial):

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import copy
+import re
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import LlamaForCausalLM
 
+from agents.model import save_checkpoint
 from agents.tiny import make_model
 from retool_env.integrations.weights import is_sharded, trained_weights
+from retool_env.rollout.engine import run_blocking
+from retool_env.rollout.transformers import TransformersPolicy, load_policy
 
 
 def shaken(model):
@@ -54,6 +61,65 @@ def test_adapters_are_added_to_what_they_adapt_and_the_model_stays_as_it_was(con
     plain.load_state_dict(weights)
     torch.testing.assert_close(logits(plain), before, atol=1e-5, rtol=1e-5)
     assert all(torch.equal(state[name], tensor) for name, tensor in adapted.state_dict().items())
+
+
+def adapted_in_bfloat16(update):
+    """A model in bfloat16 whose adapters add so much at most."""
+    torch.manual_seed(0)
+    model, tokenizer = make_model(seed=0)
+    model = model.to(torch.bfloat16)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"]))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(update * torch.randn_like(parameter))
+    return adapted, tokenizer
+
+
+def test_a_small_update_of_a_model_in_bfloat16_is_kept_whole():
+    adapted, _ = adapted_in_bfloat16(1e-5)
+    weights = dict(trained_weights(adapted))
+    for name, module in adapted.get_base_model().named_modules():
+        if name.endswith("q_proj"):
+            delta = module.get_delta_weight("default")
+            found = weights[f"{name}.weight"]
+            assert found.dtype == torch.float32 and delta.abs().max() > 0
+            torch.testing.assert_close(
+                found, module.base_layer.weight.float() + delta, atol=0, rtol=0
+            )
+
+
+def test_a_merged_model_is_saved_in_float32_and_evaluated_in_it(tmp_path):
+    adapted, tokenizer = adapted_in_bfloat16(1e-5)
+    accelerator = Accelerator(cpu=True)
+    trainer = SimpleNamespace(model=adapted, accelerator=accelerator)
+    save_checkpoint(trainer, tokenizer, tmp_path / "checkpoint")
+    policy = load_policy(str(tmp_path / "checkpoint"), device="cpu")
+    for name, tensor in trained_weights(adapted):
+        assert torch.equal(policy.model.state_dict()[name], tensor.float())
+    assert policy.model.dtype == torch.float32
+    assert adapted.dtype == torch.bfloat16  # the one that is trained
+
+
+@pytest.mark.parametrize(("update", "least", "most"), [(1e-5, 0.9, 1.0), (1.0, 0.0, 0.1)])
+def test_a_sampler_in_bfloat16_says_how_many_weights_an_update_did_not_move(update, least, most):
+    adapted, tokenizer = adapted_in_bfloat16(update)
+    served = make_model(seed=0)[0].to(torch.bfloat16)
+    before = copy.deepcopy(served.state_dict())
+    policy = TransformersPolicy(served, tokenizer)
+    with pytest.warns(UserWarning, match="bfloat16: of those that an update changed") as caught:
+        run_blocking(policy.update_weights(1, trained_weights(adapted)))
+    said = float(re.search(r"(\d+)%", re.sub(r" %", "%", str(caught[0].message)))[1]) / 100
+    changed = unmoved = 0
+    for name, tensor in trained_weights(adapted):
+        if "q_proj" in name:
+            differs = tensor != before[name].float()
+            changed += int(differs.sum())
+            unmoved += int((differs & (served.state_dict()[name] == before[name])).sum())
+    assert said == pytest.approx(unmoved / changed, abs=0.006) and least <= said <= most
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once is enough
+        run_blocking(policy.update_weights(2, trained_weights(adapted)))
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
