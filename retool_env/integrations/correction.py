@@ -13,6 +13,10 @@ import torch
 
 Correction = Literal["ratio", "token", "geometric"]
 
+LOG_RATIO_BOUND = 20.0
+"""Largest logarithm, in nats, of a ratio of two probabilities in a loss. float32 holds the exponential
+of 88.7 nats at most, and the gradient of an infinite ratio is not a number even where a clip takes it."""
+
 
 def importance_weights(
     old: torch.Tensor, sampled: torch.Tensor, mask: torch.Tensor, kind: Correction, cap: float

@@ -15,7 +15,8 @@ Rewards are the environment's; the loss mask is the transcript's. All that is im
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from trl import GRPOConfig, GRPOTrainer
 
 from retool_env.integrations.correction import (
+    LOG_RATIO_BOUND,
     Correction,
     importance_weights,
     weight_figures,
@@ -293,12 +295,14 @@ class EngineGRPOTrainer(GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self._trained_logps = None
         beta = self.beta
+        inputs = {**inputs}
         if self.loss_type in _BY_ROWS and "row_scale" in inputs:
             # Not the loss itself: the entropy bonus in it is a mean over tokens.
-            inputs = {**inputs, "advantages": inputs["advantages"] * inputs["row_scale"]}
+            inputs["advantages"] = inputs["advantages"] * inputs["row_scale"]
             self.beta = beta and beta * inputs["row_scale"].item()
         try:
-            loss = super()._compute_loss(model, inputs)
+            with self._finite(inputs):
+                loss = super()._compute_loss(model, inputs)
         finally:
             self.beta = beta
         if self.model.training and self._trained_logps is not None:
@@ -306,6 +310,37 @@ class EngineGRPOTrainer(GRPOTrainer):
             if self.on_trained is not None and self._untrained:
                 self._keep_logps(self._trained_logps, inputs)
         return loss
+
+    @contextmanager
+    def _finite(self, inputs: dict[str, Any]) -> Iterator[None]:
+        """Keep what TRL's loss makes of log-probs finite, its gradient included.
+
+        TRL multiplies by the mask at the end, and an infinite KL of an interpreter token times 0 is not a number. So log-probs
+        outside the mask become 0. Where the model sampled the token, the old and the reference's log-probs are clamped to
+        within `LOG_RATIO_BOUND` of the trained model's; a clamped log-ratio is constant and has no gradient.
+
+        Args:
+            inputs: What TRL's loss is given. TRL reads the old and the reference's log-probs from it after the model's.
+        """
+        mask = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
+        original = self._get_per_token_logps_and_entropies
+
+        def finite(*args: Any, **kwargs: Any) -> Any:
+            logps, entropies, auxiliary = original(*args, **kwargs)
+            logps, entropies = (each.masked_fill(~mask, 0.0) for each in (logps, entropies))
+            low, high = logps - LOG_RATIO_BOUND, logps + LOG_RATIO_BOUND
+            old = inputs["old_per_token_logps"].masked_fill(~mask, 0.0)
+            inputs["old_per_token_logps"] = old.clamp(low, high)
+            if self.beta:
+                reference = inputs["ref_per_token_logps"].masked_fill(~mask, 0.0)
+                inputs["ref_per_token_logps"] = reference.clamp(max=high)
+            return logps, entropies, auxiliary
+
+        self._get_per_token_logps_and_entropies = finite
+        try:
+            yield
+        finally:
+            self._get_per_token_logps_and_entropies = original
 
     def _keep_logps(self, trained: torch.Tensor, inputs: dict[str, Any]) -> None:
         """Hand the transcripts over once all of them were trained on: on all processes in the same pass."""
@@ -335,7 +370,7 @@ class EngineGRPOTrainer(GRPOTrainer):
     def _log_distance(self, trained: torch.Tensor, inputs: dict[str, Any]) -> None:
         mask = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
         difference = (trained.float() - inputs["sampling_per_token_logps"].float())[mask]
-        ratio = difference.exp()
+        ratio = difference.clamp(max=LOG_RATIO_BOUND).exp()
         most = difference.abs().max() if difference.numel() else difference.new_zeros(())
         figures = [difference.abs(), ratio - 1 - difference, ratio, ratio.square(), mask.float()]
         own = torch.stack([most, *(each.sum() for each in figures)])

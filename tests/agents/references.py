@@ -12,6 +12,7 @@ import torch
 
 EPSILON = 1e-4
 CAP = 1.1
+BOUND = 20.0
 
 
 def centred(groups):
@@ -68,11 +69,12 @@ def clipped(ratio, advantage, low, high):
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
 
 
-def loss(name, model, groups, budget, initial=None, kl=0.0, correction=None):
+def loss(name, model, groups, budget, initial=None, kl=0.0, correction=None, far=0.0):
     """An algorithm's loss on groups of transcripts at its default settings.
 
     `initial` is the model that `kl` is to; the ratio weighs that, too (TRL's default, from arXiv 2512.02556). With a
     `correction`, the model's log-probs are the old ones, and weights up to `CAP` stand for what the engine's differ.
+    `far` is added to the initial model's log-prob of each episode's first token.
     """
     scored = [[t for t in group if t.reward is not None] for group in groups]
     rewards = [[t.reward for t in group] for group in scored]
@@ -105,14 +107,17 @@ def loss(name, model, groups, budget, initial=None, kl=0.0, correction=None):
                 apart = [sum(apart) / len(apart)] * len(apart)
             weights = [min(math.exp(each), CAP) for each in apart]
             old, advantage = logps.detach(), advantage * torch.tensor(weights, dtype=torch.float64)
-        ratio = (logps - old).exp()
+        apart = (logps - old).clamp(-BOUND, BOUND)
+        ratio = apart.exp()
         if name == "gspo":
-            ratio = ((logps - old).sum() / len(logps)).exp()
+            ratio = (apart.sum() / len(logps)).exp()
         penalty = torch.zeros_like(logps)
         if initial is not None:
             with torch.no_grad():
                 away = logps_of(initial, transcript)
-            penalty = kl * ratio * ((away - logps).exp() - (away - logps) - 1)
+                away[0] += far
+            apart = (away - logps).clamp(max=BOUND)
+            penalty = kl * ratio * (apart.exp() - apart - 1)
         if name == "gspo":
             each = clipped(ratio, advantage, 3e-4, 4e-4) + penalty
             total = total + each.mean() / rows

@@ -209,10 +209,10 @@ def flat(groups):
 
 @pytest.fixture
 def expected(model64, groups, initial):
-    def loss_and_gradient(name, kl=0.0, correction=None):
+    def loss_and_gradient(name, kl=0.0, correction=None, groups=groups, far=0.0):
         first = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float64) if kl else None
         model64.zero_grad()
-        loss = references.loss(name, model64, groups, BUDGET, first, kl, correction)
+        loss = references.loss(name, model64, groups, BUDGET, first, kl, correction, far)
         loss.backward()
         return loss.detach(), gradient_of(model64)
 
@@ -254,6 +254,65 @@ def test_corrections_that_there_are_not_are_refused(trainer_of, groups, initial,
     module, settings = settings_of("grpo", initial, **setting)
     with pytest.raises(SettingsError, match=said):
         module.train(settings, None)
+
+
+def own_tokens(batch):
+    return (batch["completion_mask"] * batch["tool_mask"]).bool()
+
+
+FAR = (-1e4, -94.0, 94.0, 1e4)
+
+
+@every
+def test_log_probs_outside_the_mask_reach_nothing_however_far_apart(name, groups, trainer_of):
+    trainer = trainer_of(name, flat(groups), kl=0.3)
+    batch = batch_of(trainer)
+    clean = loss_and_gradient(trainer, batch)
+    assert clean[1].norm() > 0
+    for far in FAR:
+        moved = dict(batch)
+        for key in ("ref_per_token_logps", "old_per_token_logps", "sampling_per_token_logps"):
+            if key in batch:
+                moved[key] = torch.where(own_tokens(batch), batch[key], far)
+        found = loss_and_gradient(trainer, moved)
+        assert torch.equal(found[0], clean[0]) and torch.equal(found[1], clean[1])
+
+
+@every
+def test_a_reference_that_is_far_away_gives_a_finite_loss_and_gradient(
+    name, groups, trainer_of, expected
+):
+    trainer = trainer_of(name, flat(groups), kl=0.3)
+    batch = batch_of(trainer)
+    first = own_tokens(batch).int().argmax(1)
+    for far in FAR:
+        reference = batch["ref_per_token_logps"].clone()
+        reference[torch.arange(len(first)), first] += far
+        loss, gradient = loss_and_gradient(trainer, {**batch, "ref_per_token_logps": reference})
+        other_loss, other_gradient = expected(name, 0.3, far=far)
+        assert loss.item() == pytest.approx(other_loss.item(), rel=1e-4)
+        assert_same_direction_and_length(gradient, other_gradient, 1e-3)
+
+
+@every
+@pytest.mark.parametrize("kl", [0.0, 0.3])
+def test_tokens_that_the_engine_thought_impossible_give_a_finite_loss_and_gradient(
+    name, kl, groups, trainer_of, expected
+):
+    def once_far(transcript):
+        spans = list(transcript.spans)
+        at = next(i for i, span in enumerate(spans) if span.author == "model")
+        spans[at] = dataclasses.replace(spans[at], logprobs=(-94.0, *spans[at].logprobs[1:]))
+        return dataclasses.replace(transcript, spans=tuple(spans))
+
+    moved = [[once_far(transcript) for transcript in group] for group in groups]
+    trainer = trainer_of(name, flat(moved), kl=kl)
+    loss, gradient = loss_and_gradient(trainer, batch_of(trainer))
+    other_loss, other_gradient = expected(name, kl, groups=moved)
+    assert loss.item() == pytest.approx(other_loss.item(), rel=1e-3)
+    assert_same_direction_and_length(gradient, other_gradient, 1e-3)
+    figures = {name: each[-1] for name, each in trainer._metrics["train"].items()}
+    assert all(np.isfinite(each) for key, each in figures.items() if "offpolicy" in key)
 
 
 def test_the_lengths_reach_into_the_overlong_punishment(groups):

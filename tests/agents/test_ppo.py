@@ -133,6 +133,26 @@ def test_the_gradient_is_that_of_the_definition(initial, temperature, correction
     assert correction != "ratio" or 0 < expected["clip_fraction"] < 1
 
 
+def test_log_probs_that_are_far_apart_give_a_finite_step(initial):
+    far = [
+        {
+            **each,
+            "logprobs": [
+                p - 94.0 * m for p, m in zip(each["logprobs"], each["env_mask"], strict=True)
+            ],
+        }
+        for each in ROWS
+    ]
+
+    def drift(made):
+        original = made._reference_logps
+        made._reference_logps = lambda rows: original(rows) + 94.0
+
+    found, figures = changes(initial, far, drift, kl=0.1, entropy=0.01)
+    assert all(torch.isfinite(each).all() for each in found)
+    assert found[1].norm() > 0 and all(map(math.isfinite, figures.values()))
+
+
 def test_interpreter_tokens_move_neither_loss_nor_gradient_of_actor_or_critic(initial):
     """The states from which their logits and values are made are drowned in noise, and nothing changes in any bit."""
 
