@@ -73,7 +73,7 @@ CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 """TRL's losses that clip the ratio on both sides, and bound it by `delta`."""
 CORRECTION = (
     "what the engine's log-probs are: ratio, the old ones of the ratio; token or geometric, what truncated weights correct "
-    "(each token's, or an episode's geometric mean), at the cost of a pass"
+    "(each token's, or an episode's geometric mean)"
 )
 """What the setting `correction` is."""
 OURS = ("scale_rewards", "multi_objective_aggregation")

@@ -107,8 +107,9 @@ class EngineGRPOTrainer(GRPOTrainer):
         on_trained: Called with the number of the step that sampled it and this process's transcripts of a generation batch, once
             all of them have been through the model, or training ends before: those that were trained on with the log-probs of
             that pass (`Span.trained_logprobs`).
-        correction: What the old log-probs are: the engine's (`"ratio"`), or the trainer's own, which takes a pass more, and what
-            the engine's differ from these weighs the loss (see `importance_weights`). The mean weight is logged as
+        correction: What the old log-probs are: the engine's (`"ratio"`), or the trainer's own, and what the engine's differ from
+            these weighs the loss (see `importance_weights`). The trainer's own take a pass more only where several optimizer
+            steps share a generation batch: a first step's are those that it computes anyway. The mean weight is logged as
             `correction/weight`, and the share of the tokens that so weighted ones are worth as `correction/effective_tokens`.
         correction_cap: The largest weight.
         packed: Leave out the padding where the model can do without.
@@ -152,6 +153,7 @@ class EngineGRPOTrainer(GRPOTrainer):
         self._rewards: torch.Tensor | None = None
         self._trained_logps: torch.Tensor | None = None
         self._distance: torch.Tensor | None = None
+        self._weights: torch.Tensor | None = None  # sums of the correction's
 
     def _check_groups(self) -> None:
         rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
@@ -170,17 +172,17 @@ class EngineGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         # TRL computes the old log-probs, before those of the reference, where the model will have moved from them.
         passes = self.args.steps_per_generation * self.num_iterations
-        self._old_are_known = self.args.gradient_accumulation_steps % passes != 0
+        computes = self.args.gradient_accumulation_steps % passes != 0
+        self._old_are_known = computes and self._correction == "ratio"
         output = super()._generate_and_score_completions(inputs)
         sampled = output.get("sampling_per_token_logps")
         if sampled is None:
             raise ValueError("the rollouts carry no log-probs: use EngineRollouts as rollout_func")
-        output["old_per_token_logps"] = sampled = sampled.to(dtype=torch.float32)
+        output["sampling_per_token_logps"] = sampled = sampled.to(dtype=torch.float32)
+        if self._correction == "ratio":
+            output["old_per_token_logps"] = sampled
         if self.advantages is not None:
             output["advantages"] = self._own_advantages(len(inputs))
-        if self._correction != "ratio":
-            output["old_per_token_logps"] = self._logps_before(output)
-            output["advantages"] = output["advantages"][:, None] * self._weights(output, sampled)
         trained = (output["completion_mask"] * output["tool_mask"]).any(dim=1)
         rows = torch.stack([trained.sum(), trained.new_tensor(len(trained), dtype=torch.long)])
         kept, total = self.accelerator.reduce(rows, "sum")
@@ -190,28 +192,6 @@ class EngineGRPOTrainer(GRPOTrainer):
             self._untrained, self._logps_of = [row["transcript"] for row in inputs], {}
             self._sampled_at = self.state.global_step
         return output
-
-    @torch.no_grad()
-    def _logps_before(self, output: dict[str, Any]) -> torch.Tensor:
-        """The trainer's log-probs of a generation batch, before its updates."""
-        ids, mask = (
-            torch.cat([output[f"prompt_{part}"], output[f"completion_{part}"]], dim=1)
-            for part in ("ids", "mask")
-        )
-        logits, size = output["completion_ids"].size(1), self.args.per_device_train_batch_size
-        found = self._get_per_token_logps_and_entropies(self.model, ids, mask, logits, size)
-        return found[0].float()
-
-    def _weights(self, output: dict[str, Any], sampled: torch.Tensor) -> torch.Tensor:
-        mask = (output["completion_mask"] * output["tool_mask"]).bool()
-        weights = importance_weights(
-            output["old_per_token_logps"], sampled, mask, self._correction, self._correction_cap
-        )
-        sums = self.accelerator.reduce(weight_sums(weights, mask), "sum")
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        for name, value in weight_figures(sums).items():
-            metrics[name].append(value)
-        return weights
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         each = super()._calculate_rewards(
@@ -301,10 +281,11 @@ class EngineGRPOTrainer(GRPOTrainer):
             inputs["advantages"] = inputs["advantages"] * inputs["row_scale"]
             self.beta = beta and beta * inputs["row_scale"].item()
         try:
-            with self._finite(inputs):
+            with self._prepared(inputs):
                 loss = super()._compute_loss(model, inputs)
         finally:
             self.beta = beta
+        self._log_weights()
         if self.model.training and self._trained_logps is not None:
             self._log_distance(self._trained_logps, inputs)
             if self.on_trained is not None and self._untrained:
@@ -312,35 +293,55 @@ class EngineGRPOTrainer(GRPOTrainer):
         return loss
 
     @contextmanager
-    def _finite(self, inputs: dict[str, Any]) -> Iterator[None]:
-        """Keep what TRL's loss makes of log-probs finite, its gradient included.
+    def _prepared(self, inputs: dict[str, Any]) -> Iterator[None]:
+        """Weigh the advantages by the correction, and keep TRL's loss and its gradient finite.
 
         TRL multiplies by the mask at the end, and an infinite KL of an interpreter token times 0 is not a number. So log-probs
         outside the mask become 0. Where the model sampled the token, the old and the reference's log-probs are clamped to
         within `LOG_RATIO_BOUND` of the trained model's; a clamped log-ratio is constant and has no gradient.
 
         Args:
-            inputs: What TRL's loss is given. TRL reads the old and the reference's log-probs from it after the model's.
+            inputs: What TRL's loss is given. TRL reads the advantages, the old log-probs and the reference's from it once it has
+                the model's.
         """
         mask = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
         original = self._get_per_token_logps_and_entropies
 
-        def finite(*args: Any, **kwargs: Any) -> Any:
+        def prepared(*args: Any, **kwargs: Any) -> Any:
             logps, entropies, auxiliary = original(*args, **kwargs)
             logps, entropies = (each.masked_fill(~mask, 0.0) for each in (logps, entropies))
             low, high = logps - LOG_RATIO_BOUND, logps + LOG_RATIO_BOUND
-            old = inputs["old_per_token_logps"].masked_fill(~mask, 0.0)
+            # In the first pass after the rollouts the trainer's log-probs before its updates are these.
+            old = inputs.get("old_per_token_logps", logps.detach()).masked_fill(~mask, 0.0)
+            if self._correction != "ratio":
+                self._weigh(inputs, old, mask)
             inputs["old_per_token_logps"] = old.clamp(low, high)
             if self.beta:
                 reference = inputs["ref_per_token_logps"].masked_fill(~mask, 0.0)
                 inputs["ref_per_token_logps"] = reference.clamp(max=high)
             return logps, entropies, auxiliary
 
-        self._get_per_token_logps_and_entropies = finite
+        self._get_per_token_logps_and_entropies = prepared
         try:
             yield
         finally:
             self._get_per_token_logps_and_entropies = original
+
+    def _weigh(self, inputs: dict[str, Any], old: torch.Tensor, mask: torch.Tensor) -> None:
+        """Weigh the advantages by the correction."""
+        sampled = inputs["sampling_per_token_logps"]
+        weights = importance_weights(old, sampled, mask, self._correction, self._correction_cap)
+        inputs["advantages"] = inputs["advantages"][:, None] * weights
+        sums = weight_sums(weights, mask)
+        self._weights = sums if self._weights is None else self._weights + sums
+
+    def _log_weights(self) -> None:
+        """Log the weights of an optimizer step once all of its passes were made."""
+        if self._weights is None or not self.accelerator.sync_gradients:
+            return
+        sums, self._weights = self.accelerator.reduce(self._weights, "sum"), None
+        for name, value in weight_figures(sums).items():
+            self._metrics["train" if self.model.training else "eval"][name].append(value)
 
     def _keep_logps(self, trained: torch.Tensor, inputs: dict[str, Any]) -> None:
         """Hand the transcripts over once all of them were trained on: on all processes in the same pass."""

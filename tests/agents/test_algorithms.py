@@ -224,7 +224,7 @@ def expected(model64, groups, initial):
 def test_the_loss_is_the_references_failed_episodes_as_if_absent(
     name, kl, groups, trainer_of, expected
 ):
-    trainer = trainer_of(name, flat(groups), kl=kl)
+    trainer = trainer_of(name, flat(groups), kl=kl, correction="ratio")
     loss, gradient = loss_and_gradient(trainer, batch_of(trainer))
     other_loss, other_gradient = expected(name, kl)
     assert loss.item() == pytest.approx(other_loss.item(), rel=1e-4, abs=1e-6)
@@ -244,6 +244,36 @@ def test_a_correction_weighs_the_loss(name, correction, groups, trainer_of, expe
     [weight] = trainer._metrics["train"]["correction/weight"]
     [effective] = trainer._metrics["train"]["correction/effective_tokens"]
     assert 0.8 < weight < references.CAP and 0.5 < effective < 1
+
+
+def test_gspos_clips_cut_no_difference_between_engine_and_trainer(groups, model64, trainer_of):
+    transcripts = with_logprobs(flat(groups), model64, 0.01)
+    shares, gradients = {}, {}
+    for more in ({}, {"correction": "ratio"}):
+        trainer = trainer_of("gspo", transcripts, **more)
+        gradients[len(more)] = loss_and_gradient(trainer, batch_of(trainer))[1]
+        shares[len(more)] = trainer._metrics["train"]["clip_ratio/region_mean"][-1]
+    assert shares[0] == 0.0 and shares[1] > 0.2
+    assert gradients[1].norm() < 0.9 * gradients[0].norm()
+
+
+@pytest.mark.parametrize("name", ["grpo", "gspo"])
+def test_a_correction_takes_no_pass_more_unless_several_steps_share_a_batch(
+    name, groups, trainer_of
+):
+    for steps, passes in ((1, 0), (2, 1)):
+        trainer = trainer_of(name, flat(groups), correction="token", trl={"num_iterations": steps})
+        made = []
+        original = trainer._get_per_token_logps_and_entropies
+
+        def count(*args, original=original, made=made, **kwargs):
+            made.append(1)
+            return original(*args, **kwargs)
+
+        trainer._get_per_token_logps_and_entropies = count
+        batch = batch_of(trainer)
+        assert len(made) == passes and ("old_per_token_logps" in batch) == bool(passes)
+        assert loss_and_gradient(trainer, batch)[1].norm() > 0
 
 
 @pytest.mark.parametrize(
@@ -282,7 +312,7 @@ def test_log_probs_outside_the_mask_reach_nothing_however_far_apart(name, groups
 def test_a_reference_that_is_far_away_gives_a_finite_loss_and_gradient(
     name, groups, trainer_of, expected
 ):
-    trainer = trainer_of(name, flat(groups), kl=0.3)
+    trainer = trainer_of(name, flat(groups), kl=0.3, correction="ratio")
     batch = batch_of(trainer)
     first = own_tokens(batch).int().argmax(1)
     for far in FAR:
@@ -306,7 +336,7 @@ def test_tokens_that_the_engine_thought_impossible_give_a_finite_loss_and_gradie
         return dataclasses.replace(transcript, spans=tuple(spans))
 
     moved = [[once_far(transcript) for transcript in group] for group in groups]
-    trainer = trainer_of(name, flat(moved), kl=kl)
+    trainer = trainer_of(name, flat(moved), kl=kl, correction="ratio")
     loss, gradient = loss_and_gradient(trainer, batch_of(trainer))
     other_loss, other_gradient = expected(name, kl, groups=moved)
     assert loss.item() == pytest.approx(other_loss.item(), rel=1e-3)
@@ -423,8 +453,6 @@ def test_the_terminal_reward_reaches_every_token_of_every_turn_and_no_other(
         kept.append(result[0])
         return result
 
-    if name == "gspo":  # a sequence's ratio is a rounding away from its narrow clips
-        trainer.epsilon_low = trainer.epsilon_high = 0.2
     trainer._get_per_token_logps_and_entropies = keep
     trainer.compute_loss(trainer.model, batch).backward()
     [logps] = kept
