@@ -23,7 +23,7 @@ class Settings(grpo.Settings):
 
     name: str = setting("dapo", "the run's folder is runs/<name>")
     resample: int = setting(
-        3, "rounds that replace groups of equal rewards (dynamic sampling); 0: none"
+        3, "rounds that replace groups all right or all wrong (dynamic sampling); 0: none"
     )
     overlong: float = setting(
         0.2, "last share of the token budget in which a response is punished; 0: none"

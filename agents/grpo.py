@@ -54,6 +54,7 @@ from agents.sharding import accelerator_config
 from agents.stopping import StopCallback
 from retool_env.episode import Rules
 from retool_env.integrations.correction import Correction
+from retool_env.integrations.rollouts import ResampleBy
 from retool_env.integrations.trl import (
     Advantages,
     EngineGRPOTrainer,
@@ -76,6 +77,10 @@ CORRECTION = (
     "(each token's, or an episode's geometric mean)"
 )
 """What the setting `correction` is."""
+RESAMPLE_BY = (
+    "groups that teach nothing: accuracy, all right or all wrong; reward, all of equal reward"
+)
+"""What the setting `resample_by` is."""
 OURS = ("scale_rewards", "multi_objective_aggregation")
 """Fields of TRL's that have no effect here: advantages are the algorithm's, and there is one reward."""
 
@@ -116,8 +121,9 @@ class Settings:
         1.0, "rollouts begun for each that is kept: the first to finish are"
     )
     resample: int = setting(
-        0, "rounds that replace groups of equal rewards (DAPO's dynamic sampling)"
+        0, "rounds that replace groups that teach nothing (DAPO's dynamic sampling); 0: none"
     )
+    resample_by: str = setting("accuracy", RESAMPLE_BY)
     learning_rate: float = setting(1e-4, "constant")
     allow_high_learning_rate: bool = setting(False, HIGH_RATE)
     loss: str = setting("dapo", "TRL's loss_type: dapo, grpo, dr_grpo, ...")
@@ -306,6 +312,7 @@ def train(
             deadline=settings.deadline or None,
             oversample=settings.oversample,
             resample=settings.resample,
+            resample_by=settings.resample_by,
             stopping=stop.stopping.asked,
         )
         resources.callback(rollouts.close)
@@ -365,6 +372,7 @@ def check_batch(settings: Settings, processes: int) -> int:
             f"ratio_cap has no part in loss={settings.loss}; it has in {', '.join(CLIPPED)}"
         )
     check_correction(settings.correction, settings.correction_cap)
+    check_choice("resample_by", settings.resample_by, get_args(ResampleBy))
     check_dtype(settings.dtype, settings.lora_rank, settings.trl)
     if settings.prompts % processes:
         raise SettingsError(
@@ -388,12 +396,19 @@ def check_correction(kind: str, cap: float) -> None:
     Raises:
         SettingsError: If there is no such correction, or the cap would weigh down what needs none.
     """
-    if kind not in get_args(Correction):
-        raise SettingsError(
-            f"correction={kind}: there are {', '.join(get_args(Correction))}{nearest(kind, get_args(Correction))}"
-        )
+    check_choice("correction", kind, get_args(Correction))
     if not cap >= 1:
         raise SettingsError(f"correction_cap must be at least 1, not {cap}")
+
+
+def check_choice(name: str, given: str, known: Sequence[str]) -> None:
+    """Check a setting that is one of a few names.
+
+    Raises:
+        SettingsError: If it is not, naming the nearest.
+    """
+    if given not in known:
+        raise SettingsError(f"{name}={given}: there are {', '.join(known)}{nearest(given, known)}")
 
 
 def check_prompts(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from retool_env.rollout.engine import Group, RolloutEngine
 from retool_env.transcript import Transcript
 
 _LOOK_SECONDS = 0.2
+
+ResampleBy = Literal["accuracy", "reward"]
+"""What must differ within a group that dynamic sampling keeps."""
 
 
 class RolloutsAbandoned(Exception):
@@ -67,9 +70,12 @@ class EngineRollouts:
             so that the curve is not quite that of a run which never stopped.
         deadline: Seconds after which a batch's episodes are cut; see `RolloutEngine.groups`.
         oversample: Rollouts begun for each that is kept; see `RolloutEngine.groups`.
-        resample: Rounds at most in which groups from which nothing can be learned, since all rewards are equal or all
-            episodes failed, are replaced by those of other problems (dynamic sampling, DAPO, arXiv 2503.14476, section
-            3.2). A round is run as long as there is such a group in any process.
+        resample: Rounds at most in which groups from which nothing can be learned are replaced by those of other problems
+            (dynamic sampling, DAPO, arXiv 2503.14476, section 3.2). A round is run as long as there is such a group in any
+            process.
+        resample_by: Groups from which nothing can be learned are those whose episodes are all right or all wrong
+            (`"accuracy"`, the paper's), or those of equal rewards (`"reward"`, for rewards of other things than a right answer).
+            A shaped reward differs within an all-wrong group too, and training on that would teach the shape alone.
         stopping: Asked again and again while rollouts are waited for. Once it says so they are abandoned.
 
     Raises:
@@ -87,6 +93,7 @@ class EngineRollouts:
         deadline: float | None = None,
         oversample: float = 1.0,
         resample: int = 0,
+        resample_by: ResampleBy = "accuracy",
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         if getattr(engine.policy, "top_p", 1.0) != 1.0:
@@ -104,6 +111,8 @@ class EngineRollouts:
                 "staleness and resample must not be negative, oversample at least 1, a deadline above 0: "
                 f"{staleness}, {resample}, {oversample}, {deadline}"
             )
+        if resample_by not in get_args(ResampleBy):
+            raise ValueError(f"resample_by must be accuracy or reward, not {resample_by!r}")
         if staleness and getattr(engine.policy, "sleep_mode", False):
             raise ValueError(
                 "an engine that sleeps while the trainer trains can't sample ahead: staleness=0, or sleep_mode=False"
@@ -116,6 +125,7 @@ class EngineRollouts:
         self.deadline = deadline
         self.oversample = oversample
         self.resample = resample
+        self.resample_by = resample_by
         self.stopping = stopping
         self._loop = BackgroundLoop("rollouts")
         self._ahead: dict[int, tuple[_Batch, Future[tuple[list[Group], float]]]] = {}
@@ -274,15 +284,22 @@ class EngineRollouts:
         """The groups, those that teach nothing replaced as far as may be, and how many were tried."""
         tried = 0
         for turn in range(self.resample):
-            dull = [index for index, group in enumerate(groups) if not _teaches(group)]
+            dull = [index for index, group in enumerate(groups) if not self._teaches(group)]
             if not sum(count for (count,) in _gathered(trainer, len(dull))):
                 break
             fresh = together(trainer, lambda turn=turn, dull=dull: self._others(batch, turn, dull))
             tried += len(dull)
             for index, group in zip(dull, fresh, strict=True):
-                if _teaches(group) or not any(each.scored for each in groups[index]):
+                if self._teaches(group) or not any(each.scored for each in groups[index]):
                     groups[index] = group
         return groups, tried
+
+    def _teaches(self, group: Group) -> bool:
+        """Whether a group's episodes differ in what `resample_by` names."""
+        scored = [each for each in group if each.scored]
+        if self.resample_by == "accuracy":
+            return len({bool(each.correct) for each in scored}) > 1
+        return len({each.reward for each in scored}) > 1
 
     def _others(self, batch: _Batch, turn: int, instead: Sequence[int]) -> list[Group]:
         """Groups of other problems, drawn at random."""
@@ -410,8 +427,3 @@ def _gathered(trainer: GRPOTrainer, *numbers: float) -> list[list[float]]:
         return [list(map(float, numbers))]
     own = torch.tensor([numbers], dtype=torch.float32, device=accelerator.device)
     return accelerator.gather(own).tolist()
-
-
-def _teaches(group: Group) -> bool:
-    """Whether a group's episodes have different rewards, so that some have an advantage."""
-    return len({transcript.reward for transcript in group if transcript.scored}) > 1

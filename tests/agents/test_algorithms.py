@@ -278,9 +278,13 @@ def test_a_correction_takes_no_pass_more_unless_several_steps_share_a_batch(
 
 @pytest.mark.parametrize(
     ("setting", "said"),
-    [({"correction": "tokens"}, "did you mean 'token'"), ({"correction_cap": 0.5}, "at least 1")],
+    [
+        ({"correction": "tokens"}, "did you mean 'token'"),
+        ({"correction_cap": 0.5}, "at least 1"),
+        ({"resample_by": "rewards"}, "did you mean 'reward'"),
+    ],
 )
-def test_corrections_that_there_are_not_are_refused(trainer_of, groups, initial, setting, said):
+def test_names_that_a_setting_does_not_have_are_refused(trainer_of, groups, initial, setting, said):
     module, settings = settings_of("grpo", initial, **setting)
     with pytest.raises(SettingsError, match=said):
         module.train(settings, None)
@@ -586,7 +590,9 @@ def test_dapo_samples_other_problems_where_a_group_is_unanimous(initial, tmp_pat
         BANDIT, reward=lambda t: 1.0 if t.problem.id == "0" else BANDIT.reward(t)
     )
     monkeypatch.setattr(grpo, "find_task", lambda env: (rules, ARMS))
-    module, settings = settings_of("dapo", initial, rollouts=8, micro_batch=32, resample=5)
+    module, settings = settings_of(
+        "dapo", initial, rollouts=8, micro_batch=32, resample=5, resample_by="reward"
+    )
     module.train(settings, tmp_path / "dapo")
     [metrics] = read_records(tmp_path / "dapo" / "metrics.jsonl")
     trained = list(read_transcripts(tmp_path / "dapo" / "transcripts.jsonl"))
@@ -606,7 +612,14 @@ def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch)
 
     def run(folder, resume=False):
         module, settings = settings_of(
-            "dapo", initial, steps=4, micro_batch=8, resample=2, save_steps=2, learning_rate=1e-3
+            "dapo",
+            initial,
+            steps=4,
+            micro_batch=8,
+            resample=2,
+            save_steps=2,
+            learning_rate=1e-3,
+            resample_by="reward",
         )
         return AutoModelForCausalLM.from_pretrained(module.train(settings, folder, resume))
 

@@ -25,7 +25,7 @@ from retool_env.problems import Problem, ProblemList, arithmetic
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.rollout.transformers import TransformersPolicy
 from retool_env.sandbox import Execution, Outcome
-from retool_env.transcript import StopReason, Transcript
+from retool_env.transcript import Span, StopReason, Transcript
 
 RULES = Rules(max_tokens=120, prompt_template="{query}\n", max_calls=2)
 PROBLEMS = ProblemList(
@@ -597,6 +597,28 @@ def test_groups_that_teach_nothing_are_replaced_as_often_as_may_be(checkpoint, t
     )
     batch_of(trainer)
     assert {t.problem.id for t in rollouts} == {"0", "1", "2", "3"}
+
+
+@pytest.mark.parametrize("by", ["accuracy", "reward"])
+def test_an_all_wrong_group_of_unequal_shaped_rewards_teaches_by_its_rewards_alone(
+    checkpoint, tmp_path, by
+):
+    trainer, _ = make_trainer(checkpoint, tmp_path, ahead={"resample_by": by})
+    rollouts = trainer.rollout_func
+
+    def some(*episodes):
+        prompt = Span("prompt", "?"), Span("model", "<answer>1</answer>")
+        problem = Problem("0", "?", "1")
+        return [
+            Transcript(problem, prompt, stop_reason=StopReason.ANSWERED, correct=c, reward=r)
+            for c, r in episodes
+        ]
+
+    wrong, right = some((False, -1.0), (False, -0.6)), some((True, 1.0), (True, 0.9))
+    assert [rollouts._teaches(group) for group in (wrong, right)] == [by == "reward"] * 2
+    assert rollouts._teaches(some((True, 1.0), (False, -1.0)))
+    assert not rollouts._teaches(some((None, -1.0), (False, -1.0)))
+    assert rollouts._teaches(some((True, 0.5), (False, 0.5))) == (by == "accuracy")
 
 
 def test_stragglers_are_cut_and_counted(checkpoint, tmp_path):
