@@ -59,6 +59,7 @@ from retool_env.integrations.trl import (
     Advantages,
     EngineGRPOTrainer,
     EngineRollouts,
+    Normalisation,
     episode_reward,
 )
 from retool_env.problems import ProblemSource
@@ -168,16 +169,18 @@ def train(
     resume: bool = False,
     *,
     advantages: Advantages = group_normalised,
+    normalise: Normalisation | None = None,
     bonus: Bonus | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Run GRPO, or what differs from it by the last three.
+    """Run GRPO, or what differs from it by the last four.
 
     Args:
         settings: The run's.
         folder: Of the run.
         resume: Go on where the run in that folder was.
         advantages: Made of the rewards.
+        normalise: Made of these advantages and the numbers of tokens, in their place.
         bonus: Added to the environment's reward.
         arguments: Further fields of TRL's `GRPOConfig`, which no setting overrides.
 
@@ -278,6 +281,7 @@ def train(
             callbacks=[RunLogger(run), BarCallback(bar), stop],
             rollout_func=_not_yet,
             advantages=advantages,
+            normalise=normalise,
             on_trained=Every(settings.transcripts_every, run.write),
             correction=settings.correction,
             correction_cap=settings.correction_cap,

@@ -46,6 +46,7 @@ __all__ = [
     "Advantages",
     "EngineGRPOTrainer",
     "EngineRollouts",
+    "Normalisation",
     "episode_reward",
     "problem_dataset",
     "training_rows",
@@ -78,6 +79,9 @@ Advantages = Callable[[torch.Tensor, int], torch.Tensor]
 """Advantages, shape `(N,)`, of rewards, shape `(N,)`, and the number of rollouts a problem, which stand side by side. The reward
 of a failed episode is NaN: it gets 0, and the others what they had without it."""
 
+Normalisation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Advantages, shape `(N,)`, of advantages, shape `(N,)`, and numbers of tokens that are trained on, shape `(N,)`."""
+
 _BY_ROWS = ("grpo", "dr_grpo", "luspo", "sapo")
 """TRL's losses that divide by the number of rows, whether there is anything to learn from them or not."""
 
@@ -104,6 +108,7 @@ class EngineGRPOTrainer(GRPOTrainer):
 
     Args:
         advantages: In place of TRL's; called with the rewards of all processes.
+        normalise: Called with these advantages and with the number of tokens of each episode, of all processes.
         on_trained: Called with the number of the step that sampled it and this process's transcripts of a generation batch, once
             all of them have been through the model, or training ends before: those that were trained on with the log-probs of
             that pass (`Span.trained_logprobs`).
@@ -124,6 +129,7 @@ class EngineGRPOTrainer(GRPOTrainer):
         self,
         *args: Any,
         advantages: Advantages | None = None,
+        normalise: Normalisation | None = None,
         on_trained: Callable[[int, list[Transcript]], None] | None = None,
         correction: Correction = "ratio",
         correction_cap: float = 2.0,
@@ -141,6 +147,7 @@ class EngineGRPOTrainer(GRPOTrainer):
         self.add_callback(_AtTheEnd(self))
         self._check_groups()
         self.advantages = advantages
+        self.normalise = normalise
         self.on_trained = on_trained
         self._correction: Correction = correction
         self._correction_cap = correction_cap
@@ -182,7 +189,9 @@ class EngineGRPOTrainer(GRPOTrainer):
         if self._correction == "ratio":
             output["old_per_token_logps"] = sampled
         if self.advantages is not None:
-            output["advantages"] = self._own_advantages(len(inputs))
+            own = (output["completion_mask"] * output["tool_mask"]).sum(dim=1)
+            tokens = self.accelerator.gather(own)
+            output["advantages"] = self._own_advantages(len(inputs), tokens)
         trained = (output["completion_mask"] * output["tool_mask"]).any(dim=1)
         rows = torch.stack([trained.sum(), trained.new_tensor(len(trained), dtype=torch.long)])
         kept, total = self.accelerator.reduce(rows, "sum")
@@ -201,9 +210,11 @@ class EngineGRPOTrainer(GRPOTrainer):
         self._rewards = total.masked_fill(each.isnan().all(dim=1), torch.nan)
         return each
 
-    def _own_advantages(self, rows: int) -> torch.Tensor:
+    def _own_advantages(self, rows: int, tokens: torch.Tensor) -> torch.Tensor:
         group = self.num_generations if self.model.training else self.num_generations_eval
         advantages = self.advantages(self._rewards, group)
+        if self.normalise is not None:
+            advantages = self.normalise(advantages, tokens)
         logged = self._logs["advantages"]
         for _ in range(min(len(logged), len(advantages))):
             logged.pop()  # TRL's

@@ -6,7 +6,7 @@ Nothing here is taken from what it is compared with. A failed episode is left ou
 from __future__ import annotations
 
 import math
-from statistics import fmean, stdev
+from statistics import fmean, pstdev, stdev
 
 import torch
 
@@ -34,19 +34,17 @@ def leave_one_out(groups):
     return [[against_others(g, i) for i in range(len(g))] for g in groups]
 
 
-def batch_normalised(groups):
-    values = centred(groups)
-    every = [a for group in values for a in group]
-    if len(every) < 2:
-        return [[0.0] * len(group) for group in values]
-    return [[(a - fmean(every)) / (stdev(every) + EPSILON) for a in group] for group in values]
-
-
-def batch_normalised_without_baseline(groups):
-    every = [r for group in groups for r in group]
-    if len(every) < 2:
+def token_normalised(groups, counts):
+    """Of advantages, and of the numbers of tokens that have each."""
+    every = [
+        a
+        for group, each in zip(groups, counts, strict=True)
+        for a, n in zip(group, each, strict=True)
+        for _ in range(n)
+    ]
+    if len(set(every)) < 2:
         return [[0.0] * len(group) for group in groups]
-    return [[(r - fmean(every)) / (stdev(every) + EPSILON) for r in group] for group in groups]
+    return [[(a - fmean(every)) / (pstdev(every) + EPSILON) for a in group] for group in groups]
 
 
 def overlong(length, budget, cache):
@@ -86,8 +84,11 @@ def loss(name, model, groups, budget, initial=None, kl=0.0, correction=None, far
     advantages = {
         "dr_grpo": centred,
         "rloo": leave_one_out,
-        "reinforce_pp": batch_normalised,
+        "reinforce_pp": centred,
     }.get(name, normalised)(rewards)
+    if name == "reinforce_pp":
+        counts = [[sum(t.loss_mask) for t in group] for group in scored]
+        advantages = token_normalised(advantages, counts)
     pairs = [
         (t, a)
         for group, each in zip(scored, advantages, strict=True)

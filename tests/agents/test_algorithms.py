@@ -371,7 +371,8 @@ def test_each_process_takes_its_own_of_the_advantages_of_all(trainer_of, groups,
     whole = batch_of(trainer)["advantages"]
     second = SimpleNamespace(process_index=1)
     monkeypatch.setattr(trainer, "accelerator", second)
-    assert torch.equal(trainer._own_advantages(2 * GROUP), whole[2 * GROUP :])
+    tokens = torch.ones(4 * GROUP)
+    assert torch.equal(trainer._own_advantages(2 * GROUP, tokens), whole[2 * GROUP :])
 
 
 @every
