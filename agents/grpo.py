@@ -55,6 +55,7 @@ from agents.stopping import StopCallback
 from retool_env.episode import Rules
 from retool_env.integrations.correction import Correction
 from retool_env.integrations.rollouts import ResampleBy
+from retool_env.integrations.rows import is_trainable
 from retool_env.integrations.trl import (
     Advantages,
     EngineGRPOTrainer,
@@ -440,12 +441,12 @@ def check_prompts(
 
 
 def reward_functions(bonus: Bonus | None, budget: int) -> list[Callable[..., list[float | None]]]:
-    """TRL's reward functions: the environment's reward and, of scored episodes, the bonus."""
+    """TRL's reward functions: the environment's reward and, of episodes that are trained on, the bonus."""
     if bonus is None:
         return [episode_reward]
 
     def episode_bonus(transcript: Sequence[Transcript], **_: Any) -> list[float | None]:
-        return [None if each.reward is None else bonus(each, budget) for each in transcript]
+        return [bonus(each, budget) if is_trainable(each) else None for each in transcript]
 
     return [episode_reward, episode_bonus]
 

@@ -340,7 +340,7 @@ class Batch:
     old_logps: torch.Tensor
     """Log-probs that token t + 1 was sampled with."""
     rewards: torch.Tensor
-    """Shape `(B,)`; a failed episode's, which has no tokens of the model, is 0."""
+    """Shape `(B,)`; that of an episode which is not trained on, and has no tokens of the model, counts nowhere."""
     numbers: torch.Tensor | None = None
     """Which episodes of the step these are, shape `(B,)`."""
     old_values: torch.Tensor | None = None

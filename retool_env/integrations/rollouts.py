@@ -9,6 +9,7 @@ longer than the slowest process's rollouts take beyond the fastest's.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -20,14 +21,18 @@ import numpy as np
 import torch
 from trl import GRPOTrainer
 
-from retool_env.integrations.rows import training_rows
+from retool_env.integrations.rows import is_trainable, training_rows
 from retool_env.integrations.weights import is_sharded, trained_weights
 from retool_env.problems import Problem, ProblemSource
 from retool_env.rollout.background import BackgroundLoop
 from retool_env.rollout.engine import Group, RolloutEngine
-from retool_env.transcript import Transcript
+from retool_env.transcript import StopReason, Transcript
+
+logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.2
+_MANY_CUT = 0.05
+"""Share of a batch's episodes cut by the deadline from which there is a warning."""
 
 ResampleBy = Literal["accuracy", "reward"]
 """What must differ within a group that dynamic sampling keeps."""
@@ -57,7 +62,8 @@ class EngineRollouts:
     `rollout/tokens`, that the model wrote since the step before, whatever became of them; `rollout/waited`, of the step, that the trainer stood still for rollouts, weights and resampling; `rollout/tool_seconds`,
     summed over episodes; `rollout/weight_lag` and `rollout/weight_lag_max`, optimizer steps between the weights that sampled
     a turn and those that the trainer has when it takes the batch; episodes `rollout/failed`, which are not scored, and
-    `rollout/cut`, `rollout/dropped` and `rollout/retried` since the step before; groups `rollout/resampled`.
+    `rollout/cut`, `rollout/dropped` and `rollout/retried` since the step before; groups `rollout/resampled`; and
+    `env/deadline_cut`, the share of the batch's episodes that the deadline cut.
 
     Args:
         engine: Its policy must sample at top-p 1, from the model that is trained or one that takes its weights.
@@ -68,7 +74,9 @@ class EngineRollouts:
             batches old at most. Needs a policy whose weights are not the trained model's own tensors, and a data set in
             its own order (`shuffle_dataset=False`). After a resumption the first batch is sampled with the newest weights,
             so that the curve is not quite that of a run which never stopped.
-        deadline: Seconds after which a batch's episodes are cut; see `RolloutEngine.groups`.
+        deadline: Seconds after which a batch's episodes are cut; see `RolloutEngine.groups`. A cut episode keeps its score in the
+            records; it is not trained on, nor counted in its group's mean and deviation. Long episodes are cut more often, so
+            that what is left favours short ones: there is a warning once 5 % of a batch are cut.
         oversample: Rollouts begun for each that is kept; see `RolloutEngine.groups`.
         resample: Rounds at most in which groups from which nothing can be learned are replaced by those of other problems
             (dynamic sampling, DAPO, arXiv 2503.14476, section 3.2). A round is run as long as there is such a group in any
@@ -135,6 +143,7 @@ class EngineRollouts:
         self._sleeps = getattr(engine.policy, "sleep_mode", False)
         self._asleep = False
         self._counted = dataclasses.replace(engine.progress)
+        self._warned = False
 
     def close(self) -> None:
         """Cancel what is sampled ahead. May be called again."""
@@ -147,7 +156,7 @@ class EngineRollouts:
         Raises:
             ValueError: If the policy samples at another temperature than the loss assumes, the prompts are no whole groups,
                 or the trainer does not allow for the staleness.
-            RuntimeError: If every episode of every process failed in training, so that there is nothing to learn from, or
+            RuntimeError: If every episode of every process failed or was cut in training, so that there is nothing to learn from, or
                 another process has an error.
             RolloutsAbandoned: If a process was to stop.
         """
@@ -290,13 +299,13 @@ class EngineRollouts:
             fresh = together(trainer, lambda turn=turn, dull=dull: self._others(batch, turn, dull))
             tried += len(dull)
             for index, group in zip(dull, fresh, strict=True):
-                if self._teaches(group) or not any(each.scored for each in groups[index]):
+                if self._teaches(group) or not any(is_trainable(each) for each in groups[index]):
                     groups[index] = group
         return groups, tried
 
     def _teaches(self, group: Group) -> bool:
         """Whether a group's episodes differ in what `resample_by` names."""
-        scored = [each for each in group if each.scored]
+        scored = [each for each in group if is_trainable(each)]
         if self.resample_by == "accuracy":
             return len({bool(each.correct) for each in scored}) > 1
         return len({each.reward for each in scored}) > 1
@@ -355,7 +364,7 @@ class EngineRollouts:
         """Log a batch's figures, the same on every process.
 
         Raises:
-            RuntimeError: If all its episodes failed, on all.
+            RuntimeError: If none of its episodes, on any process, can be trained on.
         """
         now, before = self.engine.progress, self._counted
         self._counted = dataclasses.replace(now)
@@ -370,19 +379,37 @@ class EngineRollouts:
             for name in ("tokens", "tool_seconds", "cut", "dropped", "retried")
         }
         sums |= {"resampled": resampled, "turns": len(lags), "weight_lag": sum(lags)}
-        sums["scored"] = sum(transcript.scored for transcript in transcripts)
-        sums["failed"] = len(transcripts) - sums["scored"]
+        sums["trainable"] = sum(map(is_trainable, transcripts))
+        sums["failed"] = sum(not transcript.scored for transcript in transcripts)
+        sums["deadline_cut"] = sum(t.stop_reason is StopReason.CANCELLED for t in transcripts)
+        sums["episodes"] = len(transcripts)
         most = {"seconds": seconds, "waited": waited, "weight_lag_max": max(lags, default=0)}
         everywhere = list(zip(*_gathered(trainer, *sums.values(), *most.values()), strict=True))
         figures = {name: sum(each) for name, each in zip(sums, everywhere, strict=False)}
         figures |= {
             name: max(each) for name, each in zip(most, everywhere[len(sums) :], strict=True)
         }
-        if not figures.pop("scored"):
+        cut = figures.pop("deadline_cut") / figures.pop("episodes")
+        if not figures.pop("trainable"):
+            if cut:
+                raise RuntimeError(
+                    f"no episode of step {step} is left to train on: {cut:.0%} were cut by the deadline of {self.deadline:g} s, "
+                    "and the others failed. Set a later deadline; the run can go on from its last checkpoint"
+                )
             raise RuntimeError(
                 f"all {len(transcripts)} episodes of step {step} failed, in the sandbox or the policy; `retool doctor` checks "
                 "the one, and the run can go on from its last checkpoint"
             )
+        if cut >= _MANY_CUT and not self._warned and trainer.accelerator.is_main_process:
+            self._warned = True
+            logger.warning(
+                "the deadline of %g s cut %.0f %% of the episodes of step %d, which are not trained on. Long episodes are cut "
+                "more often than short ones, so that the model learns to write less: set a later deadline",
+                self.deadline,
+                100 * cut,
+                step,
+            )
+        trainer._log_metric("env/deadline_cut", cut)
         if turns := figures.pop("turns"):
             figures["weight_lag"] /= turns
         else:  # a policy without weights

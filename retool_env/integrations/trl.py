@@ -34,6 +34,7 @@ from retool_env.integrations.correction import (
 from retool_env.integrations.packing import keeps_apart, pack, score
 from retool_env.integrations.rollouts import EngineRollouts, together
 from retool_env.integrations.rows import (
+    is_trainable,
     problem_dataset,
     training_rows,
     with_trained_logprobs,
@@ -58,8 +59,9 @@ def episode_reward(
     log_metric: Callable[[str, float], None] | None = None,
     **_: Any,
 ) -> list[float | None]:
-    """A reward function: what the environment gave. `None`, which TRL leaves out, for an episode that is not scored.
+    """A reward function: what the environment gave.
 
+    `None`, which TRL leaves out, for an episode that is not scored, or that a deadline cut.
     Logs numbers of each scored episode and call, so that their means are over those of all processes.
     """
     if log_metric is not None:
@@ -72,7 +74,7 @@ def episode_reward(
             log_metric("env/calls_per_episode", float(len(calls)))
             for call in calls:
                 log_metric("env/call_pass_rate", float(call.ok))
-    return [t.reward for t in transcript]
+    return [t.reward if is_trainable(t) else None for t in transcript]
 
 
 Advantages = Callable[[torch.Tensor, int], torch.Tensor]
@@ -98,7 +100,7 @@ class EngineGRPOTrainer(GRPOTrainer):
     trained model (the estimator k3 of Schulman, 2020); `offpolicy/weight`, the mean ratio, before it is clipped;
     and `offpolicy/effective_tokens`, the share of the tokens that so weighted ones are worth (Kish's effective sample size).
 
-    A row without a token to train on (a failed episode; one that is masked as a whole) is as if absent from a loss that divides
+    A row without a token to train on (a failed episode; one that a deadline cut; one that is masked as a whole) is as if absent from a loss that divides
     by the number of rows, too: policy and KL terms are scaled by the rows of the generation batch over those that train.
 
     No forward pass is made for what is known: the engine's log-probs are the old ones, also where several steps share a

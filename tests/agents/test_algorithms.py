@@ -290,6 +290,23 @@ def test_names_that_a_setting_does_not_have_are_refused(trainer_of, groups, init
         module.train(settings, None)
 
 
+@every
+def test_episodes_that_a_deadline_cut_are_as_if_absent(name, groups, trainer_of):
+    cut = [
+        dataclasses.replace(t, reward=-1.0, correct=False, stop_reason=StopReason.CANCELLED)
+        if t.reward is None
+        else t
+        for t in flat(groups)
+    ]
+    found = []
+    for transcripts in (flat(groups), cut):
+        trainer = trainer_of(name, transcripts, kl=0.3)
+        batch = batch_of(trainer)
+        found.append((batch["advantages"], *loss_and_gradient(trainer, batch)))
+    assert found[0][0].any()
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def own_tokens(batch):
     return (batch["completion_mask"] * batch["tool_mask"]).bool()
 
@@ -536,6 +553,10 @@ def test_resample_on_correct_keeps_the_cleaner_of_the_right_ones():
     assert (
         selection.resample_on_correct([*wrong, clean, failed], 3, np.random.default_rng(0))[-1]
         == clean
+    )
+    cut = dataclasses.replace(wrong[1], stop_reason=StopReason.CANCELLED)
+    assert cut not in selection.resample_on_correct(
+        [cut, wrong[0], clean, wrong[2]], 3, np.random.default_rng(0)
     )
     few = selection.resample_on_correct([failed, wrong[0], failed], 2, np.random.default_rng(0))
     assert len(few) == 2 and wrong[0] in few

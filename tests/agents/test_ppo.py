@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import ppo_batches
 import pytest
 import torch
 from ppo_batches import ROWS, changes, learner, row, table
@@ -25,8 +26,16 @@ from agents.figures import pooled
 from agents.settings import SettingsError, load_settings
 from agents.tiny import make_tokenizer
 from retool_env.episode import Generation, Rules
+from retool_env.integrations.rows import training_rows
+from retool_env.integrations.trl import episode_reward
 from retool_env.problems import Problem, ProblemList
-from retool_env.transcript import check_transcript, read_transcripts
+from retool_env.transcript import (
+    Span,
+    StopReason,
+    Transcript,
+    check_transcript,
+    read_transcripts,
+)
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -151,6 +160,27 @@ def test_log_probs_that_are_far_apart_give_a_finite_step(initial):
     found, figures = changes(initial, far, drift, kl=0.1, entropy=0.01)
     assert all(torch.isfinite(each).all() for each in found)
     assert found[1].norm() > 0 and all(map(math.isfinite, figures.values()))
+
+
+def test_what_a_deadline_cut_is_not_trained_on(initial):
+    def episode(reason, reward):
+        spans = Span("prompt", "a", (5,)), Span("model", "b", (6, 7), (-1.0, -1.0))
+        return Transcript(Problem("0", "?", "1"), spans, stop_reason=reason, reward=reward)
+
+    whole = episode(StopReason.ANSWERED, 1.0)
+    cut = episode(StopReason.CANCELLED, -1.0)
+    failed = episode(StopReason.INFRASTRUCTURE, None)
+    assert episode_reward([whole, cut, failed]) == [1.0, None, None]
+
+    def stepped(*transcripts):
+        made = learner(initial, mini_batch=3, micro_batch=3)
+        before = ppo_batches.weights(made)
+        figures = made.learn(ppo.Batch.of(training_rows(transcripts, [1])), 0)
+        return [a - b for a, b in zip(ppo_batches.weights(made), before, strict=True)], figures
+
+    found, other = stepped(whole, whole, cut), stepped(whole, whole, failed)
+    assert found[1] == other[1]
+    assert all(torch.equal(a, b) for a, b in zip(found[0], other[0], strict=True))
 
 
 def test_interpreter_tokens_move_neither_loss_nor_gradient_of_actor_or_critic(initial):

@@ -645,6 +645,61 @@ def test_stragglers_are_cut_and_counted(checkpoint, tmp_path):
         assert reasons.count(StopReason.CANCELLED) == (name == "cut") and len(reasons) == 4 * GROUP
         [log] = [log for log in trainer.state.log_history if "reward" in log]
         assert log[f"rollout/{name}"] == number
+        assert log["env/deadline_cut"] == (1 / 16 if name == "cut" else 0.0)
+
+
+class SlowOnce(Varied):
+    """Its first rollout never writes a second turn."""
+
+    slow = None
+
+    async def act(self, token_ids, stop, budget, seed):
+        if "<interpreter>" in self.tokenizer.decode(token_ids) and self.slow is None:
+            self.slow = seed
+            await asyncio.sleep(3600)
+        return await super().act(token_ids, stop, budget, seed)
+
+
+@pytest.mark.parametrize("scale", ["group", "none"])
+def test_what_a_deadline_cut_is_scored_but_trained_on_by_nobody(
+    checkpoint, tmp_path, caplog, scale
+):
+    trainer, rollouts = make_trainer(
+        checkpoint,
+        tmp_path,
+        policy=SlowOnce(make_tokenizer()),
+        ahead={"deadline": 3.0},
+        scale_rewards=scale,
+    )
+    batch = batch_of(trainer)
+    [cut] = [i for i, t in enumerate(rollouts) if t.stop_reason is StopReason.CANCELLED]
+    assert rollouts[cut].reward == -1.0 and rollouts[cut].response
+    own = (batch["completion_mask"] * batch["tool_mask"]).sum(1)
+    assert own[cut] == 0 and batch["advantages"][cut] == 0.0
+    first = cut // GROUP * GROUP
+    others = [i for i in range(first, first + GROUP) if i != cut]
+    rewards = torch.tensor([rollouts[i].reward for i in others])
+    expected = rewards - rewards.mean()
+    if scale == "group":
+        expected /= rewards.std() + 1e-4
+    torch.testing.assert_close(batch["advantages"][others], expected)
+    assert trainer._metrics["train"]["env/deadline_cut"] == [1 / 16]
+    [warned] = [r.message for r in caplog.records if "deadline" in r.message]
+    assert "deadline of 3 s cut 6 % of the episodes of step 0" in warned
+
+
+def test_a_batch_that_a_deadline_cut_as_a_whole_ends_training(checkpoint, tmp_path):
+    class Stuck(Varied):
+        async def act(self, token_ids, stop, budget, seed):
+            if "<interpreter>" in self.tokenizer.decode(token_ids):
+                await asyncio.sleep(3600)
+            return await super().act(token_ids, stop, budget, seed)
+
+    trainer, _ = make_trainer(
+        checkpoint, tmp_path, policy=Stuck(make_tokenizer()), ahead={"deadline": 2.0}
+    )
+    with pytest.raises(RuntimeError, match="100% were cut by the deadline of 2 s"):
+        batch_of(trainer)
 
 
 def test_what_a_deadline_cut_before_it_began_is_as_if_absent(checkpoint, tmp_path):
