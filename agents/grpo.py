@@ -75,10 +75,14 @@ os.environ.setdefault(
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 """TRL's losses that clip the ratio on both sides, and bound it by `delta`."""
 CORRECTION = (
-    "what the engine's log-probs are: ratio, the old ones of the ratio; token or geometric, what truncated weights correct "
-    "(each token's, or an episode's geometric mean)"
+    "what the engine's log-probs are: ratio, the old ones of the ratio; token or geometric, what truncated "
+    "weights of the tokens, or rejection of episodes by the geometric mean of their ratios, correct"
 )
 """What the setting `correction` is."""
+CORRECTION_LOW = "smallest geometric mean of an episode's ratios that correction=geometric keeps"
+"""What the setting `correction_low` is."""
+CORRECTION_HIGH = "largest geometric mean of an episode's ratios that correction=geometric keeps"
+"""What the setting `correction_high` is."""
 RESAMPLE_BY = (
     "groups that teach nothing: accuracy, all right or all wrong; reward, all of equal reward"
 )
@@ -144,7 +148,9 @@ class Settings:
         "coefficient of the entropy bonus, the mean of its means over each micro batch's tokens",
     )
     correction: str = setting("ratio", CORRECTION)
-    correction_cap: float = setting(2.0, "largest weight of a correction that is no ratio")
+    correction_cap: float = setting(2.0, "largest weight of a token, of correction=token")
+    correction_low: float = setting(0.99, CORRECTION_LOW)
+    correction_high: float = setting(1.01, CORRECTION_HIGH)
     spare: float = setting(
         1.0,
         "rollouts sampled for each trained on; of right ones the cleaner stay (arXiv 2508.20722)",
@@ -286,6 +292,7 @@ def train(
             on_trained=Every(settings.transcripts_every, run.write),
             correction=settings.correction,
             correction_cap=settings.correction_cap,
+            correction_bounds=(settings.correction_low, settings.correction_high),
         )
         apart = settings.staleness > 0 or trainer.is_fsdp_enabled
         policy = make_policy(
@@ -376,7 +383,7 @@ def check_batch(settings: Settings, processes: int) -> int:
         raise SettingsError(
             f"ratio_cap has no part in loss={settings.loss}; it has in {', '.join(CLIPPED)}"
         )
-    check_correction(settings.correction, settings.correction_cap)
+    check_correction(settings)
     check_choice("resample_by", settings.resample_by, get_args(ResampleBy))
     check_dtype(settings.dtype, settings.lora_rank, settings.trl)
     if settings.prompts % processes:
@@ -395,15 +402,20 @@ def check_batch(settings: Settings, processes: int) -> int:
     return passes
 
 
-def check_correction(kind: str, cap: float) -> None:
-    """Check two settings.
+def check_correction(settings: Any) -> None:
+    """Check the settings of the correction, of GRPO or PPO.
 
     Raises:
-        SettingsError: If there is no such correction, or the cap would weigh down what needs none.
+        SettingsError: If there is no such correction, or its cap or its bounds would take what needs none.
     """
-    check_choice("correction", kind, get_args(Correction))
-    if not cap >= 1:
-        raise SettingsError(f"correction_cap must be at least 1, not {cap}")
+    check_choice("correction", settings.correction, get_args(Correction))
+    if not settings.correction_cap >= 1:
+        raise SettingsError(f"correction_cap must be at least 1, not {settings.correction_cap}")
+    low, high = settings.correction_low, settings.correction_high
+    if not 0 <= low < 1 < high:
+        raise SettingsError(
+            f"correction_low={low} must be from 0 to below 1, and correction_high={high} above 1"
+        )
 
 
 def check_choice(name: str, given: str, known: Sequence[str]) -> None:

@@ -118,7 +118,9 @@ class EngineGRPOTrainer(GRPOTrainer):
             these weighs the loss (see `importance_weights`). The trainer's own take a pass more only where several optimizer
             steps share a generation batch: a first step's are those that it computes anyway. The mean weight is logged as
             `correction/weight`, and the share of the tokens that so weighted ones are worth as `correction/effective_tokens`.
-        correction_cap: The largest weight.
+        correction_cap: The largest weight of a token (`"token"`).
+        correction_bounds: The geometric means of an episode's ratios that are kept (`"geometric"`); the share of the episodes
+            outside of them is logged as `correction/rejected`.
         packed: Leave out the padding where the model can do without.
         shared_prompts: Compute a prompt once for those of its episodes that fit into one row, where the model can (full attention,
             by `sdpa`).
@@ -135,6 +137,7 @@ class EngineGRPOTrainer(GRPOTrainer):
         on_trained: Callable[[int, list[Transcript]], None] | None = None,
         correction: Correction = "ratio",
         correction_cap: float = 2.0,
+        correction_bounds: tuple[float, float] = (0.99, 1.01),
         packed: bool = True,
         shared_prompts: bool = True,
         **kwargs: Any,
@@ -153,6 +156,7 @@ class EngineGRPOTrainer(GRPOTrainer):
         self.on_trained = on_trained
         self._correction: Correction = correction
         self._correction_cap = correction_cap
+        self._correction_bounds = correction_bounds
         self._untrained: list[Transcript] = []
         self._sampled_at = 0
         self._logps_of: dict[int, list[float] | None] = {}  # None: no token to train on
@@ -343,7 +347,9 @@ class EngineGRPOTrainer(GRPOTrainer):
     def _weigh(self, inputs: dict[str, Any], old: torch.Tensor, mask: torch.Tensor) -> None:
         """Weigh the advantages by the correction."""
         sampled = inputs["sampling_per_token_logps"]
-        weights = importance_weights(old, sampled, mask, self._correction, self._correction_cap)
+        weights = importance_weights(
+            old, sampled, mask, self._correction, self._correction_cap, self._correction_bounds
+        )
         inputs["advantages"] = inputs["advantages"][:, None] * weights
         sums = weight_sums(weights, mask)
         self._weights = sums if self._weights is None else self._weights + sums

@@ -12,6 +12,7 @@ import torch
 
 EPSILON = 1e-4
 CAP = 1.1
+BOUNDS = 0.95, 1.05
 BOUND = 20.0
 
 
@@ -71,7 +72,8 @@ def loss(name, model, groups, budget, initial=None, kl=0.0, correction=None, far
     """An algorithm's loss on groups of transcripts at its default settings.
 
     `initial` is the model that `kl` is to; the ratio weighs that, too (TRL's default, from arXiv 2512.02556). With a
-    `correction`, the model's log-probs are the old ones, and weights up to `CAP` stand for what the engine's differ.
+    `correction`, the model's log-probs are the old ones, and weights up to `CAP`, or a rejection
+    outside of `BOUNDS`, stand for what the engine's differ.
     `far` is added to the initial model's log-prob of each episode's first token.
     """
     scored = [[t for t in group if t.reward is not None] for group in groups]
@@ -104,9 +106,10 @@ def loss(name, model, groups, budget, initial=None, kl=0.0, correction=None, far
         )
         if correction is not None:
             apart = [a - b for a, b in zip(logps.tolist(), old.tolist(), strict=True)]
-            if correction == "geometric":
-                apart = [sum(apart) / len(apart)] * len(apart)
             weights = [min(math.exp(each), CAP) for each in apart]
+            if correction == "geometric":
+                kept = BOUNDS[0] <= math.exp(sum(apart) / len(apart)) <= BOUNDS[1]
+                weights = [float(kept)] * len(apart)
             old, advantage = logps.detach(), advantage * torch.tensor(weights, dtype=torch.float64)
         apart = (logps - old).clamp(-BOUND, BOUND)
         ratio = apart.exp()

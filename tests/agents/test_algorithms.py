@@ -235,7 +235,13 @@ def test_the_loss_is_the_references_failed_episodes_as_if_absent(
 @pytest.mark.parametrize("correction", ["token", "geometric"])
 def test_a_correction_weighs_the_loss(name, correction, groups, trainer_of, expected):
     trainer = trainer_of(
-        name, flat(groups), kl=0.3, correction=correction, correction_cap=references.CAP
+        name,
+        flat(groups),
+        kl=0.3,
+        correction=correction,
+        correction_cap=references.CAP,
+        correction_low=references.BOUNDS[0],
+        correction_high=references.BOUNDS[1],
     )
     loss, gradient = loss_and_gradient(trainer, batch_of(trainer))
     other_loss, other_gradient = expected(name, 0.3, correction)
@@ -243,7 +249,11 @@ def test_a_correction_weighs_the_loss(name, correction, groups, trainer_of, expe
     assert_same_direction_and_length(gradient, other_gradient)
     [weight] = trainer._metrics["train"]["correction/weight"]
     [effective] = trainer._metrics["train"]["correction/effective_tokens"]
-    assert 0.8 < weight < references.CAP and 0.5 < effective < 1
+    [rejected] = trainer._metrics["train"]["correction/rejected"]
+    if correction == "token":
+        assert 0.8 < weight < references.CAP and 0.5 < effective < 1 and rejected == 0
+    else:
+        assert 0 < rejected < 1 and 0 < weight < 1 and effective == pytest.approx(weight)
 
 
 def test_gspos_clips_cut_no_difference_between_engine_and_trainer(groups, model64, trainer_of):
@@ -281,6 +291,8 @@ def test_a_correction_takes_no_pass_more_unless_several_steps_share_a_batch(
     [
         ({"correction": "tokens"}, "did you mean 'token'"),
         ({"correction_cap": 0.5}, "at least 1"),
+        ({"correction_low": 1.0}, "below 1"),
+        ({"correction_high": 0.9}, "above 1"),
         ({"resample_by": "rewards"}, "did you mean 'reward'"),
     ],
 )

@@ -83,7 +83,9 @@ def test_the_gradient_is_that_of_the_definition(initial, temperature, correction
         moved = {t: logps[t - 1, ids[0, t]].item() - old for t, old in places}
         average = sum(moved.values()) / len(moved)
         weight_of = {
-            t: min(math.exp(average if correction == "geometric" else moved[t]), 1.05)
+            t: float(0.5 <= math.exp(average) <= 1.05)
+            if correction == "geometric"
+            else min(math.exp(moved[t]), 1.05)
             for t in moved
         }
         reward = each["transcript"].reward
@@ -108,6 +110,7 @@ def test_the_gradient_is_that_of_the_definition(initial, temperature, correction
     expected = [-p.grad.flatten() for p in model.parameters()]
     expected_critic = [-p.grad.flatten() for p in (*trunk.parameters(), *head.parameters())]
     more = {"temperature": temperature, "correction": correction, "correction_cap": 1.05}
+    more |= {"correction_low": 0.5, "correction_high": 1.05}
     (actor, critic_change), figures = changes(initial, ROWS, **more)
     close([actor, critic_change], [torch.cat(g).float() for g in (expected, expected_critic)])
     apart = [each[0].item() - each[1] for each in own]
@@ -134,10 +137,12 @@ def test_the_gradient_is_that_of_the_definition(initial, temperature, correction
         weights = [each[5] for each in own]
         expected["clip_fraction"] = 0.0
         expected["correction/weight"] = sum(weights) / len(weights)
+        expected["correction/rejected"] = 0.5 if correction == "geometric" else 0.0
         expected["correction/effective_tokens"] = (
             sum(weights) ** 2 / sum(w * w for w in weights) / len(weights)
         )
-        assert 1.05 in weights or correction == "geometric"
+        kept = [len({each[5] for each in own}), 0.0 in weights, 1.0 in weights]
+        assert kept == [2, True, True] if correction == "geometric" else 1.05 in weights
     assert {name: figures[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert correction != "ratio" or 0 < expected["clip_fraction"] < 1
 
