@@ -12,6 +12,7 @@ import numpy as np
 from agents.records import read_episodes
 from agents.settings import SettingsError
 from retool_env.files import file_fault
+from retool_env.integrations.rollouts import Sampled
 from retool_env.integrations.rows import is_trainable
 from retool_env.integrations.trl import EngineRollouts, problem_dataset
 from retool_env.problems import Problem, ProblemList, ProblemSource
@@ -39,12 +40,15 @@ class CleanRollouts(EngineRollouts):
         super().__init__(*args, **kwargs)
         self._spare = spare
 
-    async def _run(
-        self, problems: Sequence[Problem], n: int, seed: Sequence[int]
-    ) -> tuple[list[Group], float]:
-        groups, seconds = await super()._run(problems, math.ceil(n * self._spare - 1e-9), seed)
+    async def _run(self, problems: Sequence[Problem], n: int, seed: Sequence[int]) -> Sampled:
+        sampled = await super()._run(problems, math.ceil(n * self._spare - 1e-9), seed)
         chance = np.random.default_rng((*seed, len(problems)))
-        return [resample_on_correct(group, n, chance) for group in groups], seconds
+        for index, group in enumerate(sampled.groups):
+            chosen = resample_on_correct(group, n, chance)
+            kept = {id(each) for each in chosen}
+            sampled.others += [t for t in group if t.scored and id(t) not in kept]
+            sampled.groups[index] = chosen
+        return sampled
 
 
 def resample_on_correct(group: Group, n: int, chance: np.random.Generator) -> Group:

@@ -55,6 +55,18 @@ class _Batch:
     seed: tuple[int, ...]
 
 
+@dataclasses.dataclass
+class Sampled:
+    """What was sampled for one process's part of a batch."""
+
+    groups: list[Group]
+    """Those that are trained on."""
+    others: list[Transcript]
+    """Episodes that were begun too, did not fail, and are in no group: dropped by `oversample`, or replaced."""
+    seconds: float
+    """From the first prompt to the last end."""
+
+
 class EngineRollouts:
     """A `rollout_func`: runs one group of episodes a problem with the engine.
 
@@ -77,7 +89,9 @@ class EngineRollouts:
         deadline: Seconds after which a batch's episodes are cut; see `RolloutEngine.groups`. A cut episode keeps its score in the
             records; it is not trained on, nor counted in its group's mean and deviation. Long episodes are cut more often, so
             that what is left favours short ones: there is a warning once 5 % of a batch are cut.
-        oversample: Rollouts begun for each that is kept; see `RolloutEngine.groups`.
+        oversample: Rollouts begun for each that is kept; see `RolloutEngine.groups`. The dropped ones count in the figures of
+            `episode_reward`, cut where they were, and so as wrong if they had no answer: else accuracy would be that of the
+            episodes that finish first.
         resample: Rounds at most in which groups from which nothing can be learned are replaced by those of other problems
             (dynamic sampling, DAPO, arXiv 2503.14476, section 3.2). A round is run as long as there is such a group in any
             process.
@@ -121,6 +135,13 @@ class EngineRollouts:
             )
         if resample_by not in get_args(ResampleBy):
             raise ValueError(f"resample_by must be accuracy or reward, not {resample_by!r}")
+        if oversample > 1:
+            logger.warning(
+                "oversample=%g keeps the rollouts that finish first, which are shorter than what the policy writes, and more often "
+                "right. env/accuracy is of all rollouts that were begun, and a dropped one without an answer counts as wrong, so "
+                "that it is at most the policy's; reward and lengths are of those that are kept",
+                oversample,
+            )
         if staleness and getattr(engine.policy, "sleep_mode", False):
             raise ValueError(
                 "an engine that sleeps while the trainer trains can't sample ahead: staleness=0, or sleep_mode=False"
@@ -136,7 +157,7 @@ class EngineRollouts:
         self.resample_by = resample_by
         self.stopping = stopping
         self._loop = BackgroundLoop("rollouts")
-        self._ahead: dict[int, tuple[_Batch, Future[tuple[list[Group], float]]]] = {}
+        self._ahead: dict[int, tuple[_Batch, Future[Sampled]]] = {}
         self._origin: tuple[int, int] | None = None
         self._synced = -1
         # An engine that shares its GPU with the trainer has it while it samples, and sleeps while that trains.
@@ -165,24 +186,28 @@ class EngineRollouts:
         batch = together(trainer, lambda: self._prepare(prompts, trainer))
         if batch.number not in self._ahead:
             self._sync(trainer, step)
-        groups, seconds = together(trainer, lambda: self._take(batch))
+        sampled = together(trainer, lambda: self._take(batch))
         resampled = 0
         if training and self.staleness:
             self._sync(trainer, step)
             together(trainer, lambda: self._start_ahead(batch.number, trainer))
         if training:
-            groups, resampled = self._resampled(trainer, batch, groups)
+            resampled = self._resample(trainer, batch, sampled)
         together(trainer, lambda: self._rest(trainer))
         transcripts = [
             dataclasses.replace(transcript, trained_version=step if training else None)
-            for group in groups
+            for group in sampled.groups
             for transcript in group
         ]
         if training:
             if self.on_rollouts is not None:
                 together(trainer, lambda: self.on_rollouts(step, transcripts))
-            self._log(trainer, transcripts, step, seconds, time.monotonic() - began, resampled)
-        return training_rows(transcripts, trainer.eos_token_ids)
+            self._log(
+                trainer, transcripts, step, sampled.seconds, time.monotonic() - began, resampled
+            )
+        rows = training_rows(transcripts, trainer.eos_token_ids)
+        rows["untrained"] = [sampled.others, *([] for _ in transcripts[1:])]
+        return rows
 
     def _prepare(self, prompts: list[str], trainer: GRPOTrainer) -> _Batch:
         self._check(trainer)
@@ -250,12 +275,11 @@ class EngineRollouts:
         own = [each for each in ids for _ in range(n)][rank * rows : (rank + 1) * rows]
         return _Batch(number, own, n, (self.seed, number, rank))
 
-    def _start(self, batch: _Batch) -> Future[tuple[list[Group], float]]:
+    def _start(self, batch: _Batch) -> Future[Sampled]:
         problems = [self.problems.get(each) for each in batch.prompts[:: batch.n]]
         return self._loop.submit(self._run(problems, batch.n, batch.seed))
 
-    def _take(self, batch: _Batch) -> tuple[list[Group], float]:
-        """A batch's groups, and the seconds from its first prompt to its last end."""
+    def _take(self, batch: _Batch) -> Sampled:
         asked, future = self._ahead.pop(batch.number, None) or (batch, self._start(batch))
         if asked.prompts != batch.prompts:
             raise ValueError(
@@ -264,7 +288,7 @@ class EngineRollouts:
             )
         return self._wait(future)
 
-    def _wait(self, future: Future[tuple[list[Group], float]]) -> tuple[list[Group], float]:
+    def _wait(self, future: Future[Sampled]) -> Sampled:
         while not futures.wait([future], _LOOK_SECONDS).done:
             if self.stopping():
                 future.cancel()
@@ -276,32 +300,36 @@ class EngineRollouts:
             if coming not in self._ahead and (batch := self._coming(coming, trainer)):
                 self._ahead[coming] = batch, self._start(batch)
 
-    async def _run(
-        self, problems: Sequence[Problem], n: int, seed: Sequence[int]
-    ) -> tuple[list[Group], float]:
+    async def _run(self, problems: Sequence[Problem], n: int, seed: Sequence[int]) -> Sampled:
         began = time.monotonic()
         found: list[Group] = [[] for _ in problems]
-        run = self.engine.groups(problems, n, seed, self.deadline, self.oversample)
+        others: list[Transcript] = []
+
+        def dropped(transcript: Transcript) -> None:
+            if transcript.stop_reason is not StopReason.INFRASTRUCTURE:
+                others.append(transcript)
+
+        run = self.engine.groups(problems, n, seed, self.deadline, self.oversample, dropped)
         async with aclosing(run) as groups:
             async for index, group in groups:
                 found[index] = group
-        return found, time.monotonic() - began
+        return Sampled(found, others, time.monotonic() - began)
 
-    def _resampled(
-        self, trainer: GRPOTrainer, batch: _Batch, groups: list[Group]
-    ) -> tuple[list[Group], int]:
-        """The groups, those that teach nothing replaced as far as may be, and how many were tried."""
-        tried = 0
+    def _resample(self, trainer: GRPOTrainer, batch: _Batch, sampled: Sampled) -> int:
+        """Replace the groups that teach nothing as far as may be; returns how many were tried."""
+        tried, groups = 0, sampled.groups
         for turn in range(self.resample):
             dull = [index for index, group in enumerate(groups) if not self._teaches(group)]
             if not sum(count for (count,) in _gathered(trainer, len(dull))):
                 break
             fresh = together(trainer, lambda turn=turn, dull=dull: self._others(batch, turn, dull))
             tried += len(dull)
-            for index, group in zip(dull, fresh, strict=True):
+            sampled.others += fresh.others
+            for index, group in zip(dull, fresh.groups, strict=True):
                 if self._teaches(group) or not any(is_trainable(each) for each in groups[index]):
-                    groups[index] = group
-        return groups, tried
+                    groups[index], group = group, groups[index]
+                sampled.others += [each for each in group if each.scored]
+        return tried
 
     def _teaches(self, group: Group) -> bool:
         """Whether a group's episodes differ in what `resample_by` names."""
@@ -310,14 +338,14 @@ class EngineRollouts:
             return len({bool(each.correct) for each in scored}) > 1
         return len({each.reward for each in scored}) > 1
 
-    def _others(self, batch: _Batch, turn: int, instead: Sequence[int]) -> list[Group]:
+    def _others(self, batch: _Batch, turn: int, instead: Sequence[int]) -> Sampled:
         """Groups of other problems, drawn at random."""
         rng = np.random.default_rng((*batch.seed, turn))
         chosen = rng.integers(len(self.problems), size=len(instead))
         problems = [self.problems[int(index)] for index in chosen]
         # Longer than any batch's seed, so that it is none of them.
         seed = (*batch.seed, turn, 0, 0)
-        return self._wait(self._loop.submit(self._run(problems, batch.n, seed)))[0]
+        return self._wait(self._loop.submit(self._run(problems, batch.n, seed)))
 
     def _rest(self, trainer: GRPOTrainer) -> None:
         """Leave the memory to the trainer."""

@@ -14,6 +14,7 @@ Rewards are the environment's; the loss mask is the transcript's. All that is im
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,17 +58,18 @@ __all__ = [
 def episode_reward(
     transcript: Sequence[Transcript],
     log_metric: Callable[[str, float], None] | None = None,
+    untrained: Sequence[Sequence[Transcript]] = (),
     **_: Any,
 ) -> list[float | None]:
     """A reward function: what the environment gave.
 
     `None`, which TRL leaves out, for an episode that is not scored, or that a deadline cut.
-    Logs numbers of each scored episode and call, so that their means are over those of all processes.
+    Logs numbers of each scored episode and call, so that their means are over those of all processes. Those of `untrained`,
+    episodes that were sampled with these but are not trained on, are logged too, so that the means are over all that were begun.
     """
     if log_metric is not None:
-        for each in transcript:
-            if not each.scored:
-                continue
+        scored = (each for each in transcript if each.scored)
+        for each in itertools.chain(scored, *untrained):
             calls = each.calls
             log_metric("env/accuracy", float(bool(each.correct)))
             log_metric("env/code_ratio", float(bool(calls)))

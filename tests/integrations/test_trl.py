@@ -660,6 +660,65 @@ class SlowOnce(Varied):
         return await super().act(token_ids, stop, budget, seed)
 
 
+class RightFirst(Varied):
+    """Right answers come at once, wrong ones late: in the first turn, or after a program."""
+
+    def __init__(self, tokenizer, turns):
+        super().__init__(tokenizer)
+        self.turns, self.right = turns, {}
+
+    async def act(self, token_ids, stop, budget, seed):
+        text = self.tokenizer.decode(token_ids)
+        if self.turns > 1 and "<interpreter>" not in text:
+            return await super().act(token_ids, stop, budget, seed)
+        right = self.right.setdefault(seed, len(self.right) % 2 == 0)
+        if not right:
+            await asyncio.sleep(0.3 + 0.15 * len(self.right))  # one after the other
+        turn = f"<answer>{int(text.split(' * ')[0]) * 7 + (not right)}</answer>"
+        ids = tuple(self.tokenizer.encode(turn))
+        return Generation(ids, (self.logprob,) * len(ids), "tag")
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_accuracy_is_of_all_rollouts_that_were_begun(checkpoint, tmp_path, caplog, turns):
+    policy = RightFirst(make_tokenizer(), turns)
+    trainer, rollouts = make_trainer(checkpoint, tmp_path, policy=policy, ahead={"oversample": 1.5})
+    batch_of(trainer)
+    assert "oversample=1.5 keeps the rollouts that finish first" in caplog.text
+    logged = trainer._metrics["train"]["env/accuracy"]
+    kept = sum(t.correct for t in rollouts) / len(rollouts)
+    assert kept == pytest.approx(0.75) and logged == [pytest.approx(0.5)]
+    assert len(policy.right) == 6 * GROUP and len(rollouts) == 4 * GROUP
+    assert trainer._metrics["train"]["env/code_ratio"] == [float(turns > 1)]
+
+
+def test_accuracy_counts_the_groups_that_were_replaced(checkpoint, tmp_path):
+    class Half(Varied):
+        async def act(self, token_ids, stop, budget, seed):
+            number = int(self.tokenizer.decode(token_ids).split(" * ")[0])
+            right = seed % 2 == 0 if number else False
+            ids = tuple(self.tokenizer.encode(f"<answer>{number * 7 + (not right)}</answer>"))
+            return Generation(ids, (self.logprob,) * len(ids), "tag")
+
+    trainer, rollouts = make_trainer(
+        checkpoint, tmp_path, policy=Half(make_tokenizer()), ahead={"resample": 20}
+    )
+    seen = []
+    inner = trainer.rollout_func._run
+
+    async def run(*args):
+        sampled = await inner(*args)
+        seen.extend(t for group in sampled.groups for t in group)
+        return sampled
+
+    trainer.rollout_func._run = run
+    batch_of(trainer)
+    assert len(seen) > len(rollouts)
+    assert trainer._metrics["train"]["env/accuracy"] == [
+        pytest.approx(sum(t.correct for t in seen) / len(seen))
+    ]
+
+
 @pytest.mark.parametrize("scale", ["group", "none"])
 def test_what_a_deadline_cut_is_scored_but_trained_on_by_nobody(
     checkpoint, tmp_path, caplog, scale
