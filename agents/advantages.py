@@ -132,21 +132,26 @@ def leave_one_out(rewards: torch.Tensor, group: int) -> torch.Tensor:
     return (_centred(rewards, group) * scale).nan_to_num(nan=0.0).view(-1)
 
 
-def batch_normalised(rewards: torch.Tensor, group: int, baseline: bool = True) -> torch.Tensor:
-    """A_i = (a_i - mean(a of the batch)) / std(a of the batch): REINFORCE++ (arXiv 2501.03262, section 3).
+def batch_normalised(advantages: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """(A - mean(A)) / std(A), over the tokens of the batch: REINFORCE++ (arXiv 2501.03262, section 3).
+
+    An advantage is that of each of its episode's tokens, so that a long episode counts more in mean and deviation than a short one.
 
     Args:
-        rewards: Shape `(N,)`.
-        group: Rollouts a problem.
-        baseline: Whether a_i is r_i - mean(r of the group), the paper's "REINFORCE++ w/ Baseline", or r_i itself.
+        advantages: One an episode, shape `(N,)`.
+        tokens: Number of tokens that the model sampled and that are trained on, shape `(N,)`.
+
+    Returns:
+        Shape `(N,)`; 0 for an episode without tokens, and exactly 0 for all where those with tokens are equal.
     """
-    values = _centred(rewards, group).view(-1) if baseline else rewards
-    # The sum of what is centred in groups is 0 but for rounding, which must not reach a group of equal rewards.
-    centred = values if baseline else _centred(rewards, len(rewards)).view(-1)
-    scored = values[~values.isnan()]
-    if len(scored) < 2:
-        return torch.zeros_like(rewards)
-    return (centred / (scored.std() + EPSILON)).nan_to_num(nan=0.0)
+    trained = tokens > 0
+    own = advantages[trained]
+    if not len(own) or own.min() == own.max():
+        return torch.zeros_like(advantages)
+    share = tokens / tokens.sum()
+    mean = (share * advantages).sum()
+    std = (share * (advantages - mean).square()).sum().sqrt()
+    return ((advantages - mean) / (std + EPSILON)).masked_fill(~trained, 0.0)
 
 
 def _centred(rewards: torch.Tensor, group: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 - Clip-higher (section 3.1): the ratio may grow further than it may shrink.
 - Dynamic sampling (3.2): groups all right or all wrong are replaced by those of other problems, up to `resample` rounds.
-  What is logged, `env/accuracy` too, is of the groups trained on, so that curves lie nearer to one half than the policy does.
+  `env/accuracy` is of all groups that were sampled; `reward` is of those trained on, and so nearer to its middle.
 - Token-level loss (3.3): every token of the step counts the same; TRL's `dapo`.
 - Soft overlong punishment (3.4): near the budget a response loses up to 1.
 """
@@ -23,7 +23,7 @@ class Settings(grpo.Settings):
 
     name: str = setting("dapo", "the run's folder is runs/<name>")
     resample: int = setting(
-        3, "rounds that replace groups of equal rewards (dynamic sampling); 0: none"
+        3, "rounds that replace groups all right or all wrong (dynamic sampling); 0: none"
     )
     overlong: float = setting(
         0.2, "last share of the token budget in which a response is punished; 0: none"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from agents.losses import k3
+from agents.losses import k3, log_ratio
 
 
 class Sums:
@@ -29,7 +29,7 @@ class Sums:
     def distance(self, logps: torch.Tensor, old_logps: torch.Tensor, mask: torch.Tensor) -> None:
         """Count how far the actor is from what sampled; see `EngineGRPOTrainer`."""
         difference = (logps - old_logps).masked_fill(~mask, 0.0)
-        weight = difference.exp().masked_fill(~mask, 0.0)
+        weight = log_ratio(logps, old_logps, mask).exp().masked_fill(~mask, 0.0)
         names = ("difference", "kl", "weight", "squares")
         each = difference.abs(), k3(old_logps, logps, mask), weight, weight.square()
         self.add(mask, **{f"offpolicy/{n}": v for n, v in zip(names, each, strict=True)})

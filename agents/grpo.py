@@ -55,10 +55,13 @@ from agents.sharding import accelerator_config
 from agents.stopping import StopCallback
 from retool_env.episode import Rules
 from retool_env.integrations.correction import Correction
+from retool_env.integrations.rollouts import ResampleBy
+from retool_env.integrations.rows import is_trainable
 from retool_env.integrations.trl import (
     Advantages,
     EngineGRPOTrainer,
     EngineRollouts,
+    Normalisation,
     episode_reward,
 )
 from retool_env.problems import ProblemSource
@@ -73,10 +76,18 @@ os.environ.setdefault(
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 """TRL's losses that clip the ratio on both sides, and bound it by `delta`."""
 CORRECTION = (
-    "what the engine's log-probs are: ratio, the old ones of the ratio; token or geometric, what truncated weights correct "
-    "(each token's, or an episode's geometric mean), at the cost of a pass"
+    "what the engine's log-probs are: ratio, the old ones of the ratio; token or geometric, what truncated "
+    "weights of the tokens, or rejection of episodes by the geometric mean of their ratios, correct"
 )
 """What the setting `correction` is."""
+CORRECTION_LOW = "smallest geometric mean of an episode's ratios that correction=geometric keeps"
+"""What the setting `correction_low` is."""
+CORRECTION_HIGH = "largest geometric mean of an episode's ratios that correction=geometric keeps"
+"""What the setting `correction_high` is."""
+RESAMPLE_BY = (
+    "groups that teach nothing: accuracy, all right or all wrong; reward, all of equal reward"
+)
+"""What the setting `resample_by` is."""
 OURS = ("scale_rewards", "multi_objective_aggregation")
 """Fields of TRL's that have no effect here: advantages are the algorithm's, and there is one reward."""
 
@@ -147,8 +158,9 @@ class Settings:
         1.0, "rollouts begun for each that is kept: the first to finish are"
     )
     resample: int = setting(
-        0, "rounds that replace groups of equal rewards (DAPO's dynamic sampling)"
+        0, "rounds that replace groups that teach nothing (DAPO's dynamic sampling); 0: none"
     )
+    resample_by: str = setting("accuracy", RESAMPLE_BY)
     learning_rate: float = setting(1e-4, "constant")
     allow_high_learning_rate: bool = setting(False, HIGH_RATE)
     loss: str = setting("dapo", "TRL's loss_type: dapo, grpo, dr_grpo, ...")
@@ -167,7 +179,9 @@ class Settings:
         "coefficient of the entropy bonus, the mean of its means over each micro batch's tokens",
     )
     correction: str = setting("ratio", CORRECTION)
-    correction_cap: float = setting(2.0, "largest weight of a correction that is no ratio")
+    correction_cap: float = setting(2.0, "largest weight of a token, of correction=token")
+    correction_low: float = setting(0.99, CORRECTION_LOW)
+    correction_high: float = setting(1.01, CORRECTION_HIGH)
     spare: float = setting(
         1.0,
         "rollouts sampled for each trained on; of right ones the cleaner stay (arXiv 2508.20722)",
@@ -193,16 +207,18 @@ def train(
     resume: bool = False,
     *,
     advantages: Advantages = group_normalised,
+    normalise: Normalisation | None = None,
     bonus: Bonus | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Run GRPO, or what differs from it by the last three.
+    """Run GRPO, or what differs from it by the last four.
 
     Args:
         settings: The run's.
         folder: Of the run.
         resume: Go on where the run in that folder was.
         advantages: Made of the rewards.
+        normalise: Made of these advantages and the numbers of tokens, in their place.
         bonus: Added to the environment's reward.
         arguments: Further fields of TRL's `GRPOConfig`, which no setting overrides.
 
@@ -306,9 +322,11 @@ def train(
             callbacks=[RunLogger(run), BarCallback(bar), stop],
             rollout_func=_not_yet,
             advantages=advantages,
+            normalise=normalise,
             on_trained=Every(settings.transcripts_every, run.write),
             correction=settings.correction,
             correction_cap=settings.correction_cap,
+            correction_bounds=(settings.correction_low, settings.correction_high),
             task=task,
         )
         apart = settings.staleness > 0 or trainer.is_fsdp_enabled
@@ -341,6 +359,7 @@ def train(
             deadline=settings.deadline or None,
             oversample=settings.oversample,
             resample=settings.resample,
+            resample_by=settings.resample_by,
             stopping=stop.stopping.asked,
         )
         resources.callback(rollouts.close)
@@ -403,7 +422,8 @@ def check_batch(settings: Settings, processes: int) -> int:
         raise SettingsError(
             f"ratio_cap={settings.ratio_cap} must be above 1 + clip_high={settings.clip_high}; 0 is no cap"
         )
-    check_correction(settings.correction, settings.correction_cap)
+    check_correction(settings)
+    check_choice("resample_by", settings.resample_by, get_args(ResampleBy))
     check_dtype(settings.dtype, settings.lora_rank, settings.trl)
     if settings.prompts % processes:
         raise SettingsError(
@@ -421,18 +441,30 @@ def check_batch(settings: Settings, processes: int) -> int:
     return passes
 
 
-def check_correction(kind: str, cap: float) -> None:
-    """Check two settings.
+def check_correction(settings: Any) -> None:
+    """Check the settings of the correction, of GRPO or PPO.
 
     Raises:
-        SettingsError: If there is no such correction, or the cap would weigh down what needs none.
+        SettingsError: If there is no such correction, or its cap or its bounds would take what needs none.
     """
-    if kind not in get_args(Correction):
+    check_choice("correction", settings.correction, get_args(Correction))
+    if not settings.correction_cap >= 1:
+        raise SettingsError(f"correction_cap must be at least 1, not {settings.correction_cap}")
+    low, high = settings.correction_low, settings.correction_high
+    if not 0 <= low < 1 < high:
         raise SettingsError(
-            f"correction={kind}: there are {', '.join(get_args(Correction))}{nearest(kind, get_args(Correction))}"
+            f"correction_low={low} must be from 0 to below 1, and correction_high={high} above 1"
         )
-    if not cap >= 1:
-        raise SettingsError(f"correction_cap must be at least 1, not {cap}")
+
+
+def check_choice(name: str, given: str, known: Sequence[str]) -> None:
+    """Check a setting that is one of a few names.
+
+    Raises:
+        SettingsError: If it is not, naming the nearest.
+    """
+    if given not in known:
+        raise SettingsError(f"{name}={given}: there are {', '.join(known)}{nearest(given, known)}")
 
 
 def check_prompts(
@@ -460,12 +492,12 @@ def check_prompts(
 
 
 def reward_functions(bonus: Bonus | None, budget: int) -> list[Callable[..., list[float | None]]]:
-    """TRL's reward functions: the environment's reward and, of scored episodes, the bonus."""
+    """TRL's reward functions: the environment's reward and, of episodes that are trained on, the bonus."""
     if bonus is None:
         return [episode_reward]
 
     def episode_bonus(transcript: Sequence[Transcript], **_: Any) -> list[float | None]:
-        return [None if each.reward is None else bonus(each, budget) for each in transcript]
+        return [bonus(each, budget) if is_trainable(each) else None for each in transcript]
 
     return [episode_reward, episode_bonus]
 

@@ -2,11 +2,31 @@
 
 One value a token, so that whoever sums them says over what the mean is taken. Where the mask is not set (the prompt, the
 interpreter's text, padding) the value is 0 and no gradient flows, whatever stands there.
+
+The logarithm of a ratio of probabilities is clamped to `LOG_RATIO_BOUND`, so that loss and gradient are finite for all
+log-probs. Beyond the bound a loss is constant.
 """
 
 from __future__ import annotations
 
 import torch
+
+from retool_env.integrations.correction import LOG_RATIO_BOUND
+
+
+def log_ratio(logps: torch.Tensor, old_logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """`logps - old_logps`, clamped to `LOG_RATIO_BOUND` on both sides.
+
+    Args:
+        logps: Log-probs of the tokens, shape `(B, T)`.
+        old_logps: Log-probs of the same tokens under another policy, shape `(B, T)`.
+        mask: Whether the model sampled the token, shape `(B, T)`.
+
+    Returns:
+        Shape `(B, T)`, 0 where the mask is not set.
+    """
+    difference = (logps - old_logps).masked_fill(~mask, 0.0)
+    return difference.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
 
 
 def ppo_policy_loss(
@@ -40,7 +60,7 @@ def ppo_policy_loss(
         The loss and whether a clip took the token's gradient, each of shape `(B, T)`.
     """
     advantages = advantages.masked_fill(~mask, 0.0)
-    ratio = (logps - old_logps).masked_fill(~mask, 0.0).exp()
+    ratio = log_ratio(logps, old_logps, mask).exp()
     plain = -ratio * advantages
     clipped = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
     loss = torch.maximum(plain, clipped)
@@ -88,7 +108,8 @@ def k3(logps: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor) -> torc
         d = reference - logps
         KL(model, reference) = exp(d) - 1 - d
 
-    Never negative, and unbiased where the tokens are the model's own. Also GRPO's (arXiv 2402.03300, equation 4).
+    Never negative, and unbiased where the tokens are the model's own. Also GRPO's (arXiv 2402.03300, equation 4). Only the upper
+    end of d is clamped: where the reference's probability is tiny, the estimate grows as -d and stays finite.
 
     Args:
         logps: The trained model's log-probs, shape `(B, T)`.
@@ -98,5 +119,5 @@ def k3(logps: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor) -> torc
     Returns:
         The estimate, shape `(B, T)`.
     """
-    difference = (reference - logps).masked_fill(~mask, 0.0)
+    difference = (reference - logps).masked_fill(~mask, 0.0).clamp(max=LOG_RATIO_BOUND)
     return difference.exp() - 1 - difference

@@ -36,7 +36,13 @@ from trl.trainer.utils import add_fused_lm_head
 from agents.advantages import explained_variance, gae, whiten
 from agents.engine import ENGINE, check_engine, make_policy
 from agents.figures import Sums, pooled
-from agents.grpo import CORRECTION, check_correction, check_prompts
+from agents.grpo import (
+    CORRECTION,
+    CORRECTION_HIGH,
+    CORRECTION_LOW,
+    check_correction,
+    check_prompts,
+)
 from agents.losses import k3, ppo_policy_loss, value_loss
 from agents.model import (
     HIGH_RATE,
@@ -122,7 +128,9 @@ class Settings:
     value_clip: float = setting(0.5, "clip of a value's change in a step; 0: none")
     value_coefficient: float = setting(1.0, "of the critic's loss")
     correction: str = setting("ratio", CORRECTION)
-    correction_cap: float = setting(2.0, "largest weight of a correction that is no ratio")
+    correction_cap: float = setting(2.0, "largest weight of a token, of correction=token")
+    correction_low: float = setting(0.99, CORRECTION_LOW)
+    correction_high: float = setting(1.01, CORRECTION_HIGH)
     entropy: float = setting(0.0, "coefficient of the entropy bonus")
     kl: float = setting(0.0, "coefficient of the KL to the initial model; the paper's is 0")
     mask_void: bool = setting(
@@ -269,7 +277,7 @@ def check(settings: Settings, processes: int) -> None:
     zero = ("deadline", "lora_rank", "export_steps")
     least = dict.fromkeys((*counts, *others), 1) | dict.fromkeys(zero, 0)
     check_least(settings, least)
-    check_correction(settings.correction, settings.correction_cap)
+    check_correction(settings)
     check_dtype(settings.dtype, settings.lora_rank)
     for name in ("learning_rate", "critic_learning_rate", "max_grad_norm", "temperature"):
         if not getattr(settings, name) > 0:
@@ -343,7 +351,7 @@ class Batch:
     old_logps: torch.Tensor
     """Log-probs that token t + 1 was sampled with."""
     rewards: torch.Tensor
-    """Shape `(B,)`; a failed episode's, which has no tokens of the model, is 0."""
+    """Shape `(B,)`; that of an episode which is not trained on, and has no tokens of the model, counts nowhere."""
     numbers: torch.Tensor | None = None
     """Which episodes of the step these are, shape `(B,)`."""
     old_values: torch.Tensor | None = None
@@ -515,7 +523,8 @@ class Learner:
         if settings.correction != "ratio":
             own = self.logps(batch)
             kind, cap = settings.correction, settings.correction_cap
-            weights = importance_weights(own, batch.old_logps, batch.mask, kind, cap)
+            bounds = settings.correction_low, settings.correction_high
+            weights = importance_weights(own, batch.old_logps, batch.mask, kind, cap, bounds)
             batch = dataclasses.replace(batch, own_logps=own, weights=weights)
             figures = weight_figures(self._total(weight_sums(weights, batch.mask)))
         explained = explained_variance(values, returns, batch.mask, self._total)

@@ -12,6 +12,8 @@ import numpy as np
 from agents.records import read_episodes
 from agents.settings import SettingsError
 from retool_env.files import file_fault
+from retool_env.integrations.rollouts import Sampled
+from retool_env.integrations.rows import is_trainable
 from retool_env.integrations.trl import EngineRollouts, problem_dataset
 from retool_env.problems import Problem, ProblemList, ProblemSource
 from retool_env.protocol import TurnKind
@@ -38,12 +40,15 @@ class CleanRollouts(EngineRollouts):
         super().__init__(*args, **kwargs)
         self._spare = spare
 
-    async def _run(
-        self, problems: Sequence[Problem], n: int, seed: Sequence[int]
-    ) -> tuple[list[Group], float]:
-        groups, seconds = await super()._run(problems, math.ceil(n * self._spare - 1e-9), seed)
+    async def _run(self, problems: Sequence[Problem], n: int, seed: Sequence[int]) -> Sampled:
+        sampled = await super()._run(problems, math.ceil(n * self._spare - 1e-9), seed)
         chance = np.random.default_rng((*seed, len(problems)))
-        return [resample_on_correct(group, n, chance) for group in groups], seconds
+        for index, group in enumerate(sampled.groups):
+            chosen = resample_on_correct(group, n, chance)
+            kept = {id(each) for each in chosen}
+            sampled.others += [t for t in group if t.scored and id(t) not in kept]
+            sampled.groups[index] = chosen
+        return sampled
 
 
 def resample_on_correct(group: Group, n: int, chance: np.random.Generator) -> Group:
@@ -51,12 +56,15 @@ def resample_on_correct(group: Group, n: int, chance: np.random.Generator) -> Gr
 
     Right and wrong ones stay in proportion, at least one of each. Wrong ones are drawn evenly, so that all ways to fail stay;
     of the right ones those stay that are cleanest, where the paper draws these the likelier and looks at their format too.
-    Failed episodes stay only where there are not so many others.
+    Failed episodes, and those that a deadline cut, stay only where there are not so many others.
     """
     order = chance.permutation(len(group)).tolist()
-    right = sorted((i for i in order if group[i].correct), key=lambda i: uncleanness(group[i]))
-    wrong = [i for i in order if not group[i].correct and group[i].reward is not None]
-    failed = [i for i in order if group[i].reward is None]
+    right = sorted(
+        (i for i in order if is_trainable(group[i]) and group[i].correct),
+        key=lambda i: uncleanness(group[i]),
+    )
+    wrong = [i for i in order if is_trainable(group[i]) and not group[i].correct]
+    failed = [i for i in order if not is_trainable(group[i])]
     if len(right) + len(wrong) <= n:
         return [group[i] for i in sorted([*right, *wrong, *failed][:n])]
     share = round(n * len(right) / (len(right) + len(wrong)))

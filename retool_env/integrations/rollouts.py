@@ -9,25 +9,33 @@ longer than the slowest process's rollouts take beyond the fastest's.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from trl import GRPOTrainer
 
-from retool_env.integrations.rows import training_rows
+from retool_env.integrations.rows import is_trainable, training_rows
 from retool_env.integrations.weights import is_sharded, trained_weights
 from retool_env.problems import Problem, ProblemSource
 from retool_env.rollout.background import BackgroundLoop
 from retool_env.rollout.engine import Group, RolloutEngine
-from retool_env.transcript import Transcript
+from retool_env.transcript import StopReason, Transcript
+
+logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.2
+_MANY_CUT = 0.05
+"""Share of a batch's episodes cut by the deadline from which there is a warning."""
+
+ResampleBy = Literal["accuracy", "reward"]
+"""What must differ within a group that dynamic sampling keeps."""
 
 
 class RolloutsAbandoned(Exception):
@@ -47,6 +55,18 @@ class _Batch:
     seed: tuple[int, ...]
 
 
+@dataclasses.dataclass
+class Sampled:
+    """What was sampled for one process's part of a batch."""
+
+    groups: list[Group]
+    """Those that are trained on."""
+    others: list[Transcript]
+    """Episodes that were begun too, did not fail, and are in no group: dropped by `oversample`, or replaced."""
+    seconds: float
+    """From the first prompt to the last end."""
+
+
 class EngineRollouts:
     """A `rollout_func`: runs one group of episodes a problem with the engine.
 
@@ -54,7 +74,8 @@ class EngineRollouts:
     `rollout/tokens`, that the model wrote since the step before, whatever became of them; `rollout/waited`, of the step, that the trainer stood still for rollouts, weights and resampling; `rollout/tool_seconds`,
     summed over episodes; `rollout/weight_lag` and `rollout/weight_lag_max`, optimizer steps between the weights that sampled
     a turn and those that the trainer has when it takes the batch; episodes `rollout/failed`, which are not scored, and
-    `rollout/cut`, `rollout/dropped` and `rollout/retried` since the step before; groups `rollout/resampled`.
+    `rollout/cut`, `rollout/dropped` and `rollout/retried` since the step before; groups `rollout/resampled`; and
+    `env/deadline_cut`, the share of the batch's episodes that the deadline cut.
 
     Args:
         engine: Its policy must sample at top-p 1, from the model that is trained or one that takes its weights.
@@ -65,11 +86,18 @@ class EngineRollouts:
             batches old at most. Needs a policy whose weights are not the trained model's own tensors, and a data set in
             its own order (`shuffle_dataset=False`). After a resumption the first batch is sampled with the newest weights,
             so that the curve is not quite that of a run which never stopped.
-        deadline: Seconds after which a batch's episodes are cut; see `RolloutEngine.groups`.
-        oversample: Rollouts begun for each that is kept; see `RolloutEngine.groups`.
-        resample: Rounds at most in which groups from which nothing can be learned, since all rewards are equal or all
-            episodes failed, are replaced by those of other problems (dynamic sampling, DAPO, arXiv 2503.14476, section
-            3.2). A round is run as long as there is such a group in any process.
+        deadline: Seconds after which a batch's episodes are cut; see `RolloutEngine.groups`. A cut episode keeps its score in the
+            records; it is not trained on, nor counted in its group's mean and deviation. Long episodes are cut more often, so
+            that what is left favours short ones: there is a warning once 5 % of a batch are cut.
+        oversample: Rollouts begun for each that is kept; see `RolloutEngine.groups`. The dropped ones count in the figures of
+            `episode_reward`, cut where they were, and so as wrong if they had no answer: else accuracy would be that of the
+            episodes that finish first.
+        resample: Rounds at most in which groups from which nothing can be learned are replaced by those of other problems
+            (dynamic sampling, DAPO, arXiv 2503.14476, section 3.2). A round is run as long as there is such a group in any
+            process.
+        resample_by: Groups from which nothing can be learned are those whose episodes are all right or all wrong
+            (`"accuracy"`, the paper's), or those of equal rewards (`"reward"`, for rewards of other things than a right answer).
+            A shaped reward differs within an all-wrong group too, and training on that would teach the shape alone.
         stopping: Asked again and again while rollouts are waited for. Once it says so they are abandoned.
 
     Raises:
@@ -87,6 +115,7 @@ class EngineRollouts:
         deadline: float | None = None,
         oversample: float = 1.0,
         resample: int = 0,
+        resample_by: ResampleBy = "accuracy",
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         if getattr(engine.policy, "top_p", 1.0) != 1.0:
@@ -104,6 +133,15 @@ class EngineRollouts:
                 "staleness and resample must not be negative, oversample at least 1, a deadline above 0: "
                 f"{staleness}, {resample}, {oversample}, {deadline}"
             )
+        if resample_by not in get_args(ResampleBy):
+            raise ValueError(f"resample_by must be accuracy or reward, not {resample_by!r}")
+        if oversample > 1:
+            logger.warning(
+                "oversample=%g keeps the rollouts that finish first, which are shorter than what the policy writes, and more often "
+                "right. env/accuracy is of all rollouts that were begun, and a dropped one without an answer counts as wrong, so "
+                "that it is at most the policy's; reward and lengths are of those that are kept",
+                oversample,
+            )
         if staleness and getattr(engine.policy, "sleep_mode", False):
             raise ValueError(
                 "an engine that sleeps while the trainer trains can't sample ahead: staleness=0, or sleep_mode=False"
@@ -116,15 +154,17 @@ class EngineRollouts:
         self.deadline = deadline
         self.oversample = oversample
         self.resample = resample
+        self.resample_by = resample_by
         self.stopping = stopping
         self._loop = BackgroundLoop("rollouts")
-        self._ahead: dict[int, tuple[_Batch, Future[tuple[list[Group], float]]]] = {}
+        self._ahead: dict[int, tuple[_Batch, Future[Sampled]]] = {}
         self._origin: tuple[int, int] | None = None
         self._synced = -1
         # An engine that shares its GPU with the trainer has it while it samples, and sleeps while that trains.
         self._sleeps = getattr(engine.policy, "sleep_mode", False)
         self._asleep = False
         self._counted = dataclasses.replace(engine.progress)
+        self._warned = False
 
     def close(self) -> None:
         """Cancel what is sampled ahead. May be called again."""
@@ -137,7 +177,7 @@ class EngineRollouts:
         Raises:
             ValueError: If the policy samples at another temperature than the loss assumes, the prompts are no whole groups,
                 or the trainer does not allow for the staleness.
-            RuntimeError: If every episode of every process failed in training, so that there is nothing to learn from, or
+            RuntimeError: If every episode of every process failed or was cut in training, so that there is nothing to learn from, or
                 another process has an error.
             RolloutsAbandoned: If a process was to stop.
         """
@@ -146,24 +186,28 @@ class EngineRollouts:
         batch = together(trainer, lambda: self._prepare(prompts, trainer))
         if batch.number not in self._ahead:
             self._sync(trainer, step)
-        groups, seconds = together(trainer, lambda: self._take(batch))
+        sampled = together(trainer, lambda: self._take(batch))
         resampled = 0
         if training and self.staleness:
             self._sync(trainer, step)
             together(trainer, lambda: self._start_ahead(batch.number, trainer))
         if training:
-            groups, resampled = self._resampled(trainer, batch, groups)
+            resampled = self._resample(trainer, batch, sampled)
         together(trainer, lambda: self._rest(trainer))
         transcripts = [
             dataclasses.replace(transcript, trained_version=step if training else None)
-            for group in groups
+            for group in sampled.groups
             for transcript in group
         ]
         if training:
             if self.on_rollouts is not None:
                 together(trainer, lambda: self.on_rollouts(step, transcripts))
-            self._log(trainer, transcripts, step, seconds, time.monotonic() - began, resampled)
-        return training_rows(transcripts, trainer.eos_token_ids)
+            self._log(
+                trainer, transcripts, step, sampled.seconds, time.monotonic() - began, resampled
+            )
+        rows = training_rows(transcripts, trainer.eos_token_ids)
+        rows["untrained"] = [sampled.others, *([] for _ in transcripts[1:])]
+        return rows
 
     def _prepare(self, prompts: list[str], trainer: GRPOTrainer) -> _Batch:
         self._check(trainer)
@@ -231,12 +275,11 @@ class EngineRollouts:
         own = [each for each in ids for _ in range(n)][rank * rows : (rank + 1) * rows]
         return _Batch(number, own, n, (self.seed, number, rank))
 
-    def _start(self, batch: _Batch) -> Future[tuple[list[Group], float]]:
+    def _start(self, batch: _Batch) -> Future[Sampled]:
         problems = [self.problems.get(each) for each in batch.prompts[:: batch.n]]
         return self._loop.submit(self._run(problems, batch.n, batch.seed))
 
-    def _take(self, batch: _Batch) -> tuple[list[Group], float]:
-        """A batch's groups, and the seconds from its first prompt to its last end."""
+    def _take(self, batch: _Batch) -> Sampled:
         asked, future = self._ahead.pop(batch.number, None) or (batch, self._start(batch))
         if asked.prompts != batch.prompts:
             raise ValueError(
@@ -245,7 +288,7 @@ class EngineRollouts:
             )
         return self._wait(future)
 
-    def _wait(self, future: Future[tuple[list[Group], float]]) -> tuple[list[Group], float]:
+    def _wait(self, future: Future[Sampled]) -> Sampled:
         while not futures.wait([future], _LOOK_SECONDS).done:
             if self.stopping():
                 future.cancel()
@@ -257,41 +300,52 @@ class EngineRollouts:
             if coming not in self._ahead and (batch := self._coming(coming, trainer)):
                 self._ahead[coming] = batch, self._start(batch)
 
-    async def _run(
-        self, problems: Sequence[Problem], n: int, seed: Sequence[int]
-    ) -> tuple[list[Group], float]:
+    async def _run(self, problems: Sequence[Problem], n: int, seed: Sequence[int]) -> Sampled:
         began = time.monotonic()
         found: list[Group] = [[] for _ in problems]
-        run = self.engine.groups(problems, n, seed, self.deadline, self.oversample)
+        others: list[Transcript] = []
+
+        def dropped(transcript: Transcript) -> None:
+            if transcript.stop_reason is not StopReason.INFRASTRUCTURE:
+                others.append(transcript)
+
+        run = self.engine.groups(problems, n, seed, self.deadline, self.oversample, dropped)
         async with aclosing(run) as groups:
             async for index, group in groups:
                 found[index] = group
-        return found, time.monotonic() - began
+        return Sampled(found, others, time.monotonic() - began)
 
-    def _resampled(
-        self, trainer: GRPOTrainer, batch: _Batch, groups: list[Group]
-    ) -> tuple[list[Group], int]:
-        """The groups, those that teach nothing replaced as far as may be, and how many were tried."""
-        tried = 0
+    def _resample(self, trainer: GRPOTrainer, batch: _Batch, sampled: Sampled) -> int:
+        """Replace the groups that teach nothing as far as may be; returns how many were tried."""
+        tried, groups = 0, sampled.groups
         for turn in range(self.resample):
-            dull = [index for index, group in enumerate(groups) if not _teaches(group)]
+            dull = [index for index, group in enumerate(groups) if not self._teaches(group)]
             if not sum(count for (count,) in _gathered(trainer, len(dull))):
                 break
             fresh = together(trainer, lambda turn=turn, dull=dull: self._others(batch, turn, dull))
             tried += len(dull)
-            for index, group in zip(dull, fresh, strict=True):
-                if _teaches(group) or not any(each.scored for each in groups[index]):
-                    groups[index] = group
-        return groups, tried
+            sampled.others += fresh.others
+            for index, group in zip(dull, fresh.groups, strict=True):
+                if self._teaches(group) or not any(is_trainable(each) for each in groups[index]):
+                    groups[index], group = group, groups[index]
+                sampled.others += [each for each in group if each.scored]
+        return tried
 
-    def _others(self, batch: _Batch, turn: int, instead: Sequence[int]) -> list[Group]:
+    def _teaches(self, group: Group) -> bool:
+        """Whether a group's episodes differ in what `resample_by` names."""
+        scored = [each for each in group if is_trainable(each)]
+        if self.resample_by == "accuracy":
+            return len({bool(each.correct) for each in scored}) > 1
+        return len({each.reward for each in scored}) > 1
+
+    def _others(self, batch: _Batch, turn: int, instead: Sequence[int]) -> Sampled:
         """Groups of other problems, drawn at random."""
         rng = np.random.default_rng((*batch.seed, turn))
         chosen = rng.integers(len(self.problems), size=len(instead))
         problems = [self.problems[int(index)] for index in chosen]
         # Longer than any batch's seed, so that it is none of them.
         seed = (*batch.seed, turn, 0, 0)
-        return self._wait(self._loop.submit(self._run(problems, batch.n, seed)))[0]
+        return self._wait(self._loop.submit(self._run(problems, batch.n, seed)))
 
     def _rest(self, trainer: GRPOTrainer) -> None:
         """Leave the memory to the trainer."""
@@ -338,7 +392,7 @@ class EngineRollouts:
         """Log a batch's figures, the same on every process.
 
         Raises:
-            RuntimeError: If all its episodes failed, on all.
+            RuntimeError: If none of its episodes, on any process, can be trained on.
         """
         now, before = self.engine.progress, self._counted
         self._counted = dataclasses.replace(now)
@@ -353,19 +407,37 @@ class EngineRollouts:
             for name in ("tokens", "tool_seconds", "cut", "dropped", "retried")
         }
         sums |= {"resampled": resampled, "turns": len(lags), "weight_lag": sum(lags)}
-        sums["scored"] = sum(transcript.scored for transcript in transcripts)
-        sums["failed"] = len(transcripts) - sums["scored"]
+        sums["trainable"] = sum(map(is_trainable, transcripts))
+        sums["failed"] = sum(not transcript.scored for transcript in transcripts)
+        sums["deadline_cut"] = sum(t.stop_reason is StopReason.CANCELLED for t in transcripts)
+        sums["episodes"] = len(transcripts)
         most = {"seconds": seconds, "waited": waited, "weight_lag_max": max(lags, default=0)}
         everywhere = list(zip(*_gathered(trainer, *sums.values(), *most.values()), strict=True))
         figures = {name: sum(each) for name, each in zip(sums, everywhere, strict=False)}
         figures |= {
             name: max(each) for name, each in zip(most, everywhere[len(sums) :], strict=True)
         }
-        if not figures.pop("scored"):
+        cut = figures.pop("deadline_cut") / figures.pop("episodes")
+        if not figures.pop("trainable"):
+            if cut:
+                raise RuntimeError(
+                    f"no episode of step {step} is left to train on: {cut:.0%} were cut by the deadline of {self.deadline:g} s, "
+                    "and the others failed. Set a later deadline; the run can go on from its last checkpoint"
+                )
             raise RuntimeError(
                 f"all {len(transcripts)} episodes of step {step} failed, in the sandbox or the policy; `retool doctor` checks "
                 "the one, and the run can go on from its last checkpoint"
             )
+        if cut >= _MANY_CUT and not self._warned and trainer.accelerator.is_main_process:
+            self._warned = True
+            logger.warning(
+                "the deadline of %g s cut %.0f %% of the episodes of step %d, which are not trained on. Long episodes are cut "
+                "more often than short ones, so that the model learns to write less: set a later deadline",
+                self.deadline,
+                100 * cut,
+                step,
+            )
+        trainer._log_metric("env/deadline_cut", cut)
         if turns := figures.pop("turns"):
             figures["weight_lag"] /= turns
         else:  # a policy without weights
@@ -410,8 +482,3 @@ def _gathered(trainer: GRPOTrainer, *numbers: float) -> list[list[float]]:
         return [list(map(float, numbers))]
     own = torch.tensor([numbers], dtype=torch.float32, device=accelerator.device)
     return accelerator.gather(own).tolist()
-
-
-def _teaches(group: Group) -> bool:
-    """Whether a group's episodes have different rewards, so that some have an advantage."""
-    return len({transcript.reward for transcript in group if transcript.scored}) > 1

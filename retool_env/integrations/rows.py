@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from retool_env.problems import ProblemSource
-from retool_env.transcript import Transcript
+from retool_env.transcript import StopReason, Transcript
+
+
+def is_trainable(transcript: Transcript) -> bool:
+    """Whether an episode may be trained on: it is scored, and was not cut from outside, by a deadline say.
+
+    What a deadline cuts may be right up to there, and slow because of the sandbox alone, so that its score stays in the records.
+    """
+    return transcript.scored and transcript.stop_reason is not StopReason.CANCELLED
 
 
 def training_rows(
@@ -18,8 +26,8 @@ def training_rows(
     """The rows that a `rollout_func` returns, one a transcript, in order.
 
     An episode that ended by its own rules ends in an end-of-sequence token: the one that the model sampled, or else
-    one with mask 0, so that TRL counts as truncated what the environment does. An infrastructure failure becomes one
-    masked token: with a reward of `None` it enters neither its group's mean nor any gradient, and `EngineGRPOTrainer` does
+    one with mask 0, so that TRL counts as truncated what the environment does. An episode that must not be trained on (an
+    infrastructure failure, or one that a deadline cut) becomes one masked token: with a reward of `None` it enters neither its group's mean nor any gradient, and `EngineGRPOTrainer` does
     not count it among the rows that losses divide by.
 
     Args:
@@ -35,7 +43,7 @@ def training_rows(
     }
     for transcript in transcripts:
         ids, mask, logprobs = transcript.completion_ids, transcript.loss_mask, transcript.logprobs
-        if not transcript.scored:
+        if not is_trainable(transcript):
             ids, mask, logprobs = [], [], []
         ended = transcript.stop_reason is not None and transcript.stop_reason.terminated
         if not ids or (ended and ids[-1] not in eos_token_ids):
@@ -52,10 +60,10 @@ def with_trained_logprobs(transcript: Transcript, logprobs: Sequence[float]) -> 
     """A transcript that has, of each token that the model sampled, the log-prob that the trainer found.
 
     Args:
-        transcript: It. One that is not scored, whose row has none of its tokens, stays as it is.
+        transcript: The transcript. If it must not be trained on, its row has none of its tokens, and it stays as it is.
         logprobs: Of its row's completion, shape `(T,)` or longer.
     """
-    if not transcript.scored:
+    if not is_trainable(transcript):
         return transcript
     spans, at = [transcript.spans[0]], 0
     for span in transcript.response:

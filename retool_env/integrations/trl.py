@@ -14,8 +14,10 @@ Rewards are the environment's; the loss mask is the transcript's. All that is im
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.integrations.correction import (
+    LOG_RATIO_BOUND,
     Correction,
     importance_weights,
     weight_figures,
@@ -34,6 +37,7 @@ from retool_env.integrations.fused_head import skip_unwanted
 from retool_env.integrations.packing import keeps_apart, pack, score
 from retool_env.integrations.rollouts import EngineRollouts, together
 from retool_env.integrations.rows import (
+    is_trainable,
     problem_dataset,
     training_rows,
     with_trained_logprobs,
@@ -46,6 +50,7 @@ __all__ = [
     "Advantages",
     "EngineGRPOTrainer",
     "EngineRollouts",
+    "Normalisation",
     "episode_reward",
     "problem_dataset",
     "training_rows",
@@ -55,28 +60,33 @@ __all__ = [
 def episode_reward(
     transcript: Sequence[Transcript],
     log_metric: Callable[[str, float], None] | None = None,
+    untrained: Sequence[Sequence[Transcript]] = (),
     **_: Any,
 ) -> list[float | None]:
-    """A reward function: what the environment gave. `None`, which TRL leaves out, for an episode that is not scored.
+    """A reward function: what the environment gave.
 
-    Logs numbers of each scored episode and call, so that their means are over those of all processes.
+    `None`, which TRL leaves out, for an episode that is not scored, or that a deadline cut.
+    Logs numbers of each scored episode and call, so that their means are over those of all processes. Those of `untrained`,
+    episodes that were sampled with these but are not trained on, are logged too, so that the means are over all that were begun.
     """
     if log_metric is not None:
-        for each in transcript:
-            if not each.scored:
-                continue
+        scored = (each for each in transcript if each.scored)
+        for each in itertools.chain(scored, *untrained):
             calls = each.calls
             log_metric("env/accuracy", float(bool(each.correct)))
             log_metric("env/code_ratio", float(bool(calls)))
             log_metric("env/calls_per_episode", float(len(calls)))
             for call in calls:
                 log_metric("env/call_pass_rate", float(call.ok))
-    return [t.reward for t in transcript]
+    return [t.reward if is_trainable(t) else None for t in transcript]
 
 
 Advantages = Callable[[torch.Tensor, int], torch.Tensor]
 """Advantages, shape `(N,)`, of rewards, shape `(N,)`, and the number of rollouts a problem, which stand side by side. The reward
 of a failed episode is NaN: it gets 0, and the others what they had without it."""
+
+Normalisation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Advantages, shape `(N,)`, of advantages, shape `(N,)`, and numbers of tokens that are trained on, shape `(N,)`."""
 
 _BY_ROWS = ("grpo", "dr_grpo", "luspo", "sapo")
 """TRL's losses that divide by the number of rows, whether there is anything to learn from them or not."""
@@ -94,7 +104,7 @@ class EngineGRPOTrainer(GRPOTrainer):
     trained model (the estimator k3 of Schulman, 2020); `offpolicy/weight`, the mean ratio, before it is clipped;
     and `offpolicy/effective_tokens`, the share of the tokens that so weighted ones are worth (Kish's effective sample size).
 
-    A row without a token to train on (a failed episode; one that is masked as a whole) is as if absent from a loss that divides
+    A row without a token to train on (a failed episode; one that a deadline cut; one that is masked as a whole) is as if absent from a loss that divides
     by the number of rows, too: policy and KL terms are scaled by the rows of the generation batch over those that train.
 
     No forward pass is made for what is known: the engine's log-probs are the old ones, also where several steps share a
@@ -104,13 +114,17 @@ class EngineGRPOTrainer(GRPOTrainer):
 
     Args:
         advantages: In place of TRL's; called with the rewards of all processes.
+        normalise: Called with these advantages and with the number of tokens of each episode, of all processes.
         on_trained: Called with the number of the step that sampled it and this process's transcripts of a generation batch, once
             all of them have been through the model, or training ends before: those that were trained on with the log-probs of
             that pass (`Span.trained_logprobs`).
-        correction: What the old log-probs are: the engine's (`"ratio"`), or the trainer's own, which takes a pass more, and what
-            the engine's differ from these weighs the loss (see `importance_weights`). The mean weight is logged as
+        correction: What the old log-probs are: the engine's (`"ratio"`), or the trainer's own, and what the engine's differ from
+            these weighs the loss (see `importance_weights`). The trainer's own take a pass more only where several optimizer
+            steps share a generation batch: a first step's are those that it computes anyway. The mean weight is logged as
             `correction/weight`, and the share of the tokens that so weighted ones are worth as `correction/effective_tokens`.
-        correction_cap: The largest weight.
+        correction_cap: The largest weight of a token (`"token"`).
+        correction_bounds: The geometric means of an episode's ratios that are kept (`"geometric"`); the share of the episodes
+            outside of them is logged as `correction/rejected`.
         packed: Leave out the padding where the model can do without.
         task: What the model is trained on. `retool.json` says so beside each model that the trainer saves, so that an evaluation
             finds the protocol, the prompt and the budgets there (see `CheckpointTask.of`). By default what the rules of
@@ -127,9 +141,11 @@ class EngineGRPOTrainer(GRPOTrainer):
         self,
         *args: Any,
         advantages: Advantages | None = None,
+        normalise: Normalisation | None = None,
         on_trained: Callable[[int, list[Transcript]], None] | None = None,
         correction: Correction = "ratio",
         correction_cap: float = 2.0,
+        correction_bounds: tuple[float, float] = (0.99, 1.01),
         packed: bool = True,
         shared_prompts: bool = True,
         task: CheckpointTask | None = None,
@@ -148,9 +164,11 @@ class EngineGRPOTrainer(GRPOTrainer):
         self.add_callback(_AtTheEnd(self))
         self._check_groups()
         self.advantages = advantages
+        self.normalise = normalise
         self.on_trained = on_trained
         self._correction: Correction = correction
         self._correction_cap = correction_cap
+        self._correction_bounds = correction_bounds
         self._untrained: list[Transcript] = []
         self._sampled_at = 0
         self._logps_of: dict[int, list[float] | None] = {}  # None: no token to train on
@@ -161,6 +179,7 @@ class EngineGRPOTrainer(GRPOTrainer):
         self._rewards: torch.Tensor | None = None
         self._trained_logps: torch.Tensor | None = None
         self._distance: torch.Tensor | None = None
+        self._weights: torch.Tensor | None = None  # sums of the correction's
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -189,17 +208,19 @@ class EngineGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         # TRL computes the old log-probs, before those of the reference, where the model will have moved from them.
         passes = self.args.steps_per_generation * self.num_iterations
-        self._old_are_known = self.args.gradient_accumulation_steps % passes != 0
+        computes = self.args.gradient_accumulation_steps % passes != 0
+        self._old_are_known = computes and self._correction == "ratio"
         output = super()._generate_and_score_completions(inputs)
         sampled = output.get("sampling_per_token_logps")
         if sampled is None:
             raise ValueError("the rollouts carry no log-probs: use EngineRollouts as rollout_func")
-        output["old_per_token_logps"] = sampled = sampled.to(dtype=torch.float32)
+        output["sampling_per_token_logps"] = sampled = sampled.to(dtype=torch.float32)
+        if self._correction == "ratio":
+            output["old_per_token_logps"] = sampled
         if self.advantages is not None:
-            output["advantages"] = self._own_advantages(len(inputs))
-        if self._correction != "ratio":
-            output["old_per_token_logps"] = self._logps_before(output)
-            output["advantages"] = output["advantages"][:, None] * self._weights(output, sampled)
+            own = (output["completion_mask"] * output["tool_mask"]).sum(dim=1)
+            tokens = self.accelerator.gather(own)
+            output["advantages"] = self._own_advantages(len(inputs), tokens)
         trained = (output["completion_mask"] * output["tool_mask"]).any(dim=1)
         rows = torch.stack([trained.sum(), trained.new_tensor(len(trained), dtype=torch.long)])
         kept, total = self.accelerator.reduce(rows, "sum")
@@ -210,28 +231,6 @@ class EngineGRPOTrainer(GRPOTrainer):
             self._sampled_at = self.state.global_step
         return output
 
-    @torch.no_grad()
-    def _logps_before(self, output: dict[str, Any]) -> torch.Tensor:
-        """The trainer's log-probs of a generation batch, before its updates."""
-        ids, mask = (
-            torch.cat([output[f"prompt_{part}"], output[f"completion_{part}"]], dim=1)
-            for part in ("ids", "mask")
-        )
-        logits, size = output["completion_ids"].size(1), self.args.per_device_train_batch_size
-        found = self._get_per_token_logps_and_entropies(self.model, ids, mask, logits, size)
-        return found[0].float()
-
-    def _weights(self, output: dict[str, Any], sampled: torch.Tensor) -> torch.Tensor:
-        mask = (output["completion_mask"] * output["tool_mask"]).bool()
-        weights = importance_weights(
-            output["old_per_token_logps"], sampled, mask, self._correction, self._correction_cap
-        )
-        sums = self.accelerator.reduce(weight_sums(weights, mask), "sum")
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        for name, value in weight_figures(sums).items():
-            metrics[name].append(value)
-        return weights
-
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         each = super()._calculate_rewards(
             *args, **kwargs
@@ -240,9 +239,11 @@ class EngineGRPOTrainer(GRPOTrainer):
         self._rewards = total.masked_fill(each.isnan().all(dim=1), torch.nan)
         return each
 
-    def _own_advantages(self, rows: int) -> torch.Tensor:
+    def _own_advantages(self, rows: int, tokens: torch.Tensor) -> torch.Tensor:
         group = self.num_generations if self.model.training else self.num_generations_eval
         advantages = self.advantages(self._rewards, group)
+        if self.normalise is not None:
+            advantages = self.normalise(advantages, tokens)
         logged = self._logs["advantages"]
         for _ in range(min(len(logged), len(advantages))):
             logged.pop()  # TRL's
@@ -314,19 +315,75 @@ class EngineGRPOTrainer(GRPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self._trained_logps = None
         beta = self.beta
+        inputs = {**inputs}
         if self.loss_type in _BY_ROWS and "row_scale" in inputs:
             # Not the loss itself: the entropy bonus in it is a mean over tokens.
-            inputs = {**inputs, "advantages": inputs["advantages"] * inputs["row_scale"]}
+            inputs["advantages"] = inputs["advantages"] * inputs["row_scale"]
             self.beta = beta and beta * inputs["row_scale"].item()
         try:
-            loss = super()._compute_loss(model, inputs)
+            with self._prepared(inputs):
+                loss = super()._compute_loss(model, inputs)
         finally:
             self.beta = beta
+        self._log_weights()
         if self.model.training and self._trained_logps is not None:
             self._log_distance(self._trained_logps, inputs)
             if self.on_trained is not None and self._untrained:
                 self._keep_logps(self._trained_logps, inputs)
         return loss
+
+    @contextmanager
+    def _prepared(self, inputs: dict[str, Any]) -> Iterator[None]:
+        """Weigh the advantages by the correction, and keep TRL's loss and its gradient finite.
+
+        TRL multiplies by the mask at the end, and an infinite KL of an interpreter token times 0 is not a number. So log-probs
+        outside the mask become 0. Where the model sampled the token, the old and the reference's log-probs are clamped to
+        within `LOG_RATIO_BOUND` of the trained model's; a clamped log-ratio is constant and has no gradient.
+
+        Args:
+            inputs: What TRL's loss is given. TRL reads the advantages, the old log-probs and the reference's from it once it has
+                the model's.
+        """
+        mask = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
+        original = self._get_per_token_logps_and_entropies
+
+        def prepared(*args: Any, **kwargs: Any) -> Any:
+            logps, entropies, auxiliary = original(*args, **kwargs)
+            logps, entropies = (each.masked_fill(~mask, 0.0) for each in (logps, entropies))
+            low, high = logps - LOG_RATIO_BOUND, logps + LOG_RATIO_BOUND
+            # In the first pass after the rollouts the trainer's log-probs before its updates are these.
+            old = inputs.get("old_per_token_logps", logps.detach()).masked_fill(~mask, 0.0)
+            if self._correction != "ratio":
+                self._weigh(inputs, old, mask)
+            inputs["old_per_token_logps"] = old.clamp(low, high)
+            if self.beta:
+                reference = inputs["ref_per_token_logps"].masked_fill(~mask, 0.0)
+                inputs["ref_per_token_logps"] = reference.clamp(max=high)
+            return logps, entropies, auxiliary
+
+        self._get_per_token_logps_and_entropies = prepared
+        try:
+            yield
+        finally:
+            self._get_per_token_logps_and_entropies = original
+
+    def _weigh(self, inputs: dict[str, Any], old: torch.Tensor, mask: torch.Tensor) -> None:
+        """Weigh the advantages by the correction."""
+        sampled = inputs["sampling_per_token_logps"]
+        weights = importance_weights(
+            old, sampled, mask, self._correction, self._correction_cap, self._correction_bounds
+        )
+        inputs["advantages"] = inputs["advantages"][:, None] * weights
+        sums = weight_sums(weights, mask)
+        self._weights = sums if self._weights is None else self._weights + sums
+
+    def _log_weights(self) -> None:
+        """Log the weights of an optimizer step once all of its passes were made."""
+        if self._weights is None or not self.accelerator.sync_gradients:
+            return
+        sums, self._weights = self.accelerator.reduce(self._weights, "sum"), None
+        for name, value in weight_figures(sums).items():
+            self._metrics["train" if self.model.training else "eval"][name].append(value)
 
     def _keep_logps(self, trained: torch.Tensor, inputs: dict[str, Any]) -> None:
         """Hand the transcripts over once all of them were trained on: on all processes in the same pass."""
@@ -356,7 +413,7 @@ class EngineGRPOTrainer(GRPOTrainer):
     def _log_distance(self, trained: torch.Tensor, inputs: dict[str, Any]) -> None:
         mask = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
         difference = (trained.float() - inputs["sampling_per_token_logps"].float())[mask]
-        ratio = difference.exp()
+        ratio = difference.clamp(max=LOG_RATIO_BOUND).exp()
         most = difference.abs().max() if difference.numel() else difference.new_zeros(())
         figures = [difference.abs(), ratio - 1 - difference, ratio, ratio.square(), mask.float()]
         own = torch.stack([most, *(each.sum() for each in figures)])

@@ -107,6 +107,7 @@ class RolloutEngine:
         seed: int | Sequence[int] = 0,
         deadline: float | None = None,
         oversample: float = 1.0,
+        on_dropped: Callable[[Transcript], None] | None = None,
     ) -> AsyncGenerator[tuple[int, Group]]:
         """Yield `(index of the problem, its n transcripts)` as groups complete.
 
@@ -121,6 +122,8 @@ class RolloutEngine:
                 tried again. An answer that has been given is graded.
             oversample: Rollouts begun for each that is kept. A group is complete with its first `n` that did not fail; the
                 rest is dropped. Short episodes finish first, so that what is kept is shorter than what the policy writes.
+            on_dropped: Called with the transcript of each dropped rollout that had begun, before its group is yielded. What still
+                runs is cut where it is; an answer that has been given is graded first.
 
         Raises:
             ValueError: If a number is out of range, or a prompt fills the model's context.
@@ -145,7 +148,7 @@ class RolloutEngine:
                 rollout.cut()
 
         async def group(index: int) -> tuple[int, Group]:
-            return index, await self._group(rollouts[index], n)
+            return index, await self._group(rollouts[index], n, on_dropped)
 
         tasks = [asyncio.create_task(group(index)) for index in range(len(problems))]
         timer = None if deadline is None else asyncio.get_running_loop().call_later(deadline, cut)
@@ -157,7 +160,12 @@ class RolloutEngine:
                 timer.cancel()
             await _end(tasks)
 
-    async def _group(self, rollouts: list[_Rollout], n: int) -> Group:
+    async def _group(
+        self,
+        rollouts: list[_Rollout],
+        n: int,
+        on_dropped: Callable[[Transcript], None] | None,
+    ) -> Group:
         """The first `n` to finish, in order; those that were cut, or failed, only where there are not so many others."""
         tasks = {asyncio.create_task(rollout.run()): i for i, rollout in enumerate(rollouts)}
         found: list[tuple[int, int, Transcript]] = []
@@ -168,10 +176,19 @@ class RolloutEngine:
                 for task in done:
                     transcript = task.result()
                     found.append((_rank(transcript), tasks[task], transcript))
+            found.sort(key=lambda each: each[:2])
+            kept = found[:n]
+            if on_dropped is not None:
+                for task in pending:
+                    rollouts[tasks[task]].cut()
+                await asyncio.gather(*pending)
+                numbers = {number for _, number, _ in kept}
+                for task, number in tasks.items():
+                    if number not in numbers and rollouts[number].begun:
+                        on_dropped(task.result())
         finally:
             await _end(tasks)
         self.progress.dropped += len(rollouts) - n
-        kept = sorted(found, key=lambda each: each[:2])[:n]
         group = [transcript for _, _, transcript in sorted(kept, key=lambda each: each[1])]
         for transcript in group:
             self.progress.finished(transcript)
@@ -361,6 +378,11 @@ class _Rollout:
             episode = self._episode or self._engine.begin(self._problem)
             episode.cut(StopReason.CANCELLED)
             return _record(episode)
+
+    @property
+    def begun(self) -> bool:
+        """Whether its episode has begun."""
+        return self._episode is not None
 
     def cut(self) -> None:
         """Ends it where it is; an answer that has been given is graded."""

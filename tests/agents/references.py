@@ -6,12 +6,14 @@ Nothing here is taken from what it is compared with. A failed episode is left ou
 from __future__ import annotations
 
 import math
-from statistics import fmean, stdev
+from statistics import fmean, pstdev, stdev
 
 import torch
 
 EPSILON = 1e-4
 CAP = 1.1
+BOUNDS = 0.95, 1.05
+BOUND = 20.0
 
 
 def centred(groups):
@@ -33,19 +35,17 @@ def leave_one_out(groups):
     return [[against_others(g, i) for i in range(len(g))] for g in groups]
 
 
-def batch_normalised(groups):
-    values = centred(groups)
-    every = [a for group in values for a in group]
-    if len(every) < 2:
-        return [[0.0] * len(group) for group in values]
-    return [[(a - fmean(every)) / (stdev(every) + EPSILON) for a in group] for group in values]
-
-
-def batch_normalised_without_baseline(groups):
-    every = [r for group in groups for r in group]
-    if len(every) < 2:
+def token_normalised(groups, counts):
+    """Of advantages, and of the numbers of tokens that have each."""
+    every = [
+        a
+        for group, each in zip(groups, counts, strict=True)
+        for a, n in zip(group, each, strict=True)
+        for _ in range(n)
+    ]
+    if len(set(every)) < 2:
         return [[0.0] * len(group) for group in groups]
-    return [[(r - fmean(every)) / (stdev(every) + EPSILON) for r in group] for group in groups]
+    return [[(a - fmean(every)) / (pstdev(every) + EPSILON) for a in group] for group in groups]
 
 
 def overlong(length, budget, cache):
@@ -68,11 +68,13 @@ def clipped(ratio, advantage, low, high):
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
 
 
-def loss(name, model, groups, budget, initial=None, kl=0.0, correction=None):
+def loss(name, model, groups, budget, initial=None, kl=0.0, correction=None, far=0.0):
     """An algorithm's loss on groups of transcripts at its default settings.
 
     `initial` is the model that `kl` is to; the ratio weighs that, too (TRL's default, from arXiv 2512.02556). With a
-    `correction`, the model's log-probs are the old ones, and weights up to `CAP` stand for what the engine's differ.
+    `correction`, the model's log-probs are the old ones, and weights up to `CAP`, or a rejection
+    outside of `BOUNDS`, stand for what the engine's differ.
+    `far` is added to the initial model's log-prob of each episode's first token.
     """
     scored = [[t for t in group if t.reward is not None] for group in groups]
     rewards = [[t.reward for t in group] for group in scored]
@@ -84,8 +86,11 @@ def loss(name, model, groups, budget, initial=None, kl=0.0, correction=None):
     advantages = {
         "dr_grpo": centred,
         "rloo": leave_one_out,
-        "reinforce_pp": batch_normalised,
+        "reinforce_pp": centred,
     }.get(name, normalised)(rewards)
+    if name == "reinforce_pp":
+        counts = [[sum(t.loss_mask) for t in group] for group in scored]
+        advantages = token_normalised(advantages, counts)
     pairs = [
         (t, a)
         for group, each in zip(scored, advantages, strict=True)
@@ -101,18 +106,22 @@ def loss(name, model, groups, budget, initial=None, kl=0.0, correction=None):
         )
         if correction is not None:
             apart = [a - b for a, b in zip(logps.tolist(), old.tolist(), strict=True)]
-            if correction == "geometric":
-                apart = [sum(apart) / len(apart)] * len(apart)
             weights = [min(math.exp(each), CAP) for each in apart]
+            if correction == "geometric":
+                kept = BOUNDS[0] <= math.exp(sum(apart) / len(apart)) <= BOUNDS[1]
+                weights = [float(kept)] * len(apart)
             old, advantage = logps.detach(), advantage * torch.tensor(weights, dtype=torch.float64)
-        ratio = (logps - old).exp()
+        apart = (logps - old).clamp(-BOUND, BOUND)
+        ratio = apart.exp()
         if name == "gspo":
-            ratio = ((logps - old).sum() / len(logps)).exp()
+            ratio = (apart.sum() / len(logps)).exp()
         penalty = torch.zeros_like(logps)
         if initial is not None:
             with torch.no_grad():
                 away = logps_of(initial, transcript)
-            penalty = kl * ratio * ((away - logps).exp() - (away - logps) - 1)
+                away[0] += far
+            apart = (away - logps).clamp(max=BOUND)
+            penalty = kl * ratio * (apart.exp() - apart - 1)
         if name == "gspo":
             each = clipped(ratio, advantage, 3e-4, 4e-4) + penalty
             total = total + each.mean() / rows

@@ -209,10 +209,10 @@ def flat(groups):
 
 @pytest.fixture
 def expected(model64, groups, initial):
-    def loss_and_gradient(name, kl=0.0, correction=None):
+    def loss_and_gradient(name, kl=0.0, correction=None, groups=groups, far=0.0):
         first = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float64) if kl else None
         model64.zero_grad()
-        loss = references.loss(name, model64, groups, BUDGET, first, kl, correction)
+        loss = references.loss(name, model64, groups, BUDGET, first, kl, correction, far)
         loss.backward()
         return loss.detach(), gradient_of(model64)
 
@@ -224,7 +224,7 @@ def expected(model64, groups, initial):
 def test_the_loss_is_the_references_failed_episodes_as_if_absent(
     name, kl, groups, trainer_of, expected
 ):
-    trainer = trainer_of(name, flat(groups), kl=kl)
+    trainer = trainer_of(name, flat(groups), kl=kl, correction="ratio")
     loss, gradient = loss_and_gradient(trainer, batch_of(trainer))
     other_loss, other_gradient = expected(name, kl)
     assert loss.item() == pytest.approx(other_loss.item(), rel=1e-4, abs=1e-6)
@@ -235,7 +235,13 @@ def test_the_loss_is_the_references_failed_episodes_as_if_absent(
 @pytest.mark.parametrize("correction", ["token", "geometric"])
 def test_a_correction_weighs_the_loss(name, correction, groups, trainer_of, expected):
     trainer = trainer_of(
-        name, flat(groups), kl=0.3, correction=correction, correction_cap=references.CAP
+        name,
+        flat(groups),
+        kl=0.3,
+        correction=correction,
+        correction_cap=references.CAP,
+        correction_low=references.BOUNDS[0],
+        correction_high=references.BOUNDS[1],
     )
     loss, gradient = loss_and_gradient(trainer, batch_of(trainer))
     other_loss, other_gradient = expected(name, 0.3, correction)
@@ -243,17 +249,133 @@ def test_a_correction_weighs_the_loss(name, correction, groups, trainer_of, expe
     assert_same_direction_and_length(gradient, other_gradient)
     [weight] = trainer._metrics["train"]["correction/weight"]
     [effective] = trainer._metrics["train"]["correction/effective_tokens"]
-    assert 0.8 < weight < references.CAP and 0.5 < effective < 1
+    [rejected] = trainer._metrics["train"]["correction/rejected"]
+    if correction == "token":
+        assert 0.8 < weight < references.CAP and 0.5 < effective < 1 and rejected == 0
+    else:
+        assert 0 < rejected < 1 and 0 < weight < 1 and effective == pytest.approx(weight)
+
+
+def test_gspos_clips_cut_no_difference_between_engine_and_trainer(groups, model64, trainer_of):
+    transcripts = with_logprobs(flat(groups), model64, 0.01)
+    shares, gradients = {}, {}
+    for more in ({}, {"correction": "ratio"}):
+        trainer = trainer_of("gspo", transcripts, **more)
+        gradients[len(more)] = loss_and_gradient(trainer, batch_of(trainer))[1]
+        shares[len(more)] = trainer._metrics["train"]["clip_ratio/region_mean"][-1]
+    assert shares[0] == 0.0 and shares[1] > 0.2
+    assert gradients[1].norm() < 0.9 * gradients[0].norm()
+
+
+@pytest.mark.parametrize("name", ["grpo", "gspo"])
+def test_a_correction_takes_no_pass_more_unless_several_steps_share_a_batch(
+    name, groups, trainer_of
+):
+    for steps, passes in ((1, 0), (2, 1)):
+        trainer = trainer_of(name, flat(groups), correction="token", trl={"num_iterations": steps})
+        made = []
+        original = trainer._get_per_token_logps_and_entropies
+
+        def count(*args, original=original, made=made, **kwargs):
+            made.append(1)
+            return original(*args, **kwargs)
+
+        trainer._get_per_token_logps_and_entropies = count
+        batch = batch_of(trainer)
+        assert len(made) == passes and ("old_per_token_logps" in batch) == bool(passes)
+        assert loss_and_gradient(trainer, batch)[1].norm() > 0
 
 
 @pytest.mark.parametrize(
     ("setting", "said"),
-    [({"correction": "tokens"}, "did you mean 'token'"), ({"correction_cap": 0.5}, "at least 1")],
+    [
+        ({"correction": "tokens"}, "did you mean 'token'"),
+        ({"correction_cap": 0.5}, "at least 1"),
+        ({"correction_low": 1.0}, "below 1"),
+        ({"correction_high": 0.9}, "above 1"),
+        ({"resample_by": "rewards"}, "did you mean 'reward'"),
+    ],
 )
-def test_corrections_that_there_are_not_are_refused(trainer_of, groups, initial, setting, said):
+def test_names_that_a_setting_does_not_have_are_refused(trainer_of, groups, initial, setting, said):
     module, settings = settings_of("grpo", initial, **setting)
     with pytest.raises(SettingsError, match=said):
         module.train(settings, None)
+
+
+@every
+def test_episodes_that_a_deadline_cut_are_as_if_absent(name, groups, trainer_of):
+    cut = [
+        dataclasses.replace(t, reward=-1.0, correct=False, stop_reason=StopReason.CANCELLED)
+        if t.reward is None
+        else t
+        for t in flat(groups)
+    ]
+    found = []
+    for transcripts in (flat(groups), cut):
+        trainer = trainer_of(name, transcripts, kl=0.3)
+        batch = batch_of(trainer)
+        found.append((batch["advantages"], *loss_and_gradient(trainer, batch)))
+    assert found[0][0].any()
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def own_tokens(batch):
+    return (batch["completion_mask"] * batch["tool_mask"]).bool()
+
+
+FAR = (-1e4, -94.0, 94.0, 1e4)
+
+
+@every
+def test_log_probs_outside_the_mask_reach_nothing_however_far_apart(name, groups, trainer_of):
+    trainer = trainer_of(name, flat(groups), kl=0.3)
+    batch = batch_of(trainer)
+    clean = loss_and_gradient(trainer, batch)
+    assert clean[1].norm() > 0
+    for far in FAR:
+        moved = dict(batch)
+        for key in ("ref_per_token_logps", "old_per_token_logps", "sampling_per_token_logps"):
+            if key in batch:
+                moved[key] = torch.where(own_tokens(batch), batch[key], far)
+        found = loss_and_gradient(trainer, moved)
+        assert torch.equal(found[0], clean[0]) and torch.equal(found[1], clean[1])
+
+
+@every
+def test_a_reference_that_is_far_away_gives_a_finite_loss_and_gradient(
+    name, groups, trainer_of, expected
+):
+    trainer = trainer_of(name, flat(groups), kl=0.3, correction="ratio")
+    batch = batch_of(trainer)
+    first = own_tokens(batch).int().argmax(1)
+    for far in FAR:
+        reference = batch["ref_per_token_logps"].clone()
+        reference[torch.arange(len(first)), first] += far
+        loss, gradient = loss_and_gradient(trainer, {**batch, "ref_per_token_logps": reference})
+        other_loss, other_gradient = expected(name, 0.3, far=far)
+        assert loss.item() == pytest.approx(other_loss.item(), rel=1e-4)
+        assert_same_direction_and_length(gradient, other_gradient, 1e-3)
+
+
+@every
+@pytest.mark.parametrize("kl", [0.0, 0.3])
+def test_tokens_that_the_engine_thought_impossible_give_a_finite_loss_and_gradient(
+    name, kl, groups, trainer_of, expected
+):
+    def once_far(transcript):
+        spans = list(transcript.spans)
+        at = next(i for i, span in enumerate(spans) if span.author == "model")
+        spans[at] = dataclasses.replace(spans[at], logprobs=(-94.0, *spans[at].logprobs[1:]))
+        return dataclasses.replace(transcript, spans=tuple(spans))
+
+    moved = [[once_far(transcript) for transcript in group] for group in groups]
+    trainer = trainer_of(name, flat(moved), kl=kl, correction="ratio")
+    loss, gradient = loss_and_gradient(trainer, batch_of(trainer))
+    other_loss, other_gradient = expected(name, kl, groups=moved)
+    assert loss.item() == pytest.approx(other_loss.item(), rel=1e-3)
+    assert_same_direction_and_length(gradient, other_gradient, 1e-3)
+    figures = {name: each[-1] for name, each in trainer._metrics["train"].items()}
+    assert all(np.isfinite(each) for key, each in figures.items() if "offpolicy" in key)
 
 
 def test_the_lengths_reach_into_the_overlong_punishment(groups):
@@ -278,7 +400,8 @@ def test_each_process_takes_its_own_of_the_advantages_of_all(trainer_of, groups,
     whole = batch_of(trainer)["advantages"]
     second = SimpleNamespace(process_index=1)
     monkeypatch.setattr(trainer, "accelerator", second)
-    assert torch.equal(trainer._own_advantages(2 * GROUP), whole[2 * GROUP :])
+    tokens = torch.ones(4 * GROUP)
+    assert torch.equal(trainer._own_advantages(2 * GROUP, tokens), whole[2 * GROUP :])
 
 
 @every
@@ -364,8 +487,6 @@ def test_the_terminal_reward_reaches_every_token_of_every_turn_and_no_other(
         kept.append(result[0])
         return result
 
-    if name == "gspo":  # a sequence's ratio is a rounding away from its narrow clips
-        trainer.epsilon_low = trainer.epsilon_high = 0.2
     trainer._get_per_token_logps_and_entropies = keep
     trainer.compute_loss(trainer.model, batch).backward()
     [logps] = kept
@@ -445,6 +566,10 @@ def test_resample_on_correct_keeps_the_cleaner_of_the_right_ones():
         selection.resample_on_correct([*wrong, clean, failed], 3, np.random.default_rng(0))[-1]
         == clean
     )
+    cut = dataclasses.replace(wrong[1], stop_reason=StopReason.CANCELLED)
+    assert cut not in selection.resample_on_correct(
+        [cut, wrong[0], clean, wrong[2]], 3, np.random.default_rng(0)
+    )
     few = selection.resample_on_correct([failed, wrong[0], failed], 2, np.random.default_rng(0))
     assert len(few) == 2 and wrong[0] in few
 
@@ -499,7 +624,9 @@ def test_dapo_samples_other_problems_where_a_group_is_unanimous(initial, tmp_pat
         BANDIT, reward=lambda t: 1.0 if t.problem.id == "0" else BANDIT.reward(t)
     )
     monkeypatch.setattr(grpo, "find_task", lambda env: (rules, ARMS))
-    module, settings = settings_of("dapo", initial, rollouts=8, micro_batch=32, resample=5)
+    module, settings = settings_of(
+        "dapo", initial, rollouts=8, micro_batch=32, resample=5, resample_by="reward"
+    )
     module.train(settings, tmp_path / "dapo")
     [metrics] = read_records(tmp_path / "dapo" / "metrics.jsonl")
     trained = list(read_transcripts(tmp_path / "dapo" / "transcripts.jsonl"))
@@ -519,7 +646,14 @@ def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch)
 
     def run(folder, resume=False):
         module, settings = settings_of(
-            "dapo", initial, steps=4, micro_batch=8, resample=2, save_steps=2, learning_rate=1e-3
+            "dapo",
+            initial,
+            steps=4,
+            micro_batch=8,
+            resample=2,
+            save_steps=2,
+            learning_rate=1e-3,
+            resample_by="reward",
         )
         return AutoModelForCausalLM.from_pretrained(module.train(settings, folder, resume))
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from agents.losses import k3, ppo_policy_loss, value_loss
+from agents.losses import k3, log_ratio, ppo_policy_loss, value_loss
 
 LOW, HIGH, DUAL = 0.2, 0.28, 3.0
 CLIP = 0.5
@@ -97,6 +97,34 @@ def test_nothing_outside_the_mask_reaches_loss_or_gradient(loss, scales, plain, 
     dirty = run(*(each.masked_fill(~mask, junk) for each in (x, *others)))
     assert torch.equal(clean[0], dirty[0]) and torch.equal(clean[1], dirty[1])
     assert torch.all(clean[1][~mask] == 0)
+
+
+LOG_PROBS = [case for case, name in zip(CASES, IDS, strict=True) if "value" not in name]
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+@pytest.mark.parametrize("logp", [0.0, -19.0, -21.0, -88.8, -94.0, -1e4])
+@pytest.mark.parametrize("other", [0.0, -94.0, -1e4])
+@pytest.mark.parametrize("case", LOG_PROBS, ids=[name for name in IDS if "value" not in name])
+def test_extreme_log_probs_give_a_finite_loss_and_gradient(case, other, logp, advantage):
+    loss, _, plain = case
+    x = torch.tensor([[logp]], requires_grad=True)
+    found = loss(x, torch.tensor([[other]]), torch.tensor([[advantage]]), torch.tensor([[True]]))
+    found.sum().backward()
+    apart, is_kl = logp - other, loss is LOG_PROBS[-1][0]
+    # What is beyond the bound counts as what is at it.
+    apart = max(apart, -20.0) if is_kl else min(max(apart, -20.0), 20.0)
+    expected = math.exp(-apart) - 1 + apart if is_kl else plain(apart, 0.0, advantage)
+    assert found.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert torch.isfinite(x.grad).all()
+    if abs(logp - other) > 20 and not (is_kl and logp > other):
+        assert x.grad.item() == 0.0
+
+
+def test_a_log_ratio_is_clamped_to_twenty_nats_and_0_outside_the_mask():
+    logps, old = torch.tensor([[0.0, -1.0, -50.0, 0.0]]), torch.tensor([[-50.0, -2.5, 0.0, -9.0]])
+    mask = torch.tensor([[True, True, True, False]])
+    assert log_ratio(logps, old, mask).tolist() == [[20.0, 1.5, -20.0, 0.0]]
 
 
 def test_flags_say_where_a_clip_took_the_gradient():

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import ppo_batches
 import pytest
 import torch
 from ppo_batches import ROWS, changes, learner, row, table
@@ -26,8 +27,16 @@ from agents.settings import SettingsError, load_settings
 from agents.tiny import make_tokenizer
 from retool_env.episode import Generation, Rules
 from retool_env.integrations.packing import pack
+from retool_env.integrations.rows import training_rows
+from retool_env.integrations.trl import episode_reward
 from retool_env.problems import Problem, ProblemList
-from retool_env.transcript import check_transcript, read_transcripts
+from retool_env.transcript import (
+    Span,
+    StopReason,
+    Transcript,
+    check_transcript,
+    read_transcripts,
+)
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -75,7 +84,9 @@ def test_the_gradient_is_that_of_the_definition(initial, temperature, correction
         moved = {t: logps[t - 1, ids[0, t]].item() - old for t, old in places}
         average = sum(moved.values()) / len(moved)
         weight_of = {
-            t: min(math.exp(average if correction == "geometric" else moved[t]), 1.05)
+            t: float(0.5 <= math.exp(average) <= 1.05)
+            if correction == "geometric"
+            else min(math.exp(moved[t]), 1.05)
             for t in moved
         }
         reward = each["transcript"].reward
@@ -100,6 +111,7 @@ def test_the_gradient_is_that_of_the_definition(initial, temperature, correction
     expected = [-p.grad.flatten() for p in model.parameters()]
     expected_critic = [-p.grad.flatten() for p in (*trunk.parameters(), *head.parameters())]
     more = {"temperature": temperature, "correction": correction, "correction_cap": 1.05}
+    more |= {"correction_low": 0.5, "correction_high": 1.05}
     (actor, critic_change), figures = changes(initial, ROWS, **more)
     close([actor, critic_change], [torch.cat(g).float() for g in (expected, expected_critic)])
     apart = [each[0].item() - each[1] for each in own]
@@ -126,12 +138,55 @@ def test_the_gradient_is_that_of_the_definition(initial, temperature, correction
         weights = [each[5] for each in own]
         expected["clip_fraction"] = 0.0
         expected["correction/weight"] = sum(weights) / len(weights)
+        expected["correction/rejected"] = 0.5 if correction == "geometric" else 0.0
         expected["correction/effective_tokens"] = (
             sum(weights) ** 2 / sum(w * w for w in weights) / len(weights)
         )
-        assert 1.05 in weights or correction == "geometric"
+        kept = [len({each[5] for each in own}), 0.0 in weights, 1.0 in weights]
+        assert kept == [2, True, True] if correction == "geometric" else 1.05 in weights
     assert {name: figures[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert correction != "ratio" or 0 < expected["clip_fraction"] < 1
+
+
+def test_log_probs_that_are_far_apart_give_a_finite_step(initial):
+    far = [
+        {
+            **each,
+            "logprobs": [
+                p - 94.0 * m for p, m in zip(each["logprobs"], each["env_mask"], strict=True)
+            ],
+        }
+        for each in ROWS
+    ]
+
+    def drift(made):
+        original = made._reference_logps
+        made._reference_logps = lambda rows: original(rows) + 94.0
+
+    found, figures = changes(initial, far, drift, kl=0.1, entropy=0.01)
+    assert all(torch.isfinite(each).all() for each in found)
+    assert found[1].norm() > 0 and all(map(math.isfinite, figures.values()))
+
+
+def test_what_a_deadline_cut_is_not_trained_on(initial):
+    def episode(reason, reward):
+        spans = Span("prompt", "a", (5,)), Span("model", "b", (6, 7), (-1.0, -1.0))
+        return Transcript(Problem("0", "?", "1"), spans, stop_reason=reason, reward=reward)
+
+    whole = episode(StopReason.ANSWERED, 1.0)
+    cut = episode(StopReason.CANCELLED, -1.0)
+    failed = episode(StopReason.INFRASTRUCTURE, None)
+    assert episode_reward([whole, cut, failed]) == [1.0, None, None]
+
+    def stepped(*transcripts):
+        made = learner(initial, mini_batch=3, micro_batch=3)
+        before = ppo_batches.weights(made)
+        figures = made.learn(ppo.Batch.of(training_rows(transcripts, [1])), 0)
+        return [a - b for a, b in zip(ppo_batches.weights(made), before, strict=True)], figures
+
+    found, other = stepped(whole, whole, cut), stepped(whole, whole, failed)
+    assert found[1] == other[1]
+    assert all(torch.equal(a, b) for a, b in zip(found[0], other[0], strict=True))
 
 
 def test_interpreter_tokens_move_neither_loss_nor_gradient_of_actor_or_critic(initial):

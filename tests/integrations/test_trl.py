@@ -26,7 +26,7 @@ from retool_env.problems import Problem, ProblemList, arithmetic
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.rollout.transformers import TransformersPolicy
 from retool_env.sandbox import Execution, Outcome
-from retool_env.transcript import StopReason, Transcript
+from retool_env.transcript import Span, StopReason, Transcript
 
 RULES = Rules(max_tokens=120, prompt_template="{query}\n", max_calls=2)
 PROBLEMS = ProblemList(
@@ -600,6 +600,28 @@ def test_groups_that_teach_nothing_are_replaced_as_often_as_may_be(checkpoint, t
     assert {t.problem.id for t in rollouts} == {"0", "1", "2", "3"}
 
 
+@pytest.mark.parametrize("by", ["accuracy", "reward"])
+def test_an_all_wrong_group_of_unequal_shaped_rewards_teaches_by_its_rewards_alone(
+    checkpoint, tmp_path, by
+):
+    trainer, _ = make_trainer(checkpoint, tmp_path, ahead={"resample_by": by})
+    rollouts = trainer.rollout_func
+
+    def some(*episodes):
+        prompt = Span("prompt", "?"), Span("model", "<answer>1</answer>")
+        problem = Problem("0", "?", "1")
+        return [
+            Transcript(problem, prompt, stop_reason=StopReason.ANSWERED, correct=c, reward=r)
+            for c, r in episodes
+        ]
+
+    wrong, right = some((False, -1.0), (False, -0.6)), some((True, 1.0), (True, 0.9))
+    assert [rollouts._teaches(group) for group in (wrong, right)] == [by == "reward"] * 2
+    assert rollouts._teaches(some((True, 1.0), (False, -1.0)))
+    assert not rollouts._teaches(some((None, -1.0), (False, -1.0)))
+    assert rollouts._teaches(some((True, 0.5), (False, 0.5))) == (by == "accuracy")
+
+
 def test_stragglers_are_cut_and_counted(checkpoint, tmp_path):
     class Slow(Box):
         """Its first program never ends."""
@@ -624,6 +646,120 @@ def test_stragglers_are_cut_and_counted(checkpoint, tmp_path):
         assert reasons.count(StopReason.CANCELLED) == (name == "cut") and len(reasons) == 4 * GROUP
         [log] = [log for log in trainer.state.log_history if "reward" in log]
         assert log[f"rollout/{name}"] == number
+        assert log["env/deadline_cut"] == (1 / 16 if name == "cut" else 0.0)
+
+
+class SlowOnce(Varied):
+    """Its first rollout never writes a second turn."""
+
+    slow = None
+
+    async def act(self, token_ids, stop, budget, seed):
+        if "<interpreter>" in self.tokenizer.decode(token_ids) and self.slow is None:
+            self.slow = seed
+            await asyncio.sleep(3600)
+        return await super().act(token_ids, stop, budget, seed)
+
+
+class RightFirst(Varied):
+    """Right answers come at once, wrong ones late: in the first turn, or after a program."""
+
+    def __init__(self, tokenizer, turns):
+        super().__init__(tokenizer)
+        self.turns, self.right = turns, {}
+
+    async def act(self, token_ids, stop, budget, seed):
+        text = self.tokenizer.decode(token_ids)
+        if self.turns > 1 and "<interpreter>" not in text:
+            return await super().act(token_ids, stop, budget, seed)
+        right = self.right.setdefault(seed, len(self.right) % 2 == 0)
+        if not right:
+            await asyncio.sleep(0.3 + 0.15 * len(self.right))  # one after the other
+        turn = f"<answer>{int(text.split(' * ')[0]) * 7 + (not right)}</answer>"
+        ids = tuple(self.tokenizer.encode(turn))
+        return Generation(ids, (self.logprob,) * len(ids), "tag")
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_accuracy_is_of_all_rollouts_that_were_begun(checkpoint, tmp_path, caplog, turns):
+    policy = RightFirst(make_tokenizer(), turns)
+    trainer, rollouts = make_trainer(checkpoint, tmp_path, policy=policy, ahead={"oversample": 1.5})
+    batch_of(trainer)
+    assert "oversample=1.5 keeps the rollouts that finish first" in caplog.text
+    logged = trainer._metrics["train"]["env/accuracy"]
+    kept = sum(t.correct for t in rollouts) / len(rollouts)
+    assert kept == pytest.approx(0.75) and logged == [pytest.approx(0.5)]
+    assert len(policy.right) == 6 * GROUP and len(rollouts) == 4 * GROUP
+    assert trainer._metrics["train"]["env/code_ratio"] == [float(turns > 1)]
+
+
+def test_accuracy_counts_the_groups_that_were_replaced(checkpoint, tmp_path):
+    class Half(Varied):
+        async def act(self, token_ids, stop, budget, seed):
+            number = int(self.tokenizer.decode(token_ids).split(" * ")[0])
+            right = seed % 2 == 0 if number else False
+            ids = tuple(self.tokenizer.encode(f"<answer>{number * 7 + (not right)}</answer>"))
+            return Generation(ids, (self.logprob,) * len(ids), "tag")
+
+    trainer, rollouts = make_trainer(
+        checkpoint, tmp_path, policy=Half(make_tokenizer()), ahead={"resample": 20}
+    )
+    seen = []
+    inner = trainer.rollout_func._run
+
+    async def run(*args):
+        sampled = await inner(*args)
+        seen.extend(t for group in sampled.groups for t in group)
+        return sampled
+
+    trainer.rollout_func._run = run
+    batch_of(trainer)
+    assert len(seen) > len(rollouts)
+    assert trainer._metrics["train"]["env/accuracy"] == [
+        pytest.approx(sum(t.correct for t in seen) / len(seen))
+    ]
+
+
+@pytest.mark.parametrize("scale", ["group", "none"])
+def test_what_a_deadline_cut_is_scored_but_trained_on_by_nobody(
+    checkpoint, tmp_path, caplog, scale
+):
+    trainer, rollouts = make_trainer(
+        checkpoint,
+        tmp_path,
+        policy=SlowOnce(make_tokenizer()),
+        ahead={"deadline": 3.0},
+        scale_rewards=scale,
+    )
+    batch = batch_of(trainer)
+    [cut] = [i for i, t in enumerate(rollouts) if t.stop_reason is StopReason.CANCELLED]
+    assert rollouts[cut].reward == -1.0 and rollouts[cut].response
+    own = (batch["completion_mask"] * batch["tool_mask"]).sum(1)
+    assert own[cut] == 0 and batch["advantages"][cut] == 0.0
+    first = cut // GROUP * GROUP
+    others = [i for i in range(first, first + GROUP) if i != cut]
+    rewards = torch.tensor([rollouts[i].reward for i in others])
+    expected = rewards - rewards.mean()
+    if scale == "group":
+        expected /= rewards.std() + 1e-4
+    torch.testing.assert_close(batch["advantages"][others], expected)
+    assert trainer._metrics["train"]["env/deadline_cut"] == [1 / 16]
+    [warned] = [r.message for r in caplog.records if "deadline" in r.message]
+    assert "deadline of 3 s cut 6 % of the episodes of step 0" in warned
+
+
+def test_a_batch_that_a_deadline_cut_as_a_whole_ends_training(checkpoint, tmp_path):
+    class Stuck(Varied):
+        async def act(self, token_ids, stop, budget, seed):
+            if "<interpreter>" in self.tokenizer.decode(token_ids):
+                await asyncio.sleep(3600)
+            return await super().act(token_ids, stop, budget, seed)
+
+    trainer, _ = make_trainer(
+        checkpoint, tmp_path, policy=Stuck(make_tokenizer()), ahead={"deadline": 2.0}
+    )
+    with pytest.raises(RuntimeError, match="100% were cut by the deadline of 2 s"):
+        batch_of(trainer)
 
 
 def test_what_a_deadline_cut_before_it_began_is_as_if_absent(checkpoint, tmp_path):
