@@ -397,7 +397,8 @@ def differences(before: Mapping[str, Any], given: Mapping[str, Any], what: str) 
         given: The settings that hold in their place.
         what: Where those of before come from.
     """
-    changed = {name: v for name, v in given.items() if name in before and before[name] != v}
+    now = merged(before, given)
+    changed = {k: v for k, v in given.items() if k in before and before[k] != now[k]}
     return ", ".join(f"{k}={shown(v)} ({what}: {shown(before[k])})" for k, v in changed.items())
 
 

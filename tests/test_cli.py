@@ -208,6 +208,7 @@ def test_on_another_environment_only_protocol_and_prompt_are_the_checkpoints(tra
     command = ["eval", "--env", "ReTool-JSONL-v0", "--model", "trained", "path=own.jsonl"]
     assert main([*command, "--k", "1", "--max-tokens", "8", "--out", "found"]) == 0
     out = capsys.readouterr().out
+    assert "differs" not in out
     assert (
         "retool.json: protocol tags, a prompt of its own (from trained, trained on "
         f"{ARITHMETIC}); other settings are ReTool-JSONL-v0's\n"
