@@ -198,6 +198,8 @@ def test_the_command_line_wins_over_the_checkpoint_and_one_line_says_what_differ
         "max_tokens=8 (there: 16)",
         "temperature=0.5 (there: 1.0)",
     }
+    command = json.loads(Path("found/results.json").read_text())["command"]
+    assert (command["temperature"], command["top_p"]) == ("0.5", "0.7")
     for transcript in read_transcripts("found/transcripts.jsonl"):
         assert len(transcript.completion_ids) <= 8 and not transcript.interpreter
         assert transcript.problem.id.startswith("arithmetic/train-")
