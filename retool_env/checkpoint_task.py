@@ -273,13 +273,13 @@ class CheckpointTask:
             raise ValueError(f"it must hold a JSON object, not {_shown(record)}")
         if "format" in record and (type(record["format"]) is not int or record["format"] != FORMAT):
             raise ValueError(
-                f"format: {_shown(record['format'])} is none that this version of retool-env reads, which is {FORMAT}"
+                f"format: {_shown(record['format'])} is not {FORMAT}, the one that this version of retool-env reads"
             )
         for name in record:
             if name not in _TOP:
                 raise ValueError(f"{_shown(name)}: unknown key; there are {', '.join(_TOP)}")
         for name in _TOP:
-            if name not in record and name not in ("problems", "left_out"):
+            if name not in record and name not in ("problems", "left_out"):  # they may be empty
                 raise ValueError(f"{name}: it is missing")
         values = {"problems": {}, "left_out": [], **record}
         del values["format"]
@@ -397,7 +397,8 @@ def differences(before: Mapping[str, Any], given: Mapping[str, Any], what: str) 
         given: The settings that hold in their place.
         what: Where those of before come from.
     """
-    changed = {name: v for name, v in given.items() if name in before and before[name] != v}
+    now = merged(before, given)
+    changed = {k: v for k, v in given.items() if k in before and before[k] != now[k]}
     return ", ".join(f"{k}={shown(v)} ({what}: {shown(before[k])})" for k, v in changed.items())
 
 

@@ -341,7 +341,7 @@ def eval_settings(
         sampling = task.sampling_for(arguments.env)
     asked = {name: getattr(arguments, name) for name in sampling}
     asked = {name: number for name, number in asked.items() if number is not None}
-    lines += task_lines(task, arguments, {**usual, **sampling}, {**given, **asked})
+    lines += task_lines(task, arguments, {**given, **asked})
     if arguments.max_tokens is None:
         arguments.max_tokens = MAX_TOKENS
     for name, number in {**sampling, **asked}.items():
@@ -370,18 +370,14 @@ def eval_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def task_lines(
-    task: CheckpointTask | None,
-    arguments: argparse.Namespace,
-    before: dict[str, Any],
-    given: dict[str, Any],
+    task: CheckpointTask | None, arguments: argparse.Namespace, given: dict[str, Any]
 ) -> list[str]:
     """Lines that say what is taken from a checkpoint.
 
     Args:
         task: The checkpoint's.
         arguments: The command line, with the environment's id.
-        before: The settings that would hold without those of the command line.
-        given: Those of the command line.
+        given: The settings of the command line, its sampling included.
     """
     from retool_env.checkpoint_task import differences
 
@@ -391,6 +387,9 @@ def task_lines(
             return []
         return [f"{arguments.model} has no retool.json: the settings are {arguments.env}'s own"]
     lines = [task.summary(arguments.env, arguments.model)]
+    before = task.settings_for(arguments.env)
+    if arguments.env == task.id:
+        before |= task.sampling
     if differ := differences(before, given, "there"):
         lines.append(f"the command line differs from it: {differ}")
     return lines
@@ -486,7 +485,7 @@ def run_play(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     settings: dict[str, Any] = {"void_turn": "continue"}
     if task is not None:
         settings |= task.settings_for(arguments.env)
-    lines += task_lines(task, arguments, settings, given)
+    lines += task_lines(task, arguments, given)
     if settings.pop("max_tokens", None) is not None:
         lines.append("max_tokens is left out: what a person writes is text")
     settings = merged(settings, given)

@@ -332,7 +332,7 @@ def test_settings_over_others_keep_each_limit_and_say_what_differs():
         "limits": {"wall_seconds": 1, "tmp_mb": 4},
         "path": "x",
     }
-    said = differences(before, {"max_calls": 5, "errors": "last_line", "path": "x"}, "there")
+    said = differences(before, {**given, "limits": {"tmp_mb": 2}}, "there")
     assert said == "max_calls=5 (there: 3)"
 
 

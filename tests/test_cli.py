@@ -199,6 +199,8 @@ def test_the_command_line_wins_over_the_checkpoint_and_one_line_says_what_differ
         "max_tokens=8 (there: 16)",
         "temperature=0.5 (there: 1.0)",
     }
+    command = json.loads(Path("found/results.json").read_text())["command"]
+    assert (command["temperature"], command["top_p"]) == ("0.5", "0.7")
     for transcript in read_transcripts("found/transcripts.jsonl"):
         assert len(transcript.completion_ids) <= 8 and not transcript.interpreter
         assert transcript.problem.id.startswith("arithmetic/train-")
@@ -209,6 +211,7 @@ def test_on_another_environment_only_protocol_and_prompt_are_the_checkpoints(tra
     command = ["eval", "--env", "ReTool-JSONL-v0", "--model", "trained", "path=own.jsonl"]
     assert main([*command, "--k", "1", "--max-tokens", "8", "--out", "found"]) == 0
     out = capsys.readouterr().out
+    assert "differs" not in out
     assert (
         "retool.json: protocol tags, a prompt of its own (from trained, trained on "
         f"{ARITHMETIC}); other settings are ReTool-JSONL-v0's\n"
