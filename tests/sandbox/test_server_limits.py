@@ -375,7 +375,7 @@ def test_nsjail_inherits_no_secret(monkeypatch) -> None:
 
 def test_the_grading_process_inherits_no_secret(monkeypatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "hunter2")
-    worker = grading._Worker(5.0, 1024)
+    worker = grading.grader._Worker(5.0, 1024)
     try:
         assert b"hunter2" not in Path(f"/proc/{worker.process.pid}/environ").read_bytes()
         assert worker.ask("1/2", "0.5") is True
