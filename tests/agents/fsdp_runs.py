@@ -119,7 +119,12 @@ def compared(checkpoint, folder, data):
     phi = str(folder / "phi")
     make_phi(phi, checkpoint)
     processes().wait_for_everyone()
-    torch.save(ppo_changes(phi), folder / f"phi-{rank}.pt")
+    for model, name in ((phi, "phi"), (None, None)):
+        # As in a new process: of a model before this one the classes of layers would be kept.
+        AcceleratorState._reset_state(True)
+        processes()
+        if model:
+            torch.save(ppo_changes(model), folder / f"{name}-{rank}.pt")
 
 
 def make_phi(folder, checkpoint):
