@@ -91,7 +91,8 @@ def _read(written: str) -> Program:
     sources = (text, unmarked) if unmarked != text else (text,)
     fenced = [found for each in sources if (found := _fenced(each)) is not None]
     if fenced:
-        return Program(next(filter(compiles, fenced), fenced[-1]), "fenced")
+        best = fenced[0] if len(fenced) == 1 or compiles(fenced[0]) else fenced[-1]
+        return Program(best, "fenced")
     mended = (found for each in sources if (found := _mended(each)) is not None)
     return next(mended, Program(text, "plain"))
 
@@ -233,9 +234,12 @@ def _fenced(text: str) -> str | None:
     joined = "\n".join(bodies)
     last = text.rfind(first.mark, first.inside)
     whole = text[first.inside : last] if last >= 0 else joined
-    parts = "\n".join(_runnable(body) or body for body in bodies)
-    found = next(filter(compiles, (whole, joined, parts)), None) or _runnable(whole) or joined
-    return _without_blank_lines(found)
+    if whole.strip() and compiles(whole):
+        return _without_blank_lines(whole)
+    if not compiles(joined):
+        parts = "\n".join(_runnable(body) or body for body in bodies)
+        joined = parts if compiles(parts) else _runnable(whole) or joined
+    return _without_blank_lines(joined)
 
 
 def _runnable(text: str) -> str | None:

@@ -85,6 +85,7 @@ TABLE = [
     ("opened at the end", "So:\n```python", "", "fenced"),
     ("an error inside", "So:\n```python\nprint(1\n```", "print(1", "fenced"),
     ("an error inside, not closed", "So:\n```python\nprint(1", "print(1", "fenced"),
+    ("opened twice", "```py\n```py\nprint(1)", "```py\nprint(1)", "fenced"),
     ("output alone", "```output\n42\n```", "```output\n42\n```", "plain"),
     # Prompts.
     ("prompts", ">>> x = 1\n>>> x", "x = 1\nx", "mended:prompts"),
