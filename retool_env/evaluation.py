@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from retool_env.checkpoint_task import TEMPERATURE, TOP_P
 from retool_env.episode import Rules
 from retool_env.intervals import Estimate, Interval
 from retool_env.metrics import Summary, summarise
 from retool_env.problems import Problem
+from retool_env.program import FORMS, Form
 from retool_env.rollout.engine import Group, RolloutEngine
 from retool_env.rollout.policy import Policy, TextPolicy
 from retool_env.rollout.progress import Progress
@@ -67,6 +69,13 @@ COLUMNS: Mapping[str, Callable[[Summary], str]] = {
 """The columns of a table of summaries."""
 
 
+def _share(summary: Summary, form: Form) -> str:
+    """The share of calls whose program was read in that form."""
+    if not summary.call_forms or not summary.calls:
+        return "–"
+    return f"{summary.call_forms[form] / summary.calls:.1%}"
+
+
 TOOL_USE: Mapping[str, Callable[[Summary], str]] = {
     "calls that ran, in all": lambda s: _text(s.calls_ok, "{}") + f" of {s.calls}",
     "lines of code a response": lambda s: _text(s.code_lines, "{:.1f}"),
@@ -80,7 +89,7 @@ TOOL_USE: Mapping[str, Callable[[Summary], str]] = {
     "errors mended later": lambda s: _shown(s.recovery and s.recovery.mended),
     "turns to mend one": lambda s: _shown(s.recovery and s.recovery.turns, _number),
     "right, of episodes with an error": lambda s: _shown(s.recovery and s.recovery.accuracy),
-    "how programs were read": lambda s: _forms(s.call_forms),
+    **{f"programs: {form}": partial(_share, form=form) for form in FORMS},
 }
 """The rows of a table of tool use."""
 
@@ -117,13 +126,6 @@ def _markdown(cells: Sequence[Sequence[str]]) -> str:
 
 def _text(value: object, form: str) -> str:
     return "–" if value is None else form.format(value)
-
-
-def _forms(counts: Mapping[str, int] | None) -> str:
-    """The share of each form that occurs, the most frequent first."""
-    total = sum((counts or {}).values())
-    found = sorted((item for item in (counts or {}).items() if item[1]), key=lambda item: -item[1])
-    return ", ".join(f"{form} {count / total:.1%}" for form, count in found) or "–"
 
 
 def _shown(estimate: Estimate | None, form: Callable[[Interval], str] = str) -> str:

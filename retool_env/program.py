@@ -65,7 +65,6 @@ class Program(NamedTuple):
     """How it was found in what was written."""
 
 
-@lru_cache(maxsize=256)  # of one turn it is asked several times
 def read_program(written: str) -> Program:
     r"""Read the program of a code block or a call. Never raises; see the module's table.
 
@@ -78,6 +77,10 @@ def read_program(written: str) -> Program:
         >>> read_program(">>> print(1)\n1")
         Program(text='print(1)', form='mended:prompts')
     """
+    return (_read_again if len(written) <= MOST_CHARACTERS else _read)(written)
+
+
+def _read(written: str) -> Program:
     text = _without_blank_lines(written)
     if compiles(text):
         return Program(text, "plain")
@@ -88,9 +91,13 @@ def read_program(written: str) -> Program:
     sources = (text, unmarked) if unmarked != text else (text,)
     fenced = [found for each in sources if (found := _fenced(each)) is not None]
     if fenced:
-        return Program(next(filter(compiles, fenced), fenced[-1]), "fenced")
+        best = fenced[0] if len(fenced) == 1 or compiles(fenced[0]) else fenced[-1]
+        return Program(best, "fenced")
     mended = (found for each in sources if (found := _mended(each)) is not None)
     return next(mended, Program(text, "plain"))
+
+
+_read_again = lru_cache(maxsize=256)(_read)  # what a turn holds is asked for several times
 
 
 def read_one_fence(written: str) -> Program:
@@ -178,14 +185,14 @@ def _mended(text: str) -> Program | None:
     return Program(dedented, "mended:dedent") if compiles(dedented) else None
 
 
-_PROMPT = re.compile(r"[ \t]*>>>(?: |$)")
+_PROMPT = re.compile(r"[ \t]*>>> ?")
 _CONTINUATION = re.compile(r"[ \t]*\.\.\.(?: |$)")
 
 
 def _without_prompts(text: str) -> str | None:
     """What was typed in an interactive session; `None` if a text is none from its first line on."""
-    lines = text.splitlines()
-    if not lines or not _PROMPT.match(lines[0]):
+    lines = text.replace("\r\n", "\n").split("\n")
+    if not _PROMPT.match(lines[0]):
         return None
     kept, typed = [], False
     for line in lines:
@@ -227,9 +234,12 @@ def _fenced(text: str) -> str | None:
     joined = "\n".join(bodies)
     last = text.rfind(first.mark, first.inside)
     whole = text[first.inside : last] if last >= 0 else joined
-    parts = "\n".join(_runnable(body) or body for body in bodies)
-    found = next(filter(compiles, (whole, joined, parts)), None) or _runnable(whole) or joined
-    return _without_blank_lines(found)
+    if whole.strip() and compiles(whole):
+        return _without_blank_lines(whole)
+    if not compiles(joined):
+        parts = "\n".join(_runnable(body) or body for body in bodies)
+        joined = parts if compiles(parts) else _runnable(whole) or joined
+    return _without_blank_lines(joined)
 
 
 def _runnable(text: str) -> str | None:

@@ -112,7 +112,7 @@ def test_a_table_of_tool_use_shows_nothing_that_rests_on_few_cases(sandbox):
     some, _ = evaluate(policy(adder), RULES, PROBLEMS, 1, sandbox)
     estimate = Estimate(50, Interval(1.5, 1.25, 2.0))
     old = dataclasses.replace(some, calls_ok=None, recovery=None, call_forms=None)
-    forms = {**some.call_forms, "plain": 1, "fenced": 5, "mended:dedent": 2}
+    forms = {**some.call_forms, "plain": 1, "mended:dedent": 1}
     turns = dataclasses.replace(some.recovery, turns=estimate)
     columns = {"adder": some, "mends": dataclasses.replace(some, recovery=turns, call_forms=forms)}
     columns["old"] = old
@@ -126,6 +126,7 @@ def test_a_table_of_tool_use_shows_nothing_that_rests_on_few_cases(sandbox):
     assert rows["first call at, of a response"] == ["0.0%"] * 3
     assert rows["last call ran, right responses"] == ["n < 50"] * 3
     assert rows["failed calls whose next one ran"] == ["–"] * 3
-    mixed = "fenced 62.5%, mended:dedent 25.0%, plain 12.5%"
-    assert rows["how programs were read"] == ["plain 100.0%", mixed, "–"]
+    assert rows["programs: plain"] == ["100.0%", "50.0%", "–"]
+    assert rows["programs: mended:dedent"] == ["0.0%", "50.0%", "–"]
+    assert rows["programs: unread"] == ["0.0%", "0.0%", "–"]
     assert rows["turns to mend one"] == ["–", "1.50 [1.25, 2.00], n = 50", "–"]
