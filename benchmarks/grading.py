@@ -51,7 +51,8 @@ from typing import Any, Self
 from benchmarks.machine import circumstances
 from retool_env.grading import Grader
 from retool_env.problems import ProblemsUnavailable, math
-from retool_env.problems.loading import FOLDER_VARIABLE, json_rows
+from retool_env.problems.loading import FOLDER_VARIABLE
+from retool_env.problems.rows import read_rows
 
 KINDS = ("single", "boxed", "prose")
 PATIENCE = 20.0
@@ -202,7 +203,7 @@ def read_cases(folder: Path) -> list[Case]:
             where=str(row.get("where", "")),
         )
         for file in files
-        for place, row in json_rows(file)
+        for place, row in read_rows(file)
     ]
 
 
@@ -213,7 +214,7 @@ def read_set_aside(path: Path) -> dict[Pair, str]:
         ValueError: The file cannot be read, or a line lacks a key; the message names file and line.
     """
     reasons = {}
-    for place, row in json_rows(path):
+    for place, row in read_rows(path):
         columns = _text_columns(place, row, "answer", "gold", "reason")
         reasons[columns["answer"], columns["gold"]] = columns["reason"]
     return reasons

@@ -326,6 +326,7 @@ def test_it_says_which_checkpoint_it_was_loaded_from(policy):
     assert policy.checkpoint == policy.model  # where the engine looks for `retool.json`
 
 
+@needs_vllm
 def test_sleep_is_refused_where_there_is_no_cuda(policy):
     if torch.cuda.is_available():
         pytest.skip("there is CUDA")
