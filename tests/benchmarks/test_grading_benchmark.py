@@ -274,9 +274,9 @@ def test_speed_is_of_right_verdicts(monkeypatch):
 
 
 def test_parts_that_need_math_read_it_from_the_folder_of_data(tmp_path, monkeypatch, capsys):
-    problem = {"problem": "?", "level": 3, "subject": "Algebra"}
+    problem = {"level": 3, "subject": "Algebra"}
     golds = ["12", r"\frac{3}{4}", "(1,2)", "x+1", "12"]
-    rows = [{**problem, "answer": gold} for gold in golds]
+    rows = [{**problem, "problem": f"{i}?", "answer": gold} for i, gold in enumerate(golds)]
     write(tmp_path / "math_levels_3_to_5_train.jsonl", *rows)
     monkeypatch.setenv("RETOOL_DATA", str(tmp_path))
     out = tmp_path / "out.json"
