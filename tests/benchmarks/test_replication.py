@@ -44,6 +44,7 @@ def arguments(tmp_path, *more):
     return [*folders, *small, *more]
 
 
+@pytest.mark.slow
 def test_both_arms_are_trained_evaluated_and_compared(tmp_path, commands, capsys):
     assert replication.main(arguments(tmp_path)) == 1  # void: nothing is learned in five steps
     assert len(commands) == 6

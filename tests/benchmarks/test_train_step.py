@@ -77,6 +77,7 @@ def test_the_last_batch_of_a_run_is_taken(batch: batches.Batch, tmp_path: Path) 
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.slow
 def test_a_short_run_on_drawn_lengths(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_short_run_on_drawn_lengths(
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.slow
 def test_a_recorded_batch_and_one_of_a_runs_transcripts(
     checkpoint: str, tmp_path: Path, sandbox
 ) -> None:
