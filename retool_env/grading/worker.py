@@ -229,6 +229,15 @@ _SHORT_UNITS = frozenset(
         "the",
         "rs",
         "Rs",
+        "gm",
+        "cc",
+        "p",
+        "a",
+        "pt",
+        "qt",
+        "ml",
+        "dL",
+        "dl",
     ]
 )
 _UNIT_TEXT = re.compile(r"[A-Za-z\s./^{}0-9~()-]*")
@@ -267,6 +276,7 @@ def is_unit(text: str) -> bool:
     words = re.findall("[A-Za-z]+", inner)
     return (
         bool(words)
+        and words not in (["a"], ["p"])  # of "a day" and "p.m.", but variables alone
         and bool(_UNIT_TEXT.fullmatch(inner))
         and not re.search(r"\d", _EXPONENT.sub("", inner))
         and _MORE_THAN_A_UNIT.isdisjoint(word.lower() for word in words)
