@@ -14,20 +14,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from agents.algorithms import OWN, algorithms, load_algorithm, section_of
-from agents.inherited import inherit_task
-from agents.run import accept_revision
-from agents.settings import (
-    PRESETS,
-    SettingsError,
-    build_settings,
-    describe,
-    merge_settings,
-    read_overrides,
-)
-from retool_env.address import redact
+from agents.base.inherited import inherit_task
+from agents.base.presets import PRESETS, merge_settings, read_overrides
+from agents.base.registry import OWN, algorithms, load_algorithm, section_of
+from agents.base.run import accept_revision
+from agents.base.settings import SettingsError, build_settings, describe
+from retool_env.execution import SandboxUnavailable
 from retool_env.rollout import PolicyUnavailable
-from retool_env.sandbox import SandboxUnavailable
+from retool_env.servers.address import redact
 
 IGNORE = "--ignore-retool-json"
 CURE = f", or pass over it with {IGNORE}"
@@ -149,7 +143,7 @@ def read_settings(algorithm: Any, section: str, arguments: argparse.Namespace) -
 
 def make_smollm2(argv: Sequence[str]) -> int:
     """`python -m agents smollm2 FOLDER`."""
-    from agents.smollm2 import CheckpointError, make_checkpoint
+    from agents.models.smollm2 import CheckpointError, make_checkpoint
 
     parser = argparse.ArgumentParser(prog="python -m agents smollm2")
     parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/models/smollm2"))

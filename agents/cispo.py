@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents import grpo
-from agents.settings import SettingsError, setting
+from agents.base.settings import SettingsError, setting
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,9 @@ from typing import Any
 
 import torch
 
-from agents.model import load_model
-from agents.progress import Bar
-from agents.records import (
+from agents.base.board import Bar
+from agents.base.model import load_model
+from agents.base.records import (
     check_kinds,
     damaged,
     read_episodes,
@@ -47,24 +47,31 @@ from agents.records import (
     write_atomically,
     write_transcripts_atomically,
 )
-from agents.run import Run
-from agents.settings import SANDBOX, SettingsError, check_least, find_sandbox, find_task, setting
-from agents.traces import authors, conversation
-from agents.verification import Drop, Parts, agrees, results, verify, written
-from retool_env.address import shown_url, variable_name
-from retool_env.episode import Rules
+from agents.base.run import Run
+from agents.base.settings import (
+    SANDBOX,
+    SettingsError,
+    check_least,
+    find_sandbox,
+    find_task,
+    setting,
+)
+from agents.traces.scripted import authors, conversation
+from agents.traces.verification import Drop, Parts, agrees, results, verify, written
+from retool_env.execution import Sandbox
 from retool_env.files import file_fault
 from retool_env.grading import extract_boxed
-from retool_env.problems import Problem
+from retool_env.problem import Problem
 from retool_env.problems.columns import ANSWER_KEYS, find_column
 from retool_env.problems.json_lines import row_problem
 from retool_env.problems.rows import read_rows
-from retool_env.protocol import memory_words, script_words, value_words
+from retool_env.protocol.prompt import memory_words, script_words, value_words
 from retool_env.rollout import Policy, PolicyUnavailable, RolloutEngine, TextGeneration, TextPolicy
-from retool_env.rollout.api_errors import RequestRefused
+from retool_env.rollout.openai.errors import RequestRefused
 from retool_env.rollout.progress import Progress
-from retool_env.rollout.transformers import TransformersPolicy
-from retool_env.sandbox import Sandbox
+from retool_env.rollout.transformers.policy import TransformersPolicy
+from retool_env.rules import Rules
+from retool_env.servers.address import shown_url, variable_name
 from retool_env.transcript import StopReason, Transcript
 
 ONE_PROCESS = True
@@ -278,7 +285,7 @@ def make_rewriter(settings: Settings) -> Policy | TextPolicy:
     sampling = {"temperature": settings.temperature, **arguments}
     try:
         if name.startswith(("http://", "https://")):
-            from retool_env.rollout.openai import OpenAIPolicy
+            from retool_env.rollout.openai.policy import OpenAIPolicy
 
             variable = sampling.pop("api_key_env", None)
             if variable is not None and variable not in os.environ:
@@ -289,7 +296,7 @@ def make_rewriter(settings: Settings) -> Policy | TextPolicy:
             sampling = {"concurrency": settings.in_flight, **sampling}
             return OpenAIPolicy(settings.model, name, key, **sampling)
         if name == "vllm":
-            from retool_env.rollout.vllm import VLLMPolicy
+            from retool_env.rollout.vllm.in_process import VLLMPolicy
 
             return VLLMPolicy(settings.model, **sampling)
         if name == "transformers":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents import grpo
-from agents.settings import SettingsError, setting
+from agents.base.settings import SettingsError, setting
 from retool_env.transcript import Transcript
 
 

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from agents import grpo, sft
-from agents.curves import draw_curves
-from agents.progress import Bar, console
-from agents.records import build, damaged, read_object, read_records, write_atomically
-from agents.reporting import REPORT_TO, check_report_to
-from agents.run import Run
-from agents.settings import SANDBOX, build_settings, find_sandbox, find_task, setting, stage
-from retool_env.evaluation import TEMPERATURE, TOP_P, evaluate, table, tool_table
-from retool_env.metrics import Summary
-from retool_env.rollout.transformers import load_policy
+from agents.base.board import Bar, console
+from agents.base.curves import draw_curves
+from agents.base.records import build, damaged, read_object, read_records, write_atomically
+from agents.base.reporting import REPORT_TO, check_report_to
+from agents.base.run import Run
+from agents.base.settings import SANDBOX, build_settings, find_sandbox, find_task, setting, stage
+from retool_env.checkpoint_task import TEMPERATURE, TOP_P
+from retool_env.evaluation.run import evaluate
+from retool_env.metrics.summary import Summary
+from retool_env.metrics.tables import table, tool_table
+from retool_env.rollout.transformers.policy import load_policy
 from retool_env.transcript import write_transcripts
 
 ONE_PROCESS = True

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agents import grpo
 from agents.advantages import group_centred
-from agents.settings import setting
+from agents.base.settings import setting
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from transformers import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
 from agents.advantages import group_normalised
-from agents.engine import ENGINE, check_engine, make_policy
-from agents.model import (
+from agents.base.board import Bar, BarCallback, console
+from agents.base.model import (
     HIGH_RATE,
     Export,
     check_dtype,
@@ -34,11 +34,11 @@ from agents.model import (
     lora_config,
     save_checkpoint,
 )
-from agents.progress import Bar, BarCallback, console
-from agents.reporting import PROJECT, REPORT_TO, check_report_to
-from agents.run import Run, RunLogger, processes
-from agents.selection import CURRICULUM, CleanRollouts, chosen_ids, only, without_void_turns
-from agents.settings import (
+from agents.base.reporting import PROJECT, REPORT_TO, check_report_to
+from agents.base.run import Run, RunLogger, processes
+from agents.base.sampler import ENGINE, check_engine, make_policy
+from agents.base.selection import CURRICULUM, CleanRollouts, chosen_ids, only, without_void_turns
+from agents.base.settings import (
     SANDBOX,
     SettingsError,
     check_least,
@@ -51,12 +51,8 @@ from agents.settings import (
     task_of,
     trl_config,
 )
-from agents.sharding import accelerator_config
-from agents.stopping import StopCallback
-from retool_env.episode import Rules
-from retool_env.integrations.correction import Correction
-from retool_env.integrations.rollouts import ResampleBy
-from retool_env.integrations.rows import is_trainable
+from agents.base.sharding import accelerator_config
+from agents.base.stopping import StopCallback
 from retool_env.integrations.trl import (
     Advantages,
     EngineGRPOTrainer,
@@ -64,9 +60,13 @@ from retool_env.integrations.trl import (
     Normalisation,
     episode_reward,
 )
-from retool_env.problems import ProblemSource
+from retool_env.problem import ProblemSource
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.progress import Progress, shown
+from retool_env.rules import Rules
+from retool_env.training.correction import Correction
+from retool_env.training.rollouts import ResampleBy
+from retool_env.training.rows import is_trainable
 from retool_env.transcript import Transcript
 
 os.environ.setdefault(

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents import grpo
+from agents.base.settings import setting
 from agents.grpo import CORRECTION
-from agents.settings import setting
 
 
 @dataclass(frozen=True)

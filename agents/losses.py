@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from retool_env.integrations.correction import LOG_RATIO_BOUND
+from retool_env.training.correction import LOG_RATIO_BOUND
 
 
 def log_ratio(logps: torch.Tensor, old_logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

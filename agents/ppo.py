@@ -34,17 +34,9 @@ from transformers.utils.generic import is_flash_attention_requested
 from trl.trainer.utils import add_fused_lm_head
 
 from agents.advantages import explained_variance, gae, whiten
-from agents.engine import ENGINE, check_engine, make_policy
-from agents.figures import Sums, pooled
-from agents.grpo import (
-    CORRECTION,
-    CORRECTION_HIGH,
-    CORRECTION_LOW,
-    check_correction,
-    check_prompts,
-)
-from agents.losses import k3, ppo_policy_loss, value_loss
-from agents.model import (
+from agents.base.board import Bar, console
+from agents.base.figures import Sums, pooled
+from agents.base.model import (
     HIGH_RATE,
     check_dtype,
     check_learning_rate,
@@ -54,12 +46,12 @@ from agents.model import (
     lora_config,
     save_checkpoint,
 )
-from agents.progress import Bar, console
-from agents.records import seal, write_atomically
-from agents.reporting import REPORT_TO, Reporter, check_report_to
-from agents.run import Run, loading, processes, seconds_of
-from agents.selection import CURRICULUM, chosen_ids, without_void_turns
-from agents.settings import (
+from agents.base.records import seal, write_atomically
+from agents.base.reporting import REPORT_TO, Reporter, check_report_to
+from agents.base.run import Run, loading, processes, seconds_of
+from agents.base.sampler import ENGINE, check_engine, make_policy
+from agents.base.selection import CURRICULUM, chosen_ids, without_void_turns
+from agents.base.settings import (
     SANDBOX,
     SettingsError,
     check_least,
@@ -69,17 +61,25 @@ from agents.settings import (
     setting,
     task_of,
 )
-from agents.sharding import shard_frozen, sharded_apart
-from agents.stopping import Stopping
-from retool_env.integrations.correction import importance_weights, weight_figures, weight_sums
+from agents.base.sharding import shard_frozen, sharded_apart
+from agents.base.stopping import Stopping
+from agents.grpo import (
+    CORRECTION,
+    CORRECTION_HIGH,
+    CORRECTION_LOW,
+    check_correction,
+    check_prompts,
+)
+from agents.losses import k3, ppo_policy_loss, value_loss
 from retool_env.integrations.fused_head import skip_unwanted
-from retool_env.integrations.packing import Packed, keeps_apart, pack, score
-from retool_env.integrations.rollouts import EngineRollouts, RolloutsAbandoned, together
-from retool_env.integrations.rows import with_trained_logprobs
 from retool_env.integrations.trl import episode_reward
-from retool_env.integrations.weights import is_sharded, whole
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.progress import Progress, shown
+from retool_env.training.correction import importance_weights, weight_figures, weight_sums
+from retool_env.training.packing import Packed, keeps_apart, pack, score
+from retool_env.training.rollouts import EngineRollouts, RolloutsAbandoned, together
+from retool_env.training.rows import with_trained_logprobs
+from retool_env.training.trained_weights import is_sharded, whole
 from retool_env.transcript import Transcript
 
 _log = logging.getLogger(__name__)

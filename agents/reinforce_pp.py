@@ -17,7 +17,7 @@ import torch
 
 from agents import grpo
 from agents.advantages import batch_normalised, group_centred
-from agents.settings import setting
+from agents.base.settings import setting
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ import torch
 from accelerate.utils import gather_object
 
 from agents import sft
-from agents.engine import ENGINE, check_engine, make_policy
-from agents.model import HIGH_RATE, check_learning_rate, load_model
-from agents.progress import Bar
-from agents.records import damaged, read_episodes, write_transcripts_atomically
-from agents.reporting import REPORT_TO, Reporter, check_report_to
-from agents.run import Run, processes
-from agents.settings import (
+from agents.base.board import Bar
+from agents.base.model import HIGH_RATE, check_learning_rate, load_model
+from agents.base.records import damaged, read_episodes, write_transcripts_atomically
+from agents.base.reporting import REPORT_TO, Reporter, check_report_to
+from agents.base.run import Run, processes
+from agents.base.sampler import ENGINE, check_engine, make_policy
+from agents.base.settings import (
     SANDBOX,
     SettingsError,
     build_settings,
@@ -39,15 +39,15 @@ from agents.settings import (
     setting,
     stage,
 )
-from agents.sharding import read_by_all
-from retool_env.episode import Rules
-from retool_env.integrations.weights import trained_weights
-from retool_env.metrics import summarise
-from retool_env.problems import Problem, ProblemSource
+from agents.base.sharding import read_by_all
+from retool_env.execution import Sandbox
+from retool_env.metrics.summary import summarise
+from retool_env.problem import Problem, ProblemSource
 from retool_env.rollout import Policy, PolicyUnavailable, RolloutEngine
 from retool_env.rollout.engine import Group, run_blocking
 from retool_env.rollout.progress import Progress
-from retool_env.sandbox import Sandbox
+from retool_env.rules import Rules
+from retool_env.training.trained_weights import trained_weights
 from retool_env.transcript import Transcript, write_transcripts
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from agents import grpo
 from agents.advantages import leave_one_out
-from agents.settings import setting
+from agents.base.settings import setting
 
 
 @dataclass(frozen=True)

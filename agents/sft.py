@@ -25,8 +25,8 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from agents import tiny
-from agents.model import (
+from agents.base.board import Bar, BarCallback, console
+from agents.base.model import (
     HIGH_RATE,
     check_dtype,
     check_learning_rate,
@@ -34,11 +34,10 @@ from agents.model import (
     lora_config,
     save_checkpoint,
 )
-from agents.progress import Bar, BarCallback, console
-from agents.records import damaged, read_episodes, write_transcripts_atomically
-from agents.reporting import PROJECT, REPORT_TO, check_report_to
-from agents.run import Run, RunLogger, processes
-from agents.settings import (
+from agents.base.records import damaged, read_episodes, write_transcripts_atomically
+from agents.base.reporting import PROJECT, REPORT_TO, check_report_to
+from agents.base.run import Run, RunLogger, processes
+from agents.base.settings import (
     SANDBOX,
     SettingsError,
     check_least,
@@ -49,13 +48,15 @@ from agents.settings import (
     task_of,
     trl_config,
 )
-from agents.sharding import accelerator_config
-from agents.stopping import StopCallback
-from agents.traces import check_mix, has_messages, make_traces, read_messages
-from retool_env.episode import Rules, decode
+from agents.base.sharding import accelerator_config
+from agents.base.stopping import StopCallback
+from agents.models import tiny
+from agents.traces.scripted import check_mix, has_messages, make_traces, read_messages
+from retool_env.episode import decode
+from retool_env.execution import Sandbox
 from retool_env.files import file_fault
-from retool_env.problems import ProblemSource
-from retool_env.sandbox import Sandbox
+from retool_env.problem import ProblemSource
+from retool_env.rules import Rules
 from retool_env.transcript import Span, Transcript, check_transcript
 
 TRACES = "traces.jsonl"

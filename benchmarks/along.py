@@ -16,8 +16,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from agents.progress import Bar
-from agents.records import (
+from agents.base.board import Bar
+from agents.base.records import (
     check_kinds,
     damaged,
     read_episodes,
@@ -25,12 +25,14 @@ from agents.records import (
     write_atomically,
     write_transcripts_atomically,
 )
-from agents.run import read_config
-from agents.settings import SettingsError, find_sandbox, find_task
-from retool_env.evaluation import TEMPERATURE, TOP_P, evaluate, table
-from retool_env.metrics import summarise
-from retool_env.rollout.transformers import load_policy
-from retool_env.sandbox import SandboxUnavailable
+from agents.base.run import read_config
+from agents.base.settings import SettingsError, find_sandbox, find_task
+from retool_env.checkpoint_task import TEMPERATURE, TOP_P
+from retool_env.evaluation.run import evaluate
+from retool_env.execution import SandboxUnavailable
+from retool_env.metrics.summary import summarise
+from retool_env.metrics.tables import table
+from retool_env.rollout.transformers.policy import load_policy
 from retool_env.transcript import Transcript
 
 

@@ -24,9 +24,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import GRPOConfig
 
-from agents.settings import find_task, read_preset
-from benchmarks.chains import ToolTimes
-from benchmarks.machine import circumstances
+from agents.base.presets import read_preset
+from agents.base.settings import find_task
+from benchmarks.parts.chains import ToolTimes
+from benchmarks.parts.machine import circumstances
+from retool_env.execution import Execution, Limits, Sandbox
 from retool_env.integrations.trl import (
     EngineGRPOTrainer,
     EngineRollouts,
@@ -34,8 +36,8 @@ from retool_env.integrations.trl import (
     problem_dataset,
 )
 from retool_env.rollout import RolloutEngine
-from retool_env.rollout.transformers import TransformersPolicy, load_policy
-from retool_env.sandbox import Execution, Limits, Sandbox, make_sandbox
+from retool_env.rollout.transformers.policy import TransformersPolicy, load_policy
+from retool_env.sandbox import make_sandbox
 
 RESULTS = Path(__file__).parent / "results" / "asynchrony.json"
 

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from benchmarks.chains import Chain
-from benchmarks.machine import circumstances
-from benchmarks.step import Barrier, Course, Load, Step, draw_chains
+from benchmarks.parts.chains import Chain
+from benchmarks.parts.machine import circumstances
+from benchmarks.parts.step import Barrier, Course, Load, Step, draw_chains
 
 RESULTS = Path(__file__).parent / "results"
 

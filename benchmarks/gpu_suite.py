@@ -38,18 +38,18 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from agents.model import lora_config
-from agents.records import read_records
-from agents.tiny import make_model
+from agents.base.model import lora_config
+from agents.base.records import read_records
+from agents.models.tiny import make_model
 from benchmarks import train_step
-from benchmarks.batches import equal, make
-from benchmarks.machine import circumstances
 from benchmarks.memory import Setup, plan, read_config
-from retool_env.episode import Rules
-from retool_env.integrations.packing import pack, score
-from retool_env.problems import Problem
+from benchmarks.parts.batches import equal, make
+from benchmarks.parts.machine import circumstances
+from retool_env.problem import Problem
 from retool_env.rollout import RolloutEngine
-from retool_env.rollout.transformers import TransformersPolicy
+from retool_env.rollout.transformers.policy import TransformersPolicy
+from retool_env.rules import Rules
+from retool_env.training.packing import pack, score
 
 RESULTS = Path(__file__).parent / "results"
 

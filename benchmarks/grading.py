@@ -48,9 +48,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.machine import circumstances
+from benchmarks.parts.machine import circumstances
 from retool_env.grading import Grader
-from retool_env.problems import ProblemsUnavailable, math
+from retool_env.problem import ProblemsUnavailable
+from retool_env.problems import math
 from retool_env.problems.loading import FOLDER_VARIABLE
 from retool_env.problems.rows import read_rows
 

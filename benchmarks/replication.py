@@ -29,15 +29,16 @@ from typing import Any
 
 import numpy as np
 
-from agents.algorithms import load_algorithm
-from agents.records import damaged, read_episodes, read_records
-from agents.run import seconds_of
-from agents.settings import SettingsError, find_task, load_settings
+from agents.base.presets import load_settings
+from agents.base.records import damaged, read_episodes, read_records
+from agents.base.registry import load_algorithm
+from agents.base.run import seconds_of
+from agents.base.settings import SettingsError, find_task
 from benchmarks.along import evaluate_along, models
-from benchmarks.learning import Curve, calibrate, claim_holds, compare
-from benchmarks.machine import circumstances
-from retool_env.evaluation import tool_table
-from retool_env.metrics import Summary, summarise, summarise_along
+from benchmarks.parts.learning import Curve, calibrate, claim_holds, compare
+from benchmarks.parts.machine import circumstances
+from retool_env.metrics.summary import Summary, summarise, summarise_along
+from retool_env.metrics.tables import tool_table
 from retool_env.transcript import Transcript
 
 RESULTS = Path(__file__).parent / "results"

@@ -3,13 +3,13 @@
     python -m benchmarks.rollout
     python -m benchmarks.rollout --model runs/models/smollm2 --turn-tokens 24 --tool-scale 1 2 --rounds 1
 
-- **tool time** (`benchmarks.tool_time`): rollouts that each call a 50 ms tool once, with turns that cost nothing.
-- **overlap** (`benchmarks.overlap`): a real model writes turns of drawn lengths, programs take drawn times. TRL's own loop, a
+- **tool time** (`benchmarks.parts.tool_time`): rollouts that each call a 50 ms tool once, with turns that cost nothing.
+- **overlap** (`benchmarks.parts.overlap`): a real model writes turns of drawn lengths, programs take drawn times. TRL's own loop, a
   barrier loop of ours and the engine do the same episodes with the same policy and sampling, once with short programs and
   once with long ones.
-- **reading** and **exactness** (`benchmarks.exactness`): tokens that the policy had to read a second time; episodes whose
+- **reading** and **exactness** (`benchmarks.parts.exactness`): tokens that the policy had to read a second time; episodes whose
   record differs from what the policy was given and gave, in the overlap and in naturally sampled episodes.
-- **overhead** (`benchmarks.overhead`): what the engine itself takes for a turn and an episode, with thousands at once.
+- **overhead** (`benchmarks.parts.overhead`): what the engine itself takes for a turn and an episode, with thousands at once.
 
 The figures go to `benchmarks/results/rollout.json`, with `--model` to `rollout_<its name>.json`.
 """
@@ -23,14 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.chains import ToolTimes, draw_chain, endless, make_chat_model, speak_of_tools
-from benchmarks.exactness import make_natural_model, natural
-from benchmarks.machine import circumstances
-from benchmarks.overhead import overhead
-from benchmarks.overlap import BARRIER, ENGINE, ONE_SHOT, SLOWEST, TRL, overlap
-from benchmarks.tool_time import tool_time
+from benchmarks.parts.chains import ToolTimes, draw_chain, endless, make_chat_model, speak_of_tools
+from benchmarks.parts.exactness import make_natural_model, natural
+from benchmarks.parts.machine import circumstances
+from benchmarks.parts.overhead import overhead
+from benchmarks.parts.overlap import BARRIER, ENGINE, ONE_SHOT, SLOWEST, TRL, overlap
+from benchmarks.parts.tool_time import tool_time
 from retool_env.rollout.simulated import Habits
-from retool_env.rollout.transformers import TransformersPolicy, load_policy
+from retool_env.rollout.transformers.policy import TransformersPolicy, load_policy
 
 RESULTS = Path(__file__).parent / "results"
 

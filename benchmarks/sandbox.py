@@ -19,8 +19,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.machine import circumstances, descendants, shared_out_mb
-from retool_env.sandbox import Execution, Limits, NsjailSandbox, Outcome
+from benchmarks.parts.machine import circumstances, descendants, shared_out_mb
+from retool_env.execution import Execution, Limits, Outcome
+from retool_env.sandbox import NsjailSandbox
 from retool_env.sandbox.nsjail import INTERPRETER_OPTIONS, PACKAGES, jail_config
 from retool_env.sandbox.survey import PACKAGES_FOLDER, survey
 

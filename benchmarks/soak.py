@@ -21,8 +21,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.machine import circumstances, descendants, resident_mb, shared_out_mb
-from retool_env.sandbox import Execution, Limits, NsjailSandbox, Outcome
+from benchmarks.parts.machine import circumstances, descendants, resident_mb, shared_out_mb
+from retool_env.execution import Execution, Limits, Outcome
+from retool_env.sandbox import NsjailSandbox
 
 CONCURRENCY = 64
 LIMITS = Limits(wall_seconds=10, memory_mb=256)

@@ -41,9 +41,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import adjusted_mfu, compute_flops_per_token, compute_mfu, get_peak_flops
 
-from benchmarks.batches import RESULT_TOKENS, Batch, equal, make, read, record
-from benchmarks.chains import ToolTimes, draw_chain
-from benchmarks.machine import circumstances, reset_peak, resident_mb
+from benchmarks.parts.batches import RESULT_TOKENS, Batch, equal, make, read, record
+from benchmarks.parts.chains import ToolTimes, draw_chain
+from benchmarks.parts.machine import circumstances, reset_peak, resident_mb
 from retool_env.integrations.trl import EngineGRPOTrainer, episode_reward, training_rows
 from retool_env.rollout.simulated import Habits
 

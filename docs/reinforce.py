@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from agents.advantages import leave_one_out
-from agents.figures import pooled
-from agents.model import load_model
-from agents.progress import Bar
-from agents.run import Run
-from agents.settings import find_sandbox, find_task, setting, task_of
+from agents.base.board import Bar
+from agents.base.figures import pooled
+from agents.base.model import load_model
+from agents.base.run import Run
+from agents.base.settings import find_sandbox, find_task, setting, task_of
 from retool_env.integrations.trl import episode_reward, problem_dataset
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.transformers import TransformersPolicy

@@ -16,10 +16,12 @@ Importing it registers the environments:
 import gymnasium as gym
 
 from retool_env.env import ReToolEnv
-from retool_env.episode import Episode, Generation, Rules
-from retool_env.problems import Problem
+from retool_env.episode import Episode, Generation
+from retool_env.execution import Execution, Limits, Outcome, SandboxUnavailable
+from retool_env.problem import Problem
 from retool_env.provenance import REVISION
-from retool_env.sandbox import Execution, Limits, Outcome, SandboxUnavailable, make_sandbox
+from retool_env.rules import Rules
+from retool_env.sandbox import make_sandbox
 from retool_env.transcript import Span, StopReason, Transcript, check_transcript
 from retool_env.vector import ReToolVectorEnv
 

@@ -35,13 +35,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, get_args
 
-from retool_env.env import registered_settings
-from retool_env.episode import Rules
+from retool_env.execution import Limits
 from retool_env.files import file_fault, read_text
 from retool_env.problems import SOURCES
 from retool_env.protocol import ProtocolName
 from retool_env.provenance import REVISION
-from retool_env.sandbox import Limits
+from retool_env.rules import Rules
+from retool_env.task import registered_settings
 
 FILE = "retool.json"
 """The file's name, in the folder of the weights."""

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
-from retool_env.address import check_no_secrets, redact, variable_name
 from retool_env.key_values import parse_settings, parse_value
+from retool_env.servers.address import check_no_secrets, redact, variable_name
 
 if TYPE_CHECKING:
     from retool_env.checkpoint_task import CheckpointTask
-    from retool_env.episode import Rules
+    from retool_env.rules import Rules
 
 CLONE = (
     "`retool train` runs from a clone of the repository, which holds the trainers: clone it, then, in its folder, "
@@ -199,12 +199,13 @@ class _KeyRefused(argparse.Action):
 
 def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     """`retool eval`."""
-    from retool_env.env import make_task
-    from retool_env.evaluation import evaluate, table, tool_table
+    from retool_env.evaluation.run import evaluate
     from retool_env.interpreter import open_sandbox
+    from retool_env.metrics.tables import table, tool_table
     from retool_env.problems import Arithmetic
     from retool_env.provenance import REVISION, versions
     from retool_env.rollout.progress import Progress, shown
+    from retool_env.task import make_task
     from retool_env.transcript import Transcript, write_transcripts
 
     for name, number in (("--k", arguments.k), ("--problems", arguments.problems)):
@@ -321,7 +322,7 @@ def eval_settings(
             API comes without one.
     """
     from retool_env.checkpoint_task import TEMPERATURE, TOP_P, merged
-    from retool_env.env import registered_settings
+    from retool_env.task import registered_settings
 
     given = parse_settings(arguments.settings)
     if arguments.text_only:
@@ -355,7 +356,7 @@ def eval_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: If an option for models behind an API comes without one.
     """
-    from retool_env.protocol import default_prompt
+    from retool_env.protocol.prompt import default_prompt
 
     if arguments.api is None:
         for name in ("api_key_env", "native_tools", "completions"):
@@ -423,8 +424,8 @@ def say(lines: Sequence[str]) -> None:
 
 def with_test_split(id: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of an environment with held-out problems: the split `test`, where there are splits and none is named."""
-    from retool_env.env import registered_settings
     from retool_env.problems import SOURCES
+    from retool_env.task import registered_settings
 
     registered = registered_settings(id)
     source = (
@@ -445,12 +446,12 @@ def policy_maker(arguments: argparse.Namespace, rules: Rules) -> Callable[[], An
     """
     sampling = {"temperature": arguments.temperature, "top_p": arguments.top_p}
     if arguments.api is None:
-        from retool_env.rollout.transformers import load_policy
+        from retool_env.rollout.transformers.policy import load_policy
 
         more = {"dtype": arguments.dtype, "max_batch": arguments.batch}
         return lambda: load_policy(arguments.model, **sampling, **more)
-    from retool_env.hermes import Hermes
-    from retool_env.rollout.openai import OpenAIPolicy
+    from retool_env.protocol.hermes import Hermes
+    from retool_env.rollout.openai.policy import OpenAIPolicy
 
     if rules.max_tokens is not None:
         raise ValueError("an API gives no tokens to count: set --max-tokens or max_characters")
@@ -476,7 +477,7 @@ def policy_maker(arguments: argparse.Namespace, rules: Rules) -> Callable[[], An
 def run_play(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     """`retool play`: a person is the policy."""
     from retool_env.checkpoint_task import merged
-    from retool_env.env import registered_settings
+    from retool_env.task import registered_settings
 
     given = parse_settings(arguments.settings)
     task, lines = checkpoint_task(arguments) if arguments.model else (None, [])

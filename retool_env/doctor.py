@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retool_env.children import child_environment
-from retool_env.sandbox import Limits, NsjailSandbox, Outcome, SandboxUnavailable, binaries, nsjail
+from retool_env.execution import Limits, Outcome, SandboxUnavailable
+from retool_env.sandbox import NsjailSandbox, binaries, nsjail
 
 
 class Status(enum.StrEnum):

@@ -7,24 +7,24 @@ sandbox or grades the answer. The reward comes once, at the end.
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import logging
 import sys
 from typing import Any, ClassVar
 
 import gymnasium as gym
 
-from retool_env.episode import Episode, GradeAnswer, Need, Rules
+from retool_env.episode import Episode, GradeAnswer, Need
+from retool_env.execution import Execution, Outcome
 from retool_env.grading import is_equivalent
 from retool_env.interpreter import Interpreter, SandboxSetting, shared_sandboxes
-from retool_env.problems import ProblemSource, load_problems
+from retool_env.problem import ProblemSource
 from retool_env.provenance import REVISION
-from retool_env.sandbox import Execution, Outcome
 from retool_env.spaces import AnyText, TurnText
+from retool_env.task import make_task as make_task
+from retool_env.task import registered_settings as registered_settings
+from retool_env.task import split_settings as split_settings
 
 _log = logging.getLogger(__name__)
-_RULES = tuple(field.name for field in dataclasses.fields(Rules))
 STOPPED = "the last step was stopped before its end, by Ctrl-C or an error, so that its episode can't go on: call reset()"
 """What is said at the next step."""
 
@@ -242,58 +242,3 @@ class ReToolEnv(gym.Env[str, str]):
         if self._episode.done:
             print(f"\n[{transcript.stop_reason}, reward {transcript.reward}]")
         sys.stdout.flush()
-
-
-def make_task(id: str, **settings: Any) -> tuple[Rules, ProblemSource]:
-    """The rules and the problems of a registered environment, for those who drive episodes themselves.
-
-    Args:
-        id: The environment's id.
-        **settings: As for `gymnasium.make`; `max_tokens` too.
-
-    Raises:
-        ValueError: If there is no such environment.
-        TypeError: If a setting is unknown.
-    """
-    settings = {**registered_settings(id), **settings}
-    return split_settings(settings.pop("problems"), settings)
-
-
-def registered_settings(id: str) -> dict[str, Any]:
-    """The settings that a registered id stands for.
-
-    Raises:
-        ValueError: If there is no such environment of ours.
-    """
-    if id not in gym.registry or gym.registry[id].entry_point != "retool_env.env:ReToolEnv":
-        known = sorted(name for name in gym.registry if name.startswith("ReTool-"))
-        raise ValueError(f"no environment {id!r}; there are {', '.join(known)}")
-    return dict(gym.registry[id].kwargs)
-
-
-def split_settings(
-    problems: str | ProblemSource, settings: dict[str, Any]
-) -> tuple[Rules, ProblemSource]:
-    """Settings of the episode make the rules; the others go to the source of that name.
-
-    Raises:
-        TypeError: If there are settings that neither knows.
-        ValueError: If the source holds no problem.
-    """
-    rules = Rules(**{name: settings[name] for name in _RULES if name in settings})
-    options = {name: value for name, value in settings.items() if name not in _RULES}
-    if isinstance(problems, str):
-        try:
-            source = load_problems(problems, **options)
-        except TypeError as error:
-            near = [m for name in options for m in difflib.get_close_matches(name, _RULES, n=1)]
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            names = ", ".join(_RULES)
-            raise TypeError(f"{error}; the settings of the episode are {names}{hint}") from error
-    elif options:
-        raise TypeError(f"unknown setting {sorted(options)}; the settings are {', '.join(_RULES)}")
-    else:
-        source = problems
-    if not len(source):
-        raise ValueError("the source holds no problem")
-    return rules, source

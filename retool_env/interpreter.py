@@ -12,9 +12,11 @@ from collections.abc import Awaitable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
-from retool_env.address import without_secrets
-from retool_env.episode import Rules, RunProgram
-from retool_env.sandbox import Execution, Sandbox, Session, make_sandbox
+from retool_env.episode import RunProgram
+from retool_env.execution import Execution, Sandbox, Session
+from retool_env.rules import Rules
+from retool_env.sandbox import make_sandbox
+from retool_env.servers.address import without_secrets
 
 SandboxSetting = str | Mapping[str, Any] | Sandbox
 """A sandbox, a name or URLs that `make_sandbox` knows, or a mapping of its arguments."""

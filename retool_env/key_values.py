@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from retool_env.address import redact
+from retool_env.servers.address import redact
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:

@@ -21,13 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from retool_env.execution import Execution, Outcome
 from retool_env.files import read_lines
-from retool_env.hermes import parse_message
-from retool_env.problems import Problem
-from retool_env.program import Form, Program, read_one_fence, read_program
-from retool_env.protocol import ProtocolName, Turn, TurnKind, parse_turn
+from retool_env.problem import Problem
+from retool_env.protocol import ProtocolName
+from retool_env.protocol.hermes import parse_message
+from retool_env.protocol.program import Form, Program, read_one_fence, read_program
+from retool_env.protocol.tags import parse_turn
+from retool_env.protocol.turn import Turn, TurnKind
 from retool_env.provenance import REVISION
-from retool_env.sandbox import Execution, Outcome
 
 Author = Literal["prompt", "model", "env"]
 
@@ -112,7 +114,7 @@ class Call:
     position: int
     """Characters of the response before the opening tag of the code block or call."""
     form: Form
-    """How the program was read (`retool_env.program`): as written, from a fence, or mended and by which
+    """How the program was read (`retool_env.protocol.program`): as written, from a fence, or mended and by which
     rule; `unread` where the call holds none."""
 
     @property

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from retool_env.address import (
+from retool_env.servers.address import (
     check_key,
     check_no_secrets,
     check_url,

@@ -25,7 +25,7 @@ from retool_env.checkpoint_task import (
     read_task,
     task_rules,
 )
-from retool_env.env import make_task
+from retool_env.task import make_task
 
 ARITHMETIC = "ReTool-Arithmetic-v0"
 ENV = {

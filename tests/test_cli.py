@@ -43,7 +43,7 @@ def checkpoint(tmp_path_factory) -> Iterator[str]:
     torch = pytest.importorskip("torch", reason="a model needs torch")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT))
-        from agents.tiny import make_checkpoint
+        from agents.models.tiny import make_checkpoint
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine several would mostly wait for each other
     yield str(make_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny", seed=0))

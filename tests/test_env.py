@@ -23,11 +23,11 @@ from notebooks import Notebooks
 
 import retool_env
 from retool_env import ReToolEnv, Rules, SandboxUnavailable, StopReason, check_transcript
-from retool_env.env import make_task
 from retool_env.interpreter import SharedSandboxes
 from retool_env.problems import Problem, ProblemList, ProblemsUnavailable
 from retool_env.sandbox import Execution, Limits, Outcome, nsjail
 from retool_env.spaces import AnyText, TurnText
+from retool_env.task import make_task
 
 ARITHMETIC = "ReTool-Arithmetic-v0"
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retool_env.episode import Episode, Generation, GradeAnswer, Rules, RunProgram
+from retool_env.episode import Episode, Generation, GradeAnswer, RunProgram
 from retool_env.problems import Problem
+from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Limits, Outcome
 from retool_env.transcript import StopReason, Transcript, check_transcript
 

@@ -6,12 +6,13 @@ import dataclasses
 
 import pytest
 
-from retool_env.episode import Rules
-from retool_env.evaluation import COLUMNS, TOOL_USE, evaluate, table, tool_table
-from retool_env.intervals import Estimate, Interval
-from retool_env.metrics import wilson
+from retool_env.evaluation.run import evaluate
+from retool_env.metrics.intervals import Estimate, Interval
+from retool_env.metrics.summary import wilson
+from retool_env.metrics.tables import COLUMNS, TOOL_USE, table, tool_table
 from retool_env.problems import Problem
 from retool_env.rollout import ScriptedPolicy
+from retool_env.rules import Rules
 from retool_env.transcript import StopReason, check_transcript
 
 PROBLEMS = [Problem(id=f"p{i}", question=f"{i} + 1?", answer=f"{i + 1}") for i in range(3)]

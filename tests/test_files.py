@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from retool_env import files
-from retool_env.env import make_task
-from retool_env.episode import Rules
 from retool_env.files import file_fault, folder_fault, read_lines, read_text
 from retool_env.problems.rows import read_rows
+from retool_env.rules import Rules
+from retool_env.task import make_task
 from retool_env.transcript import read_transcripts
 
 pytestmark = pytest.mark.timeout(60)  # most of what is refused here would be read for ever
@@ -158,7 +158,7 @@ def test_a_model_with_what_is_no_file(make: Make, tmp_path: Path) -> None:
     assert folder_fault(tmp_path / "model") == file_fault(path) != ""
     assert folder_fault(path) == file_fault(path)
     pytest.importorskip("torch")
-    from retool_env.rollout.transformers import load_policy
+    from retool_env.rollout.transformers.policy import load_policy
 
     for model in (tmp_path / "model", path):
         with pytest.raises(

@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import retool_env  # noqa: F401  registers the ids
-from retool_env.episode import Episode, Generation, GradeAnswer, Rules, RunProgram
-from retool_env.hermes import Hermes, parse_message
+from retool_env.episode import Episode, Generation, GradeAnswer, RunProgram
 from retool_env.problems import Problem
-from retool_env.program import read_program
-from retool_env.protocol import TurnKind, TurnProtocol
+from retool_env.protocol.hermes import Hermes, parse_message
+from retool_env.protocol.program import read_program
+from retool_env.protocol.turn import TurnKind, TurnProtocol
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
+from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome, Sandbox
 from retool_env.transcript import StopReason, Transcript, check_transcript
 
@@ -117,7 +118,7 @@ def smollm2():
     pytest.importorskip("gguf", reason="needs the training extra")
     import tempfile
 
-    from agents import smollm2
+    from agents.models import smollm2
 
     made = Path(smollm2.__file__).parents[1] / "runs" / "models" / "smollm2"
     if (made / "tokenizer.json").is_file():

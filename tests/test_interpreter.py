@@ -14,8 +14,9 @@ from contextlib import suppress
 import pytest
 from notebooks import Notebooks
 
-from retool_env.episode import Rules, RunProgram
+from retool_env.episode import RunProgram
 from retool_env.interpreter import Interpreter, SharedSandboxes, check_sandbox, open_sandbox
+from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Limits, NsjailSandbox, Outcome, SandboxUnavailable
 
 LIMITS = Limits(wall_seconds=3)

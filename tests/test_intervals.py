@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retool_env.intervals import Estimate, Interval, pooled, wilson
+from retool_env.metrics.intervals import Estimate, Interval, pooled, wilson
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retool_env.intervals import Estimate, Interval, wilson
-from retool_env.metrics import Summary, code_purposes, summarise, summarise_along
+from retool_env.metrics.intervals import Estimate, Interval, wilson
+from retool_env.metrics.recovery import measure_recovery
+from retool_env.metrics.summary import Summary, code_purposes, summarise, summarise_along
 from retool_env.problems import Problem
-from retool_env.program import FORMS
-from retool_env.protocol import EMPTY_PROGRAM
-from retool_env.recovery import measure_recovery
+from retool_env.protocol.program import FORMS
+from retool_env.protocol.result import EMPTY_PROGRAM
 from retool_env.sandbox import Execution, Outcome
 from retool_env.transcript import Span, StopReason, Transcript
 

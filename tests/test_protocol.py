@@ -7,16 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retool_env.program import read_program
-from retool_env.protocol import (
-    PromptTemplate,
-    TurnKind,
-    cut_text,
-    default_prompt,
-    is_empty_program,
-    parse_turn,
-    render_result,
-)
+from retool_env.protocol.program import read_program
+from retool_env.protocol.prompt import PromptTemplate, default_prompt
+from retool_env.protocol.result import cut_text, is_empty_program
+from retool_env.protocol.tags import parse_turn, render_result
+from retool_env.protocol.turn import TurnKind
 from retool_env.sandbox import Execution, Outcome
 
 PIECES = [

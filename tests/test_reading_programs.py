@@ -11,7 +11,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from retool_env.program import FORMS, MOST_CHARACTERS, compiles, read_one_fence, read_program
+from retool_env.protocol.program import (
+    FORMS,
+    MOST_CHARACTERS,
+    compiles,
+    read_one_fence,
+    read_program,
+)
 
 LOOP = "for i in range(2):\n    print(i)"
 MARKED = "print('a\u200db')"  # a joiner in a string, as emoji have it

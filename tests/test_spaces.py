@@ -11,7 +11,9 @@ from gymnasium.vector.utils import batch_space, concatenate, iterate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retool_env.protocol import TurnKind, is_empty_program, parse_turn
+from retool_env.protocol.result import is_empty_program
+from retool_env.protocol.tags import parse_turn
+from retool_env.protocol.turn import TurnKind
 from retool_env.spaces import AnyText, TurnText
 
 BOTH = pytest.mark.parametrize("kind", [AnyText, TurnText])

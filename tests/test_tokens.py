@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.tiny import make_tokenizer
+from agents.models.tiny import make_tokenizer
 from retool_env.tokens import decode, encode_result
 
 TOKENIZER = make_tokenizer()

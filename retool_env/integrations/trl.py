@@ -9,7 +9,7 @@
     )
 
 Rewards are the environment's; the loss mask is the transcript's. All that is imported from here may be used from here:
-`EngineRollouts` lies in `retool_env.integrations.rollouts`, `problem_dataset` and `training_rows` in `rows`.
+`EngineRollouts` lies in `retool_env.training.rollouts`, `problem_dataset` and `training_rows` in `rows`.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from transformers.utils.generic import is_flash_attention_requested
 from trl import GRPOConfig, GRPOTrainer
 
 from retool_env.checkpoint_task import CheckpointTask
-from retool_env.integrations.correction import (
+from retool_env.integrations.fused_head import skip_unwanted
+from retool_env.training.correction import (
     LOG_RATIO_BOUND,
     Correction,
     importance_weights,
     weight_figures,
     weight_sums,
 )
-from retool_env.integrations.fused_head import skip_unwanted
-from retool_env.integrations.packing import keeps_apart, pack, score
-from retool_env.integrations.rollouts import EngineRollouts, together
-from retool_env.integrations.rows import (
+from retool_env.training.packing import keeps_apart, pack, score
+from retool_env.training.rollouts import EngineRollouts, together
+from retool_env.training.rows import (
     is_trainable,
     problem_dataset,
     training_rows,

@@ -33,10 +33,10 @@ import torch
 from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 
 from retool_env.episode import Generation
-from retool_env.problems import Problem, ProblemSource
-from retool_env.rollout.background import BackgroundLoop
+from retool_env.problem import Problem, ProblemSource
 from retool_env.rollout.engine import Group, RolloutEngine, run_blocking
 from retool_env.rollout.policy import Policy
+from retool_env.servers.background import BackgroundLoop
 from retool_env.transcript import Transcript
 
 

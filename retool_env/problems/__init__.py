@@ -6,16 +6,10 @@ Inside: :class:`Problem` and the protocol :class:`ProblemSource`; the data sets 
 :class:`ProblemList` turns any problems into a source.
 """
 
+from retool_env.problem import Metadata, Problem, ProblemList, ProblemSource, ProblemsUnavailable
 from retool_env.problems.data_sets import aime, dapo, gsm8k, math
 from retool_env.problems.json_lines import jsonl
 from retool_env.problems.named import SOURCES, load_problems
-from retool_env.problems.problem import (
-    Metadata,
-    Problem,
-    ProblemList,
-    ProblemSource,
-    ProblemsUnavailable,
-)
 from retool_env.problems.procedural import Arithmetic, arithmetic
 
 __all__ = [

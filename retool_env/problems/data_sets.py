@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from typing import Literal
 
+from retool_env.problem import Problem, ProblemList
 from retool_env.problems.columns import (
     ANSWER_KEYS,
     Reason,
@@ -22,7 +23,6 @@ from retool_env.problems.columns import (
     worked_result,
 )
 from retool_env.problems.loading import HubSplit, load
-from retool_env.problems.problem import Problem, ProblemList
 
 Location = str | os.PathLike[str] | None
 

@@ -6,6 +6,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from retool_env.files import file_fault
+from retool_env.problem import Problem, ProblemList, ProblemsUnavailable
 from retool_env.problems.columns import (
     ANSWER_KEYS,
     QUESTION_KEYS,
@@ -18,7 +19,6 @@ from retool_env.problems.columns import (
     question_of,
 )
 from retool_env.problems.loading import collect
-from retool_env.problems.problem import Problem, ProblemList, ProblemsUnavailable
 from retool_env.problems.rows import read_rows
 
 MOST_METADATA = 200

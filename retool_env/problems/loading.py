@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retool_env.files import file_fault
+from retool_env.problem import Problem, ProblemList, ProblemsUnavailable
 from retool_env.problems.columns import Reason, Row, UnusableRow, is_same_gold
-from retool_env.problems.problem import Problem, ProblemList, ProblemsUnavailable
 from retool_env.problems.rows import BATCH_ROWS, SUFFIXES, read_rows, table_rows
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from retool_env.problem import ProblemSource
 from retool_env.problems.data_sets import aime, dapo, gsm8k, math
 from retool_env.problems.json_lines import jsonl
-from retool_env.problems.problem import ProblemSource
 from retool_env.problems.procedural import arithmetic
 
 SOURCES: dict[str, Callable[..., ProblemSource]] = {

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from retool_env.problems.problem import Problem, unknown_id
+from retool_env.problem import Problem, unknown_id
 
 _TEST_SHARE = 0.1
 _OPERATORS: dict[str, Callable[[int, int], int]] = {

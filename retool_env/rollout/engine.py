@@ -24,15 +24,16 @@ from contextlib import aclosing, closing
 from typing import Any
 
 from retool_env.checkpoint_task import checkpoint_rules
-from retool_env.episode import Episode, GradeAnswer, Need, Rules
+from retool_env.episode import Episode, GradeAnswer, Need
+from retool_env.execution import Outcome, Sandbox
 from retool_env.grading import is_equivalent_async
 from retool_env.interpreter import Interpreter, check_sandbox
-from retool_env.problems import Problem
+from retool_env.problem import Problem
 from retool_env.rollout.admission import Admission
-from retool_env.rollout.background import BackgroundLoop
 from retool_env.rollout.policy import Policy, PolicyUnavailable, TextPolicy
 from retool_env.rollout.progress import Progress
-from retool_env.sandbox import Outcome, Sandbox
+from retool_env.rules import Rules
+from retool_env.servers.background import BackgroundLoop
 from retool_env.transcript import StopReason, Transcript, check_transcript
 
 Group = list[Transcript]

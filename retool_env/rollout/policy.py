@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from retool_env.episode import Generation, Tokenizer
-from retool_env.program import Form
+from retool_env.protocol.program import Form
 from retool_env.rollout.weights import Weights
 from retool_env.transcript import Transcript
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from retool_env.episode import Generation
-from retool_env.protocol import ANSWER_CLOSE, ANSWER_OPEN, CODE_CLOSE, CODE_OPEN
+from retool_env.protocol.tags import ANSWER_CLOSE, ANSWER_OPEN, CODE_CLOSE, CODE_OPEN
 from retool_env.rollout.weights import Weights
 from retool_env.tokens import Tokenizer, tokens_of_turn
 

@@ -1,6 +1,6 @@
 """Running programs that a model wrote.
 
-* [`execution`][retool_env.sandbox.execution]: what a run is given and what it returns (`Limits`,
+* [`execution`][retool_env.execution]: what a run is given and what it returns (`Limits`,
   `Execution`, `Outcome`), and the `Sandbox` and `Session` protocols.
 * [`pool`][retool_env.sandbox.pool]: warm guests, and the programs that run in them.
 * [`nsjail`][retool_env.sandbox.nsjail]: guests in jails. The default.
@@ -20,18 +20,11 @@ Example:
 import os
 from typing import Any
 
-from retool_env.address import shown_url, split_urls
-from retool_env.sandbox.execution import (
-    Execution,
-    Limits,
-    Outcome,
-    Sandbox,
-    SandboxUnavailable,
-    Session,
-)
+from retool_env.execution import Execution, Limits, Outcome, Sandbox, SandboxUnavailable, Session
 from retool_env.sandbox.nsjail import NsjailSandbox
 from retool_env.sandbox.remote import RemoteSandbox
 from retool_env.sandbox.unsafe import UnsafeSandbox
+from retool_env.servers.address import shown_url, split_urls
 
 __all__ = [
     "Execution",

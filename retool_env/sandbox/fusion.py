@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from retool_env.sandbox.execution import Execution, Limits, Outcome
+from retool_env.execution import Execution, Limits, Outcome
 
 OWN = "retool"
 """The key of the object that the protocol does not know."""

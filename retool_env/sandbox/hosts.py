@@ -32,9 +32,9 @@ from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from retool_env.address import redact
-from retool_env.sandbox.execution import Execution, Limits, Outcome, SandboxUnavailable, advised
+from retool_env.execution import Execution, Limits, Outcome, SandboxUnavailable, advised
 from retool_env.sandbox.fusion import OWN, execution_of
+from retool_env.servers.address import redact
 
 if TYPE_CHECKING:
     import httpx

@@ -16,14 +16,11 @@ import struct
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from retool_env.execution import Execution, Files, Limits, Outcome
 from retool_env.sandbox import processes
-from retool_env.sandbox.execution import Execution, Files, Limits, Outcome
 from retool_env.sandbox.guest import wire
-
-if TYPE_CHECKING:
-    from retool_env.sandbox.pool import Guest
+from retool_env.sandbox.guests import Guest
 
 _START_SECONDS = (
     30.0  # on an idle machine it takes 0.003, and a second while the guest loads its packages
@@ -64,7 +61,7 @@ class Job:
 
     def __init__(
         self,
-        guest: "Guest",
+        guest: Guest,
         limits: Limits,
         session: bool = False,
         spare: bool = False,

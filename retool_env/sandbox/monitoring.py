@@ -5,7 +5,7 @@ import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from retool_env.sandbox.execution import Execution, Outcome, Sandbox
+from retool_env.execution import Execution, Outcome, Sandbox
 
 _PROBE_EVERY = 10.0
 _PROBE_SECONDS = 30.0

@@ -25,10 +25,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from retool_env.children import child_environment
+from retool_env.execution import SandboxUnavailable, advised
 from retool_env.sandbox import guest
 from retool_env.sandbox.binaries import find_binary, identity
 from retool_env.sandbox.diagnosis import diagnose, last_words, misplaced, not_executable
-from retool_env.sandbox.execution import SandboxUnavailable, advised
 from retool_env.sandbox.guest import syscalls
 from retool_env.sandbox.pool import PooledSandbox
 from retool_env.sandbox.survey import PACKAGES_FOLDER, MissingPackages, survey

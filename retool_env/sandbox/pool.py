@@ -23,13 +23,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from select import POLLIN, poll
 from types import TracebackType
 from typing import Self
 
-from retool_env.sandbox.diagnosis import last_words, not_executable
-from retool_env.sandbox.execution import (
+from retool_env.execution import (
     DEFAULT_LIMITS,
     Execution,
     Files,
@@ -40,18 +39,17 @@ from retool_env.sandbox.execution import (
     check_program,
     check_whole_number,
 )
+from retool_env.sandbox.diagnosis import not_executable
+from retool_env.sandbox.guests import Guest, end_later
 from retool_env.sandbox.job import Job
 from retool_env.sandbox.slots import Slots
 
 _ATTEMPTS = 3
 _RETRY_SECONDS = 0.1
 _BUSY_SECONDS = 0.002
-_END_ATTEMPTS = 100
-_END_SECONDS = 0.05
 _MOST_GUESTS = 8
 _MOST_PROGRAMS = 256
 _DESCRIPTORS = 4  # that a program in flight has here
-_LOG_BYTES = 4096
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _POLL_SECONDS = 3600.0  # `poll` counts milliseconds in 31 bits
 _SPARES = 2  # processes kept ready, a guest
@@ -61,80 +59,7 @@ _SESSION_CLOSED = Execution(
 )
 _SESSION_ENDED = "the session was ended by that, its variables are lost"
 
-_all_guests: "weakref.WeakSet[Guest]" = weakref.WeakSet()
 _all_sandboxes: "weakref.WeakSet[PooledSandbox]" = weakref.WeakSet()
-
-
-class Guest:
-    """A process that forks programs, seen from the host.
-
-    Args:
-        process: It.
-        control: The socket of requests to it.
-        log: Descriptor of the file in memory to which it writes what goes wrong.
-        packages: What it has loaded beyond the standard library.
-    """
-
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        control: socket.socket,
-        log: int,
-        packages: tuple[str, ...] = (),
-    ) -> None:
-        self.process = process
-        self.packages = packages
-        self.control = control
-        self.jobs: set[Job] = set()
-        """What it runs or keeps ready."""
-        self.warm = False
-        """Whether it has loaded its packages."""
-        self.condemned = False
-        """Whether it is to be ended, since it does not do what it is told."""
-        self._log = log
-        self._last_words = ""
-        self._ending = threading.Lock()
-        _all_guests.add(self)
-
-    @property
-    def alive(self) -> bool:
-        """Whether it can be given programs."""
-        return not self.condemned and self.process.poll() is None
-
-    def log(self) -> str:
-        """The last lines of what went wrong, as one; empty if nothing did."""
-        with self._ending:
-            return self._last_words if self._log < 0 else self._read_log()
-
-    def _read_log(self) -> str:
-        size = os.fstat(self._log).st_size
-        text = os.pread(self._log, _LOG_BYTES, max(size - _LOG_BYTES, 0)).decode("utf-8", "replace")
-        return last_words(text)
-
-    def end(self) -> None:
-        """Ends it and all that it runs, and waits for that. May be called again."""
-        self.control.close()  # a guest in good health ends by itself
-        for attempt in range(_END_ATTEMPTS):
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(_END_SECONDS)
-                break
-            # Asked again and again, since a jail in the making does not hear it. Were nsjail itself killed, what
-            # it has begun could outlive it: the last resort.
-            last = attempt > _END_ATTEMPTS // 2
-            (self.process.kill if last else self.process.terminate)()
-        with self._ending:
-            if self._log >= 0:
-                self._last_words = self._read_log()
-                os.close(self._log)
-                self._log = -1
-
-    def abandon(self) -> None:
-        """In a forked copy of this process: closes what is the original's."""
-        self._ending = threading.Lock()  # another thread may have held it
-        self.control.close()
-        for job in self.jobs:
-            job.close()
-            job.gone = True
 
 
 def _put_away(job: Job) -> None:
@@ -150,26 +75,16 @@ def _end_dropped(guests: list[Guest], spares: list[Job]) -> None:
     for job in spares:
         job.close()
     for guest in guests:
-        _end_later(guest)
+        end_later(guest)
 
 
-def _end_later(guest: Guest) -> None:
-    """Ends a guest, for those who must not wait for it: event loops, the garbage collector."""
-    try:
-        threading.Thread(target=guest.end, daemon=True).start()
-    except RuntimeError:  # no thread can be started; here where the limit on processes is met
-        guest.end()
-
-
-def _abandon_all() -> None:
-    # Were they left open, a guest would outlive this process by as long as its copy.
-    for guest in _all_guests:
-        guest.abandon()
+def _begin_all_anew() -> None:
+    # In a forked copy of this process, whose guests are the original's.
     for sandbox in _all_sandboxes:  # whose locks and places other threads may have held
         sandbox._begin_anew()
 
 
-os.register_at_fork(after_in_child=_abandon_all)
+os.register_at_fork(after_in_child=_begin_all_anew)
 
 
 class PooledSandbox(abc.ABC):
@@ -503,7 +418,7 @@ class PooledSandbox(abc.ABC):
             if guest.condemned or guest not in self._guests:
                 return
             guest.condemned = True
-        _end_later(guest)
+        end_later(guest)
 
     def _conclude(self, job: Job, files: Files | None) -> Execution:
         if files is not None:

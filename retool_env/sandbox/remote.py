@@ -17,8 +17,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Self
 
-from retool_env.address import check_key, check_url
-from retool_env.sandbox.execution import (
+from retool_env.execution import (
     DEFAULT_LIMITS,
     Execution,
     Limits,
@@ -31,6 +30,7 @@ from retool_env.sandbox.execution import (
 )
 from retool_env.sandbox.fusion import request_of
 from retool_env.sandbox.hosts import Hosts
+from retool_env.servers.address import check_key, check_url
 
 
 class RemoteSandbox:

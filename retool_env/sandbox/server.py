@@ -42,10 +42,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field, InstanceOf, ValidationError
 from starlette.requests import ClientDisconnect
 
-from retool_env.address import check_key
-from retool_env.sandbox.bodies import Bodies
-from retool_env.sandbox.connections import Connections, TokenRequired, shows_token
-from retool_env.sandbox.execution import (
+from retool_env.execution import (
     DEFAULT_LIMITS,
     Execution,
     Files,
@@ -55,8 +52,11 @@ from retool_env.sandbox.execution import (
     SandboxUnavailable,
     check_program,
 )
+from retool_env.sandbox.bodies import Bodies
+from retool_env.sandbox.connections import Connections, TokenRequired, shows_token
 from retool_env.sandbox.fusion import OWN_LIMITS, response_of
 from retool_env.sandbox.monitoring import Health, Metrics
+from retool_env.servers.address import check_key
 
 MAXIMUM = Limits(
     wall_seconds=120.0,

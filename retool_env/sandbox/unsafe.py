@@ -10,8 +10,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from retool_env.execution import SandboxUnavailable
 from retool_env.sandbox import guest
-from retool_env.sandbox.execution import SandboxUnavailable
 from retool_env.sandbox.nsjail import GUEST_ENVIRONMENT, INTERPRETER_OPTIONS, PACKAGES, START
 from retool_env.sandbox.pool import PooledSandbox
 from retool_env.sandbox.survey import survey

@@ -21,13 +21,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForC
 from trl.trainer.utils import add_fused_lm_head
 
 from agents import grpo, ppo, rft, sft
-from agents.model import load_model
-from agents.run import RunLogger, processes
-from agents.settings import load_settings
+from agents.base.model import load_model
+from agents.base.presets import load_settings
+from agents.base.run import RunLogger, processes
 from retool_env.episode import Generation
-from retool_env.integrations.rollouts import EngineRollouts
-from retool_env.integrations.weights import whole
 from retool_env.rollout import ScriptedPolicy
+from retool_env.training.rollouts import EngineRollouts
+from retool_env.training.trained_weights import whole
 
 ENV = {"id": "ReTool-Arithmetic-v0", "interpreter": False, "prompt_template": "{query}\n"}
 ALL = {"gradient_checkpointing": True, "save_steps": 1}

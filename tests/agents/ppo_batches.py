@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoModelForCausalLM
 
+from agents.base.run import processes
 from agents.ppo import Batch, Learner, Settings
-from agents.run import processes
 
 FOREIGN = 240
 """Ids from here on are what the model did not write: prompts and the interpreter's text."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 
-from agents.settings import load_settings
-from agents.tiny import make_model
+from agents.base.presets import load_settings
+from agents.models.tiny import make_model
 
 SMALL = {
     "steps": 4,

@@ -18,8 +18,8 @@ from unittest import mock
 from small_runs import settings
 
 from agents import grpo, ppo
-from agents.run import processes
-from retool_env.rollout.transformers import TransformersPolicy
+from agents.base.run import processes
+from retool_env.rollout.transformers.policy import TransformersPolicy
 
 
 def sampling_for_ever(step, also=lambda: None):

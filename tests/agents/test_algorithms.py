@@ -18,16 +18,18 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 
 from agents import __main__ as cli
-from agents import grpo, rft, selection, sft
-from agents.algorithms import algorithms, load_algorithm
-from agents.records import read_records
-from agents.settings import PRESETS, SettingsError, describe, load_settings
-from agents.tiny import make_tokenizer
-from retool_env.episode import Rules
+from agents import grpo, rft, sft
+from agents.base import selection
+from agents.base.presets import PRESETS, load_settings
+from agents.base.records import read_records
+from agents.base.registry import algorithms, load_algorithm
+from agents.base.settings import SettingsError, describe
+from agents.models.tiny import make_tokenizer
 from retool_env.integrations.trl import EngineRollouts, training_rows
 from retool_env.problems import Problem, ProblemList
 from retool_env.rollout import PolicyUnavailable
-from retool_env.rollout.transformers import TransformersPolicy
+from retool_env.rollout.transformers.policy import TransformersPolicy
+from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
 from retool_env.transcript import (
     Span,
@@ -689,10 +691,11 @@ OWN = """
 from dataclasses import dataclass
 
 from agents import __main__ as cli
-from agents import grpo, rft, selection, sft
-from agents.algorithms import algorithms, load_algorithm
-from agents.records import read_records
-from agents.settings import setting
+from agents import grpo, rft, sft
+from agents.base import selection
+from agents.base.registry import algorithms, load_algorithm
+from agents.base.records import read_records
+from agents.base.settings import setting
 
 
 @dataclass(frozen=True)

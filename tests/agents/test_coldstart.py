@@ -17,10 +17,11 @@ from transformers import AutoModelForCausalLM
 
 from agents import coldstart, sft
 from agents.__main__ import main
-from agents.run import Run
-from agents.settings import SettingsError, find_task, load_settings
-from agents.tiny import make_model, make_tokenizer
-from agents.traces import read_messages
+from agents.base.presets import load_settings
+from agents.base.run import Run
+from agents.base.settings import SettingsError, find_task
+from agents.models.tiny import make_model, make_tokenizer
+from agents.traces.scripted import read_messages
 from retool_env.sandbox import Execution, Outcome
 from retool_env.transcript import read_transcripts
 

@@ -12,13 +12,13 @@ import pytest
 from small_runs import given, make_small, records, settings
 
 from agents import coldstart, grpo, ppo, rft, sft
-from agents import records as reading
 from agents.__main__ import main
-from agents.records import is_cut, read_episodes, read_lines
-from agents.run import Run
-from agents.settings import SettingsError
-from retool_env.episode import Rules
+from agents.base import records as reading
+from agents.base.records import is_cut, read_episodes, read_lines
+from agents.base.run import Run
+from agents.base.settings import SettingsError
 from retool_env.problems import Problem, ProblemList
+from retool_env.rules import Rules
 from retool_env.transcript import Span, StopReason, Transcript, write_transcripts
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,7 +8,7 @@ import pytest
 
 from agents import demo, grpo
 from agents.__main__ import main
-from agents.settings import load_settings
+from agents.base.presets import load_settings
 
 SMALL = [
     "sft.traces=24",

@@ -12,10 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from agents import engine, grpo
-from agents.settings import SettingsError, load_settings
-from agents.tiny import make_checkpoint
-from retool_env.rollout.transformers import TransformersPolicy
+from agents import grpo
+from agents.base import sampler as engine
+from agents.base.presets import load_settings
+from agents.base.settings import SettingsError
+from agents.models.tiny import make_checkpoint
+from retool_env.rollout.transformers.policy import TransformersPolicy
 from retool_env.transcript import check_transcript, read_transcripts
 
 ROOT = Path(__file__).parents[2]

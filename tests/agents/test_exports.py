@@ -15,10 +15,10 @@ from transformers import (
     LogitsProcessorList,
 )
 
-from agents import tiny
-from agents.model import save_checkpoint
-from retool_env.episode import Rules
-from retool_env.rollout.transformers import load_policy
+from agents.base.model import save_checkpoint
+from agents.models import tiny
+from retool_env.rollout.transformers.policy import load_policy
+from retool_env.rules import Rules
 
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}[assistant] "
 

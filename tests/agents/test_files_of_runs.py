@@ -10,7 +10,8 @@ from small_runs import given, make_small
 from test_files import KINDS, Make, huge
 
 from agents import __main__ as cli
-from agents.settings import SettingsError, build_settings, load_settings
+from agents.base.presets import load_settings
+from agents.base.settings import SettingsError, build_settings
 from agents.sft import Settings
 
 pytestmark = pytest.mark.timeout(120)

@@ -16,12 +16,14 @@ from small_runs import given, make_small, records, settings
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from agents import __main__ as cli
-from agents import grpo, ppo, progress, reporting, rft, run, sft
-from agents.algorithms import algorithms, load_algorithm
-from agents.model import check_learning_rate, load_model
-from agents.progress import Bar, sparkline
-from agents.reporting import check_report_to
-from agents.settings import SettingsError
+from agents import grpo, ppo, rft, sft
+from agents.base import board as progress
+from agents.base import reporting, run
+from agents.base.board import Bar, sparkline
+from agents.base.model import check_learning_rate, load_model
+from agents.base.registry import algorithms, load_algorithm
+from agents.base.reporting import check_report_to
+from agents.base.settings import SettingsError
 from retool_env.problems import jsonl
 from retool_env.transcript import read_transcripts
 
@@ -243,7 +245,7 @@ def test_where_nothing_can_be_reported_is_refused(setting, said, tensorboard):
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch, model, tmp_path):
-    monkeypatch.setattr("agents.reporting.PACKAGES", {"wandb": ("no_such_package",)})
+    monkeypatch.setattr("agents.base.reporting.PACKAGES", {"wandb": ("no_such_package",)})
     for name, module in {"grpo": grpo, "ppo": ppo, "sft": sft, "rft": rft}.items():
         with pytest.raises(SettingsError, match=r"report_to=wandb .* pip install no_such_package"):
             module.train(settings(name, model=model, report_to="wandb"), tmp_path / name)

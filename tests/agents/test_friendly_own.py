@@ -11,18 +11,19 @@ from small_runs import make_small, records
 from transformers import AutoModelForCausalLM
 
 from agents import __main__ as cli
-from agents.algorithms import load_algorithm, section_of
-from agents.settings import SettingsError, load_settings
-from agents.tiny import make_checkpoint, make_tokenizer
-from retool_env.episode import Rules
+from agents.base.presets import load_settings
+from agents.base.registry import load_algorithm, section_of
+from agents.base.settings import SettingsError
+from agents.models.tiny import make_checkpoint, make_tokenizer
 from retool_env.problems import Problem, ProblemList
+from retool_env.rules import Rules
 from retool_env.transcript import check_transcript, read_transcripts
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "reinforce.py"
 
 OWN = """
 from dataclasses import dataclass
-from agents.settings import setting
+from agents.base.settings import setting
 
 @dataclass(frozen=True)
 class Options:

@@ -17,11 +17,11 @@ from small_runs import given, make_small, records, settings
 from transformers import AutoModelForCausalLM
 
 from agents import grpo, ppo, rft, sft
-from agents import stopping as stops
-from agents.run import RunLogger
-from agents.stopping import Stopping
-from retool_env.episode import Rules
+from agents.base import stopping as stops
+from agents.base.run import RunLogger
+from agents.base.stopping import Stopping
 from retool_env.problems import Problem, ProblemList
+from retool_env.rules import Rules
 from retool_env.transcript import read_transcripts
 
 HERE = Path(__file__).parent

@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 from small_runs import make_small
 from transformers import AutoModelForCausalLM
 
-from agents import sharding, tiny
-from agents.settings import SettingsError
-from agents.traces import make_traces
+from agents.base import sharding
+from agents.base.settings import SettingsError
+from agents.models import tiny
+from agents.traces.scripted import make_traces
 from benchmarks import memory
-from retool_env.env import make_task
+from retool_env.task import make_task
 from retool_env.transcript import read_transcripts, write_transcripts
 
 HERE = Path(__file__).parent

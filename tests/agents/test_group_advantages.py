@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents import advantages, dapo, grpo, reinforce_pp
+from agents.base.settings import SettingsError
 from agents.dapo import soft_overlong
-from agents.settings import SettingsError
 
 PAIRS = {
     "dr_grpo": (advantages.group_centred, references.centred),

@@ -11,12 +11,13 @@ from peft import PeftModel
 from small_runs import make_small
 from transformers import AutoModelForCausalLM
 
-from agents import engine as engines
 from agents import grpo
-from agents.settings import SettingsError, load_settings
-from agents.tiny import make_checkpoint
+from agents.base import sampler as engines
+from agents.base.presets import load_settings
+from agents.base.settings import SettingsError
+from agents.models.tiny import make_checkpoint
 from retool_env.rollout import ScriptedPolicy
-from retool_env.rollout import transformers as policies
+from retool_env.rollout.transformers import policy as policies
 from retool_env.transcript import check_transcript, read_transcripts
 
 

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from agents import dapo, grpo, ppo, rft, sft
 from agents.__main__ import main
-from agents.selection import chosen_ids
-from agents.settings import SettingsError
-from retool_env.episode import Rules
+from agents.base.selection import chosen_ids
+from agents.base.settings import SettingsError
 from retool_env.problems import Problem, ProblemList
+from retool_env.rules import Rules
 from retool_env.transcript import Span, StopReason, Transcript, read_transcripts, write_transcripts
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -21,15 +21,18 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from agents import model, ppo
-from agents.figures import pooled
-from agents.settings import SettingsError, load_settings
-from agents.tiny import make_tokenizer
-from retool_env.episode import Generation, Rules
-from retool_env.integrations.packing import pack
-from retool_env.integrations.rows import training_rows
+from agents import ppo
+from agents.base import model
+from agents.base.figures import pooled
+from agents.base.presets import load_settings
+from agents.base.settings import SettingsError
+from agents.models.tiny import make_tokenizer
+from retool_env.episode import Generation
 from retool_env.integrations.trl import episode_reward
 from retool_env.problems import Problem, ProblemList
+from retool_env.rules import Rules
+from retool_env.training.packing import pack
+from retool_env.training.rows import training_rows
 from retool_env.transcript import (
     Span,
     StopReason,

@@ -7,8 +7,8 @@ import importlib
 import pytest
 
 from agents import grpo, ppo, sft
-from agents.settings import load_settings
-from retool_env.episode import Rules
+from agents.base.presets import load_settings
+from retool_env.rules import Rules
 
 SHARED = {
     "dtype": "float32",

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from agents import run as runs
-from agents.run import Run, accept_revision
-from agents.settings import SettingsError
+from agents.base import run as runs
+from agents.base.run import Run, accept_revision
+from agents.base.settings import SettingsError
 from retool_env import REVISION
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ HOLD = """
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from agents.run import Run
+from agents.base.run import Run
 
 @dataclass(frozen=True)
 class Settings:

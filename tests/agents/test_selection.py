@@ -6,8 +6,8 @@ import pytest
 from small_runs import make_small, settings
 
 from agents import grpo, ppo
-from agents.selection import chosen_ids, only, pass_rates
-from agents.settings import SettingsError
+from agents.base.selection import chosen_ids, only, pass_rates
+from agents.base.settings import SettingsError
 from retool_env.problems import Problem, ProblemList
 from retool_env.transcript import Span, StopReason, Transcript, read_transcripts, write_transcripts
 

@@ -7,19 +7,11 @@ import pytest
 from trl import GRPOConfig, SFTConfig
 
 from agents import cispo, demo, grpo, ppo, rft, sft
-from agents.algorithms import algorithms, load_algorithm
-from agents.settings import (
-    PRESETS,
-    SettingsError,
-    check_trl,
-    describe,
-    find_sandbox,
-    load_settings,
-    read_preset,
-    setting,
-)
-from agents.tiny import make_model
-from retool_env.episode import Rules
+from agents.base.presets import PRESETS, load_settings, read_preset
+from agents.base.registry import algorithms, load_algorithm
+from agents.base.settings import SettingsError, check_trl, describe, find_sandbox, setting
+from agents.models.tiny import make_model
+from retool_env.rules import Rules
 
 
 @dataclass(frozen=True)

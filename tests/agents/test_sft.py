@@ -11,11 +11,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import SFTConfig, SFTTrainer
 
 from agents import sft
-from agents.settings import SettingsError, load_settings
-from agents.tiny import make_model, make_tokenizer
-from agents.traces import make_traces
-from retool_env.episode import Rules
+from agents.base.presets import load_settings
+from agents.base.settings import SettingsError
+from agents.models.tiny import make_model, make_tokenizer
+from agents.traces.scripted import make_traces
 from retool_env.problems import arithmetic
+from retool_env.rules import Rules
 from retool_env.transcript import write_transcripts
 
 RULES = Rules(max_tokens=200, max_calls=3, prompt_template="{query}\n")

@@ -14,8 +14,8 @@ import gguf
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from agents import smollm2
-from agents.smollm2 import CheckpointError, make_checkpoint
+from agents.models import smollm2
+from agents.models.smollm2 import CheckpointError, make_checkpoint
 
 TURN = "<code>\n```python\nprint(1)\n```\n</code>"
 

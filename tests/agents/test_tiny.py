@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from agents.tiny import TAGS, make_checkpoint, make_tokenizer
+from agents.models.tiny import TAGS, make_checkpoint, make_tokenizer
 from retool_env.episode import decode, encode_result
-from retool_env.protocol import render_result
+from retool_env.protocol.tags import render_result
 from retool_env.sandbox import Execution, Outcome
 
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.settings import find_task, read_preset
-from agents.tiny import make_tokenizer
-from agents.traces import (
+from agents.base.presets import read_preset
+from agents.base.settings import find_task
+from agents.models.tiny import make_tokenizer
+from agents.traces.scripted import (
     authors,
     has_messages,
     make_traces,
@@ -18,8 +19,8 @@ from agents.traces import (
     read_messages,
     text_steps,
 )
-from retool_env.episode import Rules
 from retool_env.problems import Problem, arithmetic
+from retool_env.rules import Rules
 from retool_env.transcript import check_transcript, write_transcripts
 
 RULES = Rules(max_tokens=200, max_calls=3, prompt_template="{query}\n", errors="last_line")

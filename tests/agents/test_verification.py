@@ -7,12 +7,12 @@ import dataclasses
 import pytest
 
 from agents.coldstart import Replay
-from agents.traces import authors
-from agents.verification import agrees, verify
-from retool_env.episode import Rules
+from agents.traces.scripted import authors
+from agents.traces.verification import agrees, verify
 from retool_env.problems import Problem
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.engine import run_blocking
+from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
 from retool_env.transcript import Span
 

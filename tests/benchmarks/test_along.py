@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from agents.tiny import make_model
+from agents.models.tiny import make_model
 from benchmarks import along
 
 SIZE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}

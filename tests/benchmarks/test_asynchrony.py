@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.tiny import make_checkpoint
+from agents.models.tiny import make_checkpoint
 from benchmarks import asynchrony
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks import capacity
-from benchmarks.chains import Turn
-from benchmarks.step import Load, Step, draw_chains
+from benchmarks.parts.chains import Turn
+from benchmarks.parts.step import Load, Step, draw_chains
 
 PLAIN = Load(
     problems=2,

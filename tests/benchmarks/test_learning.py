@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.learning import Curve, calibrate, claim_holds, compare
+from benchmarks.parts.learning import Curve, calibrate, claim_holds, compare
 
 
 def curve(*accuracy, every=10):

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from agents.tiny import make_tokenizer
-from benchmarks import overlap
-from benchmarks.chains import (
+from agents.models.tiny import make_tokenizer
+from benchmarks.parts import overlap
+from benchmarks.parts.chains import (
     CHAIN_RULES,
     Asked,
     ChainPolicy,
@@ -17,10 +17,10 @@ from benchmarks.chains import (
     make_chat_model,
     make_problems,
 )
-from benchmarks.trl_loop import trl_chains
+from benchmarks.parts.trl_loop import trl_chains
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.simulated import Habits, SimulatedPolicy, Speed
-from retool_env.rollout.transformers import TransformersPolicy
+from retool_env.rollout.transformers.policy import TransformersPolicy
 
 CHAINS = [
     (Turn(40, 0.05), Turn(25, 0.05), Turn(20, None)),

@@ -6,9 +6,9 @@ import dataclasses
 import pytest
 import torch
 
-from agents.tiny import make_model
-from benchmarks import exactness, overlap
-from benchmarks.chains import (
+from agents.models.tiny import make_model
+from benchmarks.parts import exactness, overlap
+from benchmarks.parts.chains import (
     CHAIN_RULES,
     Asked,
     ChainPolicy,
@@ -18,14 +18,14 @@ from benchmarks.chains import (
     make_chat_model,
     make_problems,
 )
-from benchmarks.exactness import Recorder, must_read, shared
-from retool_env.episode import Rules
+from benchmarks.parts.exactness import Recorder, must_read, shared
 from retool_env.problems import Problem
-from retool_env.protocol import closing_tags
+from retool_env.protocol.tags import closing_tags
 from retool_env.rollout import RolloutEngine
-from retool_env.rollout.batching import BLOCK
 from retool_env.rollout.simulated import Habits, SimulatedPolicy, Speed
-from retool_env.rollout.transformers import TransformersPolicy
+from retool_env.rollout.transformers.batching import BLOCK
+from retool_env.rollout.transformers.policy import TransformersPolicy
+from retool_env.rules import Rules
 
 CHAINS = [
     (Turn(40, 0.0), Turn(25, 0.0), Turn(20, None)),

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import overhead, rollout
-from benchmarks.overhead import InstantPolicy, MeetingTool, WaitingTool
-from benchmarks.overlap import BARRIER, ENGINE, ONE_SHOT, SLOWEST, TRL
-from benchmarks.tool_time import tool_time
+from benchmarks import rollout
+from benchmarks.parts import overhead
+from benchmarks.parts.overhead import InstantPolicy, MeetingTool, WaitingTool
+from benchmarks.parts.overlap import BARRIER, ENGINE, ONE_SHOT, SLOWEST, TRL
+from benchmarks.parts.tool_time import tool_time
 from retool_env.rollout import RolloutEngine
 from retool_env.transcript import StopReason
 

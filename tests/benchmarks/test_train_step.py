@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from agents.tiny import make_checkpoint, make_tokenizer
-from benchmarks import batches, train_step
-from benchmarks.chains import Turn
+from agents.models.tiny import make_checkpoint, make_tokenizer
+from benchmarks import train_step
+from benchmarks.parts import batches
+from benchmarks.parts.chains import Turn
 from benchmarks.train_step import KINDS, OURS, TRL
 from retool_env.integrations.trl import EngineGRPOTrainer
 from retool_env.transcript import check_transcript, write_transcripts

@@ -30,7 +30,7 @@ from test_seccomp_profile import load
 import json
 load(json.loads(sys.argv[2]))
 from retool_env.sandbox import make_sandbox
-from retool_env.sandbox.execution import SandboxUnavailable
+from retool_env.execution import SandboxUnavailable
 try:
     with make_sandbox("nsjail", guests=1) as sandbox:
         print(sandbox.run("import numpy\\nprint(6 * 7)").stdout)

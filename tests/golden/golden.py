@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from retool_env import REVISION, Episode, Generation, Problem, ReToolEnv, Rules, Transcript
-from retool_env.env import registered_settings
 from retool_env.episode import GradeAnswer, Need
 from retool_env.grading import is_equivalent
 from retool_env.interpreter import Interpreter
 from retool_env.sandbox import Sandbox, make_sandbox
+from retool_env.task import registered_settings
 
 EPISODES = Path(__file__).with_name("episodes.jsonl")
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from retool_env.integrations.correction import importance_weights, weight_figures, weight_sums
+from retool_env.training.correction import importance_weights, weight_figures, weight_sums
 
 BOUNDS = 0.99, 1.01
 

@@ -7,7 +7,7 @@ from transformers import PhiConfig, PhiForCausalLM
 from trl.trainer import utils
 from trl.trainer.utils import add_fused_lm_head
 
-from agents.tiny import make_model
+from agents.models.tiny import make_model
 from retool_env.integrations.fused_head import skip_unwanted
 
 OUTPUTS = ("log_probs", "entropy", "is_top1")

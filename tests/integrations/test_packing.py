@@ -24,11 +24,11 @@ from transformers import (
 )
 from trl import GRPOConfig, GRPOTrainer
 
-from agents.tiny import make_tokenizer
+from agents.models.tiny import make_tokenizer
 from retool_env.integrations import trl
-from retool_env.integrations.packing import fit, pack
 from retool_env.integrations.trl import EngineGRPOTrainer, problem_dataset
 from retool_env.problems import Problem, ProblemList
+from retool_env.training.packing import fit, pack
 
 GROUP, ROWS = 4, 8
 PROBLEMS = ProblemList(Problem(str(i), "?", "1") for i in range(ROWS // GROUP))

@@ -14,11 +14,11 @@ from peft import LoraConfig, get_peft_model
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import LlamaForCausalLM
 
-from agents.model import save_checkpoint
-from agents.tiny import make_model
-from retool_env.integrations.weights import is_sharded, trained_weights
+from agents.base.model import save_checkpoint
+from agents.models.tiny import make_model
 from retool_env.rollout.engine import run_blocking
-from retool_env.rollout.transformers import TransformersPolicy, load_policy
+from retool_env.rollout.transformers.policy import TransformersPolicy, load_policy
+from retool_env.training.trained_weights import is_sharded, trained_weights
 
 
 def shaken(model):

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig
 
-from agents.tiny import make_checkpoint, make_tokenizer
+from agents.models.tiny import make_checkpoint, make_tokenizer
 from retool_env.checkpoint_task import CheckpointTask, read_task, task_rules
-from retool_env.episode import Episode, Generation, Rules
+from retool_env.episode import Episode, Generation
 from retool_env.integrations.trl import (
     EngineGRPOTrainer,
     EngineRollouts,
@@ -24,7 +24,8 @@ from retool_env.integrations.trl import (
 )
 from retool_env.problems import Problem, ProblemList, arithmetic
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
-from retool_env.rollout.transformers import TransformersPolicy
+from retool_env.rollout.transformers.policy import TransformersPolicy
+from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
 from retool_env.transcript import Span, StopReason, Transcript
 

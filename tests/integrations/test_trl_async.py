@@ -36,8 +36,8 @@ from trl.experimental.async_grpo.async_grpo_trainer import (
 )
 from trl.experimental.async_grpo.async_rollout_worker import RolloutGroup, _AsyncRolloutLoop
 
-from agents.tiny import make_checkpoint, make_model, make_tokenizer
-from retool_env.episode import Generation, Rules
+from agents.models.tiny import make_checkpoint, make_model, make_tokenizer
+from retool_env.episode import Generation
 from retool_env.integrations import trl_async
 from retool_env.integrations.trl import problem_dataset
 from retool_env.integrations.trl_async import (
@@ -47,7 +47,8 @@ from retool_env.integrations.trl_async import (
 )
 from retool_env.problems import Problem, ProblemList
 from retool_env.rollout import PolicyUnavailable, RolloutEngine, ScriptedPolicy
-from retool_env.rollout.transformers import TransformersPolicy
+from retool_env.rollout.transformers.policy import TransformersPolicy
+from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
 from retool_env.transcript import StopReason, Transcript, check_transcript
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.tiny import make_checkpoint
+from agents.models.tiny import make_checkpoint
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -18,18 +18,19 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig
 
-from retool_env.episode import Generation, Rules
+from retool_env.episode import Generation
 from retool_env.integrations.trl import (
     EngineGRPOTrainer,
     EngineRollouts,
     episode_reward,
     problem_dataset,
 )
-from retool_env.integrations.weights import is_sharded, trained_weights
 from retool_env.problems import Problem, ProblemList
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
-from retool_env.rollout.transformers import TransformersPolicy, load_policy
+from retool_env.rollout.transformers.policy import TransformersPolicy, load_policy
+from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
+from retool_env.training.trained_weights import is_sharded, trained_weights
 
 GROUP, PROMPTS = 4, 4  # two groups a process
 RULES = Rules(max_tokens=400, prompt_template="{query}\n", max_calls=None)

@@ -10,10 +10,11 @@ from collections import Counter
 
 import pytest
 
-from agents.tiny import make_tokenizer
-from retool_env.episode import Generation, Rules
+from agents.models.tiny import make_tokenizer
+from retool_env.episode import Generation
 from retool_env.problems import Problem
 from retool_env.rollout import PolicyUnavailable, RolloutEngine, ScriptedPolicy, engine
+from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
 from retool_env.transcript import StopReason, check_transcript
 

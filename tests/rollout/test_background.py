@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from retool_env.rollout.background import BackgroundLoop
+from retool_env.servers.background import BackgroundLoop
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from agents.tiny import make_model
-from retool_env.rollout import batching
-from retool_env.rollout.batching import BLOCK
-from retool_env.rollout.transformers import TransformersPolicy
+from agents.models.tiny import make_model
+from retool_env.rollout.transformers import batching
+from retool_env.rollout.transformers.batching import BLOCK
+from retool_env.rollout.transformers.policy import TransformersPolicy
 
 NEVER = ("\0\0",)
 

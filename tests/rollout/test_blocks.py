@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retool_env.rollout.blocks import ROOT, BlockPool
+from retool_env.rollout.transformers.blocks import ROOT, BlockPool
 
 
 def fill(pool: BlockPool, token_ids: list[int]):

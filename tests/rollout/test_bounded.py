@@ -16,12 +16,13 @@ pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
 import httpx
 import openai
 
-from retool_env.episode import Episode, Rules
+from retool_env.episode import Episode
 from retool_env.problems import Problem
 from retool_env.rollout import PolicyUnavailable
-from retool_env.rollout import openai as policies
-from retool_env.rollout.bounded import MOST_BYTES, bounded_client
-from retool_env.rollout.openai import OpenAIPolicy
+from retool_env.rollout.openai import policy as policies
+from retool_env.rollout.openai.policy import OpenAIPolicy
+from retool_env.rules import Rules
+from retool_env.servers.bounded import MOST_BYTES, bounded_client
 
 Answer = Callable[[asyncio.StreamWriter], Awaitable[None]]
 

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from agents.tiny import make_model
-from benchmarks.chains import endless
-from retool_env.episode import Generation, Rules
+from agents.models.tiny import make_model
+from benchmarks.parts.chains import endless
+from retool_env.episode import Generation
 from retool_env.problems import Problem
 from retool_env.rollout import RolloutEngine
-from retool_env.rollout.transformers import TransformersPolicy
+from retool_env.rollout.transformers.policy import TransformersPolicy
+from retool_env.rules import Rules
 from retool_env.sandbox import Limits, make_sandbox
 
 ROOT = Path(__file__).parents[2]

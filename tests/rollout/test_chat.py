@@ -8,12 +8,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from retool_env.episode import Episode, Rules
-from retool_env.hermes import TOOL_NAME
+from retool_env.episode import Episode
 from retool_env.problems import Problem
-from retool_env.program import read_program
-from retool_env.protocol import TurnKind, closing_tags, is_empty_program, parse_turn
-from retool_env.rollout.chat import call_form, call_text, completed, messages_of
+from retool_env.protocol.hermes import TOOL_NAME
+from retool_env.protocol.program import read_program
+from retool_env.protocol.result import is_empty_program
+from retool_env.protocol.tags import closing_tags, parse_turn
+from retool_env.protocol.turn import TurnKind
+from retool_env.rollout.openai.chat import call_form, call_text, completed, messages_of
+from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
 from retool_env.transcript import Transcript
 

@@ -7,11 +7,12 @@ import itertools
 import pytest
 from notebooks import Notebooks
 
-from agents.tiny import make_tokenizer
+from agents.models.tiny import make_tokenizer
 from retool_env.checkpoint_task import CheckpointTask
-from retool_env.episode import Episode, Generation, Rules
+from retool_env.episode import Episode, Generation
 from retool_env.problems import Problem, arithmetic
 from retool_env.rollout import RolloutEngine, ScriptedPolicy, TextGeneration
+from retool_env.rules import Rules
 from retool_env.sandbox import (
     Execution,
     Limits,

@@ -9,13 +9,14 @@ import random
 import pytest
 import torch
 
-from agents.tiny import make_model
-from benchmarks.chains import endless
-from retool_env.episode import Generation, Rules
+from agents.models.tiny import make_model
+from benchmarks.parts.chains import endless
+from retool_env.episode import Generation
 from retool_env.problems import Problem
 from retool_env.rollout import RolloutEngine
-from retool_env.rollout.batching import BLOCK
-from retool_env.rollout.transformers import TransformersPolicy
+from retool_env.rollout.transformers.batching import BLOCK
+from retool_env.rollout.transformers.policy import TransformersPolicy
+from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
 from retool_env.transcript import check_transcript
 

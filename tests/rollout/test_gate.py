@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from retool_env.rollout.gate import Gate
+from retool_env.rollout.vllm.gate import Gate
 
 
 def test_weights_change_when_turns_have_ended_and_before_others_begin():

@@ -20,11 +20,13 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from model_api import ModelAPI, Reply, busy, refusal, serving
 
-from retool_env.episode import Episode, Rules
+from retool_env.episode import Episode
 from retool_env.problems import Problem
-from retool_env.protocol import closing_tags, default_prompt
+from retool_env.protocol.prompt import default_prompt
+from retool_env.protocol.tags import closing_tags
 from retool_env.rollout import PolicyUnavailable, RolloutEngine
-from retool_env.rollout.openai import OpenAIPolicy, Usage
+from retool_env.rollout.openai.policy import OpenAIPolicy, Usage
+from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
 from retool_env.transcript import StopReason, Transcript, read_transcripts, write_transcripts
 

@@ -9,11 +9,11 @@ import threading
 
 import pytest
 
-from agents.tiny import make_tokenizer
-from retool_env.episode import Rules
+from agents.models.tiny import make_tokenizer
 from retool_env.problems import Problem
 from retool_env.rollout import RolloutEngine, ScriptedPolicy, engine
 from retool_env.rollout.progress import Progress, shown
+from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
 
 RULES = Rules(max_tokens=200, prompt_template="{query}\n")

@@ -12,10 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from retool_env.address import REDACTED
 from retool_env.problems import Problem
-from retool_env.rollout.openai import OpenAIPolicy
-from retool_env.rollout.vllm_server import VLLMServerPolicy
+from retool_env.rollout.openai.policy import OpenAIPolicy
+from retool_env.rollout.vllm.server import VLLMServerPolicy
+from retool_env.servers.address import REDACTED
 from retool_env.transcript import Span, Transcript
 
 KEY = "sk-hunter2-0123456789"

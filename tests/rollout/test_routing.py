@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from retool_env.rollout.routing import Server, best
+from retool_env.rollout.vllm.routing import Server, best
 
 TEMPLATE = list(range(400))
 
@@ -98,7 +98,7 @@ def test_of_equally_free_servers_the_one_that_knows_the_most_is_taken():
 
 
 def test_what_a_server_should_hold_is_bounded_and_the_latest_is_kept(monkeypatch):
-    monkeypatch.setattr("retool_env.rollout.routing._MOST_BLOCKS", 100)
+    monkeypatch.setattr("retool_env.rollout.vllm.routing._MOST_BLOCKS", 100)
     [server] = servers(1)
     for start in range(0, 100_000, 1000):
         server.learn(range(start, start + 160))

@@ -7,12 +7,12 @@ import selectors
 import numpy as np
 import pytest
 
-from agents.tiny import make_tokenizer
-from retool_env.episode import Rules
+from agents.models.tiny import make_tokenizer
 from retool_env.problems import Problem
-from retool_env.protocol import closing_tags
+from retool_env.protocol.tags import closing_tags
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.simulated import Batch, Habits, SimulatedPolicy, Speed
+from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
 from retool_env.transcript import StopReason, check_transcript
 

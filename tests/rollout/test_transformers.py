@@ -20,10 +20,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from retool_env.episode import Episode, Generation, Rules, decode
+from retool_env.episode import Episode, Generation, decode
 from retool_env.problems import Problem
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
-from retool_env.rollout.transformers import TransformersPolicy
+from retool_env.rollout.transformers.policy import TransformersPolicy
+from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
 from retool_env.transcript import StopReason, check_transcript
 

@@ -28,13 +28,13 @@ from vllm_models import (
     turns_of,
 )
 
-from agents.tiny import make_model
+from agents.models.tiny import make_model
 from retool_env.episode import decode
 from retool_env.problems import ProblemList
 from retool_env.rollout import PolicyUnavailable, RolloutEngine
-from retool_env.rollout.gate import Gate
-from retool_env.rollout.transformers import TransformersPolicy
-from retool_env.rollout.vllm import VLLMPolicy
+from retool_env.rollout.transformers.policy import TransformersPolicy
+from retool_env.rollout.vllm.gate import Gate
+from retool_env.rollout.vllm.in_process import VLLMPolicy
 from retool_env.transcript import StopReason, check_transcript
 
 
@@ -425,7 +425,7 @@ def test_without_vllm_it_says_how_to_get_it(monkeypatch):
 
 def test_importing_the_policies_imports_no_engine_and_no_client():
     code = (
-        "import sys, retool_env.rollout.vllm, retool_env.rollout.vllm_server, retool_env.rollout.vllm_worker;"
+        "import sys, retool_env.rollout.vllm, retool_env.rollout.vllm.server, retool_env.rollout.vllm.worker;"
         "print([name for name in ('torch', 'transformers', 'vllm', 'httpx') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -17,20 +17,21 @@ import torch
 from vllm_models import ENGINE, PROMPTS, greedy, logprobs_of, needs_vllm, turns_of
 from vllm_servers import Served, serving, serving_apart, unused_port
 
-from agents.tiny import make_checkpoint, make_model, make_tokenizer
-from retool_env.episode import Rules, decode
+from agents.models.tiny import make_checkpoint, make_model, make_tokenizer
+from retool_env.episode import decode
 from retool_env.problems import Problem
 from retool_env.rollout import PolicyUnavailable, RolloutEngine
-from retool_env.rollout.vllm_server import VLLMServerPolicy
+from retool_env.rollout.vllm.server import VLLMServerPolicy
+from retool_env.rules import Rules
 from retool_env.transcript import StopReason, Transcript, check_transcript
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr("retool_env.rollout.vllm_client._FIRST_ASIDE", 0.02)
+    monkeypatch.setattr("retool_env.rollout.vllm.client._FIRST_ASIDE", 0.02)
 
 
-OWN_ARGUMENTS = ["--worker-extension-cls", "retool_env.rollout.vllm_worker.WeightLoader"]
+OWN_ARGUMENTS = ["--worker-extension-cls", "retool_env.rollout.vllm.worker.WeightLoader"]
 TRL_ARGUMENTS = [
     "--enable-scale-out",
     *("--weight-transfer-config", '{"backend": "nccl"}'),

@@ -24,11 +24,11 @@ from fastapi.responses import JSONResponse
 from safetensors.torch import load_file
 from vllm_servers import WRITTEN, Served, serving, unused_port
 
-from agents.tiny import make_checkpoint, make_model
+from agents.models.tiny import make_checkpoint, make_model
 from retool_env.rollout import PolicyUnavailable
-from retool_env.rollout.routing import Server
-from retool_env.rollout.vllm_client import Client, Failure, set_aside
-from retool_env.rollout.vllm_server import VLLMServerPolicy
+from retool_env.rollout.vllm.client import Client, Failure, set_aside
+from retool_env.rollout.vllm.routing import Server
+from retool_env.rollout.vllm.server import VLLMServerPolicy
 
 STOP = ("</code>", "</answer>")
 PROMPT = list(range(100, 164))
@@ -57,8 +57,8 @@ def act(policy, *prompts, stop=STOP, budget=24, seed=1):
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr("retool_env.rollout.vllm_client._FIRST_ASIDE", 0.02)
-    monkeypatch.setattr("retool_env.rollout.vllm_client._SHORTEST_RETRY_AFTER", 0.01)
+    monkeypatch.setattr("retool_env.rollout.vllm.client._FIRST_ASIDE", 0.02)
+    monkeypatch.setattr("retool_env.rollout.vllm.client._SHORTEST_RETRY_AFTER", 0.01)
 
 
 @contextlib.contextmanager
@@ -178,7 +178,7 @@ def silent():
 def test_a_server_that_never_answers_keeps_nobody_waiting_and_is_told_of(
     tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr("retool_env.rollout.vllm_client._ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr("retool_env.rollout.vllm.client._ANSWER_SECONDS", 0.3)
     served = Served()
     with serving(served) as url, silent() as other, policy_of(other, url) as policy:
         assert [r.message for r in caplog.records] == [f"{other} is set aside: ReadTimeout"]
@@ -194,7 +194,7 @@ def test_a_server_that_never_answers_keeps_nobody_waiting_and_is_told_of(
 
 
 def test_turns_and_new_weights_may_take_longer_than_other_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr("retool_env.rollout.vllm_client._ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("retool_env.rollout.vllm.client._ANSWER_SECONDS", 0.2)
     served = Served(delay=0.5, load=lambda path: time.sleep(0.5))
     with serving(served) as url, policy_of(url, attempts=1, temperature=0.5) as policy:
         assert act(policy, PROMPT)
@@ -356,7 +356,7 @@ def test_a_model_that_can_be_none_is_a_failure(answer):
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
 def test_a_server_that_is_busy_for_no_time_is_not_asked_without_end(seconds, monkeypatch):
-    monkeypatch.setattr("retool_env.rollout.vllm_client._SHORTEST_RETRY_AFTER", 0.1)
+    monkeypatch.setattr("retool_env.rollout.vllm.client._SHORTEST_RETRY_AFTER", 0.1)
     busy = JSONResponse({"error": "queue full"}, 429, {"Retry-After": seconds})
     served = Served(failures=[busy] * 10_000)
     with (
@@ -369,7 +369,7 @@ def test_a_server_that_is_busy_for_no_time_is_not_asked_without_end(seconds, mon
 
 
 def test_a_server_that_drips_keeps_nobody_waiting(monkeypatch):
-    monkeypatch.setattr("retool_env.rollout.vllm_client._CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr("retool_env.rollout.vllm.client._CONNECT_SECONDS", 0.2)
 
     async def drip(reader, writer):
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n")
@@ -543,7 +543,7 @@ def test_a_closed_connection_costs_a_failing_servers_update_nothing(tmp_path, pa
 
 
 def test_a_server_that_has_loaded_counts_however_long_another_takes(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("retool_env.rollout.vllm_weights._RESTART_SECONDS", 0.05)
+    monkeypatch.setattr("retool_env.rollout.vllm.served_weights._RESTART_SECONDS", 0.05)
 
     def load(path: str):
         while "resume" not in good.events:
@@ -606,7 +606,7 @@ def test_new_weights_come_between_turns(tmp_path):
 
 
 def test_a_server_that_was_started_anew_gets_the_weights_before_a_turn(tmp_path, monkeypatch):
-    monkeypatch.setattr("retool_env.rollout.vllm_weights._RESTART_SECONDS", 0.5)
+    monkeypatch.setattr("retool_env.rollout.vllm.served_weights._RESTART_SECONDS", 0.5)
     port = unused_port()
     first, second = Served(), Served()
     with serving(first, port) as url:

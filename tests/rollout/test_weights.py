@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.tiny import make_checkpoint, make_model
+from agents.models.tiny import make_checkpoint, make_model
 from retool_env.rollout import weights as module
 from retool_env.rollout.weights import Inventory, WeightFiles, passing_folder, remove_abandoned
 

@@ -12,11 +12,12 @@ from unittest import mock
 import pytest
 import torch
 
-from agents.tiny import TAGS, make_checkpoint, make_model
-from retool_env.episode import Generation, Rules
+from agents.models.tiny import TAGS, make_checkpoint, make_model
+from retool_env.episode import Generation
 from retool_env.problems import Problem
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
-from retool_env.rollout.transformers import TransformersPolicy
+from retool_env.rollout.transformers.policy import TransformersPolicy
+from retool_env.rules import Rules
 
 needs_vllm = pytest.mark.skipif(
     # `make test-vllm` says that it is here: there the tests fail if it is not.
@@ -39,7 +40,7 @@ _TAG_AND_MORE = "</code>\nSo "
 
 def make_tagging_checkpoint(folder: Path, seed: int) -> Path:
     """A tiny model with a token in which a tag ends."""
-    with mock.patch("agents.tiny.TAGS", (*TAGS[:-1], _TAG_AND_MORE)):
+    with mock.patch("agents.models.tiny.TAGS", (*TAGS[:-1], _TAG_AND_MORE)):
         return make_checkpoint(folder, seed)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import uvicorn
 
+from retool_env.execution import DEFAULT_LIMITS
 from retool_env.sandbox import Execution, Limits, Outcome
-from retool_env.sandbox.execution import DEFAULT_LIMITS
 
 Answer = Callable[[str, Limits, str, bool], Awaitable[Execution]]
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tree import descriptors
 
+from retool_env import execution
 from retool_env.sandbox import (
     Execution,
     Limits,
@@ -18,7 +19,6 @@ from retool_env.sandbox import (
     RemoteSandbox,
     Sandbox,
     Session,
-    execution,
     make_sandbox,
 )
 

@@ -1,0 +1,196 @@
+"""Progress: on a terminal a live board of the step's figures and their curves, elsewhere a line every few seconds."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from itertools import pairwise
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from agents.base.curves import SHOWN
+from agents.base.run import processes
+
+console = Console()
+logging.disable_progress_bar()  # that of loading and saving weights would break into ours
+
+SHARES = ("accuracy", "with code", "calls ok", "tokens right", "verified")
+"""Those from 0 to 1, shown in percent."""
+
+CURVES = ("accuracy", "with code", "tokens right")
+"""Shares whose course is shown too."""
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+PAIRS = 3
+"""Figures in a row of the table."""
+
+
+class Bar:
+    """Counts to a total, and shows the figures of what is counted.
+
+    Args:
+        what: What is done.
+        total: How often.
+        every: Seconds between lines where there is no terminal.
+        live: Shown below, as it is at each moment. The number of tokens written so far, where it has one (`tokens`), tells
+            how many a second are written by this process.
+        past: Records of `metrics.jsonl` from an earlier start, with which the curves begin.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        every: float = 10.0,
+        live: object = None,
+        past: Iterable[Mapping[str, Any]] = (),
+    ) -> None:
+        self._main = processes().is_main_process  # the others show nothing
+        self._what, self._total, self._every, self._live = what, total, every, live
+        self._count = self._first = 0
+        self._figures: dict[str, float] = {}
+        self._curves: dict[str, list[float]] = {name: [] for name in CURVES}
+        for record in past:
+            self._keep(_named(record))
+        self._started = self._printed = self._shown = self._counted = time.monotonic()
+        self._tokens: float | None = getattr(live, "tokens", None)
+        self._board = Live(console=console, get_renderable=self._render, refresh_per_second=2)
+
+    def __enter__(self) -> Bar:
+        if self._main and console.is_terminal:
+            self._board.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._board.stop()
+        if not console.is_terminal:
+            self._line()
+
+    def advance(self, to: int | None = None) -> None:
+        """Count one further, or to a given number."""
+        self._count = self._count + 1 if to is None else to
+        self._counted = time.monotonic()
+        if not console.is_terminal and time.monotonic() - self._printed >= self._every:
+            self._printed = time.monotonic()
+            self._line()
+
+    def show(self, step: int, record: Mapping[str, Any]) -> None:
+        """Count to a step, and show its figures; see `SHOWN`."""
+        if figures := _named(record):
+            now, tokens = time.monotonic(), getattr(self._live, "tokens", record.get("num_tokens"))
+            if tokens is not None and self._tokens is not None and now > self._shown:
+                figures["tokens/s"] = (tokens - self._tokens) / (now - self._shown)
+            self._shown, self._tokens = now, tokens
+            self._keep(figures)
+        self.advance(step)
+
+    def set_total(self, total: int, done: int = 0) -> None:
+        """Correct the number to count to, and say where an earlier start had come."""
+        self._total, self._count, self._first = total, done, done
+
+    def _keep(self, figures: dict[str, float]) -> None:
+        self._figures = figures
+        for name in CURVES:
+            if math.isfinite(figures.get(name, math.nan)):
+                self._curves[name].append(figures[name])
+
+    def _line(self) -> None:
+        seconds = time.monotonic() - self._started
+        if self._main:
+            figures = "  ".join(f"{name} {_number(x)}" for name, x in self._figures.items())
+            print(
+                f"{self._what}: {self._count}/{self._total}, {seconds:.0f} s  {figures}", flush=True
+            )
+
+    def _render(self) -> Group:
+        """The board as it is now. Another thread calls this."""
+        head = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=max(self._total, 1), completed=self._count, width=24)
+        head.add_row(self._what, bar, f"{self._count}/{self._total}", self._times())
+        parts: list[Any] = [head]
+        if figures := self._figures:
+            table = Table.grid(padding=(0, 2))
+            cells = [(Text(name, style="dim"), _text(name, figures[name])) for name in figures]
+            for start in range(0, len(cells), PAIRS):
+                table.add_row(*(each for pair in cells[start : start + PAIRS] for each in pair))
+            parts.append(table)
+        curves = Table.grid(padding=(0, 2))
+        width = max(console.width - 30, 10)
+        for name, values in self._curves.items():
+            if len(values) > 1:
+                curves.add_row(Text(name, style="dim"), sparkline(values, width))
+        if curves.row_count:
+            parts.append(curves)
+        if self._live is not None:
+            parts.append(Text(str(self._live), style="dim"))
+        return Group(*parts)
+
+    def _times(self) -> str:
+        seconds = time.monotonic() - self._started
+        said = str(timedelta(seconds=round(seconds)))
+        done, left = self._count - self._first, self._total - self._count
+        if done > 0 and left > 0:
+            taken = self._counted - self._started
+            ahead = max(0.0, taken / done * left - (seconds - taken))
+            said += f", about {timedelta(seconds=round(ahead))} to go"
+        return said
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """Shares, from 0 to 1, as blocks: a line no wider than `width`, each block the mean of its part of them.
+
+    Example:
+        >>> sparkline([0.0, 0.0, 0.5, 0.5, 1.0, 1.0], 3)
+        '▁▅█'
+    """
+    columns = min(width, len(values))
+    edges = [round(i * len(values) / columns) for i in range(columns + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    return "".join(BLOCKS[max(0, min(int(m * len(BLOCKS)), len(BLOCKS) - 1))] for m in means)
+
+
+def _named(record: Mapping[str, Any]) -> dict[str, float]:
+    return {name: record[key] for key, name in SHOWN.items() if record.get(key) is not None}
+
+
+def _text(name: str, value: float) -> str:
+    return f"{100 * value:.1f} %" if name in SHARES else _number(value)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+class BarCallback(TrainerCallback):
+    """Moves a bar along with a trainer.
+
+    Args:
+        bar: The bar.
+    """
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Called by the trainer, which by now knows its number of steps."""
+        self._bar.set_total(state.max_steps, state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Called by the trainer."""
+        if state.is_world_process_zero and logs:
+            self._bar.show(state.global_step, logs)

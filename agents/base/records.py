@@ -1,0 +1,408 @@
+"""Records: how the files of a run's folder are read and written.
+
+A writer that is killed leaves half a line at the end of a file: nothing was lost, and it is passed over. Whatever else can't be
+read is an error that names the file and the line, says what is wrong, and what to do: no line is left out without a word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import re
+import stat
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Union, get_args, get_origin, get_type_hints
+
+from agents.base.curves import PANELS, SHOWN
+from agents.base.settings import SettingsError
+from retool_env.files import MOST_LINE
+from retool_env.transcript import Transcript, check_transcript, write_transcripts
+
+LARGEST = 2**63
+"""No count of a record is so large."""
+
+SEAL = "files.json"
+"""In a checkpoint, written last: the sizes of all its files, so that one which is lost or cut short later is found."""
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a file of JSON lines."""
+
+    place: str
+    """The file and the line's number."""
+    text: bytes
+    """The line as it stands in the file."""
+    record: dict[str, Any]
+    """Its object."""
+
+
+def damaged(place: str | Path, what: str, cure: str) -> SettingsError:
+    """The error of a record that can't be used.
+
+    Args:
+        place: The file and, if it is known, the line.
+        what: What is wrong with it.
+        cure: What to do if it can't be restored.
+    """
+    return SettingsError(f"{place}: {what}. Restore it, or {cure}")
+
+
+def read_object(path: Path, cure: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+        path: The file.
+        cure: What to do if it can't be restored, for the error.
+
+    Raises:
+        SettingsError: If the file is missing, can't be read, or holds anything else.
+    """
+    text = read_file(path)
+    try:
+        return parse_object(text)
+    except ValueError as error:
+        raise damaged(path, str(error), cure) from None
+
+
+def read_file(path: Path) -> bytes:
+    """What is in a file.
+
+    Raises:
+        SettingsError: If it is missing, can't be read, or is something else than a file.
+    """
+    with _open(path) as file:
+        return _read(path, file.read)
+
+
+def read_lines(
+    path: Path, cure: str, appended: bool = False, what: str = "record"
+) -> Iterator[Line]:
+    """The objects of a file with one JSON object a line; none where there is no file.
+
+    Args:
+        path: The file.
+        cure: What to do if a line can't be restored, for the error.
+        appended: Whether it is written line by line, so that a stop may have cut the last one short, which is passed over.
+        what: What a line is, for the error.
+
+    Raises:
+        SettingsError: If the file can't be read, or a line holds no object.
+    """
+    if not os.path.lexists(path):
+        return
+    with _open(path) as file:
+        number = 0
+        while text := _read(path, lambda: file.readline(MOST_LINE + 1)):
+            number += 1
+            if len(text) > MOST_LINE:
+                what = f"longer than {MOST_LINE >> 20} MiB"
+                raise damaged(f"{path}, line {number}", what, cure)
+            if not text.strip():
+                continue
+            place = f"{path}, line {number}"
+            try:
+                record = parse_object(text)
+            except ValueError as error:
+                if appended and not text.endswith(b"\n") and is_cut(text):
+                    return
+                raise damaged(place, f"not a {what}: {error}", cure) from None
+            yield Line(place, text, record)
+
+
+def read_metrics(path: Path) -> list[Line]:
+    """The lines of a run's `metrics.jsonl`.
+
+    Raises:
+        SettingsError: If the file can't be read, or a line holds no step's figures.
+    """
+    cure = "delete that line: the curves then lack its step"
+    lines = []
+    for line in read_lines(path, cure, appended=True):
+        try:
+            check_figures(line.record)
+        except ValueError as error:
+            raise damaged(line.place, f"not a record: {error}", cure) from None
+        lines.append(line)
+    return lines
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The objects of a run's `metrics.jsonl`; see `read_metrics`."""
+    return [line.record for line in read_metrics(path)]
+
+
+def read_episodes(path: Path, cure: str, appended: bool = False) -> Iterator[Transcript]:
+    """The transcripts of a file, checked field by field; none where there is no file.
+
+    Args:
+        path: The file.
+        cure: What to do if a line can't be restored, for the error.
+        appended: See `read_lines`.
+
+    Raises:
+        SettingsError: If the file can't be read, or a line holds no transcript.
+    """
+    for line in read_lines(path, cure, appended, "transcript"):
+        try:
+            transcript = build(Transcript.from_json, line.record, "transcript")
+            check_transcript(transcript)
+        except ValueError as error:
+            raise damaged(line.place, str(error), cure) from None
+        yield transcript
+
+
+def build[T](make: Callable[[dict[str, Any]], T], record: dict[str, Any], what: str) -> T:
+    """A dataclass of a record's values.
+
+    Args:
+        make: Makes it.
+        record: The values.
+        what: Its name, for the error.
+
+    Raises:
+        ValueError: If one is missing, or of the wrong kind.
+    """
+    try:
+        made = make(record)
+    except RecursionError:
+        raise ValueError(f"not a {what}: nested too deeply") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"not a {what}: {error!r:.200}") from None
+    if wrong := _wrong_field(made):
+        raise ValueError(f"not a {what}: {wrong}")
+    return made
+
+
+def parse_object(text: bytes) -> dict[str, Any]:
+    """The object that a JSON text holds.
+
+    Raises:
+        ValueError: Saying what else it is.
+    """
+    if not text.strip():
+        raise ValueError("it is empty")
+    if b"\0" in text:
+        raise ValueError(f"it holds {text.count(0)} NUL bytes")
+    try:
+        found = json.loads(text.decode("utf-8").rstrip())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte {error.start + 1}: {error.reason})") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"not JSON ({error.msg}, line {error.lineno}, column {error.colno})"
+            if error.lineno > 1
+            else f"not JSON ({error.msg}, column {error.colno})"
+        ) from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise ValueError(str(error)) from None
+    if not isinstance(found, dict):
+        raise ValueError(f"not a JSON object, but {_shown(found)}")
+    return found
+
+
+def is_cut(text: bytes) -> bool:
+    """Whether a text is the beginning of a JSON object, as a writer leaves that is killed.
+
+    Example:
+        >>> is_cut(b'{"step": 3, "los'), is_cut(b'{"step": 3}}'), is_cut(b'"step": 3')
+        (True, False, False)
+    """
+    if not text.startswith(b"{") or b"\0" in text:
+        return False
+    depth = 0
+    for bracket in re.findall(rb"[{}\[\]]", _STRING.sub(b"", text)):
+        depth += 1 if bracket in b"{[" else -1
+        if depth == 0:
+            return False
+    return True
+
+
+def check_figures(record: Mapping[str, Any]) -> None:
+    """Check a step's figures, as far as they are read again.
+
+    Raises:
+        ValueError: If there is no step, or a figure that is drawn or shown is no number.
+    """
+    if not is_count(record.get("step")):
+        raise ValueError(_not("step", record, "a step's number"))
+    seconds = record.get("seconds", 0.0)
+    if not (_is_number(seconds) and math.isfinite(seconds) and seconds >= 0):
+        raise ValueError(_not("seconds", record, "a number of seconds"))
+    for name, value in record.items():
+        # What is not finite may be what a training came to.
+        figure = name in PANELS or name in SHOWN or "/" in name
+        if figure and not (value is None or _is_number(value)):
+            raise ValueError(_not(name, record, "a number"))
+
+
+def check_kinds(
+    record: Mapping[str, Any], hints: Mapping[str, Any], needed: Iterable[str] = ()
+) -> None:
+    """Check the kinds of a record's values.
+
+    Args:
+        record: The record.
+        hints: The kinds, by name. Others may stand beside them.
+        needed: The names that must be there.
+
+    Raises:
+        ValueError: If one is missing, or of another kind.
+    """
+    for name in needed:
+        if name not in record:
+            raise ValueError(f'it lacks "{name}"')
+    for name, hint in hints.items():
+        if name in record and not _fits(record[name], hint):
+            raise ValueError(f'"{name}" is {_shown(record[name])}')
+
+
+def is_count(value: object) -> bool:
+    """Whether a value is a whole number that may count steps."""
+    return type(value) is int and 0 <= value < LARGEST
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 1e300)
+
+
+def _not(name: str, record: Mapping[str, Any], wanted: str) -> str:
+    if name not in record:
+        return f'it lacks "{name}"'
+    return f'"{name}" is {_shown(record[name])}, not {wanted}'
+
+
+def _shown(value: object) -> str:
+    try:
+        return f"{value!r:.60}"
+    except (RecursionError, ValueError):  # nested too deeply, or an integer of thousands of digits
+        return f"a {type(value).__name__}"
+
+
+def seal(folder: Path) -> None:
+    """Note the sizes of a checkpoint's files, once all of them are written."""
+    sizes = {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != SEAL
+    }
+    write_atomically(folder / SEAL, json.dumps(sizes, indent=1) + "\n")
+
+
+def check_seal(folder: Path, cure: str) -> None:
+    """Check that a sealed checkpoint still has all its files.
+
+    Args:
+        folder: The checkpoint.
+        cure: What to do if it can't be restored, for the error.
+
+    Raises:
+        SettingsError: If one is missing, is no file, or has another size.
+    """
+    for name, size in read_object(folder / SEAL, cure).items():
+        path = folder / name
+        if not os.path.lexists(path):
+            raise damaged(path, "it is missing", cure)
+        with _open(path) as file:
+            found = os.fstat(file.fileno()).st_size
+        if found != size:
+            raise damaged(path, f"it has {found} bytes, and was written with {size}", cure)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a stop in the middle leaves the old one."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_transcripts_atomically(path: Path, transcripts: Iterable[Transcript]) -> None:
+    """Write a file of transcripts, in place of any before, so that a stop in the middle leaves the old one."""
+    part = path.with_name(path.name + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    part.unlink(missing_ok=True)
+    write_transcripts(part, transcripts)
+    part.replace(path)
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open what must be a file; a pipe is not waited for."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: it is missing. Restore it") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if kind != stat.S_IFREG:
+        os.close(descriptor)
+        raise SettingsError(
+            f"{path}: it is {_KINDS.get(kind, 'something else')}, not a file. Move it away, and restore the file"
+        )
+    return os.fdopen(descriptor, "rb")
+
+
+def _read(path: Path, read: Callable[[], bytes]) -> bytes:
+    try:
+        return read()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> SettingsError:
+    return SettingsError(
+        f"{path}: it can't be read ({error.strerror}). Let it be read, or restore it"
+    )
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _wrong_field(made: object) -> str | None:
+    """The first field of a dataclass, or of one in it, whose value is of another kind than it says."""
+    for field in dataclasses.fields(made):  # type: ignore[arg-type]
+        value = getattr(made, field.name)
+        if not _fits(value, _hints(type(made))[field.name]):
+            return f"{field.name} is {_shown(value)}"
+        for part in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(part) and (wrong := _wrong_field(part)):
+                return f"{field.name}: {wrong}"
+    return None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a kind; a number is finite."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, each) for each in inner)
+    if origin is Literal:
+        return value in inner
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(each, inner[0]) for each in value)
+    if hint is float:
+        return _is_number(value) and math.isfinite(value)
+    if hint is int:
+        return type(value) is int and abs(value) < LARGEST
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(each, inner[1]) for each in value.values())
+    if origin is list:
+        return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
+    return isinstance(value, origin or hint)

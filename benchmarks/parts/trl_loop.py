@@ -1,0 +1,226 @@
+"""TRL's own loops, timed: `GRPOTrainer`'s with `tools=`, and the same trainer with our `rollout_func`.
+
+The trainer, its tool loop and its parsing are TRL's. What is replaced is the generation of one turn (`_generate_single_turn`),
+by a policy of ours or by turns written beforehand. Timed is the trainer's `_generate`: all from prompts to finished rollouts,
+and none of the training.
+"""
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+from transformers import LlamaConfig, LlamaForCausalLM
+from trl import GRPOConfig, GRPOTrainer
+
+from benchmarks.parts.chains import CHAIN_RULES, ChainPolicy, ChainTool, call_text, make_chat_model
+from retool_env.integrations.trl import EngineGRPOTrainer, EngineRollouts, problem_dataset
+from retool_env.problem import Problem, ProblemList
+from retool_env.protocol.hermes import RESPONSE_OPEN, TOOL_NAME
+from retool_env.rollout import RolloutEngine
+
+Rows = list[list[int]]
+Turn = Callable[[Rows], tuple[Rows, list[list[float]]]]
+"""Contexts to what is written next and its log-probs."""
+
+
+class _Measured(Exception):
+    """The rollouts are done, and the step need not go on."""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What became of them."""
+
+    seconds: float
+    """From prompts to finished rollouts."""
+    rows: Rows
+    """The ids of each, prompt included."""
+
+
+class _Trainer(GRPOTrainer):
+    """TRL's, up to the end of its first rollouts, with another policy.
+
+    Args:
+        turn: Writes the turns.
+        prompts: The conversations. TRL's batches hold each prompt several times, and here none is equal to another.
+    """
+
+    def __init__(self, *args: Any, turn: Turn, prompts: list[Any], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._turn = turn
+        self._conversations = prompts
+
+    def _generate_single_turn(
+        self, prompt_ids: Rows, *_: Any, **__: Any
+    ) -> tuple[Rows, list[list[float]]]:
+        return self._turn(prompt_ids)
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        began = time.perf_counter()
+        prompt_ids, completion_ids, *_ = super()._generate(self._conversations)
+        seconds = time.perf_counter() - began
+        rows = [p + c for p, c in zip(prompt_ids, completion_ids, strict=True)]
+        raise _Measured(Rollouts(seconds, rows))
+
+
+class _EngineTrainer(EngineGRPOTrainer):
+    """Ours, up to the end of its first rollouts."""
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        began = time.perf_counter()
+        prompt_ids, completion_ids, *_ = super()._generate(prompts)
+        seconds = time.perf_counter() - began
+        rows = [[*p, *c] for p, c in zip(prompt_ids, completion_ids, strict=True)]
+        raise _Measured(Rollouts(seconds, rows))
+
+
+def _measured(trainer: type[GRPOTrainer], tokenizer: Any, rollouts: int, **kwargs: Any) -> Rollouts:
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    # Of a model there is only what the trainer asks for; it writes nothing, and is not trained.
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            max_position_embeddings=1_000_000,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        built = trainer(
+            model=model,
+            args=GRPOConfig(
+                output_dir=folder,
+                per_device_train_batch_size=rollouts,
+                num_generations=rollouts,
+                max_completion_length=100_000,
+                max_steps=1,
+                use_cpu=True,
+                report_to=[],
+                save_strategy="no",
+                disable_tqdm=True,
+                shuffle_dataset=False,
+            ),
+            processing_class=tokenizer,
+            reward_funcs=lambda completions, **_: [0.0] * len(completions),
+            **kwargs,
+        )
+        try:
+            built.train()
+        except _Measured as measured:
+            return measured.args[0]
+    raise RuntimeError("the trainer generated nothing")
+
+
+def _tool(run: Callable[[str], Any]) -> Any:
+    """A function as TRL takes a tool: what it says of itself is what our environment says of its own."""
+    function = CHAIN_RULES.turn_protocol().tools[0]["function"]  # type: ignore[attr-defined]
+    run.__name__ = TOOL_NAME
+    says = function["parameters"]["properties"]["code"]["description"]
+    run.__doc__ = f"{function['description']}\n\nArgs:\n    code: {says}"
+    return run
+
+
+def trl_chains(policy: ChainPolicy, problems: Sequence[Problem], tool: ChainTool) -> Rollouts:
+    """TRL's own loop over the chains, all of a turn's rows at once; its tool is a coroutine, which it awaits row by row."""
+
+    def turn(contexts: Rows) -> tuple[Rows, list[list[float]]]:
+        async def all_at_once() -> list[Any]:
+            return await asyncio.gather(*(policy.act(ids, (), 1, 0) for ids in contexts))
+
+        turns = asyncio.run(all_at_once())
+        return [list(each.token_ids) for each in turns], [list(each.logprobs) for each in turns]
+
+    # TRL would show the model the type of what it returns, which our environment does not.
+    async def run(code: str):
+        return (await tool.run_async(code)).stdout.removesuffix("\n")
+
+    prompts = [[{"role": "user", "content": CHAIN_RULES.prompt(each)}] for each in problems]
+    rollouts = max(2, len(problems))  # TRL has no smaller group
+    return _measured(
+        _Trainer,
+        policy.tokenizer,
+        rollouts,
+        train_dataset=Dataset.from_dict({"prompt": [prompts[0]] * rollouts}),
+        tools=[_tool(run)],
+        turn=turn,
+        prompts=prompts,
+    )
+
+
+def trl_tool_loop(rollouts: int, tool_seconds: float, asynchronous: bool) -> float:
+    """Seconds that TRL takes for rollouts which call a tool once, and whose turns are written beforehand.
+
+    Args:
+        rollouts: How many.
+        tool_seconds: What the tool takes.
+        asynchronous: Whether the tool is a coroutine function, which TRL also takes.
+
+    Raises:
+        RuntimeError: If the tool was not called once by each.
+    """
+    calls = 0
+
+    def wait(code: str) -> str:
+        nonlocal calls
+        calls += 1
+        time.sleep(tool_seconds)
+        return "done"
+
+    async def wait_async(code: str) -> str:
+        nonlocal calls
+        calls += 1
+        await asyncio.sleep(tool_seconds)
+        return "done"
+
+    _, tokenizer = make_chat_model(0)
+    called = tokenizer.convert_tokens_to_ids(RESPONSE_OPEN)
+    call, end = (
+        tokenizer.encode(text + tokenizer.eos_token, add_special_tokens=False)
+        for text in (call_text("1"), "The end.")
+    )
+
+    def turn(contexts: Rows) -> tuple[Rows, list[list[float]]]:
+        turns = [end if called in ids else call for ids in contexts]
+        return [list(ids) for ids in turns], [[0.0] * len(ids) for ids in turns]
+
+    prompt = [{"role": "user", "content": "?"}]
+    measured = _measured(
+        _Trainer,
+        tokenizer,
+        rollouts,
+        train_dataset=Dataset.from_dict({"prompt": [prompt] * rollouts}),
+        tools=[_tool(wait_async if asynchronous else wait)],
+        turn=turn,
+        prompts=[prompt] * rollouts,
+    )
+    if calls != rollouts:
+        raise RuntimeError(f"{rollouts} rollouts made {calls} calls")
+    return measured.seconds
+
+
+def engine_tool_loop(rollouts: int, engine: RolloutEngine) -> float:
+    """Seconds that the same trainer takes with our `rollout_func`, for so many rollouts of an engine."""
+    problems = ProblemList([Problem("0", "?", "1")])
+    run = EngineRollouts(engine, problems)
+    try:
+        measured = _measured(
+            _EngineTrainer,
+            engine.policy.tokenizer,
+            rollouts,
+            train_dataset=problem_dataset(problems, rollouts, 0),
+            rollout_func=run,
+        )
+    finally:
+        run.close()
+    if len(measured.rows) != rollouts:
+        raise RuntimeError(f"{rollouts} rollouts gave {len(measured.rows)} rows")
+    return measured.seconds

@@ -1,0 +1,87 @@
+"""Tables of the figures, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from retool_env.metrics.intervals import Estimate, Interval
+from retool_env.metrics.summary import Summary
+from retool_env.protocol.program import FORMS, Form
+
+COLUMNS: Mapping[str, Callable[[Summary], str]] = {
+    "accuracy, 95 % interval": lambda s: _text(s.accuracy, "{}"),
+    "with code": lambda s: _text(s.code_ratio, "{:.1%}"),
+    "calls an episode": lambda s: _text(s.calls_per_episode, "{:.2f}"),
+    "calls that ran": lambda s: _text(s.call_pass_rate, "{:.1%}"),
+    "tokens": lambda s: _text(s.response_tokens, "{:.0f}"),
+    "episodes": lambda s: f"{s.episodes}" + (f" (+{s.failed} failed)" if s.failed else ""),
+}
+"""The columns of a table of summaries."""
+
+
+def _share(summary: Summary, form: Form) -> str:
+    """The share of calls whose program was read in that form."""
+    if not summary.call_forms or not summary.calls:
+        return "–"
+    return f"{summary.call_forms[form] / summary.calls:.1%}"
+
+
+TOOL_USE: Mapping[str, Callable[[Summary], str]] = {
+    "calls that ran, in all": lambda s: _text(s.calls_ok, "{}") + f" of {s.calls}",
+    "lines of code a response": lambda s: _text(s.code_lines, "{:.1f}"),
+    "first call at, of a response": lambda s: _text(s.first_call_at, "{:.1%}"),
+    "last call ran, right responses": lambda s: _shown(s.last_call_ok_right),
+    "last call ran, wrong responses": lambda s: _shown(s.last_call_ok_wrong),
+    "failed calls whose next one ran": lambda s: _shown(s.recovery and s.recovery.next_call_ok),
+    "failed calls whose next one failed alike": lambda s: _shown(
+        s.recovery and s.recovery.same_error
+    ),
+    "errors mended later": lambda s: _shown(s.recovery and s.recovery.mended),
+    "turns to mend one": lambda s: _shown(s.recovery and s.recovery.turns, _number),
+    "right, of episodes with an error": lambda s: _shown(s.recovery and s.recovery.accuracy),
+    **{f"programs: {form}": partial(_share, form=form) for form in FORMS},
+}
+"""The rows of a table of tool use."""
+
+
+def table(rows: Mapping[str, Summary]) -> str:
+    """A Markdown table of summaries, a row each, its columns aligned for a terminal."""
+    cells = [["", *COLUMNS]]
+    cells += [
+        [name, *(show(summary) for show in COLUMNS.values())] for name, summary in rows.items()
+    ]
+    return _markdown(cells)
+
+
+def tool_table(columns: Mapping[str, Summary]) -> str:
+    """A Markdown table of how tools were used and of recovery from errors, a column a summary.
+
+    A share is followed by its 95 % interval and the number of cases that it rests on; those on fewer than 50 are not shown.
+    """
+    cells = [["", *columns]]
+    cells += [[name, *(show(s) for s in columns.values())] for name, show in TOOL_USE.items()]
+    return _markdown(cells)
+
+
+def _markdown(cells: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
+        for line in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def _text(value: object, form: str) -> str:
+    return "–" if value is None else form.format(value)
+
+
+def _shown(estimate: Estimate | None, form: Callable[[Interval], str] = str) -> str:
+    return "–" if estimate is None else estimate.shown(form)
+
+
+def _number(interval: Interval) -> str:
+    return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"

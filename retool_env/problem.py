@@ -1,0 +1,146 @@
+"""What a problem is, and what a source of problems offers."""
+
+import difflib
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol, runtime_checkable
+
+
+class ProblemsUnavailable(FileNotFoundError):
+    """The problems are neither on disk nor on a Hub that can be reached: see the message."""
+
+
+class Metadata(Mapping[str, str | int]):
+    """An immutable mapping that can be hashed and, unlike `MappingProxyType`, pickled."""
+
+    __slots__ = ("_pairs",)
+
+    def __init__(self, values: Mapping[str, str | int] | Iterable[tuple[str, str | int]] = ()):
+        pairs = tuple(sorted(dict(values).items()))
+        for key, value in pairs:
+            if not isinstance(key, str) or not isinstance(value, str | int):
+                raise TypeError(f"metadata holds text and integers, not {key!r}: {value!r}")
+        object.__setattr__(self, "_pairs", pairs)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("metadata is immutable")
+
+    def __getitem__(self, key: str) -> str | int:
+        for name, value in self._pairs:
+            if name == key:
+                return value
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __hash__(self) -> int:
+        return hash(self._pairs)
+
+    def __reduce__(self) -> tuple:
+        return Metadata, (self._pairs,)
+
+    def __repr__(self) -> str:
+        return f"Metadata({dict(self._pairs)!r})"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question and its reference answer; compared by value, and hashable."""
+
+    id: str
+    """Names the problem within and across sources, the same in every run: ``aime/2024/0``."""
+    question: str
+    """The bare question, without instructions on how to answer."""
+    answer: str
+    """The reference answer, as text or LaTeX: ``42``, ``\\frac{1}{2}``."""
+    metadata: Mapping[str, str | int] = Metadata()
+    """What else is known, e.g. ``level``; immutable whatever is passed in."""
+
+    def __post_init__(self) -> None:
+        for name in ("id", "question", "answer"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise TypeError(f"a problem's {name} is text, not {value!r}")
+            if not value.strip():
+                raise ValueError(f"a problem's {name} is empty (id {self.id!r})")
+        object.__setattr__(self, "metadata", Metadata(self.metadata))
+
+
+@runtime_checkable
+class ProblemSource(Protocol):
+    """A sequence of problems of fixed length; the environment asks for nothing else."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Problem:
+        """Return the problem at `index`; negative ones count from the end.
+
+        Raises:
+            IndexError: There is no such problem; iteration ends by it.
+        """
+        ...
+
+    def get(self, problem_id: str) -> Problem:
+        """Return the problem called `problem_id`.
+
+        Raises:
+            KeyError: There is none; the message names the nearest id.
+        """
+        ...
+
+
+class ProblemList:
+    """Problems held in memory.
+
+    Args:
+        problems: In their order.
+        omitted: How many rows of the data set were left out, by reason.
+
+    Raises:
+        ValueError: There are none, or two have the same id.
+    """
+
+    def __init__(
+        self, problems: Iterable[Problem], omitted: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
+        self._problems = tuple(problems)
+        self._omitted = {str(reason): count for reason, count in omitted.items()}
+        self._by_id = {problem.id: problem for problem in self._problems}
+        if not self._problems:
+            raise ValueError("a source needs at least one problem")
+        if len(self._by_id) < len(self._problems):
+            seen: set[str] = set()
+            twice = next(p.id for p in self._problems if p.id in seen or seen.add(p.id))
+            raise ValueError(f"two problems have the id {twice!r}")
+
+    @property
+    def omitted(self) -> dict[str, int]:
+        """How many rows of the data set were left out, by reason, as ``{"no answer": 2}``."""
+        return dict(self._omitted)
+
+    def __len__(self) -> int:
+        return len(self._problems)
+
+    def __getitem__(self, index: int) -> Problem:
+        return self._problems[operator.index(index)]
+
+    def get(self, problem_id: str) -> Problem:
+        """Return the problem called `problem_id`; `KeyError` if there is none."""
+        if (problem := self._by_id.get(problem_id)) is None:
+            raise unknown_id(problem_id, self._by_id)
+        return problem
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} problems, {self[0].id} to {self[-1].id}>"
+
+
+def unknown_id(problem_id: object, known: Iterable[str]) -> KeyError:
+    """The error for an id that no problem has."""
+    nearest = difflib.get_close_matches(str(problem_id), known, n=1, cutoff=0.0)
+    return KeyError(f"no problem has the id {problem_id!r}; the nearest is {nearest[0]!r}")

@@ -1,0 +1,500 @@
+r"""Tool calls as chat templates write them: `protocol="hermes"`, the form of Qwen2.5 and verl's recipe.
+
+The model says what it likes and ends its turn with the chat's end-of-turn token. A turn with a call
+runs a program, whose result comes back as a `tool` message; a turn without one is the answer:
+
+    <tool_call>
+    {"name": "code_interpreter", "arguments": {"code": "print(6 * 7)"}}
+    </tool_call>
+
+Other models write the same call in other forms. All are read, whichever the template has:
+
+| the form of a call                                                    | who writes it          |
+|-----------------------------------------------------------------------|------------------------|
+| `<tool_call>`, JSON as above, `</tool_call>`                          | Hermes, Qwen2.5, Qwen3 |
+| `<tool_call><function=code_interpreter><parameter=code>…</parameter>` | Qwen3-Coder, Qwen3.5,  |
+| `</function></tool_call>`: XML, in which the program stands as it is  | Qwen3.6, Nemotron 3    |
+| JSON with `parameters` for `arguments`, the first thing in the turn   | Llama 3.1, Llama 3.2   |
+| `<|python_tag|>`, then such JSON, or the program itself               | Llama 3.1              |
+| `<|tool_call_start|>[code_interpreter(code="…")]<|tool_call_end|>`    | LFM2, LFM2.5           |
+
+A tokenizer whose chat template writes a call in a form that is not among them is refused before
+anything is sampled. A template that shows no calls at all says nothing of their form, and is taken.
+
+One rule decides a turn: **the first call, by position, and without one the last box**. Tags are
+characters and nothing else: one inside a JSON string or inside `<think>` counts like any other.
+
+| the model writes                               | the turn is                                           |
+|------------------------------------------------|-------------------------------------------------------|
+| `<tool_call>…</tool_call>`, or another form    | a call: its program is read from `code`               |
+| two opening tags, then a closing one           | a call: what follows the last opening tag             |
+| several calls                                  | the first of them; the others are never run           |
+| text or a box beside a call                    | the call; the text is kept, and the box is no answer  |
+| an opening tag that nothing closes             | a failed call                                         |
+| line breaks in JSON's strings as they are      | the same as escaped ones                              |
+| a call or its arguments encoded twice          | the same as encoded once                              |
+| a call that is no JSON object                  | a failed call                                         |
+| another tool's name, or none                   | a failed call                                         |
+| no object of arguments, or no string `code`    | a failed call; what else they hold is ignored         |
+| a program of blank lines and comments          | a failed call                                         |
+| JSON alone, with text ahead of it              | text like any other                                   |
+| a closing tag that nothing opened              | text like any other                                   |
+| no call, and a complete `\boxed{…}`            | an answer: what stands in the last, outermost box     |
+| neither                                        | void                                                  |
+| no end, because a budget cut it                | void, whatever it holds: it may not have been done    |
+| an end without the chat's end-of-turn token    | the same as with it; the environment adds the token   |
+| a call where there is no interpreter           | text like any other                                   |
+
+A failed call counts as one, and the model gets to see why it failed. How a program is found in
+`code` (a fence, prompts, indentation), `retool_env.protocol.program` says. Of a string in a call in Python,
+some templates escape nothing: it is read with Python's escapes if that gives a program that
+compiles, and otherwise as it is, up to the last quote.
+
+Where actions are token ids, all that lies between two turns is what the tokenizer's chat template
+puts there, in ids, behind those of the conversation: nothing that was sampled is encoded again.
+Where actions are text there is no template: the prompt describes the tool in words of ours, and a
+result stands in `<tool_response>`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import takewhile
+from typing import Any, Literal, NamedTuple
+
+from retool_env.grading import boxed_spans
+from retool_env.protocol.program import Program, compiles, parse_expression, read_program
+from retool_env.protocol.prompt import memory_words, script_words, value_words
+from retool_env.protocol.turn import Said, Turn, TurnKind
+from retool_env.tokens import Tokenizer, decode, encode_prompt, encode_result
+
+CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
+PYTHONIC_OPEN, PYTHONIC_CLOSE = "<|tool_call_start|>", "<|tool_call_end|>"
+PYTHON_TAG = "<|python_tag|>"
+RESPONSE_OPEN, RESPONSE_CLOSE = "<tool_response>", "</tool_response>"
+TOOL_NAME = "code_interpreter"
+
+
+_CLOSING = {CALL_OPEN: CALL_CLOSE, PYTHONIC_OPEN: PYTHONIC_CLOSE}
+_OPENING = re.compile("|".join(map(re.escape, (CALL_OPEN, PYTHONIC_OPEN, PYTHON_TAG))))
+_JSON = json.JSONDecoder(strict=False)  # line breaks may stand in strings as they are
+_BARE = re.compile(r"""\s*\{(?=(?P<name>\s*"name"\s*:)?)""")
+_FUNCTION = re.compile(r"\s*<function=(?P<name>[^>\n]*)>(?P<parameters>.*)", re.DOTALL)
+_PARAMETER = re.compile(
+    r"<parameter=code>\n?(?P<code>.*?)\n?</parameter>\s*(?=<parameter=|</function>|\Z)", re.DOTALL
+)
+_PYTHON_CALL = re.compile(r"\s*\[?\s*(?P<name>[\w.]+)\s*\(")
+_PYTHON_CODE = re.compile(
+    r"""\s*code\s*=\s*(?P<quote>['"])(?P<code>.*)(?P=quote)\s*(?:,\s*)?\)\s*\]?\s*\Z""", re.DOTALL
+)
+
+_PROMPT = """\
+Solve the problem below. Reason step by step.{tool} When you are done, give the result like this, and stop:
+\\boxed{{result}}
+
+Problem: {query}
+"""
+
+_MAY_CALL = f" You may call {TOOL_NAME} whenever it helps, once a turn."
+
+_TOOLS_AS_TEXT = """\
+You may call a tool. This JSON schema describes it:
+<tools>
+{schema}
+</tools>
+To call it, end your turn like this:
+<tool_call>
+{{"name": "{name}", "arguments": {{"code": "print(6 * 7)"}}}}
+</tool_call>
+What it gives comes back to you between <tool_response> and </tool_response>.
+
+"""
+
+VOID_MESSAGE = "[Neither a tool call nor a result in \\boxed{}. Go on.]"
+"""What the user says after a void turn, where the setting lets the episode go on."""
+
+TEXT_VOID_MESSAGE = "[No result in \\boxed{} yet. Go on.]"
+"""The same where there is no interpreter."""
+
+
+def parse_message(
+    text: str, interpreter: bool = True, read: Callable[[str], Program] = read_program
+) -> Turn:
+    r"""Parse a turn that came to its own end. Never raises; see the module's table.
+
+    Args:
+        text: What the model wrote.
+        interpreter: Whether there is an interpreter.
+        read: Reads the program of a call.
+
+    Example:
+        >>> call = '{"name": "code_interpreter", "arguments": {"code": "print(1)"}}'
+        >>> parse_message(f"So: <tool_call>{call}</tool_call>").content
+        'print(1)'
+        >>> parse_message(r"It is \boxed{1}, no, \boxed{2}.").content
+        '2'
+    """
+    end = len(text)
+    call = _first_call(text) if interpreter else None
+    if call is not None:
+        program = Program("", "unread") if call.error else read(call.code)
+        return Turn(TurnKind.CODE, program.text, call.start, end, call.error, program.form)
+    boxes = boxed_spans(text)
+    if not boxes:
+        return Turn(TurnKind.VOID, "", end, end)
+    start, first, last = boxes[-1]
+    return Turn(TurnKind.ANSWER, text[first:last].strip(), start, end)
+
+
+class _Call(NamedTuple):
+    start: int
+    """Where it begins in the turn."""
+    code: str
+    error: str
+    """Why there is no code."""
+
+
+def _first_call(text: str) -> _Call | None:
+    """The first call of a turn; `None` if it holds none."""
+    bare = _BARE.match(text)
+    if bare:
+        with suppress(ValueError, RecursionError):  # an object of another kind, or text
+            found, _ = _JSON.raw_decode(text, bare.end() - 1)
+            if "name" in found and found.keys() & {"arguments", "parameters"}:
+                return _Call(bare.end() - 1, *_code_of_call(found))
+        if bare["name"]:
+            return _Call(bare.end() - 1, *_code_of_json(text, bare.end() - 1))
+    opened = _OPENING.search(text)
+    if opened is None:
+        return None
+    start, tag = opened.start(), opened[0]
+    if tag == PYTHON_TAG:
+        rest = text[opened.end() :].lstrip()
+        return _Call(start, *(_code_of_json(rest, 0) if rest.startswith("{") else (rest, "")))
+    closed = text.find(_CLOSING[tag], start)
+    if closed < 0:
+        return _Call(start, "", _failure(f"{tag} is not closed"))
+    start = text.rfind(tag, start, closed)
+    block = text[start + len(tag) : closed]
+    if tag == CALL_OPEN:
+        xml = _FUNCTION.match(block)
+        return _Call(start, *(_code_of_json(block) if xml is None else _code_of_xml(xml)))
+    in_json = block.lstrip(" \t\r\n[").startswith("{")
+    return _Call(start, *(_code_of_json(block) if in_json else _code_of_python(block)))
+
+
+def _failure(why: str) -> str:
+    return f"ToolCallError: {why}"
+
+
+def _code_of_json(text: str, at: int | None = None) -> tuple[str, str]:
+    """The `code` of a call in JSON, and why there is none.
+
+    Args:
+        text: The JSON, and nothing else.
+        at: Where in the text it begins instead, with anything ahead of it and behind.
+    """
+    try:
+        call = _JSON.decode(text) if at is None else _JSON.raw_decode(text, at)[0]
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        return "", _failure(f"not valid JSON: {error.msg} ({where})")
+    except (ValueError, RecursionError):
+        return "", _failure("not valid JSON: a number too long, or brackets nested too deep")
+    return _code_of_call(call)
+
+
+def _code_of_call(call: object) -> tuple[str, str]:
+    call = _decoded(call)
+    if isinstance(call, list):  # of several
+        call = call[0] if call else None
+    if not isinstance(call, dict):
+        return "", _failure('a call is an object with "name" and "arguments"')
+    name = call.get("name")
+    if name != TOOL_NAME:
+        return "", _no_tool(name)
+    code = code_of(call["arguments"] if "arguments" in call else call.get("parameters"))
+    if code is None:
+        return "", _failure('"arguments" must be an object that holds "code", a string')
+    return code, ""
+
+
+def _no_tool(name: object) -> str:
+    named = f"named {name!r}" if isinstance(name, str) else "without a name"
+    return _failure(f'no tool {named}; there is "{TOOL_NAME}"')
+
+
+def _code_of_xml(function: re.Match[str]) -> tuple[str, str]:
+    if function["name"] != TOOL_NAME:
+        return "", _no_tool(function["name"])
+    found = _PARAMETER.search(function["parameters"])
+    if found is None:
+        return "", _failure("there must be <parameter=code>, closed by </parameter>")
+    return found["code"], ""
+
+
+def _code_of_python(block: str) -> tuple[str, str]:
+    written = _PYTHON_CALL.match(block)
+    if written is None:
+        return "", _failure(f'a call is written [{TOOL_NAME}(code="...")]')
+    if written["name"] != TOOL_NAME:
+        return "", _no_tool(written["name"])
+    call = parse_expression(block.strip())
+    if isinstance(call, ast.List):  # of several
+        call = call.elts[0]
+    keywords = call.keywords if isinstance(call, ast.Call) else []
+    values = [each.value for each in keywords if each.arg == "code"]
+    code = values[0].value if values and isinstance(values[0], ast.Constant) else None
+    raw = _PYTHON_CODE.match(block, written.end())
+    if isinstance(code, str) and (
+        raw is None
+        or compiles(read_program(code).text)
+        or not compiles(read_program(raw["code"]).text)
+    ):
+        return code, ""
+    if raw is not None:
+        return raw["code"], ""
+    return "", _failure(f'"code" must be a string: [{TOOL_NAME}(code="...")]')
+
+
+def code_of(arguments: object) -> str | None:
+    """The `code` among a call's arguments; `None` if there is none.
+
+    Args:
+        arguments: An object, its JSON, or that JSON in a string once more.
+    """
+    arguments = _decoded(_decoded(arguments))
+    code = arguments.get("code") if isinstance(arguments, dict) else None
+    return code if isinstance(code, str) else None
+
+
+def _decoded(value: object) -> object:
+    """What a text means as JSON; anything else as it is."""
+    if isinstance(value, str):
+        with suppress(ValueError, RecursionError):
+            return _JSON.decode(value)
+    return value
+
+
+@dataclass(frozen=True)
+class Hermes:
+    """Hermes' tool calls, as a `TurnProtocol`."""
+
+    interpreter: bool = True
+    """Whether there is one."""
+    session: bool = False
+    """Whether the programs of an episode share a process."""
+    display: bool = False
+    """Whether the value of a last expression is shown."""
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """None: a turn ends where the model ends it."""
+        return ()
+
+    @property
+    def tools(self) -> tuple[Mapping[str, Any], ...]:
+        """The JSON schemas of the tools: one, or none."""
+        if not self.interpreter:
+            return ()
+        description = (
+            f"Runs {script_words(self.session)}, in Python. {memory_words(self.session)} "
+            f"Whatever it prints{value_words(self.display)} comes back."
+        )
+        code = {"type": "string", "description": "The program."}
+        parameters = {"type": "object", "properties": {"code": code}, "required": ["code"]}
+        function = {"name": TOOL_NAME, "description": description, "parameters": parameters}
+        return ({"type": "function", "function": function},)
+
+    def default_prompt(self) -> str:
+        """The user's message, a template with the one field `query`. The tool's description is not in it."""
+        return _PROMPT.replace("{tool}", _MAY_CALL if self.interpreter else "")
+
+    def prompt(self, message: str, tokenizer: Tokenizer | None) -> Said:
+        """The message with the tool's description: from the chat template, or in our words without a tokenizer.
+
+        Raises:
+            ValueError: If the tokenizer's chat template can't carry tool calls. It says what is missing.
+        """
+        if tokenizer is None:
+            if self.interpreter:
+                schema = json.dumps(self.tools[0])
+                message = _TOOLS_AS_TEXT.format(schema=schema, name=TOOL_NAME) + message
+            return message, None
+        self._seam(tokenizer)
+        if self.interpreter:
+            _check_calls(tokenizer, repr(tokenizer.chat_template), tokenizer.eos_token_id)
+        ids = encode_prompt(tokenizer, message, self.tools)
+        return decode(tokenizer, ids), ids
+
+    def parse(self, text: str, ended: bool = True) -> Turn:
+        """See `parse_message`; a turn that a budget cut is void."""
+        if not ended:
+            return Turn(TurnKind.VOID, "", len(text), len(text))
+        return parse_message(text, self.interpreter)
+
+    def result(
+        self, output: str, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()
+    ) -> Said:
+        """The output as a `tool` message."""
+        output = output.removesuffix("\n")
+        if tokenizer is None:
+            return f"\n{RESPONSE_OPEN}\n{output}\n{RESPONSE_CLOSE}\n", None
+        return self._seam(tokenizer, "tool").say(tokenizer, output, turn_ids)
+
+    def void(self, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()) -> Said:
+        """A notice as a `user` message."""
+        notice = VOID_MESSAGE if self.interpreter else TEXT_VOID_MESSAGE
+        if tokenizer is None:
+            return f"\n{notice}\n", None
+        return self._seam(tokenizer, "user").say(tokenizer, notice, turn_ids)
+
+    def _seam(self, tokenizer: Tokenizer, role: Role | None = None) -> Seam:
+        role = role or ("tool" if self.interpreter else "user")
+        return _find_seam(tokenizer, repr(tokenizer.chat_template), tokenizer.eos_token_id, role)
+
+
+Role = Literal["tool", "user"]
+
+
+@dataclass(frozen=True)
+class Seam:
+    """What a chat template puts between the end of one assistant's message and the beginning of the next.
+
+    The text next to the message is encoded together with it, as far as no special token stands between: so are ids those
+    that the template gives the whole conversation.
+    """
+
+    end: tuple[int, ...]
+    """Up to the end-of-turn token and with it."""
+    before: tuple[int, ...]
+    """Then up to the last special token ahead of the message."""
+    lead: str
+    """Then ordinary text, up to the message."""
+    trail: str
+    """Ordinary text behind the message."""
+    after: tuple[int, ...]
+    """Then the rest, where the assistant has the word."""
+
+    def say(self, tokenizer: Tokenizer, message: str, turn_ids: Sequence[int]) -> Said:
+        """Text and ids of a message, behind a turn that may have ended itself or not."""
+        if self.lead.endswith('"') and self.trail.startswith('"'):  # Llama 3: a message is JSON
+            message = json.dumps(message, ensure_ascii=False)[1:-1]
+        end = () if turn_ids and turn_ids[-1] == self.end[-1] else self.end
+        words = encode_result(tokenizer, self.lead + message + self.trail)
+        ids = end + self.before + words + self.after
+        return decode(tokenizer, ids), ids
+
+
+@lru_cache(maxsize=64)
+def _find_seam(tokenizer: Any, template: str, eos: int | None, role: Role) -> Seam:
+    """The seam around a message of that role. What may change of a tokenizer is an argument for the cache's sake.
+
+    Raises:
+        ValueError: If there is no chat template, or it has no room for such a message, or doesn't end a turn with the
+            tokenizer's `eos_token`.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            'protocol="hermes" needs a tokenizer with a chat template, and this one has none: set '
+            'tokenizer.chat_template, take the model\'s Instruct variant, or protocol="tags"'
+        )
+    said, answered, described = "assistantsaidthis", "thiscameback", "thisisthetool"
+    tool = {"name": TOOL_NAME, "description": described, "parameters": {"type": "object"}}
+    conversation = [
+        {"role": "user", "content": "a question"},
+        {"role": "assistant", "content": said},
+        {"role": role, "content": answered},
+    ]
+    tools = [{"type": "function", "function": tool}] if role == "tool" else None
+    try:
+        text = tokenizer.apply_chat_template(
+            conversation, tools=tools, add_generation_prompt=True, tokenize=False
+        )
+    except Exception as error:  # a template is a program: what it raises is its author's choice
+        raise ValueError(
+            f"the tokenizer's chat template takes no {role} message behind an assistant's ({error}): set "
+            'tokenizer.chat_template to one that does (that of Qwen2.5, say), or take protocol="tags"'
+        ) from error
+    if tools and described not in text:
+        raise ValueError(
+            "the tokenizer's chat template doesn't show tools to the model: set tokenizer.chat_template to one that does "
+            '(that of Qwen2.5, say), or take protocol="tags"'
+        )
+    behind = text.partition(said)[2]
+    before, found, after = behind.partition(answered)
+    if not found:
+        raise ValueError(
+            f"the tokenizer's chat template leaves out a {role} message: set tokenizer.chat_template to one that shows it "
+            '(that of Qwen2.5, say), or take protocol="tags"'
+        )
+    names = [re.escape(t.content) for t in tokenizer.added_tokens_decoder.values() if t.special]
+    special = re.compile("|".join(names) or r"(?!)")
+    cut = max((token.end() for token in special.finditer(before)), default=0)
+    first = special.search(after)
+    rest = len(after) if first is None else first.start()
+    ids = _template_ids(tokenizer, before[:cut])
+    if eos not in ids:
+        raise ValueError(
+            f"the tokenizer's chat template ends a turn with {before[:20]!r}, which does not hold its eos_token, "
+            f"{tokenizer.eos_token!r}: set tokenizer.eos_token to the token that ends a turn"
+        )
+    end = ids.index(eos) + 1
+    after_ids = _template_ids(tokenizer, after[rest:])
+    return Seam(ids[:end], ids[end:], before[cut:], after[:rest], after_ids)
+
+
+_PROBE = """print('a' + "b")\nif 1 < 2:\n    print('\\n')"""
+
+
+@lru_cache(maxsize=64)
+def _check_calls(tokenizer: Any, template: str, eos: int | None) -> None:
+    """Check that a call can be read in the form in which the chat template writes it.
+
+    What may change of a tokenizer is an argument for the cache's sake.
+
+    Raises:
+        ValueError: If it can't, or the template takes no call.
+    """
+    said = "assistantsaidthis"
+    question = {"role": "user", "content": "a question"}
+    plain = {"role": "assistant", "content": said}
+    function = {"name": TOOL_NAME, "arguments": {"code": _PROBE}}
+    calls = [{"type": "function", "id": "call00001", "function": function}]
+    called = {"role": "assistant", "content": "", "tool_calls": calls}
+    cure = (
+        "set tokenizer.chat_template to one whose calls are JSON or XML in <tool_call>, JSON alone, "
+        'or Python in <|tool_call_start|> (that of Qwen2.5, say), or take protocol="tags"'
+    )
+
+    def rendered(message: dict[str, Any]) -> str:
+        return tokenizer.apply_chat_template(
+            [question, message], tools=list(Hermes().tools), tokenize=False
+        )
+
+    ahead = rendered(plain).partition(said)[0]
+    try:
+        text = rendered(called)
+    except Exception as error:  # a template is a program: what it raises is its author's choice
+        raise ValueError(
+            f"the tokenizer's chat template takes no call of a tool ({error!r:.200}): {cure}"
+        ) from error
+    same = sum(
+        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ahead, text, strict=False))
+    )
+    text = text[same:].partition(tokenizer.eos_token)[0]
+    if TOOL_NAME in text and parse_message(text).content != _PROBE:
+        raise ValueError(
+            f"the tokenizer's chat template writes a call as {text!r:.400}, a form that is not read "
+            f"here: {cure}"
+        )
+
+
+def _template_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer.encode(text, add_special_tokens=False))

@@ -1,0 +1,336 @@
+"""OpenAIPolicy: a model behind an API of OpenAI's kind, for evaluation.
+
+Such an API takes text and gives text. There are no token ids in its transcripts, so they can't be trained on; for a model
+of which you have the weights, the policies of token ids are exact. What a conversation looks like in each of the three
+ways, `retool_env.rollout.openai.chat` says.
+
+What an API does not take is found out by its refusal: the stop strings, the seed, the wish for one call at a time are then
+left out, and `max_tokens` becomes `max_completion_tokens`. None of that changes what a turn means. A refused temperature or
+top-p would, and is an error.
+
+A turn that the API broke off, by an error or by a filter of its own, is not what the model would have written. Its episode is
+tried again, and is never scored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from retool_env.protocol.hermes import Hermes
+from retool_env.protocol.program import Form
+from retool_env.protocol.tags import CODE_CLOSE
+from retool_env.rollout.openai.chat import call_form, call_text, completed, messages_of
+from retool_env.rollout.openai.errors import (
+    ERROR_CHARACTERS,
+    context_is_full,
+    explained,
+    refused_field,
+)
+from retool_env.rollout.policy import PolicyUnavailable, TextGeneration, check_sampling
+from retool_env.servers.address import check_key, check_url, redact
+from retool_env.servers.background import closed_at_the_end
+from retool_env.servers.bounded import bounded_client
+from retool_env.transcript import Transcript
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+Way = Literal["chat", "tools", "completions"]
+
+_CONNECT_SECONDS = 10.0
+_ANSWER_BYTES, _TOKEN_BYTES = 1 << 20, 1 << 10  # of an answer, and more for each of its tokens
+_ENDS = ("stop", "eos", "length", "tool_calls", "function_call", None)  # of a turn; `eos`: Together
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens, as the API counts and bills them."""
+
+    requests: int = 0
+    """Requests that were answered."""
+    prompt_tokens: int = 0
+    """Tokens that it read; the whole conversation counts anew at each turn."""
+    completion_tokens: int = 0
+    """Tokens that it wrote, those of a reasoning that it keeps to itself included."""
+    uncounted: int = 0
+    """Answers that came without figures, which are not in the sums."""
+
+    def plus(self, prompt_tokens: int, completion_tokens: int, counted: bool) -> Usage:
+        """With one more answer."""
+        return Usage(
+            self.requests + 1,
+            self.prompt_tokens + prompt_tokens,
+            self.completion_tokens + completion_tokens,
+            self.uncounted + (not counted),
+        )
+
+    def __str__(self) -> str:
+        text = f"{self.requests} requests, {self.prompt_tokens:,} tokens in, {self.completion_tokens:,} out"
+        return text + (f" ({self.uncounted} answers came without figures)" * bool(self.uncounted))
+
+
+@dataclass(frozen=True)
+class _Connection:
+    loop: asyncio.AbstractEventLoop
+    client: AsyncOpenAI
+    slots: asyncio.Semaphore
+    end: AsyncIterator[None]
+    """Ends the client with the loop."""
+
+
+class OpenAIPolicy:
+    """A `TextPolicy` over HTTP.
+
+    Args:
+        model: The model's name there.
+        base_url: The API's address, `https://api.openai.com/v1` or `http://localhost:8000/v1` say.
+        api_key: The key; servers of your own mostly need none.
+        way: How the conversation is held: `"chat"`, with the tags in the messages; `"tools"`, with native calls of a tool
+            (the prompt should then not teach the tags: `retool_env.protocol.default_prompt(interpreter=False)`);
+            `"completions"`, the endpoint that continues a text verbatim, without any chat template: for base models.
+        tool: JSON schema of that tool, where it is not that of programs without a session and a display.
+        temperature: Of sampling.
+        top_p: Nucleus mass. Both are always sent. A server may add settings of its own, such as the top-k of a model's
+            generation config in vLLM (`--generation-config vllm` keeps them out).
+        max_tokens: The most tokens of one turn.
+        concurrency: Requests at once.
+        timeout: Seconds that a request may take, its answer as a whole.
+        retries: How often a request is sent again after 408, 409, 429, 5xx, a broken connection or a time-out, with the
+            waits growing to 8 s, or as long as the API asks for.
+
+    Raises:
+        ImportError: If the package openai is missing.
+        ValueError: If a setting is out of range, the address is none, or the key can't be sent.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str,
+        api_key: str | None = None,
+        *,
+        way: Way = "chat",
+        tool: Mapping[str, Any] | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_tokens: int = 4096,
+        concurrency: int = 32,
+        timeout: float = 600.0,
+        retries: int = 8,
+    ) -> None:
+        try:
+            import openai  # noqa: F401  (so that it is missed here, not at the first turn)
+        except ImportError as error:
+            raise ImportError(f"{error}: pip install 'retool-env[openai]'") from error
+        check_url(base_url, "an API", "http://localhost:8000/v1")
+        check_key(api_key, "api_key")
+        if way not in get_args(Way):
+            raise ValueError(f"way must be one of {', '.join(get_args(Way))}, not {way!r}")
+        check_sampling(temperature, top_p)
+        if max_tokens < 1 or concurrency < 1 or retries < 0 or not timeout > 0:
+            raise ValueError(
+                "max_tokens, concurrency and timeout must be positive, and retries not negative: "
+                f"{max_tokens}, {concurrency}, {timeout}, {retries}"
+            )
+        self.model = model
+        self.base_url = base_url.rstrip("/")
+        self.way = way
+        self.usage = Usage()
+        self._api_key = api_key
+        self._tool = Hermes().tools[0] if tool is None else tool
+        self._sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
+        self._concurrency = concurrency
+        self._timeout = timeout
+        self._retries = retries
+        self._refused: set[str] = set()
+        self._answered = False
+        self._silent = False
+        self._connection: _Connection | None = None
+
+    async def write(self, transcript: Transcript, stop: Sequence[str], seed: int) -> TextGeneration:
+        """Write one turn; see `TextPolicy.write`. Of several native calls in a turn, the first is the turn's.
+
+        A conversation that the model's context can't hold any more is a turn of no text with the stop reason `"length"`.
+
+        Raises:
+            PolicyUnavailable: If the API fails still after all retries, or broke the turn off.
+            ConnectionError: If it could not be reached even once.
+            PermissionError: If it refuses the key.
+            ValueError: If it refuses the model, the sampling or the prompt, or native calls are to be recorded in
+                another protocol than the tags'.
+        """
+        import openai
+
+        if self.way == "tools" and transcript.protocol != "tags":
+            raise ValueError(
+                f"native calls are recorded as tags, which the {transcript.protocol} protocol does not read: "
+                'set protocol="tags", or leave native calls'
+            )
+        connection = await self._connect()
+        async with connection.slots:
+            started = time.monotonic()
+            while True:
+                request = self._request(transcript, stop, seed)
+                try:
+                    reply = await self._send(connection.client, request)
+                    break
+                except openai.APIError as error:
+                    field = refused_field(error, request)
+                    if field is not None:
+                        if field not in self._refused:
+                            _log.warning("%s takes no %s: done without", self.model, field)
+                            self._refused.add(field)
+                    elif context_is_full(error) and transcript.response:
+                        return TextGeneration("", "length", time.monotonic() - started)
+                    else:
+                        told = explained(
+                            error, self.base_url, request, self._answered, self._api_key
+                        )
+                        raise told from None  # the client's own error may show the key
+            seconds = time.monotonic() - started
+        text, reason, form = self._read(reply, stop, "stop" in request)
+        # No API takes back the lone surrogate that a JSON escape can hold.
+        text = text.encode("utf-8", "backslashreplace").decode()
+        return TextGeneration(text, reason, seconds, form)
+
+    async def _connect(self) -> _Connection:
+        """The client of the running loop: connections can't be used in another, and each run of an engine has its own."""
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
+
+        loop = asyncio.get_running_loop()
+        if self._connection is None or self._connection.loop is not loop:
+            most = _ANSWER_BYTES + _TOKEN_BYTES * self._sampling["max_tokens"]
+            client = AsyncOpenAI(
+                # The client wants one; servers that want none ignore it.
+                api_key=self._api_key or "none",
+                base_url=self.base_url,
+                timeout=Timeout(self._timeout, connect=_CONNECT_SECONDS),
+                max_retries=self._retries,
+                http_client=bounded_client(DefaultAsyncHttpxClient, most),
+            )
+            slots, end = asyncio.Semaphore(self._concurrency), closed_at_the_end(client)
+            self._connection = _Connection(loop, client, slots, end)
+            await anext(end)
+        return self._connection
+
+    def _request(self, transcript: Transcript, stop: Sequence[str], seed: int) -> dict[str, Any]:
+        # 31 bits: some servers hold a seed in 32, signed.
+        request = {"model": self.model, **self._sampling, "seed": seed % 2**31}
+        if stop:
+            request["stop"] = list(stop)
+        if self.way == "completions":
+            request["prompt"] = transcript.text
+        else:
+            native = self.way == "tools" and CODE_CLOSE in stop
+            request["messages"] = messages_of(transcript, native)
+            if native:
+                request |= {"tools": [self._tool], "parallel_tool_calls": False}
+        if "max_tokens" in self._refused:
+            request["max_completion_tokens"] = request["max_tokens"]
+        return {name: value for name, value in request.items() if name not in self._refused}
+
+    async def _send(self, client: AsyncOpenAI, request: dict[str, Any]) -> Any:
+        endpoint = client.completions if self.way == "completions" else client.chat.completions
+        # The client tells nobody that it sends a request again.
+        timer = asyncio.get_running_loop().call_later(self._timeout, self._warn_of_silence)
+        try:
+            reply = await endpoint.create(**request)
+        except (ValueError, RecursionError) as error:  # no UTF-8, an endless number or nesting, ...
+            shown = self._shown(error)
+            raise PolicyUnavailable(f"{self.base_url} answers with broken JSON: {shown}") from None
+        finally:
+            timer.cancel()
+        if isinstance(reply, str):
+            raise ValueError(
+                f"{self.base_url} is no API of OpenAI's kind (its URL mostly ends in /v1); it says: "
+                f"{self._shown(reply)!r}"
+            )
+        self._answered, self._silent = True, False
+        used = getattr(reply, "usage", None)
+        counts = [getattr(used, name, None) for name in ("prompt_tokens", "completion_tokens")]
+        counted = all(type(count) is int and 0 <= count < 2**63 for count in counts)
+        self.usage = self.usage.plus(*(counts if counted else (0, 0)), counted)
+        choices = getattr(reply, "choices", None)
+        # A proxy's way to say that what lies behind it failed.
+        if not choices or not isinstance(choices, list):
+            shown = self._shown(getattr(reply, "model_extra", reply))
+            raise PolicyUnavailable(f"{self.base_url} answers without a choice: {shown}")
+        return choices[0]
+
+    def _shown(self, said: object) -> str:
+        """What the API says, as it may be shown."""
+        return redact(str(said), self._api_key, most=ERROR_CHARACTERS)
+
+    def _warn_of_silence(self) -> None:
+        if self._retries and not self._silent:  # otherwise it is an error, or was said
+            self._silent = True
+            _log.warning(
+                "%s has not answered within %g s: it is asked again, up to %d times a turn",
+                self.base_url,
+                self._timeout,
+                self._retries,
+            )
+
+    def _read(
+        self, choice: Any, stop: Sequence[str], sent: bool
+    ) -> tuple[str, Literal["tag", "eos", "length"], Form | None]:
+        """A choice's turn, why it ended, and how the program of a native call was read."""
+        finish = getattr(choice, "finish_reason", None)
+        if finish not in _ENDS:
+            raise PolicyUnavailable(f"{self.base_url} broke the turn off: {self._shown(finish)}")
+        plain = self.way == "completions"
+        message = getattr(choice, "message", None)
+        text = getattr(choice, "text", None) if plain else _text_of(message)
+        if not isinstance(text, str):
+            raise PolicyUnavailable(
+                f"{self.base_url} answers without a turn: {self._shown(choice)}"
+            )
+        extra: Mapping[str, Any] = choice.model_extra or {}
+        if plain:
+            return *completed(text, finish, extra, stop, sent), None
+        # A call that the limit on tokens cut off is none.
+        if message.tool_calls and finish != "length":
+            called = _called(message.tool_calls)
+            if called is None:
+                raise PolicyUnavailable(
+                    f"{self.base_url} answers without a turn: {self._shown(choice)}"
+                )
+            return call_text(text, *called), "tag", call_form(text, *called)
+        apart = message.model_extra or {}
+        if not text and any(extra.get(name) in stop for name in ("stop_reason", "matched_stop")):
+            thought = apart.get("reasoning_content") or apart.get("reasoning")
+            if isinstance(thought, str) and thought:
+                raise ValueError(
+                    f"{self.model} used a tag inside of a reasoning that {self.base_url} keeps apart: start the "
+                    "server without a reasoning parser, so that the tags can be read"
+                )
+        return *completed(text, finish, extra, stop, sent), None
+
+
+# The client does not check that an answer's values have the types that it names.
+def _text_of(message: Any) -> Any:
+    """A message's text, if that is what it has; Mistral's reasoning models give it in parts, of which the reasoning is one."""
+    content = getattr(message, "content", 0)
+    if isinstance(content, list):
+        parts = [part for part in content if isinstance(part, Mapping)]
+        texts = [part.get("text") for part in parts if part.get("type") == "text"]
+        return "".join(texts) if all(isinstance(text, str) for text in texts) else 0
+    return "" if content is None else content
+
+
+def _called(calls: Any) -> tuple[str, Any] | None:
+    """Name and arguments of a message's first native call, which may be a call of anything; `None` if it is no call at all."""
+    call = calls[0] if isinstance(calls, list) else None
+    if not hasattr(call, "to_dict"):
+        return None
+    values = call.to_dict(warnings=False)
+    made = values.get("function") or values.get("custom")  # the latter has free text
+    made = made if isinstance(made, Mapping) else {}
+    return str(made.get("name")), made.get("arguments", made.get("input"))

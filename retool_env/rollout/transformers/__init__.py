@@ -1,0 +1,5 @@
+"""A model of transformers, in this process: continuous batching over a paged cache."""
+
+from retool_env.rollout.transformers.policy import TransformersPolicy, load_policy
+
+__all__ = ["TransformersPolicy", "load_policy"]

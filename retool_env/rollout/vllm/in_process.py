@@ -1,0 +1,298 @@
+"""VLLMPolicy: a vLLM engine of this process's own, on GPUs or the CPU. Token ids in, token ids out.
+
+The engine batches continuously and keeps the key-value blocks of prefixes, so that a turn after a call reads the call's
+result alone. It runs in processes of its own, which are spawned: a script that makes a policy does so below
+`if __name__ == "__main__":`. New weights go there as files in memory where there is room (`/dev/shm`), else in the
+folder for temporary files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import itertools
+import os
+import time
+from collections.abc import Coroutine, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retool_env.episode import Generation, Tokenizer
+from retool_env.files import folder_fault
+from retool_env.rollout.policy import PolicyUnavailable, check_room, check_sampling
+from retool_env.rollout.vllm.gate import Gate
+from retool_env.rollout.vllm.sampling import sampling, stop_reason
+from retool_env.rollout.weights import Inventory, Weights, passing_folder, remove_abandoned
+from retool_env.servers.background import BackgroundLoop
+
+if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput
+    from vllm.sampling_params import SamplingParams
+
+_LOOK_SECONDS = 1.0  # between looks whether the engine is alive
+
+
+class VLLMPolicy(AbstractContextManager["VLLMPolicy"]):
+    """Samples with vLLM in processes of its own. May be used from any event loop, and from several.
+
+    Args:
+        model: A checkpoint's folder, or a Hub id.
+        temperature: Of sampling; 0 is greedy.
+        top_p: Nucleus mass. Training needs 1.0, so that log-probs are those of the model itself.
+        enforce_eager: Whether to do without compilation: it starts sooner, and is as fast on a CPU; a GPU is slower.
+        sleep_mode: Whether `sleep` can free the GPU's memory for a trainer; needs CUDA.
+        **engine: Further arguments of vLLM's `AsyncEngineArgs`: `max_model_len`, `tensor_parallel_size`,
+            `gpu_memory_utilization`, `dtype`, ...
+
+    Raises:
+        ImportError: If vLLM is missing.
+        ValueError: If temperature or top-p are out of range, sleep mode is asked for without CUDA, vLLM refuses an
+            argument, or a pipe or a device lies where the model should.
+        RuntimeError: If the engine does not start; its own words are in the log.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        enforce_eager: bool = False,
+        sleep_mode: bool = False,
+        **engine: Any,
+    ) -> None:
+        check_sampling(temperature, top_p)
+        if importlib.util.find_spec("vllm") is None:
+            raise ImportError(
+                "vLLM is missing: pip install 'retool-env[vllm]'; on a machine without a GPU, `make vllm` in a clone"
+            )
+        # A fork of a process in which torch has threads may hang. To be set before vLLM is imported.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+        from transformers import AutoTokenizer
+        from vllm import AsyncEngineArgs
+        from vllm.platforms import current_platform
+
+        if sleep_mode and not current_platform.is_cuda():
+            raise ValueError(f"sleep mode needs CUDA, and this is {current_platform.device_name}")
+        if fault := folder_fault(model):
+            raise ValueError(f"model: {fault}")
+        self.model = self.checkpoint = str(model)
+        self.tokenizer: Tokenizer = AutoTokenizer.from_pretrained(model)
+        self.temperature = temperature
+        self.top_p = top_p
+        self.weight_version = 0
+        self.sleep_mode = sleep_mode
+        self._inventory: Inventory | None = None
+        self._requests = itertools.count()
+        self._gate = Gate()
+        # Why the engine serves nothing: it is paused, with some of the new weights perhaps.
+        self._broken = ""
+        self._asleep = False
+        remove_abandoned()
+        arguments = AsyncEngineArgs(
+            model=self.model,
+            enforce_eager=enforce_eager,
+            enable_sleep_mode=sleep_mode,
+            enable_prefix_caching=True,
+            logprobs_mode="processed_logprobs",
+            worker_extension_cls="retool_env.rollout.vllm.worker.WeightLoader",
+            disable_log_stats=True,
+            **engine,
+        )
+        self._loop = BackgroundLoop("vllm")
+        try:
+            self._engine: Any = self._loop.run_blocking(_start(arguments))
+        except BaseException:
+            self._loop.close()
+            raise
+        self.context_length = int(self._engine.model_config.max_model_len)
+
+    async def act(
+        self, token_ids: Sequence[int], stop: Sequence[str], budget: int, seed: int
+    ) -> Generation:
+        """Sample one turn; see `Policy.act`.
+
+        Raises:
+            ValueError: If there are no tokens, the budget is below 1, or both do not fit into the model's context.
+            PolicyUnavailable: If the engine ends the turn, or fails at it and goes on.
+            RuntimeError: If the engine has died, new weights were not loaded to the end and none since, or this is closed.
+        """
+        check_room(token_ids, budget, self.context_length)
+        return await self._loop.run(self._act(list(token_ids), list(stop), budget, seed))
+
+    async def update_weights(self, version: int, weights: Weights | None = None) -> None:
+        """Serve new weights. Turns under way end first, and those that come wait.
+
+        Args:
+            version: The new weights' number.
+            weights: All of the model's, adapters merged. `None`: the model's folder is read again.
+
+        Raises:
+            ValueError: If they are not those of the model, by name and shape; nothing has changed then.
+            OSError: If they can't be written for the engine; nothing has changed then.
+            RuntimeError: If the engine has died, or sleeps, or can't load them. In the last case it serves nothing until it has
+                loaded others; so it does when this is cancelled while it loads.
+        """
+        await self._loop.run(self._update(version, weights))
+
+    async def sleep(self) -> None:
+        """Free the GPU's memory, weights and cache, until `wake_up`. Turns under way end first, and those that come wait.
+
+        Raises:
+            RuntimeError: If the policy was made without `sleep_mode`, or the engine has died.
+        """
+        self._check_sleep_mode()
+        await self._loop.run(self._sleep())
+
+    async def wake_up(self) -> None:
+        """Bring back the weights that were served before `sleep`.
+
+        Raises:
+            RuntimeError: If the policy was made without `sleep_mode`, or the engine has died.
+        """
+        self._check_sleep_mode()
+        await self._loop.run(self._wake_up())
+
+    def close(self) -> None:
+        """End the engine. May be called again."""
+        # Else it is ended again when the interpreter has little left.
+        engine, self._engine = self._engine, None
+        try:
+            if engine is not None:
+                engine.shutdown()
+        finally:
+            self._loop.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def _act(
+        self, token_ids: list[int], stop: list[str], budget: int, seed: int
+    ) -> Generation:
+        from vllm import TokensPrompt
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        started = time.monotonic()
+        prompt = TokensPrompt(prompt_token_ids=token_ids)
+        settings = self._sampling(stop, budget, seed)
+        name = str(next(self._requests))
+        async with self._gate.turn():
+            engine = self._living()
+            if self._broken:
+                raise RuntimeError(self._broken)
+            version = self.weight_version
+            try:
+                async for output in engine.generate(prompt, settings, name):
+                    last = output.outputs[0]
+            except EngineDeadError as error:
+                raise self._ended() from error
+            except EngineGenerateError as error:  # which says nothing itself
+                self._living()
+                raise PolicyUnavailable(f"vLLM failed at a turn: {error.__cause__!r}") from error
+        return self._read(last, time.monotonic() - started, version)
+
+    def _sampling(self, stop: list[str], budget: int, seed: int) -> SamplingParams:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            **sampling(self.temperature, self.top_p, stop, budget, seed),
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _read(self, output: CompletionOutput, seconds: float, version: int) -> Generation:
+        sampled = tuple(output.token_ids)
+        reason = stop_reason(output.finish_reason, output.stop_reason)
+        if reason is None:
+            self._living()  # its end, and `close`, abort what runs
+            raise PolicyUnavailable(f"the engine ended the turn: {output.finish_reason}")
+        assert output.logprobs is not None
+        logprobs = tuple(
+            0.0 if self.temperature == 0 else step[token].logprob
+            for token, step in zip(sampled, output.logprobs, strict=True)
+        )
+        return Generation(sampled, logprobs, reason, seconds, version)
+
+    async def _update(self, version: int, weights: Weights | None) -> None:
+        if weights is None:
+            await self._reload(version, self.model)
+            return
+        if self._inventory is None:
+            self._inventory = await asyncio.to_thread(Inventory.of, self.model)
+        with passing_folder(self._inventory.bytes) as folder:
+            await self._inventory.write(folder, weights)
+            await self._reload(version, str(folder))
+
+    async def _reload(self, version: int, path: str) -> None:
+        async with self._gate.change():
+            engine = self._living()
+            if self._asleep:  # the memory that they would go to is free
+                raise RuntimeError("the engine sleeps: wake it up before it is to load weights")
+            # A paused engine takes turns and never answers them, so that these must not reach it if this ends before its end.
+            self._broken = (
+                f"the engine did not load the weights of version {version} to the end, and may have some of them (its log says "
+                "more): update its weights before it is to sample"
+            )
+            # Our turns have ended here, but the engine hears of a stop string later: `abort` ends what it still samples.
+            await self._answer(engine.pause_generation(mode="abort", clear_cache=True))
+            try:
+                await self._answer(engine.collective_rpc("load_checkpoint", args=(path,)))
+            except Exception as error:  # of no type of its own
+                self._living()
+                raise RuntimeError(self._broken) from error
+            await self._answer(engine.resume_generation())
+            self.weight_version, self._broken = version, ""
+
+    async def _sleep(self) -> None:
+        async with self._gate.change():
+            engine, self._asleep = self._living(), True
+            await self._answer(engine.sleep())
+
+    async def _wake_up(self) -> None:
+        engine = self._living()
+        await self._answer(engine.wake_up())
+        await self._answer(engine.resume_generation())
+        self._asleep = False
+
+    async def _answer[T](self, call: Coroutine[Any, Any, T]) -> T:
+        """What the engine answers to a call. When its process dies, vLLM leaves those waiting who have called it."""
+        task = asyncio.create_task(call)
+        try:
+            while not task.done():
+                self._living()
+                await asyncio.wait([task], timeout=_LOOK_SECONDS)
+            return task.result()
+        except Exception:
+            self._living()  # which says so if it has died of it
+            raise
+        finally:
+            task.cancel()  # otherwise it is done
+
+    def _living(self) -> Any:
+        """The engine.
+
+        Raises:
+            RuntimeError: If it has died, or was ended.
+        """
+        engine = self._engine
+        if engine is None or engine.errored:
+            raise self._ended()
+        return engine
+
+    def _ended(self) -> RuntimeError:
+        if self._engine is None:
+            return RuntimeError("this policy was closed; make a new one")
+        return RuntimeError("vLLM's engine process has died; its log says why; make a new policy")
+
+    def _check_sleep_mode(self) -> None:
+        if not self.sleep_mode:
+            raise RuntimeError("this policy can't sleep: make it with sleep_mode=True, on CUDA")
+
+
+async def _start(arguments: Any) -> Any:
+    """The engine, in the loop in which it is to live."""
+    from vllm import AsyncLLMEngine
+
+    return AsyncLLMEngine.from_engine_args(arguments)

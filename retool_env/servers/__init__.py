@@ -1,0 +1,1 @@
+"""The one way to ask an HTTP server, for sandboxes and vLLM alike."""

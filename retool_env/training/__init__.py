@@ -1,0 +1,1 @@
+"""What any trainer stands on: rollouts, rows, packing, importance weights."""
