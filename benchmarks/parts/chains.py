@@ -20,7 +20,8 @@ from agents.models.tiny import make_model
 from retool_env.episode import Generation
 from retool_env.execution import Execution, Limits, Outcome
 from retool_env.problem import Problem
-from retool_env.protocol.hermes import CALL_CLOSE, CALL_OPEN, RESPONSE_OPEN, TOOL_NAME
+from retool_env.protocol.calls import CALL_CLOSE, CALL_OPEN, TOOL_NAME
+from retool_env.protocol.hermes import RESPONSE_OPEN
 from retool_env.rollout import Policy
 from retool_env.rollout.simulated import Habits, lognormal
 from retool_env.rollout.weights import Weights

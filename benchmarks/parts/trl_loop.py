@@ -20,7 +20,8 @@ from trl import GRPOConfig, GRPOTrainer
 from benchmarks.parts.chains import CHAIN_RULES, ChainPolicy, ChainTool, call_text, make_chat_model
 from retool_env.integrations.trl import EngineGRPOTrainer, EngineRollouts, problem_dataset
 from retool_env.problem import Problem, ProblemList
-from retool_env.protocol.hermes import RESPONSE_OPEN, TOOL_NAME
+from retool_env.protocol.calls import TOOL_NAME
+from retool_env.protocol.hermes import RESPONSE_OPEN
 from retool_env.rollout import RolloutEngine
 
 Rows = list[list[int]]
