@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 
-class Tokenizer(Protocol):
+class Tokenizer(Hashable, Protocol):
     """What is used of a tokenizer of transformers."""
 
     eos_token_id: int | None
