@@ -67,7 +67,7 @@ $(VLLM_VENV)/.installed: setup.cfg pyproject.toml
 # Unbound threads and no warm-up, as the model is tiny and the machine may be small. That vLLM is missing is a failure here.
 test-vllm: vllm
 	RETOOL_TEST_VLLM=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_CI_ENV=1 \
-		$(VLLM_VENV)/bin/python -m pytest tests/rollout/test_vllm.py tests/rollout/test_vllm_serve.py $(ARGS)
+		$(VLLM_VENV)/bin/python -m pytest tests/rollout/vllm/test_in_process.py tests/rollout/vllm/test_serve.py $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
