@@ -120,7 +120,7 @@ def smollm2():
 
     from agents.models import smollm2
 
-    made = Path(smollm2.__file__).parents[1] / "runs" / "models" / "smollm2"
+    made = Path(smollm2.__file__).parents[2] / "runs" / "models" / "smollm2"
     if (made / "tokenizer.json").is_file():
         return transformers.AutoTokenizer.from_pretrained(made)
     with tempfile.TemporaryDirectory() as folder:
