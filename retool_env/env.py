@@ -71,7 +71,7 @@ class ReToolEnv(gym.Env[str, str]):
         >>> env.close()
     """
 
-    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]  # Gymnasium's is an instance's
         "render_modes": ["human", "ansi"],
         "render_fps": 4,
         "revision": REVISION,

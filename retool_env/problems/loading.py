@@ -199,9 +199,9 @@ class _Omitted:
     """What is left out of a data set: how many rows for which reason, and the first of them."""
 
     def __init__(self, name: str) -> None:
-        self.counts: Counter[Reason] = Counter()
+        self.counts: Counter[str] = Counter()
         self._prefix = f"{name}, "
-        self._notes: dict[Reason, list[str]] = {}
+        self._notes: dict[str, list[str]] = {}
 
     def add(self, reason: Reason, place: str, *said: str, rows: int = 1) -> None:
         """Count what is left out; `said` is joined only if it is going to be shown."""
@@ -240,7 +240,7 @@ def _hub_answers(repo: str) -> bool:
     return True
 
 
-def _only_cached() -> AbstractContextManager:
+def _only_cached() -> AbstractContextManager[object]:
     from unittest import mock
 
     import datasets

@@ -262,11 +262,11 @@ def _fences(text: str) -> Iterator[_Fence]:
         end = text.find("\n", at)
         end = len(text) if end < 0 else end
         shut = text.find(mark[0], at, end)
-        if shut >= 0 and (closing := _MARK.match(text, shut)):
+        if shut >= 0 and (shutting := _MARK.match(text, shut)):
             inside = text[at:shut].rstrip()
             tag, body = _tagged(inside)
             begin = at + len(inside) - len(body)
-            at = closing.end()
+            at = shutting.end()
             amid = bool(ahead.strip() or text[at:end].strip())
             yield _Fence(tag, body, True, mark[0], mark.start(), begin, amid)
             continue
