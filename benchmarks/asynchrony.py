@@ -11,7 +11,6 @@ in runs of their own, each once. The figures go to `benchmarks/results/asynchron
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 import time
@@ -27,7 +26,7 @@ from trl import GRPOConfig
 from agents.base.presets import read_preset
 from agents.base.settings import find_task
 from benchmarks.parts.chains import ToolTimes
-from benchmarks.parts.machine import circumstances
+from benchmarks.parts.results import RESULTS, write_results
 from retool_env.execution import Execution, Limits, Sandbox
 from retool_env.integrations.trl import (
     EngineGRPOTrainer,
@@ -38,8 +37,6 @@ from retool_env.integrations.trl import (
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.transformers.policy import TransformersPolicy, load_policy
 from retool_env.sandbox import make_sandbox
-
-RESULTS = Path(__file__).parent / "results" / "asynchrony.json"
 
 CHECKPOINT = Path("runs/sft/checkpoint")
 PROMPTS, ROLLOUTS = 16, 8
@@ -166,7 +163,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
     parser.add_argument("--tool-median", type=float, default=0.5, help="seconds (0.5)")
     parser.add_argument("--tool-p99", type=float, default=3.0, help="seconds (3)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where the figures go")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "asynchrony.json", help="where the figures go"
+    )
     options = parser.parse_args(arguments)
     if not (options.checkpoint / "config.json").is_file():
         parser.error(
@@ -193,9 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
         "tool_median_s": options.tool_median,
         "tool_p99_s": options.tool_p99,
     }
-    report = {**circumstances(), "settings": settings, "staleness": found}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    write_results(options.out, {"settings": settings, "staleness": found})
     print("| batches ahead | seconds a step | waited | calls | lag | effective tokens | accuracy |")
     print("|---|---|---|---|---|---|---|")
     for staleness, each in found.items():

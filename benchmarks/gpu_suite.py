@@ -44,14 +44,12 @@ from agents.models.tiny import make_model
 from benchmarks import train_step
 from benchmarks.memory import Setup, plan, read_config
 from benchmarks.parts.batches import equal, make
-from benchmarks.parts.machine import circumstances
+from benchmarks.parts.results import RESULTS, write_results
 from retool_env.problem import Problem
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.transformers.policy import TransformersPolicy
 from retool_env.rules import Rules
 from retool_env.training.packing import pack, score
-
-RESULTS = Path(__file__).parent / "results"
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -383,14 +381,13 @@ def main(arguments: list[str] | None = None) -> int:
     name = "gpu_suite_small" if options.small else "gpu_suite"
     out = options.out or RESULTS / f"{name}.json"
     device = torch.cuda.get_device_name() if CUDA else None
-    report = {**circumstances(), "accelerator": device, "small": options.small, "parts": {}}
+    report = {"accelerator": device, "small": options.small, "parts": {}}
     shares = sum(PARTS[part][1] for part in options.parts)
-    out.parent.mkdir(parents=True, exist_ok=True)
     for part in options.parts:
         seconds = 60 * options.minutes * PARTS[part][1] / shares
         print(f"{part}: at most {seconds:.0f} s", file=sys.stderr, flush=True)
         report["parts"][part] = run_part(part, options.small, seconds, options.sandbox)
-        out.write_text(json.dumps(report, indent=2) + "\n")
+        write_results(out, report)
     print(table(report["parts"]))
     bad = any("error" in found for found in report["parts"].values())
     unlike = [f for f in report["parts"].get("parity", {}).values() if isinstance(f, dict)]

@@ -48,7 +48,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.parts.machine import circumstances
+from benchmarks.parts.results import write_results
 from retool_env.grading import Grader
 from retool_env.problem import ProblemsUnavailable
 from retool_env.problems import math
@@ -661,9 +661,7 @@ def main(arguments: list[str] | None = None) -> int:
                 found[name] = part(ours, peer)
     if options.out:
         settings = {"golds": options.golds, "patience_s": PATIENCE}
-        report = {**circumstances(), "settings": settings, "parts": found}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        write_results(options.out, {"settings": settings, "parts": found})
     return 0
 
 

@@ -14,7 +14,6 @@ rising at half its budget. Figures and a picture go to `benchmarks/results/repli
 
 import argparse
 import itertools
-import json
 import os
 import shlex
 import subprocess
@@ -36,12 +35,10 @@ from agents.base.run import seconds_of
 from agents.base.settings import SettingsError, find_task
 from benchmarks.along import evaluate_along, models
 from benchmarks.parts.learning import Curve, calibrate, claim_holds, compare
-from benchmarks.parts.machine import circumstances
+from benchmarks.parts.results import RESULTS, write_results
 from retool_env.metrics.summary import Summary, summarise, summarise_along
 from retool_env.metrics.tables import tool_table
 from retool_env.transcript import Transcript
-
-RESULTS = Path(__file__).parent / "results"
 
 ARMS = {"interpreter": [], "text only": ["env.interpreter=false"]}
 """What each arm sets."""
@@ -457,7 +454,6 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     settings = {"preset": plan.preset, "problems": plan.problems, "k": plan.k, "jobs": options.jobs}
     report = {
-        **circumstances(),
         "settings": settings,
         "commands": commands,
         "algorithms": found,
@@ -466,10 +462,8 @@ def main(arguments: list[str] | None = None) -> int:
             for algorithm, rows in tools.items()
         },
     }
-    options.out.mkdir(parents=True, exist_ok=True)
     name = f"replication_{preset}"
-    text = json.dumps(report, indent=1) + "\n"
-    (options.out / f"{name}.json").write_text(text, encoding="utf-8")
+    write_results(options.out / f"{name}.json", report, indent=1)
     draw(found, options.out / f"{name}.png")
     draw_tools(found, options.out / f"{name}_tools.png")
     print(table(found))

@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
 import logging
 import os
 import statistics
@@ -43,11 +42,11 @@ from trl.trainer.utils import adjusted_mfu, compute_flops_per_token, compute_mfu
 
 from benchmarks.parts.batches import RESULT_TOKENS, Batch, equal, make, read, record
 from benchmarks.parts.chains import ToolTimes, draw_chain
-from benchmarks.parts.machine import circumstances, reset_peak, resident_mb
+from benchmarks.parts.machine import reset_peak, resident_mb
+from benchmarks.parts.results import RESULTS, write_results
 from retool_env.integrations.trl import EngineGRPOTrainer, episode_reward, training_rows
 from retool_env.rollout.simulated import Habits
 
-RESULTS = Path(__file__).parent / "results"
 CHECKPOINT = "runs/sft/checkpoint"
 
 TRL, PADDED, PACKED, OURS = "TRL", "ours, padded", "ours, packed", "ours"
@@ -402,7 +401,6 @@ def main(arguments: list[str] | None = None) -> int:
         if len(batch.transcripts) % PASSES:
             parser.error(f"{kind}: {len(batch.transcripts)} episodes make no {PASSES} equal parts")
     report: dict[str, Any] = {
-        **circumstances(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "load": [round(each, 1) for each in os.getloadavg()],
@@ -414,7 +412,6 @@ def main(arguments: list[str] | None = None) -> int:
         },
         "sets": {},
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
     for kind, batch in sets.items():
         report["sets"][kind] = {}
         for setting in options.settings:
@@ -422,7 +419,7 @@ def main(arguments: list[str] | None = None) -> int:
                 options.model, batch, setting, options.rounds, options.bf16, options.peak_flops
             )
             print(f"{kind}, {setting}: done", file=sys.stderr, flush=True)
-            out.write_text(json.dumps(report, indent=2) + "\n")
+            write_results(out, report)
     print(table(report))
     return int(not all(e["same"] for found in report["sets"].values() for e in found.values()))
 
