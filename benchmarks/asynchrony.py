@@ -16,18 +16,18 @@ import tempfile
 import time
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PrinterCallback
 from trl import GRPOConfig
 
 from agents.base.presets import read_preset
 from agents.base.settings import find_task
 from benchmarks.parts.chains import ToolTimes
 from benchmarks.parts.results import RESULTS, write_results
-from retool_env.execution import Execution, Limits, Sandbox
+from retool_env.execution import DEFAULT_LIMITS, Execution, Limits, Sandbox
 from retool_env.integrations.trl import (
     EngineGRPOTrainer,
     EngineRollouts,
@@ -54,16 +54,14 @@ class SlowTool:
         self.sandbox = sandbox
         self.times = times
 
-    async def run_async(self, code: str, limits: Limits | None = None, **more: Any) -> Execution:
+    async def run_async(self, code: str, limits: Limits = DEFAULT_LIMITS, **more: Any) -> Execution:
         """Run it, and wait."""
         execution = await self.sandbox.run_async(code, limits, **more)
         await asyncio.sleep(self.times.draw(np.random.default_rng(zlib.crc32(code.encode()))))
         return execution
 
 
-def train(
-    checkpoint: Path, steps: int, staleness: int, tool: SlowTool, learns: bool
-) -> dict[str, Any]:
+def train(checkpoint: Path, steps: int, staleness: int, tool: Any, learns: bool) -> dict[str, Any]:
     """Train so many steps; returns what they took and gave.
 
     Args:
@@ -113,8 +111,8 @@ def train(
         if staleness:
             policy = load_policy(str(checkpoint), "float32", str(trainer.accelerator.device))
         else:
-            policy = TransformersPolicy(trainer.model, tokenizer)
-        engine = RolloutEngine(policy, rules, tool)  # type: ignore[arg-type]
+            policy = TransformersPolicy(cast(PreTrainedModel, trainer.model), tokenizer)
+        engine = RolloutEngine(policy, rules, tool)
         ends = [time.monotonic()]
         trainer.rollout_func = EngineRollouts(
             engine, problems, staleness=staleness, on_rollouts=lambda *_: ends.append(_now(ends))

@@ -200,6 +200,7 @@ def training(task: Task) -> dict[str, Any]:
 def rollout(task: Task) -> dict[str, Any]:
     """Part `rollout`: tokens a second of the engine, with so many episodes at once, in text."""
     episodes, tokens = (8, 40) if task.small else (256, 512)
+    model: Any
     model, tokenizer = make_model(0, **({} if task.small else MEDIUM))
     model = model.to(DEVICE, torch.bfloat16)
     # Random weights say anything, and end a turn when they like: none of it is in the tokenizer's vocabulary.

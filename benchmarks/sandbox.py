@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmarks.parts.machine import descendants, shared_out_mb
 from benchmarks.parts.results import RESULTS, write_results
@@ -127,7 +128,7 @@ def latencies(sandbox: NsjailSandbox, rounds: int) -> dict[str, dict[str, dict[s
     Returns:
         By what is run, by who runs it: its quantiles.
     """
-    systems = {
+    systems: dict[str, tuple[Any, int]] = {
         "python -c": (BarePython(), 2),
         "one-shot nsjail": (OneShotJail(sandbox.binary), 2),
         "the pool": (Pool(sandbox), 20),
@@ -139,11 +140,13 @@ def latencies(sandbox: NsjailSandbox, rounds: int) -> dict[str, dict[str, dict[s
         stdout=subprocess.PIPE,
         text=True,
     ) as floor:
+        assert floor.stdin and floor.stdout
+        asked, told = floor.stdin, floor.stdout
 
         def fork() -> float:
-            floor.stdin.write("\n")
-            floor.stdin.flush()
-            return float(floor.stdout.readline())
+            asked.write("\n")
+            asked.flush()
+            return float(told.readline())
 
         for number in range(rounds):
             for pause in (PAUSE, 0.0):
@@ -163,7 +166,7 @@ def latencies(sandbox: NsjailSandbox, rounds: int) -> dict[str, dict[str, dict[s
                     time.sleep(pause)
                     row.setdefault("fork and exit", []).append(fork())
             print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-        floor.stdin.close()
+        asked.close()
     for system, _ in systems.values():
         system.close()
     return {what: {who: quantiles(s) for who, s in row.items()} for what, row in found.items()}
@@ -298,7 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
         in_flight = asyncio.run(memory(sandbox))
         of_blocks = blocks(sandbox, 500)
         bombed = bombs(sandbox)
-    report = {
+    report: dict[str, Any] = {
         "settings": {"rounds": options.rounds, "programs": options.programs, "pause_s": PAUSE},
         "latency": found,
         "programs_per_second": rates,

@@ -50,7 +50,11 @@ from retool_env.rollout.simulated import Habits
 CHECKPOINT = "runs/sft/checkpoint"
 
 TRL, PADDED, PACKED, OURS = "TRL", "ours, padded", "ours, packed", "ours"
-KINDS = {PADDED: {"packed": False}, PACKED: {"shared_prompts": False}, OURS: {}}
+KINDS: dict[str, dict[str, Any]] = {
+    PADDED: {"packed": False},
+    PACKED: {"shared_prompts": False},
+    OURS: {},
+}
 SOURCES = {
     "the engine's log-probs": (PADDED, TRL),
     "packing": (PACKED, PADDED),
@@ -113,7 +117,8 @@ class Steps:
             dataloader_pin_memory=False,
             seed=0,
         )
-        self.trainer = (GRPOTrainer if kind == TRL else EngineGRPOTrainer)(
+        make: Any = GRPOTrainer if kind == TRL else EngineGRPOTrainer
+        self.trainer = make(
             model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
             reward_funcs=episode_reward,
             args=config,
@@ -169,9 +174,9 @@ class Steps:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
+            held = torch.cuda.memory_allocated()
             self.step()
-            return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+            return round((torch.cuda.max_memory_allocated() - held) / 2**20, 1)
         ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps of earlier steps
         before = resident_mb()
         reset_peak()
@@ -340,7 +345,8 @@ def make_sets(options: argparse.Namespace) -> dict[str, Batch]:
     elif not options.drawn:
         name, batch = "recorded", record(options.model, episodes // group, group, options.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).to(device)
+    model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    model = model.to(device)
     special = tokenizer.all_special_ids
     if options.drawn:
         chance = np.random.default_rng(options.seed)

@@ -45,7 +45,7 @@ class InstantPolicy:
     """
 
     def __init__(self, calls: int, answers: bool, first: int = TURN) -> None:
-        self.tokenizer = make_tokenizer()
+        self.tokenizer: Any = make_tokenizer()
         self.context_length = 1_000_000
         self.weight_version = 0
         self.calls = calls

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from benchmarks.parts.chains import CHAIN_RULES, Asked, Chain, ChainPolicy, ChainTool, make_problems
@@ -176,10 +177,10 @@ def overlap(
     for scale in scales:
         slowest = max(range(len(chains)), key=lambda n: chain_seconds(chains[n], per_token, scale))
         ways |= {
-            (scale, SLOWEST): lambda s=scale, n=slowest: run_engine(policy, chains, s, n),
-            (scale, ENGINE): lambda s=scale: run_engine(policy, chains, s, None),
-            (scale, BARRIER): lambda s=scale: run_barrier(policy, chains, s),
-            (scale, TRL): lambda s=scale: run_trl(policy, chains, s),
+            (scale, SLOWEST): partial(run_engine, policy, chains, scale, slowest),
+            (scale, ENGINE): partial(run_engine, policy, chains, scale, None),
+            (scale, BARRIER): partial(run_barrier, policy, chains, scale),
+            (scale, TRL): partial(run_trl, policy, chains, scale),
         }
     found: dict[tuple[float | None, str], list[Ran]] = {key: [] for key in ways}
     found[None, ONE_SHOT] = []
