@@ -27,6 +27,9 @@ from retool_env.sandbox import make_sandbox
 from retool_env.transcript import Span, StopReason, Transcript, check_transcript
 from retool_env.vector import ReToolVectorEnv
 
+__version__ = "0.1.0"
+"""The version of this package."""
+
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "ReTool-AIME-v0": {"problems": "aime"},
     "ReTool-AIME24-v0": {"problems": "aime", "year": 2024},
