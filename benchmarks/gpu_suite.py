@@ -152,7 +152,7 @@ def parity(task: Task) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, bf16 in (("float32", False), ("bfloat16", True)):
         try:
-            cpu, other = (_gradients_on(device, task, model, bf16) for device in ("cpu", DEVICE))
+            cpu, other = (gradients_on(device, task, model, bf16) for device in ("cpu", DEVICE))
         except subprocess.SubprocessError as error:
             found[name] = {"error": str(error)[-200:], "same": False}
             continue
@@ -168,7 +168,7 @@ def parity(task: Task) -> dict[str, Any]:
     return found
 
 
-def _gradients_on(device: str, task: Task, model: str, bf16: bool) -> dict[str, Any]:
+def gradients_on(device: str, task: Task, model: str, bf16: bool) -> dict[str, Any]:
     """What `gradients` finds in a process that has this device and no other."""
     out = task.folder / "gradients.pt"
     call = f"from benchmarks.gpu_suite import *; gradients({model!r}, {bf16}, Path({str(out)!r}))"
@@ -236,7 +236,7 @@ def curve(task: Task) -> dict[str, Any]:
     shared = ["--preset", "tiny", "--runs", str(folder), level, f"sandbox={task.sandbox}"]
     cold = ["traces=40", "epochs=1"] if small else ["traces=8000", "epochs=6", "batch_size=64"]
     cold += [] if small else ["learning_rate=6e-4"]
-    _agents(["sft", *shared, f"model={model}", *cold], task)
+    train(["sft", *shared, f"model={model}", *cold], task)
     given = [f"model={folder / 'sft' / 'checkpoint'}", "save_steps=1000", "transcripts_every=1000"]
     if small:
         given += ["steps=2", "prompts=2", "micro_batch=16"]
@@ -244,7 +244,7 @@ def curve(task: Task) -> dict[str, Any]:
         given += ["steps=2000", "prompts=64", "micro_batch=256", "learning_rate=1e-4"]
         given += ["in_flight=512", "sample_batch=512"]
         given += ["engine.name=transformers", "engine.cache_tokens=131072"]
-    _agents(["grpo", *shared, *given], task)
+    train(["grpo", *shared, *given], task)
     records = list(read_records(folder / "grpo" / "metrics.jsonl"))
     if not records:
         raise RuntimeError("the time was up before a step was done")
@@ -252,7 +252,7 @@ def curve(task: Task) -> dict[str, Any]:
     return {name: [record.get(name) for record in records] for name in columns}
 
 
-def _agents(arguments: list[str], task: Task) -> None:
+def train(arguments: list[str], task: Task) -> None:
     """A run of `python -m agents`, told to stop when the time is up: it then saves, and ends."""
     process = subprocess.Popen([sys.executable, "-m", "agents", *arguments])
     stopped = (128 + signal.SIGTERM, -signal.SIGTERM)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
+from retool_env import __version__
 from retool_env.key_values import parse_settings, parse_value
 from retool_env.servers.address import check_no_secrets, redact, variable_name
 
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     parser = argparse.ArgumentParser(prog="retool", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"retool-env {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     # Half an option could be half of one that takes a key.
     whole = {"allow_abbrev": False}

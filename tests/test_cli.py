@@ -18,6 +18,7 @@ import pytest
 from helpers import ROOT
 from helpers.model_api import ModelAPI, Reply, serving
 
+import retool_env
 from retool_env import REVISION, cli
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.cli import main
@@ -391,6 +392,13 @@ def test_settings_are_json_or_text():
 
 
 # --- doctor -------------------------------------------------------------------------------------
+
+
+def test_the_version_is_said(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert not ended.value.code
+    assert capsys.readouterr().out == f"retool-env {retool_env.__version__}\n"
 
 
 def test_doctor_is_content(capsys):

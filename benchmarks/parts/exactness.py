@@ -60,10 +60,10 @@ class Recorder:
         Each turn that was sampled is one transcript's alone.
         """
         left = {given: Counter(written) for given, written in self.turns.items()}
-        return sum(not _taken(transcript, left) for transcript in transcripts)
+        return sum(not take_turns(transcript, left) for transcript in transcripts)
 
 
-def _taken(transcript: Transcript, left: dict[Context, Counter[Written]]) -> bool:
+def take_turns(transcript: Transcript, left: dict[Context, Counter[Written]]) -> bool:
     """Take a transcript's turns out of those that were sampled; false if one is not among them."""
     before: Context = ()
     for span in transcript.spans:

@@ -62,14 +62,14 @@ class MathVerify:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
-        self._process = context.Process(target=_serve_math_verify, args=(other,), daemon=True)
-        self._process.start()
+        self.process = context.Process(target=_serve_math_verify, args=(other,), daemon=True)
+        self.process.start()
         other.close()  # so that the end of the process is the end of the connection
         self._connection.recv()  # all is imported
 
     def _stop(self) -> None:
-        self._process.kill()
-        self._process.join()
+        self.process.kill()
+        self.process.join()
         self._connection.close()
 
     def grade(self, answer: str, gold: str) -> Graded:

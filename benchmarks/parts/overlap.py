@@ -204,7 +204,7 @@ def overlap(
             )
     whole = {key: runs for key, runs in found.items() if key[1] in (ENGINE, BARRIER, TRL)}
     first_run = found[scales[0], ENGINE][0]
-    _check_same(first_run, [ran for runs in whole.values() for ran in runs])
+    check_same(first_run, [ran for runs in whole.values() for ran in runs])
     return {
         "work": _work(first_run, chains, policy),
         "settings": [_setting(scale, found, chains) for scale in scales],
@@ -222,7 +222,12 @@ def _one_shot(policy: Policy, asked: Sequence[Asked]) -> Ran:
     return Ran(time.perf_counter() - began)
 
 
-def _check_same(reference: Ran, runs: Sequence[Ran]) -> None:
+def check_same(reference: Ran, runs: Sequence[Ran]) -> None:
+    """Check that runs did the episodes that another did.
+
+    Raises:
+        RuntimeError: If one was given other prompts or results, or sampled other lengths.
+    """
     for ran in runs:
         if _given(ran.asked) != _given(reference.asked):
             raise RuntimeError("two loops did not do the same episodes")
@@ -275,9 +280,9 @@ def _setting(
         "rounds": {name: [round(each, 3) for each in all_] for name, all_ in seconds.items()},
         "reference_s": round(statistics.median(reference), 3),
         "engine_over": {
-            "reference": _ratio(seconds[ENGINE], reference),
-            BARRIER: _ratio(seconds[ENGINE], seconds[BARRIER]),
-            TRL: _ratio(seconds[ENGINE], seconds[TRL]),
+            "reference": ratio(seconds[ENGINE], reference),
+            BARRIER: ratio(seconds[ENGINE], seconds[BARRIER]),
+            TRL: ratio(seconds[ENGINE], seconds[TRL]),
         },
         "programs_s": {name: round(each, 3) for name, each in programs.items()},
         "programs_at_least_generation": {
@@ -290,7 +295,8 @@ def _setting(
     }
 
 
-def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """The ratios of seconds, round by round: their median and their bounds."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     found = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
     return {name: round(value, 3) for name, value in found.items()}

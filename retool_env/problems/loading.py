@@ -93,7 +93,7 @@ def hub_dataset(hub: HubSplit, file_name: str) -> "Dataset":
             f"{hub.repo} needs `datasets`: pip install 'retool-env[hub]'. {_advice(hub, file_name)}"
         ) from error
     try:
-        with nullcontext() if _hub_answers(hub.repo) else _only_cached():
+        with nullcontext() if hub_answers(hub.repo) else _only_cached():
             return datasets.load_dataset(hub.repo, hub.config, split=hub.split)
     # Offline, no such data set, gated, a split that is missing, a broken cache.
     except (OSError, ValueError, RuntimeError) as error:
@@ -226,7 +226,7 @@ def _log_once(text: str) -> None:
     _log.warning(text)
 
 
-def _hub_answers(repo: str) -> bool:
+def hub_answers(repo: str) -> bool:
     """Ask once, within seconds: `load_dataset` retries an unreachable host for half a minute."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError

@@ -155,8 +155,8 @@ def test_math_verify_hangs_without_holding_up_the_next_comparison(peer):
 
 
 def test_math_verify_dies_without_holding_up_the_next_comparison(peer):
-    peer._process.kill()
-    peer._process.join()
+    peer.process.kill()
+    peer.process.join()
     assert peer.grade("1", "1")[0] is None
     assert peer.grade("1", "1")[0] is True
 
