@@ -19,7 +19,10 @@ LAYERS = (
     ("retool_env.training",),
     ("retool_env.rollout",),
     ("retool_env", "retool_env.env", "retool_env.vector"),
-    ("retool_env.spaces", "retool_env.task", "retool_env.checkpoint_task", "retool_env.key_values"),
+    (
+        *("retool_env.spaces", "retool_env.task", "retool_env.checkpoint_task"),
+        *("retool_env.checkpoint_checks", "retool_env.key_values"),
+    ),
     ("retool_env.interpreter",),
     ("retool_env.episode",),
     ("retool_env.rules", "retool_env.rewards"),
