@@ -39,13 +39,8 @@ LAYERS = (
 
 SANDBOX_USERS = (
     *("benchmarks", "agents", "retool_env.cli", "retool_env.commands", "retool_env.doctor"),
-    *(
-        "retool_env",
-        "retool_env.env",
-        "retool_env.vector",
-        "retool_env.task",
-        "retool_env.interpreter",
-    ),
+    *("retool_env", "retool_env.env", "retool_env.vector", "retool_env.task"),
+    "retool_env.interpreter",
 )
 """Who knows of jails; what records an episode does not."""
 
