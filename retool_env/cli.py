@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
+from retool_env.errors import MissingFile, MissingPackage, RetoolError, SettingsError
 from retool_env.key_values import parse_settings, parse_value
 from retool_env.servers.address import check_no_secrets, redact, variable_name
 
@@ -163,21 +164,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        OSError,
-        RuntimeError,
-        ImportError,
-        gym.error.Error,
-    ) as error:
+    except (RetoolError, OSError) as error:  # the latter: no room on the disk, a port in use
         if os.environ.get("RETOOL_TRACEBACK"):
             raise
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        if isinstance(error, ImportError) and "pip install" not in str(error):
-            text = f"{error}; running a model needs pip install 'retool-env[train]'"
-        print(f"retool {arguments.command}: {redact(str(text))}", file=sys.stderr)
+        print(f"retool {arguments.command}: {redact(str(error))}", file=sys.stderr)
         return 1
 
 
@@ -210,7 +200,7 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
 
     for name, number in (("--k", arguments.k), ("--problems", arguments.problems)):
         if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, not {number}")
+            raise SettingsError(f"{name} must be at least 1, not {number}")
     check_no_secrets(
         {"--sandbox": arguments.sandbox, "settings": parse_settings(arguments.settings)}
     )
@@ -221,7 +211,7 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
         most = min(most, MADE_UP)
     count = min(len(source), arguments.problems or most)
     problems = [source[i] for i in range(count)]
-    make_policy = policy_maker(arguments, rules)  # slow: after what can be wrong
+    make = policy_maker(arguments, rules)  # slow: after what can be wrong
     say(said)
     mode = "interpreter" if rules.interpreter else "text-only"
     stem = f"{arguments.env}-{Path(arguments.model).name}-{mode}"
@@ -235,7 +225,7 @@ def run_eval(arguments: argparse.Namespace, _: Sequence[str]) -> int:
         open_sandbox(arguments.sandbox, rules) or contextlib.nullcontext() as sandbox,
         evaluation_folder(out),
     ):
-        policy = make_policy()
+        policy = make()
         progress = Progress()
         with shown(progress):
             summary, _ = evaluate(
@@ -284,14 +274,14 @@ def evaluation_folder(folder: Path) -> Iterator[None]:
     """
     transcripts = folder / "transcripts.jsonl"
     if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"--out must be a folder, which {folder} is not")
+        raise SettingsError(f"--out must be a folder, which {folder} is not")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if (folder / "results.json").exists():
             raise FileExistsError
         transcripts.touch(exist_ok=False)  # of two evaluations one makes it
     except FileExistsError:
-        raise FileExistsError(
+        raise SettingsError(
             f"{folder} holds an evaluation already, or one is under way there: choose another --out, or remove it"
         ) from None
     try:
@@ -335,7 +325,7 @@ def eval_settings(
     task, lines = checkpoint_task(arguments) if arguments.api is None else (None, [])
     arguments.env = arguments.env or (task and task.id)
     if arguments.env is None:
-        raise ValueError("name an environment with --env: no retool.json of the model names one")
+        raise SettingsError("name an environment with --env: no retool.json of the model names one")
     sampling = {"temperature": TEMPERATURE, "top_p": TOP_P}
     if task is not None:
         usual |= task.settings_for(arguments.env)
@@ -361,7 +351,7 @@ def eval_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.api is None:
         for name in ("api_key_env", "native_tools", "completions"):
             if getattr(arguments, name):
-                raise ValueError(
+                raise SettingsError(
                     f"--{name.replace('_', '-')} is for models behind an API: give --api"
                 )
         return {"max_tokens": MAX_TOKENS}
@@ -407,7 +397,7 @@ def checkpoint_task(arguments: argparse.Namespace) -> tuple[CheckpointTask | Non
 
     model = arguments.model
     if model.startswith((".", "/", "~")) and not Path(model).is_dir():
-        raise FileNotFoundError(f"there is no checkpoint folder {model!r}")
+        raise MissingFile(f"there is no checkpoint folder {model!r}")
     if arguments.ignore_retool_json:
         return None, [f"{IGNORE}: what {model} says of its task is passed over"]
     task = read_task(model, f", or pass over it with {IGNORE}")
@@ -444,27 +434,26 @@ def policy_maker(arguments: argparse.Namespace, rules: Rules) -> Callable[[], An
         ImportError: If the packages that it needs are missing.
         ValueError: If the API's key or limits are not where they should be.
     """
+    from retool_env.protocol.hermes import Hermes
+    from retool_env.rollout.named import Model, make_policy
+
     sampling = {"temperature": arguments.temperature, "top_p": arguments.top_p}
     if arguments.api is None:
-        from retool_env.rollout.transformers.policy import load_policy
-
-        more = {"dtype": arguments.dtype, "max_batch": arguments.batch}
-        return lambda: load_policy(arguments.model, **sampling, **more)
-    from retool_env.protocol.hermes import Hermes
-    from retool_env.rollout.openai.policy import OpenAIPolicy
-
+        model = Model(arguments.model, dtype=arguments.dtype)
+        return lambda: make_policy("transformers", model, max_batch=arguments.batch, **sampling)
     if rules.max_tokens is not None:
-        raise ValueError("an API gives no tokens to count: set --max-tokens or max_characters")
+        raise SettingsError("an API gives no tokens to count: set --max-tokens or max_characters")
     variable = arguments.api_key_env
     if variable and not os.environ.get(variable):
-        raise ValueError(
+        raise SettingsError(
             f"--api-key-env {variable_name(variable)}: there is no such environment variable, or it is empty"
         )
     way = "completions" if arguments.completions else "chat"
-    policy = OpenAIPolicy(
-        arguments.model,
-        arguments.api,
-        os.environ[variable] if variable else None,
+    policy = make_policy(
+        "openai",
+        Model(arguments.model),
+        urls=arguments.api,
+        api_key=os.environ[variable] if variable else None,
         way="tools" if arguments.native_tools else way,
         tool=Hermes(True, rules.session, rules.display).tools[0],
         max_tokens=arguments.max_tokens,
@@ -492,7 +481,10 @@ def run_play(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     settings = merged(settings, given)
     if task is not None:
         settings = with_test_split(arguments.env, settings)
-    env = gym.make(arguments.env, render_mode="human", **settings)
+    try:
+        env = gym.make(arguments.env, render_mode="human", **settings)
+    except (TypeError, gym.error.Error) as error:  # Gymnasium's own settings
+        raise SettingsError(str(error)) from error
     say(lines)
     env.reset(seed=arguments.seed)
     ended = False
@@ -539,11 +531,11 @@ def run_serve(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     try:
         from retool_env.sandbox.server import MAXIMUM, serve
     except ModuleNotFoundError as error:
-        raise RuntimeError(f"{error}; pip install 'retool-env[serve]'") from error
+        raise MissingPackage(f"{error}; pip install 'retool-env[serve]'") from error
     try:
         maximum = dataclasses.replace(MAXIMUM, wall_seconds=arguments.max_seconds)
-    except ValueError as error:
-        raise ValueError(f"--max-seconds: {error}") from None
+    except SettingsError as error:
+        raise SettingsError(f"--max-seconds: {error}") from None
     if arguments.token_file is not None:
         token = read_token(arguments.token_file)
     else:
@@ -572,12 +564,12 @@ def read_token(path: Path) -> str:
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
-            raise ValueError(f"--token-file: {path} is not a regular file")
+            raise SettingsError(f"--token-file: {path} is not a regular file")
         content = os.read(descriptor, _MOST_TOKEN_FILE + 1)
     finally:
         os.close(descriptor)
     if len(content) > _MOST_TOKEN_FILE:
-        raise ValueError(f"--token-file: {path} is larger than a token can be")
+        raise SettingsError(f"--token-file: {path} is larger than a token can be")
     if mode & 0o077:
         print(
             f"warning: others than its owner may use {path}: chmod 600 {path}",
@@ -586,7 +578,7 @@ def read_token(path: Path) -> str:
     try:
         text = content.decode("ascii")
     except UnicodeDecodeError:
-        raise ValueError(f"--token-file: {path} holds more than ASCII text") from None
+        raise SettingsError(f"--token-file: {path} holds more than ASCII text") from None
     return text.removesuffix("\n").removesuffix("\r")
 
 
