@@ -33,12 +33,13 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 
+from retool_env.errors import SettingsError
 from retool_env.execution import Limits
 from retool_env.files import file_fault, read_text
 from retool_env.problems import SOURCES
-from retool_env.protocol import ProtocolName
+from retool_env.protocol import PROTOCOLS
 from retool_env.provenance import REVISION
 from retool_env.rules import Rules
 from retool_env.task import registered_settings
@@ -149,15 +150,15 @@ class CheckpointTask:
             _OPTIONS[name](f"problems.{name}", value)
         object.__setattr__(self, "problems", {**options, **self.problems})
         if set(self.sampling) != {"temperature", "top_p"}:
-            raise ValueError("sampling: it must hold temperature and top_p")
+            raise SettingsError("sampling: it must hold temperature and top_p")
         _check_number("sampling.temperature", self.sampling["temperature"], 0, 10)
         _check_number("sampling.top_p", self.sampling["top_p"], 0, 1)
         if not self.sampling["top_p"]:
-            raise ValueError("sampling.top_p: it must be above 0")
+            raise SettingsError("sampling.top_p: it must be above 0")
         _check_whole("revision", self.revision, 1, 1_000_000)
         names = _names()
         if not len(self.left_out) <= len(names) or not names.issuperset(self.left_out):
-            raise ValueError("left_out: it must be a list of names of settings")
+            raise SettingsError("left_out: it must be a list of names of settings")
 
     @classmethod
     def of(cls, env: Mapping[str, Any]) -> Self:
@@ -270,25 +271,25 @@ class CheckpointTask:
             ValueError: If a key is unknown or missing, or a value is wrong. The message begins with the key.
         """
         if not isinstance(record, dict):
-            raise ValueError(f"it must hold a JSON object, not {_shown(record)}")
+            raise SettingsError(f"it must hold a JSON object, not {_shown(record)}")
         if "format" in record and (type(record["format"]) is not int or record["format"] != FORMAT):
-            raise ValueError(
+            raise SettingsError(
                 f"format: {_shown(record['format'])} is not {FORMAT}, the one that this version of retool-env reads"
             )
         for name in record:
             if name not in _TOP:
-                raise ValueError(f"{_shown(name)}: unknown key; there are {', '.join(_TOP)}")
+                raise SettingsError(f"{_shown(name)}: unknown key; there are {', '.join(_TOP)}")
         for name in _TOP:
             if name not in record and name not in ("problems", "left_out"):  # they may be empty
-                raise ValueError(f"{name}: it is missing")
+                raise SettingsError(f"{name}: it is missing")
         values = {"problems": {}, "left_out": [], **record}
         del values["format"]
         for name in ("rules", "problems", "sampling"):
             if not isinstance(values[name], dict):
-                raise ValueError(f"{name}: it must be an object, not {_shown(values[name])}")
+                raise SettingsError(f"{name}: it must be an object, not {_shown(values[name])}")
         left_out = values["left_out"]
         if not isinstance(left_out, list) or not all(isinstance(each, str) for each in left_out):
-            raise ValueError("left_out: it must be a list of names of settings")
+            raise SettingsError("left_out: it must be a list of names of settings")
         return cls(**{**values, "left_out": tuple(left_out)})
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -345,12 +346,12 @@ def read_task(model: str | os.PathLike[str], cure: str = "") -> CheckpointTask |
         return None
     try:
         if fault := file_fault(path):
-            raise ValueError(fault)
+            raise SettingsError(fault)
         if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"it is larger than {MOST_BYTES >> 10} KiB")
+            raise SettingsError(f"it is larger than {MOST_BYTES >> 10} KiB")
         return CheckpointTask.from_json(_parsed(read_text(path)))
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: {error}. Mend or remove the file{cure}") from None
+        raise SettingsError(f"{path}: {error}. Mend or remove the file{cure}") from None
 
 
 def checkpoint_rules(policy: object) -> Rules:
@@ -362,7 +363,7 @@ def checkpoint_rules(policy: object) -> Rules:
     checkpoint = getattr(policy, "checkpoint", None)
     task = None if checkpoint is None else read_task(checkpoint)
     if task is None:
-        raise ValueError(
+        raise SettingsError(
             f"the policy's model carries no {FILE}, so that the episodes' rules must be given: Rules(max_tokens=...)"
         )
     for line in (task.summary(task.id, checkpoint), task.revision_warning(checkpoint)):
@@ -374,7 +375,7 @@ def checkpoint_rules(policy: object) -> Rules:
 def task_rules(task: CheckpointTask) -> Rules:
     """The `Rules` of a task."""
     return Rules(
-        protocol=task.protocol,  # type: ignore[arg-type]
+        protocol=task.protocol,
         prompt_template=task.prompt_template,
         **task.rules,
     )
@@ -446,7 +447,7 @@ def _from_hub(name: str, cure: str) -> Path | None:
             return Path(cached) if isinstance(cached, str) else None
         return None
     if size is None or size > MOST_BYTES:
-        raise ValueError(
+        raise SettingsError(
             f"{FILE} of {name} on the Hub: it is larger than {MOST_BYTES >> 10} KiB. Use another model{cure}"
         )
     return Path(hf_hub_download(name, FILE))
@@ -462,20 +463,20 @@ def _parsed(text: str) -> object:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
         if len(found) < len(items):
-            raise ValueError("a key stands twice in one object")
+            raise SettingsError("a key stands twice in one object")
         return found
 
     def constant(name: str) -> None:
-        raise ValueError(f"{name} is not a number")
+        raise SettingsError(f"{name} is not a number")
 
     try:
         return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
     except json.JSONDecodeError as error:
-        raise ValueError(
+        raise SettingsError(
             f"not JSON ({error.msg}, line {error.lineno}, column {error.colno})"
         ) from None
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise SettingsError("nested too deeply") from None
 
 
 def _names() -> set[str]:
@@ -490,11 +491,11 @@ def _options(id: str | None) -> dict[str, Any]:
     if id is None:
         return {}
     if not isinstance(id, str) or len(id) > 100:
-        raise ValueError(f"id: it must be a registered environment's, not {_shown(id)}")
+        raise SettingsError(f"id: it must be a registered environment's, not {_shown(id)}")
     try:
         registered = registered_settings(id)
     except ValueError as error:
-        raise ValueError(f"id: {error}") from None
+        raise SettingsError(f"id: {error}") from None
     if not isinstance(registered["problems"], str):
         return {}
     parameters = inspect.signature(SOURCES[registered["problems"]]).parameters
@@ -511,24 +512,24 @@ def _checked_rules(task: CheckpointTask) -> dict[str, Any]:
     Raises:
         ValueError: If one is wrong, or higher than a file may set it.
     """
-    protocols = get_args(ProtocolName)
+    protocols = tuple(PROTOCOLS)
     if task.protocol not in protocols:
-        raise ValueError(
+        raise SettingsError(
             f"protocol: it must be one of {', '.join(protocols)}, not {_shown(task.protocol)}"
         )
     for name, kind, what in (("reward", str, "the name of one"), ("limits", dict, "an object")):
         if name in task.rules and not isinstance(task.rules[name], kind):
-            raise ValueError(f"rules.{name}: it must be {what}, not {_shown(task.rules[name])}")
+            raise SettingsError(f"rules.{name}: it must be {what}, not {_shown(task.rules[name])}")
     try:
         rules = task_rules(task)
     except ValueError as error:
-        raise ValueError(f"rules: {error!s:.400}") from None
+        raise SettingsError(f"rules: {error!s:.400}") from None
     found = {name: getattr(rules, name) for name in _RULES}
     found["limits"] = dataclasses.asdict(rules.limits)  # type: ignore[call-overload]
     flat = _flat(found)
     for name, most in ({f"limits.{k}": v for k, v in _LIMITS.items()} | _MOST).items():
         if flat[name] is not None and flat[name] > most:
-            raise ValueError(
+            raise SettingsError(
                 f"rules.{name}: {_shown(flat[name])} is above {most}, the most that a checkpoint may ask for"
             )
     return found
@@ -538,7 +539,7 @@ def _check_names(part: str, values: Mapping[str, Any], known: Iterable[str]) -> 
     for name in values:
         if name not in known:
             names = ", ".join(known) or "none here"
-            raise ValueError(f"{part}: unknown key {_shown(name)}; there are {names}")
+            raise SettingsError(f"{part}: unknown key {_shown(name)}; there are {names}")
 
 
 def _check_template(template: object) -> None:
@@ -546,18 +547,18 @@ def _check_template(template: object) -> None:
     if template is None:
         return
     if not isinstance(template, str):
-        raise ValueError(f"prompt_template: it must be a text or null, not {_shown(template)}")
+        raise SettingsError(f"prompt_template: it must be a text or null, not {_shown(template)}")
     if len(template) > MOST_TEMPLATE:
-        raise ValueError(f"prompt_template: it is longer than {MOST_TEMPLATE:,} characters")
+        raise SettingsError(f"prompt_template: it is longer than {MOST_TEMPLATE:,} characters")
     if found := _UNPRINTABLE.search(template):
-        raise ValueError(f"prompt_template: it holds the character {found[0]!r}")
+        raise SettingsError(f"prompt_template: it holds the character {found[0]!r}")
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError:
         parts = []
     fields = {part[1:] for part in parts if part[1] is not None}
     if fields != {("query", "", None)}:
-        raise ValueError(
+        raise SettingsError(
             "prompt_template: it must be a text with {query} and no other field, its literal braces written twice, not "
             f"{_shown(template)}"
         )
@@ -565,14 +566,16 @@ def _check_template(template: object) -> None:
 
 def _check_whole(name: str, value: object, least: int, most: int) -> None:
     if type(value) is not int or not least <= value <= most:
-        raise ValueError(
+        raise SettingsError(
             f"{name}: it must be a whole number from {least} to {most}, not {_shown(value)}"
         )
 
 
 def _check_number(name: str, value: object, least: float, most: float) -> None:
     if type(value) not in (int, float) or not least <= value <= most:  # type: ignore[operator]
-        raise ValueError(f"{name}: it must be a number from {least} to {most}, not {_shown(value)}")
+        raise SettingsError(
+            f"{name}: it must be a number from {least} to {most}, not {_shown(value)}"
+        )
 
 
 def _check_levels(name: str, value: object) -> None:
@@ -597,7 +600,7 @@ def _check_year(name: str, value: object) -> None:
 def _check_column(name: str, value: object) -> None:
     short = isinstance(value, str) and len(value) <= 100 and value.isprintable()
     if value is not None and not short:
-        raise ValueError(f"{name}: it must be the name of a column, not {_shown(value)}")
+        raise SettingsError(f"{name}: it must be the name of a column, not {_shown(value)}")
 
 
 _OPTIONS: Mapping[str, Callable[[str, object], None]] = {

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+Runs = tuple[tuple[int, int], ...]
+"""Weight versions of tokens, run-length: pairs of a version and the number of tokens that it sampled, in order."""
+
 
 class Tokenizer(Protocol):
     """What is used of a tokenizer of transformers."""
@@ -151,3 +154,13 @@ def cut_turn(
 def tokens_of_turn(tokenizer: Tokenizer, token_ids: Sequence[int], stop: Sequence[str]) -> int:
     """Number of tokens up to and with the one that completes the first stop string; all of them without one."""
     return cut_turn(tokenizer, token_ids, stop)[0]
+
+
+def first_runs(runs: Runs, tokens: int) -> Runs:
+    """The runs of the first so many tokens; none where these are of one version, which needs no runs."""
+    kept: list[tuple[int, int]] = []
+    for version, length in runs:
+        if tokens > 0:
+            kept.append((version, min(length, tokens)))
+        tokens -= length
+    return tuple(kept) if len(kept) > 1 else ()
