@@ -72,7 +72,7 @@ class ReToolEnv(gym.Env[str, str]):
         >>> env.close()
     """
 
-    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]  # Gymnasium's is an instance's
         "render_modes": ["human", "ansi"],
         "render_fps": 4,
         "revision": REVISION,
@@ -96,11 +96,12 @@ class ReToolEnv(gym.Env[str, str]):
         self.render_mode = render_mode
         self.observation_space = AnyText()
         self.action_space = TurnText()
-        self._sandbox = shared_sandboxes.borrow(sandbox, self.rules, user=self)
-        self._borrows_sandbox = self._sandbox is not sandbox
+        self.sandbox = shared_sandboxes.borrow(sandbox, self.rules, user=self)
+        """Where programs run; `None` where the interpreter is off."""
+        self._borrows_sandbox = self.sandbox is not sandbox
         self._closed = self._in_step = False
         self._episode: Episode | None = None
-        self._interpreter = Interpreter(self._sandbox)
+        self._interpreter = Interpreter(self.sandbox)
         self._rendered = 0
 
     def reset(
@@ -129,7 +130,7 @@ class ReToolEnv(gym.Env[str, str]):
             problem = self.problems.get(problem_id)
         self._episode = None  # so that what stops this leaves none that its interpreter has left
         self._interpreter.close()
-        self._interpreter = Interpreter(self._sandbox)
+        self._interpreter = Interpreter(self.sandbox)
         self._in_step = False
         self._episode = Episode(problem, self.rules)
         self._rendered = 0
@@ -212,8 +213,8 @@ class ReToolEnv(gym.Env[str, str]):
         """End the episode's session, and close the sandbox, unless it is the caller's or other environments use it."""
         self._closed = True
         self._interpreter.close()
-        if self._borrows_sandbox and self._sandbox is not None:
-            shared_sandboxes.give_back(self._sandbox, user=self)
+        if self._borrows_sandbox and self.sandbox is not None:
+            shared_sandboxes.give_back(self.sandbox, user=self)
 
     def _check_open(self) -> None:
         if self._closed:

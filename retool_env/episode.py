@@ -238,7 +238,7 @@ class Episode:
         turn = self._protocol.parse(span.text, ended=not exhausted)
         self._form = form or turn.form
         if span.token_ids is None:
-            span = dataclasses.replace(span, text=span.text[: min(turn.end, remaining)])
+            span = dataclasses.replace(span, text=span.text[: int(min(turn.end, remaining))])
         elif len(span.text) > turn.end:
             span = dataclasses.replace(span, surplus=len(span.text) - turn.end)
         self._append(span)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 from retool_env.errors import DataError
 
@@ -84,7 +84,7 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
         yield from bounded_lines(file, os.fspath(path))
 
 
-def bounded_lines(file: BinaryIO, name: str) -> Iterator[bytes]:
+def bounded_lines(file: BufferedIOBase, name: str) -> Iterator[bytes]:
     """The lines of an open file, with the line breaks at their ends.
 
     Args:

@@ -112,7 +112,8 @@ class SharedSandboxes:
     def __init__(self) -> None:
         self._users: WeakKeyDictionary[Sandbox, WeakSet[object]] = WeakKeyDictionary()
         self._forget()
-        os.register_at_fork(after_in_child=self._forget)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
         self._lock = threading.RLock()  # another thread may have held it at the fork
@@ -187,7 +188,7 @@ def check_sandbox(rules: Rules, sandbox: Sandbox | None) -> None:
     if sandbox is None:
         raise ValueError("episodes with an interpreter need a sandbox")
     if rules.session:
-        sandbox.session(rules.limits, display=rules.display).close()  # type: ignore[arg-type]
+        sandbox.session(rules.limits, display=rules.display).close()
 
 
 def _made(setting: SandboxSetting) -> Sandbox:

@@ -5,7 +5,7 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from retool_env.errors import DataError
 from retool_env.errors import ProblemsUnavailable as ProblemsUnavailable
@@ -15,6 +15,8 @@ class Metadata(Mapping[str, str | int]):
     """An immutable mapping that can be hashed and, unlike `MappingProxyType`, pickled."""
 
     __slots__ = ("_pairs",)
+
+    _pairs: tuple[tuple[str, str | int], ...]
 
     def __init__(self, values: Mapping[str, str | int] | Iterable[tuple[str, str | int]] = ()):
         pairs = tuple(sorted(dict(values).items()))
@@ -41,7 +43,7 @@ class Metadata(Mapping[str, str | int]):
     def __hash__(self) -> int:
         return hash(self._pairs)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return Metadata, (self._pairs,)
 
     def __repr__(self) -> str:
@@ -115,8 +117,10 @@ class ProblemList:
             raise DataError("a source needs at least one problem")
         if len(self._by_id) < len(self._problems):
             seen: set[str] = set()
-            twice = next(p.id for p in self._problems if p.id in seen or seen.add(p.id))
-            raise DataError(f"two problems have the id {twice!r}")
+            for problem in self._problems:
+                if problem.id in seen:
+                    raise DataError(f"two problems have the id {problem.id!r}")
+                seen.add(problem.id)
 
     @property
     def omitted(self) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -11,7 +11,7 @@ Runs = tuple[tuple[int, int], ...]
 """Weight versions of tokens, run-length: pairs of a version and the number of tokens that it sampled, in order."""
 
 
-class Tokenizer(Protocol):
+class Tokenizer(Hashable, Protocol):
     """What is used of a tokenizer of transformers."""
 
     eos_token_id: int | None

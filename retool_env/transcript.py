@@ -229,8 +229,8 @@ class Transcript:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values; `from_json` is its inverse."""
-        record = {"format": FORMAT}
-        record |= dataclasses.asdict(dataclasses.replace(self, problem=None))  # type: ignore[arg-type]
+        record: dict[str, Any] = {"format": FORMAT}
+        record |= dataclasses.asdict(dataclasses.replace(self, problem=None))  # type: ignore[arg-type]  # it is written below
         for span in record["spans"]:
             if not span["weight_runs"]:
                 del span["weight_runs"]

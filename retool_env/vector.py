@@ -52,7 +52,7 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
         if render_mode not in (None, "ansi"):
             raise SettingsError(f"render_mode must be 'ansi' or None, not {render_mode!r}")
         first = ReToolEnv(render_mode=render_mode, **settings)
-        rest = {**settings, "problems": first.problems, "sandbox": first._sandbox}
+        rest = {**settings, "problems": first.problems, "sandbox": first.sandbox}
         for name in set(settings) - {"problems", "sandbox"} - set(first.rules.__dataclass_fields__):
             del rest[name]  # the source has used them
         self.envs = [

@@ -45,7 +45,7 @@ class InstantPolicy(Policy):
     """
 
     def __init__(self, calls: int, answers: bool, first: int = TURN) -> None:
-        self.tokenizer = make_tokenizer()
+        self.tokenizer: Any = make_tokenizer()
         self.context_length = 1_000_000
         self.calls = calls
         self._call = self._ids(f"{CODE_OPEN}\n```python\n1\n```\n{CODE_CLOSE}", TURN)

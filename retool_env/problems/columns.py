@@ -128,7 +128,7 @@ def gold_of(
     return gold
 
 
-def gold_text(value: object) -> str:
+def gold_text(value: Any) -> str:
     r"""Write an answer as text.
 
     Of text with ``####``, as in GSM8K, what follows the last one counts; of text with a
@@ -151,7 +151,7 @@ def gold_text(value: object) -> str:
     """
     if isinstance(value, str):
         return _gold_of_text(value)
-    if isinstance(value, list | tuple) or getattr(value, "ndim", 0):
+    if isinstance(value, list | tuple) or getattr(value, "ndim", False):
         return _only_gold(list(value))
     if value is None:
         raise DataError("is null, neither text nor a number: None")

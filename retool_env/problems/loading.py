@@ -94,7 +94,7 @@ def hub_dataset(hub: HubSplit, file_name: str) -> "Dataset":
             f"{hub.repo} needs `datasets`: pip install 'retool-env[hub]'. {_advice(hub, file_name)}"
         ) from error
     try:
-        with nullcontext() if _hub_answers(hub.repo) else _only_cached():
+        with nullcontext() if hub_answers(hub.repo) else _only_cached():
             return datasets.load_dataset(hub.repo, hub.config, split=hub.split)
     # Offline, no such data set, gated, a split that is missing, a broken cache.
     except (OSError, ValueError, RuntimeError) as error:
@@ -200,9 +200,9 @@ class _Omitted:
     """What is left out of a data set: how many rows for which reason, and the first of them."""
 
     def __init__(self, name: str) -> None:
-        self.counts: Counter[Reason] = Counter()
+        self.counts: Counter[str] = Counter()
         self._prefix = f"{name}, "
-        self._notes: dict[Reason, list[str]] = {}
+        self._notes: dict[str, list[str]] = {}
 
     def add(self, reason: Reason, place: str, *said: str, rows: int = 1) -> None:
         """Count what is left out; `said` is joined only if it is going to be shown."""
@@ -227,7 +227,7 @@ def _log_once(text: str) -> None:
     _log.warning(text)
 
 
-def _hub_answers(repo: str) -> bool:
+def hub_answers(repo: str) -> bool:
     """Ask once, within seconds: `load_dataset` retries an unreachable host for half a minute."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -241,7 +241,7 @@ def _hub_answers(repo: str) -> bool:
     return True
 
 
-def _only_cached() -> AbstractContextManager:
+def _only_cached() -> AbstractContextManager[object]:
     from unittest import mock
 
     import datasets

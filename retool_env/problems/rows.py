@@ -19,8 +19,9 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from decimal import Decimal, InvalidOperation
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 from retool_env.errors import DataError, MissingPackage
 from retool_env.files import bounded_lines, check_regular
@@ -28,6 +29,9 @@ from retool_env.problems.columns import QUESTION_KEYS, Row
 
 if TYPE_CHECKING:
     import pyarrow
+
+Binary = BufferedReader | gzip.GzipFile
+"""A file, perhaps compressed, that is read from its beginning."""
 
 FORMS = "JSON lines, a JSON array, CSV or Parquet, each also compressed with gzip"
 """The forms that are read, as errors name them."""
@@ -61,7 +65,7 @@ _OTHER_FORMS = {
     b"version https://git-lfs": "a pointer of Git LFS, not the data: run `git lfs pull`",
     b"<": "HTML or XML, as a download gives that was answered by a web page",
 }
-_BLANKS = re.compile(r"\s*")
+_NOT_BLANK = re.compile(r"\S")
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 
 
@@ -119,9 +123,9 @@ def table_rows(tables: Iterable["pyarrow.Table"], name: str) -> Iterator[tuple[s
             index += 1
 
 
-def _rows(file: BinaryIO, name: str, suffixes: list[str]) -> Iterator[tuple[str, Row]]:
+def _rows(file: Binary, name: str, suffixes: list[str]) -> Iterator[tuple[str, Row]]:
     """The rows of a file that is not compressed, or no longer."""
-    head = file.peek(_SNIFFED)[:_SNIFFED]  # type: ignore[attr-defined]
+    head = file.peek(_SNIFFED)[:_SNIFFED]
     if head.startswith(b"PAR1"):
         return _parquet_rows(file, name)
     for mark, form in _OTHER_FORMS.items():
@@ -143,7 +147,7 @@ def _rows(file: BinaryIO, name: str, suffixes: list[str]) -> Iterator[tuple[str,
 # --- JSON -----------------------------------------------------------------------------------------
 
 
-def _json_line_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
+def _json_line_rows(file: Binary, name: str) -> Iterator[tuple[str, Row]]:
     first = True
     for number, line in enumerate(bounded_lines(file, name), start=1):
         place = f"{name}, line {number}"
@@ -162,7 +166,7 @@ def _json_line_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
         yield from _objects(value, place)
 
 
-def _document_rows(before: bytes, file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
+def _document_rows(before: bytes, file: Binary, name: str) -> Iterator[tuple[str, Row]]:
     """The rows of JSON over several lines: an array, an object that holds one, or objects."""
     content = before + file.read(MOST_DOCUMENT + 1)
     if len(content) > MOST_DOCUMENT:
@@ -171,9 +175,9 @@ def _document_rows(before: bytes, file: BinaryIO, name: str) -> Iterator[tuple[s
         )
     text = _utf8(content, name)
     position, index = 0, 0
-    while (position := _BLANKS.match(text, position).end()) < len(text):  # type: ignore[union-attr]
+    while begin := _NOT_BLANK.search(text, position):
         try:
-            value, position = _DECODER.raw_decode(text, position)
+            value, position = _DECODER.raw_decode(text, begin.start())
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{name}, line {error.lineno}: not JSON ({error.msg}, column {error.colno})"
@@ -219,8 +223,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise DataError(f"an object has {twice!r} twice")
+        for key, _ in pairs:
+            if key in seen:
+                raise DataError(f"an object has {key!r} twice")
+            seen.add(key)
     return value
 
 
@@ -259,7 +265,7 @@ def _utf8(content: bytes, place: str) -> str:
 # --- CSV ------------------------------------------------------------------------------------------
 
 
-def _csv_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
+def _csv_rows(file: Binary, name: str) -> Iterator[tuple[str, Row]]:
     lines = (
         _utf8(line, f"{name}, line {number}")
         for number, line in enumerate(bounded_lines(file, name), start=1)
@@ -318,7 +324,7 @@ def _is_header(start: bytes) -> bool:
 # --- Parquet --------------------------------------------------------------------------------------
 
 
-def _parquet_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
+def _parquet_rows(file: Binary | IO[bytes], name: str) -> Iterator[tuple[str, Row]]:
     try:
         import pyarrow
         import pyarrow.parquet

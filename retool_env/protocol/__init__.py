@@ -6,6 +6,7 @@
 * [`program`][retool_env.protocol.program]: how a program is found in a code block.
 * [`tags`][retool_env.protocol.tags]: the paper's format.
 * [`hermes`][retool_env.protocol.hermes]: tool calls, as chat models are trained on.
+* [`calls`][retool_env.protocol.calls]: the forms in which models write these calls.
 """
 
 from collections.abc import Callable

@@ -18,14 +18,27 @@ Example:
 """
 
 import os
+import sys
 from typing import Any
 
 from retool_env.errors import SettingsError
 from retool_env.execution import Execution, Limits, Outcome, Sandbox, SandboxUnavailable, Session
-from retool_env.sandbox.nsjail import NsjailSandbox
 from retool_env.sandbox.remote import RemoteSandbox
-from retool_env.sandbox.unsafe import UnsafeSandbox
 from retool_env.servers.address import shown_url, split_urls
+
+if sys.platform == "linux":
+    from retool_env.sandbox.nsjail import NsjailSandbox
+    from retool_env.sandbox.unsafe import UnsafeSandbox
+else:
+
+    def NsjailSandbox(*_: object, **__: object) -> Sandbox:
+        """Says what to do where no programs can be run."""
+        raise SandboxUnavailable(
+            f"programs run on Linux only, and this is {sys.platform}: run `retool serve` on a Linux machine, in a container "
+            "or in WSL 2, and give its URL: sandbox='http://HOST:8080'"
+        )
+
+    UnsafeSandbox = NsjailSandbox
 
 __all__ = [
     "Execution",
