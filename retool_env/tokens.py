@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -158,9 +159,6 @@ def tokens_of_turn(tokenizer: Tokenizer, token_ids: Sequence[int], stop: Sequenc
 
 def first_runs(runs: Runs, tokens: int) -> Runs:
     """The runs of the first so many tokens; none where these are of one version, which needs no runs."""
-    kept: list[tuple[int, int]] = []
-    for version, length in runs:
-        if tokens > 0:
-            kept.append((version, min(length, tokens)))
-        tokens -= length
-    return tuple(kept) if len(kept) > 1 else ()
+    versions = [version for version, length in runs for _ in range(length)][:tokens]
+    kept = tuple((version, len(list(run))) for version, run in itertools.groupby(versions))
+    return kept if len(kept) > 1 else ()

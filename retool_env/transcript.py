@@ -328,23 +328,14 @@ def check_transcript(transcript: Transcript) -> None:
                 raise ValueError(f"{at}: a log-prob is finite and not above 0")
             if _length(span.trained_logprobs) not in (None, _length(span.token_ids)):
                 raise ValueError(f"{at}: a trainer has one log-prob of each sampled token")
-            _check_runs(span, at)
-        elif span.weight_runs:
-            raise ValueError(f"{at}: what the model did not sample has no weights")
-        elif (span.logprobs, span.trained_logprobs) != (None, None):
-            raise ValueError(f"{at}: what the model did not sample has no log-prob")
+            if span.weight_runs and sum(n for _, n in span.weight_runs) != _length(span.token_ids):
+                raise ValueError(f"{at}: the lengths of its weight versions sum to its tokens")
+            if span.weight_runs and span.weight_runs[0][0] != span.weight_version:
+                raise ValueError(f"{at}: its weight version is that of its first token")
+        elif (span.logprobs, span.trained_logprobs, span.weight_runs) != (None, None, ()):
+            raise ValueError(f"{at}: what the model did not sample has no log-prob, and no weights")
     if not transcript.scored and transcript.reward is not None:
         raise ValueError("an infrastructure failure is not scored, nor what never began")
-
-
-def _check_runs(span: Span, at: str) -> None:
-    if not span.weight_runs:
-        return
-    versions, lengths = zip(*span.weight_runs, strict=True)
-    if min(lengths) < 1 or sum(lengths) != _length(span.token_ids):
-        raise ValueError(f"{at}: the lengths of its weight versions sum to its tokens")
-    if versions[0] != span.weight_version:
-        raise ValueError(f"{at}: its weight version is that of its first token")
 
 
 def write_transcripts(path: str | Path, transcripts: Iterable[Transcript]) -> None:

@@ -248,17 +248,13 @@ BROKEN = {
         with_span(1, weight_version=4, weight_runs=((4, 1), (6, 1))),
         r"span 1.*sum to its tokens",
     ),
-    "a run of no token": (
-        with_span(1, weight_version=4, weight_runs=((4, 3), (6, 0))),
-        r"span 1.*sum to its tokens",
-    ),
     "runs that begin with another version": (
         with_span(1, weight_version=5, weight_runs=((4, 1), (6, 2))),
         r"span 1.*first token",
     ),
     "weights of the environment": (
         with_span(2, weight_runs=((4, 1), (6, 1))),
-        r"span 2 \(env\).*has no weights",
+        r"span 2 \(env\).*and no weights",
     ),
     "a scored infrastructure failure": (
         dataclasses.replace(WITH_IDS, stop_reason=StopReason.INFRASTRUCTURE),

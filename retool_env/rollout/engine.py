@@ -61,7 +61,7 @@ class RolloutEngine:
         progress: Where counts are kept; by default its own, `engine.progress`.
 
     Raises:
-        ValueError: If a number is out of range, a limit on tokens does not suit the policy, an interpreter has no
+        SettingsError: If a number is out of range, a limit on tokens does not suit the policy, an interpreter has no
             sandbox, or there are no rules and the policy's checkpoint has none, or wrong ones.
         SandboxUnavailable: If the rules ask for sessions, and the sandbox has none.
     """
@@ -130,7 +130,7 @@ class RolloutEngine:
                 runs is cut where it is; an answer that has been given is graded first.
 
         Raises:
-            ValueError: If a number is out of range, or a prompt fills the model's context.
+            SettingsError: If a number is out of range, or a prompt fills the model's context.
         """
         if n < 1 or oversample < 1 or (deadline is not None and not deadline > 0):
             raise SettingsError(

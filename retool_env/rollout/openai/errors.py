@@ -10,14 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from retool_env.errors import (
-    APIForbidden,
-    APIUnreachable,
-    PolicyUnavailable,
-    RequestRefused,
-    RetoolError,
-    SettingsError,
-)
+from retool_env.errors import APIForbidden, APIUnreachable, PolicyUnavailable, SettingsError
+from retool_env.errors import RequestRefused as RequestRefused
 from retool_env.servers.address import redact
 
 if TYPE_CHECKING:
@@ -66,7 +60,7 @@ def explained(
     request: Mapping[str, Any],
     answered: bool,
     key: str | None = None,
-) -> RetoolError:
+) -> Exception:
     """What to raise for an error.
 
     Args:

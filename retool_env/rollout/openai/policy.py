@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from retool_env.errors import MissingPackage, SettingsError
+from retool_env.errors import MissingPackage, PolicyUnavailable, SettingsError
 from retool_env.protocol.hermes import Hermes
 from retool_env.protocol.program import Form
 from retool_env.protocol.tags import CODE_CLOSE
@@ -32,13 +32,7 @@ from retool_env.rollout.openai.errors import (
     explained,
     refused_field,
 )
-from retool_env.rollout.policy import (
-    PolicyUnavailable,
-    TextGeneration,
-    TextPolicy,
-    Usage,
-    check_sampling,
-)
+from retool_env.rollout.policy import TextGeneration, TextPolicy, Usage, check_sampling
 from retool_env.servers.address import check_key, check_url, redact
 from retool_env.servers.background import closed_at_the_end
 from retool_env.servers.bounded import bounded_client
@@ -86,8 +80,8 @@ class OpenAIPolicy(TextPolicy):
             waits growing to 8 s, or as long as the API asks for.
 
     Raises:
-        ImportError: If the package openai is missing.
-        ValueError: If a setting is out of range, the address is none, or the key can't be sent.
+        MissingPackage: If the package openai is missing.
+        SettingsError: If a setting is out of range, the address is no URL, or the key can't be sent.
     """
 
     def __init__(
@@ -143,9 +137,10 @@ class OpenAIPolicy(TextPolicy):
 
         Raises:
             PolicyUnavailable: If the API fails still after all retries, or broke the turn off.
-            ConnectionError: If it could not be reached even once.
-            PermissionError: If it refuses the key.
-            ValueError: If it refuses the model, the sampling or the prompt, or native calls are to be recorded in
+            APIUnreachable: If it could not be reached even once.
+            APIForbidden: If it refuses the key.
+            RequestRefused: If it refuses this prompt.
+            SettingsError: If it refuses the model, the sampling or the prompt, or native calls are to be recorded in
                 another protocol than the tags'.
         """
         import openai

@@ -42,7 +42,7 @@ class TransformersPolicy(Policy):
         cache_tokens: Tokens whose keys and values are kept, at most. Requests wait while those under way fill it.
 
     Raises:
-        ValueError: If temperature, top-p or a size is out of range, the tokenizer knows no end of sequence, or the model
+        SettingsError: If temperature, top-p or a size is out of range, the tokenizer knows no end of sequence, or the model
             keeps another state than keys and values.
     """
 
@@ -260,7 +260,7 @@ def load_policy(
 
     Raises:
         OSError: If there is no such model.
-        ValueError: If a pipe or a device lies there, or in the folder.
+        SettingsError: If a pipe or a device lies there, or in the folder.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -46,8 +46,8 @@ class VLLMPolicy(Policy):
             `gpu_memory_utilization`, `dtype`, ...
 
     Raises:
-        ImportError: If vLLM is missing.
-        ValueError: If temperature or top-p are out of range, sleep mode is asked for without CUDA, vLLM refuses an
+        MissingPackage: If vLLM is missing.
+        SettingsError: If temperature or top-p are out of range, sleep mode is asked for without CUDA, vLLM refuses an
             argument, or a pipe or a device lies where the model should.
         RuntimeError: If the engine does not start; its own words are in the log.
     """

@@ -63,8 +63,8 @@ class VLLMServerPolicy(Policy):
         weights_folder: Where tensors are written for the servers: a folder at the same path on all machines.
 
     Raises:
-        ImportError: If the package httpx is missing.
-        ValueError: If a setting is out of range, a URL is none or there twice, or the servers serve different models.
+        MissingPackage: If the package httpx is missing.
+        ValueError: If a setting is out of range (a `SettingsError`), a URL is none or there twice, or the servers serve different models.
         PermissionError: If a server refuses the token.
         PolicyUnavailable: If no server can be reached.
     """
