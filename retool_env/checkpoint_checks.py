@@ -7,11 +7,12 @@ import inspect
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, get_args
+from typing import Any
 
+from retool_env.errors import SettingsError
 from retool_env.execution import Limits
 from retool_env.problems import SOURCES
-from retool_env.protocol import ProtocolName
+from retool_env.protocol import PROTOCOLS
 from retool_env.rules import Rules
 from retool_env.task import registered_settings
 
@@ -62,24 +63,24 @@ def checked_rules(protocol: str, template: str | None, rules: Mapping[str, Any])
     Raises:
         ValueError: If one is wrong, or higher than a file may set it.
     """
-    protocols = get_args(ProtocolName)
+    protocols = tuple(PROTOCOLS)
     if protocol not in protocols:
-        raise ValueError(
+        raise SettingsError(
             f"protocol: it must be one of {', '.join(protocols)}, not {shortened(protocol)}"
         )
     for name, kind, what in (("reward", str, "the name of one"), ("limits", dict, "an object")):
         if name in rules and not isinstance(rules[name], kind):
-            raise ValueError(f"rules.{name}: it must be {what}, not {shortened(rules[name])}")
+            raise SettingsError(f"rules.{name}: it must be {what}, not {shortened(rules[name])}")
     try:
         made = rules_of(protocol, template, rules)
     except ValueError as error:
-        raise ValueError(f"rules: {error!s:.400}") from None
+        raise SettingsError(f"rules: {error!s:.400}") from None
     found = {name: getattr(made, name) for name in RULES}
     found["limits"] = dataclasses.asdict(made.limits)
     flat = flattened(found)
     for name, most in ({f"limits.{k}": v for k, v in LIMITS.items()} | _MOST).items():
         if flat[name] is not None and flat[name] > most:
-            raise ValueError(
+            raise SettingsError(
                 f"rules.{name}: {shortened(flat[name])} is above {most}, the most that a checkpoint may ask for"
             )
     return found
@@ -90,11 +91,11 @@ def options_of(id: str | None) -> dict[str, Any]:
     if id is None:
         return {}
     if not isinstance(id, str) or len(id) > 100:
-        raise ValueError(f"id: it must be a registered environment's, not {shortened(id)}")
+        raise SettingsError(f"id: it must be a registered environment's, not {shortened(id)}")
     try:
         registered = registered_settings(id)
     except ValueError as error:
-        raise ValueError(f"id: {error}") from None
+        raise SettingsError(f"id: {error}") from None
     if not isinstance(registered["problems"], str):
         return {}
     parameters = inspect.signature(SOURCES[registered["problems"]]).parameters
@@ -123,7 +124,7 @@ def check_names(part: str, values: Mapping[str, Any], known: Iterable[str]) -> N
     for name in values:
         if name not in known:
             names = ", ".join(known) or "none here"
-            raise ValueError(f"{part}: unknown key {shortened(name)}; there are {names}")
+            raise SettingsError(f"{part}: unknown key {shortened(name)}; there are {names}")
 
 
 def check_template(template: object) -> None:
@@ -131,18 +132,20 @@ def check_template(template: object) -> None:
     if template is None:
         return
     if not isinstance(template, str):
-        raise ValueError(f"prompt_template: it must be a text or null, not {shortened(template)}")
+        raise SettingsError(
+            f"prompt_template: it must be a text or null, not {shortened(template)}"
+        )
     if len(template) > MOST_TEMPLATE:
-        raise ValueError(f"prompt_template: it is longer than {MOST_TEMPLATE:,} characters")
+        raise SettingsError(f"prompt_template: it is longer than {MOST_TEMPLATE:,} characters")
     if found := _UNPRINTABLE.search(template):
-        raise ValueError(f"prompt_template: it holds the character {found[0]!r}")
+        raise SettingsError(f"prompt_template: it holds the character {found[0]!r}")
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError:
         parts = []
     fields = {part[1:] for part in parts if part[1] is not None}
     if fields != {("query", "", None)}:
-        raise ValueError(
+        raise SettingsError(
             "prompt_template: it must be a text with {query} and no other field, its literal braces written twice, not "
             f"{shortened(template)}"
         )
@@ -151,7 +154,7 @@ def check_template(template: object) -> None:
 def check_whole(name: str, value: object, least: int, most: int) -> None:
     """Check a whole number."""
     if type(value) is not int or not least <= value <= most:
-        raise ValueError(
+        raise SettingsError(
             f"{name}: it must be a whole number from {least} to {most}, not {shortened(value)}"
         )
 
@@ -159,7 +162,7 @@ def check_whole(name: str, value: object, least: int, most: int) -> None:
 def check_number(name: str, value: Any, least: float, most: float) -> None:
     """Check a number."""
     if type(value) not in (int, float) or not least <= value <= most:
-        raise ValueError(
+        raise SettingsError(
             f"{name}: it must be a number from {least} to {most}, not {shortened(value)}"
         )
 
@@ -186,7 +189,7 @@ def _check_year(name: str, value: object) -> None:
 def _check_column(name: str, value: object) -> None:
     short = isinstance(value, str) and len(value) <= 100 and value.isprintable()
     if value is not None and not short:
-        raise ValueError(f"{name}: it must be the name of a column, not {shortened(value)}")
+        raise SettingsError(f"{name}: it must be the name of a column, not {shortened(value)}")
 
 
 OPTIONS: Mapping[str, Callable[[str, object], None]] = {

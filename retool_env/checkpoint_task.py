@@ -35,6 +35,7 @@ from typing import Any, Self
 
 from retool_env import checkpoint_checks as checks
 from retool_env.checkpoint_checks import MOST_TEMPLATE as MOST_TEMPLATE
+from retool_env.errors import SettingsError
 from retool_env.files import file_fault, read_text
 from retool_env.provenance import REVISION
 from retool_env.rules import Rules
@@ -116,15 +117,15 @@ class CheckpointTask:
             checks.OPTIONS[name](f"problems.{name}", value)
         object.__setattr__(self, "problems", {**options, **self.problems})
         if set(self.sampling) != {"temperature", "top_p"}:
-            raise ValueError("sampling: it must hold temperature and top_p")
+            raise SettingsError("sampling: it must hold temperature and top_p")
         checks.check_number("sampling.temperature", self.sampling["temperature"], 0, 10)
         checks.check_number("sampling.top_p", self.sampling["top_p"], 0, 1)
         if not self.sampling["top_p"]:
-            raise ValueError("sampling.top_p: it must be above 0")
+            raise SettingsError("sampling.top_p: it must be above 0")
         checks.check_whole("revision", self.revision, 1, 1_000_000)
         names = checks.setting_names()
         if not len(self.left_out) <= len(names) or not names.issuperset(self.left_out):
-            raise ValueError("left_out: it must be a list of names of settings")
+            raise SettingsError("left_out: it must be a list of names of settings")
 
     @classmethod
     def of(cls, env: Mapping[str, Any]) -> Self:
@@ -238,29 +239,29 @@ class CheckpointTask:
             ValueError: If a key is unknown or missing, or a value is wrong. The message begins with the key.
         """
         if not isinstance(record, dict):
-            raise ValueError(f"it must hold a JSON object, not {checks.shortened(record)}")
+            raise SettingsError(f"it must hold a JSON object, not {checks.shortened(record)}")
         if "format" in record and (type(record["format"]) is not int or record["format"] != FORMAT):
-            raise ValueError(
+            raise SettingsError(
                 f"format: {checks.shortened(record['format'])} is not {FORMAT}, the one that this version of retool-env reads"
             )
         for name in record:
             if name not in _TOP:
-                raise ValueError(
+                raise SettingsError(
                     f"{checks.shortened(name)}: unknown key; there are {', '.join(_TOP)}"
                 )
         for name in _TOP:
             if name not in record and name not in ("problems", "left_out"):  # they may be empty
-                raise ValueError(f"{name}: it is missing")
+                raise SettingsError(f"{name}: it is missing")
         values = {"problems": {}, "left_out": [], **record}
         del values["format"]
         for name in ("rules", "problems", "sampling"):
             if not isinstance(values[name], dict):
-                raise ValueError(
+                raise SettingsError(
                     f"{name}: it must be an object, not {checks.shortened(values[name])}"
                 )
         left_out = values["left_out"]
         if not isinstance(left_out, list) or not all(isinstance(each, str) for each in left_out):
-            raise ValueError("left_out: it must be a list of names of settings")
+            raise SettingsError("left_out: it must be a list of names of settings")
         return cls(**{**values, "left_out": tuple(left_out)})
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -317,12 +318,12 @@ def read_task(model: str | os.PathLike[str], cure: str = "") -> CheckpointTask |
         return None
     try:
         if fault := file_fault(path):
-            raise ValueError(fault)
+            raise SettingsError(fault)
         if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"it is larger than {MOST_BYTES >> 10} KiB")
+            raise SettingsError(f"it is larger than {MOST_BYTES >> 10} KiB")
         return CheckpointTask.from_json(_parsed(read_text(path)))
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: {error}. Mend or remove the file{cure}") from None
+        raise SettingsError(f"{path}: {error}. Mend or remove the file{cure}") from None
 
 
 def checkpoint_rules(policy: object) -> Rules:
@@ -333,7 +334,7 @@ def checkpoint_rules(policy: object) -> Rules:
     """
     checkpoint = getattr(policy, "checkpoint", None)
     if checkpoint is None or (task := read_task(checkpoint)) is None:
-        raise ValueError(
+        raise SettingsError(
             f"the policy's model carries no {FILE}, so that the episodes' rules must be given: Rules(max_tokens=...)"
         )
     for line in (task.summary(task.id, checkpoint), task.revision_warning(checkpoint)):
@@ -407,7 +408,7 @@ def _from_hub(name: str, cure: str) -> Path | None:
             return Path(cached) if isinstance(cached, str) else None
         return None
     if size is None or size > MOST_BYTES:
-        raise ValueError(
+        raise SettingsError(
             f"{FILE} of {name} on the Hub: it is larger than {MOST_BYTES >> 10} KiB. Use another model{cure}"
         )
     return Path(hf_hub_download(name, FILE))
@@ -423,17 +424,17 @@ def _parsed(text: str) -> object:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
         if len(found) < len(items):
-            raise ValueError("a key stands twice in one object")
+            raise SettingsError("a key stands twice in one object")
         return found
 
     def constant(name: str) -> None:
-        raise ValueError(f"{name} is not a number")
+        raise SettingsError(f"{name} is not a number")
 
     try:
         return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
     except json.JSONDecodeError as error:
-        raise ValueError(
+        raise SettingsError(
             f"not JSON ({error.msg}, line {error.lineno}, column {error.colno})"
         ) from None
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise SettingsError("nested too deeply") from None

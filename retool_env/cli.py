@@ -8,10 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import gymnasium as gym
-
 from retool_env import __version__
 from retool_env.commands import evaluation, play, serve
+from retool_env.errors import RetoolError
 from retool_env.servers.address import redact
 
 CLONE = (
@@ -60,21 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        OSError,
-        RuntimeError,
-        ImportError,
-        gym.error.Error,
-    ) as error:
+    except (RetoolError, OSError) as error:  # the latter: no room on the disk, a port in use
         if os.environ.get("RETOOL_TRACEBACK"):
             raise
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        if isinstance(error, ImportError) and "pip install" not in str(error):
-            text = f"{error}; running a model needs pip install 'retool-env[train]'"
-        print(f"retool {arguments.command}: {redact(str(text))}", file=sys.stderr)
+        print(f"retool {arguments.command}: {redact(str(error))}", file=sys.stderr)
         return 1
 
 

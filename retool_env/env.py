@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import gymnasium as gym
 
 from retool_env.episode import Episode, GradeAnswer, Need
+from retool_env.errors import SettingsError
 from retool_env.execution import Execution, Outcome
 from retool_env.grading import is_equivalent
 from retool_env.interpreter import Interpreter, SandboxSetting, shared_sandboxes
@@ -86,10 +87,10 @@ class ReToolEnv(gym.Env[str, str]):
         **settings: Any,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"render_mode must be 'human', 'ansi' or None, not {render_mode!r}")
+            raise SettingsError(f"render_mode must be 'human', 'ansi' or None, not {render_mode!r}")
         self.rules, self.problems = split_settings(problems, settings)
         if self.rules.max_tokens is not None:
-            raise ValueError(
+            raise SettingsError(
                 "observations here are text: set max_characters rather than max_tokens"
             )
         self.render_mode = render_mode

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
+from retool_env.errors import SandboxUnavailable as SandboxUnavailable
+from retool_env.errors import SettingsError
+
 
 class Outcome(enum.StrEnum):
     """How a program ended. Exactly one applies to each run."""
@@ -100,7 +103,7 @@ def check_whole_number(name: str, value: Any, least: int = 1, most: int | None =
     if whole and least <= value and (most is None or value <= most):
         return operator.index(value)
     bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
-    raise ValueError(f"{name} must be a whole number {bounds}, not {_shown(value)}")
+    raise SettingsError(f"{name} must be a whole number {bounds}, not {_shown(value)}")
 
 
 def check_seconds(name: str, value: Any, most: float = 1e9) -> float:
@@ -120,7 +123,7 @@ def check_seconds(name: str, value: Any, most: float = 1e9) -> float:
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if number and 0 < value <= most and float(value) > 0:
         return float(value)
-    raise ValueError(
+    raise SettingsError(
         f"{name} must be a number of seconds, above 0 and at most {most:g}, not {_shown(value)}"
     )
 
@@ -159,7 +162,7 @@ def check_program(
         sizes["stdin and files"] = sum(sizes.values())
     for name, size in sizes.items():
         if size > limits.tmp_mb << 20:
-            raise ValueError(
+            raise SettingsError(
                 f"{name}: {size} bytes are more than the {limits.tmp_mb} MiB of /tmp, where they are "
                 "kept: raise Limits.tmp_mb, or give the program less"
             )
@@ -225,10 +228,6 @@ class Execution:
 
     duration: float = field(default=0.0, compare=False)
     """Seconds the program ran. Left out of comparisons: it differs between equal runs."""
-
-
-class SandboxUnavailable(RuntimeError):
-    """The sandbox cannot work on this machine. The message says what would make it work."""
 
 
 _ADVICE = {

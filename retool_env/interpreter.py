@@ -13,6 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from retool_env.episode import RunProgram
+from retool_env.errors import UnknownSetting
 from retool_env.execution import Execution, Sandbox, Session
 from retool_env.rules import Rules
 from retool_env.sandbox import make_sandbox
@@ -195,14 +196,14 @@ def _made(setting: SandboxSetting) -> Sandbox:
         return make_sandbox(setting)
     if not isinstance(setting, Mapping):
         if setting is not None and not callable(getattr(setting, "run", None)):
-            raise TypeError(
+            raise UnknownSetting(
                 f"sandbox={setting!r:.60}: it must be a Sandbox, the name of one, or a mapping of make_sandbox's arguments"
             )
         return setting
     try:
         return make_sandbox(**setting)
     except TypeError as error:
-        raise TypeError(
+        raise UnknownSetting(
             f"sandbox={without_secrets(setting)!r}: {error}; such a mapping holds a `name` (nsjail without one) and arguments of the "
             "sandbox of that name"
         ) from error

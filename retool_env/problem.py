@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
-
-class ProblemsUnavailable(FileNotFoundError):
-    """The problems are neither on disk nor on a Hub that can be reached: see the message."""
+from retool_env.errors import DataError
+from retool_env.errors import ProblemsUnavailable as ProblemsUnavailable
 
 
 class Metadata(Mapping[str, str | int]):
@@ -70,7 +69,7 @@ class Problem:
             if not isinstance(value, str):
                 raise TypeError(f"a problem's {name} is text, not {value!r}")
             if not value.strip():
-                raise ValueError(f"a problem's {name} is empty (id {self.id!r})")
+                raise DataError(f"a problem's {name} is empty (id {self.id!r})")
         object.__setattr__(self, "metadata", Metadata(self.metadata))
 
 
@@ -115,12 +114,12 @@ class ProblemList:
         self._omitted = {str(reason): count for reason, count in omitted.items()}
         self._by_id = {problem.id: problem for problem in self._problems}
         if not self._problems:
-            raise ValueError("a source needs at least one problem")
+            raise DataError("a source needs at least one problem")
         if len(self._by_id) < len(self._problems):
             seen: set[str] = set()
             for problem in self._problems:
                 if problem.id in seen:
-                    raise ValueError(f"two problems have the id {problem.id!r}")
+                    raise DataError(f"two problems have the id {problem.id!r}")
                 seen.add(problem.id)
 
     @property

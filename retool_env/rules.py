@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from retool_env.errors import SettingsError
 from retool_env.execution import Limits, check_seconds, check_whole_number
 from retool_env.problem import Problem
 from retool_env.protocol import PROTOCOLS, ProtocolName
@@ -77,29 +78,29 @@ class Rules:
         if isinstance(self.limits, Mapping):
             known = [field.name for field in dataclasses.fields(Limits)]
             if unknown := sorted(map(str, set(self.limits) - set(known))):
-                raise ValueError(f"unknown limit {unknown}; there are {', '.join(known)}")
+                raise SettingsError(f"unknown limit {unknown}; there are {', '.join(known)}")
             object.__setattr__(self, "limits", Limits(**self.limits))
         if not isinstance(self.limits, Limits):
-            raise ValueError(
+            raise SettingsError(
                 "limits must be a Limits, or a mapping of its fields as {'wall_seconds': 2}, "
                 f"not {self.limits!r:.60}"
             )
         for name in ("interpreter", "session", "display"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
+                raise SettingsError(f"{name} must be true or false, not {getattr(self, name)!r}")
         for name, check in _NUMBERS.items():
             value = getattr(self, name)
             if value is not None or name == "output_characters":  # of the others: no limit
                 object.__setattr__(self, name, check(name, value))
         choices = {
-            "protocol": get_args(ProtocolName),
+            "protocol": tuple(PROTOCOLS),
             "output_cut": get_args(Cut),
             "errors": get_args(Errors),
             "void_turn": ("end", "continue"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(
+                raise SettingsError(
                     f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
                 )
         get_reward(self.reward)

@@ -132,7 +132,7 @@ class Asked:
     """The ids that the model wrote."""
 
 
-class ChainPolicy:
+class ChainPolicy(Policy):
     """A model that writes turns of the chains' lengths: its own tokens, then a call or an answer.
 
     A turn's seed is the chain's, so that all loops ask for the same sampling.
@@ -147,13 +147,9 @@ class ChainPolicy:
         self.chains = chains
         self.tokenizer: Any = policy.tokenizer
         self.context_length = policy.context_length
+        self.weight_version = policy.weight_version
         self.asked: list[Asked] = []
         """All turns so far, as they came to their end."""
-
-    @property
-    def weight_version(self) -> int:
-        """The model's."""
-        return self.policy.weight_version
 
     async def act(
         self, token_ids: Sequence[int], stop: Sequence[str], budget: int, seed: int
@@ -191,6 +187,7 @@ class ChainPolicy:
     async def update_weights(self, version: int, weights: Weights | None = None) -> None:
         """Passed on to the model."""
         await self.policy.update_weights(version, weights)
+        self.weight_version = version
 
 
 class ChainTool:

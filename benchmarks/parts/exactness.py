@@ -25,20 +25,16 @@ Written = tuple[tuple[int, ...], tuple[float, ...]]
 """Token ids and log-probs."""
 
 
-class Recorder:
+class Recorder(Policy):
     """A policy that notes what it was given and what it gave."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.tokenizer = policy.tokenizer
         self.context_length = policy.context_length
+        self.weight_version = policy.weight_version
         self.turns: dict[Context, Counter[Written]] = {}
         """What was given, and what came back: several times, where rollouts share a prompt."""
-
-    @property
-    def weight_version(self) -> int:
-        """The policy's."""
-        return self.policy.weight_version
 
     async def act(
         self, token_ids: Sequence[int], stop: Sequence[str], budget: int, seed: int
@@ -53,6 +49,7 @@ class Recorder:
     async def update_weights(self, version: int, weights: Weights | None = None) -> None:
         """Passed on."""
         await self.policy.update_weights(version, weights)
+        self.weight_version = version
 
     def differing(self, transcripts: Sequence[Transcript]) -> int:
         """Number of transcripts that are not, id by id and log-prob by log-prob, what went in and out.

@@ -192,7 +192,7 @@ def overlap(
         for key in keys[first:] + keys[:first]:
             # Drops what the last run left in the cache.
             asyncio.run(policy.update_weights(policy.weight_version + 1))
-            read = getattr(policy, "prefilled_tokens", None)
+            read = policy.prefilled_tokens
             ran = ways[key]()
             if read is not None:
                 ran = Ran(**{**vars(ran), "read": policy.prefilled_tokens - read})
@@ -252,7 +252,7 @@ def _work(ran: Ran, chains: Sequence[Chain], policy: Any) -> dict[str, Any]:
         "sampled_tokens": sum(turn.tokens for chain in chains for turn in chain),
         "longest_context": max(ends.values()),
         "all_contexts": sum(ends.values()),
-        "cache_tokens": getattr(policy, "cache_tokens", None),
+        "cache_tokens": policy.cache_tokens,
     }
 
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retool_env.errors import MissingFile
+
 if TYPE_CHECKING:
     from retool_env.checkpoint_task import CheckpointTask
 
@@ -33,7 +35,7 @@ def checkpoint_task(arguments: argparse.Namespace) -> tuple[CheckpointTask | Non
 
     model = arguments.model
     if model.startswith((".", "/", "~")) and not Path(model).is_dir():
-        raise FileNotFoundError(f"there is no checkpoint folder {model!r}")
+        raise MissingFile(f"there is no checkpoint folder {model!r}")
     if arguments.ignore_retool_json:
         return None, [f"{IGNORE}: what {model} says of its task is passed over"]
     task = read_task(model, f", or pass over it with {IGNORE}")

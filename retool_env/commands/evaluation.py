@@ -22,6 +22,7 @@ from retool_env.commands.checkpoints import (
     with_test_split,
 )
 from retool_env.commands.keys import refuse_key
+from retool_env.errors import SettingsError
 from retool_env.key_values import parse_settings, parse_value
 from retool_env.servers.address import check_no_secrets, variable_name
 
@@ -107,7 +108,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
     for name, number in (("--k", arguments.k), ("--problems", arguments.problems)):
         if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, not {number}")
+            raise SettingsError(f"{name} must be at least 1, not {number}")
     check_no_secrets(
         {"--sandbox": arguments.sandbox, "settings": parse_settings(arguments.settings)}
     )
@@ -118,7 +119,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         most = min(most, MADE_UP)
     count = min(len(source), arguments.problems or most)
     problems = [source[i] for i in range(count)]
-    make_policy = policy_maker(arguments, rules)  # slow: after what can be wrong
+    make = policy_maker(arguments, rules)  # slow: after what can be wrong
     say(said)
     mode = "interpreter" if rules.interpreter else "text-only"
     stem = f"{arguments.env}-{Path(arguments.model).name}-{mode}"
@@ -132,7 +133,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         open_sandbox(arguments.sandbox, rules) or contextlib.nullcontext() as sandbox,
         evaluation_folder(out),
     ):
-        policy = make_policy()
+        policy = make()
         progress = Progress()
         with shown(progress):
             summary, _ = evaluate(
@@ -181,14 +182,14 @@ def evaluation_folder(folder: Path) -> Iterator[None]:
     """
     transcripts = folder / "transcripts.jsonl"
     if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"--out must be a folder, which {folder} is not")
+        raise SettingsError(f"--out must be a folder, which {folder} is not")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if (folder / "results.json").exists():
             raise FileExistsError
         transcripts.touch(exist_ok=False)  # of two evaluations one makes it
     except FileExistsError:
-        raise FileExistsError(
+        raise SettingsError(
             f"{folder} holds an evaluation already, or one is under way there: choose another --out, or remove it"
         ) from None
     try:
@@ -232,7 +233,7 @@ def eval_settings(
     task, lines = checkpoint_task(arguments) if arguments.api is None else (None, [])
     arguments.env = arguments.env or (task and task.id)
     if arguments.env is None:
-        raise ValueError("name an environment with --env: no retool.json of the model names one")
+        raise SettingsError("name an environment with --env: no retool.json of the model names one")
     sampling = {"temperature": TEMPERATURE, "top_p": TOP_P}
     if task is not None:
         usual |= task.settings_for(arguments.env)
@@ -258,7 +259,7 @@ def eval_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.api is None:
         for name in ("api_key_env", "native_tools", "completions"):
             if getattr(arguments, name):
-                raise ValueError(
+                raise SettingsError(
                     f"--{name.replace('_', '-')} is for models behind an API: give --api"
                 )
         return {"max_tokens": MAX_TOKENS}
@@ -271,30 +272,29 @@ def policy_maker(arguments: argparse.Namespace, rules: Rules) -> Callable[[], An
     """What makes the policy; loading a model is left to it.
 
     Raises:
-        ImportError: If the packages that it needs are missing.
-        ValueError: If the API's key or limits are not where they should be.
+        MissingPackage: If the package of an API's client is missing.
+        SettingsError: If the API's key or limits are not where they should be.
     """
+    from retool_env.protocol.hermes import Hermes
+    from retool_env.rollout.named import Model, make_policy
+
     sampling = {"temperature": arguments.temperature, "top_p": arguments.top_p}
     if arguments.api is None:
-        from retool_env.rollout.transformers.policy import load_policy
-
-        more = {"dtype": arguments.dtype, "max_batch": arguments.batch}
-        return lambda: load_policy(arguments.model, **sampling, **more)
-    from retool_env.protocol.hermes import Hermes
-    from retool_env.rollout.openai.policy import OpenAIPolicy
-
+        model = Model(arguments.model, dtype=arguments.dtype)
+        return lambda: make_policy("transformers", model, max_batch=arguments.batch, **sampling)
     if rules.max_tokens is not None:
-        raise ValueError("an API gives no tokens to count: set --max-tokens or max_characters")
+        raise SettingsError("an API gives no tokens to count: set --max-tokens or max_characters")
     variable = arguments.api_key_env
     if variable and not os.environ.get(variable):
-        raise ValueError(
+        raise SettingsError(
             f"--api-key-env {variable_name(variable)}: there is no such environment variable, or it is empty"
         )
     way = "completions" if arguments.completions else "chat"
-    policy = OpenAIPolicy(
-        arguments.model,
-        arguments.api,
-        os.environ[variable] if variable else None,
+    policy = make_policy(
+        "openai",
+        Model(arguments.model),
+        urls=arguments.api,
+        api_key=os.environ[variable] if variable else None,
         way="tools" if arguments.native_tools else way,
         tool=Hermes(True, rules.session, rules.display).tools[0],
         max_tokens=arguments.max_tokens,

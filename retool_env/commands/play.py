@@ -16,6 +16,7 @@ from retool_env.commands.checkpoints import (
     task_lines,
     with_test_split,
 )
+from retool_env.errors import SettingsError
 from retool_env.key_values import parse_settings
 
 
@@ -51,7 +52,10 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     settings = merged(settings, given)
     if task is not None:
         settings = with_test_split(arguments.env, settings)
-    env = gym.make(arguments.env, render_mode="human", **settings)
+    try:
+        env = gym.make(arguments.env, render_mode="human", **settings)
+    except (TypeError, gym.error.Error) as error:  # Gymnasium's own settings
+        raise SettingsError(str(error)) from error
     say(lines)
     env.reset(seed=arguments.seed)
     ended = False

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retool_env.commands.keys import refuse_key
+from retool_env.errors import MissingPackage, SettingsError
 
 _MOST_TOKEN_FILE = 8192
 
@@ -44,11 +45,11 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     try:
         from retool_env.sandbox.server import MAXIMUM, serve
     except ModuleNotFoundError as error:
-        raise RuntimeError(f"{error}; pip install 'retool-env[serve]'") from error
+        raise MissingPackage(f"{error}; pip install 'retool-env[serve]'") from error
     try:
         maximum = dataclasses.replace(MAXIMUM, wall_seconds=arguments.max_seconds)
-    except ValueError as error:
-        raise ValueError(f"--max-seconds: {error}") from None
+    except SettingsError as error:
+        raise SettingsError(f"--max-seconds: {error}") from None
     if arguments.token_file is not None:
         token: str | None = read_token(arguments.token_file)
     else:
@@ -77,12 +78,12 @@ def read_token(path: Path) -> str:
     try:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
-            raise ValueError(f"--token-file: {path} is not a regular file")
+            raise SettingsError(f"--token-file: {path} is not a regular file")
         content = os.read(descriptor, _MOST_TOKEN_FILE + 1)
     finally:
         os.close(descriptor)
     if len(content) > _MOST_TOKEN_FILE:
-        raise ValueError(f"--token-file: {path} is larger than a token can be")
+        raise SettingsError(f"--token-file: {path} is larger than a token can be")
     if mode & 0o077:
         print(
             f"warning: others than its owner may use {path}: chmod 600 {path}",
@@ -91,5 +92,5 @@ def read_token(path: Path) -> str:
     try:
         text = content.decode("ascii")
     except UnicodeDecodeError:
-        raise ValueError(f"--token-file: {path} holds more than ASCII text") from None
+        raise SettingsError(f"--token-file: {path} holds more than ASCII text") from None
     return text.removesuffix("\n").removesuffix("\r")

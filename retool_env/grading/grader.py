@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from retool_env.children import child_environment
+from retool_env.errors import GraderUnavailable as GraderUnavailable
 from retool_env.grading.answer import expressions, plain_verdict
 
 _START = (
@@ -41,10 +42,6 @@ _NO_VALUES = {"none", "null", "nan", "n/a", "?"}
 
 Question = list[list[str]]
 """The expressions of the answer, and those of the gold answer; of one alone, it is asked whether it is a value."""
-
-
-class GraderUnavailable(RuntimeError):
-    """The worker process can't be started: the installation is broken, not the answer."""
 
 
 class _Worker:

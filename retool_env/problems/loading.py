@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retool_env.errors import DataError
 from retool_env.files import file_fault
 from retool_env.problem import Problem, ProblemList, ProblemsUnavailable
 from retool_env.problems.columns import Reason, Row, UnusableRow, is_same_gold
@@ -158,17 +159,17 @@ def collect(
             problem = convert(index, row)
         except UnusableRow as error:
             if error.reason not in leave_out:
-                raise ValueError(f"{place}: {error}") from error
+                raise DataError(f"{place}: {error}") from error
             omitted.add(error.reason, place)
             continue
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{place}: {error}") from error
+            raise DataError(f"{place}: {error}") from error
         question = problem.question
         if question in contested:
             omitted.add(Reason.CONFLICT, place)
         elif question not in kept:
             if problem.id in ids:
-                raise ValueError(
+                raise DataError(
                     f"{place}: the id {problem.id!r} is already that of {ids[problem.id]}"
                 )
             ids[problem.id] = place
@@ -183,13 +184,13 @@ def collect(
                 contested.add(question)
                 del kept[question]
             else:
-                raise ValueError(
+                raise DataError(
                     f"{place}: the answer is {problem.answer!r:.60}, but {first} answers the same "
                     f"question with {known.answer!r:.60}: remove one of them"
                 )
     left_out = omitted.said() and f"; left out are {omitted.said()}"
     if not kept:
-        raise ValueError(f"{name} holds no problem{left_out}")
+        raise DataError(f"{name} holds no problem{left_out}")
     if left_out:
         _log_once(f"{name}: {len(kept):,} problems{left_out}")
     return ProblemList((problem for _, problem in kept.values()), omitted.counts)

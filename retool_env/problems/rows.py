@@ -23,6 +23,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from retool_env.errors import DataError, MissingPackage
 from retool_env.files import bounded_lines, check_regular
 from retool_env.problems.columns import QUESTION_KEYS, Row
 
@@ -94,7 +95,7 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
             with gzip.GzipFile(fileobj=raw) as file:
                 yield from _rows(file, name, suffixes)
         except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{name}: damaged gzip data: {error}") from error
+            raise DataError(f"{name}: damaged gzip data: {error}") from error
 
 
 def table_rows(tables: Iterable["pyarrow.Table"], name: str) -> Iterator[tuple[str, Row]]:
@@ -129,7 +130,7 @@ def _rows(file: Binary, name: str, suffixes: list[str]) -> Iterator[tuple[str, R
         return _parquet_rows(file, name)
     for mark, form in _OTHER_FORMS.items():
         if head.startswith(mark):
-            raise ValueError(f"{name} is {form}; accepted are {FORMS}")
+            raise DataError(f"{name} is {form}; accepted are {FORMS}")
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start[:1] == b"[":
         return _document_rows(b"", file, name)
@@ -137,7 +138,7 @@ def _rows(file: Binary, name: str, suffixes: list[str]) -> Iterator[tuple[str, R
         return _json_line_rows(file, name)
     if {".csv", ".tsv"} & set(suffixes) or _is_header(start):
         return _csv_rows(file, name)
-    raise ValueError(
+    raise DataError(
         f"{name}: the form is unknown; accepted are {FORMS}. The file begins with {start[:40]!r}; "
         "if it is CSV, let its name end in .csv"
     )
@@ -158,9 +159,9 @@ def _json_line_rows(file: Binary, name: str) -> Iterator[tuple[str, Row]]:
             if first and not text[error.pos :].strip():  # the object goes on in the next line
                 yield from _document_rows(b"\n" * (number - 1) + line, file, name)
                 return
-            raise ValueError(f"{place}: not JSON ({error.msg}, column {error.colno})") from error
+            raise DataError(f"{place}: not JSON ({error.msg}, column {error.colno})") from error
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{place}: {_json_fault(error)}") from error
+            raise DataError(f"{place}: {_json_fault(error)}") from error
         first = False
         yield from _objects(value, place)
 
@@ -169,7 +170,7 @@ def _document_rows(before: bytes, file: Binary, name: str) -> Iterator[tuple[str
     """The rows of JSON over several lines: an array, an object that holds one, or objects."""
     content = before + file.read(MOST_DOCUMENT + 1)
     if len(content) > MOST_DOCUMENT:
-        raise ValueError(
+        raise DataError(
             f"{name} is larger than {MOST_DOCUMENT >> 20} MiB, which JSON may only be as JSON lines"
         )
     text = _utf8(content, name)
@@ -178,11 +179,11 @@ def _document_rows(before: bytes, file: Binary, name: str) -> Iterator[tuple[str
         try:
             value, position = _DECODER.raw_decode(text, begin.start())
         except json.JSONDecodeError as error:
-            raise ValueError(
+            raise DataError(
                 f"{name}, line {error.lineno}: not JSON ({error.msg}, column {error.colno})"
             ) from error
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{name}: {_json_fault(error)}") from error
+            raise DataError(f"{name}: {_json_fault(error)}") from error
         for each in value if isinstance(value, list) else [value]:
             yield from _objects(each, f"{name}, row {index}")
             index += 1
@@ -191,7 +192,7 @@ def _document_rows(before: bytes, file: Binary, name: str) -> Iterator[tuple[str
 def _objects(value: Any, place: str) -> Iterator[tuple[str, Row]]:
     """The row that a value is, or the rows that it holds."""
     if not isinstance(value, dict):
-        raise ValueError(f"{place}: expected an object with columns, found {value!r:.60}")
+        raise DataError(f"{place}: expected an object with columns, found {value!r:.60}")
     held = _held(value, place)
     if held is None:
         yield place, value
@@ -202,7 +203,7 @@ def _objects(value: Any, place: str) -> Iterator[tuple[str, Row]]:
         if isinstance(row, dict) and "row_idx" in row and isinstance(row.get("row"), dict):
             row = row["row"]  # as the Hub's viewer answers
         if not isinstance(row, dict):
-            raise ValueError(f"{inner}: expected an object with columns, found {row!r:.60}")
+            raise DataError(f"{inner}: expected an object with columns, found {row!r:.60}")
         yield inner, row
 
 
@@ -212,7 +213,7 @@ def _held(value: Row, place: str) -> tuple[str, list[Any]] | None:
         return None
     keys = [key for key in value if key in _LISTS + _SPLITS and isinstance(value[key], list)]
     if len(keys) > 1:
-        raise ValueError(
+        raise DataError(
             f"{place}: the rows of {' and '.join(keys)} are in one file; keep one of them"
         )
     return (keys[0], value[keys[0]]) if keys else None
@@ -224,7 +225,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise ValueError(f"an object has {key!r} twice")
+                raise DataError(f"an object has {key!r} twice")
             seen.add(key)
     return value
 
@@ -240,7 +241,7 @@ def _decimal(text: str) -> Decimal:
     try:
         return Decimal(text)
     except InvalidOperation:
-        raise ValueError(f"the number {text:.40} is beyond all bounds") from None
+        raise DataError(f"the number {text:.40} is beyond all bounds") from None
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_decimal)
@@ -256,7 +257,7 @@ def _utf8(content: bytes, place: str) -> str:
     except UnicodeDecodeError as error:
         if b"\n" in content[: error.start]:
             place = f"{place}, line {content.count(b'\n', 0, error.start) + 1}"
-        raise ValueError(
+        raise DataError(
             f"{place}: not UTF-8 ({error.reason}); accepted are {FORMS}, with text in UTF-8"
         ) from error
 
@@ -279,16 +280,16 @@ def _csv_rows(file: Binary, name: str) -> Iterator[tuple[str, Row]]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise ValueError(f"{place}: not CSV ({error})") from error
+            raise DataError(f"{place}: not CSV ({error})") from error
         if not any(cell.strip() for cell in cells):
             continue
         if header is None:
             header = [cell.strip() for cell in cells]
             if twice := {column for column in header if header.count(column) > 1}:
-                raise ValueError(f"{place}: several columns have the name {min(twice)!r}")
+                raise DataError(f"{place}: several columns have the name {min(twice)!r}")
             continue
         if len(cells) != len(header):
-            raise ValueError(
+            raise DataError(
                 f"{place}: {len(cells)} cells, but the header names {len(header)} columns; text "
                 'that holds the separator or a line break stands in "quotes"'
             )
@@ -328,7 +329,7 @@ def _parquet_rows(file: Binary | IO[bytes], name: str) -> Iterator[tuple[str, Ro
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackage(
             f"{name} is Parquet, which needs pyarrow: pip install 'retool-env[hub]'"
         ) from error
 
@@ -341,4 +342,4 @@ def _parquet_rows(file: Binary | IO[bytes], name: str) -> Iterator[tuple[str, Ro
         batches = pyarrow.parquet.ParquetFile(file).iter_batches(BATCH_ROWS)
         yield from table_rows((pyarrow.Table.from_batches([each]) for each in batches), name)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{name}: damaged Parquet data: {error}") from error
+        raise DataError(f"{name}: damaged Parquet data: {error}") from error

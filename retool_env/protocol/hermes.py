@@ -48,17 +48,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
 from typing import Any, Literal
 
+from retool_env.errors import SettingsError
 from retool_env.grading import boxed_spans
 from retool_env.protocol.calls import TOOL_NAME, first_call
 from retool_env.protocol.program import Program, read_program
 from retool_env.protocol.prompt import memory_words, script_words, value_words
-from retool_env.protocol.turn import Said, Turn, TurnKind
+from retool_env.protocol.turn import Reader, Said, Turn, TurnKind
 from retool_env.tokens import Tokenizer, decode, encode_prompt, encode_result
 
 RESPONSE_OPEN, RESPONSE_CLOSE = "<tool_response>", "</tool_response>"
@@ -92,9 +93,7 @@ TEXT_VOID_MESSAGE = "[No result in \\boxed{} yet. Go on.]"
 """The same where there is no interpreter."""
 
 
-def parse_message(
-    text: str, interpreter: bool = True, read: Callable[[str], Program] = read_program
-) -> Turn:
+def parse_message(text: str, interpreter: bool = True, read: Reader = read_program) -> Turn:
     r"""Parse a turn that came to its own end. Never raises; see the module's table.
 
     Args:
@@ -172,11 +171,11 @@ class Hermes:
         ids = encode_prompt(tokenizer, message, self.tools)
         return decode(tokenizer, ids), ids
 
-    def parse(self, text: str, ended: bool = True) -> Turn:
+    def parse(self, text: str, ended: bool = True, read: Reader = read_program) -> Turn:
         """See `parse_message`; a turn that a budget cut is void."""
         if not ended:
             return Turn(TurnKind.VOID, "", len(text), len(text))
-        return parse_message(text, self.interpreter)
+        return parse_message(text, self.interpreter, read)
 
     def result(
         self, output: str, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()
@@ -240,7 +239,7 @@ def _find_seam(tokenizer: Any, template: str, eos: int | None, role: Role) -> Se
             tokenizer's `eos_token`.
     """
     if not tokenizer.chat_template:
-        raise ValueError(
+        raise SettingsError(
             'protocol="hermes" needs a tokenizer with a chat template, and this one has none: set '
             'tokenizer.chat_template, take the model\'s Instruct variant, or protocol="tags"'
         )
@@ -257,19 +256,19 @@ def _find_seam(tokenizer: Any, template: str, eos: int | None, role: Role) -> Se
             conversation, tools=tools, add_generation_prompt=True, tokenize=False
         )
     except Exception as error:  # a template is a program: what it raises is its author's choice
-        raise ValueError(
+        raise SettingsError(
             f"the tokenizer's chat template takes no {role} message behind an assistant's ({error}): set "
             'tokenizer.chat_template to one that does (that of Qwen2.5, say), or take protocol="tags"'
         ) from error
     if tools and described not in text:
-        raise ValueError(
+        raise SettingsError(
             "the tokenizer's chat template doesn't show tools to the model: set tokenizer.chat_template to one that does "
             '(that of Qwen2.5, say), or take protocol="tags"'
         )
     behind = text.partition(said)[2]
     before, found, after = behind.partition(answered)
     if not found:
-        raise ValueError(
+        raise SettingsError(
             f"the tokenizer's chat template leaves out a {role} message: set tokenizer.chat_template to one that shows it "
             '(that of Qwen2.5, say), or take protocol="tags"'
         )
@@ -280,7 +279,7 @@ def _find_seam(tokenizer: Any, template: str, eos: int | None, role: Role) -> Se
     rest = len(after) if first is None else first.start()
     ids = _template_ids(tokenizer, before[:cut])
     if eos not in ids:
-        raise ValueError(
+        raise SettingsError(
             f"the tokenizer's chat template ends a turn with {before[:20]!r}, which does not hold its eos_token, "
             f"{tokenizer.eos_token!r}: set tokenizer.eos_token to the token that ends a turn"
         )
@@ -321,7 +320,7 @@ def _check_calls(tokenizer: Any, template: str, eos: int | None) -> None:
     try:
         text = rendered(called)
     except Exception as error:  # a template is a program: what it raises is its author's choice
-        raise ValueError(
+        raise SettingsError(
             f"the tokenizer's chat template takes no call of a tool ({error!r:.200}): {cure}"
         ) from error
     same = sum(
@@ -329,7 +328,7 @@ def _check_calls(tokenizer: Any, template: str, eos: int | None) -> None:
     )
     text = text[same:].partition(tokenizer.eos_token)[0]
     if TOOL_NAME in text and parse_message(text).content != _PROBE:
-        raise ValueError(
+        raise SettingsError(
             f"the tokenizer's chat template writes a call as {text!r:.400}, a form that is not read "
             f"here: {cure}"
         )
