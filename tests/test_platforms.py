@@ -36,6 +36,7 @@ for module, names in missing[PLATFORM].items():
 if PLATFORM == "win32":
     for name in ("resource", "fcntl", "pwd", "grp", "termios"):
         sys.modules[name] = None
+sys.modules["torch"] = None  # it would load what its build for that system has
 sys.platform = PLATFORM
 """
 
