@@ -235,7 +235,9 @@ class OpenAIPolicy(TextPolicy):
             )
         self._answered, self._silent = True, False
         used = getattr(reply, "usage", None)
-        counts = [getattr(used, name, None) for name in ("prompt_tokens", "completion_tokens")]
+        counts: list[Any] = [
+            getattr(used, name, None) for name in ("prompt_tokens", "completion_tokens")
+        ]
         counted = all(type(count) is int and 0 <= count < 2**63 for count in counts)
         prompt, written = counts if counted else (0, 0)
         self.usage = self.usage.plus(prompt, written, counted)

@@ -268,7 +268,7 @@ def load_policy(
     if fault := folder_fault(model):
         raise SettingsError(f"model: {fault}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device)
-    policy = TransformersPolicy(loaded, AutoTokenizer.from_pretrained(model), **sampling)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    policy = TransformersPolicy(loaded.to(device), AutoTokenizer.from_pretrained(model), **sampling)
     policy.checkpoint = str(model)
     return policy
