@@ -222,7 +222,7 @@ class Episode:
             logprobs[:kept],
             seconds=generation.seconds,
             weight_version=generation.weight_version,
-            weight_runs=first_runs(generation.weight_runs, kept),
+            weight_runs=generation.weight_runs and first_runs(generation.weight_runs, kept),
         )
         return self._turn(span, exhausted)
 
