@@ -326,13 +326,12 @@ def read_task(model: str | os.PathLike[str], cure: str = "") -> CheckpointTask |
         raise SettingsError(f"{path}: {error}. Mend or remove the file{cure}") from None
 
 
-def checkpoint_rules(policy: object) -> Rules:
+def checkpoint_rules(checkpoint: str | None) -> Rules:
     """The rules of the checkpoint that a policy was loaded from, which is said on standard error.
 
     Raises:
         ValueError: If it was loaded from none, or the checkpoint has no `retool.json`, or a wrong one.
     """
-    checkpoint = getattr(policy, "checkpoint", None)
     if checkpoint is None or (task := read_task(checkpoint)) is None:
         raise SettingsError(
             f"the policy's model carries no {FILE}, so that the episodes' rules must be given: Rules(max_tokens=...)"

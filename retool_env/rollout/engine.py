@@ -77,7 +77,7 @@ class RolloutEngine:
         progress: Progress | None = None,
     ) -> None:
         policy = as_policy(policy)
-        rules = checkpoint_rules(policy) if rules is None else rules
+        rules = checkpoint_rules(policy.checkpoint) if rules is None else rules
         self._of_text = isinstance(policy, TextPolicy)
         if self._of_text and (rules.max_tokens, tokens_in_flight) != (None, None):
             raise SettingsError(
