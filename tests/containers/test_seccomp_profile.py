@@ -105,7 +105,13 @@ def load(profile: dict) -> None:
 def under(profile: dict) -> str:
     """What a sandbox does that is made under a profile."""
     done = subprocess.run(
-        [sys.executable, "-c", TRY, f"{Path(__file__).parent}:{HELPERS.parent}", json.dumps(profile)],
+        [
+            sys.executable,
+            "-c",
+            TRY,
+            f"{Path(__file__).parent}:{HELPERS.parent}",
+            json.dumps(profile),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -219,7 +225,13 @@ except OSError as error:
     print(errno.errorcode[error.errno])
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, f"{Path(__file__).parent}:{HELPERS.parent}", json.dumps(PROFILE)],
+        [
+            sys.executable,
+            "-c",
+            code,
+            f"{Path(__file__).parent}:{HELPERS.parent}",
+            json.dumps(PROFILE),
+        ],
         capture_output=True,
         text=True,
     )
