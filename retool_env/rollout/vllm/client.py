@@ -163,7 +163,7 @@ def field[T](answer: Any, name: str, *kinds: type[T]) -> T:
     Raises:
         Failure: If it is missing, or of none of these types.
     """
-    value = answer.get(name) if isinstance(answer, dict) else None
+    value: Any = answer.get(name) if isinstance(answer, dict) else None
     if not _is(value, kinds):
         shown = redact(repr(value), most=100)
         raise Failure(f"an answer without {name}, {shown} instead: is it vllm serve, 0.31?")
