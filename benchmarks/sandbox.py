@@ -22,7 +22,8 @@ from pathlib import Path
 from benchmarks.parts.machine import circumstances, descendants, shared_out_mb
 from retool_env.execution import Execution, Limits, Outcome
 from retool_env.sandbox import NsjailSandbox
-from retool_env.sandbox.nsjail import INTERPRETER_OPTIONS, PACKAGES, jail_config
+from retool_env.sandbox.command import INTERPRETER_OPTIONS, PACKAGES
+from retool_env.sandbox.nsjail import jail_config
 from retool_env.sandbox.survey import PACKAGES_FOLDER, survey
 
 RESULTS = Path(__file__).parent / "results" / "sandbox.json"

@@ -15,7 +15,6 @@ from helpers.marks import Mark
 from helpers.tree import children, descendants, descriptors, left_of, settled_descriptors
 
 from retool_env.sandbox import Execution, Limits, NsjailSandbox, Outcome, Sandbox, UnsafeSandbox
-from retool_env.sandbox.pool import PooledSandbox
 
 SHORT = Limits(wall_seconds=0.5)
 LONG = Limits(wall_seconds=60)
@@ -231,7 +230,7 @@ def test_cancelled_at_any_moment(either: Sandbox) -> None:
     asyncio.run(asyncio.wait_for(sweep(), 60))
     time.sleep(0.3)  # a program that got away would have its name by now
     assert mark.find() == []
-    assert either._slots._free == either.concurrency and len(either._slots) == 0
+    assert either.pool.slots.free == either.concurrency and len(either.pool.slots) == 0
     assert settled_descriptors(before + 40) <= before + 40  # processes kept ready
     assert either.run("print(1)") == prints(1)
 
@@ -246,7 +245,7 @@ def test_descriptors_and_processes_come_and_go(either: Sandbox) -> None:
             either.run(code)
     assert settled_descriptors(before + 8) <= before + 8
     # Of a guest there are its two processes, and the few that are kept ready.
-    for guest in either._guests:
+    for guest in either.pool.guests:
         top = guest.process.pid if isinstance(either, UnsafeSandbox) else None
         supervisor = top or children(guest.process.pid)[0].pid
         assert len(children(supervisor)) <= 1 + 8
@@ -273,7 +272,7 @@ def test_a_cancelled_waiter_gives_its_turn_to_the_next() -> None:
 
 def test_closed_sandbox_refuses() -> None:
     sandbox = NsjailSandbox(guests=1)
-    guests = children(sandbox._guests[0].process.pid)
+    guests = children(sandbox.pool.guests[0].process.pid)
     sandbox.close()
     sandbox.close()
     assert left_of(guests) == []
@@ -304,7 +303,9 @@ def test_a_dropped_sandbox_ends_what_it_has(recwarn: pytest.WarningsRecorder) ->
     for number in range(4):
         sandbox = NsjailSandbox(guests=1)
         sandbox.run("print(1)")
-        dropped += [each for guest in sandbox._guests for each in descendants(guest.process.pid)]
+        dropped += [
+            each for guest in sandbox.pool.guests for each in descendants(guest.process.pid)
+        ]
         if number % 2:
             session = sandbox.session()
             session.run(mark.code)
@@ -368,8 +369,10 @@ def test_a_forked_copy_neither_holds_nor_disturbs_the_guests() -> None:
         worker.join(20)
         assert not worker.is_alive() and len(results) >= 10
         assert results == [prints(1)] * len(results)
-        guests = children(sandbox._guests[0].process.pid)
-        sandbox._guests[0].control.close()  # as when the original is gone: nobody asks them to end
+        guests = children(sandbox.pool.guests[0].process.pid)
+        sandbox.pool.guests[
+            0
+        ].control.close()  # as when the original is gone: nobody asks them to end
         assert left_of(guests) == []
     finally:
         sandbox.close()
@@ -380,7 +383,7 @@ def test_a_forked_copy_neither_holds_nor_disturbs_the_guests() -> None:
 
 def test_a_forked_copy_that_ends_leaves_the_guests_alone() -> None:
     with NsjailSandbox(guests=1) as sandbox:
-        before = [guest.process.pid for guest in sandbox._guests]
+        before = [guest.process.pid for guest in sandbox.pool.guests]
         sandbox.run("1")
         copy = multiprocessing.get_context("fork").Process(target=sandbox.close)
         copy.start()
@@ -388,36 +391,4 @@ def test_a_forked_copy_that_ends_leaves_the_guests_alone() -> None:
         assert copy.exitcode == 0
         for number in range(5):
             assert sandbox.run(f"print({number})") == prints(number)
-        assert [guest.process.pid for guest in sandbox._guests] == before
-
-
-# --- kinds of guests
-
-
-def test_a_program_that_names_no_package_has_none_loaded_and_can_have_it(
-    either: PooledSandbox,
-) -> None:
-    loaded = "import sys\nprint('sym' + 'py' in sys.modules, 'num' + 'py' in sys.modules)"
-    assert either.run(loaded).stdout == "False False\n"
-    for _ in range(100):  # until its guest has loaded them
-        if (stdout := either.run(f"# sympy\n{loaded}").stdout) == "True True\n":
-            break
-        time.sleep(0.1)
-    assert stdout == "True True\n"
-    code = "print(__import__('sym' + 'py').Rational(1, 3))"
-    assert either.run(code, Limits(wall_seconds=20)) == Execution(Outcome.OK, "1/3\n")
-
-
-def test_processes_of_each_kind_are_kept_ready(either: PooledSandbox) -> None:
-    def ready() -> list[tuple[str, ...]]:
-        return sorted(job.guest.packages for job in either._spares)
-
-    each = 2 * either.number_of_guests
-    expected = [()] * each + [either.packages] * each
-    for code in ["print(1)", "# numpy"] * 2 * each:
-        either.run(code)
-    assert ready() == expected
-    for _ in range(2 * each):
-        either.run("print(1)", Limits(wall_seconds=3))
-    assert ready() == expected  # those of other limits have made room, in their own kind only
-    assert {job.limits.wall_seconds for job in either._spares if not job.guest.packages} == {3}
+        assert [guest.process.pid for guest in sandbox.pool.guests] == before
