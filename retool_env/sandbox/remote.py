@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Self
 
+from retool_env.errors import SettingsError
 from retool_env.execution import (
     DEFAULT_LIMITS,
     Execution,
@@ -68,7 +69,7 @@ class RemoteSandbox:
             base_url(url, "/run_code", "a sandbox", "http://host:8080") for url in urls
         )
         if not self.urls:
-            raise ValueError("a remote sandbox needs the URL of at least one host")
+            raise SettingsError("a remote sandbox needs the URL of at least one host")
         check_key(token, "token")
         self._token, self._attempts, self._patience = token, attempts, patience
         self._lock = threading.Lock()

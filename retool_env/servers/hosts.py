@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from retool_env.errors import RetoolError
+
 if TYPE_CHECKING:
     import httpx
 
@@ -27,7 +29,7 @@ _SHORTEST_RETRY_AFTER, _LONGEST_RETRY_AFTER = 0.25, 30.0
 _MOST_REFUSALS = 3  # that count: 2 s at least
 
 
-class Busy(Exception):
+class Busy(RetoolError):
     """The host takes no more at the moment."""
 
     def __init__(self, retry_after: float) -> None:
@@ -46,7 +48,7 @@ class Busy(Exception):
         return sent + pause * random.uniform(1, 1.5)
 
 
-class Failure(Exception):
+class Failure(RetoolError):
     """The host failed at a request; another attempt may succeed."""
 
 

@@ -7,6 +7,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+from retool_env.errors import MissingPackage
 from retool_env.rollout.vllm.routing import Server
 from retool_env.servers import hosts
 from retool_env.servers.address import check_key, redact
@@ -36,7 +37,7 @@ class Client:
         try:
             import httpx
         except ImportError as error:
-            raise ImportError(f"{error}: pip install 'retool-env[remote]'") from error
+            raise MissingPackage(f"{error}: pip install 'retool-env[remote]'") from error
         self._failures = httpx.HTTPError
         self._closed = httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError
         self._http = bounded_client(httpx.AsyncClient, _ANSWER_BYTES, **hosts.connection(token))
