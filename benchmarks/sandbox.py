@@ -23,7 +23,8 @@ from benchmarks.parts.machine import descendants, shared_out_mb
 from benchmarks.parts.results import RESULTS, write_results
 from retool_env.execution import Execution, Limits, Outcome
 from retool_env.sandbox import NsjailSandbox
-from retool_env.sandbox.nsjail import INTERPRETER_OPTIONS, PACKAGES, jail_config
+from retool_env.sandbox.command import INTERPRETER_OPTIONS, PACKAGES
+from retool_env.sandbox.nsjail import jail_config
 from retool_env.sandbox.survey import PACKAGES_FOLDER, survey
 
 PRINT = "print(1)"

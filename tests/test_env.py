@@ -957,7 +957,7 @@ def test_too_many_open_files_name_the_cure():
         begun().close()  # all that is imported on the way
         from retool_env.sandbox import nsjail
         for more in range(1, 60, 2):
-            nsjail._look_at.cache_clear()
+            nsjail.look_at.cache_clear()
             few(more)
             try:
                 env = gym.make(ID)

@@ -271,12 +271,12 @@ def test_a_forked_copy_makes_its_own(shared):
     user = User()
     box = shared.borrow(ONLY_NUMPY, Rules(), user)
     box.run("1")
-    before = [guest.process.pid for guest in box._guests]
+    before = [guest.process.pid for guest in box.pool.guests]
     heard, say = os.pipe()
     holding, held = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with shared._lock, box._lock, box._guests[0]._ending:
+        with shared._lock, box.pool.lock, box.pool.guests[0].ending:
             held.set()
             holding.wait(20)
 
@@ -301,7 +301,7 @@ def test_a_forked_copy_makes_its_own(shared):
         assert said.read() == "True 1\n2\n"
     assert os.waitpid(pid, 0)[1] == 0
     assert box.run("print(2)").stdout == "2\n"
-    assert [guest.process.pid for guest in box._guests] == before
+    assert [guest.process.pid for guest in box.pool.guests] == before
     shared.give_back(box, user)
 
 

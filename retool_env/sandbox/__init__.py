@@ -2,7 +2,8 @@
 
 * [`execution`][retool_env.execution]: what a run is given and what it returns (`Limits`,
   `Execution`, `Outcome`), and the `Sandbox` and `Session` protocols.
-* [`pool`][retool_env.sandbox.pool]: warm guests, and the programs that run in them.
+* [`local`][retool_env.sandbox.local]: programs and sessions on this machine, in a
+  [`pool`][retool_env.sandbox.pool] of warm guests.
 * [`nsjail`][retool_env.sandbox.nsjail]: guests in jails. The default.
 * [`unsafe`][retool_env.sandbox.unsafe]: guests without, for machines that have no jails.
 * [`remote`][retool_env.sandbox.remote]: guests on other machines, behind `retool serve`.

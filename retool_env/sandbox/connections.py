@@ -57,11 +57,11 @@ class TokenRequired:
     def __init__(self, app: ASGIApp, token: str | None, open_paths: Iterable[str]) -> None:
         self._app = app
         self._token = token
-        self._open_paths = frozenset(open_paths)
+        self.open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or answers it with 401 and closes its connection."""
-        asks = scope["type"] == "http" and scope["path"] not in self._open_paths
+        asks = scope["type"] == "http" and scope["path"] not in self.open_paths
         if not asks or shows_token(scope["headers"], self._token):
             await self._app(scope, receive, send)
             return
@@ -83,7 +83,8 @@ class Connections:
     def __init__(self, most: int, token: str | None) -> None:
         self.token = token
         self._most = most
-        self._open: dict[Connection, None] = {}  # the oldest first
+        self.open: dict[Connection, None] = {}
+        """Those that have not ended, the oldest first."""
 
     def protocol(self, **given: Any) -> "Connection":
         """Makes the protocol of one connection, for `uvicorn.Config(http=...)`."""
@@ -95,22 +96,22 @@ class Connections:
         Returns:
             Whether there is room; there is none where each is at work for somebody with the token.
         """
-        if len(self._open) >= self._most:
+        if len(self.open) >= self._most:
             victim = self._victim()
             if victim is None:
                 return False
             self.end(victim)
             victim.transport.abort()
-        self._open[connection] = None
+        self.open[connection] = None
         return True
 
     def end(self, connection: "Connection") -> None:
         """Forgets a connection that has ended. May be called again."""
-        self._open.pop(connection, None)
+        self.open.pop(connection, None)
 
     def _victim(self) -> "Connection | None":
-        unknown = [each for each in self._open if not each.known]
-        idle = [each for each in self._open if not each.at_work]
+        unknown = [each for each in self.open if not each.known]
+        idle = [each for each in self.open if not each.at_work]
         peers = Counter(each.peer for each in unknown or idle)
         most = max(peers.values(), default=0)
         return next((each for each in unknown or idle if peers[each.peer] == most), None)

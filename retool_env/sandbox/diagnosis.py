@@ -81,7 +81,7 @@ def diagnose(failure: str, stdlib: str) -> str:
     for pattern, text in _CAUSES:
         if match := re.search(pattern, failure):
             name = match.groupdict().get("name")
-            option = _OPTIONS.get(name, "-a")
+            option = _OPTIONS.get(name or "", "-a")
             return text.format(
                 log=failure, name=name, option=option, stdlib=stdlib, exhausted=_exhausted()
             )

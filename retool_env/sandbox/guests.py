@@ -5,19 +5,16 @@ import socket
 import subprocess
 import threading
 import weakref
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Protocol
 
-from retool_env.sandbox.diagnosis import last_words
+from retool_env.execution import SandboxUnavailable, advised
+from retool_env.sandbox.command import Command
+from retool_env.sandbox.diagnosis import last_words, not_executable
 
 _END_ATTEMPTS = 100
-
-
 _END_SECONDS = 0.05
-
-
 _LOG_BYTES = 4096
-
 
 _all_guests: "weakref.WeakSet[Guest]" = weakref.WeakSet()
 
@@ -48,7 +45,7 @@ class Guest:
         process: subprocess.Popen[bytes],
         control: socket.socket,
         log: int,
-        packages: tuple[str, ...] = (),
+        packages: tuple[str, ...],
     ) -> None:
         self.process = process
         self.packages = packages
@@ -61,7 +58,8 @@ class Guest:
         """Whether it is to be ended, since it does not do what it is told."""
         self._log = log
         self._last_words = ""
-        self._ending = threading.Lock()
+        self.ending = threading.Lock()
+        """Held while the log is read or closed."""
         _all_guests.add(self)
 
     @property
@@ -71,7 +69,7 @@ class Guest:
 
     def log(self) -> str:
         """The last lines of what went wrong, as one; empty if nothing did."""
-        with self._ending:
+        with self.ending:
             return self._last_words if self._log < 0 else self._read_log()
 
     def _read_log(self) -> str:
@@ -90,7 +88,7 @@ class Guest:
             # it has begun could outlive it: the last resort.
             last = attempt > _END_ATTEMPTS // 2
             (self.process.kill if last else self.process.terminate)()
-        with self._ending:
+        with self.ending:
             if self._log >= 0:
                 self._last_words = self._read_log()
                 os.close(self._log)
@@ -98,11 +96,51 @@ class Guest:
 
     def abandon(self) -> None:
         """In a forked copy of this process: closes what is the original's."""
-        self._ending = threading.Lock()  # another thread may have held it
+        self.ending = threading.Lock()  # another thread may have held it
         self.control.close()
         for job in self.jobs:
             job.close()
             job.gone = True
+
+
+def start_guest(command: Command, packages: tuple[str, ...]) -> Guest:
+    """Starts a guest.
+
+    Args:
+        command: The command that starts the guest.
+        packages: The packages that the guest loads.
+
+    Raises:
+        SandboxUnavailable: The command cannot be run.
+        OSError: This process has no descriptors left.
+    """
+    with ExitStack() as opened, ExitStack() as theirs:
+        for descriptor in command.descriptors:
+            theirs.callback(os.close, descriptor)
+        ours, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        opened.enter_context(ours)
+        theirs.enter_context(requests)
+        # In memory: nothing is left behind, however this process ends.
+        log = os.memfd_create("log")
+        opened.callback(os.close, log)
+        for descriptor in (pipe := os.pipe()):
+            theirs.callback(os.close, descriptor)
+        try:
+            process = subprocess.Popen(
+                command.arguments,
+                stdin=requests.fileno(),
+                stdout=pipe[1],  # unread
+                stderr=log,
+                env=command.environment,
+                pass_fds=command.descriptors,
+                start_new_session=True,  # Ctrl-C is for us; we end the guests
+            )
+        except OSError as error:
+            executable = command.arguments[0]
+            why = f"{advised(error)}{not_executable(executable)}"
+            raise SandboxUnavailable(f"cannot start {executable}: {why}") from error
+        opened.pop_all()
+    return Guest(process, ours, log, packages)
 
 
 def end_later(guest: Guest) -> None:

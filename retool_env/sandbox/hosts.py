@@ -20,12 +20,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import random
 import re
-import threading
-from collections.abc import Coroutine, Sequence
+import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,35 +33,26 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from retool_env.execution import Execution, Limits, Outcome, SandboxUnavailable, advised
 from retool_env.sandbox.fusion import OWN, execution_of
+from retool_env.servers import hosts
 from retool_env.servers.address import redact
+from retool_env.servers.background import BackgroundLoop, closed_at_the_end
+from retool_env.servers.hosts import CONNECT_SECONDS, ERROR_CHARACTERS, Busy, Failure
 
 if TYPE_CHECKING:
     import httpx
 
-_CONNECT_SECONDS = 10.0
-_FIRST_ASIDE = 0.5
-_MOST_DOUBLINGS = 6  # 32 s
-_SHORTEST_RETRY_AFTER, _LONGEST_RETRY_AFTER = 0.25, 30.0
-_MOST_REFUSALS = 3  # that count: 2 s at least
 _ESCAPED = 6  # bytes of JSON that a byte of output may take
 # And all else: SandboxFusion sends 1 MiB of each stream, whatever the limit.
 _ANSWER_BYTES = 4 << 20
 _STRUCTURE_BYTES = 1 << 16  # of JSON outside of its texts: two bytes of it are 64 of memory
 _TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _ERROR_BYTES = 1 << 12
-_KEEP_ALIVE_SECONDS = 2.0  # shorter than servers' own, which would close it while we send
-_ERROR_CHARACTERS = 300
+_STOP_SECONDS = 5.0  # a finalizer waits no longer
 
 
 @dataclass(eq=False)
-class Host:
+class Host(hosts.Host):
     """What is known of a host."""
-
-    url: str
-    """Without a slash at the end."""
-
-    in_flight: int = 0
-    """Our programs there."""
 
     window: float = 16.0
     """How many of our programs it may get at once. As in TCP, it grows by one with each success
@@ -77,23 +67,22 @@ class Host:
     said: str = "not asked"
     """To the last program that it did not run."""
 
-    failures: int = 0
-    """Failures in a row; those of programs that were sent together count once."""
+    def refuse(self, sent: float, busy: Busy) -> float:
+        """Notes that the host was busy.
 
-    aside_until: float = 0.0
-    """The loop's time until when it is not asked."""
+        Args:
+            sent: The time at which the program was sent.
+            busy: The answer of the host.
 
-
-@dataclass
-class _Busy(Exception):
-    """The host takes no more at the moment."""
-
-    retry_after: float
-    """Seconds it asked for, which may be any number but NaN."""
-
-
-class _Failure(Exception):
-    """The host did not run the program; another attempt may."""
+        Returns:
+            The time from which on the program may be sent there again.
+        """
+        again = busy.again(sent, self.refusals)
+        if self.in_flight == 1:  # none of ours is there whose end would make room
+            self.refusals += 1
+            self.aside_until = again
+        self.window, self.refused = max(1.0, self.in_flight - 1), True
+        return again
 
 
 class _Refusal(Exception):
@@ -117,21 +106,17 @@ class Hosts:
 
         self.pid = os.getpid()  # a fork inherits the object, but not its thread
         self._token, self._attempts, self._patience = token, attempts, patience
-        self._hosts = [Host(url) for url in urls]
+        self.known = [Host(url) for url in urls]
         self._changed = asyncio.Condition()
-        self._stopped = asyncio.Event()
         self._progress = 0.0
-        self._http = httpx.AsyncClient(
-            # Compressed, a small answer could be a large one.
-            headers={"Accept-Encoding": "identity"}
-            | ({"Authorization": f"Bearer {token}"} if token else {}),
-            limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_SECONDS),
-            # No host decides what we keep and send.
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-        )
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._main, name="remote-sandbox", daemon=True)
-        self._thread.start()
+        # No host decides what we keep and send.
+        cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
+        self._http = httpx.AsyncClient(**hosts.connection(token), cookies=cookies)
+        # Compressed, a small answer could be a large one.
+        self._http.headers["Accept-Encoding"] = "identity"
+        self._loop = BackgroundLoop("remote-sandbox")
+        self._connections = closed_at_the_end(self._http.aclose)
+        self._loop.submit(self._open())
 
     def begin(self, body: bytes, limits: Limits, display: bool) -> Future[Execution]:
         """Starts the program of the request `body`; cancelling the future ends it.
@@ -141,60 +126,47 @@ class Hosts:
             limits: the program's.
             display: whether the program needs a host that knows `display`.
         """
-        running = self._until_closed(self._execute(body, limits, display))
-        return asyncio.run_coroutine_threadsafe(running, self._loop)
+        return self._loop.submit(self._run(body, limits, display))
 
     def stop(self) -> None:
         """Ends what still runs, then the thread."""
-        if self.pid != os.getpid() or self._loop.is_closed():
-            return
-        self._loop.call_soon_threadsafe(self._stopped.set)
-        if threading.current_thread() is not self._thread:  # a finalizer may run in any
-            self._thread.join(timeout=5)
+        if self.pid == os.getpid():
+            self._loop.close(_STOP_SECONDS)
 
-    def _main(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._until_stopped())
+    async def _open(self) -> None:
+        await anext(self._connections)
 
-    async def _until_stopped(self) -> None:
-        await self._stopped.wait()
-        running = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        await self._http.aclose()
-
-    async def _until_closed(self, running: Coroutine[Any, Any, Execution]) -> Execution:
-        """What `running` gives; the caller of a program that `stop` ends is not itself cancelled."""
+    async def _run(self, body: bytes, limits: Limits, display: bool) -> Execution:
+        """Runs a program; when `stop` ends the program, its caller is not itself cancelled."""
         try:
-            return await running
+            return await self._execute(body, limits, display)
         except asyncio.CancelledError:
-            if self._stopped.is_set():
+            if self._loop.closed:
                 return Execution(Outcome.INFRASTRUCTURE, "", "the sandbox was closed meanwhile")
             raise
 
     async def _execute(self, body: bytes, limits: Limits, display: bool) -> Execution:
         said: dict[str, str] = {}
         not_before: dict[Host, float] = {}
-        failed, waiting_since = 0, self._loop.time()
+        failed, waiting_since = 0, time.monotonic()
         patience = limits.wall_seconds + self._patience
         while failed < self._attempts:
             host = await self._take(not_before, waiting_since, patience)
             if host is None:
-                said = {each.url: each.said for each in self._hosts} | said
+                said = {each.url: each.said for each in self.known} | said
                 said[""] = f"none finished a program in {patience:g} s"
                 break
-            sent_at = self._loop.time()
+            sent = time.monotonic()
             try:
                 execution = await self._ask(host, body, limits, display, patience)
-            except _Busy as busy:
-                not_before[host] = self._refuse(host, sent_at, busy.retry_after)
+            except Busy as busy:
+                not_before[host] = host.refuse(sent, busy)
                 said[host.url] = host.said = "busy"
-            except _Failure as failure:
+            except Failure as failure:
                 failed += 1
                 said[host.url] = host.said = str(failure)
-                self._set_aside(host, sent_at)
-                took = self._loop.time() - sent_at
+                host.set_aside(sent)
+                took = time.monotonic() - sent
                 waiting_since = max(waiting_since, self._progress) + took
             except _Refusal as refusal:
                 said = {host.url: str(refusal)}
@@ -202,7 +174,7 @@ class Hosts:
             else:
                 host.failures = host.refusals = 0
                 host.window += 1 / host.window if host.refused else 1
-                self._progress = self._loop.time()
+                self._progress = time.monotonic()
                 return execution
             finally:
                 host.in_flight -= 1
@@ -218,11 +190,11 @@ class Hosts:
     ) -> Host | None:
         """Waits for a host that may be asked; `None` if patience runs out before."""
         while True:
-            now = self._loop.time()
+            now = time.monotonic()
             left = max(waiting_since, self._progress) + patience - now
             if left <= 0:
                 return None
-            opens = {host: max(host.aside_until, not_before.get(host, 0)) for host in self._hosts}
+            opens = {host: max(host.aside_until, not_before.get(host, 0)) for host in self.known}
             ready = [h for h, at in opens.items() if at <= now and h.in_flight < h.window]
             if ready:
                 host = min(ready, key=lambda each: (each.in_flight, random.random()))
@@ -240,7 +212,7 @@ class Hosts:
     ) -> Execution:
         import httpx
 
-        timeout = httpx.Timeout(patience, connect=_CONNECT_SECONDS, pool=None)
+        timeout = httpx.Timeout(patience, connect=CONNECT_SECONDS, pool=None)
         headers = {"Content-Type": "application/json"}
         url = f"{host.url}/run_code"
         most = _ESCAPED * limits.output_bytes + _ANSWER_BYTES
@@ -250,57 +222,38 @@ class Hosts:
             async with asyncio.timeout(patience), sending as response:
                 answer = await _read(response, most)
         except TimeoutError:
-            raise _Failure(f"no whole answer in {patience:g} s") from None
+            raise Failure(f"no whole answer in {patience:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             text = f"{type(error).__name__} {_said(error)}".strip()
-            raise _Failure(text[:_ERROR_CHARACTERS]) from error
+            raise Failure(text[:ERROR_CHARACTERS]) from error
         status, text = response.status_code, answer[:_ERROR_BYTES].decode("utf-8", "replace")
-        text = redact(text, self._token, most=_ERROR_CHARACTERS)
+        text = redact(text, self._token, most=ERROR_CHARACTERS)
         if status in (401, 403):
             raise SandboxUnavailable(
                 f"{host.url} refuses the token (HTTP {status}); give the one it was started with, "
                 "in RETOOL_SANDBOX_TOKEN or as the argument `token`"
             )
-        if status == 429 or (status == 503 and "retry-after" in response.headers):
-            raise _Busy(_seconds(response.headers.get("retry-after", "")))
+        hosts.check_free(response)
         if response.has_redirect_location:
-            place = redact(response.headers["location"], self._token)[:_ERROR_CHARACTERS]
-            raise _Failure(f"HTTP {status} leads to {place}: if that is a host, give its URL")
+            place = redact(response.headers["location"], self._token)[:ERROR_CHARACTERS]
+            raise Failure(f"HTTP {status} leads to {place}: if that is a host, give its URL")
         if status in (400, 413, 422):
             raise _Refusal(f"HTTP {status} {text}")
         if status != 200:
-            raise _Failure(f"HTTP {status} {text}")
+            raise Failure(f"HTTP {status} {text}")
         try:
             content = _parsed(answer)
             execution = execution_of(content, limits)
         except (ValueError, RecursionError) as error:
-            raise _Failure(f"{error}"[:_ERROR_CHARACTERS]) from error
+            raise Failure(f"{error}"[:ERROR_CHARACTERS]) from error
         if execution.outcome is Outcome.INFRASTRUCTURE:
-            raise _Failure(redact(execution.error, self._token, most=_ERROR_CHARACTERS))
+            raise Failure(redact(execution.error, self._token, most=ERROR_CHARACTERS))
         if display and OWN not in content:
             raise SandboxUnavailable(
                 f"{host.url} is not a server of retool's and does not know `display`; run "
                 "`retool serve` there, or go without `display`"
             )
         return execution
-
-    def _refuse(self, host: Host, sent_at: float, retry_after: float) -> float:
-        """Notes that a host is busy; gives the loop's time at which the program may go there again."""
-        shortest = _SHORTEST_RETRY_AFTER * 2 ** min(host.refusals, _MOST_REFUSALS)
-        pause = min(max(retry_after, shortest), _LONGEST_RETRY_AFTER)
-        again = sent_at + pause * random.uniform(1, 1.5)
-        if host.in_flight == 1:  # none of ours is there whose end would make room
-            host.refusals += 1
-            host.aside_until = again
-        host.window, host.refused = max(1.0, host.in_flight - 1), True
-        return again
-
-    def _set_aside(self, host: Host, sent_at: float) -> None:
-        if sent_at < host.aside_until:
-            return  # sent together with one that has failed before
-        aside = _FIRST_ASIDE * 2 ** min(host.failures, _MOST_DOUBLINGS)
-        host.failures += 1
-        host.aside_until = self._loop.time() + aside * random.uniform(0.75, 1.25)
 
 
 def _said(error: BaseException) -> str:
@@ -346,12 +299,3 @@ def _parsed(answer: bytes) -> Any:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON's")
-
-
-def _seconds(retry_after: str) -> float:
-    """The header's seconds; a second where it holds a date or nothing."""
-    try:
-        seconds = float(retry_after)
-    except ValueError:
-        return 1.0
-    return 0.0 if math.isnan(seconds) else seconds

@@ -4,9 +4,7 @@ A `Job` does nothing of itself and never blocks. Whoever drives it, a thread or 
 descriptors and calls `step`, or `lapse` when its patience is over.
 """
 
-import binascii
 import codecs
-import json
 import math
 import os
 import select
@@ -15,12 +13,12 @@ import socket
 import struct
 import time
 from contextlib import suppress
-from pathlib import Path
 
 from retool_env.execution import Execution, Files, Limits, Outcome
 from retool_env.sandbox import processes
 from retool_env.sandbox.guest import wire
 from retool_env.sandbox.guests import Guest
+from retool_env.sandbox.record import pack_files, read_record, unpack_files
 
 _START_SECONDS = (
     30.0  # on an idle machine it takes 0.003, and a second while the guest loads its packages
@@ -32,7 +30,6 @@ _CHUNK = 1 << 16
 _BELL_BYTES = struct.calcsize(wire.BELL)
 _HEARD_BYTES = _BELL_BYTES + 1
 _FETCHED_BYTES = wire.FETCHED_BYTES * 3 // 2 + (1 << 20)  # in base64, with their names
-_ERROR, _TRACE = 4000, 8000  # characters of what a record says that are believed
 _CREDENTIALS = "3i"
 
 
@@ -52,11 +49,11 @@ class Job:
     """One process of a guest, made ahead of its program or for it.
 
     Args:
-        guest: Where it is.
-        limits: Its limits.
-        session: Whether it runs more than one block.
-        spare: Whether it is made ahead.
-        eager: Whether it may use a processor at once, to have less to do when its program comes.
+        guest: The guest that forks the process.
+        limits: The limits of its programs.
+        session: Whether the process runs more than one block.
+        spare: Whether the process is forked ahead of its program.
+        eager: Whether a spare process may warm up immediately.
     """
 
     def __init__(
@@ -103,7 +100,9 @@ class Job:
                 os.close(each if isinstance(each, int) else each.detach())
             raise
         self._theirs = [source.detach(), stdout, record, told.detach()]
-        self._pid, self._pidfd = 0, -1
+        self.pid = 0
+        """The process id outside its namespace; 0 until the process is ready."""
+        self._pidfd = -1
         self._number = 0
         self._unsent = memoryview(b"")
         self._output = bytearray()
@@ -142,7 +141,7 @@ class Job:
     ) -> None:
         """Gives it a program."""
         text, data = code.encode("utf-8", "surrogatepass"), stdin.encode("utf-8", "surrogatepass")
-        about = _pack(files) if files else b""
+        about = pack_files(files) if files else b""
         self._wanted = frozenset(files.wanted if files else ())
         head = struct.pack(wire.PROGRAM, display, len(text), len(data), len(about))
         self._unsent = memoryview(head + text + data + about)
@@ -154,8 +153,8 @@ class Job:
         self._submitted = time.monotonic()
         if self._number > 1:
             self._go_on()
-            self._waited = self._waiting_seconds()
-            self._burdened = processes.Burden(self._pid).seconds
+            self._waited = processes.waiting_seconds(self.pid)
+            self._burdened = processes.Burden(self.pid).seconds
         self.step()
 
     def interests(self) -> dict[int, int]:
@@ -290,7 +289,7 @@ class Job:
         if self._overflowed:
             error = f"output limit: the program wrote more than {limits.output_bytes} bytes"
             return Outcome.OUTPUT_LIMIT, error, ""
-        told = self._told(text)
+        told = read_record(text, limits)
         if self._timed_out and self._code is None and told and not self.session:
             return told  # a guest that hangs, which no program can bring about, did not see it end
         if self._timed_out and self._code in (None, -signal.SIGKILL):  # else it was over before
@@ -317,22 +316,6 @@ class Job:
         if self._code or self.session:  # whatever its status, the end of the process is no block's
             return Outcome.RUNTIME_ERROR, f"exit status {self._code}", ""
         return Outcome.OK, "", ""
-
-    def _told(self, text: bytes) -> tuple[Outcome, str, str] | None:
-        """What a record's text says; `None` where it is nonsense, which a program can make of it."""
-        try:
-            name, error, trace = (_clean(part) for part in json.loads(text))
-            error, trace = " ".join(error.splitlines())[:_ERROR], trace[:_TRACE]
-            if name == Outcome.MEMORY_LIMIT:
-                error = f"MemoryError: the program needed more than {self.limits.memory_mb} MiB"
-            if name == Outcome.BLOCKED:
-                error = f"{error} (the sandbox does not allow it)"
-            # Whatever a program did to its own process, it cannot pass for a failure of the sandbox.
-            if name in Outcome and name != Outcome.INFRASTRUCTURE:
-                return Outcome(name), error, trace
-        except (ValueError, TypeError, AttributeError, RecursionError):
-            pass
-        return None
 
     def _send(self) -> None:
         with suppress(BlockingIOError):
@@ -369,9 +352,9 @@ class Job:
                 self.ready = 1
                 for _, kind, data in extra:
                     if kind == socket.SCM_CREDENTIALS:
-                        self._pid = struct.unpack(_CREDENTIALS, data)[0]
+                        self.pid = struct.unpack(_CREDENTIALS, data)[0]
                         with suppress(OSError):  # it has ended, or there are no more descriptors
-                            self._pidfd = os.pidfd_open(self._pid) if self.session else -1
+                            self._pidfd = os.pidfd_open(self.pid) if self.session else -1
             elif message == wire.WARM:
                 self.ready = 2
             elif message.startswith(wire.FAILED):
@@ -416,16 +399,8 @@ class Job:
                 self._deaf = not chunk or len(self._fetched) > _FETCHED_BYTES
 
     def fetched(self) -> dict[str, bytes]:
-        """The files that came back, once it is finished; what is none of those that are wanted is left out."""
-        try:
-            found = json.loads(self._fetched)
-            return {
-                name: binascii.a2b_base64(data, strict_mode=True)
-                for name, data in found.items()
-                if name in self._wanted and isinstance(data, str)
-            }
-        except (ValueError, TypeError, AttributeError, RecursionError):
-            return {}
+        """The files that came back, once it is finished."""
+        return unpack_files(self._fetched, self._wanted)
 
     def _has_begun(self) -> bool:
         """Whether the program has begun."""
@@ -435,12 +410,12 @@ class Job:
 
     def _pause(self) -> None:
         """Stops the process of a session, and all that it started, until its next block."""
-        if self._signal(signal.SIGSTOP) and not processes.stop(self._pid):
+        if self._signal(signal.SIGSTOP) and not processes.stop(self.pid):
             self.kill()
 
     def _go_on(self) -> None:
         if self._signal(signal.SIGCONT):
-            processes.go_on(self._pid)
+            processes.go_on(self.pid)
 
     def _signal(self, number: int) -> bool:
         """Sends a signal to the process of a session; `False` if it is gone."""
@@ -454,25 +429,11 @@ class Job:
 
     def _earned(self) -> float:
         """Seconds that its first thread waited for a processor while neither it nor what it started had one."""
-        burden = processes.Burden(self._pid)
+        burden = processes.Burden(self.pid)
         if burden.running:  # then it waits for its own
             return 0.0
-        waited = self._waiting_seconds() - self._waited
+        waited = processes.waiting_seconds(self.pid) - self._waited
         return max(waited - (burden.seconds - self._burdened), 0.0)
-
-    def _waiting_seconds(self) -> float:
-        """Seconds for which the process was ready to run and had no processor; 0.0 where the kernel does not say."""
-        with suppress(OSError, ValueError, IndexError):
-            return int(Path(f"/proc/{self._pid}/schedstat").read_text().split()[1]) / 1e9
-        return 0.0
-
-
-def _pack(files: Files) -> bytes:
-    given = {
-        name: binascii.b2a_base64(data, newline=False).decode()
-        for name, data in files.given.items()
-    }
-    return json.dumps(dict(zip(wire.FILES, (given, list(files.wanted)), strict=True))).encode()
 
 
 def _signal_name(number: int) -> str:
@@ -480,8 +441,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # most of the real-time ones have no name
         return f"signal {number}"
-
-
-def _clean(part: str) -> str:
-    """`part` without lone surrogates, which no text file can hold."""
-    return part.encode("utf-8", "backslashreplace").decode()

@@ -27,26 +27,12 @@ from pathlib import Path
 from retool_env.children import child_environment
 from retool_env.errors import SettingsError
 from retool_env.execution import SandboxUnavailable, advised
-from retool_env.sandbox import guest
+from retool_env.sandbox import command, guest
 from retool_env.sandbox.binaries import find_binary, identity
 from retool_env.sandbox.diagnosis import diagnose, last_words, misplaced, not_executable
 from retool_env.sandbox.guest import syscalls
-from retool_env.sandbox.pool import PooledSandbox
-from retool_env.sandbox.survey import PACKAGES_FOLDER, MissingPackages, survey
-
-PACKAGES = ("numpy", "sympy", "mpmath")
-"""What a program may import besides the standard library, and finds loaded."""
-
-GUEST_ENVIRONMENT = {
-    "HOME": "/tmp",
-    "LANG": "C.UTF-8",
-    "OPENBLAS_NUM_THREADS": "1",
-    "PYTHONHASHSEED": "0",  # sets print in the same order each time: equal code, equal output
-}
-"""All that a program finds in its environment."""
-
-INTERPRETER_OPTIONS = ("-S", "-s", "-P", "-B", "-u", "-X", "utf8")
-"""`-S` starts quickly; `-u` keeps what was printed before a time-out out of a lost buffer."""
+from retool_env.sandbox.local import PooledSandbox
+from retool_env.sandbox.survey import PACKAGES_FOLDER, MissingPackages, Survey, survey
 
 SECCOMP_POLICY = """
 ERRNO(1) {
@@ -75,11 +61,6 @@ family: others, such as VSOCK, are not all confined by a network namespace."""
 
 TIME_ZONES = f"{PACKAGES_FOLDER}/tzdata"
 """Where the package with the time zones appears in every jail, whatever the interpreter and the packages."""
-
-START = (
-    "import sys; sys.path.append({!r}); from guest.supervisor import main; sys.path.pop(); main()"
-)
-"""What the guest's interpreter is told to run, with the folder that `guest` is in."""
 
 JAIL_TEST = """
 import ctypes, os, socket
@@ -140,7 +121,7 @@ class NsjailSandbox(PooledSandbox):
         self,
         concurrency: int | None = None,
         guests: int | None = None,
-        packages: Sequence[str] = PACKAGES,
+        packages: Sequence[str] = command.PACKAGES,
         python: str | os.PathLike[str] | None = None,
         binary: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -161,12 +142,15 @@ class NsjailSandbox(PooledSandbox):
         self.python = None if python is None else os.fspath(python)
         self._named_binary = None if binary is None else os.fspath(binary)
         try:
-            self._found = _look_at(self.python, self.packages)
-            self.packages = tuple(self._found["packages"])
+            found = look_at(self.python, self.packages)
+            self.packages = tuple(found["packages"])
             self.binary = self._named_binary or _find_binary()
         except (OSError, MemoryError) as error:
             raise SandboxUnavailable(diagnose(advised(error), "")) from error
-        self._begin()
+        self._begin(
+            functools.partial(_command, self.binary, found),
+            functools.partial(diagnose, stdlib=found["stdlib"]),
+        )
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
         return type(self), (
@@ -177,29 +161,34 @@ class NsjailSandbox(PooledSandbox):
             self._named_binary,
         )
 
-    def _command(
-        self, packages: tuple[str, ...]
-    ) -> tuple[list[str], dict[str, str], tuple[int, ...]]:
-        proc = os.open("/proc", os.O_RDONLY)
-        try:
-            config = os.memfd_create("nsjail-config")
-        except OSError:  # no more descriptors
-            os.close(proc)
-            raise
-        os.write(config, jail_config(self._found, packages, proc).encode())
-        command = [self.binary, "--config", f"/proc/self/fd/{config}"]
-        return command, child_environment(), (config, proc)
 
-    def _diagnose(self, failure: str) -> str:
-        return diagnose(failure, self._found["stdlib"])
+def _command(binary: str, found: Survey, packages: tuple[str, ...]) -> command.Command:
+    """The command that starts a guest in a jail.
+
+    Args:
+        binary: The path of nsjail.
+        found: The files of the interpreter that runs programs.
+        packages: The packages that the guest loads.
+    """
+    proc = os.open("/proc", os.O_RDONLY)
+    try:
+        config = os.memfd_create("nsjail-config")
+    except OSError:  # no more descriptors
+        os.close(proc)
+        raise
+    os.write(config, jail_config(found, packages, proc).encode())
+    arguments = [binary, "--config", f"/proc/self/fd/{config}"]
+    return command.Command(arguments, child_environment(), (config, proc))
 
 
-def jail_config(found: dict, packages: Sequence[str], proc: int, program: str | None = None) -> str:
+def jail_config(
+    found: Survey, packages: Sequence[str], proc: int, program: str | None = None
+) -> str:
     """The configuration of one guest's jail, in nsjail's text form.
 
     Args:
-        found: What of an interpreter is needed (`survey`).
-        packages: What is loaded in it.
+        found: The files of the interpreter that runs programs.
+        packages: The packages that the guest loads.
         proc: A descriptor of /proc, which the guest inherits; it has none of its own.
         program: What runs in place of a guest, for a test of the jail.
     """
@@ -220,7 +209,7 @@ def jail_config(found: dict, packages: Sequence[str], proc: int, program: str | 
         gidmap=[IdMap(inside_id=str(inside), outside_id=str(outside_gid))],
         # Of the guest; each program's process gives them up before it reads the program.
         cap=list(_CAPABILITIES),
-        envar=[f"{name}={value}" for name, value in GUEST_ENVIRONMENT.items()],
+        envar=[f"{name}={value}" for name, value in command.GUEST_ENVIRONMENT.items()],
         # Limits are the programs' own, set by the guest.
         rlimit_as_type=unlimited,
         rlimit_cpu_type=unlimited,
@@ -250,8 +239,8 @@ def jail_config(found: dict, packages: Sequence[str], proc: int, program: str | 
         MountPt(src=f"{TIME_ZONES}/zoneinfo", dst="/usr/share/zoneinfo", is_symlink=True),
     ]
     uid = "-" if new_user else str(outside_uid)
-    guests = [START.format("/"), str(proc), "jail", uid, PACKAGES_FOLDER, *packages]
-    arguments = [*INTERPRETER_OPTIONS, "-c", *(guests if program is None else [program])]
+    guests = [command.START.format("/"), str(proc), "jail", uid, PACKAGES_FOLDER, *packages]
+    arguments = [*command.INTERPRETER_OPTIONS, "-c", *(guests if program is None else [program])]
     config.exec_bin = Exe(path=found["executable"], arg=arguments)
     return to_textproto(config) + "\n"
 
@@ -293,17 +282,18 @@ def jail_failure(binary: str) -> str:
     """
     key = (binary, identity(binary))
     if key not in _failures:
-        _failures[key] = _test_jail(binary)
+        _failures[key] = try_jail(binary)
     return _failures[key]
 
 
 _failures: dict[tuple[str, tuple[int, ...]], str] = {}
 
 
-def _test_jail(binary: str) -> str:
+def try_jail(binary: str) -> str:
+    """Like `jail_failure`, but tests the jail each time."""
     with ExitStack() as opened:
         try:
-            found = _look_at(None, ())
+            found = look_at(None, ())
         except SandboxUnavailable as error:
             return str(error)
         outside = opened.enter_context(socket.socket(socket.AF_UNIX))
@@ -311,9 +301,8 @@ def _test_jail(binary: str) -> str:
             ""
         )  # the system chooses an abstract address, which only its network namespace has
         outside.listen()
-        program = (
-            f"ABSTRACT = {outside.getsockname()!r}\nENVIRONMENT = {set(GUEST_ENVIRONMENT)!r}\n"
-        )
+        names = set(command.GUEST_ENVIRONMENT)
+        program = f"ABSTRACT = {outside.getsockname()!r}\nENVIRONMENT = {names!r}\n"
         proc = os.open("/proc", os.O_RDONLY)
         opened.callback(os.close, proc)
         config = os.memfd_create("nsjail-config")
@@ -341,8 +330,8 @@ def _test_jail(binary: str) -> str:
 
 
 @functools.cache
-def _look_at(python: str | None, packages: tuple[str, ...]) -> dict:
-    """What of an interpreter is needed (`survey`).
+def look_at(python: str | None, packages: tuple[str, ...]) -> Survey:
+    """What is needed of an interpreter.
 
     Raises:
         SandboxUnavailable: It cannot be run, lies where a jail has a folder of its own, or has no such package.
@@ -374,7 +363,7 @@ def _look_at(python: str | None, packages: tuple[str, ...]) -> dict:
     return _with_time_zones(found)
 
 
-def _with_time_zones(found: dict) -> dict:
+def _with_time_zones(found: Survey) -> Survey:
     """Adds the time zones of this interpreter's package tzdata, unless the programs' interpreter has its own.
 
     Raises:

@@ -60,6 +60,13 @@ class Burden:
                 self.running = True
 
 
+def waiting_seconds(pid: int) -> float:
+    """Seconds for which a process waited for a processor; 0.0 where the kernel does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        return int((_PROC / str(pid) / "schedstat").read_text().split()[1]) / 1e9
+    return 0.0
+
+
 def _fields(stat: Path) -> list[str]:
     return stat.read_text().rpartition(")")[2].split()
 

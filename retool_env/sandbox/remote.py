@@ -7,6 +7,7 @@ no host would run is an `Outcome.INFRASTRUCTURE`, like every other failure of a 
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.util
 import json
 import os
@@ -14,7 +15,6 @@ import threading
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Self
 
 from retool_env.errors import SettingsError
@@ -31,7 +31,7 @@ from retool_env.execution import (
 )
 from retool_env.sandbox.fusion import request_of
 from retool_env.sandbox.hosts import Hosts
-from retool_env.servers.address import check_key, check_url
+from retool_env.servers.address import base_url, check_key
 
 
 class RemoteSandbox:
@@ -65,7 +65,9 @@ class RemoteSandbox:
         check_seconds("patience", patience)
         if importlib.util.find_spec("httpx") is None:
             raise SandboxUnavailable("httpx is missing: pip install 'retool-env[remote]'")
-        self.urls = tuple(_base_url(url) for url in urls)
+        self.urls = tuple(
+            base_url(url, "/run_code", "a sandbox", "http://host:8080") for url in urls
+        )
         if not self.urls:
             raise SettingsError("a remote sandbox needs the URL of at least one host")
         check_key(token, "token")
@@ -75,7 +77,8 @@ class RemoteSandbox:
         self._closed = False
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _remake, (self.urls, self._token, self._attempts, self._patience)
+        make = functools.partial(type(self), attempts=self._attempts, patience=self._patience)
+        return make, (self.urls, self._token)
 
     def run(
         self,
@@ -139,12 +142,7 @@ class RemoteSandbox:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _begin(self, code: str, limits: Limits, stdin: str, display: bool) -> Future[Execution]:
@@ -163,15 +161,3 @@ class RemoteSandbox:
         # Escaped: a lone surrogate cannot be encoded, and is the program's own business.
         body = json.dumps(request_of(code, limits, stdin, display)).encode()
         return hosts.begin(body, limits, display)
-
-
-def _remake(
-    urls: Sequence[str], token: str | None, attempts: int, patience: float
-) -> RemoteSandbox:
-    return RemoteSandbox(urls, token, attempts=attempts, patience=patience)
-
-
-def _base_url(url: str) -> str:
-    base = url.strip().removesuffix("/").removesuffix("/run_code")
-    check_url(base, "a sandbox", "http://host:8080")
-    return base

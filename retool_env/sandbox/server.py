@@ -22,7 +22,6 @@ has its program ended. A program takes one of the `max_in_flight` places once it
 """
 
 import asyncio
-import binascii
 import contextlib
 import inspect
 import ipaddress
@@ -34,17 +33,15 @@ import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, Field, InstanceOf, ValidationError
 from starlette.requests import ClientDisconnect
 
 from retool_env.errors import SettingsError
 from retool_env.execution import (
-    DEFAULT_LIMITS,
     Execution,
     Files,
     Limits,
@@ -55,8 +52,9 @@ from retool_env.execution import (
 )
 from retool_env.sandbox.bodies import Bodies
 from retool_env.sandbox.connections import Connections, TokenRequired, shows_token
-from retool_env.sandbox.fusion import OWN_LIMITS, response_of
+from retool_env.sandbox.fusion import response_of
 from retool_env.sandbox.monitoring import Health, Metrics
+from retool_env.sandbox.requests import RunCodeRequest, parse
 from retool_env.servers.address import check_key
 
 MAXIMUM = Limits(
@@ -88,58 +86,6 @@ _CLOSE = {"Connection": "close"}  # where the rest of a body is not wanted
 _STOPS = "the server stops, and its grace is over"
 _GONE = 499  # nobody reads it
 _logger = logging.getLogger(__name__)
-
-
-class OwnFields(BaseModel):
-    """What our own client asks for besides; see [`fusion`][retool_env.sandbox.fusion]."""
-
-    output_bytes: int = DEFAULT_LIMITS.output_bytes
-    processes: int = DEFAULT_LIMITS.processes
-    tmp_mb: int = DEFAULT_LIMITS.tmp_mb
-    display: bool = False
-
-
-class RunCodeRequest(BaseModel):
-    """The body of `POST /run_code`. `compile_timeout` and unknown fields are ignored."""
-
-    code: InstanceOf[str]  # any text: `str` would refuse lone surrogates
-    language: Literal["python"]
-    stdin: InstanceOf[str] | None = None
-    run_timeout: float = 10.0
-    memory_limit_MB: int = -1
-    files: dict[str, str | None] = {}
-    fetch_files: list[str] = []
-    retool: OwnFields = Field(default_factory=OwnFields)
-
-    def limits(self, maximum: Limits) -> Limits:
-        """The program's limits.
-
-        Raises:
-            ValueError: one is not positive, or above the maximum.
-        """
-        memory = self.memory_limit_MB if self.memory_limit_MB > 0 else DEFAULT_LIMITS.memory_mb
-        own = {name: getattr(self.retool, name) for name in OWN_LIMITS}
-        limits = Limits(wall_seconds=self.run_timeout, memory_mb=memory, **own)
-        for name, highest in vars(maximum).items():
-            if (asked := getattr(limits, name)) > highest:
-                raise ValueError(f"{name} of {asked} is above this server's maximum, {highest}")
-        return limits
-
-    def exchanged(self) -> Files | None:
-        """The files that go with the program and come back; `None` where there are none.
-
-        Raises:
-            ValueError: one is not base64, its name is none, or there are too many.
-        """
-        if not (self.files or self.fetch_files):
-            return None
-        given = {}
-        for name, data in self.files.items():
-            try:
-                given[name] = binascii.a2b_base64(data or "")
-            except ValueError as error:
-                raise ValueError(f"files: the content of {name!r:.100} is not base64") from error
-        return Files(given, self.fetch_files)
 
 
 def create_app(
@@ -207,7 +153,7 @@ def create_app(
         requests.add(task)
         task.add_done_callback(requests.discard)
         try:
-            asked = _parse(await _read(request, bodies))
+            asked = parse(await _read(request, bodies))
             limits, files = asked.limits(maximum), asked.exchanged()
             if files and not keeps_files:
                 raise ValueError("files and fetch_files: this server's sandbox has none")
@@ -293,7 +239,8 @@ def serve(
         app = create_app(box, token, max_in_flight=most, maximum=maximum)
         config = uvicorn.Config(
             app,
-            http=Connections(connections, token).protocol,
+            # It is only called, as a class would be.
+            http=Connections(connections, token).protocol,  # type: ignore[arg-type]
             ws="none",
             backlog=_ACCEPTED,
             loop="asyncio",  # the sandbox watches processes through it
@@ -412,21 +359,10 @@ def _go_on() -> None:
     task.uncancel()
 
 
-def _parse(body: bytes | bytearray) -> RunCodeRequest:
-    try:
-        return RunCodeRequest.model_validate(json.loads(body))
-    except ValidationError as error:  # its own text would repeat the program
-        found = ((".".join(map(str, each["loc"])), each["msg"]) for each in error.errors())
-        named = (f"{where or 'body'}: {why}" for where, why in found)
-        raise ValueError("; ".join(named)) from None
-    except RecursionError:
-        raise ValueError("the body is nested too deeply") from None
-
-
 async def _run(
     sandbox: Sandbox, asked: RunCodeRequest, limits: Limits, files: Files | None
 ) -> Execution:
-    own = {"stdin": asked.stdin or "", "display": asked.retool.display}
+    own: dict[str, Any] = {"stdin": asked.stdin or "", "display": asked.retool.display}
     own |= {"files": files} if files else {}
     try:
         return await sandbox.run_async(asked.code, limits, **own)

@@ -17,7 +17,8 @@ class Slots:
     """
 
     def __init__(self, number: int) -> None:
-        self._free = number
+        self.free = number
+        """How many places nobody has."""
         self._waiting: collections.deque[Future[None]] = collections.deque()
         self._lock = threading.Lock()
 
@@ -27,22 +28,22 @@ class Slots:
 
     def acquire(self) -> None:
         """Waits for a place in this thread."""
-        place = self._ask()
+        place = self.ask()
         try:
             place.result()
         except BaseException:  # a Ctrl-C while it waits
-            self._give_up(place)
+            self.give_up(place)
             raise
 
     async def acquire_async(self) -> None:
         """Waits for a place; may be cancelled."""
-        place = self._ask()
+        place = self.ask()
         if place.done():
             return
         try:
             await asyncio.wrap_future(place)
         except asyncio.CancelledError:
-            self._give_up(place)
+            self.give_up(place)
             raise
 
     def release(self) -> None:
@@ -53,20 +54,22 @@ class Slots:
                 if place.set_running_or_notify_cancel():
                     place.set_result(None)
                     return
-            self._free += 1
+            self.free += 1
 
-    def _ask(self) -> Future[None]:
+    def ask(self) -> Future[None]:
+        """Gets in the queue; the future is done when the place is there."""
         place: Future[None] = Future()
         with self._lock:
-            if self._free:
-                self._free -= 1
+            if self.free:
+                self.free -= 1
                 place.set_result(None)
             else:
                 self._waiting.append(place)
         return place
 
-    def _give_up(self, place: Future[None]) -> None:
+    def give_up(self, place: Future[None]) -> None:
+        """Leaves the queue, or gives the place to the next if it came at the same moment."""
         with self._lock:
             withdrawn = place.cancel()
-        if not withdrawn:  # a place came at the same moment: it goes to the next
+        if not withdrawn:
             self.release()

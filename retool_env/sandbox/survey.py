@@ -10,6 +10,7 @@ import sys
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypedDict
 
 PACKAGES_FOLDER = "/packages"
 """Where packages appear in the jail."""
@@ -37,16 +38,24 @@ class MissingPackages(ModuleNotFoundError):
         )
 
 
-def survey(packages: list[str]) -> dict[str, object]:
+class Survey(TypedDict):
+    """The files of an interpreter that programs need, requirements of the packages included."""
+
+    executable: str
+    """The path of the interpreter."""
+    stdlib: str
+    """The folder of the standard library."""
+    mounts: list[tuple[str, str]]
+    """Pairs of a path, shared libraries included, and the path at which a program finds it."""
+    packages: list[str]
+    """The names by which the packages are imported."""
+
+
+def survey(packages: list[str]) -> Survey:
     """Looks at the interpreter that runs this.
 
     Args:
         packages: Names as they are imported, or as they are installed: `"yaml"` or `"PyYAML"`.
-
-    Returns:
-        `executable`: its path; `stdlib`: the folder of its standard library; `mounts`: pairs of a path and the path
-        where it is to appear; `packages`: the names to import. What the packages require is included, and the shared
-        libraries of all.
 
     Raises:
         MissingPackages: It has no such package.
@@ -147,7 +156,7 @@ def _files(imports: list[str]) -> list[Path]:
         except importlib.metadata.PackageNotFoundError:
             for name in importlib.metadata.packages_distributions().get(package, ()):
                 add(importlib.metadata.distribution(name))
-        origin = Path((spec.submodule_search_locations or [spec.origin])[0] or "")
+        origin = Path((spec.submodule_search_locations or [spec.origin or ""])[0])
         found[origin] = None
     return list(found)
 

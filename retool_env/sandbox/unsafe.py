@@ -11,9 +11,8 @@ import warnings
 from pathlib import Path
 
 from retool_env.execution import SandboxUnavailable
-from retool_env.sandbox import guest
-from retool_env.sandbox.nsjail import GUEST_ENVIRONMENT, INTERPRETER_OPTIONS, PACKAGES, START
-from retool_env.sandbox.pool import PooledSandbox
+from retool_env.sandbox import command, guest
+from retool_env.sandbox.local import PooledSandbox
 from retool_env.sandbox.survey import survey
 
 
@@ -32,7 +31,7 @@ class UnsafeSandbox(PooledSandbox):
     """
 
     def __init__(self, concurrency: int | None = None, guests: int | None = None) -> None:
-        super().__init__(concurrency, guests, PACKAGES)
+        super().__init__(concurrency, guests, command.PACKAGES)
         if sys.platform != "linux":
             raise SandboxUnavailable("the guests need Linux: run in a container")
         warnings.warn(
@@ -41,22 +40,18 @@ class UnsafeSandbox(PooledSandbox):
             RuntimeWarning,
             stacklevel=2,
         )
-        self._begin()
+        self._begin(_command, "a probe program did not run: {}".format)
 
     def __reduce__(self) -> tuple[type, tuple[int, int]]:
         return type(self), (self.concurrency, self.number_of_guests)
 
-    def _command(
-        self, packages: tuple[str, ...]
-    ) -> tuple[list[str], dict[str, str], tuple[int, ...]]:
-        found = survey([*PACKAGES, "tzdata"])
-        folders = {
-            str(Path(source).parent) for source, target in found["mounts"] if "/packages/" in target
-        }
-        proc = os.open("/proc", os.O_RDONLY)
-        start = START.format(str(Path(guest.__file__).parents[1]))
-        command = [sys.executable, *INTERPRETER_OPTIONS, "-c", start, str(proc), "bare", "-"]
-        return [*command, ":".join(sorted(folders)), *packages], GUEST_ENVIRONMENT, (proc,)
 
-    def _diagnose(self, failure: str) -> str:
-        return f"a probe program did not run: {failure}"
+def _command(packages: tuple[str, ...]) -> command.Command:
+    """The command that starts a guest without a jail."""
+    mounts = survey([*command.PACKAGES, "tzdata"])["mounts"]
+    folders = {str(Path(source).parent) for source, target in mounts if "/packages/" in target}
+    proc = os.open("/proc", os.O_RDONLY)
+    start = command.START.format(str(Path(guest.__file__).parents[1]))
+    arguments = [sys.executable, *command.INTERPRETER_OPTIONS, "-c", start, str(proc), "bare", "-"]
+    arguments += [":".join(sorted(folders)), *packages]
+    return command.Command(arguments, command.GUEST_ENVIRONMENT, (proc,))

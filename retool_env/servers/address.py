@@ -56,6 +56,23 @@ def check_url(url: str, what: str, example: str) -> None:
         raise SettingsError(f"{shown_url(url)!r} is no URL of {what}; {example} would be")
 
 
+def base_url(url: str, path: str, what: str, example: str) -> str:
+    """The URL of a server without a path.
+
+    Args:
+        url: The URL, which may end with a slash or with `path`.
+        path: The path of the server's API.
+        what: See `check_url`.
+        example: See `check_url`.
+
+    Raises:
+        ValueError: If it names no server, or holds a user name or a password.
+    """
+    base = url.strip().rstrip("/").removesuffix(path)
+    check_url(base, what, example)
+    return base
+
+
 def split_urls(urls: str, what: str, example: str) -> list[str]:
     """The URLs in a text, with commas between them.
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 
 class BackgroundLoop:
@@ -24,7 +24,8 @@ class BackgroundLoop:
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
-        self._closed = False
+        self.closed = False
+        """Whether this takes no more work."""
         self._lock = threading.Lock()  # so that nothing is submitted behind the stop
         # A daemon, so that a policy that nobody closed does not keep the process alive.
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
@@ -40,7 +41,7 @@ class BackgroundLoop:
             return await asyncio.wrap_future(self.submit(work))
         except asyncio.CancelledError:
             caller = asyncio.current_task()
-            if self._closed and not (caller and caller.cancelling()):  # so it was not the caller
+            if self.closed and not (caller and caller.cancelling()):  # so it was not the caller
                 raise RuntimeError("this was closed while it was at work") from None
             raise
 
@@ -51,7 +52,7 @@ class BackgroundLoop:
             RuntimeError: If this has been closed.
         """
         with self._lock:
-            if self._closed:
+            if self.closed:
                 work.close()
                 raise RuntimeError("this is closed; make a new one")
             return asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -70,13 +71,18 @@ class BackgroundLoop:
                 with suppress(RuntimeError, CancelledError):  # closed meanwhile, which ends it too
                     self.submit(_ended(work)).result()
 
-    def close(self) -> None:
-        """Cancel what still runs, and end the thread. May be called again."""
+    def close(self, seconds: float | None = None) -> None:
+        """Cancel what still runs, and end the thread. May be called again.
+
+        Args:
+            seconds: How long to wait for the thread's end; by default, as long as it takes.
+        """
         with self._lock:
-            if not self._closed:
-                self._closed = True
+            if not self.closed:
+                self.closed = True
                 self._loop.call_soon_threadsafe(self._stopped.set)
-        self._thread.join()
+        if threading.current_thread() is not self._thread:  # a finalizer may run in any
+            self._thread.join(seconds)
 
     def _main(self) -> None:
         # The runner cancels what is left when it is done.
@@ -87,19 +93,12 @@ class BackgroundLoop:
         await self._stopped.wait()
 
 
-class Closable(Protocol):
-    """What holds connections."""
-
-    async def close(self) -> None:
-        """End them."""
-
-
-async def closed_at_the_end(client: Closable) -> AsyncIterator[None]:
+async def closed_at_the_end(close: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
     """Closes a client when the running event loop shuts down: a loop ends the asynchronous generators begun in it."""
     try:
         yield
     finally:
-        await client.close()
+        await close()
 
 
 async def _ended(work: Coroutine[Any, Any, Any]) -> None:

@@ -69,7 +69,7 @@ def status(pid: int, field: str) -> list[str]:
 def guest_processes(jail: NsjailSandbox) -> tuple[int, int]:
     """The supervisor and the template of the guest without packages, as the host numbers them: its oldest two."""
     ages = {}
-    for pid in descendants(jail._guests[0].process.pid):
+    for pid in descendants(jail.pool.guests[0].process.pid):
         with suppress(OSError):  # one of those kept ready has ended meanwhile
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ages[pid] = int(fields[19])
@@ -90,8 +90,8 @@ def left_behind(jail: NsjailSandbox) -> list[int]:
     deadline = time.monotonic() + _SETTLE_SECONDS
     while True:
         # Besides these two of each there are only the processes that are kept ready.
-        expected = 2 * len(jail._guests) + len(jail._spares)
-        found = [pid for guest in jail._guests for pid in descendants(guest.process.pid)]
+        expected = 2 * len(jail.pool.guests) + len(jail.pool.spares)
+        found = [pid for guest in jail.pool.guests for pid in descendants(guest.process.pid)]
         if len(found) <= expected or time.monotonic() > deadline:
             return found[expected:]
         time.sleep(0.02)

@@ -48,7 +48,7 @@ class Busy(TransformersPolicy):
 
 def programs(sandbox) -> int:
     """What the guests run, but for the processes kept ready."""
-    return sum(len(guest.jobs) for guest in sandbox._guests) - len(sandbox._spares)
+    return sum(len(guest.jobs) for guest in sandbox.pool.guests) - len(sandbox.pool.spares)
 
 
 async def under_way(engine: RolloutEngine) -> None:

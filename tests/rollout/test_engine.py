@@ -440,12 +440,12 @@ def test_thousands_of_programs_wait_for_a_small_sandbox():
     """Its places hold the episodes back: none fails, and no more programs are there than it has places for."""
     most = 0
     with make_sandbox("nsjail", concurrency=2, guests=1, packages=()) as small:
-        waiting = small._slots
+        waiting = small.pool.slots
 
         class Watched(ScriptedPolicy):
             async def act(self, token_ids, stop, budget, seed):
                 nonlocal most
-                most = max(most, sum(len(guest.jobs) for guest in small._guests))
+                most = max(most, sum(len(guest.jobs) for guest in small.pool.guests))
                 return await super().act(token_ids, stop, budget, seed)
 
         problems = [Problem(str(i), f"{i} * 7?", str(i * 7)) for i in range(1000)]

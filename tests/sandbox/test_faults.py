@@ -27,6 +27,7 @@ from retool_env.sandbox import (
     NsjailSandbox,
     Outcome,
     SandboxUnavailable,
+    binaries,
     job,
     pool,
 )
@@ -60,8 +61,8 @@ def warm(sandbox: NsjailSandbox) -> None:
     """Waits until the guests have loaded their packages."""
     assert sandbox.run("import sympy").outcome is Outcome.OK
     deadline = time.monotonic() + 20
-    while sandbox._spares and not all(spare.ready for spare in sandbox._spares):
-        for spare in sandbox._spares:
+    while sandbox.pool.spares and not all(spare.ready for spare in sandbox.pool.spares):
+        for spare in sandbox.pool.spares:
             spare.step()
         time.sleep(0.01)
         assert time.monotonic() < deadline
@@ -72,14 +73,14 @@ PLAIN, LOADED = 0, 1
 
 
 def family(sandbox: NsjailSandbox, which: int | None = None) -> list[Process]:
-    guests = sandbox._guests if which is None else [sandbox._guests[which]]
+    guests = sandbox.pool.guests if which is None else [sandbox.pool.guests[which]]
     return [p for guest in guests for p in descendants(guest.process.pid)]
 
 
 def nsjail(sandbox: NsjailSandbox, which: int = PLAIN) -> int:
     """That of a guest that is whole: one that has just died is replaced when the next program comes."""
     for _ in range(100):
-        guest = sandbox._guests[which]
+        guest = sandbox.pool.guests[which]
         if guest.alive and len(descendants(guest.process.pid)) >= 2:
             return guest.process.pid
         sandbox.run("1")
@@ -190,7 +191,7 @@ def test_cancelled_while_its_guest_hangs(box: NsjailSandbox, soon: None) -> None
 
     asyncio.run(asyncio.wait_for(play(), 30))
     assert mark.wait_for(0) == []
-    assert box._slots._free == 16
+    assert box.pool.slots.free == 16
 
 
 @pytest.mark.parametrize("member", MEMBERS)
@@ -210,7 +211,7 @@ def test_a_session_whose_guest_dies_says_so(box: NsjailSandbox, member: str) -> 
 
 
 def test_a_guest_that_fails_by_itself_is_replaced(box: NsjailSandbox) -> None:
-    box._guests[0].control.send(b"no request")
+    box.pool.guests[0].control.send(b"no request")
     executions = [box.run(f"print({n})") for n in range(10)]
     assert executions == [Execution(Outcome.OK, f"{n}\n") for n in range(10)]
 
@@ -221,7 +222,7 @@ def test_every_guest_of_several_dies(soon: None) -> None:
         old = family(sandbox)
 
         def kill_all() -> None:
-            for guest in list(sandbox._guests):
+            for guest in list(sandbox.pool.guests):
                 guest.process.kill()
 
         timer = meanwhile(kill_all)
@@ -230,16 +231,20 @@ def test_every_guest_of_several_dies(soon: None) -> None:
         assert left_of(old) == []
 
 
-def test_guests_that_cannot_be_started_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, box: NsjailSandbox
-) -> None:
+def test_guests_that_cannot_be_started_again(tmp_path: Path) -> None:
     """An outcome, and why; and when they can be, all is well."""
-    count, script = tmp_path / "count", tmp_path / "nsjail"
-    script.write_text(f"#!/bin/sh\necho x >> {count}\necho 'no room for a jail' >&2\nexit 255\n")
-    script.chmod(0o755)
-    with monkeypatch.context() as patch:
-        patch.setattr(box, "binary", str(script))
-        guest = box._guests[0].process
+    count, link, broken = tmp_path / "count", tmp_path / "nsjail", tmp_path / "broken"
+    broken.write_text(f"#!/bin/sh\necho x >> {count}\necho 'no room for a jail' >&2\nexit 255\n")
+    broken.chmod(0o755)
+
+    def put(binary: str | Path) -> None:
+        link.unlink(missing_ok=True)
+        link.symlink_to(binary)
+
+    put(binaries.packaged_binary())
+    with NsjailSandbox(guests=1, binary=link) as box:
+        put(broken)
+        guest = box.pool.guests[0].process
         guest.kill()
         guest.wait()
         execution = box.run("print(1)")
@@ -248,11 +253,13 @@ def test_guests_that_cannot_be_started_again(
         assert count.read_text().count("x") == 3
         execution = asyncio.run(box.run_async("print(1)"))
         assert execution.outcome is Outcome.INFRASTRUCTURE
-        patch.setattr(box, "binary", "/nonexistent/nsjail")
+        assert count.read_text().count("x") == 6
+        put("/nonexistent/nsjail")
         execution = box.run("print(1)")
         assert execution.outcome is Outcome.INFRASTRUCTURE
-        assert "cannot start /nonexistent/nsjail" in execution.error
-    assert box.run("print(1)") == Execution(Outcome.OK, "1\n")
+        assert f"cannot start {link}" in execution.error
+        put(binaries.packaged_binary())
+        assert box.run("print(1)") == Execution(Outcome.OK, "1\n")
 
 
 # --- closing
@@ -278,7 +285,7 @@ def test_closed_with_work_in_flight(asynchronously: bool) -> None:
     else:
         with ThreadPoolExecutor(12) as threads:
             results = [threads.submit(sandbox.run, code) for code in codes]
-            while len(sandbox._slots) < 8:
+            while len(sandbox.pool.slots) < 8:
                 time.sleep(0.01)
             timer.start()
             executions = [result.result() for result in results]

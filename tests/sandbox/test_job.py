@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import select
 import signal
 import socket
 import struct
@@ -16,7 +17,7 @@ from helpers.tree import descriptors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from retool_env.sandbox import Execution, Limits, Outcome, job
+from retool_env.sandbox import Execution, Limits, Outcome, job, processes
 from retool_env.sandbox.guest import wire
 from retool_env.sandbox.job import Job, bounds
 
@@ -210,10 +211,10 @@ def test_a_busy_guest_is_asked_again() -> None:
 @pytest.mark.parametrize("size", [0, 1, 70_000, 3_000_000])
 def test_a_program_arrives_whole(guest: Guest, size: int) -> None:
     guest.job.begin("π" * size, "in" * size, display=True)
-    assert (size > 10_000) == (guest.job._input.fileno() in guest.job.interests())
+    assert (size > 10_000) == (select.POLLOUT in guest.job.interests().values())
     assert guest.read() == (True, "π" * size, "in" * size)
     guest.job.step()
-    assert guest.job._input.fileno() not in guest.job.interests()
+    assert select.POLLOUT not in guest.job.interests().values()
 
 
 def test_a_process_that_ends_before_it_has_read_all(guest: Guest) -> None:
@@ -401,9 +402,9 @@ def test_patience_begins_with_the_program(guest: Guest) -> None:
 def test_waiting_for_a_processor_is_not_the_programs_time(guest: Guest, monkeypatch) -> None:
     begun(guest)
     time.sleep(0.25)
-    monkeypatch.setattr(Job, "_waiting_seconds", lambda self: 5.0)
+    monkeypatch.setattr(processes, "waiting_seconds", lambda pid: 5.0)
     assert guest.job.lapse() > 0.1
-    monkeypatch.setattr(Job, "_waiting_seconds", lambda self: 1e9)
+    monkeypatch.setattr(processes, "waiting_seconds", lambda pid: 1e9)
     assert guest.job.lapse() < 0.2 * 20  # not for ever
     guest.status.setblocking(False)
     with pytest.raises(BlockingIOError):
@@ -460,7 +461,7 @@ def test_readiness_is_told(guest: Guest) -> None:
     assert guest.job.ready == 0
     guest.status.send(wire.READY)
     guest.job.step()
-    assert guest.job.ready == 1 and guest.job._pid == os.getpid()
+    assert guest.job.ready == 1 and guest.job.pid == os.getpid()
     guest.status.send(wire.WARM)
     guest.job.step()
     assert guest.job.ready == 2

@@ -521,12 +521,12 @@ def test_a_folder_of_packages_is_covered_only_where_there_is_one(
 
 def test_no_time_zones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tzdata", None)
-    nsjail._look_at.cache_clear()
+    nsjail.look_at.cache_clear()
     try:
         with pytest.raises(SandboxUnavailable, match="pip install tzdata"):
             make_sandbox()
     finally:
-        nsjail._look_at.cache_clear()
+        nsjail.look_at.cache_clear()
 
 
 def test_no_binary_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

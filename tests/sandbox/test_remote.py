@@ -26,9 +26,12 @@ from helpers.services import Scripted, says, serving, sleeps, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 
 from retool_env.env import ReToolEnv
-from retool_env.sandbox import Execution, Limits, Outcome, Sandbox, SandboxUnavailable, hosts
+from retool_env.sandbox import Execution, Limits, Outcome, Sandbox, SandboxUnavailable
+from retool_env.sandbox.fusion import request_of
+from retool_env.sandbox.hosts import Hosts
 from retool_env.sandbox.remote import RemoteSandbox
 from retool_env.sandbox.server import create_app
+from retool_env.servers import hosts
 from retool_env.transcript import StopReason, write_transcripts
 
 OK = Execution(Outcome.OK, "42")
@@ -45,6 +48,17 @@ def dead() -> str:
     """A host that refuses connections."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def alone(url: str, attempts: int) -> Iterator[tuple[Hosts, Callable[[], Execution]]]:
+    """What a remote sandbox knows of one host, and what runs a program there."""
+    several = Hosts([url], None, attempts, patience=120.0)
+    body = json.dumps(request_of("", QUICK, "", False)).encode()
+    try:
+        yield several, lambda: several.begin(body, QUICK, False).result()
+    finally:
+        several.stop()
 
 
 Handler = Callable[[dict[str, Any]], Response]
@@ -176,10 +190,10 @@ def test_a_pickled_copy_works() -> None:
     with serving(create_app(says(OK), "secret")) as url:
         with RemoteSandbox([url], "secret", attempts=2, patience=7) as sandbox:
             assert sandbox.run("") == OK
-            copy = pickle.loads(pickle.dumps(sandbox))
+            copy = pickle.loads(data := pickle.dumps(sandbox))
         with copy:
             assert copy.run("") == OK
-            assert (copy.urls, copy._attempts, copy._patience) == ((url,), 2, 7)
+            assert copy.urls == (url,) and pickle.dumps(copy) == data
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -323,15 +337,6 @@ def test_each_failure_in_a_row_sets_the_host_aside_for_longer() -> None:
     assert len(waits) == 4
     for wait, shortest in zip(waits, (0.05, 0.1, 0.2, 0.4), strict=True):
         assert wait >= 0.75 * shortest
-
-
-def test_a_host_that_failed_for_days_is_still_tried_every_half_minute() -> None:
-    several = hosts.Hosts(["http://127.0.0.1:1"], None, attempts=1, patience=1)
-    several.begin(b"", Limits(), False).result()
-    host = hosts.Host("http://127.0.0.1:1", failures=5000)
-    several._set_aside(host, sent_at=several._loop.time())
-    assert host.aside_until - several._loop.time() < 60
-    several.stop()
 
 
 def test_a_request_that_is_refused_is_not_repeated() -> None:
@@ -495,11 +500,11 @@ def test_programs_of_a_host_that_dies_go_to_the_other() -> None:
 
 def test_a_host_that_comes_back_is_used_again(dead: str) -> None:
     box = says(OK)
-    with RemoteSandbox([dead], attempts=2) as sandbox:
-        assert sandbox.run("").outcome is Outcome.INFRASTRUCTURE
+    with alone(dead, attempts=2) as (several, run):
+        assert run().outcome is Outcome.INFRASTRUCTURE and several.known[0].failures == 2
         with serving(create_app(box), port=int(dead.rpartition(":")[2])):
-            assert sandbox.run("") == OK
-        assert sandbox._hosts._hosts[0].failures == 0  # the next one is its first in a row
+            assert run() == OK
+        assert several.known[0].failures == 0  # the next one is its first in a row
 
 
 # --- servers that are not ours --------------------------------------------------------------------
@@ -697,9 +702,9 @@ def test_each_refusal_in_a_row_makes_the_wait_longer(monkeypatch: pytest.MonkeyP
     async def talk(*streams: Any) -> None:
         await next(talks)(*streams)
 
-    with speaking(talk) as (url, asked), RemoteSandbox([url]) as sandbox:
-        assert sandbox.run("1", QUICK) == OK
-        assert sandbox._hosts._hosts[0].refusals == 0  # the next one is its first in a row
+    with speaking(talk) as (url, asked), alone(url, attempts=6) as (several, run):
+        assert run() == OK
+        assert several.known[0].refusals == 0  # the next one is its first in a row
     waits = [after - before for before, after in itertools.pairwise(asked)]
     for wait, shortest in zip(waits, (0.06, 0.1, 0.2, 0.4), strict=True):
         assert wait >= 0.95 * shortest  # the client's clock began before the server's
@@ -781,7 +786,6 @@ def test_the_connection_to_a_host_that_is_given_up_is_closed(answer: bytes) -> N
     with speaking(talk) as (url, _), RemoteSandbox([url], patience=0.5, attempts=1) as sandbox:
         assert sandbox.run("1", QUICK).outcome is Outcome.INFRASTRUCTURE
         assert ended.wait(10)
-        assert sandbox._hosts._http._transport._pool.connections == []
 
 
 @pytest.mark.parametrize(

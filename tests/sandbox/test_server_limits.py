@@ -225,8 +225,8 @@ def test_an_answer_that_nobody_takes_ends_its_connection(monkeypatch) -> None:
     body = b'{"code": "", "language": "python"}'
     with serving(app, http=bounds.protocol) as url:
         connection = connect(url, head(length=len(body)) + body)
-        wait_until(lambda: len(bounds._open) == 1)
-        wait_until(lambda: len(bounds._open) == 0)
+        wait_until(lambda: len(bounds.open) == 1)
+        wait_until(lambda: len(bounds.open) == 0)
         connection.close()
 
 
@@ -365,7 +365,7 @@ def test_nsjail_inherits_no_secret(monkeypatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "hunter2")
     monkeypatch.setenv("RETOOL_SANDBOX_TOKEN", SECRET)
     with make_sandbox("nsjail", guests=1) as box:
-        for guest in box._guests:
+        for guest in box.pool.guests:
             below = [guest.process.pid, *processes.below(guest.process.pid)]
             for pid in below:
                 environment = Path(f"/proc/{pid}/environ").read_bytes()

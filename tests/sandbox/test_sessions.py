@@ -157,7 +157,7 @@ LEFT_OVERS = {
 def test_what_a_block_leaves_behind_stops_until_the_next(jail: Sandbox, code: str) -> None:
     with jail.session() as session:
         assert session.run(f"x = 5\n{code}").outcome is Outcome.OK
-        pid = session._job._pid
+        pid = session.pid
         time.sleep(0.1)
         before = Burden(pid).seconds
         time.sleep(0.5)
@@ -304,7 +304,7 @@ def test_cancelling_a_block_ends_the_process(either: Sandbox) -> None:
             assert (await session.run_async("x")).error == NO_X
 
     asyncio.run(asyncio.wait_for(cancel(), 30))
-    assert either._slots._free == either.concurrency
+    assert either.pool.slots.free == either.concurrency
 
 
 def test_closed_session_refuses(either: Sandbox) -> None:
@@ -367,7 +367,7 @@ def test_closing_during_a_block_ends_it_with_a_typed_outcome(either: Sandbox, co
         assert set(execution.stdout) <= {"x", "\n"}  # what it printed until then is kept
     assert mark.wait_for(0) == []
     assert settled_descriptors(before + 8) <= before + 8
-    assert either._slots._free == either.concurrency
+    assert either.pool.slots.free == either.concurrency
 
 
 def test_closing_at_any_moment_of_a_block(either: Sandbox) -> None:
@@ -390,9 +390,9 @@ def test_closing_at_any_moment_of_a_block(either: Sandbox) -> None:
             else:
                 assert execution.outcome is Outcome.INFRASTRUCTURE
                 assert execution.error.endswith("the session was closed")
-            assert session._job is None
+            assert session.pid is None
     assert Outcome.OK in seen or Outcome.INFRASTRUCTURE in seen
-    assert either._slots._free == either.concurrency
+    assert either.pool.slots.free == either.concurrency
 
 
 def test_a_block_that_waits_for_a_place_when_its_session_is_closed_does_not_run() -> None:
@@ -461,9 +461,9 @@ def test_a_guest_that_dies_costs_the_first_block_nothing_and_a_later_one_the_ses
         return asyncio.run(session.run_async(code)) if asynchronous else session.run(code)
 
     with NsjailSandbox(guests=1) as sandbox, sandbox.session() as session:
-        sandbox._guests[1].process.kill()  # that with the packages
+        sandbox.pool.guests[1].process.kill()  # that with the packages
         assert run("x = 1\nprint(x)") == prints("1")
-        sandbox._guests[1].process.kill()  # that with the packages
+        sandbox.pool.guests[1].process.kill()  # that with the packages
         time.sleep(0.5)
         assert run("print(x)").outcome is Outcome.INFRASTRUCTURE
         assert NO_X in run("print(x)").error

@@ -19,9 +19,9 @@ def free_places(slots: Slots) -> int:
     """Counts by taking all, and gives them back."""
     count = 0
     while True:
-        place = slots._ask()
+        place = slots.ask()
         if not place.done():
-            slots._give_up(place)
+            slots.give_up(place)
             break
         count += 1
     for _ in range(count):
@@ -190,7 +190,7 @@ def test_a_place_given_at_the_moment_of_giving_up_is_not_lost(monkeypatch) -> No
     """The one who waits is cancelled while another thread is just about to hand it the place."""
     slots = Slots(1)
     slots.acquire()
-    place = slots._ask()
+    place = slots.ask()
     giving, go_on = threading.Event(), threading.Event()
     set_result = Future.set_result
 
@@ -203,7 +203,7 @@ def test_a_place_given_at_the_moment_of_giving_up_is_not_lost(monkeypatch) -> No
     giver = threading.Thread(target=slots.release)
     giver.start()
     assert giving.wait(5)
-    cancelled = threading.Thread(target=slots._give_up, args=[place])
+    cancelled = threading.Thread(target=slots.give_up, args=[place])
     cancelled.start()
     cancelled.join(0.2)  # it may have to wait for the other
     go_on.set()

@@ -8,6 +8,7 @@ from urllib.parse import quote
 import pytest
 
 from retool_env.servers.address import (
+    base_url,
     check_key,
     check_no_secrets,
     check_url,
@@ -30,6 +31,14 @@ def test_what_names_no_server_is_refused(url):
 )
 def test_what_names_a_server_passes(url):
     check_url(url, "a thing", "http://right")
+
+
+@pytest.mark.parametrize("url", ["http://a:1", " http://a:1/\n", "http://a:1/v1", "http://a:1/v1/"])
+def test_a_path_at_the_end_of_a_url_may_be_there(url):
+    assert base_url(url, "/v1", "a thing", "http://right") == "http://a:1"
+    assert base_url("http://a/v1", "/run", "a thing", "http://right") == "http://a/v1"
+    with pytest.raises(ValueError, match="is no URL of a thing; http://right would be"):
+        base_url("/v1", "/v1", "a thing", "http://right")
 
 
 @pytest.mark.parametrize("key", ["sk-1\n", " sk-1", "sk-1\r\nX: y", "sk-\u00fc1"])

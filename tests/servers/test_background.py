@@ -121,7 +121,7 @@ def test_who_awaits_work_when_it_is_closed_gets_an_error_and_no_cancellation(
         for each in waiting:
             await asyncio.to_thread(each.begun.wait, 60)
         with monkeypatch.context() as patch:
-            patch.setattr(background, "_closed", True)  # as if it were closed just now
+            patch.setattr(background, "closed", True)  # as if it were closed just now
             tasks[1].cancel()
             with pytest.raises(asyncio.CancelledError):
                 await tasks[1]
@@ -152,3 +152,30 @@ def test_work_that_comes_while_it_is_closed_is_refused_or_cancelled():
         except (RuntimeError, CancelledError):
             pass
         closer.join()
+
+
+def test_work_may_close_the_loop_that_it_runs_in(background):
+    """As a finalizer does, which may run in any thread."""
+
+    async def work() -> None:
+        background.close()
+        await asyncio.sleep(60)
+
+    with pytest.raises(CancelledError):
+        background.submit(work()).result(60)
+    background.close()
+    assert background.closed
+
+
+def test_closing_waits_no_longer_than_is_said(background):
+    go_on = threading.Event()
+
+    async def work() -> None:
+        go_on.wait(60)
+
+    busy = background.submit(work())
+    background.close(0.01)
+    assert not busy.done()
+    go_on.set()
+    background.close()
+    assert busy.done()

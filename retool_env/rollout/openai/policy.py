@@ -196,7 +196,7 @@ class OpenAIPolicy(TextPolicy):
                 max_retries=self._retries,
                 http_client=bounded_client(DefaultAsyncHttpxClient, most),
             )
-            slots, end = asyncio.Semaphore(self._concurrency), closed_at_the_end(client)
+            slots, end = asyncio.Semaphore(self._concurrency), closed_at_the_end(client.close)
             self._connection = _Connection(loop, client, slots, end)
             await anext(end)
         return self._connection

@@ -1,4 +1,4 @@
-"""Which of several servers gets a turn: the one that sampled its episode's last turn; a first turn, the one that is best.
+"""Sticky routing: an episode stays on its server, and a first turn goes to the server with the least work.
 
 A server keeps the key-value blocks of what it has seen, so an episode stays where it is: at another server all that it has
 would be read again, and how many turns are in flight here and there changes from one turn to the next.
@@ -13,9 +13,12 @@ in which a turn ends tells its episode from others, those with the same prompt i
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+
+from retool_env.servers.hosts import Host
 
 _BLOCK = 16  # as small as engines' own blocks get: what is guessed too fine costs a few tokens
 _MOST_BLOCKS = 200_000  # 3.2 million tokens, more than one server's cache
@@ -24,26 +27,36 @@ _TURN_TOKENS = (
 )
 
 
+_log = logging.getLogger(__name__)
+
+
 @dataclass(eq=False)
-class Server:
+class Server(Host):
     """What is known of a server."""
 
-    url: str
-    """Without a slash at the end."""
-    in_flight: int = 0
-    """Our turns there."""
-    failures: int = 0
-    """Failures in a row; those of turns that were sent together count once."""
-    aside_until: float = 0.0
-    """The time until when it is not asked."""
     heard: float = 0.0
     """The time of its last answer."""
     weights: str | None = None
     """The weights that it had then; `None` after a failure: it may have been started anew."""
     failure: str = ""
-    """What was wrong at the last one."""
+    """The error of its last failure."""
     blocks: OrderedDict[int, bool] = field(default_factory=OrderedDict)
     """Names of the blocks that it should hold, the longest unused first, and whether a turn ended in them."""
+
+    def fail(self, sent: float, failure: Exception) -> None:
+        """Notes a failure: the server is set aside, its weights and its cache may be lost.
+
+        Args:
+            sent: The time at which the failed request was sent.
+            failure: The error.
+        """
+        first = not self.failures
+        if self.set_aside(sent):
+            if first:
+                _log.warning("%s is set aside: %s", self.url, failure)
+            self.failure = str(failure)
+            self.weights = None
+            self.blocks.clear()
 
     def learn(self, token_ids: Sequence[int], sampled: int = 0) -> None:
         """Note that it has seen these tokens, shape `(P,)`, of which the last `sampled` are a turn that it sampled."""

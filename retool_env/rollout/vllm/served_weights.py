@@ -15,10 +15,11 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from retool_env.rollout.policy import PolicyUnavailable
-from retool_env.rollout.vllm.client import Busy, Client, Failure, field, set_aside
+from retool_env.rollout.vllm.client import Client, field
 from retool_env.rollout.vllm.gate import Gate
 from retool_env.rollout.vllm.routing import Server
 from retool_env.rollout.weights import WeightFiles, Weights
+from retool_env.servers.hosts import Busy, Failure
 
 _RESTART_SECONDS = 3.0  # no server is started anew in less: it has the weights that it had
 _STARTED = "default"  # what a server calls the weights that it was started with
@@ -102,7 +103,7 @@ class ServedWeights:
                     return await self.prepare(server)
                 except (Failure, Busy) as failure:
                     said[server.url] = str(failure)
-                    set_aside(server, time.monotonic(), failure)
+                    server.fail(time.monotonic(), failure)
                 if failures or server.failures > 1:
                     return
                 # It may only have closed a connection.

@@ -38,13 +38,14 @@ from typing import Any
 from retool_env.episode import Generation, Tokenizer
 from retool_env.errors import SettingsError
 from retool_env.rollout.policy import Policy, check_room, check_sampling
-from retool_env.rollout.vllm.client import Busy, Client, Failure, base_url, field, fields, set_aside
+from retool_env.rollout.vllm.client import Client, field, fields
 from retool_env.rollout.vllm.routing import Server, best
 from retool_env.rollout.vllm.sampling import sampling, stop_reason
 from retool_env.rollout.vllm.served_weights import ServedWeights, unavailable
 from retool_env.rollout.weights import Weights
-from retool_env.servers.address import redact
+from retool_env.servers.address import base_url, redact
 from retool_env.servers.background import BackgroundLoop, closed_at_the_end
+from retool_env.servers.hosts import Busy, Failure
 
 
 class VLLMServerPolicy(Policy):
@@ -89,7 +90,7 @@ class VLLMServerPolicy(Policy):
         check_sampling(temperature, top_p)
         if attempts < 1 or not timeout > 0:
             raise SettingsError(f"attempts and timeout must be positive: {attempts}, {timeout}")
-        bases = [base_url(url) for url in urls]
+        bases = [base_url(url, "/v1", "a server", "http://host:8000") for url in urls]
         if twice := {base for base in bases if bases.count(base) > 1}:
             raise SettingsError(f"urls names a server twice: {', '.join(sorted(twice))}")
         self.tokenizer = tokenizer
@@ -182,7 +183,7 @@ class VLLMServerPolicy(Policy):
 
     async def _begin(self, wanted: str | None) -> tuple[str, int]:
         """The model's name and context length. What an earlier run has left on the servers is logged."""
-        self._connections = closed_at_the_end(self._client)
+        self._connections = closed_at_the_end(self._client.close)
         await anext(self._connections)
         model = await self._models(wanted)
         await self._weights.begin()
@@ -210,7 +211,7 @@ class VLLMServerPolicy(Policy):
                 found[server.url] = name, length
             except (Failure, Busy) as error:
                 said[server.url] = str(error)
-                set_aside(server, sent, error)
+                server.fail(sent, error)
                 return
             self._weights.root = root
 
@@ -241,14 +242,14 @@ class VLLMServerPolicy(Policy):
                 generation = self._read(answer, token_ids, budget, version, seconds)
             except Busy as busy:
                 said[server.url] = "busy"
-                server.aside_until = sent + busy.retry_after * random.uniform(1, 1.5)
+                server.aside_until = busy.again(sent)
                 # For a while that is no failure.
                 failed += time.monotonic() - started > self._timeout
             except Failure as failure:
                 said[server.url] = str(failure)
                 failed += 1
                 self.retried += failed < self._attempts
-                set_aside(server, sent, failure)
+                server.fail(sent, failure)
             else:
                 server.failures = 0
                 sampled = generation.token_ids

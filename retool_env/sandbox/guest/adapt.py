@@ -51,7 +51,8 @@ class _Finder:
             raise PermissionError(errno.EPERM, _ADVICE[name])
         # Not imported beforehand: each copy of the template would have to map and unmap it.
         if name == "_posixsubprocess" and (spec := PathFinder.find_spec(name, path, target)):
-            spec.loader = _Explained(spec.loader)
+            # It does all that a loader is asked for here.
+            spec.loader = _Explained(spec.loader)  # type: ignore[assignment]
             return spec
         return None
 
@@ -65,7 +66,7 @@ class _Explained:
 
     def exec_module(self, module: ModuleType) -> None:
         self._load(module)
-        module.fork_exec = _explained(module.fork_exec)
+        vars(module)["fork_exec"] = _explained(module.fork_exec)
 
 
 _bounds: wire.Bounds
@@ -104,7 +105,7 @@ def limit(bounds: wire.Bounds, counted: bool, turn: int) -> None:
     if number < len(_usable):
         chosen = {_usable[(turn * number + each) % len(_usable)] for each in range(number)}
         os.sched_setaffinity(0, chosen)
-    if number < os.cpu_count():
+    if number < (os.cpu_count() or 1):
         _set_processors(number)
 
 

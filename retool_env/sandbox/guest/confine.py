@@ -62,10 +62,10 @@ def clone(namespaces: bool) -> int:
     if pid == 0:
         _python.PyOS_AfterFork_Child()
         return 0
-    number = ctypes.get_errno()
+    why = ctypes.get_errno()
     _python.PyOS_AfterFork_Parent()
     if pid < 0:
-        raise OSError(number, f"clone: {os.strerror(number)}")
+        raise OSError(why, f"clone: {os.strerror(why)}")
     return pid
 
 

@@ -17,9 +17,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from types import ModuleType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from . import adapt, confine, program, wire
+
+if TYPE_CHECKING:
+    import binascii
 
 FIRST_TOUCH = """
 def f(a, b=1):
@@ -194,6 +197,7 @@ class Process:
     ) -> tuple[str, bytes, int]:
         if text is None:
             raise MemoryError
+        assert self._main is not None
         source = text.decode("utf-8", "surrogatepass")
         _give_stdin(stdin)
         begin = partial(self._begin, files.get("given", {}))
@@ -235,7 +239,8 @@ class Process:
 
     def _end(self) -> None:
         """Does what Python does at the end of any script."""
-        for step in (threading._shutdown, atexit._run_exitfuncs):
+        # Python itself calls the first, which is private.
+        for step in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
             with suppress(BaseException):
                 step()
         self._main = None

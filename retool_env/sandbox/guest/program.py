@@ -44,7 +44,7 @@ _OK = Ending("ok", "", "", 0)  # made beforehand: a program may have left no mem
 def new_main() -> ModuleType:
     """An empty module `__main__`, in which a program will run."""
     main = ModuleType("__main__")
-    main.__builtins__ = builtins
+    vars(main)["__builtins__"] = builtins
     sys.modules["__main__"] = main
     return main
 
@@ -156,6 +156,7 @@ def _compile(source: str, display: bool, name: str) -> list:
     if not display:
         return [compile(source, name, "exec", dont_inherit=True)]
     tree = compile(source, name, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
+    assert isinstance(tree, ast.Module)
     programs = []
     if tree.body and isinstance(tree.body[-1], ast.Expr):
         last = ast.Interactive([tree.body.pop()])

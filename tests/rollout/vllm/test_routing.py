@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 from retool_env.rollout.vllm.routing import Server, best
+from retool_env.servers.hosts import Failure
 
 TEMPLATE = list(range(400))
 
@@ -106,3 +109,18 @@ def test_what_a_server_should_hold_is_bounded_and_the_latest_is_kept(monkeypatch
     other = Server("http://other")
     assert best([other, server], range(99_000, 99_160)) is server
     assert best([other, server], range(0, 160)) is other
+
+
+def test_a_server_that_fails_may_have_lost_all_and_a_streak_is_said_once(monkeypatch, caplog):
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    server = Server("http://a", weights="default")
+    server.learn(TEMPLATE)
+    for number in range(3):
+        server.fail(now, Failure(f"broken {number}"))
+        server.fail(now, Failure("sent together with the other"))
+        assert server.failures == number + 1 and server.failure == f"broken {number}"
+        assert server.weights is None and not server.blocks
+        now = server.aside_until
+    [record] = caplog.records
+    assert record.message == "http://a is set aside: broken 0"

@@ -28,7 +28,7 @@ from retool_env.transcript import StopReason, Transcript, check_transcript
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr("retool_env.rollout.vllm.client._FIRST_ASIDE", 0.02)
+    monkeypatch.setattr("retool_env.servers.hosts._FIRST_ASIDE", 0.02)
 
 
 OWN_ARGUMENTS = ["--worker-extension-cls", "retool_env.rollout.vllm.worker.WeightLoader"]

@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import queue
-import random
 import socket
 import threading
 import time
@@ -26,9 +25,10 @@ from safetensors.torch import load_file
 
 from agents.models.tiny import make_checkpoint, make_model
 from retool_env.rollout import PolicyUnavailable
-from retool_env.rollout.vllm.client import Client, Failure, set_aside
+from retool_env.rollout.vllm.client import Client
 from retool_env.rollout.vllm.routing import Server
 from retool_env.rollout.vllm.server import VLLMServerPolicy
+from retool_env.servers.hosts import Failure
 
 STOP = ("</code>", "</answer>")
 PROMPT = list(range(100, 164))
@@ -57,8 +57,8 @@ def act(policy, *prompts, stop=STOP, budget=24, seed=1):
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr("retool_env.rollout.vllm.client._FIRST_ASIDE", 0.02)
-    monkeypatch.setattr("retool_env.rollout.vllm.client._SHORTEST_RETRY_AFTER", 0.01)
+    monkeypatch.setattr("retool_env.servers.hosts._FIRST_ASIDE", 0.02)
+    monkeypatch.setattr("retool_env.servers.hosts._SHORTEST_RETRY_AFTER", 0.01)
 
 
 @contextlib.contextmanager
@@ -150,22 +150,6 @@ def test_a_failing_server_is_left_alone_for_a_while():
         for number in range(10):
             act(policy, [*PROMPT, number])
     assert len(good.prompts) == 10 and 1 <= len(bad.prompts) < 8
-
-
-def test_a_server_is_left_alone_twice_as_long_each_time_in_a_row(monkeypatch, caplog):
-    now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
-    server, asides = Server("http://a"), []
-    for _ in range(9):
-        set_aside(server, now, Failure("broken"))
-        asides.append(server.aside_until - now)
-        set_aside(server, now, Failure("sent together with the other"))
-        now = server.aside_until
-    assert asides == pytest.approx([0.02 * 2**n for n in (0, 1, 2, 3, 4, 5, 6, 6, 6)])
-    assert server.failures == 9 and server.failure == "broken"
-    [record] = caplog.records  # a streak is said once
-    assert record.message == "http://a is set aside: broken"
 
 
 @contextlib.contextmanager
@@ -356,7 +340,7 @@ def test_a_model_that_can_be_none_is_a_failure(answer):
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan"])
 def test_a_server_that_is_busy_for_no_time_is_not_asked_without_end(seconds, monkeypatch):
-    monkeypatch.setattr("retool_env.rollout.vllm.client._SHORTEST_RETRY_AFTER", 0.1)
+    monkeypatch.setattr("retool_env.servers.hosts._SHORTEST_RETRY_AFTER", 0.1)
     busy = JSONResponse({"error": "queue full"}, 429, {"Retry-After": seconds})
     served = Served(failures=[busy] * 10_000)
     with (
@@ -369,7 +353,7 @@ def test_a_server_that_is_busy_for_no_time_is_not_asked_without_end(seconds, mon
 
 
 def test_a_server_that_drips_keeps_nobody_waiting(monkeypatch):
-    monkeypatch.setattr("retool_env.rollout.vllm.client._CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr("retool_env.servers.hosts.CONNECT_SECONDS", 0.2)
 
     async def drip(reader, writer):
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n")

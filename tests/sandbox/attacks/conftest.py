@@ -18,10 +18,10 @@ def jail() -> Iterator[NsjailSandbox]:
 @pytest.fixture(autouse=True)
 def unharmed(jail: NsjailSandbox) -> Iterator[None]:
     """The next program of each kind gets its right answer, in the same guest, and no process is left."""
-    guests = [guest.process.pid for guest in jail._guests]
+    guests = [guest.process.pid for guest in jail.pool.guests]
     yield
     assert jail.run("print(6 * 7)").stdout == "42\n"
     execution = jail.run(CHECK)
     assert (execution.outcome, execution.stdout) == (Outcome.OK, "42 {2: 3, 3: 2, 5: 1} [] True\n")
-    assert [guest.process.pid for guest in jail._guests] == guests, "the guest died"
+    assert [guest.process.pid for guest in jail.pool.guests] == guests, "the guest died"
     assert left_behind(jail) == []

@@ -93,7 +93,7 @@ MUTATIONS = [
         "        if self._said()[0] != self._number:\n            return False\n"
         "        self._began = self._began or time.monotonic()\n        return True\n"
     )),
-    _one("record is doubted", "job.py", "(ValueError, TypeError, AttributeError, RecursionError)", "ValueError"),
+    _one("record is doubted", "record.py", "error, trace\n    except (ValueError, TypeError, AttributeError, RecursionError)", "error, trace\n    except ValueError"),
     _one("output limit", "job.py", "            if len(chunk) > room:\n", "            if False:\n"),
     _one("wall-clock limit", "job.py", "            allowed = self.limits.wall_seconds\n",
          "            allowed = 12 + self.limits.wall_seconds\n"),
@@ -107,7 +107,7 @@ MUTATIONS = [
     _one("bind", "guest/syscalls.py", "socket 41 198, connect", "socket 41 198, bind 49 200, listen 50 201, connect"),
     _one("number of the block", "job.py", "if ended and number == self._number:  #", "if ended:  #"),
     _one("clock outranks the record", "job.py", "        if self._timed_out and self._code in (None, -signal.SIGKILL):", "        if self._timed_out and not told:"),
-    _one("exit status outranks the record", "job.py", "        told = self._told(text)\n        if self._timed_out and", "        told = self._told(text)\n        if told:\n            return told\n        if self._timed_out and"),
+    _one("exit status outranks the record", "job.py", "        told = read_record(text, limits)\n        if self._timed_out and", "        told = read_record(text, limits)\n        if told:\n            return told\n        if self._timed_out and"),
     _one("end of a session's process", "job.py", "        if self._code or self.session:", "        if self._code:"),
     _one("own processes earn no time", "job.py", "        return max(waited - (burden.seconds - self._burdened), 0.0)\n", "        return waited\n"),
     _one("programs go first", "guest/supervisor.py", "    confine.go_first(int(proc))\n", ""),

@@ -13,13 +13,13 @@ from retool_env.sandbox import NsjailSandbox, Outcome
 def sleeper(jail: NsjailSandbox):
     """The number that a running program has on the host."""
     with ThreadPoolExecutor(1) as thread:
-        before = set(descendants(jail._guests[0].process.pid))
+        before = set(descendants(jail.pool.guests[0].process.pid))
         future = thread.submit(
             jail.run, "import os, time\nif not os.fork(): time.sleep(9)\nos.wait()", PATIENT
         )
         found: list[int] = []
         while not found:  # the program's child, which has no reason to be anything else
-            now = set(descendants(jail._guests[0].process.pid)) - before
+            now = set(descendants(jail.pool.guests[0].process.pid)) - before
             found = [pid for pid in now if inside(pid) == "2"]
             assert not future.done()
         yield found[0]

@@ -269,7 +269,7 @@ def test_keeping_itself_waiting_earns_no_time(
 def test_memory_runs_out_for_programs_first(jail: NsjailSandbox) -> None:
     with jail.session(PATIENT) as session:
         session.run("import os\nif os.fork() == 0:\n    import time\n    time.sleep(60)")
-        pids = [session._job._pid, *descendants(session._job._pid), *guest_processes(jail)]
+        pids = [session.pid, *descendants(session.pid), *guest_processes(jail)]
         shares = {int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in pids}
     assert len(pids) == 4 and shares == {1000}
     assert int(Path("/proc/self/oom_score_adj").read_text()) < 1000

@@ -2,7 +2,10 @@
 
 import ast
 import re
+import runpy
 from pathlib import Path
+
+from retool_env import sandbox
 
 FOLDER = Path(__file__).parent
 
@@ -42,3 +45,10 @@ def test_every_threat_has_a_mechanism_and_a_test() -> None:
 
 def test_there_are_forty_attacks_and_more() -> None:
     assert len(listed()) >= 40
+
+
+def test_each_text_that_a_mutation_changes_stands_there_once() -> None:
+    source = Path(sandbox.__file__).parent
+    for mutation in runpy.run_path(str(FOLDER / "mutations.py"))["MUTATIONS"]:
+        for file, old, _ in mutation.edits:
+            assert (source / file).read_text().count(old) == 1, (mutation.defence, file, old)

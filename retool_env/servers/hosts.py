@@ -1,0 +1,119 @@
+"""Hosts, several servers that do the same: when one is asked again that was busy or failed.
+
+A host that fails is set aside, twice as long each time in a row. A host that is busy (429, or 503
+with `Retry-After`) is asked again when it said. Each pause is a little longer or shorter by chance,
+so that not everybody asks at the same moment.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from retool_env.errors import RetoolError
+
+if TYPE_CHECKING:
+    import httpx
+
+CONNECT_SECONDS = 10.0
+ERROR_CHARACTERS = 300
+"""The most characters of a host's answer that an error repeats."""
+
+_KEEP_ALIVE_SECONDS = 2.0  # shorter than hosts' own, which would close it while we send
+_FIRST_ASIDE = 0.5
+_MOST_DOUBLINGS = 6  # 32 s
+_SHORTEST_RETRY_AFTER, _LONGEST_RETRY_AFTER = 0.25, 30.0
+_MOST_REFUSALS = 3  # that count: 2 s at least
+
+
+class Busy(RetoolError):
+    """The host takes no more at the moment."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("busy")
+        self._retry_after = retry_after
+
+    def again(self, sent: float, refusals: int = 0) -> float:
+        """The time from which on the host may be asked again.
+
+        Args:
+            sent: The time at which the refused request was sent.
+            refusals: The number of earlier refusals in a row; each doubles the shortest pause.
+        """
+        shortest = _SHORTEST_RETRY_AFTER * 2 ** min(refusals, _MOST_REFUSALS)
+        pause = min(max(shortest, self._retry_after), _LONGEST_RETRY_AFTER)
+        return sent + pause * random.uniform(1, 1.5)
+
+
+class Failure(RetoolError):
+    """The host failed at a request; another attempt may succeed."""
+
+
+@dataclass(eq=False)
+class Host:
+    """The state of a host, as its clients know it. Times are those of `time.monotonic`."""
+
+    url: str
+    """The URL, without a slash at the end."""
+
+    in_flight: int = 0
+    """The number of our requests that the host works on."""
+
+    failures: int = 0
+    """The number of failures in a row; requests that were sent together count once."""
+
+    aside_until: float = 0.0
+    """The time before which the host is not asked."""
+
+    def set_aside(self, sent: float) -> bool:
+        """Notes a failure: the host is not asked for a while, twice as long each time in a row.
+
+        Args:
+            sent: The time at which the failed request was sent.
+
+        Returns:
+            Whether the failure counts: requests that were sent together fail together, once.
+        """
+        if sent < self.aside_until:
+            return False
+        aside = _FIRST_ASIDE * 2 ** min(self.failures, _MOST_DOUBLINGS)
+        self.failures += 1
+        self.aside_until = time.monotonic() + aside * random.uniform(0.75, 1.25)
+        return True
+
+
+def connection(token: str | None) -> dict[str, Any]:
+    """Arguments of an `httpx.AsyncClient` that asks hosts.
+
+    Args:
+        token: The bearer token that each request carries; `None`: no token.
+    """
+    import httpx
+
+    return {
+        "headers": {"Authorization": f"Bearer {token}"} if token else {},
+        "limits": httpx.Limits(keepalive_expiry=_KEEP_ALIVE_SECONDS),
+    }
+
+
+def check_free(response: httpx.Response) -> None:
+    """Checks that the host was not too busy for a request.
+
+    Raises:
+        Busy: The host was too busy.
+    """
+    status, after = response.status_code, response.headers.get("retry-after")
+    if status == 429 or (status == 503 and after is not None):
+        raise Busy(_seconds(after or ""))
+
+
+def _seconds(retry_after: str) -> float:
+    """The seconds in a `Retry-After` header; 1.0 for a date or an empty header."""
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        return 1.0
+    return 0.0 if math.isnan(seconds) else seconds
