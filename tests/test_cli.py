@@ -18,9 +18,11 @@ import pytest
 from helpers import ROOT
 from helpers.model_api import ModelAPI, Reply, serving
 
+import retool_env
 from retool_env import REVISION, cli
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.cli import main
+from retool_env.errors import SettingsError
 from retool_env.key_values import parse_settings
 from retool_env.sandbox import SandboxUnavailable, nsjail
 from retool_env.transcript import check_transcript, read_transcripts, write_transcripts
@@ -262,7 +264,7 @@ def test_how_many_problems_are_evaluated(checkpoint, outside, monkeypatch):
 
     def evaluate(policy, rules, problems, *_, **__):
         counts.append(len(problems))
-        raise ValueError("seen")
+        raise SettingsError("seen")
 
     monkeypatch.setattr("retool_env.evaluation.evaluate", evaluate)
     Path("own.jsonl").write_text(
@@ -391,6 +393,13 @@ def test_settings_are_json_or_text():
 
 
 # --- doctor -------------------------------------------------------------------------------------
+
+
+def test_the_version_is_said(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert not ended.value.code
+    assert capsys.readouterr().out == f"retool-env {retool_env.__version__}\n"
 
 
 def test_doctor_is_content(capsys):

@@ -282,7 +282,7 @@ def group_samples(group: Sequence[Transcript], group_id: int) -> list[RolloutSam
         if not any(transcript.loss_mask):
             continue
         padding = [0] * len(prompt)
-        written = [span for span in transcript.spans if span.author == "model"]
+        versions = [version for span in transcript.spans for version, _ in span.weights]
         samples.append(
             RolloutSample(
                 prompt=[{"role": "user", "content": transcript.spans[0].text}],
@@ -291,7 +291,7 @@ def group_samples(group: Sequence[Transcript], group_id: int) -> list[RolloutSam
                 completion_mask=np.array(padding + transcript.loss_mask, dtype=np.int64),
                 old_log_probs=np.array(padding + transcript.logprobs, dtype=np.float32),
                 advantage=advantage,
-                model_version=min(span.weight_version or 0 for span in written),
+                model_version=min(versions, default=0),
                 group_id=group_id,
                 metrics={"reward": reward, "reward_std": deviation},
             )
@@ -318,7 +318,7 @@ class _AnnouncedPolicy:
         version = self.weight_version
         generation = await self._policy.act(token_ids, stop, budget, seed)
         self._on_turn()
-        return dataclasses.replace(generation, weight_version=version)
+        return dataclasses.replace(generation, weight_version=version, weight_runs=())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._policy, name)

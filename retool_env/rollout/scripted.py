@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from retool_env.episode import Generation, Tokenizer, decode, tokens_of_turn
+from retool_env.rollout.policy import Policy
 from retool_env.rollout.weights import Weights
 
 Script = Callable[[str], str]
 
 
-class ScriptedPolicy:
+class ScriptedPolicy(Policy):
     """Writes what a function says.
 
     Args:
@@ -24,7 +25,6 @@ class ScriptedPolicy:
     ) -> None:
         self.tokenizer = tokenizer
         self.context_length = context_length
-        self.weight_version = 0
         self._script = script
 
     async def act(

@@ -19,6 +19,7 @@ import numpy as np
 
 from retool_env.episode import Generation
 from retool_env.protocol.tags import ANSWER_CLOSE, ANSWER_OPEN, CODE_CLOSE, CODE_OPEN
+from retool_env.rollout.policy import Policy
 from retool_env.rollout.weights import Weights
 from retool_env.tokens import Tokenizer, tokens_of_turn
 
@@ -151,7 +152,7 @@ class Batch:
             heapq.heappush(self._rows, (self._written + tokens, next(self._order), request))
 
 
-class SimulatedPolicy:
+class SimulatedPolicy(Policy):
     """Writes turns of drawn length, each a code block or an answer after filler, as fast as a `Speed` says.
 
     What it writes hangs on a turn's seed alone. The key-value cache of a prompt and of earlier turns is taken as kept until
@@ -176,7 +177,6 @@ class SimulatedPolicy:
     ) -> None:
         self.tokenizer = tokenizer
         self.context_length = context_length
-        self.weight_version = 0
         self.prefilled_tokens = 0
         """Tokens of prompts and results that it had to read; the rest was in the cache."""
         self.habits = Habits() if habits is None else habits

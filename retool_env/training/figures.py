@@ -169,10 +169,10 @@ class RolloutFigures:
         now, before = self._progress, self._counted
         self._counted = dataclasses.replace(now)
         lags = [
-            step.number - span.weight_version
+            step.number - version
             for transcript in transcripts
             for span in transcript.spans
-            if span.weight_version is not None
+            for version, _ in span.weights
         ]
         sums = {
             name: float(getattr(now, name) - getattr(before, name))

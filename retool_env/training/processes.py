@@ -7,9 +7,7 @@ from collections.abc import Callable
 import torch
 from accelerate import Accelerator
 
-
-class RolloutsAbandoned(Exception):
-    """A batch's rollouts were left, on all processes, because one was asked to stop."""
+from retool_env.errors import RolloutsAbandoned as RolloutsAbandoned
 
 
 def together[T](accelerator: Accelerator, work: Callable[[], T]) -> T:

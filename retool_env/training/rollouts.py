@@ -21,11 +21,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from retool_env.errors import RolloutsAbandoned as RolloutsAbandoned
 from retool_env.problem import Problem, ProblemSource
 from retool_env.rollout.engine import Group, RolloutEngine
+from retool_env.rollout.policy import Policy, TextPolicy
 from retool_env.servers.background import BackgroundLoop
 from retool_env.training.figures import RolloutFigures
-from retool_env.training.processes import RolloutsAbandoned, gathered, together
+from retool_env.training.processes import gathered, together
 from retool_env.training.rows import has_void_turn, is_trainable, training_rows
 from retool_env.training.step import Step
 from retool_env.training.trained_weights import is_sharded, trained_weights
@@ -132,7 +134,7 @@ class Rollouts:
                 "that it is at most the policy's; reward and lengths are of those that are kept",
                 oversample,
             )
-        if staleness and getattr(engine.policy, "sleep_mode", False):
+        if staleness and engine.policy.sleep_mode:
             raise ValueError(
                 "an engine that sleeps while the trainer trains can't sample ahead: staleness=0, or sleep_mode=False"
             )
@@ -151,7 +153,7 @@ class Rollouts:
         self._ahead: dict[int, tuple[_Batch, Future[Sampled]]] = {}
         self._synced = -1
         # An engine that shares its GPU with the trainer has it while it samples, and sleeps while that trains.
-        self._sleeps = getattr(engine.policy, "sleep_mode", False)
+        self._sleeps = engine.policy.sleep_mode
         self._asleep = False
         self._figures = RolloutFigures(engine.progress, deadline)
 
@@ -246,10 +248,10 @@ class Rollouts:
             )
 
     def _own_model(self, step: Step) -> bool:
-        return getattr(self.engine.policy, "model", None) is step.model
+        return self.engine.policy.model is step.model
 
     def _shares_servers(self, step: Step) -> bool:
-        return hasattr(self.engine.policy, "follow") and step.accelerator.num_processes > 1
+        return self.engine.policy.shares_servers and step.accelerator.num_processes > 1
 
     def _start(self, batch: _Batch) -> Future[Sampled]:
         problems = [self.problems.get(each) for each in batch.prompts[:: batch.n]]
@@ -334,7 +336,7 @@ class Rollouts:
         if self._sleeps:
             self._loop.run_blocking(self.engine.policy.sleep())
             self._asleep = True
-        elif self._own_model(step) and hasattr(self.engine.policy, "clear_cache"):
+        elif self._own_model(step):
             self.engine.policy.clear_cache()
 
     def _sync(self, step: Step) -> None:
@@ -364,7 +366,7 @@ class Rollouts:
                     pass
 
 
-def check_policy(policy: Any, temperature: float | None = None) -> None:
+def check_policy(policy: Policy | TextPolicy, temperature: float | None = None) -> None:
     """Check that a policy's log-probs are those of the distribution that a loss assumes.
 
     Args:
@@ -375,16 +377,16 @@ def check_policy(policy: Any, temperature: float | None = None) -> None:
         ValueError: If the policy gives text without token ids, or samples at a top-p below 1 or at another
             temperature than the loss's.
     """
-    if hasattr(policy, "write"):
+    if isinstance(policy, TextPolicy):
         raise ValueError("a policy of text gives no token ids, so it can't be trained")
-    if getattr(policy, "top_p", 1.0) != 1.0:
+    if policy.top_p != 1.0:
         raise ValueError(
             "training needs top_p = 1: under a smaller one the log-probs are those of a cut distribution, and the "
             "ratio to the trained model's is wrong"
         )
     if temperature is None:
         return
-    own = getattr(policy, "temperature", temperature)
+    own = temperature if policy.temperature is None else policy.temperature
     if own != temperature or not temperature > 0:
         raise ValueError(
             f"the policy samples at temperature {own}, the loss takes it for {temperature}: both must be the "
