@@ -266,7 +266,7 @@ def test_how_many_problems_are_evaluated(checkpoint, outside, monkeypatch):
         counts.append(len(problems))
         raise SettingsError("seen")
 
-    monkeypatch.setattr("retool_env.evaluation.evaluate", evaluate)
+    monkeypatch.setattr("retool_env.evaluation.run.evaluate", evaluate)
     Path("own.jsonl").write_text(
         "".join(f'{{"question": "{i}?", "answer": "{i}"}}\n' for i in range(300))
     )
@@ -338,7 +338,8 @@ def test_what_cannot_be_parsed_ends_with_the_usage(arguments, message, capsys):
 
 
 def test_a_missing_extra_is_named(monkeypatch, outside, capsys):
-    monkeypatch.delitem(sys.modules, "retool_env.rollout.transformers", raising=False)
+    for name in [each for each in sys.modules if each.startswith("retool_env.rollout.transf")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
     assert main(EVAL) == 1
     assert "pip install 'retool-env[train]'" in capsys.readouterr().err

@@ -405,7 +405,7 @@ class _Rollout:
             return 0
         # One of its own, since the episode's clock must not run while it waits for room.
         prompt = engine.begin(self._problem).transcript.prompt_ids
-        return min(len(prompt) + engine.rules.max_tokens, engine.policy.context_length)
+        return min(len(prompt) + (engine.rules.max_tokens or 0), engine.policy.context_length)
 
 
 def _record(episode: Episode) -> Transcript:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from retool_env.episode import Generation, Tokenizer, decode, tokens_of_turn
 from retool_env.rollout.policy import Policy
@@ -38,6 +39,7 @@ class ScriptedPolicy(Policy):
             ids = ids[: tokens_of_turn(self.tokenizer, ids, stop)]
         elif self.tokenizer.eos_token_id is not None:
             ids.append(self.tokenizer.eos_token_id)
+        reason: Literal["tag", "eos", "length"]
         reason = "length" if len(ids) > budget else "tag" if tagged else "eos"
         ids = ids[:budget]
         return Generation(tuple(ids), (0.0,) * len(ids), reason)

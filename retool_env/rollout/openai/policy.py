@@ -121,7 +121,11 @@ class OpenAIPolicy(TextPolicy):
         self.top_p = top_p
         self._api_key = api_key
         self._tool = Hermes().tools[0] if tool is None else tool
-        self._sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
+        self._sampling: dict[str, Any] = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "max_tokens": max_tokens,
+        }
         self._concurrency = concurrency
         self._timeout = timeout
         self._retries = retries
@@ -231,9 +235,12 @@ class OpenAIPolicy(TextPolicy):
             )
         self._answered, self._silent = True, False
         used = getattr(reply, "usage", None)
-        counts = [getattr(used, name, None) for name in ("prompt_tokens", "completion_tokens")]
+        counts: list[Any] = [
+            getattr(used, name, None) for name in ("prompt_tokens", "completion_tokens")
+        ]
         counted = all(type(count) is int and 0 <= count < 2**63 for count in counts)
-        self.usage = self.usage.plus(*(counts if counted else (0, 0)), counted)
+        prompt, written = counts if counted else (0, 0)
+        self.usage = self.usage.plus(prompt, written, counted)
         choices = getattr(reply, "choices", None)
         # A proxy's way to say that what lies behind it failed.
         if not choices or not isinstance(choices, list):
@@ -263,7 +270,7 @@ class OpenAIPolicy(TextPolicy):
         if finish not in _ENDS:
             raise PolicyUnavailable(f"{self.base_url} broke the turn off: {self._shown(finish)}")
         plain = self.way == "completions"
-        message = getattr(choice, "message", None)
+        message: Any = getattr(choice, "message", None)
         text = getattr(choice, "text", None) if plain else _text_of(message)
         if not isinstance(text, str):
             raise PolicyUnavailable(
@@ -297,14 +304,14 @@ def _text_of(message: Any) -> Any:
     content = getattr(message, "content", 0)
     if isinstance(content, list):
         parts = [part for part in content if isinstance(part, Mapping)]
-        texts = [part.get("text") for part in parts if part.get("type") == "text"]
+        texts: list[Any] = [part.get("text") for part in parts if part.get("type") == "text"]
         return "".join(texts) if all(isinstance(text, str) for text in texts) else 0
     return "" if content is None else content
 
 
 def _called(calls: Any) -> tuple[str, Any] | None:
     """Name and arguments of a message's first native call, which may be a call of anything; `None` if it is no call at all."""
-    call = calls[0] if isinstance(calls, list) else None
+    call: Any = calls[0] if isinstance(calls, list) else None
     if not hasattr(call, "to_dict"):
         return None
     values = call.to_dict(warnings=False)

@@ -75,11 +75,11 @@ class TransformersPolicy(Policy):
                 f"some of its layers keep another state{': ' if other else ''}{', '.join(sorted(other))}"
             )
         self.model = model
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
         self.temperature: float = temperature
         self.top_p = top_p
         self.max_batch = max_batch
-        self.cache_tokens = cache_tokens // BLOCK * BLOCK
+        self.cache_tokens: int = cache_tokens // BLOCK * BLOCK
         self.context_length = int(config.max_position_embeddings)
         declared = model.generation_config.eos_token_id
         declared = declared if isinstance(declared, list) else [declared]
@@ -87,7 +87,8 @@ class TransformersPolicy(Policy):
         self._text_of: dict[int, str] = {}
         self._warned = False
         # Weakly: if it referred to itself, its model and its cache, gigabytes, would outlive it until garbage is collected.
-        draw, stop_reason = map(weakref.WeakMethod, (self._draw, self._stop_reason))
+        draw: Any = weakref.WeakMethod(self._draw)
+        stop_reason: Any = weakref.WeakMethod(self._stop_reason)
         self.batcher = Batcher(
             model,
             lambda logits, requests: draw()(logits, requests),
@@ -98,12 +99,12 @@ class TransformersPolicy(Policy):
         """The running batch."""
 
     @property
-    def weight_version(self) -> int:
+    def weight_version(self) -> int:  # type: ignore[override]  # the batcher counts it
         """Which weights it serves; 0 at first."""
         return self.batcher.weight_version
 
     @property
-    def prefilled_tokens(self) -> int:
+    def prefilled_tokens(self) -> int:  # type: ignore[override]  # the batcher counts it
         """Tokens of contexts computed so far, those computed again after a change of weights included."""
         return self.batcher.prefilled_tokens
 
@@ -267,7 +268,7 @@ def load_policy(
     if fault := folder_fault(model):
         raise SettingsError(f"model: {fault}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device)
-    policy = TransformersPolicy(loaded, AutoTokenizer.from_pretrained(model), **sampling)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    policy = TransformersPolicy(loaded.to(device), AutoTokenizer.from_pretrained(model), **sampling)
     policy.checkpoint = str(model)
     return policy

@@ -17,7 +17,7 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retool_env.episode import Generation, Tokenizer
+from retool_env.episode import Generation
 from retool_env.errors import MissingPackage, SettingsError
 from retool_env.files import folder_fault
 from retool_env.rollout.policy import Policy, PolicyUnavailable, check_room, check_sampling
@@ -80,7 +80,7 @@ class VLLMPolicy(Policy):
         if fault := folder_fault(model):
             raise SettingsError(f"model: {fault}")
         self.model = self.checkpoint = str(model)
-        self.tokenizer: Tokenizer = AutoTokenizer.from_pretrained(model)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
         self.temperature: float = temperature
         self.top_p = top_p
         self.sleep_mode = sleep_mode

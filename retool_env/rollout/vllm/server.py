@@ -115,7 +115,7 @@ class VLLMServerPolicy(Policy):
             raise
 
     @property
-    def weight_version(self) -> int:
+    def weight_version(self) -> int:  # type: ignore[override]  # the served weights count it
         """Which weights the servers should have; 0 at first."""
         return self._weights.version
 
