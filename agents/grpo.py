@@ -37,7 +37,7 @@ from agents.base.model import (
 from agents.base.reporting import PROJECT, REPORT_TO, check_report_to
 from agents.base.run import Run, RunLogger, processes
 from agents.base.sampler import ENGINE, check_engine, make_policy
-from agents.base.selection import CURRICULUM, CleanRollouts, chosen_ids, only, without_void_turns
+from agents.base.selection import CURRICULUM, CleanRollouts, chosen_ids, only
 from agents.base.settings import (
     SANDBOX,
     SettingsError,
@@ -217,7 +217,8 @@ def train(
         settings: The run's.
         folder: Of the run.
         resume: Go on where the run in that folder was.
-        advantages: Made of the rewards.
+        advantages: Made of the rewards, and of the transcripts, if it has a parameter of that name; one an
+            episode or one a token: see `retool_env.training.advantages.Advantages`.
         normalise: Made of these advantages and the numbers of tokens, in their place.
         bonus: Added to the environment's reward.
         arguments: Further fields of TRL's `GRPOConfig`, which no setting overrides.
@@ -359,10 +360,11 @@ def train(
             oversample=settings.oversample,
             resample=settings.resample,
             resample_by=settings.resample_by,
+            mask_void=settings.mask_void,
             stopping=stop.stopping.asked,
         )
         resources.callback(rollouts.close)
-        trainer.rollout_func = without_void_turns(rollouts) if settings.mask_void else rollouts
+        trainer.rollout_func = rollouts
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
         tags = rules.turn_protocol().stop

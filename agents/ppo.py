@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -50,7 +49,7 @@ from agents.base.records import seal, write_atomically
 from agents.base.reporting import REPORT_TO, Reporter, check_report_to
 from agents.base.run import Run, loading, processes, seconds_of
 from agents.base.sampler import ENGINE, check_engine, make_policy
-from agents.base.selection import CURRICULUM, chosen_ids, without_void_turns
+from agents.base.selection import CURRICULUM, chosen_ids
 from agents.base.settings import (
     SANDBOX,
     SettingsError,
@@ -77,8 +76,10 @@ from retool_env.rollout import RolloutEngine
 from retool_env.rollout.progress import Progress, shown
 from retool_env.training.correction import importance_weights, weight_figures, weight_sums
 from retool_env.training.packing import Packed, keeps_apart, pack, score
-from retool_env.training.rollouts import EngineRollouts, RolloutsAbandoned, together
+from retool_env.training.processes import RolloutsAbandoned, together
+from retool_env.training.rollouts import Rollouts
 from retool_env.training.rows import with_trained_logprobs
+from retool_env.training.step import Step
 from retool_env.training.trained_weights import is_sharded, whole
 from retool_env.transcript import Transcript
 
@@ -214,15 +215,15 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             learner.accelerator.device,
         )
         resources.enter_context(policy)
-        rollouts = EngineRollouts(
+        rollouts = Rollouts(
             RolloutEngine(policy, rules, sandbox, settings.in_flight, progress=progress),
             problems,
             settings.seed,
             deadline=settings.deadline or None,
+            mask_void=settings.mask_void,
             stopping=stopping.asked,
         )
         resources.callback(rollouts.close)
-        sample = without_void_turns(rollouts) if settings.mask_void else rollouts
         resources.enter_context(stopping)
         part = settings.prompts // state.num_processes
         tags = rules.turn_protocol().stop
@@ -231,7 +232,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             ids = [each for each in order[start : start + part] for _ in range(settings.rollouts)]
             logged: dict[str, list[float]] = defaultdict(list)
             try:
-                rows = sample(ids, asking(learner, settings, step, tokenizer.eos_token_id, logged))
+                rows = rollouts.collect(asking(learner, step, ids, tokenizer.eos_token_id, logged))
             except RolloutsAbandoned:  # on all processes
                 if stopping.agreed() and step > saved:
                     learner.save(run.trainer, step)
@@ -244,7 +245,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             figures = pooled(gather_object([dict(logged)])) | learner.learn(batch, step)
             if step % settings.transcripts_every == 0:
                 found = learner.with_logps(rows, batch)
-                together(learner, lambda found=found: run.write(found))
+                together(learner.accelerator, lambda found=found: run.write(found))
             if run.main:
                 seconds = round(before + time.monotonic() - began, 3)
                 run.log({"step": step + 1, "seconds": seconds, **figures})
@@ -319,21 +320,20 @@ def check(settings: Settings, processes: int) -> None:
 
 
 def asking(
-    learner: Learner, settings: Settings, step: int, eos: int, logged: dict[str, list[float]]
-) -> Any:
-    """What `EngineRollouts` wants to know of TRL's trainer, as it is here: a batch a step."""
+    learner: Learner, step: int, prompts: list[str], eos: int, logged: dict[str, list[float]]
+) -> Step:
+    """The step as the rollouts see it: a batch a step."""
     learner.model.train()
-    return SimpleNamespace(
+    return Step(
+        number=step,
+        batch=step,
+        prompts=prompts,
+        group=learner.settings.rollouts,
         model=learner.model,
         accelerator=learner.accelerator,
-        state=SimpleNamespace(global_step=step, max_steps=settings.steps),
-        args=SimpleNamespace(gradient_accumulation_steps=1, steps_per_generation=1),
-        num_iterations=1,
-        num_generations=settings.rollouts,
-        temperature=settings.temperature,
+        temperature=learner.settings.temperature,
         eos_token_ids=[eos],
-        _step=step,
-        _log_metric=lambda name, number: logged[name].append(number),
+        log=lambda name, number: logged[name].append(number),
     )
 
 
@@ -636,7 +636,7 @@ class Learner:
             loss = loss + settings.kl * kl.sum()
             sums.add(mask, kl=kl)
         sums.add(mask, entropy=entropy, **{"loss/policy": each, "clip_fraction": clipped})
-        sums.distance(logps, batch.old_logps, mask)
+        sums.distance.add(logps, batch.old_logps, mask)
         return loss
 
     def critic_loss(self, batch: Batch, rows: Packed, sums: Sums) -> torch.Tensor:

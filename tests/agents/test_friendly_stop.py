@@ -113,7 +113,7 @@ def test_sigterm_ends_ppos_update_and_it_goes_on_to_the_same_curve(model, tmp_pa
 
 
 def test_ppos_rollouts_are_left_too(model, tmp_path, monkeypatch):
-    calls = ppo.EngineRollouts._wait
+    calls = ppo.Rollouts._wait
 
     def told(self, future):
         if self.engine.policy.weight_version == 2:
@@ -122,7 +122,7 @@ def test_ppos_rollouts_are_left_too(model, tmp_path, monkeypatch):
         return calls(self, future)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ppo.EngineRollouts, "_wait", told)
+        patch.setattr(ppo.Rollouts, "_wait", told)
         ppo.train(settings("ppo", model=model), tmp_path / "cut")
     assert checkpoints(tmp_path / "cut") == ["checkpoint-2"]
     resumed = ppo.train(settings("ppo", model=model), tmp_path / "cut", resume=True)

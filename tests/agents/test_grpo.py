@@ -12,7 +12,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from agents import grpo
-from agents.base import sampler as engines
 from agents.base.presets import load_settings
 from agents.base.settings import SettingsError
 from agents.models.tiny import make_checkpoint
@@ -69,7 +68,7 @@ def solving(monkeypatch):
                 generation.token_ids, (-5.0,) * len(generation.token_ids), generation.stop_reason
             )
 
-    monkeypatch.setattr(engines, "TransformersPolicy", Half)
+    monkeypatch.setattr(policies, "TransformersPolicy", Half)
 
 
 def weights(folder):
