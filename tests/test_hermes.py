@@ -120,11 +120,11 @@ def smollm2():
 
     from agents.models import smollm2
 
-    made = Path(smollm2.__file__).parents[1] / "runs" / "models" / "smollm2"
+    made = Path(smollm2.__file__).parents[2] / "runs" / "models" / "smollm2"
     if (made / "tokenizer.json").is_file():
         return transformers.AutoTokenizer.from_pretrained(made)
     with tempfile.TemporaryDirectory() as folder:
-        return smollm2._load_tokenizer(smollm2._fetch_gguf(Path(folder)))
+        return smollm2.read_tokenizer(smollm2.fetch_gguf(Path(folder)))
 
 
 @cache
