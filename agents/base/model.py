@@ -18,7 +18,6 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainerCallback,
 )
 
 from agents.base.settings import SettingsError
@@ -91,9 +90,6 @@ HIGHEST_RATE = 10.0
 """The learning rate times the square root of the number of parameters, at most, of full fine-tuning with AdamW: 9e-4 for 125
 million, 1.2e-4 for 7 billion. That is where pretraining peaks, whose rates fall about so (arXiv 2005.14165, table 2.1: 6e-4
 and 1.2e-4); supervised fine-tuning takes a tenth of it, reinforcement learning a hundredth."""
-
-HIGH_RATE = "train with a rate far above what a model of this size bears, rather than refuse it"
-"""What the setting `allow_high_learning_rate` is."""
 
 LORA_FACTOR = 10.0
 """How much higher a rate adapters bear than full weights."""
@@ -258,34 +254,3 @@ def export(
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
     trainer.accelerator.wait_for_everyone()
-
-
-class Export(TrainerCallback):
-    """Keeps the model along training.
-
-    Args:
-        trainer: Whose model.
-        tokenizer: Saved with it.
-        folder: Each goes to a folder in it, named after the step.
-        every: Optimizer steps between them.
-        stop: See `save_checkpoint`.
-        task: The same.
-    """
-
-    def __init__(
-        self,
-        trainer: Any,
-        tokenizer: PreTrainedTokenizerBase,
-        folder: Path,
-        every: int,
-        stop: Sequence[str] = (),
-        task: CheckpointTask | None = None,
-    ) -> None:
-        self._trainer, self._tokenizer, self._folder = trainer, tokenizer, folder
-        self._every, self._stop, self._task = every, stop, task
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer, on all processes."""
-        if state.global_step % self._every == 0:
-            folder = self._folder / str(state.global_step)
-            export(self._trainer, self._tokenizer, folder, self._stop, self._task)

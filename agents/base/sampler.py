@@ -13,15 +13,17 @@ from retool_env.rollout import Policy
 from retool_env.rollout.transformers.policy import TransformersPolicy, load_policy
 from retool_env.servers.address import shown_url, split_urls, variable_name
 
-ENGINE = (
-    "what samples: transformers (the trained model itself; a copy of it where it is sharded, or staleness > 0), vllm, "
-    "vLLM servers' URLs, or a mapping {name: one of these, and arguments of its policy}"
-)
-"""What the setting `engine` is."""
 
-
-def check_engine(setting: str | Mapping[str, Any], processes: int) -> tuple[str, dict[str, Any]]:
+def check_engine(
+    setting: str | Mapping[str, Any], processes: int, sample_batch: int
+) -> tuple[str, dict[str, Any]]:
     """An engine's name and its policy's arguments.
+
+    Args:
+        setting: The setting `engine`.
+        processes: The number of the run's processes.
+        sample_batch: Sequences that the engine `transformers` decodes together at most, unless
+            `setting` has its `max_batch`.
 
     Raises:
         SettingsError: If there is no such engine, or it can't be had in a run of so many processes.
@@ -36,6 +38,8 @@ def check_engine(setting: str | Mapping[str, Any], processes: int) -> tuple[str,
         raise SettingsError(
             "engine=vllm is for one process: with several, start `vllm serve` and name its URLs"
         )
+    if name == "transformers":
+        arguments.setdefault("max_batch", sample_batch)
     return str(name), arguments
 
 

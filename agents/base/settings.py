@@ -25,9 +25,6 @@ from retool_env.task import make_task
 
 _MOST_NAME = 200
 
-SANDBOX = "where programs run: nsjail, unsafe, a server's http://..., or a mapping of make_sandbox's arguments"
-"""What the setting `sandbox` is, which several algorithms have."""
-
 
 class SettingsError(ValueError):
     """A setting that is unknown or of the wrong kind; the message says what to write instead."""
@@ -45,9 +42,15 @@ def describe(cls: type) -> str:
         elif field.default_factory is not dataclasses.MISSING:
             default = json.dumps(field.default_factory())
         kind = " or ".join(kind.__name__ for kind in _kinds(hints[field.name]))
-        text = f"{field.name} ({kind}, {default}): {field.metadata.get('help', '')}"
+        text = f"{field.name} ({kind}, {default}): {help_of(cls, field.name)}"
         said.append(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="      "))
     return "\n".join(said)
+
+
+def help_of(cls: type, name: str) -> str:
+    """What a setting is, as its class or the nearest of those it is made from says."""
+    fields = (vars(base).get("__dataclass_fields__", {}).get(name) for base in cls.__mro__)
+    return next((f.metadata["help"] for f in fields if f and "help" in f.metadata), "")
 
 
 def setting(default: Any, help: str) -> Any:
@@ -181,96 +184,6 @@ def check_least(settings: Any, least: Mapping[str, float]) -> None:
 def largest_divisor(number: int, most: int) -> int:
     """The largest divisor of a number that is no larger than `most`: what a batch could be instead."""
     return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
-
-
-_EVALUATION = "nothing is evaluated while a run trains: set export_steps, and run `retool eval`"
-_WITHOUT_EFFECT = {
-    "resume_from_checkpoint": "--resume goes on",
-    "disable_tqdm": "the progress bar is our own",
-    **dict.fromkeys(("model_init_kwargs", "trust_remote_code"), "set model and dtype"),
-    **dict.fromkeys(
-        (
-            "batch_eval_metrics",
-            "bf16_full_eval",
-            "do_eval",
-            "do_predict",
-            "do_train",
-            "eval_accumulation_steps",
-            "eval_delay",
-            "eval_do_concat_batches",
-            "eval_on_start",
-            "eval_packing",
-            "eval_steps",
-            "eval_strategy",
-            "eval_use_gather_object",
-            "fp16_full_eval",
-            "greater_is_better",
-            "include_for_metrics",
-            "load_best_model_at_end",
-            "metric_for_best_model",
-            "num_generations_eval",
-            "per_device_eval_batch_size",
-            "prediction_loss_only",
-        ),
-        _EVALUATION,
-    ),
-}
-"""Fields of any configuration of TRL's that have no effect here, and what has."""
-_NEEDED = {
-    "ref_model_mixup_alpha": "sync_ref_model",
-    "ref_model_sync_steps": "sync_ref_model",
-    "entropy_coef_min": "use_adaptive_entropy",
-    "entropy_coef_max": "use_adaptive_entropy",
-    "entropy_coef_delta": "use_adaptive_entropy",
-    "entropy_target": "use_adaptive_entropy",
-    "num_completions_to_print": "log_completions",
-    "log_unique_prompts": "log_completions",
-    "log_completions_hub_repo": "log_completions",
-}
-"""Fields that have an effect only beside another one."""
-
-
-def check_trl(
-    config: type,
-    ours: Iterable[str],
-    extra: Mapping[str, Any],
-    without_effect: Mapping[str, str] | None = None,
-) -> None:
-    """Check the setting `trl`: further fields of TRL's configuration.
-
-    Args:
-        config: TRL's class.
-        ours: Fields that settings of our own fill.
-        extra: The setting.
-        without_effect: Fields that have none with this trainer, and of each what has.
-
-    Raises:
-        SettingsError: For a field that TRL does not have, that follows from the algorithm or a setting of our own, or that has no
-            effect.
-    """
-    known = {field.name for field in dataclasses.fields(config)}
-    idle = {**_WITHOUT_EFFECT, **(without_effect or {})}
-    for key in extra:
-        if key in ours:
-            raise SettingsError(f"trl.{key} follows from the algorithm or a setting of our own")
-        if key not in known:
-            raise SettingsError(f"unknown setting trl.{key}{nearest(key, known)}")
-        if key in idle:
-            raise SettingsError(f"trl.{key} has no effect here: {idle[key]}")
-        if key in _NEEDED and not extra.get(_NEEDED[key]):
-            raise SettingsError(f"trl.{key} has no effect without trl.{_NEEDED[key]}=true")
-
-
-def trl_config(config: type, **values: Any) -> Any:
-    """A configuration of TRL's.
-
-    Raises:
-        SettingsError: If TRL refuses it.
-    """
-    try:
-        return config(**values)
-    except ValueError as error:
-        raise SettingsError(f"trl: {error}") from error
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:

@@ -23,7 +23,8 @@ from trl.trainer.utils import add_fused_lm_head
 from agents import grpo, ppo, rft, sft
 from agents.base.model import load_model
 from agents.base.presets import load_settings
-from agents.base.run import RunLogger, processes
+from agents.base.run import RunLogger
+from agents.base.sharding import processes
 from retool_env.episode import Generation
 from retool_env.rollout import ScriptedPolicy
 from retool_env.training.rollouts import EngineRollouts

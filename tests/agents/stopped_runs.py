@@ -18,7 +18,7 @@ from unittest import mock
 from small_runs import settings
 
 from agents import grpo, ppo
-from agents.base.run import processes
+from agents.base.sharding import processes
 from retool_env.rollout.transformers.policy import TransformersPolicy
 
 

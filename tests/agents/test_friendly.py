@@ -23,7 +23,7 @@ from agents.base.board import Bar, sparkline
 from agents.base.model import check_learning_rate, load_model
 from agents.base.registry import algorithms, load_algorithm
 from agents.base.reporting import check_report_to
-from agents.base.settings import SettingsError
+from agents.base.settings import SettingsError, help_of
 from retool_env.problems import jsonl
 from retool_env.transcript import read_transcripts
 
@@ -421,7 +421,8 @@ def test_the_help_documents_every_setting(name, capsys, monkeypatch):
     listed = capsys.readouterr().out.partition(f"settings of {name}:\n")[2]
     assert max(map(len, listed.splitlines())) <= 90
     unwrapped = " ".join(listed.split())
-    for field in dataclasses.fields(load_algorithm(name).Settings):
-        help = field.metadata.get("help", "")
+    cls = load_algorithm(name).Settings
+    for field in dataclasses.fields(cls):
+        help = help_of(cls, field.name)
         assert len(help) > 2, field.name
         assert f"{field.name} (" in unwrapped and " ".join(help.split()) in unwrapped

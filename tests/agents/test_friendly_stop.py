@@ -22,6 +22,7 @@ from agents.base.run import RunLogger
 from agents.base.stopping import Stopping
 from retool_env.problems import Problem, ProblemList
 from retool_env.rules import Rules
+from retool_env.training.rollouts import EngineRollouts
 from retool_env.transcript import read_transcripts
 
 HERE = Path(__file__).parent
@@ -115,7 +116,7 @@ def test_sigterm_ends_ppos_update_and_it_goes_on_to_the_same_curve(model, tmp_pa
 
 
 def test_ppos_rollouts_are_left_too(model, tmp_path, monkeypatch):
-    calls = ppo.EngineRollouts._wait
+    calls = EngineRollouts._wait
 
     def told(self, future):
         if self.engine.policy.weight_version == 2:
@@ -124,7 +125,7 @@ def test_ppos_rollouts_are_left_too(model, tmp_path, monkeypatch):
         return calls(self, future)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ppo.EngineRollouts, "_wait", told)
+        patch.setattr(EngineRollouts, "_wait", told)
         ppo.train(settings("ppo", model=model), tmp_path / "cut")
     assert checkpoints(tmp_path / "cut") == ["checkpoint-2"]
     resumed = ppo.train(settings("ppo", model=model), tmp_path / "cut", resume=True)
@@ -140,9 +141,9 @@ def test_a_stop_in_the_first_rollouts_leaves_nothing_to_go_on_from(model, tmp_pa
         os.kill(os.getpid(), signal.SIGINT)
         return wait(self, self._loop.submit(_for_ever()))
 
-    wait = grpo.EngineRollouts._wait
+    wait = EngineRollouts._wait
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(grpo.EngineRollouts, "_wait", told)
+        patch.setattr(EngineRollouts, "_wait", told)
         grpo.train(settings("grpo", model=model, steps=1), tmp_path / "run")
     assert not list((tmp_path / "run").rglob("checkpoint-*"))
     grpo.train(settings("grpo", model=model, steps=1), tmp_path / "run", resume=True)
@@ -193,7 +194,6 @@ def test_a_stopped_cold_start_goes_on_to_the_same_weights(model, tmp_path, monke
 def test_what_a_stopped_round_of_rft_had_sampled_is_not_sampled_again(model, tmp_path, monkeypatch):
     rules = Rules(interpreter=False, max_tokens=1, prompt_template="{query}")
     problems = ProblemList(Problem(str(i), f"Compute {i}", "1") for i in range(4))
-    monkeypatch.setattr(rft, "find_task", lambda env: (rules, problems))
     made = settings("rft", model=model, problems=4, k=3)
     write, done = rft.write_transcripts, []
 

@@ -22,16 +22,20 @@ from transformers import (
 )
 
 from agents import ppo
-from agents.base import model
+from agents.base import model, session
+from agents.base.critic import Critic
 from agents.base.figures import pooled
+from agents.base.minibatch import Batch
 from agents.base.presets import load_settings
 from agents.base.settings import SettingsError
 from agents.models.tiny import make_tokenizer
 from retool_env.episode import Generation
 from retool_env.integrations.trl import episode_reward
 from retool_env.problems import Problem, ProblemList
+from retool_env.rollout import RolloutEngine
 from retool_env.rules import Rules
 from retool_env.training.packing import pack
+from retool_env.training.rollouts import EngineRollouts
 from retool_env.training.rows import training_rows
 from retool_env.transcript import (
     Span,
@@ -163,8 +167,8 @@ def test_log_probs_that_are_far_apart_give_a_finite_step(initial):
     ]
 
     def drift(made):
-        original = made._reference_logps
-        made._reference_logps = lambda rows: original(rows) + 94.0
+        original = made.reference_logps
+        made.reference_logps = lambda rows: original(rows) + 94.0
 
     found, figures = changes(initial, far, drift, kl=0.1, entropy=0.01)
     assert all(torch.isfinite(each).all() for each in found)
@@ -184,7 +188,7 @@ def test_what_a_deadline_cut_is_not_trained_on(initial):
     def stepped(*transcripts):
         made = learner(initial, mini_batch=3, micro_batch=3)
         before = ppo_batches.weights(made)
-        figures = made.learn(ppo.Batch.of(training_rows(transcripts, [1])), 0)
+        figures = made.learn(Batch.of(training_rows(transcripts, [1])), 0)
         return [a - b for a, b in zip(ppo_batches.weights(made), before, strict=True)], figures
 
     found, other = stepped(whole, whole, cut), stepped(whole, whole, failed)
@@ -199,7 +203,7 @@ def test_interpreter_tokens_move_neither_loss_nor_gradient_of_actor_or_critic(in
         noise = torch.Generator().manual_seed(0)
         own = made.rows
         laid_out = []
-        made._can_pack()  # which tries the model
+        made.packing  # noqa: B018 -- which tries the model
         made.rows = lambda batch: laid_out.append(own(batch)) or laid_out[-1]
 
         def hook(module, args, kwargs, output):
@@ -230,7 +234,7 @@ def test_packed_rows_and_shared_prompts_change_nothing(initial):
 
     def laid_out(*packs):
         def prepare(made):
-            made._packs = packs
+            made.packing = packs
             own = made.rows
             made.rows = lambda batch: places.append(own(batch)) or places[-1]
 
@@ -245,7 +249,7 @@ def test_packed_rows_and_shared_prompts_change_nothing(initial):
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 1
     assert places[0].position_ids is None and places[-1].mask is not None
     made = learner(initial)
-    assert made._can_pack() == (True, True)
+    assert made.packing == (True, True)
 
 
 def test_a_failed_episode_is_as_if_absent(initial):
@@ -284,14 +288,14 @@ def test_the_critic_says_nothing_at_first_and_learns_the_reward(initial):
         model=initial, mini_batch=4, micro_batch=4, critic_warmup=99, critic_learning_rate=1e-3
     )
     made = ppo.Learner(settings, AutoModelForCausalLM.from_pretrained(initial))
-    batch = ppo.Batch.of(table(ROWS))
+    batch = Batch.of(table(ROWS))
     assert not made.values(batch).any()
     explained = [made.learn(batch, step)["critic/explained_variance"] for step in range(30)]
     assert explained[0] == pytest.approx(0.0, abs=1e-6) and explained[-1] > 0.9
 
 
 def test_values_are_in_float32_under_bfloat16(initial):
-    critic = ppo.Critic(model.load_model(initial, "float32")[0])
+    critic = Critic(model.load_model(initial, "float32")[0])
     torch.nn.init.normal_(critic.head.weight)
     hidden = torch.randn(2, 3, critic.head.in_features)
     expected = hidden @ critic.head.weight[0] + critic.head.bias
@@ -413,7 +417,7 @@ def test_adapters_are_trained_and_the_reference_is_the_model_without(initial):
     trained = [n for n, p in made.critic.named_parameters() if p.requires_grad]
     assert all("lora_" in name or name.startswith("head.") for name in trained)
     before = {n: p.detach().clone() for n, p in made.actor.named_parameters()}
-    batch = ppo.Batch.of(table(ROWS))
+    batch = Batch.of(table(ROWS))
     assert made.learn(batch, 0)["kl"] == pytest.approx(0.0, abs=1e-6)
     assert made.learn(batch, 1)["kl"] > 1e-4
     for name, p in made.actor.named_parameters():
@@ -458,7 +462,7 @@ def test_it_reaches_the_optimum_of_a_bandit(tmp_path, monkeypatch):
 
     rules = Rules(interpreter=False, max_tokens=1, prompt_template="{query}", reward=reward)
     problems = ProblemList([Problem("a", "a", "0"), Problem("b", "b", "0")])
-    monkeypatch.setattr(ppo, "find_task", lambda env: (rules, problems))
+    monkeypatch.setattr(session, "find_task", lambda env: (rules, problems))
     settings = ppo.Settings(
         model=make_small(tmp_path / "model", **TIED),
         steps=40,
@@ -511,7 +515,7 @@ def weights(folder):
 @pytest.fixture
 def writing(monkeypatch):
     """Lets the untrained model's turns begin with a program that it would never find, so that the interpreter is used."""
-    ask = ppo.RolloutEngine._ask
+    ask = RolloutEngine._ask
 
     async def given(ids):
         return Generation(ids, (-3.0,) * len(ids), "tag")
@@ -525,7 +529,7 @@ def writing(monkeypatch):
         )
         return given(ids)
 
-    monkeypatch.setattr(ppo.RolloutEngine, "_ask", program_first)
+    monkeypatch.setattr(RolloutEngine, "_ask", program_first)
 
 
 def test_a_run_leaves_all_its_records(initial, tmp_path, writing):
@@ -590,7 +594,7 @@ def test_the_engines_log_probs_are_the_trained_models_own(initial, tmp_path):
 def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch, rank):
     chosen = settings(initial, lora_rank=rank)
     whole = ppo.train(chosen, tmp_path / "whole")
-    original = ppo.EngineRollouts.__call__
+    original = EngineRollouts.__call__
 
     def stopping(self, prompts, trainer):
         if trainer.state.global_step == 3:  # after the last checkpoint
@@ -598,7 +602,7 @@ def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch,
         return original(self, prompts, trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ppo.EngineRollouts, "__call__", stopping)
+        patch.setattr(EngineRollouts, "__call__", stopping)
         with pytest.raises(KeyboardInterrupt):
             ppo.train(chosen, tmp_path / "cut")
     assert [record["step"] for record in records(tmp_path / "cut")] == [1, 2, 3]
@@ -726,11 +730,11 @@ def test_settings_reach_the_engine(initial, tmp_path, monkeypatch):
     class Enough(Exception):
         pass
 
-    def rollouts(engine, problems, seed, **more):
+    def rollouts(self, engine, problems, seed, **more):
         given.update(more, in_flight=engine.concurrency)
         raise Enough
 
-    monkeypatch.setattr(ppo, "EngineRollouts", rollouts)
+    monkeypatch.setattr(EngineRollouts, "__init__", rollouts)
     with pytest.raises(Enough):
         ppo.train(settings(initial, in_flight=7, deadline=9.5), tmp_path / "p")
     assert (given["in_flight"], given["deadline"]) == (7, 9.5)
