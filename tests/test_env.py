@@ -17,9 +17,9 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 from gymnasium.utils.env_checker import check_env
+from helpers.notebooks import Notebooks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from notebooks import Notebooks
 
 import retool_env
 from retool_env import ReToolEnv, Rules, SandboxUnavailable, StopReason, check_transcript
@@ -856,7 +856,7 @@ import gc, logging, os, resource, sys, time
 import gymnasium as gym
 import retool_env
 sys.path.append({tree!r})
-from tree import descendants, descriptors, settled_descriptors
+from helpers.tree import descendants, descriptors, settled_descriptors
 
 ID = "ReTool-Arithmetic-v0"
 
@@ -883,7 +883,7 @@ def settled():
 
 def counted(code: str) -> str:
     """What a script prints of the descriptors and processes of its environments."""
-    script = COUNTS.format(tree=str(Path(__file__).parent / "sandbox")) + textwrap.dedent(code)
+    script = COUNTS.format(tree=str(Path(__file__).parent)) + textwrap.dedent(code)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

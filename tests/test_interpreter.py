@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
-from notebooks import Notebooks
+from helpers.notebooks import Notebooks
 
 from retool_env.episode import RunProgram
 from retool_env.interpreter import Interpreter, SharedSandboxes, check_sandbox, open_sandbox

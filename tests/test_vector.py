@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from notebooks import Notebooks
+from helpers.notebooks import Notebooks
 
 from retool_env import ReToolEnv, ReToolVectorEnv, SandboxUnavailable, StopReason
 from retool_env.interpreter import SharedSandboxes

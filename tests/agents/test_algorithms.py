@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import references
 import torch
-from small_runs import make_small
+from helpers import references
+from helpers.small_runs import make_small
 from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 

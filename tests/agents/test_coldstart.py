@@ -11,8 +11,8 @@ import torch
 
 pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
 
-from model_api import ModelAPI, Reply, serving
-from small_runs import make_small
+from helpers.model_api import ModelAPI, Reply, serving
+from helpers.small_runs import make_small
 from transformers import AutoModelForCausalLM
 
 from agents import coldstart, sft

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_runs import given, make_small, records, settings
+from helpers.small_runs import given, make_small, records, settings
 
 from agents import grpo, ppo, rft, sft
 from agents.__main__ import main

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from small_runs import given, make_small
+from helpers.small_runs import given, make_small
 
 from agents.__main__ import main
 from agents.base.presets import load_settings

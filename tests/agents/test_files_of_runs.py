@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from small_runs import given, make_small
+from helpers.small_runs import given, make_small
 from test_files import KINDS, Make, huge
 
 from agents import __main__ as cli

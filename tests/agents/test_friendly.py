@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.small_runs import given, make_small, records, settings
 from rich.console import Console
-from small_runs import given, make_small, records, settings
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from agents import __main__ as cli

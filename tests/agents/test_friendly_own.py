@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import make_small, records
+from helpers.small_runs import make_small, records
 from transformers import AutoModelForCausalLM
 
 from agents import __main__ as cli

@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from small_runs import given, make_small, records, settings
+from helpers import HELPERS, ROOT
+from helpers.small_runs import given, make_small, records, settings
 from transformers import AutoModelForCausalLM
 
 from agents import grpo, ppo, rft, sft
@@ -25,9 +25,7 @@ from retool_env.rules import Rules
 from retool_env.training.rollouts import EngineRollouts
 from retool_env.transcript import read_transcripts
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{HERE}", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{HELPERS.parent}", "OMP_NUM_THREADS": "1"}
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,7 +65,7 @@ def lines(path):
 
 def start(name, algorithm, model, runs):
     """`python -m agents` in a process of its own, its output in a pipe."""
-    command = [sys.executable, "-m", "agents", f"{HERE / 'stopped_runs.py'}:{algorithm}"]
+    command = [sys.executable, "-m", "agents", f"{HELPERS / 'stopped_runs.py'}:{algorithm}"]
     return subprocess.Popen(
         [*command, "--runs", str(runs), *given(name, model=model, name=name)],
         cwd=ROOT,
@@ -154,7 +152,7 @@ def test_one_of_two_processes_is_told_and_both_stop(tmp_path):
     make_small(tmp_path / "model")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     ran = subprocess.run(
-        [*command, str(HERE / "stopped_runs.py"), str(tmp_path)],
+        [*command, str(HELPERS / "stopped_runs.py"), str(tmp_path)],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,

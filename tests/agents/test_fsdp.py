@@ -8,15 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fsdp_runs
 import pytest
 import torch
 import yaml
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
+from helpers import HELPERS, ROOT, fsdp_runs
+from helpers.small_runs import make_small
 from peft import PeftModel
 from safetensors.torch import load_file
-from small_runs import make_small
 from transformers import AutoModelForCausalLM
 
 from agents.base import sharding
@@ -27,8 +27,6 @@ from benchmarks import memory
 from retool_env.task import make_task
 from retool_env.transcript import read_transcripts, write_transcripts
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 LAUNCH = ROOT / "agents" / "launch"
 
 
@@ -68,8 +66,8 @@ def two(initial, data, tmp_path_factory):
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--config_file", str(LAUNCH / "cpu2_fsdp2.yaml")]
     ran = subprocess.run(
-        [*command, str(HERE / "fsdp_runs.py"), initial, str(folder), data],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        [*command, str(HELPERS / "fsdp_runs.py"), initial, str(folder), data],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{HELPERS.parent}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=500,

@@ -6,8 +6,8 @@ import math
 from types import SimpleNamespace
 
 import pytest
-import references
 import torch
+from helpers import references
 from hypothesis import given
 from hypothesis import strategies as st
 

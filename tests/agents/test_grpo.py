@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 import torch
+from helpers.small_runs import make_small
 from peft import PeftModel
-from small_runs import make_small
 from transformers import AutoModelForCausalLM
 
 from agents import grpo

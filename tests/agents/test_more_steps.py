@@ -9,7 +9,7 @@ import signal
 
 import pytest
 import torch
-from small_runs import given, make_small, records, settings
+from helpers.small_runs import given, make_small, records, settings
 from transformers import AutoModelForCausalLM
 
 from agents import dapo, grpo, ppo, rft, sft

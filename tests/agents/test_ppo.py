@@ -8,13 +8,12 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
-import ppo_batches
 import pytest
 import torch
-from ppo_batches import ROWS, changes, learner, row, table
-from small_runs import make_small
+from helpers import HELPERS, ROOT, ppo_batches
+from helpers.ppo_batches import ROWS, changes, learner, row, table
+from helpers.small_runs import make_small
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -45,8 +44,6 @@ from retool_env.transcript import (
     read_transcripts,
 )
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 TIED = {"max_position_embeddings": 512, "tie_word_embeddings": True}
 
 
@@ -427,8 +424,8 @@ def test_adapters_are_trained_and_the_reference_is_the_model_without(initial):
 def test_two_processes_do_as_one(initial, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     ran = subprocess.run(
-        [*command, str(HERE / "ppo_batches.py"), initial, str(tmp_path / "found.pt")],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        [*command, str(HELPERS / "ppo_batches.py"), initial, str(tmp_path / "found.pt")],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{HELPERS.parent}", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=250,

@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from retool_env.sandbox.guest import syscalls
 
-ROOT = Path(__file__).parents[2]
 PATH = ROOT / "docs" / "containers" / "seccomp.json"
 PROFILE = json.loads(PATH.read_text())
 

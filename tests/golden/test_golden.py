@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from golden import play, read
+from golden.golden import play, read
 
 from retool_env import REVISION, Transcript, check_transcript
 from retool_env.sandbox import Sandbox

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from retool_env.grading import is_equivalent
 
-DATA = Path(os.environ.get("RETOOL_DATA") or Path(__file__).parents[2] / "shared" / "data")
+DATA = Path(os.environ.get("RETOOL_DATA", ""))
 MATH_FILE = DATA / "math_levels_3_to_5_train.jsonl"
 needs_math = pytest.mark.skipif(
     not MATH_FILE.is_file(), reason="RETOOL_DATA has no math_levels_3_to_5_train.jsonl"

@@ -6,14 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import HELPERS, ROOT
 
 from agents.models.tiny import make_checkpoint
-
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +20,12 @@ def found(tmp_path_factory):
     checkpoint = make_checkpoint(folder / "checkpoint", seed=0)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     ran = subprocess.run(
-        [*command, str(HERE / "two_processes.py"), str(checkpoint), str(folder)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TRL_EXPERIMENTAL_SILENCE": "1"},
+        [*command, str(HELPERS / "two_processes.py"), str(checkpoint), str(folder)],
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{HELPERS.parent}",
+            "TRL_EXPERIMENTAL_SILENCE": "1",
+        },
         capture_output=True,
         text=True,
         timeout=280,

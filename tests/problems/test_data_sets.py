@@ -20,7 +20,7 @@ from retool_env.problems import (
 )
 from retool_env.problems.data_sets import bare_question
 
-DATA = Path(os.environ.get("RETOOL_DATA") or Path(__file__).parents[3] / "shared" / "data")
+DATA = Path(os.environ.get("RETOOL_DATA", ""))
 BEFORE = (
     "Solve the following math problem step by step. The last line of your response should be of "
     "the form Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"

@@ -10,9 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from helpers import HELPERS, ROOT
 
 from agents.models.tiny import make_model
 from benchmarks.parts.chains import endless
@@ -23,7 +23,6 @@ from retool_env.rollout.transformers.policy import TransformersPolicy
 from retool_env.rules import Rules
 from retool_env.sandbox import Limits, make_sandbox
 
-ROOT = Path(__file__).parents[2]
 RULES = Rules(max_tokens=3000, prompt_template="{query}\n", limits=Limits(wall_seconds=300))
 PROBLEMS = [Problem(str(i), "write" if i % 2 else "run", "1") for i in range(8)]
 
@@ -134,7 +133,7 @@ def test_ctrl_c_ends_a_run_and_all_that_it_began(where):
     """In a process of its own, with a real signal; as in a notebook, where a loop runs already, too."""
     psutil = pytest.importorskip("psutil")
     command = [sys.executable, __file__, where]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HELPERS.parent}", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None and process.stdout.readline() == "under way\n"

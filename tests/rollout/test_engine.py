@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 
 import pytest
-from notebooks import Notebooks
+from helpers.notebooks import Notebooks
 
 from agents.models.tiny import make_tokenizer
 from retool_env.checkpoint_task import CheckpointTask

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_nsjail import CHECKOUT, as_ordinary_user, refusal
+from helpers.machines import CHECKOUT, as_ordinary_user, refusal
 
 from retool_env.sandbox import NsjailSandbox, SandboxUnavailable
 from retool_env.sandbox.diagnosis import diagnose, misplaced

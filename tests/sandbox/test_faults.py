@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from marks import Mark
-from tree import Process, children, descendants, descriptors, left_of, settled_descriptors
+from helpers.marks import Mark
+from helpers.tree import Process, children, descendants, descriptors, left_of, settled_descriptors
 
 from retool_env.sandbox import (
     Execution,

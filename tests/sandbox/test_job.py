@@ -12,9 +12,9 @@ import tracemalloc
 from collections.abc import Iterator
 
 import pytest
+from helpers.tree import descriptors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tree import descriptors
 
 from retool_env.sandbox import Execution, Limits, Outcome, job
 from retool_env.sandbox.guest import wire

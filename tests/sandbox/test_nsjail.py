@@ -6,7 +6,6 @@ import os
 import pickle
 import platform
 import re
-import shlex
 import shutil
 import socket
 import subprocess
@@ -16,9 +15,9 @@ import venv
 from pathlib import Path
 
 import pytest
-from marks import Mark
+from helpers.machines import CHECKOUT, as_ordinary_user, refusal
+from helpers.marks import Mark
 
-import retool_env
 from retool_env.sandbox import (
     Execution,
     Limits,
@@ -30,7 +29,6 @@ from retool_env.sandbox import (
     nsjail,
 )
 
-CHECKOUT = Path(retool_env.__file__).parents[1]
 NOT_THERE = "FileNotFoundError: [Errno 2] No such file or directory"
 
 
@@ -437,20 +435,6 @@ def test_an_interpreter_that_is_none_is_refused(tmp_path: Path) -> None:
 # --- refusals
 
 
-def refusal(command: list[str]) -> str:
-    """Makes a sandbox in a process started by `command`; returns the message of the refusal."""
-    script = (
-        "from retool_env.sandbox import make_sandbox, SandboxUnavailable\n"
-        "try:\n    make_sandbox()\nexcept SandboxUnavailable as error:\n    print(error)"
-    )
-    env = os.environ | {"PYTHONPATH": str(CHECKOUT)}
-    done = subprocess.run(
-        [*command, sys.executable, "-c", script], env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_missing_library_is_named(jail: NsjailSandbox, tmp_path: Path) -> None:
     broken = tmp_path / "nsjail"
     content = Path(jail.binary).read_bytes()
@@ -565,32 +549,6 @@ def test_other_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # --- users
-
-
-def as_ordinary_user(command: list[str], user: int = 54321) -> list[str]:
-    """A command, for root, that runs `command` as an ordinary user.
-
-    It does so in a mount namespace where the closed home directory that holds the interpreter, the
-    environment or the checkout is replaced by an open one with just these in it.
-    """
-    needed = {Path(sys.base_prefix), Path(sys.prefix), CHECKOUT}
-    lines = ["set -e", "hold=$(mktemp -d)"]
-    closed: dict[Path, list[Path]] = {}
-    for path in needed:
-        outermost = [parent for parent in path.parents if not parent.stat().st_mode & 0o001]
-        if outermost:
-            closed.setdefault(outermost[-1], []).append(path)
-    for folder, paths in closed.items():
-        for number, path in enumerate(paths):
-            lines += [f"mkdir $hold/{number}", f"mount --bind {path} $hold/{number}"]
-        lines.append(f"mount -t tmpfs -o mode=755 none {folder}")
-        for number, path in enumerate(paths):
-            lines += [f"mkdir -p {path}", f"mount --move $hold/{number} {path}"]
-            lines.append(f"rmdir $hold/{number}")
-    lines.append("rmdir $hold")
-    drop = f"exec setpriv --reuid {user} --regid {user} --clear-groups --inh-caps=-all"
-    lines.append(f"{drop} {shlex.join(command)}")
-    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", "\n".join(lines)]
 
 
 def test_all_of_this_as_an_ordinary_user(tmp_path_factory: pytest.TempPathFactory) -> None:

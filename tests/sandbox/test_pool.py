@@ -11,8 +11,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from marks import Mark
-from tree import children, descendants, descriptors, left_of, settled_descriptors
+from helpers.marks import Mark
+from helpers.tree import children, descendants, descriptors, left_of, settled_descriptors
 
 from retool_env.sandbox import Execution, Limits, NsjailSandbox, Outcome, Sandbox, UnsafeSandbox
 from retool_env.sandbox.pool import PooledSandbox

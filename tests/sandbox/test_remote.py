@@ -22,8 +22,8 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
+from helpers.services import Scripted, says, serving, sleeps, wait_until
 from prometheus_client.parser import text_string_to_metric_families
-from services import Scripted, says, serving, sleeps, wait_until
 
 from retool_env.env import ReToolEnv
 from retool_env.sandbox import Execution, Limits, Outcome, Sandbox, SandboxUnavailable, hosts

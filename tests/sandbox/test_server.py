@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 import sandbox_fusion
-from marks import Mark
+from helpers.marks import Mark
+from helpers.services import Scripted, command, says, serving, sleeps, wait_until
 from prometheus_client.parser import text_string_to_metric_families
-from services import Scripted, command, says, serving, sleeps, wait_until
 
 from retool_env.cli import main
 from retool_env.sandbox import (

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from services import command, says, serving, sleeps, wait_until
+from helpers.services import command, says, serving, sleeps, wait_until
 
 from retool_env import grading
 from retool_env.cli import main

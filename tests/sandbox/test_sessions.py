@@ -7,8 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from marks import Mark
-from tree import descriptors, settled_descriptors
+from helpers.marks import Mark
+from helpers.tree import descriptors, settled_descriptors
 
 from retool_env.sandbox import Execution, Limits, NsjailSandbox, Outcome, Sandbox
 from retool_env.sandbox.processes import Burden

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from marks import Mark
+from helpers.marks import Mark
 
 from retool_env.sandbox import (
     Limits,

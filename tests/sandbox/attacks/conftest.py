@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from intruders import CHECK, left_behind
+from helpers.intruders import CHECK, left_behind
 
 from retool_env.sandbox import NsjailSandbox, Outcome
 

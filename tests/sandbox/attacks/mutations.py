@@ -129,6 +129,7 @@ def attack(mutation: Mutation) -> str:
         folder.chmod(0o755)
         shutil.copytree(_ROOT / "retool_env", folder / "retool_env")
         shutil.copytree(_HERE, folder / "attacks")
+        shutil.copytree(_ROOT / "tests" / "helpers", folder / "helpers")
         for file, old, new in mutation.edits:
             path = folder / _SANDBOX / file
             text = path.read_text()

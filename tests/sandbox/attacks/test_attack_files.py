@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from intruders import PATIENT, QUICK, together
+from helpers.intruders import PATIENT, QUICK, together
 
 import retool_env
 from retool_env.sandbox import Limits, NsjailSandbox, Outcome

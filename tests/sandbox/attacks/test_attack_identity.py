@@ -4,7 +4,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from intruders import CALL, PATIENT, QUICK, descendants, guest_processes, inside, status
+from helpers.intruders import CALL, PATIENT, QUICK, descendants, guest_processes, inside, status
 
 from retool_env.sandbox import NsjailSandbox, Outcome
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from intruders import CALL, PATIENT
+from helpers.intruders import CALL, PATIENT
 
 from retool_env.sandbox import NsjailSandbox, Outcome, guest, nsjail
 

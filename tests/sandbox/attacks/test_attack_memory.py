@@ -1,7 +1,7 @@
 """Bombs that fill memory, and the limits that the kernel is told."""
 
 import pytest
-from intruders import PATIENT, QUICK
+from helpers.intruders import PATIENT, QUICK
 
 from retool_env.sandbox import Limits, NsjailSandbox, Outcome
 

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from intruders import QUICK, together
+from helpers.intruders import QUICK, together
 
 from retool_env.sandbox import NsjailSandbox, Outcome
 

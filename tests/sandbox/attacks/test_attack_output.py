@@ -1,7 +1,7 @@
 """What a program writes, and to where; its ends in odd places; texts that are none."""
 
 import pytest
-from intruders import PATIENT, QUICK
+from helpers.intruders import PATIENT, QUICK
 
 from retool_env.sandbox import Limits, NsjailSandbox, Outcome
 

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
-from intruders import CALL, PATIENT, QUICK, descendants, guest_processes, together
+from helpers.intruders import CALL, PATIENT, QUICK, descendants, guest_processes, together
 
 from retool_env.sandbox import Limits, NsjailSandbox, Outcome, UnsafeSandbox
 

@@ -9,7 +9,7 @@ import struct
 import time
 
 import pytest
-from intruders import QUICK, RECORD
+from helpers.intruders import QUICK, RECORD
 
 from retool_env.sandbox import Limits, NsjailSandbox, Outcome
 from retool_env.sandbox.guest import wire

@@ -1,7 +1,7 @@
 """System calls that a program has no business with, made directly."""
 
 import pytest
-from intruders import CALL, QUICK
+from helpers.intruders import CALL, QUICK
 
 from retool_env.sandbox import NsjailSandbox, Outcome
 

@@ -10,14 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers import ROOT
 
 from agents.base import run as runs
 from agents.base.config import accept_revision
 from agents.base.run import Run
 from agents.base.settings import SettingsError
 from retool_env import REVISION
-
-ROOT = Path(__file__).parents[2]
 
 HOLD = """
 import sys

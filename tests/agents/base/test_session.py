@@ -1,7 +1,7 @@
 """A session finds what a run needs, closes it, and marks the run as finished if it came to its end."""
 
 import pytest
-from small_runs import make_small, settings
+from helpers.small_runs import make_small, settings
 
 from agents.base import session
 from agents.base.session import RolloutSession, Session

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from small_runs import make_small, settings
+from helpers.small_runs import make_small, settings
 
 from agents import grpo, ppo
 from agents.base.selection import chosen_ids, only, pass_rates

@@ -14,8 +14,8 @@ import urllib.request
 
 import pytest
 import torch
-from vllm_models import ENGINE, PROMPTS, greedy, logprobs_of, needs_vllm, turns_of
-from vllm_servers import Served, serving, serving_apart, unused_port
+from helpers.vllm_models import ENGINE, PROMPTS, greedy, logprobs_of, needs_vllm, turns_of
+from helpers.vllm_servers import Served, serving, serving_apart, unused_port
 
 from agents.models.tiny import make_checkpoint, make_model, make_tokenizer
 from retool_env.episode import decode

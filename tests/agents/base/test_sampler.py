@@ -6,10 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 from transformers import AutoModelForCausalLM
 
 from agents import grpo
@@ -19,8 +19,6 @@ from agents.base.settings import SettingsError
 from agents.models.tiny import make_checkpoint
 from retool_env.rollout.transformers.policy import TransformersPolicy
 from retool_env.transcript import check_transcript, read_transcripts
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

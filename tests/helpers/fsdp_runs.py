@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-import ppo_batches
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
@@ -25,6 +24,7 @@ from agents.base.model import load_model
 from agents.base.presets import load_settings
 from agents.base.run import RunLogger
 from agents.base.sharding import processes
+from helpers import ppo_batches
 from retool_env.episode import Generation
 from retool_env.rollout import ScriptedPolicy
 from retool_env.training.rollouts import EngineRollouts

@@ -18,7 +18,7 @@ pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
-from model_api import ModelAPI, Reply, busy, refusal, serving
+from helpers.model_api import ModelAPI, Reply, busy, refusal, serving
 
 from retool_env.episode import Episode
 from retool_env.problems import Problem

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from tree import descriptors
+from helpers.tree import descriptors
 
 from retool_env import execution
 from retool_env.sandbox import (

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_runs import given, make_small, records
+from helpers.small_runs import given, make_small, records
 
 from agents.__main__ import main
 from retool_env import REVISION

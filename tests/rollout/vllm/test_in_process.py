@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from vllm_models import (
+from helpers.vllm_models import (
     CALLS,
     ENGINE,
     PROMPTS,

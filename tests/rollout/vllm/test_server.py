@@ -21,8 +21,8 @@ import pytest
 import torch
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
+from helpers.vllm_servers import WRITTEN, Served, serving, unused_port
 from safetensors.torch import load_file
-from vllm_servers import WRITTEN, Served, serving, unused_port
 
 from agents.models.tiny import make_checkpoint, make_model
 from retool_env.rollout import PolicyUnavailable

@@ -15,10 +15,9 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from small_runs import settings
-
 from agents import grpo, ppo
 from agents.base.sharding import processes
+from helpers.small_runs import settings
 from retool_env.rollout.transformers.policy import TransformersPolicy
 
 
