@@ -272,8 +272,9 @@ async def make_traces(
 
     with Bar("cold start", len(sources), live=tally) as bar:
         left = [i for i, source in enumerate(sources) if source.problem not in made]
-        for source in (source for source in sources if source.problem in made):
-            count(source, made[source.problem])
+        for source in sources:
+            if isinstance(transcript := made.get(source.problem), Transcript):
+                count(source, transcript)
         bar.set_total(len(sources), len(sources) - len(left))
         await asyncio.gather(*map(make, left))
     return [made[source.problem] for source in sources]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback
@@ -22,7 +22,7 @@ from trl import GRPOConfig
 
 from agents.advantages import group_normalised
 from agents.base.board import BarCallback
-from agents.base.fields import PolicySettings, check_choice, check_policy
+from agents.base.fields import PolicySettings, check_policy
 from agents.base.model import check_dtype, disable_dropout, lora_config
 from agents.base.run import RunLogger
 from agents.base.selection import CleanRollouts
@@ -71,7 +71,7 @@ class Settings(PolicySettings):
     resample: int = setting(
         0, "rounds that replace groups that teach nothing (DAPO's dynamic sampling); 0: none"
     )
-    resample_by: str = setting(
+    resample_by: ResampleBy = setting(
         "accuracy",
         "groups that teach nothing: accuracy, all right or all wrong; reward, all of equal reward",
     )
@@ -210,7 +210,6 @@ def check_batch(settings: Settings, processes: int) -> int:
         raise SettingsError(
             f"ratio_cap={settings.ratio_cap} must be above 1 + clip_high={settings.clip_high}; 0 is no cap"
         )
-    check_choice("resample_by", settings.resample_by, get_args(ResampleBy))
     check_dtype(settings.dtype, settings.lora_rank, settings.trl)
     episodes = settings.prompts * settings.rollouts // processes
     passes, rest = divmod(episodes, settings.micro_batch)
@@ -224,10 +223,13 @@ def check_batch(settings: Settings, processes: int) -> int:
     return passes
 
 
-def reward_functions(bonus: Bonus | None, budget: int) -> list[Callable[..., list[float | None]]]:
+def reward_functions(
+    bonus: Bonus | None, budget: int | None
+) -> list[Callable[..., list[float | None]]]:
     """TRL's reward functions: the environment's reward and, of episodes that are trained on, the bonus."""
     if bonus is None:
         return [episode_reward]
+    assert budget is not None  # a run has one
 
     def episode_bonus(transcript: Sequence[Transcript], **_: Any) -> list[float | None]:
         return [bonus(each, budget) if is_trainable(each) else None for each in transcript]

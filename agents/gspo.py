@@ -14,6 +14,7 @@ from pathlib import Path
 
 from agents import grpo
 from agents.base.settings import setting
+from retool_env.training.correction import Correction
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Settings(grpo.Settings):
     loss: str = setting("grpo", "TRL's loss_type: the mean over a response, then over responses")
     clip_low: float = setting(3e-4, "lower clip of the sequence's ratio")
     clip_high: float = setting(4e-4, "upper clip of the sequence's ratio")
-    correction: str = "token"
+    correction: Correction = "token"
 
 
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:

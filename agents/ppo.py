@@ -301,6 +301,7 @@ class Learner(ActorCritic):
 
     def actor_loss(self, batch: Batch, rows: Packed, sums: Sums) -> torch.Tensor:
         """Policy, KL and entropy terms, summed over tokens."""
+        assert batch.advantages is not None  # `learn` made them
         settings, mask = self.settings, batch.mask
         logps, entropy = self.score(self.actor, rows)
         with torch.no_grad():
@@ -333,6 +334,7 @@ class Learner(ActorCritic):
 
     def critic_loss(self, batch: Batch, rows: Packed, sums: Sums) -> torch.Tensor:
         """The critic's loss, summed over tokens."""
+        assert batch.old_values is not None and batch.returns is not None  # `learn` made them
         values = self.critic(rows)
         clip = self.settings.value_clip or None
         each, clipped = value_loss(values, batch.old_values, batch.returns, batch.mask, clip)

@@ -231,7 +231,8 @@ def policy_of(settings: Settings, number: int, model: str, resources: ExitStack)
     with read_by_all():
         loaded, tokenizer = load_model(model, settings.dtype)
     if name == "transformers" and torch.accelerator.is_available():
-        loaded = loaded.to(torch.accelerator.current_accelerator())
+        # transformers' wrapper of `to` takes its argument for the model.
+        loaded = loaded.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
     policy = make_policy(name, options, loaded, tokenizer, model, settings.temperature, apart=False)
     if hasattr(policy, "close"):
         resources.callback(policy.close)

@@ -82,9 +82,7 @@ class ActorCritic:
             else:
                 self.reference = reference.requires_grad_(False).to(self.accelerator.device)
 
-    def _prepare(
-        self, model: torch.nn.Module, trunk: torch.nn.Module, learning_rate: float
-    ) -> tuple[Any, Any]:
+    def _prepare(self, model: torch.nn.Module, trunk: Any, learning_rate: float) -> tuple[Any, Any]:
         disable_dropout(trunk)
         if self.settings.gradient_checkpointing:
             trunk.gradient_checkpointing_enable({"use_reentrant": False})

@@ -8,11 +8,10 @@ its name alone (`clip_high: float = 0.2`); the description stays.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
-from agents.base.settings import SettingsError, check_least, nearest, setting
+from agents.base.settings import SettingsError, check_least, setting
 from retool_env.training.correction import Correction
 
 
@@ -96,7 +95,7 @@ class PolicySettings(RolloutSettings):
     clip_high: float = setting(0.28, "upper clip of the ratio")
     kl: float = setting(0.0, "coefficient of the KL to the initial model; the paper's is 0")
     entropy: float = setting(0.0, "coefficient of the entropy bonus")
-    correction: str = setting(
+    correction: Correction = setting(
         "ratio",
         "what the engine's log-probs are: ratio, the old ones of the ratio; token or geometric, what "
         "truncated weights of the tokens, or rejection of episodes by the geometric mean of their "
@@ -131,7 +130,6 @@ def check_policy(settings: PolicySettings, processes: int) -> None:
     check_least(settings, least | dict.fromkeys(("deadline", "lora_rank", "export_steps"), 0))
     if not settings.temperature > 0:
         raise SettingsError(f"temperature must be above 0, not {settings.temperature}")
-    check_choice("correction", settings.correction, get_args(Correction))
     if not settings.correction_cap >= 1:
         raise SettingsError(f"correction_cap must be at least 1, not {settings.correction_cap}")
     low, high = settings.correction_low, settings.correction_high
@@ -144,13 +142,3 @@ def check_policy(settings: PolicySettings, processes: int) -> None:
             f"prompts={settings.prompts} problems a step can't be shared out among {processes} "
             f"processes, each whole: take a multiple of {processes}"
         )
-
-
-def check_choice(name: str, given: str, known: Sequence[str]) -> None:
-    """Check a setting that is one of a few names.
-
-    Raises:
-        SettingsError: If it is not, naming the nearest.
-    """
-    if given not in known:
-        raise SettingsError(f"{name}={given}: there are {', '.join(known)}{nearest(given, known)}")

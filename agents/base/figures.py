@@ -61,6 +61,7 @@ class Sums:
         figures["offpolicy/effective_tokens"] = figures["offpolicy/weight"] ** 2 / max(
             squares, 1e-30
         )
+        assert self._most is not None  # `distance` counts with every token
         figures["offpolicy/difference_max"] = gather(self._most).max().item()
         norms = {name: sum(each) / len(each) for name, each in self._norms.items()}
         return figures | norms

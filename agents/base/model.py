@@ -76,7 +76,8 @@ def check_tokens(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
             f"the tokenizer of {name!r} has no pad_token, so its eos_token {tokenizer.eos_token!r} pads, masked by position",
             stacklevel=3,
         )
-    rows = model.get_input_embeddings().weight.shape[0]
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
     for kind in ("eos_token", "pad_token"):
         number = getattr(tokenizer, f"{kind}_id")
         if number >= rows:

@@ -7,14 +7,13 @@ runs others as its stages, the sections of these are theirs.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agents.base.registry import algorithms
-from agents.base.settings import SettingsError, build_settings, nearest, stages
+from agents.base.settings import SettingsError, build_settings, field_names, nearest, stages
 from retool_env.files import file_fault, read_text
 from retool_env.key_values import load_yaml, merge, parse_settings
 
@@ -42,7 +41,7 @@ def merge_settings(
 ) -> dict[str, Any]:
     """The values that a preset and the command line set; see `load_settings`."""
     values = read_preset(preset)
-    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = field_names(cls)
     # A section that is also a setting (the main job's, which runs other algorithms) stays one.
     names = ({*algorithms(), section} | {_section(base) for base in cls.__mro__}) - fields - {""}
     sections = {name: values.pop(name) or {} for name in list(values) if name in names}

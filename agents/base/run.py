@@ -98,7 +98,9 @@ class Run:
         self._config = folder / "config.json"
         self._settings = json.loads(json.dumps(dataclasses.asdict(settings)))
         self._defaults = {
-            field.name: field.default_factory() if field.default is MISSING else field.default
+            field.name: field.default
+            if field.default_factory is MISSING
+            else field.default_factory()
             for field in dataclasses.fields(settings)
             if (field.default, field.default_factory) != (MISSING, MISSING)
         }
@@ -326,15 +328,16 @@ class Run:
         Raises:
             SettingsError: The first process's.
         """
-        said, found = "", None
+        said = ""
+        found: list[T] = []
         try:
-            found = work()
+            found.append(work())
         except SettingsError as error:
             said = str(error)
         for each in gather_object([said]):
             if each:
                 raise SettingsError(each)
-        return found  # type: ignore[return-value]
+        return found[0]
 
     def log(self, record: dict[str, Any]) -> None:
         """Append to `metrics.jsonl`, and draw the curves if that was a while ago."""

@@ -28,7 +28,7 @@ def check_engine(
     Raises:
         SettingsError: If there is no such engine, or it can't be had in a run of so many processes.
     """
-    arguments = {"name": setting} if isinstance(setting, str) else dict(setting)
+    arguments: dict[str, Any] = {"name": setting} if isinstance(setting, str) else dict(setting)
     name = arguments.pop("name", None)
     if name not in ("transformers", "vllm") and not str(name).startswith(("http://", "https://")):
         raise SettingsError(

@@ -214,7 +214,7 @@ class RolloutSession[P: PolicySettings](Session[P]):
 
     def sampler(
         self,
-        trained: torch.nn.Module,
+        trained: Any,
         device: torch.device | str,
         apart: bool,
         kind: Callable[..., EngineRollouts] = EngineRollouts,
@@ -284,7 +284,7 @@ def check_prompts(
             _, prompt = protocol.prompt(rules.prompt(problems.get(problem_id)), tokenizer)
         except ValueError as error:
             raise SettingsError(f"env.protocol={rules.protocol}: {error}") from error
-        size = len(prompt)
+        size = len(prompt or ())
         if size >= context:
             raise SettingsError(
                 f"the prompt of {problem_id} has {size} tokens, the model's context {context}: "

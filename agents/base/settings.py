@@ -13,7 +13,7 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.execution import Sandbox
@@ -45,6 +45,11 @@ def describe(cls: type) -> str:
         text = f"{field.name} ({kind}, {default}): {help_of(cls, field.name)}"
         said.append(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="      "))
     return "\n".join(said)
+
+
+def field_names(cls: type) -> set[str]:
+    """The names of the settings of a class."""
+    return {field.name for field in dataclasses.fields(cls)}
 
 
 def help_of(cls: type, name: str) -> str:
@@ -90,7 +95,7 @@ def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
             which the run's `config.json` would hold.
     """
     hints = get_type_hints(cls)
-    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = field_names(cls)
     for key in values:
         if key not in fields:
             raise SettingsError(
@@ -101,10 +106,10 @@ def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
     except ValueError as error:
         raise SettingsError(str(error)) from None
     made = cls(**{key: _check(key, value, hints[key]) for key, value in values.items()})
-    for name, keys in stages(cls).items():
-        for key in getattr(made, name):
+    for stage_name, keys in stages(cls).items():
+        for key in getattr(made, stage_name):
             if key in keys:
-                raise SettingsError(f"{name}.{key} follows from the job and its own settings")
+                raise SettingsError(f"{stage_name}.{key} follows from the job and its own settings")
     if getattr(made, "seed", 0) < 0:
         raise SettingsError(f"seed must not be negative, not {values['seed']}")
     if isinstance(name := getattr(made, "name", None), str):
@@ -188,6 +193,8 @@ def largest_divisor(number: int, most: int) -> int:
 
 def _kinds(hint: Any) -> tuple[type, ...]:
     """The types that a value may have."""
+    if get_origin(hint) is Literal:
+        return (str,)
     options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     return tuple(get_origin(option) or option for option in options)
 
@@ -208,10 +215,12 @@ def _check(key: str, value: Any, hint: Any) -> Any:
     if exact or not isinstance(value, kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise SettingsError(f"{key} must be {wanted}, not {value!r}")
+    if get_origin(hint) is Literal and value not in (known := get_args(hint)):
+        raise SettingsError(f"{key}={value}: there are {', '.join(known)}{nearest(value, known)}")
     return value
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+def nearest(name: Any, names: Iterable[str]) -> str:
     """A question after the nearest of some names, or nothing where none is near."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

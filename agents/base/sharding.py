@@ -88,7 +88,7 @@ def _mend() -> None:
             )
 
     AcceleratorState.__init__ = init
-    trl.trainer.grpo_trainer.prepare_fsdp = shard_frozen
+    trl.trainer.grpo_trainer.prepare_fsdp = shard_frozen  # type: ignore[assignment]  # in its place
 
 
 def shard_frozen(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
@@ -123,7 +123,7 @@ def sharded_apart(accelerator: Accelerator, layer: str) -> Iterator[None]:
 
     Of all models of a run, accelerate takes the classes that the first one names.
     """
-    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
     before = getattr(plugin, "transformer_cls_names_to_wrap", None)
     if before is not None:
         plugin.transformer_cls_names_to_wrap = [*before, layer]

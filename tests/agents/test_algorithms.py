@@ -299,8 +299,8 @@ def test_a_correction_takes_no_pass_more_unless_several_steps_share_a_batch(
     ],
 )
 def test_names_that_a_setting_does_not_have_are_refused(trainer_of, groups, initial, setting, said):
-    module, settings = settings_of("grpo", initial, **setting)
     with pytest.raises(SettingsError, match=said):
+        module, settings = settings_of("grpo", initial, **setting)
         module.train(settings, None)
 
 

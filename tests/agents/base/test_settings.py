@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from trl import GRPOConfig, SFTConfig
 
-from agents import cispo, demo, grpo, gspo, ppo, rft, sft
+from agents import cispo, demo, dr_grpo, grpo, ppo, rft, sft
 from agents.base.presets import PRESETS, load_settings, read_preset
 from agents.base.registry import algorithms, load_algorithm
 from agents.base.settings import SettingsError, describe, find_sandbox, help_of, setting
@@ -23,6 +23,7 @@ class Some:
     deep: bool = setting(False, "a switch")
     env: dict[str, Any] = setting({"id": "x"}, "a mapping")
     box: str | dict[str, Any] = setting("here", "a name or a mapping")
+    way: Literal["there", "back"] = setting("there", "one of a few names")
 
 
 @pytest.fixture
@@ -57,6 +58,8 @@ def test_the_section_then_the_command_line_override_the_preset(preset):
         ("env=3", "env must be dict"),
         ("env={", "not YAML"),
         ("box=3", "box must be str or dict"),
+        ("way=3", "way must be str"),
+        ("way=bak", "there are there, back .did you mean 'back'"),
     ],
 )
 def test_what_is_unknown_or_of_the_wrong_kind_is_refused(preset, override, said):
@@ -177,7 +180,7 @@ def test_what_settings_are_made_from_has_a_section_only_if_it_is_an_algorithm(tm
 
 def test_a_default_of_its_own_leaves_a_setting_as_it_is_described():
     for name in ("clip_high", "correction", "name"):
-        assert help_of(gspo.Settings, name) == help_of(ppo.Settings, name) != ""
+        assert help_of(dr_grpo.Settings, name) == help_of(ppo.Settings, name) != ""
     assert help_of(grpo.Settings, "kl") != help_of(ppo.Settings, "kl")  # which says more
 
 
