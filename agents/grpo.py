@@ -1,7 +1,8 @@
 """GRPO (arXiv 2402.03300, section 4.1) in the environment, on TRL's `GRPOTrainer`.
 
 The reward is the environment's; interpreter tokens carry no loss, no advantage and don't count in a length
-normalisation; the old log-probs are those that the engine sampled with.
+normalisation; the old log-probs are those that the engine sampled with. The KL is weighed by the ratio,
+and the entropy bonus is the mean of its means over each micro batch's tokens.
 
 Other algorithms without a critic are this one with other settings, and where that does not do with other advantages, a
 bonus on the reward or other arguments of TRL's: see `train`, and `dr_grpo.py` for the shortest.
@@ -23,7 +24,7 @@ from trl import GRPOConfig
 from agents.advantages import group_normalised
 from agents.base.board import BarCallback
 from agents.base.fields import PolicySettings, check_policy
-from agents.base.model import check_dtype, disable_dropout, lora_config
+from agents.base.model import check_dtype, check_learning_rate, disable_dropout, lora_config
 from agents.base.run import RunLogger
 from agents.base.selection import CleanRollouts
 from agents.base.session import Export, RolloutSession
@@ -84,14 +85,6 @@ class Settings(PolicySettings):
         0.0,
         "largest ratio that weighs a negative advantage, which no clip bounds (TRL's delta); 0: none",
     )
-    kl: float = setting(
-        0.0,
-        "coefficient of the KL (k3, weighed by the ratio) to the initial model; the paper's is 0",
-    )
-    entropy: float = setting(
-        0.0,
-        "coefficient of the entropy bonus, the mean of its means over each micro batch's tokens",
-    )
     trl: dict[str, Any] = setting({}, "any other field of TRL's GRPOConfig")
 
 
@@ -129,7 +122,7 @@ def train(
         if run.finished:
             return run.checkpoint
         disable_dropout(run.model)
-        run.check_rate()
+        check_learning_rate(settings, run.model.num_parameters())
         config = grpo_config(run, passes, arguments or {})
         run.begin("rl")
         stop = StopCallback(run.task, run.stopping)

@@ -28,7 +28,7 @@ from agents.base.actor_critic import ActorCritic, ActorCriticSettings
 from agents.base.fields import check_policy
 from agents.base.figures import Sums, pooled
 from agents.base.minibatch import Batch
-from agents.base.model import check_dtype
+from agents.base.model import check_dtype, check_learning_rate
 from agents.base.run import Clock
 from agents.base.session import RolloutSession
 from agents.base.settings import SettingsError, check_least, largest_divisor, setting
@@ -53,7 +53,7 @@ class Settings(ActorCriticSettings):
         "each one batch of rollouts, and the updates made with it; with --resume a run may be given more",
     )
     prompts: int = 1024
-    rollouts: int = setting(1, "rollouts a problem")
+    rollouts: int = 1
     epochs: int = setting(1, "passes over a step's episodes")
     mini_batch: int = setting(512, "episodes an optimizer step, of all processes together")
     micro_batch: int = 8
@@ -90,7 +90,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         if run.finished:
             return run.checkpoint
         for rate in ("learning_rate", "critic_learning_rate"):
-            run.check_rate(rate)
+            check_learning_rate(settings, run.model.num_parameters(), rate)
         run.begin("ppo")
         learner = Learner(settings, run.model)
         saved = first = learner.load(Path(run.point)) if run.point else 0

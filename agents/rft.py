@@ -80,14 +80,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         tuning = [round_tuning(settings, folder, number) for number in range(settings.rounds)]
         sft.check_batch(tuning[0], state.num_processes)
         loaded, _ = load_model(settings.model, settings.dtype)
-        check_learning_rate(
-            tuning[0].learning_rate,
-            loaded.num_parameters(),
-            tuning[0].lora_rank,
-            tuning[0].allow_high_learning_rate,
-            tuning[0].trl,
-            "sft.learning_rate",
-        )
+        check_learning_rate(tuning[0], loaded.num_parameters(), section="sft.")
         sandbox = run.open_sandbox()
         run.start()
         run.resume_at(settings.rounds)

@@ -27,7 +27,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from agents.base.board import Bar, BarCallback, console
 from agents.base.fields import TuningSettings
-from agents.base.model import check_dtype, load_model, lora_config
+from agents.base.model import check_dtype, check_learning_rate, load_model, lora_config
 from agents.base.records import damaged, read_episodes, write_transcripts_atomically
 from agents.base.run import RunLogger
 from agents.base.session import Session
@@ -114,7 +114,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             run.model, run.tokenizer = tiny.make_model(settings.seed)
         else:
             run.model, run.tokenizer = load_model(settings.model, settings.dtype)
-        run.check_rate()
+        check_learning_rate(settings, run.model.num_parameters())
         if settings.packing:
             check_packing(run.model)
         config = sft_config(run, micro_batch, passes)

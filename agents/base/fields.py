@@ -93,7 +93,7 @@ class PolicySettings(RolloutSettings):
     learning_rate: float = setting(1e-4, "of the policy, constant")
     clip_low: float = setting(0.2, "lower clip of the ratio")
     clip_high: float = setting(0.28, "upper clip of the ratio")
-    kl: float = setting(0.0, "coefficient of the KL to the initial model; the paper's is 0")
+    kl: float = setting(0.0, "coefficient of the KL (k3) to the initial model; the paper's is 0")
     entropy: float = setting(0.0, "coefficient of the entropy bonus")
     correction: Correction = setting(
         "ratio",

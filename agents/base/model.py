@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from agents.base.fields import TuningSettings
 from agents.base.settings import SettingsError
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.files import folder_fault
@@ -97,33 +98,30 @@ LORA_FACTOR = 10.0
 
 
 def check_learning_rate(
-    rate: float,
-    parameters: int,
-    lora_rank: int,
-    allowed: bool,
-    trl: Mapping[str, Any] | None = None,
-    name: str = "learning_rate",
+    settings: TuningSettings, parameters: int, name: str = "learning_rate", section: str = ""
 ) -> None:
-    """Check that a learning rate is above 0, and not far too high for a model's size; see `HIGHEST_RATE`.
+    """Check that a learning rate is above 0, and not far too high for a model's size.
+
+    `HIGHEST_RATE` says what is. Another optimizer than AdamW (`trl.optim`) has other rates.
 
     Args:
-        rate: It.
-        parameters: Their number in the model.
-        lora_rank: 0 where all of them are trained.
-        allowed: Whether any rate was asked for.
-        trl: Further fields of TRL's configuration; another optimizer than AdamW has other rates.
-        name: The setting's.
+        settings: The settings of the training.
+        parameters: The number of the model's parameters.
+        name: The setting that is the learning rate.
+        section: What stands before its name in the error.
 
     Raises:
         SettingsError: Saying what would do.
     """
+    rate, name = getattr(settings, name), section + name
     if not rate > 0:
         raise SettingsError(f"{name} must be above 0, not {rate}")
-    if allowed or not str((trl or {}).get("optim", "adamw")).startswith("adamw"):
+    optimizer = getattr(settings, "trl", {}).get("optim", "adamw")
+    if settings.allow_high_learning_rate or not str(optimizer).startswith("adamw"):
         return
-    bound = HIGHEST_RATE / parameters**0.5 * (LORA_FACTOR if lora_rank else 1)
+    bound = HIGHEST_RATE / parameters**0.5 * (LORA_FACTOR if settings.lora_rank else 1)
     if rate > bound:
-        how = "adapters of" if lora_rank else "all"
+        how = "adapters of" if settings.lora_rank else "all"
         raise SettingsError(
             f"{name}={rate:g} is far too high to train {how} {parameters / 1e6:,.0f} million parameters with AdamW: take "
             f"{bound / 10:.0e} or less for supervised fine-tuning, {bound / 100:.0e} or less for reinforcement learning "

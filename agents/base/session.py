@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from agents.base.board import Bar, console
 from agents.base.fields import ModelSettings, PolicySettings, RunSettings
-from agents.base.model import check_learning_rate, export, load_model, save_checkpoint
+from agents.base.model import export, load_model, save_checkpoint
 from agents.base.reporting import Reporter, check_report_to
 from agents.base.run import Run
 from agents.base.sampler import check_engine, make_policy
@@ -102,22 +102,6 @@ class Session[S: RunSettings](Run):
         if kind is None and not self._was_finished:
             self.draw()
             self.finish()
-
-    def check_rate(self, name: str = "learning_rate") -> None:
-        """Check a setting that is a learning rate; see `check_learning_rate`.
-
-        Raises:
-            SettingsError: If the rate is far too high for the model.
-        """
-        settings: Any = self.settings
-        check_learning_rate(
-            getattr(settings, name),
-            self.model.num_parameters(),
-            settings.lora_rank,
-            settings.allow_high_learning_rate,
-            getattr(settings, "trl", None),
-            name,
-        )
 
     def open_sandbox(self) -> Sandbox | None:
         """The sandbox that the setting names, until the session ends; `None` without interpreter.

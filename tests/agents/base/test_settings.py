@@ -181,7 +181,7 @@ def test_what_settings_are_made_from_has_a_section_only_if_it_is_an_algorithm(tm
 def test_a_default_of_its_own_leaves_a_setting_as_it_is_described():
     for name in ("clip_high", "correction", "name"):
         assert help_of(dr_grpo.Settings, name) == help_of(ppo.Settings, name) != ""
-    assert help_of(grpo.Settings, "kl") != help_of(ppo.Settings, "kl")  # which says more
+    assert help_of(grpo.Settings, "steps") != help_of(ppo.Settings, "steps")
 
 
 def test_cispo_refuses_what_has_no_part_in_its_loss(tmp_path):
