@@ -18,7 +18,6 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from transformers import (
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
 )
@@ -37,7 +36,7 @@ from agents.base.stopping import StopCallback
 from agents.base.trl import trl_config
 from agents.models import tiny
 from agents.traces.scripted import check_mix, has_messages, make_traces, read_messages
-from retool_env.episode import decode
+from retool_env.episode import Tokenizer, decode
 from retool_env.execution import Sandbox
 from retool_env.files import file_fault
 from retool_env.transcript import Span, Transcript, check_transcript
@@ -249,14 +248,14 @@ def check_lengths(dataset: Dataset, packing: int) -> None:
         )
 
 
-def _says(tokenizer: PreTrainedTokenizerBase, span: Span) -> bool:
+def _says(tokenizer: Tokenizer, span: Span) -> bool:
     """Whether a span's token ids are its text, in this tokenizer's."""
     ids = span.token_ids or ()
     # A span's text leaves out an end of sequence, so its ids may say one token more.
     return decode(tokenizer, ids).startswith(span.text) and bool(ids or not span.text)
 
 
-def read_traces(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Transcript]:
+def read_traces(path: Path, tokenizer: Tokenizer) -> list[Transcript]:
     """The traces of a file: all of one of messages, and those of transcripts whose answers are right.
 
     Raises:

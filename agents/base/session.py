@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from agents.base.board import Bar, console
 from agents.base.fields import ModelSettings, PolicySettings, RunSettings
@@ -65,8 +65,8 @@ class Session[S: RunSettings](Run):
     """The environment's."""
     model: PreTrainedModel
     """The model that is trained, once it is loaded."""
-    tokenizer: PreTrainedTokenizerBase
-    """The model's."""
+    tokenizer: Any
+    """The model's: one of transformers', which a `Tokenizer` is too, though its types are wider."""
 
     def __init__(
         self,
@@ -230,8 +230,7 @@ class RolloutSession[P: PolicySettings](Session[P]):
             apart,
             device,
         )
-        if hasattr(policy, "close"):
-            self.resources.callback(policy.close)
+        self.resources.enter_context(policy)
         rollouts = kind(
             RolloutEngine(
                 policy,

@@ -16,6 +16,7 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from retool_env.checkpoint_task import CheckpointTask
+from retool_env.errors import SettingsError as SettingsError
 from retool_env.execution import Sandbox
 from retool_env.interpreter import open_sandbox
 from retool_env.problem import ProblemSource
@@ -24,10 +25,6 @@ from retool_env.servers.address import check_no_secrets
 from retool_env.task import make_task
 
 _MOST_NAME = 200
-
-
-class SettingsError(ValueError):
-    """A setting that is unknown or of the wrong kind; the message says what to write instead."""
 
 
 def describe(cls: type) -> str:

@@ -19,6 +19,8 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retool_env.errors import RetoolError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -55,7 +57,7 @@ FILES = (
 """The files of a whole checkpoint."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RetoolError, RuntimeError):
     """The checkpoint cannot be made here; the message says what to do about it."""
 
 
