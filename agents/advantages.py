@@ -1,4 +1,7 @@
-"""Advantages: pure functions of tensors, each with its equation and its paper."""
+"""Advantages: pure functions of tensors, each with its equation and its paper.
+
+Those that compare the rollouts of a problem lie in `retool_env.training.advantages`, and may be used from here.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,11 @@ from collections.abc import Callable
 
 import torch
 
-EPSILON = 1e-4
-"""Added to standard deviations."""
+from retool_env.training.advantages import EPSILON as EPSILON
+from retool_env.training.advantages import group_centred as group_centred
+from retool_env.training.advantages import group_normalised as group_normalised
+from retool_env.training.advantages import leave_one_out as leave_one_out
+from retool_env.training.advantages import turns_to_tokens as turns_to_tokens
 
 
 def gae(
@@ -98,40 +104,6 @@ def _moments(
     return mean, total((values - mean).masked_fill(~mask, 0.0).square().sum()) / count
 
 
-def group_centred(rewards: torch.Tensor, group: int) -> torch.Tensor:
-    """A_i = r_i - mean(r of the group): Dr. GRPO (arXiv 2503.20783, section 3.2).
-
-    Here and below: `rewards`, shape `(N,)`, holds `group` rollouts of one problem side by side. NaN is the reward of a failed
-    episode; it has no part in any mean, and its advantage is 0. So is, exactly, each advantage in a group of equal rewards.
-
-    Returns:
-        Advantages, shape `(N,)`.
-    """
-    return _centred(rewards, group).nan_to_num(nan=0.0).view(-1)
-
-
-def group_normalised(rewards: torch.Tensor, group: int) -> torch.Tensor:
-    """A_i = (r_i - mean(r of the group)) / std(r of the group): GRPO (arXiv 2402.03300, section 4.1.2).
-
-    The deviation is the sample's (Bessel), and 1e-4 is added to it, as in TRL.
-    """
-    grouped = rewards.view(-1, group)
-    mean = grouped.nanmean(dim=1, keepdim=True)
-    counts = _counts(grouped)
-    std = ((grouped - mean).square().nanmean(dim=1, keepdim=True) * (counts / (counts - 1))).sqrt()
-    return (_centred(rewards, group) / (std + EPSILON)).nan_to_num(nan=0.0).view(-1)
-
-
-def leave_one_out(rewards: torch.Tensor, group: int) -> torch.Tensor:
-    """A_i = r_i - mean(r_j of the group, j != i): RLOO (arXiv 2402.14740, section 3.2.1).
-
-    That is k / (k - 1) times the distance from the mean of all k. Who is alone in a group has nothing to compare with: 0.
-    """
-    counts = _counts(rewards.view(-1, group))
-    scale = counts / (counts - 1).clamp(min=1)
-    return (_centred(rewards, group) * scale).nan_to_num(nan=0.0).view(-1)
-
-
 def batch_normalised(advantages: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """(A - mean(A)) / std(A), over the tokens of the batch: REINFORCE++ (arXiv 2501.03262, section 3).
 
@@ -152,17 +124,3 @@ def batch_normalised(advantages: torch.Tensor, tokens: torch.Tensor) -> torch.Te
     mean = (share * advantages).sum()
     std = (share * (advantages - mean).square()).sum().sqrt()
     return ((advantages - mean) / (std + EPSILON)).masked_fill(~trained, 0.0)
-
-
-def _centred(rewards: torch.Tensor, group: int) -> torch.Tensor:
-    """Distances from the group's mean, shape `(N / group, group)`; exactly 0 where all are equal, NaN for NaN."""
-    grouped = rewards.view(-1, group)
-    low = grouped.nan_to_num(nan=torch.inf).amin(dim=1, keepdim=True)
-    high = grouped.nan_to_num(nan=-torch.inf).amax(dim=1, keepdim=True)
-    # The mean of equal numbers may differ from them in the last digit.
-    mean = torch.where(low == high, low, grouped.nanmean(dim=1, keepdim=True))
-    return grouped - mean
-
-
-def _counts(grouped: torch.Tensor) -> torch.Tensor:
-    return (~grouped.isnan()).sum(dim=1, keepdim=True)

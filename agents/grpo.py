@@ -104,7 +104,8 @@ def train(
         settings: The run's settings.
         folder: The run's folder.
         resume: Go on where the run in that folder was.
-        advantages: Makes the advantages of the rewards.
+        advantages: Makes the advantages of the rewards, and of the transcripts, if it has a
+            parameter of that name; see `retool_env.training.advantages.Advantages`.
         normalise: Makes others of these advantages and the numbers of tokens.
         bonus: What is added to the environment's reward.
         arguments: Further fields of TRL's `GRPOConfig`, which no setting overrides.
@@ -126,7 +127,7 @@ def train(
         config = grpo_config(run, passes, arguments or {})
         run.begin("rl")
         stop = StopCallback(run.task, run.stopping)
-        # Advantages of shape (N,), one an episode; loss over the tokens that the model sampled.
+        # Advantages of shape (N,), one an episode, or (N, T), one a token; loss over the tokens that the model sampled.
         trainer = EngineGRPOTrainer(
             model=run.model,
             reward_funcs=reward_functions(bonus, run.rules.max_tokens),
@@ -144,11 +145,11 @@ def train(
             correction_bounds=(settings.correction_low, settings.correction_high),
             task=run.task,
         )
-        trainer.rollout_func = run.sampler(
+        trainer.rollout_func = run.make_rollouts(
+            partial(CleanRollouts, settings.spare) if settings.spare > 1 else EngineRollouts,
             trainer.model,
             trainer.accelerator.device,
             apart=settings.staleness > 0 or trainer.is_fsdp_enabled,
-            kind=partial(CleanRollouts, settings.spare) if settings.spare > 1 else EngineRollouts,
             tokens_in_flight=settings.tokens_in_flight,
             staleness=settings.staleness,
             oversample=settings.oversample,

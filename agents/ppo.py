@@ -15,8 +15,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,10 @@ from agents.losses import k3, ppo_policy_loss, value_loss
 from retool_env.integrations.trl import episode_reward
 from retool_env.training.correction import importance_weights, weight_figures, weight_sums
 from retool_env.training.packing import Packed
-from retool_env.training.rollouts import RolloutsAbandoned, together
+from retool_env.training.processes import RolloutsAbandoned, together
+from retool_env.training.rollouts import Rollouts
 from retool_env.training.rows import with_trained_logprobs
+from retool_env.training.step import Step
 from retool_env.training.trained_weights import is_sharded, whole
 from retool_env.transcript import Transcript
 
@@ -96,8 +98,8 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         saved = first = learner.load(Path(run.point)) if run.point else 0
         run.bar.set_total(settings.steps, first)
         reporter, clock = run.open_reporter(run.trainer), Clock(run)
-        sample = run.sampler(
-            learner.model, learner.accelerator.device, apart=is_sharded(learner.model)
+        rollouts = run.make_rollouts(
+            Rollouts, learner.model, learner.accelerator.device, apart=is_sharded(learner.model)
         )
         run.resources.enter_context(run.stopping)
         part = settings.prompts // state.num_processes  # problems of this process
@@ -105,25 +107,17 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             start = step * settings.prompts + state.process_index * part
             problems = run.ids[start : start + part]
             ids = [each for each in problems for _ in range(settings.rollouts)]
-            logged: dict[str, list[float]] = defaultdict(list)
             try:
-                rows = sample(
-                    ids, asking(learner, settings, step, run.tokenizer.eos_token_id, logged)
-                )
+                rows, logged = collect(learner, rollouts, step, ids, run.tokenizer.eos_token_id)
             except RolloutsAbandoned:  # on all processes
                 if run.stopping.agreed() and step > saved:
                     learner.save(run.trainer, step)
                 break
-            # A reward for each of the B episodes; none for one that failed or was cut.
-            rewards = episode_reward(
-                rows["transcript"], lambda name, number, to=logged: to[name].append(number)
-            )
-            logged["reward"] = [reward for reward in rewards if reward is not None]
             batch = Batch.of(rows, learner.accelerator.device)
-            figures = pooled(gather_object([dict(logged)])) | learner.learn(batch, step)
+            figures = pooled(gather_object([logged])) | learner.learn(batch, step)
             if step % settings.transcripts_every == 0:
                 found = learner.with_logps(rows, batch)
-                together(learner, lambda found=found: run.write(found))
+                together(learner.accelerator, partial(run.write, found))
             if run.main:
                 run.log({"step": step + 1, "seconds": clock.seconds(), **figures})
             reporter.log(step + 1, figures)
@@ -185,23 +179,33 @@ def check(settings: Settings, processes: int) -> None:
         )
 
 
-def asking(
-    learner: Learner, settings: Settings, step: int, eos: int, logged: dict[str, list[float]]
-) -> Any:
-    """What `EngineRollouts` wants to know of TRL's trainer, as it is here: a batch a step."""
+def collect(
+    learner: Learner, rollouts: Rollouts, step: int, prompts: list[str], eos: int
+) -> tuple[dict[str, list[Any]], dict[str, list[float]]]:
+    """A step's episodes, one for each of the prompts, and figures of them.
+
+    Raises:
+        RolloutsAbandoned: If a process was to stop.
+    """
     learner.model.train()
-    return SimpleNamespace(
-        model=learner.model,
-        accelerator=learner.accelerator,
-        state=SimpleNamespace(global_step=step, max_steps=settings.steps),
-        args=SimpleNamespace(gradient_accumulation_steps=1, steps_per_generation=1),
-        num_iterations=1,
-        num_generations=settings.rollouts,
-        temperature=settings.temperature,
-        eos_token_ids=[eos],
-        _step=step,
-        _log_metric=lambda name, number: logged[name].append(number),
+    logged: dict[str, list[float]] = defaultdict(list)
+    rows = rollouts.collect(
+        Step(
+            number=step,
+            batch=step,
+            prompts=prompts,
+            group=learner.settings.rollouts,
+            model=learner.model,
+            accelerator=learner.accelerator,
+            temperature=learner.settings.temperature,
+            eos_token_ids=[eos],
+            log=lambda name, number: logged[name].append(number),
+        )
     )
+    # One for each episode; None for one that failed or was cut.
+    rewards = episode_reward(rows["transcript"], lambda name, number: logged[name].append(number))
+    logged["reward"] = [reward for reward in rewards if reward is not None]
+    return rows, dict(logged)
 
 
 class Learner(ActorCritic):
@@ -329,7 +333,7 @@ class Learner(ActorCritic):
             loss = loss + settings.kl * kl.sum()
             sums.add(mask, kl=kl)
         sums.add(mask, entropy=entropy, **{"loss/policy": each, "clip_fraction": clipped})
-        sums.distance(logps, batch.old_logps, mask)
+        sums.distance.add(logps, batch.old_logps, mask)
         return loss
 
     def critic_loss(self, batch: Batch, rows: Packed, sums: Sums) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from agents.losses import k3, log_ratio
+from retool_env.training.figures import Distance
 
 
 class Sums:
@@ -15,7 +15,7 @@ class Sums:
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
         self._tokens: dict[str, torch.Tensor] = {}
-        self._most: torch.Tensor | None = None
+        self.distance = Distance()
         self._norms: dict[str, list[float]] = {}
 
     @torch.no_grad()
@@ -24,17 +24,6 @@ class Sums:
         for name, values in each.items():
             self._sums[name] = self._sums.get(name, 0.0) + values.float().sum()
             self._tokens[name] = self._tokens.get(name, 0) + mask.sum()
-
-    @torch.no_grad()
-    def distance(self, logps: torch.Tensor, old_logps: torch.Tensor, mask: torch.Tensor) -> None:
-        """Count how far the actor is from what sampled; see `EngineGRPOTrainer`."""
-        difference = (logps - old_logps).masked_fill(~mask, 0.0)
-        weight = log_ratio(logps, old_logps, mask).exp().masked_fill(~mask, 0.0)
-        names = ("difference", "kl", "weight", "squares")
-        each = difference.abs(), k3(old_logps, logps, mask), weight, weight.square()
-        self.add(mask, **{f"offpolicy/{n}": v for n, v in zip(names, each, strict=True)})
-        most = difference.abs().max()
-        self._most = most if self._most is None else torch.maximum(self._most, most)
 
     def norm(self, name: str, norm: torch.Tensor) -> None:
         """Count a gradient's norm."""
@@ -57,14 +46,8 @@ class Sums:
         sums = total(torch.stack([self._sums[name] for name in names])).tolist()
         tokens = total(torch.stack([self._tokens[name] for name in names])).tolist()
         figures = {n: s / max(t, 1) for n, s, t in zip(names, sums, tokens, strict=True)}
-        squares = figures.pop("offpolicy/squares")
-        figures["offpolicy/effective_tokens"] = figures["offpolicy/weight"] ** 2 / max(
-            squares, 1e-30
-        )
-        assert self._most is not None  # `distance` counts with every token
-        figures["offpolicy/difference_max"] = gather(self._most).max().item()
         norms = {name: sum(each) / len(each) for name, each in self._norms.items()}
-        return figures | norms
+        return figures | self.distance.figures(gather) | norms
 
 
 def pooled(each: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:

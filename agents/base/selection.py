@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from agents.base.settings import SettingsError
 from retool_env.files import file_fault
 from retool_env.integrations.trl import EngineRollouts, problem_dataset
 from retool_env.problem import Problem, ProblemList, ProblemSource
-from retool_env.protocol.turn import TurnKind
 from retool_env.rollout.engine import Group
 from retool_env.training.rollouts import Sampled
 from retool_env.training.rows import is_trainable
@@ -34,8 +33,9 @@ class CleanRollouts(EngineRollouts):
         super().__init__(*args, **kwargs)
         self._spare = spare
 
-    async def _run(self, problems: Sequence[Problem], n: int, seed: Sequence[int]) -> Sampled:
-        sampled = await super()._run(problems, math.ceil(n * self._spare - 1e-9), seed)
+    async def sample(self, problems: Sequence[Problem], n: int, seed: Sequence[int]) -> Sampled:
+        """Run more, and keep `n` of each group."""
+        sampled = await super().sample(problems, math.ceil(n * self._spare - 1e-9), seed)
         chance = np.random.default_rng((*seed, len(problems)))
         for index, group in enumerate(sampled.groups):
             chosen = resample_on_correct(group, n, chance)
@@ -70,24 +70,6 @@ def uncleanness(transcript: Transcript) -> float:
     """The share of an episode's calls that failed; 0.5 without any call (GRPO-RoC's p_err)."""
     calls = transcript.calls
     return sum(not call.ok for call in calls) / len(calls) if calls else 0.5
-
-
-def without_void_turns(rollouts: EngineRollouts) -> Callable[..., dict[str, list[Any]]]:
-    """Rollouts in which nothing of an episode with a void turn is trained on (SimpleTIR, arXiv 2509.02479, section 3.3).
-
-    Its reward still counts in its group's mean, and it is absent from what losses divide by.
-    """
-
-    def call(prompts: list[str], trainer: Any) -> dict[str, list[Any]]:
-        rows = rollouts(prompts, trainer)
-        void = [any(turn.kind is TurnKind.VOID for turn in t.turns) for t in rows["transcript"]]
-        for index in (index for index, each in enumerate(void) if each):
-            for key, nothing in (("env_mask", 0), ("logprobs", 0.0)):
-                rows[key][index] = [nothing] * len(rows[key][index])
-        trainer._log_metric("env/void_episodes", sum(void) / len(void))
-        return rows
-
-    return call
 
 
 def chosen_ids(

@@ -30,7 +30,7 @@ from agents.base.model import export, load_model, save_checkpoint
 from agents.base.reporting import Reporter, check_report_to
 from agents.base.run import Run
 from agents.base.sampler import check_engine, make_policy
-from agents.base.selection import chosen_ids, only, without_void_turns
+from agents.base.selection import chosen_ids, only
 from agents.base.settings import SettingsError, find_sandbox, find_task, task_of
 from agents.base.sharding import processes
 from agents.base.stopping import Stopping
@@ -39,7 +39,7 @@ from retool_env.problem import ProblemSource
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.progress import Progress, shown
 from retool_env.rules import Rules
-from retool_env.training.rollouts import EngineRollouts
+from retool_env.training.rollouts import Rollouts
 
 
 class Session[S: RunSettings](Run):
@@ -196,24 +196,24 @@ class RolloutSession[P: PolicySettings](Session[P]):
         if self.main and not console.is_terminal:
             self.resources.enter_context(shown(self.progress, every=60.0))
 
-    def sampler(
+    def make_rollouts[R: Rollouts](
         self,
+        kind: Callable[..., R],
         trained: Any,
         device: torch.device | str,
         apart: bool,
-        kind: Callable[..., EngineRollouts] = EngineRollouts,
         tokens_in_flight: int = 0,
         **options: Any,
-    ) -> Callable[[list[str], Any], dict[str, list[Any]]]:
+    ) -> R:
         """What samples episodes with the setting `engine`, until the session ends.
 
         Args:
+            kind: Makes it; see `Rollouts`.
             trained: The model that is trained, adapters and all.
             device: Where a model apart lies.
             apart: Whether the model is sampled from while it is trained, or is sharded.
-            kind: Makes the rollouts; see `EngineRollouts`.
             tokens_in_flight: See `RolloutEngine`; 0: no bound but the engine's own.
-            **options: See `EngineRollouts`.
+            **options: See `Rollouts`.
 
         Raises:
             SettingsError: If an argument of the engine is unknown or out of range.
@@ -244,11 +244,12 @@ class RolloutSession[P: PolicySettings](Session[P]):
             only(self.problems, self.ids) if settings.curriculum else self.problems,
             settings.seed,
             deadline=settings.deadline or None,
+            mask_void=settings.mask_void,
             stopping=self.stopping.asked,
             **options,
         )
         self.resources.callback(rollouts.close)
-        return without_void_turns(rollouts) if settings.mask_void else rollouts
+        return rollouts
 
 
 def check_prompts(

@@ -1,3 +1,73 @@
-"""Moved: `retool_env.training.rollouts` is its place, and this name goes on working."""
+"""EngineRollouts: TRL's `rollout_func`, over the rollout engine."""
 
-from retool_env.training.rollouts import *  # noqa: F403
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from trl import GRPOTrainer
+
+from retool_env.training.rollouts import ResampleBy, Rollouts, RolloutsAbandoned, Sampled
+from retool_env.training.step import Step
+
+__all__ = ["EngineRollouts", "ResampleBy", "RolloutsAbandoned", "Sampled"]
+
+
+class EngineRollouts(Rollouts):
+    """`Rollouts` as a `rollout_func`: each call is a step of TRL's trainer."""
+
+    _origin: tuple[int, int] | None = None
+
+    def __call__(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
+        """Collect one generation batch; see `Rollouts.collect`.
+
+        Args:
+            prompts: Ids of this process's problems, each as often as it has rollouts.
+            trainer: The trainer that asks.
+
+        Returns:
+            Its rows.
+        """
+        training, number = trainer.model.training, trainer.state.global_step
+        batch = -1
+        if training:
+            # Passes over micro batches, which TRL counts from each start of a run.
+            if self._origin is None:
+                passes = trainer.args.gradient_accumulation_steps
+                self._origin = number * passes, trainer._step
+            taken = self._origin[0] + trainer._step - self._origin[1]
+            batch = taken // _passes_a_batch(trainer)
+        return self.collect(
+            Step(
+                number=number,
+                batch=batch,
+                prompts=prompts,
+                group=trainer.num_generations if training else trainer.num_generations_eval,
+                model=trainer.model,
+                accelerator=trainer.accelerator,
+                temperature=trainer.temperature,
+                eos_token_ids=trainer.eos_token_ids,
+                log=trainer._log_metric,
+                training=training,
+                coming=partial(self._coming, trainer),
+            )
+        )
+
+    def _coming(self, trainer: GRPOTrainer, batch: int) -> list[str] | None:
+        """The prompts of a batch that the trainer will ask for, as far as it will."""
+        assert self._origin is not None
+        arguments, n, passes = trainer.args, trainer.num_generations, _passes_a_batch(trainer)
+        first = self._origin[0] + (batch - self._origin[0] // passes) * passes
+        if first >= trainer.state.max_steps * arguments.gradient_accumulation_steps:
+            return None
+        size = arguments.generation_batch_size // n
+        start = batch % (len(trainer.train_dataset) // size) * size
+        ids = trainer.train_dataset[start : start + size]["prompt"]
+        rank = trainer.accelerator.process_index
+        rows = len(ids) * n // trainer.accelerator.num_processes
+        return [each for each in ids for _ in range(n)][rank * rows : (rank + 1) * rows]
+
+
+def _passes_a_batch(trainer: GRPOTrainer) -> int:
+    """Forward and backward passes that are made with one generation batch."""
+    return trainer.args.steps_per_generation * trainer.num_iterations

@@ -8,25 +8,28 @@
         ...
     )
 
-Rewards are the environment's; the loss mask is the transcript's. All that is imported from here may be used from here:
-`EngineRollouts` lies in `retool_env.training.rollouts`, `problem_dataset` and `training_rows` in `rows`.
+Rewards are the environment's; the loss mask is the transcript's. What `__all__` names may be used from here,
+wherever in `retool_env.training` it lies.
 """
 
 from __future__ import annotations
 
-import itertools
+import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 from transformers.utils.generic import is_flash_attention_requested
 from trl import GRPOConfig, GRPOTrainer
 
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.integrations.fused_head import skip_unwanted
+from retool_env.integrations.rollouts import EngineRollouts
+from retool_env.training.advantages import Advantages, Normalisation, at_own_tokens
 from retool_env.training.correction import (
     LOG_RATIO_BOUND,
     Correction,
@@ -34,14 +37,11 @@ from retool_env.training.correction import (
     weight_figures,
     weight_sums,
 )
+from retool_env.training.figures import Distance, episode_reward
 from retool_env.training.packing import keeps_apart, pack, score
-from retool_env.training.rollouts import EngineRollouts, together
-from retool_env.training.rows import (
-    is_trainable,
-    problem_dataset,
-    training_rows,
-    with_trained_logprobs,
-)
+from retool_env.training.processes import together
+from retool_env.training.rollouts import Rollouts
+from retool_env.training.rows import problem_dataset, training_rows, with_trained_logprobs
 from retool_env.transcript import Transcript
 
 logger = logging.getLogger(__name__)
@@ -57,37 +57,6 @@ __all__ = [
 ]
 
 
-def episode_reward(
-    transcript: Sequence[Transcript],
-    log_metric: Callable[[str, float], None] | None = None,
-    untrained: Sequence[Sequence[Transcript]] = (),
-    **_: Any,
-) -> list[float | None]:
-    """A reward function: what the environment gave.
-
-    `None`, which TRL leaves out, for an episode that is not scored, or that a deadline cut.
-    Logs numbers of each scored episode and call, so that their means are over those of all processes. Those of `untrained`,
-    episodes that were sampled with these but are not trained on, are logged too, so that the means are over all that were begun.
-    """
-    if log_metric is not None:
-        scored = (each for each in transcript if each.scored)
-        for each in itertools.chain(scored, *untrained):
-            calls = each.calls
-            log_metric("env/accuracy", float(bool(each.correct)))
-            log_metric("env/code_ratio", float(bool(calls)))
-            log_metric("env/calls_per_episode", float(len(calls)))
-            for call in calls:
-                log_metric("env/call_pass_rate", float(call.ok))
-    return [t.reward if is_trainable(t) else None for t in transcript]
-
-
-Advantages = Callable[[torch.Tensor, int], torch.Tensor]
-"""Advantages, shape `(N,)`, of rewards, shape `(N,)`, and the number of rollouts a problem, which stand side by side. The reward
-of a failed episode is NaN: it gets 0, and the others what they had without it."""
-
-Normalisation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Advantages, shape `(N,)`, of advantages, shape `(N,)`, and numbers of tokens that are trained on, shape `(N,)`."""
-
 _BY_ROWS = ("grpo", "dr_grpo", "luspo", "sapo")
 """TRL's losses that divide by the number of rows, whether there is anything to learn from them or not."""
 
@@ -99,10 +68,7 @@ class EngineGRPOTrainer(GRPOTrainer):
     which differs from it (other arithmetic, older weights) goes uncorrected. Here the ratio of the clipped objective is
     the trained model's probability over the engine's.
 
-    Each step logs how far the two are apart, over the tokens that the model sampled: `offpolicy/difference` and
-    `offpolicy/difference_max`, the absolute difference of their log-probs; `offpolicy/kl`, of the engine from the
-    trained model (the estimator k3 of Schulman, 2020); `offpolicy/weight`, the mean ratio, before it is clipped;
-    and `offpolicy/effective_tokens`, the share of the tokens that so weighted ones are worth (Kish's effective sample size).
+    Each step logs how far the two are apart, over the tokens that the model sampled: see `Distance`.
 
     A row without a token to train on (a failed episode; one that a deadline cut; one that is masked as a whole) is as if absent from a loss that divides
     by the number of rows, too: policy and KL terms are scaled by the rows of the generation batch over those that train.
@@ -113,8 +79,10 @@ class EngineGRPOTrainer(GRPOTrainer):
     one with images or a balancing loss of its experts, is given padded rows, as in TRL.
 
     Args:
-        advantages: In place of TRL's; called with the rewards of all processes.
-        normalise: Called with these advantages and with the number of tokens of each episode, of all processes.
+        advantages: In place of TRL's: see `Advantages`. One a token reaches the tokens that the model sampled
+            and that are trained on, and no other.
+        normalise: Called with these advantages, if they are one an episode, and with the number of tokens of each
+            episode, of all processes.
         on_trained: Called with the number of the step that sampled it and this process's transcripts of a generation batch, once
             all of them have been through the model, or training ends before: those that were trained on with the log-probs of
             that pass (`Span.trained_logprobs`).
@@ -162,7 +130,7 @@ class EngineGRPOTrainer(GRPOTrainer):
             if each is not None:
                 skip_unwanted(each)
         self.add_callback(_AtTheEnd(self))
-        self._check_groups()
+        self.check_groups()
         self.advantages = advantages
         self.normalise = normalise
         self.on_trained = on_trained
@@ -178,7 +146,7 @@ class EngineGRPOTrainer(GRPOTrainer):
         self._old_are_known = False
         self._rewards: torch.Tensor | None = None
         self._trained_logps: torch.Tensor | None = None
-        self._distance: torch.Tensor | None = None
+        self._distance = Distance()
         self._weights: torch.Tensor | None = None  # sums of the correction's
 
     def _save(
@@ -186,12 +154,17 @@ class EngineGRPOTrainer(GRPOTrainer):
     ) -> None:
         super()._save(output_dir, state_dict)
         task = self.task
-        if task is None and isinstance(self.rollout_func, EngineRollouts):
+        if task is None and isinstance(self.rollout_func, Rollouts):
             task = CheckpointTask.of_rules(self.rollout_func.engine.rules)
         if task is not None:
             task.save(output_dir or self.args.output_dir)
 
-    def _check_groups(self) -> None:
+    def check_groups(self) -> None:
+        """Check that a process samples whole groups.
+
+        Raises:
+            ValueError: If its part of a generation batch, or of a batch of evaluation, splits one.
+        """
         rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
         if rows % self.num_generations:
             raise ValueError(
@@ -217,11 +190,10 @@ class EngineGRPOTrainer(GRPOTrainer):
         output["sampling_per_token_logps"] = sampled = sampled.to(dtype=torch.float32)
         if self._correction == "ratio":
             output["old_per_token_logps"] = sampled
+        mask = (output["completion_mask"] * output["tool_mask"]).bool()
         if self.advantages is not None:
-            own = (output["completion_mask"] * output["tool_mask"]).sum(dim=1)
-            tokens = self.accelerator.gather(own)
-            output["advantages"] = self._own_advantages(len(inputs), tokens)
-        trained = (output["completion_mask"] * output["tool_mask"]).any(dim=1)
+            output["advantages"] = self._own_advantages(self.advantages, inputs, mask)
+        trained = mask.any(dim=1)
         rows = torch.stack([trained.sum(), trained.new_tensor(len(trained), dtype=torch.long)])
         kept, total = self.accelerator.reduce(rows, "sum")
         output["row_scale"] = total / kept.clamp(min=1)
@@ -239,17 +211,30 @@ class EngineGRPOTrainer(GRPOTrainer):
         self._rewards = total.masked_fill(each.isnan().all(dim=1), torch.nan)
         return each
 
-    def _own_advantages(self, rows: int, tokens: torch.Tensor) -> torch.Tensor:
+    def _own_advantages(
+        self, hook: Advantages, inputs: list[dict[str, Any]], mask: torch.Tensor
+    ) -> torch.Tensor:
+        """This process's advantages, shape `(B,)` or `(B, C)`. An episode's mean is logged, of all processes."""
         group = self.num_generations if self.model.training else self.num_generations_eval
-        advantages = self.advantages(self._rewards, group)
-        if self.normalise is not None:
-            advantages = self.normalise(advantages, tokens)
+        more = {}
+        if "transcripts" in inspect.signature(hook).parameters:
+            more["transcripts"] = gather_object([row["transcript"] for row in inputs])
+        advantages = hook(self._rewards, group, **more).to(mask.device)
+        tokens = mask.sum(dim=1)
+        if advantages.dim() == 1 and self.normalise is not None:
+            advantages = self.normalise(advantages, self.accelerator.gather(tokens))
+        elif self.normalise is not None:
+            raise ValueError("normalise takes one advantage an episode, and here is one a token")
+        first = self.accelerator.process_index * len(mask)
+        own, shown = advantages[first : first + len(mask)], advantages
+        if advantages.dim() == 2:
+            own = at_own_tokens(own, mask)
+            shown = self.accelerator.gather(own.sum(dim=1) / tokens.clamp(min=1))
         logged = self._logs["advantages"]
-        for _ in range(min(len(logged), len(advantages))):
+        for _ in range(min(len(logged), len(shown))):
             logged.pop()  # TRL's
-        logged.extend(advantages.tolist())
-        first = self.accelerator.process_index * rows
-        return advantages[first : first + rows]
+        logged.extend(shown.tolist())
+        return own
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -327,7 +312,10 @@ class EngineGRPOTrainer(GRPOTrainer):
             self.beta = beta
         self._log_weights()
         if self.model.training and self._trained_logps is not None:
-            self._log_distance(self._trained_logps, inputs)
+            mask = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
+            self._distance.add(self._trained_logps, inputs["sampling_per_token_logps"], mask)
+            if self.accelerator.sync_gradients:  # else more of this step's passes are to come
+                self._note(self._distance.figures(self.accelerator.gather))
             if self.on_trained is not None and self._untrained:
                 self._keep_logps(self._trained_logps, inputs)
         return loss
@@ -373,7 +361,10 @@ class EngineGRPOTrainer(GRPOTrainer):
         weights = importance_weights(
             old, sampled, mask, self._correction, self._correction_cap, self._correction_bounds
         )
-        inputs["advantages"] = inputs["advantages"][:, None] * weights
+        advantages = inputs["advantages"]
+        inputs["advantages"] = (
+            advantages if advantages.dim() == 2 else advantages[:, None]
+        ) * weights
         sums = weight_sums(weights, mask)
         self._weights = sums if self._weights is None else self._weights + sums
 
@@ -382,7 +373,11 @@ class EngineGRPOTrainer(GRPOTrainer):
         if self._weights is None or not self.accelerator.sync_gradients:
             return
         sums, self._weights = self.accelerator.reduce(self._weights, "sum"), None
-        for name, value in weight_figures(sums).items():
+        self._note(weight_figures(sums))
+
+    def _note(self, figures: dict[str, float]) -> None:
+        """Log figures that are the same on every process."""
+        for name, value in figures.items():
             self._metrics["train" if self.model.training else "eval"][name].append(value)
 
     def _keep_logps(self, trained: torch.Tensor, inputs: dict[str, Any]) -> None:
@@ -407,32 +402,8 @@ class EngineGRPOTrainer(GRPOTrainer):
                 transcript if logps is None else with_trained_logprobs(transcript, logps)
             )
         self._untrained, self._logps_of = [], {}
-        together(self, lambda: self.on_trained(self._sampled_at, transcripts))
-
-    @torch.no_grad()
-    def _log_distance(self, trained: torch.Tensor, inputs: dict[str, Any]) -> None:
-        mask = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
-        difference = (trained.float() - inputs["sampling_per_token_logps"].float())[mask]
-        ratio = difference.clamp(max=LOG_RATIO_BOUND).exp()
-        most = difference.abs().max() if difference.numel() else difference.new_zeros(())
-        figures = [difference.abs(), ratio - 1 - difference, ratio, ratio.square(), mask.float()]
-        own = torch.stack([most, *(each.sum() for each in figures)])
-        if self._distance is not None:
-            own[0] = own[0].maximum(self._distance[0])
-            own[1:] += self._distance[1:]
-        self._distance = own
-        if not self.accelerator.sync_gradients:
-            return  # more of this step's passes are to come
-        self._distance = None
-        everywhere = self.accelerator.gather(own[None])
-        total, kl, weight, squares, tokens = everywhere[:, 1:].sum(0).tolist()
-        metrics = self._metrics["train"]
-        metrics["offpolicy/difference_max"].append(everywhere[:, 0].max().item())
-        if tokens:
-            metrics["offpolicy/difference"].append(total / tokens)
-            metrics["offpolicy/kl"].append(kl / tokens)
-            metrics["offpolicy/weight"].append(weight / tokens)
-            metrics["offpolicy/effective_tokens"].append(weight**2 / squares / tokens)
+        record = self.on_trained
+        together(self.accelerator, lambda: record(self._sampled_at, transcripts))
 
 
 class _AtTheEnd(TrainerCallback):

@@ -14,6 +14,9 @@ The trainer is TRL's own, so `retool.json` is the script's to write: `Checkpoint
 Of the data set only its size counts, the number of groups in an epoch. A `token_budget` must be set where no vLLM server can be
 asked for one, and hold a prompt with its response. Without a `weight_transfer` of ours TRL moves the weights into the server
 at its `vllm_server_base_url` by itself; a `VLLMServerPolicy` may sample there.
+
+This module is all that rests on TRL's experimental modules, whose interfaces change: importing it says so where
+they are not those that it was made for.
 """
 
 from __future__ import annotations
@@ -30,14 +33,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 
 from retool_env.episode import Generation
 from retool_env.problem import Problem, ProblemSource
 from retool_env.rollout.engine import Group, RolloutEngine, run_blocking
-from retool_env.rollout.policy import Policy, TextPolicy
+from retool_env.rollout.policy import Policy
 from retool_env.servers.background import BackgroundLoop
+from retool_env.training.advantages import group_normalised
+from retool_env.training.figures import episode_figures
+from retool_env.training.rollouts import check_policy
 from retool_env.transcript import Transcript
+
+try:
+    from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
+except ImportError as error:
+    raise ImportError(
+        "retool_env.integrations.trl_async rests on the experimental AsyncGRPOTrainer of TRL 1.16, which is not "
+        f"here ({error}): pip install 'trl>=1.16,<1.17', or train with EngineGRPOTrainer, whose EngineRollouts "
+        "sample ahead too (staleness=1)"
+    ) from error
 
 
 class EngineRolloutWorker:
@@ -80,7 +94,7 @@ class EngineRolloutWorker:
         temperature: float = 1.0,
         on_group: Callable[[int, Group], None] | None = None,
     ) -> None:
-        _check_policy(engine.policy, temperature)
+        check_policy(engine.policy, temperature)
         if n < 2 or ahead < n:
             raise ValueError(
                 f"a group has at least 2 rollouts, and ahead is a group at least, not {n} and {ahead}"
@@ -190,19 +204,14 @@ class EngineRolloutWorker:
         for sample in samples:
             sample.enqueued_at = time.time()
             self.rollout_buffer.put_nowait(sample)
-        calls = [call for transcript in scored for call in transcript.calls]
         lags = [self._policy.weight_version - sample.model_version for sample in samples]
         figures: dict[str, float | tuple[float, float]] = {
-            "env/accuracy": (sum(bool(t.correct) for t in scored), len(scored)),
-            "env/code_ratio": (sum(bool(t.calls) for t in scored), len(scored)),
-            "env/calls_per_episode": (len(calls), len(scored)),
+            **{name: (sum(each), len(each)) for name, each in episode_figures(scored).items()},
             "env/failed_total": float(len(group) - len(scored)),
             "rollout/skipped_groups_total": float(not samples),
             "rollout/in_flight": float(self._in_flight),
             "rollout/weight_lag": (sum(lags), len(lags)),
         }
-        if calls:
-            figures["env/call_pass_rate"] = (sum(call.ok for call in calls), len(calls))
         if lags:
             figures["rollout/weight_lag_max"] = float(max(lags))
         self.metrics_queue.put_nowait(figures)
@@ -261,10 +270,14 @@ def group_samples(group: Sequence[Transcript], group_id: int) -> list[RolloutSam
         Samples of ids, mask (1: sampled by the model) and log-probs (0.0 where the mask is 0), each of shape
         `(prompt + response,)`.
     """
-    rewards = np.array([transcript.reward for transcript in group], dtype=np.float64)
-    advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-8)
+    rewards = torch.tensor([transcript.reward for transcript in group], dtype=torch.float64)
+    # As TRL's own worker scales them.
+    advantages = group_normalised(rewards, len(group), bessel=False, epsilon=1e-8)
+    deviation = rewards.std(correction=0).item()
     samples = []
-    for transcript, reward, advantage in zip(group, rewards, advantages, strict=True):
+    for transcript, reward, advantage in zip(
+        group, rewards.tolist(), advantages.tolist(), strict=True
+    ):
         prompt, response = transcript.prompt_ids, transcript.completion_ids
         if not any(transcript.loss_mask):
             continue
@@ -277,10 +290,10 @@ def group_samples(group: Sequence[Transcript], group_id: int) -> list[RolloutSam
                 input_ids=np.array(prompt + response, dtype=np.int64),
                 completion_mask=np.array(padding + transcript.loss_mask, dtype=np.int64),
                 old_log_probs=np.array(padding + transcript.logprobs, dtype=np.float32),
-                advantage=float(advantage),
+                advantage=advantage,
                 model_version=min(versions, default=0),
                 group_id=group_id,
-                metrics={"reward": float(reward), "reward_std": float(rewards.std())},
+                metrics={"reward": reward, "reward_std": deviation},
             )
         )
     return samples
@@ -322,17 +335,3 @@ class _Buffer(queue.Queue[RolloutSample]):
         sample = super()._get()
         self._on_taken()
         return sample
-
-
-def _check_policy(policy: Any, temperature: float) -> None:
-    if isinstance(policy, TextPolicy):
-        raise ValueError("a policy of text gives no token ids, so it can't be trained")
-    if policy.top_p != 1.0:
-        raise ValueError(
-            "training needs top_p = 1: under a smaller one the log-probs are those of a cut distribution"
-        )
-    own = temperature if policy.temperature is None else policy.temperature
-    if own != temperature or not temperature > 0:
-        raise ValueError(
-            f"the policy samples at temperature {own}, the loss takes it for {temperature}: both must be the same, above 0"
-        )

@@ -70,14 +70,13 @@ def pack(
     """
     ids, real, scored = input_ids.cpu(), attention_mask.bool().cpu(), scored.bool().cpu()
     columns = ids.shape[1]
-    starts = real.int().argmax(1)
+    begins = real.int().argmax(1)
     none = ~scored.any(1)
-    prompts = (scored.int().argmax(1) - starts).masked_fill(none, 0).tolist()
+    prompts = (scored.int().argmax(1) - begins).masked_fill(none, 0).tolist()
     ends = columns - 1 - scored.flip(1).int().argmax(1)
-    tails = (
-        (ends - starts).masked_fill(none, 0).tolist()
-    )  # an episode's last token predicts nothing
-    starts = starts.tolist()
+    # An episode's last token predicts nothing.
+    tails = (ends - begins).masked_fill(none, 0).tolist()
+    starts = begins.tolist()
     # A prompt's last token predicts what differs, and so is each episode's own.
     heads = [max(0, prompt - 1) for prompt in prompts]
     tails = [size - head for size, head in zip(tails, heads, strict=True)]
@@ -94,7 +93,7 @@ def pack(
     singles = len(rows) == len(ids)
     if singles:
         order, along = torch.tensor([episode for [[episode]] in rows]), torch.arange(width)
-        first = order * columns + torch.tensor(starts)[order]
+        first = order * columns + begins[order]
         ended = along >= torch.tensor(sizes)[order, None]
         taken = (first[:, None] + along).masked_fill_(ended, -1)  # the index in the batch
     else:

@@ -402,8 +402,9 @@ def test_each_process_takes_its_own_of_the_advantages_of_all(trainer_of, groups,
     whole = batch_of(trainer)["advantages"]
     second = SimpleNamespace(process_index=1)
     monkeypatch.setattr(trainer, "accelerator", second)
-    tokens = torch.ones(4 * GROUP)
-    assert torch.equal(trainer._own_advantages(2 * GROUP, tokens), whole[2 * GROUP :])
+    rows = [{"transcript": transcript} for transcript in flat(groups)[2 * GROUP :]]
+    own = trainer._own_advantages(trainer.advantages, rows, torch.ones(len(rows), 9))
+    assert torch.equal(own, whole[2 * GROUP :])
 
 
 @every
@@ -505,6 +506,80 @@ def test_the_terminal_reward_reaches_every_token_of_every_turn_and_no_other(
     assert several > 4
 
 
+def by_token(transcripts, numbers):
+    """Advantages of tokens, NaN at what the model did not write."""
+    own = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(t.loss_mask) for t in transcripts], batch_first=True
+    )
+    return numbers(own.shape).masked_fill(own == 0, torch.nan)
+
+
+@every
+def test_one_advantage_a_token_is_the_episodes_where_all_are_equal(name, groups, trainer_of):
+    """What stands at the interpreter's tokens, or behind the end, reaches neither loss nor gradient."""
+    transcripts = flat(groups)
+    trainer = trainer_of(name, transcripts, kl=0.3)
+    batch = batch_of(trainer)
+    clean, whole = loss_and_gradient(trainer, batch), batch["advantages"]
+    given = []
+
+    def spread(rewards, group, transcripts):
+        given.append((rewards, group, transcripts))
+        return by_token(transcripts, lambda shape: whole[:, None].expand(shape))
+
+    trainer = trainer_of(name, transcripts, kl=0.3)
+    trainer.advantages, trainer.normalise = spread, None
+    batch = batch_of(trainer)
+    [(rewards, group, seen)] = given
+    assert rewards.shape == (len(transcripts),) and group == GROUP and seen == transcripts
+    assert batch["advantages"].shape == batch["completion_ids"].shape
+    assert torch.all(batch["advantages"][~own_tokens(batch)] == 0)
+    loss, gradient = loss_and_gradient(trainer, batch)
+    assert loss.item() == pytest.approx(clean[0].item(), rel=1e-5)
+    assert_same_direction_and_length(gradient, clean[1], 1e-5)
+    shown = torch.tensor(list(trainer._logs["advantages"])[-len(transcripts) :])
+    trained = own_tokens(batch).any(1)
+    torch.testing.assert_close(shown[trained], whole[trained])
+
+
+@every
+@pytest.mark.parametrize("correction", ["ratio", "token"])
+def test_each_token_is_moved_by_its_own_advantage(name, correction, groups, model64, trainer_of):
+    transcripts = with_logprobs(flat(groups), model64, 0.0)  # on-policy: nothing is clipped
+    trainer = trainer_of(name, transcripts, correction=correction)
+    generator = torch.Generator().manual_seed(0)
+    trainer.advantages = lambda rewards, group, transcripts: by_token(
+        transcripts, lambda shape: torch.randn(shape, generator=generator)
+    )
+    trainer.normalise = None
+    batch = batch_of(trainer)
+    original, kept = trainer._get_per_token_logps_and_entropies, []
+
+    def keep(*args, **kwargs):
+        result = original(*args, **kwargs)
+        result[0].retain_grad()
+        kept.append(result[0])
+        return result
+
+    trainer._get_per_token_logps_and_entropies = keep
+    trainer.compute_loss(trainer.model, batch).backward()
+    [logps] = kept
+    own = own_tokens(batch)
+    assert torch.all(logps.grad[~own] == 0)
+    if name == "gspo":  # its ratio is the sequence's, so that each token has the mean
+        means = batch["advantages"].sum(1)[own.any(1)]
+        assert torch.all(torch.sign(logps.grad[own.any(1)].sum(1)) == -torch.sign(means))
+    else:
+        assert torch.all(torch.sign(logps.grad[own]) == -torch.sign(batch["advantages"][own]))
+
+
+def test_what_normalises_episodes_is_not_given_tokens(groups, trainer_of):
+    trainer = trainer_of("reinforce_pp", flat(groups))
+    trainer.advantages = lambda rewards, group: torch.ones(len(rewards), 3)
+    with pytest.raises(ValueError, match="one advantage an episode"):
+        batch_of(trainer)
+
+
 @pytest.mark.parametrize("name", ["grpo", "rloo"])
 def test_episodes_with_a_void_turn_are_masked_but_count_in_their_group(name, groups, trainer_of):
     [one, *others] = groups[0]
@@ -512,7 +587,9 @@ def test_episodes_with_a_void_turn_are_masked_but_count_in_their_group(name, gro
     void = dataclasses.replace(one, spans=(*one.spans[:-1], said))
     transcripts = [void, *others, *flat(groups[1:])]
     plain, masking = trainer_of(name, transcripts), trainer_of(name, transcripts)
-    masking.rollout_func = selection.without_void_turns(masking.rollout_func)
+    masking.rollout_func = lambda prompts, trainer: training_rows(
+        transcripts, trainer.eos_token_ids, mask_void=True
+    )
     before, after = batch_of(plain), batch_of(masking)
     assert torch.equal(before["advantages"], after["advantages"]) and before["advantages"][0] != 0
     assert before["tool_mask"][0].sum() > 0
@@ -528,7 +605,7 @@ def test_episodes_with_a_void_turn_are_masked_but_count_in_their_group(name, gro
 
 def test_the_settings_of_all_reach_the_trainer(initial, tmp_path, trainer_of):
     masking, plain = (trainer_of("grpo", [], mask_void=each).own_rollouts for each in (True, False))
-    assert isinstance(plain, EngineRollouts) and not isinstance(masking, EngineRollouts)
+    assert masking.mask_void and not plain.mask_void
     clean = trainer_of("grpo", [], spare=2.0).own_rollouts
     assert isinstance(clean, selection.CleanRollouts) and type(plain) is EngineRollouts
     assert trainer_of("grpo", []).args.delta is None

@@ -20,9 +20,9 @@ from agents import grpo, ppo, rft, sft
 from agents.base import stopping as stops
 from agents.base.run import RunLogger
 from agents.base.stopping import Stopping
+from retool_env.integrations.trl import EngineRollouts
 from retool_env.problems import Problem, ProblemList
 from retool_env.rules import Rules
-from retool_env.training.rollouts import EngineRollouts
 from retool_env.transcript import read_transcripts
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{HELPERS.parent}", "OMP_NUM_THREADS": "1"}
@@ -114,7 +114,7 @@ def test_sigterm_ends_ppos_update_and_it_goes_on_to_the_same_curve(model, tmp_pa
 
 
 def test_ppos_rollouts_are_left_too(model, tmp_path, monkeypatch):
-    calls = EngineRollouts._wait
+    calls = ppo.Rollouts._wait
 
     def told(self, future):
         if self.engine.policy.weight_version == 2:
@@ -123,7 +123,7 @@ def test_ppos_rollouts_are_left_too(model, tmp_path, monkeypatch):
         return calls(self, future)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(EngineRollouts, "_wait", told)
+        patch.setattr(ppo.Rollouts, "_wait", told)
         ppo.train(settings("ppo", model=model), tmp_path / "cut")
     assert checkpoints(tmp_path / "cut") == ["checkpoint-2"]
     resumed = ppo.train(settings("ppo", model=model), tmp_path / "cut", resume=True)

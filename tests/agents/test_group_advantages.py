@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from agents import advantages, dapo, grpo, reinforce_pp
 from agents.base.settings import SettingsError
 from agents.dapo import soft_overlong
+from retool_env.training.advantages import at_own_tokens
 
 PAIRS = {
     "dr_grpo": (advantages.group_centred, references.centred),
@@ -73,6 +74,42 @@ def test_a_failed_episode_is_as_if_absent(name):
 @pytest.mark.parametrize("name", PAIRS)
 def test_where_there_is_nothing_to_compare_with_there_is_none(name):
     assert ours(PAIRS[name][0], [[None, 1.0, None], [None] * 3]) == [0.0] * 6
+
+
+@given(
+    st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=5),
+    st.integers(-3, 4),
+    st.sampled_from([math.nan, math.inf, -math.inf, 7.0]),
+)
+def test_an_advantage_of_a_token_reaches_the_models_own_alone(episodes, wider, foreign):
+    """However many columns the batch has, and whatever stands at the interpreter's tokens."""
+    width = max(map(len, episodes))
+    own = [[*each, *[False] * (width - len(each))] for each in episodes]
+    numbers = [[10.0 * row + t for t in range(width)] for row in range(len(own))]
+    pairs = zip(numbers, own, strict=True)
+    values = [[n if o else foreign for n, o in zip(*each, strict=True)] for each in pairs]
+    columns = max(1, width + wider)
+    mask = torch.zeros(len(own), columns, dtype=torch.long)
+    for row, each in enumerate(own):
+        for t, sampled in enumerate(each[:columns]):
+            mask[row, t] = sampled
+    found = at_own_tokens(torch.tensor(values), mask)
+    assert found.shape == mask.shape
+    for row in range(len(own)):
+        for t in range(columns):
+            assert found[row, t] == (numbers[row][t] if mask[row, t] else 0.0)
+
+
+def test_both_of_trls_deviations_are_of_one_function():
+    rewards = torch.tensor([1.0, 1.0, -1.0, math.nan], dtype=torch.float64)
+    centred = [r - 1 / 3 for r in (1.0, 1.0, -1.0)]
+    squares = sum(each**2 for each in centred)
+    for more, deviation in (
+        ({}, (squares / 2) ** 0.5 + 1e-4),
+        ({"bessel": False, "epsilon": 1e-8}, (squares / 3) ** 0.5 + 1e-8),
+    ):
+        found = advantages.group_normalised(rewards, 4, **more).tolist()
+        assert found == pytest.approx([*(each / deviation for each in centred), 0.0], rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from agents.base import session
 from agents.base.presets import load_settings
 from agents.base.settings import SettingsError
 from agents.models.tiny import make_checkpoint
+from retool_env.integrations.trl import EngineRollouts
 from retool_env.rollout import ScriptedPolicy
 from retool_env.rollout.transformers import policy as policies
-from retool_env.training.rollouts import EngineRollouts
 from retool_env.transcript import check_transcript, read_transcripts
 
 

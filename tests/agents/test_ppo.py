@@ -34,7 +34,6 @@ from retool_env.problems import Problem, ProblemList
 from retool_env.rollout import RolloutEngine
 from retool_env.rules import Rules
 from retool_env.training.packing import pack
-from retool_env.training.rollouts import EngineRollouts
 from retool_env.training.rows import training_rows
 from retool_env.transcript import (
     Span,
@@ -591,15 +590,15 @@ def test_the_engines_log_probs_are_the_trained_models_own(initial, tmp_path):
 def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch, rank):
     chosen = settings(initial, lora_rank=rank)
     whole = ppo.train(chosen, tmp_path / "whole")
-    original = EngineRollouts.__call__
+    original = ppo.Rollouts.collect
 
-    def stopping(self, prompts, trainer):
-        if trainer.state.global_step == 3:  # after the last checkpoint
+    def stopping(self, step):
+        if step.number == 3:  # after the last checkpoint
             raise KeyboardInterrupt
-        return original(self, prompts, trainer)
+        return original(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(EngineRollouts, "__call__", stopping)
+        patch.setattr(ppo.Rollouts, "collect", stopping)
         with pytest.raises(KeyboardInterrupt):
             ppo.train(chosen, tmp_path / "cut")
     assert [record["step"] for record in records(tmp_path / "cut")] == [1, 2, 3]
@@ -731,7 +730,7 @@ def test_settings_reach_the_engine(initial, tmp_path, monkeypatch):
         given.update(more, in_flight=engine.concurrency)
         raise Enough
 
-    monkeypatch.setattr(EngineRollouts, "__init__", rollouts)
+    monkeypatch.setattr(ppo, "Rollouts", rollouts)
     with pytest.raises(Enough):
         ppo.train(settings(initial, in_flight=7, deadline=9.5), tmp_path / "p")
     assert (given["in_flight"], given["deadline"]) == (7, 9.5)

@@ -27,7 +27,7 @@ from agents.base.sharding import processes
 from helpers import ppo_batches
 from retool_env.episode import Generation
 from retool_env.rollout import ScriptedPolicy
-from retool_env.training.rollouts import EngineRollouts
+from retool_env.training.rollouts import Rollouts
 from retool_env.training.trained_weights import whole
 
 ENV = {"id": "ReTool-Arithmetic-v0", "interpreter": False, "prompt_template": "{query}\n"}
@@ -181,11 +181,11 @@ def curves(checkpoint, folder, data):
     kinds = {
         "grpo": (
             grpo,
-            EngineRollouts,
-            "__call__",
+            Rollouts,
+            "collect",
             {**GRPO, **entropy, **less, "learning_rate": 1e-3},
         ),
-        "ppo": (ppo, EngineRollouts, "__call__", {**PPO, **entropy, "learning_rate": 1e-3}),
+        "ppo": (ppo, Rollouts, "collect", {**PPO, **entropy, "learning_rate": 1e-3}),
         "sft": (sft, RunLogger, "on_log", {**SFT, "data": data, "trl": every}),
     }
     for name, (module, cls, method, values) in kinds.items():

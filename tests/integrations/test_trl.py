@@ -27,6 +27,7 @@ from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.rollout.transformers.policy import TransformersPolicy
 from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
+from retool_env.training.rollouts import teaches
 from retool_env.transcript import Span, StopReason, Transcript
 
 RULES = Rules(max_tokens=120, prompt_template="{query}\n", max_calls=2)
@@ -384,6 +385,9 @@ def test_one_step_changes_the_weights_and_logs_the_environments_figures(checkpoi
 
 # --- sampling ahead -----------------------------------------------------------------------------
 
+FIRST = 4 * GROUP * 2
+"""Turns of a batch: groups, rollouts, turns."""
+
 
 def lags(rollouts):
     """Of each batch, the steps between the weights that sampled a turn and those that were trained on it."""
@@ -433,7 +437,7 @@ def test_what_is_trained_on_is_no_older_than_was_asked_for(checkpoint, tmp_path,
         assert found[1:] == [{staleness}] * 3
     logs = [log for log in trainer.state.log_history if "reward" in log]
     assert [log["rollout/weight_lag_max"] for log in logs] == [max(each) for each in found]
-    assert not trainer.rollout_func._ahead  # nothing is sampled that is never asked for
+    assert not trainer.rollout_func.ahead  # nothing is sampled that is never asked for
     near = [log["offpolicy/difference_max"] < 1e-3 for log in logs]
     assert near == [True, *[staleness == 0] * 3]
 
@@ -443,17 +447,15 @@ def test_the_next_batch_is_sampled_while_this_one_trains(checkpoint, tmp_path):
     training = threading.Event()
 
     class Waiting(Varied):
+        turns = 0
+
         async def act(self, token_ids, stop, budget, seed):
-            if self.later:
+            self.turns += 1
+            if self.turns > FIRST:
                 assert await asyncio.to_thread(training.wait, 60)
             return await super().act(token_ids, stop, budget, seed)
 
-        async def update_weights(self, version, weights=None):
-            self.later = version > 0 or self.later is not None
-            await super().update_weights(version, weights)
-
     policy = Waiting(make_tokenizer())
-    policy.later = None
     trainer, _ = make_trainer(
         checkpoint, tmp_path, policy=policy, size=8, ahead={"staleness": 1}, max_steps=2
     )
@@ -463,18 +465,9 @@ def test_the_next_batch_is_sampled_while_this_one_trains(checkpoint, tmp_path):
         training.set()
         return original(*args, **kwargs)
 
-    calls = []
-    sync = trainer.rollout_func._start_ahead
-
-    def starting(*args):
-        policy.later = True  # from here on, turns are those of the next batch
-        calls.append(args[0])
-        return sync(*args)
-
-    trainer.rollout_func._start_ahead = starting
     trainer._compute_loss = computing
     trainer.train()
-    assert calls == [0, 1] and training.is_set()
+    assert training.is_set() and policy.turns == 2 * FIRST
 
 
 def test_a_trained_model_is_not_sampled_from_meanwhile(checkpoint, tmp_path):
@@ -500,8 +493,11 @@ def test_closing_cancels_what_is_sampled_ahead(checkpoint, tmp_path):
     begun, ended = threading.Event(), threading.Event()
 
     class Endless(Varied):
+        turns = 0
+
         async def act(self, token_ids, stop, budget, seed):
-            if self.endless:
+            self.turns += 1
+            if self.turns > FIRST:
                 begun.set()
                 try:
                     await asyncio.sleep(3600)
@@ -510,19 +506,15 @@ def test_closing_cancels_what_is_sampled_ahead(checkpoint, tmp_path):
             return await super().act(token_ids, stop, budget, seed)
 
     policy = Endless(make_tokenizer())
-    policy.endless = False
     trainer, _ = make_trainer(
         checkpoint, tmp_path, policy=policy, size=8, ahead={"staleness": 1}, max_steps=2
     )
-    start = trainer.rollout_func._start_ahead
 
-    def starting(*args):
-        policy.endless = True
-        start(*args)
+    def training(*args, **kwargs):
         assert begun.wait(30)
         raise KeyboardInterrupt
 
-    trainer.rollout_func._start_ahead = starting
+    trainer._compute_loss = training
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert not ended.is_set()
@@ -553,9 +545,9 @@ def test_several_batches_a_step_and_several_steps_a_batch_are_foreseen(checkpoin
             **sizes,
         )
         taken = []
-        take = trainer.rollout_func._take
-        trainer.rollout_func._take = lambda batch, take=take, taken=taken, f=trainer.rollout_func: (
-            taken.append((batch.number, batch.number in f._ahead)) or take(batch)
+        collect = trainer.rollout_func.collect
+        trainer.rollout_func.collect = lambda step, collect=collect, taken=taken: (
+            taken.append((step.batch, step.batch in collect.__self__.ahead)) or collect(step)
         )
         trainer.train()
         numbers = [number for number, _ in taken]
@@ -564,7 +556,7 @@ def test_several_batches_a_step_and_several_steps_a_batch_are_foreseen(checkpoin
         asked = -(-passes // (every * sizes.get("num_iterations", 1)))
         assert numbers == list(range(asked))
         assert [was_ahead for _, was_ahead in taken] == [False] + [True] * (len(numbers) - 1)
-        assert not trainer.rollout_func._ahead
+        assert not trainer.rollout_func.ahead
 
 
 # --- groups -------------------------------------------------------------------------------------
@@ -602,12 +594,7 @@ def test_groups_that_teach_nothing_are_replaced_as_often_as_may_be(checkpoint, t
 
 
 @pytest.mark.parametrize("by", ["accuracy", "reward"])
-def test_an_all_wrong_group_of_unequal_shaped_rewards_teaches_by_its_rewards_alone(
-    checkpoint, tmp_path, by
-):
-    trainer, _ = make_trainer(checkpoint, tmp_path, ahead={"resample_by": by})
-    rollouts = trainer.rollout_func
-
+def test_an_all_wrong_group_of_unequal_shaped_rewards_teaches_by_its_rewards_alone(by):
     def some(*episodes):
         prompt = Span("prompt", "?"), Span("model", "<answer>1</answer>")
         problem = Problem("0", "?", "1")
@@ -617,10 +604,10 @@ def test_an_all_wrong_group_of_unequal_shaped_rewards_teaches_by_its_rewards_alo
         ]
 
     wrong, right = some((False, -1.0), (False, -0.6)), some((True, 1.0), (True, 0.9))
-    assert [rollouts._teaches(group) for group in (wrong, right)] == [by == "reward"] * 2
-    assert rollouts._teaches(some((True, 1.0), (False, -1.0)))
-    assert not rollouts._teaches(some((None, -1.0), (False, -1.0)))
-    assert rollouts._teaches(some((True, 0.5), (False, 0.5))) == (by == "accuracy")
+    assert [teaches(group, by) for group in (wrong, right)] == [by == "reward"] * 2
+    assert teaches(some((True, 1.0), (False, -1.0)), by)
+    assert not teaches(some((None, -1.0), (False, -1.0)), by)
+    assert teaches(some((True, 0.5), (False, 0.5)), by) == (by == "accuracy")
 
 
 def test_stragglers_are_cut_and_counted(checkpoint, tmp_path):
@@ -706,14 +693,14 @@ def test_accuracy_counts_the_groups_that_were_replaced(checkpoint, tmp_path):
         checkpoint, tmp_path, policy=Half(make_tokenizer()), ahead={"resample": 20}
     )
     seen = []
-    inner = trainer.rollout_func._run
+    inner = trainer.rollout_func.sample
 
-    async def run(*args):
+    async def sample(*args):
         sampled = await inner(*args)
         seen.extend(t for group in sampled.groups for t in group)
         return sampled
 
-    trainer.rollout_func._run = run
+    trainer.rollout_func.sample = sample
     batch_of(trainer)
     assert len(seen) > len(rollouts)
     assert trainer._metrics["train"]["env/accuracy"] == [
@@ -805,7 +792,7 @@ def test_in_evaluation_groups_are_whole_and_nothing_is_recorded(checkpoint, tmp_
             "steps"  # which TRL allows where several processes share a group
         )
         trainer.args.per_device_eval_batch_size = 3
-        trainer._check_groups()
+        trainer.check_groups()
 
 
 def test_what_the_trainer_saves_carries_the_task(checkpoint, tmp_path):
@@ -832,7 +819,7 @@ def test_groups_that_are_not_whole_are_refused(checkpoint, tmp_path):
         6  # TRL allows it where several processes share a group
     )
     with pytest.raises(ValueError, match="must not be split"):
-        trainer._check_groups()
+        trainer.check_groups()
     trainer, _ = make_trainer(checkpoint, tmp_path)
     trainer.model.train()
     with pytest.raises(ValueError, match="no groups of 4"):

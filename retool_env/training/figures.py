@@ -1,0 +1,221 @@
+"""Figures: what is logged of the episodes, of their sampling, and of how far the trained model is from what sampled them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from retool_env.rollout.progress import Progress
+from retool_env.training.correction import LOG_RATIO_BOUND
+from retool_env.training.processes import gathered
+from retool_env.training.rows import is_trainable
+from retool_env.training.step import Step
+from retool_env.transcript import StopReason, Transcript
+
+logger = logging.getLogger(__name__)
+
+_MANY_CUT = 0.05
+"""Share of a batch's episodes cut by the deadline from which there is a warning."""
+
+
+def episode_figures(transcripts: Iterable[Transcript]) -> dict[str, list[float]]:
+    """The numbers whose means are the environment's figures.
+
+    Args:
+        transcripts: Episodes that did not fail.
+
+    Returns:
+        One number an episode: `env/accuracy`, 1 for a right answer; `env/code_ratio`, 1 for an episode that
+        called the interpreter; `env/calls_per_episode`. One a call, where there are any:
+        `env/call_pass_rate`, 1 for a program that ran without an error.
+    """
+    episodes = [(each.correct, each.calls) for each in transcripts]
+    figures = {
+        "env/accuracy": [float(bool(correct)) for correct, _ in episodes],
+        "env/code_ratio": [float(bool(calls)) for _, calls in episodes],
+        "env/calls_per_episode": [float(len(calls)) for _, calls in episodes],
+    }
+    if passed := [float(call.ok) for _, calls in episodes for call in calls]:
+        figures["env/call_pass_rate"] = passed
+    return figures
+
+
+def episode_reward(
+    transcript: Sequence[Transcript],
+    log_metric: Callable[[str, float], None] | None = None,
+    untrained: Sequence[Sequence[Transcript]] = (),
+    **_: Any,
+) -> list[float | None]:
+    """The environment's rewards, as a reward function of TRL.
+
+    Args:
+        transcript: The episodes.
+        log_metric: Takes the name of each of the `episode_figures` and each of its numbers, so that means are
+            over those of all processes.
+        untrained: Episodes that were sampled with these and are not trained on. They count in the figures, so
+            that the means are over all episodes that were begun.
+
+    Returns:
+        One reward an episode; `None`, which TRL leaves out, for one that is not scored, or that a deadline
+        cut.
+    """
+    if log_metric is not None:
+        scored = (each for each in transcript if each.scored)
+        for name, numbers in episode_figures(itertools.chain(scored, *untrained)).items():
+            for number in numbers:
+                log_metric(name, number)
+    return [t.reward if is_trainable(t) else None for t in transcript]
+
+
+class Distance:
+    """How far the trained model is from what sampled, over the model's own tokens of a step's passes.
+
+    Each step logs the absolute difference of their log-probs, `offpolicy/difference` and
+    `offpolicy/difference_max`; `offpolicy/kl`, of what sampled from the trained model (the estimator k3 of
+    Schulman, 2020); `offpolicy/weight`, the mean ratio of their probabilities, before it is clipped; and
+    `offpolicy/effective_tokens`, the share of the tokens that so weighted ones are worth (Kish's effective
+    sample size).
+    """
+
+    def __init__(self) -> None:
+        self._most: torch.Tensor | None = None
+        self._sums: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, logps: torch.Tensor, sampled: torch.Tensor, mask: torch.Tensor) -> None:
+        """Count the tokens of a pass.
+
+        Args:
+            logps: The trained model's log-probs, shape `(B, T)`.
+            sampled: The log-probs of what sampled, shape `(B, T)`.
+            mask: Whether the model sampled the token, shape `(B, T)`.
+        """
+        difference = (logps.float() - sampled.float())[mask]
+        bounded = difference.clamp(max=LOG_RATIO_BOUND)
+        ratio, far = bounded.exp(), difference.abs()
+        each = far, ratio - 1 - bounded, ratio, ratio.square(), torch.ones_like(ratio)
+        sums = torch.stack([numbers.sum() for numbers in each])
+        most = far.max() if far.numel() else far.new_zeros(())
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._most = most if self._most is None else most.maximum(self._most)
+
+    def figures(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
+        """The figures of what was counted, which begins anew. All processes must call it.
+
+        Args:
+            gather: The tensors of all processes, joined along their first dimension.
+        """
+        if self._sums is None or self._most is None:
+            return {}
+        everywhere = gather(torch.cat([self._most[None], self._sums])[None])
+        self._sums = self._most = None
+        figures = {"offpolicy/difference_max": everywhere[:, 0].max().item()}
+        far, kl, weight, squares, tokens = everywhere[:, 1:].sum(0).tolist()
+        if tokens:
+            figures["offpolicy/difference"] = far / tokens
+            figures["offpolicy/kl"] = kl / tokens
+            figures["offpolicy/weight"] = weight / tokens
+            figures["offpolicy/effective_tokens"] = weight**2 / squares / tokens
+        return figures
+
+
+class RolloutFigures:
+    """Logs how a trainer's batches of episodes were sampled, over all processes.
+
+    Each step has `rollout/seconds`, from a batch's first prompt to its last end; `rollout/tokens`, which the
+    model wrote since the step before, whatever became of them; `rollout/waited`, the seconds of the step in
+    which the trainer stood still for rollouts, weights and resampling; `rollout/tool_seconds`, summed over
+    episodes; `rollout/weight_lag` and `rollout/weight_lag_max`, optimizer steps between the weights that
+    sampled a turn and those that the trainer has when it takes the batch; episodes `rollout/failed`, which
+    are not scored, and `rollout/cut`, `rollout/dropped` and `rollout/retried` since the step before; groups
+    `rollout/resampled`; and `env/deadline_cut`, the share of the batch's episodes that the deadline cut.
+
+    Args:
+        progress: The engine's counts, which go on growing.
+        deadline: Seconds after which a batch's episodes are cut; `None`: they are not.
+    """
+
+    def __init__(self, progress: Progress, deadline: float | None) -> None:
+        self._progress = progress
+        self._deadline = deadline
+        self._counted = dataclasses.replace(progress)
+        self._warned = False
+
+    def log(
+        self,
+        step: Step,
+        transcripts: Sequence[Transcript],
+        seconds: float,
+        waited: float,
+        resampled: int,
+    ) -> None:
+        """Log a batch's figures, the same on every process. All processes must call it.
+
+        Args:
+            step: What the trainer asked for.
+            transcripts: This process's episodes.
+            seconds: From the first prompt to the last end.
+            waited: Seconds for which the trainer stood still.
+            resampled: Groups that were tried in place of others.
+
+        Raises:
+            RuntimeError: If none of the episodes, on any process, can be trained on.
+        """
+        now, before = self._progress, self._counted
+        self._counted = dataclasses.replace(now)
+        lags = [
+            step.number - version
+            for transcript in transcripts
+            for span in transcript.spans
+            for version, _ in span.weights
+        ]
+        sums = {
+            name: float(getattr(now, name) - getattr(before, name))
+            for name in ("tokens", "tool_seconds", "cut", "dropped", "retried")
+        }
+        sums |= {"resampled": resampled, "turns": len(lags), "weight_lag": sum(lags)}
+        sums["trainable"] = sum(map(is_trainable, transcripts))
+        sums["failed"] = sum(not transcript.scored for transcript in transcripts)
+        sums["deadline_cut"] = sum(t.stop_reason is StopReason.CANCELLED for t in transcripts)
+        sums["episodes"] = len(transcripts)
+        most = {"seconds": seconds, "waited": waited, "weight_lag_max": max(lags, default=0)}
+        numbers = zip(*gathered(step.accelerator, *sums.values(), *most.values()), strict=True)
+        named = zip((*sums, *most), numbers, strict=True)
+        figures = {name: (max if name in most else sum)(each) for name, each in named}
+        cut = figures.pop("deadline_cut") / figures.pop("episodes")
+        if not figures.pop("trainable"):
+            raise RuntimeError(self._nothing(step.number, cut, len(transcripts)))
+        if cut >= _MANY_CUT and not self._warned and step.accelerator.is_main_process:
+            self._warned = True
+            logger.warning(
+                "the deadline of %g s cut %.0f %% of the episodes of step %d, which are not trained on. Long episodes are cut "
+                "more often than short ones, so that the model learns to write less: set a later deadline",
+                self._deadline,
+                100 * cut,
+                step.number,
+            )
+        step.log("env/deadline_cut", cut)
+        if turns := figures.pop("turns"):
+            figures["weight_lag"] /= turns
+        else:  # a policy without weights
+            del figures["weight_lag"], figures["weight_lag_max"]
+        for name, value in figures.items():
+            step.log(f"rollout/{name}", value)
+
+    def _nothing(self, step: int, cut: float, episodes: int) -> str:
+        """Why there is nothing to train on."""
+        if cut:
+            return (
+                f"no episode of step {step} is left to train on: {cut:.0%} were cut by the deadline of "
+                f"{self._deadline:g} s, and the others failed. Set a later deadline; the run can go on from its "
+                "last checkpoint"
+            )
+        return (
+            f"all {episodes} episodes of step {step} failed, in the sandbox or the policy; `retool doctor` checks the "
+            "one, and the run can go on from its last checkpoint"
+        )

@@ -1,0 +1,163 @@
+"""Rollouts for a trainer that is none of TRL's: whatever makes a `Step`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from agents.models.tiny import make_tokenizer
+from retool_env.episode import Generation
+from retool_env.problems import Problem, ProblemList
+from retool_env.rollout import RolloutEngine, ScriptedPolicy, TextPolicy
+from retool_env.rules import Rules
+from retool_env.sandbox import Execution, Outcome
+from retool_env.training.rollouts import Rollouts, check_policy
+from retool_env.training.rows import training_rows
+from retool_env.training.step import Step
+
+RULES = Rules(max_tokens=120, prompt_template="{query}\n", max_calls=2)
+PROBLEMS = ProblemList(
+    Problem(id=str(i), question=f"{i} * 7?", answer=str(i * 7)) for i in range(4)
+)
+ONE = SimpleNamespace(num_processes=1, process_index=0, is_main_process=True)
+
+
+class Box:
+    async def run_async(self, code, limits=None, **_):
+        return Execution(Outcome.OK, "7\n")
+
+
+class Writer(ScriptedPolicy):
+    """Answers right in half of the rollouts, and says nothing that counts to problem 3."""
+
+    def __init__(self, **more):
+        super().__init__(lambda text: "", make_tokenizer())
+        vars(self).update(more)
+        self.seeds = []
+
+    async def act(self, token_ids, stop, budget, seed):
+        self.seeds.append(seed)
+        number = int(self.tokenizer.decode(token_ids).split(" * ")[0])
+        turn = "hm" if number == 3 else f"<answer>{number * 7 + seed % 2}</answer>"
+        ids = tuple(self.tokenizer.encode(turn))
+        return Generation(ids, (-0.7,) * len(ids), "eos" if number == 3 else "tag")
+
+
+def make_rollouts(policy=None, **more):
+    return Rollouts(RolloutEngine(policy or Writer(), RULES, Box()), PROBLEMS, **more)
+
+
+def make_step(prompts, number=0, logged=None, **more):
+    log = {} if logged is None else logged
+    return Step(
+        **{
+            "number": number,
+            "batch": number,
+            "prompts": prompts,
+            "group": 2,
+            "model": torch.nn.Linear(1, 1),
+            "accelerator": ONE,
+            "temperature": 1.0,
+            "eos_token_ids": [make_tokenizer().eos_token_id],
+            "log": log.__setitem__,
+            **more,
+        }
+    )
+
+
+def test_a_step_is_one_row_an_episode_in_the_prompts_order():
+    logged, recorded = {}, []
+    rollouts = make_rollouts(on_rollouts=lambda *given: recorded.append(given))
+    rows = rollouts.collect(make_step(["2", "2", "0", "0"], number=5, logged=logged))
+    transcripts = rows["transcript"]
+    assert [t.problem.id for t in transcripts] == ["2", "2", "0", "0"]
+    assert {t.trained_version for t in transcripts} == {5} and recorded == [(5, transcripts)]
+    again = training_rows(transcripts, [make_tokenizer().eos_token_id])
+    assert rows == {**again, "untrained": [[], [], [], []]}
+    assert logged["rollout/tokens"] == sum(len(t.completion_ids) for t in transcripts)
+    assert logged["env/deadline_cut"] == logged["rollout/failed"] == 0.0
+
+
+def test_in_evaluation_nothing_is_recorded_or_logged():
+    logged, recorded = {}, []
+    rollouts = make_rollouts(on_rollouts=lambda *given: recorded.append(given))
+    rows = rollouts.collect(make_step(["1", "1"], logged=logged, training=False))
+    assert [t.trained_version for t in rows["transcript"]] == [None, None]
+    assert not logged and not recorded
+
+
+def test_a_batch_is_sampled_with_seeds_of_its_number():
+    seeds = []
+    for batch in (0, 1, 1):
+        policy = Writer()
+        make_rollouts(policy).collect(make_step(["0", "0"], batch=batch))
+        seeds.append(sorted(policy.seeds))
+    assert seeds[0] != seeds[1] == seeds[2]
+
+
+def test_batches_that_are_coming_are_sampled_ahead():
+    coming = [["0", "0"], ["1", "1"], ["2", "2"]]
+    rollouts = make_rollouts(staleness=1)
+
+    def ask(number, prompts=None):
+        known = coming[number + 1 :][:1]
+        step = make_step(
+            prompts or coming[number],
+            number,
+            coming=lambda asked: known[0] if known and asked == number + 1 else None,
+        )
+        return [t.problem.id for t in rollouts.collect(step)["transcript"]]
+
+    assert (ask(0), rollouts.ahead) == (["0", "0"], [1])
+    assert (ask(1), rollouts.ahead) == (["1", "1"], [2])
+    with pytest.raises(ValueError, match="other problems than those"):
+        ask(2, ["3", "3"])
+    rollouts.close()
+    rollouts = make_rollouts(staleness=1)
+    assert (ask(2), rollouts.ahead) == (["2", "2"], [])  # the trainer asks for no more
+    rollouts.close()
+
+
+def test_episodes_with_a_void_turn_are_rows_without_a_token_to_train_on():
+    logged = {}
+    step = make_step(["3", "3", "1", "1"], logged=logged)
+    rows = make_rollouts(mask_void=True).collect(step)
+    plain = training_rows(rows["transcript"], step.eos_token_ids)
+    assert [any(mask) for mask in plain["env_mask"]] == [True] * 4
+    assert [any(mask) for mask in rows["env_mask"]] == [False, False, True, True]
+    assert not any(map(any, rows["logprobs"][:2])) and rows["logprobs"][2:] == plain["logprobs"][2:]
+    assert rows["completion_ids"] == plain["completion_ids"]
+    assert logged["env/void_episodes"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("setting", "temperature", "message"),
+    [
+        ({"top_p": 0.7}, None, "top_p = 1"),
+        ({"temperature": 0.7}, 1.0, r"temperature 0\.7"),
+        ({"temperature": 0.0}, 0.0, "above 0"),
+    ],
+)
+def test_a_policy_whose_log_probs_are_not_the_losss_is_refused(setting, temperature, message):
+    check_policy(Writer(), temperature or 1.0)
+    with pytest.raises(ValueError, match=message):
+        check_policy(Writer(**setting), temperature)
+
+
+def test_a_policy_of_text_is_refused():
+    class Teller(TextPolicy):
+        async def write(self, transcript, stop, seed):
+            raise AssertionError("it is not asked")
+
+    with pytest.raises(ValueError, match="of text"):
+        check_policy(Teller())
+
+
+def test_rollouts_load_no_trainer():
+    code = "import sys, retool_env.training.rollouts; print('trl' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
