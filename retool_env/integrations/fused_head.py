@@ -21,7 +21,7 @@ def skip_unwanted(model: Any) -> None:
     Args:
         model: What `trl.trainer.utils.add_fused_lm_head` was called with, adapters around it or not.
     """
-    base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     fused = base.forward
 
     @functools.wraps(type(base).forward)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from trl import GRPOTrainer
-
 from retool_env.training.rollouts import ResampleBy, Rollouts, RolloutsAbandoned, Sampled
 from retool_env.training.step import Step
 
@@ -18,12 +16,12 @@ class EngineRollouts(Rollouts):
 
     _origin: tuple[int, int] | None = None
 
-    def __call__(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, list[Any]]:
+    def __call__(self, prompts: list[str], trainer: Any) -> dict[str, list[Any]]:
         """Collect one generation batch; see `Rollouts.collect`.
 
         Args:
             prompts: Ids of this process's problems, each as often as it has rollouts.
-            trainer: The trainer that asks.
+            trainer: The `GRPOTrainer` that asks.
 
         Returns:
             Its rows.
@@ -36,7 +34,7 @@ class EngineRollouts(Rollouts):
                 passes = trainer.args.gradient_accumulation_steps
                 self._origin = number * passes, trainer._step
             taken = self._origin[0] + trainer._step - self._origin[1]
-            batch = taken // _passes_a_batch(trainer)
+            batch = taken // passes_a_batch(trainer)
         return self.collect(
             Step(
                 number=number,
@@ -53,10 +51,10 @@ class EngineRollouts(Rollouts):
             )
         )
 
-    def _coming(self, trainer: GRPOTrainer, batch: int) -> list[str] | None:
+    def _coming(self, trainer: Any, batch: int) -> list[str] | None:
         """The prompts of a batch that the trainer will ask for, as far as it will."""
         assert self._origin is not None
-        arguments, n, passes = trainer.args, trainer.num_generations, _passes_a_batch(trainer)
+        arguments, n, passes = trainer.args, trainer.num_generations, passes_a_batch(trainer)
         first = self._origin[0] + (batch - self._origin[0] // passes) * passes
         if first >= trainer.state.max_steps * arguments.gradient_accumulation_steps:
             return None
@@ -68,6 +66,6 @@ class EngineRollouts(Rollouts):
         return [each for each in ids for _ in range(n)][rank * rows : (rank + 1) * rows]
 
 
-def _passes_a_batch(trainer: GRPOTrainer) -> int:
+def passes_a_batch(trainer: Any) -> int:
     """Forward and backward passes that are made with one generation batch."""
     return trainer.args.steps_per_generation * trainer.num_iterations

@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.utils.generic import is_flash_attention_requested
 from trl import GRPOConfig, GRPOTrainer
 
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.integrations.fused_head import skip_unwanted
-from retool_env.integrations.rollouts import EngineRollouts
+from retool_env.integrations.rollouts import EngineRollouts, passes_a_batch
 from retool_env.training.advantages import Advantages, Normalisation, at_own_tokens
 from retool_env.training.correction import (
     LOG_RATIO_BOUND,
@@ -105,6 +105,11 @@ class EngineGRPOTrainer(GRPOTrainer):
         ValueError: If a process's part of a generation batch is not made of whole groups.
     """
 
+    args: GRPOConfig
+    model: PreTrainedModel
+    num_generations: int
+    num_generations_eval: int
+
     def __init__(
         self,
         *args: Any,
@@ -156,8 +161,9 @@ class EngineGRPOTrainer(GRPOTrainer):
         task = self.task
         if task is None and isinstance(self.rollout_func, Rollouts):
             task = CheckpointTask.of_rules(self.rollout_func.engine.rules)
-        if task is not None:
-            task.save(output_dir or self.args.output_dir)
+        folder = output_dir or self.args.output_dir
+        if task is not None and folder is not None:
+            task.save(folder)
 
     def check_groups(self) -> None:
         """Check that a process samples whole groups.
@@ -165,7 +171,9 @@ class EngineGRPOTrainer(GRPOTrainer):
         Raises:
             ValueError: If its part of a generation batch, or of a batch of evaluation, splits one.
         """
-        rows = self.args.per_device_train_batch_size * self.args.steps_per_generation
+        steps = self.args.steps_per_generation
+        assert steps is not None  # TRL has set it
+        rows = self.args.per_device_train_batch_size * steps
         if rows % self.num_generations:
             raise ValueError(
                 f"a process samples per_device_train_batch_size * steps_per_generation = {rows} rollouts at a time, which "
@@ -180,7 +188,7 @@ class EngineGRPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         # TRL computes the old log-probs, before those of the reference, where the model will have moved from them.
-        passes = self.args.steps_per_generation * self.num_iterations
+        passes = passes_a_batch(self)
         computes = self.args.gradient_accumulation_steps % passes != 0
         self._old_are_known = computes and self._correction == "ratio"
         output = super()._generate_and_score_completions(inputs)
@@ -230,7 +238,7 @@ class EngineGRPOTrainer(GRPOTrainer):
         if advantages.dim() == 2:
             own = at_own_tokens(own, mask)
             shown = self.accelerator.gather(own.sum(dim=1) / tokens.clamp(min=1))
-        logged = self._logs["advantages"]
+        logged: Any = self._logs["advantages"]
         for _ in range(min(len(logged), len(shown))):
             logged.pop()  # TRL's
         logged.extend(shown.tolist())
@@ -349,11 +357,12 @@ class EngineGRPOTrainer(GRPOTrainer):
                 inputs["ref_per_token_logps"] = reference.clamp(max=high)
             return logps, entropies, auxiliary
 
-        self._get_per_token_logps_and_entropies = prepared
+        # TRL's loss calls the method for the model's log-probs, and then reads the inputs.
+        self._get_per_token_logps_and_entropies = prepared  # type: ignore[method-assign]
         try:
             yield
         finally:
-            self._get_per_token_logps_and_entropies = original
+            self._get_per_token_logps_and_entropies = original  # type: ignore[method-assign]
 
     def _weigh(self, inputs: dict[str, Any], old: torch.Tensor, mask: torch.Tensor) -> None:
         """Weigh the advantages by the correction."""

@@ -258,7 +258,8 @@ class Rollouts:
         return self._loop.submit(self.sample(problems, batch.n, batch.seed))
 
     def _take(self, number: int, batch: _Batch) -> Sampled:
-        asked, future = self._ahead.pop(number, None) or (batch, self._start(batch))
+        ahead = number in self._ahead
+        asked, future = self._ahead.pop(number) if ahead else (batch, self._start(batch))
         if asked.prompts != batch.prompts:
             raise ValueError(
                 "the trainer asks for other problems than those that were sampled ahead: set shuffle_dataset=False, or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -43,7 +44,9 @@ def trained_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]
             "the weights of a model under FSDP1 or DeepSpeed's ZeRO-3 can't be had: use FSDP2 (fsdp_version: 2)"
         )
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    adapted = {_plain(name): m for name, m in base.named_modules() if isinstance(m, LoraLayer)}
+    adapted: dict[str, Any] = {
+        _plain(name): m for name, m in base.named_modules() if isinstance(m, LoraLayer)
+    }
     for name, layer in adapted.items():
         other = any(layer.lora_variant.values()) or any(layer.lora_bias.values())
         if other or isinstance(layer, ParamWrapper):

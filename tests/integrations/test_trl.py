@@ -80,7 +80,8 @@ def make_trainer(
     rollouts = []
     if policy == "copy":
         policy = TransformersPolicy(copy.deepcopy(model), tokenizer)
-    engine = RolloutEngine(policy or Varied(tokenizer), rules, box or Box())
+    first = Varied(tokenizer) if policy in (None, "model") else policy
+    engine = RolloutEngine(first, rules, box or Box())
     trainer = EngineGRPOTrainer(
         model=model,
         reward_funcs=episode_reward,
