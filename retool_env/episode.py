@@ -18,12 +18,7 @@ from retool_env.errors import SettingsError
 from retool_env.execution import Execution, Limits, Outcome
 from retool_env.problem import Problem
 from retool_env.protocol.program import Form
-from retool_env.protocol.result import (
-    EMPTY_PROGRAM,
-    cut_text,
-    is_empty_program,
-    render_output,
-)
+from retool_env.protocol.result import EMPTY_PROGRAM, cut_text, is_empty_program, render_output
 from retool_env.protocol.turn import Said, TurnKind
 from retool_env.rewards import earned
 from retool_env.rules import Rules

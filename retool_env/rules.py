@@ -13,17 +13,9 @@ from retool_env.execution import Limits, check_seconds, check_whole_number
 from retool_env.problem import Problem
 from retool_env.protocol import PROTOCOLS, ProtocolName
 from retool_env.protocol.prompt import PromptTemplate
-from retool_env.protocol.result import (
-    Cut,
-    Errors,
-)
+from retool_env.protocol.result import Cut, Errors
 from retool_env.protocol.turn import TurnProtocol
 from retool_env.rewards import Reward, get_reward
-from retool_env.tokens import Tokenizer as Tokenizer
-from retool_env.tokens import decode as decode
-from retool_env.tokens import encode_prompt as encode_prompt
-from retool_env.tokens import encode_result as encode_result
-from retool_env.tokens import tokens_of_turn as tokens_of_turn
 
 _NUMBERS: Mapping[str, Callable[[str, object], float]] = {
     "max_calls": functools.partial(check_whole_number, least=0),

@@ -1,7 +1,7 @@
 """What runs no programs is imported, and works, where there is no Linux.
 
-Processes are told that they run elsewhere: modules and functions that only Linux has are missing there, and `sys.platform`
-names the other system. The grader's worker is told so too.
+Processes are told that they run elsewhere: modules and functions that only Linux has are missing
+there, and `sys.platform` names the other system. The grader's worker is told so too.
 """
 
 import os

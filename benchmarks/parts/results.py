@@ -11,7 +11,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 def write_results(path: Path, figures: dict[str, Any], indent: int = 2) -> None:
-    """Write figures as JSON, with the date, the machine and the versions; the folder is made if there is none."""
+    """Write figures as JSON, with date, machine and versions; a missing folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**circumstances(), **figures}, indent=indent, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")

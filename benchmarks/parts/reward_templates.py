@@ -1,4 +1,4 @@
-"""Answers that are built to earn a reward without knowing the problem, and golds that they are graded against."""
+"""Answers that are built to earn a reward without knowing the problem, and golds for them."""
 
 from __future__ import annotations
 

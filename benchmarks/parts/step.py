@@ -171,7 +171,7 @@ class Step:
         self._barrier = barrier
         self._deadline = deadline
         self._turn = [0] * len(chains)
-        self._gpus = [Batch(load.speed) for _ in range(load.gpus)]
+        self._gpus: list[Batch[int]] = [Batch(load.speed) for _ in range(load.gpus)]
         self._expected = [
             math.inf
         ] * load.gpus  # when the next row of each is done, as things stand
@@ -236,7 +236,7 @@ class Step:
         done = self._gpus[gpu].done(now)
         self._watch(gpu)
         for episode in done:
-            self._written(now, episode)  # type: ignore[arg-type]  # a number, as it was begun with
+            self._written(now, episode)
 
     def _written(self, now: float, episode: int) -> None:
         ended = self._chains[episode][self._turn[episode]].tool_seconds is None

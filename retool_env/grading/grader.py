@@ -29,7 +29,7 @@ _START = (
     "import sys; sys.path.insert(0, {!r}); from worker.process import serve; sys.path.pop(0); "
     "serve({!r}, {!r})"
 )
-"""What the worker's interpreter is told to run: with the folder that `worker` is in, seconds, and memory."""
+"""What the worker's interpreter runs, with the folder of `worker`, the seconds and the MiB."""
 _OVERRUN = -signal.SIGVTALRM if hasattr(signal, "SIGVTALRM") else 1
 """How a worker ends that could not be interrupted in time."""
 _START_SECONDS = 60.0
@@ -50,8 +50,9 @@ class _Worker:
     def __init__(self, seconds: float, memory_mb: int) -> None:
         self.seconds = seconds
         start = _START.format(str(Path(__file__).parent), seconds, memory_mb)
-        # -P: the folder in which one works must not shadow other modules. A fixed hash seed: sympy's order of terms, and
-        # with it a verdict on the edge of the time limit, is the same in every run.
+        # -P: the folder in which one works must not shadow other modules. A fixed hash seed:
+        # sympy's order of terms, and with it a verdict on the edge of the time limit, is the same
+        # in every run.
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", start],
             stdin=subprocess.PIPE,
@@ -119,7 +120,10 @@ class _Worker:
 
 
 def _readable(fd: int, seconds: float) -> bool:
-    """Wait until there is something to read. Windows cannot: reading waits there, and the worker ends itself in time."""
+    """Wait until there is something to read.
+
+    Windows cannot wait for a pipe: there, reading waits, and the worker ends itself in time.
+    """
     if not hasattr(select, "poll"):
         return True
     poll = select.poll()

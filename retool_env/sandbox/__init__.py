@@ -34,8 +34,8 @@ else:
     def NsjailSandbox(*_: object, **__: object) -> Sandbox:
         """Says what to do where no programs can be run."""
         raise SandboxUnavailable(
-            f"programs run on Linux only, and this is {sys.platform}: run `retool serve` on a Linux machine, in a container "
-            "or in WSL 2, and give its URL: sandbox='http://HOST:8080'"
+            f"programs run on Linux only, and this is {sys.platform}: run `retool serve` on a Linux "
+            "machine, in a container or in WSL 2, and give its URL: sandbox='http://HOST:8080'"
         )
 
     UnsafeSandbox = NsjailSandbox

@@ -60,7 +60,7 @@ def serve(seconds: float, memory_mb: int) -> None:
 
 
 def _bound_memory(memory_mb: int) -> None:
-    """Bound the address space, where the system can: on Windows and macOS an answer may take more."""
+    """Bound the address space where the system can: not on Windows, nor on macOS."""
     if sys.platform == "linux":
         import resource
 
@@ -69,9 +69,10 @@ def _bound_memory(memory_mb: int) -> None:
 
 
 def _start_clock(seconds: float) -> None:
-    """Let a comparison end with its processor time: by an exception, and in C code that none reaches, with the process.
+    """Let a comparison end with its processor time.
 
-    Windows counts no processor time for this: the process ends by the clock on the wall, with the status 1.
+    An exception ends it; in C code, which no exception reaches, the process ends with it. Windows
+    has no such timers: there the process ends by the clock on the wall, with the status 1.
     """
     if sys.platform == "win32":
         faulthandler.dump_traceback_later(seconds + _MARGIN_SECONDS, exit=True)
