@@ -726,7 +726,7 @@ def test_settings_reach_the_engine(initial, tmp_path, monkeypatch):
     class Enough(Exception):
         pass
 
-    def rollouts(self, engine, problems, seed, **more):
+    def rollouts(engine, problems, seed, **more):
         given.update(more, in_flight=engine.concurrency)
         raise Enough
 
