@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import gc
 import os
 import signal
@@ -14,12 +16,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from agents.base.config import accept_revision
 from agents.base.inherited import inherit_task
 from agents.base.presets import PRESETS, merge_settings, read_overrides
 from agents.base.registry import OWN, algorithms, load_algorithm, section_of
-from agents.base.run import accept_revision
+from agents.base.run import dry_run
 from agents.base.settings import SettingsError, build_settings, describe
 from retool_env.execution import SandboxUnavailable
+from retool_env.key_values import dump_yaml
 from retool_env.rollout import PolicyUnavailable
 from retool_env.servers.address import redact
 
@@ -36,39 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["smollm2"]:
         return make_smollm2(argv[1:])
-    presets = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
-    parser = argparse.ArgumentParser(
-        prog="python -m agents",
-        description=f"{__doc__} `python -m agents smollm2 FOLDER` makes a SmolLM2-135M-Instruct checkpoint.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-    )
-    parser.add_argument(
-        "algorithm",
-        nargs="?",
-        help=f"{', '.join(algorithms())}; or one's own: {OWN}",
-    )
-    parser.add_argument("--preset", help=f"{presets}, or a YAML file's path (tiny)")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on where the run of that name was"
-    )
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="with --resume: go on though the run's episodes are of another revision",
-    )
-    parser.add_argument(
-        IGNORE,
-        action="store_true",
-        help="pass over what the model's retool.json says of its task",
-    )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (runs)")
-    parser.add_argument(
-        "-h", "--help", action="store_true", help="also lists the algorithm's settings"
-    )
-    parser.add_argument(
-        "settings", nargs="*", metavar="key=value", help="settings, over the preset's"
-    )
+    parser = make_parser()
     arguments = parser.parse_intermixed_args(argv)
     words = [each for each in (arguments.algorithm, *arguments.settings) if each is not None]
     # A setting may stand before the algorithm.
@@ -91,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and getattr(algorithm, "ONE_PROCESS", False):
             raise SettingsError(f"{arguments.algorithm} runs in one process: start one")
         section = section_of(arguments.algorithm, algorithm)
+        if arguments.dry_run:
+            check_run(algorithm, section, arguments)
+            return 0
         settings = read_settings(algorithm, section, arguments)
         folder = arguments.runs / settings.name
         if arguments.resume and arguments.force and os.environ.get("RANK", "0") == "0":
@@ -115,6 +90,72 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.environ.get("RANK", "0") == "0":
         print(f"done: {checkpoint}")
     return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command's arguments."""
+    presets = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+    parser = argparse.ArgumentParser(
+        prog="python -m agents",
+        description=f"{__doc__} `python -m agents smollm2 FOLDER` makes a SmolLM2-135M-Instruct "
+        "checkpoint.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    parser.add_argument(
+        "algorithm",
+        nargs="?",
+        help=f"{', '.join(algorithms())}; or one's own: {OWN}",
+    )
+    parser.add_argument("--preset", help=f"{presets}, or a YAML file's path (tiny)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where the run of that name was"
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="with --resume: go on though the run's episodes are of another revision",
+    )
+    parser.add_argument(
+        IGNORE,
+        action="store_true",
+        help="pass over what the model's retool.json says of its task",
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (runs)")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the settings as a preset, check them, and start nothing",
+    )
+    parser.add_argument(
+        "-h", "--help", action="store_true", help="also lists the algorithm's settings"
+    )
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="settings, over the preset's"
+    )
+    return parser
+
+
+def check_run(algorithm: Any, section: str, arguments: argparse.Namespace) -> None:
+    """`--dry-run`: print the settings, and check them as the run would that they are for.
+
+    Nothing but the settings goes to standard output, so that they can be redirected to a file.
+
+    Raises:
+        SettingsError: If one is wrong.
+    """
+    if arguments.force:
+        raise SettingsError("--dry-run changes nothing: leave --force out")
+    with contextlib.redirect_stdout(sys.stderr):
+        settings = read_settings(algorithm, section, arguments)
+    if os.environ.get("RANK", "0") == "0":
+        print(
+            f"# Settings of `python -m agents {arguments.algorithm}`. "
+            f"With --preset FILE.yaml {IGNORE} they give this run again."
+        )
+        print(dump_yaml(dataclasses.asdict(settings)), end="", flush=True)
+    with contextlib.redirect_stdout(sys.stderr), dry_run():
+        algorithm.train(settings, arguments.runs / settings.name, arguments.resume)
 
 
 def read_settings(algorithm: Any, section: str, arguments: argparse.Namespace) -> Any:

@@ -17,7 +17,7 @@ from agents.base.settings import SettingsError, setting
 class Settings(grpo.Settings):
     """GRPO's, with CISPO's loss."""
 
-    name: str = setting("cispo", "the run's folder is runs/<name>")
+    name: str = "cispo"
     loss: str = setting("cispo", "TRL's loss_type")
     clip_low: float = setting(0.2, "has no part in this loss, and can't be set")
     clip_high: float = setting(

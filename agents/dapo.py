@@ -21,7 +21,7 @@ from retool_env.transcript import Transcript
 class Settings(grpo.Settings):
     """GRPO's, with the paper's defaults."""
 
-    name: str = setting("dapo", "the run's folder is runs/<name>")
+    name: str = "dapo"
     resample: int = setting(
         3, "rounds that replace groups all right or all wrong (dynamic sampling); 0: none"
     )

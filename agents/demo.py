@@ -6,6 +6,7 @@ folder, `stages/` below it holding a run of its own for each stage.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from typing import Any
 from agents import grpo, sft
 from agents.base.board import Bar, console
 from agents.base.curves import draw_curves
+from agents.base.fields import ModelSettings
 from agents.base.records import build, damaged, read_object, read_records, write_atomically
-from agents.base.reporting import REPORT_TO, check_report_to
+from agents.base.reporting import check_report_to
 from agents.base.run import Run
-from agents.base.settings import SANDBOX, build_settings, find_sandbox, find_task, setting, stage
+from agents.base.settings import build_settings, find_sandbox, find_task, setting, stage
 from retool_env.checkpoint_task import TEMPERATURE, TOP_P
 from retool_env.evaluation.run import evaluate
 from retool_env.metrics.summary import Summary
@@ -33,22 +35,18 @@ ARMS = {"interpreter": True, "text only": False}
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(ModelSettings):
     """Settings of the main job."""
 
-    name: str = setting("tiny", "the run's folder is runs/<name>")
+    name: str = "tiny"
+    env: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: str = setting("tiny", "of the cold starts: a folder, a Hub id, or `tiny`")
-    dtype: str = setting("float32", "of the weights")
-    env: dict[str, Any] = setting({}, "the environment's id and settings")
-    sandbox: str | dict[str, Any] = setting("nsjail", SANDBOX)
-    seed: int = setting(0, "of everything")
     sft: dict[str, Any] = stage("settings of the cold starts (sft.epochs=2)", ())
     grpo: dict[str, Any] = stage(
         "settings of the reinforcement learning (grpo.steps=20)", ("model",)
     )
     problems: int = setting(200, "held-out problems")
     k: int = setting(4, "episodes a problem")
-    report_to: str | list[str] = setting("none", REPORT_TO)
 
 
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
@@ -70,11 +68,11 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         slug = arm.replace(" ", "-")
         env = {**settings.env, "interpreter": interpreter}
         console.rule(f"{arm}: cold start")
-        stage = _stage(sft, settings, f"{slug}-sft", env, model=_first_model(settings))
+        stage = stage_settings(sft, settings, f"{slug}-sft", env, model=first_model(settings))
         cold = sft.train(stage, stages / f"{slug}-sft", True)
         rows[f"{arm}, cold start"] = _evaluate(settings, run, f"{arm}, cold start", env, cold)
         console.rule(f"{arm}: reinforcement learning")
-        stage = _stage(grpo, settings, f"{slug}-grpo", env, model=str(cold))
+        stage = stage_settings(grpo, settings, f"{slug}-grpo", env, model=str(cold))
         trained = grpo.train(stage, stages / f"{slug}-grpo", True)
         rows[f"{arm}, after RL"] = _evaluate(settings, run, f"{arm}, after RL", env, trained)
         curves[arm] = read_records(stages / f"{slug}-grpo" / "metrics.jsonl")
@@ -109,15 +107,18 @@ def check_stages(settings: Settings) -> None:
         SettingsError: If one is unknown or out of range, or a stage's batch can't be shared out.
     """
     env = {**settings.env, "interpreter": True}
-    sft.check_batch(_stage(sft, settings, "sft", env, model=_first_model(settings)), 1)
-    grpo.check_batch(_stage(grpo, settings, "grpo", env), 1)
+    sft.check_batch(stage_settings(sft, settings, "sft", env, model=first_model(settings)), 1)
+    grpo.check_batch(stage_settings(grpo, settings, "grpo", env), 1)
 
 
-def _first_model(settings: Settings) -> str:
+def first_model(settings: Settings) -> str:
+    """The model that the cold starts begin with."""
     return settings.sft.get("model", settings.model)
 
 
-def _stage(module: Any, settings: Settings, name: str, env: dict[str, Any], **others: Any) -> Any:
+def stage_settings(
+    module: Any, settings: Settings, name: str, env: dict[str, Any], **others: Any
+) -> Any:
     """Settings of a stage: those that all stages share, then its own."""
     own = getattr(settings, module.__name__.rpartition(".")[2])
     shared = {key: getattr(settings, key) for key in ("dtype", "sandbox", "seed", "report_to")}

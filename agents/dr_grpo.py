@@ -18,9 +18,9 @@ from agents.base.settings import setting
 class Settings(grpo.Settings):
     """GRPO's, with the paper's defaults."""
 
-    name: str = setting("dr_grpo", "the run's folder is runs/<name>")
+    name: str = "dr_grpo"
     loss: str = setting("dr_grpo", "TRL's loss_type: sums over tokens by rows * env.max_tokens")
-    clip_high: float = setting(0.2, "upper clip of the ratio")
+    clip_high: float = 0.2
 
 
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:

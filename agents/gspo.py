@@ -14,18 +14,18 @@ from pathlib import Path
 
 from agents import grpo
 from agents.base.settings import setting
-from agents.grpo import CORRECTION
+from retool_env.training.correction import Correction
 
 
 @dataclass(frozen=True)
 class Settings(grpo.Settings):
     """GRPO's, with the paper's defaults."""
 
-    name: str = setting("gspo", "the run's folder is runs/<name>")
+    name: str = "gspo"
     loss: str = setting("grpo", "TRL's loss_type: the mean over a response, then over responses")
     clip_low: float = setting(3e-4, "lower clip of the sequence's ratio")
     clip_high: float = setting(4e-4, "upper clip of the sequence's ratio")
-    correction: str = setting("token", CORRECTION)
+    correction: Correction = "token"
 
 
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:

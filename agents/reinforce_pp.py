@@ -24,8 +24,8 @@ from agents.base.settings import setting
 class Settings(grpo.Settings):
     """GRPO's, with the baseline as a setting."""
 
-    name: str = setting("reinforce_pp", "the run's folder is runs/<name>")
-    clip_high: float = setting(0.2, "upper clip of the ratio")
+    name: str = "reinforce_pp"
+    clip_high: float = 0.2
     group_baseline: bool = setting(True, "subtract the group's mean before normalising")
 
 

@@ -24,22 +24,13 @@ from accelerate.utils import gather_object
 
 from agents import sft
 from agents.base.board import Bar
-from agents.base.model import HIGH_RATE, check_learning_rate, load_model
+from agents.base.fields import RolloutSettings
+from agents.base.model import check_learning_rate, load_model
 from agents.base.records import damaged, read_episodes, write_transcripts_atomically
-from agents.base.reporting import REPORT_TO, Reporter, check_report_to
-from agents.base.run import Run, processes
-from agents.base.sampler import ENGINE, check_engine, make_policy
-from agents.base.settings import (
-    SANDBOX,
-    SettingsError,
-    build_settings,
-    check_least,
-    find_sandbox,
-    find_task,
-    setting,
-    stage,
-)
-from agents.base.sharding import read_by_all
+from agents.base.sampler import check_engine, make_policy
+from agents.base.session import Session
+from agents.base.settings import SettingsError, build_settings, check_least, setting, stage
+from agents.base.sharding import processes, read_by_all
 from retool_env.execution import Sandbox
 from retool_env.metrics.summary import summarise
 from retool_env.problem import Problem, ProblemSource
@@ -52,17 +43,10 @@ from retool_env.transcript import Transcript, write_transcripts
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(RolloutSettings):
     """Settings of the rounds."""
 
-    name: str = setting("rft", "the run's folder is runs/<name>")
-    model: str = setting("runs/sft/checkpoint", "a folder or a Hub id")
-    dtype: str = setting("float32", "of the weights")
-    env: dict[str, Any] = setting(
-        {"id": "ReTool-Arithmetic-v0"}, "the environment's id and settings"
-    )
-    sandbox: str | dict[str, Any] = setting("nsjail", SANDBOX)
-    seed: int = setting(0, "of problems, sampling and order")
+    name: str = "rft"
     rounds: int = setting(1, "of sampling and fine-tuning; with --resume a run may be given more")
     problems: int = setting(500, "of a round; each has others, as far as there are any")
     k: int = setting(8, "responses a problem")
@@ -70,20 +54,10 @@ class Settings:
     restart: bool = setting(
         True, "fine-tune the initial model on all rounds' traces; false: the last one on its own"
     )
-    engine: str | dict[str, Any] = setting("transformers", ENGINE)
-    sample_batch: int = setting(
-        128, "sequences that the engine transformers decodes together, at most"
-    )
-    in_flight: int = setting(256, "episodes in flight at once, at most, in a process")
-    temperature: float = setting(1.0, "of sampling")
     sft: dict[str, Any] = stage(
         "settings of the fine-tuning (sft.epochs=2)",
         ("model", "data", "env", "sandbox", "traces", "mix"),
     )
-    lora_rank: int = setting(0, "0: full fine-tuning")
-    gradient_checkpointing: bool = setting(False, "less memory, more time")
-    allow_high_learning_rate: bool = setting(False, HIGH_RATE)
-    report_to: str | list[str] = setting("none", REPORT_TO)
 
 
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
@@ -94,56 +68,33 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
 
     Raises:
         SettingsError: If a number is out of range, or no response of a round was right.
+        PolicyUnavailable: If all episodes of a round failed.
     """
     counts = ("rounds", "problems", "k", "keep", "sample_batch", "in_flight")
     check_least(settings, {**dict.fromkeys(counts, 1), "lora_rank": 0})
     state = processes()
-    check_engine(settings.engine, state.num_processes)
-    run = Run(folder, settings, resume, "rounds", lambda: rounds_sampled(folder))
-    if run.finished:
-        return run.checkpoint
-    rules, problems = find_task(settings.env)
-    tuning = [_tuning(settings, folder, number) for number in range(settings.rounds)]
-    sft.check_batch(tuning[0], state.num_processes)
-    check_report_to(settings.report_to)
-    loaded, _ = load_model(settings.model, settings.dtype)
-    check_learning_rate(
-        tuning[0].learning_rate,
-        loaded.num_parameters(),
-        tuning[0].lora_rank,
-        tuning[0].allow_high_learning_rate,
-        tuning[0].trl,
-        "sft.learning_rate",
-    )
-    model = settings.model
-    with ExitStack() as resources:
-        sandbox = find_sandbox(settings.sandbox, rules)
-        if sandbox is not None:
-            resources.callback(sandbox.close)
+    check_engine(settings.engine, state.num_processes, settings.sample_batch)
+    with Session(settings, folder, resume, "rounds", lambda: rounds_sampled(folder)) as run:
+        if run.finished:
+            return run.checkpoint
+        tuning = [round_tuning(settings, folder, number) for number in range(settings.rounds)]
+        sft.check_batch(tuning[0], state.num_processes)
+        loaded, _ = load_model(settings.model, settings.dtype)
+        check_learning_rate(tuning[0], loaded.num_parameters(), section="sft.")
+        sandbox = run.open_sandbox()
         run.start()
         run.resume_at(settings.rounds)
-        reporter = Reporter(settings.report_to, settings.name, folder, dataclasses.asdict(settings))
-        resources.callback(reporter.close)
+        reporter = run.open_reporter(folder)
+        model = settings.model
         for number, fine_tuning in enumerate(tuning):
-            traces = Path(fine_tuning.data)
+            traces = folder / "stages" / f"{fine_tuning.name}.jsonl"
             missing = not traces.exists()
             state.wait_for_everyone()  # all have looked before one writes it
             if missing:
                 rank = state.process_index
                 kept = traces.with_suffix(f".samples-{rank}.jsonl" if rank else ".samples.jsonl")
-                groups = sample(settings, number, model, rules, problems, sandbox, kept)
-                if not any(transcript.scored for group in groups for transcript in group):
-                    raise PolicyUnavailable(
-                        f"round {number + 1}: all episodes failed, in the sandbox or the model; `retool doctor` checks the one"
-                    )
-                found = choose(groups, settings.keep)
-                if not found:
-                    raise SettingsError(
-                        f"round {number + 1}: no response was right, so there is nothing to learn from: take more k, easier "
-                        "problems, or a longer cold start"
-                    )
-                if number and settings.restart:
-                    found = distinct([*round_traces(Path(tuning[number - 1].data)), *found])
+                groups = sample(settings, number, model, run.rules, run.problems, sandbox, kept)
+                found = chosen_traces(run, number, groups)
                 if run.main:
                     # Last, the traces: with them the round is sampled, and not logged again.
                     if all(record["step"] != number + 1 for record in run.metrics()):
@@ -152,18 +103,39 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
                         reporter.log(number + 1, record)
                     write_transcripts_atomically(traces, found)
                 state.wait_for_everyone()
-            base = settings.model if settings.restart else model
-            if not missing:
+            else:
                 round_traces(traces)
+            base = settings.model if settings.restart else model
             fine_tuning = dataclasses.replace(fine_tuning, model=base)
             target = folder / "stages" / fine_tuning.name
             model = str(sft.train(fine_tuning, target, resume=True))
-    if run.main:
-        run.checkpoint.unlink(missing_ok=True)
-        run.checkpoint.symlink_to(Path(model).relative_to(folder))
-    run.draw()
-    run.finish()
+        if run.main:
+            run.checkpoint.unlink(missing_ok=True)
+            run.checkpoint.symlink_to(Path(model).relative_to(folder))
     return run.checkpoint
+
+
+def chosen_traces(run: Session[Settings], number: int, groups: Sequence[Group]) -> list[Transcript]:
+    """The traces of a round that was just sampled, with those of the rounds before if they count.
+
+    Raises:
+        PolicyUnavailable: If all episodes failed.
+        SettingsError: If no response was right.
+    """
+    if not any(transcript.scored for group in groups for transcript in group):
+        raise PolicyUnavailable(
+            f"round {number + 1}: all episodes failed, in the sandbox or the model; `retool doctor` checks the one"
+        )
+    found = choose(groups, run.settings.keep)
+    if not found:
+        raise SettingsError(
+            f"round {number + 1}: no response was right, so there is nothing to learn from: take more k, easier "
+            "problems, or a longer cold start"
+        )
+    if number and run.settings.restart:
+        before = round_traces(run.folder / "stages" / f"round-{number}.jsonl")
+        found = distinct([*before, *found])
+    return found
 
 
 def rounds_sampled(folder: Path) -> int:
@@ -248,13 +220,12 @@ def sample(
 def policy_of(settings: Settings, number: int, model: str, resources: ExitStack) -> Policy:
     """What samples a round: the engine with the round's model, closed with the resources. All processes call it."""
     state = processes()
-    name, options = check_engine(settings.engine, state.num_processes)
+    name, options = check_engine(settings.engine, state.num_processes, settings.sample_batch)
     with read_by_all():
         loaded, tokenizer = load_model(model, settings.dtype)
-    if name == "transformers":
-        options = {"max_batch": settings.sample_batch, **options}
-        if torch.accelerator.is_available():
-            loaded = loaded.to(torch.accelerator.current_accelerator())
+    if name == "transformers" and torch.accelerator.is_available():
+        # transformers' wrapper of `to` takes its argument for the model.
+        loaded = loaded.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
     policy = make_policy(name, options, loaded, tokenizer, model, settings.temperature, apart=False)
     resources.enter_context(policy)
     # Servers have whatever they were started with, or an earlier round's.
@@ -295,7 +266,7 @@ def figures(groups: Sequence[Group]) -> dict[str, float | None]:
     }
 
 
-def _tuning(settings: Settings, folder: Path, number: int) -> sft.Settings:
+def round_tuning(settings: Settings, folder: Path, number: int) -> sft.Settings:
     """Settings of a round's fine-tuning."""
     name = f"round-{number + 1}"
     shared = (

@@ -19,10 +19,10 @@ from agents.base.settings import setting
 class Settings(grpo.Settings):
     """GRPO's, with RLOO's loss."""
 
-    name: str = setting("rloo", "the run's folder is runs/<name>")
+    name: str = "rloo"
     # Of TRL's losses the one that sums over a response's tokens; the sequence's ratio, for which it was made, is another setting.
     loss: str = setting("luspo", "TRL's loss_type: the sum over a response, then the mean")
-    clip_high: float = setting(0.2, "upper clip of the ratio")
+    clip_high: float = 0.2
 
 
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:

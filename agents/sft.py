@@ -18,7 +18,6 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from transformers import (
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
 )
@@ -26,37 +25,20 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from agents.base.board import Bar, BarCallback, console
-from agents.base.model import (
-    HIGH_RATE,
-    check_dtype,
-    check_learning_rate,
-    load_model,
-    lora_config,
-    save_checkpoint,
-)
+from agents.base.fields import TuningSettings
+from agents.base.model import check_dtype, check_learning_rate, load_model, lora_config
 from agents.base.records import damaged, read_episodes, write_transcripts_atomically
-from agents.base.reporting import PROJECT, REPORT_TO, check_report_to
-from agents.base.run import Run, RunLogger, processes
-from agents.base.settings import (
-    SANDBOX,
-    SettingsError,
-    check_least,
-    check_trl,
-    find_sandbox,
-    find_task,
-    setting,
-    task_of,
-    trl_config,
-)
-from agents.base.sharding import accelerator_config
+from agents.base.run import RunLogger
+from agents.base.session import Session
+from agents.base.settings import SettingsError, check_least, find_sandbox, setting
+from agents.base.sharding import processes
 from agents.base.stopping import StopCallback
+from agents.base.trl import trl_config
 from agents.models import tiny
 from agents.traces.scripted import check_mix, has_messages, make_traces, read_messages
-from retool_env.episode import decode
+from retool_env.episode import Tokenizer, decode
 from retool_env.execution import Sandbox
 from retool_env.files import file_fault
-from retool_env.problem import ProblemSource
-from retool_env.rules import Rules
 from retool_env.transcript import Span, Transcript, check_transcript
 
 TRACES = "traces.jsonl"
@@ -78,17 +60,11 @@ _ANEW = "delete the whole file: the traces are then made anew, the same ones"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(TuningSettings):
     """Settings of the cold start."""
 
-    name: str = setting("sft", "the run's folder is runs/<name>")
+    name: str = "sft"
     model: str = setting("tiny", "a folder, a Hub id, or `tiny`: made on the spot")
-    dtype: str = setting("float32", "of the weights")
-    env: dict[str, Any] = setting(
-        {"id": "ReTool-Arithmetic-v0"}, "the environment's id and settings"
-    )
-    sandbox: str | dict[str, Any] = setting("nsjail", SANDBOX)
-    seed: int = setting(0, "of weights, traces and order")
     mix: dict[str, float] = setting(
         {"tool": 0.4, "mended": 0.1, "worked": 0.25, "direct": 0.25},
         "shares of the traces' styles; those with code are left out where there is no interpreter",
@@ -109,11 +85,7 @@ class Settings:
         "traces, or packs, a forward and backward pass, of one process; 0: all of its part of a step, or one pack",
     )
     learning_rate: float = setting(2e-3, "peak, with a cosine to a tenth of it")
-    allow_high_learning_rate: bool = setting(False, HIGH_RATE)
-    lora_rank: int = setting(0, "0: full fine-tuning")
-    gradient_checkpointing: bool = setting(False, "less memory, more time")
     save_steps: int = setting(50, "optimizer steps between checkpoints for resuming")
-    report_to: str | list[str] = setting("none", REPORT_TO)
     trl: dict[str, Any] = setting({}, "any other field of TRL's SFTConfig")
 
 
@@ -133,91 +105,88 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     if not settings.epochs > 0:
         raise SettingsError(f"epochs must be above 0, not {settings.epochs}")
     micro_batch, passes = check_batch(settings, processes().num_processes)
-    run = Run(folder, settings, resume, "epochs")
-    if run.finished:
-        return run.checkpoint
-    rules, source = find_task(settings.env)
-    task = task_of(settings.env)
+    check_dtype(settings.dtype, settings.lora_rank, settings.trl)
+    with Session(settings, folder, resume, "epochs") as run:
+        if run.finished:
+            return run.checkpoint
+        if settings.model == "tiny":
+            run.model, run.tokenizer = tiny.make_model(settings.seed)
+        else:
+            run.model, run.tokenizer = load_model(settings.model, settings.dtype)
+        check_learning_rate(settings, run.model.num_parameters())
+        if settings.packing:
+            check_packing(run.model)
+        config = sft_config(run, micro_batch, passes)
+        dataset = sft_dataset(find_traces(run))
+        check_lengths(dataset, settings.packing)
+        disable_progress_bars()  # that of packing would break into ours
+        point = run.resume_point()
+        with Bar("cold start", 1, past=run.metrics()) as bar:
+            stop = StopCallback(run.task, run.stopping)
+            trainer = SFTTrainer(
+                model=run.model,
+                args=config,
+                train_dataset=dataset,
+                processing_class=run.tokenizer,
+                peft_config=lora_config(settings.lora_rank),
+                callbacks=[RunLogger(run), BarCallback(bar), stop],
+            )
+            for callback in (PrinterCallback, ProgressCallback):
+                trainer.remove_callback(callback)
+            stop.train(trainer, point)
+        run.save(trainer)
+    return run.checkpoint
+
+
+def sft_config(run: Session[Settings], micro_batch: int, passes: int) -> SFTConfig:
+    """TRL's configuration.
+
+    Args:
+        run: The run.
+        micro_batch: Traces, or packs, that a process takes at once.
+        passes: How many times it does for an optimizer step.
+
+    Raises:
+        SettingsError: If the setting `trl` has a field that it can't have.
+    """
+    settings = run.settings
     ours = {
-        "output_dir": str(run.trainer),
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": micro_batch,
         "packing": bool(settings.packing),
         "packing_strategy": "bfd",  # traces stay whole
         "max_length": settings.packing or None,
         "gradient_accumulation_steps": passes,
-        "learning_rate": settings.learning_rate,
-        "gradient_checkpointing": settings.gradient_checkpointing,
-        "save_steps": settings.save_steps,
-        "seed": settings.seed,
-        "report_to": check_report_to(settings.report_to),
     }
-    check_trl(SFTConfig, ours, settings.trl, WITHOUT_EFFECT)
-    check_dtype(settings.dtype, settings.lora_rank, settings.trl)
-    if settings.model == "tiny":
-        model, tokenizer = tiny.make_model(settings.seed)
-    else:
-        model, tokenizer = load_model(settings.model, settings.dtype)
-    check_learning_rate(
-        settings.learning_rate,
-        model.num_parameters(),
-        settings.lora_rank,
-        settings.allow_high_learning_rate,
-        settings.trl,
-    )
-    if settings.packing:
-        check_packing(model)
+    defaults = {
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+        "warmup_steps": 0.05,
+        "logging_steps": 10,
+    }
+    return trl_config(SFTConfig, run, ours, defaults, WITHOUT_EFFECT)
+
+
+def find_traces(run: Session[Settings]) -> list[Transcript]:
+    """The traces that are trained on: those of the setting `data`, or made here. The run starts.
+
+    Raises:
+        SettingsError: If there is nothing to learn from.
+        SandboxUnavailable: If the sandbox can't work here.
+    """
+    settings = run.settings
     if settings.data is not None:
-        traces = read_traces(Path(settings.data), tokenizer)
+        traces = read_traces(Path(settings.data), run.tokenizer)
         run.start()
-    else:
-        sandbox = find_sandbox(settings.sandbox, rules) if run.main else None
-        run.start()
-        if run.main:
-            with sandbox or contextlib.nullcontext():
-                own_traces(settings, run.folder, rules, source, tokenizer, sandbox)
-        processes().wait_for_everyone()
-        traces = list(read_episodes(run.folder / TRACES, _ANEW))
-    dataset = sft_dataset(traces)
-    check_lengths(dataset, settings.packing)
-    disable_progress_bars()  # that of packing would break into ours
-    config = trl_config(
-        SFTConfig,
-        **ours,
-        **{
-            "lr_scheduler_type": "cosine_with_min_lr",
-            "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
-            "warmup_steps": 0.05,
-            "logging_steps": 10,
-            "save_total_limit": 1,
-            "bf16": False,
-            "use_cpu": not torch.accelerator.is_available(),
-            "accelerator_config": accelerator_config(),
-            "dataloader_pin_memory": torch.cuda.is_available(),
-            "run_name": settings.name,
-            "project": PROJECT,
-            "disable_tqdm": True,
-            **settings.trl,
-        },
-    )
-    point = run.resume_point()
-    with Bar("cold start", 1, past=run.metrics()) as bar:
-        stop = StopCallback(task)
-        trainer = SFTTrainer(
-            model=model,
-            args=config,
-            train_dataset=dataset,
-            processing_class=tokenizer,
-            peft_config=lora_config(settings.lora_rank),
-            callbacks=[RunLogger(run), BarCallback(bar), stop],
-        )
-        for callback in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(callback)
-        stop.train(trainer, point)
-    save_checkpoint(trainer, tokenizer, run.checkpoint, rules.turn_protocol().stop, task)
-    run.draw()
-    run.finish()
-    return run.checkpoint
+        return traces
+    # Not the session's: it is closed before the training begins.
+    sandbox = find_sandbox(settings.sandbox, run.rules) if run.main else None
+    run.start()
+    if run.main:
+        with sandbox or contextlib.nullcontext():
+            own_traces(run, sandbox)
+    processes().wait_for_everyone()
+    return list(read_episodes(run.folder / TRACES, _ANEW))
 
 
 def check_batch(settings: Settings, processes: int) -> tuple[int, int]:
@@ -279,14 +248,14 @@ def check_lengths(dataset: Dataset, packing: int) -> None:
         )
 
 
-def _says(tokenizer: PreTrainedTokenizerBase, span: Span) -> bool:
+def _says(tokenizer: Tokenizer, span: Span) -> bool:
     """Whether a span's token ids are its text, in this tokenizer's."""
     ids = span.token_ids or ()
     # A span's text leaves out an end of sequence, so its ids may say one token more.
     return decode(tokenizer, ids).startswith(span.text) and bool(ids or not span.text)
 
 
-def read_traces(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Transcript]:
+def read_traces(path: Path, tokenizer: Tokenizer) -> list[Transcript]:
     """The traces of a file: all of one of messages, and those of transcripts whose answers are right.
 
     Raises:
@@ -313,20 +282,13 @@ def read_traces(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Transcri
     return right
 
 
-def own_traces(
-    settings: Settings,
-    folder: Path,
-    rules: Rules,
-    source: ProblemSource,
-    tokenizer: PreTrainedTokenizerBase,
-    sandbox: Sandbox | None,
-) -> list[Transcript]:
+def own_traces(run: Session[Settings], sandbox: Sandbox | None) -> list[Transcript]:
     """The traces of an earlier start of this run, or else made anew.
 
     Raises:
         SettingsError: If the source holds too few problems, or no trace came out right.
     """
-    path = folder / TRACES
+    path, settings, source = run.folder / TRACES, run.settings, run.problems
     if path.exists():
         if traces := list(read_episodes(path, _ANEW)):
             return traces
@@ -337,12 +299,12 @@ def own_traces(
         )
     problems = [source[i] for i in range(settings.traces)]
     try:
-        check_mix(problems, settings.mix, rules)
+        check_mix(problems, settings.mix, run.rules)
     except ValueError as error:
         raise SettingsError(f"mix: {error}") from error
     with Bar("traces", len(problems)) as bar:
         traces = make_traces(
-            problems, settings.mix, rules, tokenizer, sandbox, settings.seed, bar.advance
+            problems, settings.mix, run.rules, run.tokenizer, sandbox, settings.seed, bar.advance
         )
     console.print(f"{len(traces)} of {len(problems)} traces ran and gave the right answer")
     if not traces:

@@ -17,6 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from agents.base.board import Bar
+from agents.base.config import read_config
 from agents.base.records import (
     check_kinds,
     damaged,
@@ -25,7 +26,6 @@ from agents.base.records import (
     write_atomically,
     write_transcripts_atomically,
 )
-from agents.base.run import read_config
 from agents.base.settings import SettingsError, find_sandbox, find_task
 from retool_env.checkpoint_task import TEMPERATURE, TOP_P
 from retool_env.evaluation.run import evaluate

@@ -76,6 +76,11 @@ def load_yaml(text: str) -> Any:
         raise SettingsError(getattr(error, "reason", None) or type(error).__name__) from None
 
 
+def dump_yaml(value: Any) -> str:
+    """The YAML document of a value, of which `load_yaml` reads the same value."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping with another one's values put over its own, inside mappings too."""
     merged = dict(base)
@@ -108,6 +113,12 @@ class _Loader(yaml.SafeLoader):
         """Checks the keys before `<<` is replaced by what it refers to."""
         value = self.construct_mapping(node, deep=True)
         yield value
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts text into quotes that `_Loader` would take for something else."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:

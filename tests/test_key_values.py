@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retool_env.key_values import load_yaml, merge, parse_settings, parse_value
+from retool_env.key_values import dump_yaml, load_yaml, merge, parse_settings, parse_value
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 VALUES = st.recursive(
@@ -104,3 +104,12 @@ def test_a_refusal_shows_no_value():
     with pytest.raises(ValueError) as caught:
         parse_settings(["sandbox={token: hush"])
     assert "hush" not in str(caught.value) and caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["1e-6", 1e-6, "no", "007", "~", "true", "<<", "", "12", 1e22, "{query}\n", None, [1, "x: y"]],
+)
+def test_what_is_dumped_is_read_again(value):
+    found = load_yaml(dump_yaml({"key": value}))["key"]
+    assert found == value and type(found) is type(value)

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from agents.base.curves import SHOWN
-from agents.base.run import processes
+from agents.base.sharding import processes
 
 console = Console()
 logging.disable_progress_bar()  # that of loading and saving weights would break into ours

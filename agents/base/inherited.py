@@ -14,8 +14,9 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from agents.base.run import processes, read_config
+from agents.base.config import read_config
 from agents.base.settings import SettingsError
+from agents.base.sharding import processes
 from retool_env.checkpoint_task import CheckpointTask, differences, read_task
 from retool_env.key_values import merge
 

@@ -18,9 +18,9 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainerCallback,
 )
 
+from agents.base.fields import TuningSettings
 from agents.base.settings import SettingsError
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.files import folder_fault
@@ -77,7 +77,8 @@ def check_tokens(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
             f"the tokenizer of {name!r} has no pad_token, so its eos_token {tokenizer.eos_token!r} pads, masked by position",
             stacklevel=3,
         )
-    rows = model.get_input_embeddings().weight.shape[0]
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
     for kind in ("eos_token", "pad_token"):
         number = getattr(tokenizer, f"{kind}_id")
         if number >= rows:
@@ -92,41 +93,35 @@ HIGHEST_RATE = 10.0
 million, 1.2e-4 for 7 billion. That is where pretraining peaks, whose rates fall about so (arXiv 2005.14165, table 2.1: 6e-4
 and 1.2e-4); supervised fine-tuning takes a tenth of it, reinforcement learning a hundredth."""
 
-HIGH_RATE = "train with a rate far above what a model of this size bears, rather than refuse it"
-"""What the setting `allow_high_learning_rate` is."""
-
 LORA_FACTOR = 10.0
 """How much higher a rate adapters bear than full weights."""
 
 
 def check_learning_rate(
-    rate: float,
-    parameters: int,
-    lora_rank: int,
-    allowed: bool,
-    trl: Mapping[str, Any] | None = None,
-    name: str = "learning_rate",
+    settings: TuningSettings, parameters: int, name: str = "learning_rate", section: str = ""
 ) -> None:
-    """Check that a learning rate is above 0, and not far too high for a model's size; see `HIGHEST_RATE`.
+    """Check that a learning rate is above 0, and not far too high for a model's size.
+
+    `HIGHEST_RATE` says what is. Another optimizer than AdamW (`trl.optim`) has other rates.
 
     Args:
-        rate: It.
-        parameters: Their number in the model.
-        lora_rank: 0 where all of them are trained.
-        allowed: Whether any rate was asked for.
-        trl: Further fields of TRL's configuration; another optimizer than AdamW has other rates.
-        name: The setting's.
+        settings: The settings of the training.
+        parameters: The number of the model's parameters.
+        name: The setting that is the learning rate.
+        section: What stands before its name in the error.
 
     Raises:
         SettingsError: Saying what would do.
     """
+    rate, name = getattr(settings, name), section + name
     if not rate > 0:
         raise SettingsError(f"{name} must be above 0, not {rate}")
-    if allowed or not str((trl or {}).get("optim", "adamw")).startswith("adamw"):
+    optimizer = getattr(settings, "trl", {}).get("optim", "adamw")
+    if settings.allow_high_learning_rate or not str(optimizer).startswith("adamw"):
         return
-    bound = HIGHEST_RATE / parameters**0.5 * (LORA_FACTOR if lora_rank else 1)
+    bound = HIGHEST_RATE / parameters**0.5 * (LORA_FACTOR if settings.lora_rank else 1)
     if rate > bound:
-        how = "adapters of" if lora_rank else "all"
+        how = "adapters of" if settings.lora_rank else "all"
         raise SettingsError(
             f"{name}={rate:g} is far too high to train {how} {parameters / 1e6:,.0f} million parameters with AdamW: take "
             f"{bound / 10:.0e} or less for supervised fine-tuning, {bound / 100:.0e} or less for reinforcement learning "
@@ -258,34 +253,3 @@ def export(
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
     trainer.accelerator.wait_for_everyone()
-
-
-class Export(TrainerCallback):
-    """Keeps the model along training.
-
-    Args:
-        trainer: Whose model.
-        tokenizer: Saved with it.
-        folder: Each goes to a folder in it, named after the step.
-        every: Optimizer steps between them.
-        stop: See `save_checkpoint`.
-        task: The same.
-    """
-
-    def __init__(
-        self,
-        trainer: Any,
-        tokenizer: PreTrainedTokenizerBase,
-        folder: Path,
-        every: int,
-        stop: Sequence[str] = (),
-        task: CheckpointTask | None = None,
-    ) -> None:
-        self._trainer, self._tokenizer, self._folder = trainer, tokenizer, folder
-        self._every, self._stop, self._task = every, stop, task
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer, on all processes."""
-        if state.global_step % self._every == 0:
-            folder = self._folder / str(state.global_step)
-            export(self._trainer, self._tokenizer, folder, self._stop, self._task)

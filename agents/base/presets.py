@@ -7,14 +7,13 @@ runs others as its stages, the sections of these are theirs.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agents.base.registry import algorithms
-from agents.base.settings import SettingsError, build_settings, nearest, stages
+from agents.base.settings import SettingsError, build_settings, field_names, nearest, stages
 from retool_env.files import file_fault, read_text
 from retool_env.key_values import load_yaml, merge, parse_settings
 
@@ -42,10 +41,9 @@ def merge_settings(
 ) -> dict[str, Any]:
     """The values that a preset and the command line set; see `load_settings`."""
     values = read_preset(preset)
-    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = field_names(cls)
     # A section that is also a setting (the main job's, which runs other algorithms) stays one.
-    modules = {base.__module__.rpartition(".")[2] for base in cls.__mro__ if base is not object}
-    names = ({*algorithms(), section} | modules) - fields
+    names = ({*algorithms(), section} | {_section(base) for base in cls.__mro__}) - fields - {""}
     sections = {name: values.pop(name) or {} for name in list(values) if name in names}
     for name, keys in sections.items():
         if not isinstance(keys, dict):
@@ -60,7 +58,7 @@ def merge_settings(
     for base in reversed(cls.__mro__):
         anew = inspect.get_annotations(base)
         own = {key: value for key, value in own.items() if key not in anew}
-        own = merge(own, sections.get(base.__module__.rpartition(".")[2], {}))
+        own = merge(own, sections.get(_section(base), {}))
         if base is cls:
             own = merge(own, sections.get(section, {}))
     for over in (own, read_overrides(overrides)):
@@ -70,6 +68,15 @@ def merge_settings(
                 values[name] = _without(values[name], over)
         values = merge(values, over)
     return values
+
+
+def _section(base: type) -> str:
+    """The section of a class that settings are made from: its module's name.
+
+    Classes of `agents/base/` have none, nor has `object`.
+    """
+    package, _, name = base.__module__.rpartition(".")
+    return "" if package == "agents.base" or base is object else name
 
 
 def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:

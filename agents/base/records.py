@@ -376,11 +376,12 @@ def _hints(cls: type) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
-def _wrong_field(made: object) -> str | None:
+def _wrong_field(made: Any) -> str | None:
     """The first field of a dataclass, or of one in it, whose value is of another kind than it says."""
-    for field in dataclasses.fields(made):  # type: ignore[arg-type]
+    cls: type = type(made)
+    for field in dataclasses.fields(made):
         value = getattr(made, field.name)
-        if not _fits(value, _hints(type(made))[field.name]):
+        if not _fits(value, _hints(cls)[field.name]):
             return f"{field.name} is {_shown(value)}"
         for part in value if isinstance(value, tuple) else (value,):
             if dataclasses.is_dataclass(part) and (wrong := _wrong_field(part)):

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from agents.base.settings import SettingsError, nearest
+from agents.base.settings import SettingsError, field_names, nearest
 from retool_env.files import file_fault
 
 HERE = Path(__file__).parents[1]
@@ -85,9 +85,10 @@ def _from_file(path: Path) -> ModuleType:
         0, str(path.resolve().parent)
     )  # as of a script, so that it finds what lies beside it
     spec = importlib.util.spec_from_file_location(f"_algorithm.{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    sys.modules[spec.name] = module  # type: ignore[union-attr]  # where dataclasses look their types up
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    assert spec is not None and spec.loader is not None  # the name ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their types up
+    spec.loader.exec_module(module)
     return module
 
 
@@ -109,7 +110,7 @@ def _check(name: str, algorithm: Any) -> None:
     missing = []
     if not (isinstance(settings, type) and dataclasses.is_dataclass(settings)):
         missing.append("a dataclass `Settings`")
-    elif "name" not in {field.name for field in dataclasses.fields(settings)}:
+    elif "name" not in field_names(settings):
         missing.append("a field `name`, of the run's folder, in `Settings`")
     if not callable(getattr(algorithm, "train", None)):
         missing.append("a function `train(settings, folder, resume)`")

@@ -15,13 +15,8 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from transformers.integrations.integration_utils import default_logdir
 
-from agents.base.run import processes
 from agents.base.settings import SettingsError, nearest
-
-REPORT_TO = (
-    "where figures go beside metrics.jsonl: none, tensorboard, trackio, wandb, or a list of these"
-)
-"""What the setting `report_to` is."""
+from agents.base.sharding import processes
 
 PROJECT = "retool-env"
 """The project's name on trackio and, unless WANDB_PROJECT says otherwise, on W&B."""

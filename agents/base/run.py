@@ -17,85 +17,56 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import fcntl
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass
+from contextvars import ContextVar
+from dataclasses import MISSING
 from pathlib import Path
-from typing import IO, Any, get_type_hints
+from typing import IO, Any
 
-import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback
 
+from agents.base.config import ANEW, read_config
 from agents.base.curves import draw_curves
 from agents.base.records import (
-    SEAL,
-    Line,
-    check_kinds,
-    check_seal,
     damaged,
-    is_cut,
-    read_file,
-    read_lines,
-    read_metrics,
-    read_object,
     read_records,
     write_atomically,
 )
+from agents.base.resuming import kept_records, last_point
 from agents.base.settings import SettingsError
-from agents.base.sharding import prepare_sharding
+from agents.base.sharding import processes
 from retool_env.provenance import REVISION, versions
 from retool_env.transcript import Transcript, write_transcripts
 
 PICTURE_SECONDS = 60.0
 """Between two drawings of a run's curves, at least, while it goes on."""
 
-_NO_CONFIG = "start anew with another name=..."
-_NO_EPISODE = "delete that line: its episode is then lost"
-"""What to do about records that can't be restored."""
-
-_STATE = {
-    **get_type_hints(TrainerState),
-    "log_history": list[dict] | None,
-    "stateful_callbacks": dict | None,
-}
-"""The kinds of the values in `trainer_state.json`."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """A checkpoint that a run can go on from."""
-
-    step: int
-    folder: Path
-    state: Mapping[str, Any]
-    """Its `trainer_state.json`."""
-
-
 _locks: dict[Path, IO[str]] = {}
 """This process's. They are kept open: a process loses its lock on a file with the first of its descriptors that it closes."""
 
+_dry = ContextVar("dry", default=False)
 
-def processes() -> PartialState:
-    """This process among those of the run. Where there is no accelerator, accelerate sees several only if told to look.
 
-    Raises:
-        SettingsError: If FSDP is to be used in a way that is not supported.
-    """
-    prepare_sharding()
-    cpu = not torch.accelerator.is_available()
-    if cpu:
-        # Otherwise the second process's is "cpu:1", which no checkpoint of an optimizer can be loaded to.
-        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
-    # A process may wait for the slowest one's rollouts for as long as these take; the default is minutes.
-    wait = datetime.timedelta(hours=12)
-    return PartialState(cpu=cpu, timeout=wait)
+class _Checked(Exception):
+    """A dry run has come to where a run would start."""
+
+
+@contextlib.contextmanager
+def dry_run() -> Iterator[None]:
+    """Check a run without starting it: where it would start, this block ends."""
+    before = _dry.set(True)
+    try:
+        yield
+    except _Checked:
+        pass
+    finally:
+        _dry.reset(before)
 
 
 class Run:
@@ -127,7 +98,9 @@ class Run:
         self._config = folder / "config.json"
         self._settings = json.loads(json.dumps(dataclasses.asdict(settings)))
         self._defaults = {
-            field.name: field.default_factory() if field.default is MISSING else field.default
+            field.name: field.default
+            if field.default_factory is MISSING
+            else field.default_factory()
             for field in dataclasses.fields(settings)
             if (field.default, field.default_factory) != (MISSING, MISSING)
         }
@@ -176,7 +149,7 @@ class Run:
             SettingsError: If the run has done more.
         """
         if type(before) not in (int, float) or not math.isfinite(before):
-            raise damaged(self._config, f'"{length}" is {before!r:.60}', _NO_CONFIG)
+            raise damaged(self._config, f'"{length}" is {before!r:.60}', ANEW)
         done = self._reached(length) if reached is None else reached()
         if now < done:
             raise SettingsError(
@@ -186,7 +159,7 @@ class Run:
         return {"setting": length, "from": before, "to": now, "at": done}
 
     def _reached(self, length: str) -> float:
-        point = self._last_point()
+        point = last_point(self.trainer)
         if point is None:
             return 0
         return point.state.get("epoch", 0.0) if length == "epochs" else point.step
@@ -218,6 +191,8 @@ class Run:
         Raises:
             SettingsError: If another process is at work there.
         """
+        if _dry.get():
+            raise _Checked
         self._state.wait_for_everyone()  # who has not looked yet would take it for another run's
         said: list[str | None] = [None]
         if self.main:
@@ -304,7 +279,7 @@ class Run:
         Raises:
             SettingsError: If the checkpoint or a record is damaged, on any process. Nothing is dropped then.
         """
-        point = self._on_all(self._last_point)
+        point = self._on_all(lambda: last_point(self.trainer))
         if point is None and self._change is not None and self._done.exists():
             raise SettingsError(
                 f"{self.folder} is finished, and {self.trainer} holds no checkpoint that it could go on from: choose another "
@@ -321,7 +296,7 @@ class Run:
         Raises:
             SettingsError: If a record is damaged, on any process. Nothing is dropped then.
         """
-        files = self._on_all(lambda: [self._kept(path, step) for path in self._records()])
+        files = self._on_all(lambda: [kept_records(path, step) for path in self._records()])
         for part, path in filter(None, files):
             if part.stat().st_size:
                 part.replace(path)
@@ -343,67 +318,9 @@ class Run:
         write_atomically(self._config, json.dumps(record, indent=2) + "\n")
         self._change = None
 
-    def _last_point(self) -> Point | None:
-        """The latest checkpoint that is whole.
-
-        A trainer's first process writes `trainer_state.json` last but for the seal: without both, a stop or a full disk cut the
-        checkpoint short, and the one before it is taken.
-
-        Raises:
-            SettingsError: If it was whole once, and is no longer.
-        """
-        found: dict[int, Path] = {}
-        for path in self.trainer.glob("checkpoint-*"):
-            number = path.name.removeprefix("checkpoint-")
-            if not (number.isascii() and number.isdecimal() and path.is_dir()):
-                raise SettingsError(
-                    f"{path}: it is none of the run's checkpoints, which are folders checkpoint-<step>. Move it out of "
-                    f"{self.trainer}, whose older checkpoints are deleted"
-                )
-            found[int(number)] = path
-        for step in sorted(found, reverse=True):
-            before = max((each for each in found if each < step), default=None)
-            then = "begins anew" if before is None else f"goes on from step {before}"
-            cure = f"delete {found[step]}: the run then {then}"
-            if (state := read_state(found[step], step, cure)) is not None:
-                return Point(step, found[step], state)
-        return None
-
     def _records(self) -> list[Path]:
         """What this process keeps of the run."""
         return [self.folder / "metrics.jsonl", self.transcripts][not self.main :]
-
-    def _kept(self, path: Path, step: int) -> tuple[Path, Path] | None:
-        """A copy of a file of records without those after a step, and the file; `None` where nothing is left out.
-
-        What is kept stays as it was written.
-        """
-        if not os.path.lexists(path):
-            return None
-        if step and path.is_file() and not path.stat().st_size:
-            cure = "delete it: what it held is then lost"
-            raise damaged(path, f"it is empty, and the run has come to {step}", cure)
-        lines: Iterable[Line]
-        if path == self.transcripts:
-            lines = read_lines(path, _NO_EPISODE, appended=True, what="transcript")
-            number, last = _trained_version, step - 1
-        else:
-            lines, number, last = read_metrics(path), _step, step
-        part = path.with_name(path.name + ".part")
-        ended = True
-        try:
-            with open(part, "wb") as file:
-                for line in lines:
-                    ended = line.text.endswith(b"\n")
-                    if number(line) <= last:
-                        file.write(line.text if ended else line.text + b"\n")
-        except BaseException:
-            part.unlink()
-            raise
-        if ended and part.stat().st_size == path.stat().st_size:
-            part.unlink()
-            return None
-        return part, path
 
     def _on_all[T](self, work: Callable[[], T]) -> T:
         """Do something on every process. An error of one is an error of all, so that none waits for it.
@@ -411,15 +328,16 @@ class Run:
         Raises:
             SettingsError: The first process's.
         """
-        said, found = "", None
+        said = ""
+        found: list[T] = []
         try:
-            found = work()
+            found.append(work())
         except SettingsError as error:
             said = str(error)
         for each in gather_object([said]):
             if each:
                 raise SettingsError(each)
-        return found  # type: ignore[return-value]
+        return found[0]
 
     def log(self, record: dict[str, Any]) -> None:
         """Append to `metrics.jsonl`, and draw the curves if that was a while ago."""
@@ -450,116 +368,35 @@ class Run:
         write_transcripts(self.transcripts, transcripts)
 
 
+class Clock:
+    """The seconds that a run has taken, those of its earlier starts included.
+
+    Args:
+        run: The run, which goes on now.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._before = seconds_of(run.metrics())
+        self._started = time.monotonic()
+
+    def seconds(self) -> float:
+        """Up to now, in thousandths."""
+        return round(self._before + time.monotonic() - self._started, 3)
+
+
 class RunLogger(TrainerCallback):
     """Writes each of the trainer's logs to a run's `metrics.jsonl`."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._started = time.monotonic()
-        past = run.metrics()
-        self._before = seconds_of(past)
+        self._clock = Clock(run)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Called by the trainer; only the rank that is world's first writes."""
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
-            seconds = round(self._before + time.monotonic() - self._started, 3)
-            self._run.log({"step": state.global_step, "seconds": seconds, **logs})
+            self._run.log({"step": state.global_step, "seconds": self._clock.seconds(), **logs})
 
 
 def seconds_of(past: Sequence[Mapping[str, Any]]) -> float:
     """The seconds that a run had taken when the last of these records was logged."""
     return past[-1].get("seconds", 0.0) if past else 0.0
-
-
-def accept_revision(folder: Path) -> None:
-    """Let the run in `folder` go on with episodes of this revision; `config.json` keeps those of before.
-
-    Args:
-        folder: A run's; nothing happens where there is none.
-
-    Raises:
-        SettingsError: If its `config.json` is damaged.
-    """
-    path = folder / "config.json"
-    if not os.path.lexists(path):
-        return
-    record = read_config(folder)
-    before = record.get("revision", 1)
-    if before != REVISION:
-        record["earlier_revisions"] = [*record.get("earlier_revisions", []), before]
-        record["revision"] = REVISION
-        write_atomically(path, json.dumps(record, indent=2) + "\n")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """What `config.json` says of a run.
-
-    Raises:
-        SettingsError: If it is damaged.
-    """
-    path = folder / "config.json"
-    record = read_object(path, _NO_CONFIG)
-    try:
-        kinds = {"settings": dict, "processes": int, "changes": list[dict]}
-        kinds |= {"revision": int, "earlier_revisions": list[int]}
-        check_kinds(record, kinds, ["settings"])
-        for change in record.get("changes", []):
-            check_kinds(
-                change, {"setting": str, "from": float, "to": float}, ["setting", "from", "to"]
-            )
-    except ValueError as error:
-        raise damaged(path, str(error), _NO_CONFIG) from None
-    return record
-
-
-def read_state(folder: Path, step: int, cure: str) -> dict[str, Any] | None:
-    """A checkpoint's `trainer_state.json`; `None` where a stop cut the checkpoint short.
-
-    Raises:
-        SettingsError: If the checkpoint was whole once, and is no longer.
-    """
-    path = folder / "trainer_state.json"
-    if os.path.lexists(folder / SEAL):
-        check_seal(folder, cure)
-    elif not os.path.lexists(path) or not (text := read_file(path)) or is_cut(text):
-        return None
-    state = read_object(path, cure)
-    try:
-        check_kinds(state, _STATE, ["global_step"])
-        if state["global_step"] != step:
-            raise ValueError(f'"global_step" is {state["global_step"]}, not {step}')
-    except ValueError as error:
-        raise damaged(path, str(error), cure) from None
-    return state
-
-
-@contextlib.contextmanager
-def loading(folder: Path) -> Iterator[None]:
-    """Reads a checkpoint: whatever is wrong with it is an error that names it.
-
-    Raises:
-        SettingsError: If it can't be read.
-    """
-    try:
-        yield
-    except (SettingsError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # each of the libraries that read one has its own
-        raise damaged(
-            folder,
-            f"it can't be loaded ({type(error).__name__}: {error})",
-            "delete it: the run then goes on from the checkpoint before it, or begins anew",
-        ) from error
-
-
-def _step(line: Line) -> int:
-    return line.record["step"]
-
-
-def _trained_version(line: Line) -> int:
-    """The number of the step that trained on an episode; 0 if none did."""
-    try:
-        check_kinds(line.record, {"trained_version": int | None}, ["trained_version"])
-    except ValueError as error:
-        raise damaged(line.place, f"not a transcript of a training: {error}", _NO_EPISODE) from None
-    return line.record["trained_version"] or 0

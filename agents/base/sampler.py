@@ -14,20 +14,22 @@ from retool_env.rollout import named as rollout
 from retool_env.rollout.named import POLICIES, SERVED, Model
 from retool_env.servers.address import shown_url, variable_name
 
-ENGINE = (
-    "what samples: transformers (the trained model itself; a copy of it where it is sharded, or staleness > 0), vllm, "
-    "vLLM servers' URLs, or a mapping {name: one of these, and arguments of its policy}"
-)
-"""What the setting `engine` is."""
 
-
-def check_engine(setting: str | Mapping[str, Any], processes: int) -> tuple[str, dict[str, Any]]:
+def check_engine(
+    setting: str | Mapping[str, Any], processes: int, sample_batch: int
+) -> tuple[str, dict[str, Any]]:
     """An engine's name and its policy's arguments.
+
+    Args:
+        setting: The setting `engine`.
+        processes: The number of the run's processes.
+        sample_batch: Sequences that the engine `transformers` decodes together at most, unless
+            `setting` has its `max_batch`.
 
     Raises:
         SettingsError: If there is no such engine, or it can't be had in a run of so many processes.
     """
-    arguments = {"name": setting} if isinstance(setting, str) else dict(setting)
+    arguments: dict[str, Any] = {"name": setting} if isinstance(setting, str) else dict(setting)
     name = arguments.pop("name", None)
     names = [each for each in POLICIES if each not in SERVED]
     if name not in names and not str(name).startswith(("http://", "https://")):
@@ -38,6 +40,8 @@ def check_engine(setting: str | Mapping[str, Any], processes: int) -> tuple[str,
         raise SettingsError(
             "engine=vllm is for one process: with several, start `vllm serve` and name its URLs"
         )
+    if name == "transformers":
+        arguments.setdefault("max_batch", sample_batch)
     return str(name), arguments
 
 

@@ -19,12 +19,6 @@ from retool_env.training.rollouts import Sampled
 from retool_env.training.rows import is_trainable
 from retool_env.transcript import Transcript
 
-CURRICULUM = (
-    "a file of transcripts (of a run, or of an evaluation of training problems): only problems that they got right sometimes, but "
-    "not always, are trained on, and those with the highest pass rate first; empty: all, in random order"
-)
-"""What the setting `curriculum` is."""
-
 
 class CleanRollouts(EngineRollouts):
     """Samples more rollouts than are trained on, and keeps the cleaner of the right ones; see `resample_on_correct`.

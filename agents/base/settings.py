@@ -13,7 +13,7 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.errors import SettingsError as SettingsError
@@ -25,9 +25,6 @@ from retool_env.servers.address import check_no_secrets
 from retool_env.task import make_task
 
 _MOST_NAME = 200
-
-SANDBOX = "where programs run: nsjail, unsafe, a server's http://..., or a mapping of make_sandbox's arguments"
-"""What the setting `sandbox` is, which several algorithms have."""
 
 
 def describe(cls: type) -> str:
@@ -42,9 +39,20 @@ def describe(cls: type) -> str:
         elif field.default_factory is not dataclasses.MISSING:
             default = json.dumps(field.default_factory())
         kind = " or ".join(kind.__name__ for kind in _kinds(hints[field.name]))
-        text = f"{field.name} ({kind}, {default}): {field.metadata.get('help', '')}"
+        text = f"{field.name} ({kind}, {default}): {help_of(cls, field.name)}"
         said.append(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="      "))
     return "\n".join(said)
+
+
+def field_names(cls: type) -> set[str]:
+    """The names of the settings of a class."""
+    return {field.name for field in dataclasses.fields(cls)}
+
+
+def help_of(cls: type, name: str) -> str:
+    """What a setting is, as its class or the nearest of those it is made from says."""
+    fields = (vars(base).get("__dataclass_fields__", {}).get(name) for base in cls.__mro__)
+    return next((f.metadata["help"] for f in fields if f and "help" in f.metadata), "")
 
 
 def setting(default: Any, help: str) -> Any:
@@ -84,7 +92,7 @@ def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
             which the run's `config.json` would hold.
     """
     hints = get_type_hints(cls)
-    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = field_names(cls)
     for key in values:
         if key not in fields:
             raise SettingsError(
@@ -95,10 +103,10 @@ def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
     except ValueError as error:
         raise SettingsError(str(error)) from None
     made = cls(**{key: _check(key, value, hints[key]) for key, value in values.items()})
-    for name, keys in stages(cls).items():
-        for key in getattr(made, name):
+    for stage_name, keys in stages(cls).items():
+        for key in getattr(made, stage_name):
             if key in keys:
-                raise SettingsError(f"{name}.{key} follows from the job and its own settings")
+                raise SettingsError(f"{stage_name}.{key} follows from the job and its own settings")
     if getattr(made, "seed", 0) < 0:
         raise SettingsError(f"seed must not be negative, not {values['seed']}")
     if isinstance(name := getattr(made, "name", None), str):
@@ -180,98 +188,10 @@ def largest_divisor(number: int, most: int) -> int:
     return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
 
 
-_EVALUATION = "nothing is evaluated while a run trains: set export_steps, and run `retool eval`"
-_WITHOUT_EFFECT = {
-    "resume_from_checkpoint": "--resume goes on",
-    "disable_tqdm": "the progress bar is our own",
-    **dict.fromkeys(("model_init_kwargs", "trust_remote_code"), "set model and dtype"),
-    **dict.fromkeys(
-        (
-            "batch_eval_metrics",
-            "bf16_full_eval",
-            "do_eval",
-            "do_predict",
-            "do_train",
-            "eval_accumulation_steps",
-            "eval_delay",
-            "eval_do_concat_batches",
-            "eval_on_start",
-            "eval_packing",
-            "eval_steps",
-            "eval_strategy",
-            "eval_use_gather_object",
-            "fp16_full_eval",
-            "greater_is_better",
-            "include_for_metrics",
-            "load_best_model_at_end",
-            "metric_for_best_model",
-            "num_generations_eval",
-            "per_device_eval_batch_size",
-            "prediction_loss_only",
-        ),
-        _EVALUATION,
-    ),
-}
-"""Fields of any configuration of TRL's that have no effect here, and what has."""
-_NEEDED = {
-    "ref_model_mixup_alpha": "sync_ref_model",
-    "ref_model_sync_steps": "sync_ref_model",
-    "entropy_coef_min": "use_adaptive_entropy",
-    "entropy_coef_max": "use_adaptive_entropy",
-    "entropy_coef_delta": "use_adaptive_entropy",
-    "entropy_target": "use_adaptive_entropy",
-    "num_completions_to_print": "log_completions",
-    "log_unique_prompts": "log_completions",
-    "log_completions_hub_repo": "log_completions",
-}
-"""Fields that have an effect only beside another one."""
-
-
-def check_trl(
-    config: type,
-    ours: Iterable[str],
-    extra: Mapping[str, Any],
-    without_effect: Mapping[str, str] | None = None,
-) -> None:
-    """Check the setting `trl`: further fields of TRL's configuration.
-
-    Args:
-        config: TRL's class.
-        ours: Fields that settings of our own fill.
-        extra: The setting.
-        without_effect: Fields that have none with this trainer, and of each what has.
-
-    Raises:
-        SettingsError: For a field that TRL does not have, that follows from the algorithm or a setting of our own, or that has no
-            effect.
-    """
-    known = {field.name for field in dataclasses.fields(config)}
-    idle = {**_WITHOUT_EFFECT, **(without_effect or {})}
-    for key in extra:
-        if key in ours:
-            raise SettingsError(f"trl.{key} follows from the algorithm or a setting of our own")
-        if key not in known:
-            raise SettingsError(f"unknown setting trl.{key}{nearest(key, known)}")
-        if key in idle:
-            raise SettingsError(f"trl.{key} has no effect here: {idle[key]}")
-        if key in _NEEDED and not extra.get(_NEEDED[key]):
-            raise SettingsError(f"trl.{key} has no effect without trl.{_NEEDED[key]}=true")
-
-
-def trl_config(config: type, **values: Any) -> Any:
-    """A configuration of TRL's.
-
-    Raises:
-        SettingsError: If TRL refuses it.
-    """
-    try:
-        return config(**values)
-    except ValueError as error:
-        raise SettingsError(f"trl: {error}") from error
-
-
 def _kinds(hint: Any) -> tuple[type, ...]:
     """The types that a value may have."""
+    if get_origin(hint) is Literal:
+        return (str,)
     options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     return tuple(get_origin(option) or option for option in options)
 
@@ -292,10 +212,12 @@ def _check(key: str, value: Any, hint: Any) -> Any:
     if exact or not isinstance(value, kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise SettingsError(f"{key} must be {wanted}, not {value!r}")
+    if get_origin(hint) is Literal and value not in (known := get_args(hint)):
+        raise SettingsError(f"{key}={value}: there are {', '.join(known)}{nearest(value, known)}")
     return value
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+def nearest(name: Any, names: Iterable[str]) -> str:
     """A question after the nearest of some names, or nothing where none is near."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

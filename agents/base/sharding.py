@@ -12,6 +12,7 @@ Three things of accelerate 1.15 and TRL 1.16 are mended here, before the first a
 
 from __future__ import annotations
 
+import datetime
 import functools
 import os
 from collections.abc import Iterator
@@ -27,6 +28,24 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from agents.base.settings import SettingsError
+
+
+def processes() -> PartialState:
+    """This process among those of the run.
+
+    Where there is no accelerator, accelerate sees several only if told to look.
+
+    Raises:
+        SettingsError: If FSDP is to be used in a way that is not supported.
+    """
+    prepare_sharding()
+    cpu = not torch.accelerator.is_available()
+    if cpu:
+        # Otherwise the second's is "cpu:1", which no checkpoint of an optimizer can be loaded to.
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
+    # A process may wait for the slowest one's rollouts; the default is minutes.
+    wait = datetime.timedelta(hours=12)
+    return PartialState(cpu=cpu, timeout=wait)
 
 
 def prepare_sharding() -> None:
@@ -69,7 +88,7 @@ def _mend() -> None:
             )
 
     AcceleratorState.__init__ = init
-    trl.trainer.grpo_trainer.prepare_fsdp = shard_frozen
+    trl.trainer.grpo_trainer.prepare_fsdp = shard_frozen  # type: ignore[assignment]  # in its place
 
 
 def shard_frozen(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
@@ -104,7 +123,7 @@ def sharded_apart(accelerator: Accelerator, layer: str) -> Iterator[None]:
 
     Of all models of a run, accelerate takes the classes that the first one names.
     """
-    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
     before = getattr(plugin, "transformer_cls_names_to_wrap", None)
     if before is not None:
         plugin.transformer_cls_names_to_wrap = [*before, layer]

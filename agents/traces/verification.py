@@ -134,4 +134,5 @@ def _same(one: str, other: str) -> bool:
     if one.isdecimal() or other.isdecimal():  # a count is exact
         return a == b
     places = max(number.as_tuple().exponent for number in (a, b))
+    # The exponent of what is not finite would be text.
     return abs(a - b) < Decimal((0, (1,), places))  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from trl import GRPOTrainer
 
 from agents import __main__ as cli
 from agents import grpo, rft, sft
-from agents.base import selection
+from agents.base import selection, session
 from agents.base.presets import PRESETS, load_settings
 from agents.base.records import read_records
 from agents.base.registry import algorithms, load_algorithm
@@ -299,8 +299,8 @@ def test_a_correction_takes_no_pass_more_unless_several_steps_share_a_batch(
     ],
 )
 def test_names_that_a_setting_does_not_have_are_refused(trainer_of, groups, initial, setting, said):
-    module, settings = settings_of("grpo", initial, **setting)
     with pytest.raises(SettingsError, match=said):
+        module, settings = settings_of("grpo", initial, **setting)
         module.train(settings, None)
 
 
@@ -674,7 +674,7 @@ def share_of_even(model):
 
 @every
 def test_the_bandits_optimum_is_found_within_twenty_steps(name, initial, tmp_path, monkeypatch):
-    monkeypatch.setattr(grpo, "find_task", lambda env: (BANDIT, ARMS))
+    monkeypatch.setattr(session, "find_task", lambda env: (BANDIT, ARMS))
     module, settings = settings_of(
         name, initial, steps=20, rollouts=8, micro_batch=32, learning_rate=0.01, save_steps=100
     )
@@ -684,7 +684,7 @@ def test_the_bandits_optimum_is_found_within_twenty_steps(name, initial, tmp_pat
 
 
 def test_spare_rollouts_are_sampled_and_fewer_are_trained_on(initial, tmp_path, monkeypatch):
-    monkeypatch.setattr(grpo, "find_task", lambda env: (BANDIT, ARMS))
+    monkeypatch.setattr(session, "find_task", lambda env: (BANDIT, ARMS))
     seen = []
 
     def choose(group, n, chance):
@@ -702,7 +702,7 @@ def test_dapo_samples_other_problems_where_a_group_is_unanimous(initial, tmp_pat
     rules = dataclasses.replace(
         BANDIT, reward=lambda t: 1.0 if t.problem.id == "0" else BANDIT.reward(t)
     )
-    monkeypatch.setattr(grpo, "find_task", lambda env: (rules, ARMS))
+    monkeypatch.setattr(session, "find_task", lambda env: (rules, ARMS))
     module, settings = settings_of(
         "dapo", initial, rollouts=8, micro_batch=32, resample=5, resample_by="reward"
     )
@@ -721,7 +721,7 @@ def difference(one, other):
 
 def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch):
     """DAPO's, whose resampled problems must come back too."""
-    monkeypatch.setattr(grpo, "find_task", lambda env: (BANDIT, ARMS))
+    monkeypatch.setattr(session, "find_task", lambda env: (BANDIT, ARMS))
 
     def run(folder, resume=False):
         module, settings = settings_of(
@@ -812,7 +812,7 @@ def test_sections_of_the_algorithms_that_one_is_made_from_come_first(tmp_path):
 
 def test_ones_own_file_trains(initial, tmp_path, monkeypatch, capsys):
     (tmp_path / "own.py").write_text(OWN)
-    monkeypatch.setattr(grpo, "find_task", lambda env: (BANDIT, ARMS))
+    monkeypatch.setattr(session, "find_task", lambda env: (BANDIT, ARMS))
     values = {
         "model": initial,
         "steps": 1,
@@ -919,8 +919,7 @@ def rft_settings(initial, **overrides):
 @pytest.fixture
 def riddles(monkeypatch):
     rules = Rules(interpreter=False, max_tokens=20, prompt_template="{query}")
-    for module in (rft, sft):
-        monkeypatch.setattr(module, "find_task", lambda env: (rules, ARMS))
+    monkeypatch.setattr(session, "find_task", lambda env: (rules, ARMS))
 
 
 def test_rft_learns_what_it_sometimes_got_right(undecided, tmp_path, riddles):

@@ -22,6 +22,7 @@ from agents.base.run import Run
 from agents.base.settings import SettingsError, find_task
 from agents.models.tiny import make_model, make_tokenizer
 from agents.traces.scripted import read_messages
+from agents.traces.sources import read_sources
 from retool_env.sandbox import Execution, Outcome
 from retool_env.transcript import read_transcripts
 
@@ -363,7 +364,7 @@ def test_programs_of_several_traces_run_at_once(tmp_path):
     data = write(tmp_path / "s.jsonl", [rewritten("print(42)", "42", answer=42) for _ in range(12)])
     chosen = settings(data, in_flight=4)
     rules, _ = find_task(chosen.env)
-    sources = coldstart.read_sources(tmp_path / "s.jsonl", rules, True)
+    sources = read_sources(tmp_path / "s.jsonl", rules, True)
     run, box = Run(tmp_path / "run", chosen, False), Together(4)
     run.start()
     made = asyncio.run(coldstart.make_traces(chosen, run, rules, sources, None, box))

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 from helpers.small_runs import given, make_small, records, settings
 
-from agents import coldstart, grpo, ppo, rft, sft
+from agents import grpo, ppo, rft, sft
 from agents.__main__ import main
 from agents.base import records as reading
+from agents.base import session
 from agents.base.records import is_cut, read_episodes, read_lines
 from agents.base.run import Run
 from agents.base.settings import SettingsError
+from agents.traces.report import read_report, table
 from retool_env.problems import Problem, ProblemList
 from retool_env.rules import Rules
 from retool_env.transcript import Span, StopReason, Transcript, write_transcripts
@@ -477,7 +479,7 @@ def test_traces_of_a_round_that_can_not_be_read_are_named(tmp_path):
 def test_damaged_stages_of_a_round_are_named(model, tmp_path, monkeypatch):
     rules = Rules(interpreter=False, max_tokens=2, prompt_template="{query}")
     problems = ProblemList(Problem(str(i), f"Compute {i}", "1") for i in range(6))
-    monkeypatch.setattr(rft, "find_task", lambda env: (rules, problems))
+    monkeypatch.setattr(session, "find_task", lambda env: (rules, problems))
     monkeypatch.setattr(rft, "choose", lambda groups, keep: [t for g in groups for t in g][:4])
     monkeypatch.setattr(rft, "distinct", list)
     monkeypatch.setattr(sft, "read_traces", lambda path, _: list(read_episodes(path, "x")))
@@ -514,13 +516,13 @@ def test_a_report_of_a_cold_start_that_can_not_be_read_is_named(damage, tmp_path
     text |= {"made_up_results": {"all": 0, "contradicted": 0}}
     path = tmp_path / "report.json"
     path.write_text(json.dumps(text))
-    assert "| verified" in coldstart.table(coldstart.read_report(tmp_path))
+    assert "| verified" in table(read_report(tmp_path))
     if damage in TEXTS:
         path.write_bytes(TEXTS[damage](path.read_bytes()))
     else:
         path.write_text(json.dumps({**text, "programs": {"run": "2", "failed": 0}}))
     with pytest.raises(SettingsError, match=r"report\.json: .*delete .*done: --resume then"):
-        coldstart.read_report(tmp_path)
+        read_report(tmp_path)
 
 
 def test_a_cut_is_told_from_a_damage():

@@ -70,7 +70,9 @@ def test_all_stages_run_and_a_stopped_job_goes_on(tmp_path, monkeypatch, capsys)
 
 def test_evaluation_uses_held_out_problems(tmp_path):
     settings = load_settings(demo.Settings, "demo", "tiny", SMALL)
-    stage = demo._stage(grpo, settings, "x", {**settings.env, "interpreter": False}, model="m")
+    stage = demo.stage_settings(
+        grpo, settings, "x", {**settings.env, "interpreter": False}, model="m"
+    )
     train_rules, train = demo.find_task(stage.env)
     _, test = demo.find_task({**stage.env, "split": "test"})
     assert not train_rules.interpreter and stage.steps == 2

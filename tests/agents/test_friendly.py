@@ -23,7 +23,7 @@ from agents.base.board import Bar, sparkline
 from agents.base.model import check_learning_rate, load_model
 from agents.base.registry import algorithms, load_algorithm
 from agents.base.reporting import check_report_to
-from agents.base.settings import SettingsError
+from agents.base.settings import SettingsError, help_of
 from retool_env.problems import jsonl
 from retool_env.transcript import read_transcripts
 
@@ -306,6 +306,9 @@ def parameters(**size):
 
 
 def test_a_learning_rate_is_measured_by_the_size_of_the_model():
+    def check(rate, size, **more):
+        check_learning_rate(sft.Settings(learning_rate=rate, **more), size)
+
     seven = parameters(
         hidden_size=3584,
         intermediate_size=18944,
@@ -318,16 +321,17 @@ def test_a_learning_rate_is_measured_by_the_size_of_the_model():
     with pytest.raises(
         SettingsError, match=r"learning_rate=0.001 is far too high .* 7,616 million"
     ):
-        check_learning_rate(1e-3, seven, 0, False)
-    check_learning_rate(1e-3, seven, 0, True)
-    check_learning_rate(1e-3, seven, 16, False)  # adapters
-    check_learning_rate(1e-3, seven, 0, False, {"optim": "sgd"})
+        check(1e-3, seven)
+    check(1e-3, seven, allow_high_learning_rate=True)
+    check(1e-3, seven, lora_rank=16)  # adapters
+    check(1e-3, seven, trl={"optim": "sgd"})
     with pytest.raises(SettingsError, match="set allow_high_learning_rate=true"):
-        check_learning_rate(2e-3, seven, 16, False, {"optim": "adamw_torch"})
+        check(2e-3, seven, lora_rank=16, trl={"optim": "adamw_torch"})
     for rate, size in ((1e-6, seven), (1e-5, 32e9), (1e-4, seven), (6e-4, 125e6), (2e-3, 1e6)):
-        check_learning_rate(rate, int(size), 0, False)  # what is in use
-    with pytest.raises(SettingsError, match="rate must be above 0"):
-        check_learning_rate(0.0, 1, 0, True, name="rate")
+        check(rate, int(size))  # what is in use
+    with pytest.raises(SettingsError, match=r"^sft\.learning_rate must be above 0"):
+        made = sft.Settings(learning_rate=0.0, allow_high_learning_rate=True)
+        check_learning_rate(made, 1, section="sft.")
 
 
 @pytest.mark.parametrize(
@@ -421,7 +425,8 @@ def test_the_help_documents_every_setting(name, capsys, monkeypatch):
     listed = capsys.readouterr().out.partition(f"settings of {name}:\n")[2]
     assert max(map(len, listed.splitlines())) <= 90
     unwrapped = " ".join(listed.split())
-    for field in dataclasses.fields(load_algorithm(name).Settings):
-        help = field.metadata.get("help", "")
+    cls = load_algorithm(name).Settings
+    for field in dataclasses.fields(cls):
+        help = help_of(cls, field.name)
         assert len(help) > 2, field.name
         assert f"{field.name} (" in unwrapped and " ".join(help.split()) in unwrapped

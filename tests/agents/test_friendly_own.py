@@ -11,6 +11,7 @@ from helpers.small_runs import make_small, records
 from transformers import AutoModelForCausalLM
 
 from agents import __main__ as cli
+from agents.base import session
 from agents.base.presets import load_settings
 from agents.base.registry import load_algorithm, section_of
 from agents.base.settings import SettingsError
@@ -127,7 +128,7 @@ def test_the_readmes_algorithm_learns(tmp_path, monkeypatch):
         reward=lambda transcript: 1.0 if transcript.completion_ids[0] % 2 == 0 else -1.0,
     )
     problems = ProblemList(Problem(str(i), f"Compute {i}", "1") for i in range(4))
-    monkeypatch.setattr(algorithm, "find_task", lambda env: (rules, problems))
+    monkeypatch.setattr(session, "find_task", lambda env: (rules, problems))
     model = make_small(tmp_path / "model")
     given = [f"model={model}", "steps=30", "prompts=4", "learning_rate=0.01"]
     settings = load_settings(algorithm.Settings, "reinforce", "tiny", given)

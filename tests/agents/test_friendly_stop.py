@@ -20,6 +20,7 @@ from agents import grpo, ppo, rft, sft
 from agents.base import stopping as stops
 from agents.base.run import RunLogger
 from agents.base.stopping import Stopping
+from retool_env.integrations.trl import EngineRollouts
 from retool_env.problems import Problem, ProblemList
 from retool_env.rules import Rules
 from retool_env.transcript import read_transcripts
@@ -138,9 +139,9 @@ def test_a_stop_in_the_first_rollouts_leaves_nothing_to_go_on_from(model, tmp_pa
         os.kill(os.getpid(), signal.SIGINT)
         return wait(self, self._loop.submit(_for_ever()))
 
-    wait = grpo.EngineRollouts._wait
+    wait = EngineRollouts._wait
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(grpo.EngineRollouts, "_wait", told)
+        patch.setattr(EngineRollouts, "_wait", told)
         grpo.train(settings("grpo", model=model, steps=1), tmp_path / "run")
     assert not list((tmp_path / "run").rglob("checkpoint-*"))
     grpo.train(settings("grpo", model=model, steps=1), tmp_path / "run", resume=True)
@@ -191,7 +192,6 @@ def test_a_stopped_cold_start_goes_on_to_the_same_weights(model, tmp_path, monke
 def test_what_a_stopped_round_of_rft_had_sampled_is_not_sampled_again(model, tmp_path, monkeypatch):
     rules = Rules(interpreter=False, max_tokens=1, prompt_template="{query}")
     problems = ProblemList(Problem(str(i), f"Compute {i}", "1") for i in range(4))
-    monkeypatch.setattr(rft, "find_task", lambda env: (rules, problems))
     made = settings("rft", model=model, problems=4, k=3)
     write, done = rft.write_transcripts, []
 

@@ -12,9 +12,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from agents import grpo
+from agents.base import sampler as engines
+from agents.base import session
 from agents.base.presets import load_settings
 from agents.base.settings import SettingsError
 from agents.models.tiny import make_checkpoint
+from retool_env.integrations.trl import EngineRollouts
 from retool_env.rollout import ScriptedPolicy
 from retool_env.rollout.transformers import policy as policies
 from retool_env.transcript import check_transcript, read_transcripts
@@ -77,14 +80,14 @@ def weights(folder):
 
 def stop_at(patch, step):
     """A Ctrl-C as that step begins."""
-    original = grpo.EngineRollouts.__call__
+    original = EngineRollouts.__call__
 
     def stopping(self, prompts, trainer):
         if trainer.state.global_step == step:
             raise KeyboardInterrupt
         return original(self, prompts, trainer)
 
-    patch.setattr(grpo.EngineRollouts, "__call__", stopping)
+    patch.setattr(EngineRollouts, "__call__", stopping)
 
 
 def test_a_run_leaves_all_its_records(initial, tmp_path, solving):
@@ -163,7 +166,7 @@ def test_a_run_that_goes_on_from_its_last_step_makes_no_further_one(initial, tmp
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(grpo, "save_checkpoint", full)
+        patch.setattr(session, "save_checkpoint", full)
         with pytest.raises(OSError, match="no space"):
             grpo.train(chosen, tmp_path / "g")
     checkpoint = grpo.train(chosen, tmp_path / "g", resume=True)
@@ -251,11 +254,11 @@ def test_settings_reach_the_engine_and_its_rollouts(initial, tmp_path, monkeypat
     class Enough(Exception):
         pass
 
-    def rollouts(engine, problems, seed, **more):
+    def rollouts(self, engine, problems, seed, **more):
         given.update(more, in_flight=engine.concurrency, tokens_in_flight=engine.tokens_in_flight)
         raise Enough
 
-    monkeypatch.setattr(grpo, "EngineRollouts", rollouts)
+    monkeypatch.setattr(EngineRollouts, "__init__", rollouts)
     asked = {
         "in_flight": 7,
         "tokens_in_flight": 500,

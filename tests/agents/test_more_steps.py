@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from agents import dapo, grpo, ppo, rft, sft
 from agents.__main__ import main
+from agents.base import session
 from agents.base.selection import chosen_ids
 from agents.base.settings import SettingsError
 from retool_env.problems import Problem, ProblemList
@@ -133,7 +134,7 @@ def test_where_the_rate_depends_on_the_number_of_steps_it_follows_the_new_one(
 def test_more_rounds_of_rft_sample_on(model, tmp_path, monkeypatch):
     rules = Rules(interpreter=False, max_tokens=2, prompt_template="{query}")
     problems = ProblemList(Problem(str(i), f"Compute {i}", "1") for i in range(6))
-    monkeypatch.setattr(rft, "find_task", lambda env: (rules, problems))
+    monkeypatch.setattr(session, "find_task", lambda env: (rules, problems))
     monkeypatch.setattr(rft, "choose", lambda groups, keep: [t for g in groups for t in g][:4])
     monkeypatch.setattr(rft, "distinct", list)
     monkeypatch.setattr(sft, "read_traces", lambda path, _: list(read_transcripts(path)))

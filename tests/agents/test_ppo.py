@@ -21,14 +21,17 @@ from transformers import (
 )
 
 from agents import ppo
-from agents.base import model
+from agents.base import model, session
+from agents.base.critic import Critic
 from agents.base.figures import pooled
+from agents.base.minibatch import Batch
 from agents.base.presets import load_settings
 from agents.base.settings import SettingsError
 from agents.models.tiny import make_tokenizer
 from retool_env.episode import Generation
 from retool_env.integrations.trl import episode_reward
 from retool_env.problems import Problem, ProblemList
+from retool_env.rollout import RolloutEngine
 from retool_env.rules import Rules
 from retool_env.training.packing import pack
 from retool_env.training.rows import training_rows
@@ -160,8 +163,8 @@ def test_log_probs_that_are_far_apart_give_a_finite_step(initial):
     ]
 
     def drift(made):
-        original = made._reference_logps
-        made._reference_logps = lambda rows: original(rows) + 94.0
+        original = made.reference_logps
+        made.reference_logps = lambda rows: original(rows) + 94.0
 
     found, figures = changes(initial, far, drift, kl=0.1, entropy=0.01)
     assert all(torch.isfinite(each).all() for each in found)
@@ -181,7 +184,7 @@ def test_what_a_deadline_cut_is_not_trained_on(initial):
     def stepped(*transcripts):
         made = learner(initial, mini_batch=3, micro_batch=3)
         before = ppo_batches.weights(made)
-        figures = made.learn(ppo.Batch.of(training_rows(transcripts, [1])), 0)
+        figures = made.learn(Batch.of(training_rows(transcripts, [1])), 0)
         return [a - b for a, b in zip(ppo_batches.weights(made), before, strict=True)], figures
 
     found, other = stepped(whole, whole, cut), stepped(whole, whole, failed)
@@ -196,7 +199,7 @@ def test_interpreter_tokens_move_neither_loss_nor_gradient_of_actor_or_critic(in
         noise = torch.Generator().manual_seed(0)
         own = made.rows
         laid_out = []
-        made._can_pack()  # which tries the model
+        made.packing  # noqa: B018 -- which tries the model
         made.rows = lambda batch: laid_out.append(own(batch)) or laid_out[-1]
 
         def hook(module, args, kwargs, output):
@@ -227,7 +230,7 @@ def test_packed_rows_and_shared_prompts_change_nothing(initial):
 
     def laid_out(*packs):
         def prepare(made):
-            made._packs = packs
+            made.packing = packs
             own = made.rows
             made.rows = lambda batch: places.append(own(batch)) or places[-1]
 
@@ -242,7 +245,7 @@ def test_packed_rows_and_shared_prompts_change_nothing(initial):
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) > 1
     assert places[0].position_ids is None and places[-1].mask is not None
     made = learner(initial)
-    assert made._can_pack() == (True, True)
+    assert made.packing == (True, True)
 
 
 def test_a_failed_episode_is_as_if_absent(initial):
@@ -281,14 +284,14 @@ def test_the_critic_says_nothing_at_first_and_learns_the_reward(initial):
         model=initial, mini_batch=4, micro_batch=4, critic_warmup=99, critic_learning_rate=1e-3
     )
     made = ppo.Learner(settings, AutoModelForCausalLM.from_pretrained(initial))
-    batch = ppo.Batch.of(table(ROWS))
+    batch = Batch.of(table(ROWS))
     assert not made.values(batch).any()
     explained = [made.learn(batch, step)["critic/explained_variance"] for step in range(30)]
     assert explained[0] == pytest.approx(0.0, abs=1e-6) and explained[-1] > 0.9
 
 
 def test_values_are_in_float32_under_bfloat16(initial):
-    critic = ppo.Critic(model.load_model(initial, "float32")[0])
+    critic = Critic(model.load_model(initial, "float32")[0])
     torch.nn.init.normal_(critic.head.weight)
     hidden = torch.randn(2, 3, critic.head.in_features)
     expected = hidden @ critic.head.weight[0] + critic.head.bias
@@ -410,7 +413,7 @@ def test_adapters_are_trained_and_the_reference_is_the_model_without(initial):
     trained = [n for n, p in made.critic.named_parameters() if p.requires_grad]
     assert all("lora_" in name or name.startswith("head.") for name in trained)
     before = {n: p.detach().clone() for n, p in made.actor.named_parameters()}
-    batch = ppo.Batch.of(table(ROWS))
+    batch = Batch.of(table(ROWS))
     assert made.learn(batch, 0)["kl"] == pytest.approx(0.0, abs=1e-6)
     assert made.learn(batch, 1)["kl"] > 1e-4
     for name, p in made.actor.named_parameters():
@@ -455,7 +458,7 @@ def test_it_reaches_the_optimum_of_a_bandit(tmp_path, monkeypatch):
 
     rules = Rules(interpreter=False, max_tokens=1, prompt_template="{query}", reward=reward)
     problems = ProblemList([Problem("a", "a", "0"), Problem("b", "b", "0")])
-    monkeypatch.setattr(ppo, "find_task", lambda env: (rules, problems))
+    monkeypatch.setattr(session, "find_task", lambda env: (rules, problems))
     settings = ppo.Settings(
         model=make_small(tmp_path / "model", **TIED),
         steps=40,
@@ -508,7 +511,7 @@ def weights(folder):
 @pytest.fixture
 def writing(monkeypatch):
     """Lets the untrained model's turns begin with a program that it would never find, so that the interpreter is used."""
-    ask = ppo.RolloutEngine._ask
+    ask = RolloutEngine._ask
 
     async def given(ids):
         return Generation(ids, (-3.0,) * len(ids), "tag")
@@ -522,7 +525,7 @@ def writing(monkeypatch):
         )
         return given(ids)
 
-    monkeypatch.setattr(ppo.RolloutEngine, "_ask", program_first)
+    monkeypatch.setattr(RolloutEngine, "_ask", program_first)
 
 
 def test_a_run_leaves_all_its_records(initial, tmp_path, writing):

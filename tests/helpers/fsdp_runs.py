@@ -22,7 +22,8 @@ from trl.trainer.utils import add_fused_lm_head
 from agents import grpo, ppo, rft, sft
 from agents.base.model import load_model
 from agents.base.presets import load_settings
-from agents.base.run import RunLogger, processes
+from agents.base.run import RunLogger
+from agents.base.sharding import processes
 from helpers import ppo_batches
 from retool_env.episode import Generation
 from retool_env.rollout import ScriptedPolicy

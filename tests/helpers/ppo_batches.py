@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoModelForCausalLM
 
-from agents.base.run import processes
-from agents.ppo import Batch, Learner, Settings
+from agents.base.minibatch import Batch
+from agents.base.sharding import processes
+from agents.ppo import Learner, Settings
 
 FOREIGN = 240
 """Ids from here on are what the model did not write: prompts and the interpreter's text."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from unittest import mock
 
 from agents import grpo, ppo
-from agents.base.run import processes
+from agents.base.sharding import processes
 from helpers.small_runs import settings
 from retool_env.rollout.transformers.policy import TransformersPolicy
 

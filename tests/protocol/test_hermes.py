@@ -124,7 +124,7 @@ def smollm2():
     if (made / "tokenizer.json").is_file():
         return transformers.AutoTokenizer.from_pretrained(made)
     with tempfile.TemporaryDirectory() as folder:
-        return smollm2._load_tokenizer(smollm2._fetch_gguf(Path(folder)))
+        return smollm2.read_tokenizer(smollm2.fetch_gguf(Path(folder)))
 
 
 @cache

@@ -13,7 +13,8 @@ import pytest
 from helpers import ROOT
 
 from agents.base import run as runs
-from agents.base.run import Run, accept_revision
+from agents.base.config import accept_revision
+from agents.base.run import Run
 from agents.base.settings import SettingsError
 from retool_env import REVISION
 

@@ -57,7 +57,7 @@ def settings(initial, **more):
 )
 def test_engines_that_can_not_be_had_are_refused(setting, processes, said):
     with pytest.raises(SettingsError, match=said):
-        engine.check_engine(setting, processes)
+        engine.check_engine(setting, processes, 8)
 
 
 @pytest.mark.parametrize(

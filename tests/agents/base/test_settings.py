@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from trl import GRPOConfig, SFTConfig
 
-from agents import cispo, demo, grpo, ppo, rft, sft
+from agents import cispo, demo, dr_grpo, grpo, ppo, rft, sft
 from agents.base.presets import PRESETS, load_settings, read_preset
 from agents.base.registry import algorithms, load_algorithm
-from agents.base.settings import SettingsError, check_trl, describe, find_sandbox, setting
+from agents.base.settings import SettingsError, describe, find_sandbox, help_of, setting
+from agents.base.trl import check_trl
 from agents.models.tiny import make_model
 from retool_env.rules import Rules
 
@@ -22,6 +23,7 @@ class Some:
     deep: bool = setting(False, "a switch")
     env: dict[str, Any] = setting({"id": "x"}, "a mapping")
     box: str | dict[str, Any] = setting("here", "a name or a mapping")
+    way: Literal["there", "back"] = setting("there", "one of a few names")
 
 
 @pytest.fixture
@@ -56,6 +58,8 @@ def test_the_section_then_the_command_line_override_the_preset(preset):
         ("env=3", "env must be dict"),
         ("env={", "not YAML"),
         ("box=3", "box must be str or dict"),
+        ("way=3", "way must be str"),
+        ("way=bak", "there are there, back .did you mean 'back'"),
     ],
 )
 def test_what_is_unknown_or_of_the_wrong_kind_is_refused(preset, override, said):
@@ -103,7 +107,7 @@ def test_every_algorithm_takes_every_preset_and_can_share_out_its_batches(name, 
     elif name == "sft":
         sft.check_batch(settings, processes)
     elif name == "rft":
-        sft.check_batch(rft._tuning(settings, tmp_path, 0), processes)
+        sft.check_batch(rft.round_tuning(settings, tmp_path, 0), processes)
     elif name == "demo":
         demo.check_stages(settings)
 
@@ -122,20 +126,20 @@ def test_every_key_of_a_preset_is_used(name, preset):
 def test_the_main_jobs_cold_start_is_of_the_presets_model_and_problems():
     settings = load_settings(demo.Settings, "demo", "smollm2", [])
     env = {**settings.env, "interpreter": False}
-    cold = demo._stage(sft, settings, "x", env, model=demo._first_model(settings))
+    cold = demo.stage_settings(sft, settings, "x", env, model=demo.first_model(settings))
     assert cold.model == "runs/models/smollm2" and cold.lora_rank == 16
     assert cold.env["id"] == "ReTool-Arithmetic-v0" and cold.env["max_tokens"] == 320
     assert cold.env["interpreter"] is False
-    assert demo._stage(grpo, settings, "x", env, model="m").env["id"] == "ReTool-GSM8K-v0"
+    assert demo.stage_settings(grpo, settings, "x", env, model="m").env["id"] == "ReTool-GSM8K-v0"
 
 
 def test_what_is_set_for_a_job_holds_for_its_stages(tmp_path):
     settings = load_settings(demo.Settings, "demo", "tiny", ["model=other"])
-    assert demo._first_model(settings) == "other"  # the preset's section sft has another
+    assert demo.first_model(settings) == "other"  # the preset's section sft has another
     rounds = load_settings(rft.Settings, "rft", "smollm2", ["lora_rank=4"])
-    assert rft._tuning(rounds, tmp_path, 0).lora_rank == 4
+    assert rft.round_tuning(rounds, tmp_path, 0).lora_rank == 4
     both = load_settings(rft.Settings, "rft", "smollm2", ["lora_rank=4", "sft.lora_rank=2"])
-    assert rft._tuning(both, tmp_path, 0).lora_rank == 2
+    assert rft.round_tuning(both, tmp_path, 0).lora_rank == 2
 
 
 @pytest.mark.parametrize(
@@ -164,6 +168,20 @@ def test_no_key_of_a_preset_is_lost(tmp_path, text, said):
     path.write_text(text)
     with pytest.raises(SettingsError, match=said):
         load_settings(Some, "grpo", str(path), [])
+
+
+@pytest.mark.parametrize("module", ["fields", "actor_critic", "builtins", "''"])
+def test_what_settings_are_made_from_has_a_section_only_if_it_is_an_algorithm(tmp_path, module):
+    path = tmp_path / "own.yaml"
+    path.write_text(f"{module}: {{steps: 3}}\n")
+    with pytest.raises(SettingsError, match="unknown setting"):
+        load_settings(ppo.Settings, "ppo", str(path), [])
+
+
+def test_a_default_of_its_own_leaves_a_setting_as_it_is_described():
+    for name in ("clip_high", "correction", "name"):
+        assert help_of(dr_grpo.Settings, name) == help_of(ppo.Settings, name) != ""
+    assert help_of(grpo.Settings, "steps") != help_of(ppo.Settings, "steps")
 
 
 def test_cispo_refuses_what_has_no_part_in_its_loss(tmp_path):

