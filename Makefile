@@ -12,6 +12,7 @@ VERSIONS ?= newest
 VENV ?= .venv$(if $(filter oldest,$(VERSIONS)),-oldest)
 BIN := $(VENV)/bin
 EXTRAS := train,report,dev
+OF_USERS := train,report,openai,serve,remote
 PYTHON ?= $(shell for p in python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
 LIBNL := libnl-route-3-200
@@ -30,7 +31,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@echo '*' > $(VENV)/.gitignore
 	$(BIN)/python -m pip install --quiet packaging
-	$(if $(filter oldest,$(VERSIONS)),$(BIN)/python .ci/oldest.py $(EXTRAS),echo) > $(VENV)/constraints.txt
+	$(if $(filter oldest,$(VERSIONS)),$(BIN)/python .ci/oldest.py $(OF_USERS),echo) > $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
@@ -111,6 +112,7 @@ export TRY_WHEEL
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) $(DOCS_VENV) build dist *.egg-info

@@ -67,6 +67,7 @@ from retool_env.problems.json_lines import row_problem
 from retool_env.problems.rows import read_rows
 from retool_env.protocol.prompt import memory_words, script_words, value_words
 from retool_env.rollout import Policy, PolicyUnavailable, RolloutEngine, TextGeneration, TextPolicy
+from retool_env.rollout.named import POLICIES, SERVED, Model, make_policy
 from retool_env.rollout.openai.errors import RequestRefused
 from retool_env.rollout.progress import Progress
 from retool_env.rollout.transformers.policy import TransformersPolicy
@@ -186,11 +187,11 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         rewriter = None
         if not all(source.said for source in sources):
             rewriter = make_rewriter(settings)
-            resources.callback(getattr(rewriter, "close", lambda: None))
+            resources.enter_context(rewriter)
         run.start()
         transcripts = asyncio.run(make_traces(settings, run, rules, sources, rewriter, sandbox))
-        if usage := getattr(rewriter, "usage", None):
-            print(f"the API in this start: {usage}")
+        if isinstance(rewriter, TextPolicy) and rewriter.usage:
+            print(f"the API in this start: {rewriter.usage}")
     write_result(settings, folder, sources, transcripts)
     run.finish()
     return result
@@ -283,38 +284,34 @@ def make_rewriter(settings: Settings) -> Policy | TextPolicy:
     if settings.model is None:
         raise SettingsError("model: name the rewriter, a folder, a Hub id, or its name at an API")
     sampling = {"temperature": settings.temperature, **arguments}
+    model = Model(settings.model)
+    if name.startswith(("http://", "https://")):
+        variable = sampling.pop("api_key_env", None)
+        if variable is not None and variable not in os.environ:
+            raise SettingsError(
+                f"rewriter.api_key_env: there is no variable {variable_name(variable)!r}"
+            )
+        key = None if variable is None else os.environ[variable]
+        sampling = {"concurrency": settings.in_flight, **sampling, "api_key": key, "urls": name}
+        name = "openai"
+    elif name == "transformers":
+        loaded, tokenizer = load_model(settings.model, settings.dtype)
+        if torch.accelerator.is_available():
+            loaded = loaded.to(torch.accelerator.current_accelerator())
+        model = Model(settings.model, loaded, tokenizer)
+    elif name not in POLICIES or name in SERVED:
+        names = ", ".join(each for each in POLICIES if each not in SERVED)
+        raise SettingsError(
+            f"rewriter: {shown_url(name)!r} is none; there are {names}, and an API's http://.../v1"
+        )
     try:
-        if name.startswith(("http://", "https://")):
-            from retool_env.rollout.openai.policy import OpenAIPolicy
-
-            variable = sampling.pop("api_key_env", None)
-            if variable is not None and variable not in os.environ:
-                raise SettingsError(
-                    f"rewriter.api_key_env: there is no variable {variable_name(variable)!r}"
-                )
-            key = None if variable is None else os.environ[variable]
-            sampling = {"concurrency": settings.in_flight, **sampling}
-            return OpenAIPolicy(settings.model, name, key, **sampling)
-        if name == "vllm":
-            from retool_env.rollout.vllm.in_process import VLLMPolicy
-
-            return VLLMPolicy(settings.model, **sampling)
-        if name == "transformers":
-            model, tokenizer = load_model(settings.model, settings.dtype)
-            if torch.accelerator.is_available():
-                model = model.to(torch.accelerator.current_accelerator())
-            return TransformersPolicy(model, tokenizer, **sampling)
-    except SettingsError:
-        raise
-    except (TypeError, ValueError) as error:
+        return make_policy(name, model, **sampling)
+    except SettingsError as error:
         raise SettingsError(f"rewriter: {error}") from error
-    raise SettingsError(
-        f"rewriter: {shown_url(name)!r} is none; there are transformers, vllm, and an API's http://.../v1"
-    )
 
 
-class Replay:
-    """Writes a trace again, turn by turn: a `TextPolicy` without a model.
+class Replay(TextPolicy):
+    """Writes a trace again, turn by turn: a policy of text without a model.
 
     Args:
         said: Who wrote what of it. What the environment is said to have written is left out.
@@ -382,7 +379,7 @@ async def make_traces(
         nonlocal in_a_row
         source = sources[index]
         policy: Any = Replay(source.said) if source.said else rewriter
-        fitting = by_text if hasattr(policy, "write") else rules
+        fitting = by_text if isinstance(policy, TextPolicy) else rules
         async with slots:
             engine = RolloutEngine(policy, fitting, sandbox, progress=progress)
             try:

@@ -340,8 +340,7 @@ def train(
             apart,
             trainer.accelerator.device,
         )
-        if hasattr(policy, "close"):
-            resources.callback(policy.close)
+        resources.enter_context(policy)
         kind = partial(CleanRollouts, settings.spare) if settings.spare > 1 else EngineRollouts
         rollouts = kind(
             RolloutEngine(

@@ -213,8 +213,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             apart,
             learner.accelerator.device,
         )
-        if hasattr(policy, "close"):
-            resources.callback(policy.close)
+        resources.enter_context(policy)
         rollouts = EngineRollouts(
             RolloutEngine(policy, rules, sandbox, settings.in_flight, progress=progress),
             problems,

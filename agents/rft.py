@@ -256,8 +256,7 @@ def policy_of(settings: Settings, number: int, model: str, resources: ExitStack)
         if torch.accelerator.is_available():
             loaded = loaded.to(torch.accelerator.current_accelerator())
     policy = make_policy(name, options, loaded, tokenizer, model, settings.temperature, apart=False)
-    if hasattr(policy, "close"):
-        resources.callback(policy.close)
+    resources.enter_context(policy)
     # Servers have whatever they were started with, or an earlier round's.
     if name.startswith("http"):
         version = number + 1

@@ -11,24 +11,23 @@ in runs of their own, each once. The figures go to `benchmarks/results/asynchron
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
 import time
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PrinterCallback
 from trl import GRPOConfig
 
 from agents.base.presets import read_preset
 from agents.base.settings import find_task
 from benchmarks.parts.chains import ToolTimes
-from benchmarks.parts.machine import circumstances
-from retool_env.execution import Execution, Limits, Sandbox
+from benchmarks.parts.results import RESULTS, write_results
+from retool_env.execution import DEFAULT_LIMITS, Execution, Limits, Sandbox
 from retool_env.integrations.trl import (
     EngineGRPOTrainer,
     EngineRollouts,
@@ -38,8 +37,6 @@ from retool_env.integrations.trl import (
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.transformers.policy import TransformersPolicy, load_policy
 from retool_env.sandbox import make_sandbox
-
-RESULTS = Path(__file__).parent / "results" / "asynchrony.json"
 
 CHECKPOINT = Path("runs/sft/checkpoint")
 PROMPTS, ROLLOUTS = 16, 8
@@ -57,16 +54,14 @@ class SlowTool:
         self.sandbox = sandbox
         self.times = times
 
-    async def run_async(self, code: str, limits: Limits | None = None, **more: Any) -> Execution:
+    async def run_async(self, code: str, limits: Limits = DEFAULT_LIMITS, **more: Any) -> Execution:
         """Run it, and wait."""
         execution = await self.sandbox.run_async(code, limits, **more)
         await asyncio.sleep(self.times.draw(np.random.default_rng(zlib.crc32(code.encode()))))
         return execution
 
 
-def train(
-    checkpoint: Path, steps: int, staleness: int, tool: SlowTool, learns: bool
-) -> dict[str, Any]:
+def train(checkpoint: Path, steps: int, staleness: int, tool: Any, learns: bool) -> dict[str, Any]:
     """Train so many steps; returns what they took and gave.
 
     Args:
@@ -116,8 +111,8 @@ def train(
         if staleness:
             policy = load_policy(str(checkpoint), "float32", str(trainer.accelerator.device))
         else:
-            policy = TransformersPolicy(trainer.model, tokenizer)
-        engine = RolloutEngine(policy, rules, tool)  # type: ignore[arg-type]
+            policy = TransformersPolicy(cast(PreTrainedModel, trainer.model), tokenizer)
+        engine = RolloutEngine(policy, rules, tool)
         ends = [time.monotonic()]
         trainer.rollout_func = EngineRollouts(
             engine, problems, staleness=staleness, on_rollouts=lambda *_: ends.append(_now(ends))
@@ -166,7 +161,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
     parser.add_argument("--tool-median", type=float, default=0.5, help="seconds (0.5)")
     parser.add_argument("--tool-p99", type=float, default=3.0, help="seconds (3)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where the figures go")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "asynchrony.json", help="where the figures go"
+    )
     options = parser.parse_args(arguments)
     if not (options.checkpoint / "config.json").is_file():
         parser.error(
@@ -193,9 +190,7 @@ def main(arguments: list[str] | None = None) -> int:
         "tool_median_s": options.tool_median,
         "tool_p99_s": options.tool_p99,
     }
-    report = {**circumstances(), "settings": settings, "staleness": found}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    write_results(options.out, {"settings": settings, "staleness": found})
     print("| batches ahead | seconds a step | waited | calls | lag | effective tokens | accuracy |")
     print("|---|---|---|---|---|---|---|")
     for staleness, each in found.items():

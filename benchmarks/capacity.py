@@ -22,11 +22,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from benchmarks.parts.chains import Chain
-from benchmarks.parts.machine import circumstances
+from benchmarks.parts.results import RESULTS, write_results
 from benchmarks.parts.step import Barrier, Course, Load, Step, draw_chains
-
-RESULTS = Path(__file__).parent / "results"
-
 
 BARRIERS: dict[str, Barrier] = {"barrier over all": "all", "barrier a GPU": "gpu"}
 FREE, CUT = "no barrier", "no barrier, deadline"
@@ -196,7 +193,6 @@ def main(arguments: list[str] | None = None) -> int:
     courses = compare(load, chains)
     needs = needed(load, chains, courses)
     report = {
-        **circumstances(),
         "simulated": True,
         "assumptions": asdict(load),
         "measured": asdict(measured),
@@ -208,8 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
             for name, course in courses.items()
         },
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "capacity.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_results(out / "capacity.json", report)
     print("A simulation. Measured:")
     print(
         f"{measured.seconds:>12.4g}  seconds that the sandbox adds to a program ({measured.source})"

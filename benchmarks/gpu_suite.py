@@ -44,14 +44,12 @@ from agents.models.tiny import make_model
 from benchmarks import train_step
 from benchmarks.memory import Setup, plan, read_config
 from benchmarks.parts.batches import equal, make
-from benchmarks.parts.machine import circumstances
+from benchmarks.parts.results import RESULTS, write_results
 from retool_env.problem import Problem
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.transformers.policy import TransformersPolicy
 from retool_env.rules import Rules
 from retool_env.training.packing import pack, score
-
-RESULTS = Path(__file__).parent / "results"
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -154,7 +152,7 @@ def parity(task: Task) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, bf16 in (("float32", False), ("bfloat16", True)):
         try:
-            cpu, other = (_gradients_on(device, task, model, bf16) for device in ("cpu", DEVICE))
+            cpu, other = (gradients_on(device, task, model, bf16) for device in ("cpu", DEVICE))
         except subprocess.SubprocessError as error:
             found[name] = {"error": str(error)[-200:], "same": False}
             continue
@@ -170,7 +168,7 @@ def parity(task: Task) -> dict[str, Any]:
     return found
 
 
-def _gradients_on(device: str, task: Task, model: str, bf16: bool) -> dict[str, Any]:
+def gradients_on(device: str, task: Task, model: str, bf16: bool) -> dict[str, Any]:
     """What `gradients` finds in a process that has this device and no other."""
     out = task.folder / "gradients.pt"
     call = f"from benchmarks.gpu_suite import *; gradients({model!r}, {bf16}, Path({str(out)!r}))"
@@ -202,6 +200,7 @@ def training(task: Task) -> dict[str, Any]:
 def rollout(task: Task) -> dict[str, Any]:
     """Part `rollout`: tokens a second of the engine, with so many episodes at once, in text."""
     episodes, tokens = (8, 40) if task.small else (256, 512)
+    model: Any
     model, tokenizer = make_model(0, **({} if task.small else MEDIUM))
     model = model.to(DEVICE, torch.bfloat16)
     # Random weights say anything, and end a turn when they like: none of it is in the tokenizer's vocabulary.
@@ -237,7 +236,7 @@ def curve(task: Task) -> dict[str, Any]:
     shared = ["--preset", "tiny", "--runs", str(folder), level, f"sandbox={task.sandbox}"]
     cold = ["traces=40", "epochs=1"] if small else ["traces=8000", "epochs=6", "batch_size=64"]
     cold += [] if small else ["learning_rate=6e-4"]
-    _agents(["sft", *shared, f"model={model}", *cold], task)
+    train(["sft", *shared, f"model={model}", *cold], task)
     given = [f"model={folder / 'sft' / 'checkpoint'}", "save_steps=1000", "transcripts_every=1000"]
     if small:
         given += ["steps=2", "prompts=2", "micro_batch=16"]
@@ -245,7 +244,7 @@ def curve(task: Task) -> dict[str, Any]:
         given += ["steps=2000", "prompts=64", "micro_batch=256", "learning_rate=1e-4"]
         given += ["in_flight=512", "sample_batch=512"]
         given += ["engine.name=transformers", "engine.cache_tokens=131072"]
-    _agents(["grpo", *shared, *given], task)
+    train(["grpo", *shared, *given], task)
     records = list(read_records(folder / "grpo" / "metrics.jsonl"))
     if not records:
         raise RuntimeError("the time was up before a step was done")
@@ -253,7 +252,7 @@ def curve(task: Task) -> dict[str, Any]:
     return {name: [record.get(name) for record in records] for name in columns}
 
 
-def _agents(arguments: list[str], task: Task) -> None:
+def train(arguments: list[str], task: Task) -> None:
     """A run of `python -m agents`, told to stop when the time is up: it then saves, and ends."""
     process = subprocess.Popen([sys.executable, "-m", "agents", *arguments])
     stopped = (128 + signal.SIGTERM, -signal.SIGTERM)
@@ -383,14 +382,13 @@ def main(arguments: list[str] | None = None) -> int:
     name = "gpu_suite_small" if options.small else "gpu_suite"
     out = options.out or RESULTS / f"{name}.json"
     device = torch.cuda.get_device_name() if CUDA else None
-    report = {**circumstances(), "accelerator": device, "small": options.small, "parts": {}}
+    report = {"accelerator": device, "small": options.small, "parts": {}}
     shares = sum(PARTS[part][1] for part in options.parts)
-    out.parent.mkdir(parents=True, exist_ok=True)
     for part in options.parts:
         seconds = 60 * options.minutes * PARTS[part][1] / shares
         print(f"{part}: at most {seconds:.0f} s", file=sys.stderr, flush=True)
         report["parts"][part] = run_part(part, options.small, seconds, options.sandbox)
-        out.write_text(json.dumps(report, indent=2) + "\n")
+        write_results(out, report)
     print(table(report["parts"]))
     bad = any("error" in found for found in report["parts"].values())
     unlike = [f for f in report["parts"].get("parity", {}).values() if isinstance(f, dict)]

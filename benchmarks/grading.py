@@ -34,265 +34,32 @@ import argparse
 import functools
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import re
-import resource
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from benchmarks.parts.machine import circumstances
-from retool_env.grading import Grader
+from benchmarks.parts.graded_cases import Case, count_cases, grade_cases, split_cases
+from benchmarks.parts.graders import PATIENCE, MathVerify, Ours, Pair
+from benchmarks.parts.results import write_results
+from benchmarks.parts.reward_templates import reward_templates, single_golds
 from retool_env.problem import ProblemsUnavailable
 from retool_env.problems import math
 from retool_env.problems.loading import FOLDER_VARIABLE
-from retool_env.problems.rows import read_rows
 
-KINDS = ("single", "boxed", "prose")
-PATIENCE = 20.0
-"""Seconds for one comparison by math-verify: more than its own limits, 5 s for each of its three parts, add up to."""
-PEER_MEMORY = 4 << 30
-"""Bytes of address space of math-verify's process."""
 INTEGER_PAIRS = 20_000
 PEER_INTEGER_PAIRS = 1_000
 MOST_SHOWN = 30
 """Lines of a list that are printed; the file of `--out` holds them all."""
 
-Pair = tuple[str, str]
-"""An answer and a gold."""
-Graded = tuple[bool | None, float]
-"""A verdict, which is `None` where there was none in time, and seconds."""
-
-
-# --- The two graders ----------------------------------------------------------------------------
-
-
-class Ours:
-    """The project's grader with one worker, timed by its caller."""
-
-    def __init__(self) -> None:
-        self._grader = Grader(workers=1)
-        self.grade("1/2", "0.5")  # starts the worker
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._grader.close()
-
-    def grade(self, answer: str, gold: str) -> Graded:
-        """The verdict and the seconds until it was there."""
-        began = time.perf_counter()
-        verdict = self._grader.is_equivalent(answer, gold)
-        return verdict, time.perf_counter() - began
-
-
-class MathVerify:
-    """math-verify in a process of its own, timed inside that process.
-
-    Args:
-        patience: Seconds until a comparison is given up. The process is then replaced.
-    """
-
-    def __init__(self, patience: float = PATIENCE) -> None:
-        self.patience = patience
-        self._start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop()
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, other = context.Pipe()
-        self._process = context.Process(target=_serve_math_verify, args=(other,), daemon=True)
-        self._process.start()
-        other.close()  # so that the end of the process is the end of the connection
-        self._connection.recv()  # all is imported
-
-    def _stop(self) -> None:
-        self._process.kill()
-        self._process.join()
-        self._connection.close()
-
-    def grade(self, answer: str, gold: str) -> Graded:
-        """The verdict and its seconds; the verdict is `None` if it took too long or ended the process."""
-        try:
-            self._connection.send((answer, gold))
-            if self._connection.poll(self.patience):
-                return self._connection.recv()
-        except (EOFError, OSError):
-            pass
-        self._stop()
-        self._start()
-        return None, self.patience
-
-
-def _serve_math_verify(connection: Any) -> None:
-    """Answer pairs until the connection closes."""
-    import logging
-
-    from math_verify import parse, verify
-
-    logging.disable(logging.CRITICAL)
-    resource.setrlimit(resource.RLIMIT_AS, (PEER_MEMORY, PEER_MEMORY))
-    verify(parse("$1/2$"), parse("0.5"))
-    connection.send("ready")
-    while True:
-        try:
-            answer, gold = connection.recv()
-        except EOFError:
-            return
-        began = time.perf_counter()
-        try:
-            verdict = bool(verify(parse(delimited(gold)), parse(delimited(answer))))
-        except Exception:
-            verdict = None
-        connection.send((verdict, time.perf_counter() - began))
-
-
-def delimited(text: str) -> str:
-    r"""The text, between dollar signs if it holds no mathematical delimiter and no box."""
-    return text if re.search(r"\$|\\\(|\\\[|\\boxed", text) else f"${text}$"
-
 
 # --- Published cases ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Case:
-    """One published test case."""
-
-    project: str
-    """Name of its file, without the suffix."""
-    answer: str
-    gold: str
-    expected: bool
-    """Whether the answer is to be accepted."""
-    kind: str
-    """One of `KINDS`."""
-    where: str
-    """The place in the project's tests; may be empty."""
-
-
-def read_cases(folder: Path) -> list[Case]:
-    """The cases of all `*.jsonl` files of a folder.
-
-    Raises:
-        ValueError: There is no such folder, no such file in it, or a line is not a case; the message names file and line.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {str(folder)!r}: it should hold PROJECT.jsonl files")
-    files = sorted(folder.glob("*.jsonl"))
-    if not files:
-        raise ValueError(f"the folder {str(folder)!r} holds no file *.jsonl, one a project")
-    return [
-        Case(
-            file.stem,
-            **_text_columns(place, row, "answer", "gold"),
-            expected=_column(place, row, "expected", bool, "true or false"),
-            kind=_kind(place, row),
-            where=str(row.get("where", "")),
-        )
-        for file in files
-        for place, row in read_rows(file)
-    ]
-
-
-def read_set_aside(path: Path) -> dict[Pair, str]:
-    """The reasons of a file of cases that are set aside, by answer and gold.
-
-    Raises:
-        ValueError: The file cannot be read, or a line lacks a key; the message names file and line.
-    """
-    reasons = {}
-    for place, row in read_rows(path):
-        columns = _text_columns(place, row, "answer", "gold", "reason")
-        reasons[columns["answer"], columns["gold"]] = columns["reason"]
-    return reasons
-
-
-def _text_columns(place: str, row: dict[str, Any], *names: str) -> dict[str, str]:
-    return {name: _column(place, row, name, str, "a text") for name in names}
-
-
-def _column(place: str, row: dict[str, Any], name: str, type_: type, called: str) -> Any:
-    if name not in row:
-        raise ValueError(f"{place}: the key {name!r} is missing, there are only {sorted(row)}")
-    if not isinstance(row[name], type_):
-        raise ValueError(f"{place}: {name!r} must be {called}, not {row[name]!r:.60}")
-    return row[name]
-
-
-def _kind(place: str, row: dict[str, Any]) -> str:
-    kind = _column(place, row, "kind", str, "a text")
-    if kind not in KINDS:
-        raise ValueError(f"{place}: 'kind' must be one of {', '.join(KINDS)}, not {kind!r:.60}")
-    return kind
-
-
-def grade_cases(
-    cases: Iterable[Case], ours: Ours, peer: MathVerify
-) -> list[tuple[Case, bool | None, bool | None]]:
-    """Each case with the verdict of the grader and that of math-verify."""
-    return [
-        (case, ours.grade(case.answer, case.gold)[0], peer.grade(case.answer, case.gold)[0])
-        for case in cases
-    ]
-
-
-def count_cases(
-    graded: list[tuple[Case, bool | None, bool | None]],
-) -> dict[str, dict[str, dict[str, int]]]:
-    """Right verdicts by kind and project; the project `each once` counts a case that several have only once."""
-    counts: dict[str, dict[str, Counter[str]]] = {}
-    seen = set()
-    for case, ours, theirs in graded:
-        right = {
-            "cases": 1,
-            "ours": int(ours is case.expected),
-            "math-verify": int(theirs is case.expected),
-        }
-        projects = [case.project, "all"]
-        if (same := (case.kind, case.answer, case.gold, case.expected)) not in seen:
-            seen.add(same)
-            projects.append("each once")
-        for project in projects:
-            counts.setdefault(case.kind, {}).setdefault(project, Counter()).update(right)
-    sums = ("all", "each once")  # last
-    return {
-        kind: {name: dict(each[name]) for name in sorted(each, key=lambda n: (n in sums, n))}
-        for kind in KINDS
-        if (each := counts.get(kind))
-    }
-
-
-def split_cases(folder: Path, set_aside: Path | None) -> tuple[list[Case], list[tuple[Case, str]]]:
-    """The cases of a folder, and apart from them those that are set aside, with the reasons.
-
-    Raises:
-        ValueError: As of `read_cases` and `read_set_aside`; or what is set aside is not among the cases.
-    """
-    cases = read_cases(folder)
-    reasons = read_set_aside(set_aside) if set_aside else {}
-    if unknown := reasons.keys() - {(case.answer, case.gold) for case in cases}:
-        answer, gold = min(unknown)
-        raise ValueError(
-            f"{set_aside}: {len(unknown)} of its cases are not in {folder}, such as "
-            f"answer {answer!r:.60}, gold {gold!r:.60}"
-        )
-    kept = [case for case in cases if (case.answer, case.gold) not in reasons]
-    pairs = [(case, reasons.get((case.answer, case.gold))) for case in cases]
-    return kept, [(case, reason) for case, reason in pairs if reason is not None]
 
 
 def cases_part(
@@ -473,101 +240,6 @@ def accepted(pairs: list[Pair], ours: Ours, peer: MathVerify) -> tuple[list[Pair
     return mine, theirs
 
 
-def guessed_values() -> dict[str, list[str]]:
-    """The values that templates name, of which one may be the gold."""
-    return {
-        "two": ["1", "2"],
-        "a half": ["0", "1", r"\frac{1}{2}"],
-        "digits": [str(i) for i in range(10)],
-        "signs": [str(i) for i in range(-5, 6)],
-        "twenty": [str(i) for i in range(21)],
-    }
-
-
-JOINED = {
-    "comma": ", ",
-    "semicolon": "; ",
-    "space": " ",
-    "line": "\n",
-    "or": " or ",
-    "and": " and ",
-    "text or": r" \text{ or } ",
-    "text and": r" \text{ and } ",
-    "quad": r" \quad ",
-    "row": r" \\ ",
-    "lor": r" \lor ",
-    "cup": r" \cup ",
-    "equals": " = ",
-    "approx": r" \approx ",
-    "equiv": r" \equiv ",
-    "ne": r" \ne ",
-    "le": r" \le ",
-    "to": r" \to ",
-    "mid": r" \mid ",
-}
-"""What stands between the values of a template."""
-
-FRAMES = {
-    "bare": "{}",
-    "set": r"\{{{}\}}",
-    "parentheses": "({})",
-    "box": r"\boxed{{{}}}",
-    "named": "x = {}",
-}
-"""What stands around a template."""
-
-EVERYTHING = r"""
-x | n | y | z | answer | \text{answer} | \boxed{answer} | \boxed{\text{answer}} | \boxed{} | \boxed{x} | \boxed{\boxed{}}
-nan | \text{nan} | \mathrm{NaN} | \infty | -\infty | \pm\infty | \infty-\infty | \frac{0}{0} | \frac{1}{0} | 0^0-0^0+\infty | \tilde\infty
-x \in \mathbb{R} | \mathbb{R} | \mathbb{Z} | \mathbb{N} | \mathbb{C} | (-\infty,\infty) | [-1000,1000] | -1000 \le x \le 1000 | [0,\infty)
-0 < x | x \ge 0 | x = x | x = y | x \ne x | 0 = 1 | \emptyset | \{\} | \{x\} | \{x : x = x\} | \forall x | \exists x
-0, 1, \ldots, 1000 | 0 \ldots 1000 | \{0, 1, 2, \ldots\} | 1-1000 | 0\text{ to }1000 | \pm 1 | \pm 2 | \pm x | \frac{3 \pm 1}{2}
-? | * | . | .* | \cdot | \square | \ldots | [0-9]+ | \d+ | % | \% | $ | $$ | \( \) | \{ \} | () | [] | {} | -
-true | True | \text{true} | false | None | null | \text{yes} | \text{correct} | \text{See above.} | \text{the answer} | gold
-f(x) | f | x_1 | \alpha | \theta | a+bi | \text{any number} | \text{all of them} | \int f(x) dx | \sum_{i=0}^{n} i | \lim_{x \to a} x
-\text{1 or 2} | \text{42} = \text{43} | 1 \text{ (or } 2) | 1! x=2 | 1\text{ cm or }2 | 1_2 = 2 | \boxed{1 or 2}
-\boxed{1} or \boxed{2} | \boxed{1}\boxed{2} | \boxed{\boxed{1} 2} | The answer is 1 or 2. | final answer is $1$. I hope, or it is $2$. I hope
-"""
-"""Templates that name no values one by one, apart by bars."""
-
-
-@functools.cache
-def reward_templates() -> tuple[str, ...]:
-    """Answers that name many values, or none: all that `EVERYTHING` holds, and combinations of values, joints and frames.
-
-    Each joint meets each frame once. The values go round, so that each frame meets all of them.
-    """
-    values = list(guessed_values().values())
-    combined = (
-        frame.format(joint.join(values[(i + j) % len(values)]))
-        for i, joint in enumerate(JOINED.values())
-        for j, frame in enumerate(FRAMES.values())
-    )
-    boxes = (" ".join(rf"\boxed{{{value}}}" for value in each) for each in values)
-    alone = (text.strip() for line in EVERYTHING.splitlines() for text in line.split(" | "))
-    return tuple(dict.fromkeys(text for text in itertools.chain(alone, boxes, combined) if text))
-
-
-def single_golds() -> list[str]:
-    """A hundred golds, each of one value: integers, fractions, decimals, roots, multiples of pi, polynomials, words."""
-    return [
-        *(str(i) for i in range(-5, 41)),
-        *(str(i) for i in (64, 100, 113, 204, 371, 468, 540, 809, 999, 1000)),
-        *(
-            rf"\frac{{{a}}}{{{b}}}"
-            for a, b in ((1, 2), (1, 3), (2, 3), (3, 4), (5, 6), (7, 8), (22, 7))
-        ),
-        *(rf"-\frac{{{a}}}{{{b}}}" for a, b in ((1, 2), (3, 5), (8, 3))),
-        *("0.5", "0.25", "1.5", "2.75", "-0.1", "3.14"),
-        *(rf"{a}\sqrt{{{b}}}" for a, b in ((2, 2), (3, 5), (4, 3), (5, 13))),
-        *(rf"{a}\pi" for a in (2, 3, 12, 36)),
-        *(rf"{a}^\circ" for a in (30, 45, 90, 120)),
-        *("2^{10}", "10!", "3+4i", "1-2i", r"1+\sqrt{2}", r"\frac{1+\sqrt{5}}{2}"),
-        *("x+1", "2x-3", "x^2+2x+1", "3t^2", r"\frac{x+2}{7}"),
-        *(r"\text{A}", r"\text{(B)}", r"\text{Evelyn}", r"\text{even}", r"\text{Tuesday}"),
-    ]
-
-
 def templates_part(ours: Ours, peer: MathVerify) -> dict[str, Any]:
     """Grade each template against each gold, and list what earns."""
     templates, golds = reward_templates(), single_golds()
@@ -661,9 +333,7 @@ def main(arguments: list[str] | None = None) -> int:
                 found[name] = part(ours, peer)
     if options.out:
         settings = {"golds": options.golds, "patience_s": PATIENCE}
-        report = {**circumstances(), "settings": settings, "parts": found}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        write_results(options.out, {"settings": settings, "parts": found})
     return 0
 
 

@@ -15,6 +15,7 @@ import argparse
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import get_peft_model
@@ -26,7 +27,7 @@ from agents.base.model import lora_config
 
 GIB = 2**30
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "qwen2.5-7b": {
         "num_hidden_layers": 28,
         "hidden_size": 3_584,
@@ -78,7 +79,7 @@ def read_config(name: str) -> PretrainedConfig:
     return Qwen2Config(vocab_size=152_064, tie_word_embeddings=False, **MODELS[name])
 
 
-def build(config: PretrainedConfig) -> torch.nn.Module:
+def build(config: PretrainedConfig) -> Any:
     """The model, on the meta device."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -155,7 +156,7 @@ def head_buffers(config: PretrainedConfig, tokens: int) -> int:
     return 4 * config.hidden_size * (tokens + config.vocab_size) + 2 * tile
 
 
-def gathered(model: torch.nn.Module) -> tuple[int, int]:
+def gathered(model: Any) -> tuple[int, int]:
     """Elements of the largest decoder layer, and of the head with the last norm, which FSDP2 gathers to compute with them."""
     layers = model.base_model.layers
     head = [*model.base_model.norm.parameters(), *model.get_output_embeddings().parameters()]

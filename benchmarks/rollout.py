@@ -15,7 +15,6 @@ The figures go to `benchmarks/results/rollout.json`, with `--model` to `rollout_
 """
 
 import argparse
-import json
 import logging
 import sys
 from pathlib import Path
@@ -25,14 +24,12 @@ import numpy as np
 
 from benchmarks.parts.chains import ToolTimes, draw_chain, endless, make_chat_model, speak_of_tools
 from benchmarks.parts.exactness import make_natural_model, natural
-from benchmarks.parts.machine import circumstances
 from benchmarks.parts.overhead import overhead
 from benchmarks.parts.overlap import BARRIER, ENGINE, ONE_SHOT, SLOWEST, TRL, overlap
+from benchmarks.parts.results import RESULTS, write_results
 from benchmarks.parts.tool_time import tool_time
 from retool_env.rollout.simulated import Habits
 from retool_env.rollout.transformers.policy import TransformersPolicy, load_policy
-
-RESULTS = Path(__file__).parent / "results"
 
 TOOL_SECONDS, TOOL_ROLLOUTS = 0.05, 128
 
@@ -176,8 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     cost = overhead(options.at_once, options.rounds)  # first: the rest leaves memory behind
     waited = tool_time(TOOL_ROLLOUTS, TOOL_SECONDS)
     policy, sampled = load(options.model, options.episodes)
-    report = {
-        **circumstances(),
+    report: dict[str, Any] = {
         "settings": {
             **{name: value for name, value in vars(options).items() if name != "out"},
             "spread": habits.spread,
@@ -190,10 +186,9 @@ def main(arguments: list[str] | None = None) -> int:
         "natural": sampled,
         "overhead": cost,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=2) + "\n")
+    write_results(out, report)
     print(table(report))
-    loops = report["overlap"]["exactness"]  # type: ignore[index]
+    loops = report["overlap"]["exactness"]
     return 1 if loops[ENGINE]["differ"] or any(row["differ"] for row in sampled.values()) else 0
 
 

@@ -10,7 +10,6 @@ and the pool. A program counts as done when all its processes are gone. The figu
 
 import argparse
 import asyncio
-import json
 import math
 import os
 import subprocess
@@ -18,14 +17,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from benchmarks.parts.machine import circumstances, descendants, shared_out_mb
+from benchmarks.parts.machine import descendants, shared_out_mb
+from benchmarks.parts.results import RESULTS, write_results
 from retool_env.execution import Execution, Limits, Outcome
 from retool_env.sandbox import NsjailSandbox
 from retool_env.sandbox.nsjail import INTERPRETER_OPTIONS, PACKAGES, jail_config
 from retool_env.sandbox.survey import PACKAGES_FOLDER, survey
-
-RESULTS = Path(__file__).parent / "results" / "sandbox.json"
 
 PRINT = "print(1)"
 SOLVE = "from sympy import *\nx = symbols('x')\nprint(solve(x**2 - 5*x + 6, x))"
@@ -129,7 +128,7 @@ def latencies(sandbox: NsjailSandbox, rounds: int) -> dict[str, dict[str, dict[s
     Returns:
         By what is run, by who runs it: its quantiles.
     """
-    systems = {
+    systems: dict[str, tuple[Any, int]] = {
         "python -c": (BarePython(), 2),
         "one-shot nsjail": (OneShotJail(sandbox.binary), 2),
         "the pool": (Pool(sandbox), 20),
@@ -141,11 +140,13 @@ def latencies(sandbox: NsjailSandbox, rounds: int) -> dict[str, dict[str, dict[s
         stdout=subprocess.PIPE,
         text=True,
     ) as floor:
+        assert floor.stdin and floor.stdout
+        asked, told = floor.stdin, floor.stdout
 
         def fork() -> float:
-            floor.stdin.write("\n")
-            floor.stdin.flush()
-            return float(floor.stdout.readline())
+            asked.write("\n")
+            asked.flush()
+            return float(told.readline())
 
         for number in range(rounds):
             for pause in (PAUSE, 0.0):
@@ -165,7 +166,7 @@ def latencies(sandbox: NsjailSandbox, rounds: int) -> dict[str, dict[str, dict[s
                     time.sleep(pause)
                     row.setdefault("fork and exit", []).append(fork())
             print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-        floor.stdin.close()
+        asked.close()
     for system, _ in systems.values():
         system.close()
     return {what: {who: quantiles(s) for who, s in row.items()} for what, row in found.items()}
@@ -273,7 +274,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=10, help="of the latencies (10)")
     parser.add_argument("--programs", type=int, default=2000, help="of the throughput (2000)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where the figures go")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "sandbox.json", help="where the figures go"
+    )
     options = parser.parse_args(arguments)
     if options.rounds < 1 or options.programs < 1:
         parser.error("--rounds and --programs must be at least 1")
@@ -298,8 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
         in_flight = asyncio.run(memory(sandbox))
         of_blocks = blocks(sandbox, 500)
         bombed = bombs(sandbox)
-    report = {
-        **circumstances(),
+    report: dict[str, Any] = {
         "settings": {"rounds": options.rounds, "programs": options.programs, "pause_s": PAUSE},
         "latency": found,
         "programs_per_second": rates,
@@ -314,8 +316,7 @@ def main(arguments: list[str] | None = None) -> int:
         "bombs": {"limit_s": BOMB_SECONDS, "ended_after_s": bombed},
         "start_s": {name: sorted(each[name] for each in starts)[1] for name in starts[0]},
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    write_results(options.out, report)
     print(table(found))
     for name, rate in rates.items():
         print(f"{rate:>9.1f}  programs a second: {name}")

@@ -10,7 +10,6 @@ status is 1 if anything is not as it has to be.
 import argparse
 import asyncio
 import gc
-import json
 import os
 import random
 import secrets
@@ -21,14 +20,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.parts.machine import circumstances, descendants, resident_mb, shared_out_mb
+from benchmarks.parts.machine import descendants, resident_mb, shared_out_mb
+from benchmarks.parts.results import RESULTS, write_results
 from retool_env.execution import Execution, Limits, Outcome
 from retool_env.sandbox import NsjailSandbox
 
 CONCURRENCY = 64
 LIMITS = Limits(wall_seconds=10, memory_mb=256)
 SHORT = Limits(wall_seconds=0.3, memory_mb=256)
-RESULTS = Path(__file__).parent / "results" / "soak.json"
 
 
 @dataclass(frozen=True)
@@ -256,7 +255,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--programs", type=int, default=50_000, metavar="N", help="how many")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the kinds")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where the figures go")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "soak.json", help="where the figures go"
+    )
     options = parser.parse_args(arguments)
     if options.programs < 2:
         parser.error("--programs must be at least 2")
@@ -274,7 +275,6 @@ def main(arguments: list[str] | None = None) -> int:
     if extra := left.processes - before.processes:
         problems.append(f"{extra} processes are left after the sandbox was closed")
     report = {
-        **circumstances(),
         "settings": {
             "programs": options.programs,
             "seed": options.seed,
@@ -287,8 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
         "outcomes": dict(sorted(found["counts"].items())),
         "figures": [asdict(figures) for figures in (*found["figures"], left)],
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    write_results(options.out, report)
     print(f"{ran} programs, {report['programs_per_second']} a second, {report['wrong']} wrong")
     print("programs  host MB  guests MB  descriptors  processes")
     for figures in found["figures"]:

@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
 import logging
 import os
 import statistics
@@ -43,15 +42,19 @@ from trl.trainer.utils import adjusted_mfu, compute_flops_per_token, compute_mfu
 
 from benchmarks.parts.batches import RESULT_TOKENS, Batch, equal, make, read, record
 from benchmarks.parts.chains import ToolTimes, draw_chain
-from benchmarks.parts.machine import circumstances, reset_peak, resident_mb
+from benchmarks.parts.machine import reset_peak, resident_mb
+from benchmarks.parts.results import RESULTS, write_results
 from retool_env.integrations.trl import EngineGRPOTrainer, episode_reward, training_rows
 from retool_env.rollout.simulated import Habits
 
-RESULTS = Path(__file__).parent / "results"
 CHECKPOINT = "runs/sft/checkpoint"
 
 TRL, PADDED, PACKED, OURS = "TRL", "ours, padded", "ours, packed", "ours"
-KINDS = {PADDED: {"packed": False}, PACKED: {"shared_prompts": False}, OURS: {}}
+KINDS: dict[str, dict[str, Any]] = {
+    PADDED: {"packed": False},
+    PACKED: {"shared_prompts": False},
+    OURS: {},
+}
 SOURCES = {
     "the engine's log-probs": (PADDED, TRL),
     "packing": (PACKED, PADDED),
@@ -114,7 +117,8 @@ class Steps:
             dataloader_pin_memory=False,
             seed=0,
         )
-        self.trainer = (GRPOTrainer if kind == TRL else EngineGRPOTrainer)(
+        make: Any = GRPOTrainer if kind == TRL else EngineGRPOTrainer
+        self.trainer = make(
             model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
             reward_funcs=episode_reward,
             args=config,
@@ -170,9 +174,9 @@ class Steps:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
+            held = torch.cuda.memory_allocated()
             self.step()
-            return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
+            return round((torch.cuda.max_memory_allocated() - held) / 2**20, 1)
         ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps of earlier steps
         before = resident_mb()
         reset_peak()
@@ -341,7 +345,8 @@ def make_sets(options: argparse.Namespace) -> dict[str, Batch]:
     elif not options.drawn:
         name, batch = "recorded", record(options.model, episodes // group, group, options.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).to(device)
+    model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    model = model.to(device)
     special = tokenizer.all_special_ids
     if options.drawn:
         chance = np.random.default_rng(options.seed)
@@ -402,7 +407,6 @@ def main(arguments: list[str] | None = None) -> int:
         if len(batch.transcripts) % PASSES:
             parser.error(f"{kind}: {len(batch.transcripts)} episodes make no {PASSES} equal parts")
     report: dict[str, Any] = {
-        **circumstances(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
         "load": [round(each, 1) for each in os.getloadavg()],
@@ -414,7 +418,6 @@ def main(arguments: list[str] | None = None) -> int:
         },
         "sets": {},
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
     for kind, batch in sets.items():
         report["sets"][kind] = {}
         for setting in options.settings:
@@ -422,7 +425,7 @@ def main(arguments: list[str] | None = None) -> int:
                 options.model, batch, setting, options.rounds, options.bf16, options.peak_flops
             )
             print(f"{kind}, {setting}: done", file=sys.stderr, flush=True)
-            out.write_text(json.dumps(report, indent=2) + "\n")
+            write_results(out, report)
     print(table(report))
     return int(not all(e["same"] for found in report["sets"].values() for e in found.values()))
 

@@ -13,6 +13,8 @@ Importing it registers the environments:
 | `ReTool-JSONL-v0` | one's own file, `path=` |
 """
 
+from typing import Any
+
 import gymnasium as gym
 
 from retool_env.env import ReToolEnv
@@ -25,7 +27,10 @@ from retool_env.sandbox import make_sandbox
 from retool_env.transcript import Span, StopReason, Transcript, check_transcript
 from retool_env.vector import ReToolVectorEnv
 
-ENVIRONMENTS = {
+__version__ = "0.1.0"
+"""The version of this package."""
+
+ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "ReTool-AIME-v0": {"problems": "aime"},
     "ReTool-AIME24-v0": {"problems": "aime", "year": 2024},
     "ReTool-AIME25-v0": {"problems": "aime", "year": 2025},

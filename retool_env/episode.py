@@ -14,20 +14,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from retool_env.errors import SettingsError
 from retool_env.execution import Execution, Limits, Outcome
 from retool_env.problem import Problem
 from retool_env.protocol.program import Form
-from retool_env.protocol.result import (
-    EMPTY_PROGRAM,
-    cut_text,
-    is_empty_program,
-    render_output,
-)
+from retool_env.protocol.result import EMPTY_PROGRAM, cut_text, is_empty_program, render_output
 from retool_env.protocol.turn import Said, TurnKind
 from retool_env.rewards import earned
 from retool_env.rules import Rules
+from retool_env.tokens import Runs, cut_turn, first_runs
 from retool_env.tokens import Tokenizer as Tokenizer
-from retool_env.tokens import cut_turn
 from retool_env.tokens import decode as decode
 from retool_env.tokens import encode_prompt as encode_prompt
 from retool_env.tokens import encode_result as encode_result
@@ -48,7 +44,9 @@ class Generation:
     seconds: float = field(default=0.0, compare=False)
     """Wall-clock seconds it took."""
     weight_version: int | None = None
-    """Which weights it was sampled with, where the policy has weights."""
+    """The version of the weights that sampled its first token, where the policy has weights."""
+    weight_runs: Runs = ()
+    """The versions of all its tokens, where the weights changed while it was sampled; see `Span.weight_runs`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,7 @@ class Episode:
         weight_version: int | None = None,
     ) -> None:
         if tokenizer is None and rules.max_tokens is not None:
-            raise ValueError(
+            raise SettingsError(
                 "max_tokens counts tokens, so it needs a tokenizer; here, set max_characters"
             )
         self.rules = rules
@@ -219,6 +217,7 @@ class Episode:
             logprobs[:kept],
             seconds=generation.seconds,
             weight_version=generation.weight_version,
+            weight_runs=first_runs(generation.weight_runs, kept),
         )
         return self._turn(span, exhausted)
 
@@ -234,7 +233,7 @@ class Episode:
         turn = self._protocol.parse(span.text, ended=not exhausted)
         self._form = form or turn.form
         if span.token_ids is None:
-            span = dataclasses.replace(span, text=span.text[: min(turn.end, remaining)])
+            span = dataclasses.replace(span, text=span.text[: int(min(turn.end, remaining))])
         elif len(span.text) > turn.end:
             span = dataclasses.replace(span, surplus=len(span.text) - turn.end)
         self._append(span)

@@ -7,7 +7,10 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
+
+from retool_env.errors import SandboxUnavailable as SandboxUnavailable
+from retool_env.errors import SettingsError
 
 
 class Outcome(enum.StrEnum):
@@ -81,7 +84,7 @@ class Limits:
             object.__setattr__(self, name, value)
 
 
-def check_whole_number(name: str, value: object, least: int = 1, most: int | None = None) -> int:
+def check_whole_number(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
     """Checks a setting that counts something.
 
     Args:
@@ -97,13 +100,13 @@ def check_whole_number(name: str, value: object, least: int = 1, most: int | Non
         ValueError: It is not a whole number, or not between the two.
     """
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if whole and least <= value and (most is None or value <= most):  # type: ignore[operator]
-        return operator.index(value)  # type: ignore[arg-type]
+    if whole and least <= value and (most is None or value <= most):
+        return operator.index(value)
     bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
-    raise ValueError(f"{name} must be a whole number {bounds}, not {_shown(value)}")
+    raise SettingsError(f"{name} must be a whole number {bounds}, not {_shown(value)}")
 
 
-def check_seconds(name: str, value: object, most: float = 1e9) -> float:
+def check_seconds(name: str, value: Any, most: float = 1e9) -> float:
     """Checks a setting that is a length of time.
 
     Args:
@@ -118,9 +121,9 @@ def check_seconds(name: str, value: object, most: float = 1e9) -> float:
         ValueError: It is not a number, not above 0, or longer than `most`.
     """
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if number and 0 < value <= most and float(value) > 0:  # type: ignore[operator, arg-type]
-        return float(value)  # type: ignore[arg-type]
-    raise ValueError(
+    if number and 0 < value <= most and float(value) > 0:
+        return float(value)
+    raise SettingsError(
         f"{name} must be a number of seconds, above 0 and at most {most:g}, not {_shown(value)}"
     )
 
@@ -133,10 +136,10 @@ DEFAULT_LIMITS = Limits()
 
 
 def check_program(
-    code: object,
-    limits: object,
-    stdin: object = "",
-    display: object = False,
+    code: Any,
+    limits: Any,
+    stdin: Any = "",
+    display: Any = False,
     files: "Files | None" = None,
 ) -> None:
     """Checks what a sandbox is asked to run, before anything of it is begun.
@@ -153,13 +156,13 @@ def check_program(
             raise TypeError(f"{name} must be a str, not {type(value).__name__}")
     if not isinstance(display, bool):
         raise TypeError(f"display must be True or False, not {_shown(display)}")
-    sizes = {"stdin": len(stdin.encode("utf-8", "surrogatepass"))}  # type: ignore[attr-defined]
+    sizes = {"stdin": len(stdin.encode("utf-8", "surrogatepass"))}
     if files is not None:
         sizes["files"] = sum(map(len, files.given.values()))
         sizes["stdin and files"] = sum(sizes.values())
     for name, size in sizes.items():
         if size > limits.tmp_mb << 20:
-            raise ValueError(
+            raise SettingsError(
                 f"{name}: {size} bytes are more than the {limits.tmp_mb} MiB of /tmp, where they are "
                 "kept: raise Limits.tmp_mb, or give the program less"
             )
@@ -227,10 +230,6 @@ class Execution:
     """Seconds the program ran. Left out of comparisons: it differs between equal runs."""
 
 
-class SandboxUnavailable(RuntimeError):
-    """The sandbox cannot work on this machine. The message says what would make it work."""
-
-
 _ADVICE = {
     errno.EMFILE: "close environments and sandboxes that are not used any longer, share one "
     "sandbox among several environments (sandbox=...), or raise the limit with `ulimit -n`",
@@ -241,7 +240,7 @@ _ADVICE[errno.ENFILE] = _ADVICE[errno.EMFILE]
 
 def advised(error: Exception) -> str:
     """What an error says, and what to do where the system has no files or processes left."""
-    advice = _ADVICE.get(getattr(error, "errno", None))
+    advice = _ADVICE.get(getattr(error, "errno", 0))
     said = str(error) or type(error).__name__
     return f"{said}: {advice}" if advice else said
 

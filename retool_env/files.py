@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
+
+from retool_env.errors import DataError
 
 MOST_TEXT = 16 << 20
 """Bytes of a file that is read as a whole: settings, a prompt's template."""
@@ -67,7 +69,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     with open(path, "rb") as file:
         content = file.read(MOST_TEXT + 1)
     if len(content) > MOST_TEXT:
-        raise ValueError(f"{os.fspath(path)} is larger than {MOST_TEXT >> 20} MiB")
+        raise DataError(f"{os.fspath(path)} is larger than {MOST_TEXT >> 20} MiB")
     return content.decode("utf-8")
 
 
@@ -82,7 +84,7 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
         yield from bounded_lines(file, os.fspath(path))
 
 
-def bounded_lines(file: BinaryIO, name: str) -> Iterator[bytes]:
+def bounded_lines(file: BufferedIOBase, name: str) -> Iterator[bytes]:
     """The lines of an open file, with the line breaks at their ends.
 
     Args:
@@ -94,7 +96,7 @@ def bounded_lines(file: BinaryIO, name: str) -> Iterator[bytes]:
     """
     for number, line in enumerate(iter(lambda: file.readline(MOST_LINE + 1), b""), 1):
         if len(line) > MOST_LINE:
-            raise ValueError(f"{name}, line {number} is longer than {MOST_LINE >> 20} MiB")
+            raise DataError(f"{name}, line {number} is longer than {MOST_LINE >> 20} MiB")
         yield line
 
 
@@ -105,4 +107,4 @@ def check_regular(path: str | os.PathLike[str]) -> None:
         ValueError: If it is something else.
     """
     if (fault := file_fault(path)) and Path(path).exists():
-        raise ValueError(fault)
+        raise DataError(fault)

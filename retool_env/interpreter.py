@@ -13,6 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from retool_env.episode import RunProgram
+from retool_env.errors import UnknownSetting
 from retool_env.execution import Execution, Sandbox, Session
 from retool_env.rules import Rules
 from retool_env.sandbox import make_sandbox
@@ -111,7 +112,8 @@ class SharedSandboxes:
     def __init__(self) -> None:
         self._users: WeakKeyDictionary[Sandbox, WeakSet[object]] = WeakKeyDictionary()
         self._forget()
-        os.register_at_fork(after_in_child=self._forget)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
         self._lock = threading.RLock()  # another thread may have held it at the fork
@@ -186,7 +188,7 @@ def check_sandbox(rules: Rules, sandbox: Sandbox | None) -> None:
     if sandbox is None:
         raise ValueError("episodes with an interpreter need a sandbox")
     if rules.session:
-        sandbox.session(rules.limits, display=rules.display).close()  # type: ignore[arg-type]
+        sandbox.session(rules.limits, display=rules.display).close()
 
 
 def _made(setting: SandboxSetting) -> Sandbox:
@@ -194,14 +196,14 @@ def _made(setting: SandboxSetting) -> Sandbox:
         return make_sandbox(setting)
     if not isinstance(setting, Mapping):
         if setting is not None and not callable(getattr(setting, "run", None)):
-            raise TypeError(
+            raise UnknownSetting(
                 f"sandbox={setting!r:.60}: it must be a Sandbox, the name of one, or a mapping of make_sandbox's arguments"
             )
         return setting
     try:
         return make_sandbox(**setting)
     except TypeError as error:
-        raise TypeError(
+        raise UnknownSetting(
             f"sandbox={without_secrets(setting)!r}: {error}; such a mapping holds a `name` (nsjail without one) and arguments of the "
             "sandbox of that name"
         ) from error

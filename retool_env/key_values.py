@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from retool_env.errors import SettingsError
 from retool_env.servers.address import redact
 
 
@@ -27,11 +28,11 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         parts = key.split(".")
         if not equals or not all(parts):
-            raise ValueError(f"{redact(pair)!r} is no key=value")
+            raise SettingsError(f"{redact(pair)!r} is no key=value")
         try:
             value = parse_value(text)
         except ValueError as error:
-            raise ValueError(f"{key}: {error}") from None
+            raise SettingsError(f"{key}: {error}") from None
         for part in reversed(parts[1:]):
             value = {part: value}
         settings = merge(settings, {parts[0]: value})
@@ -54,7 +55,7 @@ def parse_value(text: str) -> Any:
     try:
         value = load_yaml(text)
     except ValueError as error:
-        raise ValueError(f"the value is not YAML: {error}; put text into quotes") from None
+        raise SettingsError(f"the value is not YAML: {error}; put text into quotes") from None
     # A template, {query} say, and no mapping.
     return text if isinstance(value, dict) and value and ":" not in text else value
 
@@ -70,9 +71,9 @@ def load_yaml(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" (line {mark.line + 1})" if mark is not None and "\n" in text else ""
-        raise ValueError(f"{error.problem}{place}") from None
+        raise SettingsError(f"{error.problem}{place}") from None
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(getattr(error, "reason", None) or type(error).__name__) from None
+        raise SettingsError(getattr(error, "reason", None) or type(error).__name__) from None
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,6 +110,10 @@ class _Loader(yaml.SafeLoader):
         yield value
 
 
+def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
 _MERGE = "tag:yaml.org,2002:merge"
 _SCALARS = {
     "null": r"~|null|Null|NULL|",
@@ -121,9 +126,7 @@ for _kind, _pattern in _SCALARS.items():
     _Loader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), None
     )
-_Loader.add_constructor(
-    "tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node))
-)
+_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_yaml_map)
 
 
@@ -140,5 +143,5 @@ def _scalar(text: str) -> Any:
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key stands there twice")
+        raise SettingsError("a key stands there twice")
     return found

@@ -5,17 +5,18 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-
-class ProblemsUnavailable(FileNotFoundError):
-    """The problems are neither on disk nor on a Hub that can be reached: see the message."""
+from retool_env.errors import DataError
+from retool_env.errors import ProblemsUnavailable as ProblemsUnavailable
 
 
 class Metadata(Mapping[str, str | int]):
     """An immutable mapping that can be hashed and, unlike `MappingProxyType`, pickled."""
 
     __slots__ = ("_pairs",)
+
+    _pairs: tuple[tuple[str, str | int], ...]
 
     def __init__(self, values: Mapping[str, str | int] | Iterable[tuple[str, str | int]] = ()):
         pairs = tuple(sorted(dict(values).items()))
@@ -42,7 +43,7 @@ class Metadata(Mapping[str, str | int]):
     def __hash__(self) -> int:
         return hash(self._pairs)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return Metadata, (self._pairs,)
 
     def __repr__(self) -> str:
@@ -68,7 +69,7 @@ class Problem:
             if not isinstance(value, str):
                 raise TypeError(f"a problem's {name} is text, not {value!r}")
             if not value.strip():
-                raise ValueError(f"a problem's {name} is empty (id {self.id!r})")
+                raise DataError(f"a problem's {name} is empty (id {self.id!r})")
         object.__setattr__(self, "metadata", Metadata(self.metadata))
 
 
@@ -113,11 +114,13 @@ class ProblemList:
         self._omitted = {str(reason): count for reason, count in omitted.items()}
         self._by_id = {problem.id: problem for problem in self._problems}
         if not self._problems:
-            raise ValueError("a source needs at least one problem")
+            raise DataError("a source needs at least one problem")
         if len(self._by_id) < len(self._problems):
             seen: set[str] = set()
-            twice = next(p.id for p in self._problems if p.id in seen or seen.add(p.id))
-            raise ValueError(f"two problems have the id {twice!r}")
+            for problem in self._problems:
+                if problem.id in seen:
+                    raise DataError(f"two problems have the id {problem.id!r}")
+                seen.add(problem.id)
 
     @property
     def omitted(self) -> dict[str, int]:

@@ -10,6 +10,7 @@ import math
 import numbers
 from collections.abc import Callable
 
+from retool_env.errors import SettingsError
 from retool_env.transcript import Transcript
 
 Reward = Callable[[Transcript], float]
@@ -37,7 +38,7 @@ def get_reward(reward: str | Reward) -> Reward:
     if callable(reward):
         return reward
     if not isinstance(reward, str) or reward not in PRESETS:
-        raise ValueError(
+        raise SettingsError(
             f"no reward preset {reward!r}; there are {', '.join(PRESETS)}, or pass a function"
         )
     return PRESETS[reward]

@@ -6,23 +6,16 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+from retool_env.errors import SettingsError
 from retool_env.execution import Limits, check_seconds, check_whole_number
 from retool_env.problem import Problem
 from retool_env.protocol import PROTOCOLS, ProtocolName
 from retool_env.protocol.prompt import PromptTemplate
-from retool_env.protocol.result import (
-    Cut,
-    Errors,
-)
+from retool_env.protocol.result import Cut, Errors
 from retool_env.protocol.turn import TurnProtocol
 from retool_env.rewards import Reward, get_reward
-from retool_env.tokens import Tokenizer as Tokenizer
-from retool_env.tokens import decode as decode
-from retool_env.tokens import encode_prompt as encode_prompt
-from retool_env.tokens import encode_result as encode_result
-from retool_env.tokens import tokens_of_turn as tokens_of_turn
 
 _NUMBERS: Mapping[str, Callable[[str, object], float]] = {
     "max_calls": functools.partial(check_whole_number, least=0),
@@ -70,42 +63,43 @@ class Rules:
     """A preset's name, or a function of the finished transcript."""
     prompt_template: str | None = None
     """A text with `{query}`, or the path of a JSON file in ReTool's format; `None`: our own words."""
-    limits: Limits | Mapping[str, Any] = field(default_factory=Limits)
-    """Limits of each program; a mapping becomes `Limits`."""
+    limits: Limits = field(default_factory=Limits)
+    """Limits of each program; a mapping of its fields is taken as well, and becomes `Limits`."""
 
     def __post_init__(self) -> None:
         if isinstance(self.limits, Mapping):
             known = [field.name for field in dataclasses.fields(Limits)]
             if unknown := sorted(map(str, set(self.limits) - set(known))):
-                raise ValueError(f"unknown limit {unknown}; there are {', '.join(known)}")
+                raise SettingsError(f"unknown limit {unknown}; there are {', '.join(known)}")
             object.__setattr__(self, "limits", Limits(**self.limits))
         if not isinstance(self.limits, Limits):
-            raise ValueError(
+            raise SettingsError(
                 "limits must be a Limits, or a mapping of its fields as {'wall_seconds': 2}, "
                 f"not {self.limits!r:.60}"
             )
         for name in ("interpreter", "session", "display"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, not {getattr(self, name)!r}")
+                raise SettingsError(f"{name} must be true or false, not {getattr(self, name)!r}")
         for name, check in _NUMBERS.items():
             value = getattr(self, name)
             if value is not None or name == "output_characters":  # of the others: no limit
                 object.__setattr__(self, name, check(name, value))
         choices = {
-            "protocol": get_args(ProtocolName),
+            "protocol": tuple(PROTOCOLS),
             "output_cut": get_args(Cut),
             "errors": get_args(Errors),
             "void_turn": ("end", "continue"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(
+                raise SettingsError(
                     f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
                 )
         get_reward(self.reward)
-        object.__setattr__(self, "_template", self._load_template())
+        _ = self._template  # what is wrong with it is said now
 
-    def _load_template(self) -> PromptTemplate:
+    @functools.cached_property
+    def _template(self) -> PromptTemplate:
         if self.prompt_template is None:
             return PromptTemplate(self.turn_protocol().default_prompt())
         return PromptTemplate.load(self.prompt_template)
@@ -117,8 +111,8 @@ class Rules:
     @property
     def template(self) -> str:
         """The prompt template, as a text with `{query}`."""
-        return self._template.template  # type: ignore[attr-defined]
+        return self._template.template
 
     def prompt(self, problem: Problem) -> str:
         """The user's message of a problem, before any chat template."""
-        return self._template(problem.question)  # type: ignore[attr-defined]
+        return self._template(problem.question)

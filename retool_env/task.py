@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from retool_env.errors import SettingsError, UnknownSetting
 from retool_env.problem import ProblemSource
 from retool_env.problems import load_problems
 from retool_env.rules import Rules
@@ -38,7 +39,7 @@ def registered_settings(id: str) -> dict[str, Any]:
     """
     if id not in gym.registry or gym.registry[id].entry_point != "retool_env.env:ReToolEnv":
         known = sorted(name for name in gym.registry if name.startswith("ReTool-"))
-        raise ValueError(f"no environment {id!r}; there are {', '.join(known)}")
+        raise SettingsError(f"no environment {id!r}; there are {', '.join(known)}")
     return dict(gym.registry[id].kwargs)
 
 
@@ -60,11 +61,15 @@ def split_settings(
             near = [m for name in options for m in difflib.get_close_matches(name, _RULES, n=1)]
             hint = f"; did you mean {near[0]!r}?" if near else ""
             names = ", ".join(_RULES)
-            raise TypeError(f"{error}; the settings of the episode are {names}{hint}") from error
+            raise UnknownSetting(
+                f"{error}; the settings of the episode are {names}{hint}"
+            ) from error
     elif options:
-        raise TypeError(f"unknown setting {sorted(options)}; the settings are {', '.join(_RULES)}")
+        raise UnknownSetting(
+            f"unknown setting {sorted(options)}; the settings are {', '.join(_RULES)}"
+        )
     else:
         source = problems
     if not len(source):
-        raise ValueError("the source holds no problem")
+        raise SettingsError("the source holds no problem")
     return rules, source

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+Runs = tuple[tuple[int, int], ...]
+"""Weight versions of tokens, run-length: pairs of a version and the number of tokens that it sampled, in order."""
 
-class Tokenizer(Protocol):
+
+class Tokenizer(Hashable, Protocol):
     """What is used of a tokenizer of transformers."""
 
     eos_token_id: int | None
@@ -151,3 +155,10 @@ def cut_turn(
 def tokens_of_turn(tokenizer: Tokenizer, token_ids: Sequence[int], stop: Sequence[str]) -> int:
     """Number of tokens up to and with the one that completes the first stop string; all of them without one."""
     return cut_turn(tokenizer, token_ids, stop)[0]
+
+
+def first_runs(runs: Runs, tokens: int) -> Runs:
+    """The runs of the first so many tokens; none where these are of one version, which needs no runs."""
+    versions = [version for version, length in runs for _ in range(length)][:tokens]
+    kept = tuple((version, len(list(run))) for version, run in itertools.groupby(versions))
+    return kept if len(kept) > 1 else ()

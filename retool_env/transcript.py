@@ -16,7 +16,7 @@ import enum
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,12 +24,11 @@ from typing import Any, Literal
 from retool_env.execution import Execution, Outcome
 from retool_env.files import read_lines
 from retool_env.problem import Problem
-from retool_env.protocol import ProtocolName
-from retool_env.protocol.hermes import parse_message
-from retool_env.protocol.program import Form, Program, read_one_fence, read_program
-from retool_env.protocol.tags import parse_turn
-from retool_env.protocol.turn import Turn, TurnKind
+from retool_env.protocol import PROTOCOLS, ProtocolName
+from retool_env.protocol.program import Form, read_one_fence, read_program
+from retool_env.protocol.turn import Turn, TurnKind, TurnProtocol
 from retool_env.provenance import REVISION
+from retool_env.tokens import Runs
 
 Author = Literal["prompt", "model", "env"]
 
@@ -42,12 +41,8 @@ FORMAT = 3
 | 2       | `format` and `revision`                                                                |
 | 3       | `form` of a span with a result: how its program was read. Without it, the program is   |
 |         | read as before: out of one fence at its beginning (`fenced`), or as written (`plain`)  |
+|         | `weight_runs` of a span, where the weights changed while it was sampled                |
 """
-
-_PARSE: Mapping[str, Callable[[str, bool, Callable[[str], Program]], Turn]] = {
-    "tags": parse_turn,
-    "hermes": parse_message,
-}
 
 
 class StopReason(enum.StrEnum):
@@ -95,12 +90,22 @@ class Span:
     seconds: float = dataclasses.field(default=0.0, compare=False)
     """Wall-clock seconds that it took to write it (generation, execution)."""
     weight_version: int | None = None
-    """On a model span: the optimizer step whose weights sampled it, where a policy with weights did."""
+    """On a model span: the optimizer step whose weights sampled its first token, where a policy with weights did."""
     trained_logprobs: tuple[float, ...] | None = None
     """On a model span, where a trainer was trained on it: the log-prob of each token in its first pass over the episode."""
     form: Form | None = None
     """On an environment span that shows a program's result: how that program was read. `None` in records
     from before format 3."""
+    weight_runs: Runs = ()
+    """On a model span that was sampled with several weights, one after the other: the version of each token,
+    run-length, `weight_version` first. Empty where all its tokens have that one; a file then leaves it out."""
+
+    @property
+    def weights(self) -> Runs:
+        """The weight versions of its tokens, run-length; none where no policy with weights sampled it."""
+        if self.weight_runs or self.weight_version is None:
+            return self.weight_runs
+        return ((self.weight_version, len(self.token_ids or ())),)
 
 
 @dataclass(frozen=True)
@@ -192,10 +197,8 @@ class Transcript:
     @property
     def turns(self) -> list[Turn]:
         """The model's turns, parsed."""
-        parse = _PARSE[self.protocol]
-        turns = [
-            parse(s.text, self.interpreter, read_program) for s in self.spans if s.author == "model"
-        ]
+        protocol = self._turn_protocol()
+        turns = [protocol.parse(span.text) for span in self.spans if span.author == "model"]
         last = self.spans[-1]
         if self.stop_reason is StopReason.TOKEN_BUDGET and last.author == "model":
             # It was cut, and so is void, whatever stands in it.
@@ -206,23 +209,31 @@ class Transcript:
     def calls(self) -> list[Call]:
         """The programs that the model wanted run, with what came of each, in order."""
         calls: list[Call] = []
+        protocol = self._turn_protocol()
         position, said, said_at = 0, None, 0
         for span in self.response:
             if span.author == "model":
                 said, said_at = span.text, position
             elif span.execution is not None and said is not None:
                 read = read_one_fence if span.form is None else read_program
-                turn = _PARSE[self.protocol](said, self.interpreter, read)
+                turn = protocol.parse(said, read=read)
                 form = span.form or turn.form or "unread"
                 at = said_at + turn.start
                 calls.append(Call(turn.content, span.execution, at, form))
             position += len(span.text)
         return calls
 
+    def _turn_protocol(self) -> TurnProtocol:
+        # To read a turn, it is all the same whether programs shared a process.
+        return PROTOCOLS[self.protocol](self.interpreter, False, False)
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values; `from_json` is its inverse."""
-        record = {"format": FORMAT}
-        record |= dataclasses.asdict(dataclasses.replace(self, problem=None))  # type: ignore[arg-type]
+        record: dict[str, Any] = {"format": FORMAT}
+        record |= dataclasses.asdict(dataclasses.replace(self, problem=None))  # type: ignore[arg-type]  # it is written below
+        for span in record["spans"]:
+            if not span["weight_runs"]:
+                del span["weight_runs"]
         problem = self.problem
         record["problem"] = {
             "id": problem.id,
@@ -284,6 +295,7 @@ def _span_from_json(record: dict[str, Any]) -> Span:
         key: None if record.get(key) is None else tuple(record[key])
         for key in ("token_ids", "logprobs", "trained_logprobs")
     }
+    tuples["weight_runs"] = tuple(tuple(run) for run in record.get("weight_runs", ()))
     return Span(**{**record, **tuples, "execution": execution})
 
 
@@ -316,8 +328,12 @@ def check_transcript(transcript: Transcript) -> None:
                 raise ValueError(f"{at}: a log-prob is finite and not above 0")
             if _length(span.trained_logprobs) not in (None, _length(span.token_ids)):
                 raise ValueError(f"{at}: a trainer has one log-prob of each sampled token")
-        elif (span.logprobs, span.trained_logprobs) != (None, None):
-            raise ValueError(f"{at}: what the model did not sample has no log-prob")
+            if span.weight_runs and sum(n for _, n in span.weight_runs) != _length(span.token_ids):
+                raise ValueError(f"{at}: the lengths of its weight versions sum to its tokens")
+            if span.weight_runs and span.weight_runs[0][0] != span.weight_version:
+                raise ValueError(f"{at}: its weight version is that of its first token")
+        elif (span.logprobs, span.trained_logprobs, span.weight_runs) != (None, None, ()):
+            raise ValueError(f"{at}: what the model did not sample has no log-prob, and no weights")
     if not transcript.scored and transcript.reward is not None:
         raise ValueError("an infrastructure failure is not scored, nor what never began")
 

@@ -16,6 +16,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from retool_env.env import STOPPED, ReToolEnv
+from retool_env.errors import SettingsError
 
 Observations = tuple[str, ...]
 
@@ -47,11 +48,11 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
         **settings: Any,
     ) -> None:
         if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, not {num_envs}")
+            raise SettingsError(f"num_envs must be at least 1, not {num_envs}")
         if render_mode not in (None, "ansi"):
-            raise ValueError(f"render_mode must be 'ansi' or None, not {render_mode!r}")
+            raise SettingsError(f"render_mode must be 'ansi' or None, not {render_mode!r}")
         first = ReToolEnv(render_mode=render_mode, **settings)
-        rest = {**settings, "problems": first.problems, "sandbox": first._sandbox}
+        rest = {**settings, "problems": first.problems, "sandbox": first.sandbox}
         for name in set(settings) - {"problems", "sandbox"} - set(first.rules.__dataclass_fields__):
             del rest[name]  # the source has used them
         self.envs = [
@@ -90,7 +91,7 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
         options = dict(options or {})
         mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs, dtype=np.bool_)))
         if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
-            raise ValueError(
+            raise SettingsError(
                 f"reset_mask must be {self.num_envs} booleans, at least one of them true"
             )
         if self._in_step and not mask.all():

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retool_env import REVISION, Limits, Rules
+from retool_env.checkpoint_checks import RULES
 from retool_env.checkpoint_task import (
-    _RULES,
     FILE,
     MOST_BYTES,
     CheckpointTask,
@@ -75,8 +75,8 @@ def test_what_is_written_is_read_again_and_makes_the_same_task(tmp_path):
 def test_every_setting_of_an_episode_is_in_the_file():
     """A new field of `Rules` belongs into the file, unless a stranger must not set it."""
     fields = {field.name for field in dataclasses.fields(Rules)}
-    assert {*_RULES, "protocol", "prompt_template"} == fields
-    assert set(RECORD["rules"]) == set(_RULES)
+    assert {*RULES, "protocol", "prompt_template"} == fields
+    assert set(RECORD["rules"]) == set(RULES)
     assert set(RECORD["rules"]["limits"]) == {field.name for field in dataclasses.fields(Limits)}
 
 

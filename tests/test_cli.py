@@ -18,9 +18,11 @@ import pytest
 from helpers import ROOT
 from helpers.model_api import ModelAPI, Reply, serving
 
+import retool_env
 from retool_env import REVISION, cli
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.cli import main
+from retool_env.errors import SettingsError
 from retool_env.key_values import parse_settings
 from retool_env.sandbox import SandboxUnavailable, nsjail
 from retool_env.transcript import check_transcript, read_transcripts, write_transcripts
@@ -262,9 +264,9 @@ def test_how_many_problems_are_evaluated(checkpoint, outside, monkeypatch):
 
     def evaluate(policy, rules, problems, *_, **__):
         counts.append(len(problems))
-        raise ValueError("seen")
+        raise SettingsError("seen")
 
-    monkeypatch.setattr("retool_env.evaluation.evaluate", evaluate)
+    monkeypatch.setattr("retool_env.evaluation.run.evaluate", evaluate)
     Path("own.jsonl").write_text(
         "".join(f'{{"question": "{i}?", "answer": "{i}"}}\n' for i in range(300))
     )
@@ -336,7 +338,8 @@ def test_what_cannot_be_parsed_ends_with_the_usage(arguments, message, capsys):
 
 
 def test_a_missing_extra_is_named(monkeypatch, outside, capsys):
-    monkeypatch.delitem(sys.modules, "retool_env.rollout.transformers", raising=False)
+    for name in [each for each in sys.modules if each.startswith("retool_env.rollout.transf")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
     assert main(EVAL) == 1
     assert "pip install 'retool-env[train]'" in capsys.readouterr().err
@@ -391,6 +394,13 @@ def test_settings_are_json_or_text():
 
 
 # --- doctor -------------------------------------------------------------------------------------
+
+
+def test_the_version_is_said(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert not ended.value.code
+    assert capsys.readouterr().out == f"retool-env {retool_env.__version__}\n"
 
 
 def test_doctor_is_content(capsys):

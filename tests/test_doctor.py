@@ -1,6 +1,7 @@
 """What the doctor finds, on this machine and on ones that lack something."""
 
 import configparser
+import importlib.metadata
 import re
 import resource
 import sys
@@ -32,7 +33,7 @@ def test_a_finding_is_printed_in_columns() -> None:
 
 def test_a_jail_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nsjail, "_find_binary", lambda: "/bin/false")
-    (finding,) = doctor._sandbox()
+    (finding,) = doctor.check_sandbox()
     assert finding.status is Status.MISSING and "retool serve" in finding.mend
 
 
@@ -43,7 +44,7 @@ def test_limits_that_do_not_hold_are_named(monkeypatch: pytest.MonkeyPatch) -> N
         return Execution(Outcome.OK, "") if "socket" in code else run(self, code, *limits)
 
     monkeypatch.setattr(NsjailSandbox, "run", careless)
-    finding = list(doctor._sandbox())[-1]
+    finding = list(doctor.check_sandbox())[-1]
     assert finding.status is Status.MISSING and finding.detail == "not held: network: ok "
 
 
@@ -56,7 +57,7 @@ def test_packages_that_programs_cannot_import(monkeypatch: pytest.MonkeyPatch) -
         return run(self, code, *limits)
 
     monkeypatch.setattr(NsjailSandbox, "run", without)
-    found = {finding.subject: finding for finding in doctor._sandbox()}
+    found = {finding.subject: finding for finding in doctor.check_sandbox()}
     assert found["programs"].status is Status.MISSING and "libfoo.so" in found["programs"].detail
     assert "numpy sympy mpmath" in found["programs"].mend
 
@@ -65,7 +66,7 @@ def test_few_open_files() -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (456, limits[1]))
     try:
-        finding = doctor._files()
+        finding = doctor.check_open_files()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert finding.status is Status.NOTE and "50 programs at once" in finding.detail
@@ -87,8 +88,8 @@ def test_huge_pages(
     path = tmp_path / "enabled"
     if text is not None:
         path.write_text(text)
-    monkeypatch.setattr(doctor, "_HUGE_PAGES", path)
-    assert doctor._huge_pages().status is status
+    monkeypatch.setattr(doctor, "HUGE_PAGES", path)
+    assert doctor.check_huge_pages().status is status
 
 
 def test_a_gpu_and_a_driver_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,21 +98,28 @@ def test_a_gpu_and_a_driver_without_one(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-    assert doctor._gpu().detail.startswith("NVIDIA H200 (139 GiB), NVIDIA H200 (139 GiB), CUDA ")
+    assert doctor.check_gpu().detail.startswith(
+        "NVIDIA H200 (139 GiB), NVIDIA H200 (139 GiB), CUDA "
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(doctor.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
-    assert "CUDA_VISIBLE_DEVICES" in doctor._gpu().mend
+    assert "CUDA_VISIBLE_DEVICES" in doctor.check_gpu().mend
     monkeypatch.setattr(doctor.shutil, "which", lambda _: None)
-    assert doctor._gpu().detail.startswith("none")
+    assert doctor.check_gpu().detail.startswith("none")
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert "not installed" in doctor._gpu().detail
+    assert "not installed" in doctor.check_gpu().detail
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda _: True)
-    assert "cannot be loaded" in doctor._gpu().detail
+    assert "cannot be loaded" in doctor.check_gpu().detail
 
 
 def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("sympy", "trl") else "1")
-    found = {finding.subject: finding for finding in doctor._packages()}
+    def version(name: str) -> str:
+        if name in ("sympy", "trl"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    found = {finding.subject: finding for finding in doctor.check_packages()}
     assert found["packages"].status is Status.MISSING
     assert "sympy missing" in found["packages"].detail
     assert found["train"].detail == "not installed: trl"

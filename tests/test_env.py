@@ -394,8 +394,8 @@ def test_without_an_interpreter_no_sandbox_is_made_and_code_is_text(monkeypatch)
     assert "interpreter" not in observation and "<code>" not in observation
     observation, _, terminated, _, info = env.step("<code>print(1)</code>")
     assert terminated and info["stop_reason"] is StopReason.VOID_TURN and info["calls"] == 0
-    env.reset(seed=1)
-    answer = env.unwrapped._episode.transcript.problem.answer
+    _, info = env.reset(seed=1)
+    answer = info["transcript"].problem.answer
     assert env.step(f"<code>1</code> <answer>{answer}</answer>")[1] == 1.0
     env.close()
 
@@ -762,13 +762,13 @@ def test_a_sandbox_without_sessions_is_refused_when_the_environment_is_made():
 def test_the_sandbox_may_be_given_by_make_sandboxs_arguments():
     sandbox = {"name": "nsjail", "packages": ["numpy"], "guests": 1}
     env = gym.make(ARITHMETIC, sandbox=sandbox, session=True, errors="last_line")
-    assert env.unwrapped.rules.session and env.unwrapped._sandbox.packages == ("numpy",)
+    assert env.unwrapped.rules.session and env.unwrapped.sandbox.packages == ("numpy",)
     env.reset(seed=1)
     observation, *_ = env.step("<code>import sympy</code>")
     assert "<interpreter>\nModuleNotFoundError: No module named 'sympy'\n" in observation
     env.close()
     with pytest.raises(RuntimeError, match="closed"):
-        env.unwrapped._sandbox.run("1")
+        env.unwrapped.sandbox.run("1")
 
 
 def test_an_infrastructure_failure_is_truncated_unscored_and_unseen():
@@ -821,9 +821,9 @@ def test_environments_of_a_setting_share_a_sandbox_until_the_last_is_closed():
     envs = [gym.make(ARITHMETIC, sandbox=box) for box in ("nsjail", {"name": "nsjail"})]
     envs += [ReToolEnv(PROBLEMS, session=True), gym.make(ARITHMETIC, interpreter=False)]
     other = gym.make(ARITHMETIC, sandbox={"guests": 1})
-    first, second, third, none = (env.unwrapped._sandbox for env in envs)
+    first, second, third, none = (env.unwrapped.sandbox for env in envs)
     assert first is second is third and none is None
-    assert other.unwrapped._sandbox is not first
+    assert other.unwrapped.sandbox is not first
     own = ReToolEnv(PROBLEMS, sandbox=first)  # the caller's: it is no reason to keep it
     own.reset()
     for env in envs[:2]:
@@ -845,7 +845,7 @@ def test_a_copy_of_an_environment_has_a_sandbox_of_its_own():
     env = gym.make(ARITHMETIC, sandbox={"guests": 1}).unwrapped
     env.reset(seed=1)
     copied = copy.deepcopy(env)
-    assert copied._sandbox is not env._sandbox
+    assert copied.sandbox is not env.sandbox
     copied.close()
     assert env.step("<code>print(1)</code>")[4]["outcome"] is Outcome.OK
     env.close()

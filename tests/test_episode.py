@@ -14,6 +14,7 @@ from retool_env.episode import Episode, Generation, GradeAnswer, RunProgram
 from retool_env.problems import Problem
 from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Limits, Outcome
+from retool_env.tokens import tokens_of_turn
 from retool_env.transcript import StopReason, Transcript, check_transcript
 
 PROBLEM = Problem(id="p", question="6 * 7?", answer="42")
@@ -171,6 +172,24 @@ def test_the_token_that_completes_the_tag_is_kept_whole_and_nothing_after_it():
     assert span.text == "<code>ab</code>!" and span.surplus == 1
     assert tokenizer.decode(span.token_ids) == span.text
     assert len(span.logprobs) == len(span.token_ids)
+
+
+def test_a_turn_of_several_weights_keeps_the_version_of_each_kept_token():
+    tokenizer = PairTokenizer()
+    ids = tuple(tokenizer.encode("<code>a</code> and more"))
+    kept = tokens_of_turn(tokenizer, ids, ("</code>",))
+    assert 2 < kept < len(ids)
+    for first, runs in (
+        (2, ((4, 2), (6, kept - 2))),  # the new weights' run is cut with the surplus tokens
+        (kept, ()),  # they sampled nothing that is kept, and one version needs no runs
+    ):
+        episode = Episode(PROBLEM, Rules(), tokenizer)
+        given = ((4, first), (6, len(ids) - first))
+        generation = Generation(ids, (-0.5,) * len(ids), "tag", 0.0, 4, weight_runs=given)
+        episode.act_ids(generation)
+        span = episode.transcript.spans[-1]
+        assert (span.weight_version, span.weight_runs) == (4, runs)
+        check_transcript(episode.transcript)
 
 
 def test_an_episode_from_prompt_to_reward():

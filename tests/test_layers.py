@@ -13,13 +13,16 @@ from helpers import ROOT
 LAYERS = (
     ("benchmarks",),
     ("agents",),
-    ("retool_env.cli", "retool_env.doctor"),
+    ("retool_env.cli", "retool_env.commands", "retool_env.doctor"),
     ("retool_env.evaluation",),
     ("retool_env.metrics", "retool_env.integrations"),
     ("retool_env.training",),
     ("retool_env.rollout",),
     ("retool_env", "retool_env.env", "retool_env.vector"),
-    ("retool_env.spaces", "retool_env.task", "retool_env.checkpoint_task", "retool_env.key_values"),
+    (
+        *("retool_env.spaces", "retool_env.task", "retool_env.checkpoint_task"),
+        *("retool_env.checkpoint_checks", "retool_env.key_values"),
+    ),
     ("retool_env.interpreter",),
     ("retool_env.episode",),
     ("retool_env.rules", "retool_env.rewards"),
@@ -35,8 +38,9 @@ LAYERS = (
 """From the top to the bottom; the longest name that a module's begins with is its layer."""
 
 SANDBOX_USERS = (
-    *("benchmarks", "agents", "retool_env.cli", "retool_env.doctor", "retool_env"),
-    *("retool_env.env", "retool_env.vector", "retool_env.task", "retool_env.interpreter"),
+    *("benchmarks", "agents", "retool_env.cli", "retool_env.commands", "retool_env.doctor"),
+    *("retool_env", "retool_env.env", "retool_env.vector", "retool_env.task"),
+    "retool_env.interpreter",
 )
 """Who knows of jails; what records an episode does not."""
 

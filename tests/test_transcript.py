@@ -244,6 +244,18 @@ BROKEN = {
         ),
         r"span 1.*one log-prob",
     ),
+    "weights of fewer tokens than there are": (
+        with_span(1, weight_version=4, weight_runs=((4, 1), (6, 1))),
+        r"span 1.*sum to its tokens",
+    ),
+    "runs that begin with another version": (
+        with_span(1, weight_version=5, weight_runs=((4, 1), (6, 2))),
+        r"span 1.*first token",
+    ),
+    "weights of the environment": (
+        with_span(2, weight_runs=((4, 1), (6, 1))),
+        r"span 2 \(env\).*and no weights",
+    ),
     "a scored infrastructure failure": (
         dataclasses.replace(WITH_IDS, stop_reason=StopReason.INFRASTRUCTURE),
         "not scored",
@@ -256,6 +268,24 @@ def test_broken_invariants_are_named(name):
     transcript, message = BROKEN[name]
     with pytest.raises(ValueError, match=message):
         check_transcript(transcript)
+
+
+RUNS = with_span(1, weight_version=4, weight_runs=((4, 1), (6, 2)))
+"""Its first turn was cut after a token, and continued under newer weights."""
+
+
+def test_a_turn_of_several_weights_is_one_span_with_a_version_a_token(tmp_path):
+    check_transcript(RUNS)
+    assert RUNS.spans[1].weights == ((4, 1), (6, 2)) and len(RUNS.turns) == 3
+    write_transcripts(tmp_path / "t.jsonl", [RUNS])
+    assert list(read_transcripts(tmp_path / "t.jsonl")) == [RUNS]
+
+
+def test_a_turn_of_one_weight_version_is_written_as_before_there_were_several():
+    one = with_span(1, weight_version=4)
+    assert one.spans[1].weights == ((4, 3),) and one.spans[0].weights == ()
+    assert all("weight_runs" not in span for span in one.to_json()["spans"])
+    assert Transcript.from_json(one.to_json()) == one
 
 
 def test_sound_transcripts_pass():

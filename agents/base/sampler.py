@@ -10,8 +10,9 @@ import torch
 
 from agents.base.settings import SettingsError
 from retool_env.rollout import Policy
-from retool_env.rollout.transformers.policy import TransformersPolicy, load_policy
-from retool_env.servers.address import shown_url, split_urls, variable_name
+from retool_env.rollout import named as rollout
+from retool_env.rollout.named import POLICIES, SERVED, Model
+from retool_env.servers.address import shown_url, variable_name
 
 ENGINE = (
     "what samples: transformers (the trained model itself; a copy of it where it is sharded, or staleness > 0), vllm, "
@@ -28,9 +29,10 @@ def check_engine(setting: str | Mapping[str, Any], processes: int) -> tuple[str,
     """
     arguments = {"name": setting} if isinstance(setting, str) else dict(setting)
     name = arguments.pop("name", None)
-    if name not in ("transformers", "vllm") and not str(name).startswith(("http://", "https://")):
+    names = [each for each in POLICIES if each not in SERVED]
+    if name not in names and not str(name).startswith(("http://", "https://")):
         raise SettingsError(
-            f"engine: {shown_url(repr(name))} is none; there are transformers, vllm, and vLLM servers' URLs"
+            f"engine: {shown_url(repr(name))} is none; there are {', '.join(names)}, and vLLM servers' URLs"
         )
     if name == "vllm" and processes > 1:
         raise SettingsError(
@@ -66,38 +68,27 @@ def make_policy(
         ImportError: If a package that it needs is missing.
         PolicyUnavailable: If no server can be reached.
     """
-    try:
-        if name == "vllm":
-            from retool_env.rollout.vllm.in_process import VLLMPolicy
-
-            return VLLMPolicy(model, temperature=temperature, **arguments)
-        if name != "transformers":
-            from retool_env.rollout.vllm.server import VLLMServerPolicy
-
-            given = dict(arguments)
-            if "weights_folder" not in given:
-                raise SettingsError(
-                    "engine: servers get new weights as files: set engine.weights_folder, a folder at the same path on "
-                    "every machine"
-                )
-            variable = given.pop("token_env", None)
-            if variable is not None:
-                if variable not in os.environ:
-                    raise SettingsError(
-                        f"engine.token_env: there is no variable {variable_name(variable)!r}"
-                    )
-                given["token"] = os.environ[variable]
-            return VLLMServerPolicy(
-                split_urls(name, "a server", "http://host:8000"),
-                tokenizer,
-                temperature=temperature,
-                **given,
+    given = dict(arguments)
+    if name not in POLICIES:
+        if "weights_folder" not in given:
+            raise SettingsError(
+                "engine: servers get new weights as files: set engine.weights_folder, a folder at the same path on "
+                "every machine"
             )
-        if not apart:
-            return TransformersPolicy(trained, tokenizer, temperature=temperature, **arguments)
-        dtype = str(next(trained.parameters()).dtype).removeprefix("torch.")
-        policy = load_policy(model, dtype, str(device), temperature=temperature, **arguments)
-        policy.model.requires_grad_(False)
-        return policy
-    except (TypeError, ValueError) as error:
+        variable = given.pop("token_env", None)
+        if variable is not None:
+            if variable not in os.environ:
+                raise SettingsError(
+                    f"engine.token_env: there is no variable {variable_name(variable)!r}"
+                )
+            given["token"] = os.environ[variable]
+        name, given["urls"] = "vllm_server", name
+    dtype = str(next(trained.parameters()).dtype).removeprefix("torch.")
+    sampled = Model(model, None if apart else trained, tokenizer, dtype, str(device))
+    try:
+        policy: Policy = rollout.make_policy(name, sampled, temperature=temperature, **given)
+    except SettingsError as error:
         raise SettingsError(f"engine: {error}") from error
+    if apart and isinstance(policy.model, torch.nn.Module):
+        policy.model.requires_grad_(False)
+    return policy

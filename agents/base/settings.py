@@ -16,6 +16,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from retool_env.checkpoint_task import CheckpointTask
+from retool_env.errors import SettingsError as SettingsError
 from retool_env.execution import Sandbox
 from retool_env.interpreter import open_sandbox
 from retool_env.problem import ProblemSource
@@ -27,10 +28,6 @@ _MOST_NAME = 200
 
 SANDBOX = "where programs run: nsjail, unsafe, a server's http://..., or a mapping of make_sandbox's arguments"
 """What the setting `sandbox` is, which several algorithms have."""
-
-
-class SettingsError(ValueError):
-    """A setting that is unknown or of the wrong kind; the message says what to write instead."""
 
 
 def describe(cls: type) -> str:

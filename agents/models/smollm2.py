@@ -19,6 +19,8 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retool_env.errors import RetoolError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -54,7 +56,7 @@ _FILES = (
 )
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RetoolError, RuntimeError):
     """The checkpoint cannot be made here; the message says what to do about it."""
 
 

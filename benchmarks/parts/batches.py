@@ -21,7 +21,7 @@ from benchmarks.parts.chains import Chain, Turn
 from retool_env.problem import Problem
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.transformers.policy import load_policy
-from retool_env.transcript import Span, StopReason, Transcript, read_transcripts
+from retool_env.transcript import Author, Span, StopReason, Transcript, read_transcripts
 
 RESULT_TOKENS = 16
 """Of each call's result, where it is not recorded."""
@@ -109,7 +109,7 @@ def make(
     for number, chain in enumerate(chains):
         if number % group == 0:
             prompt = _draw(chance, allowed, prompt_tokens)
-        spans = [("prompt", prompt)]
+        spans: list[tuple[Author, tuple[int, ...]]] = [("prompt", prompt)]
         for turn in chain:
             spans.append(("model", _draw(chance, allowed, turn.tokens)))
             if turn.tool_seconds is not None:
@@ -138,7 +138,7 @@ def _draw(chance: np.random.Generator, allowed: np.ndarray, size: int) -> tuple[
 
 
 @torch.no_grad()
-def _with_logprobs(spans: list[tuple[str, tuple[int, ...]]], model: Any) -> Iterable[Span]:
+def _with_logprobs(spans: list[tuple[Author, tuple[int, ...]]], model: Any) -> Iterable[Span]:
     ids = [token for _, part in spans for token in part]
     given = torch.tensor([ids], device=model.device)
     logps = model(input_ids=given).logits[0, :-1].float().log_softmax(-1)
@@ -147,4 +147,4 @@ def _with_logprobs(spans: list[tuple[str, tuple[int, ...]]], model: Any) -> Iter
     for author, part in spans:
         sampled = tuple(own[at - 1 : at - 1 + len(part)]) if author == "model" else None
         at += len(part)
-        yield Span(author, "", part, sampled)  # type: ignore[arg-type]
+        yield Span(author, "", part, sampled)

@@ -20,7 +20,8 @@ from agents.models.tiny import make_model
 from retool_env.episode import Generation
 from retool_env.execution import Execution, Limits, Outcome
 from retool_env.problem import Problem
-from retool_env.protocol.hermes import CALL_CLOSE, CALL_OPEN, RESPONSE_OPEN, TOOL_NAME
+from retool_env.protocol.calls import CALL_CLOSE, CALL_OPEN, TOOL_NAME
+from retool_env.protocol.hermes import RESPONSE_OPEN, Hermes
 from retool_env.rollout import Policy
 from retool_env.rollout.simulated import Habits, lognormal
 from retool_env.rollout.weights import Weights
@@ -107,6 +108,9 @@ CHAIN_RULES = Rules(
 )
 """A prompt without words of its own, and no limit that would end an episode before its chain does."""
 
+CHAIN_TOOLS = Hermes().tools
+"""What the chains' tokenizer says of tools."""
+
 
 def call_text(program: str) -> str:
     """A call of the interpreter, as the model writes it."""
@@ -128,7 +132,7 @@ class Asked:
     """The ids that the model wrote."""
 
 
-class ChainPolicy:
+class ChainPolicy(Policy):
     """A model that writes turns of the chains' lengths: its own tokens, then a call or an answer.
 
     A turn's seed is the chain's, so that all loops ask for the same sampling.
@@ -141,15 +145,11 @@ class ChainPolicy:
     def __init__(self, policy: Policy, chains: Sequence[Chain]) -> None:
         self.policy = policy
         self.chains = chains
-        self.tokenizer = policy.tokenizer
+        self.tokenizer: Any = policy.tokenizer
         self.context_length = policy.context_length
+        self.weight_version = policy.weight_version
         self.asked: list[Asked] = []
         """All turns so far, as they came to their end."""
-
-    @property
-    def weight_version(self) -> int:
-        """The model's."""
-        return self.policy.weight_version
 
     async def act(
         self, token_ids: Sequence[int], stop: Sequence[str], budget: int, seed: int
@@ -160,7 +160,7 @@ class ChainPolicy:
             RuntimeError: If the model ended the turn by itself.
         """
         text = self.tokenizer.decode(list(token_ids))
-        number, turn = int(NAME.search(text)[1]), text.count(RESPONSE_OPEN)  # type: ignore[index]
+        number, turn = int(NAME.findall(text)[0]), text.count(RESPONSE_OPEN)
         tokens = self.chains[number][turn].tokens
         written = await self.policy.act(token_ids, (), tokens, 1000 * number + turn)
         if len(written.token_ids) != tokens:
@@ -181,12 +181,13 @@ class ChainPolicy:
             text = "\\boxed{1}"
         else:
             text = call_text(f"print({number}, {turn})")
-        end = self.tokenizer.eos_token  # type: ignore[attr-defined]
+        end = self.tokenizer.eos_token
         return tuple(self.tokenizer.encode(text + end, add_special_tokens=False))
 
     async def update_weights(self, version: int, weights: Weights | None = None) -> None:
         """Passed on to the model."""
         await self.policy.update_weights(version, weights)
+        self.weight_version = version
 
 
 class ChainTool:
@@ -227,9 +228,12 @@ def make_chat_model(seed: int) -> tuple[Any, Any]:
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.eos_token = "<|im_end|>"
     speak_of_tools(tokenizer)
-    protocol = CHAIN_RULES.turn_protocol()
     conversation = [{"role": "user", "content": ""}]
-    text = tokenizer.apply_chat_template(conversation, tools=protocol.tools, tokenize=False)  # type: ignore[attr-defined]
+    text = str(
+        tokenizer.apply_chat_template(
+            conversation, tools=[dict(each) for each in CHAIN_TOOLS], tokenize=False
+        )
+    )
     lines = [line for line in text.split("\n") if len(line) > 20 and "<|im" not in line]
     call = call_text("").splitlines()[1].removesuffix('"}}')
     tags = [f"<{slash}{tag}>" for tag in ("tool_call", "tool_response") for slash in ("", "/")]

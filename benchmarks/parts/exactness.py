@@ -25,20 +25,16 @@ Written = tuple[tuple[int, ...], tuple[float, ...]]
 """Token ids and log-probs."""
 
 
-class Recorder:
+class Recorder(Policy):
     """A policy that notes what it was given and what it gave."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.tokenizer = policy.tokenizer
         self.context_length = policy.context_length
+        self.weight_version = policy.weight_version
         self.turns: dict[Context, Counter[Written]] = {}
         """What was given, and what came back: several times, where rollouts share a prompt."""
-
-    @property
-    def weight_version(self) -> int:
-        """The policy's."""
-        return self.policy.weight_version
 
     async def act(
         self, token_ids: Sequence[int], stop: Sequence[str], budget: int, seed: int
@@ -53,6 +49,7 @@ class Recorder:
     async def update_weights(self, version: int, weights: Weights | None = None) -> None:
         """Passed on."""
         await self.policy.update_weights(version, weights)
+        self.weight_version = version
 
     def differing(self, transcripts: Sequence[Transcript]) -> int:
         """Number of transcripts that are not, id by id and log-prob by log-prob, what went in and out.
@@ -60,10 +57,10 @@ class Recorder:
         Each turn that was sampled is one transcript's alone.
         """
         left = {given: Counter(written) for given, written in self.turns.items()}
-        return sum(not _taken(transcript, left) for transcript in transcripts)
+        return sum(not take_turns(transcript, left) for transcript in transcripts)
 
 
-def _taken(transcript: Transcript, left: dict[Context, Counter[Written]]) -> bool:
+def take_turns(transcript: Transcript, left: dict[Context, Counter[Written]]) -> bool:
     """Take a transcript's turns out of those that were sampled; false if one is not among them."""
     before: Context = ()
     for span in transcript.spans:
@@ -121,6 +118,8 @@ NATURAL_PIECES = (" </code>\n\nSo", "</answer>.", "<code>\n", "<answer>1", "</co
 
 def make_natural_model(seed: int) -> tuple[Any, Any]:
     """A tiny model with a liking for tags, whole, inside longer tokens and in pieces."""
+    model: Any
+    tokenizer: Any
     model, tokenizer = make_model(seed)
     tokenizer.add_tokens(list(NATURAL_PIECES))
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -149,7 +148,8 @@ def natural(policy: Policy, problems: int, n: int) -> dict[str, int]:
         model's own `eos`, or `other`wise.
     """
     recorder = Recorder(policy)
-    engine = RolloutEngine(recorder, NATURAL_RULES, _Echo())  # type: ignore[arg-type]
+    echo: Any = _Echo()
+    engine = RolloutEngine(recorder, NATURAL_RULES, echo)
     asked = [Problem(str(i), f"Question {i}.", "1") for i in range(problems)]
     transcripts = [each for group in engine.run(asked, n=n) for each in group]
     tokenizer = policy.tokenizer

@@ -21,7 +21,7 @@ from retool_env.episode import Generation
 from retool_env.execution import Execution, Limits, Outcome
 from retool_env.problem import Problem
 from retool_env.protocol.tags import ANSWER_CLOSE, ANSWER_OPEN, CODE_CLOSE, CODE_OPEN
-from retool_env.rollout import RolloutEngine
+from retool_env.rollout import Policy, RolloutEngine
 from retool_env.rollout.weights import Weights
 from retool_env.rules import Rules
 from retool_env.transcript import Transcript
@@ -33,7 +33,7 @@ TURN = 64
 RULES = Rules(prompt_template="{query}\n", max_tokens=10_000, max_characters=None, max_calls=None)
 
 
-class InstantPolicy:
+class InstantPolicy(Policy):
     """Writes a code block, so many times an episode, and then an answer or nothing.
 
     All episodes' contexts must be as long as each other's at the same turn: that is what it knows the turn by.
@@ -45,9 +45,8 @@ class InstantPolicy:
     """
 
     def __init__(self, calls: int, answers: bool, first: int = TURN) -> None:
-        self.tokenizer = make_tokenizer()
+        self.tokenizer: Any = make_tokenizer()
         self.context_length = 1_000_000
-        self.weight_version = 0
         self.calls = calls
         self._call = self._ids(f"{CODE_OPEN}\n```python\n1\n```\n{CODE_CLOSE}", TURN)
         self._first = self._ids(f"{CODE_OPEN}\n```python\n1\n```\n{CODE_CLOSE}", first)

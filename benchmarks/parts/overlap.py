@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from benchmarks.parts.chains import CHAIN_RULES, Asked, Chain, ChainPolicy, ChainTool, make_problems
@@ -176,10 +177,10 @@ def overlap(
     for scale in scales:
         slowest = max(range(len(chains)), key=lambda n: chain_seconds(chains[n], per_token, scale))
         ways |= {
-            (scale, SLOWEST): lambda s=scale, n=slowest: run_engine(policy, chains, s, n),
-            (scale, ENGINE): lambda s=scale: run_engine(policy, chains, s, None),
-            (scale, BARRIER): lambda s=scale: run_barrier(policy, chains, s),
-            (scale, TRL): lambda s=scale: run_trl(policy, chains, s),
+            (scale, SLOWEST): partial(run_engine, policy, chains, scale, slowest),
+            (scale, ENGINE): partial(run_engine, policy, chains, scale, None),
+            (scale, BARRIER): partial(run_barrier, policy, chains, scale),
+            (scale, TRL): partial(run_trl, policy, chains, scale),
         }
     found: dict[tuple[float | None, str], list[Ran]] = {key: [] for key in ways}
     found[None, ONE_SHOT] = []
@@ -191,7 +192,7 @@ def overlap(
         for key in keys[first:] + keys[:first]:
             # Drops what the last run left in the cache.
             asyncio.run(policy.update_weights(policy.weight_version + 1))
-            read = getattr(policy, "prefilled_tokens", None)
+            read = policy.prefilled_tokens
             ran = ways[key]()
             if read is not None:
                 ran = Ran(**{**vars(ran), "read": policy.prefilled_tokens - read})
@@ -203,7 +204,7 @@ def overlap(
             )
     whole = {key: runs for key, runs in found.items() if key[1] in (ENGINE, BARRIER, TRL)}
     first_run = found[scales[0], ENGINE][0]
-    _check_same(first_run, [ran for runs in whole.values() for ran in runs])
+    check_same(first_run, [ran for runs in whole.values() for ran in runs])
     return {
         "work": _work(first_run, chains, policy),
         "settings": [_setting(scale, found, chains) for scale in scales],
@@ -221,7 +222,12 @@ def _one_shot(policy: Policy, asked: Sequence[Asked]) -> Ran:
     return Ran(time.perf_counter() - began)
 
 
-def _check_same(reference: Ran, runs: Sequence[Ran]) -> None:
+def check_same(reference: Ran, runs: Sequence[Ran]) -> None:
+    """Check that runs did the episodes that another did.
+
+    Raises:
+        RuntimeError: If one was given other prompts or results, or sampled other lengths.
+    """
     for ran in runs:
         if _given(ran.asked) != _given(reference.asked):
             raise RuntimeError("two loops did not do the same episodes")
@@ -246,7 +252,7 @@ def _work(ran: Ran, chains: Sequence[Chain], policy: Any) -> dict[str, Any]:
         "sampled_tokens": sum(turn.tokens for chain in chains for turn in chain),
         "longest_context": max(ends.values()),
         "all_contexts": sum(ends.values()),
-        "cache_tokens": getattr(policy, "cache_tokens", None),
+        "cache_tokens": policy.cache_tokens,
     }
 
 
@@ -274,9 +280,9 @@ def _setting(
         "rounds": {name: [round(each, 3) for each in all_] for name, all_ in seconds.items()},
         "reference_s": round(statistics.median(reference), 3),
         "engine_over": {
-            "reference": _ratio(seconds[ENGINE], reference),
-            BARRIER: _ratio(seconds[ENGINE], seconds[BARRIER]),
-            TRL: _ratio(seconds[ENGINE], seconds[TRL]),
+            "reference": ratio(seconds[ENGINE], reference),
+            BARRIER: ratio(seconds[ENGINE], seconds[BARRIER]),
+            TRL: ratio(seconds[ENGINE], seconds[TRL]),
         },
         "programs_s": {name: round(each, 3) for name, each in programs.items()},
         "programs_at_least_generation": {
@@ -289,7 +295,8 @@ def _setting(
     }
 
 
-def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """The ratios of seconds, round by round: their median and their bounds."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     found = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
     return {name: round(value, 3) for name, value in found.items()}

@@ -4,6 +4,7 @@ What is assumed is a `Load`; its episodes are drawn once (`draw_chains`), so tha
 without. What came of it is a `Course`.
 """
 
+import functools
 import heapq
 import itertools
 import math
@@ -170,7 +171,7 @@ class Step:
         self._barrier = barrier
         self._deadline = deadline
         self._turn = [0] * len(chains)
-        self._gpus = [Batch(load.speed) for _ in range(load.gpus)]
+        self._gpus: list[Batch[int]] = [Batch(load.speed) for _ in range(load.gpus)]
         self._expected = [
             math.inf
         ] * load.gpus  # when the next row of each is done, as things stand
@@ -235,7 +236,7 @@ class Step:
         done = self._gpus[gpu].done(now)
         self._watch(gpu)
         for episode in done:
-            self._written(now, episode)  # type: ignore[arg-type]
+            self._written(now, episode)
 
     def _written(self, now: float, episode: int) -> None:
         ended = self._chains[episode][self._turn[episode]].tool_seconds is None
@@ -266,7 +267,7 @@ class Step:
             self._running += 1
             self._begun.append(now)
             seconds = self._chains[episode][self._turn[episode]].tool_seconds or 0.0
-            self._at(now + seconds, lambda now, episode=episode: self._ran(now, episode))
+            self._at(now + seconds, functools.partial(self._ran, episode=episode))
 
     def _ran(self, now: float, episode: int) -> None:
         self._running -= 1

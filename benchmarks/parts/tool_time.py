@@ -4,6 +4,7 @@ Each rollout calls the tool once. Their turns are written beforehand, so that no
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from benchmarks.parts.overhead import RULES, InstantPolicy, WaitingTool, run
 from benchmarks.parts.trl_loop import engine_tool_loop, trl_tool_loop
@@ -14,7 +15,8 @@ def tool_time(rollouts: int, seconds: float) -> dict[str, dict[str, float]]:
     """Seconds of rollouts that call a tool once, with the tool as stated and with one that takes no time."""
 
     def engine_in_trainer(each: float) -> float:
-        engine = RolloutEngine(InstantPolicy(1, False), RULES, WaitingTool(each), rollouts)  # type: ignore[arg-type]
+        tool: Any = WaitingTool(each)
+        engine = RolloutEngine(InstantPolicy(1, False), RULES, tool, rollouts)
         return engine_tool_loop(rollouts, engine)
 
     ways: dict[str, Callable[[float], float]] = {

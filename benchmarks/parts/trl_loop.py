@@ -17,10 +17,18 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.parts.chains import CHAIN_RULES, ChainPolicy, ChainTool, call_text, make_chat_model
+from benchmarks.parts.chains import (
+    CHAIN_RULES,
+    CHAIN_TOOLS,
+    ChainPolicy,
+    ChainTool,
+    call_text,
+    make_chat_model,
+)
 from retool_env.integrations.trl import EngineGRPOTrainer, EngineRollouts, problem_dataset
 from retool_env.problem import Problem, ProblemList
-from retool_env.protocol.hermes import RESPONSE_OPEN, TOOL_NAME
+from retool_env.protocol.calls import TOOL_NAME
+from retool_env.protocol.hermes import RESPONSE_OPEN
 from retool_env.rollout import RolloutEngine
 
 Rows = list[list[int]]
@@ -110,7 +118,7 @@ def _measured(trainer: type[GRPOTrainer], tokenizer: Any, rollouts: int, **kwarg
                 shuffle_dataset=False,
             ),
             processing_class=tokenizer,
-            reward_funcs=lambda completions, **_: [0.0] * len(completions),
+            reward_funcs=_no_reward,
             **kwargs,
         )
         try:
@@ -120,9 +128,13 @@ def _measured(trainer: type[GRPOTrainer], tokenizer: Any, rollouts: int, **kwarg
     raise RuntimeError("the trainer generated nothing")
 
 
+def _no_reward(completions: list[Any], **_: Any) -> list[float | None]:
+    return [0.0] * len(completions)
+
+
 def _tool(run: Callable[[str], Any]) -> Any:
     """A function as TRL takes a tool: what it says of itself is what our environment says of its own."""
-    function = CHAIN_RULES.turn_protocol().tools[0]["function"]  # type: ignore[attr-defined]
+    function = CHAIN_TOOLS[0]["function"]
     run.__name__ = TOOL_NAME
     says = function["parameters"]["properties"]["code"]["description"]
     run.__doc__ = f"{function['description']}\n\nArgs:\n    code: {says}"

@@ -22,9 +22,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from retool_env.children import child_environment
+from retool_env.errors import GraderUnavailable as GraderUnavailable
 from retool_env.grading.answer import expressions, plain_verdict
 
-_WORKER_SCRIPT = Path(__file__).with_name("worker.py")
+_START = (
+    "import sys; sys.path.insert(0, {!r}); from worker.process import serve; sys.path.pop(0); "
+    "serve({!r}, {!r})"
+)
+"""What the worker's interpreter runs, with the folder of `worker`, the seconds and the MiB."""
+_OVERRUN = -signal.SIGVTALRM if hasattr(signal, "SIGVTALRM") else 1
+"""How a worker ends that could not be interrupted in time."""
 _START_SECONDS = 60.0
 _MOMENT_SECONDS = 0.25
 _GONE_SECONDS = 60.0  # beyond its time: only a machine that stands still is so late
@@ -37,19 +44,17 @@ Question = list[list[str]]
 """The expressions of the answer, and those of the gold answer; of one alone, it is asked whether it is a value."""
 
 
-class GraderUnavailable(RuntimeError):
-    """The worker process can't be started: the installation is broken, not the answer."""
-
-
 class _Worker:
     """One child process; used by one thread at a time."""
 
     def __init__(self, seconds: float, memory_mb: int) -> None:
         self.seconds = seconds
-        # -P: the script's folder must not shadow other modules. A fixed hash seed: sympy's order of terms, and with it a
-        # verdict on the edge of the time limit, is the same in every run.
+        start = _START.format(str(Path(__file__).parent), seconds, memory_mb)
+        # -P: the folder in which one works must not shadow other modules. A fixed hash seed:
+        # sympy's order of terms, and with it a verdict on the edge of the time limit, is the same
+        # in every run.
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(_WORKER_SCRIPT), str(seconds), str(memory_mb)],
+            [sys.executable, "-P", "-c", start],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -57,6 +62,8 @@ class _Worker:
             start_new_session=True,
             env=child_environment(python=True) | {"PYTHONHASHSEED": "0"},
         )
+        assert self.process.stdin and self.process.stdout
+        self._questions, self._replies = self.process.stdin, self.process.stdout
         greeting = self._read_line(_START_SECONDS)
         if greeting != b"ready":
             self.kill()
@@ -69,7 +76,7 @@ class _Worker:
     def ask(self, question: Question) -> bytes | None:
         """Its reply: the verdict, or that it took too long; `None` if the process died of something else."""
         try:
-            self.process.stdin.write(json.dumps(question).encode() + b"\n")
+            self._questions.write(json.dumps(question).encode() + b"\n")
             reply = self._read_line(self.seconds + _GONE_SECONDS)
         except (OSError, ValueError):  # it died, or `close` closed its pipes
             reply = None
@@ -78,26 +85,24 @@ class _Worker:
             raise
         if reply is None:
             self.kill()
-            return _LATE if self.process.returncode == -signal.SIGVTALRM else None
+            return _LATE if self.process.returncode == _OVERRUN else None
         return reply
 
     def _read_line(self, seconds: float) -> bytes | None:
         """One line without its end, or `None` at the end of the stream or of the time."""
-        fd = self.process.stdout.fileno()
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
+        fd = self._replies.fileno()
         deadline = time.monotonic() + seconds
         line = b""
         while not line.endswith(b"\n"):
             left = deadline - time.monotonic()
-            if left <= 0 or not poll.poll(left * 1000) or not (chunk := os.read(fd, 4096)):
+            if left <= 0 or not _readable(fd, left) or not (chunk := os.read(fd, 4096)):
                 return None
             line += chunk
         return line[:-1]
 
     @property
     def alive(self) -> bool:
-        return not self.process.stdin.closed
+        return not self._questions.closed
 
     def kill(self) -> None:
         self.process.kill()
@@ -110,8 +115,20 @@ class _Worker:
         self.process.returncode = 0  # not ours to wait for
 
     def _close_pipes(self) -> None:
-        self.process.stdin.close()
-        self.process.stdout.close()
+        self._questions.close()
+        self._replies.close()
+
+
+def _readable(fd: int, seconds: float) -> bool:
+    """Wait until there is something to read.
+
+    Windows cannot wait for a pipe: there, reading waits, and the worker ends itself in time.
+    """
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 class _Lane:
@@ -213,6 +230,11 @@ class Grader:
                     break
         return reply == _YES
 
+    @property
+    def processes(self) -> set[subprocess.Popen[bytes]]:
+        """The worker processes that there are now."""
+        return {worker.process for worker in self._quick.all | self._slow.all}
+
     def close(self) -> None:
         """End the worker processes; a later comparison starts new ones."""
         self._quick.close()
@@ -298,4 +320,5 @@ def _forget_all() -> None:
 
 
 atexit.register(_close_all)
-os.register_at_fork(after_in_child=_forget_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

@@ -17,19 +17,13 @@ MAX_EXPONENT = 400
 
 _NAMED = {
     "×": "times",
-    "⋅": "cdot",
-    "·": "cdot",
-    "∙": "cdot",
-    "•": "cdot",
-    "∗": "cdot",
+    **dict.fromkeys("⋅·∙•∗", "cdot"),
     "÷": "div",
     "±": "pm",
     "∓": "mp",
     "∞": "infty",
-    "≤": "le",
-    "⩽": "le",
-    "≥": "ge",
-    "⩾": "ge",
+    **dict.fromkeys("≤⩽", "le"),
+    **dict.fromkeys("≥⩾", "ge"),
     "≠": "ne",
     "≈": "approx",
     "≡": "equiv",
@@ -185,22 +179,8 @@ _COMPOUND = re.compile(
 )
 _UNION = re.compile(r"(?<=[)\]])\s*(?:U|\\text\{\s*or\s*\}|or)\s*(?=[(\[])")
 _NOT_NOUNS = {
-    "percent",
-    "percentage",
-    "pct",
-    "sqrt",
-    "mod",
-    "choose",
-    "cup",
-    "cap",
-    "div",
-    "times",
-    "over",
-    "frac",
-    "sin",
-    "cos",
-    "tan",
-    "log",
+    *("percent", "percentage", "pct", "sqrt", "mod", "choose", "cup", "cap", "div", "times"),
+    *("over", "frac", "sin", "cos", "tan", "log"),
 }
 
 
@@ -248,34 +228,13 @@ def latex(text: str) -> str:
 
 _CONSTANTS = {"pi": r"\pi", "E": "e", "I": "i", "oo": r"\infty", "inf": r"\infty"}
 _MODULES = {
-    "sympy",
-    "sp",
-    "sy",
-    "math",
-    "cmath",
-    "numpy",
-    "np",
-    "mpmath",
-    "mp",
-    "fractions",
-    "decimal",
+    *("sympy", "sp", "sy", "math", "cmath", "numpy", "np", "mpmath", "mp"),
+    *("fractions", "decimal"),
 }
 _GREEK = {"alpha", "beta", "gamma", "delta", "epsilon", "theta", "lambda", "mu", "phi", "omega"}
 _TYPES = {
-    "Integer",
-    "Float",
-    "Decimal",
-    "Fraction",
-    "Rational",
-    "mpf",
-    "float64",
-    "float32",
-    "int64",
-    "int32",
-    "float",
-    "int",
-    "S",
-    "sympify",
+    *("Integer", "Float", "Decimal", "Fraction", "Rational", "mpf", "float64", "float32"),
+    *("int64", "int32", "float", "int", "S", "sympify"),
 }
 _TRIGONOMETRIC = {"sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh"}
 _ONE = {
@@ -361,9 +320,9 @@ class _Reader:
                 raise _Unknown
             case ast.Constant(value=int() | float() | complex()):
                 return self._number(ast.get_source_segment(self._source, node) or ""), 4
-            case ast.Name(id=name) | ast.Attribute(value=ast.Name(id=_), attr=name):
-                if isinstance(node, ast.Attribute) and node.value.id not in _MODULES:
-                    raise _Unknown
+            case ast.Name(id=name):
+                return self._name(name), 4
+            case ast.Attribute(value=ast.Name(id=module), attr=name) if module in _MODULES:
                 return self._name(name), 4
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 return f"-{self._bound(operand, 2)}", 1

@@ -35,7 +35,7 @@ from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 from retool_env.episode import Generation
 from retool_env.problem import Problem, ProblemSource
 from retool_env.rollout.engine import Group, RolloutEngine, run_blocking
-from retool_env.rollout.policy import Policy
+from retool_env.rollout.policy import Policy, TextPolicy
 from retool_env.servers.background import BackgroundLoop
 from retool_env.transcript import Transcript
 
@@ -269,7 +269,7 @@ def group_samples(group: Sequence[Transcript], group_id: int) -> list[RolloutSam
         if not any(transcript.loss_mask):
             continue
         padding = [0] * len(prompt)
-        written = [span for span in transcript.spans if span.author == "model"]
+        versions = [version for span in transcript.spans for version, _ in span.weights]
         samples.append(
             RolloutSample(
                 prompt=[{"role": "user", "content": transcript.spans[0].text}],
@@ -278,7 +278,7 @@ def group_samples(group: Sequence[Transcript], group_id: int) -> list[RolloutSam
                 completion_mask=np.array(padding + transcript.loss_mask, dtype=np.int64),
                 old_log_probs=np.array(padding + transcript.logprobs, dtype=np.float32),
                 advantage=float(advantage),
-                model_version=min(span.weight_version or 0 for span in written),
+                model_version=min(versions, default=0),
                 group_id=group_id,
                 metrics={"reward": float(reward), "reward_std": float(rewards.std())},
             )
@@ -305,7 +305,7 @@ class _AnnouncedPolicy:
         version = self.weight_version
         generation = await self._policy.act(token_ids, stop, budget, seed)
         self._on_turn()
-        return dataclasses.replace(generation, weight_version=version)
+        return dataclasses.replace(generation, weight_version=version, weight_runs=())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._policy, name)
@@ -325,13 +325,13 @@ class _Buffer(queue.Queue[RolloutSample]):
 
 
 def _check_policy(policy: Any, temperature: float) -> None:
-    if hasattr(policy, "write"):
+    if isinstance(policy, TextPolicy):
         raise ValueError("a policy of text gives no token ids, so it can't be trained")
-    if getattr(policy, "top_p", 1.0) != 1.0:
+    if policy.top_p != 1.0:
         raise ValueError(
             "training needs top_p = 1: under a smaller one the log-probs are those of a cut distribution"
         )
-    own = getattr(policy, "temperature", temperature)
+    own = temperature if policy.temperature is None else policy.temperature
     if own != temperature or not temperature > 0:
         raise ValueError(
             f"the policy samples at temperature {own}, the loss takes it for {temperature}: both must be the same, above 0"

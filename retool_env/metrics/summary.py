@@ -80,8 +80,10 @@ class Summary:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Self:
         """Rebuild it from `to_json`'s values. Others beside them are passed over; a figure that is missing is `None`."""
-        values = {field.name: record.get(field.name) for field in dataclasses.fields(cls)}
-        make = {
+        values: dict[str, Any] = {
+            field.name: record.get(field.name) for field in dataclasses.fields(cls)
+        }
+        make: dict[str, Callable[[dict[str, Any]], object]] = {
             "accuracy": lambda value: Interval(**value),
             "last_call_ok_right": Estimate.from_json,
             "last_call_ok_wrong": Estimate.from_json,

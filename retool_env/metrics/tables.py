@@ -33,13 +33,17 @@ TOOL_USE: Mapping[str, Callable[[Summary], str]] = {
     "first call at, of a response": lambda s: _text(s.first_call_at, "{:.1%}"),
     "last call ran, right responses": lambda s: _shown(s.last_call_ok_right),
     "last call ran, wrong responses": lambda s: _shown(s.last_call_ok_wrong),
-    "failed calls whose next one ran": lambda s: _shown(s.recovery and s.recovery.next_call_ok),
-    "failed calls whose next one failed alike": lambda s: _shown(
-        s.recovery and s.recovery.same_error
+    "failed calls whose next one ran": lambda s: _shown(
+        s.recovery.next_call_ok if s.recovery else None
     ),
-    "errors mended later": lambda s: _shown(s.recovery and s.recovery.mended),
-    "turns to mend one": lambda s: _shown(s.recovery and s.recovery.turns, _number),
-    "right, of episodes with an error": lambda s: _shown(s.recovery and s.recovery.accuracy),
+    "failed calls whose next one failed alike": lambda s: _shown(
+        s.recovery.same_error if s.recovery else None
+    ),
+    "errors mended later": lambda s: _shown(s.recovery.mended if s.recovery else None),
+    "turns to mend one": lambda s: _shown(s.recovery.turns if s.recovery else None, _number),
+    "right, of episodes with an error": lambda s: _shown(
+        s.recovery.accuracy if s.recovery else None
+    ),
     **{f"programs: {form}": partial(_share, form=form) for form in FORMS},
 }
 """The rows of a table of tool use."""

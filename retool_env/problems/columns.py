@@ -14,6 +14,7 @@ from enum import StrEnum
 from numbers import Integral, Real
 from typing import Any
 
+from retool_env.errors import DataError, MissingColumn
 from retool_env.grading import MAX_CHARS, boxed_spans, extract_boxed, is_equivalent, is_value
 
 Row = dict[str, Any]
@@ -48,16 +49,12 @@ class Reason(StrEnum):
     REPEATED = "a repeated question"
 
 
-class UnusableRow(ValueError):
+class UnusableRow(DataError):
     """A row that is whole, but gives no problem; some sources leave it out."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-class MissingColumn(ValueError):
-    """A row has no column for the question, or none for the answer."""
 
 
 def question_of(row: Row, keys: Sequence[str] = QUESTION_KEYS) -> str:
@@ -75,16 +72,16 @@ def question_of(row: Row, keys: Sequence[str] = QUESTION_KEYS) -> str:
     name, value = _column(row, keys, "question")
     text = _user_message(value) if isinstance(value, list) else value
     if not isinstance(text, str):
-        raise ValueError(
+        raise DataError(
             f"the question ({name!r}) is not text, nor a list of one chat message of the user "
             f"(beside the system's): {value!r:.60}"
         )
     if not text.strip():
-        raise ValueError(f"the question is empty ({name!r})")
+        raise DataError(f"the question is empty ({name!r})")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"the question ({name!r}) is not Unicode text: {error.reason}") from None
+        raise DataError(f"the question ({name!r}) is not Unicode text: {error.reason}") from None
     return text.strip()
 
 
@@ -127,11 +124,11 @@ def gold_of(
     except UnusableRow as error:
         raise UnusableRow(error.reason, f"the answer ({name!r}) {error}") from None
     except ValueError as error:
-        raise ValueError(f"the answer ({name!r}) {error}") from None
+        raise DataError(f"the answer ({name!r}) {error}") from None
     return gold
 
 
-def gold_text(value: object) -> str:
+def gold_text(value: Any) -> str:
     r"""Write an answer as text.
 
     Of text with ``####``, as in GSM8K, what follows the last one counts; of text with a
@@ -154,10 +151,10 @@ def gold_text(value: object) -> str:
     """
     if isinstance(value, str):
         return _gold_of_text(value)
-    if isinstance(value, list | tuple) or getattr(value, "ndim", 0):
+    if isinstance(value, list | tuple) or getattr(value, "ndim", False):
         return _only_gold(list(value))
     if value is None:
-        raise ValueError("is null, neither text nor a number: None")
+        raise DataError("is null, neither text nor a number: None")
     if isinstance(value, Integral) and not isinstance(value, bool):
         return _decimal_text(Decimal(int(value)))
     if isinstance(value, Decimal):
@@ -166,9 +163,9 @@ def gold_text(value: object) -> str:
         # `str` has the fewest digits that give the number back, in numpy's narrow floats as well.
         return _decimal_text(Decimal(str(value)))
     if isinstance(value, dict):
-        raise ValueError(f"is an object, neither text nor a number: {value!r:.60}")
+        raise DataError(f"is an object, neither text nor a number: {value!r:.60}")
     kind = "a truth value" if str(value) in ("True", "False") else type(value).__name__
-    raise ValueError(f"is {kind}, neither text nor a number: {value!r:.60}")
+    raise DataError(f"is {kind}, neither text nor a number: {value!r:.60}")
 
 
 def check_gold(gold: str, trust_formulas: bool = False) -> None:
@@ -306,7 +303,7 @@ def _gold_of_text(text: str) -> str:
         try:
             return _decimal_text(Decimal(text))
         except InvalidOperation:
-            raise ValueError(f"is a number beyond all bounds: {text:.40}") from None
+            raise DataError(f"is a number beyond all bounds: {text:.40}") from None
     if not text:
         raise UnusableRow(Reason.NO_ANSWER, "is empty")
     return text
@@ -326,7 +323,7 @@ def _only_gold(values: list[Any]) -> str:
     if not golds:
         raise UnusableRow(Reason.NO_ANSWER, "is an empty list")
     if len(golds) > 1:
-        raise ValueError(f"names different answers, where one value is needed: {golds!r:.100}")
+        raise DataError(f"names different answers, where one value is needed: {golds!r:.100}")
     return golds[0]
 
 
@@ -337,13 +334,13 @@ def is_same_gold(one: str, other: str) -> bool:
 
 def _decimal_text(number: Decimal) -> str:
     if number.is_nan():
-        raise ValueError("is not a number (NaN)")
+        raise DataError("is not a number (NaN)")
     if number.is_infinite():
-        raise ValueError("is infinite")
+        raise DataError("is infinite")
     if number.is_zero():
         return "0"
     if max(abs(number.adjusted()), -int(number.as_tuple().exponent)) > MAX_CHARS:
-        raise ValueError(
+        raise DataError(
             f"is a number of more than {MAX_CHARS:,} digits, and an answer of that length is never "
             f"graded as right: {number:.6e}"
         )

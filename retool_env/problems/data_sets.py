@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from typing import Literal
 
+from retool_env.errors import SettingsError
 from retool_env.problem import Problem, ProblemList
 from retool_env.problems.columns import (
     ANSWER_KEYS,
@@ -61,12 +62,12 @@ def aime(year: Literal[2024, 2025] | None = None, *, path: Location = None) -> P
     """
     if year is None:
         if path is not None:
-            raise ValueError("a path is one year's file: pass year=2024 or year=2025 with it")
+            raise SettingsError("a path is one year's file: pass year=2024 or year=2025 with it")
         years = (aime(2024), aime(2025))
         omitted = sum((Counter(source.omitted) for source in years), Counter())
         return ProblemList((source[i] for source in years for i in range(len(source))), omitted)
     if year not in _AIME:
-        raise ValueError(f"year is 2024, 2025 or None (both), not {year!r}")
+        raise SettingsError(f"year is 2024, 2025 or None (both), not {year!r}")
 
     def convert(index: int, row: Row) -> Problem:
         question = bare_question(question_of(row))
@@ -96,7 +97,7 @@ def gsm8k(split: Literal["train", "test"] = "train", *, path: Location = None) -
             try:
                 worked_result(answer[1])
             except ValueError as error:
-                raise ValueError(f"the answer ({answer[0]!r}) {error}") from None
+                raise SettingsError(f"the answer ({answer[0]!r}) {error}") from None
         return Problem(f"gsm8k/{split}/{index}", question_of(row), gold_of(row))
 
     hub = HubSplit("openai/gsm8k", split, "main")
@@ -180,4 +181,4 @@ def bare_question(prompt: str) -> str:
 
 def _check_split(split: str) -> None:
     if split not in _SPLITS:
-        raise ValueError(f"split is 'train' or 'test', not {split!r}")
+        raise SettingsError(f"split is 'train' or 'test', not {split!r}")

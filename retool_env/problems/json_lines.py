@@ -5,6 +5,7 @@ import re
 from decimal import Decimal
 from pathlib import Path
 
+from retool_env.errors import DataError
 from retool_env.files import file_fault
 from retool_env.problem import Problem, ProblemList, ProblemsUnavailable
 from retool_env.problems.columns import (
@@ -99,7 +100,7 @@ def row_problem(
     if id_ is None or is_missing(id_[1]):
         return Problem(default_id, question, gold, metadata)
     if not isinstance(id_[1], str | int | Decimal):
-        raise ValueError(f"the id ({id_[0]!r}) is neither text nor a number: {id_[1]!r:.60}")
+        raise DataError(f"the id ({id_[0]!r}) is neither text nor a number: {id_[1]!r:.60}")
     return Problem(str(id_[1]), question, gold, metadata)
 
 

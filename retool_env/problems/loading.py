@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retool_env.errors import DataError
 from retool_env.files import file_fault
 from retool_env.problem import Problem, ProblemList, ProblemsUnavailable
 from retool_env.problems.columns import Reason, Row, UnusableRow, is_same_gold
@@ -93,7 +94,7 @@ def hub_dataset(hub: HubSplit, file_name: str) -> "Dataset":
             f"{hub.repo} needs `datasets`: pip install 'retool-env[hub]'. {_advice(hub, file_name)}"
         ) from error
     try:
-        with nullcontext() if _hub_answers(hub.repo) else _only_cached():
+        with nullcontext() if hub_answers(hub.repo) else _only_cached():
             return datasets.load_dataset(hub.repo, hub.config, split=hub.split)
     # Offline, no such data set, gated, a split that is missing, a broken cache.
     except (OSError, ValueError, RuntimeError) as error:
@@ -158,17 +159,17 @@ def collect(
             problem = convert(index, row)
         except UnusableRow as error:
             if error.reason not in leave_out:
-                raise ValueError(f"{place}: {error}") from error
+                raise DataError(f"{place}: {error}") from error
             omitted.add(error.reason, place)
             continue
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{place}: {error}") from error
+            raise DataError(f"{place}: {error}") from error
         question = problem.question
         if question in contested:
             omitted.add(Reason.CONFLICT, place)
         elif question not in kept:
             if problem.id in ids:
-                raise ValueError(
+                raise DataError(
                     f"{place}: the id {problem.id!r} is already that of {ids[problem.id]}"
                 )
             ids[problem.id] = place
@@ -183,13 +184,13 @@ def collect(
                 contested.add(question)
                 del kept[question]
             else:
-                raise ValueError(
+                raise DataError(
                     f"{place}: the answer is {problem.answer!r:.60}, but {first} answers the same "
                     f"question with {known.answer!r:.60}: remove one of them"
                 )
     left_out = omitted.said() and f"; left out are {omitted.said()}"
     if not kept:
-        raise ValueError(f"{name} holds no problem{left_out}")
+        raise DataError(f"{name} holds no problem{left_out}")
     if left_out:
         _log_once(f"{name}: {len(kept):,} problems{left_out}")
     return ProblemList((problem for _, problem in kept.values()), omitted.counts)
@@ -199,9 +200,9 @@ class _Omitted:
     """What is left out of a data set: how many rows for which reason, and the first of them."""
 
     def __init__(self, name: str) -> None:
-        self.counts: Counter[Reason] = Counter()
+        self.counts: Counter[str] = Counter()
         self._prefix = f"{name}, "
-        self._notes: dict[Reason, list[str]] = {}
+        self._notes: dict[str, list[str]] = {}
 
     def add(self, reason: Reason, place: str, *said: str, rows: int = 1) -> None:
         """Count what is left out; `said` is joined only if it is going to be shown."""
@@ -226,7 +227,7 @@ def _log_once(text: str) -> None:
     _log.warning(text)
 
 
-def _hub_answers(repo: str) -> bool:
+def hub_answers(repo: str) -> bool:
     """Ask once, within seconds: `load_dataset` retries an unreachable host for half a minute."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -240,7 +241,7 @@ def _hub_answers(repo: str) -> bool:
     return True
 
 
-def _only_cached() -> AbstractContextManager:
+def _only_cached() -> AbstractContextManager[object]:
     from unittest import mock
 
     import datasets

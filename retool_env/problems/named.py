@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from retool_env.errors import SettingsError, UnknownSetting
 from retool_env.problem import ProblemSource
 from retool_env.problems.data_sets import aime, dapo, gsm8k, math
 from retool_env.problems.json_lines import jsonl
@@ -17,7 +18,10 @@ SOURCES: dict[str, Callable[..., ProblemSource]] = {
     "jsonl": jsonl,
     "arithmetic": arithmetic,
 }
-"""Each name with the function that makes its source."""
+"""Each name with the function that makes its source, whose parameters are the settings of the problems.
+
+A set of one's own is entered here, `SOURCES["mine"] = mine`, and environments can then name it: `problems="mine"`.
+"""
 
 
 def load_problems(name: str, **options: Any) -> ProblemSource:
@@ -33,16 +37,16 @@ def load_problems(name: str, **options: Any) -> ProblemSource:
         ProblemsUnavailable: The problems can be found neither on disk nor on the Hub.
     """
     if name not in SOURCES:
-        raise ValueError(f"no source of problems {name!r}; there are {', '.join(SOURCES)}")
+        raise SettingsError(f"no source of problems {name!r}; there are {', '.join(SOURCES)}")
     signature = inspect.signature(SOURCES[name])
     unknown = sorted(set(options) - set(signature.parameters))
     if unknown:
-        raise TypeError(
+        raise UnknownSetting(
             f"unknown setting {', '.join(map(repr, unknown))}: beside those of the episode, {name} "
             f"takes {', '.join(signature.parameters)}"
         )
     try:
         signature.bind(**options)
     except TypeError as error:
-        raise TypeError(f"{name}: {error}") from None
+        raise UnknownSetting(f"{name}: {error}") from None
     return SOURCES[name](**options)

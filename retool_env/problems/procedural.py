@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from retool_env.errors import SettingsError
 from retool_env.problem import Problem, unknown_id
 
 _TEST_SHARE = 0.1
@@ -182,9 +183,9 @@ def arithmetic(
     """
     levels = (difficulty,) if isinstance(difficulty, int) else tuple(difficulty)
     if not levels or any(level not in _LEVELS for level in levels):
-        raise ValueError(f"difficulty is one of 1 to 5, or a tuple of them, not {difficulty!r}")
+        raise SettingsError(f"difficulty is one of 1 to 5, or a tuple of them, not {difficulty!r}")
     if size < 1:
-        raise ValueError(f"size is at least 1, not {size!r}")
+        raise SettingsError(f"size is at least 1, not {size!r}")
     if split not in ("train", "test"):
-        raise ValueError(f"split is 'train' or 'test', not {split!r}")
+        raise SettingsError(f"split is 'train' or 'test', not {split!r}")
     return Arithmetic(seed, levels, size, split)

@@ -19,14 +19,19 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from decimal import Decimal, InvalidOperation
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
+from retool_env.errors import DataError, MissingPackage
 from retool_env.files import bounded_lines, check_regular
 from retool_env.problems.columns import QUESTION_KEYS, Row
 
 if TYPE_CHECKING:
     import pyarrow
+
+Binary = BufferedReader | gzip.GzipFile
+"""A file, perhaps compressed, that is read from its beginning."""
 
 FORMS = "JSON lines, a JSON array, CSV or Parquet, each also compressed with gzip"
 """The forms that are read, as errors name them."""
@@ -60,7 +65,7 @@ _OTHER_FORMS = {
     b"version https://git-lfs": "a pointer of Git LFS, not the data: run `git lfs pull`",
     b"<": "HTML or XML, as a download gives that was answered by a web page",
 }
-_BLANKS = re.compile(r"\s*")
+_NOT_BLANK = re.compile(r"\S")
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 
 
@@ -90,7 +95,7 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
             with gzip.GzipFile(fileobj=raw) as file:
                 yield from _rows(file, name, suffixes)
         except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{name}: damaged gzip data: {error}") from error
+            raise DataError(f"{name}: damaged gzip data: {error}") from error
 
 
 def table_rows(tables: Iterable["pyarrow.Table"], name: str) -> Iterator[tuple[str, Row]]:
@@ -118,14 +123,14 @@ def table_rows(tables: Iterable["pyarrow.Table"], name: str) -> Iterator[tuple[s
             index += 1
 
 
-def _rows(file: BinaryIO, name: str, suffixes: list[str]) -> Iterator[tuple[str, Row]]:
+def _rows(file: Binary, name: str, suffixes: list[str]) -> Iterator[tuple[str, Row]]:
     """The rows of a file that is not compressed, or no longer."""
-    head = file.peek(_SNIFFED)[:_SNIFFED]  # type: ignore[attr-defined]
+    head = file.peek(_SNIFFED)[:_SNIFFED]
     if head.startswith(b"PAR1"):
         return _parquet_rows(file, name)
     for mark, form in _OTHER_FORMS.items():
         if head.startswith(mark):
-            raise ValueError(f"{name} is {form}; accepted are {FORMS}")
+            raise DataError(f"{name} is {form}; accepted are {FORMS}")
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start[:1] == b"[":
         return _document_rows(b"", file, name)
@@ -133,7 +138,7 @@ def _rows(file: BinaryIO, name: str, suffixes: list[str]) -> Iterator[tuple[str,
         return _json_line_rows(file, name)
     if {".csv", ".tsv"} & set(suffixes) or _is_header(start):
         return _csv_rows(file, name)
-    raise ValueError(
+    raise DataError(
         f"{name}: the form is unknown; accepted are {FORMS}. The file begins with {start[:40]!r}; "
         "if it is CSV, let its name end in .csv"
     )
@@ -142,7 +147,7 @@ def _rows(file: BinaryIO, name: str, suffixes: list[str]) -> Iterator[tuple[str,
 # --- JSON -----------------------------------------------------------------------------------------
 
 
-def _json_line_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
+def _json_line_rows(file: Binary, name: str) -> Iterator[tuple[str, Row]]:
     first = True
     for number, line in enumerate(bounded_lines(file, name), start=1):
         place = f"{name}, line {number}"
@@ -154,31 +159,31 @@ def _json_line_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
             if first and not text[error.pos :].strip():  # the object goes on in the next line
                 yield from _document_rows(b"\n" * (number - 1) + line, file, name)
                 return
-            raise ValueError(f"{place}: not JSON ({error.msg}, column {error.colno})") from error
+            raise DataError(f"{place}: not JSON ({error.msg}, column {error.colno})") from error
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{place}: {_json_fault(error)}") from error
+            raise DataError(f"{place}: {_json_fault(error)}") from error
         first = False
         yield from _objects(value, place)
 
 
-def _document_rows(before: bytes, file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
+def _document_rows(before: bytes, file: Binary, name: str) -> Iterator[tuple[str, Row]]:
     """The rows of JSON over several lines: an array, an object that holds one, or objects."""
     content = before + file.read(MOST_DOCUMENT + 1)
     if len(content) > MOST_DOCUMENT:
-        raise ValueError(
+        raise DataError(
             f"{name} is larger than {MOST_DOCUMENT >> 20} MiB, which JSON may only be as JSON lines"
         )
     text = _utf8(content, name)
     position, index = 0, 0
-    while (position := _BLANKS.match(text, position).end()) < len(text):  # type: ignore[union-attr]
+    while begin := _NOT_BLANK.search(text, position):
         try:
-            value, position = _DECODER.raw_decode(text, position)
+            value, position = _DECODER.raw_decode(text, begin.start())
         except json.JSONDecodeError as error:
-            raise ValueError(
+            raise DataError(
                 f"{name}, line {error.lineno}: not JSON ({error.msg}, column {error.colno})"
             ) from error
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{name}: {_json_fault(error)}") from error
+            raise DataError(f"{name}: {_json_fault(error)}") from error
         for each in value if isinstance(value, list) else [value]:
             yield from _objects(each, f"{name}, row {index}")
             index += 1
@@ -187,7 +192,7 @@ def _document_rows(before: bytes, file: BinaryIO, name: str) -> Iterator[tuple[s
 def _objects(value: Any, place: str) -> Iterator[tuple[str, Row]]:
     """The row that a value is, or the rows that it holds."""
     if not isinstance(value, dict):
-        raise ValueError(f"{place}: expected an object with columns, found {value!r:.60}")
+        raise DataError(f"{place}: expected an object with columns, found {value!r:.60}")
     held = _held(value, place)
     if held is None:
         yield place, value
@@ -198,7 +203,7 @@ def _objects(value: Any, place: str) -> Iterator[tuple[str, Row]]:
         if isinstance(row, dict) and "row_idx" in row and isinstance(row.get("row"), dict):
             row = row["row"]  # as the Hub's viewer answers
         if not isinstance(row, dict):
-            raise ValueError(f"{inner}: expected an object with columns, found {row!r:.60}")
+            raise DataError(f"{inner}: expected an object with columns, found {row!r:.60}")
         yield inner, row
 
 
@@ -208,7 +213,7 @@ def _held(value: Row, place: str) -> tuple[str, list[Any]] | None:
         return None
     keys = [key for key in value if key in _LISTS + _SPLITS and isinstance(value[key], list)]
     if len(keys) > 1:
-        raise ValueError(
+        raise DataError(
             f"{place}: the rows of {' and '.join(keys)} are in one file; keep one of them"
         )
     return (keys[0], value[keys[0]]) if keys else None
@@ -218,8 +223,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"an object has {twice!r} twice")
+        for key, _ in pairs:
+            if key in seen:
+                raise DataError(f"an object has {key!r} twice")
+            seen.add(key)
     return value
 
 
@@ -234,7 +241,7 @@ def _decimal(text: str) -> Decimal:
     try:
         return Decimal(text)
     except InvalidOperation:
-        raise ValueError(f"the number {text:.40} is beyond all bounds") from None
+        raise DataError(f"the number {text:.40} is beyond all bounds") from None
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_decimal)
@@ -250,7 +257,7 @@ def _utf8(content: bytes, place: str) -> str:
     except UnicodeDecodeError as error:
         if b"\n" in content[: error.start]:
             place = f"{place}, line {content.count(b'\n', 0, error.start) + 1}"
-        raise ValueError(
+        raise DataError(
             f"{place}: not UTF-8 ({error.reason}); accepted are {FORMS}, with text in UTF-8"
         ) from error
 
@@ -258,7 +265,7 @@ def _utf8(content: bytes, place: str) -> str:
 # --- CSV ------------------------------------------------------------------------------------------
 
 
-def _csv_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
+def _csv_rows(file: Binary, name: str) -> Iterator[tuple[str, Row]]:
     lines = (
         _utf8(line, f"{name}, line {number}")
         for number, line in enumerate(bounded_lines(file, name), start=1)
@@ -273,16 +280,16 @@ def _csv_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise ValueError(f"{place}: not CSV ({error})") from error
+            raise DataError(f"{place}: not CSV ({error})") from error
         if not any(cell.strip() for cell in cells):
             continue
         if header is None:
             header = [cell.strip() for cell in cells]
             if twice := {column for column in header if header.count(column) > 1}:
-                raise ValueError(f"{place}: several columns have the name {min(twice)!r}")
+                raise DataError(f"{place}: several columns have the name {min(twice)!r}")
             continue
         if len(cells) != len(header):
-            raise ValueError(
+            raise DataError(
                 f"{place}: {len(cells)} cells, but the header names {len(header)} columns; text "
                 'that holds the separator or a line break stands in "quotes"'
             )
@@ -317,12 +324,12 @@ def _is_header(start: bytes) -> bool:
 # --- Parquet --------------------------------------------------------------------------------------
 
 
-def _parquet_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
+def _parquet_rows(file: Binary | IO[bytes], name: str) -> Iterator[tuple[str, Row]]:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackage(
             f"{name} is Parquet, which needs pyarrow: pip install 'retool-env[hub]'"
         ) from error
 
@@ -335,4 +342,4 @@ def _parquet_rows(file: BinaryIO, name: str) -> Iterator[tuple[str, Row]]:
         batches = pyarrow.parquet.ParquetFile(file).iter_batches(BATCH_ROWS)
         yield from table_rows((pyarrow.Table.from_batches([each]) for each in batches), name)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{name}: damaged Parquet data: {error}") from error
+        raise DataError(f"{name}: damaged Parquet data: {error}") from error

@@ -6,10 +6,10 @@
 * [`program`][retool_env.protocol.program]: how a program is found in a code block.
 * [`tags`][retool_env.protocol.tags]: the paper's format.
 * [`hermes`][retool_env.protocol.hermes]: tool calls, as chat models are trained on.
+* [`calls`][retool_env.protocol.calls]: the forms in which models write these calls.
 """
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable
 
 from retool_env.protocol.hermes import Hermes
 from retool_env.protocol.prompt import PromptTemplate, default_prompt
@@ -67,7 +67,13 @@ __all__ = [
     "render_result",
 ]
 
-ProtocolName = Literal["tags", "hermes"]
+ProtocolName = str
+"""A name in `PROTOCOLS`."""
 
-PROTOCOLS: Mapping[str, type[Tags | Hermes]] = {"tags": Tags, "hermes": Hermes}
-"""The formats, by the names that `Rules.protocol` takes."""
+PROTOCOLS: dict[str, Callable[[bool, bool, bool], TurnProtocol]] = {"tags": Tags, "hermes": Hermes}
+"""The formats, by the names that `Rules.protocol` takes.
+
+Each is made of three settings: whether there is an interpreter, whether the programs of an episode share a process,
+and whether the value of a last expression is shown. A protocol of one's own is entered here,
+`PROTOCOLS["mine"] = Mine`; episodes and the reading of transcripts then know it.
+"""

@@ -7,17 +7,7 @@ runs a program, whose result comes back as a `tool` message; a turn without one 
     {"name": "code_interpreter", "arguments": {"code": "print(6 * 7)"}}
     </tool_call>
 
-Other models write the same call in other forms. All are read, whichever the template has:
-
-| the form of a call                                                    | who writes it          |
-|-----------------------------------------------------------------------|------------------------|
-| `<tool_call>`, JSON as above, `</tool_call>`                          | Hermes, Qwen2.5, Qwen3 |
-| `<tool_call><function=code_interpreter><parameter=code>…</parameter>` | Qwen3-Coder, Qwen3.5,  |
-| `</function></tool_call>`: XML, in which the program stands as it is  | Qwen3.6, Nemotron 3    |
-| JSON with `parameters` for `arguments`, the first thing in the turn   | Llama 3.1, Llama 3.2   |
-| `<|python_tag|>`, then such JSON, or the program itself               | Llama 3.1              |
-| `<|tool_call_start|>[code_interpreter(code="…")]<|tool_call_end|>`    | LFM2, LFM2.5           |
-
+Other models write the same call in other forms, which `retool_env.protocol.calls` reads as well.
 A tokenizer whose chat template writes a call in a form that is not among them is refused before
 anything is sampled. A template that shows no calls at all says nothing of their form, and is taken.
 
@@ -46,9 +36,7 @@ characters and nothing else: one inside a JSON string or inside `<think>` counts
 | a call where there is no interpreter           | text like any other                                   |
 
 A failed call counts as one, and the model gets to see why it failed. How a program is found in
-`code` (a fence, prompts, indentation), `retool_env.protocol.program` says. Of a string in a call in Python,
-some templates escape nothing: it is read with Python's escapes if that gives a program that
-compiles, and otherwise as it is, up to the last quote.
+`code` (a fence, prompts, indentation), `retool_env.protocol.program` says.
 
 Where actions are token ids, all that lies between two turns is what the tokenizer's chat template
 puts there, in ids, behind those of the conversation: nothing that was sampled is encoded again.
@@ -58,41 +46,23 @@ result stands in `<tool_response>`.
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
+from retool_env.errors import SettingsError
 from retool_env.grading import boxed_spans
-from retool_env.protocol.program import Program, compiles, parse_expression, read_program
+from retool_env.protocol.calls import TOOL_NAME, first_call
+from retool_env.protocol.program import Program, read_program
 from retool_env.protocol.prompt import memory_words, script_words, value_words
-from retool_env.protocol.turn import Said, Turn, TurnKind
+from retool_env.protocol.turn import Reader, Said, Turn, TurnKind
 from retool_env.tokens import Tokenizer, decode, encode_prompt, encode_result
 
-CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
-PYTHONIC_OPEN, PYTHONIC_CLOSE = "<|tool_call_start|>", "<|tool_call_end|>"
-PYTHON_TAG = "<|python_tag|>"
 RESPONSE_OPEN, RESPONSE_CLOSE = "<tool_response>", "</tool_response>"
-TOOL_NAME = "code_interpreter"
-
-
-_CLOSING = {CALL_OPEN: CALL_CLOSE, PYTHONIC_OPEN: PYTHONIC_CLOSE}
-_OPENING = re.compile("|".join(map(re.escape, (CALL_OPEN, PYTHONIC_OPEN, PYTHON_TAG))))
-_JSON = json.JSONDecoder(strict=False)  # line breaks may stand in strings as they are
-_BARE = re.compile(r"""\s*\{(?=(?P<name>\s*"name"\s*:)?)""")
-_FUNCTION = re.compile(r"\s*<function=(?P<name>[^>\n]*)>(?P<parameters>.*)", re.DOTALL)
-_PARAMETER = re.compile(
-    r"<parameter=code>\n?(?P<code>.*?)\n?</parameter>\s*(?=<parameter=|</function>|\Z)", re.DOTALL
-)
-_PYTHON_CALL = re.compile(r"\s*\[?\s*(?P<name>[\w.]+)\s*\(")
-_PYTHON_CODE = re.compile(
-    r"""\s*code\s*=\s*(?P<quote>['"])(?P<code>.*)(?P=quote)\s*(?:,\s*)?\)\s*\]?\s*\Z""", re.DOTALL
-)
 
 _PROMPT = """\
 Solve the problem below. Reason step by step.{tool} When you are done, give the result like this, and stop:
@@ -123,9 +93,7 @@ TEXT_VOID_MESSAGE = "[No result in \\boxed{} yet. Go on.]"
 """The same where there is no interpreter."""
 
 
-def parse_message(
-    text: str, interpreter: bool = True, read: Callable[[str], Program] = read_program
-) -> Turn:
+def parse_message(text: str, interpreter: bool = True, read: Reader = read_program) -> Turn:
     r"""Parse a turn that came to its own end. Never raises; see the module's table.
 
     Args:
@@ -141,7 +109,7 @@ def parse_message(
         '2'
     """
     end = len(text)
-    call = _first_call(text) if interpreter else None
+    call = first_call(text) if interpreter else None
     if call is not None:
         program = Program("", "unread") if call.error else read(call.code)
         return Turn(TurnKind.CODE, program.text, call.start, end, call.error, program.form)
@@ -150,136 +118,6 @@ def parse_message(
         return Turn(TurnKind.VOID, "", end, end)
     start, first, last = boxes[-1]
     return Turn(TurnKind.ANSWER, text[first:last].strip(), start, end)
-
-
-class _Call(NamedTuple):
-    start: int
-    """Where it begins in the turn."""
-    code: str
-    error: str
-    """Why there is no code."""
-
-
-def _first_call(text: str) -> _Call | None:
-    """The first call of a turn; `None` if it holds none."""
-    bare = _BARE.match(text)
-    if bare:
-        with suppress(ValueError, RecursionError):  # an object of another kind, or text
-            found, _ = _JSON.raw_decode(text, bare.end() - 1)
-            if "name" in found and found.keys() & {"arguments", "parameters"}:
-                return _Call(bare.end() - 1, *_code_of_call(found))
-        if bare["name"]:
-            return _Call(bare.end() - 1, *_code_of_json(text, bare.end() - 1))
-    opened = _OPENING.search(text)
-    if opened is None:
-        return None
-    start, tag = opened.start(), opened[0]
-    if tag == PYTHON_TAG:
-        rest = text[opened.end() :].lstrip()
-        return _Call(start, *(_code_of_json(rest, 0) if rest.startswith("{") else (rest, "")))
-    closed = text.find(_CLOSING[tag], start)
-    if closed < 0:
-        return _Call(start, "", _failure(f"{tag} is not closed"))
-    start = text.rfind(tag, start, closed)
-    block = text[start + len(tag) : closed]
-    if tag == CALL_OPEN:
-        xml = _FUNCTION.match(block)
-        return _Call(start, *(_code_of_json(block) if xml is None else _code_of_xml(xml)))
-    in_json = block.lstrip(" \t\r\n[").startswith("{")
-    return _Call(start, *(_code_of_json(block) if in_json else _code_of_python(block)))
-
-
-def _failure(why: str) -> str:
-    return f"ToolCallError: {why}"
-
-
-def _code_of_json(text: str, at: int | None = None) -> tuple[str, str]:
-    """The `code` of a call in JSON, and why there is none.
-
-    Args:
-        text: The JSON, and nothing else.
-        at: Where in the text it begins instead, with anything ahead of it and behind.
-    """
-    try:
-        call = _JSON.decode(text) if at is None else _JSON.raw_decode(text, at)[0]
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        return "", _failure(f"not valid JSON: {error.msg} ({where})")
-    except (ValueError, RecursionError):
-        return "", _failure("not valid JSON: a number too long, or brackets nested too deep")
-    return _code_of_call(call)
-
-
-def _code_of_call(call: object) -> tuple[str, str]:
-    call = _decoded(call)
-    if isinstance(call, list):  # of several
-        call = call[0] if call else None
-    if not isinstance(call, dict):
-        return "", _failure('a call is an object with "name" and "arguments"')
-    name = call.get("name")
-    if name != TOOL_NAME:
-        return "", _no_tool(name)
-    code = code_of(call["arguments"] if "arguments" in call else call.get("parameters"))
-    if code is None:
-        return "", _failure('"arguments" must be an object that holds "code", a string')
-    return code, ""
-
-
-def _no_tool(name: object) -> str:
-    named = f"named {name!r}" if isinstance(name, str) else "without a name"
-    return _failure(f'no tool {named}; there is "{TOOL_NAME}"')
-
-
-def _code_of_xml(function: re.Match[str]) -> tuple[str, str]:
-    if function["name"] != TOOL_NAME:
-        return "", _no_tool(function["name"])
-    found = _PARAMETER.search(function["parameters"])
-    if found is None:
-        return "", _failure("there must be <parameter=code>, closed by </parameter>")
-    return found["code"], ""
-
-
-def _code_of_python(block: str) -> tuple[str, str]:
-    written = _PYTHON_CALL.match(block)
-    if written is None:
-        return "", _failure(f'a call is written [{TOOL_NAME}(code="...")]')
-    if written["name"] != TOOL_NAME:
-        return "", _no_tool(written["name"])
-    call = parse_expression(block.strip())
-    if isinstance(call, ast.List):  # of several
-        call = call.elts[0]
-    keywords = call.keywords if isinstance(call, ast.Call) else []
-    values = [each.value for each in keywords if each.arg == "code"]
-    code = values[0].value if values and isinstance(values[0], ast.Constant) else None
-    raw = _PYTHON_CODE.match(block, written.end())
-    if isinstance(code, str) and (
-        raw is None
-        or compiles(read_program(code).text)
-        or not compiles(read_program(raw["code"]).text)
-    ):
-        return code, ""
-    if raw is not None:
-        return raw["code"], ""
-    return "", _failure(f'"code" must be a string: [{TOOL_NAME}(code="...")]')
-
-
-def code_of(arguments: object) -> str | None:
-    """The `code` among a call's arguments; `None` if there is none.
-
-    Args:
-        arguments: An object, its JSON, or that JSON in a string once more.
-    """
-    arguments = _decoded(_decoded(arguments))
-    code = arguments.get("code") if isinstance(arguments, dict) else None
-    return code if isinstance(code, str) else None
-
-
-def _decoded(value: object) -> object:
-    """What a text means as JSON; anything else as it is."""
-    if isinstance(value, str):
-        with suppress(ValueError, RecursionError):
-            return _JSON.decode(value)
-    return value
 
 
 @dataclass(frozen=True)
@@ -333,11 +171,11 @@ class Hermes:
         ids = encode_prompt(tokenizer, message, self.tools)
         return decode(tokenizer, ids), ids
 
-    def parse(self, text: str, ended: bool = True) -> Turn:
+    def parse(self, text: str, ended: bool = True, read: Reader = read_program) -> Turn:
         """See `parse_message`; a turn that a budget cut is void."""
         if not ended:
             return Turn(TurnKind.VOID, "", len(text), len(text))
-        return parse_message(text, self.interpreter)
+        return parse_message(text, self.interpreter, read)
 
     def result(
         self, output: str, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()
@@ -401,7 +239,7 @@ def _find_seam(tokenizer: Any, template: str, eos: int | None, role: Role) -> Se
             tokenizer's `eos_token`.
     """
     if not tokenizer.chat_template:
-        raise ValueError(
+        raise SettingsError(
             'protocol="hermes" needs a tokenizer with a chat template, and this one has none: set '
             'tokenizer.chat_template, take the model\'s Instruct variant, or protocol="tags"'
         )
@@ -418,19 +256,19 @@ def _find_seam(tokenizer: Any, template: str, eos: int | None, role: Role) -> Se
             conversation, tools=tools, add_generation_prompt=True, tokenize=False
         )
     except Exception as error:  # a template is a program: what it raises is its author's choice
-        raise ValueError(
+        raise SettingsError(
             f"the tokenizer's chat template takes no {role} message behind an assistant's ({error}): set "
             'tokenizer.chat_template to one that does (that of Qwen2.5, say), or take protocol="tags"'
         ) from error
     if tools and described not in text:
-        raise ValueError(
+        raise SettingsError(
             "the tokenizer's chat template doesn't show tools to the model: set tokenizer.chat_template to one that does "
             '(that of Qwen2.5, say), or take protocol="tags"'
         )
     behind = text.partition(said)[2]
     before, found, after = behind.partition(answered)
     if not found:
-        raise ValueError(
+        raise SettingsError(
             f"the tokenizer's chat template leaves out a {role} message: set tokenizer.chat_template to one that shows it "
             '(that of Qwen2.5, say), or take protocol="tags"'
         )
@@ -441,7 +279,7 @@ def _find_seam(tokenizer: Any, template: str, eos: int | None, role: Role) -> Se
     rest = len(after) if first is None else first.start()
     ids = _template_ids(tokenizer, before[:cut])
     if eos not in ids:
-        raise ValueError(
+        raise SettingsError(
             f"the tokenizer's chat template ends a turn with {before[:20]!r}, which does not hold its eos_token, "
             f"{tokenizer.eos_token!r}: set tokenizer.eos_token to the token that ends a turn"
         )
@@ -482,7 +320,7 @@ def _check_calls(tokenizer: Any, template: str, eos: int | None) -> None:
     try:
         text = rendered(called)
     except Exception as error:  # a template is a program: what it raises is its author's choice
-        raise ValueError(
+        raise SettingsError(
             f"the tokenizer's chat template takes no call of a tool ({error!r:.200}): {cure}"
         ) from error
     same = sum(
@@ -490,7 +328,7 @@ def _check_calls(tokenizer: Any, template: str, eos: int | None) -> None:
     )
     text = text[same:].partition(tokenizer.eos_token)[0]
     if TOOL_NAME in text and parse_message(text).content != _PROBE:
-        raise ValueError(
+        raise SettingsError(
             f"the tokenizer's chat template writes a call as {text!r:.400}, a form that is not read "
             f"here: {cure}"
         )

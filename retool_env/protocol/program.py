@@ -93,7 +93,7 @@ def _read(written: str) -> Program:
     if fenced:
         best = fenced[0] if len(fenced) == 1 or compiles(fenced[0]) else fenced[-1]
         return Program(best, "fenced")
-    mended = (found for each in sources if (found := _mended(each)) is not None)
+    mended = (better for each in sources if (better := _mended(each)) is not None)
     return next(mended, Program(text, "plain"))
 
 
@@ -149,7 +149,7 @@ def _compiled(text: str, mode: str, flags: int = 0) -> Any:
     it may be left.
     """
     for _ in range(10):
-        filters: list[Any] = warnings.filters  # type: ignore[assignment]
+        filters: list[Any] = warnings.filters  # type: ignore[assignment]  # they are one
         filters.insert(0, _SILENT)
         try:
             return compile(text, _NAME, mode, flags, dont_inherit=True)
@@ -262,11 +262,11 @@ def _fences(text: str) -> Iterator[_Fence]:
         end = text.find("\n", at)
         end = len(text) if end < 0 else end
         shut = text.find(mark[0], at, end)
-        if shut >= 0:
+        if shut >= 0 and (shutting := _MARK.match(text, shut)):
             inside = text[at:shut].rstrip()
             tag, body = _tagged(inside)
             begin = at + len(inside) - len(body)
-            at = _MARK.match(text, shut).end()  # type: ignore[union-attr]
+            at = shutting.end()
             amid = bool(ahead.strip() or text[at:end].strip())
             yield _Fence(tag, body, True, mark[0], mark.start(), begin, amid)
             continue

@@ -6,6 +6,7 @@ import json
 import string
 from pathlib import Path
 
+from retool_env.errors import MissingFile, SettingsError
 from retool_env.files import file_fault, read_text
 
 _TASK = "Solve the problem below. Reason step by step.\n\n"
@@ -82,10 +83,12 @@ class PromptTemplate:
                 name for _, name, _, _ in string.Formatter().parse(template) if name is not None
             }
         except ValueError as error:
-            raise ValueError(f"not a format string: {error}; write literal braces twice") from None
+            raise SettingsError(
+                f"not a format string: {error}; write literal braces twice"
+            ) from None
         if fields != {"query"}:
             named = ", ".join(sorted(f"{{{name}}}" for name in fields)) or "none"
-            raise ValueError(
+            raise SettingsError(
                 "a prompt template has the one field {query}, and literal braces are written twice; "
                 f"this one's fields: {named}"
             )
@@ -109,7 +112,7 @@ class PromptTemplate:
             return cls(template)
         path = Path(template)
         if fault := file_fault(path):
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"prompt template {str(template)!r:.200} holds no {{query}}, and is no file either: {fault}"
             )
         try:
@@ -117,7 +120,7 @@ class PromptTemplate:
         except (ValueError, AttributeError, RecursionError):
             values = []
         if len(values) != 1 or not isinstance(values[0], str):
-            raise ValueError(
+            raise SettingsError(
                 f'{path} must hold a JSON object of one template: {{"name": "... {{query}} ..."}}'
             )
         return cls(values[0])

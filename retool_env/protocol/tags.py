@@ -23,14 +23,14 @@ How a program is found in a block (a fence, prompts, indentation), `retool_env.p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retool_env.execution import Execution
-from retool_env.protocol.program import Program, read_program
+from retool_env.protocol.program import read_program
 from retool_env.protocol.prompt import default_prompt
 from retool_env.protocol.result import Cut, Errors, render_output
-from retool_env.protocol.turn import Said, Turn, TurnKind
+from retool_env.protocol.turn import Reader, Said, Turn, TurnKind
 from retool_env.tokens import Tokenizer, decode, encode_prompt, encode_result
 
 CODE_OPEN, CODE_CLOSE = "<code>", "</code>"
@@ -47,9 +47,7 @@ def closing_tags(interpreter: bool) -> tuple[str, ...]:
     return (CODE_CLOSE, ANSWER_CLOSE) if interpreter else (ANSWER_CLOSE,)
 
 
-def parse_turn(
-    text: str, interpreter: bool = True, read: Callable[[str], Program] = read_program
-) -> Turn:
+def parse_turn(text: str, interpreter: bool = True, read: Reader = read_program) -> Turn:
     """Parse what the model wrote since it last had the word. Never raises; see the module's table.
 
     Args:
@@ -125,9 +123,9 @@ class Tags:
         ids = encode_prompt(tokenizer, message)
         return decode(tokenizer, ids), ids
 
-    def parse(self, text: str, ended: bool = True) -> Turn:
+    def parse(self, text: str, ended: bool = True, read: Reader = read_program) -> Turn:
         """See `parse_turn`: a block that is closed counts, whatever ended the turn."""
-        return parse_turn(text, self.interpreter)
+        return parse_turn(text, self.interpreter, read)
 
     def result(
         self, output: str, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from retool_env.protocol.program import Form
+from retool_env.protocol.program import Form, Program, read_program
 from retool_env.tokens import Tokenizer
 
 
@@ -37,6 +37,9 @@ class Turn:
     """How the program of a call was read; `None` for what is no call."""
 
 
+Reader = Callable[[str], Program]
+"""Reads the program in the text of a code block or a call."""
+
 Said = tuple[str, tuple[int, ...] | None]
 """What the environment says: its text, and its token ids where there is a tokenizer."""
 
@@ -65,12 +68,13 @@ class TurnProtocol(Protocol):
         """
         ...
 
-    def parse(self, text: str, ended: bool = True) -> Turn:
-        """Parse what the model wrote since it last had the word. Never raises.
+    def parse(self, text: str, ended: bool = True, read: Reader = read_program) -> Turn:
+        """Parse the text that the model wrote since it last had the word. Never raises.
 
         Args:
-            text: It.
+            text: The text.
             ended: Whether the turn came to its own end, rather than to that of a budget.
+            read: Reads the program of a call; older transcripts are read as programs were then.
         """
         ...
 

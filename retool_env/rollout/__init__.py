@@ -1,17 +1,16 @@
-"""Driving policies through episodes: the engine, and one file a policy.
+"""Driving policies through episodes: the engine, and a folder or a file a policy.
 
-A policy takes token ids and gives token ids, or text where a model gives no ids (`retool_env.rollout.policy`); the engine runs
-one coroutine an episode (`retool_env.rollout.engine`). Importing this package imports no engine and no client of a server; each
-policy on one lies in a module of its own:
+A policy takes token ids and gives token ids, or gives text where a model has no ids (`retool_env.rollout.policy`); the
+engine runs one coroutine an episode (`retool_env.rollout.engine`). `retool_env.rollout.named` makes policies by name.
+Importing this package loads no model's library:
 
-| module         | a model                                                        |
-|----------------|----------------------------------------------------------------|
-| `transformers` | of transformers, in this process                               |
-| `vllm`         | in a vLLM engine of this process's own                         |
-| `vllm_server`  | on servers, `vllm serve`                                       |
-| `openai`       | behind an API of OpenAI's kind, as text                        |
-| `scripted`     | none: turns written beforehand                                 |
-| `simulated`    | none: turns of a stated length and speed                       |
+| module         | a model                                                                  |
+|----------------|--------------------------------------------------------------------------|
+| `transformers` | of transformers, in this process                                         |
+| `vllm`         | in a vLLM engine of this process's own, or on servers (`vllm serve`)     |
+| `openai`       | behind an API of OpenAI's kind, as text                                  |
+| `scripted`     | none: turns written beforehand                                           |
+| `simulated`    | none: turns of a stated length and speed                                 |
 """
 
 from retool_env.rollout.engine import RolloutEngine

@@ -20,7 +20,7 @@ class Admission:
     def __init__(self, episodes: int, tokens: int | None = None) -> None:
         self.episodes = 0
         """In flight now."""
-        self.tokens = 0
+        self.tokens: float = 0
         """That these may grow to."""
         self._most_episodes = episodes
         self._most_tokens = math.inf if tokens is None else tokens

@@ -25,12 +25,13 @@ from typing import Any
 
 from retool_env.checkpoint_task import checkpoint_rules
 from retool_env.episode import Episode, GradeAnswer, Need
+from retool_env.errors import SettingsError
 from retool_env.execution import Outcome, Sandbox
 from retool_env.grading import is_equivalent_async
 from retool_env.interpreter import Interpreter, check_sandbox
 from retool_env.problem import Problem
 from retool_env.rollout.admission import Admission
-from retool_env.rollout.policy import Policy, PolicyUnavailable, TextPolicy
+from retool_env.rollout.policy import Policy, PolicyUnavailable, TextPolicy, as_policy
 from retool_env.rollout.progress import Progress
 from retool_env.rules import Rules
 from retool_env.servers.background import BackgroundLoop
@@ -48,7 +49,8 @@ class RolloutEngine:
     """Runs episodes of a policy.
 
     Args:
-        policy: The model.
+        policy: The model. A class that inherits neither `Policy` nor `TextPolicy` gets the defaults of the one whose
+            method it has, `act` or `write`.
         rules: The episodes' settings; `None` for those of the checkpoint that the policy was loaded from (`retool.json`), and
             that is said. With a policy of token ids `max_tokens` must be set; with one of text neither it nor
             `tokens_in_flight` can be.
@@ -59,7 +61,7 @@ class RolloutEngine:
         progress: Where counts are kept; by default its own, `engine.progress`.
 
     Raises:
-        ValueError: If a number is out of range, a limit on tokens does not suit the policy, an interpreter has no
+        SettingsError: If a number is out of range, a limit on tokens does not suit the policy, an interpreter has no
             sandbox, or there are no rules and the policy's checkpoint has none, or wrong ones.
         SandboxUnavailable: If the rules ask for sessions, and the sandbox has none.
     """
@@ -74,14 +76,15 @@ class RolloutEngine:
         attempts: int = 2,
         progress: Progress | None = None,
     ) -> None:
+        policy = as_policy(policy)
         rules = checkpoint_rules(policy) if rules is None else rules
-        self._of_text = hasattr(policy, "write")
+        self._of_text = isinstance(policy, TextPolicy)
         if self._of_text and (rules.max_tokens, tokens_in_flight) != (None, None):
-            raise ValueError(
+            raise SettingsError(
                 "this policy gives text without token ids: set max_characters, neither max_tokens nor tokens_in_flight"
             )
         if not self._of_text and rules.max_tokens is None:
-            raise ValueError("rollouts need a token budget: set max_tokens")
+            raise SettingsError("rollouts need a token budget: set max_tokens")
         check_sandbox(rules, sandbox)
         for name, number in (
             ("concurrency", concurrency),
@@ -89,7 +92,7 @@ class RolloutEngine:
             ("attempts", attempts),
         ):
             if number is not None and number < 1:
-                raise ValueError(f"{name} must be at least 1, not {number}")
+                raise SettingsError(f"{name} must be at least 1, not {number}")
         self.policy: Any = policy
         self.rules = rules
         self.sandbox = sandbox
@@ -127,10 +130,10 @@ class RolloutEngine:
                 runs is cut where it is; an answer that has been given is graded first.
 
         Raises:
-            ValueError: If a number is out of range, or a prompt fills the model's context.
+            SettingsError: If a number is out of range, or a prompt fills the model's context.
         """
         if n < 1 or oversample < 1 or (deadline is not None and not deadline > 0):
-            raise ValueError(
+            raise SettingsError(
                 f"n and oversample must be at least 1, and a deadline above 0: {n}, {oversample}, {deadline}"
             )
         root = (seed,) if isinstance(seed, int) else tuple(seed)
@@ -241,8 +244,8 @@ class RolloutEngine:
 
     def begin(self, problem: Problem) -> Episode:
         """An episode of a problem, before its first turn."""
-        version = getattr(self.policy, "weight_version", None)
         tokenizer = None if self._of_text else self.policy.tokenizer
+        version = self.policy.weight_version
         return Episode(problem, self.rules, tokenizer, weight_version=version)
 
     async def episode(
@@ -313,7 +316,7 @@ class RolloutEngine:
     def _check_prompt(self, transcript: Transcript) -> None:
         size, context = len(transcript.prompt_ids), self.policy.context_length
         if size >= context:
-            raise ValueError(
+            raise SettingsError(
                 f"the prompt of {transcript.problem.id} has {size} tokens and leaves no room to answer in a context of "
                 f"{context}: take a shorter prompt_template, or leave such problems out"
             )
@@ -402,7 +405,7 @@ class _Rollout:
             return 0
         # One of its own, since the episode's clock must not run while it waits for room.
         prompt = engine.begin(self._problem).transcript.prompt_ids
-        return min(len(prompt) + engine.rules.max_tokens, engine.policy.context_length)
+        return min(len(prompt) + (engine.rules.max_tokens or 0), engine.policy.context_length)
 
 
 def _record(episode: Episode) -> Transcript:

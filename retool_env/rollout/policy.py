@@ -1,35 +1,47 @@
-"""Policy: what the engine asks of a model. Token ids in, token ids out; text where a model gives no ids."""
+"""Policy: what the engine and the trainers ask of a model, written whole.
+
+A `Policy` takes token ids and gives token ids; a `TextPolicy` takes a transcript and gives text, for models that
+give no ids. Both are context managers that close themselves. A policy of one's own inherits one of them and writes
+`act` and `update_weights`, or `write`; everything else has a default:
+
+| part     | members                                                                            |
+|----------|------------------------------------------------------------------------------------|
+| turns    | `act`, `tokenizer`, `context_length`; of text, `write`                             |
+| sampling | `temperature`, `top_p`                                                             |
+| weights  | `model`, `checkpoint`, `weight_version`, `update_weights`; `shares_servers`, `follow` |
+| memory   | `cache_tokens`, `prefilled_tokens`, `clear_cache`; `sleep_mode`, `sleep`, `wake_up` |
+| end      | `close`, and `with policy:`                                                        |
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Self
 
 from retool_env.episode import Generation, Tokenizer
+from retool_env.errors import PolicyUnavailable as PolicyUnavailable
+from retool_env.errors import SettingsError
 from retool_env.protocol.program import Form
 from retool_env.rollout.weights import Weights
 from retool_env.transcript import Transcript
 
 
-class PolicyUnavailable(RuntimeError):
-    """No turn can be had for now: servers are down, a connection broke. The engine tries the episode again."""
-
-
 def check_sampling(temperature: float, top_p: float) -> None:
-    """What every policy's settings of sampling must be.
+    """Check the settings of sampling, which are the same for every policy.
 
     Raises:
-        ValueError: If one is out of range.
+        SettingsError: If one is out of range.
     """
     if not temperature >= 0:
-        raise ValueError(f"temperature must not be negative, not {temperature}")
+        raise SettingsError(f"temperature must not be negative, not {temperature}")
     if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
+        raise SettingsError(f"top_p must be above 0 and at most 1, not {top_p}")
 
 
 def check_room(token_ids: Sequence[int], budget: int, context_length: int) -> None:
-    """What a turn must be for a model to take it.
+    """Check that a model can take a turn.
 
     Raises:
         ValueError: If there are no tokens, the budget is below 1, or both together do not fit into the context.
@@ -40,45 +52,108 @@ def check_room(token_ids: Sequence[int], budget: int, context_length: int) -> No
         )
 
 
-class Policy(Protocol):
-    """A source of turns. Many `act` calls are in flight at once; how they are batched is the policy's own matter."""
+class BasePolicy:
+    """The part of the contract that policies of token ids and of text share."""
+
+    temperature: float | None = None
+    """The temperature of sampling; `None`: the policy does not sample, as one that was scripted does not."""
+    top_p: float = 1.0
+    """The nucleus mass of sampling. Training needs 1.0, so that log-probs are those of the model itself."""
+    model: Any = None
+    """The model: a module in this process, or its name elsewhere; `None` where there is none."""
+    checkpoint: str | None = None
+    """The folder or Hub id that the model was loaded from; its `retool.json` may give the episodes' rules."""
+    weight_version: int | None = None
+    """The number of the weights that are served now, an optimizer step; `None` where nobody counts them."""
+
+    def close(self) -> None:
+        """Free everything that the policy holds. May be called again. By default there is nothing to free."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Policy(BasePolicy, ABC):
+    """A source of turns as token ids. Many `act` calls are in flight at once; the policy batches them as it likes."""
 
     tokenizer: Tokenizer
-    """Encodes prompts and results, and decodes what was sampled."""
+    """The tokenizer, which encodes prompts and results, and decodes sampled tokens."""
     context_length: int
-    """Tokens of prompt and response together that the model can take."""
-    weight_version: int
-    """Which weights it serves; 0 at first."""
+    """The most tokens of prompt and response together that the model can take."""
+    weight_version: int = 0
+    """The number of the weights that are served now, an optimizer step; 0 at first."""
+    shares_servers: bool = False
+    """Whether the weights lie on servers that the policies of several processes share: one updates them there,
+    then the others `follow`."""
+    sleep_mode: bool = False
+    """Whether the policy can `sleep`, and a trainer on the same GPU is to let it."""
+    cache_tokens: int | None = None
+    """The most tokens whose keys and values are kept; `None` where that is the engine's matter."""
+    prefilled_tokens: int | None = None
+    """The number of tokens of contexts that were computed so far; `None` where nobody counts them."""
 
+    @abstractmethod
     async def act(
         self, token_ids: Sequence[int], stop: Sequence[str], budget: int, seed: int
     ) -> Generation:
         """Sample one turn. Cancelling this ends the request: nothing more is sampled for it.
 
         Args:
-            token_ids: All that the model has seen and written so far, shape `(P,)`.
+            token_ids: All tokens that the model has seen and written so far, shape `(P,)`.
             stop: Strings that end the turn. The token that completes one is kept whole.
             budget: The most tokens to sample, at least 1.
-            seed: Of this turn's sampling. Same ids, seed and weights: the same turn, up to the arithmetic's
-                rounding, which may differ with what else is in a batch.
+            seed: The seed of this turn's sampling. Same ids, seed and weights: the same turn, up to the
+                arithmetic's rounding, which may differ with the other requests in a batch.
 
         Returns:
             The sampled tokens, each with its log-prob under the distribution that it was sampled from.
 
         Raises:
-            PolicyUnavailable: It can't be had for now.
+            PolicyUnavailable: If no turn can be had for now; the engine tries the episode again.
         """
-        ...
 
+    @abstractmethod
     async def update_weights(self, version: int, weights: Weights | None = None) -> None:
-        """Serve new weights from here on, and nothing from a cache of older ones. Has returned when it does.
+        """Serve new weights from here on, and nothing from a cache of older ones. Returns once it does.
 
         Args:
             version: The new weights' number.
-            weights: All of the model's, by the names of transformers, adapters merged. `None`: they are where the policy
-                finds them by itself.
+            weights: All of the model's weights, by the names of transformers, adapters merged. `None`: the policy
+                finds them by itself, in the model or its checkpoint's folder.
         """
-        ...
+
+    async def follow(self, version: int) -> None:
+        """Go on with weights that another policy has let the servers load, where `shares_servers`.
+
+        Args:
+            version: The number of these weights.
+
+        Raises:
+            RuntimeError: If the policy shares no servers, which is the default.
+        """
+        raise RuntimeError("this policy shares no servers: update its weights")
+
+    def clear_cache(self) -> None:
+        """Give the cache's memory back while nothing is sampled. By default there is none."""
+
+    async def sleep(self) -> None:
+        """Free the GPU's memory, weights and cache, until `wake_up`, where `sleep_mode`.
+
+        Raises:
+            RuntimeError: If the policy has no `sleep_mode`, which is the default.
+        """
+        raise RuntimeError("this policy can't sleep: it has no sleep_mode")
+
+    async def wake_up(self) -> None:
+        """Bring back the weights that were served before `sleep`.
+
+        Raises:
+            RuntimeError: If the policy has no `sleep_mode`, which is the default.
+        """
+        raise RuntimeError("this policy can't sleep: it has no sleep_mode")
 
 
 @dataclass(frozen=True)
@@ -86,28 +161,87 @@ class TextGeneration:
     """One turn of a model that gives no token ids."""
 
     text: str
-    """What it wrote, the closing tag included."""
+    """The text that it wrote, the closing tag included."""
     stop_reason: Literal["tag", "eos", "length"]
     """Why it stopped: a closing tag, its own end, or a limit on its length."""
     seconds: float = field(default=0.0, compare=False)
-    """Wall-clock seconds it took."""
+    """The wall-clock seconds that it took."""
     form: Form | None = None
     """How its program was read, where the policy made the code block of a native call; `None`: the text
     shows it."""
 
 
-class TextPolicy(Protocol):
+@dataclass(frozen=True)
+class Usage:
+    """Tokens, as an API counts and bills them."""
+
+    requests: int = 0
+    """Requests that were answered."""
+    prompt_tokens: int = 0
+    """Tokens that it read; the whole conversation counts anew at each turn."""
+    completion_tokens: int = 0
+    """Tokens that it wrote, those of a reasoning that it keeps to itself included."""
+    uncounted: int = 0
+    """Answers that came without figures, which are not in the sums."""
+
+    def plus(self, prompt_tokens: int, completion_tokens: int, counted: bool) -> Usage:
+        """The sum with one more answer."""
+        return Usage(
+            self.requests + 1,
+            self.prompt_tokens + prompt_tokens,
+            self.completion_tokens + completion_tokens,
+            self.uncounted + (not counted),
+        )
+
+    def __str__(self) -> str:
+        text = f"{self.requests} requests, {self.prompt_tokens:,} tokens in, {self.completion_tokens:,} out"
+        return text + (f" ({self.uncounted} answers came without figures)" * bool(self.uncounted))
+
+
+class TextPolicy(BasePolicy, ABC):
     """A source of turns as text, for evaluation: what it writes can't be trained on."""
 
+    usage: Usage | None = None
+    """The tokens of all turns so far, where an API counts them."""
+
+    @abstractmethod
     async def write(self, transcript: Transcript, stop: Sequence[str], seed: int) -> TextGeneration:
         """Write one turn. Cancelling this ends the request.
 
         Args:
-            transcript: All that the model has seen and written so far, without token ids.
+            transcript: All text that the model has seen and written so far, without token ids.
             stop: Strings that end the turn, which holds the one that ended it.
-            seed: Of this turn's sampling, for models that take one.
+            seed: The seed of this turn's sampling, for models that take one.
 
         Raises:
-            PolicyUnavailable: It can't be had for now.
+            PolicyUnavailable: If no turn can be had for now; the engine tries the episode again.
         """
-        ...
+
+
+def as_policy(policy: Any) -> Policy | TextPolicy:
+    """The policy itself or, where its class inherits neither of ours, one that has its members and our defaults.
+
+    Raises:
+        TypeError: If it can neither `act` nor `write`.
+    """
+    if isinstance(policy, Policy | TextPolicy):
+        return policy
+    if not (hasattr(policy, "act") or hasattr(policy, "write")):
+        raise TypeError(
+            f"{type(policy).__name__} is no policy: inherit retool_env.rollout.Policy, and write `act` and "
+            "`update_weights`, or TextPolicy, and write `write`"
+        )
+    base = TextPolicy if hasattr(policy, "write") else Policy
+
+    def get(self: Any, name: str) -> Any:
+        return (
+            getattr(policy, name) if hasattr(policy, name) else object.__getattribute__(self, name)
+        )
+
+    def set(self: Any, name: str, value: Any) -> None:
+        setattr(policy, name, value)
+
+    # The abstract methods are the policy's; here they only need to be there.
+    members = dict.fromkeys(base.__abstractmethods__)
+    members |= {"__getattribute__": get, "__setattr__": set}
+    return type(type(policy).__name__, (base,), members)()

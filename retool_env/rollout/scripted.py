@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from retool_env.episode import Generation, Tokenizer, decode, tokens_of_turn
+from retool_env.rollout.policy import Policy
 from retool_env.rollout.weights import Weights
 
 Script = Callable[[str], str]
 
 
-class ScriptedPolicy:
+class ScriptedPolicy(Policy):
     """Writes what a function says.
 
     Args:
@@ -24,7 +26,6 @@ class ScriptedPolicy:
     ) -> None:
         self.tokenizer = tokenizer
         self.context_length = context_length
-        self.weight_version = 0
         self._script = script
 
     async def act(
@@ -38,6 +39,7 @@ class ScriptedPolicy:
             ids = ids[: tokens_of_turn(self.tokenizer, ids, stop)]
         elif self.tokenizer.eos_token_id is not None:
             ids.append(self.tokenizer.eos_token_id)
+        reason: Literal["tag", "eos", "length"]
         reason = "length" if len(ids) > budget else "tag" if tagged else "eos"
         ids = ids[:budget]
         return Generation(tuple(ids), (0.0,) * len(ids), reason)

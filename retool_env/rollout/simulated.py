@@ -19,6 +19,7 @@ import numpy as np
 
 from retool_env.episode import Generation
 from retool_env.protocol.tags import ANSWER_CLOSE, ANSWER_OPEN, CODE_CLOSE, CODE_OPEN
+from retool_env.rollout.policy import Policy
 from retool_env.rollout.weights import Weights
 from retool_env.tokens import Tokenizer, tokens_of_turn
 
@@ -81,7 +82,7 @@ def lognormal(chance: np.random.Generator, mean: float, spread: float) -> float:
     return mean * math.exp(spread * float(chance.standard_normal()) - spread * spread / 2)
 
 
-class Batch:
+class Batch[R: Hashable]:
     """Requests that are decoded together: who is done when. It knows no clock; whoever uses it says what time it is.
 
     Args:
@@ -95,8 +96,8 @@ class Batch:
         self._written = 0.0  # tokens of a row that was there from the beginning
         self._order = itertools.count()
         # A heap, by what `_written` is when the row is done.
-        self._rows: list[tuple[float, int, Hashable]] = []
-        self._waiting: dict[Hashable, tuple[int, int]] = {}
+        self._rows: list[tuple[float, int, R]] = []
+        self._waiting: dict[R, tuple[int, int]] = {}
 
     @property
     def rows(self) -> int:
@@ -111,13 +112,13 @@ class Batch:
         seconds = max(0.0, self._rows[0][0] - self._written) * self.speed.step(self.rows)
         return max(self._now, self._stalled_until) + seconds
 
-    def add(self, now: float, request: Hashable, tokens: int, prefill: int) -> None:
+    def add(self, now: float, request: R, tokens: int, prefill: int) -> None:
         """Take a request for so many tokens, after a prompt of which so many are in no cache."""
         self._advance(now)
         self._waiting[request] = (tokens, prefill)
         self._admit()
 
-    def remove(self, now: float, request: Hashable) -> None:
+    def remove(self, now: float, request: R) -> None:
         """Drop a request, wherever it is; one that is done is none any more."""
         self._advance(now)
         if self._waiting.pop(request, None) is None:
@@ -125,7 +126,7 @@ class Batch:
             heapq.heapify(self._rows)
         self._admit()
 
-    def done(self, now: float) -> list[Hashable]:
+    def done(self, now: float) -> list[R]:
         """Take out the requests that are done by now, in the order in which they were."""
         done = []
         while self.next_end <= now:
@@ -151,7 +152,7 @@ class Batch:
             heapq.heappush(self._rows, (self._written + tokens, next(self._order), request))
 
 
-class SimulatedPolicy:
+class SimulatedPolicy(Policy):
     """Writes turns of drawn length, each a code block or an answer after filler, as fast as a `Speed` says.
 
     What it writes hangs on a turn's seed alone. The key-value cache of a prompt and of earlier turns is taken as kept until
@@ -176,11 +177,10 @@ class SimulatedPolicy:
     ) -> None:
         self.tokenizer = tokenizer
         self.context_length = context_length
-        self.weight_version = 0
-        self.prefilled_tokens = 0
+        self.prefilled_tokens: int = 0
         """Tokens of prompts and results that it had to read; the rest was in the cache."""
         self.habits = Habits() if habits is None else habits
-        self._batch = Batch(Speed() if speed is None else speed)
+        self._batch: Batch[asyncio.Future[None]] = Batch(Speed() if speed is None else speed)
         self._timer: asyncio.TimerHandle | None = None
         self._cached: set[int] = set()
         (self._filler, *_) = self._encode(".")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import shutil
 import tempfile
@@ -128,6 +127,8 @@ def passing_folder(size: int) -> Iterator[Path]:
     It is locked by this process, so that `remove_abandoned` knows whether anybody is left who would remove it: also where
     containers share that memory, and each counts its processes for itself.
     """
+    import fcntl
+
     room = shutil.disk_usage(_MEMORY).free if os.path.isdir(_MEMORY) else 0
     made = Path(tempfile.mkdtemp(prefix="retool-", dir=_MEMORY if room > size else None))
     lock = os.open(made, os.O_RDONLY)
@@ -146,6 +147,8 @@ def passing_folder(size: int) -> Iterator[Path]:
 
 def remove_abandoned() -> None:
     """Remove the folders of `passing_folder` whose processes were killed."""
+    import fcntl
+
     for place in {_MEMORY, tempfile.gettempdir()}:
         for folder in Path(place).glob(f"{_PREFIX}*"):
             with suppress(OSError):  # another user's, or just gone

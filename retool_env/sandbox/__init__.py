@@ -18,13 +18,27 @@ Example:
 """
 
 import os
+import sys
 from typing import Any
 
+from retool_env.errors import SettingsError
 from retool_env.execution import Execution, Limits, Outcome, Sandbox, SandboxUnavailable, Session
-from retool_env.sandbox.nsjail import NsjailSandbox
 from retool_env.sandbox.remote import RemoteSandbox
-from retool_env.sandbox.unsafe import UnsafeSandbox
 from retool_env.servers.address import shown_url, split_urls
+
+if sys.platform == "linux":
+    from retool_env.sandbox.nsjail import NsjailSandbox
+    from retool_env.sandbox.unsafe import UnsafeSandbox
+else:
+
+    def NsjailSandbox(*_: object, **__: object) -> Sandbox:
+        """Says what to do where no programs can be run."""
+        raise SandboxUnavailable(
+            f"programs run on Linux only, and this is {sys.platform}: run `retool serve` on a Linux "
+            "machine, in a container or in WSL 2, and give its URL: sandbox='http://HOST:8080'"
+        )
+
+    UnsafeSandbox = NsjailSandbox
 
 __all__ = [
     "Execution",
@@ -55,14 +69,14 @@ def make_sandbox(name: str = "nsjail", **settings: Any) -> Sandbox:
         ValueError: there is no sandbox of that name.
     """
     if not isinstance(name, str):
-        raise ValueError(f"a sandbox's name must be a str, not {name!r:.60}")
+        raise SettingsError(f"a sandbox's name must be a str, not {name!r:.60}")
     if name.startswith(("http://", "https://")):
         token = os.environ.get("RETOOL_SANDBOX_TOKEN")
         urls = split_urls(name, "a sandbox", "http://host:8080")
         return RemoteSandbox(urls, **{"token": token, **settings})
     if name not in _SANDBOXES:
         known = ", ".join(sorted(_SANDBOXES))
-        raise ValueError(
+        raise SettingsError(
             f"no sandbox is called {shown_url(name)!r}; choose {known}, or a server's http URL"
         )
     return _SANDBOXES[name](**settings)

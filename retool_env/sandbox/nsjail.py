@@ -25,6 +25,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from retool_env.children import child_environment
+from retool_env.errors import SettingsError
 from retool_env.execution import SandboxUnavailable, advised
 from retool_env.sandbox import guest
 from retool_env.sandbox.binaries import find_binary, identity
@@ -146,7 +147,7 @@ class NsjailSandbox(PooledSandbox):
         super().__init__(concurrency, guests, packages)
         for name, path in (("python", python), ("binary", binary)):
             if path is not None and not isinstance(path, str | os.PathLike):
-                raise ValueError(f"{name} must be a path, not {path!r}")
+                raise SettingsError(f"{name} must be a path, not {path!r}")
         if sys.platform != "linux":
             raise SandboxUnavailable(
                 f"nsjail needs Linux, this is {platform.system()}: run in a Linux container, or "

@@ -28,6 +28,7 @@ from select import POLLIN, poll
 from types import TracebackType
 from typing import Self
 
+from retool_env.errors import SettingsError
 from retool_env.execution import (
     DEFAULT_LIMITS,
     Execution,
@@ -110,7 +111,7 @@ class PooledSandbox(abc.ABC):
                 check_whole_number(name, value)
         names = isinstance(packages, Sequence) and not isinstance(packages, str)
         if not names or not all(isinstance(n, str) and _NAME.fullmatch(n) for n in packages):
-            raise ValueError(
+            raise SettingsError(
                 f"packages must be a list of names, without versions, as ['numpy'], not {packages!r}"
             )
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Self
 
+from retool_env.errors import SettingsError
 from retool_env.execution import (
     DEFAULT_LIMITS,
     Execution,
@@ -66,7 +67,7 @@ class RemoteSandbox:
             raise SandboxUnavailable("httpx is missing: pip install 'retool-env[remote]'")
         self.urls = tuple(_base_url(url) for url in urls)
         if not self.urls:
-            raise ValueError("a remote sandbox needs the URL of at least one host")
+            raise SettingsError("a remote sandbox needs the URL of at least one host")
         check_key(token, "token")
         self._token, self._attempts, self._patience = token, attempts, patience
         self._lock = threading.Lock()

@@ -42,6 +42,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field, InstanceOf, ValidationError
 from starlette.requests import ClientDisconnect
 
+from retool_env.errors import SettingsError
 from retool_env.execution import (
     DEFAULT_LIMITS,
     Execution,
@@ -164,7 +165,7 @@ def create_app(
         raise TypeError(f"maximum must be a Limits, not {maximum!r:.60}")
     most = (os.cpu_count() or 1) * _IN_FLIGHT_PER_CPU if max_in_flight is None else max_in_flight
     if most < 1:
-        raise ValueError(f"max_in_flight must be at least 1, not {most}")
+        raise SettingsError(f"max_in_flight must be at least 1, not {most}")
     _check_token(token)
     keeps_files = "files" in inspect.signature(sandbox.run_async).parameters
     health, metrics = Health(sandbox), Metrics()
@@ -274,11 +275,11 @@ def serve(
         OSError: the address cannot be bound to.
     """
     if not 0 <= port <= 65535:
-        raise ValueError(f"a port is a number up to 65535, not {port}")
+        raise SettingsError(f"a port is a number up to 65535, not {port}")
     if grace_seconds < 0:
-        raise ValueError(f"the grace must be 0 or more seconds, not {grace_seconds}")
+        raise SettingsError(f"the grace must be 0 or more seconds, not {grace_seconds}")
     if not (token and token.strip()) and not _is_loopback(host):
-        raise ValueError(
+        raise SettingsError(
             f"{host} can be reached from other machines, which could then run programs here: "
             "give a token (RETOOL_SANDBOX_TOKEN, or --token-file), or bind to 127.0.0.1"
         )
@@ -324,13 +325,13 @@ def _check_token(token: str | None) -> None:
         ValueError: they cannot.
     """
     if token is not None and not token.strip():
-        raise ValueError(
+        raise SettingsError(
             "the token is empty or blank, which no client can send: give a token, or none at all "
             "(unset RETOOL_SANDBOX_TOKEN)"
         )
     check_key(token, "the token")
     if token is not None and len(token) > _TOKEN_CHARACTERS:
-        raise ValueError(f"the token is longer than {_TOKEN_CHARACTERS} characters")
+        raise SettingsError(f"the token is longer than {_TOKEN_CHARACTERS} characters")
 
 
 def _room(max_in_flight: int | None) -> tuple[int, int]:
@@ -349,7 +350,7 @@ def _room(max_in_flight: int | None) -> tuple[int, int]:
     usual = cpus * _IN_FLIGHT_PER_CPU
     most = usual if max_in_flight is None else max_in_flight
     if most < 1:
-        raise ValueError(f"max_in_flight must be at least 1, not {most}")
+        raise SettingsError(f"max_in_flight must be at least 1, not {most}")
     least = min(usual, _IN_FLIGHT_PER_CPU) if max_in_flight is None else most
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from retool_env.errors import SettingsError
+
 REDACTED = "[redacted]"
 
 _keys: set[str] = set()
@@ -46,12 +48,12 @@ def check_url(url: str, what: str, example: str) -> None:
     except ValueError:  # the port is no number
         right = False
     if "@" in url:
-        raise ValueError(
+        raise SettingsError(
             f"the URL {shown_url(url)!r} of {what} holds a user name or a password, which would be shown and stored: "
             f"leave them out, as in {example}, and give a key by itself"
         )
     if not right or parts.query or parts.fragment:
-        raise ValueError(f"{shown_url(url)!r} is no URL of {what}; {example} would be")
+        raise SettingsError(f"{shown_url(url)!r} is no URL of {what}; {example} would be")
 
 
 def split_urls(urls: str, what: str, example: str) -> list[str]:
@@ -83,7 +85,7 @@ def check_key(key: str | None, name: str) -> None:
     if not key:
         return
     if not (key.isascii() and key.isprintable() and key == key.strip()):
-        raise ValueError(
+        raise SettingsError(
             f"{name} holds a line break, a space at an end, or another character that no header can: was it read from a file?"
         )
     if len(key) >= _SURE:
@@ -109,7 +111,7 @@ def check_no_secrets(settings: Any, name: str = "") -> None:
         for key, value in settings.items():
             at = f"{name}.{key}".lstrip(".")
             if isinstance(value, str) and value and _SECRETS.fullmatch(str(key)):
-                raise ValueError(
+                raise SettingsError(
                     f"{at} would be shown and stored with the other settings: put it into an environment variable "
                     "(RETOOL_SANDBOX_TOKEN of a sandbox, token_env of an engine, api_key_env of an API)"
                 )
@@ -122,7 +124,7 @@ def check_no_secrets(settings: Any, name: str = "") -> None:
         and not re.search(r"\s", settings)
         and _without_credentials(settings) != settings
     ):
-        raise ValueError(
+        raise SettingsError(
             f"{name} holds a key, or a URL with one, a user name or a password, which would be shown and stored: leave it out"
         )
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from trl import GRPOTrainer
 
+from retool_env.errors import RolloutsAbandoned as RolloutsAbandoned
 from retool_env.problem import Problem, ProblemSource
 from retool_env.rollout.engine import Group, RolloutEngine
 from retool_env.servers.background import BackgroundLoop
@@ -36,10 +37,6 @@ _MANY_CUT = 0.05
 
 ResampleBy = Literal["accuracy", "reward"]
 """What must differ within a group that dynamic sampling keeps."""
-
-
-class RolloutsAbandoned(Exception):
-    """A batch's rollouts were left, on all processes, because one was asked to stop."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +115,7 @@ class EngineRollouts:
         resample_by: ResampleBy = "accuracy",
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        if getattr(engine.policy, "top_p", 1.0) != 1.0:
+        if engine.policy.top_p != 1.0:
             raise ValueError(
                 "training needs top_p = 1: under a smaller one the log-probs are those of a cut distribution, and the "
                 "ratio to the trained model's is wrong"
@@ -142,7 +139,7 @@ class EngineRollouts:
                 "that it is at most the policy's; reward and lengths are of those that are kept",
                 oversample,
             )
-        if staleness and getattr(engine.policy, "sleep_mode", False):
+        if staleness and engine.policy.sleep_mode:
             raise ValueError(
                 "an engine that sleeps while the trainer trains can't sample ahead: staleness=0, or sleep_mode=False"
             )
@@ -161,7 +158,7 @@ class EngineRollouts:
         self._origin: tuple[int, int] | None = None
         self._synced = -1
         # An engine that shares its GPU with the trainer has it while it samples, and sleeps while that trains.
-        self._sleeps = getattr(engine.policy, "sleep_mode", False)
+        self._sleeps = engine.policy.sleep_mode
         self._asleep = False
         self._counted = dataclasses.replace(engine.progress)
         self._warned = False
@@ -231,7 +228,7 @@ class EngineRollouts:
 
     def _check(self, trainer: GRPOTrainer) -> None:
         policy = self.engine.policy
-        temperature = getattr(policy, "temperature", trainer.temperature)
+        temperature = trainer.temperature if policy.temperature is None else policy.temperature
         if temperature != trainer.temperature or not temperature > 0:
             raise ValueError(
                 f"the policy samples at temperature {temperature}, the loss takes it for {trainer.temperature}: both must be "
@@ -255,10 +252,10 @@ class EngineRollouts:
             )
 
     def _own_model(self, trainer: GRPOTrainer) -> bool:
-        return getattr(self.engine.policy, "model", None) is trainer.model
+        return self.engine.policy.model is trainer.model
 
     def _shares_servers(self, trainer: GRPOTrainer) -> bool:
-        return hasattr(self.engine.policy, "follow") and trainer.accelerator.num_processes > 1
+        return self.engine.policy.shares_servers and trainer.accelerator.num_processes > 1
 
     def _coming(self, number: int, trainer: GRPOTrainer) -> _Batch | None:
         """A batch that the trainer will ask for, as far as it will."""
@@ -352,7 +349,7 @@ class EngineRollouts:
         if self._sleeps:
             self._loop.run_blocking(self.engine.policy.sleep())
             self._asleep = True
-        elif self._own_model(trainer) and hasattr(self.engine.policy, "clear_cache"):
+        elif self._own_model(trainer):
             self.engine.policy.clear_cache()
 
     def _sync(self, trainer: GRPOTrainer, step: int) -> None:
@@ -397,10 +394,10 @@ class EngineRollouts:
         now, before = self.engine.progress, self._counted
         self._counted = dataclasses.replace(now)
         lags = [
-            step - span.weight_version
+            step - version
             for transcript in transcripts
             for span in transcript.spans
-            if span.weight_version is not None
+            for version, _ in span.weights
         ]
         sums = {
             name: float(getattr(now, name) - getattr(before, name))

@@ -64,7 +64,7 @@ def test_a_precision_that_fails_leaves_the_other(tmp_path, monkeypatch):
             raise gpu_suite.subprocess.TimeoutExpired("python", 1)
         return {"gradient": torch.ones(2), "loss": 0.5, "device": device}
 
-    monkeypatch.setattr(gpu_suite, "_gradients_on", on)
+    monkeypatch.setattr(gpu_suite, "gradients_on", on)
     found = parity(Task(True, tmp_path, time.monotonic()))
     assert found["float32"]["same"] and "timed out" in found["bfloat16"]["error"]
     assert "timed out" in table({"parity": found})
@@ -75,7 +75,7 @@ def test_a_run_is_told_to_stop_when_its_time_is_up(tmp_path, monkeypatch):
     popen = gpu_suite.subprocess.Popen
     monkeypatch.setattr(gpu_suite.subprocess, "Popen", lambda command: popen(["/bin/sleep", "60"]))
     began = time.monotonic()
-    gpu_suite._agents(["grpo"], Task(True, tmp_path, began))
+    gpu_suite.train(["grpo"], Task(True, tmp_path, began))
     assert time.monotonic() - began < 30
     with pytest.raises(RuntimeError, match="the time was up before a step"):
         curve(Task(True, tmp_path, began))

@@ -8,7 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import grading
-from benchmarks.grading import MathVerify, growing_brackets, main, plus_one, spaced
+from benchmarks.grading import growing_brackets, main, plus_one, spaced
+from benchmarks.parts import graded_cases, graders
+from benchmarks.parts.graders import MathVerify
+from benchmarks.parts.reward_templates import reward_templates, single_golds
 
 
 class Fixed:
@@ -113,13 +116,13 @@ def test_a_line_that_is_no_case_is_named(tmp_path, capsys, change, says):
 def test_a_missing_key_and_a_broken_line_are_named(tmp_path):
     file = write(tmp_path / "one.jsonl", {"answer": "3", "expected": True, "kind": "single"})
     with pytest.raises(ValueError, match=r"one\.jsonl, line 1: the key 'gold' is missing"):
-        grading.read_cases(tmp_path)
+        graded_cases.read_cases(tmp_path)
     file.write_text("\n{")
     with pytest.raises(ValueError, match=r"one\.jsonl, line 2: not JSON"):
-        grading.read_cases(tmp_path)
+        graded_cases.read_cases(tmp_path)
     aside = write(tmp_path / "aside", {"answer": "3", "gold": "4"})
     with pytest.raises(ValueError, match=r"aside, line 1: the key 'reason' is missing"):
-        grading.read_set_aside(aside)
+        graded_cases.read_set_aside(aside)
 
 
 def test_what_is_set_aside_must_be_among_the_cases(tmp_path, capsys):
@@ -152,16 +155,16 @@ def test_math_verify_hangs_without_holding_up_the_next_comparison(peer):
 
 
 def test_math_verify_dies_without_holding_up_the_next_comparison(peer):
-    peer._process.kill()
-    peer._process.join()
+    peer.process.kill()
+    peer.process.join()
     assert peer.grade("1", "1")[0] is None
     assert peer.grade("1", "1")[0] is True
 
 
 def test_math_verify_gets_the_delimiters_that_it_asks_for(peer):
-    assert grading.delimited(r"\frac{1}{2}") == r"$\frac{1}{2}$"
+    assert graders.delimited(r"\frac{1}{2}") == r"$\frac{1}{2}$"
     for text in (r"\(x\)", r"\[x\]", "cost: $5", r"\boxed{x}"):
-        assert grading.delimited(text) == text
+        assert graders.delimited(text) == text
     assert peer.grade("x^2+2x+1", "(x+1)^2")[0] is True
 
 
@@ -241,7 +244,7 @@ def test_what_is_accepted_wrongly_is_listed(capsys):
 
 
 def test_templates_are_some_two_hundred_and_no_gold_is_among_them():
-    templates, golds = grading.reward_templates(), grading.single_golds()
+    templates, golds = reward_templates(), single_golds()
     assert 200 <= len(templates) == len(set(templates)) <= 220
     assert len(golds) == len(set(golds)) == 100
     assert not set(templates) & set(golds)

@@ -141,7 +141,7 @@ def test_one_shot_generation_reads_and_writes_what_the_episodes_did() -> None:
 def test_loops_that_do_other_episodes_are_found() -> None:
     ran = overlap.Ran(1.0, [Asked(0, 0, (1, 2), (9,)), Asked(0, 1, (1, 2, 9, 3), (9, 9))])
     drawn = overlap.Ran(2.0, [Asked(0, 0, (1, 2), (8,)), Asked(0, 1, (1, 2, 8, 3), (7, 6))])
-    overlap._check_same(ran, [drawn])  # other tokens sampled, else the same
+    overlap.check_same(ran, [drawn])  # other tokens sampled, else the same
     for other in (
         [Asked(0, 0, (1, 3), (9,)), Asked(0, 1, (1, 3, 9, 3), (9, 9))],  # another prompt
         [Asked(0, 0, (1, 2), (9,)), Asked(0, 1, (1, 2, 9, 4), (9, 9))],  # another result
@@ -149,11 +149,11 @@ def test_loops_that_do_other_episodes_are_found() -> None:
         ran.asked[:1],  # a turn less
     ):
         with pytest.raises(RuntimeError, match="same episodes"):
-            overlap._check_same(ran, [overlap.Ran(1.0, other)])
+            overlap.check_same(ran, [overlap.Ran(1.0, other)])
 
 
 def test_ratios_are_of_the_same_round() -> None:
-    ratio = overlap._ratio([2.0, 3.0, 9.0], [4.0, 3.0, 10.0])
+    ratio = overlap.ratio([2.0, 3.0, 9.0], [4.0, 3.0, 10.0])
     assert ratio == {"median": 0.9, "min": 0.5, "max": 1.0}
 
 

@@ -134,8 +134,10 @@ def test_what_is_read_again_beyond_incomplete_blocks_is_told_apart(no_trl) -> No
 
 
 def test_a_record_that_differs_is_counted(no_trl, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = exactness._taken
-    monkeypatch.setattr(exactness, "_taken", lambda t, left: taken(t, left) and t.problem.id != "1")
+    taken = exactness.take_turns
+    monkeypatch.setattr(
+        exactness, "take_turns", lambda t, left: taken(t, left) and t.problem.id != "1"
+    )
     found = overlap.overlap(CountingPolicy(), CHAINS, [0.0, 1.0], rounds=2)["exactness"]
     assert found[overlap.ENGINE] == {"episodes": 12, "differ": 4}
 

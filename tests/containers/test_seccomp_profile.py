@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import HELPERS, ROOT
 
 from retool_env.sandbox.guest import syscalls
 
@@ -25,7 +25,7 @@ NEW_USER = 0x1000_0000
 
 TRY = """
 import sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(":")
 from test_seccomp_profile import load
 import json
 load(json.loads(sys.argv[2]))
@@ -105,7 +105,13 @@ def load(profile: dict) -> None:
 def under(profile: dict) -> str:
     """What a sandbox does that is made under a profile."""
     done = subprocess.run(
-        [sys.executable, "-c", TRY, str(Path(__file__).parent), json.dumps(profile)],
+        [
+            sys.executable,
+            "-c",
+            TRY,
+            f"{Path(__file__).parent}:{HELPERS.parent}",
+            json.dumps(profile),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -206,7 +212,7 @@ def test_it_refuses_and_a_newer_call_is_said_not_to_exist(library):
     """A library then takes an older call; of what is refused the reason is plain."""
     code = """
 import ctypes, errno, json, os, socket, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(":")
 from test_seccomp_profile import load
 load(json.loads(sys.argv[2]))
 libc = ctypes.CDLL(None, use_errno=True)
@@ -219,7 +225,13 @@ except OSError as error:
     print(errno.errorcode[error.errno])
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parent), json.dumps(PROFILE)],
+        [
+            sys.executable,
+            "-c",
+            code,
+            f"{Path(__file__).parent}:{HELPERS.parent}",
+            json.dumps(PROFILE),
+        ],
         capture_output=True,
         text=True,
     )

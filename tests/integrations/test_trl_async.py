@@ -286,6 +286,14 @@ def test_an_episode_without_a_sampled_token_counts_for_the_mean_but_is_no_sample
     assert all(sample.completion_mask.sum() > 0 and sample.group_id == 5 for sample in samples)
 
 
+def test_a_samples_version_is_that_of_the_oldest_weights_of_any_of_its_tokens():
+    old = finished(1.0)
+    runs = ((5, 1), (3, len(old.spans[1].token_ids) - 1))
+    span = dataclasses.replace(old.spans[1], weight_version=5, weight_runs=runs)
+    mixed = dataclasses.replace(old, spans=(old.spans[0], span, *old.spans[2:]))
+    assert [each.model_version for each in group_samples([mixed, old], 0)] == [3, 0]
+
+
 class Failing(Writer):
     """Its programs fail in the rollouts that are named."""
 

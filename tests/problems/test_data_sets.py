@@ -53,7 +53,7 @@ def hub(monkeypatch):
 
     monkeypatch.delenv("RETOOL_DATA", raising=False)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(loading, "_hub_answers", lambda repo: True)
+    monkeypatch.setattr(loading, "hub_answers", lambda repo: True)
     return tables
 
 

@@ -43,8 +43,7 @@ class Busy(TransformersPolicy):
 
     @property
     def requests(self) -> int:
-        batcher = self._batcher
-        return len(batcher._inbox) + len(batcher._waiting) + len(batcher._running)
+        return self.batcher.pending
 
 
 def programs(sandbox) -> int:
@@ -65,7 +64,7 @@ def left_of(engine: RolloutEngine) -> dict[str, int]:
         "requests": engine.policy.requests,
         "programs": programs(engine.sandbox),
         "counted": progress.generating + progress.executing + progress.grading,
-        "blocks": engine.policy._batcher._pool.count - engine.policy._batcher._pool.available,
+        "blocks": engine.policy.batcher.pool.count - engine.policy.batcher.pool.available,
     }
 
 

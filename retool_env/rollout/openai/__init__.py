@@ -1,5 +1,6 @@
 """A model behind an API of OpenAI's kind, as text."""
 
-from retool_env.rollout.openai.policy import OpenAIPolicy, Usage, Way
+from retool_env.rollout.openai.policy import OpenAIPolicy, Way
+from retool_env.rollout.policy import Usage
 
 __all__ = ["OpenAIPolicy", "Usage", "Way"]

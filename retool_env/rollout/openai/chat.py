@@ -21,7 +21,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from retool_env.protocol.hermes import TOOL_NAME, code_of
+from retool_env.protocol.calls import TOOL_NAME, code_of
 from retool_env.protocol.program import Form, Program, read_program
 from retool_env.protocol.tags import CODE_CLOSE, CODE_OPEN, RESULT_CLOSE, RESULT_OPEN, closing_tags
 from retool_env.protocol.turn import TurnKind

@@ -10,15 +10,12 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from retool_env.rollout.policy import PolicyUnavailable
+from retool_env.errors import APIForbidden, APIUnreachable, PolicyUnavailable, SettingsError
+from retool_env.errors import RequestRefused as RequestRefused
 from retool_env.servers.address import redact
 
 if TYPE_CHECKING:
     from openai import APIError
-
-
-class RequestRefused(ValueError):
-    """An API would not answer this request, and might answer others: it is too long for it, say, or against its rules."""
 
 
 ERROR_CHARACTERS = 300
@@ -85,16 +82,16 @@ def explained(
         )
         if answered:
             return PolicyUnavailable(f"{url}: {words}{cause}")
-        return ConnectionError(f"{url} can't be reached: {words}{cause}")
+        return APIUnreachable(f"{url} can't be reached: {words}{cause}")
     status = getattr(error, "status_code", 500)
     if error.code == "insufficient_quota":
-        return PermissionError(f"{url}: {words}")
+        return APIForbidden(f"{url}: {words}")
     if status in (408, 409, 429) or status >= 500:
         return PolicyUnavailable(f"{url}: {words}")
     if status in (401, 403):
-        return PermissionError(f"{url} refuses the key, or wants one: {words}")
+        return APIForbidden(f"{url} refuses the key, or wants one: {words}")
     if status == 404:
-        return ValueError(
+        return SettingsError(
             f"no model {request['model']!r} at {url}, or no API (its URL mostly ends in /v1; {url}/models lists the "
             f"models): {words}"
         )

@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from retool_env.errors import MissingPackage, PolicyUnavailable, SettingsError
 from retool_env.protocol.hermes import Hermes
 from retool_env.protocol.program import Form
 from retool_env.protocol.tags import CODE_CLOSE
@@ -31,7 +32,7 @@ from retool_env.rollout.openai.errors import (
     explained,
     refused_field,
 )
-from retool_env.rollout.policy import PolicyUnavailable, TextGeneration, check_sampling
+from retool_env.rollout.policy import TextGeneration, TextPolicy, Usage, check_sampling
 from retool_env.servers.address import check_key, check_url, redact
 from retool_env.servers.background import closed_at_the_end
 from retool_env.servers.bounded import bounded_client
@@ -50,33 +51,6 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Usage:
-    """Tokens, as the API counts and bills them."""
-
-    requests: int = 0
-    """Requests that were answered."""
-    prompt_tokens: int = 0
-    """Tokens that it read; the whole conversation counts anew at each turn."""
-    completion_tokens: int = 0
-    """Tokens that it wrote, those of a reasoning that it keeps to itself included."""
-    uncounted: int = 0
-    """Answers that came without figures, which are not in the sums."""
-
-    def plus(self, prompt_tokens: int, completion_tokens: int, counted: bool) -> Usage:
-        """With one more answer."""
-        return Usage(
-            self.requests + 1,
-            self.prompt_tokens + prompt_tokens,
-            self.completion_tokens + completion_tokens,
-            self.uncounted + (not counted),
-        )
-
-    def __str__(self) -> str:
-        text = f"{self.requests} requests, {self.prompt_tokens:,} tokens in, {self.completion_tokens:,} out"
-        return text + (f" ({self.uncounted} answers came without figures)" * bool(self.uncounted))
-
-
-@dataclass(frozen=True)
 class _Connection:
     loop: asyncio.AbstractEventLoop
     client: AsyncOpenAI
@@ -85,8 +59,8 @@ class _Connection:
     """Ends the client with the loop."""
 
 
-class OpenAIPolicy:
-    """A `TextPolicy` over HTTP.
+class OpenAIPolicy(TextPolicy):
+    """A policy of text over HTTP.
 
     Args:
         model: The model's name there.
@@ -106,8 +80,8 @@ class OpenAIPolicy:
             waits growing to 8 s, or as long as the API asks for.
 
     Raises:
-        ImportError: If the package openai is missing.
-        ValueError: If a setting is out of range, the address is none, or the key can't be sent.
+        MissingPackage: If the package openai is missing.
+        SettingsError: If a setting is out of range, the address is no URL, or the key can't be sent.
     """
 
     def __init__(
@@ -128,24 +102,30 @@ class OpenAIPolicy:
         try:
             import openai  # noqa: F401  (so that it is missed here, not at the first turn)
         except ImportError as error:
-            raise ImportError(f"{error}: pip install 'retool-env[openai]'") from error
+            raise MissingPackage(f"{error}: pip install 'retool-env[openai]'") from error
         check_url(base_url, "an API", "http://localhost:8000/v1")
         check_key(api_key, "api_key")
         if way not in get_args(Way):
-            raise ValueError(f"way must be one of {', '.join(get_args(Way))}, not {way!r}")
+            raise SettingsError(f"way must be one of {', '.join(get_args(Way))}, not {way!r}")
         check_sampling(temperature, top_p)
         if max_tokens < 1 or concurrency < 1 or retries < 0 or not timeout > 0:
-            raise ValueError(
+            raise SettingsError(
                 "max_tokens, concurrency and timeout must be positive, and retries not negative: "
                 f"{max_tokens}, {concurrency}, {timeout}, {retries}"
             )
         self.model = model
         self.base_url = base_url.rstrip("/")
         self.way = way
-        self.usage = Usage()
+        self.usage: Usage = Usage()
+        self.temperature = temperature
+        self.top_p = top_p
         self._api_key = api_key
         self._tool = Hermes().tools[0] if tool is None else tool
-        self._sampling = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens}
+        self._sampling: dict[str, Any] = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "max_tokens": max_tokens,
+        }
         self._concurrency = concurrency
         self._timeout = timeout
         self._retries = retries
@@ -161,15 +141,16 @@ class OpenAIPolicy:
 
         Raises:
             PolicyUnavailable: If the API fails still after all retries, or broke the turn off.
-            ConnectionError: If it could not be reached even once.
-            PermissionError: If it refuses the key.
-            ValueError: If it refuses the model, the sampling or the prompt, or native calls are to be recorded in
+            APIUnreachable: If it could not be reached even once.
+            APIForbidden: If it refuses the key.
+            RequestRefused: If it refuses this prompt.
+            SettingsError: If it refuses the model, the sampling or the prompt, or native calls are to be recorded in
                 another protocol than the tags'.
         """
         import openai
 
         if self.way == "tools" and transcript.protocol != "tags":
-            raise ValueError(
+            raise SettingsError(
                 f"native calls are recorded as tags, which the {transcript.protocol} protocol does not read: "
                 'set protocol="tags", or leave native calls'
             )
@@ -248,15 +229,18 @@ class OpenAIPolicy:
         finally:
             timer.cancel()
         if isinstance(reply, str):
-            raise ValueError(
+            raise SettingsError(
                 f"{self.base_url} is no API of OpenAI's kind (its URL mostly ends in /v1); it says: "
                 f"{self._shown(reply)!r}"
             )
         self._answered, self._silent = True, False
         used = getattr(reply, "usage", None)
-        counts = [getattr(used, name, None) for name in ("prompt_tokens", "completion_tokens")]
+        counts: list[Any] = [
+            getattr(used, name, None) for name in ("prompt_tokens", "completion_tokens")
+        ]
         counted = all(type(count) is int and 0 <= count < 2**63 for count in counts)
-        self.usage = self.usage.plus(*(counts if counted else (0, 0)), counted)
+        prompt, written = counts if counted else (0, 0)
+        self.usage = self.usage.plus(prompt, written, counted)
         choices = getattr(reply, "choices", None)
         # A proxy's way to say that what lies behind it failed.
         if not choices or not isinstance(choices, list):
@@ -286,7 +270,7 @@ class OpenAIPolicy:
         if finish not in _ENDS:
             raise PolicyUnavailable(f"{self.base_url} broke the turn off: {self._shown(finish)}")
         plain = self.way == "completions"
-        message = getattr(choice, "message", None)
+        message: Any = getattr(choice, "message", None)
         text = getattr(choice, "text", None) if plain else _text_of(message)
         if not isinstance(text, str):
             raise PolicyUnavailable(
@@ -307,7 +291,7 @@ class OpenAIPolicy:
         if not text and any(extra.get(name) in stop for name in ("stop_reason", "matched_stop")):
             thought = apart.get("reasoning_content") or apart.get("reasoning")
             if isinstance(thought, str) and thought:
-                raise ValueError(
+                raise SettingsError(
                     f"{self.model} used a tag inside of a reasoning that {self.base_url} keeps apart: start the "
                     "server without a reasoning parser, so that the tags can be read"
                 )
@@ -320,14 +304,14 @@ def _text_of(message: Any) -> Any:
     content = getattr(message, "content", 0)
     if isinstance(content, list):
         parts = [part for part in content if isinstance(part, Mapping)]
-        texts = [part.get("text") for part in parts if part.get("type") == "text"]
+        texts: list[Any] = [part.get("text") for part in parts if part.get("type") == "text"]
         return "".join(texts) if all(isinstance(text, str) for text in texts) else 0
     return "" if content is None else content
 
 
 def _called(calls: Any) -> tuple[str, Any] | None:
     """Name and arguments of a message's first native call, which may be a call of anything; `None` if it is no call at all."""
-    call = calls[0] if isinstance(calls, list) else None
+    call: Any = calls[0] if isinstance(calls, list) else None
     if not hasattr(call, "to_dict"):
         return None
     values = call.to_dict(warnings=False)

@@ -117,8 +117,10 @@ class Batcher:
         self._draw = draw
         self._stop_reason = stop_reason
         self._max_batch = max_batch
-        self._pool = BlockPool(cache_tokens, BLOCK)
-        self._cache = PagedCache((self._pool.count + 1) * BLOCK)
+        self.pool = BlockPool(cache_tokens, BLOCK)
+        """The cache's blocks, free and in use."""
+        self.cache = PagedCache((self.pool.count + 1) * BLOCK)
+        """The keys and values."""
         self._lock = threading.Lock()  # of the next four, and `weight_version`
         self._inbox: list[Request] = []
         self._stale = False
@@ -129,6 +131,11 @@ class Batcher:
         self._running: list[Request] = []  # by age: the first is never set back
         # Of its own, so that no burst of other work in a loop's executor stands before it.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampling")
+
+    @property
+    def pending(self) -> int:
+        """The number of requests that the model still works for."""
+        return len(self._inbox) + len(self._waiting) + len(self._running)
 
     def submit(self, request: Request) -> None:
         """Take a request. Its future is done when the model works for it no more, be it cancelled or not."""
@@ -162,8 +169,8 @@ class Batcher:
         """Give the cache's memory back, unless requests are being served."""
         with self._lock:
             if not self._serving:
-                self._pool.clear()
-                self._cache.clear()
+                self.pool.clear()
+                self.cache.clear()
 
     @torch.no_grad()
     def _serve(self) -> None:
@@ -178,7 +185,7 @@ class Batcher:
                 # Who was done before the error still is.
                 done += self._fail(error)
             with self._lock:
-                idle = not (self._inbox or self._waiting or self._running)
+                idle = not self.pending
                 if idle:
                     if self._stale:
                         self._renew()
@@ -219,7 +226,7 @@ class Batcher:
             self._advance(together, 1, done)
 
     def _admit(self) -> None:
-        pool = self._pool
+        pool = self.pool
         being_computed = {
             pool.key(r.token_ids, r.computed // BLOCK, r.content)
             for r in self._running
@@ -253,7 +260,7 @@ class Batcher:
     def _make_room(self, request: Request) -> bool:
         """Room for a request's next token, from younger ones if need be; false if it was set back itself."""
         while request.computed >= len(request.blocks) * BLOCK:
-            block = self._pool.allocate()
+            block = self.pool.allocate()
             if block is not None:
                 request.add([block])
                 continue
@@ -270,7 +277,7 @@ class Batcher:
     def _leave(self, request: Request) -> None:
         """Take a request out, and let go of what it holds."""
         (self._waiting if request in self._waiting else self._running).remove(request)
-        self._pool.release(request.blocks)
+        self.pool.release(request.blocks)
         request.blocks.clear()
         request.computed, request.content = 0, ROOT
 
@@ -278,8 +285,8 @@ class Batcher:
         """Drop the cache, and take new weights if there are some; who runs is computed again."""
         for request in reversed(self._running):
             self._set_back(request)
-        self._pool.clear()
-        self._cache.clear()
+        self.pool.clear()
+        self.cache.clear()
         self._stale = False
         changes, self._changes = self._changes, []
         for version, change, changed in changes:
@@ -315,8 +322,8 @@ class Batcher:
             old = request.computed // BLOCK
             request.computed += count
             for number in range(old, request.computed // BLOCK):
-                key = self._pool.key(request.token_ids, number, request.content)
-                request.content = self._pool.complete(request.blocks[number], key)
+                key = self.pool.key(request.token_ids, number, request.content)
+                request.content = self.pool.complete(request.blocks[number], key)
             new = request.missing == 0 and len(request.token_ids) > request.context
             self.prefilled_tokens += count - new
         due = [i for i, request in enumerate(requests) if request.missing == 0]
@@ -362,12 +369,12 @@ class Batcher:
             new = np.arange(width) >= width - np.array(counts)[:, None]
             written = self._tensor(np.flatnonzero(new))
         slots = self._tensor(table)
-        self._cache.begin(slots, width, written)
+        self.cache.begin(slots, width, written)
         output = self._model(
             input_ids=self._tensor(ids),
             attention_mask=(slots != 0).long(),
             position_ids=self._tensor(positions),
-            past_key_values=self._cache,
+            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
         )

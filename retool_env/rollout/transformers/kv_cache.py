@@ -39,6 +39,11 @@ class PagedCache(Cache):
         into = table[:, -width:].flatten()
         self._into = into if written is None else into[written]
 
+    @property
+    def allocated(self) -> int:
+        """The number of slots that memory is taken for: all, or 0 before anything is written."""
+        return next((len(keys) for keys, _ in self._pools.values()), 0)
+
     def clear(self) -> None:
         """Give the memory back; it is taken anew when next written to."""
         self._pools.clear()

@@ -21,14 +21,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from retool_env.episode import Generation
+from retool_env.errors import SettingsError
 from retool_env.files import folder_fault
-from retool_env.rollout.policy import check_room, check_sampling
+from retool_env.rollout.policy import Policy, check_room, check_sampling
 from retool_env.rollout.transformers.batching import BLOCK, Batcher, Request, StopReason
 from retool_env.rollout.weights import Weights
 from retool_env.tokens import decode
 
 
-class TransformersPolicy:
+class TransformersPolicy(Policy):
     """Samples from a model of transformers.
 
     Args:
@@ -41,7 +42,7 @@ class TransformersPolicy:
         cache_tokens: Tokens whose keys and values are kept, at most. Requests wait while those under way fill it.
 
     Raises:
-        ValueError: If temperature, top-p or a size is out of range, the tokenizer knows no end of sequence, or the model
+        SettingsError: If temperature, top-p or a size is out of range, the tokenizer knows no end of sequence, or the model
             keeps another state than keys and values.
     """
 
@@ -56,28 +57,29 @@ class TransformersPolicy:
     ) -> None:
         check_sampling(temperature, top_p)
         if max_batch < 1:
-            raise ValueError(f"max_batch must be at least 1, not {max_batch}")
+            raise SettingsError(f"max_batch must be at least 1, not {max_batch}")
         if cache_tokens < BLOCK:
-            raise ValueError(f"cache_tokens must be at least {BLOCK}, not {cache_tokens}")
+            raise SettingsError(f"cache_tokens must be at least {BLOCK}, not {cache_tokens}")
         if tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer has no eos_token, so no turn could end without a tag")
+            raise SettingsError(
+                "the tokenizer has no eos_token, so no turn could end without a tag"
+            )
         config = model.config.get_text_config()
         other = set(getattr(config, "layer_types", None) or ()) - {
             "full_attention",
             "sliding_attention",
         }
         if other or getattr(model, "_is_stateful", False):
-            raise ValueError(
+            raise SettingsError(
                 f"a {config.model_type} model must be served by another engine (vLLM): this one keeps keys and values, and "
                 f"some of its layers keep another state{': ' if other else ''}{', '.join(sorted(other))}"
             )
         self.model = model
-        self.checkpoint: str | None = None  # the folder or Hub id that it was loaded from
-        self.tokenizer = tokenizer
-        self.temperature = temperature
+        self.tokenizer: Any = tokenizer
+        self.temperature: float = temperature
         self.top_p = top_p
         self.max_batch = max_batch
-        self.cache_tokens = cache_tokens // BLOCK * BLOCK
+        self.cache_tokens: int = cache_tokens // BLOCK * BLOCK
         self.context_length = int(config.max_position_embeddings)
         declared = model.generation_config.eos_token_id
         declared = declared if isinstance(declared, list) else [declared]
@@ -85,29 +87,31 @@ class TransformersPolicy:
         self._text_of: dict[int, str] = {}
         self._warned = False
         # Weakly: if it referred to itself, its model and its cache, gigabytes, would outlive it until garbage is collected.
-        draw, stop_reason = map(weakref.WeakMethod, (self._draw, self._stop_reason))
-        self._batcher = Batcher(
+        draw: Any = weakref.WeakMethod(self._draw)
+        stop_reason: Any = weakref.WeakMethod(self._stop_reason)
+        self.batcher = Batcher(
             model,
             lambda logits, requests: draw()(logits, requests),
             lambda request: stop_reason()(request),
             max_batch,
             cache_tokens,
         )
+        """The running batch."""
 
     @property
-    def weight_version(self) -> int:
+    def weight_version(self) -> int:  # type: ignore[override]  # the batcher counts it
         """Which weights it serves; 0 at first."""
-        return self._batcher.weight_version
+        return self.batcher.weight_version
 
     @property
-    def prefilled_tokens(self) -> int:
+    def prefilled_tokens(self) -> int:  # type: ignore[override]  # the batcher counts it
         """Tokens of contexts computed so far, those computed again after a change of weights included."""
-        return self._batcher.prefilled_tokens
+        return self.batcher.prefilled_tokens
 
     @property
     def reused_tokens(self) -> int:
         """Tokens of contexts found in the cache so far."""
-        return self._batcher.reused_tokens
+        return self.batcher.reused_tokens
 
     async def act(
         self, token_ids: Sequence[int], stop: Sequence[str], budget: int, seed: int
@@ -128,7 +132,7 @@ class TransformersPolicy:
                 "cache_tokens higher, or max_tokens lower"
             )
         request = Request(list(token_ids), tuple(stop), budget, random.Random(seed))
-        self._batcher.submit(request)
+        self.batcher.submit(request)
         turn = asyncio.wrap_future(request.future)
         try:
             return await asyncio.shield(turn)
@@ -153,11 +157,11 @@ class TransformersPolicy:
                 iterable, what came before.
         """
         change = None if weights is None else functools.partial(self._take, weights)
-        await asyncio.wrap_future(self._batcher.update_weights(version, change))
+        await asyncio.wrap_future(self.batcher.update_weights(version, change))
 
     def clear_cache(self) -> None:
         """Give the memory of keys and values back while nothing is sampled; it is taken anew when something is."""
-        self._batcher.clear_cache()
+        self.batcher.clear_cache()
 
     @torch.no_grad()
     def _take(self, weights: Weights) -> None:
@@ -257,14 +261,14 @@ def load_policy(
 
     Raises:
         OSError: If there is no such model.
-        ValueError: If a pipe or a device lies there, or in the folder.
+        SettingsError: If a pipe or a device lies there, or in the folder.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if fault := folder_fault(model):
-        raise ValueError(f"model: {fault}")
+        raise SettingsError(f"model: {fault}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device)
-    policy = TransformersPolicy(loaded, AutoTokenizer.from_pretrained(model), **sampling)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    policy = TransformersPolicy(loaded.to(device), AutoTokenizer.from_pretrained(model), **sampling)
     policy.checkpoint = str(model)
     return policy

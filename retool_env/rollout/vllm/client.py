@@ -9,6 +9,7 @@ import random
 import time
 from typing import TYPE_CHECKING, Any
 
+from retool_env.errors import MissingPackage, RetoolError
 from retool_env.rollout.vllm.routing import Server
 from retool_env.servers.address import check_key, check_url, redact
 from retool_env.servers.bounded import MOST_BYTES, bounded_client
@@ -28,7 +29,7 @@ _MOST_DOUBLINGS = 6  # 32 s
 _log = logging.getLogger(__name__)
 
 
-class Busy(Exception):
+class Busy(RetoolError):
     """The server takes no more at the moment."""
 
     def __init__(self, retry_after: float) -> None:
@@ -37,7 +38,7 @@ class Busy(Exception):
         """Seconds after which it may."""
 
 
-class Failure(Exception):
+class Failure(RetoolError):
     """The server did not do what it was asked for; another attempt may."""
 
 
@@ -58,7 +59,7 @@ class Client:
         try:
             import httpx
         except ImportError as error:
-            raise ImportError(f"{error}: pip install 'retool-env[remote]'") from error
+            raise MissingPackage(f"{error}: pip install 'retool-env[remote]'") from error
         self._failures = httpx.HTTPError
         self._closed = httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError
         self._http = bounded_client(

@@ -20,10 +20,15 @@ class Gate:
         self._empty.set()
         self._changing = asyncio.Lock()
 
+    @property
+    def open(self) -> bool:
+        """Whether turns may begin: no weights are being changed."""
+        return self._open.is_set()
+
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """Passes when no weights are being changed."""
-        while not self._open.is_set():  # it may have been shut again before this one's turn came
+        while not self.open:  # it may have been shut again before this one's turn came
             await self._open.wait()
         self._turns += 1
         self._empty.clear()

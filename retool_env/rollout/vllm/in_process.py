@@ -14,13 +14,13 @@ import itertools
 import os
 import time
 from collections.abc import Coroutine, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retool_env.episode import Generation, Tokenizer
+from retool_env.episode import Generation
+from retool_env.errors import MissingPackage, SettingsError
 from retool_env.files import folder_fault
-from retool_env.rollout.policy import PolicyUnavailable, check_room, check_sampling
+from retool_env.rollout.policy import Policy, PolicyUnavailable, check_room, check_sampling
 from retool_env.rollout.vllm.gate import Gate
 from retool_env.rollout.vllm.sampling import sampling, stop_reason
 from retool_env.rollout.weights import Inventory, Weights, passing_folder, remove_abandoned
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _LOOK_SECONDS = 1.0  # between looks whether the engine is alive
 
 
-class VLLMPolicy(AbstractContextManager["VLLMPolicy"]):
+class VLLMPolicy(Policy):
     """Samples with vLLM in processes of its own. May be used from any event loop, and from several.
 
     Args:
@@ -46,8 +46,8 @@ class VLLMPolicy(AbstractContextManager["VLLMPolicy"]):
             `gpu_memory_utilization`, `dtype`, ...
 
     Raises:
-        ImportError: If vLLM is missing.
-        ValueError: If temperature or top-p are out of range, sleep mode is asked for without CUDA, vLLM refuses an
+        MissingPackage: If vLLM is missing.
+        SettingsError: If temperature or top-p are out of range, sleep mode is asked for without CUDA, vLLM refuses an
             argument, or a pipe or a device lies where the model should.
         RuntimeError: If the engine does not start; its own words are in the log.
     """
@@ -64,7 +64,7 @@ class VLLMPolicy(AbstractContextManager["VLLMPolicy"]):
     ) -> None:
         check_sampling(temperature, top_p)
         if importlib.util.find_spec("vllm") is None:
-            raise ImportError(
+            raise MissingPackage(
                 "vLLM is missing: pip install 'retool-env[vllm]'; on a machine without a GPU, `make vllm` in a clone"
             )
         # A fork of a process in which torch has threads may hang. To be set before vLLM is imported.
@@ -74,18 +74,20 @@ class VLLMPolicy(AbstractContextManager["VLLMPolicy"]):
         from vllm.platforms import current_platform
 
         if sleep_mode and not current_platform.is_cuda():
-            raise ValueError(f"sleep mode needs CUDA, and this is {current_platform.device_name}")
+            raise SettingsError(
+                f"sleep mode needs CUDA, and this is {current_platform.device_name}"
+            )
         if fault := folder_fault(model):
-            raise ValueError(f"model: {fault}")
+            raise SettingsError(f"model: {fault}")
         self.model = self.checkpoint = str(model)
-        self.tokenizer: Tokenizer = AutoTokenizer.from_pretrained(model)
-        self.temperature = temperature
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        self.temperature: float = temperature
         self.top_p = top_p
-        self.weight_version = 0
         self.sleep_mode = sleep_mode
         self._inventory: Inventory | None = None
         self._requests = itertools.count()
-        self._gate = Gate()
+        self.gate = Gate()
+        """Lets turns and new weights by in turn."""
         # Why the engine serves nothing: it is paused, with some of the new weights perhaps.
         self._broken = ""
         self._asleep = False
@@ -100,13 +102,15 @@ class VLLMPolicy(AbstractContextManager["VLLMPolicy"]):
             disable_log_stats=True,
             **engine,
         )
-        self._loop = BackgroundLoop("vllm")
+        self.loop = BackgroundLoop("vllm")
+        """The event loop in which the engine lives."""
         try:
-            self._engine: Any = self._loop.run_blocking(_start(arguments))
+            # vLLM's own; `None` once it is closed.
+            self.engine: Any = self.loop.run_blocking(_start(arguments))
         except BaseException:
-            self._loop.close()
+            self.loop.close()
             raise
-        self.context_length = int(self._engine.model_config.max_model_len)
+        self.context_length = int(self.engine.model_config.max_model_len)
 
     async def act(
         self, token_ids: Sequence[int], stop: Sequence[str], budget: int, seed: int
@@ -119,7 +123,7 @@ class VLLMPolicy(AbstractContextManager["VLLMPolicy"]):
             RuntimeError: If the engine has died, new weights were not loaded to the end and none since, or this is closed.
         """
         check_room(token_ids, budget, self.context_length)
-        return await self._loop.run(self._act(list(token_ids), list(stop), budget, seed))
+        return await self.loop.run(self._act(list(token_ids), list(stop), budget, seed))
 
     async def update_weights(self, version: int, weights: Weights | None = None) -> None:
         """Serve new weights. Turns under way end first, and those that come wait.
@@ -134,7 +138,7 @@ class VLLMPolicy(AbstractContextManager["VLLMPolicy"]):
             RuntimeError: If the engine has died, or sleeps, or can't load them. In the last case it serves nothing until it has
                 loaded others; so it does when this is cancelled while it loads.
         """
-        await self._loop.run(self._update(version, weights))
+        await self.loop.run(self._update(version, weights))
 
     async def sleep(self) -> None:
         """Free the GPU's memory, weights and cache, until `wake_up`. Turns under way end first, and those that come wait.
@@ -143,7 +147,7 @@ class VLLMPolicy(AbstractContextManager["VLLMPolicy"]):
             RuntimeError: If the policy was made without `sleep_mode`, or the engine has died.
         """
         self._check_sleep_mode()
-        await self._loop.run(self._sleep())
+        await self.loop.run(self._sleep())
 
     async def wake_up(self) -> None:
         """Bring back the weights that were served before `sleep`.
@@ -152,20 +156,17 @@ class VLLMPolicy(AbstractContextManager["VLLMPolicy"]):
             RuntimeError: If the policy was made without `sleep_mode`, or the engine has died.
         """
         self._check_sleep_mode()
-        await self._loop.run(self._wake_up())
+        await self.loop.run(self._wake_up())
 
     def close(self) -> None:
         """End the engine. May be called again."""
         # Else it is ended again when the interpreter has little left.
-        engine, self._engine = self._engine, None
+        engine, self.engine = self.engine, None
         try:
             if engine is not None:
                 engine.shutdown()
         finally:
-            self._loop.close()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+            self.loop.close()
 
     async def _act(
         self, token_ids: list[int], stop: list[str], budget: int, seed: int
@@ -177,7 +178,7 @@ class VLLMPolicy(AbstractContextManager["VLLMPolicy"]):
         prompt = TokensPrompt(prompt_token_ids=token_ids)
         settings = self._sampling(stop, budget, seed)
         name = str(next(self._requests))
-        async with self._gate.turn():
+        async with self.gate.turn():
             engine = self._living()
             if self._broken:
                 raise RuntimeError(self._broken)
@@ -226,7 +227,7 @@ class VLLMPolicy(AbstractContextManager["VLLMPolicy"]):
             await self._reload(version, str(folder))
 
     async def _reload(self, version: int, path: str) -> None:
-        async with self._gate.change():
+        async with self.gate.change():
             engine = self._living()
             if self._asleep:  # the memory that they would go to is free
                 raise RuntimeError("the engine sleeps: wake it up before it is to load weights")
@@ -246,7 +247,7 @@ class VLLMPolicy(AbstractContextManager["VLLMPolicy"]):
             self.weight_version, self._broken = version, ""
 
     async def _sleep(self) -> None:
-        async with self._gate.change():
+        async with self.gate.change():
             engine, self._asleep = self._living(), True
             await self._answer(engine.sleep())
 
@@ -276,13 +277,13 @@ class VLLMPolicy(AbstractContextManager["VLLMPolicy"]):
         Raises:
             RuntimeError: If it has died, or was ended.
         """
-        engine = self._engine
+        engine = self.engine
         if engine is None or engine.errored:
             raise self._ended()
         return engine
 
     def _ended(self) -> RuntimeError:
-        if self._engine is None:
+        if self.engine is None:
             return RuntimeError("this policy was closed; make a new one")
         return RuntimeError("vLLM's engine process has died; its log says why; make a new policy")
 

@@ -32,12 +32,12 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from retool_env.episode import Generation, Tokenizer
-from retool_env.rollout.policy import check_room, check_sampling
+from retool_env.errors import SettingsError
+from retool_env.rollout.policy import Policy, check_room, check_sampling
 from retool_env.rollout.vllm.client import Busy, Client, Failure, base_url, field, fields, set_aside
 from retool_env.rollout.vllm.routing import Server, best
 from retool_env.rollout.vllm.sampling import sampling, stop_reason
@@ -47,7 +47,7 @@ from retool_env.servers.address import redact
 from retool_env.servers.background import BackgroundLoop, closed_at_the_end
 
 
-class VLLMServerPolicy(AbstractContextManager["VLLMServerPolicy"]):
+class VLLMServerPolicy(Policy):
     """Samples from servers of one model. May be used from any event loop, and from several.
 
     Args:
@@ -63,11 +63,13 @@ class VLLMServerPolicy(AbstractContextManager["VLLMServerPolicy"]):
         weights_folder: Where tensors are written for the servers: a folder at the same path on all machines.
 
     Raises:
-        ImportError: If the package httpx is missing.
-        ValueError: If a setting is out of range, a URL is none or there twice, or the servers serve different models.
+        MissingPackage: If the package httpx is missing.
+        ValueError: If a setting is out of range (a `SettingsError`), a URL is none or there twice, or the servers serve different models.
         PermissionError: If a server refuses the token.
         PolicyUnavailable: If no server can be reached.
     """
+
+    shares_servers = True
 
     def __init__(
         self,
@@ -83,35 +85,37 @@ class VLLMServerPolicy(AbstractContextManager["VLLMServerPolicy"]):
         weights_folder: str | Path | None = None,
     ) -> None:
         if isinstance(urls, str) or not urls:
-            raise ValueError("urls is a list of at least one server's URL")
+            raise SettingsError("urls is a list of at least one server's URL")
         check_sampling(temperature, top_p)
         if attempts < 1 or not timeout > 0:
-            raise ValueError(f"attempts and timeout must be positive: {attempts}, {timeout}")
+            raise SettingsError(f"attempts and timeout must be positive: {attempts}, {timeout}")
         bases = [base_url(url) for url in urls]
         if twice := {base for base in bases if bases.count(base) > 1}:
-            raise ValueError(f"urls names a server twice: {', '.join(sorted(twice))}")
+            raise SettingsError(f"urls names a server twice: {', '.join(sorted(twice))}")
         self.tokenizer = tokenizer
-        self.temperature = temperature
+        self.temperature: float = temperature
         self.top_p = top_p
         self.retried = 0
         """How often a turn was sent again because a server had failed."""
-        self._servers = [Server(base) for base in bases]
+        self.servers = [Server(base) for base in bases]
+        """The servers, each with what is known of it."""
         self._attempts = attempts
         self._timeout = timeout
         # What is sampled from is the model's own distribution, or one token's: any log-probs will do.
         plain = temperature == 0 or temperature == top_p == 1
-        self._checked = set(self._servers) if plain else set()
+        self._checked = set(self.servers) if plain else set()
         self._client = Client(token)
-        self._weights = ServedWeights(self._servers, self._client, weights_folder, timeout)
-        self._loop = BackgroundLoop("vllm-servers")
+        self._weights = ServedWeights(self.servers, self._client, weights_folder, timeout)
+        self.loop = BackgroundLoop("vllm-servers")
+        """The event loop that the requests are sent from."""
         try:
-            self.model, self.context_length = self._loop.run_blocking(self._begin(model))
+            self.model, self.context_length = self.loop.run_blocking(self._begin(model))
         except BaseException:
             self.close()
             raise
 
     @property
-    def weight_version(self) -> int:
+    def weight_version(self) -> int:  # type: ignore[override]  # the served weights count it
         """Which weights the servers should have; 0 at first."""
         return self._weights.version
 
@@ -129,7 +133,7 @@ class VLLMServerPolicy(AbstractContextManager["VLLMServerPolicy"]):
             PolicyUnavailable: If no server sampled it; it names them.
         """
         check_room(token_ids, budget, self.context_length)
-        return await self._loop.run(self._act(list(token_ids), list(stop), budget, seed))
+        return await self.loop.run(self._act(list(token_ids), list(stop), budget, seed))
 
     async def update_weights(
         self, version: int, weights: Weights | str | Path | None = None
@@ -153,7 +157,7 @@ class VLLMServerPolicy(AbstractContextManager["VLLMServerPolicy"]):
             RuntimeError: If a server was not started with `VLLM_SERVER_DEV_MODE=1`, or another run loads its weights there too.
             PolicyUnavailable: If no server loaded them; it says why.
         """
-        await self._loop.run(self._weights.update(version, weights))
+        await self.loop.run(self._weights.update(version, weights))
 
     async def follow(self, version: int) -> None:
         """Go on with weights that another policy has let the servers load.
@@ -167,17 +171,14 @@ class VLLMServerPolicy(AbstractContextManager["VLLMServerPolicy"]):
             RuntimeError: If no server has weights of that number, or they have several of it.
             PolicyUnavailable: If no server answers.
         """
-        await self._loop.run(self._weights.follow(version))
+        await self.loop.run(self._weights.follow(version))
 
     def close(self) -> None:
         """End what still runs, and the connections, and remove the weights that were written. May be called again."""
         try:
-            self._loop.close()
+            self.loop.close()
         finally:  # also when that is interrupted
             self._weights.close()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     async def _begin(self, wanted: str | None) -> tuple[str, int]:
         """The model's name and context length. What an earlier run has left on the servers is logged."""
@@ -213,7 +214,7 @@ class VLLMServerPolicy(AbstractContextManager["VLLMServerPolicy"]):
                 return
             self._weights.root = root
 
-        results = await asyncio.gather(*map(ask, self._servers), return_exceptions=True)
+        results = await asyncio.gather(*map(ask, self.servers), return_exceptions=True)
         for error in filter(None, results):
             raise error
         if not found:
@@ -261,13 +262,13 @@ class VLLMServerPolicy(AbstractContextManager["VLLMServerPolicy"]):
         """The server to be asked, as soon as there is one that is not set aside."""
         while True:
             now = time.monotonic()
-            ready = [server for server in self._servers if server.aside_until <= now]
+            ready = [server for server in self.servers if server.aside_until <= now]
             if ready:
                 server = best(ready, token_ids)
                 server.in_flight += 1
                 server.learn(token_ids)
                 return server
-            soonest = min(server.aside_until for server in self._servers)
+            soonest = min(server.aside_until for server in self.servers)
             await asyncio.sleep((soonest - now) * random.uniform(1, 1.2))
 
     def _body(

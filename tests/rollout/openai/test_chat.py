@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from retool_env.episode import Episode
 from retool_env.problems import Problem
-from retool_env.protocol.hermes import TOOL_NAME
+from retool_env.protocol.calls import TOOL_NAME
 from retool_env.protocol.program import read_program
 from retool_env.protocol.result import is_empty_program
 from retool_env.protocol.tags import closing_tags, parse_turn

@@ -497,7 +497,7 @@ def test_that_an_api_does_not_answer_is_said_at_the_first_time_out(retries, capl
         assert all(
             isinstance(error, PolicyUnavailable | ConnectionError) for error in asyncio.run(turns())
         )
-    said = [r.message for r in caplog.records if r.name == "retool_env.rollout.openai"]
+    said = [r.message for r in caplog.records if r.name == "retool_env.rollout.openai.policy"]
     words = "/v1 has not answered within 0.3 s: it is asked again, up to 1 times a turn"
     assert len(said) == retries and all(text.endswith(words) for text in said)
 

@@ -76,7 +76,7 @@ def watched(model, before=lambda call: None):
 
 
 def everything_is_free(policy):
-    pool = policy._batcher._pool
+    pool = policy.batcher.pool
     return pool.available == pool.count
 
 
@@ -233,7 +233,7 @@ def test_new_weights_amid_a_turn_finish_it_as_a_fresh_policy_would(tiny):
     def change(call):
         if call == 10:  # ten tokens are sampled
             scramble(model)
-            policy._batcher.update_weights(
+            policy.batcher.update_weights(
                 1
             )  # from within a step, so that nothing waits for its end
 
@@ -299,9 +299,9 @@ def test_the_caches_memory_is_given_back_and_taken_anew(tiny):
     model, tokenizer = tiny
     policy = TransformersPolicy(model, tokenizer, temperature=0)
     [first] = act(policy, [prompt(40)])
-    assert policy._batcher._cache._pools
+    assert policy.batcher.cache.allocated
     policy.clear_cache()
-    assert not policy._batcher._cache._pools
+    assert not policy.batcher.cache.allocated
     [second] = act(policy, [prompt(40)])
     assert first.token_ids == second.token_ids and policy.reused_tokens == 0
     assert policy.weight_version == 0 and everything_is_free(policy)
@@ -312,15 +312,13 @@ def test_a_full_cache_sets_the_youngest_back_and_changes_no_turn(tiny):
     prompts = [prompt(15, seed=seed) for seed in range(6)]
     wide = act(TransformersPolicy(model, tokenizer), prompts, budget=60)
     policy = TransformersPolicy(model, tokenizer, cache_tokens=8 * BLOCK)
-    setbacks, original = [], policy._batcher._set_back
-    policy._batcher._set_back = lambda request: (setbacks.append(request), original(request))
     narrow = act(policy, prompts, budget=60)
-    assert setbacks
+    contexts = sum(map(len, prompts))  # who is set back begins again, with more
+    assert policy.prefilled_tokens + policy.reused_tokens > contexts
     assert [t.token_ids for t in narrow] == [t.token_ids for t in wide]
     for ids, turn in zip(prompts, narrow, strict=True):
         assert_exact(model, ids, turn)
-    keys, _ = policy._batcher._cache._pools[0]
-    assert keys.shape[0] == 9 * BLOCK and everything_is_free(policy)
+    assert policy.batcher.cache.allocated == 9 * BLOCK and everything_is_free(policy)
 
 
 def test_requests_wait_while_the_cache_is_full(tiny):

@@ -241,7 +241,7 @@ def test_a_policys_memory_goes_with_it(model, tokenizer):
     try:
         policy = TransformersPolicy(copy.deepcopy(model), tokenizer)
         act(policy, prompts_of(tokenizer, 3))
-        held = [weakref.ref(each) for each in (policy.model, policy._batcher._cache)]
+        held = [weakref.ref(each) for each in (policy.model, policy.batcher.cache)]
         del policy
         until = time.monotonic() + 10  # its thread may be about to end
         while any(ref() is not None for ref in held) and time.monotonic() < until:

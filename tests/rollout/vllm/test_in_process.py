@@ -77,12 +77,14 @@ def cached_tokens(policy, prompt: list[int]) -> int:
     """Tokens of the prompt that the engine has in its cache."""
 
     async def ask():
-        sampling = policy._sampling([], 1, 0)
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(max_tokens=1)
         name = f"asked-{time.monotonic()}"
-        async for output in policy._engine.generate({"prompt_token_ids": prompt}, sampling, name):
+        async for output in policy.engine.generate({"prompt_token_ids": prompt}, sampling, name):
             return output.num_cached_tokens
 
-    return policy._loop.run_blocking(ask())
+    return policy.loop.run_blocking(ask())
 
 
 @needs_vllm
@@ -177,10 +179,10 @@ def test_a_turn_has_the_weights_of_one_version(policy, model, other, prompts):
 
     async def main():
         early = asyncio.create_task(policy.act(prompt, (), 300, 0))
-        while not policy._engine.get_num_unfinished_requests():
+        while not policy.engine.get_num_unfinished_requests():
             await asyncio.sleep(0.005)
         update = asyncio.create_task(policy.update_weights(9, other.state_dict()))
-        while policy._gate._open.is_set() and not update.done():
+        while policy.gate.open and not update.done():
             await asyncio.sleep(0.005)
         late = asyncio.create_task(policy.act(prompt, (), 300, 0))
         await update
@@ -258,7 +260,7 @@ def test_when_an_update_is_cancelled_while_it_loads_turns_are_refused(policy, pr
         await asyncio.gather(update, return_exceptions=True)
 
     with monkeypatch.context() as patch:
-        patch.setattr(policy._engine, "collective_rpc", load)
+        patch.setattr(policy.engine, "collective_rpc", load)
         asyncio.run(cancel())
     assert_no_turn_waits(policy, prompts[0])
     asyncio.run(policy.update_weights(1))
@@ -271,7 +273,7 @@ def test_a_turn_that_the_engine_fails_at_can_be_tried_again(policy, prompts, mon
         raise KeyError("lost")
 
     with monkeypatch.context() as patch:
-        patch.setattr(policy._engine, "add_request", fail)  # vLLM's own error for it says nothing
+        patch.setattr(policy.engine, "add_request", fail)  # vLLM's own error for it says nothing
         with pytest.raises(PolicyUnavailable, match=r"KeyError\('lost'\)"):
             turns_of(policy, prompts[:1])
     assert turns_of(policy, prompts[:1])
@@ -294,7 +296,7 @@ def test_a_sleeping_engine_takes_no_weights(policy, prompts, other, monkeypatch)
 @needs_vllm
 def test_a_cancelled_turn_ends_in_the_engine(policy, prompts):
     policy.temperature = 0
-    prompt, unfinished = prompts[1], policy._engine.get_num_unfinished_requests
+    prompt, unfinished = prompts[1], policy.engine.get_num_unfinished_requests
     [whole] = turns_of(policy, [prompt], budget=480)
     assert cached_tokens(policy, [*prompt, *whole.token_ids]) >= 384
 
@@ -388,17 +390,17 @@ def test_a_run_that_is_cancelled_leaves_no_request_behind(policy, sandbox):
 
     async def cancel() -> list[bool]:
         task = asyncio.create_task(run())
-        while policy._engine.get_num_unfinished_requests() < 16:
+        while policy.engine.get_num_unfinished_requests() < 16:
             await asyncio.sleep(0.005)
         # The scheduler forgets its cache if no request holds any of it.
-        forgets = [await policy._loop.run(policy._engine.reset_prefix_cache())]
+        forgets = [await policy.loop.run(policy.engine.reset_prefix_cache())]
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        forgets.append(await policy._loop.run(policy._engine.reset_prefix_cache()))
+        forgets.append(await policy.loop.run(policy.engine.reset_prefix_cache()))
         return forgets
 
     assert asyncio.run(cancel()) == [False, True]
-    assert not policy._engine.get_num_unfinished_requests()
+    assert not policy.engine.get_num_unfinished_requests()
     assert engine.progress.generating == 0
 
 
@@ -497,16 +499,16 @@ def test_an_engine_that_is_killed_ends_the_turn_and_the_update_that_wait_for_it(
         removed = not left.exists()
     finally:
         shutil.rmtree(left, ignore_errors=True)
-    [process] = policy._engine.engine_core.resources.engine_manager.processes
+    [process] = policy.engine.engine_core.resources.engine_manager.processes
 
     async def kill() -> list[BaseException]:
         waiting = [asyncio.create_task(policy.act([5] * 10, (), 480, 0))]
-        while not policy._engine.get_num_unfinished_requests():
+        while not policy.engine.get_num_unfinished_requests():
             await asyncio.sleep(0.005)
         os.kill(process.pid, signal.SIGSTOP)  # so that it answers none of them
-        policy._gate = Gate()  # the update is not to wait for the turn
+        policy.gate = Gate()  # the update is not to wait for the turn
         waiting.append(asyncio.create_task(policy.update_weights(9, other.state_dict())))
-        while policy._gate._open.is_set():
+        while policy.gate.open:
             await asyncio.sleep(0.005)
         waiting.append(asyncio.create_task(policy.act([5], (), 4, 0)))
         os.kill(process.pid, signal.SIGKILL)
@@ -530,7 +532,7 @@ def test_closing_ends_a_turn_that_is_under_way_with_an_error(policy, prompts):
 
     async def close():
         turn = asyncio.create_task(policy.act(prompts[0], (), 480, 0))
-        while not policy._engine.get_num_unfinished_requests():
+        while not policy.engine.get_num_unfinished_requests():
             await asyncio.sleep(0.005)
         await asyncio.to_thread(policy.close)
         with pytest.raises(RuntimeError, match="closed"):

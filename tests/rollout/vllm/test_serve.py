@@ -181,7 +181,7 @@ def test_a_real_server_hears_of_a_cancelled_turn(served, prompts, real):
     before = metric(real, "generation_tokens_total")
     asyncio.run(cancel())
     assert metric(real, "generation_tokens_total") - before < count * budget / 2
-    assert policy._servers[0].in_flight == 0
+    assert policy.servers[0].in_flight == 0
 
 
 @needs_vllm
@@ -284,7 +284,7 @@ def test_a_server_killed_in_a_run_costs_a_retry_and_no_episode(served, real, san
             transcripts = run_while_one_is_killed(policy, sandbox, kill)
     turns = turns_in(transcripts)
     assert 0 < turns.count(tuple(CODE)) < len(turns)
-    assert not policy._servers[0].failures and policy._servers[1].failures
+    assert not policy.servers[0].failures and policy.servers[1].failures
 
 
 @needs_vllm
@@ -304,4 +304,4 @@ def test_a_real_server_killed_in_a_run_costs_a_retry_and_no_episode(process, ser
     ):
         transcripts = run_while_one_is_killed(policy, sandbox, kill)
     assert tuple(CODE) in turns_in(transcripts)
-    assert policy._servers[0].failures and not policy._servers[1].failures
+    assert policy.servers[0].failures and not policy.servers[1].failures

@@ -182,10 +182,10 @@ def test_a_server_that_never_answers_keeps_nobody_waiting_and_is_told_of(
     served = Served()
     with serving(served) as url, silent() as other, policy_of(other, url) as policy:
         assert [r.message for r in caplog.records] == [f"{other} is set aside: ReadTimeout"]
-        policy._servers[0].aside_until = 0
+        policy.servers[0].aside_until = 0
         turns = act(policy, *([*PROMPT, i] for i in range(6)))
         assert len(turns) == 6 == len(served.prompts)
-        policy._servers[0].aside_until = 0
+        policy.servers[0].aside_until = 0
         asyncio.run(policy.update_weights(1, tmp_path))
         last = caplog.records[-1].message
         assert last.startswith(f"{other} has not loaded the weights of version 1")
@@ -200,7 +200,7 @@ def test_turns_and_new_weights_may_take_longer_than_other_answers(tmp_path, monk
         assert act(policy, PROMPT)
         asyncio.run(policy.update_weights(1, tmp_path))
         assert act(policy, PROMPT)[0].weight_version == 1
-    assert not policy._servers[0].failures
+    assert not policy.servers[0].failures
     # 16,384 tokens at 43.5 ms, the slowest that is planned for here, are 713 s.
     assert inspect.signature(VLLMServerPolicy).parameters["timeout"].default > 2 * 713
 
@@ -215,7 +215,7 @@ def test_servers_are_asked_side_by_side_at_first():
             return await super().models(request)
 
     with serving_all(Together(), Together()) as urls, policy_of(*urls) as policy:
-        assert all(server.heard for server in policy._servers)
+        assert all(server.heard for server in policy.servers)
 
 
 def test_when_no_server_is_left_they_are_named():
@@ -484,7 +484,7 @@ def test_a_cancelled_turn_ends_on_the_server_and_the_policy_goes_on():
         assert served.gone == 1
         served.delay = 0
         assert act(policy, PROMPT)
-        assert policy._servers[0].in_flight == 0
+        assert policy.servers[0].in_flight == 0
 
 
 def test_logprobs_of_another_distribution_are_refused():
@@ -511,7 +511,7 @@ def test_logprobs_of_another_distribution_are_refused():
 def test_an_update_does_not_wait_for_a_server_that_is_set_aside(tmp_path, caplog):
     served = [Served(), Served()]
     with serving_all(*served) as urls, policy_of(*urls) as policy:
-        first, second = policy._servers
+        first, second = policy.servers
         second.failures, second.failure = 1, "broken"
         second.aside_until = time.monotonic() + 3600
         asyncio.run(policy.update_weights(3, tmp_path))
@@ -521,7 +521,7 @@ def test_an_update_does_not_wait_for_a_server_that_is_set_aside(tmp_path, caplog
         second.aside_until, first.in_flight = 0, 9  # so that it is asked
         assert act(policy, PROMPT)[0].weight_version == 3 and served[1].prompts
         # If there is no other, they are asked all the same.
-        for server in policy._servers:
+        for server in policy.servers:
             server.aside_until = time.monotonic() + 3600
         asyncio.run(policy.update_weights(4, tmp_path))
         assert all(each.weights.startswith("4-") for each in served)
@@ -566,7 +566,7 @@ def test_two_runs_that_load_their_weights_on_one_server_are_told(tmp_path):
         asyncio.run(other.update_weights(1, tmp_path))  # an earlier run's, for all that it knows
         loads = served.events.count("pause")
         message = pytest.raises(RuntimeError, match=f"another run updates {url}: it has 1-")
-        one._servers[0].heard = 0.0  # so that it asks what the server has
+        one.servers[0].heard = 0.0  # so that it asks what the server has
         with message:
             act(one, PROMPT)
         with message:
@@ -708,8 +708,8 @@ def test_a_server_that_was_started_anew_gets_the_tensors_of_the_last_update(
         for version in (1, 2):
             asyncio.run(policy.update_weights(version, weights))
         with serving(late, port):
-            policy._servers[1].aside_until = 0
-            policy._servers[0].in_flight = 9
+            policy.servers[1].aside_until = 0
+            policy.servers[0].in_flight = 9
             assert act(policy, PROMPT)[0].weight_version == 2
     assert len(late.prompts) == 1 and got == [["weights-00000.safetensors"]]
 
@@ -752,7 +752,7 @@ def test_turns_that_wait_for_new_weights_run_together_and_one_load_is_enough(tmp
         update = asyncio.create_task(policy.update_weights(5, tmp_path))
         await asyncio.to_thread(begun.wait, 20)
         turns = [asyncio.create_task(policy.act([*PROMPT, i], STOP, 24, 1)) for i in range(8)]
-        while policy._servers[0].in_flight < 8:
+        while policy.servers[0].in_flight < 8:
             await asyncio.sleep(0.01)
         may_end.set()
         await update
@@ -761,7 +761,7 @@ def test_turns_that_wait_for_new_weights_run_together_and_one_load_is_enough(tmp
     with serving(served) as url, policy_of(url) as policy:
         assert {turn.weight_version for turn in asyncio.run(main(policy))} == {5}
         # So it is when none of them comes from an update.
-        policy._servers[0].weights = None
+        policy.servers[0].weights = None
         served.weights = "default"
         act(policy, *([*PROMPT, i] for i in range(8)))
     assert served.events.count("pause") == 2 and served.most == 8
@@ -776,7 +776,7 @@ def test_a_load_that_fails_is_not_tried_by_each_turn_that_waits_for_it(tmp_path)
 
     async def turns(policy):
         tasks = [asyncio.create_task(policy.act([*PROMPT, i], STOP, 24, 1)) for i in range(8)]
-        while policy._servers[0].in_flight < 8:
+        while policy.servers[0].in_flight < 8:
             await asyncio.sleep(0.01)
         may_end.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
@@ -785,7 +785,7 @@ def test_a_load_that_fails_is_not_tried_by_each_turn_that_waits_for_it(tmp_path)
     with serving(served) as url, policy_of(url, attempts=1) as policy:
         asyncio.run(policy.update_weights(3, tmp_path))
         served.events.clear()
-        served.load, served.weights, policy._servers[0].weights = load, "default", None
+        served.load, served.weights, policy.servers[0].weights = load, "default", None
         errors = asyncio.run(turns(policy))
     assert served.events.count("pause") == 1
     assert all(isinstance(e, PolicyUnavailable) and "did not load" in str(e) for e in errors)
@@ -802,7 +802,7 @@ def test_a_server_that_was_left_paused_gets_no_turn_before_it_has_loaded(tmp_pat
         with policy_of(*urls) as policy:
             act(policy, *([*PROMPT, i] for i in range(4)))
             assert len(served[1].prompts) == 4 and not served[0].prompts
-            policy._servers[0].aside_until = 0
+            policy.servers[0].aside_until = 0
             asyncio.run(policy.update_weights(3, tmp_path))
             act(policy, *([*PROMPT, i] for i in range(4)))
             assert len(served[0].prompts) == 2 and not served[0].paused
@@ -814,7 +814,7 @@ def test_a_server_whose_pause_ends_gets_turns(tmp_path):
 
         async def main():
             turns = [asyncio.create_task(policy.act(PROMPT, STOP, 24, 1)) for _ in range(3)]
-            while not policy._servers[0].failures:
+            while not policy.servers[0].failures:
                 await asyncio.sleep(0.01)
             served.paused = False
             return await asyncio.gather(*turns)
@@ -855,7 +855,7 @@ def test_a_follower_leaves_a_server_alone_that_is_being_loaded(tmp_path):
         loads, asked = served.events.count("pause"), len(served.prompts)
         for name in (served.weights, "default"):
             served.paused, served.weights = True, name
-            other._servers[0].heard = 0.0  # so that it asks what it has
+            other.servers[0].heard = 0.0  # so that it asks what it has
             with pytest.raises(PolicyUnavailable, match="is paused"):
                 act(other, PROMPT)
         with pytest.raises(PolicyUnavailable, match="is paused"):
@@ -895,18 +895,18 @@ def test_a_follower_updates_a_server_that_was_started_anew_and_no_other(tmp_path
         asyncio.run(leader.update_weights(4, tmp_path))
         served[1].weights = "default"
         asyncio.run(other.follow(4))
-        other._servers[0].in_flight = 9  # so that it asks the second one
+        other.servers[0].in_flight = 9  # so that it asks the second one
         assert act(other, PROMPT)[0].weight_version == 4
         assert served[1].events.count(f"collective_rpc load_checkpoint {tmp_path}") == 2
         asyncio.run(leader.update_weights(5, tmp_path))
-        for server in other._servers:
+        for server in other.servers:
             server.heard = 0.0  # so that it asks what they have
         with pytest.raises(PolicyUnavailable, match="other weights: 5-"):
             act(other, PROMPT)
         assert all(each.weights.startswith("5-") for each in served)
         # One that led, and then follows, loads no more either.
         asyncio.run(leader.follow(5))
-        for server, each in zip(leader._servers, served, strict=True):
+        for server, each in zip(leader.servers, served, strict=True):
             server.heard, each.weights = 0.0, "6-"
         with pytest.raises(PolicyUnavailable, match="other weights: 6-"):
             act(leader, PROMPT)
@@ -966,7 +966,7 @@ def test_closing_ends_a_turn_that_is_under_way_with_an_error():
                 await turn
 
         asyncio.run(main())
-    assert not policy._servers[0].failures
+    assert not policy.servers[0].failures
 
 
 def test_closing_removes_what_was_written_though_it_is_interrupted(
@@ -977,11 +977,11 @@ def test_closing_removes_what_was_written_though_it_is_interrupted(
 
     with serving(Served(root=checkpoint)) as url, contextlib.ExitStack() as stack:
         policy = policy_of(url, weights_folder=tmp_path)
-        stack.callback(policy._loop.close)
+        stack.callback(policy.loop.close)
         asyncio.run(policy.update_weights(1, weights))
         assert list(tmp_path.iterdir())
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(policy._loop, "close", interrupted)
+            patch.setattr(policy.loop, "close", interrupted)
             policy.close()
         assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,28 @@
+"""A problem set of one's own, and an environment of it: python examples/problems.py."""
+
+import gymnasium as gym
+
+from retool_env.problems import SOURCES, Problem, ProblemList
+
+
+def squares(size: int = 100) -> ProblemList:
+    """Squares of whole numbers. The parameters are settings of the environment."""
+    return ProblemList(
+        Problem(id=f"squares/{n}", question=f"What is {n} squared?", answer=str(n * n))
+        for n in range(size)
+    )
+
+
+# Adding it to the registry is all: environments and command lines can now name it.
+SOURCES["squares"] = squares
+gym.register(
+    "ReTool-Squares-v0", "retool_env.env:ReToolEnv", kwargs={"problems": "squares", "size": 20}
+)
+
+if __name__ == "__main__":
+    with gym.make("ReTool-Squares-v0", interpreter=False, prompt_template="{query}\n") as env:
+        for seed in range(3):
+            observation, _ = env.reset(seed=seed)
+            n = int(observation.split()[2])
+            _, reward, _, _, info = env.step(f"<answer>{n * n}</answer>")
+            print(f"{info['transcript'].problem.id}: reward {reward}")

@@ -1,0 +1,1 @@
+"""The commands of `retool`, a module each; their options lie beside what they do."""

@@ -1,0 +1,91 @@
+"""The task of the checkpoint that a command line names, and what is said of it."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retool_env.errors import MissingFile
+
+if TYPE_CHECKING:
+    from retool_env.checkpoint_task import CheckpointTask
+
+IGNORE = "--ignore-retool-json"
+
+
+def add_ignore(parser: argparse.ArgumentParser) -> None:
+    """Give a parser the option that passes over a checkpoint's task."""
+    parser.add_argument(
+        IGNORE, action="store_true", help="pass over what the model's retool.json says"
+    )
+
+
+def checkpoint_task(arguments: argparse.Namespace) -> tuple[CheckpointTask | None, list[str]]:
+    """The task of the model that the command line names; and a line where it is passed over.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If its `retool.json` is wrong.
+    """
+    from retool_env.checkpoint_task import read_task
+
+    model = arguments.model
+    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
+        raise MissingFile(f"there is no checkpoint folder {model!r}")
+    if arguments.ignore_retool_json:
+        return None, [f"{IGNORE}: what {model} says of its task is passed over"]
+    task = read_task(model, f", or pass over it with {IGNORE}")
+    if task and (warning := task.revision_warning(model)):
+        print(warning, file=sys.stderr)
+    return task, []
+
+
+def task_lines(
+    task: CheckpointTask | None, arguments: argparse.Namespace, given: dict[str, Any]
+) -> list[str]:
+    """Lines that say what is taken from a checkpoint.
+
+    Args:
+        task: The checkpoint's.
+        arguments: The command line, with the environment's id.
+        given: The settings of the command line, its sampling included.
+    """
+    from retool_env.checkpoint_task import differences
+
+    if task is None:
+        local = arguments.model and not getattr(arguments, "api", None)
+        if not local or arguments.ignore_retool_json:
+            return []
+        return [f"{arguments.model} has no retool.json: the settings are {arguments.env}'s own"]
+    lines = [task.summary(arguments.env, arguments.model)]
+    before = task.settings_for(arguments.env)
+    if arguments.env == task.id:
+        before |= task.sampling
+    if differ := differences(before, given, "there"):
+        lines.append(f"the command line differs from it: {differ}")
+    return lines
+
+
+def say(lines: Sequence[str]) -> None:
+    """Print lines, before what takes its time."""
+    for line in lines:
+        print(line, flush=True)
+
+
+def with_test_split(id: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an environment with held-out problems: the split `test`, where there are splits and none is named."""
+    from retool_env.problems import SOURCES
+    from retool_env.task import registered_settings
+
+    registered = registered_settings(id)
+    source = (
+        SOURCES.get(registered["problems"]) if isinstance(registered["problems"], str) else None
+    )
+    named = {"split", "path"} & {*registered, *settings}  # a file has no splits
+    if named or source is None or "split" not in inspect.signature(source).parameters:
+        return settings
+    return {**settings, "split": "test"}

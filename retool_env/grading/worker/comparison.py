@@ -1,0 +1,154 @@
+"""The verdict on two texts, which reads both, and refuses what the parser would let pass."""
+
+import re
+from typing import Any
+
+from .expressions import chain, has_lost_words, is_name, is_odd_collection, normalise, parse
+from .values import exact, fraction, verify
+from .words import bases_of, hides_a_part, is_ambiguous, is_words, without_member, words_of
+
+_APPROXIMATION = re.compile(r"\\approx(?![A-Za-z])|\\simeq(?![A-Za-z])")
+_DECIMAL = re.compile(r"[+-]?\s*(?:\d*\.)?\d+")
+_PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
+_IN = re.compile(r"\\in(?![A-Za-z])")
+_BARE_LIST = re.compile(r"[^()\[\],]+(?:,[^()\[\],]+)+")
+_LISTED = re.compile(r"\s*\[[^\[\]]*\]\s*")
+
+
+def without_approximations(text: str) -> str | None:
+    r"""``a`` of ``a \approx 0.577``, if that is `a` to within a hundredth of it; `None` if it isn't.
+
+    A name before the sign is left to be read as one before an equals sign.
+    """
+    members = [member.strip() for member in _APPROXIMATION.split(text)]
+    head, equals, member = members[0].rpartition("=")
+    if len(members) == 1:
+        return text
+    if (
+        len(members) == 2
+        and not equals
+        and (name := parse(member)) is not None
+        and is_name(name, member)
+    ):
+        return f"{member} = {members[1]}"
+    values = [parse(each) for each in (member, *members[1:])]
+    if any(value is None or not getattr(value, "is_number", False) for value in values):
+        return None
+    exact_ones = [
+        i for i, each in enumerate((member, *members[1:])) if not _DECIMAL.fullmatch(each)
+    ]
+    first = exact_ones[0] if exact_ones else 0
+    found = [fraction(exact(value.doit())) for value in values]
+    numbers = [number for number in found if number is not None]
+    # "5 \\approx 7", "\\pi \\approx \\frac{22}{7}"
+    if len(exact_ones) > 1 or len(numbers) < len(values):
+        return None
+    value = numbers[first]
+    if any(abs(number - value) * 100 > abs(value) for number in numbers):
+        return None
+    return f"{head}{equals} {(member, *members[1:])[first]}"
+
+
+def both_signs(text: str) -> str:
+    r"""``a + b, a - b`` for ``a \pm b``, in an expression or after a name; any other text as it is."""
+    head, equals, tail = text.rpartition("=")
+    if not _PLUS_MINUS.search(tail) or re.search("[,;]", text):
+        return text
+    if equals and ((name := parse(head)) is None or not is_name(name, head)):
+        return text
+
+    def signed(pm: str, mp: str) -> str:
+        plain = _PLUS_MINUS.sub(lambda sign: pm if sign[1] == "pm" else mp, tail)
+        return plain.strip().lstrip("+")
+
+    return f"{signed('+', '-')}, {signed('-', '+')}"
+
+
+def compare(written: str, wanted: str) -> bool:
+    """Compare an answer with a gold one, both given as LaTeX or plain text."""
+    if hides_a_part(written) and not hides_a_part(wanted):
+        return False
+    words = words_of(written)
+    if words and len(words) > 2 and words == words_of(wanted):
+        return True
+    answer_text, gold_text = normalise(written), normalise(wanted)
+    if not answer_text or not gold_text:
+        return False
+    if answer_text == gold_text:
+        return True
+    from sympy import Interval, Tuple
+
+    if is_ambiguous(answer_text) and not is_ambiguous(gold_text):
+        return False
+    answer_text, gold_text = without_approximations(answer_text), without_approximations(gold_text)
+    if not answer_text or not gold_text:
+        return False
+    bases = bases_of(answer_text), bases_of(gold_text)
+    if all(bases) and bases[0] != bases[1]:
+        return False
+
+    answer_text, gold_text = (both_signs(without_member(text)) for text in (answer_text, gold_text))
+    if _IN.search(answer_text) and not _IN.search(gold_text):
+        return False
+    if _LISTED.fullmatch(answer_text) and _BARE_LIST.fullmatch(gold_text):
+        answer_text = answer_text.strip()[1:-1]  # a list, as programs print it
+    answer, gold = parse(answer_text), parse(gold_text)
+    if answer is None or gold is None:
+        return False
+    if isinstance(gold, Tuple | Interval) and answer_text.lstrip().startswith("\\{"):
+        return False  # a set has no order and no inside
+    if has_lost_words(answer_text, answer):
+        return False
+    if is_odd_collection(answer) and not is_odd_collection(gold):
+        return False
+    answer_chain, gold_chain = chain(answer), chain(gold)
+    if gold_chain and not gold.free_symbols:  # "0.5 = 50\\%": all members are its value
+        if not _all_equal(gold_chain[-1], gold_chain):
+            return False
+        return _all_equal(gold_chain[-1], answer_chain or [answer])
+    if answer_chain is None:
+        return verify(gold, answer)
+    if gold_chain is None:
+        return _all_equal(
+            gold, answer_chain[is_name(answer_chain[0], answer_text.partition("=")[0]) :]
+        )
+    if answer.free_symbols != gold.free_symbols:
+        return False
+    if len(answer_chain) == len(gold_chain) == 2:
+        return verify(gold, answer)
+    if is_name(gold_chain[0], gold_text.partition("=")[0]) and answer_chain[0] == gold_chain[0]:
+        return _all_equal(gold_chain[-1], answer_chain[1:])
+    return False
+
+
+def _all_equal(gold: Any, values: list[Any]) -> bool:
+    return bool(values) and all(verify(gold, value) for value in values)
+
+
+def joined(values: list[str]) -> str:
+    """Several boxes as the list of their values, each once."""
+    found: list[str] = []
+    for value in values:
+        if not any(compare(value, other) for other in found):
+            found.append(value)
+    return ", ".join(found)
+
+
+def is_value(text: str) -> bool:
+    """Whether a text is one expression that has a value, or a few words, and equals itself."""
+    from sympy import nan, zoo
+
+    plain = normalise(text)
+    if not plain:
+        return False
+    value = parse(plain)
+    if value is None:
+        return is_words(plain)
+    return value not in (nan, zoo) and verify(value, value)
+
+
+def reply_to(values: list[str], wanted: list[str] | None = None) -> bool:
+    """Answer a question, see `grader.Question`."""
+    if wanted is None:
+        return all(is_value(value) for value in values)
+    return compare(joined(values), joined(wanted))

@@ -1,0 +1,137 @@
+"""The contract of policies: its defaults, policies that were written without it, and the registry."""
+
+import asyncio
+
+import pytest
+
+from agents.models.tiny import make_tokenizer
+from retool_env.episode import Generation
+from retool_env.errors import SettingsError
+from retool_env.problems import Problem
+from retool_env.rollout import Policy, RolloutEngine, ScriptedPolicy, TextGeneration, TextPolicy
+from retool_env.rollout.named import POLICIES, Model, make_policy
+from retool_env.rollout.openai.policy import OpenAIPolicy
+from retool_env.rollout.policy import as_policy
+from retool_env.rollout.simulated import SimulatedPolicy
+from retool_env.rollout.transformers.policy import TransformersPolicy
+from retool_env.rollout.vllm import VLLMPolicy, VLLMServerPolicy
+from retool_env.rules import Rules
+from retool_env.transcript import check_transcript
+
+PROBLEM = Problem(id="p", question="6 * 7?", answer="42")
+RULES = Rules(interpreter=False, max_tokens=1000)
+
+
+class Own:
+    """A policy in the form of before: it inherits nothing."""
+
+    def __init__(self):
+        self.tokenizer = make_tokenizer()
+        self.context_length = 10_000
+        self.weight_version = 3
+
+    async def act(self, token_ids, stop, budget, seed):
+        ids = tuple(self.tokenizer.encode("<answer>42</answer>", add_special_tokens=False))
+        return Generation(ids, (0.0,) * len(ids), "tag", weight_version=self.weight_version)
+
+    async def update_weights(self, version, weights=None):
+        self.weight_version = version
+
+
+class OwnText:
+    async def write(self, transcript, stop, seed):
+        return TextGeneration("<answer>42</answer>", "tag")
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [ScriptedPolicy, SimulatedPolicy, TransformersPolicy, VLLMPolicy, VLLMServerPolicy],
+)
+def test_each_policy_of_token_ids_is_one(policy):
+    assert issubclass(policy, Policy) and not policy.__abstractmethods__
+
+
+def test_the_policy_of_an_api_is_one_of_text():
+    assert issubclass(OpenAIPolicy, TextPolicy) and not OpenAIPolicy.__abstractmethods__
+
+
+@pytest.mark.parametrize("policy", [ScriptedPolicy(lambda _: "", make_tokenizer()), Own()])
+def test_what_a_policy_does_not_say_has_a_default(policy):
+    policy = as_policy(policy)
+    assert isinstance(policy, Policy) and not isinstance(policy, TextPolicy)
+    assert (policy.temperature, policy.top_p, policy.model, policy.checkpoint) == (
+        None,
+        1,
+        None,
+        None,
+    )
+    assert not policy.sleep_mode and not policy.shares_servers
+    policy.clear_cache()
+    for refused in (policy.sleep(), policy.wake_up(), policy.follow(1)):
+        with pytest.raises(RuntimeError):
+            asyncio.run(refused)
+    with policy:  # and closes it, which may be done again
+        policy.close()
+
+
+def test_a_policy_that_inherits_nothing_runs_and_keeps_what_it_has():
+    own = Own()
+    engine = RolloutEngine(own, RULES, None)
+    asyncio.run(engine.policy.update_weights(5))
+    assert own.weight_version == engine.policy.weight_version == 5
+    [[transcript]] = engine.run([PROBLEM])
+    check_transcript(transcript)
+    assert transcript.correct and transcript.weight_version == 5
+    own.top_p = 0.5
+    assert engine.policy.top_p == 0.5 and isinstance(engine.policy, Own)
+
+
+def test_so_does_one_of_text():
+    [[transcript]] = RolloutEngine(OwnText(), Rules(interpreter=False), None).run([PROBLEM])
+    assert transcript.correct and transcript.spans[0].token_ids is None
+
+
+def test_what_is_no_policy_is_told_what_to_inherit():
+    with pytest.raises(TypeError, match="object is no policy: inherit retool_env"):
+        RolloutEngine(object(), RULES, None)
+
+
+def test_a_policy_that_lacks_a_method_is_refused_when_it_is_made():
+    class Half(Policy):
+        async def update_weights(self, version, weights=None):
+            pass
+
+    with pytest.raises(TypeError, match="act"):
+        Half()
+
+
+# --- the registry ---------------------------------------------------------------------------------
+
+
+def test_a_policy_that_was_entered_is_made_by_its_name(monkeypatch):
+    monkeypatch.setitem(POLICIES, "own", lambda model, **settings: (model.name, settings))
+    assert make_policy("own", Model("m"), temperature=0.5) == ("m", {"temperature": 0.5})
+
+
+def test_a_name_that_there_is_not_is_told_those_that_there_are():
+    with pytest.raises(SettingsError, match="no policy 'vlm'; there are transformers, vllm, "):
+        make_policy("vlm", Model("m"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"rows": 4}, "unexpected keyword argument 'rows'"), ({"top_p": 2}, "top_p must be above 0")],
+)
+def test_a_wrong_argument_is_a_wrong_setting(settings, words):
+    pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
+    with pytest.raises(SettingsError, match=words):
+        make_policy("openai", Model("m"), urls="http://h/v1", **settings)
+
+
+def test_a_mistake_in_a_policy_is_not_a_wrong_setting(monkeypatch):
+    def broken(model):
+        raise KeyError("a bug")
+
+    monkeypatch.setitem(POLICIES, "broken", broken)
+    with pytest.raises(KeyError, match="a bug"):
+        make_policy("broken", Model("m"))
