@@ -16,11 +16,11 @@ import tempfile
 import time
 import zlib
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PrinterCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import GRPOConfig
 
 from agents.base.presets import read_preset
@@ -111,7 +111,7 @@ def train(checkpoint: Path, steps: int, staleness: int, tool: Any, learns: bool)
         if staleness:
             policy = load_policy(str(checkpoint), "float32", str(trainer.accelerator.device))
         else:
-            policy = TransformersPolicy(cast(PreTrainedModel, trainer.model), tokenizer)
+            policy = TransformersPolicy(trainer.model, tokenizer)
         engine = RolloutEngine(policy, rules, tool)
         ends = [time.monotonic()]
         trainer.rollout_func = EngineRollouts(
