@@ -162,7 +162,7 @@ def make_rewriter(settings: Settings) -> Policy | TextPolicy:
         loaded, tokenizer = load_model(settings.model, settings.dtype)
         if torch.accelerator.is_available():
             # transformers' wrapper of `to` takes its argument for the model.
-            loaded = loaded.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
+            loaded = loaded.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]  # there is one
         model = Model(settings.model, loaded, tokenizer)
     elif name not in POLICIES or name in SERVED:
         names = ", ".join(each for each in POLICIES if each not in SERVED)

@@ -225,7 +225,7 @@ def policy_of(settings: Settings, number: int, model: str, resources: ExitStack)
         loaded, tokenizer = load_model(model, settings.dtype)
     if name == "transformers" and torch.accelerator.is_available():
         # transformers' wrapper of `to` takes its argument for the model.
-        loaded = loaded.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
+        loaded = loaded.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]  # there is one
     policy = make_policy(name, options, loaded, tokenizer, model, settings.temperature, apart=False)
     resources.enter_context(policy)
     # Servers have whatever they were started with, or an earlier round's.

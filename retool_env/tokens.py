@@ -42,7 +42,7 @@ def _backend(tokenizer: Tokenizer) -> Any:
         own = ("encode", "_encode_plus", "decode", "_decode")
         modules = {getattr(getattr(kind, name, None), "__module__", "") for name in own}
         plain = _plain[kind] = modules <= _WRAPPERS
-    return tokenizer.backend_tokenizer if plain else None  # type: ignore[attr-defined]
+    return tokenizer.backend_tokenizer if plain else None  # type: ignore[attr-defined]  # a fast one has it
 
 
 _WRAPPERS = {"transformers.tokenization_utils_base", "transformers.tokenization_utils_tokenizers"}

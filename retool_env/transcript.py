@@ -248,7 +248,8 @@ class Transcript:
         """Rebuild a transcript from `to_json`'s values, those of older versions too.
 
         Raises:
-            ValueError: If they were written by a newer version.
+            ValueError: If they were written by a newer version, or in a protocol that is not
+                registered.
         """
         record = {"revision": 1, **record}
         version = record.pop("format", 1)
@@ -256,6 +257,10 @@ class Transcript:
             raise ValueError(
                 f"format {version!r} is not known here, only 1 to {FORMAT}: a newer retool-env wrote it"
             )
+        protocol = record.get("protocol", "tags")
+        if protocol not in [*PROTOCOLS]:
+            known = ", ".join(PROTOCOLS)
+            raise ValueError(f"the protocol {protocol!r:.60} is unknown; registered are {known}")
         spans = tuple(_span_from_json(span) for span in record["spans"])
         reason = record["stop_reason"]
         return cls(

@@ -6,8 +6,10 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import ROOT
@@ -100,31 +102,30 @@ def run(command: list[str], folder: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:]
 
 
-def with_blocks(language: str) -> list[Path]:
-    return [
-        page
-        for page in PAGES
-        if any(block.language == language and not block.reason for block in blocks_of(page))
-    ]
+def runnable(page: Path, language: str) -> list[str]:
+    return [b.text for b in blocks_of(page) if b.language == language and not b.reason]
 
 
-@pytest.mark.timeout(SECONDS + 60)
-@pytest.mark.parametrize("page", with_blocks("python"), ids=name_of)
-def test_the_python_blocks_of_a_page_run_one_after_the_other(page, workshop, tmp_path):
-    script = tmp_path / "page.py"
-    blocks = [b.text for b in blocks_of(page) if b.language == "python" and not b.reason]
-    script.write_text("\n\n".join(blocks))
-    run([sys.executable, str(script)], workshop)
+def with_code() -> Iterator[Any]:
+    """The pages that have something to run. Those that train a model take half a minute each."""
+    for page in PAGES:
+        if runnable(page, "console") or runnable(page, "python"):
+            slow = [pytest.mark.slow] if "training" in page.parts else []
+            yield pytest.param(page, id=name_of(page), marks=slow)
 
 
-@pytest.mark.timeout(SECONDS + 60)
-@pytest.mark.parametrize("page", with_blocks("console"), ids=name_of)
-def test_the_commands_of_a_page_run(page, workshop):
+@pytest.mark.timeout(2 * SECONDS)
+@pytest.mark.parametrize("page", with_code())
+def test_the_blocks_of_a_page_run(page, workshop, tmp_path):
+    """First its commands, then its Python, in one namespace, which may read what they left."""
     lines = ["set -e"]
-    for block in blocks_of(page):
-        if block.language == "console" and not block.reason:
-            lines += re.findall(r"^\$ ((?:.*\\\n)*.*)", block.text, re.MULTILINE)
+    for text in runnable(page, "console"):
+        lines += re.findall(r"^\$ ((?:.*\\\n)*.*)", text, re.MULTILINE)
     run(["bash", "-c", "\n".join(lines)], workshop)
+    if blocks := runnable(page, "python"):
+        script = tmp_path / "page.py"
+        script.write_text("\n\n".join(blocks))
+        run([sys.executable, str(script)], workshop)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

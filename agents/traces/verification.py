@@ -135,4 +135,4 @@ def _same(one: str, other: str) -> bool:
         return a == b
     places = max(number.as_tuple().exponent for number in (a, b))
     # The exponent of what is not finite would be text.
-    return abs(a - b) < Decimal((0, (1,), places))  # type: ignore[arg-type]
+    return abs(a - b) < Decimal((0, (1,), places))  # type: ignore[arg-type]  # of digits that were read

@@ -358,11 +358,11 @@ class EngineGRPOTrainer(GRPOTrainer):
             return logps, entropies, auxiliary
 
         # TRL's loss calls the method for the model's log-probs, and then reads the inputs.
-        self._get_per_token_logps_and_entropies = prepared  # type: ignore[method-assign]
+        self._get_per_token_logps_and_entropies = prepared  # type: ignore[method-assign]  # for one pass
         try:
             yield
         finally:
-            self._get_per_token_logps_and_entropies = original  # type: ignore[method-assign]
+            self._get_per_token_logps_and_entropies = original  # type: ignore[method-assign]  # as it was
 
     def _weigh(self, inputs: dict[str, Any], old: torch.Tensor, mask: torch.Tensor) -> None:
         """Weigh the advantages by the correction."""

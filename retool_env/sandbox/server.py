@@ -240,7 +240,7 @@ def serve(
         config = uvicorn.Config(
             app,
             # It is only called, as a class would be.
-            http=Connections(connections, token).protocol,  # type: ignore[arg-type]
+            http=Connections(connections, token).protocol,  # type: ignore[arg-type]  # uvicorn takes a class
             ws="none",
             backlog=_ACCEPTED,
             loop="asyncio",  # the sandbox watches processes through it

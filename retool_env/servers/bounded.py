@@ -29,7 +29,7 @@ def bounded_client[T](base: type[T], most_bytes: int, **given: Any) -> T:
     """
     library = _library(base)
 
-    class Stream(library.AsyncByteStream):  # type: ignore[name-defined]
+    class Stream(library.AsyncByteStream):  # type: ignore[name-defined]  # httpx or httpx2
         def __init__(self, stream: Any, request: Any) -> None:
             self._stream = stream
             self._request = request
@@ -57,7 +57,7 @@ def bounded_client[T](base: type[T], most_bytes: int, **given: Any) -> T:
         response.encoding = "utf-8"
         response.stream = Stream(response.stream, response.request)
 
-    class Client(base):  # type: ignore[misc, valid-type]
+    class Client(base):  # type: ignore[misc, valid-type]  # httpx or httpx2
         async def send(self, request: Any, **options: Any) -> Any:
             request.headers["Accept-Encoding"] = "identity"
             given = request.extensions["timeout"]

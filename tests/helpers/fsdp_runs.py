@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForC
 from trl.trainer.utils import add_fused_lm_head
 
 from agents import grpo, ppo, rft, sft
+from agents.base import session
 from agents.base.model import load_model
 from agents.base.presets import load_settings
 from agents.base.run import RunLogger
@@ -76,7 +77,7 @@ def run(module, checkpoint, folder, name, resume=False, **more):
 def written():
     """Episodes are `Writer`'s."""
     policy = lambda *arguments: Writer(arguments[3])  # noqa: E731
-    with patch.object(grpo, "make_policy", policy), patch.object(ppo, "make_policy", policy):
+    with patch.object(session, "make_policy", policy):
         yield
 
 

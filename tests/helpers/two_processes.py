@@ -143,7 +143,7 @@ def run(checkpoint, folder, name, policy, box, steps=1, own=False, full=False, *
         trainer.rollout_func.close()
     start = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     weights, before = flat(trainer.model), flat(start)
-    served = flat(policy.model) if hasattr(policy, "model") else None
+    served = None if policy.model is None else flat(policy.model)
     return {
         "error": error,
         "moved": not torch.equal(weights, before),

@@ -52,7 +52,7 @@ class _Finder:
         # Not imported beforehand: each copy of the template would have to map and unmap it.
         if name == "_posixsubprocess" and (spec := PathFinder.find_spec(name, path, target)):
             # It does all that a loader is asked for here.
-            spec.loader = _Explained(spec.loader)  # type: ignore[assignment]
+            spec.loader = _Explained(spec.loader)  # type: ignore[assignment]  # it wraps the loader
             return spec
         return None
 

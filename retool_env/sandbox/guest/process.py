@@ -240,7 +240,7 @@ class Process:
     def _end(self) -> None:
         """Does what Python does at the end of any script."""
         # Python itself calls the first, which is private.
-        for step in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
+        for step in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]  # as at an exit
             with suppress(BaseException):
                 step()
         self._main = None
