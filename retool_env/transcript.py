@@ -300,7 +300,13 @@ def _span_from_json(record: dict[str, Any]) -> Span:
         key: None if record.get(key) is None else tuple(record[key])
         for key in ("token_ids", "logprobs", "trained_logprobs")
     }
-    tuples["weight_runs"] = tuple(tuple(run) for run in record.get("weight_runs", ()))
+    runs = record.get("weight_runs", ())
+    pairs = isinstance(runs, list | tuple) and all(
+        isinstance(run, list | tuple) and len(run) == 2 for run in runs
+    )
+    if not pairs:
+        raise ValueError(f"weight_runs must be pairs of a version and a length, not {runs!r:.60}")
+    tuples["weight_runs"] = tuple(tuple(run) for run in runs)
     return Span(**{**record, **tuples, "execution": execution})
 
 

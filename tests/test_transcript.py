@@ -340,3 +340,13 @@ def test_a_format_that_is_not_known_is_named(tmp_path, version):
     path.write_text(json.dumps({**TEXT.to_json(), "format": version}) + "\n")
     with pytest.raises(ValueError, match=r"line 1.*format .* is not known here"):
         list(read_transcripts(path))
+
+
+@pytest.mark.parametrize("runs", ["x", None, 3, {"a": 1}, [[4]], [[4, 1, 1]], [4, 1], ["ab"]])
+def test_weight_runs_that_are_no_pairs_are_named(tmp_path, runs):
+    record = RUNS.to_json()
+    record["spans"][1]["weight_runs"] = runs
+    path = tmp_path / "transcripts.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    with pytest.raises(ValueError, match=r"line 1.*weight_runs must be pairs"):
+        list(read_transcripts(path))
