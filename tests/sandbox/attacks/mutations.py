@@ -105,7 +105,13 @@ MUTATIONS = [
     _one("cache: flags", "guest/syscalls.py", '    "preadv2": (5, (0,)),', '    "preadv2": (5, (0, 8, 0x80)),'),
     _one("cache: calls", "guest/syscalls.py", "msync 26 227, madvise", "msync 26 227, mincore 27 232, fadvise64 221 223, readahead 187 213, madvise"),
     _one("bind", "guest/syscalls.py", "socket 41 198, connect", "socket 41 198, bind 49 200, listen 50 201, connect"),
-    _one("number of the block", "job.py", "if ended and number == self._number:  #", "if ended:  #"),
+    Mutation(
+        "number of the block",
+        (
+            ("job.py", "over = ended and number == self._number and", "over = ended and"),
+            ("job.py", "if ended and number == self._number:  #", "if ended:  #"),
+        ),
+    ),
     _one("clock outranks the record", "job.py", "        if self._timed_out and self._code in (None, -signal.SIGKILL):", "        if self._timed_out and not told:"),
     _one("exit status outranks the record", "job.py", "        told = read_record(text, limits)\n        if self._timed_out and", "        told = read_record(text, limits)\n        if told:\n            return told\n        if self._timed_out and"),
     _one("end of a session's process", "job.py", "        if self._code or self.session:", "        if self._code:"),
