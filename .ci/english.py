@@ -266,9 +266,9 @@ def _functions(path: Path, node: ast.AST, owner: str) -> Iterator[Finding]:
     for child in getattr(node, "body", []):
         if isinstance(child, ast.ClassDef):
             for field in child.body:
-                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                    if field.target.id in _EVERYDAY:
-                        yield Finding(path, field.lineno, TERMS, f"{child.name}.{field.target.id}")
+                name = getattr(getattr(field, "target", None), "id", "")
+                if isinstance(field, ast.AnnAssign) and name in _EVERYDAY:
+                    yield Finding(path, field.lineno, TERMS, f"{child.name}.{name}")
             if not child.name.startswith("_"):
                 yield from _functions(path, child, ast.get_docstring(child) or "")
         elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -288,9 +288,9 @@ def _function(
     if node.name == "__init__":
         texts |= entries(owner, "Args") | entries(owner, "Attributes")
     overrides = any(getattr(a, "id", "") == "override" for a in node.decorator_list)
-    if len(parameters) >= 3 and not overrides:
-        if missing := [a.arg for a in parameters if not texts.get(a.arg)]:
-            yield Finding(path, node.lineno, ARGUMENTS, f"{node.name}({', '.join(missing)})")
+    missing = [a.arg for a in parameters if not texts.get(a.arg)]
+    if len(parameters) >= 3 and missing and not overrides:
+        yield Finding(path, node.lineno, ARGUMENTS, f"{node.name}({', '.join(missing)})")
     for parameter in parameters:
         annotation = ast.unparse(parameter.annotation) if parameter.annotation else ""
         text = texts.get(parameter.arg, "")
