@@ -115,7 +115,13 @@ MUTATIONS = [
     _one("clock outranks the record", "job.py", "        if self._timed_out and self._code in (None, -signal.SIGKILL):", "        if self._timed_out and not told:"),
     _one("exit status outranks the record", "job.py", "        told = read_record(text, limits)\n        if self._timed_out and", "        told = read_record(text, limits)\n        if told:\n            return told\n        if self._timed_out and"),
     _one("end of a session's process", "job.py", "        if self._code or self.session:", "        if self._code:"),
-    _one("own processes earn no time", "job.py", "        return max(waited - (burden.seconds - self._burdened), 0.0)\n", "        return waited\n"),
+    Mutation(
+        "own processes earn no time",
+        (
+            ("job.py", "        if burden.running:", "        if False:"),
+            ("job.py", "max(waited - (burden.seconds - self._burdened), 0.0)\n", "waited\n"),
+        ),
+    ),
     _one("programs go first", "guest/supervisor.py", "    confine.go_first(int(proc))\n", ""),
     _one("leases", "guest/syscalls.py", "_LEASES = (1024, 1030)", "_LEASES = (1, 1)"),
 ]  # fmt: skip
