@@ -364,14 +364,15 @@ def write_transcripts(path: str | Path, transcripts: Iterable[Transcript]) -> No
 
 
 def read_transcripts(path: str | Path) -> Iterator[Transcript]:
-    """Read what `write_transcripts` wrote.
+    """Read what `write_transcripts` wrote, or the `episodes.jsonl` of an evaluation.
 
     Raises:
         ValueError: Naming the file that is not a regular one, or the line that is no transcript.
     """
     for number, line in enumerate(read_lines(path), 1):
         try:
-            transcript = Transcript.from_json(json.loads(line))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            record = json.loads(line)
+            transcript = Transcript.from_json(record.get("transcript", record))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not a transcript ({error!r})") from error
         yield transcript

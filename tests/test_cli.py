@@ -23,9 +23,10 @@ from retool_env import REVISION, cli
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.cli import main
 from retool_env.errors import SettingsError
+from retool_env.evaluation.folder import Records
 from retool_env.key_values import parse_settings
 from retool_env.sandbox import SandboxUnavailable, nsjail
-from retool_env.transcript import check_transcript, read_transcripts, write_transcripts
+from retool_env.transcript import check_transcript, read_transcripts
 
 ARITHMETIC = "ReTool-Arithmetic-v0"
 
@@ -63,18 +64,20 @@ def test_eval_writes_what_it_found_and_prints_a_table(checkpoint, outside, capsy
     assert counts[0] == "4/4 episodes" and "0 right" in counts and "0 generating" in counts
     assert f"{ARITHMETIC}, avg@2, 2 problems" in out
     assert "| accuracy, 95 % interval |" in out and "| tiny, interpreter |" in out
-    transcripts = list(read_transcripts("found/transcripts.jsonl"))
+    transcripts = list(read_transcripts("found/episodes.jsonl"))
     assert len(transcripts) == 4 and len({t.problem.id for t in transcripts}) == 2
     for transcript in transcripts:
         check_transcript(transcript)
         assert transcript.problem.metadata["difficulty"] == 2
         assert transcript.interpreter and transcript.weight_version == 0
         assert 0 < len(transcript.completion_ids) <= 32
-    results = json.loads(Path("found/results.json").read_text())
-    assert results["episodes"] == 4 and results["problems"] == 2
-    assert results["command"]["model"] == checkpoint
+    record = json.loads(Path("found/eval.json").read_text())
+    assert (record["problems"], record["k"], record["status"]) == (2, 2, "finished")
+    assert record["command"]["model"] == record["model"]["name"] == checkpoint
+    assert len(record["model"]["weights"]) == 64 and record["rules"]["max_tokens"] == 32
+    summary = json.loads(Path("found/figures.json").read_text())["summary"]
     lengths = [len(t.completion_ids) for t in transcripts]
-    assert results["response_tokens"] == sum(lengths) / 4
+    assert summary["episodes"] == 4 and summary["response_tokens"] == sum(lengths) / 4
 
     # A folder is one evaluation's.
     before = {path: path.read_bytes() for path in Path("found").iterdir()}
@@ -84,10 +87,10 @@ def test_eval_writes_what_it_found_and_prints_a_table(checkpoint, outside, capsy
     assert before == {path: path.read_bytes() for path in Path("found").iterdir()}
     # The same seed samples the same.
     assert main([*arguments, "--out", "again"]) == 0
-    again = list(read_transcripts("again/transcripts.jsonl"))
+    again = list(read_transcripts("again/episodes.jsonl"))
     assert sorted(map(repr, map(_ids, again))) == sorted(map(repr, map(_ids, transcripts)))
     assert main([*arguments, "--out", "other", "--seed", "1"]) == 0
-    other = list(read_transcripts("other/transcripts.jsonl"))
+    other = list(read_transcripts("other/episodes.jsonl"))
     assert sorted(map(repr, map(_ids, other))) != sorted(map(repr, map(_ids, transcripts)))
 
 
@@ -105,7 +108,7 @@ def test_eval_without_an_interpreter(how, checkpoint, outside, capsys, monkeypat
     assert "| tiny, text-only |" in capsys.readouterr().out
     [folder] = Path("runs/eval").iterdir()
     assert folder.name.startswith(f"{ARITHMETIC}-tiny-text-only-")
-    assert not any(t.interpreter for t in read_transcripts(folder / "transcripts.jsonl"))
+    assert not any(t.interpreter for t in read_transcripts(folder / "episodes.jsonl"))
     # Another one that begins in the same second has a folder of its own.
     stamp = folder.name.split("-")[-3:-1]
     monkeypatch.setattr("time.strftime", lambda *_: "-".join(stamp))
@@ -139,7 +142,7 @@ def test_eval_in_a_sandbox_of_few_packages(checkpoint, outside, capsys):
     command = ["eval", "--env", ARITHMETIC, "--model", checkpoint, "--sandbox", sandbox]
     arguments = ["--out", "found", *SMALL, "session=true", "errors=last_line"]
     assert main([*command, *arguments]) == 0
-    results = json.loads(Path("found/results.json").read_text())
+    results = json.loads(Path("found/eval.json").read_text())
     assert "'packages': ['numpy']" in results["command"]["sandbox"]
     assert results["settings"]["session"] is True and results["settings"]["errors"] == "last_line"
 
@@ -177,13 +180,13 @@ def test_eval_takes_the_task_of_the_checkpoint_and_says_so(named, model, trained
         f"retool.json: task {ARITHMETIC}, protocol tags, a prompt of its own, {said} (from {model})"
     ]
     assert "differs" not in out and f"{ARITHMETIC}, avg@1, 2 problems" in out
-    transcripts = list(read_transcripts("found/transcripts.jsonl"))
+    transcripts = list(read_transcripts("found/episodes.jsonl"))
     for transcript in transcripts:
         assert transcript.spans[0].text == f"Q {transcript.problem.question}\n"
         assert transcript.problem.metadata["difficulty"] == 2
         assert transcript.problem.id.startswith("arithmetic/test-")
         assert len(transcript.completion_ids) <= 16
-    results = json.loads(Path("found/results.json").read_text())
+    results = json.loads(Path("found/eval.json").read_text())
     assert results["settings"]["max_calls"] == 3 and results["settings"]["split"] == "test"
     assert results["checkpoint_task"]["id"] == ARITHMETIC
     assert results["command"]["temperature"] == "1.0" and results["command"]["top_p"] == "0.7"
@@ -201,9 +204,9 @@ def test_the_command_line_wins_over_the_checkpoint_and_one_line_says_what_differ
         "max_tokens=8 (there: 16)",
         "temperature=0.5 (there: 1.0)",
     }
-    command = json.loads(Path("found/results.json").read_text())["command"]
+    command = json.loads(Path("found/eval.json").read_text())["command"]
     assert (command["temperature"], command["top_p"]) == ("0.5", "0.7")
-    for transcript in read_transcripts("found/transcripts.jsonl"):
+    for transcript in read_transcripts("found/episodes.jsonl"):
         assert len(transcript.completion_ids) <= 8 and not transcript.interpreter
         assert transcript.problem.id.startswith("arithmetic/train-")
 
@@ -218,9 +221,9 @@ def test_on_another_environment_only_protocol_and_prompt_are_the_checkpoints(tra
         "retool.json: protocol tags, a prompt of its own (from trained, trained on "
         f"{ARITHMETIC}); other settings are ReTool-JSONL-v0's\n"
     ) in out
-    [transcript] = read_transcripts("found/transcripts.jsonl")
+    [transcript] = read_transcripts("found/episodes.jsonl")
     assert transcript.spans[0].text == "Q 1 + 1?\n"
-    settings = json.loads(Path("found/results.json").read_text())["settings"]
+    settings = json.loads(Path("found/eval.json").read_text())["settings"]
     assert "max_calls" not in settings and "difficulty" not in settings
 
 
@@ -236,7 +239,7 @@ def test_a_wrong_retool_json_ends_the_evaluation_and_can_be_passed_over(trained,
     assert main([*command, "--ignore-retool-json"]) == 0
     out = capsys.readouterr().out
     assert "--ignore-retool-json: what trained says of its task is passed over\n" in out
-    assert json.loads(Path("found/results.json").read_text())["checkpoint_task"] is None
+    assert json.loads(Path("found/eval.json").read_text())["checkpoint_task"] is None
 
 
 def test_another_revision_is_warned_of_in_one_line(trained, capsys):
@@ -255,22 +258,22 @@ def test_without_a_retool_json_that_is_said_and_an_environment_must_be_named(
     assert main(["eval", "--env", ARITHMETIC, "--model", checkpoint, *SMALL, "--out", "o"]) == 0
     out = capsys.readouterr().out
     assert f"{checkpoint} has no retool.json: the settings are {ARITHMETIC}'s own\n" in out
-    [first, *_] = read_transcripts("o/transcripts.jsonl")
+    [first, *_] = read_transcripts("o/episodes.jsonl")
     assert first.problem.id.startswith("arithmetic/test-")  # held out, all the same
 
 
 def test_how_many_problems_are_evaluated(checkpoint, outside, monkeypatch):
     counts = []
 
-    def evaluate(policy, rules, problems, *_, **__):
-        counts.append(len(problems))
+    def run_jobs(engine, jobs, *_):
+        counts.append(len(jobs))
         raise SettingsError("seen")
 
-    monkeypatch.setattr("retool_env.evaluation.run.evaluate", evaluate)
+    monkeypatch.setattr("retool_env.evaluation.run.run_jobs", run_jobs)
     Path("own.jsonl").write_text(
         "".join(f'{{"question": "{i}?", "answer": "{i}"}}\n' for i in range(300))
     )
-    command = ["eval", "--model", checkpoint, "--text-only"]
+    command = ["eval", "--model", checkpoint, "--text-only", "--k", "1"]
     for more in (
         ["--env", ARITHMETIC],
         ["--env", ARITHMETIC, "--problems", "700"],
@@ -375,7 +378,7 @@ def test_settings_stand_anywhere_on_the_line(arguments, capsys):
 def test_settings_after_options_reach_an_evaluation(checkpoint, outside, capsys):
     command = ["eval", "session=true", "--env", ARITHMETIC, "--model", checkpoint]
     assert main([*command, "--out", "found", *SMALL, "limits.wall_seconds=3"]) == 0
-    settings = json.loads(Path("found/results.json").read_text())["settings"]
+    settings = json.loads(Path("found/eval.json").read_text())["settings"]
     assert settings["session"] is True and settings["limits"] == {"wall_seconds": 3}
 
 
@@ -536,13 +539,13 @@ def test_eval_behind_an_api_with_the_real_sandbox(options, model, outside, capsy
     assert "| calls that ran, in all " in out and "| 6 of 6 " in out
     assert all("/6 episodes, " in line for line in err.splitlines())  # no warning among them
     assert "6/6 episodes, " in err and ", 6 right, " in err and " characters/s, " in err
-    transcripts = list(read_transcripts("found/transcripts.jsonl"))
+    transcripts = list(read_transcripts("found/episodes.jsonl"))
     assert len(transcripts) == 6 and all(t.correct and len(t.calls) == 1 for t in transcripts)
     for transcript in transcripts:
         check_transcript(transcript)
         assert transcript.spans[0].token_ids is None
         assert ("You may use a Python" in transcript.spans[0].text) == (model is in_tags)
-    results = json.loads(Path("found/results.json").read_text())
+    results = json.loads(Path("found/eval.json").read_text())
     read = sum(len(json.dumps(r.get("messages") or r.get("prompt"))) for r in api.requests)
     assert results["usage"]["requests"] == 12 and results["usage"]["prompt_tokens"] == read
     assert f"used: 12 requests, {read:,} tokens in" in out
@@ -580,11 +583,10 @@ def test_of_two_evaluations_with_one_folder_at_once_one_is_refused(outside, caps
         first = pool.submit(main, command)
         assert begun.wait(60)
         assert main(command) == 1
-        assert "or one is under way there" in capsys.readouterr().err
+        assert "another process works in found" in capsys.readouterr().err
         may_go_on.set()
         assert first.result(60) == 0
-    assert len(list(read_transcripts("found/transcripts.jsonl"))) == 2
-    Path("found/transcripts.jsonl").unlink()
+    assert len(list(read_transcripts("found/episodes.jsonl"))) == 2
     assert main(command) == 1
     assert "found holds an evaluation already" in capsys.readouterr().err
 
@@ -598,31 +600,25 @@ def test_what_an_evaluation_has_finished_stays_when_it_stops(
 ):
     pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
 
-    def stop(path, transcripts):
-        if finished:
-            write_transcripts(path, transcripts)
-        raise error
+    def stop(self, episode):
+        if len(self.ended) == finished:
+            raise error
+        append(self, episode)
 
-    monkeypatch.setattr("retool_env.transcript.write_transcripts", stop)
+    append = Records.append
     with serving(ModelAPI(lambda _: Reply("<answer>1</answer>"))) as url:
-        command = [
-            *BEHIND,
-            "--api",
-            url,
-            "--text-only",
-            "--problems",
-            "9",
-            "--k",
-            str(finished or 1),
-        ]
-        assert main(command) == status
-    err = capsys.readouterr().err
-    assert ("what was finished: found/transcripts.jsonl\n" in err) == bool(finished)
-    if not finished:
-        assert not Path("found").exists()
-        return
-    assert len(list(read_transcripts("found/transcripts.jsonl"))) == 2
-    assert main(command) == 1 and "choose another --out" in capsys.readouterr().err
+        command = [*BEHIND, "--api", url, "--text-only", "--problems", "9", "--k", "1"]
+        with monkeypatch.context() as patch:
+            patch.setattr(Records, "append", stop)
+            assert main(command) == status
+        err = capsys.readouterr().err
+        assert f"{finished} of 9 episodes are kept in found; give the command again with" in err
+        record = json.loads(Path("found/eval.json").read_text())
+        assert record["status"] == "stopped" and record["usage"]["requests"] > finished
+        assert main(command) == 1 and "continue it with --resume" in capsys.readouterr().err
+        assert main([*command, "--resume"]) == 0
+    assert f"{finished} episodes are on record, {9 - finished} are left" in capsys.readouterr().out
+    assert len({t.problem.id for t in read_transcripts("found/episodes.jsonl")}) == 9
 
 
 @pytest.mark.parametrize(
@@ -686,4 +682,4 @@ def test_eval_shows_and_stores_no_key(given, outside, capsys):
         assert main([*command, "max_tokens=null", "max_characters=99"]) == 1
     told = capsys.readouterr()
     assert told.err and "hunter2" not in told.err + told.out
-    assert not list(Path().rglob("results.json"))
+    assert not list(Path().rglob("eval.json"))

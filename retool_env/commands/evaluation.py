@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
+import datetime
+import itertools
 import os
 import secrets
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +31,20 @@ from retool_env.servers.address import check_no_secrets, variable_name
 
 if TYPE_CHECKING:
     from retool_env.checkpoint_task import CheckpointTask
+    from retool_env.evaluation.cost import Price
+    from retool_env.evaluation.folder import Records
+    from retool_env.evaluation.identity import ModelIdentity
+    from retool_env.evaluation.records import EvalRecord
+    from retool_env.evaluation.run import Job
+    from retool_env.metrics.summary import Summary
+    from retool_env.problem import Problem
     from retool_env.rules import Rules
 
 MAX_TOKENS = 1024
-"""Of a response, where nothing else is said."""
+"""The default of `--max-tokens`, where neither the command nor the checkpoint names a number."""
 
 MADE_UP = 200
-"""Problems of an evaluation where they are made on the spot, as many as one likes; `make demo` takes as many."""
+"""The default of `--problems` where problems are made on the spot, without an end; `make demo` takes as many."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -44,13 +54,18 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--env",
-        help="an environment's id, ReTool-AIME24-v0 say (the one that the model's retool.json names)",
+        action="append",
+        help="an environment's id, such as ReTool-AIME24-v0; repeat the option for several "
+        "(the id in the model's retool.json)",
     )
     parser.add_argument(
-        "--model", required=True, help="a checkpoint's folder, a Hub id, or its name at --api"
+        "--model",
+        required=True,
+        action="append",
+        help="a checkpoint's folder, a Hub id, or a name at --api; repeat the option for several",
     )
     parser.add_argument(
-        "--api", metavar="URL", help="where the model is served, as http://localhost:8000/v1"
+        "--api", metavar="URL", help="the address that serves the model: http://localhost:8000/v1"
     )
     parser.add_argument(
         "--api-key-env", metavar="NAME", help="the environment variable that holds the API's key"
@@ -58,150 +73,408 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     refuse_key(parser, "--api-key", "--api-key-env NAME")
     ways = parser.add_mutually_exclusive_group()
     ways.add_argument(
-        "--native-tools", action="store_true", help="behind an API: calls of a tool, not tags"
+        "--native-tools", action="store_true", help="behind an API: native tool calls, not tags"
     )
     ways.add_argument(
-        "--completions", action="store_true", help="behind an API: without a chat, for base models"
+        "--completions", action="store_true", help="behind an API: no chat, for base models"
     )
-    parser.add_argument("--k", type=int, default=4, help="episodes a problem (4)")
+    parser.add_argument("--k", type=int, default=4, help="episodes for each problem (4)")
     parser.add_argument(
         "--problems",
         type=int,
-        help=f"only the first so many problems (all; of problems made on the spot, {MADE_UP})",
+        help=f"the number of problems, from the first one on (all; {MADE_UP} of generated problems)",
     )
     parser.add_argument("--text-only", action="store_true", help="without the interpreter")
     parser.add_argument(
         "--sandbox",
         type=parse_value,
         default="nsjail",
-        help="nsjail, unsafe, the URLs of sandbox servers, or a mapping of make_sandbox's arguments (nsjail)",
+        help="nsjail, unsafe, the URLs of sandbox servers, or a mapping of make_sandbox's "
+        "arguments (nsjail)",
     )
     parser.add_argument(
         "--max-tokens",
         type=int,
-        help=f"of a response; of a turn, behind an API (the checkpoint's, or {MAX_TOKENS})",
+        help="tokens of a response; behind an API, tokens of a turn (the checkpoint's, or "
+        f"{MAX_TOKENS})",
     )
     parser.add_argument("--temperature", type=float, help="(the checkpoint's, or the paper's: 1.0)")
     parser.add_argument("--top-p", type=float, help="(the checkpoint's, or the paper's: 0.7)")
-    parser.add_argument("--batch", type=int, default=32, help="episodes sampled together (32)")
-    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, ...")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--out", type=Path, help="a folder of its own for the transcripts and figures"
+        "--batch", type=int, default=32, help="episodes sampled together, or requests at once (32)"
     )
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, ...")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of all sampling (0)")
+    _add_record_options(parser)
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="other settings of the environment"
     )
     add_ignore(parser)
 
 
+def _add_record_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", help="the evaluation's name: its folder is runs/eval/NAME")
+    parser.add_argument("--out", type=Path, help="the folder, in place of runs/eval/NAME")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the evaluation of --name or --out; a larger --k or --problems adds episodes",
+    )
+    parser.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="with --resume: run episodes again that an infrastructure failure ended",
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="with --resume: continue an evaluation of another revision of the environment",
+    )
+    parser.add_argument(
+        "--max-failed",
+        type=_share,
+        default=0.05,
+        metavar="SHARE",
+        help="the exit status is 1 if a larger share of the episodes failed (5%%)",
+    )
+    parser.add_argument(
+        "--price",
+        metavar="IN,OUT[,CACHED]",
+        help="dollars for a million tokens read, written, and read from the API's cache",
+    )
+    parser.add_argument(
+        "--limit-cost",
+        type=float,
+        metavar="DOLLARS",
+        help="begin no further episode once this is spent; needs --price",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the number of episodes, the most tokens and the price, and stop",
+    )
+
+
+def _share(text: str) -> float:
+    """A share from a command line: `0.05` or `5%`."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share, such as 0.05 or 5%")
+    return share
+
+
+@dataclass
+class _Plan:
+    """One model on one environment, before anything is loaded."""
+
+    arguments: argparse.Namespace
+    """The command line, with one model, one environment and the resolved sampling."""
+    settings: dict[str, Any]
+    """The environment's settings."""
+    task: CheckpointTask | None
+    """The checkpoint's task."""
+    rules: Rules
+    problems: list[Problem]
+    lines: list[str]
+    """Lines that say where the settings come from."""
+    model: ModelIdentity
+
+    @property
+    def title(self) -> str:
+        """The model's title and whether it has an interpreter."""
+        return f"{self.model.title}, {'interpreter' if self.rules.interpreter else 'text-only'}"
+
+    def jobs(self, ended: dict[tuple[str, int], bool]) -> list[Job]:
+        """The episodes that are left to run, all samples of a problem together.
+
+        Args:
+            ended: The episodes on record, each with whether it failed.
+        """
+        from retool_env.evaluation.run import Job
+
+        failed = {key for key, failed in ended.items() if failed}
+        settled = set(ended) - (failed if self.arguments.retry_failed else set())
+        return [
+            Job(index, problem, sample)
+            for index, problem in enumerate(self.problems)
+            for sample in range(self.arguments.k)
+            if (problem.id, sample) not in settled
+        ]
+
+
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """`retool eval`."""
-    from retool_env.evaluation.run import evaluate
-    from retool_env.interpreter import open_sandbox
-    from retool_env.metrics.tables import table, tool_table
-    from retool_env.problems import Arithmetic
-    from retool_env.provenance import REVISION, versions
-    from retool_env.rollout.progress import Progress, shown
-    from retool_env.task import make_task
-    from retool_env.transcript import Transcript, write_transcripts
+    from retool_env.evaluation.cost import Price
 
+    price = None if arguments.price is None else Price.parse(arguments.price)
+    _check(arguments, price)
+    plans = [
+        _plan(arguments, model, env)
+        for model, env in itertools.product(arguments.model, arguments.env or [None])
+    ]
+    if arguments.dry_run:
+        for plan in plans:
+            print(f"{plan.arguments.env}, {plan.title}: {_estimate(plan, price)}")
+        return 0
+    makers = [policy_maker(plan.arguments, plan.rules) for plan in plans]  # slow: after all checks
+    folder = _folder(arguments, plans[0])
+    folders = [folder] if len(plans) == 1 else _folders_below(folder, plans)
+    results: dict[str, _Result] = {}
+    for plan, make, out in zip(plans, makers, folders, strict=True):
+        say(plan.lines)
+        title = plan.title
+        title += f", {plan.arguments.env}" * (len(arguments.env or ()) > 1)
+        title += f" ({plan.model.fingerprint or len(results) + 1})" * (title in results)
+        results[title] = _evaluated(plan, make, out, price)
+    _show(plans, results)
+    print(f"episodes and figures: {folder}")
+    faults = [result.fault for result in results.values() if result.fault]
+    for fault in faults:
+        print(f"retool eval: {fault}", file=sys.stderr)
+    return int(bool(faults))
+
+
+def _check(arguments: argparse.Namespace, price: Price | None) -> None:
+    """Check options that concern no model.
+
+    Raises:
+        SettingsError: An option is out of range, or lacks another option.
+    """
     for name, number in (("--k", arguments.k), ("--problems", arguments.problems)):
         if number is not None and number < 1:
             raise SettingsError(f"{name} must be at least 1, not {number}")
-    check_no_secrets(
-        {"--sandbox": arguments.sandbox, "settings": parse_settings(arguments.settings)}
-    )
-    task, settings, said = eval_settings(arguments)
+    if arguments.limit_cost is not None and (price is None or not arguments.limit_cost > 0):
+        raise SettingsError("--limit-cost must be above 0, and needs --price")
+    if arguments.resume and not (arguments.name or arguments.out):
+        raise SettingsError("--resume needs the evaluation's --name, or its folder as --out")
+    for option in ("retry_failed", "force"):
+        if getattr(arguments, option) and not arguments.resume:
+            raise SettingsError(f"--{option.replace('_', '-')} goes with --resume")
+    name = Path(arguments.name or "x")
+    if name.is_absolute() or ".." in name.parts or not name.parts:
+        raise SettingsError(f"--name must be a name below runs/eval, not {arguments.name!r}")
+    given = parse_settings(arguments.settings)
+    check_no_secrets({"--sandbox": arguments.sandbox, "settings": given})
+
+
+def _plan(arguments: argparse.Namespace, model: str, env: str | None) -> _Plan:
+    from retool_env.evaluation.identity import ModelIdentity
+    from retool_env.problems import Arithmetic
+    from retool_env.task import make_task
+
+    arguments = argparse.Namespace(**{**vars(arguments), "model": model, "env": env})
+    task, settings, lines = eval_settings(arguments)
     rules, source = make_task(arguments.env, **settings)
     most = len(source)
     if isinstance(source, Arithmetic) and "size" not in parse_settings(arguments.settings):
         most = min(most, MADE_UP)
     count = min(len(source), arguments.problems or most)
     problems = [source[i] for i in range(count)]
-    make = policy_maker(arguments, rules)  # slow: after what can be wrong
-    say(said)
-    mode = "interpreter" if rules.interpreter else "text-only"
-    stem = f"{arguments.env}-{Path(arguments.model).name}-{mode}"
+    identity = ModelIdentity.of(model, arguments.api)
+    return _Plan(arguments, settings, task, rules, problems, lines, identity)
+
+
+def _estimate(plan: _Plan, price: Price | None) -> str:
+    from retool_env.evaluation.cost import Estimate
+
+    turn_tokens = plan.arguments.max_tokens if plan.arguments.api else None
+    episodes = len(plan.problems) * plan.arguments.k
+    return Estimate.of(plan.problems, plan.rules, turn_tokens, episodes).text(price)
+
+
+def _folder(arguments: argparse.Namespace, plan: _Plan) -> Path:
+    if arguments.out:
+        return arguments.out
+    mode = "interpreter" if plan.rules.interpreter else "text-only"
+    stem = f"{plan.arguments.env}-{Path(plan.arguments.model).name}-{mode}"
     name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    out = arguments.out or Path("runs") / "eval" / name
+    return Path("runs") / "eval" / (arguments.name or name)
 
-    def on_group(index: int, group: list[Transcript]) -> None:
-        write_transcripts(out / "transcripts.jsonl", group)
 
-    with (
-        open_sandbox(arguments.sandbox, rules) or contextlib.nullcontext() as sandbox,
-        evaluation_folder(out),
-    ):
-        policy = make()
-        progress = Progress()
-        with shown(progress):
-            summary, _ = evaluate(
-                policy,
-                rules,
-                problems,
-                arguments.k,
-                sandbox,
-                arguments.seed,
-                on_group,
-                # While the programs of some run, others must fill the batch.
-                concurrency=max(256, 2 * arguments.batch),
-                progress=progress,
-            )
-        seconds = round(progress.seconds, 1)
-    record = {
-        "command": {k: str(v) for k, v in vars(arguments).items()},
-        "settings": settings,
-        "checkpoint_task": None if task is None else task.to_json(),
-        "versions": versions(),
-        "revision": REVISION,
-        "seconds": seconds,
-        **summary.to_json(),
-    }
-    if arguments.api:
-        record["usage"] = dataclasses.asdict(policy.usage)
-    (out / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(f"\n{arguments.env}, avg@{arguments.k}, {count} problems, {seconds} s\n")
-    title = f"{Path(arguments.model).name}, {mode}"
-    print(table({title: summary}))
-    if summary.calls:
-        print(f"\n{tool_table({title: summary})}")
-    print(f"\nstop reasons: {', '.join(f'{k} {v}' for k, v in summary.stop_reasons.items())}")
-    if arguments.api:
-        print(f"used: {policy.usage}")
-    print(f"transcripts and figures: {out}")
-    return 0
+def _folders_below(folder: Path, plans: Sequence[_Plan]) -> list[Path]:
+    """A folder for each plan; plans of one title are told apart by a number."""
+    names: list[str] = []
+    for plan in plans:
+        stem = f"{plan.arguments.env}-{plan.model.title.replace('/', '-')}"
+        same = sum(name == stem or name.startswith(f"{stem}-") for name in names)
+        names.append(f"{stem}-{same + 1}" if same else stem)
+    return [folder / name for name in names]
+
+
+def _record(plan: _Plan, name: str, price: Price | None) -> EvalRecord:
+    from retool_env.evaluation.identity import commit, fingerprint
+    from retool_env.evaluation.records import EvalRecord, rules_to_json
+    from retool_env.provenance import versions
+
+    arguments = plan.arguments
+    options = {key: str(value) for key, value in vars(arguments).items()}
+    sampling: dict[str, Any] = {"temperature": arguments.temperature, "top_p": arguments.top_p}
+    sampling |= {"max_tokens": arguments.max_tokens} if arguments.api else {}
+    way = "tools" if arguments.native_tools else "completions" if arguments.completions else "chat"
+    return EvalRecord(
+        name=name,
+        model=plan.model,
+        env=arguments.env,
+        settings=plan.settings,
+        rules=rules_to_json(plan.rules),
+        prompt=plan.rules.template,
+        problems=len(plan.problems),
+        fingerprint=fingerprint(plan.problems),
+        sampling=sampling | ({"way": way} if arguments.api else {"dtype": arguments.dtype}),
+        k=arguments.k,
+        seed=arguments.seed,
+        checkpoint_task=None if plan.task is None else plan.task.to_json(),
+        command=options,
+        versions=versions(),
+        commit=commit(),
+        price=None if price is None else dataclasses.asdict(price),
+        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+@dataclass(frozen=True)
+class _Result:
+    """The result of one model on one environment."""
+
+    summary: Summary
+    seconds: float
+    """Seconds of work, all starts together."""
+    usage: str
+    """Tokens and dollars for a reader; empty for a local model."""
+    fault: str
+    """The reason for the exit status 1; empty where everything went well."""
+
+
+def _evaluated(plan: _Plan, make: Callable[[], Any], out: Path, price: Price | None) -> _Result:
+    """Runs what is left of an evaluation, and computes the figures of all its episodes."""
+    from retool_env.evaluation.folder import Records
+    from retool_env.evaluation.results import measured
+
+    arguments = plan.arguments
+    record = _record(plan, out.name, price)
+    records = Records(out, record, plan.problems, arguments.resume, arguments.force)
+    jobs = plan.jobs(records.ended)
+    if arguments.resume:
+        say([f"{len(records.ended)} episodes are on record, {len(jobs)} are left"])
+    with _closing(records, plan, price) as finish:
+        complete = not jobs or _run(plan, make, records, jobs, price)
+        figures, summary = measured(out, plan.problems, arguments.k, price)
+        records.write_figures(figures, summary)
+        finish(complete)
+    usage = str(records.usage) if records.usage.requests else ""
+    usage += f", ${price.of(records.usage):,.2f}" if price and usage else ""
+    fault = _fault(plan, records.ended, complete, price and price.of(records.usage))
+    return _Result(summary, records.record.seconds, usage, fault)
+
+
+def _fault(
+    plan: _Plan, ended: dict[tuple[str, int], bool], complete: bool, spent: float | None
+) -> str:
+    """The reason for the exit status 1, with what to do."""
+    arguments = plan.arguments
+    total = len(plan.problems) * arguments.k
+    if not complete:
+        return (
+            f"${spent:,.2f} of --limit-cost {arguments.limit_cost:g} are spent, and {len(ended)} of "
+            f"{total} episodes are done: go on with --resume and a higher limit"
+        )
+    failed = sum(ended.values())
+    if failed <= arguments.max_failed * len(ended):
+        return ""
+    return (
+        f"{failed} of {len(ended)} episodes of {plan.title} failed, which is more than "
+        f"--max-failed {arguments.max_failed:.1%}: the warnings above say why; run them again with "
+        "--resume --retry-failed"
+    )
 
 
 @contextlib.contextmanager
-def evaluation_folder(folder: Path) -> Iterator[None]:
-    """Keeps a folder for one evaluation. If that stops before its end, what it has finished stays, and it is said where.
+def _closing(
+    records: Records, plan: _Plan, price: Price | None
+) -> Iterator[Callable[[bool], None]]:
+    """Writes how an evaluation ended, and says how to go on if it was stopped.
 
-    Raises:
-        FileExistsError: If the folder holds another one's results or transcripts.
+    The block receives a function that it calls with whether every episode has run.
     """
-    transcripts = folder / "transcripts.jsonl"
-    if folder.exists() and not folder.is_dir():
-        raise SettingsError(f"--out must be a folder, which {folder} is not")
-    folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+
+    def finish(complete: bool) -> None:
+        cost = None if price is None else price.of(records.usage)
+        status = "finished" if complete else "stopped"
+        records.close(status, time.monotonic() - began, cost)
+
     try:
-        if (folder / "results.json").exists():
-            raise FileExistsError
-        transcripts.touch(exist_ok=False)  # of two evaluations one makes it
-    except FileExistsError:
-        raise SettingsError(
-            f"{folder} holds an evaluation already, or one is under way there: choose another --out, or remove it"
-        ) from None
-    try:
-        yield
+        yield finish
     except BaseException:
-        if transcripts.stat().st_size:
-            print(f"what was finished: {transcripts}", file=sys.stderr)
+        finish(False)
+        total = len(plan.problems) * plan.arguments.k
+        if records.ended or records.usage.requests:
+            options = f"--resume --out {shlex.quote(str(records.folder))}"
+            print(
+                f"{len(records.ended)} of {total} episodes are kept in {records.folder}; give the "
+                f"command again with {options}",
+                file=sys.stderr,
+            )
         else:
-            transcripts.unlink()
-            with contextlib.suppress(OSError):  # something else lies there
-                folder.rmdir()
+            records.remove()
         raise
+
+
+def _run(
+    plan: _Plan, make: Callable[[], Any], records: Records, jobs: list[Job], price: Price | None
+) -> bool:
+    from retool_env.evaluation.records import EpisodeRecord
+    from retool_env.evaluation.run import run_jobs
+    from retool_env.interpreter import open_sandbox
+    from retool_env.rollout.engine import RolloutEngine
+    from retool_env.rollout.policy import TextPolicy, Usage
+    from retool_env.rollout.progress import Progress, shown
+    from retool_env.transcript import Transcript
+
+    arguments = plan.arguments
+
+    def on_end(job: Job, transcript: Transcript, usage: Usage | None) -> None:
+        name, seed = arguments.model, arguments.seed
+        records.append(EpisodeRecord(name, job.problem.id, job.sample, seed, transcript, usage))
+
+    def going_on() -> bool:
+        limit = arguments.limit_cost
+        return price is None or limit is None or price.of(records.usage) < limit
+
+    with open_sandbox(arguments.sandbox, plan.rules) or contextlib.nullcontext() as sandbox:
+        policy = make()
+        if isinstance(policy, TextPolicy):
+            policy.on_usage = records.charge
+        # Twice the batch of a local model: while programs of some episodes run, others fill it. No
+        # more, since episodes that have begun and are not finished are lost with a killed process.
+        concurrency = arguments.batch if arguments.api else 2 * arguments.batch
+        progress = Progress()
+        engine = RolloutEngine(policy, plan.rules, sandbox, concurrency, progress=progress)
+        with shown(progress):
+            return run_jobs(engine, jobs, arguments.seed, on_end, going_on)
+
+
+def _show(plans: Sequence[_Plan], results: dict[str, _Result]) -> None:
+    from retool_env.metrics.tables import table, tool_table
+
+    summaries = {title: result.summary for title, result in results.items()}
+    environments = ", ".join(dict.fromkeys(plan.arguments.env for plan in plans))
+    counts = {len(plan.problems) for plan in plans}
+    size = f"{counts.pop()} problems" if len(counts) == 1 else "several numbers of problems"
+    seconds = sum(result.seconds for result in results.values())
+    print(f"\n{environments}, avg@{plans[0].arguments.k}, {size}, {seconds:.1f} s\n")
+    print(table(summaries))
+    if any(summary.calls for summary in summaries.values()):
+        print(f"\n{tool_table(summaries)}")
+    for title, result in results.items():
+        label = f" of {title}" * (len(results) > 1)
+        reasons = ", ".join(f"{name} {n}" for name, n in result.summary.stop_reasons.items())
+        print(f"\nstop reasons{label}: {reasons}")
+        if result.usage:
+            print(f"used{label}: {result.usage}")
 
 
 def eval_settings(

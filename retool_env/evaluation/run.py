@@ -1,14 +1,19 @@
-"""Evaluation: run a policy on problems, k times each, and show what came of it."""
+"""Evaluation: run a policy on problems, k times each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+import functools
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
 
 from retool_env.execution import Sandbox
 from retool_env.metrics.summary import Summary, summarise
 from retool_env.problem import Problem
-from retool_env.rollout.engine import Group, RolloutEngine
-from retool_env.rollout.policy import Policy, TextPolicy
+from retool_env.rollout.engine import Group, RolloutEngine, run_blocking
+from retool_env.rollout.policy import Policy, TextPolicy, Usage
 from retool_env.rollout.progress import Progress
 from retool_env.rules import Rules
 from retool_env.transcript import Transcript
@@ -25,24 +30,24 @@ def evaluate(
     concurrency: int = 256,
     progress: Progress | None = None,
 ) -> tuple[Summary, list[Transcript]]:
-    """avg@k of a policy.
+    """Measures avg@k of a policy, in memory.
 
     Args:
-        policy: The model, with the sampling that is to be evaluated.
-        rules: The episodes' settings.
-        problems: Each is tried `k` times.
-        k: Episodes a problem.
-        sandbox: Where programs run; `None` only where the interpreter is off.
-        seed: Of all sampling.
-        on_group: Called with each problem's transcripts as they complete.
-        concurrency: Episodes in flight at once.
-        progress: Where counts are kept meanwhile.
+        policy: The model, with the sampling to evaluate.
+        rules: The settings of the episodes.
+        problems: The problems, each tried `k` times.
+        k: Number of episodes for each problem.
+        sandbox: Runs the programs; `None` only where the interpreter is off.
+        seed: The seed of all sampling.
+        on_group: Called with a problem's index and transcripts once all `k` have ended.
+        concurrency: Number of episodes in flight at once.
+        progress: Holds the counts while the evaluation runs.
 
     Returns:
-        The figures, and the transcripts in the problems' order.
+        The figures, and the transcripts in the order of the problems.
 
     Raises:
-        ValueError: If there is no problem, or `k` is below 1.
+        ValueError: `problems` is empty, or `k` is below 1.
     """
     if not problems or k < 1:
         raise ValueError("an evaluation needs at least one problem, and k of at least 1")
@@ -50,3 +55,89 @@ def evaluate(
     groups = engine.run(problems, k, seed, on_group)
     transcripts = [transcript for group in groups for transcript in group]
     return summarise(transcripts), transcripts
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode to run."""
+
+    index: int
+    """The index of the problem in its source."""
+    problem: Problem
+    """The problem."""
+    sample: int
+    """The number of the episode among those of its problem, from 0."""
+
+
+def run_jobs(
+    engine: RolloutEngine,
+    jobs: Sequence[Job],
+    seed: int,
+    on_end: Callable[[Job, Transcript, Usage | None], None],
+    going_on: Callable[[], bool] = lambda: True,
+) -> bool:
+    """Runs episodes and hands each over as it ends.
+
+    An episode samples the same whether others run beside it or not: its seed derives from `seed`,
+    the problem's index and the sample, as in `evaluate`.
+
+    Args:
+        engine: Runs the episodes, `engine.concurrency` at once.
+        jobs: The episodes.
+        seed: The seed of all sampling.
+        on_end: Called with each episode as it ends: its job, transcript, and the tokens that an API
+            counted for its turns.
+        going_on: Asked before each episode begins. From its first `False` on, no further episode
+            begins, and those that run are finished.
+
+    Returns:
+        Whether every episode has run.
+
+    Raises:
+        SettingsError: A prompt fills the model's context.
+    """
+    begun = 0
+
+    async def collect() -> None:
+        nonlocal begun
+        async with aclosing(_episodes(engine, jobs, seed, going_on)) as episodes:
+            async for job, transcript, usage in episodes:
+                begun += 1
+                on_end(job, transcript, usage)
+
+    engine.check_prompts({job.index: job.problem for job in jobs}.values())
+    engine.progress.expect(len(jobs))
+    run_blocking(collect())
+    return begun == len(jobs)
+
+
+async def _episodes(
+    engine: RolloutEngine, jobs: Sequence[Job], seed: int, going_on: Callable[[], bool]
+) -> AsyncGenerator[tuple[Job, Transcript, Usage | None]]:
+    async def run(job: Job) -> tuple[Job, Transcript, Usage | None]:
+        turns: list[Any] = []
+        transcript = await engine.episode(
+            job.problem, (seed, job.index, job.sample), on_turn=turns.append
+        )
+        counted = [used for turn in turns if (used := getattr(turn, "usage", None)) is not None]
+        return job, transcript, functools.reduce(Usage.__add__, counted) if counted else None
+
+    waiting = iter(jobs)
+    running: set[asyncio.Task[tuple[Job, Transcript, Usage | None]]] = set()
+    try:
+        while True:
+            while len(running) < engine.concurrency and going_on():
+                if (job := next(waiting, None)) is None:
+                    break
+                running.add(asyncio.create_task(run(job)))
+            if not running:
+                return
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                job, transcript, usage = task.result()
+                engine.progress.finished(transcript)
+                yield job, transcript, usage
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)

@@ -137,8 +137,7 @@ class RolloutEngine:
                 f"n and oversample must be at least 1, and a deadline above 0: {n}, {oversample}, {deadline}"
             )
         root = (seed,) if isinstance(seed, int) else tuple(seed)
-        for problem in problems if not self._of_text else ():
-            self._check_prompt(self.begin(problem).transcript)  # now, not after hours
+        self.check_prompts(problems)  # now, not after hours
         admission = self._admission()
         self.progress.expect(n * len(problems))
         begun = math.ceil(n * oversample - 1e-9)  # 50 * 1.1 is a little more than 55
@@ -253,6 +252,7 @@ class RolloutEngine:
         problem: Problem,
         seed: Sequence[int],
         on_begin: Callable[[Episode], None] = lambda episode: None,
+        on_turn: Callable[[Any], None] = lambda generation: None,
     ) -> Transcript:
         """Run one episode to its end, and again from its beginning if the infrastructure fails.
 
@@ -260,6 +260,7 @@ class RolloutEngine:
             problem: Its problem.
             seed: Of its sampling: the same at each attempt.
             on_begin: Called with the episode at the beginning of each attempt.
+            on_turn: Called with each generation of the policy, those of a failed attempt included.
 
         Raises:
             ValueError: If the transcript breaks an invariant (see `check_transcript`).
@@ -271,12 +272,18 @@ class RolloutEngine:
             episode = self.begin(problem)
             on_begin(episode)
             with closing(Interpreter(self.sandbox)) as interpreter:
-                await self._drive(episode, seed, interpreter)
+                await self._drive(episode, seed, interpreter, on_turn)
             if episode.transcript.stop_reason is not StopReason.INFRASTRUCTURE:
                 break
         return _record(episode)
 
-    async def _drive(self, episode: Episode, seed: Sequence[int], interpreter: Interpreter) -> None:
+    async def _drive(
+        self,
+        episode: Episode,
+        seed: Sequence[int],
+        interpreter: Interpreter,
+        on_turn: Callable[[Any], None],
+    ) -> None:
         """Run an episode to its end, or to a failure of the infrastructure."""
         progress = self.progress
         turn = 0
@@ -293,6 +300,7 @@ class RolloutEngine:
                 break
             finally:
                 progress.end("generating", began)
+            on_turn(generation)
             need = self._take(episode, generation)
             if isinstance(need, GradeAnswer):
                 began = progress.begin("grading")
@@ -313,13 +321,22 @@ class RolloutEngine:
                 episode.executed(execution, seconds)
             turn += 1
 
-    def _check_prompt(self, transcript: Transcript) -> None:
-        size, context = len(transcript.prompt_ids), self.policy.context_length
-        if size >= context:
-            raise SettingsError(
-                f"the prompt of {transcript.problem.id} has {size} tokens and leaves no room to answer in a context of "
-                f"{context}: take a shorter prompt_template, or leave such problems out"
+    def check_prompts(self, problems: Iterable[Problem]) -> None:
+        """Check that each prompt leaves room to answer; a policy of text does not tell.
+
+        Raises:
+            SettingsError: A prompt fills the model's context.
+        """
+        for problem in problems if not self._of_text else ():
+            size, context = (
+                len(self.begin(problem).transcript.prompt_ids),
+                self.policy.context_length,
             )
+            if size >= context:
+                raise SettingsError(
+                    f"the prompt of {problem.id} has {size} tokens and leaves no room to answer in a "
+                    f"context of {context}: take a shorter prompt_template, or leave such problems out"
+                )
 
     # Neither is a coroutine, nor is `Interpreter.run_async`: what is alive while an episode waits is what the garbage collector
     # goes through, of thousands of episodes again and again.

@@ -16,7 +16,7 @@ give no ids. Both are context managers that close themselves. A policy of one's 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -157,6 +157,31 @@ class Policy(BasePolicy, ABC):
 
 
 @dataclass(frozen=True)
+class Usage:
+    """Tokens, as an API counts and bills them."""
+
+    requests: int = 0
+    """Number of answered requests."""
+    prompt_tokens: int = 0
+    """Number of tokens read. The whole conversation counts anew at each turn."""
+    completion_tokens: int = 0
+    """Number of tokens written, including a reasoning that the API does not show."""
+    uncounted: int = 0
+    """Number of answers without token counts. The sums leave them out."""
+    cached_tokens: int = 0
+    """Number of prompt tokens that the API read from its cache; they are part of `prompt_tokens`."""
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            *(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__)
+        )
+
+    def __str__(self) -> str:
+        text = f"{self.requests} requests, {self.prompt_tokens:,} tokens in, {self.completion_tokens:,} out"
+        return text + (f" ({self.uncounted} answers came without figures)" * bool(self.uncounted))
+
+
+@dataclass(frozen=True)
 class TextGeneration:
     """One turn of a model that gives no token ids."""
 
@@ -169,33 +194,8 @@ class TextGeneration:
     form: Form | None = None
     """How its program was read, where the policy made the code block of a native call; `None`: the text
     shows it."""
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens, as an API counts and bills them."""
-
-    requests: int = 0
-    """Requests that were answered."""
-    prompt_tokens: int = 0
-    """Tokens that it read; the whole conversation counts anew at each turn."""
-    completion_tokens: int = 0
-    """Tokens that it wrote, those of a reasoning that it keeps to itself included."""
-    uncounted: int = 0
-    """Answers that came without figures, which are not in the sums."""
-
-    def plus(self, prompt_tokens: int, completion_tokens: int, counted: bool) -> Usage:
-        """The sum with one more answer."""
-        return Usage(
-            self.requests + 1,
-            self.prompt_tokens + prompt_tokens,
-            self.completion_tokens + completion_tokens,
-            self.uncounted + (not counted),
-        )
-
-    def __str__(self) -> str:
-        text = f"{self.requests} requests, {self.prompt_tokens:,} tokens in, {self.completion_tokens:,} out"
-        return text + (f" ({self.uncounted} answers came without figures)" * bool(self.uncounted))
+    usage: Usage | None = field(default=None, compare=False)
+    """Tokens of the turn, where an API counts them."""
 
 
 class TextPolicy(BasePolicy, ABC):
@@ -203,6 +203,9 @@ class TextPolicy(BasePolicy, ABC):
 
     usage: Usage | None = None
     """The tokens of all turns so far, where an API counts them."""
+    on_usage: Callable[[Usage], None] | None = None
+    """Called with the tokens of each request that an API has answered, also where the answer
+    cannot be used."""
 
     @abstractmethod
     async def write(self, transcript: Transcript, stop: Sequence[str], seed: int) -> TextGeneration:

@@ -160,7 +160,7 @@ class OpenAIPolicy(TextPolicy):
             while True:
                 request = self._request(transcript, stop, seed)
                 try:
-                    reply = await self._send(connection.client, request)
+                    reply, usage = await self._send(connection.client, request)
                     break
                 except openai.APIError as error:
                     field = refused_field(error, request)
@@ -179,7 +179,7 @@ class OpenAIPolicy(TextPolicy):
         text, reason, form = self._read(reply, stop, "stop" in request)
         # No API takes back the lone surrogate that a JSON escape can hold.
         text = text.encode("utf-8", "backslashreplace").decode()
-        return TextGeneration(text, reason, seconds, form)
+        return TextGeneration(text, reason, seconds, form, usage)
 
     async def _connect(self) -> _Connection:
         """The client of the running loop: connections can't be used in another, and each run of an engine has its own."""
@@ -217,7 +217,7 @@ class OpenAIPolicy(TextPolicy):
             request["max_completion_tokens"] = request["max_tokens"]
         return {name: value for name, value in request.items() if name not in self._refused}
 
-    async def _send(self, client: AsyncOpenAI, request: dict[str, Any]) -> Any:
+    async def _send(self, client: AsyncOpenAI, request: dict[str, Any]) -> tuple[Any, Usage]:
         endpoint = client.completions if self.way == "completions" else client.chat.completions
         # The client tells nobody that it sends a request again.
         timer = asyncio.get_running_loop().call_later(self._timeout, self._warn_of_silence)
@@ -234,19 +234,16 @@ class OpenAIPolicy(TextPolicy):
                 f"{self._shown(reply)!r}"
             )
         self._answered, self._silent = True, False
-        used = getattr(reply, "usage", None)
-        counts: list[Any] = [
-            getattr(used, name, None) for name in ("prompt_tokens", "completion_tokens")
-        ]
-        counted = all(type(count) is int and 0 <= count < 2**63 for count in counts)
-        prompt, written = counts if counted else (0, 0)
-        self.usage = self.usage.plus(prompt, written, counted)
+        usage = _usage_of(reply)
+        self.usage += usage
+        if self.on_usage is not None:
+            self.on_usage(usage)
         choices = getattr(reply, "choices", None)
         # A proxy's way to say that what lies behind it failed.
         if not choices or not isinstance(choices, list):
             shown = self._shown(getattr(reply, "model_extra", reply))
             raise PolicyUnavailable(f"{self.base_url} answers without a choice: {shown}")
-        return choices[0]
+        return choices[0], usage
 
     def _shown(self, said: object) -> str:
         """What the API says, as it may be shown."""
@@ -307,6 +304,21 @@ def _text_of(message: Any) -> Any:
         texts: list[Any] = [part.get("text") for part in parts if part.get("type") == "text"]
         return "".join(texts) if all(isinstance(text, str) for text in texts) else 0
     return "" if content is None else content
+
+
+def _usage_of(reply: Any) -> Usage:
+    """The token counts of an answer, checked."""
+    used = getattr(reply, "usage", None)
+    counts = [getattr(used, name, None) for name in ("prompt_tokens", "completion_tokens")]
+    cached = getattr(getattr(used, "prompt_tokens_details", None), "cached_tokens", None)
+    if not all(_is_count(count) for count in counts):
+        return Usage(requests=1, uncounted=1)
+    prompt, written = counts
+    return Usage(1, prompt, written, 0, min(cached, prompt) if _is_count(cached) else 0)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _called(calls: Any) -> tuple[str, Any] | None:

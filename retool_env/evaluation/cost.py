@@ -1,0 +1,104 @@
+"""What an evaluation costs: prices of an API's tokens, and an estimate before the first request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from retool_env.errors import SettingsError
+from retool_env.problem import Problem
+from retool_env.rollout.policy import Usage
+from retool_env.rules import Rules
+
+_MILLION = 1_000_000
+_CHARACTERS_A_TOKEN = 3.5
+"""A cautious figure for English and code; it serves for prompts whose tokenizer is not at hand."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """Dollars for a million tokens."""
+
+    prompt: float
+    """Dollars for a million tokens read."""
+    completion: float
+    """Dollars for a million tokens written."""
+    cached: float | None = None
+    """Dollars for a million tokens read from the API's cache; `None`: as much as `prompt`."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads a price from a command line.
+
+        Args:
+            text: `in,out` or `in,out,cached`, in dollars for a million tokens.
+
+        Raises:
+            SettingsError: The text is not two or three numbers of at least 0.
+        """
+        try:
+            numbers = [float(part) for part in text.split(",")]
+        except ValueError:
+            numbers = []
+        if len(numbers) not in (2, 3) or not all(0 <= n < math.inf for n in numbers):
+            raise SettingsError(
+                "--price must be in,out or in,out,cached in dollars for a million tokens, as in "
+                f"--price 2.5,10, not {text!r:.60}"
+            )
+        return cls(*numbers)
+
+    def of(self, usage: Usage) -> float:
+        """The dollars that tokens cost."""
+        cached = self.prompt if self.cached is None else self.cached
+        fresh = usage.prompt_tokens - usage.cached_tokens
+        paid = fresh * self.prompt + usage.cached_tokens * cached
+        return (paid + usage.completion_tokens * self.completion) / _MILLION
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The most that an evaluation can take, before its first request."""
+
+    episodes: int
+    """Number of episodes still to run."""
+    turns: int
+    """Number of turns, at most."""
+    usage: Usage
+    """Tokens, at most. Every turn of an API reads the whole conversation again."""
+
+    @classmethod
+    def of(
+        cls, problems: Sequence[Problem], rules: Rules, turn_tokens: int | None, episodes: int
+    ) -> Self:
+        """Estimates an evaluation.
+
+        Args:
+            problems: The problem of each episode.
+            rules: The settings of the episodes.
+            turn_tokens: The most tokens of one turn of an API; `None` for a local model, whose
+                response has `rules.max_tokens` in all.
+            episodes: Number of episodes.
+        """
+        turns = (
+            1 if not rules.interpreter else 1 + (8 if rules.max_calls is None else rules.max_calls)
+        )
+        prompt = sum(len(rules.prompt(a)) for a in problems) / _CHARACTERS_A_TOKEN
+        prompt = prompt / max(len(problems), 1)
+        if turn_tokens is None:
+            total = Usage(episodes, round(episodes * prompt), episodes * (rules.max_tokens or 0))
+            return cls(episodes, episodes * turns, total)
+        shown = rules.output_characters / _CHARACTERS_A_TOKEN
+        read = sum(prompt + turn * (turn_tokens + shown) for turn in range(turns))
+        total = Usage(episodes * turns, round(episodes * read), episodes * turns * turn_tokens)
+        return cls(episodes, episodes * turns, total)
+
+    def text(self, price: Price | None) -> str:
+        """One line for a reader; it ends with the price, where there is one."""
+        usage = self.usage
+        line = (
+            f"{self.episodes:,} episodes, at most {self.turns:,} turns, "
+            f"{usage.prompt_tokens:,} tokens in and {usage.completion_tokens:,} tokens out"
+        )
+        return line if price is None else f"{line}: ${price.of(usage):,.2f} at most"

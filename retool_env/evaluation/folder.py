@@ -1,0 +1,213 @@
+"""Writing the records of an evaluation: the folder is locked, resumed, and appended to."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from retool_env.errors import SettingsError
+from retool_env.evaluation.identity import fingerprint
+from retool_env.evaluation.records import (
+    EPISODES,
+    EVAL,
+    FIGURES,
+    LOCK,
+    OLD_EPISODES,
+    OLD_EVAL,
+    SCHEMA,
+    USAGE,
+    EpisodeRecord,
+    EvalRecord,
+    Key,
+    Status,
+    read_episodes,
+    read_record,
+    read_usage,
+)
+from retool_env.metrics.figures import Figure
+from retool_env.metrics.summary import Summary
+from retool_env.problem import Problem
+from retool_env.rollout.policy import Usage
+
+
+class Records:
+    """The folder of one evaluation, open for writing.
+
+    Args:
+        folder: The folder; it is made.
+        record: What is evaluated. At a resume it must agree with the record of the folder.
+        problems: The problems, in their order. At a resume they begin with those of the folder, or
+            are the first of them.
+        resume: Whether the folder's evaluation is continued.
+        force: Whether a folder of another revision of the environment is continued.
+
+    Raises:
+        SettingsError: The folder holds an evaluation and `resume` is false, holds a different
+            evaluation, or another process works in it.
+        DataError: The folder's records are damaged.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        record: EvalRecord,
+        problems: Sequence[Problem],
+        resume: bool = False,
+        force: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.ended: dict[Key, bool] = {}
+        """The episodes on record, each with whether it failed."""
+        self.usage = Usage()
+        """Tokens of all answered requests on record."""
+        self._lock = _locked(folder)
+        try:
+            self.record = self._begun(record, problems, resume, force)
+            self._write_record()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _begun(
+        self, record: EvalRecord, problems: Sequence[Problem], resume: bool, force: bool
+    ) -> EvalRecord:
+        path = self.folder / EVAL
+        old = self.folder / OLD_EVAL
+        if not path.exists() and (old.exists() or (self.folder / OLD_EPISODES).exists()):
+            raise SettingsError(
+                f"{self.folder} holds an evaluation of an earlier version: choose another folder"
+            )
+        if not path.exists():
+            if (self.folder / EPISODES).exists():
+                raise SettingsError(f"{self.folder} has episodes but no {EVAL}: remove the folder")
+            return record
+        if not resume:
+            raise SettingsError(
+                f"{self.folder} holds an evaluation already: continue it with --resume, choose "
+                "another --name or --out, or remove the folder"
+            )
+        before = read_record(self.folder)
+        differences = record.differences(before)
+        if force:
+            differences = [each for each in differences if not each.startswith("revision:")]
+        if fingerprint(problems[: before.problems]) != before.fingerprint and (
+            before.problems <= len(problems)
+        ):
+            differences.append(f"problems: the first {before.problems} are other problems")
+        if differences:
+            raise SettingsError(
+                f"{self.folder} holds another evaluation, so it can't be resumed; this one differs "
+                f"in {'; '.join(differences)}"
+            )
+        _drop_half_line(self.folder / EPISODES)
+        _drop_half_line(self.folder / USAGE)
+        self.ended = {each.key: each.failed for each in read_episodes(self.folder, tokens=False)}
+        self.usage = read_usage(self.folder)
+        return dataclasses.replace(
+            record, started=before.started, seconds=before.seconds, status="running"
+        )
+
+    def append(self, episode: EpisodeRecord) -> None:
+        """Writes a finished episode."""
+        _append(self.folder / EPISODES, episode.to_json())
+        self.ended[episode.key] = episode.failed
+
+    def charge(self, usage: Usage) -> None:
+        """Writes the tokens of an answered request."""
+        _append(self.folder / USAGE, dataclasses.asdict(usage))
+        self.usage += usage
+
+    def close(self, status: Status, seconds: float, cost: float | None = None) -> None:
+        """Writes how the evaluation ended, and frees the folder.
+
+        Args:
+            status: `finished` or `stopped`.
+            seconds: Seconds of work in this start.
+            cost: Dollars of all starts; `None` without a price.
+        """
+        self.record = dataclasses.replace(
+            self.record,
+            status=status,
+            seconds=round(self.record.seconds + seconds, 1),
+            usage=dataclasses.asdict(self.usage) if self.usage.requests else None,
+            cost=cost,
+        )
+        self._write_record()
+        self._lock.close()
+
+    def write_figures(self, figures: list[Figure], summary: Summary) -> None:
+        """Writes `figures.json`: the figures, and the summary that tables are made of."""
+        values = {"schema": SCHEMA, "figures": [figure.to_json() for figure in figures]}
+        _replace(self.folder / FIGURES, {**values, "summary": summary.to_json()})
+
+    def remove(self) -> None:
+        """Removes the folder of an evaluation without episodes, and parents that are then empty."""
+        for name in (EVAL, EPISODES, LOCK):
+            (self.folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.removedirs(self.folder)
+
+    def _write_record(self) -> None:
+        _replace(self.folder / EVAL, self.record.to_json())
+
+
+def _locked(folder: Path) -> IO[str]:
+    """The folder's lock, held until it is closed or the process ends."""
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"--out must be a folder, but {folder} is not a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    if path.exists() and not path.is_file():  # a pipe would block the process
+        raise SettingsError(f"{path} is not a file: remove it")
+    file = open(path, "a", encoding="utf-8")  # noqa: SIM115  (it stays open)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise SettingsError(
+            f"another process works in {folder}: wait for its end, or choose another folder"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    return file
+
+
+def _append(path: Path, values: dict[str, Any]) -> None:
+    """Appends a line by one system call, so that a killed process leaves whole lines."""
+    line = json.dumps(values).encode() + b"\n"
+    with open(path, "ab", buffering=0) as file:
+        rest = memoryview(line)
+        while rest:
+            rest = rest[file.write(rest) :]
+
+
+def _replace(path: Path, values: dict[str, Any]) -> None:
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    os.replace(new, path)
+
+
+def _drop_half_line(path: Path) -> None:
+    """Removes the rest of a line whose writer was killed."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        position = end
+        while position:
+            start = max(position - 65_536, 0)
+            file.seek(start)
+            block = file.read(position - start)
+            if (at := block.rfind(b"\n")) >= 0:
+                position = start + at + 1
+                break
+            position = start
+        if position < end:
+            file.truncate(position)

@@ -1,0 +1,386 @@
+"""The folder of one evaluation, which can be resumed, read without this project, and compared.
+
+| file             | content                                                                           |
+|------------------|-----------------------------------------------------------------------------------|
+| `eval.json`      | what was evaluated, and how: `EvalRecord`                                         |
+| `episodes.jsonl` | one line an episode, appended when it ends: `EpisodeRecord`                       |
+| `usage.jsonl`    | one line for each answered request of an API: its tokens, also of lost episodes   |
+| `figures.json`   | the figures, each with its number of cases, interval and definition               |
+| `lock`           | held by the process that works in the folder                                      |
+
+A line is written whole and at once, so that a killed process loses no finished episode. If an
+episode has several lines (it failed and was tried again), the last line counts.
+`docs/evaluation/records.md` has the JSON Schema. Folders of older versions (`results.json` and
+`transcripts.jsonl`) are read as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from retool_env.errors import DataError
+from retool_env.evaluation.identity import ModelIdentity
+from retool_env.files import read_lines, read_text
+from retool_env.provenance import REVISION
+from retool_env.rollout.policy import Usage
+from retool_env.rules import Rules
+from retool_env.transcript import StopReason, Transcript
+
+SCHEMA = 1
+"""The version of the folder's format. Later versions are refused, earlier ones are read."""
+
+EVAL, EPISODES, USAGE, FIGURES, LOCK = (
+    *("eval.json", "episodes.jsonl", "usage.jsonl", "figures.json", "lock"),
+)
+OLD_EVAL, OLD_EPISODES = "results.json", "transcripts.jsonl"
+
+Key = tuple[str, int]
+"""An episode of an evaluation: the problem's id and the number of the sample, from 0."""
+
+Status = Literal["running", "finished", "stopped"]
+
+
+@dataclass(frozen=True)
+class EvalRecord:
+    """What was evaluated, and how: `eval.json`."""
+
+    name: str
+    """The evaluation's name: its folder below `runs/eval`."""
+    model: ModelIdentity
+    """The model."""
+    env: str
+    """The environment's id."""
+    settings: dict[str, Any]
+    """The environment's settings as given by the command and the checkpoint."""
+    rules: dict[str, Any]
+    """The resolved settings of the episodes, every default included."""
+    prompt: str
+    """The prompt template, with `{query}`."""
+    problems: int
+    """Number of problems."""
+    fingerprint: str
+    """SHA-256 of the problems: ids, questions and answers, in their order."""
+    sampling: dict[str, Any]
+    """The sampling settings as sent to the model."""
+    k: int
+    """Number of episodes for each problem."""
+    seed: int
+    """The seed of all sampling."""
+    checkpoint_task: dict[str, Any] | None = None
+    """The checkpoint's `retool.json`; `None` where there is no such file or it was ignored."""
+    command: dict[str, Any] = field(default_factory=dict)
+    """The options of the command line."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions of Python and of packages."""
+    commit: str | None = None
+    """The git commit of the code; `None` for an installed package."""
+    revision: int = REVISION
+    """The revision of the environment."""
+    price: dict[str, float | None] | None = None
+    """Dollars for a million tokens; `None` where no price was given."""
+    started: str = ""
+    """Date and time of the first start, in ISO 8601."""
+    seconds: float = 0.0
+    """Seconds of work, all starts together."""
+    status: Status = "running"
+    """`finished` once every episode has ended; `stopped` if the work ended earlier."""
+    usage: dict[str, int] | None = None
+    """Tokens that an API counted, all starts together."""
+    cost: float | None = None
+    """Dollars, by `price`; `None` without a price."""
+    schema: int = SCHEMA
+    """The version of the folder's format."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON values; `from_json` is its inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Rebuilds a record from `to_json`'s values.
+
+        Raises:
+            ValueError: A later version wrote the record, or a field is missing.
+        """
+        if record.get("schema") not in range(1, SCHEMA + 1):
+            raise ValueError(
+                f"schema {record.get('schema')!r:.20} is unknown: a newer retool-env wrote it"
+            )
+        names = {field.name for field in dataclasses.fields(cls)}
+        known = {name: value for name, value in record.items() if name in names}
+        try:
+            return cls(**{**known, "model": ModelIdentity.from_json(known["model"])})
+        except (TypeError, KeyError) as error:
+            raise ValueError(str(error)) from None
+
+    def differences(self, other: EvalRecord) -> list[str]:
+        """The settings in which another evaluation differs, as `name: mine, theirs`.
+
+        Numbers of samples and of problems, prices, versions, dates and an API's address may differ
+        between two starts of one evaluation and are left out.
+        """
+        mine, other_fields = (_frozen(record) for record in (self, other))
+        return [
+            f"{name}: {_short(value)}, not {_short(other_fields.get(name))}"
+            for name, value in mine.items()
+            if value != other_fields.get(name)
+        ]
+
+
+def _frozen(record: EvalRecord) -> dict[str, Any]:
+    values = {
+        "model": record.model.name,
+        "weights": record.model.weights,
+        "commit of the model": record.model.revision,
+        "env": record.env,
+        "seed": record.seed,
+        "prompt": record.prompt,
+        "revision": record.revision,
+        **{f"rules.{name}": value for name, value in record.rules.items()},
+        **{f"sampling.{name}": value for name, value in record.sampling.items()},
+    }
+    return json.loads(json.dumps(values))  # a tuple equals the list that a file has
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def rules_to_json(rules: Rules) -> dict[str, Any]:
+    """The settings of an episode as plain JSON values; a reward function is written as its name."""
+    values = dataclasses.asdict(dataclasses.replace(rules))
+    reward = rules.reward
+    values["reward"] = reward if isinstance(reward, str) else getattr(reward, "__name__", "own")
+    return values
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """One episode of an evaluation: a line of `episodes.jsonl`."""
+
+    model: str
+    """The model's name."""
+    problem: str
+    """The problem's id."""
+    sample: int
+    """The number of the episode among those of its problem, from 0."""
+    seed: int
+    """The evaluation's seed. With problem and sample it determines the sampling."""
+    transcript: Transcript
+    """The episode."""
+    usage: Usage | None = None
+    """Tokens that an API counted, of all turns and attempts; `None` for a local model."""
+
+    @property
+    def key(self) -> Key:
+        """The problem's id and the sample."""
+        return self.problem, self.sample
+
+    @property
+    def failed(self) -> bool:
+        """Whether an infrastructure failure ended the episode."""
+        return self.transcript.stop_reason is StopReason.INFRASTRUCTURE
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON values. `calls` repeats what a reader looks for first."""
+        calls = [
+            {
+                "outcome": str(call.execution.outcome),
+                "exception": exception_class(call.execution.error),
+                "form": call.form,
+                "program": call.program,
+            }
+            for call in self.transcript.calls
+        ]
+        return {
+            "schema": SCHEMA,
+            "model": self.model,
+            "problem": self.problem,
+            "sample": self.sample,
+            "seed": self.seed,
+            "status": "failed" if self.failed else "finished",
+            "correct": self.transcript.correct,
+            "usage": None if self.usage is None else dataclasses.asdict(self.usage),
+            "calls": calls,
+            "transcript": self.transcript.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any], tokens: bool = True) -> Self:
+        """Rebuilds a record from `to_json`'s values.
+
+        Args:
+            record: The values.
+            tokens: Whether token ids and log-probs are kept. Without them a record needs a fraction of
+                the memory: ids are replaced by as many zeros, since figures only count them.
+
+        Raises:
+            ValueError: The values are not an episode, or a later version wrote them.
+        """
+        if record.get("schema") not in range(1, SCHEMA + 1):
+            raise ValueError(f"schema {record.get('schema')!r:.20} is unknown")
+        transcript = _transcript(record["transcript"], tokens)
+        usage = record.get("usage")
+        return cls(
+            *(record[name] for name in ("model", "problem", "sample", "seed")),
+            transcript,
+            None if usage is None else Usage(**usage),
+        )
+
+
+_EXCEPTION = re.compile(r"((?:\w+\.)*[A-Z]\w*)(?::|$)")
+
+
+def exception_class(error: str) -> str | None:
+    """The class of the exception that ended a program, by its last line; `None` for other ends.
+
+    Example:
+        >>> exception_class("ZeroDivisionError: division by zero")
+        'ZeroDivisionError'
+        >>> exception_class("time limit: the program ran for more than 5 s") is None
+        True
+    """
+    match = _EXCEPTION.match(error)
+    return match[1] if match else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _blanks(count: int) -> tuple[int, ...]:
+    return (0,) * count
+
+
+def _transcript(record: dict[str, Any], tokens: bool) -> Transcript:
+    if not tokens:
+        spans = [
+            {
+                **span,
+                "token_ids": None if span["token_ids"] is None else _blanks(len(span["token_ids"])),
+                **{"logprobs": None, "trained_logprobs": None, "weight_runs": ()},
+            }
+            for span in record["spans"]
+        ]
+        record = {**record, "spans": spans}
+    return Transcript.from_json(record)
+
+
+def read_record(folder: str | Path) -> EvalRecord:
+    """Reads `eval.json`.
+
+    Args:
+        folder: The folder of an evaluation.
+
+    Raises:
+        DataError: The file is missing, damaged, or of a later version.
+    """
+    path = Path(folder) / EVAL
+    try:
+        return EvalRecord.from_json(json.loads(read_text(path)))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} was not found: {folder} is not the folder of an evaluation"
+        ) from None
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise DataError(f"{path} is damaged: {error}") from None
+
+
+def read_episodes(folder: str | Path, tokens: bool = True) -> Iterator[EpisodeRecord]:
+    """Yields the episodes of an evaluation, also of the folders of older versions.
+
+    Of an episode with several lines the last one is taken. A last line that is cut off, since its
+    writer was killed or still writes, is left out.
+
+    Args:
+        folder: The folder of an evaluation.
+        tokens: Whether token ids and log-probs are kept.
+
+    Raises:
+        DataError: A line is damaged; the message names it.
+    """
+    folder = Path(folder)
+    path = folder / EPISODES
+    if not path.exists() and (folder / OLD_EPISODES).exists():
+        yield from _old_episodes(folder, tokens)
+        return
+    if not path.exists():
+        return
+    last = {}
+    for number, line in enumerate(read_lines(path), 1):
+        if line.endswith(b"\n"):
+            last[_key_of(path, number, line)] = number
+    wanted = set(last.values())
+    for number, line in enumerate(read_lines(path), 1):
+        if number in wanted:
+            yield _parsed(path, number, line, tokens)
+
+
+_HEAD = re.compile(
+    rb'\{"schema": \d+, "model": (?:"(?:[^"\\]|\\.)*"), "problem": ("(?:[^"\\]|\\.)*"), "sample": (\d+),'
+)
+
+
+def _key_of(path: Path, number: int, line: bytes) -> Key:
+    if match := _HEAD.match(line):  # without reading the whole line
+        return json.loads(match[1]), int(match[2])
+    return _parsed(path, number, line, tokens=False).key
+
+
+def _parsed(path: Path, number: int, line: bytes, tokens: bool) -> EpisodeRecord:
+    try:
+        return EpisodeRecord.from_json(json.loads(line), tokens)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{path}, line {number} is not an episode ({error!r:.200}): remove the line, and its "
+            "episode runs again"
+        ) from None
+
+
+def _old_episodes(folder: Path, tokens: bool) -> Iterator[EpisodeRecord]:
+    """The episodes of a folder that has `transcripts.jsonl`: groups of samples, in any order."""
+    path = folder / OLD_EPISODES
+    command: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        command = json.loads(read_text(folder / OLD_EVAL))["command"]
+    samples: dict[str, int] = {}
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            transcript = _transcript(json.loads(line), tokens)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(f"{path}, line {number} is not a transcript ({error!r:.200})") from None
+        problem = transcript.problem.id
+        sample = samples[problem] = samples.get(problem, -1) + 1
+        name, seed = str(command.get("model", "unknown")), int(command.get("seed", 0))
+        yield EpisodeRecord(name, problem, sample, seed, transcript)
+
+
+def read_usage(folder: str | Path) -> Usage:
+    """Adds up `usage.jsonl`: the tokens of all answered requests.
+
+    Args:
+        folder: The folder of an evaluation.
+
+    Raises:
+        DataError: A line is damaged; the message names it.
+    """
+    path = Path(folder) / USAGE
+    total = Usage()
+    if not path.exists():
+        return total
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            total += Usage(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"{path}, line {number} is damaged ({error!r:.100}): remove it"
+            ) from None
+    return total
