@@ -90,7 +90,7 @@ def answer_classes(
         answers: The answer of each sample; `None` for a sample without an answer, which belongs to
             no class.
         equal: Whether an answer (second argument) equals the first member of a class (first
-            argument).
+            argument). Identical texts are equal without a question.
 
     Returns:
         The indices of each class, ascending; the classes in the order of their first members.
@@ -142,13 +142,22 @@ def maj_at_k(
         >>> maj_at_k(["7", "8"], [True, False], 2)
         0.5
     """
-    return votes_at_k(len(answers), *_sized(answers, right, equal), k)
+    return votes_at_k(len(answers), *class_sizes(answers, right, equal), k)
 
 
-def _sized(
+def class_sizes(
     answers: Sequence[str | None], right: Sequence[bool], equal: Callable[[str, str], bool]
 ) -> tuple[list[int], list[bool]]:
-    """The size of each class, and whether it is right."""
+    """The size of each class of `answer_classes`, and whether it is right: its first member is.
+
+    Args:
+        answers: The answer of each sample; `None` for a sample without an answer.
+        right: Whether each sample is right.
+        equal: Whether two answers are equal; see `answer_classes`.
+
+    Raises:
+        SettingsError: If `answers` and `right` differ in length.
+    """
     if len(answers) != len(right):
         raise SettingsError(
             f"each answer needs a mark: {len(answers)} answers and {len(right)} marks were given"
