@@ -46,9 +46,7 @@ _FENCE = re.compile(r"(?:`{3,}|~{3,})[ \t]*\{?\.?(?:python3?|py)\b", re.IGNORECA
 _OUTPUT = re.compile(
     rf"{re.escape(RESULT_OPEN)}|{re.escape(RESPONSE_OPEN)}|(?:`{{3,}}|~{{3,}})[ \t]*output\b"
 )
-_JSON_CALL = re.compile(
-    r"\{\s*\"name\"\s*:\s*\"[^\"\n]*\"\s*,\s*\"(?:arguments|parameters)\"\s*:"
-)
+_JSON_CALL = re.compile(r"\{\s*\"name\"\s*:\s*\"[^\"\n]*\"\s*,\s*\"(?:arguments|parameters)\"\s*:")
 _CALL_TAGS = (CALL_OPEN, CALL_CLOSE, PYTHONIC_OPEN, PYTHONIC_CLOSE, PYTHON_TAG)
 _CALL_TAG = re.compile("|".join(map(re.escape, _CALL_TAGS)))
 _CODE_TAG = re.compile(f"{CODE_OPEN}|{CODE_CLOSE}")
@@ -56,7 +54,7 @@ _CODE_BLOCK = re.compile(f"{CODE_OPEN}.*?{CODE_CLOSE}", re.DOTALL)
 
 
 def missed_attempts(text: str, turn: Turn, protocol: ProtocolName) -> set[Miss]:
-    """Find the attempts of one turn that miss the form of a call.
+    r"""Find the attempts of one turn that miss the form of a call.
 
     Args:
         text: The text of the turn.
@@ -65,7 +63,7 @@ def missed_attempts(text: str, turn: Turn, protocol: ProtocolName) -> set[Miss]:
 
     Example:
         >>> from retool_env.protocol import parse_turn
-        >>> text = "```python\\nprint(1)\\n```"
+        >>> text = "```python\nprint(1)\n```"
         >>> missed_attempts(text, parse_turn(text), "tags")
         {'fence'}
     """

@@ -64,7 +64,8 @@ def pass_hat_k(n: int, c: int, k: int) -> float:
         >>> pass_hat_k(4, 3, 2)
         0.5
     """
-    return math.comb(c, k) / _subsets(n, c, k)
+    subsets = _subsets(n, c, k)
+    return math.comb(c, k) / subsets
 
 
 def _subsets(n: int, c: int, k: int) -> int:
@@ -258,6 +259,8 @@ def cluster_mean(cases: Iterable[tuple[Hashable, float]], share: bool = False) -
     share without spread, or within five cases of 0 or 1, gets the interval of Rao, Scott and Wilson
     (`retool_env.metrics.intervals.pooled`). There a cluster counts as a case, if its cases are alike.
     The interval of a share is cut to the range from 0 to 1.
+
+    The interval of another mean is not cut, and its width is 0 where all clusters are alike.
 
     One cluster says nothing of the difference between clusters, so the interval is then unbounded:
     both bounds are `None`. Without a case the mean is `None` as well.
