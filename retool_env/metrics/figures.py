@@ -327,7 +327,8 @@ def _accuracy_by_group(scored: list[Transcript]) -> Iterable[Figure]:
         yield _over_problems(
             f"accuracy/{kind}/{value}",
             _average(groups[kind, number, value]),
-            f"The accuracy, of the problems of {words.get(kind, 'the subject')} {value}.",
+            f"Mean over the problems of {words.get(kind, 'the subject')} {value} of the share of right "
+            "episodes. The cases are episodes.",
         )
 
 
@@ -348,8 +349,8 @@ def _slug(text: str) -> str:
 
 CALL_GROUPS = {
     "none": "without a call",
-    "without_error": "with calls, all of which ran",
-    "error_mended": "with a failed call, whose last call ran",
+    "without_error": "with calls that all ran without error",
+    "error_mended": "with a failed call whose last call ran without error",
     "error_not_mended": "whose last call failed",
 }
 """The groups of episodes by their calls, with their definitions."""
@@ -367,7 +368,9 @@ def _accuracy_by_calls(episodes: list[_Episode]) -> Iterable[Figure]:
         cases[group].append((episode.problem, episode.right))
     for group, words in CALL_GROUPS.items():
         yield _share(
-            f"accuracy/calls/{group}", cases[group], f"Share of right episodes, of those {words}."
+            f"accuracy/calls/{group}",
+            cases[group],
+            f"Share of right answers among the episodes {words}.",
         )
 
 
@@ -454,12 +457,12 @@ def _calls(episodes: list[_Episode]) -> Iterable[Figure]:
     yield _share(
         "use/silent",
         [(problem, not call.execution.stdout.strip()) for problem, call in ran],
-        "Share of calls that printed nothing, of those that ran without error.",
+        "Share of the calls that ran without error which printed nothing.",
     )
     yield _share(
         "use/self_caught",
         [(problem, _caught(call)) for problem, call in ran],
-        "Share of calls that caught an error of their own, of those that ran without error: the "
+        "Share of the calls that ran without error which caught an error of their own: the "
         "program has an `except`, and its output shows a traceback or an exception's name.",
     )
     yield _mean(
@@ -624,10 +627,14 @@ def _recovery(episodes: list[_Episode]) -> Iterable[Figure]:
         event = f"Share of failed calls after which one of the next {k} calls ran" * (k > 1)
         event = event or "Share of failed calls after which the next call ran"
         yield _share(
-            f"recovery/ran@{k}/had_turn", had_turn, f"{event}, of those that had another turn."
+            f"recovery/ran@{k}/had_turn",
+            had_turn,
+            f"{event}, among the failed calls followed by another turn.",
         )
         yield _share(
-            f"recovery/ran@{k}/called", called, f"{event}, of those that had another call."
+            f"recovery/ran@{k}/called",
+            called,
+            f"{event}, among the failed calls followed by another call.",
         )
     # The interval stays as it is in a summary.
     transcripts = [episode.transcript for episode in episodes]
@@ -676,7 +683,7 @@ def _cost(pairs: list[tuple[Transcript, EpisodeUsage]]) -> Iterable[Figure]:
     yield _mean(
         "cost/dollars",
         [(t.problem.id, cost) for t, cost in dollars],
-        "Mean cost of an episode in dollars, of those whose cost is known.",
+        "Mean cost of an episode in dollars, among the episodes whose cost is known.",
     )
     yield _per_right(
         "cost/dollars_per_right",

@@ -25,7 +25,7 @@ def answered(answer, correct=False):
         (answered("41"), []),
         (answered("41 or 42"), []),  # a list of values
         (answered("The answer is 42."), [("right_not_in_form", "42")]),
-        (answered(r"5\text{ or six}"), []),
+        (answered(r"5\text{ or six}"), [("unreadable_answer", r"5\text{ or six}")]),
         (answered(r"\sqrt{42}"), []),  # no sentence
         (answered("x +"), [("unreadable_answer", "x +")]),
         (answered(""), [("unreadable_answer", "")]),
