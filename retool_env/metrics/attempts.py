@@ -3,16 +3,16 @@
 A model that never calls its tool may not want to, or may not know how. The form of an attempt tells
 these apart. Each attempt is looked for in the text of a turn outside of its call.
 
-| miss             | the model writes                                                              |
-|------------------|-------------------------------------------------------------------------------|
-| `fence`          | a Markdown fence of `python` or `py`, without the tag of a call               |
-| `foreign_call`   | a call of another protocol: `<tool_call>` or JSON beside tags, `<code>` beside |
-|                  | tool calls                                                                    |
-| `written_output` | the output of a program itself: `<interpreter>`, `<tool_response>`, a fence of |
-|                  | `output`                                                                      |
-| `half_tag`       | one of the two tags of a call, in a turn that makes no call                   |
+| miss             | the model writes                                                            |
+|------------------|-----------------------------------------------------------------------------|
+| `fence`          | a Markdown fence of `python` or `py`, without the tag of a call             |
+| `foreign_call`   | a call of another protocol: `<tool_call>` or JSON beside tags, `<code>`     |
+|                  | beside tool calls                                                           |
+| `written_output` | the output of a program itself: `<interpreter>`, `<tool_response>`, a fence |
+|                  | of `output`                                                                 |
+| `half_tag`       | one of the two tags of a call, in a turn that makes no call                 |
 
-The protocols of other names have no tags of their own here: both forms of a call count as foreign.
+For a protocol of another name, both forms of a call count as foreign.
 """
 
 from __future__ import annotations

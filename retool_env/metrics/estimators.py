@@ -12,7 +12,7 @@ scipy nor a table is needed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -123,19 +123,20 @@ def maj_at_k(
     tie counts as the share of the winning classes that are right. A subset without an answer counts
     as 0.
 
-    The result is the mean over all subsets of size `k`. It is exact for any `k`, since it is counted
-    from the sizes of the classes alone, and not by going through subsets.
+    The result is the mean over all subsets of size `k`. It is exact for any `k`: it is counted from
+    the sizes of the classes, without a walk through the subsets.
 
     Args:
-        answers: The answer of each sample; `None` for a sample without an answer, which has no vote.
+        answers: The answer of each sample; `None` for a sample without an answer, which has no
+            vote.
         right: Whether each sample is right.
         k: Number of samples that vote, from 1 to the number of samples.
         equal: Whether two answers are equal. The first argument is the first member of a class.
             Identical texts are equal without a question.
 
     Raises:
-        SettingsError: If `k` is not from 1 to the number of samples, or `answers` and `right` differ
-            in length.
+        SettingsError: If `k` is not from 1 to the number of samples, or `answers` and `right`
+            differ in length.
 
     Example:
         >>> maj_at_k(["7", "7", "8", None], [True, True, False, False], 4)
@@ -257,8 +258,8 @@ def cluster_mean(cases: Iterable[tuple[Hashable, float]], share: bool = False) -
 
     A t interval of a share is wrong near 0 and 1: where all cases are alike, its width is 0. So a
     share without spread, or within five cases of 0 or 1, gets the interval of Rao, Scott and Wilson
-    (`retool_env.metrics.intervals.pooled`). There a cluster counts as a case, if its cases are alike.
-    The interval of a share is cut to the range from 0 to 1.
+    (`retool_env.metrics.intervals.pooled`). There a cluster counts as one case, if its cases are
+    alike. The interval of a share is cut to the range from 0 to 1.
 
     The interval of another mean is not cut, and its width is 0 where all clusters are alike.
 
@@ -325,7 +326,7 @@ def cluster_ratio(cases: Iterable[tuple[Hashable, float, float]]) -> ClusterMean
     return _ratio(sums, count)
 
 
-def _ratio(clusters: dict[Hashable, tuple[float, float]], count: int) -> ClusterMean:
+def _ratio(clusters: Mapping[Hashable, tuple[float, float]], count: int) -> ClusterMean:
     """See `cluster_ratio`, of the sums of each cluster."""
     size = len(clusters)
     total = math.fsum(y for y, _ in clusters.values())
@@ -364,7 +365,10 @@ def t_quantile(degrees: int) -> float:
 
 
 def _t_within(angle: float, degrees: int) -> float:
-    """How likely `abs(t) < tan(angle) * sqrt(degrees)` is (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    """The probability of `abs(t) < tan(angle) * sqrt(degrees)`.
+
+    These are the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4.
+    """
     odd = degrees % 2
     sine, cosine = math.sin(angle), math.cos(angle)
     term, terms = cosine if odd else 1.0, []

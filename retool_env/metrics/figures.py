@@ -1,15 +1,15 @@
 """All figures of an evaluation, each with an interval, its number of cases and its definition.
 
-`measure` gives a flat list. Every figure has a key, so figures of two evaluations are joined by key:
+`measure` gives a flat list. Every figure has a key, which joins the figures of two evaluations:
 
-| keys            | what the figures say                                                             |
-|-----------------|----------------------------------------------------------------------------------|
-| `accuracy/...`  | how often answers are right: avg, pass@k, pass^k, maj@k, and by group            |
-| `warning/...`   | verdicts that a reader should look at (`retool_env.metrics.verdicts`)            |
-| `use/...`       | how the model uses the interpreter, and the forms in which it tries to           |
-| `error/...`     | which errors programs have, and what comes next                                  |
-| `recovery/...`  | how often a program runs again after a failed one                                |
-| `cost/...`      | tokens and dollars, where the usage is known                                     |
+| keys           | meaning of the figures                                                |
+|----------------|-----------------------------------------------------------------------|
+| `accuracy/...` | how often answers are right: avg, pass@k, pass^k, maj@k, and by group |
+| `warning/...`  | verdicts that a reader should look at (`retool_env.metrics.verdicts`) |
+| `use/...`      | how the model uses the interpreter, and the forms of its attempts     |
+| `error/...`    | the errors of programs, and the next step after each                  |
+| `recovery/...` | how often a program runs again after a failed one                     |
+| `cost/...`     | tokens and dollars, where the usage is known                          |
 
 Figures are of scored episodes. Those of `use`, `error` and `recovery` are of episodes with an
 interpreter. The episodes of one problem are one cluster of every interval
@@ -42,7 +42,7 @@ from retool_env.metrics.estimators import (
 from retool_env.metrics.intervals import SHOWN_FROM
 from retool_env.metrics.recovery import measure_recovery
 from retool_env.metrics.verdicts import DOUBTS, grading_warnings
-from retool_env.protocol import TurnKind, is_empty_program
+from retool_env.protocol import Turn, TurnKind, is_empty_program
 from retool_env.transcript import Call, Span, StopReason, Transcript
 
 
@@ -106,7 +106,7 @@ def measure(
     """Compute all figures of finished transcripts.
 
     Args:
-        transcripts: Finished transcripts, any number of each problem, in the order of their samples.
+        transcripts: Finished transcripts, any number of each problem, in the order of the samples.
         ks: The sizes of `pass@k`, `pass^k` and `maj@k`. By default 1, 2, 4, 8 and so on, and the
             largest number of scored episodes that a problem has. A problem with fewer than `k`
             scored episodes is left out of the figures of that `k`.
@@ -118,8 +118,8 @@ def measure(
         The figures, in a fixed order. A figure without a case has the mean `None`.
 
     Raises:
-        SettingsError: If a transcript is not finished, no problem has `k` scored episodes, or `usage`
-            differs from `transcripts` in length.
+        SettingsError: If a transcript is not finished, no problem has `k` scored episodes, or
+            `usage` differs from `transcripts` in length.
     """
     transcripts = list(transcripts)
     if any(transcript.stop_reason is None for transcript in transcripts):
@@ -171,18 +171,22 @@ class _Episode:
         return self.transcript.calls
 
     @cached_property
+    def turns(self) -> list[Turn]:
+        return self.transcript.turns
+
+    @cached_property
     def misses(self) -> set[Miss]:
         """The ways in which its attempts miss the form of a call."""
         protocol = self.transcript.protocol
         spans = [span for span in self.transcript.spans if span.author == "model"]
         found: set[Miss] = set()
-        for span, turn in zip(spans, self.transcript.turns, strict=True):
+        for span, turn in zip(spans, self.turns, strict=True):
             found |= missed_attempts(span.text, turn, protocol)
         return found
 
     @cached_property
     def attempted(self) -> bool:
-        return bool(self.misses) or any(t.kind is TurnKind.CODE for t in self.transcript.turns)
+        return bool(self.misses) or any(t.kind is TurnKind.CODE for t in self.turns)
 
     @cached_property
     def well_formed(self) -> bool:
@@ -190,7 +194,7 @@ class _Episode:
         if any(call.form != "unread" and not is_empty_program(call.program) for call in self.calls):
             return True
         # A call beyond the limit is not run, so it is not among the calls.
-        last = self.transcript.turns[-1:] if self.transcript.spans[-1].author == "model" else []
+        last = self.turns[-1:] if self.transcript.spans[-1].author == "model" else []
         return any(
             turn.kind is TurnKind.CODE and not turn.error and not is_empty_program(turn.content)
             for turn in last
@@ -317,28 +321,32 @@ def _default_ks(most: int) -> list[int]:
 
 
 def _accuracy_by_group(scored: list[Transcript]) -> Iterable[Figure]:
-    groups: dict[tuple[str, int, str], list[Transcript]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[Transcript]] = defaultdict(list)
     for transcript in scored:
         for kind, value in _groups_of(transcript):
-            number = value if isinstance(value, int) else 0  # 10 is behind 9
-            groups[kind, number, _slug(str(value))].append(transcript)
-    words = {"data_set": "the data set", "level": "level", "difficulty": "difficulty"}
-    for kind, number, value in sorted(groups):
+            groups[kind, value].append(transcript)
+    words = {"data_set": "the data set", "subject": "the subject"}
+    for kind, value in sorted(groups, key=lambda group: (group[0], _by_number(group[1]))):
         yield _over_problems(
             f"accuracy/{kind}/{value}",
-            _average(groups[kind, number, value]),
-            f"Mean over the problems of {words.get(kind, 'the subject')} {value} of the share of right "
+            _average(groups[kind, value]),
+            f"Mean over the problems of {words.get(kind, kind)} {value} of the share of right "
             "episodes. The cases are episodes.",
         )
 
 
-def _groups_of(transcript: Transcript) -> Iterable[tuple[str, str | int]]:
+def _by_number(text: str) -> tuple[int, str]:
+    """A key to sort by, which puts 9 ahead of 10."""
+    return (int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0, text)
+
+
+def _groups_of(transcript: Transcript) -> Iterable[tuple[str, str]]:
+    """The groups of a transcript's problem, each a kind and a value as in a key."""
     problem = transcript.problem
-    data_set = problem.metadata.get("data_set") or problem.id.rpartition("/")[0]
-    if data_set:
-        yield "data_set", data_set
-    for kind in ("difficulty", "level", "subject"):
-        if (value := problem.metadata.get(kind)) is not None and _slug(str(value)):
+    known = dict(problem.metadata)
+    known["data_set"] = known.get("data_set") or problem.id.rpartition("/")[0]
+    for kind in ("data_set", "difficulty", "level", "subject"):
+        if value := _slug(str(known.get(kind, ""))):
             yield kind, value
 
 
@@ -542,13 +550,13 @@ _CLASS = re.compile(r"([A-Za-z_][\w.]*)(?::|\Z)")
 
 
 def error_kind(call: Call) -> str:
-    """The kind of a failed call's error: its outcome, and the class of the exception if there is one.
+    """The kind of a failed call's error: its outcome, and the class of its exception, if any.
 
     Args:
         call: A failed call.
 
     Example:
-        >>> from retool_env.execution import Execution
+        >>> from retool_env.execution import Execution, Outcome
         >>> error = "NameError: name 'x' is not defined"
         >>> error_kind(Call("x", Execution(Outcome.RUNTIME_ERROR, "", error), 0, "plain"))
         'runtime_error/nameerror'
@@ -641,13 +649,14 @@ def _recovery(episodes: list[_Episode]) -> Iterable[Figure]:
     mended = measure_recovery(transcripts).mended
     problems = {e.problem for e in episodes if not all(call.ok for call in e.calls)}
     found = mended.interval
-    bounds = (None, None, None) if found is None else (found.mean, found.low, found.high)
-    yield Figure(
+    mean = ClusterMean(mended.count, len(problems), None, None, None)
+    if found is not None:
+        mean = dataclasses.replace(mean, mean=found.mean, low=found.low, high=found.high)
+    yield _figure(
         "recovery/mended",
-        mended.count,
-        len(problems),
-        *bounds,
-        "Share of errors that a later call of the episode mends. An error is a run of failed calls.",
+        mean,
+        "Share of errors that a later call of the episode mends. An error is a run of failed "
+        "calls.",
     )
 
 

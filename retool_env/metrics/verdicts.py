@@ -33,8 +33,8 @@ class GradingWarning:
     """The reason:
 
     * `right_not_in_form`: the model wrote the right value, but not as the protocol asks. Without an
-      answer, this is the last box of its text, or the last number of a text without a box. An answer
-      that is a sentence counts if the right value is the only number in it.
+      answer, this is the last box of its text, or the last number of a text without a box. An
+      answer that is a sentence counts if the right value is the only number in it.
     * `cut_before_answer`: a budget or a deadline ended the episode before an answer.
     * `unreadable_answer`: the answer is not a mathematical value, nor a word or two.
     """
