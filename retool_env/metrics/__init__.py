@@ -1,14 +1,21 @@
 """Figures of episodes: how often a model uses its tool, how soon, how well, and whether it recovers."""
 
+from retool_env.metrics.figures import Figure, measure
 from retool_env.metrics.intervals import Estimate, Interval
 from retool_env.metrics.summary import Summary, code_purposes, summarise, summarise_along
-from retool_env.metrics.tables import table, tool_table
+from retool_env.metrics.tables import figures_table, table, tool_table
+from retool_env.metrics.verdicts import GradingWarning, grading_warnings
 
 __all__ = [
     "Estimate",
+    "Figure",
+    "GradingWarning",
     "Interval",
     "Summary",
     "code_purposes",
+    "figures_table",
+    "grading_warnings",
+    "measure",
     "summarise",
     "summarise_along",
     "table",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from retool_env.metrics.intervals import Estimate, Interval
+from retool_env.metrics.figures import Figure
+from retool_env.metrics.intervals import SHOWN_FROM, Estimate, Interval
 from retool_env.metrics.summary import Summary
 from retool_env.protocol.program import FORMS, Form
 
@@ -66,6 +67,31 @@ def tool_table(columns: Mapping[str, Summary]) -> str:
     cells = [["", *columns]]
     cells += [[name, *(show(s) for s in columns.values())] for name, show in TOOL_USE.items()]
     return _markdown(cells)
+
+
+def figures_table(figures: Sequence[Figure]) -> str:
+    """A Markdown table of figures, a row each: key, mean with its 95 % interval, number of cases.
+
+    No figure is left out. A figure on fewer than 50 cases has the mark `†`, and a line below the
+    table says so. An unbounded interval, of one problem, is written `[–, –]`.
+
+    Args:
+        figures: The figures, in the order of the rows.
+    """
+    cells = [["figure", "mean [95 % interval]", "n"]]
+    cells += [
+        [figure.key, _mean_of(figure), f"{figure.count}{' †' * figure.marked}"]
+        for figure in figures
+    ]
+    note = f"\n\n† fewer than {SHOWN_FROM} cases" * any(figure.marked for figure in figures)
+    return _markdown(cells) + note
+
+
+def _mean_of(figure: Figure) -> str:
+    if figure.mean is None:
+        return "–"
+    low, high = (_text(bound, "{:.4g}") for bound in (figure.low, figure.high))
+    return f"{figure.mean:.4g} [{low}, {high}]"
 
 
 def _markdown(cells: Sequence[Sequence[str]]) -> str:

@@ -239,9 +239,9 @@ BOMBS = {
     "processes": "while True:\n    try: os.fork()\n    except OSError: pass",
     "processes that nobody waits for": "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\nwhile True:\n    try:\n"
     "        if os.fork() == 0:\n            sum(range(10**6))\n            os._exit(0)\n    except OSError: pass",
-    "processes that burn": "for _ in range(14):\n    if os.fork() == 0:\n        while True: pass\nwhile True: pass",
+    "processes that burn": "for _ in range(60):\n    if os.fork() == 0:\n        while True: pass\nwhile True: pass",
     "threads that burn": "def burn():\n    while True: sum(range(1000))\n"
-    "for _ in range(14): threading.Thread(target=burn).start()\nburn()",
+    "for _ in range(60): threading.Thread(target=burn).start()\nburn()",
     "sessions of their own": "for _ in range(6):\n    if os.fork() == 0:\n        os.setsid()\n"
     "        if os.fork(): os._exit(0)\n        while True: pass\nwhile True: pass",
 }
@@ -253,7 +253,7 @@ def test_keeping_itself_waiting_earns_no_time(
     jail: NsjailSandbox, code: str, in_session: bool
 ) -> None:
     """Its own processes are why it waits. Twenty times its limit, which others' load could earn, would be 20 s."""
-    limits = Limits(wall_seconds=1, memory_mb=512)
+    limits = Limits(wall_seconds=1, memory_mb=512, processes=64)
     code = f"import os, signal, threading\n{code}"
     began = time.monotonic()
     if in_session:

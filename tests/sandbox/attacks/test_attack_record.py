@@ -255,6 +255,17 @@ def test_session_that_says_it_is_over(jail: NsjailSandbox) -> None:
         assert liar.run("print(6 * 7)").stdout == "42\n"
 
 
+def test_block_that_says_the_next_one_is_over(jail: NsjailSandbox) -> None:
+    """Its thread rings the next block's bell, and keeps that from beginning; on record is its own verdict."""
+    ring = "def ring():\n  time.sleep(0.1)\n  for n in sockets(): os.write(n, bytes(9))\n  x = 9\n  x ** x ** x"
+    code = f"import threading, time\n{SOCKETS}\n{ring}\nthreading.Thread(target=ring).start()"
+    with jail.session(HALF_SECOND) as session:
+        assert session.run(code).outcome is Outcome.OK
+        time.sleep(0.3)  # its thread is stopped; it goes on with the next block
+        assert session.run("print(1)").outcome is Outcome.TIMEOUT
+        assert session.run("print(6 * 7)").stdout == "42\n"
+
+
 def test_session_that_ends_between_blocks(jail: NsjailSandbox) -> None:
     """It cannot pass for a failure of the sandbox."""
     code = "import os, threading\nthreading.Timer(0.2, os._exit, (0,)).start()"
