@@ -65,6 +65,7 @@ class Records:
         """The episodes on record, each with whether it failed."""
         self.usage = Usage()
         """Tokens of all answered requests on record."""
+        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
         self._lock = _locked(folder)
         try:
             self.record = self._begun(record, problems, resume, force)
@@ -146,11 +147,12 @@ class Records:
         _replace(self.folder / FIGURES, {**values, "summary": summary.to_json()})
 
     def remove(self) -> None:
-        """Removes the folder of an evaluation without episodes, and parents that are then empty."""
+        """Removes the folder of an evaluation without episodes; other files in it stay."""
         for name in (EVAL, EPISODES, LOCK):
             (self.folder / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            os.removedirs(self.folder)
+            for path in self._made:
+                path.rmdir()
 
     def _write_record(self) -> None:
         _replace(self.folder / EVAL, self.record.to_json())

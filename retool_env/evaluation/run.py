@@ -133,8 +133,7 @@ async def _episodes(
             if not running:
                 return
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                job, transcript, usage = task.result()
+            for job, transcript, usage in await asyncio.gather(*done):
                 engine.progress.finished(transcript)
                 yield job, transcript, usage
     finally:

@@ -1,0 +1,150 @@
+"""The folder of an evaluation: one process at a time, resumed only by the same evaluation."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+from evaluation.test_records import episode, record, transcript
+
+from retool_env.errors import DataError, SettingsError
+from retool_env.evaluation import read_episodes, read_record
+from retool_env.evaluation.folder import Records
+from retool_env.evaluation.identity import fingerprint
+from retool_env.problem import Problem
+from retool_env.rollout.policy import Usage
+
+PROBLEMS = [Problem(f"own/{i}", f"{i} + {i}?", str(2 * i)) for i in range(1, 5)]
+
+
+def of(count, **more):
+    return record(problems=count, fingerprint=fingerprint(PROBLEMS[:count]), **more)
+
+
+def begun(folder, count=2, **more):
+    return Records(folder, of(count), PROBLEMS[:count], **more)
+
+
+def test_a_folder_goes_on_where_it_was_stopped(tmp_path):
+    first = begun(tmp_path)
+    first.append(episode())
+    first.charge(Usage(1, 10, 5))
+    first.close("stopped", seconds=2.0, cost=0.5)
+    stopped = read_record(tmp_path)
+    assert (stopped.status, stopped.seconds, stopped.cost) == ("stopped", 2.0, 0.5)
+    second = begun(tmp_path, resume=True)
+    assert second.ended == {("own/1", 0): False} and second.usage == Usage(1, 10, 5)
+    assert read_record(tmp_path).status == "running"
+    second.charge(Usage(1, 1, 1))
+    second.close("finished", seconds=1.5)
+    ended = read_record(tmp_path)
+    assert (ended.status, ended.seconds) == ("finished", 3.5)
+    assert ended.started == stopped.started and ended.usage["prompt_tokens"] == 11
+
+
+def test_a_folder_is_not_begun_twice(tmp_path):
+    begun(tmp_path).close("finished", 1.0)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(SettingsError, match="continue it with --resume"):
+        begun(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    first = begun(tmp_path)
+    with pytest.raises(SettingsError, match="another process works in"):
+        begun(tmp_path, resume=True)
+    first.close("stopped", 1.0)
+    begun(tmp_path, resume=True).close("finished", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 1}, "seed: 1, not 0"),
+        ({"prompt": "Q {query}"}, "prompt: 'Q {query}', not '{query}'"),
+        ({"sampling": {"temperature": 0.5}}, "sampling.temperature: 0.5, not 1.0"),
+        ({"revision": 1}, "revision: 1, not"),
+    ],
+)
+def test_another_evaluation_is_not_resumed(change, words, tmp_path):
+    begun(tmp_path).close("stopped", 1.0)
+    with pytest.raises(SettingsError, match=words):
+        Records(tmp_path, of(2, **change), PROBLEMS[:2], resume=True)
+    begun(tmp_path, resume=True).close("stopped", 1.0)  # the lock was freed
+
+
+def test_another_revision_is_resumed_by_force_and_nothing_else_is(tmp_path):
+    begun(tmp_path).close("stopped", 1.0)
+    Records(tmp_path, of(2, revision=1), PROBLEMS[:2], resume=True, force=True).close("stopped", 1)
+    with pytest.raises(SettingsError, match="seed"):
+        Records(tmp_path, of(2, seed=1), PROBLEMS[:2], resume=True, force=True)
+
+
+def test_problems_may_be_added_and_not_exchanged(tmp_path):
+    begun(tmp_path).close("stopped", 1.0)
+    begun(tmp_path, count=4, resume=True).close("stopped", 1.0)
+    others = [PROBLEMS[1], PROBLEMS[0], *PROBLEMS[2:]]
+    changed = dataclasses.replace(of(4), fingerprint=fingerprint(others))
+    with pytest.raises(SettingsError, match="the first 4 are other problems"):
+        Records(tmp_path, changed, others, resume=True)
+
+
+@pytest.mark.parametrize("name", ["episodes.jsonl", "usage.jsonl"])
+@pytest.mark.parametrize("size", [1, 70_000])
+def test_half_a_line_of_a_killed_process_is_removed(name, size, tmp_path):
+    first = begun(tmp_path)
+    first.append(episode())
+    first.charge(Usage(1, 10, 5))
+    first.close("stopped", 1.0)
+    with open(tmp_path / name, "ab") as file:
+        file.write(b"{" * size)
+    second = begun(tmp_path, resume=True)
+    assert second.ended == {("own/1", 0): False} and second.usage.requests == 1
+    second.append(episode(sample=1))
+    second.close("finished", 1.0)
+    assert [each.sample for each in read_episodes(tmp_path)] == [0, 1]
+
+
+def test_a_damaged_folder_is_refused_and_named(tmp_path):
+    begun(tmp_path).close("stopped", 1.0)
+    (tmp_path / "eval.json").write_text("{")
+    with pytest.raises(DataError, match=r"eval.json is damaged"):
+        begun(tmp_path, resume=True)
+    (tmp_path / "eval.json").unlink()
+    (tmp_path / "episodes.jsonl").write_text("")
+    with pytest.raises(SettingsError, match=r"has episodes but no eval.json"):
+        begun(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["results.json", "transcripts.jsonl"])
+def test_a_folder_of_an_earlier_version_is_not_overwritten(name, tmp_path):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(SettingsError, match="an evaluation of an earlier version"):
+        begun(tmp_path, resume=True)
+
+
+def test_what_is_no_folder_and_what_is_no_lock_are_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="must be a folder"):
+        begun(tmp_path / "file")
+    os.mkfifo(tmp_path / "lock")
+    with pytest.raises(SettingsError, match="lock is not a file"):
+        begun(tmp_path)
+
+
+def test_the_folder_of_no_episode_is_removed_and_others_files_stay(tmp_path):
+    begun(tmp_path / "a" / "b").remove()
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "mine.txt").write_text("x")
+    begun(tmp_path / "c").remove()
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["mine.txt"]
+
+
+def test_an_episode_is_on_disk_as_soon_as_it_is_appended(tmp_path):
+    records = begun(tmp_path)
+    records.append(episode())
+    [line] = (tmp_path / "episodes.jsonl").read_text().splitlines()
+    assert json.loads(line)["transcript"] == json.loads(json.dumps(transcript().to_json()))
+    records.close("finished", 1.0)

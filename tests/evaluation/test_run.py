@@ -1,0 +1,102 @@
+"""Episodes of an evaluation: each is handed over as it ends, and samples the same in any company."""
+
+import asyncio
+
+import pytest
+
+from agents.models.tiny import make_tokenizer
+from retool_env.errors import SettingsError
+from retool_env.evaluation.run import Job, evaluate, run_jobs
+from retool_env.problem import Problem
+from retool_env.rollout import RolloutEngine, ScriptedPolicy
+from retool_env.rollout.policy import TextGeneration, TextPolicy, Usage
+from retool_env.rules import Rules
+
+PROBLEMS = [Problem(f"own/{i}", f"{i}?", str(i)) for i in range(6)]
+RULES = Rules(interpreter=False, prompt_template="{query}")
+JOBS = [Job(i, problem, k) for i, problem in enumerate(PROBLEMS) for k in range(2)]
+
+
+class Writer(TextPolicy):
+    """Answers each question with itself, the later the higher; notes seeds and requests at once."""
+
+    def __init__(self):
+        self.seeds = {}
+        self.now = self.most = 0
+
+    async def write(self, transcript, stop, seed):
+        number = int(transcript.problem.answer)
+        self.seeds.setdefault(transcript.problem.id, set()).add(seed)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(0.01 * number)
+        self.now -= 1
+        return TextGeneration(f"<answer>{number}</answer>", "tag", usage=Usage(1, number, 1))
+
+
+def ran(policy, jobs=JOBS, concurrency=32, going_on=lambda: True):
+    ended = []
+    engine = RolloutEngine(policy, RULES, None, concurrency)
+    complete = run_jobs(engine, jobs, 0, lambda *each: ended.append(each), going_on)
+    return complete, ended, engine
+
+
+def test_each_episode_is_handed_over_as_it_ends():
+    complete, ended, engine = ran(Writer(), list(reversed(JOBS)))
+    assert complete and len(ended) == 12 and engine.progress.done == 12
+    assert all(transcript.correct for _, transcript, _ in ended)
+    assert [job.index for job, _, _ in ended] == sorted(job.index for job in JOBS)
+    assert [usage for job, _, usage in ended if job.index == 3] == [Usage(1, 3, 1)] * 2
+
+
+def test_an_episode_has_the_seed_that_it_has_in_a_whole_evaluation():
+    whole, parts = Writer(), Writer()
+    evaluate(whole, RULES, PROBLEMS, 2, None)
+    ran(parts, JOBS[:5])
+    ran(parts, JOBS[5:])
+    assert whole.seeds == parts.seeds
+
+
+def test_no_more_run_at_once_than_the_engine_allows():
+    policy = Writer()
+    ran(policy, concurrency=3)
+    assert policy.most == 3
+
+
+def test_what_runs_is_finished_when_no_further_episode_may_begin():
+    policy = Writer()
+    complete, ended, _ = ran(policy, concurrency=3, going_on=lambda: len(policy.seeds) < 2)
+    assert not complete and 3 <= len(ended) < 12
+
+
+def test_an_error_ends_what_runs():
+    class Broken(Writer):
+        async def write(self, transcript, stop, seed):
+            if transcript.problem.answer == "2":
+                raise RuntimeError("seen")
+            return await super().write(transcript, stop, seed)
+
+    with pytest.raises(RuntimeError, match="seen"):
+        ran(Broken())
+
+
+def test_a_prompt_that_fills_the_context_is_refused_before_the_first_turn(tokenizer):
+    policy = ScriptedPolicy(lambda _: "<answer>1</answer>", make_tokenizer(), context_length=1)
+    engine = RolloutEngine(policy, Rules(interpreter=False, max_tokens=9), None)
+    with pytest.raises(SettingsError, match="the prompt of own/0 has"):
+        run_jobs(engine, JOBS, 0, lambda *_: None)
+
+
+def test_a_local_model_has_no_usage():
+    class Plain(Writer):
+        async def write(self, transcript, stop, seed):
+            return TextGeneration("<answer>0</answer>", "tag")
+
+    _, ended, _ = ran(Plain(), JOBS[:1])
+    assert ended[0][2] is None
+
+
+@pytest.mark.parametrize(("problems", "k"), [([], 1), (PROBLEMS, 0)])
+def test_an_evaluation_of_nothing_is_refused(problems, k):
+    with pytest.raises(ValueError, match="at least one problem"):
+        evaluate(Writer(), RULES, problems, k, None)
