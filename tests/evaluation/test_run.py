@@ -80,7 +80,7 @@ def test_an_error_ends_what_runs():
         ran(Broken())
 
 
-def test_a_prompt_that_fills_the_context_is_refused_before_the_first_turn(tokenizer):
+def test_a_prompt_that_fills_the_context_is_refused_before_the_first_turn():
     policy = ScriptedPolicy(lambda _: "<answer>1</answer>", make_tokenizer(), context_length=1)
     engine = RolloutEngine(policy, Rules(interpreter=False, max_tokens=9), None)
     with pytest.raises(SettingsError, match="the prompt of own/0 has"):
