@@ -31,7 +31,8 @@ from hypothesis import strategies as st
 
 from retool_env.errors import SettingsError
 from retool_env.execution import Execution, Outcome
-from retool_env.metrics.figures import FATES, Figure, error_kind, measure
+from retool_env.metrics.failed_calls import FATES, error_kind
+from retool_env.metrics.figures import Figure, measure
 from retool_env.metrics.intervals import pooled, wilson
 from retool_env.metrics.summary import summarise
 from retool_env.metrics.tables import figures_table

@@ -1,0 +1,152 @@
+"""Figures of failed calls: their errors, what comes next, and whether a program runs again."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+from retool_env.metrics.estimators import ClusterMean
+from retool_env.metrics.figure import Figure, figure_of, share
+from retool_env.metrics.recovery import measure_recovery
+from retool_env.metrics.scored_episode import ScoredEpisode
+from retool_env.transcript import Call, StopReason
+
+Fate = Literal["same_error", "other_error", "ok", "gave_up", "cut"]
+"""The fate of a failed call; see `FATES`."""
+
+FATES: dict[Fate, str] = {
+    "same_error": "the next call fails with the same outcome and the same line of error",
+    "other_error": "the next call fails in another way",
+    "ok": "the next call runs without error",
+    "gave_up": "the model ends the episode without another call",
+    "cut": "a budget, the limit of calls or a deadline ends the episode before another call",
+}
+"""The fates of a failed call, with their definitions."""
+
+assert set(FATES) == set(get_args(Fate))
+
+_GAVE_UP = (StopReason.ANSWERED, StopReason.STOPPED, StopReason.VOID_TURN)
+_CLASS = re.compile(r"([A-Za-z_][\w.]*)(?::|\Z)")
+
+
+def error_kind(call: Call) -> str:
+    """The kind of a failed call's error: its outcome, and the class of its exception, if any.
+
+    Args:
+        call: A failed call.
+
+    Example:
+        >>> from retool_env.execution import Execution, Outcome
+        >>> error = "NameError: name 'x' is not defined"
+        >>> error_kind(Call("x", Execution(Outcome.RUNTIME_ERROR, "", error), 0, "plain"))
+        'runtime_error/nameerror'
+    """
+    named = _CLASS.match(call.execution.error)
+    outcome = str(call.execution.outcome)
+    return f"{outcome}/{named[1].lower()}" if named else outcome
+
+
+def _fate(episode: ScoredEpisode, index: int) -> Fate:
+    """The fate of the failed call at `index`."""
+    call, *after = episode.calls[index : index + 2]
+    if not after:
+        return "gave_up" if episode.transcript.stop_reason in _GAVE_UP else "cut"
+    if after[0].ok:
+        return "ok"
+    one, two = call.execution, after[0].execution
+    alike = (one.outcome, one.error) == (two.outcome, two.error)
+    return "same_error" if alike else "other_error"
+
+
+def errors(episodes: list[ScoredEpisode]) -> Iterable[Figure]:
+    """The share of failed calls, of each kind of error, and the flow of `FATES`."""
+    yield share(
+        "error/calls",
+        [(e.problem, not call.ok) for e in episodes for call in e.calls],
+        "Share of calls that failed.",
+    )
+    failed: list[tuple[str, str, Fate]] = []  # problem, kind, fate
+    for episode in episodes:
+        for index, call in enumerate(episode.calls):
+            if not call.ok:
+                failed.append((episode.problem, error_kind(call), _fate(episode, index)))
+    yield from _flow("all", [(problem, fate) for problem, _, fate in failed])
+    numbers = Counter(kind for _, kind, _ in failed)
+    for kind in sorted(numbers, key=lambda kind: (-numbers[kind], kind)):
+        yield share(
+            f"error/{kind}",
+            [(problem, other == kind) for problem, other, _ in failed],
+            f"Share of failed calls with the error {kind}.",
+        )
+        yield from _flow(
+            kind, [(problem, fate) for problem, other, fate in failed if other == kind]
+        )
+
+
+def _flow(kind: str, fates: list[tuple[str, Fate]]) -> Iterable[Figure]:
+    """A row of the flow: its shares sum to 1."""
+    for fate, words in FATES.items():
+        yield share(
+            f"error/{kind}/next/{fate}",
+            [(problem, other == fate) for problem, other in fates],
+            "Share of failed calls"
+            + ("" if kind == "all" else f" with the error {kind}")
+            + f" after which {words}.",
+        )
+
+
+RECOVERY_WITHIN = (1, 2, 3)
+"""The numbers of calls within which a program may run again."""
+
+
+def recovery(episodes: list[ScoredEpisode]) -> Iterable[Figure]:
+    """How often one of the next calls runs after a failed call."""
+    for k in RECOVERY_WITHIN:
+        had_turn: list[tuple[str, bool]] = []
+        called: list[tuple[str, bool]] = []
+        for episode in episodes:
+            for index, call in enumerate(episode.calls):
+                if call.ok:
+                    continue
+                after = episode.calls[index + 1 :]
+                case = (episode.problem, any(later.ok for later in after[:k]))
+                if after:
+                    called.append(case)
+                if after or _spoke_after(episode, index):
+                    had_turn.append(case)
+        event = f"Share of failed calls after which one of the next {k} calls ran" * (k > 1)
+        event = event or "Share of failed calls after which the next call ran"
+        yield share(
+            f"recovery/ran@{k}/had_turn",
+            had_turn,
+            f"{event}, among the failed calls followed by another turn.",
+        )
+        yield share(
+            f"recovery/ran@{k}/called",
+            called,
+            f"{event}, among the failed calls followed by another call.",
+        )
+    # The interval stays as it is in a summary.
+    transcripts = [episode.transcript for episode in episodes]
+    mended = measure_recovery(transcripts).mended
+    problems = {e.problem for e in episodes if not all(call.ok for call in e.calls)}
+    found = mended.interval
+    mean = ClusterMean(mended.count, len(problems), None, None, None)
+    if found is not None:
+        mean = dataclasses.replace(mean, mean=found.mean, low=found.low, high=found.high)
+    yield figure_of(
+        "recovery/mended",
+        mean,
+        "Share of errors that a later call of the episode mends. An error is a run of failed "
+        "calls.",
+    )
+
+
+def _spoke_after(episode: ScoredEpisode, index: int) -> bool:
+    """Whether the model has a turn after the result of the call at `index`."""
+    response = episode.transcript.response
+    shown = [at for at, span in enumerate(response) if span.execution is not None][index]
+    return any(span.author == "model" for span in response[shown:])

@@ -1,0 +1,228 @@
+"""`retool eval` as a harness: nothing that was paid for is lost, and what went wrong is said."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from helpers.model_api import ModelAPI, Reply, refusal, serving
+
+from retool_env.cli import main
+from retool_env.evaluation import read_episodes
+
+pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
+
+COMMAND = ["eval", "--env", "ReTool-Arithmetic-v0", "--model", "m", "--text-only", "--out", "found"]
+
+
+@pytest.fixture(autouse=True)
+def outside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def answer(conversation) -> Reply:
+    """Deterministic: what is answered hangs on the question alone."""
+    return Reply(f"<answer>{sum(map(ord, str(conversation))) % 3}</answer>")
+
+
+def ran(url, *options, status=0, command=COMMAND):
+    assert main([*command, "--api", url, *options]) == status
+
+
+def recorded(folder="found"):
+    return {episode.key: episode.transcript for episode in read_episodes(folder)}
+
+
+def record(folder="found"):
+    return json.loads(Path(folder, "eval.json").read_text())
+
+
+def figures(folder="found"):
+    text = json.loads(Path(folder, "figures.json").read_text())["figures"]
+    return {figure["key"]: figure for figure in text}
+
+
+def test_a_larger_k_or_more_problems_add_episodes(capsys):
+    api = ModelAPI(answer)
+    with serving(api) as url:
+        ran(url, "--problems", "3", "--k", "1")
+        ran(url, "--problems", "3", "--k", "2", "--resume")
+        assert len(api.requests) == 6
+        ran(url, "--problems", "5", "--k", "2", "--resume")
+        assert len(api.requests) == 10
+        ran(url, "--problems", "5", "--k", "2", "--out", "whole")
+    assert recorded() == recorded("whole") and len(recorded()) == 10
+    assert figures() == figures("whole")
+    assert (record()["k"], record()["problems"]) == (2, 5)
+    assert "6 episodes are on record, 4 are left" in capsys.readouterr().out
+
+
+def test_a_finished_evaluation_is_shown_again_without_a_request(capsys):
+    api = ModelAPI(answer)
+    with serving(api) as url:
+        ran(url, "--problems", "2", "--k", "2")
+        first = capsys.readouterr().out
+        ran(url, "--problems", "2", "--k", "2", "--resume")
+    assert len(api.requests) == 4
+    lines = [line for line in first.splitlines() if line.startswith("|")]
+    assert [line for line in capsys.readouterr().out.splitlines() if line in lines] == lines
+
+
+def test_another_evaluation_is_not_resumed(capsys):
+    with serving(ModelAPI(answer)) as url:
+        ran(url, "--problems", "2", "--k", "1")
+        ran(url, "--problems", "2", "--k", "1", "--resume", "--seed", "1", status=1)
+    assert "this one differs in seed: 1, not 0" in capsys.readouterr().err
+
+
+def test_too_many_failed_episodes_give_status_1_and_are_run_again(capsys):
+    broken = True
+
+    def model(conversation) -> Reply:
+        return Reply("", finish="content_filter") if broken else answer(conversation)
+
+    with serving(ModelAPI(model)) as url:
+        options = ("--problems", "3", "--k", "1")
+        ran(url, *options, status=1)
+        err = capsys.readouterr().err
+        assert "3 of 3 episodes of m, text-only failed, which is more than --max-failed 5.0%" in err
+        ran(url, *options, "--resume", status=1)  # a failed episode is not run again unasked
+        ran(url, *options, "--resume", "--max-failed", "100%")
+        broken = False
+        ran(url, *options, "--resume", "--retry-failed")
+    assert all(transcript.scored for transcript in recorded().values())
+    assert len(Path("found/episodes.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_dry_run_asks_nobody_and_says_what_it_would_cost(capsys):
+    api = ModelAPI(answer)
+    with serving(api) as url:
+        size = ("--problems", "5", "--k", "2", "--max-tokens", "100")
+        ran(url, *size, "--price", "0,1000", "--dry-run")
+    out = capsys.readouterr().out
+    assert "10 episodes, at most 10 turns, " in out
+    assert out.endswith("1,000 tokens out: $1.00 at most\n")
+    assert not api.requests and not Path("found").exists()
+
+
+def test_no_further_episode_begins_once_the_money_is_spent(capsys):
+    api = ModelAPI(answer)
+    with serving(api) as url:
+        price = ("--price", "0,1000000")  # a dollar a token; an answer has 9, its tag is cut
+        options = ("--problems", "20", "--k", "1", "--batch", "1", *price)
+        ran(url, *options, "--limit-cost", "50", status=1)
+        kept = len(recorded())
+        assert kept == 6 and len(api.requests) == kept
+        assert f"and {kept} of 20 episodes are done" in capsys.readouterr().err
+        assert record()["status"] == "stopped"
+        assert record()["cost"] == record()["usage"]["completion_tokens"] >= 50
+        ran(url, *options, "--limit-cost", "5000", "--resume")
+    assert len(recorded()) == len(api.requests) == 20
+    assert record()["status"] == "finished" and "$" in capsys.readouterr().out
+
+
+def test_several_models_and_environments_are_one_table(capsys):
+    command = ["eval", "--model", "org/m", "--model", "m", "--text-only", "--name", "both"]
+    environments = ["--env", "ReTool-Arithmetic-v0", "--env", "ReTool-JSONL-v0"]
+    Path("own.jsonl").write_text('{"question": "1?", "answer": "1"}\n')
+    with serving(ModelAPI(answer)) as url:
+        api = ["--api", url, "--problems", "1", "--k", "1"]
+        assert main([*command, *environments[:2], *api]) == 1  # the API has no model org/m
+        assert "org/m" in capsys.readouterr().err
+        assert main(["eval", "--model", "m", "--text-only", *environments, *api]) == 1
+        assert "path" in capsys.readouterr().err  # one of the two needs a setting of its own
+        names = ["--env", "ReTool-Arithmetic-v0", "--env", "ReTool-Arithmetic-v0"]
+        assert main(["eval", "--model", "m", "--text-only", *names, *api, "--name", "two"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("| m, text-only, ReTool-Arithmetic-v0 ") == 2  # the second one has a number
+    folders = sorted(path.name for path in Path("runs/eval/two").iterdir())
+    assert folders == ["ReTool-Arithmetic-v0-m", "ReTool-Arithmetic-v0-m-2"]
+    assert all(len(recorded(Path("runs/eval/two", name))) == 1 for name in folders)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--limit-cost", "1"), "--limit-cost must be above 0, and needs --price"),
+        (("--limit-cost", "0", "--price", "1,1"), "--limit-cost must be above 0"),
+        (("--price", "1"), "--price must be in,out"),
+        (("--retry-failed",), "--retry-failed goes with --resume"),
+        (("--force",), "--force goes with --resume"),
+        (("--name", "../evil"), "--name must be a name below runs/eval"),
+        (("--name", "/evil"), "--name must be a name below runs/eval"),
+    ],
+)
+def test_wrong_options_are_named_before_anything_begins(options, words, capsys):
+    ran("http://h/v1", *options, status=1)
+    assert words in capsys.readouterr().err and not Path("found").exists()
+    without = [part for part in COMMAND if part not in ("--out", "found")]
+    ran("http://h/v1", "--resume", status=1, command=without)
+    assert "--resume needs the evaluation's --name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("share", ["-1", "2", "x", "101%"])
+def test_a_share_that_is_none_is_refused(share, capsys):
+    with pytest.raises(SystemExit):
+        ran("http://h/v1", "--max-failed", share)
+    assert "is not a share" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_killed_evaluation_loses_no_finished_episode(kills):
+    """SIGKILL at random moments. Each request is answered once or, if it was in flight, anew."""
+    answered = []
+
+    def model(conversation) -> Reply:
+        answered.append(str(conversation))
+        return answer(conversation)
+
+    api = ModelAPI(model, delay=0.1)
+    size = ("--problems", "40", "--k", "2", "--batch", "4", "--price", "1,1")
+    ended = {}
+    with serving(api) as url:
+        for kill in range(kills):
+            options = ["--api", url, *size, *(["--resume"] if Path("found").exists() else [])]
+            process = subprocess.Popen(
+                [sys.executable, "-m", "retool_env.cli", *COMMAND, *options],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+            asked = len(api.requests)
+            waiting = threading.Event()
+            limit = time.monotonic() + 60
+            while len(api.requests) <= asked + kill % 4 and time.monotonic() < limit:
+                waiting.wait(0.005)
+            waiting.wait(0.037 * (kill % 7))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            now = recorded()
+            assert {key: now[key] for key in ended} == ended  # none is lost
+            ended = now
+        api.delay = 0.0
+        ran(url, *size, "--resume")
+        ran(url, *size, "--out", "whole")
+    assert recorded() == recorded("whole") and len(recorded()) == 80
+    lines = Path("found/episodes.jsonl").read_text().splitlines()
+    keys = [(line["problem"], line["sample"]) for line in map(json.loads, lines)]
+    assert len(keys) == len(set(keys)) == 80  # none ran twice
+    same = {key: value for key, value in figures("whole").items() if not key.startswith("cost")}
+    assert same == {key: figures()[key] for key in same}
+    # Requests of lost episodes are paid as well.
+    usage = record()["usage"]
+    assert 80 <= usage["requests"] <= len(answered) - 80
+    assert record()["cost"] == pytest.approx(
+        (usage["prompt_tokens"] + usage["completion_tokens"]) / 1e6
+    )
+
+
+def test_an_api_that_fails_now_and_then_costs_no_episode():
+    api = ModelAPI(answer, failures=[refusal(503, "busy", {"retry-after": "0"})] * 5)
+    with serving(api) as url:
+        ran(url, "--problems", "6", "--k", "1")
+    assert all(transcript.scored for transcript in recorded().values())
