@@ -14,8 +14,8 @@ from retool_env.errors import RetoolError
 from retool_env.servers.address import redact
 
 CLONE = (
-    "`retool train` runs from a clone of the repository, which holds the trainers: clone it, then, in its folder, "
-    "`make setup` and `python -m agents grpo --preset tiny`"
+    "`retool train` runs from a clone of the repository, which holds the trainers: clone it, then, "
+    "in its folder, `make setup` and `python -m agents grpo --preset tiny`"
 )
 
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     evaluation.add_parser(commands)
     play.add_parser(commands)
-    commands.add_parser("doctor", help="what this machine can do, and how to mend what it cannot")
+    commands.add_parser("doctor", help="check this machine, and say how to mend faults")
     serve.add_parser(commands)
     commands.add_parser("train", help="forwards to `python -m agents`", add_help=False)
     argv = list(sys.argv[1:] if argv is None else argv)

@@ -291,7 +291,8 @@ WRONG = {
     "no such environment": (["eval", "--env", "Nope-v0", "--model", "x"], ARITHMETIC),
     "no such environment to play": (["play", "--env", "Nope-v0"], ARITHMETIC),
     "another's environment": (["play", "--env", "CartPole-v1"], ARITHMETIC),
-    "no such folder": (["eval", "--env", ARITHMETIC, "--model", "./none"], "folder './none'"),
+    "no such folder": (["eval", "--env", ARITHMETIC, "--model", "./none"], "'./none' does not"),
+    "no such run": (["eval", "--model", "runs/none/checkpoint"], "'runs/none/checkpoint' does not"),
     "no problem": ([*EVAL, "--problems", "0"], "--problems must be at least 1, not 0"),
     "no episode": ([*EVAL, "--k", "0"], "--k must be at least 1, not 0"),
     "no token": ([*EVAL, "--max-tokens", "0"], "max_tokens must be a whole number of"),
@@ -463,7 +464,7 @@ def test_play_takes_the_task_of_a_checkpoint(trained, monkeypatch, capsys):
     assert play(monkeypatch, "hm\n\n", "--model", "trained") == 0
     assert "[void_turn, reward -1.0]" in capsys.readouterr().out
     assert play(monkeypatch, "hm\n\n", "--model", "./nowhere") == 1
-    assert "no checkpoint folder './nowhere'" in capsys.readouterr().err
+    assert "folder './nowhere' does not exist" in capsys.readouterr().err
 
 
 # --- train --------------------------------------------------------------------------------------
@@ -628,7 +629,10 @@ def test_what_an_evaluation_has_finished_stays_when_it_stops(
         (("--completions",), "--completions is for models"),
         (("--api-key-env", "HOME"), "--api-key-env is for models"),
         (("--api", "localhost:8000"), "'localhost:8000' is no URL of an API"),
-        (("--api", "http://h/v1", "--api-key-env", "NO_KEY"), "NO_KEY: there is no such"),
+        (
+            ("--api", "http://h/v1", "--api-key-env", "NO_KEY"),
+            "NO_KEY: this environment variable is not set",
+        ),
         (("--api", "http://h/v1", "max_tokens=9"), "set --max-tokens or max_characters"),
         (("--api", "http://h/v1", "--batch", "0"), "concurrency"),
     ],

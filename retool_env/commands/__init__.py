@@ -1,1 +1,1 @@
-"""The commands of `retool`, a module each; their options lie beside what they do."""
+"""The commands of `retool`. Each has a module with its options and its work."""

@@ -1,4 +1,4 @@
-"""The task of the checkpoint that a command line names, and what is said of it."""
+"""The task of the checkpoint that a command line names, and the lines that report it."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ IGNORE = "--ignore-retool-json"
 
 
 def add_ignore(parser: argparse.ArgumentParser) -> None:
-    """Give a parser the option that passes over a checkpoint's task."""
-    parser.add_argument(
-        IGNORE, action="store_true", help="pass over what the model's retool.json says"
-    )
+    """Adds the option that ignores a checkpoint's task."""
+    parser.add_argument(IGNORE, action="store_true", help="ignore the model's retool.json")
 
 
 def checkpoint_task(arguments: argparse.Namespace) -> tuple[CheckpointTask | None, list[str]]:
-    """The task of the model that the command line names; and a line where it is passed over.
+    """The task of the model that the command line names, and lines for the reader.
+
+    Returns:
+        The task, or `None` without a `retool.json`; and a line where the file is ignored.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
-        ValueError: If its `retool.json` is wrong.
+        FileNotFoundError: The checkpoint does not exist.
+        ValueError: Its `retool.json` is wrong.
     """
     from retool_env.checkpoint_task import read_task
 
     model = arguments.model
-    if model.startswith((".", "/", "~")) and not Path(model).is_dir():
-        raise MissingFile(f"there is no checkpoint folder {model!r}")
+    if _names_a_folder(model) and not Path(model).is_dir():
+        raise MissingFile(f"the checkpoint folder {model!r} does not exist")
     if arguments.ignore_retool_json:
         return None, [f"{IGNORE}: what {model} says of its task is passed over"]
     task = read_task(model, f", or pass over it with {IGNORE}")
@@ -44,13 +45,20 @@ def checkpoint_task(arguments: argparse.Namespace) -> tuple[CheckpointTask | Non
     return task, []
 
 
+def _names_a_folder(model: str) -> bool:
+    """Whether a name can't be a Hub id, or begins with a folder that exists here."""
+    parts = Path(model).parts
+    begun = len(parts) == 2 and Path(parts[0]).is_dir()
+    return model.startswith((".", "/", "~")) or len(parts) > 2 or begun
+
+
 def task_lines(
     task: CheckpointTask | None, arguments: argparse.Namespace, given: dict[str, Any]
 ) -> list[str]:
-    """Lines that say what is taken from a checkpoint.
+    """Lines that say which settings come from a checkpoint.
 
     Args:
-        task: The checkpoint's.
+        task: The checkpoint's task, or `None`.
         arguments: The command line, with the environment's id.
         given: The settings of the command line, its sampling included.
     """
@@ -71,13 +79,18 @@ def task_lines(
 
 
 def say(lines: Sequence[str]) -> None:
-    """Print lines, before what takes its time."""
+    """Prints lines at once, since slow work follows."""
     for line in lines:
         print(line, flush=True)
 
 
 def with_test_split(id: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of an environment with held-out problems: the split `test`, where there are splits and none is named."""
+    """The settings of an environment, with the split `test` where no split is named.
+
+    Args:
+        id: The id of the environment.
+        settings: The settings so far. Sources without splits keep them unchanged.
+    """
     from retool_env.problems import SOURCES
     from retool_env.task import registered_settings
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
-import datetime
 import itertools
-import os
 import secrets
 import shlex
 import sys
@@ -17,34 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retool_env.commands.checkpoints import (
-    add_ignore,
-    checkpoint_task,
-    say,
-    task_lines,
-    with_test_split,
-)
+from retool_env.commands.checkpoints import add_ignore, say
+from retool_env.commands.eval_plan import MADE_UP, Plan, estimate, make_plan, make_record
+from retool_env.commands.eval_settings import MAX_TOKENS, policy_maker
 from retool_env.commands.keys import refuse_key
 from retool_env.errors import SettingsError
 from retool_env.key_values import parse_settings, parse_value
-from retool_env.servers.address import check_no_secrets, variable_name
+from retool_env.servers.address import check_no_secrets
 
 if TYPE_CHECKING:
-    from retool_env.checkpoint_task import CheckpointTask
     from retool_env.evaluation.cost import Price
     from retool_env.evaluation.folder import Records
-    from retool_env.evaluation.identity import ModelIdentity
-    from retool_env.evaluation.records import EvalRecord
     from retool_env.evaluation.run import Job
     from retool_env.metrics.summary import Summary
-    from retool_env.problem import Problem
-    from retool_env.rules import Rules
-
-MAX_TOKENS = 1024
-"""The default of `--max-tokens`, where neither the command nor the checkpoint names a number."""
-
-MADE_UP = 200
-"""The default of `--problems` where problems are made on the spot, without an end; `make demo` takes as many."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -82,7 +64,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--problems",
         type=int,
-        help=f"the number of problems, from the first one on (all; {MADE_UP} of generated problems)",
+        help=f"the number of problems, from the first on (all; {MADE_UP} of generated problems)",
     )
     parser.add_argument("--text-only", action="store_true", help="without the interpreter")
     parser.add_argument(
@@ -166,45 +148,6 @@ def _share(text: str) -> float:
     return share
 
 
-@dataclass
-class _Plan:
-    """One model on one environment, before anything is loaded."""
-
-    arguments: argparse.Namespace
-    """The command line, with one model, one environment and the resolved sampling."""
-    settings: dict[str, Any]
-    """The environment's settings."""
-    task: CheckpointTask | None
-    """The checkpoint's task."""
-    rules: Rules
-    problems: list[Problem]
-    lines: list[str]
-    """Lines that say where the settings come from."""
-    model: ModelIdentity
-
-    @property
-    def title(self) -> str:
-        """The model's title and whether it has an interpreter."""
-        return f"{self.model.title}, {'interpreter' if self.rules.interpreter else 'text-only'}"
-
-    def jobs(self, ended: dict[tuple[str, int], bool]) -> list[Job]:
-        """The episodes that are left to run, all samples of a problem together.
-
-        Args:
-            ended: The episodes on record, each with whether it failed.
-        """
-        from retool_env.evaluation.run import Job
-
-        failed = {key for key, failed in ended.items() if failed}
-        settled = set(ended) - (failed if self.arguments.retry_failed else set())
-        return [
-            Job(index, problem, sample)
-            for index, problem in enumerate(self.problems)
-            for sample in range(self.arguments.k)
-            if (problem.id, sample) not in settled
-        ]
-
-
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """`retool eval`."""
     from retool_env.evaluation.cost import Price
@@ -212,12 +155,12 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     price = None if arguments.price is None else Price.parse(arguments.price)
     _check(arguments, price)
     plans = [
-        _plan(arguments, model, env)
+        make_plan(arguments, model, env)
         for model, env in itertools.product(arguments.model, arguments.env or [None])
     ]
     if arguments.dry_run:
         for plan in plans:
-            print(f"{plan.arguments.env}, {plan.title}: {_estimate(plan, price)}")
+            print(f"{plan.arguments.env}, {plan.title}: {estimate(plan, price)}")
         return 0
     makers = [policy_maker(plan.arguments, plan.rules) for plan in plans]  # slow: after all checks
     folder = _folder(arguments, plans[0])
@@ -260,32 +203,7 @@ def _check(arguments: argparse.Namespace, price: Price | None) -> None:
     check_no_secrets({"--sandbox": arguments.sandbox, "settings": given})
 
 
-def _plan(arguments: argparse.Namespace, model: str, env: str | None) -> _Plan:
-    from retool_env.evaluation.identity import ModelIdentity
-    from retool_env.problems import Arithmetic
-    from retool_env.task import make_task
-
-    arguments = argparse.Namespace(**{**vars(arguments), "model": model, "env": env})
-    task, settings, lines = eval_settings(arguments)
-    rules, source = make_task(arguments.env, **settings)
-    most = len(source)
-    if isinstance(source, Arithmetic) and "size" not in parse_settings(arguments.settings):
-        most = min(most, MADE_UP)
-    count = min(len(source), arguments.problems or most)
-    problems = [source[i] for i in range(count)]
-    identity = ModelIdentity.of(model, arguments.api)
-    return _Plan(arguments, settings, task, rules, problems, lines, identity)
-
-
-def _estimate(plan: _Plan, price: Price | None) -> str:
-    from retool_env.evaluation.cost import Estimate
-
-    turn_tokens = plan.arguments.max_tokens if plan.arguments.api else None
-    episodes = len(plan.problems) * plan.arguments.k
-    return Estimate.of(plan.problems, plan.rules, turn_tokens, episodes).text(price)
-
-
-def _folder(arguments: argparse.Namespace, plan: _Plan) -> Path:
+def _folder(arguments: argparse.Namespace, plan: Plan) -> Path:
     if arguments.out:
         return arguments.out
     mode = "interpreter" if plan.rules.interpreter else "text-only"
@@ -294,7 +212,7 @@ def _folder(arguments: argparse.Namespace, plan: _Plan) -> Path:
     return Path("runs") / "eval" / (arguments.name or name)
 
 
-def _folders_below(folder: Path, plans: Sequence[_Plan]) -> list[Path]:
+def _folders_below(folder: Path, plans: Sequence[Plan]) -> list[Path]:
     """A folder for each plan; plans of one title are told apart by a number."""
     names: list[str] = []
     for plan in plans:
@@ -302,37 +220,6 @@ def _folders_below(folder: Path, plans: Sequence[_Plan]) -> list[Path]:
         same = sum(name == stem or name.startswith(f"{stem}-") for name in names)
         names.append(f"{stem}-{same + 1}" if same else stem)
     return [folder / name for name in names]
-
-
-def _record(plan: _Plan, name: str, price: Price | None) -> EvalRecord:
-    from retool_env.evaluation.identity import commit, fingerprint
-    from retool_env.evaluation.records import EvalRecord, rules_to_json
-    from retool_env.provenance import versions
-
-    arguments = plan.arguments
-    options = {key: str(value) for key, value in vars(arguments).items()}
-    sampling: dict[str, Any] = {"temperature": arguments.temperature, "top_p": arguments.top_p}
-    sampling |= {"max_tokens": arguments.max_tokens} if arguments.api else {}
-    way = "tools" if arguments.native_tools else "completions" if arguments.completions else "chat"
-    return EvalRecord(
-        name=name,
-        model=plan.model,
-        env=arguments.env,
-        settings=plan.settings,
-        rules=rules_to_json(plan.rules),
-        prompt=plan.rules.template,
-        problems=len(plan.problems),
-        fingerprint=fingerprint(plan.problems),
-        sampling=sampling | ({"way": way} if arguments.api else {"dtype": arguments.dtype}),
-        k=arguments.k,
-        seed=arguments.seed,
-        checkpoint_task=None if plan.task is None else plan.task.to_json(),
-        command=options,
-        versions=versions(),
-        commit=commit(),
-        price=None if price is None else dataclasses.asdict(price),
-        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    )
 
 
 @dataclass(frozen=True)
@@ -348,13 +235,13 @@ class _Result:
     """The reason for the exit status 1; empty where everything went well."""
 
 
-def _evaluated(plan: _Plan, make: Callable[[], Any], out: Path, price: Price | None) -> _Result:
+def _evaluated(plan: Plan, make: Callable[[], Any], out: Path, price: Price | None) -> _Result:
     """Runs what is left of an evaluation, and computes the figures of all its episodes."""
     from retool_env.evaluation.folder import Records
     from retool_env.evaluation.results import measured
 
     arguments = plan.arguments
-    record = _record(plan, out.name, price)
+    record = make_record(plan, out.name, price)
     records = Records(out, record, plan.problems, arguments.resume, arguments.force)
     jobs = plan.jobs(records.ended)
     if arguments.resume:
@@ -371,15 +258,15 @@ def _evaluated(plan: _Plan, make: Callable[[], Any], out: Path, price: Price | N
 
 
 def _fault(
-    plan: _Plan, ended: dict[tuple[str, int], bool], complete: bool, spent: float | None
+    plan: Plan, ended: dict[tuple[str, int], bool], complete: bool, spent: float | None
 ) -> str:
-    """The reason for the exit status 1, with what to do."""
+    """The reason for the exit status 1, with its remedy; empty where there is no reason."""
     arguments = plan.arguments
     total = len(plan.problems) * arguments.k
     if not complete:
         return (
-            f"${spent:,.2f} of --limit-cost {arguments.limit_cost:g} are spent, and {len(ended)} of "
-            f"{total} episodes are done: go on with --resume and a higher limit"
+            f"${spent:,.2f} of --limit-cost {arguments.limit_cost:g} are spent, and {len(ended)} "
+            f"of {total} episodes are done: go on with --resume and a higher limit"
         )
     failed = sum(ended.values())
     if failed <= arguments.max_failed * len(ended):
@@ -392,9 +279,7 @@ def _fault(
 
 
 @contextlib.contextmanager
-def _closing(
-    records: Records, plan: _Plan, price: Price | None
-) -> Iterator[Callable[[bool], None]]:
+def _closing(records: Records, plan: Plan, price: Price | None) -> Iterator[Callable[[bool], None]]:
     """Writes how an evaluation ended, and says how to go on if it was stopped.
 
     The block receives a function that it calls with whether every episode has run.
@@ -424,7 +309,7 @@ def _closing(
 
 
 def _run(
-    plan: _Plan, make: Callable[[], Any], records: Records, jobs: list[Job], price: Price | None
+    plan: Plan, make: Callable[[], Any], records: Records, jobs: list[Job], price: Price | None
 ) -> bool:
     from retool_env.evaluation.records import EpisodeRecord
     from retool_env.evaluation.run import run_jobs
@@ -457,7 +342,7 @@ def _run(
             return run_jobs(engine, jobs, arguments.seed, on_end, going_on)
 
 
-def _show(plans: Sequence[_Plan], results: dict[str, _Result]) -> None:
+def _show(plans: Sequence[Plan], results: dict[str, _Result]) -> None:
     from retool_env.metrics.tables import table, tool_table
 
     summaries = {title: result.summary for title, result in results.items()}
@@ -475,120 +360,3 @@ def _show(plans: Sequence[_Plan], results: dict[str, _Result]) -> None:
         print(f"\nstop reasons{label}: {reasons}")
         if result.usage:
             print(f"used{label}: {result.usage}")
-
-
-def eval_settings(
-    arguments: argparse.Namespace,
-) -> tuple[CheckpointTask | None, dict[str, Any], list[str]]:
-    """What is evaluated: the command line's settings, over those of the model's `retool.json`, over the defaults.
-
-    `arguments` then hold the environment's id, the token budget and the sampling that were found.
-
-    Returns:
-        The checkpoint's task, if it has one; the environment's settings; and lines that say where they come from.
-
-    Raises:
-        FileNotFoundError: If there is no such checkpoint.
-        ValueError: If no environment is named, the checkpoint's `retool.json` is wrong, or an option for models behind an
-            API comes without one.
-    """
-    from retool_env.checkpoint_task import TEMPERATURE, TOP_P, merged
-    from retool_env.task import registered_settings
-
-    given = parse_settings(arguments.settings)
-    if arguments.text_only:
-        given["interpreter"] = False
-    if arguments.api is None and arguments.max_tokens is not None:
-        given.setdefault("max_tokens", arguments.max_tokens)
-    if arguments.env is not None:
-        registered_settings(arguments.env)  # before the Hub is asked
-    usual = eval_defaults(arguments)
-    task, lines = checkpoint_task(arguments) if arguments.api is None else (None, [])
-    arguments.env = arguments.env or (task and task.id)
-    if arguments.env is None:
-        raise SettingsError("name an environment with --env: no retool.json of the model names one")
-    sampling = {"temperature": TEMPERATURE, "top_p": TOP_P}
-    if task is not None:
-        usual |= task.settings_for(arguments.env)
-        sampling = task.sampling_for(arguments.env)
-    asked = {name: getattr(arguments, name) for name in sampling}
-    asked = {name: number for name, number in asked.items() if number is not None}
-    lines += task_lines(task, arguments, {**given, **asked})
-    if arguments.max_tokens is None:
-        arguments.max_tokens = MAX_TOKENS
-    for name, number in {**sampling, **asked}.items():
-        setattr(arguments, name, number)
-    return task, with_test_split(arguments.env, merged(usual, given)), lines
-
-
-def eval_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Settings of the environment that a kind of model asks for, where neither its checkpoint nor the user sets any.
-
-    Raises:
-        ValueError: If an option for models behind an API comes without one.
-    """
-    from retool_env.protocol.prompt import default_prompt
-
-    if arguments.api is None:
-        for name in ("api_key_env", "native_tools", "completions"):
-            if getattr(arguments, name):
-                raise SettingsError(
-                    f"--{name.replace('_', '-')} is for models behind an API: give --api"
-                )
-        return {"max_tokens": MAX_TOKENS}
-    if arguments.native_tools:  # the API describes the tool, so that the prompt must not
-        return {"prompt_template": default_prompt(interpreter=False)}
-    return {}
-
-
-_SMALL = 10_000_000
-"""Parameters of a model that runs faster on one thread of a CPU than on several, which would wait for
-each other (0.9 million: 8.8 s against 14.7 s for 80 episodes on two processors)."""
-
-
-def _with_few_threads(policy: Any) -> Any:
-    """Gives a small model on the CPU one thread."""
-    import torch
-
-    model = policy.model
-    if model.device.type == "cpu" and model.num_parameters() < _SMALL:
-        torch.set_num_threads(1)
-    return policy
-
-
-def policy_maker(arguments: argparse.Namespace, rules: Rules) -> Callable[[], Any]:
-    """What makes the policy; loading a model is left to it.
-
-    Raises:
-        MissingPackage: If the package of an API's client is missing.
-        SettingsError: If the API's key or limits are not where they should be.
-    """
-    from retool_env.protocol.hermes import Hermes
-    from retool_env.rollout.named import Model, make_policy
-
-    sampling = {"temperature": arguments.temperature, "top_p": arguments.top_p}
-    if arguments.api is None:
-        model = Model(arguments.model, dtype=arguments.dtype)
-        return lambda: _with_few_threads(
-            make_policy("transformers", model, max_batch=arguments.batch, **sampling)
-        )
-    if rules.max_tokens is not None:
-        raise SettingsError("an API gives no tokens to count: set --max-tokens or max_characters")
-    variable = arguments.api_key_env
-    if variable and not os.environ.get(variable):
-        raise SettingsError(
-            f"--api-key-env {variable_name(variable)}: there is no such environment variable, or it is empty"
-        )
-    way = "completions" if arguments.completions else "chat"
-    policy = make_policy(
-        "openai",
-        Model(arguments.model),
-        urls=arguments.api,
-        api_key=os.environ[variable] if variable else None,
-        way="tools" if arguments.native_tools else way,
-        tool=Hermes(True, rules.session, rules.display).tools[0],
-        max_tokens=arguments.max_tokens,
-        concurrency=arguments.batch,
-        **sampling,
-    )
-    return lambda: policy

@@ -7,18 +7,18 @@ from typing import Any
 
 
 def refuse_key(parser: argparse.ArgumentParser, option: str, cure: str) -> None:
-    """Give a parser an option that would take a key, and ends the command.
+    """Adds an option that users may expect to take a key, and that ends the command.
 
     Args:
-        parser: The command's.
-        option: The option's name.
-        cure: What to give in its place.
+        parser: The parser of the command.
+        option: The name of the option.
+        cure: The safe way to give the key, for the error text.
     """
     parser.add_argument(option, action=_KeyRefused, nargs="?", help=argparse.SUPPRESS, const=cure)
 
 
 class _KeyRefused(argparse.Action):
-    """An option that would take a key; its `const` says what to give in its place."""
+    """An option that refuses a key; its `const` names the safe way."""
 
     def __call__(
         self,
@@ -29,5 +29,6 @@ class _KeyRefused(argparse.Action):
     ) -> None:
         """Ends the command, without showing the key."""
         parser.error(
-            f"{option_string} would show the key to everybody who lists the processes: give {self.const}"
+            f"{option_string} would show the key to everybody who lists the processes: give "
+            f"{self.const}"
         )

@@ -24,14 +24,17 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Adds the command's options."""
     parser = commands.add_parser("play", help="solve a problem yourself, at the terminal")
     parser.add_argument(
-        "--env", help="(the one that --model was trained on, or ReTool-Arithmetic-v0)"
+        "--env",
+        help="an environment's id (the id in the model's retool.json, or ReTool-Arithmetic-v0)",
     )
     parser.add_argument(
         "--model", help="a checkpoint's folder or a Hub id: play the task of its retool.json"
     )
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--seed", type=int, help="the seed that draws the problem (random)")
     add_ignore(parser)
-    parser.add_argument("settings", nargs="*", metavar="key=value")
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="other settings of the environment"
+    )
 
 
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -69,7 +72,10 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def read_turn() -> str:
-    """Lines from the terminal until a closing tag, an empty line outside a program, or the end of input."""
+    """Reads a turn from the terminal.
+
+    A turn ends at a closing tag, at an empty line outside a program, or with the input.
+    """
     text = ""
     print("\nyour turn, up to </code>, </answer> or an empty line:")
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""`retool serve`: this machine's sandbox runs the programs of others."""
+"""`retool serve`: the sandbox of this machine runs the programs of other machines."""
 
 from __future__ import annotations
 
@@ -22,20 +22,27 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "serve", help="run other machines' programs in the sandbox here", allow_abbrev=False
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to bind to (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8080, help="0 for a free one (8080)")
+    parser.add_argument("--port", type=int, default=8080, help="port; 0: a free port (8080)")
     parser.add_argument(
         "--token-file",
         type=Path,
         metavar="FILE",
-        help="holds what clients must send (default: the variable RETOOL_SANDBOX_TOKEN)",
+        help="the file of the token that clients must send (the variable RETOOL_SANDBOX_TOKEN)",
     )
     refuse_key(parser, "--token", "--token-file FILE, or RETOOL_SANDBOX_TOKEN")
-    parser.add_argument("--max-in-flight", type=int, help="programs at once (16 a processor)")
-    parser.add_argument("--max-seconds", type=float, default=120.0, help="of a program (120)")
     parser.add_argument(
-        "--grace", type=int, default=30, help="seconds to end in, when stopped (30)"
+        "--max-in-flight", type=int, help="programs at once (16 for each processor)"
     )
-    parser.add_argument("--unsafe", action="store_true", help="without a jail")
+    parser.add_argument(
+        "--max-seconds", type=float, default=120.0, help="most seconds of a program (120)"
+    )
+    parser.add_argument(
+        "--grace",
+        type=int,
+        default=30,
+        help="seconds that running programs have once the server is stopped (30)",
+    )
+    parser.add_argument("--unsafe", action="store_true", help="run programs without a jail")
 
 
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -67,11 +74,13 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def read_token(path: Path) -> str:
-    """The token in a file, without the line break at its end. A file that others can read is warned of.
+    """Reads the token in a file, without the line break at its end.
+
+    A warning is printed if other users can read the file.
 
     Raises:
-        OSError: If there is no such file, or it can't be read.
-        ValueError: If it is not a regular file, too large, or not text.
+        OSError: The file does not exist, or can't be read.
+        ValueError: The file is not a regular file, is larger than a token, or is not text.
     """
     # A FIFO would be waited for.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

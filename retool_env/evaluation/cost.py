@@ -1,4 +1,4 @@
-"""What an evaluation costs: prices of an API's tokens, and an estimate before the first request."""
+"""The cost of an evaluation: prices of an API's tokens, and an estimate beforehand."""
 
 from __future__ import annotations
 

@@ -40,9 +40,9 @@ class Records:
 
     Args:
         folder: The folder; it is made.
-        record: What is evaluated. At a resume it must agree with the record of the folder.
-        problems: The problems, in their order. At a resume they begin with those of the folder, or
-            are the first of them.
+        record: The evaluation. At a resume it must agree with the record of the folder.
+        problems: The problems, in their order. At a resume the problems of the folder come first
+            among them, or they are the first of the folder's problems.
         resume: Whether the folder's evaluation is continued.
         force: Whether a folder of another revision of the environment is continued.
 

@@ -1,4 +1,4 @@
-"""What was evaluated: which model, which problems, which version of the code."""
+"""The identity of an evaluation: its model, its problems and the version of the code."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class ModelIdentity:
 
 
 def weights_hash(folder: Path) -> str | None:
-    """SHA-256 of a checkpoint's weight files; `None` where there are none."""
+    """SHA-256 of a checkpoint's weight files; `None` for a folder without such files."""
     files = sorted(path for pattern in _WEIGHTS for path in folder.glob(pattern))
     if not files:
         return None

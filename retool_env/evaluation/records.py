@@ -1,12 +1,12 @@
 """The folder of one evaluation, which can be resumed, read without this project, and compared.
 
-| file             | content                                                                           |
-|------------------|-----------------------------------------------------------------------------------|
-| `eval.json`      | what was evaluated, and how: `EvalRecord`                                         |
-| `episodes.jsonl` | one line an episode, appended when it ends: `EpisodeRecord`                       |
-| `usage.jsonl`    | one line for each answered request of an API: its tokens, also of lost episodes   |
-| `figures.json`   | the figures, each with its number of cases, interval and definition               |
-| `lock`           | held by the process that works in the folder                                      |
+| file             | content                                                         |
+|------------------|-----------------------------------------------------------------|
+| `eval.json`      | the model, the task and the settings: `EvalRecord`              |
+| `episodes.jsonl` | one line an episode, appended when it ends: `EpisodeRecord`     |
+| `usage.jsonl`    | the tokens of each answered request, also of lost episodes      |
+| `figures.json`   | the figures, with numbers of cases, intervals and definitions   |
+| `lock`           | held by the process that works in the folder                    |
 
 A line is written whole and at once, so that a killed process loses no finished episode. If an
 episode has several lines (it failed and was tried again), the last line counts.
@@ -50,7 +50,7 @@ Status = Literal["running", "finished", "stopped"]
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """What was evaluated, and how: `eval.json`."""
+    """The model, the task and the settings of an evaluation: `eval.json`."""
 
     name: str
     """The evaluation's name: its folder below `runs/eval`."""
@@ -172,7 +172,7 @@ class EpisodeRecord:
     problem: str
     """The problem's id."""
     sample: int
-    """The number of the episode among those of its problem, from 0."""
+    """The number of the episode among the episodes of its problem, from 0."""
     seed: int
     """The evaluation's seed. With problem and sample it determines the sampling."""
     transcript: Transcript
@@ -220,8 +220,8 @@ class EpisodeRecord:
 
         Args:
             record: The values.
-            tokens: Whether token ids and log-probs are kept. Without them a record needs a fraction of
-                the memory: ids are replaced by as many zeros, since figures only count them.
+            tokens: Whether token ids and log-probs are kept. Without them a record needs a
+                fraction of the memory: zeros replace the ids, since figures only count them.
 
         Raises:
             ValueError: The values are not an episode, or a later version wrote them.
@@ -322,14 +322,15 @@ def read_episodes(folder: str | Path, tokens: bool = True) -> Iterator[EpisodeRe
             yield _parsed(path, number, line, tokens)
 
 
+_TEXT = r'("(?:[^"\\]|\\.)*")'
 _HEAD = re.compile(
-    rb'\{"schema": \d+, "model": (?:"(?:[^"\\]|\\.)*"), "problem": ("(?:[^"\\]|\\.)*"), "sample": (\d+),'
+    rf'\{{"schema": \d+, "model": {_TEXT}, "problem": {_TEXT}, "sample": (\d+),'.encode()
 )
 
 
 def _key_of(path: Path, number: int, line: bytes) -> Key:
     if match := _HEAD.match(line):  # without reading the whole line
-        return json.loads(match[1]), int(match[2])
+        return json.loads(match[2]), int(match[3])
     return _parsed(path, number, line, tokens=False).key
 
 

@@ -66,7 +66,7 @@ class Job:
     problem: Problem
     """The problem."""
     sample: int
-    """The number of the episode among those of its problem, from 0."""
+    """The number of the episode among the episodes of its problem, from 0."""
 
 
 def run_jobs(
@@ -88,7 +88,7 @@ def run_jobs(
         on_end: Called with each episode as it ends: its job, transcript, and the tokens that an API
             counted for its turns.
         going_on: Asked before each episode begins. From its first `False` on, no further episode
-            begins, and those that run are finished.
+            begins, and episodes in flight are finished.
 
     Returns:
         Whether every episode has run.

@@ -1,0 +1,140 @@
+"""The plan of an evaluation: one model on one environment, resolved before a model is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from retool_env.commands.eval_settings import eval_settings
+from retool_env.key_values import parse_settings
+
+if TYPE_CHECKING:
+    from retool_env.checkpoint_task import CheckpointTask
+    from retool_env.evaluation.cost import Price
+    from retool_env.evaluation.identity import ModelIdentity
+    from retool_env.evaluation.records import EvalRecord
+    from retool_env.evaluation.run import Job
+    from retool_env.problem import Problem
+    from retool_env.rules import Rules
+
+MADE_UP = 200
+"""The default of `--problems` for generated problems, of which there is no end."""
+
+
+@dataclass
+class Plan:
+    """One model on one environment, before anything is loaded."""
+
+    arguments: argparse.Namespace
+    """The command line, with one model, one environment and the resolved sampling."""
+    settings: dict[str, Any]
+    """The environment's settings."""
+    task: CheckpointTask | None
+    """The checkpoint's task."""
+    rules: Rules
+    """The settings of the episodes."""
+    problems: list[Problem]
+    """The problems, in their order."""
+    lines: list[str]
+    """Lines that say where the settings come from."""
+    model: ModelIdentity
+    """The model's identity."""
+
+    @property
+    def title(self) -> str:
+        """The model's title and whether it has an interpreter."""
+        return f"{self.model.title}, {'interpreter' if self.rules.interpreter else 'text-only'}"
+
+    def jobs(self, ended: dict[tuple[str, int], bool]) -> list[Job]:
+        """The episodes that are left to run, all samples of a problem together.
+
+        Args:
+            ended: The episodes on record, each with whether it failed.
+        """
+        from retool_env.evaluation.run import Job
+
+        failed = {key for key, failed in ended.items() if failed}
+        settled = set(ended) - (failed if self.arguments.retry_failed else set())
+        return [
+            Job(index, problem, sample)
+            for index, problem in enumerate(self.problems)
+            for sample in range(self.arguments.k)
+            if (problem.id, sample) not in settled
+        ]
+
+
+def make_plan(arguments: argparse.Namespace, model: str, env: str | None) -> Plan:
+    """Resolves the settings of one model on one environment; the model is not loaded.
+
+    Args:
+        arguments: The command line.
+        model: The model's folder, Hub id, or name behind an API.
+        env: The environment's id; `None`: the id in the model's `retool.json`.
+
+    Raises:
+        SettingsError: A setting is wrong.
+    """
+    from retool_env.evaluation.identity import ModelIdentity
+    from retool_env.problems import Arithmetic
+    from retool_env.task import make_task
+
+    arguments = argparse.Namespace(**{**vars(arguments), "model": model, "env": env})
+    task, settings, lines = eval_settings(arguments)
+    rules, source = make_task(arguments.env, **settings)
+    most = len(source)
+    if isinstance(source, Arithmetic) and "size" not in parse_settings(arguments.settings):
+        most = min(most, MADE_UP)
+    count = min(len(source), arguments.problems or most)
+    problems = [source[i] for i in range(count)]
+    identity = ModelIdentity.of(model, arguments.api)
+    return Plan(arguments, settings, task, rules, problems, lines, identity)
+
+
+def estimate(plan: Plan, price: Price | None) -> str:
+    """One line on the episodes, tokens and dollars that a plan takes at most."""
+    from retool_env.evaluation.cost import Estimate
+
+    turn_tokens = plan.arguments.max_tokens if plan.arguments.api else None
+    episodes = len(plan.problems) * plan.arguments.k
+    return Estimate.of(plan.problems, plan.rules, turn_tokens, episodes).text(price)
+
+
+def make_record(plan: Plan, name: str, price: Price | None) -> EvalRecord:
+    """The record of an evaluation that begins now.
+
+    Args:
+        plan: The model, the environment and their settings.
+        name: The evaluation's name.
+        price: Dollars of an API's tokens; `None`: unknown.
+    """
+    from retool_env.evaluation.identity import commit, fingerprint
+    from retool_env.evaluation.records import EvalRecord, rules_to_json
+    from retool_env.provenance import versions
+
+    arguments = plan.arguments
+    options = {key: str(value) for key, value in vars(arguments).items()}
+    sampling: dict[str, Any] = {"temperature": arguments.temperature, "top_p": arguments.top_p}
+    sampling |= {"max_tokens": arguments.max_tokens} if arguments.api else {}
+    way = "tools" if arguments.native_tools else "completions" if arguments.completions else "chat"
+    return EvalRecord(
+        name=name,
+        model=plan.model,
+        env=arguments.env,
+        settings=plan.settings,
+        rules=rules_to_json(plan.rules),
+        prompt=plan.rules.template,
+        problems=len(plan.problems),
+        fingerprint=fingerprint(plan.problems),
+        sampling=sampling | ({"way": way} if arguments.api else {"dtype": arguments.dtype}),
+        k=arguments.k,
+        seed=arguments.seed,
+        checkpoint_task=None if plan.task is None else plan.task.to_json(),
+        command=options,
+        versions=versions(),
+        commit=commit(),
+        price=None if price is None else dataclasses.asdict(price),
+        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
