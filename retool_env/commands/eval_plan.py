@@ -115,7 +115,10 @@ def make_record(plan: Plan, name: str, price: Price | None) -> EvalRecord:
     from retool_env.provenance import versions
 
     arguments = plan.arguments
-    options = {key: str(value) for key, value in vars(arguments).items()}
+    options = {
+        key: value if isinstance(value, str | int | float | list | None) else str(value)
+        for key, value in vars(arguments).items()
+    }
     sampling: dict[str, Any] = {"temperature": arguments.temperature, "top_p": arguments.top_p}
     sampling |= {"max_tokens": arguments.max_tokens} if arguments.api else {}
     way = "tools" if arguments.native_tools else "completions" if arguments.completions else "chat"

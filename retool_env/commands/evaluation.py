@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from retool_env.evaluation.cost import Price
     from retool_env.evaluation.folder import Records
     from retool_env.evaluation.run import Job
+    from retool_env.metrics.figures import Figure
     from retool_env.metrics.summary import Summary
 
 
@@ -227,6 +228,7 @@ class _Result:
     """The result of one model on one environment."""
 
     summary: Summary
+    figures: list[Figure]
     seconds: float
     """Seconds of work, all starts together."""
     usage: str
@@ -254,7 +256,7 @@ def _evaluated(plan: Plan, make: Callable[[], Any], out: Path, price: Price | No
     usage = str(records.usage) if records.usage.requests else ""
     usage += f", ${price.of(records.usage):,.2f}" if price and usage else ""
     fault = _fault(plan, records.ended, complete, price and price.of(records.usage))
-    return _Result(summary, records.record.seconds, usage, fault)
+    return _Result(summary, figures, records.record.seconds, usage, fault)
 
 
 def _fault(
@@ -343,7 +345,7 @@ def _run(
 
 
 def _show(plans: Sequence[Plan], results: dict[str, _Result]) -> None:
-    from retool_env.metrics.tables import table, tool_table
+    from retool_env.metrics.tables import highlights, table, tool_table
 
     summaries = {title: result.summary for title, result in results.items()}
     environments = ", ".join(dict.fromkeys(plan.arguments.env for plan in plans))
@@ -356,6 +358,8 @@ def _show(plans: Sequence[Plan], results: dict[str, _Result]) -> None:
         print(f"\n{tool_table(summaries)}")
     for title, result in results.items():
         label = f" of {title}" * (len(results) > 1)
+        for line in highlights(result.figures):
+            print(f"\n{line}" if not label else f"\n{title}: {line}")
         reasons = ", ".join(f"{name} {n}" for name, n in result.summary.stop_reasons.items())
         print(f"\nstop reasons{label}: {reasons}")
         if result.usage:

@@ -76,7 +76,9 @@ def mean_of(key: str, cases: Iterable[tuple[str, float]], definition: str) -> Fi
         cases: The problem and the value of each case.
         definition: The figure's definition.
     """
-    return figure_of(key, cluster_mean(cases), definition)
+    found = cluster_mean(cases)
+    low = None if found.low is None else max(found.low, 0.0)  # no case is negative
+    return figure_of(key, dataclasses.replace(found, low=low), definition)
 
 
 def over_problems(key: str, values: dict[str, tuple[float, int]], definition: str) -> Figure:

@@ -18,6 +18,7 @@ interpreter. The episodes of one problem are one cluster of every interval
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Protocol
 
@@ -138,4 +139,6 @@ def _per_right(key: str, values: Sequence[tuple[Transcript, float]], definition:
     cases: list[tuple[Hashable, float, float]] = [
         (t.problem.id, value, float(bool(t.correct))) for t, value in values
     ]
-    return figure_of(key, cluster_ratio(cases), definition)
+    found = cluster_ratio(cases)
+    low = None if found.low is None else max(found.low, 0.0)  # tokens and dollars are positive
+    return figure_of(key, dataclasses.replace(found, low=low), definition)

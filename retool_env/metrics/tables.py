@@ -94,6 +94,38 @@ def _mean_of(figure: Figure) -> str:
     return f"{figure.mean:.4g} [{low}, {high}]"
 
 
+_FUNNEL = ("attempted", "well_formed", "ran", "right")
+
+
+def highlights(figures: Sequence[Figure]) -> list[str]:
+    """A few lines on figures that the tables lack: samples, the funnel of use, doubtful verdicts.
+
+    Args:
+        figures: All figures of one evaluation (`retool_env.metrics.measure`).
+    """
+    known = {figure.key: figure for figure in figures if figure.mean is not None}
+    sizes = [int(key.rpartition("@")[2]) for key in known if key.startswith("accuracy/pass@")]
+    lines = []
+    if sizes and (k := max(sizes)) > 1:
+        names = (f"pass@{k}", f"pass^{k}", f"maj@{k}")
+        lines.append(", ".join(f"{n} {_percent(known[f'accuracy/{n}'])}" for n in names))
+    if all(f"use/{stage}" in known for stage in _FUNNEL):
+        stages = [f"{s.replace('_', ' ')} {_percent(known[f'use/{s}'])}" for s in _FUNNEL]
+        lines.append(f"use of the interpreter: {' → '.join(stages)}")
+    for key, figure in known.items():
+        if key.startswith(("warning/", "use/missed/")) and figure.mean:
+            lines.append(f"look at {_percent(figure)}: {figure.definition}")
+    return lines
+
+
+def _percent(figure: Figure) -> str:
+    """A share with its interval, for a line of text."""
+    text = f"{100 * (figure.mean or 0):.1f} %"
+    if figure.low is not None and figure.high is not None:
+        text += f" [{100 * figure.low:.1f}, {100 * figure.high:.1f}]"
+    return text + " †" * figure.marked
+
+
 def _markdown(cells: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [

@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 
 from retool_env.evaluation.run import evaluate
+from retool_env.metrics.figures import Figure
 from retool_env.metrics.intervals import Estimate, Interval
 from retool_env.metrics.summary import wilson
-from retool_env.metrics.tables import COLUMNS, TOOL_USE, table, tool_table
+from retool_env.metrics.tables import COLUMNS, TOOL_USE, highlights, table, tool_table
 from retool_env.problems import Problem
 from retool_env.rollout import ScriptedPolicy
 from retool_env.rules import Rules
@@ -131,3 +132,32 @@ def test_a_table_of_tool_use_shows_nothing_that_rests_on_few_cases(sandbox):
     assert rows["programs: mended:dedent"] == ["0.0%", "50.0%", "–"]
     assert rows["programs: unread"] == ["0.0%", "0.0%", "–"]
     assert rows["turns to mend one"] == ["–", "1.50 [1.25, 2.00], n = 50", "–"]
+
+
+def figure(key, mean, low=0.25, high=0.75, count=60):
+    return Figure(key, count, 9, mean, low, high, f"The definition of {key}.")
+
+
+def test_highlights_are_the_largest_k_the_funnel_and_verdicts_to_look_at():
+    accuracy = [figure(f"accuracy/{name}{k}", k / 8) for k in (1, 2, 4) for name in NAMES]
+    stages = ("attempted", "well_formed", "ran", "right")
+    use = [figure(f"use/{stage}", 0.5, count=40) for stage in stages]
+    doubts = [
+        figure("warning/right_not_in_form", 0.5),
+        figure("warning/cut_before_answer", 0.0),
+        figure("use/missed/fence", 0.1, None, None),
+        figure("use/missed/half_tag", None),
+    ]
+    shown = "50.0 % [25.0, 75.0]"
+    assert highlights([*accuracy, *use, *doubts]) == [
+        f"pass@4 {shown}, pass^4 {shown}, maj@4 {shown}",
+        f"use of the interpreter: attempted {shown} † → well formed {shown} † → ran {shown} † → "
+        f"right {shown} †",
+        f"look at {shown}: The definition of warning/right_not_in_form.",
+        "look at 10.0 %: The definition of use/missed/fence.",
+    ]
+    assert highlights([figure(f"accuracy/{name}1", 0.5) for name in NAMES]) == []
+    assert highlights([]) == []
+
+
+NAMES = ("pass@", "pass^", "maj@")
