@@ -85,19 +85,15 @@ class RolloutEngine:
         if not self._of_text and rules.max_tokens is None:
             raise SettingsError("the rules have no token budget for rollouts: set max_tokens")
         check_sandbox(rules, sandbox)
-        for name, number in (
-            ("concurrency", concurrency),
-            ("tokens_in_flight", tokens_in_flight),
-            ("attempts", attempts),
-        ):
-            if number is not None and number < 1:
-                raise SettingsError(f"{name} must be at least 1, not {number}")
         self.policy: Any = policy
         self.rules = rules
         self.sandbox = sandbox
         self.concurrency = concurrency
         self.tokens_in_flight = tokens_in_flight
         self.attempts = attempts
+        for name in ("concurrency", "tokens_in_flight", "attempts"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise SettingsError(f"{name} must be at least 1, not {number}")
         self.progress = Progress() if progress is None else progress
         if self._of_text:
             self.progress.unit = "characters"

@@ -21,7 +21,7 @@ import numpy as np
 
 from retool_env.episode import Generation
 from retool_env.protocol.tags import ANSWER_CLOSE, ANSWER_OPEN, CODE_CLOSE, CODE_OPEN
-from retool_env.rollout.policy import Policy
+from retool_env.rollout.policy import Policy, TurnEnd
 from retool_env.rollout.weights import Weights
 from retool_env.tokens import Tokenizer, tokens_of_turn
 
@@ -70,9 +70,7 @@ class Habits:
 
     def __post_init__(self) -> None:
         if not self.turn_tokens > 0 or self.spread < 0 or self.calls < 0:
-            raise ValueError(
-                f"turn_tokens must be above 0, and spread and calls not negative: {self}"
-            )
+            raise ValueError(f"turn_tokens must be above 0, spread and calls at least 0: {self}")
 
     def length(self, chance: np.random.Generator) -> int:
         """Draw the number of tokens of a turn."""
@@ -210,10 +208,7 @@ class SimulatedPolicy(Policy):
         self._code, self._answer = self._encode(code), self._encode(answer)
         for ids, tag in ((self._code, CODE_CLOSE), (self._answer, ANSWER_CLOSE)):
             if tokens_of_turn(tokenizer, ids, (tag,)) != len(ids):
-                raise ValueError(
-                    f"this tokenizer completes {tag} before the last token of {ids}: use another "
-                    "tokenizer"
-                )
+                raise ValueError(f"{tag} ends before the last token of {ids}: change the tokenizer")
 
     @override
     async def act(
@@ -246,13 +241,8 @@ class SimulatedPolicy(Policy):
             raise
         if call:
             self._cached.add(hash((*token_ids, *ids)))
-        return Generation(
-            ids,
-            (0.0,) * len(ids),
-            "tag" if len(whole) <= budget else "length",
-            loop.time() - began,
-            version,
-        )
+        reason: TurnEnd = "tag" if len(whole) <= budget else "length"
+        return Generation(ids, (0.0,) * len(ids), reason, loop.time() - began, version)
 
     @override
     async def update_weights(self, version: int, weights: Weights | None = None) -> None:

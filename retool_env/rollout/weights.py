@@ -54,7 +54,15 @@ class Inventory:
         config = AutoConfig.from_pretrained(model)
         with torch.device("meta"):
             built = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        tensors = built.state_dict(keep_vars=True)
+        return cls.of_tensors(built.state_dict(keep_vars=True))
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Self:
+        """Make the inventory of a model's tensors.
+
+        Args:
+            tensors: The tensors of `model.state_dict(keep_vars=True)`, in their shapes.
+        """
         first: dict[int, str] = {}
         for name, tensor in tensors.items():
             first.setdefault(id(tensor), name)
@@ -97,23 +105,29 @@ class Inventory:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        for number, shard in enumerate(_shards(self._checked(weights, cancelled))):
+        for number, shard in enumerate(_shards(self.checked(weights), cancelled)):
             file = folder / f"weights-{number:05}.safetensors"
             try:
                 save_file(shard, file)
             except SafetensorError as error:  # for example on a full disk
                 raise OSError(f"the weights can't be written as {file}: {error}") from error
-            file.chmod(
-                0o644
-            )  # `save_file` lets the owner alone read it; a server may be another user
+            file.chmod(0o644)  # `save_file` allows the owner alone, but servers may be other users
 
-    def _checked(
-        self, weights: Weights, cancelled: Callable[[], bool]
-    ) -> Iterator[tuple[str, torch.Tensor]]:
+    def checked(self, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
+        """Iterate over weights, and check them meanwhile.
+
+        Args:
+            weights: All weights of the model.
+
+        Yields:
+            The first name of each tensor, and the tensor.
+
+        Raises:
+            ValueError: If names or shapes differ from the model's, or, at the end, if weights are
+                missing.
+        """
         missing = dict.fromkeys(self.first_names.values())
         for name, tensor in weights.items() if isinstance(weights, Mapping) else weights:
-            if cancelled():
-                raise InterruptedError("the update was cancelled while its weights were written")
             if name not in self.shapes:
                 raise ValueError(
                     f"the model has no weight {name!r}: merge adapters, and remove the prefixes of "
@@ -127,7 +141,7 @@ class Inventory:
             first = self.first_names[name]
             if first in missing:
                 del missing[first]
-                yield first, tensor.detach().cpu().contiguous()
+                yield first, tensor
         if missing:
             raise ValueError(
                 f"{len(missing)} of the model's weights are missing, for example "
@@ -257,11 +271,15 @@ class WeightFiles:
                 self._written.discard(path)
 
 
-def _shards(pairs: Iterable[tuple[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
+def _shards(
+    weights: Iterable[tuple[str, torch.Tensor]], cancelled: Callable[[], bool]
+) -> Iterator[dict[str, torch.Tensor]]:
     shard: dict[str, torch.Tensor] = {}
     size = 0
-    for name, tensor in pairs:
-        shard[name] = tensor
+    for name, tensor in weights:
+        if cancelled():
+            raise InterruptedError("the update was cancelled while its weights were written")
+        shard[name] = tensor.detach().cpu().contiguous()
         size += tensor.nbytes
         if size >= _SHARD_BYTES:
             yield shard

@@ -131,11 +131,8 @@ class OpenAIPolicy(TextPolicy):
         self.top_p = top_p
         self._api_key = api_key
         self._tool = Hermes().tools[0] if tool is None else tool
-        self._sampling: dict[str, Any] = {
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_tokens": max_tokens,
-        }
+        self._sampling = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+        self._most_bytes = _ANSWER_BYTES + _TOKEN_BYTES * max_tokens
         self._concurrency = concurrency
         self._timeout = timeout
         self._retries = retries
@@ -179,9 +176,7 @@ class OpenAIPolicy(TextPolicy):
                     field = refused_field(error, request)
                     if field is not None:
                         if field not in self._refused:
-                            _log.warning(
-                                "%s does not support %s: the field is left out", self.model, field
-                            )
+                            _log.warning("%s does not support %s: left out", self.model, field)
                             self._refused.add(field)
                     elif context_is_full(error) and transcript.response:
                         return TextGeneration("", "length", time.monotonic() - started)
@@ -205,14 +200,13 @@ class OpenAIPolicy(TextPolicy):
 
         loop = asyncio.get_running_loop()
         if self._connection is None or self._connection.loop is not loop:
-            most = _ANSWER_BYTES + _TOKEN_BYTES * self._sampling["max_tokens"]
             client = AsyncOpenAI(
                 # The client needs a key; servers without keys ignore it.
                 api_key=self._api_key or "none",
                 base_url=self.base_url,
                 timeout=Timeout(self._timeout, connect=_CONNECT_SECONDS),
                 max_retries=self._retries,
-                http_client=bounded_client(DefaultAsyncHttpxClient, most),
+                http_client=bounded_client(DefaultAsyncHttpxClient, self._most_bytes),
             )
             slots, end = asyncio.Semaphore(self._concurrency), closed_at_the_end(client.close)
             self._connection = _Connection(loop, client, slots, end)
@@ -221,7 +215,7 @@ class OpenAIPolicy(TextPolicy):
 
     def _request(self, transcript: Transcript, stop: Sequence[str], seed: int) -> dict[str, Any]:
         # 31 bits: some servers store a seed as a signed number of 32 bits.
-        request = {"model": self.model, **self._sampling, "seed": seed % 2**31}
+        request: dict[str, Any] = {"model": self.model, **self._sampling, "seed": seed % 2**31}
         if stop:
             request["stop"] = list(stop)
         if self.way == "completions":
@@ -271,12 +265,8 @@ class OpenAIPolicy(TextPolicy):
         # Without retries the silence is an error; a second warning would say nothing new.
         if self._retries and not self._silent:
             self._silent = True
-            _log.warning(
-                "%s has not answered within %g s: the request is sent again, up to %d times a turn",
-                self.base_url,
-                self._timeout,
-                self._retries,
-            )
+            text = "%s has not answered within %g s: it is asked again, up to %d times a turn"
+            _log.warning(text, self.base_url, self._timeout, self._retries)
 
     def _read(
         self, choice: Any, stop: Sequence[str], sent: bool
@@ -288,23 +278,18 @@ class OpenAIPolicy(TextPolicy):
         plain = self.way == "completions"
         message: Any = getattr(choice, "message", None)
         text = getattr(choice, "text", None) if plain else _text_of(message)
-        if not isinstance(text, str):
-            raise PolicyUnavailable(
-                f"{self.base_url} answers without a turn: {self._shown(choice)}"
-            )
-        extra: Mapping[str, Any] = choice.model_extra or {}
-        if plain:
-            return *completed(text, finish, extra, stop, sent), None
         # A call that the limit on tokens cut off does not count.
-        if message.tool_calls and finish != "length":
-            called = _called(message.tool_calls)
-            if called is None:
-                raise PolicyUnavailable(
-                    f"{self.base_url} answers without a turn: {self._shown(choice)}"
-                )
+        calls = None if plain or finish == "length" else getattr(message, "tool_calls", None)
+        called = _called(calls) if calls else None
+        if not isinstance(text, str) or (calls and called is None):
+            shown = self._shown(choice)
+            raise PolicyUnavailable(f"{self.base_url} answers without a turn: {shown}")
+        if called is not None:
             return call_text(text, *called), "tag", call_form(text, *called)
-        apart = message.model_extra or {}
-        if not text and any(extra.get(name) in stop for name in ("stop_reason", "matched_stop")):
+        extra: Mapping[str, Any] = choice.model_extra or {}
+        tagged = any(extra.get(name) in stop for name in ("stop_reason", "matched_stop"))
+        if not plain and not text and tagged:
+            apart = message.model_extra or {}
             thought = apart.get("reasoning_content") or apart.get("reasoning")
             if isinstance(thought, str) and thought:
                 raise SettingsError(

@@ -14,7 +14,7 @@ import functools
 import random
 import warnings
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, override
 
@@ -26,8 +26,10 @@ from retool_env.errors import SettingsError
 from retool_env.files import folder_fault
 from retool_env.rollout.policy import Policy, TurnEnd, check_room, check_sampling
 from retool_env.rollout.transformers.batching import BLOCK, Batcher, Request
-from retool_env.rollout.weights import Weights
+from retool_env.rollout.weights import Inventory, Weights
 from retool_env.tokens import decode
+
+_ATTENTION = {"full_attention", "sliding_attention"}  # the layers whose state is keys and values
 
 
 class TransformersPolicy(Policy):
@@ -64,14 +66,9 @@ class TransformersPolicy(Policy):
         if cache_tokens < BLOCK:
             raise SettingsError(f"cache_tokens must be at least {BLOCK}, not {cache_tokens}")
         if tokenizer.eos_token_id is None:
-            raise SettingsError(
-                "the tokenizer has no eos_token, so a turn without a tag could not end: set one"
-            )
+            raise SettingsError("the tokenizer has no eos_token, which ends turns without a tag")
         config = model.config.get_text_config()
-        other = set(getattr(config, "layer_types", None) or ()) - {
-            "full_attention",
-            "sliding_attention",
-        }
+        other = set(getattr(config, "layer_types", None) or ()) - _ATTENTION
         if other or getattr(model, "_is_stateful", False):
             raise SettingsError(
                 f"a {config.model_type} model needs another engine (vLLM): this policy caches keys "
@@ -181,15 +178,11 @@ class TransformersPolicy(Policy):
     @torch.no_grad()
     def _take(self, weights: Weights) -> None:
         state = self.model.state_dict(keep_vars=True)
-        if isinstance(weights, Mapping):
-            for name, tensor in weights.items():
-                _check_weight(state, name, tensor)
-            _check_complete(state, weights)
-            weights = weights.items()
-        given = set()
+        inventory = Inventory.of_tensors(state)
+        if isinstance(weights, Mapping):  # checked as a whole, before anything is copied
+            weights = list(inventory.checked(weights))
         changed = unmoved = 0
-        for name, tensor in weights:
-            _check_weight(state, name, tensor)
+        for name, tensor in inventory.checked(weights):
             current = state[name]
             if tensor.dtype.itemsize > current.dtype.itemsize:
                 tensor = tensor.to(current.device)
@@ -197,8 +190,6 @@ class TransformersPolicy(Policy):
                 changed += int(differs.sum())
                 unmoved += int((differs & (current == tensor.to(current.dtype))).sum())
             current.copy_(tensor)
-            given.add(name)
-        _check_complete(state, given)
         if unmoved and not self._warned:
             self._warned = True
             warnings.warn(
@@ -256,24 +247,6 @@ class TransformersPolicy(Policy):
             if any(tag in text for tag in request.stop):
                 return "tag"
         return "length" if len(request.logprobs) >= request.budget else None
-
-
-def _check_weight(state: Mapping[str, torch.Tensor], name: str, tensor: torch.Tensor) -> None:
-    if name not in state or state[name].shape != tensor.shape:
-        has = f"has shape {tuple(state[name].shape)}" if name in state else "does not exist"
-        raise ValueError(
-            f"these are not the model's weights: {name!r} {has} in the model, and has shape "
-            f"{tuple(tensor.shape)} in the update"
-        )
-
-
-def _check_complete(state: Mapping[str, torch.Tensor], names: Collection[str]) -> None:
-    # A tensor with several names may be given by any one of them.
-    given = {id(state[name]) for name in names}
-    if missing := [name for name in state if id(state[name]) not in given]:
-        raise ValueError(
-            f"{len(missing)} of the model's weights are missing, for example {missing[0]!r}"
-        )
 
 
 def load_policy(

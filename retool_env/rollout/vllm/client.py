@@ -115,13 +115,7 @@ def field[T](answer: Any, name: str, *kinds: type[T]) -> T:
     Raises:
         Failure: If the field is missing or has another type.
     """
-    value: Any = answer.get(name) if isinstance(answer, dict) else None
-    if not _is(value, kinds):
-        shown = redact(repr(value), most=100)
-        raise hosts.Failure(
-            f"the answer has {shown} instead of {name}: is the server vllm serve, 0.31?"
-        )
-    return value
+    return _of_kind(answer.get(name) if isinstance(answer, dict) else None, name, kinds)
 
 
 def fields[T](answer: Any, name: str, *kinds: type[T]) -> list[T]:
@@ -135,19 +129,15 @@ def fields[T](answer: Any, name: str, *kinds: type[T]) -> list[T]:
     Raises:
         Failure: If the field is missing or not a list, or an item has another type.
     """
-    values = field(answer, name, list)
-    for value in values:
-        if not _is(value, kinds):
-            shown = redact(repr(value), most=100)
-            raise hosts.Failure(
-                f"the answer has {shown} in {name}: is the server vllm serve, 0.31?"
-            )
-    return values
+    return [_of_kind(value, name, kinds) for value in field(answer, name, list)]
 
 
-def _is(value: Any, kinds: tuple[type, ...]) -> bool:
+def _of_kind(value: Any, name: str, kinds: tuple[type, ...]) -> Any:
     # Not `isinstance`: it takes a truth value for a number. JSON readers also give infinities.
-    return type(value) in kinds and (type(value) is not float or math.isfinite(value))
+    if type(value) not in kinds or (type(value) is float and not math.isfinite(value)):
+        shown = redact(repr(value), most=100)
+        raise hosts.Failure(f"the answer has {shown} in {name}: is the server vllm serve, 0.31?")
+    return value
 
 
 def _content(url: str, path: str, response: httpx.Response, token: str | None) -> Any:

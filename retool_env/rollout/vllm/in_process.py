@@ -28,7 +28,6 @@ from retool_env.servers.background import BackgroundLoop
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
-    from vllm.sampling_params import SamplingParams
 
 _LOOK_SECONDS = 1.0  # between two checks that the engine is alive
 
@@ -181,12 +180,17 @@ class VLLMPolicy(Policy):
     async def _act(
         self, token_ids: list[int], stop: list[str], budget: int, seed: int
     ) -> Generation:
-        from vllm import TokensPrompt
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         started = time.monotonic()
         prompt = TokensPrompt(prompt_token_ids=token_ids)
-        settings = self._sampling(stop, budget, seed)
+        settings = SamplingParams(
+            **sampling(self.temperature, self.top_p, stop, budget, seed),
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
         name = str(next(self._requests))
         async with self.gate.turn():
             engine = self._living()
@@ -202,16 +206,6 @@ class VLLMPolicy(Policy):
                 self._living()
                 raise PolicyUnavailable(f"vLLM failed at a turn: {error.__cause__!r}") from error
         return self._read(last, time.monotonic() - started, version)
-
-    def _sampling(self, stop: list[str], budget: int, seed: int) -> SamplingParams:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        return SamplingParams(
-            **sampling(self.temperature, self.top_p, stop, budget, seed),
-            flat_logprobs=True,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
 
     def _read(self, output: CompletionOutput, seconds: float, version: int) -> Generation:
         sampled = tuple(output.token_ids)

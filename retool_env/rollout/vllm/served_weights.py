@@ -128,12 +128,8 @@ class ServedWeights:
         if len(behind) == len(self._servers):
             raise unavailable(errors)
         for server in behind:
-            _log.warning(
-                "%s has not loaded the weights of version %d, and gets no turn before it has: %s",
-                server.url,
-                version,
-                errors[server.url],
-            )
+            text = "%s gets no turn before it has loaded the weights of version %d: %s"
+            _log.warning(text, server.url, version, errors[server.url])
 
     async def follow(self, version: int) -> None:
         """Use the weights that another policy has set; see `VLLMServerPolicy.follow`."""

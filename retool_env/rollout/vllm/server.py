@@ -231,7 +231,7 @@ class VLLMServerPolicy(Policy):
                     )
                 length = field(served[name], "max_model_len", int)
                 if length < 1:
-                    raise Failure(f"a context of {redact(str(length), most=100)} tokens")
+                    raise Failure(f"an invalid max_model_len: {redact(str(length), most=100)}")
                 root = field(served[name], "root", str, type(None)) or name
                 models[server.url] = name, length
             except (Failure, Busy) as error:
