@@ -1,4 +1,4 @@
-"""The contract of policies: its defaults, policies that were written without it, and the registry."""
+"""The contract of policies: defaults, policies that inherit nothing, and the registry."""
 
 import asyncio
 
@@ -23,7 +23,7 @@ RULES = Rules(interpreter=False, max_tokens=1000)
 
 
 class Own:
-    """A policy in the form of before: it inherits nothing."""
+    """A policy that inherits no class of the project."""
 
     def __init__(self):
         self.tokenizer = make_tokenizer()

@@ -1,4 +1,4 @@
-"""The running batch and its cache, with real small models: what shares it must change nothing but time."""
+"""The running batch and its cache, with real small models: sharing changes nothing but time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NEVER = ("\0\0",)
 
 @pytest.fixture
 def tiny():
-    """A model of its own for each test, and its tokenizer."""
+    """A new model for each test, and its tokenizer."""
     model, tokenizer = make_model(seed=0)
     return model.eval(), tokenizer
 
@@ -53,14 +53,17 @@ def plain_logprobs(model, ids, sampled):
 
 
 def assert_exact(model, ids, turn):
-    """Its log-probs are those of a forward pass over the whole sequence, without cache or padding."""
+    """Check log-probs against one forward pass over the whole sequence, without a cache."""
     expected = plain_logprobs(model, ids, list(turn.token_ids))
     torch.testing.assert_close(torch.tensor(turn.logprobs), expected, atol=2e-4, rtol=0)
 
 
 @contextmanager
 def watched(model, before=lambda call: None):
-    """The shape of each forward pass's query; `before` is called in the sampling thread with its number."""
+    """Record the shape of the query of each forward pass.
+
+    `before` is called in the sampling thread with the number of the pass.
+    """
     shapes, forward = [], model.forward
 
     def watching(*args, **kwargs):
@@ -158,7 +161,7 @@ def test_long_prompts_are_computed_in_parts_and_hold_nobody_up(tiny, monkeypatch
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_sliding_windows(tiny, attention):
-    """One layer looks back 8 tokens, the other at all; each sees its own mask over the same blocks."""
+    """One layer looks back 8 tokens and the other layer without bound, over the same blocks."""
     config = Qwen2Config(
         vocab_size=280,
         hidden_size=32,
@@ -248,7 +251,7 @@ def test_new_weights_amid_a_turn_finish_it_as_a_fresh_policy_would(tiny):
 
 
 def test_weights_that_are_given_are_copied_between_two_steps(tiny):
-    """The turn under way begins with the old ones and ends with the new; the model that they came from is not touched."""
+    """A turn begins with the old weights and ends with the new; the source model stays the same."""
     model, tokenizer = tiny
     other = copy.deepcopy(model)
     scramble(other)
@@ -333,7 +336,7 @@ def test_requests_wait_while_the_cache_is_full(tiny):
 
 
 def test_turns_do_not_hang_on_what_else_happens(tiny):
-    """Shared beginnings, a narrow cache, a narrow batch, cancellations: each turn is what it is alone."""
+    """Shared prefixes, a small cache, a small batch and cancellations do not change a turn."""
     model, tokenizer = tiny
     chance = random.Random(0)
     stems = [prompt(48, seed=seed) for seed in range(3)]
@@ -430,7 +433,7 @@ def test_an_error_reaches_all_who_wait_and_the_policy_goes_on(tiny):
 
 
 def test_who_was_done_before_the_error_of_a_step_is_done(tiny):
-    """A step computes a new prompt, whose one token ends its turn, and then fails at the others' next token."""
+    """A step ends one turn with its only token, and then fails at the next token of other turns."""
     model, tokenizer = tiny
     policy = TransformersPolicy(model, tokenizer)
 
@@ -491,7 +494,7 @@ def test_an_update_that_is_given_up_or_refused_disturbs_no_turn(tiny):
 
 
 def test_updates_at_any_moment_are_answered(tiny):
-    """Also in the moment in which the last turn ends, and nobody serves any more."""
+    """Also at the moment in which the last turn ends and the thread stops serving."""
     model, tokenizer = tiny
     policy = TransformersPolicy(model, tokenizer)
 

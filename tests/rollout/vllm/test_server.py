@@ -1,4 +1,4 @@
-"""The policy on servers, against local ones that behave as told; `test_vllm_serve.py` has a real one."""
+"""The policy on servers, against scripted local servers; `test_serve.py` uses a real server."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PROMPT = list(range(100, 164))
 
 
 class Letters:
-    """As much of a tokenizer as is used."""
+    """The part of a tokenizer that these tests use."""
 
     eos_token_id = 0
     chat_template = None
@@ -154,7 +154,7 @@ def test_a_failing_server_is_left_alone_for_a_while():
 
 @contextlib.contextmanager
 def silent():
-    """A server that accepts requests, and never answers."""
+    """A server that accepts requests and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
@@ -513,7 +513,7 @@ def test_an_update_does_not_wait_for_a_server_that_is_set_aside(tmp_path, caplog
 
 @pytest.mark.parametrize("path", ["is_paused", "weight_info"])
 def test_a_closed_connection_costs_a_failing_servers_update_nothing(tmp_path, path):
-    """`vllm serve` closes the connection on which it said that a load failed."""
+    """`vllm serve` closes the connection on which it reported a failed load."""
     served = Served(broken=["collective_rpc"] * 2)
     with serving(served) as url, policy_of(url) as policy:
         with pytest.raises(PolicyUnavailable, match="did not load"):
