@@ -92,7 +92,7 @@ def test_so_does_one_of_text():
 
 
 def test_what_is_no_policy_is_told_what_to_inherit():
-    with pytest.raises(TypeError, match="object is no policy: inherit retool_env"):
+    with pytest.raises(TypeError, match="object is not a policy: inherit retool_env"):
         RolloutEngine(object(), RULES, None)
 
 
@@ -114,7 +114,7 @@ def test_a_policy_that_was_entered_is_made_by_its_name(monkeypatch):
 
 
 def test_a_name_that_there_is_not_is_told_those_that_there_are():
-    with pytest.raises(SettingsError, match="no policy 'vlm'; there are transformers, vllm, "):
+    with pytest.raises(SettingsError, match="unknown policy 'vlm': choose one of transformers, vllm, "):
         make_policy("vlm", Model("m"))
 
 

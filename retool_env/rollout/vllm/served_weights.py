@@ -128,7 +128,7 @@ class ServedWeights:
         if len(behind) == len(self._servers):
             raise unavailable(errors)
         for server in behind:
-            text = "%s gets no turn before it has loaded the weights of version %d: %s"
+            text = "%s has not loaded the weights of version %d, and gets no turn until then: %s"
             _log.warning(text, server.url, version, errors[server.url])
 
     async def follow(self, version: int) -> None:

@@ -344,10 +344,10 @@ def test_fields_that_an_api_does_not_take_are_left_out(caplog):
         policy = make(way="tools")
         assert all(transcript.correct for transcript in play(policy, TOOLS, n=6))
     assert set(api.requests[-1]) == accepts
-    said = [r.message for r in caplog.records if "done without" in r.message]
-    assert sorted(said) == [
-        "m takes no parallel_tool_calls: done without",
-        "m takes no seed: done without",
+    warnings = [r.message for r in caplog.records if "left out" in r.message]
+    assert sorted(warnings) == [
+        "m does not support parallel_tool_calls: left out",
+        "m does not support seed: left out",
     ]
 
 
@@ -368,8 +368,8 @@ def test_the_limit_on_tokens_goes_by_the_name_that_the_api_wants():
 @pytest.mark.parametrize(
     ("failure", "error", "words"),
     [
-        (refusal(404, "no such model"), ValueError, "no model 'm'.*no such model"),
-        (refusal(403, "not for you"), PermissionError, "the key, or wants one: not for you"),
+        (refusal(404, "no such model"), ValueError, "not serve the model 'm'.*no such model"),
+        (refusal(403, "not for you"), PermissionError, "the key, or needs one: not for you"),
         (refusal(429, "quota", code="insufficient_quota"), PermissionError, "quota"),
         (refusal(402, "pay first"), ValueError, "pay first"),
         (
@@ -393,19 +393,19 @@ def test_what_no_retry_can_mend_ends_the_run_at_once(failure, error, words):
 def test_a_wrong_key_and_a_wrong_model():
     with policy_of(solver, key="right") as (api, make):
         for key in ("wrong", None):
-            with pytest.raises(PermissionError, match="refuses the key, or wants one") as caught:
+            with pytest.raises(PermissionError, match="refuses the key, or needs one") as caught:
                 play(make(api_key=key))
             assert "wrong" not in str(caught.value)
         assert api.authorizations == ["Bearer wrong", "Bearer none"]
         policy = OpenAIPolicy("other", make().base_url, "right")
-        with pytest.raises(ValueError, match=r"no model 'other'.*/models lists"):
+        with pytest.raises(ValueError, match=r"not serve the model 'other'.*/models lists"):
             play(policy)
 
 
 def test_an_address_that_is_no_api():
     with policy_of(solver) as (_, make):
         url = make().base_url.removesuffix("/v1")
-        with pytest.raises(ValueError, match=r"no API of OpenAI's kind.*/v1.*<html>"):
+        with pytest.raises(ValueError, match=r"not an API of OpenAI's kind.*/v1.*<html>"):
             play(OpenAIPolicy("m", url))
 
 
