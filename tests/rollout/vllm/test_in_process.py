@@ -201,7 +201,9 @@ def test_weights_that_are_not_the_models_are_refused_and_the_old_ones_stay(
 ):
     weights = other.state_dict()
     missing = {name: each for name, each in weights.items() if "layers.2" not in name}
-    with pytest.raises(ValueError, match=r"9 of the model's weights are missing, for example 'model.layers.2"):
+    with pytest.raises(
+        ValueError, match=r"9 of the model's weights are missing, for example 'model.layers.2"
+    ):
         asyncio.run(policy.update_weights(1, missing))
     renamed = {f"base_model.{name}": each for name, each in weights.items()}
     with pytest.raises(ValueError, match=r"no weight 'base_model\.model"):
