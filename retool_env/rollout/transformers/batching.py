@@ -152,10 +152,7 @@ class Batcher:
         self._version = 0
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []  # the oldest first; it is never set back
-        # Transformers 5.17 calls this argument `past_key_values`, and 5.24 warns of that name.
-        base = getattr(model, "get_base_model", lambda: model)()  # below the adapters of peft
-        names = inspect.signature(base.forward).parameters
-        self._cache_argument = "cache" if "cache" in names else "past_key_values"
+        self._cache_argument = _cache_argument(model)
         # A thread of its own: other work in the loop's executor can't delay it.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampling")
 
@@ -416,6 +413,17 @@ class Batcher:
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self._model.device)
+
+
+def _cache_argument(model: PreTrainedModel) -> str:
+    """The model's name of its cache. Transformers 5.17 knows one name; 5.24 warns of it."""
+    base = getattr(model, "get_base_model", lambda: model)()  # below the adapters of peft
+    for kind in type(base).__mro__:  # the first class that names it: others may take `**kwargs`
+        forward = vars(kind).get("forward")
+        names = inspect.signature(forward).parameters if forward else {}
+        if "cache" in names or "past_key_values" in names:
+            return "cache" if "cache" in names else "past_key_values"
+    return "past_key_values"
 
 
 def _of_similar_length(requests: list[Request]) -> list[list[Request]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import inspect
 import random
 import threading
 from contextlib import contextmanager
@@ -203,6 +204,29 @@ def test_a_model_under_lora(tiny):
     [second] = act(policy, [ids], budget=20)
     assert_exact(lora, ids, second)
     assert policy.reused_tokens == 32
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_the_cache_is_passed_by_the_name_that_the_model_gives_it(tiny):
+    model, tokenizer = tiny
+    kind, ids = type(model), prompt(20)
+    newer = "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+
+    class Older(kind):
+        """A model of transformers 5.17."""
+
+        def forward(self, input_ids, *, past_key_values, **more):
+            return kind.forward(self, input_ids, **{newer: past_key_values}, **more)
+
+    class Wrapped(Older):
+        def forward(self, *args, **more):
+            return super().forward(*args, **more)
+
+    [expected] = act(TransformersPolicy(model, tokenizer), [ids])
+    for other in (Older, Wrapped):
+        model.__class__ = other
+        [turn] = act(TransformersPolicy(model, tokenizer), [ids])
+        assert turn.token_ids == expected.token_ids
 
 
 def scramble(model):
