@@ -326,7 +326,7 @@ class RolloutEngine:
         prompt = self.begin(problem).transcript.prompt_ids
         return min(len(prompt) + (self.rules.max_tokens or 0), self.policy.context_length)
 
-    # `_ask`, `_take` and `Interpreter.run_async` are no coroutines: the garbage collector visits
+    # `_ask`, `_take` and `Interpreter.run_async` are not coroutines: the garbage collector visits
     # every object that lives while an episode waits, for thousands of episodes again and again.
     def _ask(self, episode: Episode, seed: int) -> Awaitable[Any] | None:
         """Ask the policy for the next turn. `None`: the episode has no room left and was cut."""

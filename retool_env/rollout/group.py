@@ -18,7 +18,7 @@ from retool_env.transcript import StopReason, Transcript, check_transcript
 Group = list[Transcript]
 """The transcripts of all kept rollouts of one problem."""
 
-_RANKS = {StopReason.CANCELLED: 1, StopReason.INFRASTRUCTURE: 2}
+_RANKS: dict[StopReason | None, int] = {StopReason.CANCELLED: 1, StopReason.INFRASTRUCTURE: 2}
 
 
 class Rollout:

@@ -1,4 +1,4 @@
-"""New weights on servers: updates, followers, restarts, pauses and files. The servers are scripted."""
+"""New weights on scripted servers: updates, followers, restarts, pauses and files."""
 
 from __future__ import annotations
 
