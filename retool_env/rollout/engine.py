@@ -308,9 +308,8 @@ class RolloutEngine:
         Raises:
             SettingsError: If a prompt fills the model's context.
         """
-        context = None if self._of_text else self.policy.context_length
-        for problem in problems if context is not None else ():
-            size = len(self.begin(problem).transcript.prompt_ids)
+        for problem in problems if not self._of_text else ():
+            size, context = self._prompt_size(problem), self.policy.context_length
             if size >= context:
                 raise SettingsError(
                     f"the prompt of {problem.id} has {size} tokens and leaves no room to answer in "
@@ -322,9 +321,12 @@ class RolloutEngine:
         """Compute the most tokens to which the episode of a problem may grow; 0 if unbounded."""
         if self.tokens_in_flight is None:
             return 0
+        most = self._prompt_size(problem) + (self.rules.max_tokens or 0)
+        return min(most, self.policy.context_length)
+
+    def _prompt_size(self, problem: Problem) -> int:
         # A separate episode: the clock of the real one must not run while it waits for room.
-        prompt = self.begin(problem).transcript.prompt_ids
-        return min(len(prompt) + (self.rules.max_tokens or 0), self.policy.context_length)
+        return len(self.begin(problem).transcript.prompt_ids)
 
     # `_ask`, `_take` and `Interpreter.run_async` are not coroutines: the garbage collector visits
     # every object that lives while an episode waits, for thousands of episodes again and again.

@@ -317,11 +317,11 @@ def _text_of(message: Any) -> Any:
 def _usage_of(reply: Any) -> Usage:
     """The token counts of an answer, checked."""
     used = getattr(reply, "usage", None)
-    counts = [getattr(used, name, None) for name in ("prompt_tokens", "completion_tokens")]
-    cached = getattr(getattr(used, "prompt_tokens_details", None), "cached_tokens", None)
-    if not all(_is_count(count) for count in counts):
+    prompt: Any = getattr(used, "prompt_tokens", None)
+    written: Any = getattr(used, "completion_tokens", None)
+    if not (_is_count(prompt) and _is_count(written)):
         return Usage(requests=1, uncounted=1)
-    prompt, written = counts
+    cached: Any = getattr(getattr(used, "prompt_tokens_details", None), "cached_tokens", None)
     return Usage(1, prompt, written, 0, min(cached, prompt) if _is_count(cached) else 0)
 
 
