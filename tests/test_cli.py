@@ -654,7 +654,7 @@ def test_eval_behind_an_api_with_a_wrong_key(outside, capsys):
     with serving(ModelAPI(in_tags, key="secret")) as url:
         assert main([*BEHIND, *ONE_GUEST, "--api", url, "--problems", "2"]) == 1
     *counts, said = capsys.readouterr().err.splitlines()
-    assert said.startswith("retool eval: ") and "refuses the key, or wants one" in said
+    assert said.startswith("retool eval: ") and "refuses the key, or needs one" in said
     assert all(line.startswith("0/8 episodes, ") for line in counts)
 
 

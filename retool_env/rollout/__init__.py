@@ -1,16 +1,17 @@
-"""Driving policies through episodes: the engine, and a folder or a file a policy.
+"""Driving policies through episodes: the engine, and a module or a package for each policy.
 
-A policy takes token ids and gives token ids, or gives text where a model has no ids (`retool_env.rollout.policy`); the
-engine runs one coroutine an episode (`retool_env.rollout.engine`). `retool_env.rollout.named` makes policies by name.
+A policy takes and returns token ids, or text if the model gives no ids
+(`retool_env.rollout.policy`). The engine runs one coroutine for each episode
+(`retool_env.rollout.engine`). The module `retool_env.rollout.named` makes policies by name.
 Importing this package loads no model's library:
 
-| module         | a model                                                                  |
-|----------------|--------------------------------------------------------------------------|
-| `transformers` | of transformers, in this process                                         |
-| `vllm`         | in a vLLM engine of this process's own, or on servers (`vllm serve`)     |
-| `openai`       | behind an API of OpenAI's kind, as text                                  |
-| `scripted`     | none: turns written beforehand                                           |
-| `simulated`    | none: turns of a stated length and speed                                 |
+| module         | model                                                                 |
+|----------------|-----------------------------------------------------------------------|
+| `transformers` | a model of transformers, in this process                              |
+| `vllm`         | a model in a vLLM engine of this process, or on servers (`vllm serve`) |
+| `openai`       | a model behind an API of OpenAI's kind, as text                       |
+| `scripted`     | no model: turns from a function                                       |
+| `simulated`    | no model: turns of a given length and speed                           |
 """
 
 from retool_env.rollout.engine import RolloutEngine

@@ -1,4 +1,4 @@
-"""Admission: how many episodes, of how many tokens, are in flight at once."""
+"""Admission: a bound on the episodes in flight, and on the tokens to which they may grow."""
 
 from __future__ import annotations
 
@@ -10,31 +10,34 @@ from collections.abc import Callable
 class Admission:
     """Lets episodes in, first come, first served, while there is room.
 
-    An episode's room is what it may grow to: whatever is let in can be finished, however long all become.
+    An episode reserves the most tokens to which it may grow. All admitted episodes can therefore be
+    finished, however long they become.
 
     Args:
-        episodes: The most in flight at once.
-        tokens: The most tokens of all that are in flight; `None`: no bound. An episode larger than that runs alone.
+        episodes: The most episodes in flight at once.
+        tokens: The most tokens of all episodes in flight. A larger episode runs alone. `None`: no
+            bound.
     """
 
     def __init__(self, episodes: int, tokens: int | None = None) -> None:
         self.episodes = 0
-        """In flight now."""
+        """The number of episodes in flight now."""
         self.tokens: float = 0
-        """That these may grow to."""
+        """The number of tokens that these episodes have reserved."""
         self._most_episodes = episodes
         self._most_tokens = math.inf if tokens is None else tokens
         self._turn = asyncio.Lock()
         self._left = asyncio.Event()
 
     async def enter(self, size: Callable[[], int]) -> float:
-        """Waits for room, and takes it, until `leave`.
+        """Wait for room, and reserve it until `leave`.
 
         Args:
-            size: Tells how many tokens the episode may grow to; called when it is its turn.
+            size: Returns the most tokens to which the episode may grow. Called when the episode is
+                the next to be admitted.
 
         Returns:
-            How many it holds, for `leave`.
+            The number of reserved tokens, for `leave`.
         """
         async with self._turn:
             tokens = min(size(), self._most_tokens)
@@ -46,7 +49,11 @@ class Admission:
         return tokens
 
     def leave(self, tokens: float) -> None:
-        """Gives it back."""
+        """Give the room of an episode back.
+
+        Args:
+            tokens: The number of reserved tokens, as returned by `enter`.
+        """
         self.episodes -= 1
         self.tokens -= tokens
         self._left.set()

@@ -1,4 +1,4 @@
-"""Policies by name, as settings and command lines ask for them. Importing this loads no model's library."""
+"""Policies by name, for settings and command lines. Importing this loads no model's library."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from retool_env.servers.address import split_urls
 
 @dataclass(frozen=True)
 class Model:
-    """The model that a policy is to sample from, as far as its user has it."""
+    """The model of a policy, and the parts of it that are loaded already."""
 
     name: str
-    """A checkpoint's folder, a Hub id, or the model's name behind an API."""
+    """The folder of a checkpoint, a Hub id, or the name of the model behind an API."""
     loaded: Any = None
-    """The model itself, which is sampled from where it is; `None`: it is loaded by its name."""
+    """The loaded model, which is used in place; `None`: the policy loads the model by its name."""
     tokenizer: Any = None
-    """Its tokenizer, where that is loaded already."""
+    """The loaded tokenizer of the model; `None`: the policy loads it."""
     dtype: str = "auto"
-    """The type of the weights that are loaded."""
+    """The type of the loaded weights; `"auto"`: the checkpoint's type."""
     device: str | None = None
-    """Where they are loaded; `None`: a GPU where there is one."""
+    """The device of the loaded weights; `None`: a GPU if there is one."""
 
 
 def _transformers(model: Model, **settings: Any) -> Policy:
@@ -60,40 +60,39 @@ POLICIES: dict[str, Callable[..., Policy | TextPolicy]] = {
     "vllm_server": _vllm_server,
     "openai": _openai,
 }
-"""Each name with the function that makes its policy of a `Model` and the policy's own settings.
+"""For each name, the function that makes its policy from a `Model` and the policy's settings.
 
-A policy of one's own is entered here, `POLICIES["mine"] = make_mine`, and can then be named wherever these can.
+Add an entry for a new policy, `POLICIES["mine"] = make_mine`; every setting then accepts the name.
 """
 
 SERVED = ("vllm_server", "openai")
-"""The policies that settings do not name, but the `urls` of their servers do."""
+"""The names of policies that settings do not name, because the `urls` of the servers imply them."""
 
 
 def make_policy(name: str, model: Model, **settings: Any) -> Any:
-    """Make the policy called `name`: a `Policy`, or a `TextPolicy` where the model gives no token ids.
+    """Make the policy of this name.
 
     Args:
-        name: One of `POLICIES`.
-        model: The model, as far as it is at hand.
-        **settings: The arguments of that policy: `temperature`, `top_p`, `max_batch`, `urls`, ...
+        name: A key of `POLICIES`.
+        model: The model of the policy.
+        **settings: The arguments of the policy: `temperature`, `top_p`, `max_batch`, `urls`, ...
+
+    Returns:
+        A `Policy`, or a `TextPolicy` if the model gives no token ids.
 
     Raises:
-        SettingsError: If there is no such policy, or it takes no such setting, or none of such a value.
-        MissingPackage: If a package that it needs is not installed.
+        SettingsError: If the name, a setting or the value of a setting is unknown.
+        MissingPackage: If a package that the policy needs is not installed.
         PolicyUnavailable: If no server can be reached.
-        OSError: If there is no such model.
+        OSError: If the model is not found.
     """
     if name not in POLICIES:
-        raise SettingsError(f"no policy {name!r}; there are {', '.join(POLICIES)}")
+        raise SettingsError(f"unknown policy {name!r}: choose one of {', '.join(POLICIES)}")
     try:
         return POLICIES[name](model, **settings)
     except RetoolError:
         raise
-    except (
-        TypeError,
-        ValueError,
-    ) as error:  # an argument, or a model that its library does not know
+    except (TypeError, ValueError) as error:  # an unknown argument, or an unknown kind of model
         raise SettingsError(str(error)) from error
     except ImportError as error:
-        cure = "running a model needs pip install 'retool-env[train]'"
-        raise MissingPackage(f"{error}; {cure}") from error
+        raise MissingPackage(f"{error}: to run a model, pip install 'retool-env[train]'") from error

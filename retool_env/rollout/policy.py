@@ -1,8 +1,8 @@
-"""Policy: what the engine and the trainers ask of a model, written whole.
+"""Policy: the whole contract between a model and the engine, the trainers and the evaluation.
 
-A `Policy` takes token ids and gives token ids; a `TextPolicy` takes a transcript and gives text, for models that
-give no ids. Both are context managers that close themselves. A policy of one's own inherits one of them and writes
-`act` and `update_weights`, or `write`; everything else has a default:
+A `Policy` takes and returns token ids. A `TextPolicy` takes a transcript and returns text, for
+models without token ids. Both are context managers that close themselves. A new policy inherits one
+of them and defines `act` and `update_weights`, or `write`; all other members have defaults:
 
 | part     | members                                                                            |
 |----------|------------------------------------------------------------------------------------|
@@ -27,12 +27,19 @@ from retool_env.protocol.program import Form
 from retool_env.rollout.weights import Weights
 from retool_env.transcript import Transcript
 
+TurnEnd = Literal["tag", "eos", "length"]
+"""Why a turn ended: with a closing tag, by the model's own end, or at a limit on its length."""
+
 
 def check_sampling(temperature: float, top_p: float) -> None:
-    """Check the settings of sampling, which are the same for every policy.
+    """Check the sampling settings, which are the same for every policy.
+
+    Args:
+        temperature: The sampling temperature, 0 or more.
+        top_p: The nucleus mass, above 0 and at most 1.
 
     Raises:
-        SettingsError: If one is out of range.
+        SettingsError: If a setting is out of range.
     """
     if not temperature >= 0:
         raise SettingsError(f"temperature must not be negative, not {temperature}")
@@ -41,33 +48,41 @@ def check_sampling(temperature: float, top_p: float) -> None:
 
 
 def check_room(token_ids: Sequence[int], budget: int, context_length: int) -> None:
-    """Check that a model can take a turn.
+    """Check that a turn fits into the model's context.
+
+    Args:
+        token_ids: The context of the turn, shape `(P,)`.
+        budget: The most tokens to sample.
+        context_length: The most tokens that the model can take.
 
     Raises:
-        ValueError: If there are no tokens, the budget is below 1, or both together do not fit into the context.
+        ValueError: If there are no tokens, the budget is below 1, or both together do not fit into
+            the context.
     """
     if not token_ids or budget < 1 or len(token_ids) + budget > context_length:
         raise ValueError(
-            f"{len(token_ids)} tokens and a budget of {budget} don't fit a context of {context_length}"
+            f"{len(token_ids)} tokens and a budget of {budget} don't fit a context of "
+            f"{context_length}"
         )
 
 
 class BasePolicy:
-    """The part of the contract that policies of token ids and of text share."""
+    """The part of the contract that `Policy` and `TextPolicy` share."""
 
     temperature: float | None = None
-    """The temperature of sampling; `None`: the policy does not sample, as one that was scripted does not."""
+    """The sampling temperature; `None`: the policy does not sample (scripted turns, for example).
+    """
     top_p: float = 1.0
-    """The nucleus mass of sampling. Training needs 1.0, so that log-probs are those of the model itself."""
+    """The nucleus mass of sampling. Training needs 1.0, so that log-probs equal the model's own."""
     model: Any = None
-    """The model: a module in this process, or its name elsewhere; `None` where there is none."""
+    """The model: a module in this process, or the name of a model elsewhere; `None`: no model."""
     checkpoint: str | None = None
-    """The folder or Hub id that the model was loaded from; its `retool.json` may give the episodes' rules."""
+    """The folder or Hub id from which the model was loaded; its `retool.json` may set the rules."""
     weight_version: int | None = None
-    """The number of the weights that are served now, an optimizer step; `None` where nobody counts them."""
+    """The number of the served weights, an optimizer step; `None`: versions are not counted."""
 
     def close(self) -> None:
-        """Free everything that the policy holds. May be called again. By default there is nothing to free."""
+        """Free all resources of the policy. It may be called again. The default does nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -77,56 +92,64 @@ class BasePolicy:
 
 
 class Policy(BasePolicy, ABC):
-    """A source of turns as token ids. Many `act` calls are in flight at once; the policy batches them as it likes."""
+    """A source of turns as token ids.
+
+    Many `act` calls are in flight at once; the policy batches them as it likes.
+    """
 
     tokenizer: Tokenizer
     """The tokenizer, which encodes prompts and results, and decodes sampled tokens."""
     context_length: int
     """The most tokens of prompt and response together that the model can take."""
     weight_version: int = 0
-    """The number of the weights that are served now, an optimizer step; 0 at first."""
+    """The number of the served weights, an optimizer step; 0 at first."""
     shares_servers: bool = False
-    """Whether the weights lie on servers that the policies of several processes share: one updates them there,
-    then the others `follow`."""
+    """Whether the policies of several processes share the servers that hold the weights. One policy
+    then updates the weights, and the other policies `follow`.
+    """
     sleep_mode: bool = False
-    """Whether the policy can `sleep`, and a trainer on the same GPU is to let it."""
+    """Whether the policy can `sleep`, so that a trainer on the same GPU has its memory."""
     cache_tokens: int | None = None
-    """The most tokens whose keys and values are kept; `None` where that is the engine's matter."""
+    """The most tokens whose keys and values are kept; `None`: the engine decides."""
     prefilled_tokens: int | None = None
-    """The number of tokens of contexts that were computed so far; `None` where nobody counts them."""
+    """The number of context tokens that were computed so far; `None`: not counted."""
 
     @abstractmethod
     async def act(
         self, token_ids: Sequence[int], stop: Sequence[str], budget: int, seed: int
     ) -> Generation:
-        """Sample one turn. Cancelling this ends the request: nothing more is sampled for it.
+        """Sample one turn. Cancelling this call ends the request, and no more tokens are sampled.
 
         Args:
             token_ids: All tokens that the model has seen and written so far, shape `(P,)`.
-            stop: Strings that end the turn. The token that completes one is kept whole.
+            stop: Strings that end the turn. The token that completes a stop string is kept whole.
             budget: The most tokens to sample, at least 1.
-            seed: The seed of this turn's sampling. Same ids, seed and weights: the same turn, up to the
-                arithmetic's rounding, which may differ with the other requests in a batch.
+            seed: The seed of this turn's sampling. Equal ids, seed and weights give the same turn,
+                up to rounding, which may differ with the other requests in a batch.
 
         Returns:
-            The sampled tokens, each with its log-prob under the distribution that it was sampled from.
+            The sampled tokens, each with its log-prob under the distribution that it was sampled
+            from.
 
         Raises:
-            PolicyUnavailable: If no turn can be had for now; the engine tries the episode again.
+            PolicyUnavailable: If no turn is available for now; the engine tries the episode again.
         """
 
     @abstractmethod
     async def update_weights(self, version: int, weights: Weights | None = None) -> None:
-        """Serve new weights from here on, and nothing from a cache of older ones. Returns once it does.
+        """Serve new weights from now on, and nothing from a cache of older weights.
+
+        Returns when the new weights are served.
 
         Args:
-            version: The new weights' number.
-            weights: All of the model's weights, by the names of transformers, adapters merged. `None`: the policy
-                finds them by itself, in the model or its checkpoint's folder.
+            version: The number of the new weights.
+            weights: All weights of the model, by the names of transformers, adapters merged.
+                `None`: the policy finds them by itself, in the model or in the folder of its
+                checkpoint.
         """
 
     async def follow(self, version: int) -> None:
-        """Go on with weights that another policy has let the servers load, where `shares_servers`.
+        """Use the weights that another policy has let the shared servers load.
 
         Args:
             version: The number of these weights.
@@ -134,13 +157,13 @@ class Policy(BasePolicy, ABC):
         Raises:
             RuntimeError: If the policy shares no servers, which is the default.
         """
-        raise RuntimeError("this policy shares no servers: update its weights")
+        raise RuntimeError("this policy shares no servers: call update_weights instead of follow")
 
     def clear_cache(self) -> None:
-        """Give the cache's memory back while nothing is sampled. By default there is none."""
+        """Free the memory of the cache while nothing is sampled. The default does nothing."""
 
     async def sleep(self) -> None:
-        """Free the GPU's memory, weights and cache, until `wake_up`, where `sleep_mode`.
+        """Free the GPU's memory of weights and cache until `wake_up`.
 
         Raises:
             RuntimeError: If the policy has no `sleep_mode`, which is the default.
@@ -158,18 +181,18 @@ class Policy(BasePolicy, ABC):
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens, as an API counts and bills them."""
+    """The numbers of tokens that an API counts and bills."""
 
     requests: int = 0
-    """Number of answered requests."""
+    """The number of answered requests."""
     prompt_tokens: int = 0
-    """Number of tokens read. The whole conversation counts anew at each turn."""
+    """The tokens that the model read. Each turn counts the whole conversation again."""
     completion_tokens: int = 0
-    """Number of tokens written, including a reasoning that the API does not show."""
+    """The tokens that the model wrote, including any hidden reasoning."""
     uncounted: int = 0
-    """Number of answers without token counts. The sums leave them out."""
+    """The number of answers without figures; their tokens are missing from the sums."""
     cached_tokens: int = 0
-    """Number of prompt tokens that the API read from its cache; they are part of `prompt_tokens`."""
+    """The part of `prompt_tokens` that the API read from its cache."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -177,62 +200,69 @@ class Usage:
         )
 
     def __str__(self) -> str:
-        text = f"{self.requests} requests, {self.prompt_tokens:,} tokens in, {self.completion_tokens:,} out"
+        text = f"{self.requests} requests, {self.prompt_tokens:,} tokens in, "
+        text += f"{self.completion_tokens:,} out"
         return text + (f" ({self.uncounted} answers came without figures)" * bool(self.uncounted))
 
 
 @dataclass(frozen=True)
 class TextGeneration:
-    """One turn of a model that gives no token ids."""
+    """One turn of a model that returns no token ids."""
 
     text: str
-    """The text that it wrote, the closing tag included."""
-    stop_reason: Literal["tag", "eos", "length"]
-    """Why it stopped: a closing tag, its own end, or a limit on its length."""
+    """The text of the turn, including the closing tag."""
+    stop_reason: TurnEnd
+    """Why the turn ended."""
     seconds: float = field(default=0.0, compare=False)
-    """The wall-clock seconds that it took."""
+    """The wall-clock seconds of the turn."""
     form: Form | None = None
-    """How its program was read, where the policy made the code block of a native call; `None`: the text
-    shows it."""
+    """The form of the program, if the policy made the code block from a native call. `None`: the
+    text shows the form.
+    """
     usage: Usage | None = field(default=None, compare=False)
-    """Tokens of the turn, where an API counts them."""
+    """The tokens of the turn; `None`: not counted."""
 
 
 class TextPolicy(BasePolicy, ABC):
-    """A source of turns as text, for evaluation: what it writes can't be trained on."""
+    """A source of turns as text, for evaluation. Training needs token ids, and can't use it."""
 
     usage: Usage | None = None
-    """The tokens of all turns so far, where an API counts them."""
+    """The tokens of all turns so far; `None`: not counted."""
     on_usage: Callable[[Usage], None] | None = None
-    """Called with the tokens of each request that an API has answered, also where the answer
-    cannot be used."""
+    """Called with the tokens of each answered request, also if the answer can't be used."""
 
     @abstractmethod
     async def write(self, transcript: Transcript, stop: Sequence[str], seed: int) -> TextGeneration:
-        """Write one turn. Cancelling this ends the request.
+        """Write one turn. Cancelling this call ends the request.
 
         Args:
             transcript: All text that the model has seen and written so far, without token ids.
-            stop: Strings that end the turn, which holds the one that ended it.
-            seed: The seed of this turn's sampling, for models that take one.
+            stop: Strings that end the turn. The turn includes its stop string.
+            seed: The seed of this turn's sampling, for models that take a seed.
 
         Raises:
-            PolicyUnavailable: If no turn can be had for now; the engine tries the episode again.
+            PolicyUnavailable: If no turn is available for now; the engine tries the episode again.
         """
 
 
 def as_policy(policy: Any) -> Policy | TextPolicy:
-    """The policy itself or, where its class inherits neither of ours, one that has its members and our defaults.
+    """Return the policy, wrapped if its class inherits neither `Policy` nor `TextPolicy`.
+
+    The wrapper has the members of the given object, and the defaults of `TextPolicy` if the object
+    has `write`, else of `Policy`.
+
+    Args:
+        policy: An object with `act` or `write`.
 
     Raises:
-        TypeError: If it can neither `act` nor `write`.
+        TypeError: If the object has neither `act` nor `write`.
     """
     if isinstance(policy, Policy | TextPolicy):
         return policy
     if not (hasattr(policy, "act") or hasattr(policy, "write")):
         raise TypeError(
-            f"{type(policy).__name__} is no policy: inherit retool_env.rollout.Policy, and write `act` and "
-            "`update_weights`, or TextPolicy, and write `write`"
+            f"{type(policy).__name__} is not a policy: inherit retool_env.rollout.Policy and "
+            "define `act` and `update_weights`, or inherit TextPolicy and define `write`"
         )
     base = TextPolicy if hasattr(policy, "write") else Policy
 
@@ -244,7 +274,7 @@ def as_policy(policy: Any) -> Policy | TextPolicy:
     def set(self: Any, name: str, value: Any) -> None:
         setattr(policy, name, value)
 
-    # The abstract methods are the policy's; here they only need to be there.
+    # The abstract methods must exist in the class; `get` returns the policy's own.
     members = dict.fromkeys(base.__abstractmethods__)
     members |= {"__getattribute__": get, "__setattr__": set}
     return type(type(policy).__name__, (base,), members)()

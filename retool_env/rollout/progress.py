@@ -1,4 +1,4 @@
-"""Progress: what the episodes of a run are doing, and what they have done, at any moment."""
+"""Progress: counters of a run's episodes, which can be read and shown at any moment."""
 
 from __future__ import annotations
 
@@ -14,60 +14,77 @@ from typing import Literal, TextIO
 
 from retool_env.transcript import StopReason, Transcript
 
-Doing = Literal["generating", "executing", "grading"]
-"""What an episode can be doing: the counts of these names."""
+Activity = Literal["generating", "executing", "grading"]
+"""The activities of an episode; `Progress` has a counter of each name."""
 
 
 @dataclass
 class Progress:
-    """Counts of one run, kept up to date by the engine. Each is of episodes, unless it says otherwise."""
+    """Counters of one run, which the engine keeps up to date."""
 
     total: int = 0
-    """How many were asked for: there will be as many, unless their run is cancelled."""
+    """The number of requested episodes. All of them are done at the end, unless the run is
+    cancelled.
+    """
     generating: int = 0
-    """The model is writing."""
+    """The number of episodes for which the model is writing."""
     executing: int = 0
-    """A program is running."""
+    """The number of episodes whose program is running."""
     grading: int = 0
-    """An answer is being graded."""
+    """The number of episodes whose answer is being graded."""
     done: int = 0
-    """Finished, whichever way."""
+    """The number of finished episodes, whatever their end."""
     correct: int = 0
-    """Finished with the right answer."""
+    """The number of finished episodes with the right answer."""
     failed: int = 0
-    """Ended by an infrastructure failure, at the last attempt too."""
+    """The number of episodes whose last attempt ended with an infrastructure failure."""
     retried: int = 0
-    """Number of times that an episode was begun again after such a failure."""
+    """The number of times that an episode was begun again after such a failure."""
     cut: int = 0
-    """Cut by a deadline."""
+    """The number of episodes that a deadline cut."""
     dropped: int = 0
-    """Asked for beyond a group's size, and not among its first to finish. Neither in `total` nor `done`."""
+    """The number of rollouts begun beyond the size of a group and not kept. Neither `total` nor
+    `done` counts them.
+    """
     tokens: int = 0
-    """Number of tokens that the model wrote in finished turns, whatever became of the episode."""
+    """The number of tokens that the model wrote in finished turns, in episodes of any end."""
     unit: str = "tokens"
-    """What that counts: `"characters"`, where the model gives no tokens."""
+    """The unit of `tokens`: `"characters"` if the model gives no tokens."""
     generation_seconds: float = 0.0
-    """Seconds that episodes spent in generation, summed over all."""
+    """The seconds of generation, summed over all episodes."""
     tool_seconds: float = 0.0
-    """Seconds that episodes spent in programs, waiting for a place included, summed over all."""
+    """The seconds of tool calls, including the wait for a free sandbox, summed over all episodes.
+    """
     calls: Counter[int] = field(default_factory=Counter)
-    """Finished episodes by their number of calls."""
+    """The number of finished episodes, by their number of tool calls."""
     started: float = field(default_factory=time.monotonic)
-    """When the run began, in seconds of the monotonic clock."""
+    """The time at which the run began, in seconds of the monotonic clock."""
 
     def expect(self, episodes: int) -> None:
-        """Counts episodes as asked for. With the first, the run begins."""
+        """Count episodes as requested. The run begins with the first of them."""
         if not self.total:
             self.started = time.monotonic()
         self.total += episodes
 
-    def begin(self, what: Doing) -> float:
-        """Counts an episode as doing this, until `end`; returns when it began, in seconds of the monotonic clock."""
+    def begin(self, what: Activity) -> float:
+        """Count an episode in this activity, until `end`.
+
+        Returns:
+            The time of the beginning, in seconds of the monotonic clock.
+        """
         setattr(self, what, getattr(self, what) + 1)
         return time.monotonic()
 
-    def end(self, what: Doing, began: float) -> float:
-        """Counts it no longer as doing this, and the seconds that it did; returns them."""
+    def end(self, what: Activity, began: float) -> float:
+        """Count an episode out of this activity, and add its seconds.
+
+        Args:
+            what: The activity.
+            began: The time that `begin` returned.
+
+        Returns:
+            The seconds since `began`.
+        """
         setattr(self, what, getattr(self, what) - 1)
         seconds = time.monotonic() - began
         if what == "generating":
@@ -77,17 +94,17 @@ class Progress:
         return seconds
 
     def finished(self, transcript: Transcript) -> None:
-        """Counts a finished episode."""
+        """Count a finished episode."""
         self.done += 1
         self.correct += bool(transcript.correct)
         self.failed += transcript.stop_reason is StopReason.INFRASTRUCTURE
         self.cut += transcript.stop_reason is StopReason.CANCELLED
-        # Of each call there is a result; `transcript.calls` would parse all turns again.
+        # Each call has one result; `transcript.calls` would parse all turns again.
         self.calls[sum(span.execution is not None for span in transcript.spans)] += 1
 
     @property
     def seconds(self) -> float:
-        """Since the run began."""
+        """The seconds since the run began."""
         return time.monotonic() - self.started
 
     def __str__(self) -> str:
@@ -111,12 +128,12 @@ class Progress:
 
 @contextmanager
 def shown(progress: Progress, stream: TextIO | None = None, every: float = 10.0) -> Iterator[None]:
-    """Shows progress meanwhile: one line that changes on a terminal, and elsewhere a line every few seconds.
+    """Show progress during a `with` block: a changing line on a terminal, else a line now and then.
 
     Args:
-        progress: What is shown.
-        stream: Where; by default standard error.
-        every: Seconds between lines where there is no terminal.
+        progress: The counters to show.
+        stream: The stream to write to. `None`: standard error.
+        every: The seconds between two lines if the stream is not a terminal.
     """
     stream = stream or sys.stderr
     terminal = stream.isatty()
@@ -124,9 +141,9 @@ def shown(progress: Progress, stream: TextIO | None = None, every: float = 10.0)
 
     def show(end: str = "\n") -> None:
         line = str(progress)
-        if terminal:  # what is wider goes on in a next line, which would stay
+        if terminal:  # a wider line would wrap, and its first part would stay on the screen
             line = "\r\033[K" + line[: shutil.get_terminal_size().columns - 1]
-        # Whoever reads may have gone, the disk be full, the stream be closed: nothing that the run should end for.
+        # A broken pipe, a full disk or a closed stream must not end the run.
         with suppress(OSError, ValueError):
             print(line, end=end, file=stream, flush=True)
 

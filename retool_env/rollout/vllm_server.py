@@ -1,3 +1,3 @@
-"""Moved: `retool_env.rollout.vllm.server` is its place, and this name goes on working."""
+"""The old name of `retool_env.rollout.vllm.server`, which goes on working."""
 
 from retool_env.rollout.vllm.server import *  # noqa: F403

@@ -1,3 +1,3 @@
-"""Moved: `retool_env.rollout.vllm.worker` is its place, and this name goes on working."""
+"""The old name of `retool_env.rollout.vllm.worker`, which goes on working."""
 
 from retool_env.rollout.vllm.worker import *  # noqa: F403

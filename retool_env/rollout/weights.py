@@ -1,4 +1,4 @@
-"""Weights: a model's tensors on their way to a policy, and the files in which they reach another process."""
+"""Weights: a model's tensors on their way to a policy, also as files for another process."""
 
 from __future__ import annotations
 
@@ -20,28 +20,33 @@ if TYPE_CHECKING:
 Weights = Mapping[str, "torch.Tensor"] | Iterable[tuple[str, "torch.Tensor"]]
 """Tensors by the names of transformers, as `model.state_dict()` gives them, adapters merged."""
 
-_SHARD_BYTES = 2 * 2**30  # what is held in memory of an iterator's tensors, beside the files
+_SHARD_BYTES = 2 * 2**30  # the most memory for an iterator's tensors, beside the files
 _MEMORY = "/dev/shm"
 _PREFIX = "retool-weights-"
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """The weights that a model has."""
+    """The names and shapes of a model's weights."""
 
     shapes: Mapping[str, torch.Size]
-    """Of each, by name."""
+    """The shape of each weight, by name."""
     first_names: Mapping[str, str]
-    """By name, the first name of the same tensor: an output layer tied to the embedding has the embedding's."""
+    """The first name of each weight's tensor, by name: a tied output layer has the embedding's
+    name.
+    """
     bytes: int
-    """Their size in float32."""
+    """The size of all weights in float32."""
 
     @classmethod
     def of(cls, model: str) -> Self:
-        """That of a checkpoint's folder, or a Hub id, of which only the configuration is read.
+        """Read the inventory of a model from its configuration; no weights are loaded.
+
+        Args:
+            model: The folder of a checkpoint, or a Hub id.
 
         Raises:
-            OSError: If there is none.
+            OSError: If the configuration is not found.
         """
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -49,7 +54,15 @@ class Inventory:
         config = AutoConfig.from_pretrained(model)
         with torch.device("meta"):
             built = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        tensors = built.state_dict(keep_vars=True)
+        return cls.of_tensors(built.state_dict(keep_vars=True))
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Self:
+        """Make the inventory of a model's tensors.
+
+        Args:
+            tensors: The tensors of `model.state_dict(keep_vars=True)`, in their shapes.
+        """
         first: dict[int, str] = {}
         for name, tensor in tensors.items():
             first.setdefault(id(tensor), name)
@@ -60,14 +73,19 @@ class Inventory:
         )
 
     async def write(self, folder: Path, weights: Weights) -> None:
-        """Write weights into a folder as safetensors, a tensor of several names once.
+        """Write weights into a folder as safetensors files.
 
-        Whoever may read the folder may read them. When this has ended, cancelled or not, nothing is read of the weights any
-        more, or written into the folder.
+        A tensor with several names is written once. Everybody who may read the folder may read the
+        files. When this has ended, also by a cancellation, the weights are not read any more and
+        nothing more is written.
+
+        Args:
+            folder: An existing folder.
+            weights: All weights of the model.
 
         Raises:
-            ValueError: If they are not those of the model, by name and shape.
-            OSError: If they can't be written.
+            ValueError: If names or shapes differ from the model's.
+            OSError: If the weights can't be written.
         """
         cancelled = threading.Event()
         writing = asyncio.ensure_future(
@@ -76,10 +94,10 @@ class Inventory:
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
-            # A thread can't be cancelled: it is told, and waited for until it comes to its next tensor.
+            # A thread can't be cancelled: it sees the event before its next tensor.
             cancelled.set()
             while not writing.done():
-                with suppress(asyncio.CancelledError):  # once more
+                with suppress(asyncio.CancelledError):  # a second cancellation
                     await asyncio.wait([writing])
             raise
 
@@ -87,45 +105,60 @@ class Inventory:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        for number, shard in enumerate(_shards(self._checked(weights, cancelled))):
+        for number, shard in enumerate(_shards(self.checked(weights), cancelled)):
             file = folder / f"weights-{number:05}.safetensors"
             try:
-                save_file(shard, file)  # for its owner alone, who need not be the reader's
-            except SafetensorError as error:  # a full disk's, say
+                save_file(shard, file)
+            except SafetensorError as error:  # for example on a full disk
                 raise OSError(f"the weights can't be written as {file}: {error}") from error
-            file.chmod(0o644)
+            file.chmod(0o644)  # `save_file` allows the owner alone, but servers may be other users
 
-    def _checked(
-        self, weights: Weights, cancelled: Callable[[], bool]
-    ) -> Iterator[tuple[str, torch.Tensor]]:
+    def checked(self, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
+        """Iterate over weights, and check them meanwhile.
+
+        Args:
+            weights: All weights of the model.
+
+        Yields:
+            The first name of each tensor, and the tensor.
+
+        Raises:
+            ValueError: If names or shapes differ from the model's, or, at the end, if weights are
+                missing.
+        """
         missing = dict.fromkeys(self.first_names.values())
         for name, tensor in weights.items() if isinstance(weights, Mapping) else weights:
-            if cancelled():
-                raise InterruptedError("whoever wanted the weights written has left")
             if name not in self.shapes:
                 raise ValueError(
-                    f"the model has no weight {name!r}; adapters must be merged, and wrappers' prefixes taken off"
+                    f"the model has no weight {name!r}: merge adapters, and remove the prefixes of "
+                    "wrappers"
                 )
             if tensor.shape != self.shapes[name]:
                 raise ValueError(
-                    f"{name!r} has the shape {tuple(tensor.shape)}, and in the model {tuple(self.shapes[name])}"
+                    f"{name!r} has the shape {tuple(tensor.shape)}, but "
+                    f"{tuple(self.shapes[name])} in the model"
                 )
             first = self.first_names[name]
             if first in missing:
                 del missing[first]
-                yield first, tensor.detach().cpu().contiguous()
+                yield first, tensor
         if missing:
             raise ValueError(
-                f"{len(missing)} of the model's weights are missing, {next(iter(missing))!r} say"
+                f"{len(missing)} of the model's weights are missing, for example "
+                f"{next(iter(missing))!r}"
             )
 
 
 @contextmanager
 def passing_folder(size: int) -> Iterator[Path]:
-    """A folder for files of so many bytes that another process reads meanwhile: in memory where there is room, else on disk.
+    """A folder for files that another process reads meanwhile; it is removed at the end.
 
-    It is locked by this process, so that `remove_abandoned` knows whether anybody is left who would remove it: also where
-    containers share that memory, and each counts its processes for itself.
+    The folder lies in memory if there is room, else on disk. This process holds a lock on it, so
+    that `remove_abandoned` knows whether the owner is still alive. The lock also works where
+    containers share that memory but have process numbers of their own.
+
+    Args:
+        size: The expected size of the files in bytes.
     """
     import fcntl
 
@@ -133,9 +166,9 @@ def passing_folder(size: int) -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(prefix="retool-", dir=_MEMORY if room > size else None))
     lock = os.open(made, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a file system without locks: nothing is removed there
+        with suppress(OSError):  # on a file system without locks nothing is ever removed
             fcntl.flock(lock, fcntl.LOCK_EX)
-        # It has this name only when it is locked.
+        # The folder gets this name only when it is locked.
         folder = made.rename(made.with_name(_PREFIX + made.name.removeprefix("retool-")))
         try:
             yield folder
@@ -149,22 +182,23 @@ def remove_abandoned() -> None:
     """Remove the folders of `passing_folder` whose processes were killed."""
     import fcntl
 
-    for place in {_MEMORY, tempfile.gettempdir()}:
-        for folder in Path(place).glob(f"{_PREFIX}*"):
-            with suppress(OSError):  # another user's, or just gone
+    for parent in {_MEMORY, tempfile.gettempdir()}:
+        for folder in Path(parent).glob(f"{_PREFIX}*"):
+            with suppress(OSError):  # another user's folder, or just removed
                 lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where it is in use
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails if it is in use
                     shutil.rmtree(folder)
                 finally:
                     os.close(lock)
 
 
 class WeightFiles:
-    """Weights in a folder where other processes read them: the latest, and older ones while they are read.
+    """Weights in a folder for other processes: the latest, and older weights while they are read.
 
     Args:
-        folder: It is made where it is missing. `None`: there is none, and nothing can be written.
+        folder: The parent of the weights' folders, created if missing. `None`: nothing can be
+            written.
     """
 
     def __init__(self, folder: str | Path | None) -> None:
@@ -178,29 +212,32 @@ class WeightFiles:
         """Write weights into a new folder.
 
         Args:
-            name: The new folder's.
-            weights: All of the model's.
-            model: The checkpoint's folder, or Hub id, whose configuration says which those are.
+            name: The name of the new folder.
+            weights: All weights of the model.
+            model: The folder of a checkpoint or a Hub id, whose configuration tells the names and
+                shapes of the weights.
 
         Returns:
-            The new folder's path.
+            The path of the new folder.
 
         Raises:
-            ValueError: If there is no folder, or the weights are not those of the model, by name and shape.
-            OSError: If they can't be written, or there is no configuration.
+            ValueError: If there is no parent folder, or names or shapes differ from the model's.
+            OSError: If the weights can't be written, or the configuration is not found.
         """
         if self._folder is None:
             raise ValueError(
-                "tensors reach servers as files: make the policy with weights_folder, a folder that is at the same path on "
-                "every server's machine; or save a checkpoint that they can read, and give its folder"
+                "tensors reach servers as files: make the policy with weights_folder, a folder at "
+                "the same path on every server's machine; or save a checkpoint that the servers "
+                "can read, and give its folder"
             )
         if self._inventory is None:
             try:
                 self._inventory = await asyncio.to_thread(Inventory.of, model)
             except OSError as error:
                 raise OSError(
-                    f"which tensors the model has, its configuration says; there is none here at {model!r}, where the "
-                    f"servers have it: {error}"
+                    f"the model's configuration, which tells its tensors, was not found at "
+                    f"{model!r}, its path on the servers: make it available here under that path: "
+                    f"{error}"
                 ) from error
         path = self._folder / name
         path.mkdir(parents=True)
@@ -213,13 +250,13 @@ class WeightFiles:
         return str(path)
 
     def keep(self, path: str) -> None:
-        """Keep this folder, and remove the others, unless they are being read."""
+        """Keep this folder only. Other folders are removed as soon as they are not being read."""
         self._kept = path
         self._remove()
 
     @contextmanager
     def reading(self, path: str) -> Iterator[None]:
-        """Keep a folder meanwhile."""
+        """Keep a folder during a `with` block."""
         self._readers[path] += 1
         try:
             yield
@@ -230,15 +267,19 @@ class WeightFiles:
     def _remove(self) -> None:
         for path in self._written - {self._kept} - set(+self._readers):
             shutil.rmtree(path, ignore_errors=True)
-            if not os.path.exists(path):  # else again, the next time
+            if not os.path.exists(path):  # otherwise the next call tries again
                 self._written.discard(path)
 
 
-def _shards(pairs: Iterable[tuple[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
+def _shards(
+    weights: Iterable[tuple[str, torch.Tensor]], cancelled: Callable[[], bool]
+) -> Iterator[dict[str, torch.Tensor]]:
     shard: dict[str, torch.Tensor] = {}
     size = 0
-    for name, tensor in pairs:
-        shard[name] = tensor
+    for name, tensor in weights:
+        if cancelled():
+            raise InterruptedError("the update was cancelled while its weights were written")
+        shard[name] = tensor.detach().cpu().contiguous()
         size += tensor.nbytes
         if size >= _SHARD_BYTES:
             yield shard

@@ -281,7 +281,7 @@ def test_what_was_made_stays_however_the_file_changes(api, url, tmp_path):
 
 def test_an_api_that_refuses_ends_the_run_with_its_words(api, url, tmp_path, monkeypatch):
     data = write(tmp_path / "s.jsonl", SOLUTIONS)
-    with pytest.raises(SettingsError, match=r"rewriter: .*no model 'n' at"):
+    with pytest.raises(SettingsError, match=r"rewriter: .*does not serve the model 'n'"):
         coldstart.train(settings(data, model="n", rewriter=url), tmp_path / "a")
     api.key = "secret"
     with pytest.raises(PermissionError, match="refuses the key"):

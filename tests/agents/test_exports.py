@@ -82,7 +82,7 @@ def test_both_ends_of_sequence_are_kept_and_sampling_is_not(saved):
     assert config.repetition_penalty in (None, 1.0)
     policy = load_policy(str(saved), device="cpu")
     assert policy.checkpoint == str(saved)
-    assert policy._eos == {tokenizer.eos_token_id, 7}
+    assert policy.eos_token_ids == {tokenizer.eos_token_id, 7}
 
 
 def test_without_the_interpreter_only_an_answer_ends_a_turn(tmp_path):

@@ -1,4 +1,4 @@
-"""Every episode is accounted for: what fails, what a deadline cuts, and what is begun beyond a group's size."""
+"""Every episode is accounted for: failed, cut by a deadline, or dropped from a group."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def problems(count: int) -> list[Problem]:
 # --- failures -----------------------------------------------------------------------------------
 
 
-PLACES = ("first turn", "program", "second turn")
+STEPS = ("first turn", "program", "second turn")
 
 
 def fate(seed: int) -> list[str]:
-    """Where each attempt at an episode fails, the first and maybe the second: of the seed of its first turn."""
+    """The step at which each attempt at an episode fails, by the seed of its first turn."""
     chance = random.Random(seed)
-    return [chance.choice(PLACES) for _ in range(chance.choices((0, 1, 2), (70, 20, 10))[0])]
+    return [chance.choice(STEPS) for _ in range(chance.choices((0, 1, 2), (70, 20, 10))[0])]
 
 
 class Fated(ScriptedPolicy):
-    """Multiplies with a program that names its episode, and fails as is its fate."""
+    """Multiplies with a program that names its episode, and fails according to `fate`."""
 
     def __init__(self) -> None:
         super().__init__(self.solve, make_tokenizer())
@@ -52,9 +52,9 @@ class Fated(ScriptedPolicy):
             return f"<answer>{text.split('<interpreter>')[1].split('<')[0].strip()}</answer>"
         return f"<code>\nprint({text.split('?')[0]}) # {self.current}\n</code>"
 
-    def fails(self, key: int, place: str) -> bool:
+    def fails(self, key: int, step: str) -> bool:
         attempt = self.begun[key] - 1
-        return fate(key)[attempt : attempt + 1] == [place]
+        return fate(key)[attempt : attempt + 1] == [step]
 
     async def act(self, token_ids, stop, budget, seed) -> Generation:
         named = re.search(r"# (\d+)", self.tokenizer.decode(token_ids))
@@ -68,7 +68,7 @@ class Fated(ScriptedPolicy):
         return await super().act(token_ids, stop, budget, seed)
 
     async def run_async(self, code, limits=None, **_) -> Execution:
-        """It is the sandbox as well."""
+        """Run a program; the policy is also the sandbox."""
         await asyncio.sleep(0)
         product, key = re.match(r"print\((.*)\) # (\d+)", code).groups()
         if self.fails(int(key), "program"):
@@ -86,8 +86,8 @@ def test_of_2000_episodes_with_failures_every_one_is_accounted_for(monkeypatch):
     fates = [fate(key) for key in policy.begun]
     lost = [each for each in fates if len(each) == 2]
     again = sum(len(each) > 0 for each in fates)
-    assert len(fates) == 2000 and 150 < len(lost) < 250 and {each[0] for each in lost} == {*PLACES}
-    # A second attempt samples with the seeds of the first: it would be another episode under another name.
+    assert len(fates) == 2000 and 150 < len(lost) < 250 and {each[0] for each in lost} == {*STEPS}
+    # A second attempt samples with the seeds of the first, so that it stays the same episode.
     assert all(policy.begun[key] == 1 + (len(fate(key)) > 0) for key in policy.begun)
     assert all(len(seeds) <= 2 for seeds in policy.sampled.values())
 
@@ -135,7 +135,7 @@ def test_attempts(attempts, monkeypatch):
 
 
 def test_an_error_of_one_group_ends_all_others():
-    """No failure of the infrastructure but a mistake: the run ends with it, and nothing is left."""
+    """An error outside the infrastructure ends the run, and no task is left."""
     hanging = asyncio.Event()
 
     class Mistaken(Held):
@@ -161,7 +161,7 @@ def test_an_error_of_one_group_ends_all_others():
 
 
 class Held(ScriptedPolicy):
-    """Turns and programs that wait until they are let go, by the number of the problem and of the rollout."""
+    """Turns and programs that wait for their gates, named by problem and rollout."""
 
     def __init__(self, free: str = "") -> None:
         super().__init__(str, make_tokenizer())
@@ -210,7 +210,7 @@ class Held(ScriptedPolicy):
 
 
 def free(*names: str) -> str:
-    """All of these rollouts' steps."""
+    """The names of all steps of these rollouts."""
     return " ".join(f"{name} {name}:program {name}:second" for name in names)
 
 
@@ -218,7 +218,7 @@ DEADLINE = 1234.5
 
 
 def strike_at_will(monkeypatch) -> list:
-    """What the running loop would call at the deadline."""
+    """Catch the callbacks that the running loop would call at the deadline."""
     loop = asyncio.get_running_loop()
     call_later, strikes = loop.call_later, []
 
@@ -233,7 +233,7 @@ def strike_at_will(monkeypatch) -> list:
 
 
 async def settled() -> None:
-    """Lets everything run that can."""
+    """Let every task run until it waits."""
     for _ in range(20):
         await asyncio.sleep(0)
 

@@ -1,4 +1,4 @@
-"""Admission: bounds that hold, first come, first served, and no room that leaks."""
+"""Admission: bounds that hold, first come, first served, and room that is always given back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from retool_env.rollout.admission import Admission
 
 
 class Guest:
-    """Stays inside until it is let go."""
+    """A task that stays admitted until it is released."""
 
     def __init__(self, admission: Admission, size: int) -> None:
         self.size = size
@@ -47,7 +47,7 @@ EVENTS = st.lists(
 
 @given(events=EVENTS, episodes=st.integers(1, 4), tokens=st.sampled_from([None, 1, 7, 10]))
 def test_any_order_of_comings_and_goings(events, episodes, tokens):
-    """After each event exactly those are inside that a queue with these bounds lets in."""
+    """After each event exactly those guests are inside that a queue with these bounds admits."""
 
     async def drive():
         admission = Admission(episodes, tokens)

@@ -28,7 +28,7 @@ PROBLEMS = [Problem(str(i), "write" if i % 2 else "run", "1") for i in range(8)]
 
 
 class Busy(TransformersPolicy):
-    """Half of the episodes run a program for ten minutes, the others are written on by a model that comes to no end."""
+    """Half of the episodes run a program for ten minutes; the model writes the rest without end."""
 
     def __init__(self) -> None:
         model, tokenizer = make_model(0)
@@ -47,18 +47,18 @@ class Busy(TransformersPolicy):
 
 
 def programs(sandbox) -> int:
-    """What the guests run, but for the processes kept ready."""
+    """The number of running programs, without the spare processes."""
     return sum(len(guest.jobs) for guest in sandbox.pool.guests) - len(sandbox.pool.spares)
 
 
 async def under_way(engine: RolloutEngine) -> None:
-    """Half are written on, the others' programs run."""
+    """Wait until half of the episodes are being written and half of them run a program."""
     while not (engine.policy.requests and programs(engine.sandbox) == len(PROBLEMS) / 2):
         await asyncio.sleep(0.01)
 
 
 def left_of(engine: RolloutEngine) -> dict[str, int]:
-    """What should be nothing."""
+    """Count everything that should be gone after a run."""
     progress = engine.progress
     return {
         "requests": engine.policy.requests,
@@ -81,7 +81,7 @@ def test_a_run_that_ends_early_leaves_nothing(how, policy, sandbox):
     quick = Problem("quick", "is not asked", "1")
 
     class WithOneQuick(Busy):
-        """So that there is a first group, in whose loop body the run can end."""
+        """Adds one episode that ends at once, so that the loop over groups has a first group."""
 
         def __init__(self) -> None:
             self.__dict__.update(policy.__dict__)
@@ -129,7 +129,7 @@ def test_a_run_that_ends_early_leaves_nothing(how, policy, sandbox):
 
 @pytest.mark.parametrize("where", ["script", "notebook"])
 def test_ctrl_c_ends_a_run_and_all_that_it_began(where):
-    """In a process of its own, with a real signal; as in a notebook, where a loop runs already, too."""
+    """A real signal to a process of its own; `notebook`: an event loop already runs there."""
     psutil = pytest.importorskip("psutil")
     command = [sys.executable, __file__, where]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HELPERS.parent}", "OMP_NUM_THREADS": "1"}
@@ -152,7 +152,7 @@ def test_ctrl_c_ends_a_run_and_all_that_it_began(where):
 
 
 def main(where: str) -> None:
-    """What is interrupted."""
+    """Run the episodes that the signal interrupts."""
     with make_sandbox("nsjail", guests=1, packages=()) as sandbox:
         engine = RolloutEngine(Busy(), RULES, sandbox)
 

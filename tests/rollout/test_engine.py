@@ -28,7 +28,7 @@ PROBLEMS = [Problem(id=str(i), question=f"{i} * 7?", answer=str(i * 7)) for i in
 
 
 def solve(text: str) -> str:
-    """Runs the product, then answers what was printed."""
+    """Run the product, then answer with the printed text."""
     if "<interpreter>" not in text:
         return f"<code>\nprint({text.split('?')[0]})\n</code>"
     return f"<answer>{text.split('<interpreter>')[1].split('<')[0].strip()}</answer>"
@@ -47,7 +47,7 @@ def test_groups_are_whole_in_order_and_right(sandbox):
 
 
 def test_there_is_no_barrier_between_turns():
-    """While the first episode's program hangs, all others finish; it ends only when they have."""
+    """While the first episode's program hangs, all other episodes finish."""
 
     class Hanging:
         def __init__(self):
@@ -146,7 +146,7 @@ def test_budgets_shrink_as_an_episode_grows():
 
 
 def test_a_prompt_that_fills_the_context_is_refused():
-    """Before anything is sampled, though it is the last."""
+    """The last prompt is too long, and the run is refused before anything is sampled."""
     policy = ScriptedPolicy(lambda text: pytest.fail("it is asked"), make_tokenizer(), 30)
     rules = Rules(max_tokens=9, interpreter=False, prompt_template="{query}\n")
     long = Problem("long", "7 * " * 30, "1")
@@ -200,7 +200,7 @@ SHARED = dataclasses.replace(RULES, session=True, errors="last_line")
 
 
 def in_two_blocks(text: str) -> str:
-    """Names the product, then shows it, then answers what was shown."""
+    """Assign the product in one block, print it in the next, then answer with it."""
     results = text.split("<interpreter>")[1:]
     if not results:
         return f"<code>x = {text.split('?')[0]}</code>"
@@ -294,7 +294,7 @@ def test_a_session_ends_with_its_episode(end):
 
 
 def test_a_cancelled_run_ends_the_program_of_a_session(sandbox):
-    """Its process is gone, or the sandbox could not be used as before."""
+    """If the process were still alive, the sandbox could not be used again."""
 
     async def drive():
         policy = ScriptedPolicy(
@@ -316,10 +316,10 @@ def test_a_cancelled_run_ends_the_program_of_a_session(sandbox):
 def test_a_sandbox_without_sessions_is_refused_before_anything_is_sampled():
     class Without(Notebooks):
         def session(self, limits, *, display=False):
-            raise SandboxUnavailable("there are no sessions here")
+            raise SandboxUnavailable("sessions are not supported here")
 
     policy = ScriptedPolicy(solve, make_tokenizer())
-    with pytest.raises(SandboxUnavailable, match="no sessions here"):
+    with pytest.raises(SandboxUnavailable, match="not supported here"):
         RolloutEngine(policy, SHARED, Without())
     RolloutEngine(policy, RULES, Without())
 
@@ -343,7 +343,7 @@ def test_missing_settings_are_refused():
 
 
 class Writer:
-    """A policy of text that stops where it is told to, as one behind an API does."""
+    """A policy of text that stops at its stop strings, as a policy behind an API does."""
 
     def __init__(self, script):
         self.script = script
@@ -356,14 +356,15 @@ class Writer:
 
 CHAT = (
     "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for message in messages %}"
-    "{{ message.role }}: {{ message.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    "{{ message.role }}: {{ message.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 
 
 @pytest.mark.parametrize("protocol", ["tags", "hermes"])
 @pytest.mark.parametrize("of_text", [False, True])
 def test_a_turn_stops_where_its_protocol_says(sandbox, of_text, protocol):
-    """A closing tag of the paper's format is text like any other in a tool call."""
+    """In a tool call, a closing tag of the paper's format is plain text."""
     call = '{"name": "code_interpreter", "arguments": {"code": "print(3 * 7, \'</code>\')"}}'
 
     def script(text):
@@ -437,7 +438,7 @@ def test_an_episodes_clock_does_not_run_while_it_waits_to_be_let_in():
 
 
 def test_thousands_of_programs_wait_for_a_small_sandbox():
-    """Its places hold the episodes back: none fails, and no more programs are there than it has places for."""
+    """No episode fails, and programs never outnumber the processes of the sandbox's guest."""
     most = 0
     with make_sandbox("nsjail", concurrency=2, guests=1, packages=()) as small:
         waiting = small.pool.slots
@@ -454,7 +455,7 @@ def test_thousands_of_programs_wait_for_a_small_sandbox():
         groups = engine.run(problems)
         assert len(waiting) == 0 and engine.progress.executing == 0
     assert all(group[0].correct for group in groups)
-    assert engine.progress.retried == 0 and 2 <= most <= 2 + 2  # and the processes kept ready
+    assert engine.progress.retried == 0 and 2 <= most <= 2 + 2  # and the spare processes
 
 
 def test_text_only_episodes_need_no_sandbox():

@@ -1,4 +1,4 @@
-"""The contract of policies: its defaults, policies that were written without it, and the registry."""
+"""The contract of policies: their defaults, and policies that inherit nothing."""
 
 import asyncio
 
@@ -6,10 +6,8 @@ import pytest
 
 from agents.models.tiny import make_tokenizer
 from retool_env.episode import Generation
-from retool_env.errors import SettingsError
 from retool_env.problems import Problem
 from retool_env.rollout import Policy, RolloutEngine, ScriptedPolicy, TextGeneration, TextPolicy
-from retool_env.rollout.named import POLICIES, Model, make_policy
 from retool_env.rollout.openai.policy import OpenAIPolicy
 from retool_env.rollout.policy import as_policy
 from retool_env.rollout.simulated import SimulatedPolicy
@@ -23,7 +21,7 @@ RULES = Rules(interpreter=False, max_tokens=1000)
 
 
 class Own:
-    """A policy in the form of before: it inherits nothing."""
+    """A policy that inherits no class of the project."""
 
     def __init__(self):
         self.tokenizer = make_tokenizer()
@@ -92,7 +90,7 @@ def test_so_does_one_of_text():
 
 
 def test_what_is_no_policy_is_told_what_to_inherit():
-    with pytest.raises(TypeError, match="object is no policy: inherit retool_env"):
+    with pytest.raises(TypeError, match="object is not a policy: inherit retool_env"):
         RolloutEngine(object(), RULES, None)
 
 
@@ -103,35 +101,3 @@ def test_a_policy_that_lacks_a_method_is_refused_when_it_is_made():
 
     with pytest.raises(TypeError, match="act"):
         Half()
-
-
-# --- the registry ---------------------------------------------------------------------------------
-
-
-def test_a_policy_that_was_entered_is_made_by_its_name(monkeypatch):
-    monkeypatch.setitem(POLICIES, "own", lambda model, **settings: (model.name, settings))
-    assert make_policy("own", Model("m"), temperature=0.5) == ("m", {"temperature": 0.5})
-
-
-def test_a_name_that_there_is_not_is_told_those_that_there_are():
-    with pytest.raises(SettingsError, match="no policy 'vlm'; there are transformers, vllm, "):
-        make_policy("vlm", Model("m"))
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [({"rows": 4}, "unexpected keyword argument 'rows'"), ({"top_p": 2}, "top_p must be above 0")],
-)
-def test_a_wrong_argument_is_a_wrong_setting(settings, words):
-    pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
-    with pytest.raises(SettingsError, match=words):
-        make_policy("openai", Model("m"), urls="http://h/v1", **settings)
-
-
-def test_a_mistake_in_a_policy_is_not_a_wrong_setting(monkeypatch):
-    def broken(model):
-        raise KeyError("a bug")
-
-    monkeypatch.setitem(POLICIES, "broken", broken)
-    with pytest.raises(KeyError, match="a bug"):
-        make_policy("broken", Model("m"))

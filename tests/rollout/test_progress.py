@@ -1,4 +1,4 @@
-"""Live counts: what an engine's episodes are doing at each moment, and how that is shown."""
+"""Live counters of an engine's episodes, and their display."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROBLEMS = [Problem(str(i), f"{i}?", "1") for i in range(6)]
 
 
 class Stepwise(ScriptedPolicy):
-    """Problem i makes i % 3 calls and answers; everyone waits for a ticket at each step."""
+    """Problem i makes i % 3 calls and answers; every step waits for a ticket."""
 
     def __init__(self) -> None:
         super().__init__(self.script, make_tokenizer())
@@ -134,17 +134,14 @@ def test_a_run_begins_with_the_first_episode_that_is_asked_for(monkeypatch):
 def test_what_is_said():
     progress = Progress(total=9, done=3, correct=2, tokens=50, unit="characters", tool_seconds=1.25)
     progress.calls.update([0, 2, 2])
-    said = str(progress)
-    assert re.fullmatch(
-        r"3/9 episodes, \d+ s, 2 right, 0 generating, 0 executing, \d+ characters/s, 1.2 s in tools, calls 0: 1, 2: 2",
-        said,
-    )
+    line = r"3/9 episodes, \d+ s, 2 right, 0 generating, 0 executing, \d+ characters/s, "
+    assert re.fullmatch(line + "1.2 s in tools, calls 0: 1, 2: 2", str(progress))
     progress.failed, progress.retried, progress.cut, progress.dropped = 1, 2, 3, 4
     assert str(progress).endswith(", 1 failed, 2 retried, 3 cut, 4 dropped")
 
 
 class Terminal(io.StringIO):
-    """Tells when something was shown."""
+    """A terminal that signals each write."""
 
     def __init__(self, isatty: bool) -> None:
         super().__init__()

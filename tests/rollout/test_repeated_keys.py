@@ -1,4 +1,4 @@
-"""Keys that an API repeats in what it says: shown by nobody. With real servers."""
+"""API keys that a real local server repeats in its answers: no error and no log shows them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEY = "sk-hunter2-0123456789"
 
 @contextlib.contextmanager
 def repeating(status: int) -> Iterator[str]:
-    """An API that says to whatever it is asked what key it was sent."""
+    """An API whose every answer repeats the key of the request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -22,7 +22,10 @@ SPEED = Speed(seconds_per_token=1.0, seconds_per_row=0.5, prefill_seconds=0.0, r
 
 
 def run_in_leaps(coroutine):
-    """Run a coroutine in a loop whose clock leaps to the next timer. Returns its result and the seconds it took."""
+    """Run a coroutine in a loop whose clock leaps to the next timer.
+
+    Returns the result, and the seconds that passed on that clock.
+    """
 
     class Leaping(selectors.DefaultSelector):
         def select(self, timeout=None):

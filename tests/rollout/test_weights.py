@@ -1,4 +1,4 @@
-"""Weights on their way into files."""
+"""Weights as files for other processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model behind an API of OpenAI's kind, as text."""
+"""A policy of text: a model behind an API of OpenAI's kind."""
 
 from retool_env.rollout.openai.policy import OpenAIPolicy, Way
 from retool_env.rollout.policy import Usage

@@ -1,17 +1,19 @@
-"""A transcript as a chat, and a chat's reply as a turn: what models behind an API see and write.
+"""A transcript as a chat, and the reply of a chat as a turn: the view of a model behind an API.
 
-Everything is made from the transcript alone, at each turn anew, by total functions. The prompt is a user's message and a
-model's turn an assistant's. What follows a turn is a user's message again, or, with native tool calls, the tool's:
+The messages are made anew from the transcript at each turn, by total functions. The prompt becomes
+a user message and each turn of the model an assistant message. The text after a turn becomes
+another user message or, with native tool calls, a tool message:
 
-| the transcript                  | tags                   | native tool calls                              |
-|---------------------------------|------------------------|------------------------------------------------|
-| text, `<code>…</code>`          | assistant: all of it   | assistant: the text, with a call of the tool   |
-| `<interpreter>…</interpreter>`  | user: all of it        | tool: what stands between                      |
-| a turn without a code block     | assistant: all of it   | assistant: all of it                           |
-| a notice                        | user: all of it        | user: all of it                                |
+| the transcript                 | tags                 | native tool calls                        |
+|--------------------------------|----------------------|------------------------------------------|
+| text, `<code>…</code>`         | assistant: all of it | assistant: the text and a call of a tool |
+| `<interpreter>…</interpreter>` | user: all of it      | tool: the text between the tags          |
+| a turn without a code block    | assistant: all of it | assistant: all of it                     |
+| a notice                       | user: all of it      | user: all of it                          |
 
-The other way round, a native call becomes a code block, so that a turn means what it always means
-(`retool_env.protocol`), and the record of an episode looks the same whichever way it was made.
+In the other direction, a native call becomes a code block. A turn therefore has its usual meaning
+(`retool_env.protocol`), and the record of an episode looks the same with tags and with native
+calls.
 """
 
 from __future__ import annotations
@@ -19,23 +21,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from retool_env.protocol.calls import TOOL_NAME, code_of
 from retool_env.protocol.program import Form, Program, read_program
 from retool_env.protocol.tags import CODE_CLOSE, CODE_OPEN, RESULT_CLOSE, RESULT_OPEN, closing_tags
 from retool_env.protocol.turn import TurnKind
+from retool_env.rollout.policy import TurnEnd
 from retool_env.transcript import Transcript
-
-StopReason = Literal["tag", "eos", "length"]
 
 
 def messages_of(transcript: Transcript, native: bool) -> list[dict[str, Any]]:
-    """The conversation so far.
+    """Convert the conversation so far to the messages of a chat API.
 
     Args:
-        transcript: Of an episode that goes on.
+        transcript: The transcript of an episode that has not ended.
         native: Whether code blocks are shown as calls of the tool.
+
+    Returns:
+        The messages, in the form of OpenAI's chat completions API.
     """
     messages: list[dict[str, Any]] = [{"role": "user", "content": transcript.spans[0].text}]
     turns = iter(transcript.turns)
@@ -51,8 +55,8 @@ def messages_of(transcript: Transcript, native: bool) -> list[dict[str, Any]]:
             call = f"call{len(messages):05d}"
             function = {"name": TOOL_NAME, "arguments": json.dumps({"code": turn.content})}
             called = [{"id": call, "type": "function", "function": function}]
-            said = span.text[: turn.start].rstrip() or None
-            messages.append({"role": "assistant", "content": said, "tool_calls": called})
+            content = span.text[: turn.start].rstrip() or None
+            messages.append({"role": "assistant", "content": content, "tool_calls": called})
         elif call is not None:
             shown = span.text.strip().removeprefix(RESULT_OPEN).removesuffix(RESULT_CLOSE)
             messages.append({"role": "tool", "tool_call_id": call, "content": shown.strip("\n")})
@@ -61,38 +65,44 @@ def messages_of(transcript: Transcript, native: bool) -> list[dict[str, Any]]:
     return messages
 
 
-def call_text(said: str, name: str, arguments: object) -> str:
-    r"""A native call, written as a turn with a code block.
+def call_text(text: str, name: str, arguments: object) -> str:
+    r"""Write a native call as a turn with a code block.
 
-    What is no call of the tool becomes a block with a comment alone, which says what was written: a failed call, whose
-    error the model sees, and never sent to the sandbox. A program that holds a closing tag ends there, as everywhere.
+    A call of another function, or with unreadable arguments, becomes a block with a comment that
+    quotes the call. The turn is then a failed call: the model sees its error, and the sandbox does
+    not run it. As everywhere, a closing tag inside a program ends the program.
 
     Args:
-        said: What the model wrote before the call.
-        name: Of the function that it called.
-        arguments: An object whose `code` is a text, or its JSON: what `hermes.code_of` takes.
+        text: The text that the model wrote before the call.
+        name: The name of the called function.
+        arguments: An object whose `code` is a string, or its JSON (see `hermes.code_of`).
 
     Example:
         >>> call_text("Let me see.", "code_interpreter", '{"code": "print(6 * 7)"}')
         'Let me see.\n<code>\n```python\nprint(6 * 7)\n```\n</code>'
     """
     program = _native(name, arguments).text
-    gap = "" if not said or said.endswith("\n") else "\n"
-    # Longer than any inside, so that none of them closes it.
+    gap = "" if not text or text.endswith("\n") else "\n"
+    # The fence is longer than any fence inside the program, so that none of them closes it.
     mark = max(["``", *re.findall("`+", program)], key=len) + "`"
-    return f"{said}{gap}{CODE_OPEN}\n{mark}python\n{program}\n{mark}\n{CODE_CLOSE}"
+    return f"{text}{gap}{CODE_OPEN}\n{mark}python\n{program}\n{mark}\n{CODE_CLOSE}"
 
 
-def call_form(said: str, name: str, arguments: object) -> Form | None:
-    """How the program of a native call was read, which `call_text` does not show: it fences all.
+def call_form(text: str, name: str, arguments: object) -> Form | None:
+    """Tell the form in which the program of a native call was read.
 
-    Arguments as for `call_text`.
+    `call_text` puts every program into a fence, so its text does not show the form.
+
+    Args:
+        text: The text that the model wrote before the call.
+        name: The name of the called function.
+        arguments: An object whose `code` is a string, or its JSON (see `hermes.code_of`).
 
     Returns:
-        The form; `None` where a tag in the text decides the turn.
+        The form; `None` if a tag in the text decides the turn.
     """
     program = _native(name, arguments)
-    tagged = any(tag in said + program.text for tag in closing_tags(True))
+    tagged = any(tag in text + program.text for tag in closing_tags(True))
     return None if tagged else program.form
 
 
@@ -100,26 +110,31 @@ def _native(name: str, arguments: object) -> Program:
     code = code_of(arguments) if name == TOOL_NAME else None
     if code is not None:
         return read_program(code)
-    # Neither a line break nor a tag can get out of the comment.
+    # JSON without "<" holds neither a line break nor a tag, so the text can't leave the comment.
     written = json.dumps(f"{name}({arguments})").replace("<", "\\u003c")
     return Program(f'# not a call of {TOOL_NAME} with {{"code": "..."}}: {written}', "unread")
 
 
 def completed(
     text: str, finish: str | None, extra: Mapping[str, Any], stop: Sequence[str], sent: bool = True
-) -> tuple[str, StopReason]:
-    """What the model wrote, the closing tag that ended it put back, and why it stopped.
+) -> tuple[str, TurnEnd]:
+    """Put back the closing tag that the API cut off, and tell why the turn ended.
 
-    An API cuts off the stop string that it stopped at. vLLM (`stop_reason`) and SGLang (`matched_stop`) say which one
-    that was, or by `null` or a token's id that it was none. Where nothing is said, it was the closing tag of the block that
-    was opened last, if there is one: a model that ends its turn inside of a block can't be told from it.
+    An API cuts off the stop string at which it stopped. vLLM (`stop_reason`) and SGLang
+    (`matched_stop`) name that string; `null` or a token id there means that no stop string ended
+    the turn. If the API gives neither field, the turn is taken to have ended with the closing tag
+    of the last open block. A model that ends its sequence inside a block can't be told apart from
+    this case.
 
     Args:
-        text: What the API gave.
-        finish: Its `finish_reason`.
-        extra: The choice's fields that the OpenAI API does not have.
+        text: The text of the API's choice.
+        finish: The `finish_reason` of the choice.
+        extra: The fields of the choice that the OpenAI API does not define.
         stop: The closing tags.
-        sent: Whether the API was asked to stop at them.
+        sent: Whether the request named the closing tags as stop strings.
+
+    Returns:
+        The text with its closing tag, and why the turn ended.
     """
     if any(tag in text for tag in stop):
         return text, "tag"
@@ -132,10 +147,10 @@ def completed(
 def _cut_tag(text: str, extra: Mapping[str, Any], stop: Sequence[str]) -> str | None:
     for name in ("stop_reason", "matched_stop"):
         if name in extra:
-            told = extra[name]
-            if told in stop:
-                return told
-            if not isinstance(told, str):
+            matched = extra[name]
+            if matched in stop:
+                return matched
+            if not isinstance(matched, str):
                 return None
     opened = {text.rfind(tag.replace("</", "<")): tag for tag in stop}
     last = max(opened, default=-1)

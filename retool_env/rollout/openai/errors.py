@@ -1,7 +1,8 @@
-"""What an API of OpenAI's kind means by an error, in terms of what is to be done.
+"""Errors of an API of OpenAI's kind, mapped to the reaction that each of them needs.
 
-Either a field of the request is left out, or the conversation is over, or the run ends with an error that says what to mend, or
-the episode is tried again (`PolicyUnavailable`). The client has by then sent the request again as often as it may.
+A field is left out of the request, or the conversation is over, or the run ends with an error that
+names the cure, or the episode is tried again (`PolicyUnavailable`). When an error arrives here, the
+client has already used up its retries.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 ERROR_CHARACTERS = 300
-"""Of what an API says, so much is shown."""
+"""The most characters of an API's message that are shown."""
 
 _OPTIONAL = ("stop", "seed", "parallel_tool_calls", "max_tokens")
 _UNKNOWN = re.compile(
@@ -28,8 +29,13 @@ _UNKNOWN = re.compile(
 _FULL = re.compile(r"context[ _](length|size|window)|prompt is too long")
 
 
-def said(error: APIError, key: str | None = None) -> str:
-    """The API's own words, without the key, which some repeat."""
+def api_message(error: APIError, key: str | None = None) -> str:
+    """Extract the message of an API's error.
+
+    Args:
+        error: The error of the client.
+        key: The key of the API, which some APIs repeat and which is removed. `None`: no key.
+    """
     body = error.body
     if isinstance(body, Mapping):
         message = body.get("message")
@@ -38,8 +44,8 @@ def said(error: APIError, key: str | None = None) -> str:
 
 
 def refused_field(error: APIError, request: Mapping[str, Any]) -> str | None:
-    """The field of a request that the API does not take and that can be left out, if that is what it says."""
-    words = said(error).lower()
+    """The optional field of a request that the API does not support, if its error names one."""
+    words = api_message(error).lower()
     if getattr(error, "status_code", None) not in (400, 422) or not _UNKNOWN.search(words):
         return None
     named = error.param if isinstance(error.param, str) and error.param else words
@@ -50,8 +56,8 @@ def refused_field(error: APIError, request: Mapping[str, Any]) -> str | None:
 
 
 def context_is_full(error: APIError) -> bool:
-    """Whether the conversation is longer than the model can take."""
-    return bool(_FULL.search(said(error).lower()))
+    """Whether the error says that the conversation is longer than the model's context."""
+    return bool(_FULL.search(api_message(error).lower()))
 
 
 def explained(
@@ -61,38 +67,39 @@ def explained(
     answered: bool,
     key: str | None = None,
 ) -> Exception:
-    """What to raise for an error.
+    """The exception to raise for an error of the client.
 
     Args:
-        error: Of the client.
-        url: The API's.
-        request: What was sent.
-        answered: Whether the API has ever answered. One that could not be reached even once is a mistake in the URL rather
-            than a failure.
-        key: Of the API; it is not shown.
+        error: The error of the client.
+        url: The address of the API.
+        request: The fields of the request that was sent.
+        answered: Whether the API has ever answered. An API that could not be reached even once is
+            taken for a wrong URL, not for a failure.
+        key: The key of the API, which is removed from the message. `None`: no key.
+
+    Returns:
+        An exception whose text says how to mend the error, or `PolicyUnavailable` if the episode
+        may be tried again.
     """
     import openai
 
-    words = said(error, key)
+    words = api_message(error, key)
     if isinstance(error, openai.APIConnectionError):
-        cause = (
-            f" ({redact(str(error.__cause__), key, most=ERROR_CHARACTERS)})"
-            if error.__cause__
-            else ""
-        )
+        if error.__cause__:
+            words += f" ({redact(str(error.__cause__), key, most=ERROR_CHARACTERS)})"
         if answered:
-            return PolicyUnavailable(f"{url}: {words}{cause}")
-        return APIUnreachable(f"{url} can't be reached: {words}{cause}")
+            return PolicyUnavailable(f"{url}: {words}")
+        return APIUnreachable(f"{url} can't be reached: {words}")
     status = getattr(error, "status_code", 500)
     if error.code == "insufficient_quota":
         return APIForbidden(f"{url}: {words}")
     if status in (408, 409, 429) or status >= 500:
         return PolicyUnavailable(f"{url}: {words}")
     if status in (401, 403):
-        return APIForbidden(f"{url} refuses the key, or wants one: {words}")
+        return APIForbidden(f"{url} refuses the key, or needs one: {words}")
     if status == 404:
         return SettingsError(
-            f"no model {request['model']!r} at {url}, or no API (its URL mostly ends in /v1; {url}/models lists the "
-            f"models): {words}"
+            f"{url} does not serve the model {request['model']!r}, or is not an API (the URL of an "
+            f"API mostly ends in /v1; {url}/models lists the models): {words}"
         )
     return RequestRefused(f"{url} refuses the request: {words}")

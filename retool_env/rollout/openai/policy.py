@@ -1,15 +1,16 @@
 """OpenAIPolicy: a model behind an API of OpenAI's kind, for evaluation.
 
-Such an API takes text and gives text. There are no token ids in its transcripts, so they can't be trained on; for a model
-of which you have the weights, the policies of token ids are exact. What a conversation looks like in each of the three
-ways, `retool_env.rollout.openai.chat` says.
+Such an API takes and returns text. Its transcripts hold no token ids, so they can't be trained on;
+a policy of token ids is exact, if you have the weights of the model. The module
+`retool_env.rollout.openai.chat` shows the form of a conversation in each of the three ways.
 
-What an API does not take is found out by its refusal: the stop strings, the seed, the wish for one call at a time are then
-left out, and `max_tokens` becomes `max_completion_tokens`. None of that changes what a turn means. A refused temperature or
-top-p would, and is an error.
+The policy learns from an API's refusals which fields the API does not support. It then leaves out
+the stop strings, the seed or the wish for one call at a time, and replaces `max_tokens` by
+`max_completion_tokens`. None of these changes the meaning of a turn. A refused temperature or top-p
+would change it, and is an error.
 
-A turn that the API broke off, by an error or by a filter of its own, is not what the model would have written. Its episode is
-tried again, and is never scored.
+A turn that the API broke off, by an error or by a content filter, is not the model's own turn. Its
+episode is tried again and is never scored.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, override
 
 from retool_env.errors import MissingPackage, PolicyUnavailable, SettingsError
 from retool_env.protocol.hermes import Hermes
@@ -32,7 +33,7 @@ from retool_env.rollout.openai.errors import (
     explained,
     refused_field,
 )
-from retool_env.rollout.policy import TextGeneration, TextPolicy, Usage, check_sampling
+from retool_env.rollout.policy import TextGeneration, TextPolicy, TurnEnd, Usage, check_sampling
 from retool_env.servers.address import check_key, check_url, redact
 from retool_env.servers.background import closed_at_the_end
 from retool_env.servers.bounded import bounded_client
@@ -42,10 +43,13 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 Way = Literal["chat", "tools", "completions"]
+"""The form of a conversation; see `OpenAIPolicy`."""
 
 _CONNECT_SECONDS = 10.0
-_ANSWER_BYTES, _TOKEN_BYTES = 1 << 20, 1 << 10  # of an answer, and more for each of its tokens
-_ENDS = ("stop", "eos", "length", "tool_calls", "function_call", None)  # of a turn; `eos`: Together
+# The most bytes of an answer: a fixed part, and a part for each of its tokens.
+_ANSWER_BYTES, _TOKEN_BYTES = 1 << 20, 1 << 10
+# The finish reasons of a complete turn; Together gives `eos`.
+_ENDS = ("stop", "eos", "length", "tool_calls", "function_call", None)
 
 _log = logging.getLogger(__name__)
 
@@ -56,32 +60,38 @@ class _Connection:
     client: AsyncOpenAI
     slots: asyncio.Semaphore
     end: AsyncIterator[None]
-    """Ends the client with the loop."""
+    """Closes the client when its loop ends."""
 
 
 class OpenAIPolicy(TextPolicy):
     """A policy of text over HTTP.
 
     Args:
-        model: The model's name there.
-        base_url: The API's address, `https://api.openai.com/v1` or `http://localhost:8000/v1` say.
-        api_key: The key; servers of your own mostly need none.
-        way: How the conversation is held: `"chat"`, with the tags in the messages; `"tools"`, with native calls of a tool
-            (the prompt should then not teach the tags: `retool_env.protocol.default_prompt(interpreter=False)`);
-            `"completions"`, the endpoint that continues a text verbatim, without any chat template: for base models.
-        tool: JSON schema of that tool, where it is not that of programs without a session and a display.
-        temperature: Of sampling.
-        top_p: Nucleus mass. Both are always sent. A server may add settings of its own, such as the top-k of a model's
-            generation config in vLLM (`--generation-config vllm` keeps them out).
+        model: The name of the model at the API.
+        base_url: The address of the API, for example `https://api.openai.com/v1` or
+            `http://localhost:8000/v1`.
+        api_key: The key of the API. `None`: no key; most servers of your own need none.
+        way: The form of the conversation. `"chat"`: messages that hold the tags. `"tools"`: native
+            calls of a tool; the prompt should then not teach the tags
+            (`retool_env.protocol.default_prompt(interpreter=False)`). `"completions"`: the endpoint
+            that continues a text verbatim, without a chat template, for base models.
+        tool: The JSON schema of the tool. `None`: the tool for programs without a session and a
+            display.
+        temperature: The sampling temperature; it is always sent.
+        top_p: The nucleus mass of sampling; it is always sent. A server may add settings of its
+            own, such as the top-k of a model's generation config in vLLM (`--generation-config
+            vllm` keeps them out).
         max_tokens: The most tokens of one turn.
-        concurrency: Requests at once.
-        timeout: Seconds that a request may take, its answer as a whole.
-        retries: How often a request is sent again after 408, 409, 429, 5xx, a broken connection or a time-out, with the
-            waits growing to 8 s, or as long as the API asks for.
+        concurrency: The most requests at once.
+        timeout: The seconds that a whole request may take, including its answer.
+        retries: The number of times that a request is sent again after the status 408, 409, 429 or
+            5xx, a broken connection or a time-out. The waits grow to 8 s, or last as long as the
+            API asks for.
 
     Raises:
         MissingPackage: If the package openai is missing.
-        SettingsError: If a setting is out of range, the address is no URL, or the key can't be sent.
+        SettingsError: If a setting is out of range, the address is not a URL, or the key can't be
+            sent.
     """
 
     def __init__(
@@ -100,7 +110,7 @@ class OpenAIPolicy(TextPolicy):
         retries: int = 8,
     ) -> None:
         try:
-            import openai  # noqa: F401  (so that it is missed here, not at the first turn)
+            import openai  # noqa: F401  (a missing package is reported here, not at the first turn)
         except ImportError as error:
             raise MissingPackage(f"{error}: pip install 'retool-env[openai]'") from error
         check_url(base_url, "an API", "http://localhost:8000/v1")
@@ -121,11 +131,8 @@ class OpenAIPolicy(TextPolicy):
         self.top_p = top_p
         self._api_key = api_key
         self._tool = Hermes().tools[0] if tool is None else tool
-        self._sampling: dict[str, Any] = {
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_tokens": max_tokens,
-        }
+        self._sampling = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+        self._most_bytes = _ANSWER_BYTES + _TOKEN_BYTES * max_tokens
         self._concurrency = concurrency
         self._timeout = timeout
         self._retries = retries
@@ -134,25 +141,28 @@ class OpenAIPolicy(TextPolicy):
         self._silent = False
         self._connection: _Connection | None = None
 
+    @override
     async def write(self, transcript: Transcript, stop: Sequence[str], seed: int) -> TextGeneration:
-        """Write one turn; see `TextPolicy.write`. Of several native calls in a turn, the first is the turn's.
+        """Write one turn; see `TextPolicy.write`.
 
-        A conversation that the model's context can't hold any more is a turn of no text with the stop reason `"length"`.
+        If a turn holds several native calls, the first call is the turn's. If the conversation no
+        longer fits into the model's context, the turn has no text and the stop reason `"length"`.
 
         Raises:
-            PolicyUnavailable: If the API fails still after all retries, or broke the turn off.
-            APIUnreachable: If it could not be reached even once.
-            APIForbidden: If it refuses the key.
-            RequestRefused: If it refuses this prompt.
-            SettingsError: If it refuses the model, the sampling or the prompt, or native calls are to be recorded in
-                another protocol than the tags'.
+            PolicyUnavailable: If the API still fails after all retries, or broke the turn off.
+            APIUnreachable: If the API could not be reached even once.
+            APIForbidden: If the API refuses the key.
+            RequestRefused: If the API refuses this prompt or the sampling settings.
+            SettingsError: If the API does not serve the model or keeps a reasoning with tags apart,
+                or if native calls would be recorded in a protocol other than `tags`.
         """
         import openai
 
         if self.way == "tools" and transcript.protocol != "tags":
             raise SettingsError(
-                f"native calls are recorded as tags, which the {transcript.protocol} protocol does not read: "
-                'set protocol="tags", or leave native calls'
+                "native calls are recorded as tags, which the "
+                f"{transcript.protocol} protocol does not read: "
+                'set protocol="tags", or choose another way than "tools"'
             )
         connection = await self._connect()
         async with connection.slots:
@@ -166,35 +176,37 @@ class OpenAIPolicy(TextPolicy):
                     field = refused_field(error, request)
                     if field is not None:
                         if field not in self._refused:
-                            _log.warning("%s takes no %s: done without", self.model, field)
+                            _log.warning("%s does not support %s: left out", self.model, field)
                             self._refused.add(field)
                     elif context_is_full(error) and transcript.response:
                         return TextGeneration("", "length", time.monotonic() - started)
                     else:
-                        told = explained(
+                        # `from None`: the client's own error may show the key.
+                        raise explained(
                             error, self.base_url, request, self._answered, self._api_key
-                        )
-                        raise told from None  # the client's own error may show the key
+                        ) from None
             seconds = time.monotonic() - started
         text, reason, form = self._read(reply, stop, "stop" in request)
-        # No API takes back the lone surrogate that a JSON escape can hold.
+        # A JSON escape can hold a lone surrogate, which no API accepts in a later request.
         text = text.encode("utf-8", "backslashreplace").decode()
         return TextGeneration(text, reason, seconds, form, usage)
 
     async def _connect(self) -> _Connection:
-        """The client of the running loop: connections can't be used in another, and each run of an engine has its own."""
+        """The client of the running event loop.
+
+        Each run has a loop of its own, and connections belong to one loop.
+        """
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Timeout
 
         loop = asyncio.get_running_loop()
         if self._connection is None or self._connection.loop is not loop:
-            most = _ANSWER_BYTES + _TOKEN_BYTES * self._sampling["max_tokens"]
             client = AsyncOpenAI(
-                # The client wants one; servers that want none ignore it.
+                # The client needs a key; servers without keys ignore it.
                 api_key=self._api_key or "none",
                 base_url=self.base_url,
                 timeout=Timeout(self._timeout, connect=_CONNECT_SECONDS),
                 max_retries=self._retries,
-                http_client=bounded_client(DefaultAsyncHttpxClient, most),
+                http_client=bounded_client(DefaultAsyncHttpxClient, self._most_bytes),
             )
             slots, end = asyncio.Semaphore(self._concurrency), closed_at_the_end(client.close)
             self._connection = _Connection(loop, client, slots, end)
@@ -202,8 +214,8 @@ class OpenAIPolicy(TextPolicy):
         return self._connection
 
     def _request(self, transcript: Transcript, stop: Sequence[str], seed: int) -> dict[str, Any]:
-        # 31 bits: some servers hold a seed in 32, signed.
-        request = {"model": self.model, **self._sampling, "seed": seed % 2**31}
+        # 31 bits: some servers store a seed as a signed number of 32 bits.
+        request: dict[str, Any] = {"model": self.model, **self._sampling, "seed": seed % 2**31}
         if stop:
             request["stop"] = list(stop)
         if self.way == "completions":
@@ -219,19 +231,19 @@ class OpenAIPolicy(TextPolicy):
 
     async def _send(self, client: AsyncOpenAI, request: dict[str, Any]) -> tuple[Any, Usage]:
         endpoint = client.completions if self.way == "completions" else client.chat.completions
-        # The client tells nobody that it sends a request again.
+        # The client does not report that it sends a request again.
         timer = asyncio.get_running_loop().call_later(self._timeout, self._warn_of_silence)
         try:
             reply = await endpoint.create(**request)
-        except (ValueError, RecursionError) as error:  # no UTF-8, an endless number or nesting, ...
+        except (ValueError, RecursionError) as error:  # not UTF-8, or too long a number or nesting
             shown = self._shown(error)
             raise PolicyUnavailable(f"{self.base_url} answers with broken JSON: {shown}") from None
         finally:
             timer.cancel()
         if isinstance(reply, str):
             raise SettingsError(
-                f"{self.base_url} is no API of OpenAI's kind (its URL mostly ends in /v1); it says: "
-                f"{self._shown(reply)!r}"
+                f"{self.base_url} is not an API of OpenAI's kind (the URL of an API mostly ends in "
+                f"/v1); it answers: {self._shown(reply)!r}"
             )
         self._answered, self._silent = True, False
         usage = _usage_of(reply)
@@ -239,65 +251,61 @@ class OpenAIPolicy(TextPolicy):
         if self.on_usage is not None:
             self.on_usage(usage)
         choices = getattr(reply, "choices", None)
-        # A proxy's way to say that what lies behind it failed.
+        # A proxy answers so when the server behind it failed.
         if not choices or not isinstance(choices, list):
             shown = self._shown(getattr(reply, "model_extra", reply))
             raise PolicyUnavailable(f"{self.base_url} answers without a choice: {shown}")
         return choices[0], usage
 
-    def _shown(self, said: object) -> str:
-        """What the API says, as it may be shown."""
-        return redact(str(said), self._api_key, most=ERROR_CHARACTERS)
+    def _shown(self, words: object) -> str:
+        """The API's words, shortened and without the key."""
+        return redact(str(words), self._api_key, most=ERROR_CHARACTERS)
 
     def _warn_of_silence(self) -> None:
-        if self._retries and not self._silent:  # otherwise it is an error, or was said
+        # Without retries the silence is an error; a second warning would say nothing new.
+        if self._retries and not self._silent:
             self._silent = True
-            _log.warning(
-                "%s has not answered within %g s: it is asked again, up to %d times a turn",
-                self.base_url,
-                self._timeout,
-                self._retries,
-            )
+            text = "%s has not answered within %g s: it is asked again, up to %d times a turn"
+            _log.warning(text, self.base_url, self._timeout, self._retries)
 
     def _read(
         self, choice: Any, stop: Sequence[str], sent: bool
-    ) -> tuple[str, Literal["tag", "eos", "length"], Form | None]:
-        """A choice's turn, why it ended, and how the program of a native call was read."""
+    ) -> tuple[str, TurnEnd, Form | None]:
+        """The text of a choice's turn, why it ended, and the form of a native call's program."""
         finish = getattr(choice, "finish_reason", None)
         if finish not in _ENDS:
             raise PolicyUnavailable(f"{self.base_url} broke the turn off: {self._shown(finish)}")
         plain = self.way == "completions"
         message: Any = getattr(choice, "message", None)
         text = getattr(choice, "text", None) if plain else _text_of(message)
-        if not isinstance(text, str):
-            raise PolicyUnavailable(
-                f"{self.base_url} answers without a turn: {self._shown(choice)}"
-            )
-        extra: Mapping[str, Any] = choice.model_extra or {}
-        if plain:
-            return *completed(text, finish, extra, stop, sent), None
-        # A call that the limit on tokens cut off is none.
-        if message.tool_calls and finish != "length":
-            called = _called(message.tool_calls)
-            if called is None:
-                raise PolicyUnavailable(
-                    f"{self.base_url} answers without a turn: {self._shown(choice)}"
-                )
+        # A call that the limit on tokens cut off does not count.
+        calls = None if plain or finish == "length" else getattr(message, "tool_calls", None)
+        called = _called(calls) if calls else None
+        if not isinstance(text, str) or (calls and called is None):
+            shown = self._shown(choice)
+            raise PolicyUnavailable(f"{self.base_url} answers without a turn: {shown}")
+        if called is not None:
             return call_text(text, *called), "tag", call_form(text, *called)
-        apart = message.model_extra or {}
-        if not text and any(extra.get(name) in stop for name in ("stop_reason", "matched_stop")):
+        extra: Mapping[str, Any] = choice.model_extra or {}
+        tagged = any(extra.get(name) in stop for name in ("stop_reason", "matched_stop"))
+        if not plain and not text and tagged:
+            apart = message.model_extra or {}
             thought = apart.get("reasoning_content") or apart.get("reasoning")
             if isinstance(thought, str) and thought:
                 raise SettingsError(
-                    f"{self.model} used a tag inside of a reasoning that {self.base_url} keeps apart: start the "
-                    "server without a reasoning parser, so that the tags can be read"
+                    f"{self.model} wrote a tag inside its reasoning, which {self.base_url} keeps "
+                    "apart from the text: start the server without a reasoning parser, so that the "
+                    "tags can be read"
                 )
         return *completed(text, finish, extra, stop, sent), None
 
 
-# The client does not check that an answer's values have the types that it names.
+# The client does not check that the values of an answer have their declared types.
 def _text_of(message: Any) -> Any:
-    """A message's text, if that is what it has; Mistral's reasoning models give it in parts, of which the reasoning is one."""
+    """The text of a message; 0 if it has no valid text.
+
+    Mistral's reasoning models give the text in parts, beside parts that hold the reasoning.
+    """
     content = getattr(message, "content", 0)
     if isinstance(content, list):
         parts = [part for part in content if isinstance(part, Mapping)]
@@ -309,11 +317,11 @@ def _text_of(message: Any) -> Any:
 def _usage_of(reply: Any) -> Usage:
     """The token counts of an answer, checked."""
     used = getattr(reply, "usage", None)
-    counts = [getattr(used, name, None) for name in ("prompt_tokens", "completion_tokens")]
-    cached = getattr(getattr(used, "prompt_tokens_details", None), "cached_tokens", None)
-    if not all(_is_count(count) for count in counts):
+    prompt: Any = getattr(used, "prompt_tokens", None)
+    written: Any = getattr(used, "completion_tokens", None)
+    if not (_is_count(prompt) and _is_count(written)):
         return Usage(requests=1, uncounted=1)
-    prompt, written = counts
+    cached: Any = getattr(getattr(used, "prompt_tokens_details", None), "cached_tokens", None)
     return Usage(1, prompt, written, 0, min(cached, prompt) if _is_count(cached) else 0)
 
 
@@ -322,7 +330,11 @@ def _is_count(value: Any) -> bool:
 
 
 def _called(calls: Any) -> tuple[str, Any] | None:
-    """Name and arguments of a message's first native call, which may be a call of anything; `None` if it is no call at all."""
+    """The name and the arguments of a message's first native call, of whatever tool.
+
+    Returns:
+        `None` if the first entry is not a call.
+    """
     call: Any = calls[0] if isinstance(calls, list) else None
     if not hasattr(call, "to_dict"):
         return None

@@ -1,4 +1,4 @@
-"""A model of transformers, in this process: continuous batching over a paged cache."""
+"""A policy with a model of transformers in this process: continuous batching, a paged cache."""
 
 from retool_env.rollout.transformers.policy import TransformersPolicy, load_policy
 

@@ -1,13 +1,16 @@
-"""Batcher: requests join and leave a running batch at any token.
+"""Batcher: continuous batching, where requests join and leave a running batch at any token.
 
-One thread owns the model while there are requests. Each of its steps computes what new requests lack in the cache (bounded,
-so that a long prompt holds nobody up for long) and samples one token for every request that lacks nothing. Requests with a
-common beginning wait until the first of them has computed it. A full cache delays new requests; where even running ones
-outgrow it, the youngest steps back and is computed again later.
+One thread owns the model while there are requests. Each of its steps first computes the tokens of
+new requests that the cache lacks, up to a bound, so that a long prompt does not delay other
+requests for long. It then samples one token for every request whose context is computed. Requests
+with a common prefix wait until the first of them has computed it. If the cache is full, new
+requests wait; if even running requests outgrow it, the youngest request loses its blocks and is
+computed again later.
 """
 
 from __future__ import annotations
 
+import inspect
 import random
 import threading
 import time
@@ -15,30 +18,31 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from retool_env.episode import Generation
+from retool_env.rollout.policy import TurnEnd
 from retool_env.rollout.transformers.blocks import ROOT, Block, BlockPool
 from retool_env.rollout.transformers.kv_cache import PagedCache
 
 BLOCK = 16
-"""Tokens a block of the cache."""
+"""The number of tokens in a block of the cache."""
 PREFILL = 2048
-"""Tokens of prompts and results that a forward pass takes, at most, padding included."""
+"""The most tokens of prompts and results in one forward pass, padding included."""
 DECODE = 2**18
-"""Tokens of context that a step which samples reads in one forward pass, at most, padding included (a row always fits)."""
+"""The most tokens of context that one forward pass of sampling reads, padding included. A pass of a
+single row may read more.
+"""
 
-StopReason = Literal["tag", "eos", "length"]
 Draw = Callable[[torch.Tensor, Sequence["Request"]], tuple[torch.Tensor, torch.Tensor]]
-"""Logits, shape `(B, V)`, and their requests, to token ids and log-probs, shape `(B,)` each."""
+"""Samples from logits, shape `(B, V)`, for `B` requests: token ids and log-probs, shape `(B,)`."""
 
 
-Outcome = Generation | Exception | None
-"""What becomes of a request: a turn, an error, or nothing where it was cancelled."""
+Result = Generation | Exception | None
+"""The result of a request: a turn, an error, or `None` after a cancellation."""
 
 
 @dataclass(eq=False)
@@ -46,26 +50,35 @@ class Request:
     """One turn that is being sampled."""
 
     token_ids: list[int]
-    """The context, and what has been sampled since."""
+    """The context, and the tokens sampled since."""
     stop: tuple[str, ...]
+    """The strings that end the turn."""
     budget: int
+    """The most tokens to sample."""
     uniform: random.Random
-    """Where its draws come from: its own, so that they don't hang on who shares its batch."""
+    """The random numbers of this request: its own, so that they don't depend on its batch."""
     started: float = field(default_factory=time.monotonic)
+    """The time of the request, in seconds of the monotonic clock."""
     future: Future[Generation] = field(default_factory=Future)
+    """The future that receives the turn."""
     cancelled: bool = False
+    """Whether the caller has cancelled the request; the next step then removes it."""
     logprobs: list[float] = field(default_factory=list)
+    """The log-prob of each sampled token."""
     weight_version: int | None = None
-    """Of the weights that sampled its first token."""
+    """The version of the weights that sampled its first token; `None` before that."""
     context: int = field(init=False)
-    """Number of tokens that it came with."""
+    """The number of tokens in the context."""
     blocks: list[Block] = field(default_factory=list)
+    """The blocks that the request holds, in the order of its tokens."""
     slots: np.ndarray = field(init=False)
-    """The cache's slot of each token, as far as there are blocks."""
+    """The cache's slot of each token; 0 where there is no block yet. Shape `(context + budget,)`,
+    rounded up to whole blocks.
+    """
     computed: int = 0
-    """Number of tokens whose keys and values are in the cache."""
+    """The number of tokens whose keys and values are in the cache."""
     content: int = ROOT
-    """Names its complete blocks (see `BlockPool.complete`)."""
+    """The content name of its complete blocks (see `BlockPool.complete`)."""
 
     def __post_init__(self) -> None:
         self.context = len(self.token_ids)
@@ -79,11 +92,18 @@ class Request:
 
     @property
     def missing(self) -> int:
-        """Number of tokens to compute before the next one can be sampled; at least 1."""
+        """The number of tokens to compute before the next sample; at least 1 between two steps."""
         return len(self.token_ids) - self.computed
 
+    def generation(self, reason: TurnEnd) -> Generation:
+        """The sampled turn, which ends for this reason."""
+        seconds = time.monotonic() - self.started
+        return Generation(
+            tuple(self.sampled), tuple(self.logprobs), reason, seconds, self.weight_version
+        )
+
     def add(self, blocks: Sequence[Block]) -> None:
-        """Take blocks for the tokens that come next."""
+        """Append blocks for the next tokens."""
         for block in blocks:
             at = len(self.blocks) * BLOCK
             first = block.index * BLOCK
@@ -95,50 +115,57 @@ class Batcher:
     """Samples turns from a model.
 
     Args:
-        model: A causal language model with attention layers only.
-        draw: Samples a token for each request.
-        stop_reason: Whether a request that has just been given a token is done, and why.
-        max_batch: Requests in the batch, at most.
-        cache_tokens: Size of the cache.
+        model: A causal language model that has only attention layers.
+        draw: Samples one token for each request.
+        stop_reason: Returns why a request ends after its newest token; `None` if it goes on.
+        max_batch: The most requests in the batch.
+        cache_tokens: The most tokens in the cache.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         draw: Draw,
-        stop_reason: Callable[[Request], StopReason | None],
+        stop_reason: Callable[[Request], TurnEnd | None],
         max_batch: int,
         cache_tokens: int,
     ) -> None:
         self.prefilled_tokens = 0
+        """The number of context tokens computed so far."""
         self.reused_tokens = 0
+        """The number of context tokens found in the cache so far."""
         self.weight_version = 0
+        """The version of the weights that the model has now."""
         self._model = model
         self._draw = draw
         self._stop_reason = stop_reason
         self._max_batch = max_batch
         self.pool = BlockPool(cache_tokens, BLOCK)
-        """The cache's blocks, free and in use."""
+        """The blocks of the cache."""
         self.cache = PagedCache((self.pool.count + 1) * BLOCK)
         """The keys and values."""
-        self._lock = threading.Lock()  # of the next four, and `weight_version`
+        self._lock = threading.Lock()  # guards the next four fields, and `weight_version`
         self._inbox: list[Request] = []
         self._stale = False
         self._changes: list[tuple[int, Callable[[], None] | None, Future[None]]] = []
         self._serving = False
         self._version = 0
         self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []  # by age: the first is never set back
-        # Of its own, so that no burst of other work in a loop's executor stands before it.
+        self._running: list[Request] = []  # the oldest first; it is never set back
+        self._cache_argument = _cache_argument(model)
+        # A thread of its own: other work in the loop's executor can't delay it.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampling")
 
     @property
     def pending(self) -> int:
-        """The number of requests that the model still works for."""
+        """The number of requests that are not finished."""
         return len(self._inbox) + len(self._waiting) + len(self._running)
 
     def submit(self, request: Request) -> None:
-        """Take a request. Its future is done when the model works for it no more, be it cancelled or not."""
+        """Take a request.
+
+        Its future is done when the model no longer works on the request, also if it was cancelled.
+        """
         with self._lock:
             self._inbox.append(request)
             if not self._serving:
@@ -148,14 +175,15 @@ class Batcher:
     def update_weights(
         self, version: int, change: Callable[[], None] | None = None
     ) -> Future[None]:
-        """Compute with nothing that older weights left, from the next step on.
+        """Change the weights before the next step, and drop the cache of the old weights.
 
         Args:
-            version: The new weights' number.
-            change: Puts them into the model. Called between two steps; its error becomes the result's.
+            version: The number of the new weights.
+            change: Writes the weights into the model; called between two steps. Its error becomes
+                the error of the result. `None`: the weights are in the model already.
 
         Returns:
-            Done when the weights have changed.
+            A future that is done when the weights have changed.
         """
         changed: Future[None] = Future()
         with self._lock:
@@ -166,7 +194,7 @@ class Batcher:
         return changed
 
     def clear_cache(self) -> None:
-        """Give the cache's memory back, unless requests are being served."""
+        """Free the memory of the cache, unless requests are being served."""
         with self._lock:
             if not self._serving:
                 self.pool.clear()
@@ -178,31 +206,35 @@ class Batcher:
         self._model.eval()
         idle = False
         while not idle:
-            done: list[tuple[Request, Outcome]] = []
+            done: list[tuple[Request, Result]] = []
             try:
                 self._step(done)
             except Exception as error:
-                # Who was done before the error still is.
+                # Requests that were done before the error keep their turns.
                 done += self._fail(error)
             with self._lock:
                 idle = not self.pending
                 if idle:
                     if self._stale:
                         self._renew()
-                    # Before the last turn is handed over: whoever has it may train at once.
+                    # Before the last turn is returned: its receiver may train at once.
                     for module in training:
                         module.training = True
                     self._serving = False
-            for request, outcome in done:
-                if isinstance(outcome, Generation):
-                    request.future.set_result(outcome)
-                elif outcome is None:
+            for request, result in done:
+                if isinstance(result, Generation):
+                    request.future.set_result(result)
+                elif result is None:
                     request.future.cancel()
                 else:
-                    request.future.set_exception(outcome)
+                    request.future.set_exception(result)
 
-    def _step(self, done: list[tuple[Request, Outcome]]) -> None:
-        """One token for each request that lacks nothing; adds those that are done, with their turns."""
+    def _step(self, done: list[tuple[Request, Result]]) -> None:
+        """Sample one token for each request whose context is computed.
+
+        Args:
+            done: The list to which finished and cancelled requests are added.
+        """
         with self._lock:
             self._waiting.extend(self._inbox)
             self._inbox.clear()
@@ -216,11 +248,11 @@ class Batcher:
         behind = [request for request in self._running if request.missing > 1]
         if behind:
             longest = min(behind[0].missing, PREFILL)
-            # Of similar length, since all are padded to the longest.
+            # Requests of similar length: a pass pads all of them to the longest.
             alike = [r for r in behind if longest <= 2 * min(r.missing, longest)]
             self._advance(alike[: max(1, PREFILL // longest)], longest, done)
         ready = [request for request in self._running if request.missing == 1]
-        # An older one may need room, and the youngest give way to it.
+        # Room for an older request may set a younger request back, which then is not running.
         ready = [r for r in ready if r in self._running and self._make_room(r)]
         for together in _of_similar_length(ready):
             self._advance(together, 1, done)
@@ -236,21 +268,21 @@ class Batcher:
             if len(self._running) >= self._max_batch:
                 return
             ids = request.token_ids
-            found = pool.longest_prefix(ids)
-            content = found[-1].content if found else ROOT
-            following = pool.key(ids, len(found), content)
-            if following in being_computed and (len(found) + 1) * BLOCK < len(ids):
+            prefix = pool.longest_prefix(ids)
+            content = prefix[-1].content if prefix else ROOT
+            following = pool.key(ids, len(prefix), content)
+            if following in being_computed and (len(prefix) + 1) * BLOCK < len(ids):
                 continue
-            pool.hold(found)
-            wanted = -(-len(ids) // BLOCK) - len(found)
-            # One more block for each, so that what is taken in now is not set back a moment later.
+            pool.hold(prefix)
+            wanted = -(-len(ids) // BLOCK) - len(prefix)
+            # One spare block for each request, so that a request admitted now is not set back soon.
             if self._running and pool.available < wanted + len(self._running) + 1:
-                pool.release(found)
+                pool.release(prefix)
                 return
-            request.add(found)
+            request.add(prefix)
             request.add([_sure(pool.allocate()) for _ in range(wanted)])
             request.content = content
-            request.computed = len(found) * BLOCK
+            request.computed = len(prefix) * BLOCK
             self.reused_tokens += request.computed
             self._waiting.remove(request)
             self._running.append(request)
@@ -258,7 +290,11 @@ class Batcher:
                 being_computed.add(following)
 
     def _make_room(self, request: Request) -> bool:
-        """Room for a request's next token, from younger ones if need be; false if it was set back itself."""
+        """Get a block for a request's next token, from younger requests if the cache is full.
+
+        Returns:
+            Whether the request has room; false if the request itself was set back.
+        """
         while request.computed >= len(request.blocks) * BLOCK:
             block = self.pool.allocate()
             if block is not None:
@@ -275,14 +311,14 @@ class Batcher:
         self._waiting.appendleft(request)
 
     def _leave(self, request: Request) -> None:
-        """Take a request out, and let go of what it holds."""
+        """Remove a request from its queue, and release its blocks."""
         (self._waiting if request in self._waiting else self._running).remove(request)
         self.pool.release(request.blocks)
         request.blocks.clear()
         request.computed, request.content = 0, ROOT
 
     def _renew(self) -> None:
-        """Drop the cache, and take new weights if there are some; who runs is computed again."""
+        """Drop the cache and apply weight changes. Running requests are computed again."""
         for request in reversed(self._running):
             self._set_back(request)
         self.pool.clear()
@@ -313,9 +349,9 @@ class Batcher:
         return [(request, error) for request in failed]
 
     def _advance(
-        self, requests: list[Request], most: int, done: list[tuple[Request, Outcome]]
+        self, requests: list[Request], most: int, done: list[tuple[Request, Result]]
     ) -> None:
-        """Compute up to `most` tokens of each request, and sample for those that then lack nothing."""
+        """Compute up to `most` tokens of each request, and sample where the context is computed."""
         counts = [min(request.missing, most) for request in requests]
         logits = self._forward(requests, counts)
         for request, count in zip(requests, counts, strict=True):
@@ -342,19 +378,14 @@ class Batcher:
             reason = self._stop_reason(request)
             if reason is not None:
                 self._leave(request)
-                done.append((request, self._generation(request, reason)))
-
-    def _generation(self, request: Request, reason: StopReason) -> Generation:
-        return Generation(
-            tuple(request.sampled),
-            tuple(request.logprobs),
-            reason,
-            time.monotonic() - request.started,
-            weight_version=request.weight_version,
-        )
+                done.append((request, request.generation(reason)))
 
     def _forward(self, requests: list[Request], counts: list[int]) -> torch.Tensor:
-        """Compute each request's next `counts` tokens; returns the logits after them, shape `(B, V)`."""
+        """Compute the next tokens of each request, as many as `counts` says.
+
+        Returns:
+            The logits after these tokens, shape `(B, V)`.
+        """
         ends = [request.computed + count for request, count in zip(requests, counts, strict=True)]
         width, length, batch = max(counts), max(ends), len(requests)
         ids = np.zeros((batch, width), dtype=np.int64)
@@ -374,9 +405,9 @@ class Batcher:
             input_ids=self._tensor(ids),
             attention_mask=(slots != 0).long(),
             position_ids=self._tensor(positions),
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self._cache_argument: self.cache},
         )
         return output.logits[:, -1]
 
@@ -384,10 +415,21 @@ class Batcher:
         return torch.from_numpy(array).to(self._model.device)
 
 
+def _cache_argument(model: PreTrainedModel) -> str:
+    """The model's name of its cache. Transformers 5.17 knows one name; 5.24 warns of it."""
+    base = getattr(model, "get_base_model", lambda: model)()  # below the adapters of peft
+    for kind in type(base).__mro__:  # the first class that names it: others may take `**kwargs`
+        forward = vars(kind).get("forward")
+        names = inspect.signature(forward).parameters if forward else {}
+        if "cache" in names or "past_key_values" in names:
+            return "cache" if "cache" in names else "past_key_values"
+    return "past_key_values"
+
+
 def _of_similar_length(requests: list[Request]) -> list[list[Request]]:
-    """The requests in parts that each fit into one pass, in which all are padded to the longest."""
+    """Split requests into parts for one pass each. A pass pads its requests to the longest."""
     parts: list[list[Request]] = []
-    for request in sorted(requests, key=lambda each: len(each.token_ids)):
+    for request in sorted(requests, key=lambda request: len(request.token_ids)):
         if not parts or (len(parts[-1]) + 1) * len(request.token_ids) > DECODE:
             parts.append([])
         parts[-1].append(request)
@@ -396,5 +438,5 @@ def _of_similar_length(requests: list[Request]) -> list[list[Request]]:
 
 def _sure(block: Block | None) -> Block:
     if block is None:
-        raise RuntimeError("the cache has fewer blocks than it counts")
+        raise RuntimeError("the block pool is empty though it counts free blocks: report this bug")
     return block

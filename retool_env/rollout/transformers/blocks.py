@@ -1,8 +1,8 @@
-"""BlockPool: which blocks of a key-value cache are in use, which can be found again, and which goes first.
+"""BlockPool: the blocks of a key-value cache, shared by sequences with a common prefix.
 
-A block holds the keys and values of `size` consecutive tokens. Complete blocks are found again by what they hold and what
-precedes them, so that sequences with a common beginning share it. A block that nobody uses is kept until its room is
-needed; the least recently used goes first. No tensors here: the pool hands out numbers.
+A block holds the keys and values of `size` consecutive tokens. A complete block can be found by its
+tokens and by the tokens before it. A block without users is kept until its room is needed; the
+least recently used block goes first. The pool handles numbers only, no tensors.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 ROOT = 0
-"""The content name of the empty beginning."""
+"""The content name of the empty prefix."""
 
 Key = tuple[int, tuple[int, ...]]
-"""The content name of all that precedes a block, and the block's own tokens."""
+"""The content name of all tokens before a block, and the block's own tokens."""
 
 
 @dataclass(eq=False, slots=True)
@@ -24,24 +24,26 @@ class Block:
     """Room for `size` tokens."""
 
     index: int
-    """Its place in the cache, from 1; place 0 is nobody's, for padding."""
+    """The block's position in the cache, from 1. Position 0 holds the padding."""
     users: int = 0
-    """Sequences that hold it."""
+    """The number of sequences that hold the block."""
     key: Key | None = None
-    """What it is found by; `None` while it is not complete."""
+    """The key by which the block is found; `None` while the block is incomplete."""
     content: int = ROOT
-    """The name of all tokens up to its end; two blocks with one name hold the same. Meaningless without a key."""
+    """The name of all tokens up to the block's end. Blocks of one name hold the same. Valid only
+    with a key.
+    """
 
 
 class BlockPool:
-    """Blocks of a cache of a fixed number of tokens.
+    """The blocks of a cache that has room for a fixed number of tokens.
 
     Args:
-        tokens: Of all blocks together, at most.
-        size: Tokens a block.
+        tokens: The most tokens in all blocks together.
+        size: The number of tokens in a block.
 
     Raises:
-        ValueError: If there is not room for one block.
+        ValueError: If there is no room for one block.
     """
 
     def __init__(self, tokens: int, size: int) -> None:
@@ -51,43 +53,49 @@ class BlockPool:
         self.count = tokens // size
         self._free = [Block(index) for index in range(self.count, 0, -1)]
         self._found_by: dict[Key, Block] = {}
-        self._idle: OrderedDict[int, Block] = OrderedDict()  # findable, and nobody's
-        # Names are never given twice, so a block whose predecessor went can't be mistaken for another's successor.
+        self._idle: OrderedDict[int, Block] = OrderedDict()  # findable, without users
+        # Names are never reused: a block whose predecessor was dropped can't be found by mistake.
         self._names = itertools.count(ROOT + 1)
 
     @property
     def available(self) -> int:
-        """Blocks that `allocate` can hand out."""
+        """The number of blocks that `allocate` can give."""
         return len(self._free) + len(self._idle)
 
     def key(self, token_ids: Sequence[int], number: int, content: int) -> Key:
-        """The key of a sequence's block, counted from 0, where `content` names all before it."""
+        """The key of a block of a sequence.
+
+        Args:
+            token_ids: All tokens of the sequence, shape `(P,)`.
+            number: The number of the block in the sequence, from 0.
+            content: The content name of all tokens before the block.
+        """
         return content, tuple(token_ids[number * self.size : (number + 1) * self.size])
 
     def longest_prefix(self, token_ids: Sequence[int]) -> list[Block]:
-        """The complete blocks that a sequence begins with, in order; not held yet.
+        """Find the complete blocks with which a sequence begins, in order, without holding them.
 
         At least one token is left out, because a forward pass needs one to give a distribution.
         """
-        found: list[Block] = []
+        prefix: list[Block] = []
         content = ROOT
         for number in range((len(token_ids) - 1) // self.size):
             block = self._found_by.get(self.key(token_ids, number, content))
             if block is None:
                 break
-            found.append(block)
+            prefix.append(block)
             content = block.content
-        return found
+        return prefix
 
     def hold(self, blocks: Iterable[Block]) -> None:
-        """Use blocks that were found."""
+        """Hold blocks that `longest_prefix` has found."""
         for block in blocks:
             if not block.users:
                 del self._idle[block.index]
             block.users += 1
 
     def allocate(self) -> Block | None:
-        """An empty block, held once; `None` if all are in use."""
+        """Give an empty block with one user; `None` if all blocks are in use."""
         if self._free:
             block = self._free.pop()
         elif self._idle:
@@ -99,11 +107,11 @@ class BlockPool:
         return block
 
     def complete(self, block: Block, key: Key) -> int:
-        """Let a held block, all of whose tokens are computed, be found.
+        """Make a held block findable. All its tokens are computed.
 
         Returns:
-            The name of all tokens up to its end. Where another block holds the same already, that one's, and this one stays
-            its owner's alone.
+            The content name of all tokens up to the block's end. If another block already holds the
+            same tokens, its name is returned, and this block is not shared.
         """
         other = self._found_by.get(key)
         if other is not None:
@@ -113,7 +121,11 @@ class BlockPool:
         return block.content
 
     def release(self, blocks: Sequence[Block]) -> None:
-        """Let go of a sequence's blocks. Its end is what will go first: no block is of use without those before it."""
+        """Release the blocks of a sequence.
+
+        The blocks at the end of the sequence will go first: a block is of use only together with
+        the blocks before it.
+        """
         for block in reversed(blocks):
             block.users -= 1
             if block.users:
@@ -124,7 +136,10 @@ class BlockPool:
                 self._idle[block.index] = block
 
     def clear(self) -> None:
-        """Forget what every block holds. Those in use stay with their holders and are found no more."""
+        """Forget the contents of all blocks.
+
+        Blocks in use stay with their sequences, and are not found again.
+        """
         for block in list(self._found_by.values()):
             self._forget(block)
         self._free.extend(self._idle.values())

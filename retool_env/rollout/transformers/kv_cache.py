@@ -1,8 +1,8 @@
 """PagedCache: a key-value cache of transformers whose rows lie in blocks of one pool.
 
-The model sees an ordinary cache of left-padded rows. Behind it, each layer has one tensor of keys and one of values, a slot
-a token, and a table says which slots make up each row; so rows come, go and share their beginnings without anything being
-moved, and masks and attention stay the model's own.
+The model sees an ordinary cache of left-padded rows. Behind it, each layer has one tensor of keys
+and one of values, with one slot for each token, and a table lists the slots of each row. Rows
+therefore come, go and share prefixes without moving data. Masks and attention stay the model's own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class PagedCache(Cache):
     """Keys and values in slots.
 
     Args:
-        slots: Their number. Slot 0 stays zero, for padding.
+        slots: The number of slots. Slot 0 stays zero, for padding.
     """
 
     def __init__(self, slots: int) -> None:
@@ -29,9 +29,11 @@ class PagedCache(Cache):
         """Set the rows of the next forward pass.
 
         Args:
-            table: The slot of each token of each row, the new ones included, left-padded with slot 0; shape `(B, L)`.
-            width: Columns of the query, Q: the table's last ones.
-            written: Where in the query, flattened from `(B, Q)`, the new tokens are; `None` if all of it is new.
+            table: The slot of each token of each row, including the new tokens, left-padded with
+                slot 0; shape `(B, L)`.
+            width: The number of columns of the query, Q: the last columns of the table.
+            written: The positions of the new tokens in the query, flattened from `(B, Q)`; shape
+                `(N,)`. `None`: all tokens of the query are new.
         """
         self._table = table.flatten()
         self._length, self._width = table.shape[1], width
@@ -41,11 +43,11 @@ class PagedCache(Cache):
 
     @property
     def allocated(self) -> int:
-        """The number of slots that memory is taken for: all, or 0 before anything is written."""
+        """The number of slots that have memory: all slots, or 0 before the first write."""
         return next((len(keys) for keys, _ in self._pools.values()), 0)
 
     def clear(self) -> None:
-        """Give the memory back; it is taken anew when next written to."""
+        """Free the memory. The next write allocates it again."""
         self._pools.clear()
 
     def update(
@@ -56,7 +58,16 @@ class PagedCache(Cache):
         *_: Any,
         **__: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write one layer's new tokens, shape `(B, H, Q, D)`, and return all rows, shape `(B, H, L, D)`."""
+        """Write the new tokens of one layer, and return the keys and values of all rows.
+
+        Args:
+            key_states: The keys of the query, shape `(B, H, Q, D)`.
+            value_states: The values of the query, shape `(B, H, Q, D)`.
+            layer_idx: The number of the layer.
+
+        Returns:
+            The keys and the values of all rows, shape `(B, H, L, D)` each.
+        """
         pools = self._pools.get(layer_idx)
         if pools is None:
             keys, values = (
@@ -73,9 +84,9 @@ class PagedCache(Cache):
         return read.view(-1, self._length, *pool.shape[1:]).transpose(1, 2)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns before the query."""
+        """The number of columns before the query."""
         return self._length - self._width
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Number of columns of the keys, and of those left out before them."""
+        """The number of columns of the keys, and the number of columns left out before them, 0."""
         return self._length, 0

@@ -1,9 +1,10 @@
 """TransformersPolicy: a causal language model of transformers, on the CPU or a GPU.
 
-Requests join and leave a running batch at any token (`retool_env.rollout.transformers.batching`), and what was computed of a prompt or of
-earlier turns is kept across tool calls and shared by a group's rollouts (`retool_env.rollout.transformers.blocks`), until the weights
-change. Batching is our own rather than transformers' `generate_batch`, which draws all requests from one global generator,
-knows no stop strings, and changes the model's attention while it runs.
+Requests join and leave a running batch at any token (`retool_env.rollout.transformers.batching`).
+The keys and values of a prompt and of earlier turns are kept across tool calls and shared by the
+rollouts of a group, until the weights change (`retool_env.rollout.transformers.blocks`). The
+batching is our own: the method `generate_batch` of transformers draws all requests from one global
+generator, has no stop strings, and changes the model's attention while it runs.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import functools
 import random
 import warnings
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, override
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,27 +24,31 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from retool_env.episode import Generation
 from retool_env.errors import SettingsError
 from retool_env.files import folder_fault
-from retool_env.rollout.policy import Policy, check_room, check_sampling
-from retool_env.rollout.transformers.batching import BLOCK, Batcher, Request, StopReason
-from retool_env.rollout.weights import Weights
+from retool_env.rollout.policy import Policy, TurnEnd, check_room, check_sampling
+from retool_env.rollout.transformers.batching import BLOCK, Batcher, Request
+from retool_env.rollout.weights import Inventory, Weights
 from retool_env.tokens import decode
+
+_ATTENTION = {"full_attention", "sliding_attention"}  # the layers whose state is keys and values
 
 
 class TransformersPolicy(Policy):
     """Samples from a model of transformers.
 
     Args:
-        model: A causal language model. It is used where it is, and as it is: whoever trains it may change its weights
-            while no `act` is under way, and says so with `update_weights`.
-        tokenizer: Its tokenizer.
-        temperature: Of sampling; 0 is greedy.
-        top_p: Nucleus mass. Training needs 1.0, so that log-probs are those of the model itself.
-        max_batch: Sequences decoded together, at most.
-        cache_tokens: Tokens whose keys and values are kept, at most. Requests wait while those under way fill it.
+        model: A causal language model. The policy does not copy it. A trainer may change its
+            weights in place while no `act` is under way, and then calls `update_weights`.
+        tokenizer: The tokenizer of the model.
+        temperature: The sampling temperature; 0 is greedy.
+        top_p: The nucleus mass of sampling. Training needs 1.0, so that log-probs equal the model's
+            own.
+        max_batch: The most sequences that are decoded together.
+        cache_tokens: The most tokens whose keys and values are kept. New requests wait while
+            running requests fill the cache.
 
     Raises:
-        SettingsError: If temperature, top-p or a size is out of range, the tokenizer knows no end of sequence, or the model
-            keeps another state than keys and values.
+        SettingsError: If temperature, top-p or a size is out of range, the tokenizer has no
+            end-of-sequence token, or the model keeps a state other than keys and values.
     """
 
     def __init__(
@@ -61,18 +66,14 @@ class TransformersPolicy(Policy):
         if cache_tokens < BLOCK:
             raise SettingsError(f"cache_tokens must be at least {BLOCK}, not {cache_tokens}")
         if tokenizer.eos_token_id is None:
-            raise SettingsError(
-                "the tokenizer has no eos_token, so no turn could end without a tag"
-            )
+            raise SettingsError("the tokenizer has no eos_token, which ends turns without a tag")
         config = model.config.get_text_config()
-        other = set(getattr(config, "layer_types", None) or ()) - {
-            "full_attention",
-            "sliding_attention",
-        }
+        other = set(getattr(config, "layer_types", None) or ()) - _ATTENTION
         if other or getattr(model, "_is_stateful", False):
             raise SettingsError(
-                f"a {config.model_type} model must be served by another engine (vLLM): this one keeps keys and values, and "
-                f"some of its layers keep another state{': ' if other else ''}{', '.join(sorted(other))}"
+                f"a {config.model_type} model needs another engine (vLLM): this policy caches keys "
+                "and values only, and some layers of the model keep another "
+                f"state{': ' if other else ''}{', '.join(sorted(other))}"
             )
         self.model = model
         self.tokenizer: Any = tokenizer
@@ -83,10 +84,13 @@ class TransformersPolicy(Policy):
         self.context_length = int(config.max_position_embeddings)
         declared = model.generation_config.eos_token_id
         declared = declared if isinstance(declared, list) else [declared]
-        self._eos = {tokenizer.eos_token_id, *declared} - {None}
+        self.eos_token_ids = {tokenizer.eos_token_id, *declared} - {None}
+        """The tokens that end a turn: the tokenizer's, and those in the model's generation config.
+        """
         self._text_of: dict[int, str] = {}
         self._warned = False
-        # Weakly: if it referred to itself, its model and its cache, gigabytes, would outlive it until garbage is collected.
+        # Weak references: a cycle would keep the model and the cache, gigabytes, after the policy
+        # is gone, until the garbage collector runs.
         draw: Any = weakref.WeakMethod(self._draw)
         stop_reason: Any = weakref.WeakMethod(self._stop_reason)
         self.batcher = Batcher(
@@ -100,36 +104,37 @@ class TransformersPolicy(Policy):
 
     @property
     def weight_version(self) -> int:  # type: ignore[override]  # the batcher counts it
-        """Which weights it serves; 0 at first."""
+        """The version of the weights that are served; 0 at first."""
         return self.batcher.weight_version
 
     @property
     def prefilled_tokens(self) -> int:  # type: ignore[override]  # the batcher counts it
-        """Tokens of contexts computed so far, those computed again after a change of weights included."""
+        """The number of context tokens computed so far, also again after a change of weights."""
         return self.batcher.prefilled_tokens
 
     @property
     def reused_tokens(self) -> int:
-        """Tokens of contexts found in the cache so far."""
+        """The number of context tokens found in the cache so far."""
         return self.batcher.reused_tokens
 
+    @override
     async def act(
         self, token_ids: Sequence[int], stop: Sequence[str], budget: int, seed: int
     ) -> Generation:
         """Sample one turn; see `Policy.act`.
 
-        When it has returned, raised or been cancelled, the model works for it no more. A turn during which the weights
-        changed has the version that its first token was sampled with.
+        When this has returned, raised or been cancelled, the model no longer works on the turn. If
+        the weights change during a turn, the turn has the version that sampled its first token.
 
         Raises:
-            ValueError: If there are no tokens, the budget is below 1, or both together do not fit into the model's context
-                or the cache.
+            ValueError: If there are no tokens, the budget is below 1, or both together do not fit
+                into the model's context or into the cache.
         """
         check_room(token_ids, budget, self.context_length)
         if len(token_ids) + budget > self.cache_tokens:
             raise ValueError(
-                f"{len(token_ids)} tokens and a budget of {budget} don't fit a cache of {self.cache_tokens}: set "
-                "cache_tokens higher, or max_tokens lower"
+                f"{len(token_ids)} tokens and a budget of {budget} don't fit a cache of "
+                f"{self.cache_tokens}: set cache_tokens higher, or max_tokens lower"
             )
         request = Request(list(token_ids), tuple(stop), budget, random.Random(seed))
         self.batcher.submit(request)
@@ -138,64 +143,75 @@ class TransformersPolicy(Policy):
             return await asyncio.shield(turn)
         except asyncio.CancelledError:
             request.cancelled = True
-            while not turn.done():  # however often it is cancelled: the model must be done with it
+            while not turn.done():  # even if cancelled again: the model must be done with it
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait([turn])
             raise
 
+    @override
     async def update_weights(self, version: int, weights: Weights | None = None) -> None:
-        """Serve new weights from here on. The cache is dropped; turns under way go on with the new ones, all recomputed.
+        """Serve new weights from now on. The cache is dropped.
+
+        Turns under way go on with the new weights; their contexts are computed again. If the
+        model's type is narrower than the weights' type, the first update in which rounding loses a
+        change gives a warning, with the share of changed weights that stayed the same.
 
         Args:
-            version: The new weights' number.
-            weights: All of the model's, adapters merged; they are copied into it one by one. `None`: they are in the model
-                already. The first update of which rounding to the model's type loses something is warned of, with the share
-                of weights that it did not move.
+            version: The number of the new weights.
+            weights: All weights of the model, adapters merged. They are copied into the model one
+                by one. `None`: they are in the model already.
 
         Raises:
-            ValueError: If they are not those of the model, by name and shape. Of a mapping nothing is copied then; of an
-                iterable, what came before.
+            ValueError: If names or shapes differ from the model's. Weights of a mapping are checked
+                before anything is copied; of an iterable, the earlier weights are copied by then.
         """
         change = None if weights is None else functools.partial(self._take, weights)
         await asyncio.wrap_future(self.batcher.update_weights(version, change))
 
     def clear_cache(self) -> None:
-        """Give the memory of keys and values back while nothing is sampled; it is taken anew when something is."""
+        """Free the memory of keys and values while nothing is sampled.
+
+        The next turn allocates it again.
+        """
         self.batcher.clear_cache()
 
     @torch.no_grad()
     def _take(self, weights: Weights) -> None:
-        own = self.model.state_dict(keep_vars=True)
-        if isinstance(weights, Mapping):
-            for name, tensor in weights.items():
-                _check_weight(own, name, tensor)
-            _check_complete(own, weights)
-            weights = weights.items()
-        given = set()
+        state = self.model.state_dict(keep_vars=True)
+        inventory = Inventory.of_tensors(state)
+        if isinstance(weights, Mapping):  # checked as a whole, before anything is copied
+            weights = list(inventory.checked(weights))
         changed = unmoved = 0
-        for name, tensor in weights:
-            _check_weight(own, name, tensor)
-            if tensor.dtype.itemsize > own[name].dtype.itemsize:
-                tensor = tensor.to(own[name].device)
-                differs = own[name] != tensor  # compared in the wider type
+        for name, tensor in inventory.checked(weights):
+            current = state[name]
+            if tensor.dtype.itemsize > current.dtype.itemsize:
+                tensor = tensor.to(current.device)
+                differs = current != tensor  # compared in the wider type
                 changed += int(differs.sum())
-                unmoved += int((differs & (own[name] == tensor.to(own[name].dtype))).sum())
-            own[name].copy_(tensor)
-            given.add(name)
-        _check_complete(own, given)
+                unmoved += int((differs & (current == tensor.to(current.dtype))).sum())
+            current.copy_(tensor)
         if unmoved and not self._warned:
             self._warned = True
             warnings.warn(
-                f"the policy's weights are in {str(self.model.dtype).removeprefix('torch.')}: of those that an update "
-                f"changed, {unmoved / changed:.0%} stay as they were, rounded, so that it samples from another model than "
-                "the trained one; load it in float32",
+                f"the policy's weights are in {str(self.model.dtype).removeprefix('torch.')}: "
+                f"{unmoved / changed:.0%} of the weights that the update changed keep their old "
+                "values by rounding, so the policy samples from another model than the trained "
+                "model; load the policy in float32",
                 stacklevel=2,
             )
 
     def _draw(
         self, logits: torch.Tensor, requests: Sequence[Request]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One token a request, `(B, V)` logits to `(B,)` ids and log-probs, by inversion of the distribution function."""
+        """Sample one token for each request by inversion of the distribution function.
+
+        Args:
+            logits: The logits after each context, shape `(B, V)`.
+            requests: The `B` requests.
+
+        Returns:
+            The token ids and their log-probs, shape `(B,)` each.
+        """
         logits = logits.float()
         if self.temperature == 0:
             tokens = logits.argmax(-1)
@@ -213,15 +229,15 @@ class TransformersPolicy(Policy):
             dtype=torch.float64,
             device=logits.device,
         )
-        # The smallest index whose cumulative mass exceeds the draw has mass of its own, so a token that top-p
-        # excluded is never taken.
+        # The smallest index whose cumulative mass exceeds the draw has a mass above 0, so a token
+        # that top-p excluded is never sampled.
         tokens = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)
         tokens = tokens.clamp(max=logits.shape[-1] - 1)
         return tokens[:, 0], logprobs.gather(-1, tokens)[:, 0]
 
-    def _stop_reason(self, request: Request) -> StopReason | None:
+    def _stop_reason(self, request: Request) -> TurnEnd | None:
         token = request.token_ids[-1]
-        if token in self._eos:
+        if token in self.eos_token_ids:
             return "eos"
         if token not in self._text_of:
             self._text_of[token] = decode(self.tokenizer, [token])
@@ -233,35 +249,20 @@ class TransformersPolicy(Policy):
         return "length" if len(request.logprobs) >= request.budget else None
 
 
-def _check_weight(own: Mapping[str, torch.Tensor], name: str, tensor: torch.Tensor) -> None:
-    if name not in own or own[name].shape != tensor.shape:
-        has = f"has shape {tuple(own[name].shape)}" if name in own else "does not exist"
-        raise ValueError(
-            f"these are not the model's weights: {name!r} {has} there, and {tuple(tensor.shape)} here"
-        )
-
-
-def _check_complete(own: Mapping[str, torch.Tensor], names: Collection[str]) -> None:
-    # A tensor of several names may come under one of them.
-    given = {id(own[name]) for name in names}
-    if missing := [name for name in own if id(own[name]) not in given]:
-        raise ValueError(f"{len(missing)} of the model's weights are missing, {missing[0]!r} say")
-
-
 def load_policy(
     model: str, dtype: str = "auto", device: str | None = None, **sampling: Any
 ) -> TransformersPolicy:
-    """A policy from a checkpoint folder or a Hub id.
+    """Load a policy from the folder of a checkpoint or a Hub id.
 
     Args:
         model: The path or id.
-        dtype: `"auto"`, `"float32"`, `"bfloat16"`, ...
-        device: `"cuda"`, `"cpu"`, ...; by default a GPU where there is one.
-        **sampling: For `TransformersPolicy`.
+        dtype: The type of the weights: `"auto"` (the checkpoint's), `"float32"`, `"bfloat16"`, ...
+        device: `"cuda"`, `"cpu"`, ... `None`: a GPU if there is one.
+        **sampling: Further arguments of `TransformersPolicy`.
 
     Raises:
-        OSError: If there is no such model.
-        SettingsError: If a pipe or a device lies there, or in the folder.
+        OSError: If the model is not found.
+        SettingsError: If the path, or a file in the folder, is a pipe or a device.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""A model in vLLM: in this process (`in_process`), or on servers (`server`). Importing this imports no vLLM."""
+"""A policy with a vLLM engine, in this process or on servers. Importing this loads no vLLM."""
 
 from retool_env.rollout.vllm.in_process import VLLMPolicy
 from retool_env.rollout.vllm.server import VLLMServerPolicy

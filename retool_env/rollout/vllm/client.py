@@ -1,4 +1,7 @@
-"""Requests to `vllm serve`, and what its answers mean: done, busy, failed (another attempt may do better), or refused."""
+"""Requests to `vllm serve`, and the meaning of its answers: done, busy, failed or refused.
+
+After a failure another attempt may succeed; a refused request would be refused again.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,20 @@ from retool_env.servers.bounded import MOST_BYTES, bounded_client
 if TYPE_CHECKING:
     import httpx
 
-_ANSWER_BYTES, _TOKEN_BYTES = 1 << 20, 512  # of an answer, and more for each of its tokens
-_ANSWER_SECONDS = 30.0  # to all but turns and new weights
+# The most bytes of an answer: a fixed part, and a part for each of its tokens.
+_ANSWER_BYTES, _TOKEN_BYTES = 1 << 20, 512
+_ANSWER_SECONDS = 30.0  # for all requests but turns and new weights
 
 
 class Client:
-    """Sends requests. Belongs to one event loop.
+    """Sends requests to servers. A client belongs to one event loop.
 
     Args:
-        token: What the servers were started with as `--api-key`.
+        token: The key with which the servers were started (`--api-key`). `None`: no key.
 
     Raises:
-        ImportError: If the package httpx is missing.
-        ValueError: If the token can't be sent.
+        MissingPackage: If the package httpx is missing.
+        SettingsError: If the token can't be sent.
     """
 
     def __init__(self, token: str | None) -> None:
@@ -52,22 +56,24 @@ class Client:
         seconds: float | None = None,
         tokens: int = 0,
     ) -> Any:
-        """The values of the answer to a request.
+        """Send a request, and return the parsed JSON of its answer.
 
         Args:
-            server: Whom to ask.
+            server: The server to ask.
             method: `"GET"` or `"POST"`.
-            path: What, with its parameters.
-            body: Sent as JSON.
-            seconds: That the answer may take, where it is not one that comes at once.
-            tokens: That the answer may hold.
+            path: The path of the endpoint, with its query.
+            body: The values to send as JSON. `None`: no body.
+            seconds: The seconds that the answer may take. `None`: 30, for requests that are
+                answered at once.
+            tokens: The most tokens that the answer may hold; the bound on its bytes grows with
+                them.
 
         Raises:
-            Busy: If the server takes no more at the moment.
-            Failure: If it did not answer, or failed.
-            PermissionError: If it refuses the token.
-            RuntimeError: If it was not started so that it takes new weights.
-            ValueError: If it refuses the request.
+            Busy: If the server takes no more requests at the moment.
+            Failure: If the server did not answer, or failed.
+            PermissionError: If the server refuses the token.
+            RuntimeError: If the server was not started so that it takes new weights.
+            ValueError: If the server refuses the request.
         """
         timeout = self._timeout(seconds or _ANSWER_SECONDS)
         request = functools.partial(
@@ -84,76 +90,77 @@ class Client:
             except self._closed:
                 if method != "GET":
                     raise
-                # A server closes the connection on which it told of an error; we may have been on our way already.
+                # A server closes the connection on which it reported an error. The request may
+                # have been sent before that was noticed.
                 response = await request()
         except self._failures as error:
-            told = redact(
-                f"{type(error).__name__} {error}".strip(), self._token, most=hosts.ERROR_CHARACTERS
-            )
-            raise hosts.Failure(told) from None
+            words = f"{type(error).__name__} {error}".strip()
+            raise hosts.Failure(redact(words, self._token, most=hosts.ERROR_CHARACTERS)) from None
         server.heard = time.monotonic()
         return _content(server.url, path, response, self._token)
 
     async def close(self) -> None:
-        """End the connections."""
+        """Close the connections."""
         await self._http.aclose()
 
 
 def field[T](answer: Any, name: str, *kinds: type[T]) -> T:
-    """A field of an answer.
+    """Read a field of an answer.
+
+    Args:
+        answer: The parsed JSON of an answer.
+        name: The name of the field.
+        *kinds: The types that the value may have; a subclass does not count.
 
     Raises:
-        Failure: If it is missing, or of none of these types.
+        Failure: If the field is missing or has another type.
     """
-    value: Any = answer.get(name) if isinstance(answer, dict) else None
-    if not _is(value, kinds):
-        shown = redact(repr(value), most=100)
-        raise hosts.Failure(f"an answer without {name}, {shown} instead: is it vllm serve, 0.31?")
-    return value
+    return _of_kind(answer.get(name) if isinstance(answer, dict) else None, name, kinds)
 
 
 def fields[T](answer: Any, name: str, *kinds: type[T]) -> list[T]:
-    """A field of an answer that is a list.
+    """Read a field of an answer that holds a list.
+
+    Args:
+        answer: The parsed JSON of an answer.
+        name: The name of the field.
+        *kinds: The types that each item may have; a subclass does not count.
 
     Raises:
-        Failure: If it is missing or no list, or one of its items is of none of these types.
+        Failure: If the field is missing or not a list, or an item has another type.
     """
-    values = field(answer, name, list)
-    for value in values:
-        if not _is(value, kinds):
-            shown = redact(repr(value), most=100)
-            raise hosts.Failure(f"an answer with {shown} in {name}: is it vllm serve, 0.31?")
-    return values
+    return [_of_kind(value, name, kinds) for value in field(answer, name, list)]
 
 
-def _is(value: Any, kinds: tuple[type, ...]) -> bool:
-    # Not by `isinstance`: a truth value is no number. Nor is what JSON's readers take for infinite.
-    return type(value) in kinds and (type(value) is not float or math.isfinite(value))
+def _of_kind(value: Any, name: str, kinds: tuple[type, ...]) -> Any:
+    # Not `isinstance`: it takes a truth value for a number. JSON readers also give infinities.
+    if type(value) not in kinds or (type(value) is float and not math.isfinite(value)):
+        shown = redact(repr(value), most=100)
+        raise hosts.Failure(f"the answer has {shown} in {name}: is the server vllm serve, 0.31?")
+    return value
 
 
 def _content(url: str, path: str, response: httpx.Response, token: str | None) -> Any:
     status, text = response.status_code, response.text
-    said = f"HTTP {status}"
-    if status != 200:
-        said += f" {redact(text, token, most=hosts.ERROR_CHARACTERS)}"
+    shown = redact(text, token, most=hosts.ERROR_CHARACTERS)
     if status in (401, 403):
         raise PermissionError(
-            f"{url} refuses the token ({said}); give the one it was started with, as `token`"
+            f"{url} refuses the token (HTTP {status} {shown}): set `token` to the --api-key of the "
+            "server"
         )
     hosts.check_free(response)
     if status == 404 and not path.startswith("/v1/"):
         raise RuntimeError(
-            f"{url} has no {path.partition('?')[0]}: to take new weights it must be started with VLLM_SERVER_DEV_MODE=1"
+            f"{url} has no {path.partition('?')[0]}: to take new weights the server must be "
+            "started with VLLM_SERVER_DEV_MODE=1"
         )
     if 400 <= status < 500 and status != 408:
-        raise ValueError(f"{url} refuses the request: {said}")
+        raise ValueError(f"{url} refuses the request: HTTP {status} {shown}")
     if status != 200:
-        raise hosts.Failure(said)
+        raise hosts.Failure(f"HTTP {status} {shown}")
     if not text:
         return None
     try:
         return response.json()
     except (ValueError, RecursionError) as error:
-        raise hosts.Failure(
-            f"no JSON, but {redact(text, token, most=hosts.ERROR_CHARACTERS)!r}"
-        ) from error
+        raise hosts.Failure(f"the answer is not JSON: {shown!r}") from error

@@ -1,6 +1,6 @@
-"""Gate: turns pass many at once, new weights alone.
+"""Gate: many turns pass at once; new weights pass alone.
 
-So a turn is sampled with the weights of one version, from its first token to its last.
+A turn is therefore sampled with one version of the weights, from its first token to its last.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from contextlib import asynccontextmanager
 
 
 class Gate:
-    """Belongs to one event loop. Whoever leaves it awaits nothing, so that a cancellation can't keep it from doing so."""
+    """Separates turns from changes of the weights. A gate belongs to one event loop.
+
+    Leaving the gate awaits nothing, so a cancellation can't prevent it.
+    """
 
     def __init__(self) -> None:
         self._turns = 0
@@ -27,8 +30,8 @@ class Gate:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Passes when no weights are being changed."""
-        while not self.open:  # it may have been shut again before this one's turn came
+        """Pass the gate for one turn, as soon as no weights are being changed."""
+        while not self.open:  # the gate may have been shut again before this task woke up
             await self._open.wait()
         self._turns += 1
         self._empty.clear()
@@ -41,7 +44,7 @@ class Gate:
 
     @asynccontextmanager
     async def change(self) -> AsyncIterator[None]:
-        """Keeps new turns out, and passes when those under way have ended."""
+        """Keep new turns out, and pass when the turns under way have ended."""
         async with self._changing:
             self._open.clear()
             try:

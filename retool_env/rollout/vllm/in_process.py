@@ -1,9 +1,9 @@
-"""VLLMPolicy: a vLLM engine of this process's own, on GPUs or the CPU. Token ids in, token ids out.
+"""VLLMPolicy: a vLLM engine in child processes, on GPUs or the CPU. Token ids in, token ids out.
 
-The engine batches continuously and keeps the key-value blocks of prefixes, so that a turn after a call reads the call's
-result alone. It runs in processes of its own, which are spawned: a script that makes a policy does so below
-`if __name__ == "__main__":`. New weights go there as files in memory where there is room (`/dev/shm`), else in the
-folder for temporary files.
+The engine batches continuously and keeps the key-value blocks of prefixes, so a turn after a call
+computes only the result of the call. Its processes are spawned: a script must make the policy below
+`if __name__ == "__main__":`. New weights reach the engine as files, in memory if there is room
+(`/dev/shm`), else in the folder for temporary files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, override
 
 from retool_env.episode import Generation
 from retool_env.errors import MissingPackage, SettingsError
@@ -28,28 +28,29 @@ from retool_env.servers.background import BackgroundLoop
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
-    from vllm.sampling_params import SamplingParams
 
-_LOOK_SECONDS = 1.0  # between looks whether the engine is alive
+_LOOK_SECONDS = 1.0  # between two checks that the engine is alive
 
 
 class VLLMPolicy(Policy):
-    """Samples with vLLM in processes of its own. May be used from any event loop, and from several.
+    """Samples with a vLLM engine in child processes. It may be used from several event loops.
 
     Args:
-        model: A checkpoint's folder, or a Hub id.
-        temperature: Of sampling; 0 is greedy.
-        top_p: Nucleus mass. Training needs 1.0, so that log-probs are those of the model itself.
-        enforce_eager: Whether to do without compilation: it starts sooner, and is as fast on a CPU; a GPU is slower.
-        sleep_mode: Whether `sleep` can free the GPU's memory for a trainer; needs CUDA.
-        **engine: Further arguments of vLLM's `AsyncEngineArgs`: `max_model_len`, `tensor_parallel_size`,
-            `gpu_memory_utilization`, `dtype`, ...
+        model: The folder of a checkpoint, or a Hub id.
+        temperature: The sampling temperature; 0 is greedy.
+        top_p: The nucleus mass of sampling. Training needs 1.0, so that log-probs equal the model's
+            own.
+        enforce_eager: Whether to skip compilation. The engine starts sooner; a GPU then samples
+            more slowly, a CPU does not.
+        sleep_mode: Whether `sleep` can free the GPU's memory for a trainer. It needs CUDA.
+        **engine: Further arguments of vLLM's `AsyncEngineArgs`: `max_model_len`,
+            `tensor_parallel_size`, `gpu_memory_utilization`, `dtype`, ...
 
     Raises:
         MissingPackage: If vLLM is missing.
-        SettingsError: If temperature or top-p are out of range, sleep mode is asked for without CUDA, vLLM refuses an
-            argument, or a pipe or a device lies where the model should.
-        RuntimeError: If the engine does not start; its own words are in the log.
+        SettingsError: If temperature or top-p is out of range, sleep mode is asked for without
+            CUDA, vLLM refuses an argument, or a pipe or a device lies at the path of the model.
+        RuntimeError: If the engine does not start; the log has its error.
     """
 
     def __init__(
@@ -65,9 +66,10 @@ class VLLMPolicy(Policy):
         check_sampling(temperature, top_p)
         if importlib.util.find_spec("vllm") is None:
             raise MissingPackage(
-                "vLLM is missing: pip install 'retool-env[vllm]'; on a machine without a GPU, `make vllm` in a clone"
+                "vLLM is missing: pip install 'retool-env[vllm]'; on a machine without a GPU, run "
+                "`make vllm` in a clone"
             )
-        # A fork of a process in which torch has threads may hang. To be set before vLLM is imported.
+        # A fork of a process in which torch has threads may hang. vLLM reads this at its import.
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         from transformers import AutoTokenizer
         from vllm import AsyncEngineArgs
@@ -75,7 +77,7 @@ class VLLMPolicy(Policy):
 
         if sleep_mode and not current_platform.is_cuda():
             raise SettingsError(
-                f"sleep mode needs CUDA, and this is {current_platform.device_name}"
+                f"sleep mode needs CUDA, and this machine has {current_platform.device_name}"
             )
         if fault := folder_fault(model):
             raise SettingsError(f"model: {fault}")
@@ -87,8 +89,8 @@ class VLLMPolicy(Policy):
         self._inventory: Inventory | None = None
         self._requests = itertools.count()
         self.gate = Gate()
-        """Lets turns and new weights by in turn."""
-        # Why the engine serves nothing: it is paused, with some of the new weights perhaps.
+        """The gate through which turns and new weights pass."""
+        # The reason why the engine serves nothing: it is paused, perhaps with half of new weights.
         self._broken = ""
         self._asleep = False
         remove_abandoned()
@@ -105,43 +107,50 @@ class VLLMPolicy(Policy):
         self.loop = BackgroundLoop("vllm")
         """The event loop in which the engine lives."""
         try:
-            # vLLM's own; `None` once it is closed.
+            # vLLM's engine; `None` after `close`.
             self.engine: Any = self.loop.run_blocking(_start(arguments))
         except BaseException:
             self.loop.close()
             raise
         self.context_length = int(self.engine.model_config.max_model_len)
 
+    @override
     async def act(
         self, token_ids: Sequence[int], stop: Sequence[str], budget: int, seed: int
     ) -> Generation:
         """Sample one turn; see `Policy.act`.
 
         Raises:
-            ValueError: If there are no tokens, the budget is below 1, or both do not fit into the model's context.
-            PolicyUnavailable: If the engine ends the turn, or fails at it and goes on.
-            RuntimeError: If the engine has died, new weights were not loaded to the end and none since, or this is closed.
+            ValueError: If there are no tokens, the budget is below 1, or both together do not fit
+                into the model's context.
+            PolicyUnavailable: If the engine ends the turn, or fails at the turn and lives on.
+            RuntimeError: If the engine has died, the policy is closed, or the last new weights were
+                not loaded to the end.
         """
         check_room(token_ids, budget, self.context_length)
         return await self.loop.run(self._act(list(token_ids), list(stop), budget, seed))
 
+    @override
     async def update_weights(self, version: int, weights: Weights | None = None) -> None:
-        """Serve new weights. Turns under way end first, and those that come wait.
+        """Serve new weights. Turns under way end first, and new turns wait.
 
         Args:
-            version: The new weights' number.
-            weights: All of the model's, adapters merged. `None`: the model's folder is read again.
+            version: The number of the new weights.
+            weights: All weights of the model, adapters merged. `None`: the model's folder is read
+                again.
 
         Raises:
-            ValueError: If they are not those of the model, by name and shape; nothing has changed then.
-            OSError: If they can't be written for the engine; nothing has changed then.
-            RuntimeError: If the engine has died, or sleeps, or can't load them. In the last case it serves nothing until it has
-                loaded others; so it does when this is cancelled while it loads.
+            ValueError: If names or shapes differ from the model's. Nothing has changed then.
+            OSError: If the weights can't be written for the engine. Nothing has changed then.
+            RuntimeError: If the engine has died, sleeps, or can't load the weights. After a failed
+                or a cancelled load the engine serves nothing until it has loaded other weights.
         """
         await self.loop.run(self._update(version, weights))
 
     async def sleep(self) -> None:
-        """Free the GPU's memory, weights and cache, until `wake_up`. Turns under way end first, and those that come wait.
+        """Free the GPU's memory of weights and cache until `wake_up`.
+
+        Turns under way end first, and new turns wait.
 
         Raises:
             RuntimeError: If the policy was made without `sleep_mode`, or the engine has died.
@@ -159,8 +168,8 @@ class VLLMPolicy(Policy):
         await self.loop.run(self._wake_up())
 
     def close(self) -> None:
-        """End the engine. May be called again."""
-        # Else it is ended again when the interpreter has little left.
+        """End the engine. It may be called again."""
+        # A second shutdown, at the exit of the interpreter, would find modules already cleared.
         engine, self.engine = self.engine, None
         try:
             if engine is not None:
@@ -171,12 +180,17 @@ class VLLMPolicy(Policy):
     async def _act(
         self, token_ids: list[int], stop: list[str], budget: int, seed: int
     ) -> Generation:
-        from vllm import TokensPrompt
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         started = time.monotonic()
         prompt = TokensPrompt(prompt_token_ids=token_ids)
-        settings = self._sampling(stop, budget, seed)
+        settings = SamplingParams(
+            **sampling(self.temperature, self.top_p, stop, budget, seed),
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
         name = str(next(self._requests))
         async with self.gate.turn():
             engine = self._living()
@@ -188,26 +202,16 @@ class VLLMPolicy(Policy):
                     last = output.outputs[0]
             except EngineDeadError as error:
                 raise self._ended() from error
-            except EngineGenerateError as error:  # which says nothing itself
+            except EngineGenerateError as error:  # its own text is empty
                 self._living()
                 raise PolicyUnavailable(f"vLLM failed at a turn: {error.__cause__!r}") from error
         return self._read(last, time.monotonic() - started, version)
-
-    def _sampling(self, stop: list[str], budget: int, seed: int) -> SamplingParams:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        return SamplingParams(
-            **sampling(self.temperature, self.top_p, stop, budget, seed),
-            flat_logprobs=True,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
 
     def _read(self, output: CompletionOutput, seconds: float, version: int) -> Generation:
         sampled = tuple(output.token_ids)
         reason = stop_reason(output.finish_reason, output.stop_reason)
         if reason is None:
-            self._living()  # its end, and `close`, abort what runs
+            self._living()  # a dead or closed engine aborts its requests
             raise PolicyUnavailable(f"the engine ended the turn: {output.finish_reason}")
         assert output.logprobs is not None
         logprobs = tuple(
@@ -229,18 +233,20 @@ class VLLMPolicy(Policy):
     async def _reload(self, version: int, path: str) -> None:
         async with self.gate.change():
             engine = self._living()
-            if self._asleep:  # the memory that they would go to is free
-                raise RuntimeError("the engine sleeps: wake it up before it is to load weights")
-            # A paused engine takes turns and never answers them, so that these must not reach it if this ends before its end.
+            if self._asleep:  # the memory of the weights is not allocated
+                raise RuntimeError("the engine sleeps: call wake_up before update_weights")
+            # A paused engine accepts turns and never answers them. If this is interrupted, the
+            # engine stays paused, and `_broken` keeps turns away from it.
             self._broken = (
-                f"the engine did not load the weights of version {version} to the end, and may have some of them (its log says "
-                "more): update its weights before it is to sample"
+                f"the engine did not load the weights of version {version} to the end, and may "
+                "hold some of them (the log says more): call update_weights before the next turn"
             )
-            # Our turns have ended here, but the engine hears of a stop string later: `abort` ends what it still samples.
+            # Our turns have ended, but the engine notices a stop string later: `abort` ends the
+            # requests that it still samples.
             await self._answer(engine.pause_generation(mode="abort", clear_cache=True))
             try:
                 await self._answer(engine.collective_rpc("load_checkpoint", args=(path,)))
-            except Exception as error:  # of no type of its own
+            except Exception as error:  # vLLM has no type for it
                 self._living()
                 raise RuntimeError(self._broken) from error
             await self._answer(engine.resume_generation())
@@ -258,7 +264,10 @@ class VLLMPolicy(Policy):
         self._asleep = False
 
     async def _answer[T](self, call: Coroutine[Any, Any, T]) -> T:
-        """What the engine answers to a call. When its process dies, vLLM leaves those waiting who have called it."""
+        """Await a call of the engine, and fail if the engine dies meanwhile.
+
+        vLLM would let the caller wait for ever.
+        """
         task = asyncio.create_task(call)
         try:
             while not task.done():
@@ -266,16 +275,16 @@ class VLLMPolicy(Policy):
                 await asyncio.wait([task], timeout=_LOOK_SECONDS)
             return task.result()
         except Exception:
-            self._living()  # which says so if it has died of it
+            self._living()  # raises a clearer error if the engine has died
             raise
         finally:
-            task.cancel()  # otherwise it is done
+            task.cancel()  # has no effect on a finished task
 
     def _living(self) -> Any:
         """The engine.
 
         Raises:
-            RuntimeError: If it has died, or was ended.
+            RuntimeError: If the engine has died, or the policy is closed.
         """
         engine = self.engine
         if engine is None or engine.errored:
@@ -284,8 +293,8 @@ class VLLMPolicy(Policy):
 
     def _ended(self) -> RuntimeError:
         if self.engine is None:
-            return RuntimeError("this policy was closed; make a new one")
-        return RuntimeError("vLLM's engine process has died; its log says why; make a new policy")
+            return RuntimeError("this policy is closed: make a new policy")
+        return RuntimeError("vLLM's engine process has died (see its log): make a new policy")
 
     def _check_sleep_mode(self) -> None:
         if not self.sleep_mode:
@@ -293,7 +302,7 @@ class VLLMPolicy(Policy):
 
 
 async def _start(arguments: Any) -> Any:
-    """The engine, in the loop in which it is to live."""
+    """Start the engine in the event loop in which it is to live."""
     from vllm import AsyncLLMEngine
 
     return AsyncLLMEngine.from_engine_args(arguments)

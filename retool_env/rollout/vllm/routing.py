@@ -1,14 +1,17 @@
-"""Sticky routing: an episode stays on its server, and a first turn goes to the server with the least work.
+"""Sticky routing: an episode stays on its server; first turns go to the server with the least work.
 
-A server keeps the key-value blocks of what it has seen, so an episode stays where it is: at another server all that it has
-would be read again, and how many turns are in flight here and there changes from one turn to the next.
+A server caches the key-value blocks of the tokens that it has processed. An episode therefore stays
+where it is: another server would have to compute the whole episode again, and the number of turns
+in flight changes from one turn to the next.
 
-A first turn, or one whose server has failed, may go anywhere. The rollouts of one problem share their prompt; but all problems
-share their template, and a server that gets every turn is slow for each. So the tokens that a server would have to read are
-weighed against the turns that it has in flight.
+A first turn, or a turn whose server has failed, may go to any server. The rollouts of one problem
+share their prompt, but all problems share the prompt template, and a server that gets every turn is
+slow. The router therefore weighs the tokens that a server would have to compute against the turns
+that it has in flight.
 
-What a server holds is guessed from what it was sent: blocks of tokens, named by a hash of all tokens up to their end. The block
-in which a turn ends tells its episode from others, those with the same prompt included.
+The router estimates the cache of a server from the requests sent to it: blocks of tokens, each
+named by a hash of all tokens up to its end. The block in which a turn ends tells its episode apart
+from other episodes, also from those with the same prompt.
 """
 
 from __future__ import annotations
@@ -20,31 +23,32 @@ from dataclasses import dataclass, field
 
 from retool_env.servers.hosts import Host
 
-_BLOCK = 16  # as small as engines' own blocks get: what is guessed too fine costs a few tokens
-_MOST_BLOCKS = 200_000  # 3.2 million tokens, more than one server's cache
-_TURN_TOKENS = (
-    512  # what a turn in flight weighs: about the tokens that it will make the server compute
-)
-
+_BLOCK = 16  # the smallest block size of engines: a finer guess costs only a few tokens
+_MOST_BLOCKS = 200_000  # 3.2 million tokens, more than the cache of one server
+# The weight of a turn in flight: about the number of tokens that the server computes for it.
+_TURN_TOKENS = 512
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class Server(Host):
-    """What is known of a server."""
+    """The state of a server, as its client knows it."""
 
     heard: float = 0.0
-    """The time of its last answer."""
+    """The time of the server's last answer."""
     weights: str | None = None
-    """The weights that it had then; `None` after a failure: it may have been started anew."""
+    """The name of the weights at that time. `None` after a failure: the server may have restarted.
+    """
     failure: str = ""
-    """The error of its last failure."""
+    """The error of the server's last failure."""
     blocks: OrderedDict[int, bool] = field(default_factory=OrderedDict)
-    """Names of the blocks that it should hold, the longest unused first, and whether a turn ended in them."""
+    """The names of the blocks in the server's cache, the least recently used first. The value tells
+    whether a turn ended in the block.
+    """
 
     def fail(self, sent: float, failure: Exception) -> None:
-        """Notes a failure: the server is set aside, its weights and its cache may be lost.
+        """Note a failure. The server is set aside, since its weights and its cache may be lost.
 
         Args:
             sent: The time at which the failed request was sent.
@@ -59,19 +63,28 @@ class Server(Host):
             self.blocks.clear()
 
     def learn(self, token_ids: Sequence[int], sampled: int = 0) -> None:
-        """Note that it has seen these tokens, shape `(P,)`, of which the last `sampled` are a turn that it sampled."""
+        """Note that the server has processed these tokens.
+
+        Args:
+            token_ids: All tokens of the request, and of the turn if it was sampled. Shape `(P,)`.
+            sampled: The number of tokens at the end that the server sampled; 0 for a request.
+        """
         name = 0
         for name in _names(token_ids):
             self.blocks.setdefault(name, False)
             self.blocks.move_to_end(name)
-        # Otherwise the last block holds nothing of the turn.
+        # Only then does the last block hold tokens of the turn.
         if name and sampled > len(token_ids) % _BLOCK:
             self.blocks[name] = True
         while len(self.blocks) > _MOST_BLOCKS:
             self.blocks.popitem(last=False)
 
     def known(self, names: Iterable[int]) -> int:
-        """Number of tokens, from the first, that it should hold."""
+        """Count the tokens at the beginning of a sequence that the server's cache should hold.
+
+        Args:
+            names: The names of the sequence's blocks, in order.
+        """
         count = 0
         for name in names:
             if name not in self.blocks:
@@ -81,7 +94,12 @@ class Server(Host):
 
 
 def best(servers: Sequence[Server], token_ids: Sequence[int]) -> Server:
-    """The server that is to be asked for a turn after these tokens, shape `(P,)`; of equals, the first."""
+    """Choose the server of a turn; of equal servers, the first.
+
+    Args:
+        servers: The servers that are not set aside.
+        token_ids: The context of the turn, shape `(P,)`.
+    """
     if len(servers) == 1:
         return servers[0]
     names = list(_names(token_ids))
@@ -89,7 +107,7 @@ def best(servers: Sequence[Server], token_ids: Sequence[int]) -> Server:
         for server in servers:
             if server.blocks.get(name):
                 return server
-    return min(servers, key=lambda each: _TURN_TOKENS * each.in_flight - each.known(names))
+    return min(servers, key=lambda server: _TURN_TOKENS * server.in_flight - server.known(names))
 
 
 def _names(token_ids: Sequence[int]) -> Iterator[int]:

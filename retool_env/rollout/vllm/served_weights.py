@@ -1,7 +1,8 @@
-"""ServedWeights: which weights the servers of a model have, and how they get others.
+"""ServedWeights: the weights that the servers of a model have, and their updates.
 
-New weights reach the servers as files, in a folder that each of them can read. A server that takes some is paused before, and
-goes on when it has them all, under their name; so one that is paused may have some of these and some of those.
+New weights reach the servers as files, in a folder that every server can read. A server is paused
+while it loads. It goes on when it has all of the new weights, and then reports their name. A paused
+server may therefore hold a mixture of old and new weights.
 """
 
 from __future__ import annotations
@@ -21,54 +22,55 @@ from retool_env.rollout.vllm.routing import Server
 from retool_env.rollout.weights import WeightFiles, Weights
 from retool_env.servers.hosts import Busy, Failure
 
-_RESTART_SECONDS = 3.0  # no server is started anew in less: it has the weights that it had
-_STARTED = "default"  # what a server calls the weights that it was started with
-
-_PAUSED = "is paused, in the midst of new weights: if no run is loading any, one has left it so; update its weights, or start it anew"
+_RESTART_SECONDS = 3.0  # no server restarts in less: until then it has the same weights
+_STARTED = "default"  # the name that a server gives to the weights with which it was started
+_PAUSED = (
+    "is paused for new weights: another run is loading them, or an earlier run was interrupted; if "
+    "no run is loading weights, update the server's weights or restart it"
+)
 
 _log = logging.getLogger(__name__)
 
 
 class ServedWeights:
-    """Belongs to one event loop.
+    """Tracks and updates the weights of servers. It belongs to one event loop.
 
     Args:
-        servers: That should all have the same weights.
-        client: With which they are asked.
-        folder: Where tensors are written for them; see `WeightFiles`.
-        seconds: That a server may take to end other clients' turns, and to load.
+        servers: The servers, which should all have the same weights.
+        client: The client that sends the requests.
+        folder: The folder into which tensors are written for the servers; see `WeightFiles`.
+        seconds: The seconds that a server may take to end other clients' turns, and to load.
     """
 
     def __init__(
         self, servers: Sequence[Server], client: Client, folder: str | Path | None, seconds: float
     ) -> None:
         self.version = 0
-        """Of the weights that they should have."""
+        """The version of the weights that the servers should have."""
         self.root = ""
-        """The folder or Hub id of the model that they were started with."""
+        """The folder or Hub id of the model with which the servers were started."""
         self._servers = servers
         self._client = client
         self._seconds = seconds
         self._files = WeightFiles(folder)
         self._folder = ""
-        self._name = (
-            ""  # that the servers give the weights that they should have, where some were set
-        )
+        # The name of the weights that the servers should have; empty until weights are set.
+        self._name = ""
         self._leads = False
-        # What a server may be called to have when it has been loaded here: another name is another run's.
+        # The names that a server loaded by this policy may report; another name is another run's.
         self._names = {_STARTED}
         self._loaded: set[Server] = set()
         self._gates = {server: Gate() for server in servers}
-        # Held by the one turn that asks a server which weights it has and lets it load others, while the rest wait for that.
+        # One turn asks a server for its weights and lets it load; other turns wait for this lock.
         self._asking = {server: asyncio.Lock() for server in servers}
-        # Of what version a server's weights are; to be read, and changed, at its gate.
+        # The version of each server's weights, to be read and changed inside its gate.
         self._served = dict.fromkeys(servers, 0)
 
     async def begin(self) -> None:
-        """Log what an earlier run has left on the servers that have answered."""
+        """Log weights, or a pause, that an earlier run left on the servers that have answered."""
 
         async def look(server: Server) -> None:
-            with suppress(Failure, Busy):  # it is asked again before its first turn
+            with suppress(Failure, Busy):  # the server is asked again before its first turn
                 if await self._is_paused(server):
                     _log.warning("%s %s", server.url, _PAUSED)
 
@@ -76,13 +78,20 @@ class ServedWeights:
 
     @asynccontextmanager
     async def turn(self, server: Server) -> AsyncIterator[int]:
-        """Passes when no weights are being changed on a server; gives the version that it has meanwhile."""
+        """Pass when no weights are being changed on a server.
+
+        Args:
+            server: The server of the turn.
+
+        Yields:
+            The version of the server's weights, which stays until the end of the turn.
+        """
         async with self._gates[server].turn():
             yield self._served[server]
 
     async def update(self, version: int, weights: Weights | str | Path | None) -> None:
-        """See `VLLMServerPolicy.update_weights`."""
-        # A name that no other has: not that of another run's weights of the same version.
+        """Let all servers load new weights; see `VLLMServerPolicy.update_weights`."""
+        # The random part tells these weights apart from another run's weights of the same version.
         name = f"{version}-{secrets.token_hex(8)}"
         if weights is None:
             folder = ""
@@ -93,8 +102,8 @@ class ServedWeights:
         self.version, self._folder, self._leads = version, folder, True
         self._name = f"{name} {folder}"
         self._names.add(self._name)
-        self._files.keep(folder)  # no server that is to load will read an older one
-        said = {server.url: server.failure for server in self._servers}
+        self._files.keep(folder)  # no server will load an older folder from now on
+        errors = {server.url: server.failure for server in self._servers}
 
         async def bring(server: Server) -> None:
             failures = server.failures
@@ -102,55 +111,51 @@ class ServedWeights:
                 try:
                     return await self.prepare(server)
                 except (Failure, Busy) as failure:
-                    said[server.url] = str(failure)
+                    errors[server.url] = str(failure)
                     server.fail(time.monotonic(), failure)
                 if failures or server.failures > 1:
                     return
-                # It may only have closed a connection.
+                # A second attempt: the server may only have closed a connection.
                 await asyncio.sleep(server.aside_until - time.monotonic())
 
         now = time.monotonic()
-        # One that is set aside gets the weights before its next turn, and is not waited for.
+        # The update does not wait for a server that is set aside: it loads before its next turn.
         ready = [server for server in self._servers if server.aside_until <= now] or self._servers
         results = await asyncio.gather(*map(bring, ready), return_exceptions=True)
         for error in filter(None, results):
             raise error
         behind = [server for server in self._servers if server.weights != self._name]
         if len(behind) == len(self._servers):
-            raise unavailable(said)
+            raise unavailable(errors)
         for server in behind:
-            _log.warning(
-                "%s has not loaded the weights of version %d, and gets no turn before it has: %s",
-                server.url,
-                version,
-                said[server.url],
-            )
+            text = "%s has not loaded the weights of version %d, and gets no turn until then: %s"
+            _log.warning(text, server.url, version, errors[server.url])
 
     async def follow(self, version: int) -> None:
-        """See `VLLMServerPolicy.follow`."""
-        said: dict[str, str] = {}
+        """Use the weights that another policy has set; see `VLLMServerPolicy.follow`."""
+        errors: dict[str, str] = {}
 
-        async def ask(server: Server) -> tuple[Server, str] | None:
+        async def ask(server: Server) -> str | None:
             try:
                 name = await self._weights_of(server)
             except (Failure, Busy) as failure:
-                said[server.url] = str(failure)
+                errors[server.url] = str(failure)
                 return None
             if name is None:
-                said[server.url] = _PAUSED
-                return None
-            return server, name
+                errors[server.url] = _PAUSED
+            return name
 
-        names = dict(filter(None, await asyncio.gather(*map(ask, self._servers))))
+        answers = await asyncio.gather(*map(ask, self._servers))
+        names = {s: name for s, name in zip(self._servers, answers, strict=True) if name}
         if not names:
-            raise unavailable(said)
-        found = {name for name in names.values() if name.startswith(f"{version}-")}
-        if len(found) != 1:
-            told = ", ".join(f"{server.url}: {name}" for server, name in names.items())
+            raise unavailable(errors)
+        matching = {name for name in names.values() if name.startswith(f"{version}-")}
+        if len(matching) != 1:
+            served = ", ".join(f"{server.url}: {name}" for server, name in names.items())
             raise RuntimeError(
-                f"the servers should all have one set of weights of version {version}: {told}"
+                f"the servers should all have one set of weights of version {version}: {served}"
             )
-        [self._name] = found
+        [self._name] = matching
         self._names.add(self._name)
         self.version, self._folder = version, self._name.partition(" ")[2]
         self._leads = False
@@ -160,28 +165,29 @@ class ServedWeights:
                 self._note(server)
 
     async def prepare(self, server: Server) -> None:
-        """See to it that a server serves the weights of `version`.
+        """Make sure that a server serves the weights of `version`.
 
         Raises:
-            Failure: If it has others, and another policy is to see to it; or as `Client.send`.
-            RuntimeError: If another run loads its weights there too.
+            Failure: If the server has other weights that another policy is to replace, or as in
+                `Client.send`.
+            RuntimeError: If another run also loads its weights there.
         """
         if self._is_ready(server):
             return
         failures = server.failures
         async with self._asking[server]:
-            if server.failures > failures:  # those who have waited for its answer know it now
+            if server.failures > failures:  # the server failed while this turn waited for the lock
                 raise Failure(server.failure)
-            while not self._is_ready(server):  # there may be yet newer weights when it has loaded
+            while not self._is_ready(server):  # newer weights may arrive while the server loads
                 await self._make_ready(server)
 
     def close(self) -> None:
-        """Remove what was written."""
+        """Remove the weights that were written."""
         self._files.keep("")
 
     def _is_ready(self, server: Server) -> bool:
-        """Whether it need not be asked about its weights before a turn."""
-        if not self._name:  # they have those that they had, if it is known that they are not paused
+        """Whether a turn may begin without a question about the server's weights."""
+        if not self._name:  # no weights were set: the server only must be known not to be paused
             return server.weights is not None
         same = time.monotonic() - server.heard < _RESTART_SECONDS
         return same and server.weights == self._name
@@ -193,45 +199,48 @@ class ServedWeights:
             return
         known = await self._weights_of(server)
         if known == self._name:
-            self._note(server)  # it failed, or was not heard of for a while
+            self._note(server)  # after a failure, or a while without an answer
         elif self._leads or known == _STARTED:
             if server in self._loaded and known is not None and known not in self._names:
                 raise RuntimeError(
-                    f"another run updates {server.url}: it has {known}, which this one has not loaded there; a server takes the "
-                    "weights of one run only, which other policies can follow"
+                    f"another run also updates {server.url}: the server has {known}, which this "
+                    "run has not loaded; let one run update the servers, and other policies follow"
                 )
             async with self._gates[server].change():
                 await self._load(server)
-        else:  # the policy that leads will see to it
-            raise Failure(f"it has other weights: {known}" if known else _PAUSED)
+        else:  # the policy that updates the weights will load them
+            raise Failure(f"the server has other weights: {known}" if known else _PAUSED)
 
     async def _is_paused(self, server: Server) -> bool:
-        """Whether a server samples nothing; if it does, which weights it has is logged where they are an earlier run's."""
+        """Whether a server is paused. If not, the name of its weights is noted.
+
+        A warning names weights that an earlier run has set.
+        """
         try:
             known = await self._weights_of(server)
-        except RuntimeError:  # it takes no weights: it has those that it was started with
+        except RuntimeError:  # a server that takes no weights has the weights of its start
             known = _STARTED
         if known is None:
             return True
         server.weights = known
         if known != _STARTED:
             _log.warning(
-                "%s has weights that an earlier run left there, %s: until it gets others or some are followed, they count "
-                "as version 0",
+                "%s has weights that an earlier run left there, %s: they count as version 0 until "
+                "the first update_weights or follow",
                 server.url,
                 known,
             )
         return False
 
     async def _weights_of(self, server: Server) -> str | None:
-        """The name of the weights that a server has; `None` if it is paused: it may have some of these and some of those."""
+        """Ask a server for the name of its weights. `None`: it is paused and may hold a mixture."""
         paused = await self._client.send(server, "GET", "/is_paused")
         known = await self._client.send(server, "GET", "/weight_info")
         name = field(known, "weight_version", str)
         return None if field(paused, "is_paused", bool) else name
 
     def _note(self, server: Server) -> None:
-        """It serves the weights of `version`."""
+        """Note that a server serves the weights of `version`."""
         server.weights, self._served[server] = self._name, self.version
 
     async def _load(self, server: Server) -> None:
@@ -243,8 +252,8 @@ class ServedWeights:
         self._loaded.add(server)
 
     async def _load_from(self, server: Server, folder: str, name: str) -> None:
-        # Turns of ours have ended; those of others end now, and what they send meanwhile waits in the server. Should
-        # something fail from here on, it stays paused: it may have some of the new weights.
+        # Our turns have ended. Other clients' turns end now, and their new requests wait in the
+        # server. After a failure from here on the server stays paused: it may hold a mixture.
         pause = "/pause?mode=wait&clear_cache=true"
         await self._client.send(server, "POST", pause, seconds=self._seconds)
         call = {"method": "load_checkpoint", "args": [folder]}
@@ -252,19 +261,20 @@ class ServedWeights:
             await self._client.send(server, "POST", "/collective_rpc", call, self._seconds)
         except Failure as failure:
             raise Failure(
-                f"it did not load {folder} (its log says why; was it started with --worker-extension-cls "
-                f"retool_env.rollout.vllm.worker.WeightLoader?): {failure}"
+                f"the server did not load {folder} (see its log; was it started with "
+                "--worker-extension-cls retool_env.rollout.vllm.worker.WeightLoader?): "
+                f"{failure}"
             ) from failure
-        # Before it samples again, so that it never has other weights than it says.
+        # The name is set before the server samples again, so that it never reports a wrong name.
         await self._client.send(server, "POST", "/update_weight_version", {"new_version": name})
         await self._client.send(server, "POST", "/resume")
 
 
-def unavailable(said: dict[str, str]) -> PolicyUnavailable:
-    """What to raise when no server did what it was asked for.
+def unavailable(errors: dict[str, str]) -> PolicyUnavailable:
+    """The error to raise when no server did its work.
 
     Args:
-        said: What was wrong, by the servers' URLs.
+        errors: The error of each server, by URL.
     """
-    told = "; ".join(f"{url}: {' '.join(text.split())}" for url, text in said.items())
-    return PolicyUnavailable(f"no server of the model answers: {told}")
+    reasons = "; ".join(f"{url}: {' '.join(text.split())}" for url, text in errors.items())
+    return PolicyUnavailable(f"no server of the model answers: {reasons}")

@@ -1,29 +1,36 @@
-r"""VLLMServerPolicy: a model served by `vllm serve`, on one machine or several. Token ids in, token ids out.
+r"""VLLMServerPolicy: a model served by `vllm serve`, on one machine or several.
+
+Token ids in, token ids out. The servers are started with
 
     vllm serve MODEL --logprobs-mode processed_logprobs
 
-Which server gets a turn, `retool_env.rollout.vllm.routing` says. A server that fails (no connection, no answer in time, a 5xx) is
-set aside, twice as long each time in a row, and its turns go to another; one that is busy (429, or 503 with `Retry-After`)
-gets them again when it said. Where the distribution sampled from is not the model's own, a server is first asked for a turn that
-shows which log-probs it reports.
+The module `retool_env.rollout.vllm.routing` chooses the server of a turn. A server that fails (no
+connection, no answer in time, a 5xx) is set aside, twice as long each time in a row, and its turns
+go to another server. A server that is busy (429, or 503 with `Retry-After`) gets turns again when
+its pause is over. If sampling differs from the model's own distribution, a server's first request
+is a test turn that shows which log-probs the server reports.
 
-New weights reach the servers as files, in a folder that each of them can read: a checkpoint's, or one in which this policy
-writes the tensors that it gets (`weights_folder`). For that they are started as
+New weights reach the servers as files, in a folder that every server can read: the folder of a
+checkpoint, or a folder into which this policy writes tensors (`weights_folder`). For new weights
+the servers are started with
 
     VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs \
         --worker-extension-cls retool_env.rollout.vllm.worker.WeightLoader
 
-where this package is installed. That mode lets whoever reaches a server pause it: keep it in a private network. Each notes
-which weights it serves, so that one that comes back from a failure is asked, and brought up to date before it gets a turn.
-What an earlier run has left there is asked at first: other weights than those that a server was started with are warned of, and
-one that was left paused, in the midst of new weights, gets no turn before they are loaded anew.
+where this package is installed. In that mode everybody who reaches a server can pause it: keep the
+server in a private network. Each server stores the name of its weights. After a failure the policy
+asks a server for that name, and brings the server up to date before its next turn. At the start the
+policy looks for traces of an earlier run: it warns of weights that the run left on a server, and a
+server that the run left paused gets no turn before it has loaded new weights.
 
-Several processes may share the servers, each with a policy of its own. One of them updates the weights; then the others
-`follow`. Between the two they should begin no turn: it would have the new weights and the old number.
+Several processes may share the servers, each with a policy of its own. One of them updates the
+weights; then the other policies `follow`. Between these two steps they should begin no turn: it
+would be sampled with the new weights and recorded with the old version.
 
-`trl vllm-serve` of TRL 1.16 starts this very server, with that mode, those log-probs, and what else it is given; so it needs
-only `--worker-extension-cls` as above. Where a trainer of TRL pushes weights there by itself, it neither names them nor waits
-for turns to end: turns go on with them, under this policy's last number.
+`trl vllm-serve` of TRL 1.16 starts the same server, with that mode and with those log-probs, and
+passes its other options on; it needs only `--worker-extension-cls` as above. If a trainer of TRL
+pushes weights to that server by itself, it neither names the weights nor waits for the end of
+turns: turns go on with the new weights, under the last version of this policy.
 """
 
 from __future__ import annotations
@@ -33,7 +40,7 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, override
 
 from retool_env.episode import Generation, Tokenizer
 from retool_env.errors import SettingsError
@@ -49,23 +56,30 @@ from retool_env.servers.hosts import Busy, Failure
 
 
 class VLLMServerPolicy(Policy):
-    """Samples from servers of one model. May be used from any event loop, and from several.
+    """Samples from servers of one model. It may be used from several event loops.
 
     Args:
-        urls: The servers', `http://node7:8000` say; a path `/v1` at the end may be there.
-        tokenizer: The model's.
-        model: Its name there; by default the one that they serve.
-        token: What they were started with as `--api-key`. Over `http` it can be read on the way.
-        temperature: Of sampling; 0 is greedy.
-        top_p: Nucleus mass. Training needs 1.0, so that log-probs are those of the model itself.
-        timeout: Seconds that a server may take for a turn, its wait there included, and for new weights. A turn that takes
-            longer would take as long at each attempt: what the longest turns, in the fullest batch, take must fit.
-        attempts: How often a turn is tried that servers fail at, the first time included.
-        weights_folder: Where tensors are written for the servers: a folder at the same path on all machines.
+        urls: The addresses of the servers, such as `http://node7:8000`, with or without `/v1` at
+            the end.
+        tokenizer: The tokenizer of the model.
+        model: The name of the model on the servers. `None`: the model that they serve.
+        token: The key with which the servers were started (`--api-key`). Over `http` it travels
+            unencrypted. `None`: no key.
+        temperature: The sampling temperature; 0 is greedy.
+        top_p: The nucleus mass of sampling. Training needs 1.0, so that log-probs equal the model's
+            own.
+        timeout: The seconds that a server may take for a turn, including its wait in the queue, and
+            for new weights. A turn that takes longer fails at each attempt: the longest turn in the
+            fullest batch must fit.
+        attempts: The number of attempts at a turn at which servers fail, including the first
+            attempt.
+        weights_folder: The folder into which tensors are written for the servers, at the same path
+            on all machines. `None`: weights can only be given as checkpoint folders.
 
     Raises:
         MissingPackage: If the package httpx is missing.
-        ValueError: If a setting is out of range (a `SettingsError`), a URL is none or there twice, or the servers serve different models.
+        SettingsError: If a setting is out of range, or a URL is invalid or occurs twice.
+        ValueError: If the servers serve different models, or not the model of this name.
         PermissionError: If a server refuses the token.
         PolicyUnavailable: If no server can be reached.
     """
@@ -97,18 +111,18 @@ class VLLMServerPolicy(Policy):
         self.temperature: float = temperature
         self.top_p = top_p
         self.retried = 0
-        """How often a turn was sent again because a server had failed."""
+        """The number of times that a turn was sent again because a server had failed."""
         self.servers = [Server(base) for base in bases]
-        """The servers, each with what is known of it."""
+        """The servers, each with its known state."""
         self._attempts = attempts
         self._timeout = timeout
-        # What is sampled from is the model's own distribution, or one token's: any log-probs will do.
+        # Greedy sampling, or sampling from the model's own distribution, fits any log-probs mode.
         plain = temperature == 0 or temperature == top_p == 1
         self._checked = set(self.servers) if plain else set()
         self._client = Client(token)
         self._weights = ServedWeights(self.servers, self._client, weights_folder, timeout)
         self.loop = BackgroundLoop("vllm-servers")
-        """The event loop that the requests are sent from."""
+        """The event loop from which the requests are sent."""
         try:
             self.model, self.context_length = self.loop.run_blocking(self._begin(model))
         except BaseException:
@@ -117,72 +131,81 @@ class VLLMServerPolicy(Policy):
 
     @property
     def weight_version(self) -> int:  # type: ignore[override]  # the served weights count it
-        """Which weights the servers should have; 0 at first."""
+        """The version of the weights that the servers should have; 0 at first."""
         return self._weights.version
 
+    @override
     async def act(
         self, token_ids: Sequence[int], stop: Sequence[str], budget: int, seed: int
     ) -> Generation:
         """Sample one turn; see `Policy.act`.
 
         Raises:
-            ValueError: If there are no tokens, the budget is below 1, both do not fit into the model's context, or a server
-                refuses the request.
+            ValueError: If there are no tokens, the budget is below 1, both together do not fit into
+                the model's context, or a server refuses the request.
             PermissionError: If a server refuses the token.
-            RuntimeError: If a server reports other log-probs than those of the distribution that it samples from, another run
-                loads its weights there, or this is closed.
-            PolicyUnavailable: If no server sampled it; it names them.
+            RuntimeError: If a server's log-probs belong to another distribution than its samples,
+                another run also loads its weights there, or the policy is closed.
+            PolicyUnavailable: If no server sampled the turn; the text names each server's error.
         """
         check_room(token_ids, budget, self.context_length)
         return await self.loop.run(self._act(list(token_ids), list(stop), budget, seed))
 
+    @override
     async def update_weights(
         self, version: int, weights: Weights | str | Path | None = None
     ) -> None:
-        """Let all servers load new weights. Turns under way end first, and those that come wait.
+        """Let all servers load new weights. Turns under way end first, and new turns wait.
 
-        A server that fails is brought up to date before it gets a turn again. Of several policies that share servers, one
-        does this, always the same, and the others `follow`.
+        A server that fails is brought up to date before its next turn. Of several policies that
+        share servers, always the same policy updates the weights, and the other policies `follow`.
 
         Args:
-            version: The new weights' number.
-            weights: All of the model's, adapters merged: tensors, which are written into `weights_folder` and stay there until
-                the next come; or a checkpoint's folder, at the same path on every server's machine. `None`: the one that the
-                servers were started with is read again.
+            version: The number of the new weights.
+            weights: All weights of the model, adapters merged. Tensors are written into
+                `weights_folder` and stay there until the next update. A path names the folder of a
+                checkpoint, which is at the same path on every server's machine. `None`: the servers
+                read the folder of their start again.
 
         Raises:
-            ValueError: If tensors are not those of the model, by name and shape (nothing has changed then), or there is no
-                `weights_folder` for them.
-            OSError: If tensors can't be written, or the model's configuration is not here where the servers have it (the same
-                path, or the Hub).
-            RuntimeError: If a server was not started with `VLLM_SERVER_DEV_MODE=1`, or another run loads its weights there too.
-            PolicyUnavailable: If no server loaded them; it says why.
+            ValueError: If the names or shapes of tensors differ from the model's (nothing has
+                changed then), or tensors are given without a `weights_folder`.
+            OSError: If tensors can't be written, or this machine lacks the model's configuration,
+                which must have the same path or Hub id as on the servers.
+            RuntimeError: If a server was not started with `VLLM_SERVER_DEV_MODE=1`, or another run
+                also loads its weights there.
+            PolicyUnavailable: If no server loaded the weights; the text names each server's error.
         """
         await self.loop.run(self._weights.update(version, weights))
 
     async def follow(self, version: int) -> None:
-        """Go on with weights that another policy has let the servers load.
+        """Use the weights that another policy has let the servers load.
 
-        A server that was started anew is brought up to date; one that has yet other weights gets no turn from here.
+        A server that restarted is brought up to date. A server with other weights gets no turn from
+        this policy.
 
         Args:
-            version: Their number.
+            version: The number of these weights.
 
         Raises:
-            RuntimeError: If no server has weights of that number, or they have several of it.
+            RuntimeError: If no server has weights of that number, or the servers have different
+                weights of that number.
             PolicyUnavailable: If no server answers.
         """
         await self.loop.run(self._weights.follow(version))
 
     def close(self) -> None:
-        """End what still runs, and the connections, and remove the weights that were written. May be called again."""
+        """End running requests, close the connections and remove the written weights.
+
+        It may be called again.
+        """
         try:
             self.loop.close()
-        finally:  # also when that is interrupted
+        finally:  # also if `loop.close` is interrupted
             self._weights.close()
 
     async def _begin(self, wanted: str | None) -> tuple[str, int]:
-        """The model's name and context length. What an earlier run has left on the servers is logged."""
+        """Connect, log traces of an earlier run, and return the model's name and context length."""
         self._connections = closed_at_the_end(self._client.close)
         await anext(self._connections)
         model = await self._models(wanted)
@@ -190,27 +213,29 @@ class VLLMServerPolicy(Policy):
         return model
 
     async def _models(self, wanted: str | None) -> tuple[str, int]:
-        """The model's name and context length, in which all servers that can be reached agree."""
-        found: dict[str, tuple[str, int]] = {}
-        said: dict[str, str] = {}
+        """The model's name and context length, on which all reachable servers agree."""
+        models: dict[str, tuple[str, int]] = {}
+        errors: dict[str, str] = {}
 
         async def ask(server: Server) -> None:
             sent = time.monotonic()
             try:
                 answer = await self._client.send(server, "GET", "/v1/models")
-                models = {field(each, "id", str): each for each in fields(answer, "data", dict)}
-                if not models:
-                    raise Failure("it serves no model")
-                name = next(iter(models)) if wanted is None else wanted
-                if name not in models:
-                    raise ValueError(f"{server.url} serves no {name!r}, but {', '.join(models)}")
-                length = field(models[name], "max_model_len", int)
+                served = {field(card, "id", str): card for card in fields(answer, "data", dict)}
+                if not served:
+                    raise Failure("the server serves no model")
+                name = next(iter(served)) if wanted is None else wanted
+                if name not in served:
+                    raise ValueError(
+                        f"{server.url} does not serve {name!r}, but {', '.join(served)}"
+                    )
+                length = field(served[name], "max_model_len", int)
                 if length < 1:
-                    raise Failure(f"a context of {redact(str(length), most=100)} tokens")
-                root = field(models[name], "root", str, type(None)) or name
-                found[server.url] = name, length
+                    raise Failure(f"an invalid max_model_len: {redact(str(length), most=100)}")
+                root = field(served[name], "root", str, type(None)) or name
+                models[server.url] = name, length
             except (Failure, Busy) as error:
-                said[server.url] = str(error)
+                errors[server.url] = str(error)
                 server.fail(sent, error)
                 return
             self._weights.root = root
@@ -218,18 +243,18 @@ class VLLMServerPolicy(Policy):
         results = await asyncio.gather(*map(ask, self.servers), return_exceptions=True)
         for error in filter(None, results):
             raise error
-        if not found:
-            raise unavailable(said)
-        if len(set(found.values())) > 1:
-            each = "; ".join(f"{url}: {name}, {length}" for url, (name, length) in found.items())
-            raise ValueError(f"the servers differ in their model or its context length: {each}")
-        return next(iter(found.values()))
+        if not models:
+            raise unavailable(errors)
+        if len(set(models.values())) > 1:
+            served = "; ".join(f"{url}: {name}, {length}" for url, (name, length) in models.items())
+            raise ValueError(f"the servers differ in their model or its context length: {served}")
+        return next(iter(models.values()))
 
     async def _act(
         self, token_ids: list[int], stop: list[str], budget: int, seed: int
     ) -> Generation:
         started = time.monotonic()
-        said: dict[str, str] = {}
+        errors: dict[str, str] = {}
         failed = 0
         while failed < self._attempts:
             server = await self._take(token_ids)
@@ -241,12 +266,12 @@ class VLLMServerPolicy(Policy):
                 seconds = time.monotonic() - started
                 generation = self._read(answer, token_ids, budget, version, seconds)
             except Busy as busy:
-                said[server.url] = "busy"
+                errors[server.url] = "busy"
                 server.aside_until = busy.again(sent)
-                # For a while that is no failure.
+                # A busy server counts as a failure only after the timeout.
                 failed += time.monotonic() - started > self._timeout
             except Failure as failure:
-                said[server.url] = str(failure)
+                errors[server.url] = str(failure)
                 failed += 1
                 self.retried += failed < self._attempts
                 server.fail(sent, failure)
@@ -257,10 +282,10 @@ class VLLMServerPolicy(Policy):
                 return generation
             finally:
                 server.in_flight -= 1
-        raise unavailable(said)
+        raise unavailable(errors)
 
     async def _take(self, token_ids: list[int]) -> Server:
-        """The server to be asked, as soon as there is one that is not set aside."""
+        """Choose the server of a turn, once a server is not set aside."""
         while True:
             now = time.monotonic()
             ready = [server for server in self.servers if server.aside_until <= now]
@@ -281,7 +306,7 @@ class VLLMServerPolicy(Policy):
             "prompt": token_ids,
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
-            # All of them: what is left out, a server takes from the model's generation config.
+            # A server takes settings that are left out from the model's generation config.
             "top_k": 0,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
@@ -299,44 +324,48 @@ class VLLMServerPolicy(Policy):
     ) -> Generation:
         choices = fields(answer, "choices", dict)
         if len(choices) != 1:
-            raise Failure(f"{len(choices)} choices instead of one")
+            raise Failure(f"the answer has {len(choices)} choices instead of one")
         [choice] = choices
         sampled = fields(choice, "token_ids", int)
         logprobs = fields(field(choice, "logprobs", dict), "token_logprobs", float, int)
         if fields(choice, "prompt_token_ids", int) != token_ids:
-            raise ValueError("the server sampled after other tokens than those that it was sent")
+            raise ValueError(
+                "the prompt_token_ids of the answer differ from the prompt that was sent: check "
+                "the server's vLLM (0.31), and any proxy in front of it"
+            )
         if len(sampled) != len(logprobs) or len(sampled) > budget:
             raise Failure(
                 f"{len(sampled)} tokens and {len(logprobs)} log-probs for a budget of {budget}"
             )
         # Token ids and log-probs go into records and tensors as they are.
         if not all(0 <= token < 2**31 for token in sampled):
-            raise Failure(f"token ids that can be none: {redact(repr(sampled), most=100)}")
+            raise Failure(f"invalid token ids: {redact(repr(sampled), most=100)}")
         if not all(-1e9 < logprob <= 1e-3 for logprob in logprobs):
-            raise Failure(f"log-probs that can be none: {redact(repr(logprobs), most=100)}")
+            raise Failure(f"invalid log-probs: {redact(repr(logprobs), most=100)}")
         finish = field(choice, "finish_reason", str)
         reason = stop_reason(finish, choice.get("stop_reason"))
-        if reason is None:  # an abort by whoever else uses the server
+        if reason is None:  # an abort by another client of the server
             raise Failure(f"the server ended the turn: {finish}")
         if self.temperature == 0:
             logprobs = [0.0] * len(sampled)
         return Generation(tuple(sampled), tuple(logprobs), reason, seconds, version)
 
     async def _prepare(self, server: Server) -> None:
-        """See to it that a server serves the weights of `weight_version`, and reports the right log-probs."""
+        """Make sure that a server serves the right weights and reports the right log-probs."""
         await self._weights.prepare(server)
         if server not in self._checked:
             await self._check_logprobs(server)
             self._checked.add(server)
 
     async def _check_logprobs(self, server: Server) -> None:
-        """Refuse a server that reports log-probs of another distribution than it samples from."""
+        """Refuse a server whose log-probs belong to another distribution than its samples."""
         first = self.tokenizer.encode("a", add_special_tokens=False)
-        # With next to no nucleus each token is certain.
+        # With an almost empty nucleus each token is certain, so its true log-prob is 0.
         body = {**self._body(first, [], 8, 0), "temperature": 1.0, "top_p": 1e-6}
         generation = self._read(await self._sample(server, body), first, 8, 0, 0.0)
         if min(generation.logprobs) < -1e-3:
             raise RuntimeError(
-                f"{server.url} reports log-probs of the model, not of what it samples from, and the two differ with "
-                "this temperature or top-p: start it with --logprobs-mode processed_logprobs"
+                f"{server.url} reports log-probs of the model, which differ from the distribution "
+                "that it samples from with this temperature or top-p: start the server with "
+                "--logprobs-mode processed_logprobs"
             )

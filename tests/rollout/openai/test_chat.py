@@ -24,7 +24,7 @@ STOP = closing_tags(True)
 
 
 def played(*turns: str) -> Transcript:
-    """An episode that goes on, in which every program prints 42."""
+    """Build an unfinished episode in which every program prints 42."""
     rules = Rules(prompt_template="Q {query}", void_turn="continue")
     episode = Episode(Problem(id="p", question="6 * 7?", answer="42"), rules)
     for turn in turns:
@@ -83,15 +83,15 @@ def test_a_conversation_with_native_calls():
 @example("Hm.", "x = '```'\n\n")
 @example("", "x = '''\n```\n````\n'''")
 @example("", "```output\n42\n```")
-def test_a_native_call_is_read_back_as_it_was_made(said, code):
-    if any(tag in said + code for tag in (*STOP, "<code>", "<answer>")):
+def test_a_native_call_is_read_back_as_it_was_made(text, code):
+    if any(tag in text + code for tag in (*STOP, "<code>", "<answer>")):
         return
-    text = call_text(said, TOOL_NAME, json.dumps({"code": code}))
-    turn = parse_turn(text)
-    assert turn.kind is TurnKind.CODE and turn.end == len(text)
+    written = call_text(text, TOOL_NAME, json.dumps({"code": code}))
+    turn = parse_turn(written)
+    assert turn.kind is TurnKind.CODE and turn.end == len(written)
     assert turn.content == read_program(code).text
-    assert text.startswith(said)
-    assert call_form(said, TOOL_NAME, {"code": code}) == read_program(code).form
+    assert written.startswith(text)
+    assert call_form(text, TOOL_NAME, {"code": code}) == read_program(code).form
 
 
 CODE_ARGUMENT = json.dumps({"code": "print(6 * 7)"})

@@ -38,7 +38,7 @@ CALL = ("code_interpreter", '{"code": "print(6 * 7)"}')
 
 
 class Box:
-    """Every program prints 42."""
+    """A sandbox in which every program prints 42."""
 
     def __init__(self):
         self.ran = []
@@ -49,28 +49,28 @@ class Box:
 
 
 def seen(conversation) -> str:
-    """All that the model was shown."""
+    """Join all texts that were shown to the model."""
     if isinstance(conversation, str):
         return conversation
     return "".join(message["content"] or "" for message in conversation)
 
 
 def solver(conversation) -> Reply:
-    """Runs the product and answers what came; left alone, it goes on writing."""
+    """Run the product, then answer with the result. Without a stop string the reply goes on."""
     if "\n42\n" in seen(conversation):
         return Reply("It is\n<answer>42</answer> and that's it. <code>no</code>")
     return Reply("So:\n<code>\nprint(6 * 7)\n</code>\n<interpreter>\n41\n</interpreter> Hm.")
 
 
 def caller(conversation) -> Reply:
-    """The same with native calls, two at once."""
+    """Solve with native calls, two in one reply."""
     if conversation[-1]["role"] == "tool":
         return Reply("<answer>42</answer>")
     return Reply("Let me see.", (CALL, ("code_interpreter", '{"code": "print(1)"}')))
 
 
 class Switch:
-    """One server for all tests, with an API of each test's own behind it."""
+    """One server for all tests, which passes requests to the API of the current test."""
 
     def __init__(self):
         self.url = ""
@@ -91,7 +91,7 @@ def server() -> Iterator[None]:
 
 @contextlib.contextmanager
 def policy_of(model, **api: Any) -> Iterator[tuple[ModelAPI, Any]]:
-    """An API and what makes policies of it."""
+    """An API, and a function that makes policies for it."""
     SWITCH.api = ModelAPI(model, **api)
     yield SWITCH.api, lambda **given: OpenAIPolicy("m", SWITCH.url, **{"retries": 2, **given})
     SWITCH.api = None
@@ -149,7 +149,7 @@ def test_what_a_request_holds():
 
 
 def test_a_turn_that_the_model_ends_inside_a_block():
-    """An API that names what it stopped at is believed; one that doesn't can't say that it was nothing."""
+    """Only an API that names its stop string can show that the model ended the turn by itself."""
     for stops, expected in (
         ("vllm", "eos"),
         ("sglang", "eos"),
@@ -344,10 +344,10 @@ def test_fields_that_an_api_does_not_take_are_left_out(caplog):
         policy = make(way="tools")
         assert all(transcript.correct for transcript in play(policy, TOOLS, n=6))
     assert set(api.requests[-1]) == accepts
-    said = [r.message for r in caplog.records if "done without" in r.message]
-    assert sorted(said) == [
-        "m takes no parallel_tool_calls: done without",
-        "m takes no seed: done without",
+    warnings = [r.message for r in caplog.records if "left out" in r.message]
+    assert sorted(warnings) == [
+        "m does not support parallel_tool_calls: left out",
+        "m does not support seed: left out",
     ]
 
 
@@ -368,8 +368,8 @@ def test_the_limit_on_tokens_goes_by_the_name_that_the_api_wants():
 @pytest.mark.parametrize(
     ("failure", "error", "words"),
     [
-        (refusal(404, "no such model"), ValueError, "no model 'm'.*no such model"),
-        (refusal(403, "not for you"), PermissionError, "the key, or wants one: not for you"),
+        (refusal(404, "no such model"), ValueError, "not serve the model 'm'.*no such model"),
+        (refusal(403, "not for you"), PermissionError, "the key, or needs one: not for you"),
         (refusal(429, "quota", code="insufficient_quota"), PermissionError, "quota"),
         (refusal(402, "pay first"), ValueError, "pay first"),
         (
@@ -393,19 +393,19 @@ def test_what_no_retry_can_mend_ends_the_run_at_once(failure, error, words):
 def test_a_wrong_key_and_a_wrong_model():
     with policy_of(solver, key="right") as (api, make):
         for key in ("wrong", None):
-            with pytest.raises(PermissionError, match="refuses the key, or wants one") as caught:
+            with pytest.raises(PermissionError, match="refuses the key, or needs one") as caught:
                 play(make(api_key=key))
             assert "wrong" not in str(caught.value)
         assert api.authorizations == ["Bearer wrong", "Bearer none"]
         policy = OpenAIPolicy("other", make().base_url, "right")
-        with pytest.raises(ValueError, match=r"no model 'other'.*/models lists"):
+        with pytest.raises(ValueError, match=r"not serve the model 'other'.*/models lists"):
             play(policy)
 
 
 def test_an_address_that_is_no_api():
     with policy_of(solver) as (_, make):
         url = make().base_url.removesuffix("/v1")
-        with pytest.raises(ValueError, match=r"no API of OpenAI's kind.*/v1.*<html>"):
+        with pytest.raises(ValueError, match=r"not an API of OpenAI's kind.*/v1.*<html>"):
             play(OpenAIPolicy("m", url))
 
 
@@ -605,12 +605,12 @@ def test_cancelling_a_turn_ends_its_request():
 
 @pytest.mark.filterwarnings("error")
 def test_one_policy_in_several_runs_leaves_nothing_behind(caplog):
-    """Each run has an event loop of its own, and a connection belongs to one."""
+    """Each run has an event loop of its own, and a connection belongs to one loop."""
     with policy_of(solver) as (_, make):
         policy = make(concurrency=2)
         for _ in range(3):
             assert all(transcript.correct for transcript in play(policy, n=6))
-        gc.collect()  # a socket that was left open warns when it is collected, and the warning fails the test
+        gc.collect()  # an open socket warns when it is collected, and the warning fails the test
     assert not caplog.records and policy.usage.requests == 36
 
 
@@ -675,6 +675,7 @@ def test_a_missing_extra_is_named(monkeypatch):
 
 
 def test_the_module_alone_imports_no_client():
-    code = "import sys, retool_env.rollout.openai; print({'openai', 'httpx', 'httpx2', 'torch'} & set(sys.modules))"
+    heavy = {"openai", "httpx", "httpx2", "torch"}
+    code = f"import sys, retool_env.rollout.openai; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr

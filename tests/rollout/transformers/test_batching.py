@@ -1,9 +1,10 @@
-"""The running batch and its cache, with real small models: what shares it must change nothing but time."""
+"""The running batch and its cache, with real small models: sharing changes nothing but time."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import inspect
 import random
 import threading
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ NEVER = ("\0\0",)
 
 @pytest.fixture
 def tiny():
-    """A model of its own for each test, and its tokenizer."""
+    """A new model for each test, and its tokenizer."""
     model, tokenizer = make_model(seed=0)
     return model.eval(), tokenizer
 
@@ -53,14 +54,17 @@ def plain_logprobs(model, ids, sampled):
 
 
 def assert_exact(model, ids, turn):
-    """Its log-probs are those of a forward pass over the whole sequence, without cache or padding."""
+    """Check log-probs against one forward pass over the whole sequence, without a cache."""
     expected = plain_logprobs(model, ids, list(turn.token_ids))
     torch.testing.assert_close(torch.tensor(turn.logprobs), expected, atol=2e-4, rtol=0)
 
 
 @contextmanager
 def watched(model, before=lambda call: None):
-    """The shape of each forward pass's query; `before` is called in the sampling thread with its number."""
+    """Record the shape of the query of each forward pass.
+
+    `before` is called in the sampling thread with the number of the pass.
+    """
     shapes, forward = [], model.forward
 
     def watching(*args, **kwargs):
@@ -158,7 +162,7 @@ def test_long_prompts_are_computed_in_parts_and_hold_nobody_up(tiny, monkeypatch
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_sliding_windows(tiny, attention):
-    """One layer looks back 8 tokens, the other at all; each sees its own mask over the same blocks."""
+    """One layer looks back 8 tokens and the other layer without bound, over the same blocks."""
     config = Qwen2Config(
         vocab_size=280,
         hidden_size=32,
@@ -200,6 +204,29 @@ def test_a_model_under_lora(tiny):
     [second] = act(policy, [ids], budget=20)
     assert_exact(lora, ids, second)
     assert policy.reused_tokens == 32
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_the_cache_is_passed_by_the_name_that_the_model_gives_it(tiny):
+    model, tokenizer = tiny
+    kind, ids = type(model), prompt(20)
+    newer = "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+
+    class Older(kind):
+        """A model of transformers 5.17."""
+
+        def forward(self, input_ids, *, past_key_values, **more):
+            return kind.forward(self, input_ids, **{newer: past_key_values}, **more)
+
+    class Wrapped(Older):
+        def forward(self, *args, **more):
+            return super().forward(*args, **more)
+
+    [expected] = act(TransformersPolicy(model, tokenizer), [ids])
+    for other in (Older, Wrapped):
+        model.__class__ = other
+        [turn] = act(TransformersPolicy(model, tokenizer), [ids])
+        assert turn.token_ids == expected.token_ids
 
 
 def scramble(model):
@@ -248,7 +275,7 @@ def test_new_weights_amid_a_turn_finish_it_as_a_fresh_policy_would(tiny):
 
 
 def test_weights_that_are_given_are_copied_between_two_steps(tiny):
-    """The turn under way begins with the old ones and ends with the new; the model that they came from is not touched."""
+    """A turn begins with the old weights and ends with the new; the source model stays the same."""
     model, tokenizer = tiny
     other = copy.deepcopy(model)
     scramble(other)
@@ -281,8 +308,8 @@ def test_weights_of_another_model_are_refused_and_change_nothing(tiny):
     name = "model.norm.weight"
     for wrong, word in (
         ({n: t for n, t in right.items() if n != name}, "1 of the model's weights are missing"),
-        ({**right, "other.weight": right[name]}, "'other.weight' does not exist there"),
-        ({**right, name: right[name][:1]}, r"has shape \(128,\) there, and \(1,\) here"),
+        ({**right, "other.weight": right[name]}, "no weight 'other.weight'"),
+        ({**right, name: right[name][:1]}, r"the shape \(1,\), but \(128,\) in the model"),
     ):
         with pytest.raises(ValueError, match=word):
             asyncio.run(policy.update_weights(3, wrong))
@@ -333,7 +360,7 @@ def test_requests_wait_while_the_cache_is_full(tiny):
 
 
 def test_turns_do_not_hang_on_what_else_happens(tiny):
-    """Shared beginnings, a narrow cache, a narrow batch, cancellations: each turn is what it is alone."""
+    """Shared prefixes, a small cache, a small batch and cancellations do not change a turn."""
     model, tokenizer = tiny
     chance = random.Random(0)
     stems = [prompt(48, seed=seed) for seed in range(3)]
@@ -430,7 +457,7 @@ def test_an_error_reaches_all_who_wait_and_the_policy_goes_on(tiny):
 
 
 def test_who_was_done_before_the_error_of_a_step_is_done(tiny):
-    """A step computes a new prompt, whose one token ends its turn, and then fails at the others' next token."""
+    """A step ends one turn with its only token, and then fails at the next token of other turns."""
     model, tokenizer = tiny
     policy = TransformersPolicy(model, tokenizer)
 
@@ -491,7 +518,7 @@ def test_an_update_that_is_given_up_or_refused_disturbs_no_turn(tiny):
 
 
 def test_updates_at_any_moment_are_answered(tiny):
-    """Also in the moment in which the last turn ends, and nobody serves any more."""
+    """Also at the moment in which the last turn ends and the thread stops serving."""
     model, tokenizer = tiny
     policy = TransformersPolicy(model, tokenizer)
 

@@ -1,4 +1,4 @@
-"""The pool of blocks, also against a model of it that keeps no blocks."""
+"""The block pool, also against a reference model without blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from retool_env.rollout.transformers.blocks import ROOT, BlockPool
 
 
 def fill(pool: BlockPool, token_ids: list[int]):
-    """What a sequence does: take what is there, compute the rest, let complete blocks be found."""
+    """Act as a sequence does: take cached blocks, compute the rest, complete full blocks."""
     blocks = pool.longest_prefix(token_ids)
     pool.hold(blocks)
     found = len(blocks)

@@ -1,4 +1,4 @@
-"""Whole runs with a real model: the same seed gives the same episodes, each turn has its weights, and nothing is read twice."""
+"""Whole runs with a real model: equal seeds give equal episodes, and no token is computed twice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROBLEMS = [Problem(str(i), f"{i} and " * (i % 3 + 1), "1") for i in range(5)]
 
 @pytest.fixture(scope="module")
 def tiny():
-    """A model that writes no tags of its own."""
+    """A model that writes no tags by itself."""
     model, tokenizer = make_model(seed=0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine several would mostly wait for each other
@@ -35,9 +35,9 @@ def tiny():
 
 
 class Calling(TransformersPolicy):
-    """What the model writes, ended by a call where it is shown fewer than two results, and otherwise by an answer.
+    """Adds a tag to each turn of the model: a call after fewer than two results, else an answer.
 
-    A random model calls nothing. The tag has the log-prob 0: it is certain.
+    A random model makes no calls. The tag has the log-prob 0, since it is certain.
     """
 
     async def act(self, token_ids, stop, budget, seed) -> Generation:
@@ -51,7 +51,7 @@ class Calling(TransformersPolicy):
 
 
 class Tool:
-    """Prints as many ones as it is told to, after a pause that differs from call to call and run to run."""
+    """Prints the requested number of ones, after a pause that differs from call to call."""
 
     def __init__(self, seed: int = 0) -> None:
         self.chance = random.Random(seed)
@@ -80,7 +80,7 @@ def test_a_seed_gives_the_same_transcripts_however_they_interleave(tiny):
         for a, b in zip(first, other, strict=True):
             assert a.prompt_ids == b.prompt_ids and a.completion_ids == b.completion_ids
             assert a.loss_mask == b.loss_mask and a.text == b.text and a.reward == b.reward
-            # Of what shares the batch hangs the order in which is summed, and with it the last digits.
+            # The order of sums, and with it the last digits, depends on the rest of the batch.
             assert a.logprobs == pytest.approx(b.logprobs, abs=2e-4)
 
 
@@ -92,7 +92,7 @@ def test_another_seed_gives_other_transcripts(tiny):
 
 
 def test_each_turn_tells_the_weights_that_sampled_it(tiny):
-    """They change while the episodes' programs run: a turn's version is that of its own weights."""
+    """The weights change while programs run: each turn has the version of the weights it used."""
     policy = Calling(*tiny)
     versions = itertools.count(7)
 
@@ -124,7 +124,7 @@ def test_each_turn_tells_the_weights_that_sampled_it(tiny):
 
 
 def test_an_episode_is_of_the_version_that_sampled_its_first_turn(tiny):
-    """Not of that which was served when it was begun."""
+    """The version at the beginning of the episode does not matter."""
     policy = Calling(*tiny)
 
     class Late(Calling):
@@ -141,7 +141,7 @@ def test_an_episode_is_of_the_version_that_sampled_its_first_turn(tiny):
 
 
 def test_a_group_reads_its_prompt_once_and_after_a_call_nothing_but_what_is_new(tiny):
-    """Beyond what no complete block holds: less than a block for each turn, and the prompt's last one for each rollout."""
+    """Incomplete blocks are computed again: the prompt's last block, and one in each turn."""
     policy = Calling(*tiny)
     rules = Rules(
         max_tokens=400, prompt_template="Question {query}\n" + "which is long " * 12 + "\n"
@@ -155,7 +155,7 @@ def test_a_group_reads_its_prompt_once_and_after_a_call_nothing_but_what_is_new(
     def complete(tokens: int) -> int:
         return tokens // BLOCK * BLOCK
 
-    # What the model itself sampled of a turn is in the cache when it ends, all but its last token; the tag was put behind.
+    # At the end of a turn the model's tokens are in the cache, except the last; the tag is not.
     expected, least = prompt + (n - 1) * (prompt - complete(prompt - 1)), prompt
     for transcript in group:
         at = prompt

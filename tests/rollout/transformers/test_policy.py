@@ -1,4 +1,4 @@
-"""The policy on transformers, with a real small model and a real tokenizer whose tags end inside tokens."""
+"""The policy on transformers, with a small model and a tokenizer whose tags end inside tokens."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PROBLEM = Problem(id="p", question="6 * 7?", answer="42")
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained so that `>` merges with what follows it: tags end inside tokens."""
+    """Byte-level BPE, trained so that `>` merges with its next characters: tags end in tokens."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.decoder = decoders.ByteLevel()
@@ -66,7 +66,7 @@ def model(tokenizer) -> Qwen2ForCausalLM:
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
     )
-    # Tiny random weights give a flat distribution; larger ones one in which likely tokens differ by context.
+    # Tiny random weights give a flat distribution; larger weights make it depend on the context.
     built = Qwen2ForCausalLM(config)
     for parameter in built.parameters():
         parameter.data.mul_(4.0)
@@ -157,7 +157,7 @@ def test_greedy_equals_transformers_own_generate(model, tokenizer):
 
 
 class Biased(Qwen2ForCausalLM):
-    """Writes a given sequence of ids, whatever it is shown."""
+    """A model that writes a given sequence of ids after any context."""
 
     script: list[int]
     start: int
@@ -236,7 +236,7 @@ def test_more_requests_than_a_batch_are_all_served(model, tokenizer):
 
 
 def test_a_policys_memory_goes_with_it(model, tokenizer):
-    """Without waiting for the collector, which counts objects and not gigabytes."""
+    """The memory is freed at once, without the garbage collector."""
     gc.disable()
     try:
         policy = TransformersPolicy(copy.deepcopy(model), tokenizer)
@@ -270,7 +270,7 @@ def test_what_does_not_fit_is_refused(model, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "state"),
     [
         (MambaConfig(vocab_size=300, hidden_size=8, num_hidden_layers=1), "mamba"),
         (
@@ -287,13 +287,13 @@ def test_what_does_not_fit_is_refused(model, tokenizer):
         ),
     ],
 )
-def test_a_model_with_another_state_than_keys_and_values_is_refused(tokenizer, config, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_model_with_another_state_than_keys_and_values_is_refused(tokenizer, config, state):
+    with pytest.raises(ValueError, match=state):
         TransformersPolicy(AutoModelForCausalLM.from_config(config), tokenizer)
 
 
 class OneLineSandbox:
-    """Answers every program alike."""
+    """Gives the same result for every program."""
 
     async def run_async(self, code, limits=None, **_):
         return Execution(Outcome.OK, "42\n")

@@ -1,4 +1,4 @@
-"""The policy on a vLLM engine of its own: a real engine and a real tiny model, against transformers."""
+"""The policy with its own vLLM engine: a real engine and a real tiny model, and transformers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def prompts(policy):
 
 
 def cached_tokens(policy, prompt: list[int]) -> int:
-    """Tokens of the prompt that the engine has in its cache."""
+    """The number of the prompt's tokens in the engine's cache."""
 
     async def ask():
         from vllm import SamplingParams
@@ -201,7 +201,9 @@ def test_weights_that_are_not_the_models_are_refused_and_the_old_ones_stay(
 ):
     weights = other.state_dict()
     missing = {name: each for name, each in weights.items() if "layers.2" not in name}
-    with pytest.raises(ValueError, match=r"9 of the model's weights are missing, 'model.layers.2"):
+    with pytest.raises(
+        ValueError, match=r"9 of the model's weights are missing, for example 'model.layers.2"
+    ):
         asyncio.run(policy.update_weights(1, missing))
     renamed = {f"base_model.{name}": each for name, each in weights.items()}
     with pytest.raises(ValueError, match=r"no weight 'base_model\.model"):
@@ -213,7 +215,7 @@ def test_weights_that_are_not_the_models_are_refused_and_the_old_ones_stay(
 
 
 def abandoned() -> Path:
-    """The folder of weights of a process that is gone."""
+    """The weights' folder of a process that was killed."""
     code = (
         "from retool_env.rollout.weights import passing_folder; import os;"
         "passing = passing_folder(1); print(passing.__enter__(), flush=True); os._exit(0)"
@@ -281,11 +283,11 @@ def test_a_turn_that_the_engine_fails_at_can_be_tried_again(policy, prompts, mon
 
 @needs_vllm
 def test_a_sleeping_engine_takes_no_weights(policy, prompts, other, monkeypatch):
-    """On a CPU sleep does no more than pause."""
+    """On a CPU, sleep only pauses the engine."""
     monkeypatch.setattr(policy, "sleep_mode", True)
     asyncio.run(policy.sleep())
     for weights in (None, other.state_dict()):
-        with pytest.raises(RuntimeError, match="wake it up"):
+        with pytest.raises(RuntimeError, match="wake_up"):
             asyncio.run(policy.update_weights(1, weights))
     asyncio.run(policy.wake_up())
     assert turns_of(policy, prompts)[0].weight_version == 0
@@ -354,7 +356,8 @@ def test_whole_episodes_with_calls_are_those_of_transformers(policy, writer, san
     assert [t.completion_ids for t in got] == [t.completion_ids for t in expected]
     assert [t.spans for t in got] != [t.spans for t in expected]  # by their weights' version
     assert {t.stop_reason for t in got} == {t.stop_reason for t in expected}
-    # It did learn it: a call or two, then the answer; in the second case with a token that is more than a tag.
+    # The model has learnt its task: a call or two, then the answer; in the second case its last
+    # token is longer than the tag.
     assert [len(t.calls) for t in got] == [1, 2] * 4
     assert all(t.stop_reason is StopReason.ANSWERED and t.correct for t in got)
     for transcript in got:
@@ -427,8 +430,10 @@ def test_without_vllm_it_says_how_to_get_it(monkeypatch):
 
 def test_importing_the_policies_imports_no_engine_and_no_client():
     code = (
-        "import sys, retool_env.rollout.vllm, retool_env.rollout.vllm.server, retool_env.rollout.vllm.worker;"
-        "print([name for name in ('torch', 'transformers', 'vllm', 'httpx') if name in sys.modules])"
+        "import sys, retool_env.rollout.vllm, retool_env.rollout.vllm.server\n"
+        "import retool_env.rollout.vllm.worker\n"
+        "heavy = ('torch', 'transformers', 'vllm', 'httpx')\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -438,7 +443,7 @@ def test_importing_the_policies_imports_no_engine_and_no_client():
 def test_grpo_trains_on_what_it_samples_and_it_samples_from_what_is_trained(
     policy, sandbox, tmp_path
 ):
-    """Every step's weights reach it in this process: else what it samples would be far from the trained model."""
+    """Each step's weights reach the engine; else its samples would be far from the model."""
     trl = pytest.importorskip("trl", reason="pip install 'retool-env[train]'")
     from transformers import AutoModelForCausalLM
 
@@ -528,7 +533,7 @@ def test_an_engine_that_is_killed_ends_the_turn_and_the_update_that_wait_for_it(
 
 @needs_vllm
 def test_closing_ends_a_turn_that_is_under_way_with_an_error(policy, prompts):
-    """The last of this file: the engine is gone."""
+    """The last test of this file, since it ends the engine."""
 
     async def close():
         turn = asyncio.create_task(policy.act(prompts[0], (), 480, 0))

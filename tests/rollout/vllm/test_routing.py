@@ -1,4 +1,4 @@
-"""Which server gets a turn."""
+"""Sticky routing: the choice of the server for each turn."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_turn_too_short_to_tell_its_episode_from_others_binds_no_other_to_its_
 
 
 def test_nothing_is_read_twice_while_turns_in_flight_fluctuate():
-    """128 episodes on two servers: about 64 turns at each, and now more here, now more there."""
+    """128 episodes on two servers: about 64 turns at each server, a number that fluctuates."""
     chance = np.random.default_rng(0)
     both = servers(2)
     fresh = iter(range(10_000, 10_000_000))

@@ -32,6 +32,7 @@ def no_waiting(monkeypatch):
 
 
 OWN_ARGUMENTS = ["--worker-extension-cls", "retool_env.rollout.vllm.worker.WeightLoader"]
+"""The options that `trl vllm-serve` adds to `vllm serve`; the real server is started with them."""
 TRL_ARGUMENTS = [
     "--enable-scale-out",
     *("--weight-transfer-config", '{"backend": "nccl"}'),
@@ -66,7 +67,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def process(tmp_path_factory):
-    """A real `vllm serve` that starts, and its URL."""
+    """A starting `vllm serve`, a real one, and its URL."""
     folder = make_checkpoint(tmp_path_factory.mktemp("served") / "tiny", 0)
     port, log = unused_port(), folder / "log"
     # Not `vllm serve`, since the build for the CPU has another name than that command looks for.
@@ -105,7 +106,7 @@ def real(process):
 
 
 def metric(url: str, name: str) -> float:
-    """A number that a real server gives of itself."""
+    """A number from a real server's metrics."""
     text = urllib.request.urlopen(f"{url}/metrics").read().decode()
     [line] = [line for line in text.splitlines() if line.startswith(f"vllm:{name}{{")]
     return float(line.split()[-1])
@@ -113,7 +114,7 @@ def metric(url: str, name: str) -> float:
 
 @pytest.fixture
 def served(real):
-    """Makes policies on it."""
+    """Make policies on the real server."""
     with contextlib.ExitStack() as stack:
         yield lambda **settings: stack.enter_context(
             VLLMServerPolicy([real], make_tokenizer(), token="secret", **settings)
@@ -246,7 +247,7 @@ def test_what_an_earlier_run_has_left_on_a_real_server(served, real, model, prom
 
 
 def run_while_one_is_killed(policy, sandbox, kill) -> list[Transcript]:
-    """Episodes of an engine, all of which must end, while `kill` runs in a thread."""
+    """Run episodes, all of which must end, while `kill` runs in a thread."""
     rules = Rules(max_tokens=300, prompt_template="{query}\n", void_turn="continue", max_calls=5)
     problems = [Problem(id=str(i), question=f"Compute {i}", answer="42") for i in range(12)]
     engine = RolloutEngine(policy, rules, sandbox)
@@ -289,7 +290,7 @@ def test_a_server_killed_in_a_run_costs_a_retry_and_no_episode(served, real, san
 
 @needs_vllm
 def test_a_real_server_killed_in_a_run_costs_a_retry_and_no_episode(process, served, sandbox):
-    """The last of this file: the real server is gone."""
+    """The last test of this file, since it ends the real server."""
     server, url = process
     fake = Served(model=served().model, written=CODE)
 

@@ -1,0 +1,49 @@
+"""Policies on the scripted servers of `vllm_servers`, and their turns."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+from helpers.vllm_servers import Served, serving
+from retool_env.rollout.vllm.server import VLLMServerPolicy
+
+STOP = ("</code>", "</answer>")
+
+
+PROMPT = list(range(100, 164))
+
+
+class Letters:
+    """The part of a tokenizer that these tests use."""
+
+    eos_token_id = 0
+    chat_template = None
+
+    def encode(self, text, **_):
+        return [ord(letter) for letter in text]
+
+
+def policy_of(*urls: str, **settings) -> VLLMServerPolicy:
+    return VLLMServerPolicy(urls, Letters(), **settings)
+
+
+def act(policy, *prompts, stop=STOP, budget=24, seed=1):
+    async def turns():
+        return await asyncio.gather(*(policy.act(ids, stop, budget, seed) for ids in prompts))
+
+    return asyncio.run(turns())
+
+
+@contextlib.contextmanager
+def serving_all(*servers: Served):
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(serving(server)) for server in servers]
+
+
+@contextlib.contextmanager
+def silent():
+    """A server that accepts requests and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
