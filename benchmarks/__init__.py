@@ -1,1 +1,1 @@
-"""What is claimed, measured: each module prints a table and writes its figures as JSON."""
+"""Benchmarks. Each module measures one claim, prints a table and writes its figures as JSON."""

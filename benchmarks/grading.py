@@ -1,4 +1,4 @@
-r"""How right and how fast is the grader, beside math-verify, and what earns a reward without being right?
+r"""Measures the grader against math-verify: correctness, speed, and unearned rewards.
 
     python -m benchmarks.grading FOLDER
     python -m benchmarks.grading FOLDER --set-aside aside.jsonl --wrong wrong.jsonl --out grading.json
@@ -6,25 +6,30 @@ r"""How right and how fast is the grader, beside math-verify, and what earns a r
 
 The parts, which `--parts` selects:
 
-- `cases`: test cases that other projects have published, from a folder, by project and kind;
-- `speed`: pairs of integers a second;
-- `rewritings`: MATH's answers, each written in another way that means the same: how many are accepted, and milliseconds a grade;
-- `others`: MATH's answers, each graded against the next answer and against itself plus one: what is accepted is listed;
-- `templates`: answers that are built to earn a reward without knowing the problem, each against a hundred golds.
+- `cases`: published test cases of other projects, from a folder; right verdicts by project and kind.
+- `speed`: pairs of integers per second.
+- `rewritings`: MATH's answers, rewritten without a change of meaning. The part counts accepted
+  answers and measures milliseconds per grade.
+- `others`: MATH's answers, each graded against the next answer and against itself plus one. The part
+  lists the accepted pairs.
+- `templates`: answers built to earn a reward without solving the problem, against a hundred golds.
 
-A folder of cases holds one file of JSON lines a project, `PROJECT.jsonl`, and a line is one case::
+A folder of cases has one file `PROJECT.jsonl` per project. Each line is one case:
 
-    {"answer": "0.5", "gold": "\\frac{1}{2}", "expected": true, "kind": "single", "where": "tests/test_equal.py:12"}
+    {"answer": "0.5", "gold": "\\frac{1}{2}", "expected": true, "kind": "single", "where": "a.py:1"}
 
-`kind` is `single` (the answer is an expression), `boxed` (a text with a `\boxed{}`), or `prose` (a text from which the value would
-have to be picked). Prose is counted apart, because it is wrong here by design: an answer commits to one expression. `where` is
-optional. `--set-aside` names a file of JSON lines with the keys `answer`, `gold` and `reason`: cases whose expectation is
-mistaken, which are left out and listed.
+`kind` is `single` (the answer is an expression), `boxed` (a text with a `\boxed{}`), or `prose` (a
+grader would have to find the value in a text). Prose counts separately: this project's grader
+rejects it by design, because an answer commits to one expression. `where` is optional. `--set-aside`
+names a file of JSON lines with the keys `answer`, `gold` and `reason`. It lists cases with a mistaken
+expectation; these cases are left out and printed.
 
-math-verify is called as its documentation shows, `verify(parse(gold), parse(answer))`. A text without any mathematical delimiter
-is put between dollar signs first, which its parser asks for, and which gives it more right verdicts than leaving the text as it is,
-or than a box around it. It runs in a process of its own. A comparison that takes longer than `PATIENCE` seconds, or ends the
-process, counts as wrong. Its seconds are those inside that process; the grader's seconds are those that the caller waits.
+math-verify is called as in its documentation: `verify(parse(gold), parse(answer))`. Its parser asks
+for mathematical delimiters, so a text without them is put between dollar signs. This gives more right
+verdicts than the bare text or a box. math-verify runs in a separate process. A comparison counts as
+wrong if it takes more than `PATIENCE` seconds or ends the process. The time of math-verify is measured
+inside that process; the time of our grader is the time that the caller waits.
+
 `rewritings` and `others` need MATH in the folder that `RETOOL_DATA` names.
 """
 
@@ -46,7 +51,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.parts.graded_cases import Case, count_cases, grade_cases, split_cases
-from benchmarks.parts.graders import PATIENCE, MathVerify, Ours, Pair
+from benchmarks.parts.graders import PATIENCE, MathVerify, OurGrader, Pair
 from benchmarks.parts.results import write_results
 from benchmarks.parts.reward_templates import reward_templates, single_golds
 from retool_env.problem import ProblemsUnavailable
@@ -56,7 +61,7 @@ from retool_env.problems.loading import FOLDER_VARIABLE
 INTEGER_PAIRS = 20_000
 PEER_INTEGER_PAIRS = 1_000
 MOST_SHOWN = 30
-"""Lines of a list that are printed; the file of `--out` holds them all."""
+"""The maximum number of printed lines of a list; the file of `--out` has all lines."""
 
 
 # --- Published cases ----------------------------------------------------------------------------
@@ -66,24 +71,33 @@ def cases_part(
     cases: list[Case],
     left_out: list[tuple[Case, str]],
     wrong: Path | None,
-    ours: Ours,
+    grader: OurGrader,
     peer: MathVerify,
 ) -> dict[str, Any]:
-    """Grade the published cases; write those that the grader gets wrong to `wrong`, if it is given."""
-    graded = grade_cases(cases, ours, peer)
+    """Part `cases`: grade the published cases.
+
+    Args:
+        cases: The cases.
+        left_out: Cases that are not graded, with their reasons.
+        wrong: The file for the cases that our grader gets wrong; `None`: write no file.
+        grader: This project's grader.
+        peer: math-verify.
+    """
+    graded = grade_cases(cases, grader, peer)
     mistakes = [
-        {**asdict(case), "ours": mine, "math-verify": theirs}
-        for case, mine, theirs in graded
-        if mine is not case.expected
+        {**asdict(case), "ours": verdict, "math-verify": peer_verdict}
+        for case, verdict, peer_verdict in graded
+        if verdict is not case.expected
     ]
     if wrong is not None:
         wrong.write_text("".join(json.dumps(m, ensure_ascii=False) + "\n" for m in mistakes))
     counts = count_cases(graded)
     print(f"{'kind':<8}{'project':<18}{'cases':>7}{'ours right':>12}{'math-verify right':>19}")
     for kind, projects in counts.items():
-        for project, each in projects.items():
+        for project, count in projects.items():
             print(
-                f"{kind:<8}{project:<18}{each['cases']:>7}{each['ours']:>12}{each['math-verify']:>19}"
+                f"{kind:<8}{project:<18}{count['cases']:>7}"
+                f"{count['ours']:>12}{count['math-verify']:>19}"
             )
     for case, reason in left_out:
         print(f"set aside  {case.project}: {_shown(case.answer)} for {_shown(case.gold)}: {reason}")
@@ -94,30 +108,33 @@ def cases_part(
 # --- Speed and rewritings -----------------------------------------------------------------------
 
 
-def speed_part(ours: Ours, peer: MathVerify) -> dict[str, float]:
-    """Pairs of integers a second, half of them equal."""
-    found = {}
-    for name, grader, number in (
-        ("ours", ours, INTEGER_PAIRS),
-        ("math-verify", peer, PEER_INTEGER_PAIRS),
-    ):
-        pairs = [(str(i * 37), str(i * 37 + i % 2)) for i in range(number)]
-        graded = [grader.grade(*pair) for pair in pairs]
+def speed_part(grader: OurGrader, peer: MathVerify) -> dict[str, float]:
+    """Part `speed`: pairs of integers per second. Half of the pairs are equal."""
+    rates = {}
+    graders: dict[str, tuple[OurGrader | MathVerify, int]] = {
+        "ours": (grader, INTEGER_PAIRS),
+        "math-verify": (peer, PEER_INTEGER_PAIRS),
+    }
+    for name, (timed, number) in graders.items():
+        graded = [timed.grade(str(i * 37), str(i * 37 + i % 2)) for i in range(number)]
         if wrong := sum(verdict is not (i % 2 == 0) for i, (verdict, _) in enumerate(graded)):
-            raise RuntimeError(f"{name} has {wrong} of {number} pairs of integers wrong")
-        found[name] = round(number / sum(seconds for _, seconds in graded), 1)
-        print(f"{found[name]:>12,.1f}  pairs of integers a second: {name}")
-    return found
+            raise RuntimeError(f"{name} graded {wrong} of {number} pairs of integers wrongly")
+        rates[name] = round(number / sum(seconds for _, seconds in graded), 1)
+        print(f"{rates[name]:>12,.1f}  pairs of integers a second: {name}")
+    return rates
 
 
 def math_golds(limit: int | None) -> list[str]:
-    """MATH's distinct answers in their order, or a fixed sample of them.
+    """The distinct answers of MATH in their order, or a fixed sample of them.
+
+    Args:
+        limit: The size of the sample; `None`: all answers.
 
     Raises:
-        ProblemsUnavailable: `RETOOL_DATA` names no folder with MATH. (The Hub is not asked.)
+        ProblemsUnavailable: If `RETOOL_DATA` does not name a folder with MATH. The Hub is not asked.
     """
     if not os.environ.get(FOLDER_VARIABLE):
-        raise ProblemsUnavailable(f"{FOLDER_VARIABLE} is not set; it names the folder with MATH")
+        raise ProblemsUnavailable(f"{FOLDER_VARIABLE} is not set; set it to the folder with MATH")
     source = math("train")
     golds = list(dict.fromkeys(source[i].answer for i in range(len(source))))
     if limit is None or limit >= len(golds):
@@ -132,17 +149,19 @@ def is_integer(gold: str) -> bool:
 
 
 def spaced(gold: str) -> str:
-    r"""With spaces around operators and commas, but not inside of `\text{}` and the names of commands."""
-    pattern = r"\\(?:text|mbox|textbf|mathrm)\s*\{[^{}]*\}|\\[A-Za-z]+|\\.|\{,\}|[0-9],(?:\\!)?(?=[0-9]{3})|([-+=,<>])"
-    return re.sub(
-        pattern, lambda match: f" {match[1]} " if match[1] else match[0], gold, flags=re.S
-    )
+    r"""The gold with spaces around operators and commas.
+
+    The inside of `\text{}`, the names of commands and digit groups are unchanged.
+    """
+    kept = r"\\(?:text|mbox|textbf|mathrm)\s*\{[^{}]*\}|\\[A-Za-z]+|\\.|\{,\}|[0-9],(?:\\!)?(?=[0-9]{3})"
+    return re.sub(rf"{kept}|([-+=,<>])", lambda m: f" {m[1]} " if m[1] else m[0], gold, flags=re.S)
 
 
 def growing_brackets(gold: str) -> str:
-    r"""With `\left` before opening brackets and `\right` before closing ones, where these are balanced; otherwise unchanged.
+    r"""The gold with `\left` before opening brackets and `\right` before closing brackets.
 
-    An interval's brackets may differ, `\left[0,1\right)`. A text that has a `\left` already is unchanged.
+    A gold with unbalanced brackets, or with a `\left`, `\right` or `\text`, is unchanged. The two brackets
+    of an interval may differ: `\left[0,1\right)`.
     """
     if r"\left" in gold or r"\right" in gold or r"\text" in gold:
         return gold
@@ -158,7 +177,7 @@ def growing_brackets(gold: str) -> str:
         return gold
     return re.sub(
         r"(?<!\\)[(\[]|(?<!\\)[)\]]",
-        lambda match: (r"\left" if match[0] in "([" else r"\right") + match[0],
+        lambda m: (r"\left" if m[0] in "([" else r"\right") + m[0],
         gold,
     )
 
@@ -169,42 +188,52 @@ REWRITINGS = {
     "spaces": spaced,
     r"\left, \right": growing_brackets,
 }
-"""Ways to write an expression that do not change its meaning."""
+"""Rewritings of an expression that keep its meaning, by name."""
 
 
-def rewritings_part(golds: list[str], ours: Ours, peer: MathVerify) -> dict[str, Any]:
-    """Grade rewritten golds against the golds: how many are accepted, and the mean milliseconds of each."""
-    found: dict[str, Any] = {}
+def rewritings_part(golds: list[str], grader: OurGrader, peer: MathVerify) -> dict[str, Any]:
+    """Part `rewritings`: grade rewritten golds against the original golds.
+
+    Args:
+        golds: The golds, without plain integers.
+        grader: This project's grader.
+        peer: math-verify.
+
+    Returns:
+        `by_rewriting`: accepted answers and mean milliseconds; `mean_ms` of each grader; `refused`: the
+        pairs that our grader rejects.
+    """
+    by_rewriting: dict[str, Any] = {}
     print(f"{'rewritten':<18}{'answers':>8}{'accepted by ours, ms':>24}{'by math-verify, ms':>24}")
     refused = []
     times: dict[str, list[float]] = {"ours": [], "math-verify": []}
     for name, rewrite in REWRITINGS.items():
         pairs = [(rewritten, gold) for gold in golds if (rewritten := rewrite(gold)) != gold]
-        each: dict[str, Any] = {"answers": len(pairs)}
-        # In turns, so that whatever else the machine does slows both down alike.
-        graded = [{"ours": ours.grade(*pair), "math-verify": peer.grade(*pair)} for pair in pairs]
+        row: dict[str, Any] = {"answers": len(pairs)}
+        # The graders take turns, so that other work on the machine slows both down alike.
+        graded = [{"ours": grader.grade(*pair), "math-verify": peer.grade(*pair)} for pair in pairs]
         for who in times:
             seconds = [both[who][1] for both in graded]
             times[who] += seconds
-            each[who] = {
+            row[who] = {
                 "accepted": sum(both[who][0] is True for both in graded),
                 "mean_ms": _mean_ms(seconds),
             }
         refused += [pair for pair, both in zip(pairs, graded, strict=True) if not both["ours"][0]]
-        found[name] = each
-        cells = [f"{each[who]['accepted']}, {each[who]['mean_ms']:.2f}" for who in times]
+        by_rewriting[name] = row
+        cells = [f"{row[who]['accepted']}, {row[who]['mean_ms']:.2f}" for who in times]
         print(f"{name:<18}{len(pairs):>8}" + "".join(f"{cell:>24}" for cell in cells))
     means = {who: _mean_ms(seconds) for who, seconds in times.items()}
     print(f"mean ms a grade: ours {means['ours']}, math-verify {means['math-verify']}")
     _print_pairs("refused by ours", refused)
-    return {"by_rewriting": found, "mean_ms": means, "refused": refused}
+    return {"by_rewriting": by_rewriting, "mean_ms": means, "refused": refused}
 
 
 def _mean_ms(seconds: list[float]) -> float:
     return round(1000 * sum(seconds) / len(seconds), 3) if seconds else 0.0
 
 
-# --- What must not be accepted ------------------------------------------------------------------
+# --- Answers that must be rejected --------------------------------------------------------------
 
 
 def plus_one(gold: str) -> str:
@@ -212,48 +241,62 @@ def plus_one(gold: str) -> str:
     return str(int(gold) + 1) if is_integer(gold) else f"({gold})+1"
 
 
-def others_part(golds: list[str], ours: Ours, peer: MathVerify) -> dict[str, Any]:
-    """Grade other answers than the gold, and list what is accepted."""
+def others_part(golds: list[str], grader: OurGrader, peer: MathVerify) -> dict[str, Any]:
+    """Part `others`: grade answers that differ from the gold, and list the accepted pairs.
+
+    Args:
+        golds: The golds.
+        grader: This project's grader.
+        peer: math-verify.
+    """
     following = zip(golds[1:] + golds[:1], golds, strict=True)
     pairs = {"the next gold": list(following), "the gold + 1": [(plus_one(g), g) for g in golds]}
-    found: dict[str, Any] = {}
-    for name, each in pairs.items():
-        mine, theirs = accepted(each, ours, peer)
-        found[name] = {"answers": len(each), "ours": mine, "math-verify": theirs}
+    figures: dict[str, Any] = {}
+    for name, several in pairs.items():
+        both = accepted(several, grader, peer)
+        figures[name] = {"answers": len(several), **both}
         print(
-            f"{name}: of {len(each)} answers are accepted {len(mine)} by ours, "
-            f"{len(theirs)} by math-verify"
+            f"{name}: of {len(several)} answers are accepted {len(both['ours'])} by ours, "
+            f"{len(both['math-verify'])} by math-verify"
         )
-        _print_pairs("accepted by ours", mine)
-        _print_pairs("accepted by math-verify", theirs)
-    return found
+        for who, passed in both.items():
+            _print_pairs(f"accepted by {who}", passed)
+    return figures
 
 
-def accepted(pairs: list[Pair], ours: Ours, peer: MathVerify) -> tuple[list[Pair], list[Pair]]:
-    """The pairs that each of the two accepts, asked side by side."""
+def accepted(pairs: list[Pair], grader: OurGrader, peer: MathVerify) -> dict[str, list[Pair]]:
+    """Grade pairs with both graders at the same time.
 
-    def ask(grader: Ours | MathVerify) -> list[Pair]:
+    Args:
+        pairs: Answers and golds.
+        grader: This project's grader.
+        peer: math-verify.
+
+    Returns:
+        The accepted pairs by grader: `ours` and `math-verify`.
+    """
+
+    def ask(grader: OurGrader | MathVerify) -> list[Pair]:
         return [pair for pair in pairs if grader.grade(*pair)[0]]
 
     with ThreadPoolExecutor(2) as pool:
-        mine, theirs = pool.map(ask, (ours, peer))
-    return mine, theirs
+        return dict(zip(("ours", "math-verify"), pool.map(ask, (grader, peer)), strict=True))
 
 
-def templates_part(ours: Ours, peer: MathVerify) -> dict[str, Any]:
-    """Grade each template against each gold, and list what earns."""
+def templates_part(grader: OurGrader, peer: MathVerify) -> dict[str, Any]:
+    """Part `templates`: grade each template against each gold, and list the templates that earn."""
     templates, golds = reward_templates(), single_golds()
     pairs = list(itertools.product(templates, golds))
-    found: dict[str, Any] = {"templates": len(templates), "golds": len(golds)}
-    for who, earned in zip(("ours", "math-verify"), accepted(pairs, ours, peer), strict=True):
-        found[who] = {"earning_templates": len({t for t, _ in earned}), "earned": earned}
+    figures: dict[str, Any] = {"templates": len(templates), "golds": len(golds)}
+    for who, earned in accepted(pairs, grader, peer).items():
+        figures[who] = {"earning_templates": len({t for t, _ in earned}), "earned": earned}
         print(
-            f"of {len(templates)} templates, {found[who]['earning_templates']} earn with {who}, "
+            f"of {len(templates)} templates, {figures[who]['earning_templates']} earn with {who}, "
             f"at {len(earned)} of {len(pairs)} pairs with {len(golds)} golds"
         )
         if who == "ours":
             _print_pairs("earned", earned)
-    return found
+    return figures
 
 
 # --- The command --------------------------------------------------------------------------------
@@ -263,9 +306,9 @@ def _shown(text: str) -> str:
     return repr(text) if len(text) <= 60 else repr(f"{text[:40]} ... {text[-15:]}")
 
 
-def _print_pairs(what: str, pairs: list[Pair]) -> None:
+def _print_pairs(label: str, pairs: list[Pair]) -> None:
     for answer, gold in pairs[:MOST_SHOWN]:
-        print(f"  {what}: {_shown(answer)} for {_shown(gold)}")
+        print(f"  {label}: {_shown(answer)} for {_shown(gold)}")
     if len(pairs) > MOST_SHOWN:
         print(f"  and {len(pairs) - MOST_SHOWN} more")
 
@@ -273,14 +316,14 @@ def _print_pairs(what: str, pairs: list[Pair]) -> None:
 PARTS = ("cases", "speed", "rewritings", "others", "templates")
 
 
-Part = Callable[[Ours, MathVerify], dict[str, Any]]
+Part = Callable[[OurGrader, MathVerify], dict[str, Any]]
 
 
 def planned_parts(options: argparse.Namespace) -> dict[str, Part]:
-    """The parts that are asked for, with all their files read; a part without its data says so, and is left out.
+    """The selected parts, with their files read. A part without its data is reported and left out.
 
     Raises:
-        ValueError: A file is not what it should be; the message names file and line.
+        ValueError: If a file is malformed. The message names file and line.
     """
     plan: dict[str, Part] = {}
     for part in options.parts:
@@ -297,43 +340,46 @@ def planned_parts(options: argparse.Namespace) -> dict[str, Part]:
             except ProblemsUnavailable as error:
                 print(f"{part}: left out: {error}")
                 continue
-            expressions = [gold for gold in golds if not is_integer(gold)]
-            plan[part] = (
-                functools.partial(others_part, golds)
-                if part == "others"
-                else functools.partial(rewritings_part, expressions)
-            )
+            if part == "others":
+                plan[part] = functools.partial(others_part, golds)
+            else:
+                expressions = [gold for gold in golds if not is_integer(gold)]
+                plan[part] = functools.partial(rewritings_part, expressions)
     return plan
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status."""
+    """Run the benchmark, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, nargs="?", help="of the cases, a file a project")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, help="(all; without FOLDER no cases)")
-    parser.add_argument("--set-aside", type=Path, help="cases whose expectation is mistaken")
-    parser.add_argument("--wrong", type=Path, help="where the cases go that the grader has wrong")
-    parser.add_argument("--golds", type=int, help="of MATH, a sample of so many (all)")
-    parser.add_argument("--out", type=Path, help="where the figures go, as JSON")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", help="the folder of cases, PROJECT.jsonl each"
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="(all; cases needs FOLDER)")
+    parser.add_argument("--set-aside", type=Path, help="file of mistaken cases")
+    parser.add_argument("--wrong", type=Path, help="file for wrongly graded cases")
+    parser.add_argument("--golds", type=int, help="size of the sample of MATH (all)")
+    parser.add_argument("--out", type=Path, help="the JSON file of the figures (none)")
     options = parser.parse_args(arguments)
     options.parts = options.parts or [part for part in PARTS if part != "cases" or options.folder]
     if "cases" in options.parts and options.folder is None:
-        parser.error("the part cases needs FOLDER, which holds a file PROJECT.jsonl a project")
+        parser.error(
+            "the part cases needs FOLDER: a folder with one file PROJECT.jsonl per project"
+        )
     if options.golds is not None and options.golds < 2:
         parser.error("--golds must be at least 2")
     try:
         plan = planned_parts(options)
     except ValueError as error:
         parser.error(str(error))
-    found = {}
+    figures = {}
     if plan:
-        with Ours() as ours, MathVerify() as peer:
+        with OurGrader() as grader, MathVerify() as peer:
             for name, part in plan.items():
                 print(f"{name}:", flush=True)
-                found[name] = part(ours, peer)
+                figures[name] = part(grader, peer)
     if options.out:
         settings = {"golds": options.golds, "patience_s": PATIENCE}
-        write_results(options.out, {"settings": settings, "parts": found})
+        write_results(options.out, {"settings": settings, "parts": figures})
     return 0
 
 

@@ -1,15 +1,19 @@
-"""The paper's claim in miniature: learning with the interpreter beside learning in text alone.
+"""The paper's claim at small scale: learning with the interpreter against learning in text only.
 
     python -m benchmarks.replication
     python -m benchmarks.replication --seeds 0 --algorithms grpo
 
-Of each seed and arm: a cold start from as many traces, then each algorithm with the same budget, then its models along
-training on the same held-out problems. The commands are printed, and each run keeps its folder below `runs/replication/`:
-the same command again goes on where it was stopped, and runs nothing twice. Several commands run side by side, each on its
-share of the processors; `--jobs 1` runs one after the other.
+There are two arms: one with the interpreter, one without. For each seed and arm, the benchmark trains
+a cold start from the same number of traces. It then trains each algorithm with the same budget, and
+evaluates the exported models on the same held-out problems.
 
-First it says whether the comparison says anything: text alone must gain 15 points over its own cold start, and must still be
-rising at half its budget. Figures and a picture go to `benchmarks/results/replication_<preset>.json` and `.png`.
+The commands are printed. Each run has a folder below `runs/replication/`; the same command resumes a
+stopped benchmark and repeats nothing. Several commands run side by side, each on its share of the
+processors; `--jobs 1` runs them one after the other.
+
+A comparison is valid if the text-only arm gains 15 points over its cold start, and its accuracy
+still rises in the last third. Figures and pictures go to
+`benchmarks/results/replication_<preset>.json` and `.png`.
 """
 
 import argparse
@@ -32,7 +36,7 @@ from agents.base.registry import load_algorithm
 from agents.base.run import seconds_of
 from agents.base.settings import SettingsError, find_task
 from benchmarks.along import evaluate_along, models
-from benchmarks.parts.learning import Curve, calibrate, claim_holds, compare
+from benchmarks.parts.learning import Curve, calibrate, claim_holds, compare, cost_ratio
 from benchmarks.parts.replication_figures import draw, draw_tools, table
 from benchmarks.parts.results import RESULTS, write_results
 from retool_env.metrics.summary import Summary, summarise, summarise_along
@@ -40,30 +44,35 @@ from retool_env.metrics.tables import tool_table
 from retool_env.transcript import Transcript
 
 ARMS = {"interpreter": [], "text only": ["env.interpreter=false"]}
-"""What each arm sets."""
+"""The settings of each arm, by the name of the arm."""
 WARM_UP = [
     "trl.lr_scheduler_type=constant_with_warmup",
     "trl.warmup_steps=20",
     "trl.adam_beta2=0.98",
 ]
-"""At full rate from the first step on, GRPO in text alone falls below its cold start on some seeds, and stays there."""
+"""Warm-up settings of GRPO and DAPO.
+
+With the full learning rate from the first step on, text-only GRPO falls below its cold start on some
+seeds and does not recover.
+"""
 OVERRIDES: dict[str, dict[str, list[str]]] = {
     "tiny": {
-        # Sums alone: of nested products a model of this size learns nothing in text.
+        # Only sums: a text-only model of this size does not learn nested products.
         "all": ["env.difficulty=1"],
         "sft": [
             "mix={tool: 1, stepwise: 1.5, mended: 0.5, mended_stepwise: 1, worked: 3, direct: 3}",
-            # More, and some seeds' cold starts in text alone add so well that RL soon has nothing left to gain.
+            # With more traces, some text-only cold starts add so well that RL has little to gain.
             "traces=900",
         ],
-        # With half as many episodes a step at twice the rate, what text alone learns from weak cold starts does not last.
+        # With half the episodes per step and twice the learning rate, text-only training from a
+        # weak cold start degrades after its peak.
         "rl": ["steps=120", "learning_rate=1e-4", "export_steps=12", "save_steps=12"],
         "grpo": ["prompts=32", "micro_batch=256", *WARM_UP],
         "dapo": ["prompts=32", "micro_batch=256", *WARM_UP, "steps=80", "export_steps=8"],
         "ppo": ["prompts=256", "mini_batch=256", "micro_batch=256", "steps=80", "export_steps=8"],
     },
     "smollm2": {
-        # Grade-school problems it does not solve at all, with so little training.
+        # With so little training, this model solves no grade-school problem.
         "all": [
             "env.id=ReTool-Arithmetic-v0",
             "env.difficulty=1",
@@ -76,57 +85,72 @@ OVERRIDES: dict[str, dict[str, list[str]]] = {
         "grpo": ["prompts=8", "rollouts=8", "micro_batch=16"],
     },
 }
-"""Settings over a preset's: of every run, of the cold starts, of what follows them, and of one algorithm."""
+"""Settings that override a preset, by preset and stage.
+
+The stage is `all` (every run), `sft` (the cold starts), `rl` (all RL runs) or an algorithm's name.
+"""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run."""
+    """The plan of a replication: all its runs and their settings."""
 
     preset: str
+    """The preset's name or file."""
     seeds: tuple[int, ...]
+    """The training seeds."""
     algorithms: tuple[str, ...]
+    """The RL algorithms."""
     problems: int
+    """The number of held-out problems of an evaluation."""
     k: int
+    """Episodes per held-out problem."""
     runs: Path
+    """The folder of the runs."""
     overrides: tuple[str, ...] = ()
-    """Settings over those of `OVERRIDES`, of what follows the cold starts."""
+    """Settings of all RL runs, `key=value`; they override `OVERRIDES`."""
 
     def check(self) -> None:
-        """Check, before hours are spent, that all commands have settings that there are, and there are as many problems.
+        """Check the settings of all commands and the number of problems, before hours are spent.
 
         Raises:
-            SettingsError: If one has not.
+            SettingsError: If a setting is invalid, or there are too few held-out problems.
         """
         for override in self.overrides:
             if override.partition("=")[0] in ("name", "seed", "model"):
-                raise SettingsError(f"{override}: the plan itself sets this")
+                raise SettingsError(f"{override}: the plan sets this itself; remove it from --set")
         for command in self.commands(self.seeds[0], next(iter(ARMS))):
             if command[2] == "agents":
                 algorithm = load_algorithm(command[3])
                 settings = load_settings(algorithm.Settings, command[3], self.preset, command[9:])
         held_out = len(find_task({**settings.env, "split": "test"})[1])
         if self.problems > held_out:
-            raise SettingsError(f"there are {held_out} held-out problems, not {self.problems}")
+            raise SettingsError(
+                f"there are only {held_out} held-out problems, not {self.problems}: lower --problems"
+            )
 
     def folder(self, seed: int, arm: str, algorithm: str) -> Path:
-        """Of a run."""
+        """The folder of a run.
+
+        Args:
+            seed: The training seed.
+            arm: The arm, a key of `ARMS`.
+            algorithm: The algorithm, or `sft` for the cold start.
+        """
         return self.runs / _name(seed, arm, algorithm)
 
     def commands(self, seed: int, arm: str) -> Iterator[list[str]]:
-        """Of a seed and arm, in order."""
+        """The commands of a seed and arm, in order."""
         known = OVERRIDES.get(self.preset, {"all": [], "sft": [], "rl": ["export_steps=10"]})
         cold = self.folder(seed, arm, "sft") / "checkpoint"
         for algorithm in ("sft", *self.algorithms):
-            own = list(known.get(algorithm, []))
+            settings = known.get(algorithm, [])
             if algorithm != "sft":
-                own = [f"model={cold}", *known["rl"], *own]
-            extra = [] if algorithm == "sft" else self.overrides
-            name = _name(seed, arm, algorithm)
+                settings = [f"model={cold}", *known["rl"], *settings, *self.overrides]
             yield [
                 *("python", "-m", "agents", algorithm, "--preset", self.preset, "--resume"),
-                *("--runs", str(self.runs), f"name={name}", f"seed={seed}"),
-                *(*known["all"], *ARMS[arm], *own, *extra),
+                *("--runs", str(self.runs), f"name={_name(seed, arm, algorithm)}", f"seed={seed}"),
+                *(*known["all"], *ARMS[arm], *settings),
             ]
             if algorithm != "sft":
                 numbers = ("--problems", str(self.problems), "--k", str(self.k))
@@ -139,10 +163,14 @@ def _name(seed: int, arm: str, algorithm: str) -> str:
 
 
 def run_all(plan: Plan, jobs: int) -> None:
-    """Run all commands of a plan, those of a seed and arm one after the other.
+    """Run all commands of a plan. The commands of one seed and arm run one after the other.
+
+    Args:
+        plan: The plan.
+        jobs: The number of commands that run at once.
 
     Raises:
-        RuntimeError: If one of them fails; it says where its output is.
+        RuntimeError: If a command fails. The message names the file with its output.
     """
     chains = [(seed, arm) for seed in plan.seeds for arm in ARMS]
     threads = max(1, (os.cpu_count() or 1) // jobs)
@@ -167,9 +195,9 @@ def run_all(plan: Plan, jobs: int) -> None:
             if done.returncode:
                 stopped.set()
                 _say(started, f"failed, see the end of {log}; the other commands end first")
-                said = log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
+                last_line = log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
                 raise RuntimeError(
-                    f"{''.join(said)}\nThis failed, more of it in {log}: {shlex.join(command)}"
+                    f"{''.join(last_line)}\nThis failed, more of it in {log}: {shlex.join(command)}"
                 )
             if command[2] == "benchmarks.along" and len(models(Path(command[3]))) < 3:
                 stopped.set()
@@ -193,9 +221,14 @@ def _say(started: float, text: str) -> None:
 
 
 def read_curve(folder: Path, along: Sequence[tuple[int, list[Transcript]]]) -> Curve:
-    """A run's learning curve: accuracy along it, against steps, tokens and seconds of training."""
+    """Read the learning curve of a run.
+
+    Args:
+        folder: The folder of the run.
+        along: The step and the transcripts of each evaluation, in order.
+    """
     logged = read_records(folder / "metrics.jsonl")
-    # Not those of the transcripts: what was sampled and not trained on has been paid for, too.
+    # Not counted from the transcripts: tokens that were sampled but not trained on also cost time.
     sampled = {record["step"]: record.get("rollout/tokens", 0.0) for record in logged}
     steps = [step for step, _ in along]
     return Curve(
@@ -207,32 +240,38 @@ def read_curve(folder: Path, along: Sequence[tuple[int, list[Transcript]]]) -> C
 
 
 def _rollouts(folder: Path) -> Iterator[Transcript]:
-    """What a run was trained on, of all its processes."""
+    """The training rollouts of a run, of all its processes."""
     for path in sorted(folder.glob("transcripts*.jsonl")):
         cure = "delete that line: its episode is then not counted"
         yield from read_episodes(path, cure, appended=True)
 
 
 def _accuracy(transcripts: Sequence[Transcript]) -> float:
-    found = summarise(transcripts).accuracy
-    if found is None:
-        raise ValueError("no episode of an evaluation was scored")
-    return found.mean
+    accuracy = summarise(transcripts).accuracy
+    if accuracy is None:
+        raise ValueError("an evaluation has no scored episode; delete its file and evaluate again")
+    return accuracy.mean
 
 
 @dataclass(frozen=True)
 class Course:
-    """What came of a run: its learning curve, and what its models did with their tool."""
+    """The learning curve of a run, and how its models used the interpreter."""
 
     curve: Curve
     along: list[Summary]
-    """Figures of each evaluation, in order of the curve's steps."""
+    """The figures of each evaluation, in the order of the curve's steps."""
     training: dict[int, Summary]
-    """The same of the rollouts that it was trained on, a third of its steps each, by the last of these."""
+    """The figures of the training rollouts, per third of the steps; the key is the last step."""
 
 
 def read_course(folder: Path, problems: int, k: int) -> Course:
-    """A finished and evaluated run."""
+    """Read a finished run, and evaluate the models that have not been evaluated.
+
+    Args:
+        folder: The folder of the run.
+        problems: The number of held-out problems.
+        k: Episodes per problem.
+    """
     evaluated = list(evaluate_along(folder, problems, k))
     curve = read_curve(folder, evaluated)
     return Course(
@@ -247,24 +286,29 @@ def _thirds(folder: Path) -> list[int]:
     path = folder / "metrics.jsonl"
     end = max((record["step"] for record in read_records(path)), default=0)
     if not end:
-        raise damaged(path, "it holds no step", "train this run again, under another --runs")
+        raise damaged(path, "it holds no step", "train this run again with another --runs")
     return sorted({end * part // 3 for part in (1, 2, 3)} - {0})
 
 
 def tool_use(plan: Plan, algorithm: str) -> dict[str, Summary]:
-    """What the models of all seeds did with the interpreter, in each third of the training, all rollouts together."""
+    """Summaries of interpreter use in the training rollouts of all seeds, per third of the steps.
+
+    Args:
+        plan: The plan, whose commands have run.
+        algorithm: The RL algorithm.
+    """
     folders = [plan.folder(seed, "interpreter", algorithm) for seed in plan.seeds]
     together = itertools.chain.from_iterable(map(_rollouts, folders))
-    found, first = {}, 1
-    for last, summary in summarise_along(together, _thirds(folders[0])).items():
-        found[f"steps {first} to {last}"] = summary
-        first = last + 1
-    return found
+    by_third = summarise_along(together, _thirds(folders[0]))
+    return {
+        f"steps {before + 1} to {last}": by_third[last]
+        for before, last in itertools.pairwise([0, *by_third])
+    }
 
 
 def report_of(plan: Plan) -> dict[str, Any]:
-    """All figures of a plan whose commands have run, as plain JSON values."""
-    found: dict[str, Any] = {}
+    """All figures of a finished plan, as plain JSON values."""
+    report: dict[str, Any] = {}
     for algorithm in plan.algorithms:
         for seed in plan.seeds:
             courses = {
@@ -274,44 +318,47 @@ def report_of(plan: Plan) -> dict[str, Any]:
             interpreter, text_only = (courses[arm].curve for arm in ARMS)
             calibration = calibrate(text_only)
             ratios = compare(interpreter, text_only)
-            found.setdefault(algorithm, {})[str(seed)] = {
+            report.setdefault(algorithm, {})[str(seed)] = {
                 "arms": {
                     arm: {
                         "curve": asdict(course.curve),
                         "along": [summary.to_json() for summary in course.along],
-                        "training": {s: each.to_json() for s, each in course.training.items()},
+                        "training": {
+                            s: figures.to_json() for s, figures in course.training.items()
+                        },
                     }
                     for arm, course in courses.items()
                 },
                 "area": {arm: courses[arm].curve.area for arm in ARMS},
                 "calibration": {**asdict(calibration), "valid": calibration.valid},
                 "step_ratios": ratios,
-                "tokens_ratio": _ratio(interpreter, text_only, "tokens"),
-                "seconds_ratio": _ratio(interpreter, text_only, "seconds"),
+                "tokens_ratio": cost_ratio(interpreter, text_only, text_only.best, "tokens"),
+                "seconds_ratio": cost_ratio(interpreter, text_only, text_only.best, "seconds"),
                 "claim_holds": claim_holds(ratios),
             }
-    return found
-
-
-def _ratio(interpreter: Curve, text_only: Curve, of: str) -> float | None:
-    """Of what the two arms took until text-only's best accuracy."""
-    ours, theirs = interpreter.first(text_only.best, of), text_only.first(text_only.best, of)
-    return None if ours is None or not theirs else ours / theirs
+    return report
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs what has not been run, and reports; returns the exit status: 1 if a comparison is void or the claim does not hold."""
+    """Run the commands that are not finished, and report.
+
+    Args:
+        arguments: The command line; `None`: `sys.argv`.
+
+    Returns:
+        The exit status: 1 if a comparison is void or the claim does not hold.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="tiny", help="(tiny)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
+    parser.add_argument("--preset", default="tiny", help="the preset (tiny)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (0 1 2)")
     parser.add_argument("--algorithms", nargs="+", default=["grpo", "ppo", "dapo"])
-    parser.add_argument("--problems", type=int, default=100, help="held-out ones (100)")
-    parser.add_argument("--k", type=int, default=4, help="episodes of each (4)")
-    parser.add_argument("--jobs", type=int, default=2, help="commands side by side (2)")
-    parser.add_argument("--runs", type=Path, help="folder of the runs (runs/replication/PRESET)")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the figures")
+    parser.add_argument("--problems", type=int, default=100, help="held-out problems (100)")
+    parser.add_argument("--k", type=int, default=4, help="episodes per problem (4)")
+    parser.add_argument("--jobs", type=int, default=2, help="commands at once (2)")
+    parser.add_argument("--runs", type=Path, help="the folder of runs (runs/replication/PRESET)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder of figures")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="key=value", help="of what follows the cold starts"
+        "--set", nargs="+", default=[], metavar="key=value", help="settings of all RL runs"
     )
     options = parser.parse_args(arguments)
     if min(options.problems, options.k, options.jobs) < 1:
@@ -329,10 +376,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         plan.check()
         run_all(plan, options.jobs)
-        found = report_of(plan)
+        algorithms = report_of(plan)
         tools = {algorithm: tool_use(plan, algorithm) for algorithm in plan.algorithms}
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; the same command resumes", file=sys.stderr)
         return 130
     except (RuntimeError, SettingsError) as error:
         print(f"python -m benchmarks.replication: {error}", file=sys.stderr)
@@ -344,7 +391,7 @@ def main(arguments: list[str] | None = None) -> int:
     report = {
         "settings": settings,
         "commands": commands,
-        "algorithms": found,
+        "algorithms": algorithms,
         "tool_use": {
             algorithm: {name: summary.to_json() for name, summary in rows.items()}
             for algorithm, rows in tools.items()
@@ -352,17 +399,17 @@ def main(arguments: list[str] | None = None) -> int:
     }
     name = f"replication_{preset}"
     write_results(options.out / f"{name}.json", report, indent=1)
-    draw(found, options.out / f"{name}.png")
-    draw_tools(found, options.out / f"{name}_tools.png")
-    print(table(found))
+    draw(algorithms, options.out / f"{name}.png")
+    draw_tools(algorithms, options.out / f"{name}_tools.png")
+    print(table(algorithms))
     for algorithm, rows in tools.items():
         print(f"\n{algorithm}, with the interpreter, rollouts of all seeds\n")
         print(tool_table(rows))
-    each = [seed for seeds in found.values() for seed in seeds.values()]
-    void = [seed for seed in each if not seed["calibration"]["valid"]]
-    held = [seed for seed in each if seed["calibration"]["valid"] and seed["claim_holds"]]
-    print(f"\n{len(each)} comparisons, {len(void)} void; the claim holds in {len(held)}")
-    return 0 if len(held) == len(each) else 1
+    comparisons = [seed for seeds in algorithms.values() for seed in seeds.values()]
+    valid = [seed for seed in comparisons if seed["calibration"]["valid"]]
+    void, held = len(comparisons) - len(valid), sum(seed["claim_holds"] for seed in valid)
+    print(f"\n{len(comparisons)} comparisons, {void} void; the claim holds in {held}")
+    return 0 if held == len(comparisons) else 1
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Episodes whose lengths and tool times are fixed beforehand, so that different loops do the same work.
+"""Episodes with fixed lengths and tool times, so that different loops do the same work.
 
-A `Chain` says how much an episode writes before each call and how long each program runs. `ChainPolicy` makes a real model
-write just that, `ChainTool` lets the programs take that long. Episodes are in Hermes' form, with one of TRL's chat templates:
-the form that TRL's own loop reads, so that it, too, can run them, on the same ids.
+A `Chain` states how many tokens an episode samples before each call, and how long each program runs.
+`ChainPolicy` makes a real model sample that many tokens; `ChainTool` makes programs take that long.
+Episodes use the Hermes protocol with one of TRL's chat templates. TRL's loop reads this form, so that
+all loops run on the same token ids.
 """
 
 import asyncio
@@ -35,35 +36,41 @@ NAME = re.compile(r"episode (\d+)")
 
 @dataclass(frozen=True)
 class Turn:
-    """What the model writes at a stretch."""
+    """One turn of the model."""
 
     tokens: int
-    """How much it samples; the text of the call or the answer comes on top."""
+    """The number of sampled tokens, without the text of the call or answer."""
     tool_seconds: float | None
-    """How long the program at its end runs; `None`: the episode ends here."""
+    """The run time of the program at the end of the turn; `None`: the episode ends."""
 
 
 Chain = tuple[Turn, ...]
-"""An episode's turns; a program's result stands between each two."""
+"""The turns of an episode. A program's result stands between two turns."""
 
 
 @dataclass(frozen=True)
 class ToolTimes:
-    """How long programs run, in seconds; the logarithm is normal."""
+    """The distribution of run times of programs: log-normal, in seconds.
+
+    Raises:
+        ValueError: If the median is not above 0, or exceeds the 99th percentile.
+    """
 
     median: float
-    """Half of them are shorter."""
+    """The median."""
     p99: float
-    """One of a hundred is longer."""
+    """The 99th percentile."""
     limit: float
-    """What is longer is cut to this."""
+    """The time limit; longer times are cut to this limit."""
 
     def __post_init__(self) -> None:
         if not 0 < self.median <= self.p99:
-            raise ValueError(f"the median is above 0, and not above the 99th percentile: {self}")
+            raise ValueError(
+                f"the median must be above 0 and at most the 99th percentile, unlike {self}"
+            )
 
     def draw(self, chance: np.random.Generator) -> float:
-        """Draw the seconds of a program."""
+        """Draw the run time of a program in seconds."""
         spread = math.log(self.p99 / self.median) / Z99
         return min(lognormal(chance, self.median * math.exp(spread**2 / 2), spread), self.limit)
 
@@ -79,12 +86,12 @@ def draw_chain(
     """Draw an episode.
 
     Args:
-        chance: The generator.
-        habits: Lengths and number of calls.
-        tools: Times of the programs.
-        max_calls: Calls at most.
-        max_tokens: Tokens at most, results included; it ends where they do.
-        result_tokens: Of each result.
+        chance: The random number generator.
+        habits: The distribution of turn lengths and of the number of calls.
+        tools: The distribution of the programs' run times.
+        max_calls: The maximum number of calls.
+        max_tokens: The maximum number of tokens, results included. The episode ends at this limit.
+        result_tokens: The number of tokens of each result.
     """
     turns: list[Turn] = []
     left = max_tokens
@@ -98,7 +105,7 @@ def draw_chain(
 
 
 def make_problems(chains: Sequence[Chain]) -> list[Problem]:
-    """A problem for each chain, by whose number the policy and the tool know it."""
+    """A problem for each chain. Its text holds the chain's number, which the policy reads."""
     filler = "this text stands for a problem, and is about as long as one"
     return [Problem(str(i), f"episode {i}: {filler}", "1") for i in range(len(chains))]
 
@@ -106,40 +113,40 @@ def make_problems(chains: Sequence[Chain]) -> list[Problem]:
 CHAIN_RULES = Rules(
     protocol="hermes", prompt_template="{query}\n", max_tokens=100_000, max_calls=None
 )
-"""A prompt without words of its own, and no limit that would end an episode before its chain does."""
+"""Rules without words of a prompt template, and without a limit below the length of a chain."""
 
 CHAIN_TOOLS = Hermes().tools
-"""What the chains' tokenizer says of tools."""
+"""The description of the tool in the chat template."""
 
 
 def call_text(program: str) -> str:
-    """A call of the interpreter, as the model writes it."""
+    """A tool call of the interpreter, as the model writes it."""
     call = {"name": TOOL_NAME, "arguments": {"code": program}}
     return f"{CALL_OPEN}\n{json.dumps(call)}\n{CALL_CLOSE}"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One turn, as a loop asked the policy for it."""
+    """One request of a loop to the policy, with its result."""
 
     number: int
-    """Of the chain."""
+    """The chain's number."""
     turn: int
-    """Counted from 0."""
+    """The turn's number, from 0."""
     context: tuple[int, ...]
-    """The ids that it was given."""
+    """The token ids of the request."""
     sampled: tuple[int, ...]
-    """The ids that the model wrote."""
+    """The token ids that the model sampled."""
 
 
 class ChainPolicy(Policy):
-    """A model that writes turns of the chains' lengths: its own tokens, then a call or an answer.
+    """A policy that samples turns of the chains' lengths, and appends a call or an answer.
 
-    A turn's seed is the chain's, so that all loops ask for the same sampling.
+    The seed of a turn follows from the numbers of chain and turn, so all loops sample alike.
 
     Args:
-        policy: The model. It must not end a turn by itself, nor write a tag (see `endless`).
-        chains: By the problem's number.
+        policy: The model. It must not end a turn or write a tag by itself (see `endless`).
+        chains: The chains, in the order of the problems' numbers.
     """
 
     def __init__(self, policy: Policy, chains: Sequence[Chain]) -> None:
@@ -149,12 +156,18 @@ class ChainPolicy(Policy):
         self.context_length = policy.context_length
         self.weight_version = policy.weight_version
         self.asked: list[Asked] = []
-        """All turns so far, as they came to their end."""
+        """All requests so far, in the order in which they ended."""
 
     async def act(
         self, token_ids: Sequence[int], stop: Sequence[str], budget: int, seed: int
     ) -> Generation:
-        """The next turn of the chain that the prompt names.
+        """Sample the next turn of the chain that the prompt names.
+
+        Args:
+            token_ids: The context.
+            stop: Ignored; the chain sets the length.
+            budget: Ignored; the chain sets the length.
+            seed: Ignored; the numbers of chain and turn give the seed.
 
         Raises:
             RuntimeError: If the model ended the turn by itself.
@@ -164,7 +177,7 @@ class ChainPolicy(Policy):
         tokens = self.chains[number][turn].tokens
         written = await self.policy.act(token_ids, (), tokens, 1000 * number + turn)
         if len(written.token_ids) != tokens:
-            raise RuntimeError(f"the model ended a turn of {tokens} tokens by itself: {written}")
+            raise RuntimeError(f"the model ended a turn of {tokens} tokens early: {written}")
         self.asked.append(Asked(number, turn, tuple(token_ids), written.token_ids))
         tail = self.tail(number, turn)
         return Generation(
@@ -176,7 +189,7 @@ class ChainPolicy(Policy):
         )
 
     def tail(self, number: int, turn: int) -> tuple[int, ...]:
-        """Token ids of the call or the answer that ends a turn of a chain."""
+        """The token ids of the call or answer that ends a turn of a chain."""
         if self.chains[number][turn].tool_seconds is None:
             text = "\\boxed{1}"
         else:
@@ -185,17 +198,17 @@ class ChainPolicy(Policy):
         return tuple(self.tokenizer.encode(text + end, add_special_tokens=False))
 
     async def update_weights(self, version: int, weights: Weights | None = None) -> None:
-        """Passed on to the model."""
+        """Pass new weights on to the model."""
         await self.policy.update_weights(version, weights)
         self.weight_version = version
 
 
 class ChainTool:
-    """A sandbox in which programs only take their time.
+    """A sandbox whose programs only wait.
 
     Args:
-        chains: By the problem's number.
-        scale: Of the times; 0: each program ends at once.
+        chains: The chains, in the order of the problems' numbers.
+        scale: The factor of all run times; 0: programs end at once.
     """
 
     def __init__(self, chains: Sequence[Chain], scale: float = 1.0) -> None:
@@ -203,7 +216,7 @@ class ChainTool:
         self.scale = scale
 
     async def run_async(self, code: str, limits: Limits | None = None, **_: Any) -> Execution:
-        """Wait as long as the chain says."""
+        """Wait for the run time that the chain gives."""
         number, turn = (int(part) for part in re.findall(r"\d+", code))
         seconds = self.scale * (self.chains[number][turn].tool_seconds or 0.0)
         if seconds:
@@ -212,17 +225,17 @@ class ChainTool:
 
 
 def speak_of_tools(tokenizer: Any) -> Any:
-    """Give a tokenizer the chat template of Qwen2.5, as TRL has it, which knows tools."""
+    """Give a tokenizer TRL's chat template of Qwen2.5, which supports tools."""
     templates = importlib.resources.files("trl") / "chat_templates"
     tokenizer.chat_template = (templates / "qwen2_5.jinja").read_text()
     return tokenizer
 
 
 def make_chat_model(seed: int) -> tuple[Any, Any]:
-    """The tiny model, with a tokenizer for conversations that call tools.
+    """The tiny model, with a tokenizer for conversations with tool calls.
 
-    What the chat template says of tools, and the head of a call, are a token each, so that these take no more tokens than they
-    do a large vocabulary.
+    Each line of the template's tool description is one token, and so is the head of a call. So they take
+    no more tokens than in a large vocabulary.
     """
     model, tokenizer = make_model(seed)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
@@ -231,7 +244,7 @@ def make_chat_model(seed: int) -> tuple[Any, Any]:
     conversation = [{"role": "user", "content": ""}]
     text = str(
         tokenizer.apply_chat_template(
-            conversation, tools=[dict(each) for each in CHAIN_TOOLS], tokenize=False
+            conversation, tools=[dict(tool) for tool in CHAIN_TOOLS], tokenize=False
         )
     )
     lines = [line for line in text.split("\n") if len(line) > 20 and "<|im" not in line]
@@ -244,16 +257,30 @@ def make_chat_model(seed: int) -> tuple[Any, Any]:
 
 
 def endless(model: Any, tokenizer: Any) -> Any:
-    """Give a model of transformers a bias against all that could end a turn: special tokens, and any that holds a `<`."""
+    """Stop a model from ending a turn by itself, and return the model.
+
+    A bias suppresses special tokens and all tokens that contain `<` or a backslash.
+
+    Args:
+        model: A transformers model; its output layer is replaced.
+        tokenizer: The model's tokenizer.
+    """
     special = set(tokenizer.all_special_ids)
     size = model.get_output_embeddings().out_features
-    # A backslash would make no box of the one that ends the chain.
+    # A sampled backslash could spoil the box of the answer that ends the chain.
     barred = [i in special or bool({"<", "\\"} & set(tokenizer.decode([i]))) for i in range(size)]
-    return add_bias(model, [-1e4 if each else 0.0 for each in barred])
+    return add_bias(model, [-1e4 if bar else 0.0 for bar in barred])
 
 
 def add_bias(model: Any, bias: Sequence[float]) -> Any:
-    """Give a model of transformers a bias of each token, in its output layer, so that it costs nothing where tokens are sampled."""
+    """Add a bias per token to the output layer of a model, and return the model.
+
+    The bias is a part of the layer, so sampling does not become slower.
+
+    Args:
+        model: A transformers model; its output layer is replaced.
+        bias: The bias of each token, shape `(vocabulary,)`.
+    """
     import torch
 
     head = model.get_output_embeddings()

@@ -1,8 +1,8 @@
-"""Are the records of episodes what the policy was given and gave, id by id; and what does the policy read a second time?
+"""Compares records of episodes with the policy's inputs and outputs, id by id; counts tokens read.
 
-Two kinds of episodes are looked at: those of the overlap's chains, whose turns end where the benchmark says (`Recorder` around
-the loop's policy), and naturally sampled ones (`natural`), whose turns end where the model happens to write a tag or its end,
-with several rollouts of each prompt.
+There are two kinds of episodes. The chains of the overlap end their turns where the benchmark says; a
+`Recorder` wraps the policy of the loop. Naturally sampled episodes (`natural`) end a turn where the
+model happens to write a tag or its end token, with several rollouts per prompt.
 """
 
 import itertools
@@ -26,7 +26,11 @@ Written = tuple[tuple[int, ...], tuple[float, ...]]
 
 
 class Recorder(Policy):
-    """A policy that notes what it was given and what it gave."""
+    """A policy that records its inputs and outputs.
+
+    Args:
+        policy: The policy that samples.
+    """
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -34,34 +38,49 @@ class Recorder(Policy):
         self.context_length = policy.context_length
         self.weight_version = policy.weight_version
         self.turns: dict[Context, Counter[Written]] = {}
-        """What was given, and what came back: several times, where rollouts share a prompt."""
+        """The outputs by input. Rollouts of one prompt share an input, hence the counter."""
 
     async def act(
         self, token_ids: Sequence[int], stop: Sequence[str], budget: int, seed: int
     ) -> Generation:
-        """Passed on, and noted."""
-        given = tuple(token_ids)  # before: whoever gave it may change it meanwhile
+        """Sample a turn, and record it.
+
+        Args:
+            token_ids: The context.
+            stop: The texts that end a turn.
+            budget: The maximum number of tokens.
+            seed: The sampling seed.
+        """
+        given = tuple(token_ids)  # a copy now: the caller may change its list later
         generation = await self.policy.act(token_ids, stop, budget, seed)
         written = generation.token_ids, generation.logprobs
         self.turns.setdefault(given, Counter())[written] += 1
         return generation
 
     async def update_weights(self, version: int, weights: Weights | None = None) -> None:
-        """Passed on."""
+        """Pass new weights on to the policy."""
         await self.policy.update_weights(version, weights)
         self.weight_version = version
 
     def differing(self, transcripts: Sequence[Transcript]) -> int:
-        """Number of transcripts that are not, id by id and log-prob by log-prob, what went in and out.
+        """The number of transcripts that differ from the record in an id or a log-prob.
 
-        Each turn that was sampled is one transcript's alone.
+        Each sampled turn belongs to exactly one transcript.
         """
         left = {given: Counter(written) for given, written in self.turns.items()}
         return sum(not take_turns(transcript, left) for transcript in transcripts)
 
 
 def take_turns(transcript: Transcript, left: dict[Context, Counter[Written]]) -> bool:
-    """Take a transcript's turns out of those that were sampled; false if one is not among them."""
+    """Remove the turns of a transcript from the recorded turns.
+
+    Args:
+        transcript: The transcript.
+        left: The recorded outputs by input; this function reduces the counts.
+
+    Returns:
+        Whether all turns of the transcript were recorded.
+    """
     before: Context = ()
     for span in transcript.spans:
         if span.author == "model":
@@ -74,32 +93,34 @@ def take_turns(transcript: Transcript, left: dict[Context, Counter[Written]]) ->
 
 
 def shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Number of token ids that two sequences begin with alike."""
+    """The length of the common prefix of two sequences of token ids."""
     pairs = zip(one, other, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def must_read(asked: Sequence[Asked], block: int) -> dict[str, int]:
-    """Tokens that a model has to read for the turns of chains.
+    """The number of tokens that a model has to read (prefill) for the turns of chains.
 
     Args:
-        asked: Every turn, as a loop asked for it.
-        block: Tokens in a block of the cache.
+        asked: All requests of a loop.
+        block: The number of tokens of a block of the cache.
 
     Returns:
-        `once`: if it reads none twice, which are each prompt's but for what it begins with as another does, and then all that
-        was put behind its own words (call, result), with the last token of these, since nothing had followed it when it was
-        sampled. `incomplete_blocks`: what a cache that keeps complete blocks alone reads again, at most `block - 1` a turn.
-        `without_cache`: what is read again if each turn reads its whole context.
+        `once`: tokens if each token is read once. They are each prompt without its common prefix with
+        another prompt, then the calls and results after the sampled tokens. The last sampled token also
+        counts, because sampling did not read it.
+        `incomplete_blocks`: tokens read again by a cache that keeps only complete blocks, at most
+        `block - 1` per turn.
+        `without_cache`: tokens read again if each turn reads its whole context.
     """
     known: dict[int, Context] = {}
     before: Context = ()
     once = incomplete = whole = 0
-    # Prompts in order, since of all before it, the neighbour in order shares most with one.
-    for turn in sorted(asked, key=lambda each: (each.turn, each.context)):
-        found = shared(known[turn.number] if turn.turn else before, turn.context)
-        once += len(turn.context) - found
-        incomplete += found % block
+    # Sorted, because the neighbour in sorted order has the longest common prefix.
+    for turn in sorted(asked, key=lambda request: (request.turn, request.context)):
+        prefix = shared(known[turn.number] if turn.turn else before, turn.context)
+        once += len(turn.context) - prefix
+        incomplete += prefix % block
         whole += len(turn.context)
         known[turn.number] = turn.context + turn.sampled[:-1]
         before = turn.context
@@ -113,11 +134,11 @@ NATURAL_RULES = Rules(
     void_turn="continue",
 )
 NATURAL_PIECES = (" </code>\n\nSo", "</answer>.", "<code>\n", "<answer>1", "</co", "de>", "é</")
-"""Tokens with a tag inside, and after it what is surplus; others that hold a part of a tag."""
+"""Tokens that contain a tag and surplus text after it, and tokens with a part of a tag."""
 
 
 def make_natural_model(seed: int) -> tuple[Any, Any]:
-    """A tiny model with a liking for tags, whole, inside longer tokens and in pieces."""
+    """A tiny model that often samples tags: whole, inside longer tokens, and in pieces."""
     model: Any
     tokenizer: Any
     model, tokenizer = make_model(seed)
@@ -128,43 +149,43 @@ def make_natural_model(seed: int) -> tuple[Any, Any]:
 
 
 class _Echo:
-    """A sandbox in which a program prints itself, and what a tokenizer might take for its own."""
+    """A sandbox whose programs print their code, and texts that look like special tokens."""
 
     async def run_async(self, code: str, limits: Limits | None = None, **_: Any) -> Execution:
         return Execution(Outcome.OK, f"{code}<|end|><|im_end|>é </interp\n")
 
 
 def natural(policy: Policy, problems: int, n: int) -> dict[str, int]:
-    """Sample episodes without any help, and look at their records.
+    """Sample episodes naturally, and compare their records with the policy's inputs and outputs.
 
     Args:
         policy: The model.
-        problems: How many.
-        n: Rollouts of each.
+        problems: The number of problems.
+        n: The number of rollouts per problem.
 
     Returns:
-        Number of `episodes`; of these, the ones that `differ` from what the policy saw; the ones that `encoding_again`
-        would change, as tools do that keep text. How many turns ended in a `tag`, with `surplus` behind it, at the
-        model's own `eos`, or `other`wise.
+        `episodes`: their number. `differ`: episodes whose record differs. `encoding_again`: episodes whose
+        ids change if their text is encoded again. `tag`, `eos`, `other`: turns by the way they ended.
+        `surplus`: turns with surplus characters after their tag.
     """
     recorder = Recorder(policy)
     echo: Any = _Echo()
     engine = RolloutEngine(recorder, NATURAL_RULES, echo)
     asked = [Problem(str(i), f"Question {i}.", "1") for i in range(problems)]
-    transcripts = [each for group in engine.run(asked, n=n) for each in group]
+    transcripts = list(itertools.chain(*engine.run(asked, n=n)))
     tokenizer = policy.tokenizer
-    found = dict.fromkeys(("differ", "encoding_again", "tag", "surplus", "eos", "other"), 0)
-    found["differ"] = recorder.differing(transcripts)
+    counts = dict.fromkeys(("differ", "encoding_again", "tag", "surplus", "eos", "other"), 0)
+    counts["differ"] = recorder.differing(transcripts)
     for transcript in transcripts:
         ids = [*transcript.prompt_ids, *transcript.completion_ids]
         text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        found["encoding_again"] += tokenizer.encode(text, add_special_tokens=False) != ids
+        counts["encoding_again"] += tokenizer.encode(text, add_special_tokens=False) != ids
         for span in transcript.spans:
             if span.author != "model":
                 continue
             last = (span.token_ids or (None,))[-1]
             tag = any(close in span.text for close in ("</code>", "</answer>"))
             end = "tag" if tag else "eos" if last == tokenizer.eos_token_id else "other"
-            found[end] += 1
-            found["surplus"] += span.surplus > 0
-    return {"episodes": len(transcripts), **found}
+            counts[end] += 1
+            counts["surplus"] += span.surplus > 0
+    return {"episodes": len(transcripts), **counts}

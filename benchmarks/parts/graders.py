@@ -1,4 +1,4 @@
-"""The graders that are compared: the project's, and math-verify in a process of its own."""
+"""The two graders of the comparison: this project's, and math-verify in a separate process."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from typing import Any, Self
 from retool_env.grading import Grader
 
 PATIENCE = 20.0
-"""Seconds for one comparison by math-verify: more than its own limits, 5 s for each of its three parts, add up to."""
+"""Seconds for one comparison by math-verify.
+
+math-verify has three limits of 5 s each, and this limit exceeds their sum.
+"""
 
 PEER_MEMORY = 4 << 30
-"""Bytes of address space of math-verify's process."""
+"""The address space of the process of math-verify, in bytes."""
 
 Pair = tuple[str, str]
-"""An answer and a gold."""
+"""An answer and a reference answer (a gold)."""
 Graded = tuple[bool | None, float]
-"""A verdict, which is `None` where there was none in time, and seconds."""
+"""A verdict and its seconds; the verdict is `None` after a timeout or a crash."""
 
 
-class Ours:
-    """The project's grader with one worker, timed by its caller."""
+class OurGrader:
+    """This project's grader with one worker, timed by its caller."""
 
     def __init__(self) -> None:
         self._grader = Grader(workers=1)
@@ -36,17 +39,17 @@ class Ours:
         self._grader.close()
 
     def grade(self, answer: str, gold: str) -> Graded:
-        """The verdict and the seconds until it was there."""
+        """The verdict, and the seconds that the caller waited for it."""
         began = time.perf_counter()
         verdict = self._grader.is_equivalent(answer, gold)
         return verdict, time.perf_counter() - began
 
 
 class MathVerify:
-    """math-verify in a process of its own, timed inside that process.
+    """math-verify in a separate process, timed inside that process.
 
     Args:
-        patience: Seconds until a comparison is given up. The process is then replaced.
+        patience: Seconds after which a comparison is given up and the process replaced.
     """
 
     def __init__(self, patience: float = PATIENCE) -> None:
@@ -64,8 +67,8 @@ class MathVerify:
         self._connection, other = context.Pipe()
         self.process = context.Process(target=_serve_math_verify, args=(other,), daemon=True)
         self.process.start()
-        other.close()  # so that the end of the process is the end of the connection
-        self._connection.recv()  # all is imported
+        other.close()  # so that the connection ends with the process
+        self._connection.recv()  # the process has imported its packages
 
     def _stop(self) -> None:
         self.process.kill()
@@ -73,7 +76,7 @@ class MathVerify:
         self._connection.close()
 
     def grade(self, answer: str, gold: str) -> Graded:
-        """The verdict and its seconds; the verdict is `None` if it took too long or ended the process."""
+        """The verdict and its seconds; the verdict is `None` after a timeout or a crash."""
         try:
             self._connection.send((answer, gold))
             if self._connection.poll(self.patience):
@@ -86,7 +89,7 @@ class MathVerify:
 
 
 def _serve_math_verify(connection: Any) -> None:
-    """Answer pairs until the connection closes."""
+    """Grade pairs until the connection closes."""
     import logging
 
     from math_verify import parse, verify
@@ -109,5 +112,5 @@ def _serve_math_verify(connection: Any) -> None:
 
 
 def delimited(text: str) -> str:
-    r"""The text, between dollar signs if it holds no mathematical delimiter and no box."""
+    r"""The text, between dollar signs unless it holds a mathematical delimiter or a box."""
     return text if re.search(r"\$|\\\(|\\\[|\\boxed", text) else f"${text}$"

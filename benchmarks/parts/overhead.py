@@ -1,9 +1,9 @@
-"""What the rollout engine itself takes, with thousands of episodes at once: time of a turn, memory of an episode.
+"""Measures the rollout engine's overhead with thousands of episodes: time per turn, memory per episode.
 
-The policy writes canned turns and the tool does nothing, but both let all other episodes go on before they return, as real ones
-do: so all episodes are alive at once, which is checked, and each turn pays for its two switches between them. Every turn's
-ids and log-probs are new objects, as those of a sampler are. Garbage is collected throughout, but not looked for in what was
-imported before.
+The policy returns fixed turns and the tool does nothing. Both let all other episodes go on before they
+return, like a real policy and a real tool. So all episodes are alive at once (this is checked), and
+each turn includes two switches between coroutines. Ids and log-probs are new objects for each turn, as
+with a real sampler. The garbage collector runs, but skips the objects that imports created.
 """
 
 import asyncio
@@ -27,21 +27,22 @@ from retool_env.rules import Rules
 from retool_env.transcript import Transcript
 
 LONG = 4000
-"""Tokens of the first turn of episodes that are called long."""
+"""The number of tokens of the first turn of a long episode."""
 TURN = 64
-"""Tokens of every other turn."""
+"""The number of tokens of every other turn."""
 RULES = Rules(prompt_template="{query}\n", max_tokens=10_000, max_characters=None, max_calls=None)
 
 
 class InstantPolicy(Policy):
-    """Writes a code block, so many times an episode, and then an answer or nothing.
+    """A policy without a model: it returns code blocks, and then an answer or an empty turn.
 
-    All episodes' contexts must be as long as each other's at the same turn: that is what it knows the turn by.
+    It recognises the turn by the length of the context. So all episodes must have contexts of the same
+    length at the same turn.
 
     Args:
-        calls: Code blocks an episode.
-        answers: Whether it ends with an answer, which is graded, or with an empty turn.
-        first: Tokens of the first turn.
+        calls: The number of code blocks of an episode.
+        answers: Whether the last turn is an answer, which is graded, or empty.
+        first: The number of tokens of the first turn.
     """
 
     def __init__(self, calls: int, answers: bool, first: int = TURN) -> None:
@@ -57,7 +58,7 @@ class InstantPolicy(Policy):
         self._turn_of: dict[int, int] = {}
         self._inside = 0
         self.peak = 0
-        """Episodes that had asked for a turn and not been given it, at most."""
+        """The maximum number of episodes that waited for a turn at once."""
 
     def _ids(self, tail: str, tokens: int) -> np.ndarray:
         ids = self.tokenizer.encode(tail, add_special_tokens=False)
@@ -67,35 +68,50 @@ class InstantPolicy(Policy):
     async def act(
         self, token_ids: Sequence[int], stop: Sequence[str], budget: int, seed: int
     ) -> Generation:
-        """The next turn, after all others that are due."""
+        """Return the next turn, after all other coroutines that are ready.
+
+        Args:
+            token_ids: The context.
+            stop: Ignored.
+            budget: Ignored.
+            seed: Ignored.
+        """
         self._inside += 1
         self.peak = max(self.peak, self._inside)
         await asyncio.sleep(0)
         self._inside -= 1
-        # Contexts only grow, so each length is met first by who comes first to its turn.
+        # Contexts only grow, so the first context of a new length begins a new turn.
         turn = self._turn_of.setdefault(len(token_ids), len(self._turn_of))
         ids = self._last if turn == self.calls else self._call if turn else self._first
         reason = self._end if turn == self.calls else "tag"
         return Generation(tuple(ids.tolist()), tuple(np.zeros(len(ids)).tolist()), reason)
 
     async def update_weights(self, version: int, weights: Weights | None = None) -> None:
-        """It has none."""
+        """Do nothing: the policy has no weights."""
 
 
 class WaitingTool:
-    """A sandbox whose programs take so many seconds, and do nothing."""
+    """A sandbox whose programs only wait.
+
+    Args:
+        seconds: The run time of each program.
+    """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
     async def run_async(self, code: str, limits: Limits | None = None, **_: Any) -> Execution:
-        """Wait; for 0 seconds, until all others that are due have gone on."""
+        """Wait. With 0 seconds, all other coroutines that are ready go first."""
         await asyncio.sleep(self.seconds)
         return Execution(Outcome.OK, "1\n")
 
 
 class MeetingTool:
-    """A sandbox whose programs end when all episodes have one running; it then looks at this process's memory."""
+    """A sandbox whose programs end when all episodes run one; then it measures this process's memory.
+
+    Args:
+        episodes: The number of episodes.
+    """
 
     def __init__(self, episodes: int) -> None:
         self.missing = episodes
@@ -103,7 +119,7 @@ class MeetingTool:
         self._met = asyncio.Event()
 
     async def run_async(self, code: str, limits: Limits | None = None, **_: Any) -> Execution:
-        """Wait for the others."""
+        """Wait until all episodes run a program."""
         self.missing -= 1
         if not self.missing:
             gc.collect()
@@ -114,13 +130,18 @@ class MeetingTool:
 
 
 def run(episodes: int, policy: InstantPolicy, tool: Any) -> tuple[float, float, Transcript]:
-    """Run so many episodes at once.
+    """Run episodes at once, and time them.
+
+    Args:
+        episodes: The number of episodes.
+        policy: The policy.
+        tool: The sandbox.
 
     Returns:
-        Seconds, on the clock and of the processor, and one of the transcripts.
+        Wall-clock seconds, processor seconds, and one of the transcripts.
 
     Raises:
-        RuntimeError: If they were not all alive at once, or one made other calls than it should.
+        RuntimeError: If not all episodes were alive at once, or one made a wrong number of calls.
     """
     problems = [Problem(f"{i:06}", f"{i:06}?", "1") for i in range(episodes)]
     engine = RolloutEngine(policy, RULES, tool, concurrency=episodes)
@@ -128,25 +149,29 @@ def run(episodes: int, policy: InstantPolicy, tool: Any) -> tuple[float, float, 
     groups = engine.run(problems)
     seconds = time.perf_counter() - began, time.process_time() - used
     if policy.peak != episodes:
-        raise RuntimeError(f"of {episodes} episodes, {policy.peak} were alive at once")
+        raise RuntimeError(f"only {policy.peak} of {episodes} episodes were alive at once")
     if any(engine.progress.calls.keys() - {policy.calls}):
         raise RuntimeError(f"an episode did not make {policy.calls} calls")
     return *seconds, groups[0][0]
 
 
 def overhead(episodes: int, rounds: int) -> dict[str, Any]:
-    """What the engine takes with so many episodes at once, short ones and long ones.
+    """Measure the engine's overhead with short and with long episodes.
+
+    Args:
+        episodes: The number of short episodes at once; long episodes are an eighth as many.
+        rounds: The number of measurements; medians count.
 
     Returns:
-        `short` and, of an eighth as many episodes, `long`: each what `_of_length` finds.
+        `short` and `long`: times (see `_times`) and memory per episode. `turn_tokens`: tokens of a turn.
     """
     run(64, InstantPolicy(2, True), WaitingTool(0.0))  # warms up
-    # As `python -m agents` does: what was imported is not gone through again and again.
+    # As in `python -m agents`: the collector need not visit imported objects again and again.
     gc.collect()
     gc.freeze()
     try:
-        # Memory first: what was freed would be used again, and not be seen.
-        long = _eighth(episodes)
+        # Memory first: memory that another run has freed would be reused, and not be measured.
+        long = max(1, episodes // 8)
         memory = {"short": _memory(episodes, TURN), "long": _memory(long, LONG)}
         return {
             "short": {**_times(episodes, TURN, rounds), **memory["short"]},
@@ -157,20 +182,16 @@ def overhead(episodes: int, rounds: int) -> dict[str, Any]:
         gc.unfreeze()
 
 
-def _eighth(episodes: int) -> int:
-    return max(1, episodes // 8)
-
-
 def _times(episodes: int, first: int, rounds: int) -> dict[str, Any]:
-    """Microseconds, medians over rounds.
+    """Microseconds of processor time, and of wall-clock time (`_wall`); medians over rounds.
 
     Returns:
-        On the clock (`_wall`) and of the processor: `turn_us`, a turn that ends in a call with all its parts (context, the
-        turn's new objects, parsing, record, the tool's coroutine, two switches) but no model; `episode_us`, beginning
-        and ending an episode with a first turn, where it is not the last; `grading_us`, what an answer's grading adds.
+        `turn_us`: a turn that ends in a call, with all its parts (context, new objects, parsing, record, the
+        tool's coroutine, two switches) but no model. `episode_us`: an episode with one call, from begin to
+        end. `grading_us`: the additional time to grade an answer.
     """
 
-    def each(calls: int, answers: bool) -> tuple[np.ndarray, Transcript]:
+    def measure(calls: int, answers: bool) -> tuple[np.ndarray, Transcript]:
         runs = [
             run(episodes, InstantPolicy(calls, answers, first), WaitingTool(0.0))
             for _ in range(rounds)
@@ -178,18 +199,22 @@ def _times(episodes: int, first: int, rounds: int) -> dict[str, Any]:
         seconds = [statistics.median(values) for values in zip(*(r[:2] for r in runs), strict=True)]
         return 1e6 * np.array(seconds) / episodes, runs[0][2]
 
-    (one, _), (five, transcript), (graded, _) = each(1, False), each(5, False), each(1, True)
-    found: dict[str, Any] = {
+    (one, _), (five, transcript) = measure(1, False), measure(5, False)
+    graded, _ = measure(1, True)
+    times: dict[str, Any] = {
         "episodes": episodes,
         "context_tokens": len(transcript.prompt_ids) + len(transcript.completion_ids),
     }
     for name, value in (("turn", (five - one) / 4), ("episode", one), ("grading", graded - one)):
-        found[f"{name}_us_wall"], found[f"{name}_us"] = (round(float(v), 1) for v in value)
-    return found
+        times[f"{name}_us_wall"], times[f"{name}_us"] = (round(float(v), 1) for v in value)
+    return times
 
 
 def _memory(episodes: int, first: int) -> dict[str, float]:
-    """Resident memory of an episode whose first program runs: all that it has (its tasks, its record, its ids and log-probs)."""
+    """Resident memory of an episode while its first program runs, in kilobytes.
+
+    It includes the episode's tasks, record, token ids and log-probs.
+    """
     gc.collect()
     before = resident_mb()
     meeting = MeetingTool(episodes)

@@ -1,4 +1,4 @@
-"""What benchmarks write: their figures, below the circumstances that they were taken in."""
+"""Writes the figures of a benchmark, with date, machine and versions."""
 
 import json
 from pathlib import Path
@@ -7,11 +7,17 @@ from typing import Any
 from benchmarks.parts.machine import circumstances
 
 RESULTS = Path(__file__).parents[1] / "results"
-"""Where figures go if the command names no other place."""
+"""The default folder of figures."""
 
 
 def write_results(path: Path, figures: dict[str, Any], indent: int = 2) -> None:
-    """Write figures as JSON, with date, machine and versions; a missing folder is made."""
+    """Write figures as JSON, with date, machine and versions.
+
+    Args:
+        path: The file. A missing folder is created.
+        figures: The figures, as JSON values.
+        indent: The number of spaces of one level of the JSON text.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**circumstances(), **figures}, indent=indent, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Answers that are built to earn a reward without knowing the problem, and golds for them."""
+"""Answers built to earn a reward without solving the problem, and golds to try them on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 
 
 def guessed_values() -> dict[str, list[str]]:
-    """The values that templates name, of which one may be the gold."""
+    """The lists of values that templates name, in the hope that one value is the gold."""
     return {
         "two": ["1", "2"],
         "a half": ["0", "1", r"\frac{1}{2}"],
@@ -38,7 +38,7 @@ JOINED = {
     "to": r" \to ",
     "mid": r" \mid ",
 }
-"""What stands between the values of a template."""
+"""Separators between the values of a template."""
 
 FRAMES = {
     "bare": "{}",
@@ -47,28 +47,38 @@ FRAMES = {
     "box": r"\boxed{{{}}}",
     "named": "x = {}",
 }
-"""What stands around a template."""
+"""Frames around the values of a template."""
 
 EVERYTHING = r"""
-x | n | y | z | answer | \text{answer} | \boxed{answer} | \boxed{\text{answer}} | \boxed{} | \boxed{x} | \boxed{\boxed{}}
-nan | \text{nan} | \mathrm{NaN} | \infty | -\infty | \pm\infty | \infty-\infty | \frac{0}{0} | \frac{1}{0} | 0^0-0^0+\infty | \tilde\infty
-x \in \mathbb{R} | \mathbb{R} | \mathbb{Z} | \mathbb{N} | \mathbb{C} | (-\infty,\infty) | [-1000,1000] | -1000 \le x \le 1000 | [0,\infty)
-0 < x | x \ge 0 | x = x | x = y | x \ne x | 0 = 1 | \emptyset | \{\} | \{x\} | \{x : x = x\} | \forall x | \exists x
-0, 1, \ldots, 1000 | 0 \ldots 1000 | \{0, 1, 2, \ldots\} | 1-1000 | 0\text{ to }1000 | \pm 1 | \pm 2 | \pm x | \frac{3 \pm 1}{2}
-? | * | . | .* | \cdot | \square | \ldots | [0-9]+ | \d+ | % | \% | $ | $$ | \( \) | \{ \} | () | [] | {} | -
-true | True | \text{true} | false | None | null | \text{yes} | \text{correct} | \text{See above.} | \text{the answer} | gold
-f(x) | f | x_1 | \alpha | \theta | a+bi | \text{any number} | \text{all of them} | \int f(x) dx | \sum_{i=0}^{n} i | \lim_{x \to a} x
-\text{1 or 2} | \text{42} = \text{43} | 1 \text{ (or } 2) | 1! x=2 | 1\text{ cm or }2 | 1_2 = 2 | \boxed{1 or 2}
-\boxed{1} or \boxed{2} | \boxed{1}\boxed{2} | \boxed{\boxed{1} 2} | The answer is 1 or 2. | final answer is $1$. I hope, or it is $2$. I hope
+x | n | y | z | answer | \text{answer} | \boxed{answer} | \boxed{\text{answer}} | \boxed{}
+\boxed{x} | \boxed{\boxed{}}
+nan | \text{nan} | \mathrm{NaN} | \infty | -\infty | \pm\infty | \infty-\infty | \frac{0}{0}
+\frac{1}{0} | 0^0-0^0+\infty | \tilde\infty
+x \in \mathbb{R} | \mathbb{R} | \mathbb{Z} | \mathbb{N} | \mathbb{C} | (-\infty,\infty)
+[-1000,1000] | -1000 \le x \le 1000 | [0,\infty)
+0 < x | x \ge 0 | x = x | x = y | x \ne x | 0 = 1 | \emptyset | \{\} | \{x\} | \{x : x = x\}
+\forall x | \exists x
+0, 1, \ldots, 1000 | 0 \ldots 1000 | \{0, 1, 2, \ldots\} | 1-1000 | 0\text{ to }1000 | \pm 1 | \pm 2
+\pm x | \frac{3 \pm 1}{2}
+? | * | . | .* | \cdot | \square | \ldots | [0-9]+ | \d+ | % | \% | $ | $$ | \( \) | \{ \} | () | []
+{} | -
+true | True | \text{true} | false | None | null | \text{yes} | \text{correct} | \text{See above.}
+\text{the answer} | gold
+f(x) | f | x_1 | \alpha | \theta | a+bi | \text{any number} | \text{all of them} | \int f(x) dx
+\sum_{i=0}^{n} i | \lim_{x \to a} x
+\text{1 or 2} | \text{42} = \text{43} | 1 \text{ (or } 2) | 1! x=2 | 1\text{ cm or }2 | 1_2 = 2
+\boxed{1 or 2}
+\boxed{1} or \boxed{2} | \boxed{1}\boxed{2} | \boxed{\boxed{1} 2} | The answer is 1 or 2.
+final answer is $1$. I hope, or it is $2$. I hope
 """
-"""Templates that name no values one by one, apart by bars."""
+"""Templates without a list of values, separated by bars."""
 
 
 @functools.cache
 def reward_templates() -> tuple[str, ...]:
-    """Answers that name many values, or none: all that `EVERYTHING` holds, and combinations of values, joints and frames.
+    """All templates: the entries of `EVERYTHING`, and combinations of values, joints and frames.
 
-    Each joint meets each frame once. The values go round, so that each frame meets all of them.
+    Each joint meets each frame once. The values rotate, so that each frame meets all values.
     """
     values = list(guessed_values().values())
     combined = (
@@ -76,13 +86,16 @@ def reward_templates() -> tuple[str, ...]:
         for i, joint in enumerate(JOINED.values())
         for j, frame in enumerate(FRAMES.values())
     )
-    boxes = (" ".join(rf"\boxed{{{value}}}" for value in each) for each in values)
+    boxes = (" ".join(rf"\boxed{{{v}}}" for v in several) for several in values)
     alone = (text.strip() for line in EVERYTHING.splitlines() for text in line.split(" | "))
     return tuple(dict.fromkeys(text for text in itertools.chain(alone, boxes, combined) if text))
 
 
 def single_golds() -> list[str]:
-    """A hundred golds, each of one value: integers, fractions, decimals, roots, multiples of pi, polynomials, words."""
+    """A hundred golds with one value each.
+
+    They are integers, fractions, decimals, roots, multiples of pi, angles, polynomials and words.
+    """
     return [
         *(str(i) for i in range(-5, 41)),
         *(str(i) for i in (64, 100, 113, 204, 371, 468, 540, 809, 999, 1000)),
