@@ -1,6 +1,7 @@
-"""Batches of finished episodes, as a training step takes them: recorded ones, and ones whose lengths are drawn or equal.
+"""Batches of finished episodes for a training step: recorded, or made with given lengths.
 
-Groups stand side by side, in order. In what is not recorded the ids are random, rewards alternate, and log-probs are the model's.
+The rollouts of a group are adjacent. Made episodes have random token ids, alternating rewards, and
+log-probs of the model.
 """
 
 from __future__ import annotations
@@ -24,35 +25,41 @@ from retool_env.rollout.transformers.policy import load_policy
 from retool_env.transcript import Author, Span, StopReason, Transcript, read_transcripts
 
 RESULT_TOKENS = 16
-"""Of each call's result, where it is not recorded."""
+"""The number of tokens of each tool result in a made batch."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One generation batch."""
+    """One generation batch of finished episodes."""
 
     transcripts: tuple[Transcript, ...]
     group: int
-    """Rollouts a problem."""
+    """The number of rollouts per problem."""
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each episode, prompt included."""
+        """The number of tokens of each episode, prompt included."""
         return [len(t.prompt_ids) + len(t.completion_ids) for t in self.transcripts]
 
     @property
     def padding(self) -> float:
-        """The share of padding where prompts are padded to the longest, and completions too."""
+        """The share of padding tokens if prompts and completions are padded to the longest."""
         wide = max(len(t.prompt_ids) for t in self.transcripts)
         wide += max(len(t.completion_ids) for t in self.transcripts)
         return 1 - sum(self.lengths) / (wide * len(self.transcripts))
 
 
 def record(checkpoint: str, prompts: int, rollouts: int, seed: int) -> Batch:
-    """Sample a batch with a checkpoint, in the environment of the preset `tiny` and its sandbox.
+    """Sample a batch with a checkpoint, in the environment of the preset `tiny`.
+
+    Args:
+        checkpoint: The folder of the model.
+        prompts: The number of problems.
+        rollouts: The number of rollouts per problem.
+        seed: The sampling seed.
 
     Raises:
-        SandboxUnavailable: If the sandbox can't work here.
+        SandboxUnavailable: If the sandbox does not work on this machine.
     """
     rules, source = find_task(read_preset("tiny")["env"])
     policy = load_policy(checkpoint, "float32", max_batch=prompts * rollouts)
@@ -69,17 +76,17 @@ def record(checkpoint: str, prompts: int, rollouts: int, seed: int) -> Batch:
 
 
 def read(path: Path) -> Batch:
-    """The last batch of a run's transcripts.
+    """Read the last batch of a run's transcripts.
 
     Raises:
-        SettingsError: If it is not made of whole groups of one size.
+        SettingsError: If the batch does not consist of whole groups of one size.
     """
-    every = list(read_transcripts(path))
-    last = [t for t in every if t.trained_version == every[-1].trained_version]
+    transcripts = list(read_transcripts(path))
+    last = [t for t in transcripts if t.trained_version == transcripts[-1].trained_version]
     sizes = {len(list(group)) for _, group in itertools.groupby(last, lambda t: t.problem.id)}
     if len(sizes) != 1:
         raise SettingsError(
-            f"the last batch of {path} has groups of {sorted(sizes)}, not of one size"
+            f"the last batch of {path} has groups of {sorted(sizes)}, not of one size: name another file"
         )
     return Batch(tuple(last), sizes.pop())
 
@@ -92,15 +99,15 @@ def make(
     special: Sequence[int],
     seed: int,
 ) -> Batch:
-    """A batch of given lengths.
+    """Make a batch of episodes with given lengths.
 
     Args:
-        chains: What each episode writes, a group's one after the other.
-        prompt_tokens: Of each prompt.
-        group: Rollouts a problem.
-        model: Whose log-probs they get.
-        special: Ids that are not to occur.
-        seed: Of the ids.
+        chains: The lengths of the turns of each episode; the episodes of a group are adjacent.
+        prompt_tokens: The number of tokens of each prompt.
+        group: The number of rollouts per problem.
+        model: The model that computes the log-probs.
+        special: Token ids that must not occur.
+        seed: The seed of the random token ids.
     """
     chance = np.random.default_rng(seed)
     allowed = np.setdiff1d(np.arange(model.config.get_text_config().vocab_size), special)
@@ -128,7 +135,12 @@ def make(
 
 
 def equal(tokens: int, episodes: int) -> list[Chain]:
-    """Episodes that write as much: a call in the middle, and an answer."""
+    """Chains of equal length: one call in the middle, then an answer.
+
+    Args:
+        tokens: The number of tokens of each episode, its result included.
+        episodes: The number of episodes.
+    """
     half = max(1, (tokens - RESULT_TOKENS) // 2)
     return [(Turn(half, 0.0), Turn(max(1, tokens - RESULT_TOKENS - half), None))] * episodes
 
@@ -140,11 +152,11 @@ def _draw(chance: np.random.Generator, allowed: np.ndarray, size: int) -> tuple[
 @torch.no_grad()
 def _with_logprobs(spans: list[tuple[Author, tuple[int, ...]]], model: Any) -> Iterable[Span]:
     ids = [token for _, part in spans for token in part]
-    given = torch.tensor([ids], device=model.device)
-    logps = model(input_ids=given).logits[0, :-1].float().log_softmax(-1)
-    own = logps.gather(1, given[0, 1:, None])[:, 0].tolist()
+    input_ids = torch.tensor([ids], device=model.device)
+    logps = model(input_ids=input_ids).logits[0, :-1].float().log_softmax(-1)
+    of_ids = logps.gather(1, input_ids[0, 1:, None])[:, 0].tolist()
     at = 0
     for author, part in spans:
-        sampled = tuple(own[at - 1 : at - 1 + len(part)]) if author == "model" else None
+        sampled = tuple(of_ids[at - 1 : at - 1 + len(part)]) if author == "model" else None
         at += len(part)
         yield Span(author, "", part, sampled)

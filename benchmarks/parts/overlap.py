@@ -1,12 +1,14 @@
-"""How well loops hide tools behind generation: the same episodes, the same policy, the same sampling, and four ways to run them.
+"""Measures how well loops hide tool time behind generation, on the same episodes and sampling.
 
-- **engine**: ours, one coroutine an episode.
-- **TRL's loop**: `GRPOTrainer`'s own (`benchmarks.parts.trl_loop`): all turns, then all programs, one after the other, then all next
-  turns.
-- **our barrier loop**: as TRL's, but a turn's programs run side by side; it stands for what a loop with a barrier could do.
-- **one-shot generation**: the same tokens through the policy without any loop: each episode is one request, which reads prompt
-  and results at once and writes all turns at a stretch. Its time, or that of the slowest episode alone where that is longer, is
-  what the others are compared with, and called the reference.
+- **engine**: this project's engine, one coroutine per episode.
+- **TRL's loop**: the tool loop of `GRPOTrainer` (`benchmarks.parts.trl_loop`). It generates all turns,
+  runs all programs one after the other, and generates all next turns.
+- **our barrier loop**: like TRL's loop, but the programs of a turn run side by side. It shows the best
+  possible time of a loop with a barrier.
+- **one-shot generation**: the same tokens without a loop. Each episode is one request, which reads the
+  prompt and all results, and samples all turns at once.
+
+The reference is the longer of two times: one-shot generation, and the slowest episode alone.
 """
 
 import asyncio
@@ -15,12 +17,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from benchmarks.parts.chains import CHAIN_RULES, Asked, Chain, ChainPolicy, ChainTool, make_problems
 from benchmarks.parts.exactness import Recorder, must_read
+from benchmarks.parts.results import ratios
 from benchmarks.parts.trl_loop import trl_chains
 from retool_env.episode import Episode, GradeAnswer
 from retool_env.execution import Sandbox
@@ -38,7 +41,14 @@ SLOWEST, ONE_SHOT = "slowest episode alone", "one-shot generation"
 async def barrier(
     policy: Policy, rules: Rules, sandbox: Sandbox, problems: Sequence[Problem]
 ) -> list[Transcript]:
-    """Run episodes turn by turn: all write, then all programs run side by side, then all write again."""
+    """Run episodes with barriers: generate all turns, run all programs side by side, and repeat.
+
+    Args:
+        policy: The policy.
+        rules: The rules of the episodes.
+        sandbox: The sandbox of the programs.
+        problems: The problems, one episode each.
+    """
     episodes = [Episode(problem, rules, policy.tokenizer) for problem in problems]
     while live := [episode for episode in episodes if not episode.done]:
         prompts = [[*e.transcript.prompt_ids, *e.transcript.completion_ids] for e in live]
@@ -61,16 +71,18 @@ async def barrier(
 
 
 async def one_shot(policy: Policy, asked: Sequence[Asked]) -> None:
-    """Give the policy each episode as one request: it reads what the episode was given, and writes as many tokens as that did.
+    """Sample each episode as one request: it reads the prompt and all results, then samples all tokens.
 
     Args:
         policy: The model.
-        asked: The episodes' turns, as a loop asked for them.
+        asked: All requests of a loop.
+
+    Raises:
+        RuntimeError: If the model ended an episode by itself.
     """
-    numbers = sorted({each.number for each in asked})
     requests = []
-    for number in numbers:
-        turns = sorted((a for a in asked if a.number == number), key=lambda each: each.turn)
+    for number in sorted({request.number for request in asked}):
+        turns = sorted((a for a in asked if a.number == number), key=_turn)
         read = list(turns[0].context)
         for last, turn in itertools.pairwise(turns):
             read += turn.context[len(last.context) + len(last.sampled) :]
@@ -79,31 +91,44 @@ async def one_shot(policy: Policy, asked: Sequence[Asked]) -> None:
         *(policy.act(ids, (), tokens, n) for n, (ids, tokens) in enumerate(requests))
     )
     if [len(w.token_ids) for w in written] != [tokens for _, tokens in requests]:
-        raise RuntimeError("the model ended an episode by itself")
+        raise RuntimeError("the model ended an episode early")
 
 
 @dataclass(frozen=True)
-class Ran:
-    """One measurement."""
+class Measurement:
+    """One timed run of a loop."""
 
     seconds: float
+    """The wall-clock time of the run."""
     asked: Sequence[Asked] = ()
-    """The turns that the policy was asked for."""
+    """All requests to the policy."""
     read: int | None = None
-    """Tokens of contexts that the model computed, where the policy counts them."""
+    """The number of context tokens that the model read; `None` if the policy does not count them."""
     differ: int = 0
-    """Episodes whose record is not what the policy was given and gave."""
+    """The number of episodes whose record differs from the policy's inputs and outputs."""
     generating: float | None = None
-    """Seconds that episodes waited for the policy, summed over all, where the loop counts them."""
+    """Seconds that all episodes together waited for the policy; `None` if the loop does not count."""
     executing: float | None = None
-    """The same, for programs."""
+    """Seconds that all episodes together waited for programs; `None` if the loop does not count."""
 
 
-def run_engine(policy: Policy, chains: Sequence[Chain], scale: float, only: int | None) -> Ran:
-    """The engine's run of all chains, or of one.
+Runs = dict[tuple[float | None, str], list[Measurement]]
+"""The measurements by the factor of tool times and the name of the loop."""
+
+
+def run_engine(
+    policy: Policy, chains: Sequence[Chain], scale: float, only: int | None
+) -> Measurement:
+    """Time the engine.
+
+    Args:
+        policy: The model.
+        chains: The episodes.
+        scale: The factor of all tool times.
+        only: The number of the only chain to run; `None`: all chains.
 
     Raises:
-        RuntimeError: If an episode did not come to its end.
+        RuntimeError: If an episode ended early.
     """
     recorder = Recorder(chained := ChainPolicy(policy, chains))
     tool: Any = ChainTool(chains, scale)
@@ -111,23 +136,25 @@ def run_engine(policy: Policy, chains: Sequence[Chain], scale: float, only: int 
     engine = RolloutEngine(recorder, CHAIN_RULES, tool, concurrency=len(chains))
     began = time.perf_counter()
     groups = engine.run(problems if only is None else [problems[only]])
-    seconds = time.perf_counter() - began
-    transcripts = _to_the_end([group[0] for group in groups])
-    progress = engine.progress
-    return Ran(
-        seconds,
+    return Measurement(
+        time.perf_counter() - began,
         chained.asked,
-        differ=recorder.differing(transcripts),
-        generating=progress.generation_seconds,
-        executing=progress.tool_seconds,
+        differ=recorder.differing(_complete([group[0] for group in groups])),
+        generating=engine.progress.generation_seconds,
+        executing=engine.progress.tool_seconds,
     )
 
 
-def run_barrier(policy: Policy, chains: Sequence[Chain], scale: float) -> Ran:
-    """Our barrier loop's.
+def run_barrier(policy: Policy, chains: Sequence[Chain], scale: float) -> Measurement:
+    """Time our barrier loop.
+
+    Args:
+        policy: The model.
+        chains: The episodes.
+        scale: The factor of all tool times.
 
     Raises:
-        RuntimeError: If an episode did not come to its end.
+        RuntimeError: If an episode ended early.
     """
     recorder = Recorder(chained := ChainPolicy(policy, chains))
     tool: Any = ChainTool(chains, scale)
@@ -135,25 +162,31 @@ def run_barrier(policy: Policy, chains: Sequence[Chain], scale: float) -> Ran:
     began = time.perf_counter()
     transcripts = asyncio.run(barrier(recorder, CHAIN_RULES, tool, problems))
     seconds = time.perf_counter() - began
-    return Ran(seconds, chained.asked, differ=recorder.differing(_to_the_end(transcripts)))
+    return Measurement(seconds, chained.asked, differ=recorder.differing(_complete(transcripts)))
 
 
-def run_trl(policy: Policy, chains: Sequence[Chain], scale: float) -> Ran:
-    """TRL's."""
+def run_trl(policy: Policy, chains: Sequence[Chain], scale: float) -> Measurement:
+    """Time TRL's loop.
+
+    Args:
+        policy: The model.
+        chains: The episodes.
+        scale: The factor of all tool times.
+    """
     chained = ChainPolicy(policy, chains)
     rollouts = trl_chains(chained, make_problems(chains), ChainTool(chains, scale))
-    last = {turn.number: turn for turn in sorted(chained.asked, key=lambda each: each.turn)}
+    last = {turn.number: turn for turn in sorted(chained.asked, key=_turn)}
     seen = [
         [*last[n].context, *last[n].sampled, *chained.tail(n, last[n].turn)]
         for n in range(len(chains))
     ]
     differ = sum(row != ids for row, ids in zip(rollouts.rows, seen, strict=True))
-    return Ran(rollouts.seconds, chained.asked, differ=differ)
+    return Measurement(rollouts.seconds, chained.asked, differ=differ)
 
 
-def _to_the_end(transcripts: list[Transcript]) -> list[Transcript]:
+def _complete(transcripts: list[Transcript]) -> list[Transcript]:
     if not all(transcript.correct for transcript in transcripts):
-        raise RuntimeError("an episode did not come to its end")
+        raise RuntimeError("an episode ended before the answer of its chain")
     return transcripts
 
 
@@ -163,89 +196,88 @@ def overlap(
     """Time the same episodes with each loop.
 
     Args:
-        policy: A model that ends no turn by itself.
+        policy: A model that does not end a turn by itself (see `endless`).
         chains: The episodes.
-        scales: Of the programs' times: all is measured with each.
-        rounds: How often all is measured, each time beginning elsewhere in the order. Medians count.
+        scales: Factors of the tool times; each loop is measured with each factor.
+        rounds: The number of measurements, each with another loop first. Medians count.
 
     Raises:
-        RuntimeError: If two loops did not do the same episodes: other prompts, results, or lengths.
+        RuntimeError: If two loops had different prompts, results or lengths.
     """
     run_engine(policy, chains[:8], 0.0, None)  # warms up
     per_token = run_engine(policy, chains, 0.0, 0).seconds / sum(t.tokens for t in chains[0])
-    ways: dict[tuple[float | None, str], Callable[[], Ran]] = {}
+    loops: dict[tuple[float | None, str], Callable[[], Measurement]] = {}
     for scale in scales:
         slowest = max(range(len(chains)), key=lambda n: chain_seconds(chains[n], per_token, scale))
-        ways |= {
+        loops |= {
             (scale, SLOWEST): partial(run_engine, policy, chains, scale, slowest),
             (scale, ENGINE): partial(run_engine, policy, chains, scale, None),
             (scale, BARRIER): partial(run_barrier, policy, chains, scale),
             (scale, TRL): partial(run_trl, policy, chains, scale),
         }
-    found: dict[tuple[float | None, str], list[Ran]] = {key: [] for key in ways}
-    found[None, ONE_SHOT] = []
-    # Last in the first round, since it needs to know what an engine's run was given.
-    ways[None, ONE_SHOT] = lambda: _one_shot(policy, found[scales[0], ENGINE][0].asked)
-    keys = list(ways)
+    runs: Runs = {key: [] for key in (*loops, (None, ONE_SHOT))}
+    # Last in the first round, because it repeats the requests of a run of the engine.
+    loops[None, ONE_SHOT] = lambda: _one_shot(policy, runs[scales[0], ENGINE][0].asked)
+    keys = list(loops)
     for number in range(rounds):
         first = number * len(keys) // rounds
         for key in keys[first:] + keys[:first]:
-            # Drops what the last run left in the cache.
+            # New weights empty the cache, which holds blocks of the last run.
             asyncio.run(policy.update_weights(policy.weight_version + 1))
             read = policy.prefilled_tokens
-            ran = ways[key]()
+            run = loops[key]()
             if read is not None:
-                ran = Ran(**{**vars(ran), "read": policy.prefilled_tokens - read})
-            found[key].append(ran)
+                run = replace(run, read=policy.prefilled_tokens - read)
+            runs[key].append(run)
             print(
-                f"round {number + 1} of {rounds}: {key[1]}, tools x {key[0]}: {ran.seconds:.1f} s",
+                f"round {number + 1} of {rounds}: {key[1]}, tools x {key[0]}: {run.seconds:.1f} s",
                 file=sys.stderr,
                 flush=True,
             )
-    whole = {key: runs for key, runs in found.items() if key[1] in (ENGINE, BARRIER, TRL)}
-    first_run = found[scales[0], ENGINE][0]
-    check_same(first_run, [ran for runs in whole.values() for ran in runs])
+    by_loop = {
+        name: [run for key, several in runs.items() if key[1] == name for run in several]
+        for name in (ENGINE, BARRIER, TRL)
+    }
+    first_run = runs[scales[0], ENGINE][0]
+    check_same(first_run, list(itertools.chain(*by_loop.values())))
     return {
         "work": _work(first_run, chains, policy),
-        "settings": [_setting(scale, found, chains) for scale in scales],
-        "exactness": {
-            name: _exactness([ran for key, runs in whole.items() if key[1] == name for ran in runs])
-            for name in (ENGINE, BARRIER, TRL)
-        },
-        "read": _reading(whole, first_run),
+        "settings": [_setting(scale, runs, chains) for scale in scales],
+        "exactness": {name: _exactness(several) for name, several in by_loop.items()},
+        "read": _reading(by_loop, first_run),
     }
 
 
-def _one_shot(policy: Policy, asked: Sequence[Asked]) -> Ran:
+def _one_shot(policy: Policy, asked: Sequence[Asked]) -> Measurement:
     began = time.perf_counter()
     asyncio.run(one_shot(policy, asked))
-    return Ran(time.perf_counter() - began)
+    return Measurement(time.perf_counter() - began)
 
 
-def check_same(reference: Ran, runs: Sequence[Ran]) -> None:
-    """Check that runs did the episodes that another did.
+def check_same(reference: Measurement, runs: Sequence[Measurement]) -> None:
+    """Check that runs had the same episodes as a reference run.
 
     Raises:
-        RuntimeError: If one was given other prompts or results, or sampled other lengths.
+        RuntimeError: If a run had other prompts or results, or sampled other lengths.
     """
-    for ran in runs:
-        if _given(ran.asked) != _given(reference.asked):
-            raise RuntimeError("two loops did not do the same episodes")
+    for run in runs:
+        if _inputs(run.asked) != _inputs(reference.asked):
+            raise RuntimeError("two loops ran different episodes, so their times can't be compared")
 
 
-def _given(asked: Sequence[Asked]) -> dict[tuple[int, int], tuple[Any, int]]:
-    """What stands before each turn that the model did not sample itself, and how much it then sampled."""
-    found = {}
+def _inputs(asked: Sequence[Asked]) -> dict[tuple[int, int], tuple[Any, int]]:
+    """By chain and turn: the context tokens since the last sampled token, and the sampled length."""
+    inputs = {}
     end: dict[int, int] = {}
-    for turn in sorted(asked, key=lambda each: each.turn):
+    for turn in sorted(asked, key=_turn):
         behind = turn.context[end.get(turn.number, 0) :]
-        found[turn.number, turn.turn] = behind, len(turn.sampled)
+        inputs[turn.number, turn.turn] = behind, len(turn.sampled)
         end[turn.number] = len(turn.context) + len(turn.sampled)
-    return found
+    return inputs
 
 
-def _work(ran: Ran, chains: Sequence[Chain], policy: Any) -> dict[str, Any]:
-    ends = {a.number: len(a.context) + len(a.sampled) for a in sorted(ran.asked, key=_turn)}
+def _work(run: Measurement, chains: Sequence[Chain], policy: Any) -> dict[str, Any]:
+    ends = {a.number: len(a.context) + len(a.sampled) for a in sorted(run.asked, key=_turn)}
     return {
         "episodes": len(chains),
         "calls": sum(len(chain) - 1 for chain in chains),
@@ -260,33 +292,31 @@ def _turn(asked: Asked) -> int:
     return asked.turn
 
 
-def _setting(
-    scale: float, found: dict[tuple[float | None, str], list[Ran]], chains: Sequence[Chain]
-) -> dict[str, Any]:
+def _setting(scale: float, runs: Runs, chains: Sequence[Chain]) -> dict[str, Any]:
     seconds = {
-        name: [ran.seconds for ran in found[None if name == ONE_SHOT else scale, name]]
+        name: [run.seconds for run in runs[None if name == ONE_SHOT else scale, name]]
         for name in (ONE_SHOT, SLOWEST, ENGINE, BARRIER, TRL)
     }
     reference = [max(pair) for pair in zip(seconds[ONE_SHOT], seconds[SLOWEST], strict=True)]
-    median = {name: statistics.median(each) for name, each in seconds.items()}
+    median = {name: statistics.median(times) for name, times in seconds.items()}
     programs = {
         TRL: scale * sum(turn.tool_seconds or 0.0 for chain in chains for turn in chain),
         BARRIER: scale * barrier_tool_seconds(chains),
     }
-    engine = found[scale, ENGINE]
+    engine = runs[scale, ENGINE]
     return {
         "tool_scale": scale,
-        "seconds": {name: round(each, 3) for name, each in median.items()},
-        "rounds": {name: [round(each, 3) for each in all_] for name, all_ in seconds.items()},
+        "seconds": {name: round(time_, 3) for name, time_ in median.items()},
+        "rounds": {name: [round(t, 3) for t in times] for name, times in seconds.items()},
         "reference_s": round(statistics.median(reference), 3),
         "engine_over": {
-            "reference": ratio(seconds[ENGINE], reference),
-            BARRIER: ratio(seconds[ENGINE], seconds[BARRIER]),
-            TRL: ratio(seconds[ENGINE], seconds[TRL]),
+            "reference": ratios(seconds[ENGINE], reference),
+            BARRIER: ratios(seconds[ENGINE], seconds[BARRIER]),
+            TRL: ratios(seconds[ENGINE], seconds[TRL]),
         },
-        "programs_s": {name: round(each, 3) for name, each in programs.items()},
+        "programs_s": {name: round(sum_, 3) for name, sum_ in programs.items()},
         "programs_at_least_generation": {
-            name: each >= median[ONE_SHOT] for name, each in programs.items()
+            name: sum_ >= median[ONE_SHOT] for name, sum_ in programs.items()
         },
         "engine_episode_seconds": {
             "generating": round(statistics.median(r.generating or 0.0 for r in engine), 1),
@@ -295,40 +325,37 @@ def _setting(
     }
 
 
-def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """The ratios of seconds, round by round: their median and their bounds."""
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    found = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
-    return {name: round(value, 3) for name, value in found.items()}
+def _exactness(runs: Sequence[Measurement]) -> dict[str, int]:
+    episodes = sum(len({turn.number for turn in run.asked}) for run in runs)
+    return {"episodes": episodes, "differ": sum(run.differ for run in runs)}
 
 
-def _exactness(runs: Sequence[Ran]) -> dict[str, int]:
-    episodes = sum(len({turn.number for turn in ran.asked}) for ran in runs)
-    return {"episodes": episodes, "differ": sum(ran.differ for ran in runs)}
-
-
-def _reading(whole: dict[tuple[float | None, str], list[Ran]], ran: Ran) -> dict[str, Any]:
-    """Tokens that the model read a second time, of a run on average; nothing where the policy does not count."""
-    must = must_read(ran.asked, BLOCK)
+def _reading(by_loop: dict[str, list[Measurement]], first_run: Measurement) -> dict[str, Any]:
+    """The mean number of tokens that a run read twice; loops whose policy does not count are absent."""
+    must = must_read(first_run.asked, BLOCK)
     ways = {}
-    for name in (ENGINE, BARRIER, TRL):
-        runs = [ran for key, each in whole.items() if key[1] == name for ran in each]
-        read = [ran.read for ran in runs if ran.read is not None]
-        if read:
+    for name, runs in by_loop.items():
+        if read := [run.read for run in runs if run.read is not None]:
             mean = round(statistics.mean(read), 1)
             again = round(mean - must["once"], 1)
             beyond = round(again - must["incomplete_blocks"], 1)
             ways[name] = {"read": mean, "again": again, "beyond_incomplete_blocks": beyond}
-    return {"block": BLOCK, "turns": len(ran.asked), **must, "ways": ways}
+    return {"block": BLOCK, "turns": len(first_run.asked), **must, "ways": ways}
 
 
 def chain_seconds(chain: Chain, seconds_per_token: float, scale: float) -> float:
-    """Seconds of an episode that is alone."""
+    """The time of an episode that runs alone, in seconds.
+
+    Args:
+        chain: The episode.
+        seconds_per_token: The time to sample a token.
+        scale: The factor of all tool times.
+    """
     tools = scale * sum(turn.tool_seconds or 0.0 for turn in chain)
     return tools + seconds_per_token * sum(turn.tokens for turn in chain)
 
 
 def barrier_tool_seconds(chains: Sequence[Chain]) -> float:
-    """Seconds in which a barrier's programs run, if side by side: at each turn, those of the longest."""
+    """The tool time of a barrier loop in seconds: the sum of the longest program of each turn."""
     turns = range(max(len(chain) for chain in chains))
     return sum(max((c[t].tool_seconds or 0.0) for c in chains if t < len(c)) for t in turns)

@@ -1,6 +1,8 @@
 """Writes the figures of a benchmark, with date, machine and versions."""
 
 import json
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,3 +23,10 @@ def write_results(path: Path, figures: dict[str, Any], indent: int = 2) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**circumstances(), **figures}, indent=indent, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:
+    """The median, minimum and maximum of the ratios of two series, taken round by round."""
+    values = [a / b for a, b in zip(numerators, denominators, strict=True)]
+    spread = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: round(value, 3) for name, value in spread.items()}

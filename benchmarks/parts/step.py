@@ -1,7 +1,7 @@
-"""A simulation of one step's rollouts on many GPUs: discrete events, so an hour takes seconds.
+"""Simulates the rollouts of one training step on many GPUs, with discrete events.
 
-What is assumed is a `Load`; its episodes are drawn once (`draw_chains`), so that a `Step` can do the same with barriers and
-without. What came of it is a `Course`.
+An hour on the GPUs takes seconds here. `Load` holds the assumptions. `draw_chains` draws the episodes
+once, so that `Step` can run the same episodes with and without barriers. `Course` holds the result.
 """
 
 import functools
@@ -20,104 +20,118 @@ from retool_env.rollout.simulated import Batch, Habits, Speed
 
 
 def assumed(default: float, meaning: str) -> Any:
-    """An assumption, which is an option of the command line as well."""
+    """A field of `Load`, with a help text for the command line.
+
+    Args:
+        default: The default value.
+        meaning: The help text.
+    """
     return field(default=default, metadata={"help": meaning})
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is assumed.
+    """The assumptions of a simulation.
 
-    The speed is that of a 32B model in bf16 on one H200 (4.8 TB/s, of which 70 % are reached; 141 GB): its 65 GB of weights are
-    read in 20 ms; a row's 4,500 tokens of keys and values, at 262 kB each, in another 0.36 ms, and it computes for 0.14
-    ms; 64 billion operations a token at half of 990 TFLOP/s make 0.13 ms of prefill. The caches of 56 such episodes take 66 GB
-    of the 76 beside the weights, and so many are in flight without a barrier; 48 of them are decoded at once, so that those
-    whose programs run leave no row empty. That their sum fluctuates is left out.
+    The default speed models a 32B model in bf16 on one H200 (141 GB; 70 % of 4.8 TB/s):
+
+    - A decoding step reads 65 GB of weights in 20 ms.
+    - A row adds 0.5 ms: 0.36 ms to read 4,500 tokens of keys and values (262 kB each), and 0.14 ms to
+      compute.
+    - Prefill takes 0.13 ms per token: 64 billion operations at half of 990 TFLOP/s.
+    - The caches of 56 such episodes take 66 of the 76 GB beside the weights. So 56 episodes are in flight
+      without a barrier. Of these, 48 are decoded at once, so that episodes with a running program leave
+      no row empty. Fluctuations of the caches' sizes are ignored.
+
+    Raises:
+        ValueError: If a value is out of its range.
     """
 
     problems: int = assumed(512, "problems of a step")
-    rollouts: int = assumed(16, "rollouts of each")
-    gpus: int = assumed(16, "GPUs, each with the whole model; a problem's rollouts stay on one")
+    rollouts: int = assumed(16, "rollouts per problem")
+    gpus: int = assumed(16, "GPUs, each with the whole model; a problem's rollouts stay on one GPU")
     prompt_tokens: int = assumed(400, "tokens of a prompt")
-    turn_tokens: float = assumed(2000.0, "tokens of a turn on average; their logarithm is normal")
-    spread: float = assumed(0.8, "standard deviation of that logarithm")
-    calls: float = assumed(3.0, "calls of an episode on average; their number is geometric")
-    max_calls: int = assumed(8, "calls of an episode at most")
+    turn_tokens: float = assumed(2000.0, "mean tokens of a turn; log-normal")
+    spread: float = assumed(0.8, "standard deviation of the logarithm of a turn's tokens")
+    calls: float = assumed(3.0, "mean calls of an episode; geometric")
+    max_calls: int = assumed(8, "maximum calls of an episode")
     result_tokens: int = assumed(100, "tokens of a call's result")
-    max_tokens: int = assumed(16384, "tokens of a response at most, results included")
+    max_tokens: int = assumed(16384, "maximum tokens of a response, results included")
     token_seconds: float = assumed(0.020, "seconds of a decoding step with one row")
-    row_seconds: float = assumed(0.0005, "seconds that each further row adds to a step")
-    prefill_seconds: float = assumed(0.00013, "seconds to read a token; the GPU's rows wait")
-    rows: int = assumed(48, "rows that a GPU decodes together at most")
-    in_flight: int = assumed(56, "episodes in flight on a GPU without a barrier, their caches kept")
-    tool_median: float = assumed(0.05, "seconds of its own that a program runs, median; log-normal")
-    tool_p99: float = assumed(3.0, "the same, 99th percentile")
+    row_seconds: float = assumed(0.0005, "seconds that each further row adds to a decoding step")
+    prefill_seconds: float = assumed(0.00013, "seconds of prefill per token; the GPU's rows wait")
+    rows: int = assumed(48, "maximum rows that a GPU decodes together")
+    in_flight: int = assumed(56, "episodes in flight on a GPU without a barrier, with their caches")
+    tool_median: float = assumed(0.05, "median run time of a program in seconds; log-normal")
+    tool_p99: float = assumed(3.0, "99th percentile of the run time in seconds")
     tool_limit: float = assumed(5.0, "a program's time limit in seconds")
-    workers: int = assumed(0, "programs that run at once at most; 0: no bound")
-    deadline: float = assumed(0.0, "seconds; 0: when the share below is done without a barrier")
-    deadline_share: float = assumed(0.95, "of the episodes that the deadline waits for")
-    seed: int = assumed(0, "of the lengths and times")
+    workers: int = assumed(0, "maximum programs at once; 0: no limit")
+    deadline: float = assumed(
+        0.0, "deadline in seconds; 0: when the share below has ended without it"
+    )
+    deadline_share: float = assumed(0.95, "share of the episodes that the deadline waits for")
+    seed: int = assumed(0, "seed of the lengths and times")
 
     def __post_init__(self) -> None:
         for name in ("problems", "rollouts", "gpus", "rows", "in_flight", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.deadline_share <= 1 or self.deadline < 0:
-            raise ValueError("deadline_share is above 0 and at most 1, a deadline not below 0")
+            raise ValueError("deadline_share must be above 0 and at most 1, deadline not below 0")
         if not 0 < self.tool_median <= self.tool_p99:
             raise ValueError(
-                "a program's median time is above 0, and not above its 99th percentile"
+                "tool_median, the median, must be above 0 and at most tool_p99, the 99th percentile"
             )
         if self.max_calls < 0 or self.workers < 0:
             raise ValueError("max_calls and workers must not be negative")
-        self.speed, self.habits, self.tools  # noqa: B018 (they check the rest)
+        self.speed, self.habits, self.tools  # noqa: B018 (these check the rest)
 
     @property
     def speed(self) -> Speed:
-        """Of one GPU."""
+        """The speed of one GPU."""
         return Speed(self.token_seconds, self.row_seconds, self.prefill_seconds, self.rows)
 
     @property
     def habits(self) -> Habits:
-        """Of the model."""
+        """The distribution of turn lengths and numbers of calls."""
         return Habits(self.turn_tokens, self.spread, self.calls)
 
     @property
     def tools(self) -> ToolTimes:
-        """Of the programs, without the sandbox's part."""
+        """The distribution of run times, without the sandbox's overhead."""
         return ToolTimes(self.tool_median, self.tool_p99, self.tool_limit)
 
 
 @dataclass(frozen=True)
 class Course:
-    """What came of a step's rollouts."""
+    """The result of the simulation of one step."""
 
     seconds: float
-    """Until the last episode ended or was cut."""
+    """The time until the last episode ended or was cut."""
     idle: float
-    """Share of the GPUs' time in which they had no row to decode."""
+    """The share of the GPUs' time without a row to decode."""
     rows: float
-    """Rows that a GPU decoded together, on average over the time."""
+    """The mean number of rows that a GPU decoded together, over time."""
     tokens_per_second: float
-    """That all GPUs wrote together, in finished episodes."""
+    """The rate of tokens of finished episodes, all GPUs together."""
     programs: int
-    """That ran or, for want of workers, waited at once, at most."""
+    """The maximum number of programs at once, running or waiting for a worker."""
     programs_per_second: int
-    """Begun within one second, at most."""
+    """The maximum number of programs that began within one second."""
     cut: int
-    """Episodes that the deadline cut, those not begun by then included."""
+    """The number of episodes that the deadline cut, including episodes that had not begun."""
     ends: tuple[float, ...] = field(repr=False)
-    """When each finished episode ended, in order."""
+    """The end times of finished episodes in seconds, in order."""
     busy: tuple[tuple[float, int], ...] = field(repr=False)
-    """`(second, GPUs with a row to decode from then on)`."""
+    """Pairs `(second, GPUs with a row to decode from then on)`."""
 
 
 def draw_chains(load: Load, sandbox_seconds: float) -> list[Chain]:
-    """The episodes, the rollouts of a problem one after the other.
+    """Draw the episodes. The rollouts of a problem are adjacent.
 
     Args:
-        load: What is assumed.
-        sandbox_seconds: What the sandbox adds to each program.
+        load: The assumptions.
+        sandbox_seconds: The overhead of the sandbox, added to each program.
     """
     chance = np.random.default_rng(load.seed)
     budgets = (load.max_calls, load.max_tokens, load.result_tokens)
@@ -137,30 +151,32 @@ Barrier = Literal["all", "gpu"] | None
 
 @dataclass
 class _Meeting:
-    """A barrier's state."""
+    """The state of a barrier."""
 
     gathered: list[int] = field(default_factory=list)
-    """Who stands at it."""
+    """The episodes that have arrived."""
     awaited: int = 0
-    """How many it waits for."""
+    """The number of episodes that are still awaited."""
 
     def open(self) -> list[int]:
-        """Let them all go, and wait for as many."""
+        """Release all episodes, and wait for the same number again."""
         gathered, self.gathered = self.gathered, []
         self.awaited = len(gathered)
         return gathered
 
 
 class Step:
-    """The rollouts of one step, from their first prompt to the last end.
+    """The simulation of the rollouts of one step.
+
+    At a barrier, programs start when all turns are written, and turns start when all programs have ended.
+    In favour of the barrier, all caches are kept meanwhile.
 
     Args:
-        load: What is assumed.
-        chains: The episodes, all rollouts of the first problem first.
-        barrier: Among which episodes each turn waits until all turns are written, and each next one until all programs ran:
-            those of a `"gpu"`, or `"all"`; `None`: each goes on by itself. All caches are taken as kept meanwhile, in
-            favour of the barrier.
-        deadline: Seconds after which what still runs is cut.
+        load: The assumptions.
+        chains: The episodes; the rollouts of a problem are adjacent.
+        barrier: The episodes that wait for each other: the episodes of one GPU (`"gpu"`) or all episodes
+            (`"all"`). `None`: no barrier.
+        deadline: The time in seconds after which running episodes are cut; by default, never.
     """
 
     def __init__(
@@ -172,9 +188,8 @@ class Step:
         self._deadline = deadline
         self._turn = [0] * len(chains)
         self._gpus: list[Batch[int]] = [Batch(load.speed) for _ in range(load.gpus)]
-        self._expected = [
-            math.inf
-        ] * load.gpus  # when the next row of each is done, as things stand
+        # The time at which the next row of each GPU ends, as far as is known now.
+        self._expected = [math.inf] * load.gpus
         self._unbegun: list[deque[int]] = [deque() for _ in self._gpus]
         for episode in range(len(chains)):
             self._unbegun[self._gpu(episode)].append(episode)
@@ -190,7 +205,7 @@ class Step:
         self._busy_seconds, self._row_seconds, self._last = 0.0, 0.0, 0.0
 
     def run(self) -> Course:
-        """Simulate it."""
+        """Run the simulation."""
         if self._barrier:
             for episode in range(len(self._chains)):
                 self._meeting(episode).gathered.append(episode)
@@ -232,7 +247,7 @@ class Step:
 
     def _look(self, now: float, gpu: int) -> None:
         if now != self._expected[gpu]:
-            return  # the batch has changed since this event was foreseen, and another stands in its place
+            return  # the batch has changed since, and a newer event replaces this one
         done = self._gpus[gpu].done(now)
         self._watch(gpu)
         for episode in done:
@@ -249,8 +264,8 @@ class Step:
             if not ended:
                 meeting.gathered.append(episode)
             if not meeting.awaited:
-                for each in meeting.open():
-                    self._call(now, each)
+                for caller in meeting.open():
+                    self._call(now, caller)
         elif not ended:
             self._call(now, episode)
         elif queue := self._unbegun[self._gpu(episode)]:
@@ -287,7 +302,7 @@ class Step:
             self._write(now, episode)
 
     def _note(self, now: float) -> None:
-        """Account for the time since the last event, in which nothing changed."""
+        """Add the time since the last event to the sums; nothing changed in between."""
         passed, self._last = now - self._last, now
         busy = sum(gpu.rows > 0 for gpu in self._gpus)
         self._busy_seconds += busy * passed

@@ -24,7 +24,6 @@ def tool_time(rollouts: int, seconds: float) -> dict[str, dict[str, float]]:
         By loop: `wall_s` with the slow tool, `without_tool_s` with the instant tool, and `tool_s`, the
         difference.
     """
-
     policy = partial(InstantPolicy, 1, False)
 
     def engine_in_trainer(wait: float) -> float:

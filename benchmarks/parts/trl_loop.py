@@ -1,8 +1,8 @@
-"""TRL's own loops, timed: `GRPOTrainer`'s with `tools=`, and the same trainer with our `rollout_func`.
+"""Times two loops of TRL: `GRPOTrainer` with `tools=`, and the same trainer with our `rollout_func`.
 
-The trainer, its tool loop and its parsing are TRL's. What is replaced is the generation of one turn (`_generate_single_turn`),
-by a policy of ours or by turns written beforehand. Timed is the trainer's `_generate`: all from prompts to finished rollouts,
-and none of the training.
+Trainer, tool loop and parsing are TRL's. Only the generation of one turn (`_generate_single_turn`) is
+replaced, by a policy of this project or by fixed turns. The time is that of the trainer's `_generate`,
+from prompts to finished rollouts, without training.
 """
 
 import asyncio
@@ -33,29 +33,29 @@ from retool_env.rollout import RolloutEngine
 
 Rows = list[list[int]]
 Turn = Callable[[Rows], tuple[Rows, list[list[float]]]]
-"""Contexts to what is written next and its log-probs."""
+"""A function from contexts to the token ids of the next turns and their log-probs."""
 
 
 class _Measured(Exception):
-    """The rollouts are done, and the step need not go on."""
+    """Ends the trainer's step as soon as the rollouts are done; the argument is `Rollouts`."""
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """What became of them."""
+    """Finished rollouts."""
 
     seconds: float
-    """From prompts to finished rollouts."""
+    """The time from prompts to finished rollouts."""
     rows: Rows
-    """The ids of each, prompt included."""
+    """The token ids of each rollout, prompt included."""
 
 
 class _Trainer(GRPOTrainer):
-    """TRL's, up to the end of its first rollouts, with another policy.
+    """TRL's trainer with a replaced policy. It stops after its first rollouts.
 
     Args:
-        turn: Writes the turns.
-        prompts: The conversations. TRL's batches hold each prompt several times, and here none is equal to another.
+        turn: Generates the turns.
+        prompts: The conversations. They replace TRL's batch, which repeats each prompt.
     """
 
     def __init__(self, *args: Any, turn: Turn, prompts: list[Any], **kwargs: Any) -> None:
@@ -77,7 +77,7 @@ class _Trainer(GRPOTrainer):
 
 
 class _EngineTrainer(EngineGRPOTrainer):
-    """Ours, up to the end of its first rollouts."""
+    """This project's trainer. It stops after its first rollouts."""
 
     def _generate(self, prompts: list[Any]) -> Any:
         began = time.perf_counter()
@@ -89,7 +89,7 @@ class _EngineTrainer(EngineGRPOTrainer):
 
 def _measured(trainer: type[GRPOTrainer], tokenizer: Any, rollouts: int, **kwargs: Any) -> Rollouts:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    # Of a model there is only what the trainer asks for; it writes nothing, and is not trained.
+    # The trainer needs a model, but this model neither samples nor trains.
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -125,7 +125,7 @@ def _measured(trainer: type[GRPOTrainer], tokenizer: Any, rollouts: int, **kwarg
             built.train()
         except _Measured as measured:
             return measured.args[0]
-    raise RuntimeError("the trainer generated nothing")
+    raise RuntimeError("the trainer ended without rollouts")
 
 
 def _no_reward(completions: list[Any], **_: Any) -> list[float | None]:
@@ -133,30 +133,38 @@ def _no_reward(completions: list[Any], **_: Any) -> list[float | None]:
 
 
 def _tool(run: Callable[[str], Any]) -> Any:
-    """A function as TRL takes a tool: what it says of itself is what our environment says of its own."""
+    """Prepare a function as a tool of TRL, with the name and description of our environment's tool."""
     function = CHAIN_TOOLS[0]["function"]
     run.__name__ = TOOL_NAME
-    says = function["parameters"]["properties"]["code"]["description"]
-    run.__doc__ = f"{function['description']}\n\nArgs:\n    code: {says}"
+    argument = function["parameters"]["properties"]["code"]["description"]
+    run.__doc__ = f"{function['description']}\n\nArgs:\n    code: {argument}"
     return run
 
 
 def trl_chains(policy: ChainPolicy, problems: Sequence[Problem], tool: ChainTool) -> Rollouts:
-    """TRL's own loop over the chains, all of a turn's rows at once; its tool is a coroutine, which it awaits row by row."""
+    """Run chains with TRL's tool loop.
+
+    All rows of a turn are generated at once. The tool is a coroutine, which TRL awaits row by row.
+
+    Args:
+        policy: The policy of the chains.
+        problems: The problems of the chains.
+        tool: The sandbox of the chains.
+    """
 
     def turn(contexts: Rows) -> tuple[Rows, list[list[float]]]:
         async def all_at_once() -> list[Any]:
             return await asyncio.gather(*(policy.act(ids, (), 1, 0) for ids in contexts))
 
         turns = asyncio.run(all_at_once())
-        return [list(each.token_ids) for each in turns], [list(each.logprobs) for each in turns]
+        return [list(t.token_ids) for t in turns], [list(t.logprobs) for t in turns]
 
-    # TRL would show the model the type of what it returns, which our environment does not.
+    # Without a return type: TRL would show it to the model, and our environment does not.
     async def run(code: str):
         return (await tool.run_async(code)).stdout.removesuffix("\n")
 
-    prompts = [[{"role": "user", "content": CHAIN_RULES.prompt(each)}] for each in problems]
-    rollouts = max(2, len(problems))  # TRL has no smaller group
+    prompts = [[{"role": "user", "content": CHAIN_RULES.prompt(p)}] for p in problems]
+    rollouts = max(2, len(problems))  # the smallest group that TRL accepts
     return _measured(
         _Trainer,
         policy.tokenizer,
@@ -169,15 +177,15 @@ def trl_chains(policy: ChainPolicy, problems: Sequence[Problem], tool: ChainTool
 
 
 def trl_tool_loop(rollouts: int, tool_seconds: float, asynchronous: bool) -> float:
-    """Seconds that TRL takes for rollouts which call a tool once, and whose turns are written beforehand.
+    """Time TRL's tool loop with fixed turns, in seconds. Each rollout calls the tool once.
 
     Args:
-        rollouts: How many.
-        tool_seconds: What the tool takes.
-        asynchronous: Whether the tool is a coroutine function, which TRL also takes.
+        rollouts: The number of rollouts.
+        tool_seconds: The time that a tool call takes.
+        asynchronous: Whether the tool is a coroutine function; TRL accepts both.
 
     Raises:
-        RuntimeError: If the tool was not called once by each.
+        RuntimeError: If the number of tool calls is not the number of rollouts.
     """
     calls = 0
 
@@ -215,12 +223,20 @@ def trl_tool_loop(rollouts: int, tool_seconds: float, asynchronous: bool) -> flo
         prompts=[prompt] * rollouts,
     )
     if calls != rollouts:
-        raise RuntimeError(f"{rollouts} rollouts made {calls} calls")
+        raise RuntimeError(f"{rollouts} rollouts made {calls} calls, not one each")
     return measured.seconds
 
 
 def engine_tool_loop(rollouts: int, engine: RolloutEngine) -> float:
-    """Seconds that the same trainer takes with our `rollout_func`, for so many rollouts of an engine."""
+    """Time TRL's trainer with our `rollout_func`, in seconds.
+
+    Args:
+        rollouts: The number of rollouts.
+        engine: The engine that runs them.
+
+    Raises:
+        RuntimeError: If the number of rows is not the number of rollouts.
+    """
     problems = ProblemList([Problem("0", "?", "1")])
     run = EngineRollouts(engine, problems)
     try:
@@ -234,5 +250,5 @@ def engine_tool_loop(rollouts: int, engine: RolloutEngine) -> float:
     finally:
         run.close()
     if len(measured.rows) != rollouts:
-        raise RuntimeError(f"{rollouts} rollouts gave {len(measured.rows)} rows")
+        raise RuntimeError(f"{rollouts} rollouts gave {len(measured.rows)} rows, not one each")
     return measured.seconds
