@@ -1,10 +1,10 @@
-"""A run evaluated along its training: each model that it kept, on the same held-out problems.
+"""Evaluates a run along its training: each exported model, on the same held-out problems.
 
     python -m agents grpo --preset tiny export_steps=10
     python -m benchmarks.along runs/grpo
 
-The paper measures each saved checkpoint on the evaluation set (section 3.3). Step 0 is the model that the run began with. A
-model whose transcripts lie in the run's folder `along/` is not evaluated again.
+The paper measures each saved checkpoint on the evaluation set (section 3.3). Step 0 is the initial
+model of the run. A model with transcripts in the run's folder `along/` is not evaluated again.
 """
 
 import argparse
@@ -37,37 +37,37 @@ from retool_env.transcript import Transcript
 
 
 def models(run: Path) -> dict[int, str]:
-    """The models of a run by their steps, its first one included.
+    """The models of a run by step, the initial model included.
 
     Raises:
-        SettingsError: If there is no run, or it kept none.
+        SettingsError: If the folder holds no run, or the run exported no models.
     """
     first = _settings(run, {"model": str})["model"]
     kept = {
         int(path.parent.name): str(path.parent)
         for path in run.glob("checkpoints/*/config.json")
-        if path.parent.name.isdecimal()  # and no half one
+        if path.parent.name.isdecimal()  # a half-written model has another name
     }
     if not kept:
         raise SettingsError(
-            f"{run} kept no models along its training: train with export_steps=10, say"
+            f"{run} kept no models along its training: train it with export_steps=10, for example"
         )
     return {0: first, **dict(sorted(kept.items()))}
 
 
 def _settings(run: Path, needed: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run.
+    """Read the settings of a run.
 
     Args:
         run: The run's folder.
-        needed: The kinds of those that are needed, by name.
+        needed: The types of the required settings, by name.
 
     Raises:
-        SettingsError: If there is no run, or its `config.json` is damaged.
+        SettingsError: If the folder holds no run, or its `config.json` is damaged.
     """
     config = run / "config.json"
     if not config.exists():
-        raise SettingsError(f"{run} holds no run")
+        raise SettingsError(f"{run} holds no run: name the folder of a run, with a config.json")
     settings = read_config(run)["settings"]
     try:
         check_kinds(settings, needed, needed)
@@ -79,32 +79,37 @@ def _settings(run: Path, needed: dict[str, Any]) -> dict[str, Any]:
 def evaluate_along(
     run: Path, problems: int, k: int, seed: int = 0
 ) -> Iterator[tuple[int, list[Transcript]]]:
-    """The transcripts of each model of a run, in order of their steps.
+    """Evaluate the models of a run, in the order of their steps.
+
+    Sampling uses the paper's temperature and top-p.
 
     Args:
         run: The run's folder.
-        problems: How many held-out problems, the same for each.
-        k: Episodes a problem.
-        seed: Of sampling, at the paper's temperature and top-p.
+        problems: The number of held-out problems; all models get the same problems.
+        k: Episodes per problem.
+        seed: The sampling seed.
 
     Yields:
-        The step, and its transcripts.
+        The step of a model, and the transcripts of its evaluation.
 
     Raises:
-        SettingsError: If there is no run, it kept no models, or it has been evaluated otherwise.
+        SettingsError: If the folder holds no run, the run exported no models, or an earlier
+            evaluation had other settings.
     """
-    found = models(run)
+    of_run = models(run)
     settings = _settings(run, {"dtype": str, "env": dict, "sandbox": str | dict})
     rules, source = find_task({**settings["env"], "split": "test"})
     if problems > len(source):
-        raise SettingsError(f"there are {len(source)} held-out problems, not {problems}")
+        raise SettingsError(
+            f"there are only {len(source)} held-out problems, not {problems}: lower --problems"
+        )
     folder = run / "along"
     folder.mkdir(exist_ok=True)
     _same(folder / "evaluation.json", {"problems": problems, "k": k, "seed": seed})
-    with Bar(f"evaluating {run}", len(found)) as bar:
+    with Bar(f"evaluating {run}", len(of_run)) as bar:
         sandbox = None
         try:
-            for step, model in found.items():
+            for step, model in of_run.items():
                 path = folder / f"{step}.jsonl"
                 if not path.exists():
                     if sandbox is None and rules.interpreter:
@@ -119,50 +124,53 @@ def evaluate_along(
                     chosen = [source[i] for i in range(problems)]
                     _, transcripts = evaluate(policy, rules, chosen, k, sandbox, seed)
                     write_transcripts_atomically(path, transcripts)
-                    del policy  # its memory is wanted for the next
+                    del policy  # frees memory for the next model
                 bar.advance()
                 cure = f"delete {path}: that model is then evaluated again"
-                found_there = list(read_episodes(path, cure))
-                if len(found_there) != problems * k:
-                    raise damaged(
-                        path, f"it holds {len(found_there)} of {problems * k} episodes", cure
-                    )
-                yield step, found_there
+                episodes = list(read_episodes(path, cure))
+                if len(episodes) != problems * k:
+                    damage = f"it holds {len(episodes)} of {problems * k} episodes"
+                    raise damaged(path, damage, cure)
+                yield step, episodes
         finally:
             if sandbox is not None:
                 sandbox.close()
 
 
 def _same(path: Path, how: dict[str, Any]) -> None:
-    """Note how the models are evaluated, once.
+    """Write the settings of the evaluation to a file, or compare them with the file.
+
+    Args:
+        path: The file.
+        how: The settings.
 
     Raises:
-        SettingsError: If the note says otherwise.
+        SettingsError: If the file holds other settings.
     """
     cure = f"remove {path.parent}: all models are then evaluated again"
     if not path.exists():
         write_atomically(path, json.dumps(how) + "\n")
     elif (before := read_object(path, cure)) != how:
         raise SettingsError(
-            f"{path.parent} holds an evaluation with {before}, not {how}: remove it"
+            f"{path.parent} holds an evaluation with {before}, not {how}: remove that folder"
         )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Evaluates a run's models, and prints a table; returns the exit status."""
+    """Evaluate a run's models, print a table, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the run's folder")
-    parser.add_argument("--problems", type=int, default=100, help="(100)")
-    parser.add_argument("--k", type=int, default=4, help="episodes a problem (4)")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling (0)")
+    parser.add_argument("--problems", type=int, default=100, help="held-out problems (100)")
+    parser.add_argument("--k", type=int, default=4, help="episodes per problem (4)")
+    parser.add_argument("--seed", type=int, default=0, help="sampling seed (0)")
     options = parser.parse_args(arguments)
     if min(options.problems, options.k) < 1:
         parser.error("--problems and --k must be at least 1")
     try:
-        found = evaluate_along(options.run, options.problems, options.k, options.seed)
-        print(table({f"step {step}": summarise(transcripts) for step, transcripts in found}))
+        along = evaluate_along(options.run, options.problems, options.k, options.seed)
+        print(table({f"step {step}": summarise(transcripts) for step, transcripts in along}))
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; the same command resumes", file=sys.stderr)
         return 130
     except (SettingsError, OSError, ValueError, SafetensorError, SandboxUnavailable) as error:
         print(f"python -m benchmarks.along: {error}", file=sys.stderr)

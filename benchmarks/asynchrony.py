@@ -1,12 +1,13 @@
-"""What sampling ahead is worth: GRPO with a batch sampled while the last one trains, beside one after the other.
+"""Measures asynchronous GRPO: sampling a batch while the last batch trains, against taking turns.
 
     python -m agents sft --preset tiny
     python -m benchmarks.asynchrony
     python -m benchmarks.asynchrony --tool-median 0.2 --staleness 0 1 2
 
-The same cold start, problems and seeds for each; programs run in the sandbox, and then wait as long as is drawn for them, as
-a slow tool would. Time is measured with a learning rate of 0, so that all write the same and call the same; what is learned,
-in runs of their own, each once. The figures go to `benchmarks/results/asynchrony.json`.
+All runs have the same cold start, problems and seeds. Programs run in the sandbox, and then wait
+for a drawn time, like a slow tool. Times are measured with learning rate 0, so that all runs sample
+the same texts and calls. Accuracy is measured in separate runs, one per staleness. The figures go
+to `benchmarks/results/asynchrony.json`.
 """
 
 import argparse
@@ -43,11 +44,11 @@ PROMPTS, ROLLOUTS = 16, 8
 
 
 class SlowTool:
-    """A sandbox whose programs take as much longer as is drawn for them: the same for the same program.
+    """A sandbox with an additional wait per program. Equal programs wait for equal times.
 
     Args:
-        sandbox: Where they run.
-        times: What is drawn from.
+        sandbox: The sandbox that runs the programs.
+        times: The distribution of the waits.
     """
 
     def __init__(self, sandbox: Sandbox, times: ToolTimes) -> None:
@@ -55,26 +56,38 @@ class SlowTool:
         self.times = times
 
     async def run_async(self, code: str, limits: Limits = DEFAULT_LIMITS, **more: Any) -> Execution:
-        """Run it, and wait."""
+        """Run a program, and wait.
+
+        Args:
+            code: The program.
+            limits: The program's limits.
+            **more: More arguments of the sandbox.
+        """
         execution = await self.sandbox.run_async(code, limits, **more)
         await asyncio.sleep(self.times.draw(np.random.default_rng(zlib.crc32(code.encode()))))
         return execution
 
 
 def train(checkpoint: Path, steps: int, staleness: int, tool: Any, learns: bool) -> dict[str, Any]:
-    """Train so many steps; returns what they took and gave.
+    """Train with GRPO, and return times and figures.
 
     Args:
-        checkpoint: Where to begin.
-        steps: Of the optimizer.
-        staleness: Batches sampled ahead.
-        tool: Where programs run.
-        learns: Whether with the preset's learning rate, or 0.
+        checkpoint: The initial model.
+        steps: The number of optimizer steps.
+        staleness: The number of batches that are sampled ahead.
+        tool: The sandbox of the programs.
+        learns: Whether to use the preset's learning rate; otherwise the rate is 0.
 
     Returns:
-        `step_s`, seconds of a step, median, the first one aside; `waited_s`, of it the trainer's wait for rollouts;
-        `tokens` and `calls` of an episode; `lag`, optimizer steps between sampling and training; `effective_tokens`, see `EngineGRPOTrainer`; `accuracy`, of
-        the rollouts, over the first and the last five steps; `seconds` in all.
+        Means over all steps but the first, unless stated otherwise:
+
+        - `seconds`: the time of all steps. `step_s`: the median time of a step. `waited_s`: the
+          part of a step in which the trainer waits for rollouts. `rollouts_s`: the time of a batch
+          of rollouts.
+        - `tokens`, `calls`: per episode.
+        - `lag`, `lag_max`: optimizer steps between sampling and training.
+        - `difference`, `effective_tokens`, `clipped`: see `EngineGRPOTrainer`.
+        - `accuracy`: of the rollouts, over the first five and the last five steps.
     """
     preset = read_preset("tiny")
     rules, problems = find_task(preset["env"])
@@ -127,19 +140,19 @@ def train(checkpoint: Path, steps: int, staleness: int, tool: Any, learns: bool)
     def mean(name: str, part: slice) -> float:
         return round(float(np.mean([log[name] for log in logs[part]])), 4)
 
-    everything = slice(1, None)  # the first step has nothing ahead, and all that is done once
+    later = slice(1, None)  # the first step has no batch ahead, and includes one-time work
     return {
         "seconds": round(ends[-1] - ends[0], 2),
         "step_s": round(float(np.median(np.diff(ends)[1:])), 3),
-        "waited_s": mean("rollout/waited", everything),
-        "rollouts_s": mean("rollout/seconds", everything),
-        "tokens": mean("completions/mean_length", everything),
-        "calls": mean("env/calls_per_episode", everything),
-        "lag": mean("rollout/weight_lag", everything),
+        "waited_s": mean("rollout/waited", later),
+        "rollouts_s": mean("rollout/seconds", later),
+        "tokens": mean("completions/mean_length", later),
+        "calls": mean("env/calls_per_episode", later),
+        "lag": mean("rollout/weight_lag", later),
         "lag_max": max(log["rollout/weight_lag_max"] for log in logs),
-        "difference": mean("offpolicy/difference", everything),
-        "effective_tokens": mean("offpolicy/effective_tokens", everything),
-        "clipped": mean("clip_ratio/region_mean", everything),
+        "difference": mean("offpolicy/difference", later),
+        "effective_tokens": mean("offpolicy/effective_tokens", later),
+        "clipped": mean("clip_ratio/region_mean", later),
         "accuracy": {
             "first 5": mean("env/accuracy", slice(5)),
             "last 5": mean("env/accuracy", slice(-5, None)),
@@ -153,21 +166,21 @@ def _now(ends: list[float]) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status."""
+    """Run the benchmark, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help=f"({CHECKPOINT})")
-    parser.add_argument("--steps", type=int, default=30, help="of learning (30)")
-    parser.add_argument("--timed", type=int, default=12, help="steps that are timed (12)")
-    parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
-    parser.add_argument("--tool-median", type=float, default=0.5, help="seconds (0.5)")
-    parser.add_argument("--tool-p99", type=float, default=3.0, help="seconds (3)")
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help=f"model ({CHECKPOINT})")
+    parser.add_argument("--steps", type=int, default=30, help="steps that learn (30)")
+    parser.add_argument("--timed", type=int, default=12, help="timed steps (12)")
     parser.add_argument(
-        "--out", type=Path, default=RESULTS / "asynchrony.json", help="where the figures go"
+        "--staleness", type=int, nargs="+", default=[0, 1, 2], help="batches ahead (0 1 2)"
     )
+    parser.add_argument("--tool-median", type=float, default=0.5, help="median wait in s (0.5)")
+    parser.add_argument("--tool-p99", type=float, default=3.0, help="99th percentile in s (3)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "asynchrony.json", help="JSON file")
     options = parser.parse_args(arguments)
     if not (options.checkpoint / "config.json").is_file():
         parser.error(
-            f"{options.checkpoint} holds no model; `python -m agents sft --preset tiny` makes one"
+            f"{options.checkpoint} holds no model; make one: python -m agents sft --preset tiny"
         )
     if min(options.steps, options.timed) < 3:
         parser.error("--steps and --timed must be at least 3")
@@ -175,13 +188,14 @@ def main(arguments: list[str] | None = None) -> int:
         times = ToolTimes(options.tool_median, options.tool_p99, limit=10.0)
     except ValueError as error:
         parser.error(str(error))
-    found: dict[str, dict[str, Any]] = {}
+    figures: dict[str, dict[str, Any]] = {}
     with make_sandbox() as sandbox:
         tool = SlowTool(sandbox, times)
         for staleness in options.staleness:
-            timed = train(options.checkpoint, options.timed, staleness, tool, learns=False)
-            learned = train(options.checkpoint, options.steps, staleness, tool, learns=True)
-            found[str(staleness)] = {"timed": timed, "learned": learned}
+            figures[str(staleness)] = {
+                "timed": train(options.checkpoint, options.timed, staleness, tool, learns=False),
+                "learned": train(options.checkpoint, options.steps, staleness, tool, learns=True),
+            }
     settings = {
         "steps": options.steps,
         "timed": options.timed,
@@ -190,15 +204,16 @@ def main(arguments: list[str] | None = None) -> int:
         "tool_median_s": options.tool_median,
         "tool_p99_s": options.tool_p99,
     }
-    write_results(options.out, {"settings": settings, "staleness": found})
+    write_results(options.out, {"settings": settings, "staleness": figures})
     print("| batches ahead | seconds a step | waited | calls | lag | effective tokens | accuracy |")
     print("|---|---|---|---|---|---|---|")
-    for staleness, each in found.items():
-        timed, learned = each["timed"], each["learned"]
+    for staleness, row in figures.items():
+        timed, learned = row["timed"], row["learned"]
         first, last = learned["accuracy"].values()
         print(
-            f"| {staleness} | {timed['step_s']:.2f} | {timed['waited_s']:.2f} | {timed['calls']:.2f} | "
-            f"{learned['lag']:.2f} | {learned['effective_tokens']:.1%} | {first:.1%} to {last:.1%} |"
+            f"| {staleness} | {timed['step_s']:.2f} | {timed['waited_s']:.2f} | "
+            f"{timed['calls']:.2f} | {learned['lag']:.2f} | {learned['effective_tokens']:.1%} | "
+            f"{first:.1%} to {last:.1%} |"
         )
     return 0
 

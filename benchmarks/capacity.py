@@ -1,15 +1,16 @@
-"""How long the rollouts of a large step take, and what they need: with barriers each turn, without, and with a deadline.
+"""Simulates the rollouts of a large step: with barriers, without barriers, and with a deadline.
 
     python -m benchmarks.capacity
     python -m benchmarks.capacity --gpus 8 --calls 6
 
-A simulation of discrete events, so an hour on 16 GPUs takes seconds here. What a program costs in the sandbox is the
-measured figure of `benchmarks/results/sandbox.json`; all else is assumed, printed with the result, and can be set. The
-figures go to `benchmarks/results/capacity.json`, a picture of the busy GPUs to `benchmarks/results/capacity.png`.
+This is a simulation of discrete events, so an hour on 16 GPUs takes seconds. The cost of a program
+in the sandbox is measured (`benchmarks/results/sandbox.json`). All other values are assumptions,
+which are printed and can be set. The figures go to `benchmarks/results/capacity.json`, and a
+picture of the busy GPUs to `benchmarks/results/capacity.png`.
 
-Two kinds of barriers are simulated: one over all GPUs, as where one process drives them all, and one on each GPU, as where each
-is a rank that samples its own part (TRL, colocated). In favour of both, a turn's programs run side by side, while TRL runs
-those of a rank one after the other.
+There are two kinds of barriers: one over all GPUs, if one process drives all GPUs, and one per GPU,
+if each GPU is a rank that samples its part of the batch (TRL, colocated). In favour of both, the
+programs of a turn run side by side; TRL runs the programs of a rank one after the other.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from benchmarks.parts.chains import Chain
+from benchmarks.parts.pictures import panels
 from benchmarks.parts.results import RESULTS, write_results
 from benchmarks.parts.step import Barrier, Course, Load, Step, draw_chains
 
@@ -29,11 +31,11 @@ BARRIERS: dict[str, Barrier] = {"barrier over all": "all", "barrier a GPU": "gpu
 FREE, CUT = "no barrier", "no barrier, deadline"
 
 TOLERATED = 0.01
-"""Share of its time that a step may take longer for want of workers."""
+"""The share by which a lack of workers may lengthen a step."""
 
 
 def compare(load: Load, chains: Sequence[Chain]) -> dict[str, Course]:
-    """The same episodes with barriers, without, and without but with a deadline."""
+    """Simulate the same episodes with barriers, without a barrier, and with a deadline."""
     free = Step(load, chains, None).run()
     deadline = load.deadline or free.ends[_share(load, chains) - 1]
     return {
@@ -44,26 +46,34 @@ def compare(load: Load, chains: Sequence[Chain]) -> dict[str, Course]:
 
 
 def _share(load: Load, chains: Sequence[Chain]) -> int:
-    """Number of episodes that the deadline waits for."""
+    """The number of episodes that the deadline waits for."""
     return math.ceil(load.deadline_share * len(chains))
 
 
 @dataclass(frozen=True)
 class Needed:
-    """What suffices in the sandbox for a step that takes little longer than with no bound on programs."""
+    """The sandbox capacity with which a step takes at most 1 % longer (`TOLERATED`)."""
 
     workers: int
-    """Programs that run at once."""
+    """The number of programs that run at once."""
     programs_per_second: int
-    """Begun within one second then, at most."""
+    """The maximum number of programs that begin within one second."""
 
 
 def needed(load: Load, chains: Sequence[Chain], courses: dict[str, Course]) -> dict[str, Needed]:
-    """The fewest workers with which a step takes at most 1 % longer (`TOLERATED`) than without a bound.
+    """Find the smallest number of workers with which a step takes at most 1 % longer (`TOLERATED`).
 
-    Of the deadline's, which ends when it ends: with which the share that it waits for is done as early.
+    With a deadline, the time counts until the share of episodes that it waits for has ended.
+
+    Args:
+        load: The assumptions.
+        chains: The episodes.
+        courses: The results of `compare`, without a limit on programs.
+
+    Returns:
+        The sandbox capacity by the name of the course.
     """
-    found = {}
+    needs = {}
     for name, free in courses.items():
         barrier = BARRIERS.get(name)
         episode = (_share(load, chains) if name == CUT else len(chains)) - 1
@@ -77,27 +87,27 @@ def needed(load: Load, chains: Sequence[Chain], courses: dict[str, Course]) -> d
                 enough, course = workers, bounded
             else:
                 few = workers
-        found[name] = Needed(enough, course.programs_per_second)
-    return found
+        needs[name] = Needed(enough, course.programs_per_second)
+    return needs
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the sandbox costs, from the file that `benchmarks.sandbox` wrote."""
+    """The measured cost of the sandbox, from the result file of `benchmarks.sandbox`."""
 
     seconds: float
-    """Added to each program: a small `sympy.solve`, median."""
+    """The median overhead of a program with a small `sympy.solve`, in seconds."""
     processor_seconds: float
-    """Of processors, for each program, when saturated with the same."""
+    """Processor time per program, if the machine is saturated with such programs."""
     source: str
-    """Which measurement it is."""
+    """The file, date and device of the measurement."""
 
     @classmethod
     def read(cls, path: Path) -> "Measured":
-        """Read the file.
+        """Read a result file.
 
         Raises:
-            ValueError: If it is missing, or another kind of file.
+            ValueError: If the file is missing, or not a result of `benchmarks.sandbox`.
         """
         try:
             report = json.loads(path.read_text())
@@ -109,14 +119,22 @@ class Measured:
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path} is no result of `python -m benchmarks.sandbox` ({error!r}): run that first"
+                f"{path} is not a result of benchmarks.sandbox ({error!r}); make one: "
+                "python -m benchmarks.sandbox"
             ) from error
 
 
 def table(
     courses: dict[str, Course], needs: dict[str, Needed], measured: Measured, episodes: int
 ) -> str:
-    """The figures as text."""
+    """The figures as text.
+
+    Args:
+        courses: The result of `compare`.
+        needs: The result of `needed`.
+        measured: The measured cost of the sandbox.
+        episodes: The number of episodes of the step.
+    """
     rows = {
         "step time, minutes": [f"{c.seconds / 60:.1f}" for c in courses.values()],
         "GPUs' time without a row": [f"{c.idle:.1%}" for c in courses.values()],
@@ -129,7 +147,7 @@ def table(
         "processors for the sandbox's own cost then": [
             f"{processors(n, measured)}" for n in needs.values()
         ],
-        "programs at once, were there no bound": [f"{c.programs}" for c in courses.values()],
+        "programs at once, without a limit": [f"{c.programs}" for c in courses.values()],
         "episodes cut": [f"{c.cut} ({c.cut / episodes:.1%})" for c in courses.values()],
     }
     lines = [f"{'':<44}" + "".join(f"{name:>22}" for name in courses)]
@@ -138,51 +156,42 @@ def table(
 
 
 def processors(need: Needed, measured: Measured) -> int:
-    """Processors that the sandbox itself takes in the busiest second; what programs compute comes on top."""
+    """The processors that the sandbox's overhead needs in the busiest second."""
     return math.ceil(need.programs_per_second * measured.processor_seconds)
 
 
 def draw(courses: dict[str, Course], gpus: int, path: Path) -> None:
-    """Draw the busy GPUs over time, a panel each.
+    """Draw the busy GPUs over time, one panel per course.
 
     Args:
-        courses: What came of the step, by the name to show.
-        gpus: How many there are.
-        path: Of the PNG.
+        courses: The result of `compare`; the names are the titles.
+        gpus: The number of GPUs.
+        path: The PNG file.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        len(courses), 1, figsize=(8, 1.6 * len(courses)), sharex=True, squeeze=False
-    )
-    for axis, (name, course) in zip(axes[:, 0], courses.items(), strict=True):
-        seconds, busy = zip(*course.busy, (course.seconds, 0), strict=True)
-        minutes = [second / 60 for second in seconds]
-        axis.fill_between(minutes, busy, step="post", color="C0", alpha=0.6, linewidth=0)
-        cut = f", {course.cut} episodes cut" if course.cut else ""
-        title = f"{name}: {course.seconds / 60:.0f} minutes, {course.idle:.0%} idle{cut}"
-        axis.set_title(title, fontsize=9, loc="left")
-        axis.set_ylabel("busy GPUs", fontsize=8)
-        axis.set_ylim(0, gpus * 1.05)
-    axes[-1, 0].set_xlabel("minutes")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    size = (8, 1.6 * len(courses))
+    with panels(path, len(courses), 1, figsize=size, sharex=True) as axes:
+        for axis, (name, course) in zip(axes[:, 0], courses.items(), strict=True):
+            seconds, busy = zip(*course.busy, (course.seconds, 0), strict=True)
+            minutes = [second / 60 for second in seconds]
+            axis.fill_between(minutes, busy, step="post", color="C0", alpha=0.6, linewidth=0)
+            cut = f", {course.cut} episodes cut" if course.cut else ""
+            title = f"{name}: {course.seconds / 60:.0f} minutes, {course.idle:.0%} idle{cut}"
+            axis.set_title(title, fontsize=9, loc="left")
+            axis.set_ylabel("busy GPUs", fontsize=8)
+            axis.set_ylim(0, gpus * 1.05)
+        axes[-1, 0].set_xlabel("minutes")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the simulation; returns the exit status."""
+    """Run the simulation, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for each in fields(Load):
-        name, default = "--" + each.name.replace("_", "-"), each.default
-        meaning = f"{each.metadata['help']} ({default})"
+    for assumption in fields(Load):
+        name, default = "--" + assumption.name.replace("_", "-"), assumption.default
+        meaning = f"{assumption.metadata['help']} ({default})"
         parser.add_argument(name, type=type(default), default=default, help=meaning, metavar="N")
-    parser.add_argument("--sandbox", type=Path, default=RESULTS / "sandbox.json", help="measured")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the figures")
-    parser.add_argument("--no-picture", action="store_true", help="needs no matplotlib")
+    parser.add_argument("--sandbox", type=Path, default=RESULTS / "sandbox.json", help="costs")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of figures")
+    parser.add_argument("--no-picture", action="store_true", help="skip the picture and matplotlib")
     options = vars(parser.parse_args(arguments))
     out, sandbox, no_picture = (options.pop(name) for name in ("out", "sandbox", "no_picture"))
     try:
@@ -209,13 +218,13 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         f"{measured.seconds:>12.4g}  seconds that the sandbox adds to a program ({measured.source})"
     )
-    print(f"{measured.processor_seconds:>12.4g}  seconds of a processor for that")
+    print(f"{measured.processor_seconds:>12.4g}  seconds of processor time for that")
     print("Assumed:")
-    for each in fields(Load):
-        print(f"{getattr(load, each.name):>12}  {each.metadata['help']}")
+    for assumption in fields(Load):
+        print(f"{getattr(load, assumption.name):>12}  {assumption.metadata['help']}")
     print(
-        "        also: every cache is kept until its episode ends; a barrier's programs run side by side; the update of the "
-        "weights comes on top\n"
+        "        also: a cache is kept until its episode ends; the programs of a barrier run side "
+        "by side; the update of the weights is not included\n"
     )
     print(table(courses, needs, measured, len(chains)))
     if not no_picture:

@@ -1,19 +1,22 @@
-"""What only a GPU can show, in one call: agreement with the CPU, speed and utilisation, a learning curve, a step of 32B size.
+"""Measures on a GPU: agreement with the CPU, speed, utilisation, a learning curve, a 32B-size step.
 
     python -m benchmarks.gpu_suite
     python -m benchmarks.gpu_suite --parts parity training --minutes 6
     python -m benchmarks.gpu_suite --small
 
-The parts, in order of worth; each is a process of its own with its share of the minutes. What a part has found is in
-`benchmarks/results/gpu_suite.json` as soon as it ends, and a part that fails or runs out of time has its error there: the others
-run all the same. With `--small` every part runs on models so small that any machine carries it: whether all of it works is to
-be found out before a GPU is waited for. All models are made on the spot, with random weights.
+Each part is a separate process with its share of the minutes. The parts, the most valuable first:
 
-- `parity`: loss and gradient of a generation batch, on the CPU and on the GPU, in float32 and in bfloat16;
-- `training`: `benchmarks.train_step`, at lengths of a long-tailed distribution, with the utilisation of the GPU;
-- `rollout`: tokens/s of the engine on `TransformersPolicy`, likewise;
-- `curve`: a cold start and GRPO with the sandbox, as far as the minutes carry it;
-- `step32b`: a step with LoRA on the architecture of Qwen2.5-32B and one long episode, against the plan of `benchmarks.memory`.
+- `parity`: loss and gradient of a generation batch on CPU and GPU, in float32 and bfloat16.
+- `training`: `benchmarks.train_step` with long-tailed lengths, and the GPU's utilisation.
+- `rollout`: tokens/s of the engine with `TransformersPolicy`, and the GPU's utilisation.
+- `curve`: a cold start and GRPO with the sandbox, until the time is up.
+- `step32b`: a LoRA step on the architecture of Qwen2.5-32B with one long episode, against the
+  memory plan of `benchmarks.memory`.
+
+A part's figures are in `benchmarks/results/gpu_suite.json` as soon as the part ends. If a part
+fails or exceeds its time, the file holds its error, and the other parts still run. `--small` tries
+all parts on models that are small enough for any machine, before you wait for a GPU. All models are
+new, with random weights.
 """
 
 from __future__ import annotations
@@ -25,11 +28,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,13 @@ from agents.models.tiny import make_model
 from benchmarks import train_step
 from benchmarks.memory import Setup, plan, read_config
 from benchmarks.parts.batches import equal, make
+from benchmarks.parts.gpu_task import CUDA, DEVICE, Task, busy, save_model
 from benchmarks.parts.results import RESULTS, write_results
 from retool_env.problem import Problem
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.transformers.policy import TransformersPolicy
 from retool_env.rules import Rules
 from retool_env.training.packing import pack, score
-
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
 
 MEDIUM = {
     "vocab_size": 151_936,
@@ -64,7 +63,10 @@ MEDIUM = {
     "max_position_embeddings": 32_768,
     "initializer_range": 0.02,
 }
-"""The size of Qwen2.5-0.5B (arXiv 2412.15115, table 1): `benchmarks.train_step` has four of it, with their optimizers, at once."""
+"""The size of Qwen2.5-0.5B (arXiv 2412.15115, table 1).
+
+`benchmarks.train_step` holds four such models with their optimizers at once.
+"""
 LEARNER = {
     "hidden_size": 512,
     "intermediate_size": 1_536,
@@ -73,67 +75,23 @@ LEARNER = {
     "num_key_value_heads": 8,
     "initializer_range": 0.04,
 }
-"""25 million parameters: a hundred times what two cores train in minutes."""
+"""The size of the learning model: 25 million parameters."""
 
 
 GRACE = 30
-"""Seconds after its deadline that a part may take to wind up."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a part is given."""
-
-    small: bool
-    """Whether on models that any machine carries."""
-    folder: Path
-    """For what it writes."""
-    deadline: float
-    """When it is to be done, in seconds of the machine's monotonic clock."""
-    sandbox: str = "nsjail"
-    """Where programs run: the setting of this name."""
-
-    @property
-    def left(self) -> float:
-        """Seconds until then, at least 1."""
-        return max(1.0, self.deadline - time.monotonic())
-
-
-@contextmanager
-def busy() -> Iterator[dict[str, float | None]]:
-    """The GPU's utilisation in percent meanwhile, looked at five times a second: `mean`; `None` where none can be read."""
-    seen: list[float] = []
-    found: dict[str, float | None] = {"mean": None}
-    over = threading.Event()
-
-    def look() -> None:
-        with suppress(Exception):  # without a GPU, or without what reads it
-            while not over.wait(0.2):
-                seen.append(torch.cuda.utilization())
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield found
-    finally:
-        over.set()
-        thread.join()
-        if seen:
-            found["mean"] = round(sum(seen) / len(seen), 1)
-
-
-def save_model(folder: Path, small: bool, **config: Any) -> str:
-    """A random model, or a smaller one in its place."""
-    model, tokenizer = make_model(0, **({} if small else config))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+"""Seconds after its deadline in which a part may report its figures."""
 
 
 def gradients(model: str, bf16: bool, out: Path) -> None:
-    """Loss and gradient of a generation batch on whatever device this process has, written to a file.
+    """Write the loss and gradient of a generation batch on this process's device to a file.
 
-    The batch is made on the CPU, so that it is the same everywhere, and its log-probs are moved, so that ratios are clipped.
+    The batch is made on the CPU, so that all devices get the same batch. Noise on the old log-probs
+    makes ratios large enough for clipping.
+
+    Args:
+        model: The folder of the model.
+        bf16: Whether activations are in bfloat16.
+        out: The file, in PyTorch's format.
     """
     batch = make(equal(96, 16), 24, 4, AutoModelForCausalLM.from_pretrained(model), [], 0)
     with tempfile.TemporaryDirectory() as folder:
@@ -147,29 +105,36 @@ def gradients(model: str, bf16: bool, out: Path) -> None:
 
 
 def parity(task: Task) -> dict[str, Any]:
-    """Part `parity`: by precision, the losses, and the gradients' difference over the CPU's; or the error."""
+    """Part `parity`: losses and the relative difference of gradients, or an error, by precision."""
     model = save_model(task.folder / "model", task.small, hidden_size=512, num_hidden_layers=8)
-    found: dict[str, Any] = {}
+    by_precision: dict[str, Any] = {}
     for name, bf16 in (("float32", False), ("bfloat16", True)):
         try:
             cpu, other = (gradients_on(device, task, model, bf16) for device in ("cpu", DEVICE))
         except subprocess.SubprocessError as error:
-            found[name] = {"error": str(error)[-200:], "same": False}
+            by_precision[name] = {"error": str(error)[-200:], "same": False}
             continue
         apart = (other["gradient"] - cpu["gradient"]).norm() / cpu["gradient"].norm()
         tolerance = train_step.TOLERANCE_BF16 if bf16 else train_step.TOLERANCE
-        found[name] = {
+        by_precision[name] = {
             "devices": [cpu["device"], other["device"]],
             "loss": [cpu["loss"], other["loss"]],
             "gradient_norm": cpu["gradient"].norm().item(),
             "gradient_difference": apart.item(),
             "same": apart.item() <= tolerance and abs(cpu["loss"] - other["loss"]) <= tolerance,
         }
-    return found
+    return by_precision
 
 
 def gradients_on(device: str, task: Task, model: str, bf16: bool) -> dict[str, Any]:
-    """What `gradients` finds in a process that has this device and no other."""
+    """Call `gradients` in a process that uses one device, and return its result.
+
+    Args:
+        device: The device, as PyTorch names it.
+        task: The task of the part.
+        model: The folder of the model.
+        bf16: Whether activations are in bfloat16.
+    """
     out = task.folder / "gradients.pt"
     call = f"from benchmarks.gpu_suite import *; gradients({model!r}, {bf16}, Path({str(out)!r}))"
     environment = {**os.environ, "ACCELERATE_TORCH_DEVICE": device}
@@ -181,15 +146,15 @@ def gradients_on(device: str, task: Task, model: str, bf16: bool) -> dict[str, A
 
 
 def training(task: Task) -> dict[str, Any]:
-    """Part `training`: what `benchmarks.train_step` finds, and how busy the GPU was."""
+    """Part `training`: the figures of `benchmarks.train_step`, and the GPU's utilisation."""
     model = save_model(task.folder / "model", task.small, **MEDIUM)
     out = task.folder / "train_step.json"
-    size = ("8", "120", "1") if task.small else ("16", "4096", "3")
-    chosen = dict(zip(("--episodes", "--max-tokens", "--rounds"), size, strict=True))
-    given = [*(each for pair in chosen.items() for each in pair), "--group", "4", "--drawn"]
-    given += ["--turn-tokens", "16" if task.small else "256", "--bf16", "--settings", "one update"]
+    size = "--episodes 16 --max-tokens 4096 --rounds 3 --turn-tokens 256"
+    if task.small:
+        size = "--episodes 8 --max-tokens 120 --rounds 1 --turn-tokens 16"
+    options = [*size.split(), "--group", "4", "--drawn", "--bf16", "--settings", "one update"]
     with busy() as utilisation:
-        status = train_step.main(["--model", model, *given, "--out", str(out)])
+        status = train_step.main(["--model", model, *options, "--out", str(out)])
     return {
         "same": status == 0,
         "gpu_utilisation": utilisation["mean"],
@@ -198,12 +163,12 @@ def training(task: Task) -> dict[str, Any]:
 
 
 def rollout(task: Task) -> dict[str, Any]:
-    """Part `rollout`: tokens a second of the engine, with so many episodes at once, in text."""
+    """Part `rollout`: tokens per second of the engine in text-only episodes, all at once."""
     episodes, tokens = (8, 40) if task.small else (256, 512)
     model: Any
     model, tokenizer = make_model(0, **({} if task.small else MEDIUM))
     model = model.to(DEVICE, torch.bfloat16)
-    # Random weights say anything, and end a turn when they like: none of it is in the tokenizer's vocabulary.
+    # A model with random weights samples any token; only the tokenizer's end token ends a turn.
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     policy = TransformersPolicy(
         model, tokenizer, max_batch=episodes, cache_tokens=episodes * (tokens + 64)
@@ -224,7 +189,7 @@ def rollout(task: Task) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "tokens_per_s": round(sampled / seconds, 1),
         "gpu_utilisation": utilisation["mean"],
-        "parameters": sum(each.numel() for each in model.parameters()),
+        "parameters": sum(p.numel() for p in model.parameters()),
     }
 
 
@@ -237,38 +202,44 @@ def curve(task: Task) -> dict[str, Any]:
     cold = ["traces=40", "epochs=1"] if small else ["traces=8000", "epochs=6", "batch_size=64"]
     cold += [] if small else ["learning_rate=6e-4"]
     train(["sft", *shared, f"model={model}", *cold], task)
-    given = [f"model={folder / 'sft' / 'checkpoint'}", "save_steps=1000", "transcripts_every=1000"]
+    rl = [f"model={folder / 'sft' / 'checkpoint'}", "save_steps=1000", "transcripts_every=1000"]
     if small:
-        given += ["steps=2", "prompts=2", "micro_batch=16"]
+        rl += ["steps=2", "prompts=2", "micro_batch=16"]
     else:
-        given += ["steps=2000", "prompts=64", "micro_batch=256", "learning_rate=1e-4"]
-        given += ["in_flight=512", "sample_batch=512"]
-        given += ["engine.name=transformers", "engine.cache_tokens=131072"]
-    train(["grpo", *shared, *given], task)
+        rl += ["steps=2000", "prompts=64", "micro_batch=256", "learning_rate=1e-4"]
+        rl += ["in_flight=512", "sample_batch=512"]
+        rl += ["engine.name=transformers", "engine.cache_tokens=131072"]
+    train(["grpo", *shared, *rl], task)
     records = list(read_records(folder / "grpo" / "metrics.jsonl"))
     if not records:
-        raise RuntimeError("the time was up before a step was done")
+        raise RuntimeError("the time was up before the first step ended; raise --minutes")
     columns = ("step", "seconds", "env/accuracy", "env/code_ratio", "rollout/tokens")
     return {name: [record.get(name) for record in records] for name in columns}
 
 
 def train(arguments: list[str], task: Task) -> None:
-    """A run of `python -m agents`, told to stop when the time is up: it then saves, and ends."""
+    """Run `python -m agents`, and stop it when the time is up. A stopped run saves its state.
+
+    Args:
+        arguments: The command line of `python -m agents`.
+        task: The task, with the deadline.
+
+    Raises:
+        RuntimeError: If the run failed.
+    """
     process = subprocess.Popen([sys.executable, "-m", "agents", *arguments])
     stopped = (128 + signal.SIGTERM, -signal.SIGTERM)
     try:
         status = process.wait(task.left)
     except subprocess.TimeoutExpired:
-        process.send_signal(
-            signal.SIGTERM
-        )  # SIGINT is ignored in what a shell runs in the background
+        process.send_signal(signal.SIGTERM)  # a shell's background processes ignore SIGINT
         status = process.wait()
     if status not in (0, *stopped):
         raise RuntimeError(f"python -m agents {arguments[0]} ended with status {status}")
 
 
 def step32b(task: Task) -> dict[str, Any]:
-    """Part `step32b`: bytes and seconds of a LoRA step with one long episode, against what was planned."""
+    """Part `step32b`: memory and time of a LoRA step with one long episode, against the plan."""
     config, tokens = read_config("qwen2.5-32b"), 18_432
     if task.small:
         tokens = 96
@@ -277,7 +248,7 @@ def step32b(task: Task) -> dict[str, Any]:
         config.hidden_size, config.intermediate_size, config.vocab_size = 64, 128, 512
         config.layer_types = config.layer_types[:2]
     planned = plan(config, Setup("grpo", 1, tokens, lora=64))
-    planned.pop("gathered: layers and head")  # what one GPU holds whole, it need not gather
+    planned.pop("gathered: layers and head")  # one GPU has all layers, so it gathers none
     with torch.device(DEVICE):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     add_fused_lm_head(model, 1.0)
@@ -298,7 +269,7 @@ def step32b(task: Task) -> dict[str, Any]:
             loss = -score(model, batch).log_probs.sum() / tokens
         loss.backward()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=False)  # as at the end of a step, when the next one begins
+        optimizer.zero_grad(set_to_none=False)  # gradients stay allocated between steps
         if CUDA:
             torch.cuda.synchronize()
         return time.perf_counter() - began
@@ -332,14 +303,20 @@ PARTS: dict[str, tuple[Callable[[Task], dict[str, Any]], float]] = {
     "curve": (curve, 4),
     "step32b": (step32b, 2),
 }
-"""What each does, and its share of the time."""
+"""The function of each part, and its share of the time."""
 
 
 def run_part(name: str, small: bool, seconds: float, sandbox: str) -> dict[str, Any]:
-    """Run a part in a process of its own.
+    """Run a part in a separate process.
+
+    Args:
+        name: The part's name.
+        small: Whether to use small models.
+        seconds: The time of the part.
+        sandbox: The setting `sandbox` of training runs.
 
     Returns:
-        What it found, with `wall_s`; or `error`.
+        The part's figures, or its `error`; and `wall_s`, its time in seconds.
     """
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -349,10 +326,10 @@ def run_part(name: str, small: bool, seconds: float, sandbox: str) -> dict[str, 
             f"task = Task({small}, Path({folder!r}), {began + seconds}, {sandbox!r}); "
             f"Path({str(out)!r}).write_text(json.dumps(PARTS[{name!r}][0](task)))"
         )
-        # A group, so that all that it has started can be ended; no session, which would outlive what runs all this.
+        # A group: all processes of the part can be killed. A session would outlive the terminal.
         process = subprocess.Popen([sys.executable, "-c", call], process_group=0)
         try:
-            # A part that minds its deadline has a little longer to say what it has.
+            # A part that respects its deadline needs a moment to report its figures.
             status = process.wait(seconds + GRACE)
             found = json.loads(out.read_text()) if status == 0 else {"error": f"status {status}"}
         except subprocess.TimeoutExpired:
@@ -365,20 +342,20 @@ def run_part(name: str, small: bool, seconds: float, sandbox: str) -> dict[str, 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the parts; returns the exit status: 1 if one failed, or parity does not hold."""
+    """Run the parts; the exit status is 1 if a part failed or parity does not hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--minutes", type=float, default=8, help="of all parts together (8)")
-    parser.add_argument("--sandbox", default="nsjail", help="of the curve's programs (nsjail)")
-    parser.add_argument("--small", action="store_true", help="on models that any machine carries")
-    parser.add_argument("--out", type=Path, help="where the figures go")
+    parser.add_argument("--minutes", type=float, default=8, help="time of all parts together (8)")
+    parser.add_argument("--sandbox", default="nsjail", help="sandbox of the curve (nsjail)")
+    parser.add_argument("--small", action="store_true", help="use small models, on any machine")
+    parser.add_argument("--out", type=Path, help="the JSON file of the figures")
     options = parser.parse_args(arguments)
     if not 0 < options.minutes < float("inf"):
         parser.error("--minutes must be a number above 0")
     if options.out is not None and options.out.is_dir():
-        parser.error(f"--out must be a file, which {options.out} is not")
+        parser.error(f"--out must name a file, and {options.out} is a folder")
     if not CUDA and not options.small:
-        parser.error("there is no GPU here; --small tries all of it without one")
+        parser.error("this machine has no GPU; use --small to try all parts without a GPU")
     name = "gpu_suite_small" if options.small else "gpu_suite"
     out = options.out or RESULTS / f"{name}.json"
     device = torch.cuda.get_device_name() if CUDA else None
@@ -391,45 +368,44 @@ def main(arguments: list[str] | None = None) -> int:
         write_results(out, report)
     print(table(report["parts"]))
     bad = any("error" in found for found in report["parts"].values())
-    unlike = [f for f in report["parts"].get("parity", {}).values() if isinstance(f, dict)]
-    return int(bad or any(not each["same"] for each in unlike))
+    parities = [f for f in report["parts"].get("parity", {}).values() if isinstance(f, dict)]
+    return int(bad or not all(figures["same"] for figures in parities))
 
 
 def table(parts: dict[str, dict[str, Any]]) -> str:
-    """A line or two of each part."""
+    """One or two lines of text per part."""
     lines = []
     for name, found in parts.items():
         if "error" in found:
             lines.append(f"{name}: {found['error']}")
         elif name == "parity":
             lines += [
-                f"{name}, {precision}: "
-                + (
-                    each.get("error")
-                    or f"gradients differ by {each['gradient_difference']:.1e}, losses {each['loss']}"
-                )
-                for precision, each in found.items()
-                if isinstance(each, dict)
+                f"{name}, {precision}: {_parity_text(figures)}"
+                for precision, figures in found.items()
+                if isinstance(figures, dict)
             ]
         elif name == "training":
             lines.append(train_step.table(found))
         elif name == "curve":
-            accuracy = [each for each in found["env/accuracy"] if each is not None]
+            accuracy = [a for a in found["env/accuracy"] if a is not None]
             part = max(1, len(accuracy) // 10)
             first, last = sum(accuracy[:part]) / part, sum(accuracy[-part:]) / part
-            lines.append(
-                f"{name}: {len(accuracy)} steps in {found['seconds'][-1]:.0f} s, accuracy {first:.1%} -> {last:.1%}"
-            )
+            steps = f"{len(accuracy)} steps in {found['seconds'][-1]:.0f} s"
+            lines.append(f"{name}: {steps}, accuracy {first:.1%} -> {last:.1%}")
         else:
             lines.append(f"{name}: {found['tokens_per_s']:,} tokens/s")
             if found.get("peak_bytes") is not None:
-                planned = found["planned_bytes_together"] / 2**30
-                lines.append(
-                    f"  {found['peak_bytes'] / 2**30:.1f} GiB at most, {planned:.1f} planned"
-                )
+                peak, planned = found["peak_bytes"], found["planned_bytes_together"]
+                lines.append(f"  {peak / 2**30:.1f} GiB at most, {planned / 2**30:.1f} planned")
         if found.get("gpu_utilisation") is not None:
             lines.append(f"  the GPU was busy {found['gpu_utilisation']:.0f} % of the time")
     return "\n".join(lines)
+
+
+def _parity_text(figures: dict[str, Any]) -> str:
+    if "error" in figures:
+        return figures["error"]
+    return f"gradients differ by {figures['gradient_difference']:.1e}, losses {figures['loss']}"
 
 
 def _terminate(*_: object) -> None:
@@ -437,5 +413,5 @@ def _terminate(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)  # so that the part under way is ended, too
+    signal.signal(signal.SIGTERM, _terminate)  # so that the running part is killed
     sys.exit(main())

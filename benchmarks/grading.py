@@ -1,17 +1,18 @@
 r"""Measures the grader against math-verify: correctness, speed, and unearned rewards.
 
     python -m benchmarks.grading FOLDER
-    python -m benchmarks.grading FOLDER --set-aside aside.jsonl --wrong wrong.jsonl --out grading.json
+    python -m benchmarks.grading FOLDER --set-aside aside.jsonl --wrong wrong.jsonl --out out.json
     python -m benchmarks.grading --parts speed rewritings others templates
 
 The parts, which `--parts` selects:
 
-- `cases`: published test cases of other projects, from a folder; right verdicts by project and kind.
+- `cases`: published test cases of other projects, from a folder; right verdicts by project and
+  kind.
 - `speed`: pairs of integers per second.
 - `rewritings`: MATH's answers, rewritten without a change of meaning. The part counts accepted
   answers and measures milliseconds per grade.
-- `others`: MATH's answers, each graded against the next answer and against itself plus one. The part
-  lists the accepted pairs.
+- `others`: MATH's answers, each graded against the next answer and against itself plus one. The
+  part lists the accepted pairs.
 - `templates`: answers built to earn a reward without solving the problem, against a hundred golds.
 
 A folder of cases has one file `PROJECT.jsonl` per project. Each line is one case:
@@ -20,15 +21,16 @@ A folder of cases has one file `PROJECT.jsonl` per project. Each line is one cas
 
 `kind` is `single` (the answer is an expression), `boxed` (a text with a `\boxed{}`), or `prose` (a
 grader would have to find the value in a text). Prose counts separately: this project's grader
-rejects it by design, because an answer commits to one expression. `where` is optional. `--set-aside`
-names a file of JSON lines with the keys `answer`, `gold` and `reason`. It lists cases with a mistaken
-expectation; these cases are left out and printed.
+rejects it by design, because an answer commits to one expression. `where` is optional.
+`--set-aside` names a file of JSON lines with the keys `answer`, `gold` and `reason`. It lists cases
+with a mistaken expectation; these cases are left out and printed.
 
 math-verify is called as in its documentation: `verify(parse(gold), parse(answer))`. Its parser asks
-for mathematical delimiters, so a text without them is put between dollar signs. This gives more right
-verdicts than the bare text or a box. math-verify runs in a separate process. A comparison counts as
-wrong if it takes more than `PATIENCE` seconds or ends the process. The time of math-verify is measured
-inside that process; the time of our grader is the time that the caller waits.
+for mathematical delimiters, so a text without them is put between dollar signs. This gives more
+right verdicts than the bare text or a box. math-verify runs in a separate process. A comparison
+counts as wrong if it takes more than `PATIENCE` seconds or ends the process. The time of
+math-verify is measured inside that process; the time of our grader is the time that the caller
+waits.
 
 `rewritings` and `others` need MATH in the folder that `RETOOL_DATA` names.
 """
@@ -46,6 +48,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -80,7 +83,7 @@ def cases_part(
         cases: The cases.
         left_out: Cases that are not graded, with their reasons.
         wrong: The file for the cases that our grader gets wrong; `None`: write no file.
-        grader: This project's grader.
+        grader: The grader of this project.
         peer: math-verify.
     """
     graded = grade_cases(cases, grader, peer)
@@ -131,7 +134,8 @@ def math_golds(limit: int | None) -> list[str]:
         limit: The size of the sample; `None`: all answers.
 
     Raises:
-        ProblemsUnavailable: If `RETOOL_DATA` does not name a folder with MATH. The Hub is not asked.
+        ProblemsUnavailable: If `RETOOL_DATA` does not name a folder with MATH. The Hub is not
+            asked.
     """
     if not os.environ.get(FOLDER_VARIABLE):
         raise ProblemsUnavailable(f"{FOLDER_VARIABLE} is not set; set it to the folder with MATH")
@@ -153,15 +157,16 @@ def spaced(gold: str) -> str:
 
     The inside of `\text{}`, the names of commands and digit groups are unchanged.
     """
-    kept = r"\\(?:text|mbox|textbf|mathrm)\s*\{[^{}]*\}|\\[A-Za-z]+|\\.|\{,\}|[0-9],(?:\\!)?(?=[0-9]{3})"
+    text = r"\\(?:text|mbox|textbf|mathrm)\s*\{[^{}]*\}"
+    kept = rf"{text}|\\[A-Za-z]+|\\.|\{{,\}}|[0-9],(?:\\!)?(?=[0-9]{{3}})"
     return re.sub(rf"{kept}|([-+=,<>])", lambda m: f" {m[1]} " if m[1] else m[0], gold, flags=re.S)
 
 
 def growing_brackets(gold: str) -> str:
     r"""The gold with `\left` before opening brackets and `\right` before closing brackets.
 
-    A gold with unbalanced brackets, or with a `\left`, `\right` or `\text`, is unchanged. The two brackets
-    of an interval may differ: `\left[0,1\right)`.
+    A gold with unbalanced brackets, or with a `\left`, `\right` or `\text`, is unchanged. The two
+    brackets of an interval may differ: `\left[0,1\right)`.
     """
     if r"\left" in gold or r"\right" in gold or r"\text" in gold:
         return gold
@@ -196,12 +201,12 @@ def rewritings_part(golds: list[str], grader: OurGrader, peer: MathVerify) -> di
 
     Args:
         golds: The golds, without plain integers.
-        grader: This project's grader.
+        grader: The grader of this project.
         peer: math-verify.
 
     Returns:
-        `by_rewriting`: accepted answers and mean milliseconds; `mean_ms` of each grader; `refused`: the
-        pairs that our grader rejects.
+        `by_rewriting`: accepted answers and mean milliseconds; `mean_ms` of each grader; `refused`:
+        the pairs that our grader rejects.
     """
     by_rewriting: dict[str, Any] = {}
     print(f"{'rewritten':<18}{'answers':>8}{'accepted by ours, ms':>24}{'by math-verify, ms':>24}")
@@ -246,7 +251,7 @@ def others_part(golds: list[str], grader: OurGrader, peer: MathVerify) -> dict[s
 
     Args:
         golds: The golds.
-        grader: This project's grader.
+        grader: The grader of this project.
         peer: math-verify.
     """
     following = zip(golds[1:] + golds[:1], golds, strict=True)
@@ -269,7 +274,7 @@ def accepted(pairs: list[Pair], grader: OurGrader, peer: MathVerify) -> dict[str
 
     Args:
         pairs: Answers and golds.
-        grader: This project's grader.
+        grader: The grader of this project.
         peer: math-verify.
 
     Returns:
@@ -373,7 +378,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     figures = {}
     if plan:
-        with OurGrader() as grader, MathVerify() as peer:
+        with closing(OurGrader()) as grader, closing(MathVerify()) as peer:
             for name, part in plan.items():
                 print(f"{name}:", flush=True)
                 figures[name] = part(grader, peer)

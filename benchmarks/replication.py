@@ -3,12 +3,12 @@
     python -m benchmarks.replication
     python -m benchmarks.replication --seeds 0 --algorithms grpo
 
-There are two arms: one with the interpreter, one without. For each seed and arm, the benchmark trains
-a cold start from the same number of traces. It then trains each algorithm with the same budget, and
-evaluates the exported models on the same held-out problems.
+There are two arms: one with the interpreter, one without. For each seed and arm, the benchmark
+trains a cold start from the same number of traces. It then trains each algorithm with the same
+budget, and evaluates the exported models on the same held-out problems.
 
-The commands are printed. Each run has a folder below `runs/replication/`; the same command resumes a
-stopped benchmark and repeats nothing. Several commands run side by side, each on its share of the
+The commands are printed. Each run has a folder below `runs/replication/`; the same command resumes
+a stopped benchmark and repeats nothing. Several commands run side by side, each on its share of the
 processors; `--jobs 1` runs them one after the other.
 
 A comparison is valid if the text-only arm gains 15 points over its cold start, and its accuracy
@@ -52,8 +52,8 @@ WARM_UP = [
 ]
 """Warm-up settings of GRPO and DAPO.
 
-With the full learning rate from the first step on, text-only GRPO falls below its cold start on some
-seeds and does not recover.
+With the full learning rate from the first step on, text-only GRPO falls below its cold start on
+some seeds and does not recover.
 """
 OVERRIDES: dict[str, dict[str, list[str]]] = {
     "tiny": {
@@ -125,9 +125,8 @@ class Plan:
                 settings = load_settings(algorithm.Settings, command[3], self.preset, command[9:])
         held_out = len(find_task({**settings.env, "split": "test"})[1])
         if self.problems > held_out:
-            raise SettingsError(
-                f"there are only {held_out} held-out problems, not {self.problems}: lower --problems"
-            )
+            few = f"there are only {held_out} held-out problems, not {self.problems}"
+            raise SettingsError(f"{few}: lower --problems")
 
     def folder(self, seed: int, arm: str, algorithm: str) -> Path:
         """The folder of a run.

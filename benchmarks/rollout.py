@@ -1,17 +1,21 @@
-"""How well the rollout engine hides tools behind generation, and what it costs itself; side by side in one run.
+"""Measures how well the rollout engine hides tool time behind generation, and its overhead.
 
     python -m benchmarks.rollout
-    python -m benchmarks.rollout --model runs/models/smollm2 --turn-tokens 24 --tool-scale 1 2 --rounds 1
+    python -m benchmarks.rollout --model runs/models/smollm2 --turn-tokens 24 --tool-scale 1 2
 
-- **tool time** (`benchmarks.parts.tool_time`): rollouts that each call a 50 ms tool once, with turns that cost nothing.
-- **overlap** (`benchmarks.parts.overlap`): a real model writes turns of drawn lengths, programs take drawn times. TRL's own loop, a
-  barrier loop of ours and the engine do the same episodes with the same policy and sampling, once with short programs and
-  once with long ones.
-- **reading** and **exactness** (`benchmarks.parts.exactness`): tokens that the policy had to read a second time; episodes whose
-  record differs from what the policy was given and gave, in the overlap and in naturally sampled episodes.
-- **overhead** (`benchmarks.parts.overhead`): what the engine itself takes for a turn and an episode, with thousands at once.
+- **tool time** (`benchmarks.parts.tool_time`): each rollout calls a 50 ms tool once; generation
+  takes no time.
+- **overlap** (`benchmarks.parts.overlap`): a real model samples turns of drawn lengths, and
+  programs take drawn times. TRL's loop, our barrier loop and the engine run the same episodes with
+  the same policy and sampling, once with short and once with long programs.
+- **reading** (`benchmarks.parts.exactness`): tokens that the policy had to read twice.
+- **exactness** (`benchmarks.parts.exactness`): episodes whose record differs from the policy's
+  inputs and outputs, in the overlap and in naturally sampled episodes.
+- **overhead** (`benchmarks.parts.overhead`): the engine's own time per turn and per episode, with
+  thousands of episodes at once.
 
-The figures go to `benchmarks/results/rollout.json`, with `--model` to `rollout_<its name>.json`.
+The figures go to `benchmarks/results/rollout.json`; with `--model`, to `rollout_<model's
+name>.json`.
 """
 
 import argparse
@@ -35,34 +39,42 @@ TOOL_SECONDS, TOOL_ROLLOUTS = 0.05, 128
 
 
 def load(path: str | None, rows: int) -> tuple[TransformersPolicy, dict[str, Any]]:
-    """A policy whose model ends no turn by itself, the tiny one or a checkpoint's; and what was found of natural sampling before."""
+    """Load the policy, and sample naturally with it and with the tiny model.
+
+    Args:
+        path: The folder of a checkpoint; `None`: the tiny model.
+        rows: The maximum number of rows in a batch.
+
+    Returns:
+        A policy whose model does not end a turn by itself, and the figures of natural sampling.
+    """
     tiny, tokenizer = make_natural_model(0)
-    found = {"tiny": natural(TransformersPolicy(tiny, tokenizer), problems=16, n=8)}
+    sampled = {"tiny": natural(TransformersPolicy(tiny, tokenizer), problems=16, n=8)}
     if path is None:
         model, tokenizer = make_chat_model(0)
         model.config.max_position_embeddings = 16_384
         policy = TransformersPolicy(model, tokenizer, max_batch=rows)
     else:
         policy = load_policy(path, max_batch=rows)
-        found[Path(path).name] = natural(policy, problems=2, n=4)
+        sampled[Path(path).name] = natural(policy, problems=2, n=4)
         speak_of_tools(policy.tokenizer)
     endless(policy.model, policy.tokenizer)
-    return policy, found
+    return policy, sampled
 
 
 def table(report: dict[str, Any]) -> str:
     """The figures as text."""
-    settings, found = report["settings"], report["overlap"]
+    settings, of_overlap = report["settings"], report["overlap"]
     lines = [f"{TOOL_ROLLOUTS} rollouts that call a {1000 * TOOL_SECONDS:.0f} ms tool once"]
     for name, row in report["tool_time"].items():
         lines.append(f"{row['wall_s']:>10.3f} s  {name}; {row['without_tool_s']:.3f} s with 0 ms")
-    work = found["work"]
+    work = of_overlap["work"]
     lines += [
         "",
-        f"{work['episodes']} episodes, {work['calls']} calls, {work['sampled_tokens']} tokens sampled by "
-        f"{settings['model'] or 'the tiny model'}, {settings['rounds']} rounds: medians, and ranges of ratios",
+        f"{work['episodes']} episodes, {work['calls']} calls, {work['sampled_tokens']} tokens of "
+        f"{settings['model'] or 'the tiny model'}, {settings['rounds']} rounds: medians, and ranges",
     ]
-    columns = found["settings"]
+    columns = of_overlap["settings"]
     heads = [
         f"{1000 * c['tool_scale'] * settings['tool_median']:.0f} ms, 1 % > "
         f"{c['tool_scale'] * settings['tool_p99']:.2g} s"
@@ -76,18 +88,22 @@ def table(report: dict[str, Any]) -> str:
         cells = [f"{r['median']:.2f} ({r['min']:.2f} to {r['max']:.2f})" for r in ratios]
         lines.append(_row(f"engine / {name}", cells))
     for name in (BARRIER, TRL):
-        cells = [
-            f"{c['programs_s'][name]:.1f}, {'yes' if c['programs_at_least_generation'][name] else 'no'}"
-            for c in columns
-        ]
+        longer = ["yes" if c["programs_at_least_generation"][name] else "no" for c in columns]
+        sums = [c["programs_s"][name] for c in columns]
+        cells = [f"{sum_:.1f}, {answer}" for sum_, answer in zip(sums, longer, strict=True)]
         lines.append(_row(f"programs' s in {name}; >= one-shot generation?", cells))
-    cells = [
-        f"{c['engine_episode_seconds']['generating']:.0f}, {c['engine_episode_seconds']['executing']:.0f}"
-        for c in columns
-    ]
+    waits = [c["engine_episode_seconds"] for c in columns]
+    cells = [f"{wait['generating']:.0f}, {wait['executing']:.0f}" for wait in waits]
     lines.append(_row("engine: episodes' s generating, executing", cells))
     lines.append("  the reference is the longer of one-shot generation and the slowest episode")
-    lines += ["", *_reading(found), "", *_exactness(report), "", *_overhead(report["overhead"])]
+    lines += [
+        "",
+        *_reading(of_overlap),
+        "",
+        *_exactness(report),
+        "",
+        *_overhead(report["overhead"]),
+    ]
     return "\n".join(lines)
 
 
@@ -95,12 +111,13 @@ def _row(name: str, cells: list[str]) -> str:
     return f"  {name:<58}" + "".join(f"{cell:>24}" for cell in cells)
 
 
-def _reading(found: dict[str, Any]) -> list[str]:
-    read, work = found["read"], found["work"]
+def _reading(of_overlap: dict[str, Any]) -> list[str]:
+    read, work = of_overlap["read"], of_overlap["work"]
     lines = [
-        f"Tokens read in a run: {read['once']} have to be, in {read['turns']} turns; all contexts are {work['all_contexts']} "
-        f"tokens, in a cache of {work['cache_tokens']}, blocks of {read['block']}",
-        f"{read['incomplete_blocks']:>10}  again, for the incomplete blocks, at most {read['block'] - 1} a turn",
+        f"Tokens read in a run: at least {read['once']} in {read['turns']} turns; {work['all_contexts']}"
+        f" in all contexts; {work['cache_tokens']} fit into the cache, in blocks of {read['block']}",
+        f"{read['incomplete_blocks']:>10}  again, for the incomplete blocks, at most "
+        f"{read['block'] - 1} a turn",
     ]
     for name, row in read["ways"].items():
         lines.append(f"{row['beyond_incomplete_blocks']:>10g}  again beyond these: {name}")
@@ -109,14 +126,14 @@ def _reading(found: dict[str, Any]) -> list[str]:
 
 
 def _exactness(report: dict[str, Any]) -> list[str]:
-    lines = ["Episodes whose record differs from what the policy was given and gave"]
+    lines = ["Episodes whose record differs from the policy's inputs and outputs"]
     for name, row in report["overlap"]["exactness"].items():
         lines.append(f"{row['differ']:>10}  of {row['episodes']}, chains, {name}")
     for name, row in report["natural"].items():
         lines.append(
-            f"{row['differ']:>10}  of {row['episodes']}, natural sampling, {name}: turns that ended in a tag {row['tag']}, "
-            f"with surplus {row['surplus']}, by themselves {row['eos']}, otherwise {row['other']}; encoding the text again "
-            f"would change {row['encoding_again']}"
+            f"{row['differ']:>10}  of {row['episodes']}, natural sampling, {name}: turns with a tag "
+            f"{row['tag']}, with surplus {row['surplus']}, with the end token {row['eos']}, others "
+            f"{row['other']}; encoding again would change {row['encoding_again']} episodes"
         )
     return lines
 
@@ -125,12 +142,12 @@ def _overhead(cost: dict[str, Any]) -> list[str]:
     columns = [cost["short"], cost["long"]]
     heads = [f"{c['context_tokens']} tokens, {c['episodes']}" for c in columns]
     lines = [
-        "The engine itself (us of the processor; on the clock)",
+        "The engine's overhead (processor us; wall-clock us)",
         _row("context, at once", heads),
     ]
     for name, meaning in (
         ("turn", f"a turn of {cost['turn_tokens']} tokens with a call"),
-        ("episode", "an episode with one call, from beginning to end"),
+        ("episode", "an episode with one call, from begin to end"),
         ("grading", "grading its answer"),
     ):
         cells = [f"{c[f'{name}_us']:.0f}; {c[f'{name}_us_wall']:.0f}" for c in columns]
@@ -141,24 +158,30 @@ def _overhead(cost: dict[str, Any]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status: 1 if a record differs from what the policy saw."""
+    """Run the benchmark; the exit status is 1 if a record differs from the policy's outputs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="a checkpoint; by default a tiny model, made on the spot")
-    parser.add_argument("--episodes", type=int, default=128, help="of the overlap (128)")
-    parser.add_argument("--turn-tokens", type=float, default=64.0, help="mean length (64)")
-    parser.add_argument("--calls", type=float, default=2.0, help="mean number an episode (2)")
-    parser.add_argument("--tool-median", type=float, default=0.05, help="seconds (0.05)")
-    parser.add_argument("--tool-p99", type=float, default=3.0, help="seconds (3)")
+    parser.add_argument("--model", help="a checkpoint (a new tiny model)")
+    parser.add_argument("--episodes", type=int, default=128, help="episodes of the overlap (128)")
     parser.add_argument(
-        "--tool-scale", type=float, nargs="+", default=[0.1, 1.0], help="of these (0.1 1)"
+        "--turn-tokens", type=float, default=64.0, help="mean tokens of a turn (64)"
     )
-    parser.add_argument("--at-once", type=int, default=4096, help="of the overhead (4096)")
-    parser.add_argument("--rounds", type=int, default=3, help="of each measurement (3)")
-    parser.add_argument("--seed", type=int, default=0, help="of lengths and times")
-    parser.add_argument("--out", type=Path, help="where the figures go")
+    parser.add_argument("--calls", type=float, default=2.0, help="mean calls of an episode (2)")
+    parser.add_argument(
+        "--tool-median", type=float, default=0.05, help="median tool time in s (0.05)"
+    )
+    parser.add_argument("--tool-p99", type=float, default=3.0, help="99th percentile in s (3)")
+    parser.add_argument(
+        "--tool-scale", type=float, nargs="+", default=[0.1, 1.0], help="factors of times (0.1 1)"
+    )
+    parser.add_argument("--at-once", type=int, default=4096, help="overhead: episodes (4096)")
+    parser.add_argument("--rounds", type=int, default=3, help="repeats of a measurement (3)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of lengths and times (0)")
+    parser.add_argument("--out", type=Path, help="the JSON file of the figures")
     options = parser.parse_args(arguments)
     if min(options.episodes, options.at_once, options.rounds) < 1 or min(options.tool_scale) < 0:
-        parser.error("numbers must be at least 1, and a scale not below 0")
+        parser.error(
+            "--episodes, --at-once and --rounds must be at least 1, --tool-scale not negative"
+        )
     try:
         habits = Habits(options.turn_tokens, calls=options.calls)
         times = ToolTimes(options.tool_median, options.tool_p99, limit=30.0)
@@ -170,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     chance = np.random.default_rng(options.seed)
     chains = [draw_chain(chance, habits, times, 8, 3000, 16) for _ in range(options.episodes)]
 
-    cost = overhead(options.at_once, options.rounds)  # first: the rest leaves memory behind
+    cost = overhead(options.at_once, options.rounds)  # first: later parts keep memory
     waited = tool_time(TOOL_ROLLOUTS, TOOL_SECONDS)
     policy, sampled = load(options.model, options.episodes)
     report: dict[str, Any] = {

@@ -1,10 +1,11 @@
-"""How fast the sandbox is, side by side with what else could run a program.
+"""Measures the speed of the sandbox against other ways to run a program.
 
     python -m benchmarks.sandbox
 
-In rounds, so that a busy moment of the machine falls on all alike: a bare `python -c`; nsjail started anew for each
-program, with the same jail; the floor, which is a fork of a process with the same packages loaded that ends at once;
-and the pool. A program counts as done when all its processes are gone. The figures go to
+The benchmark compares `python -c`; a new nsjail with the same jail for each program; a lower bound;
+and the pool. The lower bound is the fork of a process with the same packages, which exits at once.
+The candidates take turns in rounds, so that other work on the machine slows all down alike. A
+program has ended when all its processes are gone. The figures go to
 `benchmarks/results/sandbox.json`.
 """
 
@@ -15,7 +16,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,58 +48,43 @@ SLEEPERS, SLEEP = 256, 0.05
 PAUSE = 0.02
 
 
-class BarePython:
-    """`python -c`, without a jail."""
-
-    def run(self, code: str) -> str:
-        """What the program prints."""
-        command = [sys.executable, "-I", "-c", code]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-    def close(self) -> None:
-        """Has nothing to close."""
+def bare_python(code: str) -> str:
+    """Run a program with `python -c`, without a jail, and return its output."""
+    command = [sys.executable, "-I", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-class OneShotJail:
-    """nsjail started for each program, with the jail of the pool's guests."""
+@contextmanager
+def one_shot_jail(binary: str) -> Iterator[Callable[[str], str]]:
+    """Start nsjail for each program, with the jail of the pool's guests.
 
-    def __init__(self, binary: str) -> None:
-        found = survey(list(PACKAGES))
-        proc = os.open("/proc", os.O_RDONLY)
-        config = os.memfd_create("nsjail-config")
-        os.write(config, jail_config(found, PACKAGES, proc).encode())
-        python = [str(found["executable"]), *INTERPRETER_OPTIONS, "-c"]
-        self._descriptors = (proc, config)
-        self._command = [binary, "--config", f"/proc/self/fd/{config}", "--", *python]
+    Args:
+        binary: The path of nsjail.
 
-    def run(self, code: str) -> str:
-        """What the program prints."""
+    Yields:
+        A function that runs a program and returns its output.
+    """
+    host = survey(list(PACKAGES))
+    proc = os.open("/proc", os.O_RDONLY)
+    config = os.memfd_create("nsjail-config")
+    os.write(config, jail_config(host, PACKAGES, proc).encode())
+    python = [str(host["executable"]), *INTERPRETER_OPTIONS, "-c"]
+    command = [binary, "--config", f"/proc/self/fd/{config}", "--", *python]
+
+    def run(code: str) -> str:
         start = f"import sys; sys.path.append({PACKAGES_FOLDER!r}); exec({code!r}, {{}})"
         done = subprocess.run(
-            [*self._command, start], capture_output=True, text=True, pass_fds=self._descriptors
+            [*command, start], capture_output=True, text=True, pass_fds=(proc, config)
         )
         if done.returncode:
             raise RuntimeError(f"one-shot nsjail: {done.stderr[-500:]}")
         return done.stdout
 
-    def close(self) -> None:
-        """Forgets the configuration."""
-        for descriptor in self._descriptors:
-            os.close(descriptor)
-
-
-class Pool:
-    """This project's sandbox."""
-
-    def __init__(self, sandbox: NsjailSandbox) -> None:
-        self._sandbox = sandbox
-
-    def run(self, code: str) -> str:
-        """What the program prints."""
-        return _printed(self._sandbox.run(code))
-
-    def close(self) -> None:
-        """Leaves the sandbox open."""
+    try:
+        yield run
+    finally:
+        os.close(proc)
+        os.close(config)
 
 
 def _printed(execution: Execution) -> str:
@@ -107,7 +94,7 @@ def _printed(execution: Execution) -> str:
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:
-    """Milliseconds: median and 99th percentile (nearest rank), and how many were measured."""
+    """The median and 99th percentile (nearest rank) in milliseconds, and the number of values."""
     ordered = sorted(seconds)
 
     def rank(share: float) -> float:
@@ -117,64 +104,73 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Seconds of a call."""
+    """Time a call, in seconds."""
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
 
 
 def latencies(sandbox: NsjailSandbox, rounds: int) -> dict[str, dict[str, dict[str, float]]]:
-    """One program after the other, with pauses and without.
+    """Time programs one after the other, with and without pauses.
+
+    Args:
+        sandbox: The sandbox of the pool.
+        rounds: The number of rounds.
 
     Returns:
-        By what is run, by who runs it: its quantiles.
+        The quantiles by program and pause, then by candidate.
     """
-    systems: dict[str, tuple[Any, int]] = {
-        "python -c": (BarePython(), 2),
-        "one-shot nsjail": (OneShotJail(sandbox.binary), 2),
-        "the pool": (Pool(sandbox), 20),
-    }
-    found: dict[str, dict[str, list[float]]] = {}
-    with subprocess.Popen(
-        [sys.executable, "-I", "-c", FLOOR],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as floor:
+    times: dict[str, dict[str, list[float]]] = {}
+    command = [sys.executable, "-I", "-c", FLOOR]
+    pipe = subprocess.PIPE
+    with (
+        one_shot_jail(sandbox.binary) as jailed,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as floor,
+    ):
+        systems: dict[str, tuple[Callable[[str], str], int]] = {
+            "python -c": (bare_python, 2),
+            "one-shot nsjail": (jailed, 2),
+            "the pool": (lambda code: _printed(sandbox.run(code)), 20),
+        }
         assert floor.stdin and floor.stdout
-        asked, told = floor.stdin, floor.stdout
+        requests, answers = floor.stdin, floor.stdout
 
         def fork() -> float:
-            asked.write("\n")
-            asked.flush()
-            return float(told.readline())
+            requests.write("\n")
+            requests.flush()
+            return float(answers.readline())
 
         for number in range(rounds):
             for pause in (PAUSE, 0.0):
                 how = f"{1000 * pause:.0f} ms pauses" if pause else "back to back"
                 for name, (code, expected) in PROGRAMS.items():
-                    row = found.setdefault(f"{name}, {how}", {})
-                    for label, (system, times) in systems.items():
-                        for _ in range(times):
+                    row = times.setdefault(f"{name}, {how}", {})
+                    for label, (run, repeats) in systems.items():
+                        for _ in range(repeats):
                             time.sleep(pause)
                             began = time.perf_counter()
-                            printed = system.run(code)
+                            printed = run(code)
                             row.setdefault(label, []).append(time.perf_counter() - began)
                             if printed != expected:
                                 raise RuntimeError(f"{label} printed {printed!r}")
-                row = found.setdefault(f"nothing, {how}", {})
+                row = times.setdefault(f"nothing, {how}", {})
                 for _ in range(20):
                     time.sleep(pause)
                     row.setdefault("fork and exit", []).append(fork())
             print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-        asked.close()
-    for system, _ in systems.values():
-        system.close()
-    return {what: {who: quantiles(s) for who, s in row.items()} for what, row in found.items()}
+        requests.close()
+    return {name: {who: quantiles(s) for who, s in row.items()} for name, row in times.items()}
 
 
 async def throughput(sandbox: NsjailSandbox, code: str, programs: int, at_once: int) -> float:
-    """Programs a second from one event loop."""
+    """Measure programs per second from one event loop.
+
+    Args:
+        sandbox: The sandbox.
+        code: The program.
+        programs: The number of programs.
+        at_once: The number of programs at once.
+    """
     left = [code] * programs
 
     async def work() -> None:
@@ -187,7 +183,12 @@ async def throughput(sandbox: NsjailSandbox, code: str, programs: int, at_once: 
 
 
 async def sleepers(sandbox: NsjailSandbox) -> tuple[float, float]:
-    """Seconds for all of so many that sleep, submitted at once; and the loop's longest blockage meanwhile."""
+    """Run many sleeping programs at once.
+
+    Returns:
+        The seconds until all have ended, and the longest time in milliseconds that the event loop
+        was blocked.
+    """
     code = f"import time; time.sleep({SLEEP})"
     longest, last = 0.0, time.perf_counter()
 
@@ -208,7 +209,7 @@ async def sleepers(sandbox: NsjailSandbox) -> tuple[float, float]:
 
 
 async def memory(sandbox: NsjailSandbox) -> float:
-    """Megabytes of the guests and all that runs in them, while so many programs are in flight."""
+    """The memory of the guests and their programs in megabytes, with many programs in flight."""
     code = "import sympy, time; sympy.Integer(3) + 4; time.sleep(8)"
     limits = Limits(wall_seconds=30)
     tasks = [asyncio.create_task(sandbox.run_async(code, limits)) for _ in range(SLEEPERS)]
@@ -222,7 +223,8 @@ async def memory(sandbox: NsjailSandbox) -> float:
 BOMBS = {
     "a program that burns": "while True: pass",
     "a fork bomb": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
-    "children that burn": "import os\nfor _ in range(14):\n    if os.fork() == 0: break\nwhile True: pass",
+    "children that burn": "import os\nfor _ in range(14):\n    if os.fork() == 0: break\n"
+    "while True: pass",
     "threads that burn": "import threading\ndef burn():\n    while True: sum(range(1000))\n"
     "for _ in range(14): threading.Thread(target=burn).start()\nburn()",
 }
@@ -230,25 +232,25 @@ BOMB_SECONDS = 2.0
 
 
 def bombs(sandbox: NsjailSandbox) -> dict[str, float]:
-    """Seconds until programs that do not end by themselves are gone, on an otherwise idle machine."""
-    limits, found = Limits(wall_seconds=BOMB_SECONDS), {}
+    """The seconds until endless programs are gone, on an otherwise idle machine."""
+    limits, seconds = Limits(wall_seconds=BOMB_SECONDS), {}
     for name, code in BOMBS.items():
         began = time.perf_counter()
         execution = sandbox.run(code, limits)
-        found[name] = round(time.perf_counter() - began, 2)
+        seconds[name] = round(time.perf_counter() - began, 2)
         if execution.outcome is not Outcome.TIMEOUT:
-            raise RuntimeError(f"{name}: {execution}")
-    return found
+            raise RuntimeError(f"{name} did not end with a timeout: {execution}")
+    return seconds
 
 
 def blocks(sandbox: NsjailSandbox, number: int) -> dict[str, float]:
-    """Quantiles of blocks of one session, `print(1)` each, one after the other."""
+    """The quantiles of `print(1)` blocks in one session, one after the other."""
     with sandbox.session() as session:
         return quantiles([timed(lambda: _printed(session.run(PRINT))) for _ in range(number)])
 
 
 def start() -> dict[str, float]:
-    """Seconds from nothing to the first result, and until all is loaded."""
+    """The seconds from the start of a sandbox to its first result, and to a sympy result."""
     began = time.perf_counter()
     with NsjailSandbox() as sandbox:
         _printed(sandbox.run(PRINT))
@@ -257,27 +259,25 @@ def start() -> dict[str, float]:
         return {"print(1)": round(first, 3), "sympy.solve": round(time.perf_counter() - began, 3)}
 
 
-def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
+def table(latency: dict[str, dict[str, dict[str, float]]]) -> str:
     """The latencies as text."""
-    whos = ["python -c", "one-shot nsjail", "fork and exit", "the pool"]
-    lines = [f"{'milliseconds, p50 / p99':<28}" + "".join(f"{who:>19}" for who in whos)]
-    for what, row in sorted(found.items()):
+    candidates = ["python -c", "one-shot nsjail", "fork and exit", "the pool"]
+    lines = [f"{'milliseconds, p50 / p99':<28}" + "".join(f"{who:>19}" for who in candidates)]
+    for program, row in sorted(latency.items()):
         cells = [
             f"{row[who]['p50_ms']:.2f} / {row[who]['p99_ms']:.2f}" if who in row else ""
-            for who in whos
+            for who in candidates
         ]
-        lines.append(f"{what:<28}" + "".join(f"{cell:>19}" for cell in cells))
+        lines.append(f"{program:<28}" + "".join(f"{cell:>19}" for cell in cells))
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status."""
+    """Run the benchmark, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=10, help="of the latencies (10)")
-    parser.add_argument("--programs", type=int, default=2000, help="of the throughput (2000)")
-    parser.add_argument(
-        "--out", type=Path, default=RESULTS / "sandbox.json", help="where the figures go"
-    )
+    parser.add_argument("--rounds", type=int, default=10, help="rounds of latencies (10)")
+    parser.add_argument("--programs", type=int, default=2000, help="for the throughput (2000)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "sandbox.json", help="JSON file")
     options = parser.parse_args(arguments)
     if options.rounds < 1 or options.programs < 1:
         parser.error("--rounds and --programs must be at least 1")
@@ -290,7 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
         for _ in range(50):
             sandbox.run(SOLVE)
         time.sleep(2)
-        found = latencies(sandbox, options.rounds)
+        latency = latencies(sandbox, options.rounds)
         rates = {
             f"{name}, {at_once} at once": asyncio.run(
                 throughput(sandbox, code, options.programs, at_once)
@@ -304,7 +304,7 @@ def main(arguments: list[str] | None = None) -> int:
         bombed = bombs(sandbox)
     report: dict[str, Any] = {
         "settings": {"rounds": options.rounds, "programs": options.programs, "pause_s": PAUSE},
-        "latency": found,
+        "latency": latency,
         "programs_per_second": rates,
         "sleepers": {
             "programs": SLEEPERS,
@@ -315,25 +315,28 @@ def main(arguments: list[str] | None = None) -> int:
         "memory_mb": {"one guest": one_guest, f"{SLEEPERS} in flight": in_flight},
         "session_block": of_blocks,
         "bombs": {"limit_s": BOMB_SECONDS, "ended_after_s": bombed},
-        "start_s": {name: sorted(each[name] for each in starts)[1] for name in starts[0]},
+        "start_s": {name: sorted(s[name] for s in starts)[1] for name in starts[0]},
     }
     write_results(options.out, report)
-    print(table(found))
+    print(table(latency))
     for name, rate in rates.items():
         print(f"{rate:>9.1f}  programs a second: {name}")
     print(
-        f"{slept:>9.3f}  s for {SLEEPERS} that sleep {SLEEP} s; the loop was blocked for {blocked} ms at most"
+        f"{slept:>9.3f}  s for {SLEEPERS} programs that sleep {SLEEP} s; the event loop was "
+        f"blocked for at most {blocked} ms"
     )
     print(
-        f"{in_flight - one_guest:>9.0f}  MB with {SLEEPERS} programs in flight, beyond the {one_guest:.0f} of one guest"
+        f"{in_flight - one_guest:>9.0f}  MB with {SLEEPERS} programs in flight, beyond the "
+        f"{one_guest:.0f} MB of one guest"
     )
     print(
-        f"{of_blocks['p50_ms']:>9.2f}  ms a block of a session, print(1) ({of_blocks['p99_ms']} p99)"
+        f"{of_blocks['p50_ms']:>9.2f}  ms a block of a session, print(1) "
+        f"({of_blocks['p99_ms']} p99)"
     )
     for name, seconds in bombed.items():
-        print(f"{seconds:>9.2f}  s until {name} with a limit of {BOMB_SECONDS:g} s is gone")
+        print(f"{seconds:>9.2f}  s until {name} is gone, with a limit of {BOMB_SECONDS:g} s")
     for name, seconds in report["start_s"].items():
-        print(f"{seconds:>9.3f}  s from nothing to the first result of {name}")
+        print(f"{seconds:>9.3f}  s from the start of a sandbox to the result of {name}")
     return 0
 
 

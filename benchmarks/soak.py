@@ -1,10 +1,11 @@
-"""Many programs through one sandbox, some hostile: is any lost or taken for another's, and does anything grow?
+"""Runs many programs, some hostile, in one sandbox; no result may be lost, and nothing may grow.
 
     python -m benchmarks.soak --programs 50000
 
-Each ordinary program prints a number of its own. At the start, the middle and the end, while nothing runs: the host's
-memory, that of the guests, open descriptors and processes. The figures go to `benchmarks/results/soak.json`; the exit
-status is 1 if anything is not as it has to be.
+Each ordinary program prints a number that no other program has, so a result of another program is
+noticed. At the start, in the middle and at the end, while no program runs, the benchmark measures
+the memory of the host and the guests, open descriptors and processes. The figures go to
+`benchmarks/results/soak.json`. The exit status is 1 if a result or a figure is wrong.
 """
 
 import argparse
@@ -32,34 +33,39 @@ SHORT = Limits(wall_seconds=0.3, memory_mb=256)
 
 @dataclass(frozen=True)
 class Kind:
-    """Programs of one kind, and what has to come of each."""
+    """One kind of program, with its expected result."""
 
     name: str
-    """What it is called."""
+    """The name of the kind."""
 
     weight: int
-    """How many of a thousand programs are of this kind."""
+    """The relative frequency of the kind."""
 
     code: str
-    """Its text; `NONCE` stands for a number that no other program has."""
+    """The program; `NONCE` stands for a number that no other program has."""
 
     expected: Callable[[Execution, str], bool]
-    """Is this what has to come of it?"""
+    """Whether an execution is right, given the number of `NONCE`."""
 
     limits: Limits = LIMITS
-    """Its limits."""
+    """The limits of the program."""
 
     block: str = ""
-    """A second block, for those that are a session's: what comes of this one is looked at."""
+    """The second block of a session, whose result counts; empty: a program without a session."""
 
 
 def prints(execution: Execution, nonce: str) -> bool:
-    """Says it that, and that alone?"""
+    """Whether the program ended well and printed only its number."""
     return execution == Execution(Outcome.OK, f"{nonce}\n")
 
 
 def ends(outcome: Outcome, *others: Outcome) -> Callable[[Execution, str], bool]:
-    """Was its own number printed first, and does it end so?"""
+    """Make a check: the program printed its number first, and had one of these outcomes.
+
+    Args:
+        outcome: An allowed outcome.
+        *others: More allowed outcomes.
+    """
 
     def expected(execution: Execution, nonce: str) -> bool:
         return execution.outcome in (outcome, *others) and execution.stdout.startswith(f"{nonce}\n")
@@ -74,7 +80,7 @@ while not hasattr(frame.f_locals.get("self"), "_record"):
     frame = frame.f_back
 frame.f_locals["self"]._record.write(1, time.monotonic(), time.monotonic(), b'["ok", "", ""]')
 """
-"""Has a program say that it ended well."""
+"""A program that tries to forge a successful end."""
 
 KINDS = [
     Kind("plain", 500, "print(NONCE)", prints),
@@ -164,49 +170,53 @@ KINDS = [
 
 @dataclass(frozen=True)
 class Figures:
-    """What the sandbox takes of the machine, while nothing runs."""
+    """The resources that the sandbox uses while no program runs."""
 
     programs: int
-    """That have run so far."""
+    """The number of programs so far."""
     host_mb: float
-    """Resident memory of this process."""
+    """The resident memory of this process."""
     guests_mb: float
-    """Proportional share of the memory of all its descendants."""
+    """The memory of all descendants of this process; shared memory counts once."""
     descriptors: int
-    """Open in this process."""
+    """The number of open file descriptors of this process."""
     processes: int
-    """Descendants of this one."""
+    """The number of descendants of this process."""
 
 
 def measure(programs: int) -> Figures:
-    """Takes the figures."""
+    """Measure the resources.
+
+    Args:
+        programs: The number of programs so far.
+    """
     gc.collect()
-    ours = descendants()
-    return Figures(
-        programs,
-        resident_mb(),
-        shared_out_mb(ours),
-        len(os.listdir("/proc/self/fd")),
-        len(ours),
-    )
+    guests = descendants()
+    descriptors = len(os.listdir("/proc/self/fd"))
+    return Figures(programs, resident_mb(), shared_out_mb(guests), descriptors, len(guests))
 
 
 async def soak(sandbox: NsjailSandbox, programs: int, seed: int) -> dict:
-    """Runs the programs, half of them and then the other half.
+    """Run the programs in two halves, and measure before, between and after.
+
+    Args:
+        sandbox: The sandbox.
+        programs: The number of programs.
+        seed: The seed of the order of kinds.
 
     Returns:
-        `counts`: programs by kind and outcome; `wrong`: descriptions of those that are not as they have to be;
-        `figures`; `seconds`.
+        `counts`: programs by kind and outcome. `wrong`: descriptions of wrong results. `figures`:
+        the measurements. `seconds`: the time of the programs.
     """
     chance = random.Random(seed)
     kinds = chance.choices(KINDS, [kind.weight for kind in KINDS], k=programs)
     counts: Counter[str] = Counter()
     wrong: list[str] = []
-    seconds, done, told = 0.0, 0, time.monotonic()
+    seconds, done, reported = 0.0, 0, time.monotonic()
     first = secrets.randbelow(10**9) + 10**9
 
     async def work(numbers: list[int]) -> None:
-        nonlocal done, told
+        nonlocal done, reported
         while numbers:
             number = numbers.pop()
             kind, nonce = kinds[number], str(first + number)
@@ -221,8 +231,8 @@ async def soak(sandbox: NsjailSandbox, programs: int, seed: int) -> dict:
             if not kind.expected(execution, nonce):
                 wrong.append(f"{kind.name}, {nonce}: {str(execution)[:300]}")
             done += 1
-            if time.monotonic() - told > 10:
-                told = time.monotonic()
+            if time.monotonic() - reported > 10:
+                reported = time.monotonic()
                 print(f"{done:>8} of {programs}, {len(wrong)} wrong", file=sys.stderr, flush=True)
 
     figures = [measure(0)]
@@ -231,33 +241,37 @@ async def soak(sandbox: NsjailSandbox, programs: int, seed: int) -> dict:
         numbers = [*half]
         await asyncio.gather(*(work(numbers) for _ in range(CONCURRENCY)))
         seconds += time.monotonic() - began
-        await asyncio.sleep(2)  # processes kept ready become so
+        await asyncio.sleep(2)  # until spare processes are ready
         figures.append(measure(done))
     return {"counts": counts, "wrong": wrong, "figures": figures, "seconds": seconds}
 
 
 def grown(start: Figures, middle: Figures, end: Figures) -> list[str]:
-    """What is not flat from the middle to the end, or has a trace of lost programs in it."""
-    found = []
+    """Describe the resources that grew.
+
+    Args:
+        start: The figures at the start.
+        middle: The figures after half of the programs.
+        end: The figures at the end.
+    """
+    growth = []
     if end.host_mb > middle.host_mb * 1.1 + 5:
-        found.append(f"the host's memory grew from {middle.host_mb} to {end.host_mb} MB")
+        growth.append(f"the host's memory grew from {middle.host_mb} to {end.host_mb} MB")
     if end.guests_mb > middle.guests_mb * 1.2 + 20:
-        found.append(f"the guests' memory grew from {middle.guests_mb} to {end.guests_mb} MB")
+        growth.append(f"the guests' memory grew from {middle.guests_mb} to {end.guests_mb} MB")
     if end.descriptors > start.descriptors + 20:
-        found.append(f"{end.descriptors - start.descriptors} more descriptors are open")
+        growth.append(f"{end.descriptors - start.descriptors} more descriptors are open")
     if end.processes > start.processes + 4:
-        found.append(f"{end.processes - start.processes} more processes are there")
-    return found
+        growth.append(f"{end.processes - start.processes} more processes exist")
+    return growth
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status."""
+    """Run the benchmark, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--programs", type=int, default=50_000, metavar="N", help="how many")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the kinds")
-    parser.add_argument(
-        "--out", type=Path, default=RESULTS / "soak.json", help="where the figures go"
-    )
+    parser.add_argument("--programs", type=int, default=50_000, metavar="N", help="(50000)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order of kinds (0)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "soak.json", help="JSON file")
     options = parser.parse_args(arguments)
     if options.programs < 2:
         parser.error("--programs must be at least 2")

@@ -86,7 +86,8 @@ def read(path: Path) -> Batch:
     sizes = {len(list(group)) for _, group in itertools.groupby(last, lambda t: t.problem.id)}
     if len(sizes) != 1:
         raise SettingsError(
-            f"the last batch of {path} has groups of {sorted(sizes)}, not of one size: name another file"
+            f"the last batch of {path} has groups of {sorted(sizes)}, not of one size: "
+            "name another file"
         )
     return Batch(tuple(last), sizes.pop())
 

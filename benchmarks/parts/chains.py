@@ -1,9 +1,9 @@
 """Episodes with fixed lengths and tool times, so that different loops do the same work.
 
-A `Chain` states how many tokens an episode samples before each call, and how long each program runs.
-`ChainPolicy` makes a real model sample that many tokens; `ChainTool` makes programs take that long.
-Episodes use the Hermes protocol with one of TRL's chat templates. TRL's loop reads this form, so that
-all loops run on the same token ids.
+A `Chain` states how many tokens an episode samples before each call, and how long each program
+runs. `ChainPolicy` makes a real model sample that many tokens; `ChainTool` makes programs take that
+long. Episodes use the Hermes protocol with one of TRL's chat templates. TRL's loop reads this form,
+so that all loops run on the same token ids.
 """
 
 import asyncio
@@ -139,7 +139,26 @@ class Asked:
     """The token ids that the model sampled."""
 
 
-class ChainPolicy(Policy):
+class WrappedPolicy(Policy):
+    """A policy that passes its calls on to another policy.
+
+    Args:
+        policy: The other policy.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.tokenizer: Any = policy.tokenizer
+        self.context_length = policy.context_length
+        self.weight_version = policy.weight_version
+
+    async def update_weights(self, version: int, weights: Weights | None = None) -> None:
+        """Pass new weights on to the other policy."""
+        await self.policy.update_weights(version, weights)
+        self.weight_version = version
+
+
+class ChainPolicy(WrappedPolicy):
     """A policy that samples turns of the chains' lengths, and appends a call or an answer.
 
     The seed of a turn follows from the numbers of chain and turn, so all loops sample alike.
@@ -150,11 +169,8 @@ class ChainPolicy(Policy):
     """
 
     def __init__(self, policy: Policy, chains: Sequence[Chain]) -> None:
-        self.policy = policy
+        super().__init__(policy)
         self.chains = chains
-        self.tokenizer: Any = policy.tokenizer
-        self.context_length = policy.context_length
-        self.weight_version = policy.weight_version
         self.asked: list[Asked] = []
         """All requests so far, in the order in which they ended."""
 
@@ -197,11 +213,6 @@ class ChainPolicy(Policy):
         end = self.tokenizer.eos_token
         return tuple(self.tokenizer.encode(text + end, add_special_tokens=False))
 
-    async def update_weights(self, version: int, weights: Weights | None = None) -> None:
-        """Pass new weights on to the model."""
-        await self.policy.update_weights(version, weights)
-        self.weight_version = version
-
 
 class ChainTool:
     """A sandbox whose programs only wait.
@@ -234,8 +245,8 @@ def speak_of_tools(tokenizer: Any) -> Any:
 def make_chat_model(seed: int) -> tuple[Any, Any]:
     """The tiny model, with a tokenizer for conversations with tool calls.
 
-    Each line of the template's tool description is one token, and so is the head of a call. So they take
-    no more tokens than in a large vocabulary.
+    Each line of the template's tool description is one token, and so is the head of a call. So they
+    take no more tokens than in a large vocabulary.
     """
     model, tokenizer = make_model(seed)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})

@@ -1,8 +1,8 @@
 """Compares records of episodes with the policy's inputs and outputs, id by id; counts tokens read.
 
-There are two kinds of episodes. The chains of the overlap end their turns where the benchmark says; a
-`Recorder` wraps the policy of the loop. Naturally sampled episodes (`natural`) end a turn where the
-model happens to write a tag or its end token, with several rollouts per prompt.
+There are two kinds of episodes. The chains of the overlap end their turns where the benchmark says;
+a `Recorder` wraps the policy of the loop. Naturally sampled episodes (`natural`) end a turn where
+the model happens to write a tag or its end token, with several rollouts per prompt.
 """
 
 import itertools
@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from agents.models.tiny import make_model
-from benchmarks.parts.chains import Asked, add_bias
+from benchmarks.parts.chains import Asked, WrappedPolicy, add_bias
 from retool_env.episode import Generation
 from retool_env.execution import Execution, Limits, Outcome
 from retool_env.problem import Problem
 from retool_env.rollout import Policy, RolloutEngine
-from retool_env.rollout.weights import Weights
 from retool_env.rules import Rules
 from retool_env.transcript import Transcript
 
@@ -25,7 +24,7 @@ Written = tuple[tuple[int, ...], tuple[float, ...]]
 """Token ids and log-probs."""
 
 
-class Recorder(Policy):
+class Recorder(WrappedPolicy):
     """A policy that records its inputs and outputs.
 
     Args:
@@ -33,10 +32,7 @@ class Recorder(Policy):
     """
 
     def __init__(self, policy: Policy) -> None:
-        self.policy = policy
-        self.tokenizer = policy.tokenizer
-        self.context_length = policy.context_length
-        self.weight_version = policy.weight_version
+        super().__init__(policy)
         self.turns: dict[Context, Counter[Written]] = {}
         """The outputs by input. Rollouts of one prompt share an input, hence the counter."""
 
@@ -56,11 +52,6 @@ class Recorder(Policy):
         written = generation.token_ids, generation.logprobs
         self.turns.setdefault(given, Counter())[written] += 1
         return generation
-
-    async def update_weights(self, version: int, weights: Weights | None = None) -> None:
-        """Pass new weights on to the policy."""
-        await self.policy.update_weights(version, weights)
-        self.weight_version = version
 
     def differing(self, transcripts: Sequence[Transcript]) -> int:
         """The number of transcripts that differ from the record in an id or a log-prob.
@@ -106,12 +97,11 @@ def must_read(asked: Sequence[Asked], block: int) -> dict[str, int]:
         block: The number of tokens of a block of the cache.
 
     Returns:
-        `once`: tokens if each token is read once. They are each prompt without its common prefix with
-        another prompt, then the calls and results after the sampled tokens. The last sampled token also
-        counts, because sampling did not read it.
-        `incomplete_blocks`: tokens read again by a cache that keeps only complete blocks, at most
-        `block - 1` per turn.
-        `without_cache`: tokens read again if each turn reads its whole context.
+        `once`: tokens if each token is read once. They are each prompt without its common prefix
+        with another prompt, then the calls and results after the sampled tokens. The last sampled
+        token also counts, because sampling did not read it. `incomplete_blocks`: tokens read again
+        by a cache that keeps only complete blocks, at most `block - 1` per turn. `without_cache`:
+        tokens read again if each turn reads its whole context.
     """
     known: dict[int, Context] = {}
     before: Context = ()
@@ -164,9 +154,9 @@ def natural(policy: Policy, problems: int, n: int) -> dict[str, int]:
         n: The number of rollouts per problem.
 
     Returns:
-        `episodes`: their number. `differ`: episodes whose record differs. `encoding_again`: episodes whose
-        ids change if their text is encoded again. `tag`, `eos`, `other`: turns by the way they ended.
-        `surplus`: turns with surplus characters after their tag.
+        `episodes`: their number. `differ`: episodes whose record differs. `encoding_again`:
+        episodes whose ids change if their text is encoded again. `tag`, `eos`, `other`: turns by
+        the way they ended. `surplus`: turns with surplus characters after their tag.
     """
     recorder = Recorder(policy)
     echo: Any = _Echo()

@@ -59,7 +59,8 @@ def read_set_aside(path: Path) -> dict[Pair, str]:
     """Read the cases that are set aside, and return the reasons by answer and gold.
 
     Raises:
-        ValueError: If the file can't be read, or a line lacks a key. The message names file and line.
+        ValueError: If the file can't be read, or a line lacks a key. The message names file and
+            line.
     """
     reasons = {}
     for line, row in read_rows(path):
@@ -94,7 +95,7 @@ def grade_cases(
 
     Args:
         cases: The cases.
-        grader: This project's grader.
+        grader: The grader of this project.
         peer: math-verify.
 
     Returns:

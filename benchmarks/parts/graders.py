@@ -6,7 +6,7 @@ import multiprocessing
 import re
 import resource
 import time
-from typing import Any, Self
+from typing import Any
 
 from retool_env.grading import Grader
 
@@ -32,10 +32,8 @@ class OurGrader:
         self._grader = Grader(workers=1)
         self.grade("1/2", "0.5")  # starts the worker
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End the worker."""
         self._grader.close()
 
     def grade(self, answer: str, gold: str) -> Graded:
@@ -56,12 +54,6 @@ class MathVerify:
         self.patience = patience
         self._start()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop()
-
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
@@ -70,7 +62,8 @@ class MathVerify:
         other.close()  # so that the connection ends with the process
         self._connection.recv()  # the process has imported its packages
 
-    def _stop(self) -> None:
+    def close(self) -> None:
+        """End the process."""
         self.process.kill()
         self.process.join()
         self._connection.close()
@@ -83,7 +76,7 @@ class MathVerify:
                 return self._connection.recv()
         except (EOFError, OSError):
             pass
-        self._stop()
+        self.close()
         self._start()
         return None, self.patience
 

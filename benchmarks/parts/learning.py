@@ -39,7 +39,7 @@ class Curve:
         lengths = {len(self.steps), len(self.accuracy), len(self.tokens), len(self.seconds)}
         if len(lengths) > 1 or len(self.steps) < 3:
             raise ValueError(
-                "a curve needs at least three evaluations, and one entry of each field per evaluation"
+                "a curve needs three or more evaluations, and all fields the same length"
             )
         if self.steps[0] != 0 or any(np.diff(self.steps) <= 0):
             raise ValueError(f"the steps of a curve must begin at 0 and rise, unlike {self.steps}")
@@ -108,8 +108,8 @@ def calibrate(text_only: Curve) -> Calibration:
 def compare(interpreter: Curve, text_only: Curve) -> dict[str, float | None]:
     """The ratio of steps to reach a level: interpreter arm over text-only arm.
 
-    The levels lie at 25, 50, 75 and 100 % of the way from the better cold start to the best accuracy
-    of the text-only arm.
+    The levels lie at 25, 50, 75 and 100 % of the way from the better cold start to the best
+    accuracy of the text-only arm.
 
     Args:
         interpreter: The curve of the interpreter arm.

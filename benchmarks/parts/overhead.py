@@ -1,9 +1,10 @@
-"""Measures the rollout engine's overhead with thousands of episodes: time per turn, memory per episode.
+"""Measures the overhead of the rollout engine: time per turn, memory per episode.
 
-The policy returns fixed turns and the tool does nothing. Both let all other episodes go on before they
-return, like a real policy and a real tool. So all episodes are alive at once (this is checked), and
-each turn includes two switches between coroutines. Ids and log-probs are new objects for each turn, as
-with a real sampler. The garbage collector runs, but skips the objects that imports created.
+Thousands of episodes run at once. The policy returns fixed turns and the tool does nothing. Both
+let all other episodes go on before they return, like a real policy and a real tool. So all episodes
+are alive at once (this is checked), and each turn includes two switches between coroutines. Ids and
+log-probs are new objects for each turn, as with a real sampler. The garbage collector runs, but
+skips the objects that imports created.
 """
 
 import asyncio
@@ -36,8 +37,8 @@ RULES = Rules(prompt_template="{query}\n", max_tokens=10_000, max_characters=Non
 class InstantPolicy(Policy):
     """A policy without a model: it returns code blocks, and then an answer or an empty turn.
 
-    It recognises the turn by the length of the context. So all episodes must have contexts of the same
-    length at the same turn.
+    It recognises the turn by the length of the context. So all episodes must have contexts of the
+    same length at the same turn.
 
     Args:
         calls: The number of code blocks of an episode.
@@ -107,7 +108,7 @@ class WaitingTool:
 
 
 class MeetingTool:
-    """A sandbox whose programs end when all episodes run one; then it measures this process's memory.
+    """A sandbox whose programs end when all episodes run one; then it measures the memory.
 
     Args:
         episodes: The number of episodes.
@@ -163,7 +164,8 @@ def overhead(episodes: int, rounds: int) -> dict[str, Any]:
         rounds: The number of measurements; medians count.
 
     Returns:
-        `short` and `long`: times (see `_times`) and memory per episode. `turn_tokens`: tokens of a turn.
+        `short` and `long`: times (see `_times`) and memory per episode. `turn_tokens`: tokens of a
+        turn.
     """
     run(64, InstantPolicy(2, True), WaitingTool(0.0))  # warms up
     # As in `python -m agents`: the collector need not visit imported objects again and again.
@@ -186,9 +188,9 @@ def _times(episodes: int, first: int, rounds: int) -> dict[str, Any]:
     """Microseconds of processor time, and of wall-clock time (`_wall`); medians over rounds.
 
     Returns:
-        `turn_us`: a turn that ends in a call, with all its parts (context, new objects, parsing, record, the
-        tool's coroutine, two switches) but no model. `episode_us`: an episode with one call, from begin to
-        end. `grading_us`: the additional time to grade an answer.
+        `turn_us`: a turn that ends in a call, with all its parts (context, new objects, parsing,
+        record, the tool's coroutine, two switches) but no model. `episode_us`: an episode with one
+        call, from begin to end. `grading_us`: the additional time to grade an answer.
     """
 
     def measure(calls: int, answers: bool) -> tuple[np.ndarray, Transcript]:

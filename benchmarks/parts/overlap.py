@@ -1,12 +1,12 @@
 """Measures how well loops hide tool time behind generation, on the same episodes and sampling.
 
 - **engine**: this project's engine, one coroutine per episode.
-- **TRL's loop**: the tool loop of `GRPOTrainer` (`benchmarks.parts.trl_loop`). It generates all turns,
-  runs all programs one after the other, and generates all next turns.
-- **our barrier loop**: like TRL's loop, but the programs of a turn run side by side. It shows the best
-  possible time of a loop with a barrier.
-- **one-shot generation**: the same tokens without a loop. Each episode is one request, which reads the
-  prompt and all results, and samples all turns at once.
+- **TRL's loop**: the tool loop of `GRPOTrainer` (`benchmarks.parts.trl_loop`). It generates all
+  turns, runs all programs one after the other, and generates all next turns.
+- **our barrier loop**: like TRL's loop, but the programs of a turn run side by side. It shows the
+  best possible time of a loop with a barrier.
+- **one-shot generation**: the same tokens without a loop. Each episode is one request, which reads
+  the prompt and all results, and samples all turns at once.
 
 The reference is the longer of two times: one-shot generation, and the slowest episode alone.
 """
@@ -71,7 +71,7 @@ async def barrier(
 
 
 async def one_shot(policy: Policy, asked: Sequence[Asked]) -> None:
-    """Sample each episode as one request: it reads the prompt and all results, then samples all tokens.
+    """Sample each episode as one request, which reads the prompt and all results first.
 
     Args:
         policy: The model.
@@ -103,13 +103,13 @@ class Measurement:
     asked: Sequence[Asked] = ()
     """All requests to the policy."""
     read: int | None = None
-    """The number of context tokens that the model read; `None` if the policy does not count them."""
+    """The number of context tokens that the model read; `None`: not counted."""
     differ: int = 0
     """The number of episodes whose record differs from the policy's inputs and outputs."""
     generating: float | None = None
-    """Seconds that all episodes together waited for the policy; `None` if the loop does not count."""
+    """Seconds that all episodes together waited for the policy; `None`: not counted."""
     executing: float | None = None
-    """Seconds that all episodes together waited for programs; `None` if the loop does not count."""
+    """Seconds that all episodes together waited for programs; `None`: not counted."""
 
 
 Runs = dict[tuple[float | None, str], list[Measurement]]
@@ -266,7 +266,7 @@ def check_same(reference: Measurement, runs: Sequence[Measurement]) -> None:
 
 
 def _inputs(asked: Sequence[Asked]) -> dict[tuple[int, int], tuple[Any, int]]:
-    """By chain and turn: the context tokens since the last sampled token, and the sampled length."""
+    """By chain and turn: the context since the last sampled token, and the sampled length."""
     inputs = {}
     end: dict[int, int] = {}
     for turn in sorted(asked, key=_turn):
@@ -331,7 +331,7 @@ def _exactness(runs: Sequence[Measurement]) -> dict[str, int]:
 
 
 def _reading(by_loop: dict[str, list[Measurement]], first_run: Measurement) -> dict[str, Any]:
-    """The mean number of tokens that a run read twice; loops whose policy does not count are absent."""
+    """The mean number of tokens that a run read twice; uncounted loops are absent."""
     must = must_read(first_run.asked, BLOCK)
     ways = {}
     for name, runs in by_loop.items():

@@ -1,7 +1,8 @@
 """Simulates the rollouts of one training step on many GPUs, with discrete events.
 
-An hour on the GPUs takes seconds here. `Load` holds the assumptions. `draw_chains` draws the episodes
-once, so that `Step` can run the same episodes with and without barriers. `Course` holds the result.
+An hour on the GPUs takes seconds here. `Load` holds the assumptions. `draw_chains` draws the
+episodes once, so that `Step` can run the same episodes with and without barriers. `Course` holds
+the result.
 """
 
 import functools
@@ -36,12 +37,12 @@ class Load:
     The default speed models a 32B model in bf16 on one H200 (141 GB; 70 % of 4.8 TB/s):
 
     - A decoding step reads 65 GB of weights in 20 ms.
-    - A row adds 0.5 ms: 0.36 ms to read 4,500 tokens of keys and values (262 kB each), and 0.14 ms to
-      compute.
+    - A row adds 0.5 ms: 0.36 ms to read 4,500 tokens of keys and values (262 kB each), and 0.14 ms
+      to compute.
     - Prefill takes 0.13 ms per token: 64 billion operations at half of 990 TFLOP/s.
-    - The caches of 56 such episodes take 66 of the 76 GB beside the weights. So 56 episodes are in flight
-      without a barrier. Of these, 48 are decoded at once, so that episodes with a running program leave
-      no row empty. Fluctuations of the caches' sizes are ignored.
+    - The caches of 56 such episodes take 66 of the 76 GB beside the weights. So 56 episodes are in
+      flight without a barrier. Of these, 48 are decoded at once, so that episodes with a running
+      program leave no row empty. Fluctuations of the caches' sizes are ignored.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -168,14 +169,14 @@ class _Meeting:
 class Step:
     """The simulation of the rollouts of one step.
 
-    At a barrier, programs start when all turns are written, and turns start when all programs have ended.
-    In favour of the barrier, all caches are kept meanwhile.
+    At a barrier, programs start when all turns are written, and turns start when all programs have
+    ended. In favour of the barrier, all caches are kept meanwhile.
 
     Args:
         load: The assumptions.
         chains: The episodes; the rollouts of a problem are adjacent.
-        barrier: The episodes that wait for each other: the episodes of one GPU (`"gpu"`) or all episodes
-            (`"all"`). `None`: no barrier.
+        barrier: The episodes that wait for each other: the episodes of one GPU (`"gpu"`) or all
+            episodes (`"all"`). `None`: no barrier.
         deadline: The time in seconds after which running episodes are cut; by default, never.
     """
 

@@ -21,8 +21,8 @@ def tool_time(rollouts: int, seconds: float) -> dict[str, dict[str, float]]:
         seconds: The time that the slow tool takes.
 
     Returns:
-        By loop: `wall_s` with the slow tool, `without_tool_s` with the instant tool, and `tool_s`, the
-        difference.
+        By loop: `wall_s` with the slow tool, `without_tool_s` with the instant tool, and `tool_s`,
+        the difference.
     """
     policy = partial(InstantPolicy, 1, False)
 

@@ -1,8 +1,8 @@
-"""Times two loops of TRL: `GRPOTrainer` with `tools=`, and the same trainer with our `rollout_func`.
+"""Times two loops of TRL: `GRPOTrainer` with `tools=`, and with our `rollout_func`.
 
-Trainer, tool loop and parsing are TRL's. Only the generation of one turn (`_generate_single_turn`) is
-replaced, by a policy of this project or by fixed turns. The time is that of the trainer's `_generate`,
-from prompts to finished rollouts, without training.
+Trainer, tool loop and parsing are TRL's. Only the generation of one turn (`_generate_single_turn`)
+is replaced, by a policy of this project or by fixed turns. The trainer's `_generate` is timed, from
+prompts to finished rollouts, without training.
 """
 
 import asyncio
@@ -133,7 +133,7 @@ def _no_reward(completions: list[Any], **_: Any) -> list[float | None]:
 
 
 def _tool(run: Callable[[str], Any]) -> Any:
-    """Prepare a function as a tool of TRL, with the name and description of our environment's tool."""
+    """Give a function the name and description of our environment's tool, in TRL's form."""
     function = CHAIN_TOOLS[0]["function"]
     run.__name__ = TOOL_NAME
     argument = function["parameters"]["properties"]["code"]["description"]

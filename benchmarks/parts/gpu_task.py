@@ -1,0 +1,79 @@
+"""Defines the task of a part of the GPU suite, and its helpers: a model, the GPU's utilisation."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.models.tiny import make_model
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+
+
+@dataclass(frozen=True)
+class Task:
+    """The task of one part."""
+
+    small: bool
+    """Whether to use models that are small enough for any machine."""
+    folder: Path
+    """The folder for files of the part."""
+    deadline: float
+    """The end of the part's time, in seconds of the monotonic clock."""
+    sandbox: str = "nsjail"
+    """The setting `sandbox` of training runs."""
+
+    @property
+    def left(self) -> float:
+        """The seconds until the deadline, at least 1."""
+        return max(1.0, self.deadline - time.monotonic())
+
+
+@contextmanager
+def busy() -> Iterator[dict[str, float | None]]:
+    """Measure the GPU's utilisation during a block, five times a second.
+
+    Yields:
+        A mapping with the key `mean`: the mean in percent after the block; `None` if it can't be
+        read.
+    """
+    samples: list[float] = []
+    utilisation: dict[str, float | None] = {"mean": None}
+    over = threading.Event()
+
+    def sample() -> None:
+        with suppress(Exception):  # without a GPU, or without NVIDIA's library
+            while not over.wait(0.2):
+                samples.append(torch.cuda.utilization())
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield utilisation
+    finally:
+        over.set()
+        thread.join()
+        if samples:
+            utilisation["mean"] = round(sum(samples) / len(samples), 1)
+
+
+def save_model(folder: Path, small: bool, **config: Any) -> str:
+    """Save a model with random weights and its tokenizer, and return the folder's name.
+
+    Args:
+        folder: The folder of the model.
+        small: Whether to ignore `config` and use the sizes of the tiny model.
+        **config: Sizes of the model, as in `agents.models.tiny.make_model`.
+    """
+    model, tokenizer = make_model(0, **({} if small else config))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
