@@ -1,13 +1,13 @@
-# make setup    a virtual environment with everything, and a jail that works (safe to run again)
-# make demo     a small model learns to use the interpreter, in about ten minutes; again: it goes on, or shows the result
-# make test     the tests, without the slowest; with VERSIONS=oldest on the oldest packages that are supported
-# make test-slow  the slowest ones
-# make test-vllm  the tests of the policies on vLLM, in an environment of its own: vLLM wants other versions of some packages
-# make docs     the documentation as a site, in build/site; it fails on a broken link and on a page that no menu names
-# make dist     a wheel, tried in an empty environment
-# make lint     what the tests also check of the code's form
+# make setup    creates a virtual environment with all packages, and a working jail; can be repeated
+# make demo     trains a small model to use the interpreter, in about ten minutes; again: resumes
+# make test     runs all tests except the slowest; VERSIONS=oldest: on the oldest supported packages
+# make test-slow  runs the slowest tests
+# make test-vllm  runs the tests with vLLM, in a separate environment: vLLM needs other versions
+# make docs     builds the documentation in build/site; fails on broken links and unlisted pages
+# make dist     builds a wheel, and tries it in an empty environment
+# make lint     checks the form of the code, and its types
 
-# VERSIONS=oldest: the oldest of each package that setup.cfg allows, in an environment of its own.
+# VERSIONS=oldest: the oldest version of each package that setup.cfg allows, in a separate environment.
 VERSIONS ?= newest
 VENV ?= .venv$(if $(filter oldest,$(VERSIONS)),-oldest)
 BIN := $(VENV)/bin
@@ -35,7 +35,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
-# The jail's binary needs one Debian package. Whatever else may be missing, `retool doctor` says.
+# The jail's binary needs one Debian package. `retool doctor` names everything else that is missing.
 jail: $(VENV)/.installed
 	@ldconfig -p 2>/dev/null | grep -q libnl-route-3 || /sbin/ldconfig -p | grep -q libnl-route-3 || { \
 		echo "installing $(LIBNL), which the sandbox needs"; \
@@ -47,7 +47,8 @@ jail: $(VENV)/.installed
 demo: setup
 	$(BIN)/python -m agents demo --preset tiny --resume $(ARGS)
 
-# Several processes, each on one thread: models this small gain nothing by more. A file's tests stay together, as they share models.
+# Several processes with one thread each: small models gain nothing from more threads. The tests of a
+# file stay in one process, because they share models.
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow" $(ARGS)
 
@@ -56,8 +57,8 @@ test-slow: setup
 
 vllm: $(VLLM_VENV)/.installed
 
-# With a GPU, vLLM itself. Without one, its build for the CPU over PyPI's torch: that build asks for a torch and its companions
-# that PyPI does not have, so all else that it asks for is installed beside it.
+# With a GPU: vLLM. Without a GPU: its build for the CPU, with PyPI's torch. That build requires
+# versions of torch that PyPI does not have, so only its other requirements are installed.
 $(VLLM_VENV)/.installed: setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.12 or newer is needed; name it: make vllm PYTHON=/path/to/python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VLLM_VENV)
@@ -75,7 +76,8 @@ $(VLLM_VENV)/.installed: setup.cfg pyproject.toml
 	fi
 	@touch $@
 
-# Unbound threads and no warm-up, as the model is tiny and the machine may be small. That vLLM is missing is a failure here.
+# Without bound threads and without warm-up: the model is tiny, and the machine may be small. A missing
+# vLLM is a failure here.
 test-vllm: vllm
 	RETOOL_TEST_VLLM=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_CI_ENV=1 \
 		$(VLLM_VENV)/bin/python -m pytest tests/rollout/vllm/test_in_process.py tests/rollout/vllm/test_serve.py $(ARGS)
@@ -90,7 +92,7 @@ $(DOCS_VENV)/.installed: Makefile
 	$(DOCS_VENV)/bin/python -m pip install --quiet $(DOCS)
 	@touch $@
 
-# The wheel is all that the second environment has of this project.
+# The second environment has nothing of this project but the wheel.
 dist:
 	rm -rf build/dist dist
 	$(PYTHON) -m venv build/dist

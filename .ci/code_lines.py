@@ -1,4 +1,7 @@
-"""Counts lines of code: without blank lines, comments and docstrings. `python .ci/code_lines.py [FOLDER ...]`."""
+"""Counts lines of code, without blank lines, comments and docstrings.
+
+`python .ci/code_lines.py [FOLDER ...]` prints the number of each folder, and the sum.
+"""
 
 import ast
 import io
@@ -13,7 +16,10 @@ _NO_CODE = {
 
 
 def code_lines(source: str) -> int:
-    """The number of lines of `source` on which there is code; a text that stands alone is a docstring."""
+    """The number of lines with code in a module's text.
+
+    A string that is a statement of its own counts as a docstring.
+    """
     texts = {
         line
         for node in ast.walk(ast.parse(source))

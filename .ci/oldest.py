@@ -1,4 +1,7 @@
-"""Prints constraints for pip: of what setup.cfg asks for in these extras, the oldest versions. `python .ci/oldest.py EXTRA,EXTRA`."""
+"""Prints the oldest versions that setup.cfg allows, as constraints for pip.
+
+`python .ci/oldest.py EXTRA,EXTRA` reads the required packages of the library and of the extras.
+"""
 
 import configparser
 import sys
@@ -12,6 +15,6 @@ for extra in sys.argv[1].split(","):
     lines += config["options.extras_require"][extra].splitlines()
 for line in filter(None, lines):
     requirement = Requirement(line)
-    lowest = [each.version for each in requirement.specifier if each.operator in (">=", "==")]
+    lowest = [bound.version for bound in requirement.specifier if bound.operator in (">=", "==")]
     if lowest:
         print(f"{requirement.name}=={lowest[0]}")

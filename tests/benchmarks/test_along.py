@@ -1,4 +1,4 @@
-"""Evaluations along a training that are damaged: what can't be read is named, and nothing of it is overwritten."""
+"""Damaged evaluations along a training are named, and not overwritten."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENV = {"id": "ReTool-Arithmetic-v0", "interpreter": False, "max_tokens": 4}
 
 @pytest.fixture
 def run(tmp_path):
-    """A run that kept one model, evaluated."""
+    """A run with one exported model, evaluated."""
     model, tokenizer = make_model(0, **SIZE)
     for folder in ("first", "checkpoints/2"):
         model.save_pretrained(tmp_path / folder)
@@ -60,12 +60,12 @@ def test_damaged_evaluations_are_named(run, capsys):
         },
     }
     for name, texts in damages.items():
-        for text, said in texts.items():
+        for text, damage in texts.items():
             (run / name).write_text(text)
             assert evaluate(run) == 2
             message = capsys.readouterr().err
-            # A bar of evaluations may stand before it.
-            assert f"along: {run / name}" in message and said in message, message
+            # A progress bar may precede the message.
+            assert f"along: {run / name}" in message and damage in message, message
             assert "Restore it, or " in message and (run / name).read_text() == text
         (run / name).unlink()
         os.mkfifo(run / name)

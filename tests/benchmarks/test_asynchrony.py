@@ -1,4 +1,4 @@
-"""The benchmark of sampling ahead, run short."""
+"""The benchmark of sampling ahead, in a short run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setattr(asynchrony, "ROLLOUTS", 2)
     checkpoint = make_checkpoint(tmp_path / "checkpoint", seed=0)
     out = tmp_path / "found.json"
-    few = (
+    few = [
         "--steps",
         "3",
         "--timed",
@@ -28,14 +28,15 @@ def test_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
         "0.01",
         "--tool-p99",
         "0.02",
-    )
+    ]
     assert asynchrony.main(["--checkpoint", str(checkpoint), "--out", str(out), *few]) == 0
     found = json.loads(out.read_text())["staleness"]
-    for each in found["0"].values():
-        assert each["lag_max"] == 0 and each["effective_tokens"] == pytest.approx(1.0, abs=1e-3)
-    for each in found["1"].values():
-        assert each["lag_max"] == 1 and each["lag"] == 1 and each["step_s"] > 0
-    assert found["1"]["timed"]["difference"] < 1e-4  # nothing is learned there
+    for figures in found["0"].values():
+        assert figures["lag_max"] == 0
+        assert figures["effective_tokens"] == pytest.approx(1.0, abs=1e-3)
+    for figures in found["1"].values():
+        assert figures["lag_max"] == 1 and figures["lag"] == 1 and figures["step_s"] > 0
+    assert found["1"]["timed"]["difference"] < 1e-4  # timed runs do not learn
     assert "| 1 |" in capsys.readouterr().out
 
 

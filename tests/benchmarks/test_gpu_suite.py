@@ -1,3 +1,5 @@
+"""The GPU suite on small models: its parts, their failures and their time."""
+
 from __future__ import annotations
 
 import json
@@ -27,7 +29,7 @@ def test_a_part_is_a_process_whose_figures_or_error_are_kept(tmp_path, capsys):
     assert "tokens/s" in capsys.readouterr().out
 
 
-def test_what_fails_is_said_and_the_next_part_runs(tmp_path, monkeypatch, capsys):
+def test_a_failure_is_printed_and_the_next_part_runs(tmp_path, monkeypatch, capsys):
     found = iter([{"error": "status 1"}, {"tokens_per_s": 5.0}])
     monkeypatch.setattr(gpu_suite, "run_part", lambda *_: next(found))
     assert main(["--small", "--parts", "parity", "rollout", "--out", str(tmp_path / "f")]) == 1
@@ -43,7 +45,7 @@ def test_unequal_gradients_are_a_failure(tmp_path, monkeypatch, capsys):
 
 def test_devices_are_compared_by_gradients_of_the_same_batch(tmp_path, monkeypatch):
     class HereOnly:
-        """In place of a process of its own."""
+        """Runs the command in this process."""
 
         SubprocessError = ValueError
 
@@ -82,14 +84,14 @@ def test_a_run_is_told_to_stop_when_its_time_is_up(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(gpu_suite.CUDA, reason="there is a GPU")
-def test_without_a_gpu_it_says_what_can_be_done(capsys):
+def test_without_a_gpu_the_message_names_the_option_small(capsys):
     with pytest.raises(SystemExit):
         main([])
     assert "--small" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [["--minutes", "nan"], ["--minutes", "0"], ["--out", "."]])
-def test_wrong_arguments_are_said_before_anything_is_run(wrong, capsys, monkeypatch):
+def test_wrong_arguments_are_refused_before_a_part_runs(wrong, capsys, monkeypatch):
     monkeypatch.setattr(gpu_suite, "run_part", lambda *_: pytest.fail("a part was run"))
     with pytest.raises(SystemExit):
         main(["--small", *wrong])

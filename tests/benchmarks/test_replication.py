@@ -1,4 +1,4 @@
-"""The whole comparison in a few small runs, their commands carried out in this process."""
+"""The whole comparison in a few small runs; their commands run in this process."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SMALL = {
 
 @pytest.fixture
 def commands(monkeypatch):
-    """Carries the commands out here, and lists them."""
-    ran = []
+    """Run the commands in this process, and list them."""
+    calls = []
 
     def run(command, stdout, env, **_):
-        ran.append(command[1:])
+        calls.append(command[1:])
         main = {"agents": agents_cli.main, "benchmarks.along": along.main}[command[2]]
         stdout.write("here\n")
         return SimpleNamespace(returncode=main(command[3:]))
@@ -35,7 +35,7 @@ def commands(monkeypatch):
     here = SimpleNamespace(run=run, STDOUT=subprocess.STDOUT)
     monkeypatch.setattr(replication, "subprocess", here)
     monkeypatch.setitem(replication.OVERRIDES, "tiny", SMALL)
-    return ran
+    return calls
 
 
 def arguments(tmp_path, *more):
@@ -68,11 +68,15 @@ def test_both_arms_are_trained_evaluated_and_compared(tmp_path, commands, capsys
             assert accuracy == pytest.approx(sum(bool(t.correct) for t in evaluated) / 6)
             assert {t.interpreter for t in evaluated} == {arm == "interpreter"}
         thirds = found["arms"][arm]["training"]
-        assert {step: each["episodes"] for step, each in thirds.items()} == {"1": 4, "3": 8, "5": 8}
+        assert {step: third["episodes"] for step, third in thirds.items()} == {
+            "1": 4,
+            "3": 8,
+            "5": 8,
+        }
     cold = {json.dumps(c) for c in report["commands"] if " agents sft " in c}
     assert len(cold) == 2 and all("traces=12" in c for c in cold)  # equally large
 
-    # Once more: nothing is trained or evaluated again, and the figures are the same.
+    # The same command again trains and evaluates nothing, and gives the same figures.
     before = (tmp_path / "runs" / "interpreter-5" / "grpo" / "along" / "2.jsonl").stat()
     assert replication.main(arguments(tmp_path)) == 1
     again = json.loads((out / "replication_tiny.json").read_text())
@@ -80,20 +84,20 @@ def test_both_arms_are_trained_evaluated_and_compared(tmp_path, commands, capsys
     after = (tmp_path / "runs" / "interpreter-5" / "grpo" / "along" / "2.jsonl").stat()
     assert after.st_mtime_ns == before.st_mtime_ns
 
-    # What can't be read of a run is not left out of its figures.
+    # A damaged run is named; its figures are not computed without the damaged part.
     metrics = tmp_path / "runs" / "interpreter-5" / "grpo" / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True)
-    for damaged, said in (
+    for damaged, message in (
         ([lines[0], lines[1][:40] + "\n", *lines[2:]], "metrics.jsonl, line 2: not a record"),
         ([], "metrics.jsonl: it holds no step"),
     ):
         metrics.write_text("".join(damaged))
         assert replication.main(arguments(tmp_path)) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     metrics.write_text("".join([lines[0], *lines[2:]]))  # as the message advises
     assert replication.main(arguments(tmp_path)) == 1
 
-    # An evaluation is not mixed with another.
+    # Evaluations with different settings are not mixed.
     run = tmp_path / "runs" / "text-only-5" / "grpo"
     assert along.main([str(run), "--problems", "2", "--k", "2"]) == 2
     assert "holds an evaluation with" in capsys.readouterr().err
@@ -102,37 +106,35 @@ def test_both_arms_are_trained_evaluated_and_compared(tmp_path, commands, capsys
 
 
 @pytest.mark.parametrize("setting", ["stepz=3", "seed=1"])
-def test_wrong_settings_are_said_before_anything_is_run(tmp_path, commands, capsys, setting):
+def test_wrong_settings_are_refused_before_a_command_runs(tmp_path, commands, capsys, setting):
     assert replication.main(arguments(tmp_path, "--set", setting)) == 2
     assert setting.partition("=")[0] in capsys.readouterr().err and not commands
 
 
-def test_more_problems_than_there_are_are_refused_before_anything_is_run(
-    tmp_path, commands, capsys
-):
+def test_too_many_problems_are_refused_before_a_command_runs(tmp_path, commands, capsys):
     assert replication.main(arguments(tmp_path, "--problems", "100000000")) == 2
     assert "held-out problems, not 100000000" in capsys.readouterr().err and not commands
 
 
-def test_a_command_that_fails_ends_it_and_is_named(tmp_path, commands, capsys):
+def test_a_failing_command_stops_the_benchmark_and_is_named(tmp_path, commands, capsys):
     assert replication.main(arguments(tmp_path, "--set", "steps=0")) == 2
-    said = capsys.readouterr().err
-    assert "This failed" in said and "log.txt" in said and "steps=0" in said
-    assert "replication: here\nThis" in said  # the last that it said
-    assert len(commands) == 2  # the cold start, and what failed
+    error = capsys.readouterr().err
+    assert "This failed" in error and "log.txt" in error and "steps=0" in error
+    assert "replication: here\nThis" in error  # the last line of the log
+    assert len(commands) == 2  # the cold start, and the failing command
 
 
-def test_too_few_models_for_a_curve_are_said_before_the_rest_is_trained(tmp_path, commands, capsys):
+def test_too_few_models_for_a_curve_are_named_before_the_next_run(tmp_path, commands, capsys):
     assert replication.main(arguments(tmp_path, "--set", "export_steps=4")) == 2
     assert "set export_steps lower" in capsys.readouterr().err
     assert len(commands) == 3
 
 
-def test_what_holds_no_models_along_its_training_says_so(tmp_path, capsys):
+def test_a_run_without_exported_models_is_named(tmp_path, capsys):
     assert along.main([str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err
     (tmp_path / "config.json").write_text('{"settings": {"model": "m"}}')
-    (tmp_path / "checkpoints" / "2.part").mkdir(parents=True)  # as a stop in the middle leaves it
+    (tmp_path / "checkpoints" / "2.part").mkdir(parents=True)  # a half-written model
     (tmp_path / "checkpoints" / "2.part" / "config.json").touch()
     assert along.main([str(tmp_path)]) == 2
     assert "export_steps=10" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The soak: what it would notice, and a short run of it."""
+"""The soak test: the faults that it notices, and a short run."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ def test_growth_is_noticed(changes: dict, says: str) -> None:
     assert says in found
 
 
-def test_anothers_number_is_noticed() -> None:
+def test_the_number_of_another_program_is_noticed() -> None:
     for kind in soak.KINDS:
         wrong = [Execution(Outcome.OK, "124\n"), Execution(Outcome.INFRASTRUCTURE, "123\n")]
         assert not any(kind.expected(execution, "123") for execution in wrong), kind.name

@@ -1,3 +1,5 @@
+"""Learning curves: costs until a level, validity, and the ratio of two arms."""
+
 from __future__ import annotations
 
 import pytest
@@ -12,7 +14,7 @@ def curve(*accuracy, every=10):
     return Curve(steps, accuracy, tuple(100 * s for s in steps), tuple(2.0 * s for s in steps))
 
 
-def test_when_a_level_is_reached():
+def test_the_cost_until_a_level_is_interpolated():
     found = curve(0.2, 0.4, 0.3, 0.8)
     assert found.first(0.2) == 0.0 and found.first(0.1) == 0.0
     assert found.first(0.3) == pytest.approx(5.0)
@@ -54,7 +56,7 @@ def test_the_interpreter_against_text():
     assert not claim_holds(compare(curve(0.2, 0.3, 0.4, 0.6, 0.6), text))
     assert compare(curve(0.2, 0.3, 0.3, 0.3, 0.3), text)["best"] is None
     assert not claim_holds(compare(curve(0.2, 0.3, 0.3, 0.3, 0.3), text))
-    # A cold start that is beyond text-only's best needs no step; levels between them there are none.
+    # A cold start above text-only's best needs 0 steps.
     assert compare(curve(0.7, 0.8, 0.9, 0.9, 0.9), text)["best"] == 0.0
 
 
@@ -74,6 +76,6 @@ def test_a_curve_is_its_own_equal(accuracy):
         ((0, 1, 2), (0.1,)),
     ],
 )
-def test_what_is_no_curve_is_refused(steps, accuracy):
+def test_a_malformed_curve_is_refused(steps, accuracy):
     with pytest.raises(ValueError, match=r"curve|steps"):
         Curve(steps, accuracy, (0,) * len(steps), (0.0,) * len(steps))

@@ -1,4 +1,4 @@
-"""The plan of memory: parameters of real architectures, and activations beside what small models take.
+"""The plan of memory: parameters of real architectures, and measured activations of small models.
 
 Shards, gradients and moments are measured in two processes, in test_fsdp.py.
 """
@@ -36,7 +36,7 @@ def test_the_real_architectures_have_their_parameters(name, shape, published):
     assert number == pytest.approx(published, rel=2e-3)
 
 
-def test_a_shard_is_the_largest_of_fully_shards_parts():
+def test_a_shard_is_the_largest_part_with_padding():
     ten, vector, one = torch.empty(10, 3), torch.empty(7), torch.empty(1, 5)
     assert memory.shard([ten], 4) == 9  # three rows of ten: 3, 3, 3, 1
     assert memory.shard([ten, vector, one], 4) == 9 + 2 + 5
@@ -70,25 +70,25 @@ def make(config):
 
 
 @pytest.mark.parametrize("kv_heads", [2, 4])
-def test_a_layers_activations_are_those_that_autograd_saves(kv_heads):
+def test_the_planned_activations_are_the_saved_tensors_of_autograd(kv_heads):
     config, tokens = small(kv_heads=kv_heads), 96
     model = make(config)
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved = {}
 
     def note(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in known:
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     hidden = torch.randn(1, tokens, config.hidden_size, dtype=torch.bfloat16)
     hidden.requires_grad_()
-    places = model.model.rotary_emb(hidden, torch.arange(tokens)[None])
-    own |= {place.untyped_storage().data_ptr() for place in places}
-    own.add(hidden.untyped_storage().data_ptr())
+    positions = model.model.rotary_emb(hidden, torch.arange(tokens)[None])
+    known |= {p.untyped_storage().data_ptr() for p in positions}
+    known.add(hidden.untyped_storage().data_ptr())
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model.model.layers[0](hidden, position_embeddings=places)
+        model.model.layers[0](hidden, position_embeddings=positions)
     planned = memory.layer_activations(config, tokens)
     assert sum(saved.values()) == pytest.approx(planned, rel=0.02)
 
@@ -127,7 +127,7 @@ def test_what_a_setup_adds_and_saves():
 
     plain, size = rows(), memory.shard(memory.build(config).parameters(), 2)
     assert plain["actor: gradients"] == 4 * size and "critic: weights" not in plain
-    # A critic has no head of words, but one of a number, of which each process has a row.
+    # The head of a critic has one row of 64 weights and one bias; each process holds them whole.
     trunk = memory.shard(memory.build(config).base_model.parameters(), 2)
     critic = rows(algorithm="ppo")
     assert critic["critic: weights"] == 4 * (trunk + 64 + 1)
@@ -158,9 +158,9 @@ def test_the_command_prints_a_32b_and_whether_it_fits(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(["--gpus", "0"], "at least 1"), (["--model", "./none"], "none")]
+    ("arguments", "message"), [(["--gpus", "0"], "at least 1"), (["--model", "./none"], "none")]
 )
-def test_mistakes_are_said(arguments, said, capsys):
+def test_mistakes_are_named(arguments, message, capsys):
     with pytest.raises(SystemExit):
         memory.main(arguments)
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

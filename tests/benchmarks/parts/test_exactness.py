@@ -1,10 +1,8 @@
-"""What is counted of records and of reading: are episodes that differ found, and tokens that are read again?"""
+"""Records that differ are found, and tokens that are read twice are counted."""
 
-import asyncio
 import dataclasses
 
 import pytest
-import torch
 
 from agents.models.tiny import make_model
 from benchmarks.parts import exactness, overlap
@@ -14,13 +12,11 @@ from benchmarks.parts.chains import (
     ChainPolicy,
     ChainTool,
     Turn,
-    endless,
     make_chat_model,
     make_problems,
 )
 from benchmarks.parts.exactness import Recorder, must_read, shared
 from retool_env.problems import Problem
-from retool_env.protocol.tags import closing_tags
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.simulated import Habits, SimulatedPolicy, Speed
 from retool_env.rollout.transformers.batching import BLOCK
@@ -56,8 +52,8 @@ def test_a_transcript_that_differs_is_found() -> None:
     assert recorder.differing([changed(transcript, 1, logprobs=logprobs)]) == 1
 
 
-def test_rollouts_that_share_a_prompt_each_have_their_own_turn() -> None:
-    """A transcript that holds another rollout's turn is found, though that was sampled after the same prompt."""
+def test_a_turn_belongs_to_one_rollout_of_its_prompt() -> None:
+    """A transcript with the turn of another rollout is found, even after the same prompt."""
     model, tokenizer = make_model(0)
     recorder = Recorder(TransformersPolicy(model, tokenizer))
     rules = Rules(max_tokens=12, prompt_template="{query}", interpreter=False)
@@ -68,15 +64,15 @@ def test_rollouts_that_share_a_prompt_each_have_their_own_turn() -> None:
     assert recorder.differing([first, second, second]) == 1
 
 
-def test_what_has_to_be_read_is_counted() -> None:
+def test_tokens_that_must_be_read_are_counted() -> None:
     prompts = [(*range(100, 120), last) for last in (1, 2)]
     asked = [
         Asked(0, 0, prompts[0], (5,) * 30),
         Asked(1, 0, prompts[1], (5,)),
         Asked(0, 1, (*prompts[0], *(5,) * 30, 7, 8, 9), (5,)),
     ]
-    # 21 of a prompt, 1 of the other, whose first 20 are known; then 3, and the last that was sampled.
-    # Of blocks of 16: 4 of the second prompt, and 50 - 48 of the third turn.
+    # 21 of the first prompt, 1 of the second, which shares 20; then the last sampled token and 3.
+    # In blocks of 16: 4 of the second prompt, and 50 - 48 of the third turn.
     whole = 21 + 21 + 54
     assert must_read(asked, 16) == {
         "once": 26,
@@ -88,7 +84,7 @@ def test_what_has_to_be_read_is_counted() -> None:
 
 
 class CountingPolicy(SimulatedPolicy):
-    """Counts what a cache of blocks saves: of what it was given, and sampled but for a turn's last token."""
+    """Counts the tokens that are read with a cache of complete blocks."""
 
     def __init__(self) -> None:
         super().__init__(CHAT, FAST, Habits(1000, spread=0))
@@ -98,8 +94,8 @@ class CountingPolicy(SimulatedPolicy):
 
     async def act(self, token_ids, stop, budget, seed):
         ids = tuple(token_ids)
-        # At once, so that of several with one beginning the first alone reads it.
-        found = max(shared(each, ids) for each in self.kept) // BLOCK * BLOCK
+        # Kept before sampling, so that only the first of several equal contexts is read.
+        found = max(shared(kept, ids) for kept in self.kept) // BLOCK * BLOCK
         self.read += len(ids) - found
         if not self.forgets:
             self.kept.append(ids)
@@ -116,11 +112,11 @@ class CountingPolicy(SimulatedPolicy):
 
 @pytest.fixture
 def no_trl(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its loop takes long, and is looked at elsewhere."""
+    """Replace TRL's loop, which is slow and has a test of its own."""
     monkeypatch.setattr(overlap, "run_trl", overlap.run_barrier)
 
 
-def test_what_is_read_again_beyond_incomplete_blocks_is_told_apart(no_trl) -> None:
+def test_tokens_read_again_are_split_by_their_cause(no_trl) -> None:
     found = overlap.overlap(counting := CountingPolicy(), CHAINS, [1.0], rounds=1)
     assert found["exactness"][overlap.ENGINE] == {"episodes": 3, "differ": 0}
     read = found["read"]
@@ -142,25 +138,8 @@ def test_a_record_that_differs_is_counted(no_trl, monkeypatch: pytest.MonkeyPatc
     assert found[overlap.ENGINE] == {"episodes": 12, "differ": 4}
 
 
-def test_natural_sampling_meets_what_is_hard() -> None:
+def test_natural_sampling_has_tags_surplus_and_ends() -> None:
     policy = TransformersPolicy(*exactness.make_natural_model(0))
     found = exactness.natural(policy, problems=4, n=3)
     assert (found["episodes"], found["differ"]) == (12, 0)
     assert min(found["tag"], found["surplus"], found["eos"], found["encoding_again"]) > 0
-
-
-def test_the_endless_model_writes_on() -> None:
-    model, tokenizer = make_chat_model(0)
-    ids = tokenizer.encode("episode 1", return_tensors="pt")
-    with torch.no_grad():
-        before = model(ids).logits
-        after = endless(model, tokenizer)(ids).logits
-    barred = [i for i in range(len(tokenizer)) if (after - before)[0, 0, i] < -9e3]
-    texts = {tokenizer.decode([i]) for i in barred}
-    assert {"<", "<|end|>", "<|im_end|>", "<tool_call>", "\n```\n</code>"} <= texts
-    assert "a" not in texts and ">" not in texts and len(barred) < 30
-    free = [i for i in range(len(tokenizer)) if i not in barred]
-    assert torch.equal(after[..., free], before[..., free])
-    policy = TransformersPolicy(model, tokenizer)
-    generation = asyncio.run(policy.act(ids[0].tolist(), closing_tags(True), 300, 0))
-    assert (len(generation.token_ids), generation.stop_reason) == (300, "length")

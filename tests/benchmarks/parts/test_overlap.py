@@ -1,4 +1,4 @@
-"""The loops that are compared: each does the episodes that its time is said to be of, in the order that makes it what it is."""
+"""The compared loops: each runs the given episodes, in its own order of turns and programs."""
 
 import asyncio
 
@@ -11,16 +11,12 @@ from benchmarks.parts.chains import (
     Asked,
     ChainPolicy,
     ChainTool,
-    ToolTimes,
     Turn,
-    endless,
     make_chat_model,
     make_problems,
 )
-from benchmarks.parts.trl_loop import trl_chains
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.simulated import Habits, SimulatedPolicy, Speed
-from retool_env.rollout.transformers.policy import TransformersPolicy
 
 CHAINS = [
     (Turn(40, 0.05), Turn(25, 0.05), Turn(20, None)),
@@ -31,12 +27,12 @@ CHAT = make_chat_model(0)[1]
 
 
 def writer() -> SimulatedPolicy:
-    """Writes nothing but filler, as much as it may."""
+    """A policy that samples filler up to its budget."""
     return SimulatedPolicy(CHAT, Speed(1e-6, 0, 0), Habits(1000, spread=0))
 
 
 class Logged(ChainPolicy):
-    """Notes when a turn begins and ends, by the number of results before it."""
+    """Logs the begin and end of turns, with the number of results in the context."""
 
     def __init__(self, *args) -> None:
         super().__init__(*args)
@@ -68,23 +64,7 @@ def test_engine_and_barrier_run_the_chains_as_they_are() -> None:
             assert transcript.correct
 
 
-def test_trls_own_loop_gives_the_same_ids() -> None:
-    """It is TRL's loop, template and parsing: prompts, calls, results and what is sampled are those of the engine."""
-    model, tokenizer = make_chat_model(0)
-    model.config.max_position_embeddings = 2048
-    policy = TransformersPolicy(endless(model, tokenizer), tokenizer)
-    chains = [*CHAINS, (Turn(10, 0.01),) * 3 + (Turn(5, None),)]
-    problems, tool = make_problems(chains), ChainTool(chains)
-    ours = RolloutEngine(ChainPolicy(policy, chains), CHAIN_RULES, tool).run(problems)
-    rollouts = trl_chains(theirs := ChainPolicy(policy, chains), problems, tool)
-    for (transcript,), row in zip(ours, rollouts.rows, strict=True):
-        assert row == [*transcript.prompt_ids, *transcript.completion_ids]
-    assert rollouts.seconds >= sum(turn.tool_seconds or 0 for chain in chains for turn in chain)
-    # All of a turn are asked for together: those with fewest results come first.
-    assert [turn.turn for turn in theirs.asked] == [0] * 4 + [1] * 3 + [2] * 2 + [3]
-
-
-def test_the_barrier_is_one() -> None:
+def test_the_barrier_loop_waits_for_all_turns_and_all_programs() -> None:
     uneven = [(Turn(40, seconds), Turn(40, None)) for seconds in (0.1, 0.0, 0.0)]
 
     class Together(ChainTool):
@@ -96,17 +76,18 @@ def test_the_barrier_is_one() -> None:
             self.begun += 1
             if self.begun == 3:
                 self.all.set()
-            await self.all.wait()  # its programs run side by side
+            await self.all.wait()  # the programs of a turn run side by side
             return await super().run_async(code)
 
     policy, problems = Logged(writer(), uneven), make_problems(uneven)
     run = overlap.barrier(policy, CHAIN_RULES, Together(), problems)
     asyncio.run(asyncio.wait_for(run, 60))
-    assert policy.log == [(what, turn) for turn in (0, 1) for what in ("begin",) * 3 + ("end",) * 3]
+    both = ("begin",) * 3 + ("end",) * 3
+    assert policy.log == [(event, turn) for turn in (0, 1) for event in both]
 
 
-def test_the_engine_has_none() -> None:
-    """The first episode's program ends only when all others have written their second turn."""
+def test_the_engine_has_no_barrier() -> None:
+    """The first program ends only when all other episodes have ended their second turn."""
     even = [(Turn(40, 0.0), Turn(40, None))] * 4
 
     class Held(ChainTool):
@@ -120,7 +101,7 @@ def test_the_engine_has_none() -> None:
     assert policy.log[-2:] == [("begin", 1), ("end", 1)] and policy.log.count(("end", 1)) == 4
 
 
-def test_one_shot_generation_reads_and_writes_what_the_episodes_did() -> None:
+def test_one_shot_generation_reads_and_samples_the_same_tokens() -> None:
     requests = []
 
     class Noting(SimulatedPolicy):
@@ -138,23 +119,18 @@ def test_one_shot_generation_reads_and_writes_what_the_episodes_did() -> None:
     assert requests == [([5], 1), ([7, 8, 90, 91], 4)]
 
 
-def test_loops_that_do_other_episodes_are_found() -> None:
-    ran = overlap.Ran(1.0, [Asked(0, 0, (1, 2), (9,)), Asked(0, 1, (1, 2, 9, 3), (9, 9))])
-    drawn = overlap.Ran(2.0, [Asked(0, 0, (1, 2), (8,)), Asked(0, 1, (1, 2, 8, 3), (7, 6))])
-    overlap.check_same(ran, [drawn])  # other tokens sampled, else the same
+def test_loops_that_run_different_episodes_are_refused() -> None:
+    run = overlap.Measurement(1.0, [Asked(0, 0, (1, 2), (9,)), Asked(0, 1, (1, 2, 9, 3), (9, 9))])
+    drawn = overlap.Measurement(2.0, [Asked(0, 0, (1, 2), (8,)), Asked(0, 1, (1, 2, 8, 3), (7, 6))])
+    overlap.check_same(run, [drawn])  # only the sampled tokens differ
     for other in (
         [Asked(0, 0, (1, 3), (9,)), Asked(0, 1, (1, 3, 9, 3), (9, 9))],  # another prompt
         [Asked(0, 0, (1, 2), (9,)), Asked(0, 1, (1, 2, 9, 4), (9, 9))],  # another result
         [Asked(0, 0, (1, 2), (9,)), Asked(0, 1, (1, 2, 9, 3), (9,))],  # a shorter turn
-        ran.asked[:1],  # a turn less
+        run.asked[:1],  # a missing turn
     ):
-        with pytest.raises(RuntimeError, match="same episodes"):
-            overlap.check_same(ran, [overlap.Ran(1.0, other)])
-
-
-def test_ratios_are_of_the_same_round() -> None:
-    ratio = overlap.ratio([2.0, 3.0, 9.0], [4.0, 3.0, 10.0])
-    assert ratio == {"median": 0.9, "min": 0.5, "max": 1.0}
+        with pytest.raises(RuntimeError, match="different episodes"):
+            overlap.check_same(run, [overlap.Measurement(1.0, other)])
 
 
 def test_a_barriers_programs_take_the_longest_of_each_turn() -> None:
@@ -163,16 +139,3 @@ def test_a_barriers_programs_take_the_longest_of_each_turn() -> None:
         (Turn(1, 0.5), Turn(1, 4.0), CHAINS[2][0]),
     ]
     assert overlap.barrier_tool_seconds(chains) == 6.0
-
-
-def test_a_model_that_ends_by_itself_is_refused() -> None:
-    policy = SimulatedPolicy(CHAT, Speed(1e-6, 0, 0), Habits(20, spread=0))
-    with pytest.raises(RuntimeError, match="by itself"):
-        RolloutEngine(ChainPolicy(policy, CHAINS), CHAIN_RULES, ChainTool(CHAINS)).run(
-            make_problems(CHAINS)
-        )
-
-
-def test_tool_times_are_checked() -> None:
-    with pytest.raises(ValueError, match="median"):
-        ToolTimes(3.0, 0.05, 5.0)
