@@ -7,7 +7,7 @@
 # make dist     builds a wheel, and tries it in an empty environment
 # make lint     checks the form of the code, and its types
 
-# VERSIONS=oldest: the oldest version of each package that setup.cfg allows, in a separate environment.
+# VERSIONS=oldest: the oldest versions that setup.cfg allows, in a separate environment.
 VERSIONS ?= newest
 VENV ?= .venv$(if $(filter oldest,$(VERSIONS)),-oldest)
 BIN := $(VENV)/bin
@@ -47,8 +47,8 @@ jail: $(VENV)/.installed
 demo: setup
 	$(BIN)/python -m agents demo --preset tiny --resume $(ARGS)
 
-# Several processes with one thread each: small models gain nothing from more threads. The tests of a
-# file stay in one process, because they share models.
+# Several processes with one thread each: small models gain nothing from more threads. The tests
+# of a file stay in one process, because they share models.
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow" $(ARGS)
 
@@ -76,8 +76,8 @@ $(VLLM_VENV)/.installed: setup.cfg pyproject.toml
 	fi
 	@touch $@
 
-# Without bound threads and without warm-up: the model is tiny, and the machine may be small. A missing
-# vLLM is a failure here.
+# Without bound threads and without warm-up: the model is tiny, and the machine may be small. A
+# missing vLLM is a failure here.
 test-vllm: vllm
 	RETOOL_TEST_VLLM=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_CI_ENV=1 \
 		$(VLLM_VENV)/bin/python -m pytest tests/rollout/vllm/test_in_process.py tests/rollout/vllm/test_serve.py $(ARGS)

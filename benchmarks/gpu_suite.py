@@ -320,7 +320,7 @@ def run_part(name: str, small: bool, seconds: float, sandbox: str) -> dict[str, 
     """
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "found.json"
+        out = Path(folder) / "figures.json"
         call = (
             "import json; from benchmarks.gpu_suite import *; "
             f"task = Task({small}, Path({folder!r}), {began + seconds}, {sandbox!r}); "
@@ -331,14 +331,14 @@ def run_part(name: str, small: bool, seconds: float, sandbox: str) -> dict[str, 
         try:
             # A part that respects its deadline needs a moment to report its figures.
             status = process.wait(seconds + GRACE)
-            found = json.loads(out.read_text()) if status == 0 else {"error": f"status {status}"}
+            figures = json.loads(out.read_text()) if status == 0 else {"error": f"status {status}"}
         except subprocess.TimeoutExpired:
-            found = {"error": f"not done in {seconds:.0f} s"}
+            figures = {"error": f"not done in {seconds:.0f} s"}
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    return {**found, "wall_s": round(time.monotonic() - began, 1)}
+    return {**figures, "wall_s": round(time.monotonic() - began, 1)}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -367,7 +367,7 @@ def main(arguments: list[str] | None = None) -> int:
         report["parts"][part] = run_part(part, options.small, seconds, options.sandbox)
         write_results(out, report)
     print(table(report["parts"]))
-    bad = any("error" in found for found in report["parts"].values())
+    bad = any("error" in figures for figures in report["parts"].values())
     parities = [f for f in report["parts"].get("parity", {}).values() if isinstance(f, dict)]
     return int(bad or not all(figures["same"] for figures in parities))
 
@@ -375,30 +375,30 @@ def main(arguments: list[str] | None = None) -> int:
 def table(parts: dict[str, dict[str, Any]]) -> str:
     """One or two lines of text per part."""
     lines = []
-    for name, found in parts.items():
-        if "error" in found:
-            lines.append(f"{name}: {found['error']}")
+    for name, figures in parts.items():
+        if "error" in figures:
+            lines.append(f"{name}: {figures['error']}")
         elif name == "parity":
             lines += [
-                f"{name}, {precision}: {_parity_text(figures)}"
-                for precision, figures in found.items()
-                if isinstance(figures, dict)
+                f"{name}, {precision}: {_parity_text(row)}"
+                for precision, row in figures.items()
+                if isinstance(row, dict)
             ]
         elif name == "training":
-            lines.append(train_step.table(found))
+            lines.append(train_step.table(figures))
         elif name == "curve":
-            accuracy = [a for a in found["env/accuracy"] if a is not None]
+            accuracy = [a for a in figures["env/accuracy"] if a is not None]
             part = max(1, len(accuracy) // 10)
             first, last = sum(accuracy[:part]) / part, sum(accuracy[-part:]) / part
-            steps = f"{len(accuracy)} steps in {found['seconds'][-1]:.0f} s"
+            steps = f"{len(accuracy)} steps in {figures['seconds'][-1]:.0f} s"
             lines.append(f"{name}: {steps}, accuracy {first:.1%} -> {last:.1%}")
         else:
-            lines.append(f"{name}: {found['tokens_per_s']:,} tokens/s")
-            if found.get("peak_bytes") is not None:
-                peak, planned = found["peak_bytes"], found["planned_bytes_together"]
+            lines.append(f"{name}: {figures['tokens_per_s']:,} tokens/s")
+            if figures.get("peak_bytes") is not None:
+                peak, planned = figures["peak_bytes"], figures["planned_bytes_together"]
                 lines.append(f"  {peak / 2**30:.1f} GiB at most, {planned / 2**30:.1f} planned")
-        if found.get("gpu_utilisation") is not None:
-            lines.append(f"  the GPU was busy {found['gpu_utilisation']:.0f} % of the time")
+        if figures.get("gpu_utilisation") is not None:
+            lines.append(f"  the GPU was busy {figures['gpu_utilisation']:.0f} % of the time")
     return "\n".join(lines)
 
 

@@ -30,21 +30,13 @@ from agents.base.model import lora_config
 
 GIB = 2**30
 
+_SIZES = (
+    *("num_hidden_layers", "hidden_size", "intermediate_size"),
+    *("num_attention_heads", "num_key_value_heads"),
+)
 MODELS: dict[str, dict[str, Any]] = {
-    "qwen2.5-7b": {
-        "num_hidden_layers": 28,
-        "hidden_size": 3_584,
-        "intermediate_size": 18_944,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-    },
-    "qwen2.5-32b": {
-        "num_hidden_layers": 64,
-        "hidden_size": 5_120,
-        "intermediate_size": 27_648,
-        "num_attention_heads": 40,
-        "num_key_value_heads": 8,
-    },
+    "qwen2.5-7b": dict(zip(_SIZES, (28, 3_584, 18_944, 28, 4), strict=True)),
+    "qwen2.5-32b": dict(zip(_SIZES, (64, 5_120, 27_648, 40, 8), strict=True)),
 }
 """Architectures of Qwen2.5 (arXiv 2412.15115, table 1, and the checkpoints' configurations)."""
 
@@ -279,8 +271,8 @@ def main(arguments: list[str] | None = None) -> int:
         f"\nOne copy of all logits in float32: {4 * tokens * config.vocab_size / GIB:.1f} GiB."
         "\nHost memory of each process while the model loads: "
         f"{(2 if setup.lora else 4) * size / GIB:.0f} GiB."
-        f"\nA server in bfloat16: {2 * size / GIB:.1f} GiB of weights, and for each episode of this "
-        f"length {cached(config, setup.tokens) / GIB:.2f} GiB of keys and values."
+        f"\nA server in bfloat16: {2 * size / GIB:.1f} GiB of weights, and "
+        f"{cached(config, setup.tokens) / GIB:.2f} GiB of keys and values per such episode."
     )
     return 0
 

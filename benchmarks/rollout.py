@@ -1,4 +1,4 @@
-"""Measures how well the rollout engine hides tool time behind generation, and its overhead.
+"""Measures how well the rollout engine overlaps tool time with generation, and its overhead.
 
     python -m benchmarks.rollout
     python -m benchmarks.rollout --model runs/models/smollm2 --turn-tokens 24 --tool-scale 1 2
@@ -72,7 +72,7 @@ def table(report: dict[str, Any]) -> str:
     lines += [
         "",
         f"{work['episodes']} episodes, {work['calls']} calls, {work['sampled_tokens']} tokens of "
-        f"{settings['model'] or 'the tiny model'}, {settings['rounds']} rounds: medians, and ranges",
+        f"{settings['model'] or 'the tiny model'}, {settings['rounds']} rounds: medians, ranges",
     ]
     columns = of_overlap["settings"]
     heads = [
@@ -88,23 +88,15 @@ def table(report: dict[str, Any]) -> str:
         cells = [f"{r['median']:.2f} ({r['min']:.2f} to {r['max']:.2f})" for r in ratios]
         lines.append(_row(f"engine / {name}", cells))
     for name in (BARRIER, TRL):
-        longer = ["yes" if c["programs_at_least_generation"][name] else "no" for c in columns]
-        sums = [c["programs_s"][name] for c in columns]
-        cells = [f"{sum_:.1f}, {answer}" for sum_, answer in zip(sums, longer, strict=True)]
+        longer = [("no", "yes")[c["programs_at_least_generation"][name]] for c in columns]
+        cells = [f"{c['programs_s'][name]:.1f}, {s}" for c, s in zip(columns, longer, strict=True)]
         lines.append(_row(f"programs' s in {name}; >= one-shot generation?", cells))
     waits = [c["engine_episode_seconds"] for c in columns]
     cells = [f"{wait['generating']:.0f}, {wait['executing']:.0f}" for wait in waits]
     lines.append(_row("engine: episodes' s generating, executing", cells))
     lines.append("  the reference is the longer of one-shot generation and the slowest episode")
-    lines += [
-        "",
-        *_reading(of_overlap),
-        "",
-        *_exactness(report),
-        "",
-        *_overhead(report["overhead"]),
-    ]
-    return "\n".join(lines)
+    parts = [lines, _reading(of_overlap), _exactness(report), _overhead(report["overhead"])]
+    return "\n\n".join("\n".join(part) for part in parts)
 
 
 def _row(name: str, cells: list[str]) -> str:
@@ -114,8 +106,8 @@ def _row(name: str, cells: list[str]) -> str:
 def _reading(of_overlap: dict[str, Any]) -> list[str]:
     read, work = of_overlap["read"], of_overlap["work"]
     lines = [
-        f"Tokens read in a run: at least {read['once']} in {read['turns']} turns; {work['all_contexts']}"
-        f" in all contexts; {work['cache_tokens']} fit into the cache, in blocks of {read['block']}",
+        f"Tokens read in a run: {read['once']} at least ({read['turns']} turns); all contexts are "
+        f"{work['all_contexts']}, the cache {work['cache_tokens']}, in blocks of {read['block']}",
         f"{read['incomplete_blocks']:>10}  again, for the incomplete blocks, at most "
         f"{read['block'] - 1} a turn",
     ]
@@ -131,8 +123,8 @@ def _exactness(report: dict[str, Any]) -> list[str]:
         lines.append(f"{row['differ']:>10}  of {row['episodes']}, chains, {name}")
     for name, row in report["natural"].items():
         lines.append(
-            f"{row['differ']:>10}  of {row['episodes']}, natural sampling, {name}: turns with a tag "
-            f"{row['tag']}, with surplus {row['surplus']}, with the end token {row['eos']}, others "
+            f"{row['differ']:>10}  of {row['episodes']}, natural sampling, {name}: turns with a "
+            f"tag {row['tag']}, surplus {row['surplus']}, an end token {row['eos']}, others "
             f"{row['other']}; encoding again would change {row['encoding_again']} episodes"
         )
     return lines
@@ -141,10 +133,7 @@ def _exactness(report: dict[str, Any]) -> list[str]:
 def _overhead(cost: dict[str, Any]) -> list[str]:
     columns = [cost["short"], cost["long"]]
     heads = [f"{c['context_tokens']} tokens, {c['episodes']}" for c in columns]
-    lines = [
-        "The engine's overhead (processor us; wall-clock us)",
-        _row("context, at once", heads),
-    ]
+    lines = ["The engine's overhead (processor us; wall-clock us)", _row("context, at once", heads)]
     for name, meaning in (
         ("turn", f"a turn of {cost['turn_tokens']} tokens with a call"),
         ("episode", "an episode with one call, from begin to end"),
@@ -162,16 +151,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a checkpoint (a new tiny model)")
     parser.add_argument("--episodes", type=int, default=128, help="episodes of the overlap (128)")
-    parser.add_argument(
-        "--turn-tokens", type=float, default=64.0, help="mean tokens of a turn (64)"
-    )
+    parser.add_argument("--turn-tokens", type=float, default=64.0, help="mean turn length (64)")
     parser.add_argument("--calls", type=float, default=2.0, help="mean calls of an episode (2)")
+    parser.add_argument("--tool-median", type=float, default=0.05, help="median tool time (0.05 s)")
+    parser.add_argument("--tool-p99", type=float, default=3.0, help="99th percentile (3 s)")
     parser.add_argument(
-        "--tool-median", type=float, default=0.05, help="median tool time in s (0.05)"
-    )
-    parser.add_argument("--tool-p99", type=float, default=3.0, help="99th percentile in s (3)")
-    parser.add_argument(
-        "--tool-scale", type=float, nargs="+", default=[0.1, 1.0], help="factors of times (0.1 1)"
+        "--tool-scale", type=float, nargs="+", default=[0.1, 1.0], help="factors (0.1 1)"
     )
     parser.add_argument("--at-once", type=int, default=4096, help="overhead: episodes (4096)")
     parser.add_argument("--rounds", type=int, default=3, help="repeats of a measurement (3)")

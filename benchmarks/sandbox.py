@@ -11,6 +11,7 @@ program has ended when all its processes are gone. The figures go to
 
 import argparse
 import asyncio
+import itertools
 import math
 import os
 import subprocess
@@ -291,13 +292,10 @@ def main(arguments: list[str] | None = None) -> int:
             sandbox.run(SOLVE)
         time.sleep(2)
         latency = latencies(sandbox, options.rounds)
-        rates = {
-            f"{name}, {at_once} at once": asyncio.run(
-                throughput(sandbox, code, options.programs, at_once)
-            )
-            for name, (code, _) in PROGRAMS.items()
-            for at_once in (8, 64)
-        }
+        rates = {}
+        for (name, (code, _)), at_once in itertools.product(PROGRAMS.items(), (8, 64)):
+            rate = throughput(sandbox, code, options.programs, at_once)
+            rates[f"{name}, {at_once} at once"] = asyncio.run(rate)
         slept, blocked = asyncio.run(sleepers(sandbox))
         in_flight = asyncio.run(memory(sandbox))
         of_blocks = blocks(sandbox, 500)
@@ -329,10 +327,8 @@ def main(arguments: list[str] | None = None) -> int:
         f"{in_flight - one_guest:>9.0f}  MB with {SLEEPERS} programs in flight, beyond the "
         f"{one_guest:.0f} MB of one guest"
     )
-    print(
-        f"{of_blocks['p50_ms']:>9.2f}  ms a block of a session, print(1) "
-        f"({of_blocks['p99_ms']} p99)"
-    )
+    p50, p99 = of_blocks["p50_ms"], of_blocks["p99_ms"]
+    print(f"{p50:>9.2f}  ms per block of a session with print(1) ({p99} p99)")
     for name, seconds in bombed.items():
         print(f"{seconds:>9.2f}  s until {name} is gone, with a limit of {BOMB_SECONDS:g} s")
     for name, seconds in report["start_s"].items():

@@ -89,17 +89,9 @@ KINDS = [
     Kind("file", 60, "open('f', 'w').write('NONCE')\nprint(open('f').read())", prints),
     Kind("child", 40, "import os\nif os.fork() == 0: os._exit(0)\nos.wait()\nprint(NONCE)", prints),
     Kind("raises", 60, "print(NONCE)\n1 / 0", ends(Outcome.RUNTIME_ERROR)),
+    Kind("no syntax", 30, "print(NONCE", lambda e, _: e.outcome is Outcome.SYNTAX_ERROR),
     Kind(
-        "no syntax",
-        30,
-        "print(NONCE",
-        lambda execution, _: execution.outcome is Outcome.SYNTAX_ERROR,
-    ),
-    Kind(
-        "crash",
-        30,
-        "print(NONCE)\nimport ctypes\nctypes.string_at(0)",
-        ends(Outcome.RUNTIME_ERROR),
+        "crash", 30, "print(NONCE)\nimport ctypes\nctypes.string_at(0)", ends(Outcome.RUNTIME_ERROR)
     ),
     Kind("memory", 20, "print(NONCE)\nx = bytes(10**9)", ends(Outcome.MEMORY_LIMIT)),
     Kind("flood", 20, "print(NONCE)\nwhile True: print('x' * 10**5)", ends(Outcome.OUTPUT_LIMIT)),
@@ -280,10 +272,10 @@ def main(arguments: list[str] | None = None) -> int:
         for _ in range(50):
             sandbox.run("import numpy, sympy")
         time.sleep(2)
-        found = asyncio.run(soak(sandbox, options.programs, options.seed))
+        result = asyncio.run(soak(sandbox, options.programs, options.seed))
     left = measure(options.programs)
-    ran = sum(found["counts"].values())
-    problems = [*found["wrong"][:20], *grown(*found["figures"])]
+    ran = sum(result["counts"].values())
+    problems = [*result["wrong"][:20], *grown(*result["figures"])]
     if ran != options.programs:
         problems.append(f"{options.programs - ran} programs are lost")
     if extra := left.processes - before.processes:
@@ -295,16 +287,16 @@ def main(arguments: list[str] | None = None) -> int:
             "concurrency": CONCURRENCY,
             "guests": sandbox.number_of_guests,
         },
-        "programs_per_second": round(ran / found["seconds"], 1),
-        "wrong": len(found["wrong"]),
+        "programs_per_second": round(ran / result["seconds"], 1),
+        "wrong": len(result["wrong"]),
         "problems": problems,
-        "outcomes": dict(sorted(found["counts"].items())),
-        "figures": [asdict(figures) for figures in (*found["figures"], left)],
+        "outcomes": dict(sorted(result["counts"].items())),
+        "figures": [asdict(figures) for figures in (*result["figures"], left)],
     }
     write_results(options.out, report)
     print(f"{ran} programs, {report['programs_per_second']} a second, {report['wrong']} wrong")
     print("programs  host MB  guests MB  descriptors  processes")
-    for figures in found["figures"]:
+    for figures in result["figures"]:
         print(
             f"{figures.programs:>8}  {figures.host_mb:>7}  {figures.guests_mb:>9}"
             f"  {figures.descriptors:>11}  {figures.processes:>9}"

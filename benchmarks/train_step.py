@@ -185,7 +185,7 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         f"{settings['model']}, {report['activations']}, {settings['rounds']} rounds: median "
         "tokens/s without padding; ratio to TRL, median and range; peak MB above weights and "
-        "optimizer's state",
+        "optimizer's state"
     ]
     for name, by_setting in report["sets"].items():
         first = next(iter(by_setting.values()))

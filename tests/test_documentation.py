@@ -139,3 +139,16 @@ def test_the_readme_is_one_screen_and_runs():
     text = (ROOT / "README.md").read_text()
     assert len(text.split()) <= 900 and text.count("\n") <= 120
     assert sum(block.reason is not None for block in blocks_of(ROOT / "README.md")) <= MOST_NOT_RUN
+
+
+def test_a_formatter_has_changed_no_inclusion():
+    """`ruff format` takes the marker of an included file for Python, except between `fmt: off`."""
+    assert [name_of(page) for page in PAGES if re.search(r"--8 +<", page.read_text())] == []
+
+
+def test_the_glossary_is_sorted_and_its_links_have_a_target():
+    text = (ROOT / "docs" / "start" / "glossary.md").read_text()
+    terms = re.findall(r"^##### (.+)$", text, re.MULTILINE)
+    assert terms == sorted(terms, key=str.lower) and len(terms) == len(set(terms)) > 80
+    anchors = {re.sub(r"[^\w -]", "", term.lower()).replace(" ", "-") for term in terms}
+    assert {link for link in re.findall(r"\]\(#([\w-]+)\)", text)} <= anchors

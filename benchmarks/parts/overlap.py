@@ -1,4 +1,4 @@
-"""Measures how well loops hide tool time behind generation, on the same episodes and sampling.
+"""Measures how well loops overlap tool time with generation, on the same episodes and sampling.
 
 - **engine**: this project's engine, one coroutine per episode.
 - **TRL's loop**: the tool loop of `GRPOTrainer` (`benchmarks.parts.trl_loop`). It generates all

@@ -50,8 +50,19 @@ class Rollouts:
     """The token ids of each rollout, prompt included."""
 
 
-class _Trainer(GRPOTrainer):
-    """TRL's trainer with a replaced policy. It stops after its first rollouts.
+class _Timed(GRPOTrainer):
+    """A trainer that times its first rollouts and then stops."""
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        began = time.perf_counter()
+        prompt_ids, completion_ids, *_ = super()._generate(prompts)
+        seconds = time.perf_counter() - began
+        rows = [[*p, *c] for p, c in zip(prompt_ids, completion_ids, strict=True)]
+        raise _Measured(Rollouts(seconds, rows))
+
+
+class _Trainer(_Timed):
+    """TRL's trainer with a replaced policy.
 
     Args:
         turn: Generates the turns.
@@ -69,22 +80,11 @@ class _Trainer(GRPOTrainer):
         return self._turn(prompt_ids)
 
     def _generate(self, prompts: list[Any]) -> Any:
-        began = time.perf_counter()
-        prompt_ids, completion_ids, *_ = super()._generate(self._conversations)
-        seconds = time.perf_counter() - began
-        rows = [p + c for p, c in zip(prompt_ids, completion_ids, strict=True)]
-        raise _Measured(Rollouts(seconds, rows))
+        return super()._generate(self._conversations)
 
 
-class _EngineTrainer(EngineGRPOTrainer):
-    """This project's trainer. It stops after its first rollouts."""
-
-    def _generate(self, prompts: list[Any]) -> Any:
-        began = time.perf_counter()
-        prompt_ids, completion_ids, *_ = super()._generate(prompts)
-        seconds = time.perf_counter() - began
-        rows = [[*p, *c] for p, c in zip(prompt_ids, completion_ids, strict=True)]
-        raise _Measured(Rollouts(seconds, rows))
+class _EngineTrainer(_Timed, EngineGRPOTrainer):
+    """This project's trainer."""
 
 
 def _measured(trainer: type[GRPOTrainer], tokenizer: Any, rollouts: int, **kwargs: Any) -> Rollouts:
