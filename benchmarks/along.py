@@ -32,7 +32,9 @@ from retool_env.evaluation.run import evaluate
 from retool_env.execution import SandboxUnavailable
 from retool_env.metrics.summary import summarise
 from retool_env.metrics.tables import table
+from retool_env.problem import Problem
 from retool_env.rollout.transformers.policy import load_policy
+from retool_env.rules import Rules
 from retool_env.transcript import Transcript
 
 
@@ -50,7 +52,7 @@ def models(run: Path) -> dict[int, str]:
     }
     if not kept:
         raise SettingsError(
-            f"{run} kept no models along its training: train it with export_steps=10, for example"
+            f"{run} kept no models along its training: train it with export_steps=10, say"
         )
     return {0: first, **dict(sorted(kept.items()))}
 
@@ -76,6 +78,23 @@ def _settings(run: Path, needed: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def held_out(env: dict[str, Any], number: int) -> tuple[Rules, list[Problem]]:
+    """The rules of an environment, and its first held-out problems.
+
+    Args:
+        env: The environment's id and settings.
+        number: The number of problems.
+
+    Raises:
+        SettingsError: If there are fewer problems.
+    """
+    rules, source = find_task({**env, "split": "test"})
+    if number > len(source):
+        few = f"there are only {len(source)} held-out problems, not {number}"
+        raise SettingsError(f"{few}: lower --problems")
+    return rules, [source[i] for i in range(number)]
+
+
 def evaluate_along(
     run: Path, problems: int, k: int, seed: int = 0
 ) -> Iterator[tuple[int, list[Transcript]]]:
@@ -98,11 +117,7 @@ def evaluate_along(
     """
     of_run = models(run)
     settings = _settings(run, {"dtype": str, "env": dict, "sandbox": str | dict})
-    rules, source = find_task({**settings["env"], "split": "test"})
-    if problems > len(source):
-        raise SettingsError(
-            f"there are only {len(source)} held-out problems, not {problems}: lower --problems"
-        )
+    rules, chosen = held_out(settings["env"], problems)
     folder = run / "along"
     folder.mkdir(exist_ok=True)
     _same(folder / "evaluation.json", {"problems": problems, "k": k, "seed": seed})
@@ -121,7 +136,6 @@ def evaluate_along(
                         top_p=TOP_P,
                         max_batch=128,
                     )
-                    chosen = [source[i] for i in range(problems)]
                     _, transcripts = evaluate(policy, rules, chosen, k, sandbox, seed)
                     write_transcripts_atomically(path, transcripts)
                     del policy  # frees memory for the next model

@@ -171,9 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help=f"model ({CHECKPOINT})")
     parser.add_argument("--steps", type=int, default=30, help="steps that learn (30)")
     parser.add_argument("--timed", type=int, default=12, help="timed steps (12)")
-    parser.add_argument(
-        "--staleness", type=int, nargs="+", default=[0, 1, 2], help="batches ahead (0 1 2)"
-    )
+    parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
     parser.add_argument("--tool-median", type=float, default=0.5, help="median wait in s (0.5)")
     parser.add_argument("--tool-p99", type=float, default=3.0, help="99th percentile in s (3)")
     parser.add_argument("--out", type=Path, default=RESULTS / "asynchrony.json", help="JSON file")

@@ -356,9 +356,7 @@ def planned_parts(options: argparse.Namespace) -> dict[str, Part]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "folder", type=Path, nargs="?", help="the folder of cases, PROJECT.jsonl each"
-    )
+    parser.add_argument("folder", type=Path, nargs="?", help="folder of PROJECT.jsonl files")
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="(all; cases needs FOLDER)")
     parser.add_argument("--set-aside", type=Path, help="file of mistaken cases")
     parser.add_argument("--wrong", type=Path, help="file for wrongly graded cases")

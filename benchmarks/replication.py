@@ -34,8 +34,8 @@ from agents.base.presets import load_settings
 from agents.base.records import damaged, read_episodes, read_records
 from agents.base.registry import load_algorithm
 from agents.base.run import seconds_of
-from agents.base.settings import SettingsError, find_task
-from benchmarks.along import evaluate_along, models
+from agents.base.settings import SettingsError
+from benchmarks.along import evaluate_along, held_out, models
 from benchmarks.parts.learning import Curve, calibrate, claim_holds, compare, cost_ratio
 from benchmarks.parts.replication_figures import draw, draw_tools, table
 from benchmarks.parts.results import RESULTS, write_results
@@ -123,10 +123,7 @@ class Plan:
             if command[2] == "agents":
                 algorithm = load_algorithm(command[3])
                 settings = load_settings(algorithm.Settings, command[3], self.preset, command[9:])
-        held_out = len(find_task({**settings.env, "split": "test"})[1])
-        if self.problems > held_out:
-            few = f"there are only {held_out} held-out problems, not {self.problems}"
-            raise SettingsError(f"{few}: lower --problems")
+        held_out(settings.env, self.problems)
 
     def folder(self, seed: int, arm: str, algorithm: str) -> Path:
         """The folder of a run.
@@ -200,9 +197,8 @@ def run_all(plan: Plan, jobs: int) -> None:
                 )
             if command[2] == "benchmarks.along" and len(models(Path(command[3]))) < 3:
                 stopped.set()
-                raise RuntimeError(
-                    f"{command[3]} kept fewer than two models: set export_steps lower"
-                )
+                few = f"{command[3]} kept fewer than two models"
+                raise RuntimeError(f"{few}: set export_steps lower")
         _say(started, f"done: {chain[1]}, seed {chain[0]}")
 
     with ThreadPoolExecutor(jobs) as pool:

@@ -294,8 +294,8 @@ def main(arguments: list[str] | None = None) -> int:
         latency = latencies(sandbox, options.rounds)
         rates = {}
         for (name, (code, _)), at_once in itertools.product(PROGRAMS.items(), (8, 64)):
-            rate = throughput(sandbox, code, options.programs, at_once)
-            rates[f"{name}, {at_once} at once"] = asyncio.run(rate)
+            measuring = throughput(sandbox, code, options.programs, at_once)
+            rates[f"{name}, {at_once} at once"] = asyncio.run(measuring)
         slept, blocked = asyncio.run(sleepers(sandbox))
         in_flight = asyncio.run(memory(sandbox))
         of_blocks = blocks(sandbox, 500)

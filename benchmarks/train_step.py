@@ -249,25 +249,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--drawn", action="store_true", help="draw lengths, record no episodes")
     parser.add_argument("--episodes", type=int, default=128, help="episodes of a batch (128)")
     parser.add_argument("--group", type=int, default=8, help="rollouts per problem (8)")
-    parser.add_argument(
-        "--turn-tokens", type=float, default=64.0, help="drawn: mean of a turn (64)"
-    )
-    parser.add_argument("--prompt-tokens", type=int, default=64, help="drawn: of a prompt (64)")
-    parser.add_argument(
-        "--max-tokens", type=int, default=1024, help="drawn: maximum of a response (1024)"
-    )
-    parser.add_argument(
-        "--settings",
-        nargs="+",
-        choices=list(SETTINGS),
-        default=list(SETTINGS),
-        help="(all of them)",
-    )
+    parser.add_argument("--turn-tokens", type=float, default=64.0, help="drawn: mean turn (64)")
+    parser.add_argument("--prompt-tokens", type=int, default=64, help="drawn: prompt (64)")
+    parser.add_argument("--max-tokens", type=int, default=1024, help="drawn: response (1024)")
+    names = list(SETTINGS)
+    parser.add_argument("--settings", nargs="+", choices=names, default=names, help="(all)")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each trainer (5)")
     parser.add_argument("--bf16", action="store_true", help="use activations in bfloat16")
-    parser.add_argument(
-        "--peak-flops", type=float, help="of the device per second, if TRL does not know it"
-    )
+    parser.add_argument("--peak-flops", type=float, help="FLOPs/s of the device (TRL's table)")
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling and lengths (0)")
     parser.add_argument("--out", type=Path, help="the JSON file of the figures")
     options = parser.parse_args(arguments)

@@ -65,9 +65,7 @@ class ToolTimes:
 
     def __post_init__(self) -> None:
         if not 0 < self.median <= self.p99:
-            raise ValueError(
-                f"the median must be above 0 and at most the 99th percentile, unlike {self}"
-            )
+            raise ValueError(f"the median must be above 0, and p99 not below the median: {self}")
 
     def draw(self, chance: np.random.Generator) -> float:
         """Draw the run time of a program in seconds."""
@@ -126,7 +124,7 @@ def call_text(program: str) -> str:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TurnRequest:
     """One request of a loop to the policy, with its result."""
 
     number: int
@@ -171,7 +169,7 @@ class ChainPolicy(WrappedPolicy):
     def __init__(self, policy: Policy, chains: Sequence[Chain]) -> None:
         super().__init__(policy)
         self.chains = chains
-        self.asked: list[Asked] = []
+        self.requests: list[TurnRequest] = []
         """All requests so far, in the order in which they ended."""
 
     async def act(
@@ -194,7 +192,7 @@ class ChainPolicy(WrappedPolicy):
         written = await self.policy.act(token_ids, (), tokens, 1000 * number + turn)
         if len(written.token_ids) != tokens:
             raise RuntimeError(f"the model ended a turn of {tokens} tokens early: {written}")
-        self.asked.append(Asked(number, turn, tuple(token_ids), written.token_ids))
+        self.requests.append(TurnRequest(number, turn, tuple(token_ids), written.token_ids))
         tail = self.tail(number, turn)
         return Generation(
             written.token_ids + tail,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agents.models.tiny import make_model
-from benchmarks.parts.chains import Asked, WrappedPolicy, add_bias
+from benchmarks.parts.chains import TurnRequest, WrappedPolicy, add_bias
 from retool_env.episode import Generation
 from retool_env.execution import Execution, Limits, Outcome
 from retool_env.problem import Problem
@@ -89,11 +89,11 @@ def shared(one: Sequence[int], other: Sequence[int]) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def must_read(asked: Sequence[Asked], block: int) -> dict[str, int]:
+def must_read(requests: Sequence[TurnRequest], block: int) -> dict[str, int]:
     """The number of tokens that a model has to read (prefill) for the turns of chains.
 
     Args:
-        asked: All requests of a loop.
+        requests: All requests of a loop.
         block: The number of tokens of a block of the cache.
 
     Returns:
@@ -107,7 +107,7 @@ def must_read(asked: Sequence[Asked], block: int) -> dict[str, int]:
     before: Context = ()
     once = incomplete = whole = 0
     # Sorted, because the neighbour in sorted order has the longest common prefix.
-    for turn in sorted(asked, key=lambda request: (request.turn, request.context)):
+    for turn in sorted(requests, key=lambda request: (request.turn, request.context)):
         prefix = shared(known[turn.number] if turn.turn else before, turn.context)
         once += len(turn.context) - prefix
         incomplete += prefix % block
@@ -161,8 +161,8 @@ def natural(policy: Policy, problems: int, n: int) -> dict[str, int]:
     recorder = Recorder(policy)
     echo: Any = _Echo()
     engine = RolloutEngine(recorder, NATURAL_RULES, echo)
-    asked = [Problem(str(i), f"Question {i}.", "1") for i in range(problems)]
-    transcripts = list(itertools.chain(*engine.run(asked, n=n)))
+    questions = [Problem(str(i), f"Question {i}.", "1") for i in range(problems)]
+    transcripts = list(itertools.chain(*engine.run(questions, n=n)))
     tokenizer = policy.tokenizer
     counts = dict.fromkeys(("differ", "encoding_again", "tag", "surplus", "eos", "other"), 0)
     counts["differ"] = recorder.differing(transcripts)

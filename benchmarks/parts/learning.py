@@ -38,9 +38,7 @@ class Curve:
     def __post_init__(self) -> None:
         lengths = {len(self.steps), len(self.accuracy), len(self.tokens), len(self.seconds)}
         if len(lengths) > 1 or len(self.steps) < 3:
-            raise ValueError(
-                "a curve needs three or more evaluations, and all fields the same length"
-            )
+            raise ValueError("a curve needs at least three evaluations, and fields of one length")
         if self.steps[0] != 0 or any(np.diff(self.steps) <= 0):
             raise ValueError(f"the steps of a curve must begin at 0 and rise, unlike {self.steps}")
 

@@ -21,7 +21,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from benchmarks.parts.chains import CHAIN_RULES, Asked, Chain, ChainPolicy, ChainTool, make_problems
+from benchmarks.parts.chains import (
+    CHAIN_RULES,
+    Chain,
+    ChainPolicy,
+    ChainTool,
+    TurnRequest,
+    make_problems,
+)
 from benchmarks.parts.exactness import Recorder, must_read
 from benchmarks.parts.results import ratios
 from benchmarks.parts.trl_loop import trl_chains
@@ -70,27 +77,27 @@ async def barrier(
     return [episode.transcript for episode in episodes]
 
 
-async def one_shot(policy: Policy, asked: Sequence[Asked]) -> None:
+async def one_shot(policy: Policy, requests: Sequence[TurnRequest]) -> None:
     """Sample each episode as one request, which reads the prompt and all results first.
 
     Args:
         policy: The model.
-        asked: All requests of a loop.
+        requests: All requests of a loop.
 
     Raises:
         RuntimeError: If the model ended an episode by itself.
     """
-    requests = []
-    for number in sorted({request.number for request in asked}):
-        turns = sorted((a for a in asked if a.number == number), key=_turn)
+    combined = []
+    for number in sorted({request.number for request in requests}):
+        turns = sorted((a for a in requests if a.number == number), key=_turn)
         read = list(turns[0].context)
         for last, turn in itertools.pairwise(turns):
             read += turn.context[len(last.context) + len(last.sampled) :]
-        requests.append((read, sum(len(turn.sampled) for turn in turns)))
+        combined.append((read, sum(len(turn.sampled) for turn in turns)))
     written = await asyncio.gather(
-        *(policy.act(ids, (), tokens, n) for n, (ids, tokens) in enumerate(requests))
+        *(policy.act(ids, (), tokens, n) for n, (ids, tokens) in enumerate(combined))
     )
-    if [len(w.token_ids) for w in written] != [tokens for _, tokens in requests]:
+    if [len(w.token_ids) for w in written] != [tokens for _, tokens in combined]:
         raise RuntimeError("the model ended an episode early")
 
 
@@ -100,7 +107,7 @@ class Measurement:
 
     seconds: float
     """The wall-clock time of the run."""
-    asked: Sequence[Asked] = ()
+    requests: Sequence[TurnRequest] = ()
     """All requests to the policy."""
     read: int | None = None
     """The number of context tokens that the model read; `None`: not counted."""
@@ -138,7 +145,7 @@ def run_engine(
     groups = engine.run(problems if only is None else [problems[only]])
     return Measurement(
         time.perf_counter() - began,
-        chained.asked,
+        chained.requests,
         differ=recorder.differing(_complete([group[0] for group in groups])),
         generating=engine.progress.generation_seconds,
         executing=engine.progress.tool_seconds,
@@ -162,7 +169,7 @@ def run_barrier(policy: Policy, chains: Sequence[Chain], scale: float) -> Measur
     began = time.perf_counter()
     transcripts = asyncio.run(barrier(recorder, CHAIN_RULES, tool, problems))
     seconds = time.perf_counter() - began
-    return Measurement(seconds, chained.asked, differ=recorder.differing(_complete(transcripts)))
+    return Measurement(seconds, chained.requests, differ=recorder.differing(_complete(transcripts)))
 
 
 def run_trl(policy: Policy, chains: Sequence[Chain], scale: float) -> Measurement:
@@ -175,13 +182,13 @@ def run_trl(policy: Policy, chains: Sequence[Chain], scale: float) -> Measuremen
     """
     chained = ChainPolicy(policy, chains)
     rollouts = trl_chains(chained, make_problems(chains), ChainTool(chains, scale))
-    last = {turn.number: turn for turn in sorted(chained.asked, key=_turn)}
+    last = {turn.number: turn for turn in sorted(chained.requests, key=_turn)}
     seen = [
         [*last[n].context, *last[n].sampled, *chained.tail(n, last[n].turn)]
         for n in range(len(chains))
     ]
     differ = sum(row != ids for row, ids in zip(rollouts.rows, seen, strict=True))
-    return Measurement(rollouts.seconds, chained.asked, differ=differ)
+    return Measurement(rollouts.seconds, chained.requests, differ=differ)
 
 
 def _complete(transcripts: list[Transcript]) -> list[Transcript]:
@@ -217,7 +224,7 @@ def overlap(
         }
     runs: Runs = {key: [] for key in (*loops, (None, ONE_SHOT))}
     # Last in the first round, because it repeats the requests of a run of the engine.
-    loops[None, ONE_SHOT] = lambda: _one_shot(policy, runs[scales[0], ENGINE][0].asked)
+    loops[None, ONE_SHOT] = lambda: _one_shot(policy, runs[scales[0], ENGINE][0].requests)
     keys = list(loops)
     for number in range(rounds):
         first = number * len(keys) // rounds
@@ -248,9 +255,9 @@ def overlap(
     }
 
 
-def _one_shot(policy: Policy, asked: Sequence[Asked]) -> Measurement:
+def _one_shot(policy: Policy, requests: Sequence[TurnRequest]) -> Measurement:
     began = time.perf_counter()
-    asyncio.run(one_shot(policy, asked))
+    asyncio.run(one_shot(policy, requests))
     return Measurement(time.perf_counter() - began)
 
 
@@ -261,15 +268,15 @@ def check_same(reference: Measurement, runs: Sequence[Measurement]) -> None:
         RuntimeError: If a run had other prompts or results, or sampled other lengths.
     """
     for run in runs:
-        if _inputs(run.asked) != _inputs(reference.asked):
+        if _inputs(run.requests) != _inputs(reference.requests):
             raise RuntimeError("two loops ran different episodes, so their times can't be compared")
 
 
-def _inputs(asked: Sequence[Asked]) -> dict[tuple[int, int], tuple[Any, int]]:
+def _inputs(requests: Sequence[TurnRequest]) -> dict[tuple[int, int], tuple[Any, int]]:
     """By chain and turn: the context since the last sampled token, and the sampled length."""
     inputs = {}
     end: dict[int, int] = {}
-    for turn in sorted(asked, key=_turn):
+    for turn in sorted(requests, key=_turn):
         behind = turn.context[end.get(turn.number, 0) :]
         inputs[turn.number, turn.turn] = behind, len(turn.sampled)
         end[turn.number] = len(turn.context) + len(turn.sampled)
@@ -277,7 +284,7 @@ def _inputs(asked: Sequence[Asked]) -> dict[tuple[int, int], tuple[Any, int]]:
 
 
 def _work(run: Measurement, chains: Sequence[Chain], policy: Any) -> dict[str, Any]:
-    ends = {a.number: len(a.context) + len(a.sampled) for a in sorted(run.asked, key=_turn)}
+    ends = {a.number: len(a.context) + len(a.sampled) for a in sorted(run.requests, key=_turn)}
     return {
         "episodes": len(chains),
         "calls": sum(len(chain) - 1 for chain in chains),
@@ -288,8 +295,8 @@ def _work(run: Measurement, chains: Sequence[Chain], policy: Any) -> dict[str, A
     }
 
 
-def _turn(asked: Asked) -> int:
-    return asked.turn
+def _turn(request: TurnRequest) -> int:
+    return request.turn
 
 
 def _setting(scale: float, runs: Runs, chains: Sequence[Chain]) -> dict[str, Any]:
@@ -326,13 +333,13 @@ def _setting(scale: float, runs: Runs, chains: Sequence[Chain]) -> dict[str, Any
 
 
 def _exactness(runs: Sequence[Measurement]) -> dict[str, int]:
-    episodes = sum(len({turn.number for turn in run.asked}) for run in runs)
+    episodes = sum(len({turn.number for turn in run.requests}) for run in runs)
     return {"episodes": episodes, "differ": sum(run.differ for run in runs)}
 
 
 def _reading(by_loop: dict[str, list[Measurement]], first_run: Measurement) -> dict[str, Any]:
     """The mean number of tokens that a run read twice; uncounted loops are absent."""
-    must = must_read(first_run.asked, BLOCK)
+    must = must_read(first_run.requests, BLOCK)
     ways = {}
     for name, runs in by_loop.items():
         if read := [run.read for run in runs if run.read is not None]:
@@ -340,7 +347,7 @@ def _reading(by_loop: dict[str, list[Measurement]], first_run: Measurement) -> d
             again = round(mean - must["once"], 1)
             beyond = round(again - must["incomplete_blocks"], 1)
             ways[name] = {"read": mean, "again": again, "beyond_incomplete_blocks": beyond}
-    return {"block": BLOCK, "turns": len(first_run.asked), **must, "ways": ways}
+    return {"block": BLOCK, "turns": len(first_run.requests), **must, "ways": ways}
 
 
 def chain_seconds(chain: Chain, seconds_per_token: float, scale: float) -> float:

@@ -79,10 +79,6 @@ class Load:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.deadline_share <= 1 or self.deadline < 0:
             raise ValueError("deadline_share must be above 0 and at most 1, deadline not below 0")
-        if not 0 < self.tool_median <= self.tool_p99:
-            raise ValueError(
-                "tool_median, the median, must be above 0 and at most tool_p99, the 99th percentile"
-            )
         if self.max_calls < 0 or self.workers < 0:
             raise ValueError("max_calls and workers must not be negative")
         self.speed, self.habits, self.tools  # noqa: B018 (these check the rest)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
+from agents.models.tiny import make_model
 from benchmarks.parts.chains import (
     CHAIN_RULES,
     CHAIN_TOOLS,
@@ -90,18 +90,10 @@ class _EngineTrainer(_Timed, EngineGRPOTrainer):
 def _measured(trainer: type[GRPOTrainer], tokenizer: Any, rollouts: int, **kwargs: Any) -> Rollouts:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     # The trainer needs a model, but this model neither samples nor trains.
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=8,
-            intermediate_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            max_position_embeddings=1_000_000,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 8, "intermediate_size": 8}
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+    ends = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id")}
+    model, _ = make_model(0, **sizes, **ends, max_position_embeddings=1_000_000)
     with tempfile.TemporaryDirectory() as folder:
         built = trainer(
             model=model,

@@ -8,10 +8,10 @@ from agents.models.tiny import make_model
 from benchmarks.parts import exactness, overlap
 from benchmarks.parts.chains import (
     CHAIN_RULES,
-    Asked,
     ChainPolicy,
     ChainTool,
     Turn,
+    TurnRequest,
     make_chat_model,
     make_problems,
 )
@@ -66,21 +66,21 @@ def test_a_turn_belongs_to_one_rollout_of_its_prompt() -> None:
 
 def test_tokens_that_must_be_read_are_counted() -> None:
     prompts = [(*range(100, 120), last) for last in (1, 2)]
-    asked = [
-        Asked(0, 0, prompts[0], (5,) * 30),
-        Asked(1, 0, prompts[1], (5,)),
-        Asked(0, 1, (*prompts[0], *(5,) * 30, 7, 8, 9), (5,)),
+    requests = [
+        TurnRequest(0, 0, prompts[0], (5,) * 30),
+        TurnRequest(1, 0, prompts[1], (5,)),
+        TurnRequest(0, 1, (*prompts[0], *(5,) * 30, 7, 8, 9), (5,)),
     ]
     # 21 of the first prompt, 1 of the second, which shares 20; then the last sampled token and 3.
     # In blocks of 16: 4 of the second prompt, and 50 - 48 of the third turn.
     whole = 21 + 21 + 54
-    assert must_read(asked, 16) == {
+    assert must_read(requests, 16) == {
         "once": 26,
         "incomplete_blocks": 6,
         "without_cache": whole - 26,
     }
-    assert must_read(asked[::-1], 16) == must_read(asked, 16)
-    assert must_read(asked, 1)["incomplete_blocks"] == 0
+    assert must_read(requests[::-1], 16) == must_read(requests, 16)
+    assert must_read(requests, 1)["incomplete_blocks"] == 0
 
 
 class CountingPolicy(SimulatedPolicy):

@@ -8,10 +8,10 @@ from agents.models.tiny import make_tokenizer
 from benchmarks.parts import overlap
 from benchmarks.parts.chains import (
     CHAIN_RULES,
-    Asked,
     ChainPolicy,
     ChainTool,
     Turn,
+    TurnRequest,
     make_chat_model,
     make_problems,
 )
@@ -102,32 +102,42 @@ def test_the_engine_has_no_barrier() -> None:
 
 
 def test_one_shot_generation_reads_and_samples_the_same_tokens() -> None:
-    requests = []
+    calls = []
 
     class Noting(SimulatedPolicy):
         async def act(self, token_ids, stop, budget, seed):
-            requests.append((list(token_ids), budget))
+            calls.append((list(token_ids), budget))
             return await super().act(token_ids, stop, budget, seed)
 
-    asked = [
-        Asked(1, 0, (7, 8), (1, 2, 3)),
-        Asked(0, 0, (5,), (1,)),
-        Asked(1, 1, (7, 8, 1, 2, 3, 90, 91), (4,)),  # a call and its result: 90, 91
+    requests = [
+        TurnRequest(1, 0, (7, 8), (1, 2, 3)),
+        TurnRequest(0, 0, (5,), (1,)),
+        TurnRequest(1, 1, (7, 8, 1, 2, 3, 90, 91), (4,)),  # a call and its result: 90, 91
     ]
     policy = Noting(make_tokenizer(), Speed(1e-6, 0, 0), Habits(1000, spread=0))
-    asyncio.run(overlap.one_shot(policy, asked))
-    assert requests == [([5], 1), ([7, 8, 90, 91], 4)]
+    asyncio.run(overlap.one_shot(policy, requests))
+    assert calls == [([5], 1), ([7, 8, 90, 91], 4)]
 
 
 def test_loops_that_run_different_episodes_are_refused() -> None:
-    run = overlap.Measurement(1.0, [Asked(0, 0, (1, 2), (9,)), Asked(0, 1, (1, 2, 9, 3), (9, 9))])
-    drawn = overlap.Measurement(2.0, [Asked(0, 0, (1, 2), (8,)), Asked(0, 1, (1, 2, 8, 3), (7, 6))])
+    run = overlap.Measurement(
+        1.0, [TurnRequest(0, 0, (1, 2), (9,)), TurnRequest(0, 1, (1, 2, 9, 3), (9, 9))]
+    )
+    drawn = overlap.Measurement(
+        2.0, [TurnRequest(0, 0, (1, 2), (8,)), TurnRequest(0, 1, (1, 2, 8, 3), (7, 6))]
+    )
     overlap.check_same(run, [drawn])  # only the sampled tokens differ
     for other in (
-        [Asked(0, 0, (1, 3), (9,)), Asked(0, 1, (1, 3, 9, 3), (9, 9))],  # another prompt
-        [Asked(0, 0, (1, 2), (9,)), Asked(0, 1, (1, 2, 9, 4), (9, 9))],  # another result
-        [Asked(0, 0, (1, 2), (9,)), Asked(0, 1, (1, 2, 9, 3), (9,))],  # a shorter turn
-        run.asked[:1],  # a missing turn
+        [
+            TurnRequest(0, 0, (1, 3), (9,)),
+            TurnRequest(0, 1, (1, 3, 9, 3), (9, 9)),
+        ],  # another prompt
+        [
+            TurnRequest(0, 0, (1, 2), (9,)),
+            TurnRequest(0, 1, (1, 2, 9, 4), (9, 9)),
+        ],  # another result
+        [TurnRequest(0, 0, (1, 2), (9,)), TurnRequest(0, 1, (1, 2, 9, 3), (9,))],  # a shorter turn
+        run.requests[:1],  # a missing turn
     ):
         with pytest.raises(RuntimeError, match="different episodes"):
             overlap.check_same(run, [overlap.Measurement(1.0, other)])

@@ -33,4 +33,4 @@ def test_trls_own_loop_gives_the_same_ids() -> None:
         assert row == [*transcript.prompt_ids, *transcript.completion_ids]
     assert rollouts.seconds >= sum(turn.tool_seconds or 0 for chain in chains for turn in chain)
     # TRL generates all rows of a turn together, so the numbers of turns never fall.
-    assert [turn.turn for turn in chained.asked] == [0] * 4 + [1] * 3 + [2] * 2 + [3]
+    assert [turn.turn for turn in chained.requests] == [0] * 4 + [1] * 3 + [2] * 2 + [3]
