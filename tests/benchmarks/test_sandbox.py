@@ -31,6 +31,7 @@ class Instant:
 def test_quantiles_are_of_the_nearest_rank() -> None:
     seconds = [i / 1000 for i in range(100, 0, -1)]
     assert benchmark.quantiles(seconds) == {"p50_ms": 50, "p99_ms": 99, "n": 100}
+    assert benchmark.quantiles([0.003, 0.001, 0.002])["p50_ms"] == 2
     assert benchmark.quantiles([0.002]) == {"p50_ms": 2, "p99_ms": 2, "n": 1}
 
 
