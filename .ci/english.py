@@ -44,7 +44,8 @@ def _rule(name: str, pattern: str, bad: str, good: str, *kinds: str) -> Rule:
 RULES = (
     _rule(
         "is-none",
-        r"\b(?:is|are|was|were) none\b(?! of)|(?<![Tt]here )\b(?:is|are|was|were) no\b(?! longer| more)",
+        r"\b(?:is|are|was|were) none\b(?! of)"
+        r"|(?<![Tt]here )\b(?:is|are|was|were) no\b(?! longer| more)",
         "is no algorithm",
         "is not an algorithm",
     ),
@@ -65,7 +66,8 @@ RULES = (
     ),
     _rule(
         "noun-clause",
-        r"(?:^|[.:;] )What (?![^.]*\?)|\b(?:of|by|for|from|in|with|than|to|on|against|as|at|under|after"
+        r"(?:^|[.:;] )What (?![^.]*\?)"
+        r"|\b(?:of|by|for|from|in|with|than|to|on|against|as|at|under|after"
         r"|before|beside) what\b",
         "What it is given.",
         "The input of the program.",
@@ -90,7 +92,7 @@ RULES = (
     ),
     _rule(
         "trailing-too",
-        r"\btoo[.;:!?](?:\s|$)|, too\b",
+        r"\btoo[.;:!?](?:\s|$)|, too(?=[.,;:!?\s]*$|[.;:!?,])",
         "It is counted, too.",
         "It is also counted.",
     ),
@@ -109,7 +111,7 @@ LENGTH = "long-sentences"
 OTHER_RULES = {
     ARGUMENTS: "a public function with three or more parameters documents each of them in `Args:`",
     SHAPES: "the text of a tensor's argument has its shape: `logprobs: (N, T)`",
-    TERMS: "`each`, `found`, `said`, `own`, `place` are not names of parameters, fields or functions",
+    TERMS: "`each`, `found`, `said`, `own`, `place` are not names of parameters, fields, functions",
     LENGTH: f"the mean sentence of {', '.join(START_PAGES)} has at most {MOST_WORDS} words",
 }
 _EVERYDAY = {"each", "found", "said", "own", "place", "theirs", "ours"}
