@@ -781,7 +781,7 @@ def test_in_evaluation_groups_are_whole_and_nothing_is_recorded(checkpoint, tmp_
     rows = trainer.rollout_func(["0", "0", "1", "1"], trainer)
     assert [t.problem.id for t in rows["transcript"]] == ["0", "0", "1", "1"] and not rollouts
     assert {t.trained_version for t in rows["transcript"]} == {None}
-    with pytest.raises(ValueError, match="no groups of 2"):
+    with pytest.raises(ValueError, match="groups of 2 equal"):
         trainer.rollout_func(["0", "0", "1"], trainer)
     failing = Varied(make_tokenizer(), program="fail")
     trainer, _ = make_trainer(checkpoint, tmp_path, policy=failing, num_generations_eval=2)
@@ -823,7 +823,7 @@ def test_groups_that_are_not_whole_are_refused(checkpoint, tmp_path):
         trainer.check_groups()
     trainer, _ = make_trainer(checkpoint, tmp_path)
     trainer.model.train()
-    with pytest.raises(ValueError, match="no groups of 4"):
+    with pytest.raises(ValueError, match="groups of 4 equal"):
         trainer.rollout_func(["0", "0", "1", "1"], trainer)
 
 

@@ -65,13 +65,13 @@ def test_nothing_to_learn_from_ends_all_and_an_error_of_one_is_one_of_both(found
     for one in found["all fail"]:
         assert "all 8 episodes of step 0 failed" in one["error"] and not one["moved"]
     first, second = found["one breaks"]
-    assert first["error"] == "RuntimeError: process 1 failed; it says why"
+    assert first["error"] == "RuntimeError: process 1 failed: read its error text for the reason"
     assert second["error"] == "MemoryError: no room"
 
 
 def test_what_one_process_can_not_write_down_ends_both(found):
     first, second = found["full disk"]
-    assert first["error"] == "RuntimeError: process 1 failed; it says why"
+    assert first["error"] == "RuntimeError: process 1 failed: read its error text for the reason"
     assert second["error"] == "OSError: no space"
 
 

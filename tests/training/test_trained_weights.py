@@ -126,8 +126,8 @@ def test_a_sampler_in_bfloat16_says_how_many_weights_an_update_did_not_move(upda
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"target_modules": ["q_proj"], "use_dora": True}, "no plain LoRA"),
-        ({"target_modules": ["q_proj"], "lora_bias": True}, "no plain LoRA"),
+        ({"target_modules": ["q_proj"], "use_dora": True}, "not plain LoRA"),
+        ({"target_modules": ["q_proj"], "lora_bias": True}, "not plain LoRA"),
         ({"target_modules": ["embed_tokens"]}, "untie the model's embeddings"),
         ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "untie"),
     ],
