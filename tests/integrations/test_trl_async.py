@@ -603,7 +603,7 @@ def test_episodes_that_hang_are_told(make_worker, clock):
     clock.now = 299.0
     worker.check_health(300.0)
     clock.now = 301.0
-    with pytest.raises(RuntimeError, match=f"nothing in 301 s, and {N} episodes are under way$"):
+    with pytest.raises(RuntimeError, match=f"nothing in 301 s, and {N} episodes are in flight$"):
         worker.check_health(300.0)
     with pytest.raises(RuntimeError, match="nothing in 301 s"):
         next(iter(trl_dataset(worker)))

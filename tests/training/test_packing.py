@@ -163,7 +163,7 @@ def assert_same(packed, padded):
     old = logps + 0.3 * noise
     loss, gradient, entropy = outcome(packed, ours, old)
     other_loss, other, other_entropy = outcome(padded, theirs, old)
-    assert (packed._packs, packed._shares, padded._packs) == (True, True, False)
+    assert (packed.packs, packed.shares_prompts, padded.packs) == (True, True, False)
     assert loss == pytest.approx(other_loss, rel=1e-4, abs=1e-6)
     assert entropy == pytest.approx(other_entropy, rel=1e-5)
     assert other.norm() > 1e-4 and (gradient - other).norm() / other.norm() < 1e-4
@@ -249,7 +249,7 @@ def test_an_episode_has_the_log_probs_that_it_has_alone(name, attention, trainer
     )
     with torch.no_grad():
         logps, entropies = logps_of(trainer, batch)
-    assert trainer._packs and trainer._shares == (bool(sharing) and "sliding" not in name)
+    assert trainer.packs and trainer.shares_prompts == (bool(sharing) and "sliding" not in name)
     tokens = [
         len(p) + len(c) - 1
         for p, c in zip(*map(episodes().get, ("prompt_ids", "completion_ids")), strict=True)
@@ -305,13 +305,13 @@ def test_a_model_that_lets_episodes_see_each_other_gets_padded_rows_and_that_is_
 def test_virtual_tokens_of_an_adapter_can_not_be_packed(trainer_of):
     virtual = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3)
     trainer = trainer_of(peft=virtual)
-    assert not trainer._can_pack(trainer.model)
+    assert not trainer.can_pack(trainer.model)
 
 
 def test_the_trial_leaves_the_model_and_the_random_state_as_they_were(trainer_of):
     trainer = trainer_of(config=MODELS["learned positions"], disable_dropout=False)
     state = torch.get_rng_state()
-    assert trainer._can_pack(trainer.model)
+    assert trainer.can_pack(trainer.model)
     assert torch.equal(state, torch.get_rng_state())
     assert trainer.model.training and all(p.grad is None for p in trainer.model.parameters())
 
@@ -327,7 +327,7 @@ def passes(trainer_of):
         trainer = trainer_of(kind=kind, beta=beta, **settings)
         trainer.model.eval()  # without the trial of the model
         if kind is EngineGRPOTrainer:
-            trainer._can_pack(trainer.model)
+            trainer.can_pack(trainer.model)
         counted = {"policy": 0, "reference": 0}
         models = {"policy": trainer.model, "reference": trainer.ref_model}
         for name, model in models.items():
