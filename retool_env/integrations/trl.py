@@ -210,7 +210,7 @@ class EngineGRPOTrainer(GRPOTrainer):
             output["old_per_token_logps"] = sampled
         mask = (output["completion_mask"] * output["tool_mask"]).bool()
         if self.advantages is not None:
-            output["advantages"] = self._own_advantages(self.advantages, inputs, mask)
+            output["advantages"] = self.advantages_of(inputs, mask)
         trained = mask.any(dim=1)
         rows = torch.stack([trained.sum(), trained.new_tensor(len(trained), dtype=torch.long)])
         training, total = self.accelerator.reduce(rows, "sum")
@@ -228,12 +228,16 @@ class EngineGRPOTrainer(GRPOTrainer):
         self._rewards = total.masked_fill(rewards.isnan().all(dim=1), torch.nan)
         return rewards
 
-    def _own_advantages(
-        self, hook: Advantages, inputs: list[dict[str, Any]], mask: torch.Tensor
-    ) -> torch.Tensor:
-        """This process's advantages, shape `(B,)` or `(B, C)`; logs each episode's mean."""
+    def advantages_of(self, inputs: list[dict[str, Any]], mask: torch.Tensor) -> torch.Tensor:
+        """The hook's advantages of this process's rows, shape `(B,)` or `(B, C)`; logs the means.
+
+        Args:
+            inputs: The rows, with their transcripts.
+            mask: Whether a token of the completions is trained on, shape `(B, C)`.
+        """
         group = self.num_generations if self.model.training else self.num_generations_eval
-        more = {}
+        hook, more = self.advantages, {}
+        assert hook is not None  # there are no advantages of TRL's to replace
         if "transcripts" in inspect.signature(hook).parameters:
             more["transcripts"] = gather_object([row["transcript"] for row in inputs])
         advantages = hook(self._rewards, group, **more).to(mask.device)

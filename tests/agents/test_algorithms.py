@@ -403,8 +403,8 @@ def test_each_process_takes_its_own_of_the_advantages_of_all(trainer_of, groups,
     second = SimpleNamespace(process_index=1)
     monkeypatch.setattr(trainer, "accelerator", second)
     rows = [{"transcript": transcript} for transcript in flat(groups)[2 * GROUP :]]
-    own = trainer._own_advantages(trainer.advantages, rows, torch.ones(len(rows), 9))
-    assert torch.equal(own, whole[2 * GROUP :])
+    part = trainer.advantages_of(rows, torch.ones(len(rows), 9))
+    assert torch.equal(part, whole[2 * GROUP :])
 
 
 @every

@@ -92,6 +92,7 @@ class Writer(ScriptedPolicy):
         self.program = program
 
     async def act(self, token_ids, stop, budget, seed):
+        self.loop = asyncio.get_running_loop()
         text = self.tokenizer.decode(token_ids)
         number = int(text.split(" * ")[0])
         if "<interpreter>" not in text:
@@ -145,10 +146,10 @@ def logged(worker):
     return {key: _reduce_metric(key, each) for key, each in values.items()}
 
 
-def settled(worker):
-    """Let the worker's loop do whatever it can do."""
+def settled(policy):
+    """Let the worker's loop, in which the policy is asked, do whatever it can do."""
     for _ in range(20):
-        worker._loop.run_blocking(asyncio.sleep(0))
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), policy.loop).result(WAIT)
 
 
 def reference_advantages(rewards):
@@ -459,19 +460,20 @@ def test_never_more_samples_than_stated_wait_or_are_under_way(make_worker):
         done.append(number)
         finished_groups.release()
 
-    worker = make_worker(Counting(), ahead=2 * N + 1, on_group=note)
+    policy = Counting()
+    worker = make_worker(policy, ahead=2 * N + 1, on_group=note)
     worker.start()
     for _ in range(2):
         assert finished_groups.acquire(timeout=WAIT)
-    settled(worker)
+    settled(policy)
     assert (len(counts), worker.rollout_buffer.qsize()) == (2 * N, 2 * N)
     for _ in range(N - 2):
         worker.rollout_buffer.get(timeout=WAIT)
-    settled(worker)
+    settled(policy)
     assert len(counts) == 2 * N
     worker.rollout_buffer.get(timeout=WAIT)
     assert finished_groups.acquire(timeout=WAIT)
-    settled(worker)
+    settled(policy)
     assert len(counts) == 3 * N and worker.rollout_buffer.qsize() == 2 * N + 1
     for _ in range(10 * N):
         worker.rollout_buffer.get(timeout=WAIT)
@@ -622,10 +624,11 @@ def test_a_worker_that_waits_for_the_trainer_is_well(make_worker, clock):
             return await super().act(token_ids, stop, budget, seed)
 
     go.set()
-    worker = make_worker(Slow(), ahead=N)
+    policy = Slow()
+    worker = make_worker(policy, ahead=N)
     worker.start()
     taken(worker, N - 1, {0})
-    settled(worker)
+    settled(policy)
     clock.now = 1000.0
     worker.check_health(300.0)
     go.clear()
