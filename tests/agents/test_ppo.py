@@ -687,7 +687,7 @@ def test_two_processes_keep_one_run(initial, tmp_path):
     [
         ({"mini_batch": 3}, "mini_batch=3 does not divide"),
         ({"micro_batch": 3}, "not divided by micro_batch=3"),
-        ({"critic_warmup": 4}, "critic_warmup=4 leaves none of 4 steps"),
+        ({"critic_warmup": 4}, "critic_warmup=4 must be below steps=4"),
         ({"dual_clip": 1.2}, "dual_clip=1.2"),
         ({"gamma": 1.5}, "gamma must be from 0 to 1"),
         ({"critic_learning_rate": 0.0}, "critic_learning_rate must be above 0"),
