@@ -460,7 +460,7 @@ def test_samples_of_a_round_are_not_dropped_where_one_can_not_be_read(tmp_path):
     whole = path.read_bytes()
     damage_line(path, 4, TEXTS["NUL bytes"])
     damaged = path.read_bytes()
-    with pytest.raises(SettingsError, match=r"kept\.jsonl, line 4: .*its problem is then sampled"):
+    with pytest.raises(SettingsError, match=r"kept\.jsonl, line 4: .*so that its problem is sampled"):
         rft.kept_groups(path, 2)
     assert path.read_bytes() == damaged
     path.write_bytes(b"".join(line for line in damaged.splitlines(True) if b"\0" not in line))
@@ -472,7 +472,7 @@ def test_traces_of_a_round_that_can_not_be_read_are_named(tmp_path):
     path = tmp_path / "round-1.jsonl"
     for text in (b"", b"[]\n", b'{"spans": \n'):
         path.write_bytes(text)
-        with pytest.raises(SettingsError, match=r"round-1\.jsonl.*chosen anew"):
+        with pytest.raises(SettingsError, match=r"round-1\.jsonl.*chosen again"):
             rft.round_traces(path)
 
 
