@@ -4,7 +4,7 @@ A trace is dropped for the first of these reasons that holds:
 
 | dropped as          | reason                                                                   |
 |---------------------|--------------------------------------------------------------------------|
-| refused             | the API refused this line, too long or against its rules, but not others |
+| refused             | the API refused this line for its length or content, but not others     |
 | unfinished          | the episode ended by a void turn or a limit, without an answer           |
 | stray tag           | a turn has tags beside the tags of its only code block or answer         |
 | text after answer   | a rewritten trace goes on behind its answer                              |

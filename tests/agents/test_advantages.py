@@ -80,7 +80,7 @@ def test_inserted_interpreter_tokens_and_padding_change_nothing(
 
 @given(episodes, st.floats(-1, 1))
 def test_the_terminal_reward_reaches_every_turn(episode, reward):
-    """With gamma = lambda = 1 each return is the reward, also where an interpreter's span comes last."""
+    """With gamma = lambda = 1 each return is the reward, even if an interpreter span is last."""
     mask = torch.tensor([[own for own, _ in episode] + [False]])
     values = torch.tensor([[value for _, value in episode] + [7.0]], dtype=torch.float64)
     advantages, returns = gae(values, torch.tensor([reward]), mask, 1.0, 1.0)

@@ -1,4 +1,4 @@
-"""Every algorithm without a critic: its loss, and what must hold for all, through the trainer that its file makes."""
+"""Every algorithm without a critic: its loss, and the invariants of all, through its trainer."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def model64(initial):
 
 @pytest.fixture(scope="module")
 def groups(model64):
-    """Four groups: mixed, with failures, all equal; of several lengths, and off-policy enough to be clipped."""
+    """Four groups: mixed, with failures, all equal; some tokens are far enough to be clipped."""
     rewards = [
         [1.0, -1.0, -1.0, 1.0],
         [1.0, None, -1.0, -0.6],
@@ -448,7 +448,7 @@ def test_padding_does_not_change_the_gradient(name, groups, trainer_of):
 
 @every
 def test_accumulated_micro_batches_are_one_batch(name, groups, trainer_of):
-    """A whole step of the trainer with plain gradient descent at rate 1: the change of the weights is the gradient."""
+    """A step of gradient descent with rate 1: the change of the weights is the gradient."""
 
     def change(micro_batch):
         plain = {"optim": "sgd", "max_grad_norm": 0.0, "save_strategy": "no"}
@@ -507,7 +507,7 @@ def test_the_terminal_reward_reaches_every_token_of_every_turn_and_no_other(
 
 
 def by_token(transcripts, numbers):
-    """Advantages of tokens, NaN at what the model did not write."""
+    """Advantages of tokens, NaN at tokens that the model did not write."""
     own = torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(t.loss_mask) for t in transcripts], batch_first=True
     )
@@ -516,7 +516,7 @@ def by_token(transcripts, numbers):
 
 @every
 def test_one_advantage_a_token_is_the_episodes_where_all_are_equal(name, groups, trainer_of):
-    """What stands at the interpreter's tokens, or behind the end, reaches neither loss nor gradient."""
+    """Advantages at the interpreter's tokens or behind the end reach neither loss nor gradient."""
     transcripts = flat(groups)
     trainer = trainer_of(name, transcripts, kl=0.3)
     batch = batch_of(trainer)
@@ -720,7 +720,7 @@ def difference(one, other):
 
 
 def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch):
-    """DAPO's, whose resampled problems must come back too."""
+    """DAPO must also find its resampled problems again."""
     monkeypatch.setattr(session, "find_task", lambda env: (BANDIT, ARMS))
 
     def run(folder, resume=False):
@@ -782,7 +782,10 @@ class Settings(grpo.Settings):
 
 
 def train(settings, folder, resume=False):
-    return grpo.train(settings, folder, resume, advantages=lambda rewards, group: settings.taste * rewards)
+    def advantages(rewards, group):
+        return settings.taste * rewards
+
+    return grpo.train(settings, folder, resume, advantages=advantages)
 """
 
 
@@ -839,7 +842,8 @@ def test_ones_own_file_trains(initial, tmp_path, monkeypatch, capsys):
         ("class Settings: name = 1\ndef train(): ...", "a dataclass `Settings`"),
         (OWN.partition("def train")[0], "a function `train"),
         (
-            "from dataclasses import dataclass\n@dataclass\nclass Settings: x: int = 1\ndef train(): ...",
+            "from dataclasses import dataclass\n@dataclass\nclass Settings: x: int = 1\n"
+            "def train(): ...",
             "`name`",
         ),
     ],

@@ -1,4 +1,4 @@
-"""Cold starts out of solutions in words, rewritten over HTTP, and out of traces that are rewritten already."""
+"""Cold starts from solutions in words, rewritten over HTTP, and from rewritten traces."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SOLUTIONS = [
 
 
 def rewriter(conversation) -> Reply:
-    """Has a program compute what the problem asks for, and makes its result up, unless it is stopped."""
+    """Lets a program compute the answer; makes its result up, unless it is stopped."""
     [expression] = re.findall(r"Problem: Compute (.*)\.\n", conversation[0]["content"])
     if len(conversation) == 1:
         code = f"<code>\n```python\nprint({expression})\n```\n</code>"
@@ -298,7 +298,7 @@ def test_an_api_that_refuses_ends_the_run_with_its_words(api, url, tmp_path, mon
         ("{", "not JSON"),
         ("[1]", "expected an object"),
         ('{"question": "q"}', "no column for the answer"),
-        ('{"question": "q", "answer": 1}', 'text-only solution is missing: add a column "solution"'),
+        ('{"question": "q", "answer": 1}', 'solution is missing: add a column "solution"'),
         ('{"question": "q", "answer": 1, "solution": " "}', "text-only solution is missing"),
         ('{"question": "q", "solution": "no box"}', "no .*boxed"),
         ('{"question": 7, "answer": 1, "solution": "s"}', "the question .* is not text"),
@@ -325,7 +325,7 @@ def test_a_bad_line_is_refused_by_its_number(tmp_path, line, said):
         ({"rewriter": "vlm"}, "rewriter: 'vlm' is unknown"),
         ({"rewriter": {"name": "http://h:1", "retries": -1}}, "rewriter: .*retries"),
         ({"rewriter": {"name": "http://h:1", "tries": 1}}, "rewriter: .*'tries'"),
-        ({"rewriter": {"name": "http://h:1", "api_key_env": "NO_KEY"}}, "variable 'NO_KEY' is not set"),
+        ({"rewriter": {"name": "http://h:1", "api_key_env": "NO_KEY"}}, "'NO_KEY' is not set"),
         ({"rewriter": "transformers", "model": "./nowhere"}, "nowhere holds no model"),
         ({"env.interpreter": False}, "needs interpreter=true"),
         ({"in_flight": 0}, "in_flight must be at least 1"),

@@ -1,4 +1,4 @@
-"""Damaged records: what a run that goes on can't read is named, with what to do, and nothing is lost meanwhile."""
+"""Damaged records: a continued run names the damage and the cure, and loses nothing."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ TEXTS = {
     "a huge integer": lambda text: b'{"step": ' + b"9" * 5000 + b"}",
     "two objects": lambda text: text + b' {"step": 1}',
 }
-"""What may become of a line, or of a file that holds one object."""
+"""Kinds of damage to a line, or to a file that holds one object."""
 
 PLACES = {
     "a folder": lambda path: path.mkdir(),
     "a named pipe": os.mkfifo,
     "a device": lambda path: path.symlink_to("/dev/zero"),
 }
-"""What may lie in a file's place."""
+"""Things that may lie at a file's path."""
 
 FIGURES = {
     "step": [float("nan"), "3", None, -1, 10**30, True],
@@ -460,7 +460,7 @@ def test_samples_of_a_round_are_not_dropped_where_one_can_not_be_read(tmp_path):
     whole = path.read_bytes()
     damage_line(path, 4, TEXTS["NUL bytes"])
     damaged = path.read_bytes()
-    with pytest.raises(SettingsError, match=r"kept\.jsonl, line 4: .*so that its problem is sampled"):
+    with pytest.raises(SettingsError, match=r"kept\.jsonl, line 4: .*its problem is sampled"):
         rft.kept_groups(path, 2)
     assert path.read_bytes() == damaged
     path.write_bytes(b"".join(line for line in damaged.splitlines(True) if b"\0" not in line))

@@ -1,4 +1,4 @@
-"""The main job, made as small as it goes: every stage, the table, the picture, and going on after a stop."""
+"""The main job at its smallest: every stage, the table, the picture, and a resumption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that name files and folders: what would be read for ever, or would lie elsewhere, is refused at once, by name."""
+"""Settings that name files and folders: unusable files are refused at once, by name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PLACES = {
 
 
 def refused(command: list[str], capsys) -> str:
-    """What is said of a command that is refused."""
+    """The error text of a command that is refused."""
     assert cli.main(command) == 2
     return capsys.readouterr().err
 

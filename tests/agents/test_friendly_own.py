@@ -1,4 +1,4 @@
-"""Algorithms of one's own: how they are named, and the README's, run from end to end."""
+"""Users' own algorithms: their names, and the README's example, run from end to end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what is under way is ended or left, the run saved, and it goes on to the same curve."""
+"""Ctrl-C and SIGTERM: work in flight is ended or left, and a resumed run has the same curve."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from agents import grpo, ppo, rft, sft
 from agents.base import stopping as stops
 from agents.base.run import RunLogger
 from agents.base.stopping import Stopping
-
 from retool_env.problems import Problem, ProblemList
 from retool_env.rules import Rules
 from retool_env.training.rollouts import Rollouts
@@ -42,7 +41,7 @@ def weights(folder):
 
 
 def same_weights(model, one, other):
-    """And not those that they began with."""
+    """The weights of both runs are equal, and differ from the initial weights."""
     moved = 0.0
     for start, a, b in zip(weights(model), weights(one), weights(other), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)

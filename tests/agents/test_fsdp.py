@@ -1,4 +1,4 @@
-"""Every trainer under FSDP2, in two processes of a CPU as accelerate's launcher starts them, beside one process."""
+"""Every trainer under FSDP2, in two processes of accelerate's launcher, against one process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LAUNCH = ROOT / "agents" / "launch"
 
 @pytest.fixture(scope="module")
 def initial(tmp_path_factory):
-    """A random model of two layers whose head is not its embedding, as in a 7B, with a vocabulary that two do not divide."""
+    """A random model of two layers with an untied head and a vocabulary of odd size."""
     assert len(tiny.make_tokenizer()) % 2
     folder = tmp_path_factory.mktemp("initial")
     shape = {"num_key_value_heads": 1, "max_position_embeddings": 512}
@@ -78,7 +78,7 @@ def two(initial, data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(two):
-    """What each process wrote down."""
+    """The records of both processes."""
     return [json.loads((two / f"{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -102,7 +102,7 @@ def assert_same(one, other, start=None, tolerance=1e-4):
 
 @pytest.mark.parametrize("name", ["grpo", "sft", "rft"])
 def test_two_processes_with_shards_do_as_one_without(name, one, two, initial):
-    """With SGD, so that the change of the weights is the sum of the gradients; GRPO with a reference model."""
+    """With SGD the weights change by the sum of the gradients; GRPO has a reference model."""
     start = load_file(Path(initial) / "model.safetensors")
     assert_same(weights(one / name), weights(two / name), start)
     alike = {"grpo": ("loss", "grad_norm", "reward"), "sft": ("loss", "grad_norm")}

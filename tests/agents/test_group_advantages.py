@@ -123,7 +123,7 @@ def test_the_soft_overlong_punishment(length, punishment):
 
 @pytest.fixture
 def handed(monkeypatch):
-    """What an algorithm hands to GRPO's training."""
+    """The arguments that an algorithm passes to GRPO's training."""
     given = {}
     monkeypatch.setattr(grpo, "train", lambda *_, **more: given.update(more))
     return given

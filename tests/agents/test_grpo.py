@@ -113,7 +113,7 @@ def test_a_run_leaves_all_its_records(initial, tmp_path, solving):
 
 
 def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch):
-    """With the model's own sampling, so that seeds, problems, weights and optimizer must all come back."""
+    """The model itself samples, so seeds, problems, weights and optimizer must all come back."""
     whole = grpo.train(settings(initial, save_steps=2), tmp_path / "whole")
 
     with monkeypatch.context() as patch:

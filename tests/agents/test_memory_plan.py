@@ -1,4 +1,4 @@
-"""The plan of memory: parameters of real architectures, and activations beside what small models take.
+"""The memory plan: parameters of real architectures, activations of small models.
 
 Shards, gradients and moments are measured in two processes, in test_fsdp.py.
 """

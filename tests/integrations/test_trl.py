@@ -1,4 +1,4 @@
-"""What reaches TRL's loss: the transcript's mask, the environment's reward, the engine's log-probs."""
+"""The inputs of TRL's loss: the transcript's mask, the reward, the engine's log-probs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def checkpoint(tmp_path_factory):
 
 
 class Varied(ScriptedPolicy):
-    """Calls the interpreter, then answers right in half of the rollouts; log-probs as the model would give."""
+    """Calls the interpreter, then answers right in half of the rollouts, with likely log-probs."""
 
     def __init__(self, tokenizer, logprob=-0.7, program="print(7)"):
         super().__init__(lambda text: "", tokenizer)
@@ -175,7 +175,7 @@ def test_the_gradient_at_interpreter_tokens_logits_is_exactly_zero(checkpoint, t
 
 
 def _with_plain_head(trainer):
-    """TRL projects hidden states in chunks without making logits; make them, as its own reference path does."""
+    """TRL projects hidden states in chunks; this makes the logits, as TRL's reference path does."""
 
     def logps(model, input_ids, attention_mask, logits_to_keep, *args, compute_entropy=False, **_):
         logits = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :-1]
@@ -336,7 +336,7 @@ def test_a_sandbox_that_always_fails_ends_the_run(checkpoint, tmp_path):
 
 
 def test_old_logprobs_stay_with_their_tokens_through_accumulation(checkpoint, tmp_path):
-    """Batches are shuffled and split on the way to the loss: the ratio is 1 only if all move together."""
+    """TRL shuffles and splits batches: the ratio is 1 only if all columns move together."""
     trainer, _ = make_trainer(
         checkpoint,
         tmp_path,
@@ -391,7 +391,7 @@ FIRST = 4 * GROUP * 2
 
 
 def lags(rollouts):
-    """Of each batch, the steps between the weights that sampled a turn and those that were trained on it."""
+    """Of each batch, the steps between the weights that sampled a turn and the trained weights."""
     found = {}
     for transcript in rollouts:
         for span in transcript.spans:
@@ -444,7 +444,7 @@ def test_what_is_trained_on_is_no_older_than_was_asked_for(checkpoint, tmp_path,
 
 
 def test_the_next_batch_is_sampled_while_this_one_trains(checkpoint, tmp_path):
-    """Its turns wait until the loss of this one is computed: one after the other, this would never end."""
+    """The turns wait until this batch's loss is computed: sampling in turn would never end."""
     training = threading.Event()
 
     class Waiting(Varied):
@@ -525,7 +525,7 @@ def test_closing_cancels_what_is_sampled_ahead(checkpoint, tmp_path):
 
 
 def test_several_batches_a_step_and_several_steps_a_batch_are_foreseen(checkpoint, tmp_path):
-    """What is sampled ahead is what is asked for, however TRL cuts its batches."""
+    """The batches sampled ahead are the batches asked for, however TRL divides them."""
     for number, sizes in enumerate(
         (
             {"gradient_accumulation_steps": 2, "steps_per_generation": 1},
@@ -752,7 +752,7 @@ def test_a_batch_that_a_deadline_cut_as_a_whole_ends_training(checkpoint, tmp_pa
 
 
 def test_what_a_deadline_cut_before_it_began_is_as_if_absent(checkpoint, tmp_path):
-    """Its reward says nothing of the model, and its siblings' advantages are what they are without it."""
+    """A cut episode's reward does not count, and leaves the advantages of its group unchanged."""
 
     class Stuck(Varied):
         async def act(self, token_ids, stop, budget, seed):
@@ -797,7 +797,7 @@ def test_in_evaluation_groups_are_whole_and_nothing_is_recorded(checkpoint, tmp_
 
 
 def test_what_the_trainer_saves_carries_the_task(checkpoint, tmp_path):
-    """The one it was given, and else the rules that it samples with, of no environment that has an id."""
+    """The task that was given, or else the rules of the sampling, which belong to no id."""
     trainer, _ = make_trainer(checkpoint, tmp_path / "run", save_strategy="steps", save_steps=1)
     trainer.train()
     for folder in (tmp_path / "run" / "checkpoint-1", tmp_path / "own"):

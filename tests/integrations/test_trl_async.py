@@ -1,4 +1,4 @@
-"""What TRL's asynchronous trainer gets from the worker, through TRL's own queue handling, batchers, packing and collator."""
+"""The worker's samples in TRL's asynchronous trainer: its queue, batchers and collator."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ WAIT = 60.0
 
 
 class Box:
-    """A sandbox that prints 7, and fails where the program says so; `release` holds its programs back."""
+    """A sandbox that prints 7, or fails if the program says so; `release` lets programs end."""
 
     def __init__(self, held: bool = False) -> None:
         self.entered, self.running = threading.Semaphore(0), 0
@@ -85,7 +85,7 @@ class Box:
 
 
 class Writer(ScriptedPolicy):
-    """Runs a program, then answers; what it writes and its log-probs differ between any two rollouts."""
+    """Runs a program, then answers; turns and log-probs differ between any two rollouts."""
 
     def __init__(self, program="print({number} * 7 + {wrong})"):
         super().__init__(lambda text: "", make_tokenizer())
@@ -138,7 +138,7 @@ def trl_dataset(worker, version=lambda: 0, max_staleness=3, stale_after_s=300.0)
 
 
 def logged(worker):
-    """What the trainer's `log` makes of the worker's metrics."""
+    """The figures that the trainer's `log` makes from the worker's metrics."""
     values = defaultdict(list)
     while not worker.metrics_queue.empty():
         for key, value in worker.metrics_queue.get_nowait().items():
@@ -767,7 +767,7 @@ def test_weights_that_trl_streams_reach_the_policy():
 
 
 def plain_attention():
-    """What the trainer's kernel computes, in torch on the CPU, so that the trainer runs here."""
+    """Replaces the trainer's kernel by torch on the CPU, so that the trainer runs here."""
 
     def flash_attn_varlen_func(q, k, v, cu_q, cu_k, *_, softmax_scale, causal, window_size):
         outputs = []

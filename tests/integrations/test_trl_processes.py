@@ -15,7 +15,7 @@ from agents.models.tiny import make_checkpoint
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What came of each scenario of two_processes.py, in each process."""
+    """The outcome of each scenario of two_processes.py, in each process."""
     folder = tmp_path_factory.mktemp("two")
     checkpoint = make_checkpoint(folder / "checkpoint", seed=0)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -76,7 +76,7 @@ def test_what_one_process_can_not_write_down_ends_both(found):
 
 
 def test_rounds_of_resampling_are_agreed_on(found):
-    """One process's groups all teach; the other's never do, and it tries twice, with other problems."""
+    """All groups of one process teach. The other process's never do, and it resamples twice."""
     first, second = pair = found["dull"]
     assert_in_step(pair)
     assert second["rewards"] == [[-1.0] * 8] and set(first["rewards"][0]) == {1.0, -1.0}

@@ -1,4 +1,4 @@
-"""Rows without padding: the same log-probs, entropies, losses and gradients; models that can't; passes that are not made."""
+"""Packed rows: the same log-probs, losses and gradients; unpackable models; spared passes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def checkpoint(tmp_path_factory):
 
 
 def episodes(seed=0):
-    """What a rollout function returns: lengths from one token to dozens, results of programs in between."""
+    """The rows of a `rollout_func`: one token to dozens, with results of programs in between."""
     chance = random.Random(seed)
     found = {key: [] for key in ("prompt_ids", "completion_ids", "logprobs", "env_mask", "reward")}
     for row in range(ROWS):
@@ -155,7 +155,7 @@ def outcome(trainer, batch, old=None):
 
 
 def assert_same(packed, padded):
-    """Outcomes of the two, on each one's own batch, with old log-probs around the model's."""
+    """Both trainers have the same outcome on their batches, with old log-probs near the model's."""
     ours, theirs = batch_of(packed), batch_of(padded)
     with torch.no_grad():
         logps, _ = logps_of(padded, theirs)
@@ -224,7 +224,7 @@ MODELS = {
 
 
 def alone(model, ids):
-    """Log-probs and entropies of a row's tokens but the first, without anything else in the batch."""
+    """Log-probs and entropies of a row's tokens but the first, in a batch of one row."""
     logits = model(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
     entropies = -(logits.exp() * logits).sum(-1)
     return logits.gather(1, torch.tensor(ids[1:])[:, None])[:, 0], entropies
@@ -435,7 +435,7 @@ def test_each_prediction_goes_back_to_the_token_that_it_is_of(sizes, kind, share
     rows, width = packed.input_ids.shape
     assert rows == 1 if kind == "one row" else width <= ids.shape[1]
     assert (rows == len(sizes)) or kind != "apart"
-    # What each place that predicts may see is its episode up to there, whatever else stands in the row.
+    # A place that predicts sees its episode up to there, and no other episode of the row.
     seen = visible(packed)
     place = torch.full((len(sizes) * sum(wide),), -1).index_put((packed.target,), packed.source)
     for row, (number, _) in enumerate(sizes):

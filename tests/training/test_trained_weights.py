@@ -1,4 +1,4 @@
-"""What a policy gets of a model that is trained."""
+"""The weights of a trained model, as a policy gets them."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_code_was_really_run_and_answers_really_checked(sandbox, style, outcomes
 
 
 def test_what_the_tiny_model_is_taught_of_errors(sandbox):
-    """One line each, under the preset's own rules; and within its budget, or no mended trace would be left."""
+    """With the preset's rules and budget, without which no mended trace would be left."""
     rules, source = find_task(read_preset("tiny")["env"])
     problems = [source[i] for i in range(24)]
     made = make_traces(problems, {"mended": 1.0}, rules, TOKENIZER, sandbox, seed=0)
