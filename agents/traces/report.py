@@ -89,7 +89,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     Raises:
         SettingsError: If the report is damaged.
     """
-    path, cure = folder / "report.json", f"delete {folder / 'done'}, then --resume writes it again"
+    path, cure = folder / "report.json", f"delete {folder / 'done'}: --resume then writes it again"
     report = read_object(path, cure)
     kinds: dict[str, Any] = dict.fromkeys(("lines", "verified", "failed", "answers_unchecked"), int)
     parts = {"dropped": {}, "programs": {"run": int, "failed": int}}

@@ -293,30 +293,6 @@ def test_an_api_that_refuses_ends_the_run_with_its_words(api, url, tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("{", "not JSON"),
-        ("[1]", "expected an object"),
-        ('{"question": "q"}', "no column for the answer"),
-        ('{"question": "q", "answer": 1}', 'solution is missing: add a column "solution"'),
-        ('{"question": "q", "answer": 1, "solution": " "}', "text-only solution is missing"),
-        ('{"question": "q", "solution": "no box"}', "no .*boxed"),
-        ('{"question": 7, "answer": 1, "solution": "s"}', "the question .* is not text"),
-        ('{"messages": [], "answer": 1}', '"messages" must be one message of the user'),
-        ('{"messages": [{"role": "user", "content": "q"}], "answer": 1}', '"messages" must be'),
-        ('{"id": "s/0", "question": "q", "answer": 1, "solution": "s"}', "has the same id 's/0'"),
-    ],
-)
-def test_a_bad_line_is_refused_by_its_number(tmp_path, line, said):
-    path = tmp_path / "s.jsonl"
-    write(path, SOLUTIONS[:1])
-    path.write_text(path.read_text() + "\n" + line + "\n")
-    with pytest.raises(SettingsError, match=rf"data: .*s\.jsonl, line 3: .*{said}"):
-        coldstart.train(settings(str(path), model="m", rewriter="http://h:1"), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
     ("overrides", "said"),
     [
         ({"data": None}, "data: name a file"),

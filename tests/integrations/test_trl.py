@@ -14,15 +14,14 @@ from trl import GRPOConfig
 
 from agents.models.tiny import make_checkpoint, make_tokenizer
 from retool_env.checkpoint_task import CheckpointTask, read_task, task_rules
-from retool_env.episode import Episode, Generation
+from retool_env.episode import Generation
 from retool_env.integrations.trl import (
     EngineGRPOTrainer,
     EngineRollouts,
     episode_reward,
     problem_dataset,
-    training_rows,
 )
-from retool_env.problems import Problem, ProblemList, arithmetic
+from retool_env.problems import Problem, ProblemList
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.rollout.transformers.policy import TransformersPolicy
 from retool_env.rules import Rules
@@ -263,38 +262,6 @@ def test_a_failed_episode_leaves_no_trace_in_its_group(checkpoint, tmp_path):
     assert torch.isfinite(loss_of(trainer, batch))
 
 
-def finish(reason: StopReason, sampled_eos: bool = False) -> Transcript:
-    tokenizer = make_tokenizer()
-    episode = Episode(Problem(id="p", question="q", answer="1"), RULES, tokenizer)
-    ids = tuple(tokenizer.encode("hm")) + ((tokenizer.eos_token_id,) if sampled_eos else ())
-    reason_sampled = "eos" if sampled_eos else "length"
-    episode.act_ids(Generation(ids, (-1.0,) * len(ids), reason_sampled))
-    return dataclasses.replace(episode.transcript, stop_reason=reason)
-
-
-def test_an_end_of_sequence_is_appended_unless_sampled_and_never_trained():
-    eos = make_tokenizer().eos_token_id
-    for reason in StopReason:
-        rows = training_rows([finish(reason)], [eos])
-        [ids], [mask], [logprobs] = rows["completion_ids"], rows["env_mask"], rows["logprobs"]
-        assert len(ids) == len(mask) == len(logprobs)
-        if reason in (StopReason.INFRASTRUCTURE, StopReason.CANCELLED):
-            assert (ids, mask) == ([eos], [0])  # nothing of it is trained on
-        elif reason.terminated:
-            assert ids[-1] == eos and mask == [1, 1, 0]
-        else:
-            assert ids[-1] != eos and mask == [1, 1]  # what TRL then counts as truncated
-    rows = training_rows([finish(StopReason.STOPPED, sampled_eos=True)], [eos])
-    assert rows["completion_ids"][0].count(eos) == 1 and rows["env_mask"] == [[1, 1, 1]]
-
-
-def test_text_transcripts_are_refused():
-    episode = Episode(Problem(id="p", question="q", answer="1"), Rules())
-    episode.act("hm")
-    with pytest.raises(ValueError, match="no token ids"):
-        training_rows([episode.transcript], [0])
-
-
 def test_a_policy_with_top_p_is_refused():
     class Nucleus(Varied):
         top_p = 0.7
@@ -361,15 +328,6 @@ def test_old_logprobs_stay_with_their_tokens_through_accumulation(checkpoint, tm
     trainer._compute_loss = watched
     trainer.train()
     assert len(ratios) == 4 and max(ratios) < 1e-3
-
-
-def test_the_data_set_repeats_no_problem_before_all_were_drawn():
-    source = arithmetic(size=10)
-    ids = problem_dataset(source, 25, seed=1)["prompt"]
-    for start in (0, 10):
-        assert sorted(ids[start : start + 10]) == sorted(source[i].id for i in range(10))
-    assert list(ids) == list(problem_dataset(source, 25, seed=1)["prompt"])
-    assert list(ids) != list(problem_dataset(source, 25, seed=2)["prompt"])
 
 
 def test_one_step_changes_the_weights_and_logs_the_environments_figures(checkpoint, tmp_path):
