@@ -120,9 +120,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="with --resume: continue although the run's episodes have another revision",
     )
     parser.add_argument(
-        IGNORE_OPTION,
-        action="store_true",
-        help="ignore the task in the model's retool.json",
+        IGNORE_OPTION, action="store_true", help="ignore the task in the model's retool.json"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (runs)")
     parser.add_argument(

@@ -59,8 +59,7 @@ class Settings(PolicySettings):
 
     name: str = "grpo"
     tokens_in_flight: int = setting(
-        0,
-        "largest total length of the episodes in flight, in tokens; 0: only the engine's limit",
+        0, "largest total length of the episodes in flight, in tokens; 0: only the engine's limit"
     )
     staleness: int = setting(
         0, "batches sampled ahead while the trainer trains; 0: sample and train in turn"

@@ -53,8 +53,7 @@ class Settings(ActorCriticSettings):
 
     name: str = "ppo"
     steps: int = setting(
-        400,
-        "batches of rollouts, each with its updates; with --resume a run may be given more",
+        400, "batches of rollouts, each with its updates; with --resume a run may be given more"
     )
     prompts: int = 1024
     rollouts: int = 1

@@ -302,10 +302,7 @@ def figures(groups: Sequence[Group]) -> dict[str, float | None]:
     """The accuracy of the responses, and the share of problems with a right response."""
     accuracy = summarise([transcript for group in groups for transcript in group]).accuracy
     solved = sum(any(transcript.correct for transcript in group) for group in groups)
-    return {
-        "env/accuracy": accuracy.mean if accuracy else None,
-        "rft/solved": solved / len(groups),
-    }
+    return {"env/accuracy": accuracy.mean if accuracy else None, "rft/solved": solved / len(groups)}
 
 
 def round_tuning(settings: Settings, folder: Path, number: int) -> sft.Settings:

@@ -147,9 +147,8 @@ class EngineGRPOTrainer(GRPOTrainer):
         self.advantages = advantages
         self.normalise = normalise
         self.on_trained = on_trained
-        self._correction: Correction = correction
-        self._correction_cap = correction_cap
-        self._correction_bounds = correction_bounds
+        self._corrects = correction != "ratio"
+        self._correction = correction, correction_cap, correction_bounds
         self._untrained: list[Transcript] = []
         self._sampled_at = 0
         self._logps_of: dict[int, list[float] | None] = {}  # None: no token to train on
@@ -200,13 +199,13 @@ class EngineGRPOTrainer(GRPOTrainer):
         # If the model changes while a batch is used, TRL computes the old log-probs, and then the
         # reference's.
         computes = self.args.gradient_accumulation_steps % passes_a_batch(self) != 0
-        self._old_are_known = computes and self._correction == "ratio"
+        self._old_are_known = computes and not self._corrects
         output = super()._generate_and_score_completions(inputs)
         sampled = output.get("sampling_per_token_logps")
         if sampled is None:
             raise ValueError("the rollouts lack log-probs: use EngineRollouts as rollout_func")
         output["sampling_per_token_logps"] = sampled = sampled.to(dtype=torch.float32)
-        if self._correction == "ratio":
+        if not self._corrects:
             output["old_per_token_logps"] = sampled
         mask = (output["completion_mask"] * output["tool_mask"]).bool()
         if self.advantages is not None:
@@ -367,7 +366,7 @@ class EngineGRPOTrainer(GRPOTrainer):
             low, high = logps - LOG_RATIO_BOUND, logps + LOG_RATIO_BOUND
             # In the first pass after the rollouts these are the log-probs before the updates.
             old = inputs.get("old_per_token_logps", logps.detach()).masked_fill(~mask, 0.0)
-            if self._correction != "ratio":
+            if self._corrects:
                 self._weigh(inputs, old, mask)
             inputs["old_per_token_logps"] = old.clamp(low, high)
             if self.beta:
@@ -385,9 +384,7 @@ class EngineGRPOTrainer(GRPOTrainer):
     def _weigh(self, inputs: dict[str, Any], old: torch.Tensor, mask: torch.Tensor) -> None:
         """Weigh the advantages by the correction."""
         sampled = inputs["sampling_per_token_logps"]
-        weights = importance_weights(
-            old, sampled, mask, self._correction, self._correction_cap, self._correction_bounds
-        )
+        weights = importance_weights(old, sampled, mask, *self._correction)
         advantages = inputs["advantages"]
         rows = advantages if advantages.dim() == 2 else advantages[:, None]
         inputs["advantages"] = rows * weights

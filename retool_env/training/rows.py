@@ -53,9 +53,8 @@ def training_rows(
         `prompt_ids`, `completion_ids`, `logprobs` (0.0 where the mask is 0), `env_mask` (1 on
         tokens that the model sampled) and `transcript`, each with `len(transcripts)` entries.
     """
-    rows: dict[str, list[Any]] = {
-        key: [] for key in ("prompt_ids", "completion_ids", "logprobs", "env_mask", "transcript")
-    }
+    names = "prompt_ids", "completion_ids", "logprobs", "env_mask", "transcript"
+    rows: dict[str, list[Any]] = {name: [] for name in names}
     for transcript in transcripts:
         ids, mask, logprobs = transcript.completion_ids, transcript.loss_mask, transcript.logprobs
         if not is_trainable(transcript):
@@ -65,11 +64,9 @@ def training_rows(
             ids, mask, logprobs = [*ids, eos_token_ids[0]], [*mask, 0], [*logprobs, 0.0]
         if mask_void and has_void_turn(transcript):
             mask, logprobs = [0] * len(ids), [0.0] * len(ids)
-        rows["prompt_ids"].append(transcript.prompt_ids)
-        rows["completion_ids"].append(ids)
-        rows["logprobs"].append(logprobs)
-        rows["env_mask"].append(mask)
-        rows["transcript"].append(transcript)
+        row = transcript.prompt_ids, ids, logprobs, mask, transcript
+        for name, value in zip(names, row, strict=True):
+            rows[name].append(value)
     return rows
 
 
