@@ -262,7 +262,7 @@ def test_a_correction_takes_no_pass_more_unless_several_steps_share_a_batch(
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ({"correction": "tokens"}, "did you mean 'token'"),
         ({"correction_cap": 0.5}, "at least 1"),
@@ -271,8 +271,10 @@ def test_a_correction_takes_no_pass_more_unless_several_steps_share_a_batch(
         ({"resample_by": "rewards"}, "did you mean 'reward'"),
     ],
 )
-def test_names_that_a_setting_does_not_have_are_refused(trainer_of, groups, initial, setting, said):
-    with pytest.raises(SettingsError, match=said):
+def test_names_that_a_setting_does_not_have_are_refused(
+    trainer_of, groups, initial, setting, message
+):
+    with pytest.raises(SettingsError, match=message):
         module, settings = settings_of("grpo", initial, **setting)
         module.train(settings, None)
 
@@ -809,7 +811,7 @@ def test_ones_own_file_trains(initial, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "a dataclass `Settings`.*`train"),
         ("class Settings: name = 1\ndef train(): ...", "a dataclass `Settings`"),
@@ -821,14 +823,14 @@ def test_ones_own_file_trains(initial, tmp_path, monkeypatch, capsys):
         ),
     ],
 )
-def test_what_an_algorithm_lacks_is_said(text, said, tmp_path):
+def test_what_an_algorithm_lacks_is_said(text, message, tmp_path):
     (tmp_path / "lacking.py").write_text(text)
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         load_algorithm(str(tmp_path / "lacking.py"))
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("dap", "did you mean 'dapo'"),
         ("engine", "no algorithm"),
@@ -836,6 +838,6 @@ def test_what_an_algorithm_lacks_is_said(text, said, tmp_path):
         ("a.b", "imported"),
     ],
 )
-def test_what_is_no_algorithm_is_said(name, said, capsys):
+def test_what_is_no_algorithm_is_said(name, message, capsys):
     assert cli.main([name]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

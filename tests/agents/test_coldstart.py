@@ -293,7 +293,7 @@ def test_an_api_that_refuses_ends_the_run_with_its_words(api, url, tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         ({"data": None}, "data: name a file"),
         ({"data": "nowhere.jsonl"}, "data: there is no file nowhere"),
@@ -307,11 +307,11 @@ def test_an_api_that_refuses_ends_the_run_with_its_words(api, url, tmp_path, mon
         ({"in_flight": 0}, "in_flight must be at least 1"),
     ],
 )
-def test_settings_that_can_not_be_are_refused(tmp_path, overrides, said):
+def test_settings_that_can_not_be_are_refused(tmp_path, overrides, message):
     data = write(tmp_path / "s.jsonl", SOLUTIONS)
     values = {"model": "m", "rewriter": "http://h:1", **overrides}
     chosen = settings(values.pop("data", data), **values)
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         coldstart.train(chosen, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

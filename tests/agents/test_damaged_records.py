@@ -101,7 +101,7 @@ def contents(folder):
     }
 
 
-def refused(folder, model, capsys, *said, **more):
+def refused(folder, model, capsys, *text, **more):
     """The run does not go on: one line says so, with status 2, and nothing of it is touched."""
     name, before = folder.name, contents(folder)
     command = [name, "--preset", "tiny", "--runs", str(folder.parent), "--resume"]
@@ -111,7 +111,7 @@ def refused(folder, model, capsys, *said, **more):
     assert status == 2, message
     [line] = [each for each in message.splitlines() if each.startswith("python -m agents")]
     assert message.endswith(line + "\n")
-    for each in said:
+    for each in text:
         assert str(each) in line, line
     assert len(line) < 1000
     assert contents(folder) == before
@@ -206,7 +206,7 @@ def test_a_damaged_object_is_named(name, algorithm, damage, stopped, model, caps
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"settings": None}, '"settings" is None'),
         ({"settings": [1]}, '"settings" is [1]'),
@@ -217,11 +217,11 @@ def test_a_damaged_object_is_named(name, algorithm, damage, stopped, model, caps
         ({"revision": "x"}, "\"revision\" is 'x'"),
     ],
 )
-def test_settings_of_the_wrong_kind_are_named(change, said, stopped, model, capsys):
+def test_settings_of_the_wrong_kind_are_named(change, message, stopped, model, capsys):
     run = stopped("grpo")
     record = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**record, **change}))
-    refused(run, model, capsys, f"{run / 'config.json'}: {said}")
+    refused(run, model, capsys, f"{run / 'config.json'}: {message}")
     del record["settings"]
     (run / "config.json").write_text(json.dumps(record))
     refused(run, model, capsys, f'{run / "config.json"}: it lacks "settings"')

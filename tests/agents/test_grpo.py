@@ -217,7 +217,7 @@ def test_text_only_runs_no_program(initial, tmp_path, solving, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         ({"micro_batch": 3}, "micro_batch=3"),
         ({"micro_batch": 0}, "micro_batch must be at least 1"),
@@ -240,9 +240,9 @@ def test_text_only_runs_no_program(initial, tmp_path, solving, monkeypatch):
         ({"sandbox": "none"}, "no sandbox"),
     ],
 )
-def test_mistakes_are_said_before_anything_is_made(initial, tmp_path, overrides, said):
+def test_mistakes_are_said_before_anything_is_made(initial, tmp_path, overrides, message):
     folder = tmp_path / "x"
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         grpo.train(settings(initial, **overrides), folder)
     assert not folder.exists()
 

@@ -158,9 +158,9 @@ def test_the_command_prints_a_32b_and_whether_it_fits(capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(["--gpus", "0"], "at least 1"), (["--model", "./none"], "none")]
+    ("arguments", "message"), [(["--gpus", "0"], "at least 1"), (["--model", "./none"], "none")]
 )
-def test_mistakes_are_said(arguments, said, capsys):
+def test_mistakes_are_said(arguments, message, capsys):
     with pytest.raises(SystemExit):
         memory.main(arguments)
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

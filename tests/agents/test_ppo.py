@@ -31,7 +31,7 @@ from agents.models.tiny import make_tokenizer
 from retool_env.episode import Generation
 from retool_env.integrations.trl import episode_reward
 from retool_env.problems import Problem, ProblemList
-from retool_env.rollout import RolloutEngine
+from retool_env.rollout.transformers.policy import TransformersPolicy
 from retool_env.rules import Rules
 from retool_env.training.packing import pack
 from retool_env.training.rows import training_rows
@@ -511,21 +511,18 @@ def weights(folder):
 @pytest.fixture
 def writing(monkeypatch):
     """Lets the untrained model's turns begin with a program, so that the interpreter is used."""
-    ask = RolloutEngine._ask
+    act = TransformersPolicy.act
 
-    async def given(ids):
+    async def program_first(policy, token_ids, stop, budget, seed):
+        prompt, _, written = policy.tokenizer.decode(token_ids).partition("\n")
+        if written or seed % 2:
+            return await act(policy, token_ids, stop, budget, seed)
+        expression = prompt.removeprefix("Compute ").split(".")[0]
+        program = f"<code>\n```python\nprint({expression})\n```\n</code>"
+        ids = tuple(policy.tokenizer.encode(program))
         return Generation(ids, (-3.0,) * len(ids), "tag")
 
-    def program_first(engine, episode, seed):
-        if len(episode.transcript.spans) > 1 or seed % 2:
-            return ask(engine, episode, seed)
-        expression = episode.transcript.text.removeprefix("Compute ").split(".")[0]
-        ids = tuple(
-            engine.policy.tokenizer.encode(f"<code>\n```python\nprint({expression})\n```\n</code>")
-        )
-        return given(ids)
-
-    monkeypatch.setattr(RolloutEngine, "_ask", program_first)
+    monkeypatch.setattr(TransformersPolicy, "act", program_first)
 
 
 def test_a_run_leaves_all_its_records(initial, tmp_path, writing):

@@ -431,7 +431,7 @@ def test_the_next_batch_is_sampled_while_this_one_trains(checkpoint, tmp_path):
 
 def test_a_trained_model_is_not_sampled_from_meanwhile(checkpoint, tmp_path):
     trainer, _ = make_trainer(checkpoint, tmp_path, policy="model", ahead={"staleness": 1})
-    with pytest.raises(ValueError, match="one of its own"):
+    with pytest.raises(ValueError, match="its own model"):
         trainer.train()
 
 
@@ -768,7 +768,7 @@ def test_what_the_trainer_saves_carries_the_task(checkpoint, tmp_path):
 
 
 def test_a_vllm_of_trls_own_is_refused_before_it_starts(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="correct a second time"):
+    with pytest.raises(ValueError, match="a second time"):
         make_trainer(checkpoint, tmp_path, use_vllm=True)
 
 
@@ -777,7 +777,7 @@ def test_groups_that_are_not_whole_are_refused(checkpoint, tmp_path):
     trainer.args.per_device_train_batch_size = (
         6  # TRL allows it where several processes share a group
     )
-    with pytest.raises(ValueError, match="must not be split"):
+    with pytest.raises(ValueError, match="no group is split"):
         trainer.check_groups()
     trainer, _ = make_trainer(checkpoint, tmp_path)
     trainer.model.train()
@@ -827,7 +827,7 @@ def test_an_engine_that_sleeps_is_awake_while_it_samples_and_at_no_other_time(ch
     "wrong", [{"staleness": -1}, {"resample": -1}, {"oversample": 0.9}, {"deadline": 0}]
 )
 def test_bad_numbers_are_refused(wrong):
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="must be at least 0"):
         EngineRollouts(RolloutEngine(Varied(make_tokenizer()), RULES, Box()), PROBLEMS, **wrong)
 
 

@@ -124,7 +124,7 @@ def test_a_sampler_in_bfloat16_says_how_many_weights_an_update_did_not_move(upda
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ({"target_modules": ["q_proj"], "use_dora": True}, "not plain LoRA"),
         ({"target_modules": ["q_proj"], "lora_bias": True}, "not plain LoRA"),
@@ -132,10 +132,10 @@ def test_a_sampler_in_bfloat16_says_how_many_weights_an_update_did_not_move(upda
         ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "untie"),
     ],
 )
-def test_adapters_that_can_not_be_added_are_refused(config, said):
+def test_adapters_that_can_not_be_added_are_refused(config, message):
     model, _ = make_model(seed=0)
     adapted = get_peft_model(model, LoraConfig(r=4, **config))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         dict(trained_weights(adapted))
 
 

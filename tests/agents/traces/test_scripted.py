@@ -106,9 +106,9 @@ def test_text_only_traces_need_no_interpreter():
 def test_bad_input_is_refused(sandbox):
     with pytest.raises(ValueError, match="unknown style"):
         traces({"magic": 1}, sandbox)
-    with pytest.raises(ValueError, match="no style is left"):
+    with pytest.raises(ValueError, match=r"no style of .* is left"):
         traces({"tool": 1}, None, rules=Rules(max_tokens=9, interpreter=False))
-    with pytest.raises(ValueError, match="no expression"):
+    with pytest.raises(ValueError, match="lacks an expression"):
         traces({"tool": 1}, sandbox, problems=[Problem(id="p", question="q", answer="1")])
 
 
@@ -154,7 +154,7 @@ def test_other_expressions_are_refused():
         for steps in (text_steps, program_steps):
             with pytest.raises(ValueError, match="integer expression"):
                 steps(expression)
-    with pytest.raises(ValueError, match="too long"):
+    with pytest.raises(ValueError, match="more operations than letters"):
         program_steps(" + ".join("1" * 28))
 
 
