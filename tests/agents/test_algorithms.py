@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import references
-from helpers.tokenised import episode
 from helpers.small_runs import make_small
+from helpers.tokenised import episode
 from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 

@@ -7,8 +7,8 @@ import json
 
 import pytest
 import torch
-from helpers.tokenised import episode
 from helpers.small_runs import make_small
+from helpers.tokenised import episode
 from transformers import AutoModelForCausalLM
 
 from agents import rft, sft
