@@ -27,33 +27,36 @@ from retool_env.key_values import dump_yaml
 from retool_env.rollout import PolicyUnavailable
 from retool_env.servers.address import redact
 
-IGNORE = "--ignore-retool-json"
-CURE = f", or pass over it with {IGNORE}"
+IGNORE_OPTION = "--ignore-retool-json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command's entry point.
+    """The entry point of the command.
+
+    Args:
+        argv: The command's arguments; `None`: the arguments of this process.
 
     Returns:
         The exit status.
     """
+    as_program = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["smollm2"]:
         return make_smollm2(argv[1:])
     parser = make_parser()
     arguments = parser.parse_intermixed_args(argv)
-    words = [each for each in (arguments.algorithm, *arguments.settings) if each is not None]
+    words = [word for word in (arguments.algorithm, *arguments.settings) if word is not None]
     # A setting may stand before the algorithm.
-    arguments.algorithm = next((each for each in words if "=" not in each), None)
-    arguments.settings = [each for each in words if each is not arguments.algorithm]
+    arguments.algorithm = next((word for word in words if "=" not in word), None)
+    arguments.settings = [word for word in words if word is not arguments.algorithm]
     if arguments.algorithm is None:
         parser.print_help()
         return 0 if arguments.help else 2
     try:
         algorithm = load_algorithm(arguments.algorithm)
-        if argv is None:
-            # As a program: what was imported stays, and with thousands of episodes at once the garbage collector would go
-            # through all of it so often that this is a third of the engine's time.
+        if as_program:
+            # The imported objects stay until the end. With thousands of episodes in flight, the
+            # garbage collector would visit them so often that it took a third of the engine's time.
             gc.collect()
             gc.freeze()
         if arguments.help:
@@ -61,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"\nsettings of {arguments.algorithm}:\n{describe(algorithm.Settings)}")
             return 0
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and getattr(algorithm, "ONE_PROCESS", False):
-            raise SettingsError(f"{arguments.algorithm} runs in one process: start one")
+            raise SettingsError(f"{arguments.algorithm} runs in one process: start only one")
         section = section_of(arguments.algorithm, algorithm)
         if arguments.dry_run:
             check_run(algorithm, section, arguments)
@@ -72,19 +75,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             accept_revision(folder)
         checkpoint = algorithm.train(settings, folder, arguments.resume)
     except KeyboardInterrupt as stop:
-        print("stopped; the same command with --resume goes on", file=sys.stderr)
+        print("stopped: the same command with --resume goes on", file=sys.stderr)
         return 128 + next(iter(stop.args), signal.SIGINT)
     except (SettingsError, FileNotFoundError, ImportError, SandboxUnavailable) as error:
         print(f"python -m agents {arguments.algorithm}: {redact(str(error))}", file=sys.stderr)
         return 2
     except (OSError, RuntimeError, SafetensorError) as error:
-        # Weights and an optimizer's state are written by code that has words of its own for a full disk.
-        mends = isinstance(error, OSError | PolicyUnavailable | SafetensorError)
-        if not mends and "inline_container" not in str(error):
+        # torch and safetensors, which write the weights, have other errors for a full disk.
+        curable = isinstance(error, OSError | PolicyUnavailable | SafetensorError)
+        if not curable and "inline_container" not in str(error):
             raise
+        cure = "solve this problem; then the same command with --resume goes on"
         print(
-            f"python -m agents {arguments.algorithm}: {redact(str(error))}\nonce that is mended, the same command with --resume goes on",
-            file=sys.stderr,
+            f"python -m agents {arguments.algorithm}: {redact(str(error))}\n{cure}", file=sys.stderr
         )
         return 1
     if os.environ.get("RANK", "0") == "0":
@@ -105,44 +108,47 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "algorithm",
         nargs="?",
-        help=f"{', '.join(algorithms())}; or one's own: {OWN}",
+        help=f"{', '.join(algorithms())}; or an algorithm of your own: {OWN}",
     )
     parser.add_argument("--preset", help=f"{presets}, or a YAML file's path (tiny)")
     parser.add_argument(
-        "--resume", action="store_true", help="go on where the run of that name was"
+        "--resume", action="store_true", help="continue the run of that name where it stopped"
     )
     parser.add_argument(
         "--force",
         action="store_true",
-        help="with --resume: go on though the run's episodes are of another revision",
+        help="with --resume: continue although the run's episodes have another revision",
     )
     parser.add_argument(
-        IGNORE,
-        action="store_true",
-        help="pass over what the model's retool.json says of its task",
+        IGNORE_OPTION, action="store_true", help="ignore the task in the model's retool.json"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs (runs)")
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the settings as a preset, check them, and start nothing",
+        help="print the settings as a preset and check them, but start nothing",
     )
     parser.add_argument(
-        "-h", "--help", action="store_true", help="also lists the algorithm's settings"
+        "-h", "--help", action="store_true", help="print this help and the algorithm's settings"
     )
     parser.add_argument(
-        "settings", nargs="*", metavar="key=value", help="settings, over the preset's"
+        "settings", nargs="*", metavar="key=value", help="settings that override the preset's"
     )
     return parser
 
 
 def check_run(algorithm: Any, section: str, arguments: argparse.Namespace) -> None:
-    """`--dry-run`: print the settings, and check them as the run would that they are for.
+    """`--dry-run`: print the settings, and check them as the run itself would.
 
-    Nothing but the settings goes to standard output, so that they can be redirected to a file.
+    Only the settings go to standard output, so that they can be redirected to a file.
+
+    Args:
+        algorithm: The algorithm's module or object.
+        section: The preset's section for the algorithm.
+        arguments: The parsed arguments of the command.
 
     Raises:
-        SettingsError: If one is wrong.
+        SettingsError: If a setting is wrong.
     """
     if arguments.force:
         raise SettingsError("--dry-run changes nothing: leave --force out")
@@ -151,7 +157,7 @@ def check_run(algorithm: Any, section: str, arguments: argparse.Namespace) -> No
     if os.environ.get("RANK", "0") == "0":
         print(
             f"# Settings of `python -m agents {arguments.algorithm}`. "
-            f"With --preset FILE.yaml {IGNORE} they give this run again."
+            f"With --preset FILE.yaml {IGNORE_OPTION} they give this run again."
         )
         print(dump_yaml(dataclasses.asdict(settings)), end="", flush=True)
     with contextlib.redirect_stdout(sys.stderr), dry_run():
@@ -159,31 +165,40 @@ def check_run(algorithm: Any, section: str, arguments: argparse.Namespace) -> No
 
 
 def read_settings(algorithm: Any, section: str, arguments: argparse.Namespace) -> Any:
-    """The algorithm's settings: the preset's, over them those of the task that the model carries, then the command line's.
+    """The algorithm's settings, from three sources.
+
+    The command line overrides the task in the model's `retool.json`, which overrides the preset.
+
+    Args:
+        algorithm: The algorithm's module or object.
+        section: The preset's section for the algorithm.
+        arguments: The parsed arguments of the command.
 
     Raises:
-        SettingsError: If one is unknown or of the wrong kind, or the model's `retool.json` is wrong.
+        SettingsError: If a setting is unknown or has a wrong type, or the model's `retool.json` is
+            wrong.
     """
     preset = arguments.preset or "tiny"
     cls = algorithm.Settings
     values = merge_settings(cls, section, preset, arguments.settings)
     settings = build_settings(cls, values)
     model, env = getattr(settings, "model", None), getattr(settings, "env", None)
-    own = getattr(algorithm, "TRAINS_MODEL", True)
-    if not own or model is None or not isinstance(env, dict):
+    trains = getattr(algorithm, "TRAINS_MODEL", True)
+    if not trains or model is None or not isinstance(env, dict):
         return settings
     asked = read_overrides(arguments.settings).get("env") or {}
     before = merge_settings(cls, section, preset, ()).get("env") or {}
     named = asked.get("id") or (before.get("id") if arguments.preset else None)
     folder = arguments.runs / settings.name
-    if arguments.ignore_retool_json or model == "tiny":  # that is made on the spot
+    if arguments.ignore_retool_json or model == "tiny":  # the run makes `tiny`, without a task
         model = None
-    env = inherit_task(before, asked, model, named, folder, arguments.resume, CURE)
+    cure = f", or ignore it with {IGNORE_OPTION}"
+    env = inherit_task(before, asked, model, named, folder, arguments.resume, cure)
     return build_settings(cls, {**values, "env": env})
 
 
 def make_smollm2(argv: Sequence[str]) -> int:
-    """`python -m agents smollm2 FOLDER`."""
+    """`python -m agents smollm2 FOLDER`: make the checkpoint; returns the exit status."""
     from agents.models.smollm2 import CheckpointError, make_checkpoint
 
     parser = argparse.ArgumentParser(prog="python -m agents smollm2")
@@ -197,7 +212,7 @@ def make_smollm2(argv: Sequence[str]) -> int:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a run as Ctrl-C does: what is open is closed."""
+    """SIGTERM ends a run as Ctrl-C does, so that its resources are closed."""
     raise KeyboardInterrupt(number)
 
 

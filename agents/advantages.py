@@ -1,6 +1,7 @@
-"""Advantages: pure functions of tensors, each with its equation and its paper.
+"""Advantages: pure functions of tensors, with their equations and papers.
 
-Those that compare the rollouts of a problem lie in `retool_env.training.advantages`, and may be used from here.
+Advantages that compare the rollouts of a problem lie in `retool_env.training.advantages` and may
+also be imported from here.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ def gae(
         A_k     = delta_k + gamma lam A_(k+1)
         R_k     = A_k + V_k
 
-    k counts the tokens that the model sampled: what the interpreter wrote in between is no step, so that neither discount nor
-    lambda counts it. The episode's reward comes with the last of them, whatever follows it, and nothing after it has a value:
-    every end is final.
+    k counts only tokens that the model sampled: interpreter tokens are not steps, so discount and
+    lambda skip them. The reward belongs to the last sampled token, even if interpreter tokens
+    follow, and the value after this token is 0, since every end is final.
 
     Args:
         values: V of the state before each token was sampled, shape `(B, T)`.
         rewards: The episodes' rewards, shape `(B,)`.
         mask: Whether the model sampled the token, shape `(B, T)`.
         gamma: Discount of a token.
-        lam: Weight of the longer returns: 1 gives what came of it less V, 0 one token's difference.
+        lam: Weight of longer returns. With 1 an advantage is the return less V, with 0 it is
+            delta_k.
 
     Returns:
         Advantages and returns, each of shape `(B, T)`, 0 where the mask is not set.
@@ -43,52 +45,50 @@ def gae(
     reward = rewards.to(values.dtype)
     value, advantage = torch.zeros_like(reward), torch.zeros_like(reward)
     for t in reversed(range(values.shape[1])):
-        own, here = mask[:, t], values[:, t]
+        sampled, here = mask[:, t], values[:, t]
         now = reward + gamma * value - here + gamma * lam * advantage
-        advantage = torch.where(own, now, advantage)
-        value = torch.where(own, here, value)
-        reward = reward.masked_fill(own, 0.0)
-        advantages[:, t] = now.masked_fill(~own, 0.0)
-        returns[:, t] = (now + here).masked_fill(~own, 0.0)
+        advantage = torch.where(sampled, now, advantage)
+        value = torch.where(sampled, here, value)
+        reward = reward.masked_fill(sampled, 0.0)
+        advantages[:, t] = now.masked_fill(~sampled, 0.0)
+        returns[:, t] = (now + here).masked_fill(~sampled, 0.0)
     return advantages, returns
 
 
 Total = Callable[[torch.Tensor], torch.Tensor]
-"""The sum of a tensor over all processes."""
+"""A function that sums a tensor over all processes."""
 
 
-def whiten(
-    values: torch.Tensor, mask: torch.Tensor, total: Total = lambda own: own
-) -> torch.Tensor:
-    """(A - mean(A)) / std(A), the mean and the deviation being those of the model's tokens on all processes.
+def whiten(values: torch.Tensor, mask: torch.Tensor, total: Total = lambda x: x) -> torch.Tensor:
+    """(A - mean(A)) / std(A), with mean and deviation over the sampled tokens of all processes.
 
-    As PPO's implementations do with a batch's advantages (arXiv 2006.05990).
+    PPO implementations do this with a batch's advantages (arXiv 2006.05990).
 
     Args:
-        values: Shape `(B, T)`.
+        values: Advantages, shape `(B, T)`.
         mask: Whether the model sampled the token, shape `(B, T)`.
-        total: Sums over all processes.
+        total: Sums a tensor over all processes. By default there is one process.
 
     Returns:
-        Shape `(B, T)`, 0 where the mask is not set.
+        The whitened advantages, shape `(B, T)`, 0 where the mask is not set.
     """
     mean, variance = _moments(values, mask, total)
     return ((values - mean) / (variance.sqrt() + EPSILON)).masked_fill(~mask, 0.0)
 
 
 def explained_variance(
-    values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, total: Total = lambda own: own
+    values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, total: Total = lambda x: x
 ) -> float | None:
-    """1 - Var(R - V) / Var(R): 1 for a critic that is right, 0 for one that says the same of all.
+    """1 - Var(R - V) / Var(R): 1 if the critic is right, 0 if it gives all tokens the same value.
 
     Args:
-        values: The critic's, shape `(B, T)`.
-        returns: What came of it, shape `(B, T)`.
+        values: The critic's values, shape `(B, T)`.
+        returns: The returns, shape `(B, T)`.
         mask: Whether the model sampled the token, shape `(B, T)`.
-        total: Sums over all processes.
+        total: Sums a tensor over all processes. By default there is one process.
 
     Returns:
-        `None` where all returns are the same.
+        The explained variance; `None` if all returns are the same.
     """
     _, variance = _moments(returns, mask, total)
     _, left = _moments(returns - values, mask, total)
@@ -98,27 +98,29 @@ def explained_variance(
 def _moments(
     values: torch.Tensor, mask: torch.Tensor, total: Total
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of what the mask leaves."""
+    """Mean and variance of the values where the mask is set."""
     count = total(mask.sum()).clamp(min=1)
     mean = total(values.masked_fill(~mask, 0.0).sum()) / count
     return mean, total((values - mean).masked_fill(~mask, 0.0).square().sum()) / count
 
 
 def batch_normalised(advantages: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """(A - mean(A)) / std(A), over the tokens of the batch: REINFORCE++ (arXiv 2501.03262, section 3).
+    """(A - mean(A)) / std(A) over the batch's tokens: REINFORCE++ (arXiv 2501.03262, section 3).
 
-    An advantage is that of each of its episode's tokens, so that a long episode counts more in mean and deviation than a short one.
+    All tokens of an episode have its advantage, so that a long episode counts more in mean and
+    deviation than a short episode.
 
     Args:
-        advantages: One an episode, shape `(N,)`.
-        tokens: Number of tokens that the model sampled and that are trained on, shape `(N,)`.
+        advantages: The episodes' advantages, shape `(N,)`.
+        tokens: The episodes' numbers of tokens that are trained on, shape `(N,)`.
 
     Returns:
-        Shape `(N,)`; 0 for an episode without tokens, and exactly 0 for all where those with tokens are equal.
+        The normalised advantages, shape `(N,)`. They are 0 for an episode without tokens, and
+        exactly 0 for all episodes if the advantages of the episodes with tokens are equal.
     """
     trained = tokens > 0
-    own = advantages[trained]
-    if not len(own) or own.min() == own.max():
+    compared = advantages[trained]
+    if not len(compared) or compared.min() == compared.max():
         return torch.zeros_like(advantages)
     share = tokens / tokens.sum()
     mean = (share * advantages).sum()

@@ -1,24 +1,25 @@
-"""Cold start: text-only solutions become traces that use the interpreter (ReTool, section 2.2), for `sft.py` to train on.
+"""Cold start: turns text-only solutions into traces that use the interpreter (ReTool, section 2.2).
 
-Input is a file of JSON lines, of two kinds:
+`sft.py` trains on these traces. The input is a file of JSON lines of two kinds:
 
-- a question, its known answer and a solution in words (`question`, `answer`, `solution`, or what else
-  `retool_env.problems.json_lines` knows the first two as; of an answer worked out as in GSM8K, the working is the solution). A
-  language model, the rewriter, writes it again with code. It does so in an episode like any other: its turn ends at `</code>`,
-  the program runs in the sandbox, and it goes on from what was really printed.
-- a trace that somebody rewrote already, in the shape of the paper's own set (`messages`, tags as they are), whose results a
-  language model made up. It is played again: each code block runs, the real result takes the place of what stood in
-  `<interpreter>`, and the text behind that goes on.
+- A question with its answer and a solution in words (columns `question`, `answer`, `solution`; for
+  the first two also the other names that `retool_env.problems.json_lines` knows). If the answer is
+  worked out as in GSM8K, its working is the solution. A language model, the rewriter, writes the
+  solution again with code, in an ordinary episode: its turn ends at `</code>`, the program runs in
+  the sandbox, and the rewriter continues from the real output.
+- A trace that was rewritten before, in the form of the paper's data set (`messages` with tags),
+  whose results a language model made up. It is replayed: each code block runs, and the real result
+  replaces the text in `<interpreter>`.
 
-Either way an `Episode` renders the results, so they are what a model meets in training. Then each trace is verified
-(`verification.py` says how, and for what it is dropped).
+In both cases an `Episode` renders the results in the same form as in training. Then each trace is
+verified; `agents.traces.verification` lists the reasons to drop a trace.
 
 The run's folder holds, besides its settings:
 
-data.jsonl         the traces that were verified, for `python -m agents sft data=...`, in the input's order
-dropped.jsonl      the others, each with its reason
+data.jsonl         the verified traces, for `python -m agents sft data=...`, in the input's order
+dropped.jsonl      the other traces, with their reasons
 report.json        counts
-transcripts.jsonl  all episodes; what is in it is not done again by `--resume`
+transcripts.jsonl  all episodes; `--resume` does not repeat them
 """
 
 from __future__ import annotations
@@ -55,18 +56,13 @@ from retool_env.servers.address import shown_url, variable_name
 from retool_env.transcript import StopReason, Transcript
 
 ONE_PROCESS = True
-"""It is not for several processes."""
+"""Whether the algorithm must run in one process: the command refuses several."""
 
 TRAINS_MODEL = False
-"""`model` is the rewriter: what it was trained on says nothing of the environment that is trained in later."""
-
-REWRITER = (
-    "what serves it: transformers, vllm (both in this process), an API's http://.../v1, or a mapping {name: one of these, and "
-    "arguments of its policy; of an API also api_key_env, the variable that holds the key}"
-)
+"""Whether `model` is trained. It is the rewriter, so the environment is not taken from its task."""
 
 REFUSALS = 8
-"""So many lines in a row that an API refuses, and at least as many as are in flight: the setting is wrong, not the lines."""
+"""If an API refuses this many lines in a row, and at least `in_flight`, a setting is wrong."""
 
 
 @dataclass(frozen=True)
@@ -76,21 +72,26 @@ class Settings(RunSettings):
     name: str = "coldstart"
     env: dict[str, Any] = setting(
         {"id": "ReTool-Arithmetic-v0"},
-        "the environment that is trained in later: its rules hold for the traces, and rewritten solutions get its prompt",
+        "the environment of the later training: its rules hold for the traces, and solutions get "
+        "its prompt",
     )
     data: str | None = setting(
         None, "JSON lines of question, answer and solution, or of rewritten traces as messages"
     )
     model: str | None = setting(
-        None, "the rewriter: a name at its API, a folder or a Hub id; rewritten traces need none"
+        None, "the rewriter: a name at its API, a folder or a Hub id; unused by rewritten traces"
     )
-    rewriter: str | dict[str, Any] = setting("transformers", REWRITER)
-    dtype: str = setting("float32", "of a rewriter's weights in transformers")
-    temperature: float = setting(0.7, "of the rewriter's sampling")
-    in_flight: int = setting(32, "traces in the making at once")
+    rewriter: str | dict[str, Any] = setting(
+        "transformers",
+        "the rewriter's engine: transformers or vllm in this process, an API's http://.../v1, or a "
+        "mapping {name: one of these, and arguments of its policy; for an API also api_key_env, "
+        "the variable that holds the key}",
+    )
+    dtype: str = setting("float32", "data type of a rewriter's weights in transformers")
+    temperature: float = setting(0.7, "sampling temperature of the rewriter")
+    in_flight: int = setting(32, "number of traces made at the same time")
     require_answer: bool = setting(
-        True,
-        "refuse rewritten traces that come without a known answer; false: take them, their answers unchecked",
+        True, "refuse rewritten traces without a known answer; false: keep them, unchecked"
     )
     keep_contradictions: bool = setting(
         False, "keep traces whose made-up results differ from the real ones, as the paper does"
@@ -98,14 +99,20 @@ class Settings(RunSettings):
 
 
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
-    """Make the traces that are not made yet, and verify all.
+    """Make the traces that are not made yet, and verify all traces.
+
+    Args:
+        settings: The run's settings.
+        folder: The run's folder.
+        resume: Whether to continue the run in the folder.
 
     Returns:
-        The file of those that are right.
+        The file of the verified traces.
 
     Raises:
         SettingsError: If the input can't be used, the rewriter refuses, or no trace is right.
-        PolicyUnavailable: If some could not be made, because the API or the sandbox failed. The others are written.
+        PolicyUnavailable: If some traces could not be made, because the API or the sandbox failed.
+            The other traces are written.
     """
     check_least(settings, {"in_flight": 1, "temperature": 0})
     with Session(settings, folder, resume) as run:
@@ -122,9 +129,9 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             )
         sources = read_sources(Path(settings.data), rules, settings.require_answer)
         sandbox = run.open_sandbox()
-        assert sandbox is not None  # with an interpreter there is one
+        assert sandbox is not None  # it is open, since the rules have an interpreter
         rewriter = None
-        if not all(source.said for source in sources):
+        if not all(source.parts for source in sources):
             rewriter = make_rewriter(settings)
             run.resources.enter_context(rewriter)
         run.start()
@@ -136,11 +143,11 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
 
 
 def make_rewriter(settings: Settings) -> Policy | TextPolicy:
-    """The model that rewrites.
+    """The policy of the rewriter.
 
     Raises:
-        SettingsError: If none is named, or it can't be had like that.
-        ImportError: If a package that it needs is missing.
+        SettingsError: If no model is named, or the setting `rewriter` is wrong.
+        ImportError: If a package is missing that the policy needs.
     """
     given = {"name": settings.rewriter} if isinstance(settings.rewriter, str) else settings.rewriter
     arguments = dict(given)
@@ -153,7 +160,7 @@ def make_rewriter(settings: Settings) -> Policy | TextPolicy:
         variable = sampling.pop("api_key_env", None)
         if variable is not None and variable not in os.environ:
             raise SettingsError(
-                f"rewriter.api_key_env: there is no variable {variable_name(variable)!r}"
+                f"rewriter.api_key_env: the variable {variable_name(variable)!r} is not set"
             )
         key = None if variable is None else os.environ[variable]
         sampling = {"concurrency": settings.in_flight, **sampling, "api_key": key, "urls": name}
@@ -161,13 +168,13 @@ def make_rewriter(settings: Settings) -> Policy | TextPolicy:
     elif name == "transformers":
         loaded, tokenizer = load_model(settings.model, settings.dtype)
         if torch.accelerator.is_available():
-            # transformers' wrapper of `to` takes its argument for the model.
-            loaded = loaded.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]  # there is one
+            device: Any = torch.accelerator.current_accelerator()
+            loaded = loaded.to(device)
         model = Model(settings.model, loaded, tokenizer)
     elif name not in POLICIES or name in SERVED:
-        names = ", ".join(each for each in POLICIES if each not in SERVED)
+        names = ", ".join(known for known in POLICIES if known not in SERVED)
         raise SettingsError(
-            f"rewriter: {shown_url(name)!r} is none; there are {names}, and an API's http://.../v1"
+            f"rewriter: {shown_url(name)!r} is unknown; take {names}, or an API's http://.../v1"
         )
     try:
         return make_policy(name, model, **sampling)
@@ -176,19 +183,25 @@ def make_rewriter(settings: Settings) -> Policy | TextPolicy:
 
 
 class Replay(TextPolicy):
-    """Writes a trace again, turn by turn: a policy of text without a model.
+    """Replays a trace turn by turn: a policy of text without a model.
 
     Args:
-        said: Who wrote what of it. What the environment is said to have written is left out.
+        parts: The parts of the trace, with their authors. The environment's parts are left out.
     """
 
-    def __init__(self, said: Parts) -> None:
-        first, *later = (text for author, text in said if author == "model")
-        # Line breaks behind a result are the environment's.
+    def __init__(self, parts: Parts) -> None:
+        first, *later = (text for author, text in parts if author == "model")
+        # The environment writes the line breaks behind a result.
         self._turns = [first, *(text.lstrip() for text in later)]
 
     async def write(self, transcript: Transcript, stop: Sequence[str], seed: int) -> TextGeneration:
-        """The next turn; an empty one where there is none left."""
+        """The next turn of the trace; an empty turn after the last.
+
+        Args:
+            transcript: The transcript so far.
+            stop: The tags that end a turn.
+            seed: The seed of the turn, which a replay does not need.
+        """
         number = sum(span.author == "model" for span in transcript.spans)
         text = self._turns[number] if number < len(self._turns) else ""
         return TextGeneration(text, "tag" if any(tag in text for tag in stop) else "eos")
@@ -196,14 +209,14 @@ class Replay(TextPolicy):
 
 @dataclass
 class Tally:
-    """What is shown while traces are made."""
+    """The counts that are shown while traces are made."""
 
     progress: Progress
-    """What their episodes are doing."""
+    """The state of the episodes in flight."""
     done: int = 0
-    """Traces that are made, those of earlier starts included."""
+    """Finished traces, with the traces of earlier starts."""
     verified: int = 0
-    """Of these, the ones that are right."""
+    """Finished traces that were verified."""
 
     def __str__(self) -> str:
         return f"{self.verified} of {self.done} verified; {self.progress}"
@@ -217,16 +230,29 @@ async def make_traces(
     rewriter: Policy | TextPolicy | None,
     sandbox: Sandbox,
 ) -> list[Transcript | Drop]:
-    """An episode for each source, in order, or that the API refused it.
+    """Make an episode for each source.
 
-    Those of an earlier start are taken from the run's record; the others are added.
+    Episodes of an earlier start are taken from the run's record; new episodes are added to it.
+
+    Args:
+        settings: The run's settings.
+        run: The run.
+        rules: The rules of the environment of the later training.
+        sources: The lines of the input.
+        rewriter: The rewriter's policy; `None`: all sources are rewritten traces.
+        sandbox: The sandbox for programs.
+
+    Returns:
+        For each source its episode, or a `Drop` if the API refused the line.
 
     Raises:
-        SettingsError: If an API refuses every line, or too many one after the other (`REFUSALS`); those are then not dropped.
-        ConnectionError: If it can't be reached; `PermissionError` if it refuses the key.
+        SettingsError: If an API refuses every line, or too many lines in a row (`REFUSALS`). These
+            lines are not dropped.
+        ConnectionError: If an API can't be reached.
+        PermissionError: If an API refuses the key.
     """
     rules = dataclasses.replace(rules, prompt_template="{query}", void_turn="end")
-    by_text = dataclasses.replace(rules, max_tokens=None)  # such a policy counts no tokens
+    by_text = dataclasses.replace(rules, max_tokens=None)  # a policy of text counts no tokens
     made: dict[Problem, Transcript | Drop] = dict(recorded(run, sources))
     progress = Progress()
     progress.expect(len(sources) - len(made))
@@ -235,15 +261,18 @@ async def make_traces(
     most = min(max(REFUSALS, settings.in_flight), len(sources))
     slots = asyncio.Semaphore(settings.in_flight)
 
-    def count(source: Source, transcript: Transcript) -> None:
-        tally.verified += verify(transcript, source.said, settings.keep_contradictions) is None
+    def count(verified: bool) -> None:
+        tally.verified += verified
         tally.done += 1
         bar.show(tally.done, {"verified": tally.verified / tally.done})
+
+    def is_right(source: Source, transcript: Transcript) -> bool:
+        return verify(transcript, source.parts, settings.keep_contradictions) is None
 
     async def make(index: int) -> None:
         nonlocal in_a_row
         source = sources[index]
-        policy: Any = Replay(source.said) if source.said else rewriter
+        policy: Any = Replay(source.parts) if source.parts else rewriter
         fitting = by_text if isinstance(policy, TextPolicy) else rules
         async with slots:
             engine = RolloutEngine(policy, fitting, sandbox, progress=progress)
@@ -254,49 +283,53 @@ async def make_traces(
                 if in_a_row >= most:
                     raise SettingsError(f"rewriter: {source.problem.id}: {error}") from error
                 made[source.problem] = Drop("refused", str(error))
-                tally.done += 1
-                bar.show(tally.done, {"verified": tally.verified / tally.done})
+                count(verified=False)
                 return
             except ValueError as error:
                 if policy is not rewriter or isinstance(policy, TransformersPolicy):
-                    raise  # there is no API in it
+                    raise  # no API caused the error
                 raise SettingsError(f"rewriter: {source.problem.id}: {error}") from error
         in_a_row = 0
         made[source.problem] = transcript
         progress.finished(transcript)
         if transcript.stop_reason is not StopReason.INFRASTRUCTURE:
             run.write([transcript])
-        count(source, transcript)
+        count(is_right(source, transcript))
 
     with Bar("cold start", len(sources), live=tally) as bar:
         left = [i for i, source in enumerate(sources) if source.problem not in made]
         for source in sources:
             if isinstance(transcript := made.get(source.problem), Transcript):
-                count(source, transcript)
+                count(is_right(source, transcript))
         bar.set_total(len(sources), len(sources) - len(left))
         await asyncio.gather(*map(make, left))
     return [made[source.problem] for source in sources]
 
 
 def recorded(run: Run, sources: Sequence[Source]) -> dict[Problem, Transcript]:
-    """The episodes of earlier starts, of lines that have not changed since, whatever their place in the file is now.
+    """The episodes of earlier starts for lines that have not changed, by the sources' problems.
 
-    None is removed from the record: they were paid for, and a line that is gone may come back.
+    A line may have moved within the file. No episode is removed from the record: episodes may have
+    cost money, and a line that was deleted may come back.
+
+    Args:
+        run: The run, with its record of episodes.
+        sources: The lines of the input.
     """
-    cure = "delete that line: what it was made of is then done again"
+    cure = "delete that line, so that its trace is made again"
     past = list(read_episodes(run.transcripts, cure, appended=True))
     if past:
-        write_transcripts_atomically(run.transcripts, past)  # without what was cut short
+        write_transcripts_atomically(run.transcripts, past)  # without a last line that was cut
     of_line: dict[Problem, list[Transcript]] = {}
     for transcript in reversed(past):
         of_line.setdefault(_nameless(transcript.problem), []).append(transcript)
-    found = {}
+    episodes = {}
     for source in sources:
         if same := of_line.get(_nameless(source.problem)):
-            found[source.problem] = dataclasses.replace(same.pop(), problem=source.problem)
-    return found
+            episodes[source.problem] = dataclasses.replace(same.pop(), problem=source.problem)
+    return episodes
 
 
 def _nameless(problem: Problem) -> Problem:
-    """Without its id, which may be its line's number."""
+    """The problem without its id, which may be its line's number."""
     return dataclasses.replace(problem, id="-")

@@ -1,10 +1,11 @@
-"""DAPO (arXiv 2503.14476): GRPO with a higher upper clip, a loss by tokens, dynamic sampling, and overlong shaping.
+"""DAPO (arXiv 2503.14476): GRPO with a higher upper clip, dynamic sampling and overlong shaping.
 
 - Clip-higher (section 3.1): the ratio may grow further than it may shrink.
-- Dynamic sampling (3.2): groups all right or all wrong are replaced by those of other problems, up to `resample` rounds.
-  `env/accuracy` is of all groups that were sampled; `reward` is of those trained on, and so nearer to its middle.
-- Token-level loss (3.3): every token of the step counts the same; TRL's `dapo`.
-- Soft overlong punishment (3.4): near the budget a response loses up to 1.
+- Dynamic sampling (3.2): a group that is all right or all wrong is replaced by a group of another
+  problem, in up to `resample` rounds. `env/accuracy` counts all groups that were sampled. `reward`
+  counts the groups that are trained on, so it lies nearer to the middle of its range.
+- Token-level loss (3.3): all tokens of the step have the same weight (TRL's loss `dapo`).
+- Soft overlong punishment (3.4): a response near the token budget loses up to 1.
 """
 
 from __future__ import annotations
@@ -19,28 +20,36 @@ from retool_env.transcript import Transcript
 
 @dataclass(frozen=True)
 class Settings(grpo.Settings):
-    """GRPO's, with the paper's defaults."""
+    """GRPO's settings, with DAPO's defaults."""
 
     name: str = "dapo"
     resample: int = setting(
-        3, "rounds that replace groups all right or all wrong (dynamic sampling); 0: none"
+        3, "rounds that replace groups all right or all wrong (dynamic sampling); 0: off"
     )
     overlong: float = setting(
-        0.2, "last share of the token budget in which a response is punished; 0: none"
+        0.2, "last share of the token budget, in which a response is punished; 0: off"
     )
 
 
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
-    """Run DAPO; see `grpo.train`.
+    """Run DAPO with `grpo.train`.
+
+    Args:
+        settings: The run's settings.
+        folder: The run's folder.
+        resume: Whether to continue the run in the folder.
+
+    Returns:
+        The folder of the trained model.
 
     Raises:
-        SettingsError: Also if `overlong` is no share.
+        SettingsError: If `overlong` is not from 0 to 1, or for a reason that `grpo.train` names.
     """
     if not 0 <= settings.overlong <= 1:
-        raise SettingsError(f"overlong is a share, from 0 to 1, not {settings.overlong}")
+        raise SettingsError(f"overlong must be a share from 0 to 1, not {settings.overlong}")
 
     def bonus(transcript: Transcript, budget: int) -> float:
-        # The interpreter's tokens too: the budget counts them.
+        # The budget also counts the interpreter's tokens, so they count here.
         return soft_overlong(len(transcript.completion_ids), budget, settings.overlong * budget)
 
     return grpo.train(settings, folder, resume, bonus=bonus if settings.overlong else None)
@@ -49,6 +58,11 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
 def soft_overlong(length: int, budget: int, cache: float) -> float:
     """The soft overlong punishment (equation 13).
 
-    0 up to `budget - cache` tokens, from there linearly down to -1 at `budget`, and -1 beyond.
+    It is 0 up to `budget - cache` tokens, falls linearly to -1 at `budget`, and stays -1 beyond.
+
+    Args:
+        length: Tokens of the response, with the interpreter's.
+        budget: Token budget of a response.
+        cache: Last tokens of the budget, over which the punishment grows.
     """
     return -min(max(length - (budget - cache), 0.0) / cache, 1.0)

@@ -1,11 +1,13 @@
-"""The main job: a small model learns, by reward alone, to use the interpreter; beside it, text alone on the same budget.
+"""The main job: a small model learns from rewards alone to use the interpreter.
 
-Two arms, each a cold start and then GRPO, evaluated on held-out problems before and after. All of it lies in one run
-folder, `stages/` below it holding a run of its own for each stage.
+It compares two arms with the same budget: with the interpreter, and text only. In both arms a cold
+start is followed by GRPO, and the model is evaluated on held-out problems before and after GRPO.
+Everything lies in one run folder; its `stages/` holds a run folder for each stage.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -29,9 +31,10 @@ from retool_env.rollout.transformers.policy import load_policy
 from retool_env.transcript import write_transcripts
 
 ONE_PROCESS = True
-"""It is not for several processes."""
+"""Whether the algorithm must run in one process: the command refuses several."""
 
 ARMS = {"interpreter": True, "text only": False}
+"""The arms of the comparison, and whether they have an interpreter."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Settings(ModelSettings):
 
     name: str = "tiny"
     env: dict[str, Any] = dataclasses.field(default_factory=dict)
-    model: str = setting("tiny", "of the cold starts: a folder, a Hub id, or `tiny`")
+    model: str = setting("tiny", "the cold starts' model: a folder, a Hub id, or `tiny`")
     sft: dict[str, Any] = stage("settings of the cold starts (sft.epochs=2)", ())
     grpo: dict[str, Any] = stage(
         "settings of the reinforcement learning (grpo.steps=20)", ("model",)
@@ -51,6 +54,11 @@ class Settings(ModelSettings):
 
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     """Run the stages that have not been run yet, and show the table.
+
+    Args:
+        settings: The run's settings.
+        folder: The run's folder.
+        resume: Whether to continue the run in the folder.
 
     Returns:
         The run's folder.
@@ -87,7 +95,12 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
 
 
 def report(rows: dict[str, Summary], settings: Settings) -> str:
-    """The final table, and what RL gained in each arm."""
+    """The final table, and the points of accuracy that RL gained in each arm.
+
+    Args:
+        rows: The summaries of the evaluations, by the names of the table's rows.
+        settings: The run's settings.
+    """
     with_calls = {name: summary for name, summary in rows.items() if summary.calls}
     lines = [table(rows), "", *([tool_table(with_calls), ""] if with_calls else [])]
     for arm in ARMS:
@@ -95,16 +108,17 @@ def report(rows: dict[str, Summary], settings: Settings) -> str:
         if before and after:
             lines.append(f"RL, {arm}: {100 * (after.mean - before.mean):+.1f} points of accuracy")
     lines.append(
-        f"accuracy is avg@{settings.k} on {settings.problems} held-out problems, temperature {TEMPERATURE}, top-p {TOP_P}"
+        f"accuracy is avg@{settings.k} on {settings.problems} held-out problems, temperature "
+        f"{TEMPERATURE}, top-p {TOP_P}"
     )
     return "\n".join(lines)
 
 
 def check_stages(settings: Settings) -> None:
-    """Check the stages' settings before the first of them takes its time.
+    """Check the settings of all stages before the first stage runs.
 
     Raises:
-        SettingsError: If one is unknown or out of range, or a stage's batch can't be shared out.
+        SettingsError: If a setting is unknown or out of range, or a stage's batch can't be divided.
     """
     env = {**settings.env, "interpreter": True}
     sft.check_batch(stage_settings(sft, settings, "sft", env, model=first_model(settings)), 1)
@@ -112,19 +126,27 @@ def check_stages(settings: Settings) -> None:
 
 
 def first_model(settings: Settings) -> str:
-    """The model that the cold starts begin with."""
+    """The model with which the cold starts begin."""
     return settings.sft.get("model", settings.model)
 
 
 def stage_settings(
     module: Any, settings: Settings, name: str, env: dict[str, Any], **others: Any
 ) -> Any:
-    """Settings of a stage: those that all stages share, then its own."""
-    own = getattr(settings, module.__name__.rpartition(".")[2])
+    """The settings of a stage: the settings that all stages share, and the stage's own.
+
+    Args:
+        module: The algorithm's module.
+        settings: The settings of the main job.
+        name: The name of the stage.
+        env: The environment of the arm.
+        **others: Settings that override the stage's own.
+    """
+    chosen = getattr(settings, module.__name__.rpartition(".")[2])
     shared = {key: getattr(settings, key) for key in ("dtype", "sandbox", "seed", "report_to")}
-    # A stage may have an environment of its own: a cold start's problems, whose traces a script writes.
-    env = {**env, **own.get("env", {}), "interpreter": env["interpreter"]}
-    return build_settings(module.Settings, {**shared, **own, **others, "name": name, "env": env})
+    # A stage may change the environment: a cold start needs problems that a script can solve.
+    env = {**env, **chosen.get("env", {}), "interpreter": env["interpreter"]}
+    return build_settings(module.Settings, {**shared, **chosen, **others, "name": name, "env": env})
 
 
 def _evaluate(
@@ -132,7 +154,7 @@ def _evaluate(
 ) -> Summary:
     path = run.folder / "stages" / f"{name.replace(', ', '-').replace(' ', '-')}.json"
     if path.exists():
-        cure = f"delete {path}: the model is then evaluated again"
+        cure = f"delete {path}, so that the model is evaluated again"
         record = read_object(path, cure)
         try:
             return build(Summary.from_json, record, "summary")
@@ -144,20 +166,10 @@ def _evaluate(
         str(checkpoint), dtype=settings.dtype, temperature=TEMPERATURE, top_p=TOP_P
     )
     sandbox = find_sandbox(settings.sandbox, rules)
-    try:
-        with Bar(f"evaluating {name}", len(problems)) as bar:
-            summary, transcripts = evaluate(
-                policy,
-                rules,
-                problems,
-                settings.k,
-                sandbox,
-                settings.seed,
-                lambda *_: bar.advance(),
-            )
-    finally:
-        if sandbox is not None:
-            sandbox.close()
+    with sandbox or contextlib.nullcontext(), Bar(f"evaluating {name}", len(problems)) as bar:
+        summary, transcripts = evaluate(
+            policy, rules, problems, settings.k, sandbox, settings.seed, lambda *_: bar.advance()
+        )
     transcripts_path = path.with_suffix(".transcripts.jsonl")
     transcripts_path.unlink(missing_ok=True)
     write_transcripts(transcripts_path, transcripts)
@@ -167,7 +179,7 @@ def _evaluate(
 
 
 def _link(folder: Path) -> None:
-    """Make the interpreter arm's run, which the job is about, the folder's own."""
+    """Link the records and the model of the interpreter arm's GRPO run into the folder."""
     for name in ("metrics.jsonl", "transcripts.jsonl", "checkpoint"):
         link = folder / name
         link.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
 """Dr. GRPO (arXiv 2503.20783, section 3.2): GRPO without its two biases.
 
-Advantages are not divided by the group's deviation, which gives very easy and very hard problems more weight; and a
-response's loss is divided by the token budget, not by its own length, which spares long wrong responses.
+Advantages are not divided by the group's deviation: the division gives more weight to very easy and
+very hard problems. A response's loss is divided by the token budget instead of the response's
+length: the division by the length punishes long wrong responses less.
 """
 
 from __future__ import annotations
@@ -16,13 +17,22 @@ from agents.base.settings import setting
 
 @dataclass(frozen=True)
 class Settings(grpo.Settings):
-    """GRPO's, with the paper's defaults."""
+    """GRPO's settings, with Dr. GRPO's defaults."""
 
     name: str = "dr_grpo"
-    loss: str = setting("dr_grpo", "TRL's loss_type: sums over tokens by rows * env.max_tokens")
+    loss: str = setting("dr_grpo", "TRL's loss_type: sum over tokens / (rows * env.max_tokens)")
     clip_high: float = 0.2
 
 
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
-    """Run Dr. GRPO; see `grpo.train`."""
+    """Run Dr. GRPO with `grpo.train`.
+
+    Args:
+        settings: The run's settings.
+        folder: The run's folder.
+        resume: Whether to continue the run in the folder.
+
+    Returns:
+        The folder of the trained model.
+    """
     return grpo.train(settings, folder, resume, advantages=group_centred)

@@ -1,11 +1,11 @@
 """GRPO (arXiv 2402.03300, section 4.1) in the environment, on TRL's `GRPOTrainer`.
 
-The reward is the environment's; interpreter tokens carry no loss, no advantage and don't count in a length
-normalisation; the old log-probs are those that the engine sampled with. The KL is weighed by the ratio,
-and the entropy bonus is the mean of its means over each micro batch's tokens.
+The environment gives the reward. Interpreter tokens have no loss and no advantage, and don't count
+in a length normalisation. The engine's log-probs are the old log-probs. The KL is weighed by the
+ratio. The entropy bonus is a mean over the tokens of each micro batch, then over micro batches.
 
-Other algorithms without a critic are this one with other settings, and where that does not do with other advantages, a
-bonus on the reward or other arguments of TRL's: see `train`, and `dr_grpo.py` for the shortest.
+Other algorithms without a critic are GRPO with other settings. Some also change the advantages, add
+a bonus to the reward, or set other arguments of TRL: see `train`. `dr_grpo.py` is the shortest.
 """
 
 from __future__ import annotations
@@ -43,15 +43,14 @@ from retool_env.training.rollouts import ResampleBy
 from retool_env.training.rows import is_trainable
 from retool_env.transcript import Transcript
 
-os.environ.setdefault(
-    "TRL_EXPERIMENTAL_SILENCE", "1"
-)  # rollout_func's interface is pinned by setup.cfg
+# TRL warns that rollout_func's interface may change; setup.cfg pins TRL's version.
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
-"""TRL's losses that clip the ratio on both sides, and bound it by `delta`."""
+CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+"""TRL's losses that clip the ratio on both sides and bound it by `delta`."""
 
 Bonus = Callable[[Transcript, int], float]
-"""What is added to an episode's reward, given its token budget."""
+"""Computes the bonus on an episode's reward, from its transcript and its token budget."""
 
 
 @dataclass(frozen=True)
@@ -60,30 +59,29 @@ class Settings(PolicySettings):
 
     name: str = "grpo"
     tokens_in_flight: int = setting(
-        0,
-        "tokens that the episodes in flight may grow to together; 0: no bound but the engine's own",
+        0, "largest total length of the episodes in flight, in tokens; 0: only the engine's limit"
     )
     staleness: int = setting(
-        0, "batches sampled ahead while the trainer trains; 0: they take turns"
+        0, "batches sampled ahead while the trainer trains; 0: sample and train in turn"
     )
     oversample: float = setting(
-        1.0, "rollouts begun for each that is kept: the first to finish are"
+        1.0, "rollouts begun for each kept rollout; the first to finish are kept"
     )
     resample: int = setting(
-        0, "rounds that replace groups that teach nothing (DAPO's dynamic sampling); 0: none"
+        0, "rounds that replace groups that teach nothing (DAPO's dynamic sampling); 0: off"
     )
     resample_by: ResampleBy = setting(
         "accuracy",
-        "groups that teach nothing: accuracy, all right or all wrong; reward, all of equal reward",
+        "groups that teach nothing: accuracy, all right or all wrong; reward, all rewards equal",
     )
     spare: float = setting(
         1.0,
-        "rollouts sampled for each trained on; of right ones the cleaner stay (arXiv 2508.20722)",
+        "rollouts sampled for each trained rollout; the cleaner right ones stay (arXiv 2508.20722)",
     )
     loss: str = setting("dapo", "TRL's loss_type: dapo, grpo, dr_grpo, ...")
     ratio_cap: float = setting(
         0.0,
-        "largest ratio that weighs a negative advantage, which no clip bounds (TRL's delta); 0: none",
+        "largest ratio that weighs a negative advantage, where no clip acts (TRL's delta); 0: off",
     )
     trl: dict[str, Any] = setting({}, "any other field of TRL's GRPOConfig")
 
@@ -98,24 +96,25 @@ def train(
     bonus: Bonus | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Run GRPO, or what differs from it by the last four.
+    """Run GRPO, or an algorithm that differs from GRPO in the last four arguments.
 
     Args:
         settings: The run's settings.
         folder: The run's folder.
-        resume: Go on where the run in that folder was.
-        advantages: Makes the advantages of the rewards, and of the transcripts, if it has a
-            parameter of that name; see `retool_env.training.advantages.Advantages`.
-        normalise: Makes others of these advantages and the numbers of tokens.
-        bonus: What is added to the environment's reward.
+        resume: Whether to continue the run in the folder.
+        advantages: The hook that makes the advantages; see
+            `retool_env.training.advantages.Advantages`.
+        normalise: The hook that changes these advantages, given the episodes' numbers of tokens;
+            `None`: they stay as they are.
+        bonus: Computes the bonus on the environment's reward; `None`: there is no bonus.
         arguments: Further fields of TRL's `GRPOConfig`, which no setting overrides.
 
     Returns:
         The folder of the trained model.
 
     Raises:
-        SettingsError: If a setting names nothing there is, a step's episodes can't be divided into
-            micro batches, or a prompt does not fit the model.
+        SettingsError: If a setting is out of range or names an unknown thing, a step's episodes
+            can't be divided into micro batches, or a prompt does not fit the model.
         SandboxUnavailable: If the sandbox can't work here.
     """
     passes = check_batch(settings, processes().num_processes)
@@ -127,7 +126,7 @@ def train(
         config = grpo_config(run, passes, arguments or {})
         run.begin("rl")
         stop = StopCallback(run.task, run.stopping)
-        # Advantages of shape (N,), one an episode, or (N, T), one a token; loss over the tokens that the model sampled.
+        # Advantages: (N,), one an episode, or (N, T), one a token. Loss: over sampled tokens.
         trainer = EngineGRPOTrainer(
             model=run.model,
             reward_funcs=reward_functions(bonus, run.rules.max_tokens),
@@ -166,11 +165,12 @@ def train(
 
 
 class Every:
-    """Keeps the transcripts of a batch now and then.
+    """Writes the transcripts of a batch every few steps.
 
     Args:
-        steps: Between batches that are kept, at least: a batch may serve several steps, and the first may be at any.
-        write: Keeps them.
+        steps: Smallest number of steps between two written batches. A batch may serve several
+            steps, and the first batch may come at any step.
+        write: Writes the transcripts of a batch.
     """
 
     def __init__(self, steps: int, write: Callable[[list[Transcript]], None]) -> None:
@@ -178,39 +178,50 @@ class Every:
         self._last: int | None = None
 
     def __call__(self, step: int, transcripts: list[Transcript]) -> None:
-        """Called with each batch and the step that sampled it."""
+        """Write a batch if enough steps have passed.
+
+        Args:
+            step: The step that sampled the batch.
+            transcripts: The batch's transcripts.
+        """
         if self._last is None or step - self._last >= self._steps:
             self._last = step
             self._write(transcripts)
 
 
 def check_batch(settings: Settings, processes: int) -> int:
-    """Check the numbers, and that a step's episodes can be shared out.
+    """Check the numbers, and that a step's episodes can be divided among processes.
+
+    Args:
+        settings: The run's settings.
+        processes: Number of processes of the run.
 
     Returns:
         Forward and backward passes of a process for an optimizer step.
 
     Raises:
-        SettingsError: If a number is out of range, or the episodes can't be shared out.
+        SettingsError: If a number is out of range, or the episodes can't be divided.
     """
     check_policy(settings, processes)
     least = dict.fromkeys(("staleness", "resample", "tokens_in_flight"), 0)
     check_least(settings, {**least, "oversample": 1, "rollouts": 2})
-    if settings.ratio_cap and settings.loss not in CLIPPED:
+    if settings.ratio_cap and settings.loss not in CLIPPED_LOSSES:
         raise SettingsError(
-            f"ratio_cap has no part in loss={settings.loss}; it has in {', '.join(CLIPPED)}"
+            f"ratio_cap has no effect with loss={settings.loss}: leave ratio_cap out, or take one "
+            f"of the losses {', '.join(CLIPPED_LOSSES)}"
         )
     if 0 < settings.ratio_cap <= 1 + settings.clip_high:
         raise SettingsError(
-            f"ratio_cap={settings.ratio_cap} must be above 1 + clip_high={settings.clip_high}; 0 is no cap"
+            f"ratio_cap={settings.ratio_cap} must be above 1 + clip_high={settings.clip_high}, or "
+            "0 for no cap"
         )
     check_dtype(settings.dtype, settings.lora_rank, settings.trl)
     episodes = settings.prompts * settings.rollouts // processes
     passes, rest = divmod(episodes, settings.micro_batch)
     if rest:
-        each = " for each process" if processes > 1 else ""
+        per_process = " for each process" if processes > 1 else ""
         raise SettingsError(
-            f"a step has prompts * rollouts = {episodes} episodes{each}, which "
+            f"a step has prompts * rollouts = {episodes} episodes{per_process}, which "
             f"micro_batch={settings.micro_batch} does not divide: take "
             f"micro_batch={largest_divisor(episodes, settings.micro_batch)}"
         )
@@ -220,49 +231,52 @@ def check_batch(settings: Settings, processes: int) -> int:
 def reward_functions(
     bonus: Bonus | None, budget: int | None
 ) -> list[Callable[..., list[float | None]]]:
-    """TRL's reward functions: the environment's reward and, of episodes that are trained on, the bonus."""
+    """TRL's reward functions: the environment's reward and, if there is one, the bonus.
+
+    Args:
+        bonus: Computes the bonus, which episodes that are trained on get; `None`: no bonus.
+        budget: Token budget of an episode.
+    """
     if bonus is None:
         return [episode_reward]
-    assert budget is not None  # a run has one
+    assert budget is not None  # every run has a budget
 
     def episode_bonus(transcript: Sequence[Transcript], **_: Any) -> list[float | None]:
-        return [bonus(each, budget) if is_trainable(each) else None for each in transcript]
+        return [bonus(t, budget) if is_trainable(t) else None for t in transcript]
 
     return [episode_reward, episode_bonus]
 
 
-OURS = ("scale_rewards", "multi_objective_aggregation")
-"""Fields without effect here: advantages are the algorithm's, and there is one reward."""
+FIXED_FIELDS = ("scale_rewards", "multi_objective_aggregation")
+"""Fields of `GRPOConfig` without effect: the algorithm makes the advantages from one reward."""
 
-_SAMPLING = "set temperature, and arguments of the policy in engine; log-probs are those of the whole distribution"
-_ENGINE = "set engine, a mapping {name: ..., and arguments of its policy}, and sample_batch"
-_ORDER = "problems are drawn by seed and curriculum"
+_SET_SAMPLING = "set temperature, and arguments of the policy in engine"
+_SET_ENGINE = "set engine, a mapping {name: ..., and arguments of its policy}, and sample_batch"
+_SET_ORDER = "problems are drawn by seed and curriculum"
+
+
+def _fields(*prefixes: str) -> list[str]:
+    return [field.name for field in fields(GRPOConfig) if field.name.startswith(prefixes)]
+
+
 WITHOUT_EFFECT = {
     **dict.fromkeys(
-        ("top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"), _SAMPLING
+        ("top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"), _SET_SAMPLING
     ),
-    **{
-        field.name: _ENGINE
-        for field in fields(GRPOConfig)
-        if field.name.startswith(("vllm_", "use_transformers_", "transformers_"))
-    },
-    **dict.fromkeys(("use_vllm", "cache_implementation", "ds3_gather_for_generation"), _ENGINE),
-    **{
-        field.name: "set correction and correction_cap"
-        for field in fields(GRPOConfig)
-        if field.name.startswith("vllm_importance_sampling_")
-    },
+    **dict.fromkeys(_fields("vllm_", "use_transformers_", "transformers_"), _SET_ENGINE),
+    **dict.fromkeys(("use_vllm", "cache_implementation", "ds3_gather_for_generation"), _SET_ENGINE),
+    **dict.fromkeys(_fields("vllm_importance_sampling_"), "set correction and correction_cap"),
     "chat_template_kwargs": "set env.protocol and env.prompt_template",
     "max_tool_calling_iterations": "set env.max_calls",
-    "disable_dropout": "there is never any dropout",
+    "disable_dropout": "dropout is always off",
     "num_train_epochs": "set steps",
     "log_multimodal": "episodes are text; transcripts_every keeps them",
-    "label_smoothing_factor": "the loss is the algorithm's (loss)",
-    **dict.fromkeys(("data_seed", "train_sampling_strategy", "length_column_name"), _ORDER),
+    "label_smoothing_factor": "the algorithm's loss is used (loss)",
+    **dict.fromkeys(("data_seed", "train_sampling_strategy", "length_column_name"), _SET_ORDER),
 }
-"""Fields of TRL's that have no effect with rollouts and a loss of our own, and of each what has."""
-OF_LOSSES = {"sapo_": "sapo", "vespo_": "vespo"}
-"""How the fields begin that one of TRL's losses has."""
+"""Fields of `GRPOConfig` without effect on our rollouts and losses, with the settings to use."""
+_LOSS_OF_PREFIX = {"sapo_": "sapo", "vespo_": "vespo"}
+"""TRL's losses with fields of their own, by the prefixes of these fields."""
 
 
 def grpo_config(
@@ -276,7 +290,7 @@ def grpo_config(
         arguments: Fields that the algorithm sets.
 
     Raises:
-        SettingsError: If the setting `trl` has a field that it can't have.
+        SettingsError: If the setting `trl` has a field that is unknown, fixed or without effect.
     """
     settings = run.settings
     ours = {
@@ -296,14 +310,14 @@ def grpo_config(
     }
     defaults = {"lr_scheduler_type": "constant", "logging_steps": 1, "shuffle_dataset": False}
     others = {
-        key: f"it is for loss={loss}"
+        key: f"it belongs to loss={loss}"
         for key in settings.trl
-        for start, loss in OF_LOSSES.items()
-        if key.startswith(start) and ours["loss_type"] != loss
+        for prefix, loss in _LOSS_OF_PREFIX.items()
+        if key.startswith(prefix) and ours["loss_type"] != loss
     }
-    return trl_config(GRPOConfig, run, ours, defaults, {**WITHOUT_EFFECT, **others}, OURS)
+    return trl_config(GRPOConfig, run, ours, defaults, {**WITHOUT_EFFECT, **others}, FIXED_FIELDS)
 
 
 def _not_yet(prompts: list[str], trainer: Any) -> dict[str, Any]:
-    """Stands in until the trainer has made the model (LoRA and all) that the policy samples from."""
-    raise RuntimeError("no rollouts before the policy is set")
+    """The placeholder until the trainer has made the model from which the policy samples."""
+    raise RuntimeError("the trainer asked for rollouts before it had a policy")

@@ -1,10 +1,11 @@
-"""Losses: pure functions of tensors, each with its equation and its paper.
+"""Losses: pure functions of tensors, with their equations and papers.
 
-One value a token, so that whoever sums them says over what the mean is taken. Where the mask is not set (the prompt, the
-interpreter's text, padding) the value is 0 and no gradient flows, whatever stands there.
+They give one value a token, so that the caller decides over which tokens the mean is taken. Where
+the mask is not set (the prompt, the interpreter's text, padding) the value is 0 and no gradient
+flows, whatever the inputs hold there.
 
-The logarithm of a ratio of probabilities is clamped to `LOG_RATIO_BOUND`, so that loss and gradient are finite for all
-log-probs. Beyond the bound a loss is constant.
+The logarithm of a ratio of probabilities is clamped to `LOG_RATIO_BOUND`, so that loss and gradient
+are finite for all log-probs. Beyond the bound a loss is constant.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def log_ratio(logps: torch.Tensor, old_logps: torch.Tensor, mask: torch.Tensor) 
         mask: Whether the model sampled the token, shape `(B, T)`.
 
     Returns:
-        Shape `(B, T)`, 0 where the mask is not set.
+        The logarithm of the ratio, shape `(B, T)`, 0 where the mask is not set.
     """
     difference = (logps - old_logps).masked_fill(~mask, 0.0)
     return difference.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
@@ -38,26 +39,27 @@ def ppo_policy_loss(
     clip_high: float,
     dual_clip: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """PPO's clipped surrogate (arXiv 1707.06347, equation 7), with the dual clip (arXiv 1912.09729).
+    """PPO's clipped surrogate (arXiv 1707.06347, equation 7) with the dual clip (arXiv 1912.09729).
 
         r = exp(logps - old_logps)
         L = -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)
         L = min(L, -c A)   where A < 0
 
-    A negative advantage is not bounded by the first clip: as r grows, so does the loss. The dual clip bounds it at c times the
-    advantage.
+    For a negative advantage the first clip does not bound the loss, which grows with r. The dual
+    clip bounds the loss at c times the advantage's size.
 
     Args:
         logps: The trained model's log-probs of the tokens, shape `(B, T)`.
-        old_logps: Those of the policy that sampled them, shape `(B, T)`.
-        advantages: Shape `(B, T)`.
+        old_logps: The log-probs of the policy that sampled the tokens, shape `(B, T)`.
+        advantages: The tokens' advantages, shape `(B, T)`.
         mask: Whether the model sampled the token, shape `(B, T)`.
-        clip_low: How far below 1 the ratio counts; DAPO's two ends (arXiv 2503.14476, section 3.1).
-        clip_high: How far above.
-        dual_clip: c, above 1; `None`: without.
+        clip_low: The ratio is clipped below at 1 - clip_low. Separate lower and upper clips are
+            DAPO's (arXiv 2503.14476, section 3.1).
+        clip_high: The ratio is clipped above at 1 + clip_high.
+        dual_clip: c, which is above 1; `None`: no dual clip.
 
     Returns:
-        The loss and whether a clip took the token's gradient, each of shape `(B, T)`.
+        The loss, and whether a clip removed the token's gradient, both of shape `(B, T)`.
     """
     advantages = advantages.masked_fill(~mask, 0.0)
     ratio = log_ratio(logps, old_logps, mask).exp()
@@ -79,19 +81,19 @@ def value_loss(
     mask: torch.Tensor,
     clip: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The critic's squared error, clipped as the policy is (arXiv 2005.12729, section 3).
+    """The critic's squared error, clipped like the policy loss (arXiv 2005.12729, section 3).
 
         L = 1/2 max((V - R)^2, (V_old + clip(V - V_old, -clip, clip) - R)^2)
 
     Args:
-        values: The critic's now, shape `(B, T)`.
-        old_values: Those that the returns were made with, shape `(B, T)`.
-        returns: Its targets, shape `(B, T)`.
+        values: The critic's current values, shape `(B, T)`.
+        old_values: The values from which the returns were computed, shape `(B, T)`.
+        returns: The critic's targets, shape `(B, T)`.
         mask: Whether the model sampled the token, shape `(B, T)`.
-        clip: How far from its old one a value counts; `None`: without.
+        clip: Largest distance between a value and its old value that counts; `None`: no clip.
 
     Returns:
-        The loss and whether the clip took the token's gradient, each of shape `(B, T)`.
+        The loss, and whether the clip removed the token's gradient, both of shape `(B, T)`.
     """
     change = (values - old_values).masked_fill(~mask, 0.0)
     error = (old_values - returns).masked_fill(~mask, 0.0)
@@ -103,17 +105,18 @@ def value_loss(
 
 
 def k3(logps: torch.Tensor, reference: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """An estimate of the KL from a reference, of tokens that the model sampled: k3 of Schulman (2020).
+    """An estimate of the KL divergence from a reference: k3 of Schulman (2020).
 
         d = reference - logps
         KL(model, reference) = exp(d) - 1 - d
 
-    Never negative, and unbiased where the tokens are the model's own. Also GRPO's (arXiv 2402.03300, equation 4). Only the upper
-    end of d is clamped: where the reference's probability is tiny, the estimate grows as -d and stays finite.
+    The estimate is never negative, and it is unbiased if the trained model sampled the tokens. GRPO
+    uses it (arXiv 2402.03300, equation 4). Only the upper end of d is clamped: if the reference's
+    probability is tiny, the estimate grows as -d and stays finite.
 
     Args:
         logps: The trained model's log-probs, shape `(B, T)`.
-        reference: The reference's, shape `(B, T)`.
+        reference: The reference model's log-probs, shape `(B, T)`.
         mask: Whether the model sampled the token, shape `(B, T)`.
 
     Returns:

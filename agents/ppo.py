@@ -1,11 +1,13 @@
 """PPO with a critic (arXiv 1707.06347), the algorithm of ReTool's paper, on accelerate.
 
-In the order of a step: rollouts, values, advantages, updates, log, save. The old log-probs are those that the engine sampled
-with, so that the ratio also corrects for an engine whose arithmetic differs from the trained model's. What the interpreter
-wrote, and the prompt, carry no loss and no advantage, and the advantages' recursion steps over them.
+A step consists of rollouts, values, advantages, updates, log and save, in this order. The engine's
+log-probs are the old log-probs, so that the ratio also corrects the mismatch between engine and
+trained model. Prompt and interpreter tokens have no loss and no advantage, and the recursion of the
+advantages skips them.
 
-The critic is a model of its own: the initial model's trunk under a new scalar head, which says 0 at first. Sharing the actor's
-trunk would save its memory, but not let it warm up alone: its loss would move the policy.
+The critic is a separate model: the initial model's trunk under a new scalar head, whose first
+values are 0. A trunk shared with the actor would save memory, but the critic could not warm up
+alone: its loss would change the policy.
 """
 
 from __future__ import annotations
@@ -47,12 +49,11 @@ from retool_env.transcript import Transcript
 
 @dataclass(frozen=True)
 class Settings(ActorCriticSettings):
-    """Settings of the training run: what the paper discloses, the others as in the recipes that follow it."""
+    """Settings of the training run: the paper's where it discloses them, else common recipes'."""
 
     name: str = "ppo"
     steps: int = setting(
-        400,
-        "each one batch of rollouts, and the updates made with it; with --resume a run may be given more",
+        400, "batches of rollouts, each with its updates; with --resume a run may be given more"
     )
     prompts: int = 1024
     rollouts: int = 1
@@ -60,14 +61,14 @@ class Settings(ActorCriticSettings):
     mini_batch: int = setting(512, "episodes an optimizer step, of all processes together")
     micro_batch: int = 8
     learning_rate: float = 1e-6
-    critic_warmup: int = setting(20, "first steps, in which the critic alone learns")
-    max_grad_norm: float = setting(1.0, "of the actor's gradient and of the critic's")
+    critic_warmup: int = setting(20, "number of first steps in which only the critic learns")
+    max_grad_norm: float = setting(1.0, "largest norm of the actor's and of the critic's gradient")
     gamma: float = setting(1.0, "discount of a token that the model wrote")
     lam: float = setting(1.0, "lambda of GAE")
     whiten: bool = setting(True, "normalise the advantages of a step's tokens")
-    dual_clip: float = setting(10.0, "largest ratio that weighs a negative advantage; 0: none")
-    value_clip: float = setting(0.5, "clip of a value's change in a step; 0: none")
-    value_coefficient: float = setting(1.0, "of the critic's loss")
+    dual_clip: float = setting(10.0, "largest ratio that weighs a negative advantage; 0: no clip")
+    value_clip: float = setting(0.5, "largest change of a value in a step; 0: no clip")
+    value_coefficient: float = setting(1.0, "factor of the critic's loss")
 
 
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
@@ -76,14 +77,14 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     Args:
         settings: The run's settings.
         folder: The run's folder.
-        resume: Go on where the run in that folder was.
+        resume: Whether to continue the run in the folder.
 
     Returns:
         The folder of the trained model.
 
     Raises:
-        SettingsError: If a setting is out of range or names nothing there is, a step's episodes
-            can't be shared out, or a prompt does not fit the model.
+        SettingsError: If a setting is out of range or names an unknown thing, a step's episodes
+            can't be divided, or a prompt does not fit the model.
         SandboxUnavailable: If the sandbox can't work here.
     """
     state = processes()
@@ -102,11 +103,11 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             Rollouts, learner.model, learner.accelerator.device, apart=is_sharded(learner.model)
         )
         run.resources.enter_context(run.stopping)
-        part = settings.prompts // state.num_processes  # problems of this process
+        part = settings.prompts // state.num_processes  # the number of this process's problems
         for step in range(first, settings.steps):
             start = step * settings.prompts + state.process_index * part
             problems = run.ids[start : start + part]
-            ids = [each for each in problems for _ in range(settings.rollouts)]
+            ids = [name for name in problems for _ in range(settings.rollouts)]
             try:
                 rows, logged = collect(learner, rollouts, step, ids, run.tokenizer.eos_token_id)
             except RolloutsAbandoned:  # on all processes
@@ -116,8 +117,8 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             batch = Batch.of(rows, learner.accelerator.device)
             figures = pooled(gather_object([logged])) | learner.learn(batch, step)
             if step % settings.transcripts_every == 0:
-                found = learner.with_logps(rows, batch)
-                together(learner.accelerator, partial(run.write, found))
+                transcripts = learner.with_logps(rows, batch)
+                together(learner.accelerator, partial(run.write, transcripts))
             if run.main:
                 run.log({"step": step + 1, "seconds": clock.seconds(), **figures})
             reporter.log(step + 1, figures)
@@ -125,7 +126,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             last = run.stopping.agreed() or step + 1 == settings.steps
             if settings.export_steps and (step + 1) % settings.export_steps == 0:
                 run.export(learner, step + 1)
-            # After the export, or a run that goes on from here would lack it.
+            # Saved after the export, so that a run which continues from here has the export.
             if last or (step + 1) % settings.save_steps == 0:
                 learner.save(run.trainer, saved := step + 1)
             if last:
@@ -136,10 +137,15 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
 
 
 def check(settings: Settings, processes: int) -> None:
-    """Check the numbers, and that the episodes can be shared out.
+    """Check the numbers, and that a step's episodes can be divided among processes.
+
+    Args:
+        settings: The run's settings.
+        processes: Number of processes of the run.
 
     Raises:
-        SettingsError: Saying what to change.
+        SettingsError: If a number is out of range, or the episodes can't be divided. The text says
+            what to change.
     """
     check_policy(settings, processes)
     check_least(settings, {"epochs": 1, "mini_batch": 1})
@@ -155,11 +161,12 @@ def check(settings: Settings, processes: int) -> None:
             raise SettingsError(f"{name} must not be negative, not {getattr(settings, name)}")
     if settings.dual_clip and settings.dual_clip <= 1 + settings.clip_high:
         raise SettingsError(
-            f"dual_clip={settings.dual_clip} must be above 1 + clip_high, or 0, which is none"
+            f"dual_clip={settings.dual_clip} must be above 1 + clip_high, or 0 for no clip"
         )
     if settings.critic_warmup >= settings.steps:
         raise SettingsError(
-            f"critic_warmup={settings.critic_warmup} leaves none of {settings.steps} steps to the actor"
+            f"critic_warmup={settings.critic_warmup} must be below steps={settings.steps}, or the "
+            "actor never learns"
         )
     episodes = settings.prompts * settings.rollouts
     if episodes % settings.mini_batch or settings.mini_batch % processes:
@@ -167,28 +174,44 @@ def check(settings: Settings, processes: int) -> None:
             episodes // processes, max(1, settings.mini_batch // processes)
         )
         raise SettingsError(
-            f"a step has prompts * rollouts = {episodes} episodes, which mini_batch={settings.mini_batch} does not divide into "
-            f"updates with equally many of each process: take mini_batch={better}"
+            f"mini_batch={settings.mini_batch} does not divide the prompts * rollouts = {episodes} "
+            "episodes of a step into updates with equally many episodes of each process: take "
+            f"mini_batch={better}"
         )
-    own = settings.mini_batch // processes
-    if own % settings.micro_batch:
+    part = settings.mini_batch // processes
+    if part % settings.micro_batch:
         several = f" * {processes} processes" if processes > 1 else ""
         raise SettingsError(
-            f"mini_batch={settings.mini_batch} is not divided by micro_batch={settings.micro_batch}{several}: take "
-            f"micro_batch={largest_divisor(own, settings.micro_batch)}"
+            f"mini_batch={settings.mini_batch} is not divided by "
+            f"micro_batch={settings.micro_batch}{several}: take "
+            f"micro_batch={largest_divisor(part, settings.micro_batch)}"
         )
 
 
 def collect(
     learner: Learner, rollouts: Rollouts, step: int, prompts: list[str], eos: int
 ) -> tuple[dict[str, list[Any]], dict[str, list[float]]]:
-    """A step's episodes, one for each of the prompts, and figures of them.
+    """Sample a step's episodes, one for each prompt.
+
+    Args:
+        learner: The learner, with the model to sample from.
+        rollouts: The rollouts of this process.
+        step: The step's number.
+        prompts: Ids of this process's problems, each repeated for its rollouts, side by side.
+        eos: Id of the end-of-sequence token.
+
+    Returns:
+        The rows of `Rollouts.collect`, and the figures to log, by name.
 
     Raises:
-        RolloutsAbandoned: If a process was to stop.
+        RolloutsAbandoned: If a process was asked to stop.
     """
     learner.model.train()
     logged: dict[str, list[float]] = defaultdict(list)
+
+    def log(name: str, number: float) -> None:
+        logged[name].append(number)
+
     rows = rollouts.collect(
         Step(
             number=step,
@@ -199,32 +222,37 @@ def collect(
             accelerator=learner.accelerator,
             temperature=learner.settings.temperature,
             eos_token_ids=[eos],
-            log=lambda name, number: logged[name].append(number),
+            log=log,
         )
     )
-    # One for each episode; None for one that failed or was cut.
-    rewards = episode_reward(rows["transcript"], lambda name, number: logged[name].append(number))
+    # Of an episode that failed or was cut the reward is None.
+    rewards = episode_reward(rows["transcript"], log)
     logged["reward"] = [reward for reward in rewards if reward is not None]
     return rows, dict(logged)
 
 
 class Learner(ActorCritic):
-    """Actor and critic, and how a batch changes them."""
+    """Actor and critic, with the updates that a batch makes to them."""
 
     settings: Settings
 
     def learn(self, batch: Batch, step: int) -> dict[str, float]:
-        """What a step makes of its episodes.
+        """Update actor and critic with a step's episodes.
 
-        Each epoch takes them in another order. A minibatch has equally many of each process.
+        Each epoch takes the episodes in another order. A minibatch has equally many episodes of
+        each process.
+
+        Args:
+            batch: The episodes of this process.
+            step: The step's number.
 
         Returns:
-            Figures to log.
+            The figures to log, by name.
         """
         settings = self.settings
         self.actor.train()
         self.critic.train()
-        # Here and below (B, T): a number for each token but an episode's first.
+        # Shapes here and below are (B, T): one number a token, without an episode's first token.
         values = self.values(batch)
         advantages, returns = gae(values, batch.rewards, batch.mask, settings.gamma, settings.lam)
         if settings.whiten:
@@ -234,11 +262,11 @@ class Learner(ActorCritic):
         )
         figures = {}
         if settings.correction != "ratio":
-            own = self.logps(batch)
+            logps = self.logps(batch)
             kind, cap = settings.correction, settings.correction_cap
             bounds = settings.correction_low, settings.correction_high
-            weights = importance_weights(own, batch.old_logps, batch.mask, kind, cap, bounds)
-            batch = dataclasses.replace(batch, own_logps=own, weights=weights)
+            weights = importance_weights(logps, batch.old_logps, batch.mask, kind, cap, bounds)
+            batch = dataclasses.replace(batch, own_logps=logps, weights=weights)
             figures = weight_figures(self.total(weight_sums(weights, batch.mask)))
         explained = explained_variance(values, returns, batch.mask, self.total)
         size = settings.mini_batch // self.processes
@@ -257,32 +285,42 @@ class Learner(ActorCritic):
         return figures
 
     def with_logps(self, rows: Mapping[str, Sequence[Any]], batch: Batch) -> list[Transcript]:
-        """The step's transcripts; those that were trained on with the actor's log-probs in the first pass over them."""
+        """The step's transcripts; trained ones have the actor's log-probs of the first pass.
+
+        Args:
+            rows: The rows of `Rollouts.collect`.
+            batch: The same episodes as tensors.
+        """
         trained = batch.mask.any(1).tolist()
-        found = []
-        for number, transcript in enumerate(rows["transcript"]):
+        transcripts = list(rows["transcript"])
+        for number, transcript in enumerate(transcripts):
             if trained[number]:
                 first = len(rows["prompt_ids"][number]) - 1
                 logps = self._logps[number, first:].tolist()
-                transcript = with_trained_logprobs(transcript, logps)
-            found.append(transcript)
-        return found
+                transcripts[number] = with_trained_logprobs(transcript, logps)
+        return transcripts
 
     def update(self, batch: Batch, sums: Sums, actor: bool = True) -> None:
-        """One optimizer step with a minibatch: the critic's and, unless it is frozen, the actor's.
+        """Make one optimizer step of the critic, and one of the actor unless it is frozen.
 
-        The loss is a mean over the tokens that the model sampled, of the minibatch on all processes. Without one nothing
-        changes, not even by the optimizers' momentum.
+        The loss is a mean over the sampled tokens of the minibatch on all processes. If there is no
+        sampled token, nothing changes, not even by the optimizers' momentum.
+
+        Args:
+            batch: The part of the minibatch on this process.
+            sums: The sums for the step's figures, to which the update adds.
+            actor: Whether the actor is updated.
         """
         tokens = self.total(batch.mask.sum()).item()
         if not tokens:
             return
-        # Gradients are averaged over processes, and this loss is not.
+        # Gradients are averaged over processes, but this loss is divided by the tokens of all.
         scale = self.processes / tokens
         parts = list(batch.parts(self.settings.micro_batch))
         for number, part in enumerate(parts):
             with ExitStack() as waiting:
-                # Gradients are exchanged with the last part's; of shards, with each, as they would be whole until then.
+                # Processes exchange gradients in the last part's pass. Shards exchange them in
+                # every pass: unexchanged gradients would be as large as the whole model.
                 if number + 1 < len(parts) and not self.accelerator.is_fsdp2:
                     waiting.enter_context(self.accelerator.no_sync(self.actor))
                     waiting.enter_context(self.accelerator.no_sync(self.critic))
@@ -297,14 +335,20 @@ class Learner(ActorCritic):
             trained.append(("actor", self.actor, self.actor_optimizer))
         for name, model, optimizer in trained:
             self.accelerator.unscale_gradients(optimizer)
-            # Not accelerate's: it compares the parameters with those of all models, tensor by tensor.
+            # accelerate's function compares parameters with all models' parameters, one by one.
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), self.settings.max_grad_norm)
             sums.norm(name, whole(norm))
             optimizer.step()
             optimizer.zero_grad()
 
     def actor_loss(self, batch: Batch, rows: Packed, sums: Sums) -> torch.Tensor:
-        """Policy, KL and entropy terms, summed over tokens."""
+        """The actor's loss: policy, KL and entropy terms, summed over tokens.
+
+        Args:
+            batch: A micro batch.
+            rows: The same episodes as packed rows.
+            sums: The sums for the step's figures, to which the loss adds.
+        """
         assert batch.advantages is not None  # `learn` made them
         settings, mask = self.settings, batch.mask
         logps, entropy = self.score(self.actor, rows)
@@ -313,7 +357,7 @@ class Learner(ActorCritic):
             self._logps[batch.numbers, : logps.shape[1]] = torch.where(
                 first.isnan(), logps.float(), first
             )
-        each, clipped = ppo_policy_loss(
+        policy, clipped = ppo_policy_loss(
             logps,
             batch.old_logps if batch.own_logps is None else batch.own_logps,
             batch.advantages,
@@ -323,28 +367,31 @@ class Learner(ActorCritic):
             settings.dual_clip or None,
         )
         if batch.weights is not None:
-            each = each * batch.weights
+            policy = policy * batch.weights
         entropy = entropy.masked_fill(~mask, 0.0)
-        loss = each.sum()
+        loss = policy.sum()
         if settings.entropy:
             loss = loss - settings.entropy * entropy.sum()
         if settings.kl:
             kl = k3(logps, self.reference_logps(rows), mask)
             loss = loss + settings.kl * kl.sum()
             sums.add(mask, kl=kl)
-        sums.add(mask, entropy=entropy, **{"loss/policy": each, "clip_fraction": clipped})
+        sums.add(mask, entropy=entropy, **{"loss/policy": policy, "clip_fraction": clipped})
         sums.distance.add(logps, batch.old_logps, mask)
         return loss
 
     def critic_loss(self, batch: Batch, rows: Packed, sums: Sums) -> torch.Tensor:
-        """The critic's loss, summed over tokens."""
+        """The critic's loss, summed over tokens.
+
+        Args:
+            batch: A micro batch.
+            rows: The same episodes as packed rows.
+            sums: The sums for the step's figures, to which the loss adds.
+        """
         assert batch.old_values is not None and batch.returns is not None  # `learn` made them
         values = self.critic(rows)
         clip = self.settings.value_clip or None
-        each, clipped = value_loss(values, batch.old_values, batch.returns, batch.mask, clip)
-        value = values.masked_fill(~batch.mask, 0.0)
-        sums.add(
-            batch.mask,
-            **{"loss/value": each, "critic/clip_fraction": clipped, "critic/value": value},
-        )
-        return self.settings.value_coefficient * each.sum()
+        loss, clipped = value_loss(values, batch.old_values, batch.returns, batch.mask, clip)
+        figures = {"loss/value": loss, "critic/clip_fraction": clipped}
+        sums.add(batch.mask, **figures, **{"critic/value": values.masked_fill(~batch.mask, 0.0)})
+        return self.settings.value_coefficient * loss.sum()

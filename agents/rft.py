@@ -1,10 +1,11 @@
 """RFT: rejection-sampling fine-tuning (arXiv 2308.01825, section 3.3).
 
-In each round the model writes k responses to each problem; those with the right answer, each different one once, become
-traces, and the model is fine-tuned on its own tokens in them (`sft.py`, with its masks). The next round samples from what came of
-it, and starts again from the initial model on the traces of all rounds, as STaR does (arXiv 2203.14465), or goes on from it.
+In each round the model writes k responses to each problem. The different right responses become
+traces, and a model is fine-tuned on its own tokens in the traces (by `sft.py`, with its masks). The
+fine-tuned model samples the next round. The next fine-tuning starts from the initial model, on the
+traces of all rounds, as in STaR (arXiv 2203.14465); or it continues with the last model.
 
-Each round is a run of `sft.py` in `stages/` below the run's folder.
+Each round's fine-tuning is a run of `sft.py` in `stages/` below the run's folder.
 """
 
 from __future__ import annotations
@@ -47,12 +48,16 @@ class Settings(RolloutSettings):
     """Settings of the rounds."""
 
     name: str = "rft"
-    rounds: int = setting(1, "of sampling and fine-tuning; with --resume a run may be given more")
-    problems: int = setting(500, "of a round; each has others, as far as there are any")
+    rounds: int = setting(
+        1, "rounds of sampling and fine-tuning; with --resume a run may be given more"
+    )
+    problems: int = setting(500, "problems a round; rounds have different problems if possible")
     k: int = setting(8, "responses a problem")
-    keep: int = setting(4, "right ones of a problem that are kept in a round, at most")
+    keep: int = setting(4, "largest number of right responses of a problem that a round keeps")
     restart: bool = setting(
-        True, "fine-tune the initial model on all rounds' traces; false: the last one on its own"
+        True,
+        "fine-tune the initial model on the traces of all rounds; false: the last model on the "
+        "traces of its round",
     )
     sft: dict[str, Any] = stage(
         "settings of the fine-tuning (sft.epochs=2)",
@@ -62,6 +67,11 @@ class Settings(RolloutSettings):
 
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     """Run the rounds that have not been run yet.
+
+    Args:
+        settings: The run's settings.
+        folder: The run's folder.
+        resume: Whether to continue the run in the folder.
 
     Returns:
         The folder of the trained model.
@@ -89,19 +99,19 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         for number, fine_tuning in enumerate(tuning):
             traces = folder / "stages" / f"{fine_tuning.name}.jsonl"
             missing = not traces.exists()
-            state.wait_for_everyone()  # all have looked before one writes it
+            state.wait_for_everyone()  # all processes must have looked before the file is written
             if missing:
                 rank = state.process_index
                 kept = traces.with_suffix(f".samples-{rank}.jsonl" if rank else ".samples.jsonl")
                 groups = sample(settings, number, model, run.rules, run.problems, sandbox, kept)
-                found = chosen_traces(run, number, groups)
+                chosen = chosen_traces(run, number, groups)
                 if run.main:
-                    # Last, the traces: with them the round is sampled, and not logged again.
+                    # The traces are written last: a round with traces is not logged again.
                     if all(record["step"] != number + 1 for record in run.metrics()):
-                        record = {**figures(groups), "rft/traces": len(found)}
+                        record = {**figures(groups), "rft/traces": len(chosen)}
                         run.log({"step": number + 1, **record})
                         reporter.log(number + 1, record)
-                    write_transcripts_atomically(traces, found)
+                    write_transcripts_atomically(traces, chosen)
                 state.wait_for_everyone()
             else:
                 round_traces(traces)
@@ -116,7 +126,12 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
 
 
 def chosen_traces(run: Session[Settings], number: int, groups: Sequence[Group]) -> list[Transcript]:
-    """The traces of a round that was just sampled, with those of the rounds before if they count.
+    """The traces of a round that was just sampled; with `restart` also of the rounds before.
+
+    Args:
+        run: The run.
+        number: The round's number, from 0.
+        groups: The round's responses, a group a problem.
 
     Raises:
         PolicyUnavailable: If all episodes failed.
@@ -124,22 +139,23 @@ def chosen_traces(run: Session[Settings], number: int, groups: Sequence[Group]) 
     """
     if not any(transcript.scored for group in groups for transcript in group):
         raise PolicyUnavailable(
-            f"round {number + 1}: all episodes failed, in the sandbox or the model; `retool doctor` checks the one"
+            f"round {number + 1}: all episodes failed, in the sandbox or the model: check the "
+            "sandbox with `retool doctor`"
         )
-    found = choose(groups, run.settings.keep)
-    if not found:
+    chosen = choose(groups, run.settings.keep)
+    if not chosen:
         raise SettingsError(
-            f"round {number + 1}: no response was right, so there is nothing to learn from: take more k, easier "
-            "problems, or a longer cold start"
+            f"round {number + 1}: no response was right: take a larger k, easier problems, or a "
+            "longer cold start"
         )
     if number and run.settings.restart:
         before = round_traces(run.folder / "stages" / f"round-{number}.jsonl")
-        found = distinct([*before, *found])
-    return found
+        chosen = distinct([*before, *chosen])
+    return chosen
 
 
 def rounds_sampled(folder: Path) -> int:
-    """The number of the last round whose traces are chosen."""
+    """The number of rounds whose traces are written."""
     names = [re.fullmatch(r"round-(\d{1,9})\.jsonl", path.name) for path in folder.glob("stages/*")]
     return max((int(name[1]) for name in names if name), default=0)
 
@@ -150,7 +166,7 @@ def round_traces(path: Path) -> list[Transcript]:
     Raises:
         SettingsError: If the file is damaged.
     """
-    cure = f"delete {path}: the traces are then chosen anew from what was sampled"
+    cure = f"delete {path}, so that the traces are chosen again from the samples"
     traces = list(read_episodes(path, cure))
     if not traces:
         raise damaged(path, "it is empty", cure)
@@ -158,17 +174,20 @@ def round_traces(path: Path) -> list[Transcript]:
 
 
 def distinct(transcripts: Iterable[Transcript]) -> list[Transcript]:
-    """Right ones, one of each problem and response, in order. What programs printed is no part of a response."""
-    found: dict[tuple[str, ...], Transcript] = {}
+    """The right transcripts in order, the first of each problem and response.
+
+    Responses are compared by the model's turns, without the output of programs.
+    """
+    first: dict[tuple[str, ...], Transcript] = {}
     for transcript in transcripts:
         if transcript.correct:
             turns = (span.text for span in transcript.response if span.author == "model")
-            found.setdefault((transcript.problem.id, *turns), transcript)
-    return list(found.values())
+            first.setdefault((transcript.problem.id, *turns), transcript)
+    return list(first.values())
 
 
 def choose(groups: Iterable[Group], keep: int) -> list[Transcript]:
-    """The right transcripts of each problem, no two alike and no more than `keep`."""
+    """At most `keep` right and different transcripts of each problem."""
     return [trace for group in groups for trace in distinct(group)[:keep]]
 
 
@@ -181,18 +200,28 @@ def sample(
     sandbox: Sandbox | None,
     kept: Path,
 ) -> list[Group]:
-    """A round's responses, `k` to each of its problems. Of several processes each samples its part, and all return all.
+    """Sample a round's responses, `k` to each of its problems.
 
-    They are kept in a file as they are done, so that a round that was stopped samples none of them again.
+    Each process samples a part of the problems, and all processes return all groups. Finished
+    groups are written to a file, so that a round that was stopped does not sample them again.
+
+    Args:
+        settings: The run's settings.
+        number: The round's number, from 0.
+        model: Folder or Hub id of the model that samples.
+        rules: The rules of the episodes.
+        problems: The source of all problems.
+        sandbox: The sandbox for programs; `None`: there is no interpreter.
+        kept: The file of this process's finished groups.
     """
     order = np.random.default_rng(settings.seed).permutation(len(problems))
     count = min(settings.problems, len(order))
     places = np.arange(number * count, (number + 1) * count) % len(order)
     chosen = [problems[int(i)] for i in order[places]]
     state = processes()
-    own = range(state.process_index, len(chosen), state.num_processes)
+    part = range(state.process_index, len(chosen), state.num_processes)
     progress = Progress()
-    found = kept_groups(kept, settings.k)
+    finished = kept_groups(kept, settings.k)
     with ExitStack() as resources:
         policy = policy_of(settings, number, model, resources)
         engine = RolloutEngine(policy, rules, sandbox, settings.in_flight, progress=progress)
@@ -201,34 +230,41 @@ def sample(
             run = engine.groups([problem], settings.k, (settings.seed, number, index))
             async with aclosing(run) as groups:
                 async for _, group in groups:
-                    found[problem.id] = group
+                    finished[problem.id] = group
                     write_transcripts(kept, group)
                     bar.advance()
 
         async def rest() -> None:
-            left = ((i, chosen[i]) for i in own if chosen[i].id not in found)
-            await asyncio.gather(*(one(i, problem) for i, problem in left))
+            left = [i for i in part if chosen[i].id not in finished]
+            await asyncio.gather(*(one(i, chosen[i]) for i in left))
 
-        with Bar(f"round {number + 1}: sampling", len(own), live=progress) as bar:
-            bar.set_total(len(own), len(found))
+        with Bar(f"round {number + 1}: sampling", len(part), live=progress) as bar:
+            bar.set_total(len(part), len(finished))
             run_blocking(rest())
-        # With which all wait for each other: the first process has the weights that servers get.
-        everywhere = dict(gather_object([(i, found[chosen[i].id]) for i in own]))
+        # All processes wait here, so that no policy is closed while another process samples.
+        everywhere = dict(gather_object([(i, finished[chosen[i].id]) for i in part]))
     return [everywhere[i] for i in range(len(chosen))]
 
 
 def policy_of(settings: Settings, number: int, model: str, resources: ExitStack) -> Policy:
-    """What samples a round: the engine with the round's model, closed with the resources. All processes call it."""
+    """The policy that samples a round. All processes must call this function.
+
+    Args:
+        settings: The run's settings.
+        number: The round's number, from 0.
+        model: Folder or Hub id of the model that samples.
+        resources: The exit stack that closes the policy.
+    """
     state = processes()
     name, options = check_engine(settings.engine, state.num_processes, settings.sample_batch)
     with read_by_all():
         loaded, tokenizer = load_model(model, settings.dtype)
     if name == "transformers" and torch.accelerator.is_available():
-        # transformers' wrapper of `to` takes its argument for the model.
-        loaded = loaded.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]  # there is one
+        device: Any = torch.accelerator.current_accelerator()
+        loaded = loaded.to(device)
     policy = make_policy(name, options, loaded, tokenizer, model, settings.temperature, apart=False)
     resources.enter_context(policy)
-    # Servers have whatever they were started with, or an earlier round's.
+    # Servers still hold the weights of their start, or of an earlier round.
     if name.startswith("http"):
         version = number + 1
         if state.is_main_process:
@@ -240,52 +276,47 @@ def policy_of(settings: Settings, number: int, model: str, resources: ExitStack)
 
 
 def kept_groups(path: Path, k: int) -> dict[str, Group]:
-    """The groups of `k` in a file, by their problems' ids.
+    """The finished groups of `k` episodes in a file, by their problems' ids.
 
-    What else is there, where a start was killed, is dropped; so is a group in which an episode failed, to be sampled again.
+    Other groups are removed from the file and sampled again: a group that is not whole, because the
+    process was killed, and a group in which an episode failed.
+
+    Args:
+        path: The file of finished groups.
+        k: Episodes of a group.
     """
     groups: dict[str, Group] = {}
-    cure = "delete that line: its problem is then sampled again"
+    cure = "delete that line, so that its problem is sampled again"
     for transcript in read_episodes(path, cure, appended=True):
         groups.setdefault(transcript.problem.id, []).append(transcript)
-    whole = {name: group for name, group in groups.items() if len(group) == k}
-    groups = {name: group for name, group in whole.items() if all(each.scored for each in group)}
-    write_transcripts_atomically(
-        path, [transcript for group in groups.values() for transcript in group]
-    )
-    return groups
+    whole = {
+        name: group
+        for name, group in groups.items()
+        if len(group) == k and all(transcript.scored for transcript in group)
+    }
+    write_transcripts_atomically(path, [t for group in whole.values() for t in group])
+    return whole
 
 
 def figures(groups: Sequence[Group]) -> dict[str, float | None]:
-    """Accuracy of the responses, and the share of problems with a right one."""
+    """The accuracy of the responses, and the share of problems with a right response."""
     accuracy = summarise([transcript for group in groups for transcript in group]).accuracy
     solved = sum(any(transcript.correct for transcript in group) for group in groups)
-    return {
-        "env/accuracy": accuracy.mean if accuracy else None,
-        "rft/solved": solved / len(groups),
-    }
+    return {"env/accuracy": accuracy.mean if accuracy else None, "rft/solved": solved / len(groups)}
 
 
 def round_tuning(settings: Settings, folder: Path, number: int) -> sft.Settings:
-    """Settings of a round's fine-tuning."""
+    """The settings of a round's fine-tuning.
+
+    Args:
+        settings: The run's settings.
+        folder: The run's folder.
+        number: The round's number, from 0.
+    """
     name = f"round-{number + 1}"
-    shared = (
-        "dtype",
-        "seed",
-        "lora_rank",
-        "gradient_checkpointing",
-        "allow_high_learning_rate",
-        "report_to",
-    )
-    return build_settings(
-        sft.Settings,
-        {
-            **{key: getattr(settings, key) for key in shared},
-            **settings.sft,
-            "name": name,
-            "model": settings.model,
-            "data": str(folder / "stages" / f"{name}.jsonl"),
-            "env": settings.env,
-            "sandbox": settings.sandbox,
-        },
-    )
+    # The setting `sft` overrides the shared settings, but not the fixed ones.
+    free = ("dtype", "seed", "lora_rank", "gradient_checkpointing", "report_to")
+    shared = {key: getattr(settings, key) for key in (*free, "allow_high_learning_rate")}
+    fixed = {key: getattr(settings, key) for key in ("model", "env", "sandbox")}
+    fixed |= {"name": name, "data": str(folder / "stages" / f"{name}.jsonl")}
+    return build_settings(sft.Settings, shared | settings.sft | fixed)

@@ -1,8 +1,9 @@
-"""RLOO (arXiv 2402.14740, section 3.2): REINFORCE, each reward against the mean of the group's others.
+"""RLOO (arXiv 2402.14740, section 3.2): REINFORCE with the group's other rewards as a baseline.
 
-The whole response is the action, so a response's loss is the sum over its tokens, not their mean. While samples are the
-model's own (one update a batch) the ratio is 1, and this is the paper's gradient; what is older is weighed by the token and
-clipped as in GRPO. The KL, if there is one, stands in the loss, where the paper has it in the reward.
+The baseline of a reward is the mean of the other rewards of its group. The whole response is one
+action, so the loss of a response is the sum over its tokens, not their mean. With one update a
+batch the ratio is 1, and the gradient is the paper's. Samples of older weights are weighed and
+clipped by tokens, as in GRPO. A KL term is part of the loss; in the paper it is part of the reward.
 """
 
 from __future__ import annotations
@@ -17,14 +18,24 @@ from agents.base.settings import setting
 
 @dataclass(frozen=True)
 class Settings(grpo.Settings):
-    """GRPO's, with RLOO's loss."""
+    """GRPO's settings, with RLOO's loss."""
 
     name: str = "rloo"
-    # Of TRL's losses the one that sums over a response's tokens; the sequence's ratio, for which it was made, is another setting.
+    # TRL's only loss that sums over a response's tokens. LUSPO, for which it was made, also has
+    # ratios of sequences, but they are a setting of their own in TRL.
     loss: str = setting("luspo", "TRL's loss_type: the sum over a response, then the mean")
     clip_high: float = 0.2
 
 
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
-    """Run RLOO; see `grpo.train`."""
+    """Run RLOO with `grpo.train`.
+
+    Args:
+        settings: The run's settings.
+        folder: The run's folder.
+        resume: Whether to continue the run in the folder.
+
+    Returns:
+        The folder of the trained model.
+    """
     return grpo.train(settings, folder, resume, advantages=leave_one_out)

@@ -1,9 +1,9 @@
 """SFT: the cold start (ReTool, section 2.1).
 
-Loss on the model's own tokens alone: the prompt and the interpreter's text are masked, as the paper's authors say they
-do in SFT too. The traces are made here, their code executed in the sandbox and their answers checked; or they come from a file,
-such as `coldstart.py` makes. They are padded side by side, or packed one behind the other, which changes neither what a token
-attends to nor the loss.
+The loss is on the model's own tokens: prompt and interpreter text are masked, as the paper's
+authors also do in SFT. The traces are made here, with code that runs in the sandbox and checked
+answers, or they come from a file, for example from `coldstart.py`. A batch holds the traces as
+padded rows or in packs, one behind the other. Packing changes neither the attention nor the loss.
 """
 
 from __future__ import annotations
@@ -16,11 +16,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    ProgressCallback,
-)
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -42,21 +38,19 @@ from retool_env.files import file_fault
 from retool_env.transcript import Span, Transcript, check_transcript
 
 TRACES = "traces.jsonl"
-"""In the run's folder, the traces that it made."""
+"""The file in the run's folder with the traces that the run made."""
+_LABEL_FIELDS = (
+    "dataset_text_field",
+    "dataset_kwargs",
+    "completion_only_loss",
+    "assistant_only_loss",
+)
 WITHOUT_EFFECT = {
-    **dict.fromkeys(
-        (
-            "dataset_text_field",
-            "dataset_kwargs",
-            "completion_only_loss",
-            "assistant_only_loss",
-        ),
-        "set data; the loss is on the model's own tokens",
-    ),
+    **dict.fromkeys(_LABEL_FIELDS, "set data; the loss is on the model's own tokens"),
     "truncation_mode": "no trace is cut; set packing",
 }
-"""Fields of TRL's that have no effect on token ids and labels of our own, and of each what has."""
-_ANEW = "delete the whole file: the traces are then made anew, the same ones"
+"""Fields of `SFTConfig` without effect on our token ids and labels, with the settings to use."""
+_CURE = "delete the whole file, so that the same traces are made again"
 
 
 @dataclass(frozen=True)
@@ -64,27 +58,28 @@ class Settings(TuningSettings):
     """Settings of the cold start."""
 
     name: str = "sft"
-    model: str = setting("tiny", "a folder, a Hub id, or `tiny`: made on the spot")
+    model: str = setting("tiny", "a folder, a Hub id, or `tiny`, a model that the run makes")
     mix: dict[str, float] = setting(
         {"tool": 0.4, "mended": 0.1, "worked": 0.25, "direct": 0.25},
-        "shares of the traces' styles; those with code are left out where there is no interpreter",
+        "shares of the traces' styles; without an interpreter, styles with code are left out",
     )
-    traces: int = setting(2000, "how many are made")
+    traces: int = setting(2000, "number of traces to make")
     data: str | None = setting(
         None,
-        "a file to train on instead of making traces: coldstart's data.jsonl, another of such messages, or transcripts.jsonl",
+        "file to train on instead of making traces: coldstart's data.jsonl, other such messages, "
+        "or transcripts.jsonl",
     )
     epochs: float = setting(6.0, "passes over the traces; with --resume a run may be given more")
     packing: int = setting(
-        0,
-        "tokens of a pack, in which traces lie one behind the other without seeing each other; 0: no packs",
+        0, "tokens of a pack, which holds traces that don't see each other; 0: no packs"
     )
     batch_size: int = setting(32, "traces, or packs, an optimizer step, of all processes together")
     micro_batch: int = setting(
         0,
-        "traces, or packs, a forward and backward pass, of one process; 0: all of its part of a step, or one pack",
+        "traces, or packs, a forward and backward pass of one process; 0: its whole part of a "
+        "step, or one pack",
     )
-    learning_rate: float = setting(2e-3, "peak, with a cosine to a tenth of it")
+    learning_rate: float = setting(2e-3, "peak, from which a cosine falls to a tenth")
     save_steps: int = setting(50, "optimizer steps between checkpoints for resuming")
     trl: dict[str, Any] = setting({}, "any other field of TRL's SFTConfig")
 
@@ -92,11 +87,16 @@ class Settings(TuningSettings):
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     """Run the cold start.
 
+    Args:
+        settings: The run's settings.
+        folder: The run's folder.
+        resume: Whether to continue the run in the folder.
+
     Returns:
         The folder of the trained model.
 
     Raises:
-        SettingsError: If a setting is out of range or names nothing there is, or there is nothing to learn from.
+        SettingsError: If a setting is out of range or names an unknown thing, or no trace is right.
         SandboxUnavailable: If the sandbox can't work here.
     """
     counts = ("traces", "batch_size", "save_steps")
@@ -119,7 +119,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         config = sft_config(run, micro_batch, passes)
         dataset = sft_dataset(find_traces(run))
         check_lengths(dataset, settings.packing)
-        disable_progress_bars()  # that of packing would break into ours
+        disable_progress_bars()  # packing's bar would disturb the run's bar
         point = run.resume_point()
         with Bar("cold start", 1, past=run.metrics()) as bar:
             stop = StopCallback(run.task, run.stopping)
@@ -143,11 +143,11 @@ def sft_config(run: Session[Settings], micro_batch: int, passes: int) -> SFTConf
 
     Args:
         run: The run.
-        micro_batch: Traces, or packs, that a process takes at once.
-        passes: How many times it does for an optimizer step.
+        micro_batch: Traces, or packs, of a process's forward and backward pass.
+        passes: Forward and backward passes of a process for an optimizer step.
 
     Raises:
-        SettingsError: If the setting `trl` has a field that it can't have.
+        SettingsError: If the setting `trl` has a field that is unknown, fixed or without effect.
     """
     settings = run.settings
     ours = {
@@ -168,10 +168,10 @@ def sft_config(run: Session[Settings], micro_batch: int, passes: int) -> SFTConf
 
 
 def find_traces(run: Session[Settings]) -> list[Transcript]:
-    """The traces that are trained on: those of the setting `data`, or made here. The run starts.
+    """Start the run; returns the traces to train on, from the setting `data` or made here.
 
     Raises:
-        SettingsError: If there is nothing to learn from.
+        SettingsError: If no trace is right.
         SandboxUnavailable: If the sandbox can't work here.
     """
     settings = run.settings
@@ -179,45 +179,52 @@ def find_traces(run: Session[Settings]) -> list[Transcript]:
         traces = read_traces(Path(settings.data), run.tokenizer)
         run.start()
         return traces
-    # Not the session's: it is closed before the training begins.
+    # The session's sandbox would stay open during training.
     sandbox = find_sandbox(settings.sandbox, run.rules) if run.main else None
     run.start()
     if run.main:
         with sandbox or contextlib.nullcontext():
             own_traces(run, sandbox)
     processes().wait_for_everyone()
-    return list(read_episodes(run.folder / TRACES, _ANEW))
+    return list(read_episodes(run.folder / TRACES, _CURE))
 
 
 def check_batch(settings: Settings, processes: int) -> tuple[int, int]:
-    """Check that a step's traces can be shared out.
+    """Check that a step's traces can be divided among processes and passes.
+
+    Args:
+        settings: The run's settings.
+        processes: Number of processes of the run.
 
     Returns:
-        How many traces a process takes at once, and how many times it does for an optimizer step.
+        The number of traces in a process's pass, and the number of passes for an optimizer step.
 
     Raises:
-        SettingsError: If they can't.
+        SettingsError: If the traces can't be divided.
     """
     part, rest = divmod(settings.batch_size, processes)
-    # TRL lays a batch of packs behind each other too, and attention would take the square of their length.
+    # TRL also lays several packs one behind the other; attention costs the square of their length.
     micro_batch = settings.micro_batch or (1 if settings.packing else part)
     if rest or not micro_batch or part % micro_batch:
         size = f" * micro_batch={settings.micro_batch}" if settings.micro_batch else ""
         raise SettingsError(
-            f"batch_size={settings.batch_size} traces a step are not divided by {processes} processes{size}"
+            f"batch_size={settings.batch_size} traces a step are not divided by {processes} "
+            f"processes{size}: change batch_size or micro_batch"
         )
     return micro_batch, part // micro_batch
 
 
 @torch.no_grad()
 def check_packing(model: PreTrainedModel) -> None:
-    """Check that traces in one pack don't see each other, on two short ones of which the first changes.
+    """Check that traces in one pack don't see each other.
 
-    Packed as TRL packs, they have no attention mask. What sets them apart are their positions, which begin anew: transformers
-    makes a mask of blocks out of them for the kinds of attention that it knows, with any other a trace would attend to the ones before it.
+    The check packs two short traces and changes the first. TRL's packs have no attention mask, but
+    the positions begin anew in each trace. From these positions transformers makes a mask of blocks
+    for the kinds of attention that it knows. With other attention, a trace would attend to the
+    traces before it.
 
     Raises:
-        SettingsError: If the second one's logits change too.
+        SettingsError: If the logits of the second trace change with the first trace.
     """
     collate, size = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True), 8
 
@@ -227,7 +234,7 @@ def check_packing(model: PreTrainedModel) -> None:
         del batch["labels"]
         return model(**batch, use_cache=False).logits[:, size:]
 
-    # Where only the first process has read the weights, others may hold no numbers.
+    # If only the first process has read the weights, the weights of others may be NaN.
     if not torch.allclose(second(0), second(1), equal_nan=True):
         kind = f"{model.config.model_type}, {model.config._attn_implementation} attention"
         raise SettingsError(
@@ -236,30 +243,40 @@ def check_packing(model: PreTrainedModel) -> None:
 
 
 def check_lengths(dataset: Dataset, packing: int) -> None:
-    """Check that each trace fits into a pack, if there are packs.
+    """Check that each trace fits into a pack.
+
+    Args:
+        dataset: The traces.
+        packing: Tokens of a pack; 0: there are no packs, and nothing is checked.
 
     Raises:
-        SettingsError: If one does not: TRL would cut off its end.
+        SettingsError: If a trace does not fit: TRL would cut off its end.
     """
     longest = max(map(len, dataset["input_ids"]))
     if 0 < packing < longest:
         raise SettingsError(
-            f"packing={packing} would cut off the end of the longest trace, which has {longest} tokens: set it to as many or more"
+            f"packing={packing} would cut off the end of the longest trace, which has {longest} "
+            f"tokens: set packing to {longest} or more"
         )
 
 
-def _says(tokenizer: Tokenizer, span: Span) -> bool:
-    """Whether a span's token ids are its text, in this tokenizer's."""
+def _spells(tokenizer: Tokenizer, span: Span) -> bool:
+    """Whether this tokenizer decodes a span's token ids to the span's text."""
     ids = span.token_ids or ()
-    # A span's text leaves out an end of sequence, so its ids may say one token more.
+    # The text leaves out an end of sequence, so the ids may have one more token.
     return decode(tokenizer, ids).startswith(span.text) and bool(ids or not span.text)
 
 
 def read_traces(path: Path, tokenizer: Tokenizer) -> list[Transcript]:
-    """The traces of a file: all of one of messages, and those of transcripts whose answers are right.
+    """The traces of a file: all conversations, or the transcripts with a right answer.
+
+    Args:
+        path: A file of messages or of transcripts.
+        tokenizer: The model's tokenizer.
 
     Raises:
-        SettingsError: If there is no such file, a line of it is neither, none is right, or they are another tokenizer's.
+        SettingsError: If the file is missing, a line is damaged, no answer is right, or another
+            tokenizer made the token ids.
     """
     if fault := file_fault(path):
         raise SettingsError(f"data: {fault}")
@@ -269,8 +286,8 @@ def read_traces(path: Path, tokenizer: Tokenizer) -> list[Transcript]:
             console.print(f"{len(traces)} traces in {path}")
             return traces
         traces = list(read_episodes(path, "delete that line"))
-        if not all(_says(tokenizer, span) for trace in traces for span in trace.spans):
-            raise ValueError(f"{path} holds no token ids of this model's tokenizer")
+        if not all(_spells(tokenizer, span) for trace in traces for span in trace.spans):
+            raise ValueError(f"{path}: the token ids do not belong to this model's tokenizer")
     except ValueError as error:
         raise SettingsError(f"data: {error}") from error
     if not traces:
@@ -283,19 +300,23 @@ def read_traces(path: Path, tokenizer: Tokenizer) -> list[Transcript]:
 
 
 def own_traces(run: Session[Settings], sandbox: Sandbox | None) -> list[Transcript]:
-    """The traces of an earlier start of this run, or else made anew.
+    """The traces of an earlier start of this run; without an earlier start they are made.
+
+    Args:
+        run: The run.
+        sandbox: The sandbox for the traces' programs; `None`: there is no interpreter.
 
     Raises:
-        SettingsError: If the source holds too few problems, or no trace came out right.
+        SettingsError: If the source holds too few problems, or no trace is right.
     """
     path, settings, source = run.folder / TRACES, run.settings, run.problems
     if path.exists():
-        if traces := list(read_episodes(path, _ANEW)):
+        if traces := list(read_episodes(path, _CURE)):
             return traces
-        raise damaged(path, "it is empty", _ANEW)
+        raise damaged(path, "it is empty", _CURE)
     if settings.traces > len(source):
         raise SettingsError(
-            f"traces={settings.traces}, but the source holds {len(source)} problems"
+            f"traces={settings.traces} is too large: the source holds {len(source)} problems"
         )
     problems = [source[i] for i in range(settings.traces)]
     try:
@@ -314,10 +335,10 @@ def own_traces(run: Session[Settings], sandbox: Sandbox | None) -> list[Transcri
 
 
 def sft_dataset(traces: Sequence[Transcript]) -> Dataset:
-    """Token ids with labels: the id itself where the model wrote it, -100 where the prompt or the interpreter did.
+    """Token ids and labels: at the model's tokens the label is the id, elsewhere -100.
 
-    A trace whose last token is not the end of the sequence ends at a tag, where generation stops by itself, so no end
-    of sequence is taught after it.
+    A trace whose last token is not an end of sequence ends at a tag, where generation stops by
+    itself. So no end of sequence is taught there.
 
     Raises:
         ValueError: If a trace breaks an invariant of transcripts.

@@ -1,1 +1,1 @@
-"""The models that the project makes itself."""
+"""The models that the project makes itself, without the Hugging Face Hub."""

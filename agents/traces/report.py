@@ -1,4 +1,4 @@
-"""Report: what became of a cold start's lines, as files and as a table."""
+"""Report: the outcomes of a cold start's lines, as files and as a table."""
 
 from __future__ import annotations
 
@@ -28,33 +28,31 @@ def write_result(
     Args:
         folder: The run's folder.
         sources: The lines of the input.
-        transcripts: What became of each line.
-        keep_contradictions: See `verify`.
+        transcripts: For each line its episode, or a `Drop` if an API refused the line.
+        keep_contradictions: Whether a made-up result may differ from the real result; see `verify`.
 
     Raises:
         SettingsError: If no trace is right.
-        PolicyUnavailable: If some could not be made.
+        PolicyUnavailable: If some traces could not be made.
     """
     kept, dropped, made_up, differ, failed = [], [], 0, 0, 0
     calls: list[bool] = []
     for source, transcript in zip(sources, transcripts, strict=True):
+        asked = {"role": "user", "content": source.prompt}
         if isinstance(transcript, Drop):
-            asked = [{"role": "user", "content": source.prompt}]
-            dropped.append({**dataclasses.asdict(transcript), **source.known, "messages": asked})
+            row = {**source.known, "messages": [asked]}
+            dropped.append({**dataclasses.asdict(transcript), **row})
             continue
         if transcript.stop_reason is StopReason.INFRASTRUCTURE:
             failed += 1
             continue
-        pairs = results(transcript, source.said)
+        pairs = results(transcript, source.parts)
         made_up += len(pairs)
         differ += sum(not agrees(*pair) for pair in pairs)
-        drop = verify(transcript, source.said, keep_contradictions)
+        drop = verify(transcript, source.parts, keep_contradictions)
         response = "".join(text for _, text in written(transcript))
-        said = [("user", source.prompt), ("assistant", response)]
-        row = {
-            **source.known,
-            "messages": [{"role": role, "content": content} for role, content in said],
-        }
+        answered = {"role": "assistant", "content": response}
+        row = {**source.known, "messages": [asked, answered]}
         if drop is None:
             kept.append(row)
             calls += [call.ok for call in transcript.calls]
@@ -76,20 +74,22 @@ def write_result(
     print(table(report))
     if failed:
         raise PolicyUnavailable(
-            f"{failed} of {len(sources)} lines could not be done, because the API or the sandbox failed; the others are in "
-            f"{folder / 'data.jsonl'}"
+            f"{failed} of {len(sources)} lines could not be done, because the API or the sandbox "
+            f"failed; the verified traces of the other lines are in {folder / 'data.jsonl'}"
         )
     if not kept:
-        raise SettingsError(f"no trace was verified: {folder / 'dropped.jsonl'} says why of each")
+        raise SettingsError(
+            f"no trace was verified: read the reasons in {folder / 'dropped.jsonl'}"
+        )
 
 
 def read_report(folder: Path) -> dict[str, Any]:
     """The report of a finished run.
 
     Raises:
-        SettingsError: If it is damaged.
+        SettingsError: If the report is damaged.
     """
-    path, cure = folder / "report.json", f"delete {folder / 'done'}: --resume then writes it anew"
+    path, cure = folder / "report.json", f"delete {folder / 'done'}: --resume then writes it again"
     report = read_object(path, cure)
     kinds: dict[str, Any] = dict.fromkeys(("lines", "verified", "failed", "answers_unchecked"), int)
     parts = {"dropped": {}, "programs": {"run": int, "failed": int}}
@@ -104,7 +104,7 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The report as a Markdown table and what goes with it."""
+    """The report as a Markdown table, with further counts below it."""
     rows = {"verified": report["verified"]}
     rows |= {f"dropped: {reason}": count for reason, count in report["dropped"].items()}
     if report["failed"]:
@@ -116,11 +116,12 @@ def table(report: Mapping[str, Any]) -> str:
     programs, made_up = report["programs"], report["made_up_results"]
     lines += [
         "",
-        f"programs in those verified: {programs['run']}, of which {programs['failed']} failed",
+        f"programs in verified traces: {programs['run']}, of which {programs['failed']} failed",
     ]
     if made_up["all"]:
         lines.append(
-            f"results that were made up: {made_up['all']}, of which {made_up['contradicted']} differ from the real ones"
+            f"made-up results: {made_up['all']}, of which {made_up['contradicted']} differ from "
+            "the real results"
         )
     if report["answers_unchecked"]:
         lines.append(f"verified without a known answer: {report['answers_unchecked']}")

@@ -1,12 +1,14 @@
 """Traces for a cold start: from a file of messages, or arithmetic that a script solves here.
 
-A file holds a conversation a line, in the shape of the paper's own set (`messages`: what the user says, and a response with
-its tags as they are). Who wrote what of a response follows from its tags, and so does the loss mask.
+A line of the file holds a conversation in the form of the paper's data set: `messages` of the user
+and of the assistant, with tags in the response. The tags tell which parts the model wrote and which
+the environment, and so give the loss mask.
 
-The paper's cold start (section 2.2) has a language model rewrite text-only solutions (`coldstart.py`); where problems carry
-their own expression, a script can. Its styles: with a block that works, of one line or of a line an operation, with one that
-fails and is then mended, and in text alone, worked out or answered at once. Its code is executed in the sandbox, and a trace
-whose answer the environment does not accept is dropped.
+In the paper's cold start (section 2.2) a language model rewrites text-only solutions
+(`coldstart.py`). If problems carry an expression, a script can write the traces. Its styles are a
+code block that works (with one line, or one line an operation), a block that fails and is then
+repaired, and text alone (worked out, or the answer at once). The code runs in the sandbox. A trace
+is dropped if the environment does not accept its answer.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from retool_env.rules import Rules
 from retool_env.transcript import Author, Span, StopReason, Transcript
 
 Turns = Callable[[str], str]
-"""From the transcript so far to the next turn."""
+"""A function that maps the transcript so far to the next turn."""
 
 _RESULT = re.compile(rf"\s*{RESULT_OPEN}.*?{RESULT_CLOSE}\n{{0,2}}", re.DOTALL)
 
@@ -41,7 +43,7 @@ def has_messages(path: Path) -> bool:
     """Whether a JSON-lines file holds conversations, by its first line.
 
     Raises:
-        ValueError: If that is no JSON object.
+        ValueError: If the first line is not a JSON object.
     """
     return any("messages" in row for _, row in itertools.islice(read_rows(path), 1))
 
@@ -49,26 +51,30 @@ def has_messages(path: Path) -> bool:
 def read_messages(path: Path, tokenizer: Tokenizer) -> list[Transcript]:
     """The traces of a file with one `{"messages": [...]}` a line; their answers count as right.
 
-    Each span is encoded on its own, as in an episode, so that the tokens are those which the model meets there.
+    As in an episode, each span is encoded alone, so that the model meets the same tokens there.
+
+    Args:
+        path: The file of JSON lines.
+        tokenizer: The tokenizer of the model to be trained.
 
     Raises:
-        ValueError: Naming the file and the line that is no such conversation, has a code block without a result or a result
-            without one, or ends without an answer.
+        ValueError: If a line is not such a conversation, has a code block without a result or a
+            result without a code block, or ends without an answer. The text names file and line.
     """
     traces = []
-    for place, row in read_rows(path):
+    for line, row in read_rows(path):
         try:
-            traces.append(_trace(place, *conversation(row), tokenizer))
+            traces.append(_trace(line, *conversation(row), tokenizer))
         except ValueError as error:
-            raise ValueError(f"{place}: {error}") from error
+            raise ValueError(f"{line}: {error}") from error
     return traces
 
 
 def conversation(row: Mapping[str, Any]) -> tuple[str, str]:
-    """What the user and the assistant say in a row's `messages`.
+    """The user's prompt and the assistant's response in a row's `messages`.
 
     Raises:
-        ValueError: If it holds anything but one message of each, in this order.
+        ValueError: If `messages` is not one message of the user and then one of the assistant.
     """
     match row.get("messages"):
         case [
@@ -77,20 +83,24 @@ def conversation(row: Mapping[str, Any]) -> tuple[str, str]:
         ] if prompt.strip():
             return prompt, response
     raise ValueError(
-        '"messages" must be one message of the user and one of the assistant: [{"role": "user", "content": ...}, '
-        '{"role": "assistant", "content": ...}]'
+        '"messages" must be one message of the user and one of the assistant: '
+        '[{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]'
     )
 
 
 def authors(response: str) -> list[tuple[Author, str]]:
-    r"""Who wrote what of a response, in order; joined, it is the response.
+    r"""The parts of a response with their authors; joined, the texts are the response.
 
-    The environment wrote the `<interpreter>` block behind a code block, with the line breaks around it; what stands in such
-    tags elsewhere is the model's. The last part is always the model's.
+    The environment wrote an `<interpreter>` block behind a code block, with the line breaks around
+    it. The model wrote the rest, also `<interpreter>` blocks elsewhere. The last part is always the
+    model's.
 
     Example:
-        >>> authors("So <code>print(1)</code>\n<interpreter>\n1\n</interpreter>\n\nOne.")
-        [('model', 'So <code>print(1)</code>'), ('env', '\n<interpreter>\n1\n</interpreter>\n\n'), ('model', 'One.')]
+        >>> response = "So <code>print(1)</code>\n<interpreter>\n1\n</interpreter>\n\nOne."
+        >>> [author for author, _ in authors(response)]
+        ['model', 'env', 'model']
+        >>> authors(response)[1][1]
+        '\n<interpreter>\n1\n</interpreter>\n\n'
     """
     parts: list[tuple[Author, str]] = []
     while True:
@@ -102,25 +112,25 @@ def authors(response: str) -> list[tuple[Author, str]]:
         response = response[result.end() :]
 
 
-def _trace(place: str, prompt: str, response: str, tokenizer: Tokenizer) -> Transcript:
+def _trace(id: str, prompt: str, response: str, tokenizer: Tokenizer) -> Transcript:
     parts = authors(response.rstrip())
     last = parts[-1][1]
     turn = parse_turn(last)
     if turn.kind is TurnKind.CODE:
-        raise ValueError("a code block has no result behind it")
+        raise ValueError("a code block must have a result behind it")
     if turn.kind is not TurnKind.ANSWER or not turn.content or turn.end < len(last):
-        raise ValueError("the response does not end with its answer in <answer>...</answer>")
+        raise ValueError("the response must end with its answer in <answer>...</answer>")
     for author, text in parts:
         if author == "model" and (RESULT_OPEN in text or RESULT_CLOSE in text):
             raise ValueError(
-                f"{RESULT_OPEN} stands elsewhere than behind a code block, so it would be trained on"
+                f"{RESULT_OPEN} must stand behind a code block, else it would be trained on"
             )
     spans = [Span("prompt", *Tags().prompt(prompt, tokenizer))]
     for author, text in parts:
         ids = encode_result(tokenizer, text)
         spans.append(Span(author, text, ids, (0.0,) * len(ids) if author == "model" else None))
     return Transcript(
-        Problem(id=place, question=prompt, answer=turn.content),
+        Problem(id=id, question=prompt, answer=turn.content),
         tuple(spans),
         stop_reason=StopReason.ANSWERED,
         answer=turn.content,
@@ -140,33 +150,33 @@ def answer(result: str) -> str:
 
 
 def tool_turns(expression: str, rng: random.Random) -> Turns:
-    """Compute it, then answer what came out."""
+    """A program of one line, then the answer."""
     return _then_answer(code(f"print({expression})"))
 
 
 def mended_turns(expression: str, rng: random.Random) -> Turns:
-    """A block that fails, then one that works, then the answer."""
+    """A program that fails, then a program that works, then the answer."""
     broken = rng.choice((f"print({expression}", f"prnt({expression})", f"print({expression}) +"))
     return _then_answer(code(broken), code(f"print({expression})"))
 
 
 def stepwise_turns(expression: str, rng: random.Random) -> Turns:
-    """A program of a line an operation, then the answer."""
+    """A program with a line for each operation, then the answer."""
     return _then_answer(code(program_steps(expression)))
 
 
 def mended_stepwise_turns(expression: str, rng: random.Random) -> Turns:
-    """Such a program with a name that stands for nothing, or a bracket left open; then one that works, then the answer."""
+    """A stepwise program with an undefined name or an open bracket, a right one, the answer."""
     program = program_steps(expression)
     lines = program.splitlines()
     broken = [program.removesuffix(")")]
     if len(lines) > 1:
-        broken.append("\n".join([*lines[:-2], lines[-1]]))  # forgot the last step
+        broken.append("\n".join([*lines[:-2], lines[-1]]))  # without the last step
     return _then_answer(code(rng.choice(broken)), code(program))
 
 
 def _then_answer(*blocks: str) -> Turns:
-    """These blocks, until one printed what is no error; then that."""
+    """The blocks in order, until a block ran without an error; then its output as the answer."""
 
     def turn(text: str) -> str:
         results = re.findall(r"<interpreter>\n(.*?)\n?</interpreter>", text, flags=re.DOTALL)
@@ -178,13 +188,13 @@ def _then_answer(*blocks: str) -> Turns:
 
 
 def worked_turns(expression: str, rng: random.Random) -> Turns:
-    """In text: one line an operation, innermost first, then the answer."""
+    """Text with a line for each operation, innermost first, then the answer."""
     lines, result = text_steps(expression)
     return lambda text: "".join(f"{line}\n" for line in lines) + answer(str(result))
 
 
 def direct_turns(expression: str, rng: random.Random) -> Turns:
-    """In text: the answer alone."""
+    """The answer without steps."""
     return lambda text: answer(str(text_steps(expression)[1]))
 
 
@@ -196,6 +206,7 @@ STYLES: Mapping[str, Callable[[str, random.Random], Turns]] = {
     "worked": worked_turns,
     "direct": direct_turns,
 }
+"""The styles by their names: each maps an expression to the turns of a trace."""
 WITH_CODE = {"tool", "mended", "stepwise", "mended_stepwise"}
 """The styles that need an interpreter."""
 
@@ -204,7 +215,7 @@ def text_steps(expression: str) -> tuple[list[str], int]:
     """The operations of an integer expression, innermost first, and its value.
 
     Raises:
-        ValueError: If it holds anything but integers, `+`, `-`, `*` and brackets.
+        ValueError: If the expression holds anything but integers, `+`, `-`, `*` and brackets.
     """
     apply = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
     lines: list[str] = []
@@ -218,16 +229,16 @@ def text_steps(expression: str) -> tuple[list[str], int]:
 
 
 def program_steps(expression: str) -> str:
-    """A program of the same operations: a name for what each gives, and the last one printed.
+    """A program that assigns the result of each operation to a letter and prints the last.
 
     Raises:
-        ValueError: As `text_steps`; and if there are more operations than letters.
+        ValueError: As `text_steps`; or if there are more operations than letters.
     """
     lines: list[str] = []
 
     def assign(left: str, symbol: str, right: str) -> str:
         if len(lines) == len(string.ascii_lowercase):
-            raise ValueError(f"too long for a letter an operation: {expression}")
+            raise ValueError(f"the expression has more operations than letters: {expression}")
         name = string.ascii_lowercase[len(lines)]
         lines.append(f"{name} = {left} {symbol} {right}")
         return name
@@ -242,7 +253,7 @@ def _fold[T](
     negated: Callable[[T], T],
     combine: Callable[[T, str, T], T],
 ) -> T:
-    """What comes of an integer expression, innermost first."""
+    """Combine the parts of an integer expression, innermost first."""
     symbols = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
 
     def value(node: ast.expr) -> T:
@@ -260,27 +271,35 @@ def _fold[T](
 def check_mix(
     problems: Sequence[Problem], mix: Mapping[str, float], rules: Rules
 ) -> dict[str, float]:
-    """Check what `make_traces` is asked for.
+    """Check the problems and the mix of `make_traces`.
+
+    Args:
+        problems: The problems to solve.
+        mix: The share of each style.
+        rules: The rules of the episodes.
 
     Returns:
-        The shares of the styles that the rules leave.
+        The shares of the styles that the rules allow.
 
     Raises:
-        ValueError: If a style is unknown, a share is no number or negative, none is left, or a problem has no expression.
+        ValueError: If a style is unknown, a share is not a number of at least 0, no style is left,
+            or a problem lacks an expression.
     """
-    unknown = sorted(map(str, set(mix) - set(STYLES)))
-    if unknown:
-        raise ValueError(f"unknown style {unknown}; there are {', '.join(STYLES)}")
+    if unknown := sorted(map(str, set(mix) - set(STYLES))):
+        raise ValueError(f"unknown style {unknown}: take some of {', '.join(STYLES)}")
     for style, share in mix.items():
         number = isinstance(share, int | float) and not isinstance(share, bool)
         if not (number and 0 <= share < float("inf")):
             raise ValueError(f"the share of {style} must be a number of at least 0, not {share!r}")
     usable = {s: share for s, share in mix.items() if rules.interpreter or s not in WITH_CODE}
     if not sum(usable.values()):
-        raise ValueError(f"without an interpreter, of {sorted(mix)} no style is left")
+        raise ValueError(
+            f"without an interpreter no style of {sorted(mix)} is left: add one of "
+            f"{sorted(set(STYLES) - WITH_CODE)}"
+        )
     for problem in problems:
         if "expression" not in problem.metadata:
-            raise ValueError(f"{problem.id} has no expression, so no script can solve it")
+            raise ValueError(f"{problem.id} can't be solved by a script: it lacks an expression")
     return usable
 
 
@@ -293,20 +312,23 @@ def make_traces(
     seed: int,
     on_trace: Callable[[], None] | None = None,
 ) -> list[Transcript]:
-    """Traces of problems that carry an `expression`, one each, in order, without those that went wrong.
+    """Make a trace of each problem; traces with a wrong answer are left out.
 
     Args:
-        problems: What is solved.
-        mix: The share of each style (see `STYLES`); shares are relative. Those `WITH_CODE` are left out where the rules
-            give no interpreter.
-        rules: Of the episodes; `max_tokens` must be set.
-        tokenizer: Of the model to be trained.
-        sandbox: Where programs run.
-        seed: Of the choice of styles and errors.
-        on_trace: Called as each is done.
+        problems: Problems that carry an `expression`.
+        mix: The relative share of each style (see `STYLES`). Styles `WITH_CODE` are left out if the
+            rules give no interpreter.
+        rules: The rules of the episodes; `max_tokens` must be set.
+        tokenizer: The tokenizer of the model to be trained.
+        sandbox: The sandbox for programs; `None`: there is no interpreter.
+        seed: Seed of the choice of styles and errors.
+        on_trace: Called when a trace is done; `None`: nothing is called.
+
+    Returns:
+        The right traces, in the problems' order.
 
     Raises:
-        ValueError: See `check_mix`.
+        ValueError: If the mix or a problem can't be used; see `check_mix`.
     """
     usable = check_mix(problems, mix, rules)
 

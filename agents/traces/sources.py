@@ -1,4 +1,4 @@
-"""Sources: the lines of a cold start's input, text-only solutions and traces that somebody rewrote."""
+"""Sources: the lines of a cold start's input, text-only solutions and rewritten traces."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from retool_env.protocol.prompt import memory_words, script_words, value_words
 from retool_env.rules import Rules
 
 PROMPT = """\
-Below are a problem and a solution of it in words. Write the solution again, as one who has a Python interpreter at hand: keep \
-the line of thought, and where the solution calculates something that is tedious or easily goes wrong by hand, let a program do it. \
-What is easily done in one's head stays in words. Write as if you solved the problem for the first time, and do not mention that \
-a solution was given.
+Below are a problem and a solution of it in words. Write the solution again, as one who has a \
+Python interpreter at hand: keep the line of thought, and where the solution calculates something \
+that is tedious or easily goes wrong by hand, let a program do it. What is easily done in one's \
+head stays in words. Write as if you solved the problem for the first time, and do not mention \
+that a solution was given.
 
 For a program, write {script}, like this:
 <code>
@@ -33,9 +34,10 @@ For a program, write {script}, like this:
 print(6 * 7)
 ```
 </code>
-Stop there. {memory} Whatever it prints{value} comes back to you between <interpreter> and </interpreter>; never write such \
-a block yourself. Go on from what is really in it: where it is an error, say what was wrong and write a program that works; where it \
-differs from the solution, trust the program.
+Stop there. {memory} Whatever it prints{value} comes back to you between <interpreter> and \
+</interpreter>; never write such a block yourself. Go on from what is really in it: where it is an \
+error, say what was wrong and write a program that works; where it differs from the solution, \
+trust the program.
 
 At the end, give the result like this, and stop:
 <answer>
@@ -46,7 +48,7 @@ Problem: {question}
 
 Solution: {solution}
 """
-"""What a rewriter is told."""
+"""The prompt of a rewriter."""
 
 
 @dataclass(frozen=True)
@@ -54,25 +56,26 @@ class Source:
     """One line of the input."""
 
     problem: Problem
-    """Of the episode: its question is what the rewriter is told, or the user's message of a rewritten trace."""
+    """The problem of the episode. Its question is the rewriter's prompt, or the user's message of a
+    rewritten trace."""
     prompt: str
-    """The user's message of the trace."""
+    """The user's message in the trace."""
     known: Mapping[str, str]
-    """What goes with the trace into the result: the id, and the question and its answer where they are known."""
-    said: Parts = ()
-    """Of a trace that is rewritten already: who wrote what, the environment's part being made up."""
+    """Columns of the result beside the trace: the id and, if known, the question and the answer."""
+    parts: Parts = ()
+    """The parts of a rewritten trace, with their authors. The environment's parts are made up."""
 
 
 def read_sources(path: Path, rules: Rules, require_answer: bool) -> list[Source]:
-    """What is to be done, in the file's order.
+    """Read the lines of a cold start's input, in the file's order.
 
     Args:
-        path: JSON lines; see the module.
-        rules: Whose prompt the traces of text-only solutions get.
+        path: A file of JSON lines; `agents.coldstart` describes its columns.
+        rules: The rules that give the prompt of traces from text-only solutions.
         require_answer: Whether a rewritten trace must have a known answer.
 
     Raises:
-        SettingsError: Naming the file and the line that can't be used, and why.
+        SettingsError: If a line can't be used. The text names the file, the line and the reason.
     """
     if fault := file_fault(path):
         raise SettingsError(f"data: {fault}")
@@ -81,7 +84,7 @@ def read_sources(path: Path, rules: Rules, require_answer: bool) -> list[Source]
     try:
         for index, (place, row) in enumerate(read_rows(path)):
             try:
-                name = f"{path.stem}/{index}"  # where the row has none
+                name = f"{path.stem}/{index}"  # the id of a row without an id
                 if "messages" in row:
                     source = _rewritten(row, name, require_answer)
                 else:
@@ -90,7 +93,7 @@ def read_sources(path: Path, rules: Rules, require_answer: bool) -> list[Source]
                 raise ValueError(f"{place}: {error}") from error
             name = source.problem.id
             if name in places:
-                raise ValueError(f"{place}: the id {name!r} is already that of {places[name]}")
+                raise ValueError(f"{place}: {places[name]} has the same id {name!r}; change one")
             places[name] = place
             sources.append(source)
     except ValueError as error:
@@ -104,9 +107,9 @@ def _text_only(row: dict[str, Any], name: str, rules: Rules) -> Source:
     problem = row_problem(row, name)
     solution = row.get("solution")
     if solution is None and "####" in str(row.get("answer")):
-        solution = re.sub(r"<<[^<>\n]*>>", "", row["answer"])  # GSM8K's marks for a calculator
+        solution = re.sub(r"<<[^<>\n]*>>", "", row["answer"])  # GSM8K's calculator annotations
     if not isinstance(solution, str) or not solution.strip():
-        raise ValueError('no text-only solution: expected a column "solution"')
+        raise ValueError('the text-only solution is missing: add a column "solution"')
     told = PROMPT.format(
         script=script_words(rules.session),
         memory=memory_words(rules.session),
@@ -123,7 +126,8 @@ def _rewritten(row: dict[str, Any], name: str, require_answer: bool) -> Source:
     known = find_column(row, ANSWER_KEYS) is not None
     if require_answer and not known:
         raise ValueError(
-            'a trace without a known answer can\'t be verified: add a column "answer", or set require_answer=false'
+            'a trace without a known answer can\'t be verified: add a column "answer", or set '
+            "require_answer=false"
         )
     answer = {} if known else {"answer": extract_boxed(response) or "unknown"}
     problem = row_problem({**row, **answer, "question": prompt}, name)
@@ -132,6 +136,6 @@ def _rewritten(row: dict[str, Any], name: str, require_answer: bool) -> Source:
         about["question"] = row["question"]
     if known:
         about["answer"] = problem.answer
-    # The response is a part of the problem, so that a line which changes is done again.
+    # The response is a part of the problem, so that a changed line is done again.
     problem = dataclasses.replace(problem, question=prompt, metadata={"response": response})
     return Source(problem, prompt, about, authors(response))

@@ -1,1 +1,1 @@
-"""Adapters that other software imports, each in a module of its own and none imported by default."""
+"""Adapters for other software, each in a module of its own. None is imported by default."""

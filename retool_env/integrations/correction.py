@@ -1,3 +1,3 @@
-"""Moved: `retool_env.training.correction` is its place, and this name goes on working."""
+"""The old name of `retool_env.training.correction`, which goes on working."""
 
 from retool_env.training.correction import *  # noqa: F403

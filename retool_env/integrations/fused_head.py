@@ -1,7 +1,7 @@
-"""TRL's fused head, given only the positions whose log-probs are wanted.
+"""TRL's fused head, limited to the positions whose log-probs are wanted.
 
-On a GPU that head skips the others by itself. On a CPU it projects prompts, padding and what the interpreter wrote onto the
-vocabulary too, at the cost of their time and memory.
+On a GPU the head skips the other positions by itself. On a CPU it also projects prompts, padding
+and the interpreter's text onto the vocabulary, which costs time and memory.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from transformers import PreTrainedModel
 
 
 def skip_unwanted(model: Any) -> None:
-    """Have a model's fused head compute, on a CPU, the wanted positions alone. What the model returns stays the same.
+    """Limit a model's fused head to the wanted positions, on a CPU. The output stays the same.
 
     Args:
-        model: What `trl.trainer.utils.add_fused_lm_head` was called with, adapters around it or not.
+        model: The model for which `trl.trainer.utils.add_fused_lm_head` was called, with adapters
+            around it or without.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     fused = base.forward
@@ -32,14 +33,14 @@ def skip_unwanted(model: Any) -> None:
         wanted = labels != -100
         if wanted.all():
             return fused(*args, **kwargs)
-        if not wanted.any():  # so that the output still hangs together with the model
+        if not wanted.any():  # so that gradients still flow from the output to the model
             wanted.view(-1)[0] = True
 
         def keep(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
             output.last_hidden_state = output.last_hidden_state[wanted][None]
             return output
 
-        # As the head finds it: wrappers may have replaced it since.
+        # The head reads `base_model` at the call: wrappers may have replaced it until then.
         hook = self.base_model.register_forward_hook(keep)
         try:
             output = fused(*args, **{**kwargs, "shift_labels": labels[wanted][None]})

@@ -1,3 +1,3 @@
-"""Moved: `retool_env.training.packing` is its place, and this name goes on working."""
+"""The old name of `retool_env.training.packing`, which goes on working."""
 
 from retool_env.training.packing import *  # noqa: F403

@@ -1,4 +1,4 @@
-"""EngineRollouts: TRL's `rollout_func`, over the rollout engine."""
+"""EngineRollouts: a `rollout_func` for TRL that samples with the rollout engine."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ class EngineRollouts(Rollouts):
     """`Rollouts` as a `rollout_func`: each call is a step of TRL's trainer."""
 
     _origin: tuple[int, int] | None = None
+    """Passes that the run had made at this start, and TRL's count of passes at that time."""
 
     def __call__(self, prompts: list[str], trainer: Any) -> dict[str, list[Any]]:
         """Collect one generation batch; see `Rollouts.collect`.
 
         Args:
-            prompts: Ids of this process's problems, each as often as it has rollouts.
-            trainer: The `GRPOTrainer` that asks.
+            prompts: Ids of this process's problems, each repeated for its rollouts, side by side.
+            trainer: The `GRPOTrainer` that asks for the batch.
 
         Returns:
-            Its rows.
+            The batch's rows; see `Rollouts.collect`.
         """
         training, number = trainer.model.training, trainer.state.global_step
         batch = -1
         if training:
-            # Passes over micro batches, which TRL counts from each start of a run.
+            # TRL counts its passes over micro batches anew from each start of a run.
             if self._origin is None:
                 passes = trainer.args.gradient_accumulation_steps
                 self._origin = number * passes, trainer._step
@@ -52,7 +53,7 @@ class EngineRollouts(Rollouts):
         )
 
     def _coming(self, trainer: Any, batch: int) -> list[str] | None:
-        """The prompts of a batch that the trainer will ask for, as far as it will."""
+        """The prompts of a later batch; `None` if the trainer will not ask for the batch."""
         assert self._origin is not None
         arguments, n, passes = trainer.args, trainer.num_generations, passes_a_batch(trainer)
         first = self._origin[0] + (batch - self._origin[0] // passes) * passes
@@ -63,9 +64,9 @@ class EngineRollouts(Rollouts):
         ids = trainer.train_dataset[start : start + size]["prompt"]
         rank = trainer.accelerator.process_index
         rows = len(ids) * n // trainer.accelerator.num_processes
-        return [each for each in ids for _ in range(n)][rank * rows : (rank + 1) * rows]
+        return [name for name in ids for _ in range(n)][rank * rows : (rank + 1) * rows]
 
 
 def passes_a_batch(trainer: Any) -> int:
-    """Forward and backward passes that are made with one generation batch."""
+    """The number of forward and backward passes that `trainer` makes with a generation batch."""
     return trainer.args.steps_per_generation * trainer.num_iterations

@@ -1,3 +1,3 @@
-"""Moved: `retool_env.training.rows` is its place, and this name goes on working."""
+"""The old name of `retool_env.training.rows`, which goes on working."""
 
 from retool_env.training.rows import *  # noqa: F403

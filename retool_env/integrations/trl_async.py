@@ -1,4 +1,6 @@
-"""For TRL's `AsyncGRPOTrainer`: a worker that keeps the engine at work while the trainer trains, and a way for the weights.
+"""A rollout worker and a weight transfer for TRL's `AsyncGRPOTrainer`.
+
+The worker keeps the rollout engine busy while the trainer trains:
 
     trainer = AsyncGRPOTrainer(
         model=folder,
@@ -8,15 +10,16 @@
         weight_transfer=PolicyWeightTransfer(engine.policy),
     )
 
-The trainer is TRL's own, so `retool.json` is the script's to write: `CheckpointTask.of({"id": ..., ...}).save(folder)` after
-`trainer.save_model(folder)`.
+TRL's trainer does not write `retool.json`. The script must do so, after
+`trainer.save_model(folder)`, by `CheckpointTask.of({"id": ..., ...}).save(folder)`.
 
-Of the data set only its size counts, the number of groups in an epoch. A `token_budget` must be set where no vLLM server can be
-asked for one, and hold a prompt with its response. Without a `weight_transfer` of ours TRL moves the weights into the server
-at its `vllm_server_base_url` by itself; a `VLLMServerPolicy` may sample there.
+Only the size of the data set matters: it is the number of groups in an epoch. TRL asks its vLLM
+server for the `token_budget`; without a server it must be set, and a prompt with its response must
+fit into it. Without `PolicyWeightTransfer` TRL itself moves the weights into the server at its
+`vllm_server_base_url`, and a `VLLMServerPolicy` may sample from this server.
 
-This module is all that rests on TRL's experimental modules, whose interfaces change: importing it says so where
-they are not those that it was made for.
+This is the only module that uses TRL's experimental modules, whose interfaces change. Importing it
+raises an `ImportError` if the installed TRL has other interfaces.
 """
 
 from __future__ import annotations
@@ -48,40 +51,51 @@ try:
     from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 except ImportError as error:
     raise ImportError(
-        "retool_env.integrations.trl_async rests on the experimental AsyncGRPOTrainer of TRL 1.16, which is not "
-        f"here ({error}): pip install 'trl>=1.16,<1.17', or train with EngineGRPOTrainer, whose EngineRollouts "
-        "sample ahead too (staleness=1)"
+        "retool_env.integrations.trl_async needs the experimental AsyncGRPOTrainer of TRL 1.16 "
+        f"({error}): pip install 'trl>=1.16,<1.17', or train with EngineGRPOTrainer, whose "
+        "EngineRollouts can also sample ahead (staleness=1)"
     ) from error
 
 
 class EngineRolloutWorker:
-    """TRL's `RolloutWorkerProtocol`, in a thread of its own: groups of rollouts, of problems drawn without end.
+    """TRL's `RolloutWorkerProtocol`: produces groups of rollouts without end, in its own thread.
 
-    Problems come in random order, each once before one comes again. A group's samples enter the queue together, in order,
-    and are exactly its transcripts: ids, loss mask, the engine's log-probs. Their advantages are the environment's rewards
-    less their group's mean, over its standard deviation, as TRL's own worker scales them. An episode that failed for reasons
-    of the infrastructure is as if it had not been: it enters neither the queue nor its group's mean, and is counted. So
-    are groups with fewer than two others, which have nothing to be compared with.
+    Problems are drawn in random order; a problem comes again only after all problems were drawn. A
+    group's samples enter the queue together, in order. They hold the transcripts' token ids, loss
+    masks and engine log-probs. The advantage is the reward less the group's mean, over the group's
+    standard deviation, as in TRL's worker. An episode that the infrastructure made fail enters
+    neither the queue nor its group's mean, but is counted. A group with fewer than two scored
+    episodes has nothing to compare, so it is skipped and counted.
 
-    A sample's version is that of the oldest weights that sampled any of its turns: the one that the trainer had announced
-    when the turn began. Weights are announced when they are served, so a turn's may be newer, never older.
+    A turn's weight version is the version that the trainer had announced when the turn began. A
+    sample's version is the oldest version of its turns. The trainer announces weights once they are
+    served, so the true weights of a turn may be newer than its version, never older.
 
-    The trainer logs, beside its own figures, `env/accuracy`, `env/code_ratio`, `env/calls_per_episode` and
-    `env/call_pass_rate` of scored episodes, `env/failed_total`, `rollout/skipped_groups_total`, `rollout/in_flight` (episodes),
-    and `rollout/weight_lag`, mean and maximum: versions between a sample's and the one announced when it was finished.
+    Besides its own figures the trainer logs
+
+    - `env/accuracy`, `env/code_ratio`, `env/calls_per_episode` and `env/call_pass_rate` of scored
+      episodes,
+    - `env/failed_total` and `rollout/skipped_groups_total`, the numbers of failed episodes and
+      skipped groups,
+    - `rollout/in_flight`, the number of episodes in flight,
+    - `rollout/weight_lag`, mean and maximum: the newest announced version, when a sample is
+      finished, less the sample's version.
 
     Args:
-        engine: Its policy must sample at top-p 1, from what the trainer's weights are moved into.
-        problems: What is drawn from.
+        engine: The rollout engine. Its policy must sample at top-p 1, from the model into which the
+            trainer's weights are moved.
+        problems: The problems to draw from.
         n: Rollouts a problem, at least 2.
-        ahead: Samples that are under way or wait for the trainer, at most. More than it trains on in `max_staleness` steps
-            would be thrown away.
-        seed: Of the problems' order and of all sampling.
-        temperature: The trainer's.
-        on_group: Called in the worker's thread with each group's number and its transcripts.
+        ahead: Largest number of samples in flight or waiting for the trainer. The trainer throws
+            away the samples beyond the number that it trains on in `max_staleness` steps.
+        seed: Seed of the problems' order and of all sampling.
+        temperature: The sampling temperature that the trainer's loss assumes.
+        on_group: Called in the worker's thread with each group's number and its transcripts;
+            `None`: nothing is called.
 
     Raises:
-        ValueError: If a number is out of range, or the policy gives no token ids or samples otherwise than the loss assumes.
+        ValueError: If a number is out of range, or the policy gives no token ids or does not sample
+            from the distribution that the loss assumes.
     """
 
     def __init__(
@@ -97,7 +111,8 @@ class EngineRolloutWorker:
         check_policy(engine.policy, temperature)
         if n < 2 or ahead < n:
             raise ValueError(
-                f"a group has at least 2 rollouts, and ahead is a group at least, not {n} and {ahead}"
+                f"n={n} and ahead={ahead}: a group has at least 2 rollouts, and ahead must hold a "
+                "whole group"
             )
         self.rollout_buffer: queue.Queue[RolloutSample] = _Buffer(self._taken)
         self.metrics_queue: queue.Queue[dict[str, float | tuple[float, float]]] = queue.Queue()
@@ -111,17 +126,17 @@ class EngineRolloutWorker:
         self._engine.policy = self._policy
         self._drawn = enumerate(self._draw())
         self._in_flight = 0
-        self._heard = 0.0  # when something was last produced, in seconds of the monotonic clock
-        self._failed = 0  # groups in a row, all episodes of each
+        self._heard = 0.0  # the time of the last product, in seconds of the monotonic clock
+        self._failed = 0  # groups in a row of which all episodes failed
         self._loop: BackgroundLoop | None = None
         self._production: Future[None] | None = None
         self._woken: Callable[[], object] | None = None
 
     def start(self) -> None:
-        """Begin to produce.
+        """Start to produce samples.
 
         Raises:
-            RuntimeError: If it has begun.
+            RuntimeError: If the worker runs already.
         """
         if self._loop is not None:
             raise RuntimeError("the rollout worker runs already")
@@ -130,25 +145,35 @@ class EngineRolloutWorker:
         self._production = self._loop.submit(self._produce())
 
     def stop(self) -> None:
-        """Cancel what is under way, requests included, and end the thread. May be called again."""
+        """Cancel the episodes in flight and their requests, end the thread. May be called again."""
         if self._loop is not None:
             self._loop.close()
             self._loop = None
 
     def update_model_version(self, model_version: int) -> None:
-        """Note the weights that are served from here on. They are there already: nothing is loaded."""
+        """Note the version of the weights that the policy serves from now on.
+
+        The policy has these weights already, so nothing is loaded.
+
+        Args:
+            model_version: The version, by the trainer's count.
+        """
         self._policy.weight_version = model_version
-        self._heard = time.monotonic()  # while they were moved, too, nothing could be
+        self._heard = time.monotonic()  # nothing could be produced while the weights were moved
 
     def check_health(self, stale_after_s: float) -> None:
-        """Check that there will be samples.
+        """Check that the worker still produces samples.
+
+        Args:
+            stale_after_s: Seconds without a finished turn, while episodes are in flight, after
+                which the worker counts as stuck. Once all episodes of a group failed, only a group
+                with a scored episode ends this time.
 
         Raises:
-            RuntimeError: If it does not run, has failed, or episodes are under way but in that many seconds no turn has
-                ended; nor, once a group's episodes have all failed, any of a group that did not.
+            RuntimeError: If the worker does not run, has failed, or is stuck.
         """
         if self._loop is None or self._production is None:
-            raise RuntimeError("the rollout worker does not run")
+            raise RuntimeError("the rollout worker does not run: call start()")
         if self._production.done():
             error = self._production.exception()
             while isinstance(error, BaseExceptionGroup):
@@ -156,14 +181,16 @@ class EngineRolloutWorker:
             raise RuntimeError(f"the rollout worker has failed: {error}") from error
         silent = time.monotonic() - self._heard
         if self._in_flight and silent > stale_after_s:
-            failed = (
-                f"; the last {self._failed} groups failed, in the sandbox or the policy: `retool doctor` checks the one"
-                if self._failed
-                else ""
+            stuck = (
+                f"the rollout worker has produced nothing in {silent:.0f} s, and "
+                f"{self._in_flight} episodes are in flight"
             )
-            raise RuntimeError(
-                f"the rollout worker has produced nothing in {silent:.0f} s, and {self._in_flight} episodes are under way{failed}"
-            )
+            if self._failed:
+                stuck += (
+                    f"; the last {self._failed} groups failed, in the sandbox or the policy: check "
+                    "the sandbox with `retool doctor`"
+                )
+            raise RuntimeError(stuck)
 
     async def _produce(self) -> None:
         room = asyncio.Event()
@@ -183,7 +210,7 @@ class EngineRolloutWorker:
                     for_trainer = not self._in_flight
                     room.clear()
                     await room.wait()
-                    if for_trainer:  # meanwhile nothing could be produced
+                    if for_trainer:  # nothing could be produced during this wait
                         self._heard = time.monotonic()
                 self._in_flight += self.n
                 tasks.create_task(produce_group(number, problem))
@@ -197,7 +224,7 @@ class EngineRolloutWorker:
     def _hand_over(self, number: int, group: Group) -> None:
         if self.on_group is not None:
             self.on_group(number, group)
-        scored = [t for t in group if t.scored]
+        scored = [transcript for transcript in group if transcript.scored]
         self._failed = 0 if scored else self._failed + 1
         self._turn_ended()
         samples = group_samples(scored, number) if len(scored) > 1 else []
@@ -206,7 +233,7 @@ class EngineRolloutWorker:
             self.rollout_buffer.put_nowait(sample)
         lags = [self._policy.weight_version - sample.model_version for sample in samples]
         figures: dict[str, float | tuple[float, float]] = {
-            **{name: (sum(each), len(each)) for name, each in episode_figures(scored).items()},
+            **{name: (sum(many), len(many)) for name, many in episode_figures(scored).items()},
             "env/failed_total": float(len(group) - len(scored)),
             "rollout/skipped_groups_total": float(not samples),
             "rollout/in_flight": float(self._in_flight),
@@ -217,24 +244,24 @@ class EngineRolloutWorker:
         self.metrics_queue.put_nowait(figures)
 
     def _turn_ended(self) -> None:
-        # While all fail, turns that end are no sign that samples will come.
+        # While all groups fail, the end of a turn does not promise a sample.
         if not self._failed:
             self._heard = time.monotonic()
 
     def _taken(self) -> None:
-        """The trainer has taken a sample, in its thread."""
+        """Called in the trainer's thread when the trainer has taken a sample."""
         if self._woken is not None:
-            with suppress(RuntimeError):  # the loop has ended
+            with suppress(RuntimeError):  # raised if the loop has ended
                 self._woken()
 
 
 class PolicyWeightTransfer:
-    """TRL's `WeightTransferProtocol`: the trainer's weights go to a policy, as it takes them (`Policy.update_weights`).
+    """TRL's `WeightTransferProtocol`: sends the trainer's weights to `Policy.update_weights`.
 
-    All of the model's weights must be trained: those that are frozen, TRL does not send.
+    All of the model's weights must be trained, since TRL does not send frozen weights.
 
     Args:
-        policy: What takes them.
+        policy: The policy that takes the weights.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -242,36 +269,43 @@ class PolicyWeightTransfer:
         self._version = 0
 
     def init_weight_transfer(self) -> None:
-        """There is nothing to set up."""
+        """Do nothing: the transfer needs no set-up."""
 
     def pause(self) -> None:
-        """The policy sees to it that no turn is sampled with weights that are being changed."""
+        """Do nothing: the policy itself samples no turn with weights that are being changed."""
 
     def send_weights(self, iterator: Iterator[tuple[str, torch.Tensor]]) -> None:
-        """Wait until the policy serves these. They have the trainer's number: it counts its transfers from 1."""
+        """Send weights, and wait until the policy serves them.
+
+        Their version is the number of the transfer, from 1, as the trainer counts.
+
+        Args:
+            iterator: Names and tensors of all weights, each tensor whole, in its parameter's shape.
+        """
         self._version += 1
         run_blocking(self._policy.update_weights(self._version, iterator))
 
     def resume(self) -> None:
-        """The policy goes on by itself."""
+        """Do nothing: the policy goes on sampling by itself."""
 
     def destroy(self) -> None:
-        """The policy belongs to whoever made it."""
+        """Do nothing: the caller that made the policy closes it."""
 
 
 def group_samples(group: Sequence[Transcript], group_id: int) -> list[RolloutSample]:
-    """What TRL trains on of one problem's scored transcripts, in order.
+    """TRL's training samples of one problem's scored transcripts, in order.
 
     Args:
-        group: At least one. One that the model wrote nothing of counts for the mean, and gives no sample.
-        group_id: Says which samples belong together.
+        group: At least one transcript. A transcript without a sampled token counts in the mean, but
+            gives no sample.
+        group_id: The number of the group, the same in all its samples.
 
     Returns:
-        Samples of ids, mask (1: sampled by the model) and log-probs (0.0 where the mask is 0), each of shape
-        `(prompt + response,)`.
+        Samples of token ids, mask (1 on tokens that the model sampled) and log-probs (0.0 where the
+        mask is 0), each of shape `(prompt + response,)`.
     """
     rewards = torch.tensor([transcript.reward for transcript in group], dtype=torch.float64)
-    # As TRL's own worker scales them.
+    # TRL's own worker scales advantages in this way.
     advantages = group_normalised(rewards, len(group), bessel=False, epsilon=1e-8)
     deviation = rewards.std(correction=0).item()
     samples = []
@@ -300,10 +334,12 @@ def group_samples(group: Sequence[Transcript], group_id: int) -> list[RolloutSam
 
 
 class _AnnouncedPolicy:
-    """A policy whose turns have the version that was last announced when they began, whatever it counts itself.
+    """A policy whose turns carry the version that the trainer had announced when they began.
+
+    The policy's own count of versions is not used.
 
     Args:
-        policy: What samples.
+        policy: The policy that samples.
         on_turn: Called when a turn has ended.
     """
 
@@ -325,7 +361,7 @@ class _AnnouncedPolicy:
 
 
 class _Buffer(queue.Queue[RolloutSample]):
-    """A queue that tells when something was taken from it."""
+    """A queue that calls a function whenever an item was taken from it."""
 
     def __init__(self, taken: Callable[[], None]) -> None:
         super().__init__()

@@ -1,3 +1,3 @@
-"""Moved: `retool_env.training.trained_weights` is its place, and this name goes on working."""
+"""The old name of `retool_env.training.trained_weights`, which goes on working."""
 
 from retool_env.training.trained_weights import *  # noqa: F403

@@ -1,1 +1,1 @@
-"""What any trainer stands on: rollouts, rows, packing, importance weights."""
+"""Parts of a trainer, whichever algorithm it runs: rollouts, rows, packing, importance weights."""

@@ -1,8 +1,8 @@
-"""Group advantages: an episode's reward, compared with those of the same problem's other rollouts.
+"""Group advantages: an episode's reward, compared with the rewards of the same problem's rollouts.
 
-In each function `rewards`, shape `(N,)`, holds `group` rollouts of a problem side by side. NaN is the reward of
-a failed episode; it has no part in any mean, and its advantage is 0. So is, exactly, each advantage in a group of
-equal rewards.
+In each function `rewards`, shape `(N,)`, holds the `group` rollouts of a problem side by side. A
+failed episode has the reward NaN: it is left out of every mean, and its advantage is 0. In a group
+of equal rewards each advantage is exactly 0.
 """
 
 from __future__ import annotations
@@ -15,22 +15,27 @@ from torch.nn.utils.rnn import pad_sequence
 from retool_env.transcript import Transcript
 
 EPSILON = 1e-4
-"""Added to standard deviations."""
+"""The number that is added to standard deviations, against a division by 0."""
 
 Advantages = Callable[..., torch.Tensor]
-"""A hook: the advantages of a batch's episodes, of all processes.
+"""A hook that computes the advantages of a batch's episodes, of all processes.
 
-It is called as `hook(rewards, group)` or, where it has a parameter of that name, as `hook(rewards, group,
-transcripts=transcripts)`: `rewards`, shape `(N,)`, in which NaN is the reward of an episode that is not trained on;
-`group`, the number of rollouts of a problem, which stand side by side; `transcripts`, the `N` episodes.
+The trainer calls `hook(rewards, group)` or, if the hook has a parameter `transcripts`,
+`hook(rewards, group, transcripts=transcripts)`:
 
-It returns one number an episode, shape `(N,)`, or one a token, shape `(N, T)`. The second axis of these is the
-position in the completion, that of `Transcript.completion_ids`: column 0 is the first token after the prompt,
-whoever wrote it, and `T` is the longest completion's length. What stands at tokens that the model did not
-sample, or behind an episode's end, is not looked at: there the advantage is 0."""
+- `rewards`, shape `(N,)`. An episode that is not trained on has the reward NaN.
+- `group`, the number of rollouts of a problem. They stand side by side.
+- `transcripts`, the `N` episodes.
+
+The hook returns one advantage an episode, shape `(N,)`, or one a token, shape `(N, T)`. Column `i`
+of the second form belongs to the `i`-th token of `Transcript.completion_ids`, whoever wrote that
+token, and `T` is the length of the longest completion. The trainer uses 0 in place of the values
+at tokens that the model did not sample and behind an episode's end."""
 
 Normalisation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Advantages, shape `(N,)`, of advantages, shape `(N,)`, and numbers of tokens that are trained on, shape `(N,)`."""
+"""A hook that maps advantages, shape `(N,)`, to other advantages of the same shape.
+
+Its second argument holds the number of trained tokens of each episode, shape `(N,)`."""
 
 
 def group_centred(rewards: torch.Tensor, group: int) -> torch.Tensor:
@@ -45,14 +50,18 @@ def group_centred(rewards: torch.Tensor, group: int) -> torch.Tensor:
 def group_normalised(
     rewards: torch.Tensor, group: int, *, bessel: bool = True, epsilon: float = EPSILON
 ) -> torch.Tensor:
-    """A_i = (r_i - mean(r of the group)) / std(r of the group): GRPO (arXiv 2402.03300, section 4.1.2).
+    """A_i = (r_i - mean(r of the group)) / std(r of the group).
+
+    GRPO (arXiv 2402.03300, section 4.1.2).
 
     Args:
-        rewards: See above, shape `(N,)`.
+        rewards: The episodes' rewards, shape `(N,)`; see the module.
         group: Rollouts a problem.
-        bessel: Whether the deviation is the sample's, with one less than the number of rewards below, as in
-            TRL's `GRPOTrainer`; else it is the population's, as in its `AsyncGRPOTrainer`.
-        epsilon: Added to the deviation; 1e-4 in TRL's `GRPOTrainer`, 1e-8 in its `AsyncGRPOTrainer`.
+        bessel: Whether the variance is divided by the number of rewards less 1 (the sample's
+            deviation, as in TRL's `GRPOTrainer`) or by their number (the population's deviation,
+            as in TRL's `AsyncGRPOTrainer`).
+        epsilon: The number that is added to the deviation: 1e-4 in TRL's `GRPOTrainer`, 1e-8 in
+            TRL's `AsyncGRPOTrainer`.
 
     Returns:
         Advantages, shape `(N,)`.
@@ -69,7 +78,8 @@ def group_normalised(
 def leave_one_out(rewards: torch.Tensor, group: int) -> torch.Tensor:
     """A_i = r_i - mean(r_j of the group, j != i): RLOO (arXiv 2402.14740, section 3.2.1).
 
-    That is k / (k - 1) times the distance from the mean of all k. Who is alone in a group has nothing to compare with: 0.
+    This equals k / (k - 1) times the distance from the mean of all k rewards. A group of one
+    episode has no other reward to compare with: its advantage is 0.
 
     Returns:
         Advantages, shape `(N,)`.
@@ -82,37 +92,35 @@ def leave_one_out(rewards: torch.Tensor, group: int) -> torch.Tensor:
 def turns_to_tokens(
     turns: Sequence[Sequence[float]], transcripts: Sequence[Transcript]
 ) -> torch.Tensor:
-    """One number a turn, at each of the turn's tokens.
+    """Repeat the number of each turn at all tokens of the turn.
 
     Args:
-        turns: The numbers of each episode's turns, one for each span that the model wrote.
+        turns: For each episode one number a turn, that is one for each span that the model wrote.
         transcripts: The `N` episodes.
 
     Returns:
-        Shape `(N, T)`, as `Advantages` says; 0 at what the interpreter wrote.
+        One number a token, shape `(N, T)`, in the form that `Advantages` describes; 0 at the
+        interpreter's tokens.
     """
     rows = []
     for numbers, transcript in zip(turns, transcripts, strict=True):
-        left = iter(numbers)
-        row = [
-            number
-            for span in transcript.response
-            for number in [next(left) if span.author == "model" else 0.0]
-            * len(span.token_ids or ())
-        ]
+        left, row = iter(numbers), list[float]()
+        for span in transcript.response:
+            number = next(left) if span.author == "model" else 0.0
+            row += [number] * len(span.token_ids or ())
         rows.append(torch.tensor(row))
     return pad_sequence(rows, batch_first=True)
 
 
 def at_own_tokens(advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """One advantage a token, at the columns of a batch's completions.
+    """Fit advantages of tokens to the columns of a batch's completions.
 
     Args:
-        advantages: Shape `(B, T)`, of the completions' tokens.
-        mask: Whether the model sampled the token, and it is trained on, shape `(B, C)`.
+        advantages: Advantages of tokens, shape `(B, T)`.
+        mask: 1 on tokens that the model sampled and that are trained on, shape `(B, C)`.
 
     Returns:
-        Shape `(B, C)`, 0 where the mask is not set.
+        The advantages, shape `(B, C)`; 0 where the mask is 0.
     """
     missing = mask.shape[1] - advantages.shape[1]
     fitted = torch.nn.functional.pad(advantages, (0, missing))  # a negative number cuts
@@ -120,7 +128,10 @@ def at_own_tokens(advantages: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _centred(rewards: torch.Tensor, group: int) -> torch.Tensor:
-    """Distances from the group's mean, shape `(N / group, group)`; exactly 0 where all are equal, NaN for NaN."""
+    """Distances from the group's mean, shape `(N / group, group)`.
+
+    They are exactly 0 in a group of equal rewards, and NaN where the reward is NaN.
+    """
     grouped = rewards.view(-1, group)
     low = grouped.nan_to_num(nan=torch.inf).amin(dim=1, keepdim=True)
     high = grouped.nan_to_num(nan=-torch.inf).amax(dim=1, keepdim=True)

@@ -1,9 +1,10 @@
 """Importance weights that correct the mismatch between engine and trainer log-probs.
 
-Engine and trainer compute the same probabilities in other ways, and with other weights where batches are sampled ahead. By
-default the ratio of policy gradients is the trained model's over the engine's, so that its clip bounds both that difference and
-the updates' own. Here the ratio is over the trainer's log-probs before its updates instead; importance weights of the tokens, or
-rejection of the episodes that the two disagree on, correct the mismatch.
+Engine and trainer compute the same probabilities in different ways. Where batches are sampled
+ahead, the engine also uses older weights. By default the policy ratio divides the trained model's
+probability by the engine's, so that its clip bounds both the mismatch and the change by the
+updates. With a correction the ratio divides by the trainer's probability before the updates; then
+importance weights of the tokens, or the rejection of whole episodes, correct the mismatch.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import torch
 Correction = Literal["ratio", "token", "geometric"]
 
 LOG_RATIO_BOUND = 20.0
-"""Largest logarithm, in nats, of a ratio of two probabilities in a loss. float32 holds the exponential
-of 88.7 nats at most, and the gradient of an infinite ratio is not a number even where a clip takes it."""
+"""Largest logarithm, in nats, of a ratio of two probabilities in a loss.
+
+The exponential of more than 88.7 nats is infinite in float32, and the gradient of an infinite
+ratio is NaN even where a clip cuts it off."""
 
 
 def importance_weights(
@@ -27,20 +30,22 @@ def importance_weights(
     cap: float,
     bounds: tuple[float, float],
 ) -> torch.Tensor:
-    """Weights of the tokens in the loss, from their importance ratios exp(old - sampled).
+    """The weights of tokens in the loss, from the importance ratios exp(old - sampled).
 
     Args:
         old: The trainer's log-probs before its updates, shape `(B, T)`.
         sampled: The engine's log-probs, shape `(B, T)`.
         mask: 1 on tokens that the model sampled, shape `(B, T)`.
-        kind: `"token"`: each token's ratio, truncated at `cap` (Ionides, 2008: truncated importance sampling).
-            `"geometric"`: rejection of whole episodes: 1 for all of an episode's tokens if the geometric mean of their ratios (the
-            length-normalised ratio of GSPO, arXiv 2507.18071, equation 7) lies within `bounds`, else 0. `"ratio"`: 1.
+        kind: `"token"` weighs each token by its ratio, truncated at `cap` (truncated importance
+            sampling; Ionides, 2008). `"geometric"` rejects whole episodes: all tokens of an episode
+            weigh 1 if the geometric mean of their ratios (the length-normalised ratio of GSPO,
+            arXiv 2507.18071, equation 7) lies within `bounds`, else 0. `"ratio"` gives weight 1.
         cap: The largest weight of a token.
-        bounds: The smallest and the largest geometric mean that is kept. The mean over many tokens is near 1.
+        bounds: The smallest and the largest geometric mean of an episode that is kept. The mean
+            over many tokens is near 1.
 
     Returns:
-        Shape `(B, T)`, with 1 where the mask is 0; no gradient goes through it.
+        Weights, shape `(B, T)`, 1 where the mask is 0. No gradient flows through them.
     """
     mask = mask.bool()
     if kind == "ratio":
@@ -56,29 +61,36 @@ def importance_weights(
 
 
 def weight_sums(weights: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Sums over a process, to be summed over processes.
+    """One process's sums of weights. The sums of all processes add up.
 
     Args:
-        weights: See `importance_weights`, shape `(B, T)`.
+        weights: The weights of `importance_weights`, shape `(B, T)`.
         mask: 1 on tokens that the model sampled, shape `(B, T)`.
 
     Returns:
-        The sums of the tokens' weights, of their squares and of ones, and the numbers of episodes of weight 0 and of all
-        episodes with such a token: shape `(5,)`.
+        Shape `(5,)`: the sum of the sampled tokens' weights, the sum of their squares, the number
+        of these tokens, the number of rejected episodes (all their weights are 0), and the number
+        of all episodes with a sampled token.
     """
     mask = mask.bool()
-    own = weights[mask].double()
+    of_tokens = weights[mask].double()
     episodes = mask.any(1)
     rejected = episodes & (weights.masked_fill(~mask, 0.0) == 0).all(1)
-    sums = own.sum(), own.square().sum(), own.new_tensor(len(own)), rejected.sum(), episodes.sum()
-    return torch.stack([each.float() for each in sums])
+    count = of_tokens.new_tensor(len(of_tokens))
+    sums = of_tokens.sum(), of_tokens.square().sum(), count, rejected.sum(), episodes.sum()
+    return torch.stack([number.float() for number in sums])
 
 
 def weight_figures(sums: torch.Tensor) -> dict[str, float]:
     """Figures to log, from the sums of `weight_sums`.
 
-    They are the mean weight, the share of the tokens that so weighted ones are worth (Kish's sample size), and the share of the
-    episodes that are rejected.
+    Args:
+        sums: The sums over all processes, shape `(5,)`.
+
+    Returns:
+        `correction/weight`, the mean weight; `correction/effective_tokens`, the effective sample
+        size (Kish) as a share of the tokens; `correction/rejected`, the share of rejected episodes.
+        Empty if the model sampled no token.
     """
     total, squares, tokens, rejected, episodes = sums.tolist()
     if not tokens:

@@ -1,4 +1,7 @@
-"""Figures: what is logged of the episodes, of their sampling, and of how far the trained model is from what sampled them."""
+"""Figures to log: of episodes, of their sampling, and of the distance between two policies.
+
+The distance is measured between the trained model and the policy that sampled the episodes.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from retool_env.transcript import StopReason, Transcript
 logger = logging.getLogger(__name__)
 
 _MANY_CUT = 0.05
-"""Share of a batch's episodes cut by the deadline from which there is a warning."""
+"""A warning is logged once the deadline cuts this share of a batch's episodes, or more."""
 
 
 def episode_figures(transcripts: Iterable[Transcript]) -> dict[str, list[float]]:
@@ -30,11 +33,11 @@ def episode_figures(transcripts: Iterable[Transcript]) -> dict[str, list[float]]
         transcripts: Episodes that did not fail.
 
     Returns:
-        One number an episode: `env/accuracy`, 1 for a right answer; `env/code_ratio`, 1 for an episode that
-        called the interpreter; `env/calls_per_episode`. One a call, where there are any:
-        `env/call_pass_rate`, 1 for a program that ran without an error.
+        Lists by the figures' names. One number an episode: `env/accuracy`, 1 for a right answer;
+        `env/code_ratio`, 1 for an episode that called the interpreter; `env/calls_per_episode`. One
+        number a call, if there are calls: `env/call_pass_rate`, 1 for a program without an error.
     """
-    episodes = [(each.correct, each.calls) for each in transcripts]
+    episodes = [(transcript.correct, transcript.calls) for transcript in transcripts]
     figures = {
         "env/accuracy": [float(bool(correct)) for correct, _ in episodes],
         "env/code_ratio": [float(bool(calls)) for _, calls in episodes],
@@ -55,17 +58,18 @@ def episode_reward(
 
     Args:
         transcript: The episodes.
-        log_metric: Takes the name of each of the `episode_figures` and each of its numbers, so that means are
-            over those of all processes.
-        untrained: Episodes that were sampled with these and are not trained on. They count in the figures, so
-            that the means are over all episodes that were begun.
+        log_metric: Logs one number under a figure's name. It is called with every number of
+            `episode_figures`, so that TRL's means are over the episodes of all processes. `None`:
+            nothing is logged.
+        untrained: Episodes that were sampled with `transcript` but are not trained on. They count
+            in the figures, so that the means are over all episodes that were begun.
 
     Returns:
-        One reward an episode; `None`, which TRL leaves out, for one that is not scored, or that a deadline
-        cut.
+        One reward an episode. An episode that is not scored, or that a deadline cut, has `None`,
+        which TRL leaves out.
     """
     if log_metric is not None:
-        scored = (each for each in transcript if each.scored)
+        scored = (episode for episode in transcript if episode.scored)
         for name, numbers in episode_figures(itertools.chain(scored, *untrained)).items():
             for number in numbers:
                 log_metric(name, number)
@@ -73,13 +77,17 @@ def episode_reward(
 
 
 class Distance:
-    """How far the trained model is from what sampled, over the model's own tokens of a step's passes.
+    """The distance between the trained model and the sampling policy, over a step's sampled tokens.
 
-    Each step logs the absolute difference of their log-probs, `offpolicy/difference` and
-    `offpolicy/difference_max`; `offpolicy/kl`, of what sampled from the trained model (the estimator k3 of
-    Schulman, 2020); `offpolicy/weight`, the mean ratio of their probabilities, before it is clipped; and
-    `offpolicy/effective_tokens`, the share of the tokens that so weighted ones are worth (Kish's effective
-    sample size).
+    Each step logs
+
+    - `offpolicy/difference` and `offpolicy/difference_max`, the mean and the maximum of the
+      absolute difference of log-probs,
+    - `offpolicy/kl`, the KL divergence of the sampling policy from the trained model (the estimator
+      k3 of Schulman, 2020),
+    - `offpolicy/weight`, the mean importance ratio before it is clipped,
+    - `offpolicy/effective_tokens`, the effective sample size of tokens with these ratios as weights
+      (Kish), as a share of the tokens.
     """
 
     def __init__(self) -> None:
@@ -88,27 +96,31 @@ class Distance:
 
     @torch.no_grad()
     def add(self, logps: torch.Tensor, sampled: torch.Tensor, mask: torch.Tensor) -> None:
-        """Count the tokens of a pass.
+        """Add the tokens of one forward pass.
 
         Args:
             logps: The trained model's log-probs, shape `(B, T)`.
-            sampled: The log-probs of what sampled, shape `(B, T)`.
+            sampled: The sampling policy's log-probs, shape `(B, T)`.
             mask: Whether the model sampled the token, shape `(B, T)`.
         """
         difference = (logps.float() - sampled.float())[mask]
         bounded = difference.clamp(max=LOG_RATIO_BOUND)
         ratio, far = bounded.exp(), difference.abs()
-        each = far, ratio - 1 - bounded, ratio, ratio.square(), torch.ones_like(ratio)
-        sums = torch.stack([numbers.sum() for numbers in each])
+        terms = far, ratio - 1 - bounded, ratio, ratio.square(), torch.ones_like(ratio)
+        sums = torch.stack([numbers.sum() for numbers in terms])
         most = far.max() if far.numel() else far.new_zeros(())
         self._sums = sums if self._sums is None else self._sums + sums
         self._most = most if self._most is None else most.maximum(self._most)
 
     def figures(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
-        """The figures of what was counted, which begins anew. All processes must call it.
+        """The figures of the tokens added since the last call. All processes must call it.
 
         Args:
-            gather: The tensors of all processes, joined along their first dimension.
+            gather: Joins the tensors of all processes along their first dimension: shape `(1, 6)`
+                on each process becomes `(processes, 6)`.
+
+        Returns:
+            The figures by their names; empty if no pass was added.
         """
         if self._sums is None or self._most is None:
             return {}
@@ -127,17 +139,22 @@ class Distance:
 class RolloutFigures:
     """Logs how a trainer's batches of episodes were sampled, over all processes.
 
-    Each step has `rollout/seconds`, from a batch's first prompt to its last end; `rollout/tokens`, which the
-    model wrote since the step before, whatever became of them; `rollout/waited`, the seconds of the step in
-    which the trainer stood still for rollouts, weights and resampling; `rollout/tool_seconds`, summed over
-    episodes; `rollout/weight_lag` and `rollout/weight_lag_max`, optimizer steps between the weights that
-    sampled a turn and those that the trainer has when it takes the batch; episodes `rollout/failed`, which
-    are not scored, and `rollout/cut`, `rollout/dropped` and `rollout/retried` since the step before; groups
-    `rollout/resampled`; and `env/deadline_cut`, the share of the batch's episodes that the deadline cut.
+    Each step logs
+
+    - `rollout/seconds`, from a batch's first prompt to the end of its last episode,
+    - `rollout/tokens`, the tokens that the model wrote since the last step, used or not,
+    - `rollout/waited`, the seconds that the trainer waited for rollouts, weights and resampling,
+    - `rollout/tool_seconds`, the duration of tool calls, summed over episodes,
+    - `rollout/weight_lag` and `rollout/weight_lag_max`, the mean and the maximum number of
+      optimizer steps between the weights that sampled a turn and the trainer's weights,
+    - `rollout/failed`, the number of episodes that are not scored,
+    - `rollout/cut`, `rollout/dropped` and `rollout/retried`, episodes since the last step,
+    - `rollout/resampled`, the number of groups that were resampled,
+    - `env/deadline_cut`, the share of the batch's episodes that the deadline cut.
 
     Args:
-        progress: The engine's counts, which go on growing.
-        deadline: Seconds after which a batch's episodes are cut; `None`: they are not.
+        progress: The engine's counts, which the engine goes on increasing.
+        deadline: Seconds after which a batch's episodes are cut; `None`: there is no deadline.
     """
 
     def __init__(self, progress: Progress, deadline: float | None) -> None:
@@ -157,14 +174,14 @@ class RolloutFigures:
         """Log a batch's figures, the same on every process. All processes must call it.
 
         Args:
-            step: What the trainer asked for.
-            transcripts: This process's episodes.
-            seconds: From the first prompt to the last end.
-            waited: Seconds for which the trainer stood still.
-            resampled: Groups that were tried in place of others.
+            step: The trainer's request for the batch.
+            transcripts: The episodes of this process.
+            seconds: Seconds from the first prompt to the end of the last episode.
+            waited: Seconds that the trainer waited.
+            resampled: Groups that were sampled to replace groups that teach nothing.
 
         Raises:
-            RuntimeError: If none of the episodes, on any process, can be trained on.
+            RuntimeError: If no episode of any process can be trained on.
         """
         now, before = self._progress, self._counted
         self._counted = dataclasses.replace(now)
@@ -186,15 +203,16 @@ class RolloutFigures:
         most = {"seconds": seconds, "waited": waited, "weight_lag_max": max(lags, default=0)}
         numbers = zip(*gathered(step.accelerator, *sums.values(), *most.values()), strict=True)
         named = zip((*sums, *most), numbers, strict=True)
-        figures = {name: (max if name in most else sum)(each) for name, each in named}
+        figures = {name: (max if name in most else sum)(values) for name, values in named}
         cut = figures.pop("deadline_cut") / figures.pop("episodes")
         if not figures.pop("trainable"):
             raise RuntimeError(self._nothing(step.number, cut, len(transcripts)))
         if cut >= _MANY_CUT and not self._warned and step.accelerator.is_main_process:
             self._warned = True
             logger.warning(
-                "the deadline of %g s cut %.0f %% of the episodes of step %d, which are not trained on. Long episodes are cut "
-                "more often than short ones, so that the model learns to write less: set a later deadline",
+                "the deadline of %g s cut %.0f %% of the episodes of step %d, which are not "
+                "trained on. Long episodes are cut more often than short ones, so that the model "
+                "learns to write less: set a later deadline",
                 self._deadline,
                 100 * cut,
                 step.number,
@@ -208,14 +226,14 @@ class RolloutFigures:
             step.log(f"rollout/{name}", value)
 
     def _nothing(self, step: int, cut: float, episodes: int) -> str:
-        """Why there is nothing to train on."""
+        """The text of the error that nothing is left to train on."""
         if cut:
             return (
-                f"no episode of step {step} is left to train on: {cut:.0%} were cut by the deadline of "
-                f"{self._deadline:g} s, and the others failed. Set a later deadline; the run can go on from its "
-                "last checkpoint"
+                f"no episode of step {step} is left to train on: {cut:.0%} were cut by the "
+                f"deadline of {self._deadline:g} s, and the others failed. Set a later deadline; "
+                "the run can go on from its last checkpoint"
             )
         return (
-            f"all {episodes} episodes of step {step} failed, in the sandbox or the policy; `retool doctor` checks the "
-            "one, and the run can go on from its last checkpoint"
+            f"all {episodes} episodes of step {step} failed, in the sandbox or the policy: check "
+            "the sandbox with `retool doctor`; the run can go on from its last checkpoint"
         )

@@ -1,13 +1,16 @@
 """A batch's rows without their padding: several episodes stand in one row, one after the other.
 
-TRL pads prompts on the left and completions on the right, all of a generation batch to its longest. `pack` lays the tokens out
-in as few rows of the longest episode's length as they fit into, and says where each episode begins by position ids that start
-again at 0. transformers takes this, where there is no attention mask, for episodes that must not see each other. A row is no
-longer than the padded ones are, since attention over it costs the square of its length; only flash attention, which computes
-each episode on its own, gets all in one row.
+TRL pads prompts on the left and completions on the right, to the longest of a generation batch.
+`pack` lays the tokens out in the fewest rows of the longest episode's length that hold them.
+Position ids that start again at 0 tell where an episode begins: without an attention mask,
+transformers concludes from them that episodes must not see each other. A row is no longer than a
+padded row, since attention costs the square of its length. Only flash attention, which computes
+each episode separately, gets all episodes in one row.
 
-Episodes of one prompt that stand in one row may share it: the prompt's tokens stand there once, before all of theirs, and an
-attention mask shows each of them the prompt and itself.
+Episodes of one prompt that stand in one row may share the prompt: its tokens stand in the row once,
+before the episodes' own tokens, and an attention mask shows each episode the prompt and itself.
+
+Shapes: `B` episodes of `L` columns in the padded batch; `R` rows of `W` places in the packed batch.
 """
 
 from __future__ import annotations
@@ -20,32 +23,41 @@ from typing import Any
 import torch
 
 _LAYERS = {"full_attention", "sliding_attention"}
-"""Kinds of layers that look at positions relative to each other alone, and at nothing but through the attention's mask."""
+"""Kinds of layers that use only relative positions and read other tokens only through the mask."""
 _PROBE = 8
-"""Tokens of the prompt and of each response that a model is tried with."""
+"""Number of tokens of the prompt, and of each response, in the trial of a model."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """The tokens of a batch of shape `(B, L)` that predict another, laid out in rows: `(R, W)`."""
+    """The input tokens of a padded batch, laid out in rows without its padding."""
 
     input_ids: torch.Tensor
+    """Token ids, shape `(R, W)`."""
     position_ids: torch.Tensor | None
-    """In an episode. Places that are left at a row's end go on counting, as if they were its last episode's. `None`: each row is
-    one episode."""
+    """Positions within an episode, shape `(R, W)`. Unused places at a row's end continue the count
+    of the row's last episode. `None`: each row is one episode."""
     labels: torch.Tensor
-    """The token that follows; -100 where its log-prob is not wanted, or there is none."""
+    """The id of the next token, shape `(R, W)`; -100 where its log-prob is not wanted or no token
+    follows."""
     mask: torch.Tensor | None
-    """Which places `(q, k)` see which, `(R, 1, W, W)`; `None`: what the position ids say."""
+    """Whether place `q` sees place `k`, shape `(R, 1, W, W)`; `None`: the position ids decide."""
     source: torch.Tensor
-    """Where scored predictions are made, in order: the index among the `R * W` places."""
+    """The `S` places that predict a scored token: indices into `R * W`, shape `(S,)`."""
     target: torch.Tensor
-    """Where the tokens that they are of stand: the index among the batch's `B * L`."""
+    """The places of the predicted tokens in the batch: indices into `B * L`, shape `(S,)`."""
     shape: tuple[int, int]
-    """`(B, L)`."""
+    """The shape `(B, L)` of the padded batch."""
 
     def unpacked(self, values: torch.Tensor) -> torch.Tensor:
-        """Values of predictions, `(R, W)`, where the predicted tokens stand in the batch: `(B, L)`, 0 elsewhere."""
+        """Move the values of predictions to the predicted tokens in the padded batch.
+
+        Args:
+            values: Values of predictions, shape `(R, W)`.
+
+        Returns:
+            The values, shape `(B, L)`; 0 at tokens that are not scored.
+        """
         batch = values.new_zeros(self.shape[0] * self.shape[1])
         return batch.index_put((self.target,), values.flatten()[self.source]).view(self.shape)
 
@@ -58,15 +70,17 @@ def pack(
     shared: bool = False,
     apart: bool = False,
 ) -> Packed:
-    """Lay out a batch without its padding, nor what stands behind an episode's last scored token.
+    """Lay out a batch without its padding and without the tokens behind the last scored token.
 
     Args:
-        input_ids: Shape `(B, L)`; a row's real tokens stand side by side.
-        attention_mask: 1 at real tokens.
-        scored: Whether a token's log-prob is wanted; real ones alone. What stands before an episode's first is its prompt.
-        one_row: All in one, however long.
+        input_ids: Token ids, shape `(B, L)`. The real tokens of a row stand side by side.
+        attention_mask: 1 at real tokens, 0 at padding, shape `(B, L)`.
+        scored: Whether a real token's log-prob is wanted, shape `(B, L)`. The tokens before an
+            episode's first scored token are its prompt.
+        one_row: Whether all episodes are laid out in one row, however long it is.
         shared: Whether episodes in one row share their prompt.
-        apart: Give each a row of its own, for a model that would let them see each other.
+        apart: Whether each episode gets a row of its own, for a model that would let episodes in
+            one row see each other.
     """
     ids, real, scored = input_ids.cpu(), attention_mask.bool().cpu(), scored.bool().cpu()
     columns = ids.shape[1]
@@ -74,10 +88,10 @@ def pack(
     none = ~scored.any(1)
     prompts = (scored.int().argmax(1) - begins).masked_fill(none, 0).tolist()
     ends = columns - 1 - scored.flip(1).int().argmax(1)
-    # An episode's last token predicts nothing.
+    # The last token of an episode predicts nothing, so it is left out.
     tails = (ends - begins).masked_fill(none, 0).tolist()
     starts = begins.tolist()
-    # A prompt's last token predicts what differs, and so is each episode's own.
+    # The last token of a prompt predicts the first token of a response, so it can't be shared.
     heads = [max(0, prompt - 1) for prompt in prompts]
     tails = [size - head for size, head in zip(tails, heads, strict=True)]
     groups: list[Hashable] = list(range(len(ids)))
@@ -109,7 +123,7 @@ def pack(
         mask = seen.tril_()[:, None]
     return Packed(
         ids.flatten()[taken.clamp(min=0)].to(device),
-        # Of single episodes they would say nothing, and cost a mask.
+        # In rows of single episodes position ids tell nothing new, and would cost a mask.
         None if singles else positions.to(device),
         labels.to(device),
         mask,
@@ -127,11 +141,12 @@ def _lay_out(
     columns: int,
     width: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What stands at each place of rows that `fit` has filled, `(R, W)`.
+    """The contents of the places in rows that `fit` has filled.
 
     Returns:
-        The index in the batch, -1 at places that are left; the position in the episode; the group among the row's; and which part
-        of the group, 0 for the head that its episodes share.
+        Four tensors of shape `(R, W)`: the token's index in the batch, -1 at unused places; its
+        position in the episode; the number of its group in the row; the number of its part of the
+        group, which is 0 for the head that the group's episodes share.
     """
     taken = torch.full((len(rows), width), -1, dtype=torch.long)
     positions, family_of, branch = torch.zeros_like(taken), taken.clone(), torch.zeros_like(taken)
@@ -155,16 +170,19 @@ def _lay_out(
 def fit(
     heads: Sequence[int], tails: Sequence[int], groups: Sequence[Hashable], width: int
 ) -> list[list[list[int]]]:
-    """Distribute episodes among rows: the longest first, each into a row that has its group's head, or the first with room.
+    """Distribute episodes among rows, the longest episode first.
+
+    An episode goes into a row that holds the head of its group, else into the first row with room.
 
     Args:
-        heads: Tokens that the episodes of a group have in common.
-        tails: Tokens of an episode after these; both together are not above the width.
-        groups: Which episodes may share their heads.
+        heads: For each episode, the number of first tokens that it has in common with its group.
+        tails: For each episode, the number of its other tokens. Head and tail together are at most
+            `width`.
+        groups: For each episode, its group. Episodes of equal groups may share their heads.
         width: Tokens of a row.
 
     Returns:
-        The numbers of each row's episodes, by groups.
+        For each row and each of its groups, the indices of the episodes.
     """
     rows: list[dict[Hashable, list[int]]] = []
     room: list[int] = []
@@ -184,21 +202,22 @@ def fit(
 
 @torch.no_grad()
 def keeps_apart(model: Any, plain: Any, device: torch.device, shared: bool) -> bool:
-    """Try whether an episode in a packed row has the log-probs that it has alone.
+    """Try whether an episode in a packed row has the same log-probs as alone in a row.
 
-    Not all models do: some have no position ids, some pass them by when they make the mask, some have layers with a state that
-    goes from token to token.
+    This does not hold for all models: some have no position ids, some ignore them when they make
+    the mask, and some have layers with a state that passes from token to token.
 
     Args:
-        model: With TRL's fused head; all processes must try it at once.
-        plain: The same, unwrapped: its class, its configuration and an adapter's are looked at.
-        device: Of the model.
-        shared: Whether episodes share their prompt.
+        model: The model with TRL's fused head. All processes must try it at the same time.
+        plain: The same model without wrappers. The function reads its class, its configuration and
+            the adapter's configuration.
+        device: The model's device.
+        shared: Whether the two episodes of the trial share their prompt.
     """
     adapter = getattr(plain, "active_peft_config", None)
     if adapter is not None:
         plain = plain.get_base_model()
-        if adapter.is_prompt_learning:  # virtual tokens before each row
+        if adapter.is_prompt_learning:  # it puts virtual tokens before each row
             return False
     config = plain.config.get_text_config()
     if "position_ids" not in inspect.signature(plain.forward).parameters:
@@ -206,7 +225,7 @@ def keeps_apart(model: Any, plain: Any, device: torch.device, shared: bool) -> b
     layers = set(getattr(config, "layer_types", None) or ())
     if not layers <= _LAYERS:
         return False
-    # A mask that is given is every layer's, and other attention takes other ones.
+    # The mask for shared prompts holds for every layer, and only sdpa takes its form.
     narrow = "sliding_attention" in layers or getattr(config, "sliding_window", None)
     if shared and (narrow or config._attn_implementation != "sdpa"):
         return False
@@ -220,12 +239,11 @@ def keeps_apart(model: Any, plain: Any, device: torch.device, shared: bool) -> b
     model.eval()  # without dropout
 
     def last(ids: torch.Tensor) -> torch.Tensor:
-        """Log-probs of the last tokens of a row."""
+        """Log-probs, shape `(_PROBE,)`, of the last tokens of a row of ids, shape `(1, T)`."""
         along = torch.arange(ids.shape[1], device=device)[None]
-        found = model(
-            input_ids=ids, position_ids=along, shift_labels=ids.roll(-1, 1), fused_lm_head=True
-        )
-        return found.log_probs[0, -_PROBE - 1 : -1].float()
+        labels = ids.roll(-1, 1)
+        output = model(input_ids=ids, position_ids=along, shift_labels=labels, fused_lm_head=True)
+        return output.log_probs[0, -_PROBE - 1 : -1].float()
 
     try:
         alone = last(ids[1:])
@@ -233,12 +251,20 @@ def keeps_apart(model: Any, plain: Any, device: torch.device, shared: bool) -> b
         behind = batch.unpacked(score(model, batch).log_probs)[1, -_PROBE:].float()
     finally:
         model.train(training)
-    # Rounding moves the log-probs too, but far less than what stands before does where it is seen.
+    # Rounding also moves the log-probs, but far less than the other episode does where it is seen.
     return bool((behind - alone).abs().max() < 0.1 * (joined - alone).abs().max())
 
 
 def score(model: Any, batch: Packed) -> Any:
-    """A pass of a model with TRL's fused head over packed rows."""
+    """Run a forward pass of a model with TRL's fused head over packed rows.
+
+    Args:
+        model: The model.
+        batch: The packed rows.
+
+    Returns:
+        The model's output, with `log_probs` and `entropy` of shape `(R, W)`.
+    """
     return model(
         input_ids=batch.input_ids,
         attention_mask=batch.mask,

@@ -1,4 +1,4 @@
-"""What all processes of a run do together, so that none waits for one that has gone another way."""
+"""Work that all processes of a run do together, so that an error on one ends it on all."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from retool_env.errors import RolloutsAbandoned as RolloutsAbandoned
 
 
 def together[T](accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Do something on every process. An error on one is one on all, so that none waits for it.
+    """Do work on every process; an error on one process ends the work on all.
+
+    Without this, the other processes would wait for the failed process in their next collective.
 
     Raises:
         RuntimeError: If another process has an error.
-        RolloutsAbandoned: If none has, and one abandoned its rollouts.
+        RolloutsAbandoned: If no process has an error, and a process abandoned its rollouts.
     """
     error: Exception | None = None
     try:
@@ -28,15 +30,20 @@ def together[T](accelerator: Accelerator, work: Callable[[], T]) -> T:
         raise error
     for rank, (failed, _) in enumerate(numbers):
         if failed:
-            raise RuntimeError(f"process {rank} failed; it says why")
+            raise RuntimeError(f"process {rank} failed: read its error text for the reason")
     if any(left for _, left in numbers):
         raise RolloutsAbandoned("the rollouts were abandoned")
     return result
 
 
 def gathered(accelerator: Accelerator, *numbers: float) -> list[list[float]]:
-    """Every process's numbers, by its rank. All processes must call it."""
+    """The numbers of every process, in the order of ranks. All processes must call it.
+
+    Args:
+        accelerator: The accelerator of the run.
+        *numbers: The numbers of this process, equally many on each process.
+    """
     if accelerator.num_processes == 1:
         return [list(map(float, numbers))]
-    own = torch.tensor([numbers], dtype=torch.float32, device=accelerator.device)
-    return accelerator.gather(own).tolist()
+    row = torch.tensor([numbers], dtype=torch.float32, device=accelerator.device)
+    return accelerator.gather(row).tolist()

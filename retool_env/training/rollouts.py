@@ -1,10 +1,11 @@
 """Rollouts: a trainer's batches of episodes, from the rollout engine.
 
-On several processes each has an engine of its own and runs the groups that are its part of the batch,
-however long each takes; what concerns all (an error, nothing to learn from, another round of rollouts)
-they decide together, so that none waits for one that has gone another way. They wait for the slowest in a
-collective, so that its timeout (`ddp_timeout` of TRL's configuration) must be longer than the slowest
-process's rollouts take beyond the fastest's.
+If there are several processes, each has its own engine and runs the groups of its part of the
+batch. The processes decide together on matters of the whole run: an error, a batch without anything
+to learn from, another round of rollouts. So no process waits for a process that has left the run.
+All processes wait for the slowest in a collective. Its timeout (`ddp_timeout` in TRL's
+configuration) must be longer than the time by which the slowest process's rollouts finish after the
+fastest's.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ from retool_env.transcript import StopReason, Transcript
 
 logger = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
+"""Seconds between two checks whether the run is to stop."""
 
 ResampleBy = Literal["accuracy", "reward"]
-"""What must differ within a group that dynamic sampling keeps."""
+"""The quantity that must differ within a group, or dynamic sampling replaces the group."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,62 +48,67 @@ class _Batch:
     """One process's part of a generation batch."""
 
     prompts: list[str]
-    """Ids of the problems, each as often as it has rollouts."""
+    """Ids of the problems. Each id is repeated `n` times, side by side."""
     n: int
     """Rollouts a problem."""
     seed: tuple[int, ...]
+    """The seed of all sampling for this batch."""
 
 
 @dataclasses.dataclass
 class Sampled:
-    """What was sampled for one process's part of a batch."""
+    """The episodes that were sampled for one process's part of a batch."""
 
     groups: list[Group]
-    """Those that are trained on."""
+    """The groups that are trained on."""
     others: list[Transcript]
-    """Episodes that were begun too, did not fail, and are in no group: dropped by `oversample`, or replaced."""
+    """Episodes in no group that did not fail: `oversample` dropped them, or they were replaced."""
     seconds: float
-    """From the first prompt to the last end."""
+    """Seconds from the first prompt to the end of the last episode."""
 
 
 class Rollouts:
     """Collects a trainer's batches: one group of episodes a problem, run by the engine.
 
-    What is logged of each step is said in `RolloutFigures`.
+    `RolloutFigures` lists the figures that each step logs.
 
     Args:
-        engine: Its policy must sample at top-p 1, from the model that is trained or one that takes its
-            weights.
-        problems: Where the ids of a step's problems come from.
-        seed: Of all sampling; the batch's number is mixed in, so that a resumed run samples as one that never
-            stopped.
-        on_rollouts: Called with the step's number and its transcripts; not in evaluation.
-        staleness: Batches that are sampled ahead while the trainer trains. What is trained on is that many
-            batches old at most. Needs a policy whose weights are not the trained model's own tensors, and a
-            trainer that knows what it will ask for (`Step.coming`; of TRL's a data set in its own order,
-            `shuffle_dataset=False`). After a resumption the first batch is sampled with the newest weights,
-            so that the curve is not quite that of a run which never stopped.
-        deadline: Seconds after which a batch's episodes are cut; see `RolloutEngine.groups`. A cut episode
-            keeps its score in the records; it is not trained on, nor counted in its group's mean and
-            deviation. Long episodes are cut more often, so that what is left favours short ones: there is a
-            warning once 5 % of a batch are cut.
-        oversample: Rollouts begun for each that is kept; see `RolloutEngine.groups`. The dropped ones count
-            in the figures of `episode_reward`, cut where they were, and so as wrong if they had no answer:
-            else accuracy would be that of the episodes that finish first.
-        resample: Rounds at most in which groups from which nothing can be learned are replaced by those of
-            other problems (dynamic sampling, DAPO, arXiv 2503.14476, section 3.2). A round is run as long as
-            there is such a group in any process.
-        resample_by: Groups from which nothing can be learned are those whose episodes are all right or all
-            wrong (`"accuracy"`, the paper's), or those of equal rewards (`"reward"`, for rewards of other
-            things than a right answer). A shaped reward differs within an all-wrong group too, and training
-            on that would teach the shape alone.
-        mask_void: Whether nothing of an episode with a void turn is trained on (see `training_rows`). The
-            share of such episodes is logged as `env/void_episodes`.
-        stopping: Asked again and again while rollouts are waited for. Once it says so they are abandoned.
+        engine: The rollout engine. Its policy must sample at top-p 1, from the trained model or
+            from a model that takes the trained model's weights.
+        problems: The problems, which a step names by their ids.
+        seed: Seed of all sampling. The batch's number is mixed in, so that a resumed run samples
+            the same as a run that never stopped.
+        on_rollouts: Called with a step's number and its transcripts, except in evaluation; `None`:
+            nothing is called.
+        staleness: Number of batches that are sampled ahead while the trainer trains, and so the
+            largest age of a trained batch. Above 0 the policy must not sample from the trained
+            model's own tensors, and the trainer must know its later batches (`Step.coming`; with
+            TRL a data set in its own order, `shuffle_dataset=False`). After a resumption the first
+            batch is sampled with the newest weights, so that the curve differs slightly from the
+            curve of a run that never stopped.
+        deadline: Seconds after which a batch's episodes are cut (see `RolloutEngine.groups`);
+            `None`: no deadline. A cut episode keeps its score in the records. It is not trained on
+            and not counted in its group's mean and deviation. Long episodes are cut more often, so
+            that training favours short episodes: a warning is logged once 5 % of a batch are cut.
+        oversample: Rollouts begun for each kept rollout (see `RolloutEngine.groups`). The dropped
+            rollouts count in the figures of `episode_reward` as they were when they were cut, so as
+            wrong if they had no answer. Otherwise the accuracy would count only the episodes that
+            finish first.
+        resample: Largest number of rounds in which groups that teach nothing are replaced by groups
+            of other problems (dynamic sampling, DAPO, arXiv 2503.14476, section 3.2). A further
+            round is run as long as any process has such a group.
+        resample_by: The test for a group that teaches nothing. `"accuracy"`, as in the paper: its
+            episodes are all right or all wrong. `"reward"`, for rewards that measure more than the
+            answer: its rewards are all equal. A shaped reward also differs within an all-wrong
+            group, and training on such a group would teach only the shape.
+        mask_void: Whether episodes with a void turn are masked as a whole (see `training_rows`).
+            Their share is logged as `env/void_episodes`.
+        stopping: Asked repeatedly during the wait for rollouts; once it returns `True`, the
+            rollouts are abandoned.
 
     Raises:
-        ValueError: If the policy does not sample from the model's own distribution, or a number is out of
-            range.
+        ValueError: If the policy does not sample from the model's own distribution, or a number is
+            out of range.
     """
 
     def __init__(
@@ -122,21 +129,23 @@ class Rollouts:
         check_policy(engine.policy)
         if min(staleness, resample) < 0 or oversample < 1 or not (deadline is None or deadline > 0):
             raise ValueError(
-                "staleness and resample must not be negative, oversample at least 1, a deadline above 0: "
-                f"{staleness}, {resample}, {oversample}, {deadline}"
+                f"staleness={staleness} and resample={resample} must be at least 0, "
+                f"oversample={oversample} at least 1, deadline={deadline} above 0"
             )
         if resample_by not in get_args(ResampleBy):
             raise ValueError(f"resample_by must be accuracy or reward, not {resample_by!r}")
         if oversample > 1:
             logger.warning(
-                "oversample=%g keeps the rollouts that finish first, which are shorter than what the policy writes, and more often "
-                "right. env/accuracy is of all rollouts that were begun, and a dropped one without an answer counts as wrong, so "
-                "that it is at most the policy's; reward and lengths are of those that are kept",
+                "oversample=%g keeps the rollouts that finish first, which are shorter and more "
+                "often right than the average rollout. env/accuracy counts all rollouts that were "
+                "begun; a dropped rollout without an answer counts as wrong, so that env/accuracy "
+                "is at most the policy's accuracy. Reward and lengths count the kept rollouts only",
                 oversample,
             )
         if staleness and engine.policy.sleep_mode:
             raise ValueError(
-                "an engine that sleeps while the trainer trains can't sample ahead: staleness=0, or sleep_mode=False"
+                "an engine that sleeps while the trainer trains can't sample ahead: set "
+                "staleness=0 or sleep_mode=False"
             )
         self.engine = engine
         self.problems = problems
@@ -152,37 +161,37 @@ class Rollouts:
         self._loop = BackgroundLoop("rollouts")
         self._ahead: dict[int, tuple[_Batch, Future[Sampled]]] = {}
         self._synced = -1
-        # An engine that shares its GPU with the trainer has it while it samples, and sleeps while that trains.
+        # An engine that shares its GPU with the trainer sleeps while the trainer trains.
         self._sleeps = engine.policy.sleep_mode
         self._asleep = False
         self._figures = RolloutFigures(engine.progress, deadline)
 
     def close(self) -> None:
-        """Cancel what is sampled ahead. May be called again."""
+        """Cancel the batches that are sampled ahead. May be called again."""
         self._loop.close()
         self._ahead.clear()
 
     @property
     def ahead(self) -> list[int]:
-        """Numbers of the batches that are sampled ahead and were not yet asked for."""
+        """Numbers of the batches that are sampled ahead and that the trainer has not asked for."""
         return list(self._ahead)
 
     def collect(self, step: Step) -> dict[str, list[Any]]:
-        """Run the episodes of one batch; on several processes, called by all.
+        """Run the episodes of one batch. All processes must call it.
 
         Args:
-            step: What the trainer asks for.
+            step: The trainer's request for the batch.
 
         Returns:
-            The rows of `training_rows`, one an episode; and `untrained`, whose first entry lists the episodes
-            that were begun for this batch too, did not fail, and are not trained on.
+            The rows of `training_rows`, one an episode, and the further entry `untrained`. Its
+            first element lists the episodes of this batch that did not fail and are not trained on.
 
         Raises:
-            ValueError: If the policy samples at another temperature than the loss assumes, the prompts are no
-                whole groups, or the trainer does not allow for the staleness.
-            RuntimeError: If every episode of every process failed or was cut in training, so that there is
-                nothing to learn from, or another process has an error.
-            RolloutsAbandoned: If a process was to stop.
+            ValueError: If the policy samples at another temperature than the loss assumes, the
+                prompts are not whole groups, or the trainer does not allow for the staleness.
+            RuntimeError: If in training every episode of every process failed or was cut, or
+                another process has an error.
+            RolloutsAbandoned: If a process was asked to stop.
         """
         began, accelerator = time.monotonic(), step.accelerator
         batch = together(accelerator, lambda: self._prepare(step))
@@ -222,7 +231,10 @@ class Rollouts:
         prompts, n = list(step.prompts), step.group
         starts = range(0, len(prompts), n)
         if len(prompts) % n or any(len(set(prompts[i : i + n])) != 1 for i in starts):
-            raise ValueError(f"the prompts are no groups of {n} equal ones: {prompts[: n + 1]} ...")
+            raise ValueError(
+                f"the prompts must be groups of {n} equal prompts, side by side, but they begin "
+                f"with {prompts[: n + 1]}"
+            )
         rank = step.accelerator.process_index
         if not step.training:
             return _Batch(prompts, n, (self.seed, step.number, rank, 0, 1))
@@ -233,18 +245,19 @@ class Rollouts:
         if self._own_model(step):
             if self.staleness:
                 raise ValueError(
-                    "a model that is trained can't be sampled from meanwhile: give the policy one of its own, loaded from "
-                    "the same checkpoint (TRL's model is not to be copied: its forward stays the original's), or staleness=0"
+                    "a policy can't sample from the model while it is trained: give the policy its "
+                    "own model, loaded from the same checkpoint (a copy of TRL's model keeps the "
+                    "original's forward), or set staleness=0"
                 )
             if is_sharded(step.model):
                 raise ValueError(
-                    "a model whose parameters are sharded can't be sampled from by one process: give the policy one of "
-                    "its own, loaded from the same checkpoint, or use vLLM"
+                    "one process can't sample from a model whose parameters are sharded: give the "
+                    "policy its own model, loaded from the same checkpoint, or use vLLM"
                 )
         if self.staleness > 1 and self._shares_servers(step):
             raise ValueError(
-                "servers that several processes share can be sampled ahead from by one batch only, since no turn may be under "
-                "way while they take new weights: staleness=1"
+                f"staleness={self.staleness} is too large for servers that several processes "
+                "share: no turn may be in flight while they take new weights. Set staleness=1"
             )
 
     def _own_model(self, step: Step) -> bool:
@@ -254,7 +267,7 @@ class Rollouts:
         return self.engine.policy.shares_servers and step.accelerator.num_processes > 1
 
     def _start(self, batch: _Batch) -> Future[Sampled]:
-        problems = [self.problems.get(each) for each in batch.prompts[:: batch.n]]
+        problems = [self.problems.get(name) for name in batch.prompts[:: batch.n]]
         return self._loop.submit(self.sample(problems, batch.n, batch.seed))
 
     def _take(self, number: int, batch: _Batch) -> Sampled:
@@ -262,13 +275,13 @@ class Rollouts:
         asked, future = self._ahead.pop(number) if ahead else (batch, self._start(batch))
         if asked.prompts != batch.prompts:
             raise ValueError(
-                "the trainer asks for other problems than those that were sampled ahead: set shuffle_dataset=False, or "
-                "staleness=0"
+                "the trainer asks for other problems than the ones sampled ahead: set "
+                "shuffle_dataset=False or staleness=0"
             )
         return self._wait(future)
 
     def _wait(self, future: Future[Sampled]) -> Sampled:
-        while not futures.wait([future], _LOOK_SECONDS).done:
+        while not futures.wait([future], _POLL_SECONDS).done:
             if self.stopping():
                 future.cancel()
                 raise RolloutsAbandoned("the rollouts were abandoned")
@@ -282,18 +295,19 @@ class Rollouts:
                 self._ahead[number] = batch, self._start(batch)
 
     async def sample(self, problems: Sequence[Problem], n: int, seed: Sequence[int]) -> Sampled:
-        """Run `n` episodes of each problem. A subclass may run more, and choose which are trained on.
+        """Run `n` episodes of each problem. A subclass may run more, and choose the trained ones.
 
         Args:
             problems: The problems.
             n: Rollouts a problem.
-            seed: Of the sampling.
+            seed: Seed of the sampling.
 
         Returns:
-            A group of `n` a problem, in the problems' order, and the episodes beside them.
+            A group of `n` episodes a problem, in the problems' order, and the episodes that are in
+            no group.
         """
         began = time.monotonic()
-        found: list[Group] = [[] for _ in problems]
+        groups: list[Group] = [[] for _ in problems]
         others: list[Transcript] = []
 
         def dropped(transcript: Transcript) -> None:
@@ -301,39 +315,37 @@ class Rollouts:
                 others.append(transcript)
 
         run = self.engine.groups(problems, n, seed, self.deadline, self.oversample, dropped)
-        async with aclosing(run) as groups:
-            async for index, group in groups:
-                found[index] = group
-        return Sampled(found, others, time.monotonic() - began)
+        async with aclosing(run) as finished:
+            async for index, group in finished:
+                groups[index] = group
+        return Sampled(groups, others, time.monotonic() - began)
 
     def _resample(self, step: Step, batch: _Batch, sampled: Sampled) -> int:
-        """Replace the groups that teach nothing as far as may be; returns how many were tried."""
+        """Replace groups that teach nothing; returns the number of groups sampled for this."""
         tried, groups, accelerator = 0, sampled.groups, step.accelerator
         for turn in range(self.resample):
             dull = [i for i, group in enumerate(groups) if not teaches(group, self.resample_by)]
             if not sum(count for (count,) in gathered(accelerator, len(dull))):
                 break
-            fresh = together(accelerator, partial(self._others, batch, turn, dull))
+            fresh = together(accelerator, partial(self._others, batch, turn, len(dull)))
             tried += len(dull)
             sampled.others += fresh.others
             for index, group in zip(dull, fresh.groups, strict=True):
-                untrainable = not any(is_trainable(each) for each in groups[index])
-                if teaches(group, self.resample_by) or untrainable:
+                if teaches(group, self.resample_by) or not any(map(is_trainable, groups[index])):
                     groups[index], group = group, groups[index]
-                sampled.others += [each for each in group if each.scored]
+                sampled.others += [episode for episode in group if episode.scored]
         return tried
 
-    def _others(self, batch: _Batch, turn: int, instead: Sequence[int]) -> Sampled:
-        """Groups of other problems, drawn at random."""
+    def _others(self, batch: _Batch, turn: int, count: int) -> Sampled:
+        """Sample groups of `count` other problems, drawn at random."""
         rng = np.random.default_rng((*batch.seed, turn))
-        chosen = rng.integers(len(self.problems), size=len(instead))
-        problems = [self.problems[int(index)] for index in chosen]
-        # Longer than any batch's seed, so that it is none of them.
+        problems = [self.problems[int(i)] for i in rng.integers(len(self.problems), size=count)]
+        # Longer than the seed of any batch, so that it differs from all of them.
         seed = (*batch.seed, turn, 0, 0)
         return self._wait(self._loop.submit(self.sample(problems, batch.n, seed)))
 
     def _rest(self, step: Step) -> None:
-        """Leave the memory to the trainer."""
+        """Free the policy's memory for the trainer."""
         if self._sleeps:
             self._loop.run_blocking(self.engine.policy.sleep())
             self._asleep = True
@@ -341,7 +353,7 @@ class Rollouts:
             self.engine.policy.clear_cache()
 
     def _sync(self, step: Step) -> None:
-        """Let every process's policy sample from the weights of the step."""
+        """Give the step's weights to the policy of every process."""
         if step.number == self._synced:
             return
         policy, accelerator = self.engine.policy, step.accelerator
@@ -363,42 +375,45 @@ class Rollouts:
                 self._loop.run_blocking(policy.update_weights(step.number, weights))
         finally:
             if is_sharded(step.model):
-                for _ in weights:  # all processes gather the shards, or none goes on
+                for _ in weights:  # all processes must gather all shards, or the others wait
                     pass
 
 
 def check_policy(policy: Policy | TextPolicy, temperature: float | None = None) -> None:
-    """Check that a policy's log-probs are those of the distribution that a loss assumes.
+    """Check that a policy's log-probs belong to the distribution that a loss assumes.
 
     Args:
-        policy: What samples.
-        temperature: The loss's; `None`: it is not known yet.
+        policy: The policy that samples.
+        temperature: The temperature that the loss assumes; `None`: it is not known yet and not
+            checked.
 
     Raises:
-        ValueError: If the policy gives text without token ids, or samples at a top-p below 1 or at another
-            temperature than the loss's.
+        ValueError: If the policy gives text without token ids, or samples at a top-p below 1 or at
+            another temperature than the loss assumes.
     """
     if isinstance(policy, TextPolicy):
-        raise ValueError("a policy of text gives no token ids, so it can't be trained")
+        raise ValueError(
+            "a policy of text gives no token ids, so it can't be trained: use a policy that does"
+        )
     if policy.top_p != 1.0:
         raise ValueError(
-            "training needs top_p = 1: under a smaller one the log-probs are those of a cut distribution, and the "
-            "ratio to the trained model's is wrong"
+            "training needs top_p = 1: with a smaller top_p the log-probs belong to a truncated "
+            "distribution, and the ratio to the trained model's probabilities is wrong"
         )
     if temperature is None:
         return
-    own = temperature if policy.temperature is None else policy.temperature
-    if own != temperature or not temperature > 0:
+    sampled_at = temperature if policy.temperature is None else policy.temperature
+    if sampled_at != temperature or not temperature > 0:
         raise ValueError(
-            f"the policy samples at temperature {own}, the loss takes it for {temperature}: both must be the "
-            "same, and above 0"
+            f"the policy samples at temperature {sampled_at}, and the loss assumes {temperature}: "
+            "both must be the same and above 0"
         )
 
 
 def teaches(group: Group, by: ResampleBy) -> bool:
-    """Whether something can be learned from a group: its episodes differ in what `by` names.
+    """Whether a group teaches something: its episodes differ in the quantity that `by` names.
 
-    Those that are not trained on don't count.
+    Episodes that are not trained on don't count.
     """
-    scored = [each for each in group if is_trainable(each)]
-    return len({bool(each.correct) if by == "accuracy" else each.reward for each in scored}) > 1
+    trainable = filter(is_trainable, group)
+    return len({bool(t.correct) if by == "accuracy" else t.reward for t in trainable}) > 1

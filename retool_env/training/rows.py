@@ -1,4 +1,7 @@
-"""Rows: what is trained on of each episode, in the form of TRL's `rollout_func`; and the data set whose prompts it gets."""
+"""Rows: the trained tokens of each episode, in the form that TRL's `rollout_func` returns.
+
+The module also makes the data set of problem ids that TRL passes to the `rollout_func`.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from retool_env.transcript import StopReason, Transcript
 
 
 def is_trainable(transcript: Transcript) -> bool:
-    """Whether an episode may be trained on: it is scored, and was not cut from outside, by a deadline say.
+    """Whether an episode may be trained on: it is scored and was not cut from outside.
 
-    What a deadline cuts may be right up to there, and slow because of the sandbox alone, so that its score
-    stays in the records.
+    An episode that a deadline cut may be right so far, and slow only because of the sandbox. So its
+    score stays in the records, but it is not trained on.
     """
     return transcript.scored and transcript.stop_reason is not StopReason.CANCELLED
 
@@ -32,26 +35,26 @@ def training_rows(
 ) -> dict[str, list[Any]]:
     """The rows that a `rollout_func` returns, one a transcript, in order.
 
-    An episode that ended by its own rules ends in an end-of-sequence token: the one that the model sampled,
-    or else one with mask 0, so that TRL counts as truncated what the environment does. An episode that must
-    not be trained on (an infrastructure failure, or one that a deadline cut) becomes one masked token: with a
-    reward of `None` it enters neither its group's mean nor any gradient, and `EngineGRPOTrainer` does not
-    count it among the rows that losses divide by.
+    The row of an episode that ended by its own rules ends with an end-of-sequence token: the token
+    that the model sampled or else an appended token with mask 0. So TRL counts the
+    same episodes as truncated as the environment does. An episode that must not be trained on (an
+    infrastructure failure, or a cut by a deadline) becomes a single masked token. Its reward is
+    `None`, so it enters neither its group's mean nor a gradient, and `EngineGRPOTrainer` does not
+    count it in the number of rows by which a loss is divided.
 
     Args:
         transcripts: Finished episodes.
-        eos_token_ids: Every token that ends a sequence; the first is the one appended.
-        mask_void: Whether nothing of an episode with a void turn is trained on (SimpleTIR, arXiv 2509.02479,
-            section 3.3). Its reward still counts in its group's mean, and it is absent from what losses
-            divide by.
+        eos_token_ids: Ids of the tokens that end a sequence; the first of them is appended.
+        mask_void: Whether episodes with a void turn are masked as a whole (SimpleTIR, arXiv
+            2509.02479, section 3.3). Their rewards still count in their group's mean; losses do not
+            count their rows.
 
     Returns:
-        `prompt_ids`, `completion_ids`, `logprobs` (0.0 where the mask is 0), `env_mask` (1: sampled by the
-        model) and `transcript`, each of `len(transcripts)` entries.
+        `prompt_ids`, `completion_ids`, `logprobs` (0.0 where the mask is 0), `env_mask` (1 on
+        tokens that the model sampled) and `transcript`, each with `len(transcripts)` entries.
     """
-    rows: dict[str, list[Any]] = {
-        key: [] for key in ("prompt_ids", "completion_ids", "logprobs", "env_mask", "transcript")
-    }
+    names = "prompt_ids", "completion_ids", "logprobs", "env_mask", "transcript"
+    rows: dict[str, list[Any]] = {name: [] for name in names}
     for transcript in transcripts:
         ids, mask, logprobs = transcript.completion_ids, transcript.loss_mask, transcript.logprobs
         if not is_trainable(transcript):
@@ -61,24 +64,22 @@ def training_rows(
             ids, mask, logprobs = [*ids, eos_token_ids[0]], [*mask, 0], [*logprobs, 0.0]
         if mask_void and has_void_turn(transcript):
             mask, logprobs = [0] * len(ids), [0.0] * len(ids)
-        rows["prompt_ids"].append(transcript.prompt_ids)
-        rows["completion_ids"].append(ids)
-        rows["logprobs"].append(logprobs)
-        rows["env_mask"].append(mask)
-        rows["transcript"].append(transcript)
+        row = transcript.prompt_ids, ids, logprobs, mask, transcript
+        for name, value in zip(names, row, strict=True):
+            rows[name].append(value)
     return rows
 
 
 def with_trained_logprobs(transcript: Transcript, logprobs: Sequence[float]) -> Transcript:
-    """A transcript that has, of each token that the model sampled, the log-prob that the trainer found.
+    """Add the trainer's log-probs of the sampled tokens to a transcript.
 
     Args:
-        transcript: The transcript. If it must not be trained on, its row has none of its tokens, and it stays
-            as it is.
-        logprobs: Log-probs of its row's completion, shape `(T,)` or longer.
+        transcript: The transcript. It is returned unchanged if it must not be trained on, since its
+            row then holds no token of it.
+        logprobs: The trainer's log-probs of the row's completion, shape `(T,)` or longer.
 
     Returns:
-        The transcript with `Span.trained_logprobs`.
+        The transcript, with `Span.trained_logprobs` set on the model's spans.
     """
     if not is_trainable(transcript):
         return transcript
@@ -86,25 +87,30 @@ def with_trained_logprobs(transcript: Transcript, logprobs: Sequence[float]) -> 
     for span in transcript.response:
         end = at + len(span.token_ids or ())
         if span.author == "model":
-            found = tuple(round(float(each), 6) for each in logprobs[at:end])
-            span = dataclasses.replace(span, trained_logprobs=found)
+            trained = tuple(round(float(logprob), 6) for logprob in logprobs[at:end])
+            span = dataclasses.replace(span, trained_logprobs=trained)
         spans.append(span)
         at = end
     return dataclasses.replace(transcript, spans=tuple(spans))
 
 
 def problem_dataset(problems: ProblemSource, size: int, seed: int) -> Any:
-    """A data set of `size` problems, drawn in random order without repeats until all have been drawn.
+    """A data set of problem ids, in random order; an id repeats only after all ids were drawn.
 
-    Its one column, `prompt`, holds the problem's id: the prompt itself is rendered by the environment.
+    Its only column, `prompt`, holds the ids. The environment renders the prompts themselves.
+
+    Args:
+        problems: The problems to draw from.
+        size: Number of rows.
+        seed: Seed of the order.
 
     Raises:
-        ValueError: If there are no problems.
+        ValueError: If `problems` is empty.
     """
     from datasets import Dataset
 
     if not len(problems):
-        raise ValueError("there is no problem to draw")
+        raise ValueError("the problem source is empty: give it at least one problem")
     generator = np.random.default_rng(seed)
     order: list[int] = []
     while len(order) < size:

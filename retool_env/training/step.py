@@ -1,4 +1,4 @@
-"""Step: what rollouts need to know of a trainer, whichever it is."""
+"""Step: the facts about a trainer that rollouts need, whichever trainer it is."""
 
 from __future__ import annotations
 
@@ -9,34 +9,30 @@ import torch
 from accelerate import Accelerator
 
 
-def _none_is_coming(number: int) -> Sequence[str] | None:
-    return None
-
-
 @dataclass(frozen=True)
 class Step:
-    """One batch of episodes that a trainer asks for, on one process, and the trainer as it is then."""
+    """A request for one batch of episodes on one process, with the trainer's state at that time."""
 
     number: int
-    """Optimizer steps that the trainer has made: the version of its weights."""
+    """Optimizer steps that the trainer has made. This number is the version of its weights."""
     batch: int
-    """Number of the batch, counted from the run's beginning; its seeds are made of it."""
+    """Number of the batch since the run began, from 0. The sampling seeds contain it."""
     prompts: Sequence[str]
-    """Ids of this process's problems, each as often as it has rollouts, side by side."""
+    """Ids of this process's problems. Each id is repeated `group` times, side by side."""
     group: int
     """Rollouts a problem."""
     model: torch.nn.Module
     """The model that is trained."""
     accelerator: Accelerator
-    """What the processes of the run talk through."""
+    """The accelerator through which the processes of the run communicate."""
     temperature: float
-    """The temperature that the loss assumes the episodes to be sampled at."""
+    """The sampling temperature that the loss assumes."""
     eos_token_ids: Sequence[int]
-    """Every token that ends a sequence; the first is the one that rows are ended with."""
+    """Ids of the tokens that end a sequence; the first of them ends rows that have none."""
     log: Callable[[str, float], None]
-    """Takes a figure's name and its value."""
+    """Logs a figure, given its name and its value."""
     training: bool = True
     """Whether the batch is trained on. In evaluation nothing is recorded or logged."""
-    coming: Callable[[int], Sequence[str] | None] = _none_is_coming
-    """The prompts of a later batch, by its number, in the form of `prompts`; `None`: the trainer will not ask
-    for it. Called where batches are sampled ahead."""
+    coming: Callable[[int], Sequence[str] | None] = lambda number: None
+    """Returns the prompts of a later batch, by its number, in the form of `prompts`; `None` if the
+    trainer will not ask for that batch. It is called where batches are sampled ahead."""

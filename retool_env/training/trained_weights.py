@@ -1,4 +1,7 @@
-"""The weights of a model that is being trained, as a policy takes them: whole tensors by transformers' names."""
+"""The weights of a trained model in the form that policies load: whole tensors, by their names.
+
+The names are transformers' names of the model's tensors.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,14 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 _CHANGED = re.compile(r"\.(base_layer|original_module)\.")
-"""In the name of a tensor that a policy sees changed, or replaced."""
+"""Matches the name of a tensor to which an adapter adds a change, or which it replaces."""
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether a process holds only parts of the parameters (FSDP, tensor parallelism, DeepSpeed's ZeRO-3)."""
+    """Whether a process holds only parts of the parameters.
+
+    This is so with FSDP, tensor parallelism and DeepSpeed's ZeRO-3.
+    """
     return _is_sharded_otherwise(model) or any(isinstance(p, DTensor) for p in model.parameters())
 
 
@@ -29,19 +35,24 @@ def _is_sharded_otherwise(model: torch.nn.Module) -> bool:
 
 @torch.no_grad()
 def trained_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """All weights, one by one: shards gathered, LoRA added to what it adapts, neither changed in the model.
+    """Yield all weights: shards are gathered and LoRA deltas are added; the model stays unchanged.
 
-    The sums are in float32, whatever the model is in: added in bfloat16, most of a small update would be rounded away.
+    The sums are in float32, whatever the model's data type: in bfloat16, rounding would remove most
+    of a small update.
 
-    Where the model is sharded, all processes must iterate together, to the end.
+    If the model is sharded, all processes must iterate together, to the end.
+
+    Yields:
+        A tensor's name and the whole tensor.
 
     Raises:
-        ValueError: If the model has adapters other than plain LoRA, or on one of several tied layers, or shards of another
-            kind than FSDP2's.
+        ValueError: If the model has an adapter other than plain LoRA, an adapter on only some of
+            several tied layers, or shards of another kind than FSDP2's.
     """
     if _is_sharded_otherwise(model):
         raise ValueError(
-            "the weights of a model under FSDP1 or DeepSpeed's ZeRO-3 can't be had: use FSDP2 (fsdp_version: 2)"
+            "weights that FSDP1 or DeepSpeed's ZeRO-3 has sharded can't be gathered: use FSDP2 "
+            "(fsdp_version: 2)"
         )
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     adapted: dict[str, Any] = {
@@ -50,15 +61,18 @@ def trained_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]
     for name, layer in adapted.items():
         other = any(layer.lora_variant.values()) or any(layer.lora_bias.values())
         if other or isinstance(layer, ParamWrapper):
-            raise ValueError(f"{name} has an adapter that is no plain LoRA, and can't be merged")
+            raise ValueError(
+                f"the adapter of {name} can't be merged: it is not plain LoRA. Use plain LoRA"
+            )
     names: dict[int, list[str]] = {}
     for name, parameter in base.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(_plain(name))
     for several in names.values():
         if len(several) > 1 and any(_CHANGED.search(name) for name in several):
             raise ValueError(
-                f"one tensor is both {' and '.join(several)}, and of these an adapter changes some alone: leave them out of "
-                "target_modules and modules_to_save, or untie the model's embeddings"
+                f"{' and '.join(several)} share one tensor, and an adapter changes only some of "
+                "them: leave them out of target_modules and modules_to_save, or untie the model's "
+                "embeddings"
             )
     active = getattr(model, "active_adapters", []) if isinstance(model, PeftModel) else []
     for full_name, tensor in base.state_dict().items():
@@ -73,23 +87,30 @@ def trained_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]
                     weight = weight.float() + whole(layer.get_delta_weight(adapter)).float()
             yield f"{owner}.{rest}", weight
             continue
-        # A layer that is trained whole beside the adapters: its copy, not the original.
+        # Of a layer that is trained whole beside the adapters, the trained copy is sent.
         owner, part, rest = name.partition(".modules_to_save.")
         if part:
             adapter, _, rest = rest.partition(".")
             if adapter in active:
                 yield f"{owner}.{rest}", whole(tensor)
         elif ".original_module." not in name and not any(
-            name.startswith(f"{each}.") for each in adapted
+            name.startswith(f"{layer}.") for layer in adapted
         ):
             yield name, whole(tensor)
 
 
 def _plain(name: str) -> str:
-    """A name without what activation checkpointing puts into it."""
+    """A tensor's name, without the part that activation checkpointing inserts."""
     return name.replace("_checkpoint_wrapped_module.", "")
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor, its shards gathered: all processes call it."""
+    """Gather the shards of a tensor. All processes must call it.
+
+    Args:
+        tensor: The tensor, sharded or not, of any shape.
+
+    Returns:
+        The whole tensor.
+    """
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

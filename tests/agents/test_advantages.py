@@ -1,4 +1,4 @@
-"""Advantages, against the same written as plain loops over the model's own tokens."""
+"""Advantages, against plain loops over the model's own tokens and against `references.py`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import statistics
 
 import pytest
 import torch
+from helpers import references
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.advantages import EPSILON, explained_variance, gae, whiten
+from agents.advantages import EPSILON, batch_normalised, explained_variance, gae, whiten
 
 
 def plain_gae(values, reward, gamma, lam):
@@ -80,7 +81,7 @@ def test_inserted_interpreter_tokens_and_padding_change_nothing(
 
 @given(episodes, st.floats(-1, 1))
 def test_the_terminal_reward_reaches_every_turn(episode, reward):
-    """With gamma = lambda = 1 each return is the reward, also where an interpreter's span comes last."""
+    """With gamma = lambda = 1 each return is the reward, even if an interpreter span is last."""
     mask = torch.tensor([[own for own, _ in episode] + [False]])
     values = torch.tensor([[value for _, value in episode] + [7.0]], dtype=torch.float64)
     advantages, returns = gae(values, torch.tensor([reward]), mask, 1.0, 1.0)
@@ -132,3 +133,29 @@ def test_explained_variance():
     assert explained_variance(returns, returns, mask) == 1.0
     assert explained_variance(torch.zeros_like(returns), returns, mask) == 0.0
     assert explained_variance(values, torch.ones_like(returns), mask) is None
+
+
+EPISODES = st.tuples(st.sampled_from([1.0, -1.0, -0.6, 0.25]), st.integers(1, 9))
+
+
+@given(st.lists(EPISODES, min_size=1, max_size=9), st.integers(0, 2))
+def test_a_batchs_mean_and_deviation_are_those_of_its_tokens(episodes, absent):
+    values, counts = (list(each) for each in zip(*episodes, strict=True))
+    [expected] = references.token_normalised([values], [counts])
+    # What has no tokens has no advantage, nor a part in that of others.
+    given = torch.tensor([*values, *[7.0] * absent]), torch.tensor([*counts, *[0] * absent])
+    found = batch_normalised(*given).tolist()
+    assert found == pytest.approx([*expected, *[0.0] * absent], rel=1e-4, abs=1e-5)
+
+
+def test_a_long_episode_counts_more_in_a_batchs_mean_than_a_short_one():
+    found = batch_normalised(torch.tensor([1.0, -1.0]), torch.tensor([1, 3]))
+    # Mean -0.5, deviation sqrt(0.75).
+    assert found.tolist() == pytest.approx([1.5 / 0.75**0.5, -0.5 / 0.75**0.5], rel=1e-3)
+    assert (found * torch.tensor([1, 3])).sum().item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [-0.6, 0.1, 1.0])
+def test_a_batch_of_equal_advantages_has_none_at_all(value):
+    found = batch_normalised(torch.full((9,), value), torch.arange(9))
+    assert found.tolist() == [0.0] * 9

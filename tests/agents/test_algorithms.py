@@ -1,4 +1,4 @@
-"""Every algorithm without a critic: its loss, and what must hold for all, through the trainer that its file makes."""
+"""Every algorithm without a critic: its loss, and the invariants of all, through its trainer."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import pytest
 import torch
 from helpers import references
 from helpers.small_runs import make_small
+from helpers.tokenised import episode
 from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 
 from agents import __main__ as cli
-from agents import grpo, rft, sft
+from agents import grpo
 from agents.base import selection, session
 from agents.base.presets import PRESETS, load_settings
 from agents.base.records import read_records
@@ -27,17 +28,12 @@ from agents.base.settings import SettingsError, describe
 from agents.models.tiny import make_tokenizer
 from retool_env.integrations.trl import EngineRollouts, training_rows
 from retool_env.problems import Problem, ProblemList
-from retool_env.rollout import PolicyUnavailable
-from retool_env.rollout.transformers.policy import TransformersPolicy
 from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
 from retool_env.transcript import (
-    Span,
     StopReason,
-    Transcript,
     check_transcript,
     read_transcripts,
-    write_transcripts,
 )
 
 CRITIC_FREE = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp")
@@ -132,29 +128,6 @@ def assert_same_direction_and_length(a, b, tolerance=1e-4):
     assert (a - b).norm() / b.norm() < tolerance
 
 
-def episode(index, reward, turns=1, words=0, failed=False):
-    """A transcript with `turns` calls and then an answer; its log-probs are to be set."""
-    tokenizer = make_tokenizer()
-    spans = [("prompt", f"Compute {index} + 7.\n")]
-    for turn in range(turns):
-        spans.append(("model", f"<code>\n```python\nprint({index % 9}{turn})\n```\n</code>"))
-        spans.append(("env", f"\n<interpreter>\n{index % 9}{turn}\n</interpreter>\n\n"))
-    spans.append(("model", "o" * words + f"<answer>\n\\boxed{{{index % 10}}}\n</answer>"))
-    made = []
-    for author, text in spans:
-        ids = tuple(tokenizer.encode(text))
-        logprobs = (-1.0,) * len(ids) if author == "model" else None
-        shown = Execution(Outcome.OK, text) if author == "env" else None
-        made.append(Span(author, text, ids, logprobs, execution=shown))
-    return Transcript(
-        Problem(str(index), "?", "1"),
-        tuple(made),
-        stop_reason=StopReason.INFRASTRUCTURE if failed else StopReason.ANSWERED,
-        correct=None if failed else reward > 0,
-        reward=None if failed else reward,
-    )
-
-
 def with_logprobs(transcripts, model, noise, seed=0):
     """Log-probs that the model gives, and normal noise on them."""
     chance = random.Random(seed)
@@ -188,7 +161,7 @@ def model64(initial):
 
 @pytest.fixture(scope="module")
 def groups(model64):
-    """Four groups: mixed, with failures, all equal; of several lengths, and off-policy enough to be clipped."""
+    """Four groups: mixed, with failures, all equal; some tokens are far enough to be clipped."""
     rewards = [
         [1.0, -1.0, -1.0, 1.0],
         [1.0, None, -1.0, -0.6],
@@ -289,7 +262,7 @@ def test_a_correction_takes_no_pass_more_unless_several_steps_share_a_batch(
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ({"correction": "tokens"}, "did you mean 'token'"),
         ({"correction_cap": 0.5}, "at least 1"),
@@ -298,8 +271,10 @@ def test_a_correction_takes_no_pass_more_unless_several_steps_share_a_batch(
         ({"resample_by": "rewards"}, "did you mean 'reward'"),
     ],
 )
-def test_names_that_a_setting_does_not_have_are_refused(trainer_of, groups, initial, setting, said):
-    with pytest.raises(SettingsError, match=said):
+def test_names_that_a_setting_does_not_have_are_refused(
+    trainer_of, groups, initial, setting, message
+):
+    with pytest.raises(SettingsError, match=message):
         module, settings = settings_of("grpo", initial, **setting)
         module.train(settings, None)
 
@@ -403,8 +378,8 @@ def test_each_process_takes_its_own_of_the_advantages_of_all(trainer_of, groups,
     second = SimpleNamespace(process_index=1)
     monkeypatch.setattr(trainer, "accelerator", second)
     rows = [{"transcript": transcript} for transcript in flat(groups)[2 * GROUP :]]
-    own = trainer._own_advantages(trainer.advantages, rows, torch.ones(len(rows), 9))
-    assert torch.equal(own, whole[2 * GROUP :])
+    part = trainer.advantages_of(rows, torch.ones(len(rows), 9))
+    assert torch.equal(part, whole[2 * GROUP :])
 
 
 @every
@@ -448,7 +423,7 @@ def test_padding_does_not_change_the_gradient(name, groups, trainer_of):
 
 @every
 def test_accumulated_micro_batches_are_one_batch(name, groups, trainer_of):
-    """A whole step of the trainer with plain gradient descent at rate 1: the change of the weights is the gradient."""
+    """A step of gradient descent with rate 1: the change of the weights is the gradient."""
 
     def change(micro_batch):
         plain = {"optim": "sgd", "max_grad_norm": 0.0, "save_strategy": "no"}
@@ -507,7 +482,7 @@ def test_the_terminal_reward_reaches_every_token_of_every_turn_and_no_other(
 
 
 def by_token(transcripts, numbers):
-    """Advantages of tokens, NaN at what the model did not write."""
+    """Advantages of tokens, NaN at tokens that the model did not write."""
     own = torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(t.loss_mask) for t in transcripts], batch_first=True
     )
@@ -516,7 +491,7 @@ def by_token(transcripts, numbers):
 
 @every
 def test_one_advantage_a_token_is_the_episodes_where_all_are_equal(name, groups, trainer_of):
-    """What stands at the interpreter's tokens, or behind the end, reaches neither loss nor gradient."""
+    """Advantages at the interpreter's tokens or behind the end reach neither loss nor gradient."""
     transcripts = flat(groups)
     trainer = trainer_of(name, transcripts, kl=0.3)
     batch = batch_of(trainer)
@@ -720,7 +695,7 @@ def difference(one, other):
 
 
 def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch):
-    """DAPO's, whose resampled problems must come back too."""
+    """DAPO must also find its resampled problems again."""
     monkeypatch.setattr(session, "find_task", lambda env: (BANDIT, ARMS))
 
     def run(folder, resume=False):
@@ -782,7 +757,10 @@ class Settings(grpo.Settings):
 
 
 def train(settings, folder, resume=False):
-    return grpo.train(settings, folder, resume, advantages=lambda rewards, group: settings.taste * rewards)
+    def advantages(rewards, group):
+        return settings.taste * rewards
+
+    return grpo.train(settings, folder, resume, advantages=advantages)
 """
 
 
@@ -833,25 +811,26 @@ def test_ones_own_file_trains(initial, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "a dataclass `Settings`.*`train"),
         ("class Settings: name = 1\ndef train(): ...", "a dataclass `Settings`"),
         (OWN.partition("def train")[0], "a function `train"),
         (
-            "from dataclasses import dataclass\n@dataclass\nclass Settings: x: int = 1\ndef train(): ...",
+            "from dataclasses import dataclass\n@dataclass\nclass Settings: x: int = 1\n"
+            "def train(): ...",
             "`name`",
         ),
     ],
 )
-def test_what_an_algorithm_lacks_is_said(text, said, tmp_path):
+def test_what_an_algorithm_lacks_is_said(text, message, tmp_path):
     (tmp_path / "lacking.py").write_text(text)
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         load_algorithm(str(tmp_path / "lacking.py"))
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("dap", "did you mean 'dapo'"),
         ("engine", "no algorithm"),
@@ -859,162 +838,6 @@ def test_what_an_algorithm_lacks_is_said(text, said, tmp_path):
         ("a.b", "imported"),
     ],
 )
-def test_what_is_no_algorithm_is_said(name, said, capsys):
+def test_what_is_no_algorithm_is_said(name, message, capsys):
     assert cli.main([name]) == 2
-    assert said in capsys.readouterr().err
-
-
-# Rejection sampling.
-
-
-@pytest.fixture(scope="module")
-def undecided(initial, tmp_path_factory):
-    """A model that answers 0, 1, 2 or 3, whatever is asked, each about as often."""
-    folder = tmp_path_factory.mktemp("undecided")
-    model = AutoModelForCausalLM.from_pretrained(initial)
-    tokenizer = make_tokenizer()
-    prompts = [tokenizer.encode(p.question) for p in ARMS]
-    answers = [tokenizer.encode(f"<answer>\n\\boxed{{{i}}}\n</answer>") for i in range(4)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    ids = torch.tensor([p + a for p in prompts for a in answers])
-    labels = ids.clone()
-    labels[:, : len(prompts[0])] = -100
-    for _ in range(60):
-        optimizer.zero_grad()
-        model(input_ids=ids, labels=labels).loss.backward()
-        optimizer.step()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def share_of_right(folder):
-    """The probability of the right answer, over the problems."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), make_tokenizer()
-    found = []
-    for problem in ARMS:
-        text = f"<answer>\n\\boxed{{{problem.answer}}}\n</answer>"
-        prompt, answer = tokenizer.encode(problem.question), tokenizer.encode(text)
-        with torch.no_grad():
-            logps = torch.log_softmax(model(torch.tensor([prompt + answer])).logits[0], -1)
-        where = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
-        found.append(sum(logps[i, t].item() for i, t in zip(where, answer, strict=True)))
-    return torch.tensor(found).exp().min().item()
-
-
-def rft_settings(initial, **overrides):
-    sft_settings = {"epochs": 15, "batch_size": 4, "learning_rate": 0.01}
-    values = {
-        "model": initial,
-        "problems": 4,
-        "k": 16,
-        "rounds": 2,
-        "sft": sft_settings,
-        **overrides,
-    }
-    given = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-    return load_settings(rft.Settings, "rft", "tiny", given)
-
-
-@pytest.fixture
-def riddles(monkeypatch):
-    rules = Rules(interpreter=False, max_tokens=20, prompt_template="{query}")
-    monkeypatch.setattr(session, "find_task", lambda env: (rules, ARMS))
-
-
-def test_rft_learns_what_it_sometimes_got_right(undecided, tmp_path, riddles):
-    assert share_of_right(undecided) < 0.5
-    trained = rft.train(rft_settings(undecided), tmp_path / "rft")
-    assert share_of_right(trained) > 0.9
-    records = read_records(tmp_path / "rft" / "metrics.jsonl")
-    assert [r["step"] for r in records] == [1, 2]
-    assert records[1]["env/accuracy"] > records[0]["env/accuracy"] + 0.3
-    for number in (1, 2):
-        traces = list(read_transcripts(tmp_path / "rft" / "stages" / f"round-{number}.jsonl"))
-        assert all(t.correct for t in traces)
-        assert len({(t.problem.id, t.response_text) for t in traces}) == len(traces) >= 4
-
-
-def test_rft_gives_servers_each_rounds_weights(undecided, tmp_path, riddles, monkeypatch):
-    updates, closed = [], []
-
-    class Server(TransformersPolicy):
-        async def update_weights(self, version, weights=None):
-            updates.append(version)
-            await super().update_weights(version, weights)
-
-        def close(self):
-            closed.append(self)
-
-    def served(name, options, trained, tokenizer, model, temperature, apart):
-        assert (name, options, apart) == ("http://h:1", {"weights_folder": "w"}, False)
-        model = AutoModelForCausalLM.from_pretrained(undecided)  # what it was started with
-        return Server(model, tokenizer, temperature=temperature)
-
-    monkeypatch.setattr(rft, "make_policy", served)
-    engine = {"name": "http://h:1", "weights_folder": "w"}
-    rft.train(rft_settings(undecided, engine=engine), tmp_path / "rft")
-    assert updates == [1, 2] and len(closed) == 2
-    records = read_records(tmp_path / "rft" / "metrics.jsonl")
-    assert records[1]["env/accuracy"] > records[0]["env/accuracy"] + 0.3
-
-
-def test_rft_refuses_an_engine_that_there_is_not_before_anything_is_sampled(undecided, tmp_path):
-    with pytest.raises(SettingsError, match="engine: 'vlm' is none"):
-        rft.train(rft_settings(undecided, engine="vlm"), tmp_path / "rft")
-
-
-def test_a_stopped_rft_goes_on_without_sampling_again(undecided, tmp_path, riddles, monkeypatch):
-    few = rft_settings(undecided, problems=2, sft={"epochs": 2, "learning_rate": 0.01})
-    trained = rft.train(few, tmp_path / "whole")
-    original, calls = sft.train, []
-
-    def stopping(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return original(*args, **kwargs)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sft, "train", stopping)
-        rft.train(few, tmp_path / "cut")
-    monkeypatch.setattr(rft, "sample", lambda *_: pytest.fail("both rounds were sampled"))
-    resumed = rft.train(few, tmp_path / "cut", resume=True)
-    one, other = (AutoModelForCausalLM.from_pretrained(f) for f in (trained, resumed))
-    for a, b in zip(one.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
-
-
-def test_rft_keeps_right_ones_each_once_and_so_many_a_problem():
-    right, wrong, longer = episode(1, 1.0), episode(1, -1.0), episode(1, 1.0, words=3)
-    shown = dataclasses.replace(right.spans[2], text="otherwise printed")
-    printed = dataclasses.replace(right, spans=(*right.spans[:2], shown, *right.spans[3:]))
-    elsewhere = dataclasses.replace(right, problem=Problem("2", "?", "1"))
-    assert rft.distinct([right, wrong, printed, longer, elsewhere]) == [right, longer, elsewhere]
-    assert rft.choose([[wrong, right, printed, longer], [elsewhere]], 1) == [right, elsewhere]
-
-
-def test_rft_samples_again_what_failed_or_was_cut_short(tmp_path):
-    other = dataclasses.replace
-    whole = [episode(1, 1.0), episode(1, -1.0)]
-    second = Problem("2", "?", "1")
-    failed = [other(t, problem=second) for t in (episode(1, 1.0), episode(1, 0.0, failed=True))]
-    short = other(whole[0], problem=Problem("3", "?", "1"))
-    write_transcripts(tmp_path / "kept.jsonl", [*whole, *failed, short])
-    assert rft.kept_groups(tmp_path / "kept.jsonl", 2) == {whole[0].problem.id: whole}
-    assert list(read_transcripts(tmp_path / "kept.jsonl")) == whole
-
-
-def test_rft_whose_episodes_all_failed_can_go_on(initial, tmp_path, riddles, monkeypatch):
-    gone = episode(1, 0.0, failed=True)
-    monkeypatch.setattr(rft, "sample", lambda *_: [[gone, gone]])
-    with pytest.raises(PolicyUnavailable, match="all episodes failed"):
-        rft.train(rft_settings(initial, k=2), tmp_path / "run")
-
-
-def test_rft_says_when_nothing_was_right(initial, tmp_path, riddles):
-    with pytest.raises(SettingsError, match="round 1: no response was right"):
-        rft.train(rft_settings(initial, k=2), tmp_path / "none")
-    with pytest.raises(SettingsError, match="holds no model"):
-        rft.train(rft_settings("runs/none/checkpoint"), tmp_path / "missing")
-    assert not (tmp_path / "missing").exists()
+    assert message in capsys.readouterr().err

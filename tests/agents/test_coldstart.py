@@ -1,4 +1,4 @@
-"""Cold starts out of solutions in words, rewritten over HTTP, and out of traces that are rewritten already."""
+"""Cold starts from solutions in words, rewritten over HTTP, and from rewritten traces."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SOLUTIONS = [
 
 
 def rewriter(conversation) -> Reply:
-    """Has a program compute what the problem asks for, and makes its result up, unless it is stopped."""
+    """Lets a program compute the answer; makes its result up, unless it is stopped."""
     [expression] = re.findall(r"Problem: Compute (.*)\.\n", conversation[0]["content"])
     if len(conversation) == 1:
         code = f"<code>\n```python\nprint({expression})\n```\n</code>"
@@ -293,49 +293,25 @@ def test_an_api_that_refuses_ends_the_run_with_its_words(api, url, tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("{", "not JSON"),
-        ("[1]", "expected an object"),
-        ('{"question": "q"}', "no column for the answer"),
-        ('{"question": "q", "answer": 1}', 'no text-only solution: expected a column "solution"'),
-        ('{"question": "q", "answer": 1, "solution": " "}', "no text-only solution"),
-        ('{"question": "q", "solution": "no box"}', "no .*boxed"),
-        ('{"question": 7, "answer": 1, "solution": "s"}', "the question .* is not text"),
-        ('{"messages": [], "answer": 1}', '"messages" must be one message of the user'),
-        ('{"messages": [{"role": "user", "content": "q"}], "answer": 1}', '"messages" must be'),
-        ('{"id": "s/0", "question": "q", "answer": 1, "solution": "s"}', "the id 's/0' is already"),
-    ],
-)
-def test_a_bad_line_is_refused_by_its_number(tmp_path, line, said):
-    path = tmp_path / "s.jsonl"
-    write(path, SOLUTIONS[:1])
-    path.write_text(path.read_text() + "\n" + line + "\n")
-    with pytest.raises(SettingsError, match=rf"data: .*s\.jsonl, line 3: .*{said}"):
-        coldstart.train(settings(str(path), model="m", rewriter="http://h:1"), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         ({"data": None}, "data: name a file"),
         ({"data": "nowhere.jsonl"}, "data: there is no file nowhere"),
         ({"model": None}, "model: name the rewriter"),
-        ({"rewriter": "vlm"}, "rewriter: 'vlm' is none"),
+        ({"rewriter": "vlm"}, "rewriter: 'vlm' is unknown"),
         ({"rewriter": {"name": "http://h:1", "retries": -1}}, "rewriter: .*retries"),
         ({"rewriter": {"name": "http://h:1", "tries": 1}}, "rewriter: .*'tries'"),
-        ({"rewriter": {"name": "http://h:1", "api_key_env": "NO_KEY"}}, "no variable 'NO_KEY'"),
+        ({"rewriter": {"name": "http://h:1", "api_key_env": "NO_KEY"}}, "'NO_KEY' is not set"),
         ({"rewriter": "transformers", "model": "./nowhere"}, "nowhere holds no model"),
         ({"env.interpreter": False}, "needs interpreter=true"),
         ({"in_flight": 0}, "in_flight must be at least 1"),
     ],
 )
-def test_settings_that_can_not_be_are_refused(tmp_path, overrides, said):
+def test_settings_that_can_not_be_are_refused(tmp_path, overrides, message):
     data = write(tmp_path / "s.jsonl", SOLUTIONS)
     values = {"model": "m", "rewriter": "http://h:1", **overrides}
     chosen = settings(values.pop("data", data), **values)
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         coldstart.train(chosen, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

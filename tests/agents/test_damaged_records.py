@@ -1,4 +1,4 @@
-"""Damaged records: what a run that goes on can't read is named, with what to do, and nothing is lost meanwhile."""
+"""Damaged records: a continued run names the damage and the cure, and loses nothing."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ TEXTS = {
     "a huge integer": lambda text: b'{"step": ' + b"9" * 5000 + b"}",
     "two objects": lambda text: text + b' {"step": 1}',
 }
-"""What may become of a line, or of a file that holds one object."""
+"""Kinds of damage to a line, or to a file that holds one object."""
 
 PLACES = {
     "a folder": lambda path: path.mkdir(),
     "a named pipe": os.mkfifo,
     "a device": lambda path: path.symlink_to("/dev/zero"),
 }
-"""What may lie in a file's place."""
+"""Things that may lie at a file's path."""
 
 FIGURES = {
     "step": [float("nan"), "3", None, -1, 10**30, True],
@@ -101,7 +101,7 @@ def contents(folder):
     }
 
 
-def refused(folder, model, capsys, *said, **more):
+def refused(folder, model, capsys, *text, **more):
     """The run does not go on: one line says so, with status 2, and nothing of it is touched."""
     name, before = folder.name, contents(folder)
     command = [name, "--preset", "tiny", "--runs", str(folder.parent), "--resume"]
@@ -111,7 +111,7 @@ def refused(folder, model, capsys, *said, **more):
     assert status == 2, message
     [line] = [each for each in message.splitlines() if each.startswith("python -m agents")]
     assert message.endswith(line + "\n")
-    for each in said:
+    for each in text:
         assert str(each) in line, line
     assert len(line) < 1000
     assert contents(folder) == before
@@ -206,7 +206,7 @@ def test_a_damaged_object_is_named(name, algorithm, damage, stopped, model, caps
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"settings": None}, '"settings" is None'),
         ({"settings": [1]}, '"settings" is [1]'),
@@ -217,11 +217,11 @@ def test_a_damaged_object_is_named(name, algorithm, damage, stopped, model, caps
         ({"revision": "x"}, "\"revision\" is 'x'"),
     ],
 )
-def test_settings_of_the_wrong_kind_are_named(change, said, stopped, model, capsys):
+def test_settings_of_the_wrong_kind_are_named(change, message, stopped, model, capsys):
     run = stopped("grpo")
     record = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**record, **change}))
-    refused(run, model, capsys, f"{run / 'config.json'}: {said}")
+    refused(run, model, capsys, f"{run / 'config.json'}: {message}")
     del record["settings"]
     (run / "config.json").write_text(json.dumps(record))
     refused(run, model, capsys, f'{run / "config.json"}: it lacks "settings"')
@@ -460,7 +460,7 @@ def test_samples_of_a_round_are_not_dropped_where_one_can_not_be_read(tmp_path):
     whole = path.read_bytes()
     damage_line(path, 4, TEXTS["NUL bytes"])
     damaged = path.read_bytes()
-    with pytest.raises(SettingsError, match=r"kept\.jsonl, line 4: .*its problem is then sampled"):
+    with pytest.raises(SettingsError, match=r"kept\.jsonl, line 4: .*its problem is sampled"):
         rft.kept_groups(path, 2)
     assert path.read_bytes() == damaged
     path.write_bytes(b"".join(line for line in damaged.splitlines(True) if b"\0" not in line))
@@ -472,7 +472,7 @@ def test_traces_of_a_round_that_can_not_be_read_are_named(tmp_path):
     path = tmp_path / "round-1.jsonl"
     for text in (b"", b"[]\n", b'{"spans": \n'):
         path.write_bytes(text)
-        with pytest.raises(SettingsError, match=r"round-1\.jsonl.*chosen anew"):
+        with pytest.raises(SettingsError, match=r"round-1\.jsonl.*chosen again"):
             rft.round_traces(path)
 
 

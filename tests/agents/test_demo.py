@@ -1,4 +1,4 @@
-"""The main job, made as small as it goes: every stage, the table, the picture, and going on after a stop."""
+"""The main job at its smallest: every stage, the table, the picture, and a resumption."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_all_stages_run_and_a_stopped_job_goes_on(tmp_path, monkeypatch, capsys)
         figures.write_text(damaged)
         assert main([*command, "--resume"]) == 2
         said = capsys.readouterr().err
-        assert f"{figures}: " in said and "the model is then evaluated again" in said
+        assert f"{figures}: " in said and "so that the model is evaluated again" in said
 
 
 def test_evaluation_uses_held_out_problems(tmp_path):

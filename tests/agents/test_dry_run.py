@@ -68,7 +68,7 @@ def test_what_was_merged_from_a_models_task_and_the_command_line_comes_back(mode
 
 
 @pytest.mark.parametrize(
-    ("mistake", "said"),
+    ("mistake", "message"),
     [
         ("micro_batch=3", "micro_batch=3 does not divide"),
         ("learning_rate=9.0", "far too high"),
@@ -77,10 +77,10 @@ def test_what_was_merged_from_a_models_task_and_the_command_line_comes_back(mode
         ("model=runs/none/checkpoint", "holds no model"),
     ],
 )
-def test_a_mistake_is_said_as_the_run_would(mistake, said, model, capsys):
+def test_a_mistake_is_said_as_the_run_would(mistake, message, model, capsys):
     assert main(["grpo", *given("grpo", model=model), mistake, "--dry-run"]) == 2
     out, err = capsys.readouterr()
-    assert said in err and load_yaml(out)["name"] == "grpo"
+    assert message in err and load_yaml(out)["name"] == "grpo"
     assert not Path("runs").exists()
 
 

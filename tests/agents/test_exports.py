@@ -1,4 +1,4 @@
-"""What a trained checkpoint says of itself to those who load it without this package."""
+"""The settings that a trained checkpoint carries to users without this package."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Dictated(LogitsProcessor):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A checkpoint, of a model whose own settings ask for another sampling and another end of sequence."""
+    """A checkpoint of a model whose own settings name another sampling and end of sequence."""
     folder = tmp_path_factory.mktemp("run") / "checkpoint"
     model, tokenizer = tiny.make_model(seed=0)
     tokenizer.chat_template = TEMPLATE

@@ -1,4 +1,4 @@
-"""Settings that name files and folders: what would be read for ever, or would lie elsewhere, is refused at once, by name."""
+"""Settings that name files and folders: unusable files are refused at once, by name."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ PLACES = {
 
 
 def refused(command: list[str], capsys) -> str:
-    """What is said of a command that is refused."""
+    """The error text of a command that is refused."""
     assert cli.main(command) == 2
     return capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize(("make", "said"), [*KINDS, (huge, "longer than 64 MiB")])
+@pytest.mark.parametrize(("make", "text"), [*KINDS, (huge, "longer than 64 MiB")])
 def test_a_setting_that_names_no_regular_file(
-    place: str, make: Make, said: str, model: str, tmp_path: Path, capsys
+    place: str, make: Make, text: str, model: str, tmp_path: Path, capsys
 ) -> None:
     path = make(tmp_path / "x.jsonl")
     if make is huge and ("prompt" in place or "model" in place):
@@ -59,22 +59,22 @@ def test_a_setting_that_names_no_regular_file(
     command = [name, "--preset", str(preset), "--runs", str(tmp_path / "runs"), *pairs]
     message = refused(command, capsys)
     assert str(path) in message
-    assert said in message or ("model" in place and "holds no model" in message)
+    assert text in message or ("model" in place and "holds no model" in message)
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(("make", "said"), [*KINDS, (huge, "preset.yaml is larger than 16 MiB")])
-def test_a_preset_that_is_no_file(make: Make, said: str, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize(("make", "text"), [*KINDS, (huge, "preset.yaml is larger than 16 MiB")])
+def test_a_preset_that_is_no_file(make: Make, text: str, tmp_path: Path, capsys) -> None:
     path = make(tmp_path / "preset.yaml")
     message = refused(["sft", "--preset", str(path)], capsys)
-    assert str(path) in message and said in message
+    assert str(path) in message and text in message
 
 
-@pytest.mark.parametrize(("make", "said"), KINDS)
-def test_an_algorithm_that_is_no_file(make: Make, said: str, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize(("make", "text"), KINDS)
+def test_an_algorithm_that_is_no_file(make: Make, text: str, tmp_path: Path, capsys) -> None:
     path = make(tmp_path / "own.py")
     message = refused([str(path)], capsys)
-    assert str(path) in message and said in message
+    assert str(path) in message and text in message
 
 
 def test_a_model_whose_tokenizer_is_a_pipe(tmp_path: Path, capsys) -> None:

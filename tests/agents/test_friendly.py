@@ -1,4 +1,4 @@
-"""What a person meets: the board, reports elsewhere, refusals that say what to change, and the help."""
+"""The user's view: the board, trackers, refusals that say what to change, and the help."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Writing:
 
 
 def last_frame(text):
-    """What stands on the screen in the end."""
+    """The last state of the screen."""
     return text.getvalue().rpartition("ppo")[2]
 
 
@@ -156,7 +156,7 @@ class SummaryWriter:
 
 @pytest.fixture
 def tensorboard(tmp_path, monkeypatch):
-    """Stands in for the package: a writer that writes JSON. What calls it is TRL's and accelerate's own."""
+    """Replaces the package by a writer of JSON. TRL and accelerate themselves call it."""
     package = tmp_path / "packages" / "tensorboardX"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(WRITER)

@@ -1,4 +1,4 @@
-"""Algorithms of one's own: how they are named, and the README's, run from end to end."""
+"""Users' own algorithms: their names, and the README's example, run from end to end."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_class_or_an_object_is_an_algorithm(place, name, package, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("own_package.own_module:Owm", "no 'Owm' in own_package.own_module .did you mean 'Own'"),
         ("own_package.own_module:Wanting", "can't be made without arguments"),
@@ -89,8 +89,8 @@ def test_a_class_or_an_object_is_an_algorithm(place, name, package, tmp_path, ca
         ("no/file.py:Own", "there is no file"),
     ],
 )
-def test_what_is_no_algorithm_is_said(name, said, package, capsys):
-    with pytest.raises(SettingsError, match=said):
+def test_what_is_no_algorithm_is_said(name, message, package, capsys):
+    with pytest.raises(SettingsError, match=message):
         load_algorithm(name)
     assert cli.main([name]) == 2
     assert "Traceback" not in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what is under way is ended or left, the run saved, and it goes on to the same curve."""
+"""Ctrl-C and SIGTERM: work in flight is ended or left, and a resumed run has the same curve."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from agents import grpo, ppo, rft, sft
 from agents.base import stopping as stops
 from agents.base.run import RunLogger
 from agents.base.stopping import Stopping
-from retool_env.integrations.trl import EngineRollouts
 from retool_env.problems import Problem, ProblemList
 from retool_env.rules import Rules
+from retool_env.training.rollouts import Rollouts
 from retool_env.transcript import read_transcripts
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{HELPERS.parent}", "OMP_NUM_THREADS": "1"}
@@ -41,7 +41,7 @@ def weights(folder):
 
 
 def same_weights(model, one, other):
-    """And not those that they began with."""
+    """The weights of both runs are equal, and differ from the initial weights."""
     moved = 0.0
     for start, a, b in zip(weights(model), weights(one), weights(other), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
@@ -113,35 +113,31 @@ def test_sigterm_ends_ppos_update_and_it_goes_on_to_the_same_curve(model, tmp_pa
     same_curve(tmp_path / "whole", folder)
 
 
-def test_ppos_rollouts_are_left_too(model, tmp_path, monkeypatch):
-    calls = ppo.Rollouts._wait
+def stop_rollouts(monkeypatch, version):
+    """Stop the run while rollouts of these weights are in flight, which would never end."""
+    sample = Rollouts.sample
 
-    def told(self, future):
-        if self.engine.policy.weight_version == 2:
+    async def stuck(self, *given):
+        if self.engine.policy.weight_version == version:
             os.kill(os.getpid(), signal.SIGINT)
-            future = self._loop.submit(_for_ever())
-        return calls(self, future)
+            await asyncio.Event().wait()
+        return await sample(self, *given)
 
+    monkeypatch.setattr(Rollouts, "sample", stuck)
+
+
+def test_ppos_rollouts_are_left_too(model, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(ppo.Rollouts, "_wait", told)
+        stop_rollouts(patch, version=2)
         ppo.train(settings("ppo", model=model), tmp_path / "cut")
     assert checkpoints(tmp_path / "cut") == ["checkpoint-2"]
     resumed = ppo.train(settings("ppo", model=model), tmp_path / "cut", resume=True)
     same_weights(model, ppo.train(settings("ppo", model=model), tmp_path / "whole"), resumed)
 
 
-async def _for_ever():
-    await asyncio.Event().wait()
-
-
 def test_a_stop_in_the_first_rollouts_leaves_nothing_to_go_on_from(model, tmp_path, monkeypatch):
-    def told(self, future):
-        os.kill(os.getpid(), signal.SIGINT)
-        return wait(self, self._loop.submit(_for_ever()))
-
-    wait = EngineRollouts._wait
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(EngineRollouts, "_wait", told)
+        stop_rollouts(patch, version=0)
         grpo.train(settings("grpo", model=model, steps=1), tmp_path / "run")
     assert not list((tmp_path / "run").rglob("checkpoint-*"))
     grpo.train(settings("grpo", model=model, steps=1), tmp_path / "run", resume=True)

@@ -1,4 +1,4 @@
-"""Every trainer under FSDP2, in two processes of a CPU as accelerate's launcher starts them, beside one process."""
+"""Every trainer under FSDP2, in two processes of accelerate's launcher, against one process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LAUNCH = ROOT / "agents" / "launch"
 
 @pytest.fixture(scope="module")
 def initial(tmp_path_factory):
-    """A random model of two layers whose head is not its embedding, as in a 7B, with a vocabulary that two do not divide."""
+    """A random model of two layers with an untied head and a vocabulary of odd size."""
     assert len(tiny.make_tokenizer()) % 2
     folder = tmp_path_factory.mktemp("initial")
     shape = {"num_key_value_heads": 1, "max_position_embeddings": 512}
@@ -77,8 +77,8 @@ def two(initial, data, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(two):
-    """What each process wrote down."""
+def outcomes(two):
+    """The records of both processes."""
     return [json.loads((two / f"{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -102,7 +102,7 @@ def assert_same(one, other, start=None, tolerance=1e-4):
 
 @pytest.mark.parametrize("name", ["grpo", "sft", "rft"])
 def test_two_processes_with_shards_do_as_one_without(name, one, two, initial):
-    """With SGD, so that the change of the weights is the sum of the gradients; GRPO with a reference model."""
+    """With SGD the weights change by the sum of the gradients; GRPO has a reference model."""
     start = load_file(Path(initial) / "model.safetensors")
     assert_same(weights(one / name), weights(two / name), start)
     alike = {"grpo": ("loss", "grad_norm", "reward"), "sft": ("loss", "grad_norm")}
@@ -124,9 +124,9 @@ def test_ppos_actor_and_critic_do_as_without_shards(name, one, two):
 
 @pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("name", ["grpo", "ppo", "sft"])
-def test_a_stopped_run_goes_on_from_sharded_checkpoints(name, rank, two, found, initial):
+def test_a_stopped_run_goes_on_from_sharded_checkpoints(name, rank, two, outcomes, initial):
     stem = f"{name}-lora{rank}"
-    assert found[0][stem]["left"] == ["checkpoint-1"]
+    assert outcomes[0][stem]["left"] == ["checkpoint-1"]
     parts = [p.name for p in (two / f"{stem}-whole" / "trainer").rglob("*.distcp")]
     assert {part.split("_")[2] for part in parts} == {"0", "1"}  # each process wrote its own
     whole, again = (records(two / f"{stem}-{kind}") for kind in ("whole", "cut"))
@@ -145,10 +145,10 @@ def test_adapters_are_saved_alone_and_merged(name, two, initial):
     folder = two / ("mixed" if name == "mixed" else f"{name}-lora4-whole")
     start = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float32)
     merged = PeftModel.from_pretrained(start, str(folder / "adapter")).merge_and_unload()
-    found = weights(folder)
+    saved = weights(folder)
     tolerance = 2e-2 if name == "mixed" else 1e-5  # there the model is rounded to bfloat16
     for key, tensor in merged.state_dict().items():
-        torch.testing.assert_close(found[key].float(), tensor, atol=tolerance, rtol=0)
+        torch.testing.assert_close(saved[key].float(), tensor, atol=tolerance, rtol=0)
     assert any(tensor.abs().max() > 0 for key, tensor in lora_b(folder).items())
 
 
@@ -157,19 +157,19 @@ def lora_b(folder):
     return {key: tensor for key, tensor in adapter.items() if "lora_B" in key}
 
 
-def test_shards_are_as_large_as_the_plan_says(found, initial):
+def test_shards_are_as_large_as_the_plan_says(outcomes, initial):
     parameters = list(memory.build(memory.read_config(initial)).parameters())
     size = memory.shard(parameters, 2)
     planned = memory.kept(size, size)
-    assert {key: found[0]["no"][key] for key in planned} == planned
+    assert {key: outcomes[0]["no"][key] for key in planned} == planned
     assert size > memory.count(parameters) / 2  # an odd vocabulary is filled up
-    assert found[1]["no"]["weights"] == planned["weights"]
+    assert outcomes[1]["no"]["weights"] == planned["weights"]
     # Each layer, the embedding, the head with the last norm, and the whole.
-    assert found[0]["no"]["units"] == 2 + 1 + 2 + 1
+    assert outcomes[0]["no"]["units"] == 2 + 1 + 2 + 1
 
 
-def test_bfloat16_leaves_log_probs_and_sums_in_float32(found):
-    exact, rounded = found[0]["no"], found[0]["bf16"]
+def test_bfloat16_leaves_log_probs_and_sums_in_float32(outcomes):
+    exact, rounded = outcomes[0]["no"], outcomes[0]["bf16"]
     assert rounded["dtype"] == "torch.float32" and rounded["dtypes"] == ["torch.float32"]
     assert {key: rounded[key] for key in ("weights", "gradients", "Adam's moments")} == {
         key: exact[key] for key in ("weights", "gradients", "Adam's moments")
@@ -191,8 +191,8 @@ def test_the_launchers_files_say_what_accelerate_understands(name, monkeypatch):
     monkeypatch.setattr(arguments, "num_processes", config["num_processes"])
     environment = prepare_multi_gpu_env(arguments)
     for key, value in config["fsdp_config"].items():
-        found = environment[key.upper()]
-        assert found == (value if isinstance(value, str) else str(value).lower())
+        given = environment[key.upper()]
+        assert given == (value if isinstance(value, str) else str(value).lower())
     assert environment["ACCELERATE_USE_FSDP"] == "true"
     assert environment["ACCELERATE_MIXED_PRECISION"] == config["mixed_precision"]
     assert int(arguments.nproc_per_node) * config["num_machines"] == config["num_processes"]

@@ -113,7 +113,7 @@ def test_a_run_leaves_all_its_records(initial, tmp_path, solving):
 
 
 def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch):
-    """With the model's own sampling, so that seeds, problems, weights and optimizer must all come back."""
+    """The model itself samples, so seeds, problems, weights and optimizer must all come back."""
     whole = grpo.train(settings(initial, save_steps=2), tmp_path / "whole")
 
     with monkeypatch.context() as patch:
@@ -217,7 +217,7 @@ def test_text_only_runs_no_program(initial, tmp_path, solving, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         ({"micro_batch": 3}, "micro_batch=3"),
         ({"micro_batch": 0}, "micro_batch must be at least 1"),
@@ -226,7 +226,7 @@ def test_text_only_runs_no_program(initial, tmp_path, solving, monkeypatch):
         ({"staleness": -1}, "staleness must be at least 0"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"ratio_cap": 1.1}, "above 1 . clip_high"),
-        ({"ratio_cap": 10.0, "loss": "cispo"}, "no part in loss=cispo"),
+        ({"ratio_cap": 10.0, "loss": "cispo"}, "no effect with loss=cispo"),
         ({"dtype": "bfloat16"}, "rounded away"),
         ({"trl": {"scale_rewards": "none"}}, "follows from the algorithm"),
         ({"model": "runs/models/smollm2-none"}, "python -m agents smollm2"),
@@ -240,9 +240,9 @@ def test_text_only_runs_no_program(initial, tmp_path, solving, monkeypatch):
         ({"sandbox": "none"}, "no sandbox"),
     ],
 )
-def test_mistakes_are_said_before_anything_is_made(initial, tmp_path, overrides, said):
+def test_mistakes_are_said_before_anything_is_made(initial, tmp_path, overrides, message):
     folder = tmp_path / "x"
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         grpo.train(settings(initial, **overrides), folder)
     assert not folder.exists()
 

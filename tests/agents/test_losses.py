@@ -1,4 +1,4 @@
-"""Losses, number by number against plain arithmetic in float64, and their gradients against finite differences."""
+"""Losses against plain arithmetic in float64, and their gradients against finite differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is given more steps: it goes on where it was, as one that was to have them from the start."""
+"""A run with more steps goes on like a run that was planned with them from the start."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def weights(folder):
 
 
 def figures(folder):
-    """What was logged, but for what the clock says, or hangs on the number of steps."""
+    """The log, without times and without figures that depend on the number of steps."""
     # An epoch of GRPO is all of its steps.
     timed = ("seconds", "rollout/seconds", "rollout/waited", "step_time", "epoch", "num_tokens")
     return [
@@ -116,14 +116,17 @@ def test_more_epochs_at_a_constant_rate_come_to_what_a_longer_cold_start_does(mo
 def test_where_the_rate_depends_on_the_number_of_steps_it_follows_the_new_one(
     model, tmp_path, capsys
 ):
-    """It is said, and the log shows it: the rate of step 4 is that of step 4 of 6, not of 3."""
+    """The run says so, and the log shows the rate of step 4 of 6, not of 3."""
     more = {"model": model, **SFT, "trl": {"logging_steps": 1, "lr_scheduler_type": "linear"}}
     more["trl"] |= {"lr_scheduler_kwargs": None, "warmup_steps": 0}
     run = tmp_path / "run"
     sft.train(settings("sft", **more, epochs=1), run)
     assert "schedule" not in capsys.readouterr().out
     sft.train(settings("sft", **more, epochs=2), run, resume=True)
-    said = "follows the schedule (linear) of 6 steps from here on, no longer that of 3: it goes from 0 to 0.00075"
+    said = (
+        "follows the schedule (linear) of 6 steps from here on, no longer that of 3: "
+        "it goes from 0 to 0.00075"
+    )
     assert said in capsys.readouterr().out
     rates = [record["learning_rate"] for record in records(run)]
     peak = rates[0]

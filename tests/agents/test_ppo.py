@@ -1,4 +1,4 @@
-"""PPO: its updates on given episodes, a problem with a known optimum, and runs with real programs in the real jail."""
+"""PPO: updates on given episodes, a problem with a known optimum, runs with real programs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from agents.models.tiny import make_tokenizer
 from retool_env.episode import Generation
 from retool_env.integrations.trl import episode_reward
 from retool_env.problems import Problem, ProblemList
-from retool_env.rollout import RolloutEngine
+from retool_env.rollout.transformers.policy import TransformersPolicy
 from retool_env.rules import Rules
 from retool_env.training.packing import pack
 from retool_env.training.rows import training_rows
@@ -66,7 +66,7 @@ def close(one, other, tolerance=1e-5):
     [(1.0, "ratio"), (0.6, "ratio"), (1.0, "token"), (1.0, "geometric")],
 )
 def test_the_gradient_is_that_of_the_definition(initial, temperature, correction):
-    """By autograd through transformers' own logits, and loops over the model's tokens, in float64."""
+    """By autograd through transformers' logits and loops over the model's tokens, in float64."""
     model = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float64)
     made = learner(initial)
     trunk = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float64).base_model
@@ -193,7 +193,7 @@ def test_what_a_deadline_cut_is_not_trained_on(initial):
 
 
 def test_interpreter_tokens_move_neither_loss_nor_gradient_of_actor_or_critic(initial):
-    """The states from which their logits and values are made are drowned in noise, and nothing changes in any bit."""
+    """Noise in the hidden states of masked tokens changes no bit of the result."""
 
     def drown(made):
         noise = torch.Generator().manual_seed(0)
@@ -326,7 +326,7 @@ def test_epochs_and_minibatches_are_optimizer_steps_over_all_episodes(initial):
 
 
 def test_the_terms_of_kl_and_entropy_are_those_of_the_definition(initial):
-    """What each adds to the gradient, for an actor that has moved, against autograd in float64."""
+    """The terms of the gradient, for an actor that has moved, against autograd in float64."""
     start = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float64)
     moved = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
@@ -451,7 +451,7 @@ def test_figures_of_several_processes_are_means_over_all_their_numbers():
 
 
 def test_it_reaches_the_optimum_of_a_bandit(tmp_path, monkeypatch):
-    """One token a turn: an even one is right after `a`, an odd one after `b`. Within 40 steps nearly all are."""
+    """One token a turn: even is right after `a`, odd after `b`. Within 40 steps nearly all are."""
 
     def reward(transcript):
         return 1.0 if transcript.completion_ids[0] % 2 == (transcript.problem.id == "b") else -1.0
@@ -510,22 +510,19 @@ def weights(folder):
 
 @pytest.fixture
 def writing(monkeypatch):
-    """Lets the untrained model's turns begin with a program that it would never find, so that the interpreter is used."""
-    ask = RolloutEngine._ask
+    """Lets the untrained model's turns begin with a program, so that the interpreter is used."""
+    act = TransformersPolicy.act
 
-    async def given(ids):
+    async def program_first(policy, token_ids, stop, budget, seed):
+        prompt, _, written = policy.tokenizer.decode(token_ids).partition("\n")
+        if written or seed % 2:
+            return await act(policy, token_ids, stop, budget, seed)
+        expression = prompt.removeprefix("Compute ").split(".")[0]
+        program = f"<code>\n```python\nprint({expression})\n```\n</code>"
+        ids = tuple(policy.tokenizer.encode(program))
         return Generation(ids, (-3.0,) * len(ids), "tag")
 
-    def program_first(engine, episode, seed):
-        if len(episode.transcript.spans) > 1 or seed % 2:
-            return ask(engine, episode, seed)
-        expression = episode.transcript.text.removeprefix("Compute ").split(".")[0]
-        ids = tuple(
-            engine.policy.tokenizer.encode(f"<code>\n```python\nprint({expression})\n```\n</code>")
-        )
-        return given(ids)
-
-    monkeypatch.setattr(RolloutEngine, "_ask", program_first)
+    monkeypatch.setattr(TransformersPolicy, "act", program_first)
 
 
 def test_a_run_leaves_all_its_records(initial, tmp_path, writing):
@@ -579,7 +576,7 @@ def test_nothing_of_an_episode_with_a_void_turn_is_trained_on(initial, tmp_path)
 
 
 def test_the_engines_log_probs_are_the_trained_models_own(initial, tmp_path):
-    """Where nothing was trained yet they differ by rounding alone, so that rows, mask and shift are right."""
+    """Before any update they differ only by rounding, so rows, mask and shift are right."""
     ppo.train(settings(initial, steps=2), tmp_path / "p")
     record = records(tmp_path / "p")[0]
     assert record["offpolicy/difference_max"] < 1e-3
@@ -687,7 +684,7 @@ def test_two_processes_keep_one_run(initial, tmp_path):
     [
         ({"mini_batch": 3}, "mini_batch=3 does not divide"),
         ({"micro_batch": 3}, "not divided by micro_batch=3"),
-        ({"critic_warmup": 4}, "critic_warmup=4 leaves none of 4 steps"),
+        ({"critic_warmup": 4}, "critic_warmup=4 must be below steps=4"),
         ({"dual_clip": 1.2}, "dual_clip=1.2"),
         ({"gamma": 1.5}, "gamma must be from 0 to 1"),
         ({"critic_learning_rate": 0.0}, "critic_learning_rate must be above 0"),

@@ -1,4 +1,4 @@
-"""The presets of the paper's size: their values, and that they can be shared out on the machines that they are for."""
+"""The presets of the paper's size: their values, and the division among their machines."""
 
 from __future__ import annotations
 

@@ -262,7 +262,8 @@ def test_a_file_of_messages_is_trained_on(tmp_path):
             {"role": "user", "content": "Compute 1 + 1.\n"},
             {
                 "role": "assistant",
-                "content": "<code>\n```python\nprint(1 + 1)\n```\n</code>\n<interpreter>\n2\n</interpreter>\n\n"
+                "content": "<code>\n```python\nprint(1 + 1)\n```\n</code>\n"
+                "<interpreter>\n2\n</interpreter>\n\n"
                 "<answer>\n\\boxed{2}\n</answer>",
             },
         ]

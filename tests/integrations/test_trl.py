@@ -1,4 +1,4 @@
-"""What reaches TRL's loss: the transcript's mask, the environment's reward, the engine's log-probs."""
+"""The inputs of TRL's loss: the transcript's mask, the reward, the engine's log-probs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from trl import GRPOConfig
 
 from agents.models.tiny import make_checkpoint, make_tokenizer
 from retool_env.checkpoint_task import CheckpointTask, read_task, task_rules
-from retool_env.episode import Episode, Generation
+from retool_env.episode import Generation
 from retool_env.integrations.trl import (
     EngineGRPOTrainer,
     EngineRollouts,
     episode_reward,
     problem_dataset,
-    training_rows,
 )
-from retool_env.problems import Problem, ProblemList, arithmetic
+from retool_env.problems import Problem, ProblemList
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.rollout.transformers.policy import TransformersPolicy
 from retool_env.rules import Rules
@@ -55,7 +54,7 @@ def checkpoint(tmp_path_factory):
 
 
 class Varied(ScriptedPolicy):
-    """Calls the interpreter, then answers right in half of the rollouts; log-probs as the model would give."""
+    """Calls the interpreter, then answers right in half of the rollouts, with likely log-probs."""
 
     def __init__(self, tokenizer, logprob=-0.7, program="print(7)"):
         super().__init__(lambda text: "", tokenizer)
@@ -175,7 +174,7 @@ def test_the_gradient_at_interpreter_tokens_logits_is_exactly_zero(checkpoint, t
 
 
 def _with_plain_head(trainer):
-    """TRL projects hidden states in chunks without making logits; make them, as its own reference path does."""
+    """TRL projects hidden states in chunks; this makes the logits, as TRL's reference path does."""
 
     def logps(model, input_ids, attention_mask, logits_to_keep, *args, compute_entropy=False, **_):
         logits = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :-1]
@@ -263,38 +262,6 @@ def test_a_failed_episode_leaves_no_trace_in_its_group(checkpoint, tmp_path):
     assert torch.isfinite(loss_of(trainer, batch))
 
 
-def finish(reason: StopReason, sampled_eos: bool = False) -> Transcript:
-    tokenizer = make_tokenizer()
-    episode = Episode(Problem(id="p", question="q", answer="1"), RULES, tokenizer)
-    ids = tuple(tokenizer.encode("hm")) + ((tokenizer.eos_token_id,) if sampled_eos else ())
-    reason_sampled = "eos" if sampled_eos else "length"
-    episode.act_ids(Generation(ids, (-1.0,) * len(ids), reason_sampled))
-    return dataclasses.replace(episode.transcript, stop_reason=reason)
-
-
-def test_an_end_of_sequence_is_appended_unless_sampled_and_never_trained():
-    eos = make_tokenizer().eos_token_id
-    for reason in StopReason:
-        rows = training_rows([finish(reason)], [eos])
-        [ids], [mask], [logprobs] = rows["completion_ids"], rows["env_mask"], rows["logprobs"]
-        assert len(ids) == len(mask) == len(logprobs)
-        if reason in (StopReason.INFRASTRUCTURE, StopReason.CANCELLED):
-            assert (ids, mask) == ([eos], [0])  # nothing of it is trained on
-        elif reason.terminated:
-            assert ids[-1] == eos and mask == [1, 1, 0]
-        else:
-            assert ids[-1] != eos and mask == [1, 1]  # what TRL then counts as truncated
-    rows = training_rows([finish(StopReason.STOPPED, sampled_eos=True)], [eos])
-    assert rows["completion_ids"][0].count(eos) == 1 and rows["env_mask"] == [[1, 1, 1]]
-
-
-def test_text_transcripts_are_refused():
-    episode = Episode(Problem(id="p", question="q", answer="1"), Rules())
-    episode.act("hm")
-    with pytest.raises(ValueError, match="no token ids"):
-        training_rows([episode.transcript], [0])
-
-
 def test_a_policy_with_top_p_is_refused():
     class Nucleus(Varied):
         top_p = 0.7
@@ -336,7 +303,7 @@ def test_a_sandbox_that_always_fails_ends_the_run(checkpoint, tmp_path):
 
 
 def test_old_logprobs_stay_with_their_tokens_through_accumulation(checkpoint, tmp_path):
-    """Batches are shuffled and split on the way to the loss: the ratio is 1 only if all move together."""
+    """TRL shuffles and splits batches: the ratio is 1 only if all columns move together."""
     trainer, _ = make_trainer(
         checkpoint,
         tmp_path,
@@ -363,15 +330,6 @@ def test_old_logprobs_stay_with_their_tokens_through_accumulation(checkpoint, tm
     assert len(ratios) == 4 and max(ratios) < 1e-3
 
 
-def test_the_data_set_repeats_no_problem_before_all_were_drawn():
-    source = arithmetic(size=10)
-    ids = problem_dataset(source, 25, seed=1)["prompt"]
-    for start in (0, 10):
-        assert sorted(ids[start : start + 10]) == sorted(source[i].id for i in range(10))
-    assert list(ids) == list(problem_dataset(source, 25, seed=1)["prompt"])
-    assert list(ids) != list(problem_dataset(source, 25, seed=2)["prompt"])
-
-
 def test_one_step_changes_the_weights_and_logs_the_environments_figures(checkpoint, tmp_path):
     trainer, _ = make_trainer(checkpoint, tmp_path)
     before = [p.detach().clone() for p in trainer.model.parameters()]
@@ -391,7 +349,7 @@ FIRST = 4 * GROUP * 2
 
 
 def lags(rollouts):
-    """Of each batch, the steps between the weights that sampled a turn and those that were trained on it."""
+    """Of each batch, the steps between the weights that sampled a turn and the trained weights."""
     found = {}
     for transcript in rollouts:
         for span in transcript.spans:
@@ -444,7 +402,7 @@ def test_what_is_trained_on_is_no_older_than_was_asked_for(checkpoint, tmp_path,
 
 
 def test_the_next_batch_is_sampled_while_this_one_trains(checkpoint, tmp_path):
-    """Its turns wait until the loss of this one is computed: one after the other, this would never end."""
+    """The turns wait until this batch's loss is computed: sampling in turn would never end."""
     training = threading.Event()
 
     class Waiting(Varied):
@@ -473,7 +431,7 @@ def test_the_next_batch_is_sampled_while_this_one_trains(checkpoint, tmp_path):
 
 def test_a_trained_model_is_not_sampled_from_meanwhile(checkpoint, tmp_path):
     trainer, _ = make_trainer(checkpoint, tmp_path, policy="model", ahead={"staleness": 1})
-    with pytest.raises(ValueError, match="one of its own"):
+    with pytest.raises(ValueError, match="its own model"):
         trainer.train()
 
 
@@ -525,7 +483,7 @@ def test_closing_cancels_what_is_sampled_ahead(checkpoint, tmp_path):
 
 
 def test_several_batches_a_step_and_several_steps_a_batch_are_foreseen(checkpoint, tmp_path):
-    """What is sampled ahead is what is asked for, however TRL cuts its batches."""
+    """The batches sampled ahead are the batches asked for, however TRL divides them."""
     for number, sizes in enumerate(
         (
             {"gradient_accumulation_steps": 2, "steps_per_generation": 1},
@@ -752,7 +710,7 @@ def test_a_batch_that_a_deadline_cut_as_a_whole_ends_training(checkpoint, tmp_pa
 
 
 def test_what_a_deadline_cut_before_it_began_is_as_if_absent(checkpoint, tmp_path):
-    """Its reward says nothing of the model, and its siblings' advantages are what they are without it."""
+    """A cut episode's reward does not count, and leaves the advantages of its group unchanged."""
 
     class Stuck(Varied):
         async def act(self, token_ids, stop, budget, seed):
@@ -781,7 +739,7 @@ def test_in_evaluation_groups_are_whole_and_nothing_is_recorded(checkpoint, tmp_
     rows = trainer.rollout_func(["0", "0", "1", "1"], trainer)
     assert [t.problem.id for t in rows["transcript"]] == ["0", "0", "1", "1"] and not rollouts
     assert {t.trained_version for t in rows["transcript"]} == {None}
-    with pytest.raises(ValueError, match="no groups of 2"):
+    with pytest.raises(ValueError, match="groups of 2 equal"):
         trainer.rollout_func(["0", "0", "1"], trainer)
     failing = Varied(make_tokenizer(), program="fail")
     trainer, _ = make_trainer(checkpoint, tmp_path, policy=failing, num_generations_eval=2)
@@ -797,7 +755,7 @@ def test_in_evaluation_groups_are_whole_and_nothing_is_recorded(checkpoint, tmp_
 
 
 def test_what_the_trainer_saves_carries_the_task(checkpoint, tmp_path):
-    """The one it was given, and else the rules that it samples with, of no environment that has an id."""
+    """The task that was given, or else the rules of the sampling, which belong to no id."""
     trainer, _ = make_trainer(checkpoint, tmp_path / "run", save_strategy="steps", save_steps=1)
     trainer.train()
     for folder in (tmp_path / "run" / "checkpoint-1", tmp_path / "own"):
@@ -810,7 +768,7 @@ def test_what_the_trainer_saves_carries_the_task(checkpoint, tmp_path):
 
 
 def test_a_vllm_of_trls_own_is_refused_before_it_starts(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="correct a second time"):
+    with pytest.raises(ValueError, match="a second time"):
         make_trainer(checkpoint, tmp_path, use_vllm=True)
 
 
@@ -819,11 +777,11 @@ def test_groups_that_are_not_whole_are_refused(checkpoint, tmp_path):
     trainer.args.per_device_train_batch_size = (
         6  # TRL allows it where several processes share a group
     )
-    with pytest.raises(ValueError, match="must not be split"):
+    with pytest.raises(ValueError, match="no group is split"):
         trainer.check_groups()
     trainer, _ = make_trainer(checkpoint, tmp_path)
     trainer.model.train()
-    with pytest.raises(ValueError, match="no groups of 4"):
+    with pytest.raises(ValueError, match="groups of 4 equal"):
         trainer.rollout_func(["0", "0", "1", "1"], trainer)
 
 
@@ -869,7 +827,7 @@ def test_an_engine_that_sleeps_is_awake_while_it_samples_and_at_no_other_time(ch
     "wrong", [{"staleness": -1}, {"resample": -1}, {"oversample": 0.9}, {"deadline": 0}]
 )
 def test_bad_numbers_are_refused(wrong):
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="must be at least 0"):
         EngineRollouts(RolloutEngine(Varied(make_tokenizer()), RULES, Box()), PROBLEMS, **wrong)
 
 

@@ -1,4 +1,4 @@
-"""What TRL's asynchronous trainer gets from the worker, through TRL's own queue handling, batchers, packing and collator."""
+"""The worker's samples in TRL's asynchronous trainer: its queue, batchers and collator."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ WAIT = 60.0
 
 
 class Box:
-    """A sandbox that prints 7, and fails where the program says so; `release` holds its programs back."""
+    """A sandbox that prints 7, or fails if the program says so; `release` lets programs end."""
 
     def __init__(self, held: bool = False) -> None:
         self.entered, self.running = threading.Semaphore(0), 0
@@ -85,13 +85,14 @@ class Box:
 
 
 class Writer(ScriptedPolicy):
-    """Runs a program, then answers; what it writes and its log-probs differ between any two rollouts."""
+    """Runs a program, then answers; turns and log-probs differ between any two rollouts."""
 
     def __init__(self, program="print({number} * 7 + {wrong})"):
         super().__init__(lambda text: "", make_tokenizer())
         self.program = program
 
     async def act(self, token_ids, stop, budget, seed):
+        self.loop = asyncio.get_running_loop()
         text = self.tokenizer.decode(token_ids)
         number = int(text.split(" * ")[0])
         if "<interpreter>" not in text:
@@ -137,7 +138,7 @@ def trl_dataset(worker, version=lambda: 0, max_staleness=3, stale_after_s=300.0)
 
 
 def logged(worker):
-    """What the trainer's `log` makes of the worker's metrics."""
+    """The figures that the trainer's `log` makes from the worker's metrics."""
     values = defaultdict(list)
     while not worker.metrics_queue.empty():
         for key, value in worker.metrics_queue.get_nowait().items():
@@ -145,10 +146,10 @@ def logged(worker):
     return {key: _reduce_metric(key, each) for key, each in values.items()}
 
 
-def settled(worker):
-    """Let the worker's loop do whatever it can do."""
+def settled(policy):
+    """Let the worker's loop, in which the policy is asked, do whatever it can do."""
     for _ in range(20):
-        worker._loop.run_blocking(asyncio.sleep(0))
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), policy.loop).result(WAIT)
 
 
 def reference_advantages(rewards):
@@ -459,19 +460,20 @@ def test_never_more_samples_than_stated_wait_or_are_under_way(make_worker):
         done.append(number)
         finished_groups.release()
 
-    worker = make_worker(Counting(), ahead=2 * N + 1, on_group=note)
+    policy = Counting()
+    worker = make_worker(policy, ahead=2 * N + 1, on_group=note)
     worker.start()
     for _ in range(2):
         assert finished_groups.acquire(timeout=WAIT)
-    settled(worker)
+    settled(policy)
     assert (len(counts), worker.rollout_buffer.qsize()) == (2 * N, 2 * N)
     for _ in range(N - 2):
         worker.rollout_buffer.get(timeout=WAIT)
-    settled(worker)
+    settled(policy)
     assert len(counts) == 2 * N
     worker.rollout_buffer.get(timeout=WAIT)
     assert finished_groups.acquire(timeout=WAIT)
-    settled(worker)
+    settled(policy)
     assert len(counts) == 3 * N and worker.rollout_buffer.qsize() == 2 * N + 1
     for _ in range(10 * N):
         worker.rollout_buffer.get(timeout=WAIT)
@@ -603,7 +605,7 @@ def test_episodes_that_hang_are_told(make_worker, clock):
     clock.now = 299.0
     worker.check_health(300.0)
     clock.now = 301.0
-    with pytest.raises(RuntimeError, match=f"nothing in 301 s, and {N} episodes are under way$"):
+    with pytest.raises(RuntimeError, match=f"nothing in 301 s, and {N} episodes are in flight$"):
         worker.check_health(300.0)
     with pytest.raises(RuntimeError, match="nothing in 301 s"):
         next(iter(trl_dataset(worker)))
@@ -622,10 +624,11 @@ def test_a_worker_that_waits_for_the_trainer_is_well(make_worker, clock):
             return await super().act(token_ids, stop, budget, seed)
 
     go.set()
-    worker = make_worker(Slow(), ahead=N)
+    policy = Slow()
+    worker = make_worker(policy, ahead=N)
     worker.start()
     taken(worker, N - 1, {0})
-    settled(worker)
+    settled(policy)
     clock.now = 1000.0
     worker.check_health(300.0)
     go.clear()
@@ -764,7 +767,7 @@ def test_weights_that_trl_streams_reach_the_policy():
 
 
 def plain_attention():
-    """What the trainer's kernel computes, in torch on the CPU, so that the trainer runs here."""
+    """Replaces the trainer's kernel by torch on the CPU, so that the trainer runs here."""
 
     def flash_attn_varlen_func(q, k, v, cu_q, cu_k, *_, softmax_scale, causal, window_size):
         outputs = []

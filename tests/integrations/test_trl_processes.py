@@ -14,8 +14,8 @@ from agents.models.tiny import make_checkpoint
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """What came of each scenario of two_processes.py, in each process."""
+def outcomes(tmp_path_factory):
+    """The outcome of each scenario of two_processes.py, in each process."""
     folder = tmp_path_factory.mktemp("two")
     checkpoint = make_checkpoint(folder / "checkpoint", seed=0)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -40,8 +40,8 @@ def assert_in_step(pair):
     assert pair[0]["weights"] == pair[1]["weights"] and pair[0]["moved"] and pair[1]["moved"]
 
 
-def test_uneven_use_of_the_tool_and_whole_groups(found):
-    first, second = pair = found["uneven"]
+def test_uneven_use_of_the_tool_and_whole_groups(outcomes):
+    first, second = pair = outcomes["uneven"]
     assert_in_step(pair)
     assert first["calls"] == [[3] * 8] * 2 and second["calls"] == [[0] * 8] * 2
     for one in pair:  # two groups of four, none of them split
@@ -52,8 +52,8 @@ def test_uneven_use_of_the_tool_and_whole_groups(found):
     }
 
 
-def test_a_starved_process_trains_on_with_the_other(found):
-    first, second = pair = found["starved"]
+def test_a_starved_process_trains_on_with_the_other(outcomes):
+    first, second = pair = outcomes["starved"]
     assert_in_step(pair)
     assert first["rewards"] == [[1.0, -1.0, -1.0, -1.0, 1.0, -1.0, 1.0, 1.0]]
     assert second["rewards"] == [[None] * 8]
@@ -61,44 +61,44 @@ def test_a_starved_process_trains_on_with_the_other(found):
     assert log["reward"] == 0.0 and log["rollout/failed"] == 8.0
 
 
-def test_nothing_to_learn_from_ends_all_and_an_error_of_one_is_one_of_both(found):
-    for one in found["all fail"]:
+def test_nothing_to_learn_from_ends_all_and_an_error_of_one_is_one_of_both(outcomes):
+    for one in outcomes["all fail"]:
         assert "all 8 episodes of step 0 failed" in one["error"] and not one["moved"]
-    first, second = found["one breaks"]
-    assert first["error"] == "RuntimeError: process 1 failed; it says why"
+    first, second = outcomes["one breaks"]
+    assert first["error"] == "RuntimeError: process 1 failed: read its error text for the reason"
     assert second["error"] == "MemoryError: no room"
 
 
-def test_what_one_process_can_not_write_down_ends_both(found):
-    first, second = found["full disk"]
-    assert first["error"] == "RuntimeError: process 1 failed; it says why"
+def test_what_one_process_can_not_write_down_ends_both(outcomes):
+    first, second = outcomes["full disk"]
+    assert first["error"] == "RuntimeError: process 1 failed: read its error text for the reason"
     assert second["error"] == "OSError: no space"
 
 
-def test_rounds_of_resampling_are_agreed_on(found):
-    """One process's groups all teach; the other's never do, and it tries twice, with other problems."""
-    first, second = pair = found["dull"]
+def test_rounds_of_resampling_are_agreed_on(outcomes):
+    """All groups of one process teach. The other process's never do, and it resamples twice."""
+    first, second = pair = outcomes["dull"]
     assert_in_step(pair)
     assert second["rewards"] == [[-1.0] * 8] and set(first["rewards"][0]) == {1.0, -1.0}
     [log] = first["logs"]
     assert log["rollout/resampled"] == 4.0  # none, and two groups twice
 
 
-def test_sampling_ahead_is_one_step_old_and_takes_each_steps_weights(found):
-    pair = found["ahead"]
+def test_sampling_ahead_is_one_step_old_and_takes_each_steps_weights(outcomes):
+    pair = outcomes["ahead"]
     assert_in_step(pair)
     for one in pair:
         assert [set(batch) for batch in one["lags"]] == [{0}, {1}, {1}]
         assert one["served_moved"]
         assert [log["rollout/weight_lag"] for log in one["logs"]] == [0, 1, 1]
-    for one in found["own"]:
+    for one in outcomes["own"]:
         assert [set(batch) for batch in one["lags"]] == [{0}, {0}]
-    assert_in_step(found["own"])
+    assert_in_step(outcomes["own"])
     # The same problems in the same order, whether they were sampled ahead or not.
-    for ahead, own in zip(pair, found["own"], strict=True):
+    for ahead, own in zip(pair, outcomes["own"], strict=True):
         assert ahead["problems"][:2] == own["problems"]
 
 
-def test_weights_in_shards_are_gathered_with_their_adapters(found):
-    for one in found["shards"]:
+def test_weights_in_shards_are_gathered_with_their_adapters(outcomes):
+    for one in outcomes["shards"]:
         assert one == {"sharded": True, "names": True, "equal": True, "adapted": True}

@@ -13,7 +13,7 @@ BOUNDS = 0.99, 1.01
 
 
 def weights_of(ratios, mask, kind):
-    """The weights of episodes whose tokens have these ratios of the trainer's probability to the engine's."""
+    """Weights of episodes, from the ratios of the trainer's probability to the engine's."""
     apart = torch.tensor(ratios).log()
     mask = torch.tensor(mask)
     return importance_weights(apart - 3.0, torch.full_like(apart, -3.0), mask, kind, 2.0, BOUNDS)

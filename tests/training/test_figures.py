@@ -1,4 +1,4 @@
-"""What is logged of episodes, and of the distance between the trained model and what sampled."""
+"""Figures of episodes, and of the distance between trained model and sampling policy."""
 
 from __future__ import annotations
 

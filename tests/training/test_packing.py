@@ -1,4 +1,4 @@
-"""Rows without padding: the same log-probs, entropies, losses and gradients; models that can't; passes that are not made."""
+"""Packed rows: the same log-probs, losses and gradients; unpackable models; spared passes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def checkpoint(tmp_path_factory):
 
 
 def episodes(seed=0):
-    """What a rollout function returns: lengths from one token to dozens, results of programs in between."""
+    """The rows of a `rollout_func`: one token to dozens, with results of programs in between."""
     chance = random.Random(seed)
     found = {key: [] for key in ("prompt_ids", "completion_ids", "logprobs", "env_mask", "reward")}
     for row in range(ROWS):
@@ -155,7 +155,7 @@ def outcome(trainer, batch, old=None):
 
 
 def assert_same(packed, padded):
-    """Outcomes of the two, on each one's own batch, with old log-probs around the model's."""
+    """Both trainers have the same outcome on their batches, with old log-probs near the model's."""
     ours, theirs = batch_of(packed), batch_of(padded)
     with torch.no_grad():
         logps, _ = logps_of(padded, theirs)
@@ -163,7 +163,7 @@ def assert_same(packed, padded):
     old = logps + 0.3 * noise
     loss, gradient, entropy = outcome(packed, ours, old)
     other_loss, other, other_entropy = outcome(padded, theirs, old)
-    assert (packed._packs, packed._shares, padded._packs) == (True, True, False)
+    assert (packed.packs, packed.shares_prompts, padded.packs) == (True, True, False)
     assert loss == pytest.approx(other_loss, rel=1e-4, abs=1e-6)
     assert entropy == pytest.approx(other_entropy, rel=1e-5)
     assert other.norm() > 1e-4 and (gradient - other).norm() / other.norm() < 1e-4
@@ -224,7 +224,7 @@ MODELS = {
 
 
 def alone(model, ids):
-    """Log-probs and entropies of a row's tokens but the first, without anything else in the batch."""
+    """Log-probs and entropies of a row's tokens but the first, in a batch of one row."""
     logits = model(input_ids=torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
     entropies = -(logits.exp() * logits).sum(-1)
     return logits.gather(1, torch.tensor(ids[1:])[:, None])[:, 0], entropies
@@ -249,7 +249,7 @@ def test_an_episode_has_the_log_probs_that_it_has_alone(name, attention, trainer
     )
     with torch.no_grad():
         logps, entropies = logps_of(trainer, batch)
-    assert trainer._packs and trainer._shares == (bool(sharing) and "sliding" not in name)
+    assert trainer.packs and trainer.shares_prompts == (bool(sharing) and "sliding" not in name)
     tokens = [
         len(p) + len(c) - 1
         for p, c in zip(*map(episodes().get, ("prompt_ids", "completion_ids")), strict=True)
@@ -305,13 +305,13 @@ def test_a_model_that_lets_episodes_see_each_other_gets_padded_rows_and_that_is_
 def test_virtual_tokens_of_an_adapter_can_not_be_packed(trainer_of):
     virtual = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3)
     trainer = trainer_of(peft=virtual)
-    assert not trainer._can_pack(trainer.model)
+    assert not trainer.can_pack(trainer.model)
 
 
 def test_the_trial_leaves_the_model_and_the_random_state_as_they_were(trainer_of):
     trainer = trainer_of(config=MODELS["learned positions"], disable_dropout=False)
     state = torch.get_rng_state()
-    assert trainer._can_pack(trainer.model)
+    assert trainer.can_pack(trainer.model)
     assert torch.equal(state, torch.get_rng_state())
     assert trainer.model.training and all(p.grad is None for p in trainer.model.parameters())
 
@@ -327,7 +327,7 @@ def passes(trainer_of):
         trainer = trainer_of(kind=kind, beta=beta, **settings)
         trainer.model.eval()  # without the trial of the model
         if kind is EngineGRPOTrainer:
-            trainer._can_pack(trainer.model)
+            trainer.can_pack(trainer.model)
         counted = {"policy": 0, "reference": 0}
         models = {"policy": trainer.model, "reference": trainer.ref_model}
         for name, model in models.items():
@@ -435,7 +435,7 @@ def test_each_prediction_goes_back_to_the_token_that_it_is_of(sizes, kind, share
     rows, width = packed.input_ids.shape
     assert rows == 1 if kind == "one row" else width <= ids.shape[1]
     assert (rows == len(sizes)) or kind != "apart"
-    # What each place that predicts may see is its episode up to there, whatever else stands in the row.
+    # A place that predicts sees its episode up to there, and no other episode of the row.
     seen = visible(packed)
     place = torch.full((len(sizes) * sum(wide),), -1).index_put((packed.target,), packed.source)
     for row, (number, _) in enumerate(sizes):

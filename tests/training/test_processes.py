@@ -41,7 +41,7 @@ def test_what_succeeds_everywhere_gives_its_result():
 
 
 @pytest.mark.parametrize(
-    ("own", "other", "error", "said"),
+    ("own", "other", "error", "message"),
     [
         (fail, [0.0, 0.0], OSError, "disk full"),
         (fail, [0.0, 1.0], OSError, "disk full"),
@@ -51,6 +51,6 @@ def test_what_succeeds_everywhere_gives_its_result():
         (leave, [0.0, 0.0], RolloutsAbandoned, "abandoned"),
     ],
 )
-def test_an_error_anywhere_ends_the_work_of_all(own, other, error, said):
-    with pytest.raises(error, match=said):
+def test_an_error_anywhere_ends_the_work_of_all(own, other, error, message):
+    with pytest.raises(error, match=message):
         together(two(other), own)

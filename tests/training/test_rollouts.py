@@ -114,7 +114,7 @@ def test_batches_that_are_coming_are_sampled_ahead():
 
     assert (ask(0), rollouts.ahead) == (["0", "0"], [1])
     assert (ask(1), rollouts.ahead) == (["1", "1"], [2])
-    with pytest.raises(ValueError, match="other problems than those"):
+    with pytest.raises(ValueError, match="other problems than the ones"):
         ask(2, ["3", "3"])
     rollouts.close()
     rollouts = make_rollouts(staleness=1)

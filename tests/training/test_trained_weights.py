@@ -1,4 +1,4 @@
-"""What a policy gets of a model that is trained."""
+"""The weights of a trained model, as a policy gets them."""
 
 from __future__ import annotations
 
@@ -124,18 +124,18 @@ def test_a_sampler_in_bfloat16_says_how_many_weights_an_update_did_not_move(upda
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
-        ({"target_modules": ["q_proj"], "use_dora": True}, "no plain LoRA"),
-        ({"target_modules": ["q_proj"], "lora_bias": True}, "no plain LoRA"),
+        ({"target_modules": ["q_proj"], "use_dora": True}, "not plain LoRA"),
+        ({"target_modules": ["q_proj"], "lora_bias": True}, "not plain LoRA"),
         ({"target_modules": ["embed_tokens"]}, "untie the model's embeddings"),
         ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "untie"),
     ],
 )
-def test_adapters_that_can_not_be_added_are_refused(config, said):
+def test_adapters_that_can_not_be_added_are_refused(config, message):
     model, _ = make_model(seed=0)
     adapted = get_peft_model(model, LoraConfig(r=4, **config))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         dict(trained_weights(adapted))
 
 

@@ -214,7 +214,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_missing_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _stub(monkeypatch, _Part("tokenizer.json"), lambda file: _Part("config.json"))
-    with pytest.raises(CheckpointError, match=r"wrote no .*model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"did not write .*model\.safetensors"):
         make_checkpoint(tmp_path / "smollm2")
     assert list(tmp_path.iterdir()) == []
 

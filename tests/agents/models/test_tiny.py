@@ -31,7 +31,7 @@ def test_any_text_round_trips(text):
 
 @given(st.text(st.characters(exclude_categories=())))
 def test_whatever_a_program_prints_or_raises_can_be_shown(text):
-    """Lone surrogates, which no tokenizer takes, included; special tokens' names are spelled out."""
+    """Also of lone surrogates, which no tokenizer takes; special tokens' names are spelled out."""
     trace = f"Traceback (most recent call last):\n    {text}\nE: {text}<|end|>"
     result = render_result(Execution(Outcome.RUNTIME_ERROR, text, "E: <|end|>", trace), 400)
     ids = encode_result(TOKENIZER, result)

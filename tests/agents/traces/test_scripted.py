@@ -58,7 +58,7 @@ def test_code_was_really_run_and_answers_really_checked(sandbox, style, outcomes
 
 
 def test_what_the_tiny_model_is_taught_of_errors(sandbox):
-    """One line each, under the preset's own rules; and within its budget, or no mended trace would be left."""
+    """With the preset's rules and budget, without which no mended trace would be left."""
     rules, source = find_task(read_preset("tiny")["env"])
     problems = [source[i] for i in range(24)]
     made = make_traces(problems, {"mended": 1.0}, rules, TOKENIZER, sandbox, seed=0)
@@ -106,9 +106,9 @@ def test_text_only_traces_need_no_interpreter():
 def test_bad_input_is_refused(sandbox):
     with pytest.raises(ValueError, match="unknown style"):
         traces({"magic": 1}, sandbox)
-    with pytest.raises(ValueError, match="no style is left"):
+    with pytest.raises(ValueError, match=r"no style of .* is left"):
         traces({"tool": 1}, None, rules=Rules(max_tokens=9, interpreter=False))
-    with pytest.raises(ValueError, match="no expression"):
+    with pytest.raises(ValueError, match="lacks an expression"):
         traces({"tool": 1}, sandbox, problems=[Problem(id="p", question="q", answer="1")])
 
 
@@ -154,7 +154,7 @@ def test_other_expressions_are_refused():
         for steps in (text_steps, program_steps):
             with pytest.raises(ValueError, match="integer expression"):
                 steps(expression)
-    with pytest.raises(ValueError, match="too long"):
+    with pytest.raises(ValueError, match="more operations than letters"):
         program_steps(" + ".join("1" * 28))
 
 
@@ -163,7 +163,7 @@ RESULT = "\n<interpreter>\n42\n</interpreter>\n\n"
 ANSWER = "It is 42.\n<answer>\n\\boxed{42}\n</answer>"
 
 
-def said(response, prompt="Compute 6 * 7."):
+def messages(response, prompt="Compute 6 * 7."):
     return {
         "messages": [
             {"role": "user", "content": prompt},
@@ -175,7 +175,7 @@ def said(response, prompt="Compute 6 * 7."):
 def test_messages_become_spans_as_an_episode_has_them(sandbox, tmp_path):
     made = traces({"mended": 1, "tool": 1, "worked": 1}, sandbox)
     path = tmp_path / "data.jsonl"
-    rows = [said(t.response_text, t.spans[0].text) for t in made]
+    rows = [messages(t.response_text, t.spans[0].text) for t in made]
     path.write_text("".join(json.dumps(row) + "\n\n" for row in rows))
     assert has_messages(path)
     read = read_messages(path, TOKENIZER)
@@ -192,7 +192,7 @@ def test_results_as_others_write_them_are_the_environments(tmp_path):
     """Line breaks and what stands around the tags differ; what follows an answer is cut."""
     path = tmp_path / "data.jsonl"
     written = CALL + "\n\n<interpreter>42</interpreter>\n" + CALL + RESULT + ANSWER
-    path.write_text(json.dumps(said(written + "\n \n")))
+    path.write_text(json.dumps(messages(written + "\n \n")))
     [trace] = read_messages(path, TOKENIZER)
     model, env, again, *_ = trace.response
     assert (model.text, again.text) == (CALL, CALL)
@@ -208,7 +208,7 @@ def test_a_chat_template_makes_the_prompt(tmp_path):
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
     )
     path = tmp_path / "data.jsonl"
-    path.write_text(json.dumps(said(CALL + RESULT + ANSWER)))
+    path.write_text(json.dumps(messages(CALL + RESULT + ANSWER)))
     [trace] = read_messages(path, tokenizer)
     assert trace.spans[0].text == "[user]Compute 6 * 7.[assistant]"
 
@@ -218,20 +218,20 @@ def test_a_chat_template_makes_the_prompt(tmp_path):
     [
         ({"messages": "hi"}, "one message of the user and one of the assistant"),
         ({"problem": "p"}, "one message of the user"),
-        ({"messages": said("x")["messages"] * 2}, "one message of the user"),
-        ({"messages": said("x")["messages"][::-1]}, "one message of the user"),
-        (said(ANSWER, prompt=" "), "one message of the user"),
-        (said("It is 42."), "does not end with its answer"),
-        (said(ANSWER + " Or not."), "does not end with its answer"),
-        (said("<answer> </answer>"), "does not end with its answer"),
-        (said(CALL + RESULT), "does not end with its answer"),
-        (said(CALL + ANSWER), "a code block has no result"),
-        (said(CALL + RESULT + RESULT + ANSWER), "would be trained on"),
+        ({"messages": messages("x")["messages"] * 2}, "one message of the user"),
+        ({"messages": messages("x")["messages"][::-1]}, "one message of the user"),
+        (messages(ANSWER, prompt=" "), "one message of the user"),
+        (messages("It is 42."), "must end with its answer"),
+        (messages(ANSWER + " Or not."), "must end with its answer"),
+        (messages("<answer> </answer>"), "must end with its answer"),
+        (messages(CALL + RESULT), "must end with its answer"),
+        (messages(CALL + ANSWER), "must have a result"),
+        (messages(CALL + RESULT + RESULT + ANSWER), "would be trained on"),
     ],
 )
 def test_messages_that_are_no_trace_are_named_by_their_line(tmp_path, row, wrong):
     path = tmp_path / "data.jsonl"
-    path.write_text(json.dumps(said(ANSWER)) + "\n" + json.dumps(row) + "\n")
+    path.write_text(json.dumps(messages(ANSWER)) + "\n" + json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=rf"data\.jsonl, line 2: .*{wrong}"):
         read_messages(path, TOKENIZER)
 

@@ -1,4 +1,4 @@
-"""What of a trace is verified. Every program runs in the jail."""
+"""Each reason to drop a trace. Every program runs in the jail."""
 
 from __future__ import annotations
 

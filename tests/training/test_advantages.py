@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +10,7 @@ from helpers import references
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents import advantages, dapo, grpo, reinforce_pp
-from agents.base.settings import SettingsError
-from agents.dapo import soft_overlong
+from agents import advantages
 from retool_env.training.advantages import at_own_tokens
 
 PAIRS = {
@@ -110,76 +107,3 @@ def test_both_of_trls_deviations_are_of_one_function():
     ):
         found = advantages.group_normalised(rewards, 4, **more).tolist()
         assert found == pytest.approx([*(each / deviation for each in centred), 0.0], rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("length", "punishment"),
-    [(0, 0.0), (80, 0.0), (81, -0.05), (90, -0.5), (100, -1.0), (130, -1.0)],
-)
-def test_the_soft_overlong_punishment(length, punishment):
-    assert soft_overlong(length, 100, 20) == pytest.approx(punishment)
-    assert references.overlong(length, 100, 20) == pytest.approx(punishment)
-
-
-@pytest.fixture
-def handed(monkeypatch):
-    """What an algorithm hands to GRPO's training."""
-    given = {}
-    monkeypatch.setattr(grpo, "train", lambda *_, **more: given.update(more))
-    return given
-
-
-EPISODES = st.tuples(st.sampled_from([1.0, -1.0, -0.6, 0.25]), st.integers(1, 9))
-
-
-@given(st.lists(EPISODES, min_size=1, max_size=9), st.integers(0, 2))
-def test_a_batchs_mean_and_deviation_are_those_of_its_tokens(episodes, absent):
-    values, counts = (list(each) for each in zip(*episodes, strict=True))
-    [expected] = references.token_normalised([values], [counts])
-    # What has no tokens has no advantage, nor a part in that of others.
-    given = torch.tensor([*values, *[7.0] * absent]), torch.tensor([*counts, *[0] * absent])
-    found = advantages.batch_normalised(*given).tolist()
-    assert found == pytest.approx([*expected, *[0.0] * absent], rel=1e-4, abs=1e-5)
-
-
-def test_a_long_episode_counts_more_in_a_batchs_mean_than_a_short_one():
-    found = advantages.batch_normalised(torch.tensor([1.0, -1.0]), torch.tensor([1, 3]))
-    # Mean -0.5, deviation sqrt(0.75).
-    assert found.tolist() == pytest.approx([1.5 / 0.75**0.5, -0.5 / 0.75**0.5], rel=1e-3)
-    assert (found * torch.tensor([1, 3])).sum().item() == pytest.approx(0.0, abs=1e-6)
-
-
-@pytest.mark.parametrize("value", [-0.6, 0.1, 1.0])
-def test_a_batch_of_equal_advantages_has_none_at_all(value):
-    found = advantages.batch_normalised(torch.full((9,), value), torch.arange(9))
-    assert found.tolist() == [0.0] * 9
-
-
-@pytest.mark.parametrize("baseline", [True, False])
-def test_reinforce_pp_trains_with_the_baseline_that_is_set(handed, baseline):
-    reinforce_pp.train(reinforce_pp.Settings(group_baseline=baseline), None)
-    groups = [[1.0, 1.0, -1.0], [1.0, None, 0.5]]
-    found = ours(handed["advantages"], groups)
-    plain = [1.0, 1.0, -1.0, 1.0, 0.0, 0.5]
-    assert found == pytest.approx(theirs(references.centred, groups) if baseline else plain)
-    assert handed["normalise"] is advantages.batch_normalised
-
-
-@pytest.mark.parametrize("overlong", [0.1, 1.0])
-def test_dapo_punishes_in_the_last_share_of_the_budget(handed, overlong):
-    dapo.train(dapo.Settings(overlong=overlong), None)
-    for length in (0, 45, 90, 95, 100, 120):
-        expected = references.overlong(length, 100, 100 * overlong)
-        transcript = SimpleNamespace(completion_ids=[1] * length)
-        assert handed["bonus"](transcript, 100) == pytest.approx(expected)
-
-
-def test_dapo_without_the_punishment_adds_nothing(handed):
-    dapo.train(dapo.Settings(overlong=0.0), None)
-    assert handed["bonus"] is None
-
-
-@pytest.mark.parametrize("overlong", [-0.1, 1.1])
-def test_dapo_refuses_what_is_no_share(overlong):
-    with pytest.raises(SettingsError, match="from 0 to 1"):
-        dapo.train(dapo.Settings(overlong=overlong), None)
