@@ -296,7 +296,7 @@ WRONG = {
     "no problem": ([*EVAL, "--problems", "0"], "--problems must be at least 1, not 0"),
     "no episode": ([*EVAL, "--k", "0"], "--k must be at least 1, not 0"),
     "no token": ([*EVAL, "--max-tokens", "0"], "max_tokens must be a whole number of"),
-    "no pair": ([*EVAL, "difficulty"], "'difficulty' is no key=value"),
+    "no pair": ([*EVAL, "difficulty"], "'difficulty' is not a setting: write it as key=value"),
     "unknown setting": ([*EVAL, "max_call=3"], "max_calls, max_tokens"),
     "unknown setting to play": (["play", "max_call=3"], "max_calls, max_tokens"),
     "bad value": ([*EVAL, "difficulty=9"], "difficulty is one of 1 to 5"),

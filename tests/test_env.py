@@ -461,7 +461,7 @@ def test_the_reward_is_a_preset_or_a_function():
         observation, earned, *_, info = env.step("<answer>1</answer>")
         assert earned == pytest.approx(len(observation) if expected is None else expected)
         assert type(earned) is float and info["transcript"].reward == earned
-    with pytest.raises(ValueError, match="there are paper, verl"):
+    with pytest.raises(ValueError, match="presets are paper, verl"):
         make(reward="none")
 
 

@@ -253,7 +253,7 @@ def test_every_other_end_is_scored():
         episode.cut(reason)
         assert episode.transcript.reward == -1.0 and episode.transcript.correct is False
     episode, _ = start(Rules(), False)
-    with pytest.raises(ValueError, match="no truncation"):
+    with pytest.raises(ValueError, match="not a truncation"):
         episode.cut(StopReason.ANSWERED)
 
 
@@ -262,7 +262,7 @@ def test_what_was_cancelled_before_the_model_wrote_is_not_scored():
     episode.cut(StopReason.CANCELLED)
     assert episode.transcript.reward is None and not episode.transcript.scored
     assert episode.transcript.correct is None
-    with pytest.raises(ValueError, match="nor what never began"):
+    with pytest.raises(ValueError, match="unscored episode .* has no reward"):
         check_transcript(dataclasses.replace(episode.transcript, reward=-1.0))
 
 
@@ -428,11 +428,11 @@ def test_results_that_nobody_asked_for_are_refused():
     with pytest.raises(RuntimeError):
         episode.graded(True)
     episode.act("<code>a</code>")
-    with pytest.raises(RuntimeError, match=r"the episode waits for its program's result$"):
+    with pytest.raises(RuntimeError, match=r"open need: call executed with its result"):
         episode.act("again")
     episode.executed(Execution(Outcome.OK, ""))
     episode.act("<answer>1</answer>")
-    with pytest.raises(RuntimeError, match=r"the episode waits for the verdict on its answer$"):
+    with pytest.raises(RuntimeError, match=r"open need: call graded with its result"):
         episode.act("again")
 
 

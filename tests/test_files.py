@@ -134,7 +134,7 @@ def test_a_prompt_template(make: Make, said: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["Solve it. " * 1000, "no query\0"])
 def test_a_prompt_template_without_a_query(text: str) -> None:
-    with pytest.raises(FileNotFoundError, match=r"holds no \{query\}, and is no file") as refused:
+    with pytest.raises(FileNotFoundError, match=r"holds no \{query\} and can.t be read") as refused:
         Rules(prompt_template=text)
     assert len(str(refused.value)) < 1000
 

@@ -148,12 +148,12 @@ def test_packages_are_those_of_the_mapping():
 
 
 def test_a_wrong_setting_says_what_to_write():
-    with pytest.raises(TypeError, match=r"'pakages'.*a mapping holds a `name`"):
+    with pytest.raises(TypeError, match=r"'pakages'.*mapping must hold a `name`"):
         open_sandbox({"pakages": ["numpy"]}, Rules())
     with pytest.raises(ValueError, match=r"'nsjial'.*nsjail.*unsafe"):
         open_sandbox("nsjial", Rules())
     for setting in (3, ["nsjail"], True, object):
-        with pytest.raises(TypeError, match=r"sandbox=.*must be a Sandbox, the name of one, or a"):
+        with pytest.raises(TypeError, match=r"sandbox=.*must be a Sandbox, a sandbox's name, or a"):
             open_sandbox(setting, Rules())
     with pytest.raises(ValueError, match="a sandbox's name must be a str, not 3"):
         open_sandbox({"name": 3}, Rules())

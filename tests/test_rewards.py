@@ -101,5 +101,5 @@ def test_what_is_no_number_names_the_function_whatever_kind_it_is():
 
 @pytest.mark.parametrize("reward", ["none", ["paper"], None, 3])
 def test_what_is_no_reward_names_those_there_are(reward):
-    with pytest.raises(ValueError, match="there are paper, verl, or pass a function"):
+    with pytest.raises(ValueError, match="presets are paper, verl, or pass a function"):
         get_reward(reward)

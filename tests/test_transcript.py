@@ -258,7 +258,7 @@ BROKEN = {
     ),
     "a scored infrastructure failure": (
         dataclasses.replace(WITH_IDS, stop_reason=StopReason.INFRASTRUCTURE),
-        "not scored",
+        "unscored episode",
     ),
 }
 
@@ -338,7 +338,7 @@ def test_a_transcript_says_its_format_and_revision():
 def test_a_format_that_is_not_known_is_named(tmp_path, version):
     path = tmp_path / "transcripts.jsonl"
     path.write_text(json.dumps({**TEXT.to_json(), "format": version}) + "\n")
-    with pytest.raises(ValueError, match=r"line 1.*format .* is not known here"):
+    with pytest.raises(ValueError, match=r"line 1.*format .* is unknown"):
         list(read_transcripts(path))
 
 

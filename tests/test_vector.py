@@ -248,7 +248,7 @@ def test_a_bad_action_leaves_every_episode_where_it_was(bad):
     envs, reference = ours(2), ours(2)
     for each in (envs, reference):
         each.reset(seed=1)
-    with pytest.raises(TypeError, match="an action is a string"):
+    with pytest.raises(TypeError, match="an action must be a string"):
         envs.step((CODE, bad))
     assert_same(envs.step((CODE, WRONG)), reference.step((CODE, WRONG)))
 

@@ -14,26 +14,26 @@ template that renders no calls at all reveals no form, and is accepted.
 One rule decides a turn: **the first call, by position, and without a call the last box**. Tags are
 plain characters: a tag inside a JSON string or inside `<think>` counts like any other tag.
 
-| the model writes                             | the turn is                                        |
-|----------------------------------------------|----------------------------------------------------|
-| `<tool_call>…</tool_call>`, or another form  | a call: its program is read from `code`            |
-| two opening tags, then a closing tag         | a call: the text after the last opening tag        |
-| several calls                                | the first call; the other calls never run          |
-| text or a box beside a call                  | the call; the text stays, and the box is ignored   |
-| an opening tag without a closing tag         | a failed call                                      |
-| unescaped line breaks in JSON strings        | the same as with escaped line breaks               |
-| a call or its arguments encoded twice        | the same as encoded once                           |
-| a call that is not a JSON object             | a failed call                                      |
-| a missing name, or another tool's name       | a failed call                                      |
-| no object of arguments, or no string `code`  | a failed call; other arguments are ignored         |
-| a program of blank lines and comments        | a failed call                                      |
-| bare JSON with text before it                | text like any other                                |
-| a closing tag without an opening tag         | text like any other                                |
-| no call, and a complete `\boxed{…}`          | an answer: the content of the last, outermost box  |
-| neither a call nor a box                     | void                                               |
-| no end, because a budget cut the turn        | void: the model may not have finished              |
-| an end without the chat's end-of-turn token  | the same; the environment adds the token           |
-| a call where code can't be run               | text like any other                                |
+| the model writes                             | the turn is                                       |
+|----------------------------------------------|---------------------------------------------------|
+| `<tool_call>…</tool_call>`, or another form  | a call: its program is read from `code`           |
+| two opening tags, then a closing tag         | a call: the text after the last opening tag       |
+| several calls                                | the first call; the other calls never run         |
+| text or a box beside a call                  | the call; the text stays, and the box is ignored  |
+| an opening tag without a closing tag         | a failed call                                     |
+| unescaped line breaks in JSON strings        | the same as with escaped line breaks              |
+| a call or its arguments encoded twice        | the same as encoded once                          |
+| a call that is not a JSON object             | a failed call                                     |
+| a missing name, or another tool's name       | a failed call                                     |
+| no object of arguments, or no string `code`  | a failed call; other arguments are ignored        |
+| a program of blank lines and comments        | a failed call                                     |
+| bare JSON with text before it                | text like any other                               |
+| a closing tag without an opening tag         | text like any other                               |
+| no call, and a complete `\boxed{…}`          | an answer: the content of the last, outermost box |
+| neither a call nor a box                     | void                                              |
+| no end, because a budget cut the turn        | void: the model may not have finished             |
+| an end without the chat's end-of-turn token  | the same; the environment adds the token          |
+| a call where code can't be run               | text like any other                               |
 
 A failed call counts as a call, and the model sees the reason of the failure.
 `retool_env.protocol.program` says how a program is found in `code` (fences, prompts, indentation).
@@ -272,8 +272,8 @@ def _find_seam(tokenizer: Any, template: str, eos: int | None, role: Role) -> Se
     """
     if not tokenizer.chat_template:
         raise SettingsError(
-            'protocol="hermes" needs a tokenizer with a chat template: set tokenizer.chat_template, '
-            'use the model\'s Instruct variant, or set protocol="tags"'
+            'protocol="hermes" needs a tokenizer with a chat template: set '
+            'tokenizer.chat_template, use the model\'s Instruct variant, or set protocol="tags"'
         )
     turn, message, description = "assistantsaidthis", "thiscameback", "thisisthetool"
     tool = {"name": TOOL_NAME, "description": description, "parameters": {"type": "object"}}

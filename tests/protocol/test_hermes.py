@@ -690,7 +690,7 @@ def test_the_templates_of_models_are_read(path):
 )
 def test_a_template_whose_calls_cant_be_read_is_refused_with_what_it_writes(call, shown):
     tokenizer = byte_level_tokenizer(template_with(call))
-    with pytest.raises(ValueError, match=rf"writes a call as .*{shown}.*take protocol=\"tags\""):
+    with pytest.raises(ValueError, match=rf"writes a call as .*{shown}.*set protocol=\"tags\""):
         begin(Rules(protocol="hermes"), tokenizer)
     begin(TEXT_ONLY, tokenizer)
     tokenizer.chat_template = template_with(CALLS["JSON"])
@@ -700,7 +700,7 @@ def test_a_template_whose_calls_cant_be_read_is_refused_with_what_it_writes(call
 def test_a_template_that_takes_no_calls_is_refused():
     tokenizer = byte_level_tokenizer(template_with("{{ raise_exception('no calls') }}"))
     with pytest.raises(
-        ValueError, match=r"takes no call of a tool .*no calls.*chat_template to one"
+        ValueError, match=r"accepts no tool calls .*no calls.*chat_template to a template"
     ):
         begin(Rules(protocol="hermes"), tokenizer)
 
@@ -729,7 +729,7 @@ DROPS = "{{ tools | tojson }}{% for m in messages %}{% if m.role != 'tool' %}{{ 
     [
         (None, "<|im_end|>", "needs a tokenizer with a chat template"),
         (WITHOUT_TOOLS, "<|im_end|>", "doesn't show tools"),
-        (RAISES, "<|im_end|>", "no tool message behind an assistant's .roles must alternate"),
+        (RAISES, "<|im_end|>", "no tool message after an assistant message .roles must alternate"),
         (DROPS, "<|im_end|>", "leaves out a tool message"),
         (TEMPLATE, "<|endoftext|>", "set tokenizer.eos_token"),
     ],
