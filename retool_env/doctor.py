@@ -140,14 +140,13 @@ def check_namespaces() -> Finding:
     )
     if with_user.returncode == 0:
         return Finding(Status.OK, "namespaces", f"an ordinary user can make them ({settings})")
-    return Finding(
-        Status.NOTE,
-        "namespaces",
-        f"an ordinary user cannot make them ({settings})",
+    cure = (
         "sudo sysctl kernel.unprivileged_userns_clone=1 "
         "kernel.apparmor_restrict_unprivileged_userns=0 user.max_user_namespaces=15000   "
-        "(leave out settings that this kernel lacks)",
+        "(leave out settings that this kernel lacks)"
     )
+    detail = f"an ordinary user cannot make them ({settings})"
+    return Finding(Status.NOTE, "namespaces", detail, cure)
 
 
 def check_sandbox() -> Iterator[Finding]:
@@ -189,19 +188,14 @@ def check_sandbox() -> Iterator[Finding]:
     yield Finding(Status.OK, "nsjail", used)
     yield from _passed_over()
     if packages.error:
-        yield Finding(
-            Status.MISSING,
-            "programs",
-            f"cannot import the packages: {packages.error}",
-            f"pip install --force-reinstall {' '.join(sandbox.packages)}",
-        )
+        detail = f"cannot import the packages: {packages.error}"
+        cure = f"pip install --force-reinstall {' '.join(sandbox.packages)}"
+        yield Finding(Status.MISSING, "programs", detail, cure)
     if failed:
-        yield Finding(
-            Status.MISSING,
-            "limits",
-            f"not held: {'; '.join(failed)}",
-            "don't run a model's programs here: use a sandbox on another machine, and report this",
+        cure = (
+            "don't run a model's programs here: use a sandbox on another machine, and report this"
         )
+        yield Finding(Status.MISSING, "limits", f"not held: {'; '.join(failed)}", cure)
     else:
         yield Finding(Status.OK, "limits", f"hold: {', '.join(_BAD_PROGRAMS)}")
 
@@ -214,12 +208,8 @@ def _passed_over() -> Iterator[Finding]:
 
     system = binaries.system_binary()
     if system is not None and (failure := nsjail.jail_failure(system)):
-        yield Finding(
-            Status.NOTE,
-            "nsjail",
-            f"{system}, on the PATH, makes no secure jail, and is not used: {failure}",
-            "repair or remove it",
-        )
+        detail = f"{system}, on the PATH, makes no secure jail, and is not used: {failure}"
+        yield Finding(Status.NOTE, "nsjail", detail, "repair or remove it")
 
 
 def check_open_files() -> Finding:
@@ -230,29 +220,21 @@ def check_open_files() -> Finding:
     detail = f"{soft} may be open"
     if soft >= _ENOUGH_FILES:
         return Finding(Status.OK, "open files", detail)
-    at_once = max((soft - 256) // 4, 8)
-    return Finding(
-        Status.NOTE,
-        "open files",
-        f"{detail}: {at_once} programs at once",
-        f"ulimit -n {min(hard, 65_536) if hard > 0 else 65_536}   (before starting Python)",
-    )
+    detail += f": {max((soft - 256) // 4, 8)} programs at once"
+    enough = min(hard, 65_536) if hard > 0 else 65_536
+    cure = f"ulimit -n {enough}   (before starting Python)"
+    return Finding(Status.NOTE, "open files", detail, cure)
 
 
 def check_huge_pages() -> Finding:
     """Whether the kernel provides huge pages."""
+    cost = "each program costs some 2 ms more"
     if not HUGE_PAGES.exists():
-        return Finding(
-            Status.NOTE, "huge pages", "not in this kernel: each program costs some 2 ms more"
-        )
+        return Finding(Status.NOTE, "huge pages", f"not in this kernel: {cost}")
     chosen = re.search(r"\[(\w+)\]", HUGE_PAGES.read_text())
     if chosen is None or chosen[1] == "never":
-        return Finding(
-            Status.NOTE,
-            "huge pages",
-            "switched off: each program costs some 2 ms more",
-            f"echo madvise | sudo tee {HUGE_PAGES}",
-        )
+        cure = f"echo madvise | sudo tee {HUGE_PAGES}"
+        return Finding(Status.NOTE, "huge pages", f"switched off: {cost}", cure)
     return Finding(Status.OK, "huge pages", f"available ({chosen[1]})")
 
 
@@ -269,44 +251,36 @@ def check_gpu() -> Finding:
         names = ", ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in devices)
         return Finding(Status.OK, "GPU", f"{names}, CUDA {torch.version.cuda}")
     if shutil.which("nvidia-smi"):
-        return Finding(
-            Status.NOTE,
-            "GPU",
-            f"there is a driver, but torch {torch.__version__} (built for CUDA "
-            f"{torch.version.cuda}) finds no GPU",
-            "compare `nvidia-smi` with torch's CUDA version, and check CUDA_VISIBLE_DEVICES",
-        )
+        build = f"torch {torch.__version__} (built for CUDA {torch.version.cuda})"
+        cure = "compare `nvidia-smi` with torch's CUDA version, and check CUDA_VISIBLE_DEVICES"
+        return Finding(Status.NOTE, "GPU", f"there is a driver, but {build} finds no GPU", cure)
     return Finding(Status.NOTE, "GPU", "none: small models train on the CPU")
 
 
 def check_packages() -> Iterator[Finding]:
     """The installed packages, by extra."""
-    versions = {name: _version(name) for name in (*_CORE, *_JAIL)}
-    missing = [name for name, version in versions.items() if version is None]
-    detail = ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items())
+    detail, missing = _versions(*_CORE, *_JAIL)
     if missing:
-        yield Finding(
-            Status.MISSING, "packages", detail, "pip install --force-reinstall retool-env"
-        )
+        cure = "pip install --force-reinstall retool-env"
+        yield Finding(Status.MISSING, "packages", detail, cure)
     else:
         yield Finding(Status.OK, "packages", detail)
     for extra, names in EXTRAS.items():
-        versions = {name: _version(name) for name in names}
-        have = [f"{name} {version}" for name, version in versions.items() if version]
-        missing = [name for name, version in versions.items() if not version]
-        if not missing:
-            yield Finding(Status.OK, extra, ", ".join(have))
+        detail, missing = _versions(*names)
+        if missing:
+            cure = f"pip install 'retool-env[{extra}]'"
+            yield Finding(Status.NOTE, extra, f"not installed: {', '.join(missing)}", cure)
         else:
-            yield Finding(
-                Status.NOTE,
-                extra,
-                f"not installed: {', '.join(missing)}",
-                f"pip install 'retool-env[{extra}]'",
-            )
+            yield Finding(Status.OK, extra, detail)
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _versions(*packages: str) -> tuple[str, list[str]]:
+    """The versions of packages, as one text, and the missing packages."""
+    versions, missing = [], []
+    for name in packages:
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{name} missing")
+            missing.append(name)
+    return ", ".join(versions), missing

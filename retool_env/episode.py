@@ -30,7 +30,7 @@ from retool_env.tokens import encode_result as encode_result
 from retool_env.tokens import tokens_of_turn as tokens_of_turn
 from retool_env.transcript import Span, StopReason, Transcript
 
-GenerationStop = Literal["tag", "eos", "length"]
+TurnEnd = Literal["tag", "eos", "length"]
 """Why sampling of a turn stopped: a closing tag, the end of the sequence, or the budget."""
 
 
@@ -42,7 +42,7 @@ class Generation:
     """The sampled tokens, shape `(T,)`, including the end-of-sequence token if it was sampled."""
     logprobs: tuple[float, ...]
     """The log-prob of each token under the sampling distribution, shape `(T,)`."""
-    stop_reason: GenerationStop
+    stop_reason: TurnEnd
     """Why sampling stopped."""
     seconds: float = field(default=0.0, compare=False)
     """Wall-clock seconds that the generation took."""

@@ -257,8 +257,21 @@ def advised(error: Exception) -> str:
     return f"{text}: {advice}" if advice else text
 
 
+class _Context(Protocol):
+    """A context manager, which closes itself at the end of a `with` block."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
 @runtime_checkable
-class Session(Protocol):
+class Session(_Context, Protocol):
     """One process that runs code block after code block, like a notebook.
 
     Names, imports, files in /tmp, threads and processes last from block to block; threads and
@@ -280,18 +293,9 @@ class Session(Protocol):
         the block did not cause its end.
         """
 
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
-
 
 @runtime_checkable
-class Sandbox(Protocol):
+class Sandbox(_Context, Protocol):
     """Runs programs, each as a complete script in a fresh interpreter."""
 
     def run(
@@ -352,12 +356,3 @@ class Sandbox(Protocol):
 
     def close(self) -> None:
         """End all running programs and free the sandbox's resources; a later `run` raises."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...

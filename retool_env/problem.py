@@ -2,6 +2,7 @@
 
 import difflib
 import operator
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -31,10 +32,7 @@ class Metadata(Mapping[str, str | int]):
         raise AttributeError("metadata is immutable")
 
     def __getitem__(self, key: str) -> str | int:
-        for name, value in self._pairs:
-            if name == key:
-                return value
-        raise KeyError(key)
+        return dict(self._pairs)[key]
 
     def __iter__(self) -> Iterator[str]:
         return (name for name, _ in self._pairs)
@@ -118,11 +116,8 @@ class ProblemList:
         if not self._problems:
             raise DataError("a source needs at least one problem")
         if len(self._by_id) < len(self._problems):
-            seen: set[str] = set()
-            for problem in self._problems:
-                if problem.id in seen:
-                    raise DataError(f"two problems have the id {problem.id!r}: ids must be unique")
-                seen.add(problem.id)
+            repeated, _ = Counter(problem.id for problem in self._problems).most_common(1)[0]
+            raise DataError(f"two problems have the id {repeated!r}: ids must be unique")
 
     @property
     def omitted(self) -> dict[str, int]:

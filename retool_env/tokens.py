@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Protocol
@@ -39,17 +40,18 @@ def _backend(tokenizer: Tokenizer) -> Any:
     Calls of the Rust tokenizer are several times faster than calls through transformers, which take
     much of a turn's time.
     """
-    kind = type(tokenizer)
-    plain = _plain.get(kind)
-    if plain is None:
-        methods = ("encode", "_encode_plus", "decode", "_decode")
-        modules = {getattr(getattr(kind, name, None), "__module__", "") for name in methods}
-        plain = _plain[kind] = modules <= _WRAPPERS
-    return tokenizer.backend_tokenizer if plain else None  # type: ignore[attr-defined]
+    if not _is_plain(type(tokenizer)):
+        return None
+    return tokenizer.backend_tokenizer  # type: ignore[attr-defined]  # a fast tokenizer has it
+
+
+@functools.cache
+def _is_plain(kind: type) -> bool:
+    methods = ("encode", "_encode_plus", "decode", "_decode")
+    return {getattr(getattr(kind, name, None), "__module__", "") for name in methods} <= _WRAPPERS
 
 
 _WRAPPERS = {"transformers.tokenization_utils_base", "transformers.tokenization_utils_tokenizers"}
-_plain: dict[type, bool] = {}
 
 
 _spelling_copies: WeakKeyDictionary[Any, tuple[int, Any]] = WeakKeyDictionary()

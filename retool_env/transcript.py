@@ -194,12 +194,12 @@ class Transcript:
     @property
     def prompt_ids(self) -> list[int]:
         """Token ids of the prompt, shape `(P,)`."""
-        return _joined(self.spans[:1])
+        return [token for span in self.spans[:1] for token in _ids(span)]
 
     @property
     def completion_ids(self) -> list[int]:
         """Token ids after the prompt, including the interpreter's tokens, shape `(T,)`."""
-        return _joined(self.response)
+        return [token for span in self.response for token in _ids(span)]
 
     @property
     def loss_mask(self) -> list[int]:
@@ -295,13 +295,6 @@ def _ids(span: Span) -> tuple[int, ...]:
             "sample it with a policy of token ids"
         )
     return span.token_ids
-
-
-def _joined(spans: Iterable[Span]) -> list[int]:
-    ids: list[int] = []
-    for span in spans:
-        ids += _ids(span)
-    return ids
 
 
 def _length(values: tuple[float, ...] | None) -> int | None:

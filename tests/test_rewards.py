@@ -51,7 +51,7 @@ def test_a_function_is_taken_as_it_is():
 
 
 def test_an_unknown_preset_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match=f"'papr'; there are {', '.join(PRESETS)}, or pass"):
+    with pytest.raises(ValueError, match=f"'papr'; the presets are {', '.join(PRESETS)}, or pass"):
         get_reward("papr")
 
 

@@ -210,10 +210,10 @@ def test_a_file_from_before_tracebacks_reads(tmp_path):
 # --- invariants ---------------------------------------------------------------------------------
 
 BROKEN = {
-    "no spans": (dataclasses.replace(WITH_IDS, spans=()), "begins with its prompt"),
+    "no spans": (dataclasses.replace(WITH_IDS, spans=()), "must begin with its prompt"),
     "no prompt": (
         dataclasses.replace(WITH_IDS, spans=WITH_IDS.spans[1:]),
-        "begins with its prompt",
+        "must begin with its prompt",
     ),
     "two prompts": (with_span(2, author="prompt", execution=None), r"span 2.*only the first"),
     "same author twice": (

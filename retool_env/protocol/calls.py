@@ -48,7 +48,7 @@ _PYTHON_CODE = re.compile(
 )
 
 
-class Call(NamedTuple):
+class ToolCall(NamedTuple):
     """A call of the interpreter, parsed as far as possible."""
 
     start: int
@@ -59,33 +59,37 @@ class Call(NamedTuple):
     """The reason why the code can't be read; empty if it can."""
 
 
-def first_call(text: str) -> Call | None:
+Call = ToolCall
+"""The former name of `ToolCall`."""
+
+
+def first_call(text: str) -> ToolCall | None:
     """The first call of a turn; `None` if the turn has no call."""
     if bare := _BARE.match(text):
         start = bare.end() - 1
         with suppress(ValueError, RecursionError):  # an object of another kind, or text
             value, _ = _JSON.raw_decode(text, start)
             if "name" in value and value.keys() & {"arguments", "parameters"}:
-                return Call(start, *_code_of_call(value))
+                return ToolCall(start, *_code_of_call(value))
         if bare["name"]:
-            return Call(start, *_code_of_json(text, start))
+            return ToolCall(start, *_code_of_json(text, start))
     opened = _OPENING.search(text)
     if opened is None:
         return None
     start, tag = opened.start(), opened[0]
     if tag == PYTHON_TAG:
         rest = text[opened.end() :].lstrip()
-        return Call(start, *(_code_of_json(rest, 0) if rest.startswith("{") else (rest, "")))
+        return ToolCall(start, *(_code_of_json(rest, 0) if rest.startswith("{") else (rest, "")))
     closed = text.find(_CLOSING[tag], start)
     if closed < 0:
-        return Call(start, "", _failure(f"{tag} is not closed"))
+        return ToolCall(start, "", _failure(f"{tag} is not closed"))
     start = text.rfind(tag, start, closed)
     block = text[start + len(tag) : closed]
     if tag == CALL_OPEN:
         xml = _FUNCTION.match(block)
-        return Call(start, *(_code_of_json(block) if xml is None else _code_of_xml(xml)))
+        return ToolCall(start, *(_code_of_json(block) if xml is None else _code_of_xml(xml)))
     in_json = block.lstrip(" \t\r\n[").startswith("{")
-    return Call(start, *(_code_of_json(block) if in_json else _code_of_python(block)))
+    return ToolCall(start, *(_code_of_json(block) if in_json else _code_of_python(block)))
 
 
 def _failure(why: str) -> str:
