@@ -83,7 +83,7 @@ def test_dots_reach_into_mappings_and_the_last_one_counts():
 
 
 @pytest.mark.parametrize(
-    ("pair", "said"),
+    ("pair", "message"),
     [
         ("steps", "'steps' is not a setting: write it as key=value"),
         ("=3", "'=3' is not a setting: write it as key=value"),
@@ -95,8 +95,8 @@ def test_dots_reach_into_mappings_and_the_last_one_counts():
         ("key={query}\\n", "put text into quotes"),
     ],
 )
-def test_what_is_no_setting_is_refused(pair, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_is_no_setting_is_refused(pair, message):
+    with pytest.raises(ValueError, match=message):
         parse_settings([pair])
 
 

@@ -1,4 +1,4 @@
-"""Problems are values; a source finds them by position and by id."""
+"""Problems compare by value; a source finds them by index and by id."""
 
 import copy
 import pickle

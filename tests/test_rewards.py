@@ -1,4 +1,4 @@
-"""Reward presets, beside what `test_episode` shows of them in episodes."""
+"""Reward presets on transcripts; `test_episode` covers them in episodes."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def transcript(calls: int, correct: bool | None) -> Transcript:
         ("paper", 0, True, 1.0),
         ("paper", 9, True, 1.0),
         ("paper", 0, False, -1.0),
-        ("paper", 9, False, -1.0),  # nothing for code, on purpose
+        ("paper", 9, False, -1.0),  # code alone earns nothing
         ("paper", 0, None, -1.0),
         ("verl", 5, True, 1.0),
         ("verl", 0, False, -1.0),
         ("verl", 3, False, -0.7),
         ("verl", 4, False, -0.6),
-        ("verl", 9, False, -0.6),  # never better than that
+        ("verl", 9, False, -0.6),  # the upper bound
         ("verl", 2, None, -0.8),
     ],
 )

@@ -136,7 +136,7 @@ def test_an_error_is_shown_as_a_traceback_or_by_its_last_line():
     assert render_result(RAISED, 400) == render_result(RAISED, 400, errors="traceback") == whole
     short = f"\n<interpreter>\nbefore\n{LAST}\n</interpreter>\n\n"
     assert render_result(RAISED, 400, errors="last_line") == short
-    for errors in ("traceback", "last_line"):  # what has no traceback is one line in either
+    for errors in ("traceback", "last_line"):  # an error without a traceback is one line in both
         late = Execution(Outcome.TIMEOUT, "", "time limit")
         assert (
             render_result(late, 400, errors=errors)
@@ -159,10 +159,10 @@ def test_a_traceback_loses_its_outermost_lines_first_and_never_its_last():
         notice, _, kept = render_result(silent, limit)[len("\n<interpreter>\n") :].partition("\n")
         kept = kept.removesuffix("\n</interpreter>\n\n")
         if notice == FRAMES.splitlines()[0]:
-            assert limit >= len(RAISED.traceback) - 1  # its line's end is not counted
+            assert limit >= len(RAISED.traceback) - 1  # the line break at the end is not counted
             continue
         assert RAISED.traceback.endswith(kept) and kept.endswith(LAST)
-        assert kept == LAST or f"\n{kept}" in RAISED.traceback  # whole lines
+        assert kept == LAST or f"\n{kept}" in RAISED.traceback  # only whole lines
         cut = len(RAISED.traceback) - len(kept) - (kept == LAST)
         assert notice == f"[... {cut} characters cut ...]"
         assert len(kept) - (kept != LAST) <= limit
@@ -171,7 +171,7 @@ def test_a_traceback_loses_its_outermost_lines_first_and_never_its_last():
 
 def test_output_and_traceback_have_half_of_the_room_each():
     frames = "".join(f'  File "<program>", line {i}, in f\n' for i in range(10, 40))
-    for printed, lines in ((999, 5), (100, 8)):  # of 34 characters each; there is room for 382
+    for printed, lines in ((999, 5), (100, 8)):  # 34 characters a line, room for 382
         failed = Execution(
             Outcome.RUNTIME_ERROR, "x" * printed, "E: the last", frames + "E: the last"
         )
@@ -203,17 +203,17 @@ def test_neither_output_nor_traceback_crowds_out_the_other(stdout, frames, last,
         room = limit - len(last)
         if len(stdout) <= room // 2:
             assert body.startswith(stdout)
-    # What is kept is the limit's, beside the notices and the ends of the three parts' lines.
+    # The kept characters fit the limit, without the notices and the line breaks of three parts.
     assert len(body) <= limit + 3 * len("[... 9999 characters cut ...]\n\n")
 
 
 def test_a_lone_surrogate_is_spelled_out():
-    """No tokenizer would take it."""
+    """No tokenizer accepts a lone surrogate."""
     failed = Execution(Outcome.RUNTIME_ERROR, "a\ud800", "E: \udfff", "\udabc\nE: \udfff")
     shown = render_result(failed, 400, errors="last_line")
     assert shown == "\n<interpreter>\na\\ud800\nE: \\udfff\n</interpreter>\n\n"
     assert "\na\\ud800\n\\udabc\nE: \\udfff\n" in render_result(failed, 400)
-    many = Execution(Outcome.OK, "\ud800" * 100)  # as shown, it is cut
+    many = Execution(Outcome.OK, "\ud800" * 100)  # the shown output is cut
     assert "\n\\ud800\n[... 594 characters cut" in render_result(many, 6, "tail")
 
 
