@@ -242,4 +242,4 @@ def shortened(value: object) -> str:
     try:
         return f"{value!r:.60}"
     except (RecursionError, ValueError):  # an integer of thousands of digits
-        return f"a {type(value).__name__}"
+        return f"a value of type {type(value).__name__}"

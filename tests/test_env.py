@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import retool_env
-from retool_env import ReToolEnv, Rules, SandboxUnavailable, StopReason, check_transcript
+from retool_env import ReToolEnv, SandboxUnavailable, StopReason, check_transcript
 from retool_env.interpreter import SharedSandboxes
 from retool_env.problems import Problem, ProblemList, ProblemsUnavailable
 from retool_env.sandbox import Execution, Limits, Outcome, nsjail
@@ -302,7 +302,7 @@ def test_reset_options():
     assert info["problem_id"] == "p9" and "9 + 1?" in observation
     with pytest.raises(KeyError, match="nearest is 'p9'"):
         env.reset(options={"problem_id": "p9x"})
-    with pytest.raises(ValueError, match=r"'problem'.*there is 'problem_id'"):
+    with pytest.raises(ValueError, match=r"'problem'.*the only option is 'problem_id'"):
         env.reset(options={"problem": "p9"})
 
 
@@ -378,7 +378,7 @@ def test_unknown_settings_are_answered_with_the_known_ones(files):
         gym.make(ARITHMETIC, dificulty=3)
     with pytest.raises(TypeError, match=r"'difficulty'.*max_calls"):
         ReToolEnv(PROBLEMS, sandbox=FakeSandbox(), difficulty=3)
-    with pytest.raises(ValueError, match="max_characters rather than max_tokens"):
+    with pytest.raises(ValueError, match=r"max_tokens .*set max_characters instead"):
         gym.make(ARITHMETIC, max_tokens=100)
     with pytest.raises(ValueError, match="no source of problems 'aimee'"):
         ReToolEnv("aimee", sandbox=FakeSandbox())
@@ -489,16 +489,6 @@ def test_a_sleeping_program_meets_its_limit_and_is_told(sandbox):
     observation, _, terminated, truncated, info = env.step(program)
     assert info["outcome"] is Outcome.TIMEOUT and not terminated and not truncated
     assert "before\ntime limit: the program ran for more than 1 s\n" in observation
-
-
-def test_make_task_gives_what_the_environment_has():
-    rules, source = make_task(ARITHMETIC, max_tokens=64, difficulty=3, max_calls=2)
-    assert rules == Rules(max_tokens=64, max_calls=2) and source[0].metadata["difficulty"] == 3
-    assert source[0] == gym.make(ARITHMETIC, difficulty=3, interpreter=False).unwrapped.problems[0]
-    with pytest.raises(ValueError, match=ARITHMETIC):
-        make_task("ReTool-Arithmetic-v9")
-    with pytest.raises(ValueError, match="no environment 'CartPole-v1'"):
-        make_task("CartPole-v1")
 
 
 # --- programs and answers -----------------------------------------------------------------------

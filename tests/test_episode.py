@@ -262,7 +262,7 @@ def test_what_was_cancelled_before_the_model_wrote_is_not_scored():
     episode.cut(StopReason.CANCELLED)
     assert episode.transcript.reward is None and not episode.transcript.scored
     assert episode.transcript.correct is None
-    with pytest.raises(ValueError, match="unscored episode .* has no reward"):
+    with pytest.raises(ValueError, match=r"unscored episode .* has no reward"):
         check_transcript(dataclasses.replace(episode.transcript, reward=-1.0))
 
 
