@@ -38,6 +38,7 @@ from retool_env import checkpoint_checks as checks
 from retool_env.checkpoint_checks import MOST_TEMPLATE as MOST_TEMPLATE
 from retool_env.errors import SettingsError
 from retool_env.files import file_fault, read_text
+from retool_env.key_values import unique_keys
 from retool_env.provenance import REVISION
 from retool_env.rules import Rules
 from retool_env.task import registered_settings
@@ -424,17 +425,11 @@ def _parsed(text: str) -> object:
         ValueError: If the text is not JSON, a key occurs twice, or a number is not finite.
     """
 
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(items)
-        if len(value) < len(items):
-            raise SettingsError("a key occurs twice in one object")
-        return value
-
     def constant(name: str) -> None:
         raise SettingsError(f"{name} is not a number")
 
     try:
-        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+        return json.loads(text, object_pairs_hook=unique_keys, parse_constant=constant)
     except json.JSONDecodeError as error:
         raise SettingsError(
             f"not JSON ({error.msg}, line {error.lineno}, column {error.colno})"

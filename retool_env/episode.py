@@ -168,9 +168,8 @@ class Episode:
     @property
     def token_budget(self) -> int | None:
         """Number of tokens left in the budget of the response; `None` without a limit."""
-        if self.rules.max_tokens is None:
-            return None
-        return self.rules.max_tokens - self._tokens
+        limit = self.rules.max_tokens
+        return None if limit is None else limit - self._tokens
 
     def act(
         self,
@@ -228,8 +227,7 @@ class Episode:
             ids, exhausted = ids[:budget], True
         kept, text = cut_turn(self._tokenizer, ids, self.stop)
         ids = ids[:kept]
-        at_end = generation.stop_reason == "eos" and kept == len(generation.token_ids)
-        if at_end:
+        if generation.stop_reason == "eos" and kept == len(generation.token_ids):
             text = decode(self._tokenizer, ids[:-1])
         span = Span(
             "model",
@@ -272,18 +270,16 @@ class Episode:
             self._finish(StopReason.VOID_TURN)
         elif rules.max_calls is not None and self._spent >= rules.max_calls:
             self._finish(StopReason.CALL_LIMIT)
-        elif turn.kind is TurnKind.VOID:
-            self._spent += 1
-            self._observe(self._protocol.void(self._tokenizer, span.token_ids or ()))
-        elif turn.error:
-            self._spent += 1
-            self._observe_execution(Execution(Outcome.SYNTAX_ERROR, "", turn.error), 0.0)
-        elif is_empty_program(turn.content):
-            self._spent += 1
-            self._observe_execution(EMPTY_PROGRAM, 0.0)
         else:
             self._spent += 1
-            self.need = RunProgram(turn.content, rules.limits, rules.session, rules.display)
+            if turn.kind is TurnKind.VOID:
+                self._observe(self._protocol.void(self._tokenizer, span.token_ids or ()))
+            elif turn.error:
+                self._observe_execution(Execution(Outcome.SYNTAX_ERROR, "", turn.error), 0.0)
+            elif is_empty_program(turn.content):
+                self._observe_execution(EMPTY_PROGRAM, 0.0)
+            else:
+                self.need = RunProgram(turn.content, rules.limits, rules.session, rules.display)
         return self.need
 
     def executed(self, execution: Execution, seconds: float | None = None) -> None:

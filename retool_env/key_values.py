@@ -49,7 +49,7 @@ def parse_value(text: str) -> Any:
             The message does not show the value, which may be a secret.
     """
     try:
-        return json.loads(text, object_pairs_hook=_without_repetition)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError):
         pass
     if not text.lstrip().startswith(("[", "{", '"', "'")):
@@ -127,10 +127,6 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
-def _whole_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    return int(loader.construct_scalar(node))
-
-
 _MERGE = "tag:yaml.org,2002:merge"
 _SCALARS = {
     "null": r"~|null|Null|NULL|",
@@ -144,7 +140,9 @@ for _kind, _pattern in _SCALARS.items():
     _Loader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), None
     )
-_Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
+_Loader.add_constructor(
+    "tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node))
+)
 _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_yaml_map)
 
 
@@ -158,7 +156,12 @@ def _scalar(text: str) -> Any:
     return loader.construct_object(yaml.ScalarNode(tag, text))
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON text, for `object_pairs_hook`.
+
+    Raises:
+        ValueError: If a key occurs twice.
+    """
     value = dict(pairs)
     if len(value) < len(pairs):
         raise SettingsError("a key occurs twice: write it once")

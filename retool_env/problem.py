@@ -85,7 +85,6 @@ class ProblemSource(Protocol):
         Raises:
             IndexError: If the index is out of range, which also ends an iteration.
         """
-        ...
 
     def get(self, problem_id: str) -> Problem:
         """The problem with an id.
@@ -93,7 +92,6 @@ class ProblemSource(Protocol):
         Raises:
             KeyError: If no problem has this id; the message names the nearest id.
         """
-        ...
 
 
 class ProblemList:

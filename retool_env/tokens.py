@@ -23,15 +23,12 @@ class Tokenizer(Hashable, Protocol):
 
     def encode(self, text: str, **kwargs: Any) -> list[int]:
         """The token ids of a text, shape `(T,)`."""
-        ...
 
     def decode(self, token_ids: Sequence[int], **kwargs: Any) -> str:
         """The text of token ids, shape `(T,)`."""
-        ...
 
     def apply_chat_template(self, conversation: list[dict[str, str]], **kwargs: Any) -> Any:
         """A conversation as token ids or, with `tokenize=False`, as text."""
-        ...
 
 
 def _backend(tokenizer: Tokenizer) -> Any:

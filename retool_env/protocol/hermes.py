@@ -304,8 +304,7 @@ def _find_seam(tokenizer: Any, template: str, eos: int | None, role: Role) -> Se
     names = [re.escape(t.content) for t in tokenizer.added_tokens_decoder.values() if t.special]
     special = re.compile("|".join(names) or r"(?!)")
     cut = max((token.end() for token in special.finditer(before)), default=0)
-    first = special.search(after)
-    rest = len(after) if first is None else first.start()
+    rest = next((token.start() for token in special.finditer(after)), len(after))
     ids = _template_ids(tokenizer, before[:cut])
     if eos not in ids:
         raise SettingsError(

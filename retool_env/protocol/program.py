@@ -94,7 +94,7 @@ def _read(written: str) -> Program:
     if fenced:
         best = fenced[0] if len(fenced) == 1 or compiles(fenced[0]) else fenced[-1]
         return Program(best, "fenced")
-    mended = (program for source in sources if (program := _mended(source)) is not None)
+    mended = (better for source in sources if (better := _mended(source)) is not None)
     return next(mended, Program(text, "plain"))
 
 

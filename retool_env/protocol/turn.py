@@ -57,11 +57,9 @@ class TurnProtocol(Protocol):
     @property
     def stop(self) -> tuple[str, ...]:
         """The strings that end a turn. If empty, only the end of the sequence ends a turn."""
-        ...
 
     def default_prompt(self) -> str:
         """The default prompt, as a template for `PromptTemplate`."""
-        ...
 
     def prompt(self, message: str, tokenizer: Tokenizer | None) -> EncodedText:
         """Render the first span of an episode.
@@ -73,7 +71,6 @@ class TurnProtocol(Protocol):
         Raises:
             ValueError: If the tokenizer's chat template can't carry the protocol.
         """
-        ...
 
     def parse(self, text: str, ended: bool = True, read: Reader = read_program) -> Turn:
         """Parse one model turn. Never raises.
@@ -83,7 +80,6 @@ class TurnProtocol(Protocol):
             ended: Whether the model ended the turn; `False` if a budget cut it.
             read: The reader of a call's program. Transcripts of older formats use an older reader.
         """
-        ...
 
     def result(
         self, output: str, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()
@@ -95,11 +91,9 @@ class TurnProtocol(Protocol):
             tokenizer: The tokenizer of an episode with token ids; `None` for text episodes.
             turn_ids: The token ids of the turn that called the interpreter, shape `(T,)`.
         """
-        ...
 
     def void(self, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()) -> EncodedText:
         """Render the notice after a void turn, where the rules let the episode go on.
 
         The arguments are the same as in `result`.
         """
-        ...

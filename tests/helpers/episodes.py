@@ -1,4 +1,4 @@
-"""Finished episodes whose figures are worked out by hand in the tests of metrics."""
+"""Finished episodes, for tests of metrics with figures computed by hand."""
 
 from __future__ import annotations
 
@@ -13,11 +13,19 @@ OK = Execution(Outcome.OK, "42\n")
 NAME = Execution(Outcome.RUNTIME_ERROR, "", "NameError: name 'a' is not defined")
 TYPE = Execution(Outcome.RUNTIME_ERROR, "", "TypeError: 'int' object is not callable")
 LATE = Execution(Outcome.TIMEOUT, "", "time limit: the program ran for more than 5 s")
-NOTICE = "..."  # what a void turn is told
+NOTICE = "..."  # the notice after a void turn
 
 
 def episode(problem, reason, *turns, correct=False, interpreter=True) -> Transcript:
-    """A finished episode of the prompt "?", of `turns`: a text, or a text and its program's result or a notice."""
+    """A finished episode of the prompt "?".
+
+    Args:
+        problem: The problem's id.
+        reason: The stop reason.
+        *turns: A model text; or a pair of a model text and its program's result or a notice.
+        correct: Whether the answer is correct.
+        interpreter: Whether the model can run code.
+    """
     spans = [Span("prompt", "?")]
     for turn in turns:
         if isinstance(turn, str):
@@ -38,7 +46,7 @@ def episode(problem, reason, *turns, correct=False, interpreter=True) -> Transcr
 
 
 def with_ids(transcript: Transcript) -> Transcript:
-    """The same with token ids: one a character of the prompt and what the environment wrote, two of what the model did."""
+    """The transcript with token ids: two for a character of the model, one for any other."""
     spans = []
     for span in transcript.spans:
         count = len(span.text) * (2 if span.author == "model" else 1)
