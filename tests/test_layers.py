@@ -61,7 +61,9 @@ MOVED = {
 """Former names of modules, each with a name that the module still exports."""
 
 KEPT = {
-    "retool_env.env": ["ReToolEnv", "make_task", "registered_settings", "split_settings"],
+    "retool_env.env": [
+        *("ReToolEnv", "STOPPED", "make_task", "registered_settings", "split_settings"),
+    ],
     "retool_env.episode": ["Episode", "Generation", "Rules", "Tokenizer"],
     "retool_env.evaluation": ["TEMPERATURE", "TOP_P", "evaluate", "table", "tool_table"],
     "retool_env.grading": ["extract_boxed", "is_equivalent"],
@@ -72,7 +74,8 @@ KEPT = {
     ],
     "retool_env.metrics": ["Summary", "code_purposes", "summarise", "summarise_along"],
     "retool_env.problems": ["Problem", "ProblemList", "ProblemSource", "ProblemsUnavailable"],
-    "retool_env.protocol": ["Tags", "Turn", "TurnKind", "parse_turn", "render_output"],
+    "retool_env.protocol": ["Said", "Tags", "Turn", "TurnKind", "parse_turn", "render_output"],
+    "retool_env.protocol.calls": ["Call", "first_call"],
     "retool_env.rollout.openai": ["OpenAIPolicy"],
     "retool_env.rollout.transformers": ["TransformersPolicy", "load_policy"],
     "retool_env.rollout.vllm": ["VLLMPolicy"],

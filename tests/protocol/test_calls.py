@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retool_env.protocol import calls
 from retool_env.protocol.calls import code_of, first_call
 
 CODE = 'print("<a>")\nprint(1)'
@@ -73,7 +72,3 @@ def test_arguments_may_be_encoded_several_times(code):
     assert code_of(arguments) == code_of(json.dumps(arguments)) == code
     assert code_of(json.dumps(json.dumps(arguments))) == code
     assert code_of({"code": 1}) is code_of([code]) is code_of(None) is None
-
-
-def test_the_former_name_of_a_class_still_works():
-    assert calls.Call is calls.ToolCall

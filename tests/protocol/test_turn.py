@@ -4,8 +4,7 @@ import inspect
 
 import pytest
 
-from retool_env import protocol
-from retool_env.protocol import PROTOCOLS, Said, TurnKind, TurnProtocol
+from retool_env.protocol import PROTOCOLS, TurnKind, TurnProtocol
 from retool_env.protocol.program import read_program
 
 
@@ -30,7 +29,3 @@ def test_a_turn_without_a_tag_is_void_and_all_of_its_text(name, interpreter):
     assert turn.content == turn.error == "" and turn.form is None
     text, ids = made.void()
     assert "Go on." in text and ids is None
-
-
-def test_the_former_name_of_a_type_still_works():
-    assert Said is protocol.EncodedText
