@@ -360,17 +360,17 @@ def merged(before: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
     return settings
 
 
-def differences(before: Mapping[str, Any], given: Mapping[str, Any], what: str) -> str:
+def differences(before: Mapping[str, Any], given: Mapping[str, Any], source: str) -> str:
     """The changed settings, each as `max_calls=5 (retool.json: 3)`; empty without a change.
 
     Args:
         before: The old settings.
         given: The new settings, which replace the old settings.
-        what: The source of the old settings, such as `retool.json`.
+        source: The source of the old settings, such as `retool.json`.
     """
     now = merged(before, given)
     changed = {k: v for k, v in given.items() if k in before and before[k] != now[k]}
-    return ", ".join(f"{k}={shown(v)} ({what}: {shown(before[k])})" for k, v in changed.items())
+    return ", ".join(f"{k}={shown(v)} ({source}: {shown(before[k])})" for k, v in changed.items())
 
 
 def shown(value: object) -> str:

@@ -60,7 +60,7 @@ class StopReason(enum.StrEnum):
     CALL_LIMIT = "call_limit"
     """The model used its last allowed call, saw the result, and did not answer in the next turn."""
     TOKEN_BUDGET = "token_budget"
-    """The response reached `Rules.max_tokens`."""
+    """The response reached `Rules.max_tokens`, or the policy's context is full."""
     CHARACTER_BUDGET = "character_budget"
     """The response reached `Rules.max_characters`."""
     TIME_BUDGET = "time_budget"

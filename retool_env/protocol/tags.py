@@ -61,10 +61,10 @@ def parse_turn(text: str, interpreter: bool = True, read: Reader = read_program)
         >>> parse_turn("So: <code>print(1)</code> and more").content
         'print(1)'
     """
-    found = [(text.find(tag), tag) for tag in closing_tags(interpreter) if tag in text]
-    if not found:
+    closings = [(text.find(tag), tag) for tag in closing_tags(interpreter) if tag in text]
+    if not closings:
         return Turn(TurnKind.VOID, "", len(text), len(text))
-    position, tag = min(found)
+    position, tag = min(closings)
     end = position + len(tag)
     opening, kind = (
         (CODE_OPEN, TurnKind.CODE) if tag == CODE_CLOSE else (ANSWER_OPEN, TurnKind.ANSWER)
