@@ -709,9 +709,7 @@ def test_a_template_that_takes_no_calls_is_refused():
 
 def test_a_result_that_a_template_shows_as_json_is_escaped():
     """The tool messages of Llama's template are JSON strings."""
-    template = TEMPLATE.replace(
-        "+ message.content + '\\n</tool", "+ (message.content | tojson) + '\\n</tool"
-    )
+    template = TEMPLATE.replace("+ message.content }}", "+ (message.content | tojson) }}")
     tokenizer = byte_level_tokenizer(template)
     episode = begin(Rules(protocol="hermes"), tokenizer)
     act(episode, call("a"), tokenizer)
