@@ -50,7 +50,7 @@ def test_the_section_then_the_command_line_override_the_preset(preset):
     [
         ("step=3", "did you mean 'steps'"),
         ("stepz=3", "did you mean 'steps'"),
-        ("steps", "no key=value"),
+        ("steps", "write it as key=value"),
         ("steps=many", "steps must be int"),
         ("steps=1.5", "steps must be int"),
         ("steps=true", "steps must be int"),
