@@ -1,16 +1,17 @@
-"""retool_env: a Gymnasium environment in which a language model reasons with a code interpreter (ReTool).
+"""retool_env: a Gymnasium environment for language models with a code interpreter (ReTool).
 
-Importing it registers the environments:
+The import registers these environments:
 
 | id | problems |
 |---|---|
 | `ReTool-AIME-v0` | AIME 2024 and 2025 |
-| `ReTool-AIME24-v0`, `ReTool-AIME25-v0` | one of them |
+| `ReTool-AIME24-v0` | AIME 2024 |
+| `ReTool-AIME25-v0` | AIME 2025 |
 | `ReTool-DAPO-v0` | DAPO-Math-17k |
 | `ReTool-GSM8K-v0` | GSM8K |
 | `ReTool-MATH-v0` | MATH |
-| `ReTool-Arithmetic-v0` | procedural, seeded, with `difficulty` |
-| `ReTool-JSONL-v0` | one's own file, `path=` |
+| `ReTool-Arithmetic-v0` | generated from a seed, with `difficulty` |
+| `ReTool-JSONL-v0` | the user's own file, `path=` |
 """
 
 from typing import Any
@@ -40,7 +41,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "ReTool-Arithmetic-v0": {"problems": "arithmetic"},
     "ReTool-JSONL-v0": {"problems": "jsonl"},
 }
-"""The registered ids, each with the settings that it stands for."""
+"""The registered ids, each with its settings."""
 
 for _id, _settings in ENVIRONMENTS.items():
     if _id not in gym.registry:

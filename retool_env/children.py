@@ -1,4 +1,4 @@
-"""What child processes inherit of this process's environment, where they need none of its keys and tokens."""
+"""The environment variables of child processes, without the keys and tokens of this process."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ _NAMES = (
 
 
 def child_environment(*, python: bool = False, **more: str) -> dict[str, str]:
-    """The environment of a child process: where programs, libraries and temporary files are, and the language.
+    """The environment of a child process: paths of programs and libraries, and the language.
 
     Args:
-        python: Whether the child is a Python that finds its modules as this one does (`PYTHONPATH` and the like).
+        python: Whether the child is a Python process, which also inherits `PYTHONPATH` and the
+            other variables that begin with `PYTHON`.
         **more: Further variables.
     """
     inherited = {

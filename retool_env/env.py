@@ -1,8 +1,8 @@
 """ReToolEnv: mathematics with a code interpreter, as a strict `gymnasium.Env`.
 
-The observation is the transcript so far, as text. An action is what the model writes until it stops: a chunk of text
-that ends in a code or an answer tag (`retool_env.protocol` says how it is read). A step runs the program in the
-sandbox or grades the answer. The reward comes once, at the end.
+The observation is the text of the transcript so far. An action is one model turn: a text that ends
+with a code or an answer tag (`retool_env.protocol` defines the parser). A step runs the program in
+the sandbox or grades the answer. The episode's only reward comes at its end.
 """
 
 from __future__ import annotations
@@ -26,8 +26,13 @@ from retool_env.task import registered_settings as registered_settings
 from retool_env.task import split_settings as split_settings
 
 _log = logging.getLogger(__name__)
-STOPPED = "the last step was stopped before its end, by Ctrl-C or an error, so that its episode can't go on: call reset()"
-"""What is said at the next step."""
+INTERRUPTED_STEP_ERROR = (
+    "the last step was stopped before its end, by Ctrl-C or an error, so the episode can't go on: "
+    "call reset()"
+)
+"""The error text of a step after an interrupted step."""
+STOPPED = INTERRUPTED_STEP_ERROR
+"""The former name of `INTERRUPTED_STEP_ERROR`."""
 
 _COLOURS = {"prompt": "\033[2m", "model": "", "env": "\033[36m"}
 
@@ -35,32 +40,36 @@ _COLOURS = {"prompt": "\033[2m", "model": "", "env": "\033[36m"}
 class ReToolEnv(gym.Env[str, str]):
     r"""One episode at a time.
 
-    Spaces: observation and action are `AnyText` (any Unicode string); samples of the action space are real turns.
+    Spaces: observations and actions are any Unicode string (`AnyText`); samples of the action space
+    are real turns (`TurnText`).
 
-    `info`, new at each call and comparable by value:
+    `info` is a new dictionary after each call, and comparable by value:
         - `problem_id`: str.
-        - `calls`: int, programs asked for so far.
-        - `outcome`: how the last program ended (`Outcome`), or `None` before the first.
-        - `stop_reason`: a `StopReason`, or `None` while the episode goes on.
-        - `correct`: bool at the end, `None` before.
-        - `transcript`: the `Transcript` so far; wall-clock times are in its spans.
+        - `calls`: int, the number of programs that the model called so far.
+        - `outcome`: the `Outcome` of the last program; `None` before the first program.
+        - `stop_reason`: a `StopReason`; `None` while the episode goes on.
+        - `correct`: bool at the end; `None` before the end.
+        - `transcript`: the `Transcript` so far; its spans hold the wall-clock times.
 
-    `reset(options={"problem_id": ...})` chooses the problem; otherwise it is drawn with the environment's generator.
+    `reset(options={"problem_id": ...})` chooses the problem; otherwise the environment's random
+    generator draws it.
 
     Args:
-        problems: A source, or the name of one (see `retool_env.problems.load_problems`).
-        sandbox: A `Sandbox`, the name of one, the URLs of sandbox servers (`"http://node1:8080,http://node2:8080"`), or a
-            mapping of `make_sandbox`'s arguments (`{"packages": ["numpy", "scipy"]}`). The environments of a process share one
-            a name or equal mapping, which the last of them closes; a `Sandbox` is its maker's to close. Not made where the
-            interpreter is off.
-        render_mode: `"human"` prints what is new after each call; `"ansi"` gives the transcript as text.
-        **settings: Settings of the episode (see `Rules`); all others go to the source of that name
-            (`path=`, `split=`, `difficulty=`, ...).
+        problems: A problem source, or a source's name (see `retool_env.problems.load_problems`).
+        sandbox: A `Sandbox`, a sandbox's name, the URLs of sandbox servers
+            (`"http://node1:8080,http://node2:8080"`), or a mapping of the arguments of
+            `make_sandbox` (`{"packages": ["numpy", "scipy"]}`). The environments of a process with
+            equal settings share a sandbox, and the last environment closes it; the caller closes a
+            `Sandbox` object. No sandbox is made if the interpreter is off.
+        render_mode: `"human"` prints the new text after each call; with `"ansi"`, `render` returns
+            the transcript as text. `None`: no rendering.
+        **settings: Settings of the episode (see `Rules`). All other settings go to the problem
+            source (`path=`, `split=`, `difficulty=`, ...).
 
     Raises:
-        SandboxUnavailable: If the sandbox can't work here, or has no sessions and `session` is set. It says what is missing;
-            there is no fallback.
-        ProblemsUnavailable: If the problems can be found neither on disk nor on the Hub.
+        SandboxUnavailable: If the sandbox can't work here, or `session` is set and the sandbox has
+            no sessions. The message names the missing part; there is no fallback.
+        ProblemsUnavailable: If the problems are neither on disk nor on the Hub.
 
     Example:
         >>> import gymnasium as gym, retool_env
@@ -91,13 +100,14 @@ class ReToolEnv(gym.Env[str, str]):
         self.rules, self.problems = split_settings(problems, settings)
         if self.rules.max_tokens is not None:
             raise SettingsError(
-                "observations here are text: set max_characters rather than max_tokens"
+                "max_tokens needs token ids, but this environment's observations are text: set "
+                "max_characters instead"
             )
         self.render_mode = render_mode
         self.observation_space = AnyText()
         self.action_space = TurnText()
         self.sandbox = shared_sandboxes.borrow(sandbox, self.rules, user=self)
-        """Where programs run; `None` where the interpreter is off."""
+        """The sandbox of the programs; `None` if the interpreter is off."""
         self._borrows_sandbox = self.sandbox is not sandbox
         self._closed = self._in_step = False
         self._episode: Episode | None = None
@@ -110,12 +120,16 @@ class ReToolEnv(gym.Env[str, str]):
         """Begin an episode.
 
         Args:
-            seed: Of the draw among problems.
-            options: `{"problem_id": ...}` takes that problem instead.
+            seed: The seed of the random generator that draws the problem. `None`: the generator
+                continues.
+            options: `{"problem_id": ...}` chooses the problem. `None`: the problem is drawn.
+
+        Returns:
+            The observation and `info`.
 
         Raises:
-            KeyError: If there is no such problem.
-            ValueError: If there is another option.
+            KeyError: If no problem has this id.
+            ValueError: If an option is unknown.
             gymnasium.error.ClosedEnvironmentError: If the environment is closed.
         """
         self._check_open()
@@ -123,12 +137,14 @@ class ReToolEnv(gym.Env[str, str]):
         options = dict(options or {})
         problem_id = options.pop("problem_id", None)
         if options:
-            raise ValueError(f"unknown reset option {sorted(options)}; there is 'problem_id'")
+            raise ValueError(
+                f"unknown reset option {sorted(options)}; the only option is 'problem_id'"
+            )
         if problem_id is None:
             problem = self.problems[int(self.np_random.integers(len(self.problems)))]
         else:
             problem = self.problems.get(problem_id)
-        self._episode = None  # so that what stops this leaves none that its interpreter has left
+        self._episode = None  # an interrupted reset must leave no episode without its interpreter
         self._interpreter.close()
         self._interpreter = Interpreter(self.sandbox)
         self._in_step = False
@@ -138,42 +154,51 @@ class ReToolEnv(gym.Env[str, str]):
         return self._episode.transcript.text, self._info()
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Run the program or grade the answer that `action` ends in.
+        """Run the program, or grade the answer, of a model turn.
+
+        Args:
+            action: The text of the turn.
+
+        Returns:
+            Observation, reward, `terminated`, `truncated` and `info`.
 
         Raises:
             TypeError: If the action is not a string.
-            gymnasium.error.ResetNeeded: If no episode is going on, or the last step did not come to its end.
+            gymnasium.error.ResetNeeded: If the episode has ended or not begun, or the last step was
+                interrupted.
             gymnasium.error.ClosedEnvironmentError: If the environment is closed.
-            SandboxUnavailable: If the sandbox cannot go on, since a server refuses the token, say. The episode can't either.
+            SandboxUnavailable: If the sandbox fails for good, for example because a server refuses
+                the token. The episode can't go on.
         """
         need = self.begin_step(action)
         return self.end_step(None if need is None else self.resolve(need))
 
     def begin_step(self, action: str) -> Need | None:
-        """The first half of `step`: take the action, and say what must be done."""
+        """The first half of `step`: take the action, and return the need of the episode."""
         self.check_action(action)
         assert self._episode is not None
         self._in_step = True
         return self._episode.act(action)
 
     def check_action(self, action: object) -> None:
-        """Check that `step` could take `action` now; it changes nothing.
+        """Check that `step` can take an action now, without a change of state.
 
         Raises:
             TypeError: If the action is not a string.
-            gymnasium.error.ResetNeeded: If no episode is going on, or the last step did not come to its end.
+            gymnasium.error.ResetNeeded: If the episode has ended or not begun, or the last step was
+                interrupted.
             gymnasium.error.ClosedEnvironmentError: If the environment is closed.
         """
         self._check_open()
         if not isinstance(action, str):
-            raise TypeError(f"an action is a string, not {type(action).__name__}")
+            raise TypeError(f"an action must be a string, not {type(action).__name__}")
         if self._episode is None or self._episode.done:
             raise gym.error.ResetNeeded("no episode is going on: call reset() first")
         if self._in_step:
-            raise gym.error.ResetNeeded(STOPPED)
+            raise gym.error.ResetNeeded(INTERRUPTED_STEP_ERROR)
 
     def resolve(self, need: Need) -> Execution | bool:
-        """Between the halves of `step`: do what the episode needs, and wait for it."""
+        """Between the halves of `step`: serve the need, and return its result."""
         if isinstance(need, GradeAnswer):
             return is_equivalent(need.answer, need.gold)
         execution = self._interpreter.run(need)
@@ -186,7 +211,11 @@ class ReToolEnv(gym.Env[str, str]):
     def end_step(
         self, result: Execution | bool | None
     ) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """The second half of `step`: take what came of the need."""
+        """The second half of `step`: take the result of the need.
+
+        Args:
+            result: An `Execution` or a verdict; `None` if the episode had no need.
+        """
         episode = self._episode
         assert episode is not None
         if isinstance(result, Execution):
@@ -204,13 +233,19 @@ class ReToolEnv(gym.Env[str, str]):
         return transcript.text, transcript.reward or 0.0, terminated, truncated, self._info()
 
     def render(self) -> str | None:
-        """The transcript as text, in mode `"ansi"`; in mode `"human"` each call has printed it already."""
+        """The text of the transcript in mode `"ansi"`, otherwise `None`.
+
+        In mode `"human"`, `reset` and `step` print the text themselves.
+        """
         if self.render_mode == "ansi":
             return "" if self._episode is None else self._episode.transcript.text
         return None
 
     def close(self) -> None:
-        """End the episode's session, and close the sandbox, unless it is the caller's or other environments use it."""
+        """End the episode's session, and close the sandbox.
+
+        The sandbox stays open if the caller made it, or if other environments use it.
+        """
         self._closed = True
         self._interpreter.close()
         if self._borrows_sandbox and self.sandbox is not None:

@@ -1,9 +1,9 @@
-"""Rules and Episode: one problem, from prompt to reward.
+"""Episode: one problem, from prompt to reward.
 
-An `Episode` does no input or output itself. It takes an action and says what it needs next: a program run
-(`RunProgram`), an answer graded (`GradeAnswer`), or nothing. Whoever drives it, blocking or not, does that and hands the
-result back. The Gymnasium environments give it text, the rollout engine token ids; both go through `_turn`, so both
-give the same episode.
+An `Episode` does no input or output. It takes an action and returns its next need: a program to run
+(`RunProgram`), an answer to grade (`GradeAnswer`), or `None`. The caller, blocking or asynchronous,
+serves this need and hands the result back. The Gymnasium environments pass text actions and the
+rollout engine passes token ids; both run through `_turn`, so both give the same episode.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from retool_env.execution import Execution, Limits, Outcome
 from retool_env.problem import Problem
 from retool_env.protocol.program import Form
 from retool_env.protocol.result import EMPTY_PROGRAM, cut_text, is_empty_program, render_output
-from retool_env.protocol.turn import Said, TurnKind
+from retool_env.protocol.turn import EncodedText, TurnKind
 from retool_env.rewards import earned
 from retool_env.rules import Rules
 from retool_env.tokens import Runs, cut_turn, first_runs
@@ -30,43 +30,51 @@ from retool_env.tokens import encode_result as encode_result
 from retool_env.tokens import tokens_of_turn as tokens_of_turn
 from retool_env.transcript import Span, StopReason, Transcript
 
+TurnEnd = Literal["tag", "eos", "length"]
+"""Why sampling of a turn stopped: a closing tag, the end of the sequence, or the budget."""
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One turn as a policy sampled it: the id action."""
+    """One turn that a policy sampled: the id action."""
 
     token_ids: tuple[int, ...]
-    """The sampled tokens, the end-of-sequence token included where it was sampled."""
+    """The sampled tokens, shape `(T,)`, including the end-of-sequence token if it was sampled."""
     logprobs: tuple[float, ...]
-    """The log-prob of each under the distribution it was sampled from, same length."""
-    stop_reason: Literal["tag", "eos", "length"]
-    """Why sampling stopped: a closing tag, the end of the sequence, or the budget."""
+    """The log-prob of each token under the sampling distribution, shape `(T,)`."""
+    stop_reason: TurnEnd
+    """Why sampling stopped."""
     seconds: float = field(default=0.0, compare=False)
-    """Wall-clock seconds it took."""
+    """Wall-clock seconds that the generation took."""
     weight_version: int | None = None
-    """The version of the weights that sampled its first token, where the policy has weights."""
+    """The version of the weights that sampled the first token. `None`: a policy without weights."""
     weight_runs: Runs = ()
-    """The versions of all its tokens, where the weights changed while it was sampled; see `Span.weight_runs`."""
+    """The weight version of each token, run-length encoded. Empty if the weights did not change
+    during the turn; see `Span.weight_runs`."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunProgram:
-    """A need: this program's result."""
+    """A need of the episode: the result of this program."""
 
     program: str
+    """The program text."""
     limits: Limits
+    """The limits of the program."""
     session: bool = False
-    """Whether it runs in the episode's session, among the earlier ones' names."""
+    """Whether the program runs in the episode's session, which keeps earlier programs' names."""
     display: bool = False
-    """Whether the value of its last expression is shown."""
+    """Whether the interpreter shows the value of the program's last expression."""
 
 
 @dataclass(frozen=True, slots=True)
 class GradeAnswer:
-    """A need: whether this answer is mathematically equal to the problem's."""
+    """A need of the episode: the verdict whether an answer equals the reference mathematically."""
 
     answer: str
+    """The model's answer."""
     gold: str
+    """The reference answer of the problem."""
 
 
 Need = RunProgram | GradeAnswer
@@ -76,14 +84,17 @@ class Episode:
     """One problem under given rules.
 
     Args:
-        problem: What is to be solved.
-        rules: The settings.
-        tokenizer: Where actions are token ids. The prompt then goes through its chat template, if it has one.
-        clock: Seconds, monotonic; for the wall-clock budget.
-        weight_version: The policy's, for the record (see `Transcript.weight_version`).
+        problem: The problem to solve.
+        rules: The settings of the episode.
+        tokenizer: The tokenizer, for actions of token ids. The prompt then uses its chat template,
+            if it has one. `None`: actions are text.
+        clock: A function that returns monotonic seconds, for the wall-clock budget.
+        weight_version: The version of the policy's weights, for `Transcript.weight_version`. `None`
+            for policies without weights.
 
     Raises:
-        ValueError: If there is a token budget but no tokenizer, or the tokenizer's chat template can't carry the protocol.
+        ValueError: If the rules have a token budget but no tokenizer is given, or if the
+            tokenizer's chat template can't carry the protocol.
 
     Example:
         >>> from retool_env.problems import Problem
@@ -104,7 +115,7 @@ class Episode:
     ) -> None:
         if tokenizer is None and rules.max_tokens is not None:
             raise SettingsError(
-                "max_tokens counts tokens, so it needs a tokenizer; here, set max_characters"
+                "max_tokens needs a tokenizer: pass tokenizer=..., or set max_characters instead"
             )
         self.rules = rules
         self.need: Need | None = None
@@ -122,9 +133,9 @@ class Episode:
             weight_version=weight_version,
             protocol=rules.protocol,
         )
-        self._form: Form | None = None  # how the program under way was read
+        self._form: Form | None = None  # of the program that runs now
         self._last = span
-        self._new: list[Span] = []  # not in it yet: a turn costs less where nobody looks
+        self._new: list[Span] = []  # added to the transcript when it is read: turns cost less
         self._ids = list(span.token_ids or ())
 
     @property
@@ -138,9 +149,9 @@ class Episode:
 
     @property
     def token_ids(self) -> Sequence[int]:
-        """All tokens so far, the prompt's included, shape `(P + T,)`: what the model's next turn goes on from.
+        """The context of the model's next turn: prompt and all later tokens, shape `(P + T,)`.
 
-        It grows with the episode: whoever keeps it copies it.
+        The list grows with the episode: copy it to keep its present state.
         """
         return self._ids
 
@@ -151,15 +162,14 @@ class Episode:
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """The strings that end a turn of the model; where there is none, the end of the sequence does."""
+        """The strings that end a model turn. If empty, only the end of the sequence ends a turn."""
         return self._protocol.stop
 
     @property
     def token_budget(self) -> int | None:
-        """Tokens that the response may still grow by; `None` without a limit."""
-        if self.rules.max_tokens is None:
-            return None
-        return self.rules.max_tokens - self._tokens
+        """Number of tokens left in the budget of the response; `None` without a limit."""
+        limit = self.rules.max_tokens
+        return None if limit is None else limit - self._tokens
 
     def act(
         self,
@@ -168,47 +178,56 @@ class Episode:
         seconds: float = 0.0,
         form: Form | None = None,
     ) -> Need | None:
-        """Take a text action: what the model wrote since it last had the word.
+        """Take a text action: one model turn.
 
         Args:
-            action: It.
-            exhausted: Whether it was cut by a limit on its length.
-            seconds: Wall-clock seconds that it took to write it.
-            form: How its program was read, where the action was made of a native call, which does not
-                show it.
+            action: Everything that the model generated since the last environment message.
+            exhausted: Whether a limit on the length cut the turn.
+            seconds: Wall-clock seconds that the generation took.
+            form: The rule by which the program was read, if a native call was translated to this
+                text; `None`: the text itself shows the form.
 
         Returns:
-            What must be done before the next action, or `None`.
+            The need that must be served before the next action, or `None`.
 
         Raises:
             RuntimeError: If it is not the model's turn.
         """
         if self._tokenizer is not None:
             raise RuntimeError(
-                "this episode has a tokenizer, so its actions are token ids: act_ids"
+                "this episode has a tokenizer, so its actions are token ids: call act_ids instead"
             )
         return self._turn(Span("model", action, seconds=seconds), exhausted, form)
 
     def act_ids(self, generation: Generation) -> Need | None:
-        """Take an id action. Tokens after the one that completes the first stop string never enter the record.
+        """Take an id action: one sampled model turn.
+
+        The record ends with the token that completes the first stop string; later tokens are
+        dropped.
+
+        Returns:
+            The need that must be served before the next action, or `None`.
 
         Raises:
             RuntimeError: If it is not the model's turn, or the episode has no tokenizer.
             ValueError: If token ids and log-probs differ in number.
         """
         if self._tokenizer is None:
-            raise RuntimeError("this episode has no tokenizer, so its actions are text: act")
+            raise RuntimeError(
+                "this episode has no tokenizer, so its actions are text: call act instead"
+            )
         ids, logprobs = generation.token_ids, generation.logprobs
         if len(ids) != len(logprobs):
-            raise ValueError(f"{len(ids)} tokens, but {len(logprobs)} log-probs")
+            raise ValueError(
+                f"{len(ids)} tokens, but {len(logprobs)} log-probs: each token needs one log-prob"
+            )
         budget = self.token_budget
         exhausted = generation.stop_reason == "length"
         if budget is not None and len(ids) > budget:
             ids, exhausted = ids[:budget], True
         kept, text = cut_turn(self._tokenizer, ids, self.stop)
         ids = ids[:kept]
-        at_end = generation.stop_reason == "eos" and kept == len(generation.token_ids)
-        if at_end:
+        if generation.stop_reason == "eos" and kept == len(generation.token_ids):
             text = decode(self._tokenizer, ids[:-1])
         span = Span(
             "model",
@@ -223,11 +242,10 @@ class Episode:
 
     def _turn(self, span: Span, exhausted: bool, form: Form | None = None) -> Need | None:
         if self.done:
-            raise RuntimeError("the episode has ended")
+            raise RuntimeError("the episode has ended: begin a new Episode")
         if self.need is not None:
-            program = isinstance(self.need, RunProgram)
-            what = "its program's result" if program else "the verdict on its answer"
-            raise RuntimeError(f"the episode waits for {what}")
+            call = "executed" if isinstance(self.need, RunProgram) else "graded"
+            raise RuntimeError(f"the episode has an open need: call {call} with its result first")
         rules = self.rules
         remaining = _remaining(rules.max_characters, self._characters)
         turn = self._protocol.parse(span.text, ended=not exhausted)
@@ -252,32 +270,31 @@ class Episode:
             self._finish(StopReason.VOID_TURN)
         elif rules.max_calls is not None and self._spent >= rules.max_calls:
             self._finish(StopReason.CALL_LIMIT)
-        elif turn.kind is TurnKind.VOID:
-            self._spent += 1
-            self._observe(self._protocol.void(self._tokenizer, span.token_ids or ()))
-        elif turn.error:
-            self._spent += 1
-            self._observe_execution(Execution(Outcome.SYNTAX_ERROR, "", turn.error), 0.0)
-        elif is_empty_program(turn.content):
-            self._spent += 1
-            self._observe_execution(EMPTY_PROGRAM, 0.0)
         else:
             self._spent += 1
-            self.need = RunProgram(turn.content, rules.limits, rules.session, rules.display)
+            if turn.kind is TurnKind.VOID:
+                self._observe(self._protocol.void(self._tokenizer, span.token_ids or ()))
+            elif turn.error:
+                self._observe_execution(Execution(Outcome.SYNTAX_ERROR, "", turn.error), 0.0)
+            elif is_empty_program(turn.content):
+                self._observe_execution(EMPTY_PROGRAM, 0.0)
+            else:
+                self.need = RunProgram(turn.content, rules.limits, rules.session, rules.display)
         return self.need
 
     def executed(self, execution: Execution, seconds: float | None = None) -> None:
-        """Hand in the result of the program that was needed.
+        """Hand in the result of the needed program.
 
         Args:
-            execution: The result. An infrastructure failure ends the episode, unscored.
-            seconds: Wall-clock seconds it took, waiting included; by default the program's own.
+            execution: The result. An infrastructure failure ends the episode without a score.
+            seconds: Wall-clock seconds from the need to the result, waiting included. `None`: the
+                run time of the program.
 
         Raises:
-            RuntimeError: If no program was needed.
+            RuntimeError: If the episode needs no program.
         """
         if not isinstance(self.need, RunProgram):
-            raise RuntimeError("no program is waiting for its result")
+            raise RuntimeError("no program waits for its result: call executed after a RunProgram")
         self.need = None
         if execution.outcome is Outcome.INFRASTRUCTURE:
             self._finish(StopReason.INFRASTRUCTURE)
@@ -285,25 +302,31 @@ class Episode:
             self._observe_execution(execution, execution.duration if seconds is None else seconds)
 
     def graded(self, correct: bool) -> None:
-        """Hand in the verdict on the answer; this ends the episode.
+        """Hand in the verdict on the answer, which ends the episode.
+
+        Args:
+            correct: Whether the answer is mathematically equal to the reference answer.
 
         Raises:
-            RuntimeError: If no verdict was needed.
+            RuntimeError: If the episode needs no verdict.
         """
         if not isinstance(self.need, GradeAnswer):
-            raise RuntimeError("no answer is waiting for its verdict")
+            raise RuntimeError("no answer waits for its verdict: call graded after a GradeAnswer")
         self.need = None
         self._transcript = dataclasses.replace(self.transcript, correct=correct)
         self._finish(StopReason.ANSWERED)
 
     def cut(self, reason: StopReason) -> None:
-        """End the episode from outside (cancellation, a failure of the policy).
+        """End the episode from outside, after a cancellation or a failure of the policy.
+
+        Args:
+            reason: The reason, a truncation.
 
         Raises:
-            ValueError: If the reason is a termination, which only the rules decide.
+            ValueError: If the reason is a termination: only the rules terminate an episode.
         """
         if reason.terminated:
-            raise ValueError(f"{reason} is no truncation")
+            raise ValueError(f"{reason} is not a truncation: only the rules terminate an episode")
         if not self.done:
             self.need = None
             self._finish(reason)
@@ -313,19 +336,18 @@ class Episode:
         limit = rules.output_characters
         output = render_output(execution, limit, rules.output_cut, rules.errors)
         shown = cut_text(execution.stdout, limit, rules.output_cut)
-        turn_ids = self._last.token_ids or ()
-        said = self._protocol.result(output, self._tokenizer, turn_ids)
+        message = self._protocol.result(output, self._tokenizer, self._last.token_ids or ())
         if shown != execution.stdout:
             execution = dataclasses.replace(execution, stdout=shown)
-        self._observe(said, execution, seconds)
+        self._observe(message, execution, seconds)
 
     def _observe(
-        self, said: Said, execution: Execution | None = None, seconds: float = 0.0
+        self, message: EncodedText, execution: Execution | None = None, seconds: float = 0.0
     ) -> None:
-        rules, (text, ids) = self.rules, said
-        remaining = _remaining(rules.max_characters, self._characters)
+        text, ids = message
+        remaining = _remaining(self.rules.max_characters, self._characters)
         reason = None
-        # The model must have room left to answer. A result that would leave none is recorded, but not shown.
+        # The model needs room to answer. A result that leaves no room is recorded, but not shown.
         if ids is not None and self.token_budget is not None and len(ids) >= self.token_budget:
             reason = StopReason.TOKEN_BUDGET
         elif len(text) >= remaining:

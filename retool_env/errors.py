@@ -1,65 +1,65 @@
-"""The errors of retool-env, one tree.
+"""The error classes of retool-env, one tree.
 
-Each is a `RetoolError`, and also the built-in error that says the same in general: whoever catches `ValueError`
-catches a `SettingsError` too. Commands show these errors in one line. An error that is not in the tree, and not the
-operating system's, is a mistake in a program, and is shown with its traceback.
+Each class is a `RetoolError` and also a subclass of the fitting built-in error: `except ValueError`
+catches a `SettingsError`. Commands show these errors, and errors of the operating system, in one
+line. Any other error is a bug, and is shown with its traceback.
 """
 
 from __future__ import annotations
 
 
 class RetoolError(Exception):
-    """The base of every error of ours. Its text says what is wrong and what to do.
+    """The base of all errors of retool-env. The message names the fault and the remedy.
 
     RetoolError
-    ├── SettingsError (ValueError)           a setting, an option or an argument that can't be used
-    │   ├── UnknownSetting (TypeError)       a setting that there is not, or one that is missing
-    │   └── MissingFile (FileNotFoundError)  a file or folder that a setting names
-    ├── DataError (ValueError)               a file or a data set holds something else than it should
-    │   ├── UnusableRow                      a row gives no problem (`retool_env.problems.columns`)
-    │   └── MissingColumn                    a row has no column for the question or the answer
-    ├── ProblemsUnavailable (FileNotFoundError)
-    ├── SandboxUnavailable (RuntimeError)
-    ├── GraderUnavailable (RuntimeError)
+    ├── SettingsError (ValueError)           a setting, option or argument is wrong
+    │   ├── UnknownSetting (TypeError)       a setting is unknown or missing
+    │   └── MissingFile (FileNotFoundError)  the file or folder of a setting was not found
+    ├── DataError (ValueError)               a file or data set has wrong content
+    │   ├── UnusableRow                      a row yields no problem (`retool_env.problems.columns`)
+    │   └── MissingColumn                    a row lacks the question's or the answer's column
+    ├── ProblemsUnavailable (FileNotFoundError)  the problems were not found
+    ├── SandboxUnavailable (RuntimeError)    the sandbox cannot work here
+    ├── GraderUnavailable (RuntimeError)     the grader's worker process cannot start
     ├── MissingPackage (ImportError)         an optional package is not installed
-    ├── PolicyUnavailable (RuntimeError)     no turn for now; the engine tries the episode again
-    ├── RequestRefused (ValueError)          an API does not answer a request, and might answer others
-    ├── APIUnreachable (ConnectionError)
+    ├── PolicyUnavailable (RuntimeError)     temporary: the engine tries the episode again
+    ├── RequestRefused (ValueError)          an API refuses one request
+    ├── APIUnreachable (ConnectionError)     an API never answered
     ├── APIForbidden (PermissionError)       an API refuses the key
-    └── RolloutsAbandoned                    a batch's rollouts were left, since the run is to stop
+    └── RolloutsAbandoned                    a batch was abandoned, because the run must stop
     """
 
 
 class SettingsError(RetoolError, ValueError):
-    """A setting that is unknown or of the wrong kind; the message says what to write instead."""
+    """A setting is unknown, or its value is wrong; the message says what to write instead."""
 
 
 class UnknownSetting(SettingsError, TypeError):
-    """A setting that there is not, or one that is missing; the message lists those that there are."""
+    """A setting is unknown or missing; the message lists the known settings."""
 
 
 class MissingFile(SettingsError, FileNotFoundError):
-    """There is no file, or no folder, of the name that a setting gives."""
+    """The file or folder of a setting was not found."""
 
 
 class DataError(RetoolError, ValueError):
-    """A file or a data set holds something else than it should; the message names the place."""
+    """A file or a data set has wrong content; the message names the location."""
 
 
 class MissingColumn(DataError):
-    """A row has no column for the question, or none for the answer."""
+    """A row lacks the column of the question or the column of the answer."""
 
 
 class ProblemsUnavailable(RetoolError, FileNotFoundError):
-    """The problems are neither on disk nor on a Hub that can be reached: see the message."""
+    """The problems are not on disk, and the Hub did not provide them; the message says why."""
 
 
 class SandboxUnavailable(RetoolError, RuntimeError):
-    """The sandbox cannot work on this machine. The message says what would make it work."""
+    """The sandbox cannot work on this machine; the message says how to repair it."""
 
 
 class GraderUnavailable(RetoolError, RuntimeError):
-    """The worker process can't be started: the installation is broken, not the answer."""
+    """The grader's worker process cannot start: the installation is broken, not the answer."""
 
 
 class MissingPackage(RetoolError, ImportError):
@@ -67,20 +67,23 @@ class MissingPackage(RetoolError, ImportError):
 
 
 class PolicyUnavailable(RetoolError, RuntimeError):
-    """No turn can be had for now: servers are down, a connection broke. The engine tries the episode again."""
+    """The policy has a temporary failure: a server is down, or a connection broke.
+
+    The engine tries the episode again.
+    """
 
 
 class RequestRefused(RetoolError, ValueError):
-    """An API would not answer this request, and might answer others: it is too long for it, say, or against its rules."""
+    """An API refuses one request, which is too long or against its rules, but may accept others."""
 
 
 class APIUnreachable(RetoolError, ConnectionError):
-    """An API was not reached even once: its address is wrong, or it does not run."""
+    """An API never answered: its address is wrong, or the server does not run."""
 
 
 class APIForbidden(RetoolError, PermissionError):
-    """An API refuses the key, or wants one, or its quota is used up."""
+    """An API refuses the key or requires one, or the quota of the key is used up."""
 
 
 class RolloutsAbandoned(RetoolError):
-    """A batch's rollouts were left, on all processes, because one was asked to stop."""
+    """All processes abandoned the rollouts of a batch, because one process was told to stop."""

@@ -1,4 +1,4 @@
-"""What a run is given (`Limits`), what it returns (`Execution`), and who runs it (`Sandbox`)."""
+"""The interface of a sandbox: `Limits`, `Execution`, `Files`, `Session` and `Sandbox`."""
 
 import enum
 import errno
@@ -14,68 +14,68 @@ from retool_env.errors import SettingsError
 
 
 class Outcome(enum.StrEnum):
-    """How a program ended. Exactly one applies to each run."""
+    """How a program ended. Exactly one value applies to each run."""
 
     OK = "ok"
-    """It ran to its end, or exited with status 0. What it wrote on stderr does not matter."""
+    """The program ran to its end, or exited with status 0, whatever it wrote on stderr."""
 
     SYNTAX_ERROR = "syntax_error"
-    """It did not compile, so nothing of it ran."""
+    """The program did not compile, so no line of it ran."""
 
     RUNTIME_ERROR = "runtime_error"
-    """It raised, exited with a status other than 0, or was ended by a signal."""
+    """The program raised, exited with a status other than 0, or was ended by a signal."""
 
     TIMEOUT = "timeout"
-    """It was still running after `Limits.wall_seconds`."""
+    """The program was still running after `Limits.wall_seconds`."""
 
     MEMORY_LIMIT = "memory_limit"
-    """It asked for more than `Limits.memory_mb` and did not recover."""
+    """The program requested more than `Limits.memory_mb` and did not recover."""
 
     OUTPUT_LIMIT = "output_limit"
-    """It wrote more than `Limits.output_bytes`, and was ended."""
+    """The program wrote more than `Limits.output_bytes`, and was ended."""
 
     BLOCKED = "blocked"
-    """It ended on something the sandbox denies: the network, a write outside /tmp, a syscall."""
+    """The sandbox denied an operation: the network, a write outside /tmp, or a system call."""
 
     INFRASTRUCTURE = "infrastructure_failure"
-    """The sandbox failed before the program began. Not the program's doing: never train on it."""
+    """The sandbox failed, not the program: never train on such a result."""
 
 
 _MOST = {
     "wall_seconds": 1_000_000,
     "memory_mb": 1 << 32,
     "output_bytes": 1 << 40,
-    "processes": 1 << 22,  # as many as Linux has numbers for
+    "processes": 1 << 22,  # the number of process ids of Linux
     "tmp_mb": 1 << 32,
 }
-"""The highest limits. All sums and products of them fit what the kernel and `poll` count with."""
+"""The highest limits. Their sums and products fit the integers of the kernel and of `poll`."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use.
+    """The resources that one program may use.
 
     Raises:
-        ValueError: A limit is not a number, not positive, or so high that the kernel could not
-            count it; all but `wall_seconds` are whole numbers. The message names the limit.
+        ValueError: If a limit is not positive, not a number, or too high for the kernel. Only
+            `wall_seconds` may be a fraction. The message names the limit.
     """
 
     wall_seconds: float = 5.0
     """Seconds from the program's first instruction to its end; start-up is not counted."""
 
     memory_mb: int = 1024
-    """Address space, in MiB, that each of its processes may add to the interpreter's own."""
+    """Address space, in MiB, that each process of the program may add to the interpreter's own."""
 
     output_bytes: int = 1_048_576
-    """Bytes it may write on stdout."""
+    """Bytes that the program may write on stdout."""
 
     processes: int = 16
-    """Processes and threads alive at once, the first one included. Each process has its own
-    `memory_mb`, so this also bounds the whole: 16 processes may hold 16 times as much. A program is
-    told of as many processors, but of four at most (`os.cpu_count()`, its affinity)."""
+    """Number of processes and threads alive at the same time, the first process included. Each
+    process has its own `memory_mb`, so 16 processes may hold 16 times this memory. The program sees
+    this number of processors, but four at most (`os.cpu_count()`, its affinity)."""
 
     tmp_mb: int = 16
-    """Size of its private /tmp, in MiB, and of any one file there."""
+    """Size, in MiB, of the program's private /tmp. No file there may exceed it."""
 
     def __post_init__(self) -> None:
         for name, most in _MOST.items():
@@ -85,19 +85,19 @@ class Limits:
 
 
 def check_whole_number(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """Checks a setting that counts something.
+    """Check a setting that is a whole number.
 
     Args:
-        name: What the caller knows it as.
-        value: The setting.
-        least: The smallest that makes sense.
-        most: The largest that makes sense; `None`: any.
+        name: The setting's name, for the error.
+        value: The setting's value.
+        least: The smallest allowed value.
+        most: The largest allowed value; `None`: no upper bound.
 
     Returns:
-        The number, as Python's own integer.
+        The value, as a Python `int`.
 
     Raises:
-        ValueError: It is not a whole number, or not between the two.
+        ValueError: If the value is not a whole number, or is out of bounds.
     """
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if whole and least <= value and (most is None or value <= most):
@@ -107,18 +107,18 @@ def check_whole_number(name: str, value: Any, least: int = 1, most: int | None =
 
 
 def check_seconds(name: str, value: Any, most: float = 1e9) -> float:
-    """Checks a setting that is a length of time.
+    """Check a setting that is a duration.
 
     Args:
-        name: What the caller knows it as.
-        value: The setting, in seconds.
-        most: The longest that makes sense.
+        name: The setting's name, for the error.
+        value: The setting's value, in seconds.
+        most: The longest allowed duration, in seconds.
 
     Returns:
-        The seconds.
+        The value, as a Python `float`.
 
     Raises:
-        ValueError: It is not a number, not above 0, or longer than `most`.
+        ValueError: If the value is not a number, not above 0, or above `most`.
     """
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if number and 0 < value <= most and float(value) > 0:
@@ -133,6 +133,7 @@ def _shown(value: object) -> str:
 
 
 DEFAULT_LIMITS = Limits()
+"""The limits of a run that names none."""
 
 
 def check_program(
@@ -142,12 +143,19 @@ def check_program(
     display: Any = False,
     files: "Files | None" = None,
 ) -> None:
-    """Checks what a sandbox is asked to run, before anything of it is begun.
+    """Check the arguments of `Sandbox.run` before the run begins.
+
+    Args:
+        code: The program text.
+        limits: The limits of the program.
+        stdin: The text of the program's standard input.
+        display: Whether the value of a last expression is shown.
+        files: The files that go with the program; `None`: no files.
 
     Raises:
-        TypeError: `code` or `stdin` is not a `str`, `limits` not a `Limits`, or `display` not a
-            `bool`.
-        ValueError: `stdin` and `files` are larger than the program's /tmp, where they would be kept.
+        TypeError: If `code` or `stdin` is not a `str`, `limits` is not a `Limits`, or `display` is
+            not a `bool`.
+        ValueError: If `stdin` and `files` together are larger than the program's /tmp.
     """
     if not isinstance(limits, Limits):
         raise TypeError(f"limits must be a Limits, as Limits(wall_seconds=2), not {_shown(limits)}")
@@ -163,41 +171,44 @@ def check_program(
     for name, size in sizes.items():
         if size > limits.tmp_mb << 20:
             raise SettingsError(
-                f"{name}: {size} bytes are more than the {limits.tmp_mb} MiB of /tmp, where they are "
-                "kept: raise Limits.tmp_mb, or give the program less"
+                f"{name}: {size} bytes are more than the {limits.tmp_mb} MiB of /tmp: raise "
+                "Limits.tmp_mb, or pass less data"
             )
 
 
 MOST_FILES = 256
-"""How many files may go with a program, and come back from it."""
+"""The largest number of files that go with a program, and of files that come back."""
 
 
 @dataclass
 class Files:
-    """Files that go into a program's folder with it, and those that come back when it is over.
+    """Files that are written before a program runs, and files that are read after its end.
 
     Raises:
-        TypeError: A name is not a `str`, or a content not `bytes`.
+        TypeError: If a name is not a `str`, or a content is not `bytes`.
         ValueError: A name is empty, or holds a NUL or `..`; or there are too many.
     """
 
     given: Mapping[str, bytes] = field(default_factory=dict)
-    """Written before the program begins: the content by its name, a path from the program's folder /tmp."""
+    """Files to write before the program begins: contents by name, a path relative to /tmp."""
     wanted: Sequence[str] = ()
-    """Names of those that are to come back."""
+    """Names of the files to read after the program's end."""
     fetched: dict[str, bytes] = field(default_factory=dict)
-    """What came back. Left out: a file that is not there or can't be read, one beyond 8 MiB in all, and every one of a
-    program that did not come to its end (a time-out, `os._exit`, a signal)."""
+    """Contents of the read files, by name. Missing and unreadable files are left out, and files
+    beyond 8 MiB in total. It is empty if the program did not reach its end (a time-out,
+    `os._exit`, a signal)."""
 
     def __post_init__(self) -> None:
         for names in (list(self.given), list(self.wanted)):
             if len(names) > MOST_FILES:
-                raise ValueError(f"{len(names)} files are too many: {MOST_FILES} at most")
+                raise ValueError(f"{len(names)} files are too many: pass at most {MOST_FILES}")
             for name in names:
                 if not isinstance(name, str):
                     raise TypeError(f"a file's name must be a str, not {_shown(name)}")
                 if not name or "\0" in name or ".." in name.split("/"):
-                    raise ValueError(f"{name!r:.100} is not a file's name: a path without `..` is")
+                    raise ValueError(
+                        f"{name!r:.100} is not a file's name: pass a path without `..` and NUL"
+                    )
         for name, data in self.given.items():
             if not isinstance(data, bytes):
                 raise TypeError(f"{name!r:.100} must hold bytes, not {type(data).__name__}")
@@ -205,29 +216,30 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """What came of one program.
+    """The result of one program.
 
-    What the host sees decides `outcome`: the exit status, a signal, the clock, the amount of output. A program can write
-    to all memory of its own process, where it is noted how it failed; so it can choose the words of its own error, but
-    cannot pass a failure off as `Outcome.OK`. A block of a session can: it may forge what is noted of its own session's
-    blocks while their process goes on. Such figures are still those of the model that forged them.
+    The host decides `outcome` by its own observations: the exit status, a signal, the clock and the
+    amount of output. A program can write to the memory of its own process, which records how the
+    program failed. So a program can choose the words of its own error, but cannot present a failure
+    as `Outcome.OK`. A block of a session can: it may forge the records of this session's blocks
+    while their process runs.
     """
 
     outcome: Outcome
-    """How it ended."""
+    """How the program ended."""
 
     stdout: str
-    """What it wrote on stdout until then; undecodable bytes are replaced by U+FFFD."""
+    """The program's output on stdout; U+FFFD replaces undecodable bytes."""
 
     error: str = ""
-    """One line that says what went wrong; empty when `outcome` is `Outcome.OK`."""
+    """The error, in one line; empty if `outcome` is `Outcome.OK`."""
 
     traceback: str = ""
-    """Where the program itself raised or does not compile: Python's traceback, of which only the
-    frames of the program are kept, the lines of its text with them; `error` is its last line."""
+    """Python's traceback, if the program itself raised or does not compile. It keeps only the
+    frames of the program, with their source lines; `error` is its last line."""
 
     duration: float = field(default=0.0, compare=False)
-    """Seconds the program ran. Left out of comparisons: it differs between equal runs."""
+    """Seconds that the program ran. Comparisons ignore it: it differs between equal runs."""
 
 
 _ADVICE = {
@@ -239,34 +251,14 @@ _ADVICE[errno.ENFILE] = _ADVICE[errno.EMFILE]
 
 
 def advised(error: Exception) -> str:
-    """What an error says, and what to do where the system has no files or processes left."""
+    """The text of an error, with advice if the system has no files or processes left."""
     advice = _ADVICE.get(getattr(error, "errno", 0))
-    said = str(error) or type(error).__name__
-    return f"{said}: {advice}" if advice else said
+    text = str(error) or type(error).__name__
+    return f"{text}: {advice}" if advice else text
 
 
-@runtime_checkable
-class Session(Protocol):
-    """One process that runs one block of code after another, as a notebook does.
-
-    Names, imports, files in /tmp, threads and processes last from one block to the next; between
-    blocks they are stopped. A block that ends the process (a time-out, `os._exit`, too much output
-    or memory) ends the session: its error says so, and the next block begins in a fresh process.
-    A session that is dropped without being closed ends its process as well.
-    """
-
-    def run(self, code: str) -> Execution:
-        """Runs one block to its end. Never raises for anything the block does."""
-
-    async def run_async(self, code: str) -> Execution:
-        """Like `run`; cancelling it ends the session's process."""
-
-    def close(self) -> None:
-        """Ends the process. May be called again; running afterwards raises.
-
-        A block that runs meanwhile, in another thread or task, ends as an
-        `Outcome.INFRASTRUCTURE`: it was not the block's doing.
-        """
+class _Context(Protocol):
+    """A context manager, which closes itself at the end of a `with` block."""
 
     def __enter__(self) -> Self: ...
 
@@ -279,13 +271,32 @@ class Session(Protocol):
 
 
 @runtime_checkable
-class Sandbox(Protocol):
-    """Runs programs, each one a whole script in a fresh interpreter.
+class Session(_Context, Protocol):
+    """One process that runs code block after code block, like a notebook.
 
-    `stdin` is what the program finds on its standard input; it has room in /tmp, of which
-    `Limits.tmp_mb` is the size. With `display`, the value of a last statement that is an expression
-    is shown on stdout, as a REPL does, unless it is `None`.
+    Names, imports, files in /tmp, threads and processes last from block to block; threads and
+    processes are stopped between blocks. A block that ends the process (a time-out, `os._exit`,
+    excessive output or memory) ends the session: its error says so, and the next block begins in a
+    fresh process. The process also ends when the session is garbage-collected without `close`.
     """
+
+    def run(self, code: str) -> Execution:
+        """Run one block to its end. Never raises because of the block's behaviour."""
+
+    async def run_async(self, code: str) -> Execution:
+        """Run one block like `run`; cancellation ends the session's process."""
+
+    def close(self) -> None:
+        """End the process. Repeated calls are allowed; a later `run` raises.
+
+        A block that is running in another thread or task ends as `Outcome.INFRASTRUCTURE`, since
+        the block did not cause its end.
+        """
+
+
+@runtime_checkable
+class Sandbox(_Context, Protocol):
+    """Runs programs, each as a complete script in a fresh interpreter."""
 
     def run(
         self,
@@ -295,11 +306,21 @@ class Sandbox(Protocol):
         stdin: str = "",
         display: bool = False,
     ) -> Execution:
-        """Runs `code` to its end. Never raises for anything the program does.
+        """Run a program to its end. Never raises because of the program's behaviour.
+
+        Args:
+            code: The program text.
+            limits: The limits of the program.
+            stdin: The text of the program's standard input. It takes up room in /tmp.
+            display: Whether stdout shows the value of a last expression that is not `None`, as in
+                a REPL.
+
+        Returns:
+            The result.
 
         Raises:
-            TypeError: An argument is not of its type.
-            ValueError: `stdin` is larger than `limits.tmp_mb`.
+            TypeError: If an argument has the wrong type.
+            ValueError: If `stdin` is larger than `limits.tmp_mb`.
         """
 
     async def run_async(
@@ -310,23 +331,28 @@ class Sandbox(Protocol):
         stdin: str = "",
         display: bool = False,
     ) -> Execution:
-        """Like `run`, many at once; cancelling it ends the program."""
+        """Run a program like `run`; many programs may run at the same time.
+
+        Cancellation ends the program.
+
+        Args:
+            code: The program text.
+            limits: The limits of the program.
+            stdin: The text of the program's standard input.
+            display: Whether stdout shows the value of a last expression.
+        """
 
     def session(self, limits: Limits = DEFAULT_LIMITS, *, display: bool = False) -> Session:
-        """Begins a session; each of its blocks has `limits.wall_seconds` and `output_bytes`.
+        """Begin a session.
+
+        Args:
+            limits: The limits of the session. `wall_seconds` and `output_bytes` apply to each
+                block.
+            display: Whether stdout shows the value of a block's last expression.
 
         Raises:
-            SandboxUnavailable: this sandbox has none.
+            SandboxUnavailable: If this sandbox has no sessions.
         """
 
     def close(self) -> None:
-        """Ends what still runs and frees what the sandbox holds; running afterwards raises."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+        """End all running programs and free the sandbox's resources; a later `run` raises."""

@@ -1,6 +1,6 @@
-"""Files that a user names: only regular ones are read, and no more of one at a time than fits in memory.
+"""Reads files that a user names: only regular files, and only as much as fits in memory.
 
-A pipe, a device or a folder would be waited for, or read, without an end.
+Reading a pipe or a device might never end.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from retool_env.errors import DataError
 
 MOST_TEXT = 16 << 20
-"""Bytes of a file that is read as a whole: settings, a prompt's template."""
+"""The largest size, in bytes, of a file that is read at once: settings, a prompt template."""
 
 MOST_LINE = 64 << 20
-"""Bytes of a line of a file that is read line by line."""
+"""The largest size, in bytes, of one line of a file that is read line by line."""
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -29,7 +29,7 @@ _KINDS = {
 
 
 def file_fault(path: str | os.PathLike[str]) -> str:
-    """Why a path cannot be read as a file, as a sentence; empty if it can.
+    """The reason, as a clause, why a path cannot be read as a file; empty if it can.
 
     Example:
         >>> file_fault("/dev/zero")
@@ -40,7 +40,7 @@ def file_fault(path: str | os.PathLike[str]) -> str:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         return f"there is no file {named}"
-    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
+    except (OSError, ValueError) as error:  # the name is too long, or holds a NUL
         reason = error.strerror if isinstance(error, OSError) else error
         return f"there is no file {named:.200}: {reason}"
     if stat.S_ISREG(mode):
@@ -49,7 +49,10 @@ def file_fault(path: str | os.PathLike[str]) -> str:
 
 
 def folder_fault(path: str | os.PathLike[str]) -> str:
-    """Why reading a model at a path would not end: a pipe or a device lies there, or in its folder; empty if none does."""
+    """The reason why reading a model at a path might never end; empty if the path is safe.
+
+    The reason is a pipe or a device at the path, or in the folder at the path.
+    """
     if not os.path.isdir(path):
         return file_fault(path) if os.path.exists(path) else ""
     for entry in os.scandir(path):
@@ -63,21 +66,24 @@ def read_text(path: str | os.PathLike[str]) -> str:
     """The text of a small file.
 
     Raises:
-        ValueError: If it is not a regular file, not UTF-8, or larger than `MOST_TEXT`.
+        ValueError: If the path is not a regular file, or the file is not UTF-8 or is larger than
+            `MOST_TEXT`.
     """
     check_regular(path)
     with open(path, "rb") as file:
         content = file.read(MOST_TEXT + 1)
     if len(content) > MOST_TEXT:
-        raise DataError(f"{os.fspath(path)} is larger than {MOST_TEXT >> 20} MiB")
+        raise DataError(
+            f"{os.fspath(path)} is larger than {MOST_TEXT >> 20} MiB: use a smaller file"
+        )
     return content.decode("utf-8")
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """The lines of a file, one after the other, with the line breaks at their ends.
+    """Yield the lines of a file, with their line breaks.
 
     Raises:
-        ValueError: If it is not a regular file, or a line is longer than `MOST_LINE`.
+        ValueError: If the path is not a regular file, or a line is longer than `MOST_LINE`.
     """
     check_regular(path)
     with open(path, "rb") as file:
@@ -85,26 +91,28 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
 
 
 def bounded_lines(file: BufferedIOBase, name: str) -> Iterator[bytes]:
-    """The lines of an open file, with the line breaks at their ends.
+    """Yield the lines of an open file, with their line breaks.
 
     Args:
-        file: Where it is read from.
-        name: What errors call it.
+        file: The open binary file.
+        name: The name of the file, for the error.
 
     Raises:
         ValueError: If a line is longer than `MOST_LINE`.
     """
     for number, line in enumerate(iter(lambda: file.readline(MOST_LINE + 1), b""), 1):
         if len(line) > MOST_LINE:
-            raise DataError(f"{name}, line {number} is longer than {MOST_LINE >> 20} MiB")
+            raise DataError(
+                f"{name}, line {number} is longer than {MOST_LINE >> 20} MiB: split or remove it"
+            )
         yield line
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Check that what lies at a path, if anything, is a regular file.
+    """Check that a path, if it exists, is a regular file.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If the path is a folder, a pipe, a socket or a device.
     """
     if (fault := file_fault(path)) and Path(path).exists():
         raise DataError(fault)

@@ -1,7 +1,7 @@
-"""Interpreter: what runs one episode's programs, and the sandbox it runs them in.
+"""Interpreter: runs the programs of one episode in a sandbox.
 
-Whoever drives an episode makes one `Interpreter` for it and closes it when the episode ends, however it ends. The
-environments of a process share one sandbox a setting (`SharedSandboxes`).
+The caller of an episode makes one `Interpreter` for it, and closes the interpreter when the episode
+ends. The environments of a process with equal settings share a sandbox (`SharedSandboxes`).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from retool_env.sandbox import make_sandbox
 from retool_env.servers.address import without_secrets
 
 SandboxSetting = str | Mapping[str, Any] | Sandbox
-"""A sandbox, a name or URLs that `make_sandbox` knows, or a mapping of its arguments."""
+"""A sandbox, a name or URLs for `make_sandbox`, or a mapping of the arguments of `make_sandbox`."""
 
 
 class Interpreter:
-    """Runs the programs of one episode: each on its own or, where the rules say so, all in one session.
+    """Runs the programs of one episode, each in a new process or all in one session.
 
-    The session begins with the first program that needs it.
+    The rules of the episode decide. The session begins with the first program.
 
     Args:
-        sandbox: Where programs run; `None` for an episode that runs none.
+        sandbox: The sandbox of the programs; `None` for an episode that runs no programs.
     """
 
     def __init__(self, sandbox: Sandbox | None) -> None:
@@ -37,23 +37,26 @@ class Interpreter:
         self._session: Session | None = None
 
     def run(self, need: RunProgram) -> Execution:
-        """Run a program, and wait for it.
+        """Run a program, and wait for its result.
 
         Raises:
-            SandboxUnavailable: If it needs a session, and the sandbox has none.
+            SandboxUnavailable: If the program needs a session, but the sandbox has no sessions.
         """
         if need.session:
             return self._begun(need).run(need.program)
         return self._required().run(need.program, need.limits, display=need.display)
 
     def run_async(self, need: RunProgram) -> Awaitable[Execution]:
-        """Like `run`, to be awaited; cancelling it ends the program."""
+        """The awaitable form of `run`; cancellation ends the program."""
         if need.session:
             return self._begun(need).run_async(need.program)
         return self._required().run_async(need.program, need.limits, display=need.display)
 
     def close(self) -> None:
-        """End the session, if one was begun. May be called again; its programs can't be run afterwards."""
+        """End the session, if it has begun; repeated calls are allowed.
+
+        Later programs of the session can't run.
+        """
         if self._session is not None:
             self._session.close()
 
@@ -68,21 +71,21 @@ class Interpreter:
 
 
 def open_sandbox(setting: SandboxSetting, rules: Rules) -> Sandbox | None:
-    r"""The sandbox that a setting means, made here unless it is one already.
+    r"""Make the sandbox of a setting.
 
     Args:
-        setting: A sandbox, which is returned as it is; a name or URLs (see `make_sandbox`); or a mapping of
-            `make_sandbox`'s arguments.
-        rules: Of the episodes that it is for.
+        setting: A sandbox, which is returned unchanged; a name or URLs (see `make_sandbox`); or a
+            mapping of the arguments of `make_sandbox`.
+        rules: The rules of the episodes that will use the sandbox.
 
     Returns:
-        It, or `None` where the interpreter is off, so that none is needed.
+        The sandbox; `None` if the rules switch the interpreter off.
 
     Raises:
-        SandboxUnavailable: If it can't work here, or has no sessions where the rules ask for them. The message says what
-            is missing.
-        ValueError: If there is no sandbox of that name.
-        TypeError: If the setting is of another kind, or the mapping holds what that sandbox does not take.
+        SandboxUnavailable: If the sandbox can't work here, or the rules need sessions and it has
+            none. The message names the missing part.
+        ValueError: If the sandbox's name is unknown.
+        TypeError: If the setting has another type, or the mapping holds an unknown argument.
 
     Example:
         >>> setting = {"name": "nsjail", "packages": ["numpy"], "guests": 1}
@@ -103,10 +106,10 @@ def open_sandbox(setting: SandboxSetting, rules: Rules) -> Sandbox | None:
 
 
 class SharedSandboxes:
-    """The sandboxes that the environments of a process share, one a setting.
+    """The sandboxes that the environments of a process share, one for each setting.
 
-    A sandbox is closed with the last environment that uses it, or ends with it where that is dropped unclosed. A forked copy of
-    the process shares none with the original: its environments make their own.
+    A sandbox is closed when its last environment is closed or garbage-collected. A forked process
+    shares no sandboxes with its parent: its environments make new sandboxes.
     """
 
     def __init__(self) -> None:
@@ -116,24 +119,26 @@ class SharedSandboxes:
             os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
-        self._lock = threading.RLock()  # another thread may have held it at the fork
+        self._lock = threading.RLock()  # another thread may have held the old lock at the fork
         self._by_setting: WeakValueDictionary[str, Sandbox] = WeakValueDictionary()
 
     def borrow(self, setting: SandboxSetting, rules: Rules, user: object) -> Sandbox | None:
-        """The sandbox that a setting means: that of earlier users of an equal setting, or else a new one.
+        """The shared sandbox of a setting, made for its first user.
 
         Args:
-            setting: See `open_sandbox`. A sandbox is its maker's: it is returned as it is, and never closed here.
-            rules: Of the episodes that it is for.
-            user: Who will `give_back` it, or be dropped.
+            setting: The setting, as for `open_sandbox`. A sandbox is returned unchanged, and never
+                closed here: its maker closes it.
+            rules: The rules of the episodes that will use the sandbox.
+            user: The environment that uses the sandbox, and passes itself to `give_back`.
 
         Returns:
-            It, or `None` where the interpreter is off.
+            The sandbox; `None` if the rules switch the interpreter off.
 
         Raises:
-            SandboxUnavailable: As for `open_sandbox`, as the other two.
-            ValueError: If there is no sandbox of that name, or an argument of it is wrong.
-            TypeError: If the mapping holds what that sandbox does not take.
+            SandboxUnavailable: If the sandbox can't work here, or the rules need sessions and it
+                has none.
+            ValueError: If the sandbox's name is unknown, or an argument is wrong.
+            TypeError: If the mapping holds an unknown argument.
         """
         if not rules.interpreter or not isinstance(setting, str | Mapping):
             return open_sandbox(setting, rules)
@@ -152,41 +157,53 @@ class SharedSandboxes:
         return sandbox
 
     def give_back(self, sandbox: Sandbox, user: object) -> None:
-        """Close a sandbox that was borrowed, if nobody else uses it. May be called again."""
+        """Close a borrowed sandbox, unless other users need it; repeated calls are allowed.
+
+        Args:
+            sandbox: The borrowed sandbox.
+            user: The environment that borrowed it.
+        """
         with self._lock:
             users = self._users.get(sandbox)
-            if users is not None:  # not a copy of one, of an environment that was copied
+            if users is not None:  # the copy of an environment may hold a copied, unknown sandbox
                 users.discard(user)
                 if users:
                     return
-                for key in [key for key, each in self._by_setting.items() if each is sandbox]:
+                for key in [key for key, value in self._by_setting.items() if value is sandbox]:
                     del self._by_setting[key]
         sandbox.close()
 
 
 shared_sandboxes = SharedSandboxes()
-"""Those of this process."""
+"""The shared sandboxes of this process."""
 
 
 def _key(setting: str | Mapping[str, Any]) -> str:
-    """The same for settings that mean the same sandbox."""
+    """A key that is equal for settings of the same sandbox."""
     arguments = {"name": setting} if isinstance(setting, str) else {"name": "nsjail", **setting}
     alike = {str(k): list(v) if isinstance(v, list | tuple) else v for k, v in arguments.items()}
-    # Of sandboxes on other machines, this is a setting as well.
+    # The token is a setting of remote sandboxes.
     return repr((sorted(alike.items()), os.environ.get("RETOOL_SANDBOX_TOKEN")))
 
 
 def check_sandbox(rules: Rules, sandbox: Sandbox | None) -> None:
-    """Check, before anything is sampled, that a sandbox can run what the rules allow.
+    """Check, before sampling begins, that a sandbox can run the programs of these rules.
+
+    Args:
+        rules: The rules of the episodes.
+        sandbox: The sandbox; `None` is allowed if the rules switch the interpreter off.
 
     Raises:
-        ValueError: If there is an interpreter, but no sandbox.
-        SandboxUnavailable: If the episodes have sessions, and the sandbox has none.
+        ValueError: If the rules have an interpreter, but the sandbox is `None`.
+        SandboxUnavailable: If the rules need sessions, but the sandbox has none.
     """
     if not rules.interpreter:
         return
     if sandbox is None:
-        raise ValueError("episodes with an interpreter need a sandbox")
+        raise ValueError(
+            "episodes with an interpreter need a sandbox: pass sandbox=..., or set "
+            "interpreter=False"
+        )
     if rules.session:
         sandbox.session(rules.limits, display=rules.display).close()
 
@@ -197,13 +214,14 @@ def _made(setting: SandboxSetting) -> Sandbox:
     if not isinstance(setting, Mapping):
         if setting is not None and not callable(getattr(setting, "run", None)):
             raise UnknownSetting(
-                f"sandbox={setting!r:.60}: it must be a Sandbox, the name of one, or a mapping of make_sandbox's arguments"
+                f"sandbox={setting!r:.60}: it must be a Sandbox, a sandbox's name, or a mapping of "
+                "make_sandbox's arguments"
             )
         return setting
     try:
         return make_sandbox(**setting)
     except TypeError as error:
         raise UnknownSetting(
-            f"sandbox={without_secrets(setting)!r}: {error}; such a mapping holds a `name` (nsjail without one) and arguments of the "
-            "sandbox of that name"
+            f"sandbox={without_secrets(setting)!r}: {error}; this mapping must hold a `name` (by "
+            "default nsjail) and arguments of the sandbox with this name"
         ) from error

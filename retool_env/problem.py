@@ -1,7 +1,8 @@
-"""What a problem is, and what a source of problems offers."""
+"""Problem, and the interface of a problem source."""
 
 import difflib
 import operator
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -22,17 +23,16 @@ class Metadata(Mapping[str, str | int]):
         pairs = tuple(sorted(dict(values).items()))
         for key, value in pairs:
             if not isinstance(key, str) or not isinstance(value, str | int):
-                raise TypeError(f"metadata holds text and integers, not {key!r}: {value!r}")
+                raise TypeError(
+                    f"metadata must hold text and integers by name, not {key!r}: {value!r}"
+                )
         object.__setattr__(self, "_pairs", pairs)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError("metadata is immutable")
 
     def __getitem__(self, key: str) -> str | int:
-        for name, value in self._pairs:
-            if name == key:
-                return value
-        raise KeyError(key)
+        return dict(self._pairs)[key]
 
     def __iter__(self) -> Iterator[str]:
         return (name for name, _ in self._pairs)
@@ -55,56 +55,54 @@ class Problem:
     """One question and its reference answer; compared by value, and hashable."""
 
     id: str
-    """Names the problem within and across sources, the same in every run: ``aime/2024/0``."""
+    """The name of the problem, unique among all sources and equal in every run: `aime/2024/0`."""
     question: str
     """The bare question, without instructions on how to answer."""
     answer: str
-    """The reference answer, as text or LaTeX: ``42``, ``\\frac{1}{2}``."""
+    """The reference answer, as text or LaTeX: `42`, `\\frac{1}{2}`."""
     metadata: Mapping[str, str | int] = Metadata()
-    """What else is known, e.g. ``level``; immutable whatever is passed in."""
+    """Further facts, such as `level`; stored as an immutable copy."""
 
     def __post_init__(self) -> None:
         for name in ("id", "question", "answer"):
             value = getattr(self, name)
             if not isinstance(value, str):
-                raise TypeError(f"a problem's {name} is text, not {value!r}")
+                raise TypeError(f"a problem's {name} must be text, not {value!r}")
             if not value.strip():
-                raise DataError(f"a problem's {name} is empty (id {self.id!r})")
+                raise DataError(f"a problem's {name} must not be empty (id {self.id!r})")
         object.__setattr__(self, "metadata", Metadata(self.metadata))
 
 
 @runtime_checkable
 class ProblemSource(Protocol):
-    """A sequence of problems of fixed length; the environment asks for nothing else."""
+    """A sequence of problems with a fixed length: all that an environment needs."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Problem:
-        """Return the problem at `index`; negative ones count from the end.
+        """The problem at an index; negative indices count from the end.
 
         Raises:
-            IndexError: There is no such problem; iteration ends by it.
+            IndexError: If the index is out of range, which also ends an iteration.
         """
-        ...
 
     def get(self, problem_id: str) -> Problem:
-        """Return the problem called `problem_id`.
+        """The problem with an id.
 
         Raises:
-            KeyError: There is none; the message names the nearest id.
+            KeyError: If no problem has this id; the message names the nearest id.
         """
-        ...
 
 
 class ProblemList:
     """Problems held in memory.
 
     Args:
-        problems: In their order.
-        omitted: How many rows of the data set were left out, by reason.
+        problems: The problems, in order.
+        omitted: Number of rows of the data set that were left out, by reason.
 
     Raises:
-        ValueError: There are none, or two have the same id.
+        ValueError: If the problems are empty, or two problems have the same id.
     """
 
     def __init__(
@@ -116,15 +114,12 @@ class ProblemList:
         if not self._problems:
             raise DataError("a source needs at least one problem")
         if len(self._by_id) < len(self._problems):
-            seen: set[str] = set()
-            for problem in self._problems:
-                if problem.id in seen:
-                    raise DataError(f"two problems have the id {problem.id!r}")
-                seen.add(problem.id)
+            repeated, _ = Counter(problem.id for problem in self._problems).most_common(1)[0]
+            raise DataError(f"two problems have the id {repeated!r}: ids must be unique")
 
     @property
     def omitted(self) -> dict[str, int]:
-        """How many rows of the data set were left out, by reason, as ``{"no answer": 2}``."""
+        """Number of rows of the data set that were left out, by reason: `{"no answer": 2}`."""
         return dict(self._omitted)
 
     def __len__(self) -> int:
@@ -134,7 +129,7 @@ class ProblemList:
         return self._problems[operator.index(index)]
 
     def get(self, problem_id: str) -> Problem:
-        """Return the problem called `problem_id`; `KeyError` if there is none."""
+        """The problem with an id; raises `KeyError` if no problem has this id."""
         if (problem := self._by_id.get(problem_id)) is None:
             raise unknown_id(problem_id, self._by_id)
         return problem
@@ -144,6 +139,6 @@ class ProblemList:
 
 
 def unknown_id(problem_id: object, known: Iterable[str]) -> KeyError:
-    """The error for an id that no problem has."""
+    """The error for an unknown id; the message names the nearest known id."""
     nearest = difflib.get_close_matches(str(problem_id), known, n=1, cutoff=0.0)
     return KeyError(f"no problem has the id {problem_id!r}; the nearest is {nearest[0]!r}")

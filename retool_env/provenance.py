@@ -1,4 +1,4 @@
-"""What made a result: the environments' revision, the versions of Python and of the packages that matter to it."""
+"""The provenance of a result: the environments' revision, and the versions of the packages."""
 
 from __future__ import annotations
 
@@ -6,28 +6,22 @@ import importlib.metadata
 import platform
 
 REVISION = 3
-"""The revision of the environments, a whole number. It is raised whenever an episode changes: of one revision, equal
-seed, settings and actions give equal episodes. CHANGELOG.md says what each changed."""
+"""The revision of the environments, a whole number. It rises whenever episodes change: within one
+revision, equal seeds, settings and actions give equal episodes. CHANGELOG.md lists the changes."""
 
 PACKAGES = (
-    "retool-env",
-    "gymnasium",
-    "torch",
-    "transformers",
-    "trl",
-    "peft",
-    "numpy",
-    "sympy",
-    "math-verify",
+    *("retool-env", "gymnasium", "torch", "transformers", "trl", "peft"),
+    *("numpy", "sympy", "math-verify"),
 )
+"""The packages that may change a result."""
 
 
 def versions() -> dict[str, str]:
-    """Python's and the packages' versions, by name."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    """The versions of Python, of the platform and of `PACKAGES`, by name."""
+    named = {"python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            named[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            named[package] = "not installed"
+    return named

@@ -24,53 +24,65 @@ _NUMBERS: Mapping[str, Callable[[str, object], float]] = {
     "max_seconds": check_seconds,
     "output_characters": check_whole_number,
 }
-"""The settings that are numbers, each with what checks it."""
+"""The numeric settings, each with the function that checks its value."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The settings of an episode."""
+    """The settings of an episode.
+
+    Raises:
+        ValueError: If the value of a setting is wrong. The message names the setting.
+    """
 
     interpreter: bool = True
-    """Whether the model can run code. Without, `</code>` is text like any other, and the prompt says nothing of it."""
+    """Whether the model can run code. If not, `</code>` is ordinary text, and the prompt does not
+    mention the interpreter."""
     protocol: ProtocolName = "tags"
-    """How model and environment talk: the paper's `"tags"`, or tool calls in `"hermes"`' form (`retool_env.protocol.hermes`), for which
-    a tokenizer must have a chat template that knows tools."""
+    """The format of turns and results: the paper's `"tags"`, or the tool calls of `"hermes"`. With
+    `"hermes"` (`retool_env.protocol.hermes`), a tokenizer needs a chat template that supports
+    tools."""
     session: bool = False
-    """Whether an episode's code blocks share a process, as the cells of a notebook do: names, imports and files last from
-    one to the next. Without, as in the paper, each is a script of its own."""
+    """Whether the code blocks of an episode share a process, like the cells of a notebook: names,
+    imports and files last from block to block. If not, each block is a separate script, as in the
+    paper."""
     display: bool = False
-    """Whether the value of a last line that is an expression is shown, as a REPL does."""
+    """Whether the interpreter shows the value of a last expression, like a REPL."""
     max_calls: int | None = 8
-    """Programs that an episode may run. After the last one's result the model has one more turn, for its answer.
-    A void turn that the rules pass over counts as a call. `None`: no limit."""
+    """Number of programs that an episode may run. After the last result the model has one more
+    turn, for its answer. A void turn that does not end the episode counts as a call. `None`: no
+    limit."""
     max_tokens: int | None = None
-    """Token budget of the response, the interpreter's tokens included; needs a tokenizer."""
+    """Budget of the response in tokens, including the interpreter's tokens. It needs a tokenizer.
+    `None`: no limit."""
     max_characters: int | None = 100_000
-    """The same in characters (Unicode code points)."""
+    """Budget of the response in characters (Unicode code points). `None`: no limit."""
     max_seconds: float | None = None
-    """Wall-clock budget of the episode in seconds, looked at when a turn begins and ends."""
+    """Wall-clock budget of the episode in seconds, checked after each turn and each result. `None`:
+    no limit."""
     output_characters: int = 400
-    """Characters of a program's output that are shown."""
+    """Number of characters of a program's output that the model sees."""
     output_cut: Cut = "middle"
-    """What is lost of a longer output: its `"head"`, its `"tail"` or its `"middle"`."""
+    """The part of a longer output that is cut out: the `"head"`, the `"tail"` or the `"middle"`."""
     errors: Errors = "traceback"
-    """How a program's error is shown: its own frames of the traceback, or the `"last_line"` alone, as in the paper's
-    evaluation."""
+    """The form of a program's error: the `"traceback"` with the program's own frames, or only its
+    `"last_line"`, as in the paper's evaluation."""
     void_turn: Literal["end", "continue"] = "end"
-    """What a turn with neither a code block nor an answer does: ends the episode, or is told so and goes on."""
+    """The effect of a turn with neither a code block nor an answer: `"end"` ends the episode,
+    `"continue"` sends the model a notice."""
     reward: str | Reward = "paper"
-    """A preset's name, or a function of the finished transcript."""
+    """The name of a preset (`retool_env.rewards`), or a function of the finished transcript."""
     prompt_template: str | None = None
-    """A text with `{query}`, or the path of a JSON file in ReTool's format; `None`: our own words."""
+    """A text with `{query}`, or the path of a JSON file in ReTool's format. `None`: the protocol's
+    default prompt."""
     limits: Limits = field(default_factory=Limits)
-    """Limits of each program; a mapping of its fields is taken as well, and becomes `Limits`."""
+    """The limits of each program: a `Limits`, or a mapping of its fields."""
 
     def __post_init__(self) -> None:
         if isinstance(self.limits, Mapping):
             known = [field.name for field in dataclasses.fields(Limits)]
             if unknown := sorted(map(str, set(self.limits) - set(known))):
-                raise SettingsError(f"unknown limit {unknown}; there are {', '.join(known)}")
+                raise SettingsError(f"unknown limit {unknown}; the limits are {', '.join(known)}")
             object.__setattr__(self, "limits", Limits(**self.limits))
         if not isinstance(self.limits, Limits):
             raise SettingsError(
@@ -82,7 +94,7 @@ class Rules:
                 raise SettingsError(f"{name} must be true or false, not {getattr(self, name)!r}")
         for name, check in _NUMBERS.items():
             value = getattr(self, name)
-            if value is not None or name == "output_characters":  # of the others: no limit
+            if value is not None or name == "output_characters":  # `None` means no limit elsewhere
                 object.__setattr__(self, name, check(name, value))
         choices = {
             "protocol": tuple(PROTOCOLS),
@@ -96,7 +108,7 @@ class Rules:
                     f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}"
                 )
         get_reward(self.reward)
-        _ = self._template  # what is wrong with it is said now
+        _ = self._template  # raises now if the template is wrong
 
     @functools.cached_property
     def _template(self) -> PromptTemplate:
@@ -105,7 +117,7 @@ class Rules:
         return PromptTemplate.load(self.prompt_template)
 
     def turn_protocol(self) -> TurnProtocol:
-        """What `protocol` names."""
+        """The protocol that `protocol` names, with the settings of these rules."""
         return PROTOCOLS[self.protocol](self.interpreter, self.session, self.display)
 
     @property
@@ -114,5 +126,5 @@ class Rules:
         return self._template.template
 
     def prompt(self, problem: Problem) -> str:
-        """The user's message of a problem, before any chat template."""
+        """The user message of a problem, without a chat template."""
         return self._template(problem.question)

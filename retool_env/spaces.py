@@ -1,7 +1,7 @@
-"""Text spaces: any Unicode string, and one whose samples are real turns.
+"""Text spaces: any Unicode string, with samples of random text or of real turns.
 
-`gymnasium.spaces.Text` wants a finite character set and, by default, at least one character, so neither `π` nor the
-empty string is inside. Observations and actions here are any text at all.
+`gymnasium.spaces.Text` needs a finite character set and, by default, at least one character, so it
+contains neither `π` nor the empty string. Observations and actions here may be any text.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from gymnasium.spaces import Space
 
 
 class AnyText(Space[str]):
-    """Every Python string, the empty one included.
+    """The space of all Python strings, including the empty string.
 
     Args:
-        seed: Of the random samples.
+        seed: The seed of the random samples. `None`: a random seed.
 
     Example:
         >>> "π" in AnyText() and "" in AnyText()
@@ -28,7 +28,7 @@ class AnyText(Space[str]):
 
     @property
     def is_np_flattenable(self) -> bool:
-        """Text has no fixed-size array form."""
+        """False: text has no array form of a fixed size."""
         return False
 
     def contains(self, x: Any) -> bool:
@@ -36,13 +36,16 @@ class AnyText(Space[str]):
         return isinstance(x, str)
 
     def sample(self, mask: None = None, probability: None = None) -> str:
-        """Up to 64 characters, ASCII or from anywhere in Unicode; masks are not supported.
+        """A random text of up to 64 characters, from ASCII or from all of Unicode.
+
+        Args:
+            mask: Not supported.
+            probability: Not supported.
 
         Raises:
             ValueError: If a mask or probabilities are given.
         """
-        if mask is not None or probability is not None:
-            raise ValueError("a text space takes neither mask nor probability")
+        _refuse(mask, probability)
         length = int(self.np_random.integers(0, 65))
         top = 0x7F if self.np_random.random() < 0.5 else 0x10FFFF
         points = self.np_random.integers(0x20, top + 1, size=length)
@@ -56,10 +59,10 @@ class AnyText(Space[str]):
 
 
 class TurnText(AnyText):
-    """Every Python string, like `AnyText`, but samples are turns of the protocol.
+    """The space of all Python strings, whose samples are turns of the protocol.
 
-    A random agent then runs programs and gives answers, so that a checker which draws random actions (Gymnasium's
-    `check_env`) sees what an episode is made of.
+    Random agents then run programs and give answers, so that a checker with random actions
+    (Gymnasium's `check_env`) meets all parts of an episode.
     """
 
     _TURNS = (
@@ -76,11 +79,19 @@ class TurnText(AnyText):
     def sample(self, mask: None = None, probability: None = None) -> str:
         """A random code, answer or void turn.
 
+        Args:
+            mask: Not supported.
+            probability: Not supported.
+
         Raises:
             ValueError: If a mask or probabilities are given.
         """
-        if mask is not None or probability is not None:
-            raise ValueError("a text space takes neither mask nor probability")
+        _refuse(mask, probability)
         turn = self._TURNS[int(self.np_random.integers(len(self._TURNS)))]
         a, b = (int(n) for n in self.np_random.integers(1, 1000, size=2))
         return turn.format(a=a, b=b)
+
+
+def _refuse(mask: None, probability: None) -> None:
+    if mask is not None or probability is not None:
+        raise ValueError("a text space supports neither mask nor probability: leave them out")

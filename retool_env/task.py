@@ -1,4 +1,4 @@
-"""The settings and the problems that an id stands for."""
+"""The settings and the problems of a registered id."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _RULES = tuple(field.name for field in dataclasses.fields(Rules))
 
 
 def make_task(id: str, **settings: Any) -> tuple[Rules, ProblemSource]:
-    """The rules and the problems of a registered environment, for those who drive episodes themselves.
+    """The rules and the problems of a registered environment, for callers of `Episode`.
 
     Args:
         id: The environment's id.
-        **settings: As for `gymnasium.make`; `max_tokens` too.
+        **settings: The settings of `gymnasium.make`, and `max_tokens`.
 
     Raises:
-        ValueError: If there is no such environment.
+        ValueError: If the id is not registered.
         TypeError: If a setting is unknown.
     """
     settings = {**registered_settings(id), **settings}
@@ -32,25 +32,32 @@ def make_task(id: str, **settings: Any) -> tuple[Rules, ProblemSource]:
 
 
 def registered_settings(id: str) -> dict[str, Any]:
-    """The settings that a registered id stands for.
+    """The settings of a registered id.
 
     Raises:
-        ValueError: If there is no such environment of ours.
+        ValueError: If the id is not registered as a `ReToolEnv`.
     """
     if id not in gym.registry or gym.registry[id].entry_point != "retool_env.env:ReToolEnv":
         known = sorted(name for name in gym.registry if name.startswith("ReTool-"))
-        raise SettingsError(f"no environment {id!r}; there are {', '.join(known)}")
+        raise SettingsError(f"no environment {id!r}; the environments are {', '.join(known)}")
     return dict(gym.registry[id].kwargs)
 
 
 def split_settings(
     problems: str | ProblemSource, settings: dict[str, Any]
 ) -> tuple[Rules, ProblemSource]:
-    """Settings of the episode make the rules; the others go to the source of that name.
+    """Split settings into the rules of the episode and the arguments of the problem source.
+
+    Args:
+        problems: A problem source, or a source's name.
+        settings: The settings of `Rules` and of the named source.
+
+    Returns:
+        The rules and the problem source.
 
     Raises:
-        TypeError: If there are settings that neither knows.
-        ValueError: If the source holds no problem.
+        TypeError: If a setting is unknown to both.
+        ValueError: If the source holds no problem, or the value of a setting is wrong.
     """
     rules = Rules(**{name: settings[name] for name in _RULES if name in settings})
     options = {name: value for name, value in settings.items() if name not in _RULES}
@@ -71,5 +78,5 @@ def split_settings(
     else:
         source = problems
     if not len(source):
-        raise SettingsError("the source holds no problem")
+        raise SettingsError("the problem source is empty: it must hold at least one problem")
     return rules, source

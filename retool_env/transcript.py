@@ -1,12 +1,13 @@
-"""Span and Transcript: the one record of an episode, and its loss mask.
+"""Span and Transcript: the only record of an episode, and its loss mask.
 
-A transcript is a sequence of frozen spans, each with one author. Invariants, checked by `check_transcript`:
+A transcript is a sequence of frozen spans, each with one author. `check_transcript` checks these
+invariants:
 
-- the spans' token ids, joined, are exactly what the model saw; text is never tokenised again;
-- the loss mask is 1 exactly on tokens that the model sampled, and each of those has a log-prob;
-- environment spans, prompt and interpreter text alike, carry no log-probs.
+- The joined token ids of the spans are exactly the model's context; text is never encoded again.
+- The loss mask is 1 exactly on sampled tokens, and each sampled token has a log-prob.
+- Prompt and environment spans carry no log-probs.
 
-Masks, metrics, viewers and training rows are derived from it. Nothing else stores the episode.
+Masks, metrics, viewers and training rows are derived from the transcript.
 """
 
 from __future__ import annotations
@@ -31,78 +32,87 @@ from retool_env.provenance import REVISION
 from retool_env.tokens import Runs
 
 Author = Literal["prompt", "model", "env"]
+"""The author of a span."""
 
 FORMAT = 3
-"""Version of the form in which a transcript is written.
+"""Version of the file format of transcripts.
 
-| version | what differs from the version before it                                                |
+| version | change from the version before                                                         |
 |---------|----------------------------------------------------------------------------------------|
-| 1       | it does not name its version, and has no `revision`: its transcripts are of revision 1 |
-| 2       | `format` and `revision`                                                                |
-| 3       | `form` of a span with a result: how its program was read. Without it, the program is   |
-|         | read as before: out of one fence at its beginning (`fenced`), or as written (`plain`)  |
-|         | `weight_runs` of a span, where the weights changed while it was sampled                |
+| 1       | neither `format` nor `revision`: the transcripts are of revision 1                     |
+| 2       | adds `format` and `revision`                                                           |
+| 3       | adds `form` to a span with a result: the rule by which its program was read. Without   |
+|         | `form`, the program is read as before: from a leading fence (`fenced`), or as written  |
+|         | (`plain`)                                                                              |
+|         | adds `weight_runs` to a span, if the weights changed during its generation             |
 """
 
 
 class StopReason(enum.StrEnum):
-    """Why an episode ended. A closed set; each is either a termination or a truncation."""
+    """Why an episode ended: a closed set of terminations and truncations."""
 
     ANSWERED = "answered"
     """The model gave an answer."""
     STOPPED = "stopped"
-    """The model's turn was empty: it had nothing more to say, and gave no answer."""
+    """The model wrote an empty turn: it stopped without an answer."""
     VOID_TURN = "void_turn"
-    """A turn held neither a code block nor an answer, and the rules end the episode there."""
+    """A turn held neither a code block nor an answer, and `Rules.void_turn` is `"end"`."""
     CALL_LIMIT = "call_limit"
-    """The last allowed call was spent, its result was shown, and the next turn was no answer."""
+    """The model used its last allowed call, saw the result, and did not answer in the next turn."""
     TOKEN_BUDGET = "token_budget"
+    """The response reached `Rules.max_tokens`, or the policy's context is full."""
     CHARACTER_BUDGET = "character_budget"
+    """The response reached `Rules.max_characters`."""
     TIME_BUDGET = "time_budget"
+    """The episode took longer than `Rules.max_seconds`."""
     CANCELLED = "cancelled"
-    """Cut from outside, by a deadline say. If the model had not written anything yet, it is not scored."""
+    """The episode was cut from outside, by a deadline for example. It has no score if the model had
+    written nothing yet."""
     INFRASTRUCTURE = "infrastructure_failure"
-    """The sandbox, not the program, failed. Such an episode is not scored and never trained on."""
+    """The sandbox or the policy failed. Such an episode has no score and is never trained on."""
 
     @property
     def terminated(self) -> bool:
-        """Whether the episode ended by its own rules, rather than cut from outside."""
+        """Whether the episode ended by its own rules, rather than by a cut from outside."""
         return self in (self.ANSWERED, self.STOPPED, self.VOID_TURN, self.CALL_LIMIT)
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of the transcript with one author."""
+    """A part of the transcript with one author."""
 
     author: Author
-    """Who wrote it."""
+    """The author of the text."""
     text: str
-    """Its text. Where there are token ids: their decoding, without a final end-of-sequence token."""
+    """The text. With token ids, it is their decoding without a final end-of-sequence token."""
     token_ids: tuple[int, ...] | None = None
-    """Its tokens, where a tokenizer was used."""
+    """The tokens, shape `(T,)`; `None` in an episode of text actions."""
     logprobs: tuple[float, ...] | None = None
-    """Natural-log probability of each token under the distribution it was sampled from; model spans only."""
+    """The natural log-prob of each token under the sampling distribution, shape `(T,)`; `None` on
+    spans that the model did not sample."""
     surplus: int = 0
-    """Number of characters after the closing tag that came with the token that completed it. Kept, since the model
-    saw them; never executed or graded."""
+    """Number of characters after the closing tag that belong to the token which completed the tag.
+    They stay, because the model saw them, but they are never executed or graded."""
     execution: Execution | None = None
-    """On an environment span that shows a program's result: that result, its output cut as shown."""
+    """The program's result, its output cut as shown; `None` on spans that show no result."""
     seconds: float = dataclasses.field(default=0.0, compare=False)
-    """Wall-clock seconds that it took to write it (generation, execution)."""
+    """Wall-clock seconds that the generation or the execution took."""
     weight_version: int | None = None
-    """On a model span: the optimizer step whose weights sampled its first token, where a policy with weights did."""
+    """The optimizer step of the weights that sampled the first token; `None` on spans that no
+    policy with weights sampled."""
     trained_logprobs: tuple[float, ...] | None = None
-    """On a model span, where a trainer was trained on it: the log-prob of each token in its first pass over the episode."""
+    """The log-prob of each token in the trainer's first pass over the episode, shape `(T,)`; `None`
+    on spans that no trainer used."""
     form: Form | None = None
-    """On an environment span that shows a program's result: how that program was read. `None` in records
-    from before format 3."""
+    """The rule by which the program of the shown result was read; `None` on spans that show no
+    result, and in records before format 3."""
     weight_runs: Runs = ()
-    """On a model span that was sampled with several weights, one after the other: the version of each token,
-    run-length, `weight_version` first. Empty where all its tokens have that one; a file then leaves it out."""
+    """The weight version of each token, run-length encoded, `weight_version` first, if the weights
+    changed during the generation. Empty if they did not; a file then leaves it out."""
 
     @property
     def weights(self) -> Runs:
-        """The weight versions of its tokens, run-length; none where no policy with weights sampled it."""
+        """The weight versions of the tokens, run-length encoded; empty without a weight version."""
         if self.weight_runs or self.weight_version is None:
             return self.weight_runs
         return ((self.weight_version, len(self.token_ids or ())),)
@@ -113,14 +123,13 @@ class Call:
     """One use of the interpreter."""
 
     program: str
-    """What was to be run."""
+    """The program text."""
     execution: Execution
-    """What came of it."""
+    """The result of the program."""
     position: int
-    """Characters of the response before the opening tag of the code block or call."""
+    """Number of characters of the response before the code block or tool call."""
     form: Form
-    """How the program was read (`retool_env.protocol.program`): as written, from a fence, or mended and by which
-    rule; `unread` where the call holds none."""
+    """The rule by which the program was read (see `retool_env.protocol.program`)."""
 
     @property
     def ok(self) -> bool:
@@ -130,38 +139,46 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """An episode, finished or not."""
+    """An episode, finished or unfinished."""
 
     problem: Problem
+    """The problem of the episode."""
     spans: tuple[Span, ...]
+    """The prompt, then model and environment spans in turn."""
     interpreter: bool = True
     """Whether the model could run code."""
     stop_reason: StopReason | None = None
-    """Why it ended; `None` while it goes on."""
+    """Why the episode ended; `None` while it goes on."""
     answer: str | None = None
-    """The content of the answer tag or, of a tool-calling model, of the last box, as written."""
+    """The unchanged content of the answer tag or, with tool calls, of the last box; `None` without
+    an answer."""
     correct: bool | None = None
-    """Whether the answer is mathematically equal to the problem's; `None` while not graded."""
+    """Whether the answer is mathematically equal to the reference; `None` before grading."""
     weight_version: int | None = None
-    """The optimizer step whose weights its first turn was sampled with, where a policy with weights did."""
+    """The optimizer step of the weights that sampled the first turn; `None` for policies without
+    weights."""
     trained_version: int | None = None
-    """The optimizer step whose weights were trained on it, where a trainer did: later than the above by its staleness."""
+    """The optimizer step of the weights that were trained on the episode: `weight_version` plus the
+    staleness. `None` if no trainer used the episode."""
     reward: float | None = None
-    """Earned once, at the end; `None` while it goes on, after an infrastructure failure, and if it never began."""
+    """The reward, given once at the end; `None` before the end and for unscored episodes."""
     protocol: ProtocolName = "tags"
-    """How its turns are to be read."""
+    """The protocol of the turns."""
     revision: int = REVISION
-    """The revision of the environment that it was made in (`retool_env.REVISION`)."""
+    """The revision of the environment that made the episode (`retool_env.REVISION`)."""
 
     @property
     def scored(self) -> bool:
-        """Whether it says anything of the model: not after an infrastructure failure, nor if it was cut before it began."""
+        """Whether the episode counts for the model.
+
+        It does not after an infrastructure failure, or if it was cut before the first model turn.
+        """
         unbegun = self.stop_reason is StopReason.CANCELLED and not self.response
         return self.stop_reason is not StopReason.INFRASTRUCTURE and not unbegun
 
     @property
     def text(self) -> str:
-        """All of it, as text: the Gymnasium observation."""
+        """The text of all spans: the Gymnasium observation."""
         return "".join(span.text for span in self.spans)
 
     @property
@@ -171,96 +188,94 @@ class Transcript:
 
     @property
     def response_text(self) -> str:
-        """What stands after the prompt, as text."""
+        """The text of the spans after the prompt."""
         return "".join(span.text for span in self.response)
 
     @property
     def prompt_ids(self) -> list[int]:
         """Token ids of the prompt, shape `(P,)`."""
-        return _joined(self.spans[:1])
+        return [token for span in self.spans[:1] for token in _ids(span)]
 
     @property
     def completion_ids(self) -> list[int]:
-        """Token ids after the prompt, the interpreter's included, shape `(T,)`."""
-        return _joined(self.response)
+        """Token ids after the prompt, including the interpreter's tokens, shape `(T,)`."""
+        return [token for span in self.response for token in _ids(span)]
 
     @property
     def loss_mask(self) -> list[int]:
-        """1 where the model sampled the token and 0 where the environment wrote it, shape `(T,)`."""
+        """1 for a token of the model and 0 for a token of the environment, shape `(T,)`."""
         return [int(span.author == "model") for span in self.response for _ in _ids(span)]
 
     @property
     def logprobs(self) -> list[float]:
-        """Sampling log-probs, shape `(T,)`; 0.0, which means nothing, where the mask is 0."""
+        """Sampling log-probs, shape `(T,)`; a meaningless 0.0 where the loss mask is 0."""
         return [p for span in self.response for p in span.logprobs or (0.0,) * len(_ids(span))]
 
     @property
     def turns(self) -> list[Turn]:
-        """The model's turns, parsed."""
+        """The parsed turns of the model, in order."""
         protocol = self._turn_protocol()
         turns = [protocol.parse(span.text) for span in self.spans if span.author == "model"]
         last = self.spans[-1]
         if self.stop_reason is StopReason.TOKEN_BUDGET and last.author == "model":
-            # It was cut, and so is void, whatever stands in it.
+            # A turn that the budget cut is void, whatever it holds.
             turns[-1] = Turn(TurnKind.VOID, "", len(last.text), len(last.text))
         return turns
 
     @property
     def calls(self) -> list[Call]:
-        """The programs that the model wanted run, with what came of each, in order."""
+        """The model's calls of the interpreter with their results, in order."""
         calls: list[Call] = []
         protocol = self._turn_protocol()
-        position, said, said_at = 0, None, 0
+        position, text, start = 0, None, 0
         for span in self.response:
             if span.author == "model":
-                said, said_at = span.text, position
-            elif span.execution is not None and said is not None:
+                text, start = span.text, position
+            elif span.execution is not None and text is not None:
                 read = read_one_fence if span.form is None else read_program
-                turn = protocol.parse(said, read=read)
+                turn = protocol.parse(text, read=read)
                 form = span.form or turn.form or "unread"
-                at = said_at + turn.start
-                calls.append(Call(turn.content, span.execution, at, form))
+                calls.append(Call(turn.content, span.execution, start + turn.start, form))
             position += len(span.text)
         return calls
 
     def _turn_protocol(self) -> TurnProtocol:
-        # To read a turn, it is all the same whether programs shared a process.
+        # `session` and `display` change the prompt only, not the parser.
         return PROTOCOLS[self.protocol](self.interpreter, False, False)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values; `from_json` is its inverse."""
-        record: dict[str, Any] = {"format": FORMAT}
-        record |= dataclasses.asdict(dataclasses.replace(self, problem=None))  # type: ignore[arg-type]  # it is written below
+        """The transcript as plain JSON values; `from_json` is the inverse."""
+        record = {"format": FORMAT, **dataclasses.asdict(self)}
         for span in record["spans"]:
             if not span["weight_runs"]:
                 del span["weight_runs"]
-        problem = self.problem
-        record["problem"] = {
-            "id": problem.id,
-            "question": problem.question,
-            "answer": problem.answer,
-            "metadata": dict(problem.metadata),
-        }
+        record["problem"]["metadata"] = dict(self.problem.metadata)
         return record
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Transcript:
-        """Rebuild a transcript from `to_json`'s values, those of older versions too.
+        """Rebuild a transcript from the values of `to_json`, also in an older format.
+
+        Args:
+            record: The JSON object of a transcript.
 
         Raises:
-            ValueError: If they were written by a newer version, or in a protocol that is not
-                registered.
+            ValueError: If a newer version wrote the record, or its protocol is not registered.
         """
         record = {"revision": 1, **record}
         version = record.pop("format", 1)
         if version not in range(1, FORMAT + 1):
             raise ValueError(
-                f"format {version!r} is not known here, only 1 to {FORMAT}: a newer retool-env wrote it"
+                f"format {version!r} is unknown, only 1 to {FORMAT} are known: a newer retool-env "
+                "wrote the transcript, so update retool-env"
             )
         protocol = record.get("protocol", "tags")
         if protocol not in [*PROTOCOLS]:
             known = ", ".join(PROTOCOLS)
-            raise ValueError(f"the protocol {protocol!r:.60} is unknown; registered are {known}")
+            raise ValueError(
+                f"the protocol {protocol!r:.60} is unknown; registered are {known}: register it in "
+                "retool_env.protocol.PROTOCOLS first"
+            )
         spans = tuple(_span_from_json(span) for span in record["spans"])
         reason = record["stop_reason"]
         return cls(
@@ -276,16 +291,10 @@ class Transcript:
 def _ids(span: Span) -> tuple[int, ...]:
     if span.token_ids is None:
         raise ValueError(
-            "this transcript has no token ids (it was made of text), so it can't be trained on"
+            "this transcript has no token ids (its actions were text), so it can't be trained on: "
+            "sample it with a policy of token ids"
         )
     return span.token_ids
-
-
-def _joined(spans: Iterable[Span]) -> list[int]:
-    ids: list[int] = []
-    for span in spans:
-        ids += _ids(span)
-    return ids
 
 
 def _length(values: tuple[float, ...] | None) -> int | None:
@@ -314,45 +323,51 @@ def check_transcript(transcript: Transcript) -> None:
     """Check the invariants that training relies on (see the module's docstring).
 
     Raises:
-        ValueError: Naming the span and what is wrong with it.
+        ValueError: If an invariant is violated. The message names the span and the fault.
     """
     spans = transcript.spans
     if not spans or spans[0].author != "prompt":
-        raise ValueError("a transcript begins with its prompt")
+        raise ValueError("a transcript must begin with its prompt")
     with_ids = spans[0].token_ids is not None
     for index, span in enumerate(spans):
         at = f"span {index} ({span.author})"
         if index and span.author == "prompt":
-            raise ValueError(f"{at}: only the first span is the prompt")
+            raise ValueError(f"{at}: only the first span may be a prompt")
         if index and span.author == spans[index - 1].author:
-            raise ValueError(f"{at}: two spans in a row have the same author")
+            raise ValueError(f"{at}: two spans in a row must not have the same author")
         if (span.token_ids is not None) != with_ids:
-            raise ValueError(f"{at}: either every span has token ids, or none")
+            raise ValueError(f"{at}: either every span has token ids, or no span has")
         if span.author == "model":
             if (span.execution, span.form) != (None, None):
                 raise ValueError(f"{at}: a result belongs to the environment's span")
             if _length(span.logprobs) != _length(span.token_ids):
-                raise ValueError(f"{at}: each sampled token has one log-prob")
+                raise ValueError(f"{at}: each sampled token must have one log-prob")
             logprobs = span.logprobs or (0.0,)
-            # A sum is not finite where one of them is not; that of finite ones is, short of 1e308.
+            # The sum is finite exactly if every log-prob is: finite ones never add up to 1e308.
             if not (math.isfinite(sum(logprobs)) and max(logprobs) <= 1e-4):
-                raise ValueError(f"{at}: a log-prob is finite and not above 0")
+                raise ValueError(f"{at}: a log-prob must be finite and not above 0")
             if _length(span.trained_logprobs) not in (None, _length(span.token_ids)):
-                raise ValueError(f"{at}: a trainer has one log-prob of each sampled token")
+                raise ValueError(f"{at}: trained_logprobs must have one log-prob per sampled token")
             if span.weight_runs and sum(n for _, n in span.weight_runs) != _length(span.token_ids):
-                raise ValueError(f"{at}: the lengths of its weight versions sum to its tokens")
+                raise ValueError(f"{at}: the lengths of weight_runs must sum to its tokens")
             if span.weight_runs and span.weight_runs[0][0] != span.weight_version:
-                raise ValueError(f"{at}: its weight version is that of its first token")
+                raise ValueError(f"{at}: weight_version must be the version of its first token")
         elif (span.logprobs, span.trained_logprobs, span.weight_runs) != (None, None, ()):
-            raise ValueError(f"{at}: what the model did not sample has no log-prob, and no weights")
+            raise ValueError(
+                f"{at}: a span that the model did not sample has no log-probs and no weights"
+            )
     if not transcript.scored and transcript.reward is not None:
-        raise ValueError("an infrastructure failure is not scored, nor what never began")
+        raise ValueError("an unscored episode (infrastructure failure, cut at once) has no reward")
 
 
 def write_transcripts(path: str | Path, transcripts: Iterable[Transcript]) -> None:
-    """Append transcripts to a file, one JSON object a line.
+    """Append transcripts to a file, one JSON object per line.
 
-    Where a writer that was killed has left half a line, it stays a line of its own.
+    If a killed writer left half a line, this line is closed first.
+
+    Args:
+        path: The file; it is created if it does not exist.
+        transcripts: The transcripts.
     """
     with open(path, "ab+") as file:
         if file.tell():
@@ -364,10 +379,14 @@ def write_transcripts(path: str | Path, transcripts: Iterable[Transcript]) -> No
 
 
 def read_transcripts(path: str | Path) -> Iterator[Transcript]:
-    """Read what `write_transcripts` wrote, or the `episodes.jsonl` of an evaluation.
+    """Read a file of `write_transcripts`, or the `episodes.jsonl` of an evaluation.
+
+    Args:
+        path: The file.
 
     Raises:
-        ValueError: Naming the file that is not a regular one, or the line that is no transcript.
+        ValueError: If the path is not a regular file, or a line does not hold a transcript. The
+            message names the file and the line.
     """
     for number, line in enumerate(read_lines(path), 1):
         try:

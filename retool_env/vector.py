@@ -1,7 +1,8 @@
 """ReToolVectorEnv: many episodes over one sandbox.
 
-Gymnasium's own vector environments step their members one after another, or in a process each. Here the members' programs
-run side by side in one sandbox, from threads that only wait.
+Gymnasium's own vector environments step their members one after another, or each in its own
+process. Here the programs of all members run at the same time in one sandbox; threads wait for
+their results.
 """
 
 from __future__ import annotations
@@ -15,28 +16,29 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from retool_env.env import STOPPED, ReToolEnv
+from retool_env.env import INTERRUPTED_STEP_ERROR, ReToolEnv
 from retool_env.errors import SettingsError
 
 Observations = tuple[str, ...]
 
 
 class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
-    """`num_envs` episodes, each at its own point; their programs run at the same time.
+    """`num_envs` independent episodes, whose programs run at the same time.
 
-    Observations and actions are tuples of `num_envs` strings; rewards, terminations and truncations have shape
-    `(num_envs,)`; `infos` follows Gymnasium's convention (each key with a boolean mask `_key`). By that convention
-    `infos["correct"]` may be False as well as `None` for an episode that goes on: read it where one has ended.
+    Observations and actions are tuples of `num_envs` strings; rewards, terminations and truncations
+    have shape `(num_envs,)`. `infos` follows Gymnasium's convention: each key has a boolean mask
+    `_key`. By this convention, `infos["correct"]` of an unfinished episode may be False or `None`:
+    read it only for finished episodes.
 
     Args:
         num_envs: Number of episodes.
-        autoreset_mode: What happens to an episode that has ended (`gymnasium.vector.AutoresetMode`); stated in
-            `metadata["autoreset_mode"]`.
-        render_mode: `"ansi"`: `render()` gives a tuple of transcripts.
-        **settings: As for `ReToolEnv`.
+        autoreset_mode: The treatment of a finished episode (`gymnasium.vector.AutoresetMode`);
+            `metadata["autoreset_mode"]` repeats it.
+        render_mode: With `"ansi"`, `render` returns a tuple of transcripts. `None`: no rendering.
+        **settings: The arguments of `ReToolEnv`.
 
     Raises:
-        ValueError: If `num_envs` is below 1, or another render mode is asked for.
+        ValueError: If `num_envs` is below 1, or the render mode is unknown.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
         first = ReToolEnv(render_mode=render_mode, **settings)
         rest = {**settings, "problems": first.problems, "sandbox": first.sandbox}
         for name in set(settings) - {"problems", "sandbox"} - set(first.rules.__dataclass_fields__):
-            del rest[name]  # the source has used them
+            del rest[name]  # they were for the problem source, which exists by now
         self.envs = [
             first,
             *(ReToolEnv(render_mode=render_mode, **rest) for _ in range(num_envs - 1)),
@@ -78,15 +80,21 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
         seed: int | list[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[Observations, dict[str, Any]]:
-        """Begin all episodes, or those that `options["reset_mask"]` names.
+        """Begin all episodes, or the episodes in `options["reset_mask"]`.
 
         Args:
-            seed: One for all (counted up), or one each.
-            options: `reset_mask`, a boolean array of shape `(num_envs,)`; the rest goes to each environment.
+            seed: The seed of the first episode, counted up for the others; or a list with a seed
+                for each episode. `None`: the random generators continue.
+            options: `reset_mask`, a boolean array of shape `(num_envs,)`. All other options go to
+                each environment.
+
+        Returns:
+            The observations and `infos`.
 
         Raises:
-            ValueError: If seeds or mask have the wrong length.
-            gymnasium.error.ResetNeeded: If the last step did not come to its end, and the mask leaves some out.
+            ValueError: If the number of seeds or the shape of the mask is wrong.
+            gymnasium.error.ResetNeeded: If the last step was interrupted, and the mask leaves out
+                an episode.
         """
         options = dict(options or {})
         mask = np.asarray(options.pop("reset_mask", np.ones(self.num_envs, dtype=np.bool_)))
@@ -95,13 +103,15 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
                 f"reset_mask must be {self.num_envs} booleans, at least one of them true"
             )
         if self._in_step and not mask.all():
-            raise gym.error.ResetNeeded(f"{STOPPED}, for all environments")
+            raise gym.error.ResetNeeded(f"{INTERRUPTED_STEP_ERROR}, for all environments")
         if seed is None or isinstance(seed, int):
             seeds = [None if seed is None else seed + i for i in range(self.num_envs)]
         else:
             seeds = list(seed)
         if len(seeds) != self.num_envs:
-            raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments")
+            raise ValueError(
+                f"{len(seeds)} seeds for {self.num_envs} environments: pass one seed for each"
+            )
         infos: dict[str, Any] = {}
         for i in np.flatnonzero(mask):
             self._observations[i], info = self.envs[i].reset(seed=seeds[i], options=options)
@@ -113,25 +123,36 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
     def step(
         self, actions: Observations
     ) -> tuple[Observations, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Take one action an environment. An action for one that is reset in this step is ignored.
+        """Take one action in each environment.
+
+        An environment that is reset in this step ignores its action.
+
+        Args:
+            actions: A tuple of `num_envs` texts.
+
+        Returns:
+            Observations, rewards, terminations, truncations and `infos`.
 
         Raises:
-            ValueError: If there are not `num_envs` actions.
-            TypeError: If one of them is not a string.
-            gymnasium.error.ResetNeeded: In mode `DISABLED`, if an episode has ended and was not reset; in all modes, if the
-                last step did not come to its end.
+            ValueError: If the number of actions is not `num_envs`.
+            TypeError: If an action is not a string.
+            gymnasium.error.ResetNeeded: If the last step was interrupted or, in mode `DISABLED`, if
+                a finished episode was not reset.
         """
         if self._in_step:
-            raise gym.error.ResetNeeded(STOPPED)
+            raise gym.error.ResetNeeded(INTERRUPTED_STEP_ERROR)
         if len(actions) != self.num_envs:
-            raise ValueError(f"{len(actions)} actions for {self.num_envs} environments")
+            raise ValueError(
+                f"{len(actions)} actions for {self.num_envs} environments: pass one action for each"
+            )
         if self.autoreset_mode is AutoresetMode.DISABLED and self._ended.any():
             raise gym.error.ResetNeeded(
-                f"episodes {np.flatnonzero(self._ended).tolist()} have ended: reset them with options['reset_mask']"
+                f"episodes {np.flatnonzero(self._ended).tolist()} have ended: reset them with "
+                "options['reset_mask']"
             )
-        resetting = self._ended.copy()  # only mode NEXT_STEP comes here with any
+        resetting = self._ended.copy()  # false everywhere but in mode NEXT_STEP
         active = [i for i in range(self.num_envs) if not resetting[i]]
-        for i in active:  # before any episode moves: an error leaves all of them as they were
+        for i in active:  # checked first, so that an error leaves all episodes unchanged
             self.envs[i].check_action(actions[i])
         self._in_step = True
         needs = {i: self.envs[i].begin_step(actions[i]) for i in active}
@@ -164,13 +185,13 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
         return tuple(self._observations), rewards, terminations, truncations, infos
 
     def render(self) -> tuple[str, ...] | None:
-        """A tuple of transcripts in mode `"ansi"`."""
+        """A tuple of transcripts in mode `"ansi"`, otherwise `None`."""
         if self.render_mode is None:
             return None
         return tuple(env.render() or "" for env in self.envs)
 
     def close_extras(self, **kwargs: Any) -> None:
-        """End the threads, the sessions and the sandbox."""
+        """End the threads and the sessions, and close the sandbox."""
         self._threads.shutdown()
         for env in reversed(self.envs):
             env.close()

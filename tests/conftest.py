@@ -11,10 +11,10 @@ from hypothesis import settings
 
 from retool_env.sandbox import Sandbox, make_sandbox
 
-# Otherwise the doctests' collection takes the folders' conftest.py for modules of one name.
+# Otherwise the collection of doctests treats all conftest.py files as modules of one name.
 collect_ignore_glob = ["*conftest.py"]
 
-# How long an example takes says nothing on a busy machine.
+# On a busy machine, the duration of an example means nothing.
 settings.register_profile("retool", deadline=None)
 settings.load_profile("retool")
 
@@ -39,13 +39,13 @@ def data() -> Path:
     """The folder of real problem sets."""
     folder = os.environ.get("RETOOL_DATA")
     if not folder:
-        pytest.skip("RETOOL_DATA names no folder of problem sets")
+        pytest.skip("set RETOOL_DATA to a folder of problem sets")
     return Path(folder)
 
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """For models this small, several threads wait for each other longer than they work."""
+    """Use one thread: several threads are slower for very small models."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""`retool.json`: what a checkpoint says of its task, and what it may not say."""
+"""`retool.json`: the task of a checkpoint, and the values that the file may not hold."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RECORD = CheckpointTask.of(ENV).to_json()
 
 
 def changed(**values):
-    """The object of a file, with other values; `rules__max_calls` is a key of `rules`."""
+    """The object of a file, with changed values; `rules__max_calls` is a key of `rules`."""
     record = copy.deepcopy(RECORD)
     for name, value in values.items():
         part, _, key = name.partition("__")
@@ -73,7 +73,7 @@ def test_what_is_written_is_read_again_and_makes_the_same_task(tmp_path):
 
 
 def test_every_setting_of_an_episode_is_in_the_file():
-    """A new field of `Rules` belongs into the file, unless a stranger must not set it."""
+    """A new field of `Rules` must be in the file, unless a stranger must not set it."""
     fields = {field.name for field in dataclasses.fields(Rules)}
     assert {*RULES, "protocol", "prompt_template"} == fields
     assert set(RECORD["rules"]) == set(RULES)
@@ -355,7 +355,7 @@ def test_a_model_without_the_file_has_no_task(tmp_path):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A server that answers as the Hub does, for `some/model`; its files, and a cache of our own."""
+    """A fake Hub that serves `some/model`: its files and its server. The cache is temporary."""
     constants = pytest.importorskip("huggingface_hub.constants")
     files = {}
 
@@ -399,7 +399,7 @@ def test_a_model_on_the_hub_brings_its_file(hub):
         read_task("some/model", ", or say so")
     files[place] = json.dumps(RECORD).encode()
     assert read_task("some/model") == CheckpointTask.of(ENV)
-    # Without a network, from the cache; another model's isn't there.
+    # Without a network, the cache answers; it holds no other model.
     server.shutdown()
     server.server_close()
     assert read_task("some/model") == CheckpointTask.of(ENV)

@@ -1,4 +1,4 @@
-"""The `retool` command, in this process but for what concerns the process itself."""
+"""The `retool` command, mostly in this process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ARITHMETIC = "ReTool-Arithmetic-v0"
 
 @pytest.fixture
 def outside(tmp_path, monkeypatch) -> Path:
-    """The command is run in a folder that is no clone."""
+    """A working directory outside of the clone."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -48,7 +48,7 @@ def checkpoint(tmp_path_factory) -> Iterator[str]:
         patch.syspath_prepend(str(ROOT))
         from agents.models.tiny import make_checkpoint
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine several would mostly wait for each other
+    torch.set_num_threads(1)  # several threads are slower on a busy machine
     yield str(make_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny", seed=0))
     torch.set_num_threads(threads)
 
@@ -79,13 +79,13 @@ def test_eval_writes_what_it_found_and_prints_a_table(checkpoint, outside, capsy
     lengths = [len(t.completion_ids) for t in transcripts]
     assert summary["episodes"] == 4 and summary["response_tokens"] == sum(lengths) / 4
 
-    # A folder is one evaluation's.
+    # Each folder holds one evaluation.
     before = {path: path.read_bytes() for path in Path("found").iterdir()}
     capsys.readouterr()
     assert main([*arguments, "--out", "found"]) == 1
     assert "found holds an evaluation already" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in Path("found").iterdir()}
-    # The same seed samples the same.
+    # Equal seeds give equal samples.
     assert main([*arguments, "--out", "again"]) == 0
     again = list(read_transcripts("again/episodes.jsonl"))
     assert sorted(map(repr, map(_ids, again))) == sorted(map(repr, map(_ids, transcripts)))
@@ -109,7 +109,7 @@ def test_eval_without_an_interpreter(how, checkpoint, outside, capsys, monkeypat
     [folder] = Path("runs/eval").iterdir()
     assert folder.name.startswith(f"{ARITHMETIC}-tiny-text-only-")
     assert not any(t.interpreter for t in read_transcripts(folder / "episodes.jsonl"))
-    # Another one that begins in the same second has a folder of its own.
+    # A second evaluation in the same second gets another folder.
     stamp = folder.name.split("-")[-3:-1]
     monkeypatch.setattr("time.strftime", lambda *_: "-".join(stamp))
     assert main(["eval", "--env", ARITHMETIC, "--model", checkpoint, *SMALL, how]) == 0
@@ -259,7 +259,7 @@ def test_without_a_retool_json_that_is_said_and_an_environment_must_be_named(
     out = capsys.readouterr().out
     assert f"{checkpoint} has no retool.json: the settings are {ARITHMETIC}'s own\n" in out
     [first, *_] = read_transcripts("o/episodes.jsonl")
-    assert first.problem.id.startswith("arithmetic/test-")  # held out, all the same
+    assert first.problem.id.startswith("arithmetic/test-")  # still held out
 
 
 def test_how_many_problems_are_evaluated(checkpoint, outside, monkeypatch):
@@ -296,7 +296,7 @@ WRONG = {
     "no problem": ([*EVAL, "--problems", "0"], "--problems must be at least 1, not 0"),
     "no episode": ([*EVAL, "--k", "0"], "--k must be at least 1, not 0"),
     "no token": ([*EVAL, "--max-tokens", "0"], "max_tokens must be a whole number of"),
-    "no pair": ([*EVAL, "difficulty"], "'difficulty' is no key=value"),
+    "no pair": ([*EVAL, "difficulty"], "'difficulty' is not a setting: write it as key=value"),
     "unknown setting": ([*EVAL, "max_call=3"], "max_calls, max_tokens"),
     "unknown setting to play": (["play", "max_call=3"], "max_calls, max_tokens"),
     "bad value": ([*EVAL, "difficulty=9"], "difficulty is one of 1 to 5"),
@@ -460,7 +460,7 @@ def test_play_takes_the_task_of_a_checkpoint(trained, monkeypatch, capsys):
     assert out[1] == "the command line differs from it: max_calls=1 (there: 3)"
     assert out[2] == "max_tokens is left out: what a person writes is text"
     assert out[3].startswith("Q Compute ")
-    # Its rules are the checkpoint's too: a turn without a tag ends the episode.
+    # The rules come from the checkpoint: a turn without a tag ends the episode.
     assert play(monkeypatch, "hm\n\n", "--model", "trained") == 0
     assert "[void_turn, reward -1.0]" in capsys.readouterr().out
     assert play(monkeypatch, "hm\n\n", "--model", "./nowhere") == 1
@@ -486,7 +486,7 @@ def test_train_in_a_clone_forwards_its_arguments(monkeypatch):
 
 
 def test_train_through_the_installed_command(tmp_path):
-    """The command's own path knows nothing of the clone: only its folder does."""
+    """The command finds the clone by the working directory only, not by its module path."""
     code = "import sys; from retool_env.cli import main; sys.exit(main(['train', '--help']))"
     command = [sys.executable, "-P", "-c", code]
     inside = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -499,7 +499,7 @@ def test_train_through_the_installed_command(tmp_path):
 
 
 def in_tags(conversation) -> Reply:
-    """Computes what the last line of the prompt asks for, with tags."""
+    """Computes the expression in the last line of the prompt, with tags."""
     if not isinstance(conversation, str):
         conversation = "".join(message["content"] for message in conversation)
     question, _, result = conversation.rpartition("Compute ")[2].partition("<interpreter>")
@@ -509,7 +509,7 @@ def in_tags(conversation) -> Reply:
 
 
 def in_calls(conversation) -> Reply:
-    """The same with native calls, if there is a tool to call; knows nothing of tags but the answer's."""
+    """Computes the expression with native calls if there is a tool; uses only the answer tags."""
     if conversation[-1]["role"] == "tool":
         return Reply(f"<answer>{conversation[-1]['content']}</answer>")
     assert "<code>" not in conversation[0]["content"]
@@ -528,7 +528,7 @@ ONE_GUEST = ("--sandbox", '{"name": "nsjail", "guests": 1}')
 def test_eval_behind_an_api_with_the_real_sandbox(options, model, outside, capsys, monkeypatch):
     pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
     monkeypatch.setenv("MY_KEY", "secret")
-    # What would load a model here is not needed.
+    # The packages that load a model are not needed.
     monkeypatch.setitem(sys.modules, "retool_env.rollout.transformers", None)
     api = ModelAPI(model, key="secret")
     with serving(api) as url:

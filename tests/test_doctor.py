@@ -1,4 +1,4 @@
-"""What the doctor finds, on this machine and on ones that lack something."""
+"""The doctor's findings, on this machine and on machines that lack a part."""
 
 import configparser
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""Every code block of the README and of the site runs as it is written, or says why it does not."""
+"""Each code block of the README and of the site runs as written, or gives a reason not to."""
 
 import json
 import os
@@ -23,10 +23,10 @@ BLOCK = re.compile(
 )
 
 MOST_NOT_RUN = 4
-"""Blocks of the README that may say why they are not run."""
+"""The number of README blocks that may give a reason not to run."""
 
 SECONDS = 240
-"""The longest that the blocks of a page may take, ten times what they need."""
+"""The time limit, in seconds, of all blocks of a page: ten times their usual time."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Block:
     language: str
     text: str
     reason: str | None
-    """Why it is not run; `None` if it is."""
+    """The reason why the block does not run; `None` if it runs."""
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """The code blocks of a page, in their order."""
+    """The code blocks of a page, in order."""
     return [
         Block(found["language"], textwrap.dedent(found["text"]), found["reason"])
         for found in BLOCK.finditer(page.read_text())
@@ -57,7 +57,7 @@ def problems(number: int) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like a clone in which a tiny model was trained, with small files for the data sets."""
+    """A copy of the clone with a trained tiny model and small files of the data sets."""
     folder = tmp_path_factory.mktemp("workshop")
     for name in ("agents", "benchmarks", "docs", "examples", "retool_env", "tests"):
         if (ROOT / name).exists():
@@ -81,7 +81,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: list[str], folder: Path) -> None:
-    """Runs a command in the workshop; its output is shown if it fails."""
+    """Run a command in the workshop; a failure shows its output."""
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
@@ -107,7 +107,7 @@ def runnable(page: Path, language: str) -> list[str]:
 
 
 def with_code() -> Iterator[Any]:
-    """The pages that have something to run. Those that train a model take half a minute each."""
+    """The pages with blocks to run. A page that trains a model takes half a minute."""
     for page in PAGES:
         if runnable(page, "console") or runnable(page, "python"):
             slow = [pytest.mark.slow] if "training" in page.parts else []
@@ -117,7 +117,7 @@ def with_code() -> Iterator[Any]:
 @pytest.mark.timeout(2 * SECONDS)
 @pytest.mark.parametrize("page", with_code())
 def test_the_blocks_of_a_page_run(page, workshop, tmp_path):
-    """First its commands, then its Python, in one namespace, which may read what they left."""
+    """The commands of a page run first, then its Python blocks, in one namespace."""
     lines = ["set -e"]
     for text in runnable(page, "console"):
         lines += re.findall(r"^\$ ((?:.*\\\n)*.*)", text, re.MULTILINE)

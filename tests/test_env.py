@@ -1,4 +1,4 @@
-"""The Gymnasium environment: registration, the API's contract, settings, and programs in a real jail."""
+"""The Gymnasium environment: registration, API contract, settings, programs in a real jail."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import retool_env
-from retool_env import ReToolEnv, Rules, SandboxUnavailable, StopReason, check_transcript
+from retool_env import ReToolEnv, SandboxUnavailable, StopReason, check_transcript
 from retool_env.interpreter import SharedSandboxes
 from retool_env.problems import Problem, ProblemList, ProblemsUnavailable
 from retool_env.sandbox import Execution, Limits, Outcome, nsjail
@@ -34,7 +34,7 @@ ARITHMETIC = "ReTool-Arithmetic-v0"
 
 @pytest.fixture(autouse=True)
 def no_shared_sandbox(monkeypatch):
-    """A test meets no sandbox that another one's environments may still share."""
+    """Each test has its own shared sandboxes."""
     monkeypatch.setattr("retool_env.env.shared_sandboxes", SharedSandboxes())
 
 
@@ -48,7 +48,7 @@ DAPO_BEFORE = (
 
 
 class FakeSandbox:
-    """Gives the results it was made with, in turn and round again, and notes what it was asked to run."""
+    """A sandbox that returns its results in a cycle, and records the programs."""
 
     def __init__(self, *results: Execution) -> None:
         self.results = results or (Execution(Outcome.OK, "1\n"),)
@@ -64,7 +64,7 @@ class FakeSandbox:
 
 
 def make(sandbox=None, **settings) -> ReToolEnv:
-    """An environment with its first episode begun, over a fake sandbox unless another is given."""
+    """An environment in its first episode, over a fake sandbox by default."""
     env = ReToolEnv(PROBLEMS, sandbox=sandbox or FakeSandbox(), **settings)
     env.reset(options={"problem_id": "p41"})
     return env
@@ -75,7 +75,7 @@ def make(sandbox=None, **settings) -> ReToolEnv:
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """Small files of the data sets' shapes, where the sources look for them."""
+    """Small files in the formats of the data sets, in the folder of the sources."""
     monkeypatch.setenv("RETOOL_DATA", str(tmp_path))
     prompt = [{"role": "user", "content": f"{DAPO_BEFORE}What is 6 * 7?"}]
     rows = {
@@ -232,7 +232,7 @@ def test_random_episodes_keep_the_contract(
         with pytest.raises(gym.error.ResetNeeded):
             env.step("more")
     else:
-        assert void_turn == "continue"  # with at most 3 calls nothing else goes on for 12 turns
+        assert void_turn == "continue"  # no other setting allows 12 turns with 3 calls
 
 
 ACTIONS = (
@@ -261,7 +261,7 @@ def test_same_seed_options_and_actions_are_the_same_episode(sandbox):
     assert play(env, 7, options) == play(env, 8, options) != first
     infos = [step[-1] for step in (*first, *again)]
     assert len({id(info) for info in infos}) == len(infos)
-    assert options == {"problem_id": "p3"}  # the caller's own is left alone
+    assert options == {"problem_id": "p3"}  # the caller's mapping is unchanged
 
 
 def test_wall_clock_times_make_no_difference_to_infos():
@@ -302,7 +302,7 @@ def test_reset_options():
     assert info["problem_id"] == "p9" and "9 + 1?" in observation
     with pytest.raises(KeyError, match="nearest is 'p9'"):
         env.reset(options={"problem_id": "p9x"})
-    with pytest.raises(ValueError, match=r"'problem'.*there is 'problem_id'"):
+    with pytest.raises(ValueError, match=r"'problem'.*the only option is 'problem_id'"):
         env.reset(options={"problem": "p9"})
 
 
@@ -330,7 +330,7 @@ def test_empty_and_unicode_actions(sandbox):
     env = make(sandbox, void_turn="continue")
     observation, *_ = env.step("π ≈ 3, 𝄞\u202e <code>print('∑𝄞')</code>")
     assert "𝄞\u202e <code>" in observation and observation.endswith("\n∑𝄞\n</interpreter>\n\n")
-    observation, *_, info = env.step("<code>print('\ud800')</code>")  # no UTF-8 has this one
+    observation, *_, info = env.step("<code>print('\ud800')</code>")  # UTF-8 can't encode it
     assert info["outcome"] is Outcome.SYNTAX_ERROR and "UnicodeEncodeError" in observation
     _, reward, terminated, truncated, info = env.step("")
     assert (reward, terminated, truncated) == (-1.0, True, False)
@@ -378,7 +378,7 @@ def test_unknown_settings_are_answered_with_the_known_ones(files):
         gym.make(ARITHMETIC, dificulty=3)
     with pytest.raises(TypeError, match=r"'difficulty'.*max_calls"):
         ReToolEnv(PROBLEMS, sandbox=FakeSandbox(), difficulty=3)
-    with pytest.raises(ValueError, match="max_characters rather than max_tokens"):
+    with pytest.raises(ValueError, match=r"max_tokens .*set max_characters instead"):
         gym.make(ARITHMETIC, max_tokens=100)
     with pytest.raises(ValueError, match="no source of problems 'aimee'"):
         ReToolEnv("aimee", sandbox=FakeSandbox())
@@ -461,7 +461,7 @@ def test_the_reward_is_a_preset_or_a_function():
         observation, earned, *_, info = env.step("<answer>1</answer>")
         assert earned == pytest.approx(len(observation) if expected is None else expected)
         assert type(earned) is float and info["transcript"].reward == earned
-    with pytest.raises(ValueError, match="there are paper, verl"):
+    with pytest.raises(ValueError, match="presets are paper, verl"):
         make(reward="none")
 
 
@@ -489,16 +489,6 @@ def test_a_sleeping_program_meets_its_limit_and_is_told(sandbox):
     observation, _, terminated, truncated, info = env.step(program)
     assert info["outcome"] is Outcome.TIMEOUT and not terminated and not truncated
     assert "before\ntime limit: the program ran for more than 1 s\n" in observation
-
-
-def test_make_task_gives_what_the_environment_has():
-    rules, source = make_task(ARITHMETIC, max_tokens=64, difficulty=3, max_calls=2)
-    assert rules == Rules(max_tokens=64, max_calls=2) and source[0].metadata["difficulty"] == 3
-    assert source[0] == gym.make(ARITHMETIC, difficulty=3, interpreter=False).unwrapped.problems[0]
-    with pytest.raises(ValueError, match=ARITHMETIC):
-        make_task("ReTool-Arithmetic-v9")
-    with pytest.raises(ValueError, match="no environment 'CartPole-v1'"):
-        make_task("CartPole-v1")
 
 
 # --- programs and answers -----------------------------------------------------------------------
@@ -543,7 +533,10 @@ def test_functions_call_each_other_and_the_last_line_is_left_alone(sandbox):
 
 
 FAILS = "<code>print(1)\nprint(1 / 0)</code>"
-FRAMES = 'Traceback (most recent call last):\n  File "<program>", line 2, in <module>\n    print(1 / 0)\n'
+FRAMES = (
+    'Traceback (most recent call last):\n  File "<program>", line 2, in <module>\n'
+    "    print(1 / 0)\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -557,7 +550,7 @@ def test_an_error_is_shown_as_set_after_what_was_printed(sandbox, settings, fram
         f"<interpreter>\n1\n{frames}ZeroDivisionError: division by zero\n</interpreter>\n\n"
     )
     execution = info["transcript"].calls[0].execution
-    assert execution.traceback == f"{FRAMES}{execution.error}"  # the record has it either way
+    assert execution.traceback == f"{FRAMES}{execution.error}"  # the record has both in any case
 
 
 def test_the_error_is_kept_where_it_and_the_output_do_not_both_fit(sandbox):
@@ -647,7 +640,7 @@ def test_a_session_ends_in_mid_episode(end):
     assert len(box.open) == 1
     getattr(env, end)()
     assert not box.open and not box.closed
-    if end == "reset":  # and the next episode's is its own
+    if end == "reset":  # and the next episode has a new session
         assert "session 2, block 1: b\n" in env.step("<code>b</code>")[0]
 
 
@@ -668,7 +661,7 @@ STOPPED = "the last step was stopped before its end, by Ctrl-C or an error.*: ca
 
 @pytest.mark.parametrize("session", [False, True])
 def test_after_ctrl_c_the_next_step_says_what_to_do(sandbox, session):
-    """A real signal while a real program runs; nothing of it is left, and the environment goes on after a reset."""
+    """A real signal stops a real program. No process is left, and a reset begins anew."""
     env = ReToolEnv(PROBLEMS, sandbox=sandbox, session=session, limits={"wall_seconds": 60})
     env.reset(options={"problem_id": "p41"})
     env.step("<code>x = 1</code>")
@@ -688,7 +681,7 @@ def test_after_ctrl_c_the_next_step_says_what_to_do(sandbox, session):
 
 
 class Failing(FakeSandbox):
-    """Raises what it was given, once."""
+    """Raises a given error once."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__()
@@ -749,7 +742,7 @@ def test_a_reward_that_is_no_number_names_the_function(returned):
 def test_a_sandbox_without_sessions_is_refused_when_the_environment_is_made():
     class Without(Notebooks):
         def session(self, limits, *, display=False):
-            raise SandboxUnavailable("there are no sessions here")
+            raise SandboxUnavailable("this sandbox has no sessions")
 
     with pytest.raises(SandboxUnavailable, match="no sessions here"):
         make(Without(), session=True)
@@ -824,7 +817,7 @@ def test_environments_of_a_setting_share_a_sandbox_until_the_last_is_closed():
     first, second, third, none = (env.unwrapped.sandbox for env in envs)
     assert first is second is third and none is None
     assert other.unwrapped.sandbox is not first
-    own = ReToolEnv(PROBLEMS, sandbox=first)  # the caller's: it is no reason to keep it
+    own = ReToolEnv(PROBLEMS, sandbox=first)  # the caller owns the sandbox
     own.reset()
     for env in envs[:2]:
         env.close()
@@ -868,7 +861,7 @@ def begun(**settings):
     return env
 
 def settled():
-    # Once neither has changed for half a second: a process that has ended may still be read to its end.
+    # Both must be stable for half a second: an ended process may still be read to its end.
     gc.collect()
     deadline = time.monotonic() + 20
     found, since = None, time.monotonic()
@@ -882,7 +875,7 @@ def settled():
 
 
 def counted(code: str) -> str:
-    """What a script prints of the descriptors and processes of its environments."""
+    """The output of a script that counts the descriptors and processes of its environments."""
     script = COUNTS.format(tree=str(Path(__file__).parent)) + textwrap.dedent(code)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -898,7 +891,7 @@ def test_many_environments_hold_no_more_than_one_and_dropped_ones_nothing():
             env = begun(session=session)
             one = descriptors() - before[0]
             others = [begun(session=session) for _ in range(8)]
-            # Those of a session are of an episode's process, which ends with it.
+            # A session's process ends with its episode.
             assert descriptors() - before[0] <= one + 4 * 8 * session + 8
             assert len(descendants(os.getpid())) < 30 + 9 * session
             others.clear()
@@ -908,7 +901,7 @@ def test_many_environments_hold_no_more_than_one_and_dropped_ones_nothing():
             del env
             assert (now := settled()) == before, (now, before)
         for _ in range(3):
-            begun()  # and dropped in the midst of an episode
+            begun()  # and dropped during an episode
         assert (now := settled()) == before, (now, before)
         env = begun()
         begun().close()
@@ -948,13 +941,13 @@ def test_eight_processes_of_one_environment_each():
 
 
 def test_too_many_open_files_name_the_cure():
-    """When a sandbox is made, whatever it is that finds none left, and when a program is to run."""
+    """The advice appears for all callers, at the start of a sandbox and of a program."""
     said = counted("""
         def few(more):
             open_now = max(map(int, os.listdir("/proc/self/fd")))
             resource.setrlimit(resource.RLIMIT_NOFILE, (open_now + more, 20_000))
         enough = resource.getrlimit(resource.RLIMIT_NOFILE)
-        begun().close()  # all that is imported on the way
+        begun().close()  # imports all modules
         from retool_env.sandbox import nsjail
         for more in range(1, 60, 2):
             nsjail.look_at.cache_clear()
@@ -974,7 +967,7 @@ def test_too_many_open_files_name_the_cure():
             each.reset(seed=1)
             taken = [os.dup(0) for _ in range(20)]
             few(0)
-            # One that was kept ready needs none.
+            # A spare process needs no new descriptor.
             for _ in range(10):
                 *_, truncated, info = each.step("<code>print(1)</code>")
                 if truncated:
@@ -1007,7 +1000,7 @@ def test_wrappers_of_single_environments(sandbox):
         assert observation == observation.upper()
         assert env.step("<code>print(1)</code>")[2:4] == (False, False)
         *_, truncated, info = env.step("<code>print(2)</code>")
-        assert truncated and info["stop_reason"] is None  # cut by the wrapper, not by us
+        assert truncated and info["stop_reason"] is None  # the wrapper truncated the episode
         assert info["episode"]["l"] == 2 and info["episode"]["r"] == 0.0
         env.reset(seed=1)
         _, reward, *_, info = env.step("<answer>no</answer>")

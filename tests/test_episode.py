@@ -21,7 +21,7 @@ PROBLEM = Problem(id="p", question="6 * 7?", answer="42")
 
 
 class PairTokenizer:
-    """Two characters a token, and one of them left over at the end, so that tags end inside tokens."""
+    """A tokenizer of two characters per token, so that tags may end inside tokens."""
 
     eos_token_id = 0
     chat_template = None
@@ -38,12 +38,12 @@ class PairTokenizer:
         return "".join(texts[i] for i in token_ids)
 
     def apply_chat_template(self, conversation, **_):
-        raise AssertionError("there is no template")
+        raise AssertionError("no template")
 
 
 @dataclass
 class Row:
-    """One turn and what it must mean."""
+    """One turn and its expected meaning."""
 
     name: str
     text: str
@@ -109,7 +109,7 @@ def start(rules: Rules, by_ids: bool) -> tuple[Episode, PairTokenizer | None]:
 
 
 def act(episode: Episode, tokenizer: PairTokenizer | None, text: str, eos: bool = True):
-    """A text action, or the same turn as ids; the model stops by itself where no tag stops it."""
+    """Take a turn as text or as ids; without a tag, the model itself ends the turn."""
     if tokenizer is None:
         return episode.act(text)
     ids = tokenizer.encode(text)
@@ -121,7 +121,7 @@ def act(episode: Episode, tokenizer: PairTokenizer | None, text: str, eos: bool 
 
 
 def outline(transcript: Transcript) -> list[tuple[str, str]]:
-    """Who wrote what, without the surplus characters that only tokens bring along."""
+    """Authors and texts of the spans, without surplus characters, which only tokens have."""
     return [(s.author, s.text[: len(s.text) - s.surplus]) for s in transcript.spans]
 
 
@@ -165,7 +165,7 @@ def test_text_and_ids_give_the_same_episode(row):
 
 def test_the_token_that_completes_the_tag_is_kept_whole_and_nothing_after_it():
     episode, tokenizer = start(Rules(), True)
-    text = "<code>ab</code>!?and more"  # the tag has an odd end: its last token is ">!"
+    text = "<code>ab</code>!?and more"  # the last token of the tag is ">!"
     need = act(episode, tokenizer, text)
     assert need == RunProgram("ab", Limits())
     span = episode.transcript.spans[-1]
@@ -181,7 +181,7 @@ def test_a_turn_of_several_weights_keeps_the_version_of_each_kept_token():
     assert 2 < kept < len(ids)
     for first, runs in (
         (2, ((4, 2), (6, kept - 2))),  # the new weights' run is cut with the surplus tokens
-        (kept, ()),  # they sampled nothing that is kept, and one version needs no runs
+        (kept, ()),  # the kept tokens have one version, which needs no runs
     ):
         episode = Episode(PROBLEM, Rules(), tokenizer)
         given = ((4, first), (6, len(ids) - first))
@@ -253,7 +253,7 @@ def test_every_other_end_is_scored():
         episode.cut(reason)
         assert episode.transcript.reward == -1.0 and episode.transcript.correct is False
     episode, _ = start(Rules(), False)
-    with pytest.raises(ValueError, match="no truncation"):
+    with pytest.raises(ValueError, match="not a truncation"):
         episode.cut(StopReason.ANSWERED)
 
 
@@ -262,7 +262,7 @@ def test_what_was_cancelled_before_the_model_wrote_is_not_scored():
     episode.cut(StopReason.CANCELLED)
     assert episode.transcript.reward is None and not episode.transcript.scored
     assert episode.transcript.correct is None
-    with pytest.raises(ValueError, match="nor what never began"):
+    with pytest.raises(ValueError, match=r"unscored episode .* has no reward"):
         check_transcript(dataclasses.replace(episode.transcript, reward=-1.0))
 
 
@@ -428,11 +428,11 @@ def test_results_that_nobody_asked_for_are_refused():
     with pytest.raises(RuntimeError):
         episode.graded(True)
     episode.act("<code>a</code>")
-    with pytest.raises(RuntimeError, match=r"the episode waits for its program's result$"):
+    with pytest.raises(RuntimeError, match=r"open need: call executed with its result"):
         episode.act("again")
     episode.executed(Execution(Outcome.OK, ""))
     episode.act("<answer>1</answer>")
-    with pytest.raises(RuntimeError, match=r"the episode waits for the verdict on its answer$"):
+    with pytest.raises(RuntimeError, match=r"open need: call graded with its result"):
         episode.act("again")
 
 
@@ -472,7 +472,7 @@ def test_any_turns_keep_the_invariants(turns, budget, void_turn, interpreter):
     kept = [i for i, own in zip(ids, mask, strict=True) if own]
     at = 0
     for span in transcript.spans:
-        if span.author == "model":  # whole prefixes of what was sampled, turn by turn
+        if span.author == "model":  # the record keeps a prefix of each sampled turn
             assert list(span.token_ids) == sampled[at][: len(span.token_ids)]
             at += 1
     assert len(kept) == sum(len(s.token_ids) for s in transcript.spans if s.author == "model")

@@ -1,4 +1,4 @@
-"""The tree of errors, and what a command makes of an error that is in it or not."""
+"""The tree of errors, and the output of commands for errors inside and outside of it."""
 
 import importlib
 import inspect
@@ -23,10 +23,10 @@ OLD_BASES = {
     "retool_env.rollout.policy:PolicyUnavailable": RuntimeError,
     "retool_env.training.rollouts:RolloutsAbandoned": Exception,
 }
-"""Where each error was found before there was a tree, and what it was then."""
+"""The former module and base class of each error."""
 
 APART = {"retool_env.sandbox.survey"}
-"""Modules that other interpreters run, where there is no retool_env."""
+"""Modules that run in other interpreters, without retool_env."""
 
 
 @pytest.mark.parametrize("name", OLD_BASES)
@@ -44,7 +44,7 @@ def test_every_public_error_of_ours_is_in_the_tree():
                 continue
             try:
                 module = importlib.import_module(found.name)
-            except ImportError:  # an optional package, or one for another interpreter's folder
+            except ImportError:  # an optional package, or a module of another interpreter
                 continue
             for name, each in inspect.getmembers(module, inspect.isclass):
                 own = each.__module__ == found.name and not name.startswith("_")

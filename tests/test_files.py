@@ -1,4 +1,4 @@
-"""What may be read of what a user names: pipes, devices, folders and files without an end are refused at once, by name."""
+"""Files that a user names: pipes, devices, folders and huge files are refused at once, by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from retool_env.rules import Rules
 from retool_env.task import make_task
 from retool_env.transcript import read_transcripts
 
-pytestmark = pytest.mark.timeout(60)  # most of what is refused here would be read for ever
+pytestmark = pytest.mark.timeout(60)  # reading most of these would never end
 
 Make = Callable[[Path], Path]
 
@@ -48,7 +48,7 @@ def listener(path: Path) -> Path:
 
 
 def huge(path: Path) -> Path:
-    """1 TB of zeros, which take no place on the disk."""
+    """A sparse file of 1 TB, which takes no space on the disk."""
     with open(path, "wb") as file:
         file.truncate(1 << 40)
     return path
@@ -60,19 +60,19 @@ KINDS = [
     (device, "is a device, not a regular file"),
     (folder, "is a folder, not a regular file"),
 ]
-every_kind = pytest.mark.parametrize(("make", "said"), [*KINDS, (huge, " than ")])
+every_kind = pytest.mark.parametrize(("make", "fault"), [*KINDS, (huge, " than ")])
 
 
-@pytest.mark.parametrize(("make", "said"), [*KINDS, (listener, "is a socket")])
+@pytest.mark.parametrize(("make", "fault"), [*KINDS, (listener, "is a socket")])
 def test_what_is_no_regular_file_is_said(
-    make: Make, said: str, tmp_path: Path, monkeypatch
+    make: Make, fault: str, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
     path = make(Path("x"))
-    assert said in file_fault(path) and file_fault(path).startswith("x ")
+    assert fault in file_fault(path) and file_fault(path).startswith("x ")
     assert file_fault("x").startswith("'x' ")
     for read in (read_text, lambda path: next(read_lines(path))):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=fault):
             read(path)
 
 
@@ -111,8 +111,8 @@ def test_files_are_read_up_to_a_bound(tmp_path: Path, monkeypatch) -> None:
 
 @every_kind
 @pytest.mark.parametrize("source", ["JSONL", "GSM8K", "MATH", "DAPO", "AIME24"])
-def test_problems(make: Make, said: str, source: str, tmp_path: Path) -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match=said) as refused:
+def test_problems(make: Make, fault: str, source: str, tmp_path: Path) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=fault) as refused:
         make_task(f"ReTool-{source}-v0", path=str(make(tmp_path / "x.jsonl")))
     assert "x.jsonl" in str(refused.value)
 
@@ -125,25 +125,25 @@ def test_a_parquet_file(make: Make, tmp_path: Path) -> None:
 
 
 @every_kind
-def test_a_prompt_template(make: Make, said: str, tmp_path: Path) -> None:
+def test_a_prompt_template(make: Make, fault: str, tmp_path: Path) -> None:
     path = make(tmp_path / "x")
     with pytest.raises((ValueError, FileNotFoundError), match="x") as refused:
         Rules(prompt_template=str(path))
-    assert said in str(refused.value) or "must hold a JSON object" in str(refused.value)
+    assert fault in str(refused.value) or "must hold a JSON object" in str(refused.value)
 
 
 @pytest.mark.parametrize("text", ["Solve it. " * 1000, "no query\0"])
 def test_a_prompt_template_without_a_query(text: str) -> None:
-    with pytest.raises(FileNotFoundError, match=r"holds no \{query\}, and is no file") as refused:
+    with pytest.raises(FileNotFoundError, match=r"holds no \{query\} and can.t be read") as refused:
         Rules(prompt_template=text)
     assert len(str(refused.value)) < 1000
 
 
 @every_kind
-def test_rows_and_transcripts(make: Make, said: str, tmp_path: Path) -> None:
+def test_rows_and_transcripts(make: Make, fault: str, tmp_path: Path) -> None:
     path = make(tmp_path / "x.jsonl")
     for read in (read_rows, read_transcripts):
-        with pytest.raises(ValueError, match=rf"x.jsonl.*{said}"):
+        with pytest.raises(ValueError, match=rf"x.jsonl.*{fault}"):
             next(read(path))
 
 

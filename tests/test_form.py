@@ -1,4 +1,4 @@
-"""The form of the code: short modules, and few types that are not checked, each with its reason."""
+"""The form of the code: short modules, and few unchecked types, each with a reason."""
 
 import re
 

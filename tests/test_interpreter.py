@@ -1,4 +1,4 @@
-"""One episode's interpreter: programs on their own or in a session; and what a sandbox setting means."""
+"""The interpreter of an episode, with and without a session, and the sandbox settings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(interpreter: Interpreter, need: RunProgram, waiting: bool) -> Execution:
 
 class WithoutSessions(Notebooks):
     def session(self, limits, *, display=False):
-        raise SandboxUnavailable("there are no sessions here")
+        raise SandboxUnavailable("this sandbox has no sessions")
 
 
 # --- programs -----------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def test_programs_run_alone_with_what_they_need(waiting, display):
         assert run(interpreter, need, waiting).stdout == "alone\n"
     assert box.alone == [("a", LIMITS, display), ("b", LIMITS, display)] and not box.sessions
     interpreter.close()
-    assert not box.closed  # it is its maker's
+    assert not box.closed  # its maker closes it
 
 
 @waiting_or_not
@@ -74,7 +74,7 @@ def test_no_program_means_no_session():
 
 @waiting_or_not
 def test_the_real_one(waiting, sandbox):
-    """Names last in a session alone, and values are shown where it was asked for."""
+    """Names last only in a session, and values are shown only with `display`."""
     for session in (True, False):
         for display in (True, False):
             interpreter = Interpreter(sandbox)
@@ -103,7 +103,7 @@ def test_a_sandbox_is_itself_and_stays_open():
 
 @pytest.fixture
 def made(monkeypatch):
-    """What `make_sandbox` was called with, and what it made."""
+    """The calls of `make_sandbox`, with their sandboxes."""
     calls = []
 
     def make_sandbox(*names, **settings):
@@ -148,12 +148,12 @@ def test_packages_are_those_of_the_mapping():
 
 
 def test_a_wrong_setting_says_what_to_write():
-    with pytest.raises(TypeError, match=r"'pakages'.*a mapping holds a `name`"):
+    with pytest.raises(TypeError, match=r"'pakages'.*mapping must hold a `name`"):
         open_sandbox({"pakages": ["numpy"]}, Rules())
     with pytest.raises(ValueError, match=r"'nsjial'.*nsjail.*unsafe"):
         open_sandbox("nsjial", Rules())
     for setting in (3, ["nsjail"], True, object):
-        with pytest.raises(TypeError, match=r"sandbox=.*must be a Sandbox, the name of one, or a"):
+        with pytest.raises(TypeError, match=r"sandbox=.*must be a Sandbox, a sandbox's name, or a"):
             open_sandbox(setting, Rules())
     with pytest.raises(ValueError, match="a sandbox's name must be a str, not 3"):
         open_sandbox({"name": 3}, Rules())
@@ -163,7 +163,7 @@ def test_a_wrong_setting_says_what_to_write():
 
 
 class User:
-    """Who borrows a sandbox."""
+    """A user of a shared sandbox."""
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_the_last_user_closes_it_and_the_next_makes_another(made, shared):
     boxes = {id(shared.borrow("nsjail", Rules(), user)) for user in users}
     assert len(boxes) == len(made) == 1
     box = made[0][-1]
-    for user in (*users[:2], users[0], users[0]):  # again and again by the same
+    for user in (*users[:2], users[0], users[0]):  # repeated calls of one user
         shared.give_back(box, user)
     assert not box.closed
     shared.give_back(box, users[2])
@@ -220,7 +220,7 @@ def test_a_user_that_is_dropped_holds_nothing(made, shared):
     box = weakref.ref(shared.borrow("nsjail", Rules(), third))
     made.clear()
     gc.collect()
-    assert box() is None  # nobody but its users keeps it
+    assert box() is None  # only its users keep it alive
     shared.borrow("nsjail", Rules(), third)
     assert len(made) == 1
 
@@ -267,7 +267,7 @@ def test_threads_that_ask_at_once_get_one(shared, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_copy_makes_its_own(shared):
-    """Also while another thread of the original is about to make one."""
+    """A fork is safe even while another thread makes a sandbox."""
     user = User()
     box = shared.borrow(ONLY_NUMPY, Rules(), user)
     box.run("1")
@@ -287,11 +287,11 @@ def test_a_forked_copy_makes_its_own(shared):
     if pid == 0:
         with suppress(BaseException):
             mine = User()
-            threading.Timer(20, os._exit, [3]).start()  # it must not wait for those locks
+            threading.Timer(20, os._exit, [3]).start()  # locks may be inherited
             own = shared.borrow(ONLY_NUMPY, Rules(), mine)
             said = f"{own is not box} {own.run('print(1)').stdout}{box.run('print(2)').stdout}"
             shared.give_back(own, mine)
-            shared.give_back(box, user)  # what it inherited
+            shared.give_back(box, user)  # an inherited sandbox
             os.write(say, said.encode())
         os._exit(0)
     holding.set()
@@ -306,7 +306,7 @@ def test_a_forked_copy_makes_its_own(shared):
 
 
 def test_a_remote_sandbox_has_no_sessions():
-    """It is asked before any host is."""
+    """The check runs before any host is asked."""
     pytest.importorskip("httpx")
     from retool_env.sandbox.remote import RemoteSandbox
 
@@ -322,7 +322,7 @@ def test_an_interpreter_needs_a_sandbox():
     check_sandbox(Rules(interpreter=False), None)
     box = Notebooks()
     check_sandbox(SHARED, box)
-    assert box.open == []  # what was begun to find out is ended
+    assert box.open == []  # the trial session has ended
 
 
 @pytest.mark.parametrize(

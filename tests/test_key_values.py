@@ -83,20 +83,20 @@ def test_dots_reach_into_mappings_and_the_last_one_counts():
 
 
 @pytest.mark.parametrize(
-    ("pair", "said"),
+    ("pair", "message"),
     [
-        ("steps", "'steps' is no key=value"),
-        ("=3", "'=3' is no key=value"),
-        ("a..b=3", "is no key=value"),
+        ("steps", "'steps' is not a setting: write it as key=value"),
+        ("=3", "'=3' is not a setting: write it as key=value"),
+        ("a..b=3", "is not a setting"),
         ("key={", "key: the value is not YAML"),
         ("key=[1", "key: the value is not YAML"),
-        ("key={a: 1, a: 2}", "the key 'a' stands there twice"),
-        ('key={"a": 1, "a": 2}', "the key 'a' stands there twice"),
+        ("key={a: 1, a: 2}", "the key 'a' occurs twice"),
+        ('key={"a": 1, "a": 2}', "the key 'a' occurs twice"),
         ("key={query}\\n", "put text into quotes"),
     ],
 )
-def test_what_is_no_setting_is_refused(pair, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_is_no_setting_is_refused(pair, message):
+    with pytest.raises(ValueError, match=message):
         parse_settings([pair])
 
 

@@ -1,4 +1,4 @@
-"""Each layer imports only what lies below it, and no modules import one another in a circle."""
+"""Each layer imports only lower layers, and no modules import one another in a circle."""
 
 import ast
 import graphlib
@@ -35,14 +35,14 @@ LAYERS = (
     ("retool_env.problem", "retool_env.execution", "retool_env.tokens", "retool_env.provenance"),
     ("retool_env.errors", "retool_env.files", "retool_env.children"),
 )
-"""From the top to the bottom; the longest name that a module's begins with is its layer."""
+"""The layers from top to bottom, by prefixes of module names; the longest prefix counts."""
 
 SANDBOX_USERS = (
     *("benchmarks", "agents", "retool_env.cli", "retool_env.commands", "retool_env.doctor"),
     *("retool_env", "retool_env.env", "retool_env.vector", "retool_env.task"),
     "retool_env.interpreter",
 )
-"""Who knows of jails; what records an episode does not."""
+"""The modules that may import the sandbox; the record of an episode may not."""
 
 MOVED = {
     "retool_env.hermes": "Hermes",
@@ -58,10 +58,12 @@ MOVED = {
     "retool_env.rollout.vllm_worker": "WeightLoader",
     "retool_env.sandbox.execution": "Limits",
 }
-"""Names that modules had before, each with something that it gives."""
+"""Former names of modules, each with a name that the module still exports."""
 
 KEPT = {
-    "retool_env.env": ["ReToolEnv", "make_task", "registered_settings", "split_settings"],
+    "retool_env.env": [
+        *("ReToolEnv", "STOPPED", "make_task", "registered_settings", "split_settings"),
+    ],
     "retool_env.episode": ["Episode", "Generation", "Rules", "Tokenizer"],
     "retool_env.evaluation": ["TEMPERATURE", "TOP_P", "evaluate", "table", "tool_table"],
     "retool_env.grading": ["extract_boxed", "is_equivalent"],
@@ -72,17 +74,18 @@ KEPT = {
     ],
     "retool_env.metrics": ["Summary", "code_purposes", "summarise", "summarise_along"],
     "retool_env.problems": ["Problem", "ProblemList", "ProblemSource", "ProblemsUnavailable"],
-    "retool_env.protocol": ["Tags", "Turn", "TurnKind", "parse_turn", "render_output"],
+    "retool_env.protocol": ["Said", "Tags", "Turn", "TurnKind", "parse_turn", "render_output"],
+    "retool_env.protocol.calls": ["Call", "first_call"],
     "retool_env.rollout.openai": ["OpenAIPolicy"],
     "retool_env.rollout.transformers": ["TransformersPolicy", "load_policy"],
     "retool_env.rollout.vllm": ["VLLMPolicy"],
     "retool_env.sandbox": ["Execution", "Limits", "Outcome", "Sandbox", "SandboxUnavailable"],
 }
-"""What modules go on giving, though some of it lies elsewhere now."""
+"""Names that modules still export, though some are defined elsewhere now."""
 
 
 def files_of(*folders: str) -> dict[str, Path]:
-    """The modules of these folders, by their names."""
+    """The files of the modules in these folders, by module name."""
     found = {}
     for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -94,14 +97,14 @@ MODULES = files_of("retool_env", "agents", "benchmarks")
 
 
 def imports_of(module: str) -> set[str]:
-    """The modules of ours that a module imports, wherever in it."""
+    """The modules of this project that a module imports anywhere in its code."""
     found = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
-            if node.level:  # the guest's, which is no part of retool_env where it runs
+            if node.level:  # the guest's modules run outside of retool_env
                 folder = MODULES[module].parents[node.level - 1].relative_to(ROOT)
                 base = ".".join([*folder.parts, *([base] if base else [])])
             names = {f"{base}.{alias.name}" for alias in node.names}

@@ -1,7 +1,7 @@
-"""What runs no programs is imported, and works, where there is no Linux.
+"""The parts that run no programs can be imported and work on systems other than Linux.
 
-Processes are told that they run elsewhere: modules and functions that only Linux has are missing
-there, and `sys.platform` names the other system. The grader's worker is told so too.
+Processes simulate another system: modules and functions of Linux alone are missing, and
+`sys.platform` names the other system. The grader's worker process simulates the same system.
 """
 
 import os
@@ -13,7 +13,7 @@ import pytest
 from helpers.model_api import ModelAPI, Reply, serving
 
 ELSEWHERE = """
-# First, what others ship: it has ways of its own of finding out where it runs.
+# First, other packages: they detect the system in their own ways.
 import asyncio, ctypes, faulthandler, gzip, multiprocessing, os, pathlib, selectors, select, signal
 import socket, subprocess, sys, tempfile, threading
 import gymnasium, httpx, math_verify, numpy, openai, sympy, yaml
@@ -36,7 +36,7 @@ for module, names in missing[PLATFORM].items():
 if PLATFORM == "win32":
     for name in ("resource", "fcntl", "pwd", "grp", "termios"):
         sys.modules[name] = None
-sys.modules["torch"] = None  # it would load what its build for that system has
+sys.modules["torch"] = None  # it would load libraries of the simulated system
 sys.platform = PLATFORM
 """
 
@@ -78,7 +78,7 @@ assert findings["packages"].status is Status.OK
 
 @pytest.fixture(params=["darwin", "win32"])
 def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
-    """The environment of a process that is told that it runs elsewhere."""
+    """The environment variables of a process that simulates another system."""
     start = f"PLATFORM = {request.param!r}\n{ELSEWHERE}"
     Path(tmp_path, "sitecustomize.py").write_text(start)
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}

@@ -1,4 +1,4 @@
-"""Problems are values; a source finds them by position and by id."""
+"""Problems compare by value; a source finds them by index and by id."""
 
 import copy
 import pickle
@@ -35,9 +35,9 @@ def test_nothing_in_a_problem_can_be_changed():
 @pytest.mark.parametrize("name", ["id", "question", "answer"])
 def test_a_problem_has_all_its_parts(name):
     parts = {"id": "p/0", "question": "1 + 1?", "answer": "2"}
-    with pytest.raises(ValueError, match=f"{name} is empty"):
+    with pytest.raises(ValueError, match=f"{name} must not be empty"):
         Problem(**{**parts, name: " \n"})
-    with pytest.raises(TypeError, match=f"{name} is text"):
+    with pytest.raises(TypeError, match=f"{name} must be text"):
         Problem(**{**parts, name: 2})
 
 

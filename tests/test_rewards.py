@@ -1,4 +1,4 @@
-"""Reward presets, beside what `test_episode` shows of them in episodes."""
+"""Reward presets on transcripts; `test_episode` covers them in episodes."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def transcript(calls: int, correct: bool | None) -> Transcript:
         ("paper", 0, True, 1.0),
         ("paper", 9, True, 1.0),
         ("paper", 0, False, -1.0),
-        ("paper", 9, False, -1.0),  # nothing for code, on purpose
+        ("paper", 9, False, -1.0),  # code alone earns nothing
         ("paper", 0, None, -1.0),
         ("verl", 5, True, 1.0),
         ("verl", 0, False, -1.0),
         ("verl", 3, False, -0.7),
         ("verl", 4, False, -0.6),
-        ("verl", 9, False, -0.6),  # never better than that
+        ("verl", 9, False, -0.6),  # the upper bound
         ("verl", 2, None, -0.8),
     ],
 )
@@ -51,7 +51,7 @@ def test_a_function_is_taken_as_it_is():
 
 
 def test_an_unknown_preset_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match=f"'papr'; there are {', '.join(PRESETS)}, or pass"):
+    with pytest.raises(ValueError, match=f"'papr'; the presets are {', '.join(PRESETS)}, or pass"):
         get_reward("papr")
 
 
@@ -101,5 +101,5 @@ def test_what_is_no_number_names_the_function_whatever_kind_it_is():
 
 @pytest.mark.parametrize("reward", ["none", ["paper"], None, 3])
 def test_what_is_no_reward_names_those_there_are(reward):
-    with pytest.raises(ValueError, match="there are paper, verl, or pass a function"):
+    with pytest.raises(ValueError, match="presets are paper, verl, or pass a function"):
         get_reward(reward)

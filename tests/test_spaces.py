@@ -1,4 +1,4 @@
-"""The text spaces hold every string, and draw repeatably."""
+"""The text spaces contain all strings, and their samples are reproducible."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_any_text_draws_text_of_every_sort():
     assert "" in samples and max(map(len, samples)) > 32
     assert any(sample.isascii() for sample in samples)
     assert any(ord(c) > 0xFFFF for sample in samples for c in sample)
-    "".join(samples).encode()  # there are no halves of surrogate pairs
+    "".join(samples).encode()  # no lone surrogates
 
 
 def test_turn_text_draws_every_kind_of_turn():

@@ -1,4 +1,4 @@
-"""Where text becomes ids and ids text: the short way must be the wrapper's."""
+"""Encoding and decoding: the fast path must equal the transformers wrapper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The record of an episode: what is derived from it, its JSON form, and its invariants."""
+"""The record of an episode: its derived values, its JSON form, and its invariants."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_calls_with_their_positions_in_the_response():
 
 
 def test_a_program_without_a_result_is_no_call():
-    """Its sandbox failed, or the episode was cut before it ran."""
+    """The last call may lack a result: the sandbox failed, or the episode was cut before it ran."""
     cut = dataclasses.replace(
         WITH_IDS, spans=WITH_IDS.spans[:4], stop_reason=StopReason.INFRASTRUCTURE, reward=None
     )
@@ -154,7 +154,7 @@ TRANSCRIPTS = st.builds(
 def test_json_and_back(transcript):
     again = Transcript.from_json(json.loads(json.dumps(transcript.to_json())))
     assert again == transcript
-    # What comparisons leave out is kept as well, and types too.
+    # Fields that comparisons ignore are also kept, with their types.
     for new, old in zip(again.spans, transcript.spans, strict=True):
         assert new.seconds == old.seconds
         assert old.execution is None or new.execution.duration == old.execution.duration
@@ -210,10 +210,10 @@ def test_a_file_from_before_tracebacks_reads(tmp_path):
 # --- invariants ---------------------------------------------------------------------------------
 
 BROKEN = {
-    "no spans": (dataclasses.replace(WITH_IDS, spans=()), "begins with its prompt"),
+    "no spans": (dataclasses.replace(WITH_IDS, spans=()), "must begin with its prompt"),
     "no prompt": (
         dataclasses.replace(WITH_IDS, spans=WITH_IDS.spans[1:]),
-        "begins with its prompt",
+        "must begin with its prompt",
     ),
     "two prompts": (with_span(2, author="prompt", execution=None), r"span 2.*only the first"),
     "same author twice": (
@@ -258,7 +258,7 @@ BROKEN = {
     ),
     "a scored infrastructure failure": (
         dataclasses.replace(WITH_IDS, stop_reason=StopReason.INFRASTRUCTURE),
-        "not scored",
+        "unscored episode",
     ),
 }
 
@@ -271,7 +271,7 @@ def test_broken_invariants_are_named(name):
 
 
 RUNS = with_span(1, weight_version=4, weight_runs=((4, 1), (6, 2)))
-"""Its first turn was cut after a token, and continued under newer weights."""
+"""An episode whose first turn continued under newer weights after one token."""
 
 
 def test_a_turn_of_several_weights_is_one_span_with_a_version_a_token(tmp_path):
@@ -290,7 +290,7 @@ def test_a_turn_of_one_weight_version_is_written_as_before_there_were_several():
 
 def test_sound_transcripts_pass():
     check_transcript(WITH_IDS)
-    check_transcript(with_span(3, logprobs=(1e-6,)))  # rounding
+    check_transcript(with_span(3, logprobs=(1e-6,)))  # a rounding error
     check_transcript(dataclasses.replace(WITH_IDS, spans=WITH_IDS.spans[:1], stop_reason=None))
 
 
@@ -299,7 +299,7 @@ FORMATS = Path(__file__).parent / "golden"
 
 @pytest.mark.parametrize("version", range(1, FORMAT + 1))
 def test_a_file_of_every_version_is_read(version):
-    """Each was written by the code of its time, and is never written anew."""
+    """The code of each version wrote its file, which never changes."""
     [transcript] = read_transcripts(FORMATS / f"format-{version}.jsonl")
     check_transcript(transcript)
     assert transcript.stop_reason is StopReason.ANSWERED and transcript.answer == "42"
@@ -338,7 +338,7 @@ def test_a_transcript_says_its_format_and_revision():
 def test_a_format_that_is_not_known_is_named(tmp_path, version):
     path = tmp_path / "transcripts.jsonl"
     path.write_text(json.dumps({**TEXT.to_json(), "format": version}) + "\n")
-    with pytest.raises(ValueError, match=r"line 1.*format .* is not known here"):
+    with pytest.raises(ValueError, match=r"line 1.*format .* is unknown"):
         list(read_transcripts(path))
 
 

@@ -1,4 +1,4 @@
-"""Vector environments: in every mode of Gymnasium, and side by side with its own SyncVectorEnv."""
+"""Vector environments: all modes of Gymnasium, and equality with its SyncVectorEnv."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ARITHMETIC = "ReTool-Arithmetic-v0"
 
 @pytest.fixture(autouse=True)
 def no_shared_sandbox(monkeypatch):
-    """A test meets no sandbox that another one's environments may still share."""
+    """Each test has its own shared sandboxes."""
     monkeypatch.setattr("retool_env.env.shared_sandboxes", SharedSandboxes())
 
 
@@ -36,7 +36,7 @@ CODE, WRONG = "<code>print(1)</code>", "<answer>no</answer>"
 
 
 class Echo:
-    """A sandbox whose result tells which program it was given."""
+    """A sandbox whose results name their programs."""
 
     def __init__(self) -> None:
         self.closed = 0
@@ -50,7 +50,7 @@ class Echo:
 
 
 class Meeting(Echo):
-    """A sandbox in which no program ends before `size` of them have begun."""
+    """A sandbox in which no program ends before `size` programs have begun."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -61,11 +61,13 @@ class Meeting(Echo):
         return super().run(code)
 
 
-def ours(size: int, sandbox=None, **settings) -> ReToolVectorEnv:
+def retool_envs(size: int, sandbox=None, **settings) -> ReToolVectorEnv:
     return ReToolVectorEnv(size, problems=PROBLEMS, sandbox=sandbox or Echo(), **settings)
 
 
-def theirs(size: int, mode: AutoresetMode = AutoresetMode.NEXT_STEP, **settings) -> SyncVectorEnv:
+def sync_envs(
+    size: int, mode: AutoresetMode = AutoresetMode.NEXT_STEP, **settings
+) -> SyncVectorEnv:
     def one():
         return ReToolEnv(PROBLEMS, sandbox=Echo(), **settings)
 
@@ -73,7 +75,7 @@ def theirs(size: int, mode: AutoresetMode = AutoresetMode.NEXT_STEP, **settings)
 
 
 def assert_same(mine, reference) -> None:
-    """Same values, types, shapes and keys, in the same order."""
+    """Both have equal values, types, shapes and keys, in the same order."""
     assert data_equivalence(tuple(mine), tuple(reference), exact=True)
     assert list(mine[-1]) == list(reference[-1])
 
@@ -85,7 +87,10 @@ def assert_same(mine, reference) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_it_gives_what_gymnasiums_gives(mode, seed):
     settings = {"void_turn": "continue", "max_calls": 3}
-    mine, reference = ours(4, autoreset_mode=mode, **settings), theirs(4, mode, **settings)
+    mine, reference = (
+        retool_envs(4, autoreset_mode=mode, **settings),
+        sync_envs(4, mode, **settings),
+    )
     assert_same(mine.reset(seed=seed), reference.reset(seed=seed))
     turns = TurnText(seed)
     lengths = []
@@ -100,12 +105,12 @@ def test_it_gives_what_gymnasiums_gives(mode, seed):
         if mode is AutoresetMode.DISABLED and ended.any():
             both = [{"reset_mask": ended.copy()} for _ in range(2)]
             assert_same(mine.reset(options=both[0]), reference.reset(options=both[1]))
-            assert both[0].keys() == {"reset_mask"}  # the caller's own is left alone
-    assert len(set(lengths)) > 1  # episodes of unequal length were among them
+            assert both[0].keys() == {"reset_mask"}  # the caller's mapping is unchanged
+    assert len(set(lengths)) > 1  # some lengths differ
 
 
 def test_seeds_are_counted_up_or_given_one_by_one():
-    mine, reference = ours(3), theirs(3)
+    mine, reference = retool_envs(3), sync_envs(3)
     for seed in (5, [7, 7, 9], [None, 3, 4]):
         assert_same(mine.reset(seed=seed), reference.reset(seed=seed))
     first = mine.reset(seed=[7, 7, 9])[0]
@@ -115,7 +120,7 @@ def test_seeds_are_counted_up_or_given_one_by_one():
 
 
 def test_options_reach_every_member():
-    mine, reference = ours(2), theirs(2)
+    mine, reference = retool_envs(2), sync_envs(2)
     options = {"problem_id": "p3"}
     assert_same(mine.reset(options=dict(options)), reference.reset(options=dict(options)))
     with pytest.raises(KeyError, match="nearest"):
@@ -125,7 +130,7 @@ def test_options_reach_every_member():
 
 
 def test_a_masked_reset_leaves_the_others_where_they_were():
-    envs = ours(3, autoreset_mode="Disabled")
+    envs = retool_envs(3, autoreset_mode="Disabled")
     envs.reset(seed=1)
     before = envs.step((CODE, WRONG, CODE))[0]
     mask = np.array([False, True, False])
@@ -137,13 +142,13 @@ def test_a_masked_reset_leaves_the_others_where_they_were():
 
 @pytest.mark.parametrize("mask", [[True], [1, 0, 1], [False, False, False], [[True] * 3]])
 def test_bad_masks_are_refused(mask):
-    envs = ours(3)
+    envs = retool_envs(3)
     with pytest.raises(ValueError, match="3 booleans, at least one"):
         envs.reset(options={"reset_mask": np.array(mask)})
 
 
 def test_an_ended_episode_waits_for_its_reset_where_resets_are_disabled():
-    envs = ours(2, autoreset_mode=AutoresetMode.DISABLED)
+    envs = retool_envs(2, autoreset_mode=AutoresetMode.DISABLED)
     envs.reset(seed=1)
     envs.step((CODE, WRONG))
     with pytest.raises(gym.error.ResetNeeded, match=r"\[1\].*reset_mask"):
@@ -151,7 +156,7 @@ def test_an_ended_episode_waits_for_its_reset_where_resets_are_disabled():
 
 
 def test_the_final_observation_and_info_of_an_ended_episode():
-    envs = ours(2, autoreset_mode=AutoresetMode.SAME_STEP)
+    envs = retool_envs(2, autoreset_mode=AutoresetMode.SAME_STEP)
     first, _ = envs.reset(seed=1)
     observations, rewards, terminations, _, infos = envs.step((CODE, WRONG))
     assert rewards.tolist() == [0.0, -1.0] and terminations.tolist() == [False, True]
@@ -167,7 +172,7 @@ def test_the_final_observation_and_info_of_an_ended_episode():
 
 
 def test_programs_of_members_run_at_the_same_time():
-    envs = ours(4, sandbox=Meeting(4))
+    envs = retool_envs(4, sandbox=Meeting(4))
     envs.reset(seed=1)
     observations, *_ = envs.step(tuple(f"<code>print({i})</code>" for i in range(4)))
     assert all(f"\nprint({i})\n" in text for i, text in enumerate(observations))
@@ -194,7 +199,7 @@ def test_all_members_share_one_sandbox_and_one_source(monkeypatch):
 @pytest.mark.parametrize("mode", AutoresetMode)
 def test_each_episode_has_a_session_of_its_own(mode):
     box = Notebooks()
-    envs = ours(3, sandbox=box, session=True, display=True, autoreset_mode=mode)
+    envs = retool_envs(3, sandbox=box, session=True, display=True, autoreset_mode=mode)
     envs.reset(seed=1)
     for _ in range(2):
         observations, *_ = envs.step(("<code>a</code>", "<code>b</code>", "<code>c</code>"))
@@ -202,7 +207,7 @@ def test_each_episode_has_a_session_of_its_own(mode):
     assert all(notebook.display for notebook in box.used)
     assert all("block 2: " in text for text in observations) and len(box.open) == 3
     envs.step(("<code>a</code>", WRONG, "<code>c</code>"))
-    assert len(box.open) == 2  # whatever the mode, it ends with its episode
+    assert len(box.open) == 2  # in all modes, a session ends with its episode
     if mode is AutoresetMode.DISABLED:
         envs.reset(options={"reset_mask": np.array([False, True, False])})
     if mode is AutoresetMode.NEXT_STEP:
@@ -219,7 +224,7 @@ def test_sessions_are_what_gymnasiums_give(sandbox):
     settings = {"session": True, "display": True}
     records = []
     for envs in (
-        ours(2, sandbox=sandbox, **settings),
+        retool_envs(2, sandbox=sandbox, **settings),
         SyncVectorEnv([lambda: ReToolEnv(PROBLEMS, sandbox=sandbox, **settings)] * 2),
     ):
         records.append([envs.reset(seed=1), *map(envs.step, script)])
@@ -231,7 +236,7 @@ def test_sessions_are_what_gymnasiums_give(sandbox):
 
 def test_a_sandbox_of_the_callers_is_left_open():
     echo = Echo()
-    ours(2, sandbox=echo).close()
+    retool_envs(2, sandbox=echo).close()
     assert echo.closed == 0
 
 
@@ -245,22 +250,22 @@ def test_without_an_interpreter_no_sandbox_is_made(monkeypatch):
 
 @pytest.mark.parametrize("bad", [3, None, b"x"])
 def test_a_bad_action_leaves_every_episode_where_it_was(bad):
-    envs, reference = ours(2), ours(2)
+    envs, reference = retool_envs(2), retool_envs(2)
     for each in (envs, reference):
         each.reset(seed=1)
-    with pytest.raises(TypeError, match="an action is a string"):
+    with pytest.raises(TypeError, match="an action must be a string"):
         envs.step((CODE, bad))
     assert_same(envs.step((CODE, WRONG)), reference.step((CODE, WRONG)))
 
 
 def test_what_is_refused():
     with pytest.raises(ValueError, match="at least 1, not 0"):
-        ours(0)
+        retool_envs(0)
     with pytest.raises(ValueError, match="'ansi' or None, not 'human'"):
-        ours(1, render_mode="human")
+        retool_envs(1, render_mode="human")
     with pytest.raises(ValueError, match="not a valid AutoresetMode"):
-        ours(1, autoreset_mode="never")
-    envs = ours(2)
+        retool_envs(1, autoreset_mode="never")
+    envs = retool_envs(2)
     with pytest.raises(gym.error.ResetNeeded):
         envs.step((CODE, CODE))
     envs.reset()
@@ -269,19 +274,19 @@ def test_what_is_refused():
 
 
 def test_rendering():
-    envs = ours(2, render_mode="ansi")
+    envs = retool_envs(2, render_mode="ansi")
     observations, _ = envs.reset(seed=1)
     assert envs.render() == observations
-    assert ours(2).render() is None
+    assert retool_envs(2).render() is None
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)
 def test_the_mode_is_declared_and_spaces_are_batched(mode):
-    envs = ours(3, autoreset_mode=mode)
+    envs = retool_envs(3, autoreset_mode=mode)
     assert envs.metadata["autoreset_mode"] is mode
     assert "autoreset_mode" not in ReToolEnv.metadata
-    assert ours(1, autoreset_mode=mode.value).autoreset_mode is mode
-    reference = theirs(3)
+    assert retool_envs(1, autoreset_mode=mode.value).autoreset_mode is mode
+    reference = sync_envs(3)
     assert envs.observation_space == reference.observation_space
     assert envs.action_space == reference.action_space
     assert envs.reset()[0] in envs.observation_space
@@ -292,8 +297,8 @@ STOPPED = "the last step was stopped before its end, by Ctrl-C or an error.*: ca
 
 @pytest.mark.parametrize("mode", AutoresetMode)
 def test_after_ctrl_c_the_next_step_says_what_to_do(sandbox, mode):
-    """A real signal while real programs run: all members begin again, those that had ended theirs as well."""
-    envs = ours(3, sandbox=sandbox, limits={"wall_seconds": 3}, autoreset_mode=mode)
+    """A real signal stops real programs; then all members begin anew, finished or not."""
+    envs = retool_envs(3, sandbox=sandbox, limits={"wall_seconds": 3}, autoreset_mode=mode)
     envs.reset(seed=1)
     sleep = "<code>import time; time.sleep(60)</code>"
     threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
@@ -322,7 +327,7 @@ def test_after_an_error_of_the_sandbox_the_next_step_says_what_to_do():
                 raise SandboxUnavailable("the token was refused")
             return super().run(code)
 
-    envs = ours(2, sandbox=Once())
+    envs = retool_envs(2, sandbox=Once())
     envs.reset(seed=1)
     with pytest.raises(SandboxUnavailable, match="token"):
         envs.step((CODE, "<code>broken</code>"))
@@ -363,7 +368,7 @@ def test_every_mode_of_make_vec_gives_the_same_episodes():
     for mode in MODES:
         for mine, reference in zip(records[mode], records["sync"], strict=True):
             assert_same(mine, reference)
-    assert type(envs) is ReToolVectorEnv  # the last mode, the default
+    assert type(envs) is ReToolVectorEnv  # the default mode
     assert [step[2].tolist() for step in records["sync"][1:]] == [
         [False, True, False],
         [True, False, False],
@@ -395,7 +400,7 @@ def test_an_infrastructure_failure_of_one_member_leaves_the_others_alone():
                 return Execution(Outcome.INFRASTRUCTURE, "", "no jail")
             return super().run(code)
 
-    envs = ours(2, sandbox=OnceBroken())
+    envs = retool_envs(2, sandbox=OnceBroken())
     envs.reset(seed=1)
     _, rewards, terminations, truncations, infos = envs.step(("<code>broken</code>", CODE))
     assert rewards.tolist() == [0.0, 0.0] and terminations.tolist() == [False, False]

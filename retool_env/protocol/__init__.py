@@ -1,11 +1,11 @@
-"""How model and environment talk: prompts, turns, results, one file a format.
+"""Protocols: the formats of prompts, turns and results, one module for each format.
 
-* [`turn`][retool_env.protocol.turn]: a turn as it was parsed, and what an episode asks of a format.
-* [`prompt`][retool_env.protocol.prompt]: the default prompt, and templates of one's own.
-* [`result`][retool_env.protocol.result]: what is shown of a program's result.
+* [`turn`][retool_env.protocol.turn]: a parsed turn, and the interface of a protocol.
+* [`prompt`][retool_env.protocol.prompt]: the default prompt, and the user's own templates.
+* [`result`][retool_env.protocol.result]: the text that shows a program's result.
 * [`program`][retool_env.protocol.program]: how a program is found in a code block.
 * [`tags`][retool_env.protocol.tags]: the paper's format.
-* [`hermes`][retool_env.protocol.hermes]: tool calls, as chat models are trained on.
+* [`hermes`][retool_env.protocol.hermes]: the tool calls that chat models are trained on.
 * [`calls`][retool_env.protocol.calls]: the forms in which models write these calls.
 """
 
@@ -35,7 +35,7 @@ from retool_env.protocol.tags import (
     parse_turn,
     render_result,
 )
-from retool_env.protocol.turn import Said, Turn, TurnKind, TurnProtocol
+from retool_env.protocol.turn import EncodedText, Said, Turn, TurnKind, TurnProtocol
 
 __all__ = [
     "ANSWER_CLOSE",
@@ -49,6 +49,7 @@ __all__ = [
     "TEXT_VOID_NOTICE",
     "VOID_NOTICE",
     "Cut",
+    "EncodedText",
     "Errors",
     "Hermes",
     "PromptTemplate",
@@ -68,12 +69,11 @@ __all__ = [
 ]
 
 ProtocolName = str
-"""A name in `PROTOCOLS`."""
+"""The name of a protocol: a key of `PROTOCOLS`."""
 
 PROTOCOLS: dict[str, Callable[[bool, bool, bool], TurnProtocol]] = {"tags": Tags, "hermes": Hermes}
-"""The formats, by the names that `Rules.protocol` takes.
+"""The registry of protocols: a class for each value of `Rules.protocol`.
 
-Each is made of three settings: whether there is an interpreter, whether the programs of an episode share a process,
-and whether the value of a last expression is shown. A protocol of one's own is entered here,
-`PROTOCOLS["mine"] = Mine`; episodes and the reading of transcripts then know it.
+Its arguments are three settings: `interpreter`, `session` and `display` (see `Rules`). To add a
+protocol, write `PROTOCOLS["mine"] = Mine`; episodes and the reader of transcripts then know it.
 """

@@ -1,6 +1,6 @@
-r"""Calls of the interpreter in what a model writes, in each of the forms that chat templates have.
+r"""Finds a call of the interpreter in a model turn, in any form that chat templates use.
 
-All forms are read, whichever the template has. The first is the one that `hermes` describes:
+All forms are read, whichever form the tokenizer's template uses. `hermes` describes the first:
 
     <tool_call>
     {"name": "code_interpreter", "arguments": {"code": "print(6 * 7)"}}
@@ -10,13 +10,13 @@ All forms are read, whichever the template has. The first is the one that `herme
 |-----------------------------------------------------------------------|------------------------|
 | `<tool_call>`, JSON as above, `</tool_call>`                          | Hermes, Qwen2.5, Qwen3 |
 | `<tool_call><function=code_interpreter><parameter=code>…</parameter>` | Qwen3-Coder, Qwen3.5,  |
-| `</function></tool_call>`: XML, in which the program stands as it is  | Qwen3.6, Nemotron 3    |
-| JSON with `parameters` for `arguments`, the first thing in the turn   | Llama 3.1, Llama 3.2   |
+| `</function></tool_call>`: XML with an unescaped program              | Qwen3.6, Nemotron 3    |
+| JSON at the start of the turn, `parameters` instead of `arguments`    | Llama 3.1, Llama 3.2   |
 | `<|python_tag|>`, then such JSON, or the program itself               | Llama 3.1              |
 | `<|tool_call_start|>[code_interpreter(code="…")]<|tool_call_end|>`    | LFM2, LFM2.5           |
 
-Of a string in a call in Python, some templates escape nothing: it is read with Python's escapes if
-that gives a program that compiles, and otherwise as it is, up to the last quote.
+Some templates write a call in Python without escaping its string. Such a string is read with
+Python's escapes if the resulting program compiles, and otherwise literally, up to the last quote.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TOOL_NAME = "code_interpreter"
 
 _CLOSING = {CALL_OPEN: CALL_CLOSE, PYTHONIC_OPEN: PYTHONIC_CLOSE}
 _OPENING = re.compile("|".join(map(re.escape, (CALL_OPEN, PYTHONIC_OPEN, PYTHON_TAG))))
-_JSON = json.JSONDecoder(strict=False)  # line breaks may stand in strings as they are
+_JSON = json.JSONDecoder(strict=False)  # strings may hold unescaped line breaks
 _BARE = re.compile(r"""\s*\{(?=(?P<name>\s*"name"\s*:)?)""")
 _FUNCTION = re.compile(r"\s*<function=(?P<name>[^>\n]*)>(?P<parameters>.*)", re.DOTALL)
 _PARAMETER = re.compile(
@@ -48,43 +48,48 @@ _PYTHON_CODE = re.compile(
 )
 
 
-class Call(NamedTuple):
-    """A call of the interpreter, as far as it could be read."""
+class ToolCall(NamedTuple):
+    """A call of the interpreter, parsed as far as possible."""
 
     start: int
-    """Where it begins in the turn."""
+    """Index of the call's first character in the turn."""
     code: str
+    """The `code` argument; empty if it can't be read."""
     error: str
-    """Why there is no code."""
+    """The reason why the code can't be read; empty if it can."""
 
 
-def first_call(text: str) -> Call | None:
-    """The first call of a turn; `None` if it holds none."""
-    bare = _BARE.match(text)
-    if bare:
+Call = ToolCall
+"""The former name of `ToolCall`."""
+
+
+def first_call(text: str) -> ToolCall | None:
+    """The first call of a turn; `None` if the turn has no call."""
+    if bare := _BARE.match(text):
+        start = bare.end() - 1
         with suppress(ValueError, RecursionError):  # an object of another kind, or text
-            found, _ = _JSON.raw_decode(text, bare.end() - 1)
-            if "name" in found and found.keys() & {"arguments", "parameters"}:
-                return Call(bare.end() - 1, *_code_of_call(found))
+            value, _ = _JSON.raw_decode(text, start)
+            if "name" in value and value.keys() & {"arguments", "parameters"}:
+                return ToolCall(start, *_code_of_call(value))
         if bare["name"]:
-            return Call(bare.end() - 1, *_code_of_json(text, bare.end() - 1))
+            return ToolCall(start, *_code_of_json(text, start))
     opened = _OPENING.search(text)
     if opened is None:
         return None
     start, tag = opened.start(), opened[0]
     if tag == PYTHON_TAG:
         rest = text[opened.end() :].lstrip()
-        return Call(start, *(_code_of_json(rest, 0) if rest.startswith("{") else (rest, "")))
+        return ToolCall(start, *(_code_of_json(rest, 0) if rest.startswith("{") else (rest, "")))
     closed = text.find(_CLOSING[tag], start)
     if closed < 0:
-        return Call(start, "", _failure(f"{tag} is not closed"))
+        return ToolCall(start, "", _failure(f"{tag} is not closed"))
     start = text.rfind(tag, start, closed)
     block = text[start + len(tag) : closed]
     if tag == CALL_OPEN:
         xml = _FUNCTION.match(block)
-        return Call(start, *(_code_of_json(block) if xml is None else _code_of_xml(xml)))
+        return ToolCall(start, *(_code_of_json(block) if xml is None else _code_of_xml(xml)))
     in_json = block.lstrip(" \t\r\n[").startswith("{")
-    return Call(start, *(_code_of_json(block) if in_json else _code_of_python(block)))
+    return ToolCall(start, *(_code_of_json(block) if in_json else _code_of_python(block)))
 
 
 def _failure(why: str) -> str:
@@ -92,11 +97,12 @@ def _failure(why: str) -> str:
 
 
 def _code_of_json(text: str, at: int | None = None) -> tuple[str, str]:
-    """The `code` of a call in JSON, and why there is none.
+    """The `code` of a call in JSON, or an empty string, and then the reason.
 
     Args:
-        text: The JSON, and nothing else.
-        at: Where in the text it begins instead, with anything ahead of it and behind.
+        text: The text of the call.
+        at: Index at which the JSON begins; other text may surround it. `None`: the JSON is the
+            whole text.
     """
     try:
         call = _JSON.decode(text) if at is None else _JSON.raw_decode(text, at)[0]
@@ -110,13 +116,12 @@ def _code_of_json(text: str, at: int | None = None) -> tuple[str, str]:
 
 def _code_of_call(call: object) -> tuple[str, str]:
     call = _decoded(call)
-    if isinstance(call, list):  # of several
+    if isinstance(call, list):  # several calls in one block
         call = call[0] if call else None
     if not isinstance(call, dict):
         return "", _failure('a call is an object with "name" and "arguments"')
-    name = call.get("name")
-    if name != TOOL_NAME:
-        return "", _no_tool(name)
+    if call.get("name") != TOOL_NAME:
+        return "", _no_tool(call.get("name"))
     code = code_of(call["arguments"] if "arguments" in call else call.get("parameters"))
     if code is None:
         return "", _failure('"arguments" must be an object that holds "code", a string')
@@ -131,10 +136,10 @@ def _no_tool(name: object) -> str:
 def _code_of_xml(function: re.Match[str]) -> tuple[str, str]:
     if function["name"] != TOOL_NAME:
         return "", _no_tool(function["name"])
-    found = _PARAMETER.search(function["parameters"])
-    if found is None:
+    parameter = _PARAMETER.search(function["parameters"])
+    if parameter is None:
         return "", _failure("there must be <parameter=code>, closed by </parameter>")
-    return found["code"], ""
+    return parameter["code"], ""
 
 
 def _code_of_python(block: str) -> tuple[str, str]:
@@ -144,10 +149,10 @@ def _code_of_python(block: str) -> tuple[str, str]:
     if written["name"] != TOOL_NAME:
         return "", _no_tool(written["name"])
     call = parse_expression(block.strip())
-    if isinstance(call, ast.List):  # of several
+    if isinstance(call, ast.List):  # several calls in one block
         call = call.elts[0]
     keywords = call.keywords if isinstance(call, ast.Call) else []
-    values = [each.value for each in keywords if each.arg == "code"]
+    values = [keyword.value for keyword in keywords if keyword.arg == "code"]
     code = values[0].value if values and isinstance(values[0], ast.Constant) else None
     raw = _PYTHON_CODE.match(block, written.end())
     if isinstance(code, str) and (
@@ -162,10 +167,10 @@ def _code_of_python(block: str) -> tuple[str, str]:
 
 
 def code_of(arguments: object) -> str | None:
-    """The `code` among a call's arguments; `None` if there is none.
+    """The `code` among a call's arguments; `None` if it is missing or not a string.
 
     Args:
-        arguments: An object, its JSON, or that JSON in a string once more.
+        arguments: A mapping, its JSON text, or a JSON string that holds this text.
     """
     arguments = _decoded(_decoded(arguments))
     code = arguments.get("code") if isinstance(arguments, dict) else None
@@ -173,7 +178,7 @@ def code_of(arguments: object) -> str | None:
 
 
 def _decoded(value: object) -> object:
-    """What a text means as JSON; anything else as it is."""
+    """The value of a JSON text; any other value or text unchanged."""
     if isinstance(value, str):
         with suppress(ValueError, RecursionError):
             return _JSON.decode(value)

@@ -1,47 +1,47 @@
-r"""Tool calls as chat templates write them: `protocol="hermes"`, the form of Qwen2.5 and verl's recipe.
+r"""Tool calls in the form of chat templates: `protocol="hermes"`, as in Qwen2.5 and verl's recipe.
 
-The model says what it likes and ends its turn with the chat's end-of-turn token. A turn with a call
-runs a program, whose result comes back as a `tool` message; a turn without one is the answer:
+The model writes text and ends its turn with the chat's end-of-turn token. A turn with a call runs
+a program, whose result comes back as a `tool` message; a turn without a call is the answer:
 
     <tool_call>
     {"name": "code_interpreter", "arguments": {"code": "print(6 * 7)"}}
     </tool_call>
 
-Other models write the same call in other forms, which `retool_env.protocol.calls` reads as well.
-A tokenizer whose chat template writes a call in a form that is not among them is refused before
-anything is sampled. A template that shows no calls at all says nothing of their form, and is taken.
+Other models write the same call in other forms, which `retool_env.protocol.calls` also reads. A
+tokenizer is refused before sampling begins if its chat template writes calls in an unknown form. A
+template that renders no calls at all reveals no form, and is accepted.
 
-One rule decides a turn: **the first call, by position, and without one the last box**. Tags are
-characters and nothing else: one inside a JSON string or inside `<think>` counts like any other.
+One rule decides a turn: **the first call, by position, and without a call the last box**. Tags are
+plain characters: a tag inside a JSON string or inside `<think>` counts like any other tag.
 
-| the model writes                               | the turn is                                           |
-|------------------------------------------------|-------------------------------------------------------|
-| `<tool_call>…</tool_call>`, or another form    | a call: its program is read from `code`               |
-| two opening tags, then a closing one           | a call: what follows the last opening tag             |
-| several calls                                  | the first of them; the others are never run           |
-| text or a box beside a call                    | the call; the text is kept, and the box is no answer  |
-| an opening tag that nothing closes             | a failed call                                         |
-| line breaks in JSON's strings as they are      | the same as escaped ones                              |
-| a call or its arguments encoded twice          | the same as encoded once                              |
-| a call that is no JSON object                  | a failed call                                         |
-| another tool's name, or none                   | a failed call                                         |
-| no object of arguments, or no string `code`    | a failed call; what else they hold is ignored         |
-| a program of blank lines and comments          | a failed call                                         |
-| JSON alone, with text ahead of it              | text like any other                                   |
-| a closing tag that nothing opened              | text like any other                                   |
-| no call, and a complete `\boxed{…}`            | an answer: what stands in the last, outermost box     |
-| neither                                        | void                                                  |
-| no end, because a budget cut it                | void, whatever it holds: it may not have been done    |
-| an end without the chat's end-of-turn token    | the same as with it; the environment adds the token   |
-| a call where there is no interpreter           | text like any other                                   |
+| the model writes                             | the turn is                                       |
+|----------------------------------------------|---------------------------------------------------|
+| `<tool_call>…</tool_call>`, or another form  | a call: its program is read from `code`           |
+| two opening tags, then a closing tag         | a call: the text after the last opening tag       |
+| several calls                                | the first call; the other calls never run         |
+| text or a box beside a call                  | the call; the text stays, and the box is ignored  |
+| an opening tag without a closing tag         | a failed call                                     |
+| unescaped line breaks in JSON strings        | the same as with escaped line breaks              |
+| a call or its arguments encoded twice        | the same as encoded once                          |
+| a call that is not a JSON object             | a failed call                                     |
+| a missing name, or another tool's name       | a failed call                                     |
+| no object of arguments, or no string `code`  | a failed call; other arguments are ignored        |
+| a program of blank lines and comments        | a failed call                                     |
+| bare JSON with text before it                | text like any other                               |
+| a closing tag without an opening tag         | text like any other                               |
+| no call, and a complete `\boxed{…}`          | an answer: the content of the last, outermost box |
+| neither a call nor a box                     | void                                              |
+| no end, because a budget cut the turn        | void: the model may not have finished             |
+| an end without the chat's end-of-turn token  | the same; the environment adds the token          |
+| a call where code can't be run               | text like any other                               |
 
-A failed call counts as one, and the model gets to see why it failed. How a program is found in
-`code` (a fence, prompts, indentation), `retool_env.protocol.program` says.
+A failed call counts as a call, and the model sees the reason of the failure.
+`retool_env.protocol.program` says how a program is found in `code` (fences, prompts, indentation).
 
-Where actions are token ids, all that lies between two turns is what the tokenizer's chat template
-puts there, in ids, behind those of the conversation: nothing that was sampled is encoded again.
-Where actions are text there is no template: the prompt describes the tool in words of ours, and a
-result stands in `<tool_response>`.
+Where actions are token ids, the ids between two turns come from the tokenizer's chat template and
+are appended to the ids of the conversation: sampled text is never encoded again. Where actions are
+text, no template is used: the prompt itself describes the tool, and a result stands in
+`<tool_response>`.
 """
 
 from __future__ import annotations
@@ -59,13 +59,14 @@ from retool_env.grading import boxed_spans
 from retool_env.protocol.calls import TOOL_NAME, first_call
 from retool_env.protocol.program import Program, read_program
 from retool_env.protocol.prompt import memory_words, script_words, value_words
-from retool_env.protocol.turn import Reader, Said, Turn, TurnKind
+from retool_env.protocol.turn import EncodedText, Reader, Turn, TurnKind
 from retool_env.tokens import Tokenizer, decode, encode_prompt, encode_result
 
 RESPONSE_OPEN, RESPONSE_CLOSE = "<tool_response>", "</tool_response>"
 
 _PROMPT = """\
-Solve the problem below. Reason step by step.{tool} When you are done, give the result like this, and stop:
+Solve the problem below. Reason step by step.{tool} When you are done, give the result like this, \
+and stop:
 \\boxed{{result}}
 
 Problem: {query}
@@ -87,19 +88,19 @@ What it gives comes back to you between <tool_response> and </tool_response>.
 """
 
 VOID_MESSAGE = "[Neither a tool call nor a result in \\boxed{}. Go on.]"
-"""What the user says after a void turn, where the setting lets the episode go on."""
+"""The user message after a void turn, if `Rules.void_turn` lets the episode go on."""
 
 TEXT_VOID_MESSAGE = "[No result in \\boxed{} yet. Go on.]"
-"""The same where there is no interpreter."""
+"""The user message after a void turn of an episode without an interpreter."""
 
 
 def parse_message(text: str, interpreter: bool = True, read: Reader = read_program) -> Turn:
-    r"""Parse a turn that came to its own end. Never raises; see the module's table.
+    r"""Parse a turn that the model ended, by the module's table. Never raises.
 
     Args:
-        text: What the model wrote.
-        interpreter: Whether there is an interpreter.
-        read: Reads the program of a call.
+        text: Everything that the model generated since the last environment message.
+        interpreter: Whether the model can run code.
+        read: The reader of a call's program.
 
     Example:
         >>> call = '{"name": "code_interpreter", "arguments": {"code": "print(1)"}}'
@@ -125,20 +126,20 @@ class Hermes:
     """Hermes' tool calls, as a `TurnProtocol`."""
 
     interpreter: bool = True
-    """Whether there is one."""
+    """Whether the model can run code."""
     session: bool = False
     """Whether the programs of an episode share a process."""
     display: bool = False
-    """Whether the value of a last expression is shown."""
+    """Whether the interpreter shows the value of a last expression."""
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """None: a turn ends where the model ends it."""
+        """Empty: only the model's end-of-turn token ends a turn."""
         return ()
 
     @property
     def tools(self) -> tuple[Mapping[str, Any], ...]:
-        """The JSON schemas of the tools: one, or none."""
+        """The JSON schema of the interpreter tool; empty without an interpreter."""
         if not self.interpreter:
             return ()
         description = (
@@ -151,14 +152,20 @@ class Hermes:
         return ({"type": "function", "function": function},)
 
     def default_prompt(self) -> str:
-        """The user's message, a template with the one field `query`. The tool's description is not in it."""
+        """The template of the user's message, with the one field `query`.
+
+        The chat template, or `prompt`, adds the description of the tool.
+        """
         return _PROMPT.replace("{tool}", _MAY_CALL if self.interpreter else "")
 
-    def prompt(self, message: str, tokenizer: Tokenizer | None) -> Said:
-        """The message with the tool's description: from the chat template, or in our words without a tokenizer.
+    def prompt(self, message: str, tokenizer: Tokenizer | None) -> EncodedText:
+        """Render the user's message with the description of the tool.
+
+        The description comes from the chat template or, without a tokenizer, from this module.
 
         Raises:
-            ValueError: If the tokenizer's chat template can't carry tool calls. It says what is missing.
+            ValueError: If the tokenizer's chat template can't carry tool calls. The message names
+                the missing part.
         """
         if tokenizer is None:
             if self.interpreter:
@@ -172,26 +179,41 @@ class Hermes:
         return decode(tokenizer, ids), ids
 
     def parse(self, text: str, ended: bool = True, read: Reader = read_program) -> Turn:
-        """See `parse_message`; a turn that a budget cut is void."""
+        """Parse one model turn with `parse_message`. Never raises.
+
+        Args:
+            text: Everything that the model generated since the last environment message.
+            ended: Whether the model ended the turn. A turn that a budget cut is void.
+            read: The reader of a call's program.
+        """
         if not ended:
             return Turn(TurnKind.VOID, "", len(text), len(text))
         return parse_message(text, self.interpreter, read)
 
     def result(
         self, output: str, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()
-    ) -> Said:
-        """The output as a `tool` message."""
+    ) -> EncodedText:
+        """Render the output as a `tool` message.
+
+        Args:
+            output: The output and error of the program, as `render_output` returns them.
+            tokenizer: The tokenizer of an episode with token ids; `None` for text episodes.
+            turn_ids: The token ids of the turn that called the interpreter, shape `(T,)`.
+        """
         output = output.removesuffix("\n")
         if tokenizer is None:
             return f"\n{RESPONSE_OPEN}\n{output}\n{RESPONSE_CLOSE}\n", None
-        return self._seam(tokenizer, "tool").say(tokenizer, output, turn_ids)
+        return self._seam(tokenizer, "tool").render(tokenizer, output, turn_ids)
 
-    def void(self, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()) -> Said:
-        """A notice as a `user` message."""
+    def void(self, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()) -> EncodedText:
+        """Render the notice after a void turn as a `user` message.
+
+        The arguments are the same as in `result`.
+        """
         notice = VOID_MESSAGE if self.interpreter else TEXT_VOID_MESSAGE
         if tokenizer is None:
             return f"\n{notice}\n", None
-        return self._seam(tokenizer, "user").say(tokenizer, notice, turn_ids)
+        return self._seam(tokenizer, "user").render(tokenizer, notice, turn_ids)
 
     def _seam(self, tokenizer: Tokenizer, role: Role | None = None) -> Seam:
         role = role or ("tool" if self.interpreter else "user")
@@ -203,25 +225,32 @@ Role = Literal["tool", "user"]
 
 @dataclass(frozen=True)
 class Seam:
-    """What a chat template puts between the end of one assistant's message and the beginning of the next.
+    """The tokens and text that a chat template puts between two assistant messages.
 
-    The text next to the message is encoded together with it, as far as no special token stands between: so are ids those
-    that the template gives the whole conversation.
+    The text next to the environment's message is encoded together with the message, up to the next
+    special token on each side. The ids then equal the template's ids of the whole conversation.
     """
 
     end: tuple[int, ...]
-    """Up to the end-of-turn token and with it."""
+    """Token ids after the turn, up to and including the end-of-turn token."""
     before: tuple[int, ...]
-    """Then up to the last special token ahead of the message."""
+    """Token ids after `end`, up to and including the last special token before the message."""
     lead: str
-    """Then ordinary text, up to the message."""
+    """The ordinary text between `before` and the message."""
     trail: str
-    """Ordinary text behind the message."""
+    """The ordinary text after the message."""
     after: tuple[int, ...]
-    """Then the rest, where the assistant has the word."""
+    """Token ids after `trail`, up to the beginning of the assistant's next message."""
 
-    def say(self, tokenizer: Tokenizer, message: str, turn_ids: Sequence[int]) -> Said:
-        """Text and ids of a message, behind a turn that may have ended itself or not."""
+    def render(self, tokenizer: Tokenizer, message: str, turn_ids: Sequence[int]) -> EncodedText:
+        """Render a message after a turn.
+
+        Args:
+            tokenizer: The tokenizer of the episode.
+            message: The text of the message.
+            turn_ids: The token ids of the turn, shape `(T,)`. The end-of-turn token is added if it
+                is missing.
+        """
         if self.lead.endswith('"') and self.trail.startswith('"'):  # Llama 3: a message is JSON
             message = json.dumps(message, ensure_ascii=False)[1:-1]
         end = () if turn_ids and turn_ids[-1] == self.end[-1] else self.end
@@ -232,105 +261,105 @@ class Seam:
 
 @lru_cache(maxsize=64)
 def _find_seam(tokenizer: Any, template: str, eos: int | None, role: Role) -> Seam:
-    """The seam around a message of that role. What may change of a tokenizer is an argument for the cache's sake.
+    """The seam around a message of this role.
+
+    The chat template and the end-of-turn id are arguments only as keys of the cache: a tokenizer
+    may change both.
 
     Raises:
-        ValueError: If there is no chat template, or it has no room for such a message, or doesn't end a turn with the
-            tokenizer's `eos_token`.
+        ValueError: If the tokenizer has no chat template, or the template leaves out such a
+            message, or doesn't end a turn with the tokenizer's `eos_token`.
     """
     if not tokenizer.chat_template:
         raise SettingsError(
-            'protocol="hermes" needs a tokenizer with a chat template, and this one has none: set '
-            'tokenizer.chat_template, take the model\'s Instruct variant, or protocol="tags"'
+            'protocol="hermes" needs a tokenizer with a chat template: set '
+            'tokenizer.chat_template, use the model\'s Instruct variant, or set protocol="tags"'
         )
-    said, answered, described = "assistantsaidthis", "thiscameback", "thisisthetool"
-    tool = {"name": TOOL_NAME, "description": described, "parameters": {"type": "object"}}
+    turn, message, description = "assistantsaidthis", "thiscameback", "thisisthetool"
+    tool = {"name": TOOL_NAME, "description": description, "parameters": {"type": "object"}}
     conversation = [
         {"role": "user", "content": "a question"},
-        {"role": "assistant", "content": said},
-        {"role": role, "content": answered},
+        {"role": "assistant", "content": turn},
+        {"role": role, "content": message},
     ]
     tools = [{"type": "function", "function": tool}] if role == "tool" else None
     try:
         text = tokenizer.apply_chat_template(
             conversation, tools=tools, add_generation_prompt=True, tokenize=False
         )
-    except Exception as error:  # a template is a program: what it raises is its author's choice
+    except Exception as error:  # a template is a program, which may raise any exception
         raise SettingsError(
-            f"the tokenizer's chat template takes no {role} message behind an assistant's ({error}): set "
-            'tokenizer.chat_template to one that does (that of Qwen2.5, say), or take protocol="tags"'
+            f"the tokenizer's chat template accepts no {role} message after an assistant message "
+            f"({error}): {_TEMPLATE_CURE}"
         ) from error
-    if tools and described not in text:
+    if tools and description not in text:
         raise SettingsError(
-            "the tokenizer's chat template doesn't show tools to the model: set tokenizer.chat_template to one that does "
-            '(that of Qwen2.5, say), or take protocol="tags"'
+            f"the tokenizer's chat template doesn't show tools to the model: {_TEMPLATE_CURE}"
         )
-    behind = text.partition(said)[2]
-    before, found, after = behind.partition(answered)
-    if not found:
+    before, separator, after = text.partition(turn)[2].partition(message)
+    if not separator:
         raise SettingsError(
-            f"the tokenizer's chat template leaves out a {role} message: set tokenizer.chat_template to one that shows it "
-            '(that of Qwen2.5, say), or take protocol="tags"'
+            f"the tokenizer's chat template leaves out a {role} message: {_TEMPLATE_CURE}"
         )
     names = [re.escape(t.content) for t in tokenizer.added_tokens_decoder.values() if t.special]
     special = re.compile("|".join(names) or r"(?!)")
     cut = max((token.end() for token in special.finditer(before)), default=0)
-    first = special.search(after)
-    rest = len(after) if first is None else first.start()
+    rest = next((token.start() for token in special.finditer(after)), len(after))
     ids = _template_ids(tokenizer, before[:cut])
     if eos not in ids:
         raise SettingsError(
-            f"the tokenizer's chat template ends a turn with {before[:20]!r}, which does not hold its eos_token, "
-            f"{tokenizer.eos_token!r}: set tokenizer.eos_token to the token that ends a turn"
+            f"the tokenizer's chat template ends a turn with {before[:20]!r}, which does not hold "
+            f"the tokenizer's eos_token, {tokenizer.eos_token!r}: set tokenizer.eos_token to the "
+            "token that ends a turn"
         )
     end = ids.index(eos) + 1
     after_ids = _template_ids(tokenizer, after[rest:])
     return Seam(ids[:end], ids[end:], before[cut:], after[:rest], after_ids)
 
 
+_TEMPLATE_CURE = (
+    "set tokenizer.chat_template to a template that does (Qwen2.5's template, for example), or set "
+    'protocol="tags"'
+)
 _PROBE = """print('a' + "b")\nif 1 < 2:\n    print('\\n')"""
 
 
 @lru_cache(maxsize=64)
 def _check_calls(tokenizer: Any, template: str, eos: int | None) -> None:
-    """Check that a call can be read in the form in which the chat template writes it.
+    """Check that `retool_env.protocol.calls` reads the calls that the chat template writes.
 
-    What may change of a tokenizer is an argument for the cache's sake.
+    The chat template and the end-of-turn id are arguments only as keys of the cache.
 
     Raises:
-        ValueError: If it can't, or the template takes no call.
+        ValueError: If the form of the calls is unknown, or the template accepts no call.
     """
-    said = "assistantsaidthis"
-    question = {"role": "user", "content": "a question"}
-    plain = {"role": "assistant", "content": said}
+    turn = "assistantsaidthis"
     function = {"name": TOOL_NAME, "arguments": {"code": _PROBE}}
     calls = [{"type": "function", "id": "call00001", "function": function}]
-    called = {"role": "assistant", "content": "", "tool_calls": calls}
     cure = (
-        "set tokenizer.chat_template to one whose calls are JSON or XML in <tool_call>, JSON alone, "
-        'or Python in <|tool_call_start|> (that of Qwen2.5, say), or take protocol="tags"'
+        "set tokenizer.chat_template to a template whose calls are JSON or XML in <tool_call>, "
+        "bare JSON, or Python in <|tool_call_start|> (Qwen2.5's template, for example), or set "
+        'protocol="tags"'
     )
 
     def rendered(message: dict[str, Any]) -> str:
+        conversation = [{"role": "user", "content": "a question"}, {"role": "assistant", **message}]
         return tokenizer.apply_chat_template(
-            [question, message], tools=list(Hermes().tools), tokenize=False
+            conversation, tools=list(Hermes().tools), tokenize=False
         )
 
-    ahead = rendered(plain).partition(said)[0]
+    ahead = rendered({"content": turn}).partition(turn)[0]
     try:
-        text = rendered(called)
-    except Exception as error:  # a template is a program: what it raises is its author's choice
+        text = rendered({"content": "", "tool_calls": calls})
+    except Exception as error:  # a template is a program, which may raise any exception
         raise SettingsError(
-            f"the tokenizer's chat template takes no call of a tool ({error!r:.200}): {cure}"
+            f"the tokenizer's chat template accepts no tool calls ({error!r:.200}): {cure}"
         ) from error
-    same = sum(
-        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ahead, text, strict=False))
-    )
-    text = text[same:].partition(tokenizer.eos_token)[0]
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(ahead, text, strict=False))
+    text = text[len([*same]) :].partition(tokenizer.eos_token)[0]
     if TOOL_NAME in text and parse_message(text).content != _PROBE:
         raise SettingsError(
-            f"the tokenizer's chat template writes a call as {text!r:.400}, a form that is not read "
-            f"here: {cure}"
+            f"the tokenizer's chat template writes a call as {text!r:.400}, an unknown form: {cure}"
         )
 
 

@@ -1,38 +1,38 @@
-r"""How a program is read from what a model wrote.
+r"""Reads the program in the text of a code block or a tool call.
 
-`read_program` does it for tags, Hermes' calls and native calls alike.
-**A program that compiles as it stands is never changed**; only blank lines around it are dropped.
-Otherwise the rules of this table apply in its order, and the first that gives a program which
-compiles decides. The form says which it was:
+Tags, Hermes' calls and native calls all use `read_program`.
+**A program that compiles as written is never changed**; only blank lines around it are dropped.
+Otherwise the rules of this table are tried in order, and the first rule that yields a compiling
+program applies. The form names this rule:
 
-| what was written                     | what is run                        | form             |
-|--------------------------------------|------------------------------------|------------------|
-| a program that compiles              | it                                 | `plain`          |
-| one with a BOM or zero-width marks   | it without them                    | `mended:marks`   |
-| fences of `python`, `py` or no tag   | what they hold, joined in order    | `fenced`         |
-| such fences, of which none is closed | what follows the first, to the end | `fenced`         |
-| `>>> ` and `... ` lines, and output  | these lines, without the prompts   | `mended:prompts` |
-| an indented program                  | it without its lines' indentation  | `mended:dedent`  |
-| anything else                        | it, as written: its error is shown | `plain`          |
-| a call that holds no program         | nothing: the call fails            | `unread`         |
+| text of the block or call              | program that runs                  | form             |
+|----------------------------------------|------------------------------------|------------------|
+| a program that compiles                | the text                           | `plain`          |
+| a program with a BOM, zero-width marks | the text without these marks       | `mended:marks`   |
+| fences tagged `python`, `py`, or bare  | the bodies of the fences, joined   | `fenced`         |
+| such fences, all of them unclosed      | the text after the first fence     | `fenced`         |
+| `>>> ` and `... ` lines, and output    | these lines, without the prompts   | `mended:prompts` |
+| an indented program                    | the text without the indentation   | `mended:dedent`  |
+| any other text                         | the text; the model sees its error | `plain`          |
+| a call without a program               | nothing: the call fails            | `unread`         |
 
-`read_program` itself never finds `unread`: a protocol gives it. The later rules remove marks too,
-but only where that makes the program compile. Typographic quotes, NBSP and × are no marks, and stay
-errors.
+A protocol reports `unread`; `read_program` itself never does. The later rules also remove marks,
+but only where the program then compiles. Typographic quotes, NBSP and × do not count as marks, and
+remain errors.
 
-*Fences.* Three or more backticks or tildes open a fence, indented or not, behind prose in their
-line or not. It is closed in the same line, or by a line of the same mark that is at least as long:
-a "```" inside a line of the program does not close it. A fence with another tag (`output`) is left
-out; so is one amid the text of a line, if others are not. Where all from the first fence to the
-last mark of the text is a program, the marks between stand in its strings, and it is taken whole. A
-mark with nothing behind it closes what stands ahead of it. If what stands in the fences does not
-compile, each of them that does not loses its prompts or its indentation. If nothing of this
-compiles, what the fences hold is run all the same: its error tells the model more than an error
-about a fence.
+*Fences.* Three or more backticks or tildes open a fence. It may be indented, and prose may stand
+before it in its line. It is closed in the same line, or by a line of the same mark that is at
+least as long: a "```" inside a line of the program does not close it. Fences with another tag
+(`output`) are ignored; so are fences in the middle of a line, if the text has other fences. If the
+whole text from the first fence to the last mark is a program, the marks in between belong to its
+strings, and the program is this whole text. If the only mark has no text after it, the program is
+the text before it. If the joined bodies do not compile, each body that does not compile loses its
+prompts or its indentation. If they still do not compile, they run nevertheless: the error of the
+program tells the model more than an error about a fence.
 
-*What compiles* is decided by the Python of this process. A text that is nested deeper than Python
-parses, or needs more memory than there is, does not. A text of more than `MOST_CHARACTERS` is not
-compiled; it counts as a program, unless it begins with a fence of backticks.
+*Compiling* uses the Python of this process. It fails for a text that is nested deeper than Python
+can parse, or that needs more memory than is available. A text of more than `MOST_CHARACTERS` is
+not compiled; it counts as a program, unless it begins with a fence of backticks.
 """
 
 from __future__ import annotations
@@ -47,29 +47,30 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
 Form = Literal["plain", "fenced", "mended:marks", "mended:prompts", "mended:dedent", "unread"]
-"""How the program of a call was read; see the module's table."""
+"""The rule by which the program of a call was read; see the module's table."""
 
 FORMS: tuple[Form, ...] = get_args(Form)
+"""All forms."""
 
 MOST_CHARACTERS = 100_000
-"""The longest text that is compiled, which takes some tenths of a second: as long as an episode may
-be by default."""
+"""The length in characters of the longest text that is compiled. It equals the default
+`Rules.max_characters`; compiling such a text takes some tenths of a second."""
 
 
 class Program(NamedTuple):
-    """A program, as it was read."""
+    """A program, with the rule by which it was read."""
 
     text: str
-    """What is to be run."""
+    """The program text to run."""
     form: Form
-    """How it was found in what was written."""
+    """The rule by which the program was read."""
 
 
 def read_program(written: str) -> Program:
-    r"""Read the program of a code block or a call. Never raises; see the module's table.
+    r"""Read the program of a code block or a call by the module's table. Never raises.
 
     Args:
-        written: All that stands in the block, or the call's argument.
+        written: The text of the block, or of the call's `code` argument.
 
     Example:
         >>> read_program("Let me see:\n```python\nprint(1)\n```")
@@ -87,23 +88,23 @@ def _read(written: str) -> Program:
     unmarked = _without_blank_lines(_MARKS.sub("", text))
     if unmarked != text and compiles(unmarked):
         return Program(unmarked, "mended:marks")
-    # A joiner in a string is part of a program, where the program does not need to lose it.
-    sources = (text, unmarked) if unmarked != text else (text,)
-    fenced = [found for each in sources if (found := _fenced(each)) is not None]
+    # The text with its marks comes first: a joiner in a string is part of the program.
+    sources = dict.fromkeys((text, unmarked))
+    fenced = [program for source in sources if (program := _fenced(source)) is not None]
     if fenced:
         best = fenced[0] if len(fenced) == 1 or compiles(fenced[0]) else fenced[-1]
         return Program(best, "fenced")
-    mended = (better for each in sources if (better := _mended(each)) is not None)
+    mended = (better for source in sources if (better := _mended(source)) is not None)
     return next(mended, Program(text, "plain"))
 
 
-_read_again = lru_cache(maxsize=256)(_read)  # what a turn holds is asked for several times
+_read_again = lru_cache(maxsize=256)(_read)  # an episode reads the program of a turn several times
 
 
 def read_one_fence(written: str) -> Program:
-    """Read a program as before format 3 of transcripts: out of one fence at its beginning.
+    """Read a program as retool-env did before format 3 of transcripts: from one leading fence.
 
-    It tells what ran in the episodes of that time, and whether it was `fenced` or `plain`.
+    The result is the program that ran in such an episode; its form is `fenced` or `plain`.
     """
     opened = re.match(r"\s*```[^\n`]*\n", written)
     text = written
@@ -119,18 +120,18 @@ def read_one_fence(written: str) -> Program:
 
 _NAME = "<a program that is read>"
 _SILENT = ("ignore", None, Warning, re.compile(rf"(?:{re.escape(_NAME)}|{__name__})\Z"), 0)
-"""A filter of the warnings that compiling these texts raises, and of no others."""
+"""A warning filter that ignores only the warnings about these compiled texts."""
 
 
 def compiles(text: str) -> bool:
-    """Whether a text is a Python program, as far as compiling it tells. Never raises, never warns."""
-    if text.lstrip().startswith("```"):  # as many blocks do, and no program
+    """Whether a text compiles as a Python program. Never raises, never warns."""
+    if text.lstrip().startswith("```"):  # many blocks do, and no program does
         return False
     return len(text) > MOST_CHARACTERS or _compiled(text, "exec") is not None
 
 
 def parse_expression(text: str) -> ast.expr | None:
-    """The syntax tree of a Python expression; `None` if a text is none or is too long.
+    """The syntax tree of a Python expression; `None` for any other text, or a too long text.
 
     Never raises, never warns.
     """
@@ -141,22 +142,22 @@ def parse_expression(text: str) -> ast.expr | None:
 
 
 def _compiled(text: str, mode: str, flags: int = 0) -> Any:
-    """What `compile` gives; `None` where it raises.
+    """The result of `compile`; `None` if it raises.
 
-    What is a warning there must neither be shown nor, where the user made warnings errors, decide.
-    A filter of our own in front of all others sees to it, without a lock. `catch_warnings` would
-    leave the filters of one thread to another; this filter concerns nobody else, wherever a copy of
-    it may be left.
+    Warnings of the compiled text must stay silent, and must not count as errors where the user
+    turned warnings into errors. A filter in front of all other filters ensures both, without a
+    lock. `catch_warnings` could leave the filters of one thread to another thread; a leftover copy
+    of this filter does no harm, because it matches only these texts.
     """
     for _ in range(10):
-        filters: list[Any] = warnings.filters  # type: ignore[assignment]  # they are one
+        filters: list[Any] = warnings.filters  # type: ignore[assignment]  # it is a list
         filters.insert(0, _SILENT)
         try:
             return compile(text, _NAME, mode, flags, dont_inherit=True)
         except Exception:  # SyntaxError; ValueError of a surrogate; RecursionError, MemoryError
             if warnings.filters is filters and filters[0] is _SILENT:
                 break
-            # Another thread has put other filters in front meanwhile: it may have been a warning.
+            # Another thread has put a filter in front meanwhile: a warning may have been raised.
         finally:
             with suppress(ValueError):
                 filters.remove(_SILENT)
@@ -166,9 +167,9 @@ def _compiled(text: str, mode: str, flags: int = 0) -> Any:
 # --- the rules ----------------------------------------------------------------------------------
 
 _MARKS = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
-"""The BOM, zero-width spaces and joiners, marks of direction."""
+"""The BOM, zero-width spaces and joiners, and marks of the text direction."""
 
-# Behind a backslash, the end of the line belongs to the program.
+# After a backslash, the end of the line belongs to the program.
 _BLANK = re.compile(r"\A(?:[ \t\r\f]*\n)+|(?<![\s\\])[ \t\r\n\f]+\Z")
 
 
@@ -177,7 +178,7 @@ def _without_blank_lines(text: str) -> str:
 
 
 def _mended(text: str) -> Program | None:
-    """A text without prompts or without its indentation, if that makes it compile."""
+    """The text without its prompts or without its indentation; `None` if it does not compile."""
     unprompted = _without_prompts(text)
     if unprompted is not None:
         return Program(unprompted, "mended:prompts") if compiles(unprompted) else None
@@ -190,7 +191,7 @@ _CONTINUATION = re.compile(r"[ \t]*\.\.\.(?: |$)")
 
 
 def _without_prompts(text: str) -> str | None:
-    """What was typed in an interactive session; `None` if a text is none from its first line on."""
+    """The input lines of an interactive session; `None` if the text begins without a prompt."""
     lines = text.replace("\r\n", "\n").split("\n")
     if not _PROMPT.match(lines[0]):
         return None
@@ -213,15 +214,15 @@ class _Fence(NamedTuple):
     closed: bool
     mark: str
     begin: int
-    """Where the mark begins that opens it."""
+    """Index of the opening mark."""
     inside: int
-    """Where its body begins."""
+    """Index of the body's first character."""
     amid: bool
-    """Whether it stands in one line with other text, as code in prose does."""
+    """Whether the fence shares its line with other text, like inline code in prose."""
 
 
 def _fenced(text: str) -> str | None:
-    """The program inside the fences of a text; `None` if it has none."""
+    """The program inside the fences of a text; `None` if the text has no fences."""
     fences = [fence for fence in _fences(text) if fence.tag in _TAGS]
     if any(not fence.amid for fence in fences):
         fences = [fence for fence in fences if not fence.amid]
@@ -243,7 +244,7 @@ def _fenced(text: str) -> str | None:
 
 
 def _runnable(text: str) -> str | None:
-    """A part of a text, mended if need be; `None` if that is no program."""
+    """A part of a text, mended if necessary; `None` if it does not compile."""
     text = _without_blank_lines(text)
     if compiles(text):
         return text
@@ -252,12 +253,12 @@ def _runnable(text: str) -> str | None:
 
 
 def _fences(text: str) -> Iterator[_Fence]:
-    """All fences, in order; only the last of them may be open."""
+    """All fences of a text, in order; only the last fence may be unclosed."""
     at = line = 0
     while mark := _MARK.search(text, at):
         line = max(line, text.rfind("\n", at, mark.start()) + 1)
         at, ahead = mark.end(), text[line : mark.start()]
-        if ahead.endswith(('"', "'", "\\")):  # it belongs to a string of a program
+        if ahead.endswith(('"', "'", "\\")):  # the mark belongs to a string of a program
             continue
         end = text.find("\n", at)
         end = len(text) if end < 0 else end
@@ -283,9 +284,9 @@ def _fences(text: str) -> Iterator[_Fence]:
 
 
 def _tagged(line: str) -> tuple[str, str]:
-    """Tag and program of a fence that is closed in its own line."""
+    """The tag and the program of a fence that is closed in its opening line."""
     tag, *program = line.split(None, 1) or [""]
-    # `output 42` is no program, and `x = 42` has no tag.
+    # `output 42` is not a program, and `x = 42` has no tag.
     if tag.lower() in _TAGS or (program and tag.isidentifier() and not compiles(line.strip())):
         return tag.lower(), "".join(program)
     return "", line.strip()

@@ -1,4 +1,4 @@
-"""The prompt: its default words, and templates of one's own."""
+"""The prompt: its default words, and the user's own templates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from retool_env.files import file_fault, read_text
 
 _TASK = "Solve the problem below. Reason step by step.\n\n"
 
-
 _TOOL = """\
 You may use a Python interpreter whenever it helps. Write {script}, like this:
 <code>
@@ -19,10 +18,10 @@ You may use a Python interpreter whenever it helps. Write {script}, like this:
 print(6 * 7)
 ```
 </code>
-{memory} Whatever it prints{value} comes back to you between <interpreter> and </interpreter>, and you go on from there.
+{memory} Whatever it prints{value} comes back to you between <interpreter> and </interpreter>, \
+and you go on from there.
 
 """
-
 
 _END = """\
 When you are done, give the result like this, and stop:
@@ -38,9 +37,9 @@ def default_prompt(interpreter: bool = True, session: bool = False, display: boo
     """The default prompt, a `str.format` template with the one field `query`.
 
     Args:
-        interpreter: Whether there is one.
+        interpreter: Whether the model can run code.
         session: Whether the code blocks of an episode share a process.
-        display: Whether the value of a last expression is shown.
+        display: Whether the interpreter shows the value of a last expression.
     """
     if not interpreter:
         return _TASK + _END
@@ -51,30 +50,33 @@ def default_prompt(interpreter: bool = True, session: bool = False, display: boo
 
 
 def script_words(session: bool) -> str:
-    """What the model is asked to write."""
+    """The name of a program in the prompt: code of a session, or a complete script."""
     return "code" if session else "a complete script, with its imports"
 
 
 def memory_words(session: bool) -> str:
-    """What a program remembers of those before it, a sentence."""
+    """A sentence of the prompt that says which state a program shares with earlier ones."""
     if session:
-        return "Each block runs in the process of those before it, like a notebook's cell: names and imports last."
+        return (
+            "Each block runs in the process of those before it, like a notebook's cell: "
+            "names and imports last."
+        )
     return "Each script runs on its own and remembers nothing of earlier ones."
 
 
 def value_words(display: bool) -> str:
-    """What comes back besides what a program prints, to be put behind it."""
+    """The words of the prompt that add the value of a last expression to the printed output."""
     return ", and the value of a last line that is an expression," if display else ""
 
 
 class PromptTemplate:
-    """A `str.format` template whose one field is `query`, the problem.
+    """A `str.format` template whose only field is `query`, the question.
 
     Args:
-        template: The template itself.
+        template: The text of the template. Literal braces are written twice.
 
     Raises:
-        ValueError: If it is no such template.
+        ValueError: If the text is not a format string, or its fields are not exactly `{query}`.
     """
 
     def __init__(self, template: str) -> None:
@@ -84,36 +86,40 @@ class PromptTemplate:
             }
         except ValueError as error:
             raise SettingsError(
-                f"not a format string: {error}; write literal braces twice"
+                f"the prompt template is not a format string: {error}; write literal braces twice"
             ) from None
         if fields != {"query"}:
             named = ", ".join(sorted(f"{{{name}}}" for name in fields)) or "none"
             raise SettingsError(
-                "a prompt template has the one field {query}, and literal braces are written twice; "
-                f"this one's fields: {named}"
+                "a prompt template must have the one field {query}, and literal braces must be "
+                f"written twice; the fields of this template: {named}"
             )
         self.template = template
 
     def __call__(self, query: str) -> str:
-        """The prompt of a problem."""
+        """Fill in a question; returns the prompt."""
         return self.template.format(query=query)
 
     @classmethod
     def load(cls, template: str | Path) -> PromptTemplate:
-        """A template from a text that holds `{query}`, or from the path of a JSON file in ReTool's format.
+        """Load a template from a text with `{query}`, or from a JSON file in ReTool's format.
 
-        Such a file holds one object with one key, whose value is the template.
+        The JSON file holds one object with one key, whose value is the template.
+
+        Args:
+            template: The text, or the path of the file.
 
         Raises:
-            ValueError: If it is neither.
-            FileNotFoundError: If there is no such file, or it is not a regular one.
+            ValueError: If neither the text nor the file holds a valid template.
+            FileNotFoundError: If the file was not found, or is not a regular file.
         """
         if isinstance(template, str) and "{query}" in template:
             return cls(template)
         path = Path(template)
         if fault := file_fault(path):
             raise MissingFile(
-                f"prompt template {str(template)!r:.200} holds no {{query}}, and is no file either: {fault}"
+                f"prompt template {str(template)!r:.200} holds no {{query}} and can't be read "
+                f"as a file: {fault}"
             )
         try:
             values = list(json.loads(read_text(path)).values())
@@ -121,6 +127,6 @@ class PromptTemplate:
             values = []
         if len(values) != 1 or not isinstance(values[0], str):
             raise SettingsError(
-                f'{path} must hold a JSON object of one template: {{"name": "... {{query}} ..."}}'
+                f'{path} must hold a JSON object with one template: {{"name": "... {{query}} ..."}}'
             )
         return cls(values[0])

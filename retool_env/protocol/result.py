@@ -1,4 +1,4 @@
-"""What is shown of a program's result."""
+"""The text that shows a program's result."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from typing import Literal
 from retool_env.execution import Execution, Outcome
 
 Cut = Literal["head", "tail", "middle"]
-
+"""The part of a long output that is cut out."""
 
 Errors = Literal["traceback", "last_line"]
+"""How much of an error is shown: the traceback, or its last line."""
 
 
 def is_empty_program(program: str) -> bool:
-    """Whether there is nothing to run: blank lines and comments alone."""
+    """Whether a program holds only blank lines and comments."""
     return all(not line.strip() or line.lstrip().startswith("#") for line in program.splitlines())
 
 
 def cut_text(text: str, limit: int, where: Cut = "middle") -> str:
-    """Keep `limit` characters of `text` and say how many were cut, and where.
+    """Keep `limit` characters of a text, with a notice of how many were cut out.
 
     Args:
-        text: What is to be shown.
-        limit: Number of characters (Unicode code points) to keep. The notice about the cut is not counted.
-        where: What is *lost*: the `"head"`, the `"tail"`, or the `"middle"` (the first half of `limit` and the
-            last are kept, as in the paper's evaluation: 200 and 200).
+        text: The text to shorten.
+        limit: Number of characters (Unicode code points) to keep, the notice not counted.
+        where: The part that is cut out: the `"head"`, the `"tail"`, or the `"middle"`. With
+            `"middle"`, the first and the last half of `limit` stay, as in the paper's
+            evaluation (200 and 200).
     """
     if len(text) <= limit:
         return text
@@ -40,30 +42,34 @@ def cut_text(text: str, limit: int, where: Cut = "middle") -> str:
 def render_output(
     execution: Execution, limit: int, where: Cut = "middle", errors: Errors = "traceback"
 ) -> str:
-    """What is shown of a program's result: nothing, or lines.
+    """Render a program's result: empty, or lines that each end in a line break.
 
-    What the program printed comes first. If it failed, the error follows. Where not all of it fits, the error's last line
-    is what is kept; of the room that it leaves, the output and the traceback have half each, and what one of them does
-    not need goes to the other. A traceback loses whole lines, the outermost first.
+    The printed output comes first, then the error of a failed program. If they exceed the limit,
+    the last line of the error is kept first. Output and traceback then get half of the remaining
+    room each, and room that one of the two does not need goes to the other. A traceback loses
+    whole lines, the outermost frames first.
 
     Args:
         execution: The result.
-        limit: Characters to keep. The notices about what was cut are not counted.
-        where: What is lost of a longer output (see `cut_text`).
-        errors: An error's `"traceback"`, or its `"last_line"` alone, as in the paper's evaluation. What has no traceback
-            (a time-out, say) is one line in either.
+        limit: Number of characters to keep, the notices about cuts not counted.
+        where: The part of a longer output that is cut out (see `cut_text`).
+        errors: Whether an error shows its `"traceback"`, or only its `"last_line"` as in the
+            paper's evaluation. An error without a traceback (a time-out, for example) is one line.
 
     Raises:
-        ValueError: For an infrastructure failure, which is never shown to a model.
+        ValueError: For an infrastructure failure, which the model must never see.
     """
     if execution.outcome is Outcome.INFRASTRUCTURE:
-        raise ValueError("an infrastructure failure is not the program's result")
-    # No tokenizer takes a lone surrogate, which another machine's sandbox may have let through.
+        raise ValueError(
+            "an infrastructure failure is not a program's result: don't show it to the model"
+        )
+    # A remote sandbox may let a lone surrogate through, and no tokenizer accepts it.
     stdout, error, trace = (
         text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
         for text in (execution.stdout, execution.error, execution.traceback)
     )
-    # The last line is taken from `error`, which may say more than the program knew: that its session has ended.
+    # The last line comes from `error`, which may add a fact that the program did not know: that
+    # its session has ended.
     frames = trace.rpartition("\n")[0] if errors == "traceback" else ""
     room = max(limit - len(error), 0)
     kept = _last_lines(frames, max(room - len(stdout), room // 2))
@@ -82,4 +88,4 @@ def _last_lines(text: str, limit: int) -> str:
 
 
 EMPTY_PROGRAM = Execution(Outcome.SYNTAX_ERROR, "", "SyntaxError: the code block holds no program")
-"""The result of a code block with nothing in it: a failed call. It is not sent to the sandbox."""
+"""The result of an empty code block: a failed call that is not sent to the sandbox."""

@@ -1,24 +1,26 @@
-"""How a prompt is rendered, where a turn stops, how an action is parsed, and how a result is shown.
+"""The paper's format (arXiv 2504.11536, section 2.2): tags around programs, results and answers.
 
-The format is the paper's (arXiv 2504.11536, section 2.2): a program stands in `<code>`, its output comes back in
-`<interpreter>`, the answer stands in `<answer>`. Parsing and rendering are total functions of strings. `TurnProtocol` is
-what an episode asks of a format, `Tags` is this one; `retool_env.protocol.hermes` holds another.
+A program stands in `<code>`, its output comes back in `<interpreter>`, and the answer stands in
+`<answer>`. Parsing and rendering are total functions of strings. `Tags` implements
+`TurnProtocol`; `retool_env.protocol.hermes` holds another format.
 
-One rule decides a turn: **the first complete closing tag, by position**. Tags are characters and nothing else: one
-inside a Python string literal or inside `<think>` counts like any other, because that is where generation stops.
+One rule decides a turn: **the first complete closing tag, by position**. Tags are plain
+characters: a tag inside a Python string literal or inside `<think>` counts like any other tag,
+because generation stops there.
 
-| the model writes                              | the turn is                                     |
-|-----------------------------------------------|-------------------------------------------------|
-| `<code>…</code>`                              | code: the program that stands between           |
-| `<answer>…</answer>`                          | answer: what stands between                     |
-| both                                          | the one whose closing tag comes first           |
-| two opening tags, then a closing one          | what follows the last opening tag               |
-| a closing tag that nothing opened             | void, and ends there                            |
-| an opening tag that nothing closes            | void                                            |
-| nothing between the tags                      | code or answer, empty: a failed call, a wrong answer |
-| `</code>` where there is no interpreter       | text like any other                             |
+| the model writes                        | the turn is                                          |
+|-----------------------------------------|------------------------------------------------------|
+| `<code>…</code>`                        | code: the program between the tags                   |
+| `<answer>…</answer>`                    | answer: the text between the tags                    |
+| both                                    | the block whose closing tag comes first              |
+| two opening tags, then a closing tag    | the text after the last opening tag                  |
+| a closing tag without an opening tag    | void, and ends there                                 |
+| an opening tag without a closing tag    | void                                                 |
+| nothing between the tags                | code or answer, empty: a failed call, a wrong answer |
+| `</code>` where code can't be run       | text like any other                                  |
 
-How a program is found in a block (a fence, prompts, indentation), `retool_env.protocol.program` says.
+`retool_env.protocol.program` says how a program is found in a block (fences, prompts,
+indentation).
 """
 
 from __future__ import annotations
@@ -30,39 +32,39 @@ from retool_env.execution import Execution
 from retool_env.protocol.program import read_program
 from retool_env.protocol.prompt import default_prompt
 from retool_env.protocol.result import Cut, Errors, render_output
-from retool_env.protocol.turn import Reader, Said, Turn, TurnKind
+from retool_env.protocol.turn import EncodedText, Reader, Turn, TurnKind
 from retool_env.tokens import Tokenizer, decode, encode_prompt, encode_result
 
 CODE_OPEN, CODE_CLOSE = "<code>", "</code>"
-
-
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
-
-
 RESULT_OPEN, RESULT_CLOSE = "<interpreter>", "</interpreter>"
 
 
 def closing_tags(interpreter: bool) -> tuple[str, ...]:
-    """The strings at which generation stops."""
+    """The strings at which generation stops.
+
+    Args:
+        interpreter: Whether the model can run code.
+    """
     return (CODE_CLOSE, ANSWER_CLOSE) if interpreter else (ANSWER_CLOSE,)
 
 
 def parse_turn(text: str, interpreter: bool = True, read: Reader = read_program) -> Turn:
-    """Parse what the model wrote since it last had the word. Never raises; see the module's table.
+    """Parse one model turn by the module's table. Never raises.
 
     Args:
-        text: What it wrote.
-        interpreter: Whether there is an interpreter.
-        read: Reads the program of a code block.
+        text: Everything that the model generated since the last environment message.
+        interpreter: Whether the model can run code.
+        read: The reader of a code block's program.
 
     Example:
         >>> parse_turn("So: <code>print(1)</code> and more").content
         'print(1)'
     """
-    found = [(text.find(tag), tag) for tag in closing_tags(interpreter) if tag in text]
-    if not found:
+    closings = [(text.find(tag), tag) for tag in closing_tags(interpreter) if tag in text]
+    if not closings:
         return Turn(TurnKind.VOID, "", len(text), len(text))
-    position, tag = min(found)
+    position, tag = min(closings)
     end = position + len(tag)
     opening, kind = (
         (CODE_OPEN, TurnKind.CODE) if tag == CODE_CLOSE else (ANSWER_OPEN, TurnKind.ANSWER)
@@ -80,7 +82,14 @@ def parse_turn(text: str, interpreter: bool = True, read: Reader = read_program)
 def render_result(
     execution: Execution, limit: int, where: Cut = "middle", errors: Errors = "traceback"
 ) -> str:
-    """The text that a program's result puts into the transcript: `render_output`, in its tags."""
+    """Render the text that shows a program's result in the transcript: its output, in tags.
+
+    Args:
+        execution: The result.
+        limit: Number of characters to keep, the notices about cuts not counted.
+        where: The part of a longer output that is cut out (see `cut_text`).
+        errors: Whether an error shows its `"traceback"`, or only its `"last_line"`.
+    """
     return _in_tags(render_output(execution, limit, where, errors))
 
 
@@ -89,11 +98,10 @@ def _in_tags(output: str) -> str:
 
 
 VOID_NOTICE = "\n[Neither a complete code block nor an answer. Go on.]\n\n"
-"""What the environment says after a void turn, where the setting lets the episode go on."""
-
+"""The environment's notice after a void turn, if `Rules.void_turn` lets the episode go on."""
 
 TEXT_VOID_NOTICE = "\n[No answer yet. Go on.]\n\n"
-"""The same where there is no interpreter."""
+"""The notice after a void turn of an episode without an interpreter."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +109,11 @@ class Tags:
     """The paper's format."""
 
     interpreter: bool = True
-    """Whether there is one."""
+    """Whether the model can run code."""
     session: bool = False
     """Whether the code blocks of an episode share a process."""
     display: bool = False
-    """Whether the value of a last expression is shown."""
+    """Whether the interpreter shows the value of a last expression."""
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -113,29 +121,42 @@ class Tags:
         return closing_tags(self.interpreter)
 
     def default_prompt(self) -> str:
-        """See the function of this name."""
+        """The default prompt; see `retool_env.protocol.prompt.default_prompt`."""
         return default_prompt(self.interpreter, self.session, self.display)
 
-    def prompt(self, message: str, tokenizer: Tokenizer | None) -> Said:
-        """The message alone, or through the chat template, if there is one."""
+    def prompt(self, message: str, tokenizer: Tokenizer | None) -> EncodedText:
+        """The message alone or, with a tokenizer, through its chat template if it has one."""
         if tokenizer is None:
             return message, None
         ids = encode_prompt(tokenizer, message)
         return decode(tokenizer, ids), ids
 
     def parse(self, text: str, ended: bool = True, read: Reader = read_program) -> Turn:
-        """See `parse_turn`: a block that is closed counts, whatever ended the turn."""
+        """Parse one model turn with `parse_turn`. Never raises.
+
+        Args:
+            text: Everything that the model generated since the last environment message.
+            ended: Not used: a closed block counts, also if a budget cut the turn.
+            read: The reader of a code block's program.
+        """
         return parse_turn(text, self.interpreter, read)
 
     def result(
         self, output: str, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()
-    ) -> Said:
-        """The output in its tags."""
-        return self._said(_in_tags(output), tokenizer)
+    ) -> EncodedText:
+        """Render the output in its tags.
 
-    def void(self, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()) -> Said:
-        """A notice in brackets."""
-        return self._said(VOID_NOTICE if self.interpreter else TEXT_VOID_NOTICE, tokenizer)
+        Args:
+            output: The output and error of the program, as `render_output` returns them.
+            tokenizer: The tokenizer of an episode with token ids; `None` for text episodes.
+            turn_ids: Not used.
+        """
+        return _encoded(_in_tags(output), tokenizer)
 
-    def _said(self, text: str, tokenizer: Tokenizer | None) -> Said:
-        return text, None if tokenizer is None else encode_result(tokenizer, text)
+    def void(self, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()) -> EncodedText:
+        """Render the notice after a void turn. The arguments are the same as in `result`."""
+        return _encoded(VOID_NOTICE if self.interpreter else TEXT_VOID_NOTICE, tokenizer)
+
+
+def _encoded(text: str, tokenizer: Tokenizer | None) -> EncodedText:
+    return text, None if tokenizer is None else encode_result(tokenizer, text)

@@ -1,4 +1,4 @@
-"""A turn as it was parsed, and what an episode asks of a format."""
+"""A parsed turn, and the interface of a protocol."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from retool_env.tokens import Tokenizer
 
 
 class TurnKind(enum.StrEnum):
-    """What a turn asks of the environment."""
+    """The request that a turn makes of the environment."""
 
     CODE = "code"
+    """Run a program."""
     ANSWER = "answer"
+    """Grade an answer."""
     VOID = "void"
+    """Nothing: the turn holds neither a program nor an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,72 +27,73 @@ class Turn:
     """One parsed action."""
 
     kind: TurnKind
-    """What it asks for."""
+    """The request of the turn."""
     content: str
     """The program or the answer; empty for a void turn."""
     start: int
-    """Index of the opening tag's first character; `end` for a void turn."""
+    """Index of the first character of the opening tag; equal to `end` for a void turn."""
     end: int
-    """Number of characters that belong to the turn: up to the closing tag's end, or all of them."""
+    """Number of characters that belong to the turn: up to and including the closing tag, or all."""
     error: str = ""
-    """Why a call can't be run, in words for the model: it is a failed one. Tags have no such calls."""
+    """The reason, in words for the model, why a tool call can't be run. The call then counts as
+    a failed call. The tags protocol has no such calls."""
     form: Form | None = None
-    """How the program of a call was read; `None` for what is no call."""
+    """How the program of a call was read; `None` if the turn is not a call."""
 
 
 Reader = Callable[[str], Program]
-"""Reads the program in the text of a code block or a call."""
+"""A function that reads the program in the text of a code block or a tool call."""
 
-Said = tuple[str, tuple[int, ...] | None]
-"""What the environment says: its text, and its token ids where there is a tokenizer."""
+EncodedText = tuple[str, tuple[int, ...] | None]
+"""A text of the environment and its token ids; the ids are `None` without a tokenizer."""
+
+Said = EncodedText
+"""The former name of `EncodedText`."""
 
 
 class TurnProtocol(Protocol):
-    """How model and environment talk: all that an `Episode` knows of a format."""
+    """The format of turns and results: everything that an `Episode` knows about it."""
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """The strings that end a turn; without one, only the end of the sequence does."""
-        ...
+        """The strings that end a turn. If empty, only the end of the sequence ends a turn."""
 
     def default_prompt(self) -> str:
-        """The default prompt, a template as `PromptTemplate` takes it."""
-        ...
+        """The default prompt, as a template for `PromptTemplate`."""
 
-    def prompt(self, message: str, tokenizer: Tokenizer | None) -> Said:
-        """The first span.
+    def prompt(self, message: str, tokenizer: Tokenizer | None) -> EncodedText:
+        """Render the first span of an episode.
 
         Args:
-            message: What the user says.
-            tokenizer: Where actions are token ids.
+            message: The user's message: the filled-in prompt template.
+            tokenizer: The tokenizer of an episode with token ids; `None` for text episodes.
 
         Raises:
             ValueError: If the tokenizer's chat template can't carry the protocol.
         """
-        ...
 
     def parse(self, text: str, ended: bool = True, read: Reader = read_program) -> Turn:
-        """Parse the text that the model wrote since it last had the word. Never raises.
+        """Parse one model turn. Never raises.
 
         Args:
-            text: The text.
-            ended: Whether the turn came to its own end, rather than to that of a budget.
-            read: Reads the program of a call; older transcripts are read as programs were then.
+            text: Everything that the model generated since the last environment message.
+            ended: Whether the model ended the turn; `False` if a budget cut it.
+            read: The reader of a call's program. Transcripts of older formats use an older reader.
         """
-        ...
 
     def result(
         self, output: str, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()
-    ) -> Said:
-        """What the model gets to see of a program's result.
+    ) -> EncodedText:
+        """Render the message that shows a program's result to the model.
 
         Args:
-            output: As `render_output` gives it.
-            tokenizer: Where actions are token ids.
-            turn_ids: The tokens of the turn that asked for it.
+            output: The output and error of the program, as `render_output` returns them.
+            tokenizer: The tokenizer of an episode with token ids; `None` for text episodes.
+            turn_ids: The token ids of the turn that called the interpreter, shape `(T,)`.
         """
-        ...
 
-    def void(self, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()) -> Said:
-        """What is said after a void turn, where the rules let the episode go on. Arguments as in `result`."""
-        ...
+    def void(self, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()) -> EncodedText:
+        """Render the notice after a void turn, where the rules let the episode go on.
+
+        The arguments are the same as in `result`.
+        """

@@ -18,17 +18,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from retool_env.episode import Generation, Tokenizer
+from retool_env.episode import TurnEnd as TurnEnd
 from retool_env.errors import PolicyUnavailable as PolicyUnavailable
 from retool_env.errors import SettingsError
 from retool_env.protocol.program import Form
 from retool_env.rollout.weights import Weights
 from retool_env.transcript import Transcript
-
-TurnEnd = Literal["tag", "eos", "length"]
-"""Why a turn ended: with a closing tag, by the model's own end, or at a limit on its length."""
 
 
 def check_sampling(temperature: float, top_p: float) -> None:

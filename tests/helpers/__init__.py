@@ -1,4 +1,4 @@
-"""What several tests share: models, servers, processes, and scripts that tests start."""
+"""Shared parts of several tests: models, servers, processes, and scripts that tests start."""
 
 from pathlib import Path
 

@@ -1,6 +1,8 @@
-"""Runs of the trainers whose results are compared: in one process, by the tests, and in two with FSDP2, started as
+"""Runs of the trainers whose results are compared: in one process, and in two processes with FSDP2.
 
-accelerate launch --config_file agents/launch/cpu2_fsdp2.yaml tests/agents/fsdp_runs.py CHECKPOINT FOLDER
+The tests run them in one process. `accelerate launch --config_file CONFIG` runs them in two
+processes, with agents/launch/cpu2_fsdp2.yaml as CONFIG and these arguments:
+tests/helpers/fsdp_runs.py CHECKPOINT FOLDER DATA
 """
 
 from __future__ import annotations
@@ -36,11 +38,14 @@ ALL = {"gradient_checkpointing": True, "save_steps": 1}
 GRPO = {**ALL, "prompts": 4, "rollouts": 4, "micro_batch": 4}
 PPO = {**ALL, "prompts": 8, "mini_batch": 4, "micro_batch": 1, "critic_warmup": 1}
 SFT = {**ALL, "batch_size": 4, "micro_batch": 1, "epochs": 1}
-PLAIN = {"optim": "sgd", "max_grad_norm": 1e9}  # a step is the gradient, without Adam's roots of it
+PLAIN = {"optim": "sgd", "max_grad_norm": 1e9}  # so that a step equals the gradient, unlike Adam's
 
 
 class Writer(ScriptedPolicy):
-    """Answers a problem right and wrong in turn, at different lengths, whichever process asks."""
+    """Alternates right and wrong answers of different lengths for each problem.
+
+    The answers do not depend on the process.
+    """
 
     def __init__(self, tokenizer):
         super().__init__(lambda text: "", tokenizer)
@@ -62,6 +67,14 @@ class Writer(ScriptedPolicy):
 
 
 def settings(module, checkpoint, name, **more):
+    """The settings of a small run.
+
+    Args:
+        module: The module of the algorithm.
+        checkpoint: The model's folder.
+        name: The name of the run.
+        **more: Further settings; `tokens` is the episode's token budget.
+    """
     section = module.__name__.rpartition(".")[2]
     values = {"model": checkpoint, "name": name, "sandbox": "nsjail"}
     values |= {"env": {**ENV, "max_tokens": more.pop("tokens", 80)}, **more}
@@ -70,12 +83,22 @@ def settings(module, checkpoint, name, **more):
 
 
 def run(module, checkpoint, folder, name, resume=False, **more):
+    """Run an algorithm with these settings in a folder of this name.
+
+    Args:
+        module: The module of the algorithm.
+        checkpoint: The model's folder.
+        folder: The folder of all runs.
+        name: The name of the run.
+        resume: Whether to resume an interrupted run.
+        **more: Further settings.
+    """
     module.train(settings(module, checkpoint, name, **more), folder / name, resume)
 
 
 @contextmanager
 def written():
-    """Episodes are `Writer`'s."""
+    """Let `Writer` write all episodes."""
     policy = lambda *arguments: Writer(arguments[3])  # noqa: E731
     with patch.object(session, "make_policy", policy):
         yield
@@ -83,7 +106,13 @@ def written():
 
 @contextmanager
 def broken(cls, method, after):
-    """A method raises, in all processes, once it was called so often."""
+    """Let a method raise, in all processes, after a number of calls.
+
+    Args:
+        cls: The class of the method.
+        method: The method's name.
+        after: The number of calls that succeed.
+    """
     original, calls = getattr(cls, method), Counter()
 
     def breaks(*arguments, **more):
@@ -94,12 +123,19 @@ def broken(cls, method, after):
 
     with patch.object(cls, method, breaks), suppress(InterruptedError):
         yield
-    # As in the new process that goes on. Left in the midst of a step's passes, the optimizer would not take its state.
+    # A resumed run begins in a new process. After an interruption between the passes of a step, the
+    # optimizer would not load its state.
     GradientState._reset_state()
 
 
 def compared(checkpoint, folder, data):
-    """What must come out the same whether one process does it or two."""
+    """The runs whose results must be equal in one process and in two processes.
+
+    Args:
+        checkpoint: The model's folder.
+        folder: The folder of the runs.
+        data: The file of traces for supervised fine-tuning.
+    """
     with written():
         more = {**GRPO, "steps": 2, "kl": 0.5, "learning_rate": 0.5, "trl": PLAIN}
         run(grpo, checkpoint, folder, "grpo", **more)
@@ -107,9 +143,7 @@ def compared(checkpoint, folder, data):
     run(sft, checkpoint, folder, "sft", **{**SFT, "data": data, "learning_rate": 0.1}, trl=plain)
 
     def scripted(name, options, model, tokenizer, *_, **__):
-        assert all(
-            p.any() for p in model.parameters()
-        )  # each process has all of what it samples from
+        assert all(p.any() for p in model.parameters())  # each process samples from a whole model
         return Writer(tokenizer)
 
     with patch.object(rft, "make_policy", scripted):
@@ -122,7 +156,7 @@ def compared(checkpoint, folder, data):
     make_phi(phi, checkpoint)
     processes().wait_for_everyone()
     for model, name in ((phi, "phi"), (None, None)):
-        # As in a new process: of a model before this one the classes of layers would be kept.
+        # A new process has no layer classes of an earlier model.
         AcceleratorState._reset_state(True)
         processes()
         if model:
@@ -140,7 +174,7 @@ def make_phi(folder, checkpoint):
 
 
 def some(tensor):
-    """In place of zeros, for the critic's head to begin with."""
+    """Random initial weights of the critic's head, instead of zeros."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         return tensor.normal_(0.0, 0.3, generator=generator)
@@ -151,7 +185,10 @@ def flat(parameters):
 
 
 def ppo_changes(checkpoint):
-    """Of actor and critic by a step, and its figures: two forward and backward passes a process, with a reference model."""
+    """The changes of actor and critic in one step, and the step's figures.
+
+    The step has a reference model, and two forward and backward passes in each process.
+    """
     state = processes()
     part = len(ppo_batches.ROWS) // state.num_processes
     rows = ppo_batches.ROWS[part * state.process_index : part * (state.process_index + 1)]
@@ -168,13 +205,18 @@ def ppo_changes(checkpoint):
 
 
 def curves(checkpoint, folder, data):
-    """Runs that are not stopped, and the same stopped after the first step, with real rollouts, with and without adapters."""
-    entropy = {
-        "steps": 2,
-        "tokens": 24,
-        "entropy": 0.3,
-    }  # something to learn, however wrong all answers are
-    # A larger one, or Adam would take whole steps along gradients that are rounding and little else.
+    """Uninterrupted runs, and equal runs that are stopped after the first step and resumed.
+
+    All have real rollouts, once without and once with adapters.
+
+    Args:
+        checkpoint: The model's folder.
+        folder: The folder of the runs.
+        data: The file of traces for supervised fine-tuning.
+    """
+    # The entropy bonus gives a gradient although all answers are wrong.
+    entropy = {"steps": 2, "tokens": 24, "entropy": 0.3}
+    # With a smaller epsilon, Adam would take full steps along gradients of mere rounding errors.
     epsilon = 1e-4
     every = {"logging_steps": 1, "warmup_steps": 0, "adam_epsilon": epsilon}
     less = {"trl": {**GRPO.get("trl", {}), "adam_epsilon": epsilon}}
@@ -203,11 +245,11 @@ def curves(checkpoint, folder, data):
 
 
 def sizes(model, optimizer):
-    """Bytes that this process has of a model, its gradients and its optimizer's moments."""
+    """Bytes of a model, its gradients and its optimizer's moments in this process."""
 
     def stored(tensors):
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}
-        return sum(each.nbytes() for each in storages.values())
+        return sum(storage.nbytes() for storage in storages.values())
 
     parameters = [p for p in model.parameters() if p.requires_grad]
     moments = [
@@ -225,7 +267,7 @@ def sizes(model, optimizer):
 
 
 def step(checkpoint, precision):
-    """One step of a model by hand, under a precision of accelerate's: its log-probs and what it keeps."""
+    """One step of a model by hand, in a precision of accelerate: its log-probs and its sizes."""
     AcceleratorState._reset_state(True)
     processes()
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
@@ -234,34 +276,41 @@ def step(checkpoint, precision):
     optimizer = torch.optim.AdamW(model.parameters())
     model, optimizer = accelerator.prepare(model, optimizer)
     ids = torch.arange(3, 35)[None]
-    found = model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs
-    accelerator.backward(found.mean())
+    logps = model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs
+    accelerator.backward(logps.mean())
     dtypes = {str(p.grad.dtype) for p in model.parameters()}
     optimizer.step()
     return {
         **sizes(model, optimizer.optimizer),
-        "dtype": str(found.dtype),
+        "dtype": str(logps.dtype),
         "dtypes": sorted(dtypes),
-        "logps": found[0].float().tolist(),
+        "logps": logps[0].float().tolist(),
     }
 
 
 def frozen_in_bfloat16(checkpoint, folder):
-    """Adapters in float32 on a model in bfloat16, computed in it."""
+    """A run with float32 adapters on a bfloat16 model, computed in bfloat16."""
     more = {**GRPO, "steps": 1, "learning_rate": 1e-3, "lora_rank": 4, "dtype": "bfloat16"}
     with written():
         run(grpo, checkpoint, folder, "mixed", **more, trl={"bf16": True})
 
 
 def main(checkpoint: str, folder: Path, data: str) -> None:
+    """Run everything in this process, and write the figures into `folder`.
+
+    Args:
+        checkpoint: The model's folder.
+        folder: The folder of the runs.
+        data: The file of traces for supervised fine-tuning.
+    """
     rank = processes().process_index
-    # Gradients that wait for a step's last pass would be those of the whole model, in each process.
+    # Unreduced gradients until the last pass of a step would be as large as the whole model.
     with patch.object(Accelerator, "no_sync", side_effect=AssertionError):
         compared(checkpoint, folder, data)
-        found = dict(curves(checkpoint, folder, data))
+        figures = dict(curves(checkpoint, folder, data))
         frozen_in_bfloat16(checkpoint, folder)
-    found |= {precision: step(checkpoint, precision) for precision in ("no", "bf16")}
-    (folder / f"{rank}.json").write_text(json.dumps(found))
+    figures |= {precision: step(checkpoint, precision) for precision in ("no", "bf16")}
+    (folder / f"{rank}.json").write_text(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the attacks share: how they are run, and how the host looks at what they do."""
+"""Shared parts of the attack tests: how attacks run, and how the host observes them."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,16 +8,17 @@ from pathlib import Path
 from retool_env.sandbox import Execution, Limits, NsjailSandbox
 
 QUICK = Limits(wall_seconds=0.5, memory_mb=64, output_bytes=10_000, tmp_mb=2)
-"""Limits that an attack meets soon."""
+"""Limits that an attack reaches soon."""
 
 PATIENT = Limits(wall_seconds=10, memory_mb=64, output_bytes=10_000, tmp_mb=2)
-"""For programs that end by themselves."""
+"""Limits of programs that end by themselves."""
 
 CHECK = """
 import os, sympy
 print(6 * 7, sympy.factorint(360), os.listdir("/tmp"), os.get_blocking(0))
 """
-"""What is run after each attack: arithmetic, the preloaded package, the folder, the shared descriptor."""
+"""The program after each attack. It checks arithmetic, the preloaded package, the folder, and the
+shared descriptor."""
 
 CALL = """
 import ctypes, errno, os, platform
@@ -28,7 +29,7 @@ def call(x86_64, aarch64, *arguments):
     result = libc.syscall(ctypes.c_long(number), *wide)
     return errno.errorcode[ctypes.get_errno()] if result < 0 else result
 """
-"""A system call by number: its result, or the name of its error."""
+"""Defines `call`: a system call by number, which returns its result or the name of its error."""
 
 RECORD = """
 import os, struct, sys, time
@@ -37,13 +38,13 @@ while not hasattr(frame.f_locals.get("self"), "_record"):
     frame = frame.f_back
 record = frame.f_locals["self"]._record
 """
-"""Finds the record through which a process says what came of its program."""
+"""Finds the record through which a process reports the result of its program."""
 
 _SETTLE_SECONDS = 10
 
 
 def descendants(pid: int) -> list[int]:
-    """The living processes below `pid`, as the host numbers them."""
+    """The process ids, on the host, of the living descendants of `pid`."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -61,16 +62,19 @@ def descendants(pid: int) -> list[int]:
 
 
 def status(pid: int, field: str) -> list[str]:
-    """The words of a line of `/proc/PID/status`."""
+    """The words after the name of a field in `/proc/PID/status`."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(line for line in lines if line.startswith(f"{field}:")).split()[1:]
 
 
 def guest_processes(jail: NsjailSandbox) -> tuple[int, int]:
-    """The supervisor and the template of the guest without packages, as the host numbers them: its oldest two."""
+    """The ids, on the host, of the supervisor and the template of the guest without packages.
+
+    They are its two oldest processes.
+    """
     ages = {}
     for pid in descendants(jail.pool.guests[0].process.pid):
-        with suppress(OSError):  # one of those kept ready has ended meanwhile
+        with suppress(OSError):  # a spare process has ended meanwhile
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ages[pid] = int(fields[19])
     supervisor, template, *_ = sorted(ages, key=lambda pid: ages[pid])
@@ -78,7 +82,7 @@ def guest_processes(jail: NsjailSandbox) -> tuple[int, int]:
 
 
 def inside(pid: int) -> str:
-    """What number a process has in the innermost of its PID namespaces; empty if it has ended."""
+    """The id of a process in its innermost PID namespace; empty if it has ended."""
     try:
         return status(pid, "NSpid")[-1]
     except OSError:
@@ -86,10 +90,10 @@ def inside(pid: int) -> str:
 
 
 def left_behind(jail: NsjailSandbox) -> list[int]:
-    """Processes of the guests that belong to no program, once there is nothing more to wait for."""
+    """The processes of the guests that belong to no program, after all programs have ended."""
     deadline = time.monotonic() + _SETTLE_SECONDS
     while True:
-        # Besides these two of each there are only the processes that are kept ready.
+        # A guest has these two processes and its spare processes.
         expected = 2 * len(jail.pool.guests) + len(jail.pool.spares)
         found = [pid for guest in jail.pool.guests for pid in descendants(guest.process.pid)]
         if len(found) <= expected or time.monotonic() > deadline:
@@ -98,7 +102,13 @@ def left_behind(jail: NsjailSandbox) -> list[int]:
 
 
 def together(jail: NsjailSandbox, *programs: str, limits: Limits = PATIENT) -> list[Execution]:
-    """Runs programs side by side, each begun a little after the one before it."""
+    """Run programs at the same time, each started a little later than the program before it.
+
+    Args:
+        jail: The sandbox.
+        *programs: The texts of the programs.
+        limits: The limits of each program.
+    """
     with ThreadPoolExecutor(len(programs)) as threads:
         futures = []
         for program in programs:

@@ -1,4 +1,4 @@
-"""Machines that are not as this one: an ordinary user, a sandbox that is refused."""
+"""Simulated machines: an ordinary user, and a sandbox that refuses to start."""
 
 import os
 import shlex
@@ -12,7 +12,7 @@ CHECKOUT = Path(retool_env.__file__).parents[1]
 
 
 def refusal(command: list[str]) -> str:
-    """Makes a sandbox in a process started by `command`; returns the message of the refusal."""
+    """Make a sandbox in a process that `command` starts; returns the message of the refusal."""
     script = (
         "from retool_env.sandbox import make_sandbox, SandboxUnavailable\n"
         "try:\n    make_sandbox()\nexcept SandboxUnavailable as error:\n    print(error)"
@@ -26,10 +26,10 @@ def refusal(command: list[str]) -> str:
 
 
 def as_ordinary_user(command: list[str], user: int = 54321) -> list[str]:
-    """A command, for root, that runs `command` as an ordinary user.
+    """A command of root that runs `command` as an ordinary user.
 
-    It does so in a mount namespace where the closed home directory that holds the interpreter, the
-    environment or the checkout is replaced by an open one with just these in it.
+    If a closed home directory holds the interpreter, the environment or the checkout, a mount
+    namespace replaces it with an open directory that holds only these.
     """
     needed = {Path(sys.base_prefix), Path(sys.prefix), CHECKOUT}
     lines = ["set -e", "hold=$(mktemp -d)"]

@@ -1,4 +1,4 @@
-"""A local HTTP server that behaves like an API of OpenAI's kind, with a scripted model behind it."""
+"""A local HTTP server that behaves like an OpenAI-compatible API, with a scripted model."""
 
 from __future__ import annotations
 
@@ -18,29 +18,32 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model would write if nothing stopped it."""
+    """The output of the model without any stop string."""
 
     text: str = ""
+    """The text of the answer."""
     calls: tuple[tuple[str, str], ...] = ()
     """Names and arguments of native calls."""
     finish: str | None = None
-    """The finish reason, where it is not to be worked out."""
+    """The finish reason; `None`: derived from the text and the calls."""
     reasoning: str | None = None
+    """The reasoning text; `None`: left out."""
     refused: str | None = None
-    """Why it does not answer this: a 400 in its place."""
+    """The message of a refusal with status 400; `None`: the API answers."""
 
 
 Model = Callable[[list[dict[str, Any]] | str], Reply]
-"""From the messages, or the prompt, to what the model writes."""
+"""A function from the messages, or the prompt, to the model's output."""
 
 Stops = Literal["cuts", "vllm", "sglang", "keeps", "ignores", "refuses"]
-"""What becomes of stop strings: cut off and nothing said (OpenAI); cut off and named (vLLM, SGLang); left in the text
-(transformers serve); not heeded; refused with a 400 (OpenAI's reasoning models)."""
+"""The treatment of stop strings: `cuts` (OpenAI) removes them; `vllm` and `sglang` remove and name
+them; `keeps` (transformers serve) leaves them in the text; `ignores` samples past them; `refuses`
+(OpenAI's reasoning models) answers with status 400."""
 
 
 @dataclass
 class ModelAPI:
-    """The API. Its attributes may be changed while it serves."""
+    """The API. Tests may change its attributes while it serves."""
 
     model: Model
     stops: Stops = "cuts"
@@ -48,18 +51,20 @@ class ModelAPI:
     usage: bool = True
     delay: float = 0.0
     failures: list[Response] = field(default_factory=list)
-    """Sent instead of an answer, one a request, first come first served."""
+    """Responses that replace the answers of the next requests, in order."""
     accepts: set[str] | None = None
-    """The fields that it takes, any other being refused with a 422, as Mistral's API does; `None`: all."""
+    """The accepted fields; other fields are refused with status 422, as in Mistral's API. `None`:
+    all fields."""
     renamed: bool = False
-    """Whether it wants `max_completion_tokens`."""
+    """Whether the API requires `max_completion_tokens` instead of `max_tokens`."""
     requests: list[dict[str, Any]] = field(default_factory=list)
-    """The bodies of all requests, refused and failed ones included."""
+    """The bodies of all requests, including refused and failed requests."""
     authorizations: list[str | None] = field(default_factory=list)
     running: int = 0
     most: int = 0
+    """The largest number of requests at the same time."""
     gone: int = 0
-    """Requests whose client hung up."""
+    """Number of requests whose client disconnected."""
 
     async def __call__(self, request: Request) -> Response:
         body = await request.json()
@@ -136,19 +141,26 @@ class ModelAPI:
 def refusal(
     status: int, message: str, headers: dict[str, str] | None = None, **more: str
 ) -> Response:
-    """An error in OpenAI's form."""
+    """An error in OpenAI's format.
+
+    Args:
+        status: The HTTP status.
+        message: The text of the error.
+        headers: Headers of the response.
+        **more: Further fields of the error.
+    """
     error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
     return JSONResponse({"error": {**error, **more}}, status, headers)
 
 
 def busy(status: int = 429) -> Response:
-    """One that may be tried again at once."""
+    """An error after which the client may try again at once."""
     return refusal(status, "too many requests", {"retry-after-ms": "1"})
 
 
 @contextlib.contextmanager
 def serving(api: Callable[[Request], Awaitable[Response]]) -> Iterator[str]:
-    """Serves the API from a thread; gives its base URL. Any other path answers with a page, as web servers do."""
+    """Serve the API from a thread; yields its base URL. Other paths answer with a web page."""
     app = FastAPI()
     for path in ("/v1/chat/completions", "/v1/completions"):
         app.add_api_route(path, api.__call__, methods=["POST"])

@@ -1,4 +1,4 @@
-"""A sandbox for tests of those who drive episodes: it tells which session a block ran in, and which are still open."""
+"""A fake sandbox for tests of callers of episodes: it reports the session of each block."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Answer = Callable[[str], Execution]
 
 
 class Notebooks:
-    """Sessions are numbered from 0; a block prints its session's number, its own and the program.
+    """A fake sandbox. A block prints the number of its session, its own number and the program.
 
     Args:
-        answer: What comes of a program, where it is to be something else.
+        answer: A function from a program to its result; `None`: the text above.
     """
 
     def __init__(self, answer: Answer | None = None) -> None:
@@ -24,7 +24,7 @@ class Notebooks:
 
     @property
     def open(self) -> list[int]:
-        """The sessions that were begun and not ended."""
+        """The numbers of the sessions that are still open."""
         return [notebook.number for notebook in self.sessions if not notebook.closed]
 
     @property
@@ -48,7 +48,7 @@ class Notebooks:
 
 
 class Notebook:
-    """One of its sessions."""
+    """A session of `Notebooks`."""
 
     def __init__(self, sandbox: Notebooks, number: int, limits: Limits, display: bool) -> None:
         self.sandbox, self.number, self.limits, self.display = sandbox, number, limits, display

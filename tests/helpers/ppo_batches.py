@@ -1,7 +1,7 @@
-"""Episodes for tests of PPO's updates, and what an update makes of them.
+"""Episodes for tests of PPO's updates, and the results of an update.
 
-Run by torchrun in two processes it trains each on its half, and prints what came of both:
-torchrun --nproc-per-node 2 tests/agents/ppo_batches.py CHECKPOINT FILE
+In two processes, each process trains on its half of the episodes, and the first writes the results:
+torchrun --nproc-per-node 2 tests/helpers/ppo_batches.py CHECKPOINT FILE
 """
 
 from __future__ import annotations
@@ -17,11 +17,18 @@ from agents.base.sharding import processes
 from agents.ppo import Learner, Settings
 
 FOREIGN = 240
-"""Ids from here on are what the model did not write: prompts and the interpreter's text."""
+"""Token ids from this number on stand for prompts and the interpreter's text."""
 
 
 def row(seed, reward, spans=("model", "env", "model"), size=5):
-    """An episode of spans of random tokens; without a reward it has failed."""
+    """An episode of random tokens.
+
+    Args:
+        seed: The seed of the tokens.
+        reward: The reward; `None`: the episode has failed.
+        spans: The authors of the spans after the prompt.
+        size: The largest number of tokens of a span.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def ids(author):
@@ -41,7 +48,7 @@ def row(seed, reward, spans=("model", "env", "model"), size=5):
         "prompt_ids": prompt,
         "completion_ids": completion,
         "env_mask": mask,
-        # Of a random model's 273 tokens, so that the ratio is near 1 and meets its clips.
+        # Near a random model's log-probs of 273 tokens: the ratio is near 1 and reaches its clips.
         "logprobs": [
             -5.6 + 0.8 * (x - 0.5) if m else 0.0 for x, m in zip(noise, mask, strict=True)
         ],
@@ -52,14 +59,14 @@ def row(seed, reward, spans=("model", "env", "model"), size=5):
 ROWS = [
     row(0, 1.0),
     row(1, -1.0, ("model",)),
-    row(2, -1.0, ("model", "env")),  # as at a limit: the interpreter has the last word
+    row(2, -1.0, ("model", "env")),  # a budget can end an episode after the interpreter's text
     row(3, 1.0, ("model", "env", "model", "env", "model"), size=9),
 ]
 
 
 def table(rows):
-    """As `training_rows` gives them."""
-    return {key: [each[key] for each in rows] for key in rows[0]}
+    """The rows in the form of `training_rows`."""
+    return {key: [episode[key] for episode in rows] for key in rows[0]}
 
 
 def settings(**overrides):
@@ -78,7 +85,7 @@ def settings(**overrides):
 
 
 def learner(checkpoint, **overrides):
-    """One that takes plain gradient steps, so that the change of the weights is the gradient, and whose critic says something."""
+    """A learner whose weight changes equal the gradients, and whose critic is not zero."""
     chosen = settings(model=str(checkpoint), **overrides)
     made = Learner(chosen, AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32))
     head = made.accelerator.unwrap_model(made.critic).head
@@ -90,14 +97,22 @@ def learner(checkpoint, **overrides):
 
 
 def weights(made):
-    """The actor's and the critic's, each in a row."""
+    """The weights of the actor and of the critic, each as one flat tensor."""
     return [
         torch.cat([p.detach().flatten() for p in m.parameters()]) for m in (made.actor, made.critic)
     ]
 
 
 def changes(checkpoint, rows, prepare=lambda made: None, step=0, **overrides):
-    """The change of the actor's weights and of the critic's by a step's episodes, and the figures."""
+    """The weight changes of actor and critic in one step, and the step's figures.
+
+    Args:
+        checkpoint: The model's folder.
+        rows: The episodes of the step.
+        prepare: A function that changes the learner before the step.
+        step: The number of the step.
+        **overrides: Settings of PPO.
+    """
     made = learner(checkpoint, **overrides)
     prepare(made)
     before = weights(made)
@@ -107,13 +122,13 @@ def changes(checkpoint, rows, prepare=lambda made: None, step=0, **overrides):
 
 def main(checkpoint: str, file: str) -> None:
     rank = processes().process_index
-    found = {}
-    for name, more in {"one pass": {}, "two passes": {"micro_batch": 1}}.items():
-        found[name] = changes(
-            checkpoint, ROWS[2 * rank : 2 * rank + 2], **{"micro_batch": 2, **more}
-        )
+    rows = ROWS[2 * rank : 2 * rank + 2]
+    results = {
+        name: changes(checkpoint, rows, micro_batch=size)
+        for name, size in (("one pass", 2), ("two passes", 1))
+    }
     if rank == 0:
-        torch.save(found, file)
+        torch.save(results, file)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Advantages and losses once more: in float64, row by row and group by group, without padding or masks.
+"""Reference advantages and losses: in float64, row by row, without padding or masks.
 
-Nothing here is taken from what it is compared with. A failed episode is left out of the lists.
+They share no code with the tested functions. Failed episodes are left out of the lists.
 """
 
 from __future__ import annotations
@@ -36,11 +36,16 @@ def leave_one_out(groups):
 
 
 def token_normalised(groups, counts):
-    """Of advantages, and of the numbers of tokens that have each."""
+    """Advantages that are normalised over tokens.
+
+    Args:
+        groups: The advantages of the episodes, by group.
+        counts: The numbers of model tokens of the episodes, by group.
+    """
     every = [
         a
-        for group, each in zip(groups, counts, strict=True)
-        for a, n in zip(group, each, strict=True)
+        for group, numbers in zip(groups, counts, strict=True)
+        for a, n in zip(group, numbers, strict=True)
         for _ in range(n)
     ]
     if len(set(every)) < 2:
@@ -49,6 +54,13 @@ def token_normalised(groups, counts):
 
 
 def overlong(length, budget, cache):
+    """DAPO's penalty of long responses (arXiv 2503.14476, section 3.4).
+
+    Args:
+        length: The number of tokens of the response.
+        budget: The token budget.
+        cache: The width of the interval below the budget in which the penalty grows.
+    """
     if length <= budget - cache:
         return 0.0
     if length <= budget:
@@ -57,24 +69,40 @@ def overlong(length, budget, cache):
 
 
 def logps_of(model, transcript):
-    """Log-probs of the tokens that the model wrote, shape `(M,)`."""
+    """Log-probs of the model's own tokens, shape `(M,)`."""
     ids = torch.tensor(transcript.prompt_ids + transcript.completion_ids)
     logps = torch.log_softmax(model(ids[None]).logits[0, :-1], -1)
-    each = logps.gather(1, ids[1:, None])[:, 0][len(transcript.prompt_ids) - 1 :]
-    return each[torch.tensor(transcript.loss_mask) == 1]
+    completion = logps.gather(1, ids[1:, None])[:, 0][len(transcript.prompt_ids) - 1 :]
+    return completion[torch.tensor(transcript.loss_mask) == 1]
 
 
 def clipped(ratio, advantage, low, high):
+    """The clipped policy loss of each token, shape `(M,)`.
+
+    Args:
+        ratio: The probability ratios, shape `(M,)`.
+        advantage: The advantage.
+        low: The distance of the lower clip from 1.
+        high: The distance of the upper clip from 1.
+    """
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
 
 
 def loss(name, model, groups, budget, initial=None, kl=0.0, correction=None, far=0.0):
-    """An algorithm's loss on groups of transcripts at its default settings.
+    """The loss of an algorithm with its default settings.
 
-    `initial` is the model that `kl` is to; the ratio weighs that, too (TRL's default, from arXiv 2512.02556). With a
-    `correction`, the model's log-probs are the old ones, and weights up to `CAP`, or a rejection
-    outside of `BOUNDS`, stand for what the engine's differ.
-    `far` is added to the initial model's log-prob of each episode's first token.
+    Args:
+        name: The name of the algorithm.
+        model: The trained model.
+        groups: Groups of transcripts.
+        budget: The token budget of an episode.
+        initial: The reference model of the KL penalty; `None`: no penalty.
+        kl: The weight of the KL penalty. The ratio also weights the penalty (TRL's default, from
+            arXiv 2512.02556).
+        correction: `None`: the engine's log-probs are the old log-probs. Otherwise the model's own
+            log-probs are, with importance weights for the engine mismatch: truncated at `CAP`, or
+            with `"geometric"` 0 outside of `BOUNDS`.
+        far: A number that is added to the reference log-prob of each episode's first token.
     """
     scored = [[t for t in group if t.reward is not None] for group in groups]
     rewards = [[t.reward for t in group] for group in scored]
@@ -93,20 +121,20 @@ def loss(name, model, groups, budget, initial=None, kl=0.0, correction=None, far
         advantages = token_normalised(advantages, counts)
     pairs = [
         (t, a)
-        for group, each in zip(scored, advantages, strict=True)
-        for t, a in zip(group, each, strict=True)
+        for group, numbers in zip(scored, advantages, strict=True)
+        for t, a in zip(group, numbers, strict=True)
     ]
     rows, tokens = len(pairs), sum(sum(t.loss_mask) for t, _ in pairs)
     total = torch.zeros((), dtype=torch.float64)
     for transcript, advantage in pairs:
         logps = logps_of(model, transcript)
         old = torch.tensor(
-            [p for p, own in zip(transcript.logprobs, transcript.loss_mask, strict=True) if own],
+            [p for p, mask in zip(transcript.logprobs, transcript.loss_mask, strict=True) if mask],
             dtype=torch.float64,
         )
         if correction is not None:
             apart = [a - b for a, b in zip(logps.tolist(), old.tolist(), strict=True)]
-            weights = [min(math.exp(each), CAP) for each in apart]
+            weights = [min(math.exp(difference), CAP) for difference in apart]
             if correction == "geometric":
                 kept = BOUNDS[0] <= math.exp(sum(apart) / len(apart)) <= BOUNDS[1]
                 weights = [float(kept)] * len(apart)
@@ -123,17 +151,17 @@ def loss(name, model, groups, budget, initial=None, kl=0.0, correction=None, far
             apart = (away - logps).clamp(max=BOUND)
             penalty = kl * ratio * (apart.exp() - apart - 1)
         if name == "gspo":
-            each = clipped(ratio, advantage, 3e-4, 4e-4) + penalty
-            total = total + each.mean() / rows
+            losses = clipped(ratio, advantage, 3e-4, 4e-4) + penalty
+            total = total + losses.mean() / rows
         elif name == "cispo":
-            each = -ratio.clamp(max=5.0).detach() * advantage * logps + penalty
-            total = total + each.sum() / tokens
+            losses = -ratio.clamp(max=5.0).detach() * advantage * logps + penalty
+            total = total + losses.sum() / tokens
         elif name == "dr_grpo":
-            each = clipped(ratio, advantage, 0.2, 0.2) + penalty
-            total = total + each.sum() / (rows * budget)
+            losses = clipped(ratio, advantage, 0.2, 0.2) + penalty
+            total = total + losses.sum() / (rows * budget)
         elif name == "rloo":
-            each = clipped(ratio, advantage, 0.2, 0.2) + penalty
-            total = total + each.sum() / rows
+            losses = clipped(ratio, advantage, 0.2, 0.2) + penalty
+            total = total + losses.sum() / rows
         else:
             high = 0.2 if name == "reinforce_pp" else 0.28
             total = total + (clipped(ratio, advantage, 0.2, high) + penalty).sum() / tokens

@@ -1,4 +1,4 @@
-"""Servers for the tests of the service: real uvicorn on a free port, and sandboxes to command."""
+"""Servers for tests of the sandbox service: uvicorn on a free port, and scripted sandboxes."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ Answer = Callable[[str, Limits, str, bool], Awaitable[Execution]]
 
 
 class Scripted:
-    """A sandbox whose programs do what the test says."""
+    """A sandbox whose results come from a function of the test."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
@@ -35,7 +35,7 @@ class Scripted:
         try:
             return await self.answer(code, limits, stdin, display)
         except asyncio.CancelledError:
-            await asyncio.sleep(0.3)  # ending a program takes its time
+            await asyncio.sleep(0.3)  # the end of a program takes some time
             self.cancelled += 1
             raise
         finally:
@@ -43,7 +43,7 @@ class Scripted:
 
 
 def says(execution: Execution) -> Scripted:
-    """Every program comes to the same."""
+    """A sandbox in which all programs have the same result."""
 
     async def answer(*_: Any) -> Execution:
         return execution
@@ -52,7 +52,7 @@ def says(execution: Execution) -> Scripted:
 
 
 def sleeps() -> Scripted:
-    """A program is a number of seconds; it prints it at its end."""
+    """A sandbox whose program is a number of seconds: it sleeps so long and prints the number."""
 
     async def answer(code: str, *_: Any) -> Execution:
         await asyncio.sleep(float(code))
@@ -63,7 +63,13 @@ def sleeps() -> Scripted:
 
 @contextlib.contextmanager
 def serving(app: Any, port: int = 0, **settings: Any) -> Iterator[str]:
-    """Serves an ASGI application from a thread; at its end the port is closed."""
+    """Serve an ASGI application from a thread; yields its URL, and closes the port at the end.
+
+    Args:
+        app: The application.
+        port: The port; 0: a free port.
+        **settings: Settings of uvicorn.
+    """
     listener = socket.create_server(("127.0.0.1", port))
     config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, **settings)
     server = uvicorn.Server(config)
@@ -78,7 +84,7 @@ def serving(app: Any, port: int = 0, **settings: Any) -> Iterator[str]:
 
 @contextlib.contextmanager
 def command(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`retool serve` on a free port, and its URL."""
+    """Run `retool serve` on a free port; yields the process and its URL."""
     process = subprocess.Popen(
         [sys.executable, "-m", "retool_env.cli", "serve", "--port", "0", *arguments],
         stdout=subprocess.PIPE,
@@ -94,10 +100,10 @@ def command(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Po
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Waits for what another thread does."""
+    """Wait until a condition holds, which another thread fulfils."""
     ended = threading.Event()
     for _ in range(int(seconds / 0.02)):
         if condition():
             return
         ended.wait(0.02)
-    raise AssertionError("it did not happen in time")
+    raise AssertionError("the condition did not hold in time")

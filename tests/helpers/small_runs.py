@@ -1,4 +1,4 @@
-"""A random model and settings so small that a run of a few steps takes a second."""
+"""A random model and settings for runs of a few steps that take a second."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ SMALL = {
     "mini_batch": 8,
     "critic_warmup": 1,
     "save_steps": 100,
-    "entropy": 0.05,  # where no answer is right, what there is to learn
+    "entropy": 0.05,  # gives a gradient although no answer is right
     "env.interpreter": False,
     "env.max_tokens": 12,
 }
-
 
 SIZE = {
     "hidden_size": 32,
@@ -35,7 +34,14 @@ SIZE = {
 
 
 def make_small(folder, change=lambda tokenizer: None, seed=1, **others):
-    """Writes a random model, smaller than the usual one, and its tokenizer, which may be changed before."""
+    """Write a very small random model and its tokenizer; returns the folder's path.
+
+    Args:
+        folder: The folder of the checkpoint.
+        change: A function that changes the tokenizer first.
+        seed: The seed of the weights.
+        **others: Settings of the model's size, instead of `SIZE`.
+    """
     model, tokenizer = make_model(seed, **SIZE | others)
     change(tokenizer)
     model.save_pretrained(folder)
@@ -44,7 +50,7 @@ def make_small(folder, change=lambda tokenizer: None, seed=1, **others):
 
 
 def given(algorithm, /, **overrides):
-    """`key=value` of each setting that the algorithm has."""
+    """`SMALL` as `key=value` pairs, without settings that the algorithm lacks."""
     cls = importlib.import_module(f"agents.{algorithm}").Settings
     known = {field for field in cls.__dataclass_fields__}
     values = {key: value for key, value in SMALL.items() if key.partition(".")[0] in known}

@@ -1,8 +1,11 @@
-"""Algorithms that meet a signal at a known moment, for real processes.
+"""Algorithms that receive a signal at a known moment, for tests with real processes.
 
-python -m agents tests/agents/stopped_runs.py:Sampling ...   in its third step samples for ever, until it is stopped from outside
-python -m agents tests/agents/stopped_runs.py:Updating ...   is sent SIGTERM in its second update
-torchrun --nproc-per-node 2 tests/agents/stopped_runs.py FOLDER   one of two processes is told, while it samples and in an update
+python -m agents tests/helpers/stopped_runs.py:Sampling ...
+    samples without end in its third step, until a signal from outside stops it
+python -m agents tests/helpers/stopped_runs.py:Updating ...
+    receives SIGTERM in its second update
+torchrun --nproc-per-node 2 tests/helpers/stopped_runs.py FOLDER
+    one of two processes receives a signal, during sampling and during an update
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from retool_env.rollout.transformers.policy import TransformersPolicy
 
 
 def sampling_for_ever(step, also=lambda: None):
-    """From this step's weights on, no turn ever ends."""
+    """Let no turn end from this step's weights on."""
     act = TransformersPolicy.act
 
     async def acting(self, *args):
@@ -35,7 +38,7 @@ def sampling_for_ever(step, also=lambda: None):
 
 
 def told_in_update(step, number):
-    """In the update of this step of PPO the process gets a signal."""
+    """Send this process a signal in the PPO update of this step."""
     learn = ppo.Learner.learn
 
     def learning(self, batch, now):

@@ -1,4 +1,4 @@
-"""Looking at processes and descriptors from the outside."""
+"""Observes processes and file descriptors from the outside."""
 
 import os
 import time
@@ -9,29 +9,29 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Process:
-    """A process, told apart from a later one of the same number."""
+    """A process; its start time tells it apart from a later process with the same id."""
 
     pid: int
     started: int
-    """In ticks of the clock since the machine started."""
+    """The start time, in clock ticks since the boot of the machine."""
 
     @property
     def alive(self) -> bool:
-        """Whether it is there, and no zombie."""
+        """Whether the process exists and is not a zombie."""
         stat = _stat(self.pid)
         return stat is not None and stat[0] != "Z" and int(stat[19]) == self.started
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/<pid>/stat from the state on; the parent is the second, the start the twentieth."""
+    """The fields of /proc/<pid>/stat from the state on: [1] is the parent, [19] the start time."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return None
 
 
 def children(pid: int) -> list[Process]:
-    """The living children of a process, the oldest first."""
+    """The living children of a process, from the oldest to the youngest."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         stat = _stat(int(entry.name))
@@ -41,7 +41,7 @@ def children(pid: int) -> list[Process]:
 
 
 def descendants(pid: int) -> list[Process]:
-    """The living children of a process, and theirs."""
+    """The living descendants of a process."""
     found = []
     for child in children(pid):
         found += [child, *descendants(child.pid)]
@@ -49,7 +49,7 @@ def descendants(pid: int) -> list[Process]:
 
 
 def left_of(processes: Iterable[Process], seconds: float = 15) -> list[Process]:
-    """Those that are still alive after some time; returns as soon as none is."""
+    """The processes that are still alive after some time; returns at once when all have ended."""
     deadline = time.monotonic() + seconds
     while (left := [p for p in processes if p.alive]) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -57,12 +57,12 @@ def left_of(processes: Iterable[Process], seconds: float = 15) -> list[Process]:
 
 
 def descriptors() -> int:
-    """How many descriptors this process has open."""
+    """The number of open file descriptors of this process."""
     return len(os.listdir("/proc/self/fd"))
 
 
 def settled_descriptors(most: int, seconds: float = 10) -> int:
-    """How many are open, once they are no more than `most`, or after some time."""
+    """The number of open descriptors, once it is at most `most`, or after some time."""
     deadline = time.monotonic() + seconds
     while (count := descriptors()) > most and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -1,6 +1,6 @@
-"""Run by torchrun in two processes: scenarios of GRPO, what came of each printed as JSON.
+"""Scenarios of GRPO in two processes, whose results are written as JSON.
 
-torchrun --nproc-per-node 2 tests/integrations/two_processes.py CHECKPOINT FOLDER
+torchrun --nproc-per-node 2 tests/helpers/two_processes.py CHECKPOINT FOLDER
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from retool_env.training.trained_weights import is_sharded, trained_weights
 
 GROUP, PROMPTS = 4, 4  # two groups a process
 RULES = Rules(max_tokens=400, prompt_template="{query}\n", max_calls=None)
-# Rewards that an untrained model's episodes differ in.
+# The rewards differ among the episodes of an untrained model.
 ANY = dataclasses.replace(
     RULES, max_tokens=60, reward=lambda transcript: float(len(transcript.completion_ids) % 2)
 )
@@ -42,7 +42,13 @@ PROBLEMS = ProblemList(Problem(str(i), f"{i} * 7?", str(i * 7)) for i in range(1
 
 
 class Writer(ScriptedPolicy):
-    """Makes so many calls, and then answers right in half of the rollouts, in all or in none."""
+    """Makes some calls, then answers.
+
+    Args:
+        tokenizer: The tokenizer.
+        calls: The number of calls.
+        right: Which of the answers are right: `"half"`, `"all"` or `"none"`.
+    """
 
     def __init__(self, tokenizer, calls, right="half"):
         super().__init__(lambda text: "", tokenizer)
@@ -60,7 +66,7 @@ class Writer(ScriptedPolicy):
 
 
 class Box:
-    """A tool that takes its time, or fails."""
+    """A sandbox that is slow, or fails."""
 
     def __init__(self, seconds=0.0, fails=False):
         self.seconds, self.fails = seconds, fails
@@ -73,22 +79,31 @@ class Box:
 
 
 class Broken(Writer):
-    """Raises what no retry can mend."""
+    """Raises an error that no retry can repair."""
 
     async def act(self, token_ids, stop, budget, seed):
         raise MemoryError("no room")
 
 
 def flat(model):
-    """All weights in one row."""
+    """All weights of a model, as one flat tensor."""
     weights = dict(trained_weights(model))
     return torch.cat([weights[name].flatten().double() for name in sorted(weights)])
 
 
-def run(checkpoint, folder, name, policy, box, steps=1, own=False, full=False, **settings):
-    """Train, and say what this process saw.
+def run(checkpoint, folder, name, policy, box, steps=1, shared=False, full=False, **settings):
+    """Train, and return the observations of this process.
 
-    Without a policy, the trained model is sampled from, or a copy of it; its episodes' rewards are `ANY`.
+    Args:
+        checkpoint: The model's folder.
+        folder: The folder of all runs.
+        name: The name of the run.
+        policy: The policy; `None`: a model, with the rules `ANY`.
+        box: The sandbox.
+        steps: The number of steps.
+        shared: Whether the policy samples from the trained model itself, not from a copy.
+        full: Whether the disk is full.
+        **settings: Settings of `EngineRollouts`.
     """
     rules = RULES if policy else ANY
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -126,8 +141,8 @@ def run(checkpoint, folder, name, policy, box, steps=1, own=False, full=False, *
         rollout_func=lambda *_: None,
     )
     if policy is None:
-        # Not by copy.deepcopy: TRL gives its model a `forward` that stays that of the original.
-        policy = TransformersPolicy(trainer.model, tokenizer) if own else load_policy(checkpoint)
+        # Not copy.deepcopy: TRL's `forward` of a copy would still run the original model.
+        policy = TransformersPolicy(trainer.model, tokenizer) if shared else load_policy(checkpoint)
     trainer.rollout_func = EngineRollouts(
         RolloutEngine(policy, rules, box),
         PROBLEMS,
@@ -166,7 +181,7 @@ def run(checkpoint, folder, name, policy, box, steps=1, own=False, full=False, *
 
 
 def shards(checkpoint):
-    """Weights of a model with adapters, before and after FSDP2 has cut it in shards."""
+    """Compare the weights of a model with adapters before and after FSDP2 has sharded it."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     adapters = LoraConfig(r=4, target_modules="all-linear", modules_to_save=["norm"])
@@ -211,7 +226,7 @@ def main(checkpoint: str, folder: Path) -> None:
         ),
         "full disk": scenario("full disk", Writer(tokenizer, 0), Box(), full=not first),
         "ahead": scenario("ahead", None, Box(), steps=3, staleness=1),
-        "own": scenario("own", None, Box(), steps=2, own=True),
+        "own": scenario("own", None, Box(), steps=2, shared=True),
         "shards": shards(checkpoint),
     }
     (folder / f"{rank}.json").write_text(json.dumps(found))

