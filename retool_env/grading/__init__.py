@@ -2,7 +2,7 @@
 
 * `notation`: what models and interpreters write, in one notation.
 * `answer`: what a text commits to, and the verdicts that need no algebra.
-* `grader`: the processes that compare all else, and :func:`is_equivalent`, the question that the reward asks.
+* `grader`: the processes that compare all else, and `is_equivalent`, the question that the reward asks.
 * `worker`: one such process, which runs math-verify.
 
 The invariant: the verdict is `False` unless the answer commits to one value and that value is the gold one. Whatever is

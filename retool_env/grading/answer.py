@@ -1,7 +1,7 @@
 r"""What an answer commits to, and the verdicts that need no algebra.
 
-Here are :func:`extract_boxed`, which finds the content of a ``\boxed{...}``; :func:`expressions`, the one or more values
-that a text gives; and :func:`plain_verdict`, which compares plain numbers.
+Here are `extract_boxed`, which finds the content of a `\boxed{...}`; `expressions`, the one or more values
+that a text gives; and `plain_verdict`, which compares plain numbers.
 """
 
 import re
@@ -39,10 +39,10 @@ _FRACTION = re.compile(
 
 
 def extract_boxed(text: str) -> str | None:
-    r"""Return the content of the last complete ``\boxed{...}``, or `None` where there is none.
+    r"""Return the content of the last complete `\boxed{...}`, or `None` where there is none.
 
-    ``\fbox`` is a box too, a backslash may be doubled, and a box without braces holds what follows up to a space or a
-    ``$``. Braces nest, escaped braces don't count, and a box inside another belongs to the outer one.
+    `\fbox` is a box too, a backslash may be doubled, and a box without braces holds what follows up to a space or a
+    `$`. Braces nest, escaped braces don't count, and a box inside another belongs to the outer one.
 
     Example:
         >>> extract_boxed(r"so \boxed{1}, or rather \boxed{\frac{1}{2}} and \boxed{")
@@ -100,7 +100,7 @@ def _end_of_bare(text: str, begin: int) -> int:
 
 
 def strip(text: str) -> str:
-    r"""Remove what surrounds an expression: spaces, ``$``, ``\(``, Markdown, a first ``=``, a closing period."""
+    r"""Remove what surrounds an expression: spaces, `$`, `\(`, Markdown, a first `=`, a closing period."""
     before = None
     while before != text:
         before = text

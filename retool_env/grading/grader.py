@@ -1,6 +1,6 @@
 """The processes that compare what takes algebra, and the question that the reward asks.
 
-An answer is written by an optimiser and may take for ever to evaluate (``9^{9^{9^9}}``) or eat all memory. math-verify's
+An answer is written by an optimiser and may take for ever to evaluate (`9^{9^{9^9}}`) or eat all memory. math-verify's
 own time limit works in a main thread only; a process can be killed from anywhere.
 
 A comparison that is not over in a moment is begun again in a lane for slow ones: however many of these there are, the
@@ -199,12 +199,12 @@ class Grader:
         self._threads = ThreadPoolExecutor(_THREADS, "grading")
 
     def is_equivalent(self, answer: str, gold: str) -> bool:
-        """See :func:`is_equivalent`."""
+        """See `is_equivalent`."""
         verdict = _decide(answer, gold)
         return verdict if isinstance(verdict, bool) else self._compare(verdict)
 
     async def is_equivalent_async(self, answer: str, gold: str) -> bool:
-        """See :func:`is_equivalent_async`."""
+        """See `is_equivalent_async`."""
         verdict = _decide(answer, gold)
         if isinstance(verdict, bool):
             return verdict
@@ -212,7 +212,7 @@ class Grader:
         return await loop.run_in_executor(self._threads, self._compare, verdict)
 
     def is_value(self, text: str) -> bool:
-        """See :func:`is_value`."""
+        """See `is_value`."""
         values = expressions(text)
         if not values or any(value.lower() in _NO_VALUES for value in values):
             return False
@@ -262,15 +262,15 @@ _DEFAULT = Grader()
 def is_equivalent(answer: str, gold: str) -> bool:
     r"""Say whether `answer` is mathematically equal to `gold`.
 
-    What is compared: the content of the answer's ``\boxed{...}`` if it has one, else the whole answer, without
-    surrounding ``$``, Markdown and closing periods. It must be the expression itself: a sentence that mentions the gold
+    What is compared: the content of the answer's `\boxed{...}` if it has one, else the whole answer, without
+    surrounding `$`, Markdown and closing periods. It must be the expression itself: a sentence that mentions the gold
     value is wrong. Several boxes of different values are the list of these.
 
-    What is equal: integers by value (``042``, ``+42``, ``42.0``, ``$1{,}000$``); exact forms by algebra (``\frac{1}{2}``
-    and ``0.5``, ``\sqrt{8}`` and ``2\sqrt{2}``), exactly; a rounded decimal only if it agrees to six places and to one
-    part in 100,000 (``0.333333`` is 1/3, ``0.3333`` isn't); sets in any order, tuples and intervals in theirs; and other
-    notation, see `notation`. Units, degrees, percent signs and a numeral's base may be left out (``5\text{ cm}`` and
-    ``5``; ``50\%`` and both ``50`` and ``0.5``). A name before an equals sign is dropped (``x=5`` and ``5``), but every
+    What is equal: integers by value (`042`, `+42`, `42.0`, `$1{,}000$`); exact forms by algebra (`\frac{1}{2}`
+    and `0.5`, `\sqrt{8}` and `2\sqrt{2}`), exactly; a rounded decimal only if it agrees to six places and to one
+    part in 100,000 (`0.333333` is 1/3, `0.3333` isn't); sets in any order, tuples and intervals in theirs; and other
+    notation, see `notation`. Units, degrees, percent signs and a numeral's base may be left out (`5\text{ cm}` and
+    `5`; `50\%` and both `50` and `0.5`). A name before an equals sign is dropped (`x=5` and `5`), but every
     further member of a chain must be the gold value. A list of alternatives equals only a gold that is the same list.
 
     Args:
@@ -279,7 +279,7 @@ def is_equivalent(answer: str, gold: str) -> bool:
 
     Returns:
         The verdict, within some 6 seconds of processor time; `False` for anything empty, malformed, longer than
-        :data:`MAX_CHARS`, or too heavy to evaluate.
+        `MAX_CHARS`, or too heavy to evaluate.
 
     Raises:
         GraderUnavailable: The worker can't be started, because the installation is broken. No
@@ -293,18 +293,18 @@ def is_equivalent(answer: str, gold: str) -> bool:
 
 
 async def is_equivalent_async(answer: str, gold: str) -> bool:
-    """:func:`is_equivalent` from an event loop, which goes on while a worker compares."""
+    """`is_equivalent` from an event loop, which goes on while a worker compares."""
     return await _DEFAULT.is_equivalent_async(answer, gold)
 
 
 def is_value(text: str) -> bool:
     """Say whether `text` can serve as a gold answer: it is a value that grades equal to itself.
 
-    A value is what the parser reads as one expression, or a word or two of text. Nothing, ``None``, ``nan`` and what is
-    longer than :data:`MAX_CHARS` are none.
+    A value is what the parser reads as one expression, or a word or two of text. Nothing, `None`, `nan` and what is
+    longer than `MAX_CHARS` are none.
 
     Raises:
-        GraderUnavailable: See :func:`is_equivalent`.
+        GraderUnavailable: See `is_equivalent`.
     """
     return _DEFAULT.is_value(text)
 

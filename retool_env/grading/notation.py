@@ -1,7 +1,7 @@
 r"""One notation for what models and interpreters write: LaTeX.
 
-An answer may be set in Unicode (``x²``, ``∞``), as Python prints it (``2*sqrt(3)``, ``Fraction(1, 2)``), in scientific
-notation (``3e2``), or in some font (``\mathbf{3}``). Here all of it becomes the LaTeX that the parser reads. No text is
+An answer may be set in Unicode (`x²`, `∞`), as Python prints it (`2*sqrt(3)`, `Fraction(1, 2)`), in scientific
+notation (`3e2`), or in some font (`\mathbf{3}`). Here all of it becomes the LaTeX that the parser reads. No text is
 evaluated: Python's form is read as a syntax tree, of which only what is listed here is known.
 """
 
@@ -118,10 +118,10 @@ _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)(?![\w.])"
 
 
 def plain_number(text: str) -> str | None:
-    """Write a number in scientific notation without its exponent: ``1e-05`` is ``0.00001``.
+    """Write a number in scientific notation without its exponent: `1e-05` is `0.00001`.
 
     Returns:
-        All its digits; `None` where the exponent is beyond :data:`MAX_EXPONENT`, or the text is no number.
+        All its digits; `None` where the exponent is beyond `MAX_EXPONENT`, or the text is no number.
     """
     try:
         number = Decimal(text)
@@ -185,7 +185,7 @@ _NOT_NOUNS = {
 
 
 def _repeated(match: re.Match[str]) -> str:
-    r"""``0.1\overline{6}`` as the fraction that it is."""
+    r"""`0.1\overline{6}` as the fraction that it is."""
     whole, fixed, period = match[1] or "0", match[2], match[3]
     if len(match[0]) > 50:
         return match[0]
@@ -284,7 +284,7 @@ class _Unknown(Exception):
 def from_python(text: str) -> str | None:
     r"""Read an expression as Python, sympy or numpy print it, and write it as LaTeX.
 
-    ``^`` is taken as a power. A text that Python would read but that has none of its marks (``x+1``, ``(1, 2)``) is left
+    `^` is taken as a power. A text that Python would read but that has none of its marks (`x+1`, `(1, 2)`) is left
     to be read as LaTeX.
 
     Returns:

@@ -1,9 +1,9 @@
 """Where problems come from.
 
-Inside: :class:`Problem` and the protocol :class:`ProblemSource`; the data sets :func:`aime`,
-:func:`dapo`, :func:`gsm8k` and :func:`math`; :func:`jsonl` for a file of one's own; and
-:func:`arithmetic`, which makes problems up. :func:`load_problems` finds any of these by name;
-:class:`ProblemList` turns any problems into a source.
+Inside: `Problem` and the protocol `ProblemSource`; the data sets `aime`,
+`dapo`, `gsm8k` and `math`; `jsonl` for a file of one's own; and
+`arithmetic`, which makes problems up. `load_problems` finds any of these by name;
+`ProblemList` turns any problems into a source.
 """
 
 from retool_env.problem import Metadata, Problem, ProblemList, ProblemSource, ProblemsUnavailable

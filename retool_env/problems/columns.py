@@ -1,7 +1,7 @@
 """What a row of a data set says: its question, and its answer as a *gold*, the text that is graded.
 
 The same columns are known to all sources. A gold is exact: a number is written out in decimal,
-never rounded and never with an exponent. :func:`check_gold` is the one check of golds: what no
+never rounded and never with an exponent. `check_gold` is the one check of golds: what no
 answer could be equal to is refused here, and not left to be wrong in every episode.
 """
 
@@ -23,10 +23,10 @@ QUESTION_KEYS = ("question", "problem", "input", "prompt")
 """Columns taken for the question, the first that has a value; case doesn't matter."""
 
 ANSWER_KEYS = ("answer", "output", "ground_truth", "reward_model.ground_truth", "solution")
-"""Columns taken for the answer, likewise; ``a.b`` is a column of that name, or `b` inside `a`."""
+"""Columns taken for the answer, likewise; `a.b` is a column of that name, or `b` inside `a`."""
 
 WORKED_KEYS = ("solution",)
-"""Columns that hold a worked solution: only the content of its last ``\\boxed{}`` is the answer."""
+"""Columns that hold a worked solution: only the content of its last `\\boxed{}` is the answer."""
 
 # As Python, JSON, SQL, numpy and pandas write a value that is missing or is no number.
 _NO_VALUE = frozenset(("none", "null", "nan", "n/a", "<na>", "nat", "undefined", "inf", "infinity"))
@@ -96,13 +96,13 @@ def gold_of(
     Args:
         row: Its columns.
         keys: Names of the column; the first that has a value counts.
-        worked: Which of them hold a solution, of which only a ``\boxed{}`` is the answer.
-        trust_formulas: See :func:`check_gold`.
+        worked: Which of them hold a solution, of which only a `\boxed{}` is the answer.
+        trust_formulas: See `check_gold`.
 
     Raises:
         UnusableRow: The row has no answer, or one that can't be graded.
         MissingColumn: There is no such column.
-        ValueError: Its value is no answer: see :func:`gold_text`.
+        ValueError: Its value is no answer: see `gold_text`.
     """
     name, value = _column(row, keys, "answer")
     if is_missing(value):
@@ -131,8 +131,8 @@ def gold_of(
 def gold_text(value: Any) -> str:
     r"""Write an answer as text.
 
-    Of text with ``####``, as in GSM8K, what follows the last one counts; of text with a
-    ``\boxed{}``, its content, and of several different ones their list. Numbers are written out in decimal, however they were written. A
+    Of text with `####`, as in GSM8K, what follows the last one counts; of text with a
+    `\boxed{}`, its content, and of several different ones their list. Numbers are written out in decimal, however they were written. A
     list counts as its only value; several that are equal are one.
 
     Args:
@@ -200,7 +200,7 @@ def check_gold(gold: str, trust_formulas: bool = False) -> None:
 
 
 def worked_result(solution: str) -> str:
-    r"""Return what follows the last ``####`` of a worked solution in the style of GSM8K.
+    r"""Return what follows the last `####` of a worked solution in the style of GSM8K.
 
     Raises:
         UnusableRow: Nothing does.
@@ -216,7 +216,7 @@ def worked_result(solution: str) -> str:
 
 
 def is_number(text: str) -> bool:
-    """Whether text is one decimal number, as ``1,234`` or ``$0.50``."""
+    """Whether text is one decimal number, as `1,234` or `$0.50`."""
     return _NUMBER.fullmatch(text.strip()) is not None
 
 

@@ -1,8 +1,8 @@
 """The public data sets: AIME, DAPO-Math-17k, GSM8K, MATH.
 
 Each function returns a source held in memory. Where its rows come from, a file of any form or the
-Hub, is in :mod:`retool_env.problems.loading`; which columns are read, in
-:mod:`retool_env.problems.columns`. Ids hold the row's position in the original, so that they are
+Hub, is in `retool_env.problems.loading`; which columns are read, in
+`retool_env.problems.columns`. Ids hold the row's position in the original, so that they are
 the same from everywhere.
 """
 
@@ -49,10 +49,10 @@ def aime(year: Literal[2024, 2025] | None = None, *, path: Location = None) -> P
     """The 30 problems of AIME I and II of a year, or all 60: ReTool's evaluation set.
 
     Args:
-        year: ``None`` for both years.
-        path: A file of that one year, in any form of :mod:`retool_env.problems.rows`; else
-            ``aime24`` and ``aime25`` (``.jsonl``, ``.parquet``, ...) in the folder of
-            ``RETOOL_DATA``, else the Hub. Columns: see :mod:`retool_env.problems.columns`; those of
+        year: `None` for both years.
+        path: A file of that one year, in any form of `retool_env.problems.rows`; else
+            `aime24` and `aime25` (`.jsonl`, `.parquet`, ...) in the folder of
+            `RETOOL_DATA`, else the Hub. Columns: see `retool_env.problems.columns`; those of
             ReTool's own files, HuggingFaceH4's, Maxwell-Jia's, math-ai's, MathArena's and
             OpenCompass' are among them.
 
@@ -81,9 +81,9 @@ def gsm8k(split: Literal["train", "test"] = "train", *, path: Location = None) -
 
     Args:
         split: Which part.
-        path: A file in any form of :mod:`retool_env.problems.rows`; else ``gsm8k_<split>`` in the
-            folder of ``RETOOL_DATA``, else the Hub. Columns: ``question``, and ``answer``, a
-            number, or a worked solution whose result follows ``####``.
+        path: A file in any form of `retool_env.problems.rows`; else `gsm8k_<split>` in the
+            folder of `RETOOL_DATA`, else the Hub. Columns: `question`, and `answer`, a
+            number, or a worked solution whose result follows `####`.
 
     Raises:
         ProblemsUnavailable: There is no such file, and the Hub can't be reached.
@@ -112,10 +112,10 @@ def math(split: Literal["train", "test"] = "train", *, path: Location = None) ->
 
     Args:
         split: Which part.
-        path: A file in any form of :mod:`retool_env.problems.rows`; else
-            ``math_levels_3_to_5_<split>`` in the folder of ``RETOOL_DATA``, else the Hub. Columns:
-            ``problem``; ``answer``, or ``solution``, whose last ``\boxed{}`` is the answer; and if
-            they are there ``level``, ``subject`` or ``type``.
+        path: A file in any form of `retool_env.problems.rows`; else
+            `math_levels_3_to_5_<split>` in the folder of `RETOOL_DATA`, else the Hub. Columns:
+            `problem`; `answer`, or `solution`, whose last `\boxed{}` is the answer; and if
+            they are there `level`, `subject` or `type`.
 
     Raises:
         ProblemsUnavailable: There is no such file, and the Hub can't be reached.
@@ -146,9 +146,9 @@ def dapo(*, path: Location = None) -> ProblemList:
     the answer; that wrapping is removed.
 
     Args:
-        path: A file in any form of :mod:`retool_env.problems.rows`; else ``dapo_math_17k`` or
-            ``dapo-math-17k`` in the folder of ``RETOOL_DATA``, else the Hub. Columns: ``prompt``
-            (chat messages or text), and ``reward_model.ground_truth``, ``answer`` or ``solution``,
+        path: A file in any form of `retool_env.problems.rows`; else `dapo_math_17k` or
+            `dapo-math-17k` in the folder of `RETOOL_DATA`, else the Hub. Columns: `prompt`
+            (chat messages or text), and `reward_model.ground_truth`, `answer` or `solution`,
             which holds the answer itself.
 
     Raises:

@@ -39,21 +39,21 @@ def jsonl(
 ) -> ProblemList:
     r"""Read problems from a file of one's own.
 
-    It may be JSON lines, or any other form of :mod:`retool_env.problems.rows`. An answer may be a
-    number, or text; of text with ``####``, as in GSM8K, what follows the last one counts, and of
-    text with a ``\boxed{}``, its content. A column `id` names the problem; without one it is called
-    ``jsonl/<file's stem>/<row>``, rows counted from 0 and blank lines left out. Other columns of
+    It may be JSON lines, or any other form of `retool_env.problems.rows`. An answer may be a
+    number, or text; of text with `####`, as in GSM8K, what follows the last one counts, and of
+    text with a `\boxed{}`, its content. A column `id` names the problem; without one it is called
+    `jsonl/<file's stem>/<row>`, rows counted from 0 and blank lines left out. Other columns of
     integers and of short texts become metadata, but for those that could give the answer away: by
-    their names (``rationale``, ``expected_output``, ...), or since they hold a ``\boxed{}``.
+    their names (`rationale`, `expected_output`, ...), or since they hold a `\boxed{}`.
 
     A question that comes again with the same answer is left out, and counted in the source's
-    :attr:`~retool_env.problems.ProblemList.omitted`.
+    `retool_env.problems.ProblemList.omitted`.
 
     Args:
         path: The file.
-        question_key: The column of the question; by default the first of :data:`QUESTION_KEYS`.
-        answer_key: The column of the answer; by default the first of :data:`ANSWER_KEYS`, where a
-            ``solution`` must have a ``\boxed{}``. A column named here holds the answer with or
+        question_key: The column of the question; by default the first of `QUESTION_KEYS`.
+        answer_key: The column of the answer; by default the first of `ANSWER_KEYS`, where a
+            `solution` must have a `\boxed{}`. A column named here holds the answer with or
             without one.
 
     Raises:
@@ -74,7 +74,7 @@ def jsonl(
 def row_problem(
     row: Row, default_id: str, question_key: str | None = None, answer_key: str | None = None
 ) -> Problem:
-    """The problem of one row; arguments as in :func:`jsonl`, and the id of a row without one.
+    """The problem of one row; arguments as in `jsonl`, and the id of a row without one.
 
     Raises:
         ValueError: There is no question or no answer, or it can't be used.

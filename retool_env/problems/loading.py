@@ -1,11 +1,11 @@
 """Where the rows of a data set come from, a file or the Hugging Face Hub, and what is kept of them.
 
 In this order: the `path` that the caller names; a file of a known name in the folder named by the
-environment variable ``RETOOL_DATA``; the Hub, through `datasets.load_dataset`, whose cache also
+environment variable `RETOOL_DATA`; the Hub, through `datasets.load_dataset`, whose cache also
 works without a network. Nothing is ever downloaded where a file was found.
 
 A question is kept once. What is left out of a data set is counted, logged, and told by
-:attr:`ProblemList.omitted`.
+`ProblemList.omitted`.
 """
 
 import functools
@@ -41,23 +41,23 @@ class HubSplit:
     """One split of a data set on the Hub."""
 
     repo: str
-    """Its id, e.g. ``openai/gsm8k``."""
+    """Its id, e.g. `openai/gsm8k`."""
     split: str
-    """E.g. ``train``."""
+    """E.g. `train`."""
     config: str | None = None
     """The configuration, where there are several."""
 
 
 def local_file(path: str | os.PathLike[str] | None, *names: str) -> Path | None:
-    """Return the file to read, or ``None`` if the Hub is next.
+    """Return the file to read, or `None` if the Hub is next.
 
     Args:
         path: What the caller named; it must be a regular file.
         names: File names without their endings, looked for, in order, in the folder of
-            ``RETOOL_DATA``, with the endings of all forms (:data:`rows.SUFFIXES`).
+            `RETOOL_DATA`, with the endings of all forms (`rows.SUFFIXES`).
 
     Raises:
-        ProblemsUnavailable: `path` is not a regular file, or the folder of ``RETOOL_DATA`` doesn't
+        ProblemsUnavailable: `path` is not a regular file, or the folder of `RETOOL_DATA` doesn't
             exist.
     """
     if path is not None:
@@ -114,14 +114,14 @@ def load(
 
     Args:
         path: What the caller named, if anything.
-        file_names: The names looked for in the folder of ``RETOOL_DATA``: see :func:`local_file`.
+        file_names: The names looked for in the folder of `RETOOL_DATA`: see `local_file`.
         hub: Where it is on the Hub.
         convert: Called with a row's position and the row.
-        leave_out: See :func:`collect`.
+        leave_out: See `collect`.
 
     Raises:
-        ProblemsUnavailable: See :func:`local_file` and :func:`hub_dataset`.
-        ValueError: See :func:`collect`.
+        ProblemsUnavailable: See `local_file` and `hub_dataset`.
+        ValueError: See `collect`.
     """
     if file := local_file(path, *file_names):
         return collect(read_rows(file), os.fspath(file), convert, leave_out)

@@ -105,12 +105,12 @@ def _split_of(expression: str) -> str:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """The source behind :func:`arithmetic`."""
+    """The source behind `arithmetic`."""
 
     seed: int
     """Another seed, other problems."""
     levels: tuple[int, ...]
-    """The problem at index `i` has difficulty ``levels[i % len(levels)]``."""
+    """The problem at index `i` has difficulty `levels[i % len(levels)]`."""
     size: int
     """How many problems there are."""
     split: Literal["train", "test"]

@@ -1,6 +1,6 @@
 """The rows of a table in a file, whatever its form.
 
-Forms: JSON lines; a JSON array, or an object that holds one (``{"data": [...]}``, and the answers
+Forms: JSON lines; a JSON array, or an object that holds one (`{"data": [...]}`, and the answers
 of the Hub's viewer); CSV, separated by commas, semicolons or tabs; Parquet. Each may be compressed
 with gzip. The form is recognised by the content, and by the name only where the content leaves it
 open. All give the same rows: a cell of CSV that is a number in JSON is that number.
@@ -37,7 +37,7 @@ FORMS = "JSON lines, a JSON array, CSV or Parquet, each also compressed with gzi
 """The forms that are read, as errors name them."""
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet")
-"""The names' endings of these forms; ``.gz`` may follow."""
+"""The names' endings of these forms; `.gz` may follow."""
 
 MOST_DOCUMENT = 256 << 20
 """Bytes of a JSON document that isn't JSON lines: it is read as a whole."""
@@ -70,7 +70,7 @@ _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?
 
 
 def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
-    """Yield ``(place, row)`` for each row of a file.
+    """Yield `(place, row)` for each row of a file.
 
     The place names the file and the line, counted from 1, or, where there are no lines, the row,
     counted from 0. Blank lines are left out. An empty file has no rows.
@@ -99,7 +99,7 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
 
 
 def table_rows(tables: Iterable["pyarrow.Table"], name: str) -> Iterator[tuple[str, Row]]:
-    """Yield ``(place, row)`` for each row of the tables, counted through.
+    """Yield `(place, row)` for each row of the tables, counted through.
 
     Args:
         tables: Arrow's, one after the other.

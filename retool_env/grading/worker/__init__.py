@@ -1,4 +1,4 @@
-"""The process behind :mod:`retool_env.grading`: compares expressions with math-verify, one question a line.
+"""The process behind `retool_env.grading`: compares expressions with math-verify, one question a line.
 
 * `process`: answers questions, each within its time.
 * `comparison`: the verdict on two texts.
@@ -8,7 +8,7 @@
 
 It imports nothing else of the package, which would take a second and much memory: its process
 finds this folder alone, under the name `worker`. Questions arrive on standard input as JSON lines,
-see `grader.Question`; the reply is ``1``, ``0``, or ``late``. The process ends itself when a
+see `grader.Question`; the reply is `1`, `0`, or `late`. The process ends itself when a
 comparison that cannot be interrupted overruns its time, when memory runs out, and when its input
 closes.
 

@@ -16,7 +16,7 @@ _LISTED = re.compile(r"\s*\[[^\[\]]*\]\s*")
 
 
 def without_approximations(text: str) -> str | None:
-    r"""``a`` of ``a \approx 0.577``, if that is `a` to within a hundredth of it; `None` if it isn't.
+    r"""`a` of `a \approx 0.577`, if that is `a` to within a hundredth of it; `None` if it isn't.
 
     A name before the sign is left to be read as one before an equals sign.
     """
@@ -50,7 +50,7 @@ def without_approximations(text: str) -> str | None:
 
 
 def both_signs(text: str) -> str:
-    r"""``a + b, a - b`` for ``a \pm b``, in an expression or after a name; any other text as it is."""
+    r"""`a + b, a - b` for `a \pm b`, in an expression or after a name; any other text as it is."""
     head, equals, tail = text.rpartition("=")
     if not _PLUS_MINUS.search(tail) or re.search("[,;]", text):
         return text

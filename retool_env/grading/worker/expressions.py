@@ -63,7 +63,7 @@ def parse(text: str) -> Any:
 
 
 def refuse_numbers_side_by_side(convert: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the parser's reading of factors: ``5{6}`` is 11 to it, since a number before a fraction is a mixed one."""
+    """Wrap the parser's reading of factors: `5{6}` is 11 to it, since a number before a fraction is a mixed one."""
 
     def convert_postfix_list(self: Any, factors: list[Any], i: int = 0) -> Any:
         if i + 1 < len(factors):
@@ -82,7 +82,7 @@ def refuse_numbers_side_by_side(convert: Callable[..., Any]) -> Callable[..., An
 
 
 def is_name(expression: Any, text: str) -> bool:
-    """``x``, ``AB``, ``f(x)``, ``(x, y)``: what may stand before an equals sign without being a value.
+    """`x`, `AB`, `f(x)`, `(x, y)`: what may stand before an equals sign without being a value.
 
     Args:
         expression: What was parsed.
@@ -106,7 +106,7 @@ def is_name(expression: Any, text: str) -> bool:
 
 
 def chain(expression: Any) -> list[Any] | None:
-    """The members ``[a, b, c]`` of ``a = b = c``; `None` for anything else."""
+    """The members `[a, b, c]` of `a = b = c`; `None` for anything else."""
     from latex2sympy2_extended.logic import And
     from sympy import Eq
 
@@ -117,7 +117,7 @@ def chain(expression: Any) -> list[Any] | None:
 
 
 def has_lost_words(text: str, expression: Any) -> bool:
-    """Whether a number is made of a text with words in it: ``0 maybe`` is 0 times the letters."""
+    """Whether a number is made of a text with words in it: `0 maybe` is 0 times the letters."""
     words = re.findall("[A-Za-z]{3,}", _WORDS.sub(" ", text.replace("\\text", "")))
     return bool(words) and not expression.doit().free_symbols
 

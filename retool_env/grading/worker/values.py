@@ -60,7 +60,7 @@ def symbolically_equal(gold: Any, answer: Any) -> bool:
 
 
 def percentage(expression: Any) -> Any:
-    """The ``n`` of ``n%``, or `None`."""
+    """The `n` of `n%`, or `None`."""
     from math_verify.grader import get_pct_val
 
     return get_pct_val(expression)

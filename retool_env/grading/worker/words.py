@@ -52,7 +52,7 @@ _SHORT_UNITS = frozenset(
 
 
 def is_unit(text: str) -> bool:
-    r"""Whether a text behind a value, such as ``\text{ cm}^2``, leaves the value as it is."""
+    r"""Whether a text behind a value, such as `\text{ cm}^2`, leaves the value as it is."""
     inner = re.sub(r"\\(?:text|mbox|,|;|!| )", " ", text)
     words = re.findall("[A-Za-z]+", inner)
     return (
@@ -68,18 +68,18 @@ def is_unit(text: str) -> bool:
 
 
 def bases_of(text: str) -> set[str]:
-    r"""The bases of the numerals in a text, ``7`` in ``43_7`` and ``43_{\text{7}}``."""
+    r"""The bases of the numerals in a text, `7` in `43_7` and `43_{\text{7}}`."""
     plain = re.sub(r"_\s*\{\s*\\text\{(\w+)\}\s*\}", r"_{\1}", text)
     return {first or second for first, second in _NUMERAL.findall(plain)}
 
 
 def without_member(text: str) -> str:
-    r"""``[1, 2]`` of ``x \in [1, 2]``."""
+    r"""`[1, 2]` of `x \in [1, 2]`."""
     return _MEMBER.sub("", text)
 
 
 def is_ambiguous(text: str) -> bool:
-    r"""Whether the parser would make one value of several: ``1 2`` is 3 to it, and ``0 \text{ or } 5`` is 0."""
+    r"""Whether the parser would make one value of several: `1 2` is 3 to it, and `0 \text{ or } 5` is 0."""
     return bool(
         _APART.search(_THOUSANDS.sub("", text))
         or _TEXT_BETWEEN.search(text)
@@ -95,7 +95,7 @@ def is_numeral(digits: str, braced: str, bare: str) -> bool:
 
 
 def words_of(text: str) -> str | None:
-    r"""``a,c,f`` of ``\text{A, C, F}`` and ``no solution`` of itself; `None` if there is more than words in it."""
+    r"""`a,c,f` of `\text{A, C, F}` and `no solution` of itself; `None` if there is more than words in it."""
     plain = re.sub(r"\s+", " ", _TEXT.sub(r"\1", text)).strip(" .")
     return re.sub(r"\s*([,-])\s*", r"\1", plain).casefold() if _WORD.fullmatch(plain) else None
 
