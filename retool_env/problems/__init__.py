@@ -1,9 +1,10 @@
-"""Where problems come from.
+"""Problems and their sources.
 
-Inside: `Problem` and the protocol `ProblemSource`; the data sets `aime`,
-`dapo`, `gsm8k` and `math`; `jsonl` for a file of one's own; and
-`arithmetic`, which makes problems up. `load_problems` finds any of these by name;
-`ProblemList` turns any problems into a source.
+* `Problem` is a question with its reference answer. `ProblemSource` is the protocol of a source.
+* `aime`, `dapo`, `gsm8k` and `math` load data sets. `jsonl` loads your own file. `arithmetic`
+  generates problems.
+* `load_problems` makes any of these sources by name. `ProblemList` turns a list of problems into a
+  source.
 """
 
 from retool_env.problem import Metadata, Problem, ProblemList, ProblemSource, ProblemsUnavailable

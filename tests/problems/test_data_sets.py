@@ -183,7 +183,7 @@ def test_dapo_from_files(hub, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prompt": []}, "one chat message"),
+        ({"prompt": []}, "list of chat messages"),
         ({"reward_model": {"ground_truth": None, "style": ""}}, "ground_truth'. is null"),
         ({"reward_model": {"style": ""}}, "no column for the answer: .*reward_model.ground_truth"),
     ],
@@ -336,7 +336,7 @@ def test_math_counts_and_names_what_it_leaves_out(tmp_path, caplog):
     ):
         assert part in message
     path.write_text('{"problem": "b", "answer": null}')
-    with pytest.raises(ValueError, match=r"holds no problem; left out are 1 with no answer"):
+    with pytest.raises(ValueError, match=r"holds no usable problem; left out are 1 with no answer"):
         math(path=path)
 
 
@@ -418,13 +418,13 @@ def test_wrong_arguments(tmp_path, monkeypatch):
     with pytest.raises(ProblemsUnavailable, match="RETOOL_DATA names"):
         gsm8k()
     for wrong in (lambda: gsm8k("validation"), lambda: math("all")):
-        with pytest.raises(ValueError, match="split is"):
+        with pytest.raises(ValueError, match="split must be"):
             wrong()
-    with pytest.raises(ValueError, match="year is 2024, 2025"):
+    with pytest.raises(ValueError, match="year must be 2024, 2025"):
         aime(2023)
-    with pytest.raises(ValueError, match="one year's file"):
+    with pytest.raises(ValueError, match="file of one year"):
         aime(path="aime24.jsonl")
-    with pytest.raises(ValueError, match="no source of problems 'aim'"):
+    with pytest.raises(ValueError, match="no source of problems is called 'aim'"):
         load_problems("aim")
     with pytest.raises(TypeError, match=r"'difficulty'.*takes split, path"):
         load_problems("gsm8k", difficulty=3)

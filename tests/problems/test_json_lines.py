@@ -82,19 +82,19 @@ GOOD = {"question": "?", "answer": "1"}
         ({"question": "?", "answer": True}, "is a truth value, neither text nor a number: True"),
         ({"question": "?", "answer": {"a": 1}}, "is an object, neither text nor a number"),
         ({"question": "?", "answer": []}, "is an empty list"),
-        ({"question": "?", "answer": ["1", "2"]}, "names different answers"),
-        ({"question": "?", "answer": "None"}, "is 'None', which is how programs write a missing"),
+        ({"question": "?", "answer": ["1", "2"]}, "is a list of different answers"),
+        ({"question": "?", "answer": "None"}, "is 'None', the text of a missing value"),
         ('{"question": "?", "answer": ' + "9" * 5000 + "}", "more than 2,000 digits"),
         ({"question": "?", "answer": "9" * 5000}, "has 5,000 characters"),
         ('{"question": "?", "answer": 1e999999999}', "more than 2,000 digits"),
-        ('{"question": "?", "answer": 1e9999999999999999999}', "beyond all bounds"),
+        ('{"question": "?", "answer": 1e9999999999999999999}', "exponent out of range"),
         ('{"question": "?", "answer": 1, "answer": 2}', "an object has 'answer' twice"),
         ({"question": "\ud800", "answer": 1}, "not Unicode text"),
         ({"question": "?", "solution": "42"}, "no .boxed{}"),
-        ({"question": "", "answer": "1"}, "question is empty"),
+        ({"question": "", "answer": "1"}, "question .*is empty"),
         ({"question": "?", "answer": 1, "id": ["x"]}, "the id .'id'. is neither text nor a number"),
-        ({"prompt": [{"role": "user"}], "answer": "1"}, "question .'prompt'. is not text"),
-        ({"question": "!", "answer": 1, "id": "a"}, "the id 'a' is already that of .*line 1"),
+        ({"prompt": [{"role": "user"}], "answer": "1"}, "question .'prompt'. is neither text"),
+        ({"question": "!", "answer": 1, "id": "a"}, "the id 'a' is already used at .*line 1"),
         (GOOD | {"answer": "2"}, "the answer is '2', but .*line 1 answers .* with '1'"),
     ],
 )
@@ -107,7 +107,7 @@ def test_errors_name_file_line_and_reason(write, row, message):
 def test_files_without_problems(write, tmp_path):
     with pytest.raises(ProblemsUnavailable, match="no file"):
         jsonl(tmp_path / "none.jsonl")
-    with pytest.raises(ValueError, match="holds no problem"):
+    with pytest.raises(ValueError, match="holds no usable problem"):
         jsonl(write("", " "))
     with pytest.raises(ValueError, match="no column 'q' for the question"):
         jsonl(write(GOOD), question_key="q")
@@ -177,7 +177,7 @@ def test_chat_messages_give_the_users(write):
     )
     rows = [{"prompt": [system, user], "answer": 42}]
     assert [p.question for p in jsonl(write(*rows))] == ["6 * 7?"]
-    with pytest.raises(ValueError, match="is not text, nor a list of one chat message"):
+    with pytest.raises(ValueError, match="is neither text nor a list of chat messages"):
         jsonl(write({"prompt": [user, {"role": "assistant", "content": "42"}], "answer": 42}))
 
 

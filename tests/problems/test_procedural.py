@@ -105,7 +105,7 @@ def test_it_is_a_source():
 
 def test_wrong_arguments():
     for difficulty in (0, 6, (), (1, 9)):
-        with pytest.raises(ValueError, match="difficulty is one of 1 to 5"):
+        with pytest.raises(ValueError, match="difficulty must be 1 to 5"):
             arithmetic(difficulty=difficulty)
     with pytest.raises(ValueError, match="size"):
         arithmetic(size=0)

@@ -104,7 +104,7 @@ def test_numbers_are_exact(tmp_path):
         ("x.json", b'[{"a": 1}', "x.json, line 1: not JSON"),
         ("x.json", b"[" * 200_000, "x.json: nested too deeply"),
         ("x.json", b'[{"a": 1}, {"a": 1, "a": 2}]', "x.json: an object has 'a' twice"),
-        ("x.json", b'{"train": [], "test": []}', "the rows of train and test are in one file"),
+        ("x.json", b'{"train": [], "test": []}', "the file holds the rows of train and test"),
         ("x.json", b'{"data": [{"a": 1}, 2]}', "data[1]: expected an object"),
         ("x.json", b'[\n{"a": "\xe9"}]', "x.json, line 2: not UTF-8"),
         ("x.csv", b"a,b\n1,2\n3\n", "x.csv, line 3: 1 cells, but the header names 2 columns"),
