@@ -338,7 +338,7 @@ def test_what_cannot_be_put_in_order_is_refused():
     for ends in ([], [0, 2], [2, 2], [3, 1]):
         with pytest.raises(ValueError, match="ascending"):
             summarise_along([], ends)
-    with pytest.raises(ValueError, match="step 3, after the last bin's end, 2"):
+    with pytest.raises(ValueError, match="step 3 is after the last bin, 2"):
         summarise_along(trained(2, RAN), [1, 2])
     with pytest.raises(ValueError, match="'b' has no trained_version"):
         summarise_along([RAN], [10])
