@@ -1,4 +1,4 @@
-"""Finished episodes whose figures are worked out by hand in the tests of metrics."""
+"""Episodes whose figures are worked out by hand in the tests of metrics."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ OK = Execution(Outcome.OK, "42\n")
 NAME = Execution(Outcome.RUNTIME_ERROR, "", "NameError: name 'a' is not defined")
 TYPE = Execution(Outcome.RUNTIME_ERROR, "", "TypeError: 'int' object is not callable")
 LATE = Execution(Outcome.TIMEOUT, "", "time limit: the program ran for more than 5 s")
-NOTICE = "..."  # what a void turn is told
+NOTICE = "..."  # the environment's reply to a void turn
 
 
 def episode(problem, reason, *turns, correct=False, interpreter=True) -> Transcript:
-    """A finished episode of the prompt "?", of `turns`: a text, or a text and its program's result or a notice."""
+    """A finished episode with the prompt "?".
+
+    A turn is a text, or a pair: a text and the result of its program, or a text and a notice.
+    """
     spans = [Span("prompt", "?")]
     for turn in turns:
         if isinstance(turn, str):
@@ -38,7 +41,7 @@ def episode(problem, reason, *turns, correct=False, interpreter=True) -> Transcr
 
 
 def with_ids(transcript: Transcript) -> Transcript:
-    """The same with token ids: one a character of the prompt and what the environment wrote, two of what the model did."""
+    """The transcript with token ids: two for each character of the model, one for each other."""
     spans = []
     for span in transcript.spans:
         count = len(span.text) * (2 if span.author == "model" else 1)
@@ -51,14 +54,14 @@ CODE = "<code>a</code>"  # 14 characters
 RIGHT, WRONG = "<answer>42</answer>", "<answer>4</answer>"  # 19 and 18
 ANSWERED = StopReason.ANSWERED
 
-# Of each: characters; lines of code; calls, of them ok; where the first begins.
+# The comments: characters; lines of code; calls, successful calls; position of the first call.
 DIRECT = episode("a", ANSWERED, RIGHT, correct=True)  # 19; no call
 GUESS = episode("a", ANSWERED, WRONG)  # 18; no call
 RAN = episode(
     "b", ANSWERED, (f"1234{CODE}", OK), RIGHT, correct=True
 )  # 18 + 3 + 19 = 40; 1; 1, 1; 4
 STUBBORN = episode("b", ANSWERED, (CODE, NAME), RIGHT, correct=True)  # 14 + 19 = 33; 1; 1, 0; 0
-MENDED = episode(  # 17 + 14 + 3 + 19 = 53; 2 + 1, for a blank line is none; 2, 1; 0
+MENDED = episode(  # 17 + 14 + 3 + 19 = 53; 2 + 1, without the blank line; 2, 1; 0
     "c", ANSWERED, ("<code>a\n\nb</code>", NAME), (CODE, OK), RIGHT, correct=True
 )
 NEVER = episode(
@@ -70,7 +73,7 @@ TWICE = episode(  # 3 * 14 + 3 + 18 = 63; 3; 3, 1; 0
 EMPTY = episode(  # 13 + 2 = 15; 0; 1, 0; 0
     "e", StopReason.VOID_TURN, ("<code></code>", EMPTY_PROGRAM), "hm"
 )
-LIMIT = episode(  # 16 + 14 = 30; 2, for the last block was not run; 1, 0; 0
+LIMIT = episode(  # 16 + 14 = 30; 2, because the last block did not run; 1, 0; 0
     "f", StopReason.CALL_LIMIT, ("<code>a\nb</code>", LATE), CODE
 )
 PAUSED = episode(  # 14 + 2 + 3 + 14 + 3 + 19 = 55; 2; 2, 1; 0
