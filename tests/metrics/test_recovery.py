@@ -30,7 +30,7 @@ def test_recovery_by_hand():
     recovery = summarise(ALL).recovery
     assert measure_recovery(ALL) == recovery  # `measure_recovery` skips BROKEN itself
     # Failed calls: b 1 (STUBBORN), c 1 + 2 (MENDED, NEVER), d 2 (TWICE), e 1, f 1, g 1 (PAUSED).
-    # Effective cases: 9^2 / (1 + 3^2 + 2^2 + 1 + 1 + 1). The next call ran in MENDED and PAUSED, and
+    # Effective cases: 9^2 / (1 + 3^2 + 2^2 + 1 + 1 + 1). The next call ran in MENDED, PAUSED, and
     # after the second call of TWICE.
     assert recovery.next_call_ok == Estimate(9, wilson(3 / 9, 81 / 17))
     # Only the first call of TWICE is followed by the same error. The errors of NEVER differ. EMPTY

@@ -156,7 +156,7 @@ def test_text_is_utf_8(base, charset):
     assert ask(base, says(head(**fields) + b"a\xc3\xa9")).text == "a\u00e9"
 
 
-# --- inside the policy ------------------------------------------------------------------------------
+# --- inside the policy ---------------------------------------------------------------------------
 
 
 def write(answer: Answer, **options: object) -> str:
