@@ -628,7 +628,7 @@ def test_what_an_evaluation_has_finished_stays_when_it_stops(
         (("--native-tools",), "--native-tools is for models behind an API: give --api"),
         (("--completions",), "--completions is for models"),
         (("--api-key-env", "HOME"), "--api-key-env is for models"),
-        (("--api", "localhost:8000"), "'localhost:8000' is no URL of an API"),
+        (("--api", "localhost:8000"), "'localhost:8000' is not a URL of an API"),
         (
             ("--api", "http://h/v1", "--api-key-env", "NO_KEY"),
             "NO_KEY: this environment variable is not set",
