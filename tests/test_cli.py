@@ -299,7 +299,7 @@ WRONG = {
     "no pair": ([*EVAL, "difficulty"], "'difficulty' is not a setting: write it as key=value"),
     "unknown setting": ([*EVAL, "max_call=3"], "max_calls, max_tokens"),
     "unknown setting to play": (["play", "max_call=3"], "max_calls, max_tokens"),
-    "bad value": ([*EVAL, "difficulty=9"], "difficulty is one of 1 to 5"),
+    "bad value": ([*EVAL, "difficulty=9"], "difficulty must be 1 to 5"),
     "no such sandbox to play": (["play", "sandbox=nsjial"], "'nsjial'"),
     "a wrong sandbox to play": (["play", 'sandbox={"pakages": []}'], "'pakages'"),
     "no boolean": ([*EVAL, "session=yes"], "session must be true or false, not 'yes'"),
@@ -628,7 +628,7 @@ def test_what_an_evaluation_has_finished_stays_when_it_stops(
         (("--native-tools",), "--native-tools is for models behind an API: give --api"),
         (("--completions",), "--completions is for models"),
         (("--api-key-env", "HOME"), "--api-key-env is for models"),
-        (("--api", "localhost:8000"), "'localhost:8000' is no URL of an API"),
+        (("--api", "localhost:8000"), "'localhost:8000' is not a URL of an API"),
         (
             ("--api", "http://h/v1", "--api-key-env", "NO_KEY"),
             "NO_KEY: this environment variable is not set",

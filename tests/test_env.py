@@ -380,7 +380,7 @@ def test_unknown_settings_are_answered_with_the_known_ones(files):
         ReToolEnv(PROBLEMS, sandbox=FakeSandbox(), difficulty=3)
     with pytest.raises(ValueError, match=r"max_tokens .*set max_characters instead"):
         gym.make(ARITHMETIC, max_tokens=100)
-    with pytest.raises(ValueError, match="no source of problems 'aimee'"):
+    with pytest.raises(ValueError, match="no source of problems is called 'aimee'"):
         ReToolEnv("aimee", sandbox=FakeSandbox())
 
 

@@ -1,12 +1,13 @@
-"""Are two answers mathematically equal?
+"""Grading: are two answers mathematically equal?
 
-* `notation`: what models and interpreters write, in one notation.
-* `answer`: what a text commits to, and the verdicts that need no algebra.
-* `grader`: the processes that compare all else, and :func:`is_equivalent`, the question that the reward asks.
-* `worker`: one such process, which runs math-verify.
+* `notation`: rewrites the output of models and interpreters as LaTeX.
+* `answer`: finds the values that a text commits to, and gives the verdicts that need no algebra.
+* `grader`: holds the worker processes, and `is_equivalent`, which the reward calls.
+* `worker`: the code of one worker process, which compares expressions with math-verify.
 
-The invariant: the verdict is `False` unless the answer commits to one value and that value is the gold one. Whatever is
-empty, malformed, ambiguous, too long, or too slow is wrong, never an error.
+The invariant: the verdict is `False` unless the answer commits to one value, and this value equals
+the gold value. An answer that is empty, malformed, ambiguous, long beyond the limits or slow to
+evaluate is wrong. It never raises an error.
 """
 
 from retool_env.grading.answer import MAX_CHARS, boxed_spans, extract_boxed

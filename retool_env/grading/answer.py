@@ -1,7 +1,7 @@
-r"""What an answer commits to, and the verdicts that need no algebra.
+r"""The values that an answer commits to, and the verdicts that need no algebra.
 
-Here are :func:`extract_boxed`, which finds the content of a ``\boxed{...}``; :func:`expressions`, the one or more values
-that a text gives; and :func:`plain_verdict`, which compares plain numbers.
+`extract_boxed` returns the content of a `\boxed{...}`. `expressions` returns the values that a text
+gives. `plain_verdict` compares plain numbers.
 """
 
 import re
@@ -10,14 +10,17 @@ from fractions import Fraction
 from retool_env.grading.notation import latex
 
 MAX_CHARS = 2_000
-"""A longer expression is wrong unseen: the longest gold answer of MATH has 159 characters. It is what stands in the box
-that counts, not the text around it."""
+"""The most characters of an expression. A longer expression is wrong, and is not read.
+
+Only the content of the box counts, not the text around it. The longest gold answer of MATH has 159
+characters.
+"""
 
 MAX_TEXT = 1_000_000
-"""A text of more characters is wrong unseen, whatever it holds."""
+"""The most characters of a text, boxes included. A longer text is wrong, and is not read."""
 
 _MAX_BOXES = 50
-_MAX_DIGITS = 400  # of a number that is compared as a fraction
+_MAX_DIGITS = 400  # a longer number is not compared as a fraction
 
 _BOX = r"\\+(?:boxed|fbox)(?![A-Za-z])"
 _BOX_TOKEN = re.compile(
@@ -34,15 +37,17 @@ _GROUP = r"(?:,|\\,|\\!|,\\!|\{,\}| |~|\\ )"
 _INTEGER = re.compile(rf"([+-]?) *([0-9]+|[1-9][0-9]{{0,2}}(?:{_GROUP}[0-9]{{3}})+)")
 _DECIMAL = re.compile(r"([+-]?) *([0-9]*\.[0-9]+|[0-9]+\.)")
 _FRACTION = re.compile(
-    r"([+-]?) *(?:([0-9]+) */ *([0-9]+)|\\[dtc]?frac *(?:\{ *([+-]?[0-9]+) *\}|([0-9])) *(?:\{ *([0-9]+) *\}|([0-9])))"
+    r"([+-]?) *(?:([0-9]+) */ *([0-9]+)"
+    r"|\\[dtc]?frac *(?:\{ *([+-]?[0-9]+) *\}|([0-9])) *(?:\{ *([0-9]+) *\}|([0-9])))"
 )
 
 
 def extract_boxed(text: str) -> str | None:
-    r"""Return the content of the last complete ``\boxed{...}``, or `None` where there is none.
+    r"""Returns the content of the last complete `\boxed{...}`; `None` if the text has no box.
 
-    ``\fbox`` is a box too, a backslash may be doubled, and a box without braces holds what follows up to a space or a
-    ``$``. Braces nest, escaped braces don't count, and a box inside another belongs to the outer one.
+    `\fbox` is also a box, and the backslash may be doubled. A box without braces ends before the
+    next space or `$`. Braces nest, and escaped braces do not count. An inner box is a part of the
+    content of the outer box.
 
     Example:
         >>> extract_boxed(r"so \boxed{1}, or rather \boxed{\frac{1}{2}} and \boxed{")
@@ -55,13 +60,15 @@ def extract_boxed(text: str) -> str | None:
 
 
 def boxed_spans(text: str) -> list[tuple[int, int, int]]:
-    """Find all complete outermost boxes: where each starts, and where its content begins and ends.
+    """Finds all complete outermost boxes of a text, in one pass, since a hostile text is long.
 
-    One pass, since hostile text is long.
+    Returns:
+        A triple of positions for each box: the start of the box, the start of its content and the
+        end of its content.
     """
     if "box" not in text:
         return []
-    open_braces: list[tuple[int, int] | None] = []  # (start, content start) of a box, None: a brace
+    open_braces: list[tuple[int, int] | None] = []  # a box: (start, content start); a brace: None
     spans: list[tuple[int, int, int]] = []
     position = 0
     while token := _BOX_TOKEN.search(text, position):
@@ -86,21 +93,23 @@ def _boxes(text: str) -> list[str]:
 
 
 def _end_of_bare(text: str, begin: int) -> int:
-    """Where a box without braces ends: before a space or a dollar sign outside of braces."""
-    depth, position = 0, begin
-    while token := _BARE_TOKEN.search(text, position):
+    """The end of a box without braces: before a space or a dollar sign outside of braces."""
+    depth = 0
+    for token in _BARE_TOKEN.finditer(text, begin):
         if token[0] == "{":
             depth += 1
         elif token[0] == "}":
             depth -= 1
         if depth < 0 or (depth == 0 and token[0] not in "{}"):
             return token.start()
-        position = token.end()
     return len(text)
 
 
 def strip(text: str) -> str:
-    r"""Remove what surrounds an expression: spaces, ``$``, ``\(``, Markdown, a first ``=``, a closing period."""
+    r"""Removes the surroundings of an expression.
+
+    They are spaces, `$`, `\(`, Markdown, an equals sign at the start and a period at the end.
+    """
     before = None
     while before != text:
         before = text
@@ -113,29 +122,30 @@ def strip(text: str) -> str:
 
 
 def expressions(text: str) -> list[str]:
-    """The expressions that a text commits to, as LaTeX, each once and in order.
+    """Returns the expressions that a text commits to, as LaTeX, in order and without repetition.
 
-    They are the contents of its boxes; without a box, it is the whole text. None at all where the text is empty or too
-    long. Several are one answer: the list of these values.
+    The expressions are the contents of the boxes, or the whole text if there is no box. Several
+    expressions are one answer: the list of their values.
+
+    Returns:
+        The expressions; an empty list if the text is empty or exceeds a limit.
     """
     if len(text) > MAX_TEXT:
         return []
-    if (
-        text.isdigit() and text.isascii() and len(text) <= MAX_CHARS
-    ):  # most are: no need to look further
+    # The fast path: most answers are plain digits.
+    if text.isdigit() and text.isascii() and len(text) <= MAX_CHARS:
         return [text]
-    found = _boxes(text) or [text]
-    if len(found) > _MAX_BOXES or any(len(content) > MAX_CHARS for content in found):
+    contents = _boxes(text) or [text]
+    if len(contents) > _MAX_BOXES or any(len(content) > MAX_CHARS for content in contents):
         return []
-    found = [_without_boxes(content) for content in found]
-    plain = [_unify(content) for content in found]
-    if not all(plain) or any("\\boxed" in each for each in plain):
+    plain = [_unify(_without_boxes(content)) for content in contents]
+    if not all(plain) or any("\\boxed" in expression for expression in plain):
         return []
     return list(dict.fromkeys(plain))
 
 
 def _without_boxes(text: str) -> str:
-    """What a box holds, with the content of each box inside it in that box's place."""
+    """The content of a box; each inner box is replaced with its content."""
     while spans := boxed_spans(text):
         for start, begin, end in reversed(spans):
             text = f"{text[:start]} {text[begin:end]} {text[end + (text[end : end + 1] == '}') :]}"
@@ -150,7 +160,10 @@ def _unify(text: str) -> str:
 
 
 def integer(text: str) -> str | None:
-    """The canonical digits of a plain integer (`int` itself refuses more than 4,300 digits)."""
+    """Returns the canonical digits of a plain integer; `None` for any other text.
+
+    The result is text because `int` refuses more than 4,300 digits.
+    """
     if not (match := _INTEGER.fullmatch(text)):
         return None
     digits = re.sub("[^0-9]", "", match[2]).lstrip("0") or "0"
@@ -158,7 +171,7 @@ def integer(text: str) -> str | None:
 
 
 def _number(text: str) -> tuple[Fraction, bool] | None:
-    """The value of a plain number, and whether it is a decimal."""
+    """The value of a plain number, and whether it is a decimal; `None` for any other text."""
     if len(text) > _MAX_DIGITS:
         return None
     if digits := integer(text):
@@ -176,13 +189,13 @@ def _number(text: str) -> tuple[Fraction, bool] | None:
 
 
 def plain_verdict(answer: str, gold: str) -> bool | None:
-    """Compare two expressions where this takes no algebra: the same text, or two plain numbers.
+    """Compares two expressions without algebra: equal texts, or two plain numbers.
 
-    Integers and fractions are compared exactly. A decimal equals an integer if it has its value, and any other number if
-    both agree when rounded to six places, and to one part in 100,000.
+    Integers and fractions are compared exactly. A decimal equals an integer if their values are
+    equal. It equals any other number if the two are `close`.
 
     Returns:
-        The verdict; `None` where it takes more.
+        The verdict; `None` if the comparison needs algebra.
     """
     if answer == gold:
         return True
@@ -201,5 +214,5 @@ def plain_verdict(answer: str, gold: str) -> bool | None:
 
 
 def close(value: Fraction, wanted: Fraction) -> bool:
-    """Whether two numbers agree when rounded to six places, and to one part in 100,000."""
+    """Whether two numbers agree after rounding to six places, and agree to one part in 100,000."""
     return round(value, 6) == round(wanted, 6) and abs(value - wanted) * 100_000 <= abs(wanted)

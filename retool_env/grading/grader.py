@@ -1,10 +1,12 @@
-"""The processes that compare what takes algebra, and the question that the reward asks.
+"""The worker processes that compare answers by algebra, and `is_equivalent`, the reward's question.
 
-An answer is written by an optimiser and may take for ever to evaluate (``9^{9^{9^9}}``) or eat all memory. math-verify's
-own time limit works in a main thread only; a process can be killed from anywhere.
+An optimiser writes the answers. An answer may evaluate for ever (`9^{9^{9^9}}`) or use up all
+memory. The time limit of math-verify works only in a main thread, but any thread can kill a
+process. So each comparison runs in a worker process.
 
-A comparison that is not over in a moment is begun again in a lane for slow ones: however many of these there are, the
-others find a worker. Time is the worker's processor time, so that a busy machine changes no verdict.
+A comparison that takes longer than a moment starts again in a lane for slow comparisons. So slow
+comparisons never occupy all workers. The time is the worker's processor time, so a busy machine
+changes no verdict.
 """
 
 import asyncio
@@ -29,30 +31,34 @@ _START = (
     "import sys; sys.path.insert(0, {!r}); from worker.process import serve; sys.path.pop(0); "
     "serve({!r}, {!r})"
 )
-"""What the worker's interpreter runs, with the folder of `worker`, the seconds and the MiB."""
+"""The program of a worker. Its values: the folder of `worker`, the seconds and the MiB."""
 _OVERRUN = -signal.SIGVTALRM if hasattr(signal, "SIGVTALRM") else 1
-"""How a worker ends that could not be interrupted in time."""
+"""The return code of a worker that overran its time in code that an exception can't interrupt."""
 _START_SECONDS = 60.0
 _MOMENT_SECONDS = 0.25
-_GONE_SECONDS = 60.0  # beyond its time: only a machine that stands still is so late
+_GONE_SECONDS = 60.0  # after the worker's time; only a machine that stands still replies so late
 _THREADS = 64
 
 _YES, _LATE = b"1", b"late"
 _NO_VALUES = {"none", "null", "nan", "n/a", "?"}
 
 Question = list[list[str]]
-"""The expressions of the answer, and those of the gold answer; of one alone, it is asked whether it is a value."""
+"""A question to a worker.
+
+Two lists hold the expressions of the answer and the expressions of the gold: are they equal? A
+single list holds the expressions of a gold: is each of them a value?
+"""
 
 
 class _Worker:
-    """One child process; used by one thread at a time."""
+    """A child process that answers the questions of one thread at a time."""
 
     def __init__(self, seconds: float, memory_mb: int) -> None:
         self.seconds = seconds
         start = _START.format(str(Path(__file__).parent), seconds, memory_mb)
-        # -P: the folder in which one works must not shadow other modules. A fixed hash seed:
-        # sympy's order of terms, and with it a verdict on the edge of the time limit, is the same
-        # in every run.
+        # -P: modules in the current folder must not shadow other modules. A fixed hash seed: sympy
+        # then orders terms in the same way in every run, and so a verdict near the time limit does
+        # not change.
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", start],
             stdin=subprocess.PIPE,
@@ -74,11 +80,11 @@ class _Worker:
             )
 
     def ask(self, question: Question) -> bytes | None:
-        """Its reply: the verdict, or that it took too long; `None` if the process died of something else."""
+        """Returns the worker's reply; `_LATE` after the time; `None` if the process died."""
         try:
             self._questions.write(json.dumps(question).encode() + b"\n")
             reply = self._read_line(self.seconds + _GONE_SECONDS)
-        except (OSError, ValueError):  # it died, or `close` closed its pipes
+        except (OSError, ValueError):  # the process died, or `close` closed its pipes
             reply = None
         except BaseException:  # e.g. KeyboardInterrupt: a late reply would answer the next question
             self.kill()
@@ -89,7 +95,7 @@ class _Worker:
         return reply
 
     def _read_line(self, seconds: float) -> bytes | None:
-        """One line without its end, or `None` at the end of the stream or of the time."""
+        """A line without its line break; `None` at the end of the stream or of the time."""
         fd = self._replies.fileno()
         deadline = time.monotonic() + seconds
         line = b""
@@ -110,9 +116,9 @@ class _Worker:
         self._close_pipes()
 
     def abandon(self) -> None:
-        """Forget a process that belongs to the parent of this fork."""
+        """Releases the pipes of a process that the parent of this fork owns."""
         self._close_pipes()
-        self.process.returncode = 0  # not ours to wait for
+        self.process.returncode = 0  # so that the child does not wait for its parent's process
 
     def _close_pipes(self) -> None:
         self._questions.close()
@@ -120,9 +126,9 @@ class _Worker:
 
 
 def _readable(fd: int, seconds: float) -> bool:
-    """Wait until there is something to read.
+    """Waits for data; returns whether data came within the seconds.
 
-    Windows cannot wait for a pipe: there, reading waits, and the worker ends itself in time.
+    Windows cannot wait for a pipe. There, the read call waits, and the worker ends itself in time.
     """
     if not hasattr(select, "poll"):
         return True
@@ -132,7 +138,7 @@ def _readable(fd: int, seconds: float) -> bool:
 
 
 class _Lane:
-    """At most `workers` processes, each started when first needed, and given `seconds` a question."""
+    """At most `workers` processes, which start on demand and have `seconds` for each question."""
 
     def __init__(self, seconds: float, memory_mb: int, workers: int) -> None:
         self._seconds = seconds
@@ -171,16 +177,16 @@ _GRADERS: weakref.WeakSet["Grader"] = weakref.WeakSet()
 
 
 class Grader:
-    """Decides equivalence, with at most `workers` processes, each started when first needed.
+    """Decides equivalence with worker processes, which start on demand.
 
-    As many again serve the comparisons that take longer than a moment. Safe to share between threads. After a fork the
-    child starts processes of its own.
+    Threads can share a grader. After a fork, the child starts its own processes.
 
     Args:
-        seconds: Processor time for one comparison; at its end the answer counts as wrong.
-        memory_mb: Address space of a worker, in MiB; beyond it the answer counts as wrong.
-        workers: How many comparisons may run at once. A worker takes some 80 MiB. By default the number of cores, but
-            at most 4.
+        seconds: The processor time of one comparison. After this time, the answer is wrong.
+        memory_mb: The address space of a worker, in MiB. An answer that needs more is wrong.
+        workers: The number of processes for short comparisons, and also the number of processes for
+            comparisons that take longer than a moment. A worker occupies some 80 MiB. `None`: the
+            number of processor cores, but at most 4.
     """
 
     def __init__(
@@ -199,31 +205,37 @@ class Grader:
         self._threads = ThreadPoolExecutor(_THREADS, "grading")
 
     def is_equivalent(self, answer: str, gold: str) -> bool:
-        """See :func:`is_equivalent`."""
+        """Returns whether two answers are equal: see the function `is_equivalent`."""
         verdict = _decide(answer, gold)
-        return verdict if isinstance(verdict, bool) else self._compare(verdict)
+        return verdict if isinstance(verdict, bool) else self.compare(verdict)
 
     async def is_equivalent_async(self, answer: str, gold: str) -> bool:
-        """See :func:`is_equivalent_async`."""
+        """Returns whether two answers are equal, without blocking the event loop."""
         verdict = _decide(answer, gold)
         if isinstance(verdict, bool):
             return verdict
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._compare, verdict)
+        return await loop.run_in_executor(self._threads, self.compare, verdict)
 
     def is_value(self, text: str) -> bool:
-        """See :func:`is_value`."""
+        """Returns whether a text can serve as a gold answer: see the function `is_value`."""
         values = expressions(text)
         if not values or any(value.lower() in _NO_VALUES for value in values):
             return False
         if all(plain_verdict(value, "0") is not None for value in values):
             return True
-        return self._compare([values])
+        return self.compare([values])
 
-    def _compare(self, question: Question) -> bool:
+    def compare(self, question: Question) -> bool:
+        """Returns a worker's verdict on a question.
+
+        Raises:
+            GraderUnavailable: The worker can't be started, because the installation is broken.
+        """
         reply = self._quick.ask(question)
         for _ in range(2):
-            # A worker's death may be an old one's, full of other answers' memory, or the kernel's choice.
+            # The question need not be the cause of a worker's death: earlier answers may have
+            # filled the memory, or the kernel may have killed the process.
             if reply is None or (reply == _LATE and self.seconds > _MOMENT_SECONDS):
                 reply = self._slow.ask(question)
                 if reply == _LATE:
@@ -232,11 +244,11 @@ class Grader:
 
     @property
     def processes(self) -> set[subprocess.Popen[bytes]]:
-        """The worker processes that there are now."""
+        """The current worker processes."""
         return {worker.process for worker in self._quick.all | self._slow.all}
 
     def close(self) -> None:
-        """End the worker processes; a later comparison starts new ones."""
+        """Ends the worker processes. A later comparison starts new processes."""
         self._quick.close()
         self._slow.close()
 
@@ -247,7 +259,7 @@ class Grader:
 
 
 def _decide(answer: str, gold: str) -> bool | Question:
-    """The verdict where it takes no algebra, or the question that a worker answers."""
+    """The verdict if it needs no algebra, else the question for a worker."""
     if (values := expressions(answer)) and (wanted := expressions(gold)):
         if len(values) == len(wanted) == 1:
             verdict = plain_verdict(values[0], wanted[0])
@@ -260,30 +272,39 @@ _DEFAULT = Grader()
 
 
 def is_equivalent(answer: str, gold: str) -> bool:
-    r"""Say whether `answer` is mathematically equal to `gold`.
+    r"""Returns whether `answer` is mathematically equal to `gold`.
 
-    What is compared: the content of the answer's ``\boxed{...}`` if it has one, else the whole answer, without
-    surrounding ``$``, Markdown and closing periods. It must be the expression itself: a sentence that mentions the gold
-    value is wrong. Several boxes of different values are the list of these.
+    The grader compares the content of the answer's `\boxed{...}`, or the whole answer if it has no
+    box. It removes surrounding `$`, Markdown and closing periods. The rest must be the expression
+    itself: a sentence that mentions the gold value is wrong. Several boxes with different values
+    are the list of these values.
 
-    What is equal: integers by value (``042``, ``+42``, ``42.0``, ``$1{,}000$``); exact forms by algebra (``\frac{1}{2}``
-    and ``0.5``, ``\sqrt{8}`` and ``2\sqrt{2}``), exactly; a rounded decimal only if it agrees to six places and to one
-    part in 100,000 (``0.333333`` is 1/3, ``0.3333`` isn't); sets in any order, tuples and intervals in theirs; and other
-    notation, see `notation`. Units, degrees, percent signs and a numeral's base may be left out (``5\text{ cm}`` and
-    ``5``; ``50\%`` and both ``50`` and ``0.5``). A name before an equals sign is dropped (``x=5`` and ``5``), but every
-    further member of a chain must be the gold value. A list of alternatives equals only a gold that is the same list.
+    These rules decide equality:
+
+    * Integers are equal by value: `042`, `+42`, `42.0` and `$42$`.
+    * Exact forms are equal by algebra: `\frac{1}{2}` and `0.5`, `\sqrt{8}` and `2\sqrt{2}`.
+    * A rounded decimal must agree to six places and to one part in 100,000: `0.333333` equals 1/3,
+      but `0.3333` does not.
+    * The order matters in tuples and intervals, but not in sets.
+    * Other notation is read as LaTeX: see `retool_env.grading.notation`.
+    * A unit, a degree sign, a percent sign and the base of a numeral are optional: `5\text{ cm}`
+      equals `5`, and `50\%` equals both `50` and `0.5`.
+    * A name before an equals sign is optional: `x=5` equals `5`. Each further member of a chain
+      must equal the gold value.
+    * A list of alternatives equals only a gold that is the same list.
 
     Args:
-        answer: Text the model wrote, trusted in nothing.
+        answer: The text that the model wrote. It may be hostile.
         gold: The reference answer.
 
     Returns:
-        The verdict, within some 6 seconds of processor time; `False` for anything empty, malformed, longer than
-        :data:`MAX_CHARS`, or too heavy to evaluate.
+        The verdict, after at most some 6 seconds of processor time. It is `False` if the answer is
+        empty, malformed or longer than `MAX_CHARS`, or if the comparison exceeds its time or
+        memory.
 
     Raises:
         GraderUnavailable: The worker can't be started, because the installation is broken. No
-            pair of strings causes it.
+            answer and no gold cause this error.
 
     Example:
         >>> is_equivalent(r"The answer is \boxed{042}.", "42"), is_equivalent("4", "42")
@@ -293,18 +314,18 @@ def is_equivalent(answer: str, gold: str) -> bool:
 
 
 async def is_equivalent_async(answer: str, gold: str) -> bool:
-    """:func:`is_equivalent` from an event loop, which goes on while a worker compares."""
+    """Does the same as `is_equivalent`; the event loop runs on while a worker compares."""
     return await _DEFAULT.is_equivalent_async(answer, gold)
 
 
 def is_value(text: str) -> bool:
-    """Say whether `text` can serve as a gold answer: it is a value that grades equal to itself.
+    """Returns whether `text` can serve as a gold answer: a value that is graded equal to itself.
 
-    A value is what the parser reads as one expression, or a word or two of text. Nothing, ``None``, ``nan`` and what is
-    longer than :data:`MAX_CHARS` are none.
+    A value is one expression that the parser can read, or a few words of text. An empty text,
+    `None`, `nan` and a text longer than `MAX_CHARS` are not values.
 
     Raises:
-        GraderUnavailable: See :func:`is_equivalent`.
+        GraderUnavailable: The worker can't be started, because the installation is broken.
     """
     return _DEFAULT.is_value(text)
 

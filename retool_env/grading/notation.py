@@ -1,8 +1,9 @@
-r"""One notation for what models and interpreters write: LaTeX.
+r"""The notations of models and interpreters, rewritten in one notation: LaTeX.
 
-An answer may be set in Unicode (``x²``, ``∞``), as Python prints it (``2*sqrt(3)``, ``Fraction(1, 2)``), in scientific
-notation (``3e2``), or in some font (``\mathbf{3}``). Here all of it becomes the LaTeX that the parser reads. No text is
-evaluated: Python's form is read as a syntax tree, of which only what is listed here is known.
+An answer may be written in Unicode (`x²`, `∞`), as Python prints it (`2*sqrt(3)`,
+`Fraction(1, 2)`), in scientific notation (`3e2`), or in a font (`\mathbf{3}`). This module rewrites
+all of these as the LaTeX that the parser reads. It evaluates no text: it parses Python's notation
+into a syntax tree and accepts only the names and operators listed here.
 """
 
 import ast
@@ -11,43 +12,20 @@ import unicodedata
 from decimal import Decimal
 
 MAX_EXPONENT = 400
-"""Scientific notation beyond this power of ten is not written out."""
+"""The largest power of ten, positive or negative, that is written out as plain digits."""
 
 # --- characters -----------------------------------------------------------------------------------
 
 _NAMED = {
-    "×": "times",
-    **dict.fromkeys("⋅·∙•∗", "cdot"),
-    "÷": "div",
-    "±": "pm",
-    "∓": "mp",
-    "∞": "infty",
-    **dict.fromkeys("≤⩽", "le"),
-    **dict.fromkeys("≥⩾", "ge"),
-    "≠": "ne",
-    "≈": "approx",
-    "≡": "equiv",
-    "∪": "cup",
-    "∩": "cap",
-    "∈": "in",
-    "∉": "notin",
-    "∅": "emptyset",
-    "⊂": "subset",
-    "⊆": "subseteq",
-    "∖": "setminus",
-    "→": "to",
-    "…": "ldots",
-    "⋯": "cdots",
-    "⟨": "langle",
-    "⟩": "rangle",
-    "⌊": "lfloor",
-    "⌋": "rfloor",
-    "⌈": "lceil",
-    "⌉": "rceil",
-    "∫": "int",
-    "∑": "sum",
-    "∏": "prod",
-    "∘": "circ",
+    character: name
+    for characters, names in (
+        ("× ⋅ · ∙ • ∗ ÷ ± ∓ ∘ ∞", "times cdot cdot cdot cdot cdot div pm mp circ infty"),
+        ("≤ ⩽ ≥ ⩾ ≠ ≈ ≡ →", "le le ge ge ne approx equiv to"),
+        ("∈ ∉ ∅ ⊂ ⊆ ∪ ∩ ∖", "in notin emptyset subset subseteq cup cap setminus"),
+        ("⟨ ⟩ ⌊ ⌋ ⌈ ⌉", "langle rangle lfloor rfloor lceil rceil"),
+        ("∫ ∑ ∏ … ⋯", "int sum prod ldots cdots"),
+    )
+    for character, name in zip(characters.split(), names.split(), strict=True)
 }
 _PLAIN = {
     "−": "-",
@@ -75,7 +53,7 @@ def _characters() -> dict[int, str]:
         name = name.lower().replace("lamda", "lambda")
         if name.isalpha() and "final" not in name:
             table[code] = rf"\{name if case == 'SMALL' else name.capitalize()} "
-    # Full-width forms and the letters and digits of mathematical fonts, but not the digits of other scripts.
+    # Full-width forms and mathematical fonts, but not the digits of other scripts.
     for code in (*range(0xFF01, 0xFF5F), *range(0x1D400, 0x1D800)):
         plain = unicodedata.normalize("NFKC", chr(code))
         table[code] = plain if plain.isascii() else table.get(ord(plain[0]), chr(code))
@@ -94,8 +72,7 @@ _DEGREES = {"√": "", "∛": "[3]", "∜": "[4]"}
 
 
 def _run(match: re.Match[str]) -> str:
-    raised = match[0][0] in _RAISED
-    table, sign = (_RAISED, "^") if raised else (_LOWERED, "_")
+    table, sign = (_RAISED, "^") if match[0][0] in _RAISED else (_LOWERED, "_")
     return f"{sign}{{{''.join(table[character] for character in match[0])}}}"
 
 
@@ -105,7 +82,7 @@ def _root(match: re.Match[str]) -> str:
 
 
 def ascii_latex(text: str) -> str:
-    """Write the characters of mathematics in Unicode as LaTeX; those that have no other form stay."""
+    """Rewrites mathematical Unicode characters as LaTeX; characters without LaTeX form stay."""
     if text.isascii():
         return text
     text = _ROOT.sub(_root, _RUNS.sub(_run, text))
@@ -118,10 +95,11 @@ _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)(?![\w.])"
 
 
 def plain_number(text: str) -> str | None:
-    """Write a number in scientific notation without its exponent: ``1e-05`` is ``0.00001``.
+    """Rewrites a number in scientific notation without exponent: `1e-05` becomes `0.00001`.
 
     Returns:
-        All its digits; `None` where the exponent is beyond :data:`MAX_EXPONENT`, or the text is no number.
+        All digits of the number; `None` if the exponent exceeds `MAX_EXPONENT`, or the text is not
+        a number.
     """
     try:
         number = Decimal(text)
@@ -140,7 +118,10 @@ def _written_out(match: re.Match[str]) -> str:
 
 # --- fonts ----------------------------------------------------------------------------------------
 
-_FONT = r"\\(?:math(?:rm|bf|it|sf|tt|normal)|boldsymbol|bm|bold|pmb|text(?:bf|it|rm|sf|tt|normal|up)?|mbox|operatorname\*?)"
+_FONT = (
+    r"\\(?:math(?:rm|bf|it|sf|tt|normal)|boldsymbol|bm|bold|pmb"
+    r"|text(?:bf|it|rm|sf|tt|normal|up)?|mbox|operatorname\*?)"
+)
 _SWITCH = re.compile(
     r"\{\s*\\(?:rm|bf|it|tt|sf|cal)\b\s*([^{}]*)\}|\\(?:rm|bf|it|tt|sf)\b\s*\{([^{}]*)\}"
 )
@@ -150,7 +131,8 @@ _NUMBER_IN_FONT = re.compile(rf"(?<![\w}}])\s*{_FONT}\{{\s*([+-]?[\d.,]*\d)\s*\}
 _CONSTANT = re.compile(rf"{_FONT}\{{\s*([ei])\s*\}}")
 _SYMBOL_FONT = re.compile(r"\\(?:boldsymbol|bm|bold|pmb)\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 _ANGLE = re.compile(
-    r"(\\(?:sin|cos|tan|cot|sec|csc))\s*(?:\\left)?[({]?\s*(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\right)?[)}]?"
+    r"(\\(?:sin|cos|tan|cot|sec|csc))\s*(?:\\left)?[({]?\s*(\d+(?:\.\d+)?)"
+    r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\right)?[)}]?"
 )
 _BARE_SYMBOL = r"(\\(?:pi|theta|alpha|beta|phi|omega))(?![A-Za-z])"
 _ABOVE = re.compile(rf"(\\[dtc]?frac)\s*{_BARE_SYMBOL}")
@@ -175,7 +157,8 @@ _MIXED = re.compile(r"([+-]?)\s*(\d+)(?:\s|~|\\ )+(\d+)/(\d+)")
 _REPEATING = re.compile(r"(?<![\d.])(\d*)\.(\d*)\\(?:overline|bar)\s*\{?\s*(\d+)\s*\}?")
 _NOUN = re.compile(r"(?<=[\d})])\s+([a-z]{3,}(?: [a-z]{2,}){0,2})$")
 _COMPOUND = re.compile(
-    r"(?<=[\d}])[\s~]+((?:km|cm|mm|m|mi|ft|in|kg|g|mg|L|mL|lbs?|oz)/(?:km|m|s|h|hr|min|kg|g|L|day|hour)(?:\^\{?[23]\}?)?)$"
+    r"(?<=[\d}])[\s~]+((?:km|cm|mm|m|mi|ft|in|kg|g|mg|L|mL|lbs?|oz)"
+    r"/(?:km|m|s|h|hr|min|kg|g|L|day|hour)(?:\^\{?[23]\}?)?)$"
 )
 _UNION = re.compile(r"(?<=[)\]])\s*(?:U|\\text\{\s*or\s*\}|or)\s*(?=[(\[])")
 _NOT_NOUNS = {
@@ -185,7 +168,7 @@ _NOT_NOUNS = {
 
 
 def _repeated(match: re.Match[str]) -> str:
-    r"""``0.1\overline{6}`` as the fraction that it is."""
+    r"""The fraction of a repeating decimal, for example of `0.1\overline{6}`."""
     whole, fixed, period = match[1] or "0", match[2], match[3]
     if len(match[0]) > 50:
         return match[0]
@@ -199,7 +182,7 @@ def _noun(match: re.Match[str]) -> str:
 
 
 def latex(text: str) -> str:
-    """Write an expression, in whatever form of those named above, as LaTeX."""
+    """Rewrites an expression as LaTeX, from any notation that the module's docstring names."""
     text = ascii_latex(_DASH.sub(r"\1-", text))
     if mixed := _MIXED.fullmatch(text.strip()):
         return rf"{mixed[1]}{mixed[2]}\frac{{{mixed[3]}}}{{{mixed[4]}}}"
@@ -209,7 +192,7 @@ def latex(text: str) -> str:
     text = _GROUPED.sub("", text)
     text = _AFTER_NAME.sub(lambda match: match[1] + match[2].replace(",", ""), text)
     text = _REPEATING.sub(_repeated, text)
-    if "infty" in text or "oo" in text:  # else they may be points
+    if "infty" in text or "oo" in text:  # else the parentheses may be points
         text = _UNION.sub(r" \\cup ", text)
     text = _COMPOUND.sub(r"\\text{ \1}", _NOUN.sub(_noun, text))
     text = _SPACED.sub(r"\1{", text)
@@ -278,17 +261,17 @@ _MARK = re.compile(
 
 
 class _Unknown(Exception):
-    """The text is no expression of the kind that is read here."""
+    """The text is not an expression that `from_python` accepts."""
 
 
 def from_python(text: str) -> str | None:
-    r"""Read an expression as Python, sympy or numpy print it, and write it as LaTeX.
+    r"""Rewrites an expression that Python, sympy or numpy printed as LaTeX.
 
-    ``^`` is taken as a power. A text that Python would read but that has none of its marks (``x+1``, ``(1, 2)``) is left
-    to be read as LaTeX.
+    `^` means a power. A text without a mark of Python, such as `x+1` or `(1, 2)`, is not rewritten:
+    the parser reads it as LaTeX.
 
     Returns:
-        LaTeX; `None` where the text is nothing of this kind.
+        The LaTeX; `None` if the text is not such an expression.
 
     Example:
         >>> from_python("1 + 2*sqrt(3)"), from_python("Fraction(1, 2)"), from_python("two")
@@ -300,7 +283,7 @@ def from_python(text: str) -> str | None:
     try:
         tree = ast.parse(source, mode="eval").body
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-        # Beside other capitals, these are variables.
+        # Next to other capital letters, E and I are variables and not constants.
         variables = any(len(name) == 1 and name.isupper() and name not in "EI" for name in names)
         return _Reader(source, variables).read(tree)[0]
     except (_Unknown, SyntaxError, ValueError, MemoryError, RecursionError):
@@ -308,7 +291,11 @@ def from_python(text: str) -> str | None:
 
 
 class _Reader:
-    """Writes a syntax tree as LaTeX; beside each text, how tightly it binds: 1 a sum to 4 a unit."""
+    """Writes a syntax tree as LaTeX.
+
+    `read` returns the text and its precedence: 1 for a sum, 2 for a product, 3 for a power, 4 for a
+    text that needs no brackets.
+    """
 
     def __init__(self, source: str, variables: bool) -> None:
         self._source = source

@@ -1,4 +1,4 @@
-"""Figures of episodes: how often a model uses its tool, how soon, how well, and whether it recovers."""
+"""Figures of episodes: accuracy, use of the interpreter, and recovery from errors."""
 
 from retool_env.metrics.figures import Figure, measure
 from retool_env.metrics.intervals import Estimate, Interval

@@ -1,4 +1,4 @@
-"""Shares with 95 % confidence intervals, of cases that may hang together."""
+"""Shares with 95 % confidence intervals, for cases that may depend on each other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 SHOWN_FROM = 50
-"""An estimate on fewer cases is recorded, but not shown."""
+"""The fewest cases of an estimate that tables show. Records hold estimates on fewer cases."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,11 @@ class Interval:
     """A mean with a 95 % confidence interval."""
 
     mean: float
+    """The mean."""
     low: float
+    """The lower bound of the interval."""
     high: float
+    """The upper bound of the interval."""
 
     def __str__(self) -> str:
         return f"{100 * self.mean:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
@@ -26,18 +29,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with the number of cases that it rests on."""
+    """A figure and the number of its cases."""
 
     count: int
-    """Number of cases."""
+    """The number of cases."""
     interval: Interval | None
-    """The figure; `None` without a case."""
+    """The figure with its interval; `None` if there are no cases."""
 
     def shown(self, form: Callable[[Interval], str] = str) -> str:
-        """For a reader, who is not shown what rests on few cases.
+        """Returns the text of the figure for a table. A figure on few cases is not shown.
 
         Args:
-            form: How the figure is written; a share by default.
+            form: Writes the figure. The default writes a share in percent.
         """
         if self.interval is None:
             return "–"
@@ -47,22 +50,27 @@ class Estimate:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Self:
-        """Rebuild it from its fields as plain JSON values."""
+        """Makes an estimate from its fields as JSON values."""
         interval = record["interval"]
         return cls(record["count"], None if interval is None else Interval(**interval))
 
 
 def wilson(mean: float, count: float, z: float = 1.96) -> Interval:
-    """The Wilson score interval of a mean of `count` values in [0, 1] (Wilson, 1927).
+    """Returns the Wilson score interval of a mean of values in [0, 1] (Wilson, 1927).
 
-    With several rollouts a problem, `count` is the number of problems: rollouts of one problem are not independent, so
-    counting them all would promise too much. The interval is then wider than need be, never narrower.
+    Rollouts of one problem are not independent. With several rollouts of each problem, give the
+    number of problems as `count`. The interval is then wider than necessary, and never narrower.
+
+    Args:
+        mean: The mean of the values.
+        count: The number of independent values, at least 1.
+        z: The quantile of the normal distribution; the default gives a 95 % interval.
 
     Raises:
-        ValueError: If `count` is below 1.
+        ValueError: The count is below 1.
     """
     if count < 1:
-        raise ValueError("no interval without a case")
+        raise ValueError(f"an interval needs at least one case, not {count:g}")
     centre = (mean + z * z / (2 * count)) / (1 + z * z / count)
     spread = mean * (1 - mean) / count + z * z / (4 * count * count)
     half = z / (1 + z * z / count) * math.sqrt(spread)
@@ -71,20 +79,25 @@ def wilson(mean: float, count: float, z: float = 1.96) -> Interval:
 
 
 def pooled(cases: Iterable[tuple[Hashable, int, int]]) -> Estimate:
-    """The share of successes among all cases, where those of one cluster are not independent.
+    """Returns the share of successes among all cases, where the cases of a cluster are dependent.
 
-    The interval is Wilson's, of as many independent cases as the given ones are worth (Rao and Scott, 1992): the number of
-    cases over a design effect, which is the larger of two. One is that of clusters whose cases are all alike, `sum(n^2) / sum(n)`
-    (Kish, 1965), so that clusters of one size count once each, as in `wilson`. The other is the variance of the ratio
-    `sum(s) / sum(n)`, linearised, over that of independent cases; it is the larger one where much hangs on few large clusters, a
-    problem on which every program fails, say. The interval is wider than need be rather than
-    narrower.
+    The interval is a Wilson interval with the effective number of cases: the number of cases
+    divided by a design effect (Rao and Scott, 1992). The design effect is the larger of two:
+
+    * `sum(n^2) / sum(n)`, for clusters of `n` equal cases (Kish, 1965). Clusters of the same size
+      then count once each, as in `wilson`.
+    * The linearised variance of the ratio `sum(s) / sum(n)`, for `s` successes in a cluster,
+      divided by the variance of independent cases. It is larger if a few large clusters dominate,
+      for example a problem on which every program fails.
+
+    The interval is wider than necessary rather than narrower.
 
     Args:
-        cases: Cluster (the problem's id, say), successes and cases of each; several of a cluster are added up.
+        cases: Triples of a cluster (for example the problem's id), its successes and its cases.
+            Triples of the same cluster are added up.
 
     Returns:
-        The share, on the number of cases.
+        The share, with the number of cases.
     """
     successes: Counter[Hashable] = Counter()
     numbers: Counter[Hashable] = Counter()
@@ -95,7 +108,7 @@ def pooled(cases: Iterable[tuple[Hashable, int, int]]) -> Estimate:
     if not count:
         return Estimate(0, None)
     worth = count**2 / sum(n * n for n in numbers.values())
-    # In whole numbers, so that the order does not matter.
+    # Whole numbers, so that the order of the clusters does not change the result.
     spread = sum((successes[c] * count - total * n) ** 2 for c, n in numbers.items())
     if spread:
         worth = min(worth, count**2 * total * (count - total) / spread)

@@ -1,11 +1,14 @@
-"""Error recovery: what a model does after a program of its own has failed.
+"""Error recovery: the behaviour of a model after its program has failed.
 
-The paper shows self-correction by an example (section 3.3, figure 4) and gives no figure, so these are ours. A call fails if
-its program did not run to its end without an error, whatever the reason: syntax, an exception, a limit, an empty block. An
-*error* is a run of failed calls of an episode with no other between; it is mended by the call that follows it. A call that
-no other follows is not mended, whether the model gave up or the episode was cut.
+The paper shows self-correction by an example (section 3.3, figure 4) and gives no figure, so these
+definitions are ours. A call *fails* if its program does not run to its end without error. The cause
+may be syntax, an exception, a limit or an empty block. An *error* is a run of failed calls in an
+episode, without a successful call between them. The next successful call *mends* the error. An
+error without a later successful call is not mended, whether the model gave up or the episode was
+cut.
 
-All figures are of scored episodes, and have intervals that take the calls of all episodes of one problem as one cluster.
+All figures rest on scored episodes. In their intervals, the calls of all episodes of a problem form
+one cluster.
 """
 
 from __future__ import annotations
@@ -18,37 +21,46 @@ from typing import Any, Self
 from retool_env.metrics.intervals import Estimate, Interval, pooled
 from retool_env.transcript import Call, Transcript
 
+Cases = list[tuple[str, int, int]]
+"""Cases of a figure: a problem's id, the number of successes and the number of cases."""
+
 
 @dataclass(frozen=True)
 class Recovery:
-    """How a model recovers from its errors."""
+    """The figures of a model's recovery from its errors."""
 
     next_call_ok: Estimate
-    """Share of failed calls whose next call in the episode runs without error."""
+    """The share of failed calls whose next call in the episode runs without error."""
     same_error: Estimate
-    """Share of failed calls whose next call fails in the same way: the same outcome, and the same line of error. A program
-    repeated word for word nearly always does; one that was changed and does has not met what went wrong."""
+    """The share of failed calls whose next call has the same outcome and the same line of error.
+
+    An unchanged program nearly always fails in the same way. A changed program that fails in the
+    same way did not correct the fault.
+    """
     mended: Estimate
-    """Share of errors that a later call of the episode mends."""
+    """The share of errors that a later call of the episode mends."""
     turns: Estimate
-    """Mean number of the model's turns from the first failed call of an error to the one that mends it, void turns included:
-    1 if the next turn does. Of mended errors."""
+    """The mean number of turns from the first failed call of an error to the call that mends it.
+
+    Only mended errors count. Void turns count as turns. The value is 1 if the next turn mends the
+    error.
+    """
     accuracy: Estimate
-    """Share of right answers among episodes with a failed call."""
+    """The share of right answers among episodes with a failed call."""
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Self:
-        """Rebuild it from its fields as plain JSON values."""
+        """Makes the figures from their fields as JSON values."""
         return cls(*(Estimate.from_json(record[field.name]) for field in fields(cls)))
 
 
 def measure_recovery(transcripts: Iterable[Transcript]) -> Recovery:
-    """The figures of finished transcripts; those that are not scored are left out."""
-    next_ok: list[tuple[str, int, int]] = []  # problem, successes, cases
-    same: list[tuple[str, int, int]] = []
-    mended: list[tuple[str, int, int]] = []
-    turns: list[tuple[str, int, int]] = []
-    right: list[tuple[str, int, int]] = []
+    """Returns the figures of finished transcripts. Transcripts that are not scored do not count."""
+    next_ok: Cases = []
+    same: Cases = []
+    mended: Cases = []
+    turns: Cases = []
+    right: Cases = []
     for transcript in transcripts:
         calls, problem = transcript.calls, transcript.problem.id
         if not transcript.scored or all(call.ok for call in calls):
@@ -58,7 +70,7 @@ def measure_recovery(transcripts: Iterable[Transcript]) -> Recovery:
             if not call.ok:
                 next_ok.append((problem, int(after is not None and after.ok), 1))
                 same.append((problem, int(after is not None and _alike(call, after)), 1))
-        first = None  # the turn in which the error under way began
+        first = None  # the turn in which the current error began
         for call, turn in zip(calls, _turn_numbers(transcript), strict=True):
             if not call.ok:
                 first = turn if first is None else first
@@ -79,7 +91,7 @@ def _alike(call: Call, other: Call) -> bool:
 
 
 def _turn_numbers(transcript: Transcript) -> list[int]:
-    """Of each call: which of the model's turns made it."""
+    """For each call, the number of the model's turn that made it."""
     numbers, turn = [], 0
     for span in transcript.response:
         turn += span.author == "model"
@@ -88,10 +100,10 @@ def _turn_numbers(transcript: Transcript) -> list[int]:
     return numbers
 
 
-def _mean_turns(turns: list[tuple[str, int, int]]) -> Estimate:
-    """The mean of turns to recover, from the share of these turns that mend: one is the other's inverse.
+def _mean_turns(turns: Cases) -> Estimate:
+    """The mean number of turns to recover: the inverse of the share of turns that mend an error.
 
-    So its interval does not shrink to a point where every error was mended at once.
+    Through the share, the interval has a width even if every error was mended in one turn.
     """
     share = pooled(turns).interval
     if share is None:

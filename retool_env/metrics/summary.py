@@ -1,11 +1,12 @@
-"""What is measured on finished transcripts.
+"""The figures of finished transcripts.
 
-Each figure is a share or a mean. Where there is no case there is no figure (`None`), rather than a zero. Intervals take the
-episodes of one problem as one cluster.
+Each figure is a share or a mean. A figure without cases is `None`, and not zero. In the intervals,
+the episodes of a problem form one cluster.
 
-What the paper measures of tool use (section 3.3) is measured here as it defines it; where it does not say, the field says
-what was chosen. Of its last two metrics, the purposes of code need a language model to label them (`code_purposes`), and
-self-correction is `retool_env.metrics.recovery`.
+The figures of tool use follow the definitions of the paper (section 3.3). Where the paper leaves a
+choice, the field's text states the choice made here. Two of the paper's metrics are elsewhere: the
+purposes of code need a language model that labels them (`code_purposes`), and self-correction is in
+`retool_env.metrics.recovery`.
 """
 
 from __future__ import annotations
@@ -27,59 +28,69 @@ from retool_env.transcript import Call, Transcript
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures of one evaluation, or of one step's rollouts."""
+    """The figures of an evaluation, or of the rollouts of a training step.
+
+    The figures from `calls_ok` on are `None` in records of older versions, which did not have them.
+    """
 
     problems: int
-    """Number of problems with at least one scored episode."""
+    """The number of problems with at least one scored episode."""
     episodes: int
-    """Number of scored episodes."""
+    """The number of scored episodes."""
     failed: int
-    """Number of episodes that an infrastructure failure ended, or that were cut before they began. They enter no other
-    figure."""
+    """The number of episodes that an infrastructure failure ended, or that were cut before their
+    start. They count in no other figure but `stop_reasons`."""
     accuracy: Interval | None
-    """Mean over problems of the share of correct episodes: avg@k, the paper's pass@1 (section 3.1)."""
+    """The mean over problems of the share of correct episodes: avg@k, which is the paper's pass@1
+    (section 3.1)."""
     reward: float | None
-    """Mean reward."""
+    """The mean reward."""
     code_ratio: float | None
-    """Share of responses with at least one call (section 3.3)."""
+    """The share of responses with at least one call (section 3.3)."""
     calls_per_episode: float | None
-    """Mean number of calls."""
+    """The mean number of calls of an episode."""
     calls: int
-    """Number of calls."""
+    """The number of calls."""
     call_pass_rate: float | None
-    """Share of calls whose program ran without error. An empty block is a failed call."""
+    """The share of calls whose program ran without error. An empty block is a failed call."""
     response_tokens: float | None
-    """Mean number of tokens after the prompt, the interpreter's included; `None` for text transcripts."""
+    """The mean number of tokens after the prompt, interpreter tokens included; `None` if a
+    transcript has no token ids."""
     response_characters: float | None
-    """The same in characters."""
+    """The mean number of characters after the prompt, interpreter text included."""
     stop_reasons: dict[str, int]
-    """Episodes by stop reason, failed ones included."""
+    """The number of episodes by stop reason, failed episodes included."""
     calls_ok: int | None
-    """Number of calls whose program ran without error: the correct code count (section 3.3). Like all that follow, `None`
-    also in records from before it was measured."""
+    """The number of calls whose program ran without error: the correct code count (section 3.3)."""
     code_lines: float | None
-    """Mean number of lines of code a response (section 3.3): of all its programs together, without blank lines; 0 for a
-    response without a call."""
+    """The mean number of lines of code in a response (section 3.3). All programs of a response
+    count together, without blank lines. A response without a call counts as 0."""
     last_call_ok_right: Estimate | None
-    """Code pass rate (section 3.3): share of right responses whose last call ran without error, among those with a call."""
+    """The code pass rate (section 3.3): among right responses with a call, the share whose last
+    call ran without error."""
     last_call_ok_wrong: Estimate | None
-    """The same of wrong responses."""
+    """The same share among wrong responses with a call."""
     first_call_at: float | None
-    """Invocation timing (section 3.3): where in a response its first code block or call begins, as a share of its length,
-    the interpreter's text included; the mean over responses with a call. In characters, which every transcript has: where in
-    a turn a block begins is not known in tokens. The paper says neither the unit nor which block it takes."""
+    """The invocation timing (section 3.3): the start of the first code block or tool call as a
+    share of the response's characters, interpreter text included; the mean over responses with a
+    call. The paper gives neither the unit nor the block. The unit is characters, because the start
+    of a block inside a turn is not known in tokens."""
     recovery: Recovery | None
-    """What the model does after an error."""
+    """The recovery from errors."""
     call_forms: dict[Form, int] | None
-    """Number of calls of each form in which a program is read (`retool_env.protocol.program`)."""
+    """The number of calls by the form of their program (`retool_env.protocol.program`)."""
 
     def to_json(self) -> dict[str, object]:
-        """As plain JSON values; `from_json` is its inverse."""
+        """Returns the figures as JSON values, which `from_json` reads."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Self:
-        """Rebuild it from `to_json`'s values. Others beside them are passed over; a figure that is missing is `None`."""
+        """Makes a summary from `to_json`'s values.
+
+        Args:
+            record: The values. Unknown keys are ignored, and a missing figure is `None`.
+        """
         values: dict[str, Any] = {
             field.name: record.get(field.name) for field in dataclasses.fields(cls)
         }
@@ -94,24 +105,26 @@ class Summary:
 
 
 def summarise(transcripts: Sequence[Transcript]) -> Summary:
-    """The figures of finished transcripts, several a problem or one.
+    """Returns the figures of finished transcripts, one or more of each problem.
 
     Raises:
-        ValueError: If one of them goes on still.
+        ValueError: A transcript is not finished.
     """
     if any(t.stop_reason is None for t in transcripts):
-        raise ValueError("only finished transcripts can be summarised")
+        raise ValueError("a transcript is not finished; summarise transcripts with a stop reason")
     scored = [t for t in transcripts if t.scored]
     by_problem: dict[str, list[bool]] = {}
     for transcript in scored:
         by_problem.setdefault(transcript.problem.id, []).append(bool(transcript.correct))
     accuracy = _mean([sum(marks) / len(marks) for marks in by_problem.values()])
-    calls = [transcript.calls for transcript in scored]
-    every = [call for some in calls for call in some]
-    with_code = [(t, some) for t, some in zip(scored, calls, strict=True) if some]
+    calls_of = [transcript.calls for transcript in scored]
+    calls = [call for episode in calls_of for call in episode]
+    with_code = [(t, episode) for t, episode in zip(scored, calls_of, strict=True) if episode]
     last = {
         right: pooled(
-            (t.problem.id, int(some[-1].ok), 1) for t, some in with_code if bool(t.correct) is right
+            (t.problem.id, int(episode[-1].ok), 1)
+            for t, episode in with_code
+            if bool(t.correct) is right
         )
         for right in (True, False)
     }
@@ -124,72 +137,74 @@ def summarise(transcripts: Sequence[Transcript]) -> Summary:
         failed=len(transcripts) - len(scored),
         accuracy=None if accuracy is None else wilson(accuracy, len(by_problem)),
         reward=_mean([t.reward for t in scored if t.reward is not None]),
-        code_ratio=_mean([float(bool(some)) for some in calls]),
-        calls_per_episode=_mean([len(some) for some in calls]),
-        calls=len(every),
-        call_pass_rate=_mean([float(call.ok) for call in every]),
+        code_ratio=_mean([float(bool(episode)) for episode in calls_of]),
+        calls_per_episode=_mean([len(episode) for episode in calls_of]),
+        calls=len(calls),
+        call_pass_rate=_mean([float(call.ok) for call in calls]),
         response_tokens=tokens,
         response_characters=_mean([len(t.response_text) for t in scored]),
         stop_reasons=dict(Counter(str(t.stop_reason) for t in transcripts)),
-        calls_ok=sum(call.ok for call in every),
-        code_lines=_mean([sum(_lines(call.program) for call in some) for some in calls]),
+        calls_ok=sum(call.ok for call in calls),
+        code_lines=_mean([sum(_lines(call.program) for call in episode) for episode in calls_of]),
         last_call_ok_right=last[True],
         last_call_ok_wrong=last[False],
-        first_call_at=_mean([some[0].position / len(t.response_text) for t, some in with_code]),
+        first_call_at=_mean([a[0].position / len(t.response_text) for t, a in with_code]),
         recovery=measure_recovery(scored),
-        call_forms={form: sum(call.form == form for call in every) for form in FORMS},
+        call_forms={form: sum(call.form == form for call in calls) for form in FORMS},
     )
 
 
 def summarise_along(transcripts: Iterable[Transcript], ends: Sequence[int]) -> dict[int, Summary]:
-    """The figures of a run's rollouts along its training, for curves.
+    """Returns the figures of a run's rollouts in bins of training steps, for curves.
 
-    The optimizer step that a transcript was trained in is its `trained_version` plus one.
+    The training step of a transcript is its `trained_version` plus one.
 
     Args:
-        transcripts: The episodes that a run was trained on, in any order; those of several processes are taken together.
-        ends: The last step of each bin, ascending: `range(10, steps + 1, 10)`, say. The first bin begins at step 1.
+        transcripts: The transcripts that a run trained on, in any order and from all processes.
+        ends: The last step of each bin in ascending order, for example `range(10, steps + 1, 10)`.
+            The first bin begins at step 1.
 
     Returns:
-        The figures of each bin by its last step, in order; of a bin without transcripts, too.
+        The figures of each bin by its last step, in order. A bin without transcripts also has
+        figures.
 
     Raises:
-        ValueError: If `ends` do not ascend from 1 or above, or a transcript was not trained on, or after the last of them.
+        ValueError: The `ends` do not ascend from 1 or above, no run trained on a transcript, or the
+            step of a transcript is after the last bin.
     """
     if not ends or ends[0] < 1 or any(a >= b for a, b in pairwise(ends)):
-        raise ValueError(
-            f"ends must be steps in ascending order, from 1 or above, not {list(ends)}"
-        )
+        raise ValueError(f"ends must be ascending steps, from 1 or above, not {list(ends)}")
     bins: list[list[Transcript]] = [[] for _ in ends]
     for transcript in transcripts:
         if transcript.trained_version is None:
             raise ValueError(
-                f"a transcript of {transcript.problem.id!r} has no trained_version: give those that a run was trained on"
+                f"a transcript of {transcript.problem.id!r} has no trained_version: give only "
+                "transcripts that a run trained on"
             )
         step = transcript.trained_version + 1
         if step > ends[-1]:
-            raise ValueError(
-                f"a transcript is of step {step}, after the last bin's end, {ends[-1]}"
-            )
+            raise ValueError(f"step {step} is after the last bin, {ends[-1]}: add a bin to ends")
         bins[bisect_left(ends, step)].append(transcript)
-    return {end: summarise(some) for end, some in zip(ends, bins, strict=True)}
+    return {end: summarise(rollouts) for end, rollouts in zip(ends, bins, strict=True)}
 
 
 def code_purposes(
     transcripts: Iterable[Transcript], label: Callable[[Transcript, Call], str]
 ) -> dict[str, int]:
-    """How often code is called for each purpose (section 3.3, figure 5), the most frequent first.
+    """Counts calls by their purpose (section 3.3, figure 5).
 
-    The paper asks a language model for the primary purpose of a snippet in its context (calculation, verification, ...), and
-    leaves out what occurs once. `label` is to do so; rules on the text of a program would be another metric, so there are none
-    here.
+    The paper asks a language model for the primary purpose of a program in its context
+    (calculation, verification, ...), and omits purposes that occur once. `label` should also ask a
+    language model. This module has no rules on the text of programs, because they would be a
+    different metric.
 
     Args:
-        transcripts: Finished ones; those that are not scored are left out.
-        label: Names the purpose of a call. It sees the whole episode; `call.position` says where in it.
+        transcripts: Finished transcripts. Transcripts that are not scored do not count.
+        label: Returns the purpose of a call from the transcript and the call. `call.position` is
+            the position of the call in the response.
 
     Returns:
-        The number of calls of each label, all of them.
+        The number of calls of every label, the most frequent label first.
     """
     scored = (t for t in transcripts if t.scored)
     return dict(Counter(label(t, call) for t in scored for call in t.calls).most_common())
@@ -200,5 +215,5 @@ def _lines(program: str) -> int:
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    # The exact sum, so that the order does not matter.
+    # The exact sum, so that the order of the values does not change the mean.
     return math.fsum(values) / len(values) if values else None

@@ -1,4 +1,4 @@
-"""Tables of the figures, in Markdown."""
+"""Tables of figures, in Markdown."""
 
 from __future__ import annotations
 
@@ -18,14 +18,23 @@ COLUMNS: Mapping[str, Callable[[Summary], str]] = {
     "tokens": lambda s: _text(s.response_tokens, "{:.0f}"),
     "episodes": lambda s: f"{s.episodes}" + (f" (+{s.failed} failed)" if s.failed else ""),
 }
-"""The columns of a table of summaries."""
+"""The columns of a table of summaries: a function for each heading."""
 
 
 def _share(summary: Summary, form: Form) -> str:
-    """The share of calls whose program was read in that form."""
+    """The share of calls whose program has a form."""
     if not summary.call_forms or not summary.calls:
         return "–"
     return f"{summary.call_forms[form] / summary.calls:.1%}"
+
+
+def _recovery(field: str, form: Callable[[Interval], str] = str) -> Callable[[Summary], str]:
+    """The text of a figure of recovery."""
+    return lambda s: _shown(getattr(s.recovery, field) if s.recovery else None, form)
+
+
+def _number(interval: Interval) -> str:
+    return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 TOOL_USE: Mapping[str, Callable[[Summary], str]] = {
@@ -34,35 +43,35 @@ TOOL_USE: Mapping[str, Callable[[Summary], str]] = {
     "first call at, of a response": lambda s: _text(s.first_call_at, "{:.1%}"),
     "last call ran, right responses": lambda s: _shown(s.last_call_ok_right),
     "last call ran, wrong responses": lambda s: _shown(s.last_call_ok_wrong),
-    "failed calls whose next one ran": lambda s: _shown(
-        s.recovery.next_call_ok if s.recovery else None
-    ),
-    "failed calls whose next one failed alike": lambda s: _shown(
-        s.recovery.same_error if s.recovery else None
-    ),
-    "errors mended later": lambda s: _shown(s.recovery.mended if s.recovery else None),
-    "turns to mend one": lambda s: _shown(s.recovery.turns if s.recovery else None, _number),
-    "right, of episodes with an error": lambda s: _shown(
-        s.recovery.accuracy if s.recovery else None
-    ),
+    "failed calls whose next one ran": _recovery("next_call_ok"),
+    "failed calls whose next one failed alike": _recovery("same_error"),
+    "errors mended later": _recovery("mended"),
+    "turns to mend one": _recovery("turns", _number),
+    "right, of episodes with an error": _recovery("accuracy"),
     **{f"programs: {form}": partial(_share, form=form) for form in FORMS},
 }
-"""The rows of a table of tool use."""
+"""The rows of a table of tool use: a function for each heading."""
 
 
 def table(rows: Mapping[str, Summary]) -> str:
-    """A Markdown table of summaries, a row each, its columns aligned for a terminal."""
+    """Returns a Markdown table with one row for each summary, aligned for a terminal.
+
+    Args:
+        rows: The summaries by the name of their row.
+    """
     cells = [["", *COLUMNS]]
-    cells += [
-        [name, *(show(summary) for show in COLUMNS.values())] for name, summary in rows.items()
-    ]
+    cells += [[name, *(show(s) for show in COLUMNS.values())] for name, s in rows.items()]
     return _markdown(cells)
 
 
 def tool_table(columns: Mapping[str, Summary]) -> str:
-    """A Markdown table of how tools were used and of recovery from errors, a column a summary.
+    """Returns a Markdown table of tool use and recovery, with one column for each summary.
 
-    A share is followed by its 95 % interval and the number of cases that it rests on; those on fewer than 50 are not shown.
+    A share has its 95 % interval and its number of cases. A share of fewer than 50 cases is not
+    shown.
+
+    Args:
+        columns: The summaries by the name of their column.
     """
     cells = [["", *columns]]
     cells += [[name, *(show(s) for s in columns.values())] for name, show in TOOL_USE.items()]
@@ -143,7 +152,3 @@ def _text(value: object, form: str) -> str:
 
 def _shown(estimate: Estimate | None, form: Callable[[Interval], str] = str) -> str:
     return "–" if estimate is None else estimate.shown(form)
-
-
-def _number(interval: Interval) -> str:
-    return f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"

@@ -1,9 +1,10 @@
-"""Where problems come from.
+"""Problems and their sources.
 
-Inside: :class:`Problem` and the protocol :class:`ProblemSource`; the data sets :func:`aime`,
-:func:`dapo`, :func:`gsm8k` and :func:`math`; :func:`jsonl` for a file of one's own; and
-:func:`arithmetic`, which makes problems up. :func:`load_problems` finds any of these by name;
-:class:`ProblemList` turns any problems into a source.
+* `Problem` is a question with its reference answer. `ProblemSource` is the protocol of a source.
+* `aime`, `dapo`, `gsm8k` and `math` load data sets. `jsonl` loads your own file. `arithmetic`
+  generates problems.
+* `load_problems` makes any of these sources by name. `ProblemList` turns a list of problems into a
+  source.
 """
 
 from retool_env.problem import Metadata, Problem, ProblemList, ProblemSource, ProblemsUnavailable

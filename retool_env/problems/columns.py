@@ -1,8 +1,9 @@
-"""What a row of a data set says: its question, and its answer as a *gold*, the text that is graded.
+"""The question and the answer of a row of a data set.
 
-The same columns are known to all sources. A gold is exact: a number is written out in decimal,
-never rounded and never with an exponent. :func:`check_gold` is the one check of golds: what no
-answer could be equal to is refused here, and not left to be wrong in every episode.
+The answer becomes a *gold*: the text that an episode's answer is graded against. A gold is exact: a
+number is written in decimal digits, never rounded and never with an exponent. All sources read the
+same columns. `check_gold` refuses a gold that no answer can equal, because every episode of such a
+problem would be wrong.
 """
 
 import ast
@@ -20,20 +21,21 @@ from retool_env.grading import MAX_CHARS, boxed_spans, extract_boxed, is_equival
 Row = dict[str, Any]
 
 QUESTION_KEYS = ("question", "problem", "input", "prompt")
-"""Columns taken for the question, the first that has a value; case doesn't matter."""
+"""The names of the question's column. The first column with a value counts; case is ignored."""
 
 ANSWER_KEYS = ("answer", "output", "ground_truth", "reward_model.ground_truth", "solution")
-"""Columns taken for the answer, likewise; ``a.b`` is a column of that name, or `b` inside `a`."""
+"""The names of the answer's column. The first column with a value counts; case is ignored.
+
+`a.b` is a column of this name, or the key `b` inside the column `a`.
+"""
 
 WORKED_KEYS = ("solution",)
-"""Columns that hold a worked solution: only the content of its last ``\\boxed{}`` is the answer."""
+"""Columns that hold a worked solution: only the content of its last `\\boxed{}` is the answer."""
 
-# As Python, JSON, SQL, numpy and pandas write a value that is missing or is no number.
+# Python, JSON, SQL, numpy and pandas write missing and undefined values in these forms.
 _NO_VALUE = frozenset(("none", "null", "nan", "n/a", "<na>", "nat", "undefined", "inf", "infinity"))
 _EXPONENT = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][+-]?[0-9]+")
 _NUMBER = re.compile(r"[$]?[+-]?[0-9][0-9,]*(?:\.[0-9]+)?")
-
-
 _COMMAND = re.compile(
     r"\\\\|\\(?:begin|end|text|mbox|textbf|textit|mathrm)\s*\{[^{}]*\}|\\[A-Za-z]+"
 )
@@ -41,7 +43,7 @@ _WORD = re.compile(r"[^\W\d_]{3}")
 
 
 class Reason(StrEnum):
-    """Why a row gives no problem."""
+    """The reason why a row does not give a problem."""
 
     NO_ANSWER = "no answer"
     NOT_GRADABLE = "an answer that can't be graded"
@@ -50,7 +52,12 @@ class Reason(StrEnum):
 
 
 class UnusableRow(DataError):
-    """A row that is whole, but gives no problem; some sources leave it out."""
+    """A row is intact but does not give a problem. Some sources omit such rows.
+
+    Args:
+        reason: The reason, by which a source decides to omit the row or to raise the error.
+        message: The error text.
+    """
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -58,26 +65,26 @@ class UnusableRow(DataError):
 
 
 def question_of(row: Row, keys: Sequence[str] = QUESTION_KEYS) -> str:
-    """Return the question of a row.
+    """Returns the question of a row.
 
     Args:
-        row: Its columns.
-        keys: Names of the column; the first that has a value counts. The value is text, or chat
-            messages of which one is the user's.
+        row: The values of the row by column.
+        keys: The possible names of the column; the first column with a value counts. The value is
+            text, or a list of chat messages with one message of the user.
 
     Raises:
-        MissingColumn: There is no such column.
-        ValueError: It holds something else.
+        MissingColumn: The row has none of these columns.
+        ValueError: The value is neither text nor such a list, or it is empty.
     """
     name, value = _column(row, keys, "question")
     text = _user_message(value) if isinstance(value, list) else value
     if not isinstance(text, str):
         raise DataError(
-            f"the question ({name!r}) is not text, nor a list of one chat message of the user "
-            f"(beside the system's): {value!r:.60}"
+            f"the question ({name!r}) is neither text nor a list of chat messages with exactly "
+            f"one message besides the system's, from the user: {value!r:.60}"
         )
     if not text.strip():
-        raise DataError(f"the question is empty ({name!r})")
+        raise DataError(f"the question ({name!r}) is empty")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -91,18 +98,19 @@ def gold_of(
     worked: Sequence[str] = WORKED_KEYS,
     trust_formulas: bool = False,
 ) -> str:
-    r"""Return the gold of a row, checked.
+    r"""Returns the checked gold of a row.
 
     Args:
-        row: Its columns.
-        keys: Names of the column; the first that has a value counts.
-        worked: Which of them hold a solution, of which only a ``\boxed{}`` is the answer.
-        trust_formulas: See :func:`check_gold`.
+        row: The values of the row by column.
+        keys: The possible names of the column; the first column with a value counts.
+        worked: The columns that hold a worked solution. Of a worked solution, only the content of
+            its last `\boxed{}` is the answer.
+        trust_formulas: Whether to accept LaTeX without words unparsed: see `check_gold`.
 
     Raises:
-        UnusableRow: The row has no answer, or one that can't be graded.
-        MissingColumn: There is no such column.
-        ValueError: Its value is no answer: see :func:`gold_text`.
+        UnusableRow: The row has no answer, or its answer can't be graded.
+        MissingColumn: The row has none of these columns.
+        ValueError: The value is not an answer: see `gold_text`.
     """
     name, value = _column(row, keys, "answer")
     if is_missing(value):
@@ -114,10 +122,10 @@ def gold_of(
         if boxed is None and name.casefold() in worked and "####" not in value:
             raise UnusableRow(
                 Reason.NO_ANSWER,
-                f"the solution ({name!r}) has no \\boxed{{}} with the answer; a column 'answer' "
-                "may hold it as it is",
+                f"the solution ({name!r}) has no \\boxed{{}} with the answer; box the answer, or "
+                "write it into a column 'answer'",
             )
-        value = value if boxed is None else boxed  # the last of several
+        value = value if boxed is None else boxed
     try:
         gold = gold_text(value)
         check_gold(gold, trust_formulas)
@@ -129,19 +137,19 @@ def gold_of(
 
 
 def gold_text(value: Any) -> str:
-    r"""Write an answer as text.
+    r"""Returns the text of an answer.
 
-    Of text with ``####``, as in GSM8K, what follows the last one counts; of text with a
-    ``\boxed{}``, its content, and of several different ones their list. Numbers are written out in decimal, however they were written. A
-    list counts as its only value; several that are equal are one.
+    The answer is the text after the last `####`, as in GSM8K, or the content of a `\boxed{}`, or
+    the whole text. Several boxes with different values are the list of these values. A number is
+    written in decimal digits. A list stands for its value; equal values count once.
 
     Args:
-        value: Text, an integer, a float, a `Decimal`, numpy's scalars, or a list of one of these.
+        value: Text, an integer, a float, a `Decimal`, a numpy scalar, or a list of one value.
 
     Raises:
-        UnusableRow: Nothing is left as the answer.
-        ValueError: The value is null, a truth value, NaN, infinite, an object, or several
-            different answers; the message says which.
+        UnusableRow: The answer is empty.
+        ValueError: The value is null, a truth value, NaN, infinite, an object, or a list of
+            different answers; the error text names the case.
 
     Example:
         >>> gold_text(1e20), gold_text(1e-05), gold_text(34.0), gold_text(["34"])
@@ -160,7 +168,7 @@ def gold_text(value: Any) -> str:
     if isinstance(value, Decimal):
         return _decimal_text(value)
     if isinstance(value, Real) and not isinstance(value, bool):
-        # `str` has the fewest digits that give the number back, in numpy's narrow floats as well.
+        # `str` gives the fewest digits that identify the number, also for numpy's narrow floats.
         return _decimal_text(Decimal(str(value)))
     if isinstance(value, dict):
         raise DataError(f"is an object, neither text nor a number: {value!r:.60}")
@@ -169,30 +177,30 @@ def gold_text(value: Any) -> str:
 
 
 def check_gold(gold: str, trust_formulas: bool = False) -> None:
-    r"""Check that an answer can be equal to a gold, and that the gold is a value.
+    r"""Checks that a gold is a value, and that an answer can equal it.
 
     Args:
-        gold: The text.
-        trust_formulas: Whether LaTeX without words is taken for a value if its braces are closed.
-            To parse thousands of formulas takes many seconds, at each start.
+        gold: The text of the gold.
+        trust_formulas: Whether LaTeX without words counts as a value if its braces are closed,
+            without parsing. Parsing thousands of formulas takes many seconds at each start.
 
     Raises:
-        UnusableRow: It can't.
+        UnusableRow: The gold is not a value, or no answer can equal it.
     """
     if gold.lstrip("+-").casefold() in _NO_VALUE:
         message = (
-            f"is {gold!r}, which is how programs write a missing value; write \\text{{{gold}}} if "
-            "it is the answer"
+            f"is {gold!r}, the text of a missing value; write \\text{{{gold}}} if this word is the "
+            "answer"
         )
     elif len(gold) > MAX_CHARS:
         message = (
-            f"has {len(gold):,} characters, and one of more than {MAX_CHARS:,} is never graded as "
-            f"right: {gold:.40}..."
+            f"has {len(gold):,} characters, but the grader refuses answers of more than "
+            f"{MAX_CHARS:,} characters: {gold:.40}..."
         )
     elif not _is_gradable(gold, trust_formulas):
         message = (
-            "could not be given in a \\boxed{}, even word for word: braces must be closed, and one "
-            f"value be named: {gold!r:.60}"
+            "can't be graded, even if a \\boxed{} repeats it word for word; close all braces and "
+            f"give one value: {gold!r:.60}"
         )
     else:
         return
@@ -200,10 +208,10 @@ def check_gold(gold: str, trust_formulas: bool = False) -> None:
 
 
 def worked_result(solution: str) -> str:
-    r"""Return what follows the last ``####`` of a worked solution in the style of GSM8K.
+    r"""Returns the result of a worked solution of GSM8K: the text after its last `####`.
 
     Raises:
-        UnusableRow: Nothing does.
+        UnusableRow: The solution has no `####`, or the text after it is empty.
 
     Example:
         >>> worked_result("48 / 2 = <<48/2=24>>24 clips\n#### 24")
@@ -216,19 +224,25 @@ def worked_result(solution: str) -> str:
 
 
 def is_number(text: str) -> bool:
-    """Whether text is one decimal number, as ``1,234`` or ``$0.50``."""
+    """Whether a text is one decimal number, such as `1,234` or `$0.50`."""
     return _NUMBER.fullmatch(text.strip()) is not None
 
 
 def is_missing(value: object) -> bool:
-    """Whether a cell holds nothing: null, blank text, or the NaN that tables put there."""
+    """Whether a cell is empty: null, blank text, or NaN, which tables write into empty cells."""
     return value is None or (isinstance(value, str) and not value.strip()) or _is_nan(value)
 
 
 def find_column(row: Row, keys: Sequence[str]) -> tuple[str, Any] | None:
-    """Return name and value of the first column of `keys` that has a value.
+    """Returns the name and the value of the first column of `keys` that has a value.
 
-    Where none has one, the first column that is there; `None` where there is none.
+    Args:
+        row: The values of the row by column.
+        keys: The possible names of the column.
+
+    Returns:
+        The name and the value. If no column has a value, the first column that the row has; `None`
+        if the row has none of the columns.
     """
     first = None
     for name, inner in _columns(tuple(row), tuple(keys)):
@@ -245,27 +259,30 @@ def find_column(row: Row, keys: Sequence[str]) -> tuple[str, Any] | None:
 
 @functools.lru_cache(maxsize=256)  # the rows of a data set have the same columns
 def _columns(names: tuple[str, ...], keys: tuple[str, ...]) -> list[tuple[str, str | None]]:
-    """The columns that `keys` name, in their order, each with the key inside it, if any."""
+    """The columns that `keys` name, in the order of `keys`.
+
+    Each is a column and `None`, or a column and the key inside its object.
+    """
     folded = {name.casefold(): name for name in reversed(names)}
-    found: list[tuple[str, str | None]] = []
+    columns: list[tuple[str, str | None]] = []
     for key in keys:
         outer, dot, inner = key.partition(".")
         if key in names:
-            found.append((key, None))
+            columns.append((key, None))
         elif key.casefold() in folded:
-            found.append((folded[key.casefold()], None))
+            columns.append((folded[key.casefold()], None))
         elif dot and outer.casefold() in folded:
-            found.append((folded[outer.casefold()], inner))
-    return found
+            columns.append((folded[outer.casefold()], inner))
+    return columns
 
 
-def _column(row: Row, keys: Sequence[str], what: str) -> tuple[str, Any]:
-    if (found := find_column(row, keys)) is not None:
-        return found
+def _column(row: Row, keys: Sequence[str], role: str) -> tuple[str, Any]:
+    if (column := find_column(row, keys)) is not None:
+        return column
     if len(keys) == 1:
-        raise MissingColumn(f"no column {keys[0]!r} for the {what}, only {_shown_columns(row)}")
+        raise MissingColumn(f"no column {keys[0]!r} for the {role}, only {_shown_columns(row)}")
     raise MissingColumn(
-        f"no column for the {what}: expected one of {', '.join(keys)}, found {_shown_columns(row)}"
+        f"no column for the {role}: expected one of {', '.join(keys)}, found {_shown_columns(row)}"
     )
 
 
@@ -278,10 +295,10 @@ def _shown_columns(row: Row) -> list[str]:
 
 
 def _user_message(messages: list[Any]) -> str | None:
-    """The content of the only message, but for the system's; `None` if there is no such."""
-    said = [m for m in messages if not isinstance(m, dict) or m.get("role") != "system"]
-    if len(said) == 1 and isinstance(said[0], dict) and said[0].get("role", "user") == "user":
-        return said[0].get("content")
+    """The content of the user's message; `None` if the messages do not have exactly one."""
+    others = [m for m in messages if not isinstance(m, dict) or m.get("role") != "system"]
+    if len(others) == 1 and isinstance(others[0], dict) and others[0].get("role", "user") == "user":
+        return others[0].get("content")
     return None
 
 
@@ -289,7 +306,7 @@ def _gold_of_text(text: str) -> str:
     text = text.strip()
     if text[:1] == "[" and text[1:].lstrip()[:1] in ("'", '"') and len(text) <= MAX_CHARS:
         try:
-            values = ast.literal_eval(text)  # a list that was written into a text
+            values = ast.literal_eval(text)  # a list that was printed into a text cell
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             values = None
         if isinstance(values, list):
@@ -297,13 +314,13 @@ def _gold_of_text(text: str) -> str:
     if "####" in text:
         text = worked_result(text)
     if boxes := boxed_spans(text):
-        # Several different ones are the list of their values, as in an answer.
+        # Several boxes with different values are the list of these values, as in an answer.
         return ", ".join(_different_golds([text[start:end] for _, start, end in boxes]))
     if _EXPONENT.fullmatch(text):
         try:
             return _decimal_text(Decimal(text))
         except InvalidOperation:
-            raise DataError(f"is a number beyond all bounds: {text:.40}") from None
+            raise DataError(f"is a number with an exponent out of range: {text:.40}") from None
     if not text:
         raise UnusableRow(Reason.NO_ANSWER, "is empty")
     return text
@@ -323,13 +340,13 @@ def _only_gold(values: list[Any]) -> str:
     if not golds:
         raise UnusableRow(Reason.NO_ANSWER, "is an empty list")
     if len(golds) > 1:
-        raise DataError(f"names different answers, where one value is needed: {golds!r:.100}")
+        raise DataError(f"is a list of different answers; give one value: {golds!r:.100}")
     return golds[0]
 
 
-def is_same_gold(one: str, other: str) -> bool:
-    """Whether two golds are the same value."""
-    return one == other or is_equivalent(one, other)
+def is_same_gold(gold: str, other: str) -> bool:
+    """Whether two golds have the same value."""
+    return gold == other or is_equivalent(gold, other)
 
 
 def _decimal_text(number: Decimal) -> str:
@@ -341,8 +358,8 @@ def _decimal_text(number: Decimal) -> str:
         return "0"
     if max(abs(number.adjusted()), -int(number.as_tuple().exponent)) > MAX_CHARS:
         raise DataError(
-            f"is a number of more than {MAX_CHARS:,} digits, and an answer of that length is never "
-            f"graded as right: {number:.6e}"
+            f"is a number of more than {MAX_CHARS:,} digits, but the grader refuses answers of "
+            f"more than {MAX_CHARS:,} characters: {number:.6e}"
         )
     text = format(number, "f")
     return text.rstrip("0").rstrip(".") if "." in text else text

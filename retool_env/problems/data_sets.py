@@ -1,9 +1,8 @@
-"""The public data sets: AIME, DAPO-Math-17k, GSM8K, MATH.
+"""The public data sets AIME, DAPO-Math-17k, GSM8K and MATH.
 
-Each function returns a source held in memory. Where its rows come from, a file of any form or the
-Hub, is in :mod:`retool_env.problems.loading`; which columns are read, in
-:mod:`retool_env.problems.columns`. Ids hold the row's position in the original, so that they are
-the same from everywhere.
+Each function returns a source in memory. `retool_env.problems.loading` finds the rows, in a file or
+on the Hub. `retool_env.problems.columns` reads their columns. An id holds the row's position in the
+original data set, so that a problem has the same id from every place.
 """
 
 import os
@@ -32,7 +31,6 @@ _AIME = {
     2025: HubSplit("math-ai/aime25", "test"),
 }
 _DAPO = HubSplit("BytedTsinghua-SIA/DAPO-Math-17k", "train")
-_DAPO_FILES = ("dapo_math_17k", "dapo-math-17k")
 _DAPO_PREFIX = re.compile(
     r"\A\s*Solve the following math problem step by step\. The last line of your response should "
     r"be of the form Answer: \$?Answer.{0,80}is the answer to the problem\.\s*"
@@ -40,34 +38,38 @@ _DAPO_PREFIX = re.compile(
 _DAPO_SUFFIX = re.compile(
     r"\s*Remember to put your answer on its own line after \"Answer:\"\.?\s*\Z"
 )
-_SPLITS = ("train", "test")
 _OF_THOUSANDS = (Reason.NOT_GRADABLE, Reason.CONFLICT)
-"""What sets that are too large to be mended by hand leave out; a set of 30 must be whole."""
+"""The reasons to omit a row of a large data set, which nobody can correct by hand.
+
+A data set of 30 problems omits only repeated questions.
+"""
 
 
 def aime(year: Literal[2024, 2025] | None = None, *, path: Location = None) -> ProblemList:
-    """The 30 problems of AIME I and II of a year, or all 60: ReTool's evaluation set.
+    """Loads the 30 problems of AIME I and II of a year, or of two years: ReTool's evaluation set.
+
+    `retool_env.problems.columns` lists the columns. They include the columns of the files of
+    ReTool, HuggingFaceH4, Maxwell-Jia, math-ai, MathArena and OpenCompass.
 
     Args:
-        year: ``None`` for both years.
-        path: A file of that one year, in any form of :mod:`retool_env.problems.rows`; else
-            ``aime24`` and ``aime25`` (``.jsonl``, ``.parquet``, ...) in the folder of
-            ``RETOOL_DATA``, else the Hub. Columns: see :mod:`retool_env.problems.columns`; those of
-            ReTool's own files, HuggingFaceH4's, Maxwell-Jia's, math-ai's, MathArena's and
-            OpenCompass' are among them.
+        year: The year of the problems; `None` for both years.
+        path: A file of this one year, in any form of `retool_env.problems.rows`. `None`: the file
+            `aime24` or `aime25` (`.jsonl`, `.parquet`, ...) in the folder of `RETOOL_DATA`, or the
+            Hub if the file is missing.
 
     Raises:
-        ProblemsUnavailable: There is no such file, and the Hub can't be reached.
-        ValueError: Another year, a `path` without a year, or a row that gives no problem.
+        ProblemsUnavailable: The file is missing, and the Hub can't be reached.
+        ValueError: The year has no problems, `path` is given without a year, or a row does not give
+            a problem.
     """
     if year is None:
         if path is not None:
-            raise SettingsError("a path is one year's file: pass year=2024 or year=2025 with it")
+            raise SettingsError("path is the file of one year: pass year=2024 or year=2025 with it")
         years = (aime(2024), aime(2025))
         omitted = sum((Counter(source.omitted) for source in years), Counter())
         return ProblemList((source[i] for source in years for i in range(len(source))), omitted)
     if year not in _AIME:
-        raise SettingsError(f"year is 2024, 2025 or None (both), not {year!r}")
+        raise SettingsError(f"year must be 2024, 2025 or None (both), not {year!r}")
 
     def convert(index: int, row: Row) -> Problem:
         question = bare_question(question_of(row))
@@ -77,17 +79,19 @@ def aime(year: Literal[2024, 2025] | None = None, *, path: Location = None) -> P
 
 
 def gsm8k(split: Literal["train", "test"] = "train", *, path: Location = None) -> ProblemList:
-    """Grade-school word problems, 7,473 and 1,319; the answer is an integer.
+    """Loads GSM8K: grade-school word problems whose answers are integers.
+
+    The columns are `question` and `answer`. The answer is a number, or a worked solution with its
+    result after `####`.
 
     Args:
-        split: Which part.
-        path: A file in any form of :mod:`retool_env.problems.rows`; else ``gsm8k_<split>`` in the
-            folder of ``RETOOL_DATA``, else the Hub. Columns: ``question``, and ``answer``, a
-            number, or a worked solution whose result follows ``####``.
+        split: `train`, with 7,473 problems, or `test`, with 1,319 problems.
+        path: A file in any form of `retool_env.problems.rows`. `None`: the file `gsm8k_<split>` in
+            the folder of `RETOOL_DATA`, or the Hub if the file is missing.
 
     Raises:
-        ProblemsUnavailable: There is no such file, and the Hub can't be reached.
-        ValueError: Another split, or a row without a result.
+        ProblemsUnavailable: The file is missing, and the Hub can't be reached.
+        ValueError: The split is unknown, or a row has no result.
     """
     _check_split(split)
 
@@ -105,21 +109,21 @@ def gsm8k(split: Literal["train", "test"] = "train", *, path: Location = None) -
 
 
 def math(split: Literal["train", "test"] = "train", *, path: Location = None) -> ProblemList:
-    r"""Competition problems of MATH; the answer is any LaTeX expression.
+    r"""Loads MATH: competition problems whose answers are LaTeX expressions.
 
-    From the Hub these are all 7,500 and 5,000 problems of the original; a file may hold fewer. A
-    row without a final answer, of which there are a few, can't be graded and is left out.
+    The columns are `problem` and `answer`, or `problem` and `solution`, whose last `\boxed{}` is
+    the answer. The columns `level` and `subject` or `type` are optional. A few rows have no final
+    answer; they can't be graded and are omitted.
 
     Args:
-        split: Which part.
-        path: A file in any form of :mod:`retool_env.problems.rows`; else
-            ``math_levels_3_to_5_<split>`` in the folder of ``RETOOL_DATA``, else the Hub. Columns:
-            ``problem``; ``answer``, or ``solution``, whose last ``\boxed{}`` is the answer; and if
-            they are there ``level``, ``subject`` or ``type``.
+        split: `train`, with 7,500 problems on the Hub, or `test`, with 5,000 problems.
+        path: A file in any form of `retool_env.problems.rows`. `None`: the file
+            `math_levels_3_to_5_<split>` in the folder of `RETOOL_DATA`, or the Hub if the file is
+            missing.
 
     Raises:
-        ProblemsUnavailable: There is no such file, and the Hub can't be reached.
-        ValueError: Another split, or a row of another shape.
+        ProblemsUnavailable: The file is missing, and the Hub can't be reached.
+        ValueError: The split is unknown, or a row lacks a column.
     """
     _check_split(split)
 
@@ -127,7 +131,7 @@ def math(split: Literal["train", "test"] = "train", *, path: Location = None) ->
         metadata: dict[str, str | int] = {}
         if (subject := find_column(row, ("subject", "type"))) and isinstance(subject[1], str):
             metadata["subject"] = subject[1]
-        level = find_column(row, ("level",))  # 3, or "Level 3"; two are "Level ?"
+        level = find_column(row, ("level",))  # 3 or "Level 3"; two rows have "Level ?"
         if level and (digits := re.search(r"\d+", str(level[1]))):
             metadata["level"] = int(digits[0])
         gold = gold_of(row, trust_formulas=True)
@@ -139,26 +143,27 @@ def math(split: Literal["train", "test"] = "train", *, path: Location = None) ->
 
 
 def dapo(*, path: Location = None) -> ProblemList:
-    """DAPO-Math-17k, the paper's RL data: some 17,000 problems with integer answers.
+    """Loads DAPO-Math-17k: some 17,000 problems with integer answers, the paper's RL data.
 
-    The original repeats each problem about 100 times, 1.79 M rows; the first copy is kept, and a
-    problem whose copies have different answers is left out. Its prompts tell the model how to write
-    the answer; that wrapping is removed.
+    The original has 1.79 M rows, about 100 copies of each problem. The first copy is kept. A
+    problem whose copies have different answers is omitted. The prompts of the original tell the
+    model how to write the answer; these instructions are removed.
+
+    The columns are `prompt`, which is text or a list of chat messages, and
+    `reward_model.ground_truth`, `answer` or `solution`, which holds the answer itself.
 
     Args:
-        path: A file in any form of :mod:`retool_env.problems.rows`; else ``dapo_math_17k`` or
-            ``dapo-math-17k`` in the folder of ``RETOOL_DATA``, else the Hub. Columns: ``prompt``
-            (chat messages or text), and ``reward_model.ground_truth``, ``answer`` or ``solution``,
-            which holds the answer itself.
+        path: A file in any form of `retool_env.problems.rows`. `None`: the file `dapo_math_17k` or
+            `dapo-math-17k` in the folder of `RETOOL_DATA`, or the Hub if the file is missing.
 
     Raises:
-        ProblemsUnavailable: There is no such file, and the Hub can't be reached.
-        ValueError: A row of another shape.
+        ProblemsUnavailable: The file is missing, and the Hub can't be reached.
+        ValueError: A row lacks a column.
     """
     copies: dict[str, Problem] = {}
 
     def convert(index: int, row: Row) -> Problem:
-        # All but the column that numbers the copies: the same again isn't read anew.
+        # `extra_info` numbers the copies. Rows that differ in nothing else are read only once.
         cells = repr([value for name, value in row.items() if name != "extra_info"])
         if cells not in copies:
             question = bare_question(question_of(row))
@@ -166,11 +171,11 @@ def dapo(*, path: Location = None) -> ProblemList:
             copies[cells] = Problem(f"dapo/train/{index}", question, gold)
         return copies[cells]
 
-    return load(path, _DAPO_FILES, _DAPO, convert, _OF_THOUSANDS)
+    return load(path, ("dapo_math_17k", "dapo-math-17k"), _DAPO, convert, _OF_THOUSANDS)
 
 
 def bare_question(prompt: str) -> str:
-    r"""Remove DAPO's instructions from around a problem.
+    r"""Returns a problem of DAPO without the instructions before and after it.
 
     Example:
         >>> bare_question('2?\n\nRemember to put your answer on its own line after "Answer:".')
@@ -180,5 +185,5 @@ def bare_question(prompt: str) -> str:
 
 
 def _check_split(split: str) -> None:
-    if split not in _SPLITS:
-        raise SettingsError(f"split is 'train' or 'test', not {split!r}")
+    if split not in ("train", "test"):
+        raise SettingsError(f"split must be 'train' or 'test', not {split!r}")

@@ -1,4 +1,4 @@
-"""A user's own problems: a file with a problem a row."""
+"""Problems from the user's own file, which has one problem in each row."""
 
 import os
 import re
@@ -23,7 +23,7 @@ from retool_env.problems.loading import collect
 from retool_env.problems.rows import read_rows
 
 MOST_METADATA = 200
-"""Characters of a text that may be metadata."""
+"""The most characters of a text that becomes metadata."""
 
 _TELLS_ANSWER = re.compile(
     "answer|solution|gold|truth|target|label|output|response|completion|generat|rational"
@@ -37,29 +37,29 @@ def jsonl(
     question_key: str | None = None,
     answer_key: str | None = None,
 ) -> ProblemList:
-    r"""Read problems from a file of one's own.
+    r"""Reads problems from your own file, in any form of `retool_env.problems.rows`.
 
-    It may be JSON lines, or any other form of :mod:`retool_env.problems.rows`. An answer may be a
-    number, or text; of text with ``####``, as in GSM8K, what follows the last one counts, and of
-    text with a ``\boxed{}``, its content. A column `id` names the problem; without one it is called
-    ``jsonl/<file's stem>/<row>``, rows counted from 0 and blank lines left out. Other columns of
-    integers and of short texts become metadata, but for those that could give the answer away: by
-    their names (``rationale``, ``expected_output``, ...), or since they hold a ``\boxed{}``.
+    The answer is a number or text. Of a text with `####`, as in GSM8K, only the text after the last
+    `####` counts. Of a text with a `\boxed{}`, only the content of the box counts.
 
-    A question that comes again with the same answer is left out, and counted in the source's
-    :attr:`~retool_env.problems.ProblemList.omitted`.
+    A column `id` names the problem. Without this column, the id is `jsonl/<stem>/<row>`: the stem
+    of the file's name, and the row's number from 0 without blank lines. Integers and short texts in
+    other columns become metadata. A column is not metadata if it could reveal the answer: by its
+    name (`rationale`, `expected_output`, ...), or because its text has a `\boxed{}`.
+
+    A repeated question with the same answer is omitted, and counted in `ProblemList.omitted`.
 
     Args:
-        path: The file.
-        question_key: The column of the question; by default the first of :data:`QUESTION_KEYS`.
-        answer_key: The column of the answer; by default the first of :data:`ANSWER_KEYS`, where a
-            ``solution`` must have a ``\boxed{}``. A column named here holds the answer with or
-            without one.
+        path: The path of the file.
+        question_key: The column of the question. `None`: the first of `QUESTION_KEYS` that has a
+            value.
+        answer_key: The column of the answer, with or without a box. `None`: the first of
+            `ANSWER_KEYS` that has a value; a column `solution` must have a `\boxed{}`.
 
     Raises:
-        ProblemsUnavailable: There is no such file, or it is not a regular one.
-        ValueError: A row can't be used, or two rows answer a question differently; the message
-            names the file, the row and the reason.
+        ProblemsUnavailable: The file does not exist, or is not a regular file.
+        ValueError: A row does not give a problem, or two rows give a question different answers.
+            The error text names the file, the row and the reason.
     """
     if fault := file_fault(path):
         raise ProblemsUnavailable(fault)
@@ -74,10 +74,16 @@ def jsonl(
 def row_problem(
     row: Row, default_id: str, question_key: str | None = None, answer_key: str | None = None
 ) -> Problem:
-    """The problem of one row; arguments as in :func:`jsonl`, and the id of a row without one.
+    """Returns the problem of a row.
+
+    Args:
+        row: The values of the row by column.
+        default_id: The id of the problem if the row has no id.
+        question_key: The column of the question; `None`: one of `QUESTION_KEYS`.
+        answer_key: The column of the answer; `None`: one of `ANSWER_KEYS`.
 
     Raises:
-        ValueError: There is no question or no answer, or it can't be used.
+        ValueError: The row has no question or no answer, or one of them can't be used.
     """
     question_keys = QUESTION_KEYS if question_key is None else (question_key,)
     answer_keys = ANSWER_KEYS if answer_key is None else (answer_key,)
@@ -86,12 +92,8 @@ def row_problem(
         gold = gold_of(row, answer_keys, WORKED_KEYS if answer_key is None else ())
     except MissingColumn as error:
         raise MissingColumn(f"{error}; name yours with question_key= and answer_key=") from None
-    id_ = find_column(row, ("id",))
-    used = {
-        column[0]
-        for column in (id_, find_column(row, question_keys), find_column(row, answer_keys))
-        if column is not None
-    }
+    columns = [find_column(row, keys) for keys in (("id",), question_keys, answer_keys)]
+    id_, used = columns[0], {column[0] for column in columns if column is not None}
     metadata = {
         name: value
         for name, value in row.items()

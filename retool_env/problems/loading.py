@@ -1,11 +1,13 @@
-"""Where the rows of a data set come from, a file or the Hugging Face Hub, and what is kept of them.
+"""Loading of data sets: finds the rows in a file or on the Hugging Face Hub, and selects problems.
 
-In this order: the `path` that the caller names; a file of a known name in the folder named by the
-environment variable ``RETOOL_DATA``; the Hub, through `datasets.load_dataset`, whose cache also
-works without a network. Nothing is ever downloaded where a file was found.
+The rows come from the first of these places that exists:
 
-A question is kept once. What is left out of a data set is counted, logged, and told by
-:attr:`ProblemList.omitted`.
+1. the `path` that the caller gives;
+2. a file with a known name in the folder that the environment variable `RETOOL_DATA` names;
+3. the Hub, through `datasets.load_dataset`, whose cache also works without a network.
+
+So nothing is downloaded if a file exists. Each question is kept once. Omitted rows are counted in
+`ProblemList.omitted`, and the log names the first of them.
 """
 
 import functools
@@ -15,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,36 +31,37 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FOLDER_VARIABLE = "RETOOL_DATA"
-"""Names the environment variable that names the folder with local data sets."""
+"""The environment variable that holds the folder with local data sets."""
 
 _PROBE_SECONDS = 5.0
-_SHOWN_PLACES = 10
+_SHOWN_LOCATIONS = 10
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class HubSplit:
-    """One split of a data set on the Hub."""
+    """A split of a data set on the Hub."""
 
     repo: str
-    """Its id, e.g. ``openai/gsm8k``."""
+    """The id of the data set, for example `openai/gsm8k`."""
     split: str
-    """E.g. ``train``."""
+    """The name of the split, for example `train`."""
     config: str | None = None
-    """The configuration, where there are several."""
+    """The configuration of the data set; `None` if it has only one."""
 
 
 def local_file(path: str | os.PathLike[str] | None, *names: str) -> Path | None:
-    """Return the file to read, or ``None`` if the Hub is next.
+    """Returns the file of a data set; `None` if the data set must come from the Hub.
 
     Args:
-        path: What the caller named; it must be a regular file.
-        names: File names without their endings, looked for, in order, in the folder of
-            ``RETOOL_DATA``, with the endings of all forms (:data:`rows.SUFFIXES`).
+        path: The file that the caller gives; `None`: the function looks for a file in the folder of
+            `RETOOL_DATA`.
+        *names: The possible names of the file, in order, without suffix. The suffixes of all forms
+            are tried (`rows.SUFFIXES`).
 
     Raises:
-        ProblemsUnavailable: `path` is not a regular file, or the folder of ``RETOOL_DATA`` doesn't
+        ProblemsUnavailable: `path` is not a regular file, or the folder of `RETOOL_DATA` does not
             exist.
     """
     if path is not None:
@@ -67,25 +71,23 @@ def local_file(path: str | os.PathLike[str] | None, *names: str) -> Path | None:
     if not (folder := os.environ.get(FOLDER_VARIABLE)):
         return None
     if not Path(folder).is_dir():
-        raise ProblemsUnavailable(f"{FOLDER_VARIABLE} names {folder!r}, which is no folder")
-    files = (
-        Path(folder, f"{name}{suffix}{packed}")
-        for name in names
-        for suffix in SUFFIXES
-        for packed in ("", ".gz")
-    )
+        raise ProblemsUnavailable(
+            f"{FOLDER_VARIABLE} names {folder!r}, which is not a folder; correct or unset it"
+        )
+    files = (Path(folder, "".join(parts)) for parts in product(names, SUFFIXES, ("", ".gz")))
     return next((file for file in files if file.is_file()), None)
 
 
 def hub_dataset(hub: HubSplit, file_name: str) -> "Dataset":
-    """Load a split from the Hub, or from its cache.
+    """Loads a split from the Hub, or from the cache.
 
     Args:
-        hub: What to load.
-        file_name: The local file that would have done, for the message.
+        hub: The split.
+        file_name: The name of a local file that can replace the split, for the error text.
 
     Raises:
-        ProblemsUnavailable: It is neither cached nor to be had; the message gives both ways out.
+        ProblemsUnavailable: The split is not cached, and can't be loaded. The error text names both
+            remedies.
     """
     try:
         import datasets
@@ -96,7 +98,7 @@ def hub_dataset(hub: HubSplit, file_name: str) -> "Dataset":
     try:
         with nullcontext() if hub_answers(hub.repo) else _only_cached():
             return datasets.load_dataset(hub.repo, hub.config, split=hub.split)
-    # Offline, no such data set, gated, a split that is missing, a broken cache.
+    # No network, an unknown or restricted data set, a missing split, a broken cache.
     except (OSError, ValueError, RuntimeError) as error:
         raise ProblemsUnavailable(
             f"{hub.repo} ({hub.split}) can't be loaded: {error}. {_advice(hub, file_name)}"
@@ -110,18 +112,18 @@ def load(
     convert: Callable[[int, Row], Problem],
     leave_out: Collection[Reason] = (),
 ) -> ProblemList:
-    """Load a data set and turn its rows into problems.
+    """Loads a data set and turns its rows into problems.
 
     Args:
-        path: What the caller named, if anything.
-        file_names: The names looked for in the folder of ``RETOOL_DATA``: see :func:`local_file`.
-        hub: Where it is on the Hub.
-        convert: Called with a row's position and the row.
-        leave_out: See :func:`collect`.
+        path: The file that the caller gives; `None`: the folder of `RETOOL_DATA`, or the Hub.
+        file_names: The possible names of the file in this folder: see `local_file`.
+        hub: The split on the Hub.
+        convert: Makes a problem of a row's position and the row.
+        leave_out: The reasons for which a row is omitted: see `collect`.
 
     Raises:
-        ProblemsUnavailable: See :func:`local_file` and :func:`hub_dataset`.
-        ValueError: See :func:`collect`.
+        ProblemsUnavailable: See `local_file` and `hub_dataset`.
+        ValueError: See `collect`.
     """
     if file := local_file(path, *file_names):
         return collect(read_rows(file), os.fspath(file), convert, leave_out)
@@ -136,85 +138,85 @@ def collect(
     convert: Callable[[int, Row], Problem],
     leave_out: Collection[Reason] = (),
 ) -> ProblemList:
-    """Turn rows into problems, each question once.
+    """Turns rows into problems, and keeps each question once.
 
     Args:
-        rows: Each with its place, for errors.
-        name: What they are of: a file, or a data set on the Hub.
-        convert: Called with a row's position and the row.
-        leave_out: Rows to be left out rather than to be an error, by reason. Of a question with
-            different answers all rows are; a question that comes again with the same answer always
-            is.
+        rows: Pairs of a location, which error texts show, and a row.
+        name: The name of the file, or of the data set on the Hub.
+        convert: Makes a problem of a row's position and the row.
+        leave_out: The reasons for which a row is omitted; for any other reason, the row is an
+            error. `Reason.CONFLICT` omits all rows of a question with different answers. A repeated
+            question with the same answer is always omitted.
 
     Raises:
-        ValueError: A row isn't of the expected shape, two problems have the same id, or there is no
-            problem; the message names the place or both places.
+        ValueError: A row does not give a problem, two problems have the same id, or no row gives a
+            problem. The error text names the location of each row.
     """
     kept: dict[str, tuple[str, Problem]] = {}  # by question
     ids: dict[str, str] = {}
     contested: set[str] = set()
     omitted = _Omitted(name)
-    for index, (place, row) in enumerate(rows):
+    for index, (location, row) in enumerate(rows):
         try:
             problem = convert(index, row)
         except UnusableRow as error:
             if error.reason not in leave_out:
-                raise DataError(f"{place}: {error}") from error
-            omitted.add(error.reason, place)
+                raise DataError(f"{location}: {error}") from error
+            omitted.add(error.reason, location)
             continue
         except (TypeError, ValueError) as error:
-            raise DataError(f"{place}: {error}") from error
+            raise DataError(f"{location}: {error}") from error
         question = problem.question
         if question in contested:
-            omitted.add(Reason.CONFLICT, place)
+            omitted.add(Reason.CONFLICT, location)
         elif question not in kept:
             if problem.id in ids:
                 raise DataError(
-                    f"{place}: the id {problem.id!r} is already that of {ids[problem.id]}"
+                    f"{location}: the id {problem.id!r} is already used at {ids[problem.id]}; give "
+                    "each problem its own id"
                 )
-            ids[problem.id] = place
-            kept[question] = place, problem
+            ids[problem.id] = location
+            kept[question] = location, problem
         else:
             first, known = kept[question]
             if is_same_gold(problem.answer, known.answer):
-                omitted.add(Reason.REPEATED, place, " as ", first)
+                omitted.add(Reason.REPEATED, location, " as ", first)
             elif Reason.CONFLICT in leave_out:
-                said = f" {problem.answer!r:.40}, {first} {known.answer!r:.40}"
-                omitted.add(Reason.CONFLICT, place, said, rows=2)
+                answers = f" {problem.answer!r:.40}, {first} {known.answer!r:.40}"
+                omitted.add(Reason.CONFLICT, location, answers, rows=2)
                 contested.add(question)
                 del kept[question]
             else:
                 raise DataError(
-                    f"{place}: the answer is {problem.answer!r:.60}, but {first} answers the same "
-                    f"question with {known.answer!r:.60}: remove one of them"
+                    f"{location}: the answer is {problem.answer!r:.60}, but {first} answers the "
+                    f"same question with {known.answer!r:.60}; remove one of the two rows"
                 )
-    left_out = omitted.said() and f"; left out are {omitted.said()}"
+    left_out = f"; left out are {omitted}" if omitted.counts else ""
     if not kept:
-        raise DataError(f"{name} holds no problem{left_out}")
+        raise DataError(f"{name} holds no usable problem{left_out}")
     if left_out:
         _log_once(f"{name}: {len(kept):,} problems{left_out}")
     return ProblemList((problem for _, problem in kept.values()), omitted.counts)
 
 
 class _Omitted:
-    """What is left out of a data set: how many rows for which reason, and the first of them."""
+    """The omitted rows of a data set: their number by reason, and the first locations."""
 
     def __init__(self, name: str) -> None:
         self.counts: Counter[str] = Counter()
         self._prefix = f"{name}, "
         self._notes: dict[str, list[str]] = {}
 
-    def add(self, reason: Reason, place: str, *said: str, rows: int = 1) -> None:
-        """Count what is left out; `said` is joined only if it is going to be shown."""
+    def add(self, reason: Reason, location: str, *details: str, rows: int = 1) -> None:
+        """Counts omitted rows; the details are joined only if they will be shown."""
         self.counts[reason] += rows
         notes = self._notes.setdefault(reason, [])
-        if len(notes) < _SHOWN_PLACES:
-            notes.append("".join((place, *said)).replace(self._prefix, ""))
-        elif len(notes) == _SHOWN_PLACES:
+        if len(notes) < _SHOWN_LOCATIONS:
+            notes.append("".join((location, *details)).replace(self._prefix, ""))
+        elif len(notes) == _SHOWN_LOCATIONS:
             notes.append("...")
 
-    def said(self) -> str:
-        """The counts with the first places; empty if nothing is left out."""
+    def __str__(self) -> str:
         return ", ".join(
             f"{count:,} with {reason} ({'; '.join(self._notes[reason])})"
             for reason, count in self.counts.items()
@@ -223,20 +225,23 @@ class _Omitted:
 
 @functools.cache
 def _log_once(text: str) -> None:
-    """A process may load the same file many times, for each of its environments."""
+    """Logs a text once: a process may load the same file for each of its environments."""
     _log.warning(text)
 
 
 def hub_answers(repo: str) -> bool:
-    """Ask once, within seconds: `load_dataset` retries an unreachable host for half a minute."""
+    """Returns whether the Hub answers a single request within seconds.
+
+    `load_dataset` itself tries an unreachable host again for half a minute.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         HfApi().dataset_info(repo, timeout=_PROBE_SECONDS)
     except HfHubHTTPError:
-        return True  # it answered; what it objects to is for `load_dataset` to say
-    except Exception:  # no network, offline mode, a proxy that fails: the types vary by version
+        return True  # the Hub answered; `load_dataset` will report the error
+    except Exception:  # no network, offline mode, a broken proxy: the types vary by version
         return False
     return True
 
@@ -251,7 +256,7 @@ def _only_cached() -> AbstractContextManager[object]:
 
 def _advice(hub: HubSplit, file_name: str) -> str:
     return (
-        f"Either pass path=, or put {file_name} into a folder and set {FOLDER_VARIABLE} to it; "
-        f"or get {hub.repo} from the Hugging Face Hub: with a network it downloads by itself "
-        f"(`hf auth login` first if access is restricted), and later runs use the cache in HF_HOME."
+        f"Pass path=, or put {file_name} into a folder and set {FOLDER_VARIABLE} to this folder. "
+        f"Or connect this machine to the Hugging Face Hub: {hub.repo} is then downloaded "
+        "(`hf auth login` first if access is restricted), and later runs use the cache in HF_HOME."
     )

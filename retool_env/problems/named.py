@@ -1,4 +1,4 @@
-"""Sources by name, as environments and command lines ask for them."""
+"""The sources of problems by name, for environments and command lines."""
 
 import inspect
 from collections.abc import Callable
@@ -11,39 +11,37 @@ from retool_env.problems.json_lines import jsonl
 from retool_env.problems.procedural import arithmetic
 
 SOURCES: dict[str, Callable[..., ProblemSource]] = {
-    "aime": aime,
-    "dapo": dapo,
-    "gsm8k": gsm8k,
-    "math": math,
-    "jsonl": jsonl,
-    "arithmetic": arithmetic,
+    source.__name__: source for source in (aime, dapo, gsm8k, math, jsonl, arithmetic)
 }
-"""Each name with the function that makes its source, whose parameters are the settings of the problems.
+"""The function that makes a source, by name. Its parameters are the settings of the problems.
 
-A set of one's own is entered here, `SOURCES["mine"] = mine`, and environments can then name it: `problems="mine"`.
+Add your own source with `SOURCES["mine"] = mine`. An environment then uses it by
+`problems="mine"`.
 """
 
 
 def load_problems(name: str, **options: Any) -> ProblemSource:
-    """Make the source called `name`.
+    """Makes a source of problems.
 
     Args:
-        name: One of `SOURCES`.
-        **options: What its function takes.
+        name: The name of the source, a key of `SOURCES`.
+        **options: The arguments of the function that makes the source.
 
     Raises:
-        ValueError: There is no such source.
-        TypeError: It takes no such option; the message lists those it takes.
-        ProblemsUnavailable: The problems can be found neither on disk nor on the Hub.
+        ValueError: The name is unknown.
+        TypeError: The source does not have such an option. The error text lists its options.
+        ProblemsUnavailable: The problems are neither on disk nor on the Hub.
     """
     if name not in SOURCES:
-        raise SettingsError(f"no source of problems {name!r}; there are {', '.join(SOURCES)}")
+        raise SettingsError(
+            f"no source of problems is called {name!r}; the sources are {', '.join(SOURCES)}"
+        )
     signature = inspect.signature(SOURCES[name])
     unknown = sorted(set(options) - set(signature.parameters))
     if unknown:
         raise UnknownSetting(
-            f"unknown setting {', '.join(map(repr, unknown))}: beside those of the episode, {name} "
-            f"takes {', '.join(signature.parameters)}"
+            f"unknown setting {', '.join(map(repr, unknown))}: besides the settings of the "
+            f"episode, {name} takes {', '.join(signature.parameters)}"
         )
     try:
         signature.bind(**options)

@@ -1,3 +1,3 @@
-"""Moved: `retool_env.problem` is its place, and this name goes on working."""
+"""The former name of `retool_env.problem`, which still works."""
 
 from retool_env.problem import *  # noqa: F403

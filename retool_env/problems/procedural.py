@@ -1,8 +1,8 @@
-"""Problems made up on the fly: integer arithmetic of five difficulties.
+"""Generated problems: integer arithmetic of five difficulties.
 
-A problem is a pure function of the source's settings and its index, so any number of processes
-see the same ones, nothing is stored, and the held-out split can't leak: which split an expression
-belongs to is decided by a hash of the expression itself, whatever the seed.
+A problem is a pure function of the source's settings and the problem's index. So all processes see
+the same problems, and nothing is stored. A hash of the expression decides its split, for every
+seed. So an expression of the test split is never in the training split.
 """
 
 import hashlib
@@ -16,32 +16,23 @@ from retool_env.errors import SettingsError
 from retool_env.problem import Problem, unknown_id
 
 _TEST_SHARE = 0.1
-_OPERATORS: dict[str, Callable[[int, int], int]] = {
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-}
 
 
 @dataclass(frozen=True)
 class _Term:
-    """Part of an expression; the text is valid Python and evaluates to the value."""
+    """A part of an expression: its text, which is valid Python, and its value."""
 
     text: str
     value: int
 
     def __add__(self, other: "_Term") -> "_Term":
-        return self._join("+", other)
+        return _Term(f"{self.text} + {other.text}", self.value + other.value)
 
     def __sub__(self, other: "_Term") -> "_Term":
-        return self._join("-", other)
+        return _Term(f"{self.text} - {other.text}", self.value - other.value)
 
     def __mul__(self, other: "_Term") -> "_Term":
-        return self._join("*", other)
-
-    def _join(self, sign: str, other: "_Term") -> "_Term":
-        value = _OPERATORS[sign](self.value, other.value)
-        return _Term(f"{self.text} {sign} {other.text}", value)
+        return _Term(f"{self.text} * {other.text}", self.value * other.value)
 
 
 def _number(rng: random.Random, digits: int) -> _Term:
@@ -50,7 +41,7 @@ def _number(rng: random.Random, digits: int) -> _Term:
 
 
 def _sum(rng: random.Random, left: _Term, right: _Term) -> _Term:
-    """`left` plus or minus `right`, neither of which may need brackets there."""
+    """`left` plus or minus `right`, without brackets: neither operand may need them."""
     return left + right if rng.random() < 0.5 else left - right
 
 
@@ -89,13 +80,9 @@ def _level_5(rng: random.Random) -> _Term:
     return _sum(rng, outer, _number(rng, 3) * _number(rng, 3))
 
 
-_LEVELS: dict[int, Callable[[random.Random], _Term]] = {
-    1: _level_1,
-    2: _level_2,
-    3: _level_3,
-    4: _level_4,
-    5: _level_5,
-}
+_LEVELS: dict[int, Callable[[random.Random], _Term]] = dict(
+    enumerate((_level_1, _level_2, _level_3, _level_4, _level_5), start=1)
+)
 
 
 def _split_of(expression: str) -> str:
@@ -105,16 +92,16 @@ def _split_of(expression: str) -> str:
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """The source behind :func:`arithmetic`."""
+    """A source of generated problems, which `arithmetic` returns."""
 
     seed: int
-    """Another seed, other problems."""
+    """The seed. A different seed gives different problems."""
     levels: tuple[int, ...]
-    """The problem at index `i` has difficulty ``levels[i % len(levels)]``."""
+    """The difficulties, from 1 to 5: problem `i` has the difficulty `levels[i % len(levels)]`."""
     size: int
-    """How many problems there are."""
+    """The number of problems."""
     split: Literal["train", "test"]
-    """No expression is in both."""
+    """The split. No expression is in both splits."""
 
     def __len__(self) -> int:
         return self.size
@@ -124,7 +111,9 @@ class Arithmetic:
         if position < 0:
             position += self.size
         if not 0 <= position < self.size:
-            raise IndexError(f"there are {self.size} problems, none at {index}")
+            raise IndexError(
+                f"the index {index} is out of range: the source has {self.size} problems"
+            )
         level = self.levels[position % len(self.levels)]
         rng = random.Random(f"{self.seed}/{level}/{self.split}/{position}")
         term = _LEVELS[level](rng)
@@ -138,12 +127,16 @@ class Arithmetic:
         )
 
     def get(self, problem_id: str) -> Problem:
-        """Return the problem called `problem_id`; `KeyError` if there is none."""
+        """Returns the problem with an id.
+
+        Raises:
+            KeyError: No problem has this id.
+        """
         position = problem_id.removeprefix(self._prefix)
         is_number = position.isascii() and position.isdecimal()
         if is_number and len(position) <= len(str(self.size)) and int(position) < self.size:
             problem = self[int(position)]
-            if problem.id == problem_id:  # and not "007", or a bare number
+            if problem.id == problem_id:  # "007" or a bare number is not an id
                 return problem
         raise unknown_id(problem_id, (f"{self._prefix}0", f"{self._prefix}{self.size - 1}"))
 
@@ -160,22 +153,27 @@ def arithmetic(
     size: int = 10_000,
     split: Literal["train", "test"] = "train",
 ) -> Arithmetic:
-    """Make integer arithmetic, such as "Compute (12 + 34) * 56 - 7.".
+    """Generates problems of integer arithmetic, such as "Compute (12 + 34) * 56 - 7.".
 
-    1: a sum of four to six one-digit numbers; 2: two digits times one, or a sum or difference of
-    two two-digit numbers; 3: a two-digit product, perhaps with a summand; 4: two-digit operands in
-    one or two brackets; 5: three-digit operands, nested brackets, a three-digit product. Answers
-    are integers, negative ones too. The metadata hold the `difficulty` and the `expression`, valid
-    Python.
+    The answers are integers and may be negative. The metadata hold the `difficulty` and the
+    `expression`, which is valid Python. The difficulties are:
+
+    1. a sum of four to six one-digit numbers;
+    2. a two-digit number times a one-digit number, or a sum or difference of two-digit numbers;
+    3. a product of two-digit numbers, with or without another summand;
+    4. two-digit numbers, with one or two brackets;
+    5. three-digit numbers, with nested brackets and a product of three-digit numbers.
 
     Args:
-        seed: Another seed, other problems.
-        difficulty: From 1 to 5, or a tuple of which the problems take turns.
-        size: How many problems. The lower levels repeat themselves: level 2 has some 17,000.
-        split: A tenth of all expressions is "test", whatever the seed; the rest is "train".
+        seed: The seed. A different seed gives different problems.
+        difficulty: The difficulty, from 1 to 5; with a tuple, the problems take its values in turn.
+        size: The number of problems. Low difficulties repeat problems: difficulty 2 has some 17,000
+            different problems.
+        split: The split. A tenth of all expressions is in `test`, for every seed; all other
+            expressions are in `train`.
 
     Raises:
-        ValueError: A difficulty, a size or a split that there isn't.
+        ValueError: The difficulty, the size or the split is not one of these.
 
     Example:
         >>> arithmetic(seed=1, difficulty=4)[0].metadata["difficulty"]
@@ -183,9 +181,9 @@ def arithmetic(
     """
     levels = (difficulty,) if isinstance(difficulty, int) else tuple(difficulty)
     if not levels or any(level not in _LEVELS for level in levels):
-        raise SettingsError(f"difficulty is one of 1 to 5, or a tuple of them, not {difficulty!r}")
+        raise SettingsError(f"difficulty must be 1 to 5, or a tuple of these, not {difficulty!r}")
     if size < 1:
-        raise SettingsError(f"size is at least 1, not {size!r}")
+        raise SettingsError(f"size must be at least 1, not {size!r}")
     if split not in ("train", "test"):
-        raise SettingsError(f"split is 'train' or 'test', not {split!r}")
+        raise SettingsError(f"split must be 'train' or 'test', not {split!r}")
     return Arithmetic(seed, levels, size, split)

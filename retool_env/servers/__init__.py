@@ -1,1 +1,1 @@
-"""The one way to ask an HTTP server, for sandboxes and vLLM alike."""
+"""HTTP clients of sandbox servers and vLLM servers: addresses, hosts, bounds, background loop."""

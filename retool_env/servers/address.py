@@ -1,6 +1,6 @@
-"""Where a server is and the key that it wants: checked before anything is sent, and never shown.
+"""The URLs and keys of servers: checked before a request is sent, and never shown.
 
-Whoever makes an error, a record or a line of a log of what a server said, passes that through `redact`.
+Every text of a server passes through `redact` before it enters an error, a record or a log.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from retool_env.errors import SettingsError
 REDACTED = "[redacted]"
 
 _keys: set[str] = set()
-_SURE = 8  # characters, of a key that is no ordinary word
-_SHORT = 6  # of a shorter key, only what stands alone is taken for it
-_LONG, _HEAD = 24, 12  # of a longer key, its beginning is taken for it as well
-# Of a URL. A password may hold a slash; a port and a path with an @ are none.
+# Lengths of keys, in characters.
+_SURE = 8  # a key of this length is not an ordinary word
+_SHORT = 6  # a shorter key is redacted only where it stands alone
+_LONG, _HEAD = 24, 12  # the head of a key of length _LONG or more is also redacted, with its rest
+# In a URL. A password may contain a slash. A port and a path with an @ are not credentials.
 _CREDENTIALS = re.compile(r"(?<=//)(?:[^\s/?#\"'<>]*|[^\s/?#\"'<>@:]*:(?!\d+/)[^\s\"'<>]{0,256})@")
 _PARAMETER = re.compile(r"(?<=[?&])([\w-]+)=[^&#\s\"'<>]+")
 _SECRETS = re.compile(
-    r"(?:.*[_-])?(?:api_?key|(?:access|private|secret)[_-]key|secret|pass(?:word|wd|phrase)|authorization|credentials?)"
+    r"(?:.*[_-])?(?:api_?key|(?:access|private|secret)[_-]key|secret|pass(?:word|wd|phrase)"
+    r"|authorization|credentials?)"
     r"|(?:(?:.*[_-])?(?:hub|hf|api|auth|access|bearer|refresh|secret|session)[_-])?token",
     re.IGNORECASE,
 )
@@ -32,41 +34,45 @@ _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
 def check_url(url: str, what: str, example: str) -> None:
-    """Check that a URL names a server.
+    """Checks that a URL is the address of a server.
 
     Args:
-        url: `http` or `https`, without credentials and parameters.
-        what: Of what it should be, "a server" say.
-        example: What would be right.
+        url: The URL: `http` or `https`, without credentials and parameters.
+        what: The kind of server, for the error text, for example "a sandbox server".
+        example: A correct URL, for the error text.
 
     Raises:
-        ValueError: If it names none, or holds a user name or a password.
+        ValueError: The URL is not the address of a server, or it contains a user name or a
+            password.
     """
     try:
         parts = urlsplit(url)
         right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # the port is no number
+    except ValueError:  # the port is not a number
         right = False
     if "@" in url:
         raise SettingsError(
-            f"the URL {shown_url(url)!r} of {what} holds a user name or a password, which would be shown and stored: "
-            f"leave them out, as in {example}, and give a key by itself"
+            f"the URL {shown_url(url)!r} of {what} contains a user name or a password, which would "
+            f"be shown and stored: remove it, as in {example}, and give a key in its own setting"
         )
     if not right or parts.query or parts.fragment:
-        raise SettingsError(f"{shown_url(url)!r} is no URL of {what}; {example} would be")
+        raise SettingsError(
+            f"{shown_url(url)!r} is not a URL of {what}; give one such as {example}"
+        )
 
 
 def base_url(url: str, path: str, what: str, example: str) -> str:
-    """The URL of a server without a path.
+    """Returns the checked URL of a server without the path of its API.
 
     Args:
         url: The URL, which may end with a slash or with `path`.
         path: The path of the server's API.
-        what: See `check_url`.
-        example: See `check_url`.
+        what: The kind of server, for the error text.
+        example: A correct URL, for the error text.
 
     Raises:
-        ValueError: If it names no server, or holds a user name or a password.
+        ValueError: The URL is not the address of a server, or it contains a user name or a
+            password.
     """
     base = url.strip().rstrip("/").removesuffix(path)
     check_url(base, what, example)
@@ -74,15 +80,16 @@ def base_url(url: str, path: str, what: str, example: str) -> str:
 
 
 def split_urls(urls: str, what: str, example: str) -> list[str]:
-    """The URLs in a text, with commas between them.
+    """Splits a text of URLs at its commas.
 
     Args:
-        urls: The text.
-        what: See `check_url`.
-        example: See `check_url`.
+        urls: The URLs, separated by commas.
+        what: The kind of server, for the error text.
+        example: A correct URL, for the error text.
 
     Raises:
-        ValueError: If one holds credentials; a password may hold a comma.
+        ValueError: A URL contains credentials. They are refused before the split, because a
+            password may contain a comma.
     """
     if "@" in urls:
         check_url(urls, what, example)
@@ -90,49 +97,51 @@ def split_urls(urls: str, what: str, example: str) -> list[str]:
 
 
 def check_key(key: str | None, name: str) -> None:
-    """Check that a key can stand in a request's header; from then on `redact` knows it.
+    """Checks that a key can be sent in a header, and registers it, so that `redact` removes it.
 
     Args:
-        key: The key, if there is one. It is never shown.
-        name: What the caller knows it as.
+        key: The key, which is never shown; `None`: the caller has no key.
+        name: The name of the key, for the error text.
 
     Raises:
-        ValueError: If it can't.
+        ValueError: The key contains a character that a header can't have.
     """
     if not key:
         return
     if not (key.isascii() and key.isprintable() and key == key.strip()):
         raise SettingsError(
-            f"{name} holds a line break, a space at an end, or another character that no header can: was it read from a file?"
+            f"{name} contains a line break, a space at its start or end, or a character that an "
+            "HTTP header can't have: remove it (a file often ends in a line break)"
         )
     if len(key) >= _SURE:
         _keys.add(key)
 
 
 def variable_name(name: str) -> str:
-    """What can be shown of the name of an environment variable, which may be the key itself, given by mistake."""
-    return name if _VARIABLE.fullmatch(name) else "(not shown, as it may be the key itself)"
+    """Returns the name of an environment variable; a note if it may be a key, given by mistake."""
+    return name if _VARIABLE.fullmatch(name) else "(not shown, because it may be the key itself)"
 
 
 def check_no_secrets(settings: Any, name: str = "") -> None:
-    """Check that settings which are shown and stored hold no key, no password, and no URL with one.
+    """Checks that settings, which are shown and stored, contain no key, password or such a URL.
 
     Args:
-        settings: Mappings and lists of settings, however deep.
-        name: What they are called.
+        settings: The settings: nested mappings, lists and values.
+        name: The name of the settings, for the error text.
 
     Raises:
-        ValueError: If they do; it names the setting, and does not show it.
+        ValueError: A setting contains a secret. The error text names the setting without its value.
     """
     if isinstance(settings, Mapping):
         for key, value in settings.items():
-            at = f"{name}.{key}".lstrip(".")
+            path = f"{name}.{key}".lstrip(".")
             if isinstance(value, str) and value and _SECRETS.fullmatch(str(key)):
                 raise SettingsError(
-                    f"{at} would be shown and stored with the other settings: put it into an environment variable "
-                    "(RETOOL_SANDBOX_TOKEN of a sandbox, token_env of an engine, api_key_env of an API)"
+                    f"{path} would be shown and stored with the other settings: put it into an "
+                    "environment variable (RETOOL_SANDBOX_TOKEN of a sandbox, token_env of an "
+                    "engine, api_key_env of an API)"
                 )
-            check_no_secrets(value, at)
+            check_no_secrets(value, path)
     elif isinstance(settings, list | tuple):
         for value in settings:
             check_no_secrets(value, name)
@@ -142,20 +151,24 @@ def check_no_secrets(settings: Any, name: str = "") -> None:
         and _without_credentials(settings) != settings
     ):
         raise SettingsError(
-            f"{name} holds a key, or a URL with one, a user name or a password, which would be shown and stored: leave it out"
+            f"{name} contains a key, or a URL with a key, a user name or a password, which would "
+            "be shown and stored: remove it"
         )
 
 
 def redact(text: str, *secrets: str | None, most: int | None = None) -> str:
-    """A text without secrets: what servers say, or a library's error, may repeat what they were sent.
+    """Returns a text without secrets. Servers and libraries may repeat a request in their errors.
 
-    Credentials in URLs are taken out as well, keys among a URL's parameters, and keys that were checked here, if they are not so short that they
-    could be ordinary words.
+    The function removes the given secrets, credentials in URLs, keys in the parameters of URLs, and
+    keys that `check_key` has registered. Keys that are as short as ordinary words are not
+    registered.
 
     Args:
-        text: What is to be shown, logged or stored.
-        *secrets: Keys and tokens, taken out as they are or escaped; `None` and empty ones are passed over.
-        most: How many characters are wanted. The text is cut here, since half a key could not be found.
+        text: The text that will be shown, logged or stored.
+        *secrets: Keys and tokens, which are removed in plain and in escaped form. `None` and empty
+            texts are ignored.
+        most: The most characters of the result; `None`: all characters. The text is cut after the
+            removal, because half a key would not be recognised.
     """
     for secret in sorted({*filter(None, secrets), *_keys}, key=len, reverse=True):
         text = re.sub(_pattern(secret), REDACTED, text)
@@ -163,7 +176,10 @@ def redact(text: str, *secrets: str | None, most: int | None = None) -> str:
 
 
 def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as an error may show them: what is a key by its name is taken out, and what `redact` finds in texts."""
+    """Returns settings for an error text.
+
+    A setting whose name is a key's name is removed. `redact` removes secrets from all other texts.
+    """
 
     def shown(key: str, value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -203,7 +219,7 @@ def _pattern(key: str) -> str:
 
 
 def shown_url(url: str) -> str:
-    """What can be shown of a URL, or of what should be one: neither what stands before an @ nor parameters, which may be keys."""
+    """Returns a URL, valid or not, without its credentials and parameters, which may be keys."""
     url = re.sub(r"^(\w+://)?.*(?:@|%40)", rf"\1{REDACTED}@", url, flags=re.DOTALL)
     start, mark, _ = url.partition("?")
     start, hash_, _ = start.partition("#")

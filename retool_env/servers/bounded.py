@@ -1,7 +1,8 @@
-"""Bounds of what a server answers: its time as a whole, and its bytes.
+"""HTTP clients with bounds on a response: its total time and its bytes.
 
-A client's own time-outs begin anew with each byte that comes, and what it holds has no bound; compressed, a small answer could
-be a large one. So it asks for none that is, and takes none.
+The time-outs of a client start again with each received byte, and the size of a response has no
+limit. A small compressed response could become large. So the client asks for uncompressed responses
+and refuses any other.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ from types import ModuleType
 from typing import Any
 
 MOST_BYTES = "retool_most_bytes"
-"""The extension of a request that says how many bytes its answer may have."""
+"""The name of a request's extension that holds the most bytes of its response."""
 
 
-def bounded_client[T](base: type[T], most_bytes: int, **given: Any) -> T:
-    """A client whose answers are bounded, redirections and errors among them.
+def bounded_client[T](base: type[T], most_bytes: int, **options: Any) -> T:
+    """Makes a client with bounds on each response, redirections and errors included.
 
-    The time-outs of a request's connecting and reading, added, are that of the whole, all redirections included. What is over it is a
-    `ReadTimeout`, what is too large or compressed a `ReadError`. Text is read as UTF-8, whatever an answer says.
+    The time of a request, with all its redirections, is limited to the sum of its time-outs for
+    connecting and reading. A slower response raises a `ReadTimeout`. A response that is larger than
+    the limit, or compressed, raises a `ReadError`. Text is decoded as UTF-8, whatever the headers
+    of the response say.
 
     Args:
-        base: `httpx.AsyncClient`, or a class that is one; of httpx2, too.
-        most_bytes: Of an answer, where the request does not say (`MOST_BYTES`).
-        **given: Further arguments of the class.
+        base: The class `AsyncClient` of httpx or httpx2, or a subclass.
+        most_bytes: The most bytes of a response, unless the request has the extension `MOST_BYTES`.
+        **options: Further arguments of the class.
     """
     library = _library(base)
 
@@ -40,7 +43,7 @@ def bounded_client[T](base: type[T], most_bytes: int, **given: Any) -> T:
                 read += len(chunk)
                 if read > most:
                     raise library.ReadError(
-                        f"the answer is larger than {most} bytes", request=self._request
+                        f"the response is larger than {most} bytes", request=self._request
                     )
                 yield chunk
 
@@ -51,7 +54,7 @@ def bounded_client[T](base: type[T], most_bytes: int, **given: Any) -> T:
         coding = response.headers.get("content-encoding", "").strip()
         if coding.lower() not in ("", "identity"):
             raise library.ReadError(
-                f"the answer is encoded ({coding!r:.40}), which was not asked for",
+                f"the response is encoded ({coding!r:.40}), but the request refused encodings",
                 request=response.request,
             )
         response.encoding = "utf-8"
@@ -60,20 +63,20 @@ def bounded_client[T](base: type[T], most_bytes: int, **given: Any) -> T:
     class Client(base):  # type: ignore[misc, valid-type]  # httpx or httpx2
         async def send(self, request: Any, **options: Any) -> Any:
             request.headers["Accept-Encoding"] = "identity"
-            given = request.extensions["timeout"]
-            seconds = given["connect"] + given["read"]
+            timeout = request.extensions["timeout"]
+            seconds = timeout["connect"] + timeout["read"]
             try:
                 async with asyncio.timeout(seconds):
                     return await super().send(request, **options)
             except TimeoutError:
                 raise library.ReadTimeout(
-                    f"no whole answer in {seconds:g} s", request=request
+                    f"no complete response within {seconds:g} s", request=request
                 ) from None
 
-    return Client(event_hooks={"response": [bound]}, **given)
+    return Client(event_hooks={"response": [bound]}, **options)
 
 
 def _library(base: type) -> ModuleType:
-    """That of a class of clients."""
-    names = (each.__module__.partition(".")[0] for each in base.__mro__)
+    """The library of a client's class: httpx or httpx2."""
+    names = (parent.__module__.partition(".")[0] for parent in base.__mro__)
     return next(sys.modules[name] for name in names if name in ("httpx", "httpx2"))

@@ -1,8 +1,9 @@
-"""Hosts, several servers that do the same: when one is asked again that was busy or failed.
+"""Hosts: equivalent servers, and the time of the next request to a busy or failed server.
 
-A host that fails is set aside, twice as long each time in a row. A host that is busy (429, or 503
-with `Retry-After`) is asked again when it said. Each pause is a little longer or shorter by chance,
-so that not everybody asks at the same moment.
+A host that fails gets no requests for a while, twice as long for each further failure in a row. A
+host that is busy (status 429, or 503 with `Retry-After`) gets the next request at the time that its
+response gives. Each pause is changed at random by a little, so that clients do not all ask at the
+same moment.
 """
 
 from __future__ import annotations
@@ -19,25 +20,30 @@ if TYPE_CHECKING:
     import httpx
 
 CONNECT_SECONDS = 10.0
+"""The time-out of connecting to a host, in seconds."""
 ERROR_CHARACTERS = 300
-"""The most characters of a host's answer that an error repeats."""
+"""The most characters of a host's response that an error text repeats."""
 
-_KEEP_ALIVE_SECONDS = 2.0  # shorter than hosts' own, which would close it while we send
+_KEEP_ALIVE_SECONDS = 2.0  # shorter than a host's time, so that no host closes it during a request
 _FIRST_ASIDE = 0.5
 _MOST_DOUBLINGS = 6  # 32 s
 _SHORTEST_RETRY_AFTER, _LONGEST_RETRY_AFTER = 0.25, 30.0
-_MOST_REFUSALS = 3  # that count: 2 s at least
+_MOST_REFUSALS = 3  # further refusals do not double the shortest pause, which is then 2 s
 
 
 class Busy(RetoolError):
-    """The host takes no more at the moment."""
+    """The host takes no further requests at the moment.
+
+    Args:
+        retry_after: The pause that the host asks for, in seconds.
+    """
 
     def __init__(self, retry_after: float) -> None:
         super().__init__("busy")
         self._retry_after = retry_after
 
     def again(self, sent: float, refusals: int = 0) -> float:
-        """The time from which on the host may be asked again.
+        """Returns the time from which on the host may be asked again.
 
         Args:
             sent: The time at which the refused request was sent.
@@ -49,18 +55,18 @@ class Busy(RetoolError):
 
 
 class Failure(RetoolError):
-    """The host failed at a request; another attempt may succeed."""
+    """The host failed to answer a request. A further attempt may succeed."""
 
 
 @dataclass(eq=False)
 class Host:
-    """The state of a host, as its clients know it. Times are those of `time.monotonic`."""
+    """The state of a host, as its clients know it. Times are values of `time.monotonic`."""
 
     url: str
     """The URL, without a slash at the end."""
 
     in_flight: int = 0
-    """The number of our requests that the host works on."""
+    """The number of this process's requests that the host works on."""
 
     failures: int = 0
     """The number of failures in a row; requests that were sent together count once."""
@@ -86,10 +92,10 @@ class Host:
 
 
 def connection(token: str | None) -> dict[str, Any]:
-    """Arguments of an `httpx.AsyncClient` that asks hosts.
+    """Returns the arguments of an `httpx.AsyncClient` that asks hosts.
 
     Args:
-        token: The bearer token that each request carries; `None`: no token.
+        token: The bearer token of each request; `None`: requests have no token.
     """
     import httpx
 
@@ -100,10 +106,10 @@ def connection(token: str | None) -> dict[str, Any]:
 
 
 def check_free(response: httpx.Response) -> None:
-    """Checks that the host was not too busy for a request.
+    """Checks that a host did not refuse a request because it is busy.
 
     Raises:
-        Busy: The host was too busy.
+        Busy: The host is busy.
     """
     status, after = response.status_code, response.headers.get("retry-after")
     if status == 429 or (status == 503 and after is not None):

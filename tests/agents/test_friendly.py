@@ -376,8 +376,8 @@ def test_what_several_processes_can_not_share_says_what_they_could(model):
         ({"question": "1 + 1?"}, "line 2: no column for the answer: .*answer_key="),
         ({"question": "1 + 1?", "answer": " "}, "line 2: the answer .* is empty"),
         ({"question": "1 + 1?", "answer": None}, "line 2: the answer .* neither text nor a number"),
-        ({"question": "1 + 1?", "answer": "\\frac{1}{"}, "line 2: .*braces must be closed"),
-        ({"question": "1 + 1?", "answer": "$$"}, "line 2: .*could not be given"),
+        ({"question": "1 + 1?", "answer": "\\frac{1}{"}, "line 2: .*close all braces"),
+        ({"question": "1 + 1?", "answer": "$$"}, "line 2: .*can't be graded"),
         ({"question": "1 + 1?", "answer": ["1", "2"]}, "line 2: .*one value"),
     ],
 )

@@ -1,13 +1,15 @@
-"""What an answer commits to, and the verdicts that need no algebra."""
+"""The values that an answer commits to, and the verdicts that need no algebra."""
+
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retool_env.grading import MAX_CHARS, extract_boxed
+from retool_env.grading import MAX_CHARS, Grader, extract_boxed
 from retool_env.grading.answer import MAX_TEXT, expressions, plain_verdict
 
-# --- what a box holds ---------------------------------------------------------------------------
+# --- the content of a box -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -64,13 +66,13 @@ def test_extract_boxed_is_linear_in_hostile_text():
         ("$ = **3e2** $.", ["300"]),
         ("1" * MAX_CHARS, ["1" * MAX_CHARS]),
         ("1" * (MAX_CHARS + 1), []),
-        ("x" * 50_000 + r"\boxed{5}", ["5"]),  # it is the box that must be short
+        ("x" * 50_000 + r"\boxed{5}", ["5"]),  # only the content of the box must be short
         (r"\boxed{" + "1" * (MAX_CHARS + 1) + "}", []),
         ("x" * MAX_TEXT + r"\boxed{5}", []),
         (r"\boxed{1} \boxed{2} " * 30, []),
     ],
 )
-def test_what_a_text_commits_to(text: str, values: list[str]) -> None:
+def test_the_values_that_a_text_commits_to(text: str, values: list[str]) -> None:
     assert expressions(text) == values
 
 
@@ -108,13 +110,18 @@ numbers = st.one_of(
 )
 
 
-@given(numbers, numbers)
-def test_a_worker_has_the_same_verdict_on_plain_numbers(answer: str, gold: str) -> None:
-    from retool_env.grading.grader import _DEFAULT
+@pytest.fixture(scope="module")
+def grader() -> Iterator[Grader]:
+    grader = Grader(workers=1)
+    yield grader
+    grader.close()
 
+
+@given(answer=numbers, gold=numbers)
+def test_a_worker_has_the_same_verdict_on_plain_numbers(grader, answer: str, gold: str) -> None:
     verdict = plain_verdict(answer, gold)
     if verdict is not None and answer != gold:
-        assert _DEFAULT._compare([[answer], [gold]]) is verdict
+        assert grader.compare([[answer], [gold]]) is verdict
 
 
 @given(st.text(max_size=60))
@@ -125,8 +132,8 @@ def test_any_text_commits_to_something_or_nothing(text: str) -> None:
 
 
 @given(st.text("ab1{}\\$ ", max_size=20), st.text("xy2 +", min_size=1, max_size=9))
-def test_the_last_box_is_found_behind_anything(before: str, content: str) -> None:
-    found = extract_boxed(f"{before} \\boxed{{{content}}}")
+def test_the_last_box_is_found_after_any_text(before: str, content: str) -> None:
+    boxed = extract_boxed(f"{before} \\boxed{{{content}}}")
     opened = before.replace("\\{", "").replace("\\}", "")
     if "{" not in opened and not before.endswith("\\"):
-        assert found == content
+        assert boxed == content

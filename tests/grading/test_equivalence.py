@@ -1,4 +1,4 @@
-"""Grading: what is equal, what a hostile answer can't achieve, and that nothing hangs."""
+"""Grading: equal and unequal answers, hostile answers, and real answers."""
 
 import json
 import os
@@ -18,7 +18,7 @@ needs_math = pytest.mark.skipif(
 )
 
 
-# --- what is equal ------------------------------------------------------------------------------
+# --- equal and unequal answers ------------------------------------------------------------------
 
 EQUAL = [
     ("42", "42"),
@@ -484,13 +484,13 @@ def test_unequal(answer, gold):
         "final answer is ${a}$. I hope, or the final answer is ${b}$. I hope",
     ],
 )
-def test_a_list_of_alternatives_wins_for_none_of_them(answer):
+def test_a_list_of_alternatives_equals_none_of_them(answer):
     text = answer.format(a="5", b="7")
     assert not is_equivalent(text, "5")
     assert not is_equivalent(text, "7")
 
 
-# --- any text, any time -------------------------------------------------------------------------
+# --- any text -----------------------------------------------------------------------------------
 
 TOKENS = (
     r"\boxed{ \frac{ \sqrt{ \text{ } { ^ _ ( ) [ ] , ; = < + - * / ! $ % & | \ \\ 0 1 42 x . "
@@ -525,7 +525,7 @@ def math_golds():
 
 
 @needs_math
-def test_real_answers_equal_themselves_however_they_are_set():
+def test_real_answers_equal_themselves_in_other_typesetting():
     for gold in random.Random(1).sample(math_golds(), 60):
         assert is_equivalent(gold, gold)
         assert is_equivalent(rf"\boxed{{\displaystyle {gold}}}", gold), gold

@@ -1,4 +1,4 @@
-"""The processes that grade: that nothing hangs, that a bomb keeps nobody waiting, that deaths change no verdict."""
+"""The worker processes: none hangs, a bomb delays no other answer, a death changes no verdict."""
 
 import asyncio
 import os
@@ -52,7 +52,7 @@ def test_memory_is_bounded(impatient):
 
 
 def test_a_worker_that_has_grown_is_replaced_without_a_wrong_verdict():
-    grader = Grader(memory_mb=115, workers=1)  # more than half of it is taken from the start
+    grader = Grader(memory_mb=115, workers=1)  # a new worker already uses more than half of it
     processes = set()
     for i in range(1, 4):
         assert grader.is_equivalent(rf"\sqrt{{{i}}}", rf"\frac{{\sqrt{{{4 * i}}}}}{{2}}")
@@ -86,7 +86,7 @@ def test_threads_share_workers():
     for thread in threads:
         thread.join()
     assert verdicts == {i: [i == j for j in range(6)] for i in range(6)}
-    assert len(grader.processes) <= 2 * 2  # of each lane
+    assert len(grader.processes) <= 2 * 2  # two lanes of two workers
     grader.close()
 
 
@@ -109,14 +109,14 @@ def test_close_ends_the_processes_and_a_fork_starts_its_own(impatient):
     os.close(write)
     assert os.read(read, 10) == b"ok"
     os.close(read)
-    assert worker.poll() is None  # the child left it alone
+    assert worker.poll() is None  # the child did not end its parent's worker
     assert impatient.is_equivalent(r"\sqrt{9}", "3") and impatient.processes == {worker}
     impatient.close()
     assert worker.poll() is not None
 
 
 def test_a_worker_below_a_large_process_lives_on():
-    """A trainer holds gigabytes, and the peak of whoever starts a process is inherited by it."""
+    """A trainer uses gigabytes, and a child process inherits its parent's peak of memory."""
     program = (
         "ballast = b'x' * (700 << 20)\n"
         "from retool_env.grading import Grader\n"
@@ -136,7 +136,7 @@ def test_a_broken_installation_is_an_error_and_not_a_wrong_answer(monkeypatch, t
         Grader().is_equivalent(r"\sqrt{4}", "2")
 
 
-def test_bombs_keep_neither_plain_answers_nor_algebra_waiting_for_their_end() -> None:
+def test_bombs_do_not_delay_plain_answers_or_algebra() -> None:
     grader = Grader(seconds=1.0, memory_mb=1024, workers=1)
     ended: list[str] = []
 
@@ -149,7 +149,7 @@ def test_bombs_keep_neither_plain_answers_nor_algebra_waiting_for_their_end() ->
         bombs = [
             asyncio.create_task(grade("bomb", f"(x+y+z)^{{{90 + i}}}", "x+y")) for i in range(4)
         ]
-        await asyncio.sleep(0)  # they are on their way
+        await asyncio.sleep(0)  # the bombs are submitted now
         assert await grade("plain", "042", "42")
         assert await grade("algebra", r"\sqrt{8}", r"2\sqrt{2}")
         assert not any(await asyncio.gather(*bombs))
@@ -157,9 +157,8 @@ def test_bombs_keep_neither_plain_answers_nor_algebra_waiting_for_their_end() ->
     asyncio.run(all_of_them())
     grader.close()
     assert ended[0] == "plain"
-    assert (
-        "bomb" in ended[ended.index("algebra") :]
-    )  # with one worker for all, it would be the last
+    # With one worker for all comparisons, the algebra would end last.
+    assert "bomb" in ended[ended.index("algebra") :]
 
 
 def test_time_is_counted_in_processor_time_so_that_a_busy_machine_changes_no_verdict(

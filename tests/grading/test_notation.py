@@ -1,4 +1,4 @@
-"""What models and interpreters write becomes LaTeX, and nothing is evaluated."""
+"""The output of models and interpreters becomes LaTeX, and is never evaluated."""
 
 import ast
 
@@ -28,12 +28,12 @@ PYTHON = {
     "np.float64(3.5)": "(3.5)",
     "sympy.sqrt(2)": r"\sqrt{2}",
     "1e3*pi": r"1000 \cdot \pi",
-    "A*I + E": r"A \cdot I + E",  # beside other capitals, variables
+    "A*I + E": r"A \cdot I + E",  # next to other capital letters, I and E are variables
 }
 
 
 @pytest.mark.parametrize(("text", "expected"), PYTHON.items(), ids=PYTHON)
-def test_what_python_prints_is_read(text: str, expected: str) -> None:
+def test_printed_python_becomes_latex(text: str, expected: str) -> None:
     assert from_python(text) == expected
 
 
@@ -66,7 +66,7 @@ def test_what_python_prints_is_read(text: str, expected: str) -> None:
         "pi*\0",
     ],
 )
-def test_what_is_no_such_expression_is_left_alone(text: str) -> None:
+def test_other_texts_are_not_rewritten(text: str) -> None:
     assert from_python(text) is None
 
 
@@ -90,7 +90,7 @@ def printed(draw: st.DrawFn) -> sympy.Expr:
 
 @settings(max_examples=40)
 @given(printed())
-def test_whatever_sympy_prints_equals_its_latex(expression: sympy.Expr) -> None:
+def test_printed_sympy_equals_its_latex(expression: sympy.Expr) -> None:
     assert is_equivalent(str(expression), sympy.latex(expression))
 
 

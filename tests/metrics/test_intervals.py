@@ -1,4 +1,4 @@
-"""Intervals against published values, by hand, and by what must hold of any."""
+"""Intervals: published values, values worked out by hand, and properties of all intervals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_wilson_holds_its_mean_and_solves_its_equation(count, data):
     right = data.draw(st.integers(0, count))
     interval = wilson(right / count, count)
     assert 0 <= interval.low <= interval.mean <= interval.high <= 1
-    # By definition a bound p is z standard errors, computed at p, away from the mean.
+    # By definition, the distance of a bound p from the mean is z standard errors at p.
     for p in (interval.low, interval.high):
         assert (p - interval.mean) ** 2 == pytest.approx(1.96**2 * p * (1 - p) / count, abs=1e-9)
     wider = wilson(right / count, count, z=2.58)
@@ -43,7 +43,7 @@ def test_wilson_holds_its_mean_and_solves_its_equation(count, data):
 
 
 def test_no_interval_without_a_case():
-    with pytest.raises(ValueError, match="without a case"):
+    with pytest.raises(ValueError, match="at least one case"):
         wilson(0.0, 0)
     assert pooled([]) == pooled([("a", 0, 0)]) == Estimate(0, None)
 
@@ -60,23 +60,26 @@ def test_single_cases_count_once_each():
 
 
 def test_clusters_of_one_size_count_once_each():
-    # 3, 1, 2 and 0 of 3 each: 6 of 12. Were all of a cluster alike, 12 cases would be worth 144 / 36 = 4.
+    # 3, 1, 2 and 0 successes of 3 cases each: 6 of 12. If the cases of a cluster were equal, there
+    # would be 144 / 36 = 4 effective cases.
     assert pooled([("a", 3, 3), ("b", 1, 3), ("c", 2, 3), ("d", 0, 3)]) == Estimate(
         12, wilson(0.5, 4)
     )
-    # One problem alone says as much as one case, however often it was tried.
+    # All cases of a single problem count as one effective case.
     assert pooled([("a", 1, 1)] * 30) == Estimate(30, wilson(1.0, 1))
 
 
 def test_a_large_cluster_that_is_unlike_the_others_weighs_more():
-    # 100 failures alone and 10 successes together: 10 of 110. Alike within clusters: 12100 / 200 = 60.5 cases. But the share's
-    # variance is ((10 - 10/11)^2 + 100 (1/11)^2) / 110^2, by which they are worth 110^2 (1/11) (10/11) / (10100/121) = 1210 / 101.
+    # 100 clusters with one failure each, and a cluster with 10 successes: a share of 10 of 110.
+    # Equal cases in a cluster would give 12100 / 200 = 60.5 effective cases. But the variance of
+    # the share is ((10 - 10/11)^2 + 100 (1/11)^2) / 110^2. This gives
+    # 110^2 (1/11) (10/11) / (10100/121) = 1210 / 101 effective cases.
     cases = [("big", 10, 10), *((i, 0, 1) for i in range(100))]
-    found = pooled(cases)
+    share = pooled(cases)
     expected = wilson(1 / 11, 1210 / 101)
-    assert found.count == 110 and found.interval.mean == pytest.approx(1 / 11)
-    assert found.interval.low == pytest.approx(expected.low)
-    assert found.interval.high == pytest.approx(expected.high)
+    assert share.count == 110 and share.interval.mean == pytest.approx(1 / 11)
+    assert share.interval.low == pytest.approx(expected.low)
+    assert share.interval.high == pytest.approx(expected.high)
 
 
 CASES = st.lists(
@@ -88,25 +91,26 @@ CASES = st.lists(
 
 
 @given(cases=CASES, data=st.data())
-def test_what_holds_of_any_pooled_share(cases, data):
-    found = pooled(cases)
-    assert found == pooled(data.draw(st.permutations(cases)))
-    assert found.count == sum(n for _, _, n in cases)
-    if found.interval is None:
-        assert found.count == 0
+def test_properties_of_any_pooled_share(cases, data):
+    share = pooled(cases)
+    assert share == pooled(data.draw(st.permutations(cases)))
+    assert share.count == sum(n for _, _, n in cases)
+    wide = share.interval
+    if wide is None:
+        assert share.count == 0
         return
-    assert 0 <= found.interval.low <= found.interval.mean <= found.interval.high <= 1
-    # Never narrower than if all were independent; and of twice as many problems, the same share, more narrowly.
-    for wide, narrow in (
-        (found.interval, wilson(found.interval.mean, found.count)),
-        (found.interval, pooled([*cases, *((c + 10, s, n) for c, s, n in cases)]).interval),
-    ):
+    assert 0 <= wide.low <= wide.mean <= wide.high <= 1
+    # The interval is never narrower than the interval of independent cases. Twice as many problems
+    # give the same share with a narrower interval.
+    independent = wilson(wide.mean, share.count)
+    doubled = pooled([*cases, *((c + 10, s, n) for c, s, n in cases)]).interval
+    for narrow in (independent, doubled):
         assert wide.mean == narrow.mean
         assert wide.low <= narrow.low + 1e-12 and narrow.high <= wide.high + 1e-12
-    assert narrow.high - narrow.low < found.interval.high - found.interval.low
+    assert doubled.high - doubled.low < wide.high - wide.low
 
 
-def test_what_rests_on_few_cases_is_not_shown():
+def test_a_figure_on_few_cases_is_not_shown():
     interval = Interval(0.25, 0.125, 0.5)
     assert Estimate(0, None).shown() == "–"
     assert Estimate(49, interval).shown() == "n < 50"

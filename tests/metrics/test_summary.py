@@ -1,4 +1,4 @@
-"""Figures of transcripts that were worked out by hand."""
+"""The figures of transcripts, against figures worked out by hand."""
 
 from __future__ import annotations
 
@@ -29,13 +29,10 @@ from helpers.episodes import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retool_env.metrics.intervals import Estimate, Interval, wilson
-from retool_env.metrics.recovery import measure_recovery
+from retool_env.metrics.intervals import Estimate, wilson
 from retool_env.metrics.summary import Summary, code_purposes, summarise, summarise_along
-from retool_env.problems import Problem
 from retool_env.protocol.program import FORMS
 from retool_env.protocol.result import EMPTY_PROGRAM
-from retool_env.sandbox import Outcome
 from retool_env.transcript import Span, StopReason
 
 
@@ -57,7 +54,8 @@ def test_twelve_episodes_by_hand(tokens):
     characters = 19 + 18 + 40 + 33 + 53 + 48 + 63 + 15 + 30 + 55 + 9
     assert characters == 383
     assert summary.response_characters == pytest.approx(characters / 11)
-    # With two tokens for each character that is not the environment's: 3 each of RAN, MENDED, TWICE, and 6 of PAUSED.
+    # Two tokens for each character of the model. The environment wrote 3 characters in each of RAN,
+    # MENDED and TWICE, and 6 characters in PAUSED.
     assert summary.response_tokens == (
         pytest.approx((2 * 383 - 3 - 3 - 3 - 6) / 11) if tokens else None
     )
@@ -77,7 +75,7 @@ def test_the_forms_of_programs_are_counted():
         return dataclasses.replace(RAN, spans=spans)
 
     forms = ["plain", "fenced", "mended:dedent", "mended:dedent", "unread", None]
-    read_then = read(None, "<code>\n```\n1\n```\n</code>")  # a record from before says no form
+    read_then = read(None, "<code>\n```\n1\n```\n</code>")  # an old record has no form
     failed = dataclasses.replace(BROKEN, spans=read("mended:marks").spans)
     summary = summarise([*map(read, forms), read_then, failed])
     assert summary.call_forms == {
@@ -95,66 +93,18 @@ def test_the_forms_of_programs_are_counted():
 
 def test_the_last_calls_of_right_and_of_wrong_responses_by_hand():
     summary = summarise(ALL)
-    # Right: b 1 of 2 (RAN, not STUBBORN), c 1 of 1, g 1 of 1; worth 4^2 / (2^2 + 1 + 1) cases.
+    # Right: b 1 of 2 (RAN, not STUBBORN), c 1 of 1, g 1 of 1.
+    # Effective cases: 4^2 / (2^2 + 1 + 1).
     assert summary.last_call_ok_right == Estimate(4, wilson(3 / 4, 16 / 6))
-    # Wrong: c 0 (NEVER), d 1 (TWICE), e 0 (EMPTY), f 0 (LIMIT, by the call that was run).
+    # Wrong: c 0 (NEVER), d 1 (TWICE), e 0 (EMPTY), f 0 (LIMIT, whose last block did not run).
     assert summary.last_call_ok_wrong == Estimate(4, wilson(1 / 4, 4))
 
 
-def test_recovery_by_hand():
-    recovery = summarise(ALL).recovery
-    assert measure_recovery(ALL) == recovery  # it leaves BROKEN out itself
-    # Failed calls: b 1 (STUBBORN), c 1 + 2 (MENDED, NEVER), d 2 (TWICE), e 1, f 1, g 1 (PAUSED). They are worth
-    # 9^2 / (1 + 3^2 + 2^2 + 1 + 1 + 1) cases. The next call ran after MENDED's, the second of TWICE's and PAUSED's.
-    assert recovery.next_call_ok == Estimate(9, wilson(3 / 9, 81 / 17))
-    # Only the first of TWICE's is followed by the same error; NEVER's differ, EMPTY's and LIMIT's are followed by no call.
-    assert recovery.same_error == Estimate(9, wilson(1 / 9, 81 / 17))
-    # Errors: b 1, c 2, d 1 (two failed calls), e 1, f 1, g 1; mended: MENDED's, TWICE's, PAUSED's.
-    assert recovery.mended == Estimate(7, wilson(3 / 7, 49 / 9))
-    # In 1, 2 and 2 turns, PAUSED's void one counted: three of five turns mend, worth 5^2 / (1 + 2^2 + 2^2) cases.
-    share = wilson(3 / 5, 25 / 9)
-    assert recovery.turns == Estimate(3, Interval(1 / (3 / 5), 1 / share.high, 1 / share.low))
-    # Episodes with an error: those seven. Right: STUBBORN, MENDED, PAUSED.
-    assert recovery.accuracy == Estimate(7, wilson(3 / 7, 49 / 9))
-
-
-def test_an_error_is_the_same_by_its_kind_and_its_line():
-    def share(*results):
-        turns = [(CODE, result) for result in results]
-        return measure_recovery([episode("a", ANSWERED, *turns, WRONG)]).same_error.interval.mean
-
-    # The last failed call is followed by none.
-    assert share(NAME, NAME) == 1 / 2
-    assert share(NAME, TYPE) == 0
-    assert share(NAME, NAME, NAME, NAME) == 3 / 4
-    assert share(EMPTY_PROGRAM, EMPTY_PROGRAM) == 1 / 2
-    assert share(NAME, OK, NAME) == 0
-    assert share(NAME, dataclasses.replace(NAME, outcome=Outcome.BLOCKED)) == 0
-    # What it had printed by then, and where it was, does not matter.
-    assert share(NAME, dataclasses.replace(NAME, stdout="1\n", traceback="line 3")) == 1 / 2
-
-
-def test_an_episode_may_hold_several_errors():
-    results = [NAME, OK, OK, TYPE, NAME, OK, LATE]
-    found = measure_recovery([episode("a", ANSWERED, *((CODE, r) for r in results), WRONG)])
-    assert found.next_call_ok.count == 4 and found.next_call_ok.interval.mean == 2 / 4
-    assert found.mended.count == 3 and found.mended.interval.mean == pytest.approx(2 / 3)
-    assert found.turns.count == 2 and found.turns.interval.mean == pytest.approx((1 + 2) / 2)
-    assert found.accuracy.count == 1 and found.accuracy.interval.mean == 0
-
-
-def test_errors_all_mended_at_once_leave_a_doubt():
-    mended = [dataclasses.replace(MENDED, problem=Problem(str(i), "?", "42")) for i in range(100)]
-    turns = measure_recovery(mended).turns
-    assert turns.count == 100 and turns.interval.mean == turns.interval.low == 1
-    assert turns.interval.high == pytest.approx(1 + 1.96**2 / 100)  # Wilson's lower bound, inverted
-
-
-def test_figures_do_not_hang_on_the_order():
+def test_figures_do_not_depend_on_the_order():
     assert summarise(ALL[::-1]) == summarise(ALL)
 
 
-def test_tokens_count_the_interpreters_too():
+def test_interpreter_tokens_count():
     spans = (
         Span("prompt", "?", (1, 2, 3)),
         Span("model", CODE, (4, 5), (-1.0, -1.0)),
@@ -164,7 +114,7 @@ def test_tokens_count_the_interpreters_too():
     shorter = dataclasses.replace(DIRECT, spans=spans[:2])
     assert summarise([tokens]).response_tokens == 5
     assert summarise([tokens, shorter]).response_tokens == 3.5
-    assert summarise([tokens, DIRECT]).response_tokens is None  # one of them has none
+    assert summarise([tokens, DIRECT]).response_tokens is None  # DIRECT has no token ids
 
 
 NONE = Estimate(0, None)
@@ -192,14 +142,14 @@ def test_without_a_case_there_is_no_figure():
     summary = summarise([DIRECT])
     assert summary.code_ratio == 0.0 and summary.calls_per_episode == 0.0
     assert summary.code_lines == 0.0
-    # No call, so no share of calls.
+    # Without a call, shares of calls are `None`.
     assert summary.call_pass_rate is None and summary.first_call_at is None
     assert summary.last_call_ok_right == summary.last_call_ok_wrong == NONE
     assert set(vars(summary.recovery).values()) == {NONE}
-    summary = summarise([RAN])  # no error
+    summary = summarise([RAN])  # without an error
     assert summary.last_call_ok_right.count == 1 and summary.last_call_ok_wrong == NONE
     assert set(vars(summary.recovery).values()) == {NONE}
-    recovery = summarise([NEVER]).recovery  # none mended
+    recovery = summarise([NEVER]).recovery  # without a mended error
     assert recovery.turns == NONE and recovery.mended == Estimate(1, wilson(0.0, 1))
 
 
@@ -264,7 +214,7 @@ def test_what_holds_of_any_summary(episodes, data):
         fates = recovery.next_call_ok.interval.mean + recovery.same_error.interval.mean
         assert fates <= 1 + 1e-12
         assert recovery.turns.count == round(recovery.mended.interval.mean * recovery.mended.count)
-        # What mends an error is the next call of one failed call, the last of its run.
+        # Each error is mended by the next call of its last failed call.
         assert recovery.turns.count == round(recovery.next_call_ok.interval.mean * failed)
     if recovery.turns.interval is not None:
         turns = recovery.turns.interval
@@ -295,14 +245,14 @@ def test_json():
     assert record["accuracy"]["mean"] == 3 / 8 and record["stop_reasons"]["answered"] == 8
     assert record["recovery"]["turns"]["count"] == 3
     assert record["recovery"]["turns"]["interval"]["mean"] == pytest.approx(5 / 3)
-    # Few as they are, they are recorded.
+    # An estimate on few cases is also recorded.
     assert record["last_call_ok_wrong"] == {
         "count": 4,
         "interval": dataclasses.asdict(wilson(1 / 4, 4)),
     }
 
 
-def test_records_are_read_back_with_others_beside_them_and_those_that_lack_figures():
+def test_records_with_unknown_keys_or_missing_figures_are_read():
     summary = summarise(ALL)
     record = json.loads(json.dumps({"command": {"k": "4"}, "seconds": 3, **summary.to_json()}))
     assert Summary.from_json(record) == summary
@@ -326,11 +276,11 @@ def test_figures_along_training():
         *trained(1, NEVER, BROKEN),  # step 2, the last of the first bin
         *trained(2, DIRECT),  # step 3
     ]
-    found = summarise_along(iter(rollouts), [2, 4, 6])
-    assert list(found) == [2, 4, 6]
-    assert found[2] == summarise([GUESS, NEVER, BROKEN])
-    assert found[4] == summarise([MENDED, RAN, DIRECT])
-    assert found[6] == summarise([]) and found[6].accuracy is None
+    bins = summarise_along(iter(rollouts), [2, 4, 6])
+    assert list(bins) == [2, 4, 6]
+    assert bins[2] == summarise([GUESS, NEVER, BROKEN])
+    assert bins[4] == summarise([MENDED, RAN, DIRECT])
+    assert bins[6] == summarise([]) and bins[6].accuracy is None
     assert summarise_along(rollouts, range(4, 5)) == {4: summarise(rollouts)}
 
 
@@ -338,7 +288,7 @@ def test_what_cannot_be_put_in_order_is_refused():
     for ends in ([], [0, 2], [2, 2], [3, 1]):
         with pytest.raises(ValueError, match="ascending"):
             summarise_along([], ends)
-    with pytest.raises(ValueError, match="step 3, after the last bin's end, 2"):
+    with pytest.raises(ValueError, match="step 3 is after the last bin, 2"):
         summarise_along(trained(2, RAN), [1, 2])
     with pytest.raises(ValueError, match="'b' has no trained_version"):
         summarise_along([RAN], [10])
@@ -354,8 +304,8 @@ def test_purposes_are_counted_as_they_are_labelled():
         seen.append((transcript.problem.id, call.position, call.ok))
         return "verification" if transcript.response_text[: call.position] else "calculation"
 
-    found = code_purposes([MENDED, DIRECT, RAN, BROKEN], label)
-    # MENDED's second call follows its first; BROKEN's is left out.
+    purposes = code_purposes([MENDED, DIRECT, RAN, BROKEN], label)
+    # The two calls of MENDED are in order. BROKEN is not scored.
     assert seen == [("c", 0, False), ("c", 17, True), ("b", 4, True)]
-    assert list(found.items()) == [("verification", 2), ("calculation", 1)]
+    assert list(purposes.items()) == [("verification", 2), ("calculation", 1)]
     assert code_purposes([], label) == {}

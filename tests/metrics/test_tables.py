@@ -1,4 +1,4 @@
-"""avg@k of scripted policies, and the table of what came of it."""
+"""avg@k of scripted policies, and the tables of the figures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROBLEMS = [Problem(id=f"p{i}", question=f"{i} + 1?", answer=f"{i + 1}") for i i
 
 
 class CharacterTokenizer:
-    """A token a character; 0 ends the sequence."""
+    """One token for each character; token 0 ends the sequence."""
 
     eos_token_id = 0
     chat_template = None
@@ -37,7 +37,7 @@ def policy(script) -> ScriptedPolicy:
 
 
 def adder(text: str) -> str:
-    """Computes p0 and p1 with code, and gets p2 wrong without."""
+    """Computes p0 and p1 with code, and gives a wrong answer to p2 without code."""
     question = text.partition("Q ")[2]
     number = int(question[0])
     if number == 2:
@@ -79,7 +79,7 @@ def test_without_an_interpreter_there_is_no_sandbox():
     assert {t.stop_reason for t in transcripts} == {StopReason.ANSWERED}
 
 
-def test_what_is_refused(sandbox):
+def test_wrong_arguments_are_refused(sandbox):
     for problems, k in (([], 1), (PROBLEMS, 0)):
         with pytest.raises(ValueError, match="at least one problem, and k of at least 1"):
             evaluate(policy(adder), RULES, problems, k, sandbox)
@@ -110,7 +110,7 @@ def test_a_table_is_markdown_with_a_row_each(sandbox):
     assert rows[1] == ["a policy with a long name", *"–" * 5, "0 (+3 failed)"]
 
 
-def test_a_table_of_tool_use_shows_nothing_that_rests_on_few_cases(sandbox):
+def test_a_table_of_tool_use_shows_no_figure_on_few_cases(sandbox):
     some, _ = evaluate(policy(adder), RULES, PROBLEMS, 1, sandbox)
     estimate = Estimate(50, Interval(1.5, 1.25, 2.0))
     old = dataclasses.replace(some, calls_ok=None, recovery=None, call_forms=None)

@@ -1,4 +1,4 @@
-"""What a value of a column becomes as a gold: exact text, or an error that says what it is."""
+"""Golds: a value of a column becomes exact text, or an error that names the fault."""
 
 import contextlib
 from decimal import Decimal
@@ -65,15 +65,15 @@ def test_values_become_golds(value, gold):
         (b"34", "is bytes, neither text nor a number"),
         ([], "is an empty list"),
         ([None], "is null"),
-        (["1", "2"], "names different answers, where one value is needed: .'1', '2'."),
-        ("['1', '2']", "names different answers"),
+        (["1", "2"], "is a list of different answers; give one value: .'1', '2'."),
+        ("['1', '2']", "is a list of different answers"),
         pytest.param(10**5000, "more than 2,000 digits", id="a long integer"),
         (Decimal("1e-5000"), "more than 2,000 digits"),
-        ("1e99999999999999999999", "beyond all bounds"),
+        ("1e99999999999999999999", "exponent out of range"),
         ("so\n#### ", "no result after '####'"),
     ],
 )
-def test_what_is_no_answer_is_named(value, message):
+def test_an_error_names_the_fault_of_an_answer(value, message):
     with pytest.raises(ValueError, match=message):
         gold_text(value)
 
@@ -82,7 +82,7 @@ def test_what_is_no_answer_is_named(value, message):
     "gold",
     ["None", "null", "NaN", "-inf", "9" * 2001, "}", "1}", "1 +"],
 )
-def test_golds_that_no_answer_should_win_are_refused(gold):
+def test_golds_that_no_answer_can_equal_are_refused(gold):
     with pytest.raises(UnusableRow):
         check_gold(gold)
 
@@ -109,8 +109,8 @@ def test_a_number_is_written_out_exactly(value):
 
 
 @given(value=st.text() | st.recursive(st.none() | st.booleans() | st.text(), st.lists))
-def test_any_value_gives_a_gold_that_wins_or_a_clear_error(value):
-    with contextlib.suppress(ValueError):  # what is refused, is so in words
+def test_any_value_gives_a_gradable_gold_or_a_clear_error(value):
+    with contextlib.suppress(ValueError):  # the only error of a refused value
         gold = gold_of({"answer": value})
         assert is_equivalent(f"\\boxed{{{gold}}}", gold) and is_value(gold)
 

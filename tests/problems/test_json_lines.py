@@ -1,4 +1,4 @@
-"""A user's own file: which columns are read, what becomes of them, and which row is to blame."""
+"""The user's own file: the columns that are read, their use, and the errors of rows."""
 
 import gzip
 import json
@@ -50,7 +50,7 @@ def test_named_columns_ids_and_metadata(write):
     }
     (problem,) = jsonl(write(row), question_key="q", answer_key="a")
     assert (problem.id, problem.question, problem.answer) == ("7", "?", "1")
-    assert problem.metadata == {"level": 3, "question": "other"}  # and no second answer
+    assert problem.metadata == {"level": 3, "question": "other"}  # without the second answer
 
 
 def test_blank_lines_and_a_byte_order_mark(tmp_path):
@@ -82,19 +82,19 @@ GOOD = {"question": "?", "answer": "1"}
         ({"question": "?", "answer": True}, "is a truth value, neither text nor a number: True"),
         ({"question": "?", "answer": {"a": 1}}, "is an object, neither text nor a number"),
         ({"question": "?", "answer": []}, "is an empty list"),
-        ({"question": "?", "answer": ["1", "2"]}, "names different answers"),
-        ({"question": "?", "answer": "None"}, "is 'None', which is how programs write a missing"),
+        ({"question": "?", "answer": ["1", "2"]}, "is a list of different answers"),
+        ({"question": "?", "answer": "None"}, "is 'None', the text of a missing value"),
         ('{"question": "?", "answer": ' + "9" * 5000 + "}", "more than 2,000 digits"),
         ({"question": "?", "answer": "9" * 5000}, "has 5,000 characters"),
         ('{"question": "?", "answer": 1e999999999}', "more than 2,000 digits"),
-        ('{"question": "?", "answer": 1e9999999999999999999}', "beyond all bounds"),
+        ('{"question": "?", "answer": 1e9999999999999999999}', "exponent out of range"),
         ('{"question": "?", "answer": 1, "answer": 2}', "an object has 'answer' twice"),
         ({"question": "\ud800", "answer": 1}, "not Unicode text"),
         ({"question": "?", "solution": "42"}, "no .boxed{}"),
-        ({"question": "", "answer": "1"}, "question is empty"),
+        ({"question": "", "answer": "1"}, "question .*is empty"),
         ({"question": "?", "answer": 1, "id": ["x"]}, "the id .'id'. is neither text nor a number"),
-        ({"prompt": [{"role": "user"}], "answer": "1"}, "question .'prompt'. is not text"),
-        ({"question": "!", "answer": 1, "id": "a"}, "the id 'a' is already that of .*line 1"),
+        ({"prompt": [{"role": "user"}], "answer": "1"}, "question .'prompt'. is neither text"),
+        ({"question": "!", "answer": 1, "id": "a"}, "the id 'a' is already used at .*line 1"),
         (GOOD | {"answer": "2"}, "the answer is '2', but .*line 1 answers .* with '1'"),
     ],
 )
@@ -107,7 +107,7 @@ def test_errors_name_file_line_and_reason(write, row, message):
 def test_files_without_problems(write, tmp_path):
     with pytest.raises(ProblemsUnavailable, match="no file"):
         jsonl(tmp_path / "none.jsonl")
-    with pytest.raises(ValueError, match="holds no problem"):
+    with pytest.raises(ValueError, match="holds no usable problem"):
         jsonl(write("", " "))
     with pytest.raises(ValueError, match="no column 'q' for the question"):
         jsonl(write(GOOD), question_key="q")
@@ -117,15 +117,13 @@ def test_files_without_problems(write, tmp_path):
         jsonl(path)
 
 
-def test_a_question_that_comes_again_with_the_same_answer_is_left_out_and_counted(write, caplog):
+def test_a_repeated_question_with_the_same_answer_is_omitted_and_counted(write, caplog):
     rows = [GOOD, {"question": "!", "answer": 2}, GOOD | {"answer": 1.0}, GOOD | {"id": "other"}]
     source = jsonl(path := write(*rows))
     assert [p.id for p in source] == ["jsonl/mine/0", "jsonl/mine/1"]
     assert source.omitted == {"a repeated question": 2}
-    said = (
-        "2 problems; left out are 2 with a repeated question (line 3 as line 1; line 4 as line 1)"
-    )
-    assert caplog.messages == [f"{path}: {said}"]
+    repeated = "2 with a repeated question (line 3 as line 1; line 4 as line 1)"
+    assert caplog.messages == [f"{path}: 2 problems; left out are {repeated}"]
 
 
 def test_a_column_that_the_user_names_holds_the_answer_with_or_without_a_box(write):
@@ -152,7 +150,7 @@ def test_an_empty_column_leaves_the_answer_to_the_next(write):
     ]
 
 
-def test_the_metadata_hold_nothing_that_tells_the_answer(write):
+def test_the_metadata_do_not_reveal_the_answer(write):
     told = {
         "Solution": r"\boxed{42}",
         "ground_truth": "42",
@@ -170,14 +168,14 @@ def test_the_metadata_hold_nothing_that_tells_the_answer(write):
     assert problem.metadata == kept
 
 
-def test_chat_messages_give_the_users(write):
+def test_the_question_is_the_users_chat_message(write):
     system, user = (
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": " 6 * 7?"},
     )
     rows = [{"prompt": [system, user], "answer": 42}]
     assert [p.question for p in jsonl(write(*rows))] == ["6 * 7?"]
-    with pytest.raises(ValueError, match="is not text, nor a list of one chat message"):
+    with pytest.raises(ValueError, match="is neither text nor a list of chat messages"):
         jsonl(write({"prompt": [user, {"role": "assistant", "content": "42"}], "answer": 42}))
 
 
@@ -203,7 +201,7 @@ def test_every_form_gives_the_same_problems(tmp_path, name):
     assert (second.question, second.answer) == ('"x"; y', r"\frac{1}{2}")
 
 
-def test_ids_are_of_the_files_stem_whatever_its_form(tmp_path):
+def test_ids_have_the_stem_of_the_file_in_every_form(tmp_path):
     path = tmp_path / "mine.csv.gz"
     path.write_bytes(gzip.compress(b"problem,answer\r\n?,1\r\n"))
     assert [p.id for p in jsonl(path)] == ["jsonl/mine/0"]

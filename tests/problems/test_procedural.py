@@ -1,4 +1,4 @@
-"""Arithmetic: right, reproducible, of the stated difficulty, and held out by expression."""
+"""Arithmetic: right answers, the same problems again, their difficulties, and disjoint splits."""
 
 import ast
 import random
@@ -14,7 +14,7 @@ LEVELS = (1, 2, 3, 4, 5)
 
 
 def evaluate(node):
-    """Python's own reading of an expression, by its syntax tree."""
+    """The value of an expression, from Python's syntax tree."""
     match node:
         case ast.Expression(body=body):
             return evaluate(body)
@@ -32,7 +32,7 @@ def evaluate(node):
     st.integers(0, 9_999),
     st.sampled_from(["train", "test"]),
 )
-def test_the_answer_is_that_of_the_expression(seed, level, index, split):
+def test_the_answer_is_the_value_of_the_expression(seed, level, index, split):
     problem = arithmetic(seed, level, split=split)[index]
     expression = problem.metadata["expression"]
     assert int(problem.answer) == evaluate(ast.parse(expression, mode="eval"))
@@ -40,14 +40,14 @@ def test_the_answer_is_that_of_the_expression(seed, level, index, split):
     assert problem.metadata["difficulty"] == level
 
 
-def test_equal_settings_equal_problems_whatever_else_is_drawn():
+def test_equal_settings_give_equal_problems_in_any_order():
     first = [arithmetic(3, LEVELS)[i] for i in range(50)]
     random.seed(0)
     state = random.getstate()
     assert [arithmetic(3, LEVELS)[i] for i in reversed(range(50))] == first[::-1]
     assert random.getstate() == state
     assert first[:2] != [arithmetic(4, LEVELS)[i] for i in range(2)]
-    # The very same in every process and version: runs are compared by these ids.
+    # A problem never changes, in any process or version, because runs are compared by these ids.
     assert arithmetic(0, 4)[0] == Problem(
         "arithmetic/train-seed0-level4/0",
         "Compute (22 + 32) * 15 - 89.",
@@ -105,7 +105,7 @@ def test_it_is_a_source():
 
 def test_wrong_arguments():
     for difficulty in (0, 6, (), (1, 9)):
-        with pytest.raises(ValueError, match="difficulty is one of 1 to 5"):
+        with pytest.raises(ValueError, match="difficulty must be 1 to 5"):
             arithmetic(difficulty=difficulty)
     with pytest.raises(ValueError, match="size"):
         arithmetic(size=0)

@@ -1,4 +1,4 @@
-"""One reader for every form of a file: the same rows from each, and a named place for each fault."""
+"""The reader of files: the same rows from every form, and a location for every fault."""
 
 import gzip
 import json
@@ -62,22 +62,23 @@ def test_parquet_is_recognised_by_its_content(tmp_path, monkeypatch):
     packed.write_bytes(gzip.compress(path.read_bytes()))
     monkeypatch.setattr(rows, "BATCH_ROWS", 2)
     for file in (path, packed):
-        assert [place for place, _ in read_rows(file)] == [f"{file}, row {i}" for i in range(3)]
+        locations = [location for location, _ in read_rows(file)]
+        assert locations == [f"{file}, row {i}" for i in range(3)]
         assert [str(row["answer"]) for row in read(file)] == ["0.1", "None", "3.0"]
         assert [row["count"] for row in read(file)] == [1, 2, 3]
 
 
-def test_places_are_lines_or_rows(tmp_path):
+def test_locations_are_lines_or_rows(tmp_path):
     path = tmp_path / "x"
-    places = {
+    locations = {
         "lines": ["line 1", "line 3"],
         "array over lines": ["row 0", "row 1"],
         "nested": ["line 1, data[0]", "line 1, data[1]"],
         "CSV": ["line 2", "line 3"],
     }
-    for form, expected in places.items():
+    for form, expected in locations.items():
         path.write_text(JSON_FORMS[form])
-        assert [place for place, _ in read_rows(path)] == [f"{path}, {e}" for e in expected]
+        assert [location for location, _ in read_rows(path)] == [f"{path}, {e}" for e in expected]
 
 
 def test_numbers_are_exact(tmp_path):
@@ -104,7 +105,7 @@ def test_numbers_are_exact(tmp_path):
         ("x.json", b'[{"a": 1}', "x.json, line 1: not JSON"),
         ("x.json", b"[" * 200_000, "x.json: nested too deeply"),
         ("x.json", b'[{"a": 1}, {"a": 1, "a": 2}]', "x.json: an object has 'a' twice"),
-        ("x.json", b'{"train": [], "test": []}', "the rows of train and test are in one file"),
+        ("x.json", b'{"train": [], "test": []}', "the file holds the rows of train and test"),
         ("x.json", b'{"data": [{"a": 1}, 2]}', "data[1]: expected an object"),
         ("x.json", b'[\n{"a": "\xe9"}]', "x.json, line 2: not UTF-8"),
         ("x.csv", b"a,b\n1,2\n3\n", "x.csv, line 3: 1 cells, but the header names 2 columns"),
@@ -125,7 +126,7 @@ def test_numbers_are_exact(tmp_path):
         ("x.jsonl", b"<!DOCTYPE html>", "x.jsonl is HTML or XML"),
     ],
 )
-def test_what_is_damaged_or_another_form_is_named(tmp_path, name, content, message):
+def test_an_error_names_the_fault_of_a_file(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(message)) as refused:
@@ -152,7 +153,7 @@ def test_files_without_rows_have_none(tmp_path):
         assert read(path) == []
 
 
-def test_only_lines_may_be_larger_than_memory(tmp_path, monkeypatch):
+def test_only_json_lines_may_be_larger_than_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "MOST_DOCUMENT", 20)
     path = tmp_path / "x"
     path.write_text(json.dumps([ONE]))

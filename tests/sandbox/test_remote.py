@@ -238,7 +238,7 @@ def test_what_is_no_url_is_said_at_once(urls: list[str]) -> None:
 
 
 def test_a_token_that_can_not_be_sent_is_refused() -> None:
-    with pytest.raises(ValueError, match="token holds"):
+    with pytest.raises(ValueError, match="token contains"):
         RemoteSandbox(["http://a"], "secret\n")
 
 

@@ -1,3 +1,5 @@
+"""Addresses and keys: wrong values are refused, and no text shows a secret."""
+
 from __future__ import annotations
 
 import html
@@ -21,29 +23,29 @@ from retool_env.servers.address import (
 @pytest.mark.parametrize(
     "url", ["", "node7:8000", "ftp://node7", "http://", "http://a:b", "http://a:0", "http://a?b=c"]
 )
-def test_what_names_no_server_is_refused(url):
-    with pytest.raises(ValueError, match="is no URL of a thing; http://right would be"):
+def test_a_url_that_is_not_a_server_is_refused(url):
+    with pytest.raises(ValueError, match="is not a URL of a thing; give one such as http://right"):
         check_url(url, "a thing", "http://right")
 
 
 @pytest.mark.parametrize(
     "url", ["http://node7:8000", "https://api.example.com/v1", "http://[::1]:8"]
 )
-def test_what_names_a_server_passes(url):
+def test_the_url_of_a_server_passes(url):
     check_url(url, "a thing", "http://right")
 
 
 @pytest.mark.parametrize("url", ["http://a:1", " http://a:1/\n", "http://a:1/v1", "http://a:1/v1/"])
-def test_a_path_at_the_end_of_a_url_may_be_there(url):
+def test_a_url_may_end_with_the_path_of_the_api(url):
     assert base_url(url, "/v1", "a thing", "http://right") == "http://a:1"
     assert base_url("http://a/v1", "/run", "a thing", "http://right") == "http://a/v1"
-    with pytest.raises(ValueError, match="is no URL of a thing; http://right would be"):
+    with pytest.raises(ValueError, match="is not a URL of a thing; give one such as http://right"):
         base_url("/v1", "/v1", "a thing", "http://right")
 
 
 @pytest.mark.parametrize("key", ["sk-1\n", " sk-1", "sk-1\r\nX: y", "sk-\u00fc1"])
-def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(key):
-    with pytest.raises(ValueError, match="my_key holds") as caught:
+def test_a_key_that_does_not_fit_a_header_is_refused_and_not_shown(key):
+    with pytest.raises(ValueError, match="my_key contains") as caught:
         check_key(key, "my_key")
     assert "sk-" not in str(caught.value)
 
@@ -94,7 +96,7 @@ def test_a_key_that_a_server_repeats_is_redacted(told, key):
         assert len(shown) <= 300
 
 
-def test_a_key_that_was_checked_is_known_unless_it_could_be_a_word():
+def test_a_checked_key_is_redacted_unless_it_could_be_a_word():
     check_key("a-key-of-some-length", "my_key")
     check_key("wrong", "my_key")
     assert redact("a-key-of-some-length is wrong") == "[redacted] is wrong"
@@ -127,14 +129,14 @@ def test_settings_that_hold_a_secret_are_refused_by_name(settings):
     assert "hunter2" not in str(caught.value)
 
 
-def test_of_several_urls_none_is_split_within_a_password():
+def test_a_list_of_urls_is_not_split_inside_a_password():
     with pytest.raises(ValueError, match="a user name or a password") as caught:
         split_urls("http://a:1, http://me:hunter2,x@b:1", "a thing", "http://right")
     assert "hunter2" not in str(caught.value)
     assert split_urls("http://a:1, http://b:2", "a thing", "x") == ["http://a:1", "http://b:2"]
 
 
-def test_what_is_shown_of_settings():
+def test_settings_are_shown_without_secrets():
     given = {"token": "hunter2", "a": {"api_key": "hunter2", "b": "http://me:hunter2@h"}, "n": 1}
     shown = without_secrets(given)
     assert "hunter2" not in str(shown) and shown["n"] == 1

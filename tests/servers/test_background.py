@@ -1,4 +1,4 @@
-"""An event loop in a thread: results and errors come over, cancellations go there, and nothing waits for a closed one."""
+"""An event loop in a thread: results, errors, cancellations, and the end of the loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def background() -> Iterator[BackgroundLoop]:
 
 
 class Hanging:
-    """Work without end, which tells when it has begun and when it was cancelled."""
+    """Work without end, with an event for its start and an event for its cancellation."""
 
     def __init__(self) -> None:
         self.begun, self.ended = threading.Event(), threading.Event()
@@ -39,7 +39,7 @@ async def name(text: str = "") -> str:
     return threading.current_thread().name
 
 
-def test_results_and_errors_come_over_from_its_thread(background):
+def test_results_and_errors_reach_the_caller(background):
     assert background.run_blocking(name()) == "test"
     assert asyncio.run(background.run(name())) == "test"
     assert background.submit(name()).result(60) == "test"
@@ -49,7 +49,7 @@ def test_results_and_errors_come_over_from_its_thread(background):
         asyncio.run(background.run(name("lost")))
 
 
-def test_who_is_cancelled_cancels_the_work(background):
+def test_a_cancelled_caller_cancels_the_work(background):
     hanging = Hanging()
 
     async def caller():
@@ -65,9 +65,7 @@ def test_who_is_cancelled_cancels_the_work(background):
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_an_interrupt_of_who_waits_cancels_the_work_and_comes_when_that_has_ended(
-    background, monkeypatch, begun
-):
+def test_an_interrupt_cancels_the_work_and_is_raised_after_its_end(background, monkeypatch, begun):
     hanging = Hanging()
     submit = background.submit
 
@@ -76,7 +74,7 @@ def test_an_interrupt_of_who_waits_cancels_the_work_and_comes_when_that_has_ende
             await hanging.work()
         finally:
             hanging.ended.clear()
-            await asyncio.sleep(0.2)  # what has begun in a thread, say, can't be cancelled
+            await asyncio.sleep(0.2)  # work in a thread, for example, can't be cancelled
             hanging.ended.set()
 
     def interrupted(work):
@@ -98,7 +96,7 @@ def test_an_interrupt_of_who_waits_cancels_the_work_and_comes_when_that_has_ende
     assert background.run_blocking(name()) == "test"
 
 
-def test_closing_cancels_what_runs_and_ends_the_thread(background):
+def test_closing_cancels_all_work_and_ends_the_thread(background):
     hanging = Hanging()
     future = background.submit(hanging.work())
     assert hanging.begun.wait(60)
@@ -112,30 +110,28 @@ def test_closing_cancels_what_runs_and_ends_the_thread(background):
             use(name())
 
 
-def test_who_awaits_work_when_it_is_closed_gets_an_error_and_no_cancellation(
-    background, monkeypatch
-):
+def test_closing_gives_the_caller_an_error_and_not_a_cancellation(background, monkeypatch):
     async def main():
         waiting = [Hanging(), Hanging()]
-        tasks = [asyncio.create_task(background.run(each.work())) for each in waiting]
-        for each in waiting:
-            await asyncio.to_thread(each.begun.wait, 60)
+        tasks = [asyncio.create_task(background.run(hanging.work())) for hanging in waiting]
+        for hanging in waiting:
+            await asyncio.to_thread(hanging.begun.wait, 60)
         with monkeypatch.context() as patch:
-            patch.setattr(background, "closed", True)  # as if it were closed just now
+            patch.setattr(background, "closed", True)  # as if the loop were closed at this moment
             tasks[1].cancel()
             with pytest.raises(asyncio.CancelledError):
                 await tasks[1]
         await asyncio.to_thread(background.close)
-        with pytest.raises(RuntimeError, match="closed while it was at work"):
+        with pytest.raises(RuntimeError, match="closed before the work ended"):
             await tasks[0]
-        with pytest.raises(RuntimeError, match="this is closed"):
+        with pytest.raises(RuntimeError, match="the background loop is closed"):
             await background.run(name())
 
     asyncio.run(main())
 
 
-def test_work_that_comes_while_it_is_closed_is_refused_or_cancelled():
-    """Never left lying: whoever awaits it would wait for ever."""
+def test_work_submitted_during_the_close_is_refused_or_cancelled():
+    """Forgotten work would let its caller wait for ever."""
     for _ in range(200):
         background, start = BackgroundLoop("race"), threading.Barrier(2)
 
@@ -154,8 +150,8 @@ def test_work_that_comes_while_it_is_closed_is_refused_or_cancelled():
         closer.join()
 
 
-def test_work_may_close_the_loop_that_it_runs_in(background):
-    """As a finalizer does, which may run in any thread."""
+def test_work_may_close_its_own_loop(background):
+    """A finalizer may do so, because it may run in any thread."""
 
     async def work() -> None:
         background.close()
@@ -167,7 +163,7 @@ def test_work_may_close_the_loop_that_it_runs_in(background):
     assert background.closed
 
 
-def test_closing_waits_no_longer_than_is_said(background):
+def test_closing_waits_at_most_the_given_time(background):
     go_on = threading.Event()
 
     async def work() -> None:

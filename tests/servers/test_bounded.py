@@ -1,4 +1,4 @@
-"""What servers answer, of raw sockets, to clients of both libraries."""
+"""Bounds of responses: raw sockets answer clients of httpx and httpx2."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def never_ends(writer: asyncio.StreamWriter) -> None:
 
 @contextlib.asynccontextmanager
 async def served(answer: Answer, asked: list[bytes] | None = None):
-    """A server of one answer a connection; gives its URL."""
+    """The URL of a server that sends one response per connection."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -95,12 +95,12 @@ async def served(answer: Answer, asked: list[bytes] | None = None):
         server.close()
 
 
-def ask(base: type, answer: Answer, asked: list[bytes] | None = None, **given: object):
+def ask(base: type, answer: Answer, asked: list[bytes] | None = None, **options: object):
     async def main():
         async with served(answer, asked) as url:
             client = bounded_client(base, MOST, timeout=0.2, follow_redirects=True)
             try:
-                return await asyncio.wait_for(client.get(url, **given), 10)
+                return await asyncio.wait_for(client.get(url, **options), 10)
             finally:
                 await client.aclose()
 
@@ -113,8 +113,8 @@ def base(request: pytest.FixtureRequest) -> type:
 
 
 @pytest.mark.parametrize("answer", [drips_headers, drips_a_body, only_informs])
-def test_an_answer_has_its_time_as_a_whole(base, answer):
-    with pytest.raises(Exception, match=r"no whole answer in 0\.4 s") as caught:
+def test_the_total_time_of_a_response_is_limited(base, answer):
+    with pytest.raises(Exception, match=r"no complete response within 0\.4 s") as caught:
         ask(base, answer)
     assert type(caught.value).__name__ == "ReadTimeout"
 
@@ -129,23 +129,23 @@ def test_an_answer_has_its_time_as_a_whole(base, answer):
     ],
     ids=["endless", "large", "error", "redirection"],
 )
-def test_an_answer_has_a_size(base, answer):
+def test_the_size_of_a_response_is_limited(base, answer):
     with pytest.raises(Exception, match="larger than 1000 bytes") as caught:
         ask(base, answer)
     assert type(caught.value).__name__ == "ReadError"
 
 
-def test_a_request_may_say_how_much(base):
+def test_a_request_may_set_its_own_limit(base):
     answer = says(head(Content_Length=MOST + 1) + b"x" * (MOST + 1))
     assert len(ask(base, answer, extensions={MOST_BYTES: 2 * MOST}).content) == MOST + 1
 
 
 @pytest.mark.parametrize("coding", ["gzip", "GZIP", "deflate", "br", "zstd", "identity, gzip"])
-def test_nothing_compressed_is_wanted_or_taken(base, coding):
+def test_a_compressed_response_is_refused(base, coding):
     asked: list[bytes] = []
     body = gzip.compress(b"0" * 10**8)[:900]
     answer = says(head(Content_Encoding=coding, Content_Length=len(body)) + body)
-    with pytest.raises(Exception, match="the answer is encoded"):
+    with pytest.raises(Exception, match="the response is encoded"):
         ask(base, answer, asked)
     assert b"accept-encoding: identity\r\n" in asked[0].lower()
 
@@ -156,13 +156,13 @@ def test_text_is_utf_8(base, charset):
     assert ask(base, says(head(**fields) + b"a\xc3\xa9")).text == "a\u00e9"
 
 
-# --- behind the policy ------------------------------------------------------------------------------
+# --- inside the policy ---------------------------------------------------------------------------
 
 
-def write(answer: Answer, **given: object) -> str:
+def write(answer: Answer, **options: object) -> str:
     async def main():
         async with served(answer) as url:
-            policy = OpenAIPolicy("m", f"{url}/v1", KEY, retries=0, **given)
+            policy = OpenAIPolicy("m", f"{url}/v1", KEY, retries=0, **options)
             return await asyncio.wait_for(policy.write(TRANSCRIPT, ("</code>",), 1), 20)
 
     return asyncio.run(main()).text
@@ -176,9 +176,9 @@ def json_answer(text: str | bytes, status: str = "200 OK") -> Answer:
 @pytest.mark.parametrize(
     "answer", [drips_headers, drips_a_body, only_informs, never_ends], ids=lambda a: a.__name__
 )
-def test_an_api_that_does_not_come_to_an_end_is_given_up(answer, monkeypatch):
+def test_an_endless_response_of_an_api_is_an_error(answer, monkeypatch):
     monkeypatch.setattr(policies, "_CONNECT_SECONDS", 0.2)
-    with pytest.raises(ConnectionError, match=r"no whole answer|larger than|timed out"):
+    with pytest.raises(ConnectionError, match=r"no complete response|larger than|timed out"):
         write(answer, timeout=0.3)
 
 
@@ -197,12 +197,12 @@ def test_an_api_that_does_not_come_to_an_end_is_given_up(answer, monkeypatch):
     ],
     ids=["list", "object", "integer", "bytes", "calls", "call", "part", "choices", "number"],
 )
-def test_an_answer_that_can_not_be_read_is_one_failure(text):
+def test_an_unreadable_response_is_one_failure(text):
     with pytest.raises(PolicyUnavailable, match=r"http://.* answers"):
         write(json_answer(text))
 
 
-def test_figures_that_can_be_none_do_not_count():
+def test_impossible_figures_do_not_count():
     async def main():
         choice = {"message": {"content": "a"}, "finish_reason": "stop"}
         usage = {"prompt_tokens": -5, "completion_tokens": 10**400}

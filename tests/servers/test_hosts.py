@@ -1,4 +1,4 @@
-"""When a host is asked again."""
+"""Hosts: the time of the next request to a busy or failed host."""
 
 import random
 import time
@@ -15,20 +15,20 @@ def without_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
 
 
-def test_a_host_is_left_alone_twice_as_long_each_time_in_a_row(monkeypatch) -> None:
+def test_each_failure_in_a_row_doubles_the_pause(monkeypatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     host, asides = Host("http://a"), []
     for _ in range(9):
         assert host.set_aside(now)
         asides.append(host.aside_until - now)
-        assert not host.set_aside(now)  # sent together with the other
+        assert not host.set_aside(now)  # sent at the time of the first request
         now = host.aside_until
     assert asides == pytest.approx([0.5 * 2**n for n in (0, 1, 2, 3, 4, 5, 6, 6, 6)])
     assert host.failures == 9
 
 
-def test_one_that_failed_for_days_is_still_asked_every_half_minute() -> None:
+def test_a_host_that_failed_for_days_is_still_asked_every_half_minute() -> None:
     host = Host("http://a", failures=5000)
     assert host.set_aside(time.monotonic())
     assert host.aside_until - time.monotonic() < 60
@@ -51,7 +51,7 @@ def answer(status: int, retry_after: str | None = None) -> "httpx.Response":
         (None, 1.0),
     ],
 )
-def test_a_busy_host_is_asked_again_when_it_said(retry_after: str | None, pause: float) -> None:
+def test_a_busy_host_is_asked_again_at_its_time(retry_after: str | None, pause: float) -> None:
     with pytest.raises(Busy, match="busy") as error:
         check_free(answer(429, retry_after))
     assert error.value.again(100.0) == pytest.approx(100 + pause * 1.25)
@@ -62,7 +62,7 @@ def test_each_refusal_in_a_row_doubles_the_shortest_pause() -> None:
     assert pauses == pytest.approx([0.6, 0.6, 1.0, 2.0, 2.0, 2.0])
 
 
-def test_only_a_host_that_asks_for_patience_is_busy() -> None:
+def test_only_a_response_that_asks_for_a_pause_means_busy() -> None:
     with pytest.raises(Busy):
         check_free(answer(503, "1"))
     for status in (200, 408, 500, 503):

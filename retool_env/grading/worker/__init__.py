@@ -1,19 +1,20 @@
-"""The process behind :mod:`retool_env.grading`: compares expressions with math-verify, one question a line.
+"""The worker process of `retool_env.grading`: compares expressions with math-verify.
 
-* `process`: answers questions, each within its time.
-* `comparison`: the verdict on two texts.
-* `words`: what letters mean: units, names, numerals, other values.
-* `expressions`: one text becomes one expression.
-* `values`: whether two expressions, or two numbers, are equal.
+* `process`: answers questions, each within its time limit.
+* `comparison`: gives the verdict on two texts.
+* `words`: tells units, names, numerals and other words apart.
+* `expressions`: parses a text into one expression.
+* `values`: compares two expressions or two numbers.
 
-It imports nothing else of the package, which would take a second and much memory: its process
-finds this folder alone, under the name `worker`. Questions arrive on standard input as JSON lines,
-see `grader.Question`; the reply is ``1``, ``0``, or ``late``. The process ends itself when a
-comparison that cannot be interrupted overruns its time, when memory runs out, and when its input
-closes.
+This folder imports nothing else of the package, because these imports would take a second and much
+memory. The process finds this folder alone, under the name `worker`. It reads questions from
+standard input, one JSON line each: see `grader.Question`. It replies with `1`, `0` or `late`. It
+ends itself when a comparison that cannot be interrupted overruns its time, when the memory is used
+up, and when its input closes.
 
-An expression is parsed as a whole by latex2sympy, math-verify's own parser, and not searched for something that looks
-right, as `math_verify.parse` does with prose. What that parser lets pass and a grader must not is refused here: chains
-of equations of which only the last member counts, and text that is dropped although it holds another number. Numbers
-are compared here as well: math-verify compares fifteen decimals, at which all tiny numbers are equal.
+latex2sympy, the parser of math-verify, parses an expression as a whole. `math_verify.parse`, in
+contrast, searches prose for an expression. The parser accepts some texts that a grader must refuse,
+and this folder refuses them: chains of equations of which only the last member counts, and text
+that is dropped although it contains another number. It also compares numbers itself, because
+math-verify compares fifteen decimals, and all tiny numbers are equal in fifteen decimals.
 """

@@ -1,4 +1,4 @@
-"""The verdict on two texts, which reads both, and refuses what the parser would let pass."""
+"""The verdict on two texts: parses both, and refuses texts that the parser accepts wrongly."""
 
 import re
 from typing import Any
@@ -16,14 +16,17 @@ _LISTED = re.compile(r"\s*\[[^\[\]]*\]\s*")
 
 
 def without_approximations(text: str) -> str | None:
-    r"""``a`` of ``a \approx 0.577``, if that is `a` to within a hundredth of it; `None` if it isn't.
+    r"""Removes approximate values from a text: `a \approx 0.577` becomes `a`.
 
-    A name before the sign is left to be read as one before an equals sign.
+    A name before the sign stays, as a name before an equals sign.
+
+    Returns:
+        The text with its exact member; `None` if a value differs from it by more than a hundredth.
     """
     members = [member.strip() for member in _APPROXIMATION.split(text)]
-    head, equals, member = members[0].rpartition("=")
     if len(members) == 1:
         return text
+    head, equals, member = members[0].rpartition("=")
     if (
         len(members) == 2
         and not equals
@@ -31,26 +34,29 @@ def without_approximations(text: str) -> str | None:
         and is_name(name, member)
     ):
         return f"{member} = {members[1]}"
-    values = [parse(each) for each in (member, *members[1:])]
+    members[0] = member
+    values = [parse(member) for member in members]
     if any(value is None or not getattr(value, "is_number", False) for value in values):
         return None
-    exact_ones = [
-        i for i, each in enumerate((member, *members[1:])) if not _DECIMAL.fullmatch(each)
-    ]
-    first = exact_ones[0] if exact_ones else 0
-    found = [fraction(exact(value.doit())) for value in values]
-    numbers = [number for number in found if number is not None]
+    exact_members = [i for i, member in enumerate(members) if not _DECIMAL.fullmatch(member)]
+    first = exact_members[0] if exact_members else 0
+    fractions = [fraction(exact(value.doit())) for value in values]
+    numbers = [number for number in fractions if number is not None]
     # "5 \\approx 7", "\\pi \\approx \\frac{22}{7}"
-    if len(exact_ones) > 1 or len(numbers) < len(values):
+    if len(exact_members) > 1 or len(numbers) < len(values):
         return None
     value = numbers[first]
     if any(abs(number - value) * 100 > abs(value) for number in numbers):
         return None
-    return f"{head}{equals} {(member, *members[1:])[first]}"
+    return f"{head}{equals} {members[first]}"
 
 
 def both_signs(text: str) -> str:
-    r"""``a + b, a - b`` for ``a \pm b``, in an expression or after a name; any other text as it is."""
+    r"""Rewrites `a \pm b` as `a + b, a - b`, with or without a name before an equals sign.
+
+    Returns:
+        The list of both values; the unchanged text if it is not of this form.
+    """
     head, equals, tail = text.rpartition("=")
     if not _PLUS_MINUS.search(tail) or re.search("[,;]", text):
         return text
@@ -65,7 +71,12 @@ def both_signs(text: str) -> str:
 
 
 def compare(written: str, wanted: str) -> bool:
-    """Compare an answer with a gold one, both given as LaTeX or plain text."""
+    """Returns whether an answer equals a gold answer.
+
+    Args:
+        written: The answer, as LaTeX or plain text.
+        wanted: The gold answer, as LaTeX or plain text.
+    """
     if hides_a_part(written) and not hides_a_part(wanted):
         return False
     words = words_of(written)
@@ -91,18 +102,18 @@ def compare(written: str, wanted: str) -> bool:
     if _IN.search(answer_text) and not _IN.search(gold_text):
         return False
     if _LISTED.fullmatch(answer_text) and _BARE_LIST.fullmatch(gold_text):
-        answer_text = answer_text.strip()[1:-1]  # a list, as programs print it
+        answer_text = answer_text.strip()[1:-1]  # a program printed a list
     answer, gold = parse(answer_text), parse(gold_text)
     if answer is None or gold is None:
         return False
     if isinstance(gold, Tuple | Interval) and answer_text.lstrip().startswith("\\{"):
-        return False  # a set has no order and no inside
+        return False  # a set has neither an order nor an interior
     if has_lost_words(answer_text, answer):
         return False
     if is_odd_collection(answer) and not is_odd_collection(gold):
         return False
     answer_chain, gold_chain = chain(answer), chain(gold)
-    if gold_chain and not gold.free_symbols:  # "0.5 = 50\\%": all members are its value
+    if gold_chain and not gold.free_symbols:  # "0.5 = 50\\%": each member is the gold value
         if not _all_equal(gold_chain[-1], gold_chain):
             return False
         return _all_equal(gold_chain[-1], answer_chain or [answer])
@@ -126,16 +137,16 @@ def _all_equal(gold: Any, values: list[Any]) -> bool:
 
 
 def joined(values: list[str]) -> str:
-    """Several boxes as the list of their values, each once."""
-    found: list[str] = []
+    """Joins the values of several boxes to one list, without values that are equal."""
+    different: list[str] = []
     for value in values:
-        if not any(compare(value, other) for other in found):
-            found.append(value)
-    return ", ".join(found)
+        if not any(compare(value, other) for other in different):
+            different.append(value)
+    return ", ".join(different)
 
 
 def is_value(text: str) -> bool:
-    """Whether a text is one expression that has a value, or a few words, and equals itself."""
+    """Whether a text can be a gold: an expression that equals itself, or a few words."""
     from sympy import nan, zoo
 
     plain = normalise(text)
@@ -148,7 +159,12 @@ def is_value(text: str) -> bool:
 
 
 def reply_to(values: list[str], wanted: list[str] | None = None) -> bool:
-    """Answer a question, see `grader.Question`."""
+    """Returns the verdict on a question: see `grader.Question`.
+
+    Args:
+        values: The expressions of the answer, or of a gold if `wanted` is `None`.
+        wanted: The expressions of the gold; `None`: the question is whether `values` are values.
+    """
     if wanted is None:
         return all(is_value(value) for value in values)
     return compare(joined(values), joined(wanted))

@@ -1,4 +1,4 @@
-"""Reading: normalised LaTeX becomes one expression of sympy, or nothing."""
+"""Parsing: normalised LaTeX becomes one sympy expression, or `None`."""
 
 import functools
 import re
@@ -12,7 +12,8 @@ _AREA = re.compile(
     r"([\d}])\s*(?:cm|mm|dm|km|ft|in|yd|inches|feet|meters|units)\s*\^\s*(?:[23]|\{[23]\})$"
 )
 _WORDS = re.compile(
-    r"\\[A-Za-z]+|(?:sin|cos|tan|cot|sec|csc|log|exp|max|min|gcd|lcm|mod|det|arg|lim|matrix|pmatrix|bmatrix|vmatrix|array|cases|align)"
+    r"\\[A-Za-z]+|(?:sin|cos|tan|cot|sec|csc|log|exp|max|min|gcd|lcm|mod|det|arg|lim"
+    r"|matrix|pmatrix|bmatrix|vmatrix|array|cases|align)"
 )
 _PLAIN_NUMBER = re.compile(r"\{*\d+\}*(?:_\{?\w+\}?)?(?:\^\{?\\circ\}?)?")
 _FACTOR = re.compile(r"\{*\d+\}*|\(\d+\)")
@@ -21,7 +22,11 @@ _LETTER_I = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])")
 
 
 def normalise(text: str) -> str | None:
-    """Bring LaTeX into the form the parser takes, or return `None` if it drops another value."""
+    """Normalises LaTeX for the parser.
+
+    Returns:
+        The normal form; `None` if normalisation would drop another value.
+    """
     from latex2sympy2_extended import NormalizationConfig, normalize_latex
 
     basic = NormalizationConfig(basic_latex=True, boxed="none")
@@ -35,14 +40,14 @@ def normalise(text: str) -> str | None:
             if not is_unit(dropped):
                 return None  # "42 \text{ or maybe } {43}"
             text = without_unit.rstrip(" ~")
-        elif _BARE_UNIT.fullmatch(dropped):  # but not the variable of "3t"
+        elif _BARE_UNIT.fullmatch(dropped):  # the t of "3t" is a variable and stays
             text = without_unit
     return normalize_latex(text, rest)
 
 
 @functools.lru_cache(1024)
 def parse(text: str) -> Any:
-    """Parse normalised LaTeX to a sympy object; `None` if it isn't one expression."""
+    """Parses normalised LaTeX to a sympy object; `None` if the text is not one expression."""
     from latex2sympy2_extended import latex2sympy
     from math_verify.grader import should_treat_as_complex
     from sympy import I
@@ -53,17 +58,27 @@ def parse(text: str) -> Any:
     try:
         expression = latex2sympy(text, is_real=is_real, normalization_config=None)
         letters = {symbol.name: symbol for symbol in expression.free_symbols}
-        if "i" in letters and not letters.keys() & {"j", "k", "n"}:  # beside these it is an index
+        # Next to these letters, i is an index and not the imaginary unit.
+        if "i" in letters and not letters.keys() & {"j", "k", "n"}:
             expression = expression.subs(letters["i"], I)
         return expression
     except MemoryError:
         raise
-    except Exception:  # whatever the parser meets in hostile text
+    except Exception:  # the parser may raise any error on hostile text
         return None
 
 
 def refuse_numbers_side_by_side(convert: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the parser's reading of factors: ``5{6}`` is 11 to it, since a number before a fraction is a mixed one."""
+    """Wraps the parser's method for factors, so that it refuses numbers side by side.
+
+    The parser reads a number before a fraction as a mixed number. So it would read `5{6}` as 11.
+
+    Args:
+        convert: The method `convert_postfix_list` of the parser's class.
+
+    Returns:
+        The method that replaces it. It raises a `ValueError` for numbers side by side.
+    """
 
     def convert_postfix_list(self: Any, factors: list[Any], i: int = 0) -> Any:
         if i + 1 < len(factors):
@@ -82,11 +97,12 @@ def refuse_numbers_side_by_side(convert: Callable[..., Any]) -> Callable[..., An
 
 
 def is_name(expression: Any, text: str) -> bool:
-    """``x``, ``AB``, ``f(x)``, ``(x, y)``: what may stand before an equals sign without being a value.
+    """Whether an expression is a name, which may stand before an equals sign: `x`, `AB`, `f(x)`.
 
     Args:
-        expression: What was parsed.
-        text: What it was parsed from; the parser gives all letters in lower case.
+        expression: The parsed expression.
+        text: The text of the expression. It is needed because the parser writes all letters in
+            lower case.
     """
     from sympy import Mul, Symbol, Tuple
     from sympy.core.function import AppliedUndef
@@ -99,14 +115,14 @@ def is_name(expression: Any, text: str) -> bool:
     parts = Mul.make_args(expression.doit())
     if not all(isinstance(part, Symbol | AppliedUndef) for part in parts):
         return False
-    if len(parts) > 1 and re.search("[a-z]", letters):  # a product, and no segment or angle
+    if len(parts) > 1 and re.search("[a-z]", letters):  # a product, not a segment or an angle
         return False
     names = (symbol.name.partition("_")[0] for symbol in expression.free_symbols)
-    return not any(re.search(r"\d", name) for name in names)  # \text{42} is a symbol too
+    return not any(re.search(r"\d", name) for name in names)  # \text{42} is also a symbol
 
 
 def chain(expression: Any) -> list[Any] | None:
-    """The members ``[a, b, c]`` of ``a = b = c``; `None` for anything else."""
+    """The members `[a, b, c]` of a chain `a = b = c`; `None` for any other expression."""
     from latex2sympy2_extended.logic import And
     from sympy import Eq
 
@@ -117,13 +133,18 @@ def chain(expression: Any) -> list[Any] | None:
 
 
 def has_lost_words(text: str, expression: Any) -> bool:
-    """Whether a number is made of a text with words in it: ``0 maybe`` is 0 times the letters."""
+    """Whether the text of a number contains words: `0 maybe` is 0 times the letters.
+
+    Args:
+        text: The text of the expression.
+        expression: The parsed expression.
+    """
     words = re.findall("[A-Za-z]{3,}", _WORDS.sub(" ", text.replace("\\text", "")))
     return bool(words) and not expression.doit().free_symbols
 
 
 def is_odd_collection(expression: Any) -> bool:
-    """Whether a set or tuple has an equation in it that is more than a name and its value."""
+    """Whether a set or tuple contains an equation that is more than a name and its value."""
     from sympy import Set, Tuple
 
     if not isinstance(expression, Set | Tuple):

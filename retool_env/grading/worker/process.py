@@ -1,4 +1,4 @@
-"""The worker's process: it answers questions, each within its time and all within its memory."""
+"""The main loop of a worker process: answers questions within limits of time and memory."""
 
 import faulthandler
 import json
@@ -17,13 +17,18 @@ _OUT_OF_MEMORY = 2
 
 
 class _Late(BaseException):
-    """The time for a comparison is over; no `except Exception` of a library stops it."""
+    """The time of a comparison is over. No `except Exception` of a library catches this error."""
 
 
 def serve(seconds: float, memory_mb: int) -> None:
-    """Answer questions until the input closes."""
+    """Answers questions until the input closes.
+
+    Args:
+        seconds: The processor time of one comparison.
+        memory_mb: The address space of this process, in MiB.
+    """
     replies = os.fdopen(os.dup(1), "w", newline="\n")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a library that prints must not reply
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a library's print must not be a reply
     _bound_memory(memory_mb)
     logging.disable(logging.CRITICAL)
     try:
@@ -54,13 +59,13 @@ def serve(seconds: float, memory_mb: int) -> None:
             verdict = "0"
         _stop_clock()
         print(verdict, file=replies, flush=True)
-        # What earlier answers left behind must not make a later one fail for want of memory.
+        # Memory that earlier comparisons left in use must not make a later comparison fail.
         if _resident_mb() > memory_mb // 2:
             os._exit(0)
 
 
 def _bound_memory(memory_mb: int) -> None:
-    """Bound the address space where the system can: not on Windows, nor on macOS."""
+    """Limits the address space. Only Linux can; Windows and macOS do nothing here."""
     if sys.platform == "linux":
         import resource
 
@@ -69,10 +74,11 @@ def _bound_memory(memory_mb: int) -> None:
 
 
 def _start_clock(seconds: float) -> None:
-    """Let a comparison end with its processor time.
+    """Starts the timers that end a comparison after its processor time.
 
-    An exception ends it; in C code, which no exception reaches, the process ends with it. Windows
-    has no such timers: there the process ends by the clock on the wall, with the status 1.
+    The first timer raises an exception. An exception does not interrupt C code: there, the second
+    timer ends the process. Windows has no such timers: there, the process ends after the wall-clock
+    time, with status 1.
     """
     if sys.platform == "win32":
         faulthandler.dump_traceback_later(seconds + _MARGIN_SECONDS, exit=True)
@@ -96,13 +102,13 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _resident_mb() -> float:
-    """Memory in use.
+    """The memory in use, in MiB.
 
-    `ru_maxrss` would not do: it is inherited from the process that started this one, so that below
-    a large trainer every answer would end its worker.
+    `ru_maxrss` is not used, because a child inherits it from its parent: under a large trainer,
+    each answer would end its worker.
     """
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * mmap.PAGESIZE / (1 << 20)
-    except OSError:  # no /proc: the address space limit remains
+    except OSError:  # without /proc, the limit of the address space remains
         return 0.0

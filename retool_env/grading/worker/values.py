@@ -1,21 +1,28 @@
-"""Comparing: are two expressions, or the numbers in them, equal?"""
+"""Comparison: are two expressions, or the numbers in them, equal?"""
 
-import functools
 from fractions import Fraction
 from typing import Any
 
 _DIGITS = 400
-"""To which exact values are told apart where no algebra decides."""
+"""The number of digits to which exact values are compared if algebra does not decide."""
 
 
 def numbers_equal(
     gold: Any, answer: Any, float_rounding: int = 6, numeric_precision: int = 15
 ) -> bool:
-    """Compare two numbers or two matrices of them; takes the place of math-verify's function of these arguments.
+    """Returns whether two numbers, or two matrices of numbers, are equal.
 
-    Exact values are compared exactly, and a decimal within an expression is exact. A decimal alone equals an integer if
-    it has its value, and any other number if both agree rounded to six places, and to one part in 100,000.
+    Exact values are compared exactly. A decimal inside an expression is exact. A decimal alone
+    equals an integer if their values are equal, and any other number if the two are `close`. The
+    function replaces math-verify's `sympy_numeric_eq`, and so has the same parameters.
+
+    Args:
+        gold: The gold, a sympy object.
+        answer: The answer, a sympy object.
+        float_rounding: Not used; a parameter of the replaced function.
+        numeric_precision: Not used; a parameter of the replaced function.
     """
+    from math_verify.grader import get_pct_val
     from sympy import Float, Integer, MatrixBase, MatrixExpr
 
     if isinstance(gold, MatrixBase | MatrixExpr) and isinstance(answer, MatrixBase | MatrixExpr):
@@ -26,8 +33,8 @@ def numbers_equal(
             and gold.shape == answer.shape
             and all(numbers_equal(a, b) for a, b in zip(gold.flat(), answer.flat(), strict=True))
         )
-    shares = percentage(gold), percentage(answer)
-    if any(share is not None for share in shares):  # n% is both n and a hundredth of it
+    shares = get_pct_val(gold), get_pct_val(answer)
+    if any(share is not None for share in shares):  # n% equals both n and n / 100
         values = [
             [expression.doit()] if share is None else [share, expression.doit()]
             for share, expression in zip(shares, (gold, answer), strict=True)
@@ -45,11 +52,14 @@ def numbers_equal(
 
 
 def symbolically_equal(gold: Any, answer: Any) -> bool:
-    """Whether two expressions or matrices with unknowns are equal; takes the place of math-verify's function."""
+    """Returns whether two expressions or matrices with unknowns are equal.
+
+    The function replaces math-verify's `sympy_symbolic_eq`.
+    """
     from sympy import Expr, MatrixBase, simplify
 
     if isinstance(gold, Expr) and isinstance(answer, Expr) and gold.is_number and answer.is_number:
-        return False  # `numbers_equal` knows
+        return False  # `numbers_equal` has compared them
     try:
         difference = simplify(exact(gold) - exact(answer))
     except (TypeError, ValueError, AttributeError):  # different kinds of objects
@@ -59,23 +69,16 @@ def symbolically_equal(gold: Any, answer: Any) -> bool:
     return bool(difference.is_zero)
 
 
-def percentage(expression: Any) -> Any:
-    """The ``n`` of ``n%``, or `None`."""
-    from math_verify.grader import get_pct_val
-
-    return get_pct_val(expression)
-
-
 def exact(expression: Any) -> Any:
-    """`expression` with fractions in place of decimals."""
+    """Returns an expression with fractions in place of decimals."""
     from sympy import Float, Rational
 
     decimals = expression.atoms(Float)
-    return expression.xreplace({each: Rational(str(each)) for each in decimals if each.is_finite})
+    return expression.xreplace({a: Rational(str(a)) for a in decimals if a.is_finite})
 
 
 def close(value: Any, wanted: Any) -> bool:
-    """Whether two numbers agree when rounded to six places, and to one part in 100,000: `answer.close`."""
+    """Whether two sympy numbers are close, as in `retool_env.grading.answer.close`."""
     first, second = fraction(value), fraction(wanted)
     if first is None or second is None:
         return False
@@ -83,7 +86,7 @@ def close(value: Any, wanted: Any) -> bool:
 
 
 def fraction(number: Any) -> Fraction | None:
-    """The value of a finite real number, to 40 digits; `None` for any other expression."""
+    """The value of a finite real number to 40 digits; `None` for any other expression."""
     from sympy import Rational
 
     if not isinstance(number, Rational):
@@ -94,15 +97,18 @@ def fraction(number: Any) -> Fraction | None:
 
 
 def exactly_equal(a: Any, b: Any) -> bool:
-    """Whether two exact numbers are equal, to 400 digits where no algebra decides."""
-    from sympy import Rational
+    """Whether two different exact expressions have equal values.
+
+    The values are compared to 400 digits if algebra does not decide.
+    """
+    from sympy import Rational, nan, oo, zoo
 
     if isinstance(a, Rational) and isinstance(b, Rational):
-        return False  # they are not identical
+        return False  # equal fractions would be identical
     difference = a - b
     if difference == 0:
         return True
-    if difference.is_infinite or difference.has(*_not_numbers()):
+    if difference.is_infinite or difference.has(nan, zoo, oo, -oo):
         return False
     number = difference.evalf(15, maxn=_DIGITS)
     parts = [part for part in number.as_real_imag() if part != 0]
@@ -110,25 +116,18 @@ def exactly_equal(a: Any, b: Any) -> bool:
     return all(getattr(part, "_prec", 53) == 1 for part in parts)
 
 
-@functools.cache
-def _not_numbers() -> tuple[Any, ...]:
-    from sympy import nan, oo, zoo
-
-    return nan, zoo, oo, -oo
-
-
 def verify(gold: Any, answer: Any) -> bool:
-    """math-verify's verdict, with numbers compared as here."""
+    """Returns math-verify's verdict, which compares numbers with the functions of this module."""
     import math_verify
 
     try:
-        # Its time limits use this process's one alarm, which is already set.
+        # No time limits: they would use the alarm of this process, which is already set.
         return math_verify.verify(
             gold,
             answer,
             timeout_seconds=None,
             raise_on_error=True,
-            allow_set_relation_comp=True,  # "1 < x < 2" is the interval
+            allow_set_relation_comp=True,  # "1 < x < 2" is an interval
         )
     except MemoryError:
         raise

@@ -1,4 +1,4 @@
-"""What the letters of an answer mean: units, names, numerals, or words that change its value."""
+"""The meaning of letters in an answer: units, names, numerals, or words that change its value."""
 
 import re
 from unicodedata import category
@@ -14,7 +14,8 @@ _THOUSANDS = re.compile(rf"(?<![\d.])\d{{1,3}}(?:{_SPACE}\d{{3}})+(?!\d)")
 _APART = re.compile(rf"\d{_SPACE}+\d")
 _TEXT_BETWEEN = re.compile(r"[\d}]\s*\\(?:text|mbox)\{[^{}]*[A-Za-z][^{}]*\}\s*[-+({]*\d")
 _HIDDEN = re.compile(
-    r"\\(?:[vh]?phantom|[vh]box|l?dots|cdots)(?![A-Za-z])|\.\.|\d\s*(?:['\"]|\\?\$)+\s*\d|[\])]\s*'|\\pm\s*\\[pm]m"
+    r"\\(?:[vh]?phantom|[vh]box|l?dots|cdots)(?![A-Za-z])|\.\."
+    r"|\d\s*(?:['\"]|\\?\$)+\s*\d|[\])]\s*'|\\pm\s*\\[pm]m"
 )
 _SUBSCRIPT = re.compile(r"(\d+)_\s*(?:\{([^{}]*)\}|(\w+))")
 _WORD = re.compile(r"[A-Za-z][A-Za-z ,.'()-]*")
@@ -38,7 +39,10 @@ MORE_THAN_A_UNIT = frozenset(
     """,
     )
 )
-"""Other values, multiples, negations, conditions: what is left out must not change the value."""
+"""Words for other values, multiples, negations and conditions.
+
+A text with such a word changes the value next to it, so it must not be dropped as a unit.
+"""
 
 _SHORT_UNITS = frozenset(
     re.findall(
@@ -52,12 +56,12 @@ _SHORT_UNITS = frozenset(
 
 
 def is_unit(text: str) -> bool:
-    r"""Whether a text behind a value, such as ``\text{ cm}^2``, leaves the value as it is."""
+    r"""Whether a text after a value is a unit, such as `\text{ cm}^2`, and keeps the value."""
     inner = re.sub(r"\\(?:text|mbox|,|;|!| )", " ", text)
     words = re.findall("[A-Za-z]+", inner)
     return (
         bool(words)
-        and words not in (["a"], ["p"])  # of "a day" and "p.m.", but variables alone
+        and words not in (["a"], ["p"])  # parts of "a day" and "p.m.", but variables alone
         and bool(_UNIT_TEXT.fullmatch(inner))
         and not re.search(r"\d", _EXPONENT.sub("", inner))
         and MORE_THAN_A_UNIT.isdisjoint(word.lower() for word in words)
@@ -68,43 +72,50 @@ def is_unit(text: str) -> bool:
 
 
 def bases_of(text: str) -> set[str]:
-    r"""The bases of the numerals in a text, ``7`` in ``43_7`` and ``43_{\text{7}}``."""
+    r"""The bases of the numerals in a text: `7` for `43_7` and `43_{\text{7}}`."""
     plain = re.sub(r"_\s*\{\s*\\text\{(\w+)\}\s*\}", r"_{\1}", text)
     return {first or second for first, second in _NUMERAL.findall(plain)}
 
 
 def without_member(text: str) -> str:
-    r"""``[1, 2]`` of ``x \in [1, 2]``."""
+    r"""Removes a name and `\in` before a set: `x \in [1, 2]` becomes `[1, 2]`."""
     return _MEMBER.sub("", text)
 
 
 def is_ambiguous(text: str) -> bool:
-    r"""Whether the parser would make one value of several: ``1 2`` is 3 to it, and ``0 \text{ or } 5`` is 0."""
+    r"""Whether the parser would read several values as one.
+
+    For example, it reads `1 2` as 3 and `0 \text{ or } 5` as 0.
+    """
     return bool(
         _APART.search(_THOUSANDS.sub("", text))
         or _TEXT_BETWEEN.search(text)
-        or any(category(each)[0] == "S" for each in text if not each.isascii())
-        or any(not is_numeral(*match) for match in _SUBSCRIPT.findall(text))
+        or any(category(symbol)[0] == "S" for symbol in text if not symbol.isascii())
+        or any(not is_numeral(digits, a or b) for digits, a, b in _SUBSCRIPT.findall(text))
     )
 
 
-def is_numeral(digits: str, braced: str, bare: str) -> bool:
-    """Whether a number's subscript can be its base."""
-    base = _TEXT.sub(r"\1", braced or bare).strip()
-    return base.isdigit() and 2 <= int(base) <= 36 and all(int(each) < int(base) for each in digits)
+def is_numeral(digits: str, subscript: str) -> bool:
+    """Whether the subscript of a number can be its base."""
+    base = _TEXT.sub(r"\1", subscript).strip()
+    return base.isdigit() and 2 <= int(base) <= 36 and all(int(a) < int(base) for a in digits)
 
 
 def words_of(text: str) -> str | None:
-    r"""``a,c,f`` of ``\text{A, C, F}`` and ``no solution`` of itself; `None` if there is more than words in it."""
+    r"""The words of a text, in lower case: `a,c,f` for `\text{A, C, F}`.
+
+    Returns:
+        The words; `None` if the text contains anything but words.
+    """
     plain = re.sub(r"\s+", " ", _TEXT.sub(r"\1", text)).strip(" .")
     return re.sub(r"\s*([,-])\s*", r"\1", plain).casefold() if _WORD.fullmatch(plain) else None
 
 
 def is_words(text: str) -> bool:
-    """Whether a text is a few words, and nothing else."""
+    """Whether a text consists of words alone."""
     return bool(_WORD.fullmatch(_TEXT.sub(r"\1", text).strip()))
 
 
 def hides_a_part(text: str) -> bool:
-    """Whether the parser, or a reader, would not see all of a text."""
+    """Whether a part of a text is hidden from the parser or from a reader."""
     return bool(_HIDDEN.search(text))

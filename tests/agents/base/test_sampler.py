@@ -70,7 +70,7 @@ def test_engines_that_can_not_be_had_are_refused(setting, processes, said):
             {"weights_folder": "w", "token_env": "NO_TOKEN"},
             "engine.token_env: there is no variable 'NO_TOKEN'",
         ),
-        ("http://h:0", {"weights_folder": "w"}, "no URL of a server"),
+        ("http://h:0", {"weights_folder": "w"}, "not a URL of a server"),
         ("http://h:1", {}, "set engine.weights_folder"),
     ],
 )

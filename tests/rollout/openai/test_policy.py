@@ -651,9 +651,9 @@ def test_transcripts_without_ids_say_that_they_can_not_be_trained_on(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"base_url": "localhost:8000"}, "'localhost:8000' is no URL of an API"),
-        ({"base_url": "http://"}, "'http://' is no URL"),
-        ({"api_key": "sk-1\n"}, "api_key holds"),
+        ({"base_url": "localhost:8000"}, "'localhost:8000' is not a URL of an API"),
+        ({"base_url": "http://"}, "'http://' is not a URL"),
+        ({"api_key": "sk-1\n"}, "api_key contains"),
         ({"way": "responses"}, "chat, tools, completions"),
         ({"temperature": -1}, "temperature"),
         ({"top_p": 0}, "top_p"),

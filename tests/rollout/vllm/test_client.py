@@ -30,7 +30,7 @@ def test_a_server_that_drips_keeps_nobody_waiting(monkeypatch):
         async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
             client = Client(None)
-            with pytest.raises(Failure, match=r"no whole answer in 0\.5 s"):
+            with pytest.raises(Failure, match=r"no complete response within 0\.5 s"):
                 await client.send(Server(url), "GET", "/v1/models", seconds=0.3)
             await client.close()
 
