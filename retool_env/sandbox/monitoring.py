@@ -1,4 +1,4 @@
-"""What the server says of itself: whether a program can run (`Health`), and counts (`Metrics`)."""
+"""The server's report on itself: whether a program can run (`Health`), and counters (`Metrics`)."""
 
 import asyncio
 import time
@@ -12,7 +12,11 @@ _PROBE_SECONDS = 30.0
 
 
 class Health:
-    """Whether a program can run, found out no more often than needed."""
+    """Whether a program can run; probed no more often than needed.
+
+    Args:
+        sandbox: The sandbox that runs the programs.
+    """
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
@@ -21,14 +25,18 @@ class Health:
         self._known_at = float("-inf")
 
     def saw(self, execution: Execution) -> None:
-        """Learns from a program that ran anyway; after a failure the next question is a probe."""
+        """Learns from a program of a client; after a failure the next question starts a probe.
+
+        Args:
+            execution: The result of the program.
+        """
         if execution.outcome is not Outcome.INFRASTRUCTURE:
             self._reason, self._known_at = "", time.monotonic()
         elif not self._reason:
             self._known_at = float("-inf")
 
     async def failure(self) -> str:
-        """Why no program can run; empty when one can."""
+        """Why programs cannot run; empty if they can."""
         async with self._lock:
             if time.monotonic() - self._known_at > _PROBE_EVERY:
                 self._reason = await self._probe()
@@ -41,7 +49,7 @@ class Health:
                 execution = await self._sandbox.run_async("print(6 * 7, end='')")
         except TimeoutError:
             return f"a probe program did not end within {_PROBE_SECONDS:g} s"
-        except Exception as error:  # whatever it is, the answer is that it does not work
+        except Exception as error:  # any error means that programs cannot run
             return f"{type(error).__name__}: {error}"
         if execution.outcome is Outcome.OK and execution.stdout == "42":
             return ""
@@ -49,7 +57,7 @@ class Health:
 
 
 class Metrics:
-    """What `/metrics` shows."""
+    """The counters behind `/metrics`."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

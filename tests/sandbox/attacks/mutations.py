@@ -90,7 +90,7 @@ MUTATIONS = [
     _one("session of its own", "guest/process.py", "        os.setsid()  #", "        pass  #"),
     _one("/dev/null of its own", "guest/process.py", "        os.dup2(null, 0)\n", ""),
     _one("bell", "job.py", "        return bool(self._began)\n", (
-        "        if self._said()[0] != self._number:\n            return False\n"
+        "        if self._header()[0] != self._number:\n            return False\n"
         "        self._began = self._began or time.monotonic()\n        return True\n"
     )),
     _one("record is doubted", "record.py", "error, trace\n    except (ValueError, TypeError, AttributeError, RecursionError)", "error, trace\n    except ValueError"),
@@ -112,8 +112,14 @@ MUTATIONS = [
             ("job.py", "if ended and number == self._number:  #", "if ended:  #"),
         ),
     ),
-    _one("clock outranks the record", "job.py", "        if self._timed_out and self._code in (None, -signal.SIGKILL):", "        if self._timed_out and not told:"),
-    _one("exit status outranks the record", "job.py", "        told = read_record(text, limits)\n        if self._timed_out and", "        told = read_record(text, limits)\n        if told:\n            return told\n        if self._timed_out and"),
+    _one("clock outranks the record", "job.py", "        if self._timed_out and self._code in (None, -signal.SIGKILL):", "        if self._timed_out and not recorded:"),
+    _one(
+        "exit status outranks the record",
+        "job.py",
+        "        recorded = read_record(text, limits)\n",
+        "        recorded = read_record(text, limits)\n        if recorded:\n"
+        "            return recorded\n",
+    ),
     _one("end of a session's process", "job.py", "        if self._code or self.session:", "        if self._code:"),
     Mutation(
         "own processes earn no time",
