@@ -1,4 +1,4 @@
-"""Which guest runs a program, and what is kept ready for the next."""
+"""The choice of a guest for a program, and the spare processes for the next program."""
 
 import time
 

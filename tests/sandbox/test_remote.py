@@ -1,4 +1,4 @@
-"""The client, against real servers on the loopback: ours, and others of the same protocol."""
+"""The client, against real servers on the loopback: ours, and other servers of the protocol."""
 
 import asyncio
 import contextlib
@@ -39,20 +39,20 @@ OK = Execution(Outcome.OK, "42")
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hosts that fail are tried again ten times as soon."""
+    """Makes the pauses before retries ten times shorter."""
     monkeypatch.setattr(hosts, "_FIRST_ASIDE", 0.05)
 
 
 @pytest.fixture
 def dead() -> str:
-    """A host that refuses connections."""
+    """The URL of a host that refuses connections."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 @contextlib.contextmanager
 def alone(url: str, attempts: int) -> Iterator[tuple[Hosts, Callable[[], Execution]]]:
-    """What a remote sandbox knows of one host, and what runs a program there."""
+    """The state of the only host, and a function that runs a program there."""
     several = Hosts([url], None, attempts, patience=120.0)
     body = json.dumps(request_of("", QUICK, "", False)).encode()
     try:
@@ -65,7 +65,7 @@ Handler = Callable[[dict[str, Any]], Response]
 
 
 def host(handler: Handler, asked: list[dict] | None = None) -> FastAPI:
-    """A server of the protocol that answers as the handler says, and notes what it was asked."""
+    """A server of the protocol that answers as the handler says, and records the requests."""
     app = FastAPI()
 
     @app.post("/run_code")
@@ -79,13 +79,19 @@ def host(handler: Handler, asked: list[dict] | None = None) -> FastAPI:
 
 
 def answers(*responses: Response) -> Handler:
-    """One response after another; the last one for ever."""
+    """Returns one response after another, and repeats the last response."""
     left = list(responses)
     return lambda _: left.pop(0) if len(left) > 1 else left[0]
 
 
 def foreign(stdout: str = "42", status: str = "Success", return_code: int = 0) -> Response:
-    """What a server says that is not ours: there is no object of our own in it."""
+    """An answer of another implementation, without the object `retool`.
+
+    Args:
+        stdout: The program's output.
+        status: The status of the response.
+        return_code: The program's exit code.
+    """
     run = {"status": "Finished", "execution_time": 0.1, "return_code": return_code}
     content = {"status": status, "message": "broken", "run_result": run | {"stdout": stdout}}
     return Response(json.dumps(content), media_type="application/json")
@@ -556,7 +562,7 @@ except OSError:
 
 
 def test_too_many_open_files_name_the_cure() -> None:
-    """Of a sandbox that has begun, and of one that has not."""
+    """In a sandbox that has begun, and in a new sandbox."""
     done = subprocess.run([sys.executable, "-c", NO_FILES], capture_output=True, text=True)
     lines = done.stdout.splitlines()
     assert len(lines) == 2, done.stderr
@@ -566,7 +572,7 @@ def test_too_many_open_files_name_the_cure() -> None:
 
 @pytest.fixture(scope="module")
 def both(jail: Sandbox) -> Iterator[tuple[Sandbox, RemoteSandbox]]:
-    """A jail, and the same one from afar."""
+    """A jail, and the same jail through a server."""
     with serving(create_app(jail)) as url, RemoteSandbox([url]) as sandbox:
         yield jail, sandbox
 
@@ -604,7 +610,7 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @contextlib.contextmanager
 def speaking(talk: Talk) -> Iterator[tuple[str, list[float]]]:
-    """A server that reads each request whole and then speaks as it likes; its URL, and when it was asked."""
+    """A server that reads each request and answers with any bytes: its URL, and the times."""
     asked: list[float] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -639,6 +645,14 @@ def speaking(talk: Talk) -> Iterator[tuple[str, list[float]]]:
 
 
 def says_once(status: str, headers: str = "", body: bytes = b"") -> Talk:
+    """Sends one answer.
+
+    Args:
+        status: The status line, without the version.
+        headers: Lines of headers.
+        body: The body.
+    """
+
     async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
         writer.write(head.encode("latin-1") + body)
@@ -880,14 +894,14 @@ RIGHT = {
 OWN = {"outcome": "ok", "error": "", "traceback": ""}
 
 
-def wrong(own: bool = False, **fields: Any) -> bytes:
-    """An answer that is right but for some fields: of the whole, of its result, or of our own object."""
+def wrong(with_own: bool = False, **fields: Any) -> bytes:
+    """A right answer with changed fields: of the answer, its result, or the object `retool`."""
     answer: dict[str, Any] = json.loads(json.dumps(RIGHT))
-    if own:
+    if with_own:
         answer["retool"] = dict(OWN)
     for name, value in fields.items():
         at = answer if name in answer else answer["run_result"]
-        at = answer["retool"] if own and name in OWN else at
+        at = answer["retool"] if with_own and name in OWN else at
         at[name] = value
     return json.dumps(answer).encode()
 

@@ -1,4 +1,4 @@
-"""The server, over HTTP: real uvicorn on the loopback; the last tests run `retool serve` itself."""
+"""The server over HTTP: real uvicorn on the loopback; the last tests run `retool serve`."""
 
 import asyncio
 import base64
@@ -33,6 +33,14 @@ OK = Execution(Outcome.OK, "42", duration=0.02)
 
 
 def ask(url: str, code: str = "", headers: dict | None = None, **fields) -> httpx.Response:
+    """Sends a program to a server.
+
+    Args:
+        url: The server's URL.
+        code: The program's text.
+        headers: The headers of the request.
+        **fields: Further fields of the request.
+    """
     body = {"code": code, "language": "python"} | fields
     return httpx.post(f"{url}/run_code", json=body, headers=headers, timeout=60)
 
@@ -69,8 +77,8 @@ def test_the_program_runs_under_what_the_request_says() -> None:
         ({"language": None}, "language"),
         ({"code": 3}, "code"),
         ({"stdin": 3}, "stdin"),
-        ({"files": {"a.txt": "YQ=="}}, "files and fetch_files: this server's sandbox has none"),
-        ({"fetch_files": ["a.txt"]}, "files and fetch_files: this server's sandbox has none"),
+        ({"files": {"a.txt": "YQ=="}}, "files and fetch_files: this server's sandbox keeps no files"),
+        ({"fetch_files": ["a.txt"]}, "files and fetch_files: this server's sandbox keeps no files"),
         ({"files": {"a.txt": "Y"}}, "files: the content of 'a.txt' is not base64"),
         ({"files": {"../a": "YQ=="}}, "'../a' is not a file's name"),
         ({"files": {"a\0b": "YQ=="}}, "is not a file's name"),
@@ -387,6 +395,13 @@ def jailed(jail: Sandbox) -> Iterator[str]:
 
 
 def fusion(url: str, code: str, **fields) -> sandbox_fusion.RunCodeResponse:
+    """Sends a program by SandboxFusion's own client.
+
+    Args:
+        url: The server's URL.
+        code: The program's text.
+        **fields: Further fields of the request.
+    """
     request = sandbox_fusion.RunCodeRequest(code=code, language="python", **fields)
     return sandbox_fusion.run_code(request, endpoint=url, max_attempts=1, client_timeout=60)
 
@@ -551,7 +566,8 @@ def test_a_file_that_cannot_come_back_is_left_out(jailed: str, code: str) -> Non
 
 def test_what_a_program_writes_in_their_place_is_bounded_and_its_own(jailed: str) -> None:
     flood = (
-        "import os\nfor n in range(3, 64):\n    try:\n        while True: os.write(n, bytes(65536))\n"
+        "import os\nfor n in range(3, 64):\n    try:\n"
+        "        while True: os.write(n, bytes(65536))\n"
         "    except OSError: pass"
     )
     forged = (

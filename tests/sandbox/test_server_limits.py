@@ -1,4 +1,4 @@
-"""What a server bounds: who may ask, connections, headers, bodies, open files. With real sockets."""
+"""A server's bounds on access, connections, headers, bodies and open files, with real sockets."""
 
 import contextlib
 import os
@@ -27,6 +27,14 @@ OK = Execution(Outcome.OK, "42", duration=0.02)
 
 
 def ask(url: str, code: str = "1", timeout: float = 60, **headers: str) -> httpx.Response:
+    """Sends a program to a server.
+
+    Args:
+        url: The server's URL.
+        code: The program's text.
+        timeout: Seconds until the client gives up.
+        **headers: The headers of the request.
+    """
     body = {"code": code, "language": "python"}
     return httpx.post(f"{url}/run_code", json=body, headers=BEARER | headers, timeout=timeout)
 
@@ -39,6 +47,13 @@ def connect(url: str, sent: bytes = b"") -> socket.socket:
 
 
 def head(token: str = SECRET, length: int = 1000, path: str = "/run_code") -> bytes:
+    """The headers of a request.
+
+    Args:
+        token: The token.
+        length: The announced bytes of the body.
+        path: The path.
+    """
     return (
         f"POST {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer {token}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
@@ -46,7 +61,7 @@ def head(token: str = SECRET, length: int = 1000, path: str = "/run_code") -> by
 
 
 def received(connection: socket.socket) -> bytes:
-    """All that comes until the other end closes."""
+    """All data until the other end closes."""
     parts = []
     with contextlib.suppress(ConnectionResetError):
         while part := connection.recv(65536):
@@ -55,7 +70,7 @@ def received(connection: socket.socket) -> bytes:
 
 
 def waits(connection: socket.socket) -> bool:
-    """Whether neither an answer nor an end has come."""
+    """Whether the connection has brought neither an answer nor its end."""
     connection.setblocking(False)
     try:
         connection.recv(1, socket.MSG_PEEK)
@@ -70,7 +85,13 @@ def waits(connection: socket.socket) -> bool:
 
 @contextlib.contextmanager
 def guarded(app: object, most: int, token: str | None = SECRET) -> Iterator[str]:
-    """Serves with bounds on connections, as `serve` does."""
+    """Serves with bounds on connections, as `serve` does.
+
+    Args:
+        app: The application.
+        most: The largest number of connections.
+        token: The token. `None`: no token.
+    """
     with serving(app, http=Connections(most, token).protocol) as url:
         yield url
 

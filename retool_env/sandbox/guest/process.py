@@ -260,8 +260,10 @@ class Process:
 
     def _end(self) -> None:
         """Does the steps of Python at the end of a script."""
-        # Python itself calls the first function, which is private.
-        for step in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]  # private
+        for step in (
+            threading._shutdown,  # type: ignore[attr-defined]  # private: Python itself calls it
+            atexit._run_exitfuncs,
+        ):
 
             with suppress(BaseException):
                 step()
