@@ -20,9 +20,11 @@ from retool_env.sandbox.guest import wire
 from retool_env.sandbox.guests import Guest
 from retool_env.sandbox.record import pack_files, read_record, unpack_files
 
-# On an idle machine a start takes 0.003, and up to a second while the guest loads its packages.
-_START_SECONDS = 30.0
-_GONE_SECONDS = 5.0
+START_SECONDS = 30.0
+"""The longest time until a program starts. An idle machine needs 0.003, or up to a second while the
+guest loads its packages."""
+GONE_SECONDS = 5.0
+"""The longest time in which a guest ends a process."""
 _MOST_WAITING = 19  # times its wall-clock limit
 _SESSION_BLOCKS = 64  # a session may use as much processor time as this number of blocks
 _CHUNK = 1 << 16
@@ -201,7 +203,7 @@ class Job:
         """The seconds until `lapse` is to be called if nothing happens before."""
         now = time.monotonic()
         if self._killed:
-            return max(self._killed + _GONE_SECONDS - now, 0.0)
+            return max(self._killed + GONE_SECONDS - now, 0.0)
         # No event marks the program's start, so look again when its time could be over.
         since = self._began if self._has_begun() else now
         return max(since + self.limits.wall_seconds - now, 0.0)
@@ -218,7 +220,7 @@ class Job:
             return 0.0
         if self._killed:
             self.hung, self._killed = True, now
-            return _GONE_SECONDS
+            return GONE_SECONDS
         if self._number > 1 and not self._has_begun():
             self._began = self._submitted  # an earlier block keeps the process from this one
         if self._has_begun():
@@ -228,11 +230,11 @@ class Job:
             left = self._began + allowed - now
             self._timed_out = left <= 0
         else:
-            left = self._submitted + _START_SECONDS - now
+            left = self._submitted + START_SECONDS - now
         if left > 0:
             return max(left, 0.005)
         self.kill()
-        return _GONE_SECONDS
+        return GONE_SECONDS
 
     def kill(self) -> None:
         """Asks the guest to end the process and its descendants; `step` notices their end."""

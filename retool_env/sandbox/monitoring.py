@@ -7,8 +7,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from retool_env.execution import Execution, Outcome, Sandbox
 
-_PROBE_EVERY = 10.0
-_PROBE_SECONDS = 30.0
+PROBE_EVERY = 10.0
+"""Seconds for which the result of a probe holds."""
+PROBE_SECONDS = 30.0
+"""The longest time of a probe."""
 
 
 class Health:
@@ -38,17 +40,17 @@ class Health:
     async def failure(self) -> str:
         """Why programs cannot run; empty if they can."""
         async with self._lock:
-            if time.monotonic() - self._known_at > _PROBE_EVERY:
+            if time.monotonic() - self._known_at > PROBE_EVERY:
                 self._reason = await self._probe()
                 self._known_at = time.monotonic()
             return self._reason
 
     async def _probe(self) -> str:
         try:
-            async with asyncio.timeout(_PROBE_SECONDS):
+            async with asyncio.timeout(PROBE_SECONDS):
                 execution = await self._sandbox.run_async("print(6 * 7, end='')")
         except TimeoutError:
-            return f"a probe program did not end within {_PROBE_SECONDS:g} s"
+            return f"a probe program did not end within {PROBE_SECONDS:g} s"
         except Exception as error:  # any error means that programs cannot run
             return f"{type(error).__name__}: {error}"
         if execution.outcome is Outcome.OK and execution.stdout == "42":

@@ -66,9 +66,13 @@ BODY_BYTES = 32 << 20
 """The largest body in bytes: enough for a program of 10 MB, however its characters are escaped."""
 
 _IN_FLIGHT_PER_CPU = 16  # at 5 s a program, the last one waits for 80 s
-_BODY_SECONDS = 60.0
-_BODIES = 128  # read at once
-_BODIES_BYTES = 512 << 20  # of all bodies together
+BODY_SECONDS = 60.0
+"""The longest time in which a body arrives."""
+
+BODIES, BODIES_BYTES = 128, 512 << 20
+"""The largest number of bodies that are read at once, and of their bytes."""
+
+
 _OTHERS = 128  # connections that wait, ask for the health, or have no token
 _ACCEPTED = 16  # connections that the event loop accepts in one step
 _BACKLOG = 1024  # connections that wait to be accepted
@@ -113,7 +117,7 @@ def create_app(
     _check_token(token)
     keeps_files = "files" in inspect.signature(sandbox.run_async).parameters
     health, metrics = Health(sandbox), Metrics()
-    bodies = Bodies(_BODIES, _BODIES_BYTES)
+    bodies = Bodies(BODIES, BODIES_BYTES)
     in_flight = 0
 
     @contextlib.contextmanager
@@ -304,7 +308,7 @@ def _room(max_in_flight: int | None) -> tuple[int, int]:
         return _FILES + guests + _FILES_PER_PROGRAM * min(programs, _RUNNING)
 
     def needed(programs: int) -> int:
-        return others(programs) + programs + _BODIES + _OTHERS
+        return others(programs) + programs + BODIES + _OTHERS
 
     while most > least and needed(most) > files:
         most -= 1
@@ -314,7 +318,7 @@ def _room(max_in_flight: int | None) -> tuple[int, int]:
             f"sandbox, and for {most} programs in flight: raise the limit with `ulimit -n "
             f"{needed(most)}`, or lower --max-in-flight",
         )
-    return most, min(files - others(most), 2 * most + _BODIES + 8 * _OTHERS)
+    return most, min(files - others(most), 2 * most + BODIES + 8 * _OTHERS)
 
 
 def _is_loopback(host: str) -> bool:
@@ -332,7 +336,7 @@ async def _read(request: Request, bodies: Bodies) -> bytearray:
         raise too_large
     body = None
     try:
-        async with asyncio.timeout(_BODY_SECONDS) as scope:
+        async with asyncio.timeout(BODY_SECONDS) as scope:
             with bodies.reading(scope) as body:
                 async for chunk in request.stream():
                     body.add(chunk)
@@ -342,7 +346,7 @@ async def _read(request: Request, bodies: Bodies) -> bytearray:
         if body is None or body.given_up:
             detail = "too many bodies are sent at once, and this one comes slowly; try again"
             raise HTTPException(503, detail, _CLOSE | {"Retry-After": "1"}) from None
-        detail = f"the body did not arrive in {_BODY_SECONDS:g} s"
+        detail = f"the body did not arrive in {BODY_SECONDS:g} s"
         raise HTTPException(408, detail, _CLOSE) from None
     except asyncio.CancelledError:
         _go_on()

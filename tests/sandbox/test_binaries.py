@@ -132,7 +132,7 @@ def test_one_that_makes_no_jail_is_passed_over(
     on_path: Put, content: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if content is HANGS:
-        monkeypatch.setattr(nsjail, "_TEST_SECONDS", 0.5)
+        monkeypatch.setattr(nsjail, "TEST_SECONDS", 0.5)
     path = on_path(content)
     with make_sandbox(guests=1) as sandbox:
         assert sandbox.binary == binaries.packaged_binary()

@@ -18,7 +18,7 @@ def test_a_body_on_its_way_takes_no_place() -> None:
 
 
 def test_of_too_many_bodies_the_slowest_is_given_up(monkeypatch) -> None:
-    monkeypatch.setattr(server, "_BODIES", 3)
+    monkeypatch.setattr(server, "BODIES", 3)
     with serving(create_app(says(OK), SECRET)) as url:
         slow = [connect(url, head(length=10_000) + b" " * n) for n in (500, 1, 900)]
         assert ask(url).status_code == 503  # for now: all have just begun
@@ -32,7 +32,7 @@ def test_of_too_many_bodies_the_slowest_is_given_up(monkeypatch) -> None:
 
 
 def test_bodies_are_bounded_in_bytes_all_together(monkeypatch) -> None:
-    monkeypatch.setattr(server, "_BODIES_BYTES", 1 << 20)
+    monkeypatch.setattr(server, "BODIES_BYTES", 1 << 20)
     with serving(create_app(says(OK), SECRET)) as url:
         slow = [connect(url, head(length=1 << 20) + b" " * 400_000) for _ in range(2)]
         time.sleep(1.2)

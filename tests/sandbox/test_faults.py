@@ -41,8 +41,8 @@ NAP = "import time\ntime.sleep(0.3)\n"
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shortens the time after which a silent guest is given up."""
-    monkeypatch.setattr(job, "_START_SECONDS", 3.0)
-    monkeypatch.setattr(job, "_GONE_SECONDS", 0.5)
+    monkeypatch.setattr(job, "START_SECONDS", 3.0)
+    monkeypatch.setattr(job, "GONE_SECONDS", 0.5)
 
 
 @pytest.fixture

@@ -430,7 +430,7 @@ def test_waiting_for_a_processor_is_not_the_programs_time(guest: Guest, monkeypa
 def test_a_process_that_never_begins_is_an_infrastructure_failure(
     guest: Guest, monkeypatch
 ) -> None:
-    monkeypatch.setattr(job, "_START_SECONDS", 0.01)
+    monkeypatch.setattr(job, "START_SECONDS", 0.01)
     guest.job.begin("x")
     time.sleep(0.02)
     guest.job.lapse()
@@ -441,7 +441,7 @@ def test_a_process_that_never_begins_is_an_infrastructure_failure(
 
 
 def test_a_guest_that_does_not_end_it_is_given_up(guest: Guest, monkeypatch) -> None:
-    monkeypatch.setattr(job, "_GONE_SECONDS", 0.01)
+    monkeypatch.setattr(job, "GONE_SECONDS", 0.01)
     begun(guest)
     time.sleep(0.25)
     assert guest.job.lapse() == 0.01 and not guest.job.hung

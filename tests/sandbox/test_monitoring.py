@@ -20,7 +20,7 @@ def test_health_probes_once_and_learns_from_programs(monkeypatch) -> None:
             response = httpx.get(f"{url}/health")
             assert (response.status_code, response.json()) == (200, {"status": "ok"})
         assert box.started == 1
-        monkeypatch.setattr(monitoring, "_PROBE_EVERY", 0.3)
+        monkeypatch.setattr(monitoring, "PROBE_EVERY", 0.3)
         time.sleep(0.4)
         ask(url)
         httpx.get(f"{url}/health")  # a program has just run: no probe is needed
@@ -59,7 +59,7 @@ def test_a_sandbox_that_raises_or_hangs_is_not_healthy(monkeypatch) -> None:
         await asyncio.sleep(60)
         return OK
 
-    monkeypatch.setattr(monitoring, "_PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(monitoring, "PROBE_SECONDS", 0.2)
     for answer, reason in ((raises, "RuntimeError: closed"), (hangs, "did not end within 0.2 s")):
         with serving(create_app(Scripted(answer))) as url:
             response = httpx.get(f"{url}/health")

@@ -80,7 +80,7 @@ def test_a_body_that_is_too_large_is_refused(monkeypatch) -> None:
 
 
 def test_a_body_that_does_not_come_frees_its_place(monkeypatch) -> None:
-    monkeypatch.setattr(server, "_BODY_SECONDS", 0.2)
+    monkeypatch.setattr(server, "BODY_SECONDS", 0.2)
 
     def slow() -> Iterator[bytes]:
         yield b"{"

@@ -264,7 +264,6 @@ class Process:
             threading._shutdown,  # type: ignore[attr-defined]  # private: Python itself calls it
             atexit._run_exitfuncs,
         ):
-
             with suppress(BaseException):
                 step()
         self._main = None

@@ -24,7 +24,7 @@ import errno
 import platform
 import struct
 
-_ALLOWED = """\
+ALLOWED = """\
 read 0 63, write 1 64, open 2 -, close 3 57, stat 4 -, fstat 5 80, lstat 6 -, poll 7 -,
 lseek 8 62, mmap 9 222, mprotect 10 226, munmap 11 215, brk 12 214, rt_sigaction 13 134,
 rt_sigprocmask 14 135, rt_sigreturn 15 139, ioctl 16 29, pread64 17 67, pwrite64 18 68,
@@ -92,7 +92,7 @@ _NUMBER, _ARCH = 0, 4  # offsets in struct seccomp_data; little-endian
 # The lower halves of the arguments: the kernel also reads only 32 bits of the arguments below.
 _ARGUMENTS = tuple(range(16, 64, 8))
 
-_ONLY = {
+CONDITIONS = {
     "socketpair": (0, (1,)),  # the Unix family
     # TCGETS, TCGETS2, TIOCGWINSZ; FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
     "ioctl": (1, (0x5401, 0x802C_542A, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),
@@ -114,7 +114,7 @@ def _numbers(table: str) -> dict[str, int]:
 
 def allowed() -> dict[str, int]:
     """The numbers on this machine of the calls that a program may make, some with conditions."""
-    return _numbers(_ALLOWED)
+    return _numbers(ALLOWED)
 
 
 def numbers() -> dict[str, int]:
@@ -149,7 +149,7 @@ def program_filter() -> bytes:
         *deny,
         *allow,
     ]
-    for name, (argument, values) in _ONLY.items():
+    for name, (argument, values) in CONDITIONS.items():
         actions[named[name]] = [
             (_LOAD, 0, 0, _ARGUMENTS[argument]),
             *((_EQUAL, len(values) - i, 0, value) for i, value in enumerate(values)),
