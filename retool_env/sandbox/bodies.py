@@ -91,14 +91,12 @@ class Bodies:
         Raises:
             TimeoutError: `latest` is given up.
         """
-        while self._are_too_many():
+        while (
+            len(self._read) > self._most or sum(len(b.data) for b in self._read) > self._most_bytes
+        ):
             slow = [body for body in self._read if body.seconds > _SECONDS]
             victim = min(slow, key=lambda body: len(body.data) / body.seconds, default=latest)
             self._read.discard(victim)
             victim.give_up()
         if latest.given_up:
             raise TimeoutError
-
-    def _are_too_many(self) -> bool:
-        held = sum(len(body.data) for body in self._read)
-        return len(self._read) > self._most or held > self._most_bytes

@@ -6,7 +6,6 @@ ignore. In a request it holds `display` and the limits that the protocol lacks; 
 holds the outcome, the error and the traceback. With it, an `Execution` arrives unchanged.
 """
 
-import binascii
 import dataclasses
 import signal
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from retool_env.execution import Execution, Limits, Outcome
+from retool_env.sandbox.record import encode_files
 
 OWN = "retool"
 """The key of the object that the protocol does not define."""
@@ -84,9 +84,7 @@ def response_of(
             "stderr": execution.traceback or execution.error,
         },
         "executor_pod_name": executor,
-        "files": {
-            name: binascii.b2a_base64(data, newline=False).decode() for name, data in files.items()
-        },
+        "files": encode_files(files),
         OWN: {
             "outcome": execution.outcome.value,
             "error": execution.error,

@@ -6,6 +6,7 @@ import subprocess
 import threading
 import weakref
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from retool_env.execution import SandboxUnavailable, advised
@@ -30,36 +31,28 @@ class Child(Protocol):
         ...
 
 
+@dataclass(eq=False)
 class Guest:
-    """A process that forks programs, seen from the host.
+    """A process that forks programs, seen from the host."""
 
-    Args:
-        process: The guest's process.
-        control: The socket on which the host sends requests to the guest.
-        log: The descriptor of a file in memory, to which the guest writes its errors.
-        packages: The packages that the guest loads besides the standard library.
-    """
+    process: subprocess.Popen[bytes]
+    """The guest's process."""
+    control: socket.socket
+    """The socket on which the host sends requests to the guest."""
+    _log: int
+    """The descriptor of a file in memory, to which the guest writes its errors."""
+    packages: tuple[str, ...]
+    """The packages that the guest loads besides the standard library."""
+    warm: bool = False
+    """Whether the guest has loaded its packages."""
+    condemned: bool = False
+    """Whether the guest disobeys and is being ended."""
+    jobs: set[Child] = field(default_factory=set)
+    """The processes that the guest runs or keeps ready."""
 
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        control: socket.socket,
-        log: int,
-        packages: tuple[str, ...],
-    ) -> None:
-        self.process = process
-        self.packages = packages
-        self.control = control
-        self.jobs: set[Child] = set()
-        """The processes that the guest runs or keeps ready."""
-        self.warm = False
-        """Whether the guest has loaded its packages."""
-        self.condemned = False
-        """Whether the guest disobeys and is being ended."""
-        self._log = log
+    def __post_init__(self) -> None:
         self._last_words = ""
-        self.ending = threading.Lock()
-        """Held while the log is read or closed."""
+        self.log_lock = threading.Lock()  # held while the log is read or closed
         _all_guests.add(self)
 
     @property
@@ -69,7 +62,7 @@ class Guest:
 
     def log(self) -> str:
         """The last error messages in one line; empty if the guest wrote nothing."""
-        with self.ending:
+        with self.log_lock:
             return self._last_words if self._log < 0 else self._read_log()
 
     def _read_log(self) -> str:
@@ -88,7 +81,7 @@ class Guest:
             # resort: processes that nsjail has started could outlive nsjail.
             last = attempt > _END_ATTEMPTS // 2
             (self.process.kill if last else self.process.terminate)()
-        with self.ending:
+        with self.log_lock:
             if self._log >= 0:
                 self._last_words = self._read_log()
                 os.close(self._log)
@@ -96,7 +89,7 @@ class Guest:
 
     def abandon(self) -> None:
         """Closes the original's descriptors, in a forked copy of this process."""
-        self.ending = threading.Lock()  # another thread may have held it
+        self.log_lock = threading.Lock()  # another thread may have held the old lock
         self.control.close()
         for job in self.jobs:
             job.close()

@@ -287,8 +287,9 @@ class Job:
         over, text = now, b""
         if ended and number == self._number:  # not the record of an earlier block
             over = ended if self._began <= ended <= now else now
-            size = min(size, wire.RECORD_BYTES)
-            text = os.pread(self._record, size, struct.calcsize(wire.RECORD))
+            most = min(size, wire.RECORD_BYTES)
+            text = os.pread(self._record, most, struct.calcsize(wire.RECORD))
+
         outcome, error, trace = self._outcome(text)
         # A limit may cut a character in two: its first bytes are dropped, not replaced.
         decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -101,11 +101,10 @@ class PooledSandbox:
             if execution.outcome is not Outcome.OK or execution.stdout != "42\n":
                 raise SandboxUnavailable(diagnose(execution.error or repr(execution.stdout)))
             self.pool.make_ready()
-        except (OSError, MemoryError) as error:
+        except BaseException as error:
             self.close()
-            raise SandboxUnavailable(diagnose(advised(error))) from error
-        except BaseException:
-            self.close()
+            if isinstance(error, OSError | MemoryError):
+                raise SandboxUnavailable(diagnose(advised(error))) from error
             raise
 
     def run(

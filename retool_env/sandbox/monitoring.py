@@ -62,7 +62,7 @@ class Metrics:
     """The counters behind `/metrics`."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        registry = self.registry = CollectorRegistry()
         self.programs = Counter(
             "retool_sandbox_programs",
             "Programs by how they ended; 'cancelled': the client went away",
@@ -71,11 +71,9 @@ class Metrics:
         )
         for outcome in (*Outcome, "cancelled"):
             self.programs.labels(str(outcome))  # each is there from the start, as 0
-        self.busy = Counter(
-            "retool_sandbox_busy", "Requests refused with 503", registry=self.registry
-        )
+        self.busy = Counter("retool_sandbox_busy", "Requests refused with 503", registry=registry)
         self.in_flight = Gauge(
-            "retool_sandbox_in_flight", "Programs that run or wait", registry=self.registry
+            "retool_sandbox_in_flight", "Programs that run or wait", registry=registry
         )
         self.seconds = Histogram(
             "retool_sandbox_program_seconds",

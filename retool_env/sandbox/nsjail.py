@@ -162,22 +162,20 @@ class NsjailSandbox(PooledSandbox):
         )
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (
-            self.concurrency,
-            self.number_of_guests,
-            self.packages,
-            self.python,
-            self._named_binary,
-        )
+        paths = self.python, self._named_binary
+        return type(self), (self.concurrency, self.number_of_guests, self.packages, *paths)
 
 
-def _command(binary: str, interpreter: Survey, packages: tuple[str, ...]) -> command.Command:
+def _command(
+    binary: str, interpreter: Survey, packages: tuple[str, ...], program: str | None = None
+) -> command.Command:
     """The command that starts a guest in a jail.
 
     Args:
         binary: The path of nsjail.
         interpreter: The files of the interpreter that runs programs.
         packages: The packages that the guest loads.
+        program: A program that runs in place of a guest. `None`: a guest.
     """
     proc = os.open("/proc", os.O_RDONLY)
     try:
@@ -185,7 +183,7 @@ def _command(binary: str, interpreter: Survey, packages: tuple[str, ...]) -> com
     except OSError:  # no descriptor is left
         os.close(proc)
         raise
-    os.write(config, jail_config(interpreter, packages, proc).encode())
+    os.write(config, jail_config(interpreter, packages, proc, program).encode())
     arguments = [binary, "--config", f"/proc/self/fd/{config}"]
     return command.Command(arguments, child_environment(), (config, proc))
 
@@ -298,7 +296,7 @@ def try_jail(binary: str) -> str:
     """Like `jail_failure`, but tests the jail each time."""
     with ExitStack() as opened:
         try:
-            found = look_at(None, ())
+            interpreter = look_at(None, ())
         except SandboxUnavailable as error:
             return str(error)
         outside = opened.enter_context(socket.socket(socket.AF_UNIX))
@@ -307,22 +305,21 @@ def try_jail(binary: str) -> str:
         outside.listen()
         names = set(command.GUEST_ENVIRONMENT)
         program = f"ABSTRACT = {outside.getsockname()!r}\nENVIRONMENT = {names!r}\n"
-        proc = os.open("/proc", os.O_RDONLY)
-        opened.callback(os.close, proc)
-        config = os.memfd_create("nsjail-config")
-        opened.callback(os.close, config)
-        os.write(config, jail_config(found, (), proc, program + JAIL_TEST).encode())
+        start = _command(binary, interpreter, (), program + JAIL_TEST)
+        for descriptor in start.descriptors:
+            opened.callback(os.close, descriptor)
         try:
             done = subprocess.run(
-                [binary, "--config", f"/proc/self/fd/{config}"],
+                start.arguments,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
                 errors="replace",
                 timeout=TEST_SECONDS,
-                pass_fds=(config, proc),
-                env=child_environment(),
+                pass_fds=start.descriptors,
+                env=start.environment,
             )
+
         except subprocess.TimeoutExpired:
             return f"it did not end within {TEST_SECONDS:g} s"
         except OSError as error:

@@ -212,15 +212,10 @@ class Pool:
             if job.ready < 2:
                 job.listen()
                 job.guest.warm |= job.ready > 0
+        wanted = packages, limits
+        alike = [job for job in self.spares if (job.guest.packages, job.limits) == wanted]
         # A spare process that is still warming up beats a fork requested now.
-        usable = [
-            job
-            for job in self.spares
-            if job.guest.warm
-            and not job.gone
-            and job.guest.packages == packages
-            and job.limits == limits
-        ]
+        usable = [job for job in alike if job.guest.warm and not job.gone]
         if not usable:
             return None
         job = max(usable, key=lambda job: job.ready)

@@ -2,7 +2,7 @@
 
 import binascii
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from retool_env.execution import Files, Limits, Outcome
 from retool_env.sandbox.guest import wire
@@ -42,11 +42,13 @@ def _clean(part: str) -> str:
 
 def pack_files(files: Files) -> bytes:
     """The files that go with a program, and the names of the files that come back, as JSON."""
-    given = {
-        name: binascii.b2a_base64(data, newline=False).decode()
-        for name, data in files.given.items()
-    }
-    return json.dumps(dict(zip(wire.FILES, (given, list(files.wanted)), strict=True))).encode()
+    both = encode_files(files.given), list(files.wanted)
+    return json.dumps(dict(zip(wire.FILES, both, strict=True))).encode()
+
+
+def encode_files(files: Mapping[str, bytes]) -> dict[str, str]:
+    """The files with their contents in base64."""
+    return {name: binascii.b2a_base64(data, newline=False).decode() for name, data in files.items()}
 
 
 def unpack_files(data: bytes | bytearray, wanted: Collection[str]) -> dict[str, bytes]:

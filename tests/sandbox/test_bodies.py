@@ -21,7 +21,7 @@ def test_of_too_many_bodies_the_slowest_is_given_up(monkeypatch) -> None:
     monkeypatch.setattr(server, "BODIES", 3)
     with serving(create_app(says(OK), SECRET)) as url:
         slow = [connect(url, head(length=10_000) + b" " * n) for n in (500, 1, 900)]
-        assert ask(url).status_code == 503  # for now: all have just begun
+        assert ask(url).status_code == 503  # all bodies have just begun, so this one is refused
         time.sleep(1.2)
         assert ask(url).status_code == 200
         answer = received(slow[1])

@@ -48,7 +48,7 @@ def test_every_path_but_health_needs_the_token(path: str) -> None:
 def test_without_the_token_no_body_is_read() -> None:
     with serving(create_app(says(OK), SECRET)) as url:
         connection = connect(url, head("wrong", 1 << 20) + b"{")
-        answer = received(connection)  # at once, and closed, though the body has not come
+        answer = received(connection)  # at once, without the rest of the body
     assert b" 401 " in answer and b"connection: close" in answer.lower()
     assert b" 100 " not in answer
 

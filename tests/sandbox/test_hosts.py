@@ -300,7 +300,9 @@ def test_more_programs_than_the_hosts_take_all_run() -> None:
         RemoteSandbox([a, b]) as sandbox,
     ):
         assert asyncio.run(many(sandbox)) == [Execution(Outcome.OK, "0.1")] * 150
-        assert sum(refused(url) for url in (a, b)) < 100  # it learns how many they take
+        assert (
+            sum(refused(url) for url in (a, b)) < 100
+        )  # the client learns how many programs the hosts take
     assert sum(box.started for box in boxes) == 150
 
 
@@ -487,7 +489,7 @@ def test_many_programs_ask_a_busy_host_no_oftener_than_one() -> None:
         speaking(says_once("503 Busy", "Retry-After: 0\r\n")) as (url, asked),
         RemoteSandbox([url], patience=1.5) as sandbox,
     ):
-        for execution in asyncio.run(many(sandbox)):  # also those that were never sent
+        for execution in asyncio.run(many(sandbox)):  # also programs that were never sent
             assert f"{url}: busy" in execution.error
     assert 16 <= len(asked) <= 16 + 6
 

@@ -244,7 +244,7 @@ def test_descriptors_and_processes_come_and_go(either: Sandbox) -> None:
         for code in programs:
             either.run(code)
     assert settled_descriptors(before + 8) <= before + 8
-    # Of a guest there are its two processes, and the few that are kept ready.
+    # Each guest has two processes and a few spare processes.
     for guest in either.pool.guests:
         top = guest.process.pid if isinstance(either, UnsafeSandbox) else None
         supervisor = top or children(guest.process.pid)[0].pid
@@ -316,7 +316,7 @@ def test_a_dropped_sandbox_ends_what_it_has(recwarn: pytest.WarningsRecorder) ->
     assert len(dropped) >= 4 * 2 and left_of(dropped) == []
     assert settled_descriptors(before) <= before
     assert mark.find() == [] and children(os.getpid()) == others
-    while threading.active_count() > threads:  # those that wait for the guests' ends
+    while threading.active_count() > threads:  # the threads that wait for the guests' ends
         time.sleep(0.01)
     assert not [str(each.message) for each in recwarn]  # of a child that nobody waited for
 

@@ -367,7 +367,7 @@ def test_closing_during_a_block_ends_it_with_a_typed_outcome(either: Sandbox, co
 
     for execution in (threads(), asyncio.run(tasks(True)), asyncio.run(tasks(False))):
         assert (execution.outcome, execution.error) == (Outcome.INFRASTRUCTURE, CLOSED)
-        assert set(execution.stdout) <= {"x", "\n"}  # what it printed until then is kept
+        assert set(execution.stdout) <= {"x", "\n"}  # earlier output is kept
     assert mark.wait_for(0) == []
     assert settled_descriptors(before + 8) <= before + 8
     assert either.pool.slots.free == either.concurrency

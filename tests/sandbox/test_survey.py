@@ -90,7 +90,7 @@ def test_packages_are_found_by_either_name(
     found = survey(named)
     assert found["packages"] == imports
     targets = {target for _, target in found["mounts"]}
-    if "odd_a" in imports:  # what belongs to it comes with it
+    if "odd_a" in imports:  # the distribution's other packages come with it
         assert f"{PACKAGES_FOLDER}/_odd_private" in targets
 
 

@@ -21,11 +21,10 @@ from . import confine, wire
 PROCESSORS = 4
 """The largest number of processors that a program sees and uses."""
 
+_FORK = "start processes by the method 'fork': multiprocessing.get_context('fork')"
 _ADVICE = {
-    "multiprocessing.popen_spawn_posix": "start processes by the method 'fork': "
-    "multiprocessing.get_context('fork')",
-    "multiprocessing.popen_forkserver": "start processes by the method 'fork': "
-    "multiprocessing.get_context('fork')",
+    "multiprocessing.popen_spawn_posix": _FORK,
+    "multiprocessing.popen_forkserver": _FORK,
     "multiprocessing.resource_sharer": "a connection is sent to a process by a socket that "
     "listens: give it to the process when it is started",
     "multiprocessing.managers": "a manager listens on a socket: share by multiprocessing's Pool, "

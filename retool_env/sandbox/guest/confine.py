@@ -15,6 +15,7 @@ from contextlib import suppress
 from . import syscalls, wire
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
 _locked_libc = ctypes.PyDLL(None, use_errno=True)  # calls hold the interpreter's lock
 _python = ctypes.pythonapi  # calls hold the interpreter's lock, as Python's own fork does
 
@@ -196,7 +197,6 @@ def address_space() -> int:
 
 
 def _one_more_page() -> bool:
-    _libc.mmap.restype = ctypes.c_void_p
     address = _libc.mmap(None, ctypes.c_size_t(_PAGE), 0, 0x22, -1, ctypes.c_long(0))
     if address == ctypes.c_void_p(-1).value:
         return False
@@ -272,7 +272,6 @@ class Record:
     """
 
     def __init__(self, descriptor: int) -> None:
-        _libc.mmap.restype = ctypes.c_void_p
         address = _libc.mmap(
             None, ctypes.c_size_t(wire.RECORD_BYTES), 0x3, 0x1, descriptor, ctypes.c_long(0)
         )

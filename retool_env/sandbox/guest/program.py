@@ -75,9 +75,7 @@ def execute(
     try:
         # `compile` raises ValueError for a lone surrogate and, in some versions, for a NUL.
         programs = _compile(source, display, name)
-    except (SyntaxError, ValueError) as error:
-        return Ending("syntax_error", _one_line(error), _traceback(error), 1)
-    except (RecursionError, MemoryError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         # A MemoryError without arguments means no memory; with arguments, the nesting is too deep.
         if isinstance(error, MemoryError) and not error.args:
             raise

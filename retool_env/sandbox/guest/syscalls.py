@@ -89,8 +89,7 @@ _LOAD, _JUMP, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x4
 Instruction = tuple[int, int, int, int]
 _LEASES = (1024, 1030)  # fcntl's commands from F_SETLEASE on, up to F_DUPFD_CLOEXEC
 _NUMBER, _ARCH = 0, 4  # offsets in struct seccomp_data; little-endian
-# The lower halves of the arguments: the kernel also reads only 32 bits of the arguments below.
-_ARGUMENTS = tuple(range(16, 64, 8))
+
 
 CONDITIONS = {
     "socketpair": (0, (1,)),  # the Unix family
@@ -136,14 +135,9 @@ def program_filter() -> bytes:
     actions = dict.fromkeys(allowed().values(), allow)
     named = allowed() | numbers()
     actions[named["clone3"]] = no_such
-    actions[named["clone"]] = [
-        (_LOAD, 0, 0, _ARGUMENTS[0]),
-        (_ANY_BIT, 1, 0, _NAMESPACES),
-        *allow,
-        *deny,
-    ]
+    actions[named["clone"]] = [_argument(0), (_ANY_BIT, 1, 0, _NAMESPACES), *allow, *deny]
     actions[named["fcntl"]] = [
-        (_LOAD, 0, 0, _ARGUMENTS[1]),
+        _argument(1),
         (_AT_LEAST, 0, 2, _LEASES[0]),
         (_AT_LEAST, 1, 0, _LEASES[1]),
         *deny,
@@ -151,7 +145,7 @@ def program_filter() -> bytes:
     ]
     for name, (argument, values) in CONDITIONS.items():
         actions[named[name]] = [
-            (_LOAD, 0, 0, _ARGUMENTS[argument]),
+            _argument(argument),
             *((_EQUAL, len(values) - i, 0, value) for i, value in enumerate(values)),
             *deny,
             *allow,
@@ -171,6 +165,11 @@ def program_filter() -> bytes:
         *_search(steps),
     ]
     return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
+
+
+def _argument(number: int) -> Instruction:
+    """Loads the lower half of an argument; the kernel also reads only 32 bits of these."""
+    return _LOAD, 0, 0, 16 + 8 * number
 
 
 def _search(steps: list[tuple[int, list[Instruction]]]) -> list[Instruction]:
