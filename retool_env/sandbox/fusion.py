@@ -22,7 +22,7 @@ OWN_LIMITS = ("output_bytes", "processes", "tmp_mb")
 """The limits in that object; the other limits are `run_timeout` and `memory_limit_MB`."""
 
 _TRACEBACK = "Traceback (most recent call last):"
-_MOST_SECONDS = 1e6  # that a program can have taken
+_MOST_SECONDS = 1e6  # the longest believable time of a program
 _SYNTAX_ERRORS = ("SyntaxError", "IndentationError", "TabError")
 
 

@@ -68,7 +68,7 @@ class SandboxHost(hosts.Host):
     """The number of refusals in a row while the host had only one program of this client."""
 
     answer: str = "not asked"
-    """Why the host did not run the last program that it did not run."""
+    """The host's last failure or refusal."""
 
     def refuse(self, sent: float, busy: Busy) -> float:
         """Notes that the host was busy.

@@ -25,7 +25,8 @@ START_SECONDS = 30.0
 guest loads its packages."""
 GONE_SECONDS = 5.0
 """The longest time in which a guest ends a process."""
-_MOST_WAITING = 19  # times its wall-clock limit
+_MOST_WAITING = 19  # wall-clock limits that a program may wait for a processor
+
 _SESSION_BLOCKS = 64  # a session may use as much processor time as this number of blocks
 _CHUNK = 1 << 16
 _BELL_BYTES = struct.calcsize(wire.BELL)

@@ -70,7 +70,7 @@ class Metrics:
             registry=self.registry,
         )
         for outcome in (*Outcome, "cancelled"):
-            self.programs.labels(str(outcome))  # each is there from the start, as 0
+            self.programs.labels(str(outcome))  # shown from the start, as 0
         self.busy = Counter("retool_sandbox_busy", "Requests refused with 503", registry=registry)
         self.in_flight = Gauge(
             "retool_sandbox_in_flight", "Programs that run or wait", registry=registry

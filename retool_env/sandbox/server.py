@@ -65,7 +65,7 @@ MAXIMUM = Limits(120.0, memory_mb=16_384, output_bytes=16 << 20, processes=256, 
 BODY_BYTES = 32 << 20
 """The largest body in bytes: enough for a program of 10 MB, however its characters are escaped."""
 
-_IN_FLIGHT_PER_CPU = 16  # at 5 s a program, the last one waits for 80 s
+_IN_FLIGHT_PER_CPU = 16  # at 5 s a program, the last program waits 80 s
 BODY_SECONDS = 60.0
 """The longest time in which a body arrives."""
 
@@ -303,7 +303,7 @@ def _room(max_in_flight: int | None) -> tuple[int, int]:
     least = min(usual, _IN_FLIGHT_PER_CPU) if max_in_flight is None else most
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
-    def others(programs: int) -> int:  # than connections
+    def others(programs: int) -> int:  # descriptors that are not connections
         guests = _FILES_PER_GUEST * min(cpus, _GUESTS)
         return _FILES + guests + _FILES_PER_PROGRAM * min(programs, _RUNNING)
 
