@@ -414,7 +414,7 @@ def test_doctor_is_content(capsys):
 
 
 def test_doctor_says_what_is_missing(monkeypatch, capsys):
-    monkeypatch.setattr(nsjail, "_find_binary", lambda: "/bin/false")
+    monkeypatch.setattr(nsjail, "find_binary", lambda _: "/bin/false")
     assert main(["doctor"]) == 1
     captured = capsys.readouterr()
     assert "\nmissing sandbox " in captured.out and "retool serve" in captured.out

@@ -32,7 +32,7 @@ def test_a_finding_is_printed_in_columns() -> None:
 
 
 def test_a_jail_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nsjail, "_find_binary", lambda: "/bin/false")
+    monkeypatch.setattr(nsjail, "find_binary", lambda _: "/bin/false")
     (finding,) = doctor.check_sandbox()
     assert finding.status is Status.MISSING and "retool serve" in finding.mend
 

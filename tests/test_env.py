@@ -775,7 +775,7 @@ def test_an_infrastructure_failure_is_truncated_unscored_and_unseen():
 
 
 def test_without_a_jail_there_is_a_refusal_and_no_fallback(monkeypatch):
-    monkeypatch.setattr(nsjail, "_find_binary", lambda: "/bin/false")
+    monkeypatch.setattr(nsjail, "find_binary", lambda _: "/bin/false")
     with pytest.raises(SandboxUnavailable, match="nsjail"):
         gym.make(ARITHMETIC)
     with pytest.raises(SandboxUnavailable):

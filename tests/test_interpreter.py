@@ -276,7 +276,7 @@ def test_a_forked_copy_makes_its_own(shared):
     holding, held = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with shared._lock, box.pool.lock, box.pool.guests[0].ending:
+        with shared._lock, box.pool.lock, box.pool.guests[0].log_lock:
             held.set()
             holding.wait(20)
 

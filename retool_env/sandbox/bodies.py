@@ -1,22 +1,23 @@
-"""The bodies of requests that are being read, bounded in number and in bytes.
+"""Bounds on the request bodies that a server reads at once: their number and their bytes.
 
-Where there are too many, the slowest of those that have had their time is given up, so that slow
-clients keep out nobody; where all have just begun, the one that asks for more.
+When the bodies exceed a bound, the server gives up the slowest body that is older than a second.
+Slow clients therefore keep no other client out. When all bodies are younger, the server gives up
+the body that asks for more.
 """
 
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-_SECONDS = 1.0  # in which no body counts as slow
+_SECONDS = 1.0  # a younger body does not count as slow
 
 
 class Body:
-    """One that is being read.
+    """A request body that is being read.
 
     Args:
-        bodies: All of them.
-        scope: Ends the reading when it is given up.
+        bodies: All bodies that the server is reading.
+        scope: The timeout around the reading. It expires when the body is given up.
     """
 
     def __init__(self, bodies: "Bodies", scope: asyncio.Timeout) -> None:
@@ -28,14 +29,17 @@ class Body:
 
     @property
     def seconds(self) -> float:
-        """How long it has been read."""
+        """The seconds since the reading began."""
         return asyncio.get_running_loop().time() - self._began
 
     def add(self, chunk: bytes) -> None:
-        """Takes more of it.
+        """Appends the next piece of the body.
+
+        Args:
+            chunk: The bytes that arrived.
 
         Raises:
-            TimeoutError: It is given up.
+            TimeoutError: The body is given up.
         """
         self.data += chunk
         self._bodies.bound(self)
@@ -49,11 +53,11 @@ class Body:
 
 
 class Bodies:
-    """All that are being read.
+    """The bodies that a server is reading.
 
     Args:
-        most: How many there may be at once.
-        most_bytes: How much they may hold, all together.
+        most: The largest number of bodies at once.
+        most_bytes: The largest number of bytes that all bodies hold together.
     """
 
     def __init__(self, most: int, most_bytes: int) -> None:
@@ -62,13 +66,13 @@ class Bodies:
 
     @contextmanager
     def reading(self, scope: asyncio.Timeout) -> Iterator[Body]:
-        """One more.
+        """Counts one more body while the context lasts.
 
         Args:
-            scope: Around the reading.
+            scope: The timeout around the reading.
 
         Raises:
-            TimeoutError: It is given up.
+            TimeoutError: The body is given up.
         """
         body = Body(self, scope)
         self._read.add(body)
@@ -79,22 +83,20 @@ class Bodies:
             self._read.discard(body)
 
     def bound(self, latest: Body) -> None:
-        """Gives up as many as needed.
+        """Gives up bodies until the rest is within the bounds.
 
         Args:
-            latest: The one that asks for more.
+            latest: The body that asks for more.
 
         Raises:
             TimeoutError: `latest` is given up.
         """
-        while self._are_too_many():
+        while (
+            len(self._read) > self._most or sum(len(b.data) for b in self._read) > self._most_bytes
+        ):
             slow = [body for body in self._read if body.seconds > _SECONDS]
             victim = min(slow, key=lambda body: len(body.data) / body.seconds, default=latest)
             self._read.discard(victim)
             victim.give_up()
         if latest.given_up:
             raise TimeoutError
-
-    def _are_too_many(self) -> bool:
-        held = sum(len(body.data) for body in self._read)
-        return len(self._read) > self._most or held > self._most_bytes

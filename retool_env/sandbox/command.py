@@ -11,10 +11,10 @@ GUEST_ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONHASHSEED": "0",  # sets print in the same order each time: equal code, equal output
 }
-"""All that a program finds in its environment."""
+"""The whole environment of a program."""
 
 INTERPRETER_OPTIONS = ("-S", "-s", "-P", "-B", "-u", "-X", "utf8")
-"""`-S` starts quickly; `-u` keeps what was printed before a time-out out of a lost buffer."""
+"""`-S` shortens the start; `-u` leaves no output in a buffer that a time-out would lose."""
 
 START = (
     "import sys; sys.path.append({!r}); from guest.supervisor import main; sys.path.pop(); main()"
@@ -24,10 +24,10 @@ START = (
 
 @dataclass(frozen=True)
 class Command:
-    """Starts one guest, once."""
+    """The command that starts one guest, once."""
 
     arguments: list[str]
-    """The path of the executable, and its arguments."""
+    """The path of the executable and its arguments."""
 
     environment: dict[str, str]
     """The whole environment of the guest."""

@@ -1,11 +1,13 @@
-"""Who may ask a server, and how long its connections may take: what uvicorn itself does not bound.
+"""Access to a server, and bounds on connections that uvicorn does not set.
 
-uvicorn bounds the size of a request's headers and the time that a connection is idle between two
-requests. Here are bounded besides: the seconds in which headers must be complete, and those in
-which an answer must be taken; and the connections. Where a new one comes and there are as many as
-there may be, room is made for it: of the connections that have not yet shown the token, those of
-the peer that has the most of them, the oldest is closed; if there are none, one that is idle. So
-nobody without the token keeps others out, and no peer keeps out another one.
+uvicorn bounds the size of a request's headers and the idle time between two requests. This module
+also bounds the seconds until the headers are complete, the seconds until the client has taken an
+answer, and the number of connections.
+
+When a new connection exceeds that number, the server closes an old one. Among the connections that
+have not yet shown the token, it takes the peer with the most connections and closes the oldest of
+them. If all have shown the token, it chooses among the idle connections in the same way. So a
+client without the token keeps nobody out, and no peer crowds out another peer.
 """
 
 import hmac
@@ -19,10 +21,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_SECONDS = 10.0
-"""From a connection's beginning, or the first byte of its next request, to the end of the headers."""
+"""The longest time from the start of a connection, or the first byte of its next request, to the
+end of the headers."""
 
 ANSWER_SECONDS = 60.0
-"""In which a client must take an answer, or what its connection holds of it."""
+"""The longest time in which a client takes an answer, or the part of it that its connection
+holds."""
 
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\n"
@@ -33,11 +37,12 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 def shows_token(headers: Headers, token: str | None) -> bool:
-    """Whether a request carries the token; always, where there is none.
+    """Whether a request carries the token; always true for a server without a token.
 
     Args:
-        headers: The request's headers, their names in lower case.
-        token: What the request must carry as `Authorization: Bearer TOKEN`.
+        headers: The request's headers; names are in lower case.
+        token: The token that the request must carry as `Authorization: Bearer TOKEN`. `None`: the
+            server has no token.
     """
     if token is None:
         return True
@@ -46,12 +51,12 @@ def shows_token(headers: Headers, token: str | None) -> bool:
 
 
 class TokenRequired:
-    """Lets only requests with the token pass, whatever they ask for; the others are refused unread.
+    """ASGI middleware that refuses requests without the token and does not read their bodies.
 
     Args:
-        app: Gets the requests that pass.
-        token: What they must carry.
-        open_paths: The paths for which nothing is asked.
+        app: The application that gets the accepted requests.
+        token: The token. `None`: every request is accepted.
+        open_paths: The paths that need no token.
     """
 
     def __init__(self, app: ASGIApp, token: str | None, open_paths: Iterable[str]) -> None:
@@ -60,7 +65,7 @@ class TokenRequired:
         self.open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or answers it with 401 and closes its connection."""
+        """Passes a request on, or answers with 401 and closes the connection."""
         asks = scope["type"] == "http" and scope["path"] not in self.open_paths
         if not asks or shows_token(scope["headers"], self._token):
             await self._app(scope, receive, send)
@@ -76,25 +81,31 @@ class Connections:
     """The open connections of a server.
 
     Args:
-        most: How many there may be.
-        token: What makes a connection known, see `shows_token`.
+        most: The largest number of connections at once.
+        token: The server's token; a connection that has shown it is known. `None`: every connection
+            with a request is known.
     """
 
     def __init__(self, most: int, token: str | None) -> None:
         self.token = token
         self._most = most
         self.open: dict[Connection, None] = {}
-        """Those that have not ended, the oldest first."""
+        """The open connections, oldest first."""
 
     def protocol(self, **given: Any) -> "Connection":
-        """Makes the protocol of one connection, for `uvicorn.Config(http=...)`."""
+        """Makes the protocol of one connection, for `uvicorn.Config(http=...)`.
+
+        Args:
+            **given: The arguments that uvicorn passes.
+        """
         return Connection(self, **given)
 
     def begin(self, connection: "Connection") -> bool:
-        """Takes a new connection in, another one being closed where there are too many.
+        """Admits a new connection, and closes an old connection if there are too many.
 
         Returns:
-            Whether there is room; there is none where each is at work for somebody with the token.
+            Whether the connection is admitted. It is not if every connection is answering a client
+            that has shown the token.
         """
         if len(self.open) >= self._most:
             victim = self._victim()
@@ -110,41 +121,41 @@ class Connections:
         self.open.pop(connection, None)
 
     def _victim(self) -> "Connection | None":
-        unknown = [each for each in self.open if not each.known]
-        idle = [each for each in self.open if not each.at_work]
-        peers = Counter(each.peer for each in unknown or idle)
+        unknown = [connection for connection in self.open if not connection.known]
+        candidates = unknown or [connection for connection in self.open if not connection.at_work]
+        peers = Counter(connection.peer for connection in candidates)
         most = max(peers.values(), default=0)
-        return next((each for each in unknown or idle if peers[each.peer] == most), None)
+        return next((one for one in candidates if peers[one.peer] == most), None)
 
 
 class Connection(H11Protocol):
-    """uvicorn's HTTP/1.1, with bounds on the time of headers and answers.
+    """uvicorn's HTTP/1.1 protocol, with bounds on the time of headers and answers.
 
     Args:
-        connections: It is one of these.
-        **given: By uvicorn.
+        connections: The connections of the server, to which this one belongs.
+        **given: The arguments that uvicorn passes.
     """
 
     def __init__(self, connections: Connections, **given: Any) -> None:
         super().__init__(**given)
         self.known = False
-        """Whether a request that came here had the token."""
+        """Whether a request on this connection has shown the token."""
         self._all = connections
         self._timer: Any = None
         self._awaits_headers = False
 
     @property
     def peer(self) -> str | None:
-        """The address that it comes from, without the port."""
+        """The client's address, without the port."""
         return self.client and self.client[0]
 
     @property
     def at_work(self) -> bool:
-        """Whether a request here is not answered yet."""
+        """Whether a request is not yet answered."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def connection_made(self, transport: Any) -> None:
-        """Asks whether there is room, and begins to wait for headers."""
+        """Asks for admission, and starts the time limit for headers."""
         super().connection_made(transport)
         if self._all.begin(self):
             self._await_headers()
@@ -154,19 +165,19 @@ class Connection(H11Protocol):
             self._limit(ANSWER_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Makes room."""
+        """Makes room for another connection."""
         self._all.end(self)
         self._limit(None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Reads on; where no request is at work, this is the beginning of the next one."""
+        """Reads data; the first data after an answer starts the next request's time limit."""
         super().data_received(data)
         if not self.at_work and not self._awaits_headers and not self.transport.is_closing():
             self._await_headers()
 
     def handle_events(self) -> None:
-        """Begins the requests whose headers are complete."""
+        """Starts the requests whose headers are complete."""
         before = self.cycle
         super().handle_events()
         if self.cycle is not before:
@@ -174,17 +185,17 @@ class Connection(H11Protocol):
             self.known = self.known or shows_token(self.headers, self._all.token)
 
     def on_response_complete(self) -> None:
-        """Begins to wait until the answer is taken; uvicorn itself bounds how long it is idle."""
+        """Starts the time limit for taking the answer; uvicorn itself bounds the idle time."""
         self._limit(ANSWER_SECONDS)
         super().on_response_complete()
 
     def pause_writing(self) -> None:
-        """Begins to wait until the client takes more of an answer."""
+        """Starts the time limit in which the client has to take more of an answer."""
         super().pause_writing()
         self._limit(ANSWER_SECONDS)
 
     def resume_writing(self) -> None:
-        """Ends that, unless the answer is complete and its rest waits."""
+        """Ends that time limit, unless the answer is complete and its rest waits."""
         super().resume_writing()
         if self.at_work:
             self._limit(None)
@@ -194,7 +205,7 @@ class Connection(H11Protocol):
         self._awaits_headers = True
 
     def _limit(self, seconds: float | None) -> None:
-        """Ends the connection in so many seconds, in place of what was said before; `None`: not."""
+        """Ends the connection after these seconds; replaces the limit before. `None`: no limit."""
         if self._timer is not None:
             self._timer.cancel()
         self._awaits_headers = False

@@ -1,8 +1,8 @@
 """Drivers: how a caller waits for a program, by blocking a thread or inside an event loop.
 
-All work on a program is written once, as a coroutine that awaits nothing but a `Driver`. The driver
-`LOOP` suspends the coroutine, as usual. The driver `THREAD` blocks instead: the coroutine never
-suspends, and `complete` runs it from beginning to end.
+All work on a program is one coroutine that awaits only methods of a `Driver`. The driver `LOOP`
+suspends the coroutine as usual. The driver `THREAD` blocks the thread instead; the coroutine then
+never suspends, and `complete` runs it from beginning to end.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from retool_env.sandbox.slots import Slots
 _POLL_SECONDS = 3600.0  # `poll` counts milliseconds in 31 bits
 
 type Lapse = Callable[[Job], float]
-"""Called with a job whose patience is over; gives the seconds until the next call."""
+"""A function that gets a job whose patience is over; it returns the seconds until its next call."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,20 @@ class Driver:
     """The three ways in which work on a program waits."""
 
     acquire: Callable[[Slots], Awaitable[None]]
-    """Waits for a place."""
+    """Waits for a slot."""
 
     sleep: Callable[[float], Awaitable[None]]
     """Waits for a number of seconds."""
 
     finish: Callable[[Job, Lapse], Awaitable[None]]
-    """Steps through a job until it is finished."""
+    """Steps through a job until the job is finished."""
 
 
 def complete[T](work: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine that awaits `THREAD` alone, and gives its result.
+    """Runs a coroutine that awaits only `THREAD`, and returns its result.
+
+    Args:
+        work: The coroutine.
 
     Raises:
         AssertionError: The coroutine has awaited something else.
@@ -64,7 +67,7 @@ async def _finish_in_thread(job: Job, lapse: Lapse) -> None:
         for descriptor, events in job.interests().items():
             poller.register(descriptor, events)
         left = deadline - time.monotonic()
-        # A program that keeps us busy does not put off its end by that.
+        # A program that keeps this thread busy does not put off its end by that.
         if poller.poll(math.ceil(1000 * min(max(left, 0.0), _POLL_SECONDS))):
             job.step()
         if not job.finished and time.monotonic() >= deadline:
@@ -126,4 +129,4 @@ THREAD = Driver(_acquire_in_thread, _sleep_in_thread, _finish_in_thread)
 """Blocks the calling thread."""
 
 LOOP = Driver(Slots.acquire_async, asyncio.sleep, _finish_in_loop)
-"""Suspends the calling coroutine; the callbacks of its event loop step through the job."""
+"""Suspends the calling coroutine; callbacks of its event loop step through the job."""

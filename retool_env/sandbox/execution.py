@@ -1,3 +1,3 @@
-"""Moved: `retool_env.execution` is its place, and this name goes on working."""
+"""The former name of `retool_env.execution`; it keeps working."""
 
 from retool_env.execution import *  # noqa: F403

@@ -1,12 +1,11 @@
-"""SandboxFusion's `POST /run_code`, as JSON objects: what the server and the remote client agree on.
+"""SandboxFusion's `POST /run_code` as JSON objects, for the server and the remote client.
 
-The protocol is that of https://github.com/bytedance/SandboxFusion. An `Execution` holds more than
-its fields can say, so both sides add an object of their own under the key `retool`, which other
-clients and servers ignore: in a request, the limits that the protocol lacks and `display`; in a
-response, the outcome, the error and the traceback. With it, an `Execution` arrives as it was sent.
+See https://github.com/bytedance/SandboxFusion for the protocol. Its fields cannot express a whole
+`Execution`, so both sides add an object under the key `retool`, which other clients and servers
+ignore. In a request it holds `display` and the limits that the protocol lacks; in a response it
+holds the outcome, the error and the traceback. With it, an `Execution` arrives unchanged.
 """
 
-import binascii
 import dataclasses
 import signal
 from collections.abc import Mapping
@@ -14,21 +13,28 @@ from types import MappingProxyType
 from typing import Any
 
 from retool_env.execution import Execution, Limits, Outcome
+from retool_env.sandbox.record import encode_files
 
 OWN = "retool"
-"""The key of the object that the protocol does not know."""
+"""The key of the object that the protocol does not define."""
 
 OWN_LIMITS = ("output_bytes", "processes", "tmp_mb")
-"""The limits that travel in it; the others are `run_timeout` and `memory_limit_MB`."""
+"""The limits in that object; the other limits are `run_timeout` and `memory_limit_MB`."""
 
 _TRACEBACK = "Traceback (most recent call last):"
-_MOST_SECONDS = 1e6  # that a program can have taken
+_MOST_SECONDS = 1e6  # the longest believable time of a program
 _SYNTAX_ERRORS = ("SyntaxError", "IndentationError", "TabError")
 
 
 def request_of(code: str, limits: Limits, stdin: str, display: bool) -> dict[str, Any]:
-    """The request that asks for one program."""
-    own = {name: getattr(limits, name) for name in OWN_LIMITS}
+    """The request that asks for one program.
+
+    Args:
+        code: The program's text.
+        limits: The program's limits.
+        stdin: The text on the program's standard input.
+        display: Whether the value of a last expression is shown.
+    """
     return {
         "code": code,
         "language": "python",
@@ -38,14 +44,14 @@ def request_of(code: str, limits: Limits, stdin: str, display: bool) -> dict[str
         "memory_limit_MB": limits.memory_mb,
         "files": {},
         "fetch_files": [],
-        OWN: {**own, "display": display},
+        OWN: {name: getattr(limits, name) for name in OWN_LIMITS} | {"display": display},
     }
 
 
 def response_of(
     execution: Execution, executor: str, files: Mapping[str, bytes] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """The response that reports `execution`, run by the machine called `executor`, with its files.
+    """The response that reports an execution.
 
     | outcome | status | run_result.status | return_code |
     |---|---|---|---|
@@ -54,7 +60,12 @@ def response_of(
     | infrastructure failure | SandboxError | Error | null |
     | any other | Failed | Finished | 1 |
 
-    `stderr` is the traceback, or else the error: what a program itself writes there is not kept.
+    `stderr` is the traceback, or else the error; the program's own standard error is not kept.
+
+    Args:
+        execution: The result of the program.
+        executor: The name of the machine that ran the program.
+        files: The program's files that go back: names and contents.
     """
     status, ended, return_code = {
         Outcome.OK: ("Success", "Finished", 0),
@@ -73,9 +84,7 @@ def response_of(
             "stderr": execution.traceback or execution.error,
         },
         "executor_pod_name": executor,
-        "files": {
-            name: binascii.b2a_base64(data, newline=False).decode() for name, data in files.items()
-        },
+        "files": encode_files(files),
         OWN: {
             "outcome": execution.outcome.value,
             "error": execution.error,
@@ -85,16 +94,21 @@ def response_of(
 
 
 def execution_of(response: Mapping[str, Any], limits: Limits) -> Execution:
-    """What a response reports.
+    """The execution that a response reports.
 
-    One without our own object, from another implementation's server, is read thus: `SandboxError`
-    and `Error` are infrastructure failures; `TimeLimitExceeded` is a timeout; more output than
-    `limits.output_bytes` an output limit; the return code 0 is ok; otherwise stderr decides, whose
-    last line is the error: a `MemoryError` is a memory limit, a `SyntaxError` without Python's
-    heading of a traceback a syntax error, and all else a runtime error. `blocked` is not known.
+    A response without the object `retool` comes from another implementation's server. Then
+    `SandboxError` and `Error` are infrastructure failures, `TimeLimitExceeded` is a timeout, more
+    output than `limits.output_bytes` is an output limit, and return code 0 is ok. Otherwise the
+    last line of stderr is the error: a `MemoryError` is a memory limit, a `SyntaxError` without
+    Python's traceback heading is a syntax error, and any other error is a runtime error. The
+    outcome `blocked` cannot be told.
+
+    Args:
+        response: The response's JSON object.
+        limits: The program's limits.
 
     Raises:
-        ValueError: it is no such response.
+        ValueError: The object is not a response of the protocol.
     """
     try:
         run = response["run_result"] or {}
@@ -118,7 +132,10 @@ def execution_of(response: Mapping[str, Any], limits: Limits) -> Execution:
 
 
 def _text(record: Mapping[str, Any], name: str) -> str:
-    """A text, which may be null or missing; without lone surrogates, which no file can hold."""
+    """A text field, which may be null or missing. Lone surrogates are escaped.
+
+    No file can hold a lone surrogate.
+    """
     value = record.get(name)
     if not isinstance(value, str | None):
         raise TypeError(f"{name} is {type(value).__name__}, not text")

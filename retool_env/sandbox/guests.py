@@ -1,4 +1,4 @@
-"""A guest, seen from the host: a process that forks one for each program."""
+"""A guest as the host sees it: a process that forks one process for each program."""
 
 import os
 import socket
@@ -6,6 +6,7 @@ import subprocess
 import threading
 import weakref
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from retool_env.execution import SandboxUnavailable, advised
@@ -20,56 +21,48 @@ _all_guests: "weakref.WeakSet[Guest]" = weakref.WeakSet()
 
 
 class Child(Protocol):
-    """What a guest has forked, or is about to: a program's process."""
+    """A process that a guest has forked for a program, or is about to fork."""
 
     gone: bool
-    """Whether it and all that it started are gone."""
+    """Whether the process and all its descendants are gone."""
 
     def close(self) -> None:
-        """Close its descriptors."""
+        """Closes the descriptors of the process."""
         ...
 
 
+@dataclass(eq=False)
 class Guest:
-    """A process that forks programs, seen from the host.
+    """A process that forks programs, seen from the host."""
 
-    Args:
-        process: It.
-        control: The socket of requests to it.
-        log: Descriptor of the file in memory to which it writes what goes wrong.
-        packages: What it has loaded beyond the standard library.
-    """
+    process: subprocess.Popen[bytes]
+    """The guest's process."""
+    control: socket.socket
+    """The socket on which the host sends requests to the guest."""
+    _log: int
+    """The descriptor of a file in memory, to which the guest writes its errors."""
+    packages: tuple[str, ...]
+    """The packages that the guest loads besides the standard library."""
+    warm: bool = False
+    """Whether the guest has loaded its packages."""
+    condemned: bool = False
+    """Whether the guest disobeys and is being ended."""
+    jobs: set[Child] = field(default_factory=set)
+    """The processes that the guest runs or keeps ready."""
 
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        control: socket.socket,
-        log: int,
-        packages: tuple[str, ...],
-    ) -> None:
-        self.process = process
-        self.packages = packages
-        self.control = control
-        self.jobs: set[Child] = set()
-        """What it runs or keeps ready."""
-        self.warm = False
-        """Whether it has loaded its packages."""
-        self.condemned = False
-        """Whether it is to be ended, since it does not do what it is told."""
-        self._log = log
+    def __post_init__(self) -> None:
         self._last_words = ""
-        self.ending = threading.Lock()
-        """Held while the log is read or closed."""
+        self.log_lock = threading.Lock()  # held while the log is read or closed
         _all_guests.add(self)
 
     @property
     def alive(self) -> bool:
-        """Whether it can be given programs."""
+        """Whether the guest can run programs."""
         return not self.condemned and self.process.poll() is None
 
     def log(self) -> str:
-        """The last lines of what went wrong, as one; empty if nothing did."""
-        with self.ending:
+        """The last error messages in one line; empty if the guest wrote nothing."""
+        with self.log_lock:
             return self._last_words if self._log < 0 else self._read_log()
 
     def _read_log(self) -> str:
@@ -78,25 +71,25 @@ class Guest:
         return last_words(text)
 
     def end(self) -> None:
-        """Ends it and all that it runs, and waits for that. May be called again."""
+        """Ends the guest and its programs, and waits until they are gone. May be called again."""
         self.control.close()  # a guest in good health ends by itself
         for attempt in range(_END_ATTEMPTS):
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(_END_SECONDS)
                 break
-            # Asked again and again, since a jail in the making does not hear it. Were nsjail itself killed, what
-            # it has begun could outlive it: the last resort.
+            # Repeated, since nsjail ignores the signal while it builds a jail. SIGKILL is the last
+            # resort: processes that nsjail has started could outlive nsjail.
             last = attempt > _END_ATTEMPTS // 2
             (self.process.kill if last else self.process.terminate)()
-        with self.ending:
+        with self.log_lock:
             if self._log >= 0:
                 self._last_words = self._read_log()
                 os.close(self._log)
                 self._log = -1
 
     def abandon(self) -> None:
-        """In a forked copy of this process: closes what is the original's."""
-        self.ending = threading.Lock()  # another thread may have held it
+        """Closes the original's descriptors, in a forked copy of this process."""
+        self.log_lock = threading.Lock()  # another thread may have held the old lock
         self.control.close()
         for job in self.jobs:
             job.close()
@@ -104,7 +97,7 @@ class Guest:
 
 
 def start_guest(command: Command, packages: tuple[str, ...]) -> Guest:
-    """Starts a guest.
+    """Starts a guest, and closes the command's descriptors in this process.
 
     Args:
         command: The command that starts the guest.
@@ -114,17 +107,17 @@ def start_guest(command: Command, packages: tuple[str, ...]) -> Guest:
         SandboxUnavailable: The command cannot be run.
         OSError: This process has no descriptors left.
     """
-    with ExitStack() as opened, ExitStack() as theirs:
+    with ExitStack() as opened, ExitStack() as guests_ends:
         for descriptor in command.descriptors:
-            theirs.callback(os.close, descriptor)
+            guests_ends.callback(os.close, descriptor)
         ours, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         opened.enter_context(ours)
-        theirs.enter_context(requests)
+        guests_ends.enter_context(requests)
         # In memory: nothing is left behind, however this process ends.
         log = os.memfd_create("log")
         opened.callback(os.close, log)
         for descriptor in (pipe := os.pipe()):
-            theirs.callback(os.close, descriptor)
+            guests_ends.callback(os.close, descriptor)
         try:
             process = subprocess.Popen(
                 command.arguments,
@@ -133,7 +126,7 @@ def start_guest(command: Command, packages: tuple[str, ...]) -> Guest:
                 stderr=log,
                 env=command.environment,
                 pass_fds=command.descriptors,
-                start_new_session=True,  # Ctrl-C is for us; we end the guests
+                start_new_session=True,  # Ctrl-C reaches this process alone, which ends the guests
             )
         except OSError as error:
             executable = command.arguments[0]
@@ -144,7 +137,10 @@ def start_guest(command: Command, packages: tuple[str, ...]) -> Guest:
 
 
 def end_later(guest: Guest) -> None:
-    """Ends a guest, for those who must not wait for it: event loops, the garbage collector."""
+    """Ends a guest in another thread, for callers that must not wait.
+
+    Such callers are event loops and the garbage collector.
+    """
     try:
         threading.Thread(target=guest.end, daemon=True).start()
     except RuntimeError:  # no thread can be started; here where the limit on processes is met
@@ -152,7 +148,7 @@ def end_later(guest: Guest) -> None:
 
 
 def _abandon_all() -> None:
-    # Were they left open, a guest would outlive this process by as long as its copy.
+    # With these left open, a guest would live until the copy of this process ends.
     for guest in _all_guests:
         guest.abandon()
 

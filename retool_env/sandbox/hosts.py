@@ -1,19 +1,21 @@
-"""Which host gets a program, and what becomes of programs that a host does not run.
+"""The choice of a host for each program, and the retries after a host does not run it.
 
-Of several hosts, the one with the fewest of our programs in flight is asked. Three things move a
-program on to the next attempt, and running it again is safe, as nothing of a program outlasts it:
+A program goes to the host with the fewest of this client's programs in flight. A program leaves
+nothing behind, so it is safe to send it again. Three things happen to a program that was not run:
 
-* a host is *busy* (429, or 503 with `Retry-After`): it gets this program again when it said, and no
-  more at once than it took. If it refuses the only one, it gets none until then, and is asked half
-  as often with each refusal in a row. A program waits as long as others of ours are finished;
-* a host *fails* (no connection, no answer in time, another 5xx, a response that cannot be read, a
-  failure of its sandbox): it is set aside, twice as long each time in a row;
-* `attempts` failures, or `patience` and a program's own seconds in which no program was finished
-  (those that a host took to fail do not count), are an `Outcome.INFRASTRUCTURE` whose error names
-  the hosts and what each said. So is a request that a host refuses (400, 413, 422), at once.
+* The host is *busy* (429, or 503 with `Retry-After`). It gets this program again after the time
+  that it names, and from now on it gets no more programs at once than it took. If it refuses this
+  client's only program there, it gets no program until then, and each further refusal in a row
+  doubles the pause. A program may wait as long as other programs of this client finish.
+* The host *fails*: no connection, no answer in time, another 5xx, an unreadable response, or a
+  failure of its sandbox. It is set aside, twice as long after each failure in a row.
+* The program is given up as an `Outcome.INFRASTRUCTURE` whose error quotes the hosts. This happens
+  after `attempts` failures; after `patience` plus the program's own limit in seconds without any
+  finished program (the time that hosts took to fail does not count); and at once when a host
+  refuses the request (400, 413, 422).
 
-Invariant: all state belongs to one event loop in one thread of its own, where every request is
-made; callers, in whatever thread or event loop, only wait for it.
+Invariant: all state belongs to one event loop in one thread, which makes every request. Callers in
+any thread or event loop only wait for the result.
 """
 
 from __future__ import annotations
@@ -41,62 +43,67 @@ from retool_env.servers.hosts import CONNECT_SECONDS, ERROR_CHARACTERS, Busy, Fa
 if TYPE_CHECKING:
     import httpx
 
-_ESCAPED = 6  # bytes of JSON that a byte of output may take
-# And all else: SandboxFusion sends 1 MiB of each stream, whatever the limit.
+_ESCAPED = 6  # bytes of JSON for one byte of output, at most
+# For the rest of an answer: SandboxFusion sends 1 MiB of each stream, whatever the limit.
 _ANSWER_BYTES = 4 << 20
-_STRUCTURE_BYTES = 1 << 16  # of JSON outside of its texts: two bytes of it are 64 of memory
+_STRUCTURE_BYTES = 1 << 16  # of JSON outside strings: two such bytes can take 64 bytes of memory
 _TEXTS = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _ERROR_BYTES = 1 << 12
 _STOP_SECONDS = 5.0  # a finalizer waits no longer
 
 
 @dataclass(eq=False)
-class Host(hosts.Host):
-    """What is known of a host."""
+class SandboxHost(hosts.Host):
+    """The state of one host."""
 
     window: float = 16.0
-    """How many of our programs it may get at once. As in TCP, it grows by one with each success
-    until the host says that it is busy, and from then on by one with each window of successes."""
+    """The largest number of this client's programs there at once. As in TCP, it grows by one
+    with each success until the host reports that it is busy, and then by one with each window
+    of successes."""
 
     refused: bool = False
-    """Has it ever been busy?"""
+    """Whether the host has ever been busy."""
 
     refusals: int = 0
-    """How often in a row it refused the only one of our programs there."""
+    """The number of refusals in a row while the host had only one program of this client."""
 
-    said: str = "not asked"
-    """To the last program that it did not run."""
+    answer: str = "not asked"
+    """The host's last failure or refusal."""
 
     def refuse(self, sent: float, busy: Busy) -> float:
         """Notes that the host was busy.
 
         Args:
             sent: The time at which the program was sent.
-            busy: The answer of the host.
+            busy: The host's answer.
 
         Returns:
-            The time from which on the program may be sent there again.
+            The earliest time at which the program may be sent to this host again.
         """
         again = busy.again(sent, self.refusals)
-        if self.in_flight == 1:  # none of ours is there whose end would make room
+        if self.in_flight == 1:  # no other program of this client will make room
             self.refusals += 1
             self.aside_until = again
         self.window, self.refused = max(1.0, self.in_flight - 1), True
         return again
 
 
+Host = SandboxHost
+"""The former name of `SandboxHost`; it keeps working."""
+
+
 class _Refusal(Exception):
-    """The host does not want this request; another attempt would not change it."""
+    """A host rejects the request itself; another attempt would not help."""
 
 
 class Hosts:
     """Sends programs to several hosts, from a thread of its own.
 
     Args:
-        urls: the hosts', without a slash at the end.
-        token: sent to each as a bearer token.
-        attempts: how often a program is tried, the first time included.
-        patience: seconds; see `RemoteSandbox`.
+        urls: The hosts' URLs, without a slash at the end.
+        token: The bearer token sent to each host. `None`: no token.
+        attempts: How often a program is tried, the first time included.
+        patience: Seconds that a program waits while no host finishes any; see `RemoteSandbox`.
     """
 
     def __init__(
@@ -106,10 +113,10 @@ class Hosts:
 
         self.pid = os.getpid()  # a fork inherits the object, but not its thread
         self._token, self._attempts, self._patience = token, attempts, patience
-        self.known = [Host(url) for url in urls]
+        self.known = [SandboxHost(url) for url in urls]
         self._changed = asyncio.Condition()
         self._progress = 0.0
-        # No host decides what we keep and send.
+        # Cookies would let a host decide what this client stores and sends.
         cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
         self._http = httpx.AsyncClient(**hosts.connection(token), cookies=cookies)
         # Compressed, a small answer could be a large one.
@@ -119,17 +126,17 @@ class Hosts:
         self._loop.submit(self._open())
 
     def begin(self, body: bytes, limits: Limits, display: bool) -> Future[Execution]:
-        """Starts the program of the request `body`; cancelling the future ends it.
+        """Starts a program; cancelling the future ends the program.
 
         Args:
-            body: as `fusion.request_of` builds it, with these limits.
-            limits: the program's.
-            display: whether the program needs a host that knows `display`.
+            body: The request, as `fusion.request_of` builds it with these limits.
+            limits: The program's limits.
+            display: Whether the program needs a host that supports `display`.
         """
         return self._loop.submit(self._run(body, limits, display))
 
     def stop(self) -> None:
-        """Ends what still runs, then the thread."""
+        """Ends the programs that still run, then the thread."""
         if self.pid == os.getpid():
             self._loop.close(_STOP_SECONDS)
 
@@ -137,7 +144,7 @@ class Hosts:
         await anext(self._connections)
 
     async def _run(self, body: bytes, limits: Limits, display: bool) -> Execution:
-        """Runs a program; when `stop` ends the program, its caller is not itself cancelled."""
+        """Runs a program. When `stop` ends the program, its caller is not cancelled."""
         try:
             return await self._execute(body, limits, display)
         except asyncio.CancelledError:
@@ -146,30 +153,30 @@ class Hosts:
             raise
 
     async def _execute(self, body: bytes, limits: Limits, display: bool) -> Execution:
-        said: dict[str, str] = {}
-        not_before: dict[Host, float] = {}
+        answers: dict[str, str] = {}
+        not_before: dict[SandboxHost, float] = {}
         failed, waiting_since = 0, time.monotonic()
         patience = limits.wall_seconds + self._patience
         while failed < self._attempts:
             host = await self._take(not_before, waiting_since, patience)
             if host is None:
-                said = {each.url: each.said for each in self.known} | said
-                said[""] = f"none finished a program in {patience:g} s"
+                answers = {known.url: known.answer for known in self.known} | answers
+                answers[""] = f"none finished a program in {patience:g} s"
                 break
             sent = time.monotonic()
             try:
                 execution = await self._ask(host, body, limits, display, patience)
             except Busy as busy:
                 not_before[host] = host.refuse(sent, busy)
-                said[host.url] = host.said = "busy"
+                answers[host.url] = host.answer = "busy"
             except Failure as failure:
                 failed += 1
-                said[host.url] = host.said = str(failure)
+                answers[host.url] = host.answer = str(failure)
                 host.set_aside(sent)
                 took = time.monotonic() - sent
                 waiting_since = max(waiting_since, self._progress) + took
             except _Refusal as refusal:
-                said = {host.url: str(refusal)}
+                answers = {host.url: str(refusal)}
                 break
             else:
                 host.failures = host.refusals = 0
@@ -180,15 +187,15 @@ class Hosts:
                 host.in_flight -= 1
                 async with self._changed:
                     self._changed.notify()
-        told = "; ".join(f"{url}: {text}" if url else text for url, text in said.items())
+        told = "; ".join(f"{url}: {text}" if url else text for url, text in answers.items())
         one_line = " ".join(f"no host ran the program: {told}".split())
         shown = "".join(sign if sign.isprintable() else "\ufffd" for sign in one_line)
         return Execution(Outcome.INFRASTRUCTURE, "", shown)
 
     async def _take(
-        self, not_before: dict[Host, float], waiting_since: float, patience: float
-    ) -> Host | None:
-        """Waits for a host that may be asked; `None` if patience runs out before."""
+        self, not_before: dict[SandboxHost, float], waiting_since: float, patience: float
+    ) -> SandboxHost | None:
+        """Waits for a host that may be asked; `None` if patience runs out first."""
         while True:
             now = time.monotonic()
             left = max(waiting_since, self._progress) + patience - now
@@ -197,18 +204,18 @@ class Hosts:
             opens = {host: max(host.aside_until, not_before.get(host, 0)) for host in self.known}
             ready = [h for h, at in opens.items() if at <= now and h.in_flight < h.window]
             if ready:
-                host = min(ready, key=lambda each: (each.in_flight, random.random()))
+                host = min(ready, key=lambda host: (host.in_flight, random.random()))
                 host.in_flight += 1
                 return host
             waits = [at - now for at in opens.values() if at > now]
-            # Not all at the same moment, when a host comes back.
+            # Random, so that programs do not all come at the moment when a host comes back.
             pause = min([left, 1.0, *waits]) * random.uniform(1, 1.2)
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause), self._changed:
                     await self._changed.wait()
 
     async def _ask(
-        self, host: Host, body: bytes, limits: Limits, display: bool, patience: float
+        self, host: SandboxHost, body: bytes, limits: Limits, display: bool, patience: float
     ) -> Execution:
         import httpx
 
@@ -218,25 +225,25 @@ class Hosts:
         most = _ESCAPED * limits.output_bytes + _ANSWER_BYTES
         sending = self._http.stream("POST", url, content=body, headers=headers, timeout=timeout)
         try:
-            # Of the whole: httpx's own begins anew with each byte.
+            # For the whole answer: httpx's own time limit starts again with each byte.
             async with asyncio.timeout(patience), sending as response:
                 answer = await _read(response, most)
         except TimeoutError:
             raise Failure(f"no whole answer in {patience:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            text = f"{type(error).__name__} {_said(error)}".strip()
+            text = f"{type(error).__name__} {_message(error)}".strip()
             raise Failure(text[:ERROR_CHARACTERS]) from error
         status, text = response.status_code, answer[:_ERROR_BYTES].decode("utf-8", "replace")
         text = redact(text, self._token, most=ERROR_CHARACTERS)
         if status in (401, 403):
             raise SandboxUnavailable(
-                f"{host.url} refuses the token (HTTP {status}); give the one it was started with, "
-                "in RETOOL_SANDBOX_TOKEN or as the argument `token`"
+                f"{host.url} refuses the token (HTTP {status}); give the server's token in "
+                "RETOOL_SANDBOX_TOKEN or as the argument `token`"
             )
         hosts.check_free(response)
         if response.has_redirect_location:
-            place = redact(response.headers["location"], self._token)[:ERROR_CHARACTERS]
-            raise Failure(f"HTTP {status} leads to {place}: if that is a host, give its URL")
+            target = redact(response.headers["location"], self._token)[:ERROR_CHARACTERS]
+            raise Failure(f"HTTP {status} leads to {target}: if that is a host, give its URL")
         if status in (400, 413, 422):
             raise _Refusal(f"HTTP {status} {text}")
         if status != 200:
@@ -250,29 +257,32 @@ class Hosts:
             raise Failure(redact(execution.error, self._token, most=ERROR_CHARACTERS))
         if display and OWN not in content:
             raise SandboxUnavailable(
-                f"{host.url} is not a server of retool's and does not know `display`; run "
-                "`retool serve` there, or go without `display`"
+                f"{host.url} is not started by `retool serve` and does not support `display`; run "
+                "`retool serve` there, or turn `display` off"
             )
         return execution
 
 
-def _said(error: BaseException) -> str:
-    """What an error says; if no file could be opened on this machine, that, which lies beneath what it says."""
-    causes = [error]
-    for each in causes:
-        causes += getattr(each, "exceptions", ()) or filter(
-            None, (each.__cause__, each.__context__)
-        )
-        if isinstance(each, OSError) and (said := advised(each)) != str(each):
-            return said
+def _message(error: BaseException) -> str:
+    """The message of an error; of its causes, a lack of open files is shown, with advice."""
+    causes: list[BaseException | None] = [error]
+    for cause in causes:
+        if isinstance(cause, OSError) and (advice := advised(cause)) != str(cause):
+            return advice
+        if cause is not None:
+            causes += getattr(cause, "exceptions", ()) or (cause.__cause__, cause.__context__)
     return str(error)
 
 
 async def _read(response: httpx.Response, most: int) -> bytes:
-    """The body as it was sent.
+    """The bytes of an answer's body.
+
+    Args:
+        response: The answer.
+        most: The largest number of bytes.
 
     Raises:
-        ValueError: It is compressed, or larger than `most` bytes.
+        ValueError: The body is compressed, or larger than `most` bytes.
     """
     encoding = response.headers.get("content-encoding", "identity")
     if encoding.strip().lower() not in ("identity", ""):
@@ -289,8 +299,8 @@ def _parsed(answer: bytes) -> Any:
     """The value of an answer's JSON.
 
     Raises:
-        ValueError: It is none, or would take far more memory than it has bytes.
-        RecursionError: It is nested too deeply.
+        ValueError: The answer is not JSON, or would take far more memory than it has bytes.
+        RecursionError: The JSON is nested too deeply.
     """
     if (size := len(_TEXTS.sub(b"", answer))) > _STRUCTURE_BYTES:
         raise ValueError(f"the answer has {size} bytes of lists, objects and numbers")
@@ -298,4 +308,4 @@ def _parsed(answer: bytes) -> Any:
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON's")
+    raise ValueError(f"{name} is not a number in JSON")

@@ -1,7 +1,7 @@
-"""The host's side of one process: what it is given, what it prints, how it ends, and what is made of that.
+"""The host's side of one process: input, output, end, and the resulting `Execution`.
 
-A `Job` does nothing of itself and never blocks. Whoever drives it, a thread or an event loop, waits for its
-descriptors and calls `step`, or `lapse` when its patience is over.
+A `Job` starts nothing by itself and never blocks. Its driver, in a thread or an event loop, waits
+for its descriptors and calls `step`, and calls `lapse` when the job's patience is over.
 """
 
 import codecs
@@ -20,12 +20,14 @@ from retool_env.sandbox.guest import wire
 from retool_env.sandbox.guests import Guest
 from retool_env.sandbox.record import pack_files, read_record, unpack_files
 
-_START_SECONDS = (
-    30.0  # on an idle machine it takes 0.003, and a second while the guest loads its packages
-)
-_GONE_SECONDS = 5.0
-_MOST_WAITING = 19  # times its wall-clock limit
-_SESSION_BLOCKS = 64  # a session may use the processor as long as so many blocks
+START_SECONDS = 30.0
+"""The longest time until a program starts. An idle machine needs 0.003, or up to a second while the
+guest loads its packages."""
+GONE_SECONDS = 5.0
+"""The longest time in which a guest ends a process."""
+_MOST_WAITING = 19  # wall-clock limits that a program may wait for a processor
+
+_SESSION_BLOCKS = 64  # a session may use as much processor time as this number of blocks
 _CHUNK = 1 << 16
 _BELL_BYTES = struct.calcsize(wire.BELL)
 _HEARD_BYTES = _BELL_BYTES + 1
@@ -34,7 +36,12 @@ _CREDENTIALS = "3i"
 
 
 def bounds(limits: Limits, session: bool) -> wire.Bounds:
-    """What the kernel is to hold a process to."""
+    """The limits that the kernel enforces on a process.
+
+    Args:
+        limits: The limits of the program.
+        session: Whether the process runs more than one block.
+    """
     # The wall clock strikes first, unless several threads run.
     cpu = math.ceil(limits.wall_seconds) + 1
     return wire.Bounds(
@@ -68,16 +75,16 @@ class Job:
         self.limits = limits
         self.session = session
         self.ready = 0
-        """1 when it has said that it waits for a program, and 2 when also that it is warm."""
+        """1 when the process waits for a program, 2 when it is also warm, 0 before."""
         self.gone = False
-        """Whether it and all that it started are gone."""
+        """Whether the process and all its descendants are gone."""
         self.finished = False
-        """Whether its program, or its block, is over."""
+        """Whether the program, or the current block, is over."""
         self.hung = False
-        """Whether its guest did not end it when told to, and has to be ended itself."""
+        """Whether the guest failed to end the process, so that the guest itself has to be ended."""
         flags = wire.SESSION * session | wire.SPARE * spare | wire.EAGER * eager
         self._request = struct.pack(wire.REQUEST, flags) + bounds(limits, session).pack()
-        opened: list[socket.socket | int] = []  # an error leaves none open
+        opened: list[socket.socket | int] = []  # closed after an error
         try:
             self._input, source = pair = socket.socketpair()
             opened += pair
@@ -96,12 +103,12 @@ class Job:
             # The process's first message then tells its number here, outside its namespace.
             self._status.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         except BaseException:
-            for each in opened:
-                os.close(each if isinstance(each, int) else each.detach())
+            for end in opened:
+                os.close(end if isinstance(end, int) else end.detach())
             raise
-        self._theirs = [source.detach(), stdout, record, told.detach()]
+        self._guest_ends = [source.detach(), stdout, record, told.detach()]
         self.pid = 0
-        """The process id outside its namespace; 0 until the process is ready."""
+        """The process id outside the process's namespace; 0 until the process is ready."""
         self._pidfd = -1
         self._number = 0
         self._unsent = memoryview(b"")
@@ -118,28 +125,34 @@ class Job:
         self._failure = ""
 
     def hand_over(self) -> None:
-        """Asks the guest for the process, if that has not been done.
+        """Asks the guest to fork the process, unless this has been done.
 
         Raises:
-            BlockingIOError: The guest has not taken earlier requests yet; try again.
+            BlockingIOError: The guest has not yet taken earlier requests; try again.
             OSError: The guest is gone.
         """
-        if self._theirs:
+        if self._guest_ends:
             # Not by `socket.send_fds`, which in some versions of Python ignores the flag.
-            rights = struct.pack(f"{len(self._theirs)}i", *self._theirs)
+            rights = struct.pack(f"{len(self._guest_ends)}i", *self._guest_ends)
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
             self.guest.control.sendmsg([self._request], ancillary, socket.MSG_DONTWAIT)
-            self._close_theirs()
+            self._close_guest_ends()
 
-    def _close_theirs(self) -> None:
-        for descriptor in self._theirs:
-            os.close(descriptor)
-        self._theirs = []
+    def _close_guest_ends(self) -> None:
+        while self._guest_ends:
+            os.close(self._guest_ends.pop())
 
     def begin(
         self, code: str, stdin: str = "", display: bool = False, files: Files | None = None
     ) -> None:
-        """Gives it a program."""
+        """Sends a program, or the next block, to the process.
+
+        Args:
+            code: The program's text.
+            stdin: The text on the program's standard input.
+            display: Whether the value of a last expression is shown.
+            files: The files that go with the program and come back. `None`: no files.
+        """
         text, data = code.encode("utf-8", "surrogatepass"), stdin.encode("utf-8", "surrogatepass")
         about = pack_files(files) if files else b""
         self._wanted = frozenset(files.wanted if files else ())
@@ -169,7 +182,7 @@ class Job:
         return found
 
     def step(self) -> None:
-        """Does what can be done at once."""
+        """Reads and writes as far as possible without waiting."""
         self._send()
         self._read()
         self.listen()
@@ -180,7 +193,7 @@ class Job:
             self.finished = True
         elif self.session and self._number:
             self._hear()
-            number, _, _, ended = self._said()  # of one look: between two, this block could begin
+            number, _, _, ended = self._header()  # read once: between two reads it could begin
             over = ended and number == self._number and len(self._heard) == _HEARD_BYTES
             if over and not self._killed:
                 self._read()
@@ -188,19 +201,19 @@ class Job:
                 self._pause()
 
     def patience(self) -> float:
-        """Seconds until `lapse` is to be called, if nothing happens before."""
+        """The seconds until `lapse` is to be called if nothing happens before."""
         now = time.monotonic()
         if self._killed:
-            return max(self._killed + _GONE_SECONDS - now, 0.0)
-        # Nothing tells when it begins: it is looked at as soon as its time could be over.
+            return max(self._killed + GONE_SECONDS - now, 0.0)
+        # No event marks the program's start, so look again when its time could be over.
         since = self._began if self._has_begun() else now
         return max(since + self.limits.wall_seconds - now, 0.0)
 
     def lapse(self) -> float:
-        """Its patience is over: ends the process, unless it has had to wait for a processor.
+        """Ends the process when its patience is over, unless it had to wait for a processor.
 
         Returns:
-            Seconds that it is given.
+            The seconds until the next call.
         """
         now = time.monotonic()
         if self._killed and self.hung:
@@ -208,24 +221,24 @@ class Job:
             return 0.0
         if self._killed:
             self.hung, self._killed = True, now
-            return _GONE_SECONDS
+            return GONE_SECONDS
         if self._number > 1 and not self._has_begun():
-            self._began = self._submitted  # what it ran before keeps it from the block
+            self._began = self._submitted  # an earlier block keeps the process from this one
         if self._has_begun():
-            # Time that it was ready to run, and others ran, is not its own.
+            # The time in which it was ready to run, but other processes ran, does not count.
             allowed = self.limits.wall_seconds
             allowed += min(self._earned(), _MOST_WAITING * allowed)
             left = self._began + allowed - now
             self._timed_out = left <= 0
         else:
-            left = self._submitted + _START_SECONDS - now
+            left = self._submitted + START_SECONDS - now
         if left > 0:
             return max(left, 0.005)
         self.kill()
-        return _GONE_SECONDS
+        return GONE_SECONDS
 
     def kill(self) -> None:
-        """Has the process ended, and all that it started; `step` will notice when they are gone."""
+        """Asks the guest to end the process and its descendants; `step` notices their end."""
         if not self._killed:
             self._killed = time.monotonic()
             with suppress(OSError):
@@ -233,22 +246,26 @@ class Job:
 
     @property
     def lost(self) -> bool:
-        """Whether it is gone and nothing has said how it ended."""
+        """Whether the process is gone without a report of its end."""
         return self.gone and self._code is None
 
     @property
     def refused(self) -> bool:
-        """Whether its guest has said why it cannot be made."""
+        """Whether the guest has reported why it cannot make the process."""
         return bool(self._failure)
 
     def fail(self, why: str) -> None:
-        """Notes that it is lost, and why, unless it has said so itself."""
+        """Marks the process as lost.
+
+        Args:
+            why: The reason. A reason that the guest has reported takes precedence.
+        """
         self._failure = self._failure or why
         self.gone = self.finished = True
 
     def close(self) -> None:
-        """Closes the descriptors; a process that is still there is ended by that."""
-        self._close_theirs()
+        """Closes the descriptors, which also ends a process that is still there."""
+        self._close_guest_ends()
         self._input.close()
         self._status.close()
         for descriptor in (self._stdout, self._record, self._pidfd):
@@ -257,22 +274,23 @@ class Job:
         self._stdout = self._record = self._pidfd = -1
 
     def execution(self) -> Execution:
-        """What came of the program, once it is finished."""
+        """The result of the program, once the program is finished."""
         if not self._has_begun():
-            if self._number > 1 and self._code is not None:  # by what it ran before
+            if self._number > 1 and self._code is not None:  # an earlier block ended the process
                 error = "the session's process ended before the block began"
                 return Execution(Outcome.RUNTIME_ERROR, "", error)
             why = self._failure or (
                 "its process did not begin in time" if self._killed else "its process ended before"
             )
             return Execution(Outcome.INFRASTRUCTURE, "", f"the program was not run: {why}")
-        number, size, _, ended = self._said()
+        number, size, _, ended = self._header()
         now = time.monotonic()
         over, text = now, b""
-        if ended and number == self._number:  # not what an earlier block of the session left
+        if ended and number == self._number:  # not the record of an earlier block
             over = ended if self._began <= ended <= now else now
-            size = min(size, wire.RECORD_BYTES)
-            text = os.pread(self._record, size, struct.calcsize(wire.RECORD))
+            most = min(size, wire.RECORD_BYTES)
+            text = os.pread(self._record, most, struct.calcsize(wire.RECORD))
+
         outcome, error, trace = self._outcome(text)
         # A limit may cut a character in two: its first bytes are dropped, not replaced.
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -280,30 +298,30 @@ class Job:
         return Execution(outcome, stdout, error, trace, over - self._began)
 
     def _outcome(self, text: bytes) -> tuple[Outcome, str, str]:
-        """How it ended.
+        """How the program ended: the outcome, the error and the traceback.
 
-        A program can write to all memory of its own process, the record too: the text counts only where what is seen
-        from here agrees with it.
+        A program can write to all memory of its own process, including the record. So the record
+        counts only where it agrees with the host's own observations.
         """
         limits = self.limits
         if self._overflowed:
             error = f"output limit: the program wrote more than {limits.output_bytes} bytes"
             return Outcome.OUTPUT_LIMIT, error, ""
-        told = read_record(text, limits)
-        if self._timed_out and self._code is None and told and not self.session:
-            return told  # a guest that hangs, which no program can bring about, did not see it end
-        if self._timed_out and self._code in (None, -signal.SIGKILL):  # else it was over before
+        recorded = read_record(text, limits)
+        if self._timed_out and self._code is None and recorded and not self.session:
+            return recorded  # the guest hangs, which no program can cause, and missed the end
+        if self._timed_out and self._code in (None, -signal.SIGKILL):  # else it ended in time
             error = f"time limit: the program ran for more than {limits.wall_seconds:g} s"
             return Outcome.TIMEOUT, error, ""
         if not self.gone:  # a block of a session, whose process goes on
             unsaid = "the session's process did not say how the block ended"
-            return told or (Outcome.RUNTIME_ERROR, unsaid, "")
+            return recorded or (Outcome.RUNTIME_ERROR, unsaid, "")
         if self._code is None:
             why = self._failure or "its process is gone"
             return Outcome.INFRASTRUCTURE, f"the program was lost while it ran: {why}", ""
-        if self._code == -signal.SIGKILL:  # not by us
+        if self._code == -signal.SIGKILL:  # not sent by the host
             cpu = bounds(limits, self.session).cpu
-            # The kernel's limit counts in ticks, unlike this figure; on a busy host the two differ widely.
+            # The kernel's limit counts ticks, unlike this figure; on a busy host they differ a lot.
             if self._processor_seconds >= cpu / 2:
                 return Outcome.TIMEOUT, f"time limit: more than {cpu} s of processor time", ""
             return Outcome.MEMORY_LIMIT, "ended by the kernel, for want of memory", ""
@@ -311,9 +329,10 @@ class Job:
             return Outcome.BLOCKED, "the program used a system call that is not allowed", ""
         if self._code < 0:
             return Outcome.RUNTIME_ERROR, f"ended by {_signal_name(-self._code)}", ""
-        if self._code == wire.FAILURE and not self.session and told and told[0] != Outcome.OK:
-            return told
-        if self._code or self.session:  # whatever its status, the end of the process is no block's
+        failed = self._code == wire.FAILURE and not self.session
+        if failed and recorded and recorded[0] != Outcome.OK:
+            return recorded
+        if self._code or self.session:  # whatever its status, the process must outlive a block
             return Outcome.RUNTIME_ERROR, f"exit status {self._code}", ""
         return Outcome.OK, "", ""
 
@@ -322,7 +341,7 @@ class Job:
             while self._unsent:
                 try:
                     sent = self._input.send(self._unsent)
-                except (BrokenPipeError, ConnectionResetError):  # it is gone; its status says how
+                except (BrokenPipeError, ConnectionResetError):  # gone; the status socket says how
                     sent = len(self._unsent)
                 self._unsent = self._unsent[sent:]
 
@@ -340,7 +359,7 @@ class Job:
             self._reading = bool(chunk) and not self._overflowed
 
     def listen(self) -> None:
-        """Takes what its process, and its guest, have said of it."""
+        """Takes the messages of the process and the guest about the process."""
         while not self.gone:
             try:
                 message, extra, _, _ = self._status.recvmsg(1024, 128)
@@ -353,7 +372,7 @@ class Job:
                 for _, kind, data in extra:
                     if kind == socket.SCM_CREDENTIALS:
                         self.pid = struct.unpack(_CREDENTIALS, data)[0]
-                        with suppress(OSError):  # it has ended, or there are no more descriptors
+                        with suppress(OSError):  # it has ended, or no descriptor is left
                             self._pidfd = os.pidfd_open(self.pid) if self.session else -1
             elif message == wire.WARM:
                 self.ready = 2
@@ -364,34 +383,38 @@ class Job:
                     self._code, self._processor_seconds = struct.unpack(wire.ENDED, message)
                 self.gone = True
 
-    def _said(self) -> tuple[int, int, float, float]:
-        """The record's header: the number of the block, bytes of text, when it began and ended."""
+    def _header(self) -> tuple[int, int, float, float]:
+        """The record's header: number of the block, bytes of text, its start and its end."""
         data = os.pread(self._record, struct.calcsize(wire.RECORD), 0)
         return struct.unpack(wire.RECORD, data)
 
     def _hear(self) -> None:
-        """Hears the process's bell. A program cannot unring it, unlike what is in the record."""
+        """Reads the process's bell. Unlike the record, a program cannot take the bell back."""
         if self._deaf:
             return
         try:
             most = _BELL_BYTES if self._wanted else _HEARD_BYTES
             if len(self._heard) == most:
                 return
-            said = self._input.recv(most - len(self._heard))
+            data = self._input.recv(most - len(self._heard))
         except BlockingIOError:
             return
         except OSError:
-            said = b""
-        self._heard += said
-        # It can, or need, say no more; but for the files of a program, see `_fetch`.
-        self._deaf = not said or (len(self._heard) == _HEARD_BYTES and not self._wanted)
-        if said and not self._began and len(self._heard) >= _BELL_BYTES:
+            data = b""
+        self._heard += data
+        # Nothing more can come, or is needed; `_fetch` reads the files of a program.
+        self._deaf = not data or (len(self._heard) == _HEARD_BYTES and not self._wanted)
+        if data and not self._began and len(self._heard) >= _BELL_BYTES:
             (began,) = struct.unpack(wire.BELL, self._heard[:_BELL_BYTES])
             now = time.monotonic()
             self._began = began if self._submitted <= began <= now else now
 
     def _fetch(self) -> None:
-        """Reads the files that come back. The program can write there as well: this is bounded, and looked at later."""
+        """Reads the files that come back.
+
+        The program can also write to this socket. So the size is bounded, and the content is
+        checked when the program is over.
+        """
         with suppress(BlockingIOError, OSError):
             while self._has_begun() and not self._deaf:
                 chunk = self._input.recv(_CHUNK)
@@ -399,7 +422,7 @@ class Job:
                 self._deaf = not chunk or len(self._fetched) > _FETCHED_BYTES
 
     def fetched(self) -> dict[str, bytes]:
-        """The files that came back, once it is finished."""
+        """The files that came back, once the program is finished: names and contents."""
         return unpack_files(self._fetched, self._wanted)
 
     def _has_begun(self) -> bool:
@@ -409,7 +432,7 @@ class Job:
         return bool(self._began)
 
     def _pause(self) -> None:
-        """Stops the process of a session, and all that it started, until its next block."""
+        """Stops a session's process and its descendants until the next block."""
         if self._signal(signal.SIGSTOP) and not processes.stop(self.pid):
             self.kill()
 
@@ -418,7 +441,7 @@ class Job:
             processes.go_on(self.pid)
 
     def _signal(self, number: int) -> bool:
-        """Sends a signal to the process of a session; `False` if it is gone."""
+        """Sends a signal to a session's process; `False` if the process is gone."""
         if self._pidfd < 0:
             return False
         try:
@@ -428,9 +451,9 @@ class Job:
         return True
 
     def _earned(self) -> float:
-        """Seconds that its first thread waited for a processor while neither it nor what it started had one."""
+        """Seconds in which the process waited for a processor that none of its own work used."""
         burden = processes.Burden(self.pid)
-        if burden.running:  # then it waits for its own
+        if burden.running:  # its own work keeps it waiting
             return 0.0
         waited = processes.waiting_seconds(self.pid) - self._waited
         return max(waited - (burden.seconds - self._burdened), 0.0)
@@ -439,5 +462,5 @@ class Job:
 def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
-    except ValueError:  # most of the real-time ones have no name
+    except ValueError:  # most real-time signals have no name
         return f"signal {number}"

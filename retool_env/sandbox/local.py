@@ -1,10 +1,10 @@
 """Programs and sessions on this machine, in a pool of guests.
 
-A program is tried again, up to three times in all, when the sandbox fails: a guest dies, say.
+A program is tried up to three times if the sandbox fails, for instance because a guest dies.
 
-Invariant: when `run` or `run_async` returns, nothing of the program is left; a cancelled call
-returns when the program has ended, and gives its place to another program only then. Each program
-has exactly one `Execution`.
+Invariant: when `run` or `run_async` returns, nothing of the program is left. A cancelled call
+returns when the program has ended, and only then frees its slot. Each program has exactly one
+`Execution`.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ _ATTEMPTS = 3
 _RETRY_SECONDS = 0.1
 _MOST_GUESTS = 8
 _MOST_PROGRAMS = 256
-_DESCRIPTORS = 4  # that a program in flight has here
+_DESCRIPTORS = 4  # in this process, for each program in flight
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _SESSION_CLOSED = Execution(
     Outcome.INFRASTRUCTURE, "", "the program was not run: the session was closed"
@@ -46,22 +46,22 @@ _SESSION_ENDED = "the session was ended by that, its variables are lost"
 
 
 class PooledSandbox:
-    """A sandbox of warm guests. Its guests are started at once, and again when they die.
+    """A sandbox of warm guests. Guests start at once, and again when they die.
 
     Args:
-        concurrency: How many programs run at once; further ones wait, first come, first served.
-            `None`: 256, or what the limit on open files leaves room for.
-        guests: How many guests there are of each kind: with the packages and without. `None`: one
-            a processor, eight at most.
-        packages: What the one kind loads.
+        concurrency: The number of programs that run at once; further programs wait, first come,
+            first served. `None`: 256, or fewer if the limit on open files is low.
+        guests: The number of guests of each kind, with and without the packages. `None`: one for
+            each processor, at most eight.
+        packages: The packages that one kind of guest loads.
 
     Raises:
-        SandboxUnavailable: It cannot work here; the message says what is missing.
+        SandboxUnavailable: The sandbox cannot work here. The message says what is missing.
         ValueError: A number is not whole or below one, or `packages` is not a list of names.
     """
 
     pool: Pool
-    """Its guests, and the places of programs."""
+    """The guests, and the slots of programs."""
 
     def __init__(
         self, concurrency: int | None, guests: int | None, packages: Sequence[str]
@@ -72,7 +72,8 @@ class PooledSandbox:
         names = isinstance(packages, Sequence) and not isinstance(packages, str)
         if not names or not all(isinstance(n, str) and _NAME.fullmatch(n) for n in packages):
             raise SettingsError(
-                f"packages must be a list of names, without versions, as ['numpy'], not {packages!r}"
+                "packages must be a list of names without versions, such as ['numpy'], not "
+                f"{packages!r}"
             )
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         room = max((files - 256) // _DESCRIPTORS, 8)
@@ -86,8 +87,8 @@ class PooledSandbox:
         """Starts the guests.
 
         Args:
-            command: Makes the command that starts a guest with these packages. A reference from it
-                to this sandbox would keep the guests alive when the sandbox is dropped.
+            command: Makes the command that starts a guest with these packages. It must not refer to
+                this sandbox, or else a sandbox that is dropped would keep its guests.
             diagnose: Turns a failure into an error message with advice.
 
         Raises:
@@ -100,11 +101,10 @@ class PooledSandbox:
             if execution.outcome is not Outcome.OK or execution.stdout != "42\n":
                 raise SandboxUnavailable(diagnose(execution.error or repr(execution.stdout)))
             self.pool.make_ready()
-        except (OSError, MemoryError) as error:
+        except BaseException as error:
             self.close()
-            raise SandboxUnavailable(diagnose(advised(error))) from error
-        except BaseException:
-            self.close()
+            if isinstance(error, OSError | MemoryError):
+                raise SandboxUnavailable(diagnose(advised(error))) from error
             raise
 
     def run(
@@ -116,11 +116,18 @@ class PooledSandbox:
         display: bool = False,
         files: Files | None = None,
     ) -> Execution:
-        """Runs `code` to its end in the calling thread.
+        """Runs a program to its end in the calling thread.
+
+        Args:
+            code: The program's text.
+            limits: The program's limits.
+            stdin: The text on the program's standard input.
+            display: Whether the value of a last expression is shown.
+            files: The files that go with the program and come back. `None`: no files.
 
         Raises:
             RuntimeError: The sandbox is closed.
-            TypeError: An argument is not of its type.
+            TypeError: An argument has the wrong type.
             ValueError: `stdin` or `files` are larger than `limits.tmp_mb`.
         """
         return complete(self._run(THREAD, code, limits, stdin, display, files))
@@ -134,11 +141,18 @@ class PooledSandbox:
         display: bool = False,
         files: Files | None = None,
     ) -> Execution:
-        """Runs `code` to its end; cancelling this ends the program.
+        """Runs a program to its end; cancelling the call ends the program.
+
+        Args:
+            code: The program's text.
+            limits: The program's limits.
+            stdin: The text on the program's standard input.
+            display: Whether the value of a last expression is shown.
+            files: The files that go with the program and come back. `None`: no files.
 
         Raises:
             RuntimeError: The sandbox is closed.
-            TypeError: An argument is not of its type.
+            TypeError: An argument has the wrong type.
             ValueError: `stdin` or `files` are larger than `limits.tmp_mb`.
         """
         return await self._run(LOOP, code, limits, stdin, display, files)
@@ -146,16 +160,20 @@ class PooledSandbox:
     def session(self, limits: Limits = DEFAULT_LIMITS, *, display: bool = False) -> "PooledSession":
         """Begins a session: blocks of code that share a process.
 
+        Args:
+            limits: The limits of each block.
+            display: Whether the value of a block's last expression is shown.
+
         Raises:
             RuntimeError: The sandbox is closed.
-            TypeError: An argument is not of its type.
+            TypeError: An argument has the wrong type.
         """
         _check_open(self.pool)
         check_program("", limits, display=display)
         return PooledSession(self.pool, limits, display)
 
     def close(self) -> None:
-        """Ends all guests and what they run; programs in flight end as infrastructure failures."""
+        """Ends all guests and their programs; programs in flight become infrastructure failures."""
         self.pool.close()
 
     def __enter__(self) -> Self:
@@ -190,9 +208,14 @@ class PooledSandbox:
 
 
 class PooledSession:
-    """A `Session` in a process of a pool. Made by `PooledSandbox.session`.
+    """A `Session` in a process of a pool; `PooledSandbox.session` makes it.
 
-    One that is dropped without being closed ends its process as well.
+    A session that is dropped without `close` also ends its process.
+
+    Args:
+        pool: The pool that provides the process.
+        limits: The limits of each block.
+        display: Whether the value of a block's last expression is shown.
     """
 
     def __init__(self, pool: Pool, limits: Limits, display: bool) -> None:
@@ -200,9 +223,9 @@ class PooledSession:
         self._limits = limits
         self._display = display
         self._job: Job | None = None
-        self._put_away: Callable[[], object] | None = None  # once, or when this is dropped
+        self._put_away: Callable[[], object] | None = None  # also called when this is dropped
         self._running = self._closed = False
-        self._lock = threading.Lock()  # of these: `close` comes from any thread
+        self._lock = threading.Lock()  # guards these fields: any thread may call `close`
 
     @property
     def pid(self) -> int | None:
@@ -212,17 +235,25 @@ class PooledSession:
     def run(self, code: str) -> Execution:
         """Runs one block in the calling thread.
 
+        Args:
+            code: The block's text.
+
         Raises:
-            RuntimeError: The session or its sandbox is closed, or another block of it runs.
+            RuntimeError: The session or its sandbox is closed, or another block of the session
+                runs.
             TypeError: `code` is not a `str`.
         """
         return complete(self._run(THREAD, code))
 
     async def run_async(self, code: str) -> Execution:
-        """Runs one block; cancelling this ends the session's process.
+        """Runs one block; cancelling the call ends the session's process.
+
+        Args:
+            code: The block's text.
 
         Raises:
-            RuntimeError: The session or its sandbox is closed, or another block of it runs.
+            RuntimeError: The session or its sandbox is closed, or another block of the session
+                runs.
             TypeError: `code` is not a `str`.
         """
         return await self._run(LOOP, code)
@@ -230,13 +261,14 @@ class PooledSession:
     def close(self) -> None:
         """Ends the process. May be called again, and while a block runs.
 
-        That block then ends as an infrastructure failure which says that the session was closed.
+        A running block then becomes an infrastructure failure, which says that the session was
+        closed.
         """
         with self._lock:
             self._closed = True
             if not self._running:
                 self._drop()
-            elif self._job is not None:  # whoever drives it sees its end, and puts it away
+            elif self._job is not None:  # the job's driver sees its end, and closes it
                 self._job.kill()
 
     def __enter__(self) -> Self:
@@ -293,7 +325,7 @@ class PooledSession:
             return _SESSION_CLOSED if self._closed else taken
 
     def _judge(self, execution: Execution) -> Execution:
-        """The outcome of a block, which says also whether the session has ended."""
+        """The outcome of a block, with a note if the session has ended."""
         lives = self._job is not None and not self._job.gone
         if self._closed and self._job is not None and not lives:
             error = "the program was lost while it ran: the session was closed"
@@ -305,7 +337,7 @@ class PooledSession:
         return dataclasses.replace(execution, error=f"{execution.error}; {_SESSION_ENDED}")
 
     def _leave(self) -> None:
-        """No block runs any longer."""
+        """Marks the end of a block."""
         with self._lock:
             self._running = False
             if self._closed or (self._job is not None and self._job.gone):
@@ -324,14 +356,14 @@ async def _tried(
     most: int,
     closed: Callable[[], bool],
 ) -> Execution:
-    """The one loop of attempts. It ends with the first attempt at which the sandbox does not fail.
+    """The only loop of attempts. It ends with the first attempt in which the sandbox does not fail.
 
     Args:
         driver: How the caller waits.
-        pool: The pool. All attempts together take one of its places.
+        pool: The pool. All attempts together take one of its slots.
         attempt: Runs the program once.
         most: The largest number of attempts.
-        closed: Whether something was closed, so that another attempt would fail as well.
+        closed: Whether something was closed, so that another attempt would also fail.
     """
     await driver.acquire(pool.slots)
     try:

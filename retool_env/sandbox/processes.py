@@ -1,9 +1,9 @@
-"""The processes below one: which there are, what they take, and whether they run. As the kernel tells it in /proc."""
+"""The descendants of a process, their processor time and their states, as /proc reports them."""
 
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,14 +15,11 @@ _STOPPED = "TtZX"
 
 
 def below(pid: int) -> list[int]:
-    """The processes that `pid` has started, and they in turn; without those that have ended."""
-    found: list[int] = []
-    look = [pid]
-    while look:
-        children = list(_children(look.pop()))
-        found += children
-        look += children
-    return found
+    """The ids of all living descendants of the process `pid`."""
+    processes = [pid]
+    for process in processes:
+        processes += _children(process)
+    return processes[1:]
 
 
 def _children(pid: int) -> Iterator[int]:
@@ -33,7 +30,7 @@ def _children(pid: int) -> Iterator[int]:
 
 
 class Burden:
-    """What others than its first thread take of the processors, in a process and all below it.
+    """The load of a process and its descendants on the processors, without its first thread.
 
     Args:
         pid: The process.
@@ -41,16 +38,16 @@ class Burden:
 
     def __init__(self, pid: int) -> None:
         self.seconds = 0.0
-        """Processor time so far, that of processes which have ended included."""
+        """Processor time so far, including processes that have ended."""
         self.running = False
-        """Whether one of them runs, or is ready to."""
-        for each in (pid, *below(pid)):
+        """Whether a thread other than the first runs or is ready to run."""
+        for process in (pid, *below(pid)):
             with suppress(OSError, ValueError, IndexError):
-                self._add(each, first=each == pid)
+                self._add(process, first=process == pid)
 
     def _add(self, pid: int, first: bool) -> None:
         folder = _PROC / str(pid)
-        # After the name, which may hold anything: state, ..., utime, stime, cutime, cstime.
+        # The fields after the name: state, ..., utime, stime, cutime, cstime.
         fields = _fields(folder / "stat")
         self.seconds += sum(map(int, fields[11:15])) / _TICK
         if first:
@@ -61,23 +58,32 @@ class Burden:
 
 
 def waiting_seconds(pid: int) -> float:
-    """Seconds for which a process waited for a processor; 0.0 where the kernel does not say."""
+    """Seconds in which a process waited for a processor; 0.0 if the kernel does not report them.
+
+    Args:
+        pid: The process.
+    """
     with suppress(OSError, ValueError, IndexError):
         return int((_PROC / str(pid) / "schedstat").read_text().split()[1]) / 1e9
     return 0.0
 
 
 def _fields(stat: Path) -> list[str]:
+    """The fields behind the process's name, which may contain any character."""
     return stat.read_text().rpartition(")")[2].split()
 
 
 def stop(pid: int) -> bool:
-    """Stops all processes below `pid`, which has been told to stop.
+    """Stops all descendants of a process that has itself been told to stop.
+
+    Args:
+        pid: The process.
 
     Returns:
-        Whether that was achieved: processes that start others and end as fast as they are found escape.
+        Whether all were stopped. Processes that start others and end as fast as they are found
+        escape.
     """
-    if below(pid):  # which its threads could let go on again, until they have heard
+    if below(pid):  # the process's threads could continue these until they have stopped themselves
         for _ in range(_STOP_ATTEMPTS):
             if not _runs(pid):
                 break
@@ -87,9 +93,7 @@ def stop(pid: int) -> bool:
         new = set(below(pid)) - stopped
         if not new:
             return True
-        for each in new:
-            with suppress(ProcessLookupError):
-                os.kill(each, signal.SIGSTOP)
+        _send(signal.SIGSTOP, new)
         stopped |= new
     return False
 
@@ -102,7 +106,15 @@ def _runs(pid: int) -> bool:
 
 
 def go_on(pid: int) -> None:
-    """Lets all processes below `pid` go on."""
-    for each in below(pid):
+    """Continues all descendants of a process.
+
+    Args:
+        pid: The process.
+    """
+    _send(signal.SIGCONT, below(pid))
+
+
+def _send(number: signal.Signals, processes: Iterable[int]) -> None:
+    for process in processes:
         with suppress(ProcessLookupError):
-            os.kill(each, signal.SIGCONT)
+            os.kill(process, number)

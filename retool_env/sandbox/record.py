@@ -1,24 +1,24 @@
-"""What a process tells of its program, read with doubt: the program may have forged it."""
+"""Reads a process's record of its program, with doubt: the program may have forged it."""
 
 import binascii
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from retool_env.execution import Files, Limits, Outcome
 from retool_env.sandbox.guest import wire
 
-_ERROR, _TRACE = 4000, 8000  # characters of what a record says that are believed
+_ERROR, _TRACE = 4000, 8000  # the most characters of an error and a traceback
 
 
 def read_record(text: bytes, limits: Limits) -> tuple[Outcome, str, str] | None:
-    """How the program ended, as its record says.
+    """How the program ended, according to its record.
 
     Args:
         text: The record's text.
-        limits: The program's.
+        limits: The program's limits.
 
     Returns:
-        The outcome, the error and the traceback; `None` where the text is nonsense.
+        The outcome, the error and the traceback; `None` if the text is invalid.
     """
     try:
         name, error, trace = (_clean(part) for part in json.loads(text))
@@ -27,7 +27,7 @@ def read_record(text: bytes, limits: Limits) -> tuple[Outcome, str, str] | None:
             error = f"MemoryError: the program needed more than {limits.memory_mb} MiB"
         if name == Outcome.BLOCKED:
             error = f"{error} (the sandbox does not allow it)"
-        # Whatever a program did to its own process, it cannot pass for a failure of the sandbox.
+        # No program, whatever it did to its own process, can pass for a failure of the sandbox.
         if name in Outcome and name != Outcome.INFRASTRUCTURE:
             return Outcome(name), error, trace
     except (ValueError, TypeError, AttributeError, RecursionError):
@@ -36,26 +36,32 @@ def read_record(text: bytes, limits: Limits) -> tuple[Outcome, str, str] | None:
 
 
 def _clean(part: str) -> str:
-    """`part` without lone surrogates, which no text file can hold."""
+    """`part` with lone surrogates escaped, which no text file can hold."""
     return part.encode("utf-8", "backslashreplace").decode()
 
 
 def pack_files(files: Files) -> bytes:
-    """The files that go with a program, and the names of those that it sends back."""
-    given = {
-        name: binascii.b2a_base64(data, newline=False).decode()
-        for name, data in files.given.items()
-    }
-    return json.dumps(dict(zip(wire.FILES, (given, list(files.wanted)), strict=True))).encode()
+    """The files that go with a program, and the names of the files that come back, as JSON."""
+    both = encode_files(files.given), list(files.wanted)
+    return json.dumps(dict(zip(wire.FILES, both, strict=True))).encode()
+
+
+def encode_files(files: Mapping[str, bytes]) -> dict[str, str]:
+    """The files with their contents in base64."""
+    return {name: binascii.b2a_base64(data, newline=False).decode() for name, data in files.items()}
 
 
 def unpack_files(data: bytes | bytearray, wanted: Collection[str]) -> dict[str, bytes]:
-    """The files that a program sent back; what is not one of those that are wanted is left out."""
+    """The files that a program sent back: names and contents.
+
+    Args:
+        data: The bytes from the program's process.
+        wanted: The names of the requested files; other files are left out.
+    """
     try:
-        found = json.loads(data)
         return {
             name: binascii.a2b_base64(content, strict_mode=True)
-            for name, content in found.items()
+            for name, content in json.loads(data).items()
             if name in wanted and isinstance(content, str)
         }
     except (ValueError, TypeError, AttributeError, RecursionError):

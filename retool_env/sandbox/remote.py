@@ -1,7 +1,7 @@
-"""A sandbox on other machines: programs are sent to `retool serve`, or to a SandboxFusion server.
+"""A sandbox on other machines: programs go to `retool serve`, or to a SandboxFusion server.
 
-[`hosts`][retool_env.sandbox.hosts] says which host gets a program and when it is sent again; what
-no host would run is an `Outcome.INFRASTRUCTURE`, like every other failure of a sandbox.
+[`hosts`][retool_env.sandbox.hosts] chooses the host for each program and retries. A program that no
+host runs is an `Outcome.INFRASTRUCTURE`, like every other failure of a sandbox.
 """
 
 from __future__ import annotations
@@ -35,22 +35,24 @@ from retool_env.servers.address import base_url, check_key
 
 
 class RemoteSandbox:
-    """Runs programs on other machines. `run` and `run_async` may be called from anywhere, at once.
+    """Runs programs on other machines. Any thread or event loop may call `run` and `run_async`.
 
-    A token that a host refuses raises `SandboxUnavailable` at the first program; nothing that a
-    program or a network does raises.
+    If a host refuses the token, the first program raises `SandboxUnavailable`. No program and no
+    network failure raises an exception.
 
     Args:
-        urls: the hosts, `http://node7:8080` say; a path `/run_code` at the end may be there.
-        token: sent to each host as a bearer token. Over `http` it can be read on the way.
-        attempts: how often a program is tried, the first time included.
-        patience: seconds beyond its `wall_seconds` that a program waits while no host finishes any,
-            and that a host may take to answer.
+        urls: The URLs of the hosts, such as `http://node7:8080`. A path `/run_code` at the end is
+            allowed.
+        token: The bearer token sent to each host. Over `http`, others can read it on the way.
+            `None`: no token.
+        attempts: How often a program is tried, the first time included.
+        patience: The seconds beyond its `wall_seconds` that a program waits while no host finishes
+            any program, and that a host may take to answer.
 
     Raises:
-        ValueError: there is no URL, one is not `http(s)://host[:port]`, the token can't be sent, or
-            `attempts` or `patience` is not a positive number.
-        SandboxUnavailable: the package httpx is missing.
+        ValueError: `urls` is empty or holds a text that is not `http(s)://host[:port]`, the token
+            cannot be sent, or `attempts` or `patience` is not a positive number.
+        SandboxUnavailable: The package httpx is missing.
     """
 
     def __init__(
@@ -88,19 +90,25 @@ class RemoteSandbox:
         stdin: str = "",
         display: bool = False,
     ) -> Execution:
-        """Runs `code` to its end, on one of the hosts.
+        """Runs a program to its end on one of the hosts.
+
+        Args:
+            code: The program's text.
+            limits: The program's limits.
+            stdin: The text on the program's standard input.
+            display: Whether the value of a last expression is shown.
 
         Raises:
-            SandboxUnavailable: a host refuses the token, or does not know `display`.
-            RuntimeError: the sandbox is closed.
-            TypeError: An argument is not of its type.
+            SandboxUnavailable: A host refuses the token, or does not support `display`.
+            RuntimeError: The sandbox is closed.
+            TypeError: An argument has the wrong type.
             ValueError: `stdin` is larger than `limits.tmp_mb`.
         """
         future = self._begin(code, limits, stdin, display)
         try:
             return future.result()
         finally:
-            future.cancel()  # after Ctrl-C; otherwise it is done
+            future.cancel()  # needed after Ctrl-C; otherwise the future is done
 
     async def run_async(
         self,
@@ -110,29 +118,39 @@ class RemoteSandbox:
         stdin: str = "",
         display: bool = False,
     ) -> Execution:
-        """Like `run`, many at once; cancelling it ends the program on its host.
+        """Like `run`, for concurrent programs; cancelling the call ends the program on its host.
+
+        Args:
+            code: The program's text.
+            limits: The program's limits.
+            stdin: The text on the program's standard input.
+            display: Whether the value of a last expression is shown.
 
         Raises:
-            SandboxUnavailable: a host refuses the token, or does not know `display`.
-            RuntimeError: the sandbox is closed.
-            TypeError: An argument is not of its type.
+            SandboxUnavailable: A host refuses the token, or does not support `display`.
+            RuntimeError: The sandbox is closed.
+            TypeError: An argument has the wrong type.
             ValueError: `stdin` is larger than `limits.tmp_mb`.
         """
         return await asyncio.wrap_future(self._begin(code, limits, stdin, display))
 
     def session(self, limits: Limits = DEFAULT_LIMITS, *, display: bool = False) -> Session:
-        """There are none.
+        """Always raises an error: a remote sandbox has no sessions.
+
+        Args:
+            limits: Not used.
+            display: Not used.
 
         Raises:
-            SandboxUnavailable: always.
+            SandboxUnavailable: Always.
         """
         raise SandboxUnavailable(
-            "a remote sandbox has no sessions, as each program may go to another host: use a "
-            "local sandbox, make_sandbox('nsjail') say"
+            "a remote sandbox has no sessions, because each program may go to a different host: "
+            "use a local sandbox, such as make_sandbox('nsjail')"
         )
 
     def close(self) -> None:
-        """Ends what still runs, and the connections. May be called again."""
+        """Ends the programs that still run, and the connections. May be called again."""
         with self._lock:
             self._closed = True
             if self._hosts is not None:
@@ -158,6 +176,6 @@ class RemoteSandbox:
                     raise SandboxUnavailable(advised(error)) from error
                 weakref.finalize(self, self._hosts.stop)
             hosts = self._hosts
-        # Escaped: a lone surrogate cannot be encoded, and is the program's own business.
+        # Escaped, because UTF-8 cannot encode a lone surrogate.
         body = json.dumps(request_of(code, limits, stdin, display)).encode()
         return hosts.begin(body, limits, display)

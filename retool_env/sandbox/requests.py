@@ -1,4 +1,4 @@
-"""The body of `POST /run_code`, as SandboxFusion and our own client send it."""
+"""The body of `POST /run_code`, as SandboxFusion's clients and this project's client send it."""
 
 import binascii
 import json
@@ -11,7 +11,7 @@ from retool_env.sandbox.fusion import OWN_LIMITS
 
 
 class OwnFields(BaseModel):
-    """What our own client asks for besides; see [`fusion`][retool_env.sandbox.fusion]."""
+    """Fields that only this project's client sends; see [`fusion`][retool_env.sandbox.fusion]."""
 
     output_bytes: int = DEFAULT_LIMITS.output_bytes
     processes: int = DEFAULT_LIMITS.processes
@@ -22,7 +22,7 @@ class OwnFields(BaseModel):
 class RunCodeRequest(BaseModel):
     """The body of `POST /run_code`. `compile_timeout` and unknown fields are ignored."""
 
-    code: InstanceOf[str]  # any text: `str` would refuse lone surrogates
+    code: InstanceOf[str]  # `str` would refuse lone surrogates
     language: Literal["python"]
     stdin: InstanceOf[str] | None = None
     run_timeout: float = 10.0
@@ -34,8 +34,11 @@ class RunCodeRequest(BaseModel):
     def limits(self, maximum: Limits) -> Limits:
         """The program's limits.
 
+        Args:
+            maximum: The highest limits that the server allows.
+
         Raises:
-            ValueError: one is not positive, or above the maximum.
+            ValueError: A limit is not positive, or above the maximum.
         """
         memory = self.memory_limit_MB if self.memory_limit_MB > 0 else DEFAULT_LIMITS.memory_mb
         own = {name: getattr(self.retool, name) for name in OWN_LIMITS}
@@ -46,10 +49,10 @@ class RunCodeRequest(BaseModel):
         return limits
 
     def exchanged(self) -> Files | None:
-        """The files that go with the program and come back; `None` where there are none.
+        """The files that go with the program and come back; `None` if the request names no files.
 
         Raises:
-            ValueError: one is not base64, its name is none, or there are too many.
+            ValueError: A content is not base64, a name is invalid, or there are too many files.
         """
         if not (self.files or self.fetch_files):
             return None
@@ -65,14 +68,16 @@ class RunCodeRequest(BaseModel):
 def parse(body: bytes | bytearray) -> RunCodeRequest:
     """Reads the body of a request.
 
+    Args:
+        body: The bytes of the body.
+
     Raises:
-        ValueError: The body is not a request; the message does not repeat the program.
+        ValueError: The body is not a request. The message does not repeat the program.
     """
     try:
         return RunCodeRequest.model_validate(json.loads(body))
     except ValidationError as error:
-        found = ((".".join(map(str, each["loc"])), each["msg"]) for each in error.errors())
-        named = (f"{where or 'body'}: {why}" for where, why in found)
-        raise ValueError("; ".join(named)) from None
+        faults = ((".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors())
+        raise ValueError("; ".join(f"{where or 'body'}: {why}" for where, why in faults)) from None
     except RecursionError:
         raise ValueError("the body is nested too deeply") from None

@@ -1,24 +1,26 @@
-"""A sandbox over HTTP: `retool serve`, or `create_app` for an ASGI server of one's own.
+"""A sandbox over HTTP: `retool serve`, or `create_app` for an ASGI server of your own.
 
-It answers `POST /run_code` as SandboxFusion does, for Python, so that clients of the one work with
-the other; `GET /health` says whether a program can run here, and `GET /metrics` counts them in
-Prometheus' text format. What is refused is refused with a status and a `detail` that says why:
+For Python, the server answers `POST /run_code` as SandboxFusion does, so that clients of either
+server work with the other. `GET /health` says whether a program can run here, and `GET /metrics`
+counts programs in Prometheus' text format. A refusal has a status and a `detail` with the reason:
 
-* 401: a token is set, and the request does not carry it; nothing more of it is read. Only `/health`
-  asks for none, and without it says only whether a program can run.
+* 401: the server has a token, and the request does not carry it. The server reads no more of the
+  request. Only `/health` needs no token; without it, the answer says only whether a program can
+  run.
 * 413, 408: the body is too large, or does not arrive.
-* 422: not a request of the protocol; a language other than Python; a limit above the server's
-  `maximum` (it is not lowered: a result under other limits is not the one asked for); files that
-  are too many or too large, or whose names lead out of the program's folder.
-* 503 with `Retry-After`: `max_in_flight` programs run or wait already; or more bodies come than can
-  be read at once, and this one comes slowly; or the server stops.
+* 422: the body is not a request of the protocol; the language is not Python; a limit is above the
+  server's `maximum` (the server does not lower a limit, because the result would then not be the
+  requested one); the files are too many or too large, or a name leads out of the program's folder.
+* 503 with `Retry-After`: `max_in_flight` programs already run or wait; or clients send too many
+  bodies at once, and this body arrives slowly; or the server stops.
 
-A failure of the sandbox itself is the protocol's `SandboxError`, never the program's error; so is
-what becomes of a program that still runs when the server's grace is over. A client that goes away
-has its program ended. A program takes one of the `max_in_flight` places once its body is there.
+A failure of the sandbox itself is the protocol's `SandboxError`, never an error of the program. A
+program that still runs when the server's grace is over also ends with `SandboxError`. When a client
+disconnects, its program is ended. A program takes one of the `max_in_flight` slots once its body is
+complete.
 
-`serve` bounds the time that headers and answers may take, and the connections
-([`connections`][retool_env.sandbox.connections]); another ASGI server must do so itself.
+`serve` also bounds the number of connections and the time of headers and answers
+([`connections`][retool_env.sandbox.connections]); with a different ASGI server, that server has to.
 """
 
 import asyncio
@@ -57,34 +59,32 @@ from retool_env.sandbox.monitoring import Health, Metrics
 from retool_env.sandbox.requests import RunCodeRequest, parse
 from retool_env.servers.address import check_key
 
-MAXIMUM = Limits(
-    wall_seconds=120.0,
-    memory_mb=16_384,
-    output_bytes=16 << 20,
-    processes=256,
-    tmp_mb=1024,
-)
-"""The highest limits that a request may ask for, unless the server is told otherwise."""
+MAXIMUM = Limits(120.0, memory_mb=16_384, output_bytes=16 << 20, processes=256, tmp_mb=1024)
+"""The default of the highest limits that a request may ask for."""
 
 BODY_BYTES = 32 << 20
-"""The largest body: a program of 10 MB, however its characters are escaped."""
+"""The largest body in bytes: enough for a program of 10 MB, however its characters are escaped."""
 
-_IN_FLIGHT_PER_CPU = 16  # at 5 s a program, the last one waits for 80 s
-_BODY_SECONDS = 60.0
-_BODIES = 128  # that are read at once
-_BODIES_BYTES = 512 << 20  # of all of them
-_OTHERS = 128  # connections for those who wait, ask for the health, or have no token
-_ACCEPTED = 16  # connections that the event loop accepts before it looks at any of them
-_BACKLOG = 1024  # connections that wait for that
-# Open files: of Python, the event loop, and connections just accepted or about to be closed; of a
-# guest of each kind with its spare processes; and of a program that runs or is about to.
+_IN_FLIGHT_PER_CPU = 16  # at 5 s a program, the last program waits 80 s
+BODY_SECONDS = 60.0
+"""The longest time in which a body arrives."""
+
+BODIES, BODIES_BYTES = 128, 512 << 20
+"""The largest number of bodies that are read at once, and of their bytes."""
+
+
+_OTHERS = 128  # connections that wait, ask for the health, or have no token
+_ACCEPTED = 16  # connections that the event loop accepts in one step
+_BACKLOG = 1024  # connections that wait to be accepted
+# Open files: of Python, the event loop, and connections just accepted or about to be closed; of two
+# guests, one of each kind, with their spare processes; and of a program that runs or is about to.
 _FILES, _FILES_PER_GUEST, _FILES_PER_PROGRAM = 64 + 6 * _ACCEPTED, 24, 4
 _GUESTS, _RUNNING = 8, 256  # guests of each kind, and programs that run at once, at most
 _TOKEN_CHARACTERS = 4096  # a request's headers are 16 KiB at most
 _END_SECONDS = 10.0  # for the last answers, when the server stops
-_CLOSE = {"Connection": "close"}  # where the rest of a body is not wanted
+_CLOSE = {"Connection": "close"}  # for answers before the whole body is read
 _STOPS = "the server stops, and its grace is over"
-_GONE = 499  # nobody reads it
+_GONE = 499  # for a client that has disconnected
 _logger = logging.getLogger(__name__)
 
 
@@ -95,13 +95,15 @@ def create_app(
     max_in_flight: int | None = None,
     maximum: Limits = MAXIMUM,
 ) -> FastAPI:
-    """The ASGI application that runs programs in `sandbox`, which stays the caller's to close.
+    """The ASGI application that runs programs in `sandbox`; the caller closes the sandbox.
 
     Args:
-        sandbox: runs the programs.
-        token: what requests must carry, as `Authorization: Bearer TOKEN`; `None`: nothing.
-        max_in_flight: how many programs may run and wait at once; `None`: 16 for each processor.
-        maximum: the highest limits that a request may ask for.
+        sandbox: The sandbox that runs the programs.
+        token: The token that requests must carry as `Authorization: Bearer TOKEN`. `None`: no
+            token.
+        max_in_flight: The number of programs that may run and wait at once. `None`: 16 for each
+            processor.
+        maximum: The highest limits that a request may ask for.
 
     Raises:
         ValueError: `max_in_flight` is not positive, or no client could send the token.
@@ -115,7 +117,7 @@ def create_app(
     _check_token(token)
     keeps_files = "files" in inspect.signature(sandbox.run_async).parameters
     health, metrics = Health(sandbox), Metrics()
-    bodies = Bodies(_BODIES, _BODIES_BYTES)
+    bodies = Bodies(BODIES, BODIES_BYTES)
     in_flight = 0
 
     @contextlib.contextmanager
@@ -138,7 +140,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        if requests:  # cancelled, and about to be answered; the event loop would not wait for them
+        if requests:  # cancelled and about to be answered, but the event loop would not wait
             await asyncio.wait(requests, timeout=_END_SECONDS)
 
     app = FastAPI(title="retool sandbox", lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -156,7 +158,7 @@ def create_app(
             asked = parse(await _read(request, bodies))
             limits, files = asked.limits(maximum), asked.exchanged()
             if files and not keeps_files:
-                raise ValueError("files and fetch_files: this server's sandbox has none")
+                raise ValueError("files and fetch_files: this server's sandbox keeps no files")
             check_program(asked.code, limits, asked.stdin or "", files=files)
         except ClientDisconnect:
             return Response(status_code=_GONE)
@@ -198,27 +200,27 @@ def serve(
     maximum: Limits = MAXIMUM,
     grace_seconds: int = 30,
 ) -> None:
-    """Serves a sandbox until SIGTERM or SIGINT, and prints the URL when it takes requests.
+    """Serves a sandbox until SIGTERM or SIGINT, and prints the URL once it accepts requests.
 
-    The signal closes the port at once; programs in flight then have `grace_seconds` to end. Those
-    that still run are ended, and their clients told so: an infrastructure failure, which a client
-    with other hosts tries there.
+    The signal closes the port at once. Programs in flight then have `grace_seconds` to end. The
+    server ends the rest and reports an infrastructure failure to their clients; a client with other
+    hosts tries those.
 
     Args:
-        make: makes the sandbox; called once the arguments are known to be right.
-        host: the address to bind to.
-        port: the port; 0 for a free one.
-        token: see `create_app`.
-        max_in_flight: see `create_app`; `None`: fewer than there where the limit on open files
-            leaves no room for them.
-        maximum: see `create_app`.
-        grace_seconds: see above.
+        make: Makes the sandbox. Called after the arguments have been checked.
+        host: The address to bind to.
+        port: The port. 0: a free port.
+        token: The token that requests must carry; see `create_app`.
+        max_in_flight: The number of programs that may run and wait at once. `None`: 16 for each
+            processor, or fewer if the limit on open files is low.
+        maximum: The highest limits that a request may ask for.
+        grace_seconds: The seconds that programs in flight have to end after the signal.
 
     Raises:
-        ValueError: other machines could reach the address, and there is no token; or no client
-            could send the token; or the port is none, or the grace negative.
-        SandboxUnavailable: the sandbox cannot work here, or the limit on open files is too low.
-        OSError: the address cannot be bound to.
+        ValueError: Other machines could reach the address and the token is missing; or no client
+            could send the token; or the port is invalid, or the grace negative.
+        SandboxUnavailable: The sandbox cannot work here, or the limit on open files is too low.
+        OSError: The address cannot be bound.
     """
     if not 0 <= port <= 65535:
         raise SettingsError(f"a port is a number up to 65535, not {port}")
@@ -239,20 +241,20 @@ def serve(
         app = create_app(box, token, max_in_flight=most, maximum=maximum)
         config = uvicorn.Config(
             app,
-            # It is only called, as a class would be.
-            http=Connections(connections, token).protocol,  # type: ignore[arg-type]  # uvicorn takes a class
+            # uvicorn expects a class, but only calls it.
+            http=Connections(connections, token).protocol,  # type: ignore[arg-type]  # no class
             ws="none",
             backlog=_ACCEPTED,
             loop="asyncio",  # the sandbox watches processes through it
             log_level="warning",
             timeout_graceful_shutdown=grace_seconds,
         )
-        # asyncio does so where the socket names its protocol, which this one does not: without it,
-        # each answer waits 40 ms for the client's acknowledgement of its headers.
+        # asyncio sets this only on sockets that name their protocol, which this socket does not.
+        # Without it, each answer waits 40 ms for the client's acknowledgement of the headers.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         shown = f"[{host}]" if ":" in host else host
         print(f"http://{shown}:{listener.getsockname()[1]}", flush=True)
-        # After its graceful stop uvicorn raises the signal once more; the sandbox has yet to close.
+        # After its graceful stop, uvicorn raises the signal again; the sandbox must still close.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
             _Server(config).run(sockets=[listener])
@@ -261,20 +263,20 @@ def serve(
 class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        for each in sockets or ():  # asyncio's number is also that of those it accepts at once
-            each.listen(_BACKLOG)
+        for listener in sockets or ():  # asyncio's backlog also bounds the connections per step
+            listener.listen(_BACKLOG)
 
 
 def _check_token(token: str | None) -> None:
     """Checks that clients can send a token.
 
     Raises:
-        ValueError: they cannot.
+        ValueError: The token is blank or too long, or has a character that a header cannot hold.
     """
     if token is not None and not token.strip():
         raise SettingsError(
-            "the token is empty or blank, which no client can send: give a token, or none at all "
-            "(unset RETOOL_SANDBOX_TOKEN)"
+            "the token is empty or blank, which no client can send: give a token, or unset "
+            "RETOOL_SANDBOX_TOKEN"
         )
     check_key(token, "the token")
     if token is not None and len(token) > _TOKEN_CHARACTERS:
@@ -282,16 +284,16 @@ def _check_token(token: str | None) -> None:
 
 
 def _room(max_in_flight: int | None) -> tuple[int, int]:
-    """How many programs may be in flight, and how many connections open, by the limit on open files.
+    """The limits on programs in flight and on connections, given the limit on open files.
 
     Args:
-        max_in_flight: How many programs are asked for; `None`: as many as there is room for, up to
-            16 for each processor.
+        max_in_flight: The requested number of programs. `None`: as many as fit, up to 16 for each
+            processor.
 
     Raises:
         ValueError: `max_in_flight` is not positive.
-        SandboxUnavailable: the limit is too low for so many, or for 16; the message says what is
-            needed.
+        SandboxUnavailable: The limit is too low for that number, or for 16 programs. The message
+            says how many open files are needed.
     """
     cpus = os.cpu_count() or 1
     usual = cpus * _IN_FLIGHT_PER_CPU
@@ -301,12 +303,12 @@ def _room(max_in_flight: int | None) -> tuple[int, int]:
     least = min(usual, _IN_FLIGHT_PER_CPU) if max_in_flight is None else most
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
-    def others(programs: int) -> int:  # than connections
+    def others(programs: int) -> int:  # descriptors that are not connections
         guests = _FILES_PER_GUEST * min(cpus, _GUESTS)
         return _FILES + guests + _FILES_PER_PROGRAM * min(programs, _RUNNING)
 
     def needed(programs: int) -> int:
-        return others(programs) + programs + _BODIES + _OTHERS
+        return others(programs) + programs + BODIES + _OTHERS
 
     while most > least and needed(most) > files:
         most -= 1
@@ -316,7 +318,7 @@ def _room(max_in_flight: int | None) -> tuple[int, int]:
             f"sandbox, and for {most} programs in flight: raise the limit with `ulimit -n "
             f"{needed(most)}`, or lower --max-in-flight",
         )
-    return most, min(files - others(most), 2 * most + _BODIES + 8 * _OTHERS)
+    return most, min(files - others(most), 2 * most + BODIES + 8 * _OTHERS)
 
 
 def _is_loopback(host: str) -> bool:
@@ -327,14 +329,14 @@ def _is_loopback(host: str) -> bool:
 
 
 async def _read(request: Request, bodies: Bodies) -> bytearray:
-    """The body, bounded in size and time."""
+    """The body of a request, bounded in size and time."""
     too_large = HTTPException(413, f"the body is larger than {BODY_BYTES} bytes", _CLOSE)
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > BODY_BYTES:
         raise too_large
     body = None
     try:
-        async with asyncio.timeout(_BODY_SECONDS) as scope:
+        async with asyncio.timeout(BODY_SECONDS) as scope:
             with bodies.reading(scope) as body:
                 async for chunk in request.stream():
                     body.add(chunk)
@@ -344,7 +346,7 @@ async def _read(request: Request, bodies: Bodies) -> bytearray:
         if body is None or body.given_up:
             detail = "too many bodies are sent at once, and this one comes slowly; try again"
             raise HTTPException(503, detail, _CLOSE | {"Retry-After": "1"}) from None
-        detail = f"the body did not arrive in {_BODY_SECONDS:g} s"
+        detail = f"the body did not arrive in {BODY_SECONDS:g} s"
         raise HTTPException(408, detail, _CLOSE) from None
     except asyncio.CancelledError:
         _go_on()
@@ -353,7 +355,7 @@ async def _read(request: Request, bodies: Bodies) -> bytearray:
 
 
 def _go_on() -> None:
-    """Keeps a request that the ASGI server cancels, as it stops, from being cut off unanswered."""
+    """Withdraws the cancellation of a request by a server that stops, so that it gets an answer."""
     task = asyncio.current_task()
     assert task is not None
     task.uncancel()
@@ -362,17 +364,17 @@ def _go_on() -> None:
 async def _run(
     sandbox: Sandbox, asked: RunCodeRequest, limits: Limits, files: Files | None
 ) -> Execution:
-    own: dict[str, Any] = {"stdin": asked.stdin or "", "display": asked.retool.display}
-    own |= {"files": files} if files else {}
+    given: dict[str, Any] = {"files": files} if files else {}
+    given |= {"stdin": asked.stdin or "", "display": asked.retool.display}
     try:
-        return await sandbox.run_async(asked.code, limits, **own)
-    except Exception as error:  # a sandbox that is closed or broken; the client may ask another
+        return await sandbox.run_async(asked.code, limits, **given)
+    except Exception as error:  # the sandbox is closed or broken; the client may try another host
         _logger.exception("the sandbox failed")
         return Execution(Outcome.INFRASTRUCTURE, "", f"{type(error).__name__}: {error}")
 
 
 async def _while_connected(request: Request, program: asyncio.Task[Execution]) -> Execution | None:
-    """What came of the program; `None` when the client went away, and the program was ended."""
+    """The result of the program; `None` if the client disconnected and the program was ended."""
     gone = asyncio.create_task(_disconnect(request))
     try:
         await asyncio.wait({program, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -392,5 +394,5 @@ async def _disconnect(request: Request) -> None:
 
 
 def _json(content: dict[str, Any], status: int = 200) -> Response:
-    # Escaped, as a lone surrogate in a traceback cannot be encoded.
+    # Escaped, because UTF-8 cannot encode a lone surrogate in a traceback.
     return Response(json.dumps(content), status, media_type="application/json")

@@ -1,4 +1,4 @@
-"""Places for programs: so many at once, first come, first served, over all threads and event loops."""
+"""Slots bound the programs that run at once: first come, first served, across threads and loops."""
 
 import asyncio
 import collections
@@ -7,69 +7,76 @@ from concurrent.futures import Future
 
 
 class Slots:
-    """A fair semaphore.
+    """A fair semaphore for threads and event loops.
 
-    Whoever finds no place free waits for one, as long as it takes: the callers are held back, and
-    nothing piles up but they themselves.
+    A caller that finds no free slot waits as long as it takes.
 
     Args:
-        number: How many places there are.
+        number: The number of slots.
     """
 
     def __init__(self, number: int) -> None:
         self.free = number
-        """How many places nobody has."""
+        """The number of free slots."""
         self._waiting: collections.deque[Future[None]] = collections.deque()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """How many wait."""
-        return sum(not place.done() for place in tuple(self._waiting))
+        """The number of callers that wait."""
+        return sum(not slot.done() for slot in tuple(self._waiting))
 
     def acquire(self) -> None:
-        """Waits for a place in this thread."""
-        place = self.ask()
+        """Waits for a slot in this thread."""
+        slot = self.ask()
         try:
-            place.result()
+            slot.result()
         except BaseException:  # a Ctrl-C while it waits
-            self.give_up(place)
+            self.give_up(slot)
             raise
 
     async def acquire_async(self) -> None:
-        """Waits for a place; may be cancelled."""
-        place = self.ask()
-        if place.done():
+        """Waits for a slot; the call may be cancelled."""
+        slot = self.ask()
+        if slot.done():
             return
         try:
-            await asyncio.wrap_future(place)
+            await asyncio.wrap_future(slot)
         except asyncio.CancelledError:
-            self.give_up(place)
+            self.give_up(slot)
             raise
 
     def release(self) -> None:
-        """Frees a place."""
+        """Frees a slot."""
         with self._lock:
             while self._waiting:
-                place = self._waiting.popleft()
-                if place.set_running_or_notify_cancel():
-                    place.set_result(None)
+                slot = self._waiting.popleft()
+                if slot.set_running_or_notify_cancel():
+                    slot.set_result(None)
                     return
             self.free += 1
 
     def ask(self) -> Future[None]:
-        """Gets in the queue; the future is done when the place is there."""
-        place: Future[None] = Future()
+        """Joins the queue.
+
+        Returns:
+            A future that is done when the caller has a slot.
+        """
+        slot: Future[None] = Future()
         with self._lock:
             if self.free:
                 self.free -= 1
-                place.set_result(None)
+                slot.set_result(None)
             else:
-                self._waiting.append(place)
-        return place
+                self._waiting.append(slot)
+        return slot
 
-    def give_up(self, place: Future[None]) -> None:
-        """Leaves the queue, or gives the place to the next if it came at the same moment."""
+    def give_up(self, slot: Future[None]) -> None:
+        """Leaves the queue, or passes the slot on if it came at the same moment.
+
+        Args:
+            slot: The future from `ask`.
+        """
         with self._lock:
-            withdrawn = place.cancel()
+            withdrawn = slot.cancel()
         if not withdrawn:
             self.release()

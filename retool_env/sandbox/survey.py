@@ -1,4 +1,7 @@
-"""What of an interpreter's files a program needs. Standard library only: another interpreter can run it too."""
+"""Finds the files of an interpreter that programs need.
+
+This module imports only the standard library, so that another interpreter can run it.
+"""
 
 import importlib.metadata
 import importlib.util
@@ -9,11 +12,12 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
 
 PACKAGES_FOLDER = "/packages"
-"""Where packages appear in the jail."""
+"""The folder of the packages in the jail."""
 
 
 _INSTALLED_AS = {
@@ -24,11 +28,16 @@ _INSTALLED_AS = {
     "sklearn": "scikit-learn",
     "yaml": "PyYAML",
 }
-"""Names of imports whose packages are called otherwise; of those that are installed, the installation says so itself."""
+"""Import names whose distributions have a different name. Installed distributions name their
+imports themselves."""
 
 
 class MissingPackages(ModuleNotFoundError):
-    """The interpreter lacks packages; the message says how to install them, and them alone."""
+    """The interpreter lacks packages; the message says how to install exactly these.
+
+    Args:
+        names: The names of the missing packages.
+    """
 
     def __init__(self, names: list[str]) -> None:
         installed = " ".join(_INSTALLED_AS.get(name, name) for name in names)
@@ -39,26 +48,26 @@ class MissingPackages(ModuleNotFoundError):
 
 
 class Survey(TypedDict):
-    """The files of an interpreter that programs need, requirements of the packages included."""
+    """The files of an interpreter that programs need, including requirements of the packages."""
 
     executable: str
     """The path of the interpreter."""
     stdlib: str
     """The folder of the standard library."""
     mounts: list[tuple[str, str]]
-    """Pairs of a path, shared libraries included, and the path at which a program finds it."""
+    """Pairs of a path on the host, shared libraries included, and the path in the jail."""
     packages: list[str]
-    """The names by which the packages are imported."""
+    """The import names of the packages."""
 
 
 def survey(packages: list[str]) -> Survey:
-    """Looks at the interpreter that runs this.
+    """Surveys the interpreter that runs this module.
 
     Args:
-        packages: Names as they are imported, or as they are installed: `"yaml"` or `"PyYAML"`.
+        packages: Import names or distribution names: `"yaml"` or `"PyYAML"`.
 
     Raises:
-        MissingPackages: It has no such package.
+        MissingPackages: The interpreter lacks a package.
     """
     imports = _import_names(packages)
     # The real executable, not the link or the launcher of a virtual environment.
@@ -69,9 +78,9 @@ def survey(packages: list[str]) -> Survey:
     for path in _files(imports):
         mounts[str(path)] = f"{PACKAGES_FOLDER}/{path.name}"
         modules += path.rglob("*.so*") if path.is_dir() else [path] if ".so" in path.name else []
-    # The loader itself says what it would load; the preloaded files are only looked at.
+    # The loader itself lists the libraries that it would load; it runs none of the preloaded files.
     trace = {"LD_TRACE_LOADED_OBJECTS": "1", "LD_PRELOAD": ":".join(map(str, modules))}
-    if "LD_LIBRARY_PATH" in os.environ:  # nothing else: the loader needs none of this environment
+    if "LD_LIBRARY_PATH" in os.environ:  # the loader needs nothing else of this environment
         trace["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     listing = subprocess.run([executable], env=trace, capture_output=True, text=True)
     folders = tuple(f"{folder}/" for folder in mounts)
@@ -87,36 +96,31 @@ def survey(packages: list[str]) -> Survey:
 
 
 def _import_names(packages: list[str]) -> list[str]:
-    """The names to import of packages that are named one way or the other."""
+    """The import names of packages, which may be import names or distribution names."""
     unknown = [package for package in packages if not _exists(package)]
     installed = importlib.metadata.packages_distributions() if unknown else {}  # takes a while
-    found: dict[str, None] = {}
-    missing = []
-    for package in packages:
-        names = _names_of(package, installed) if package in unknown else [package]
-        found.update(dict.fromkeys(names))
-        if not names:
-            missing.append(package)
-    if missing:
+    names = {p: _names_of(p, installed) if p in unknown else [p] for p in packages}
+    if missing := [package for package in names if not names[package]]:
         raise MissingPackages(missing)
-    return list(found)
+    return list(dict.fromkeys(name for several in names.values() for name in several))
 
 
 def _names_of(package: str, installed: Mapping[str, list[str]]) -> list[str]:
-    """The names to import of what is installed as `package`, or a name that differs from it in its case alone.
+    """The import names of a distribution, or of a package whose name differs only in case.
 
     Args:
         package: A name that cannot be imported.
-        installed: The distributions of each name that is imported.
+        installed: The distributions of each import name.
     """
     wanted = _normal(package)
     alike = [name for name in installed if _normal(name) == wanted]
-    own = [name for name, those in installed.items() if wanted in map(_normal, those)]
-    return [name for name in alike or sorted(own) if not name.startswith("_") and _exists(name)]
+    provided = [name for name, those in installed.items() if wanted in map(_normal, those)]
+    names = alike or sorted(provided)
+    return [name for name in names if not name.startswith("_") and _exists(name)]
 
 
 def _exists(name: str) -> bool:
-    """Whether something of that name can be imported."""
+    """Whether a module or package of that name can be imported."""
     try:
         return name.replace(".", "").isidentifier() and importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):  # no parent; an empty part
@@ -124,7 +128,7 @@ def _exists(name: str) -> bool:
 
 
 def _files(imports: list[str]) -> list[Path]:
-    """The files and folders of what is imported by these names, and of what they require."""
+    """The files and folders of the imported packages and of their requirements."""
     found: dict[Path, None] = {}
     seen: set[str] = set()
 
@@ -139,14 +143,10 @@ def _files(imports: list[str]) -> list[Path]:
                 found[path] = None
         for requirement in distribution.requires or ():
             if "extra ==" not in requirement:
-                try:
-                    add(
-                        importlib.metadata.distribution(
-                            re.split(r"[^\w.-]", requirement.strip())[0]
-                        )
-                    )
-                except importlib.metadata.PackageNotFoundError:
-                    continue  # for other systems or versions, or really missing: then it fails as it would outside
+                # A missing package is for other systems, or its import fails as it would outside.
+                with suppress(importlib.metadata.PackageNotFoundError):
+                    name = re.split(r"[^\w.-]", requirement.strip())[0]
+                    add(importlib.metadata.distribution(name))
 
     for package in dict.fromkeys(name.partition(".")[0] for name in imports):
         spec = importlib.util.find_spec(package)

@@ -1,8 +1,8 @@
-"""The same guests without a jail, for machines that have none, and programs that can be trusted.
+"""Guests without a jail, for trusted programs on machines that cannot make jails.
 
-The limits on time, output and memory hold, and each program starts in an empty folder with a bare environment; the
-processes it leaves behind in its process group are ended. It is **not** kept from the network, from files, or from
-other processes.
+The limits on time, output and memory hold. Each program starts in an empty folder with a bare
+environment, and the processes that it leaves in its process group are ended. Nothing keeps a
+program from the network, from files, or from other processes.
 """
 
 import os
@@ -17,17 +17,17 @@ from retool_env.sandbox.survey import survey
 
 
 class UnsafeSandbox(PooledSandbox):
-    """Runs programs with all the rights of this process; see the module's text.
+    """Runs programs with all the rights of this process; see the module's docstring.
 
     Args:
-        concurrency: See `PooledSandbox`.
-        guests: See `PooledSandbox`.
+        concurrency: The number of programs that run at once; see `PooledSandbox`.
+        guests: The number of guests of each kind; see `PooledSandbox`.
 
     Raises:
-        SandboxUnavailable: This is not Linux.
+        SandboxUnavailable: The system is not Linux.
 
     Warns:
-        RuntimeWarning: Always, as a program can do whatever its user can.
+        RuntimeWarning: Always, because a program can do whatever its user can.
     """
 
     def __init__(self, concurrency: int | None = None, guests: int | None = None) -> None:

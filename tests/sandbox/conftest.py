@@ -1,4 +1,4 @@
-"""Fixtures of the sandbox's tests. Where no jail works they fail: a sandbox untested is none."""
+"""Fixtures of the sandbox's tests. Without a working jail they fail, and do not skip."""
 
 from collections.abc import Iterator
 
@@ -9,14 +9,14 @@ from retool_env.sandbox import NsjailSandbox, Sandbox, UnsafeSandbox
 
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[NsjailSandbox]:
-    """Two guests in jails, shared by all; a test that disturbs guests makes its own."""
+    """Two guests in jails, shared by all tests; a test that disturbs guests makes other guests."""
     with NsjailSandbox(guests=2) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
 def jail(sandbox: NsjailSandbox) -> NsjailSandbox:
-    """The same, by the name of what it is."""
+    """The shared sandbox, under the name of its isolation."""
     return sandbox
 
 
@@ -30,5 +30,5 @@ def unsafe() -> Iterator[UnsafeSandbox]:
 
 @pytest.fixture(params=["jail", "unsafe"])
 def either(request: pytest.FixtureRequest) -> Sandbox:
-    """Both sandboxes in turn: they run programs alike."""
+    """Both sandboxes in turn: programs run alike in them."""
     return request.getfixturevalue(request.param)

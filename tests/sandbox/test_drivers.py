@@ -1,4 +1,4 @@
-"""How a caller waits: in its thread, or in its event loop."""
+"""The two ways in which a caller waits: in its thread, or in its event loop."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ from retool_env.sandbox.slots import Slots
 
 
 class Job:
-    """As much of a job as is driven: it is finished when so many bytes have come through a pipe."""
+    """The part of a job that drivers use; it is finished after some bytes from a pipe."""
 
     def __init__(self, size: int, patience: float = 60.0) -> None:
         self._out, self._into = os.pipe()
@@ -47,13 +47,20 @@ class Job:
         self.finished = self._left <= 0
 
     def lapse(self, _: object) -> float:
-        """Only now does what it waits for come, a byte each time."""
+        """Sends the next byte, which the job waits for."""
         self.lapses += 1
         self.send()
         return 0.01
 
 
 async def work(driver: Driver, job: Job, slots: Slots) -> str:
+    """Drives a job once.
+
+    Args:
+        driver: How the caller waits.
+        job: The job.
+        slots: The slots, of which the job takes one.
+    """
     await driver.acquire(slots)
     await driver.sleep(0.001)
     await driver.finish(job, job.lapse)

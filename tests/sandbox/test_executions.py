@@ -1,4 +1,4 @@
-"""The values that go into a run and come out of it."""
+"""The arguments and the result of a run."""
 
 import asyncio
 import dataclasses
@@ -54,7 +54,7 @@ def test_what_is_counted_is_whole(name: str, value: object) -> None:
 
 
 def test_numbers_of_other_libraries_become_pythons_own() -> None:
-    """So that they can be sent to another machine, as JSON."""
+    """Python's own numbers can be sent to another machine as JSON."""
     limits = Limits(**{name: np.int64(3) for name in NAMES})
     assert limits == Limits(3.0, 3, 3, 3, 3)
     kinds = {name: type(value) for name, value in vars(limits).items()}
@@ -72,7 +72,7 @@ def test_a_limit_says_what_it_may_be() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_highest_limits_hold_together(either: Sandbox, name: str) -> None:
-    """What is counted in bytes, milliseconds or nanoseconds of processor time does not overflow."""
+    """Counts of bytes, milliseconds or nanoseconds of processor time do not overflow."""
     highest = Limits(**{name: execution._MOST[name]})
     assert either.run("print(1)", highest) == Execution(Outcome.OK, "1\n")
     assert asyncio.run(either.run_async("print(1)", highest)) == Execution(Outcome.OK, "1\n")
@@ -131,7 +131,13 @@ CASES = [(name, value, *rest) for name, (values, *rest) in WRONG.items() for val
 
 
 def calls(sandbox: Sandbox, name: str, value: object) -> list:
-    """Every way to ask a sandbox for a program with such an argument."""
+    """Every way to ask a sandbox for a program with such an argument.
+
+    Args:
+        sandbox: The sandbox.
+        name: The name of the argument.
+        value: The argument's value.
+    """
 
     def asked() -> tuple[str, dict]:
         others = {"code": "print(1)", name: value}
@@ -159,13 +165,13 @@ def calls(sandbox: Sandbox, name: str, value: object) -> list:
     return [run, run_async, *([] if name == "stdin" or remote else [block, block_async])]
 
 
-@pytest.mark.parametrize(("name", "value", "kind", "said"), CASES)
+@pytest.mark.parametrize(("name", "value", "kind", "message"), CASES)
 def test_wrong_arguments_are_refused_by_name(
-    either: Sandbox, name: str, value: object, kind: type, said: str
+    either: Sandbox, name: str, value: object, kind: type, message: str
 ) -> None:
     with RemoteSandbox(["http://localhost:1"]) as remote:
         for call in (*calls(either, name, value), *calls(remote, name, value)):
-            with pytest.raises(kind, match=said):
+            with pytest.raises(kind, match=message):
                 call()
     assert either.pool.slots.free == either.concurrency
 
@@ -197,7 +203,7 @@ def test_standard_input_has_room_in_tmp_or_is_refused(either: Sandbox) -> None:
 
 
 def test_what_no_program_is_is_the_models_own_error(either: Sandbox) -> None:
-    """A text with a NUL, or half of a surrogate pair, is one that a model can write."""
+    """A model can write a text with a NUL, or with half of a surrogate pair."""
     for code in ("print(1)\0", "\0", "print('\ud800')"):
         assert either.run(code).outcome is Outcome.SYNTAX_ERROR
         with either.session() as session:
@@ -205,7 +211,7 @@ def test_what_no_program_is_is_the_models_own_error(either: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ({"concurrency": "4"}, "concurrency must be a whole number"),
         ({"concurrency": 1.5}, "concurrency must be a whole number"),
@@ -217,6 +223,6 @@ def test_what_no_program_is_is_the_models_own_error(either: Sandbox) -> None:
         ({"binary": ["nsjail"]}, "binary must be a path"),
     ],
 )
-def test_wrong_settings_of_a_sandbox_are_refused_by_name(setting: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_wrong_settings_of_a_sandbox_are_refused_by_name(setting: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make_sandbox(**setting)

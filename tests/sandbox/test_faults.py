@@ -1,7 +1,7 @@
-"""What breaks beneath the programs: guests, nsjail, the disk, descriptors, the host process itself.
+"""Faults beneath the programs: in guests, nsjail, the disk, descriptors, and the host process.
 
-Every program that was given to the sandbox has exactly one outcome, nothing hangs, and nothing is left: no
-process, no descriptor, no folder.
+Every program has exactly one outcome, nothing hangs, and nothing is left: no process, no
+descriptor, no folder.
 """
 
 import asyncio
@@ -40,14 +40,14 @@ NAP = "import time\ntime.sleep(0.3)\n"
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What does not answer is given up sooner."""
-    monkeypatch.setattr(job, "_START_SECONDS", 3.0)
-    monkeypatch.setattr(job, "_GONE_SECONDS", 0.5)
+    """Shortens the time after which a silent guest is given up."""
+    monkeypatch.setattr(job, "START_SECONDS", 3.0)
+    monkeypatch.setattr(job, "GONE_SECONDS", 0.5)
 
 
 @pytest.fixture
 def box() -> Iterator[NsjailSandbox]:
-    """One guest of each kind, fully warm; at the end nothing of it is left."""
+    """One guest of each kind, fully warm; at the end nothing of the guests is left."""
     before = descriptors()
     with NsjailSandbox(guests=1, concurrency=16) as made:
         warm(made)
@@ -69,7 +69,7 @@ def warm(sandbox: NsjailSandbox) -> None:
 
 
 PLAIN, LOADED = 0, 1
-"""Where the guest without packages is among a sandbox's guests, if there is one of each kind, and the one with."""
+"""The index of the guest without packages, and with packages, in a sandbox with one of each."""
 
 
 def family(sandbox: NsjailSandbox, which: int | None = None) -> list[Process]:
@@ -78,13 +78,13 @@ def family(sandbox: NsjailSandbox, which: int | None = None) -> list[Process]:
 
 
 def nsjail(sandbox: NsjailSandbox, which: int = PLAIN) -> int:
-    """That of a guest that is whole: one that has just died is replaced when the next program comes."""
+    """The nsjail process of a living guest; the next program replaces a guest that has died."""
     for _ in range(100):
         guest = sandbox.pool.guests[which]
         if guest.alive and len(descendants(guest.process.pid)) >= 2:
             return guest.process.pid
         sandbox.run("1")
-    raise AssertionError("there is no guest")
+    raise AssertionError("the guest did not start again")
 
 
 def supervisor(sandbox: NsjailSandbox, which: int = PLAIN) -> int:
@@ -103,7 +103,7 @@ MEMBERS: dict[str, Callable[..., int]] = {
 
 
 def twelve(sandbox: NsjailSandbox, asynchronously: bool) -> "list[Execution]":
-    """Twelve programs at once, each of which takes a moment and prints its number."""
+    """Twelve programs at once; each takes a moment and prints its number."""
     codes = [f"{NAP}print({n})" for n in range(12)]
     if not asynchronously:
         with ThreadPoolExecutor(12) as threads:
@@ -129,7 +129,7 @@ def meanwhile(action: Callable[[], None], after: float = 0.15) -> threading.Time
 def test_killed_with_programs_in_flight(
     box: NsjailSandbox, member: str, asynchronously: bool
 ) -> None:
-    """They are run again on a fresh guest, and nobody notices."""
+    """The programs run again on a fresh guest, and callers do not notice."""
     old = family(box, PLAIN)
     pid = MEMBERS[member](box)
     timer = meanwhile(lambda: os.kill(pid, signal.SIGKILL))
@@ -153,7 +153,7 @@ def test_killed_while_nothing_runs(box: NsjailSandbox, member: str) -> None:
 def test_stopped_with_programs_in_flight(
     box: NsjailSandbox, member: str, asynchronously: bool, soon: None
 ) -> None:
-    """A guest that hangs is replaced; what it had not begun is run on the next."""
+    """A guest that hangs is replaced; programs that had not begun run on the new guest."""
     old = family(box, PLAIN)
     pid = MEMBERS[member](box)
     os.kill(pid, signal.SIGSTOP)
@@ -167,7 +167,7 @@ def test_stopped_with_programs_in_flight(
 
 
 def test_a_program_that_its_guest_cannot_end(box: NsjailSandbox, soon: None) -> None:
-    """The supervisor is stopped, and the program's time is up: the guest is ended instead."""
+    """The supervisor is stopped when the program's time is up, so the guest itself is ended."""
     mark = Mark()
     timer = meanwhile(lambda: os.kill(supervisor(box), signal.SIGSTOP), 0.1)
     execution = box.run(mark.code + SLEEP, Limits(wall_seconds=0.5))
@@ -232,7 +232,7 @@ def test_every_guest_of_several_dies(soon: None) -> None:
 
 
 def test_guests_that_cannot_be_started_again(tmp_path: Path) -> None:
-    """An outcome, and why; and when they can be, all is well."""
+    """The outcome says why; once guests can start again, programs run."""
     count, link, broken = tmp_path / "count", tmp_path / "nsjail", tmp_path / "broken"
     broken.write_text(f"#!/bin/sh\necho x >> {count}\necho 'no room for a jail' >&2\nexit 255\n")
     broken.chmod(0o755)
@@ -267,7 +267,7 @@ def test_guests_that_cannot_be_started_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("asynchronously", [False, True], ids=["threads", "loop"])
 def test_closed_with_work_in_flight(asynchronously: bool) -> None:
-    """What runs and what waits has an outcome, at once."""
+    """Programs that run and programs that wait get an outcome at once."""
     sandbox = NsjailSandbox(guests=1, concurrency=4)
     warm(sandbox)
     mark = Mark()
@@ -328,7 +328,13 @@ from retool_env.sandbox import *
 
 
 def host(code: str, *command: str, **settings: object) -> subprocess.Popen[str]:
-    """A process of its own that runs programs."""
+    """A separate process that runs programs.
+
+    Args:
+        code: The text of its main function.
+        command: A command in front of the interpreter's.
+        **settings: Arguments of `subprocess.Popen`.
+    """
     script = HEAD + textwrap.dedent(code)
     arguments = [*command, sys.executable, "-c", script]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -358,9 +364,11 @@ RUNS = {
         async def main():
             with make_sandbox(guests=2) as sandbox:
                 try:
-                    await asyncio.gather(*(sandbox.run_async(CODE, Limits(wall_seconds=60)) for _ in range(3)))
+                    limits = Limits(wall_seconds=60)
+                    await asyncio.gather(*(sandbox.run_async(CODE, limits) for _ in range(3)))
                 except asyncio.CancelledError:
-                    print("interrupted", (await sandbox.run_async("print(6 * 7)")).stdout, flush=True)
+                    execution = await sandbox.run_async("print(6 * 7)")
+                    print("interrupted", execution.stdout, flush=True)
         try:
             asyncio.run(main())
         except KeyboardInterrupt:
@@ -378,7 +386,7 @@ RUNS = {
 
 @pytest.mark.parametrize("way", RUNS)
 def test_ctrl_c(way: str) -> None:
-    """To the whole process group, as a terminal sends it: the program ends, and the sandbox goes on."""
+    """A terminal signals the whole process group: the program ends, and the sandbox lives on."""
     mark = Mark()
     process = host(
         f"CODE = {mark.code + SLEEP!r}\n" + textwrap.dedent(RUNS[way]), start_new_session=True
@@ -397,7 +405,7 @@ def test_ctrl_c(way: str) -> None:
 
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "os._exit", "an exception", "its end"])
 def test_the_host_is_gone(how: str, tmp_path: Path) -> None:
-    """However it ends, and though nobody closed the sandbox: its guests end with it."""
+    """However the host ends, and even without a close, its guests end with it."""
     mark = Mark()
     ends = {
         "os._exit": "os._exit(0)",
@@ -441,7 +449,7 @@ def test_nothing_is_mounted_on_the_host(box: NsjailSandbox) -> None:
 
 @pytest.mark.parametrize("files", [24, 40, 64, 128])
 def test_few_descriptors(files: int) -> None:
-    """A refusal that says so, or every program its outcome; and as soon as there are enough, all is well."""
+    """A refusal with a reason, or an outcome of each program; with enough descriptors all run."""
     process = host(f"""
         async def many(sandbox):
             return await asyncio.gather(*(sandbox.run_async(f"print({{n}})") for n in range(40)))
@@ -472,7 +480,7 @@ def test_few_descriptors(files: int) -> None:
 
 
 def test_the_usual_limit_on_open_files_is_enough() -> None:
-    """1024, with as many programs at once as there are by default."""
+    """1024 files, and the default number of programs at once."""
     process = host("""
         async def many(sandbox):
             nap = "import time\\ntime.sleep(1)\\n"
@@ -493,7 +501,7 @@ def test_the_usual_limit_on_open_files_is_enough() -> None:
 
 
 def with_folders(options: str) -> str:
-    """What a sandbox says to a program where every folder for temporary files is a full file system."""
+    """The message of a sandbox when every folder for temporary files is a full file system."""
     folders = [f for f in ("/tmp", "/var/tmp", "/dev/shm", "/run") if os.path.isdir(f)]
     mounts = "".join(
         f"mount -t tmpfs -o {options} none {folder}; cat /dev/zero 2>&- >{folder}/fill; "

@@ -1,4 +1,4 @@
-"""SandboxFusion's messages: what is sent arrives, and what others send is understood."""
+"""SandboxFusion's messages: our messages arrive, and messages of other implementations are read."""
 
 import json
 
@@ -80,7 +80,13 @@ def test_a_request_names_every_limit() -> None:
 
 
 def foreign(status="Success", message="", /, **run) -> dict:
-    """A response of another implementation's server."""
+    """A response of another implementation's server.
+
+    Args:
+        status: The status of the response.
+        message: The message of the response.
+        **run: The fields of `run_result`.
+    """
     return {"status": status, "message": message, "compile_result": None, "run_result": run}
 
 

@@ -1,4 +1,4 @@
-"""A job from the host's side: here the test is the guest, and says what a guest or a hostile program could say."""
+"""A job on the host's side; the test plays the guest, or a hostile program."""
 
 import json
 import os
@@ -25,10 +25,12 @@ LIMITS = Limits(wall_seconds=0.2, memory_mb=77, output_bytes=1000)
 
 
 class Guest:
-    """What a job sees of a guest, and the other end of it.
+    """The guest's end of a job.
 
     Args:
-        session: Whether the job it makes is a session's.
+        session: Whether the job belongs to a session.
+        limits: The limits of the job.
+        **flags: Further arguments of `Job`.
     """
 
     def __init__(self, limits: Limits = LIMITS, session: bool = False, **flags: bool) -> None:
@@ -43,7 +45,7 @@ class Guest:
         self.status.settimeout(5)
 
     def read(self) -> tuple[bool, str, str]:
-        """The next program that it is given: whether it displays, its text, its stdin."""
+        """The next program: whether its value is displayed, its text, its stdin."""
         head = self._exactly(struct.calcsize(wire.PROGRAM))
         display, size, stdin, files = struct.unpack(wire.PROGRAM, head)
         assert files == 0
@@ -65,10 +67,24 @@ class Guest:
         self.source.send(struct.pack(wire.BELL, began))
 
     def says(self, number: int, began: float, ended: float = 0.0, text: bytes = b"") -> None:
+        """Writes the record.
+
+        Args:
+            number: The number of the block.
+            began: The block's start, in seconds of the monotonic clock.
+            ended: The block's end. 0.0: it still runs.
+            text: The text of the record.
+        """
         os.pwrite(self.record, struct.pack(wire.RECORD, number, len(text), began, ended) + text, 0)
 
     def ends(self, code: int = 0, seconds: float = 0.0, text: bytes | None = None) -> Execution:
-        """The program is over; what comes of it."""
+        """Ends the program, and returns the job's result.
+
+        Args:
+            code: The exit code, or minus the signal.
+            seconds: The processor time.
+            text: The text of the record. `None`: no record is written.
+        """
         if text is not None:
             now = time.monotonic()
             self.says(1, now, now, text)
@@ -83,7 +99,7 @@ class Guest:
         return self.status.recv(1) == b""
 
     def close(self) -> None:
-        """All that the process has is closed, as at its end."""
+        """Closes all descriptors of the process, as at its end."""
         if self.stdout >= 0:
             os.close(self.stdout)
             os.close(self.record)
@@ -150,7 +166,7 @@ def test_closing_leaves_no_descriptor() -> None:
 
 @pytest.mark.parametrize("step", range(12))
 def test_whatever_fails_on_the_way_leaves_no_descriptor(monkeypatch, step: int) -> None:
-    """Each call that a job is made with fails in turn, for a reason that nobody thought of."""
+    """Each call in the making of a job fails in turn, for an unexpected reason."""
     calls = [
         (os, "pipe"),
         (os, "memfd_create"),
@@ -414,7 +430,7 @@ def test_waiting_for_a_processor_is_not_the_programs_time(guest: Guest, monkeypa
 def test_a_process_that_never_begins_is_an_infrastructure_failure(
     guest: Guest, monkeypatch
 ) -> None:
-    monkeypatch.setattr(job, "_START_SECONDS", 0.01)
+    monkeypatch.setattr(job, "START_SECONDS", 0.01)
     guest.job.begin("x")
     time.sleep(0.02)
     guest.job.lapse()
@@ -425,7 +441,7 @@ def test_a_process_that_never_begins_is_an_infrastructure_failure(
 
 
 def test_a_guest_that_does_not_end_it_is_given_up(guest: Guest, monkeypatch) -> None:
-    monkeypatch.setattr(job, "_GONE_SECONDS", 0.01)
+    monkeypatch.setattr(job, "GONE_SECONDS", 0.01)
     begun(guest)
     time.sleep(0.25)
     assert guest.job.lapse() == 0.01 and not guest.job.hung

@@ -1,4 +1,4 @@
-"""Running many programs: limits, concurrency, cancellation, threads and event loops. The same in both sandboxes."""
+"""Many programs: limits, concurrency, cancellation, threads, event loops; in both sandboxes."""
 
 import asyncio
 import gc
@@ -48,7 +48,7 @@ def test_timeout_keeps_what_was_printed(either: Sandbox, code: str) -> None:
 
 
 def test_processor_time_of_threads_counts(sandbox: Sandbox) -> None:
-    """Children that burn processors together end with the program, by one clock or the other."""
+    """Children that use processors together end with the program, by either of two clocks."""
     mark = Mark()
     code = f"{mark.code}import os\nfor _ in range(3): os.fork()\nwhile True: pass"
     assert sandbox.run(code, SHORT).outcome is Outcome.TIMEOUT
@@ -97,7 +97,7 @@ def test_long_program(either: Sandbox) -> None:
 
 
 def test_each_has_its_own_limits(either: Sandbox) -> None:
-    """Processes kept ready have those of earlier programs, and are not given to one with others."""
+    """A spare process has an earlier program's limits, and serves no program with other limits."""
     code = "try: print(len(bytes(10**8)))\nexcept MemoryError: print('no')"
     little, much = Limits(memory_mb=50), Limits(memory_mb=200)
     for _ in range(6):
@@ -123,7 +123,7 @@ def test_many_at_once_on_one_loop_after_another(either: Sandbox) -> None:
 
 
 def test_threads_and_loops_at_once(sandbox: Sandbox) -> None:
-    """Nothing is lost, doubled or taken for another's, whoever asks."""
+    """No result is lost, doubled or returned to the wrong caller."""
 
     def thread(start: int) -> list[Execution]:
         return [sandbox.run(f"print({n})") for n in range(start, start + 20)]
@@ -142,7 +142,7 @@ def test_threads_and_loops_at_once(sandbox: Sandbox) -> None:
 
 
 def test_no_more_than_may_run_at_once() -> None:
-    """Fifty programs and two places: the others are held back, and come in the order they were asked for."""
+    """Fifty programs and two slots: the others wait, and start in the order of their requests."""
     mark = Mark()
     code = mark.code + "import time\ntime.sleep(0.03)"
 
@@ -211,7 +211,7 @@ def test_cancelled_run_ends_its_program(either: Sandbox) -> None:
 
 
 def test_cancelled_at_any_moment(either: Sandbox) -> None:
-    """Also before it has a place, a process, or has begun; programs, places and descriptors all come back."""
+    """Also before a program has a slot or a process; slots, processes and descriptors come back."""
     mark, chance = Mark(), random.Random(0)
     before = descriptors()
 
@@ -244,7 +244,7 @@ def test_descriptors_and_processes_come_and_go(either: Sandbox) -> None:
         for code in programs:
             either.run(code)
     assert settled_descriptors(before + 8) <= before + 8
-    # Of a guest there are its two processes, and the few that are kept ready.
+    # Each guest has two processes and a few spare processes.
     for guest in either.pool.guests:
         top = guest.process.pid if isinstance(either, UnsafeSandbox) else None
         supervisor = top or children(guest.process.pid)[0].pid
@@ -294,7 +294,7 @@ def test_making_and_closing_leaves_no_descriptor() -> None:
 
 
 def test_a_dropped_sandbox_ends_what_it_has(recwarn: pytest.WarningsRecorder) -> None:
-    """With a session in the midst of its life, and without; also where nothing but a cycle holds it."""
+    """With and without an open session, and also if only a cycle of references holds it."""
     NsjailSandbox(guests=1).close()
     before, threads = descriptors(), threading.active_count()
     others = children(os.getpid())
@@ -316,7 +316,7 @@ def test_a_dropped_sandbox_ends_what_it_has(recwarn: pytest.WarningsRecorder) ->
     assert len(dropped) >= 4 * 2 and left_of(dropped) == []
     assert settled_descriptors(before) <= before
     assert mark.find() == [] and children(os.getpid()) == others
-    while threading.active_count() > threads:  # those that wait for the guests' ends
+    while threading.active_count() > threads:  # the threads that wait for the guests' ends
         time.sleep(0.01)
     assert not [str(each.message) for each in recwarn]  # of a child that nobody waited for
 
@@ -344,7 +344,7 @@ def test_works_in_a_child_process(method: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_copy_neither_holds_nor_disturbs_the_guests() -> None:
-    """Forked while programs run; the copy lives on, and the guests end with the original's sandbox."""
+    """A fork while programs run: the copy lives on, and guests end with the original sandbox."""
     sandbox = NsjailSandbox(guests=1)
     stop, results = threading.Event(), []
 

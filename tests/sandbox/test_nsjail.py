@@ -1,4 +1,4 @@
-"""The jail: what a program cannot reach, seen from inside and from the host; and refusals."""
+"""The jail's isolation, seen from inside and from the host; and refusals."""
 
 import asyncio
 import importlib.util
@@ -170,7 +170,7 @@ def test_network_is_out_of_reach(jail: NsjailSandbox) -> None:
 
 
 def test_network_namespace_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second wall behind the filter on sockets: without the filter nothing is there either."""
+    """The second defence behind the filter on sockets: the namespace itself has no network."""
     monkeypatch.setattr("retool_env.sandbox.nsjail.SECCOMP_POLICY", "DEFAULT ALLOW")
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
@@ -221,8 +221,8 @@ def test_user_is_not_root_outside_either(jail: NsjailSandbox) -> None:
         outside = set(map(int, status[field].split()))
         assert len(outside) == 1 and 0 not in outside
     assert status["Groups"].strip() in ("", str(os.getgid()))
-    # The bounding set is that of its namespace: it bounds what a setuid file or one with capabilities could
-    # give, and without new privileges none gives any.
+    # The bounding set belongs to the namespace. It bounds the rights that setuid files or files
+    # with capabilities could give, but without new privileges no file gives any.
     for field in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
         assert int(status[field], 16) == 0, field
     assert status["NoNewPrivs"] == "1"
@@ -316,7 +316,7 @@ def test_no_file_is_left_behind(jail: NsjailSandbox) -> None:
 
 
 def test_further_packages_and_what_they_require() -> None:
-    """Those asked for, with what they require, are there and loaded; others are not."""
+    """The requested packages and their requirements are loaded; other packages are missing."""
     with NsjailSandbox(guests=1, packages=("packaging", "gymnasium")) as sandbox:
         code = (
             "import sys\nprint('packaging' in sys.modules)\n"
@@ -365,7 +365,7 @@ def test_time_zones_are_there_with_packages_and_without(either: Sandbox, more: s
 
 
 def test_time_zones_are_those_of_the_system_nowhere(jail: NsjailSandbox) -> None:
-    """They are the package's, whatever the machine has; and no other file of its folder is there."""
+    """They come from the package on every machine; no other file of its folder is in the jail."""
     names = "import zoneinfo; print(sorted(zoneinfo.available_timezones()))"
     import tzdata
 
@@ -469,7 +469,7 @@ def test_no_right_to_make_namespaces_names_the_flags() -> None:
 
 
 def test_no_namespaces_left_names_the_settings() -> None:
-    """As where user namespaces are switched off."""
+    """As on a system with user namespaces switched off."""
     limit = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
     message = refusal(["unshare", "--user", "--map-root-user", "sh", "-c", limit, "sh"])
     assert "No space left on device" in message
@@ -490,7 +490,7 @@ with make_sandbox(packages=(), guests=1) as sandbox:
 
 
 def test_root_of_a_user_namespace_with_65536_ids_runs_programs() -> None:
-    """As in a container that an ordinary user has started: the ids that root gives to programs elsewhere are not known there."""
+    """As in an ordinary user's container, which lacks the user ids that root gives to programs."""
     if os.geteuid() != 0:
         pytest.skip("only root may map so many")
     with subprocess.Popen(
@@ -510,7 +510,7 @@ def test_root_of_a_user_namespace_with_65536_ids_runs_programs() -> None:
 def test_a_folder_of_packages_is_covered_only_where_there_is_one(
     there: bool, tmp_path: Path
 ) -> None:
-    """Debian's interpreter has none: nsjail would make it, as root in the host's own tree."""
+    """Debian's interpreter lacks the folder; nsjail as root would make it in the host's tree."""
     if there:
         (tmp_path / "site-packages").mkdir()
     found = {"executable": sys.executable, "stdlib": str(tmp_path), "mounts": []}

@@ -1,4 +1,4 @@
-"""Which guest runs a program, and what is kept ready for the next."""
+"""The choice of a guest for a program, and the spare processes for the next program."""
 
 import time
 
@@ -31,5 +31,5 @@ def test_processes_of_each_kind_are_kept_ready(either: PooledSandbox) -> None:
     assert ready() == expected
     for _ in range(2 * each):
         either.run("print(1)", Limits(wall_seconds=3))
-    assert ready() == expected  # those of other limits have made room, in their own kind only
+    assert ready() == expected  # stale ones of the same kind made room
     assert {job.limits.wall_seconds for job in either.pool.spares if not job.guest.packages} == {3}

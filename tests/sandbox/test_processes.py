@@ -1,4 +1,4 @@
-"""What /proc says of processes: of real ones, started here."""
+"""/proc's information about real processes that the tests start."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ print("ready", flush=True)
 
 @pytest.fixture
 def tree(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
-    """A process with two children and two grandchildren; `param`: what leaves and root do."""
+    """A process with two children and two grandchildren; `param`: the code of leaves and root."""
     leaf, root = request.param
     process = subprocess.Popen(
         [sys.executable, "-c", TREE.format(leaf=leaf, root=root)],

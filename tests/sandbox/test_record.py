@@ -1,4 +1,4 @@
-"""What a process tells of its program; how a `Job` takes that, `test_job.py` shows."""
+"""Reading a process's record; `test_job.py` tests how a `Job` uses it."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The server, over HTTP: real uvicorn on the loopback; the last tests run `retool serve` itself."""
+"""The server over HTTP: real uvicorn on the loopback; the last tests run `retool serve`."""
 
 import asyncio
 import base64
@@ -13,35 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 import sandbox_fusion
+from helpers.clients import OK, SECRET, ask, bearer, counted
 from helpers.marks import Mark
 from helpers.services import Scripted, command, says, serving, sleeps, wait_until
-from prometheus_client.parser import text_string_to_metric_families
 
 from retool_env.cli import main
-from retool_env.sandbox import (
-    Execution,
-    Limits,
-    Outcome,
-    Sandbox,
-    monitoring,
-    server,
-)
+from retool_env.sandbox import Execution, Limits, Outcome, Sandbox, server
 from retool_env.sandbox.server import create_app
-
-SECRET = "s3cret"
-OK = Execution(Outcome.OK, "42", duration=0.02)
-
-
-def ask(url: str, code: str = "", headers: dict | None = None, **fields) -> httpx.Response:
-    body = {"code": code, "language": "python"} | fields
-    return httpx.post(f"{url}/run_code", json=body, headers=headers, timeout=60)
-
-
-def bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
-
-
-# --- the protocol ---------------------------------------------------------------------------------
 
 
 def test_the_program_runs_under_what_the_request_says() -> None:
@@ -62,60 +40,6 @@ def test_the_program_runs_under_what_the_request_says() -> None:
     assert seen[1] == ("1", expected, "", True)
 
 
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"language": "cpp"}, "language"),
-        ({"language": None}, "language"),
-        ({"code": 3}, "code"),
-        ({"stdin": 3}, "stdin"),
-        ({"files": {"a.txt": "YQ=="}}, "files and fetch_files: this server's sandbox has none"),
-        ({"fetch_files": ["a.txt"]}, "files and fetch_files: this server's sandbox has none"),
-        ({"files": {"a.txt": "Y"}}, "files: the content of 'a.txt' is not base64"),
-        ({"files": {"../a": "YQ=="}}, "'../a' is not a file's name"),
-        ({"files": {"a\0b": "YQ=="}}, "is not a file's name"),
-        ({"files": {"a": 3}}, "files"),
-        ({"files": {str(n): "" for n in range(257)}}, "257 files are too many"),
-        ({"fetch_files": [""]}, "'' is not a file's name"),
-        ({"fetch_files": ["a/../b"]}, "'a/../b' is not a file's name"),
-        ({"fetch_files": ["a"] * 257}, "257 files are too many"),
-        ({"run_timeout": 0}, "wall_seconds"),
-        ({"run_timeout": -1}, "wall_seconds"),
-        ({"run_timeout": 121}, "wall_seconds of 121.0 is above this server's maximum, 120.0"),
-        ({"memory_limit_MB": 10**9}, "memory_mb"),
-        ({"retool": {"output_bytes": 10**12}}, "output_bytes"),
-        ({"retool": {"processes": 0}}, "processes"),
-        ({"retool": 1}, "retool"),
-        ({"stdin": "x" * ((1 << 20) + 1), "retool": {"tmp_mb": 1}}, "stdin: 1048577 bytes"),
-    ],
-)
-def test_what_the_server_does_not_do_is_refused(fields: dict, named: str) -> None:
-    box = says(OK)
-    with serving(create_app(box)) as url:
-        response = ask(url, **({"code": "secret program"} | fields))
-    assert response.status_code == 422
-    assert named in response.json()["detail"]
-    assert "secret program" not in response.text
-    assert box.started == 0
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"code": NaN}']
-)
-def test_a_body_that_is_no_request_is_refused(body: bytes) -> None:
-    with serving(create_app(says(OK))) as url:
-        response = httpx.post(f"{url}/run_code", content=body)
-        assert response.status_code == 422 and response.json()["detail"]
-        assert ask(url).status_code == 200  # and the server goes on
-
-
-def test_infinite_limits_are_refused() -> None:
-    body = b'{"code": "", "language": "python", "run_timeout": %s}'
-    with serving(create_app(says(OK))) as url:
-        for number in (b"Infinity", b"NaN", b"1e999"):
-            assert httpx.post(f"{url}/run_code", content=body % number).status_code == 422
-
-
 @pytest.mark.parametrize("maximum", [{"wall_seconds": 1}, "foo", None, 5])
 def test_a_maximum_that_is_none_is_refused(maximum: object) -> None:
     with pytest.raises(TypeError, match="maximum must be a Limits"):
@@ -127,19 +51,6 @@ def test_serve_refuses_a_maximum_before_it_makes_a_sandbox(seconds: str, capsys,
     monkeypatch.setattr("retool_env.sandbox.make_sandbox", None)
     assert main(["serve", "--max-seconds", seconds]) == 1
     assert "--max-seconds: Limits.wall_seconds must be a number" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("memory", [-1, 0])
-def test_no_memory_limit_means_the_usual_one(memory: int) -> None:
-    seen = []
-
-    async def answer(code: str, limits: Limits, *_) -> Execution:
-        seen.append(limits)
-        return OK
-
-    with serving(create_app(Scripted(answer))) as url:
-        ask(url, memory_limit_MB=memory, run_timeout=5)
-    assert seen == [Limits(wall_seconds=5)]
 
 
 def test_a_program_of_ten_megabytes_passes() -> None:
@@ -169,7 +80,7 @@ def test_a_body_that_is_too_large_is_refused(monkeypatch) -> None:
 
 
 def test_a_body_that_does_not_come_frees_its_place(monkeypatch) -> None:
-    monkeypatch.setattr(server, "_BODY_SECONDS", 0.2)
+    monkeypatch.setattr(server, "BODY_SECONDS", 0.2)
 
     def slow() -> Iterator[bytes]:
         yield b"{"
@@ -280,103 +191,6 @@ def test_programs_that_a_stop_cuts_off_are_ended_in_order() -> None:
             assert "the server stops" in each.result().json()["message"]
 
 
-# --- health and metrics ---------------------------------------------------------------------------
-
-
-def test_health_probes_once_and_learns_from_programs(monkeypatch) -> None:
-    box = says(OK)
-    with serving(create_app(box)) as url:
-        for _ in range(3):
-            response = httpx.get(f"{url}/health")
-            assert (response.status_code, response.json()) == (200, {"status": "ok"})
-        assert box.started == 1
-        monkeypatch.setattr(monitoring, "_PROBE_EVERY", 0.3)
-        time.sleep(0.4)
-        ask(url)
-        httpx.get(f"{url}/health")  # a program has just run: no probe is needed
-        assert box.started == 2
-        time.sleep(0.4)
-        httpx.get(f"{url}/health")
-        assert box.started == 3
-
-
-def test_health_says_what_is_wrong_and_when_it_is_over() -> None:
-    now = [Execution(Outcome.INFRASTRUCTURE, "", "no namespaces")]
-
-    async def answer(*_) -> Execution:
-        return now[0]
-
-    box = Scripted(answer)
-    with serving(create_app(box)) as url:
-        for _ in range(3):
-            response = httpx.get(f"{url}/health")
-            assert response.status_code == 503
-            assert "no namespaces" in response.json()["reason"]
-        assert box.started == 1
-        now[0] = OK
-        ask(url)
-        assert httpx.get(f"{url}/health").status_code == 200
-        now[0] = Execution(Outcome.INFRASTRUCTURE, "", "gone")
-        ask(url)
-        assert "gone" in httpx.get(f"{url}/health").json()["reason"]
-
-
-def test_a_sandbox_that_raises_or_hangs_is_not_healthy(monkeypatch) -> None:
-    async def raises(*_) -> Execution:
-        raise RuntimeError("closed")
-
-    async def hangs(*_) -> Execution:
-        await asyncio.sleep(60)
-        return OK
-
-    monkeypatch.setattr(monitoring, "_PROBE_SECONDS", 0.2)
-    for answer, reason in ((raises, "RuntimeError: closed"), (hangs, "did not end within 0.2 s")):
-        with serving(create_app(Scripted(answer))) as url:
-            response = httpx.get(f"{url}/health")
-        assert response.status_code == 503 and reason in response.json()["reason"]
-
-
-def counted(url: str) -> dict[tuple[str, str], float]:
-    response = httpx.get(f"{url}/metrics")
-    assert response.headers["Content-Type"].startswith("text/plain")
-    families = text_string_to_metric_families(response.text)
-    samples = (sample for family in families for sample in family.samples)
-    return {(s.name, s.labels.get("outcome", s.labels.get("le", ""))): s.value for s in samples}
-
-
-def test_metrics_count_programs_by_outcome_and_time_them() -> None:
-    async def answer(code: str, *_) -> Execution:
-        return Execution(Outcome(code), "", duration=0.2)
-
-    with serving(create_app(Scripted(answer))) as url:
-        assert counted(url)["retool_sandbox_programs_total", "ok"] == 0
-        for code in ("ok", "ok", "timeout"):
-            ask(url, code)
-        ask(url, language="cpp")
-        found = counted(url)
-        programs = {label: n for (name, label), n in found.items() if name.endswith("ms_total")}
-    assert set(programs) == {*(str(outcome) for outcome in Outcome), "cancelled"}
-    assert {label: n for label, n in programs.items() if n} == {"ok": 2, "timeout": 1}
-    assert found["retool_sandbox_in_flight", ""] == 0
-    assert found["retool_sandbox_program_seconds_count", ""] == 3
-    assert found["retool_sandbox_program_seconds_sum", ""] == pytest.approx(0.6)
-    assert found["retool_sandbox_program_seconds_bucket", "0.1"] == 0
-    assert found["retool_sandbox_program_seconds_bucket", "0.3"] == 3
-
-
-def test_metrics_show_what_is_in_flight_and_what_was_turned_away() -> None:
-    box = sleeps()
-    with serving(create_app(box, max_in_flight=1)) as url, ThreadPoolExecutor(1) as pool:
-        held = pool.submit(ask, url, "1")
-        wait_until(lambda: box.running == 1)
-        assert ask(url, "0").status_code == 503
-        found = counted(url)
-        assert found["retool_sandbox_in_flight", ""] == 1
-        assert found["retool_sandbox_busy_total", ""] == 1
-        held.result()
-        assert counted(url)["retool_sandbox_in_flight", ""] == 0
-
-
 # --- with the jail --------------------------------------------------------------------------------
 
 
@@ -387,6 +201,13 @@ def jailed(jail: Sandbox) -> Iterator[str]:
 
 
 def fusion(url: str, code: str, **fields) -> sandbox_fusion.RunCodeResponse:
+    """Sends a program by SandboxFusion's own client.
+
+    Args:
+        url: The server's URL.
+        code: The program's text.
+        **fields: Further fields of the request.
+    """
     request = sandbox_fusion.RunCodeRequest(code=code, language="python", **fields)
     return sandbox_fusion.run_code(request, endpoint=url, max_attempts=1, client_timeout=60)
 
@@ -475,7 +296,7 @@ def test_the_token_of_the_environment_and_the_limits_of_the_command_line() -> No
     options = ("--host", "0.0.0.0", "--max-seconds", "3", "--max-in-flight", "1")
     with command(*options, RETOOL_SANDBOX_TOKEN=SECRET) as (_, url):
         url = url.replace("0.0.0.0", "127.0.0.1")
-        assert ask(url, "print(1)").status_code == 401
+        assert ask(url, "print(1)", headers={}).status_code == 401
         answer = ask(url, "print(1)", bearer(SECRET), run_timeout=3)
         assert answer.json()["run_result"]["stdout"] == "1\n"
         assert ask(url, "print(1)", bearer(SECRET), run_timeout=4).status_code == 422
@@ -551,7 +372,8 @@ def test_a_file_that_cannot_come_back_is_left_out(jailed: str, code: str) -> Non
 
 def test_what_a_program_writes_in_their_place_is_bounded_and_its_own(jailed: str) -> None:
     flood = (
-        "import os\nfor n in range(3, 64):\n    try:\n        while True: os.write(n, bytes(65536))\n"
+        "import os\nfor n in range(3, 64):\n    try:\n"
+        "        while True: os.write(n, bytes(65536))\n"
         "    except OSError: pass"
     )
     forged = (

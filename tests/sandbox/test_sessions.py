@@ -1,4 +1,4 @@
-"""Sessions: blocks that share a process. The same in both sandboxes."""
+"""Sessions: blocks that share a process. Equal in both sandboxes."""
 
 import asyncio
 import gc
@@ -54,7 +54,7 @@ def test_an_error_does_not_end_it(either: Sandbox) -> None:
 
 
 def test_a_traceback_shows_the_lines_of_each_block(either: Sandbox) -> None:
-    """A function's line is that of the block which defined it, as in a notebook."""
+    """A function's line comes from the block that defined the function, as in a notebook."""
     with either.session() as session:
         session.run("def f():\n    return 1 / 0\n")
         session.run("class C:\n    def g(self):\n        return f()\n")
@@ -84,7 +84,7 @@ def test_exit_ends_the_block_alone(either: Sandbox, leave: str) -> None:
 
 @pytest.mark.parametrize("status", [0, 3])
 def test_a_block_that_ends_the_process_says_so(either: Sandbox, status: int) -> None:
-    """Whatever its status: the variables are lost."""
+    """Whatever the exit status, the variables are lost."""
     with either.session() as session:
         session.run("x = 1")
         lost = session.run(f"import os\nprint(x)\nos._exit({status})")
@@ -93,7 +93,7 @@ def test_a_block_that_ends_the_process_says_so(either: Sandbox, status: int) -> 
 
 
 def test_a_signal_between_blocks_waits_for_the_next(either: Sandbox) -> None:
-    """What its handler raises is an error of that block, and the session goes on."""
+    """An error of the handler belongs to the next block, and the session goes on."""
     with either.session() as session:
         session.run(
             "import signal, time\ndef late(*_):\n    raise TimeoutError('late')\n"
@@ -111,7 +111,8 @@ def test_a_signal_between_blocks_that_another_thread_takes_waits_too(either: San
             session.run(
                 "import signal, threading, time\n"
                 "threading.Thread(target=time.sleep, args=[60], daemon=True).start()\n"
-                "def late(*_):\n    raise TimeoutError('late')\nsignal.signal(signal.SIGALRM, late)\n"
+                "def late(*_):\n    raise TimeoutError('late')\n"
+                "signal.signal(signal.SIGALRM, late)\n"
                 "signal.setitimer(signal.ITIMER_REAL, 0.05)\nx = 1"
             )
             time.sleep(0.15)
@@ -123,7 +124,8 @@ def test_stopping_children_between_blocks_is_not_told_to_the_program(either: San
     with either.session() as session:
         session.run(
             "import os, signal, time\nheard = []\ndef h(*_): heard.append(1)\n"
-            "signal.signal(signal.SIGCHLD, h)\nif os.fork() == 0:\n    time.sleep(1)\n    os._exit(3)"
+            "signal.signal(signal.SIGCHLD, h)\n"
+            "if os.fork() == 0:\n    time.sleep(1)\n    os._exit(3)"
         )
         for _ in range(3):
             assert session.run("print(len(heard))") == prints("0")
@@ -147,7 +149,8 @@ LEFT_OVERS = {
     "processes": "import os\nfor _ in range(5):\n    if os.fork() == 0:\n        while True: pass",
     "a daemon": "import os\nif os.fork() == 0:\n    os.setsid()\n    if os.fork(): os._exit(0)\n"
     "    while True: pass",
-    "a thread that wakes the others": "import os, signal, threading\npid = os.fork()\nif pid == 0:\n"
+    "a thread that wakes the others": "import os, signal, threading\npid = os.fork()\n"
+    "if pid == 0:\n"
     "    while True: pass\ndef wake():\n    while True: os.kill(pid, signal.SIGCONT)\n"
     "threading.Thread(target=wake).start()",
 }
@@ -224,7 +227,7 @@ def test_output_of_any_size(either: Sandbox) -> None:
 
 
 def test_output_after_a_block_is_not_lost_to_the_host(either: Sandbox) -> None:
-    """A thread that prints between blocks: the next block shows it, and nothing is stuck."""
+    """The next block shows the output of a thread between blocks, and nothing hangs."""
     with either.session() as session:
         session.run(
             "import threading, time\n"
@@ -247,7 +250,7 @@ def test_two_sessions_do_not_see_each_other(either: Sandbox) -> None:
 
 
 def test_many_sessions_take_turns() -> None:
-    """More sessions than places: a place is held for a block, not for a session."""
+    """More sessions than slots: a block holds a slot, a session does not."""
 
     async def count(sandbox: Sandbox, start: int) -> list[str]:
         with sandbox.session() as session:
@@ -364,14 +367,14 @@ def test_closing_during_a_block_ends_it_with_a_typed_outcome(either: Sandbox, co
 
     for execution in (threads(), asyncio.run(tasks(True)), asyncio.run(tasks(False))):
         assert (execution.outcome, execution.error) == (Outcome.INFRASTRUCTURE, CLOSED)
-        assert set(execution.stdout) <= {"x", "\n"}  # what it printed until then is kept
+        assert set(execution.stdout) <= {"x", "\n"}  # earlier output is kept
     assert mark.wait_for(0) == []
     assert settled_descriptors(before + 8) <= before + 8
     assert either.pool.slots.free == either.concurrency
 
 
 def test_closing_at_any_moment_of_a_block(either: Sandbox) -> None:
-    """Before it has a process, while it begins, and while it ends."""
+    """Before the block has a process, while it begins, and while it ends."""
     seen = set()
     with ThreadPoolExecutor(1) as pool:
         for step in range(60):

@@ -1,4 +1,4 @@
-"""Places are given in the order they were asked for, never more than there are, and none is lost."""
+"""Slots go to callers in the order of their requests; none is lost or given twice."""
 
 import asyncio
 import random
@@ -15,13 +15,13 @@ from retool_env.sandbox.slots import Slots
 pytestmark = pytest.mark.timeout(60)
 
 
-def free_places(slots: Slots) -> int:
+def free_slots(slots: Slots) -> int:
     """Counts by taking all, and gives them back."""
     count = 0
     while True:
-        place = slots.ask()
-        if not place.done():
-            slots.give_up(place)
+        slot = slots.ask()
+        if not slot.done():
+            slots.give_up(slot)
             break
         count += 1
     for _ in range(count):
@@ -47,7 +47,7 @@ async def spin() -> None:
     ),
 )
 def test_as_a_queue_would(number: int, actions: list[tuple[str, int]]) -> None:
-    """Against a model: a list of those who have a place, and a list of those who wait."""
+    """Against a model with two lists: callers with a slot, and callers that wait."""
 
     async def play() -> None:
         slots = Slots(number)
@@ -70,7 +70,7 @@ def test_as_a_queue_would(number: int, actions: list[tuple[str, int]]) -> None:
             if action == "ask":
                 await (
                     spin()
-                )  # one who finds a place free is told at once, before those told by the loop
+                )  # a caller with a free slot knows at once, before callers that the loop tells
                 name = len(tasks)
                 tasks[name] = asyncio.create_task(ask(name))
                 await asyncio.sleep(0)  # it stands in the queue from here on
@@ -81,7 +81,8 @@ def test_as_a_queue_would(number: int, actions: list[tuple[str, int]]) -> None:
                 slots.release()
                 admit()
             elif action == "cancel" and (undone := [n for n in tasks if not tasks[n].done()]):
-                # Also one that has just been given a place, and does not know yet.
+                # Also a caller that has just been given a slot, and does not know yet.
+
                 name = undone[index % len(undone)]
                 tasks[name].cancel()
                 await spin()
@@ -102,13 +103,13 @@ def test_as_a_queue_would(number: int, actions: list[tuple[str, int]]) -> None:
         await spin()
         for _ in holding:
             slots.release()
-        assert free_places(slots) == number
+        assert free_slots(slots) == number
 
     asyncio.run(play())
 
 
-def test_threads_and_loops_share_the_places() -> None:
-    """Random work with cancellations: never more than there are at once, and all places are there at the end."""
+def test_threads_and_loops_share_the_slots() -> None:
+    """Random work with cancellations: never more slots than exist, and all slots come back."""
     number, slots = 3, Slots(3)
     counting = threading.Lock()
     inside, most, done = 0, 0, 0
@@ -156,7 +157,7 @@ def test_threads_and_loops_share_the_places() -> None:
         each.join(50)
     assert not any(each.is_alive() for each in threads)
     assert most == number and inside == 0 and done > 3 * 60
-    assert len(slots) == 0 and free_places(slots) == number
+    assert len(slots) == 0 and free_slots(slots) == number
 
 
 def test_first_come_first_served_over_threads_and_loops() -> None:
@@ -186,11 +187,11 @@ def test_first_come_first_served_over_threads_and_loops() -> None:
     assert order == list(range(8))
 
 
-def test_a_place_given_at_the_moment_of_giving_up_is_not_lost(monkeypatch) -> None:
-    """The one who waits is cancelled while another thread is just about to hand it the place."""
+def test_a_slot_given_at_the_moment_of_giving_up_is_not_lost(monkeypatch) -> None:
+    """A waiting caller is cancelled while another thread is about to hand it the slot."""
     slots = Slots(1)
     slots.acquire()
-    place = slots.ask()
+    slot = slots.ask()
     giving, go_on = threading.Event(), threading.Event()
     set_result = Future.set_result
 
@@ -203,11 +204,11 @@ def test_a_place_given_at_the_moment_of_giving_up_is_not_lost(monkeypatch) -> No
     giver = threading.Thread(target=slots.release)
     giver.start()
     assert giving.wait(5)
-    cancelled = threading.Thread(target=slots.give_up, args=[place])
+    cancelled = threading.Thread(target=slots.give_up, args=[slot])
     cancelled.start()
     cancelled.join(0.2)  # it may have to wait for the other
     go_on.set()
     giver.join(5)
     cancelled.join(5)
     monkeypatch.undo()
-    assert free_places(slots) == 1
+    assert free_slots(slots) == 1

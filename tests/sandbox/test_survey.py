@@ -1,4 +1,4 @@
-"""What of an interpreter's files is found to be needed."""
+"""The files of an interpreter that a survey finds."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def test_what_a_package_requires_comes_with_it() -> None:
 
 
 def test_libraries_beside_a_package_are_found() -> None:
-    """numpy's wheels keep OpenBLAS in a folder of its own."""
+    """numpy's wheels keep OpenBLAS in a separate folder."""
     import numpy
 
     beside = Path(numpy.__file__).parents[1] / "numpy.libs"
@@ -52,7 +52,13 @@ def test_a_package_of_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def package(folder: Path, distribution: str, *names: str) -> None:
-    """Makes an installed distribution whose imports have these names."""
+    """Makes an installed distribution.
+
+    Args:
+        folder: The folder of packages.
+        distribution: The distribution's name.
+        *names: The import names of the distribution.
+    """
     info = folder / f"{distribution.replace('-', '_')}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
@@ -84,7 +90,7 @@ def test_packages_are_found_by_either_name(
     found = survey(named)
     assert found["packages"] == imports
     targets = {target for _, target in found["mounts"]}
-    if "odd_a" in imports:  # what belongs to it comes with it
+    if "odd_a" in imports:  # the distribution's other packages come with it
         assert f"{PACKAGES_FOLDER}/_odd_private" in targets
 
 
@@ -103,7 +109,7 @@ def test_a_missing_package_is_named_as_it_is_installed(monkeypatch: pytest.Monke
 
 
 def test_another_interpreter_can_run_it() -> None:
-    """By the base interpreter alone, without this environment: it needs the standard library only."""
+    """The base interpreter runs the module with only the standard library."""
     command = [sys.executable, "-I", "-S", module.__file__]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["executable"] == survey([])["executable"]

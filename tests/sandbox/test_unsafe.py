@@ -1,4 +1,4 @@
-"""The sandbox that isolates nothing: it says so, and still bounds and cleans up."""
+"""The sandbox without isolation: it warns, and still bounds and cleans up."""
 
 import os
 from pathlib import Path
@@ -53,7 +53,8 @@ def test_a_process_that_leaves_the_group_is_all_that_is_left(unsafe: UnsafeSandb
     mark, other = Mark(), Mark()
     code = (
         f"{mark.code}import os, time\n"
-        f"if os.fork() == 0:\n    os.setsid()\n    {other.code.replace(chr(10), '; ')}time.sleep(2)\n"
+        "if os.fork() == 0:\n    os.setsid()\n"
+        f"    {other.code.replace(chr(10), '; ')}time.sleep(2)\n"
         "elif os.fork() == 0:\n    time.sleep(60)\n"
         "else:\n    time.sleep(0.3)"
     )

@@ -1,12 +1,14 @@
-"""What runs inside the jail. Standard library only, and nothing else of this package: it is mounted there alone.
+"""The code that runs inside the jail.
+
+It uses only the standard library and this package, because only this package is mounted there.
 
 * `supervisor`: the guest's first process, the parent of every program.
-* `template`: the process that has loaded the packages, of which each program gets a copy.
-* `immortal`: what keeps the memory of template and copies shared.
-* `process`: that copy.
-* `confine`: what it does to itself before it reads the program.
-* `adapt`: what the standard library is told of the limits.
-* `syscalls`: the filter that is a part of this.
-* `program`: compiles the program, runs it, and says how it ended.
-* `wire`: what host and guest say to each other.
+* `template`: the process that has loaded the packages; each program gets a copy of it.
+* `immortal`: keeps memory shared between the template and its copies.
+* `process`: such a copy, from its first moment to the end of its program.
+* `confine`: the restrictions that a copy puts on itself before it reads the program.
+* `syscalls`: the filter of system calls, one of these restrictions.
+* `adapt`: tells Python's standard library about the limits.
+* `program`: compiles and runs the program, and reports how it ended.
+* `wire`: the messages between host and guest.
 """

@@ -1,7 +1,8 @@
-"""What Python's standard library is told of the limits, so that a program meets them as numbers or clear errors.
+"""Tells Python's standard library about the limits, so that programs meet numbers or errors.
 
-None of this confines anything: the kernel holds the limits. But a library that sizes its pools by the host's processors,
-or that waits for a socket which cannot be, would fail or hang without a word.
+This module confines nothing: the kernel enforces the limits. But a library that sizes its pools by
+the host's processors, or that waits for a socket which cannot exist, would otherwise fail or hang
+without a message.
 """
 
 import _sitebuiltins
@@ -18,30 +19,29 @@ from typing import Any, NoReturn
 from . import confine, wire
 
 PROCESSORS = 4
-"""The most that a program is told of, and may use at once."""
+"""The largest number of processors that a program sees and uses."""
 
+_FORK = "start processes by the method 'fork': multiprocessing.get_context('fork')"
 _ADVICE = {
-    "multiprocessing.popen_spawn_posix": "start processes by the method 'fork': "
-    "multiprocessing.get_context('fork')",
-    "multiprocessing.popen_forkserver": "start processes by the method 'fork': "
-    "multiprocessing.get_context('fork')",
+    "multiprocessing.popen_spawn_posix": _FORK,
+    "multiprocessing.popen_forkserver": _FORK,
     "multiprocessing.resource_sharer": "a connection is sent to a process by a socket that "
     "listens: give it to the process when it is started",
     "multiprocessing.managers": "a manager listens on a socket: share by multiprocessing's Pool, "
     "Queue, Pipe, Value or Array",
 }
-"""What cannot work here, by the module that would do it, with what does."""
+"""An alternative for each module that cannot work in the jail."""
 
 
 class _Quitter(_sitebuiltins.Quitter):
-    """`exit` and `quit`, which leave standard input open: in a session another block may read it."""
+    """`exit` and `quit` that leave standard input open for further blocks of a session."""
 
     def __call__(self, code: object = None) -> NoReturn:
         raise SystemExit(code)
 
 
 class _Finder:
-    """Finds none of the modules that cannot work, and says so at once; the one that starts programs explains its errors."""
+    """Refuses modules that cannot work in the jail, and makes the errors of new processes clear."""
 
     @staticmethod
     def find_spec(
@@ -49,16 +49,16 @@ class _Finder:
     ) -> ModuleSpec | None:
         if name in _ADVICE:
             raise PermissionError(errno.EPERM, _ADVICE[name])
-        # Not imported beforehand: each copy of the template would have to map and unmap it.
+        # Not imported in advance: each copy of the template would have to map and unmap it.
         if name == "_posixsubprocess" and (spec := PathFinder.find_spec(name, path, target)):
-            # It does all that a loader is asked for here.
+            # `_Explained` has the two methods of a loader that the import calls.
             spec.loader = _Explained(spec.loader)  # type: ignore[assignment]  # it wraps the loader
             return spec
         return None
 
 
 class _Explained:
-    """Loads `_posixsubprocess` by its own loader, and changes it."""
+    """Loads `_posixsubprocess` with its own loader, and replaces `fork_exec`."""
 
     def __init__(self, loader: Any) -> None:
         self.create_module = loader.create_module
@@ -75,8 +75,8 @@ _usable: list[int] = []
 
 
 def install() -> None:
-    """Adapts this interpreter; called once, before anything else is loaded."""
-    # What the module `site` adds, which is skipped because it takes longer than all the rest.
+    """Adapts this interpreter. Called once, before anything else is loaded."""
+    # The guest skips the module `site`, which adds these but takes longer than all the rest.
     builtins.exit = _Quitter("exit", "Ctrl-D (i.e. EOF)")
     builtins.quit = _Quitter("quit", "Ctrl-D (i.e. EOF)")
     builtins.help = _sitebuiltins._Helper()
@@ -94,16 +94,16 @@ def limit(bounds: wire.Bounds, counted: bool, turn: int) -> None:
     """Tells a new process how much it may use.
 
     Args:
-        bounds: Its bounds.
-        counted: Whether the kernel counts its processes.
-        turn: A number that differs from one process to the next, by which they are spread over the processors.
+        bounds: The limits of the process.
+        counted: Whether the kernel counts the program's processes separately.
+        turn: A number that grows from process to process; it spreads processes over the processors.
     """
-    # A new process that changes little copies few of its template's pages.
+    # As few writes as possible: each page written is a page copied from the template.
     global _bounds, _counted
     _bounds, _counted = bounds, counted
     number = min(PROCESSORS, bounds.processes, len(_usable))
     if number < len(_usable):
-        chosen = {_usable[(turn * number + each) % len(_usable)] for each in range(number)}
+        chosen = {_usable[(turn * number + i) % len(_usable)] for i in range(number)}
         os.sched_setaffinity(0, chosen)
     if number < (os.cpu_count() or 1):
         _set_processors(number)
@@ -124,7 +124,7 @@ def _too_large() -> str:
 
 
 def _explained(start: Callable[..., Any]) -> Callable[..., Any]:
-    """`start`, whose error names the limit where that is why it failed."""
+    """Wraps `start`; its error names the limit if the limit is the cause."""
 
     def explained(*args: Any, **kwargs: Any) -> Any:
         try:

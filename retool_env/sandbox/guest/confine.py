@@ -1,7 +1,7 @@
-"""What a new process does to itself before it reads a program: all of it can only be tightened later.
+"""The restrictions that a new process puts on itself before it reads a program.
 
-The C library is called directly, since Python has no `clone` with namespaces, no `mount`, no `capset`
-and no seccomp.
+A process can only tighten these restrictions later. This module calls the C library directly,
+because Python has no `clone` with namespaces, no `mount`, no `capset` and no seccomp.
 """
 
 import ctypes
@@ -15,8 +15,9 @@ from contextlib import suppress
 from . import syscalls, wire
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_locked_libc = ctypes.PyDLL(None, use_errno=True)  # calls it with the interpreter's lock
-_python = ctypes.pythonapi  # keeps the interpreter's lock, as its own fork does
+_libc.mmap.restype = ctypes.c_void_p
+_locked_libc = ctypes.PyDLL(None, use_errno=True)  # calls hold the interpreter's lock
+_python = ctypes.pythonapi  # calls hold the interpreter's lock, as Python's own fork does
 
 _NEW_NAMESPACES = 0x0002_0000 | 0x0800_0000 | 0x2000_0000  # CLONE_NEWNS, _NEWIPC, _NEWPID
 _CLONE_PARENT = 0x8000
@@ -30,7 +31,7 @@ _setrlimit, _ADDRESSES, _room = resource.setrlimit, resource.RLIMIT_AS, (-1, -1)
 _PAGE, _HUGE_PAGE = 4096, 1 << 21
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25
 _ARENA_MAX = -8  # of mallopt
-_ROOM = 16 << 20  # bytes of address space for what a process does when its program is over
+_ROOM = 16 << 20  # bytes of address space for the work of a process after its program
 
 
 def _call(function: str, *arguments: object) -> int:
@@ -70,9 +71,9 @@ def clone(namespaces: bool) -> int:
 
 
 def no_process_left() -> bool:
-    """Whether the kernel lets this process start no other.
+    """Whether the kernel forbids this process to start another process.
 
-    Python's own `fork` would run what libraries have registered for it, and wait for locks that the caller holds.
+    Python's own `fork` would run the hooks of libraries, and wait for locks that the caller holds.
     """
     number = ctypes.c_long(syscalls.numbers()["clone"])
     zero = ctypes.c_ulong(0)
@@ -86,15 +87,15 @@ def no_process_left() -> bool:
 
 
 def hide() -> None:
-    """Makes this process untraceable, for its own user too."""
+    """Makes this process untraceable, even by its own user."""
     _call("prctl", _SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def go_first(proc: int) -> None:
-    """Has the kernel end this process, and those it starts, before any other where memory runs out.
+    """Makes this process and its descendants the first that the kernel ends when memory runs out.
 
     Args:
-        proc: Descriptor of the folder /proc outside.
+        proc: Descriptor of the host's /proc.
     """
     with suppress(OSError):
         score = os.open("self/oom_score_adj", os.O_WRONLY, dir_fd=proc)
@@ -103,50 +104,57 @@ def go_first(proc: int) -> None:
 
 
 def keep_one_arena() -> None:
-    """Has the C library serve all threads from one arena: each further one would reserve 64 MiB of address space."""
+    """Makes the C library serve all threads from one arena.
+
+    Each further arena would reserve 64 MiB of address space.
+    """
     _libc.mallopt(_ARENA_MAX, 1)
 
 
 def give_back_memory() -> None:
-    """Gives back to the system what the allocator of large objects keeps though it is free."""
+    """Returns free memory from the allocator of large objects to the system."""
     _libc.malloc_trim(ctypes.c_size_t(0))
 
 
 def own_memory(maps: str) -> list[tuple[int, int]]:
-    """First address and end of each piece of memory that no file lies behind.
+    """First address and end of each piece of memory without a file behind it.
 
     Args:
         maps: The text of `/proc/self/maps`.
     """
-    found = []
+    regions = []
     for line in maps.splitlines():
         addresses, rights, _, _, inode, *name = line.split()
         if inode == "0" and rights.startswith("rw") and name in ([], ["[heap]"]):
             first, end = (int(address, 16) for address in addresses.split("-"))
-            found.append((first, end))
-    return found
+            regions.append((first, end))
+    return regions
 
 
 def use_huge_pages(regions: list[tuple[int, int]]) -> None:
     """Gathers pieces of memory in pages of 2 MiB, where the kernel can.
 
-    A fork then has a hundredth of the pages to copy, and its end as many to give up; a page that a program
-    writes to is split again for it alone.
+    A fork then copies a hundredth of the page entries, and its end frees as few. When a program
+    writes to a large page, the kernel splits the page for that program alone.
 
     Args:
-        regions: First address and end of each.
+        regions: First address and end of each piece.
     """
     for first, end in regions:
         first += -first % _HUGE_PAGE
         for address in range(first, end - _HUGE_PAGE + 1, _HUGE_PAGE):
-            # One by one, since the first that cannot be (an empty one) ends the call.
+            # One page for each call, since a call ends at the first page that is empty.
             start, size = ctypes.c_void_p(address), ctypes.c_size_t(_HUGE_PAGE)
             _libc.madvise(start, size, _MADV_HUGEPAGE)
             _libc.madvise(start, size, _MADV_COLLAPSE)
 
 
 def private_tmp(size: int) -> None:
-    """Mounts an empty /tmp of `size` bytes, seen by this process and those it starts, and goes there."""
+    """Mounts an empty /tmp for this process and its descendants, and changes to it.
+
+    Args:
+        size: The size in bytes.
+    """
     options = f"size={size},mode=1777,nr_inodes=4096".encode()
     _call("mount", b"tmpfs", b"/tmp", b"tmpfs", _NOSUID | _NODEV, options)
     os.chdir("/tmp")
@@ -157,7 +165,7 @@ def become_nobody(uid: int | None) -> None:
 
     Args:
         uid: A user id that nothing else on the machine has. `None`: a new user namespace without
-            any id in it. Either way the kernel counts this process and its children alone.
+            any id. In both cases the kernel counts this process and its children separately.
     """
     if uid is None:
         _call("unshare", _NEW_USER)
@@ -171,7 +179,10 @@ def become_nobody(uid: int | None) -> None:
 
 
 def address_space() -> int:
-    """Bytes of address space that this process has, found by what limit lets it have one page more."""
+    """The bytes of address space that this process uses.
+
+    The function searches for the smallest limit under which the process can map one more page.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     low, high = 0, 1 << 40
     while high - low > _PAGE:
@@ -186,7 +197,6 @@ def address_space() -> int:
 
 
 def _one_more_page() -> bool:
-    _libc.mmap.restype = ctypes.c_void_p
     address = _libc.mmap(None, ctypes.c_size_t(_PAGE), 0, 0x22, -1, ctypes.c_long(0))
     if address == ctypes.c_void_p(-1).value:
         return False
@@ -195,7 +205,7 @@ def _one_more_page() -> bool:
 
 
 def limit_template() -> None:
-    """Sets the limits that are the same for all programs, which inherit them."""
+    """Sets the limits that are equal for all programs, which inherit them."""
     for number, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 65_536),
@@ -206,13 +216,13 @@ def limit_template() -> None:
         resource.setrlimit(number, (bounded, bounded))
 
 
-def limit(bounds: wire.Bounds, own: int, processes: bool = True) -> None:
+def limit(bounds: wire.Bounds, used: int, processes: bool = True) -> None:
     """Sets the limits of this process.
 
     Args:
-        bounds: Its bounds.
-        own: Bytes of address space that it has already.
-        processes: Whether its user is its own, so that processes can be counted.
+        bounds: The limits of the process.
+        used: Bytes of address space that the process already uses.
+        processes: Whether the process has its own user, so that the kernel can count its processes.
     """
     global _room
     limits = {
@@ -223,10 +233,10 @@ def limit(bounds: wire.Bounds, own: int, processes: bool = True) -> None:
     if processes:
         limits[resource.RLIMIT_NPROC] = bounds.processes
     for number, value in limits.items():
-        # Soft and hard: the first process of a namespace ignores the signal of the soft one.
+        # Soft and hard: the first process of a namespace ignores the signal of the soft limit.
         bounded = _bounded(number, value)
         resource.setrlimit(number, (bounded, bounded))
-    bounded = _bounded(resource.RLIMIT_AS, own + bounds.memory + _ROOM)
+    bounded = _bounded(resource.RLIMIT_AS, used + bounds.memory + _ROOM)
     _room = bounded, bounded
     resource.setrlimit(resource.RLIMIT_AS, (bounded - _ROOM, bounded))
 
@@ -237,15 +247,15 @@ def _bounded(number: int, value: int) -> int:
 
 
 def make_room() -> None:
-    """Lets this process have a little more memory, once its program is over and may have left it none."""
-    _setrlimit(_ADDRESSES, _room)  # all made beforehand: there may be no memory to make it
+    """Allows this process a little more memory after its program, which may have left none."""
+    _setrlimit(_ADDRESSES, _room)  # all objects exist already: there may be no memory for new ones
 
 
 def install_filter(code: bytes) -> None:
-    """Installs a seccomp filter, for ever.
+    """Installs a seccomp filter, which no process can remove.
 
     Args:
-        code: See `syscalls.program_filter`.
+        code: The filter; see `syscalls.program_filter`.
     """
     buffer = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("<HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer))
@@ -253,27 +263,32 @@ def install_filter(code: bytes) -> None:
 
 
 class Record:
-    """Memory shared with the host, in which a process says what came of its program.
+    """Memory shared with the host, in which a process reports the end of its program.
 
-    There is no descriptor to it: what a program writes to any descriptor cannot end up here.
+    No descriptor refers to this memory, so a program's output cannot end up in it.
 
     Args:
-        descriptor: Of the memory; closed by the caller.
+        descriptor: Descriptor of the memory; the caller closes it.
     """
 
     def __init__(self, descriptor: int) -> None:
-        _libc.mmap.restype = ctypes.c_void_p
         address = _libc.mmap(
             None, ctypes.c_size_t(wire.RECORD_BYTES), 0x3, 0x1, descriptor, ctypes.c_long(0)
         )
         if address == ctypes.c_void_p(-1).value:
             raise OSError(ctypes.get_errno(), "mmap of the record")
-        self._memory = memoryview((ctypes.c_char * wire.RECORD_BYTES).from_address(address)).cast(
-            "B"
-        )
+        shared = (ctypes.c_char * wire.RECORD_BYTES).from_address(address)
+        self._memory = memoryview(shared).cast("B")
 
     def write(self, number: int, began: float, ended: float = 0.0, text: bytes = b"") -> None:
-        """Replaces what it says; the header last."""
+        """Replaces the record; writes the header last.
+
+        Args:
+            number: The number of the block, from 1.
+            began: The block's start, in seconds of the monotonic clock.
+            ended: The block's end, in seconds of the monotonic clock. 0.0: it still runs.
+            text: The outcome, the error and the traceback, as a list in JSON.
+        """
         size = struct.calcsize(wire.RECORD)
         text = text[: wire.RECORD_BYTES - size]
         self._memory[size : size + len(text)] = text

@@ -1,9 +1,9 @@
-"""Objects whose references are not counted.
+"""Makes objects immortal: Python no longer counts their references.
 
-To use an object is to write to it: its count of references changes, and a copy of the process then needs a page of its
-own for it. Python does not count those of its own singletons, such as `None`; here all objects that exist are given
-what tells these apart (PEP 683). They are never freed, which objects that a template keeps for its copies are not
-anyway.
+Each use of an object changes its reference count, which writes to the object's page, so that a copy
+of the process then needs its own copy of the page. Python does not count references of immortal
+objects such as `None` (PEP 683). This module marks all existing objects in the same way. They are
+never freed, but the template keeps them anyway.
 """
 
 import ctypes
@@ -11,43 +11,36 @@ import gc
 import sys
 from types import CodeType
 
-_Mark = ctypes.c_uint32  # the half of the count that says so
-_MANY = 1 << 31  # no count is so high, unless it is that mark
+_Mark = ctypes.c_uint32  # the half of the count that marks immortal objects
+_MANY = 1 << 31  # only marked objects have so high a count
 _BATCH = 1000
+_PARTS_OF_CODE = (  # the garbage collector does not know them
+    *("co_consts", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_name"),
+    *("co_qualname", "co_filename", "co_linetable", "co_exceptiontable"),
+)
 
 
 def immortalize() -> int:
-    """Ends the counting for all objects that the collector knows, and for those that they refer to.
+    """Ends reference counting for all objects of the garbage collector and all that they refer to.
 
     Returns:
-        How many there were.
+        The number of objects marked.
     """
     mark = _Mark.from_address(id(None)).value
     made = 0
-    # Little is kept on the way, since it would leave holes between the objects.
-    found = gc.get_objects()
-    while found:
-        batch = found[-_BATCH:]
-        del found[-_BATCH:]
+    # In batches: many temporary objects would leave holes between the objects.
+    todo = gc.get_objects()
+    while todo:
+        batch = todo[-_BATCH:]
+        del todo[-_BATCH:]
         fresh = []
-        for each in batch:
-            if sys.getrefcount(each) < _MANY:
-                _Mark.from_address(id(each)).value = mark
-                fresh.append(each)
+        for thing in batch:
+            if sys.getrefcount(thing) < _MANY:
+                _Mark.from_address(id(thing)).value = mark
+                fresh.append(thing)
         made += len(fresh)
-        found += gc.get_referents(*fresh)
-        for each in fresh:
-            if type(each) is CodeType:  # of which the collector knows nothing
-                found += (
-                    each.co_consts,
-                    each.co_names,
-                    each.co_varnames,
-                    each.co_freevars,
-                    each.co_cellvars,
-                    each.co_name,
-                    each.co_qualname,
-                    each.co_filename,
-                    each.co_linetable,
-                    each.co_exceptiontable,
-                )
+        todo += gc.get_referents(*fresh)
+        for thing in fresh:
+            if type(thing) is CodeType:
+                todo += [getattr(thing, part) for part in _PARTS_OF_CODE]
     return made

@@ -33,8 +33,9 @@ try:
 except ValueError as error:
     print(error)
 """
-"""Run by a process whose program has not come yet: a fork shares its memory until it is written to, and the first
-writes, of reference counts above all, take longer than a small program itself."""
+"""Code that a spare process runs before its program comes. A fork shares memory until it writes
+to it, and the first writes, mostly of reference counts, take longer than a small program
+itself."""
 
 SECOND_TOUCH = {
     "sympy": """
@@ -43,26 +44,26 @@ x = symbols("x")
 str(solve(x**2 - 7*x + 12, x))
 """
 }
-"""The same for a package; run only while no program has come."""
+"""Such code for each package; run only while no program has come."""
 
 _IDLE_MS = 30
-_TEXT = 6000  # characters of a traceback that are kept
+_TEXT = 6000  # the most characters of a traceback
 _SIGNALS = signal.valid_signals()
-# As they are now: a program may leave others in their place.
+# Kept here, because a program may replace them in their modules.
 _monotonic, _getpid, _exit, _dumps = time.monotonic, os.getpid, os._exit, json.dumps
-_OUT_OF_MEMORY = b'["memory_limit", "", ""]'  # made beforehand: later there is no memory to make it
+_OUT_OF_MEMORY = b'["memory_limit", "", ""]'  # made in advance: later there may be no memory for it
 
 
 class Process:
-    """What the process makes of itself.
+    """The forked process that runs a program or a session.
 
     Args:
-        flags: `wire.SESSION`, `wire.EAGER`.
-        source: Descriptor on which programs come; in a session also rung when one is over.
-        stdout: Descriptor of what it prints.
+        flags: `wire.SESSION` and `wire.EAGER`.
+        source: Descriptor on which programs come, and on which the process sends its bell.
+        stdout: Descriptor of the program's standard output.
         record: Descriptor of the record's memory.
-        status: Where it says that it is ready.
-        turn: How many were made before it, in this guest.
+        status: The socket on which the process reports that it is ready.
+        turn: The number of this process among the guest's processes, from 1.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Process:
         self._pid = os.getpid()
         self._status = status
         os.dup2(stdout, 1)
-        # Opened anew: the flags of a shared one, such as O_NONBLOCK, would last beyond the program.
+        # Not shared, since flags such as O_NONBLOCK would outlast the program.
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 2)
@@ -88,34 +89,51 @@ class Process:
             os.closerange(first + 1, last)
         self._source = socket.socket(fileno=source)
 
-    def enter_jail(self, bounds: wire.Bounds, own: int, uid: int | None, code: bytes) -> None:
-        """Gives up all that a program must not have."""
+    def enter_jail(self, bounds: wire.Bounds, used: int, uid: int | None, code: bytes) -> None:
+        """Gives up every right that a program must not have.
+
+        Args:
+            bounds: The limits of the process.
+            used: Bytes of address space that the process already uses.
+            uid: The user id of the program; see `confine.become_nobody`.
+            code: The filter of system calls.
+        """
         self._jailed = True
         os.setsid()  # `kill(0)` would reach the whole guest where its user is the program's
         confine.private_tmp(bounds.tmp)
         confine.become_nobody(uid)
-        confine.limit(bounds, own)
+        confine.limit(bounds, used)
         adapt.limit(bounds, True, self._turn)
         confine.install_filter(code)
 
-    def settle_in(self, folder: str, bounds: wire.Bounds, own: int) -> None:
-        """Without a jail: a process group, a folder and limits of its own."""
+    def settle_in(self, folder: str, bounds: wire.Bounds, used: int) -> None:
+        """Without a jail: gives the process its own process group, folder and limits.
+
+        Args:
+            folder: The path of the folder.
+            bounds: The limits of the process.
+            used: Bytes of address space that the process already uses.
+        """
         os.setsid()
         os.chdir(folder)
         os.environ |= {"HOME": folder, "TMPDIR": folder}
         tempfile.tempdir = None
-        confine.limit(bounds, own, processes=False)
+        confine.limit(bounds, used, processes=False)
         adapt.limit(bounds, False, self._turn)
 
     def serve(self, packages: list[str]) -> NoReturn:
-        """Runs programs until there are no more, and ends."""
+        """Runs programs until no more come, and ends the process.
+
+        Args:
+            packages: The packages that the template has loaded.
+        """
         waiting = select.poll()
         waiting.register(self._source, select.POLLIN)
-        # A program that has come already would only be kept waiting.
+        # Skipped if the program is there already and would have to wait.
         if not waiting.poll(0):
             program.execute(FIRST_TOUCH, program.new_main())
-            program.clear(sys.maxsize)  # without a collection, which would touch much
-        with suppress(OSError):  # the host may be gone; reading will say so
+            program.clear(sys.maxsize)  # without a collection, which would write to many pages
+        with suppress(OSError):  # the host may be gone; the next read ends the process
             self._status.send(wire.READY)
         touches = [SECOND_TOUCH[name] for name in packages if name in SECOND_TOUCH]
         if touches and not waiting.poll(self._idle_ms):
@@ -125,11 +143,11 @@ class Process:
             with suppress(OSError):
                 self._status.send(wire.WARM)
         self._status.close()
-        random.seed(0)  # at each fork it seeds itself anew; see `forget_randomness`
-        gc.freeze()  # what is there now is not the program's
+        random.seed(0)  # a fork seeds the module `random` again; see `forget_randomness`
+        gc.freeze()  # no object up to here is the program's
         gc.enable()
         self._main: ModuleType | None = program.new_main()
-        # Between blocks a signal waits: its handler is the program's, and what that raises the next block's.
+        # Signals wait between blocks: an error that a program's handler raises belongs to a block.
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS if self._session else ())
         number, outcome = 0, "ok"
         while self._session or number == 0:
@@ -146,7 +164,7 @@ class Process:
         try:
             text, stdin = self._read(size), self._read(stdin_size)
             if files_size:
-                import binascii  # rarely needed: each copy of the template would have to map it
+                import binascii  # rarely needed, and each copy of the template would have to map it
 
                 files = json.loads(self._read(files_size))
         except MemoryError:
@@ -159,7 +177,7 @@ class Process:
             self._source.close()
         self._record.write(number, began)
         outcome, text, status = self._outcome(number, display, text, stdin, files)
-        forked = _getpid() != self._pid  # a child that the program forked ends here, too
+        forked = _getpid() != self._pid  # a child that the program forked also ends here
         if forked or not self._session:
             self._end()
         if forked:
@@ -173,7 +191,7 @@ class Process:
             self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             self._defer()
             if self._jailed:
-                # All but this one: the host stops this one, and those that a thread lets go on.
+                # All others: the host stops this process, and any that a thread continues again.
                 with suppress(ProcessLookupError):
                     os.kill(-1, signal.SIGSTOP)
         self._record.write(number, began, _monotonic(), text)
@@ -185,7 +203,7 @@ class Process:
     def _outcome(
         self, number: int, display: bool, text: bytes | None, stdin: bytes, files: dict
     ) -> tuple[str, bytes, int]:
-        """Runs a program; its outcome's name, what the record says of it, and its exit status."""
+        """Runs a program; returns the outcome's name, the record's text and the exit status."""
         try:
             return self._execute(number, display, text, stdin, files)
         except MemoryError:
@@ -212,12 +230,15 @@ class Process:
                 os.makedirs(folder, exist_ok=True)
             with open(name, "wb") as file:
                 file.write(binascii.a2b_base64(data))
-        self._objects = len(gc.get_objects()) - 2  # its module and namespace, which go
+        self._objects = len(gc.get_objects()) - 2  # the module and its namespace are removed later
         self._handle_deferred()
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def _defer(self) -> None:
-        """Keeps the program's signal handlers from running until its next block: another thread may take a signal."""
+        """Postpones the program's signal handlers until its next block.
+
+        Masking the signals is not enough, since another thread may take a signal.
+        """
         for number in _SIGNALS:
             handler = signal.getsignal(number)
             if callable(handler) and handler is not signal.default_int_handler:
@@ -230,17 +251,19 @@ class Process:
             signal.signal(number, handler)
         deferred, self._deferred = self._deferred, set()
         if signal.SIGCHLD in handlers and not _child_ended():
-            # Then it told that children were stopped, or went on, which is our doing.
+            # Then the signal reported children that the sandbox stopped or continued.
             deferred.discard(signal.SIGCHLD)
             if signal.SIGCHLD in signal.sigpending():
                 signal.sigtimedwait([signal.SIGCHLD], 0)
         for number in deferred:
-            signal.raise_signal(number)  # waits as those do that are pending
+            signal.raise_signal(number)  # waits, like signals that are pending
 
     def _end(self) -> None:
-        """Does what Python does at the end of any script."""
-        # Python itself calls the first, which is private.
-        for step in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]  # as at an exit
+        """Does the steps of Python at the end of a script."""
+        for step in (
+            threading._shutdown,  # type: ignore[attr-defined]  # private: Python itself calls it
+            atexit._run_exitfuncs,
+        ):
             with suppress(BaseException):
                 step()
         self._main = None
@@ -248,7 +271,7 @@ class Process:
             program.clear(self._objects)
 
     def _read(self, size: int) -> bytes:
-        """Reads `size` bytes of what the host sends; none when it has nothing more to send."""
+        """Reads `size` bytes from the host; returns no bytes if the host has closed the socket."""
         data = bytearray()
         while len(data) < size:
             chunk = self._source.recv(min(size - len(data), 1 << 20))
@@ -275,21 +298,21 @@ def _child_ended() -> bool:
 
 
 def _fetch(names: list[str]) -> bytes:
-    """What of these files there is, as it is sent back."""
-    found, room = {}, wire.FETCHED_BYTES
+    """The files of these names that exist, as sent back to the host."""
+    contents, room = {}, wire.FETCHED_BYTES
     for name in names:
         with suppress(OSError, ValueError):
-            # Not one that is waited for: a named pipe.
+            # Without waiting: the file may be a named pipe.
             with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
                 data = file.read(room + 1)
             if len(data) <= room:
-                found[name] = binascii.b2a_base64(data, newline=False).decode()
+                contents[name] = binascii.b2a_base64(data, newline=False).decode()
                 room -= len(data)
-    return json.dumps(found).encode()
+    return json.dumps(contents).encode()
 
 
 def forget_randomness() -> None:
-    """The global generators start alike in each process, so that the same program gives the same output."""
+    """Seeds the global generators, so that equal programs give equal output in every process."""
     for name in ("numpy.random", "sympy.core.random"):
         if name in sys.modules:
             sys.modules[name].seed(0)

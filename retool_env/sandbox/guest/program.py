@@ -1,9 +1,9 @@
-"""Compiles a program, runs it in this process, and says how it ended.
+"""Compiles a program, runs it in this process, and reports how it ended.
 
-The program is the module `__main__` with one dictionary of globals, and its text is compiled as it is.
+The program is the module `__main__` with one dictionary of globals. Its text is compiled unchanged.
 """
 
-import _io  # whose classes are checked without the cost of abstract ones
+import _io  # its classes are checked without the cost of abstract classes
 import ast
 import builtins
 import errno
@@ -18,11 +18,11 @@ from types import ModuleType
 from typing import NamedTuple
 
 NAME = "<program>"
-"""What tracebacks call the program's file. Each block of a session has a name of its own."""
+"""The file name of a program in tracebacks. Each block of a session has its own name."""
 
 _DENIED = {errno.EPERM, errno.EACCES, errno.EROFS, errno.ENETUNREACH}
-_LINE = 2000  # characters of an error that are kept
-_names: set[str] = set()  # of all programs so far
+_LINE = 2000  # the most characters of an error
+_names: set[str] = set()  # the file names of all programs so far
 
 
 class Ending(NamedTuple):
@@ -35,14 +35,14 @@ class Ending(NamedTuple):
     traceback: str
     """The program's part of the traceback."""
     status: int
-    """The status that its process is to exit with."""
+    """The exit status for the program's process."""
 
 
-_OK = Ending("ok", "", "", 0)  # made beforehand: a program may have left no memory
+_OK = Ending("ok", "", "", 0)  # made in advance: a program may have left no memory
 
 
 def new_main() -> ModuleType:
-    """An empty module `__main__`, in which a program will run."""
+    """An empty module `__main__` for a program."""
     main = ModuleType("__main__")
     vars(main)["__builtins__"] = builtins
     sys.modules["__main__"] = main
@@ -56,29 +56,27 @@ def execute(
     name: str = NAME,
     begin: Callable[[], object] = lambda: None,
 ) -> Ending:
-    """Runs `source`.
+    """Compiles and runs a program.
 
     Args:
-        source: The program.
-        main: The module it runs in.
+        source: The program's text.
+        main: The module that the program runs in.
         display: Whether the value of a last statement that is an expression is shown on stdout.
-        name: What tracebacks call its file.
-        begin: Called just before it runs; what this raises is the program's.
+        name: The file name of the program in tracebacks.
+        begin: Called just before the program runs; its exceptions count as the program's.
 
     Raises:
-        MemoryError: The program ran out of memory; there may be none left to say so.
+        MemoryError: The program ran out of memory; there may be no memory left to report it.
     """
-    # A dictionary entry of this form is never looked up on disk.
+    # `linecache` does not look on disk for an entry of this form.
     lines = _lines(source)
     linecache.cache[name] = (len(source), None, lines, name)
     _names.add(name)
     try:
-        # A text with a lone surrogate or, in some versions, a NUL is refused by a ValueError.
+        # `compile` raises ValueError for a lone surrogate and, in some versions, for a NUL.
         programs = _compile(source, display, name)
-    except (SyntaxError, ValueError) as error:
-        return Ending("syntax_error", _one_line(error), _traceback(error), 1)
-    except (RecursionError, MemoryError) as error:
-        # Without a text there really is no memory; with one, it is nested deeper than Python parses.
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        # A MemoryError without arguments means no memory; with arguments, the nesting is too deep.
         if isinstance(error, MemoryError) and not error.args:
             raise
         return Ending("syntax_error", _one_line(error), _traceback(error), 1)
@@ -86,8 +84,8 @@ def execute(
 
 
 def _run(programs: list, main: ModuleType, begin: Callable[[], object]) -> Ending:
-    # Short: where an instruction beyond the first 256 of a function raises again, Python needs memory for its
-    # number, and without any tries that for ever.
+    # Keep this function short. If an instruction beyond the first 256 of a function raises again,
+    # Python needs memory for the instruction's number, and without memory tries for ever.
     try:
         begin()
         for program in programs:
@@ -107,26 +105,26 @@ def _run(programs: list, main: ModuleType, begin: Callable[[], object]) -> Endin
 
 
 def clear(before: int) -> None:
-    """Ends what a program that is over has made, as Python does at its own end.
+    """Frees the objects of a program that is over, as Python does at its own end.
 
-    Its module goes, and with it what nothing else refers to: `__del__` runs, and the `finally` of generators. The
-    caller must not refer to the module. What existed before the program is frozen, and not looked at.
+    The module goes first, and with it every object that nothing else refers to: `__del__` runs, and
+    so does the `finally` of generators. The caller must not refer to the module. Objects from
+    before the program are frozen and not examined.
 
     Args:
-        before: How many objects the collector knew before the program.
+        before: The number of objects that the garbage collector knew before the program.
     """
-    flush()  # a collection can close a descriptor before what is written to it
+    flush()  # a collection can close a descriptor before the writer on top of it is flushed
     main = sys.modules.pop("__main__", None)
     namespace = id(getattr(main, "__dict__", None))
     del main
     if hasattr(builtins, "_"):  # the last value that was displayed
         builtins._ = None
-    if len(gc.get_objects()) > before:  # to collect nothing takes as long as a small program
+    if len(gc.get_objects()) > before:  # an empty collection takes as long as a small program
         gc.collect()
         for each in gc.get_objects():
-            if (
-                id(each) == namespace and type(each) is dict
-            ):  # something else refers to a part of it
+            # The namespace is still there if something else refers to a part of it.
+            if id(each) == namespace and type(each) is dict:
                 for name in each:
                     each[name] = None
                 gc.collect()
@@ -134,10 +132,10 @@ def clear(before: int) -> None:
 
 
 def flush() -> None:
-    """Writes out what open writers on standard output still hold; others could be waited for."""
+    """Flushes open writers on standard output only, since other writers could block."""
     with suppress(OSError):
         output = os.fstat(1)
-        for each in gc.get_objects():  # without those that are frozen
+        for each in gc.get_objects():  # frozen objects are not among these
             if issubclass(type(each), _io._IOBase):
                 with suppress(Exception):
                     if os.path.samestat(os.fstat(each.fileno()), output):
@@ -147,7 +145,7 @@ def flush() -> None:
 
 
 def _lines(source: str) -> list[str]:
-    """The lines of a text as the compiler counts them: other separators than these are none."""
+    """The lines of a text as the compiler counts them; other separators do not end a line."""
     *whole, last = source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [f"{line}\n" for line in whole] + [last] * bool(last)
 
@@ -165,7 +163,7 @@ def _compile(source: str, display: bool, name: str) -> list:
 
 
 def _one_line(error: BaseException) -> str:
-    """Says `error` as the last line of its traceback would."""
+    """The error as in the last line of its traceback."""
     kind = type(error)
     name = kind.__qualname__
     if kind.__module__ not in ("builtins", "__main__"):
@@ -181,10 +179,10 @@ def _one_line(error: BaseException) -> str:
 
 
 def _traceback(error: BaseException) -> str:
-    """Python's traceback with the program's own frames alone: no path of the machine is in it.
+    """Python's traceback with only the program's frames, so that it holds no path of the machine.
 
-    The marks below a line differ between versions of Python and are left out; a frame that repeats
-    is shown three times, as Python does.
+    It omits the marks below lines, which differ between Python versions. A frame that repeats is
+    shown three times, as in Python.
     """
     try:
         if isinstance(error, SyntaxError) and error.filename in _names:
@@ -204,7 +202,7 @@ def _traceback(error: BaseException) -> str:
 
 
 def _is_denied(error: BaseException) -> bool:
-    """Was it the sandbox that said no?"""
+    """Whether the sandbox caused the error by a refusal."""
     if not isinstance(error, OSError):
         return False
     cause = getattr(error, "reason", error)  # urllib wraps the reason

@@ -1,8 +1,9 @@
 """The guest's first process: the parent of every program.
 
-It has loaded nothing. It hears on a program's status socket when the host shuts its end, and kills the program;
-when a program has ended, and all that it started with it, it tells how. It ends when the template does, which ends
-when the host does; with it the kernel ends all other processes of the jail.
+It has loaded no packages. When the host shuts its end of a program's status socket, the supervisor
+kills the program. When a program and its descendants have ended, the supervisor reports how. It
+ends when the template ends, and the template ends when the host does. The kernel then ends all
+other processes of the jail.
 """
 
 import os
@@ -19,12 +20,13 @@ from . import adapt, confine, template, wire
 
 
 class Supervisor:
-    """Ends and buries processes.
+    """Ends and reaps processes.
 
     Args:
-        made: The socket on which the template tells of each.
+        made: The socket on which the template announces each new process.
         template: The template's process id.
-        jailed: Whether this is a jail, where the end of a program's first process is the end of all.
+        jailed: Whether the guest is in a jail, where the kernel ends a program's descendants
+            together with the program's first process.
     """
 
     def __init__(self, made: socket.socket, template: int, jailed: bool) -> None:
@@ -79,12 +81,12 @@ class Supervisor:
             _kill_group(pid)
 
     def _reap(self) -> bool:
-        """Buries those that have ended; `False` when the template is one of them."""
+        """Reaps processes that have ended; `False` when the template has ended."""
         while True:
             if not self._jailed:
                 with suppress(ChildProcessError):
                     ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-                    if ended is not None:  # before its number is free again
+                    if ended is not None:  # before another process can get its number
                         _kill_group(ended.si_pid)
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -98,7 +100,7 @@ class Supervisor:
             message = struct.pack(wire.ENDED, code, usage.ru_utime + usage.ru_stime)
             if pid in self._processes:
                 self._bury(pid, message)
-            else:  # the template has not told of it yet
+            else:  # the template has not announced it yet
                 self._ended[pid] = message
 
     def _bury(self, pid: int, message: bytes) -> None:
@@ -108,7 +110,7 @@ class Supervisor:
             self._events.unregister(status)
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # nobody may be there to hear it
+        with suppress(OSError):  # the host may be gone
             status.send(message)
         status.close()
 
@@ -121,20 +123,25 @@ def _kill_group(pid: int) -> None:
 
 
 def main() -> None:
-    """Arguments: a descriptor of /proc, `jail` or `bare`, the first user id or `-`, the folder of packages, the packages."""
+    """Runs the guest.
+
+    The arguments of the command are a descriptor of /proc, `jail` or `bare`, the first user id or
+    `-`, the folders of packages, and the packages.
+    """
     sys.path[:] = [path for path in sys.path if path and not path.endswith(".zip")]
-    proc, place, uid, folder, *packages = sys.argv[1:]
-    sys.path += folder.split(":")
+    proc, mode, uid, folders, *packages = sys.argv[1:]
+    jailed = mode == "jail"
+    sys.path += folders.split(":")
     sys.argv[:] = [""]
     confine.go_first(int(proc))
     adapt.install()
     confine.keep_one_arena()
-    # The socket was standard input. What a program finds there is empty, unless it is given something.
+    # The socket was standard input, which is now empty for programs without input.
     requests = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.close(null)
-    if place == "jail":
+    if jailed:
         confine.hide()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -142,9 +149,9 @@ def main() -> None:
     pid = os.fork()
     if pid == 0:
         first = None if uid == "-" else int(uid)
-        template.run(requests, theirs, int(proc), place == "jail", first, packages)
+        template.Template(requests, theirs, int(proc), jailed, first, packages).serve()
         return
     os.close(int(proc))
     requests.close()
     theirs.close()
-    Supervisor(ours, pid, place == "jail").serve()
+    Supervisor(ours, pid, jailed).serve()

@@ -1,24 +1,30 @@
 """The system calls that a program may make, and the filter that denies all others.
 
-An allow list, so that whatever a newer kernel adds is denied until somebody has looked at it. It leaves
-out what only a supervisor needs (namespaces, mounts, credentials, tracing, other processes' memory),
-what has a large attack surface (io_uring, bpf, keyrings, perf events, userfaultfd), and what holds memory
-outside any limit that works without cgroups (memfd, System V and message-queue objects; vmsplice, which keeps a
-whole large page alive by a reference to a piece of it; setsockopt, which grows what waits in sockets). Nor does it hold what reaches beyond the program: the flushing
-of the host's disks, leases on and watches of files that others read, what looks at or empties the cache of the host's
-files, by which a program could leave a message to a later one (fadvise64, readahead, mincore, and some advice and flags
-of other calls), and `bind`, since the abstract Unix addresses are those of all programs of a guest.
+This is a list of allowed calls, so a call that a newer kernel adds is denied until somebody has
+examined it. The list omits:
 
-A denied call fails with EPERM, so that a program's traceback names it. `clone3`, whose flags a
-filter cannot see, and calls newer than the list are said not to exist (ENOSYS): the C library then
-does without them.
+* calls that only a supervisor needs: namespaces, mounts, credentials, tracing, memory of other
+  processes;
+* calls with a large attack surface: io_uring, bpf, keyrings, perf events, userfaultfd;
+* calls that hold memory outside any limit that works without cgroups: memfd, System V and
+  message-queue objects, vmsplice (which keeps a whole large page alive by a reference to a part of
+  it), setsockopt (which enlarges socket buffers);
+* calls that reach beyond the program: flushing the host's disks, leases on and watches of files
+  that others read, and `bind`, since all programs of a guest share the abstract Unix addresses;
+* calls that examine or empty the cache of the host's files, in which a program could leave a
+  message to a later program: fadvise64, readahead, mincore, and some advice and flags of other
+  calls.
+
+A denied call fails with EPERM, so that a program's traceback names it. Two kinds of calls fail with
+ENOSYS instead, as if they did not exist, and the C library then does without them: `clone3`, whose
+flags a filter cannot see, and calls newer than the list.
 """
 
 import errno
 import platform
 import struct
 
-_ALLOWED = """\
+ALLOWED = """\
 read 0 63, write 1 64, open 2 -, close 3 57, stat 4 -, fstat 5 80, lstat 6 -, poll 7 -,
 lseek 8 62, mmap 9 222, mprotect 10 226, munmap 11 215, brk 12 214, rt_sigaction 13 134,
 rt_sigprocmask 14 135, rt_sigreturn 15 139, ioctl 16 29, pread64 17 67, pwrite64 18 68,
@@ -64,7 +70,7 @@ pwritev2 328 287, statx 332 291, rseq 334 293, pidfd_send_signal 424 424, pidfd_
 close_range 436 436, openat2 437 437, faccessat2 439 439, epoll_pwait2 441 441,
 futex_waitv 449 449
 """
-"""Name, number on x86_64, number on aarch64 (`-`: there is none)."""
+"""Name, number on x86_64, number on aarch64 (`-`: the machine lacks the call)."""
 
 _NEEDED = """\
 clone 56 220, mount 165 40, setresuid 117 147, setresgid 119 149, setgroups 116 159, unshare 272 97,
@@ -72,7 +78,7 @@ capset 126 91, seccomp 317 277, clone3 435 435
 """
 
 MACHINES = ("x86_64", "aarch64")
-"""The machines that the table knows, by the names that `platform.machine` gives them."""
+"""The machines in the table, by the names of `platform.machine`."""
 
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32 = 0x4000_0000  # x86_64: the same calls under other numbers
@@ -83,22 +89,20 @@ _LOAD, _JUMP, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x4
 Instruction = tuple[int, int, int, int]
 _LEASES = (1024, 1030)  # fcntl's commands from F_SETLEASE on, up to F_DUPFD_CLOEXEC
 _NUMBER, _ARCH = 0, 4  # offsets in struct seccomp_data; little-endian
-_ARGUMENTS = tuple(
-    range(16, 64, 8)
-)  # of their lower halves: the kernel, too, reads 32 bits of those below
 
-_ONLY = {
+
+CONDITIONS = {
     "socketpair": (0, (1,)),  # the Unix family
     # TCGETS, TCGETS2, TIOCGWINSZ; FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
     "ioctl": (1, (0x5401, 0x802C_542A, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),
-    # Not: reading ahead, paging out, merging equal pages of different programs.
+    # Without reading ahead, paging out, and merging equal pages of different programs.
     "madvise": (2, (0, 1, 2, 4, 8, 9, 10, 11, 14, 15, 16, 17, 18, 19, 24, 25)),
-    # Of a process's own state: not, for instance, the merging of equal pages (PR_SET_MEMORY_MERGE).
+    # Only a process's own state; not, for instance, merging equal pages (PR_SET_MEMORY_MERGE).
     "prctl": (0, (1, 2, 3, 4, 7, 8, 15, 16, 21, 22, 23, 29, 30, 36, 37, 38, 39, 47, 0x5356_4D41)),
-    "preadv2": (5, (0,)),  # no flags: they ask whether a page is cached, or have it dropped
+    "preadv2": (5, (0,)),  # no flags: they reveal whether a page is cached, or drop the page
     "pwritev2": (5, (0,)),
 }
-"""Calls that may be made with some values of one argument alone: its number, and the values."""
+"""Calls that are allowed only with some values of one argument: its number, and the values."""
 
 
 def _numbers(table: str) -> dict[str, int]:
@@ -108,8 +112,8 @@ def _numbers(table: str) -> dict[str, int]:
 
 
 def allowed() -> dict[str, int]:
-    """The numbers on this machine of the calls that a program may make, if only with some arguments."""
-    return _numbers(_ALLOWED)
+    """The numbers on this machine of the calls that a program may make, some with conditions."""
+    return _numbers(ALLOWED)
 
 
 def numbers() -> dict[str, int]:
@@ -120,9 +124,10 @@ def numbers() -> dict[str, int]:
 def program_filter() -> bytes:
     """The filter, as an array of `struct sock_filter` in classic BPF.
 
-    It searches the numbers as a tree. The kernel remembers which numbers always pass, so that these calls do not run
-    the filter at all; but to learn them it runs the filter for each number when a process installs it, and for a list
-    of conditions, one after the other, that takes a fifth of the time of a small program.
+    The filter searches the numbers as a tree. The kernel remembers which numbers always pass, and
+    does not run the filter for them. But to learn these numbers, it runs the filter for every
+    number when a process installs it. With a linear list of conditions, that takes a fifth of the
+    time of a small program.
     """
     allow = [(_RETURN, 0, 0, _ALLOW)]
     deny = [(_RETURN, 0, 0, _ERRNO | errno.EPERM)]
@@ -130,27 +135,22 @@ def program_filter() -> bytes:
     actions = dict.fromkeys(allowed().values(), allow)
     named = allowed() | numbers()
     actions[named["clone3"]] = no_such
-    actions[named["clone"]] = [
-        (_LOAD, 0, 0, _ARGUMENTS[0]),
-        (_ANY_BIT, 1, 0, _NAMESPACES),
-        *allow,
-        *deny,
-    ]
+    actions[named["clone"]] = [_argument(0), (_ANY_BIT, 1, 0, _NAMESPACES), *allow, *deny]
     actions[named["fcntl"]] = [
-        (_LOAD, 0, 0, _ARGUMENTS[1]),
+        _argument(1),
         (_AT_LEAST, 0, 2, _LEASES[0]),
         (_AT_LEAST, 1, 0, _LEASES[1]),
         *deny,
         *allow,
     ]
-    for name, (argument, values) in _ONLY.items():
+    for name, (argument, values) in CONDITIONS.items():
         actions[named[name]] = [
-            (_LOAD, 0, 0, _ARGUMENTS[argument]),
+            _argument(argument),
             *((_EQUAL, len(values) - i, 0, value) for i, value in enumerate(values)),
             *deny,
             *allow,
         ]
-    # From each of these numbers up to the next, the same is done.
+    # Each step is the first of a range of numbers with the same action.
     steps: list[tuple[int, list[Instruction]]] = []
     for number in range(_NEWEST):
         action = actions.get(number, deny)
@@ -167,8 +167,13 @@ def program_filter() -> bytes:
     return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
 
 
+def _argument(number: int) -> Instruction:
+    """Loads the lower half of an argument; the kernel also reads only 32 bits of these."""
+    return _LOAD, 0, 0, 16 + 8 * number
+
+
 def _search(steps: list[tuple[int, list[Instruction]]]) -> list[Instruction]:
-    """Finds the last step that a number has reached, and does what it says."""
+    """Code that finds the last step at or below the number, and takes its action."""
     if len(steps) == 1:
         return steps[0][1]
     middle = len(steps) // 2

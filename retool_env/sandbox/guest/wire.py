@@ -1,72 +1,77 @@
-"""What the host and the guest say to each other."""
+"""The messages between the host and the guest."""
 
 import struct
 from dataclasses import dataclass
 
 REQUEST = "<B"
-"""Flags of a request; `Bounds` follow."""
+"""A request: its flags; `Bounds` follow."""
 
 SPARE, SESSION, EAGER = 1, 2, 4
-"""Flags: made ahead of its program; runs more than one block; may touch at once what its program will, since there are
-processors to spare."""
+"""Flags: the process is made ahead of its program; it runs more than one block; it may warm up at
+once, because processors are idle."""
 
 PROGRAM = "<?QQQ"
-"""Head of a program: whether it shows its last value, and the bytes of its text, of its stdin and of what is said of
-files (`FILES`), which follow. Without files these are none."""
+"""The head of a program: whether its last value is shown, and the numbers of bytes of its text,
+of its stdin and of the message about its files (`FILES`), which follow. A program without
+files has 0 bytes of that message."""
 
 FILES = ("given", "wanted")
-"""Keys of what is said of files, in JSON: those that are written before the program begins, each name with its bytes in
-base64, and the names of those that are sent back when it is over. These are sent, each name with its bytes in base64,
-in JSON as well, after the bell; what is not there, or is too much in all, is left out."""
+"""The keys of the message about files, in JSON. `given`: the files to write before the program
+begins, each name with its content in base64. `wanted`: the names of the files to send back
+when the program is over. After the bell, the process sends these in the same form; it leaves
+out missing files and files beyond `FETCHED_BYTES`."""
 
 FETCHED_BYTES = 8 << 20
-"""The most bytes of files that a program sends back."""
+"""The largest number of bytes of files that a program sends back."""
 
 BELL = "<d"
-"""Said by a process on its source, just before it runs a program: when that began, in seconds of the monotonic clock.
-One byte more follows in a session when the block is over."""
+"""The process sends this on its source just before it runs a program: the start, in seconds of
+the monotonic clock. In a session, one more byte follows when the block is over."""
 
 READY, WARM = b"ready", b"warm"
-"""Said by a process that waits for its program, and when it has also touched what programs touch."""
+"""A process sends the first when it waits for its program, and the second when it is warm."""
 
 FAILED = b"failed: "
-"""Begins what is said by a process that could not be made; the reason follows. No exit code begins so."""
+"""The start of the guest's message about a process that it could not make; the reason follows.
+No message `ENDED` starts in this way."""
 
 FAILURE = 1
-"""Exit status of a process whose record says how its program failed."""
+"""The exit status of a process whose record says how its program failed."""
 
 MADE = "<i"
-"""Said by the template to the supervisor: a process id; its folder follows, where there is no jail."""
+"""The template announces a process to the supervisor: its id; without a jail, its folder
+follows."""
 
 ENDED = "<id"
-"""What is said of a process that has ended: its exit code, or minus its signal, and its processor time in seconds."""
+"""The supervisor's report of a process that has ended: its exit code, or minus its signal, and
+its processor time in seconds."""
 
 RECORD = "<IIdd"
-"""Head of a record: number of the block, bytes of text that follow, and when it began and ended, in seconds of the
-monotonic clock, 0.0 when it has not."""
+"""The head of a record: number of the block, bytes of text that follow, and the block's start
+and end in seconds of the monotonic clock. The end is 0.0 while the block runs."""
 
 RECORD_BYTES = 1 << 16
-"""Size of a record."""
+"""The size of a record in bytes."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one process may use."""
+    """The resources that one process may use."""
 
     memory: int
-    """Bytes of address space, beyond those of the guest."""
+    """Bytes of address space, besides the guest's own."""
     cpu: int
     """Seconds of processor time."""
     processes: int
-    """Processes and threads alive at once."""
+    """Number of processes and threads alive at once."""
     tmp: int
-    """Bytes of /tmp, and of any one file there."""
+    """Bytes of /tmp, and of any single file there."""
 
     def pack(self) -> bytes:
-        """As bytes."""
+        """The bounds as bytes."""
         return struct.pack("<4q", self.memory, self.cpu, self.processes, self.tmp)
 
     @classmethod
     def unpack(cls, data: bytes) -> "Bounds":
-        """From bytes."""
+        """The bounds from bytes."""
         return cls(*struct.unpack("<4q", data))

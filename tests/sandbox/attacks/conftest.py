@@ -1,4 +1,4 @@
-"""One jail for all attacks; after each, it must still be the jail that it was."""
+"""One jail for all attacks; after each attack, the test checks that the jail is intact."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ def jail() -> Iterator[NsjailSandbox]:
 
 @pytest.fixture(autouse=True)
 def unharmed(jail: NsjailSandbox) -> Iterator[None]:
-    """The next program of each kind gets its right answer, in the same guest, and no process is left."""
+    """Checks that the next program of each kind works in the same guest, and no process is left."""
     guests = [guest.process.pid for guest in jail.pool.guests]
     yield
     assert jail.run("print(6 * 7)").stdout == "42\n"

@@ -1,8 +1,8 @@
-"""Takes each defence away in turn, and tells which attacks then get through.
+"""Removes one defence at a time, and lists the attacks that then succeed.
 
-Run from a clone, as root, with nothing else going on: `python tests/sandbox/attacks/mutations.py [WORD ...]`, where
-words choose defences by their names. It takes about half a minute a defence. A defence whose removal no test notices
-is marked; the exit status is then 1.
+Run it from a clone, as root, on an idle machine: `python tests/sandbox/attacks/mutations.py [WORD
+...]`. The words choose defences by their names. Each defence takes about half a minute. The output
+marks a defence whose removal no test notices; the exit status is then 1.
 """
 
 import os
@@ -22,12 +22,13 @@ _WHOLE_RUN_SECONDS = 400
 
 @dataclass(frozen=True)
 class Mutation:
-    """One defence, and how to take it away."""
+    """One defence, and the edits that remove it."""
 
     defence: str
-    """Its name."""
+    """The defence's name."""
     edits: tuple[tuple[str, str, str], ...]
-    """Each a file of the sandbox's, a text that stands there once, and what stands there instead."""
+    """Each edit: a file of the sandbox, a text that stands there exactly once, and its
+    replacement."""
 
 
 def _one(defence: str, file: str, old: str, new: str) -> Mutation:
@@ -63,7 +64,7 @@ MUTATIONS = [
             ("nsjail.py", "iface_no_lo=True", "iface_no_lo=True, rlimit_core_type=unlimited"),
         ),
     ),
-    _one("capabilities given up", "guest/confine.py", '    _call("capset", header, bytes(24))\n', ""),
+    _one("capabilities given up", "guest/confine.py", '_call("capset", header, bytes(24))\n', "\n"),
     _one(
         "user id of its own",
         "guest/confine.py",
@@ -75,7 +76,7 @@ MUTATIONS = [
         (
             ("guest/confine.py", '    _call("prctl", _SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0)\n', ""),
             ("nsjail.py", "iface_no_lo=True", "iface_no_lo=True, disable_no_new_privs=True"),
-            ("nsjail.py", "[SECCOMP_POLICY]", "[]"),  # nsjail sets it for this too
+            ("nsjail.py", "[SECCOMP_POLICY]", "[]"),  # nsjail also sets it for its policy
         ),
     ),
     _one("non-traceability", "guest/supervisor.py", "        confine.hide()\n", "        pass\n"),
@@ -90,21 +91,25 @@ MUTATIONS = [
     _one("session of its own", "guest/process.py", "        os.setsid()  #", "        pass  #"),
     _one("/dev/null of its own", "guest/process.py", "        os.dup2(null, 0)\n", ""),
     _one("bell", "job.py", "        return bool(self._began)\n", (
-        "        if self._said()[0] != self._number:\n            return False\n"
+        "        if self._header()[0] != self._number:\n            return False\n"
         "        self._began = self._began or time.monotonic()\n        return True\n"
     )),
-    _one("record is doubted", "record.py", "error, trace\n    except (ValueError, TypeError, AttributeError, RecursionError)", "error, trace\n    except ValueError"),
-    _one("output limit", "job.py", "            if len(chunk) > room:\n", "            if False:\n"),
+    _one("record is doubted", "record.py",
+         "error, trace\n    except (ValueError, TypeError, AttributeError, RecursionError)",
+         "error, trace\n    except ValueError"),
+    _one("output limit", "job.py", " if len(chunk) > room:\n", " if False:\n"),
     _one("wall-clock limit", "job.py", "            allowed = self.limits.wall_seconds\n",
          "            allowed = 12 + self.limits.wall_seconds\n"),
     _one("read-only mounts", "nsjail.py", "is_bind=True, nosuid=True", "is_bind=True, rw=True"),
-    _one("empty environment", "nsjail.py", "        hostname=", "        keep_env=True,\n        hostname="),
-    _one("socket pairs", "guest/syscalls.py", '    "socketpair": (0, (1,)),  # the Unix family\n', ""),
-    _one("requests of devices", "guest/syscalls.py", '"ioctl": (1, (0x5401,', '"ioctl": (1, (0x5412, 0x8008_6601, 0x5401,'),
-    _one("cache: advice", "guest/syscalls.py", '"madvise": (2, (0, 1, 2, 4,', '"madvise": (2, (0, 1, 2, 3, 20, 21, 4,'),
-    _one("cache: flags", "guest/syscalls.py", '    "preadv2": (5, (0,)),', '    "preadv2": (5, (0, 8, 0x80)),'),
-    _one("cache: calls", "guest/syscalls.py", "msync 26 227, madvise", "msync 26 227, mincore 27 232, fadvise64 221 223, readahead 187 213, madvise"),
-    _one("bind", "guest/syscalls.py", "socket 41 198, connect", "socket 41 198, bind 49 200, listen 50 201, connect"),
+    _one("empty environment", "nsjail.py", "        hostname=", "        keep_env=True, hostname="),
+    _one("socket pairs", "guest/syscalls.py", '"socketpair": (0, (1,)),  # the Unix family\n', ""),
+    _one("requests of devices", "guest/syscalls.py", "(0x5401,", "(0x5412, 0x8008_6601, 0x5401,"),
+    _one("cache: advice", "guest/syscalls.py", "(2, (0, 1, 2, 4,", "(2, (0, 1, 2, 3, 20, 21, 4,"),
+    _one("cache: flags", "guest/syscalls.py", '"preadv2": (5, (0,)', '"preadv2": (5, (0, 8, 0x80)'),
+    _one("cache: calls", "guest/syscalls.py", "msync 26 227,",
+         "msync 26 227, mincore 27 232, fadvise64 221 223, readahead 187 213,"),
+    _one("bind", "guest/syscalls.py", "socket 41 198,",
+         "socket 41 198, bind 49 200, listen 50 201,"),
     Mutation(
         "number of the block",
         (
@@ -112,9 +117,14 @@ MUTATIONS = [
             ("job.py", "if ended and number == self._number:  #", "if ended:  #"),
         ),
     ),
-    _one("clock outranks the record", "job.py", "        if self._timed_out and self._code in (None, -signal.SIGKILL):", "        if self._timed_out and not told:"),
-    _one("exit status outranks the record", "job.py", "        told = read_record(text, limits)\n        if self._timed_out and", "        told = read_record(text, limits)\n        if told:\n            return told\n        if self._timed_out and"),
-    _one("end of a session's process", "job.py", "        if self._code or self.session:", "        if self._code:"),
+    _one("clock outranks the record", "job.py",
+         "        if self._timed_out and self._code in (None, -signal.SIGKILL):",
+         "        if self._timed_out and not recorded:"),
+    _one("exit status outranks the record", "job.py",
+         "        recorded = read_record(text, limits)\n",
+         "        recorded = read_record(text, limits)\n        if recorded:\n"
+         "            return recorded\n"),
+    _one("end of a session's process", "job.py", "if self._code or self.session", "if self._code"),
     Mutation(
         "own processes earn no time",
         (
@@ -128,13 +138,17 @@ MUTATIONS = [
 
 
 def attack(mutation: Mutation) -> str:
-    """Runs the attacks against a copy of the package.
+    """Runs the attacks against a copy of the package without a defence.
+
+    Args:
+        mutation: The defence.
 
     Returns:
-        What pytest prints.
+        The output of pytest.
 
     Raises:
-        ValueError: The source has changed: the text to edit is not there once, or does not run without it.
+        ValueError: The source has changed, so that a text to edit does not stand there exactly
+            once; or the attacks cannot run.
     """
     with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="mutation-") as name:
         folder = Path(name)
@@ -174,7 +188,7 @@ def got_through(output: str) -> list[str]:
 
 def main() -> int:
     words = sys.argv[1:]
-    print(f"| defence taken away | attacks that got through |\n|{'-' * 30}|{'-' * 30}|")
+    print(f"| defence removed | attacks that got through |\n|{'-' * 30}|{'-' * 30}|")
     unnoticed = 0
     for mutation in MUTATIONS:
         if words and not any(word in mutation.defence for word in words):

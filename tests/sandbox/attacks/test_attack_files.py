@@ -1,4 +1,4 @@
-"""Files: the host's, another program's, and too many of one's own."""
+"""Attacks on files: the host's, another program's, and too many of the program's own."""
 
 import os
 from pathlib import Path
@@ -63,7 +63,8 @@ def test_secrets_of_the_host(jail: NsjailSandbox, tmp_path: Path) -> None:
     code = f"""
 import os
 path = {str(secret)!r}
-ways = [path, "/tmp/../" + path, "/packages/../.." + path, "/proc/1/root" + path, "/guest/../" + path]
+folders = ("", "/tmp/../", "/packages/../..", "/proc/1/root", "/guest/../")
+ways = [folder + path for folder in folders]
 os.symlink(path, "/tmp/soft")
 print([way for way in [*ways, "/tmp/soft"] if os.path.exists(way)])
 os.makedirs("/tmp/deep/down")
@@ -77,20 +78,21 @@ print(os.listdir(".") == os.listdir("/"), os.path.exists("." + path))
 
 
 @pytest.mark.parametrize(
-    "place", ["/", "/packages", "/guest", "/dev", "/packages/numpy", "os.path.dirname(os.__file__)"]
+    "folder",
+    ["/", "/packages", "/guest", "/dev", "/packages/numpy", "os.path.dirname(os.__file__)"],
 )
-def test_writing_outside_tmp(jail: NsjailSandbox, place: str) -> None:
-    place = place if "(" in place else repr(place)
+def test_writing_outside_tmp(jail: NsjailSandbox, folder: str) -> None:
+    folder = folder if "(" in folder else repr(folder)
     code = f"""
 import os, stat
-place = {place}
-files = [os.path.join(place, name) for name in os.listdir(place)]
+folder = {folder}
+files = [os.path.join(folder, name) for name in os.listdir(folder)]
 files = [path for path in files if stat.S_ISREG(os.lstat(path).st_mode)][:3]
 def attempts():
-    yield lambda: open(os.path.join(place, "new"), "w")
-    yield lambda: os.mkdir(os.path.join(place, "new"))
-    yield lambda: os.symlink("/", os.path.join(place, "new"))
-    yield lambda: os.rename("/tmp", os.path.join(place, "new"))
+    yield lambda: open(os.path.join(folder, "new"), "w")
+    yield lambda: os.mkdir(os.path.join(folder, "new"))
+    yield lambda: os.symlink("/", os.path.join(folder, "new"))
+    yield lambda: os.rename("/tmp", os.path.join(folder, "new"))
     for path in files:
         yield lambda: open(path, "r+b")
         yield lambda: os.unlink(path)
@@ -125,12 +127,13 @@ for kind in (stat.S_IFBLK, stat.S_IFCHR):
 
 
 def test_set_user_id(jail: NsjailSandbox) -> None:
-    """A program that is set to run as its owner runs as whoever starts it."""
+    """A set-user-ID file runs as the user who starts it, not as its owner."""
     code = """
 import os, sys
 os.chmod("/tmp", 0o7777) if os.stat("/tmp").st_uid == os.getuid() else None
 with open("/tmp/tool", "wb") as file:
-    file.write(b"#!" + sys.executable.encode() + b"\\nimport os\\nprint(0 in os.getresuid() + os.getresgid(), flush=True)\\n")
+    text = "import os\\nprint(0 in os.getresuid() + os.getresgid(), flush=True)\\n"
+    file.write(f"#!{sys.executable}\\n{text}".encode())
 try:
     os.chmod("/tmp/tool", 0o6755)
 except OSError:
@@ -162,7 +165,7 @@ def test_sparse_file(jail: NsjailSandbox) -> None:
 
 
 def test_many_files(jail: NsjailSandbox) -> None:
-    """Empty ones too take the kernel's memory."""
+    """Empty files also take the kernel's memory."""
     code = """
 import os
 made = 0
@@ -193,7 +196,7 @@ except OSError as error:
 
 
 def test_files_of_a_neighbour(jail: NsjailSandbox) -> None:
-    """Two at once, in the same folder by the same name."""
+    """Two programs at once use the same name in the same folder."""
     first = """
 import os, time
 open("/tmp/mine", "w").write("first")
@@ -219,7 +222,7 @@ def test_files_of_an_earlier_program(jail: NsjailSandbox) -> None:
 
 
 def test_shared_memory_and_semaphores(jail: NsjailSandbox) -> None:
-    """POSIX ones are files in the program's own folder, and count as such."""
+    """POSIX shared memory and semaphores are files in the program's own folder, and count there."""
     code = """
 import multiprocessing, time
 from multiprocessing import shared_memory

@@ -1,4 +1,4 @@
-"""Who a program is, inside and outside: user, capabilities, environment, descriptors."""
+"""A program's identity, inside and outside: user, capabilities, environment, descriptors."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ from retool_env.sandbox import NsjailSandbox, Outcome
 
 @pytest.fixture
 def sleeper(jail: NsjailSandbox):
-    """The number that a running program has on the host."""
+    """The process id of a running program on the host."""
     with ThreadPoolExecutor(1) as thread:
         before = set(descendants(jail.pool.guests[0].process.pid))
         future = thread.submit(
@@ -66,7 +66,7 @@ def test_no_new_privileges(jail: NsjailSandbox, sleeper: int) -> None:
 
 
 def test_guest_is_not_traceable(jail: NsjailSandbox) -> None:
-    """Its files in /proc are then root's, whosever the process is."""
+    """The guest's files in /proc then belong to root, whichever user the process has."""
     for pid in guest_processes(jail):
         assert os.stat(f"/proc/{pid}/mem").st_uid == 0
         assert status(pid, "Uid")[0] != "0"
@@ -74,7 +74,7 @@ def test_guest_is_not_traceable(jail: NsjailSandbox) -> None:
 
 @pytest.mark.parametrize("kind", ["pid", "mnt", "ipc", "net"])
 def test_namespaces_of_its_own(jail: NsjailSandbox, sleeper: int, kind: str) -> None:
-    """The guest has these from nsjail; from the guest, each program has all but the network."""
+    """nsjail makes the guest's namespaces; the guest makes each program's, except the network's."""
     supervisor = guest_processes(jail)[0]
     if os.geteuid() != 0:  # the links of an untraceable process are root's to read
         supervisor = os.getpid()
@@ -85,13 +85,13 @@ def test_namespaces_of_its_own(jail: NsjailSandbox, sleeper: int, kind: str) -> 
 
 
 def test_session_of_its_own(jail: NsjailSandbox, sleeper: int) -> None:
-    """Otherwise `kill(0)` and `setpriority` would reach the guest, where its user is the program's."""
+    """Otherwise `kill(0)` and `setpriority` would reach a guest with the program's user."""
     assert status(sleeper, "NSsid")[-1] == "1"
     assert status(sleeper, "NSpgid")[-1] == "1"
 
 
 def test_inherited_descriptors(jail: NsjailSandbox) -> None:
-    """Three are there; none leads to the guest, to the host, or to the record."""
+    """There are three; none leads to the guest, to the host, or to the record."""
     code = """
 import os, stat
 for number in range(4096):
@@ -105,7 +105,7 @@ for number in range(4096):
 
 
 def test_inherited_objects(jail: NsjailSandbox) -> None:
-    """Whatever Python still knows of the template has no descriptor behind it any more."""
+    """Objects that Python keeps from the template have no open descriptor behind them."""
     code = """
 import gc, os, socket
 working = []
@@ -122,7 +122,7 @@ print(working)
 
 
 def test_environment(jail: NsjailSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither in `os.environ` nor in the memory that the kernel filled when the guest began."""
+    """Neither `os.environ` nor the memory that the kernel filled at the guest's start has more."""
     monkeypatch.setenv("SECRET_TOKEN", "s3cr3t")
     code = """
 import ctypes, os
@@ -139,7 +139,7 @@ print(sorted(set(names) | set(os.environ)))
 
 
 def test_texts_of_earlier_programs(jail: NsjailSandbox) -> None:
-    """Programs are copies of a template that never sees any: none is in the next one's memory."""
+    """Programs are copies of a template that never holds a program, so no text is left over."""
     secret = "verdigris" + "seventeen"
     assert jail.run(f"kept = {secret!r} * 100", QUICK).outcome is Outcome.OK
     code = """

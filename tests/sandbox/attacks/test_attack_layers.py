@@ -1,4 +1,4 @@
-"""One defence at a time, with those taken away that would hide that it is gone."""
+"""Tests one defence at a time, without the defences that would hide its absence."""
 
 import shutil
 import socket
@@ -25,7 +25,7 @@ except OSError as error:
 
 @pytest.fixture
 def weaker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., NsjailSandbox]:
-    """Makes sandboxes whose guest is edited, or whose outer filter is another."""
+    """Makes sandboxes with an edited guest, or with a different outer filter."""
 
     @contextmanager
     def make(*edits: tuple[str, str, str], policy: str | None = None) -> Iterator[NsjailSandbox]:
@@ -100,7 +100,7 @@ def test_network_namespace_without_the_filters(weaker: Callable[..., NsjailSandb
 
 
 def test_mounts_and_identity_without_the_filters(weaker: Callable[..., NsjailSandbox]) -> None:
-    """No capability is left with which to mount, to change identity or to make a namespace."""
+    """The program has no capability to mount, to change identity or to make a namespace."""
     code = f"""{CALL}
 tmp = [ctypes.create_string_buffer(t) for t in (b"none", b"/tmp", b"tmpfs")]
 print(call(165, 40, *tmp, 0, 0), call(166, 39, tmp[1], 2), call(161, 51, tmp[1]))
@@ -114,7 +114,7 @@ print(call(117, 147, 0, 0, 0), call(170, 161, tmp[0], 4))
 
 
 def test_system_v_memory_without_the_inner_filter(weaker: Callable[..., NsjailSandbox]) -> None:
-    """The IPC namespace: what one program leaves, the next does not find."""
+    """The IPC namespace hides the memory of one program from the next."""
     find = "print(call(29, 194, 4242, 4096, 0o666) == 'ENOENT')\n"
     with weaker(NO_INNER) as sandbox:
         leave = f"{CALL}\ncall(29, 194, 4242, 4096, 0o1666)\n{find}"
@@ -123,9 +123,10 @@ def test_system_v_memory_without_the_inner_filter(weaker: Callable[..., NsjailSa
 
 
 def test_neighbour_without_the_filters(weaker: Callable[..., NsjailSandbox]) -> None:
-    """The PID namespace: there is nothing else to trace, to signal, or to read the memory of."""
+    """In its PID namespace, a program finds no other process to trace, signal or read."""
     code = f"""{CALL}
-print([n for n in range(1, 5000) if n != os.getpid() and call(101, 117, 0x4206, n, 0, 0) != "ESRCH"])
+others = [n for n in range(1, 5000) if n != os.getpid()]
+print([n for n in others if call(101, 117, 0x4206, n, 0, 0) != "ESRCH"])
 print(call(62, 129, -1, 0))
 """
     with weaker(NO_INNER, policy=ALLOW_ALL) as sandbox:
@@ -133,7 +134,7 @@ print(call(62, 129, -1, 0))
 
 
 def test_guest_may_clone_what_the_program_may_not(jail: NsjailSandbox) -> None:
-    """Being the first of its namespace, the program is the proof that the guest may; it may not itself."""
+    """The guest made the program's namespaces, but the program itself must not make any."""
     code = f"{CALL}\nprint(os.getpid(), call(56, 220, 0x2000_0011, 0, 0, 0, 0))"
     assert jail.run(code, PATIENT).stdout == "1 EPERM\n"
 
@@ -151,7 +152,7 @@ print(sorted(path for path in found if os.access(path, os.W_OK)))
 
 
 def test_mounts_are_read_only(jail: NsjailSandbox) -> None:
-    """Whoever owns the files: an ordinary user's programs may well have the number of their owner."""
+    """An ordinary user's programs can have the user id of the files' owner."""
     code = """
 import mpmath, numpy, os, sympy, sys
 places = ["/", "/guest", sys.executable, os.__file__, *(m.__file__ for m in (mpmath, numpy, sympy))]

@@ -1,4 +1,4 @@
-"""Bombs that fill memory, and the limits that the kernel is told."""
+"""Attacks that fill memory, and the kernel's limits on memory."""
 
 import pytest
 from helpers.intruders import PATIENT, QUICK
@@ -35,7 +35,7 @@ print(os.waitstatus_to_exitcode(os.wait()[1]))
 
 
 def test_memory_behind_pipes(jail: NsjailSandbox) -> None:
-    """A page of 2 MiB would live as long as 4 KiB of it wait in a pipe, in nobody's address space."""
+    """A page of 2 MiB, in no address space, would live as long as 4 KiB of it wait in a pipe."""
     code = """
 import ctypes, fcntl, os
 libc = ctypes.CDLL(None, use_errno=True)
@@ -59,7 +59,7 @@ print(kept)
 
 
 def test_memory_behind_sockets(jail: NsjailSandbox) -> None:
-    """What waits in sockets is outside the address space: their number and their size are bounded."""
+    """Socket buffers are outside the address space: their number and size are bounded."""
     code = """
 import socket
 pairs = []
@@ -75,7 +75,8 @@ try:
                 while True: end.send(bytes(65536))
             except BlockingIOError: pass
 except OSError:
-    print(len(pairs), sum(end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) for end in pair) < 1 << 20)
+    buffers = [end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) for end in pair]
+    print(len(pairs), sum(buffers) < 1 << 20)
 """
     shown = jail.run(code, PATIENT).stdout.split()
     assert int(shown[0]) < 64 and shown[1] == "True"
@@ -88,7 +89,7 @@ def test_deep_recursion(jail: NsjailSandbox) -> None:
 
 
 def test_deep_recursion_in_c(jail: NsjailSandbox) -> None:
-    """Down through the stack's end: a signal in a process of its own."""
+    """Recursion beyond the stack's end ends the process by a signal."""
     code = """
 import sys
 sys.setrecursionlimit(10**9)
@@ -139,7 +140,7 @@ def test_source_of_ten_megabytes(jail: NsjailSandbox) -> None:
     ],
 )
 def test_limit_of_the_kernel(jail: NsjailSandbox, name: str, value: int) -> None:
-    """Hard ones: a program cannot raise them."""
+    """The limits are hard: a program cannot raise them."""
     numbers = {"CPU": 0, "FSIZE": 1, "CORE": 4, "NPROC": 6, "NOFILE": 7, "MEMLOCK": 8}
     number = numbers | {"SIGPENDING": 11, "MSGQUEUE": 12}
     code = f"""
@@ -169,7 +170,7 @@ except OSError:
 
 
 def test_limit_of_processor_time(jail: NsjailSandbox) -> None:
-    """The kernel's own limit strikes also where nobody looks at a clock."""
+    """The kernel's own limit works even without the host's clock."""
     code = """
 import resource
 resource.setrlimit(resource.RLIMIT_CPU, (1, 1))
@@ -181,7 +182,7 @@ while True: pass
 
 
 def test_memory_while_the_guest_loads(jail: NsjailSandbox) -> None:
-    """The limit is what a program may add, however much of the packages its copy of the guest has."""
+    """The limit bounds the memory that a program adds, however much its guest has loaded so far."""
     with NsjailSandbox(guests=1) as fresh:
         for _ in range(25):
             execution = fresh.run("import time\nx = bytearray(48 << 20)\ntime.sleep(0.05)", PATIENT)

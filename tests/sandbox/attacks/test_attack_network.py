@@ -1,4 +1,4 @@
-"""The network, the host's services, and neighbours."""
+"""Attacks on the network, the host's services, and other programs."""
 
 import socket
 import threading
@@ -12,7 +12,7 @@ from retool_env.sandbox import NsjailSandbox, Outcome
 
 @pytest.fixture
 def listener() -> Iterator[int]:
-    """The port of a service on the host, which greets whoever connects."""
+    """The port of a service on the host that greets every client."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def greet() -> None:
@@ -81,7 +81,7 @@ def test_abstract_address_of_the_host(jail: NsjailSandbox) -> None:
 
 @pytest.mark.parametrize("kind", ["SOCK_STREAM", "SOCK_DGRAM", "SOCK_SEQPACKET"])
 def test_abstract_address_of_a_neighbour(jail: NsjailSandbox, kind: str) -> None:
-    """Neighbours share a network namespace, which has nothing in it but such addresses."""
+    """Programs of a guest share a network namespace, which holds only abstract Unix addresses."""
     server = f"""
 import socket, time
 try:
@@ -108,7 +108,7 @@ except ConnectionRefusedError:
 
 @pytest.mark.parametrize("address", ["\\0meeting", "/tmp/meeting", "\\0listener-1"])
 def test_one_program_listens_and_one_connects(jail: NsjailSandbox, address: str) -> None:
-    """By the library that does so for others; it is told at once that it can't."""
+    """The library reports at once that its socket cannot listen."""
     server = f"""
 from multiprocessing.connection import Listener
 import time
@@ -131,7 +131,7 @@ except (ConnectionRefusedError, FileNotFoundError):
 
 
 def test_flags_of_a_shared_descriptor(jail: NsjailSandbox) -> None:
-    """Its standard input and errors are opened for it alone: what it sets there ends with it."""
+    """Standard input and errors are opened for each program: their flags end with the program."""
     code = """
 import fcntl, os
 print([oct(fcntl.fcntl(n, fcntl.F_GETFL) & (os.O_NONBLOCK | os.O_APPEND)) for n in (0, 2)])
@@ -143,7 +143,7 @@ for n in (0, 2):
 
 
 def test_unix_sockets_of_its_own(jail: NsjailSandbox) -> None:
-    """What is allowed: pairs, which asyncio and multiprocessing use."""
+    """Socket pairs are allowed, because asyncio and multiprocessing use them."""
     code = """
 import asyncio, multiprocessing, socket
 ours, theirs = socket.socketpair()

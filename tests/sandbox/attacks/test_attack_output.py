@@ -1,4 +1,4 @@
-"""What a program writes, and to where; its ends in odd places; texts that are none."""
+"""Attacks by output, by its destination, by exits in odd places, and by invalid texts."""
 
 import pytest
 from helpers.intruders import PATIENT, QUICK
@@ -28,7 +28,10 @@ def test_endless_output(jail: NsjailSandbox, code: str) -> None:
 
 
 def test_output_of_bytes(jail: NsjailSandbox) -> None:
-    code = "import os\nos.write(1, bytes(range(256)) + b'\\xf0\\x9f\\x98' + '\\ud800'.encode('utf-8', 'surrogatepass'))"
+    code = (
+        "import os\nlone = '\\ud800'.encode('utf-8', 'surrogatepass')\n"
+        "os.write(1, bytes(range(256)) + b'\\xf0\\x9f\\x98' + lone)"
+    )
     execution = jail.run(code, QUICK)
     assert execution.outcome is Outcome.OK
     assert execution.stdout.encode() and "�" in execution.stdout and "\0" in execution.stdout
@@ -58,7 +61,7 @@ def test_every_descriptor_closed(jail: NsjailSandbox) -> None:
 
 
 def test_writing_to_every_descriptor(jail: NsjailSandbox) -> None:
-    """A forged verdict reaches stdout and nothing else."""
+    """A forged result reaches only stdout."""
     code = """
 import os, struct
 forged = b'["ok", "", ""]'
@@ -89,13 +92,19 @@ def test_exit_at_once(jail: NsjailSandbox, status: int) -> None:
         ("import atexit, time\natexit.register(time.sleep, 60)", Outcome.TIMEOUT),
         ("import sys, threading\nthreading.Thread(target=sys.exit, args=(3,)).start()", Outcome.OK),
         ("import sys\nclass A:\n  def __del__(self): sys.exit(3)\nA()\nprint(5)", Outcome.OK),
-        ("import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()", Outcome.TIMEOUT),
+        (
+            "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()",
+            Outcome.TIMEOUT,
+        ),
         ("raise SystemExit(None)", Outcome.OK),
         ("raise SystemExit('text')", Outcome.RUNTIME_ERROR),
         ("raise KeyboardInterrupt", Outcome.RUNTIME_ERROR),
         ("raise GeneratorExit", Outcome.RUNTIME_ERROR),
         ("import sys\nsys.stdout = None\nsys.stderr = 5\ndel sys.modules['json']", Outcome.OK),
-        ("import builtins\nfor n in list(vars(builtins)): delattr(builtins, n)", Outcome.RUNTIME_ERROR),
+        (
+            "import builtins\nfor n in list(vars(builtins)): delattr(builtins, n)",
+            Outcome.RUNTIME_ERROR,
+        ),
         ("import os\nif not os.fork(): raise SystemExit(9)\nos.wait()", Outcome.OK),
         ("import sys\nsys.settrace(lambda *a: 1/0)\ndef f(): pass\nf()", Outcome.RUNTIME_ERROR),
         ("import gc, sys\nsys.modules.clear()\ngc.collect()", Outcome.OK),
@@ -138,13 +147,14 @@ raise infrastructure_failure("the program was not run")
 
 
 def test_traceback_that_lies(jail: NsjailSandbox) -> None:
-    """It may name lines and files as it likes; it is text of the program's, and bounded."""
+    """A traceback may name any lines and files: it is the program's text, and bounded."""
     code = """
 import linecache
 linecache.getline = lambda *_: "secret" * 10**6
 linecache.cache.clear()
 def lie(depth):
-    exec(compile("lie(depth - 1) if depth else 1/0", "/etc/passwd", "exec"), globals(), {"depth": depth})
+    code = compile("lie(depth - 1) if depth else 1/0", "/etc/passwd", "exec")
+    exec(code, globals(), {"depth": depth})
 lie(200)
 """
     execution = jail.run(code, PATIENT)
@@ -187,13 +197,13 @@ def test_input_that_is_not_there(jail: NsjailSandbox, code: str, shown: str) -> 
 
 
 def test_input_is_data(jail: NsjailSandbox) -> None:
-    """Whatever stands there, and however much is left unread, it is not taken for a program."""
+    """Input is never taken for a program, whatever it holds and however much stays unread."""
     stdin = "\0raise SystemExit(3)\n" * 1000 + "\ud800"
     code = "import os, sys\nos.lseek(0, 0, 0)\nprint(len(os.read(0, 10**6)))\nos.ftruncate(0, 0)"
     assert jail.run(code, QUICK, stdin=stdin).stdout == f"{21 * 1000 + 3}\n"
 
 
 def test_input_that_does_not_fit(jail: NsjailSandbox) -> None:
-    """It is the caller's mistake, and neither the program's nor the sandbox's."""
+    """An input that is too large is the caller's error, not the program's or the sandbox's."""
     with pytest.raises(ValueError, match="stdin: 4194304 bytes are more than the 2 MiB of /tmp"):
         jail.run("print(len(input()))", QUICK, stdin="x" * (4 << 20))

@@ -1,4 +1,4 @@
-"""Bombs, signals, and processes that would outlive their program."""
+"""Attacks by many processes, by signals, and by processes that would outlive their program."""
 
 import time
 from pathlib import Path
@@ -72,7 +72,7 @@ burn()
 
 
 def test_many_quick_children(jail: NsjailSandbox) -> None:
-    """Thousands of ends a second are the program's own to bury; a neighbour does not wait for them."""
+    """The program itself reaps thousands of children a second; other programs do not wait."""
     busy = """
 import os, time
 end = time.monotonic() + 1.5
@@ -85,7 +85,7 @@ while time.monotonic() < end:
 
 
 def test_daemon(jail: NsjailSandbox) -> None:
-    """Forked twice, in a session of its own, all descriptors closed: it ends with the program."""
+    """A daemon with its own session and without descriptors still ends with the program."""
     code = """
 import os, signal, time
 if not os.fork():
@@ -138,7 +138,7 @@ print("a first process cannot be stopped from inside")
 @pytest.mark.parametrize("target", ["0", "-1", "1"])
 @pytest.mark.parametrize("number", ["SIGKILL", "SIGSTOP", "SIGTERM"])
 def test_signals_to_all_that_it_can_name(jail: NsjailSandbox, target: str, number: str) -> None:
-    """Neither the guest nor a neighbour hears them, though they may have the same user."""
+    """Neither the guest nor another program gets the signal, even with the same user."""
     code = f"""
 import os, signal, time
 time.sleep(0.1)
@@ -178,14 +178,14 @@ print(os.getpgid(0), os.getsid(0))
 
 
 def test_signal_without_a_name() -> None:
-    """Without a jail, where a program can end itself by any signal."""
+    """Without a jail, a program can end itself by any signal."""
     with pytest.warns(RuntimeWarning), UnsafeSandbox(guests=1) as sandbox:
         execution = sandbox.run("import os\nos.kill(os.getpid(), 40)", QUICK)
     assert (execution.outcome, execution.error) == (Outcome.RUNTIME_ERROR, "ended by signal 40")
 
 
 def test_first_thread_ends_alone(jail: NsjailSandbox) -> None:
-    """The process is then a zombie with a living thread; it is ended all the same."""
+    """The process is then a zombie with a living thread; it still ends."""
     code = """
 import threading, time
 threading.Thread(target=time.sleep, args=(600,)).start()
@@ -195,8 +195,11 @@ call(60, 93, 0)
 
 
 def test_another_interpreter(jail: NsjailSandbox) -> None:
-    """`exec` keeps every limit; LD_PRELOAD and the like serve the program alone."""
-    child = "import ctypes, os\nprint(ctypes.CDLL(None).prctl(39, 0, 0, 0, 0), os.getpid(), flush=True)\nwhile True: pass"
+    """`exec` keeps every limit; LD_PRELOAD and similar variables affect only the program."""
+    child = (
+        "import ctypes, os\nmode = ctypes.CDLL(None).prctl(39, 0, 0, 0, 0)\n"
+        "print(mode, os.getpid(), flush=True)\nwhile True: pass"
+    )
     code = f"""
 import os, sys
 os.environ["LD_PRELOAD"] = "/tmp/none.so"
@@ -214,7 +217,7 @@ def test_preload_does_not_last(jail: NsjailSandbox) -> None:
 
 
 def test_changed_modules_do_not_last(jail: NsjailSandbox) -> None:
-    """Objects, code, C memory and the import system: all in a copy that ends with the program."""
+    """Objects, code, C memory and the import system change only in a copy that ends."""
     code = """
 import builtins, ctypes, math, numpy, os, sympy, sys
 builtins.print = lambda *_: None
@@ -237,9 +240,11 @@ print(fractions.Fraction(1, 3), os.environ["HOME"])
 
 BOMBS = {
     "processes": "while True:\n    try: os.fork()\n    except OSError: pass",
-    "processes that nobody waits for": "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\nwhile True:\n    try:\n"
-    "        if os.fork() == 0:\n            sum(range(10**6))\n            os._exit(0)\n    except OSError: pass",
-    "processes that burn": "for _ in range(60):\n    if os.fork() == 0:\n        while True: pass\nwhile True: pass",
+    "processes that nobody waits for": "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+    "while True:\n    try:\n        if os.fork() == 0:\n            sum(range(10**6))\n"
+    "            os._exit(0)\n    except OSError: pass",
+    "processes that burn": "for _ in range(60):\n    if os.fork() == 0:\n        while True: pass\n"
+    "while True: pass",
     "threads that burn": "def burn():\n    while True: sum(range(1000))\n"
     "for _ in range(60): threading.Thread(target=burn).start()\nburn()",
     "sessions of their own": "for _ in range(6):\n    if os.fork() == 0:\n        os.setsid()\n"
@@ -252,7 +257,7 @@ BOMBS = {
 def test_keeping_itself_waiting_earns_no_time(
     jail: NsjailSandbox, code: str, in_session: bool
 ) -> None:
-    """Its own processes are why it waits. Twenty times its limit, which others' load could earn, would be 20 s."""
+    """The program waits for its own processes. Waiting for other programs could earn 20 s."""
     limits = Limits(wall_seconds=1, memory_mb=512, processes=64)
     code = f"import os, signal, threading\n{code}"
     began = time.monotonic()

@@ -1,7 +1,7 @@
-"""The record through which a process says how its program ended, written to by the program itself.
+"""Attacks on the record, in which a process reports the end of its program.
 
-It can say what it likes of itself, and no more: not that the sandbox failed, not that it has time left, and nothing
-that the host could stumble over.
+A program can write any text about itself, and no more: it cannot report a failure of the sandbox,
+gain time, or send a text that the host fails on.
 """
 
 import asyncio
@@ -18,11 +18,19 @@ HALF_SECOND = Limits(wall_seconds=0.5)
 
 
 def forge(text: str, then: str = "os._exit(0)") -> str:
-    """Says `text` and is gone."""
+    """A program that writes `text` to its record and ends."""
     return f"{RECORD}\nrecord.write(1, time.monotonic(), time.monotonic(), {text})\n{then}"
 
 
 def pack(number: str, size: str, began: str, ended: str) -> str:
+    """A program that writes this header to its record.
+
+    Args:
+        number: The number of the block.
+        size: The number of bytes of text.
+        began: The start.
+        ended: The end.
+    """
     header = (
         f"struct.pack_into({wire.RECORD!r}, record._memory, 0, {number}, {size}, {began}, {ended})"
     )
@@ -55,7 +63,7 @@ def pack(number: str, size: str, began: str, ended: str) -> str:
     ],
 )
 def test_text_that_is_none(jail: NsjailSandbox, text: str) -> None:
-    """The status of its process says how it ended."""
+    """The exit status then says how the program ended."""
     assert jail.run(forge(text), QUICK).outcome is Outcome.OK
     execution = jail.run(forge(text, "os._exit(1)"), QUICK)
     assert (execution.outcome, execution.error) == (Outcome.RUNTIME_ERROR, "exit status 1")
@@ -99,7 +107,7 @@ FAILURES = {
 def test_failure_that_says_it_is_none(
     jail: NsjailSandbox, then: str, outcome: Outcome, error: str | None
 ) -> None:
-    """What is seen from outside decides: the exit status, the signal, the clock."""
+    """The host's observations decide: the exit status, the signal, the clock."""
     code = forge("OK", then).replace("record.write", 'OK = b\'["ok", "", ""]\'\nrecord.write', 1)
     execution = jail.run(code, QUICK)
     assert execution.outcome is outcome
@@ -118,7 +126,7 @@ def test_failure_of_the_sandbox(jail: NsjailSandbox, name: str) -> None:
 
 
 def test_text_of_its_own(jail: NsjailSandbox) -> None:
-    """What it says of itself is one line, and short."""
+    """The program's own error is one short line."""
     text = "b'[\"runtime_error\", \"one\\\\ntwo\\\\r\\\\u2028three' + b'x' * 60_000 + b'\", \"t\"]'"
     execution = jail.run(forge(text, "os._exit(1)"), QUICK)
     assert execution.outcome is Outcome.RUNTIME_ERROR and execution.error.startswith("one two")
@@ -167,7 +175,7 @@ while True:
 
 
 def test_a_program_that_says_it_is_over(jail: NsjailSandbox) -> None:
-    """It is over when it is gone."""
+    """A program is over when its process is gone."""
     code = f"""{RECORD}
 record.write(1, time.monotonic(), time.monotonic(), b'["ok", "", ""]')
 while True: pass
@@ -178,7 +186,7 @@ while True: pass
 
 
 def test_record_of_a_child(jail: NsjailSandbox) -> None:
-    """Children share the memory; the last word is the program's own."""
+    """Children share the memory, but the program writes last."""
     code = f"""{RECORD}
 if not os.fork():
     record.write(1, 1.0, time.monotonic(), b'["memory_limit", "", ""]')
@@ -190,11 +198,12 @@ raise ValueError("the truth")
 
 
 def test_record_is_zeroed_elsewhere(jail: NsjailSandbox) -> None:
-    """The record that is unmapped ends the program with a signal, and nothing more."""
+    """Unmapping the record only ends the program with a signal."""
     code = f"""{RECORD}
 import ctypes
 view = (ctypes.c_char * {wire.RECORD_BYTES}).from_buffer(record._memory)
-ctypes.CDLL(None).munmap(ctypes.c_void_p(ctypes.addressof(view)), ctypes.c_size_t({wire.RECORD_BYTES}))
+address = ctypes.c_void_p(ctypes.addressof(view))
+ctypes.CDLL(None).munmap(address, ctypes.c_size_t({wire.RECORD_BYTES}))
 """
     execution = jail.run(code, QUICK)
     assert execution.outcome is Outcome.RUNTIME_ERROR
@@ -202,7 +211,7 @@ ctypes.CDLL(None).munmap(ctypes.c_void_p(ctypes.addressof(view)), ctypes.c_size_
 
 
 def test_header_fits_what_is_forged_here() -> None:
-    """If the record's form changes, the forgeries above have to follow."""
+    """If the record's format changes, these forgeries must follow."""
     assert struct.calcsize(wire.RECORD) == 24
     assert wire.RECORD_BYTES == 1 << 16
 
@@ -246,8 +255,9 @@ def test_socket_of_a_session(jail: NsjailSandbox, attack: str, asynchronously: b
 
 
 def test_session_that_says_it_is_over(jail: NsjailSandbox) -> None:
-    """A block that lies about its end disturbs its own session, and nobody else's."""
-    code = f"import time\n{SOCKETS}\n{RECORD}\nrecord.write(1, 1.0, 2.0, b'')\nfor n in sockets(): os.write(n, b'\\n')\ntime.sleep(60)"
+    """A block that lies about its end disturbs only its own session."""
+    code = f"import time\n{SOCKETS}\n{RECORD}\nrecord.write(1, 1.0, 2.0, b'')\n"
+    code += "for n in sockets(): os.write(n, b'\\n')\ntime.sleep(60)"
     with jail.session(HALF_SECOND) as liar, jail.session(HALF_SECOND) as other:
         liar.run(code)
         assert other.run("print(6 * 7)").stdout == "42\n"
@@ -256,8 +266,10 @@ def test_session_that_says_it_is_over(jail: NsjailSandbox) -> None:
 
 
 def test_block_that_says_the_next_one_is_over(jail: NsjailSandbox) -> None:
-    """Its thread rings the next block's bell, and keeps that from beginning; on record is its own verdict."""
-    ring = "def ring():\n  time.sleep(0.1)\n  for n in sockets(): os.write(n, bytes(9))\n  x = 9\n  x ** x ** x"
+    """A thread rings the next block's bell and keeps that block waiting; the record is older."""
+    ring = "def ring():\n  time.sleep(0.1)\n  for n in sockets(): os.write(n, bytes(9))\n"
+    ring += "  x = 9\n  x ** x ** x"
+
     code = f"import threading, time\n{SOCKETS}\n{ring}\nthreading.Thread(target=ring).start()"
     with jail.session(HALF_SECOND) as session:
         assert session.run(code).outcome is Outcome.OK
@@ -267,7 +279,7 @@ def test_block_that_says_the_next_one_is_over(jail: NsjailSandbox) -> None:
 
 
 def test_session_that_ends_between_blocks(jail: NsjailSandbox) -> None:
-    """It cannot pass for a failure of the sandbox."""
+    """That end cannot pass for a failure of the sandbox."""
     code = "import os, threading\nthreading.Timer(0.2, os._exit, (0,)).start()"
     with jail.session(HALF_SECOND) as session:
         assert session.run(code).outcome is Outcome.OK
@@ -288,7 +300,8 @@ OUT_OF_BLOCKS = {
     ),
     "a handler in a thread's time": (
         "import signal, threading\ndef h(*_): time.sleep(60)\nsignal.signal(signal.SIGALRM, h)\n"
-        "threading.Thread(target=lambda: (time.sleep(0.1), signal.raise_signal(signal.SIGALRM))).start()"
+        "late = lambda: (time.sleep(0.1), signal.raise_signal(signal.SIGALRM))\n"
+        "threading.Thread(target=late).start()"
     ),
 }
 
@@ -299,7 +312,7 @@ OUT_OF_BLOCKS = {
 def test_block_that_keeps_the_next_one_out(
     jail: NsjailSandbox, code: str, asynchronously: bool, verdict: str
 ) -> None:
-    """The next block timed out, whatever the one before it said."""
+    """The next block has timed out, whatever the earlier block wrote."""
     with jail.session(HALF_SECOND) as session:
         first = session.run(f"import time\nprint('one')\n{code}{verdict}")
         assert first.stdout == "one\n"
@@ -319,7 +332,7 @@ def test_block_that_keeps_the_next_one_out(
 def test_block_that_forges_its_record_and_ends_the_process(
     jail: NsjailSandbox, status: int
 ) -> None:
-    """The end of the process is seen, and the model is told that its variables are lost."""
+    """The host notices the end, and tells the model that the variables are lost."""
     with jail.session(HALF_SECOND) as session:
         lost = session.run(forge('b\'["ok", "", ""]\'', f"os._exit({status})"))
         assert lost.outcome is Outcome.RUNTIME_ERROR

@@ -1,4 +1,4 @@
-"""System calls that a program has no business with, made directly."""
+"""Direct system calls that a program does not need."""
 
 import pytest
 from helpers.intruders import CALL, QUICK
@@ -133,7 +133,7 @@ def test_clone3_does_not_exist(jail: NsjailSandbox) -> None:
 
 
 def test_clone_as_a_sibling(jail: NsjailSandbox) -> None:
-    """CLONE_PARENT would make the supervisor the parent of something it does not know."""
+    """CLONE_PARENT would make the supervisor the parent of an unknown process."""
     assert result(jail, "call(56, 220, 0x8000 | 17, 0, 0, 0, 0)") == "EINVAL"
 
 
@@ -143,7 +143,7 @@ def test_calls_of_the_future_do_not_exist(jail: NsjailSandbox) -> None:
 
 @pytest.mark.parametrize("machine_code", ["b8 27000040 0f05 c3", "b8 14000000 cd80 c3"])
 def test_other_calling_conventions(jail: NsjailSandbox, machine_code: str) -> None:
-    """`getpid` by x32's number, and by 32-bit x86's gate, where the same numbers mean others."""
+    """`getpid` by x32's number, and through the 32-bit gate, where numbers have other meanings."""
     code = f"""
 import ctypes, mmap, platform
 if platform.machine() != "x86_64":
@@ -189,19 +189,19 @@ print({{
 
 
 def test_messages_in_the_cache_of_files(jail: NsjailSandbox) -> None:
-    """To empty it, or to ask what it holds, without reading: a program could tell a later one something so."""
+    """A program could leave a message by emptying the cache, and a later program could read it."""
     execution = jail.run(CACHE, QUICK)
     assert execution.stdout in ("{'EPERM', 'ENOSYS'}\n", "{'ENOSYS', 'EPERM'}\n")
 
 
 def test_equal_pages_of_two_programs(jail: NsjailSandbox) -> None:
-    """Merged, they would tell one by the time of a write what the other holds."""
+    """A slow write to a merged page would tell a program what another program holds."""
     code = "[call(157, 167, 67, 1, 0, 0, 0), call(28, 233, 0, 0, 12)]"
     assert result(jail, code) == "['EPERM', 'EPERM']"
 
 
 def test_leases_on_the_hosts_files(jail: NsjailSandbox) -> None:
-    """Where the program's user owns the interpreter, a lease would hold up whoever opens its files."""
+    """If the program's user owns the interpreter, a lease would delay every other reader."""
     code = """
 import fcntl, os
 for path in (os.__file__, "/packages/numpy/__init__.py", "/guest/wire.py"):
@@ -221,7 +221,7 @@ print(fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 50))
 
 
 def test_filters_cannot_be_replaced(jail: NsjailSandbox) -> None:
-    """A program may add a filter, which can only forbid more; all that it had forbidden stays."""
+    """A program may only add a filter, which forbids more; the old filter stays."""
     code = """
 import struct
 allow = ctypes.create_string_buffer(struct.pack("<HBBI", 6, 0, 0, 0x7FFF0000))

@@ -1,4 +1,4 @@
-"""The table of the README and the tests name each other."""
+"""The README's table and the tests refer to each other."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent
 
 
 def defined() -> set[str]:
-    """The tests of this folder."""
+    """The names of the tests in this folder."""
     trees = [ast.parse(path.read_text()) for path in FOLDER.glob("test_*.py")]
     nodes = [node for tree in trees for node in tree.body]
     return {

@@ -1,7 +1,7 @@
-"""Attacks run again by an ordinary user, whose guests are built otherwise: with user namespaces.
+"""The attacks again as an ordinary user, whose guests use user namespaces.
 
-The user may not be able to read this interpreter, when that lies below a home directory that is closed to others. A
-mount namespace then shows the same folders at the same paths, with open folders above them.
+The user may be unable to read this interpreter, because it lies below a closed home directory. A
+mount namespace then shows the same folders at the same paths, below open folders.
 """
 
 import os
@@ -19,8 +19,9 @@ _USER = 54_321
 _FOLDER = Path(__file__).parent
 _SUBSET = (
     "syscalls and (ptrace or mount or bind or namespace or leases or cache) or identity or "
-    "processes and (signals or exist or priority or number or daemon or waiting) or record and (not_begun or keeps) or "
-    "files and (neighbour or outside) or network and (abstract or flags) or layers"
+    "processes and (signals or exist or priority or number or daemon or waiting) or "
+    "record and (not_begun or keeps) or files and (neighbour or outside) or "
+    "network and (abstract or flags) or layers"
 )
 _OPEN_UP = r"""
 set -e
@@ -55,7 +56,7 @@ def needed() -> list[Path]:
 
 
 def closed(folder: Path) -> Path | None:
-    """The topmost folder above that others cannot go through."""
+    """The topmost parent folder that other users cannot enter."""
     above = reversed([folder, *folder.parents])
     return next((top for top in above if not top.stat().st_mode & 0o001), None)
 

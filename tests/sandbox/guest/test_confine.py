@@ -1,4 +1,4 @@
-"""What a process does to itself, each thing alone, in a process of its own."""
+"""Each restriction of a process by itself, in a fresh process."""
 
 import os
 import resource
@@ -13,8 +13,9 @@ from retool_env.sandbox.guest import confine, wire
 
 
 def alone(code: str) -> str:
-    """What a fresh process prints that runs `code` with `confine` at hand."""
-    head = "import ctypes, errno, os, resource\nfrom retool_env.sandbox.guest import confine, syscalls, wire\n"
+    """The output of a fresh process that imports `confine` and runs `code`."""
+    head = "import ctypes, errno, os, resource\n"
+    head += "from retool_env.sandbox.guest import confine, syscalls, wire\n"
     done = subprocess.run(
         [sys.executable, "-c", head + textwrap.dedent(code)],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Objects whose references are not counted: what that is for, and that nothing else is different."""
+"""Immortal objects: the memory that they save, and their unchanged behaviour."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ expected = thing.use()
 
 
 def alone(code: str) -> str:
-    """What a fresh process prints that runs `code` after the above."""
+    """The output of a fresh process that runs `code` after `THINGS`."""
     done = subprocess.run(
         [sys.executable, "-c", HEAD + textwrap.dedent(code)],
         capture_output=True,
@@ -37,8 +37,9 @@ def test_the_counts_of_all_that_can_be_reached_stay_as_they_are() -> None:
     stdout = alone("""
         immortalize()
         code = Thing.use.__code__
-        objects = [thing, Thing, Thing.use, code, code.co_consts, code.co_consts[-1], code.co_names, thing.name,
-                   thing.parts, thing.parts[0], thing.parts[0][0], thing.parts[0][1], thing.parts[1]["key"], sys]
+        objects = [thing, Thing, Thing.use, code, code.co_consts, code.co_consts[-1],
+                   code.co_names, thing.name, thing.parts, thing.parts[0], thing.parts[0][0],
+                   thing.parts[0][1], thing.parts[1]["key"], sys]
         before = [ctypes.string_at(id(each), 8) for each in objects]
         more = objects * 5
         assert thing.use() == expected
@@ -84,14 +85,15 @@ def test_the_collector_and_the_end_of_the_interpreter_bear_it() -> None:
 
 
 def test_a_copy_that_uses_objects_has_few_pages_of_its_own() -> None:
-    """Against a copy of the same process whose objects are counted."""
+    """The comparison is a copy of the same process with ordinary objects."""
     code = """
         many = [(str(number), float(number)) for number in range(200_000)]
         if {immortal}:
             immortalize()
         gc.freeze()
         def written():
-            (line,) = [line for line in open("/proc/self/smaps_rollup") if line.startswith("Private_Dirty")]
+            lines = list(open("/proc/self/smaps_rollup"))
+            (line,) = [line for line in lines if line.startswith("Private_Dirty")]
             return int(line.split()[1])
         if os.fork() == 0:
             before = written()

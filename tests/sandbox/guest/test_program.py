@@ -1,4 +1,4 @@
-"""A program's text becomes an outcome, an error in one line and a traceback: in this process, without a guest."""
+"""A program's outcome, one-line error and traceback, in this process without a guest."""
 
 import builtins
 import contextlib
@@ -14,7 +14,7 @@ from retool_env.sandbox.guest import program
 
 
 def run(source: str, display: bool = False) -> tuple[str, str, str, str]:
-    """Its outcome, error, traceback and output, in an empty `__main__`."""
+    """The outcome, error, traceback and output of a program in an empty `__main__`."""
     main, underscore = sys.modules["__main__"], getattr(builtins, "_", None)
     stdout = io.StringIO()
     try:
@@ -28,7 +28,7 @@ def run(source: str, display: bool = False) -> tuple[str, str, str, str]:
 
 @pytest.fixture(autouse=True, scope="module")
 def underscore() -> Iterator[None]:
-    """What a display leaves in `_` is not left to other tests."""
+    """Removes the value that a display leaves in `_`."""
     yield
     if getattr(builtins, "_", 0) is None:
         del builtins._
@@ -151,7 +151,7 @@ def test_a_traceback_is_the_programs_own(statement: str, text: str, call: str) -
 
 @given(st.text())
 def test_any_text_has_an_outcome(text: str) -> None:
-    """Mostly what does not compile; what does is not to be trusted to run here."""
+    """Most texts do not compile; a text that compiles must not run here."""
     source = f"if 0:\n {text}" if "\n" not in text else f"def f():\n {text!r}"
     outcome, error, trace, _ = run(source)
     assert (outcome == "ok") == (error == "") == (trace == "")

@@ -1,4 +1,4 @@
-"""The filter of system calls, run as the kernel runs it: in an interpreter of classic BPF."""
+"""The filter of system calls, in an interpreter of classic BPF that works like the kernel's."""
 
 import errno
 import platform
@@ -73,8 +73,8 @@ NEEDED = {
 
 
 def _values(name: str) -> tuple[int, ...]:
-    """What the argument that decides may be; 0 where none does."""
-    return syscalls._ONLY.get(name, (0, (0,)))[1]
+    """Values of the argument that decides; 0 if no argument decides."""
+    return syscalls.CONDITIONS.get(name, (0, (0,)))[1]
 
 
 @pytest.fixture(params=["x86_64", "aarch64"])
@@ -84,7 +84,14 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def verdict(code: bytes, architecture: int, number: int, *arguments: int) -> str | int:
-    """What the filter says of a call: `ALLOW`, `KILL`, or the error it gives."""
+    """The filter's answer to a call: `ALLOW`, `KILL`, or an error.
+
+    Args:
+        code: The filter.
+        architecture: The kernel's number of the machine's architecture.
+        number: The number of the call.
+        *arguments: The arguments of the call.
+    """
     data = struct.pack("<IIQ6Q", number, architecture, 0, *arguments, *[0] * (6 - len(arguments)))
     program = list(struct.iter_unpack("<HBBI", code))
     at = accumulator = 0
@@ -179,7 +186,7 @@ def test_arguments_that_decide(
 
 @pytest.mark.parametrize("name", ["fadvise64", "readahead", "mincore", "bind", "listen"])
 def test_what_is_not_on_the_list(name: str) -> None:
-    assert f" {name} " not in f" {syscalls._ALLOWED} ".replace(",", " ")
+    assert f" {name} " not in f" {syscalls.ALLOWED} ".replace(",", " ")
 
 
 def test_other_machines_calls_are_deadly(machine: str) -> None:

@@ -6,13 +6,13 @@ import sys
 FILL = """
 import gc, random
 from retool_env.sandbox.guest import confine
-from retool_env.sandbox.guest.template import _fill_holes
+from retool_env.sandbox.guest.template import fill_holes
 
 kept = [bytes(random.randrange(1, 480)) for _ in range(200_000)]
 del kept[::3]
 gc.disable()
 regions = confine.own_memory(open("/proc/self/maps").read())
-filling = _fill_holes(regions)
+filling = fill_holes(regions)
 new = [bytes(size) for size in range(1, 470) for _ in range(5)]
 inside = [each for each in new if any(first <= id(each) < end for first, end in regions)]
 print(len(inside))

@@ -1,4 +1,4 @@
-"""What is packed comes out again."""
+"""Packed bounds unpack to the same values."""
 
 from hypothesis import given
 from hypothesis import strategies as st
