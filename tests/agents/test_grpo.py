@@ -233,7 +233,7 @@ def test_text_only_runs_no_program(initial, tmp_path, solving, monkeypatch):
         ({"model": "runs/none/checkpoint"}, "python -m agents sft"),
         ({"dtype": "bf16"}, "bfloat16"),
         ({"trl": {"lerning_rate": 1}}, "did you mean 'learning_rate'"),
-        ({"trl": {"temperature": 1}}, "setting of our own"),
+        ({"trl": {"temperature": 1}}, "another setting"),
         ({"env.max_callz": 1}, "did you mean 'max_calls'"),
         ({"env.id": "ReTool-None-v0"}, "no environment"),
         ({"env.prompt_template": "{query}" + "x" * 600}, "shorter"),

@@ -1,4 +1,4 @@
-"""Further training takes over the task of the model; and runs from before there was a `retool.json`."""
+"""Further training takes over the task of the model; older runs without `retool.json` work."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_a_run_takes_over_the_models_task_and_hands_it_on(algorithm, more, model
     assert main(command(algorithm, model, **more)) == 0
     out = capsys.readouterr().out
     assert f"retool.json: task {ARITHMETIC}, protocol tags, a prompt of its own, " in out
-    assert "(from ./model)" in out and "the command line differs" not in out
-    [replaced] = [line for line in out.splitlines() if "in place" in line or "the place of" in line]
+    assert "(from ./model)" in out and "the command line overrides" not in out
+    [replaced] = [line for line in out.splitlines() if "replace the preset's" in line]
     assert "max_tokens=11 (the preset: 160)" in replaced
     env = env_of(algorithm)
     assert {name: env[name] for name in TASK} == TASK
@@ -72,7 +72,7 @@ def test_a_run_takes_over_the_models_task_and_hands_it_on(algorithm, more, model
 def test_the_command_line_wins_and_what_differs_is_said(model, capsys):
     assert main(command("grpo", model, "env.max_calls=5", "env.max_tokens=11")) == 0
     out = capsys.readouterr().out
-    assert "the command line differs from it: max_calls=5 (there: 2)\n" in out
+    assert "the command line overrides the task: max_calls=5 (the task: 2)\n" in out
     assert env_of("grpo")["max_calls"] == 5
     assert read_task("runs/grpo/checkpoint").rules["max_calls"] == 5
 
@@ -110,7 +110,7 @@ def test_a_run_that_goes_on_keeps_what_it_was_started_with(model, capsys):
     CheckpointTask.of({**TASK, "max_tokens": 30, "max_calls": 1}).save("model")
     capsys.readouterr()
     assert main(command("grpo", model, "--resume", save_steps=1, steps=2)) == 0
-    assert "runs/grpo goes on with the environment it was started with" in capsys.readouterr().out
+    assert "runs/grpo keeps the environment with which it started" in capsys.readouterr().out
     assert env_of("grpo") == started and len(records(Path("runs/grpo"))) == 2
     other = command("grpo", model, "--resume", "env.max_calls=1", save_steps=1, steps=3)
     assert main(other) == 2
