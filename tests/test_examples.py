@@ -1,4 +1,4 @@
-"""The examples, run as one would run them, from the root of a clone."""
+"""The examples run from the root of a clone, as the documentation shows."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ SAYS = {
     "problems": "squares/17: reward 1.0\n",
     "protocol": "['code', 'answer'] [True] 1.0\n",
 }
-"""Each script with something that it prints."""
+"""For each script, a part of its output."""
 
 
 @pytest.mark.parametrize("name", SAYS)

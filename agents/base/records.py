@@ -49,7 +49,7 @@ class Line:
     location: str
     """The file's path and the line's number."""
     text: bytes
-    """The line's bytes in the file, with its line feed."""
+    """The line's bytes, as they are in the file."""
     record: dict[str, Any]
     """The JSON object in the line."""
 

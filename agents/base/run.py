@@ -208,7 +208,7 @@ class Run:
             raise SettingsError(error)
 
     def _lock(self) -> str | None:
-        """Lock the folder; a text is the error of a folder that can't be locked."""
+        """Lock the folder, and return `None`; return an error text if the folder can't be locked."""
         path = (self.folder / "lock").resolve()
         if path in _locks:  # the process that started the run resumes it
             return None

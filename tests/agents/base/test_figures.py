@@ -24,7 +24,7 @@ def test_a_figures_mean_is_over_the_tokens_of_all_updates_and_processes():
     sums.add(torch.tensor([[1, 0, 0]]), loss=torch.tensor([[6.0, 0.0, 0.0]]))
     for norm in (1.0, 3.0):
         sums.norm("actor", torch.tensor(norm))
-    # Of two processes the other one has three tokens with a sum of 12.
+    # A second process has three tokens with a sum of 12.
     other = iter([torch.tensor([12.0]), torch.tensor([3])])
     figures = sums.figures(lambda tensor: tensor + next(other), lambda tensor: tensor)
     assert figures == {"loss": pytest.approx(21 / 6), "grad_norm/actor": 2.0}

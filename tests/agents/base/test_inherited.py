@@ -92,11 +92,11 @@ def test_a_preset_that_is_named_says_which_environment(model, capsys):
     env = env_of("grpo")
     assert (env["id"], env["max_calls"], env["max_tokens"]) == ("ReTool-JSONL-v0", 7, 9)
     assert env["prompt_template"] == "Q {query}\n" and "difficulty" not in env
-    # Of the same environment, what it says is the preset's for models without a task.
+    # With the model's own environment, the model's settings override the preset's.
     Path("own.yaml").write_text(PRESET.format(id=ARITHMETIC, more="difficulty: 5"))
     assert main(command("grpo", model, "name=same", "--preset", "own.yaml")) == 0
     assert {name: env_of("same")[name] for name in TASK} == TASK
-    # One that nobody names gives way.
+    # The default preset's environment gives way to the model's.
     CheckpointTask.of({**env, "max_calls": 2}).save("model")
     assert main(command("grpo", model, "name=unnamed", "env.path=own.jsonl")) == 0
     env = env_of("unnamed")
@@ -143,7 +143,7 @@ def test_a_rewriters_task_is_not_the_cold_starts(model, capsys):
     assert "none.jsonl" in captured.err and "retool.json" not in captured.out + captured.err
 
 
-# --- every trainer and export writes it -----------------------------------------------------------
+# --- every trainer and export writes retool.json --------------------------------------------------
 
 
 def task_in(folder):
@@ -169,7 +169,7 @@ def test_reinforcement_learning_writes_it_beside_every_model(algorithm, settings
     folders += [run / "checkpoints" / "1"] if "export_steps" in settings else []
     folders += [run / "adapter"] if "lora_rank" in settings else []
     assert [task_in(folder) for folder in folders] == [(ARITHMETIC, 12)] * len(folders)
-    # Of the checkpoints to go on from it is one of the files that must not be lost.
+    # The seal of a checkpoint for resuming includes the file.
     assert FILE in json.loads((run / "trainer" / "checkpoint-1" / "files.json").read_text())
 
 
@@ -184,12 +184,12 @@ def test_fine_tuning_writes_it_beside_every_model(model):
     assert task_in("runs/lora/adapter") == task_in("runs/lora/checkpoint") == (ARITHMETIC, 60)
 
 
-# --- runs from before -----------------------------------------------------------------------------
+# --- runs older than retool.json ------------------------------------------------------------------
 
 
 @pytest.fixture
 def old(tmp_path, monkeypatch):
-    """A run of the time when checkpoints carried no task, and the model it began with."""
+    """A run older than `retool.json`, with its initial model, in the working directory."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(OLD, "old")
     monkeypatch.chdir("old")
@@ -198,7 +198,7 @@ def old(tmp_path, monkeypatch):
 
 
 def test_an_old_run_is_finished_and_goes_on(old, capsys):
-    # Episodes of another revision go on only by force, as ever.
+    # A run of another revision is only resumed with --force.
     assert main([*old, "steps=2", "--resume", "--force"]) == 0
     assert not list(Path().rglob(FILE))  # a finished run stays as it is
     before = env_of("old")

@@ -29,7 +29,7 @@ TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endf
 
 
 class Dictated(LogitsProcessor):
-    """The model says what it is told to."""
+    """Forces the model to write a given text."""
 
     def __init__(self, ids, prompt):
         self.ids, self.prompt = ids, prompt
@@ -56,7 +56,7 @@ def saved(tmp_path_factory):
     )
     trainer = SimpleNamespace(model=model, accelerator=Accelerator(cpu=True))
     save_checkpoint(trainer, tokenizer, folder, Rules().turn_protocol().stop)
-    assert model.generation_config.top_k == 20  # the one that is trained stays as it is
+    assert model.generation_config.top_k == 20  # the trained model is not changed
     return folder
 
 
@@ -112,7 +112,7 @@ def test_without_a_pad_token_the_eos_token_pads_and_nothing_changes(model, tmp_p
     other = make_small(tmp_path / "other", without)
     assert AutoTokenizer.from_pretrained(other).pad_token is None
     for name, module in {"grpo": grpo, "ppo": ppo}.items():
-        more = {"steps": 2, "env.max_tokens": 90}  # in which some end by themselves
+        more = {"steps": 2, "env.max_tokens": 90}  # some responses end before this limit
         plain = module.train(settings(name, model=model, **more), tmp_path / f"{name}-plain")
         episodes = list(read_transcripts(tmp_path / f"{name}-plain" / "transcripts.jsonl"))
         assert len({len(t.completion_ids) for t in episodes}) > 2
@@ -167,7 +167,7 @@ def test_a_learning_rate_is_measured_by_the_size_of_the_model():
     with pytest.raises(SettingsError, match="set allow_high_learning_rate=true"):
         check(2e-3, seven, lora_rank=16, trl={"optim": "adamw_torch"})
     for rate, size in ((1e-6, seven), (1e-5, 32e9), (1e-4, seven), (6e-4, 125e6), (2e-3, 1e6)):
-        check(rate, int(size))  # what is in use
+        check(rate, int(size))  # rates in use
     with pytest.raises(SettingsError, match=r"^sft\.learning_rate must be above 0"):
         made = sft.Settings(learning_rate=0.0, allow_high_learning_rate=True)
         check_learning_rate(made, 1, section="sft.")

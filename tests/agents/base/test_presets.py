@@ -111,7 +111,7 @@ def test_what_a_job_sets_itself_is_refused_for_its_stages(module, override):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: m\n", "unknown setting 'model'"),  # the name of a file beside the algorithms
+        ("model: m\n", "unknown setting 'model'"),  # a module of agents/base, not an algorithm
         ("engine: vllm\n", "unknown setting 'engine'"),
         ("losses: {a: 1}\n", "unknown setting 'losses'"),
         ("grpo: [1]\n", "section grpo must be a mapping"),
@@ -150,4 +150,4 @@ def test_sections_of_the_algorithms_that_one_is_made_from_come_first(tmp_path):
     preset.write_text("grpo: {steps: 7, prompts: 3, clip_high: 0.5}\ndr_grpo: {steps: 9}\n")
     settings = load_settings(load_algorithm("dr_grpo").Settings, "dr_grpo", str(preset), [])
     assert (settings.steps, settings.prompts) == (9, 3)
-    assert settings.clip_high == 0.2  # it has a default of its own
+    assert settings.clip_high == 0.2  # its class has another default

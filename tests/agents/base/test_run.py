@@ -59,8 +59,8 @@ def test_two_processes_are_never_at_work_in_one_folder(tmp_path):
     finally:
         holder.kill()
         holder.communicate()
-    started(folder, resume=True)  # its lock went with it, however it ended
-    started(folder, resume=True)  # and one process may begin again
+    started(folder, resume=True)  # the lock ended with the killed process
+    started(folder, resume=True)  # one process may lock the folder twice
 
 
 def test_a_folder_in_which_nothing_came_of_a_start_is_free(tmp_path):

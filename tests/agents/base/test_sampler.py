@@ -159,7 +159,7 @@ def test_two_processes_keep_one_run_with_transcripts_of_each(initial, tmp_path):
         seen.append({t.problem.id for t in transcripts})
     assert not seen[0] & seen[1] and len(seen[0] | seen[1]) == 2 * 4
     assert AutoModelForCausalLM.from_pretrained(folder / "checkpoint").num_parameters() > 1000
-    assert second.stdout.count("rl: 2/2") == 1  # the first process speaks for both
+    assert second.stdout.count("rl: 2/2") == 1  # only the first process prints
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_who_leaves_by_an_error_leaves_a_run_that_goes_on(tmp_path, model, close
         RolloutSession(made, tmp_path / "run", False)
     with RolloutSession(made, tmp_path / "run", True) as run:
         run.begin("rl")
-        assert run.metrics() == []  # it begins anew, as there is no checkpoint
+        assert run.metrics() == []  # without a checkpoint the run begins anew
 
 
 def test_of_a_finished_run_nothing_is_loaded(tmp_path, model, closed):
