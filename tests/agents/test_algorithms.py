@@ -762,7 +762,7 @@ def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch)
     assert curves[0] == curves[1] and len(curves[0]) == 4
 
 
-# Algorithms are found by their files.
+# A user's own algorithm.
 
 OWN = """
 from dataclasses import dataclass

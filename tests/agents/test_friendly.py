@@ -1,4 +1,4 @@
-"""What a person meets: the board, reports elsewhere, refusals that say what to change, and the help."""
+"""Refusals of an algorithm say what to change; the help documents every setting."""
 
 from __future__ import annotations
 
@@ -18,14 +18,6 @@ from retool_env.problems import jsonl
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return make_small(tmp_path_factory.mktemp("model"))
-
-
-# The board
-
-
-# Reports elsewhere
-
-# Refusals
 
 
 @pytest.mark.parametrize(("name", "module"), [("grpo", grpo), ("ppo", ppo)])

@@ -1,4 +1,4 @@
-"""Algorithms of one's own: how they are named, and the README's, run from end to end."""
+"""An algorithm outside `agents/`: the algorithm of the documentation runs and learns."""
 
 from __future__ import annotations
 
