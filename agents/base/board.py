@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from itertools import pairwise
-from typing import Any
+from typing import Any, override
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -204,11 +204,13 @@ class BarCallback(TrainerCallback):
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
 
-    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+    @override
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Set the bar's total, once the trainer knows its number of steps."""
         self._bar.set_total(state.max_steps, state.global_step)
 
-    def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
+    @override
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Show the figures that the trainer logs."""
         if state.is_world_process_zero and logs:
             self._bar.show(state.global_step, logs)

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, override
 
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
@@ -93,6 +93,13 @@ class Run:
         reached: Callable[[], float] | None = None,
     ) -> None:
         self.folder = folder
+        self.trainer = folder / "trainer"
+        """The folder of the checkpoints for resuming."""
+        self.checkpoint = folder / "checkpoint"
+        """The folder of the trained model."""
+        self.exports = folder / "checkpoints"
+        """The folder of the models during training, with a folder for each exported step."""
+        self._done = folder / "done"
         self._state = processes()
         self._config = folder / "config.json"
         self._settings = json.loads(json.dumps(dataclasses.asdict(settings)))
@@ -238,25 +245,6 @@ class Run:
         return self.folder / (f"transcripts-{rank}.jsonl" if rank else "transcripts.jsonl")
 
     @property
-    def _done(self) -> Path:
-        return self.folder / "done"
-
-    @property
-    def trainer(self) -> Path:
-        """The folder of the checkpoints for resuming."""
-        return self.folder / "trainer"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The folder of the trained model."""
-        return self.folder / "checkpoint"
-
-    @property
-    def exports(self) -> Path:
-        """The folder of the models during training, with a folder for each exported step."""
-        return self.folder / "checkpoints"
-
-    @property
     def finished(self) -> bool:
         """Whether the run reached its end, and was not made longer since."""
         return self._done.exists() and self._change is None
@@ -398,7 +386,8 @@ class RunLogger(TrainerCallback):
         self._run = run
         self._clock = Clock(run)
 
-    def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
+    @override
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Write the figures, on the first process only."""
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
             self._run.log({"step": state.global_step, "seconds": self._clock.seconds(), **logs})

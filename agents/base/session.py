@@ -18,7 +18,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, override
 
 import torch
 from transformers import PreTrainedModel, TrainerCallback
@@ -223,9 +223,11 @@ class RolloutSession[P: PolicySettings](Session[P]):
             SettingsError: If an argument of the engine is unknown or out of range.
             PolicyUnavailable: If no server can be reached.
         """
-        settings = self.settings
-        model = (trained, self.tokenizer, settings.model)
-        policy = make_policy(*self._engine, *model, settings.temperature, apart, device)
+        settings, (name, arguments) = self.settings, self._engine
+        model, temperature = settings.model, settings.temperature
+        policy = make_policy(
+            name, arguments, trained, self.tokenizer, model, temperature, apart, device
+        )
         self.resources.enter_context(policy)
         engine = RolloutEngine(
             policy,
@@ -290,7 +292,8 @@ class Export(TrainerCallback):
     def __init__(self, trainer: Any, run: Session[Any], every: int) -> None:
         self._trainer, self._run, self._every = trainer, run, every
 
-    def on_step_end(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+    @override
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Save the model if its turn has come. All processes call this."""
         if state.global_step % self._every == 0:
             self._run.export(self._trainer, state.global_step)

@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, override
 
 import torch
 from accelerate.utils import gather
@@ -109,23 +109,17 @@ class StopCallback(TrainerCallback):
         self._read = True
         self._planned: int | None = None
 
+    @override
     def on_train_begin(
         self,
         args: Any,
         state: Any,
-        _control: Any,
+        control: Any,
         optimizer: Any = None,
         lr_scheduler: Any = None,
         **_: Any,
     ) -> None:
-        """Set the learning rates for a new number of steps, if the run's length was changed.
-
-        Args:
-            args: The trainer's configuration.
-            state: The trainer's state.
-            optimizer: The trainer's optimizer.
-            lr_scheduler: The trainer's learning-rate schedule.
-        """
+        """Set the learning rates for a new number of steps, if the run's length was changed."""
         self._saved = state.global_step
         schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
         changed = self._planned not in (None, state.max_steps)
@@ -146,7 +140,8 @@ class StopCallback(TrainerCallback):
                 flush=True,
             )
 
-    def on_step_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+    @override
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """End the training if the checkpoint is of the last step.
 
         Without this the trainer would make one step too many.
@@ -155,7 +150,8 @@ class StopCallback(TrainerCallback):
         if state.global_step >= state.max_steps:
             raise _AtItsEnd
 
-    def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+    @override
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Complete the trainer's checkpoint with the task and the seal. All processes call this."""
         self._saved = state.global_step
         processes().wait_for_everyone()
@@ -164,7 +160,8 @@ class StopCallback(TrainerCallback):
             self._task.save(folder)
             seal(folder)
 
-    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+    @override
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Let the trainer save and stop if a process received a signal. All processes call this."""
         if self.stopping.agreed():
             control.should_save = state.global_step > self._saved
