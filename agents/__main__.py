@@ -105,7 +105,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "algorithm",
         nargs="?",
-        help=f"{', '.join(algorithms())}; or one's own: {OWN_FORMS}",
+        help=f"{', '.join(algorithms())}; or an algorithm of your own: {OWN_FORMS}",
     )
     parser.add_argument("--preset", help=f"{presets}, or a YAML file's path (tiny)")
     parser.add_argument(

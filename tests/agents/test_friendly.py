@@ -1,4 +1,4 @@
-"""Refusals of an algorithm say what to change; the help documents every setting."""
+"""The user's view: refusals that say what to change, and the help."""
 
 from __future__ import annotations
 

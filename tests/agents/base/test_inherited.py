@@ -13,6 +13,7 @@ from agents.__main__ import main
 from retool_env import REVISION
 from retool_env.checkpoint_task import FILE, CheckpointTask, read_task
 from retool_env.cli import main as retool
+from retool_env.evaluation.records import read_episodes
 from retool_env.transcript import read_transcripts
 
 ARITHMETIC = "ReTool-Arithmetic-v0"
@@ -223,5 +224,5 @@ def test_the_page_says_how_an_old_checkpoint_gets_its_file(old):
     CheckpointTask.of(env).save("runs/old/checkpoint")
     small = ("--problems", "2", "--k", "1", "--out", "o")
     assert retool(["eval", "--model", "runs/old/checkpoint", *small]) == 0
-    [first, *_] = read_transcripts("o/transcripts.jsonl")
+    [first, *_] = (record.transcript for record in read_episodes("o"))
     assert first.spans[0].text.startswith("Q Compute ")

@@ -47,7 +47,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A checkpoint whose initial model asks for other sampling and another end of sequence."""
+    """A checkpoint of a model whose own settings name another sampling and end of sequence."""
     folder = tmp_path_factory.mktemp("run") / "checkpoint"
     model, tokenizer = tiny.make_model(seed=0)
     tokenizer.chat_template = TEMPLATE

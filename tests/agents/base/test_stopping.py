@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the run saves a checkpoint, and resuming gives the same curve."""
+"""Ctrl-C and SIGTERM: work in flight is ended or left, and a resumed run has the same curve."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def weights(folder):
 
 
 def same_weights(model, one, other):
-    """Two trained models have the same weights, which differ from the initial weights."""
+    """The weights of both runs are equal, and differ from the initial weights."""
     moved = 0.0
     for start, a, b in zip(weights(model), weights(one), weights(other), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
