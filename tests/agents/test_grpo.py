@@ -227,7 +227,7 @@ def test_text_only_runs_no_program(initial, tmp_path, solving, monkeypatch):
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"ratio_cap": 1.1}, "above 1 . clip_high"),
         ({"ratio_cap": 10.0, "loss": "cispo"}, "no part in loss=cispo"),
-        ({"dtype": "bfloat16"}, "rounded away"),
+        ({"dtype": "bfloat16"}, "rounding would discard"),
         ({"trl": {"scale_rewards": "none"}}, "follows from the algorithm"),
         ({"model": "runs/models/smollm2-none"}, "python -m agents smollm2"),
         ({"model": "runs/none/checkpoint"}, "python -m agents sft"),
@@ -236,7 +236,7 @@ def test_text_only_runs_no_program(initial, tmp_path, solving, monkeypatch):
         ({"trl": {"temperature": 1}}, "another setting"),
         ({"env.max_callz": 1}, "did you mean 'max_calls'"),
         ({"env.id": "ReTool-None-v0"}, "no environment"),
-        ({"env.prompt_template": "{query}" + "x" * 600}, "shorter"),
+        ({"env.prompt_template": "{query}" + "x" * 600}, "shorten"),
         ({"sandbox": "none"}, "no sandbox"),
     ],
 )

@@ -636,7 +636,7 @@ def test_two_processes_keep_one_run(initial, tmp_path):
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"model": "runs/none/checkpoint"}, "python -m agents sft"),
         ({"env.max_callz": 1}, "did you mean 'max_calls'"),
-        ({"env.prompt_template": "{query}" + "x" * 600}, "shorter"),
+        ({"env.prompt_template": "{query}" + "x" * 600}, "shorten"),
         ({"lamda": 1.0}, "did you mean 'lam'"),
     ],
 )
