@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from agents.base.config import accept_revision
 from agents.base.inherited import inherit_task
 from agents.base.presets import PRESETS, merge_settings, read_overrides
-from agents.base.registry import OWN, algorithms, load_algorithm, section_of
+from agents.base.registry import OWN_FORMS, algorithms, load_algorithm, section_of
 from agents.base.run import dry_run
 from agents.base.settings import SettingsError, build_settings, describe
 from retool_env.execution import SandboxUnavailable
@@ -108,7 +108,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "algorithm",
         nargs="?",
-        help=f"{', '.join(algorithms())}; or an algorithm of your own: {OWN}",
+        help=f"{', '.join(algorithms())}; or an algorithm of your own: {OWN_FORMS}",
     )
     parser.add_argument("--preset", help=f"{presets}, or a YAML file's path (tiny)")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""An agent of one's own in the Gymnasium environment: python examples/agent.py."""
+"""An agent in the Gymnasium environment. Run: python examples/agent.py."""
 
 import re
 
@@ -8,7 +8,7 @@ import retool_env  # noqa: F401  (registers the environments)
 
 
 def agent(observation: str) -> str:
-    """The next turn: a program first, then its result as the answer."""
+    """Write the next turn: first a program, then the program's result as the answer."""
     if result := re.search(r"<interpreter>\n(.*)\n</interpreter>", observation):
         return f"<answer>\\boxed{{{result[1]}}}</answer>"
     expression = re.search(r"Compute (.+)\.", observation)[1]

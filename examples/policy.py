@@ -1,9 +1,11 @@
-"""A policy of one's own in the rollout engine: python examples/policy.py.
+"""A new policy in the rollout engine. Run: python examples/policy.py.
 
-This one gives text. A policy of token ids inherits `Policy` and writes `act` and `update_weights`; it can be trained.
+This policy writes text. A policy that writes token ids inherits from `Policy` and defines `act` and
+`update_weights`; such a policy can be trained.
 """
 
 import re
+from typing import override
 
 from retool_env import Rules, make_sandbox
 from retool_env.metrics import summarise
@@ -17,10 +19,11 @@ class Calculator(TextPolicy):
 
     def __init__(self, patience: int = 1) -> None:
         self.patience = patience
-        """How often it computes before it answers."""
+        """The number of programs before the answer."""
 
+    @override
     async def write(self, transcript, stop, seed):
-        """Write the next turn."""
+        """Write the next turn: a program, or the answer after enough programs."""
         results = re.findall(r"<interpreter>\n(.*)\n</interpreter>", transcript.response_text)
         if len(results) == self.patience:
             return TextGeneration(f"<answer>\\boxed{{{results[-1]}}}</answer>", "tag")
@@ -28,7 +31,7 @@ class Calculator(TextPolicy):
         return TextGeneration(f"<code>\nprint({expression})\n</code>", "tag")
 
 
-# Adding it to the registry is all: it can now be named wherever policies are.
+# After this line the policy's name works wherever a policy is named.
 POLICIES["calculator"] = lambda model, **settings: Calculator(**settings)
 
 if __name__ == "__main__":

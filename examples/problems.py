@@ -1,4 +1,4 @@
-"""A problem set of one's own, and an environment of it: python examples/problems.py."""
+"""A new problem set, and an environment with its problems. Run: python examples/problems.py."""
 
 import gymnasium as gym
 
@@ -6,14 +6,14 @@ from retool_env.problems import SOURCES, Problem, ProblemList
 
 
 def squares(size: int = 100) -> ProblemList:
-    """Squares of whole numbers. The parameters are settings of the environment."""
+    """Squares of whole numbers. The parameters become settings of the environment."""
     return ProblemList(
         Problem(id=f"squares/{n}", question=f"What is {n} squared?", answer=str(n * n))
         for n in range(size)
     )
 
 
-# Adding it to the registry is all: environments and command lines can now name it.
+# After this line environments and command lines can name the problem set.
 SOURCES["squares"] = squares
 gym.register(
     "ReTool-Squares-v0", "retool_env.env:ReToolEnv", kwargs={"problems": "squares", "size": 20}

@@ -1,11 +1,12 @@
-"""A protocol of one's own, programs in Markdown's fences and answers in boxes: python examples/protocol.py."""
+"""A new protocol: programs in fences, answers in boxes. Run: python examples/protocol.py."""
 
 from dataclasses import dataclass
+from typing import override
 
 from retool_env import Rules, Transcript, make_sandbox
 from retool_env.grading import extract_boxed
 from retool_env.problems import Problem
-from retool_env.protocol import PROTOCOLS, Turn, TurnKind
+from retool_env.protocol import PROTOCOLS, Turn, TurnKind, TurnProtocol
 from retool_env.protocol.program import read_program
 from retool_env.rollout import RolloutEngine, TextGeneration, TextPolicy
 from retool_env.tokens import decode, encode_prompt, encode_result
@@ -14,8 +15,8 @@ OPEN, CLOSE = "```python\n", "\n```\n"
 
 
 @dataclass(frozen=True)
-class Fences:
-    """All that an episode asks of a protocol; see `retool_env.protocol.TurnProtocol`."""
+class Fences(TurnProtocol):
+    """The protocol. `TurnProtocol` describes each method and its arguments."""
 
     interpreter: bool = True
     session: bool = False
@@ -27,19 +28,20 @@ class Fences:
         return (CLOSE,) if self.interpreter else ()
 
     def default_prompt(self):
-        """The prompt, a template with the problem's text."""
+        """The template of the prompt; `{query}` stands for the problem's text."""
         fence = "You may run programs in ```python fences. " if self.interpreter else ""
         return fence + "Answer in \\boxed{{}}.\n\n{query}\n"
 
     def prompt(self, message, tokenizer):
-        """The first span: its text, and its token ids where there is a tokenizer."""
+        """The first span: its text and, with a tokenizer, its token ids."""
         if tokenizer is None:
             return message, None
         ids = encode_prompt(tokenizer, message)
         return decode(tokenizer, ids), ids
 
+    @override
     def parse(self, text, ended=True, read=read_program):
-        """A turn: the first closed fence is a call; without one, the last box is the answer."""
+        """Parse a turn: the first closed fence is a call; without a fence the last box answers."""
         start, end = text.find(OPEN), text.find(CLOSE)
         if self.interpreter and 0 <= start < end:
             program = read(text[start + len(OPEN) : end])
@@ -50,25 +52,27 @@ class Fences:
             return Turn(TurnKind.VOID, "", len(text), len(text))
         return Turn(TurnKind.ANSWER, answer, text.rfind("\\boxed"), len(text))
 
+    @override
     def result(self, output, tokenizer=None, turn_ids=()):
         """The span that shows a program's result."""
-        return self._said(f"```output\n{output}```\n", tokenizer)
+        return self._span(f"```output\n{output}```\n", tokenizer)
 
     def void(self, tokenizer=None, turn_ids=()):
-        """The span after a turn that asked for nothing."""
-        return self._said("\n[Neither a program nor an answer. Go on.]\n", tokenizer)
+        """The span after a turn with neither a program nor an answer."""
+        return self._span("\n[Neither a program nor an answer. Go on.]\n", tokenizer)
 
-    def _said(self, text, tokenizer):
+    def _span(self, text, tokenizer):
         return text, None if tokenizer is None else encode_result(tokenizer, text)
 
 
-# Adding it to the registry is all: rules can now name it, and transcripts of it can be read.
+# After this line rules can name the protocol, and its transcripts can be read.
 PROTOCOLS["fences"] = Fences
 
 
 class Writer(TextPolicy):
-    """Writes one program, and answers."""
+    """Writes one program, then an answer."""
 
+    @override
     async def write(self, transcript, stop, seed):
         """Write the next turn."""
         if transcript.response:

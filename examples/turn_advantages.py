@@ -1,8 +1,11 @@
-"""GRPO with credit by turn, after GiGPO (arXiv 2505.10978): python -m agents examples/turn_advantages.py --preset tiny.
+"""GRPO with advantages of turns, after GiGPO (arXiv 2505.10978).
 
-A turn's state is what stands before it: the prompt, or what the interpreter showed last. Of the turns of one
-problem's rollouts, those that began in the same state are compared: each has the episode's reward, discounted by
-the turns that follow. A token's advantage is its episode's, and beside it its turn's.
+Run: python -m agents examples/turn_advantages.py --preset tiny.
+
+The state of a turn is the text before it: the prompt, or the last result of the interpreter. The
+turns of one problem's rollouts that begin in the same state are compared. The return of a turn is
+the episode's reward, discounted by the number of later turns. The advantage of a token is the
+episode's advantage plus the weighted advantage of the token's turn.
 """
 
 from collections import defaultdict
@@ -22,15 +25,24 @@ from retool_env.transcript import Transcript
 
 @dataclass(frozen=True)
 class Settings(grpo.Settings):
-    """GRPO's, with those of the turns."""
+    """The settings of GRPO, and the settings of the turns' advantages."""
 
     name: str = setting("turn_advantages", "the run's folder is runs/<name>")
-    turn_weight: float = setting(1.0, "of a turn's advantage beside its episode's")
-    turn_discount: float = setting(0.95, "of the reward, for each turn that follows")
+    turn_weight: float = setting(1.0, "weight of a turn's advantage")
+    turn_discount: float = setting(0.95, "discount of the reward for each later turn")
 
 
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
-    """Run GRPO with these advantages; see `grpo.train`."""
+    """Run GRPO with the advantages of turns.
+
+    Args:
+        settings: The run's settings.
+        folder: The run's folder.
+        resume: Continue the run in the folder; see `grpo.train`.
+
+    Returns:
+        The folder of the trained model.
+    """
 
     def advantages(
         rewards: torch.Tensor, group: int, transcripts: Sequence[Transcript]
@@ -45,16 +57,20 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
 def turn_advantages(
     rewards: torch.Tensor, group: int, transcripts: Sequence[Transcript], discount: float
 ) -> list[list[float]]:
-    """A_k = R_k - mean(R of the group's turns in the same state), R_k = discount^(turns after k) * reward.
+    """Compute the advantages of turns.
+
+    A_k = R_k - mean(R of the group's turns in the same state), R_k = discount^(turns after k) *
+    reward
 
     Args:
-        rewards: The episodes' rewards, shape `(N,)`; NaN for an episode that failed, which no mean counts.
-        group: Rollouts of a problem, which stand side by side.
+        rewards: The episodes' rewards, shape `(N,)`; NaN for a failed episode, which no mean
+            includes.
+        group: The number of rollouts of a problem. They are adjacent.
         transcripts: The `N` episodes.
-        discount: Of the reward, for each turn that follows.
+        discount: The discount of the reward for each later turn.
 
     Returns:
-        The advantages of each episode's turns.
+        For each episode, the advantages of its turns.
     """
     turns: list[list[tuple[tuple[int, str], float]]] = []
     peers: dict[tuple[int, str], list[float]] = defaultdict(list)
@@ -65,4 +81,4 @@ def turn_advantages(
         turns.append([((number // group, s), r) for s, r in zip(states, returns, strict=True)])
         for state, value in turns[-1] if reward == reward else ():  # not NaN
             peers[state].append(value)
-    return [[value - fmean(peers[state] or [value]) for state, value in each] for each in turns]
+    return [[value - fmean(peers[state] or [value]) for state, value in own] for own in turns]

@@ -1,1 +1,1 @@
-"""What every trainer stands on: settings, models, runs, figures."""
+"""The base of every trainer: settings, models, runs and figures."""

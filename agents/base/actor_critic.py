@@ -1,4 +1,4 @@
-"""Actor and critic: the models of an algorithm with a critic, their optimizers and checkpoints."""
+"""Actor-critic: the models of an algorithm with a critic, their optimizers and checkpoints."""
 
 from __future__ import annotations
 
@@ -36,19 +36,18 @@ _log = logging.getLogger(__name__)
 class ActorCriticSettings(PolicySettings):
     """Settings of a run that trains an actor and a critic."""
 
-    critic_learning_rate: float = setting(2e-6, "the critic's, constant")
-    weight_decay: float = setting(0.0, "AdamW's")
+    critic_learning_rate: float = setting(2e-6, "learning rate of the critic, constant")
+    weight_decay: float = setting(0.0, "weight decay of AdamW")
 
 
 class ActorCritic:
-    """A policy, a critic, and a reference where the loss has a KL.
+    """A policy, a critic and, if the loss has a KL term, a reference model.
 
-    On several processes each has its part of every batch, and all numbers that are summed or
-    averaged are over all of them.
+    Each process has a part of every batch. Sums and means are over the parts of all processes.
 
     Args:
         settings: The run's settings.
-        actor: The model that is trained.
+        actor: The policy's model, which is trained.
     """
 
     def __init__(self, settings: ActorCriticSettings, actor: PreTrainedModel) -> None:
@@ -56,17 +55,17 @@ class ActorCritic:
         self.task = task_of(settings.env)
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self.processes = self.accelerator.num_processes
-        torch.manual_seed(settings.seed)  # adapters begin at random, the same on all processes
+        torch.manual_seed(settings.seed)  # equal random adapters on all processes
         add_fused_lm_head(actor, settings.temperature, outputs=("log_probs", "entropy"))
         skip_unwanted(actor)
         if settings.lora_rank:
             actor = get_peft_model(actor, lora_config(settings.lora_rank))
         self.actor, self.actor_optimizer = self._prepare(actor, actor, settings.learning_rate)
         self.model = self.accelerator.unwrap_model(self.actor)
-        # Once the actor is in shards, so that the host never holds both whole.
+        # Load it after the actor is sharded, so that the host never holds two whole models.
         base = load_model(settings.model, settings.dtype)[0]
         critic = Critic(base, lora_config(settings.lora_rank))
-        # With the rest its weights would be gathered in bfloat16.
+        # In a unit with other layers the head's weights would be gathered in bfloat16.
         with sharded_apart(self.accelerator, ValueHead.__name__):
             self.critic, self.critic_optimizer = self._prepare(
                 critic, critic.trunk, settings.critic_learning_rate
@@ -85,42 +84,47 @@ class ActorCritic:
     def _prepare(self, model: torch.nn.Module, trunk: Any, learning_rate: float) -> tuple[Any, Any]:
         disable_dropout(trunk)
         if self.settings.gradient_checkpointing:
-            trunk.gradient_checkpointing_enable({"use_reentrant": False})
+            # Newer releases of transformers have another name for this method.
+            enable = getattr(trunk, "activation_checkpointing_enable", None)
+            (enable or trunk.gradient_checkpointing_enable)({"use_reentrant": False})
         trained = [p for p in model.parameters() if p.requires_grad]
         decay = self.settings.weight_decay
         optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=decay)
-        # One by one: FSDP2 takes one model at a time.
+        # FSDP2 takes one model at a time.
         return self.accelerator.prepare(model, optimizer)
 
     def values(self, batch: Batch) -> torch.Tensor:
-        """The critic's values, shape `(B, T)`."""
-        return self._of_all(self.critic, batch)
+        """The critic's values of a batch, shape `(B, T)`."""
+        return self._by_micro_batch(self.critic, batch)
 
     def logps(self, batch: Batch) -> torch.Tensor:
-        """The actor's log-probs, shape `(B, T)`."""
-        return self._of_all(lambda rows: self.score(self.actor, rows)[0], batch)
+        """The actor's log-probs of a batch, shape `(B, T)`."""
+        return self._by_micro_batch(lambda rows: self.score(self.actor, rows)[0], batch)
 
     @torch.no_grad()
-    def _of_all(self, of: Callable[[Packed], torch.Tensor], batch: Batch) -> torch.Tensor:
-        found = torch.zeros_like(batch.old_logps)
+    def _by_micro_batch(
+        self, compute: Callable[[Packed], torch.Tensor], batch: Batch
+    ) -> torch.Tensor:
+        result = torch.zeros_like(batch.old_logps)
         done = 0
         for part in batch.parts(self.settings.micro_batch):
-            own = of(self.rows(part))
-            found[done : done + len(own), : own.shape[1]] = own
-            done += len(own)
-        return found
+            numbers = compute(self.rows(part))
+            result[done : done + len(numbers), : numbers.shape[1]] = numbers
+            done += len(numbers)
+        return result
 
     def rows(self, batch: Batch) -> Packed:
-        """The batch's episodes one behind the other, without padding (see `packing.py`)."""
-        scored = torch.nn.functional.pad(batch.mask, (1, 0))  # the fused head skips all else
+        """The batch's episodes, packed into rows without padding; see `training.packing`."""
+        scored = torch.nn.functional.pad(batch.mask, (1, 0))  # the fused head skips other tokens
         packs, shares = self.packing
         return pack(batch.ids, batch.attention, scored, self._one_row, shares, apart=not packs)
 
     @functools.cached_property
     def packing(self) -> tuple[bool, bool]:
-        """Whether the models keep episodes in one row apart, and episodes with a prompt in common.
+        """Whether episodes can be packed into one row, and whether they can also share a prompt.
 
-        All processes ask at once.
+        A model supports packing if the episodes in a row do not see each other. All processes read
+        this property together.
         """
         with self.accelerator.autocast():
             packs, shares = (
@@ -129,28 +133,32 @@ class ActorCritic:
             )
         if not packs:
             _log.warning(
-                "%s lets episodes in one row see each other, so each has a row of its own, which "
-                "takes longer",
+                "%s lets episodes in one row see each other, so each episode has a separate row, "
+                "which takes longer",
                 type(self.model).__name__,
             )
         return packs, packs and shares
 
     def score(self, model: torch.nn.Module, rows: Packed) -> list[torch.Tensor]:
-        """Log-probs of the model's own tokens and, if it tells them, entropies; 0 elsewhere.
+        """Compute log-probs and, if the model returns them, entropies of the sampled tokens.
+
+        Args:
+            model: The actor or the reference model.
+            rows: The packed episodes.
 
         Returns:
-            Each of shape `(B, T)`.
+            The log-probs and the entropies, each of shape `(B, T)`, 0 on other tokens.
         """
         with self.accelerator.autocast():
             output = score(model, rows)
-        found = (output.log_probs, output.entropy)
-        return [rows.unpacked(each.float())[:, 1:] for each in found if each is not None]
+        outputs = (output.log_probs, output.entropy)
+        return [rows.unpacked(numbers.float())[:, 1:] for numbers in outputs if numbers is not None]
 
     @torch.no_grad()
     def reference_logps(self, rows: Packed) -> torch.Tensor:
         """Log-probs under the initial model, shape `(B, T)`.
 
-        That is the actor without its adapter, if it has one.
+        With LoRA the initial model is the actor without its adapter.
         """
         if self.reference is not None:
             return self.score(self.reference, rows)[0]
@@ -158,18 +166,23 @@ class ActorCritic:
         with self.model.disable_adapter():
             return self.score(self.model, rows)[0]
 
-    def total(self, own: torch.Tensor) -> torch.Tensor:
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all processes."""
-        return self.accelerator.reduce(own, "sum")
+        return self.accelerator.reduce(tensor, "sum")
 
     def save(self, folder: Path, step: int) -> None:
-        """Write a checkpoint that `load` goes on from, and remove those before it."""
+        """Write a checkpoint for `load`, and remove the older checkpoints.
+
+        Args:
+            folder: The folder of the run's checkpoints.
+            step: The number of the optimizer step.
+        """
         target = folder / f"checkpoint-{step}"
         self.accelerator.save_state(str(target))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.task.save(target)
-            # Last, so that a checkpoint which a stop cut short is passed over.
+            # These two files are written last: without them a checkpoint counts as incomplete.
             write_atomically(target / "trainer_state.json", json.dumps({"global_step": step}))
             seal(target)
             for old in folder.glob("checkpoint-*"):
@@ -178,10 +191,16 @@ class ActorCritic:
         self.accelerator.wait_for_everyone()
 
     def load(self, folder: Path) -> int:
-        """Read a checkpoint, and say after which step it was written.
+        """Load a checkpoint.
+
+        Args:
+            folder: The checkpoint's folder.
+
+        Returns:
+            The number of the optimizer step after which the checkpoint was written.
 
         Raises:
-            SettingsError: If it can't be read.
+            SettingsError: If the checkpoint can't be loaded.
         """
         with loading(folder):
             self.accelerator.load_state(str(folder))

@@ -1,4 +1,8 @@
-"""Progress: on a terminal a live board of the step's figures and their curves, elsewhere a line every few seconds."""
+"""Board: the progress of a run.
+
+A terminal shows a live board with the step's figures and their curves. Without a terminal a line is
+printed every few seconds.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from itertools import pairwise
-from types import TracebackType
-from typing import Any
+from typing import Any, override
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -22,41 +25,43 @@ from agents.base.curves import SHOWN
 from agents.base.sharding import processes
 
 console = Console()
-logging.disable_progress_bar()  # that of loading and saving weights would break into ours
+logging.disable_progress_bar()  # transformers' bars for weights would disturb the board
 
 SHARES = ("accuracy", "with code", "calls ok", "tokens right", "verified")
-"""Those from 0 to 1, shown in percent."""
+"""The figures that are shares from 0 to 1. They are shown in percent."""
 
 CURVES = ("accuracy", "with code", "tokens right")
-"""Shares whose course is shown too."""
+"""The shares that also have a curve on the board."""
 
 BLOCKS = "▁▂▃▄▅▆▇█"
+"""The characters of a curve, from 0 to 1."""
 PAIRS = 3
-"""Figures in a row of the table."""
+"""The number of figures in a row of the board's table."""
 
 
 class Bar:
-    """Counts to a total, and shows the figures of what is counted.
+    """Counts steps up to a total, and shows their figures. Only the first process shows them.
 
     Args:
-        what: What is done.
-        total: How often.
-        every: Seconds between lines where there is no terminal.
-        live: Shown below, as it is at each moment. The number of tokens written so far, where it has one (`tokens`), tells
-            how many a second are written by this process.
-        past: Records of `metrics.jsonl` from an earlier start, with which the curves begin.
+        title: The name of the counted work.
+        total: The number to count to.
+        every: Seconds between printed lines if there is no terminal.
+        live: An object whose `str()` is shown below the figures and updated twice a second. If it
+            has an attribute `tokens`, the number of tokens written so far, the board shows tokens
+            per second of this process. `None` shows nothing.
+        past: Records of `metrics.jsonl` from earlier starts of the run; the curves begin with them.
     """
 
     def __init__(
         self,
-        what: str,
+        title: str,
         total: int,
         every: float = 10.0,
         live: object = None,
         past: Iterable[Mapping[str, Any]] = (),
     ) -> None:
-        self._main = processes().is_main_process  # the others show nothing
-        self._what, self._total, self._every, self._live = what, total, every, live
+        self._main = processes().is_main_process
+        self._title, self._total, self._every, self._live = title, total, every, live
         self._count = self._first = 0
         self._figures: dict[str, float] = {}
         self._curves: dict[str, list[float]] = {name: [] for name in CURVES}
@@ -71,26 +76,30 @@ class Bar:
             self._board.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._board.stop()
         if not console.is_terminal:
             self._line()
 
     def advance(self, to: int | None = None) -> None:
-        """Count one further, or to a given number."""
+        """Count up.
+
+        Args:
+            to: The new count; `None` counts up by one.
+        """
         self._count = self._count + 1 if to is None else to
         self._counted = time.monotonic()
-        if not console.is_terminal and time.monotonic() - self._printed >= self._every:
-            self._printed = time.monotonic()
+        if not console.is_terminal and self._counted - self._printed >= self._every:
+            self._printed = self._counted
             self._line()
 
     def show(self, step: int, record: Mapping[str, Any]) -> None:
-        """Count to a step, and show its figures; see `SHOWN`."""
+        """Count up to a step and show its figures.
+
+        Args:
+            step: The number of the step.
+            record: The step's record of `metrics.jsonl`. The figures in `SHOWN` are shown.
+        """
         if figures := _named(record):
             now, tokens = time.monotonic(), getattr(self._live, "tokens", record.get("num_tokens"))
             if tokens is not None and self._tokens is not None and now > self._shown:
@@ -100,7 +109,12 @@ class Bar:
         self.advance(step)
 
     def set_total(self, total: int, done: int = 0) -> None:
-        """Correct the number to count to, and say where an earlier start had come."""
+        """Set the number to count to.
+
+        Args:
+            total: The number to count to.
+            done: The count that earlier starts of the run reached.
+        """
         self._total, self._count, self._first = total, done, done
 
     def _keep(self, figures: dict[str, float]) -> None:
@@ -113,21 +127,20 @@ class Bar:
         seconds = time.monotonic() - self._started
         if self._main:
             figures = "  ".join(f"{name} {_number(x)}" for name, x in self._figures.items())
-            print(
-                f"{self._what}: {self._count}/{self._total}, {seconds:.0f} s  {figures}", flush=True
-            )
+            count = f"{self._title}: {self._count}/{self._total}"
+            print(f"{count}, {seconds:.0f} s  {figures}", flush=True)
 
     def _render(self) -> Group:
-        """The board as it is now. Another thread calls this."""
+        """The board at this moment. The thread of `rich.live.Live` calls this method."""
         head = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=max(self._total, 1), completed=self._count, width=24)
-        head.add_row(self._what, bar, f"{self._count}/{self._total}", self._times())
+        head.add_row(self._title, bar, f"{self._count}/{self._total}", self._times())
         parts: list[Any] = [head]
         if figures := self._figures:
             table = Table.grid(padding=(0, 2))
             cells = [(Text(name, style="dim"), _text(name, figures[name])) for name in figures]
             for start in range(0, len(cells), PAIRS):
-                table.add_row(*(each for pair in cells[start : start + PAIRS] for each in pair))
+                table.add_row(*(cell for pair in cells[start : start + PAIRS] for cell in pair))
             parts.append(table)
         curves = Table.grid(padding=(0, 2))
         width = max(console.width - 30, 10)
@@ -142,17 +155,22 @@ class Bar:
 
     def _times(self) -> str:
         seconds = time.monotonic() - self._started
-        said = str(timedelta(seconds=round(seconds)))
+        text = str(timedelta(seconds=round(seconds)))
         done, left = self._count - self._first, self._total - self._count
         if done > 0 and left > 0:
             taken = self._counted - self._started
             ahead = max(0.0, taken / done * left - (seconds - taken))
-            said += f", about {timedelta(seconds=round(ahead))} to go"
-        return said
+            text += f", about {timedelta(seconds=round(ahead))} to go"
+        return text
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """Shares, from 0 to 1, as blocks: a line no wider than `width`, each block the mean of its part of them.
+    """Draw shares as a line of block characters.
+
+    Args:
+        values: The shares, from 0 to 1.
+        width: The largest number of characters. With more values, a character shows the mean of
+            several values.
 
     Example:
         >>> sparkline([0.0, 0.0, 0.5, 0.5, 1.0, 1.0], 3)
@@ -177,7 +195,7 @@ def _number(value: float) -> str:
 
 
 class BarCallback(TrainerCallback):
-    """Moves a bar along with a trainer.
+    """Shows a trainer's progress on a bar.
 
     Args:
         bar: The bar.
@@ -186,11 +204,13 @@ class BarCallback(TrainerCallback):
     def __init__(self, bar: Bar) -> None:
         self._bar = bar
 
+    @override
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer, which by now knows its number of steps."""
+        """Set the bar's total, once the trainer knows its number of steps."""
         self._bar.set_total(state.max_steps, state.global_step)
 
+    @override
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Called by the trainer."""
+        """Show the figures that the trainer logs."""
         if state.is_world_process_zero and logs:
             self._bar.show(state.global_step, logs)

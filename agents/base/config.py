@@ -1,4 +1,4 @@
-"""Config: what `config.json` says of a run, which is how it was started."""
+"""Config: `config.json` of a run's folder, the record of how the run was started."""
 
 from __future__ import annotations
 
@@ -10,18 +10,31 @@ from typing import Any
 from agents.base.records import check_kinds, damaged, read_object, write_atomically
 from retool_env.provenance import REVISION
 
-ANEW = "start anew with another name=..."
-"""What to do about a `config.json` that can't be restored."""
+RESTART_CURE = "start anew with another name=..."
+"""The advice of an error about a `config.json` that can't be restored."""
+
+_KINDS = {
+    "settings": dict,
+    "processes": int,
+    "changes": list[dict],
+    "revision": int,
+    "earlier_revisions": list[int],
+}
+"""The kind of each value in `config.json`."""
+_CHANGE_KINDS = {"setting": str, "from": float, "to": float}
+"""The kind of each value in a recorded change of the run's length."""
 
 
 def accept_revision(folder: Path) -> None:
-    """Let a run go on with episodes of this revision; `config.json` keeps those of before.
+    """Let a run continue with episodes of the current revision.
+
+    `config.json` then names the current revision, and lists the earlier ones.
 
     Args:
-        folder: The run's folder; nothing happens where there is none.
+        folder: The run's folder. Without a `config.json` nothing happens.
 
     Raises:
-        SettingsError: If its `config.json` is damaged.
+        SettingsError: If `config.json` is damaged.
     """
     path = folder / "config.json"
     if not os.path.lexists(path):
@@ -35,21 +48,20 @@ def accept_revision(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What `config.json` says of a run.
+    """The checked object in a run's `config.json`.
+
+    Args:
+        folder: The run's folder.
 
     Raises:
-        SettingsError: If it is damaged.
+        SettingsError: If `config.json` is missing or damaged.
     """
     path = folder / "config.json"
-    record = read_object(path, ANEW)
+    record = read_object(path, RESTART_CURE)
     try:
-        kinds = {"settings": dict, "processes": int, "changes": list[dict]}
-        kinds |= {"revision": int, "earlier_revisions": list[int]}
-        check_kinds(record, kinds, ["settings"])
+        check_kinds(record, _KINDS, ["settings"])
         for change in record.get("changes", []):
-            check_kinds(
-                change, {"setting": str, "from": float, "to": float}, ["setting", "from", "to"]
-            )
+            check_kinds(change, _CHANGE_KINDS, _CHANGE_KINDS)
     except ValueError as error:
-        raise damaged(path, str(error), ANEW) from None
+        raise damaged(path, str(error), RESTART_CURE) from None
     return record

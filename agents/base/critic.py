@@ -1,4 +1,4 @@
-"""Critic: a model of values, one for each token that the actor samples."""
+"""Critic: a model that predicts a value for each token that the actor samples."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ from retool_env.training.packing import Packed
 
 
 class ValueHead(torch.nn.Linear):
-    """The critic's head.
+    """The critic's head, which computes in float32.
 
-    It works in float32 whatever the trunk does: of a value in bfloat16 two digits would remain.
+    The trunk may compute in bfloat16, but a value in bfloat16 has only two or three digits.
     """
 
     def values(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Values in float32, shape `(B, L)`, of hidden states, `(B, L, H)`.
+        """The values of hidden states.
 
-        A method of its own: the module's call would have FSDP gather the weights in bfloat16.
+        This is not `forward`, because FSDP gathers the weights in bfloat16 when a module is called.
+
+        Args:
+            hidden: The trunk's last hidden states, shape `(B, L, H)`.
+
+        Returns:
+            Float32 values, shape `(B, L)`.
         """
         weight, bias = (
             # FSDP averages the gradients of all processes.
@@ -35,11 +41,11 @@ class ValueHead(torch.nn.Linear):
 
 
 class Critic(torch.nn.Module):
-    """A causal model's trunk under a scalar head that says 0 at first.
+    """The trunk of a causal model with a scalar head, whose initial value is 0 for every token.
 
     Args:
-        model: The causal model. Its own head is not used.
-        lora: LoRA on the trunk; `None`: all of it is trained.
+        model: The causal model. Its language-model head is not used.
+        lora: The LoRA configuration of the trunk; `None` trains the whole trunk.
     """
 
     def __init__(self, model: PreTrainedModel, lora: Any = None) -> None:
@@ -49,16 +55,19 @@ class Critic(torch.nn.Module):
             lora.task_type = "FEATURE_EXTRACTION"
             trunk = get_peft_model(trunk, lora)
         self.trunk = trunk
-        self._no_split_modules = model._no_split_modules  # what FSDP shards one by one
+        self._no_split_modules = model._no_split_modules  # FSDP shards each of these layers
         self.head = ValueHead(model.config.get_text_config().hidden_size, 1)
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
 
     def forward(self, rows: Packed) -> torch.Tensor:
-        """Values of the states in which the tokens that `rows` scores were sampled.
+        """Predict the value of the state before each sampled token.
+
+        Args:
+            rows: The packed episodes.
 
         Returns:
-            Shape `(B, T)`: the columns of `rows` but the first.
+            The values, shape `(B, T)`, one for each token of an episode after its first token.
         """
         hidden = self.trunk(
             input_ids=rows.input_ids,
@@ -66,5 +75,4 @@ class Critic(torch.nn.Module):
             position_ids=rows.position_ids,
             use_cache=False,
         ).last_hidden_state
-        values = self.head.values(hidden)
-        return rows.unpacked(values)[:, 1:]
+        return rows.unpacked(self.head.values(hidden))[:, 1:]

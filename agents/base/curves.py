@@ -1,4 +1,4 @@
-"""Pictures of learning curves."""
+"""Curves: the picture of a run's learning curves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PANELS = {
     "completions/mean_length": "tokens the model wrote",
     "mean_token_accuracy": "share of tokens predicted right",
 }
-"""What is drawn, a panel each, of what was logged."""
+"""The logged figures that are drawn, each in a panel with this title."""
 
 SHOWN = {
     "reward": "reward",
@@ -27,18 +27,23 @@ SHOWN = {
     "rollout/seconds": "rollout s",
     "verified": "verified",
 }
-"""Which of a step's figures a board shows, and under what names."""
+"""The logged figures that the progress board shows, each under this name."""
 
 WINDOW = 5
-"""Steps of the moving mean; single steps are drawn faintly behind it."""
+"""The number of steps of the moving mean, which is drawn over the faint single steps."""
 
 
 def draw_curves(arms: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Draw the logged figures of one or several runs, a panel each, against optimizer steps; nothing where there are none.
+    """Draw the learning curves of one or several runs against optimizer steps.
+
+    If no record has a figure of `PANELS`, no file is written.
 
     Args:
-        arms: The records of `metrics.jsonl`, by the name to show.
-        path: Of the PNG.
+        arms: The records of each run's `metrics.jsonl`. The keys are the names in the legend.
+        path: The PNG file.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
     """
     import matplotlib
 

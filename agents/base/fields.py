@@ -1,8 +1,8 @@
 """Fields: the settings that several algorithms share, each defined and described once.
 
-An algorithm's `Settings` are made from one of these classes. They stay flat: presets, `key=value`
-and `config.json` name a setting without its class. A class may give a setting another default by
-its name alone (`clip_high: float = 0.2`); the description stays.
+An algorithm's `Settings` inherit from one of these classes. Settings are flat: presets, `key=value`
+pairs and `config.json` name a setting without its class. A subclass changes a default with an
+annotated assignment (`clip_high: float = 0.2`) and keeps the help text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from retool_env.training.correction import Correction
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Settings of any run. An algorithm's own class gives `name` a default."""
+    """Settings of every run. Each algorithm's subclass gives `name` a default."""
 
     name: str = dataclasses.field(metadata={"help": "the run's folder is runs/<name>"})
     env: dict[str, Any] = setting(
@@ -25,33 +25,35 @@ class RunSettings:
     )
     sandbox: str | dict[str, Any] = setting(
         "nsjail",
-        "where programs run: nsjail, unsafe, a server's http://..., or a mapping of make_sandbox's "
-        "arguments",
+        "where programs run: nsjail, unsafe, a server's URL (http://...), or a mapping of "
+        "make_sandbox's arguments",
     )
-    seed: int = setting(0, "of all that is drawn at random: weights, problems, sampling, order")
+    seed: int = setting(0, "random seed of new weights, the problems, their order and sampling")
 
 
 @dataclass(frozen=True)
 class ModelSettings(RunSettings):
-    """Settings of a run that begins with a model and reports its figures."""
+    """Settings of a run that starts with a model and reports its figures."""
 
-    model: str = setting("runs/sft/checkpoint", "a folder or a Hub id")
-    dtype: str = setting("float32", "of the weights")
+    model: str = setting("runs/sft/checkpoint", "the initial model: a folder or a Hub id")
+    dtype: str = setting("float32", "data type of the weights: float32, or bfloat16 with LoRA")
     report_to: str | list[str] = setting(
         "none",
-        "where figures go beside metrics.jsonl: none, tensorboard, trackio, wandb, or a list of "
-        "these",
+        "where figures are reported besides metrics.jsonl: none, tensorboard, trackio, wandb, or a "
+        "list of them",
     )
 
 
 @dataclass(frozen=True)
 class TuningSettings(ModelSettings):
-    """Settings of a run that trains this model."""
+    """Settings of a run that trains the model."""
 
-    lora_rank: int = setting(0, "of adapters on all that is trained; 0: full fine-tuning")
-    gradient_checkpointing: bool = setting(False, "less memory, more time")
+    lora_rank: int = setting(0, "rank of the LoRA adapters; 0: train all weights")
+    gradient_checkpointing: bool = setting(
+        False, "recompute activations in the backward pass: less memory, more time"
+    )
     allow_high_learning_rate: bool = setting(
-        False, "train with a rate far above what a model of this size bears, rather than refuse it"
+        False, "accept learning rates that are far too high for the size of the model"
     )
 
 
@@ -61,69 +63,69 @@ class RolloutSettings(TuningSettings):
 
     engine: str | dict[str, Any] = setting(
         "transformers",
-        "what samples: transformers (the trained model itself; a copy of it where it is sharded, or "
-        "staleness > 0), vllm, vLLM servers' URLs, or a mapping {name: one of these, and arguments "
-        "of its policy}",
+        "the policy that samples: transformers (the trained model itself; a copy if it is sharded "
+        "or staleness > 0), vllm, the URLs of vLLM servers, or a mapping with one of them as "
+        "`name` and arguments of the policy",
     )
     sample_batch: int = setting(
-        128, "sequences that the engine transformers decodes together, at most"
+        128, "largest number of sequences that the engine transformers decodes together"
     )
-    in_flight: int = setting(256, "episodes in flight at once, at most, in a process")
-    temperature: float = setting(1.0, "of sampling")
+    in_flight: int = setting(256, "largest number of episodes in flight in one process")
+    temperature: float = setting(1.0, "temperature of sampling")
 
 
 @dataclass(frozen=True)
 class PolicySettings(RolloutSettings):
-    """Settings of a run that learns from the rewards of its episodes: GRPO's and PPO's."""
+    """Settings of a run that learns from the rewards of its episodes, such as GRPO and PPO."""
 
     curriculum: str = setting(
         "",
-        "a file of transcripts (of a run, or of an evaluation of training problems): only problems "
-        "that they got right sometimes, but not always, are trained on, and those with the highest "
-        "pass rate first; empty: all, in random order",
+        "a file of transcripts, of a run or of an evaluation of training problems: train only on "
+        "problems with both right and wrong transcripts, highest pass rate first; empty: train on "
+        "all problems in random order",
     )
-    steps: int = setting(60, "optimizer steps; with --resume a run may be given more")
-    prompts: int = setting(16, "problems a step")
-    rollouts: int = setting(8, "rollouts a problem: the group")
-    micro_batch: int = setting(128, "episodes a forward and backward pass, of one process")
-    deadline: float = setting(0.0, "seconds after which a batch's episodes are cut; 0: none")
+    steps: int = setting(60, "optimizer steps; --resume accepts a larger number")
+    prompts: int = setting(16, "problems per step")
+    rollouts: int = setting(8, "rollouts per problem, which form a group")
+    micro_batch: int = setting(128, "episodes in a forward and backward pass of one process")
+    deadline: float = setting(0.0, "seconds after which a batch's episodes are cut; 0: no deadline")
     mask_void: bool = setting(
-        False, "no loss on episodes with a turn that is neither code nor answer (arXiv 2509.02479)"
+        False, "no loss on episodes with a void turn, neither code nor answer (arXiv 2509.02479)"
     )
-    learning_rate: float = setting(1e-4, "of the policy, constant")
-    clip_low: float = setting(0.2, "lower clip of the ratio")
-    clip_high: float = setting(0.28, "upper clip of the ratio")
-    kl: float = setting(0.0, "coefficient of the KL (k3) to the initial model; the paper's is 0")
+    learning_rate: float = setting(1e-4, "learning rate of the policy, constant")
+    clip_low: float = setting(0.2, "distance of the ratio's lower clip from 1")
+    clip_high: float = setting(0.28, "distance of the ratio's upper clip from 1")
+    kl: float = setting(0.0, "coefficient of the KL to the initial model (estimator k3); paper: 0")
     entropy: float = setting(0.0, "coefficient of the entropy bonus")
     correction: Correction = setting(
         "ratio",
-        "what the engine's log-probs are: ratio, the old ones of the ratio; token or geometric, what "
-        "truncated weights of the tokens, or rejection of episodes by the geometric mean of their "
-        "ratios, correct",
+        "the use of the engine's log-probs: ratio: they are the old log-probs of the ratio; token: "
+        "truncated importance weights of the tokens correct their mismatch; geometric: episodes "
+        "are rejected by the geometric mean of their ratios",
     )
-    correction_cap: float = setting(2.0, "largest weight of a token, of correction=token")
+    correction_cap: float = setting(2.0, "largest token weight of correction=token")
     correction_low: float = setting(
-        0.99, "smallest geometric mean of an episode's ratios that correction=geometric keeps"
+        0.99, "smallest geometric mean of an episode that correction=geometric keeps"
     )
     correction_high: float = setting(
-        1.01, "largest geometric mean of an episode's ratios that correction=geometric keeps"
+        1.01, "largest geometric mean of an episode that correction=geometric keeps"
     )
     save_steps: int = setting(10, "steps between checkpoints for resuming")
     export_steps: int = setting(
-        0, "steps between models kept in checkpoints/<step>, for evaluation; 0: the last"
+        0, "steps between models kept in checkpoints/<step> for evaluation; 0: keep the last only"
     )
-    transcripts_every: int = setting(1, "least steps between batches whose transcripts are kept")
+    transcripts_every: int = setting(1, "minimum steps between batches whose transcripts are kept")
 
 
 def check_policy(settings: PolicySettings, processes: int) -> None:
-    """Check the shared numbers, and that each process gets whole problems.
+    """Check the ranges of the shared settings, and that each process gets whole problems.
 
     Args:
         settings: The run's settings.
         processes: The number of processes that share a step's problems.
 
     Raises:
-        SettingsError: If one is out of range; the message says what to write instead.
+        SettingsError: If a setting is out of range. The message proposes a value.
     """
     ones = ("steps", "prompts", "rollouts", "micro_batch", "sample_batch", "in_flight")
     least = dict.fromkeys((*ones, "save_steps", "transcripts_every"), 1)
@@ -135,10 +137,11 @@ def check_policy(settings: PolicySettings, processes: int) -> None:
     low, high = settings.correction_low, settings.correction_high
     if not 0 <= low < 1 < high:
         raise SettingsError(
-            f"correction_low={low} must be from 0 to below 1, and correction_high={high} above 1"
+            f"correction_low={low} must be at least 0 and below 1, and correction_high={high} must "
+            "be above 1"
         )
     if settings.prompts % processes:
         raise SettingsError(
-            f"prompts={settings.prompts} problems a step can't be shared out among {processes} "
-            f"processes, each whole: take a multiple of {processes}"
+            f"prompts={settings.prompts} problems per step can't be divided among {processes} "
+            f"processes: take a multiple of {processes}"
         )

@@ -1,8 +1,9 @@
-"""The task that a run takes over from the model that it goes on training.
+"""Inherited: a run takes the environment's settings from the model with which it starts.
 
-A checkpoint says in `retool.json` what it was trained on. Its settings go over the preset's `env`, and the command line's
-over both; where the run's environment is another one than the checkpoint's, only protocol and prompt are taken. A run that
-goes on keeps the `env` it was started with, whatever the checkpoint says by then.
+A checkpoint records its task in `retool.json`. The task's settings override the preset's `env`, and
+the command line overrides both. If the run's environment is another one than the checkpoint's, the
+run only takes the protocol and the prompt. A resumed run keeps the `env` with which it started,
+even if the checkpoint's task has changed since.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 from agents.base.config import read_config
 from agents.base.settings import SettingsError
 from agents.base.sharding import processes
-from retool_env.checkpoint_task import CheckpointTask, differences, read_task
+from retool_env.checkpoint_task import differences, read_task
 from retool_env.key_values import merge
 
 
@@ -30,46 +31,48 @@ def inherit_task(
     resume: bool,
     cure: str = "",
 ) -> dict[str, Any]:
-    """The setting `env` of a run.
+    """Merge the setting `env` of a run, and print where it differs from the preset.
 
-    Of several processes all call it; the first one reads, and speaks.
+    All processes call this function together. The first process reads the files and prints.
 
     Args:
-        values: The setting as the preset has it.
-        asked: What the command line says of it.
+        values: The preset's `env`.
+        asked: The part of `env` that the command line sets.
         model: The setting `model`, a folder or a Hub id.
-        id: The environment's id, where the user has named one: on the command line, or by naming a preset.
-        folder: Of the run.
-        resume: Whether a run in that folder goes on.
-        cure: What else can be done about a wrong `retool.json`, for the error.
+        id: The environment's id that the user chose, on the command line or with a preset; `None`
+            if the user chose none of them.
+        folder: The run's folder.
+        resume: Whether the run in this folder is resumed.
+        cure: Further advice for the error about a wrong `retool.json`.
 
     Raises:
-        SettingsError: If the checkpoint's `retool.json` is wrong, or the run's `config.json` is damaged.
+        SettingsError: If the checkpoint's `retool.json` is wrong, or the run's `config.json` is
+            damaged.
     """
-    found: list[Any] = ["", None]
+    error, env = "", dict[str, Any]()
     if processes().is_main_process:
         try:
             if resume and os.path.lexists(folder / "config.json"):
-                found[1] = _of_run(values, asked, folder)
+                env = _of_run(values, asked, folder)
             else:
-                found[1] = _of_checkpoint(values, asked, model, id, cure)
-        except (ValueError, OSError) as error:
-            found[0] = str(error)
-    broadcast_object_list(found)
-    if found[0]:
-        raise SettingsError(found[0])
-    return found[1]
+                env = _of_checkpoint(values, asked, model, id, cure)
+        except (ValueError, OSError) as fault:
+            error = str(fault)
+    error, env = broadcast_object_list([error, env])
+    if error:
+        raise SettingsError(error)
+    return env
 
 
 def _of_run(values: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The `env` that a run was started with, and what the command line says of it, which the run then accepts or not."""
+    """The `env` with which a run started, overridden by the command line."""
     usual = merge(values, asked)
     started = read_config(folder)["settings"].get("env")
     if not isinstance(started, dict) or usual == started:
         return usual
     env = merge(started, asked)
     if differ := differences(usual, env, "the preset"):
-        print(f"{folder} goes on with the environment it was started with: {differ}", flush=True)
+        print(f"{folder} keeps the environment with which it started: {differ}", flush=True)
     return env
 
 
@@ -83,27 +86,14 @@ def _of_checkpoint(
     id = id or task.id or usual.get("id")
     if not isinstance(id, str):
         return usual
-    # Another environment's settings don't fit this one.
+    # The preset's settings are of another environment.
     preset = {} if id == task.id != values.get("id") else values
     taken = {"id": id, **task.settings_for(id)}
-    env = merge({**preset, **taken}, asked)
-    _say(task, str(model), id, preset, taken, asked)
-    return env
-
-
-def _say(
-    task: CheckpointTask,
-    model: str,
-    id: str,
-    preset: Mapping[str, Any],
-    taken: Mapping[str, Any],
-    asked: Mapping[str, Any],
-) -> None:
-    """Say what is taken from a checkpoint, and what differs from it."""
-    print(task.summary(id, model), flush=True)
-    if warning := task.revision_warning(model):
+    print(task.summary(id, str(model)), flush=True)
+    if warning := task.revision_warning(str(model)):
         print(warning, flush=True)
     if differ := differences(preset, taken, "the preset"):
-        print(f"it takes the place of the preset's settings: {differ}", flush=True)
-    if differ := differences(taken, asked, "there"):
-        print(f"the command line differs from it: {differ}", flush=True)
+        print(f"these settings of the task replace the preset's: {differ}", flush=True)
+    if differ := differences(taken, asked, "the task"):
+        print(f"the command line overrides the task: {differ}", flush=True)
+    return merge({**preset, **taken}, asked)

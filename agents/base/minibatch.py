@@ -1,4 +1,4 @@
-"""Minibatch: episodes as tensors, and parts of them."""
+"""Minibatch: a batch of episodes as tensors, and its parts."""
 
 from __future__ import annotations
 
@@ -12,53 +12,65 @@ import torch
 
 @dataclass(frozen=True)
 class Batch:
-    """Episodes, padded on the right, so that a token's position is its index.
+    """A batch of episodes, padded on the right, so that a token's position is its index.
 
-    B is their number, and T one less than the number of tokens of the longest one.
+    B is the number of episodes. T is one less than the number of tokens of the longest episode.
+    Index t of a tensor of shape `(B, T)` belongs to token t + 1.
     """
 
     ids: torch.Tensor
-    """Tokens, shape `(B, T + 1)`."""
+    """Token ids, shape `(B, T + 1)`."""
     attention: torch.Tensor
     """1 on tokens, 0 on padding, shape `(B, T + 1)`."""
     mask: torch.Tensor
-    """Whether the model sampled token t + 1, shape `(B, T)`, as what follows."""
+    """Whether the model sampled token t + 1, shape `(B, T)`."""
     old_logps: torch.Tensor
-    """Log-probs that token t + 1 was sampled with."""
+    """The engine's sampling log-probs, shape `(B, T)`."""
     rewards: torch.Tensor
-    """Rewards of the episodes, shape `(B,)`.
+    """The episodes' rewards, shape `(B,)`.
 
-    That of an episode which is not trained on, and has no tokens of the model, counts nowhere.
+    An episode without tokens of the model is not trained on, and its reward has no effect.
     """
     numbers: torch.Tensor | None = None
-    """Which episodes of the step these are, shape `(B,)`."""
+    """The episodes' indices in the step, shape `(B,)`."""
     old_values: torch.Tensor | None = None
-    """The critic's values, before the updates, of the states in which token t + 1 was sampled."""
+    """The critic's values before the updates, shape `(B, T)`: of the state before token t + 1."""
     advantages: torch.Tensor | None = None
+    """The advantages, shape `(B, T)`."""
     returns: torch.Tensor | None = None
+    """The critic's targets, shape `(B, T)`."""
     own_logps: torch.Tensor | None = None
-    """The actor's log-probs before the updates, where the correction is no ratio."""
+    """The actor's log-probs before the updates, shape `(B, T)`; `None` with `correction=ratio`."""
     weights: torch.Tensor | None = None
-    """Of the correction, likewise."""
+    """The correction's importance weights, shape `(B, T)`; `None` with `correction=ratio`."""
 
     @classmethod
     def of(cls, rows: Mapping[str, Sequence[Any]], device: torch.device | str = "cpu") -> Batch:
-        """From the rows that `training_rows` makes of transcripts."""
+        """A batch from the output of `training_rows`.
+
+        Args:
+            rows: The columns of the table, each with one entry for each episode.
+            device: The device of the tensors.
+        """
         prompts, completions = rows["prompt_ids"], rows["completion_ids"]
         lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
         shape = len(lengths), max(lengths)
         ids, attention = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         mask, logps = np.zeros(shape, bool), np.zeros(shape, np.float32)
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            own = slice(len(prompt), lengths[i])
+            response = slice(len(prompt), lengths[i])
             ids[i, : lengths[i]], attention[i, : lengths[i]] = [*prompt, *completion], 1
-            mask[i, own], logps[i, own] = rows["env_mask"][i], rows["logprobs"][i]
+            mask[i, response], logps[i, response] = rows["env_mask"][i], rows["logprobs"][i]
         rewards = np.array([t.reward or 0.0 for t in rows["transcript"]], np.float32)
         arrays = ids, attention, mask[:, 1:], logps[:, 1:], rewards, np.arange(len(ids))
         return cls(*(torch.from_numpy(array).to(device) for array in arrays))
 
     def take(self, index: torch.Tensor) -> Batch:
-        """Some of the episodes, without what is padding in all of them."""
+        """A batch of some of the episodes, without the columns that only hold padding.
+
+        Args:
+            index: The indices of the episodes, shape `(N,)`.
+        """
         length = int(self.attention[index].sum(1).max())
         taken = {}
         for name, tensor in vars(self).items():
@@ -69,6 +81,6 @@ class Batch:
         return Batch(**taken)
 
     def parts(self, size: int) -> Iterator[Batch]:
-        """All of it, so many episodes at a time."""
+        """Split the batch into parts of at most `size` episodes."""
         for index in torch.arange(len(self.ids), device=self.ids.device).split(size):
             yield self.take(index)

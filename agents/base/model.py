@@ -1,4 +1,4 @@
-"""The model that a run trains, and what it becomes."""
+"""Model: loading and checking the model of a run, and saving the trained model."""
 
 from __future__ import annotations
 
@@ -28,27 +28,28 @@ from retool_env.training.trained_weights import trained_weights, whole
 
 
 def load_model(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model and its tokenizer from a folder or the Hub.
+    """Load a model and its tokenizer from a folder or the Hub.
 
     Args:
         name: The folder's path or the Hub id.
-        dtype: Of the weights: `"float32"`, `"bfloat16"`, ...
+        dtype: The data type of the weights: `"float32"`, `"bfloat16"`, ...
 
     Raises:
-        SettingsError: If there is no such dtype, the model can't be found, or its tokenizer has no end-of-sequence token.
+        SettingsError: If the data type is unknown, the model can't be loaded, or its tokenizer does
+            not suit (see `check_tokens`).
     """
     if name.startswith((".", "/", "runs/")) and not (Path(name) / "config.json").is_file():
         hint = ""
         if "smollm2" in name.lower():
-            hint = f"; `python -m agents smollm2 {name}` makes one"
+            hint = f"; `python -m agents smollm2 {name}` makes the model"
         elif Path(name).name == "checkpoint":
-            hint = "; a finished run of that name leaves one (`python -m agents sft`, for a cold start)"
+            hint = "; a finished run saves its model there (cold start: `python -m agents sft`)"
         raise SettingsError(f"{name} holds no model{hint}")
     if fault := folder_fault(name):
         raise SettingsError(f"model: {fault}")
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):
-        raise SettingsError(f"dtype: {dtype!r} is none; float32 and bfloat16 are")
+        raise SettingsError(f"dtype: {dtype!r} is unknown; use float32 or bfloat16")
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=kind)
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -59,22 +60,30 @@ def load_model(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
 
 
 def check_tokens(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check the tokens that end a sequence and pad it; where none pads, the one that ends it does from now on.
+    """Check the end-of-sequence token and the padding token of a tokenizer.
 
-    That is harmless, since padding is masked by position and never by its id, and said.
+    Without a padding token the end-of-sequence token also pads, with a warning. That is harmless,
+    because padding is masked by position and never by its id.
+
+    Args:
+        name: The model's name, for the error texts.
+        model: The model.
+        tokenizer: The tokenizer. Its missing padding token is set.
 
     Raises:
-        SettingsError: If none ends a sequence, or the model has no embedding of one of them.
+        SettingsError: If the end-of-sequence token is missing, or the model has no embedding for
+            one of the two tokens.
     """
     if tokenizer.eos_token_id is None:
         raise SettingsError(
-            f"the tokenizer of {name!r} has no eos_token, so that no response could end: set one of its tokens as "
-            "tokenizer.eos_token, and save it with tokenizer.save_pretrained"
+            f"the tokenizer of {name!r} has no eos_token, so a response could not end: set "
+            "tokenizer.eos_token to one of its tokens, and save it with tokenizer.save_pretrained"
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
         warnings.warn(
-            f"the tokenizer of {name!r} has no pad_token, so its eos_token {tokenizer.eos_token!r} pads, masked by position",
+            f"the tokenizer of {name!r} has no pad_token, so its eos_token {tokenizer.eos_token!r} "
+            "pads; padding is masked by position",
             stacklevel=3,
         )
     embeddings: Any = model.get_input_embeddings()
@@ -83,35 +92,38 @@ def check_tokens(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokeniz
         number = getattr(tokenizer, f"{kind}_id")
         if number >= rows:
             raise SettingsError(
-                f"the tokenizer of {name!r} has the {kind} {getattr(tokenizer, kind)!r} with id {number}, but the model "
-                f"embeds {rows} tokens: take another of its tokens, or model.resize_token_embeddings, and save both"
+                f"the tokenizer of {name!r} has the {kind} {getattr(tokenizer, kind)!r} with id "
+                f"{number}, but the model embeds {rows} tokens: set another token, or enlarge the "
+                "model with model.resize_token_embeddings, and save both"
             )
 
 
 HIGHEST_RATE = 10.0
-"""The learning rate times the square root of the number of parameters, at most, of full fine-tuning with AdamW: 9e-4 for 125
-million, 1.2e-4 for 7 billion. That is where pretraining peaks, whose rates fall about so (arXiv 2005.14165, table 2.1: 6e-4
-and 1.2e-4); supervised fine-tuning takes a tenth of it, reinforcement learning a hundredth."""
+"""The largest learning rate, times the square root of the number of parameters.
+
+It bounds full fine-tuning with AdamW: 9e-4 for 125 million parameters, 1.2e-4 for 7 billion. These
+are the peak rates of pretraining, which fall about like this (arXiv 2005.14165, table 2.1: 6e-4 and
+1.2e-4). Supervised fine-tuning uses a tenth of them, reinforcement learning a hundredth."""
 
 LORA_FACTOR = 10.0
-"""How much higher a rate adapters bear than full weights."""
+"""The factor between the largest learning rates of adapters and of full weights."""
 
 
 def check_learning_rate(
     settings: TuningSettings, parameters: int, name: str = "learning_rate", section: str = ""
 ) -> None:
-    """Check that a learning rate is above 0, and not far too high for a model's size.
+    """Check that a learning rate is above 0, and not far too high for the size of the model.
 
-    `HIGHEST_RATE` says what is. Another optimizer than AdamW (`trl.optim`) has other rates.
+    `HIGHEST_RATE` is the bound. It only applies to AdamW, not to other optimizers (`trl.optim`).
 
     Args:
         settings: The settings of the training.
         parameters: The number of the model's parameters.
-        name: The setting that is the learning rate.
-        section: What stands before its name in the error.
+        name: The name of the learning rate's setting.
+        section: A prefix of the name in the error text, such as `"sft."`.
 
     Raises:
-        SettingsError: Saying what would do.
+        SettingsError: If the rate is 0, negative or far too high. The message proposes a rate.
     """
     rate, name = getattr(settings, name), section + name
     if not rate > 0:
@@ -123,31 +135,39 @@ def check_learning_rate(
     if rate > bound:
         how = "adapters of" if settings.lora_rank else "all"
         raise SettingsError(
-            f"{name}={rate:g} is far too high to train {how} {parameters / 1e6:,.0f} million parameters with AdamW: take "
-            f"{bound / 10:.0e} or less for supervised fine-tuning, {bound / 100:.0e} or less for reinforcement learning "
-            f"(above {bound:.1e} it is refused), or set allow_high_learning_rate=true"
+            f"{name}={rate:g} is far too high to train {how} {parameters / 1e6:,.0f} million "
+            f"parameters with AdamW: take {bound / 10:.0e} or less for supervised fine-tuning, "
+            f"{bound / 100:.0e} or less for reinforcement learning (rates above {bound:.1e} are "
+            "refused), or set allow_high_learning_rate=true"
         )
 
 
 def check_dtype(dtype: str, lora_rank: int, trl: Mapping[str, Any] | None = None) -> None:
-    """Check that weights of such a type can be trained.
+    """Check that weights of a data type can be trained.
+
+    Args:
+        dtype: The data type of the weights.
+        lora_rank: The rank of the adapters; 0 trains all weights.
+        trl: The setting `trl`; `None` for an algorithm without TRL.
 
     Raises:
-        SettingsError: If an optimizer's steps would be lost in rounding.
+        SettingsError: If rounding would discard the optimizer's steps.
     """
     if dtype != "float32" and not lora_rank:
         way = "trl.bf16=true" if trl is not None else "accelerate launch --mixed_precision bf16"
         raise SettingsError(
-            f"dtype={dtype} without LoRA: its steps, about as large as the learning rate, would be rounded away; keep "
-            f"dtype=float32, which computes in bfloat16 with {way}, or set lora_rank"
+            f"dtype={dtype} without LoRA: rounding would discard the optimizer's steps, which are "
+            f"about as large as the learning rate; keep dtype=float32, which computes in bfloat16 "
+            f"with {way}, or set lora_rank"
         )
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
-    """Train without dropout, as the engine samples without.
+    """Turn off a model's dropout, because the engine samples without dropout.
 
-    TRL's function of this name passes by what is no module: attention mostly has its dropout as a number. (What a model reads
-    from its configuration in each pass stays: Falcon's and GPT-Neo's attention, which is 0 in their checkpoints.)
+    TRL's function of this name only changes modules, but most attention layers hold their dropout
+    as a number. A rate that a model reads from its configuration in each pass stays: the attention
+    of Falcon and GPT-Neo, whose checkpoints set it to 0.
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -158,7 +178,7 @@ def disable_dropout(model: torch.nn.Module) -> None:
 
 
 def lora_config(rank: int) -> Any:
-    """LoRA on every linear layer, or `None` for full fine-tuning at rank 0."""
+    """The LoRA configuration for every linear layer; `None` at rank 0, which trains all weights."""
     if not rank:
         return None
     from peft import LoraConfig
@@ -175,26 +195,29 @@ def save_checkpoint(
     stop: Sequence[str] = (),
     task: CheckpointTask | None = None,
 ) -> None:
-    """Save what evaluation loads: the model, LoRA merged into it, with its tokenizer, chat template and all.
+    """Save the trained model and its tokenizer in a folder that evaluation loads.
 
-    A merged model is saved in float32: bfloat16 would round most of a small update away.
-    The adapter alone goes to `adapter/` beside it. On several processes, all call it; the first one's memory must hold the
-    whole model.
+    LoRA is merged into the model, which is then saved in float32, because bfloat16 would round away
+    most of a small update. The adapter is also saved by itself, in `adapter/` beside the folder.
+
+    All processes call this function together. The first process's memory must hold the whole model.
 
     Args:
-        trainer: Has the model, and the accelerator that it is trained with.
-        tokenizer: The model's.
-        folder: Where to.
-        stop: The strings that end a turn. They go to `generation_config.json`, so that transformers' `generate` stops there, if
-            it is given the tokenizer. What the initial model's has of sampling (a repetition penalty, top-k) is left out, as
-            the model was trained without.
-        task: What the model was trained on. It goes to `retool.json`, beside the model and the adapter.
+        trainer: An object with the trained `model` and its `accelerator`.
+        tokenizer: The model's tokenizer, which is saved with its chat template.
+        folder: The folder of the model.
+        stop: The strings that end a turn. They are saved in `generation_config.json`, so that
+            transformers' `generate` stops there if it is given the tokenizer. The sampling settings
+            of the initial model (a repetition penalty, top-k) are not saved, because the model was
+            trained without them.
+        task: The model's task, which is saved as `retool.json` beside the model and the adapter;
+            `None` saves no task.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     main = trainer.accelerator.is_main_process
     adapted = isinstance(model, PeftModel)
     weights = {}
-    # Shards are gathered, so that all processes go through them.
+    # All processes iterate, because the shards of each tensor are gathered.
     for name, tensor in trained_weights(model):
         if main:
             merged = adapted and tensor.is_floating_point()
@@ -212,7 +235,7 @@ def save_checkpoint(
         base = model.get_base_model() if adapted else model
         base.save_pretrained(folder, state_dict=weights)
         if adapted:
-            config = copy.deepcopy(base.config)  # it has the type of the weights in memory
+            config = copy.deepcopy(base.config)  # its dtype is that of the weights in memory
             config.dtype = torch.float32
             config.save_pretrained(folder)
         generation_config(base, tokenizer, stop).save_pretrained(folder)
@@ -225,12 +248,20 @@ def save_checkpoint(
 def generation_config(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]
 ) -> GenerationConfig:
-    """How a model ends what it writes: by its own ends of sequence, the tokenizer's, or a string."""
+    """The generation configuration of a trained model, which only says how a response ends.
+
+    A response ends with an end-of-sequence token of the tokenizer or the initial model, or with one
+    of the strings that end a turn.
+
+    Args:
+        model: The model, with its initial generation configuration.
+        tokenizer: The model's tokenizer.
+        stop: The strings that end a turn.
+    """
     before = model.generation_config
-    declared = (
-        before.eos_token_id if isinstance(before.eos_token_id, list) else [before.eos_token_id]
-    )
-    ends = list(dict.fromkeys(i for i in (tokenizer.eos_token_id, *declared) if i is not None))
+    eos = before.eos_token_id
+    ids = [tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])]
+    ends = list(dict.fromkeys(i for i in ids if i is not None))
     return GenerationConfig(
         bos_token_id=before.bos_token_id,
         eos_token_id=ends[0] if len(ends) == 1 else ends,
@@ -246,7 +277,15 @@ def export(
     stop: Sequence[str],
     task: CheckpointTask | None = None,
 ) -> None:
-    """Like `save_checkpoint`, but a stop in the middle leaves no folder of that name."""
+    """Save a model like `save_checkpoint`, but atomically: the folder appears when it is complete.
+
+    Args:
+        trainer: See `save_checkpoint`.
+        tokenizer: See `save_checkpoint`.
+        folder: The folder of the model. An existing folder is replaced.
+        stop: See `save_checkpoint`.
+        task: See `save_checkpoint`.
+    """
     part = folder.with_name(f"{folder.name}.part")
     save_checkpoint(trainer, tokenizer, part, stop, task)
     if trainer.accelerator.is_main_process:

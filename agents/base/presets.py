@@ -1,8 +1,9 @@
-"""A run's settings: a preset (YAML), the algorithm's own section of it, then `key=value` from the command line.
+"""Presets: a run's settings, merged from a preset (YAML) and the command line's `key=value`.
 
-A preset's top level holds what all algorithms share; a section named after an algorithm adds to it or overrides it, for that
-algorithm and for those whose settings are made from its own, as far as they don't define a setting anew. Where an algorithm
-runs others as its stages, the sections of these are theirs.
+The top level of a preset holds the settings that all algorithms share. A section named after an
+algorithm overrides them for this algorithm, and for the algorithms whose `Settings` inherit from
+its `Settings`, except for the settings that these define again. An algorithm that runs others as
+stages passes each stage the section of its algorithm.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ PRESETS = Path(__file__).parents[1] / "presets"
 
 
 def load_settings[S](cls: type[S], section: str, preset: str, overrides: Sequence[str]) -> S:
-    """Settings of one algorithm.
+    """Load the settings of an algorithm.
 
     Args:
-        cls: Its settings' dataclass.
-        section: Its name, which is its section's in the preset; sections named after its and its base classes' modules come
-            before.
-        preset: A preset's name, or the path of a YAML file.
-        overrides: `key=value` each; see `retool_env.key_values`.
+        cls: The dataclass of the settings.
+        section: The name of the algorithm's section in the preset. It overrides the sections named
+            after the modules of `cls` and its base classes.
+        preset: The name of a preset, or the path of a YAML file.
+        overrides: The `key=value` pairs of the command line; see `retool_env.key_values`.
 
     Raises:
         SettingsError: For an unknown preset or key, or a value of the wrong kind.
@@ -39,41 +40,48 @@ def load_settings[S](cls: type[S], section: str, preset: str, overrides: Sequenc
 def merge_settings(
     cls: type, section: str, preset: str, overrides: Sequence[str]
 ) -> dict[str, Any]:
-    """The values that a preset and the command line set; see `load_settings`."""
+    """Merge the values of a preset and the command line.
+
+    Args:
+        cls: The dataclass of the settings.
+        section: See `load_settings`.
+        preset: See `load_settings`.
+        overrides: See `load_settings`.
+
+    Raises:
+        SettingsError: If the preset is unknown or wrong, or a pair can't be read.
+    """
     values = read_preset(preset)
-    fields = field_names(cls)
-    # A section that is also a setting (the main job's, which runs other algorithms) stays one.
+    fields = set(field_names(cls))
+    # A name that is also a setting (a stage of this algorithm) stays a setting.
     names = ({*algorithms(), section} | {_section(base) for base in cls.__mro__}) - fields - {""}
     sections = {name: values.pop(name) or {} for name in list(values) if name in names}
     for name, keys in sections.items():
         if not isinstance(keys, dict):
-            raise SettingsError(
-                f"preset {preset}: the section {name} must be a mapping of settings"
-            )
+            raise SettingsError(f"preset {preset}: the section {name} must be a mapping")
     for name, keys in stages(cls).items():
         if isinstance(values.get(name), dict):
-            # What the job sets itself is there for the stage's own runs.
+            # In a preset these keys are meant for separate runs of the stage's algorithm.
             values[name] = {key: values[name][key] for key in values[name] if key not in keys}
-    own: dict[str, Any] = {}
+    from_sections: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
-        anew = inspect.get_annotations(base)
-        own = {key: value for key, value in own.items() if key not in anew}
-        own = merge(own, sections.get(_section(base), {}))
-        if base is cls:
-            own = merge(own, sections.get(section, {}))
-    for over in (own, read_overrides(overrides)):
+        defined = inspect.get_annotations(base)
+        from_sections = {k: value for k, value in from_sections.items() if k not in defined}
+        from_sections = merge(from_sections, sections.get(_section(base), {}))
+    from_sections = merge(from_sections, sections.get(section, {}))
+    for over in (from_sections, read_overrides(overrides)):
         for name in stages(cls):
             if isinstance(values.get(name), dict):
-                # A stage's section does not override what is set for the job that it is part of.
+                # The settings of the whole job override the stage's section.
                 values[name] = _without(values[name], over)
         values = merge(values, over)
     return values
 
 
 def _section(base: type) -> str:
-    """The section of a class that settings are made from: its module's name.
+    """The name of a settings class's section, which is the name of its module.
 
-    Classes of `agents/base/` have none, nor has `object`.
+    It is empty for `object` and the classes of `agents/base/`.
     """
     package, _, name = base.__module__.rpartition(".")
     return "" if package == "agents.base" or base is object else name
@@ -83,7 +91,7 @@ def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     """The values that `key=value` pairs set; see `retool_env.key_values`.
 
     Raises:
-        SettingsError: If one is no such pair.
+        SettingsError: If a pair can't be read.
     """
     try:
         return parse_settings(overrides)
@@ -94,8 +102,11 @@ def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 def read_preset(preset: str) -> dict[str, Any]:
     """The mapping in a preset's file.
 
+    Args:
+        preset: The name of a preset, or the path of a YAML file.
+
     Raises:
-        SettingsError: If there is no such preset, or it is not a regular file, not YAML, or holds no mapping.
+        SettingsError: If the preset is unknown, not a regular file, not YAML, or not a mapping.
     """
     path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
     if path.exists() and (fault := file_fault(path)):
@@ -103,7 +114,7 @@ def read_preset(preset: str) -> dict[str, Any]:
     if not path.is_file():
         names = sorted(p.stem for p in PRESETS.glob("*.yaml"))
         raise SettingsError(
-            f"no preset {preset!r}{nearest(preset, names)}; there are {', '.join(names)}"
+            f"no preset {preset!r}{nearest(preset, names)}; choose from {', '.join(names)}"
         )
     try:
         values = load_yaml(read_text(path))
@@ -115,7 +126,7 @@ def read_preset(preset: str) -> dict[str, Any]:
 
 
 def _without(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a mapping another one does not set."""
+    """The part of a mapping whose keys, at every depth, are not in another mapping."""
     kept = {}
     for key, value in base.items():
         if key not in over:

@@ -1,7 +1,8 @@
-"""Records: how the files of a run's folder are read and written.
+"""Records: reading and writing the files of a run's folder.
 
-A writer that is killed leaves half a line at the end of a file: nothing was lost, and it is passed over. Whatever else can't be
-read is an error that names the file and the line, says what is wrong, and what to do: no line is left out without a word.
+A writer that is killed leaves an incomplete line at the end of a file. Such a line is ignored,
+because nothing was lost. Every other line that can't be read is an error, which names the file and
+the line, the fault, and the cure. No line is skipped silently.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from retool_env.files import MOST_LINE
 from retool_env.transcript import Transcript, check_transcript, write_transcripts
 
 LARGEST = 2**63
-"""No count of a record is so large."""
+"""The integers in a record are smaller than this, so that they fit into 64 bits."""
 
 SEAL = "files.json"
-"""In a checkpoint, written last: the sizes of all its files, so that one which is lost or cut short later is found."""
+"""The file in a checkpoint that is written last.
+
+It lists the sizes of all other files, so that a file which is later lost or truncated is found."""
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -43,23 +46,23 @@ _STRING = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)', re.DOTALL)
 class Line:
     """A line of a file of JSON lines."""
 
-    place: str
-    """The file and the line's number."""
+    location: str
+    """The file's path and the line's number."""
     text: bytes
-    """The line as it stands in the file."""
+    """The line's bytes, as they are in the file."""
     record: dict[str, Any]
-    """Its object."""
+    """The JSON object in the line."""
 
 
-def damaged(place: str | Path, what: str, cure: str) -> SettingsError:
+def damaged(location: str | Path, fault: str, cure: str) -> SettingsError:
     """The error of a record that can't be used.
 
     Args:
-        place: The file and, if it is known, the line.
-        what: What is wrong with it.
-        cure: What to do if it can't be restored.
+        location: The file and, if known, the line.
+        fault: The fault of the record.
+        cure: The advice for a record that can't be restored.
     """
-    return SettingsError(f"{place}: {what}. Restore it, or {cure}")
+    return SettingsError(f"{location}: {fault}. Restore it, or {cure}")
 
 
 def read_object(path: Path, cure: str) -> dict[str, Any]:
@@ -67,10 +70,10 @@ def read_object(path: Path, cure: str) -> dict[str, Any]:
 
     Args:
         path: The file.
-        cure: What to do if it can't be restored, for the error.
+        cure: The advice of the error, if the file can't be restored.
 
     Raises:
-        SettingsError: If the file is missing, can't be read, or holds anything else.
+        SettingsError: If the file is missing, can't be read, or does not hold a JSON object.
     """
     text = read_file(path)
     try:
@@ -80,10 +83,10 @@ def read_object(path: Path, cure: str) -> dict[str, Any]:
 
 
 def read_file(path: Path) -> bytes:
-    """What is in a file.
+    """The bytes of a file.
 
     Raises:
-        SettingsError: If it is missing, can't be read, or is something else than a file.
+        SettingsError: If the file is missing, can't be read, or is not a regular file.
     """
     with _open(path) as file:
         return _read(path, file.read)
@@ -92,16 +95,17 @@ def read_file(path: Path) -> bytes:
 def read_lines(
     path: Path, cure: str, appended: bool = False, what: str = "record"
 ) -> Iterator[Line]:
-    """The objects of a file with one JSON object a line; none where there is no file.
+    """Iterate over the lines of a file of JSON lines. A missing file has no lines.
 
     Args:
         path: The file.
-        cure: What to do if a line can't be restored, for the error.
-        appended: Whether it is written line by line, so that a stop may have cut the last one short, which is passed over.
-        what: What a line is, for the error.
+        cure: The advice of the error, if a line can't be restored.
+        appended: Whether the file is written line by line. Then an incomplete last line, which a
+            stop can leave, is ignored.
+        what: The name of a line's content in the error.
 
     Raises:
-        SettingsError: If the file can't be read, or a line holds no object.
+        SettingsError: If the file can't be read, or a line does not hold a JSON object.
     """
     if not os.path.lexists(path):
         return
@@ -109,26 +113,25 @@ def read_lines(
         number = 0
         while text := _read(path, lambda: file.readline(MOST_LINE + 1)):
             number += 1
+            location = f"{path}, line {number}"
             if len(text) > MOST_LINE:
-                what = f"longer than {MOST_LINE >> 20} MiB"
-                raise damaged(f"{path}, line {number}", what, cure)
+                raise damaged(location, f"longer than {MOST_LINE >> 20} MiB", cure)
             if not text.strip():
                 continue
-            place = f"{path}, line {number}"
             try:
                 record = parse_object(text)
             except ValueError as error:
                 if appended and not text.endswith(b"\n") and is_cut(text):
                     return
-                raise damaged(place, f"not a {what}: {error}", cure) from None
-            yield Line(place, text, record)
+                raise damaged(location, f"not a {what}: {error}", cure) from None
+            yield Line(location, text, record)
 
 
 def read_metrics(path: Path) -> list[Line]:
     """The lines of a run's `metrics.jsonl`.
 
     Raises:
-        SettingsError: If the file can't be read, or a line holds no step's figures.
+        SettingsError: If the file can't be read, or a line does not hold a step's figures.
     """
     cure = "delete that line: the curves then lack its step"
     lines = []
@@ -136,7 +139,7 @@ def read_metrics(path: Path) -> list[Line]:
         try:
             check_figures(line.record)
         except ValueError as error:
-            raise damaged(line.place, f"not a record: {error}", cure) from None
+            raise damaged(line.location, f"not a record: {error}", cure) from None
         lines.append(line)
     return lines
 
@@ -147,35 +150,35 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def read_episodes(path: Path, cure: str, appended: bool = False) -> Iterator[Transcript]:
-    """The transcripts of a file, checked field by field; none where there is no file.
+    """Iterate over the transcripts of a file and check their fields. A missing file has none.
 
     Args:
         path: The file.
-        cure: What to do if a line can't be restored, for the error.
+        cure: The advice of the error, if a line can't be restored.
         appended: See `read_lines`.
 
     Raises:
-        SettingsError: If the file can't be read, or a line holds no transcript.
+        SettingsError: If the file can't be read, or a line does not hold a valid transcript.
     """
     for line in read_lines(path, cure, appended, "transcript"):
         try:
             transcript = build(Transcript.from_json, line.record, "transcript")
             check_transcript(transcript)
         except ValueError as error:
-            raise damaged(line.place, str(error), cure) from None
+            raise damaged(line.location, str(error), cure) from None
         yield transcript
 
 
 def build[T](make: Callable[[dict[str, Any]], T], record: dict[str, Any], what: str) -> T:
-    """A dataclass of a record's values.
+    """Make a dataclass of a record's values, and check the types of its fields.
 
     Args:
-        make: Makes it.
-        record: The values.
-        what: Its name, for the error.
+        make: Makes the dataclass of the record.
+        record: The values by name.
+        what: The name of the dataclass in the error.
 
     Raises:
-        ValueError: If one is missing, or of the wrong kind.
+        ValueError: If a value is missing or has the wrong type.
     """
     try:
         made = make(record)
@@ -189,36 +192,31 @@ def build[T](make: Callable[[dict[str, Any]], T], record: dict[str, Any], what: 
 
 
 def parse_object(text: bytes) -> dict[str, Any]:
-    """The object that a JSON text holds.
+    """The object in a JSON text.
 
     Raises:
-        ValueError: Saying what else it is.
+        ValueError: If the text is not a JSON object. The message names the fault.
     """
     if not text.strip():
         raise ValueError("it is empty")
     if b"\0" in text:
         raise ValueError(f"it holds {text.count(0)} NUL bytes")
     try:
-        found = json.loads(text.decode("utf-8").rstrip())
+        value = json.loads(text.decode("utf-8").rstrip())
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte {error.start + 1}: {error.reason})") from None
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"not JSON ({error.msg}, line {error.lineno}, column {error.colno})"
-            if error.lineno > 1
-            else f"not JSON ({error.msg}, column {error.colno})"
-        ) from None
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise ValueError(f"not JSON ({error.msg}, {line}column {error.colno})") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise ValueError(str(error)) from None
-    if not isinstance(found, dict):
-        raise ValueError(f"not a JSON object, but {_shown(found)}")
-    return found
+    if not isinstance(value, dict):
+        raise ValueError(f"not a JSON object, but {_shown(value)}")
+    return value
 
 
 def is_cut(text: bytes) -> bool:
-    """Whether a text is the beginning of a JSON object, as a writer leaves that is killed.
+    """Whether a text is the beginning of a JSON object, which a killed writer can leave.
 
     Example:
         >>> is_cut(b'{"step": 3, "los'), is_cut(b'{"step": 3}}'), is_cut(b'"step": 3')
@@ -235,10 +233,10 @@ def is_cut(text: bytes) -> bool:
 
 
 def check_figures(record: Mapping[str, Any]) -> None:
-    """Check a step's figures, as far as they are read again.
+    """Check the figures of a step's record that are read again.
 
     Raises:
-        ValueError: If there is no step, or a figure that is drawn or shown is no number.
+        ValueError: If the step's number is missing, or a drawn or shown figure is not a number.
     """
     if not is_count(record.get("step")):
         raise ValueError(_not("step", record, "a step's number"))
@@ -246,7 +244,7 @@ def check_figures(record: Mapping[str, Any]) -> None:
     if not (_is_number(seconds) and math.isfinite(seconds) and seconds >= 0):
         raise ValueError(_not("seconds", record, "a number of seconds"))
     for name, value in record.items():
-        # What is not finite may be what a training came to.
+        # A figure may be infinite or NaN: a training can diverge.
         figure = name in PANELS or name in SHOWN or "/" in name
         if figure and not (value is None or _is_number(value)):
             raise ValueError(_not(name, record, "a number"))
@@ -255,15 +253,15 @@ def check_figures(record: Mapping[str, Any]) -> None:
 def check_kinds(
     record: Mapping[str, Any], hints: Mapping[str, Any], needed: Iterable[str] = ()
 ) -> None:
-    """Check the kinds of a record's values.
+    """Check the types of a record's values.
 
     Args:
-        record: The record.
-        hints: The kinds, by name. Others may stand beside them.
-        needed: The names that must be there.
+        record: The record. It may have further values.
+        hints: The types of the values, by name.
+        needed: The names that the record must have.
 
     Raises:
-        ValueError: If one is missing, or of another kind.
+        ValueError: If a needed value is missing, or a value has another type.
     """
     for name in needed:
         if name not in record:
@@ -274,7 +272,7 @@ def check_kinds(
 
 
 def is_count(value: object) -> bool:
-    """Whether a value is a whole number that may count steps."""
+    """Whether a value can be a number of steps: an integer from 0 to below `LARGEST`."""
     return type(value) is int and 0 <= value < LARGEST
 
 
@@ -296,7 +294,7 @@ def _shown(value: object) -> str:
 
 
 def seal(folder: Path) -> None:
-    """Note the sizes of a checkpoint's files, once all of them are written."""
+    """Write the seal of a complete checkpoint: the sizes of all its files."""
     sizes = {
         str(path.relative_to(folder)): path.stat().st_size
         for path in sorted(folder.rglob("*"))
@@ -309,31 +307,31 @@ def check_seal(folder: Path, cure: str) -> None:
     """Check that a sealed checkpoint still has all its files.
 
     Args:
-        folder: The checkpoint.
-        cure: What to do if it can't be restored, for the error.
+        folder: The checkpoint's folder.
+        cure: The advice of the error, if the checkpoint can't be restored.
 
     Raises:
-        SettingsError: If one is missing, is no file, or has another size.
+        SettingsError: If a file is missing, not a regular file, or has another size.
     """
     for name, size in read_object(folder / SEAL, cure).items():
         path = folder / name
         if not os.path.lexists(path):
             raise damaged(path, "it is missing", cure)
         with _open(path) as file:
-            found = os.fstat(file.fileno()).st_size
-        if found != size:
-            raise damaged(path, f"it has {found} bytes, and was written with {size}", cure)
+            now = os.fstat(file.fileno()).st_size
+        if now != size:
+            raise damaged(path, f"it has {now} bytes instead of {size}", cure)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a stop in the middle leaves the old one."""
+    """Write a file atomically: a stop in the middle leaves the old file."""
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 
 def write_transcripts_atomically(path: Path, transcripts: Iterable[Transcript]) -> None:
-    """Write a file of transcripts, in place of any before, so that a stop in the middle leaves the old one."""
+    """Write a file of transcripts atomically: a stop in the middle leaves the old file."""
     part = path.with_name(path.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     part.unlink(missing_ok=True)
@@ -342,7 +340,7 @@ def write_transcripts_atomically(path: Path, transcripts: Iterable[Transcript]) 
 
 
 def _open(path: Path) -> BinaryIO:
-    """Open what must be a file; a pipe is not waited for."""
+    """Open a regular file. Opening a pipe does not block."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
@@ -353,7 +351,8 @@ def _open(path: Path) -> BinaryIO:
     if kind != stat.S_IFREG:
         os.close(descriptor)
         raise SettingsError(
-            f"{path}: it is {_KINDS.get(kind, 'something else')}, not a file. Move it away, and restore the file"
+            f"{path}: it is {_KINDS.get(kind, 'something else')}, not a file. Move it away, and "
+            "restore the file"
         )
     return os.fdopen(descriptor, "rb")
 
@@ -366,9 +365,7 @@ def _read(path: Path, read: Callable[[], bytes]) -> bytes:
 
 
 def _unreadable(path: Path, error: OSError) -> SettingsError:
-    return SettingsError(
-        f"{path}: it can't be read ({error.strerror}). Let it be read, or restore it"
-    )
+    return SettingsError(f"{path}: it can't be read ({error.strerror}). Make it readable")
 
 
 @functools.cache
@@ -377,7 +374,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _wrong_field(made: Any) -> str | None:
-    """The first field of a dataclass, or of one in it, whose value is of another kind than it says."""
+    """The first field, in a dataclass or the dataclasses in it, with a value of another type."""
     cls: type = type(made)
     for field in dataclasses.fields(made):
         value = getattr(made, field.name)
@@ -390,20 +387,20 @@ def _wrong_field(made: Any) -> str | None:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a kind; a number is finite."""
+    """Whether a value has a type. A float must be finite."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return any(_fits(value, each) for each in inner)
+        return any(_fits(value, option) for option in inner)
     if origin is Literal:
         return value in inner
     if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(each, inner[0]) for each in value)
+        return isinstance(value, tuple) and all(_fits(item, inner[0]) for item in value)
     if hint is float:
         return _is_number(value) and math.isfinite(value)
     if hint is int:
         return type(value) is int and abs(value) < LARGEST
     if origin is dict:
-        return isinstance(value, dict) and all(_fits(each, inner[1]) for each in value.values())
+        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
     if origin is list:
-        return isinstance(value, list) and all(_fits(each, inner[0]) for each in value)
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
     return isinstance(value, origin or hint)

@@ -1,4 +1,4 @@
-"""Resuming: the checkpoint that a stopped run goes on from, and its records up to there."""
+"""Resuming: a stopped run's last checkpoint, and its records up to that checkpoint."""
 
 from __future__ import annotations
 
@@ -26,62 +26,70 @@ from agents.base.records import (
 )
 from agents.base.settings import SettingsError
 
-_NO_EPISODE = "delete that line: its episode is then lost"
-"""What to do about an episode's record that can't be restored."""
+_EPISODE_CURE = "delete that line: its episode is then lost"
+"""The advice of an error about an episode's record that can't be restored."""
 
 _STATE = {
     **get_type_hints(TrainerState),
     "log_history": list[dict] | None,
     "stateful_callbacks": dict | None,
 }
-"""The kinds of the values in `trainer_state.json`."""
+"""The kind of each value in `trainer_state.json`."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A checkpoint that a run can go on from."""
+    """A checkpoint from which a run can be resumed."""
 
     step: int
+    """The number of optimizer steps before the checkpoint."""
     folder: Path
+    """The checkpoint's folder."""
     state: Mapping[str, Any]
-    """Its `trainer_state.json`."""
+    """The object in the checkpoint's `trainer_state.json`."""
 
 
 def last_point(trainer: Path) -> Point | None:
-    """The latest whole checkpoint of a run.
+    """The latest complete checkpoint of a run; `None` without one.
 
-    A trainer's first process writes `trainer_state.json` last but for the seal: without both, a stop
-    or a full disk cut the checkpoint short, and the one before it is taken.
+    A trainer's first process writes the seal last, and `trainer_state.json` just before it. If both
+    are missing, a stop or a full disk left the checkpoint incomplete, and the previous one is used.
 
     Args:
-        trainer: The folder of its checkpoints.
+        trainer: The folder of the run's checkpoints.
 
     Raises:
-        SettingsError: If it was whole once, and is no longer.
+        SettingsError: If the checkpoint is damaged, or the folder holds another folder with a name
+            like a checkpoint's.
     """
-    found: dict[int, Path] = {}
+    checkpoints: dict[int, Path] = {}
     for path in trainer.glob("checkpoint-*"):
         number = path.name.removeprefix("checkpoint-")
         if not (number.isascii() and number.isdecimal() and path.is_dir()):
             raise SettingsError(
-                f"{path}: it is none of the run's checkpoints, which are folders "
-                f"checkpoint-<step>. Move it out of {trainer}, whose older checkpoints are deleted"
+                f"{path}: it is not a checkpoint of the run, a folder checkpoint-<step>. Move it "
+                f"out of {trainer}, where older checkpoints are deleted"
             )
-        found[int(number)] = path
-    for step in sorted(found, reverse=True):
-        before = max((each for each in found if each < step), default=None)
+        checkpoints[int(number)] = path
+    for step in sorted(checkpoints, reverse=True):
+        before = max((earlier for earlier in checkpoints if earlier < step), default=None)
         then = "begins anew" if before is None else f"goes on from step {before}"
-        cure = f"delete {found[step]}: the run then {then}"
-        if (state := read_state(found[step], step, cure)) is not None:
-            return Point(step, found[step], state)
+        cure = f"delete {checkpoints[step]}: the run then {then}"
+        if (state := read_state(checkpoints[step], step, cure)) is not None:
+            return Point(step, checkpoints[step], state)
     return None
 
 
 def read_state(folder: Path, step: int, cure: str) -> dict[str, Any] | None:
-    """A checkpoint's `trainer_state.json`; `None` where a stop cut the checkpoint short.
+    """The object in a checkpoint's `trainer_state.json`; `None` if the checkpoint is incomplete.
+
+    Args:
+        folder: The checkpoint's folder.
+        step: The number of the checkpoint's step.
+        cure: The advice of the error, if the checkpoint can't be restored.
 
     Raises:
-        SettingsError: If the checkpoint was whole once, and is no longer.
+        SettingsError: If the checkpoint was complete, and is now damaged.
     """
     path = folder / "trainer_state.json"
     if os.path.lexists(folder / SEAL):
@@ -99,16 +107,14 @@ def read_state(folder: Path, step: int, cure: str) -> dict[str, Any] | None:
 
 
 def kept_records(path: Path, step: int) -> tuple[Path, Path] | None:
-    """A copy of a file of records without those after a step.
-
-    What is kept stays as it was written.
+    """Copy a file of records up to a step. The kept lines stay byte for byte.
 
     Args:
         path: `metrics.jsonl`, or the transcripts of a process.
-        step: The last step that is kept.
+        step: The last step whose records are kept.
 
     Returns:
-        The copy and the file; `None` where nothing is left out.
+        The copy and the file; `None` if no record is left out.
 
     Raises:
         SettingsError: If a record is damaged.
@@ -116,11 +122,11 @@ def kept_records(path: Path, step: int) -> tuple[Path, Path] | None:
     if not os.path.lexists(path):
         return None
     if step and path.is_file() and not path.stat().st_size:
-        cure = "delete it: what it held is then lost"
-        raise damaged(path, f"it is empty, and the run has come to {step}", cure)
+        cure = "delete it: its records are then lost"
+        raise damaged(path, f"it is empty, but the run has reached step {step}", cure)
     lines: Iterable[Line]
     if path.name.startswith("transcripts"):
-        lines = read_lines(path, _NO_EPISODE, appended=True, what="transcript")
+        lines = read_lines(path, _EPISODE_CURE, appended=True, what="transcript")
         number, last = _trained_version, step - 1
     else:
         lines, number, last = read_metrics(path), _step, step
@@ -143,20 +149,23 @@ def kept_records(path: Path, step: int) -> tuple[Path, Path] | None:
 
 @contextlib.contextmanager
 def loading(folder: Path) -> Iterator[None]:
-    """Reads a checkpoint: whatever is wrong with it is an error that names it.
+    """Turn every error of the block, which loads a checkpoint, into an error that names it.
+
+    Args:
+        folder: The checkpoint's folder.
 
     Raises:
-        SettingsError: If it can't be read.
+        SettingsError: If the checkpoint can't be loaded.
     """
     try:
         yield
     except (SettingsError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # each of the libraries that read one has its own
+    except Exception as error:  # the libraries that read a checkpoint raise many kinds
         raise damaged(
             folder,
             f"it can't be loaded ({type(error).__name__}: {error})",
-            "delete it: the run then goes on from the checkpoint before it, or begins anew",
+            "delete it: the run then goes on from the previous checkpoint, or begins anew",
         ) from error
 
 
@@ -165,9 +174,10 @@ def _step(line: Line) -> int:
 
 
 def _trained_version(line: Line) -> int:
-    """The number of the step that trained on an episode; 0 if none did."""
+    """The number of the step that trained on an episode; 0 if no step did."""
     try:
         check_kinds(line.record, {"trained_version": int | None}, ["trained_version"])
     except ValueError as error:
-        raise damaged(line.place, f"not a transcript of a training: {error}", _NO_EPISODE) from None
+        what = f"not a transcript of a training run: {error}"
+        raise damaged(line.location, what, _EPISODE_CURE) from None
     return line.record["trained_version"] or 0

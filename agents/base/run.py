@@ -1,16 +1,16 @@
-"""Run: the folder of a training run, and how a stopped one goes on.
+"""Run: the folder of a training run, and how a stopped run is resumed.
 
 runs/<name>/
-config.json         settings, seeds, versions, number of processes, the environments' revision; changes of its length
-lock                held by the process that is at work here
-metrics.jsonl       one object a logged step
-transcripts.jsonl   the episodes, each with the step whose weights sampled it; of several processes, each but the first
-                    has a file of its own, transcripts-1.jsonl and so on
-curves.png          the learning curves, drawn anew every minute
-trainer/            TRL's own checkpoints, for resuming, each with the sizes of its files (`files.json`)
-checkpoint/         the trained model with its tokenizer
-checkpoints/<step>/ the same along training, where the settings ask for it
-done                there is one once the run came to its end
+config.json         settings, seeds, versions, number of processes, revision; changes of the length
+lock                held by the process that uses the folder
+metrics.jsonl       one JSON object for each logged step
+transcripts.jsonl   the episodes, each with the version of the weights that sampled it; each further
+                    process has another file, transcripts-1.jsonl and so on
+curves.png          the learning curves, redrawn every minute
+trainer/            checkpoints for resuming, each with the sizes of its files (`files.json`)
+checkpoint/         the trained model and its tokenizer
+checkpoints/<step>/ the model during training, if the settings ask for it
+done                exists once the run is finished
 """
 
 from __future__ import annotations
@@ -24,42 +24,40 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import MISSING
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, override
 
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 
-from agents.base.config import ANEW, read_config
+from agents.base.config import RESTART_CURE, read_config
 from agents.base.curves import draw_curves
-from agents.base.records import (
-    damaged,
-    read_records,
-    write_atomically,
-)
+from agents.base.records import damaged, read_records, write_atomically
 from agents.base.resuming import kept_records, last_point
-from agents.base.settings import SettingsError
+from agents.base.settings import SettingsError, default_values
 from agents.base.sharding import processes
 from retool_env.provenance import REVISION, versions
 from retool_env.transcript import Transcript, write_transcripts
 
 PICTURE_SECONDS = 60.0
-"""Between two drawings of a run's curves, at least, while it goes on."""
+"""The minimum number of seconds between two drawings of a run's curves."""
 
 _locks: dict[Path, IO[str]] = {}
-"""This process's. They are kept open: a process loses its lock on a file with the first of its descriptors that it closes."""
+"""The lock files of this process, by path.
+
+They stay open: a process loses its lock on a file when it closes any descriptor of the file.
+"""
 
 _dry = ContextVar("dry", default=False)
 
 
 class _Checked(Exception):
-    """A dry run has come to where a run would start."""
+    """A dry run reached the point where a run would start."""
 
 
 @contextlib.contextmanager
 def dry_run() -> Iterator[None]:
-    """Check a run without starting it: where it would start, this block ends."""
+    """Check a run without starting it: the block ends where the run would start."""
     before = _dry.set(True)
     try:
         yield
@@ -73,16 +71,17 @@ class Run:
     """A run's folder.
 
     Args:
-        folder: Where it lies.
+        folder: The path of the folder.
         settings: The run's settings, a dataclass.
-        resume: Go on where the run in that folder was, or start it if there is none.
-        length: The setting that says how long the run is (`"steps"`), which a later start may change: a finished run can be given
-            more, and none can be given less than it has done. `None`: no setting may change.
-        reached: How far the run has come, in this setting's unit. `None`: what its last checkpoint says.
+        resume: Continue the run in the folder, or start it if the folder holds no run.
+        length: The name of the setting for the run's length (`"steps"`), which a resumed run may
+            change to any length that it has not passed. `None`: no setting may change.
+        reached: Returns the length that the run has reached. `None`: the last checkpoint tells it.
 
     Raises:
-        SettingsError: If the folder holds a run and `resume` is not set, that run's settings, number of processes, or revision
-            of the environments are others, or its records are damaged.
+        SettingsError: If the folder holds a run and `resume` is false; if that run has other
+            settings, another number of processes, or another revision of the environments; or if
+            its records are damaged.
     """
 
     def __init__(
@@ -94,16 +93,16 @@ class Run:
         reached: Callable[[], float] | None = None,
     ) -> None:
         self.folder = folder
+        self.trainer = folder / "trainer"
+        """The folder of the checkpoints for resuming."""
+        self.checkpoint = folder / "checkpoint"
+        """The folder of the trained model."""
+        self.exports = folder / "checkpoints"
+        """The folder of the models during training, with a folder for each exported step."""
+        self._done = folder / "done"
         self._state = processes()
         self._config = folder / "config.json"
         self._settings = json.loads(json.dumps(dataclasses.asdict(settings)))
-        self._defaults = {
-            field.name: field.default
-            if field.default_factory is MISSING
-            else field.default_factory()
-            for field in dataclasses.fields(settings)
-            if (field.default, field.default_factory) != (MISSING, MISSING)
-        }
         self._drawn = time.monotonic()
         self._change: dict[str, Any] | None = None
         self.earlier: list[Any] = []
@@ -117,44 +116,47 @@ class Run:
         number = self._state.num_processes
         if record.get("processes", number) != number:
             raise SettingsError(
-                f"{folder} was started with {record['processes']} processes, so it can't go on with {number}"
+                f"{folder} was started with {record['processes']} processes, so it can't be "
+                f"resumed with {number}"
             )
         revision = record.get("revision", 1)
         if revision != REVISION:
             raise SettingsError(
-                f"{folder} holds episodes of revision {revision}, and these environments are of revision {REVISION} "
-                "(CHANGELOG.md says what differs): choose another name=..., or mix them with --force"
+                f"{folder} holds episodes of revision {revision}, and these environments are of "
+                f"revision {REVISION} (CHANGELOG.md lists the differences): choose another "
+                "name=..., or mix the episodes with --force"
             )
         self.earlier = [change["from"] for change in record.get("changes", [])]
         now = self._settings
-        before = {**self._defaults, **record["settings"]}  # a setting may be newer than the run
+        # A setting may be newer than the run.
+        before = {**default_values(type(settings)), **record["settings"]}
         changed = sorted(k for k in {**before, **now} if before.get(k) != now.get(k))
-        others = [name for name in changed if name != length]
-        if others:
+        fixed = [name for name in changed if name != length]
+        if fixed:
             raise SettingsError(
-                f"{folder} was started with other settings ({', '.join(others)}), so it can't go on with these: choose "
-                "another name=..."
+                f"{folder} was started with other settings ({', '.join(fixed)}), so it can't be "
+                "resumed with these: choose another name=..."
             )
         if changed:
             assert length is not None
-            self._change = self._checked(length, before.get(length), now[length], reached)
+            self._change = self._checked_change(length, before.get(length), now[length], reached)
             self.earlier.append(before[length])
 
-    def _checked(
+    def _checked_change(
         self, length: str, before: Any, now: Any, reached: Callable[[], float] | None
     ) -> dict[str, Any]:
-        """The change of a run's length, as it is recorded.
+        """The record of a change of the run's length.
 
         Raises:
-            SettingsError: If the run has done more.
+            SettingsError: If the run has passed the new length.
         """
         if type(before) not in (int, float) or not math.isfinite(before):
-            raise damaged(self._config, f'"{length}" is {before!r:.60}', ANEW)
+            raise damaged(self._config, f'"{length}" is {before!r:.60}', RESTART_CURE)
         done = self._reached(length) if reached is None else reached()
         if now < done:
             raise SettingsError(
-                f"{self.folder} has done {length}={done} already, so that it can't be given {length}={now}: set it to {done} "
-                "or more"
+                f"{self.folder} has already done {length}={done}, which is more than "
+                f"{length}={now}: set {length} to {done} or more"
             )
         return {"setting": length, "from": before, "to": now, "at": done}
 
@@ -165,10 +167,12 @@ class Run:
         return point.state.get("epoch", 0.0) if length == "epochs" else point.step
 
     def _begun(self) -> bool:
-        """Whether there is more than what `start` leaves: a mistake that is found after it must not keep the folder.
+        """Whether the folder holds other files than `start` writes.
+
+        If not, an error stopped the run after `start`, and the folder can be used again.
 
         Raises:
-            SettingsError: If there are records without the settings that they were made with.
+            SettingsError: If `config.json` is missing beside records.
         """
         if not os.path.lexists(self._config):
             for name in ("metrics.jsonl", "transcripts.jsonl", "trainer", "done"):
@@ -178,27 +182,27 @@ class Run:
                     )
             return False
         if not self._config.is_file():
-            read_config(self.folder)  # says what it is
-        ours = {self._config, self.folder / "lock"}
-        return any(path.is_file() and path not in ours for path in self.folder.rglob("*"))
+            read_config(self.folder)  # raises an error that names the kind of the file
+        of_start = {self._config, self.folder / "lock"}
+        return any(path.is_file() and path not in of_start for path in self.folder.rglob("*"))
 
     def start(self) -> None:
-        """Make the folder, and keep other processes' runs out of it until this process ends.
+        """Make the folder, and lock it until this process ends.
 
-        Called once all that the settings name was found, so that a mistake leaves nothing behind. Of several processes, all
-        call it, and the first one writes.
+        It is called after all settings were checked, so that a mistake leaves no folder behind. All
+        processes call it together, and the first one writes.
 
         Raises:
-            SettingsError: If another process is at work there.
+            SettingsError: If another process uses the folder.
         """
         if _dry.get():
             raise _Checked
-        self._state.wait_for_everyone()  # who has not looked yet would take it for another run's
-        said: list[str | None] = [None]
+        self._state.wait_for_everyone()  # all processes have checked the folder before it changes
+        error = None
         if self.main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            said = [self._taken()]
-            if said == [None] and not self._begun():
+            error = self._lock()
+            if error is None and not self._begun():
                 record = {
                     "settings": self._settings,
                     "versions": versions(),
@@ -206,16 +210,16 @@ class Run:
                     "revision": REVISION,
                 }
                 write_atomically(self._config, json.dumps(record, indent=2) + "\n")
-        broadcast_object_list(said)
-        if said[0]:
-            raise SettingsError(said[0])
+        [error] = broadcast_object_list([error])
+        if error:
+            raise SettingsError(error)
 
-    def _taken(self) -> str | None:
-        """Why this process can't have the folder; if it can, it has it now."""
+    def _lock(self) -> str | None:
+        """Lock the folder, and return `None`; return an error text if the folder can't be locked."""
         path = (self.folder / "lock").resolve()
-        if path in _locks:  # a run that goes on in the process that began it
+        if path in _locks:  # the process that started the run resumes it
             return None
-        if path.exists() and not path.is_file():  # a pipe would be waited for
+        if path.exists() and not path.is_file():  # opening a pipe would block
             return f"{self.folder / 'lock'}: it is not a file. Remove it"
         file = open(path, "a", encoding="utf-8")  # noqa: SIM115
         try:
@@ -231,70 +235,56 @@ class Run:
 
     @property
     def main(self) -> bool:
-        """Whether this process is the run's first one, which keeps its records."""
+        """Whether this process is the run's first one, which writes the records."""
         return self._state.is_main_process
 
     @property
     def transcripts(self) -> Path:
-        """This process's episodes."""
+        """The file of this process's episodes."""
         rank = self._state.process_index
         return self.folder / (f"transcripts-{rank}.jsonl" if rank else "transcripts.jsonl")
 
     @property
-    def _done(self) -> Path:
-        return self.folder / "done"
-
-    @property
-    def trainer(self) -> Path:
-        """Where TRL keeps its checkpoints."""
-        return self.folder / "trainer"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The trained model."""
-        return self.folder / "checkpoint"
-
-    @property
-    def exports(self) -> Path:
-        """The model along training, a folder a step."""
-        return self.folder / "checkpoints"
-
-    @property
     def finished(self) -> bool:
-        """Whether the run came to its end, and has not been given another one since."""
+        """Whether the run reached its end, and was not made longer since."""
         return self._done.exists() and self._change is None
 
     def finish(self) -> None:
-        """Note that the run came to its end."""
+        """Mark the run as finished. All processes call this together."""
         if self.main:
             self._note_change()
             self._done.touch()
         self._state.wait_for_everyone()
 
     def resume_point(self) -> str | None:
-        """The latest of TRL's checkpoints, once the records after it are dropped; `None` to begin anew.
+        """Find the last checkpoint, and drop the records after it.
 
-        Of several processes, all call it.
+        All processes call this together.
+
+        Returns:
+            The checkpoint's folder; `None` if the run starts at its beginning.
 
         Raises:
-            SettingsError: If the checkpoint or a record is damaged, on any process. Nothing is dropped then.
+            SettingsError: If the checkpoint or a record of any process is damaged. Then no record
+                is dropped.
         """
         point = self._on_all(lambda: last_point(self.trainer))
         if point is None and self._change is not None and self._done.exists():
             raise SettingsError(
-                f"{self.folder} is finished, and {self.trainer} holds no checkpoint that it could go on from: choose another "
-                f"name=... with model={self.checkpoint}"
+                f"{self.folder} is finished, and {self.trainer} holds no checkpoint for resuming: "
+                f"choose another name=... with model={self.checkpoint}"
             )
         self.resume_at(point.step if point else 0)
         return str(point.folder) if point else None
 
     def resume_at(self, step: int) -> None:
-        """Drop the records after a step.
+        """Drop the records after a step. All processes call this together.
 
-        Of several processes, all call it.
+        Args:
+            step: The last step whose records are kept.
 
         Raises:
-            SettingsError: If a record is damaged, on any process. Nothing is dropped then.
+            SettingsError: If a record of any process is damaged. Then no record is dropped.
         """
         files = self._on_all(lambda: [kept_records(path, step) for path in self._records()])
         for part, path in filter(None, files):
@@ -306,10 +296,10 @@ class Run:
         self._state.wait_for_everyone()
 
     def _note_change(self) -> None:
-        """Note the run's new length: now that it goes further, and not before, so that a finished one stays one till then."""
+        """Record the run's new length when the run makes progress; until then it stays finished."""
         if self._change is None:
             return
-        # First, or a stop in between would leave what looks like a longer run that is finished.
+        # First, because a stop between the two writes would leave a longer run that seems finished.
         self._done.unlink(missing_ok=True)
         record = read_config(self.folder)
         record["settings"] |= {self._change["setting"]: self._change["to"]}
@@ -319,28 +309,29 @@ class Run:
         self._change = None
 
     def _records(self) -> list[Path]:
-        """What this process keeps of the run."""
+        """The files of records that this process writes."""
         return [self.folder / "metrics.jsonl", self.transcripts][not self.main :]
 
     def _on_all[T](self, work: Callable[[], T]) -> T:
-        """Do something on every process. An error of one is an error of all, so that none waits for it.
+        """Call a function on every process, and raise an error of one process on all of them.
+
+        Otherwise the other processes would wait for the failed one.
 
         Raises:
-            SettingsError: The first process's.
+            SettingsError: The error of the first process that failed.
         """
-        said = ""
-        found: list[T] = []
+        error = ""
+        results: list[T] = []
         try:
-            found.append(work())
-        except SettingsError as error:
-            said = str(error)
-        for each in gather_object([said]):
-            if each:
-                raise SettingsError(each)
-        return found[0]
+            results.append(work())
+        except SettingsError as fault:
+            error = str(fault)
+        for text in filter(None, gather_object([error])):
+            raise SettingsError(text)
+        return results[0]
 
     def log(self, record: dict[str, Any]) -> None:
-        """Append to `metrics.jsonl`, and draw the curves if that was a while ago."""
+        """Append a record to `metrics.jsonl`; draw the curves if they are older than a minute."""
         self._note_change()
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -348,15 +339,15 @@ class Run:
             self.draw()
 
     def draw(self) -> None:
-        """Draw `curves.png`, if this is the first process; without matplotlib there is none."""
+        """Draw `curves.png` on the first process, if matplotlib is installed."""
         if self.main:
-            # Nor does a picture that can't be drawn end a training.
+            # A picture that can't be drawn must not end a training.
             with contextlib.suppress(ImportError, SettingsError):
                 draw_curves({self.folder.name: self.metrics()}, self.folder / "curves.png")
         self._drawn = time.monotonic()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """What was logged so far.
+        """The records in `metrics.jsonl`.
 
         Raises:
             SettingsError: If the file is damaged.
@@ -364,15 +355,15 @@ class Run:
         return read_records(self.folder / "metrics.jsonl")
 
     def write(self, transcripts: Iterable[Transcript]) -> None:
-        """Append to this process's transcripts."""
+        """Append episodes to this process's transcripts."""
         write_transcripts(self.transcripts, transcripts)
 
 
 class Clock:
-    """The seconds that a run has taken, those of its earlier starts included.
+    """Measures the seconds that a run has taken, including its earlier starts.
 
     Args:
-        run: The run, which goes on now.
+        run: The run, which starts or is resumed now.
     """
 
     def __init__(self, run: Run) -> None:
@@ -380,23 +371,32 @@ class Clock:
         self._started = time.monotonic()
 
     def seconds(self) -> float:
-        """Up to now, in thousandths."""
+        """The seconds until now, rounded to milliseconds."""
         return round(self._before + time.monotonic() - self._started, 3)
 
 
 class RunLogger(TrainerCallback):
-    """Writes each of the trainer's logs to a run's `metrics.jsonl`."""
+    """Writes the figures that a trainer logs to a run's `metrics.jsonl`.
+
+    Args:
+        run: The run.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._clock = Clock(run)
 
+    @override
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Called by the trainer; only the rank that is world's first writes."""
+        """Write the figures, on the first process only."""
         if state.is_world_process_zero and logs and "train_runtime" not in logs:
             self._run.log({"step": state.global_step, "seconds": self._clock.seconds(), **logs})
 
 
 def seconds_of(past: Sequence[Mapping[str, Any]]) -> float:
-    """The seconds that a run had taken when the last of these records was logged."""
+    """The seconds that a run had taken at its last record; 0 without records.
+
+    Args:
+        past: The run's records of `metrics.jsonl`.
+    """
     return past[-1].get("seconds", 0.0) if past else 0.0

@@ -1,4 +1,4 @@
-"""The policy that rollouts are sampled with, as the setting `engine` names it."""
+"""Sampler: the policy that samples rollouts, chosen by the setting `engine`."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ from retool_env.servers.address import shown_url, variable_name
 def check_engine(
     setting: str | Mapping[str, Any], processes: int, sample_batch: int
 ) -> tuple[str, dict[str, Any]]:
-    """An engine's name and its policy's arguments.
+    """Split the setting `engine` into the engine's name and the arguments of its policy.
 
     Args:
         setting: The setting `engine`.
         processes: The number of the run's processes.
-        sample_batch: Sequences that the engine `transformers` decodes together at most, unless
-            `setting` has its `max_batch`.
+        sample_batch: The largest number of sequences that the engine `transformers` decodes
+            together, unless `setting` contains `max_batch`.
 
     Raises:
-        SettingsError: If there is no such engine, or it can't be had in a run of so many processes.
+        SettingsError: If the engine is unknown, or does not work with this number of processes.
     """
     arguments: dict[str, Any] = {"name": setting} if isinstance(setting, str) else dict(setting)
     name = arguments.pop("name", None)
-    names = [each for each in POLICIES if each not in SERVED]
+    names = [policy for policy in POLICIES if policy not in SERVED]
     if name not in names and not str(name).startswith(("http://", "https://")):
         raise SettingsError(
-            f"engine: {shown_url(repr(name))} is none; there are {', '.join(names)}, and vLLM servers' URLs"
+            f"engine: {shown_url(repr(name))} is unknown; choose from {', '.join(names)}, or give "
+            "the URLs of vLLM servers"
         )
     if name == "vllm" and processes > 1:
         raise SettingsError(
-            "engine=vllm is for one process: with several, start `vllm serve` and name its URLs"
+            "engine=vllm works with one process only: for several processes, start `vllm serve` "
+            "and give the URLs of the servers"
         )
     if name == "transformers":
         arguments.setdefault("max_batch", sample_batch)
@@ -55,42 +57,43 @@ def make_policy(
     apart: bool,
     device: torch.device | str = "cpu",
 ) -> Policy:
-    """The policy of an engine.
+    """Make the policy of an engine.
 
     Args:
-        name: See `check_engine`.
-        arguments: The same.
-        trained: The model that is trained, adapters and all.
-        tokenizer: Its tokenizer.
-        model: The folder or id that it was loaded from.
-        temperature: Of sampling.
-        apart: Whether it is sampled from while it is trained, or is sharded.
-        device: Where a model apart lies.
+        name: The engine's name or the servers' URLs; see `check_engine`.
+        arguments: The arguments of the policy; see `check_engine`.
+        trained: The model that is trained, including its adapters.
+        tokenizer: The model's tokenizer.
+        model: The folder or Hub id from which the model was loaded.
+        temperature: The sampling temperature.
+        apart: Whether the engine `transformers` samples with a separate copy of the model. A copy
+            is needed if the model is sharded, or trained while it samples.
+        device: The device of the separate copy.
 
     Raises:
         SettingsError: If an argument is unknown or out of range.
-        ImportError: If a package that it needs is missing.
+        ImportError: If a required package is missing.
         PolicyUnavailable: If no server can be reached.
     """
-    given = dict(arguments)
+    options = dict(arguments)
     if name not in POLICIES:
-        if "weights_folder" not in given:
+        if "weights_folder" not in options:
             raise SettingsError(
-                "engine: servers get new weights as files: set engine.weights_folder, a folder at the same path on "
-                "every machine"
+                "engine: servers read new weights from files: set engine.weights_folder to a "
+                "folder with the same path on every machine"
             )
-        variable = given.pop("token_env", None)
+        variable = options.pop("token_env", None)
         if variable is not None:
             if variable not in os.environ:
                 raise SettingsError(
-                    f"engine.token_env: there is no variable {variable_name(variable)!r}"
+                    f"engine.token_env: the variable {variable_name(variable)!r} is not set"
                 )
-            given["token"] = os.environ[variable]
-        name, given["urls"] = "vllm_server", name
+            options["token"] = os.environ[variable]
+        name, options["urls"] = "vllm_server", name
     dtype = str(next(trained.parameters()).dtype).removeprefix("torch.")
     sampled = Model(model, None if apart else trained, tokenizer, dtype, str(device))
     try:
-        policy: Policy = rollout.make_policy(name, sampled, temperature=temperature, **given)
+        policy: Policy = rollout.make_policy(name, sampled, temperature=temperature, **options)
     except SettingsError as error:
         raise SettingsError(f"engine: {error}") from error
     if apart and isinstance(policy.model, torch.nn.Module):

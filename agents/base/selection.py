@@ -1,4 +1,4 @@
-"""Selection: which problems are trained on and in what order, which of their rollouts, and what of these."""
+"""Selection: the problems of a run, their order, and the rollouts that are trained on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from agents.base.records import read_episodes
-from agents.base.settings import SettingsError
+from agents.base.settings import SettingsError, prefixed
 from retool_env.files import file_fault
 from retool_env.integrations.trl import EngineRollouts, problem_dataset
 from retool_env.problem import Problem, ProblemList, ProblemSource
@@ -21,12 +21,14 @@ from retool_env.transcript import Transcript
 
 
 class CleanRollouts(EngineRollouts):
-    """Samples more rollouts than are trained on, and keeps the cleaner of the right ones; see `resample_on_correct`.
+    """Samples spare rollouts, and keeps the right ones with the fewest failed calls.
+
+    `resample_on_correct` chooses the rollouts.
 
     Args:
-        spare: Rollouts sampled for each that is kept.
-        *args: See `EngineRollouts`.
-        **kwargs: The same.
+        spare: The number of sampled rollouts for each rollout that is kept, at least 1.
+        *args: The arguments of `EngineRollouts`.
+        **kwargs: The keyword arguments of `EngineRollouts`.
     """
 
     def __init__(self, spare: float, *args: Any, **kwargs: Any) -> None:
@@ -34,23 +36,39 @@ class CleanRollouts(EngineRollouts):
         self._spare = spare
 
     async def sample(self, problems: Sequence[Problem], n: int, seed: Sequence[int]) -> Sampled:
-        """Run more, and keep `n` of each group."""
+        """Sample spare rollouts, and keep `n` of each group.
+
+        Args:
+            problems: The problems.
+            n: The number of rollouts of each problem that are kept.
+            seed: The seed of sampling and of the choice.
+        """
         sampled = await super().sample(problems, math.ceil(n * self._spare - 1e-9), seed)
         chance = np.random.default_rng((*seed, len(problems)))
         for index, group in enumerate(sampled.groups):
             chosen = resample_on_correct(group, n, chance)
-            kept = {id(each) for each in chosen}
+            kept = {id(t) for t in chosen}
             sampled.others += [t for t in group if t.scored and id(t) not in kept]
             sampled.groups[index] = chosen
         return sampled
 
 
 def resample_on_correct(group: Group, n: int, chance: np.random.Generator) -> Group:
-    """The `n` of a group that GRPO-RoC trains on (arXiv 2508.20722, section 3.2), in their order.
+    """Choose `n` episodes of a group as GRPO-RoC does (arXiv 2508.20722, section 3.2).
 
-    Right and wrong ones stay in proportion, at least one of each. Wrong ones are drawn evenly, so that all ways to fail stay;
-    of the right ones those stay that are cleanest, where the paper draws these the likelier and looks at their format too.
-    Failed episodes, and those that a deadline cut, stay only where there are not so many others.
+    The shares of right and wrong episodes stay, with at least one of each. Wrong episodes are drawn
+    at random, so that all kinds of failures stay. Of the right episodes the cleanest stay; the
+    paper instead draws clean episodes with a higher probability, and also rates their format.
+    Episodes that failed or were cut by a deadline stay only if there are fewer than `n` other
+    episodes.
+
+    Args:
+        group: The episodes of a problem.
+        n: The number of episodes to keep.
+        chance: The random generator.
+
+    Returns:
+        The chosen episodes, in the order of the group.
     """
     order = chance.permutation(len(group)).tolist()
     right = sorted(
@@ -67,7 +85,7 @@ def resample_on_correct(group: Group, n: int, chance: np.random.Generator) -> Gr
 
 
 def uncleanness(transcript: Transcript) -> float:
-    """The share of an episode's calls that failed; 0.5 without any call (GRPO-RoC's p_err)."""
+    """The share of failed calls in an episode, GRPO-RoC's p_err; 0.5 without a call."""
     calls = transcript.calls
     return sum(not call.ok for call in calls) / len(calls) if calls else 0.5
 
@@ -79,34 +97,38 @@ def chosen_ids(
     curriculum: str = "",
     earlier: Sequence[int] = (),
 ) -> list[str]:
-    """Ids of the problems that a run of so many draws trains on, in order.
+    """Draw the problems of a run.
 
-    They are drawn at random, none again before all have been drawn. With a curriculum they are put into the order of the
-    pass rates that its transcripts show, from easy to hard over the whole run; equal ones stay in random order. A run that was
-    given more keeps the order that it had, and what is added goes from easy to hard again.
+    They are drawn at random, and no problem is drawn again before all have been drawn. With a
+    curriculum only its undecided problems are drawn, and sorted by their pass rate, from easy to
+    hard over the whole run. A run that is made longer keeps its order; the added problems go from
+    easy to hard again.
 
     Args:
-        problems: The problems.
-        size: Number of draws.
-        seed: Of the order.
-        curriculum: A file of transcripts.
-        earlier: The numbers of draws that earlier starts of the run were to have.
+        problems: The environment's problems.
+        size: The number of draws.
+        seed: The seed of the order.
+        curriculum: A file of transcripts that shows the pass rates; empty: no curriculum.
+        earlier: For each earlier length of the run, its number of draws.
+
+    Returns:
+        The ids of the problems, in the order in which the run trains on them.
 
     Raises:
-        SettingsError: If there are no problems, or the curriculum's file is none, or leaves none.
+        SettingsError: If there are no problems, or the curriculum's file can't be read or has no
+            undecided problem.
     """
     if not curriculum:
-        try:
+        with prefixed("env"):
             return problem_dataset(problems, size, seed)["prompt"][:]
-        except ValueError as error:
-            raise SettingsError(f"env: {error}") from error
     rates = pass_rates(curriculum)
     known = {problem.id for problem in (problems[i] for i in range(len(problems)))} & rates.keys()
     undecided = sorted(name for name in known if 0 < rates[name] < 1)
     if not undecided:
         raise SettingsError(
-            f"curriculum: of {len(rates)} problems in {curriculum}, {len(known)} are the environment's, and none of these was "
-            "got right sometimes and sometimes not: take transcripts of its training problems, several of each"
+            f"curriculum: {curriculum} has {len(rates)} problems, {len(known)} of them from this "
+            "environment, and none with both right and wrong transcripts: use several transcripts "
+            "of each training problem"
         )
     chance = np.random.default_rng(seed)
     drawn: list[str] = []
@@ -118,24 +140,25 @@ def chosen_ids(
     return order[:size]
 
 
-def only(problems: ProblemSource, ids: Iterable[str]) -> ProblemList:
-    """Some of the problems."""
+def subset(problems: ProblemSource, ids: Iterable[str]) -> ProblemList:
+    """The problems with these ids; a repeated id counts once."""
     return ProblemList(problems.get(name) for name in dict.fromkeys(ids))
 
 
 def pass_rates(path: str) -> dict[str, float]:
-    """The share of right ones among a file's scored transcripts of each problem, by its id.
+    """For each problem's id in a file, the share of its scored transcripts that are right.
+
+    Args:
+        path: A file of transcripts.
 
     Raises:
-        SettingsError: If there is no such file, it is not a regular one, or it holds no transcripts.
+        SettingsError: If the file is missing or not a regular file, or a line can't be read.
     """
     counts: dict[str, list[bool]] = {}
     if fault := file_fault(Path(path)):
         raise SettingsError(f"curriculum: {fault}")
-    try:
+    with prefixed("curriculum"):
         for transcript in read_episodes(Path(path), "delete that line", appended=True):
             if transcript.scored and transcript.correct is not None:
                 counts.setdefault(transcript.problem.id, []).append(transcript.correct)
-    except SettingsError as error:
-        raise SettingsError(f"curriculum: {error}") from None
     return {name: sum(right) / len(right) for name, right in counts.items()}

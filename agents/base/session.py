@@ -3,13 +3,13 @@
     with RolloutSession(settings, folder, resume) as run:
         if run.finished:
             return run.checkpoint
-        ...                  # what else is to be checked; nothing is written so far
-        run.begin("ppo")     # sandbox, folder, the point where an earlier start came to, board
+        ...                  # further checks; nothing is written so far
+        run.begin("ppo")     # opens sandbox and folder, finds the checkpoint, shows the board
         ...                  # the algorithm
         run.save(trainer)
-    return run.checkpoint    # what was opened is closed, and the run is marked as finished
+    return run.checkpoint    # the session closed its resources and marked the run as finished
 
-Whoever leaves the block by an error or a stop leaves a run that `--resume` goes on with.
+If an error or a stop ends the block, `--resume` continues the run.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, override
 
 import torch
 from transformers import PreTrainedModel, TrainerCallback
@@ -30,8 +29,8 @@ from agents.base.model import export, load_model, save_checkpoint
 from agents.base.reporting import Reporter, check_report_to
 from agents.base.run import Run
 from agents.base.sampler import check_engine, make_policy
-from agents.base.selection import chosen_ids, only
-from agents.base.settings import SettingsError, find_sandbox, find_task, task_of
+from agents.base.selection import chosen_ids, subset
+from agents.base.settings import SettingsError, find_sandbox, find_task, prefixed, task_of
 from agents.base.sharding import processes
 from agents.base.stopping import Stopping
 from retool_env.execution import Sandbox
@@ -43,30 +42,30 @@ from retool_env.training.rollouts import Rollouts
 
 
 class Session[S: RunSettings](Run):
-    """A run with its task, and all that is open while it lasts.
+    """A run with its task and its open resources.
 
-    Of a finished run nothing but its folder is there.
+    A session of a finished run has no task; only the paths of its folder can be used.
 
     Args:
         settings: The run's settings.
         folder: The run's folder.
-        resume: Go on where the run in that folder was, or start it if there is none.
+        resume: Continue the run in the folder, or start it if the folder holds no run.
         length: See `Run`.
         reached: See `Run`.
 
     Raises:
-        SettingsError: If a setting names nothing there is, or the folder holds a run that can't go on
-            like that.
+        SettingsError: If a setting is wrong, or the folder holds a run that can't be continued with
+            these settings.
     """
 
     rules: Rules
-    """The environment's."""
+    """The environment's rules."""
     problems: ProblemSource
-    """The environment's."""
+    """The environment's problems."""
     model: PreTrainedModel
-    """The model that is trained, once it is loaded."""
+    """The trained model, once it is loaded."""
     tokenizer: Any
-    """The model's: one of transformers', which a `Tokenizer` is too, though its types are wider."""
+    """The model's tokenizer, of transformers. It also works as a `Tokenizer`."""
 
     def __init__(
         self,
@@ -79,7 +78,7 @@ class Session[S: RunSettings](Run):
         super().__init__(folder, settings, resume, length, reached)
         self.settings = settings
         self.resources = ExitStack()
-        """What is closed at the end, the last first."""
+        """The resources that the session closes at its end, the last opened first."""
         self.stopping = Stopping()
         self._was_finished = self.finished
         if self._was_finished:
@@ -92,23 +91,21 @@ class Session[S: RunSettings](Run):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.resources.__exit__(kind, error, trace)
         if kind is None and not self._was_finished:
             self.draw()
             self.finish()
 
     def open_sandbox(self) -> Sandbox | None:
-        """The sandbox that the setting names, until the session ends; `None` without interpreter.
+        """Open the sandbox of the setting `sandbox`. The session closes it.
+
+        Returns:
+            The sandbox; `None` if the rules turn the interpreter off.
 
         Raises:
-            SettingsError: If it names none.
-            SandboxUnavailable: If it can't work here.
+            SettingsError: If the setting is wrong.
+            SandboxUnavailable: If the sandbox does not work on this machine.
         """
         sandbox = find_sandbox(self.settings.sandbox, self.rules)
         if sandbox is not None:
@@ -116,10 +113,10 @@ class Session[S: RunSettings](Run):
         return sandbox
 
     def open_reporter(self, folder: Path) -> Reporter:
-        """What reports the figures of a loop of one's own, until the session ends.
+        """Open a reporter for a training loop without TRL. The session closes it.
 
         Args:
-            folder: Where TensorBoard's files go.
+            folder: The folder of TensorBoard's files.
         """
         settings: Any = self.settings
         values = dataclasses.asdict(settings)
@@ -133,36 +130,42 @@ class Session[S: RunSettings](Run):
         return self.rules.turn_protocol().stop
 
     def save(self, trainer: Any) -> None:
-        """Save the trained model, which is what a run is for.
+        """Save the trained model, the result of the run, in `checkpoint`.
 
         Args:
-            trainer: It has the model, and the accelerator that it is trained with.
+            trainer: An object with the trained `model` and its `accelerator`.
         """
         save_checkpoint(trainer, self.tokenizer, self.checkpoint, self.stop_strings, self.task)
 
     def export(self, trainer: Any, step: int) -> None:
-        """Keep the model as it is after a step, in a folder of its own; see `save`."""
+        """Save the model after a step in a separate folder of `exports`.
+
+        Args:
+            trainer: See `save`.
+            step: The number of the optimizer step.
+        """
         folder = self.exports / str(step)
         export(trainer, self.tokenizer, folder, self.stop_strings, self.task)
 
 
 class RolloutSession[P: PolicySettings](Session[P]):
-    """A session that samples episodes of problems, a batch a step, and learns from their rewards.
+    """A session that samples a batch of episodes in each step and learns from their rewards.
 
     Args:
         settings: The run's settings.
         folder: The run's folder.
-        resume: Go on where the run in that folder was, or start it if there is none.
+        resume: Continue the run in the folder, or start it if the folder holds no run.
 
     Raises:
-        SettingsError: If a setting names nothing there is, or a prompt does not fit the model.
+        SettingsError: If a setting is wrong, or a prompt does not fit the model.
     """
 
     ids: list[str]
-    """The problems of the whole run, in the order in which they are trained on."""
+    """The ids of the run's problems, in the order in which the run trains on them."""
     point: str | None
-    """The checkpoint that the run goes on from; `None` at its beginning."""
+    """The folder of the checkpoint from which the run is resumed; `None` at its beginning."""
     bar: Bar
+    """The progress board, after `begin`."""
 
     def __init__(self, settings: P, folder: Path, resume: bool) -> None:
         count = processes().num_processes
@@ -176,21 +179,22 @@ class RolloutSession[P: PolicySettings](Session[P]):
         check_prompts(self.ids, self.problems, self.rules, self.tokenizer, self.model)
         self.progress = Progress()
 
-    def begin(self, what: str) -> None:
-        """Open the sandbox, take the folder, find where an earlier start came to, show the board.
+    def begin(self, title: str) -> None:
+        """Open the sandbox, lock the folder, find the last checkpoint, and show the board.
 
         Args:
-            what: The board's title.
+            title: The board's title.
 
         Raises:
-            SettingsError: If the setting `sandbox` names none, another process is at work in the
-                folder, or a record in it is damaged.
-            SandboxUnavailable: If the sandbox can't work here.
+            SettingsError: If the setting `sandbox` is wrong, another process uses the folder, or a
+                record in the folder is damaged.
+            SandboxUnavailable: If the sandbox does not work on this machine.
         """
         self._sandbox = self.open_sandbox()
         self.start()
         self.point = self.resume_point()
-        title = what if self.rules.interpreter else f"{what}, text only"
+        if not self.rules.interpreter:
+            title += ", text only"
         bar = Bar(title, self.settings.steps, live=self.progress, past=self.metrics())
         self.bar = self.resources.enter_context(bar)
         if self.main and not console.is_terminal:
@@ -205,43 +209,38 @@ class RolloutSession[P: PolicySettings](Session[P]):
         tokens_in_flight: int = 0,
         **options: Any,
     ) -> R:
-        """What samples episodes with the setting `engine`, until the session ends.
+        """Make the rollouts of the setting `engine`. The session closes them.
 
         Args:
-            kind: Makes it; see `Rollouts`.
-            trained: The model that is trained, adapters and all.
-            device: Where a model apart lies.
-            apart: Whether the model is sampled from while it is trained, or is sharded.
-            tokens_in_flight: See `RolloutEngine`; 0: no bound but the engine's own.
-            **options: See `Rollouts`.
+            kind: The class of the rollouts; see `Rollouts`.
+            trained: The model that is trained, including its adapters.
+            device: The device of a separate copy of the model.
+            apart: Whether the engine samples with a separate copy of the model; see `make_policy`.
+            tokens_in_flight: See `RolloutEngine`; 0 keeps the engine's own bound.
+            **options: Further arguments of `kind`; see `Rollouts`.
 
         Raises:
             SettingsError: If an argument of the engine is unknown or out of range.
             PolicyUnavailable: If no server can be reached.
         """
         settings, (name, arguments) = self.settings, self._engine
+        model, temperature = settings.model, settings.temperature
         policy = make_policy(
-            name,
-            arguments,
-            trained,
-            self.tokenizer,
-            settings.model,
-            settings.temperature,
-            apart,
-            device,
+            name, arguments, trained, self.tokenizer, model, temperature, apart, device
         )
         self.resources.enter_context(policy)
+        engine = RolloutEngine(
+            policy,
+            self.rules,
+            self._sandbox,
+            settings.in_flight,
+            tokens_in_flight or None,
+            progress=self.progress,
+        )
         rollouts = kind(
-            RolloutEngine(
-                policy,
-                self.rules,
-                self._sandbox,
-                settings.in_flight,
-                tokens_in_flight or None,
-                progress=self.progress,
-            ),
-            # Of a curriculum's problems, also those that replace others.
-            only(self.problems, self.ids) if settings.curriculum else self.problems,
+            engine,
+            # With a curriculum, problems that replace others must also be the curriculum's.
+            subset(self.problems, self.ids) if settings.curriculum else self.problems,
             settings.seed,
             deadline=settings.deadline or None,
             mask_void=settings.mask_void,
@@ -255,40 +254,46 @@ class RolloutSession[P: PolicySettings](Session[P]):
 def check_prompts(
     ids: Iterable[str], problems: ProblemSource, rules: Rules, tokenizer: Any, model: Any
 ) -> None:
-    """Check, before hours are spent, that every prompt leaves room for a response.
+    """Check before the training that every prompt leaves room for a response.
+
+    Args:
+        ids: The ids of the run's problems.
+        problems: The environment's problems.
+        rules: The environment's rules.
+        tokenizer: The model's tokenizer.
+        model: The model, whose configuration has the context length.
 
     Raises:
-        SettingsError: Naming the first problem whose prompt does not; or if the tokenizer's chat
-            template lacks what the protocol needs.
+        SettingsError: If a prompt fills the model's context, or the tokenizer's chat template does
+            not support the protocol. The message names the first such problem.
     """
     context = model.config.get_text_config().max_position_embeddings
     protocol = rules.turn_protocol()
     for problem_id in dict.fromkeys(ids):
-        try:
+        with prefixed(f"env.protocol={rules.protocol}"):
             _, prompt = protocol.prompt(rules.prompt(problems.get(problem_id)), tokenizer)
-        except ValueError as error:
-            raise SettingsError(f"env.protocol={rules.protocol}: {error}") from error
         size = len(prompt or ())
         if size >= context:
             raise SettingsError(
-                f"the prompt of {problem_id} has {size} tokens, the model's context {context}: "
-                "take a shorter env.prompt_template, or leave such problems out"
+                f"the prompt of {problem_id} has {size} tokens, and the model's context has "
+                f"{context}: shorten env.prompt_template, or leave such problems out"
             )
 
 
 class Export(TrainerCallback):
-    """Keeps the model along training.
+    """Saves the model at intervals during training; see `Session.export`.
 
     Args:
-        trainer: The trainer that has the model.
-        run: The run in whose folder the models are kept.
-        every: Optimizer steps between two of them.
+        trainer: The trainer of the model.
+        run: The run that keeps the models.
+        every: The number of optimizer steps between two saved models.
     """
 
     def __init__(self, trainer: Any, run: Session[Any], every: int) -> None:
         self._trainer, self._run, self._every = trainer, run, every
 
+    @override
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer, on all processes."""
+        """Save the model if its turn has come. All processes call this."""
         if state.global_step % self._every == 0:
             self._run.export(self._trainer, state.global_step)

@@ -1,6 +1,6 @@
-"""Settings of a run: their kinds and checks, and what several algorithms' settings ask for.
+"""Settings: the types and checks of a run's settings, and the objects that they name.
 
-Whatever is not known is an error that names the nearest key.
+An unknown key or value is an error that names the nearest known one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import difflib
 import json
 import shutil
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -24,48 +24,75 @@ from retool_env.rules import Rules
 from retool_env.servers.address import check_no_secrets
 from retool_env.task import make_task
 
-_MOST_NAME = 200
+_MAX_NAME_BYTES = 200
+
+
+@contextlib.contextmanager
+def prefixed(setting: str) -> Iterator[None]:
+    """Turn a wrong value's error into a `SettingsError` that begins with the setting's name.
+
+    Raises:
+        SettingsError: If the block raises a `TypeError` or a `ValueError`.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{setting}: {error}") from error
 
 
 def describe(cls: type) -> str:
-    """The settings, as wide as the terminal: of each its name, kind, default and what it is."""
-    said = []
-    hints = get_type_hints(cls)
+    """Describe a class's settings, each with its name, types, default and help.
+
+    The text is as wide as the terminal.
+    """
+    lines = []
+    hints, defaults = get_type_hints(cls), default_values(cls)
     width = min(shutil.get_terminal_size().columns, 110)
-    for field in dataclasses.fields(cls):
-        default = "required"
-        if field.default is not dataclasses.MISSING:
-            default = json.dumps(field.default)
-        elif field.default_factory is not dataclasses.MISSING:
-            default = json.dumps(field.default_factory())
-        kind = " or ".join(kind.__name__ for kind in _kinds(hints[field.name]))
-        text = f"{field.name} ({kind}, {default}): {help_of(cls, field.name)}"
-        said.append(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="      "))
-    return "\n".join(said)
+    for name in field_names(cls):
+        default = json.dumps(defaults[name]) if name in defaults else "required"
+        kind = " or ".join(kind.__name__ for kind in _kinds(hints[name]))
+        text = f"{name} ({kind}, {default}): {help_of(cls, name)}"
+        lines.append(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="      "))
+    return "\n".join(lines)
 
 
-def field_names(cls: type) -> set[str]:
-    """The names of the settings of a class."""
-    return {field.name for field in dataclasses.fields(cls)}
+def default_values(cls: type) -> dict[str, Any]:
+    """The defaults of a class's settings, without the required settings."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    values = {name: field.default for name, field in fields.items()}
+    values |= {n: f.default_factory() for n, f in fields.items() if callable(f.default_factory)}
+    return {name: value for name, value in values.items() if value is not dataclasses.MISSING}
+
+
+def field_names(cls: type) -> list[str]:
+    """The names of a class's settings, in the order of their definition."""
+    return [field.name for field in dataclasses.fields(cls)]
 
 
 def help_of(cls: type, name: str) -> str:
-    """What a setting is, as its class or the nearest of those it is made from says."""
+    """The help of a setting, from the class or the nearest base class that gives one."""
     fields = (vars(base).get("__dataclass_fields__", {}).get(name) for base in cls.__mro__)
     return next((f.metadata["help"] for f in fields if f and "help" in f.metadata), "")
 
 
 def setting(default: Any, help: str) -> Any:
-    """A dataclass field with a default and one line of help."""
+    """A dataclass field with a default and a help text.
+
+    Args:
+        default: The default. A dictionary or a list is copied for each instance.
+        help: The help text, in one line.
+    """
+    metadata = {"help": help}
     if isinstance(default, (dict, list)):
-        return dataclasses.field(
-            default_factory=lambda: type(default)(default), metadata={"help": help}
-        )
-    return dataclasses.field(default=default, metadata={"help": help})
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def stages(cls: type) -> dict[str, tuple[str, ...]]:
-    """The settings that are settings of other algorithms, and which of theirs the job sets itself; see `stage`."""
+    """The settings that hold settings of a stage, with the stage's settings that the job sets.
+
+    See `stage`.
+    """
     return {
         field.name: field.metadata["sets"]
         for field in dataclasses.fields(cls)
@@ -74,29 +101,35 @@ def stages(cls: type) -> dict[str, tuple[str, ...]]:
 
 
 def stage(help: str, sets: Sequence[str]) -> Any:
-    """A field of settings of another algorithm, named as it is, which the job runs.
+    """A dataclass field with the settings of a stage: another algorithm that the job runs.
+
+    The field has the algorithm's name.
 
     Args:
-        help: One line of help.
-        sets: Those of its settings that follow from the job. In a preset's section of that algorithm they are for its own runs;
-            anywhere else they are refused.
+        help: The help text, in one line.
+        sets: The stage's settings that the job sets. They are refused on the command line. In a
+            preset's section they are allowed, for separate runs of the algorithm, and ignored here.
     """
     return dataclasses.field(default_factory=dict, metadata={"help": help, "sets": ("name", *sets)})
 
 
 def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
-    """Settings of given values.
+    """Make settings of checked values.
+
+    Args:
+        cls: The dataclass of the settings.
+        values: The values by name. Settings without a value have their default.
 
     Raises:
-        SettingsError: For an unknown key, a value of the wrong kind, a `name` that is no folder's, or a key or password,
-            which the run's `config.json` would hold.
+        SettingsError: If a key is unknown, a value has the wrong type, `name` can't be a folder, or
+            a value holds a key or password, which the run's `config.json` would reveal.
     """
     hints = get_type_hints(cls)
-    fields = field_names(cls)
+    fields = sorted(field_names(cls))
     for key in values:
         if key not in fields:
             raise SettingsError(
-                f"unknown setting {key!r}{nearest(key, fields)}; there are {', '.join(sorted(fields))}"
+                f"unknown setting {key!r}{nearest(key, fields)}; choose from {', '.join(fields)}"
             )
     try:
         check_no_secrets(values)
@@ -106,77 +139,93 @@ def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
     for stage_name, keys in stages(cls).items():
         for key in getattr(made, stage_name):
             if key in keys:
-                raise SettingsError(f"{stage_name}.{key} follows from the job and its own settings")
+                raise SettingsError(
+                    f"{stage_name}.{key} follows from the job's own settings: leave it out"
+                )
     if getattr(made, "seed", 0) < 0:
-        raise SettingsError(f"seed must not be negative, not {values['seed']}")
+        raise SettingsError(f"seed must be at least 0, not {values['seed']}")
     if isinstance(name := getattr(made, "name", None), str):
         check_name(name)
     return made
 
 
 def check_name(name: str) -> None:
-    """Check the name of a run, whose folder is called so; it may lie in a folder of several (`study/seed-1`).
+    """Check the name of a run, which is the path of its folder below the folder of all runs.
+
+    Args:
+        name: The name; it may have several parts (`study/seed-1`).
 
     Raises:
-        SettingsError: If the folder would not lie in that of all runs, or could not be made.
+        SettingsError: If the path would leave the folder of all runs, or is not valid.
     """
     parts = name.split("/")
     if not {"", ".", ".."}.isdisjoint(parts) or not name.isprintable():
-        why = (
-            "the run's folder lies in that of all runs (--runs): no '.', no '..', no '/' at an end"
-        )
-    elif any(len(part.encode("utf-8", "replace")) > _MOST_NAME for part in parts):
-        why = f"a folder's name has at most {_MOST_NAME} bytes"
+        why = "use printable characters, without '.' and '..' as parts, and without '/' at an end"
+    elif any(len(part.encode("utf-8", "replace")) > _MAX_NAME_BYTES for part in parts):
+        why = f"each part must have at most {_MAX_NAME_BYTES} bytes"
     else:
         return
-    raise SettingsError(f"name={name!r:.100} is no name of a run: {why}")
+    raise SettingsError(f"name={name!r:.100} can't be the name of a run: {why}")
 
 
 def find_task(env: Mapping[str, Any]) -> tuple[Rules, ProblemSource]:
-    """The rules and the problems that the setting `env` names.
+    """The rules and the problems of the setting `env`.
+
+    Args:
+        env: The setting `env`: the environment's `id` and settings.
 
     Raises:
-        SettingsError: If it names no environment, or a setting is unknown or wrong.
+        SettingsError: If the environment or one of its settings is unknown or wrong, or
+            `max_tokens` is missing.
     """
-    try:
+    with prefixed("env"):
         rules, problems = make_task(**env)
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"env: {error}") from error
     if rules.max_tokens is None:
         raise SettingsError("env: set max_tokens, the token budget of a response")
     return rules, problems
 
 
 def task_of(env: Mapping[str, Any]) -> CheckpointTask:
-    """What a model that is trained with the setting `env` says of its task (`retool.json`).
+    """The task of the setting `env`, which is saved with a trained model as `retool.json`.
+
+    Args:
+        env: The setting `env`: the environment's `id` and settings.
 
     Raises:
-        SettingsError: If it names no environment, or a setting is wrong.
+        SettingsError: If the environment or one of its settings is unknown or wrong.
     """
-    try:
+    with prefixed("env"):
         return CheckpointTask.of(env)
-    except ValueError as error:
-        raise SettingsError(f"env: {error}") from error
 
 
 def find_sandbox(setting: str | Mapping[str, Any], rules: Rules) -> Sandbox | None:
-    """The sandbox that the setting `sandbox` names; `None` where the interpreter is off.
+    """Open the sandbox of the setting `sandbox`.
+
+    Args:
+        setting: The setting `sandbox`: a name, a server's URL, or arguments of `make_sandbox`.
+        rules: The environment's rules.
+
+    Returns:
+        The sandbox; `None` if the rules turn the interpreter off.
 
     Raises:
-        SettingsError: If it names none, or a setting of it is unknown or wrong.
-        SandboxUnavailable: If it can't work here, or has no sessions where the rules ask for them.
+        SettingsError: If the sandbox or one of its arguments is unknown or wrong.
+        SandboxUnavailable: If the sandbox does not work on this machine, or lacks sessions that the
+            rules need.
     """
-    try:
+    with prefixed("sandbox"):
         return open_sandbox(setting, rules)
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"sandbox: {error}") from error
 
 
 def check_least(settings: Any, least: Mapping[str, float]) -> None:
-    """Check that numbers are not below the least that makes sense.
+    """Check that numeric settings are not below their smallest allowed values.
+
+    Args:
+        settings: The settings.
+        least: The smallest allowed value of each setting, by name.
 
     Raises:
-        SettingsError: Naming the first that is.
+        SettingsError: If a setting is too small. The message names the first one.
     """
     for name, number in least.items():
         if getattr(settings, name) < number:
@@ -184,12 +233,12 @@ def check_least(settings: Any, least: Mapping[str, float]) -> None:
 
 
 def largest_divisor(number: int, most: int) -> int:
-    """The largest divisor of a number that is no larger than `most`: what a batch could be instead."""
+    """The largest divisor of `number` up to `most`, which error texts propose as a batch size."""
     return next(d for d in range(min(number, most), 0, -1) if number % d == 0)
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:
-    """The types that a value may have."""
+    """The types that a type hint allows."""
     if get_origin(hint) is Literal:
         return (str,)
     options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
@@ -200,24 +249,24 @@ def _check(key: str, value: Any, hint: Any) -> Any:
     kinds = _kinds(hint)
     if isinstance(value, str) and float in kinds and str not in kinds:
         with contextlib.suppress(ValueError):
-            value = float(value)  # in quotes
-    if (
-        isinstance(value, int)
-        and not isinstance(value, bool)
-        and float in kinds
-        and int not in kinds
-    ):
+            value = float(value)  # a number in quotes
+    if type(value) is int and float in kinds and int not in kinds:
         value = float(value)
-    exact = isinstance(value, bool) and bool not in kinds
-    if exact or not isinstance(value, kinds):
+    # A bool is an int, but is not meant as a number.
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise SettingsError(f"{key} must be {wanted}, not {value!r}")
     if get_origin(hint) is Literal and value not in (known := get_args(hint)):
-        raise SettingsError(f"{key}={value}: there are {', '.join(known)}{nearest(value, known)}")
+        raise SettingsError(f"{key}={value}: choose from {', '.join(known)}{nearest(value, known)}")
     return value
 
 
 def nearest(name: Any, names: Iterable[str]) -> str:
-    """A question after the nearest of some names, or nothing where none is near."""
+    """A question that proposes the most similar name, for an error text; empty if none is similar.
+
+    Args:
+        name: The unknown name.
+        names: The known names.
+    """
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

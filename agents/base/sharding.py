@@ -1,13 +1,17 @@
-"""Sharding: FSDP2, as `accelerate launch` starts it from a file in `launch/`, on GPUs and on the processes of a CPU.
+"""Sharding: FSDP2 on GPUs and on CPU processes, as `accelerate launch` starts it.
 
-Three things of accelerate 1.15 and TRL 1.16 are mended here, before the first accelerator is made:
+The configuration files of `accelerate launch` are in `agents/launch/`. Before the first accelerator
+is made, this module works around three behaviours of accelerate 1.15 and TRL 1.16:
 
-- accelerate turns FSDP on only where processes have an accelerator each; on several processes of a CPU it leaves it off, and
-  says nothing. PyTorch's `fully_shard` works there (with gloo), so that what trains on GPUs can be tried without any.
-- accelerate's bfloat16 policy also casts what a model returns, log-probs among it, of which three digits remain, and adds up
-  the processes' gradients in bfloat16. Here only the parameters of a layer at work are in it.
-- TRL shards a reference model in one piece, which each process then gathers whole, and where the first process alone reads
-  weights (`fsdp_cpu_ram_efficient_loading`) it leaves the others' parts of it at zero.
+- accelerate enables FSDP only if each process has an accelerator. On several CPU processes it
+  leaves FSDP off without a message. PyTorch's `fully_shard` works there with gloo, so sharded
+  training can be tested without GPUs.
+- accelerate's bfloat16 policy also casts the outputs of a model, such as log-probs, which then have
+  three digits, and it sums the gradients of the processes in bfloat16. With the policy set here
+  only the parameters of the layer being computed are in bfloat16.
+- TRL shards a reference model as one unit, so that each process gathers the whole model. If only
+  the first process reads the weights (`fsdp_cpu_ram_efficient_loading`), TRL leaves the shards of
+  the other processes at zero.
 """
 
 from __future__ import annotations
@@ -31,51 +35,53 @@ from agents.base.settings import SettingsError
 
 
 def processes() -> PartialState:
-    """This process among those of the run.
-
-    Where there is no accelerator, accelerate sees several only if told to look.
+    """The state of this process: its rank and device, and the number of the run's processes.
 
     Raises:
-        SettingsError: If FSDP is to be used in a way that is not supported.
+        SettingsError: If accelerate's configuration asks for an unsupported form of FSDP.
     """
     prepare_sharding()
     cpu = not torch.accelerator.is_available()
     if cpu:
-        # Otherwise the second's is "cpu:1", which no checkpoint of an optimizer can be loaded to.
+        # The device of the second process would be "cpu:1", to which an optimizer's checkpoint
+        # can't be loaded.
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
-    # A process may wait for the slowest one's rollouts; the default is minutes.
-    wait = datetime.timedelta(hours=12)
-    return PartialState(cpu=cpu, timeout=wait)
+    # A process may wait for the slowest process's rollouts. The default timeout is ten minutes.
+    # Without an accelerator, accelerate only sees several processes if `cpu` is set.
+    return PartialState(cpu=cpu, timeout=datetime.timedelta(hours=12))
 
 
 def prepare_sharding() -> None:
-    """Mend what the module's text names. May be called again.
+    """Apply the workarounds that the module's docstring lists. Further calls change nothing.
 
     Raises:
-        SettingsError: If FSDP is to be used in its first version, of whose shards no weights can be had, or is to checkpoint
-            activations.
+        SettingsError: If accelerate's configuration asks for FSDP1, whose shards do not give whole
+            weights, or for FSDP's activation checkpointing.
     """
     if _set("ACCELERATE_USE_FSDP"):
         if os.environ.get("FSDP_VERSION", "1") != "2":
             raise SettingsError(
-                "only FSDP2 is supported: set fsdp_version: 2 in accelerate's configuration, as the files in agents/launch/ do"
+                "only FSDP2 is supported: set fsdp_version: 2 in accelerate's configuration, as in "
+                "the files in agents/launch/"
             )
         if _set("FSDP_ACTIVATION_CHECKPOINTING"):
-            # It puts modules around the layers, under whose names peft 0.21 finds no adapters: it saves none, and says nothing.
+            # The option wraps the layers in modules. Under the new names peft 0.21 does not find
+            # the adapters, and saves nothing without a message.
             raise SettingsError(
-                "with fsdp_activation_checkpointing no adapters are saved: leave it out of accelerate's configuration, and set "
-                "gradient_checkpointing=true, which saves the same memory"
+                "fsdp_activation_checkpointing prevents the saving of adapters: remove it from "
+                "accelerate's configuration, and set gradient_checkpointing=true, which saves the "
+                "same memory"
             )
-    _mend()
+    _patch()
 
 
 @functools.cache
-def _mend() -> None:
-    made = AcceleratorState.__init__
+def _patch() -> None:
+    original = AcceleratorState.__init__
 
-    @functools.wraps(made)
+    @functools.wraps(original)
     def init(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
-        made(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         if fsdp_plugin is None:
             return
         if self.distributed_type == DistributedType.MULTI_CPU:
@@ -88,18 +94,25 @@ def _mend() -> None:
             )
 
     AcceleratorState.__init__ = init
-    trl.trainer.grpo_trainer.prepare_fsdp = shard_frozen  # type: ignore[assignment]  # in its place
+    trl.trainer.grpo_trainer.prepare_fsdp = shard_frozen  # type: ignore[assignment]  # replaced
 
 
 def shard_frozen(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
-    """Shard a model that is not trained, layer by layer, as accelerate shards one that is."""
+    """Shard a frozen model layer by layer, as accelerate shards a trained model.
+
+    Args:
+        model: The model. Its parameters no longer require gradients.
+        accelerator: The accelerator with FSDP2.
+    """
     return fsdp2_prepare_model(accelerator, model.requires_grad_(False))
 
 
 def accelerator_config() -> dict[str, Any]:
-    """TRL's setting of that name. With shards, gradients are exchanged after each pass.
+    """The value of TRL's field `accelerator_config`.
 
-    Kept until an optimizer step's last pass, as is the default, each process's would be those of the whole model.
+    With shards, the processes exchange gradients after each backward pass. By default they exchange
+    them after the last pass of an optimizer step. Until then each process would hold the gradients
+    of the whole model.
     """
     sharded = _set("ACCELERATE_USE_FSDP")
     return {"gradient_accumulation_kwargs": {"sync_each_batch": True}} if sharded else {}
@@ -107,7 +120,10 @@ def accelerator_config() -> dict[str, Any]:
 
 @contextmanager
 def read_by_all() -> Iterator[None]:
-    """Whatever `fsdp_cpu_ram_efficient_loading` says, each process reads the weights of models that are loaded meanwhile."""
+    """While this block runs, each process reads the weights of the models that it loads.
+
+    The option `fsdp_cpu_ram_efficient_loading`, by which only the first process reads them, is off.
+    """
     name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
     before = os.environ.pop(name, None)
     try:
@@ -119,9 +135,13 @@ def read_by_all() -> Iterator[None]:
 
 @contextmanager
 def sharded_apart(accelerator: Accelerator, layer: str) -> Iterator[None]:
-    """Modules of this class, too, are sharded one by one in models that are prepared meanwhile.
+    """While this block runs, a prepared model also shards each module of a class as its own unit.
 
-    Of all models of a run, accelerate takes the classes that the first one names.
+    Without it accelerate uses the classes that the run's first model names, for all models.
+
+    Args:
+        accelerator: The accelerator that prepares the model.
+        layer: The name of the class.
     """
     plugin: Any = getattr(accelerator.state, "fsdp_plugin", None)
     before = getattr(plugin, "transformer_cls_names_to_wrap", None)

@@ -1,8 +1,8 @@
-"""Stopping: Ctrl-C, and SIGTERM as clusters send it, while a run trains.
+"""Stopping: how a training run ends after Ctrl-C (SIGINT) or SIGTERM, which clusters send.
 
-The first signal is a wish: rollouts under way are abandoned, an update under way is finished, the run saves what it can go on
-from, and ends. A second one ends it at once. Of several processes it is enough that one was told: they agree after each
-update, and on their rollouts (`EngineRollouts`).
+After the first signal the run abandons unfinished rollouts, finishes the current update, saves a
+checkpoint and ends. A second signal ends the run at once. A signal to one of several processes is
+enough: the processes agree after each update, and during rollouts (`EngineRollouts`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import signal
 import threading
 import time
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
+from types import FrameType
+from typing import Any, override
 
 import torch
 from accelerate.utils import gather
@@ -28,15 +28,19 @@ from retool_env.checkpoint_task import CheckpointTask
 from retool_env.training.rollouts import RolloutsAbandoned
 
 SAME_SECONDS = 1.0
-"""A signal so soon after the first is the same: a launcher passes on what the terminal has sent to all."""
+"""A second signal within this time is ignored.
 
-_SAID = (
-    b"\nstopping: what is under way is ended or left, and the run saved; once more stops at once\n"
+A terminal signals every process, and a launcher forwards the signal to its processes once more.
+"""
+
+_NOTICE = (
+    b"\nstopping: the run finishes its update or abandons its rollouts, and saves; a second "
+    b"signal stops it at once\n"
 )
 
 
 class Stopping:
-    """Takes the two signals while it is entered, in the main thread."""
+    """Handles SIGINT and SIGTERM in a `with` block, if the block runs in the main thread."""
 
     def __init__(self) -> None:
         self._signal = self._agreed = 0
@@ -46,61 +50,56 @@ class Stopping:
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._take) or signal.SIG_DFL
+                self._before[number] = signal.signal(number, self._handle) or signal.SIG_DFL
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def asked(self) -> bool:
-        """Whether this process was told to stop, as far as it knows."""
+        """Whether this process received a signal, or learned of it in `agreed`."""
         return bool(self._signal)
 
     def agreed(self) -> bool:
-        """Whether any process was told to stop. All must call it."""
+        """Whether any process received a signal. All processes call this method together."""
         state = processes()
-        told = self._signal
+        number = self._signal
         if state.num_processes > 1:
-            told = int(gather(torch.tensor([told], device=state.device)).max())
-        if told and not self._signal:
-            self._signal, self._when = told, time.monotonic()
-        self._agreed = told
-        return bool(told)
+            number = int(gather(torch.tensor([number], device=state.device)).max())
+        if number and not self._signal:
+            self._signal, self._when = number, time.monotonic()
+        self._agreed = number
+        return bool(number)
 
     def end(self) -> None:
-        """End the run if the processes agreed to.
+        """End the run if the processes agreed to stop.
 
         Raises:
-            KeyboardInterrupt: With the signal's number.
+            KeyboardInterrupt: With the number of the signal, if they agreed.
         """
         if self._agreed:
             raise KeyboardInterrupt(self._agreed)
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if not self._signal:
             self._signal, self._when = number, now
-            os.write(2, _SAID)  # whoever was interrupted may be in the middle of a print
+            os.write(2, _NOTICE)  # not `print`, which the signal may have interrupted
         elif now - self._when >= SAME_SECONDS:
             raise KeyboardInterrupt(number)
 
 
 class _AtItsEnd(Exception):
-    """A run goes on from the checkpoint of its last step."""
+    """The trainer was resumed at the checkpoint of its last step, so it has nothing to do."""
 
 
 class StopCallback(TrainerCallback):
-    """Lets a trainer of transformers stop, and save before it does.
+    """Stops a trainer of transformers after a signal, and saves a checkpoint before.
 
     Args:
-        task: What the model is trained on; it goes to `retool.json` in each of the trainer's checkpoints.
-        stopping: Takes the signals while the trainer trains.
+        task: The model's task. It is saved as `retool.json` in each of the trainer's checkpoints.
+        stopping: The handler of the signals. It is active while the trainer trains.
     """
 
     def __init__(self, task: CheckpointTask, stopping: Stopping) -> None:
@@ -110,6 +109,7 @@ class StopCallback(TrainerCallback):
         self._read = True
         self._planned: int | None = None
 
+    @override
     def on_train_begin(
         self,
         args: Any,
@@ -119,34 +119,40 @@ class StopCallback(TrainerCallback):
         lr_scheduler: Any = None,
         **_: Any,
     ) -> None:
-        """Called by the trainer. A run with another number of steps than before has the learning rates of that number."""
+        """Set the learning rates for a new number of steps, if the run's length was changed."""
         self._saved = state.global_step
         schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
         changed = self._planned not in (None, state.max_steps)
         if not (changed and isinstance(schedule, LambdaLR)):
             return
         before = [group["lr"] for group in optimizer.param_groups]
-        # The next step's rate comes with the checkpoint, and is the old schedule's.
+        # The checkpoint holds the next step's rate, by the old schedule.
         pairs = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
         rates = [base * share(schedule.last_epoch) for base, share in pairs]
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-        schedule._last_lr = rates  # which is logged
+        schedule._last_lr = rates  # the logged rates
         if rates != before and state.is_world_process_zero:
             print(
-                f"the learning rate follows the schedule ({args.lr_scheduler_type.value}) of {state.max_steps} steps from here "
-                f"on, no longer that of {self._planned}: it goes from {before[0]:.3g} to {rates[0]:.3g}",
+                f"the learning rate changes from {before[0]:.3g} to {rates[0]:.3g}: from here on "
+                f"the schedule ({args.lr_scheduler_type.value}) has {state.max_steps} steps "
+                f"instead of {self._planned}",
                 flush=True,
             )
 
+    @override
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer, which otherwise would make a step too many from a checkpoint of the last one."""
+        """End the training if the checkpoint is of the last step.
+
+        Without this the trainer would make one step too many.
+        """
         self._read = True
         if state.global_step >= state.max_steps:
             raise _AtItsEnd
 
+    @override
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer, on all processes."""
+        """Complete the trainer's checkpoint with the task and the seal. All processes call this."""
         self._saved = state.global_step
         processes().wait_for_everyone()
         if state.is_world_process_zero:
@@ -154,21 +160,22 @@ class StopCallback(TrainerCallback):
             self._task.save(folder)
             seal(folder)
 
+    @override
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer, on all processes."""
+        """Let the trainer save and stop if a process received a signal. All processes call this."""
         if self.stopping.agreed():
             control.should_save = state.global_step > self._saved
             control.should_training_stop = True
 
     def train(self, trainer: Any, point: str | None) -> None:
-        """Train until the end or a stop.
+        """Train until the last step or a signal.
 
         Args:
-            trainer: Which has this callback.
-            point: The checkpoint it goes on from, if any.
+            trainer: The trainer, which has this callback.
+            point: The folder of the checkpoint to resume from; `None` starts at the beginning.
 
         Raises:
-            KeyboardInterrupt: If it was stopped; see `Stopping.end`.
+            KeyboardInterrupt: If a signal stopped the run; see `Stopping.end`.
             SettingsError: If the checkpoint can't be read.
         """
         with self.stopping:
@@ -176,7 +183,7 @@ class StopCallback(TrainerCallback):
                 self._train(trainer, point)
             except _AtItsEnd:  # on all processes
                 trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
-            except RolloutsAbandoned:  # on all processes, before anything of this step was learned
+            except RolloutsAbandoned:  # on all processes, before the step's update
                 self.stopping.agreed()
                 if trainer.state.global_step > self._saved:
                     trainer._save_checkpoint(trainer.model_wrapped, trial=None)

@@ -1,4 +1,4 @@
-"""TRL's configurations: the setting `trl`, and what both of TRL's trainers here are given alike."""
+"""TRL: the setting `trl`, and the fields that all configurations of TRL's trainers share here."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 
 from agents.base.reporting import PROJECT, check_report_to
 from agents.base.session import Session
-from agents.base.settings import SettingsError, nearest
+from agents.base.settings import SettingsError, nearest, prefixed
 from agents.base.sharding import accelerator_config
 
-_EVALUATION = "nothing is evaluated while a run trains: set export_steps, and run `retool eval`"
+_EVALUATION = "a run does not evaluate while it trains: set export_steps, and run `retool eval`"
 _WITHOUT_EFFECT = {
-    "resume_from_checkpoint": "--resume goes on",
-    "disable_tqdm": "the progress bar is our own",
+    "resume_from_checkpoint": "use --resume",
+    "disable_tqdm": "the run shows a board instead of TRL's progress bar",
     **dict.fromkeys(("model_init_kwargs", "trust_remote_code"), "set model and dtype"),
     **dict.fromkeys(
         (
@@ -45,7 +45,7 @@ _WITHOUT_EFFECT = {
         _EVALUATION,
     ),
 }
-"""Fields of any configuration of TRL's that have no effect here, and what has."""
+"""The fields of all TRL configurations without an effect here, with the setting to use instead."""
 _NEEDED = {
     "ref_model_mixup_alpha": "sync_ref_model",
     "ref_model_sync_steps": "sync_ref_model",
@@ -57,32 +57,34 @@ _NEEDED = {
     "log_unique_prompts": "log_completions",
     "log_completions_hub_repo": "log_completions",
 }
-"""Fields that have an effect only beside another one."""
+"""The fields that only have an effect if another field is set, with that field."""
 
 
 def check_trl(
     config: type,
-    ours: Iterable[str],
+    fixed: Iterable[str],
     extra: Mapping[str, Any],
     without_effect: Mapping[str, str] | None = None,
 ) -> None:
     """Check the setting `trl`: further fields of TRL's configuration.
 
     Args:
-        config: TRL's class.
-        ours: Fields that settings of our own fill.
-        extra: The setting.
-        without_effect: Fields that have none with this trainer, and of each what has.
+        config: TRL's class of the configuration.
+        fixed: The names of the fields that follow from the algorithm or from another setting.
+        extra: The setting `trl`.
+        without_effect: The names of the fields without an effect on this trainer, with the advice
+            for the error; `None`: no fields besides the common ones.
 
     Raises:
-        SettingsError: For a field that TRL does not have, that follows from the algorithm or a setting
-            of our own, or that has no effect.
+        SettingsError: If a field is unknown to TRL, fixed, or without an effect.
     """
     known = {field.name for field in dataclasses.fields(config)}
     idle = {**_WITHOUT_EFFECT, **(without_effect or {})}
     for key in extra:
-        if key in ours:
-            raise SettingsError(f"trl.{key} follows from the algorithm or a setting of our own")
+        if key in fixed:
+            raise SettingsError(
+                f"trl.{key} follows from the algorithm or another setting: leave it out"
+            )
         if key not in known:
             raise SettingsError(f"unknown setting trl.{key}{nearest(key, known)}")
         if key in idle:
@@ -94,37 +96,40 @@ def check_trl(
 def trl_config(
     config: type,
     run: Session[Any],
-    ours: Mapping[str, Any],
+    own_values: Mapping[str, Any],
     defaults: Mapping[str, Any],
     without_effect: Mapping[str, str],
     unused: Iterable[str] = (),
 ) -> Any:
-    """A configuration of TRL's for a run.
+    """Make TRL's configuration for a run.
 
     Args:
-        config: TRL's class.
-        run: The run. Its settings fill the fields that all trainers have.
-        ours: Further fields that the algorithm and its settings fill; the setting `trl` can't change
-            them.
-        defaults: Fields that have another default here than TRL's; the setting `trl` may change
-            them.
+        config: TRL's class of the configuration.
+        run: The run. Its settings fill the fields that all trainers share.
+        own_values: The fields that the algorithm and its settings fill. The setting `trl` can't
+            change them.
+        defaults: The fields whose default differs from TRL's. The setting `trl` can change them.
         without_effect: See `check_trl`.
-        unused: Fields that are the algorithm's too, though TRL's trainer does not see them.
+        unused: Further names that the setting `trl` can't use, because the algorithm fills them
+            without TRL's trainer.
 
     Raises:
-        SettingsError: If the setting `trl` has a field that it can't have, or TRL refuses a value.
+        SettingsError: If the setting `trl` has a refused field, or TRL refuses a value.
     """
     settings = run.settings
+    # Newer releases of transformers have another name for this field, and warn of the older one.
+    old_name, new_name = "gradient_checkpointing", "activation_checkpointing"
+    known = {field.name for field in dataclasses.fields(config)}
     fixed = {
         "output_dir": str(run.trainer),
         "learning_rate": settings.learning_rate,
-        "gradient_checkpointing": settings.gradient_checkpointing,
+        new_name if new_name in known else old_name: settings.gradient_checkpointing,
         "save_steps": settings.save_steps,
         "seed": settings.seed,
         "report_to": check_report_to(settings.report_to),
-        **ours,
+        **own_values,
     }
-    check_trl(config, {*fixed, *unused}, settings.trl, without_effect)
+    check_trl(config, {*fixed, *unused, old_name}, settings.trl, without_effect)
     free = {
         "save_total_limit": 1,
         "bf16": False,
@@ -136,7 +141,5 @@ def trl_config(
         "accelerator_config": accelerator_config(),
         **defaults,
     }
-    try:
+    with prefixed("trl"):
         return config(**fixed, **{**free, **settings.trl})
-    except ValueError as error:
-        raise SettingsError(f"trl: {error}") from error

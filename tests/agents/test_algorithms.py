@@ -23,7 +23,7 @@ from agents import grpo
 from agents.base import selection, session
 from agents.base.presets import PRESETS, load_settings
 from agents.base.records import read_records
-from agents.base.registry import algorithms, load_algorithm
+from agents.base.registry import load_algorithm
 from agents.base.settings import SettingsError, describe
 from agents.models.tiny import make_tokenizer
 from retool_env.integrations.trl import EngineRollouts, training_rows
@@ -737,7 +737,7 @@ def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch)
     assert curves[0] == curves[1] and len(curves[0]) == 4
 
 
-# Algorithms are found by their files.
+# A user's own algorithm.
 
 OWN = """
 from dataclasses import dataclass
@@ -764,13 +764,6 @@ def train(settings, folder, resume=False):
 """
 
 
-def test_the_folders_algorithms_are_found_and_its_helpers_are_not():
-    assert {*CRITIC_FREE, "sft", "rft", "demo"} <= set(algorithms())
-    assert not {"engine", "model", "advantages", "settings", "tiny", "algorithms"} & set(
-        algorithms()
-    )
-
-
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
 @pytest.mark.parametrize("name", [*CRITIC_FREE, "rft"])
 def test_every_preset_suits_every_algorithm_and_every_setting_is_described(name, preset):
@@ -778,14 +771,6 @@ def test_every_preset_suits_every_algorithm_and_every_setting_is_described(name,
     loaded = load_settings(settings, name, preset, [])
     assert loaded.name == name and loaded.env["id"].startswith("ReTool-")
     assert not any(line.endswith(": ") for line in describe(settings).splitlines())
-
-
-def test_sections_of_the_algorithms_that_one_is_made_from_come_first(tmp_path):
-    preset = tmp_path / "own.yaml"
-    preset.write_text("grpo: {steps: 7, prompts: 3, clip_high: 0.5}\ndr_grpo: {steps: 9}\n")
-    settings = load_settings(load_algorithm("dr_grpo").Settings, "dr_grpo", str(preset), [])
-    assert (settings.steps, settings.prompts) == (9, 3)
-    assert settings.clip_high == 0.2  # it has a default of its own
 
 
 def test_ones_own_file_trains(initial, tmp_path, monkeypatch, capsys):
@@ -808,36 +793,3 @@ def test_ones_own_file_trains(initial, tmp_path, monkeypatch, capsys):
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "own.py").write_text(OWN)
     assert load_algorithm("package.own").Settings().taste == 0.5
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "a dataclass `Settings`.*`train"),
-        ("class Settings: name = 1\ndef train(): ...", "a dataclass `Settings`"),
-        (OWN.partition("def train")[0], "a function `train"),
-        (
-            "from dataclasses import dataclass\n@dataclass\nclass Settings: x: int = 1\n"
-            "def train(): ...",
-            "`name`",
-        ),
-    ],
-)
-def test_what_an_algorithm_lacks_is_said(text, message, tmp_path):
-    (tmp_path / "lacking.py").write_text(text)
-    with pytest.raises(SettingsError, match=message):
-        load_algorithm(str(tmp_path / "lacking.py"))
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("dap", "did you mean 'dapo'"),
-        ("engine", "no algorithm"),
-        ("a/b.py", "no file"),
-        ("a.b", "imported"),
-    ],
-)
-def test_what_is_no_algorithm_is_said(name, message, capsys):
-    assert cli.main([name]) == 2
-    assert message in capsys.readouterr().err

@@ -73,7 +73,7 @@ def test_what_was_merged_from_a_models_task_and_the_command_line_comes_back(mode
         ("micro_batch=3", "micro_batch=3 does not divide"),
         ("learning_rate=9.0", "far too high"),
         ("trl.top_p=0.5", "trl.top_p has no effect"),
-        ("engine=vllms", "engine: 'vllms' is none"),
+        ("engine=vllms", "engine: 'vllms' is unknown"),
         ("model=runs/none/checkpoint", "holds no model"),
     ],
 )

@@ -10,17 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
 from helpers import HELPERS, ROOT, fsdp_runs
 from helpers.small_runs import make_small
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from agents.base import sharding
-from agents.base.settings import SettingsError
 from agents.models import tiny
 from agents.traces.scripted import make_traces
 from benchmarks import memory
@@ -178,38 +173,6 @@ def test_bfloat16_leaves_log_probs_and_sums_in_float32(outcomes):
     assert 0 < max(apart) < 0.2
     # More digits than bfloat16 has.
     assert any(torch.tensor(p).bfloat16().item() != p for p in rounded["logps"] if p)
-
-
-@pytest.mark.parametrize("name", sorted(path.name for path in LAUNCH.iterdir()))
-def test_the_launchers_files_say_what_accelerate_understands(name, monkeypatch):
-    parser = launch_command_parser()
-    more = ["--machine_rank", "1", "--main_process_ip", "trainer-0"] if name[0] == "2" else []
-    arguments = parser.parse_args(["--config_file", str(LAUNCH / name), *more, "-m", "agents"])
-    config = yaml.safe_load((LAUNCH / name).read_text())
-    assert config["fsdp_config"].keys() <= vars(arguments).keys()
-    arguments, *_ = _validate_launch_command(arguments)
-    monkeypatch.setattr(arguments, "num_processes", config["num_processes"])
-    environment = prepare_multi_gpu_env(arguments)
-    for key, value in config["fsdp_config"].items():
-        given = environment[key.upper()]
-        assert given == (value if isinstance(value, str) else str(value).lower())
-    assert environment["ACCELERATE_USE_FSDP"] == "true"
-    assert environment["ACCELERATE_MIXED_PRECISION"] == config["mixed_precision"]
-    assert int(arguments.nproc_per_node) * config["num_machines"] == config["num_processes"]
-
-
-def test_what_fsdp_can_not_do_is_refused(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", "1")
-    with pytest.raises(SettingsError, match="fsdp_version: 2"):
-        sharding.prepare_sharding()
-    monkeypatch.setenv("FSDP_VERSION", "2")
-    sharding.prepare_sharding()
-    monkeypatch.setenv("FSDP_ACTIVATION_CHECKPOINTING", "true")
-    with pytest.raises(SettingsError, match="set gradient_checkpointing=true"):
-        sharding.prepare_sharding()
-    monkeypatch.delenv("ACCELERATE_USE_FSDP")
-    sharding.prepare_sharding()
 
 
 def test_rft_keeps_the_same_traces_in_two_processes(one, two):

@@ -108,7 +108,7 @@ def test_more_epochs_at_a_constant_rate_come_to_what_a_longer_cold_start_does(mo
     assert (change["setting"], change["from"], change["to"]) == ("epochs", 1.5, 3)
     assert change["at"] == pytest.approx(5 / 3)
     with pytest.raises(
-        SettingsError, match=r"has done epochs=3.0 already.*epochs=2.0: set it to 3.0"
+        SettingsError, match=r"has already done epochs=3.0.*epochs=2.0: set epochs to 3.0"
     ):
         sft.train(settings("sft", model=model, **SFT, epochs=2, trl=CONSTANT), run, resume=True)
 
@@ -123,10 +123,7 @@ def test_where_the_rate_depends_on_the_number_of_steps_it_follows_the_new_one(
     sft.train(settings("sft", **more, epochs=1), run)
     assert "schedule" not in capsys.readouterr().out
     sft.train(settings("sft", **more, epochs=2), run, resume=True)
-    said = (
-        "follows the schedule (linear) of 6 steps from here on, no longer that of 3: "
-        "it goes from 0 to 0.00075"
-    )
+    said = "changes from 0 to 0.00075: from here on the schedule (linear) has 6 steps instead of 3"
     assert said in capsys.readouterr().out
     rates = [record["learning_rate"] for record in records(run)]
     peak = rates[0]
@@ -156,7 +153,7 @@ def test_more_rounds_of_rft_sample_on(model, tmp_path, monkeypatch):
     same_run(model, run, whole)
     [change] = json.loads((run / "config.json").read_text())["changes"]
     assert [change[name] for name in ("setting", "from", "to", "at")] == ["rounds", 1, 2, 1]
-    with pytest.raises(SettingsError, match=r"has done rounds=2 already.*rounds=1"):
+    with pytest.raises(SettingsError, match=r"has already done rounds=2.*rounds=1"):
         rft.train(rounds(1), run, resume=True)
 
 
@@ -166,7 +163,7 @@ def test_only_the_number_of_steps_may_change_and_to_no_less_than_was_done(module
     module.train(settings(name, model=model), run)
     before = (run / "config.json").read_text()
     for others, said in (
-        ({"steps": 3}, r"has done steps=4 already.*steps=3: set it to 4 or more"),
+        ({"steps": 3}, r"has already done steps=4.*steps=3: set steps to 4 or more"),
         ({"steps": 8, "learning_rate": 1e-5}, r"other settings \(learning_rate\)"),
         ({"learning_rate": 1e-5}, r"other settings \(learning_rate\)"),
     ):
@@ -225,7 +222,7 @@ def test_the_command_says_what_it_refuses(model, tmp_path, capsys):
     capsys.readouterr()
     assert run("--resume", steps=1) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "has done steps=2 already" in said
+    assert said.count("\n") == 1 and "has already done steps=2" in said
     assert run("--resume", steps=3) == 0
     assert [record["step"] for record in records(tmp_path / "x")] == [1, 2, 3]
 

@@ -1,4 +1,4 @@
-"""The example that gives credit by turn: its numbers, and a run of it."""
+"""The example `turn_advantages.py`: its numbers, and a run."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def places(monkeypatch):
-    """An algorithm's folder is put where modules are looked for."""
+    """Restore the module path: loading an algorithm adds its folder."""
     monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 def episode(*shown):
-    """Turns between which the interpreter showed this, and then an answer."""
+    """An episode with a turn before each of these results, and an answer at the end."""
     tokenizer = make_tokenizer()
     texts = [("prompt", "?")]
     for result in shown:
@@ -53,11 +53,11 @@ def test_a_turn_is_compared_with_those_of_its_group_that_began_in_its_state():
     episodes = [episode("7"), episode("7"), episode(), episode("7"), episode("8"), episode("7")]
     rewards = torch.tensor([1.0, -1.0, 1.0, 1.0, -1.0, math.nan])
     found = module.turn_advantages(rewards, 3, episodes, discount=0.5)
-    first = (0.5 - 0.5 + 1.0) / 3  # the mean of what the first turns of the first group return
+    first = (0.5 - 0.5 + 1.0) / 3  # the mean return of the first group's first turns
     assert found[0] == pytest.approx([0.5 - first, 1.0])  # after "7" there are 1 and -1
     assert found[1] == pytest.approx([-0.5 - first, -1.0])
     assert found[2] == pytest.approx([1.0 - first])
-    # In the second group nothing else began where these last turns did.
+    # In the second group no other turn began in the states of these last turns.
     assert found[3] == pytest.approx([0.5, 0.0]) and found[4] == pytest.approx([-0.5, 0.0])
     assert all(math.isnan(each) for each in found[5])
 

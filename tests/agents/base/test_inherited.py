@@ -1,4 +1,4 @@
-"""Further training takes over the task of the model; and runs from before there was a `retool.json`."""
+"""Further training takes over the task of the model; older runs without `retool.json` work."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from agents.__main__ import main
 from retool_env import REVISION
 from retool_env.checkpoint_task import FILE, CheckpointTask, read_task
 from retool_env.cli import main as retool
+from retool_env.evaluation.records import read_episodes
 from retool_env.transcript import read_transcripts
 
 ARITHMETIC = "ReTool-Arithmetic-v0"
@@ -58,8 +59,8 @@ def test_a_run_takes_over_the_models_task_and_hands_it_on(algorithm, more, model
     assert main(command(algorithm, model, **more)) == 0
     out = capsys.readouterr().out
     assert f"retool.json: task {ARITHMETIC}, protocol tags, a prompt of its own, " in out
-    assert "(from ./model)" in out and "the command line differs" not in out
-    [replaced] = [line for line in out.splitlines() if "in place" in line or "the place of" in line]
+    assert "(from ./model)" in out and "the command line overrides" not in out
+    [replaced] = [line for line in out.splitlines() if "replace the preset's" in line]
     assert "max_tokens=11 (the preset: 160)" in replaced
     env = env_of(algorithm)
     assert {name: env[name] for name in TASK} == TASK
@@ -72,7 +73,7 @@ def test_a_run_takes_over_the_models_task_and_hands_it_on(algorithm, more, model
 def test_the_command_line_wins_and_what_differs_is_said(model, capsys):
     assert main(command("grpo", model, "env.max_calls=5", "env.max_tokens=11")) == 0
     out = capsys.readouterr().out
-    assert "the command line differs from it: max_calls=5 (there: 2)\n" in out
+    assert "the command line overrides the task: max_calls=5 (the task: 2)\n" in out
     assert env_of("grpo")["max_calls"] == 5
     assert read_task("runs/grpo/checkpoint").rules["max_calls"] == 5
 
@@ -92,11 +93,11 @@ def test_a_preset_that_is_named_says_which_environment(model, capsys):
     env = env_of("grpo")
     assert (env["id"], env["max_calls"], env["max_tokens"]) == ("ReTool-JSONL-v0", 7, 9)
     assert env["prompt_template"] == "Q {query}\n" and "difficulty" not in env
-    # Of the same environment, what it says is the preset's for models without a task.
+    # With the model's own environment, the model's settings override the preset's.
     Path("own.yaml").write_text(PRESET.format(id=ARITHMETIC, more="difficulty: 5"))
     assert main(command("grpo", model, "name=same", "--preset", "own.yaml")) == 0
     assert {name: env_of("same")[name] for name in TASK} == TASK
-    # One that nobody names gives way.
+    # The default preset's environment gives way to the model's.
     CheckpointTask.of({**env, "max_calls": 2}).save("model")
     assert main(command("grpo", model, "name=unnamed", "env.path=own.jsonl")) == 0
     env = env_of("unnamed")
@@ -110,7 +111,7 @@ def test_a_run_that_goes_on_keeps_what_it_was_started_with(model, capsys):
     CheckpointTask.of({**TASK, "max_tokens": 30, "max_calls": 1}).save("model")
     capsys.readouterr()
     assert main(command("grpo", model, "--resume", save_steps=1, steps=2)) == 0
-    assert "runs/grpo goes on with the environment it was started with" in capsys.readouterr().out
+    assert "runs/grpo keeps the environment with which it started" in capsys.readouterr().out
     assert env_of("grpo") == started and len(records(Path("runs/grpo"))) == 2
     other = command("grpo", model, "--resume", "env.max_calls=1", save_steps=1, steps=3)
     assert main(other) == 2
@@ -143,7 +144,7 @@ def test_a_rewriters_task_is_not_the_cold_starts(model, capsys):
     assert "none.jsonl" in captured.err and "retool.json" not in captured.out + captured.err
 
 
-# --- every trainer and export writes it -----------------------------------------------------------
+# --- every trainer and export writes retool.json --------------------------------------------------
 
 
 def task_in(folder):
@@ -169,7 +170,7 @@ def test_reinforcement_learning_writes_it_beside_every_model(algorithm, settings
     folders += [run / "checkpoints" / "1"] if "export_steps" in settings else []
     folders += [run / "adapter"] if "lora_rank" in settings else []
     assert [task_in(folder) for folder in folders] == [(ARITHMETIC, 12)] * len(folders)
-    # Of the checkpoints to go on from it is one of the files that must not be lost.
+    # The seal of a checkpoint for resuming includes the file.
     assert FILE in json.loads((run / "trainer" / "checkpoint-1" / "files.json").read_text())
 
 
@@ -184,12 +185,12 @@ def test_fine_tuning_writes_it_beside_every_model(model):
     assert task_in("runs/lora/adapter") == task_in("runs/lora/checkpoint") == (ARITHMETIC, 60)
 
 
-# --- runs from before -----------------------------------------------------------------------------
+# --- runs older than retool.json ------------------------------------------------------------------
 
 
 @pytest.fixture
 def old(tmp_path, monkeypatch):
-    """A run of the time when checkpoints carried no task, and the model it began with."""
+    """A run older than `retool.json`, with its initial model, in the working directory."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(OLD, "old")
     monkeypatch.chdir("old")
@@ -198,7 +199,7 @@ def old(tmp_path, monkeypatch):
 
 
 def test_an_old_run_is_finished_and_goes_on(old, capsys):
-    # Episodes of another revision go on only by force, as ever.
+    # A run of another revision is only resumed with --force.
     assert main([*old, "steps=2", "--resume", "--force"]) == 0
     assert not list(Path().rglob(FILE))  # a finished run stays as it is
     before = env_of("old")
@@ -223,5 +224,5 @@ def test_the_page_says_how_an_old_checkpoint_gets_its_file(old):
     CheckpointTask.of(env).save("runs/old/checkpoint")
     small = ("--problems", "2", "--k", "1", "--out", "o")
     assert retool(["eval", "--model", "runs/old/checkpoint", *small]) == 0
-    [first, *_] = read_transcripts("o/transcripts.jsonl")
+    [first, *_] = (record.transcript for record in read_episodes("o"))
     assert first.spans[0].text.startswith("Q Compute ")

@@ -13,10 +13,8 @@ import pytest
 from helpers import ROOT
 
 from agents.base import run as runs
-from agents.base.config import accept_revision
 from agents.base.run import Run
 from agents.base.settings import SettingsError
-from retool_env import REVISION
 
 HOLD = """
 import sys
@@ -61,8 +59,8 @@ def test_two_processes_are_never_at_work_in_one_folder(tmp_path):
     finally:
         holder.kill()
         holder.communicate()
-    started(folder, resume=True)  # its lock went with it, however it ended
-    started(folder, resume=True)  # and one process may begin again
+    started(folder, resume=True)  # the lock ended with the killed process
+    started(folder, resume=True)  # one process may lock the folder twice
 
 
 def test_a_folder_in_which_nothing_came_of_a_start_is_free(tmp_path):
@@ -82,7 +80,7 @@ def test_a_run_does_not_go_on_with_another_number_of_processes(tmp_path, monkeyp
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     two = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
     monkeypatch.setattr(runs, "processes", lambda: two)
-    with pytest.raises(SettingsError, match=r"started with 1 processes.*can't go on with 2"):
+    with pytest.raises(SettingsError, match=r"started with 1 processes.*can't be resumed with 2"):
         Run(tmp_path, Settings(), resume=True)
 
 
@@ -110,31 +108,21 @@ def test_a_run_older_than_a_setting_goes_on_with_its_default(tmp_path):
         started(tmp_path, seed=1, resume=True)
 
 
-def test_a_run_of_another_revision_goes_on_only_by_force(tmp_path):
-    """Its episodes are others' then: what they have in common is not known."""
-    started(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config.pop("revision") == REVISION
-    (tmp_path / "config.json").write_text(json.dumps({**config, "revision": REVISION + 7}))
-    with pytest.raises(SettingsError, match=rf"of revision {REVISION + 7}.*{REVISION}.*--force"):
-        started(tmp_path, resume=True)
-    accept_revision(tmp_path)
-    started(tmp_path, resume=True)
-    accept_revision(tmp_path)
-    record = json.loads((tmp_path / "config.json").read_text())
-    assert record == {**config, "revision": REVISION, "earlier_revisions": [REVISION + 7]}
-    accept_revision(tmp_path / "none")
+def test_curves_are_drawn_at_intervals(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "PICTURE_SECONDS", 0.0)
+    drawn = []
+    monkeypatch.setattr(runs, "draw_curves", lambda arms, path: drawn.append((arms, path)))
+    made = started(tmp_path / "named")
+    made.log({"step": 1, "env/accuracy": 0.5})
+    assert drawn == [
+        ({"named": [{"step": 1, "env/accuracy": 0.5}]}, tmp_path / "named" / "curves.png")
+    ]
+    monkeypatch.setattr(runs, "PICTURE_SECONDS", 1e9)
+    made.log({"step": 2, "env/accuracy": 0.5})
+    assert len(drawn) == 1
+    monkeypatch.setattr(runs, "draw_curves", _without_matplotlib)
+    made.draw()
 
 
-def test_a_run_that_says_no_revision_is_of_the_first(tmp_path, monkeypatch):
-    started(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    config = json.loads((tmp_path / "config.json").read_text())
-    del config["revision"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    monkeypatch.setattr(runs, "REVISION", 2)
-    with pytest.raises(
-        SettingsError, match="of revision 1, and these environments are of revision 2"
-    ):
-        started(tmp_path, resume=True)
+def _without_matplotlib(arms, path):
+    raise ImportError("matplotlib")

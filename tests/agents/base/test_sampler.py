@@ -1,4 +1,4 @@
-"""Which policy the setting `engine` gives, and runs of GRPO with others than the default."""
+"""The policy of the setting `engine`, and runs of GRPO with engines besides the default."""
 
 from __future__ import annotations
 
@@ -48,35 +48,35 @@ def settings(initial, **more):
 
 
 @pytest.mark.parametrize(
-    ("setting", "processes", "said"),
+    ("setting", "processes", "message"),
     [
-        ("vllms", 1, "'vllms' is none; there are transformers, vllm, and vLLM servers' URLs"),
-        ({"max_batch": 4}, 1, "None is none"),
-        ("vllm", 2, "start `vllm serve` and name its URLs"),
+        ("vllms", 1, "'vllms' is unknown; choose from transformers, vllm, or give the URLs"),
+        ({"max_batch": 4}, 1, "None is unknown"),
+        ("vllm", 2, "start `vllm serve` and give the URLs"),
     ],
 )
-def test_engines_that_can_not_be_had_are_refused(setting, processes, said):
-    with pytest.raises(SettingsError, match=said):
+def test_an_engine_that_is_unknown_or_does_not_suit_is_refused(setting, processes, message):
+    with pytest.raises(SettingsError, match=message):
         engine.check_engine(setting, processes, 8)
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "said"),
+    ("name", "arguments", "message"),
     [
         ("transformers", {"max_batch": 0}, "max_batch must be"),
         ("transformers", {"rows": 4}, "unexpected keyword argument 'rows'"),
         (
             "http://h:1",
             {"weights_folder": "w", "token_env": "NO_TOKEN"},
-            "engine.token_env: there is no variable 'NO_TOKEN'",
+            "engine.token_env: the variable 'NO_TOKEN' is not set",
         ),
         ("http://h:0", {"weights_folder": "w"}, "not a URL of a server"),
         ("http://h:1", {}, "set engine.weights_folder"),
     ],
 )
-def test_wrong_arguments_of_a_policy_are_settings_errors(initial, name, arguments, said):
+def test_wrong_arguments_of_a_policy_are_settings_errors(initial, name, arguments, message):
     model = AutoModelForCausalLM.from_pretrained(initial)
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         engine.make_policy(name, arguments, model, object(), initial, 1.0, True)
 
 
@@ -85,8 +85,9 @@ def test_a_model_that_is_sampled_from_while_it_is_trained_is_another(initial):
     policy = engine.make_policy("transformers", {"max_batch": 3}, trained, None, initial, 0.9, True)
     assert isinstance(policy, TransformersPolicy) and policy.model is not trained
     assert (policy.max_batch, policy.temperature) == (3, 0.9)
-    ours, theirs = next(policy.model.parameters()), next(trained.parameters())
-    assert ours.dtype == theirs.dtype and torch.equal(ours, theirs) and not ours.requires_grad
+    copy, original = next(policy.model.parameters()), next(trained.parameters())
+    assert copy.dtype == original.dtype and torch.equal(copy, original)
+    assert not copy.requires_grad
 
 
 def test_a_run_that_samples_ahead_keeps_its_records_and_goes_on(initial, tmp_path, monkeypatch):
@@ -112,7 +113,7 @@ def test_a_run_that_samples_ahead_keeps_its_records_and_goes_on(initial, tmp_pat
             grpo.train(settings(initial, staleness=1), cut)
     grpo.train(settings(initial, staleness=1), cut, resume=True)
     again = list(read_transcripts(cut / "transcripts.jsonl"))
-    # The batch after a resumption is sampled with the newest weights, as it says; nothing is kept twice.
+    # The batch after a resumption is sampled with the newest weights; no episode is kept twice.
     lags = [(t.trained_version, t.trained_version - t.weight_version) for t in again]
     assert set(lags) == {(0, 0), (1, 1), (2, 0)} and len(lags) == 3 * 8
     assert [t.problem.id for t in again] == [t.problem.id for t in transcripts]
@@ -133,7 +134,7 @@ def test_two_processes_keep_one_run_with_transcripts_of_each(initial, tmp_path):
             timeout=250,
         )
 
-    # A run of three steps that was stopped after its first, and had written down the second already.
+    # A run that was stopped after its first step, and had already written records of the second.
     first = run(1)
     assert first.returncode == 0, first.stderr[-3000:]
     folder = tmp_path / "g"
@@ -158,11 +159,11 @@ def test_two_processes_keep_one_run_with_transcripts_of_each(initial, tmp_path):
         seen.append({t.problem.id for t in transcripts})
     assert not seen[0] & seen[1] and len(seen[0] | seen[1]) == 2 * 4
     assert AutoModelForCausalLM.from_pretrained(folder / "checkpoint").num_parameters() > 1000
-    assert second.stdout.count("rl: 2/2") == 1  # the first process speaks for both
+    assert second.stdout.count("rl: 2/2") == 1  # only the first process prints
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ({"prompts": 3, "rollouts": 8, "micro_batch": 4}, "prompts=3 problems"),
         (
@@ -174,6 +175,6 @@ def test_two_processes_keep_one_run_with_transcripts_of_each(initial, tmp_path):
         ({"transcripts_every": 0}, "transcripts_every must be at least 1"),
     ],
 )
-def test_batches_that_can_not_be_shared_out_are_refused(initial, more, said):
-    with pytest.raises(SettingsError, match=said):
+def test_batches_that_can_not_be_shared_out_are_refused(initial, more, message):
+    with pytest.raises(SettingsError, match=message):
         grpo.check_batch(settings(initial, **more), 2)

@@ -1,4 +1,4 @@
-"""Which problems are trained on, and in what order. Which rollouts are: `test_algorithms.py`."""
+"""The problems of a run and their order. `tests/agents/test_algorithms.py` tests the rollouts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from helpers.small_runs import make_small, settings
 
 from agents import grpo, ppo
-from agents.base.selection import chosen_ids, only, pass_rates
+from agents.base.selection import chosen_ids, pass_rates, subset
 from agents.base.settings import SettingsError
 from retool_env.problems import Problem, ProblemList
 from retool_env.transcript import Span, StopReason, Transcript, read_transcripts, write_transcripts
@@ -53,16 +53,16 @@ def test_without_a_curriculum_all_are_drawn_in_random_order():
 
 
 @pytest.mark.parametrize(
-    ("right", "said"),
+    ("right", "message"),
     [
-        ({"far": [1, 0]}, "of 1 problems in .*, 0 are the environment's"),
-        ({"0": [1, 1], "2": [0]}, "2 are the environment's, and none of these was got right some"),
-        ({}, "of 0 problems"),
+        ({"far": [1, 0]}, "has 1 problems, 0 of them from this environment"),
+        ({"0": [1, 1], "2": [0]}, "2 of them from this environment, and none with both right and"),
+        ({}, "has 0 problems"),
     ],
 )
-def test_a_curriculum_that_leaves_nothing_is_refused(tmp_path, right, said):
+def test_a_curriculum_that_leaves_nothing_is_refused(tmp_path, right, message):
     path = write(tmp_path / "t.jsonl", right)
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         chosen_ids(SOURCE, 4, 0, path)
 
 
@@ -91,5 +91,5 @@ def test_a_run_trains_on_a_runs_problems_from_easy_to_hard(tmp_path, algorithm):
 
 
 def test_what_replaces_others_is_of_the_curriculum_too():
-    subset = only(SOURCE, ["4", "1", "4"])
-    assert [subset[i].id for i in range(len(subset))] == ["4", "1"]
+    problems = subset(SOURCE, ["4", "1", "4"])
+    assert [problem.id for problem in problems] == ["4", "1"]

@@ -1,4 +1,4 @@
-"""A session finds what a run needs, closes it, and marks the run as finished if it came to its end."""
+"""A session opens and closes the resources of a run, and marks a run at its end as finished."""
 
 import pytest
 from helpers.small_runs import make_small, settings
@@ -18,7 +18,7 @@ class Box:
 
 @pytest.fixture
 def closed(monkeypatch):
-    """What was closed, in order."""
+    """The names of the closed resources, in order."""
     closed = []
     monkeypatch.setattr(session, "find_sandbox", lambda setting, rules: Box(closed))
     return closed
@@ -52,7 +52,7 @@ def test_who_leaves_by_an_error_leaves_a_run_that_goes_on(tmp_path, model, close
         RolloutSession(made, tmp_path / "run", False)
     with RolloutSession(made, tmp_path / "run", True) as run:
         run.begin("rl")
-        assert run.metrics() == []  # it begins anew, as there is no checkpoint
+        assert run.metrics() == []  # without a checkpoint the run begins anew
 
 
 def test_of_a_finished_run_nothing_is_loaded(tmp_path, model, closed):
@@ -73,7 +73,10 @@ def test_a_title_says_where_there_is_no_interpreter(tmp_path, model, capsys):
 
 
 def test_a_setting_that_names_nothing_is_said_before_there_is_a_folder(tmp_path):
-    for wrong, said in (({"env.id": "ReTool-None-v0"}, "env: "), ({"report_to": "x"}, "report_to")):
-        with pytest.raises(SettingsError, match=said):
+    for wrong, message in (
+        ({"env.id": "ReTool-None-v0"}, "env: "),
+        ({"report_to": "x"}, "report_to"),
+    ):
+        with pytest.raises(SettingsError, match=message):
             Session(settings("sft", **wrong), tmp_path / "run", False)
     assert not (tmp_path / "run").exists()

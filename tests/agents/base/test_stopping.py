@@ -64,7 +64,7 @@ def lines(path):
 
 
 def start(name, algorithm, model, runs):
-    """`python -m agents` in a process of its own, its output in a pipe."""
+    """Start `python -m agents` in another process, with its output in a pipe."""
     command = [sys.executable, "-m", "agents", f"{HELPERS / 'stopped_runs.py'}:{algorithm}"]
     return subprocess.Popen(
         [*command, "--runs", str(runs), *given(name, model=model, name=name)],
@@ -77,7 +77,7 @@ def start(name, algorithm, model, runs):
 
 
 def test_ctrl_c_leaves_grpos_rollouts_and_it_goes_on_to_the_same_curve(model, tmp_path):
-    """It is stopped from outside in its third step, whose rollouts would never end."""
+    """The signal comes in the third step, whose rollouts would never end."""
     folder = tmp_path / "grpo"
     process = start("grpo", "Sampling", model, tmp_path)
     try:
@@ -169,14 +169,14 @@ def test_a_stopped_cold_start_goes_on_to_the_same_weights(model, tmp_path, monke
 
     def telling(self, args, state, control, **kwargs):
         log(self, args, state, control, **kwargs)
-        if state.global_step == 4:  # in the midst of the second pass
+        if state.global_step == 4:  # in the middle of the second epoch
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(RunLogger, "on_log", telling)
         sft.train(few, tmp_path / "cut")
     [point] = (tmp_path / "cut" / "trainer").glob("checkpoint-*")
-    assert point.name == "checkpoint-5"  # it is noticed at the end of a step
+    assert point.name == "checkpoint-5"  # the stop comes at the end of a step
     resumed = sft.train(few, tmp_path / "cut", resume=True)
     whole = sft.train(few, tmp_path / "whole")
     same_weights(model, whole, resumed)
@@ -209,7 +209,7 @@ def test_what_a_stopped_round_of_rft_had_sampled_is_not_sampled_again(model, tmp
     again = []
     monkeypatch.setattr(rft, "write_transcripts", lambda p, g: (write(p, g), again.append(g)))
     groups = sample(tmp_path / "cut")
-    assert len(again) == 2  # those that were left
+    assert len(again) == 2  # the groups that were not yet sampled
     whole = sample(tmp_path / "whole")
 
     def ids(groups):
@@ -226,11 +226,11 @@ def test_a_second_signal_stops_at_once_but_not_its_echo(monkeypatch, capfd):
         stopping.end()
         os.kill(os.getpid(), signal.SIGTERM)
         assert stopping.asked()
-        os.kill(os.getpid(), signal.SIGTERM)  # as a launcher passes it on
+        os.kill(os.getpid(), signal.SIGTERM)  # as a launcher forwards it
         monkeypatch.setattr(stops, "SAME_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-        stopping.end()  # not agreed yet: others would not end with it
+        stopping.end()  # not agreed yet: the other processes would not end
         assert stopping.agreed()
         with pytest.raises(KeyboardInterrupt) as stop:
             stopping.end()
