@@ -114,6 +114,7 @@ export TRY_WHEEL
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/english.py
 	$(BIN)/mypy
 
 clean:

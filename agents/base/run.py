@@ -215,7 +215,7 @@ class Run:
             raise SettingsError(error)
 
     def _lock(self) -> str | None:
-        """Lock the folder, and return `None`; return an error text if the folder can't be locked."""
+        """Lock the folder. Return `None`, or an error text if that is not possible."""
         path = (self.folder / "lock").resolve()
         if path in _locks:  # the process that started the run resumes it
             return None

@@ -197,8 +197,8 @@ def _check(arguments: argparse.Namespace, price: Price | None) -> None:
     for option in ("retry_failed", "force"):
         if getattr(arguments, option) and not arguments.resume:
             raise SettingsError(f"--{option.replace('_', '-')} goes with --resume")
-    name = Path(arguments.name or "x")
-    if name.is_absolute() or ".." in name.parts or not name.parts:
+    below = Path(arguments.name or "x")
+    if below.is_absolute() or ".." in below.parts or not below.parts:
         raise SettingsError(f"--name must be a name below runs/eval, not {arguments.name!r}")
     given = parse_settings(arguments.settings)
     check_no_secrets({"--sandbox": arguments.sandbox, "settings": given})
@@ -253,15 +253,14 @@ def _evaluated(plan: Plan, make: Callable[[], Any], out: Path, price: Price | No
         figures, summary = measured(out, plan.problems, arguments.k, price)
         records.write_figures(figures, summary)
         finish(complete)
+    spent = 0.0 if price is None else price.of(records.usage)
     usage = str(records.usage) if records.usage.requests else ""
-    usage += f", ${price.of(records.usage):,.2f}" if price and usage else ""
-    fault = _fault(plan, records.ended, complete, price and price.of(records.usage))
+    usage += f", ${spent:,.2f}" if price and usage else ""
+    fault = _fault(plan, records.ended, complete, spent)
     return _Result(summary, figures, records.record.seconds, usage, fault)
 
 
-def _fault(
-    plan: Plan, ended: dict[tuple[str, int], bool], complete: bool, spent: float | None
-) -> str:
+def _fault(plan: Plan, ended: dict[tuple[str, int], bool], complete: bool, spent: float) -> str:
     """The reason for the exit status 1, with its remedy; empty where there is no reason."""
     arguments = plan.arguments
     total = len(plan.problems) * arguments.k
@@ -290,8 +289,8 @@ def _closing(records: Records, plan: Plan, price: Price | None) -> Iterator[Call
 
     def finish(complete: bool) -> None:
         cost = None if price is None else price.of(records.usage)
-        status = "finished" if complete else "stopped"
-        records.close(status, time.monotonic() - began, cost)
+        seconds = time.monotonic() - began
+        records.close("finished" if complete else "stopped", seconds, cost)
 
     try:
         yield finish

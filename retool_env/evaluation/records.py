@@ -231,7 +231,10 @@ class EpisodeRecord:
         transcript = _transcript(record["transcript"], tokens)
         usage = record.get("usage")
         return cls(
-            *(record[name] for name in ("model", "problem", "sample", "seed")),
+            record["model"],
+            record["problem"],
+            record["sample"],
+            record["seed"],
             transcript,
             None if usage is None else Usage(**usage),
         )

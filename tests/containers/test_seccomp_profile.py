@@ -1,4 +1,4 @@
-"""The seccomp profile for containers: the kernel's filter is made of it as a runtime makes it, and the jail works under it."""
+"""The seccomp profile for containers: the jail works under the filter that runtimes make of it."""
 
 from __future__ import annotations
 

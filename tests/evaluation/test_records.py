@@ -1,4 +1,4 @@
-"""Records of an evaluation: what is written is read again, older folders too, and damage is named."""
+"""Records of an evaluation are read as they were written, and damage is named."""
 
 import dataclasses
 import json

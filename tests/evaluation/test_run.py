@@ -1,4 +1,4 @@
-"""Episodes of an evaluation: each is handed over as it ends, and samples the same in any company."""
+"""Each episode of an evaluation is handed over as it ends, and samples the same in any company."""
 
 import asyncio
 
@@ -18,19 +18,23 @@ JOBS = [Job(i, problem, k) for i, problem in enumerate(PROBLEMS) for k in range(
 
 
 class Writer(TextPolicy):
-    """Answers each question with itself, the later the higher; notes seeds and requests at once."""
+    """Answers each question with itself, lower numbers first; notes seeds and requests at once."""
 
-    def __init__(self):
+    def __init__(self, ordered=False):
+        self.ordered = ordered
         self.seeds = {}
-        self.now = self.most = 0
+        self.now = self.most = self.answered = 0
 
     async def write(self, transcript, stop, seed):
         number = int(transcript.problem.answer)
         self.seeds.setdefault(transcript.problem.id, set()).add(seed)
         self.now += 1
         self.most = max(self.most, self.now)
-        await asyncio.sleep(0.01 * number)
+        await asyncio.sleep(0.001)
+        while self.ordered and self.answered < 2 * number:
+            await asyncio.sleep(0.001)
         self.now -= 1
+        self.answered += 1
         return TextGeneration(f"<answer>{number}</answer>", "tag", usage=Usage(1, number, 1))
 
 
@@ -42,7 +46,7 @@ def ran(policy, jobs=JOBS, concurrency=32, going_on=lambda: True):
 
 
 def test_each_episode_is_handed_over_as_it_ends():
-    complete, ended, engine = ran(Writer(), list(reversed(JOBS)))
+    complete, ended, engine = ran(Writer(ordered=True), list(reversed(JOBS)))
     assert complete and len(ended) == 12 and engine.progress.done == 12
     assert all(transcript.correct for _, transcript, _ in ended)
     assert [job.index for job, _, _ in ended] == sorted(job.index for job in JOBS)

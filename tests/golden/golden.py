@@ -1,10 +1,11 @@
 """The golden episodes: seed, settings and actions, with the transcripts that they give.
 
-`episodes.jsonl` has an episode a line. It is written anew, from its own seeds, settings and actions, by
+`episodes.jsonl` has an episode a line. This command writes it anew, from its own seeds, settings
+and actions:
 
     python tests/golden/golden.py
 
-which refuses to change an episode's transcript while `retool_env.REVISION` is what it was.
+The command refuses to change a transcript while `retool_env.REVISION` stays the same.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ EPISODES = Path(__file__).with_name("episodes.jsonl")
 
 
 class PairTokenizer:
-    """Two characters a token, so that tags end inside tokens; its ids are a function of the text alone."""
+    """Two characters a token, so that tags end inside tokens. Ids depend on the text alone."""
 
     eos_token_id = 0
     chat_template = None

@@ -267,13 +267,13 @@ def test_session_that_says_it_is_over(jail: NsjailSandbox) -> None:
 
 def test_block_that_says_the_next_one_is_over(jail: NsjailSandbox) -> None:
     """A thread rings the next block's bell and keeps that block waiting; the record is older."""
-    ring = "def ring():\n  time.sleep(0.1)\n  for n in sockets(): os.write(n, bytes(9))\n"
+    ring = "def ring():\n  time.sleep(1)\n  for n in sockets(): os.write(n, bytes(9))\n"
     ring += "  x = 9\n  x ** x ** x"
 
     code = f"import threading, time\n{SOCKETS}\n{ring}\nthreading.Thread(target=ring).start()"
     with jail.session(HALF_SECOND) as session:
         assert session.run(code).outcome is Outcome.OK
-        time.sleep(0.3)  # its thread is stopped; it goes on with the next block
+        time.sleep(1.3)  # its thread is stopped; it goes on with the next block
         assert session.run("print(1)").outcome is Outcome.TIMEOUT
         assert session.run("print(6 * 7)").stdout == "42\n"
 
