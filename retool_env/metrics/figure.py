@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from retool_env.metrics.estimators import ClusterMean, cluster_mean
-from retool_env.metrics.intervals import SHOWN_FROM
+from retool_env.metrics.intervals import FEW_CASES
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Figure:
     @property
     def marked(self) -> bool:
         """Whether it rests on fewer than 50 cases. Such a figure is shown with a mark."""
-        return self.count < SHOWN_FROM
+        return self.count < FEW_CASES
 
     def to_json(self) -> dict[str, Any]:
         """The figure as plain JSON values; `from_json` is the inverse."""

@@ -8,8 +8,8 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
-SHOWN_FROM = 50
-"""The fewest cases of an estimate that tables show. Records hold estimates on fewer cases."""
+FEW_CASES = 50
+"""A figure on fewer cases is shown with the mark `†`."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,14 @@ class Estimate:
     """The figure with its interval; `None` if there are no cases."""
 
     def shown(self, form: Callable[[Interval], str] = str) -> str:
-        """Returns the text of the figure for a table. A figure on few cases is not shown.
+        """Returns the text of the figure for a table. A figure on few cases has a mark.
 
         Args:
             form: Writes the figure. The default writes a share in percent.
         """
         if self.interval is None:
             return "–"
-        if self.count < SHOWN_FROM:
-            return f"n < {SHOWN_FROM}"
-        return f"{form(self.interval)}, n = {self.count}"
+        return f"{form(self.interval)}, n = {self.count}" + " †" * (self.count < FEW_CASES)
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Self:

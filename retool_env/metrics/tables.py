@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from retool_env.metrics.figures import Figure
-from retool_env.metrics.intervals import SHOWN_FROM, Estimate, Interval
+from retool_env.metrics.intervals import FEW_CASES, Estimate, Interval
 from retool_env.metrics.summary import Summary
 from retool_env.protocol.program import FORMS, Form
 
@@ -67,15 +67,15 @@ def table(rows: Mapping[str, Summary]) -> str:
 def tool_table(columns: Mapping[str, Summary]) -> str:
     """Returns a Markdown table of tool use and recovery, with one column for each summary.
 
-    A share has its 95 % interval and its number of cases. A share of fewer than 50 cases is not
-    shown.
+    A share has its 95 % interval and its number of cases. A figure on fewer than 50 cases has the
+    mark `†`, and a line below the table says so.
 
     Args:
         columns: The summaries by the name of their column.
     """
     cells = [["", *columns]]
     cells += [[name, *(show(s) for s in columns.values())] for name, show in TOOL_USE.items()]
-    return _markdown(cells)
+    return _noted(cells)
 
 
 def figures_table(figures: Sequence[Figure]) -> str:
@@ -92,8 +92,13 @@ def figures_table(figures: Sequence[Figure]) -> str:
         [figure.key, _mean_of(figure), f"{figure.count}{' †' * figure.marked}"]
         for figure in figures
     ]
-    note = f"\n\n† fewer than {SHOWN_FROM} cases" * any(figure.marked for figure in figures)
-    return _markdown(cells) + note
+    return _noted(cells)
+
+
+def _noted(cells: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, with a line that explains the mark `†` where a cell has it."""
+    marked = any("†" in cell for row in cells for cell in row)
+    return _markdown(cells) + f"\n\n† fewer than {FEW_CASES} cases" * marked
 
 
 def _mean_of(figure: Figure) -> str:

@@ -110,9 +110,9 @@ def test_properties_of_any_pooled_share(cases, data):
     assert doubled.high - doubled.low < wide.high - wide.low
 
 
-def test_a_figure_on_few_cases_is_not_shown():
+def test_a_figure_on_few_cases_has_a_mark():
     interval = Interval(0.25, 0.125, 0.5)
     assert Estimate(0, None).shown() == "–"
-    assert Estimate(49, interval).shown() == "n < 50"
+    assert Estimate(49, interval).shown() == f"{Estimate(50, interval).shown()[:-2]}49 †"
     assert Estimate(50, interval).shown() == "25.0 % [12.5, 50.0], n = 50"
     assert Estimate(50, interval).shown(lambda i: f"{i.mean:.1f}") == "0.2, n = 50"

@@ -110,7 +110,7 @@ def test_a_table_is_markdown_with_a_row_each(sandbox):
     assert rows[1] == ["a policy with a long name", *"–" * 5, "0 (+3 failed)"]
 
 
-def test_a_table_of_tool_use_shows_no_figure_on_few_cases(sandbox):
+def test_a_table_of_tool_use_marks_figures_on_few_cases(sandbox):
     some, _ = evaluate(policy(adder), RULES, PROBLEMS, 1, sandbox)
     estimate = Estimate(50, Interval(1.5, 1.25, 2.0))
     old = dataclasses.replace(some, calls_ok=None, recovery=None, call_forms=None)
@@ -119,6 +119,8 @@ def test_a_table_of_tool_use_shows_no_figure_on_few_cases(sandbox):
     columns = {"adder": some, "mends": dataclasses.replace(some, recovery=turns, call_forms=forms)}
     columns["old"] = old
     lines = tool_table(columns).splitlines()
+    assert lines[-2:] == ["", "† fewer than 50 cases"]
+    del lines[-2:]
     assert len(lines) == 2 + len(TOOL_USE) and len({len(line) for line in lines}) == 1
     cells = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
     assert cells[0] == ["", *columns]
@@ -126,7 +128,8 @@ def test_a_table_of_tool_use_shows_no_figure_on_few_cases(sandbox):
     assert rows["calls that ran, in all"] == ["2 of 2", "2 of 2", "– of 2"]
     assert rows["lines of code a response"] == ["0.7"] * 3
     assert rows["first call at, of a response"] == ["0.0%"] * 3
-    assert rows["last call ran, right responses"] == ["n < 50"] * 3
+    shown = "100.0 % [34.2, 100.0], n = 2 †"
+    assert rows["last call ran, right responses"] == [shown] * 3
     assert rows["failed calls whose next one ran"] == ["–"] * 3
     assert rows["programs: plain"] == ["100.0%", "50.0%", "–"]
     assert rows["programs: mended:dedent"] == ["0.0%", "50.0%", "–"]
