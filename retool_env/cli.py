@@ -1,4 +1,4 @@
-"""`retool`: evaluate a model, play an episode, check the installation, serve the sandbox."""
+"""`retool`: evaluate a model, export an evaluation, play an episode, check the installation, serve the sandbox."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retool_env import __version__
-from retool_env.commands import evaluation, play, serve
+from retool_env.commands import evaluation, export, play, serve
 from retool_env.errors import RetoolError
 from retool_env.servers.address import redact
 
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"retool-env {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     evaluation.add_parser(commands)
+    export.add_parser(commands)
     play.add_parser(commands)
     commands.add_parser("doctor", help="check this machine, and say how to mend faults")
     serve.add_parser(commands)
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return {
             "eval": evaluation.run,
+            "export": export.run,
             "play": play.run,
             "doctor": run_doctor,
             "serve": serve.run,
