@@ -122,7 +122,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         disable_progress_bars()  # packing's bar would disturb the run's bar
         point = run.resume_point()
         with Bar("cold start", 1, past=run.metrics()) as bar:
-            stop = StopCallback(run.task, run.stopping)
+            stop = StopCallback(run.task, run.stopping, run.card)
             trainer = SFTTrainer(
                 model=run.model,
                 args=config,

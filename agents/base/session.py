@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from agents.base.board import Bar, console
 from agents.base.fields import ModelSettings, PolicySettings, RunSettings
 from agents.base.model import export, load_model, save_checkpoint
+from agents.base.model_card import ModelCard
 from agents.base.reporting import Reporter, check_report_to
 from agents.base.run import Run
 from agents.base.sampler import check_engine, make_policy
@@ -125,6 +126,13 @@ class Session[S: RunSettings](Run):
         return reporter
 
     @property
+    def card(self) -> ModelCard:
+        """The model card of each checkpoint."""
+        algorithm = type(self.settings).__module__.rpartition(".")[2]
+        settings = dataclasses.asdict(self.settings)
+        return ModelCard(algorithm, settings, self.task, self.folder)
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         """The strings that end a turn."""
         return self.rules.turn_protocol().stop
@@ -136,6 +144,9 @@ class Session[S: RunSettings](Run):
             trainer: An object with the trained `model` and its `accelerator`.
         """
         save_checkpoint(trainer, self.tokenizer, self.checkpoint, self.stop_strings, self.task)
+        if self.main:
+            self.card.save(self.checkpoint)
+            self.card.save(self.folder / "adapter", whole=self.checkpoint)
 
     def export(self, trainer: Any, step: int) -> None:
         """Save the model after a step in a separate folder of `exports`.
@@ -146,6 +157,9 @@ class Session[S: RunSettings](Run):
         """
         folder = self.exports / str(step)
         export(trainer, self.tokenizer, folder, self.stop_strings, self.task)
+        if self.main:
+            self.card.save(folder, step)
+            self.card.save(self.exports / "adapter", step, whole=folder)
 
 
 class RolloutSession[P: PolicySettings](Session[P]):

@@ -21,6 +21,7 @@ from accelerate.utils import gather
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
+from agents.base.model_card import ModelCard
 from agents.base.records import seal
 from agents.base.resuming import loading
 from agents.base.sharding import processes
@@ -100,11 +101,15 @@ class StopCallback(TrainerCallback):
     Args:
         task: The model's task. It is saved as `retool.json` in each of the trainer's checkpoints.
         stopping: The handler of the signals. It is active while the trainer trains.
+        card: The model card of each checkpoint, in place of the trainer's own.
     """
 
-    def __init__(self, task: CheckpointTask, stopping: Stopping) -> None:
+    def __init__(
+        self, task: CheckpointTask, stopping: Stopping, card: ModelCard | None = None
+    ) -> None:
         self.stopping = stopping
         self._task = task
+        self._card = card
         self._saved = 0
         self._read = True
         self._planned: int | None = None
@@ -158,6 +163,9 @@ class StopCallback(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             self._task.save(folder)
+            if self._card is not None:
+                self._card.save(folder, state.global_step)
+                self._card.save(Path(args.output_dir), state.global_step, whole=folder)
             seal(folder)
 
     @override
