@@ -196,9 +196,9 @@ def base_of(model: str) -> Base:
     if Path(model).is_dir():
         header = _header_of(Path(model, FILE))
         base = header.get("base_model")
-        base = base[0] if isinstance(base, list) and base else base
-        known = isinstance(base, str) and _HUB_ID.fullmatch(base)
-        return Base(base if known else None, _text(header.get("license")))
+        name = _text(base[0] if isinstance(base, list) and base else base)
+        known = name is not None and _HUB_ID.fullmatch(name)
+        return Base(name if known else None, _text(header.get("license")))
     if not _HUB_ID.fullmatch(model):
         return Base()
     path: Any = None
@@ -244,7 +244,7 @@ def _metrics(folder: Path, step: int | None) -> dict[str, Any]:
 
 
 def _is_figure(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _interval(figure: Mapping[str, Any]) -> str:

@@ -5,7 +5,6 @@ Rows are made one at a time, so an evaluation of any length needs little memory.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,35 +112,35 @@ def describe(folder: Path) -> EvalRecord:
 
 
 def _old_record(folder: Path) -> EvalRecord:
-    record: dict[str, Any] = {}
     path = folder / OLD_EVAL
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            record = json.loads(read_text(path))
-            command = dict(record["command"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"{path} is damaged: {error!r:.200}") from None
-    command = record.get("command", {})
-    api = None if command.get("api") in (None, "None") else command["api"]
-    name = str(command.get("model", "unknown"))
-    kind: Literal["api", "checkpoint", "hub"] = (
-        "api" if api else "checkpoint" if Path(name).is_dir() else "hub"
-    )
-    numbers = {key: str(command.get(key, "")) for key in ("temperature", "top_p", "max_tokens")}
-    sampling = {key: float(text) for key, text in numbers.items() if _is_number(text)}
-    k, seed = (int(command.get(key, default)) for key, default in (("k", 1), ("seed", 0)))
+    try:
+        record = json.loads(read_text(path))
+        return _of_results(folder, record, record["command"])
+    except FileNotFoundError:  # the evaluation was stopped before its end
+        return _of_results(folder, {}, {})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {error!r:.200}") from None
+
+
+def _of_results(folder: Path, record: dict[str, Any], command: dict[str, str]) -> EvalRecord:
+    """The record of an evaluation, of the values of a `results.json`."""
+    api = command.get("api", "None")
+    name = command.get("model", "unknown")
+    kind: Literal["api", "checkpoint", "hub"] = "checkpoint" if Path(name).is_dir() else "hub"
+    model = ModelIdentity(name, kind) if api == "None" else ModelIdentity(name, "api", url=api)
+    numbers = {key: command.get(key, "") for key in ("temperature", "top_p", "max_tokens")}
     return EvalRecord(
         name=folder.resolve().name,
-        model=ModelIdentity(name, kind, url=api),
-        env=str(command.get("env", "unknown")),
+        model=model,
+        env=command.get("env", "unknown"),
         settings=record.get("settings", {}),
         rules={},
         prompt="",
         problems=int(record.get("problems") or 0),
         fingerprint="",
-        sampling=sampling,
-        k=k,
-        seed=seed,
+        sampling={key: float(text) for key, text in numbers.items() if _is_number(text)},
+        k=int(command.get("k", 1)),
+        seed=int(command.get("seed", 0)),
         checkpoint_task=record.get("checkpoint_task"),
         command=command,
         versions=record.get("versions", {}),
@@ -162,7 +161,10 @@ def _is_number(text: str) -> bool:
 
 def price_of(record: EvalRecord) -> Price | None:
     """The price of the model's tokens; `None` where no price was given."""
-    return None if record.price is None else Price(**record.price)  # type: ignore[arg-type]
+    price = record.price
+    if price is None:
+        return None
+    return Price(price["prompt"] or 0.0, price["completion"] or 0.0, price.get("cached"))
 
 
 def episodes_of(folder: Path) -> Iterator[EpisodeRecord]:
