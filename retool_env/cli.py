@@ -1,4 +1,4 @@
-"""`retool`: evaluate a model, export an evaluation, play an episode, check the installation, serve the sandbox."""
+"""`retool`: evaluate models, export results, play, check the installation, serve the sandbox."""
 
 from __future__ import annotations
 

@@ -81,8 +81,8 @@ class ModelCard:
         parts = [
             f"---\n{yaml.safe_dump(self._header(library), sort_keys=False)}---",
             f"# {name}",
-            f"A language model that learned to use a code interpreter, trained by {self.algorithm} in "
-            "an environment of retool-env, after [ReTool](https://arxiv.org/abs/2504.11536).",
+            "A language model that learned to use a code interpreter, trained by "
+            f"{self.algorithm} in an environment of retool-env, after [ReTool](https://arxiv.org/abs/2504.11536).",
             self._base(),
             self._task(),
             self._training(metrics, step),
@@ -171,8 +171,9 @@ class ModelCard:
         if self.task.id is None:
             command += " --env ID"
         return (
-            f"## How to evaluate\n\n{_block(command, 'console')}\n\nThe command takes the task from "
-            f"`retool.json`. Episodes are of revision {REVISION} of the environments; results of "
+            f"## How to evaluate\n\n{_block(command, 'console')}\n\n"
+            "The command takes the task from `retool.json`. "
+            f"Episodes are of revision {REVISION} of the environments; results of "
             "different revisions cannot be compared."
         )
 

@@ -79,8 +79,8 @@ def export(
     Args:
         folder: The folder of the evaluation, which may be the folder of an earlier version.
         to: The format.
-        out: The folder of the files; for `inspect` it may be a file that ends in `.eval` or `.json`.
-            `None`: `export/FORMAT` in the evaluation's folder.
+        out: The folder of the files; for `inspect` it may be a file that ends in `.eval` or
+            `.json`. `None`: `export/FORMAT` in the evaluation's folder.
         dataset: The benchmark's data set on the Hub, for `hub`. `None`: the environment's.
         task: The id of the benchmark's task, for `hub`. `None`: `default`.
         progress: Receives a line of progress for large folders; `None`: no progress is shown.
@@ -148,7 +148,7 @@ def counted(
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives the path of a temporary file beside `path`, which replaces it when the block ends well."""
+    """Gives the path of a temporary file, which replaces `path` when the block ends well."""
     part = path.with_name(f".{path.name}.part")
     try:
         yield part

@@ -1,8 +1,8 @@
 """An evaluation as a log of Inspect AI (https://inspect.aisi.org.uk), which `inspect view` shows.
 
-An episode becomes a sample: its problem is the sample's id, its number the epoch. A run of a program
-is a tool call with its result. The score `correct` is `C` or `I`; an episode that is not scored has
-an error and no score. The log is written without Inspect's package, sample by sample:
+An episode becomes a sample: its problem is the sample's id, its number the epoch. A run of a
+program is a tool call with its result. The score `correct` is `C` or `I`; an episode that is not
+scored has an error and no score. The log is written without Inspect's package, sample by sample:
 
 | file      | form                                                                  |
 |-----------|-----------------------------------------------------------------------|

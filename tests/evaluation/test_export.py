@@ -1,7 +1,6 @@
 """Exports hold every episode and call once, need little memory, and name what is wrong."""
 
 import csv
-import dataclasses
 import io
 import json
 import sys
@@ -17,10 +16,6 @@ from retool_env.evaluation.records import EpisodeRecord
 from retool_env.evaluation.rows import (
     CALL_COLUMNS,
     EPISODE_COLUMNS,
-    call_rows,
-    conversation,
-    describe,
-    episode_row,
 )
 from retool_env.execution import Execution, Outcome
 from retool_env.problem import Problem
@@ -142,99 +137,6 @@ def test_older_folders_are_exported(tmp_path):
     assert {(row["model"], row["env"], row["seed"]) for row in rows} == {
         ("runs/x", "ReTool-GSM8K-v0", "4")
     }
-    found = describe(tmp_path)
-    assert (found.k, found.revision, found.seconds, found.status) == (3, 2, 3.5, "finished")
-    (tmp_path / "results.json").unlink()  # the evaluation was stopped before its end
-    assert describe(tmp_path).status == "stopped"
-    (tmp_path / "results.json").write_text("[]")
-    with pytest.raises(DataError, match=r"results.json is damaged"):
-        describe(tmp_path)
-
-
-def test_a_row_has_the_columns_and_a_call_has_its_columns():
-    episode = EpisodeRecord("m", "own/1", 0, 0, transcript())
-    assert list(episode_row(episode, record())) == list(EPISODE_COLUMNS)
-    assert [list(row) for row in call_rows(episode, record())] == [list(CALL_COLUMNS)]
-
-
-@pytest.mark.parametrize(
-    ("shown", "content"),
-    [
-        ("\n<interpreter>\n42\n</interpreter>\n", "42"),
-        ("<|im_end|>\n<tool_response>\n42\n</tool_response><|im_end|>", "42"),
-        ("some notice", "some notice"),
-    ],
-)
-def test_a_conversation_shows_a_programs_output_without_tags(shown, content):
-    spans = (
-        Span("prompt", "q"),
-        Span("model", "Let me see.\n<code>print(42)</code>"),
-        Span("env", shown, execution=Execution(Outcome.OK, "42\n"), form="plain"),
-        Span("model", "<code>cut"),
-    )
-    made = Transcript(PROBLEM, spans, stop_reason=StopReason.CHARACTER_BUDGET)
-    assert conversation(made) == [
-        {"role": "user", "content": "q"},
-        {"role": "assistant", "content": "Let me see.", "program": "print(42)"},
-        {"role": "tool", "content": content},
-        {"role": "assistant", "content": "<code>cut"},
-    ]
-
-
-def test_a_notice_is_a_users_message_and_a_call_that_was_not_run_is_text():
-    spans = (
-        Span("prompt", "q"),
-        Span("model", "nothing"),
-        Span("env", "[Go on.]"),
-        Span("model", "<code>1</code>"),
-    )
-    made = Transcript(PROBLEM, spans, stop_reason=StopReason.CALL_LIMIT)
-    assert [(m["role"], m["content"]) for m in conversation(made)][1:] == [
-        ("assistant", "nothing"),
-        ("user", "[Go on.]"),
-        ("assistant", "<code>1</code>"),
-    ]
-
-
-# --- the Hub --------------------------------------------------------------------------------------
-
-
-def test_a_result_for_the_hub_is_in_its_form(evaluation, tmp_path):
-    path = export(evaluation, "hub", tmp_path / "repo", dataset="org/Bench", task="math")
-    assert path == tmp_path / "repo" / ".eval_results" / "bench_with_tools.yaml"
-    [entry] = yaml.safe_load(path.read_text())
-    assert entry["dataset"] == {"id": "org/Bench", "task_id": "math"}
-    assert entry["value"] == 66.67 and entry["date"] == "2026-01-02"
-    assert "1 episodes failed" in entry["notes"] and entry["notes"].startswith("With tools; avg@2")
-    hub = pytest.importorskip("huggingface_hub", reason="it reads the format")
-    [read] = hub.parse_eval_result_entries([entry])
-    assert (read.dataset_id, read.task_id, read.value) == ("org/Bench", "math", 66.67)
-    assert hub.eval_result_entries_to_yaml([read]) == [entry]
-
-
-def test_an_environments_data_set_is_known_and_a_model_without_tools_has_a_name_of_its_own(
-    tmp_path,
-):
-    text = dataclasses.replace(transcript(), interpreter=False)
-    path = export(folder_of(tmp_path / "e", text, env="ReTool-GSM8K-v0"), "hub")
-    assert path.name == "gsm8k.yaml"
-    [entry] = yaml.safe_load(path.read_text())
-    assert entry["dataset"]["id"] == "openai/gsm8k" and "Without tools" in entry["notes"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "options", "words"),
-    [
-        ({}, {}, "name a benchmark with --dataset ORG/NAME"),
-        ({}, {"dataset": "../x"}, "--dataset must be ORG/NAME"),
-        ({"status": "stopped"}, {"dataset": "a/b"}, "finish it with --resume"),
-    ],
-)
-def test_what_cannot_be_shown_on_the_hub_is_refused(fields, options, words, tmp_path):
-    folder = folder_of(tmp_path / "e", transcript(), **fields)
-    with pytest.raises(SettingsError, match=words):
-        export(folder, "hub", **options)
-    assert not (folder / "export").exists()
 
 
 # --- what is wrong --------------------------------------------------------------------------------

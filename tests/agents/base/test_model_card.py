@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: made of the run's settings and records, with a header for a hub."""
+"""The model card of a checkpoint: of the run's settings and records, with a header for a hub."""
 
 import json
 import re
