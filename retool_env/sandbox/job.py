@@ -5,7 +5,6 @@ for its descriptors and calls `step`, and calls `lapse` when the job's patience 
 """
 
 import codecs
-import math
 import os
 import select
 import signal
@@ -18,6 +17,7 @@ from retool_env.execution import Execution, Files, Limits, Outcome
 from retool_env.sandbox import processes
 from retool_env.sandbox.guest import wire
 from retool_env.sandbox.guests import Guest
+from retool_env.sandbox.kernel import bounds, signal_name
 from retool_env.sandbox.record import pack_files, read_record, unpack_files
 
 START_SECONDS = 30.0
@@ -27,29 +27,11 @@ GONE_SECONDS = 5.0
 """The longest time in which a guest ends a process."""
 _MOST_WAITING = 19  # wall-clock limits that a program may wait for a processor
 
-_SESSION_BLOCKS = 64  # a session may use as much processor time as this number of blocks
 _CHUNK = 1 << 16
 _BELL_BYTES = struct.calcsize(wire.BELL)
 _HEARD_BYTES = _BELL_BYTES + 1
 _FETCHED_BYTES = wire.FETCHED_BYTES * 3 // 2 + (1 << 20)  # in base64, with their names
 _CREDENTIALS = "3i"
-
-
-def bounds(limits: Limits, session: bool) -> wire.Bounds:
-    """The limits that the kernel enforces on a process.
-
-    Args:
-        limits: The limits of the program.
-        session: Whether the process runs more than one block.
-    """
-    # The wall clock strikes first, unless several threads run.
-    cpu = math.ceil(limits.wall_seconds) + 1
-    return wire.Bounds(
-        memory=limits.memory_mb << 20,
-        cpu=cpu * _SESSION_BLOCKS if session else cpu,
-        processes=limits.processes,
-        tmp=limits.tmp_mb << 20,
-    )
 
 
 class Job:
@@ -328,7 +310,7 @@ class Job:
         if self._code == -signal.SIGSYS:
             return Outcome.BLOCKED, "the program used a system call that is not allowed", ""
         if self._code < 0:
-            return Outcome.RUNTIME_ERROR, f"ended by {_signal_name(-self._code)}", ""
+            return Outcome.RUNTIME_ERROR, f"ended by {signal_name(-self._code)}", ""
         failed = self._code == wire.FAILURE and not self.session
         if failed and recorded and recorded[0] != Outcome.OK:
             return recorded
@@ -457,10 +439,3 @@ class Job:
             return 0.0
         waited = processes.waiting_seconds(self.pid) - self._waited
         return max(waited - (burden.seconds - self._burdened), 0.0)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # most real-time signals have no name
-        return f"signal {number}"
