@@ -8,7 +8,7 @@ import datetime
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from retool_env.commands.eval_settings import eval_settings
+from retool_env.commands.eval_settings import api_fields, eval_settings
 from retool_env.key_values import parse_settings
 
 if TYPE_CHECKING:
@@ -119,9 +119,6 @@ def make_record(plan: Plan, name: str, price: Price | None) -> EvalRecord:
         key: value if isinstance(value, str | int | float | list | None) else str(value)
         for key, value in vars(arguments).items()
     }
-    sampling: dict[str, Any] = {"temperature": arguments.temperature, "top_p": arguments.top_p}
-    sampling |= {"max_tokens": arguments.max_tokens} if arguments.api else {}
-    way = "tools" if arguments.native_tools else "completions" if arguments.completions else "chat"
     return EvalRecord(
         name=name,
         model=plan.model,
@@ -131,7 +128,7 @@ def make_record(plan: Plan, name: str, price: Price | None) -> EvalRecord:
         prompt=plan.rules.template,
         problems=len(plan.problems),
         fingerprint=fingerprint(plan.problems),
-        sampling=sampling | ({"way": way} if arguments.api else {"dtype": arguments.dtype}),
+        sampling=_sampling(arguments),
         k=arguments.k,
         seed=arguments.seed,
         checkpoint_task=None if plan.task is None else plan.task.to_json(),
@@ -141,3 +138,16 @@ def make_record(plan: Plan, name: str, price: Price | None) -> EvalRecord:
         price=None if price is None else dataclasses.asdict(price),
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
+
+
+def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The sampling settings; of an API the fields as they are sent."""
+    sampling = {name: getattr(arguments, name) for name in ("temperature", "top_p")}
+    if not arguments.api:
+        return {**sampling, "dtype": arguments.dtype}
+    sent = {name: number for name, number in sampling.items() if number is not None}
+    way = "tools" if arguments.native_tools else "completions" if arguments.completions else "chat"
+    fields = api_fields(arguments)
+    if "max_completion_tokens" not in fields:
+        fields = {"max_tokens": arguments.max_tokens, **fields}
+    return {**sent, **fields, "way": way}

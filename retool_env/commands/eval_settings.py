@@ -60,10 +60,34 @@ def eval_settings(
     asked = {name: number for name, number in asked.items() if number is not None}
     lines += task_lines(task, arguments, {**given, **asked})
     if arguments.max_tokens is None:
-        arguments.max_tokens = MAX_TOKENS
+        arguments.max_tokens = api_fields(arguments).get("max_completion_tokens", MAX_TOKENS)
     for name, number in {**sampling, **asked}.items():
-        setattr(arguments, name, number)
+        left_out = getattr(arguments, f"no_{name}")
+        setattr(arguments, name, None if left_out else number)
     return task, with_test_split(arguments.env, merged(usual, given)), lines
+
+
+_OF_APIS = (
+    *("api_key_env", "native_tools", "completions", "no_temperature", "no_top_p", "api_arg"),
+)
+
+
+def api_fields(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The further fields of an API's requests that the command names.
+
+    Raises:
+        SettingsError: A field is the policy's own, or the two limits on tokens differ.
+    """
+    from retool_env.rollout.openai.policy import check_extra
+
+    fields = check_extra(parse_settings(arguments.api_arg))
+    most = fields.get("max_completion_tokens")
+    if most is not None and arguments.max_tokens not in (None, most):
+        raise SettingsError(
+            f"--max-tokens {arguments.max_tokens} and max_completion_tokens={most} differ: give "
+            "one of the two"
+        )
+    return fields
 
 
 def eval_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -75,7 +99,7 @@ def eval_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
     from retool_env.protocol.prompt import default_prompt
 
     if arguments.api is None:
-        for name in ("api_key_env", "native_tools", "completions"):
+        for name in _OF_APIS:
             if getattr(arguments, name):
                 raise SettingsError(
                     f"--{name.replace('_', '-')} is for models behind an API: give --api"
@@ -136,6 +160,7 @@ def policy_maker(arguments: argparse.Namespace, rules: Rules) -> Callable[[], An
         way="tools" if arguments.native_tools else way,
         tool=Hermes(True, rules.session, rules.display).tools[0],
         max_tokens=arguments.max_tokens,
+        extra=api_fields(arguments),
         concurrency=arguments.batch,
         **sampling,
     )

@@ -81,8 +81,24 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="tokens of a response; behind an API, tokens of a turn (the checkpoint's, or "
         f"{MAX_TOKENS})",
     )
-    parser.add_argument("--temperature", type=float, help="(the checkpoint's, or the paper's: 1.0)")
-    parser.add_argument("--top-p", type=float, help="(the checkpoint's, or the paper's: 0.7)")
+    for option, default in (("temperature", "1.0"), ("top-p", "0.7")):
+        group = parser.add_mutually_exclusive_group()
+        group.add_argument(
+            f"--{option}", type=float, help=f"(the checkpoint's, or the paper's: {default})"
+        )
+        group.add_argument(
+            f"--no-{option}",
+            action="store_true",
+            help=f"behind an API: leave {option.replace('-', '_')} out of the requests",
+        )
+    parser.add_argument(
+        "--api-arg",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="behind an API: a further field of the requests, its value as JSON or text; repeat "
+        "the option for several",
+    )
     parser.add_argument(
         "--batch", type=int, default=32, help="episodes sampled together, or requests at once (32)"
     )
@@ -201,7 +217,8 @@ def _check(arguments: argparse.Namespace, price: Price | None) -> None:
     if below.is_absolute() or ".." in below.parts or not below.parts:
         raise SettingsError(f"--name must be a name below runs/eval, not {arguments.name!r}")
     given = parse_settings(arguments.settings)
-    check_no_secrets({"--sandbox": arguments.sandbox, "settings": given})
+    fields = parse_settings(arguments.api_arg)
+    check_no_secrets({"--sandbox": arguments.sandbox, "settings": given, "--api-arg": fields})
 
 
 def _folder(arguments: argparse.Namespace, plan: Plan) -> Path:
@@ -334,6 +351,7 @@ def _run(
         policy = make()
         if isinstance(policy, TextPolicy):
             policy.on_usage = records.charge
+            policy.on_answered_as = records.note_answer
         # Twice the batch of a local model: while programs of some episodes run, others fill it. No
         # more, since episodes that have begun and are not finished are lost with a killed process.
         concurrency = arguments.batch if arguments.api else 2 * arguments.batch

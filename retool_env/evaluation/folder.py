@@ -32,7 +32,7 @@ from retool_env.evaluation.records import (
 from retool_env.metrics.figures import Figure
 from retool_env.metrics.summary import Summary
 from retool_env.problem import Problem
-from retool_env.rollout.policy import Usage
+from retool_env.rollout.policy import AnsweredAs, Usage
 
 
 class Records:
@@ -110,7 +110,11 @@ class Records:
         self.ended = {each.key: each.failed for each in read_episodes(self.folder, tokens=False)}
         self.usage = read_usage(self.folder)
         return dataclasses.replace(
-            record, started=before.started, seconds=before.seconds, status="running"
+            record,
+            started=before.started,
+            seconds=before.seconds,
+            answered_as=before.answered_as,
+            status="running",
         )
 
     def append(self, episode: EpisodeRecord) -> None:
@@ -122,6 +126,14 @@ class Records:
         """Writes the tokens of an answered request."""
         _append(self.folder / USAGE, dataclasses.asdict(usage))
         self.usage += usage
+
+    def note_answer(self, names: AnsweredAs) -> None:
+        """Writes what an answer calls its model, if the record does not have it yet."""
+        values = dataclasses.asdict(names)
+        if values not in self.record.answered_as:
+            known = [*self.record.answered_as, values]
+            self.record = dataclasses.replace(self.record, answered_as=known)
+            self._write_record()
 
     def close(self, status: Status, seconds: float, cost: float | None = None) -> None:
         """Writes how the evaluation ended, and frees the folder.

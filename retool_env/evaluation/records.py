@@ -96,6 +96,8 @@ class EvalRecord:
     """Tokens that an API counted, all starts together."""
     cost: float | None = None
     """Dollars, by `price`; `None` without a price."""
+    answered_as: list[dict[str, str | None]] = field(default_factory=list)
+    """The distinct values of `model` and `system_fingerprint` in an API's answers, as they came."""
     schema: int = SCHEMA
     """The version of the folder's format."""
 
@@ -127,11 +129,11 @@ class EvalRecord:
         Numbers of samples and of problems, prices, versions, dates and an API's address may differ
         between two starts of one evaluation and are left out.
         """
-        mine, other_fields = (_frozen(record) for record in (self, other))
+        mine, theirs = (_frozen(record) for record in (self, other))
         return [
-            f"{name}: {_short(value)}, not {_short(other_fields.get(name))}"
-            for name, value in mine.items()
-            if value != other_fields.get(name)
+            f"{name}: {_short(mine.get(name))}, not {_short(theirs.get(name))}"
+            for name in mine | theirs
+            if mine.get(name) != theirs.get(name)
         ]
 
 

@@ -29,19 +29,19 @@ from retool_env.rollout.weights import Weights
 from retool_env.transcript import Transcript
 
 
-def check_sampling(temperature: float, top_p: float) -> None:
+def check_sampling(temperature: float | None, top_p: float | None) -> None:
     """Check the sampling settings, which are the same for every policy.
 
     Args:
-        temperature: The sampling temperature, 0 or more.
-        top_p: The nucleus mass, above 0 and at most 1.
+        temperature: The sampling temperature, 0 or more. `None`: not set.
+        top_p: The nucleus mass, above 0 and at most 1. `None`: not set.
 
     Raises:
         SettingsError: If a setting is out of range.
     """
-    if not temperature >= 0:
+    if temperature is not None and not temperature >= 0:
         raise SettingsError(f"temperature must not be negative, not {temperature}")
-    if not 0 < top_p <= 1:
+    if top_p is not None and not 0 < top_p <= 1:
         raise SettingsError(f"top_p must be above 0 and at most 1, not {top_p}")
 
 
@@ -191,6 +191,8 @@ class Usage:
     """The number of answers without figures; their tokens are missing from the sums."""
     cached_tokens: int = 0
     """The part of `prompt_tokens` that the API read from its cache."""
+    in_reasoning: int = 0
+    """The number of answers whose tag or call stands in the reasoning alone, where it has no effect."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -200,7 +202,19 @@ class Usage:
     def __str__(self) -> str:
         text = f"{self.requests} requests, {self.prompt_tokens:,} tokens in, "
         text += f"{self.completion_tokens:,} out"
-        return text + (f" ({self.uncounted} answers came without figures)" * bool(self.uncounted))
+        text += f" ({self.uncounted} answers came without figures)" * bool(self.uncounted)
+        apart = f" (in {self.in_reasoning} answers a tag or a call stands in the reasoning alone)"
+        return text + apart * bool(self.in_reasoning)
+
+
+@dataclass(frozen=True)
+class AnsweredAs:
+    """The model behind an answer, in the API's words."""
+
+    model: str | None
+    """The name of the model; `None`: not given."""
+    system_fingerprint: str | None
+    """The API's name of its hardware and software; `None`: not given."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +242,8 @@ class TextPolicy(BasePolicy, ABC):
     """The tokens of all turns so far; `None`: not counted."""
     on_usage: Callable[[Usage], None] | None = None
     """Called with the tokens of each answered request, also if the answer can't be used."""
+    on_answered_as: Callable[[AnsweredAs], None] | None = None
+    """Called with what an answer calls its model, once for each distinct value."""
 
     @abstractmethod
     async def write(self, transcript: Transcript, stop: Sequence[str], seed: int) -> TextGeneration:

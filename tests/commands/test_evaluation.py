@@ -80,6 +80,34 @@ def test_another_evaluation_is_not_resumed(capsys):
     assert "this one differs in seed: 1, not 0" in capsys.readouterr().err
 
 
+def test_further_fields_are_sent_recorded_and_part_of_what_is_resumed(capsys):
+    api = ModelAPI(answer)
+    fields = ("--api-arg", "reasoning_effort=high", "--api-arg", 'a={"b": [1, null]}')
+    left_out = ("--no-top-p", "--no-temperature", "--api-arg", "seed=null")
+    options = ("--problems", "1", "--k", "1")
+    with serving(api) as url:
+        ran(url, *options, *fields, *left_out, "--api-arg", "max_completion_tokens=77")
+        [request] = api.requests
+        assert {"temperature", "top_p", "seed", "max_tokens"}.isdisjoint(request)
+        sent = {"reasoning_effort": "high", "a": {"b": [1, None]}, "max_completion_tokens": 77}
+        assert sent.items() <= request.items()
+        assert record()["sampling"] == {**sent, "seed": None, "way": "chat"}
+        ran(url, *options, *left_out, "--resume", status=1)
+    err = capsys.readouterr().err
+    assert "sampling.reasoning_effort: None, not 'high'" in err
+    assert "sampling.max_tokens: 1024, not None" in err
+    assert len(api.requests) == 1
+
+
+def test_what_answers_call_their_model_is_recorded_over_all_starts():
+    api = ModelAPI(answer)
+    with serving(api) as url:
+        ran(url, "--problems", "1", "--k", "1")
+        before = record()["answered_as"]
+        ran(url, "--problems", "1", "--k", "2", "--resume")
+    assert before == record()["answered_as"] == [{"model": "m", "system_fingerprint": None}]
+
+
 def test_too_many_failed_episodes_give_status_1_and_are_run_again(capsys):
     broken = True
 
@@ -153,6 +181,13 @@ def test_several_models_and_environments_are_one_table(capsys):
         (("--price", "1"), "--price must be in,out"),
         (("--retry-failed",), "--retry-failed goes with --resume"),
         (("--force",), "--force goes with --resume"),
+        (("--api-arg", "temperature=1"), "temperature can't be an extra field of a request"),
+        (("--api-arg", "api_key=sk-1"), "--api-arg.api_key would be shown and stored"),
+        (("--api-arg", "x"), "'x' is no key=value"),
+        (
+            ("--api-arg", "max_completion_tokens=5", "--max-tokens", "6"),
+            "--max-tokens 6 and max_completion_tokens=5 differ",
+        ),
         (("--name", "../evil"), "--name must be a name below runs/eval"),
         (("--name", "/evil"), "--name must be a name below runs/eval"),
     ],
@@ -163,6 +198,13 @@ def test_wrong_options_are_named_before_anything_begins(options, words, capsys):
     without = [part for part in COMMAND if part not in ("--out", "found")]
     ran("http://h/v1", "--resume", status=1, command=without)
     assert "--resume needs the evaluation's --name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--no-top-p", "--no-temperature", "--api-arg=a=1"])
+def test_fields_of_requests_are_for_apis(option, capsys):
+    assert main([*COMMAND, option]) == 1
+    name = option.partition("=")[0]
+    assert f"{name} is for models behind an API: give --api" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("share", ["-1", "2", "x", "101%"])

@@ -27,6 +27,7 @@ from retool_env.protocol.calls import TOOL_NAME, code_of
 from retool_env.protocol.program import Form, Program, read_program
 from retool_env.protocol.tags import CODE_CLOSE, CODE_OPEN, RESULT_CLOSE, RESULT_OPEN, closing_tags
 from retool_env.protocol.turn import TurnKind
+from retool_env.rollout.openai.ends import End
 from retool_env.rollout.policy import TurnEnd
 from retool_env.transcript import Transcript
 
@@ -116,7 +117,7 @@ def _native(name: str, arguments: object) -> Program:
 
 
 def completed(
-    text: str, finish: str | None, extra: Mapping[str, Any], stop: Sequence[str], sent: bool = True
+    text: str, end: End, extra: Mapping[str, Any], stop: Sequence[str], sent: bool = True
 ) -> tuple[str, TurnEnd]:
     """Put back the closing tag that the API cut off, and tell why the turn ended.
 
@@ -124,11 +125,11 @@ def completed(
     (`matched_stop`) name that string; `null` or a token id there means that no stop string ended
     the turn. If the API gives neither field, the turn is taken to have ended with the closing tag
     of the last open block. A model that ends its sequence inside a block can't be told apart from
-    this case.
+    this case, except where the finish reason says so (`eos`).
 
     Args:
         text: The text of the API's choice.
-        finish: The `finish_reason` of the choice.
+        end: The end that the finish reason of the choice names.
         extra: The fields of the choice that the OpenAI API does not define.
         stop: The closing tags.
         sent: Whether the request named the closing tags as stop strings.
@@ -138,9 +139,9 @@ def completed(
     """
     if any(tag in text for tag in stop):
         return text, "tag"
-    if finish == "length":
+    if end == "cut":
         return text, "length"
-    tag = _cut_tag(text, extra, stop) if sent and finish == "stop" else None
+    tag = _cut_tag(text, extra, stop) if sent and end == "stop" else None
     return (text, "eos") if tag is None else (text + tag, "tag")
 
 

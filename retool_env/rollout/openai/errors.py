@@ -8,7 +8,7 @@ client has already used up its retries.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from retool_env.errors import APIForbidden, APIUnreachable, PolicyUnavailable, SettingsError
@@ -21,12 +21,29 @@ if TYPE_CHECKING:
 
 ERROR_CHARACTERS = 300
 """The most characters of an API's message that are shown."""
+_SEARCHED = 5000
+"""The most characters of an API's message that are searched."""
 
 _OPTIONAL = ("stop", "seed", "parallel_tool_calls", "max_tokens")
 _UNKNOWN = re.compile(
     r"not support|unsupported|not permitted|unrecognized|unknown|unexpected|extra"
 )
-_FULL = re.compile(r"context[ _](length|size|window)|prompt is too long")
+# The words of OpenAI, vLLM, SGLang, Mistral and llama.cpp; Anthropic; Gemini; Groq and Cerebras;
+# SGLang; vLLM; Together and TGI; xAI.
+_FULL = re.compile(
+    r"context[ _](?:length|size|window|limit)"
+    r"|(?:prompt|input|conversation|messages?) (?:is|are) too long|input length too long"
+    r"|token count \(?\d*\)? ?exceeds the (?:maximum|limit)"
+    r"|reduce the length of (?:the|your) (?:messages|prompt|input)"
+    r"|exceeds the maximum (?:allowed|input|sequence) length"
+    r"|longer than the (?:maximum model|model's) "
+    r"|inputs?`? tokens \+ `?max_new_tokens`? must be"
+    r"|maximum prompt length"
+)
+_CONTEXT_CODE = "context_length_exceeded"
+_NOT_FULL = (401, 403, 404, 429)
+"""Statuses of keys, models and rates: an error about the tokens of a minute is not about a context."""
+_LEFT_OUT = {"temperature": "--no-temperature", "top_p": "--no-top-p"}
 
 
 def api_message(error: APIError, key: str | None = None) -> str:
@@ -36,20 +53,36 @@ def api_message(error: APIError, key: str | None = None) -> str:
         error: The error of the client.
         key: The key of the API, which some APIs repeat and which is removed. `None`: no key.
     """
-    body = error.body
+    return redact(_words(error), key, most=ERROR_CHARACTERS)
+
+
+def _words(error: APIError) -> str:
+    body: Any = error.body
+    if isinstance(body, list) and body:  # Gemini puts the error into a list
+        body = body[0]
+        body = body.get("error", body) if isinstance(body, Mapping) else body
     if isinstance(body, Mapping):
         message = body.get("message")
         body = message if isinstance(message, str) else str(dict(body))
-    return redact(str(body) if body else error.message, key, most=ERROR_CHARACTERS)
+    return str(body) if body else error.message
 
 
 def refused_field(error: APIError, request: Mapping[str, Any]) -> str | None:
     """The optional field of a request that the API does not support, if its error names one."""
-    words = api_message(error).lower()
-    if getattr(error, "status_code", None) not in (400, 422) or not _UNKNOWN.search(words):
+    if getattr(error, "status_code", None) not in (400, 422):
         return None
+    words = _words(error)[:_SEARCHED].lower()
+    if not _UNKNOWN.search(words):
+        return None
+    return _named(_OPTIONAL, error, words, request)
+
+
+def _named(
+    names: Iterable[str], error: APIError, words: str, request: Mapping[str, Any]
+) -> str | None:
+    """The first of these fields of a request that an error names."""
     named = error.param if isinstance(error.param, str) and error.param else words
-    for name in _OPTIONAL:
+    for name in names:
         if name in request and re.search(rf"\b{name}\b", named):
             return name
     return None
@@ -57,7 +90,10 @@ def refused_field(error: APIError, request: Mapping[str, Any]) -> str | None:
 
 def context_is_full(error: APIError) -> bool:
     """Whether the error says that the conversation is longer than the model's context."""
-    return bool(_FULL.search(api_message(error).lower()))
+    if getattr(error, "status_code", None) in _NOT_FULL:
+        return False
+    words = _words(error)[:_SEARCHED].lower()
+    return error.code == _CONTEXT_CODE or bool(_FULL.search(words))
 
 
 def explained(
@@ -102,4 +138,20 @@ def explained(
             f"{url} does not serve the model {request['model']!r}, or is not an API (the URL of an "
             f"API mostly ends in /v1; {url}/models lists the models): {words}"
         )
-    return RequestRefused(f"{url} refuses the request: {words}")
+    field = _named(_LEFT_OUT, error, words, request)
+    cure = f" ({_LEFT_OUT[field]} leaves {field} out)" if field else ""
+    return RequestRefused(f"{url} refuses the request: {words}{cure}")
+
+
+def too_long(url: str, problem: str, words: str) -> RequestRefused:
+    """The exception for a first prompt that does not fit into the model's context.
+
+    Args:
+        url: The address of the API.
+        problem: The id of the problem.
+        words: The API's message.
+    """
+    return RequestRefused(
+        f"the prompt of {problem} is too long for the context of the model at {url}: take a "
+        f"shorter prompt_template or a smaller --max-tokens, or leave such problems out: {words}"
+    )

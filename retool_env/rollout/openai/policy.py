@@ -16,6 +16,8 @@ episode is tried again and is never scored.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -26,15 +28,35 @@ from retool_env.errors import MissingPackage, PolicyUnavailable, SettingsError
 from retool_env.protocol.hermes import Hermes
 from retool_env.protocol.program import Form
 from retool_env.protocol.tags import CODE_CLOSE
+from retool_env.rollout.openai.answers import (
+    answered_as,
+    called,
+    calls_of,
+    first_choice,
+    reasoning_of,
+    stands_in_reasoning,
+    text_of,
+    usage_of,
+)
 from retool_env.rollout.openai.chat import call_form, call_text, completed, messages_of
+from retool_env.rollout.openai.ends import guessed_end, named_end
 from retool_env.rollout.openai.errors import (
     ERROR_CHARACTERS,
+    api_message,
     context_is_full,
     explained,
     refused_field,
+    too_long,
 )
-from retool_env.rollout.policy import TextGeneration, TextPolicy, TurnEnd, Usage, check_sampling
-from retool_env.servers.address import check_key, check_url, redact
+from retool_env.rollout.policy import (
+    AnsweredAs,
+    TextGeneration,
+    TextPolicy,
+    TurnEnd,
+    Usage,
+    check_sampling,
+)
+from retool_env.servers.address import check_key, check_no_secrets, check_url, redact
 from retool_env.servers.background import closed_at_the_end
 from retool_env.servers.bounded import bounded_client
 from retool_env.transcript import Transcript
@@ -48,8 +70,17 @@ Way = Literal["chat", "tools", "completions"]
 _CONNECT_SECONDS = 10.0
 # The most bytes of an answer: a fixed part, and a part for each of its tokens.
 _ANSWER_BYTES, _TOKEN_BYTES = 1 << 20, 1 << 10
-# The finish reasons of a complete turn; Together gives `eos`.
-_ENDS = ("stop", "eos", "length", "tool_calls", "function_call", None)
+# The fields that the policy fills by itself, or that would change the form of an answer.
+_OWN = (
+    *("model", "messages", "prompt", "tools", "functions", "stream", "stream_options", "n"),
+    *("best_of", "echo", "suffix", "temperature", "top_p", "max_tokens"),
+)
+# The fields that `extra` may leave out or set otherwise.
+_OPEN = ("seed", "stop", "parallel_tool_calls")
+_OWN_CURE = "set it by the option or the argument of that name, if there is one"
+_FINISH_CHARACTERS = 40
+_MOST_NAMES = 100
+"""The most distinct names of its model that are kept of an API."""
 
 _log = logging.getLogger(__name__)
 
@@ -77,11 +108,14 @@ class OpenAIPolicy(TextPolicy):
             that continues a text verbatim, without a chat template, for base models.
         tool: The JSON schema of the tool. `None`: the tool for programs without a session and a
             display.
-        temperature: The sampling temperature; it is always sent.
-        top_p: The nucleus mass of sampling; it is always sent. A server may add settings of its
-            own, such as the top-k of a model's generation config in vLLM (`--generation-config
-            vllm` keeps them out).
+        temperature: The sampling temperature. `None`: the field is left out.
+        top_p: The nucleus mass of sampling. `None`: the field is left out. A server may add
+            settings of its own, such as the top-k of a model's generation config in vLLM
+            (`--generation-config vllm` keeps them out).
         max_tokens: The most tokens of one turn.
+        extra: Further fields of each request, for example `{"reasoning_effort": "high"}`.
+            `max_completion_tokens` takes the place of `max_tokens`. The value `None` for `seed`,
+            `stop` or `parallel_tool_calls` leaves that field out.
         concurrency: The most requests at once.
         timeout: The seconds that a whole request may take, including its answer.
         retries: The number of times that a request is sent again after the status 408, 409, 429 or
@@ -102,9 +136,10 @@ class OpenAIPolicy(TextPolicy):
         *,
         way: Way = "chat",
         tool: Mapping[str, Any] | None = None,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        temperature: float | None = 1.0,
+        top_p: float | None = 1.0,
         max_tokens: int = 4096,
+        extra: Mapping[str, Any] | None = None,
         concurrency: int = 32,
         timeout: float = 600.0,
         retries: int = 8,
@@ -118,6 +153,9 @@ class OpenAIPolicy(TextPolicy):
         if way not in get_args(Way):
             raise SettingsError(f"way must be one of {', '.join(get_args(Way))}, not {way!r}")
         check_sampling(temperature, top_p)
+        extra = check_extra(extra or {}, api_key)
+        renamed = "max_completion_tokens" in extra
+        max_tokens = extra.pop("max_completion_tokens", max_tokens)
         if max_tokens < 1 or concurrency < 1 or retries < 0 or not timeout > 0:
             raise SettingsError(
                 "max_tokens, concurrency and timeout must be positive, and retries not negative: "
@@ -131,12 +169,18 @@ class OpenAIPolicy(TextPolicy):
         self.top_p = top_p
         self._api_key = api_key
         self._tool = Hermes().tools[0] if tool is None else tool
-        self._sampling = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+        sampling = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+        self._sampling = {name: value for name, value in sampling.items() if value is not None}
+        self._budget = max_tokens
+        self._open = {name: extra.pop(name) for name in _OPEN if name in extra}
+        self._extra = extra
         self._most_bytes = _ANSWER_BYTES + _TOKEN_BYTES * max_tokens
         self._concurrency = concurrency
         self._timeout = timeout
         self._retries = retries
-        self._refused: set[str] = set()
+        self._refused = {"max_tokens"} if renamed else set[str]()
+        self._warned: set[str] = set()
+        self._names: set[AnsweredAs] = set()
         self._answered = False
         self._silent = False
         self._connection: _Connection | None = None
@@ -170,7 +214,7 @@ class OpenAIPolicy(TextPolicy):
             while True:
                 request = self._request(transcript, stop, seed)
                 try:
-                    reply, usage = await self._send(connection.client, request)
+                    choice, usage = await self._send(connection.client, request, stop)
                     break
                 except openai.APIError as error:
                     field = refused_field(error, request)
@@ -178,15 +222,19 @@ class OpenAIPolicy(TextPolicy):
                         if field not in self._refused:
                             _log.warning("%s does not support %s: left out", self.model, field)
                             self._refused.add(field)
-                    elif context_is_full(error) and transcript.response:
-                        return TextGeneration("", "length", time.monotonic() - started)
+                    elif context_is_full(error):
+                        if transcript.response:
+                            return TextGeneration("", "length", time.monotonic() - started)
+                        words = api_message(error, self._api_key)
+                        raise too_long(self.base_url, transcript.problem.id, words) from None
                     else:
                         # `from None`: the client's own error may show the key.
                         raise explained(
                             error, self.base_url, request, self._answered, self._api_key
                         ) from None
             seconds = time.monotonic() - started
-        text, reason, form = self._read(reply, stop, "stop" in request)
+        written = None if usage.uncounted else usage.completion_tokens
+        text, reason, form = self._read(choice, stop, "stop" in request, written)
         # A JSON escape can hold a lone surrogate, which no API accepts in a later request.
         text = text.encode("utf-8", "backslashreplace").decode()
         return TextGeneration(text, reason, seconds, form, usage)
@@ -227,14 +275,19 @@ class OpenAIPolicy(TextPolicy):
                 request |= {"tools": [self._tool], "parallel_tool_calls": False}
         if "max_tokens" in self._refused:
             request["max_completion_tokens"] = request["max_tokens"]
-        return {name: value for name, value in request.items() if name not in self._refused}
+        left_out = {name for name, value in self._open.items() if value is None} | self._refused
+        request |= {name: value for name, value in self._open.items() if name in request}
+        return {name: value for name, value in request.items() if name not in left_out}
 
-    async def _send(self, client: AsyncOpenAI, request: dict[str, Any]) -> tuple[Any, Usage]:
+    async def _send(
+        self, client: AsyncOpenAI, request: dict[str, Any], stop: Sequence[str]
+    ) -> tuple[Any, Usage]:
+        """Send a request, and return the first choice of the answer and its tokens."""
         endpoint = client.completions if self.way == "completions" else client.chat.completions
         # The client does not report that it sends a request again.
         timer = asyncio.get_running_loop().call_later(self._timeout, self._warn_of_silence)
         try:
-            reply = await endpoint.create(**request)
+            reply = await endpoint.create(**request, extra_body=self._extra or None)
         except (ValueError, RecursionError) as error:  # not UTF-8, or too long a number or nesting
             shown = self._shown(error)
             raise PolicyUnavailable(f"{self.base_url} answers with broken JSON: {shown}") from None
@@ -246,16 +299,32 @@ class OpenAIPolicy(TextPolicy):
                 f"/v1); it answers: {self._shown(reply)!r}"
             )
         self._answered, self._silent = True, False
-        usage = _usage_of(reply)
+        usage, choice = usage_of(reply), first_choice(reply)
+        if choice is not None and stands_in_reasoning(choice, stop):
+            usage = dataclasses.replace(usage, in_reasoning=1)
+            text = (
+                "%s wrote an answer or a call in its reasoning alone, which %s keeps apart from "
+                "the text: it does not count (start the server without a reasoning parser, or ask "
+                "for the answer outside of the reasoning)"
+            )
+            self._warn_once("reasoning", text, self.model, self.base_url)
         self.usage += usage
         if self.on_usage is not None:
             self.on_usage(usage)
-        choices = getattr(reply, "choices", None)
-        # A proxy answers so when the server behind it failed.
-        if not choices or not isinstance(choices, list):
+        names = answered_as(reply, self._api_key)
+        if names is not None and names not in self._names and len(self._names) < _MOST_NAMES:
+            self._names.add(names)
+            if self.on_answered_as is not None:
+                self.on_answered_as(names)
+        if choice is None:
             shown = self._shown(getattr(reply, "model_extra", reply))
             raise PolicyUnavailable(f"{self.base_url} answers without a choice: {shown}")
-        return choices[0], usage
+        return choice, usage
+
+    def _warn_once(self, what: str, text: str, *values: object) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            _log.warning(text, *values)
 
     def _shown(self, words: object) -> str:
         """The API's words, shortened and without the key."""
@@ -269,76 +338,73 @@ class OpenAIPolicy(TextPolicy):
             _log.warning(text, self.base_url, self._timeout, self._retries)
 
     def _read(
-        self, choice: Any, stop: Sequence[str], sent: bool
+        self, choice: Any, stop: Sequence[str], sent: bool, written: int | None
     ) -> tuple[str, TurnEnd, Form | None]:
-        """The text of a choice's turn, why it ended, and the form of a native call's program."""
+        """The text of a choice's turn, why it ended, and the form of a native call's program.
+
+        Args:
+            choice: The choice.
+            stop: The closing tags.
+            sent: Whether the request named the closing tags as stop strings.
+            written: The tokens of the turn; `None` where the API does not count them.
+        """
         finish = getattr(choice, "finish_reason", None)
-        if finish not in _ENDS:
+        end = named_end(finish)
+        if end == "broken":
             raise PolicyUnavailable(f"{self.base_url} broke the turn off: {self._shown(finish)}")
         plain = self.way == "completions"
         message: Any = getattr(choice, "message", None)
-        text = getattr(choice, "text", None) if plain else _text_of(message)
+        text = getattr(choice, "text", None) if plain else text_of(message)
         # A call that the limit on tokens cut off does not count.
-        calls = None if plain or finish == "length" else getattr(message, "tool_calls", None)
-        called = _called(calls) if calls else None
-        if not isinstance(text, str) or (calls and called is None):
+        calls = None if plain or end == "cut" else calls_of(message)
+        call = called(calls) if calls else None
+        if not isinstance(text, str) or (calls and call is None):
             shown = self._shown(choice)
             raise PolicyUnavailable(f"{self.base_url} answers without a turn: {shown}")
-        if called is not None:
-            return call_text(text, *called), "tag", call_form(text, *called)
+        if call is not None:
+            return call_text(text, *call), "tag", call_form(text, *call)
+        if end is None:
+            end = guessed_end(text, written, self._budget, stop)
+            if finish:
+                name = self._shown(finish)[:_FINISH_CHARACTERS]
+                text_ = "%s ends a turn for the unknown reason %r: taken for %s"
+                what = "cut by its length" if end == "cut" else "complete"
+                self._warn_once(f"finish {name}", text_, self.base_url, name, what)
         extra: Mapping[str, Any] = choice.model_extra or {}
         tagged = any(extra.get(name) in stop for name in ("stop_reason", "matched_stop"))
-        if not plain and not text and tagged:
-            apart = message.model_extra or {}
-            thought = apart.get("reasoning_content") or apart.get("reasoning")
-            if isinstance(thought, str) and thought:
-                raise SettingsError(
-                    f"{self.model} wrote a tag inside its reasoning, which {self.base_url} keeps "
-                    "apart from the text: start the server without a reasoning parser, so that the "
-                    "tags can be read"
-                )
-        return *completed(text, finish, extra, stop, sent), None
+        if not plain and not text and tagged and reasoning_of(message):
+            raise SettingsError(
+                f"{self.model} wrote a tag inside its reasoning, which {self.base_url} keeps "
+                "apart from the text: start the server without a reasoning parser, so that the "
+                "tags can be read"
+            )
+        return *completed(text, end, extra, stop, sent), None
 
 
-# The client does not check that the values of an answer have their declared types.
-def _text_of(message: Any) -> Any:
-    """The text of a message; 0 if it has no valid text.
+def check_extra(extra: Mapping[str, Any], key: str | None = None) -> dict[str, Any]:
+    """Check the further fields of requests to an API.
 
-    Mistral's reasoning models give the text in parts, beside parts that hold the reasoning.
-    """
-    content = getattr(message, "content", 0)
-    if isinstance(content, list):
-        parts = [part for part in content if isinstance(part, Mapping)]
-        texts: list[Any] = [part.get("text") for part in parts if part.get("type") == "text"]
-        return "".join(texts) if all(isinstance(text, str) for text in texts) else 0
-    return "" if content is None else content
-
-
-def _usage_of(reply: Any) -> Usage:
-    """The token counts of an answer, checked."""
-    used = getattr(reply, "usage", None)
-    prompt: Any = getattr(used, "prompt_tokens", None)
-    written: Any = getattr(used, "completion_tokens", None)
-    if not (_is_count(prompt) and _is_count(written)):
-        return Usage(requests=1, uncounted=1)
-    cached: Any = getattr(getattr(used, "prompt_tokens_details", None), "cached_tokens", None)
-    return Usage(1, prompt, written, 0, min(cached, prompt) if _is_count(cached) else 0)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _called(calls: Any) -> tuple[str, Any] | None:
-    """The name and the arguments of a message's first native call, of whatever tool.
+    Args:
+        extra: The fields.
+        key: The key of the API, which no field may hold. `None`: no key.
 
     Returns:
-        `None` if the first entry is not a call.
+        A copy of the fields.
+
+    Raises:
+        SettingsError: A field is the policy's own, holds a secret, or can't be written as JSON.
     """
-    call: Any = calls[0] if isinstance(calls, list) else None
-    if not hasattr(call, "to_dict"):
-        return None
-    values = call.to_dict(warnings=False)
-    made = values.get("function") or values.get("custom")  # the latter has free text
-    made = made if isinstance(made, Mapping) else {}
-    return str(made.get("name")), made.get("arguments", made.get("input"))
+    for name in extra:
+        if name in _OWN:
+            raise SettingsError(f"{name} can't be an extra field of a request: {_OWN_CURE}")
+    check_no_secrets(extra)
+    try:
+        text = json.dumps(extra, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SettingsError(f"the extra fields of a request must be JSON: {error}") from None
+    if redact(text, key) != text:
+        raise SettingsError("an extra field of a request holds a key, which would be stored")
+    most = extra.get("max_completion_tokens", 1)
+    if type(most) is not int or most < 1:
+        raise SettingsError(f"max_completion_tokens must be a positive whole number, not {most!r}")
+    return dict(extra)

@@ -16,6 +16,7 @@ from retool_env.protocol.result import is_empty_program
 from retool_env.protocol.tags import closing_tags, parse_turn
 from retool_env.protocol.turn import TurnKind
 from retool_env.rollout.openai.chat import call_form, call_text, completed, messages_of
+from retool_env.rollout.openai.ends import ENDS
 from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
 from retool_env.transcript import Transcript
@@ -189,7 +190,7 @@ CODE, ANSWER = "a <code>x", "a <answer>1"
         # It was no stop.
         (CODE, "length", {}, (CODE, "length")),
         (CODE, "eos", {}, (CODE, "eos")),
-        (CODE, None, {}, (CODE, "eos")),
+        (CODE, "tool_calls", {}, (CODE, "eos")),
         # The tag is there.
         (CODE + "</code>", "stop", {}, (CODE + "</code>", "tag")),
         (CODE + "</code>", "stop", {"stop_reason": "</code>"}, (CODE + "</code>", "tag")),
@@ -197,7 +198,7 @@ CODE, ANSWER = "a <code>x", "a <answer>1"
     ],
 )
 def test_the_closing_tag_is_put_back_only_where_it_was_cut_off(text, finish, extra, expected):
-    assert completed(text, finish, extra, STOP) == expected
+    assert completed(text, ENDS[finish], extra, STOP) == expected
 
 
 def test_nothing_is_put_back_that_was_not_asked_for():

@@ -19,6 +19,7 @@ from retool_env.rollout.openai.errors import (  # noqa: E402
     context_is_full,
     explained,
     refused_field,
+    too_long,
 )
 
 URL = "http://h/v1"
@@ -79,7 +80,72 @@ def test_only_a_field_that_changes_no_meaning_is_left_out(error, field):
     assert refused_field(error, REQUEST) == field
 
 
-def test_a_full_context_is_recognised_and_long_texts_are_cut():
-    assert context_is_full(refusal(400, "This model's maximum context length is 9"))
-    assert not context_is_full(refusal(400, "bad words"))
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This model's maximum context length is 4097 tokens. However, your messages resulted in "
+        "4294 tokens. Please reduce the length of the messages.",
+        "This model's maximum context length is 4096 tokens. However, you requested 5120 tokens.",
+        "prompt is too long: 208310 tokens > 200000 maximum",
+        "input length and `max_tokens` exceed context limit: 199759 + 8192 > 200000, decrease "
+        "input length or `max_tokens` and try again",
+        "The input token count (1200293) exceeds the maximum number of tokens allowed (1048576).",
+        "Please reduce the length of the messages or completion.",
+        "Input length (160062 tokens) exceeds the maximum allowed length (59862 tokens).",
+        "The input (61709 tokens) is longer than the model's context length (40960 tokens).",
+        "Requested token count exceeds the model's maximum context length of 202752 tokens.",
+        "Prompt contains 40000 tokens and 0 draft tokens, too large for model with 32768 maximum "
+        "context length",
+        "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4097. Given: 5012 "
+        "`inputs` tokens and 4096 `max_new_tokens`",
+        "The decoder prompt (length 5000) is longer than the maximum model length of 4096.",
+        "the request exceeds the available context size, try increasing it",
+        "This model's maximum prompt length is 500000 but the request contains 907154 tokens.",
+        "x" * 400 + " context_length_exceeded",
+    ],
+)
+def test_a_full_context_is_recognised_in_the_words_of_every_api(message):
+    assert context_is_full(refusal(400, message))
+    assert not context_is_full(refusal(429, message))  # the tokens of a minute
+    assert context_is_full(refusal(422, "too much", code="context_length_exceeded"))
+    listed = refusal(400, "")
+    listed.body = [{"error": {"message": message}}]
+    assert context_is_full(listed)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "bad words",
+        "max_tokens must be at most 8192",
+        "Invalid value for 'max_tokens': exceeds the maximum",
+        "Request too large for model `m` on tokens per minute (TPM): Limit 6000, Requested 8000, "
+        "please reduce your message size and try again",
+        "string too long",
+    ],
+)
+def test_other_refusals_are_no_full_context(message):
+    assert not context_is_full(refusal(400, message))
+
+
+def test_a_first_prompt_that_is_too_long_is_named():
+    assert "the prompt of aime/3 is too long" in str(too_long(URL, "aime/3", "words"))
+
+
+def test_a_refused_sampling_setting_names_the_option_that_leaves_it_out():
+    error = refusal(400, "Unsupported parameter: 'temperature'", param="temperature")
+    assert "(--no-temperature leaves temperature out)" in str(explained(error, URL, REQUEST, True))
+    words = "`temperature` and `top_p` cannot both be specified"
+    raised = explained(refusal(400, words), URL, {"model": "m", "top_p": 1.0}, True)
+    assert "--no-top-p leaves top_p out" in str(raised)
+
+
+def test_a_list_of_errors_is_read():
+    listed = refusal(400, "")
+    listed.body = [{"error": {"message": 'Unknown name "seed": Cannot find field.'}}]
+    assert api_message(listed) == 'Unknown name "seed": Cannot find field.'
+    assert refused_field(listed, REQUEST) == "seed"
+
+
+def test_long_texts_are_cut():
     assert len(api_message(refusal(400, "x" * 9999))) <= ERROR_CHARACTERS + 10

@@ -409,6 +409,108 @@ def test_an_address_that_is_no_api():
             play(OpenAIPolicy("m", url))
 
 
+# --- further fields -----------------------------------------------------------------------------
+
+
+def test_fields_may_be_left_out_and_added():
+    extra = {
+        "reasoning_effort": "high",
+        "chat_template_kwargs": {"enable_thinking": False},
+        "seed": None,
+        "stop": None,
+    }
+    with policy_of(solver) as (api, make):
+        policy = make(temperature=None, top_p=None, extra=extra, max_tokens=9)
+        assert play(policy)[0].correct
+    assert api.requests[0] == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "Q 6 * 7?\n"}],
+        "max_tokens": 9,
+        "reasoning_effort": "high",
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+
+
+def test_the_other_name_of_the_limit_on_tokens_takes_its_place():
+    with policy_of(solver) as (api, make):
+        write(make(extra={"max_completion_tokens": 50, "seed": 7}))
+    assert api.requests[0]["max_completion_tokens"] == 50 and api.requests[0]["seed"] == 7
+    assert "max_tokens" not in api.requests[0]
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ({"model": "x"}, "model can't be an extra field"),
+        ({"stream": True}, "stream can't be an extra field"),
+        ({"temperature": 1}, "temperature can't be an extra field"),
+        ({"api_key": "x"}, "api_key would be shown"),
+        ({"a": {"access_token": "x"}}, r"a\.access_token would be shown"),
+        ({"a": ["http://user:word@host"]}, "a holds a key, or a URL with one"),
+        ({"a": "sk-the-key-itself"}, "holds a key"),
+        ({"a": float("nan")}, "must be JSON"),
+        ({"a": {1}}, "must be JSON"),
+        ({"max_completion_tokens": 0}, "must be a positive whole number, not 0"),
+        ({"max_completion_tokens": "9"}, "must be a positive whole number"),
+    ],
+)
+def test_wrong_extra_fields_are_refused_and_show_no_key(extra, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        OpenAIPolicy("m", "http://h/v1", "sk-the-key-itself", extra=extra)
+    assert "sk-the-key" not in str(caught.value) and "word@" not in str(caught.value)
+
+
+@pytest.mark.parametrize("finish", ["FINISHED", "", None])
+def test_a_turn_that_ends_for_an_unknown_reason_ends_by_its_text(finish, caplog):
+    texts = ["So <code>print(6 * 7)", "It is <answer>42"]
+    bodies = [{"choices": [{"finish_reason": finish, "message": {"content": t}}]} for t in texts]
+    with policy_of(solver) as (api, make):
+        api.failures = [JSONResponse(body) for body in bodies * 2]
+        policy = make()
+        assert all(play(policy)[0].correct for _ in range(2))
+    said = [r.getMessage() for r in caplog.records if "unknown reason" in r.getMessage()]
+    assert len(said) == (finish == "FINISHED")
+
+
+def test_a_turn_without_a_reason_that_fills_the_budget_is_cut():
+    usage = {"prompt_tokens": 1, "completion_tokens": 9}
+    body = {"choices": [{"finish_reason": None, "message": {"content": "So"}}], "usage": usage}
+    with policy_of(solver) as (api, make):
+        api.failures = [JSONResponse(body), JSONResponse(body)]
+        assert write(make(max_tokens=9)).stop_reason == "length"
+        assert write(make(max_tokens=10)).stop_reason == "eos"
+
+
+def test_a_call_in_the_older_form_is_a_call():
+    called = {"name": CALL[0], "arguments": CALL[1]}
+    message = {"content": None, "function_call": called}
+    body = {"choices": [{"finish_reason": "function_call", "message": message}]}
+    with policy_of(lambda _: Reply("<answer>42</answer>")) as (api, make):
+        api.failures = [JSONResponse(body)]
+        [transcript] = play(make(way="tools"), TOOLS)
+    assert transcript.correct and transcript.calls[0].program == "print(6 * 7)"
+
+
+def test_an_answer_in_the_reasoning_alone_is_counted_and_said_once(caplog):
+    reply = Reply("", reasoning="It is <answer>42</answer>.")
+    with policy_of(lambda _: reply) as (_, make):
+        policy = make()
+        assert not any(transcript.correct for transcript in play(policy, n=3))
+    assert policy.usage.in_reasoning == 3
+    assert "in 3 answers a tag or a call stands in the reasoning alone" in str(policy.usage)
+    said = [r.getMessage() for r in caplog.records if "in its reasoning alone" in r.getMessage()]
+    assert len(said) == 1
+
+
+def test_what_answers_call_their_model_is_handed_over_once():
+    names = []
+    with policy_of(solver) as (_, make):
+        policy = make()
+        policy.on_answered_as = names.append
+        play(policy, n=2)
+    assert [(each.model, each.system_fingerprint) for each in names] == [("m", None)]
+
+
 # --- failures -----------------------------------------------------------------------------------
 
 
