@@ -53,9 +53,10 @@ class Fences(TurnProtocol):
         return Turn(TurnKind.ANSWER, answer, text.rfind("\\boxed"), len(text))
 
     @override
-    def result(self, output, tokenizer=None, turn_ids=()):
+    def result(self, output, tokenizer=None, turn_ids=(), notice=""):
         """The span that shows a program's result."""
-        return self._span(f"```output\n{output}```\n", tokenizer)
+        notice = f"{notice}\n" if notice else ""
+        return self._span(f"```output\n{output}```\n{notice}", tokenizer)
 
     def void(self, tokenizer=None, turn_ids=()):
         """The span after a turn with neither a program nor an answer."""

@@ -24,11 +24,13 @@ RULES = (
     *("interpreter", "session", "display"),
     *("max_calls", "max_tokens", "max_characters", "max_seconds"),
     *("output_characters", "output_cut", "errors", "void_turn", "reward", "limits"),
+    *("announce_calls", "max_void"),
 )
 """The fields of `Rules` that the file holds under `rules`. Add a new field here to write it."""
 
 _MOST = {
     "max_calls": 1_000,
+    "max_void": 1_000,
     "max_tokens": 1 << 20,
     "max_characters": 10_000_000,
     "max_seconds": 86_400,

@@ -18,8 +18,14 @@ from retool_env.errors import SettingsError
 from retool_env.execution import Execution, Limits, Outcome
 from retool_env.problem import Problem
 from retool_env.protocol.program import Form
-from retool_env.protocol.result import EMPTY_PROGRAM, cut_text, is_empty_program, render_output
-from retool_env.protocol.turn import EncodedText, TurnKind
+from retool_env.protocol.result import (
+    EMPTY_PROGRAM,
+    calls_notice,
+    cut_text,
+    is_empty_program,
+    render_output,
+)
+from retool_env.protocol.turn import EncodedText, Turn, TurnKind
 from retool_env.rewards import earned
 from retool_env.rules import Rules
 from retool_env.tokens import Runs, cut_turn, first_runs
@@ -123,6 +129,7 @@ class Episode:
         self._clock = clock
         self._started = clock()
         self._spent = 0
+        self._invalid = 0  # invalid turns in a row
         self._tokens, self._characters = 0, 0  # of the response
         self._protocol = rules.turn_protocol()
         span = Span("prompt", *self._protocol.prompt(rules.prompt(problem), tokenizer))
@@ -266,7 +273,7 @@ class Episode:
             self._finish(StopReason.TOKEN_BUDGET)
         elif not span.text:
             self._finish(StopReason.STOPPED)
-        elif turn.kind is TurnKind.VOID and rules.void_turn == "end":
+        elif self._ends_as_invalid(turn):
             self._finish(StopReason.VOID_TURN)
         elif rules.max_calls is not None and self._spent >= rules.max_calls:
             self._finish(StopReason.CALL_LIMIT)
@@ -281,6 +288,14 @@ class Episode:
             else:
                 self.need = RunProgram(turn.content, rules.limits, rules.session, rules.display)
         return self.need
+
+    def _ends_as_invalid(self, turn: Turn) -> bool:
+        """Count the invalid turns in a row, and tell whether the rules end the episode here."""
+        void = turn.kind is TurnKind.VOID
+        self._invalid = self._invalid + 1 if void or self._form == "unread" else 0
+        if self.rules.void_turn == "end":
+            return void
+        return self.rules.max_void is not None and self._invalid >= self.rules.max_void
 
     def executed(self, execution: Execution, seconds: float | None = None) -> None:
         """Hand in the result of the needed program.
@@ -336,7 +351,12 @@ class Episode:
         limit = rules.output_characters
         output = render_output(execution, limit, rules.output_cut, rules.errors)
         shown = cut_text(execution.stdout, limit, rules.output_cut)
-        message = self._protocol.result(output, self._tokenizer, self._last.token_ids or ())
+        turn_ids = self._last.token_ids or ()
+        if rules.announce_calls and rules.max_calls is not None:
+            notice = calls_notice(rules.max_calls - self._spent)
+            message = self._protocol.result(output, self._tokenizer, turn_ids, notice=notice)
+        else:
+            message = self._protocol.result(output, self._tokenizer, turn_ids)
         if shown != execution.stdout:
             execution = dataclasses.replace(execution, stdout=shown)
         self._observe(message, execution, seconds)

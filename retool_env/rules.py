@@ -19,6 +19,7 @@ from retool_env.rewards import Reward, get_reward
 
 _NUMBERS: Mapping[str, Callable[[str, object], float]] = {
     "max_calls": functools.partial(check_whole_number, least=0),
+    "max_void": check_whole_number,
     "max_tokens": check_whole_number,
     "max_characters": check_whole_number,
     "max_seconds": check_seconds,
@@ -52,6 +53,9 @@ class Rules:
     """Number of programs that an episode may run. After the last result the model has one more
     turn, for its answer. A void turn that does not end the episode counts as a call. `None`: no
     limit."""
+    announce_calls: bool = False
+    """Whether each result ends with the number of programs that the episode may still run. Without
+    `max_calls` there is no number to announce."""
     max_tokens: int | None = None
     """Budget of the response in tokens, including the interpreter's tokens. It needs a tokenizer.
     `None`: no limit."""
@@ -70,6 +74,9 @@ class Rules:
     void_turn: Literal["end", "continue"] = "end"
     """The effect of a turn with neither a code block nor an answer: `"end"` ends the episode,
     `"continue"` sends the model a notice."""
+    max_void: int | None = None
+    """Number of invalid turns in a row after which the episode ends, with `void_turn="continue"`. A
+    void turn and a call without a readable program are invalid. `None`: no limit."""
     reward: str | Reward = "paper"
     """The name of a preset (`retool_env.rewards`), or a function of the finished transcript."""
     prompt_template: str | None = None
@@ -89,7 +96,7 @@ class Rules:
                 "limits must be a Limits, or a mapping of its fields as {'wall_seconds': 2}, "
                 f"not {self.limits!r:.60}"
             )
-        for name in ("interpreter", "session", "display"):
+        for name in ("interpreter", "session", "display", "announce_calls"):
             if not isinstance(getattr(self, name), bool):
                 raise SettingsError(f"{name} must be true or false, not {getattr(self, name)!r}")
         for name, check in _NUMBERS.items():

@@ -56,7 +56,8 @@ class StopReason(enum.StrEnum):
     STOPPED = "stopped"
     """The model wrote an empty turn: it stopped without an answer."""
     VOID_TURN = "void_turn"
-    """A turn held neither a code block nor an answer, and `Rules.void_turn` is `"end"`."""
+    """A turn held neither a code block nor an answer, and `Rules.void_turn` is `"end"`; or
+    `Rules.max_void` invalid turns came in a row."""
     CALL_LIMIT = "call_limit"
     """The model used its last allowed call, saw the result, and did not answer in the next turn."""
     TOKEN_BUDGET = "token_budget"

@@ -16,6 +16,15 @@ def test_the_default_rules_are_accepted_in_full():
     assert "limits" not in checks.flattened(values)
 
 
+def test_every_rule_may_stand_in_the_file():
+    fields = {field.name for field in dataclasses.fields(Rules)}
+    assert set(checks.RULES) == fields - {"protocol", "prompt_template"}
+    values = checks.checked_rules("tags", None, {"announce_calls": True, "max_void": 3})
+    assert values["announce_calls"] is True and values["max_void"] == 3
+    with pytest.raises(ValueError, match=r"^rules\.max_void: 1001 is above 1000, "):
+        checks.checked_rules("tags", None, {"max_void": 1001})
+
+
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Limits)])
 def test_a_limit_may_be_lowered_but_not_raised(name):
     default = getattr(Limits(), name)

@@ -477,3 +477,61 @@ def test_any_turns_keep_the_invariants(turns, budget, void_turn, interpreter):
             at += 1
     assert len(kept) == sum(len(s.token_ids) for s in transcript.spans if s.author == "model")
     assert Transcript.from_json(transcript.to_json()) == transcript
+
+
+def texts_after(rules, *turns):
+    """The environment's texts of an episode in which every program prints 7."""
+    episode = Episode(PROBLEM, rules)
+    for turn in turns:
+        if episode.act(turn) is not None:
+            episode.executed(Execution(Outcome.OK, "7\n"))
+    return [s.text for s in episode.transcript.spans if s.author == "env"], episode.transcript
+
+
+CALL = '<tool_call>\n{"name": "code_interpreter", "arguments": {"code": "print(7)"}}\n</tool_call>'
+
+
+def test_the_executions_that_remain_are_announced_outside_of_the_output():
+    rules = Rules(max_calls=3, announce_calls=True)
+    results, transcript = texts_after(rules, *["<code>print(7)</code>", "<code></code>"] * 2)
+    assert results[0] == "\n<interpreter>\n7\n</interpreter>\n[2 executions remain.]\n\n"
+    assert results[1].endswith("</interpreter>\n[1 execution remains.]\n\n")  # a failed call
+    assert results[2].endswith("[0 executions remain.]\n\n")
+    assert transcript.stop_reason is StopReason.CALL_LIMIT
+    assert transcript.calls[0].execution.stdout == "7\n"
+    hermes = Rules(protocol="hermes", max_calls=3, announce_calls=True)
+    [result], _ = texts_after(hermes, CALL)
+    assert result == "\n<tool_response>\n7\n\n[2 executions remain.]\n</tool_response>\n"
+
+
+@pytest.mark.parametrize("protocol", ["tags", "hermes"])
+def test_nothing_is_announced_without_the_setting_or_without_a_limit(protocol):
+    call = CALL if protocol == "hermes" else "<code>print(7)</code>"
+    plain, _ = texts_after(Rules(protocol=protocol), call)
+    unlimited = Rules(protocol=protocol, max_calls=None, announce_calls=True)
+    assert texts_after(unlimited, call)[0] == plain and "remain" not in plain[0]
+
+
+def test_announced_ids_are_the_ids_of_the_text():
+    tokenizer = PairTokenizer()
+    episode = Episode(PROBLEM, Rules(announce_calls=True), tokenizer)
+    ids = tuple(tokenizer.encode("<code>print(7)</code>"))
+    episode.act_ids(Generation(ids, (0.0,) * len(ids), "tag"))
+    episode.executed(Execution(Outcome.OK, "7\n"))
+    span = episode.transcript.spans[-1]
+    assert span.text.endswith("[7 executions remain.]\n\n")
+    assert tokenizer.decode(span.token_ids) == span.text
+    check_transcript(episode.transcript)
+
+
+def test_invalid_turns_in_a_row_end_an_episode_that_passes_them_over():
+    rules = Rules(void_turn="continue", max_void=2)
+    texts, transcript = texts_after(rules, "Hm.", "<code>print(7)</code>", "Hm.", "Well.")
+    assert transcript.stop_reason is StopReason.VOID_TURN and len(texts) == 3
+    unread = "<tool_call>\nprint(7\n</tool_call>"
+    hermes = Rules(protocol="hermes", void_turn="continue", max_void=2)
+    assert texts_after(hermes, unread)[1].stop_reason is None
+    assert texts_after(hermes, unread, unread)[1].stop_reason is StopReason.VOID_TURN
+    assert texts_after(hermes, unread, CALL, unread)[1].stop_reason is None
+    ends = Rules(protocol="hermes", max_void=1)  # void turns are not passed over
+    assert texts_after(ends, unread, unread)[1].stop_reason is None

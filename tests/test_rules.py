@@ -17,6 +17,8 @@ PROBLEM = Problem(id="p", question="6 * {7}?", answer="42")
         ({"interpreter": 1}, "interpreter must be true or false, not 1"),
         ({"session": "yes"}, "session must be true or false, not 'yes'"),
         ({"max_calls": -1}, "max_calls must be a whole number of at least 0, not -1"),
+        ({"announce_calls": 1}, "announce_calls must be true or false, not 1"),
+        ({"max_void": 0}, "max_void must be a whole number of at least 1, not 0"),
         ({"max_tokens": 0}, "max_tokens must be a whole number of at least 1"),
         ({"max_seconds": 0}, "max_seconds must be a number of seconds, above 0"),
         ({"output_characters": None}, "output_characters must be a whole number"),

@@ -146,7 +146,8 @@ def _frozen(record: EvalRecord) -> dict[str, Any]:
         "seed": record.seed,
         "prompt": record.prompt,
         "revision": record.revision,
-        **{f"rules.{name}": value for name, value in record.rules.items()},
+        # A setting that is newer than the record had its default.
+        **{f"rules.{name}": value for name, value in (_DEFAULTS | record.rules).items()},
         **{f"sampling.{name}": value for name, value in record.sampling.items()},
     }
     return json.loads(json.dumps(values))  # a tuple equals the list that a file has
@@ -163,6 +164,9 @@ def rules_to_json(rules: Rules) -> dict[str, Any]:
     reward = rules.reward
     values["reward"] = reward if isinstance(reward, str) else getattr(reward, "__name__", "own")
     return values
+
+
+_DEFAULTS = rules_to_json(Rules())
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,11 @@ class Hermes:
         return parse_message(text, self.interpreter, read)
 
     def result(
-        self, output: str, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()
+        self,
+        output: str,
+        tokenizer: Tokenizer | None = None,
+        turn_ids: Sequence[int] = (),
+        notice: str = "",
     ) -> EncodedText:
         """Render the output as a `tool` message.
 
@@ -199,8 +203,11 @@ class Hermes:
             output: The output and error of the program, as `render_output` returns them.
             tokenizer: The tokenizer of an episode with token ids; `None` for text episodes.
             turn_ids: The token ids of the turn that called the interpreter, shape `(T,)`.
+            notice: A paragraph at the end of the message. Empty: no notice.
         """
         output = output.removesuffix("\n")
+        if notice:
+            output = f"{output}\n\n{notice}" if output else notice
         if tokenizer is None:
             return f"\n{RESPONSE_OPEN}\n{output}\n{RESPONSE_CLOSE}\n", None
         return self._seam(tokenizer, "tool").render(tokenizer, output, turn_ids)

@@ -39,6 +39,23 @@ def cut_text(text: str, limit: int, where: Cut = "middle") -> str:
     return f"{text[:head]}\n{notice}\n{text[len(text) - limit // 2 :]}"
 
 
+def calls_notice(remaining: int) -> str:
+    """The notice of how many programs the episode may still run.
+
+    Args:
+        remaining: The number of programs.
+
+    Example:
+        >>> calls_notice(3)
+        '[3 executions remain.]'
+    """
+    return (
+        f"[{remaining} execution remains.]"
+        if remaining == 1
+        else f"[{remaining} executions remain.]"
+    )
+
+
 def render_output(
     execution: Execution, limit: int, where: Cut = "middle", errors: Errors = "traceback"
 ) -> str:

@@ -93,8 +93,8 @@ def render_result(
     return _in_tags(render_output(execution, limit, where, errors))
 
 
-def _in_tags(output: str) -> str:
-    return f"\n{RESULT_OPEN}\n{output}{RESULT_CLOSE}\n\n"
+def _in_tags(output: str, notice: str = "") -> str:
+    return f"\n{RESULT_OPEN}\n{output}{RESULT_CLOSE}\n{notice}\n" + "\n" * bool(notice)
 
 
 VOID_NOTICE = "\n[Neither a complete code block nor an answer. Go on.]\n\n"
@@ -142,7 +142,11 @@ class Tags:
         return parse_turn(text, self.interpreter, read)
 
     def result(
-        self, output: str, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()
+        self,
+        output: str,
+        tokenizer: Tokenizer | None = None,
+        turn_ids: Sequence[int] = (),
+        notice: str = "",
     ) -> EncodedText:
         """Render the output in its tags.
 
@@ -150,8 +154,9 @@ class Tags:
             output: The output and error of the program, as `render_output` returns them.
             tokenizer: The tokenizer of an episode with token ids; `None` for text episodes.
             turn_ids: Not used.
+            notice: A line behind the tags. Empty: no notice.
         """
-        return _encoded(_in_tags(output), tokenizer)
+        return _encoded(_in_tags(output, notice), tokenizer)
 
     def void(self, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()) -> EncodedText:
         """Render the notice after a void turn. The arguments are the same as in `result`."""

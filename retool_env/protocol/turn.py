@@ -82,7 +82,11 @@ class TurnProtocol(Protocol):
         """
 
     def result(
-        self, output: str, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()
+        self,
+        output: str,
+        tokenizer: Tokenizer | None = None,
+        turn_ids: Sequence[int] = (),
+        notice: str = "",
     ) -> EncodedText:
         """Render the message that shows a program's result to the model.
 
@@ -90,6 +94,8 @@ class TurnProtocol(Protocol):
             output: The output and error of the program, as `render_output` returns them.
             tokenizer: The tokenizer of an episode with token ids; `None` for text episodes.
             turn_ids: The token ids of the turn that called the interpreter, shape `(T,)`.
+            notice: A line of the environment, shown outside of the output. Empty: no notice. An
+                episode passes it only with `announce_calls`.
         """
 
     def void(self, tokenizer: Tokenizer | None = None, turn_ids: Sequence[int] = ()) -> EncodedText:

@@ -192,7 +192,7 @@ class Usage:
     cached_tokens: int = 0
     """The part of `prompt_tokens` that the API read from its cache."""
     in_reasoning: int = 0
-    """The number of answers whose tag or call stands in the reasoning alone, where it has no effect."""
+    """The number of answers whose tag or call stands in the reasoning alone, and has no effect."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -243,7 +243,7 @@ class TextPolicy(BasePolicy, ABC):
     on_usage: Callable[[Usage], None] | None = None
     """Called with the tokens of each answered request, also if the answer can't be used."""
     on_answered_as: Callable[[AnsweredAs], None] | None = None
-    """Called with what an answer calls its model, once for each distinct value."""
+    """Called with the API's names of its model, once for each distinct value."""
 
     @abstractmethod
     async def write(self, transcript: Transcript, stop: Sequence[str], seed: int) -> TextGeneration:

@@ -203,3 +203,18 @@ def test_usage_adds_up(tmp_path_factory, usages):
 )
 def test_the_class_of_an_exception(error, name):
     assert exception_class(error) == name
+
+
+def test_a_field_that_only_the_earlier_start_had_is_a_difference():
+    earlier = record(sampling={"temperature": 1.0, "reasoning_effort": "high"})
+    later = record(sampling={"temperature": 1.0})
+    assert later.differences(earlier) == ["sampling.reasoning_effort: None, not 'high'"]
+    assert earlier.differences(later) == ["sampling.reasoning_effort: 'high', not None"]
+
+
+def test_a_record_without_a_newer_setting_had_its_default():
+    rules = rules_to_json(Rules(interpreter=False))
+    older = {name: value for name, value in rules.items() if name != "max_void"}
+    assert record(rules=rules).differences(record(rules=older)) == []
+    newer = record(rules=rules | {"max_void": 3})
+    assert newer.differences(record(rules=older)) == ["rules.max_void: 3, not None"]

@@ -137,9 +137,9 @@ DIALECTS = {
         filtered="abort",
         overflow=lambda: refusal(
             400,
-            "This model's maximum context length is 4096 tokens. However, you requested 5120 tokens "
-            "(4096 in the messages, 1024 in the completion). Please reduce the length of the "
-            "messages or completion.",
+            "This model's maximum context length is 4096 tokens. However, you requested 5120 "
+            "tokens (4096 in the messages, 1024 in the completion). Please reduce the length of "
+            "the messages or completion.",
         ),
         reasoning="reasoning_content",
         cached=lambda count: {"prompt_tokens_details": {"cached_tokens": count}},
@@ -190,7 +190,10 @@ OVERFLOW = "overflow"
 
 @dataclass
 class DialectAPI(ModelAPI):
-    """An API that speaks a dialect. `Reply.finish` is `length` or `content_filter` in any dialect."""
+    """An API that speaks a dialect.
+
+    In any dialect a scripted `Reply.finish` is `length` or `content_filter`.
+    """
 
     dialect: Dialect = field(default_factory=Dialect)
 

@@ -15,9 +15,9 @@ _CACHED = ("prompt_cache_hit_tokens", "cache_read_input_tokens", "cached_tokens"
 
 
 def first_choice(reply: Any) -> Any:
-    """The first choice of an answer; `None` where there is none.
+    """The first choice of an answer; `None` for an answer without a choice.
 
-    A proxy answers without a choice when the server behind it failed.
+    A proxy answers so when the server behind it failed.
     """
     choices = getattr(reply, "choices", None)
     return choices[0] if choices and isinstance(choices, list) else None
@@ -36,7 +36,7 @@ def text_of(message: Any) -> Any:
 
 
 def reasoning_of(message: Any) -> str:
-    """The reasoning that an API keeps apart from the text of a message; empty if there is none."""
+    """The reasoning that an API keeps apart from the text of a message; else an empty text."""
     extra = getattr(message, "model_extra", None) or {}
     fields = [extra.get(name) for name in ("reasoning_content", "reasoning")]
     content = getattr(message, "content", None)
@@ -105,7 +105,7 @@ def usage_of(reply: Any) -> Usage:
 
 
 def answered_as(reply: Any, key: str | None) -> AnsweredAs | None:
-    """What an answer calls its model; `None` if it names none.
+    """The names that an answer gives its model; `None` for an answer without such names.
 
     Args:
         reply: The answer.

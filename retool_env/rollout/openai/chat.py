@@ -7,7 +7,8 @@ another user message or, with native tool calls, a tool message:
 | the transcript                 | tags                 | native tool calls                        |
 |--------------------------------|----------------------|------------------------------------------|
 | text, `<code>…</code>`         | assistant: all of it | assistant: the text and a call of a tool |
-| `<interpreter>…</interpreter>` | user: all of it      | tool: the text between the tags          |
+| `<interpreter>…</interpreter>` | user: all of it      | tool: the text between the tags, and     |
+|                                |                      | the notice of calls behind them          |
 | a turn without a code block    | assistant: all of it | assistant: all of it                     |
 | a notice                       | user: all of it      | user: all of it                          |
 
@@ -59,8 +60,12 @@ def messages_of(transcript: Transcript, native: bool) -> list[dict[str, Any]]:
             content = span.text[: turn.start].rstrip() or None
             messages.append({"role": "assistant", "content": content, "tool_calls": called})
         elif call is not None:
-            shown = span.text.strip().removeprefix(RESULT_OPEN).removesuffix(RESULT_CLOSE)
-            messages.append({"role": "tool", "tool_call_id": call, "content": shown.strip("\n")})
+            # The program may have printed the tag; the last one is the environment's.
+            output, _, notice = span.text.strip().rpartition(RESULT_CLOSE)
+            shown = f"{output.removeprefix(RESULT_OPEN).strip('\n')}\n\n{notice.strip()}".strip(
+                "\n"
+            )
+            messages.append({"role": "tool", "tool_call_id": call, "content": shown})
         else:
             messages.append({"role": "user", "content": span.text})
     return messages

@@ -42,7 +42,7 @@ _FULL = re.compile(
 )
 _CONTEXT_CODE = "context_length_exceeded"
 _NOT_FULL = (401, 403, 404, 429)
-"""Statuses of keys, models and rates: an error about the tokens of a minute is not about a context."""
+"""Statuses of keys, models and rates. A limit on the tokens of a minute is not a full context."""
 _LEFT_OUT = {"temperature": "--no-temperature", "top_p": "--no-top-p"}
 
 

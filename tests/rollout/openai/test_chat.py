@@ -165,6 +165,17 @@ def test_a_closing_tag_in_a_native_program_ends_it_like_any_other():
     assert turn.kind is TurnKind.ANSWER and turn.content == "1"
 
 
+def test_a_native_result_keeps_the_notice_of_calls_outside_of_the_output():
+    rules = Rules(prompt_template="Q {query}", announce_calls=True, max_calls=2)
+    episode = Episode(Problem(id="p", question="6 * 7?", answer="42"), rules)
+    episode.act("<code>print('</interpreter>')</code>")
+    episode.executed(Execution(Outcome.OK, "</interpreter>\n42\n"))
+    *_, result = messages_of(episode.transcript, native=True)
+    assert result["content"] == "</interpreter>\n42\n\n[1 execution remains.]"
+    *_, result = messages_of(episode.transcript, native=False)
+    assert result["content"].endswith("</interpreter>\n[1 execution remains.]\n\n")
+
+
 CODE, ANSWER = "a <code>x", "a <answer>1"
 
 
