@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from retool_env.commands.checkpoints import checkpoint_task, task_lines, with_test_split
 from retool_env.errors import SettingsError
 from retool_env.key_values import parse_settings
-from retool_env.servers.address import variable_name
+from retool_env.servers.address import check_no_secrets, redact, variable_name
 
 if TYPE_CHECKING:
     from retool_env.checkpoint_task import CheckpointTask
@@ -80,7 +80,12 @@ def api_fields(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     from retool_env.rollout.openai.policy import check_extra
 
-    fields = check_extra(parse_settings(arguments.api_arg))
+    for pair in arguments.api_arg:
+        if not pair.partition("=")[0] or "=" not in pair:
+            raise SettingsError(f"--api-arg must be NAME=VALUE, not {redact(pair)!r}")
+    fields = parse_settings(arguments.api_arg)
+    check_no_secrets(fields, "--api-arg")
+    fields = check_extra(fields)
     most = fields.get("max_completion_tokens")
     if most is not None and arguments.max_tokens not in (None, most):
         raise SettingsError(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from retool_env.commands.checkpoints import add_ignore, say
 from retool_env.commands.eval_plan import MADE_UP, Plan, estimate, make_plan, make_record
-from retool_env.commands.eval_settings import MAX_TOKENS, policy_maker
+from retool_env.commands.eval_settings import MAX_TOKENS, api_fields, policy_maker
 from retool_env.commands.keys import refuse_key
 from retool_env.errors import SettingsError
 from retool_env.key_values import parse_settings, parse_value
@@ -217,8 +217,8 @@ def _check(arguments: argparse.Namespace, price: Price | None) -> None:
     if below.is_absolute() or ".." in below.parts or not below.parts:
         raise SettingsError(f"--name must be a name below runs/eval, not {arguments.name!r}")
     given = parse_settings(arguments.settings)
-    fields = parse_settings(arguments.api_arg)
-    check_no_secrets({"--sandbox": arguments.sandbox, "settings": given, "--api-arg": fields})
+    check_no_secrets({"--sandbox": arguments.sandbox, "settings": given})
+    api_fields(arguments)
 
 
 def _folder(arguments: argparse.Namespace, plan: Plan) -> Path:

@@ -183,7 +183,7 @@ def test_several_models_and_environments_are_one_table(capsys):
         (("--force",), "--force goes with --resume"),
         (("--api-arg", "temperature=1"), "temperature can't be an extra field of a request"),
         (("--api-arg", "api_key=sk-1"), "--api-arg.api_key would be shown and stored"),
-        (("--api-arg", "x"), "'x' is no key=value"),
+        (("--api-arg", "x"), "--api-arg must be NAME=VALUE, not 'x'"),
         (
             ("--api-arg", "max_completion_tokens=5", "--max-tokens", "6"),
             "--max-tokens 6 and max_completion_tokens=5 differ",

@@ -30,7 +30,9 @@ def text_of(message: Any) -> Any:
     """
     content = getattr(message, "content", 0)
     if isinstance(content, list):
-        texts = [part.get("text") for part in _parts(content) if part.get("type") == "text"]
+        texts: list[Any] = [
+            part.get("text") for part in _parts(content) if part.get("type") == "text"
+        ]
         return "".join(texts) if all(isinstance(text, str) for text in texts) else 0
     return "" if content is None else content
 

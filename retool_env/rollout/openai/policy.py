@@ -166,7 +166,7 @@ class OpenAIPolicy(TextPolicy):
         self.way = way
         self.usage: Usage = Usage()
         self.temperature = temperature
-        self.top_p = top_p
+        self.top_p = 1.0 if top_p is None else top_p  # the contract has a number
         self._api_key = api_key
         self._tool = Hermes().tools[0] if tool is None else tool
         sampling = dict(temperature=temperature, top_p=top_p, max_tokens=max_tokens)

@@ -446,7 +446,7 @@ def test_the_other_name_of_the_limit_on_tokens_takes_its_place():
         ({"temperature": 1}, "temperature can't be an extra field"),
         ({"api_key": "x"}, "api_key would be shown"),
         ({"a": {"access_token": "x"}}, r"a\.access_token would be shown"),
-        ({"a": ["http://user:word@host"]}, "a holds a key, or a URL with one"),
+        ({"a": ["http://user:word@host"]}, "a contains a key, or a URL with a key"),
         ({"a": "sk-the-key-itself"}, "holds a key"),
         ({"a": float("nan")}, "must be JSON"),
         ({"a": {1}}, "must be JSON"),
