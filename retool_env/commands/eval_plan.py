@@ -144,7 +144,8 @@ def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
     """The sampling settings; of an API the fields as they are sent."""
     sampling = {name: getattr(arguments, name) for name in ("temperature", "top_p")}
     if not arguments.api:
-        return {**sampling, "dtype": arguments.dtype}
+        kind = "servers" if "://" in arguments.engine else arguments.engine
+        return {**sampling, "dtype": arguments.dtype, "engine": kind}
     sent = {name: number for name, number in sampling.items() if number is not None}
     way = "tools" if arguments.native_tools else "completions" if arguments.completions else "chat"
     fields = api_fields(arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -110,9 +111,43 @@ def eval_defaults(arguments: argparse.Namespace) -> dict[str, Any]:
                     f"--{name.replace('_', '-')} is for models behind an API: give --api"
                 )
         return {"max_tokens": MAX_TOKENS}
+    if arguments.engine != "transformers" or arguments.engine_arg:
+        raise SettingsError("--engine and --engine-arg are for local models: leave --api out")
     if arguments.native_tools:  # the API describes the tool, so that the prompt must not
         return {"prompt_template": default_prompt(interpreter=False)}
     return {}
+
+
+def _local_policy_maker(
+    arguments: argparse.Namespace, sampling: dict[str, Any]
+) -> Callable[[], Any]:
+    """Returns the function that loads the model, or the tokenizer of a served model."""
+    from retool_env.rollout.named import POLICIES, SERVED, Model, make_policy
+
+    engine, model = arguments.engine, Model(arguments.model, dtype=arguments.dtype)
+    options = {**sampling, **parse_settings(arguments.engine_arg or [])}
+    if engine == "transformers":
+        options = {"max_batch": arguments.batch, **options}
+        return lambda: _with_few_threads(make_policy(engine, model, **options))
+    if engine == "vllm":
+        return lambda: make_policy(engine, model, **{"dtype": arguments.dtype, **options})
+    if engine in POLICIES and engine not in SERVED:
+        return lambda: make_policy(engine, model, **options)
+    if not engine.startswith(("http://", "https://")):
+        known = ", ".join(name for name in POLICIES if name not in SERVED)
+        raise SettingsError(
+            f"--engine {engine!r:.60} is unknown: choose {known}, or the URLs of servers, as "
+            "http://host:8000,http://other:8000"
+        )
+
+    def of_servers() -> Any:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+        served = dataclasses.replace(model, tokenizer=tokenizer)
+        return make_policy("vllm_server", served, urls=engine, **options)
+
+    return of_servers
 
 
 _SMALL = 10_000_000
@@ -144,10 +179,7 @@ def policy_maker(arguments: argparse.Namespace, rules: Rules) -> Callable[[], An
 
     sampling = {"temperature": arguments.temperature, "top_p": arguments.top_p}
     if arguments.api is None:
-        model = Model(arguments.model, dtype=arguments.dtype)
-        return lambda: _with_few_threads(
-            make_policy("transformers", model, max_batch=arguments.batch, **sampling)
-        )
+        return _local_policy_maker(arguments, sampling)
     if rules.max_tokens is not None:
         raise SettingsError("an API gives no tokens to count: set --max-tokens or max_characters")
     variable = arguments.api_key_env

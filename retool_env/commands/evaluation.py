@@ -103,6 +103,18 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--batch", type=int, default=32, help="episodes sampled together, or requests at once (32)"
     )
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, ...")
+    parser.add_argument(
+        "--engine",
+        default="transformers",
+        help="transformers, vllm, or the URLs of servers that run `vllm serve` (transformers)",
+    )
+    parser.add_argument(
+        "--engine-arg",
+        action="append",
+        metavar="NAME=VALUE",
+        help="an argument of the engine, such as tensor_parallel_size=2; repeat the option for "
+        "several",
+    )
     parser.add_argument("--seed", type=int, default=0, help="the seed of all sampling (0)")
     _add_record_options(parser)
     parser.add_argument(
@@ -348,17 +360,17 @@ def _run(
         return price is None or limit is None or price.of(records.usage) < limit
 
     with open_sandbox(arguments.sandbox, plan.rules) or contextlib.nullcontext() as sandbox:
-        policy = make()
-        if isinstance(policy, TextPolicy):
-            policy.on_usage = records.charge
-            policy.on_answered_as = records.note_answer
         # Twice the batch of a local model: while programs of some episodes run, others fill it. No
         # more, since episodes that have begun and are not finished are lost with a killed process.
         concurrency = arguments.batch if arguments.api else 2 * arguments.batch
         progress = Progress()
-        engine = RolloutEngine(policy, plan.rules, sandbox, concurrency, progress=progress)
-        with shown(progress):
-            return run_jobs(engine, jobs, arguments.seed, on_end, going_on)
+        with make() as policy:
+            if isinstance(policy, TextPolicy):
+                policy.on_usage = records.charge
+                policy.on_answered_as = records.note_answer
+            engine = RolloutEngine(policy, plan.rules, sandbox, concurrency, progress=progress)
+            with shown(progress):
+                return run_jobs(engine, jobs, arguments.seed, on_end, going_on)
 
 
 def _show(plans: Sequence[Plan], results: dict[str, _Result]) -> None:
