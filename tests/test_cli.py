@@ -189,7 +189,7 @@ def test_eval_takes_the_task_of_the_checkpoint_and_says_so(named, model, trained
     results = json.loads(Path("found/eval.json").read_text())
     assert results["settings"]["max_calls"] == 3 and results["settings"]["split"] == "test"
     assert results["checkpoint_task"]["id"] == ARITHMETIC
-    assert results["command"]["temperature"] == "1.0" and results["command"]["top_p"] == "0.7"
+    assert results["command"]["temperature"] == 1.0 and results["command"]["top_p"] == 0.7
 
 
 def test_the_command_line_wins_over_the_checkpoint_and_one_line_says_what_differs(trained, capsys):
