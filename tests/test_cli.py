@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import shutil
@@ -22,7 +21,6 @@ import retool_env
 from retool_env import REVISION, cli
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.cli import main
-from retool_env.errors import SettingsError
 from retool_env.evaluation.folder import Records
 from retool_env.key_values import parse_settings
 from retool_env.sandbox import SandboxUnavailable, nsjail
@@ -262,28 +260,6 @@ def test_without_a_retool_json_that_is_said_and_an_environment_must_be_named(
     assert first.problem.id.startswith("arithmetic/test-")  # still held out
 
 
-def test_how_many_problems_are_evaluated(checkpoint, outside, monkeypatch):
-    counts = []
-
-    def run_jobs(engine, jobs, *_):
-        counts.append(len(jobs))
-        raise SettingsError("seen")
-
-    monkeypatch.setattr("retool_env.evaluation.run.run_jobs", run_jobs)
-    Path("own.jsonl").write_text(
-        "".join(f'{{"question": "{i}?", "answer": "{i}"}}\n' for i in range(300))
-    )
-    command = ["eval", "--model", checkpoint, "--text-only", "--k", "1"]
-    for more in (
-        ["--env", ARITHMETIC],
-        ["--env", ARITHMETIC, "--problems", "700"],
-        ["--env", ARITHMETIC, "size=500"],
-        ["--env", "ReTool-JSONL-v0", "path=own.jsonl"],
-    ):
-        assert main([*command, *more]) == 1
-    assert counts == [200, 700, 500, 300]
-
-
 # --- bad arguments ------------------------------------------------------------------------------
 
 EVAL = ["eval", "--env", ARITHMETIC, "--model", "no-model"]
@@ -419,52 +395,6 @@ def test_doctor_says_what_is_missing(monkeypatch, capsys):
     captured = capsys.readouterr()
     assert "\nmissing sandbox " in captured.out and "retool serve" in captured.out
     assert "cannot be run here" in captured.err
-
-
-# --- play ---------------------------------------------------------------------------------------
-
-
-def play(monkeypatch, text: str, *arguments: str) -> int:
-    monkeypatch.setattr("sys.stdin", io.StringIO(text))
-    return main(["play", "--seed", "3", *arguments])
-
-
-def test_play_runs_code_and_grades_the_answer(monkeypatch, capsys):
-    script = "<code>\nx = 6\n\nprint(x * 7)\n</code>\n<answer>no\n</answer>\n"
-    template = "prompt_template=Q: {query}\n"
-    assert play(monkeypatch, script, "difficulty=3", template) == 0
-    out = capsys.readouterr().out
-    assert out.startswith("Q: Compute ") and "<interpreter>\n42\n</interpreter>" in out
-    assert "[answered, reward -1.0]" in out
-    answer = out.rpartition("the answer is ")[2].strip()
-    assert play(monkeypatch, f"<answer>{answer}</answer>\n", "difficulty=3") == 0
-    assert "[answered, reward 1.0]" in capsys.readouterr().out
-
-
-def test_play_in_a_session(monkeypatch, capsys):
-    script = "<code>x = 6</code>\n<code>x * 7</code>\n<answer>no</answer>\n"
-    assert play(monkeypatch, script, "session=true", "display=true") == 0
-    assert "<interpreter>\n42\n</interpreter>" in capsys.readouterr().out
-
-
-def test_play_goes_on_after_a_void_turn_and_ends_with_the_input(monkeypatch, capsys):
-    assert play(monkeypatch, "hm\n\n") == 0
-    out = capsys.readouterr().out
-    assert "Go on." in out and "[stopped, reward -1.0]" in out
-
-
-def test_play_takes_the_task_of_a_checkpoint(trained, monkeypatch, capsys):
-    assert play(monkeypatch, "<answer>no</answer>\n", "--model", "trained", "max_calls=1") == 0
-    out = capsys.readouterr().out.splitlines()
-    assert out[0].startswith(f"retool.json: task {ARITHMETIC}, protocol tags, a prompt of its own")
-    assert out[1] == "the command line differs from it: max_calls=1 (there: 3)"
-    assert out[2] == "max_tokens is left out: what a person writes is text"
-    assert out[3].startswith("Q Compute ")
-    # The rules come from the checkpoint: a turn without a tag ends the episode.
-    assert play(monkeypatch, "hm\n\n", "--model", "trained") == 0
-    assert "[void_turn, reward -1.0]" in capsys.readouterr().out
-    assert play(monkeypatch, "hm\n\n", "--model", "./nowhere") == 1
-    assert "folder './nowhere' does not exist" in capsys.readouterr().err
 
 
 # --- train --------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from retool_env.metrics.figures import Figure, measure
 from retool_env.problems import Problem
 from retool_env.protocol.result import EMPTY_PROGRAM
 from retool_env.sandbox import Execution, Outcome
@@ -82,3 +83,24 @@ PAUSED = episode(  # 14 + 2 + 3 + 14 + 3 + 19 = 55; 2; 2, 1; 0
 CUT = episode("h", StopReason.CHARACTER_BUDGET, "and so on")  # 9; no call
 BROKEN = episode("i", StopReason.INFRASTRUCTURE, (CODE, NAME), CODE)  # not scored
 ALL = [DIRECT, GUESS, RAN, STUBBORN, MENDED, NEVER, TWICE, EMPTY, LIMIT, PAUSED, CUT, BROKEN]
+
+
+def figures_of(transcripts, **settings) -> dict[str, Figure]:
+    """The figures of `measure`, each under its key."""
+    found = measure(transcripts, **settings)
+    assert len({figure.key for figure in found}) == len(found)
+    return {figure.key: figure for figure in found}
+
+
+def means(figures, *keys) -> list[float]:
+    """The means of the figures with these keys."""
+    return [figures[key].mean for key in keys]
+
+
+def sample(problem, answer, *turns, correct=False, **metadata):
+    """An answered episode; an answer of `None` is cut by the budget."""
+    reason = StopReason.TOKEN_BUDGET if answer is None else ANSWERED
+    last = "hm" if answer is None else f"<answer>{answer}</answer>"
+    made = episode(problem, reason, *turns, last, correct=correct)
+    problem = dataclasses.replace(made.problem, metadata=metadata)
+    return dataclasses.replace(made, answer=answer, problem=problem)

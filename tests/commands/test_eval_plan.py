@@ -1,0 +1,71 @@
+"""The plan of an evaluation: its problems, the episodes that are left, and its record."""
+
+import dataclasses
+
+import pytest
+from helpers.eval_commands import ARITHMETIC, eval_arguments
+
+from retool_env import REVISION
+from retool_env.commands.eval_plan import estimate, make_plan, make_record
+from retool_env.evaluation.cost import Price
+
+BEHIND = ("--api", "http://h/v1")
+
+
+def plan(*given, env=ARITHMETIC):
+    return make_plan(eval_arguments(*BEHIND, *given), "m", env)
+
+
+@pytest.mark.parametrize(
+    ("env", "given", "count"),
+    [
+        (ARITHMETIC, (), 200),
+        (ARITHMETIC, ("--problems", "700"), 700),
+        (ARITHMETIC, ("size=500",), 500),
+        ("ReTool-JSONL-v0", ("path=own.jsonl",), 300),
+        ("ReTool-JSONL-v0", ("path=own.jsonl", "--problems", "900"), 300),
+    ],
+)
+def test_the_number_of_problems(env, given, count, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = (f'{{"question": "{i}?", "answer": "{i}"}}\n' for i in range(300))
+    (tmp_path / "own.jsonl").write_text("".join(lines))
+    made = plan(*given, env=env)
+    assert len(made.problems) == count == len({problem.id for problem in made.problems})
+
+
+def test_the_episodes_that_are_left():
+    made = plan("--problems", "2", "--k", "2")
+    first, second = (problem.id for problem in made.problems)
+    ended = {(first, 0): False, (second, 1): True}
+    left = [(job.problem.id, job.sample) for job in made.jobs(ended)]
+    assert left == [(first, 1), (second, 0)]
+    made.arguments.retry_failed = True
+    again = [(job.problem.id, job.index, job.sample) for job in made.jobs(ended)]
+    assert again == [(first, 0, 1), (second, 1, 0), (second, 1, 1)]
+
+
+def test_the_title_says_whether_there_is_an_interpreter():
+    assert plan("--problems", "1").title == "m, interpreter"
+    assert plan("--problems", "1", "--text-only").title == "m, text-only"
+
+
+def test_the_record_holds_the_settings_and_identifies_the_problems():
+    made, price = plan("--problems", "3", "--k", "2", "--seed", "5", "max_calls=1"), Price(1.0, 2.0)
+    record = make_record(made, "first", price)
+    assert (record.name, record.env, record.problems) == ("first", ARITHMETIC, 3)
+    assert (record.k, record.seed, record.rules["max_calls"]) == (2, 5, 1)
+    assert record.sampling == {
+        **{"temperature": 1.0, "top_p": 0.7},
+        **{"max_tokens": 1024, "way": "chat"},
+    }
+    assert record.price == dataclasses.asdict(price) and record.revision == REVISION
+    assert make_record(plan("--problems", "3"), "a", None).fingerprint == record.fingerprint
+    assert make_record(plan("--problems", "2"), "a", None).fingerprint != record.fingerprint
+    assert make_record(plan("--native-tools"), "a", None).sampling["way"] == "tools"
+
+
+def test_an_estimate_names_the_episodes_and_the_dollars():
+    made = plan("--problems", "3", "--k", "2")
+    assert estimate(made, None).startswith("6 episodes") and "$" not in estimate(made, None)
+    assert "$" in estimate(made, Price(1.0, 2.0))
