@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 
 from agents.base.config import accept_revision
 from agents.base.inherited import inherit_task
-from agents.base.presets import PRESETS, merge_settings, read_overrides
+from agents.base.presets import PRESETS, merge_settings
 from agents.base.registry import OWN_FORMS, algorithms, load_algorithm, section_of
 from agents.base.run import dry_run
 from agents.base.settings import SettingsError, build_settings, describe
 from retool_env.execution import SandboxUnavailable
-from retool_env.key_values import dump_yaml
+from retool_env.key_values import dump_yaml, parse_settings
 from retool_env.rollout import PolicyUnavailable
 from retool_env.servers.address import redact
 
@@ -186,7 +186,7 @@ def read_settings(algorithm: Any, section: str, arguments: argparse.Namespace) -
     trains = getattr(algorithm, "TRAINS_MODEL", True)
     if not trains or model is None or not isinstance(env, dict):
         return settings
-    asked = read_overrides(arguments.settings).get("env") or {}
+    asked = parse_settings(arguments.settings).get("env") or {}
     before = merge_settings(cls, section, preset, ()).get("env") or {}
     named = asked.get("id") or (before.get("id") if arguments.preset else None)
     folder = arguments.runs / settings.name

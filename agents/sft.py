@@ -26,7 +26,7 @@ from agents.base.model import check_dtype, check_learning_rate, load_model, lora
 from agents.base.records import damaged, read_episodes, write_transcripts_atomically
 from agents.base.run import RunLogger
 from agents.base.session import Session
-from agents.base.settings import SettingsError, check_least, find_sandbox, setting
+from agents.base.settings import SettingsError, check_least, find_sandbox, prefixed, setting
 from agents.base.sharding import processes
 from agents.base.stopping import StopCallback
 from agents.base.trl import trl_config
@@ -280,7 +280,7 @@ def read_traces(path: Path, tokenizer: Tokenizer) -> list[Transcript]:
     """
     if fault := file_fault(path):
         raise SettingsError(f"data: {fault}")
-    try:
+    with prefixed("data"):
         if has_messages(path):
             traces = read_messages(path, tokenizer)
             console.print(f"{len(traces)} traces in {path}")
@@ -288,8 +288,6 @@ def read_traces(path: Path, tokenizer: Tokenizer) -> list[Transcript]:
         traces = list(read_episodes(path, "delete that line"))
         if not all(_spells(tokenizer, span) for trace in traces for span in trace.spans):
             raise ValueError(f"{path}: the token ids do not belong to this model's tokenizer")
-    except ValueError as error:
-        raise SettingsError(f"data: {error}") from error
     if not traces:
         raise SettingsError(f"data: {path} is empty")
     right = [trace for trace in traces if trace.correct]
@@ -319,10 +317,8 @@ def own_traces(run: Session[Settings], sandbox: Sandbox | None) -> list[Transcri
             f"traces={settings.traces} is too large: the source holds {len(source)} problems"
         )
     problems = [source[i] for i in range(settings.traces)]
-    try:
+    with prefixed("mix"):
         check_mix(problems, settings.mix, run.rules)
-    except ValueError as error:
-        raise SettingsError(f"mix: {error}") from error
     with Bar("traces", len(problems)) as bar:
         traces = make_traces(
             problems, settings.mix, run.rules, run.tokenizer, sandbox, settings.seed, bar.advance

@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -121,34 +122,25 @@ def evaluate_along(
     folder = run / "along"
     folder.mkdir(exist_ok=True)
     _same(folder / "evaluation.json", {"problems": problems, "k": k, "seed": seed})
-    with Bar(f"evaluating {run}", len(of_run)) as bar:
-        sandbox = None
-        try:
-            for step, model in of_run.items():
-                path = folder / f"{step}.jsonl"
-                if not path.exists():
-                    if sandbox is None and rules.interpreter:
-                        sandbox = find_sandbox(settings["sandbox"], rules)
-                    policy = load_policy(
-                        model,
-                        settings["dtype"],
-                        temperature=TEMPERATURE,
-                        top_p=TOP_P,
-                        max_batch=128,
-                    )
-                    _, transcripts = evaluate(policy, rules, chosen, k, sandbox, seed)
-                    write_transcripts_atomically(path, transcripts)
-                    del policy  # frees memory for the next model
-                bar.advance()
-                cure = f"delete {path}: that model is then evaluated again"
-                episodes = list(read_episodes(path, cure))
-                if len(episodes) != problems * k:
-                    damage = f"it holds {len(episodes)} of {problems * k} episodes"
-                    raise damaged(path, damage, cure)
-                yield step, episodes
-        finally:
-            if sandbox is not None:
-                sandbox.close()
+    sampling = {"temperature": TEMPERATURE, "top_p": TOP_P, "max_batch": 128}
+    sandbox = None
+    with Bar(f"evaluating {run}", len(of_run)) as bar, ExitStack() as resources:
+        for step, model in of_run.items():
+            path = folder / f"{step}.jsonl"
+            if not path.exists():
+                if sandbox is None and (sandbox := find_sandbox(settings["sandbox"], rules)):
+                    resources.enter_context(sandbox)
+                policy = load_policy(model, settings["dtype"], **sampling)
+                _, transcripts = evaluate(policy, rules, chosen, k, sandbox, seed)
+                write_transcripts_atomically(path, transcripts)
+                del policy  # frees memory for the next model
+            bar.advance()
+            cure = f"delete {path}: that model is then evaluated again"
+            episodes = list(read_episodes(path, cure))
+            if len(episodes) != problems * k:
+                damage = f"it holds {len(episodes)} of {problems * k} episodes"
+                raise damaged(path, damage, cure)
+            yield step, episodes
 
 
 def _same(path: Path, how: dict[str, Any]) -> None:

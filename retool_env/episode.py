@@ -179,11 +179,7 @@ class Episode:
         return None if limit is None else limit - self._tokens
 
     def act(
-        self,
-        action: str,
-        exhausted: bool = False,
-        seconds: float = 0.0,
-        form: Form | None = None,
+        self, action: str, exhausted: bool = False, seconds: float = 0.0, form: Form | None = None
     ) -> Need | None:
         """Take a text action: one model turn.
 

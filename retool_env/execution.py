@@ -137,11 +137,7 @@ DEFAULT_LIMITS = Limits()
 
 
 def check_program(
-    code: Any,
-    limits: Any,
-    stdin: Any = "",
-    display: Any = False,
-    files: "Files | None" = None,
+    code: Any, limits: Any, stdin: Any = "", display: Any = False, files: "Files | None" = None
 ) -> None:
     """Check the arguments of `Sandbox.run` before the run begins.
 
@@ -299,12 +295,7 @@ class Sandbox(_Context, Protocol):
     """Runs programs, each as a complete script in a fresh interpreter."""
 
     def run(
-        self,
-        code: str,
-        limits: Limits = DEFAULT_LIMITS,
-        *,
-        stdin: str = "",
-        display: bool = False,
+        self, code: str, limits: Limits = DEFAULT_LIMITS, *, stdin: str = "", display: bool = False
     ) -> Execution:
         """Run a program to its end. Never raises because of the program's behaviour.
 
@@ -324,12 +315,7 @@ class Sandbox(_Context, Protocol):
         """
 
     async def run_async(
-        self,
-        code: str,
-        limits: Limits = DEFAULT_LIMITS,
-        *,
-        stdin: str = "",
-        display: bool = False,
+        self, code: str, limits: Limits = DEFAULT_LIMITS, *, stdin: str = "", display: bool = False
     ) -> Execution:
         """Run a program like `run`; many programs may run at the same time.
 

@@ -75,10 +75,7 @@ class ReToolVectorEnv(VectorEnv[Observations, Observations, NDArray[Any]]):
         self._threads = ThreadPoolExecutor(max_workers=num_envs, thread_name_prefix="retool-vector")
 
     def reset(
-        self,
-        *,
-        seed: int | list[int | None] | None = None,
-        options: dict[str, Any] | None = None,
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observations, dict[str, Any]]:
         """Begin all episodes, or the episodes in `options["reset_mask"]`.
 

@@ -69,7 +69,7 @@ def merge_settings(
         from_sections = {k: value for k, value in from_sections.items() if k not in defined}
         from_sections = merge(from_sections, sections.get(_section(base), {}))
     from_sections = merge(from_sections, sections.get(section, {}))
-    for over in (from_sections, read_overrides(overrides)):
+    for over in (from_sections, parse_settings(overrides)):
         for name in stages(cls):
             if isinstance(values.get(name), dict):
                 # The settings of the whole job override the stage's section.
@@ -85,18 +85,6 @@ def _section(base: type) -> str:
     """
     package, _, name = base.__module__.rpartition(".")
     return "" if package == "agents.base" or base is object else name
-
-
-def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """The values that `key=value` pairs set; see `retool_env.key_values`.
-
-    Raises:
-        SettingsError: If a pair can't be read.
-    """
-    try:
-        return parse_settings(overrides)
-    except ValueError as error:
-        raise SettingsError(str(error)) from None
 
 
 def read_preset(preset: str) -> dict[str, Any]:

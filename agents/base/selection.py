@@ -91,11 +91,7 @@ def uncleanness(transcript: Transcript) -> float:
 
 
 def chosen_ids(
-    problems: ProblemSource,
-    size: int,
-    seed: int,
-    curriculum: str = "",
-    earlier: Sequence[int] = (),
+    problems: ProblemSource, size: int, seed: int, curriculum: str = "", earlier: Sequence[int] = ()
 ) -> list[str]:
     """Draw the problems of a run.
 

@@ -20,32 +20,15 @@ _WITHOUT_EFFECT = {
     **dict.fromkeys(("model_init_kwargs", "trust_remote_code"), "set model and dtype"),
     **dict.fromkeys(
         (
-            "batch_eval_metrics",
-            "bf16_full_eval",
-            "do_eval",
-            "do_predict",
-            "do_train",
-            "eval_accumulation_steps",
-            "eval_delay",
-            "eval_do_concat_batches",
-            "eval_on_start",
-            "eval_packing",
-            "eval_steps",
-            "eval_strategy",
-            "eval_use_gather_object",
-            "fp16_full_eval",
-            "greater_is_better",
-            "include_for_metrics",
-            "load_best_model_at_end",
-            "metric_for_best_model",
-            "num_generations_eval",
-            "per_device_eval_batch_size",
-            "prediction_loss_only",
+            *("do_predict", "do_train", "greater_is_better", "include_for_metrics"),
+            *("load_best_model_at_end", "metric_for_best_model", "prediction_loss_only"),
         ),
         _EVALUATION,
     ),
 }
-"""The fields of all TRL configurations without an effect here, with the setting to use instead."""
+"""The fields of all TRL configurations without an effect here, with the setting to use instead.
+
+All fields with `eval` in their names are also without an effect."""
 _NEEDED = {
     "ref_model_mixup_alpha": "sync_ref_model",
     "ref_model_sync_steps": "sync_ref_model",
@@ -79,7 +62,8 @@ def check_trl(
         SettingsError: If a field is unknown to TRL, fixed, or without an effect.
     """
     known = {field.name for field in dataclasses.fields(config)}
-    idle = {**_WITHOUT_EFFECT, **(without_effect or {})}
+    of_evaluation = {key: _EVALUATION for key in known if "eval" in key}
+    idle = {**of_evaluation, **_WITHOUT_EFFECT, **(without_effect or {})}
     for key in extra:
         if key in fixed:
             raise SettingsError(

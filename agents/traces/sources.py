@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.base.settings import SettingsError
+from agents.base.settings import SettingsError, prefixed
 from agents.traces.scripted import authors, conversation
 from agents.traces.verification import Parts
 from retool_env.files import file_fault
@@ -81,7 +81,7 @@ def read_sources(path: Path, rules: Rules, require_answer: bool) -> list[Source]
         raise SettingsError(f"data: {fault}")
     sources: list[Source] = []
     places: dict[str, str] = {}
-    try:
+    with prefixed("data"):
         for index, (place, row) in enumerate(read_rows(path)):
             try:
                 name = f"{path.stem}/{index}"  # the id of a row without an id
@@ -96,8 +96,6 @@ def read_sources(path: Path, rules: Rules, require_answer: bool) -> list[Source]
                 raise ValueError(f"{place}: {places[name]} has the same id {name!r}; change one")
             places[name] = place
             sources.append(source)
-    except ValueError as error:
-        raise SettingsError(f"data: {error}") from error
     if not sources:
         raise SettingsError(f"data: {path} is empty")
     return sources

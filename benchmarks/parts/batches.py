@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,14 +65,10 @@ def record(checkpoint: str, prompts: int, rollouts: int, seed: int) -> Batch:
     rules, source = find_task(read_preset("tiny")["env"])
     policy = load_policy(checkpoint, "float32", max_batch=prompts * rollouts)
     sandbox = find_sandbox("nsjail", rules)
-    try:
-        with Bar(f"recording with {checkpoint}", prompts) as bar:
-            groups = RolloutEngine(policy, rules, sandbox).run(
-                [source[i] for i in range(prompts)], rollouts, seed, lambda *_: bar.advance()
-            )
-    finally:
-        if sandbox is not None:
-            sandbox.close()
+    with sandbox or nullcontext(), Bar(f"recording with {checkpoint}", prompts) as bar:
+        groups = RolloutEngine(policy, rules, sandbox).run(
+            [source[i] for i in range(prompts)], rollouts, seed, lambda *_: bar.advance()
+        )
     return Batch(tuple(itertools.chain(*groups)), rollouts)
 
 

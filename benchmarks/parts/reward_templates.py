@@ -5,48 +5,23 @@ from __future__ import annotations
 import functools
 import itertools
 
+GUESSES = (
+    ("1", "2"),
+    ("0", "1", r"\frac{1}{2}"),
+    tuple(map(str, range(10))),
+    tuple(map(str, range(-5, 6))),
+    tuple(map(str, range(21))),
+)
+"""Lists of values that templates name, in the hope that one value is the gold."""
 
-def guessed_values() -> dict[str, list[str]]:
-    """The lists of values that templates name, in the hope that one value is the gold."""
-    return {
-        "two": ["1", "2"],
-        "a half": ["0", "1", r"\frac{1}{2}"],
-        "digits": [str(i) for i in range(10)],
-        "signs": [str(i) for i in range(-5, 6)],
-        "twenty": [str(i) for i in range(21)],
-    }
-
-
-JOINED = {
-    "comma": ", ",
-    "semicolon": "; ",
-    "space": " ",
-    "line": "\n",
-    "or": " or ",
-    "and": " and ",
-    "text or": r" \text{ or } ",
-    "text and": r" \text{ and } ",
-    "quad": r" \quad ",
-    "row": r" \\ ",
-    "lor": r" \lor ",
-    "cup": r" \cup ",
-    "equals": " = ",
-    "approx": r" \approx ",
-    "equiv": r" \equiv ",
-    "ne": r" \ne ",
-    "le": r" \le ",
-    "to": r" \to ",
-    "mid": r" \mid ",
-}
+JOINTS = (
+    *(", ", "; ", " ", "\n", " or ", " and ", r" \text{ or } ", r" \text{ and } "),
+    *(r" \quad ", r" \\ ", r" \lor ", r" \cup ", " = ", r" \approx ", r" \equiv "),
+    *(r" \ne ", r" \le ", r" \to ", r" \mid "),
+)
 """Separators between the values of a template."""
 
-FRAMES = {
-    "bare": "{}",
-    "set": r"\{{{}\}}",
-    "parentheses": "({})",
-    "box": r"\boxed{{{}}}",
-    "named": "x = {}",
-}
+FRAMES = ("{}", r"\{{{}\}}", "({})", r"\boxed{{{}}}", "x = {}")
 """Frames around the values of a template."""
 
 EVERYTHING = r"""
@@ -80,13 +55,12 @@ def reward_templates() -> tuple[str, ...]:
 
     Each joint meets each frame once. The values rotate, so that each frame meets all values.
     """
-    values = list(guessed_values().values())
     combined = (
-        frame.format(joint.join(values[(i + j) % len(values)]))
-        for i, joint in enumerate(JOINED.values())
-        for j, frame in enumerate(FRAMES.values())
+        frame.format(joint.join(GUESSES[(i + j) % len(GUESSES)]))
+        for i, joint in enumerate(JOINTS)
+        for j, frame in enumerate(FRAMES)
     )
-    boxes = (" ".join(rf"\boxed{{{v}}}" for v in several) for several in values)
+    boxes = (" ".join(rf"\boxed{{{v}}}" for v in several) for several in GUESSES)
     alone = (text.strip() for line in EVERYTHING.splitlines() for text in line.split(" | "))
     return tuple(dict.fromkeys(text for text in itertools.chain(alone, boxes, combined) if text))
 

@@ -16,11 +16,7 @@ from retool_env.transcript import Call
 def funnel(episodes: list[ScoredEpisode]) -> Iterable[Figure]:
     """The stages attempted, well formed, ran, right; and the forms that attempts miss."""
     stages: tuple[tuple[str, Callable[[ScoredEpisode], bool], str], ...] = (
-        (
-            "attempted",
-            lambda e: e.attempted,
-            "with an attempt at the interpreter, in any form",
-        ),
+        ("attempted", lambda e: e.attempted, "with an attempt at the interpreter, in any form"),
         (
             "well_formed",
             lambda e: e.well_formed,
@@ -60,12 +56,8 @@ _EXCEPT = re.compile(r"^[ \t]*except\b[^\n]*:", re.MULTILINE)
 
 def calls(episodes: list[ScoredEpisode]) -> Iterable[Figure]:
     """The number of calls, silent calls, errors that programs catch, and seconds."""
-    yield mean_of(
-        "use/calls",
-        [(episode.problem, len(episode.calls)) for episode in episodes],
-        "Mean number of calls in an episode.",
-    )
     numbers = [(episode.problem, len(episode.calls)) for episode in episodes]
+    yield mean_of("use/calls", numbers, "Mean number of calls in an episode.")
     for number in range(MOST_CALLS):
         yield share(
             f"use/calls/{number}",

@@ -83,12 +83,7 @@ class RemoteSandbox:
         return make, (self.urls, self._token)
 
     def run(
-        self,
-        code: str,
-        limits: Limits = DEFAULT_LIMITS,
-        *,
-        stdin: str = "",
-        display: bool = False,
+        self, code: str, limits: Limits = DEFAULT_LIMITS, *, stdin: str = "", display: bool = False
     ) -> Execution:
         """Runs a program to its end on one of the hosts.
 
@@ -111,12 +106,7 @@ class RemoteSandbox:
             future.cancel()  # needed after Ctrl-C; otherwise the future is done
 
     async def run_async(
-        self,
-        code: str,
-        limits: Limits = DEFAULT_LIMITS,
-        *,
-        stdin: str = "",
-        display: bool = False,
+        self, code: str, limits: Limits = DEFAULT_LIMITS, *, stdin: str = "", display: bool = False
     ) -> Execution:
         """Like `run`, for concurrent programs; cancelling the call ends the program on its host.
 
