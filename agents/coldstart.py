@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,7 @@ from agents.base.model import load_model
 from agents.base.records import read_episodes, write_transcripts_atomically
 from agents.base.run import Run
 from agents.base.session import Session
-from agents.base.settings import SettingsError, check_least, setting
+from agents.base.settings import SettingsError, check_least, read_variable, setting
 from agents.traces.report import read_report, table, write_result
 from agents.traces.sources import Source, read_sources
 from agents.traces.verification import Drop, Parts, verify
@@ -52,7 +51,7 @@ from retool_env.rollout.openai.errors import RequestRefused
 from retool_env.rollout.progress import Progress
 from retool_env.rollout.transformers.policy import TransformersPolicy
 from retool_env.rules import Rules
-from retool_env.servers.address import shown_url, variable_name
+from retool_env.servers.address import shown_url
 from retool_env.transcript import StopReason, Transcript
 
 ONE_PROCESS = True
@@ -158,11 +157,7 @@ def make_rewriter(settings: Settings) -> Policy | TextPolicy:
     model = Model(settings.model)
     if name.startswith(("http://", "https://")):
         variable = sampling.pop("api_key_env", None)
-        if variable is not None and variable not in os.environ:
-            raise SettingsError(
-                f"rewriter.api_key_env: the variable {variable_name(variable)!r} is not set"
-            )
-        key = None if variable is None else os.environ[variable]
+        key = None if variable is None else read_variable("rewriter.api_key_env", variable)
         sampling = {"concurrency": settings.in_flight, **sampling, "api_key": key, "urls": name}
         name = "openai"
     elif name == "transformers":

@@ -19,7 +19,7 @@ from agents import grpo, sft
 from agents.base.board import Bar, console
 from agents.base.curves import draw_curves
 from agents.base.fields import ModelSettings
-from agents.base.records import build, damaged, read_object, read_records, write_atomically
+from agents.base.records import build, intact, read_object, read_records, write_atomically
 from agents.base.reporting import check_report_to
 from agents.base.run import Run
 from agents.base.settings import build_settings, find_sandbox, find_task, setting, stage
@@ -156,10 +156,8 @@ def _evaluate(
     if path.exists():
         cure = f"delete {path}, so that the model is evaluated again"
         record = read_object(path, cure)
-        try:
+        with intact(path, cure):
             return build(Summary.from_json, record, "summary")
-        except ValueError as error:
-            raise damaged(path, str(error), cure) from None
     rules, source = find_task({**env, "split": "test"})
     problems = [source[i] for i in range(settings.problems)]
     policy = load_policy(

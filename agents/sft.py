@@ -39,14 +39,9 @@ from retool_env.transcript import Span, Transcript, check_transcript
 
 TRACES = "traces.jsonl"
 """The file in the run's folder with the traces that the run made."""
-_LABEL_FIELDS = (
-    "dataset_text_field",
-    "dataset_kwargs",
-    "completion_only_loss",
-    "assistant_only_loss",
-)
+_LABELS = ("dataset_text_field", "dataset_kwargs", "completion_only_loss", "assistant_only_loss")
 WITHOUT_EFFECT = {
-    **dict.fromkeys(_LABEL_FIELDS, "set data; the loss is on the model's own tokens"),
+    **dict.fromkeys(_LABELS, "set data; the loss is on the model's own tokens"),
     "truncation_mode": "no trace is cut; set packing",
 }
 """Fields of `SFTConfig` without effect on our token ids and labels, with the settings to use."""

@@ -22,6 +22,7 @@ from agents.base.config import read_config
 from agents.base.records import (
     check_kinds,
     damaged,
+    intact,
     read_episodes,
     read_object,
     write_atomically,
@@ -72,10 +73,8 @@ def _settings(run: Path, needed: dict[str, Any]) -> dict[str, Any]:
     if not config.exists():
         raise SettingsError(f"{run} holds no run: name the folder of a run, with a config.json")
     settings = read_config(run)["settings"]
-    try:
+    with intact(config, "evaluate another run", "settings: "):
         check_kinds(settings, needed, needed)
-    except ValueError as error:
-        raise damaged(config, f"settings: {error}", "evaluate another run") from None
     return settings
 
 

@@ -82,27 +82,23 @@ frame.f_locals["self"]._record.write(1, time.monotonic(), time.monotonic(), b'["
 """
 """A program that tries to forge a successful end."""
 
+RAISED, LATE = ends(Outcome.RUNTIME_ERROR), ends(Outcome.TIMEOUT)
+ENDED = ends(Outcome.RUNTIME_ERROR, Outcome.TIMEOUT)
+"""The checks that several kinds share."""
+
 KINDS = [
     Kind("plain", 500, "print(NONCE)", prints),
     Kind("numpy", 100, "import numpy\nprint(int(numpy.array([NONCE])[0]))", prints),
     Kind("sympy", 100, "import sympy\nprint(sympy.Integer(NONCE) + sympy.Integer(0))", prints),
     Kind("file", 60, "open('f', 'w').write('NONCE')\nprint(open('f').read())", prints),
     Kind("child", 40, "import os\nif os.fork() == 0: os._exit(0)\nos.wait()\nprint(NONCE)", prints),
-    Kind("raises", 60, "print(NONCE)\n1 / 0", ends(Outcome.RUNTIME_ERROR)),
+    Kind("raises", 60, "print(NONCE)\n1 / 0", RAISED),
     Kind("no syntax", 30, "print(NONCE", lambda e, _: e.outcome is Outcome.SYNTAX_ERROR),
-    Kind(
-        "crash", 30, "print(NONCE)\nimport ctypes\nctypes.string_at(0)", ends(Outcome.RUNTIME_ERROR)
-    ),
+    Kind("crash", 30, "print(NONCE)\nimport ctypes\nctypes.string_at(0)", RAISED),
     Kind("memory", 20, "print(NONCE)\nx = bytes(10**9)", ends(Outcome.MEMORY_LIMIT)),
     Kind("flood", 20, "print(NONCE)\nwhile True: print('x' * 10**5)", ends(Outcome.OUTPUT_LIMIT)),
-    Kind("sleep", 15, "print(NONCE)\nimport time\ntime.sleep(60)", ends(Outcome.TIMEOUT), SHORT),
-    Kind(
-        "fork bomb",
-        5,
-        "print(NONCE)\nimport os\nwhile True: os.fork()",
-        ends(Outcome.RUNTIME_ERROR, Outcome.TIMEOUT),
-        SHORT,
-    ),
+    Kind("sleep", 15, "print(NONCE)\nimport time\ntime.sleep(60)", LATE, SHORT),
+    Kind("fork bomb", 5, "print(NONCE)\nimport os\nwhile True: os.fork()", ENDED, SHORT),
     Kind(
         "left behind",
         10,
@@ -113,24 +109,18 @@ KINDS = [
         "burning",
         5,
         "print(NONCE)\nimport os\nfor _ in range(8): os.fork()\nwhile True: pass",
-        ends(Outcome.RUNTIME_ERROR, Outcome.TIMEOUT),
+        ENDED,
         SHORT,
     ),
-    Kind("forged", 10, f"print(NONCE)\n{FORGERY}\nos._exit(3)", ends(Outcome.RUNTIME_ERROR)),
-    Kind(
-        "forged, then sleeps",
-        5,
-        f"print(NONCE)\n{FORGERY}\ntime.sleep(60)",
-        ends(Outcome.TIMEOUT),
-        SHORT,
-    ),
+    Kind("forged", 10, f"print(NONCE)\n{FORGERY}\nos._exit(3)", RAISED),
+    Kind("forged, then sleeps", 5, f"print(NONCE)\n{FORGERY}\ntime.sleep(60)", LATE, SHORT),
     Kind("not closed", 10, "import os\nw = os.fdopen(1, 'w')\nw.write('NONCE\\n')", prints),
     Kind(
         "too many threads",
         5,
         "print(NONCE)\nimport threading, time\n"
         "for _ in range(40): threading.Thread(target=time.sleep, args=[0.2]).start()",
-        ends(Outcome.RUNTIME_ERROR),
+        RAISED,
     ),
     Kind(
         "cache",

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from agents.base.records import check_kinds, damaged, read_object, write_atomically
+from agents.base.records import check_kinds, intact, read_object, write_atomically
 from retool_env.provenance import REVISION
 
 RESTART_CURE = "start anew with another name=..."
@@ -58,10 +58,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     record = read_object(path, RESTART_CURE)
-    try:
+    with intact(path, RESTART_CURE):
         check_kinds(record, _KINDS, ["settings"])
         for change in record.get("changes", []):
             check_kinds(change, _CHANGE_KINDS, _CHANGE_KINDS)
-    except ValueError as error:
-        raise damaged(path, str(error), RESTART_CURE) from None
     return record

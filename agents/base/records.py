@@ -7,6 +7,7 @@ the line, the fault, and the cure. No line is skipped silently.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -65,6 +66,24 @@ def damaged(location: str | Path, fault: str, cure: str) -> SettingsError:
     return SettingsError(f"{location}: {fault}. Restore it, or {cure}")
 
 
+@contextlib.contextmanager
+def intact(location: str | Path, cure: str, fault: str = "") -> Iterator[None]:
+    """Turn a `ValueError` of the block, which reads a record, into the error of `damaged`.
+
+    Args:
+        location: The file and, if known, the line.
+        cure: The advice for a record that can't be restored.
+        fault: The text in front of the error's own text.
+
+    Raises:
+        SettingsError: If the block raises a `ValueError`.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise damaged(location, f"{fault}{error}", cure) from None
+
+
 def read_object(path: Path, cure: str) -> dict[str, Any]:
     """The object in a JSON file.
 
@@ -76,10 +95,8 @@ def read_object(path: Path, cure: str) -> dict[str, Any]:
         SettingsError: If the file is missing, can't be read, or does not hold a JSON object.
     """
     text = read_file(path)
-    try:
+    with intact(path, cure):
         return parse_object(text)
-    except ValueError as error:
-        raise damaged(path, str(error), cure) from None
 
 
 def read_file(path: Path) -> bytes:
@@ -136,10 +153,8 @@ def read_metrics(path: Path) -> list[Line]:
     cure = "delete that line: the curves then lack its step"
     lines = []
     for line in read_lines(path, cure, appended=True):
-        try:
+        with intact(line.location, cure, "not a record: "):
             check_figures(line.record)
-        except ValueError as error:
-            raise damaged(line.location, f"not a record: {error}", cure) from None
         lines.append(line)
     return lines
 
@@ -161,11 +176,9 @@ def read_episodes(path: Path, cure: str, appended: bool = False) -> Iterator[Tra
         SettingsError: If the file can't be read, or a line does not hold a valid transcript.
     """
     for line in read_lines(path, cure, appended, "transcript"):
-        try:
+        with intact(line.location, cure):
             transcript = build(Transcript.from_json, line.record, "transcript")
             check_transcript(transcript)
-        except ValueError as error:
-            raise damaged(line.location, str(error), cure) from None
         yield transcript
 
 
@@ -368,9 +381,7 @@ def _unreadable(path: Path, error: OSError) -> SettingsError:
     return SettingsError(f"{path}: it can't be read ({error.strerror}). Make it readable")
 
 
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
+_hints = functools.cache(get_type_hints)
 
 
 def _wrong_field(made: Any) -> str | None:

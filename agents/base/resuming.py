@@ -18,6 +18,7 @@ from agents.base.records import (
     check_kinds,
     check_seal,
     damaged,
+    intact,
     is_cut,
     read_file,
     read_lines,
@@ -97,12 +98,10 @@ def read_state(folder: Path, step: int, cure: str) -> dict[str, Any] | None:
     elif not os.path.lexists(path) or not (text := read_file(path)) or is_cut(text):
         return None
     state = read_object(path, cure)
-    try:
+    with intact(path, cure):
         check_kinds(state, _STATE, ["global_step"])
         if state["global_step"] != step:
             raise ValueError(f'"global_step" is {state["global_step"]}, not {step}')
-    except ValueError as error:
-        raise damaged(path, str(error), cure) from None
     return state
 
 
@@ -175,9 +174,6 @@ def _step(line: Line) -> int:
 
 def _trained_version(line: Line) -> int:
     """The number of the step that trained on an episode; 0 if no step did."""
-    try:
+    with intact(line.location, _EPISODE_CURE, "not a transcript of a training run: "):
         check_kinds(line.record, {"trained_version": int | None}, ["trained_version"])
-    except ValueError as error:
-        what = f"not a transcript of a training run: {error}"
-        raise damaged(line.location, what, _EPISODE_CURE) from None
     return line.record["trained_version"] or 0

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from agents.base.settings import SettingsError
+from agents.base.settings import SettingsError, read_variable
 from retool_env.rollout import Policy
 from retool_env.rollout import named as rollout
 from retool_env.rollout.named import POLICIES, SERVED, Model
-from retool_env.servers.address import shown_url, variable_name
+from retool_env.servers.address import shown_url
 
 
 def check_engine(
@@ -84,11 +83,7 @@ def make_policy(
             )
         variable = options.pop("token_env", None)
         if variable is not None:
-            if variable not in os.environ:
-                raise SettingsError(
-                    f"engine.token_env: the variable {variable_name(variable)!r} is not set"
-                )
-            options["token"] = os.environ[variable]
+            options["token"] = read_variable("engine.token_env", variable)
         name, options["urls"] = "vllm_server", name
     dtype = str(next(trained.parameters()).dtype).removeprefix("torch.")
     sampled = Model(model, None if apart else trained, tokenizer, dtype, str(device))

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import os
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from retool_env.execution import Sandbox
 from retool_env.interpreter import open_sandbox
 from retool_env.problem import ProblemSource
 from retool_env.rules import Rules
-from retool_env.servers.address import check_no_secrets
+from retool_env.servers.address import check_no_secrets, variable_name
 from retool_env.task import make_task
 
 _MAX_NAME_BYTES = 200
@@ -131,10 +132,7 @@ def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
             raise SettingsError(
                 f"unknown setting {key!r}{nearest(key, fields)}; choose from {', '.join(fields)}"
             )
-    try:
-        check_no_secrets(values)
-    except ValueError as error:
-        raise SettingsError(str(error)) from None
+    check_no_secrets(values)
     made = cls(**{key: _check(key, value, hints[key]) for key, value in values.items()})
     for stage_name, keys in stages(cls).items():
         for key in getattr(made, stage_name):
@@ -230,6 +228,21 @@ def check_least(settings: Any, least: Mapping[str, float]) -> None:
     for name, number in least.items():
         if getattr(settings, name) < number:
             raise SettingsError(f"{name} must be at least {number}, not {getattr(settings, name)}")
+
+
+def read_variable(setting: str, variable: str) -> str:
+    """The value of the environment variable that a setting names, which holds a key.
+
+    Args:
+        setting: The name of the setting, for the error text.
+        variable: The value of the setting.
+
+    Raises:
+        SettingsError: If the variable is not set. The message does not show a key.
+    """
+    if variable not in os.environ:
+        raise SettingsError(f"{setting}: the variable {variable_name(variable)!r} is not set")
+    return os.environ[variable]
 
 
 def largest_divisor(number: int, most: int) -> int:

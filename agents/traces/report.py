@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.base.records import check_kinds, damaged, read_object, write_atomically
+from agents.base.records import check_kinds, intact, read_object, write_atomically
 from agents.base.settings import SettingsError
 from agents.traces.sources import Source
 from agents.traces.verification import Drop, agrees, results, verify, written
@@ -94,12 +94,10 @@ def read_report(folder: Path) -> dict[str, Any]:
     kinds: dict[str, Any] = dict.fromkeys(("lines", "verified", "failed", "answers_unchecked"), int)
     parts = {"dropped": {}, "programs": {"run": int, "failed": int}}
     parts["made_up_results"] = {"all": int, "contradicted": int}
-    try:
+    with intact(path, cure):
         check_kinds(report, kinds | dict.fromkeys(parts, dict[str, int]), [*kinds, *parts])
         for name, of in parts.items():
             check_kinds(report[name], of, of)
-    except ValueError as error:
-        raise damaged(path, str(error), cure) from None
     return report
 
 

@@ -20,14 +20,7 @@ from __future__ import annotations
 import re
 from typing import Literal, get_args
 
-from retool_env.protocol import (
-    CODE_CLOSE,
-    CODE_OPEN,
-    RESULT_OPEN,
-    ProtocolName,
-    Turn,
-    TurnKind,
-)
+from retool_env.protocol import CODE_CLOSE, CODE_OPEN, RESULT_OPEN, ProtocolName, Turn, TurnKind
 from retool_env.protocol.calls import (
     CALL_CLOSE,
     CALL_OPEN,

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from retool_env.metrics.estimators import ClusterMean
 from retool_env.metrics.figure import Figure, figure_of, share
-from retool_env.metrics.recovery import measure_recovery
+from retool_env.metrics.recovery import fail_alike, measure_recovery
 from retool_env.metrics.scored_episode import ScoredEpisode
 from retool_env.transcript import Call, StopReason
 
@@ -56,9 +56,7 @@ def _fate(episode: ScoredEpisode, index: int) -> Fate:
         return "gave_up" if episode.transcript.stop_reason in _GAVE_UP else "cut"
     if after[0].ok:
         return "ok"
-    one, two = call.execution, after[0].execution
-    alike = (one.outcome, one.error) == (two.outcome, two.error)
-    return "same_error" if alike else "other_error"
+    return "same_error" if fail_alike(call, after[0]) else "other_error"
 
 
 def errors(episodes: list[ScoredEpisode]) -> Iterable[Figure]:

@@ -69,7 +69,7 @@ def measure_recovery(transcripts: Iterable[Transcript]) -> Recovery:
         for call, after in zip_longest(calls, calls[1:]):
             if not call.ok:
                 next_ok.append((problem, int(after is not None and after.ok), 1))
-                same.append((problem, int(after is not None and _alike(call, after)), 1))
+                same.append((problem, int(after is not None and fail_alike(call, after)), 1))
         first = None  # the turn in which the current error began
         for call, turn in zip(calls, _turn_numbers(transcript), strict=True):
             if not call.ok:
@@ -85,7 +85,8 @@ def measure_recovery(transcripts: Iterable[Transcript]) -> Recovery:
     )
 
 
-def _alike(call: Call, other: Call) -> bool:
+def fail_alike(call: Call, other: Call) -> bool:
+    """Whether two calls have the same outcome and the same line of error."""
     one, two = call.execution, other.execution
     return (one.outcome, one.error) == (two.outcome, two.error)
 
