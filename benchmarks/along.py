@@ -31,7 +31,7 @@ from agents.base.records import (
 from agents.base.settings import SettingsError, find_sandbox, find_task
 from retool_env.checkpoint_task import TEMPERATURE, TOP_P
 from retool_env.evaluation.run import evaluate
-from retool_env.execution import SandboxUnavailable
+from retool_env.execution import Sandbox, SandboxUnavailable
 from retool_env.metrics.summary import summarise
 from retool_env.metrics.tables import table
 from retool_env.problem import Problem
@@ -121,8 +121,8 @@ def evaluate_along(
     folder = run / "along"
     folder.mkdir(exist_ok=True)
     _same(folder / "evaluation.json", {"problems": problems, "k": k, "seed": seed})
-    sampling = {"temperature": TEMPERATURE, "top_p": TOP_P, "max_batch": 128}
-    sandbox = None
+    sampling: dict[str, Any] = {"temperature": TEMPERATURE, "top_p": TOP_P, "max_batch": 128}
+    sandbox: Sandbox | None = None
     with Bar(f"evaluating {run}", len(of_run)) as bar, ExitStack() as resources:
         for step, model in of_run.items():
             path = folder / f"{step}.jsonl"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 
-GUESSES = (
+GUESSES: tuple[tuple[str, ...], ...] = (
     ("1", "2"),
     ("0", "1", r"\frac{1}{2}"),
     tuple(map(str, range(10))),
