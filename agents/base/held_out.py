@@ -17,35 +17,40 @@ import dataclasses
 import inspect
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, override
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 
 from agents.base.board import Bar
-from agents.base.fields import PolicySettings
+from agents.base.fields import RolloutSettings
 from agents.base.records import write_transcripts_atomically
 from agents.base.run import Clock, Run
 from agents.base.settings import SettingsError, check_least, prefixed
 from agents.base.stopping import Stopping
-from retool_env.checkpoint_task import TEMPERATURE, TOP_P
+from retool_env.checkpoint_task import TEMPERATURE
 from retool_env.execution import Sandbox
 from retool_env.key_values import merge
 from retool_env.problem import Problem
 from retool_env.problems import SOURCES
-from retool_env.rollout import RolloutEngine
+from retool_env.rollout import Policy, RolloutEngine
 from retool_env.rules import Rules
 from retool_env.task import make_task, registered_settings
 from retool_env.training.figures import episode_figures
-from retool_env.training.rollouts import Rollouts, RolloutsAbandoned
+from retool_env.training.rollouts import RolloutsAbandoned
 from retool_env.training.step import Step
 from retool_env.transcript import Transcript
 
 _RULES = {field.name for field in dataclasses.fields(Rules)}
+
+Episodes = Callable[[Policy], Coroutine[Any, Any, list[Transcript]]]
+"""Runs the episodes of one process with a policy."""
+
+Sample = Callable[[Step, Episodes], list[Transcript]]
+"""Runs episodes with the weights of a step, at the temperature and top-p of evaluations."""
 
 Report = Callable[[int, Mapping[str, float], Sequence[Transcript]], None]
 """Reports an evaluation to trackers: its step, its figures and its transcripts."""
@@ -71,7 +76,7 @@ def held_out_env(env: Mapping[str, Any], eval_env: Mapping[str, Any]) -> dict[st
         eval_env: The setting `eval_env`.
 
     Raises:
-        SettingsError: If the environment is unknown, or its problems would be those of `env`.
+        SettingsError: If the environment is unknown, or its problems would also be in `env`.
     """
     id = eval_env.get("id", env["id"])
     same = id == env["id"]
@@ -94,11 +99,12 @@ def held_out_env(env: Mapping[str, Any], eval_env: Mapping[str, Any]) -> dict[st
     return settings
 
 
-def held_out_task(settings: PolicySettings) -> HeldOutTask | None:
+def held_out_task(settings: RolloutSettings, rules: Rules) -> HeldOutTask | None:
     """The task of a run's evaluations; `None` if the run has none.
 
     Args:
         settings: The run's settings.
+        rules: The rules of the training.
 
     Raises:
         SettingsError: If a setting is out of range, or there are no held-out problems.
@@ -110,9 +116,13 @@ def held_out_task(settings: PolicySettings) -> HeldOutTask | None:
         return None
     env = held_out_env(settings.env, settings.eval_env)
     with prefixed("eval_env"):
-        rules, source = make_task(**env)
+        evaluated, source = make_task(**env)
+    if evaluated.interpreter and not rules.interpreter:
+        raise SettingsError(
+            "eval_env.interpreter needs a sandbox, which env.interpreter=false closes"
+        )
     count = min(settings.eval_problems, len(source))
-    return HeldOutTask(rules, [source[index] for index in range(count)])
+    return HeldOutTask(evaluated, [source[index] for index in range(count)])
 
 
 class HeldOut:
@@ -122,7 +132,7 @@ class HeldOut:
         run: The run.
         settings: The run's settings.
         task: The task of the evaluations; `None`: the run has no evaluations.
-        rollouts: The run's rollouts. Their policy samples.
+        sample: Samples the episodes of this process with the weights of a step.
         sandbox: The run's sandbox.
         bar: The run's board.
         stopping: The handler of the signals that stop the run.
@@ -132,34 +142,32 @@ class HeldOut:
     def __init__(
         self,
         run: Run,
-        settings: PolicySettings,
+        settings: RolloutSettings,
         task: HeldOutTask | None,
-        rollouts: Rollouts,
+        sample: Sample,
         sandbox: Sandbox | None,
         bar: Bar,
         stopping: Stopping,
         report: Report,
     ) -> None:
         self._run, self._settings, self._task = run, settings, task
-        self._rollouts, self._bar, self._stopping, self._report = rollouts, bar, stopping, report
+        self._sample, self._bar, self._stopping, self._report = sample, bar, stopping, report
         if task is None:
             return
-        policy = rollouts.engine.policy
-        # An engine of its own, so that the counts of the training rollouts stay theirs.
-        self._engine = RolloutEngine(policy, task.rules, sandbox, settings.in_flight)
+        self._sandbox = sandbox
         self._clock = Clock(run)
         done = {record["step"] for record in run.metrics() if "eval/failed" in record}
         [self._done] = broadcast_object_list([done])
 
     def evaluate(
-        self, step: int, model: torch.nn.Module, accelerator: Accelerator, last: bool = False
+        self, step: int, model: torch.nn.Module, accelerator: Any, last: bool = False
     ) -> None:
         """Evaluate the model if its turn has come and this step has no evaluation yet.
 
         Args:
             step: The number of optimizer steps that the model has made.
             model: The trained model.
-            accelerator: The accelerator of the run.
+            accelerator: The accelerator of the run, or its state.
             last: Whether the training is over.
 
         Raises:
@@ -188,20 +196,20 @@ class HeldOut:
             log=lambda name, value: None,
             training=False,
         )
-        sampled = self._rollouts.evaluate(state, lambda: self._episodes(part), TEMPERATURE, TOP_P)
+        sampled = self._sample(state, lambda policy: self._episodes(policy, part))
         everywhere = dict(gather_object(list(zip(part, sampled, strict=True))))
         self._done.add(step)
         if self._run.main:
             transcripts = [everywhere[job] for job in jobs]
             self._record(step, transcripts, time.monotonic() - began)
 
-    def finish(self, step: int, model: torch.nn.Module, accelerator: Accelerator) -> None:
+    def finish(self, step: int, model: torch.nn.Module, accelerator: Any) -> None:
         """Evaluate the model after its last step, unless a signal stops the run.
 
         Args:
             step: The number of optimizer steps that the model has made.
             model: The trained model.
-            accelerator: The accelerator of the run.
+            accelerator: The accelerator of the run, or its state.
         """
         if self._task is None or self._stopping.agreed():
             return
@@ -210,15 +218,17 @@ class HeldOut:
         except RolloutsAbandoned:
             self._stopping.agreed()
 
-    async def _episodes(self, jobs: Sequence[tuple[int, int]]) -> list[Transcript]:
+    async def _episodes(self, policy: Policy, jobs: Sequence[tuple[int, int]]) -> list[Transcript]:
         """Run this process's episodes, each with the seed that `retool eval` gives it."""
         assert self._task is not None  # only evaluations call this
         problems, room = self._task.problems, asyncio.Semaphore(self._settings.in_flight)
+        # An engine of its own, so that the counts of the training rollouts stay theirs.
+        engine = RolloutEngine(policy, self._task.rules, self._sandbox)
 
         async def one(index: int, sample: int) -> Transcript:
             async with room:
                 seed = self._settings.seed, index, sample
-                return await self._engine.episode(problems[index], seed)
+                return await engine.episode(problems[index], seed)
 
         return await asyncio.gather(*(one(*job) for job in jobs))
 

@@ -35,6 +35,7 @@ from agents.base.selection import chosen_ids, subset
 from agents.base.settings import SettingsError, find_sandbox, find_task, prefixed, task_of
 from agents.base.sharding import processes
 from agents.base.stopping import Stopping
+from retool_env.checkpoint_task import TEMPERATURE, TOP_P
 from retool_env.execution import Sandbox
 from retool_env.problem import ProblemList, ProblemSource
 from retool_env.rollout import RolloutEngine
@@ -192,7 +193,7 @@ class RolloutSession[P: PolicySettings](Session[P]):
         drawn, *earlier = (steps * settings.prompts for steps in (settings.steps, *self.earlier))
         self.ids = chosen_ids(self.problems, drawn, settings.seed, settings.curriculum, earlier)
         check_prompts(self.ids, self.problems, self.rules, self.tokenizer, self.model)
-        if (task := held_out_task(settings)) is not None:
+        if (task := held_out_task(settings, self.rules)) is not None:
             held_out = ProblemList(task.problems)
             names = [problem.id for problem in task.problems]
             check_prompts(names, held_out, task.rules, self.tokenizer, self.model, "eval_env")
@@ -281,7 +282,7 @@ class RolloutSession[P: PolicySettings](Session[P]):
             self,
             self.settings,
             self._held_out_task,
-            rollouts,
+            lambda step, episodes: rollouts.evaluate(step, episodes, TEMPERATURE, TOP_P),
             self._sandbox,
             self.bar,
             self.stopping,

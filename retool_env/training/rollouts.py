@@ -223,7 +223,7 @@ class Rollouts:
     def evaluate[T](
         self,
         step: Step,
-        sample: Callable[[], Coroutine[Any, Any, T]],
+        sample: Callable[[Policy], Coroutine[Any, Any, T]],
         temperature: float,
         top_p: float,
     ) -> T:
@@ -233,7 +233,7 @@ class Rollouts:
 
         Args:
             step: The trainer's state. Its batch and prompts are not read.
-            sample: Makes the coroutine, which samples from the policy of `engine`.
+            sample: Makes the coroutine, which samples from the policy that it gets.
             temperature: The sampling temperature.
             top_p: The nucleus mass of sampling.
 
@@ -247,7 +247,7 @@ class Rollouts:
         if policy.temperature is not None:
             policy.temperature, policy.top_p = temperature, top_p
         try:
-            result = together(accelerator, lambda: self._wait(self._loop.submit(sample())))
+            result = together(accelerator, lambda: self._wait(self._loop.submit(sample(policy))))
         finally:
             policy.temperature, policy.top_p = before
         policy.clear_cache()  # cached prefixes would change the rounding of later turns

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
-from helpers.small_runs import make_small, records, settings
+from helpers import ROOT
+from helpers.small_runs import given, make_small, records, settings
 from transformers import AutoModelForCausalLM
 
 from agents import grpo, ppo
 from agents.base.held_out import held_out_env, held_out_task
 from agents.base.settings import SettingsError
 from retool_env.integrations.trl import EngineRollouts
+from retool_env.rules import Rules
 from retool_env.training.rollouts import Rollouts
 from retool_env.transcript import check_transcript, read_transcripts
 
@@ -148,9 +153,36 @@ def test_a_wrong_setting_is_refused_before_there_is_a_folder(model, tmp_path):
         ({"eval_every": 2, "eval_k": 0}, "eval_k must be at least 1"),
         ({"eval_env": {"difficulty": 2}}, "eval_env has no effect without eval_every"),
         ({"eval_every": 2, "eval_env": {"dificulty": 2}}, "eval_env: unknown setting"),
+        ({"eval_every": 2, "eval_env": {"interpreter": True}}, "needs a sandbox"),
         ({"eval_every": 2, "eval_env": {"id": "ReTool-None-v0"}}, "eval_env: no environment"),
     ):
         with pytest.raises(SettingsError, match=message):
             grpo.train(settings("grpo", model=model, **wrong), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert held_out_task(settings("grpo", model=model)) is None
+    assert held_out_task(settings("grpo", model=model), Rules()) is None
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_episodes_of_an_evaluation(model, tmp_path):
+    made = {"eval_every": 1, "eval_problems": 3, "eval_k": 1, "sample_batch": 1, "steps": 1}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for name, algorithm, command in (
+        ("one", "grpo", [sys.executable]),
+        ("two", "grpo", launch),
+        ("ppo", "ppo", launch),
+    ):
+        more = {"name": name, "model": model, **made}
+        more |= {"micro_batch": 4, **({"critic_warmup": 0} if algorithm == "ppo" else {})}
+        pairs = given(algorithm, **more)
+        ran = subprocess.run(
+            [*command, "-m", "agents", algorithm, "--runs", str(tmp_path), *pairs],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=250,
+        )
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        assert evaluated(tmp_path / name) == [0, 1]
+    assert ids(tmp_path / "one", 0) == ids(tmp_path / "two", 0) == ids(tmp_path / "ppo", 0)
+    assert len(ids(tmp_path / "two", 1)) == 3
