@@ -198,6 +198,5 @@ def samples_text(transcripts: Sequence[Transcript]) -> str:
 
 def _table(kind: str, transcripts: Sequence[Transcript]) -> Any:
     """The rows of `sample_rows` as a table of trackio or W&B."""
-    import pandas
-
-    return importlib.import_module(kind).Table(dataframe=pandas.DataFrame(sample_rows(transcripts)))
+    frame = importlib.import_module("pandas").DataFrame(sample_rows(transcripts))
+    return importlib.import_module(kind).Table(dataframe=frame)

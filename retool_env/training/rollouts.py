@@ -319,7 +319,7 @@ class Rollouts:
             )
         return self._wait(future)
 
-    def _wait(self, future: Future[Sampled]) -> Sampled:
+    def _wait[T](self, future: Future[T]) -> T:
         while not futures.wait([future], _POLL_SECONDS).done:
             if self.stopping():
                 future.cancel()
