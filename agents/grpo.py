@@ -24,7 +24,9 @@ from trl import GRPOConfig
 from agents.advantages import group_normalised
 from agents.base.board import BarCallback
 from agents.base.fields import PolicySettings, check_policy
+from agents.base.held_out import HeldOutCallback
 from agents.base.model import check_dtype, check_learning_rate, disable_dropout, lora_config
+from agents.base.reporting import TrainerReporter
 from agents.base.run import RunLogger
 from agents.base.selection import CleanRollouts
 from agents.base.session import Export, RolloutSession
@@ -39,8 +41,7 @@ from retool_env.integrations.trl import (
     Normalisation,
     episode_reward,
 )
-from retool_env.training.rollouts import ResampleBy
-from retool_env.training.rows import is_trainable
+from retool_env.training.rows import ResampleBy, is_trainable
 from retool_env.transcript import Transcript
 
 # TRL warns that rollout_func's interface may change; setup.cfg pins TRL's version.
@@ -144,7 +145,7 @@ def train(
             correction_bounds=(settings.correction_low, settings.correction_high),
             task=run.task,
         )
-        trainer.rollout_func = run.make_rollouts(
+        rollouts = trainer.rollout_func = run.make_rollouts(
             partial(CleanRollouts, settings.spare) if settings.spare > 1 else EngineRollouts,
             trainer.model,
             trainer.accelerator.device,
@@ -155,6 +156,9 @@ def train(
             resample=settings.resample,
             resample_by=settings.resample_by,
         )
+        reporter = TrainerReporter(trainer, settings.report_to)
+        held_out = run.make_held_out(rollouts, reporter.evaluation)
+        trainer.add_callback(HeldOutCallback(trainer, held_out))
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
         if settings.export_steps:

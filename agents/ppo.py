@@ -102,6 +102,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         rollouts = run.make_rollouts(
             Rollouts, learner.model, learner.accelerator.device, apart=is_sharded(learner.model)
         )
+        held_out = run.make_held_out(rollouts, reporter.evaluation)
         run.resources.enter_context(run.stopping)
         part = settings.prompts // state.num_processes  # the number of this process's problems
         for step in range(first, settings.steps):
@@ -109,6 +110,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             problems = run.ids[start : start + part]
             ids = [name for name in problems for _ in range(settings.rollouts)]
             try:
+                held_out.evaluate(step, learner.model, learner.accelerator)
                 rows, logged = collect(learner, rollouts, step, ids, run.tokenizer.eos_token_id)
             except RolloutsAbandoned:  # on all processes
                 if run.stopping.agreed() and step > saved:
@@ -131,6 +133,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
                 learner.save(run.trainer, saved := step + 1)
             if last:
                 break
+        held_out.finish(settings.steps, learner.model, learner.accelerator)
         run.stopping.end()
         run.save(learner)
     return run.checkpoint

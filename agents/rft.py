@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +26,15 @@ from accelerate.utils import gather_object
 from agents import sft
 from agents.base.board import Bar
 from agents.base.fields import RolloutSettings
+from agents.base.held_out import Episodes, HeldOut, HeldOutTask, held_out_task
 from agents.base.model import check_learning_rate, load_model
 from agents.base.records import damaged, read_episodes, write_transcripts_atomically
+from agents.base.reporting import Reporter
 from agents.base.sampler import check_engine, make_policy
 from agents.base.session import Session
 from agents.base.settings import SettingsError, build_settings, check_least, setting, stage
 from agents.base.sharding import processes, read_by_all
+from retool_env.checkpoint_task import TEMPERATURE, TOP_P
 from retool_env.execution import Sandbox
 from retool_env.metrics.summary import summarise
 from retool_env.problem import Problem, ProblemSource
@@ -39,6 +42,7 @@ from retool_env.rollout import Policy, PolicyUnavailable, RolloutEngine
 from retool_env.rollout.engine import Group, run_blocking
 from retool_env.rollout.progress import Progress
 from retool_env.rules import Rules
+from retool_env.training.step import Step
 from retool_env.training.trained_weights import trained_weights
 from retool_env.transcript import Transcript, write_transcripts
 
@@ -90,13 +94,16 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         tuning = [round_tuning(settings, folder, number) for number in range(settings.rounds)]
         sft.check_batch(tuning[0], state.num_processes)
         loaded, _ = load_model(settings.model, settings.dtype)
+        task = held_out_task(settings, run.rules)
         check_learning_rate(tuning[0], loaded.num_parameters(), section="sft.")
         sandbox = run.open_sandbox()
         run.start()
         run.resume_at(settings.rounds)
         reporter = run.open_reporter(folder)
         model = settings.model
+        held_out = make_held_out(run, task, lambda: model, sandbox, reporter)
         for number, fine_tuning in enumerate(tuning):
+            held_out.evaluate(number, loaded, state)
             traces = folder / "stages" / f"{fine_tuning.name}.jsonl"
             missing = not traces.exists()
             state.wait_for_everyone()  # all processes must have looked before the file is written
@@ -119,6 +126,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             fine_tuning = dataclasses.replace(fine_tuning, model=base)
             target = folder / "stages" / fine_tuning.name
             model = str(sft.train(fine_tuning, target, resume=True))
+        held_out.evaluate(settings.rounds, loaded, state, last=True)
         if run.main:
             run.checkpoint.unlink(missing_ok=True)
             run.checkpoint.symlink_to(Path(model).relative_to(folder))
@@ -246,7 +254,38 @@ def sample(
     return [everywhere[i] for i in range(len(chosen))]
 
 
-def policy_of(settings: Settings, number: int, model: str, resources: ExitStack) -> Policy:
+def make_held_out(
+    run: Session[Settings],
+    task: HeldOutTask | None,
+    model: Callable[[], str],
+    sandbox: Sandbox | None,
+    reporter: Reporter,
+) -> HeldOut:
+    """The evaluations of the models of the rounds.
+
+    Args:
+        run: The run.
+        task: The task of the evaluations.
+        model: Returns the folder or Hub id of the model of now.
+        sandbox: The sandbox for programs.
+        reporter: Reports an evaluation to trackers.
+    """
+    settings = dataclasses.replace(run.settings, temperature=TEMPERATURE)
+    bar = Bar("evaluation", settings.rounds)
+
+    def sample(step: Step, episodes: Episodes) -> list[Transcript]:
+        with ExitStack() as resources:
+            policy = policy_of(settings, step.number, model(), resources, top_p=TOP_P)
+            sampled = run_blocking(episodes(policy))
+            gather_object([None])  # no policy is closed while another process samples
+        return sampled
+
+    return HeldOut(run, settings, task, sample, sandbox, bar, run.stopping, reporter.evaluation)
+
+
+def policy_of(
+    settings: Settings, number: int, model: str, resources: ExitStack, **sampling: float
+) -> Policy:
     """The policy that samples a round. All processes must call this function.
 
     Args:
@@ -254,6 +293,7 @@ def policy_of(settings: Settings, number: int, model: str, resources: ExitStack)
         number: The round's number, from 0.
         model: Folder or Hub id of the model that samples.
         resources: The exit stack that closes the policy.
+        **sampling: Further arguments of the policy.
     """
     state = processes()
     name, options = check_engine(settings.engine, state.num_processes, settings.sample_batch)
@@ -262,6 +302,7 @@ def policy_of(settings: Settings, number: int, model: str, resources: ExitStack)
     if name == "transformers" and torch.accelerator.is_available():
         device: Any = torch.accelerator.current_accelerator()
         loaded = loaded.to(device)
+    options |= sampling
     policy = make_policy(name, options, loaded, tokenizer, model, settings.temperature, apart=False)
     resources.enter_context(policy)
     # Servers still hold the weights of their start, or of an earlier round.

@@ -224,7 +224,8 @@ def read_curve(folder: Path, along: Sequence[tuple[int, list[Transcript]]]) -> C
     """
     logged = read_records(folder / "metrics.jsonl")
     # Not counted from the transcripts: tokens that were sampled but not trained on also cost time.
-    sampled = {record["step"]: record.get("rollout/tokens", 0.0) for record in logged}
+    # The record of an evaluation has the step of another record, and no such figure.
+    sampled = {r["step"]: r["rollout/tokens"] for r in logged if "rollout/tokens" in r}
     steps = [step for step, _ in along]
     return Curve(
         tuple(steps),

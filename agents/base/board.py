@@ -21,16 +21,16 @@ from rich.text import Text
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from agents.base.curves import SHOWN
+from agents.base.curves import HELD_OUT, SHOWN
 from agents.base.sharding import processes
 
 console = Console()
 logging.disable_progress_bar()  # transformers' bars for weights would disturb the board
 
-SHARES = ("accuracy", "with code", "calls ok", "tokens right", "verified")
+SHARES = ("accuracy", HELD_OUT, "with code", "calls ok", "tokens right", "verified")
 """The figures that are shares from 0 to 1. They are shown in percent."""
 
-CURVES = ("accuracy", "with code", "tokens right")
+CURVES = ("accuracy", HELD_OUT, "with code", "tokens right")
 """The shares that also have a curve on the board."""
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -108,6 +108,16 @@ class Bar:
             self._keep(figures)
         self.advance(step)
 
+    def show_held_out(self, record: Mapping[str, Any]) -> None:
+        """Show the accuracy of an evaluation until the next one.
+
+        Args:
+            record: The evaluation's record of `metrics.jsonl`.
+        """
+        self._keep(_named(record))
+        # The tokens per second of the next step are those since the evaluation.
+        self._shown = time.monotonic()
+
     def set_total(self, total: int, done: int = 0) -> None:
         """Set the number to count to.
 
@@ -118,7 +128,10 @@ class Bar:
         self._total, self._count, self._first = total, done, done
 
     def _keep(self, figures: dict[str, float]) -> None:
-        self._figures = figures
+        if figures.keys() <= {HELD_OUT}:
+            self._figures |= figures
+        else:
+            self._figures = {**figures, **{k: v for k, v in self._figures.items() if k == HELD_OUT}}
         for name in CURVES:
             if math.isfinite(figures.get(name, math.nan)):
                 self._curves[name].append(figures[name])

@@ -14,9 +14,16 @@ PANELS = {
 }
 """The logged figures that are drawn, each in a panel with this title."""
 
+BESIDE = {"env/accuracy": "eval/accuracy"}
+"""For a figure of `PANELS`, the figure of evaluations that is drawn beside it, as dots."""
+
+HELD_OUT = "held-out"
+"""The name of the accuracy on held-out problems, on the board and in legends."""
+
 SHOWN = {
     "reward": "reward",
     "env/accuracy": "accuracy",
+    "eval/accuracy": HELD_OUT,
     "env/code_ratio": "with code",
     "env/call_pass_rate": "calls ok",
     "completions/mean_length": "tokens",
@@ -51,14 +58,16 @@ def draw_curves(arms: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     from matplotlib import pyplot
 
     logged = {key for records in arms.values() for record in records for key in record}
-    panels = {key: title for key, title in PANELS.items() if key in logged}
+    panels = {k: title for k, title in PANELS.items() if not logged.isdisjoint((k, BESIDE.get(k)))}
     if not panels:
         return
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False)
     for axis, (key, title) in zip(axes[0], panels.items(), strict=True):
         for number, (name, records) in enumerate(arms.items()):
-            points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
-            if not points:
+            if beside := _points(records, BESIDE.get(key)):
+                label = f"{name}, {HELD_OUT}"
+                axis.plot(*zip(*beside, strict=True), "o--", color=f"C{number}", label=label)
+            if not (points := _points(records, key)):
                 continue
             steps, values = zip(*points, strict=True)
             mean = [
@@ -78,3 +87,8 @@ def draw_curves(arms: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     figure.savefig(temporary, dpi=120)
     pyplot.close(figure)
     temporary.replace(path)
+
+
+def _points(records: Sequence[Mapping[str, Any]], key: str | None) -> list[tuple[int, float]]:
+    """The steps and the values of the records that have a figure."""
+    return [(r["step"], r[key]) for r in records if key and r.get(key) is not None]

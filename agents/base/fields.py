@@ -72,6 +72,16 @@ class RolloutSettings(TuningSettings):
     )
     in_flight: int = setting(256, "largest number of episodes in flight in one process")
     temperature: float = setting(1.0, "temperature of sampling")
+    eval_every: int = setting(
+        0,
+        "optimizer steps (rft: rounds) between evaluations on held-out problems, besides those "
+        "before the first and after the last; 0: never",
+    )
+    eval_problems: int = setting(50, "held-out problems of an evaluation, from the first on")
+    eval_k: int = setting(1, "episodes of each held-out problem")
+    eval_env: dict[str, Any] = setting(
+        {}, "settings of env that differ in evaluation; by default, the split is `test`"
+    )
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,10 @@ class ModelCard:
         if figures:
             text += f"\n\nFigures of step {metrics.get('step')}, of the training problems:\n\n"
             text += _table(("figure", "value"), figures)
+        held_out = {k: v for k, v in metrics.items() if k.startswith("eval/") and _is_figure(v)}
+        if held_out:
+            text += f"\n\nFigures of step {metrics.get('step')}, of held-out problems:\n\n"
+            text += _table(("figure", "value"), held_out)
         settings = yaml.safe_dump(_plain(self.settings), sort_keys=False, allow_unicode=True)
         text += f"\n\nSettings:\n\n{_block(settings, 'yaml')}"
         return text + f"\n\nVersions:\n\n{_table(('package', 'version'), versions())}"
@@ -240,7 +244,8 @@ def _metrics(folder: Path, step: int | None) -> dict[str, Any]:
         with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
             if isinstance(record, dict) and (step is None or record.get("step", 0) <= step):
-                found = record
+                # A step and its evaluation have a record each.
+                found = found | record if record.get("step") == found.get("step") else record
     return found
 
 

@@ -3,9 +3,10 @@
 runs/<name>/
 config.json         settings, seeds, versions, number of processes, revision; changes of the length
 lock                held by the process that uses the folder
-metrics.jsonl       one JSON object for each logged step
+metrics.jsonl       one JSON object for each logged step, and one for each evaluation
 transcripts.jsonl   the episodes, each with the version of the weights that sampled it; each further
                     process has another file, transcripts-1.jsonl and so on
+eval-<step>.jsonl   the episodes of an evaluation on held-out problems
 curves.png          the learning curves, redrawn every minute
 trainer/            checkpoints for resuming, each with the sizes of its files (`files.json`)
 checkpoint/         the trained model and its tokenizer
@@ -244,6 +245,10 @@ class Run:
         rank = self._state.process_index
         return self.folder / (f"transcripts-{rank}.jsonl" if rank else "transcripts.jsonl")
 
+    def evaluation(self, step: int) -> Path:
+        """The file of the episodes of the evaluation after a step."""
+        return self.folder / f"eval-{step}.jsonl"
+
     @property
     def finished(self) -> bool:
         """Whether the run reached its end, and was not made longer since."""
@@ -293,6 +298,11 @@ class Run:
             else:
                 part.unlink()
                 path.unlink()
+        if self.main:
+            for path in self.folder.glob("eval-*.jsonl"):
+                number = path.stem.removeprefix("eval-")
+                if number.isdecimal() and int(number) > step:
+                    path.unlink()
         self._state.wait_for_everyone()
 
     def _note_change(self) -> None:

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from agents.base.board import Bar, console
 from agents.base.fields import ModelSettings, PolicySettings, RunSettings
+from agents.base.held_out import HeldOut, Report, held_out_task
 from agents.base.model import export, load_model, save_checkpoint
 from agents.base.model_card import ModelCard
 from agents.base.reporting import Reporter, check_report_to
@@ -34,8 +35,9 @@ from agents.base.selection import chosen_ids, subset
 from agents.base.settings import SettingsError, find_sandbox, find_task, prefixed, task_of
 from agents.base.sharding import processes
 from agents.base.stopping import Stopping
+from retool_env.checkpoint_task import TEMPERATURE, TOP_P
 from retool_env.execution import Sandbox
-from retool_env.problem import ProblemSource
+from retool_env.problem import ProblemList, ProblemSource
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.progress import Progress, shown
 from retool_env.rules import Rules
@@ -191,6 +193,11 @@ class RolloutSession[P: PolicySettings](Session[P]):
         drawn, *earlier = (steps * settings.prompts for steps in (settings.steps, *self.earlier))
         self.ids = chosen_ids(self.problems, drawn, settings.seed, settings.curriculum, earlier)
         check_prompts(self.ids, self.problems, self.rules, self.tokenizer, self.model)
+        if (task := held_out_task(settings, self.rules)) is not None:
+            held_out = ProblemList(task.problems)
+            names = [problem.id for problem in task.problems]
+            check_prompts(names, held_out, task.rules, self.tokenizer, self.model, "eval_env")
+        self._held_out_task = task
         self.progress = Progress()
 
     def begin(self, title: str) -> None:
@@ -264,9 +271,32 @@ class RolloutSession[P: PolicySettings](Session[P]):
         self.resources.callback(rollouts.close)
         return rollouts
 
+    def make_held_out(self, rollouts: Rollouts, report: Report) -> HeldOut:
+        """Make the run's evaluations; without `eval_every` they do nothing.
+
+        Args:
+            rollouts: The rollouts, from `make_rollouts`.
+            report: Reports an evaluation to trackers.
+        """
+        return HeldOut(
+            self,
+            self.settings,
+            self._held_out_task,
+            lambda step, episodes: rollouts.evaluate(step, episodes, TEMPERATURE, TOP_P),
+            self._sandbox,
+            self.bar,
+            self.stopping,
+            report,
+        )
+
 
 def check_prompts(
-    ids: Iterable[str], problems: ProblemSource, rules: Rules, tokenizer: Any, model: Any
+    ids: Iterable[str],
+    problems: ProblemSource,
+    rules: Rules,
+    tokenizer: Any,
+    model: Any,
+    setting: str = "env",
 ) -> None:
     """Check before the training that every prompt leaves room for a response.
 
@@ -276,6 +306,7 @@ def check_prompts(
         rules: The environment's rules.
         tokenizer: The model's tokenizer.
         model: The model, whose configuration has the context length.
+        setting: The name of the environment's setting, for error texts.
 
     Raises:
         SettingsError: If a prompt fills the model's context, or the tokenizer's chat template does
@@ -284,13 +315,13 @@ def check_prompts(
     context = model.config.get_text_config().max_position_embeddings
     protocol = rules.turn_protocol()
     for problem_id in dict.fromkeys(ids):
-        with prefixed(f"env.protocol={rules.protocol}"):
+        with prefixed(f"{setting}.protocol={rules.protocol}"):
             _, prompt = protocol.prompt(rules.prompt(problems.get(problem_id)), tokenizer)
         size = len(prompt or ())
         if size >= context:
             raise SettingsError(
                 f"the prompt of {problem_id} has {size} tokens, and the model's context has "
-                f"{context}: shorten env.prompt_template, or leave such problems out"
+                f"{context}: shorten {setting}.prompt_template, or leave such problems out"
             )
 
 

@@ -13,7 +13,7 @@ from agents.base.session import Session
 from agents.base.settings import SettingsError, nearest, prefixed
 from agents.base.sharding import accelerator_config
 
-_EVALUATION = "a run does not evaluate while it trains: set export_steps, and run `retool eval`"
+_EVALUATION = "set eval_every, or set export_steps and run `retool eval`"
 _WITHOUT_EFFECT = {
     "resume_from_checkpoint": "use --resume",
     "disable_tqdm": "the run shows a board instead of TRL's progress bar",

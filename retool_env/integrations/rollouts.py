@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from retool_env.training.rollouts import ResampleBy, Rollouts, RolloutsAbandoned, Sampled
+from retool_env.training.rollouts import Rollouts, RolloutsAbandoned, Sampled
+from retool_env.training.rows import ResampleBy
 from retool_env.training.step import Step
 
 __all__ = ["EngineRollouts", "ResampleBy", "RolloutsAbandoned", "Sampled"]

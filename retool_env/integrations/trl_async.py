@@ -73,8 +73,7 @@ class EngineRolloutWorker:
 
     Besides its own figures the trainer logs
 
-    - `env/accuracy`, `env/code_ratio`, `env/calls_per_episode` and `env/call_pass_rate` of scored
-      episodes,
+    - the figures of `episode_figures`, of scored episodes,
     - `env/failed_total` and `rollout/skipped_groups_total`, the numbers of failed episodes and
       skipped groups,
     - `rollout/in_flight`, the number of episodes in flight,

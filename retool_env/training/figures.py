@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from retool_env.execution import Outcome
+from retool_env.protocol.turn import TurnKind
 from retool_env.rollout.progress import Progress
 from retool_env.training.correction import LOG_RATIO_BOUND
 from retool_env.training.processes import gathered
@@ -22,6 +24,9 @@ from retool_env.transcript import StopReason, Transcript
 
 logger = logging.getLogger(__name__)
 
+FAILURES = tuple(o for o in Outcome if o not in (Outcome.OK, Outcome.INFRASTRUCTURE))
+"""The outcomes of failed programs."""
+
 _MANY_CUT = 0.05
 """A warning is logged once the deadline cuts this share of a batch's episodes, or more."""
 
@@ -29,23 +34,54 @@ _MANY_CUT = 0.05
 def episode_figures(transcripts: Iterable[Transcript]) -> dict[str, list[float]]:
     """The numbers whose means are the environment's figures.
 
+    | figure                    | one number for each       | value                                |
+    |---------------------------|---------------------------|--------------------------------------|
+    | `env/accuracy`            | episode                   | 1 for a right answer                 |
+    | `env/code_ratio`          | episode                   | 1 if it called the interpreter       |
+    | `env/calls_per_episode`   | episode                   | the number of its calls              |
+    | `env/void_turns`          | turn of the model         | 1 if it is neither code nor answer   |
+    | `env/call_pass_rate`      | call                      | 1 for a program without an error     |
+    | `env/outcome/<outcome>`   | call                      | 1 if its program failed in this way  |
+    | `env/recovery`            | failed call before a turn | 1 if the next call ran (`recovered`) |
+
     Args:
         transcripts: Episodes that did not fail.
 
     Returns:
-        Lists by the figures' names. One number an episode: `env/accuracy`, 1 for a right answer;
-        `env/code_ratio`, 1 for an episode that called the interpreter; `env/calls_per_episode`. One
-        number a call, if there are calls: `env/call_pass_rate`, 1 for a program without an error.
+        Lists by the figures' names. Figures of calls are missing without a case.
     """
-    episodes = [(transcript.correct, transcript.calls) for transcript in transcripts]
+    episodes = [(transcript, transcript.calls) for transcript in transcripts]
+    turns = [turn for transcript, _ in episodes for turn in transcript.turns]
     figures = {
-        "env/accuracy": [float(bool(correct)) for correct, _ in episodes],
+        "env/accuracy": [float(bool(transcript.correct)) for transcript, _ in episodes],
         "env/code_ratio": [float(bool(calls)) for _, calls in episodes],
         "env/calls_per_episode": [float(len(calls)) for _, calls in episodes],
+        "env/void_turns": [float(turn.kind is TurnKind.VOID) for turn in turns],
     }
-    if passed := [float(call.ok) for _, calls in episodes for call in calls]:
-        figures["env/call_pass_rate"] = passed
-    return figures
+    if calls := [call for _, some in episodes for call in some]:
+        figures["env/call_pass_rate"] = [float(call.ok) for call in calls]
+        for outcome in FAILURES:
+            hits = [float(call.execution.outcome is outcome) for call in calls]
+            figures[f"env/outcome/{outcome}"] = hits
+    figures["env/recovery"] = [
+        float(ran) for transcript, some in episodes if some for ran in recovered(transcript)
+    ]
+    return {name: numbers for name, numbers in figures.items() if numbers}
+
+
+def recovered(transcript: Transcript) -> list[bool]:
+    """For each failed call that the model answers with a turn: whether the next call ran.
+
+    This is the case of the figure `recovery/ran@1/had_turn` of an evaluation.
+    """
+    calls, response = transcript.calls, transcript.response
+    results = [at for at, span in enumerate(response) if span.execution is not None]
+    last = max((at for at, span in enumerate(response) if span.author == "model"), default=-1)
+    return [
+        any(after.ok for after in calls[number + 1 : number + 2])
+        for number, (call, at) in enumerate(zip(calls, results, strict=True))
+        if not call.ok and at < last
+    ]
 
 
 def episode_reward(

@@ -13,12 +13,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from retool_env.rollout.policy import Policy, TextPolicy
 from retool_env.servers.background import BackgroundLoop
 from retool_env.training.figures import RolloutFigures
 from retool_env.training.processes import gathered, together
-from retool_env.training.rows import has_void_turn, is_trainable, training_rows
+from retool_env.training.rows import ResampleBy, has_void_turn, is_trainable, teaches, training_rows
 from retool_env.training.step import Step
 from retool_env.training.trained_weights import is_sharded, trained_weights
 from retool_env.transcript import StopReason, Transcript
@@ -38,9 +38,6 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 """Seconds between two checks whether the run is to stop."""
-
-ResampleBy = Literal["accuracy", "reward"]
-"""The quantity that must differ within a group, or dynamic sampling replaces the group."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,11 +220,53 @@ class Rollouts:
         rows["untrained"] = [sampled.others, *([] for _ in transcripts[1:])]
         return rows
 
-    def _prepare(self, step: Step) -> _Batch:
-        self._check(step)
+    def evaluate[T](
+        self,
+        step: Step,
+        sample: Callable[[Policy], Coroutine[Any, Any, T]],
+        temperature: float,
+        top_p: float,
+    ) -> T:
+        """Sample with the step's weights and other sampling settings. All processes must call it.
+
+        Batches that are sampled ahead end first, and later batches are as they would be without it.
+
+        Args:
+            step: The trainer's state. Its batch and prompts are not read.
+            sample: Makes the coroutine, which samples from the policy that it gets.
+            temperature: The sampling temperature.
+            top_p: The nucleus mass of sampling.
+
+        Raises:
+            RolloutsAbandoned: If a process was asked to stop.
+        """
+        accelerator, policy = step.accelerator, self.engine.policy
+        together(accelerator, self._settle)
+        self._sync(step)
+        before = policy.temperature, policy.top_p
+        if policy.temperature is not None:
+            policy.temperature, policy.top_p = temperature, top_p
+        try:
+            result = together(accelerator, lambda: self._wait(self._loop.submit(sample(policy))))
+        finally:
+            policy.temperature, policy.top_p = before
+        policy.clear_cache()  # cached prefixes would change the rounding of later turns
+        together(accelerator, lambda: self._rest(step))
+        return result
+
+    def _settle(self) -> None:
+        self._wake()
+        for _, future in self._ahead.values():
+            self._wait(future)
+
+    def _wake(self) -> None:
         if self._asleep:
             self._loop.run_blocking(self.engine.policy.wake_up())
             self._asleep = False
+
+    def _prepare(self, step: Step) -> _Batch:
+        self._check(step)
+        self._wake()
         prompts, n = list(step.prompts), step.group
         starts = range(0, len(prompts), n)
         if len(prompts) % n or any(len(set(prompts[i : i + n])) != 1 for i in starts):
@@ -280,7 +319,7 @@ class Rollouts:
             )
         return self._wait(future)
 
-    def _wait(self, future: Future[Sampled]) -> Sampled:
+    def _wait[T](self, future: Future[T]) -> T:
         while not futures.wait([future], _POLL_SECONDS).done:
             if self.stopping():
                 future.cancel()
@@ -408,12 +447,3 @@ def check_policy(policy: Policy | TextPolicy, temperature: float | None = None) 
             f"the policy samples at temperature {sampled_at}, and the loss assumes {temperature}: "
             "both must be the same and above 0"
         )
-
-
-def teaches(group: Group, by: ResampleBy) -> bool:
-    """Whether a group teaches something: its episodes differ in the quantity that `by` names.
-
-    Episodes that are not trained on don't count.
-    """
-    trainable = filter(is_trainable, group)
-    return len({bool(t.correct) if by == "accuracy" else t.reward for t in trainable}) > 1

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from retool_env.problem import ProblemSource
 from retool_env.protocol.turn import TurnKind
 from retool_env.transcript import StopReason, Transcript
+
+ResampleBy = Literal["accuracy", "reward"]
+"""The quantity that must differ within a group, or dynamic sampling replaces the group."""
 
 
 def is_trainable(transcript: Transcript) -> bool:
@@ -28,6 +31,15 @@ def is_trainable(transcript: Transcript) -> bool:
 def has_void_turn(transcript: Transcript) -> bool:
     """Whether a turn of an episode is neither code nor an answer."""
     return any(turn.kind is TurnKind.VOID for turn in transcript.turns)
+
+
+def teaches(group: Sequence[Transcript], by: ResampleBy) -> bool:
+    """Whether a group teaches something: its episodes differ in the quantity that `by` names.
+
+    Episodes that are not trained on don't count.
+    """
+    trainable = filter(is_trainable, group)
+    return len({bool(t.correct) if by == "accuracy" else t.reward for t in trainable}) > 1
 
 
 def training_rows(

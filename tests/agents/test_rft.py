@@ -126,6 +126,31 @@ def test_rft_gives_servers_each_rounds_weights(undecided, tmp_path, riddles, mon
     assert records[1]["env/accuracy"] > records[0]["env/accuracy"] + 0.3
 
 
+def test_rft_evaluates_the_model_of_each_round_at_the_sampling_of_evaluations(
+    undecided, tmp_path, riddles, monkeypatch
+):
+    sampling, make = [], rft.make_policy
+
+    def made(*arguments, **more):
+        policy = make(*arguments, **more)
+        sampling.append((policy.temperature, policy.top_p))
+        return policy
+
+    monkeypatch.setattr(rft, "make_policy", made)
+    more = {"env": {"id": "ReTool-Arithmetic-v0", "interpreter": False, "max_tokens": 20}}
+    more |= {"eval_every": 1, "eval_problems": 2, "temperature": 1.5}
+    made_settings = rft_settings(undecided, sft={"epochs": 2, "learning_rate": 0.01}, **more)
+    rft.train(made_settings, tmp_path / "rft")
+    records = read_records(tmp_path / "rft" / "metrics.jsonl")
+    assert [(r["step"], "eval/failed" in r) for r in records] == [
+        *((0, True), (1, False), (1, True), (2, False), (2, True)),
+    ]
+    assert sampling == [(1.0, 0.7), (1.5, 1.0)] * 2 + [(1.0, 0.7)]
+    for step in (0, 1, 2):
+        transcripts = list(read_transcripts(tmp_path / "rft" / f"eval-{step}.jsonl"))
+        assert len(transcripts) == 2 and "/test-" in transcripts[0].problem.id
+
+
 def test_rft_refuses_an_engine_that_there_is_not_before_anything_is_sampled(undecided, tmp_path):
     with pytest.raises(SettingsError, match="engine: 'vlm' is none"):
         rft.train(rft_settings(undecided, engine="vlm"), tmp_path / "rft")

@@ -26,7 +26,7 @@ from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.rollout.transformers.policy import TransformersPolicy
 from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
-from retool_env.training.rollouts import teaches
+from retool_env.training.rows import teaches
 from retool_env.transcript import Span, StopReason, Transcript
 
 RULES = Rules(max_tokens=120, prompt_template="{query}\n", max_calls=2)

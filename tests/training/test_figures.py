@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 
 import pytest
 import torch
 
+from retool_env.metrics import measure
 from retool_env.problems import Problem
 from retool_env.sandbox import Execution, Outcome
 from retool_env.training.figures import Distance, episode_figures, episode_reward
@@ -50,9 +52,42 @@ def test_the_environments_figures_are_means_over_episodes_and_over_calls():
         "env/accuracy": 0.5,
         "env/code_ratio": 0.5,
         "env/calls_per_episode": 0.75,
+        "env/void_turns": 0.0,
         "env/call_pass_rate": pytest.approx(2 / 3),
+        "env/outcome/syntax_error": 0.0,
+        "env/outcome/runtime_error": pytest.approx(1 / 3),
+        **{f"env/outcome/{name}_limit": 0.0 for name in ("memory", "output")},
+        "env/outcome/timeout": 0.0,
+        "env/outcome/blocked": 0.0,
+        "env/recovery": 0.0,
     }
-    assert "env/call_pass_rate" not in episode_figures([EPISODES[1]])
+    assert episode_figures([EPISODES[1]]).keys() == {
+        *("env/accuracy", "env/code_ratio", "env/calls_per_episode", "env/void_turns")
+    }
+    assert episode_figures([]) == {}
+
+
+def test_recovery_and_void_turns_are_the_figures_of_an_evaluation():
+    cut = episode(-1.0, BAD, reason=StopReason.TOKEN_BUDGET)
+    episodes = [
+        *EPISODES,
+        episode(1.0, BAD, GOOD),
+        episode(1.0, BAD, BAD, Outcome.TIMEOUT, GOOD, GOOD),
+        dataclasses.replace(cut, spans=cut.spans[:-1]),  # no turn follows the failed call
+        Transcript(
+            Problem("1", "?", "7"),
+            (Span("prompt", "?"), Span("model", "hm")),
+            stop_reason=StopReason.VOID_TURN,
+            correct=False,
+            reward=-1.0,
+        ),
+    ]
+    figures = episode_figures(t for t in episodes if t.scored)
+    measured = {figure.key: figure for figure in measure(episodes)}
+    recovery = measured["recovery/ran@1/had_turn"]
+    assert statistics.fmean(figures["env/recovery"]) == pytest.approx(recovery.mean)
+    assert len(figures["env/recovery"]) == recovery.count == 5
+    assert figures["env/void_turns"].count(1.0) == 1
 
 
 def test_rewards_are_those_of_episodes_that_are_trained_on_and_figures_those_of_all_scored():

@@ -122,6 +122,33 @@ def test_batches_that_are_coming_are_sampled_ahead():
     rollouts.close()
 
 
+def test_an_evaluation_samples_with_the_steps_weights_and_settings_of_its_own():
+    policy = Writer(temperature=1.0)
+    rollouts = make_rollouts(policy, staleness=1)
+    step = make_step(["0", "0"], coming=lambda number: ["1", "1"] if number == 1 else None)
+    rollouts.collect(step)
+    cleared = []
+    policy.clear_cache = lambda: cleared.append(rollouts.ahead)
+
+    async def sample(policy):
+        ahead = rollouts._ahead[1][1].done()  # no turn of a batch samples with these settings
+        return policy.temperature, policy.top_p, policy.weight_version, ahead
+
+    later = make_step((), 1, training=False)
+    assert rollouts.evaluate(later, sample, 0.9, 0.7) == (0.9, 0.7, 1, True)
+    assert (policy.temperature, policy.top_p) == (1.0, 1.0) and cleared == [[1]]
+
+    async def fail(policy):
+        raise OSError("no sandbox")
+
+    with pytest.raises(OSError, match="no sandbox"):
+        rollouts.evaluate(later, fail, 0.9, 0.7)
+    assert (policy.temperature, policy.top_p) == (1.0, 1.0)
+    again = rollouts.collect(make_step(["1", "1"], 1))
+    assert [t.problem.id for t in again["transcript"]] == ["1", "1"]
+    rollouts.close()
+
+
 def test_episodes_with_a_void_turn_are_rows_without_a_token_to_train_on():
     logged = {}
     step = make_step(["3", "3", "1", "1"], logged=logged)

@@ -74,6 +74,23 @@ def test_a_terminal_shows_figures_and_curves(screen, monkeypatch):
     assert "clip" not in shown and max(map(len, shown.splitlines())) <= 80
 
 
+def test_the_accuracy_on_held_out_problems_stays_until_the_next_evaluation(screen, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    live = Writing()
+    past = [{"step": 0, "eval/accuracy": 0.25, "eval/code_ratio": 1.0}]
+    with Bar("ppo", 2, live=live, past=past) as bar:
+        bar.show_held_out({"step": 1, "eval/accuracy": 0.75})
+        now[0] += 50  # the evaluation's tokens are not counted, nor is its time
+        bar.show_held_out({"step": 1, "eval/accuracy": 0.5})
+        now[0] += 10
+        live.tokens = 100
+        bar.show(2, figures(2))
+    shown = " ".join(last_frame(screen).split())
+    assert "held-out 50.0 %" in shown and "accuracy 20.0 %" in shown and "tokens/s 10" in shown
+    assert "▃▇▅" in shown
+
+
 def test_elsewhere_there_are_plain_lines(monkeypatch, capsys):
     monkeypatch.setattr(progress, "console", Console(file=io.StringIO()))
     with Bar("rl", 2, every=0.0) as bar:

@@ -36,6 +36,23 @@ def test_each_logged_figure_has_a_panel_with_the_steps_and_their_moving_mean(tmp
     assert [line.get_ydata().tolist() for line in length.lines] == [[70.0], [70.0]]
 
 
+def test_the_accuracy_on_held_out_problems_stands_beside_that_of_rollouts(tmp_path, drawn):
+    records = [
+        {"step": 0, "eval/accuracy": 0.25},
+        {"step": 1, "env/accuracy": 0.5},
+        {"step": 2, "env/accuracy": 0.75},
+        {"step": 2, "eval/accuracy": 0.5},
+    ]
+    draw_curves({"run": records}, tmp_path / "curves.png")
+    [axis] = drawn[0].axes
+    dots, steps, _ = axis.lines
+    assert dots.get_label() == "run, held-out"
+    assert dots.get_xydata().tolist() == [[0, 0.25], [2, 0.5]]
+    assert steps.get_xydata().tolist() == [[1, 0.5], [2, 0.75]]
+    draw_curves({"run": records[:1]}, tmp_path / "curves.png")
+    assert [line.get_ydata().tolist() for line in drawn[1].axes[0].lines] == [[0.25]]
+
+
 def test_without_a_figure_to_draw_no_file_is_written(tmp_path, drawn):
     draw_curves({"run": [{"step": 1, "loss": 2.0}]}, tmp_path / "curves.png")
     assert not list(tmp_path.iterdir()) and drawn == []

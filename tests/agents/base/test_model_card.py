@@ -29,6 +29,7 @@ def card(folder, **settings):
 def test_a_card_tells_base_task_training_and_how_to_evaluate(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = [{"step": step, "reward": step / 10, "env/accuracy": 0.5} for step in (1, 2, 3)]
+    lines.insert(2, {"step": 2, "eval/accuracy": 0.75})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     Path("metrics.jsonl").write_text(text + '{"step": 4, "rew')
     Path("checkpoint").mkdir()
@@ -40,11 +41,13 @@ def test_a_card_tells_base_task_training_and_how_to_evaluate(tmp_path, monkeypat
         *("| environment | ReTool-Arithmetic-v0 |", "| max_tokens | 99 |", "| difficulty | 3 |"),
         *("| protocol | tags |", "| steps | 2 |", "| seed | 7 |", "| reward | 0.2 |"),
         *("learning_rate: 0.0001", "retool eval --model checkpoint", "| transformers | "),
+        *("of step 2, of held-out problems", "| eval/accuracy | 0.75 |"),
     ):
         assert line in text, line
     assert "None" not in text
     card(tmp_path).save(tmp_path / "checkpoint")  # anew, of the last whole step
-    assert "| steps | 3 |" in header_of(Path("checkpoint"))[1]
+    text = header_of(Path("checkpoint"))[1]
+    assert "| steps | 3 |" in text and "held-out" not in text
 
 
 def test_a_prompt_or_a_name_cannot_break_the_card(tmp_path):
