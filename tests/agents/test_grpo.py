@@ -226,7 +226,7 @@ def test_text_only_runs_no_program(initial, tmp_path, solving, monkeypatch):
         ({"staleness": -1}, "staleness must be at least 0"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"ratio_cap": 1.1}, "above 1 . clip_high"),
-        ({"ratio_cap": 10.0, "loss": "cispo"}, "no part in loss=cispo"),
+        ({"ratio_cap": 10.0, "loss": "cispo"}, "no effect with loss=cispo"),
         ({"dtype": "bfloat16"}, "rounding would discard"),
         ({"trl": {"scale_rewards": "none"}}, "follows from the algorithm"),
         ({"model": "runs/models/smollm2-none"}, "python -m agents smollm2"),

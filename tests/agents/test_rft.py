@@ -152,7 +152,7 @@ def test_rft_evaluates_the_model_of_each_round_at_the_sampling_of_evaluations(
 
 
 def test_rft_refuses_an_engine_that_there_is_not_before_anything_is_sampled(undecided, tmp_path):
-    with pytest.raises(SettingsError, match="engine: 'vlm' is none"):
+    with pytest.raises(SettingsError, match="engine: 'vlm' is unknown"):
         rft.train(rft_settings(undecided, engine="vlm"), tmp_path / "rft")
 
 

@@ -26,7 +26,7 @@ def test_every_setting_is_described(module):
 
 def test_cispo_refuses_what_has_no_part_in_its_loss(tmp_path):
     settings = load_settings(cispo.Settings, "cispo", "tiny", ["ratio_cap=9"])
-    with pytest.raises(SettingsError, match="ratio_cap has no part in loss=cispo"):
+    with pytest.raises(SettingsError, match="ratio_cap has no effect with loss=cispo"):
         grpo.check_batch(settings, 1)
     settings = load_settings(cispo.Settings, "cispo", "tiny", ["clip_low=0.1"])
     with pytest.raises(SettingsError, match="clip_low has no part"):

@@ -115,8 +115,8 @@ def test_what_a_job_sets_itself_is_refused_for_its_stages(module, override):
         ("engine: vllm\n", "unknown setting 'engine'"),
         ("losses: {a: 1}\n", "unknown setting 'losses'"),
         ("grpo: [1]\n", "section grpo must be a mapping"),
-        ("steps: 1\nrate: 2\nsteps: 3\n", "the key 'steps' stands there twice"),
-        ("grpo: {steps: 1}\nsft: {}\ngrpo: {rate: 2.0}\n", "'grpo' stands there twice"),
+        ("steps: 1\nrate: 2\nsteps: 3\n", "the key 'steps' occurs twice"),
+        ("grpo: {steps: 1}\nsft: {}\ngrpo: {rate: 2.0}\n", "'grpo' occurs twice"),
     ],
 )
 def test_no_key_of_a_preset_is_lost(tmp_path, text, message):

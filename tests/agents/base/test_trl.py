@@ -64,7 +64,7 @@ def test_fields_of_trls_without_effect_on_a_cold_start_are_refused(field, cure, 
 def test_fields_of_trls_with_an_effect_are_taken():
     taken = {"generation_batch_size": 8, "steps_per_generation": 1, "num_iterations": 2}
     taken |= {"log_completions": True, "num_completions_to_print": 1, "adam_beta2": 0.9}
-    check_trl(GRPOConfig, grpo.OURS, taken, grpo.WITHOUT_EFFECT)
+    check_trl(GRPOConfig, grpo.FIXED_FIELDS, taken, grpo.WITHOUT_EFFECT)
 
 
 def test_the_fields_of_trls_that_are_refused_exist():

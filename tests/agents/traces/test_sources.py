@@ -52,7 +52,7 @@ def test_a_file_without_lines_is_refused(tmp_path):
         ('{"question": "q", "answer": 1}', 'solution is missing: add a column "solution"'),
         ('{"question": "q", "answer": 1, "solution": " "}', "text-only solution is missing"),
         ('{"question": "q", "solution": "no box"}', "no .*boxed"),
-        ('{"question": 7, "answer": 1, "solution": "s"}', "the question .* is not text"),
+        ('{"question": 7, "answer": 1, "solution": "s"}', "the question .* is neither text nor"),
         ('{"messages": [], "answer": 1}', '"messages" must be one message of the user'),
         ('{"messages": [{"role": "user", "content": "q"}], "answer": 1}', '"messages" must be'),
         ('{"id": "s/0", "question": "q", "answer": 1, "solution": "s"}', "has the same id 's/0'"),
