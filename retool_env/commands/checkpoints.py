@@ -36,7 +36,10 @@ def checkpoint_task(arguments: argparse.Namespace) -> tuple[CheckpointTask | Non
 
     model = arguments.model
     if _names_a_folder(model) and not Path(model).is_dir():
-        raise MissingFile(f"the checkpoint folder {model!r} does not exist")
+        raise MissingFile(
+            f"the checkpoint folder {model!r} does not exist; "
+            "a finished training saves its model in runs/NAME/checkpoint"
+        )
     if arguments.ignore_retool_json:
         return None, [f"{IGNORE}: what {model} says of its task is passed over"]
     task = read_task(model, f", or pass over it with {IGNORE}")

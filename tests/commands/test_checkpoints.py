@@ -16,7 +16,8 @@ def test_a_mistyped_folder_is_not_looked_for_on_the_hub(model, tmp_path, monkeyp
     (tmp_path / "runs").mkdir()
     monkeypatch.setattr("retool_env.checkpoint_task.read_task", lambda *_: pytest.fail("asked"))
     arguments = argparse.Namespace(model=model, ignore_retool_json=False)
-    with pytest.raises(MissingFile, match=f"the checkpoint folder '{model}' does not exist"):
+    message = f"the checkpoint folder '{model}' does not exist; .*runs/NAME/checkpoint"
+    with pytest.raises(MissingFile, match=message):
         checkpoint_task(arguments)
 
 
