@@ -56,7 +56,7 @@ def hmmt(
 def brumo(*, path: Location = None) -> ProblemList:
     """Loads the 30 problems of BRUMO 2025, the mathematics olympiad of Brown University.
 
-    The columns are those of `hmmt`.
+    The columns are `problem` and `answer`. The column `problem_type`, a list, is optional.
 
     Args:
         path: A file in any form of `retool_env.problems.rows`. `None`: the file `brumo25` in the
@@ -72,7 +72,7 @@ def brumo(*, path: Location = None) -> ProblemList:
 def apex(shortlist: bool = False, *, path: Location = None) -> ProblemList:
     """Loads MathArena Apex: problems of competitions in 2025 that the best models seldom solved.
 
-    The columns are those of `hmmt`.
+    The columns are `problem` and `answer`. The column `problem_type`, a list, is optional.
 
     Args:
         shortlist: Whether to load the 48 problems of the shortlist instead of the 12 problems of
@@ -88,7 +88,7 @@ def apex(shortlist: bool = False, *, path: Location = None) -> ProblemList:
 
 
 def beyond_aime(*, path: Location = None) -> ProblemList:
-    """Loads BeyondAIME: 100 problems with integer answers, harder than those of AIME.
+    """Loads BeyondAIME: 100 problems with integer answers, harder than AIME.
 
     The columns are `problem` and `answer`.
 
