@@ -7,6 +7,17 @@ The import registers these environments:
 | `ReTool-AIME-v0` | AIME 2024 and 2025 |
 | `ReTool-AIME24-v0` | AIME 2024 |
 | `ReTool-AIME25-v0` | AIME 2025 |
+| `ReTool-AIME26-v0` | AIME 2026 |
+| `ReTool-HMMT-Feb25-v0` | HMMT February 2025 |
+| `ReTool-HMMT-Nov25-v0` | HMMT November 2025 |
+| `ReTool-HMMT-Feb26-v0` | HMMT February 2026 |
+| `ReTool-BRUMO25-v0` | BRUMO 2025 |
+| `ReTool-Apex25-v0` | MathArena Apex 2025 |
+| `ReTool-Apex-Shortlist-v0` | the shortlist of MathArena Apex |
+| `ReTool-BeyondAIME-v0` | BeyondAIME |
+| `ReTool-AMO-v0` | AMO-Bench, its answers that are graded by rule |
+| `ReTool-OlymMATH-v0` | OlymMATH, with `language` and `level` |
+| `ReTool-MATH500-v0` | MATH-500 |
 | `ReTool-DAPO-v0` | DAPO-Math-17k |
 | `ReTool-GSM8K-v0` | GSM8K |
 | `ReTool-MATH-v0` | MATH |
@@ -35,6 +46,17 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "ReTool-AIME-v0": {"problems": "aime"},
     "ReTool-AIME24-v0": {"problems": "aime", "year": 2024},
     "ReTool-AIME25-v0": {"problems": "aime", "year": 2025},
+    "ReTool-AIME26-v0": {"problems": "aime", "year": 2026},
+    "ReTool-HMMT-Feb25-v0": {"problems": "hmmt", "competition": "2025-02"},
+    "ReTool-HMMT-Nov25-v0": {"problems": "hmmt", "competition": "2025-11"},
+    "ReTool-HMMT-Feb26-v0": {"problems": "hmmt", "competition": "2026-02"},
+    "ReTool-BRUMO25-v0": {"problems": "brumo"},
+    "ReTool-Apex25-v0": {"problems": "apex"},
+    "ReTool-Apex-Shortlist-v0": {"problems": "apex", "shortlist": True},
+    "ReTool-BeyondAIME-v0": {"problems": "beyond_aime"},
+    "ReTool-AMO-v0": {"problems": "amo"},
+    "ReTool-OlymMATH-v0": {"problems": "olymmath"},
+    "ReTool-MATH500-v0": {"problems": "math500"},
     "ReTool-DAPO-v0": {"problems": "dapo"},
     "ReTool-GSM8K-v0": {"problems": "gsm8k"},
     "ReTool-MATH-v0": {"problems": "math"},

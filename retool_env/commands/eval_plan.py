@@ -8,6 +8,7 @@ import datetime
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from retool_env.commands.contamination import dates_of
 from retool_env.commands.eval_settings import api_fields, eval_settings
 from retool_env.key_values import parse_settings
 
@@ -136,6 +137,8 @@ def make_record(plan: Plan, name: str, price: Price | None) -> EvalRecord:
         versions=versions(),
         commit=commit(),
         price=None if price is None else dataclasses.asdict(price),
+        model_date=arguments.model_date,
+        published=dates_of(plan.problems),
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retool_env.commands.checkpoints import add_ignore, say
+from retool_env.commands.contamination import add_model_date, contamination
 from retool_env.commands.eval_plan import MADE_UP, Plan, estimate, make_plan, make_record
 from retool_env.commands.eval_settings import MAX_TOKENS, api_fields, policy_maker
 from retool_env.commands.keys import refuse_key
@@ -121,6 +122,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "settings", nargs="*", metavar="key=value", help="other settings of the environment"
     )
     add_ignore(parser)
+    add_model_date(parser)
 
 
 def _add_record_options(parser: argparse.ArgumentParser) -> None:
@@ -187,6 +189,8 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         make_plan(arguments, model, env)
         for model, env in itertools.product(arguments.model, arguments.env or [None])
     ]
+    problems = {plan.arguments.env: plan.problems for plan in plans}
+    say(contamination(problems, arguments.model_date))
     if arguments.dry_run:
         for plan in plans:
             print(f"{plan.arguments.env}, {plan.title}: {estimate(plan, price)}")

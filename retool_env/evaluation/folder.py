@@ -115,6 +115,7 @@ class Records:
             seconds=before.seconds,
             answered_as=before.answered_as,
             status="running",
+            model_date=record.model_date or before.model_date,
         )
 
     def append(self, episode: EpisodeRecord) -> None:

@@ -86,6 +86,10 @@ class EvalRecord:
     """The revision of the environment."""
     price: dict[str, float | None] | None = None
     """Dollars for a million tokens; `None` where no price was given."""
+    model_date: str | None = None
+    """The date of the model's training data, from `--model-date`; `None` where none was given."""
+    published: dict[str, int] = field(default_factory=dict)
+    """Number of problems by date of publication; problems without a known date are left out."""
     started: str = ""
     """Date and time of the first start, in ISO 8601."""
     seconds: float = 0.0

@@ -41,6 +41,8 @@ _PLAIN = {
     **dict.fromkeys("\N{LEFT-TO-RIGHT MARK}\N{RIGHT-TO-LEFT MARK}", ""),
     **{letter: rf"\mathbb{{{unicodedata.normalize('NFKC', letter)}}}" for letter in "ℝℤℕℚℂ"},
 }
+_CHINESE = {"、": ",", "或": r"\text{ or }", "和": r"\text{ and }"}
+_CHINESE_WORD = re.compile(r"\\text\s*\{\s*([或和])\s*\}|([、或和])")
 _RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix", strict=True))
 _LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓᵢ", "0123456789+-()nxi", strict=True))
 
@@ -85,6 +87,7 @@ def ascii_latex(text: str) -> str:
     """Rewrites mathematical Unicode characters as LaTeX; characters without LaTeX form stay."""
     if text.isascii():
         return text
+    text = _CHINESE_WORD.sub(lambda match: _CHINESE[match[1] or match[2]], text)
     text = _ROOT.sub(_root, _RUNS.sub(_run, text))
     return text.translate(_CHARACTERS)
 
@@ -161,6 +164,7 @@ _COMPOUND = re.compile(
     r"/(?:km|m|s|h|hr|min|kg|g|L|day|hour)(?:\^\{?[23]\}?)?)$"
 )
 _UNION = re.compile(r"(?<=[)\]])\s*(?:U|\\text\{\s*or\s*\}|or)\s*(?=[(\[])")
+_DISJUNCTION = re.compile(r"\s*(?:\\(?:lor|vee)(?![A-Za-z])|∨)\s*")
 _NOT_NOUNS = {
     *("percent", "percentage", "pct", "sqrt", "mod", "choose", "cup", "cap", "div", "times"),
     *("over", "frac", "sin", "cos", "tan", "log"),
@@ -189,6 +193,8 @@ def latex(text: str) -> str:
     text = from_python(text) or text
     text = _SIZE.sub("", _COLOUR.sub("", text)).replace("~", " ")
     text = text.replace(r"\degree", r"^\circ").replace(r"\varnothing", r"\emptyset")
+    text = text.replace(r"\lbrace", r"\{").replace(r"\rbrace", r"\}")
+    text = _DISJUNCTION.sub(r"\\text{ or }", text)
     text = _GROUPED.sub("", text)
     text = _AFTER_NAME.sub(lambda match: match[1] + match[2].replace(",", ""), text)
     text = _REPEATING.sub(_repeated, text)
@@ -253,8 +259,10 @@ _TWO = {
     "Ropen": "[{0}, {1})",
 }
 _MANY = {"FiniteSet": r"\{{{}\}}", "Tuple": "({})"}
+_SETS = {"set", "frozenset"}
 _OPERATORS = {ast.Add: (1, "+"), ast.Sub: (1, "-"), ast.Mult: (2, r"\cdot")}
-_KNOWN = {*_ONE, *_TWO, *_MANY, *_TYPES, *_CONSTANTS, "Matrix", "array", "Union"} - _TRIGONOMETRIC
+_CONTAINERS = {"Matrix", "array", "Union", *_SETS}
+_KNOWN = {*_ONE, *_TWO, *_MANY, *_TYPES, *_CONSTANTS, *_CONTAINERS} - _TRIGONOMETRIC
 _MARK = re.compile(
     rf"\*|\d[jJ]\b|\[\[|\b(?:{'|'.join(sorted(_KNOWN))})\b|\b(?:{'|'.join(_TRIGONOMETRIC)})\("
 )
@@ -382,6 +390,8 @@ class _Reader:
         match name, arguments:
             case (("Matrix" | "array"), [ast.List(elts=[_, *_] as rows)]):
                 return self._matrix(rows)
+            case _, [(ast.Set() | ast.List()) as elements] if name in _SETS and elements.elts:
+                return rf"\{{{', '.join(map(self._text, elements.elts))}\}}"
             case "Union", [_, _, *_]:
                 return r" \cup ".join(map(self._text, arguments))
             case _, [ast.Constant(value=str() as quoted)] if name in _TYPES:

@@ -47,6 +47,7 @@ class Reason(StrEnum):
 
     NO_ANSWER = "no answer"
     NOT_GRADABLE = "an answer that can't be graded"
+    NEEDS_JUDGE = "an answer that needs a judge"
     CONFLICT = "different answers to the same question"
     REPEATED = "a repeated question"
 

@@ -1,8 +1,9 @@
-"""The public data sets AIME, DAPO-Math-17k, GSM8K and MATH.
+"""The public data sets AIME, DAPO-Math-17k, GSM8K, MATH and MATH-500.
 
-Each function returns a source in memory. `retool_env.problems.loading` finds the rows, in a file or
-on the Hub. `retool_env.problems.columns` reads their columns. An id holds the row's position in the
-original data set, so that a problem has the same id from every place.
+Each function returns a source in memory. `retool_env.problems.catalogue` names the files and the
+data set on the Hub; `retool_env.problems.loading` finds the rows there.
+`retool_env.problems.columns` reads their columns. An id holds the row's position in the original
+data set, so that a problem has the same id from every place.
 """
 
 import os
@@ -12,6 +13,7 @@ from typing import Literal
 
 from retool_env.errors import SettingsError
 from retool_env.problem import Problem, ProblemList
+from retool_env.problems.catalogue import DATA_SETS
 from retool_env.problems.columns import (
     ANSWER_KEYS,
     Reason,
@@ -22,15 +24,11 @@ from retool_env.problems.columns import (
     question_of,
     worked_result,
 )
-from retool_env.problems.loading import HubSplit, load
+from retool_env.problems.loading import load
 
 Location = str | os.PathLike[str] | None
 
-_AIME = {
-    2024: HubSplit("HuggingFaceH4/aime_2024", "train"),
-    2025: HubSplit("math-ai/aime25", "test"),
-}
-_DAPO = HubSplit("BytedTsinghua-SIA/DAPO-Math-17k", "train")
+_YEARS = (2024, 2025, 2026)
 _DAPO_PREFIX = re.compile(
     r"\A\s*Solve the following math problem step by step\. The last line of your response should "
     r"be of the form Answer: \$?Answer.{0,80}is the answer to the problem\.\s*"
@@ -45,17 +43,17 @@ A data set of 30 problems omits only repeated questions.
 """
 
 
-def aime(year: Literal[2024, 2025] | None = None, *, path: Location = None) -> ProblemList:
-    """Loads the 30 problems of AIME I and II of a year, or of two years: ReTool's evaluation set.
+def aime(year: Literal[2024, 2025, 2026] | None = None, *, path: Location = None) -> ProblemList:
+    """Loads the 30 problems of AIME I and II of a year, or the 60 of ReTool's evaluation set.
 
     `retool_env.problems.columns` lists the columns. They include the columns of the files of
     ReTool, HuggingFaceH4, Maxwell-Jia, math-ai, MathArena and OpenCompass.
 
     Args:
-        year: The year of the problems; `None` for both years.
+        year: The year of the problems; `None` for 2024 and 2025, the years of ReTool.
         path: A file of this one year, in any form of `retool_env.problems.rows`. `None`: the file
-            `aime24` or `aime25` (`.jsonl`, `.parquet`, ...) in the folder of `RETOOL_DATA`, or the
-            Hub if the file is missing.
+            `aime24`, `aime25` or `aime26` (`.jsonl`, `.parquet`, ...) in the folder of
+            `RETOOL_DATA`, or the Hub if the file is missing.
 
     Raises:
         ProblemsUnavailable: The file is missing, and the Hub can't be reached.
@@ -64,18 +62,25 @@ def aime(year: Literal[2024, 2025] | None = None, *, path: Location = None) -> P
     """
     if year is None:
         if path is not None:
-            raise SettingsError("path is the file of one year: pass year=2024 or year=2025 with it")
+            raise SettingsError(
+                "path is the file of one year: pass year=2024, year=2025 or year=2026 with it"
+            )
         years = (aime(2024), aime(2025))
         omitted = sum((Counter(source.omitted) for source in years), Counter())
         return ProblemList((source[i] for source in years for i in range(len(source))), omitted)
-    if year not in _AIME:
-        raise SettingsError(f"year must be 2024, 2025 or None (both), not {year!r}")
+    if year not in _YEARS:
+        raise SettingsError(f"year must be 2024, 2025, 2026 or None (2024 and 2025), not {year!r}")
+    data_set = DATA_SETS[f"aime/{year}"]
+    metadata: dict[str, str | int] = {"year": year}
+    if year > 2025:
+        # The two years of ReTool have no date: their transcripts stay the same.
+        metadata["published"] = data_set.published
 
     def convert(index: int, row: Row) -> Problem:
         question = bare_question(question_of(row))
-        return Problem(f"aime/{year}/{index}", question, gold_of(row), {"year": year})
+        return Problem(f"aime/{year}/{index}", question, gold_of(row), metadata)
 
-    return load(path, (f"aime{year % 100}",), _AIME[year], convert)
+    return load(path, data_set.files, data_set.hub, convert)
 
 
 def gsm8k(split: Literal["train", "test"] = "train", *, path: Location = None) -> ProblemList:
@@ -104,8 +109,8 @@ def gsm8k(split: Literal["train", "test"] = "train", *, path: Location = None) -
                 raise SettingsError(f"the answer ({answer[0]!r}) {error}") from None
         return Problem(f"gsm8k/{split}/{index}", question_of(row), gold_of(row))
 
-    hub = HubSplit("openai/gsm8k", split, "main")
-    return load(path, (f"gsm8k_{split}",), hub, convert, _OF_THOUSANDS)
+    data_set = DATA_SETS[f"gsm8k/{split}"]
+    return load(path, data_set.files, data_set.hub, convert, _OF_THOUSANDS)
 
 
 def math(split: Literal["train", "test"] = "train", *, path: Location = None) -> ProblemList:
@@ -128,18 +133,46 @@ def math(split: Literal["train", "test"] = "train", *, path: Location = None) ->
     _check_split(split)
 
     def convert(index: int, row: Row) -> Problem:
-        metadata: dict[str, str | int] = {}
-        if (subject := find_column(row, ("subject", "type"))) and isinstance(subject[1], str):
-            metadata["subject"] = subject[1]
-        level = find_column(row, ("level",))  # 3 or "Level 3"; two rows have "Level ?"
-        if level and (digits := re.search(r"\d+", str(level[1]))):
-            metadata["level"] = int(digits[0])
         gold = gold_of(row, trust_formulas=True)
-        return Problem(f"math/{split}/{index}", question_of(row), gold, metadata)
+        return Problem(f"math/{split}/{index}", question_of(row), gold, _kind(row))
 
-    hub = HubSplit("DigitalLearningGmbH/MATH-lighteval", split)
+    data_set = DATA_SETS[f"math/{split}"]
     leave_out = (Reason.NO_ANSWER, *_OF_THOUSANDS)
-    return load(path, (f"math_levels_3_to_5_{split}",), hub, convert, leave_out)
+    return load(path, data_set.files, data_set.hub, convert, leave_out)
+
+
+def math500(*, path: Location = None) -> ProblemList:
+    """Loads MATH-500: 500 problems from the test split of MATH.
+
+    The columns are `problem` and `answer`. The columns `level` and `subject` are optional.
+
+    Args:
+        path: A file in any form of `retool_env.problems.rows`. `None`: the file `math500` in the
+            folder of `RETOOL_DATA`, or the Hub if the file is missing.
+
+    Raises:
+        ProblemsUnavailable: The file is missing, and the Hub can't be reached.
+        ValueError: A row lacks a column.
+    """
+    data_set = DATA_SETS["math500"]
+
+    def convert(index: int, row: Row) -> Problem:
+        metadata = {**_kind(row), "published": data_set.published}
+        gold = gold_of(row, trust_formulas=True)
+        return Problem(f"math500/{index}", question_of(row), gold, metadata)
+
+    return load(path, data_set.files, data_set.hub, convert, (Reason.NOT_GRADABLE,))
+
+
+def _kind(row: Row) -> dict[str, str | int]:
+    """The subject and the level of a problem of MATH, as far as the row has them."""
+    kind: dict[str, str | int] = {}
+    if (subject := find_column(row, ("subject", "type"))) and isinstance(subject[1], str):
+        kind["subject"] = subject[1]
+    level = find_column(row, ("level",))  # 3 or "Level 3"; two rows have "Level ?"
+    if level and (digits := re.search(r"\d+", str(level[1]))):
+        kind["level"] = int(digits[0])
+    return kind
 
 
 def dapo(*, path: Location = None) -> ProblemList:
@@ -171,7 +204,8 @@ def dapo(*, path: Location = None) -> ProblemList:
             copies[cells] = Problem(f"dapo/train/{index}", question, gold)
         return copies[cells]
 
-    return load(path, ("dapo_math_17k", "dapo-math-17k"), _DAPO, convert, _OF_THOUSANDS)
+    data_set = DATA_SETS["dapo/train"]
+    return load(path, data_set.files, data_set.hub, convert, _OF_THOUSANDS)
 
 
 def bare_question(prompt: str) -> str:

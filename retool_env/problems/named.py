@@ -6,12 +6,17 @@ from typing import Any
 
 from retool_env.errors import SettingsError, UnknownSetting
 from retool_env.problem import ProblemSource
-from retool_env.problems.data_sets import aime, dapo, gsm8k, math
+from retool_env.problems.competitions import amo, apex, beyond_aime, brumo, hmmt, olymmath
+from retool_env.problems.data_sets import aime, dapo, gsm8k, math, math500
 from retool_env.problems.json_lines import jsonl
 from retool_env.problems.procedural import arithmetic
 
 SOURCES: dict[str, Callable[..., ProblemSource]] = {
-    source.__name__: source for source in (aime, dapo, gsm8k, math, jsonl, arithmetic)
+    source.__name__: source
+    for source in (
+        *(aime, hmmt, brumo, apex, beyond_aime, amo, olymmath, math500),
+        *(dapo, gsm8k, math, jsonl, arithmetic),
+    )
 }
 """The function that makes a source, by name. Its parameters are the settings of the problems.
 

@@ -8,7 +8,8 @@ from retool_env.problems import SOURCES, Problem, ProblemList, arithmetic, load_
 def test_a_name_makes_the_source_with_its_options():
     source = load_problems("arithmetic", difficulty=2, size=5)
     assert list(source) == list(arithmetic(difficulty=2, size=5))
-    assert set(SOURCES) == {"aime", "dapo", "gsm8k", "math", "jsonl", "arithmetic"}
+    evaluation = {"aime", "hmmt", "brumo", "apex", "beyond_aime", "amo", "olymmath", "math500"}
+    assert set(SOURCES) == evaluation | {"dapo", "gsm8k", "math", "jsonl", "arithmetic"}
 
 
 def test_an_own_source_is_found_by_its_name(monkeypatch):
@@ -20,7 +21,7 @@ def test_an_own_source_is_found_by_its_name(monkeypatch):
 
 
 def test_an_unknown_name_lists_the_sources():
-    with pytest.raises(ValueError, match=r"no source of problems is called 'aim'; .*aime, dapo"):
+    with pytest.raises(ValueError, match=r"no source of problems is called 'aim'; .*aime, hmmt"):
         load_problems("aim")
 
 

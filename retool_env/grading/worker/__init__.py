@@ -2,6 +2,7 @@
 
 * `process`: answers questions, each within its time limit.
 * `comparison`: gives the verdict on two texts.
+* `readings`: gives a second reading of texts that the parser reads wrongly.
 * `words`: tells units, names, numerals and other words apart.
 * `expressions`: parses a text into one expression.
 * `values`: compares two expressions or two numbers.

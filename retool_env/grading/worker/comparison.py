@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from .expressions import chain, has_lost_words, is_name, is_odd_collection, normalise, parse
+from .readings import second_reading
 from .values import exact, fraction, verify
 from .words import bases_of, hides_a_part, is_ambiguous, is_words, without_member, words_of
 
@@ -70,8 +71,23 @@ def both_signs(text: str) -> str:
     return f"{signed('+', '-')}, {signed('-', '+')}"
 
 
+def is_equal(written: str, wanted: str) -> bool:
+    """Returns whether an answer equals a gold answer in its first or in its second reading.
+
+    Args:
+        written: The answer, as LaTeX or plain text.
+        wanted: The gold answer, as LaTeX or plain text.
+    """
+    if compare(written, wanted):
+        return True
+    answer, gold = second_reading(written), second_reading(wanted)
+    if answer is None and gold is None:
+        return False
+    return compare(answer or written, gold or wanted)
+
+
 def compare(written: str, wanted: str) -> bool:
-    """Returns whether an answer equals a gold answer.
+    """Returns whether an answer equals a gold answer, each as the parser reads it.
 
     Args:
         written: The answer, as LaTeX or plain text.
@@ -147,6 +163,14 @@ def joined(values: list[str]) -> str:
 
 def is_value(text: str) -> bool:
     """Whether a text can be a gold: an expression that equals itself, or a few words."""
+    if _is_value(text):
+        return True
+    plain = normalise(text)
+    readings = (both_signs(plain) if plain else None, second_reading(text))
+    return any(reading and reading != plain and _is_value(reading) for reading in readings)
+
+
+def _is_value(text: str) -> bool:
     from sympy import nan, zoo
 
     plain = normalise(text)
@@ -167,4 +191,4 @@ def reply_to(values: list[str], wanted: list[str] | None = None) -> bool:
     """
     if wanted is None:
         return all(is_value(value) for value in values)
-    return compare(joined(values), joined(wanted))
+    return is_equal(joined(values), joined(wanted))
