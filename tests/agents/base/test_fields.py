@@ -29,7 +29,7 @@ def test_cispo_refuses_what_has_no_part_in_its_loss(tmp_path):
     with pytest.raises(SettingsError, match="ratio_cap has no effect with loss=cispo"):
         grpo.check_batch(settings, 1)
     settings = load_settings(cispo.Settings, "cispo", "tiny", ["clip_low=0.1"])
-    with pytest.raises(SettingsError, match="clip_low has no part"):
+    with pytest.raises(SettingsError, match="CISPO's loss does not use clip_low"):
         cispo.train(settings, tmp_path / "run")
 
 
