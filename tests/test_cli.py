@@ -203,7 +203,7 @@ def test_the_command_line_wins_over_the_checkpoint_and_one_line_says_what_differ
         "temperature=0.5 (there: 1.0)",
     }
     command = json.loads(Path("found/eval.json").read_text())["command"]
-    assert (command["temperature"], command["top_p"]) == ("0.5", "0.7")
+    assert (command["temperature"], command["top_p"]) == (0.5, 0.7)
     for transcript in read_transcripts("found/episodes.jsonl"):
         assert len(transcript.completion_ids) <= 8 and not transcript.interpreter
         assert transcript.problem.id.startswith("arithmetic/train-")
@@ -273,8 +273,8 @@ WRONG = {
     "no episode": ([*EVAL, "--k", "0"], "--k must be at least 1, not 0"),
     "no token": ([*EVAL, "--max-tokens", "0"], "max_tokens must be a whole number of"),
     "no pair": ([*EVAL, "difficulty"], "'difficulty' is not a setting: write it as key=value"),
-    "unknown setting": ([*EVAL, "max_call=3"], "max_calls, max_tokens"),
-    "unknown setting to play": (["play", "max_call=3"], "max_calls, max_tokens"),
+    "unknown setting": ([*EVAL, "max_call=3"], "max_calls, announce_calls"),
+    "unknown setting to play": (["play", "max_call=3"], "max_calls, announce_calls"),
     "bad value": ([*EVAL, "difficulty=9"], "difficulty must be 1 to 5"),
     "no such sandbox to play": (["play", "sandbox=nsjial"], "'nsjial'"),
     "a wrong sandbox to play": (["play", 'sandbox={"pakages": []}'], "'pakages'"),

@@ -96,7 +96,7 @@ def test_the_real_one(waiting, sandbox):
 def test_a_sandbox_is_itself_and_stays_open():
     for box in (Notebooks(), WithoutSessions()):
         assert open_sandbox(box, Rules()) is box
-    with pytest.raises(SandboxUnavailable, match="no sessions here"):
+    with pytest.raises(SandboxUnavailable, match="has no sessions"):
         open_sandbox(box, SHARED)
     assert not box.closed
 
@@ -135,7 +135,7 @@ def test_without_an_interpreter_none_is_made(made):
 
 
 def test_one_made_for_nothing_is_closed(made):
-    with pytest.raises(SandboxUnavailable, match="no sessions here"):
+    with pytest.raises(SandboxUnavailable, match="has no sessions"):
         open_sandbox("somewhere", SHARED)
     assert made[0][-1].closed == 1
 
@@ -234,11 +234,11 @@ def test_a_sandbox_of_ones_own_is_not_shared(made, shared):
 
 def test_one_without_what_the_rules_want_is_closed_unless_others_use_it(made, shared):
     first, second = User(), User()
-    with pytest.raises(SandboxUnavailable, match="no sessions here"):
+    with pytest.raises(SandboxUnavailable, match="has no sessions"):
         shared.borrow("nsjail", SHARED, first)
     assert made[0][-1].closed
     box = shared.borrow("nsjail", Rules(), first)
-    with pytest.raises(SandboxUnavailable, match="no sessions here"):
+    with pytest.raises(SandboxUnavailable, match="has no sessions"):
         shared.borrow("nsjail", SHARED, second)
     assert not box.closed and len(made) == 2
 

@@ -97,4 +97,4 @@ def test_a_model_behind_an_api_is_evaluated_elsewhere(elsewhere, tmp_path):
             *("--out", "found"),
         ]
         subprocess.run(command, env=elsewhere, cwd=tmp_path, check=True, timeout=90)
-    assert Path(tmp_path, "found", "results.json").exists()
+    assert Path(tmp_path, "found", "eval.json").exists()
