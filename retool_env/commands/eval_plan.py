@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from retool_env.commands.contamination import dates_of
@@ -49,7 +51,13 @@ class Plan:
         """The model's title and whether it has an interpreter."""
         return f"{self.model.title}, {'interpreter' if self.rules.interpreter else 'text-only'}"
 
-    def jobs(self, ended: dict[tuple[str, int], bool]) -> list[Job]:
+    @property
+    def keys(self) -> set[tuple[str, int]]:
+        """All its episodes: the problem's id and the number of the sample."""
+        samples = range(self.arguments.k)
+        return {(problem.id, sample) for problem in self.problems for sample in samples}
+
+    def jobs(self, ended: Mapping[tuple[str, int], bool]) -> list[Job]:
         """The episodes that are left to run, all samples of a problem together.
 
         Args:
@@ -94,13 +102,21 @@ def make_plan(arguments: argparse.Namespace, model: str, env: str | None) -> Pla
     return Plan(arguments, settings, task, rules, problems, lines, identity)
 
 
-def estimate(plan: Plan, price: Price | None) -> str:
-    """One line on the episodes, tokens and dollars that a plan takes at most."""
+def estimate(
+    plan: Plan, price: Price | None, ended: Mapping[tuple[str, int], bool] = MappingProxyType({})
+) -> str:
+    """One line on the episodes, tokens and dollars that are left of a plan, at most.
+
+    Args:
+        plan: The model, the environment and their settings.
+        price: Dollars of an API's tokens; `None`: unknown.
+        ended: The episodes on record, each with whether it failed.
+    """
     from retool_env.evaluation.cost import Estimate
 
     turn_tokens = plan.arguments.max_tokens if plan.arguments.api else None
-    episodes = len(plan.problems) * plan.arguments.k
-    return Estimate.of(plan.problems, plan.rules, turn_tokens, episodes).text(price)
+    left = [job.problem for job in plan.jobs(ended)]
+    return Estimate.of(left, plan.rules, turn_tokens, len(left)).text(price)
 
 
 def make_record(plan: Plan, name: str, price: Price | None) -> EvalRecord:
