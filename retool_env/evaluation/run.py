@@ -136,8 +136,9 @@ async def _run_all(
             if not running:
                 return begun == len(jobs)
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            # Each error is read, since asyncio prints the errors that nobody reads.
+            if errors := [error for task in done if (error := task.exception())]:
+                raise errors[0]
     finally:
         for task in running:
             task.cancel()
