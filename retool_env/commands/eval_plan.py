@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-from collections.abc import Mapping
+import itertools
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -171,3 +176,31 @@ def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
     if "max_completion_tokens" not in fields:
         fields = {"max_tokens": arguments.max_tokens, **fields}
     return {**sent, **fields, "way": way}
+
+
+_MOST_BYTES = 160
+"""The longest part of a folder's name that a model names; a file system takes 255 bytes in all."""
+
+
+def _short(name: str) -> str:
+    return os.fsencode(name)[:_MOST_BYTES].decode(errors="ignore")
+
+
+def new_folder(arguments: argparse.Namespace, plan: Plan) -> Path:
+    """The folder of an evaluation: the folder that the command names, or a new one."""
+    if arguments.out:
+        return arguments.out
+    mode = "interpreter" if plan.rules.interpreter else "text-only"
+    stem = f"{_short(f'{plan.arguments.env}-{Path(plan.arguments.model).name}')}-{mode}"
+    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return Path("runs") / "eval" / (arguments.name or name)
+
+
+def folders_below(folder: Path, plans: Sequence[Plan]) -> list[Path]:
+    """A folder for each plan; plans of one title are told apart by a number."""
+    names: list[str] = []
+    for plan in plans:
+        stem = _short(f"{plan.arguments.env}-{plan.model.title.replace('/', '-')}")
+        numbered = (f"{stem}-{number}" for number in itertools.count(2))
+        names.append(next(name for name in itertools.chain([stem], numbered) if name not in names))
+    return [folder / name for name in names]

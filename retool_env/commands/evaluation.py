@@ -6,8 +6,6 @@ import argparse
 import contextlib
 import itertools
 import math
-import os
-import secrets
 import shlex
 import signal
 import sys
@@ -21,7 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from retool_env.commands.checkpoints import add_ignore, say
 from retool_env.commands.contamination import add_model_date, contamination
-from retool_env.commands.eval_plan import MADE_UP, Plan, estimate, make_plan, make_record
+from retool_env.commands.eval_plan import (
+    MADE_UP,
+    Plan,
+    estimate,
+    folders_below,
+    make_plan,
+    make_record,
+    new_folder,
+)
 from retool_env.commands.eval_settings import MAX_TOKENS, api_fields, policy_maker
 from retool_env.commands.keys import refuse_key
 from retool_env.errors import SettingsError
@@ -196,8 +202,8 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     ]
     problems = {plan.arguments.env: plan.problems for plan in plans}
     say(contamination(problems, arguments.model_date))
-    folder = _folder(arguments, plans[0])
-    folders = [folder] if len(plans) == 1 else _folders_below(folder, plans)
+    folder = new_folder(arguments, plans[0])
+    folders = [folder] if len(plans) == 1 else folders_below(folder, plans)
     if arguments.dry_run:
         for plan, out in zip(plans, folders, strict=True):
             ended = _on_record(plan, out)
@@ -254,33 +260,6 @@ def _check(arguments: argparse.Namespace, price: Price | None) -> None:
     api_fields(arguments)
 
 
-_MOST_BYTES = 160
-"""The longest part of a folder's name that a model names; a file system takes 255 bytes in all."""
-
-
-def _short(name: str) -> str:
-    return os.fsencode(name)[:_MOST_BYTES].decode(errors="ignore")
-
-
-def _folder(arguments: argparse.Namespace, plan: Plan) -> Path:
-    if arguments.out:
-        return arguments.out
-    mode = "interpreter" if plan.rules.interpreter else "text-only"
-    stem = f"{_short(f'{plan.arguments.env}-{Path(plan.arguments.model).name}')}-{mode}"
-    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    return Path("runs") / "eval" / (arguments.name or name)
-
-
-def _folders_below(folder: Path, plans: Sequence[Plan]) -> list[Path]:
-    """A folder for each plan; plans of one title are told apart by a number."""
-    names: list[str] = []
-    for plan in plans:
-        stem = _short(f"{plan.arguments.env}-{plan.model.title.replace('/', '-')}")
-        numbered = (f"{stem}-{number}" for number in itertools.count(2))
-        names.append(next(name for name in itertools.chain([stem], numbered) if name not in names))
-    return [folder / name for name in names]
-
-
 @dataclass(frozen=True)
 class _Result:
     """The result of one model on one environment."""
@@ -323,7 +302,7 @@ def _fault(plan: Plan, records: Records, complete: bool, price: Price | None) ->
 
     Args:
         plan: The plan of the evaluation.
-        records: Its records.
+        records: The records of the evaluation.
         complete: Whether every episode has run.
         price: Dollars of an API's tokens; `None`: unknown.
     """

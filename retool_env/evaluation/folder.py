@@ -171,7 +171,7 @@ def ended_before(
     Args:
         folder: The folder; it may be missing.
         record: The evaluation that would be resumed.
-        problems: Its problems; see `Records`.
+        problems: The problems; see `Records`.
         force: Whether a folder of another revision of the environment is continued.
 
     Raises:
@@ -192,7 +192,7 @@ def _ended(
         folder: The folder.
         before: The record of the folder.
         record: The evaluation that is resumed.
-        problems: Its problems.
+        problems: The problems of the resumed evaluation.
         force: Whether a folder of another revision of the environment is continued.
     """
     differences = record.differences(before)

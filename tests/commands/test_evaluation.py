@@ -14,7 +14,7 @@ import pytest
 from helpers.model_api import ModelAPI, Reply, refusal, serving
 
 from retool_env.cli import main
-from retool_env.commands import evaluation
+from retool_env.commands import eval_plan
 from retool_env.evaluation import read_episodes
 from retool_env.evaluation.identity import ModelIdentity
 
@@ -319,7 +319,7 @@ def test_models_whose_names_differ_by_a_number_have_folders_and_rows_of_their_ow
         )
         for name in ("m-2", "m", "m", "m-3", "x" * 300, "x" * 301)
     ]
-    folders = [path.name for path in evaluation._folders_below(Path("f"), plans)]
+    folders = [path.name for path in eval_plan.folders_below(Path("f"), plans)]
     assert folders[:4] == ["E-m-2", "E-m", "E-m-3", "E-m-3-2"]
     assert len(set(folders)) == 6 and all(len(name) < 200 for name in folders)
 
