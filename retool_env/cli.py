@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Without their values, which may be a key's.
         options = [each.partition("=")[0] for each in rest if each.startswith("-")]
         parser.error(f"unknown arguments: {' '.join(options or rest)}")
+    # A model's name may hold bytes that the terminal's encoding lacks: they are shown escaped.
+    with contextlib.suppress(AttributeError):  # a notebook's output has no encoding
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         return {
             "eval": evaluation.run,

@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import itertools
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from retool_env.commands.contamination import dates_of
@@ -49,7 +56,13 @@ class Plan:
         """The model's title and whether it has an interpreter."""
         return f"{self.model.title}, {'interpreter' if self.rules.interpreter else 'text-only'}"
 
-    def jobs(self, ended: dict[tuple[str, int], bool]) -> list[Job]:
+    @property
+    def keys(self) -> set[tuple[str, int]]:
+        """All its episodes: the problem's id and the number of the sample."""
+        samples = range(self.arguments.k)
+        return {(problem.id, sample) for problem in self.problems for sample in samples}
+
+    def jobs(self, ended: Mapping[tuple[str, int], bool]) -> list[Job]:
         """The episodes that are left to run, all samples of a problem together.
 
         Args:
@@ -94,13 +107,21 @@ def make_plan(arguments: argparse.Namespace, model: str, env: str | None) -> Pla
     return Plan(arguments, settings, task, rules, problems, lines, identity)
 
 
-def estimate(plan: Plan, price: Price | None) -> str:
-    """One line on the episodes, tokens and dollars that a plan takes at most."""
+def estimate(
+    plan: Plan, price: Price | None, ended: Mapping[tuple[str, int], bool] = MappingProxyType({})
+) -> str:
+    """One line on the episodes, tokens and dollars that are left of a plan, at most.
+
+    Args:
+        plan: The model, the environment and their settings.
+        price: Dollars of an API's tokens; `None`: unknown.
+        ended: The episodes on record, each with whether it failed.
+    """
     from retool_env.evaluation.cost import Estimate
 
     turn_tokens = plan.arguments.max_tokens if plan.arguments.api else None
-    episodes = len(plan.problems) * plan.arguments.k
-    return Estimate.of(plan.problems, plan.rules, turn_tokens, episodes).text(price)
+    left = [job.problem for job in plan.jobs(ended)]
+    return Estimate.of(left, plan.rules, turn_tokens, len(left)).text(price)
 
 
 def make_record(plan: Plan, name: str, price: Price | None) -> EvalRecord:
@@ -155,3 +176,31 @@ def _sampling(arguments: argparse.Namespace) -> dict[str, Any]:
     if "max_completion_tokens" not in fields:
         fields = {"max_tokens": arguments.max_tokens, **fields}
     return {**sent, **fields, "way": way}
+
+
+_MOST_BYTES = 160
+"""The longest part of a folder's name that a model names; a file system takes 255 bytes in all."""
+
+
+def _short(name: str) -> str:
+    return os.fsencode(name)[:_MOST_BYTES].decode(errors="ignore")
+
+
+def new_folder(arguments: argparse.Namespace, plan: Plan) -> Path:
+    """The folder of an evaluation: the folder that the command names, or a new one."""
+    if arguments.out:
+        return arguments.out
+    mode = "interpreter" if plan.rules.interpreter else "text-only"
+    stem = f"{_short(f'{plan.arguments.env}-{Path(plan.arguments.model).name}')}-{mode}"
+    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return Path("runs") / "eval" / (arguments.name or name)
+
+
+def folders_below(folder: Path, plans: Sequence[Plan]) -> list[Path]:
+    """A folder for each plan; plans of one title are told apart by a number."""
+    names: list[str] = []
+    for plan in plans:
+        stem = _short(f"{plan.arguments.env}-{plan.model.title.replace('/', '-')}")
+        numbered = (f"{stem}-{number}" for number in itertools.count(2))
+        names.append(next(name for name in itertools.chain([stem], numbered) if name not in names))
+    return [folder / name for name in names]

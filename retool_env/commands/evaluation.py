@@ -5,18 +5,29 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import secrets
+import math
 import shlex
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from retool_env.commands.checkpoints import add_ignore, say
 from retool_env.commands.contamination import add_model_date, contamination
-from retool_env.commands.eval_plan import MADE_UP, Plan, estimate, make_plan, make_record
+from retool_env.commands.eval_plan import (
+    MADE_UP,
+    Plan,
+    estimate,
+    folders_below,
+    make_plan,
+    make_record,
+    new_folder,
+)
 from retool_env.commands.eval_settings import MAX_TOKENS, api_fields, policy_maker
 from retool_env.commands.keys import refuse_key
 from retool_env.errors import SettingsError
@@ -191,19 +202,21 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     ]
     problems = {plan.arguments.env: plan.problems for plan in plans}
     say(contamination(problems, arguments.model_date))
+    folder = new_folder(arguments, plans[0])
+    folders = [folder] if len(plans) == 1 else folders_below(folder, plans)
     if arguments.dry_run:
-        for plan in plans:
-            print(f"{plan.arguments.env}, {plan.title}: {estimate(plan, price)}")
+        for plan, out in zip(plans, folders, strict=True):
+            ended = _on_record(plan, out)
+            print(f"{plan.arguments.env}, {plan.title}: {estimate(plan, price, ended)}")
         return 0
     makers = [policy_maker(plan.arguments, plan.rules) for plan in plans]  # slow: after all checks
-    folder = _folder(arguments, plans[0])
-    folders = [folder] if len(plans) == 1 else _folders_below(folder, plans)
     results: dict[str, _Result] = {}
     for plan, make, out in zip(plans, makers, folders, strict=True):
         say(plan.lines)
         title = plan.title
         title += f", {plan.arguments.env}" * (len(arguments.env or ()) > 1)
-        title += f" ({plan.model.fingerprint or len(results) + 1})" * (title in results)
+        for mark in (plan.model.fingerprint, len(results) + 1):  # copies share a fingerprint
+            title += f" ({mark})" * bool(mark and title in results)
         results[title] = _evaluated(plan, make, out, price)
     _show(plans, results)
     print(f"episodes and figures: {folder}")
@@ -211,6 +224,15 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     for fault in faults:
         print(f"retool eval: {fault}", file=sys.stderr)
     return int(bool(faults))
+
+
+def _on_record(plan: Plan, out: Path) -> dict[tuple[str, int], bool]:
+    """The episodes that a resumed evaluation has on record, each with whether it failed."""
+    from retool_env.evaluation.folder import ended_before
+
+    if not plan.arguments.resume:
+        return {}
+    return ended_before(out, make_record(plan, out.name, None), plan.problems, plan.arguments.force)
 
 
 def _check(arguments: argparse.Namespace, price: Price | None) -> None:
@@ -222,7 +244,8 @@ def _check(arguments: argparse.Namespace, price: Price | None) -> None:
     for name, number in (("--k", arguments.k), ("--problems", arguments.problems)):
         if number is not None and number < 1:
             raise SettingsError(f"{name} must be at least 1, not {number}")
-    if arguments.limit_cost is not None and (price is None or not arguments.limit_cost > 0):
+    limit = arguments.limit_cost
+    if limit is not None and (price is None or not 0 < limit < math.inf):
         raise SettingsError("--limit-cost must be above 0, and needs --price")
     if arguments.resume and not (arguments.name or arguments.out):
         raise SettingsError("--resume needs the evaluation's --name, or its folder as --out")
@@ -235,25 +258,6 @@ def _check(arguments: argparse.Namespace, price: Price | None) -> None:
     given = parse_settings(arguments.settings)
     check_no_secrets({"--sandbox": arguments.sandbox, "settings": given})
     api_fields(arguments)
-
-
-def _folder(arguments: argparse.Namespace, plan: Plan) -> Path:
-    if arguments.out:
-        return arguments.out
-    mode = "interpreter" if plan.rules.interpreter else "text-only"
-    stem = f"{plan.arguments.env}-{Path(plan.arguments.model).name}-{mode}"
-    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    return Path("runs") / "eval" / (arguments.name or name)
-
-
-def _folders_below(folder: Path, plans: Sequence[Plan]) -> list[Path]:
-    """A folder for each plan; plans of one title are told apart by a number."""
-    names: list[str] = []
-    for plan in plans:
-        stem = f"{plan.arguments.env}-{plan.model.title.replace('/', '-')}"
-        same = sum(name == stem or name.startswith(f"{stem}-") for name in names)
-        names.append(f"{stem}-{same + 1}" if same else stem)
-    return [folder / name for name in names]
 
 
 @dataclass(frozen=True)
@@ -281,7 +285,7 @@ def _evaluated(plan: Plan, make: Callable[[], Any], out: Path, price: Price | No
     jobs = plan.jobs(records.ended)
     if arguments.resume:
         say([f"{len(records.ended)} episodes are on record, {len(jobs)} are left"])
-    with _closing(records, plan, price) as finish:
+    with _terminable(), _closing(records, plan, price) as finish:
         complete = not jobs or _run(plan, make, records, jobs, price)
         figures, summary = measured(out, plan.problems, arguments.k, price)
         records.write_figures(figures, summary)
@@ -289,18 +293,33 @@ def _evaluated(plan: Plan, make: Callable[[], Any], out: Path, price: Price | No
     spent = 0.0 if price is None else price.of(records.usage)
     usage = str(records.usage) if records.usage.requests else ""
     usage += f", ${spent:,.2f}" if price and usage else ""
-    fault = _fault(plan, records.ended, complete, spent)
+    fault = _fault(plan, records, complete, price)
     return _Result(summary, figures, records.record.seconds, usage, fault)
 
 
-def _fault(plan: Plan, ended: dict[tuple[str, int], bool], complete: bool, spent: float) -> str:
-    """The reason for the exit status 1, with its remedy; empty where there is no reason."""
+def _fault(plan: Plan, records: Records, complete: bool, price: Price | None) -> str:
+    """The reason for the exit status 1, with its remedy; empty where there is no reason.
+
+    Args:
+        plan: The plan of the evaluation.
+        records: The records of the evaluation.
+        complete: Whether every episode has run.
+        price: Dollars of an API's tokens; `None`: unknown.
+    """
     arguments = plan.arguments
-    total = len(plan.problems) * arguments.k
+    keys = plan.keys  # the folder may hold more samples and problems than this command names
+    ended = {key: failed for key, failed in records.ended.items() if key in keys}
     if not complete:
+        spent = 0.0 if price is None else price.estimated(records.usage)
+        if spent == math.inf:
+            return (
+                "--limit-cost can't be held, since no answer of the API says how many tokens it "
+                f"took; {len(ended)} of {len(keys)} episodes are done: go on with --resume and "
+                "without the limit"
+            )
         return (
             f"${spent:,.2f} of --limit-cost {arguments.limit_cost:g} are spent, and {len(ended)} "
-            f"of {total} episodes are done: go on with --resume and a higher limit"
+            f"of {len(keys)} episodes are done: go on with --resume and a higher limit"
         )
     failed = sum(ended.values())
     if failed <= arguments.max_failed * len(ended):
@@ -310,6 +329,32 @@ def _fault(plan: Plan, ended: dict[tuple[str, int], bool], complete: bool, spent
         f"--max-failed {arguments.max_failed:.1%}: the warnings above say why; run them again with "
         "--resume --retry-failed"
     )
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Ends the block by SIGTERM and SIGHUP as by Ctrl-C, unless the signals are ignored.
+
+    A cluster's scheduler sends SIGTERM at the end of a job's time, a lost terminal SIGHUP.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        interrupt = signal.getsignal(signal.SIGINT)
+        if not callable(interrupt):  # a shell starts jobs in the background so
+            raise KeyboardInterrupt
+        interrupt(signal.SIGINT, frame)
+
+    names = ("SIGTERM", "SIGHUP")  # Windows has the first alone
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    inside = threading.current_thread() is threading.main_thread()
+    taken = [n for n in numbers if inside and signal.getsignal(n) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -328,13 +373,15 @@ def _closing(records: Records, plan: Plan, price: Price | None) -> Iterator[Call
     try:
         yield finish
     except BaseException:
-        finish(False)
-        total = len(plan.problems) * plan.arguments.k
+        with contextlib.suppress(OSError):  # a full disk: the error that ended the work says so
+            finish(False)
+        keys = plan.keys
         if records.ended or records.usage.requests:
             options = f"--resume --out {shlex.quote(str(records.folder))}"
+            kept = len(keys & records.ended.keys())
             print(
-                f"{len(records.ended)} of {total} episodes are kept in {records.folder}; give the "
-                f"command again with {options}",
+                f"{kept} of {len(keys)} episodes are kept in {records.folder}; give the command "
+                f"again with {options}",
                 file=sys.stderr,
             )
         else:
@@ -361,7 +408,7 @@ def _run(
 
     def going_on() -> bool:
         limit = arguments.limit_cost
-        return price is None or limit is None or price.of(records.usage) < limit
+        return price is None or limit is None or price.estimated(records.usage) < limit
 
     with open_sandbox(arguments.sandbox, plan.rules) or contextlib.nullcontext() as sandbox:
         # Twice the batch of a local model: while programs of some episodes run, others fill it. No

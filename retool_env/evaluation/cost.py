@@ -13,6 +13,7 @@ from retool_env.rollout.policy import Usage
 from retool_env.rules import Rules
 
 _MILLION = 1_000_000
+_MOST_DOLLARS = 1e9
 _CHARACTERS_A_TOKEN = 3.5
 """A cautious figure for English and code; it serves for prompts whose tokenizer is not at hand."""
 
@@ -36,13 +37,13 @@ class Price:
             text: `in,out` or `in,out,cached`, in dollars for a million tokens.
 
         Raises:
-            SettingsError: The text is not two or three numbers of at least 0.
+            SettingsError: The text is not two or three numbers from 0 to a billion.
         """
         try:
             numbers = [float(part) for part in text.split(",")]
         except ValueError:
             numbers = []
-        if len(numbers) not in (2, 3) or not all(0 <= n < math.inf for n in numbers):
+        if len(numbers) not in (2, 3) or not all(0 <= n <= _MOST_DOLLARS for n in numbers):
             raise SettingsError(
                 "--price must be in,out or in,out,cached in dollars for a million tokens, as in "
                 f"--price 2.5,10, not {text!r:.60}"
@@ -55,6 +56,16 @@ class Price:
         fresh = usage.prompt_tokens - usage.cached_tokens
         paid = fresh * self.prompt + usage.cached_tokens * cached
         return (paid + usage.completion_tokens * self.completion) / _MILLION
+
+    def estimated(self, usage: Usage) -> float:
+        """The dollars of all answers, where an answer without figures costs as much as the others.
+
+        Returns:
+            Infinity, if answers were given and none of them has figures.
+        """
+        if usage.uncounted < usage.requests:
+            return self.of(usage) * usage.requests / (usage.requests - usage.uncounted)
+        return math.inf if usage.requests else 0.0
 
 
 @dataclass(frozen=True)

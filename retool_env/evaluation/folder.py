@@ -93,21 +93,9 @@ class Records:
                 "another --name or --out, or remove the folder"
             )
         before = read_record(self.folder)
-        differences = record.differences(before)
-        if force:
-            differences = [each for each in differences if not each.startswith("revision:")]
-        if fingerprint(problems[: before.problems]) != before.fingerprint and (
-            before.problems <= len(problems)
-        ):
-            differences.append(f"problems: the first {before.problems} are other problems")
-        if differences:
-            raise SettingsError(
-                f"{self.folder} holds another evaluation, so it can't be resumed; this one differs "
-                f"in {'; '.join(differences)}"
-            )
+        self.ended = _ended(self.folder, before, record, problems, force)
         _drop_half_line(self.folder / EPISODES)
         _drop_half_line(self.folder / USAGE)
-        self.ended = {each.key: each.failed for each in read_episodes(self.folder, tokens=False)}
         self.usage = read_usage(self.folder)
         return dataclasses.replace(
             record,
@@ -161,14 +149,79 @@ class Records:
 
     def remove(self) -> None:
         """Removes the folder of an evaluation without episodes; other files in it stay."""
-        for name in (EVAL, EPISODES, LOCK):
-            (self.folder / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
+            for name in (EVAL, EPISODES, FIGURES):
+                (self.folder / name).unlink(missing_ok=True)
+            if not (self.folder / LOCK).stat().st_size:  # a user's file of this name has a content
+                (self.folder / LOCK).unlink()
             for path in self._made:
                 path.rmdir()
 
     def _write_record(self) -> None:
         _replace(self.folder / EVAL, self.record.to_json())
+
+
+def ended_before(
+    folder: Path, record: EvalRecord, problems: Sequence[Problem], force: bool = False
+) -> dict[Key, bool]:
+    """The episodes that a resumed evaluation has on record, each with whether it failed.
+
+    Nothing is written, and the folder is not locked.
+
+    Args:
+        folder: The folder; it may be missing.
+        record: The evaluation that would be resumed.
+        problems: The problems; see `Records`.
+        force: Whether a folder of another revision of the environment is continued.
+
+    Raises:
+        SettingsError: The folder holds a different evaluation.
+        DataError: The folder's records are damaged.
+    """
+    if not (folder / EVAL).exists():
+        return {}
+    return _ended(folder, read_record(folder), record, problems, force)
+
+
+def _ended(
+    folder: Path, before: EvalRecord, record: EvalRecord, problems: Sequence[Problem], force: bool
+) -> dict[Key, bool]:
+    """`ended_before`, with the record of the folder.
+
+    Args:
+        folder: The folder.
+        before: The record of the folder.
+        record: The evaluation that is resumed.
+        problems: The problems of the resumed evaluation.
+        force: Whether a folder of another revision of the environment is continued.
+    """
+    differences = record.differences(before)
+    if force:
+        differences = [each for each in differences if not each.startswith("revision:")]
+    if fingerprint(problems[: before.problems]) != before.fingerprint and (
+        before.problems <= len(problems)
+    ):
+        differences.append(f"problems: the first {before.problems} are other problems")
+    ended, changed = {}, set()
+    # The fingerprint covers all problems of the last start, which may have had fewer of them.
+    texts = {problem.id: (problem.question, problem.answer) for problem in problems}
+    for each in read_episodes(folder, tokens=False):
+        ended[each.key] = each.failed
+        problem = each.transcript.problem
+        if texts.get(each.problem, found := (problem.question, problem.answer)) != found:
+            changed.add(each.problem)
+    if changed:
+        name = min(changed)
+        differences.append(
+            f"problems: {len(changed)} problems on record have another question or answer, such as "
+            f"{name!r:.60}"
+        )
+    if differences:
+        raise SettingsError(
+            f"{folder} holds another evaluation, so it can't be resumed; this one differs in "
+            f"{'; '.join(differences)}"
+        )
+    return ended
 
 
 def _locked(folder: Path) -> IO[str]:
@@ -197,18 +250,34 @@ def _locked(folder: Path) -> IO[str]:
 
 
 def _append(path: Path, values: dict[str, Any]) -> None:
-    """Appends a line by one system call, so that a killed process leaves whole lines."""
+    """Appends a line by one system call, so that a killed process leaves whole lines.
+
+    Without room on the disk the part that was written is removed: a line of another episode, which
+    ends at the same moment, may still fit.
+    """
     line = json.dumps(values).encode() + b"\n"
     with open(path, "ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
         rest = memoryview(line)
-        while rest:
-            rest = rest[file.write(rest) :]
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def _replace(path: Path, values: dict[str, Any]) -> None:
     new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(new, path)
+    try:
+        with open(new, "w", encoding="utf-8") as file:
+            file.write(json.dumps(values, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # or a power failure might leave an empty file
+        os.replace(new, path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def _drop_half_line(path: Path) -> None:

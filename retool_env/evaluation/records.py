@@ -47,6 +47,12 @@ Key = tuple[str, int]
 
 Status = Literal["running", "finished", "stopped"]
 
+_KINDS: dict[str, Any] = {
+    **{"model": dict, "rules": dict, "sampling": dict},
+    **{"problems": int, "k": int, "seconds": int | float},
+}
+"""The types of the fields of `EvalRecord` that a resumed evaluation computes with."""
+
 
 @dataclass(frozen=True)
 class EvalRecord:
@@ -114,7 +120,7 @@ class EvalRecord:
         """Rebuilds a record from `to_json`'s values.
 
         Raises:
-            ValueError: A later version wrote the record, or a field is missing.
+            ValueError: A later version wrote the record, or a field is missing or of another type.
         """
         if record.get("schema") not in range(1, SCHEMA + 1):
             raise ValueError(
@@ -122,6 +128,9 @@ class EvalRecord:
             )
         names = {field.name for field in dataclasses.fields(cls)}
         known = {name: value for name, value in record.items() if name in names}
+        for name, kind in _KINDS.items():
+            if name in known and not isinstance(known[name], kind):
+                raise ValueError(f"{name} has the wrong value {known[name]!r:.40}")
         try:
             return cls(**{**known, "model": ModelIdentity.from_json(known["model"])})
         except (TypeError, KeyError) as error:
@@ -134,6 +143,8 @@ class EvalRecord:
         between two starts of one evaluation and are left out.
         """
         mine, theirs = (_frozen(record) for record in (self, other))
+        if self.model.weights == other.model.weights is not None:
+            mine["model"] = theirs["model"]  # the same weights are the same model at any path
         return [
             f"{name}: {_short(mine.get(name))}, not {_short(theirs.get(name))}"
             for name in mine | theirs
@@ -360,18 +371,20 @@ def _parsed(path: Path, number: int, line: bytes, tokens: bool) -> EpisodeRecord
 def _old_episodes(folder: Path, tokens: bool) -> Iterator[EpisodeRecord]:
     """The episodes of a folder that has `transcripts.jsonl`: groups of samples, in any order."""
     path = folder / OLD_EPISODES
-    command: dict[str, Any] = {}
-    with contextlib.suppress(FileNotFoundError, ValueError):
+    name, seed = "unknown", 0
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         command = json.loads(read_text(folder / OLD_EVAL))["command"]
+        name, seed = str(command["model"]), int(command["seed"])
     samples: dict[str, int] = {}
     for number, line in enumerate(read_lines(path), 1):
+        if not line.endswith(b"\n"):
+            break
         try:
             transcript = _transcript(json.loads(line), tokens)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{path}, line {number} is not a transcript ({error!r:.200})") from None
         problem = transcript.problem.id
         sample = samples[problem] = samples.get(problem, -1) + 1
-        name, seed = str(command.get("model", "unknown")), int(command.get("seed", 0))
         yield EpisodeRecord(name, problem, sample, seed, transcript)
 
 

@@ -63,7 +63,8 @@ def measured(
 
 
 def _cost(episode: EpisodeRecord, price: Price | None) -> EpisodeCost | None:
-    if (used := episode.usage) is None:
+    # The tokens of an answer without figures are unknown, so those of its episode are, too.
+    if (used := episode.usage) is None or used.uncounted:
         return None
     cost = None if price is None else price.of(used)
     return EpisodeCost(used.prompt_tokens, used.completion_tokens, cost)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,46 +95,50 @@ def run_jobs(
     Raises:
         SettingsError: A prompt fills the model's context.
     """
-    begun = 0
 
-    async def collect() -> None:
-        nonlocal begun
-        async with aclosing(_episodes(engine, jobs, seed, going_on)) as episodes:
-            async for job, transcript, usage in episodes:
-                begun += 1
-                on_end(job, transcript, usage)
-
-    engine.check_prompts({job.index: job.problem for job in jobs}.values())
-    engine.progress.expect(len(jobs))
-    run_blocking(collect())
-    return begun == len(jobs)
-
-
-async def _episodes(
-    engine: RolloutEngine, jobs: Sequence[Job], seed: int, going_on: Callable[[], bool]
-) -> AsyncGenerator[tuple[Job, Transcript, Usage | None]]:
-    async def run(job: Job) -> tuple[Job, Transcript, Usage | None]:
+    async def run(job: Job) -> None:
         turns: list[Any] = []
         transcript = await engine.episode(
             job.problem, (seed, job.index, job.sample), on_turn=turns.append
         )
         counted = [used for turn in turns if (used := getattr(turn, "usage", None)) is not None]
-        return job, transcript, functools.reduce(Usage.__add__, counted) if counted else None
+        engine.progress.finished(transcript)
+        # Here, not where tasks are awaited: there the error of one episode would lose others that
+        # ended at the same moment.
+        on_end(job, transcript, functools.reduce(Usage.__add__, counted) if counted else None)
 
-    waiting = iter(jobs)
-    running: set[asyncio.Task[tuple[Job, Transcript, Usage | None]]] = set()
+    engine.check_prompts({job.index: job.problem for job in jobs}.values())
+    engine.progress.expect(len(jobs))
+    return run_blocking(_run_all(run, jobs, engine.concurrency, going_on))
+
+
+async def _run_all(
+    run: Callable[[Job], Coroutine[Any, Any, None]],
+    jobs: Sequence[Job],
+    concurrency: int,
+    going_on: Callable[[], bool],
+) -> bool:
+    """Runs jobs, `concurrency` at once; see `run_jobs`.
+
+    Args:
+        run: Runs one job.
+        jobs: The jobs.
+        concurrency: The most jobs at once.
+        going_on: Asked before each job begins.
+    """
+    begun = 0
+    running: set[asyncio.Task[None]] = set()
     try:
         while True:
-            while len(running) < engine.concurrency and going_on():
-                if (job := next(waiting, None)) is None:
-                    break
-                running.add(asyncio.create_task(run(job)))
+            while len(running) < concurrency and begun < len(jobs) and going_on():
+                running.add(asyncio.create_task(run(jobs[begun])))
+                begun += 1
             if not running:
-                return
+                return begun == len(jobs)
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for job, transcript, usage in await asyncio.gather(*done):
-                engine.progress.finished(transcript)
-                yield job, transcript, usage
+            # Each error is read, since asyncio prints the errors that nobody reads.
+            if errors := [error for task in done if (error := task.exception())]:
+                raise errors[0]
     finally:
         for task in running:
             task.cancel()

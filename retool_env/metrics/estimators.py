@@ -12,6 +12,7 @@ scipy nor a table is needed.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -185,16 +186,21 @@ def votes_at_k(n: int, sizes: Sequence[int], right: Sequence[bool], k: int) -> f
     # The binomials of up to 1,000 samples are floats. Beyond, whole numbers without a limit.
     kind: Any = float if n <= 1000 else object
     total: Any = 0
-    for winner, size in enumerate(sizes):
-        if not right[winner]:
-            continue
-        others = [other for index, other in enumerate(sizes) if index != winner]
+    # Right classes of one size win equally often, and 1,000 samples may have hundreds of them.
+    winners = Counter(size for size, is_right in zip(sizes, right, strict=True) if is_right)
+    for size, number in winners.items():
+        others = list(sizes)
+        others.remove(size)
         for votes in range(1, min(size, k) + 1):
             ways = _ways(others, unanswered, votes, k - votes, kind)
-            total += math.comb(size, votes) * sum(
-                count / (ties + 1) if kind is float else Fraction(count, ties + 1)
-                for ties, count in enumerate(ways)
-                if count
+            total += (
+                number
+                * math.comb(size, votes)
+                * sum(
+                    count / (ties + 1) if kind is float else Fraction(count, ties + 1)
+                    for ties, count in enumerate(ways)
+                    if count
+                )
             )
     return min(1.0, float(total / subsets))  # rounding must not push it past 1
 

@@ -8,12 +8,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.model_api import ModelAPI, Reply, refusal, serving
 
 from retool_env.cli import main
+from retool_env.commands import eval_plan
 from retool_env.evaluation import read_episodes
+from retool_env.evaluation.identity import ModelIdentity
 
 pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
 
@@ -268,3 +271,108 @@ def test_an_api_that_fails_now_and_then_costs_no_episode():
     with serving(api) as url:
         ran(url, "--problems", "6", "--k", "1")
     assert all(transcript.scored for transcript in recorded().values())
+
+
+def test_a_dry_run_of_a_resumed_evaluation_counts_what_is_left(capsys):
+    api = ModelAPI(answer)
+    with serving(api) as url:
+        ran(url, "--problems", "3", "--k", "1")
+        before = {path: path.read_bytes() for path in Path("found").iterdir()}
+        ran(url, "--problems", "3", "--k", "3", "--resume", "--dry-run")
+        assert capsys.readouterr().out.rpartition("m, text-only: ")[2].startswith("6 episodes, ")
+        ran(url, "--problems", "3", "--k", "3", "--resume", "--dry-run", "--seed", "1", status=1)
+    assert len(api.requests) == 3
+    assert {path: path.read_bytes() for path in Path("found").iterdir()} == before
+
+
+def test_fewer_samples_or_problems_are_judged_by_themselves(capsys):
+    fine = True
+
+    def model(conversation) -> Reply:
+        return answer(conversation) if fine else Reply("", finish="content_filter")
+
+    with serving(ModelAPI(model)) as url:
+        ran(url, "--problems", "2", "--k", "1")
+        fine = False
+        ran(url, "--problems", "2", "--k", "2", "--resume", status=1)
+        assert "2 of 4 episodes of m, text-only failed" in capsys.readouterr().err
+        ran(url, "--problems", "2", "--k", "1", "--resume")
+    assert figures()["accuracy/avg"]["count"] == 2
+
+
+def test_a_limit_on_costs_needs_an_api_that_counts(capsys):
+    api = ModelAPI(answer, usage=False)
+    with serving(api) as url:
+        options = ("--problems", "9", "--k", "1", "--batch", "1", "--price", "1,1")
+        ran(url, *options, "--limit-cost", "5", status=1)
+        assert len(recorded()) == len(api.requests) == 1
+        assert "no answer of the API says how many tokens it took" in capsys.readouterr().err
+        ran(url, *options, "--resume")
+    assert len(recorded()) == 9
+    assert figures()["cost/prompt_tokens"]["mean"] is None  # unknown, not 0
+
+
+def test_models_whose_names_differ_by_a_number_have_folders_and_rows_of_their_own():
+    plans = [
+        SimpleNamespace(
+            arguments=SimpleNamespace(env="E"), model=ModelIdentity(name, "api", url="u")
+        )
+        for name in ("m-2", "m", "m", "m-3", "x" * 300, "x" * 301)
+    ]
+    folders = [path.name for path in eval_plan.folders_below(Path("f"), plans)]
+    assert folders[:4] == ["E-m-2", "E-m", "E-m-3", "E-m-3-2"]
+    assert len(set(folders)) == 6 and all(len(name) < 200 for name in folders)
+
+
+def test_copies_of_one_checkpoint_have_rows_of_their_own(capsys, monkeypatch):
+    copies = ModelIdentity("copy", "checkpoint", weights="abcdef0123")
+    monkeypatch.setattr(ModelIdentity, "of", lambda name, url: copies)
+    models = ["--model", "m", "--model", "m", "--problems", "1", "--k", "1"]
+    with serving(ModelAPI(answer)) as url:
+        ran(url, *models)
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines()]
+    rows = [line[1].strip() for line in lines if len(line) > 2 and "copy" in line[1]]
+    assert rows == [
+        "copy, text-only",
+        "copy, text-only (abcdef01)",
+        "copy, text-only (abcdef01) (3)",
+    ]
+
+
+def test_a_model_with_a_long_name_has_a_folder(capsys):
+    without = [part for part in COMMAND if part not in ("--out", "found")]
+    with serving(ModelAPI(answer)) as url:
+        ran(url, "--model", "é" * 300, "--problems", "1", status=1, command=without)
+    assert "File name" not in (err := capsys.readouterr().err) and "é" * 300 in err
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_terminated_evaluation_says_how_to_go_on(name):
+    api = ModelAPI(answer, delay=0.1)
+    with serving(api) as url:
+        options = ["--api", url, "--problems", "60", "--k", "1", "--batch", "2"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "retool_env.cli", *COMMAND, *options],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        limit = time.monotonic() + 60
+        while len(api.requests) < 5 and time.monotonic() < limit:
+            threading.Event().wait(0.01)
+        process.send_signal(getattr(signal, name))
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume --out found" in err and record()["status"] == "stopped"
+
+
+def test_records_are_valid_json_whatever_the_limits(capsys):
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    with serving(ModelAPI(answer)) as url:
+        ran(url, "--problems", "1", "--price", "1,1", "--limit-cost", "inf", status=1)
+        ran(url, "--problems", "1", "--k", "1", "--price", "0,0", "--limit-cost", "1")
+    for path in Path("found").glob("*.json*"):
+        for text in [path.read_text()] if path.suffix == ".json" else path.read_text().splitlines():
+            json.loads(text, parse_constant=refuse)

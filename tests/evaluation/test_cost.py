@@ -1,5 +1,7 @@
 """Prices and estimates."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +20,9 @@ def test_a_price_is_dollars_for_a_million_tokens():
     assert Price.parse("2,10,0").of(usage) == 2 * 2 + 0.5 * 10  # a free cache is not no cache
 
 
-@pytest.mark.parametrize("text", ["", "2", "a,b", "1,2,3,4", "-1,2", "nan,1", "1,inf", "1;2"])
+@pytest.mark.parametrize(
+    "text", ["", "2", "a,b", "1,2,3,4", "-1,2", "nan,1", "1,inf", "1,1e300", "1;2"]
+)
 def test_a_price_that_cannot_be_read_is_refused(text):
     with pytest.raises(SettingsError, match="--price must be in,out"):
         Price.parse(text)
@@ -42,3 +46,11 @@ def test_an_estimate_of_a_local_model_is_its_token_budget():
     assert (estimate.usage.prompt_tokens, estimate.usage.completion_tokens) == (40, 256)
     assert estimate.text(None).endswith("256 tokens out")
     assert estimate.text(Price(0, 1_000_000)).endswith(": $256.00 at most")
+
+
+def test_an_answer_without_figures_is_estimated_by_the_others():
+    price = Price(1_000_000, 0)
+    assert price.estimated(Usage()) == 0
+    assert price.estimated(Usage(2, 10)) == 10
+    assert price.estimated(Usage(4, 10, uncounted=2)) == 20
+    assert price.estimated(Usage(1, uncounted=1)) == math.inf

@@ -1,6 +1,8 @@
 """The folder of an evaluation: one process at a time, resumed only by the same evaluation."""
 
 import dataclasses
+import errno
+import io
 import json
 import os
 
@@ -8,8 +10,9 @@ import pytest
 from evaluation.test_records import episode, record, transcript
 
 from retool_env.errors import DataError, SettingsError
+from retool_env.evaluation import folder as folder_module
 from retool_env.evaluation import read_episodes, read_record
-from retool_env.evaluation.folder import Records
+from retool_env.evaluation.folder import Records, ended_before
 from retool_env.evaluation.identity import fingerprint
 from retool_env.problem import Problem
 from retool_env.rollout.policy import Usage
@@ -148,3 +151,67 @@ def test_an_episode_is_on_disk_as_soon_as_it_is_appended(tmp_path):
     [line] = (tmp_path / "episodes.jsonl").read_text().splitlines()
     assert json.loads(line)["transcript"] == json.loads(json.dumps(transcript().to_json()))
     records.close("finished", 1.0)
+
+
+def test_problems_with_another_text_are_not_resumed_even_if_they_are_fewer(tmp_path):
+    records = begun(tmp_path, count=3)
+    records.append(episode())
+    records.close("stopped", 1.0)
+    other = [Problem("own/1", "2 + 2?", "4")]
+    new = record(problems=1, fingerprint=fingerprint(other))
+    with pytest.raises(SettingsError, match="1 problems on record have another"):
+        Records(tmp_path, new, other, resume=True)
+
+
+def test_a_line_that_does_not_fit_is_removed_whole(tmp_path, monkeypatch):
+    path = tmp_path / "episodes.jsonl"
+    folder_module._append(path, {"a": 1})
+
+    class Full(io.FileIO):
+        def write(self, data):
+            if len(data) < 30:
+                raise OSError(errno.ENOSPC, "full")
+            return super().write(data[:-20])
+
+    monkeypatch.setattr(
+        folder_module, "open", lambda path, *_, **__: Full(path, "a"), raising=False
+    )
+    with pytest.raises(OSError, match="full"):
+        folder_module._append(path, {"b": "x" * 99})
+    monkeypatch.undo()
+    folder_module._append(path, {"c": 3})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"a": 1}, {"c": 3}]
+
+
+def test_a_file_that_cannot_be_replaced_stays_and_leaves_nothing_beside_it(tmp_path, monkeypatch):
+    records = begun(tmp_path)
+    before = (tmp_path / "eval.json").read_bytes()
+
+    def full(number):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="full"):
+        records.close("finished", 1.0)
+    assert (tmp_path / "eval.json").read_bytes() == before
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_a_file_of_the_user_named_like_the_lock_is_not_removed(tmp_path):
+    (tmp_path / "lock").write_text("mine")
+    begun(tmp_path).remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_episodes_on_record_are_counted_without_touching_the_folder(tmp_path):
+    assert ended_before(tmp_path / "new", of(2), PROBLEMS[:2]) == {}
+    records = begun(tmp_path)
+    records.append(episode())
+    records.close("stopped", 1.0)
+    with open(tmp_path / "episodes.jsonl", "a") as file:
+        file.write('{"half')
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert ended_before(tmp_path, of(2), PROBLEMS[:2]) == {("own/1", 0): False}
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(SettingsError, match="seed"):
+        ended_before(tmp_path, of(2, seed=3), PROBLEMS[:2])

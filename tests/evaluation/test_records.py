@@ -218,3 +218,31 @@ def test_a_record_without_a_newer_setting_had_its_default():
     assert record(rules=rules).differences(record(rules=older)) == []
     newer = record(rules=rules | {"max_void": 3})
     assert newer.differences(record(rules=older)) == ["rules.max_void: 3, not None"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"problems": "x"}, {"k": None}, {"sampling": 3}, {"seconds": "1"}, {"model": []}]
+)
+def test_a_field_of_another_type_is_damage(change, tmp_path):
+    (tmp_path / "eval.json").write_text(json.dumps(record().to_json() | change))
+    with pytest.raises(DataError, match="is damaged"):
+        read_record(tmp_path)
+
+
+def test_a_folder_with_the_same_weights_is_the_same_model():
+    first = record(model=ModelIdentity("a/tiny", "checkpoint", weights="ab"))
+    moved = record(model=ModelIdentity("b/tiny/", "checkpoint", weights="ab"))
+    assert first.differences(moved) == []
+    other = record(model=ModelIdentity("a/tiny", "checkpoint", weights="cd"))
+    assert first.differences(other) == ["weights: 'ab', not 'cd'"]
+
+
+@pytest.mark.parametrize("results", [None, "{}", "[]", "x", '{"command": {"seed": null}}'])
+def test_an_older_folder_is_read_without_its_results_and_without_its_half_line(results, tmp_path):
+    write_transcripts(tmp_path / "transcripts.jsonl", [transcript()])
+    with open(tmp_path / "transcripts.jsonl", "a") as file:
+        file.write('{"half')
+    if results is not None:
+        (tmp_path / "results.json").write_text(results)
+    [found] = read_episodes(tmp_path)
+    assert (found.problem, found.sample, found.seed) == ("own/1", 0, 0)

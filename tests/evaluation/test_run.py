@@ -1,6 +1,7 @@
 """Each episode of an evaluation is handed over as it ends, and samples the same in any company."""
 
 import asyncio
+import gc
 
 import pytest
 
@@ -104,3 +105,28 @@ def test_a_local_model_has_no_usage():
 def test_an_evaluation_of_nothing_is_refused(problems, k):
     with pytest.raises(ValueError, match="at least one problem"):
         evaluate(Writer(), RULES, problems, k, None)
+
+
+def test_an_error_loses_no_episode_that_ends_at_the_same_moment():
+    class Together(Writer):
+        async def write(self, transcript, stop, seed):
+            if transcript.problem.answer == "2":
+                raise RuntimeError("seen")
+            return TextGeneration("<answer>1</answer>", "tag")
+
+    ended = []
+    engine = RolloutEngine(Together(), RULES, None)
+    with pytest.raises(RuntimeError, match="seen"):
+        run_jobs(engine, JOBS[::2], 0, lambda job, *_: ended.append(job.index))
+    assert {0, 1} <= set(ended)
+
+
+def test_of_several_errors_at_once_one_is_raised_and_none_is_printed(caplog):
+    class Broken(Writer):
+        async def write(self, transcript, stop, seed):
+            raise RuntimeError("seen")
+
+    with pytest.raises(RuntimeError, match="seen"):
+        ran(Broken())
+    gc.collect()
+    assert not caplog.records

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retool_env.errors import SettingsError
+from retool_env.metrics import estimators
 from retool_env.metrics.estimators import (
     ClusterMean,
     answer_classes,
@@ -295,3 +296,11 @@ def test_intervals_hold_the_true_mean_as_often_as_they_promise():
         found = cluster_mean(shares(30, 0.03, 4))
         hits += found.low <= 0.03 <= found.high
     assert hits <= 80
+
+
+def test_right_classes_of_one_size_are_counted_once(monkeypatch):
+    asked = []
+    ways = estimators._ways
+    monkeypatch.setattr(estimators, "_ways", lambda *each: asked.append(each) or ways(*each))
+    assert votes_at_k(200, [1] * 200, [True] * 50 + [False] * 150, 100) == pytest.approx(0.25)
+    assert len(asked) == 1
