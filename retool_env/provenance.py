@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
-REVISION = 3
+REVISION = 4
 """The revision of the environments, a whole number. It rises whenever episodes change: within one
 revision, equal seeds, settings and actions give equal episodes. CHANGELOG.md lists the changes."""
 
