@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = [each.partition("=")[0] for each in rest if each.startswith("-")]
         parser.error(f"unknown arguments: {' '.join(options or rest)}")
     # A model's name may hold bytes that the terminal's encoding lacks: they are shown escaped.
-    with contextlib.suppress(AttributeError):  # a notebook's output has no encoding
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not a notebook's output
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return {
             "eval": evaluation.run,

@@ -17,6 +17,7 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 from gymnasium.utils.env_checker import check_env
+from helpers.competitions import CASES
 from helpers.notebooks import Notebooks
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -91,6 +92,7 @@ def files(tmp_path, monkeypatch):
         "dapo_math_17k.jsonl": {"prompt": prompt, "reward_model": {"ground_truth": "42"}},
         "own.jsonl": {"question": "What is 6 * 7?", "answer": 42},
     }
+    rows |= {f"{file}.jsonl": row for _, _, file, row, *_ in CASES}
     for name, row in rows.items():
         (tmp_path / name).write_text(json.dumps(row) + "\n")
     return tmp_path
