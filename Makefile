@@ -108,6 +108,21 @@ env.reset(seed=0)
 assert "42" in env.step("<code>print(6 * 7)</code>")[0]
 assert env.step("<answer>0</answer>")[2]
 env.close()
+from retool_env.evaluation import evaluate, table
+from retool_env.interpreter import open_sandbox
+from retool_env.rollout import TextGeneration, TextPolicy
+from retool_env.task import make_task
+class Scripted(TextPolicy):
+    async def write(self, transcript, stop, seed):
+        results = [span.execution.stdout for span in transcript.spans if span.execution]
+        sum_ = transcript.problem.question.partition("Compute ")[2].rstrip(".?! ")
+        text = f"<answer>{results[0]}</answer>" if results else f"<code>print({sum_})</code>"
+        return TextGeneration(text, "tag")
+rules, source = make_task("ReTool-Arithmetic-v0", difficulty=1)
+with open_sandbox("nsjail", rules) as sandbox:
+    summary, _ = evaluate(Scripted(), rules, [source[i] for i in range(4)], 2, sandbox)
+print(table({"scripted": summary}))
+assert summary.accuracy.mean == 1 == summary.code_ratio
 print("the wheel works")
 endef
 export TRY_WHEEL
