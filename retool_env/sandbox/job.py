@@ -174,7 +174,7 @@ class Job:
             self._read()
             self.finished = True
         elif self.session and self._number:
-            self._hear()
+            self._hear(to_the_end=True)
             number, _, _, ended = self._header()  # read once: between two reads it could begin
             over = ended and number == self._number and len(self._heard) == _HEARD_BYTES
             if over and not self._killed:
@@ -370,13 +370,18 @@ class Job:
         data = os.pread(self._record, struct.calcsize(wire.RECORD), 0)
         return struct.unpack(wire.RECORD, data)
 
-    def _hear(self) -> None:
-        """Reads the process's bell. Unlike the record, a program cannot take the bell back."""
+    def _hear(self, to_the_end: bool = False) -> None:
+        """Reads the process's bell. Unlike the record, a program cannot take the bell back.
+
+        Args:
+            to_the_end: Whether to read the end of a block as well. Only `step` does, which acts on
+                it: read elsewhere, the end would wake nobody until the time limit.
+        """
         if self._deaf:
             return
         try:
-            most = _BELL_BYTES if self._wanted else _HEARD_BYTES
-            if len(self._heard) == most:
+            most = _HEARD_BYTES if to_the_end and not self._wanted else _BELL_BYTES
+            if len(self._heard) >= most:
                 return
             data = self._input.recv(most - len(self._heard))
         except BlockingIOError:

@@ -356,6 +356,8 @@ def test_a_terminated_evaluation_says_how_to_go_on(name):
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            # `nohup` makes processes ignore a signal, and their children inherit that.
+            preexec_fn=lambda: signal.signal(getattr(signal, name), signal.SIG_DFL),
         )
         limit = time.monotonic() + 60
         while len(api.requests) < 5 and time.monotonic() < limit:

@@ -503,6 +503,23 @@ def test_blocks_of_a_session_follow_each_other() -> None:
             assert guest.job.execution() == Execution(Outcome.OK, f"{number}")
 
 
+def test_an_end_that_comes_while_patience_is_asked_for_still_wakes_the_driver() -> None:
+    with Guest(session=True) as guest:
+        guest.job.begin("one")
+        guest.job.step()
+        now = time.monotonic()
+        guest.begins()
+        guest.says(1, now, now, b'["ok", "", ""]')
+        guest.source.send(b"\n")
+        assert guest.job.patience() > 0
+        waiting = select.poll()
+        for descriptor, events in guest.job.interests().items():
+            waiting.register(descriptor, events)
+        assert waiting.poll(0)
+        guest.job.step()
+        assert guest.job.finished
+
+
 def test_the_end_of_one_block_is_not_that_of_the_next() -> None:
     with Guest(session=True) as guest:
         guest.job.begin("one")
