@@ -71,6 +71,8 @@ class RunProgram:
     """Whether the program runs in the episode's session, which keeps earlier programs' names."""
     display: bool = False
     """Whether the interpreter shows the value of the program's last expression."""
+    fault: str | None = None
+    """The kind of the fault that is ordered for this call; `None` without one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,6 +211,22 @@ class Files:
 
 
 @dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault that `Rules.faults` ordered for one call, and what really happened.
+
+    The model never sees this record. The `Execution` that holds it is the result as shown.
+    """
+
+    kind: str
+    """The kind of the fault (`retool_env.faults.KINDS`)."""
+    injected: bool
+    """Whether the fault took place. If not, the call was not eligible for this kind, and the
+    program's own result was shown."""
+    real: "Execution | None" = None
+    """The result without the fault; `None` if the program did not run without it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Execution:
     """The result of one program.
 
@@ -236,6 +252,10 @@ class Execution:
 
     duration: float = field(default=0.0, compare=False)
     """Seconds that the program ran. Comparisons ignore it: it differs between equal runs."""
+
+    fault: Fault | None = None
+    """The fault that was ordered for this call; `None` without one. Only the episode's interpreter
+    sets it."""
 
 
 _ADVICE = {

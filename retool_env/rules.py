@@ -6,10 +6,12 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from retool_env.errors import SettingsError
 from retool_env.execution import Limits, check_seconds, check_whole_number
+from retool_env.faults import Faults
+from retool_env.faults.schedule import Hashed, Schedule
 from retool_env.problem import Problem
 from retool_env.protocol import PROTOCOLS, ProtocolName
 from retool_env.protocol.prompt import PromptTemplate
@@ -84,6 +86,9 @@ class Rules:
     default prompt."""
     limits: Limits = field(default_factory=Limits)
     """The limits of each program: a `Limits`, or a mapping of its fields."""
+    faults: Faults | Mapping[str, Any] | None = None
+    """The faults in the interpreter's results: a `Faults`, or a mapping of its fields such as
+    `{"rate": 0.25, "kinds": ["timeout"]}`. `None`: no faults."""
 
     def __post_init__(self) -> None:
         if isinstance(self.limits, Mapping):
@@ -96,6 +101,8 @@ class Rules:
                 "limits must be a Limits, or a mapping of its fields as {'wall_seconds': 2}, "
                 f"not {self.limits!r:.60}"
             )
+        if self.faults is not None:
+            object.__setattr__(self, "faults", Faults.of(self.faults))
         for name in ("interpreter", "session", "display", "announce_calls"):
             if not isinstance(getattr(self, name), bool):
                 raise SettingsError(f"{name} must be true or false, not {getattr(self, name)!r}")
@@ -122,6 +129,18 @@ class Rules:
         if self.prompt_template is None:
             return PromptTemplate(self.turn_protocol().default_prompt())
         return PromptTemplate.load(self.prompt_template)
+
+    def schedule(self, problem: Problem, rollout: int) -> Schedule | None:
+        """The faults of one episode; `None` without faults.
+
+        Args:
+            problem: The problem.
+            rollout: The number of the rollout among the rollouts of its problem.
+        """
+        if self.faults is None:
+            return None
+        assert isinstance(self.faults, Faults)
+        return Hashed(self.faults, problem.id, rollout)
 
     def turn_protocol(self) -> TurnProtocol:
         """The protocol that `protocol` names, with the settings of these rules."""

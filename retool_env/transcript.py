@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from retool_env.execution import Execution, Outcome
+from retool_env.execution import Execution, Fault, Outcome
 from retool_env.files import read_lines
 from retool_env.problem import Problem
 from retool_env.protocol import PROTOCOLS, ProtocolName
@@ -34,7 +34,7 @@ from retool_env.tokens import Runs
 Author = Literal["prompt", "model", "env"]
 """The author of a span."""
 
-FORMAT = 3
+FORMAT = 4
 """Version of the file format of transcripts.
 
 | version | change from the version before                                                         |
@@ -45,6 +45,8 @@ FORMAT = 3
 |         | `form`, the program is read as before: from a leading fence (`fenced`), or as written  |
 |         | (`plain`)                                                                              |
 |         | adds `weight_runs` to a span, if the weights changed during its generation             |
+| 4       | adds `fault` to an execution, if a fault was ordered for the call; `parent` to a       |
+|         | transcript, if the episode goes on from another episode (a fork)                       |
 """
 
 
@@ -139,6 +141,22 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Parent:
+    """The episode from which a forked episode goes on. Its problem is the fork's problem."""
+
+    sample: int
+    """The number of the parent among the episodes of its problem, from 0."""
+    call: int
+    """The number of the call at which the fork begins, from 1."""
+    arm: str
+    """The name of the result that this call got: `"control"` (the true result), the kind of a
+    fault, or another arm of a protocol."""
+    visible: bool = False
+    """Whether only the visible messages are the parent's, because the API does not take its
+    reasoning back."""
+
+
+@dataclass(frozen=True, slots=True)
 class Transcript:
     """An episode, finished or unfinished."""
 
@@ -167,6 +185,8 @@ class Transcript:
     """The protocol of the turns."""
     revision: int = REVISION
     """The revision of the environment that made the episode (`retool_env.REVISION`)."""
+    parent: Parent | None = None
+    """The episode from which this episode was forked; `None` for an episode of its own."""
 
     @property
     def scored(self) -> bool:
@@ -250,6 +270,9 @@ class Transcript:
         for span in record["spans"]:
             if not span["weight_runs"]:
                 del span["weight_runs"]
+            _drop_unset(span["execution"])
+        if record["parent"] is None:
+            del record["parent"]
         record["problem"]["metadata"] = dict(self.problem.metadata)
         return record
 
@@ -278,10 +301,11 @@ class Transcript:
                 "retool_env.protocol.PROTOCOLS first"
             )
         spans = tuple(_span_from_json(span) for span in record["spans"])
-        reason = record["stop_reason"]
+        reason, parent = record["stop_reason"], record.get("parent")
         return cls(
             **{
                 **record,
+                "parent": None if parent is None else Parent(**parent),
                 "problem": Problem(**record["problem"]),
                 "spans": spans,
                 "stop_reason": None if reason is None else StopReason(reason),
@@ -302,10 +326,26 @@ def _length(values: tuple[float, ...] | None) -> int | None:
     return None if values is None else len(values)
 
 
-def _span_from_json(record: dict[str, Any]) -> Span:
-    execution = record["execution"]
+def _drop_unset(execution: dict[str, Any] | None) -> None:
+    """Remove the field `fault` from an execution without a fault, in place."""
     if execution is not None:
-        execution = Execution(**{**execution, "outcome": Outcome(execution["outcome"])})
+        if execution["fault"] is None:
+            del execution["fault"]
+        else:
+            _drop_unset(execution["fault"]["real"])
+
+
+def _execution_from_json(record: dict[str, Any] | None) -> Execution | None:
+    if record is None:
+        return None
+    fault = record.get("fault")
+    if fault is not None:
+        fault = Fault(**{**fault, "real": _execution_from_json(fault["real"])})
+    return Execution(**{**record, "outcome": Outcome(record["outcome"]), "fault": fault})
+
+
+def _span_from_json(record: dict[str, Any]) -> Span:
+    execution = _execution_from_json(record["execution"])
     tuples = {
         key: None if record.get(key) is None else tuple(record[key])
         for key in ("token_ids", "logprobs", "trained_logprobs")

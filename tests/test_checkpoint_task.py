@@ -73,9 +73,12 @@ def test_what_is_written_is_read_again_and_makes_the_same_task(tmp_path):
 
 
 def test_every_setting_of_an_episode_is_in_the_file():
-    """A new field of `Rules` must be in the file, unless a stranger must not set it."""
+    """A new field of `Rules` must be in the file, unless a stranger must not set it.
+
+    Faults are not in it: an evaluation has faults only where its command names them.
+    """
     fields = {field.name for field in dataclasses.fields(Rules)}
-    assert {*RULES, "protocol", "prompt_template"} == fields
+    assert {*RULES, "protocol", "prompt_template", "faults"} == fields
     assert set(RECORD["rules"]) == set(RULES)
     assert set(RECORD["rules"]["limits"]) == {field.name for field in dataclasses.fields(Limits)}
 

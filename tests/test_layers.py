@@ -32,6 +32,7 @@ LAYERS = (
     ("retool_env.grading",),
     ("retool_env.sandbox",),
     ("retool_env.servers",),
+    ("retool_env.faults",),
     ("retool_env.problem", "retool_env.execution", "retool_env.tokens", "retool_env.provenance"),
     ("retool_env.errors", "retool_env.files", "retool_env.children"),
 )
