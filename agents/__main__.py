@@ -22,6 +22,7 @@ from agents.base.presets import PRESETS, merge_settings
 from agents.base.registry import OWN_FORMS, algorithms, load_algorithm, section_of
 from agents.base.run import dry_run
 from agents.base.settings import SettingsError, build_settings, describe
+from agents.base.sharding import leave_process_group
 from retool_env.execution import SandboxUnavailable
 from retool_env.key_values import dump_yaml, parse_settings
 from retool_env.rollout import PolicyUnavailable
@@ -74,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.resume and arguments.force and os.environ.get("RANK", "0") == "0":
             accept_revision(folder)
         checkpoint = algorithm.train(settings, folder, arguments.resume)
+        leave_process_group()
     except KeyboardInterrupt as stop:
+        leave_process_group()  # all processes stop together
         print("stopped: the same command with --resume goes on", file=sys.stderr)
         return 128 + next(iter(stop.args), signal.SIGINT)
     except (SettingsError, FileNotFoundError, ImportError, SandboxUnavailable) as error:

@@ -51,6 +51,16 @@ def processes() -> PartialState:
     return PartialState(cpu=cpu, timeout=datetime.timedelta(hours=12))
 
 
+def leave_process_group() -> None:
+    """Leave the process group of the run, if there is one.
+
+    gloo's threads can abort a process that exits with an open group while another process of the
+    group still runs. A run that has finished would then count as failed.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def prepare_sharding() -> None:
     """Apply the workarounds that the module's docstring lists. Further calls change nothing.
 

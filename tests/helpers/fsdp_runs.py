@@ -26,7 +26,7 @@ from agents.base import session
 from agents.base.model import load_model
 from agents.base.presets import load_settings
 from agents.base.run import RunLogger
-from agents.base.sharding import processes
+from agents.base.sharding import leave_process_group, processes
 from helpers import ppo_batches
 from retool_env.episode import Generation
 from retool_env.rollout import ScriptedPolicy
@@ -311,6 +311,7 @@ def main(checkpoint: str, folder: Path, data: str) -> None:
         frozen_in_bfloat16(checkpoint, folder)
     figures |= {precision: step(checkpoint, precision) for precision in ("no", "bf16")}
     (folder / f"{rank}.json").write_text(json.dumps(figures))
+    leave_process_group()
 
 
 if __name__ == "__main__":

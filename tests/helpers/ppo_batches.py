@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from agents.base.minibatch import Batch
-from agents.base.sharding import processes
+from agents.base.sharding import leave_process_group, processes
 from agents.ppo import Learner, Settings
 
 FOREIGN = 240
@@ -129,6 +129,7 @@ def main(checkpoint: str, file: str) -> None:
     }
     if rank == 0:
         torch.save(results, file)
+    leave_process_group()
 
 
 if __name__ == "__main__":

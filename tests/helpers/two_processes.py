@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig
 
+from agents.base.sharding import leave_process_group
 from retool_env.episode import Generation
 from retool_env.integrations.trl import (
     EngineGRPOTrainer,
@@ -230,6 +231,7 @@ def main(checkpoint: str, folder: Path) -> None:
         "shards": shards(checkpoint),
     }
     (folder / f"{rank}.json").write_text(json.dumps(found))
+    leave_process_group()
 
 
 if __name__ == "__main__":
