@@ -61,13 +61,13 @@ def boxes(rng: random.Random) -> tuple[str, int]:
 
 def path(rng: random.Random) -> tuple[str, int]:
     """A path surrounds a garden."""
-    length, width, path = rng.randint(20, 80), rng.randint(11, 60), rng.randint(2, 6)
+    length, width, border = rng.randint(20, 80), rng.randint(11, 60), rng.randint(2, 6)
     question = (
         f"A rectangular garden is {length} metres long and {width} metres wide. A path that is "
-        f"{path} metres wide surrounds the garden, so that garden and path together are a larger "
+        f"{border} metres wide surrounds the garden, so that garden and path together are a larger "
         "rectangle. How many square metres does the path cover?"
     )
-    return question, (length + 2 * path) * (width + 2 * path) - length * width
+    return question, (length + 2 * border) * (width + 2 * border) - length * width
 
 
 def scores(rng: random.Random) -> tuple[str, int]:
