@@ -22,6 +22,8 @@ The import registers these environments:
 | `ReTool-GSM8K-v0` | GSM8K |
 | `ReTool-MATH-v0` | MATH |
 | `ReTool-Arithmetic-v0` | generated from a seed, with `difficulty` |
+| `ReTool-Staged-v0` | generated, in stages with known sub-results, with `difficulty` |
+| `ReTool-Words-v0` | generated word problems, with `difficulty` |
 | `ReTool-JSONL-v0` | the user's own file, `path=` |
 """
 
@@ -61,6 +63,8 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "ReTool-GSM8K-v0": {"problems": "gsm8k"},
     "ReTool-MATH-v0": {"problems": "math"},
     "ReTool-Arithmetic-v0": {"problems": "arithmetic"},
+    "ReTool-Staged-v0": {"problems": "staged"},
+    "ReTool-Words-v0": {"problems": "words"},
     "ReTool-JSONL-v0": {"problems": "jsonl"},
 }
 """The registered ids, each with its settings."""

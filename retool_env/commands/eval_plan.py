@@ -92,14 +92,14 @@ def make_plan(arguments: argparse.Namespace, model: str, env: str | None) -> Pla
         SettingsError: A setting is wrong.
     """
     from retool_env.evaluation.identity import ModelIdentity
-    from retool_env.problems import Arithmetic
+    from retool_env.problems.generated import Generated
     from retool_env.task import make_task
 
     arguments = argparse.Namespace(**{**vars(arguments), "model": model, "env": env})
     task, settings, lines = eval_settings(arguments)
     rules, source = make_task(arguments.env, **settings)
     most = len(source)
-    if isinstance(source, Arithmetic) and "size" not in parse_settings(arguments.settings):
+    if isinstance(source, Generated) and "size" not in parse_settings(arguments.settings):
         most = min(most, MADE_UP)
     count = min(len(source), arguments.problems or most)
     problems = [source[i] for i in range(count)]

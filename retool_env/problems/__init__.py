@@ -2,8 +2,8 @@
 
 * `Problem` is a question with its reference answer. `ProblemSource` is the protocol of a source.
 * `aime`, `hmmt`, `brumo`, `apex`, `beyond_aime`, `amo`, `olymmath`, `math500`, `dapo`, `gsm8k` and
-  `math` load data sets. `DATA_SETS` describes them. `jsonl` loads your own file. `arithmetic`
-  generates problems.
+  `math` load data sets. `DATA_SETS` describes them. `jsonl` loads your own file. `arithmetic`,
+  `staged` and `words` generate problems.
 * `load_problems` makes any of these sources by name. `ProblemList` turns a list of problems into a
   source.
 """
@@ -15,6 +15,8 @@ from retool_env.problems.data_sets import aime, dapo, gsm8k, math, math500
 from retool_env.problems.json_lines import jsonl
 from retool_env.problems.named import SOURCES, load_problems
 from retool_env.problems.procedural import Arithmetic, arithmetic
+from retool_env.problems.staged import Staged, staged
+from retool_env.problems.words import Words, words
 
 __all__ = [
     "DATA_SETS",
@@ -26,6 +28,8 @@ __all__ = [
     "ProblemList",
     "ProblemSource",
     "ProblemsUnavailable",
+    "Staged",
+    "Words",
     "aime",
     "amo",
     "apex",
@@ -41,4 +45,6 @@ __all__ = [
     "math500",
     "olymmath",
     "published",
+    "staged",
+    "words",
 ]

@@ -10,12 +10,14 @@ from retool_env.problems.competitions import amo, apex, beyond_aime, brumo, hmmt
 from retool_env.problems.data_sets import aime, dapo, gsm8k, math, math500
 from retool_env.problems.json_lines import jsonl
 from retool_env.problems.procedural import arithmetic
+from retool_env.problems.staged import staged
+from retool_env.problems.words import words
 
 SOURCES: dict[str, Callable[..., ProblemSource]] = {
     source.__name__: source
     for source in (
         *(aime, hmmt, brumo, apex, beyond_aime, amo, olymmath, math500),
-        *(dapo, gsm8k, math, jsonl, arithmetic),
+        *(dapo, gsm8k, math, jsonl, arithmetic, staged, words),
     )
 }
 """The function that makes a source, by name. Its parameters are the settings of the problems.

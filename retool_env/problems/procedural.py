@@ -1,21 +1,11 @@
-"""Generated problems: integer arithmetic of five difficulties.
+"""Generated problems: integer arithmetic of five difficulties."""
 
-A problem is a pure function of the source's settings and the problem's index. So all processes see
-the same problems, and nothing is stored. A hash of the expression decides its split, for every
-seed. So an expression of the test split is never in the training split.
-"""
-
-import hashlib
-import operator
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from retool_env.errors import SettingsError
-from retool_env.problem import Problem, unknown_id
-
-_TEST_SHARE = 0.1
+from retool_env.problems.generated import Draft, Generated
 
 
 @dataclass(frozen=True)
@@ -85,65 +75,17 @@ _LEVELS: dict[int, Callable[[random.Random], _Term]] = dict(
 )
 
 
-def _split_of(expression: str) -> str:
-    digest = hashlib.sha256(expression.encode()).digest()
-    return "test" if int.from_bytes(digest[:4]) < _TEST_SHARE * 2**32 else "train"
-
-
-@dataclass(frozen=True)
-class Arithmetic:
+class Arithmetic(Generated):
     """A source of generated problems, which `arithmetic` returns."""
 
-    seed: int
-    """The seed. A different seed gives different problems."""
-    levels: tuple[int, ...]
-    """The difficulties, from 1 to 5: problem `i` has the difficulty `levels[i % len(levels)]`."""
-    size: int
-    """The number of problems."""
-    split: Literal["train", "test"]
-    """The split. No expression is in both splits."""
+    name = "arithmetic"
+    most = 5
 
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> Problem:
-        position = operator.index(index)
-        if position < 0:
-            position += self.size
-        if not 0 <= position < self.size:
-            raise IndexError(
-                f"the index {index} is out of range: the source has {self.size} problems"
-            )
-        level = self.levels[position % len(self.levels)]
-        rng = random.Random(f"{self.seed}/{level}/{self.split}/{position}")
+    def draw(self, rng: random.Random, level: int) -> Draft:
+        """See `Generated`. The expression decides the split."""
         term = _LEVELS[level](rng)
-        while _split_of(term.text) != self.split:
-            term = _LEVELS[level](rng)
-        return Problem(
-            f"{self._prefix}{position}",
-            f"Compute {term.text}.",
-            str(term.value),
-            {"difficulty": level, "expression": term.text},
-        )
-
-    def get(self, problem_id: str) -> Problem:
-        """Returns the problem with an id.
-
-        Raises:
-            KeyError: No problem has this id.
-        """
-        position = problem_id.removeprefix(self._prefix)
-        is_number = position.isascii() and position.isdecimal()
-        if is_number and len(position) <= len(str(self.size)) and int(position) < self.size:
-            problem = self[int(position)]
-            if problem.id == problem_id:  # "007" or a bare number is not an id
-                return problem
-        raise unknown_id(problem_id, (f"{self._prefix}0", f"{self._prefix}{self.size - 1}"))
-
-    @property
-    def _prefix(self) -> str:
-        levels = "".join(map(str, self.levels))
-        return f"arithmetic/{self.split}-seed{self.seed}-level{levels}/"
+        question = f"Compute {term.text}."
+        return Draft(question, term.value, {"expression": term.text}, term.text)
 
 
 def arithmetic(
@@ -179,11 +121,4 @@ def arithmetic(
         >>> arithmetic(seed=1, difficulty=4)[0].metadata["difficulty"]
         4
     """
-    levels = (difficulty,) if isinstance(difficulty, int) else tuple(difficulty)
-    if not levels or any(level not in _LEVELS for level in levels):
-        raise SettingsError(f"difficulty must be 1 to 5, or a tuple of these, not {difficulty!r}")
-    if size < 1:
-        raise SettingsError(f"size must be at least 1, not {size!r}")
-    if split not in ("train", "test"):
-        raise SettingsError(f"split must be 'train' or 'test', not {split!r}")
-    return Arithmetic(seed, levels, size, split)
+    return Arithmetic.of(seed, difficulty, size, split)

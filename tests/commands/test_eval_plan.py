@@ -20,6 +20,7 @@ def plan(*given, env=ARITHMETIC):
     ("env", "given", "count"),
     [
         (ARITHMETIC, (), 200),
+        ("ReTool-Staged-v0", (), 200),
         (ARITHMETIC, ("--problems", "700"), 700),
         (ARITHMETIC, ("size=500",), 500),
         ("ReTool-JSONL-v0", ("path=own.jsonl",), 300),

@@ -9,7 +9,8 @@ def test_a_name_makes_the_source_with_its_options():
     source = load_problems("arithmetic", difficulty=2, size=5)
     assert list(source) == list(arithmetic(difficulty=2, size=5))
     evaluation = {"aime", "hmmt", "brumo", "apex", "beyond_aime", "amo", "olymmath", "math500"}
-    assert set(SOURCES) == evaluation | {"dapo", "gsm8k", "math", "jsonl", "arithmetic"}
+    generated = {"arithmetic", "staged", "words"}
+    assert set(SOURCES) == evaluation | generated | {"dapo", "gsm8k", "math", "jsonl"}
 
 
 def test_an_own_source_is_found_by_its_name(monkeypatch):

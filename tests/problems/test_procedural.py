@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retool_env.problems import Problem, ProblemSource, arithmetic
+from retool_env.problems import Problem, arithmetic
 
 LEVELS = (1, 2, 3, 4, 5)
 
@@ -88,26 +88,3 @@ def test_levels_take_turns():
     source = arithmetic(0, (2, 5), size=10)
     assert [p.metadata["difficulty"] for p in source] == [2, 5] * 5
     assert len(source) == 10 and len({p.id for p in source}) == 10
-
-
-def test_it_is_a_source():
-    source = arithmetic(7, (1, 3), size=20)
-    assert isinstance(source, ProblemSource)
-    assert source[-1] == source[19] and source.get(source[12].id) == source[12]
-    for index in (20, -21):
-        with pytest.raises(IndexError, match="20 problems"):
-            source[index]
-    prefix = "arithmetic/train-seed7-level13/"
-    for wrong in (f"{prefix}20", f"{prefix}007", "7", "", f"{prefix}x", arithmetic(8, 1)[0].id):
-        with pytest.raises(KeyError, match="nearest is 'arithmetic/train-seed7"):
-            source.get(wrong)
-
-
-def test_wrong_arguments():
-    for difficulty in (0, 6, (), (1, 9)):
-        with pytest.raises(ValueError, match="difficulty must be 1 to 5"):
-            arithmetic(difficulty=difficulty)
-    with pytest.raises(ValueError, match="size"):
-        arithmetic(size=0)
-    with pytest.raises(ValueError, match="split"):
-        arithmetic(split="dev")
