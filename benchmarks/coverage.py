@@ -99,7 +99,10 @@ def draw(world: World, problems: int, random: np.random.Generator) -> DataSet:
     more, usual = random.poisson([SAMPLES * 2.5 * busy[index], SAMPLES * 2.0 * busy[index]])
     return DataSet(
         [Pair(int(p), f, c, SAMPLES) for p, f, c in zip(index, faulty, clean, strict=True)],
-        [Pair(int(p), a, b) for p, a, b in zip(index, more / SAMPLES, usual / SAMPLES, strict=True)],
+        [
+            Pair(int(p), a, b)
+            for p, a, b in zip(index, more / SAMPLES, usual / SAMPLES, strict=True)
+        ],
     )
 
 

@@ -89,11 +89,16 @@ def share(cases: Iterable[tuple[Hashable, float, float]]) -> ClusterMean:
     return ClusterMean(len(values), size, arm.mean, low, high)
 
 
-def difference(pairs: Sequence[Pair]) -> ClusterMean:
-    """The mean over prefixes of `first - second`, with a 95 % interval."""
+def difference(pairs: Sequence[Pair], level: float = 0.95) -> ClusterMean:
+    """The mean over prefixes of `first - second` for two shares, with an interval.
+
+    Args:
+        pairs: The prefixes.
+        level: The probability of the interval.
+    """
     if not pairs:
         return ClusterMean(0, 0, None, None, None)
-    first, second, size = _arms(pairs)
+    first, second, size = _arms(pairs, level)
     mean = first.mean - second.mean
     if size < 2:
         return ClusterMean(len(pairs), size, mean, None, None)
@@ -103,7 +108,7 @@ def difference(pairs: Sequence[Pair]) -> ClusterMean:
         low = mean - _root(first.mean - first.low, second.high - second.mean, r)
         high = mean + _root(first.high - first.mean, second.mean - second.low, r)
     else:
-        half = _half_width(residuals, bool(first.edge))
+        half = _half_width(residuals, bool(first.edge), level)
         low, high = mean - half, mean + half
     return ClusterMean(len(pairs), size, mean, max(-1.0, low), min(1.0, high))
 
@@ -180,7 +185,7 @@ def p_value(values: Sequence[float]) -> float | None:
     """The two-sided p-value of a mean of 0, by the t test over problems.
 
     Args:
-        values: One value per problem, a paired difference.
+        values: The paired difference of each problem.
 
     Returns:
         The p-value. If all values are alike and not 0, it is the sign test's, `2 / 2 ** n`. `None`
@@ -229,16 +234,19 @@ def _error(residuals: np.ndarray[Any, Any]) -> float:
     return math.sqrt(size / (size - 1) * float(residuals @ residuals))
 
 
-def _arms(pairs: Sequence[Pair]) -> tuple[_Arm, _Arm, int]:
+def _arms(pairs: Sequence[Pair], level: float = 0.95) -> tuple[_Arm, _Arm, int]:
     index = _index([pair.problem for pair in pairs])
     samples = np.array([pair.samples for pair in pairs], dtype=float)
-    first = _arm(index, np.array([pair.first for pair in pairs], dtype=float), samples)
-    second = _arm(index, np.array([pair.second for pair in pairs], dtype=float), samples)
+    first = _arm(index, np.array([pair.first for pair in pairs], dtype=float), samples, level)
+    second = _arm(index, np.array([pair.second for pair in pairs], dtype=float), samples, level)
     return first, second, len(first.residuals)
 
 
 def _arm(
-    index: np.ndarray[Any, Any], values: np.ndarray[Any, Any], samples: np.ndarray[Any, Any]
+    index: np.ndarray[Any, Any],
+    values: np.ndarray[Any, Any],
+    samples: np.ndarray[Any, Any],
+    level: float = 0.95,
 ) -> _Arm:
     """See the module: the mean with its interval, near an edge or not."""
     mean, residuals = _linearised(index, values)
@@ -256,7 +264,7 @@ def _arm(
         informative + PRIOR_PROBLEMS
     )
     degrees = max(size - 1, 1)
-    interval = wilson(mean, max(1.0, 1 / reciprocal), t_quantile(degrees))
+    interval = wilson(mean, max(1.0, 1 / reciprocal), t_quantile(degrees, level))
     worth = float(prefixes.sum()) ** 2 / float(prefixes @ prefixes)
     near_one, near_zero = worth * (1 - mean) < NEAR_THE_EDGE, worth * mean < NEAR_THE_EDGE
     edge = (1 if mean > 0.5 else -1) if near_one or near_zero else 0
@@ -270,14 +278,14 @@ def _combines(first: _Arm, second: _Arm, residuals: np.ndarray[Any, Any]) -> boo
     return first.edge != second.edge or not np.any(np.abs(residuals) > 1e-12)
 
 
-def _half_width(residuals: np.ndarray[Any, Any], few: bool) -> float:
+def _half_width(residuals: np.ndarray[Any, Any], few: bool, level: float = 0.95) -> float:
     """`t * s`; with few problems that differ, by the degrees of freedom of Satterthwaite."""
     degrees = len(residuals) - 1
     if few:
         second, fourth = float(np.mean(residuals**2)), float(np.mean(residuals**4))
         kurtosis = fourth / second**2
         degrees = max(1, min(degrees, int(2 * len(residuals) / max(kurtosis - 1, 1e-9))))
-    return t_quantile(degrees) * _error(residuals)
+    return t_quantile(degrees, level) * _error(residuals)
 
 
 def _correlation(first: _Arm, second: _Arm) -> float:
