@@ -1,8 +1,9 @@
 """Intervals of shares, differences and ratios over prefixes, where a problem is one cluster.
 
 The value of a prefix is the mean over its samples of an arm, from 0 to 1. All prefixes, arms and
-samples of a problem form one cluster. With `C` problems and the residuals `e` of the linearised
-mean, the variance is `C / (C - 1) * sum(e^2)`.
+samples of a problem form one cluster. The variance is by the jackknife: with `C` problems, and with
+the change `e` of the mean if a problem is left out, it is `(C - 1) / C * sum(e^2)`. Problems may
+differ in their number of prefixes. A ratio is linearised.
 
 | figure     | interval                                                                          |
 |------------|-----------------------------------------------------------------------------------|
@@ -18,10 +19,13 @@ weights are the number of problems with a case of the rarer sort, and `PRIOR_PRO
 An arm is *near the edge* if its share is within `NEAR_THE_EDGE` cases of 0 or 1. There the cases of
 a problem count as one case.
 
-* Both arms near the same edge: most residuals are 0, and a few problems decide the variance. The t
-  quantile then has the degrees of freedom of Satterthwaite (1946), from the residuals' kurtosis.
-* Otherwise, or if the residuals are all 0: the difference and the ratio combine the intervals of
-  the two shares, with the correlation of their residuals (Newcombe, 1998; Donner and Zou, 2012).
+* One arm near an edge, arms near different edges, or all `e` are 0: the difference and the ratio
+  combine the intervals of the two shares, with the correlation of their `e` (Newcombe, 1998; Donner
+  and Zou, 2012).
+* Both arms near the same edge: `± t * s`, as elsewhere.
+
+Where a few problems decide the variance, it is hardly known. So `t` has the degrees of freedom of
+Satterthwaite (1946), from the kurtosis of `e`: at most `C - 1`, and less with a few large `e`.
 """
 
 from __future__ import annotations
@@ -108,7 +112,7 @@ def difference(pairs: Sequence[Pair], level: float = 0.95) -> ClusterMean:
         low = mean - _root(first.mean - first.low, second.high - second.mean, r)
         high = mean + _root(first.high - first.mean, second.mean - second.low, r)
     else:
-        half = _half_width(residuals, bool(first.edge), level)
+        half = _half_width(residuals, level)
         low, high = mean - half, mean + half
     return ClusterMean(len(pairs), size, mean, max(-1.0, low), min(1.0, high))
 
@@ -135,7 +139,7 @@ def ratio(pairs: Sequence[Pair]) -> ClusterMean:
     if _combines(first, second, residuals):
         low, high = _combined_ratio(first, second)
     else:
-        half = _half_width(residuals, bool(first.edge))
+        half = _half_width(residuals)
         low, high = mean - half, mean + half
     return ClusterMean(len(pairs), size, mean, max(0.0, low), high)
 
@@ -154,7 +158,7 @@ def mean_difference(pairs: Sequence[Pair], level: float = 0.95) -> ClusterMean:
     mean, residuals = _linearised(index, values)
     if len(residuals) < 2:
         return ClusterMean(len(pairs), len(residuals), mean, None, None)
-    half = t_quantile(len(residuals) - 1, level) * _error(residuals)
+    half = _half_width(residuals, level)
     return ClusterMean(len(pairs), len(residuals), mean, mean - half, mean + half)
 
 
@@ -223,15 +227,18 @@ def _index(problems: Sequence[Hashable]) -> np.ndarray[Any, Any]:
 def _linearised(
     index: np.ndarray[Any, Any], values: np.ndarray[Any, Any]
 ) -> tuple[float, np.ndarray[Any, Any]]:
-    """The mean, and the residual of each problem in the linearised mean."""
+    """The mean, and its change if a problem is left out, for each problem."""
     numbers = np.bincount(index)
+    total = len(values)
     mean = float(values.mean())
-    return mean, (np.bincount(index, values) - mean * numbers) / len(values)
+    if len(numbers) < 2:
+        return mean, np.zeros(len(numbers))
+    return mean, (np.bincount(index, values) - mean * numbers) / (total - numbers)
 
 
 def _error(residuals: np.ndarray[Any, Any]) -> float:
     size = len(residuals)
-    return math.sqrt(size / (size - 1) * float(residuals @ residuals))
+    return math.sqrt((size - 1) / size * float(residuals @ residuals))
 
 
 def _arms(pairs: Sequence[Pair], level: float = 0.95) -> tuple[_Arm, _Arm, int]:
@@ -253,7 +260,7 @@ def _arm(
     mean = min(1.0, max(0.0, mean))
     size, prefixes, by_problem = len(residuals), np.bincount(index), np.bincount(index, samples)
     total = float(by_problem.sum())
-    spread = float(residuals @ residuals)
+    spread = (size - 1) / size * float(residuals @ residuals)
     rarer = np.bincount(index, 1 - values if mean > 0.5 else values)
     informative = int((rarer > 1e-9).sum())
     # The reciprocals of the number of independent samples: estimated, and by the assumption.
@@ -278,13 +285,14 @@ def _combines(first: _Arm, second: _Arm, residuals: np.ndarray[Any, Any]) -> boo
     return first.edge != second.edge or not np.any(np.abs(residuals) > 1e-12)
 
 
-def _half_width(residuals: np.ndarray[Any, Any], few: bool, level: float = 0.95) -> float:
-    """`t * s`; with few problems that differ, by the degrees of freedom of Satterthwaite."""
-    degrees = len(residuals) - 1
-    if few:
-        second, fourth = float(np.mean(residuals**2)), float(np.mean(residuals**4))
-        kurtosis = fourth / second**2
-        degrees = max(1, min(degrees, int(2 * len(residuals) / max(kurtosis - 1, 1e-9))))
+def _half_width(residuals: np.ndarray[Any, Any], level: float = 0.95) -> float:
+    """`t * s`, by the degrees of freedom of Satterthwaite. At most they are `C - 1`."""
+    size = len(residuals)
+    second, fourth = float(np.mean(residuals**2)), float(np.mean(residuals**4))
+    if not second:
+        return 0.0
+    kurtosis = max(fourth / second**2, 1 + 1e-9)
+    degrees = max(1, min(size - 1, int(2 * size / (kurtosis - 1))))
     return t_quantile(degrees, level) * _error(residuals)
 
 
