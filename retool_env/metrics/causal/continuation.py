@@ -197,11 +197,7 @@ def mean_value(
         value: The value of a continuation.
         failed: The value of an infrastructure failure; `None`: failures are left out.
     """
-    values = [
-        value(one) if one.status != "failed" else failed
-        for one in continuations
-        if one.status != "failed" or failed is not None
-    ]
+    values = [value(one) if one.status != "failed" else failed for one in continuations]
     numbers = [number for number in values if number is not None]
     return (sum(numbers) / len(numbers), len(numbers)) if numbers else None
 

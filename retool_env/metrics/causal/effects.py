@@ -99,7 +99,8 @@ def _of_kind(cells: Cells, kind: str) -> Iterator[CausalFigure]:
         "prefixes, without selection.",
         omitted,
     )
-    yield _net(both, kind)
+    if kind not in TEXT_PLACEBOS:
+        yield _net(both, kind)
     yield arm_share(
         f"retries/{kind}",
         both,
