@@ -349,14 +349,15 @@ def _ratio(clusters: Mapping[Hashable, tuple[float, float]], count: int) -> Clus
 
 
 @cache
-def t_quantile(degrees: int) -> float:
-    """The bound that a t-distributed value stays within, up to its sign, in 95 % of cases.
+def t_quantile(degrees: int, level: float = 0.95) -> float:
+    """The bound that a t-distributed value stays within, up to its sign, with a probability.
 
     Args:
         degrees: Degrees of freedom, a whole number of at least 1.
+        level: The probability, between 0 and 1.
 
     Raises:
-        SettingsError: If `degrees` is below 1.
+        SettingsError: If `degrees` is below 1, or `level` is not between 0 and 1.
 
     Example:
         >>> round(t_quantile(9), 3)
@@ -364,10 +365,28 @@ def t_quantile(degrees: int) -> float:
     """
     if degrees < 1:
         raise SettingsError(f"degrees must be at least 1, not {degrees}")
+    if not 0 < level < 1:
+        raise SettingsError(f"level must be between 0 and 1, not {level!r}")
     low, high = 0.0, math.pi / 2  # angles, whose tangent is t over the root of the degrees
     while (middle := (low + high) / 2) not in (low, high):
-        low, high = (middle, high) if _t_within(middle, degrees) < 0.95 else (low, middle)
+        low, high = (middle, high) if _t_within(middle, degrees) < level else (low, middle)
     return math.tan(high) * math.sqrt(degrees)
+
+
+def t_beyond(value: float, degrees: int) -> float:
+    """The probability that a t-distributed value exceeds a value, whatever the signs.
+
+    This is the two-sided p-value of a t statistic.
+
+    Args:
+        value: The value, a t statistic.
+        degrees: Degrees of freedom, a whole number of at least 1.
+
+    Example:
+        >>> round(t_beyond(2.262, 9), 3)
+        0.05
+    """
+    return max(0.0, 1 - _t_within(math.atan(abs(value) / math.sqrt(degrees)), degrees))
 
 
 def _t_within(angle: float, degrees: int) -> float:

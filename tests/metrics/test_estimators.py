@@ -20,6 +20,7 @@ from retool_env.metrics.estimators import (
     maj_at_k,
     pass_at_k,
     pass_hat_k,
+    t_beyond,
     t_quantile,
     votes_at_k,
 )
@@ -304,3 +305,17 @@ def test_right_classes_of_one_size_are_counted_once(monkeypatch):
     monkeypatch.setattr(estimators, "_ways", lambda *each: asked.append(each) or ways(*each))
     assert votes_at_k(200, [1] * 200, [True] * 50 + [False] * 150, 100) == pytest.approx(0.25)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("degrees", "level", "value"), [(1, 0.9, 6.3138), (10, 0.6, 0.8791), (30, 0.99, 2.75)]
+)
+def test_t_quantiles_of_other_levels_are_the_published_ones(degrees, level, value):
+    assert t_quantile(degrees, level) == pytest.approx(value, abs=1e-4)
+    assert t_beyond(value, degrees) == pytest.approx(1 - level, abs=1e-4)
+    assert t_beyond(-value, degrees) == t_beyond(value, degrees)
+
+
+def test_a_level_outside_of_0_to_1_is_refused():
+    with pytest.raises(SettingsError, match="between 0 and 1, not 1"):
+        t_quantile(5, 1)

@@ -1,0 +1,108 @@
+"""Two models on the same problems: a paired test for each kind of fault.
+
+The models have prefixes of their own, so they are paired by problem: the fault effect of a problem
+is the mean over its prefixes. The p-values of all kinds are adjusted by Holm's method (1979), so
+that the chance of any false finding is at most 5 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from retool_env.metrics.causal.continuation import (
+    CONTROL,
+    arms_of,
+    by_prefix,
+    eligible,
+    pairs,
+    read_continuations,
+)
+from retool_env.metrics.causal.intervals import Pair, detectable, mean_difference, p_value
+from retool_env.transcript import Transcript
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The fault effect of one model minus the fault effect of another, on the same problems."""
+
+    kind: str
+    """The kind of the fault."""
+    problems: int
+    """Number of problems with prefixes of both models."""
+    difference: float
+    """The mean difference of the fault effects."""
+    low: float | None
+    """Lower bound of the 95 % interval; `None` with one problem."""
+    high: float | None
+    """Upper bound of the 95 % interval; `None` with one problem."""
+    detectable: float | None
+    """The smallest difference that a test at 5 % detects with 80 % power."""
+    p: float | None
+    """The p-value of the paired t test; `None` with one problem."""
+    adjusted: float | None
+    """The p-value, adjusted by Holm's method over the kinds."""
+
+
+def compare_models(first: Iterable[Transcript], second: Iterable[Transcript]) -> list[Comparison]:
+    """Compare the fault effects of two models, one test a kind.
+
+    Args:
+        first: The forked transcripts of the first model.
+        second: The forked transcripts of the second model.
+    """
+    effects = [_effects(transcripts) for transcripts in (first, second)]
+    rows = []
+    for kind in effects[0]:
+        a, b = (effect.get(kind, {}) for effect in effects)
+        both = [Pair(problem, a[problem], b[problem]) for problem in a if problem in b]
+        if both:
+            rows.append((kind, both, p_value([pair.first - pair.second for pair in both])))
+    known = [p for _, _, p in rows if p is not None]
+    adjusted = dict(zip(known, holm(known), strict=True))
+    made = []
+    for kind, both, p in rows:
+        mean = mean_difference(both)
+        made.append(
+            Comparison(
+                kind,
+                len(both),
+                float(mean.mean or 0.0),
+                mean.low,
+                mean.high,
+                detectable(both),
+                p,
+                None if p is None else adjusted[p],
+            )
+        )
+    return made
+
+
+def _effects(transcripts: Iterable[Transcript]) -> dict[str, dict[str, float]]:
+    """The fault effect by kind and problem."""
+    cells = by_prefix(read_continuations(transcripts))
+    effects: dict[str, dict[str, float]] = {}
+    for kind in arms_of(cells):
+        values: dict[str, list[float]] = {}
+        for pair in pairs(eligible(cells, kind), kind, CONTROL, lambda one: one.right):
+            values.setdefault(str(pair.problem), []).append(pair.first - pair.second)
+        effects[kind] = {name: sum(some) / len(some) for name, some in values.items()}
+    return effects
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Adjust p-values by Holm's step-down method.
+
+    Args:
+        values: The p-values of all tests.
+
+    Example:
+        >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+        [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(values)), key=lambda index: values[index])
+    adjusted, largest = [0.0] * len(values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[index]))
+        adjusted[index] = largest
+    return adjusted

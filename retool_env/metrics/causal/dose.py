@@ -1,0 +1,102 @@
+"""Dose: accuracy and use of whole episodes against the rate of faults.
+
+A transcript does not name the rate under which it was made, so the rates are given. The area under
+the curve of accuracy is computed by the trapezoidal rule and divided by the range of the rates. It
+is the mean accuracy over this range.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+
+from retool_env.errors import SettingsError
+from retool_env.metrics.causal.episodes import Episodes, calls, mean, right
+from retool_env.metrics.causal.figure import SHOWN_FROM, CausalFigure, causal
+from retool_env.metrics.causal.intervals import Pair, ratio, share
+from retool_env.metrics.estimators import cluster_mean
+from retool_env.transcript import Transcript
+
+
+def dose_figures(by_rate: Mapping[float, Iterable[Transcript]]) -> Iterator[CausalFigure]:
+    """The figures at each rate, and the area under the curve of accuracy.
+
+    Args:
+        by_rate: The whole episodes at each rate of faults.
+
+    Raises:
+        SettingsError: If fewer than two rates are given.
+    """
+    if len(by_rate) < 2:
+        raise SettingsError(f"a dose curve needs at least two rates of faults, not {len(by_rate)}")
+    arms = {rate: Episodes.of(by_rate[rate]) for rate in sorted(by_rate)}
+    for rate, arm in arms.items():
+        made = causal(
+            f"dose/{rate:g}/accuracy",
+            share((p, mean(some, right), len(some)) for p, some in arm.by_problem.items()),
+            f"Mean over problems of the share of right episodes at the rate {rate:g} of faults.",
+            count=arm.count,
+            failed=arm.failed,
+        )
+        yield made
+        yield causal(
+            f"dose/{rate:g}/calls",
+            cluster_mean((p, mean(some, calls)) for p, some in arm.by_problem.items()),
+            f"Mean over problems of the mean number of calls at the rate {rate:g} of faults.",
+            count=arm.count,
+            failed=arm.failed,
+        )
+    yield from _areas(arms)
+
+
+def _areas(arms: Mapping[float, Episodes]) -> Iterator[CausalFigure]:
+    rates = list(arms)
+    weights = dict(zip(rates, trapezoid(rates), strict=True))
+    first = arms[rates[0]].by_problem
+    problems = [p for p in first if all(p in arm.by_problem for arm in arms.values())]
+    rows = []
+    for problem in problems:
+        groups = {rate: arm.by_problem[problem] for rate, arm in arms.items()}
+        area = sum(weights[rate] * mean(some, right) for rate, some in groups.items())
+        rows.append(Pair(problem, min(1.0, area), mean(first[problem], right), len(first[problem])))
+    count = sum(len(arm.by_problem[p]) for arm in arms.values() for p in problems)
+    more = {
+        "count": count,
+        "left_out": len({p for arm in arms.values() for p in arm.by_problem}) - len(problems),
+        "failed": sum(arm.failed for arm in arms.values()),
+    }
+    yield causal(
+        "dose/area",
+        share((row.problem, row.first, row.samples) for row in rows),
+        "Area under the curve of accuracy against the rate of faults, divided by the range of the "
+        "rates. Problems without episodes at a rate are left out.",
+        **more,
+    )
+    made = causal(
+        "dose/area_ratio",
+        ratio(rows),
+        f"The same area, divided by the accuracy at the rate {rates[0]:g}: 1 if faults cost "
+        "nothing.",
+        **more,
+    )
+    low = share((row.problem, row.second, row.samples) for row in rows).low
+    if made.shown and (low is None or low < SHOWN_FROM):
+        reason = f"the lower bound of the accuracy at the rate {rates[0]:g} is below 20%"
+        made = dataclasses.replace(made, shown=False, reason=reason)
+    yield made
+
+
+def trapezoid(points: list[float]) -> list[float]:
+    """The weights of the trapezoidal rule, which sum to 1.
+
+    Args:
+        points: At least two ascending numbers.
+
+    Example:
+        >>> trapezoid([0.0, 0.5, 1.0])
+        [0.25, 0.5, 0.25]
+    """
+    reach = points[-1] - points[0]
+    before = [points[0], *points[:-1]]
+    after = [*points[1:], points[-1]]
+    return [(b - a) / (2 * reach) for a, b in zip(before, after, strict=True)]

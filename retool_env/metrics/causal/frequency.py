@@ -1,0 +1,126 @@
+"""Frequency of calls, causally: what the offer of the tool is worth, and its over-use.
+
+Three arms answer the same problems: a text-only prompt; the tool offered and working; and the tool
+offered, but gone at every call. A transcript of the third arm without a call does not show its arm,
+so the arms are given.
+
+Over-use and under-use select problems by the tool gain of one half of the samples, and are measured
+on the other half. Then the halves change places. So a problem is not selected by the luck of the
+samples that judge it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from retool_env.metrics.causal.episodes import Episodes, calls, compared, mean, right
+from retool_env.metrics.causal.figure import CausalFigure, causal
+from retool_env.metrics.causal.intervals import Pair, detectable, difference, share
+from retool_env.transcript import Transcript
+
+LEAST_SAMPLES = 16
+"""Over-use and under-use are shown with at least this number of samples of a problem in an arm."""
+
+
+def frequency_figures(
+    text_only: Iterable[Transcript],
+    offered: Iterable[Transcript],
+    gone: Iterable[Transcript],
+) -> Iterator[CausalFigure]:
+    """The figures of the three arms.
+
+    Args:
+        text_only: The episodes without the offer of the tool.
+        offered: The episodes in which the tool is offered and works.
+        gone: The episodes in which the tool is offered, and every call says that it is gone.
+    """
+    arms = {
+        "text_only": Episodes.of(text_only),
+        "offered": Episodes.of(offered),
+        "gone": Episodes.of(gone),
+    }
+    for name, arm in arms.items():
+        yield causal(
+            f"frequency/{name}",
+            share((p, mean(some, right), len(some)) for p, some in arm.by_problem.items()),
+            f"Mean over problems of the share of right episodes of the arm {name}.",
+            count=arm.count,
+            failed=arm.failed,
+        )
+    yield _difference(
+        "frequency/gain",
+        arms["offered"],
+        arms["text_only"],
+        "Tool gain: mean over problems of the accuracy with the tool minus the accuracy in text "
+        "only.",
+    )
+    yield _difference(
+        "frequency/price",
+        arms["text_only"],
+        arms["gone"],
+        "Price of the offer: accuracy in text only minus the accuracy with an offered tool that is "
+        "gone.",
+    )
+    yield from _use(arms["offered"], arms["text_only"])
+
+
+def _difference(key: str, first: Episodes, second: Episodes, definition: str) -> CausalFigure:
+    rows = compared(first, second)
+    return causal(
+        key,
+        difference(rows),
+        definition,
+        count=first.count + second.count,
+        left_out=len(first.by_problem.keys() ^ second.by_problem.keys()),
+        failed=first.failed + second.failed,
+        detectable=detectable(rows),
+    )
+
+
+def _use(offered: Episodes, text_only: Episodes) -> Iterator[CausalFigure]:
+    """Over-use and under-use, and the gain of their problems on the judging half."""
+    over: list[tuple[Pair, float]] = []
+    under: list[tuple[Pair, float]] = []
+    sizes = []
+    for problem, episodes in offered.by_problem.items():
+        others = text_only.by_problem.get(problem, [])
+        sizes.append(min(len(episodes), len(others)))
+        if sizes[-1] < 2:
+            continue
+        for half in (0, 1):
+            chosen, judging = episodes[half::2], episodes[1 - half :: 2]
+            gains = mean(chosen, right) - mean(others[half::2], right)
+            judged = mean(judging, right), mean(others[1 - half :: 2], right)
+            row = (Pair(problem, *judged, len(judging)), mean(judging, _called))
+            (under if gains > 0 else over).append(row)
+    enough = min(sizes, default=0) >= LEAST_SAMPLES
+    for name, rows, counted, text in (
+        ("over_use", over, 1, "does not gain: share of episodes with a call"),
+        ("under_use", under, 0, "gains: share of episodes without a call"),
+    ):
+        uses = [(pair.problem, use if counted else 1 - use, pair.samples) for pair, use in rows]
+        made = (
+            causal(
+                f"frequency/{name}",
+                share(uses),
+                f"Among problems at which the tool {text}. Half of the samples selects the "
+                "problems, and the other half is counted.",
+                count=round(sum(pair.samples for pair, _ in rows)),
+            ),
+            causal(
+                f"frequency/{name}/gain",
+                difference([pair for pair, _ in rows]),
+                "Tool gain of the same problems, on the half that is counted.",
+                count=round(sum(2 * pair.samples for pair, _ in rows)),
+            ),
+        )
+        for figure in made:
+            if figure.shown and not enough:
+                reason = f"a problem has fewer than {LEAST_SAMPLES} samples in an arm"
+                figure = dataclasses.replace(figure, shown=False, reason=reason)
+            yield figure
+
+
+def _called(one: Transcript) -> float:
+    return float(calls(one) > 0)

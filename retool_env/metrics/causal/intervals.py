@@ -1,0 +1,322 @@
+"""Intervals of shares, differences and ratios over prefixes, where a problem is one cluster.
+
+The value of a prefix is the mean over its samples of an arm, from 0 to 1. All prefixes, arms and
+samples of a problem form one cluster. The variance is by the jackknife: with `C` problems, and with
+the change `e` of the mean if a problem is left out, it is `(C - 1) / C * sum(e^2)`. Problems may
+differ in their number of prefixes. A ratio is linearised.
+
+| figure     | interval                                                                          |
+|------------|-----------------------------------------------------------------------------------|
+| share      | Wilson's interval, with the t quantile and with the effective number of samples   |
+|            | (Rao and Scott, 1992): the number of samples, divided by a design effect          |
+| difference | `d ± t * s`; where an arm is near 0 or 1, see below                               |
+| ratio      | the delta method, `q ± t * s`; where an arm is near 0 or 1, see below             |
+
+The design effect of few cases is hardly known: the few problems with such a case decide it. So it
+is averaged with the design effect of an intra-class correlation of `CORRELATION`. The average's
+weights are the number of problems with a case of the rarer sort, and `PRIOR_PROBLEMS`.
+
+An arm is *near the edge* if its share is within `NEAR_THE_EDGE` cases of 0 or 1. There the cases of
+a problem count as one case.
+
+* One arm near an edge, arms near different edges, or all `e` are 0: the difference and the ratio
+  combine the intervals of the two shares, with the correlation of their `e` (Newcombe, 1998; Donner
+  and Zou, 2012).
+* Both arms near the same edge: `± t * s`, as elsewhere.
+
+Where a few problems decide the variance, it is hardly known. So `t` has the degrees of freedom of
+Satterthwaite (1946), from the kurtosis of `e`: at most `C - 1`, and less with a few large `e`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from retool_env.metrics.estimators import NEAR_THE_EDGE, ClusterMean, t_beyond, t_quantile
+from retool_env.metrics.intervals import wilson
+
+CORRELATION = 0.6
+"""The intra-class correlation of the samples of a problem that is assumed without data."""
+PRIOR_PROBLEMS = 4
+"""The number of problems that the assumption weighs."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prefix in two arms."""
+
+    problem: Hashable
+    """The problem."""
+    first: float
+    """The mean over the samples of the first arm."""
+    second: float
+    """The mean over the samples of the second arm."""
+    samples: float = 1
+    """The number of samples of one arm."""
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """A share, linearised: arrays have one entry per problem."""
+
+    mean: float
+    low: float
+    high: float
+    residuals: np.ndarray[Any, Any]
+    edge: int
+    """-1 near 0, 1 near 1, else 0."""
+
+
+def share(cases: Iterable[tuple[Hashable, float, float]]) -> ClusterMean:
+    """The mean over prefixes of a share, with a 95 % interval.
+
+    Args:
+        cases: The problem, the mean and the number of samples of each prefix.
+
+    Example:
+        >>> found = share([("a", 1.0, 4), ("b", 0.5, 4), ("c", 0.75, 4)])
+        >>> found.mean
+        0.75
+    """
+    problems, values, samples = _columns(cases)
+    if not len(values):
+        return ClusterMean(0, 0, None, None, None)
+    index = _index(problems)
+    arm = _arm(index, values, samples)
+    size = int(index.max()) + 1
+    low, high = (None, None) if size < 2 else (arm.low, arm.high)
+    return ClusterMean(len(values), size, arm.mean, low, high)
+
+
+def difference(pairs: Sequence[Pair], level: float = 0.95) -> ClusterMean:
+    """The mean over prefixes of `first - second` for two shares, with an interval.
+
+    Args:
+        pairs: The prefixes.
+        level: The probability of the interval.
+    """
+    if not pairs:
+        return ClusterMean(0, 0, None, None, None)
+    first, second, size = _arms(pairs, level)
+    mean = first.mean - second.mean
+    if size < 2:
+        return ClusterMean(len(pairs), size, mean, None, None)
+    residuals = first.residuals - second.residuals
+    if _combines(first, second, residuals):
+        r = _correlation(first, second)
+        low = mean - _root(first.mean - first.low, second.high - second.mean, r)
+        high = mean + _root(first.high - first.mean, second.mean - second.low, r)
+    else:
+        half = _half_width(residuals, level)
+        low, high = mean - half, mean + half
+    return ClusterMean(len(pairs), size, mean, max(-1.0, low), min(1.0, high))
+
+
+def ratio(pairs: Sequence[Pair]) -> ClusterMean:
+    """The ratio `sum(first) / sum(second)` over prefixes, with a 95 % interval.
+
+    Args:
+        pairs: The prefixes, without selection.
+
+    Returns:
+        The ratio. It is `None` if the second arm sums to 0. A bound is `None` where it is
+        unbounded.
+    """
+    if not pairs:
+        return ClusterMean(0, 0, None, None, None)
+    first, second, size = _arms(pairs)
+    if not second.mean:
+        return ClusterMean(len(pairs), size, None, None, None)
+    mean = first.mean / second.mean
+    if size < 2:
+        return ClusterMean(len(pairs), size, mean, None, None)
+    residuals = (first.residuals - mean * second.residuals) / second.mean
+    if _combines(first, second, residuals):
+        low, high = _combined_ratio(first, second)
+    else:
+        half = _half_width(residuals)
+        low, high = mean - half, mean + half
+    return ClusterMean(len(pairs), size, mean, max(0.0, low), high)
+
+
+def mean_difference(pairs: Sequence[Pair], level: float = 0.95) -> ClusterMean:
+    """The mean over prefixes of `first - second` for values of any range: `d ± t * s`.
+
+    Args:
+        pairs: The prefixes.
+        level: The probability of the interval.
+    """
+    if not pairs:
+        return ClusterMean(0, 0, None, None, None)
+    index = _index([pair.problem for pair in pairs])
+    values = np.array([pair.first - pair.second for pair in pairs], dtype=float)
+    mean, residuals = _linearised(index, values)
+    if len(residuals) < 2:
+        return ClusterMean(len(pairs), len(residuals), mean, None, None)
+    half = _half_width(residuals, level)
+    return ClusterMean(len(pairs), len(residuals), mean, mean - half, mean + half)
+
+
+def detectable(pairs: Sequence[Pair], power: float = 0.8) -> float | None:
+    """The smallest true difference that a test at 5 % detects with a probability.
+
+    Args:
+        pairs: The prefixes, in the two arms.
+        power: The probability of the detection.
+
+    Returns:
+        `(t + t_power) * s`, by the standard error `s` of these prefixes; `None` with fewer than two
+        problems, or if the prefixes do not differ.
+    """
+    if len(pairs) < 2:
+        return None
+    index = _index([pair.problem for pair in pairs])
+    values = np.array([pair.first - pair.second for pair in pairs], dtype=float)
+    _, residuals = _linearised(index, values)
+    error = _error(residuals) if len(residuals) > 1 else 0.0
+    if not error:
+        return None
+    degrees = len(residuals) - 1
+    return (t_quantile(degrees) + t_quantile(degrees, 2 * power - 1)) * error
+
+
+def p_value(values: Sequence[float]) -> float | None:
+    """The two-sided p-value of a mean of 0, by the t test over problems.
+
+    Args:
+        values: The paired difference of each problem.
+
+    Returns:
+        The p-value. If all values are alike and not 0, it is the sign test's, `2 / 2 ** n`. `None`
+        with fewer than two problems.
+    """
+    size = len(values)
+    if size < 2:
+        return None
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(size)
+    if error <= 1e-12:
+        return 1.0 if abs(mean) <= 1e-12 else 2.0 ** (1 - size)
+    return t_beyond(mean / error, size - 1)
+
+
+# --- parts --------------------------------------------------------------------------------------
+
+
+def _columns(
+    cases: Iterable[tuple[Hashable, float, float]],
+) -> tuple[list[Hashable], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    rows = list(cases)
+    return (
+        [row[0] for row in rows],
+        np.array([row[1] for row in rows], dtype=float),
+        np.array([row[2] for row in rows], dtype=float),
+    )
+
+
+def _index(problems: Sequence[Hashable]) -> np.ndarray[Any, Any]:
+    """The number of each case's problem, in order of appearance."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in problems])
+
+
+def _linearised(
+    index: np.ndarray[Any, Any], values: np.ndarray[Any, Any]
+) -> tuple[float, np.ndarray[Any, Any]]:
+    """The mean, and its change if a problem is left out, for each problem."""
+    numbers = np.bincount(index)
+    total = len(values)
+    mean = float(values.mean())
+    if len(numbers) < 2:
+        return mean, np.zeros(len(numbers))
+    return mean, (np.bincount(index, values) - mean * numbers) / (total - numbers)
+
+
+def _error(residuals: np.ndarray[Any, Any]) -> float:
+    size = len(residuals)
+    return math.sqrt((size - 1) / size * float(residuals @ residuals))
+
+
+def _arms(pairs: Sequence[Pair], level: float = 0.95) -> tuple[_Arm, _Arm, int]:
+    index = _index([pair.problem for pair in pairs])
+    samples = np.array([pair.samples for pair in pairs], dtype=float)
+    first = _arm(index, np.array([pair.first for pair in pairs], dtype=float), samples, level)
+    second = _arm(index, np.array([pair.second for pair in pairs], dtype=float), samples, level)
+    return first, second, len(first.residuals)
+
+
+def _arm(
+    index: np.ndarray[Any, Any],
+    values: np.ndarray[Any, Any],
+    samples: np.ndarray[Any, Any],
+    level: float = 0.95,
+) -> _Arm:
+    """See the module: the mean with its interval, near an edge or not."""
+    mean, residuals = _linearised(index, values)
+    mean = min(1.0, max(0.0, mean))
+    size, prefixes, by_problem = len(residuals), np.bincount(index), np.bincount(index, samples)
+    total = float(by_problem.sum())
+    spread = (size - 1) / size * float(residuals @ residuals)
+    rarer = np.bincount(index, 1 - values if mean > 0.5 else values)
+    informative = int((rarer > 1e-9).sum())
+    # The reciprocals of the number of independent samples: estimated, and by the assumption.
+    estimated = spread / (mean * (1 - mean)) if 0 < mean < 1 else 0.0
+    alike = float(by_problem @ by_problem) / total
+    assumed = (1 + (alike - 1) * CORRELATION) / total
+    reciprocal = (informative * estimated + PRIOR_PROBLEMS * assumed) / (
+        informative + PRIOR_PROBLEMS
+    )
+    degrees = max(size - 1, 1)
+    interval = wilson(mean, max(1.0, 1 / reciprocal), t_quantile(degrees, level))
+    worth = float(prefixes.sum()) ** 2 / float(prefixes @ prefixes)
+    near_one, near_zero = worth * (1 - mean) < NEAR_THE_EDGE, worth * mean < NEAR_THE_EDGE
+    edge = (1 if mean > 0.5 else -1) if near_one or near_zero else 0
+    return _Arm(mean, interval.low, interval.high, residuals, edge)
+
+
+def _combines(first: _Arm, second: _Arm, residuals: np.ndarray[Any, Any]) -> bool:
+    """Whether the interval combines the intervals of the two shares."""
+    if not (first.edge or second.edge):
+        return not np.any(np.abs(residuals) > 1e-12)
+    return first.edge != second.edge or not np.any(np.abs(residuals) > 1e-12)
+
+
+def _half_width(residuals: np.ndarray[Any, Any], level: float = 0.95) -> float:
+    """`t * s`, by the degrees of freedom of Satterthwaite. At most they are `C - 1`."""
+    size = len(residuals)
+    second, fourth = float(np.mean(residuals**2)), float(np.mean(residuals**4))
+    if not second:
+        return 0.0
+    kurtosis = max(fourth / second**2, 1 + 1e-9)
+    degrees = max(1, min(size - 1, int(2 * size / (kurtosis - 1))))
+    return t_quantile(degrees, level) * _error(residuals)
+
+
+def _correlation(first: _Arm, second: _Arm) -> float:
+    """The correlation of the residuals; 0 if an arm has no spread."""
+    a, b = first.residuals, second.residuals
+    size = math.sqrt(float(a @ a) * float(b @ b))
+    return max(-1.0, min(1.0, float(a @ b) / size)) if size > 1e-15 else 0.0
+
+
+def _root(a: float, b: float, r: float) -> float:
+    return math.sqrt(max(0.0, a * a - 2 * r * a * b + b * b))
+
+
+def _combined_ratio(first: _Arm, second: _Arm) -> tuple[float, float]:
+    """The bounds of `first / second` from the bounds of both (Donner and Zou, 2012)."""
+    a, b, r = first.mean, second.mean, _correlation(first, second)
+    low, high = (0.0, math.inf)
+    product = a * b - r * (a - first.low) * (second.high - b)
+    inner = product**2 - first.low * second.high * (2 * a - first.low) * (2 * b - second.high)
+    if (bottom := second.high * (2 * b - second.high)) > 0:
+        low = (product - math.sqrt(max(0.0, inner))) / bottom
+    product = a * b - r * (first.high - a) * (b - second.low)
+    inner = product**2 - first.high * second.low * (2 * a - first.high) * (2 * b - second.low)
+    if (bottom := second.low * (2 * b - second.low)) > 0:
+        high = (product + math.sqrt(max(0.0, inner))) / bottom
+    return min(low, a / b), max(high, a / b)

@@ -1,0 +1,62 @@
+"""Paired tests of two models, and Holm's adjustment."""
+
+from __future__ import annotations
+
+import pytest
+from helpers.forks import fork
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retool_env.metrics.causal.comparison import compare_models, holm
+
+
+def model(effects):
+    """Forks with these fault effects by kind and problem: 0, or -1."""
+    return [
+        fork(problem, arm, end)
+        for kind, values in effects.items()
+        for problem, value in values.items()
+        for arm, end in (("control", "right"), (kind, "7" if value else "right"))
+    ]
+
+
+def test_models_are_paired_by_problem():
+    first = model({"timeout": {"a": 0, "b": 0, "c": -1, "d": 0}})
+    second = model({"timeout": {"a": -1, "b": 0, "c": -1, "e": -1}})
+    (found,) = compare_models(first, second)
+    assert (found.kind, found.problems) == ("timeout", 3)
+    assert found.difference == pytest.approx(1 / 3)
+    # Differences 1, 0, 0: t = (1/3) / (0.577 / sqrt(3)) = 1, with 2 degrees of freedom.
+    assert found.p == pytest.approx(0.42265, abs=1e-4)
+    assert found.adjusted == found.p
+    assert found.low < 0 < found.high
+
+
+def test_several_kinds_are_adjusted_together():
+    names = [f"p{i}" for i in range(8)]
+    first = model({k: dict.fromkeys(names, 0) for k in ("timeout", "busy")})
+    worse = {name: -1 if i < 6 else 0 for i, name in enumerate(names)}
+    second = model({"timeout": worse, "busy": dict.fromkeys(names, 0)})
+    timeout, busy = compare_models(first, second)
+    assert timeout.p < 0.01 and timeout.adjusted == 2 * timeout.p
+    assert (busy.difference, busy.p, busy.adjusted) == (0, 1, 1)
+
+
+def test_without_common_problems_there_is_no_comparison():
+    assert compare_models(model({"timeout": {"a": 0}}), model({"timeout": {"b": 0}})) == []
+    (found,) = compare_models(model({"timeout": {"a": 0}}), model({"timeout": {"a": -1}}))
+    assert (found.difference, found.p, found.adjusted) == (1, None, None)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+
+
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_never_lowers_a_p_value_and_keeps_the_order(values):
+    adjusted = holm(values)
+    assert all(p <= q <= 1 for p, q in zip(values, adjusted, strict=True))
+    ranked = [q for _, q in sorted(zip(values, adjusted, strict=True))]
+    assert ranked == sorted(ranked)
+    assert all(q <= min(1, len(values) * p) for p, q in zip(values, adjusted, strict=True))

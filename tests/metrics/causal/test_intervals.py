@@ -1,0 +1,122 @@
+"""Intervals by hand, at the edges, and by properties; `benchmarks.coverage` measures coverage."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retool_env.metrics.causal.intervals import (
+    Pair,
+    detectable,
+    difference,
+    mean_difference,
+    p_value,
+    ratio,
+    share,
+)
+from retool_env.metrics.estimators import t_quantile
+
+VALUES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
+PAIRS = st.lists(
+    st.builds(Pair, st.integers(0, 12), VALUES, VALUES, st.just(4)), min_size=2, max_size=40
+)
+
+
+def spread(number=40):
+    """Prefixes away from the edges: accuracy 1/2 and 3/4, without a prefix in common."""
+    return [Pair(i, float(i % 2), float(i % 4 > 0), 4) for i in range(number)]
+
+
+def test_a_difference_in_the_middle_is_by_t_over_problems():
+    found = difference(spread())
+    values = [pair.first - pair.second for pair in spread()]
+    mean = sum(values) / 40
+    error = math.sqrt(sum((v - mean) ** 2 for v in values) / 39 / 40)
+    assert found.mean == pytest.approx(-0.25)
+    assert found.high - found.mean == pytest.approx(t_quantile(39) * error)
+    assert mean_difference(spread()).low == pytest.approx(found.low)
+    narrow = difference(spread(), 0.9)
+    assert narrow.high - narrow.mean == pytest.approx(t_quantile(39, 0.9) * error)
+
+
+def test_a_ratio_in_the_middle_is_by_the_delta_method():
+    found = ratio(spread())
+    rest = [pair.first - 2 / 3 * pair.second for pair in spread()]
+    error = math.sqrt(sum(r * r for r in rest) / 39 / 40) / 0.75
+    assert found.mean == pytest.approx(2 / 3)
+    assert found.high - found.mean == pytest.approx(t_quantile(39) * error)
+
+
+def test_prefixes_of_a_problem_are_one_cluster():
+    once = spread()
+    assert difference(once * 3).low == pytest.approx(difference(once).low)
+    assert ratio(once * 3).high == pytest.approx(ratio(once).high)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_prefixes_that_are_all_alike_have_an_interval_with_a_width(value):
+    pairs = [Pair(i, value, value, 4) for i in range(20)]
+    alike = share((i, value, 4) for i in range(20))
+    assert 0.02 < alike.high - alike.low < 0.2
+    equal = difference(pairs)
+    assert equal.mean == 0 and equal.low < -0.02 < 0.02 < equal.high
+    if value:
+        assert ratio(pairs).low < 0.98 < 1.02 < ratio(pairs).high
+    else:
+        assert ratio(pairs).mean is None
+
+
+def test_opposite_edges_stay_within_bounds():
+    pairs = [Pair(i, 0.0, 1.0, 4) for i in range(20)]
+    assert difference(pairs).mean == -1
+    assert -1 == difference(pairs).low < difference(pairs).high < -0.7
+    assert ratio(pairs).low == 0 < ratio(pairs).high < 0.3
+
+
+@given(PAIRS)
+def test_an_interval_holds_its_mean_and_stays_in_range(pairs):
+    for found, low, high in (
+        (share((p.problem, p.first, p.samples) for p in pairs), 0, 1),
+        (difference(pairs), -1, 1),
+        (ratio(pairs), 0, math.inf),
+    ):
+        if found.low is not None and found.mean is not None:
+            assert low <= found.low <= found.mean + 1e-12
+            assert found.mean - 1e-12 <= found.high <= high
+        else:
+            assert found.clusters < 2 or found.mean is None
+
+
+@given(PAIRS)
+def test_exchanged_arms_mirror_the_difference(pairs):
+    mirrored = [Pair(p.problem, p.second, p.first, p.samples) for p in pairs]
+    first, second = difference(pairs), difference(mirrored)
+    assert first.mean == pytest.approx(-second.mean)
+    if first.low is not None:
+        assert first.low == pytest.approx(-second.high)
+
+
+def test_one_problem_has_no_interval_and_no_prefix_no_figure():
+    one = [Pair("a", 0.5, 1.0), Pair("a", 0.0, 1.0)]
+    assert (difference(one).low, ratio(one).high, mean_difference(one).low) == (None,) * 3
+    assert detectable(one) is None and detectable([]) is None
+    for empty in (difference([]), ratio([]), mean_difference([]), share([])):
+        assert (empty.count, empty.mean) == (0, None)
+
+
+def test_the_detectable_difference_is_by_the_standard_error():
+    found = difference(spread())
+    error = (found.high - found.mean) / t_quantile(39)
+    # The 80 % point of t with 39 degrees of freedom is 0.851.
+    assert detectable(spread()) == pytest.approx((2.0227 + 0.851) * error, rel=1e-3)
+    assert detectable([Pair(i, 1.0, 1.0) for i in range(9)]) is None
+
+
+def test_p_values_by_hand():
+    assert p_value([1.0, 0.0, 0.0]) == pytest.approx(0.42265, abs=1e-4)
+    assert p_value([0.0] * 5) == 1
+    assert p_value([-0.5] * 5) == 2 / 2**5
+    assert p_value([1.0]) is None
