@@ -76,8 +76,10 @@ def _in(package: str, module: str) -> bool:
 
 
 def _is_called_by(package: str, frame: FrameType | None) -> bool:
-    """Whether the code of a frame belongs to a package. Code that `exec` runs in a namespace
-    without a name belongs to its caller."""
+    """Whether the code of a frame belongs to a package.
+
+    Code that `exec` runs in a namespace without a name belongs to its caller.
+    """
     while frame is not None and "__name__" not in frame.f_globals:
         frame = frame.f_back
     return frame is not None and _in(package, str(frame.f_globals["__name__"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import deque
 from collections.abc import Iterator
 
 _NUMBER = re.compile(r"(?<![\w.])([0-9]+)(\.[0-9]+)?([eE][-+]?[0-9]+)?(?!\w|\.[0-9])")
@@ -42,9 +43,7 @@ def _changed_numbers(output: str, detail: int) -> Iterator[str]:
         output: The output.
         detail: A large number that chooses the changed digit.
     """
-    match = None
-    for match in _NUMBER.finditer(output):
-        pass
+    match = next(iter(deque(_NUMBER.finditer(output), maxlen=1)), None)
     if match is None or len(match[1]) > _MOST_DIGITS:
         return
     whole, rest = match[1], (match[2] or "") + (match[3] or "")

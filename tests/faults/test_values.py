@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from retool_env.faults.values import wrong_value
 
-
 OUTPUTS = st.one_of(
     st.text("0123456789-. \n()[],=xe", max_size=40),
     st.lists(st.integers() | st.floats(allow_nan=False, allow_infinity=False), min_size=1).map(
