@@ -178,7 +178,7 @@ MOST_FILES = 256
 
 @dataclass
 class Files:
-    """What goes with a program into its process, and the files that come back.
+    """Additions to a program: files, a prelude, and the files that come back.
 
     Raises:
         TypeError: If a name is not a `str`, or a content is not `bytes`.

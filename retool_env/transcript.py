@@ -272,8 +272,6 @@ class Transcript:
     def as_shown(self) -> Transcript:
         """The transcript without the records of faults."""
         clean = dataclasses.replace
-        if not any(span.execution and span.execution.fault for span in self.spans):
-            return self
         runs = ((s, s.execution and clean(s.execution, fault=None)) for s in self.spans)
         return clean(self, spans=tuple(clean(span, execution=run) for span, run in runs))
 

@@ -1,4 +1,4 @@
-"""What a fault shows, and to which calls it applies.
+"""The kinds of faults: the calls to which each applies, and the result that it shows.
 
 A program always runs, also under a fault. Two kinds are made in its process, by a prelude
 (`retool_env.faults.guest`). For all other kinds, `show` puts another result in the place of the

@@ -41,7 +41,7 @@ def _clean(part: str) -> str:
 
 
 def pack_files(files: Files) -> bytes:
-    """What goes with a program, and the names of the files that come back, as JSON."""
+    """The files, the prelude, and the names of the files that come back, as JSON."""
     parts = encode_files(files.given), list(files.wanted), files.prelude
     return json.dumps(dict(zip(wire.FILES, parts, strict=True))).encode()
 

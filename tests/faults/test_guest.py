@@ -1,4 +1,4 @@
-"""The prelude in a program's process: a program without faults has none, and sees no trace of it."""
+"""The prelude in a program's process: other programs see no trace of it."""
 
 import pytest
 
