@@ -83,16 +83,16 @@ def test_an_episode_is_read_as_it_was_written(tmp_path):
     ]
 
 
-def test_the_fault_of_a_call_is_among_its_facts(tmp_path):
-    true = Execution(Outcome.OK, "5\n")
-    shown = Execution(Outcome.OK, "6\n", fault=Fault("wrong_value", True, true))
+@pytest.mark.parametrize("real", [None, Execution(Outcome.OK, "5\n")])
+def test_the_fault_of_a_call_is_among_its_facts(tmp_path, real):
+    shown = Execution(Outcome.OK, "6\n", fault=Fault("wrong_value", real is not None, real))
     spans = [dataclasses.replace(s, execution=s.execution and shown) for s in transcript().spans]
     first = dataclasses.replace(
         episode(), transcript=dataclasses.replace(transcript(), spans=tuple(spans))
     )
     assert written(tmp_path, first) == [first]
     [call] = json.loads((tmp_path / "episodes.jsonl").read_text())["calls"]
-    assert call["fault"] == {"kind": "wrong_value", "injected": True}
+    assert call["fault"] == {"kind": "wrong_value", "injected": real is not None}
 
 
 def test_of_several_lines_of_an_episode_the_last_one_counts(tmp_path):
