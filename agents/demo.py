@@ -158,7 +158,7 @@ def _evaluate(
         record = read_object(path, cure)
         with intact(path, cure):
             return build(Summary.from_json, record, "summary")
-    rules, source = find_task({**env, "split": "test"})
+    rules, source = find_task({**env, "split": "test", "faults": None})
     problems = [source[i] for i in range(settings.problems)]
     policy = load_policy(
         str(checkpoint), dtype=settings.dtype, temperature=TEMPERATURE, top_p=TOP_P

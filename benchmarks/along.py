@@ -88,7 +88,7 @@ def held_out(env: dict[str, Any], number: int) -> tuple[Rules, list[Problem]]:
     Raises:
         SettingsError: If there are fewer problems.
     """
-    rules, source = find_task({**env, "split": "test"})
+    rules, source = find_task({**env, "split": "test", "faults": None})
     if number > len(source):
         few = f"there are only {len(source)} held-out problems, not {number}"
         raise SettingsError(f"{few}: lower --problems")

@@ -15,7 +15,7 @@ import gymnasium as gym
 
 from retool_env.episode import Episode, GradeAnswer, Need
 from retool_env.errors import SettingsError
-from retool_env.execution import Execution, Outcome
+from retool_env.execution import Execution, Outcome, check_whole_number
 from retool_env.grading import is_equivalent
 from retool_env.interpreter import Interpreter, SandboxSetting, shared_sandboxes
 from retool_env.problem import ProblemSource
@@ -24,6 +24,7 @@ from retool_env.spaces import AnyText, TurnText
 from retool_env.task import make_task as make_task
 from retool_env.task import registered_settings as registered_settings
 from retool_env.task import split_settings as split_settings
+from retool_env.transcript import Transcript
 
 _log = logging.getLogger(__name__)
 INTERRUPTED_STEP_ERROR = (
@@ -49,10 +50,12 @@ class ReToolEnv(gym.Env[str, str]):
         - `outcome`: the `Outcome` of the last program; `None` before the first program.
         - `stop_reason`: a `StopReason`; `None` while the episode goes on.
         - `correct`: bool at the end; `None` before the end.
-        - `transcript`: the `Transcript` so far; its spans hold the wall-clock times.
+        - `transcript`: the `Transcript` so far; its spans hold the wall-clock times. It has no
+          records of faults, which the property `transcript` of the environment has.
 
     `reset(options={"problem_id": ...})` chooses the problem; otherwise the environment's random
-    generator draws it.
+    generator draws it. With faults, the option `rollout` is the number of the rollout among the
+    rollouts of its problem (by default 0), on which the faults depend.
 
     Args:
         problems: A problem source, or a source's name (see `retool_env.problems.load_problems`).
@@ -122,23 +125,27 @@ class ReToolEnv(gym.Env[str, str]):
         Args:
             seed: The seed of the random generator that draws the problem. `None`: the generator
                 continues.
-            options: `{"problem_id": ...}` chooses the problem. `None`: the problem is drawn.
+            options: `{"problem_id": ...}` chooses the problem. `{"rollout": ...}` is the number of
+                the rollout, on which the faults depend. `None`: the problem is drawn, and the
+                rollout is 0.
 
         Returns:
             The observation and `info`.
 
         Raises:
             KeyError: If no problem has this id.
-            ValueError: If an option is unknown.
+            ValueError: If an option is unknown, or `rollout` is not a whole number.
             gymnasium.error.ClosedEnvironmentError: If the environment is closed.
         """
         self._check_open()
         super().reset(seed=seed)
         options = dict(options or {})
         problem_id = options.pop("problem_id", None)
+        rollout = check_whole_number("rollout", options.pop("rollout", 0), least=0)
         if options:
             raise ValueError(
-                f"unknown reset option {sorted(options)}; the only option is 'problem_id'"
+                f"unknown reset option {sorted(options)}; the options are 'problem_id' and "
+                "'rollout'"
             )
         if problem_id is None:
             problem = self.problems[int(self.np_random.integers(len(self.problems)))]
@@ -148,7 +155,8 @@ class ReToolEnv(gym.Env[str, str]):
         self._interpreter.close()
         self._interpreter = Interpreter(self.sandbox)
         self._in_step = False
-        self._episode = Episode(problem, self.rules)
+        schedule = self.rules.schedule(problem, rollout)
+        self._episode = Episode(problem, self.rules, schedule=schedule)
         self._rendered = 0
         self._render_human()
         return self._episode.transcript.text, self._info()
@@ -241,6 +249,11 @@ class ReToolEnv(gym.Env[str, str]):
             return "" if self._episode is None else self._episode.transcript.text
         return None
 
+    @property
+    def transcript(self) -> Transcript | None:
+        """The whole record of the episode, faults included; `None` before the first `reset`."""
+        return None if self._episode is None else self._episode.transcript
+
     def close(self) -> None:
         """End the episode's session, and close the sandbox.
 
@@ -265,7 +278,7 @@ class ReToolEnv(gym.Env[str, str]):
             "outcome": calls[-1].execution.outcome if calls else None,
             "stop_reason": transcript.stop_reason,
             "correct": transcript.correct,
-            "transcript": transcript,
+            "transcript": transcript.as_shown(),
         }
 
     def _render_human(self) -> None:

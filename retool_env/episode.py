@@ -16,6 +16,8 @@ from typing import Literal
 
 from retool_env.errors import SettingsError
 from retool_env.execution import Execution, Limits, Outcome
+from retool_env.faults import KINDS
+from retool_env.faults.schedule import Schedule
 from retool_env.problem import Problem
 from retool_env.protocol.program import Form
 from retool_env.protocol.result import (
@@ -73,6 +75,10 @@ class RunProgram:
     """Whether the interpreter shows the value of the program's last expression."""
     fault: str | None = None
     """The kind of the fault that is ordered for this call; `None` without one."""
+    problem: str = ""
+    """The id of the problem, on which the change of a wrong value depends."""
+    before: Execution | None = None
+    """The result that was shown last; `None` at the first call, and without a fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,7 @@ class Episode:
         clock: A function that returns monotonic seconds, for the wall-clock budget.
         weight_version: The version of the policy's weights, for `Transcript.weight_version`. `None`
             for policies without weights.
+        schedule: Orders the faults of the calls, as from `Rules.schedule`. `None`: no faults.
 
     Raises:
         ValueError: If the rules have a token budget but no tokenizer is given, or if the
@@ -120,6 +127,7 @@ class Episode:
         tokenizer: Tokenizer | None = None,
         clock: Callable[[], float] = time.monotonic,
         weight_version: int | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
         if tokenizer is None and rules.max_tokens is not None:
             raise SettingsError(
@@ -143,6 +151,9 @@ class Episode:
             protocol=rules.protocol,
         )
         self._form: Form | None = None  # of the program that runs now
+        self._schedule = schedule
+        self._lasting: str | None = None  # the persistent fault that has begun
+        self._shown: Execution | None = None  # the last result, before its output was cut
         self._last = span
         self._new: list[Span] = []  # added to the transcript when it is read: turns cost less
         self._ids = list(span.token_ids or ())
@@ -284,8 +295,22 @@ class Episode:
             elif is_empty_program(turn.content):
                 self._observe_execution(EMPTY_PROGRAM, 0.0)
             else:
-                self.need = RunProgram(turn.content, rules.limits, rules.session, rules.display)
+                self.need = self._order(
+                    RunProgram(turn.content, rules.limits, rules.session, rules.display)
+                )
         return self.need
+
+    def _order(self, need: RunProgram) -> RunProgram:
+        """The need of a call, with the fault that is ordered for the call."""
+        kind = self._lasting
+        if kind is None and self._schedule is not None:
+            kind = self._schedule.ordered(self._spent)
+        if kind is None:
+            return need
+        if KINDS[kind].persistent:
+            self._lasting = kind
+        problem = self._transcript.problem.id
+        return dataclasses.replace(need, fault=kind, problem=problem, before=self._shown)
 
     def _ends_as_invalid(self, turn: Turn) -> bool:
         """Count the invalid turns in a row, and tell whether the rules end the episode here."""
@@ -346,6 +371,7 @@ class Episode:
 
     def _observe_execution(self, execution: Execution, seconds: float) -> None:
         rules = self.rules
+        self._shown = execution
         limit = rules.output_characters
         output = render_output(execution, limit, rules.output_cut, rules.errors)
         shown = cut_text(execution.stdout, limit, rules.output_cut)

@@ -178,7 +178,7 @@ MOST_FILES = 256
 
 @dataclass
 class Files:
-    """Files that are written before a program runs, and files that are read after its end.
+    """Additions to a program: files, a prelude, and the files that come back.
 
     Raises:
         TypeError: If a name is not a `str`, or a content is not `bytes`.
@@ -193,6 +193,9 @@ class Files:
     """Contents of the read files, by name. Missing and unreadable files are left out, and files
     beyond 8 MiB in total. It is empty if the program did not reach its end (a time-out,
     `os._exit`, a signal)."""
+    prelude: str = ""
+    """Python code that the process runs before the program. It has its own namespace, and its
+    frames are not in tracebacks."""
 
     def __post_init__(self) -> None:
         for names in (list(self.given), list(self.wanted)):
@@ -223,7 +226,8 @@ class Fault:
     """Whether the fault took place. If not, the call was not eligible for this kind, and the
     program's own result was shown."""
     real: "Execution | None" = None
-    """The result without the fault; `None` if the program did not run without it."""
+    """The program's own result, in whose place another result was shown. `None` if the program's
+    own result was shown, as after a fault that is made in the program's process."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,18 @@ ends. The environments of a process with equal settings share a sandbox (`Shared
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
+import time
 from collections.abc import Awaitable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from retool_env.episode import RunProgram
 from retool_env.errors import UnknownSetting
-from retool_env.execution import Execution, Sandbox, Session
+from retool_env.execution import Execution, Files, Sandbox, SandboxUnavailable, Session
+from retool_env.faults import Faults, kinds
 from retool_env.rules import Rules
 from retool_env.sandbox import make_sandbox
 from retool_env.servers.address import without_secrets
@@ -26,7 +29,8 @@ SandboxSetting = str | Mapping[str, Any] | Sandbox
 class Interpreter:
     """Runs the programs of one episode, each in a new process or all in one session.
 
-    The rules of the episode decide. The session begins with the first program.
+    The rules of the episode decide. The session begins with the first program. A program with a
+    fault runs as well; its result is the shown result, with `Execution.fault`.
 
     Args:
         sandbox: The sandbox of the programs; `None` for an episode that runs no programs.
@@ -40,17 +44,47 @@ class Interpreter:
         """Run a program, and wait for its result.
 
         Raises:
-            SandboxUnavailable: If the program needs a session, but the sandbox has no sessions.
+            SandboxUnavailable: If the program needs a session, but the sandbox has no sessions; or
+                if the fault is made in the program's process, but the sandbox has no preludes.
         """
-        if need.session:
-            return self._begun(need).run(need.program)
-        return self._required().run(need.program, need.limits, display=need.display)
+        runner, arguments, options = self._invocation(need)
+        execution = runner.run(*arguments, **options)
+        if need.fault is None:
+            return execution
+        execution = self._faulty(need, execution)
+        time.sleep(kinds.delay(execution))
+        return execution
 
     def run_async(self, need: RunProgram) -> Awaitable[Execution]:
         """The awaitable form of `run`; cancellation ends the program."""
+        runner, arguments, options = self._invocation(need)
+        running = runner.run_async(*arguments, **options)
+        return running if need.fault is None else self._run_faulty(need, running)
+
+    async def _run_faulty(self, need: RunProgram, running: Awaitable[Execution]) -> Execution:
+        execution = self._faulty(need, await running)
+        await asyncio.sleep(kinds.delay(execution))
+        return execution
+
+    def _faulty(self, need: RunProgram, true: Execution) -> Execution:
+        """The result to show. If it says that the session has ended, the session ends."""
+        execution = kinds.show(need, true)
+        if kinds.ends_session(need, execution) and self._session is not None:
+            self._session.close()
+            self._session = None
+        return execution
+
+    def _invocation(self, need: RunProgram) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        """The runner of a program, and the arguments of its `run`."""
+        prelude = "" if need.fault is None else kinds.prelude(need)
+        if prelude:
+            _check_preludes(self._required(), need.fault)
         if need.session:
-            return self._begun(need).run_async(need.program)
-        return self._required().run_async(need.program, need.limits, display=need.display)
+            return self._begun(need), (need.program,), {"prelude": prelude} if prelude else {}
+        options: dict[str, Any] = {"display": need.display}
+        if prelude:
+            options["files"] = Files(prelude=prelude)
+        return self._required(), (need.program, need.limits), options
 
     def close(self) -> None:
         """End the session, if it has begun; repeated calls are allowed.
@@ -195,7 +229,8 @@ def check_sandbox(rules: Rules, sandbox: Sandbox | None) -> None:
 
     Raises:
         ValueError: If the rules have an interpreter, but the sandbox is `None`.
-        SandboxUnavailable: If the rules need sessions, but the sandbox has none.
+        SandboxUnavailable: If the rules need sessions, but the sandbox has none; or if a kind of
+            fault is made in the program's process, but the sandbox has no preludes.
     """
     if not rules.interpreter:
         return
@@ -204,8 +239,20 @@ def check_sandbox(rules: Rules, sandbox: Sandbox | None) -> None:
             "episodes with an interpreter need a sandbox: pass sandbox=..., or set "
             "interpreter=False"
         )
+    for kind in rules.faults.kinds if isinstance(rules.faults, Faults) else ():
+        if kind in kinds.MADE_IN_GUEST:
+            _check_preludes(sandbox, kind)
     if rules.session:
         sandbox.session(rules.limits, display=rules.display).close()
+
+
+def _check_preludes(sandbox: Sandbox, kind: str | None) -> None:
+    if not getattr(sandbox, "runs_preludes", False):
+        raise SandboxUnavailable(
+            f"the fault {kind} is made in the program's process, and {type(sandbox).__name__} has "
+            "no such way: use a local sandbox, such as make_sandbox('nsjail'), or leave "
+            f"{' and '.join(kinds.MADE_IN_GUEST)} out of faults.kinds"
+        )
 
 
 def _made(setting: SandboxSetting) -> Sandbox:

@@ -142,6 +142,28 @@ class Rules:
         assert isinstance(self.faults, Faults)
         return Hashed(self.faults, problem.id, rollout)
 
+    def for_training(self) -> Rules:
+        """These rules, in which all rollouts of a problem meet the same faults.
+
+        Otherwise the advantages within a group would measure luck.
+        """
+        if self.faults is None:
+            return self
+        assert isinstance(self.faults, Faults)
+        return dataclasses.replace(self, faults=dataclasses.replace(self.faults, by_rollout=False))
+
+    def check_training(self) -> None:
+        """Check that all rollouts of a problem meet the same faults.
+
+        Raises:
+            SettingsError: If they meet different faults.
+        """
+        if self != self.for_training():
+            raise SettingsError(
+                "in training, all rollouts of a problem must meet the same faults: set "
+                "faults.by_rollout=false, or pass rules.for_training() to the engine"
+            )
+
     def turn_protocol(self) -> TurnProtocol:
         """The protocol that `protocol` names, with the settings of these rules."""
         return PROTOCOLS[self.protocol](self.interpreter, self.session, self.display)

@@ -136,8 +136,13 @@ class Call:
 
     @property
     def ok(self) -> bool:
-        """Whether the program ran without error."""
+        """Whether the program ran without error, by the result as shown."""
         return self.execution.outcome is Outcome.OK
+
+    @property
+    def faulty(self) -> bool:
+        """Whether a fault was injected, so that the shown result is not the program's own."""
+        return self.execution.fault is not None and self.execution.fault.injected
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +268,12 @@ class Transcript:
     def _turn_protocol(self) -> TurnProtocol:
         # `session` and `display` change the prompt only, not the parser.
         return PROTOCOLS[self.protocol](self.interpreter, False, False)
+
+    def as_shown(self) -> Transcript:
+        """The transcript without the records of faults."""
+        clean = dataclasses.replace
+        runs = ((s, s.execution and clean(s.execution, fault=None)) for s in self.spans)
+        return clean(self, spans=tuple(clean(span, execution=run) for span, run in runs))
 
     def to_json(self) -> dict[str, Any]:
         """The transcript as plain JSON values; `from_json` is the inverse."""

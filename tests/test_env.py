@@ -304,7 +304,7 @@ def test_reset_options():
     assert info["problem_id"] == "p9" and "9 + 1?" in observation
     with pytest.raises(KeyError, match="nearest is 'p9'"):
         env.reset(options={"problem_id": "p9x"})
-    with pytest.raises(ValueError, match=r"'problem'.*the only option is 'problem_id'"):
+    with pytest.raises(ValueError, match=r"'problem'.*the options are 'problem_id' and 'rollout'"):
         env.reset(options={"problem": "p9"})
 
 

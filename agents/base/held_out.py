@@ -70,6 +70,7 @@ def held_out_env(env: Mapping[str, Any], eval_env: Mapping[str, Any]) -> dict[st
     """The environment of a run's evaluations: `env`, overridden by `eval_env`, with a test split.
 
     Another `id` keeps the rules of `env`, such as `max_tokens`, and drops its settings of problems.
+    The faults of `env` are left out: an evaluation has only the faults that `eval_env` names.
 
     Args:
         env: The setting `env`.
@@ -81,6 +82,7 @@ def held_out_env(env: Mapping[str, Any], eval_env: Mapping[str, Any]) -> dict[st
     id = eval_env.get("id", env["id"])
     same = id == env["id"]
     base = {key: value for key, value in env.items() if same or key in _RULES}
+    base.pop("faults", None)
     settings = merge({**base, "id": id}, eval_env)
     with prefixed("eval_env"):
         registered = registered_settings(id)

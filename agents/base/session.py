@@ -86,7 +86,8 @@ class Session[S: RunSettings](Run):
         self._was_finished = self.finished
         if self._was_finished:
             return
-        self.rules, self.problems = find_task(settings.env)
+        rules, self.problems = find_task(settings.env)
+        self.rules = rules.for_training()
         self.task = task_of(settings.env)
         if isinstance(settings, ModelSettings):
             check_report_to(settings.report_to)

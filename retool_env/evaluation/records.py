@@ -219,8 +219,12 @@ class EpisodeRecord:
                 "exception": exception_class(call.execution.error),
                 "form": call.form,
                 "program": call.program,
+                "fault": None
+                if fault is None
+                else {"kind": fault.kind, "injected": fault.injected},
             }
             for call in self.transcript.calls
+            for fault in [call.execution.fault]
         ]
         return {
             "schema": SCHEMA,

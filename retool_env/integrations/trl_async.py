@@ -108,6 +108,7 @@ class EngineRolloutWorker:
         on_group: Callable[[int, Group], None] | None = None,
     ) -> None:
         check_policy(engine.policy, temperature)
+        engine.rules.check_training()
         if n < 2 or ahead < n:
             raise ValueError(
                 f"n={n} and ahead={ahead}: a group has at least 2 rollouts, and ahead must hold a "

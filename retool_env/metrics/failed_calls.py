@@ -1,4 +1,9 @@
-"""Figures of failed calls: their errors, what comes next, and whether a program runs again."""
+"""Figures of failed calls: their errors, what comes next, and whether a program runs again.
+
+A call fails by the result that the model was shown. So an injected fault that shows an error is a
+failed call. The figures `fault/...` and `error/calls/own` tell the two apart. An infrastructure
+failure is neither: its episode is not scored.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +69,7 @@ def errors(episodes: list[ScoredEpisode]) -> Iterable[Figure]:
     yield share(
         "error/calls",
         [(e.problem, not call.ok) for e in episodes for call in e.calls],
-        "Share of calls that failed.",
+        "Share of calls that failed, by the results that the model was shown.",
     )
     failed: list[tuple[str, str, Fate]] = []  # problem, kind, fate
     for episode in episodes:
@@ -94,6 +99,43 @@ def _flow(kind: str, fates: list[tuple[str, Fate]]) -> Iterable[Figure]:
             + ("" if kind == "all" else f" with the error {kind}")
             + f" after which {words}.",
         )
+
+
+def faults(episodes: list[ScoredEpisode]) -> Iterable[Figure]:
+    """How many faults were ordered and took place; nothing where no fault was ordered."""
+    calls = [(e.problem, call, call.execution.fault) for e in episodes for call in e.calls]
+    ordered = [(problem, fault) for problem, _, fault in calls if fault is not None]
+    if not ordered:
+        return
+    yield share(
+        "fault/ordered",
+        [(problem, fault is not None) for problem, _, fault in calls],
+        "Share of calls for which a fault was ordered.",
+    )
+    yield share(
+        "fault/injected",
+        [(problem, fault.injected) for problem, fault in ordered],
+        "Share of the ordered faults that were injected. The other calls were not eligible, and "
+        "the model saw the program's own result.",
+    )
+    for kind in sorted({fault.kind for _, fault in ordered}):
+        yield share(
+            f"fault/injected/{kind}",
+            [(problem, fault.injected) for problem, fault in ordered if fault.kind == kind],
+            f"Share of the ordered faults of the kind {kind} that were injected.",
+        )
+    yield share(
+        "error/calls/own",
+        [(problem, not call.ok) for problem, call, _ in calls if not call.faulty],
+        "Share of calls that failed, among the calls without an injected fault: the model's own "
+        "errors.",
+    )
+    yield share(
+        "error/calls/injected",
+        [(problem, not call.ok) for problem, call, _ in calls if call.faulty],
+        "Share of calls that failed, by the shown results, among the calls with an injected fault. "
+        "The rest are silent faults and placebos.",
+    )
 
 
 RECOVERY_WITHIN = (1, 2, 3)

@@ -8,11 +8,13 @@
 | `warning/...`  | verdicts that a reader should look at (`retool_env.metrics.verdicts`) |
 | `use/...`      | how the model uses the interpreter, and the forms of its attempts     |
 | `error/...`    | the errors of programs, and the next step after each                  |
+| `fault/...`    | the faults that `Rules.faults` ordered; only where it ordered any     |
 | `recovery/...` | how often a program runs again after a failed one                     |
 | `cost/...`     | tokens and dollars, where the usage is known                          |
 
 Figures are of scored episodes. Those of `use`, `error` and `recovery` are of episodes with an
-interpreter. The episodes of one problem are one cluster of every interval
+interpreter. They count results as shown to the model, with injected faults, unless a definition
+says otherwise. The episodes of one problem are one cluster of every interval
 (`retool_env.metrics.estimators.cluster_mean`).
 """
 
@@ -26,7 +28,7 @@ from retool_env.errors import SettingsError
 from retool_env.grading import is_equivalent
 from retool_env.metrics.accuracy import accuracy, accuracy_by_calls, accuracy_by_group, doubts
 from retool_env.metrics.estimators import cluster_ratio
-from retool_env.metrics.failed_calls import errors, recovery
+from retool_env.metrics.failed_calls import errors, faults, recovery
 from retool_env.metrics.figure import Figure, figure_of, mean_of
 from retool_env.metrics.scored_episode import ScoredEpisode
 from retool_env.metrics.tool_use import calls, first_call, funnel
@@ -96,6 +98,7 @@ def measure(
         *calls(with_tool),
         *first_call(with_tool),
         *errors(with_tool),
+        *faults(with_tool),
         *recovery(with_tool),
     ]
     if usage is not None:

@@ -2,10 +2,10 @@
 
 The paper shows self-correction by an example (section 3.3, figure 4) and gives no figure, so these
 definitions are ours. A call *fails* if its program does not run to its end without error. The cause
-may be syntax, an exception, a limit or an empty block. An *error* is a run of failed calls in an
-episode, without a successful call between them. The next successful call *mends* the error. An
-error without a later successful call is not mended, whether the model gave up or the episode was
-cut.
+may be syntax, an exception, a limit, an empty block, or an injected fault: the result as shown to
+the model counts. An *error* is a run of failed calls in an episode, without a successful call
+between them. The next successful call *mends* the error. An error without a later successful call
+is not mended, whether the model gave up or the episode was cut.
 
 All figures rest on scored episodes. In their intervals, the calls of all episodes of a problem form
 one cluster.

@@ -172,7 +172,7 @@ class RolloutEngine:
     def _rollout(self, admission: Admission, problem: Problem, seed: Sequence[int]) -> Rollout:
         return Rollout(
             admission,
-            functools.partial(self.begin, problem),
+            functools.partial(self.begin, problem, seed[-1]),
             functools.partial(self.episode, problem, seed),
             functools.partial(self._most_tokens, problem),
         )
@@ -221,11 +221,18 @@ class RolloutEngine:
         run_blocking(collect())
         return results
 
-    def begin(self, problem: Problem) -> Episode:
-        """Make the episode of a problem, before its first turn."""
+    def begin(self, problem: Problem, rollout: int = 0) -> Episode:
+        """Make the episode of a problem, before its first turn.
+
+        Args:
+            problem: The problem.
+            rollout: The number of the rollout among the rollouts of its problem, on which the
+                faults of the episode depend.
+        """
         tokenizer = None if self._of_text else self.policy.tokenizer
         version = self.policy.weight_version
-        return Episode(problem, self.rules, tokenizer, weight_version=version)
+        schedule = self.rules.schedule(problem, rollout)
+        return Episode(problem, self.rules, tokenizer, weight_version=version, schedule=schedule)
 
     async def episode(
         self,
@@ -239,7 +246,8 @@ class RolloutEngine:
         Args:
             problem: The problem of the episode.
             seed: The numbers from which the seed of each turn derives. All attempts use the same
-                numbers.
+                numbers. The last one is the number of the rollout among the rollouts of its
+                problem, on which the faults depend.
             on_begin: Called with the episode at the beginning of each attempt.
             on_turn: Called with each generation of the policy, also in failed attempts.
 
@@ -250,7 +258,7 @@ class RolloutEngine:
             if attempt:
                 await asyncio.sleep(_RETRY_SECONDS * attempt)
                 self.progress.retried += 1
-            episode = self.begin(problem)
+            episode = self.begin(problem, seed[-1])
             on_begin(episode)
             with closing(Interpreter(self.sandbox)) as interpreter:
                 await self._drive(episode, seed, interpreter, on_turn)

@@ -62,6 +62,8 @@ class PooledSandbox:
 
     pool: Pool
     """The guests, and the slots of programs."""
+    runs_preludes = True
+    """Whether a program, or a block of a session, can have a prelude (`Files.prelude`)."""
 
     def __init__(
         self, concurrency: int | None, guests: int | None, packages: Sequence[str]
@@ -232,31 +234,33 @@ class PooledSession:
         """The id of the session's process on this machine; `None` while there is no process."""
         return self._job.pid if self._job is not None else None
 
-    def run(self, code: str) -> Execution:
+    def run(self, code: str, prelude: str = "") -> Execution:
         """Runs one block in the calling thread.
 
         Args:
             code: The block's text.
+            prelude: Python code that the process runs before the block (see `Files.prelude`).
 
         Raises:
             RuntimeError: The session or its sandbox is closed, or another block of the session
                 runs.
             TypeError: `code` is not a `str`.
         """
-        return complete(self._run(THREAD, code))
+        return complete(self._run(THREAD, code, prelude))
 
-    async def run_async(self, code: str) -> Execution:
+    async def run_async(self, code: str, prelude: str = "") -> Execution:
         """Runs one block; cancelling the call ends the session's process.
 
         Args:
             code: The block's text.
+            prelude: Python code that the process runs before the block (see `Files.prelude`).
 
         Raises:
             RuntimeError: The session or its sandbox is closed, or another block of the session
                 runs.
             TypeError: `code` is not a `str`.
         """
-        return await self._run(LOOP, code)
+        return await self._run(LOOP, code, prelude)
 
     def close(self) -> None:
         """Ends the process. May be called again, and while a block runs.
@@ -277,14 +281,15 @@ class PooledSession:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    async def _run(self, driver: Driver, code: str) -> Execution:
+    async def _run(self, driver: Driver, code: str, prelude: str) -> Execution:
         pool = self._pool
+        files = Files(prelude=prelude) if prelude else None
 
         async def attempt() -> Execution:
             job = self._take(code)
             if isinstance(job, Execution):
                 return job
-            return await pool.drive(driver, job, code, display=self._display)
+            return await pool.drive(driver, job, code, display=self._display, files=files)
 
         self._enter(code)
         try:

@@ -41,9 +41,9 @@ def _clean(part: str) -> str:
 
 
 def pack_files(files: Files) -> bytes:
-    """The files that go with a program, and the names of the files that come back, as JSON."""
-    both = encode_files(files.given), list(files.wanted)
-    return json.dumps(dict(zip(wire.FILES, both, strict=True))).encode()
+    """The files, the prelude, and the names of the files that come back, as JSON."""
+    parts = encode_files(files.given), list(files.wanted), files.prelude
+    return json.dumps(dict(zip(wire.FILES, parts, strict=True))).encode()
 
 
 def encode_files(files: Mapping[str, bytes]) -> dict[str, str]:

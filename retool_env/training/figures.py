@@ -42,13 +42,16 @@ def episode_figures(transcripts: Iterable[Transcript]) -> dict[str, list[float]]
     | `env/void_turns`          | turn of the model         | 1 if it is neither code nor answer   |
     | `env/call_pass_rate`      | call                      | 1 for a program without an error     |
     | `env/outcome/<outcome>`   | call                      | 1 if its program failed in this way  |
+    | `env/faults`              | call                      | 1 if a fault was injected            |
     | `env/recovery`            | failed call before a turn | 1 if the next call ran (`recovered`) |
 
     Args:
-        transcripts: Episodes that did not fail.
+        transcripts: Episodes that did not fail. Their calls count as shown to the model, with
+            injected faults.
 
     Returns:
-        Lists by the figures' names. Figures of calls are missing without a case.
+        Lists by the figures' names. Figures of calls are missing without a case, and `env/faults`
+        if no fault was ordered.
     """
     episodes = [(transcript, transcript.calls) for transcript in transcripts]
     turns = [turn for transcript, _ in episodes for turn in transcript.turns]
@@ -63,6 +66,8 @@ def episode_figures(transcripts: Iterable[Transcript]) -> dict[str, list[float]]
         for outcome in FAILURES:
             hits = [float(call.execution.outcome is outcome) for call in calls]
             figures[f"env/outcome/{outcome}"] = hits
+        if any(call.execution.fault for call in calls):
+            figures["env/faults"] = [float(call.faulty) for call in calls]
     figures["env/recovery"] = [
         float(ran) for transcript, some in episodes if some for ran in recovered(transcript)
     ]

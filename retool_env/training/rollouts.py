@@ -104,8 +104,8 @@ class Rollouts:
             rollouts are abandoned.
 
     Raises:
-        ValueError: If the policy does not sample from the model's own distribution, or a number is
-            out of range.
+        ValueError: If the policy does not sample from the model's own distribution, a number is out
+            of range, or the rollouts of a problem meet different faults.
     """
 
     def __init__(
@@ -124,6 +124,7 @@ class Rollouts:
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         check_policy(engine.policy)
+        engine.rules.check_training()
         if min(staleness, resample) < 0 or oversample < 1 or not (deadline is None or deadline > 0):
             raise ValueError(
                 f"staleness={staleness} and resample={resample} must be at least 0, "

@@ -65,6 +65,36 @@ def test_a_larger_k_or_more_problems_add_episodes(capsys):
     assert "6 episodes are on record, 4 are left" in capsys.readouterr().out
 
 
+def test_faults_are_named_by_the_command_recorded_and_resumed(capsys):
+    """Each sample meets the same faults, whether it ran at once or after a resume."""
+    turns = ("<code>print(5, 6)</code>", "<code>print(7, 8)</code>", "<answer>5</answer>")
+    with_tool = [part for part in COMMAND if part != "--text-only"]
+    with_tool += ["--sandbox", '{"name": "nsjail", "guests": 1}', "--problems", "3"]
+    faults = 'faults={"rate": 0.6, "kinds": ["wrong_value", "busy", "empty"]}'
+
+    with serving(ModelAPI(lambda messages: Reply(turns[len(messages) // 2]))) as url:
+        ran(url, "--k", "1", faults, command=with_tool)
+        ran(url, "--k", "3", faults, "--resume", command=with_tool)
+        ran(url, "--k", "3", faults, "--out", "whole", command=with_tool)
+        ran(url, "--k", "3", "--resume", status=1, command=with_tool)
+        assert "rules.faults" in capsys.readouterr().err
+        ran(url, "--k", "1", "--out", "without", command=with_tool)
+    assert recorded() == recorded("whole")
+    ordered = [[c.execution.fault for c in t.calls] for t in recorded().values()]
+    assert len({repr(pair) for pair in ordered}) > 3
+    assert record()["rules"]["faults"] == {
+        "suite": "v0",
+        "rate": 0.6,
+        "kinds": ["wrong_value", "busy", "empty"],
+        "seed": 0,
+        "by_rollout": True,
+    }
+    injected = sum(bool(f and f.injected) for pair in ordered for f in pair)
+    assert figures()["fault/injected"]["mean"] * figures()["fault/injected"]["count"] == injected
+    assert record("without")["rules"]["faults"] is None
+    assert "fault/injected" not in figures("without")
+
+
 def test_a_finished_evaluation_is_shown_again_without_a_request(capsys):
     api = ModelAPI(answer)
     with serving(api) as url:

@@ -18,7 +18,7 @@ from retool_env.evaluation.records import (
     read_usage,
     rules_to_json,
 )
-from retool_env.execution import Execution, Outcome
+from retool_env.execution import Execution, Fault, Outcome
 from retool_env.problem import Problem
 from retool_env.rollout.policy import Usage
 from retool_env.rules import Rules
@@ -78,8 +78,21 @@ def test_an_episode_is_read_as_it_was_written(tmp_path):
             "exception": "ZeroDivisionError",
             "form": "plain",
             "program": "1/0",
+            "fault": None,
         }
     ]
+
+
+@pytest.mark.parametrize("real", [None, Execution(Outcome.OK, "5\n")])
+def test_the_fault_of_a_call_is_among_its_facts(tmp_path, real):
+    shown = Execution(Outcome.OK, "6\n", fault=Fault("wrong_value", real is not None, real))
+    spans = [dataclasses.replace(s, execution=s.execution and shown) for s in transcript().spans]
+    first = dataclasses.replace(
+        episode(), transcript=dataclasses.replace(transcript(), spans=tuple(spans))
+    )
+    assert written(tmp_path, first) == [first]
+    [call] = json.loads((tmp_path / "episodes.jsonl").read_text())["calls"]
+    assert call["fault"] == {"kind": "wrong_value", "injected": real is not None}
 
 
 def test_of_several_lines_of_an_episode_the_last_one_counts(tmp_path):

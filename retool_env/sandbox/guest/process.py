@@ -218,13 +218,15 @@ class Process:
         assert self._main is not None
         source = text.decode("utf-8", "surrogatepass")
         _give_stdin(stdin)
-        begin = partial(self._begin, files.get("given", {}))
+        begin = partial(self._begin, files.get("given", {}), files.get("prelude", ""))
         name = f"<block {number}>" if self._session else program.NAME
         outcome, error, trace, status = program.execute(source, self._main, display, name, begin)
         confine.make_room()
         return outcome, _dumps([outcome, error, _shorten(trace)]).encode(), status
 
-    def _begin(self, files: dict[str, str]) -> None:
+    def _begin(self, files: dict[str, str], prelude: str) -> None:
+        if prelude:
+            program.run_prelude(prelude)
         for name, data in files.items():
             if folder := os.path.dirname(name):
                 os.makedirs(folder, exist_ok=True)

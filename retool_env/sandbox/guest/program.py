@@ -104,6 +104,17 @@ def _run(programs: list, main: ModuleType, begin: Callable[[], object]) -> Endin
     return _OK
 
 
+def run_prelude(source: str) -> None:
+    """Runs code of the sandbox's user before a program, in a namespace of its own.
+
+    Args:
+        source: The code. Its errors count as the program's.
+    """
+    # Python gives this file name to its own code for imports. `_traceback` leaves such frames out.
+    code = compile(source, "<frozen importlib._bootstrap>", "exec", dont_inherit=True)
+    exec(code, {"__name__": "importlib._bootstrap"})
+
+
 def clear(before: int) -> None:
     """Frees the objects of a program that is over, as Python does at its own end.
 

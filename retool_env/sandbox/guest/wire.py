@@ -15,11 +15,12 @@ PROGRAM = "<?QQQ"
 of its stdin and of the message about its files (`FILES`), which follow. A program without
 files has 0 bytes of that message."""
 
-FILES = ("given", "wanted")
+FILES = ("given", "wanted", "prelude")
 """The keys of the message about files, in JSON. `given`: the files to write before the program
 begins, each name with its content in base64. `wanted`: the names of the files to send back
 when the program is over. After the bell, the process sends these in the same form; it leaves
-out missing files and files beyond `FETCHED_BYTES`."""
+out missing files and files beyond `FETCHED_BYTES`. `prelude`: Python code to run before the
+program."""
 
 FETCHED_BYTES = 8 << 20
 """The largest number of bytes of files that a program sends back."""

@@ -129,6 +129,9 @@ def test_the_test_split_is_held_out_and_another_environment_keeps_the_rules():
         "max_tokens": 20,
         "split": "test",
     }
+    faults = {"rate": 0.5}
+    assert held_out_env({**env, "faults": {"rate": 1}}, {}) == {**ARITHMETIC, "split": "test"}
+    assert held_out_env({**env, "faults": {"seed": 1}}, {"faults": faults})["faults"] == faults
     other = {"id": "ReTool-AIME24-v0", "max_tokens": 12, "interpreter": False}
     assert held_out_env(env, {"id": "ReTool-AIME24-v0"}) == other
     file = {"id": "ReTool-JSONL-v0", "path": "a.jsonl"}

@@ -1,0 +1,269 @@
+"""The kinds of faults: the calls to which each applies, and the result that it shows.
+
+A program always runs, also under a fault. Two kinds are made in its process, by a prelude
+(`retool_env.faults.guest`). For all other kinds, `show` puts another result in the place of the
+true result. Where a kind does not apply, the call is *not eligible*, and the true result is shown.
+The texts belong to suite v0 and never change.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from retool_env.execution import Execution, Fault, Limits, Outcome
+from retool_env.faults import guest
+from retool_env.faults.values import wrong_value
+
+MADE_IN_GUEST = ("missing_package", "wrong_function")
+"""The kinds that are made in the program's process."""
+
+SLOW_SECONDS = 1.0
+"""The delay of the kind `slow`."""
+
+LEAST_CUT, MOST_KEPT = 8, 100
+"""The kinds `cut` and `always_cut` need an output of at least 8 characters, and keep its first
+half, at most 100 characters."""
+
+_filters = threading.Lock()
+_PACKAGE, _FUNCTION = "sympy", "factorint"
+_TRY_AGAIN = "the interpreter could not run the program: try again"
+_BUSY = "the interpreter is busy: try again later"
+_GONE = "the interpreter is gone: it can't be used any longer in this conversation"
+_WARNING = "<program>:1: DeprecationWarning: this version of Python is supported until 2028\n"
+_ENDED = "; the session was ended by that, its variables are lost"
+
+
+class FaultyCall(Protocol):
+    """A call for which a fault is ordered: a `retool_env.episode.RunProgram`."""
+
+    @property
+    def program(self) -> str:
+        """The program text."""
+
+    @property
+    def limits(self) -> Limits:
+        """The limits of the program."""
+
+    @property
+    def session(self) -> bool:
+        """Whether the program runs in the episode's session."""
+
+    @property
+    def fault(self) -> str | None:
+        """The kind of the ordered fault."""
+
+    @property
+    def problem(self) -> str:
+        """The id of the problem."""
+
+    @property
+    def before(self) -> Execution | None:
+        """The result that was shown last in this episode."""
+
+
+def prelude(call: FaultyCall) -> str:
+    """The code that the process runs before the program; empty if it does not make the fault."""
+    if call.fault == "missing_package" and _imports(call.program):
+        return f"{_guest()}\nhide({_PACKAGE!r}, {call.session})\n"
+    if call.fault == "wrong_function" and _uses_function(call.program):
+        return f"{_guest()}\ndrop_factors()\n"
+    return ""
+
+
+def show(call: FaultyCall, true: Execution) -> Execution:
+    """The result that the model sees, with the record of the fault.
+
+    Args:
+        call: The call.
+        true: The result of the program; with a prelude, of the program after it.
+    """
+    assert call.fault is not None
+    if true.outcome is Outcome.INFRASTRUCTURE:
+        shown = None
+    elif call.fault in MADE_IN_GUEST:
+        injected = true.outcome is not Outcome.SYNTAX_ERROR and bool(prelude(call))
+        return dataclasses.replace(true, fault=Fault(call.fault, injected))
+    elif call.fault == "slow":
+        shown = dataclasses.replace(true, duration=true.duration + SLOW_SECONDS)
+    else:
+        shown = _SHOWN[call.fault](call, true)
+        if shown == true:  # the fault would change nothing
+            shown = None
+    if shown is None:
+        return dataclasses.replace(true, fault=Fault(call.fault, injected=False))
+    return dataclasses.replace(shown, fault=Fault(call.fault, injected=True, real=true))
+
+
+def delay(execution: Execution) -> float:
+    """The seconds that the result has to wait."""
+    fault = execution.fault
+    return SLOW_SECONDS if fault and fault.injected and fault.kind == "slow" else 0.0
+
+
+def ends_session(call: FaultyCall, execution: Execution) -> bool:
+    """Whether the shown result says that the session has ended, so that it has to be ended.
+
+    Args:
+        call: The call.
+        execution: The result that `show` returned.
+    """
+    fault = execution.fault
+    ending = ("timeout", "always_timeout", "session_ended")
+    return bool(call.session and fault and fault.injected and fault.kind in ending)
+
+
+def _failed(call: FaultyCall, true: Execution, outcome: Outcome, error: str) -> Execution:
+    """A result that shows an error and nothing that the program printed."""
+    return Execution(outcome, "", error, duration=true.duration)
+
+
+def _timeout(call: FaultyCall, true: Execution) -> Execution | None:
+    if true.outcome is Outcome.SYNTAX_ERROR:
+        return None
+    error = f"time limit: the program ran for more than {call.limits.wall_seconds:g} s"
+    return _failed(call, true, Outcome.TIMEOUT, error + _ENDED * call.session)
+
+
+def _memory(call: FaultyCall, true: Execution) -> Execution | None:
+    if true.outcome is Outcome.SYNTAX_ERROR:
+        return None
+    error = f"MemoryError: the program needed more than {call.limits.memory_mb} MiB"
+    return _failed(call, true, Outcome.MEMORY_LIMIT, error)
+
+
+def _session_ended(call: FaultyCall, true: Execution) -> Execution | None:
+    if not call.session or true.outcome is Outcome.SYNTAX_ERROR:
+        return None
+    return _failed(call, true, Outcome.RUNTIME_ERROR, f"exit status 1{_ENDED}")
+
+
+def _says(error: str) -> Callable[[FaultyCall, Execution], Execution]:
+    """An invented error of the interpreter, which does not depend on the program."""
+    return lambda call, true: _failed(call, true, Outcome.RUNTIME_ERROR, error)
+
+
+def _prints(
+    change: Callable[[FaultyCall, str], str | None],
+) -> Callable[[FaultyCall, Execution], Execution | None]:
+    """A silent fault, which changes the output of a program that ran without error."""
+
+    def shown(call: FaultyCall, true: Execution) -> Execution | None:
+        stdout = change(call, true.stdout) if true.outcome is Outcome.OK else None
+        return None if stdout is None else dataclasses.replace(true, stdout=stdout)
+
+    return shown
+
+
+def _cut(call: FaultyCall, stdout: str) -> str | None:
+    text = stdout.strip()
+    return text[: min(len(text) // 2, MOST_KEPT)] if len(text) >= LEAST_CUT else None
+
+
+def _empty(call: FaultyCall, stdout: str) -> str | None:
+    return "" if stdout.strip() else None
+
+
+def _stale(call: FaultyCall, stdout: str) -> str | None:
+    before = call.before
+    if before is None or before.outcome is not Outcome.OK or not before.stdout.strip():
+        return None
+    return before.stdout
+
+
+def _blank_line(call: FaultyCall, true: Execution) -> Execution:
+    end = "\n" if true.stdout.endswith("\n") or not true.stdout else "\n\n"
+    return dataclasses.replace(true, stdout=true.stdout + end)
+
+
+def _warning(call: FaultyCall, true: Execution) -> Execution | None:
+    if true.outcome is Outcome.SYNTAX_ERROR:
+        return None
+    return dataclasses.replace(true, stdout=_WARNING + true.stdout)
+
+
+_SHOWN: dict[str, Callable[[FaultyCall, Execution], Execution | None]] = {
+    "timeout": _timeout,
+    "always_timeout": _timeout,
+    "memory": _memory,
+    "session_ended": _session_ended,
+    "try_again": _says(_TRY_AGAIN),
+    "busy": _says(_BUSY),
+    "gone": _says(_GONE),
+    "wrong_value": _prints(lambda call, stdout: wrong_value(stdout, call.problem)),
+    "cut": _prints(_cut),
+    "always_cut": _prints(_cut),
+    "empty": _prints(_empty),
+    "stale": _prints(_stale),
+    "blank_line": _blank_line,
+    "warning": _warning,
+}
+"""For each kind whose result is put in the place of the true result: the shown result, or `None`
+where the call is not eligible."""
+
+
+@functools.cache
+def _guest() -> str:
+    return Path(guest.__file__).read_text(encoding="utf-8")
+
+
+def _nodes(program: str, word: str) -> Iterator[ast.AST]:
+    """The parts of a program that holds a word; none if the program can't be parsed."""
+    if word not in program:
+        return
+    try:
+        # Parsing warns of the program's escape sequences. The lock keeps threads from restoring one
+        # another's filters.
+        with _filters, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(program)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    yield from ast.walk(tree)
+
+
+def _imports(program: str) -> bool:
+    """Whether a program imports the package that can be missing, in any form."""
+    for node in _nodes(program, _PACKAGE):
+        names: list[object] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module] if node.level == 0 else []
+        elif isinstance(node, ast.Call) and _name(node.func) in ("import_module", "__import__"):
+            given = [*node.args[:1], *(word.value for word in node.keywords if word.arg == "name")]
+            names = [value.value for value in given if isinstance(value, ast.Constant)]
+        if any(isinstance(name, str) and name.split(".")[0] == _PACKAGE for name in names):
+            return True
+    return False
+
+
+def _uses_function(program: str) -> bool:
+    """Whether a program uses sympy's function that can be wrong, by its name or another name."""
+    nodes = list(_nodes(program, _FUNCTION))
+    names = {_FUNCTION} | {
+        alias.asname
+        for node in nodes
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.name == _FUNCTION and alias.asname
+    }
+    names -= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}  # its own
+    return any(
+        (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in names)
+        or (isinstance(node, ast.Attribute) and node.attr == _FUNCTION)
+        for node in nodes
+    )
+
+
+def _name(function: ast.expr) -> str:
+    """The last part of a function's name, as it is called."""
+    if isinstance(function, ast.Name):
+        return function.id
+    return function.attr if isinstance(function, ast.Attribute) else ""

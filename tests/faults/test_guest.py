@@ -1,0 +1,84 @@
+"""The prelude in a program's process: other programs see no trace of it."""
+
+import pytest
+
+from retool_env.execution import Files, Limits
+from retool_env.faults import guest
+from retool_env.sandbox import make_sandbox
+
+SOURCE = open(guest.__file__).read()  # noqa: SIM115
+HIDDEN = f"{SOURCE}\nhide('sympy', False)"
+
+
+def run(sandbox, program, prelude, limits=Limits()):  # noqa: B008
+    return sandbox.run(program, limits, files=Files(prelude=prelude))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "print(dir(), __name__, sorted(globals()), __builtins__, __import__)",
+        "import sys; print(sys.meta_path, sys.path, sys.path_hooks)",
+        "import sys, gc; print(sys.getrecursionlimit(), gc.isenabled(), sys.gettrace())",
+        "a = 1\n\nraise ValueError(a)",
+        "import os; print(os.listdir('.'), os.environ)",
+        "1 +",
+        "import numpy, mpmath, fractions; print(numpy.arange(3), mpmath.pi)",
+        "print([m for m in dir(__import__('builtins'))])",
+    ],
+)
+def test_a_program_that_does_not_import_the_package_runs_as_ever(program, sandbox):
+    assert run(sandbox, program, HIDDEN) == sandbox.run(program)
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        "importlib.reload(importlib)",
+        "importlib.invalidate_caches()",
+        "sys.path.append(sys.path[-1])",
+        "sys.path_importer_cache.clear()",
+        "[sys.modules.pop(n) for n in list(sys.modules) if n.startswith('importlib')]",
+        "print(importlib.util.find_spec('sympy'), 'sympy' in sys.modules)",
+        "import sympyy",
+        "import pkgutil, numpy, mpmath; importlib.reload(mpmath)",
+    ],
+)
+def test_a_program_does_not_undo_it_by_accident(attempt, sandbox):
+    program = "import sys, importlib.util\ntry:\n    {}\nexcept ImportError as e: print(e)\n"
+    execution = run(sandbox, program.format(attempt) + "import sympy", HIDDEN)
+    assert execution.error == "ModuleNotFoundError: No module named 'sympy'"
+
+
+def test_an_import_of_the_module_changes_nothing(sandbox):
+    assert run(sandbox, "import sympy; print(sympy.factorint(60))", SOURCE).stdout == (
+        "{2: 2, 3: 1, 5: 1}\n"
+    )
+
+
+def test_without_the_package_nothing_is_wrong():
+    with make_sandbox("nsjail", packages=["numpy"], guests=1) as sandbox:
+        execution = run(sandbox, "import sympy", f"{SOURCE}\ndrop_factors()")
+    assert execution.error == "ModuleNotFoundError: No module named 'sympy'"
+
+
+def test_a_prelude_works_without_a_jail():
+    with pytest.warns(RuntimeWarning), make_sandbox("unsafe", guests=1) as sandbox:
+        execution = run(sandbox, "import sympy", HIDDEN)
+        with sandbox.session() as session:
+            assert session.run("print(len('abc'))", prelude="import builtins").stdout == "3\n"
+            shown = session.run("import sympy", prelude=HIDDEN)
+    assert execution.error == shown.error == "ModuleNotFoundError: No module named 'sympy'"
+
+
+def test_an_error_of_a_prelude_counts_as_the_program_s(sandbox):
+    execution = run(sandbox, "print(1)", "1/0")
+    assert execution.error == "ZeroDivisionError: division by zero"
+    assert execution.traceback == execution.error, "without a frame of the prelude"
+
+
+def test_a_program_with_a_prelude_also_gets_its_files(sandbox):
+    files = Files({"in": b"7"}, ["out"], prelude="import builtins\nbuiltins.seven = 7")
+    program = "open('out', 'w').write(str(seven * int(open('in').read())))"
+    sandbox.run(program, files=files)
+    assert files.fetched == {"out": b"49"}
