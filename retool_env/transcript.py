@@ -46,7 +46,8 @@ FORMAT = 4
 |         | (`plain`)                                                                              |
 |         | adds `weight_runs` to a span, if the weights changed during its generation             |
 | 4       | adds `fault` to an execution, if a fault was ordered for the call; `parent` to a       |
-|         | transcript, if the episode goes on from another episode (a fork)                       |
+|         | transcript, if the episode goes on from another episode (a fork); `sent` and `apart`   |
+|         | to a span, if an API wrote it                                                          |
 """
 
 
@@ -112,6 +113,12 @@ class Span:
     weight_runs: Runs = ()
     """The weight version of each token, run-length encoded, `weight_version` first, if the weights
     changed during the generation. Empty if they did not; a file then leaves it out."""
+    sent: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    """Digests of the API's request for this turn: of its settings, then of each message. Empty on
+    spans that no API wrote; a file then leaves it out."""
+    apart: bool = dataclasses.field(default=False, compare=False)
+    """Whether the API kept a reasoning apart from this turn, which no later request shows again. A
+    file leaves it out if it is false."""
 
     @property
     def weights(self) -> Runs:
@@ -268,8 +275,9 @@ class Transcript:
         """The transcript as plain JSON values; `from_json` is the inverse."""
         record = {"format": FORMAT, **dataclasses.asdict(self)}
         for span in record["spans"]:
-            if not span["weight_runs"]:
-                del span["weight_runs"]
+            for name in ("weight_runs", "sent", "apart"):
+                if not span[name]:
+                    del span[name]
             _drop_unset(span["execution"])
         if record["parent"] is None:
             del record["parent"]
@@ -357,6 +365,7 @@ def _span_from_json(record: dict[str, Any]) -> Span:
     if not pairs:
         raise ValueError(f"weight_runs must be pairs of a version and a length, not {runs!r:.60}")
     tuples["weight_runs"] = tuple(tuple(run) for run in runs)
+    tuples["sent"] = tuple(record.get("sent", ()))
     return Span(**{**record, **tuples, "execution": execution})
 
 

@@ -26,7 +26,7 @@ LAYERS = (
     ("retool_env.interpreter",),
     ("retool_env.episode",),
     ("retool_env.rules", "retool_env.rewards"),
-    ("retool_env.transcript",),
+    ("retool_env.transcript", "retool_env.need"),
     ("retool_env.protocol",),
     ("retool_env.problems",),
     ("retool_env.grading",),

@@ -430,7 +430,7 @@ def test_an_episodes_clock_does_not_run_while_it_waits_to_be_let_in():
 
     rules = dataclasses.replace(RULES, max_seconds=6.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Episode.__init__, "__defaults__", (None, lambda: now, None))
+        patch.setattr(Episode.__init__, "__defaults__", (None, lambda: now, None, None))
         policy = ScriptedPolicy(solve, make_tokenizer())
         engine = RolloutEngine(policy, rules, Slow(), tokens_in_flight=220)
         groups = engine.run(PROBLEMS)
