@@ -286,9 +286,9 @@ class Episode:
                 "an episode goes on only from spans that begin with its own prompt: use the rules, "
                 "the tokenizer and the interpreter's settings of the other episode"
             )
+        self._transcript = dataclasses.replace(self._transcript, spans=(spans[0],), parent=parent)
         for span in spans[1:]:
             self._append(span)
-        self._transcript = dataclasses.replace(self.transcript, parent=parent)
         self.charge(spans)
         if self._last.author == "model":
             turn = self._protocol.parse(self._last.text)
