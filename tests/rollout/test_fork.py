@@ -88,7 +88,9 @@ def test_a_fork_takes_over_the_parents_spans_and_goes_on_with_new_seeds(tmp_path
     assert len(group) == 3
     for fork in group:
         check_transcript(fork)
-        assert all(own is other for own, other in zip(fork.spans[:5], parent.spans[:5]))
+        assert all(
+            own is other for own, other in zip(fork.spans[:5], parent.spans[:5], strict=True)
+        )
         assert fork.spans == parent.spans  # a scripted model writes the same again
         assert fork.parent == Parent(5, 2, "control") and fork.reward == parent.reward == 1.0
     # The model is asked for the same turns as before, with the same budgets and other seeds.
@@ -284,10 +286,8 @@ def test_with_a_schedule_the_call_runs_anew_under_its_fault(faulty, rules):
         faulty.clear()
         [fork] = engine.fork(parent, 2, arm=kind, schedule=At(2, kind))
         before = [("a", None)] if rules.session else []
-        assert [(need.program, need.fault) for need in faulty] == before + [
-            ("b", faults[0]),
-            ("c", faults[1]),
-        ]
+        after = [("b", faults[0]), ("c", faults[1])]
+        assert [(need.program, need.fault) for need in faulty] == [*before, *after]
         assert fork.spans[:4] == parent.spans[:4] and fork.parent == Parent(0, 2, kind)
         record = fork.calls[1].execution.fault
         assert record.kind == kind and record.real == parent.calls[1].execution
