@@ -53,7 +53,7 @@ class Episode:
         clock: A function that returns monotonic seconds, for the wall-clock budget.
         weight_version: The version of the policy's weights, for `Transcript.weight_version`. `None`
             for policies without weights.
-        schedule: The faults of the calls; `None`: no faults.
+        schedule: Orders the faults of the calls, as from `Rules.schedule`. `None`: no faults.
 
     Raises:
         ValueError: If the rules have a token budget but no tokenizer is given, or if the
@@ -84,8 +84,6 @@ class Episode:
         self.rules = rules
         self.need: Need | None = None
         self._tokenizer = tokenizer
-        self._schedule = schedule
-        self._lasting: str | None = None  # the persistent fault that has begun
         self._clock = clock
         self._started = clock()
         self._spent = 0
@@ -101,6 +99,9 @@ class Episode:
             protocol=rules.protocol,
         )
         self._form: Form | None = None  # of the program that runs now
+        self._schedule = schedule
+        self._lasting: str | None = None  # the persistent fault that has begun
+        self._shown: Execution | None = None  # the last result, before its output was cut
         self._last = span
         self._new: list[Span] = []  # added to the transcript when it is read: turns cost less
         self._ids = list(span.token_ids or ())
@@ -251,25 +252,30 @@ class Episode:
             elif is_empty_program(turn.content):
                 self._observe_execution(EMPTY_PROGRAM, 0.0)
             else:
-                self.need = self._program(turn)
+                self.need = self._order(
+                    RunProgram(turn.content, rules.limits, rules.session, rules.display)
+                )
         return self.need
 
-    def _program(self, turn: Turn) -> RunProgram:
-        rules = self.rules
-        fault = self._lasting
-        if fault is None and self._schedule is not None:
-            fault = self._schedule.ordered(self._spent)
-            if fault is not None and KINDS[fault].persistent:
-                self._lasting = fault
-        return RunProgram(turn.content, rules.limits, rules.session, rules.display, fault)
+    def _order(self, need: RunProgram) -> RunProgram:
+        """The need of a call, with the fault that is ordered for the call."""
+        kind = self._lasting
+        if kind is None and self._schedule is not None:
+            kind = self._schedule.ordered(self._spent)
+        if kind is None:
+            return need
+        if KINDS[kind].persistent:
+            self._lasting = kind
+        problem = self._transcript.problem.id
+        return dataclasses.replace(need, fault=kind, problem=problem, before=self._shown)
 
     def resume(
         self, spans: Sequence[Span], form: Form | None = None, parent: Parent | None = None
     ) -> None:
         """Go on from the first spans of another episode of this problem, under the same rules.
 
-        The budgets are those of the other episode at this point. If the last span is a turn with
-        a call, this call becomes the need.
+        The budgets are the budgets of the other episode at this point. If the last span is a turn
+        with a call, this call becomes the need.
 
         Args:
             spans: The spans, the prompt first. They are kept unchanged.
@@ -289,6 +295,7 @@ class Episode:
         self._transcript = dataclasses.replace(self._transcript, spans=(spans[0],), parent=parent)
         for span in spans[1:]:
             self._append(span)
+            self._shown = span.execution or self._shown
         self.charge(spans)
         if self._last.author == "model":
             turn = self._protocol.parse(self._last.text)
@@ -297,10 +304,13 @@ class Episode:
             self._form = form or turn.form
             self._ends_as_invalid(turn)
             self._spent += 1
-            self.need = self._program(turn)
+            rules = self.rules
+            self.need = self._order(
+                RunProgram(turn.content, rules.limits, rules.session, rules.display)
+            )
 
     def charge(self, spans: Sequence[Span]) -> None:
-        """Set the budgets to those that remain after these spans, whatever the own spans are.
+        """Set the used budgets to the tokens, characters, calls and seconds of these spans.
 
         Args:
             spans: The spans, the prompt first.
@@ -378,6 +388,7 @@ class Episode:
         self, execution: Execution, seconds: float, recorded: bool = False
     ) -> None:
         rules = self.rules
+        self._shown = execution
         limit = max(rules.output_characters, len(execution.stdout) if recorded else 0)
         output = render_output(execution, limit, rules.output_cut, rules.errors)
         shown = cut_text(execution.stdout, limit, rules.output_cut)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from retool_env.execution import Limits
+from retool_env.execution import Execution, Limits
 from retool_env.tokens import Runs
 
 TurnEnd = Literal["tag", "eos", "length"]
@@ -45,6 +45,10 @@ class RunProgram:
     """Whether the interpreter shows the value of the program's last expression."""
     fault: str | None = None
     """The kind of the fault that is ordered for this call; `None` without one."""
+    problem: str = ""
+    """The id of the problem, on which the change of a wrong value depends."""
+    before: Execution | None = None
+    """The result that was shown last; `None` at the first call, and without a fault."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ def plays(draw):
     return Play(rules, draw(st.lists(turns, min_size=1, max_size=6)), ids)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(plays())
 def test_going_on_after_any_span_with_the_same_turns_gives_the_same_episode(play):
     whole = play.go_on(play.new())
@@ -199,6 +199,7 @@ def test_an_episode_resumed_at_a_call_asks_for_the_fault_of_this_call():
         episode = Episode(PROBLEM, play.rules, schedule=At(2, kind))
         episode.resume(whole.spans[:4])
         assert episode.need.fault == kind and episode.need.program == "6 * 7"
+        assert episode.need.before == whole.spans[2].execution and episode.need.problem == "p"
         episode.executed(RESULTS[2])
         assert episode.act("<code>1</code>").fault == later
 

@@ -187,13 +187,9 @@ class RolloutEngine:
         """
         if n < 1 or (deadline is not None and not deadline > 0):
             raise SettingsError(f"n must be at least 1, and a deadline above 0: {n}, {deadline}")
-        if self.rules.faults is not None:
-            raise SettingsError(
-                "forks need rules without faults: the fault of a fork is its schedule or result"
-            )
         root = (seed,) if isinstance(seed, int) else tuple(seed)
         for fork in forks:  # at once, not hours later
-            self._check_fork(fork)
+            self.check_fork(fork)
         admission = self._admission()
         self.progress.expect(n * len(forks))
         rollouts = [
@@ -259,7 +255,17 @@ class RolloutEngine:
 
         return run_blocking(collect())
 
-    def _check_fork(self, fork: Fork) -> None:
+    def check_fork(self, fork: Fork) -> None:
+        """Check that the rules suit a fork, and that its request to an API repeats its parent's.
+
+        Raises:
+            SettingsError: If the rules have faults, the prompt of the parent is not the prompt of
+                these rules, or a part of the request differs.
+        """
+        if self.rules.faults is not None:
+            raise SettingsError(
+                "forks need rules without faults: the fault of a fork is its schedule or result"
+            )
         episode = self.begin(fork.transcript.problem, fork)
         if self._of_text:
             fork.check_request(self.policy.digests(episode.transcript, episode.stop))
@@ -273,7 +279,7 @@ class RolloutEngine:
     ) -> Rollout:
         return Rollout(
             admission,
-            functools.partial(self.begin, problem, fork),
+            functools.partial(self.begin, problem, fork, seed[-1]),
             functools.partial(self.episode, problem, seed, fork=fork),
             functools.partial(self._most_tokens, problem),
         )
@@ -322,15 +328,18 @@ class RolloutEngine:
         run_blocking(collect())
         return results
 
-    def begin(self, problem: Problem, fork: Fork | None = None) -> Episode:
+    def begin(self, problem: Problem, fork: Fork | None = None, rollout: int = 0) -> Episode:
         """Make the episode of a problem, before its first turn.
 
         Args:
             problem: The problem.
             fork: The fork to whose state the episode is brought. `None`: the prompt alone.
+            rollout: The number of the rollout among the rollouts of its problem, on which the
+                faults of the episode depend. A fork has its own schedule.
         """
-        episode = self._new(problem, None if fork is None else fork.schedule)
-        return episode if fork is None else fork.begin(episode)
+        if fork is None:
+            return self._new(problem, self.rules.schedule(problem, rollout))
+        return fork.begin(self._new(problem, fork.schedule))
 
     def _new(self, problem: Problem, schedule: Schedule | None) -> Episode:
         tokenizer = None if self._of_text else self.policy.tokenizer
@@ -350,7 +359,8 @@ class RolloutEngine:
         Args:
             problem: The problem of the episode.
             seed: The numbers from which the seed of each turn derives. All attempts use the same
-                numbers.
+                numbers. The last one is the number of the rollout among the rollouts of its
+                problem, on which the faults depend.
             on_begin: Called with the episode at the beginning of each attempt.
             on_turn: Called with each generation of the policy, also in failed attempts.
             fork: The fork from which each attempt goes on. `None`: the attempts begin with the
@@ -365,8 +375,10 @@ class RolloutEngine:
                 await asyncio.sleep(_RETRY_SECONDS * attempt)
                 self.progress.retried += 1
             with closing(Interpreter(self.sandbox)) as interpreter:
-                episode = self._new(problem, None if fork is None else fork.schedule)
-                if fork is not None:
+                if fork is None:
+                    episode = self.begin(problem, rollout=seed[-1])
+                else:
+                    episode = self._new(problem, fork.schedule)
                     await self._prepare(episode, fork, interpreter)
                 on_begin(episode)
                 await drive(episode, self.policy, interpreter, seed, self.progress, on_turn)
