@@ -255,7 +255,7 @@ class Faulty(Interpreter):
         Faulty.needs.append(need)
 
         async def run():
-            real = await Interpreter.run_async(self, need)
+            real = await Interpreter.run_async(self, dataclasses.replace(need, fault=None))
             if need.fault is None:
                 return real
             shown = WRONG if need.fault == "wrong_value" else FAILED
