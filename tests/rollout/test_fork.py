@@ -407,7 +407,7 @@ def test_an_engine_refuses_forks_under_other_rules_before_it_samples():
     policy = Model("a")
     for rules, words in (
         (dataclasses.replace(RULES, prompt_template="Q {query}\n"), "its own prompt"),
-        (dataclasses.replace(RULES, faults={"rate": 0.5}), "rules without faults"),
+        (dataclasses.replace(RULES, faults={"kinds": ["timeout"]}), "rules without faults"),
     ):
         with pytest.raises(SettingsError, match=words):
             RolloutEngine(policy, rules, Box()).fork(parent, 1)
