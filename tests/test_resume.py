@@ -223,3 +223,15 @@ def test_an_episode_that_has_begun_goes_on_from_no_other():
     episode.act("<code>1</code>")
     with pytest.raises(SettingsError, match="its own prompt"):
         episode.resume(whole.spans[:3])
+
+
+def test_the_seconds_of_the_spans_are_used_up():
+    """Each turn takes 2 s and each program 3 s, so the third turn is late."""
+    play, whole = failing(max_seconds=11.0)
+    assert whole.stop_reason is StopReason.TIME_BUDGET and len(whole.spans) == 6
+    for end in (1, 3, 5):
+        play.clock = Clock(1000.0)
+        again = play.new()
+        play.clock.now += 500.0  # what passes before an episode goes on does not count
+        again.resume(whole.spans[:end])
+        assert play.go_on(again) == whole
