@@ -11,13 +11,16 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 from retool_env.errors import SettingsError
-from retool_env.execution import Execution, Limits, Outcome
+from retool_env.execution import Execution, Outcome
 from retool_env.faults import KINDS
 from retool_env.faults.schedule import Schedule
+from retool_env.need import Generation as Generation
+from retool_env.need import GradeAnswer as GradeAnswer
+from retool_env.need import Need as Need
+from retool_env.need import RunProgram as RunProgram
+from retool_env.need import TurnEnd as TurnEnd
 from retool_env.problem import Problem
 from retool_env.protocol.program import Form
 from retool_env.protocol.result import (
@@ -30,68 +33,13 @@ from retool_env.protocol.result import (
 from retool_env.protocol.turn import EncodedText, Turn, TurnKind
 from retool_env.rewards import earned
 from retool_env.rules import Rules
-from retool_env.tokens import Runs, cut_turn, first_runs
 from retool_env.tokens import Tokenizer as Tokenizer
+from retool_env.tokens import cut_turn, first_runs
 from retool_env.tokens import decode as decode
 from retool_env.tokens import encode_prompt as encode_prompt
 from retool_env.tokens import encode_result as encode_result
 from retool_env.tokens import tokens_of_turn as tokens_of_turn
-from retool_env.transcript import Span, StopReason, Transcript
-
-TurnEnd = Literal["tag", "eos", "length"]
-"""Why sampling of a turn stopped: a closing tag, the end of the sequence, or the budget."""
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """One turn that a policy sampled: the id action."""
-
-    token_ids: tuple[int, ...]
-    """The sampled tokens, shape `(T,)`, including the end-of-sequence token if it was sampled."""
-    logprobs: tuple[float, ...]
-    """The log-prob of each token under the sampling distribution, shape `(T,)`."""
-    stop_reason: TurnEnd
-    """Why sampling stopped."""
-    seconds: float = field(default=0.0, compare=False)
-    """Wall-clock seconds that the generation took."""
-    weight_version: int | None = None
-    """The version of the weights that sampled the first token. `None`: a policy without weights."""
-    weight_runs: Runs = ()
-    """The weight version of each token, run-length encoded. Empty if the weights did not change
-    during the turn; see `Span.weight_runs`."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunProgram:
-    """A need of the episode: the result of this program."""
-
-    program: str
-    """The program text."""
-    limits: Limits
-    """The limits of the program."""
-    session: bool = False
-    """Whether the program runs in the episode's session, which keeps earlier programs' names."""
-    display: bool = False
-    """Whether the interpreter shows the value of the program's last expression."""
-    fault: str | None = None
-    """The kind of the fault that is ordered for this call; `None` without one."""
-    problem: str = ""
-    """The id of the problem, on which the change of a wrong value depends."""
-    before: Execution | None = None
-    """The result that was shown last; `None` at the first call, and without a fault."""
-
-
-@dataclass(frozen=True, slots=True)
-class GradeAnswer:
-    """A need of the episode: the verdict whether an answer equals the reference mathematically."""
-
-    answer: str
-    """The model's answer."""
-    gold: str
-    """The reference answer of the problem."""
-
-
-Need = RunProgram | GradeAnswer
+from retool_env.transcript import Parent, Span, StopReason, Transcript
 
 
 class Episode:
@@ -192,7 +140,13 @@ class Episode:
         return None if limit is None else limit - self._tokens
 
     def act(
-        self, action: str, exhausted: bool = False, seconds: float = 0.0, form: Form | None = None
+        self,
+        action: str,
+        exhausted: bool = False,
+        seconds: float = 0.0,
+        form: Form | None = None,
+        sent: tuple[str, ...] = (),
+        apart: bool = False,
     ) -> Need | None:
         """Take a text action: one model turn.
 
@@ -202,6 +156,8 @@ class Episode:
             seconds: Wall-clock seconds that the generation took.
             form: The rule by which the program was read, if a native call was translated to this
                 text; `None`: the text itself shows the form.
+            sent: See `Span.sent`.
+            apart: See `Span.apart`.
 
         Returns:
             The need that must be served before the next action, or `None`.
@@ -213,7 +169,8 @@ class Episode:
             raise RuntimeError(
                 "this episode has a tokenizer, so its actions are token ids: call act_ids instead"
             )
-        return self._turn(Span("model", action, seconds=seconds), exhausted, form)
+        span = Span("model", action, seconds=seconds, sent=sent, apart=apart)
+        return self._turn(span, exhausted, form)
 
     def act_ids(self, generation: Generation) -> Need | None:
         """Take an id action: one sampled model turn.
@@ -312,6 +269,60 @@ class Episode:
         problem = self._transcript.problem.id
         return dataclasses.replace(need, fault=kind, problem=problem, before=self._shown)
 
+    def resume(
+        self, spans: Sequence[Span], form: Form | None = None, parent: Parent | None = None
+    ) -> None:
+        """Go on from the first spans of another episode of this problem, under the same rules.
+
+        The budgets are the budgets of the other episode at this point. If the last span is a turn
+        with a call, this call becomes the need.
+
+        Args:
+            spans: The spans, the prompt first. They are kept unchanged.
+            form: The form of the program of the last span, if a native call was translated to it;
+                `None`: the text itself shows the form.
+            parent: The other episode, for the record.
+
+        Raises:
+            SettingsError: If this episode has begun, the prompts differ, or the last span is a
+                turn without a call.
+        """
+        if self.transcript.spans != (spans[0],):
+            raise SettingsError(
+                "an episode goes on only from spans that begin with its own prompt: use the rules, "
+                "the tokenizer and the interpreter's settings of the other episode"
+            )
+        self._transcript = dataclasses.replace(self._transcript, spans=(spans[0],), parent=parent)
+        for span in spans[1:]:
+            self._append(span)
+            self._shown = span.execution or self._shown
+        self.charge(spans)
+        if self._last.author == "model":
+            turn = self._protocol.parse(self._last.text)
+            if turn.kind is not TurnKind.CODE:
+                raise SettingsError("the last turn holds no call: resume before it or after it")
+            self._form = form or turn.form
+            self._ends_as_invalid(turn)
+            self._spent += 1
+            rules = self.rules
+            self.need = self._order(
+                RunProgram(turn.content, rules.limits, rules.session, rules.display)
+            )
+
+    def charge(self, spans: Sequence[Span]) -> None:
+        """Set the used budgets to the tokens, characters, calls and seconds of these spans.
+
+        Args:
+            spans: The spans, the prompt first.
+        """
+        results = [span for span in spans if span.author == "env"]
+        valid = [bool(span.execution) and span.form != "unread" for span in results]
+        self._spent = len(results)
+        self._invalid = valid[::-1].index(True) if any(valid) else len(valid)
+        self._tokens = sum(len(span.token_ids or ()) for span in spans[1:])
+        self._characters = sum(len(span.text) for span in spans[1:])
+        self._started = self._clock() - sum(span.seconds for span in spans)
+
     def _ends_as_invalid(self, turn: Turn) -> bool:
         """Count the invalid turns in a row, and tell whether the rules end the episode here."""
         void = turn.kind is TurnKind.VOID
@@ -320,13 +331,16 @@ class Episode:
             return void
         return self.rules.max_void is not None and self._invalid >= self.rules.max_void
 
-    def executed(self, execution: Execution, seconds: float | None = None) -> None:
+    def executed(
+        self, execution: Execution, seconds: float | None = None, recorded: bool = False
+    ) -> None:
         """Hand in the result of the needed program.
 
         Args:
             execution: The result. An infrastructure failure ends the episode without a score.
             seconds: Wall-clock seconds from the need to the result, waiting included. `None`: the
                 run time of the program.
+            recorded: Whether the result is from a record, in which a long output is cut already.
 
         Raises:
             RuntimeError: If the episode needs no program.
@@ -337,7 +351,8 @@ class Episode:
         if execution.outcome is Outcome.INFRASTRUCTURE:
             self._finish(StopReason.INFRASTRUCTURE)
         else:
-            self._observe_execution(execution, execution.duration if seconds is None else seconds)
+            seconds = execution.duration if seconds is None else seconds
+            self._observe_execution(execution, seconds, recorded)
 
     def graded(self, correct: bool) -> None:
         """Hand in the verdict on the answer, which ends the episode.
@@ -369,10 +384,12 @@ class Episode:
             self.need = None
             self._finish(reason)
 
-    def _observe_execution(self, execution: Execution, seconds: float) -> None:
+    def _observe_execution(
+        self, execution: Execution, seconds: float, recorded: bool = False
+    ) -> None:
         rules = self.rules
         self._shown = execution
-        limit = rules.output_characters
+        limit = max(rules.output_characters, len(execution.stdout) if recorded else 0)
         output = render_output(execution, limit, rules.output_cut, rules.errors)
         shown = cut_text(execution.stdout, limit, rules.output_cut)
         turn_ids = self._last.token_ids or ()

@@ -22,6 +22,7 @@ class RetoolError(Exception):
     ├── SandboxUnavailable (RuntimeError)    the sandbox cannot work here
     ├── GraderUnavailable (RuntimeError)     the grader's worker process cannot start
     ├── MissingPackage (ImportError)         an optional package is not installed
+    ├── NotReproducible (RuntimeError)       programs that ran anew gave a different result
     ├── PolicyUnavailable (RuntimeError)     temporary: the engine tries the episode again
     ├── RequestRefused (ValueError)          an API refuses one request
     ├── APIUnreachable (ConnectionError)     an API never answered
@@ -60,6 +61,13 @@ class SandboxUnavailable(RetoolError, RuntimeError):
 
 class GraderUnavailable(RetoolError, RuntimeError):
     """The grader's worker process cannot start: the installation is broken, not the answer."""
+
+
+class NotReproducible(RetoolError, RuntimeError):
+    """A program of a record, run anew, gave a different result; the message names the call.
+
+    No episode goes on from such a record: its prefix is left out, and counted.
+    """
 
 
 class MissingPackage(RetoolError, ImportError):

@@ -13,7 +13,6 @@ Masks, metrics, viewers and training rows are derived from the transcript.
 from __future__ import annotations
 
 import dataclasses
-import enum
 import json
 import math
 import os
@@ -29,6 +28,7 @@ from retool_env.protocol import PROTOCOLS, ProtocolName
 from retool_env.protocol.program import Form, read_one_fence, read_program
 from retool_env.protocol.turn import Turn, TurnKind, TurnProtocol
 from retool_env.provenance import REVISION
+from retool_env.stop_reason import StopReason as StopReason
 from retool_env.tokens import Runs
 
 Author = Literal["prompt", "model", "env"]
@@ -46,38 +46,9 @@ FORMAT = 4
 |         | (`plain`)                                                                              |
 |         | adds `weight_runs` to a span, if the weights changed during its generation             |
 | 4       | adds `fault` to an execution, if a fault was ordered for the call; `parent` to a       |
-|         | transcript, if the episode goes on from another episode (a fork)                       |
+|         | transcript, if the episode goes on from another episode (a fork); `sent` and `apart`   |
+|         | to a span, if an API wrote it                                                          |
 """
-
-
-class StopReason(enum.StrEnum):
-    """Why an episode ended: a closed set of terminations and truncations."""
-
-    ANSWERED = "answered"
-    """The model gave an answer."""
-    STOPPED = "stopped"
-    """The model wrote an empty turn: it stopped without an answer."""
-    VOID_TURN = "void_turn"
-    """A turn held neither a code block nor an answer, and `Rules.void_turn` is `"end"`; or
-    `Rules.max_void` invalid turns came in a row."""
-    CALL_LIMIT = "call_limit"
-    """The model used its last allowed call, saw the result, and did not answer in the next turn."""
-    TOKEN_BUDGET = "token_budget"
-    """The response reached `Rules.max_tokens`, or the policy's context is full."""
-    CHARACTER_BUDGET = "character_budget"
-    """The response reached `Rules.max_characters`."""
-    TIME_BUDGET = "time_budget"
-    """The episode took longer than `Rules.max_seconds`."""
-    CANCELLED = "cancelled"
-    """The episode was cut from outside, by a deadline for example. It has no score if the model had
-    written nothing yet."""
-    INFRASTRUCTURE = "infrastructure_failure"
-    """The sandbox or the policy failed. Such an episode has no score and is never trained on."""
-
-    @property
-    def terminated(self) -> bool:
-        """Whether the episode ended by its own rules, rather than by a cut from outside."""
-        return self in (self.ANSWERED, self.STOPPED, self.VOID_TURN, self.CALL_LIMIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +83,12 @@ class Span:
     weight_runs: Runs = ()
     """The weight version of each token, run-length encoded, `weight_version` first, if the weights
     changed during the generation. Empty if they did not; a file then leaves it out."""
+    sent: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    """Digests of the API's request for this turn: of its settings, then of each message. Empty on
+    spans that no API wrote; a file then leaves it out."""
+    apart: bool = dataclasses.field(default=False, compare=False)
+    """Whether the API kept a reasoning apart from this turn, which no later request shows again. A
+    file leaves it out if it is false."""
 
     @property
     def weights(self) -> Runs:
@@ -279,8 +256,9 @@ class Transcript:
         """The transcript as plain JSON values; `from_json` is the inverse."""
         record = {"format": FORMAT, **dataclasses.asdict(self)}
         for span in record["spans"]:
-            if not span["weight_runs"]:
-                del span["weight_runs"]
+            for name in ("weight_runs", "sent", "apart"):
+                if not span[name]:
+                    del span[name]
             _drop_unset(span["execution"])
         if record["parent"] is None:
             del record["parent"]
@@ -368,6 +346,7 @@ def _span_from_json(record: dict[str, Any]) -> Span:
     if not pairs:
         raise ValueError(f"weight_runs must be pairs of a version and a length, not {runs!r:.60}")
     tuples["weight_runs"] = tuple(tuple(run) for run in runs)
+    tuples["sent"] = tuple(record.get("sent", ()))
     return Span(**{**record, **tuples, "execution": execution})
 
 

@@ -26,7 +26,7 @@ LAYERS = (
     ("retool_env.interpreter",),
     ("retool_env.episode",),
     ("retool_env.rules", "retool_env.rewards"),
-    ("retool_env.transcript",),
+    ("retool_env.transcript", "retool_env.need", "retool_env.stop_reason"),
     ("retool_env.protocol",),
     ("retool_env.problems",),
     ("retool_env.grading",),
@@ -65,7 +65,9 @@ KEPT = {
     "retool_env.env": [
         *("ReToolEnv", "STOPPED", "make_task", "registered_settings", "split_settings"),
     ],
-    "retool_env.episode": ["Episode", "Generation", "Rules", "Tokenizer"],
+    "retool_env.episode": [
+        *("Episode", "Generation", "GradeAnswer", "RunProgram", "Rules", "Tokenizer"),
+    ],
     "retool_env.evaluation": ["TEMPERATURE", "TOP_P", "evaluate", "table", "tool_table"],
     "retool_env.grading": ["extract_boxed", "is_equivalent"],
     "retool_env.integrations.rollouts": ["EngineRollouts", "RolloutsAbandoned", "Sampled"],
@@ -80,6 +82,7 @@ KEPT = {
     "retool_env.rollout.openai": ["OpenAIPolicy"],
     "retool_env.rollout.transformers": ["TransformersPolicy", "load_policy"],
     "retool_env.rollout.vllm": ["VLLMPolicy"],
+    "retool_env.transcript": ["StopReason", "Transcript"],
     "retool_env.sandbox": ["Execution", "Limits", "Outcome", "Sandbox", "SandboxUnavailable"],
 }
 """Names that modules still export, though some are defined elsewhere now."""

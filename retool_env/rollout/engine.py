@@ -10,25 +10,25 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
-import itertools
 import logging
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing, closing
 from typing import Any
 
 from retool_env.checkpoint_task import checkpoint_rules
-from retool_env.episode import Episode, GradeAnswer, Need
-from retool_env.errors import SettingsError
-from retool_env.execution import Outcome, Sandbox
-from retool_env.grading import is_equivalent_async
+from retool_env.episode import Episode
+from retool_env.errors import NotReproducible, SettingsError
+from retool_env.execution import Execution, Sandbox
+from retool_env.faults.schedule import Schedule
 from retool_env.interpreter import Interpreter, check_sandbox
 from retool_env.problem import Problem
 from retool_env.rollout.admission import Admission
+from retool_env.rollout.drive import drive
+from retool_env.rollout.fork import Fork
 from retool_env.rollout.group import Group as Group
-from retool_env.rollout.group import Rollout, checked_transcript, end_tasks, first_finished
-from retool_env.rollout.policy import Policy, PolicyUnavailable, TextPolicy, as_policy
+from retool_env.rollout.group import Rollout, as_completed, checked_transcript, first_finished
+from retool_env.rollout.policy import Policy, TextPolicy, as_policy
 from retool_env.rollout.progress import Progress
 from retool_env.rules import Rules
 from retool_env.servers.background import BackgroundLoop
@@ -148,10 +148,6 @@ class RolloutEngine:
             for index, problem in enumerate(problems)
         ]
 
-        def cut() -> None:
-            for rollout in itertools.chain(*rollouts):
-                rollout.cut()
-
         async def run_group(index: int) -> tuple[int, Group]:
             group = await first_finished(rollouts[index], n, on_dropped)
             self.progress.dropped += begun - n
@@ -159,21 +155,132 @@ class RolloutEngine:
                 self.progress.finished(transcript)
             return index, group
 
-        tasks = [asyncio.create_task(run_group(index)) for index in range(len(problems))]
-        timer = None if deadline is None else asyncio.get_running_loop().call_later(deadline, cut)
-        try:
-            for done in asyncio.as_completed(tasks):
-                yield await done
-        finally:
-            if timer is not None:
-                timer.cancel()
-            await end_tasks(tasks)
+        async with aclosing(as_completed(rollouts, run_group, deadline)) as groups:
+            async for group in groups:
+                yield group
 
-    def _rollout(self, admission: Admission, problem: Problem, seed: Sequence[int]) -> Rollout:
+    async def forks(
+        self,
+        forks: Sequence[Fork],
+        n: int = 1,
+        seed: int | Sequence[int] = 0,
+        deadline: float | None = None,
+    ) -> AsyncGenerator[tuple[int, Group | NotReproducible]]:
+        """Yield `(index of the fork, its n transcripts)` as the groups of forks complete.
+
+        The episodes of a fork go on from the same tokens (`retool_env.rollout.fork`). A fork whose
+        programs do not give the recorded results yields the reason in place of its transcripts.
+        Closing works as in `groups`.
+
+        Args:
+            forks: The forks.
+            n: The number of episodes for each fork.
+            seed: The root seed, one number or several. The seed of a turn derives from it, from
+                the fork's problem, sample, call and arm, and from the numbers of the episode and
+                the turn. It does not depend on the order of `forks`.
+            deadline: See `groups`.
+
+        Raises:
+            SettingsError: If a number is out of range, the rules have faults, the prompt of a
+                parent is not the prompt of these rules, or a request to an API would differ from
+                the request of the parent.
+        """
+        if n < 1 or (deadline is not None and not deadline > 0):
+            raise SettingsError(f"n must be at least 1, and a deadline above 0: {n}, {deadline}")
+        root = (seed,) if isinstance(seed, int) else tuple(seed)
+        for fork in forks:  # at once, not hours later
+            self.check_fork(fork)
+        admission = self._admission()
+        self.progress.expect(n * len(forks))
+        rollouts = [
+            [
+                self._rollout(admission, fork.transcript.problem, (*root, *fork.seeds, i), fork)
+                for i in range(n)
+            ]
+            for fork in forks
+        ]
+
+        async def run_fork(index: int) -> tuple[int, Group | NotReproducible]:
+            try:
+                group = await first_finished(rollouts[index], n, None)
+            except NotReproducible as reason:
+                self.progress.expect(-n)
+                return index, reason
+            for transcript in group:
+                self.progress.finished(transcript)
+            return index, group
+
+        async with aclosing(as_completed(rollouts, run_fork, deadline)) as groups:
+            async for group in groups:
+                yield group
+
+    def fork(
+        self,
+        transcript: Transcript,
+        call: int,
+        result: Execution | None = None,
+        n: int = 1,
+        seed: int | Sequence[int] = 0,
+        arm: str = "control",
+        schedule: Schedule | None = None,
+        sample: int = 0,
+    ) -> Group:
+        """Go on from a call of a finished episode `n` times, and wait for the episodes.
+
+        Args:
+            transcript: The parent.
+            call: The number of the call, from 1.
+            result: The result to show. `None`: the recorded result, or the result under `schedule`.
+            n: The number of episodes.
+            seed: See `forks`.
+            arm: The name of the arm.
+            schedule: The faults of this call and of later calls. `None`: no faults.
+            sample: The number of the parent among the episodes of its problem.
+
+        Returns:
+            The transcripts; each names its parent.
+
+        Raises:
+            NotReproducible: If a program that runs anew does not give the recorded result.
+            SettingsError: If no fork can go on from this call; see `forks`.
+        """
+        fork = Fork(transcript, call, arm, result, schedule, sample)
+
+        async def collect() -> Group:
+            async with aclosing(self.forks([fork], n, seed)) as groups:
+                _, group = await anext(groups)
+            if isinstance(group, NotReproducible):
+                raise group
+            return group
+
+        return run_blocking(collect())
+
+    def check_fork(self, fork: Fork) -> None:
+        """Check that the rules suit a fork, and that its request to an API repeats its parent's.
+
+        Raises:
+            SettingsError: If the rules have faults, the prompt of the parent is not the prompt of
+                these rules, or a part of the request differs.
+        """
+        if self.rules.faults is not None:
+            raise SettingsError(
+                "forks need rules without faults: the fault of a fork is its schedule or result"
+            )
+        episode = self.begin(fork.transcript.problem, fork)
+        if self._of_text:
+            fork.check_request(self.policy.digests(episode.transcript, episode.stop))
+
+    def _rollout(
+        self,
+        admission: Admission,
+        problem: Problem,
+        seed: Sequence[int],
+        fork: Fork | None = None,
+    ) -> Rollout:
         return Rollout(
             admission,
-            functools.partial(self.begin, problem, seed[-1]),
-            functools.partial(self.episode, problem, seed),
+            functools.partial(self.begin, problem, fork, seed[-1]),
+            functools.partial(self.episode, problem, seed, fork=fork),
             functools.partial(self._most_tokens, problem),
         )
 
@@ -221,17 +328,22 @@ class RolloutEngine:
         run_blocking(collect())
         return results
 
-    def begin(self, problem: Problem, rollout: int = 0) -> Episode:
+    def begin(self, problem: Problem, fork: Fork | None = None, rollout: int = 0) -> Episode:
         """Make the episode of a problem, before its first turn.
 
         Args:
             problem: The problem.
+            fork: The fork to whose state the episode is brought. `None`: the prompt alone.
             rollout: The number of the rollout among the rollouts of its problem, on which the
-                faults of the episode depend.
+                faults of the episode depend. A fork has its own schedule.
         """
+        if fork is None:
+            return self._new(problem, self.rules.schedule(problem, rollout))
+        return fork.begin(self._new(problem, fork.schedule))
+
+    def _new(self, problem: Problem, schedule: Schedule | None) -> Episode:
         tokenizer = None if self._of_text else self.policy.tokenizer
         version = self.policy.weight_version
-        schedule = self.rules.schedule(problem, rollout)
         return Episode(problem, self.rules, tokenizer, weight_version=version, schedule=schedule)
 
     async def episode(
@@ -240,6 +352,7 @@ class RolloutEngine:
         seed: Sequence[int],
         on_begin: Callable[[Episode], None] = lambda episode: None,
         on_turn: Callable[[Any], None] = lambda generation: None,
+        fork: Fork | None = None,
     ) -> Transcript:
         """Run one episode to its end, and again from its beginning if the infrastructure fails.
 
@@ -250,65 +363,36 @@ class RolloutEngine:
                 problem, on which the faults depend.
             on_begin: Called with the episode at the beginning of each attempt.
             on_turn: Called with each generation of the policy, also in failed attempts.
+            fork: The fork from which each attempt goes on. `None`: the attempts begin with the
+                prompt.
 
         Raises:
+            NotReproducible: If the fork's programs do not give the recorded results.
             ValueError: If the transcript breaks an invariant (see `check_transcript`).
         """
         for attempt in range(self.attempts):
             if attempt:
                 await asyncio.sleep(_RETRY_SECONDS * attempt)
                 self.progress.retried += 1
-            episode = self.begin(problem, seed[-1])
-            on_begin(episode)
             with closing(Interpreter(self.sandbox)) as interpreter:
-                await self._drive(episode, seed, interpreter, on_turn)
+                if fork is None:
+                    episode = self.begin(problem, rollout=seed[-1])
+                else:
+                    episode = self._new(problem, fork.schedule)
+                    await self._prepare(episode, fork, interpreter)
+                on_begin(episode)
+                await drive(episode, self.policy, interpreter, seed, self.progress, on_turn)
             if episode.transcript.stop_reason is not StopReason.INFRASTRUCTURE:
                 break
         return checked_transcript(episode)
 
-    async def _drive(
-        self,
-        episode: Episode,
-        seed: Sequence[int],
-        interpreter: Interpreter,
-        on_turn: Callable[[Any], None],
-    ) -> None:
-        """Run an episode to its end, or to a failure of the infrastructure."""
-        progress = self.progress
-        turn = 0
-        while not episode.done:
-            began = progress.begin("generating")
-            try:
-                asked = self._ask(episode, _mixed((*seed, turn)))
-                if asked is None:
-                    break
-                generation = await asked
-            except PolicyUnavailable as error:
-                _log.warning("%s: the policy failed: %s", episode.transcript.problem.id, error)
-                episode.cut(StopReason.INFRASTRUCTURE)
-                break
-            finally:
-                progress.end("generating", began)
-            on_turn(generation)
-            need = self._take(episode, generation)
-            if isinstance(need, GradeAnswer):
-                began = progress.begin("grading")
-                try:
-                    right = await is_equivalent_async(need.answer, need.gold)
-                finally:
-                    progress.end("grading", began)
-                episode.graded(right)
-            elif need is not None:
-                began = progress.begin("executing")
-                try:
-                    execution = await interpreter.run_async(need)
-                finally:
-                    seconds = progress.end("executing", began)
-                if execution.outcome is Outcome.INFRASTRUCTURE:
-                    problem = episode.transcript.problem
-                    _log.warning("%s: the sandbox failed: %s", problem.id, execution.error)
-                episode.executed(execution, seconds)
-            turn += 1
+    async def _prepare(self, episode: Episode, fork: Fork, interpreter: Interpreter) -> None:
+        """Bring a new episode to the state of a fork; programs may run anew."""
+        began = self.progress.begin("executing")
+        try:
+            await fork.prepare(episode, interpreter)
+        finally:
+            self.progress.end("executing", began)
 
     def check_prompts(self, problems: Iterable[Problem]) -> None:
         """Check that each prompt leaves room to answer. With a policy of text nothing is checked.
@@ -335,34 +419,6 @@ class RolloutEngine:
     def _prompt_size(self, problem: Problem) -> int:
         # A separate episode: the clock of the real one must not run while it waits for room.
         return len(self.begin(problem).transcript.prompt_ids)
-
-    # `_ask`, `_take` and `Interpreter.run_async` are not coroutines: the garbage collector visits
-    # every object that lives while an episode waits, for thousands of episodes again and again.
-    def _ask(self, episode: Episode, seed: int) -> Awaitable[Any] | None:
-        """Ask the policy for the next turn. `None`: the episode has no room left and was cut."""
-        if self._of_text:
-            return self.policy.write(episode.transcript, episode.stop, seed)
-        ids = episode.token_ids
-        budget = min(episode.token_budget or 0, self.policy.context_length - len(ids))
-        if budget < 1:
-            episode.cut(StopReason.TOKEN_BUDGET)
-            return None
-        return self.policy.act(ids, episode.stop, budget, seed)
-
-    def _take(self, episode: Episode, generation: Any) -> Need | None:
-        """Add the policy's turn to the episode."""
-        if self._of_text:
-            self.progress.tokens += len(generation.text)
-            exhausted = generation.stop_reason == "length"
-            return episode.act(generation.text, exhausted, generation.seconds, form=generation.form)
-        self.progress.tokens += len(generation.token_ids)
-        return episode.act_ids(generation)
-
-
-def _mixed(numbers: Sequence[int]) -> int:
-    """Hash several numbers to a seed of 64 bits."""
-    text = ",".join(map(str, numbers))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def run_blocking[T](coroutine: Coroutine[Any, Any, T]) -> T:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import itertools
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from retool_env.episode import Episode, GradeAnswer
@@ -123,6 +124,34 @@ async def first_finished(
     finally:
         await end_tasks(tasks)
     return [kept[number] for number in sorted(kept)]
+
+
+async def as_completed[T](
+    rollouts: Sequence[Sequence[Rollout]],
+    run: Callable[[int], Coroutine[Any, Any, T]],
+    deadline: float | None,
+) -> AsyncGenerator[T]:
+    """Run groups of rollouts at once, and yield the results of the groups as they complete.
+
+    Args:
+        rollouts: The rollouts, by group.
+        run: Runs the group of an index.
+        deadline: The seconds after which all rollouts are cut; `None`: no deadline.
+    """
+
+    def cut() -> None:
+        for rollout in itertools.chain(*rollouts):
+            rollout.cut()
+
+    tasks = [asyncio.create_task(run(index)) for index in range(len(rollouts))]
+    timer = None if deadline is None else asyncio.get_running_loop().call_later(deadline, cut)
+    try:
+        for done in asyncio.as_completed(tasks):
+            yield await done
+    finally:
+        if timer is not None:
+            timer.cancel()
+        await end_tasks(tasks)
 
 
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:

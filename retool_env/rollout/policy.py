@@ -233,6 +233,10 @@ class TextGeneration:
     """
     usage: Usage | None = field(default=None, compare=False)
     """The tokens of the turn; `None`: not counted."""
+    sent: tuple[str, ...] = field(default=(), compare=False)
+    """The digests of the request; see `TextPolicy.digests`."""
+    apart: bool = field(default=False, compare=False)
+    """Whether the API kept a reasoning apart from the text; see `Span.apart`."""
 
 
 class TextPolicy(BasePolicy, ABC):
@@ -257,6 +261,18 @@ class TextPolicy(BasePolicy, ABC):
         Raises:
             PolicyUnavailable: If no turn is available for now; the engine tries the episode again.
         """
+
+    def digests(self, transcript: Transcript, stop: Sequence[str]) -> tuple[str, ...]:
+        """The digests of the request that `write` would send: of its settings, then of each part.
+
+        The parts are the messages, one for each span. A fork compares them with the digests of the
+        request that its parent sent (`Span.sent`). The default, `()`, compares nothing.
+
+        Args:
+            transcript: The argument of `write`.
+            stop: The argument of `write`.
+        """
+        return ()
 
 
 def as_policy(policy: Any) -> Policy | TextPolicy:

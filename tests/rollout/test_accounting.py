@@ -251,7 +251,7 @@ def test_a_deadline_cuts_what_runs_where_it_is(monkeypatch):
             await asyncio.to_thread(grading.wait, 60)
         return True
 
-    monkeypatch.setattr(engine, "is_equivalent_async", is_equivalent)
+    monkeypatch.setattr("retool_env.rollout.drive.is_equivalent_async", is_equivalent)
     policy = Held(f"{free('0.0', '5.0')} 2.0 3.0 3.0:program 4.0 4.0:program 4.0:fails")
 
     async def drive():

@@ -11,13 +11,15 @@ import pytest
 
 from agents.models.tiny import make_tokenizer
 from retool_env.problems import Problem
-from retool_env.rollout import RolloutEngine, ScriptedPolicy, engine
+from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.rollout.progress import Progress, shown
 from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
 
 RULES = Rules(max_tokens=200, prompt_template="{query}\n")
 PROBLEMS = [Problem(str(i), f"{i}?", "1") for i in range(6)]
+
+GRADE = "retool_env.rollout.drive.is_equivalent_async"
 
 
 class Stepwise(ScriptedPolicy):
@@ -54,7 +56,7 @@ def test_the_counts_at_each_moment(monkeypatch):
         await asyncio.to_thread(graders.acquire, timeout=60)
         return answer == gold
 
-    monkeypatch.setattr(engine, "is_equivalent_async", is_equivalent)
+    monkeypatch.setattr(GRADE, is_equivalent)
 
     async def drive():
         policy = Stepwise()
@@ -97,9 +99,7 @@ def test_the_counts_at_each_moment(monkeypatch):
 @pytest.mark.parametrize("step", ["turn", "program", "grading"])
 def test_nothing_is_left_counted_after_a_cancellation(step, monkeypatch):
     over = threading.Event()
-    monkeypatch.setattr(
-        engine, "is_equivalent_async", lambda answer, gold: asyncio.to_thread(over.wait, 60)
-    )
+    monkeypatch.setattr(GRADE, lambda answer, gold: asyncio.to_thread(over.wait, 60))
 
     async def drive():
         policy = Stepwise()

@@ -50,6 +50,13 @@ def reasoning_of(message: Any) -> str:
     return "\n".join(field for field in fields if isinstance(field, str))
 
 
+def reasons_apart(reply: Any, message: Any) -> bool:
+    """Whether an API kept a reasoning apart from the text of a message, shown or hidden."""
+    details = getattr(getattr(reply, "usage", None), "completion_tokens_details", None)
+    hidden: Any = getattr(details, "reasoning_tokens", None)
+    return bool(reasoning_of(message)) or (_is_count(hidden) and hidden > 0)
+
+
 def stands_in_reasoning(choice: Any, stop: Sequence[str]) -> bool:
     """Whether an answer or a call stands in the reasoning alone, and the text has neither.
 

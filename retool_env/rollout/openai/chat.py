@@ -19,6 +19,7 @@ calls.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -69,6 +70,11 @@ def messages_of(transcript: Transcript, native: bool) -> list[dict[str, Any]]:
         else:
             messages.append({"role": "user", "content": span.text})
     return messages
+
+
+def digest(part: object) -> str:
+    """A digest of a part of a request, byte for byte as JSON."""
+    return hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16]
 
 
 def call_text(text: str, name: str, arguments: object) -> str:

@@ -34,11 +34,12 @@ from retool_env.rollout.openai.answers import (
     calls_of,
     first_choice,
     reasoning_of,
+    reasons_apart,
     stands_in_reasoning,
     text_of,
     usage_of,
 )
-from retool_env.rollout.openai.chat import call_form, call_text, completed, messages_of
+from retool_env.rollout.openai.chat import call_form, call_text, completed, digest, messages_of
 from retool_env.rollout.openai.ends import guessed_end, named_end
 from retool_env.rollout.openai.errors import (
     ERROR_CHARACTERS,
@@ -77,6 +78,7 @@ _OWN = (
 )
 # The fields that `extra` may leave out or set otherwise.
 _OPEN = ("seed", "stop", "parallel_tool_calls")
+_VARYING = (*_OPEN, "messages", "prompt", "max_tokens", "max_completion_tokens")
 _OWN_CURE = "set it by the option or the argument of that name, if there is one"
 _FINISH_CHARACTERS = 40
 _MOST_NAMES = 100
@@ -214,7 +216,7 @@ class OpenAIPolicy(TextPolicy):
             while True:
                 request = self._request(transcript, stop, seed)
                 try:
-                    choice, usage = await self._send(connection.client, request, stop)
+                    choice, usage, apart = await self._send(connection.client, request, stop)
                     break
                 except openai.APIError as error:
                     field = refused_field(error, request)
@@ -237,7 +239,20 @@ class OpenAIPolicy(TextPolicy):
         text, reason, form = self._read(choice, stop, "stop" in request, written)
         # A JSON escape can hold a lone surrogate, which no API accepts in a later request.
         text = text.encode("utf-8", "backslashreplace").decode()
-        return TextGeneration(text, reason, seconds, form, usage)
+        sent = self._digests(request, transcript)
+        return TextGeneration(text, reason, seconds, form, usage, sent, apart)
+
+    @override
+    def digests(self, transcript: Transcript, stop: Sequence[str]) -> tuple[str, ...]:
+        """The digests of the request for the next turn; see `TextPolicy.digests`."""
+        return self._digests(self._request(transcript, stop, 0), transcript)
+
+    def _digests(self, request: Mapping[str, Any], transcript: Transcript) -> tuple[str, ...]:
+        # An API may refuse the fields of `_VARYING`, which the policy leaves out from then on.
+        settings = {name: value for name, value in request.items() if name not in _VARYING}
+        texts = [span.text for span in transcript.spans]  # of a completion: joined, its prompt
+        parts = [settings | self._extra, *request.get("messages", texts)]
+        return tuple(map(digest, parts))
 
     async def _connect(self) -> _Connection:
         """The client of the running event loop.
@@ -281,8 +296,12 @@ class OpenAIPolicy(TextPolicy):
 
     async def _send(
         self, client: AsyncOpenAI, request: dict[str, Any], stop: Sequence[str]
-    ) -> tuple[Any, Usage]:
-        """Send a request, and return the first choice of the answer and its tokens."""
+    ) -> tuple[Any, Usage, bool]:
+        """Send a request.
+
+        Returns:
+            The first choice of the answer, its tokens, and whether a reasoning was kept apart.
+        """
         endpoint = client.completions if self.way == "completions" else client.chat.completions
         # The client does not report that it sends a request again.
         timer = asyncio.get_running_loop().call_later(self._timeout, self._warn_of_silence)
@@ -319,7 +338,7 @@ class OpenAIPolicy(TextPolicy):
         if choice is None:
             shown = self._shown(getattr(reply, "model_extra", reply))
             raise PolicyUnavailable(f"{self.base_url} answers without a choice: {shown}")
-        return choice, usage
+        return choice, usage, reasons_apart(reply, getattr(choice, "message", None))
 
     def _warn_once(self, what: str, text: str, *values: object) -> None:
         if what not in self._warned:

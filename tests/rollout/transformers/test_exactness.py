@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import random
 
@@ -11,7 +12,7 @@ import torch
 
 from agents.models.tiny import make_model
 from benchmarks.parts.chains import endless
-from retool_env.episode import Generation
+from retool_env.episode import Episode, Generation
 from retool_env.problems import Problem
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.transformers.batching import BLOCK
@@ -167,3 +168,61 @@ def test_a_group_reads_its_prompt_once_and_after_a_call_nothing_but_what_is_new(
             at = following
     assert policy.prefilled_tokens == expected
     assert expected - least < BLOCK * (n - 1 + 2 * n)
+
+
+class Greedy(Calling):
+    """Chooses the likeliest tokens; the length of a turn follows from its context, not its seed."""
+
+    async def act(self, token_ids, stop, budget, seed) -> Generation:
+        return await super().act(token_ids, stop, budget, len(token_ids))
+
+
+def test_a_greedy_fork_with_the_true_result_is_its_parent_token_for_token(tiny):
+    """Float32: the tiny model has no other weights."""
+    model, tokenizer = tiny
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    rules = dataclasses.replace(RULES, max_calls=3)
+    parents = [
+        group[0]
+        for group in RolloutEngine(Greedy(model, tokenizer, temperature=0.0), rules, Tool()).run(
+            PROBLEMS[:3]
+        )
+    ]
+    # A new policy has an empty cache, and computes the whole prefix anew.
+    engine = RolloutEngine(Greedy(model, tokenizer, temperature=0.0), rules, Tool())
+    for parent in parents:
+        assert len(parent.calls) == 2
+        for call in (1, 2):
+            for fork in engine.fork(parent, call, n=2, seed=99):
+                check_transcript(fork)
+                assert fork.completion_ids == parent.completion_ids
+                assert fork.loss_mask == parent.loss_mask and fork.reward == parent.reward
+                assert fork.logprobs == pytest.approx(parent.logprobs, abs=2e-4)
+                assert fork.spans[: 2 * call + 1] == parent.spans[: 2 * call + 1]
+
+
+def test_sampled_forks_of_one_prefix_differ_after_it(tiny):
+    [[parent]] = RolloutEngine(Calling(*tiny), RULES, Tool()).run(PROBLEMS[:1])
+    group = RolloutEngine(Calling(*tiny), RULES, Tool()).fork(parent, 1, n=4)
+    prefix = sum(len(span.token_ids) for span in parent.spans[1:3])
+    assert len({tuple(fork.completion_ids[:prefix]) for fork in group}) == 1
+    assert len({tuple(t.completion_ids[prefix:]) for t in (parent, *group)}) == 5
+    # The log-probs of the prefix are the recorded ones, not new ones.
+    assert all(fork.logprobs[:prefix] == parent.logprobs[:prefix] for fork in group)
+
+
+def test_an_episode_of_a_real_model_resumed_after_any_span_is_the_same_episode(tiny):
+    """The remaining turns are the recorded tokens, so nothing is sampled anew."""
+    [[whole]] = RolloutEngine(Calling(*tiny), RULES, Tool()).run(PROBLEMS[:1])
+    for end in range(1, len(whole.spans)):
+        episode = Episode(whole.problem, RULES, tiny[1], weight_version=0)
+        episode.resume(whole.spans[:end])
+        for span in whole.spans[end:]:
+            if span.author == "env":
+                episode.executed(span.execution, recorded=True)
+            else:
+                ids, logprobs = span.token_ids, span.logprobs
+                version = span.weight_version
+                episode.act_ids(Generation(ids, logprobs, "tag", weight_version=version))
+        episode.graded(True)
+        assert episode.transcript == whole and end < len(whole.spans)

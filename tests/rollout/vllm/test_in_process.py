@@ -384,6 +384,22 @@ def test_episodes_logprobs_are_those_of_one_pass_over_the_whole(policy, writer, 
 
 
 @needs_vllm
+def test_a_greedy_fork_with_the_true_result_is_its_parent_token_for_token(policy, writer, sandbox):
+    policy.temperature = 0
+    asyncio.run(policy.update_weights(5, writer.state_dict()))
+    engine = RolloutEngine(policy, RULES, sandbox)
+    [[parent]] = engine.run([CALLS[1]])
+    assert len(parent.calls) == 2
+    asyncio.run(policy.update_weights(6, writer.state_dict()))  # nothing of the prefix is cached
+    for call in (1, 2):
+        [fork] = engine.fork(parent, call, seed=99)
+        check_transcript(fork)
+        assert fork.completion_ids == parent.completion_ids and fork.reward == parent.reward
+        versions = [span.weight_version for span in fork.spans if span.author == "model"]
+        assert versions == [5] * call + [6] * (3 - call)  # the prefix keeps its own versions
+
+
+@needs_vllm
 def test_a_run_that_is_cancelled_leaves_no_request_behind(policy, sandbox):
     engine = RolloutEngine(policy, RULES, sandbox)
 
