@@ -1,0 +1,1 @@
+"""`retool recover`: the benchmark of recovery from faults of the interpreter."""
