@@ -62,6 +62,9 @@ class RecoverRecord(EvalRecord):
     """Number of continuations in each arm of a prefix."""
     samples: int = 0
     """Number of episodes of a problem in each arm of the protocol `frequency`."""
+    fork_calls: dict[str, list[int]] = field(default_factory=dict)
+    """The call at which each parent is forked, from 1: a list over the parents by the problem's id.
+    It is fixed before the parents run."""
 
     def differences(self, other: EvalRecord) -> list[str]:
         """The settings in which another run of the benchmark differs; see `EvalRecord`."""
