@@ -8,7 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from retool_env.evaluation.recover.protocols import PARENTS, can_fork, injected
+from retool_env.evaluation.recover.protocols import (
+    CONTROL,
+    FREQUENCY,
+    PARENTS,
+    can_fork,
+    injected,
+)
 from retool_env.evaluation.recover.records import (
     ArmRecord,
     LeftOut,
@@ -17,7 +23,15 @@ from retool_env.evaluation.recover.records import (
     read_left_out,
     read_recover,
 )
-from retool_env.metrics.figure import Figure, share
+from retool_env.faults import KINDS
+from retool_env.metrics.causal.contagion import contagion_figures
+from retool_env.metrics.causal.continuation import Cells, by_prefix, read_continuations
+from retool_env.metrics.causal.curves import outcome_curve
+from retool_env.metrics.causal.dose import dose_figures
+from retool_env.metrics.causal.effects import fault_figures
+from retool_env.metrics.causal.figure import CausalFigure
+from retool_env.metrics.causal.frequency import frequency_figures
+from retool_env.metrics.causal.natural import natural_figures
 from retool_env.transcript import StopReason, Transcript
 
 SCHEMA = 1
@@ -115,20 +129,33 @@ def counts(
     }
 
 
-def figures_of(arms: Mapping[tuple[str, str], Sequence[Transcript]]) -> list[Figure]:
+def figures_of(arms: Mapping[tuple[str, str], Sequence[Transcript]]) -> list[CausalFigure]:
     """The figures of the transcripts that `selected` gives.
 
     Args:
         arms: The transcripts by protocol and arm.
     """
-    return [_accuracy(protocol, arm, some) for (protocol, arm), some in sorted(arms.items())]
+    figures: list[CausalFigure] = []
+    by_rate = {float(arm): some for (protocol, arm), some in arms.items() if protocol == "dose"}
+    if len(by_rate) > 1:
+        figures += dose_figures(by_rate)
+    if all(("frequency", arm) in arms for arm in FREQUENCY):
+        text, tool, gone = (arms["frequency", arm] for arm in FREQUENCY)
+        figures += frequency_figures(text, tool, gone)
+    if cells := _cells(arms, "fork"):
+        figures += fault_figures(cells)
+        figures += contagion_figures(cells)
+        for arm in (CONTROL, *(kind for kind in KINDS if ("fork", kind) in arms)):
+            figures += outcome_curve(cells, arm)
+    if cells := _cells(arms, "natural"):
+        figures += natural_figures(cells)
+    return figures
 
 
-def _accuracy(protocol: str, arm: str, transcripts: Sequence[Transcript]) -> Figure:
-    cases = [(t.problem.id, bool(t.correct)) for t in transcripts if t.scored and injected(t)]
-    words = "the forks" if any(t.parent for t in transcripts) else "the whole episodes"
-    definition = f"Share of {words} in the arm {arm} of {protocol} that are right."
-    return share(f"{protocol}/{arm}/accuracy", cases, definition)
+def _cells(arms: Mapping[tuple[str, str], Sequence[Transcript]], protocol: str) -> Cells:
+    """The continuations of a protocol, by prefix and arm."""
+    transcripts = [t for (name, _), some in arms.items() if name == protocol for t in some]
+    return by_prefix(read_continuations(transcripts))
 
 
 def results(folder: str | Path) -> dict[str, Any]:
