@@ -318,11 +318,12 @@ def _run(task: _Task, make: tuple[Any, Any], records: Any, price: Price | None) 
         return price is None or limit is None or price.estimated(records.usage) < limit
 
     with contextlib.ExitStack() as stack:
-        sandbox = stack.enter_context(open_sandbox(arguments.sandbox, task.plan.rules))
-        policy, text_policy = (
-            None if function is None else stack.enter_context(function()) for function in make
-        )
-        for one in (policy, text_policy):
+        sandbox = open_sandbox(arguments.sandbox, task.plan.rules)
+        assert sandbox is not None  # the rules have an interpreter
+        stack.enter_context(sandbox)
+        policy = stack.enter_context(make[0]())
+        text_policy = policy if make[1] is None else stack.enter_context(make[1]())
+        for one in {id(one): one for one in (policy, text_policy)}.values():
             if isinstance(one, TextPolicy):
                 one.on_usage = records.charge
                 one.on_answered_as = records.note_answer
@@ -332,7 +333,7 @@ def _run(task: _Task, make: tuple[Any, Any], records: Any, price: Price | None) 
         progress = Progress()
         engines = {
             arm: RolloutEngine(
-                policy if rules.interpreter else text_policy or policy,
+                policy if rules.interpreter else text_policy,
                 rules,
                 sandbox,
                 concurrency,

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -21,16 +20,17 @@ from retool_env.episode import RunProgram
 from retool_env.errors import DataError
 from retool_env.evaluation.identity import fingerprint
 from retool_env.evaluation.recover.figures import results
-from retool_env.evaluation.recover.protocols import PARENTS
+from retool_env.evaluation.recover.protocols import PARENTS, injected
 from retool_env.evaluation.recover.records import (
     RESULTS,
+    ArmKey,
     ArmRecord,
+    LeftOut,
     RecoverRecord,
     read_arms,
     read_left_out,
     read_recover,
 )
-from retool_env.evaluation.recover.suite import load_suite
 from retool_env.execution import Execution, Outcome, Sandbox
 from retool_env.files import read_text
 from retool_env.grading import is_equivalent
@@ -117,6 +117,8 @@ def _suite(record: RecoverRecord, episodes: Sequence[ArmRecord]) -> Finding:
     """The suite is known, and the problems, faults and forks are those of the suite."""
     if record.suite == "own":
         return Finding("suite", False, "the problems are not from a suite: not ranked")
+    from retool_env.evaluation.recover.suite import load_suite
+
     suite = load_suite(record.suite, "offline", record.quick)
     if suite.hash != record.suite_hash:
         text = f"the hash is {record.suite_hash[:12]}, but here it is {suite.hash[:12]}"
@@ -141,13 +143,13 @@ def _suite(record: RecoverRecord, episodes: Sequence[ArmRecord]) -> Finding:
 
 
 def _complete(
-    record: RecoverRecord, episodes: Sequence[ArmRecord], left_out: Sequence[Any]
+    record: RecoverRecord, episodes: Sequence[ArmRecord], left_out: Sequence[LeftOut]
 ) -> Finding:
     """No episode of a whole arm is missing, and the arms of a prefix have all continuations."""
     keys = {episode.key for episode in episodes}
     wanted = {"dose": record.k, "frequency": record.samples}
     arms = sorted({(e.protocol, e.arm) for e in episodes if e.parent is None})
-    missing = [
+    missing: list[ArmKey] = [
         key
         for protocol, arm in arms
         for problem in record.fork_calls
@@ -158,20 +160,11 @@ def _complete(
     for episode in episodes:
         prefix = (episode.protocol, episode.problem, episode.parent, episode.call)
         if episode.parent is not None and episode.sample == 0 and prefix not in gone:
-            fault = _fault_at(episode.transcript)
-            count = record.m if fault is None or fault.injected else 1
-            missing += [
-                key for sample in range(count) if (key := (*episode.key[:-1], sample)) not in keys
-            ]
+            count = record.m if injected(episode.transcript) else 1
+            more = [(*episode.key[:-1], sample) for sample in range(count)]
+            missing += [key for key in more if key not in keys]
     text = f"{len(keys)} episodes, {len(missing)} are missing"
     return Finding("episodes", not missing, f"{text}, such as {missing[0]}" if missing else text)
-
-
-def _fault_at(transcript: Transcript) -> Any:
-    assert transcript.parent is not None
-    spans = transcript.spans[2 * transcript.parent.call :]
-    execution = spans[0].execution if spans else None
-    return None if execution is None else execution.fault
 
 
 def _results(folder: str | Path) -> Finding:
