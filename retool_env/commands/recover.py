@@ -318,9 +318,9 @@ def _run(task: _Task, make: tuple[Any, Any], records: Any, price: Price | None) 
         return price is None or limit is None or price.estimated(records.usage) < limit
 
     with contextlib.ExitStack() as stack:
-        sandbox = open_sandbox(arguments.sandbox, task.plan.rules)
-        assert sandbox is not None  # the rules have an interpreter
-        stack.enter_context(sandbox)
+        opened = open_sandbox(arguments.sandbox, task.plan.rules)
+        assert opened is not None  # the rules have an interpreter
+        sandbox = stack.enter_context(opened)
         policy = stack.enter_context(make[0]())
         text_policy = policy if make[1] is None else stack.enter_context(make[1]())
         for one in {id(one): one for one in (policy, text_policy)}.values():

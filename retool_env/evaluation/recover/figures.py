@@ -25,7 +25,12 @@ from retool_env.evaluation.recover.records import (
 )
 from retool_env.faults import KINDS
 from retool_env.metrics.causal.contagion import contagion_figures
-from retool_env.metrics.causal.continuation import Cells, by_prefix, read_continuations
+from retool_env.metrics.causal.continuation import (
+    Cells,
+    by_prefix,
+    eligible,
+    read_continuations,
+)
 from retool_env.metrics.causal.curves import outcome_curve
 from retool_env.metrics.causal.dose import dose_figures
 from retool_env.metrics.causal.effects import fault_figures
@@ -146,7 +151,7 @@ def figures_of(arms: Mapping[tuple[str, str], Sequence[Transcript]]) -> list[Cau
         figures += fault_figures(cells)
         figures += contagion_figures(cells)
         for arm in (CONTROL, *(kind for kind in KINDS if ("fork", kind) in arms)):
-            figures += outcome_curve(cells, arm)
+            figures += outcome_curve(eligible(cells, arm), arm)
     if cells := _cells(arms, "natural"):
         figures += natural_figures(cells)
     return figures

@@ -20,6 +20,9 @@ STATUSES = {
 }
 """The states of an outcome curve, each with its colour."""
 
+_COLUMNS = 6
+"""The most panels in a row."""
+
 _OUTCOME = re.compile(r"outcome/(\w+)/(\d+)/(.+)")
 
 
@@ -44,8 +47,8 @@ def kinds_of(results: Sequence[Results]) -> list[str]:
 
 
 @contextmanager
-def _panels(pictures: dict[str, bytes], name: str, columns: int, **options: Any) -> Iterator[Any]:
-    """Draws panels side by side, and adds their PNG bytes to the pictures at the end."""
+def _panels(pictures: dict[str, bytes], name: str, count: int, **options: Any) -> Iterator[Any]:
+    """Draws panels, up to six in a row, and adds their PNG bytes to the pictures at the end."""
     try:
         import matplotlib
     except ImportError as error:
@@ -55,9 +58,13 @@ def _panels(pictures: dict[str, bytes], name: str, columns: int, **options: Any)
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, columns, squeeze=False, layout="constrained", **options)
+    columns = min(count, _COLUMNS)
+    rows = -(-count // columns)
+    figure, axes = pyplot.subplots(rows, columns, squeeze=False, layout="constrained", **options)
     try:
-        yield axes[0]
+        for axis in axes.flat[count:]:
+            axis.set_axis_off()
+        yield axes.flat[:count]
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=110)
         pictures[name] = file.getvalue()
@@ -103,10 +110,12 @@ def _heat_map(
         for y, figures in enumerate(by_model.values()):
             for x, kind in enumerate(kinds):
                 text = _cell(figures, kind)
-                axis.text(x, y, text, ha="center", va="center", fontsize=7)
+                dark = abs(figures.get(f"effect/{kind}", {}).get("mean", 0.0)) > 0.6
+                colour = "white" if dark else "black"
+                axis.text(x, y, text, ha="center", va="center", fontsize=7, color=colour)
         axis.set_xticks(range(len(kinds)), kinds, rotation=45, ha="right", fontsize=8)
         axis.set_yticks(range(len(by_model)), list(by_model), fontsize=8)
-        axis.set_title("effect of a fault on accuracy, in points; below it the recovery ratio")
+        axis.set_title("effect in points, below it the recovery ratio", fontsize=8)
         axis.figure.colorbar(image, ax=axis, shrink=0.8)
 
 
@@ -176,8 +185,8 @@ def _outcomes(
             curves.setdefault(arm, {}).setdefault(int(call), {})[status] = figure["mean"]
     if not curves:
         return
-    width = 2.1 * len(curves) + 1
-    with _panels(pictures, name, len(curves), figsize=(width, 2.8), sharey=True) as axes:
+    size = (2.1 * min(len(curves), _COLUMNS) + 1, 2.6 * -(-len(curves) // _COLUMNS))
+    with _panels(pictures, name, len(curves), figsize=size, sharey=True) as axes:
         for axis, (arm, by_call) in zip(axes, curves.items(), strict=True):
             calls = sorted(by_call)
             bottom = [0.0] * len(calls)
@@ -187,5 +196,6 @@ def _outcomes(
                 bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
             axis.set_title(arm, fontsize=8)
             axis.set_xlabel("further calls", fontsize=7)
+            axis.set_xticks(calls)
         axes[0].set_ylabel(f"share ({title})", fontsize=7)
-        axes[-1].legend(fontsize=6)
+        axes[-1].legend(fontsize=5)
