@@ -59,6 +59,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="the frozen suite of problems and faults, or `own` for the problems of --env (v0)",
     )
     parser.add_argument(
+        "--part",
+        default="offline",
+        help="the part of the suite: offline, or a reference: aime26, hmmt-feb26, beyondaime "
+        "(offline)",
+    )
+    parser.add_argument(
         "--protocol",
         action="append",
         choices=(*_NAMES, "all"),
@@ -209,6 +215,7 @@ class _Task:
         return RecoverRecord(
             **values,
             suite=arguments.suite,
+            part=arguments.part,
             suite_hash=self.suite_hash,
             quick=arguments.quick,
             protocols=list(design.protocols),
@@ -256,7 +263,7 @@ def make_design(arguments: argparse.Namespace, plan: Plan) -> tuple[Design, str]
     from retool_env.evaluation.recover.suite import load_suite
 
     own = arguments.suite == "own"
-    suite = load_suite("v0" if own else arguments.suite, "offline", arguments.quick)
+    suite = load_suite("v0" if own else arguments.suite, arguments.part, arguments.quick)
     problems = plan.problems if own else list(suite.problems)[: arguments.problems]
     design = Design(
         protocols=tuple(arguments.protocol),

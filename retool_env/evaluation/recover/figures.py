@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from retool_env.evaluation.recover.implied import implied_by_fault
 from retool_env.evaluation.recover.protocols import (
     CONTROL,
     FREQUENCY,
@@ -149,7 +150,7 @@ def figures_of(arms: Mapping[tuple[str, str], Sequence[Transcript]]) -> list[Cau
         figures += frequency_figures(text, tool, gone)
     if cells := _cells(arms, "fork"):
         figures += fault_figures(cells)
-        figures += contagion_figures(cells)
+        figures += contagion_figures(cells, implied_by_fault)
         for arm in (CONTROL, *(kind for kind in KINDS if ("fork", kind) in arms)):
             figures += outcome_curve(eligible(cells, arm), arm)
     if cells := _cells(arms, "natural"):
@@ -176,7 +177,17 @@ def results(folder: str | Path) -> dict[str, Any]:
     left_out = read_left_out(folder)
     episodes = list(read_arms(folder, tokens=False))
     named = (
-        *("name", "suite", "suite_hash", "quick", "fingerprint", "env", "revision", "rules"),
+        *(
+            "name",
+            "suite",
+            "part",
+            "suite_hash",
+            "quick",
+            "fingerprint",
+            "env",
+            "revision",
+            "rules",
+        ),
         *("prompt", "sampling", "seed", "k", "m", "samples", "kinds", "rates", "protocols"),
         *("versions", "status"),
     )

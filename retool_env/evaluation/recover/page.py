@@ -53,7 +53,7 @@ def read_results(folder: str | Path) -> dict[str, Any]:
 
 def comparable(results: Sequence[Results]) -> str:
     """The reason why several results can't be compared; empty if they can."""
-    for name in ("suite_hash", "revision"):
+    for name in ("suite_hash", "fingerprint", "revision"):
         values = sorted({str(one[name])[:12] for one in results})
         if len(values) > 1:
             return f"these folders differ in {name} ({', '.join(values)}): they can't be compared"
@@ -165,7 +165,7 @@ def _page(results: Sequence[Results], pictures: Mapping[str, bytes]) -> str:
 
 def _settings(results: Results) -> str:
     names = (
-        *("suite", "suite_hash", "quick", "env", "revision", "k", "m", "samples", "seed"),
+        *("suite", "part", "suite_hash", "quick", "env", "revision", "k", "m", "samples", "seed"),
         *("protocols", "sampling", "model", "counts"),
     )
     rows = "".join(

@@ -20,7 +20,7 @@ from retool_env.faults.schedule import At
 from retool_env.problem import Problem
 from retool_env.rollout.engine import RolloutEngine
 from retool_env.rollout.fork import Fork, error_arms, has_program, shown_calls
-from retool_env.rollout.policy import Usage
+from retool_env.rollout.policy import TextPolicy, Usage
 from retool_env.rules import Rules
 from retool_env.transcript import StopReason, Transcript
 
@@ -239,8 +239,12 @@ async def run_job(
 
     Raises:
         NotReproducible: The programs of the prefix gave other results than before.
+        SettingsError: The request to an API differs from the parent's own next request.
     """
     if parent is None:
         return await run_episode(engine, job.problem, (seed, job.index, job.sample))
     fork = fork_of(job, parent)
+    if isinstance(engine.policy, TextPolicy):
+        begun = engine.begin(job.problem, fork)
+        fork.check_request(engine.policy.digests(begun.transcript, begun.stop))
     return await run_episode(engine, job.problem, (seed, *fork.seeds, job.sample), fork=fork)

@@ -48,6 +48,8 @@ class RecoverRecord(EvalRecord):
 
     suite: str = ""
     """The name of the suite; `own` for problems of an environment."""
+    part: str = ""
+    """The part of the suite: `offline`, or a reference to a public data set."""
     suite_hash: str = ""
     """The hash of the suite's manifest and problems."""
     quick: bool = False

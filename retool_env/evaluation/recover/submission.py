@@ -119,7 +119,7 @@ def _suite(record: RecoverRecord, episodes: Sequence[ArmRecord]) -> Finding:
         return Finding("suite", False, "the problems are not from a suite: not ranked")
     from retool_env.evaluation.recover.suite import load_suite
 
-    suite = load_suite(record.suite, "offline", record.quick)
+    suite = load_suite(record.suite, record.part, record.quick)
     if suite.hash != record.suite_hash:
         text = f"the hash is {record.suite_hash[:12]}, but here it is {suite.hash[:12]}"
         return Finding("suite", False, text)
