@@ -156,8 +156,6 @@ class _Task:
 
     plan: Plan
     """The model and its rules; its problems are those of the design."""
-    text_plan: Plan
-    """The same without the interpreter."""
     design: Design
     """The design."""
     suite_hash: str
@@ -170,28 +168,30 @@ class _Task:
             raise SettingsError("interpreter=false leaves no tool to recover from: remove it")
         if plan.rules.faults is not None:
             raise SettingsError("retool recover chooses the faults itself: remove faults=...")
-        without = {**vars(arguments), "text_only": True, "native_tools": False}
-        text_plan = make_plan(argparse.Namespace(**without), model, arguments.env)
         design, digest = make_design(arguments, plan)
         plan.problems = list(design.problems)
-        return cls(plan, text_plan, design, digest)
+        return cls(plan, design, digest)
 
     @property
     def arms(self) -> dict[tuple[str, str], Rules]:
         """The rules of each arm of whole episodes."""
-        return self.design.whole_arms(self.plan.rules, self.text_plan.rules)
+        return self.design.whole_arms(self.plan.rules, self._text_rules)
+
+    @property
+    def _text_rules(self) -> Rules:
+        return dataclasses.replace(self.plan.rules, interpreter=False)
 
     def policies(self) -> tuple[Any, Any]:
         """The functions that make the policy, and the policy without native tools.
 
         The latter is `None` where one policy serves all arms.
         """
-        plan, text = self.plan, self.text_plan
-        own = plan.arguments.native_tools and "frequency" in self.design.protocols
-        return (
-            policy_maker(plan.arguments, plan.rules),
-            policy_maker(text.arguments, text.rules) if own else None,
-        )
+        arguments, rules = self.plan.arguments, self.plan.rules
+        make, make_text = policy_maker(arguments, rules), None
+        if arguments.native_tools and "frequency" in self.design.protocols:
+            text = argparse.Namespace(**{**vars(arguments), "native_tools": False})
+            make_text = policy_maker(text, self._text_rules)
+        return make, make_text
 
     def record(self, name: str, price: Price | None) -> RecoverRecord:
         """The record of a run that begins now.
@@ -312,6 +312,7 @@ def _evaluated(task: _Task, make: tuple[Any, Any], out: Path, price: Price | Non
 
 
 def _run(task: _Task, make: tuple[Any, Any], records: Any, price: Price | None) -> bool:
+    from retool_env.evaluation.recover.protocols import with_turn_cap
     from retool_env.evaluation.recover.run import DesignRun
     from retool_env.interpreter import open_sandbox
     from retool_env.rollout.engine import RolloutEngine
@@ -338,16 +339,13 @@ def _run(task: _Task, make: tuple[Any, Any], records: Any, price: Price | None) 
             arguments.batch if arguments.api else 2 * arguments.batch
         )  # as in `retool eval`
         progress = Progress()
-        engines = {
-            arm: RolloutEngine(
-                policy if rules.interpreter else text_policy,
-                rules,
-                sandbox,
-                concurrency,
-                progress=progress,
-            )
-            for arm, rules in task.arms.items()
-        }
+        engines = {}
+        for arm, rules in task.arms.items():
+            chosen = policy if rules.interpreter else text_policy
+            budget = task.plan.rules.max_tokens
+            if rules.max_tokens != budget and budget is not None:
+                chosen = with_turn_cap(chosen, budget + 1)
+            engines[arm] = RolloutEngine(chosen, rules, sandbox, concurrency, progress=progress)
         stack.enter_context(shown(progress))
         return DesignRun(
             task.design,

@@ -27,6 +27,10 @@ _CAPTIONS = {
 }
 
 
+_MOST_KEYS = 8
+"""The most hidden figures that the terminal names for one reason; the page names all."""
+
+
 def read_results(folder: str | Path) -> dict[str, Any]:
     """Reads `results.json`.
 
@@ -69,7 +73,8 @@ def table(results: Sequence[Results]) -> str:
     by_model = [shown_figures(one) for one in results]
     cells = [["", *map(title_of, results)]]
     for key, name in _rows(results):
-        cells.append([name, *(_text(figures.get(key)) for figures in by_model)])
+        if any(key in figures for figures in by_model):
+            cells.append([name, *(_text(figures.get(key)) for figures in by_model)])
     lines = [markdown(cells)]
     for one in results:
         lines += ["", f"{title_of(one)}: {_counted(one['counts'])}"]
@@ -77,7 +82,10 @@ def table(results: Sequence[Results]) -> str:
         for figure in one["figures"]:
             if not figure.get("shown", True):
                 hidden.setdefault(figure["reason"], []).append(figure["key"])
-        lines += [f"not shown: {', '.join(keys)}: {why}" for why, keys in hidden.items()]
+        for why, keys in hidden.items():
+            more = len(keys) - _MOST_KEYS
+            listed = ", ".join(keys[:_MOST_KEYS]) + f" and {more} more" * (more > 0)
+            lines.append(f"not shown: {listed}: {why}")
     if why := comparable(results):
         lines += ["", why]
     return "\n".join(lines)

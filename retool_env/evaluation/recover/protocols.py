@@ -8,10 +8,12 @@ resumed run does each job once.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from retool_env.episode import Generation
 from retool_env.evaluation.recover.records import ArmKey
 from retool_env.evaluation.run import run_episode
 from retool_env.execution import Outcome
@@ -20,7 +22,7 @@ from retool_env.faults.schedule import At
 from retool_env.problem import Problem
 from retool_env.rollout.engine import RolloutEngine
 from retool_env.rollout.fork import Fork, error_arms, has_program, shown_calls
-from retool_env.rollout.policy import TextPolicy, Usage
+from retool_env.rollout.policy import Policy, TextPolicy, Usage
 from retool_env.rules import Rules
 from retool_env.transcript import StopReason, Transcript
 
@@ -145,6 +147,25 @@ def with_room_for_results(rules: Rules) -> Rules:
     # A token has a character at least, and a result some words around the output.
     room = rules.max_calls * (rules.output_characters + 200)
     return dataclasses.replace(rules, max_tokens=rules.max_tokens + room)
+
+
+def with_turn_cap[P: Policy](policy: P, tokens: int) -> P:
+    """The same policy, whose turns have at most so many tokens.
+
+    A turn as long as the whole budget of the model's own tokens counts as cut in any case, so an
+    arm with room for results need not sample it any further.
+
+    Args:
+        policy: The policy. It stays as it is, and is shared.
+        tokens: The most tokens of a turn.
+    """
+    capped = copy.copy(policy)
+
+    async def act(ids: Sequence[int], stop: Sequence[str], budget: int, seed: int) -> Generation:
+        return await policy.act(ids, stop, min(budget, tokens), seed)
+
+    capped.act = act  # type: ignore[method-assign]  # of this copy alone
+    return capped
 
 
 def first_failed(transcript: Transcript) -> int:
