@@ -155,7 +155,7 @@ class _Task:
     """One model and its design, before the model is loaded."""
 
     plan: Plan
-    """The model and its rules; its problems are those of the design."""
+    """The model and its rules; the design has the problems."""
     design: Design
     """The design."""
     suite_hash: str

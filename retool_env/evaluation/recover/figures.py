@@ -90,7 +90,7 @@ def selected(
 def counts(
     record: RecoverRecord, episodes: Iterable[ArmRecord], left_out: Sequence[LeftOut]
 ) -> dict[str, Any]:
-    """The numbers of episodes and prefixes, also of those that the figures leave out.
+    """The numbers of episodes and prefixes, including the prefixes that the figures leave out.
 
     Args:
         record: The record of the folder.

@@ -121,7 +121,7 @@ def _text(figure: Mapping[str, Any] | None) -> str:
 
 
 def _counted(counts: Mapping[str, Any]) -> str:
-    """The numbers of prefixes, and of those that are left out."""
+    """The numbers of prefixes, and of the prefixes that are left out."""
     prefixes = counts["prefixes"]
     failed = sum(counts["infrastructure_failures"].values())
     return (

@@ -138,7 +138,7 @@ class Job:
 def with_room_for_results(rules: Rules) -> Rules:
     """Rules with as many tokens for the model's own text as without a tool.
 
-    `Rules.max_tokens` counts results of programs, too. The arms of `frequency` get room for the
+    `Rules.max_tokens` also counts results of programs. The arms of `frequency` get room for the
     longest results, and the figures count an episode as cut once the model's own tokens exceed the
     budget (`retool_env.evaluation.recover.figures.within_budget`).
     """

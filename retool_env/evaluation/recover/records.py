@@ -9,7 +9,7 @@
 | `results.json`   | the figures and counts                                               |
 | `lock`           | held by the process that works in the folder                         |
 
-The lines are those of an evaluation (`retool_env.evaluation.records`) with a protocol and an arm.
+A line has the fields of an evaluation (`retool_env.evaluation.records`), a protocol and an arm.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ from retool_env.transcript import Transcript
 
 CAN_NOT_SHOW = (
     "The check can't show that the named model wrote the turns, that the sampling was as recorded, "
-    "or that the episodes are the first ones that were run. Programs that depend on time or chance "
-    "may differ when they run again."
+    "or that no other run was thrown away. Programs that depend on time or chance may differ when "
+    "they run again."
 )
 """The limits of the check, for a reader."""
 
@@ -114,7 +114,7 @@ def _status(record: RecoverRecord) -> Finding:
 
 
 def _suite(record: RecoverRecord, episodes: Sequence[ArmRecord]) -> Finding:
-    """The suite is known, and the problems, faults and forks are those of the suite."""
+    """The suite is known, and gives the same problems, faults and calls of the forks."""
     if record.suite == "own":
         return Finding("suite", False, "the problems are not from a suite: not ranked")
     from retool_env.evaluation.recover.suite import load_suite
