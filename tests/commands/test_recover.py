@@ -212,6 +212,7 @@ def test_another_suite_or_seed_is_not_resumed_and_more_protocols_are(suite, caps
         assert "this one differs in seed: 1, not 0" in capsys.readouterr().err
         ran(url, "--protocol", "fork", "--resume")
         assert {key[0] for key in recorded()} == {"dose", "fork"}
+        assert results()["protocols"] == ["dose", "fork"]
         suite.hash = "4567"
         ran(url, "--resume", status=1)
     assert "suite: hash 4567, not 0123" in capsys.readouterr().err
@@ -263,7 +264,7 @@ def test_the_first_error_of_a_parent_has_four_arms():
     assert "natural/keep" in figures()
 
 
-def test_the_check_finds_changes_of_figures_verdicts_forks_and_programs(capsys):
+def test_the_check_finds_changes_of_figures_verdicts_forks_and_programs(suite, capsys):
     with serving(ModelAPI(model)) as url:
         ran(url)
     check = ["recover", "--check", "found"]
@@ -301,6 +302,10 @@ def test_the_check_finds_changes_of_figures_verdicts_forks_and_programs(capsys):
             record["transcript"]["spans"][1]["text"] += " "
         return record
 
+    def without_a_prefix(record):
+        forked = record["protocol"] == "fork" and record["problem"] == suite.problems[0].id
+        return None if forked and record["parent"] == 0 else record
+
     def without_last(record):
         return None if (record["arm"], record["sample"]) == ("tool", 3) else record
 
@@ -311,6 +316,7 @@ def test_the_check_finds_changes_of_figures_verdicts_forks_and_programs(capsys):
     assert "programs" in failing("episodes.jsonl", edited(another_output))
     assert "forks" in failing("episodes.jsonl", edited(another_prefix))
     assert "episodes" in failing("episodes.jsonl", edited(without_last))
+    assert "episodes" in failing("episodes.jsonl", edited(without_a_prefix))
 
 
 def test_several_models_have_one_table_and_one_heat_map(capsys):

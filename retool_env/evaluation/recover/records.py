@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -31,6 +31,7 @@ from retool_env.evaluation.records import (
     last_records,
 )
 from retool_env.files import read_lines, read_text
+from retool_env.problem import Problem
 
 RECOVER, LEFT_OUT, RESULTS = "recover.json", "left_out.jsonl", "results.json"
 
@@ -55,7 +56,7 @@ class RecoverRecord(EvalRecord):
     quick: bool = False
     """Whether the small part of the suite was run."""
     protocols: list[str] = field(default_factory=list)
-    """The protocols of the last start."""
+    """The protocols of all starts."""
     kinds: list[str] = field(default_factory=list)
     """The kinds of faults."""
     rates: list[float] = field(default_factory=list)
@@ -208,6 +209,17 @@ class ArmRecords(Records):
     file = RECOVER
     read_record: Callable[[Path], EvalRecord] = staticmethod(read_recover)
     read_episodes: Callable[..., Iterator[EpisodeRecord]] = staticmethod(read_arms)
+
+    def _begun(
+        self, record: EvalRecord, problems: Sequence[Problem], resume: bool, force: bool
+    ) -> EvalRecord:
+        earlier = self.folder / RECOVER
+        before = read_recover(self.folder).protocols if resume and earlier.exists() else []
+        begun = super()._begun(record, problems, resume, force)
+        assert isinstance(begun, RecoverRecord)
+        return dataclasses.replace(
+            begun, protocols=list(dict.fromkeys([*before, *begun.protocols]))
+        )
 
     def leave_out(self, prefix: LeftOut) -> None:
         """Writes a prefix that can't be continued."""

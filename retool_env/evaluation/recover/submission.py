@@ -20,10 +20,9 @@ from retool_env.episode import RunProgram
 from retool_env.errors import DataError
 from retool_env.evaluation.identity import fingerprint
 from retool_env.evaluation.recover.figures import results
-from retool_env.evaluation.recover.protocols import PARENTS, injected
+from retool_env.evaluation.recover.protocols import PARENTS, Design, injected, prefix_jobs
 from retool_env.evaluation.recover.records import (
     RESULTS,
-    ArmKey,
     ArmRecord,
     LeftOut,
     RecoverRecord,
@@ -35,6 +34,7 @@ from retool_env.execution import Execution, Outcome, Sandbox
 from retool_env.files import read_text
 from retool_env.grading import is_equivalent
 from retool_env.interpreter import Interpreter
+from retool_env.problem import Problem
 from retool_env.protocol.result import cut_text
 from retool_env.provenance import REVISION
 from retool_env.rollout.fork import has_program, shown_calls
@@ -145,25 +145,34 @@ def _suite(record: RecoverRecord, episodes: Sequence[ArmRecord]) -> Finding:
 def _complete(
     record: RecoverRecord, episodes: Sequence[ArmRecord], left_out: Sequence[LeftOut]
 ) -> Finding:
-    """No episode of a whole arm is missing, and the arms of a prefix have all continuations."""
-    keys = {episode.key for episode in episodes}
-    wanted = {"dose": record.k, "frequency": record.samples}
-    arms = sorted({(e.protocol, e.arm) for e in episodes if e.parent is None})
-    missing: list[ArmKey] = [
-        key
-        for protocol, arm in arms
-        for problem in record.fork_calls
-        for sample in range(wanted[protocol])
-        if (key := (protocol, arm, problem, None, 0, sample)) not in keys
-    ]
+    """All episodes of the design are on record, apart from prefixes that are left out."""
+    problems = [Problem(id=name, question="?", answer="?") for name in record.fork_calls]
+    design = Design(
+        tuple(record.protocols),
+        problems,
+        tuple(record.kinds),
+        tuple(record.rates),
+        lambda problem, parent: record.fork_calls[problem][parent],
+        record.k,
+        record.m,
+        record.samples,
+    )
+    rules = rules_of(record)
     gone = {(one.protocol, one.problem, one.parent, one.call) for one in left_out}
-    for episode in episodes:
-        prefix = (episode.protocol, episode.problem, episode.parent, episode.call)
-        if episode.parent is not None and episode.sample == 0 and prefix not in gone:
-            count = record.m if injected(episode.transcript) else 1
-            more = [(*episode.key[:-1], sample) for sample in range(count)]
-            missing += [key for key in more if key not in keys]
-    text = f"{len(keys)} episodes, {len(missing)} are missing"
+    unfit = {episode.key[:-1] for episode in episodes if not injected(episode.transcript)}
+    parents = {
+        (episode.problem, episode.sample): episode.transcript
+        for episode in episodes
+        if (episode.protocol, episode.arm) == PARENTS
+    }
+    keys = {episode.key for episode in episodes}
+    jobs = [
+        *design.whole_jobs(design.whole_arms(rules, rules)),
+        *prefix_jobs(design, parents, first=True),
+        *(job for job in prefix_jobs(design, parents, first=False) if job.key[:-1] not in unfit),
+    ]
+    missing = [job.key for job in jobs if job.key not in keys and job.prefix not in gone]
+    text = f"{', '.join(record.protocols)}: {len(keys)} episodes, {len(missing)} are missing"
     return Finding("episodes", not missing, f"{text}, such as {missing[0]}" if missing else text)
 
 
