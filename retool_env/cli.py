@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retool_env import __version__
-from retool_env.commands import evaluation, export, play, serve
+from retool_env.commands import evaluation, export, play, recover, serve
 from retool_env.errors import RetoolError
 from retool_env.servers.address import redact
 
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"retool-env {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     evaluation.add_parser(commands)
+    recover.add_parser(commands)
     export.add_parser(commands)
     play.add_parser(commands)
     commands.add_parser("doctor", help="check this machine, and say how to mend faults")
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return {
             "eval": evaluation.run,
+            "recover": recover.run,
             "export": export.run,
             "play": play.run,
             "doctor": run_doctor,

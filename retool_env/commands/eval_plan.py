@@ -186,14 +186,20 @@ def _short(name: str) -> str:
     return os.fsencode(name)[:_MOST_BYTES].decode(errors="ignore")
 
 
-def new_folder(arguments: argparse.Namespace, plan: Plan) -> Path:
-    """The folder of an evaluation: the folder that the command names, or a new one."""
+def new_folder(arguments: argparse.Namespace, plan: Plan, kind: str = "eval") -> Path:
+    """The folder of an evaluation: the folder that the command names, or a new one.
+
+    Args:
+        arguments: The command line.
+        plan: The plan of the first model.
+        kind: The folder of all such records below `runs`.
+    """
     if arguments.out:
         return arguments.out
     mode = "interpreter" if plan.rules.interpreter else "text-only"
     stem = f"{_short(f'{plan.arguments.env}-{Path(plan.arguments.model).name}')}-{mode}"
     name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    return Path("runs") / "eval" / (arguments.name or name)
+    return Path("runs") / kind / (arguments.name or name)
 
 
 def folders_below(folder: Path, plans: Sequence[Plan]) -> list[Path]:

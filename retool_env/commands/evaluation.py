@@ -6,15 +6,10 @@ import argparse
 import contextlib
 import itertools
 import math
-import shlex
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from retool_env.commands.checkpoints import add_ignore, say
@@ -28,11 +23,14 @@ from retool_env.commands.eval_plan import (
     make_record,
     new_folder,
 )
-from retool_env.commands.eval_settings import MAX_TOKENS, api_fields, policy_maker
-from retool_env.commands.keys import refuse_key
-from retool_env.errors import SettingsError
-from retool_env.key_values import parse_settings, parse_value
-from retool_env.servers.address import check_no_secrets
+from retool_env.commands.eval_settings import policy_maker
+from retool_env.commands.model_options import (
+    add_api_options,
+    add_record_options,
+    add_sampling_options,
+    check_options,
+)
+from retool_env.commands.stopping import closing, terminable
 
 if TYPE_CHECKING:
     from retool_env.evaluation.cost import Price
@@ -59,20 +57,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="append",
         help="a checkpoint's folder, a Hub id, or a name at --api; repeat the option for several",
     )
-    parser.add_argument(
-        "--api", metavar="URL", help="the address that serves the model: http://localhost:8000/v1"
-    )
-    parser.add_argument(
-        "--api-key-env", metavar="NAME", help="the environment variable that holds the API's key"
-    )
-    refuse_key(parser, "--api-key", "--api-key-env NAME")
-    ways = parser.add_mutually_exclusive_group()
-    ways.add_argument(
-        "--native-tools", action="store_true", help="behind an API: native tool calls, not tags"
-    )
-    ways.add_argument(
-        "--completions", action="store_true", help="behind an API: no chat, for base models"
-    )
+    add_api_options(parser)
     parser.add_argument("--k", type=int, default=4, help="episodes for each problem (4)")
     parser.add_argument(
         "--problems",
@@ -80,55 +65,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help=f"the number of problems, from the first on (all; {MADE_UP} of generated problems)",
     )
     parser.add_argument("--text-only", action="store_true", help="without the interpreter")
-    parser.add_argument(
-        "--sandbox",
-        type=parse_value,
-        default="nsjail",
-        help="nsjail, unsafe, the URLs of sandbox servers, or a mapping of make_sandbox's "
-        "arguments (nsjail)",
-    )
-    parser.add_argument(
-        "--max-tokens",
-        type=int,
-        help="tokens of a response; behind an API, tokens of a turn (the checkpoint's, or "
-        f"{MAX_TOKENS})",
-    )
-    for option, default in (("temperature", "1.0"), ("top-p", "0.7")):
-        group = parser.add_mutually_exclusive_group()
-        group.add_argument(
-            f"--{option}", type=float, help=f"(the checkpoint's, or the paper's: {default})"
-        )
-        group.add_argument(
-            f"--no-{option}",
-            action="store_true",
-            help=f"behind an API: leave {option.replace('-', '_')} out of the requests",
-        )
-    parser.add_argument(
-        "--api-arg",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="behind an API: a further field of the requests, its value as JSON or text; repeat "
-        "the option for several",
-    )
-    parser.add_argument(
-        "--batch", type=int, default=32, help="episodes sampled together, or requests at once (32)"
-    )
-    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, ...")
-    parser.add_argument(
-        "--engine",
-        default="transformers",
-        help="transformers, vllm, or the URLs of servers that run `vllm serve` (transformers)",
-    )
-    parser.add_argument(
-        "--engine-arg",
-        action="append",
-        metavar="NAME=VALUE",
-        help="an argument of the engine, such as tensor_parallel_size=2; repeat the option for "
-        "several",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="the seed of all sampling (0)")
-    _add_record_options(parser)
+    add_sampling_options(parser)
+    add_record_options(parser, "evaluation", "eval")
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="other settings of the environment"
     )
@@ -136,66 +74,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_model_date(parser)
 
 
-def _add_record_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", help="the evaluation's name: its folder is runs/eval/NAME")
-    parser.add_argument("--out", type=Path, help="the folder, in place of runs/eval/NAME")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue the evaluation of --name or --out; a larger --k or --problems adds episodes",
-    )
-    parser.add_argument(
-        "--retry-failed",
-        action="store_true",
-        help="with --resume: run episodes again that an infrastructure failure ended",
-    )
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="with --resume: continue an evaluation of another revision of the environment",
-    )
-    parser.add_argument(
-        "--max-failed",
-        type=_share,
-        default=0.05,
-        metavar="SHARE",
-        help="the exit status is 1 if a larger share of the episodes failed (5%%)",
-    )
-    parser.add_argument(
-        "--price",
-        metavar="IN,OUT[,CACHED]",
-        help="dollars for a million tokens read, written, and read from the API's cache",
-    )
-    parser.add_argument(
-        "--limit-cost",
-        type=float,
-        metavar="DOLLARS",
-        help="begin no further episode once this is spent; needs --price",
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the number of episodes, the most tokens and the price, and stop",
-    )
-
-
-def _share(text: str) -> float:
-    """A share from a command line: `0.05` or `5%`."""
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share, such as 0.05 or 5%")
-    return share
-
-
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """`retool eval`."""
     from retool_env.evaluation.cost import Price
 
     price = None if arguments.price is None else Price.parse(arguments.price)
-    _check(arguments, price)
+    check_options(arguments, price, "eval")
     plans = [
         make_plan(arguments, model, env)
         for model, env in itertools.product(arguments.model, arguments.env or [None])
@@ -228,36 +112,13 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _on_record(plan: Plan, out: Path) -> dict[tuple[str, int], bool]:
     """The episodes that a resumed evaluation has on record, each with whether it failed."""
-    from retool_env.evaluation.folder import ended_before
+    from retool_env.evaluation.folder import Records
 
     if not plan.arguments.resume:
         return {}
-    return ended_before(out, make_record(plan, out.name, None), plan.problems, plan.arguments.force)
-
-
-def _check(arguments: argparse.Namespace, price: Price | None) -> None:
-    """Check options that concern no model.
-
-    Raises:
-        SettingsError: An option is out of range, or lacks another option.
-    """
-    for name, number in (("--k", arguments.k), ("--problems", arguments.problems)):
-        if number is not None and number < 1:
-            raise SettingsError(f"{name} must be at least 1, not {number}")
-    limit = arguments.limit_cost
-    if limit is not None and (price is None or not 0 < limit < math.inf):
-        raise SettingsError("--limit-cost must be above 0, and needs --price")
-    if arguments.resume and not (arguments.name or arguments.out):
-        raise SettingsError("--resume needs the evaluation's --name, or its folder as --out")
-    for option in ("retry_failed", "force"):
-        if getattr(arguments, option) and not arguments.resume:
-            raise SettingsError(f"--{option.replace('_', '-')} goes with --resume")
-    below = Path(arguments.name or "x")
-    if below.is_absolute() or ".." in below.parts or not below.parts:
-        raise SettingsError(f"--name must be a name below runs/eval, not {arguments.name!r}")
-    given = parse_settings(arguments.settings)
-    check_no_secrets({"--sandbox": arguments.sandbox, "settings": given})
-    api_fields(arguments)
+    return Records.ended_before(
+        out, make_record(plan, out.name, None), plan.problems, plan.arguments.force
+    )
 
 
 @dataclass(frozen=True)
@@ -285,7 +146,7 @@ def _evaluated(plan: Plan, make: Callable[[], Any], out: Path, price: Price | No
     jobs = plan.jobs(records.ended)
     if arguments.resume:
         say([f"{len(records.ended)} episodes are on record, {len(jobs)} are left"])
-    with _terminable(), _closing(records, plan, price) as finish:
+    with terminable(), closing(records, plan.keys, price) as finish:
         complete = not jobs or _run(plan, make, records, jobs, price)
         figures, summary = measured(out, plan.problems, arguments.k, price)
         records.write_figures(figures, summary)
@@ -329,64 +190,6 @@ def _fault(plan: Plan, records: Records, complete: bool, price: Price | None) ->
         f"--max-failed {arguments.max_failed:.1%}: the warnings above say why; run them again with "
         "--resume --retry-failed"
     )
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Ends the block by SIGTERM and SIGHUP as by Ctrl-C, unless the signals are ignored.
-
-    A cluster's scheduler sends SIGTERM at the end of a job's time, a lost terminal SIGHUP.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        interrupt = signal.getsignal(signal.SIGINT)
-        if not callable(interrupt):  # a shell starts jobs in the background so
-            raise KeyboardInterrupt
-        interrupt(signal.SIGINT, frame)
-
-    names = ("SIGTERM", "SIGHUP")  # Windows has the first alone
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    inside = threading.current_thread() is threading.main_thread()
-    taken = [n for n in numbers if inside and signal.getsignal(n) is signal.SIG_DFL]
-    for number in taken:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
-
-
-@contextlib.contextmanager
-def _closing(records: Records, plan: Plan, price: Price | None) -> Iterator[Callable[[bool], None]]:
-    """Writes how an evaluation ended, and says how to go on if it was stopped.
-
-    The block receives a function that it calls with whether every episode has run.
-    """
-    began = time.monotonic()
-
-    def finish(complete: bool) -> None:
-        cost = None if price is None else price.of(records.usage)
-        seconds = time.monotonic() - began
-        records.close("finished" if complete else "stopped", seconds, cost)
-
-    try:
-        yield finish
-    except BaseException:
-        with contextlib.suppress(OSError):  # a full disk: the error that ended the work says so
-            finish(False)
-        keys = plan.keys
-        if records.ended or records.usage.requests:
-            options = f"--resume --out {shlex.quote(str(records.folder))}"
-            kept = len(keys & records.ended.keys())
-            print(
-                f"{kept} of {len(keys)} episodes are kept in {records.folder}; give the command "
-                f"again with {options}",
-                file=sys.stderr,
-            )
-        else:
-            records.remove()
-        raise
 
 
 def _run(

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +23,6 @@ from retool_env.evaluation.records import (
     USAGE,
     EpisodeRecord,
     EvalRecord,
-    Key,
     Status,
     read_episodes,
     read_record,
@@ -52,6 +51,13 @@ class Records:
         DataError: The folder's records are damaged.
     """
 
+    file = EVAL
+    """The name of the file of the record."""
+    read_record: Callable[[Path], EvalRecord] = staticmethod(read_record)
+    """Reads the record of a folder."""
+    read_episodes: Callable[..., Iterator[EpisodeRecord]] = staticmethod(read_episodes)
+    """Reads the episodes of a folder."""
+
     def __init__(
         self,
         folder: Path,
@@ -61,7 +67,7 @@ class Records:
         force: bool = False,
     ) -> None:
         self.folder = folder
-        self.ended: dict[Key, bool] = {}
+        self.ended: dict[Any, bool] = {}
         """The episodes on record, each with whether it failed."""
         self.usage = Usage()
         """Tokens of all answered requests on record."""
@@ -77,7 +83,7 @@ class Records:
     def _begun(
         self, record: EvalRecord, problems: Sequence[Problem], resume: bool, force: bool
     ) -> EvalRecord:
-        path = self.folder / EVAL
+        path = self.folder / self.file
         old = self.folder / OLD_EVAL
         if not path.exists() and (old.exists() or (self.folder / OLD_EPISODES).exists()):
             raise SettingsError(
@@ -85,15 +91,17 @@ class Records:
             )
         if not path.exists():
             if (self.folder / EPISODES).exists():
-                raise SettingsError(f"{self.folder} has episodes but no {EVAL}: remove the folder")
+                raise SettingsError(
+                    f"{self.folder} has episodes but no {self.file}: remove the folder"
+                )
             return record
         if not resume:
             raise SettingsError(
                 f"{self.folder} holds an evaluation already: continue it with --resume, choose "
                 "another --name or --out, or remove the folder"
             )
-        before = read_record(self.folder)
-        self.ended = _ended(self.folder, before, record, problems, force)
+        before = self.read_record(self.folder)
+        self.ended = self._ended(self.folder, before, record, problems, force)
         _drop_half_line(self.folder / EPISODES)
         _drop_half_line(self.folder / USAGE)
         self.usage = read_usage(self.folder)
@@ -106,14 +114,82 @@ class Records:
             model_date=record.model_date or before.model_date,
         )
 
+    @classmethod
+    def ended_before(
+        cls, folder: Path, record: EvalRecord, problems: Sequence[Problem], force: bool = False
+    ) -> dict[Any, bool]:
+        """The episodes that a resumed evaluation has on record, each with whether it failed.
+
+        Nothing is written, and the folder is not locked.
+
+        Args:
+            folder: The folder; it may be missing.
+            record: The evaluation that would be resumed.
+            problems: The problems; see `Records`.
+            force: Whether a folder of another revision of the environment is continued.
+
+        Raises:
+            SettingsError: The folder holds a different evaluation.
+            DataError: The folder's records are damaged.
+        """
+        if not (folder / cls.file).exists():
+            return {}
+        return cls._ended(folder, cls.read_record(folder), record, problems, force)
+
+    @classmethod
+    def _ended(
+        cls,
+        folder: Path,
+        before: EvalRecord,
+        record: EvalRecord,
+        problems: Sequence[Problem],
+        force: bool,
+    ) -> dict[Any, bool]:
+        """`ended_before`, with the record of the folder.
+
+        Args:
+            folder: The folder.
+            before: The record of the folder.
+            record: The evaluation that is resumed.
+            problems: The problems of the resumed evaluation.
+            force: Whether a folder of another revision of the environment is continued.
+        """
+        differences = record.differences(before)
+        if force:
+            differences = [each for each in differences if not each.startswith("revision:")]
+        if fingerprint(problems[: before.problems]) != before.fingerprint and (
+            before.problems <= len(problems)
+        ):
+            differences.append(f"problems: the first {before.problems} are other problems")
+        ended, changed = {}, set()
+        # The fingerprint covers all problems of the last start, which may have had fewer of them.
+        texts = {problem.id: (problem.question, problem.answer) for problem in problems}
+        for each in cls.read_episodes(folder, tokens=False):
+            ended[each.key] = each.failed
+            problem = each.transcript.problem
+            if texts.get(each.problem, found := (problem.question, problem.answer)) != found:
+                changed.add(each.problem)
+        if changed:
+            name = min(changed)
+            differences.append(
+                f"problems: {len(changed)} problems on record have another question or answer, "
+                f"such as {name!r:.60}"
+            )
+        if differences:
+            raise SettingsError(
+                f"{folder} holds another evaluation, so it can't be resumed; this one differs in "
+                f"{'; '.join(differences)}"
+            )
+        return ended
+
     def append(self, episode: EpisodeRecord) -> None:
         """Writes a finished episode."""
-        _append(self.folder / EPISODES, episode.to_json())
+        append_line(self.folder / EPISODES, episode.to_json())
         self.ended[episode.key] = episode.failed
 
     def charge(self, usage: Usage) -> None:
         """Writes the tokens of an answered request."""
-        _append(self.folder / USAGE, dataclasses.asdict(usage))
+        append_line(self.folder / USAGE, dataclasses.asdict(usage))
         self.usage += usage
 
     def note_answer(self, names: AnsweredAs) -> None:
@@ -145,12 +221,12 @@ class Records:
     def write_figures(self, figures: list[Figure], summary: Summary) -> None:
         """Writes `figures.json`: the figures, and the summary that tables are made of."""
         values = {"schema": SCHEMA, "figures": [figure.to_json() for figure in figures]}
-        _replace(self.folder / FIGURES, {**values, "summary": summary.to_json()})
+        replace_json(self.folder / FIGURES, {**values, "summary": summary.to_json()})
 
     def remove(self) -> None:
         """Removes the folder of an evaluation without episodes; other files in it stay."""
         with contextlib.suppress(OSError):
-            for name in (EVAL, EPISODES, FIGURES):
+            for name in (self.file, EPISODES, FIGURES):
                 (self.folder / name).unlink(missing_ok=True)
             if not (self.folder / LOCK).stat().st_size:  # a user's file of this name has a content
                 (self.folder / LOCK).unlink()
@@ -158,70 +234,7 @@ class Records:
                 path.rmdir()
 
     def _write_record(self) -> None:
-        _replace(self.folder / EVAL, self.record.to_json())
-
-
-def ended_before(
-    folder: Path, record: EvalRecord, problems: Sequence[Problem], force: bool = False
-) -> dict[Key, bool]:
-    """The episodes that a resumed evaluation has on record, each with whether it failed.
-
-    Nothing is written, and the folder is not locked.
-
-    Args:
-        folder: The folder; it may be missing.
-        record: The evaluation that would be resumed.
-        problems: The problems; see `Records`.
-        force: Whether a folder of another revision of the environment is continued.
-
-    Raises:
-        SettingsError: The folder holds a different evaluation.
-        DataError: The folder's records are damaged.
-    """
-    if not (folder / EVAL).exists():
-        return {}
-    return _ended(folder, read_record(folder), record, problems, force)
-
-
-def _ended(
-    folder: Path, before: EvalRecord, record: EvalRecord, problems: Sequence[Problem], force: bool
-) -> dict[Key, bool]:
-    """`ended_before`, with the record of the folder.
-
-    Args:
-        folder: The folder.
-        before: The record of the folder.
-        record: The evaluation that is resumed.
-        problems: The problems of the resumed evaluation.
-        force: Whether a folder of another revision of the environment is continued.
-    """
-    differences = record.differences(before)
-    if force:
-        differences = [each for each in differences if not each.startswith("revision:")]
-    if fingerprint(problems[: before.problems]) != before.fingerprint and (
-        before.problems <= len(problems)
-    ):
-        differences.append(f"problems: the first {before.problems} are other problems")
-    ended, changed = {}, set()
-    # The fingerprint covers all problems of the last start, which may have had fewer of them.
-    texts = {problem.id: (problem.question, problem.answer) for problem in problems}
-    for each in read_episodes(folder, tokens=False):
-        ended[each.key] = each.failed
-        problem = each.transcript.problem
-        if texts.get(each.problem, found := (problem.question, problem.answer)) != found:
-            changed.add(each.problem)
-    if changed:
-        name = min(changed)
-        differences.append(
-            f"problems: {len(changed)} problems on record have another question or answer, such as "
-            f"{name!r:.60}"
-        )
-    if differences:
-        raise SettingsError(
-            f"{folder} holds another evaluation, so it can't be resumed; this one differs in "
-            f"{'; '.join(differences)}"
-        )
-    return ended
+        replace_json(self.folder / self.file, self.record.to_json())
 
 
 def _locked(folder: Path) -> IO[str]:
@@ -249,7 +262,7 @@ def _locked(folder: Path) -> IO[str]:
     return file
 
 
-def _append(path: Path, values: dict[str, Any]) -> None:
+def append_line(path: Path, values: dict[str, Any]) -> None:
     """Appends a line by one system call, so that a killed process leaves whole lines.
 
     Without room on the disk the part that was written is removed: a line of another episode, which
@@ -267,7 +280,8 @@ def _append(path: Path, values: dict[str, Any]) -> None:
             raise
 
 
-def _replace(path: Path, values: dict[str, Any]) -> None:
+def replace_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a JSON file in one step, so that a reader sees the old values or the new ones."""
     new = path.with_name(path.name + ".new")
     try:
         with open(new, "w", encoding="utf-8") as file:

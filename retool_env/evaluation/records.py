@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -202,7 +202,7 @@ class EpisodeRecord:
     """Tokens that an API counted, of all turns and attempts; `None` for a local model."""
 
     @property
-    def key(self) -> Key:
+    def key(self) -> Hashable:
         """The problem's id and the sample."""
         return self.problem, self.sample
 
@@ -338,16 +338,35 @@ def read_episodes(folder: str | Path, tokens: bool = True) -> Iterator[EpisodeRe
     if not path.exists() and (folder / OLD_EPISODES).exists():
         yield from _old_episodes(folder, tokens)
         return
+    yield from last_records(path, EpisodeRecord, _head_key, tokens)
+
+
+def last_records[R: EpisodeRecord](
+    path: Path, kind: type[R], head_key: Callable[[bytes], Hashable], tokens: bool = True
+) -> Iterator[R]:
+    """Yields the records of a file of episodes; of several lines with one key, the last one.
+
+    Args:
+        path: The file; it may be missing.
+        kind: The class of the records.
+        head_key: A function from the beginning of a line to the key of its record, which spares
+            reading the whole line; `None` if the beginning has another form.
+        tokens: Whether token ids and log-probs are kept.
+
+    Raises:
+        DataError: A line is damaged; the message names it.
+    """
     if not path.exists():
         return
-    last = {}
+    last: dict[Hashable, int] = {}
     for number, line in enumerate(read_lines(path), 1):
         if line.endswith(b"\n"):
-            last[_key_of(path, number, line)] = number
+            key = head_key(line)
+            last[_parsed(path, number, line, kind, False).key if key is None else key] = number
     wanted = set(last.values())
     for number, line in enumerate(read_lines(path), 1):
         if number in wanted:
-            yield _parsed(path, number, line, tokens)
+            yield _parsed(path, number, line, kind, tokens)
 
 
 _TEXT = r'("(?:[^"\\]|\\.)*")'
@@ -356,15 +375,16 @@ _HEAD = re.compile(
 )
 
 
-def _key_of(path: Path, number: int, line: bytes) -> Key:
-    if match := _HEAD.match(line):  # without reading the whole line
-        return json.loads(match[2]), int(match[3])
-    return _parsed(path, number, line, tokens=False).key
+def _head_key(line: bytes) -> Key | None:
+    match = _HEAD.match(line)
+    return None if match is None else (json.loads(match[2]), int(match[3]))
 
 
-def _parsed(path: Path, number: int, line: bytes, tokens: bool) -> EpisodeRecord:
+def _parsed[R: EpisodeRecord](
+    path: Path, number: int, line: bytes, kind: type[R], tokens: bool
+) -> R:
     try:
-        return EpisodeRecord.from_json(json.loads(line), tokens)
+        return kind.from_json(json.loads(line), tokens)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path}, line {number} is not an episode ({error!r:.200}): remove the line, and its "

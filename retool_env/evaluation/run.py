@@ -97,24 +97,40 @@ def run_jobs(
     """
 
     async def run(job: Job) -> None:
-        turns: list[Any] = []
-        transcript = await engine.episode(
-            job.problem, (seed, job.index, job.sample), on_turn=turns.append
-        )
-        counted = [used for turn in turns if (used := getattr(turn, "usage", None)) is not None]
+        transcript, usage = await run_episode(engine, job.problem, (seed, job.index, job.sample))
         engine.progress.finished(transcript)
         # Here, not where tasks are awaited: there the error of one episode would lose others that
         # ended at the same moment.
-        on_end(job, transcript, functools.reduce(Usage.__add__, counted) if counted else None)
+        on_end(job, transcript, usage)
 
     engine.check_prompts({job.index: job.problem for job in jobs}.values())
     engine.progress.expect(len(jobs))
-    return run_blocking(_run_all(run, jobs, engine.concurrency, going_on))
+    return run_blocking(run_all(run, jobs, engine.concurrency, going_on))
 
 
-async def _run_all(
-    run: Callable[[Job], Coroutine[Any, Any, None]],
-    jobs: Sequence[Job],
+async def run_episode(
+    engine: RolloutEngine, problem: Problem, seed: Sequence[int], **more: Any
+) -> tuple[Transcript, Usage | None]:
+    """Runs one episode.
+
+    Args:
+        engine: Runs the episode.
+        problem: The problem.
+        seed: The numbers from which the seeds of the turns derive.
+        **more: Other arguments of `RolloutEngine.episode`.
+
+    Returns:
+        The transcript, and the tokens that an API counted for its turns.
+    """
+    turns: list[Any] = []
+    transcript = await engine.episode(problem, seed, on_turn=turns.append, **more)
+    counted = [used for turn in turns if (used := getattr(turn, "usage", None)) is not None]
+    return transcript, functools.reduce(Usage.__add__, counted) if counted else None
+
+
+async def run_all[J](
+    run: Callable[[J], Coroutine[Any, Any, None]],
+    jobs: Sequence[J],
     concurrency: int,
     going_on: Callable[[], bool],
 ) -> bool:

@@ -61,7 +61,7 @@ def table(rows: Mapping[str, Summary]) -> str:
     """
     cells = [["", *COLUMNS]]
     cells += [[name, *(show(s) for show in COLUMNS.values())] for name, s in rows.items()]
-    return _markdown(cells)
+    return markdown(cells)
 
 
 def tool_table(columns: Mapping[str, Summary]) -> str:
@@ -98,7 +98,7 @@ def figures_table(figures: Sequence[Figure]) -> str:
 def _noted(cells: Sequence[Sequence[str]]) -> str:
     """A Markdown table, with a line that explains the mark `†` where a cell has it."""
     marked = any("†" in cell for row in cells for cell in row)
-    return _markdown(cells) + f"\n\n† fewer than {FEW_CASES} cases" * marked
+    return markdown(cells) + f"\n\n† fewer than {FEW_CASES} cases" * marked
 
 
 def _mean_of(figure: Figure) -> str:
@@ -140,7 +140,8 @@ def _percent(figure: Figure) -> str:
     return text + " †" * figure.marked
 
 
-def _markdown(cells: Sequence[Sequence[str]]) -> str:
+def markdown(cells: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns, from its rows; the first row is the head."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "| "

@@ -230,7 +230,7 @@ def test_wrong_options_are_named_before_anything_begins(options, words, capsys):
     assert words in capsys.readouterr().err and not Path("found").exists()
     without = [part for part in COMMAND if part not in ("--out", "found")]
     ran("http://h/v1", "--resume", status=1, command=without)
-    assert "--resume needs the evaluation's --name" in capsys.readouterr().err
+    assert "--resume needs the --name of its record" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--no-top-p", "--no-temperature", "--api-arg=a=1"])

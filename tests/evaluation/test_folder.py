@@ -12,7 +12,7 @@ from evaluation.test_records import episode, record, transcript
 from retool_env.errors import DataError, SettingsError
 from retool_env.evaluation import folder as folder_module
 from retool_env.evaluation import read_episodes, read_record
-from retool_env.evaluation.folder import Records, ended_before
+from retool_env.evaluation.folder import Records
 from retool_env.evaluation.identity import fingerprint
 from retool_env.problem import Problem
 from retool_env.rollout.policy import Usage
@@ -165,7 +165,7 @@ def test_problems_with_another_text_are_not_resumed_even_if_they_are_fewer(tmp_p
 
 def test_a_line_that_does_not_fit_is_removed_whole(tmp_path, monkeypatch):
     path = tmp_path / "episodes.jsonl"
-    folder_module._append(path, {"a": 1})
+    folder_module.append_line(path, {"a": 1})
 
     class Full(io.FileIO):
         def write(self, data):
@@ -177,9 +177,9 @@ def test_a_line_that_does_not_fit_is_removed_whole(tmp_path, monkeypatch):
         folder_module, "open", lambda path, *_, **__: Full(path, "a"), raising=False
     )
     with pytest.raises(OSError, match="full"):
-        folder_module._append(path, {"b": "x" * 99})
+        folder_module.append_line(path, {"b": "x" * 99})
     monkeypatch.undo()
-    folder_module._append(path, {"c": 3})
+    folder_module.append_line(path, {"c": 3})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"a": 1}, {"c": 3}]
 
 
@@ -204,14 +204,14 @@ def test_a_file_of_the_user_named_like_the_lock_is_not_removed(tmp_path):
 
 
 def test_episodes_on_record_are_counted_without_touching_the_folder(tmp_path):
-    assert ended_before(tmp_path / "new", of(2), PROBLEMS[:2]) == {}
+    assert Records.ended_before(tmp_path / "new", of(2), PROBLEMS[:2]) == {}
     records = begun(tmp_path)
     records.append(episode())
     records.close("stopped", 1.0)
     with open(tmp_path / "episodes.jsonl", "a") as file:
         file.write('{"half')
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    assert ended_before(tmp_path, of(2), PROBLEMS[:2]) == {("own/1", 0): False}
+    assert Records.ended_before(tmp_path, of(2), PROBLEMS[:2]) == {("own/1", 0): False}
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     with pytest.raises(SettingsError, match="seed"):
-        ended_before(tmp_path, of(2, seed=3), PROBLEMS[:2])
+        Records.ended_before(tmp_path, of(2, seed=3), PROBLEMS[:2])

@@ -1,0 +1,203 @@
+"""Figures and counts of the benchmark, from the records alone: `results.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from retool_env.evaluation.recover.implied import implied_by_fault
+from retool_env.evaluation.recover.protocols import (
+    CONTROL,
+    FREQUENCY,
+    PARENTS,
+    can_fork,
+    injected,
+)
+from retool_env.evaluation.recover.records import (
+    ArmRecord,
+    LeftOut,
+    RecoverRecord,
+    read_arms,
+    read_left_out,
+    read_recover,
+)
+from retool_env.faults import KINDS
+from retool_env.metrics.causal.contagion import contagion_figures
+from retool_env.metrics.causal.continuation import (
+    Cells,
+    by_prefix,
+    eligible,
+    read_continuations,
+)
+from retool_env.metrics.causal.curves import outcome_curve
+from retool_env.metrics.causal.dose import dose_figures
+from retool_env.metrics.causal.effects import fault_figures
+from retool_env.metrics.causal.figure import CausalFigure
+from retool_env.metrics.causal.frequency import frequency_figures
+from retool_env.metrics.causal.natural import natural_figures
+from retool_env.transcript import StopReason, Transcript
+
+SCHEMA = 1
+"""The version of `results.json`."""
+
+
+def within_budget(transcript: Transcript, tokens: int | None) -> Transcript:
+    """The episode as a budget of model-written tokens leaves it.
+
+    The arms of `frequency` have equal budgets of the model's own tokens. `Rules.max_tokens` counts
+    results as well, so the arms with a tool run with room for results, and an episode whose own
+    tokens exceed the budget counts as cut: a budget cuts an episode and changes nothing before.
+
+    Args:
+        transcript: The episode.
+        tokens: The budget; `None`: no budget, and texts without tokens.
+    """
+    written = sum(len(span.token_ids or ()) for span in transcript.spans if span.author == "model")
+    if tokens is None or written <= tokens or not transcript.scored:
+        return transcript
+    reason = StopReason.TOKEN_BUDGET
+    return dataclasses.replace(transcript, stop_reason=reason, answer=None, correct=False)
+
+
+def selected(
+    record: RecoverRecord, episodes: Iterable[ArmRecord], left_out: Sequence[LeftOut]
+) -> dict[tuple[str, str], list[Transcript]]:
+    """The transcripts that the figures rest on, by protocol and arm.
+
+    Forks of prefixes that can't be reproduced are left out.
+
+    Args:
+        record: The record of the folder.
+        episodes: All episodes of the folder.
+        left_out: The prefixes that can't be reproduced.
+    """
+    gone = {(one.protocol, one.problem, one.parent, one.call) for one in left_out}
+    budget = record.rules.get("max_tokens")
+    arms: dict[tuple[str, str], list[Transcript]] = defaultdict(list)
+    for episode in episodes:
+        transcript = episode.transcript
+        if (episode.protocol, episode.problem, episode.parent, episode.call) in gone:
+            continue
+        if episode.protocol == "frequency":
+            transcript = within_budget(transcript, budget)
+        arms[episode.protocol, episode.arm].append(transcript)
+    return dict(arms)
+
+
+def counts(
+    record: RecoverRecord, episodes: Iterable[ArmRecord], left_out: Sequence[LeftOut]
+) -> dict[str, Any]:
+    """The numbers of episodes and prefixes, including the prefixes that the figures leave out.
+
+    Args:
+        record: The record of the folder.
+        episodes: All episodes of the folder.
+        left_out: The prefixes that can't be reproduced.
+    """
+    number: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    unfit: Counter[str] = Counter()
+    prefixes: Counter[str] = Counter()
+    seen = set()
+    for episode in episodes:
+        number[f"{episode.protocol}/{episode.arm}"] += 1
+        failed[f"{episode.protocol}/{episode.arm}"] += episode.failed
+        prefix = (episode.protocol, episode.problem, episode.parent, episode.call)
+        if (episode.protocol, episode.arm) == PARENTS:
+            if episode.failed:
+                prefixes["parents_failed"] += 1
+                continue
+            prefixes["parents"] += 1
+            calls = record.fork_calls.get(episode.problem, [])
+            if episode.sample < len(calls):
+                missing = not can_fork(episode.transcript, calls[episode.sample])
+                prefixes["without_call"] += missing
+        elif episode.parent is not None:
+            if not injected(episode.transcript):
+                unfit[episode.arm] += episode.sample == 0
+            if prefix not in seen:
+                seen.add(prefix)
+                prefixes[episode.protocol] += 1
+                prefixes["visible"] += episode.transcript.parent.visible  # type: ignore[union-attr]  # a fork has a parent
+    return {
+        "episodes": dict(number),
+        "infrastructure_failures": {arm: n for arm, n in failed.items() if n},
+        "parents": prefixes["parents"],
+        "parents_failed": prefixes["parents_failed"],
+        "prefixes": {name: prefixes[name] for name in ("fork", "natural")},
+        "without_call": prefixes["without_call"],
+        "not_reproducible": len(left_out),
+        "not_eligible": dict(unfit),
+        "visible": prefixes["visible"],
+    }
+
+
+def figures_of(arms: Mapping[tuple[str, str], Sequence[Transcript]]) -> list[CausalFigure]:
+    """The figures of the transcripts that `selected` gives.
+
+    Args:
+        arms: The transcripts by protocol and arm.
+    """
+    figures: list[CausalFigure] = []
+    by_rate = {float(arm): some for (protocol, arm), some in arms.items() if protocol == "dose"}
+    if len(by_rate) > 1:
+        figures += dose_figures(by_rate)
+    if all(("frequency", arm) in arms for arm in FREQUENCY):
+        text, tool, gone = (arms["frequency", arm] for arm in FREQUENCY)
+        figures += frequency_figures(text, tool, gone)
+    if cells := _cells(arms, "fork"):
+        figures += fault_figures(cells)
+        figures += contagion_figures(cells, implied_by_fault)
+        for arm in (CONTROL, *(kind for kind in KINDS if ("fork", kind) in arms)):
+            figures += outcome_curve(eligible(cells, arm), arm)
+    if cells := _cells(arms, "natural"):
+        figures += natural_figures(cells)
+    return figures
+
+
+def _cells(arms: Mapping[tuple[str, str], Sequence[Transcript]], protocol: str) -> Cells:
+    """The continuations of a protocol, by prefix and arm."""
+    transcripts = [t for (name, _), some in arms.items() if name == protocol for t in some]
+    return by_prefix(read_continuations(transcripts))
+
+
+def results(folder: str | Path) -> dict[str, Any]:
+    """The content of `results.json`, computed from the other files of a folder.
+
+    Args:
+        folder: The folder of a model in the benchmark.
+
+    Raises:
+        DataError: A record is damaged.
+    """
+    record = read_recover(folder)
+    left_out = read_left_out(folder)
+    episodes = list(read_arms(folder, tokens=False))
+    named = (
+        *(
+            "name",
+            "suite",
+            "part",
+            "suite_hash",
+            "quick",
+            "fingerprint",
+            "env",
+            "revision",
+            "rules",
+        ),
+        *("prompt", "sampling", "seed", "k", "m", "samples", "kinds", "rates", "protocols"),
+        *("versions", "status"),
+    )
+    values = record.to_json()
+    return {
+        "schema": SCHEMA,
+        "model": {**values["model"], "title": record.model.title},
+        **{name: values[name] for name in named},
+        "counts": counts(record, episodes, left_out),
+        "figures": [
+            figure.to_json() for figure in figures_of(selected(record, episodes, left_out))
+        ],
+    }

@@ -1,0 +1,113 @@
+"""Runs the jobs of a design: whole episodes, then the first fork of each arm, then the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from retool_env.errors import NotReproducible
+from retool_env.evaluation.recover.protocols import PARENTS, Design, Job, injected, prefix_jobs
+from retool_env.evaluation.recover.protocols import run_job as run_one
+from retool_env.evaluation.recover.records import ArmRecord, ArmRecords, LeftOut, read_arms
+from retool_env.evaluation.run import run_all
+from retool_env.rollout.engine import RolloutEngine, run_blocking
+from retool_env.transcript import Transcript
+
+
+@dataclass
+class DesignRun:
+    """One model's run of a design."""
+
+    design: Design
+    """The design."""
+    engines: Mapping[tuple[str, str], RolloutEngine]
+    """The engine of each arm of whole episodes. All share one `Progress`."""
+    records: ArmRecords
+    """The folder, open for writing."""
+    model: str
+    """The model's name, for the records."""
+    seed: int
+    """The seed of all sampling."""
+    retry_failed: bool = False
+    """Whether episodes run again that an infrastructure failure ended."""
+    going_on: Callable[[], bool] = lambda: True
+    """Asked before each episode begins. From its first `False` on, no further episode begins."""
+
+    def __post_init__(self) -> None:
+        ended = self.records.ended.items()
+        self._again = {key for key, failed in ended if failed} if self.retry_failed else set()
+        self._left_out: set[tuple[str, str, int | None, int]] = set()
+        self._unfit: set[tuple[str, str, str, int | None, int]] = set()
+        self._parents: dict[tuple[str, int], Transcript] = {}
+
+    def run(self) -> bool:
+        """Runs all episodes that are left.
+
+        Returns:
+            Whether every episode has run.
+
+        Raises:
+            SettingsError: A prompt fills the model's context.
+        """
+        for engine in self.engines.values():
+            engine.check_prompts(self.design.problems)
+        complete = self._run(self.design.whole_jobs(self.engines))
+        if not complete or not self.design.forks:
+            return complete
+        for record in read_arms(self.records.folder):
+            if (record.protocol, record.arm) == PARENTS:
+                self._parents[record.problem, record.sample] = record.transcript
+            else:
+                self._note_eligibility(record)
+        return all(
+            self._run(prefix_jobs(self.design, self._parents, first)) for first in (True, False)
+        )
+
+    def _note_eligibility(self, record: ArmRecord) -> None:
+        if not injected(record.transcript):
+            self._unfit.add(record.key[:-1])
+
+    def _run(self, jobs: Iterable[Job]) -> bool:
+        settled = self.records.ended.keys() - self._again
+        left = [
+            job
+            for job in jobs
+            if job.key not in settled
+            and job.key[:-1] not in self._unfit
+            and job.prefix not in self._left_out
+        ]
+        some = next(iter(self.engines.values()))
+        some.progress.expect(len(left))
+        return run_blocking(run_all(self._one, left, some.concurrency, self.going_on))
+
+    async def _one(self, job: Job) -> None:
+        whole = job.parent is None
+        engine = self.engines[(job.protocol, job.arm) if whole else PARENTS]
+        parent = None if job.parent is None else self._parents[job.problem.id, job.parent]
+        try:
+            transcript, usage = await run_one(engine, job, self.seed, parent)
+        except NotReproducible as reason:
+            engine.progress.expect(-1)
+            self._leave_out(job, str(reason))
+            return
+        engine.progress.finished(transcript)
+        record = ArmRecord(
+            self.model,
+            job.problem.id,
+            job.sample,
+            self.seed,
+            transcript,
+            usage,
+            job.protocol,
+            job.arm,
+            job.parent,
+            job.call,
+        )
+        self.records.append(record)
+        self._note_eligibility(record)
+
+    def _leave_out(self, job: Job, reason: str) -> None:
+        if job.prefix not in self._left_out:
+            self._left_out.add(job.prefix)
+            prefix = LeftOut(job.protocol, job.problem.id, job.parent or 0, job.call, reason)
+            self.records.leave_out(prefix)

@@ -1,0 +1,326 @@
+"""The folder of a submission to the leaderboard: its card, and its checker.
+
+A submission is the folder of a finished run. `check` computes the figures anew from the
+transcripts, compares forks with their parents, and runs a sample of the programs again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from retool_env.episode import RunProgram
+from retool_env.errors import DataError
+from retool_env.evaluation.identity import fingerprint
+from retool_env.evaluation.recover.figures import results
+from retool_env.evaluation.recover.protocols import PARENTS, Design, injected, prefix_jobs
+from retool_env.evaluation.recover.records import (
+    RESULTS,
+    ArmRecord,
+    LeftOut,
+    RecoverRecord,
+    read_arms,
+    read_left_out,
+    read_recover,
+)
+from retool_env.execution import Execution, Outcome, Sandbox
+from retool_env.files import read_text
+from retool_env.grading import is_equivalent
+from retool_env.interpreter import Interpreter
+from retool_env.problem import Problem
+from retool_env.protocol.result import cut_text
+from retool_env.provenance import REVISION
+from retool_env.rollout.fork import has_program, shown_calls
+from retool_env.rules import Rules
+from retool_env.transcript import Transcript
+
+CAN_NOT_SHOW = (
+    "The check can't show that the named model wrote the turns, that the sampling was as recorded, "
+    "or that no other run was thrown away. Programs that depend on time or chance may differ when "
+    "they run again."
+)
+"""The limits of the check, for a reader."""
+
+SAMPLE = 20
+"""Number of episodes whose programs run again."""
+
+MOST_DIFFERING = 0.05
+"""The largest share of programs that may give another result when they run again."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check."""
+
+    name: str
+    """The name of the check."""
+    right: bool
+    """Whether the submission passed."""
+    text: str
+    """The reason, or the numbers."""
+
+    def __str__(self) -> str:
+        return f"{'ok  ' if self.right else 'FAIL'} {self.name}: {self.text}"
+
+
+def rules_of(record: RecoverRecord) -> Rules:
+    """The rules of a record's episodes without faults."""
+    names = {field.name for field in dataclasses.fields(Rules)}
+    values = {name: value for name, value in record.rules.items() if name in names}
+    # The prompt stands in the record; the reward is a name that this installation may not have.
+    return Rules(**{**values, "prompt_template": record.prompt, "reward": "paper", "faults": None})
+
+
+def check(
+    folder: str | Path, sandbox: Sandbox | None, sample: int = SAMPLE, seed: int = 0
+) -> list[Finding]:
+    """Checks the folder of a submission.
+
+    Args:
+        folder: The folder.
+        sandbox: Runs programs again; `None`: programs do not run.
+        sample: Number of episodes whose programs run again.
+        seed: The seed of the choice of these episodes.
+
+    Raises:
+        DataError: A record is damaged.
+    """
+    record = read_recover(folder)
+    episodes = list(read_arms(folder))
+    findings = [
+        _status(record),
+        _suite(record, episodes),
+        _complete(record, episodes, read_left_out(folder)),
+        _results(folder),
+        _verdicts(episodes),
+        _forks(episodes),
+    ]
+    if sandbox is not None:
+        findings.append(_replays(record, episodes, sandbox, sample, seed))
+    return findings
+
+
+def _status(record: RecoverRecord) -> Finding:
+    right = record.status == "finished" and record.revision == REVISION
+    text = f"the run is {record.status}, of revision {record.revision} (here {REVISION})"
+    return Finding("run", right, text)
+
+
+def _suite(record: RecoverRecord, episodes: Sequence[ArmRecord]) -> Finding:
+    """The suite is known, and gives the same problems, faults and calls of the forks."""
+    if record.suite == "own":
+        return Finding("suite", False, "the problems are not from a suite: not ranked")
+    from retool_env.evaluation.recover.suite import load_suite
+
+    suite = load_suite(record.suite, record.part, record.quick)
+    if suite.hash != record.suite_hash:
+        text = f"the hash is {record.suite_hash[:12]}, but here it is {suite.hash[:12]}"
+        return Finding("suite", False, text)
+    problems = list(suite.problems)[: record.problems]
+    known = {problem.id: problem for problem in problems}
+    strange = {e.problem for e in episodes if known.get(e.problem) != e.transcript.problem}
+    calls = {p.id: [suite.fork_call(p.id, i) for i in range(record.k)] for p in problems}
+    differing = [
+        name
+        for name, same in (
+            ("number of problems", record.problems == len(suite.problems)),
+            ("problems", not strange and record.fingerprint == fingerprint(problems)),
+            ("calls of the forks", record.fork_calls == calls),
+            ("kinds of faults", tuple(record.kinds) == tuple(suite.kinds)),
+            ("rates", tuple(record.rates) == tuple(suite.rates)),
+        )
+        if not same
+    ]
+    text = f"differs in {', '.join(differing)}" if differing else f"{record.suite}, as it is here"
+    return Finding("suite", not differing, text)
+
+
+def _complete(
+    record: RecoverRecord, episodes: Sequence[ArmRecord], left_out: Sequence[LeftOut]
+) -> Finding:
+    """All episodes of the design are on record, apart from prefixes that are left out."""
+    problems = [Problem(id=name, question="?", answer="?") for name in record.fork_calls]
+    design = Design(
+        tuple(record.protocols),
+        problems,
+        tuple(record.kinds),
+        tuple(record.rates),
+        lambda problem, parent: record.fork_calls[problem][parent],
+        record.k,
+        record.m,
+        record.samples,
+    )
+    rules = rules_of(record)
+    gone = {(one.protocol, one.problem, one.parent, one.call) for one in left_out}
+    unfit = {episode.key[:-1] for episode in episodes if not injected(episode.transcript)}
+    parents = {
+        (episode.problem, episode.sample): episode.transcript
+        for episode in episodes
+        if (episode.protocol, episode.arm) == PARENTS
+    }
+    keys = {episode.key for episode in episodes}
+    jobs = [
+        *design.whole_jobs(design.whole_arms(rules, rules)),
+        *prefix_jobs(design, parents, first=True),
+        *(job for job in prefix_jobs(design, parents, first=False) if job.key[:-1] not in unfit),
+    ]
+    missing = [job.key for job in jobs if job.key not in keys and job.prefix not in gone]
+    text = f"{', '.join(record.protocols)}: {len(keys)} episodes, {len(missing)} are missing"
+    return Finding("episodes", not missing, f"{text}, such as {missing[0]}" if missing else text)
+
+
+def _results(folder: str | Path) -> Finding:
+    """The figures, computed anew, equal the figures of `results.json`."""
+    path = Path(folder) / RESULTS
+    try:
+        theirs = json.loads(read_text(path))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} can't be read: {error}") from None
+    ours = json.loads(json.dumps(results(folder)))
+    differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+    if not differing:
+        return Finding("figures", True, f"{len(ours['figures'])} figures are as computed here")
+    return Finding("figures", False, f"{RESULTS} differs in {', '.join(differing)}")
+
+
+def _verdicts(episodes: Sequence[ArmRecord]) -> Finding:
+    """The answers, graded anew, have the recorded verdicts."""
+    verdicts: dict[tuple[str, str], bool] = {}
+    wrong = graded = 0
+    for episode in episodes:
+        transcript = episode.transcript
+        if transcript.correct is None:
+            continue
+        verdict = False
+        if transcript.answer is not None and transcript.stop_reason == "answered":
+            pair = (transcript.answer, transcript.problem.answer)
+            if pair not in verdicts:
+                verdicts[pair] = is_equivalent(*pair)
+            verdict = verdicts[pair]
+        graded += 1
+        wrong += verdict != transcript.correct
+    return Finding("verdicts", not wrong, f"{graded} verdicts, {wrong} differ")
+
+
+def _forks(episodes: Sequence[ArmRecord]) -> Finding:
+    """Each fork begins with the spans of its parent, and is marked where reasoning is left out."""
+    parents = {
+        (episode.problem, episode.sample): episode.transcript
+        for episode in episodes
+        if (episode.protocol, episode.arm) == PARENTS
+    }
+    forks = [episode for episode in episodes if episode.parent is not None]
+    strange = [fork.key for fork in forks if not _continues(fork, parents)]
+    text = f"{len(forks)} forks, {len(strange)} do not continue their parent as recorded"
+    return Finding("forks", not strange, f"{text}, such as {strange[0]}" if strange else text)
+
+
+def _continues(fork: ArmRecord, parents: Mapping[tuple[str, int], Transcript]) -> bool:
+    transcript, parent = fork.transcript, parents.get((fork.problem, fork.parent or 0))
+    named = transcript.parent
+    if parent is None or named is None:
+        return False
+    if (named.sample, named.call, named.arm) != (fork.parent, fork.call, fork.arm):
+        return False
+    length = 2 * fork.call - (fork.arm == "drop")
+    mine, theirs = transcript.spans[:length], parent.spans[:length]
+    return mine == theirs and named.visible == any(span.apart for span in mine)
+
+
+def _replays(
+    record: RecoverRecord,
+    episodes: Sequence[ArmRecord],
+    sandbox: Sandbox,
+    sample: int,
+    seed: int,
+) -> Finding:
+    """Programs of some parents, run again, give the recorded results."""
+    rules = rules_of(record)
+    parents = [
+        episode.transcript
+        for episode in episodes
+        if (episode.protocol, episode.arm) == PARENTS and episode.transcript.calls
+    ]
+    chosen = random.Random(seed).sample(parents, min(sample, len(parents)))
+    pairs = [pair for transcript in chosen for pair in _replayed(transcript, rules, sandbox)]
+    differing = [recorded for recorded, now in pairs if not _alike(recorded, now, rules)]
+    right = len(differing) <= MOST_DIFFERING * len(pairs)
+    text = f"{len(pairs)} programs of {len(chosen)} episodes ran again, {len(differing)} differ"
+    return Finding("programs", right, text)
+
+
+def _replayed(
+    transcript: Transcript, rules: Rules, sandbox: Sandbox
+) -> Iterable[tuple[Execution, Execution]]:
+    """The recorded and the new result of each program of an episode."""
+    with closing(Interpreter(sandbox)) as interpreter:
+        for call in shown_calls(transcript):
+            recorded = transcript.spans[2 * call].execution
+            if recorded is not None and has_program(transcript, call):
+                program = transcript.turns[call - 1].content
+                need = RunProgram(program, rules.limits, rules.session, rules.display)
+                yield recorded, interpreter.run(need)
+
+
+def _alike(recorded: Execution, now: Execution, rules: Rules) -> bool:
+    if now.outcome is Outcome.INFRASTRUCTURE:
+        return True  # says nothing of the record
+    stdout = cut_text(now.stdout, rules.output_characters, rules.output_cut)
+    return (recorded.outcome, recorded.stdout) == (now.outcome, stdout)
+
+
+def write_card(folder: str | Path) -> None:
+    """Writes the files of a data set on the Hub: `README.md`, its card, and `eval.yaml`.
+
+    Args:
+        folder: The folder of a run with its results.
+    """
+    folder = Path(folder)
+    record = read_recover(folder)
+    task = {"id": f"recover_{record.suite}", "config": "default", "split": "test"}
+    benchmark = {
+        "name": f"ReTool-Recover {record.suite}",
+        "description": "Use of a code interpreter, and recovery from its faults.",
+        "evaluation_framework": "retool-env",
+        "tasks": [task],
+    }
+    text = yaml.safe_dump(benchmark, sort_keys=False, allow_unicode=True, width=1000)
+    (folder / "eval.yaml").write_text(text, encoding="utf-8")
+    files = [{"split": "test", "path": "episodes.jsonl"}]
+    head = {
+        "pretty_name": f"ReTool-Recover {record.suite}: {record.model.title}",
+        "tags": ["benchmark", "tool-use", "code-interpreter"],
+        "configs": [{"config_name": "default", "data_files": files}],
+    }
+    front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=1000)
+    card = _CARD.format(front=front, title=record.model.title, record=record, limits=CAN_NOT_SHOW)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+_CARD = """---
+{front}---
+
+# {title} in ReTool-Recover {record.suite}
+
+`retool recover` ran {record.problems} problems of the suite {record.suite}
+(`{record.suite_hash}`) at revision {record.revision} of retool-env, with {record.k} parents for
+each problem, {record.m} continuations in each arm and {record.samples} episodes in each arm of the
+frequency protocol. The run is {record.status}.
+
+| file | content |
+|---|---|
+| `recover.json` | the model, the suite, the design and the settings |
+| `episodes.jsonl` | one line for each episode, with its protocol, arm and whole transcript |
+| `left_out.jsonl` | the prefixes that could not be reproduced |
+| `results.json` | the figures, with intervals, and the counts |
+| `page.html` | the pictures |
+
+Check the folder with `retool recover --check FOLDER`. {limits}
+"""

@@ -1,0 +1,38 @@
+"""Figures and counts rest on the records alone."""
+
+import dataclasses
+
+import pytest
+from helpers.episodes import ANSWERED, CODE, OK, RIGHT, WRONG, episode, with_ids
+
+from retool_env.evaluation.recover.figures import figures_of, within_budget
+from retool_env.transcript import Parent, StopReason
+
+RAN = episode("b", ANSWERED, (CODE, OK), RIGHT, correct=True)
+
+
+@pytest.mark.parametrize(("budget", "right"), [(66, True), (65, False), (None, True)])
+def test_a_budget_of_the_models_own_tokens_cuts_an_episode(budget, right):
+    transcript = with_ids(RAN)  # two tokens a character of the model: 2 * (14 + 19)
+    cut = within_budget(transcript, budget)
+    assert cut.correct is right and (cut is transcript) == right
+    if not right:
+        assert cut.stop_reason is StopReason.TOKEN_BUDGET
+
+
+def test_figures_are_of_the_protocols_that_ran():
+    forked = [
+        dataclasses.replace(
+            episode(name, ANSWERED, (CODE, OK), answer, correct=answer == RIGHT),
+            parent=Parent(0, 1, arm),
+        )
+        for name in "abc"
+        for arm, answer in (("keep", WRONG), ("mended", RIGHT), ("bare", WRONG), ("drop", WRONG))
+    ]
+    arms = {}
+    for one in forked:
+        arms.setdefault(("natural", one.parent.arm), []).append(one)
+    by_key = {figure.key: figure for figure in figures_of(arms)}
+    assert by_key["natural/keep"].mean == 0.0 and by_key["natural/mended"].mean == 1.0
+    assert all(key.startswith("natural/") for key in by_key)
+    assert figures_of({}) == []
