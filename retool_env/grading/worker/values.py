@@ -66,7 +66,27 @@ def symbolically_equal(gold: Any, answer: Any) -> bool:
         return False
     if isinstance(difference, MatrixBase):
         return bool(difference.is_zero_matrix)
-    return bool(difference.is_zero)
+    if difference.is_zero or not isinstance(difference, Expr):
+        return bool(difference.is_zero)
+    split = _with_split_roots(exact(gold) - exact(answer))
+    return split is not None and bool(simplify(split).is_zero)
+
+
+def _with_split_roots(expression: Any) -> Any:
+    r"""`\sqrt{a} \sqrt{b}` in place of each `\sqrt{ab}`; `None` if there is no such root.
+
+    The two are equal wherever the former is a real number. The root of a square stays, because
+    `\sqrt{a^2}` is not `a` if `a` is negative.
+    """
+    from sympy import expand_power_base
+
+    split = expand_power_base(expression, force=True)
+    if split == expression:
+        return None
+    return split.replace(
+        lambda part: part.is_Pow and part.base.is_Pow and part.base.exp == -1,
+        lambda part: part.base.base**-part.exp,
+    )
 
 
 def exact(expression: Any) -> Any:

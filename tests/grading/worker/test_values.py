@@ -61,3 +61,12 @@ def test_unknowns_are_compared_by_algebra() -> None:
 def test_a_comparison_that_raises_is_a_refusal() -> None:
     assert verify(parse("2"), parse("1 + 1"))
     assert not verify(parse("2"), object())
+
+
+def test_a_root_of_a_product_is_the_product_of_the_roots() -> None:
+    a, b = sympy.symbols("a b", real=True)
+    assert symbolically_equal(sympy.sqrt(a * b), sympy.sqrt(a) * sympy.sqrt(b))
+    assert symbolically_equal(sympy.sqrt(a / b), sympy.sqrt(a) / sympy.sqrt(b))
+    assert not symbolically_equal(sympy.sqrt(a**2), a)
+    assert not symbolically_equal(sympy.sqrt(a**2 * b), a * sympy.sqrt(b))
+    assert not symbolically_equal(sympy.sqrt(-a) * sympy.sqrt(-b), sympy.sqrt(a * b))
