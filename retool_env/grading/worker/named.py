@@ -97,9 +97,9 @@ def has_mixed_names(text: str) -> bool:
 
 def _point(text: str) -> Point | None:
     if match := _TUPLE.fullmatch(text):
-        names, values = _split(match[1]), _split(match[2])
-        if len(names) == len(values) == len(set(names)):
-            return dict(zip(names, values, strict=True))
+        names, listed = _split(match[1]), _split(match[2])
+        if len(names) == len(listed) == len(set(names)):
+            return dict(zip(names, listed, strict=True))
         return None
     matches = [_VALUE.fullmatch(value) for value in _JOINED.split(text)]
     if len(matches) < 2 or not all(matches):
