@@ -40,9 +40,10 @@ _FULL = re.compile(
     r"|inputs?`? tokens \+ `?max_new_tokens`? must be"
     r"|maximum prompt length"
 )
-# OpenAI and vLLM name the context and the prompt, in tokens; vLLM in two forms.
+# OpenAI and vLLM name the context and the prompt, in tokens; each has several forms.
 _ROOM = re.compile(
-    r"maximum context length is (\d+) tokens\D+\d+ tokens \((\d+) in the (?:messages|prompt)"
+    r"maximum context length is (\d+) tokens\D+\d+ tokens \((\d+) in (?:the|your) "
+    r"(?:messages|prompt)"
     r"|maximum context length is (\d+) tokens and your request has (\d+) input tokens"
 )
 _CONTEXT_CODE = "context_length_exceeded"
