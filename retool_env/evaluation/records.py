@@ -75,7 +75,7 @@ class EvalRecord:
     fingerprint: str
     """SHA-256 of the problems: ids, questions and answers, in their order."""
     sampling: dict[str, Any]
-    """The sampling settings of the requests; `left_out` names those that the API refused."""
+    """The sampling settings of the requests. `left_out` names the fields that the API refused."""
     k: int
     """Number of episodes for each problem."""
     seed: int
