@@ -6,7 +6,7 @@ import gc
 import pytest
 
 from agents.models.tiny import make_tokenizer
-from retool_env.errors import RequestRefused, SettingsError
+from retool_env.errors import PolicyUnavailable, RequestRefused, SettingsError
 from retool_env.evaluation.run import Job, evaluate, run_jobs
 from retool_env.problem import Problem
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
@@ -142,15 +142,18 @@ def test_of_several_errors_at_once_one_is_raised_and_none_is_printed(caplog):
 
 
 class Refuser(Writer):
-    """Refuses the problems whose number is in `refused`, at once."""
+    """Refuses the problems whose number is in `refused`, at once; `down`: fails at the others."""
 
-    def __init__(self, refused):
+    def __init__(self, refused, down=False):
         super().__init__()
         self.refused = refused
+        self.down = down
 
     async def write(self, transcript, stop, seed):
         if int(transcript.problem.answer) in self.refused:
             raise RequestRefused("the API refuses the request: a filter")
+        if self.down:
+            raise PolicyUnavailable("the API is down")
         return await super().write(transcript, stop, seed)
 
 
@@ -186,8 +189,33 @@ def test_an_api_that_refuses_everything_ends_the_run():
     for jobs in (JOBS, JOBS[:3]):
         with pytest.raises(RequestRefused, match="a filter"):
             refusing(set(range(6)), jobs)
-    ended, failed = refusing(set(range(6)), JOBS[:3], answered=True)
-    assert not ended and len(failed) == 3
+    for count in (1, 3):
+        ended, failed = refusing(set(range(6)), JOBS[:count], answered=True)
+        assert not ended and len(failed) == count
+
+
+def test_a_refused_episode_is_handed_over_at_the_first_answer():
+    order = []
+    run_jobs(
+        RolloutEngine(Refuser({0}), RULES, None, 1),
+        JOBS,
+        0,
+        lambda job, *_: order.append(job.index),
+        on_refused=lambda job, *_: order.append(-1),
+    )
+    assert order == [1, -1, -1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
+def test_a_refused_episode_is_handed_over_although_nothing_was_answered():
+    failed, refused = [], []
+    run_jobs(
+        RolloutEngine(Refuser({0}, down=True), RULES, None, attempts=1),
+        JOBS,
+        0,
+        lambda job, *_: failed.append(job),
+        on_refused=lambda job, *_: refused.append(job),
+    )
+    assert len(failed) == 10 and [job.index for job in refused] == [0, 0]
 
 
 def test_without_a_function_for_it_the_first_refused_prompt_ends_the_run():
