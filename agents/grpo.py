@@ -23,7 +23,7 @@ from trl import GRPOConfig
 
 from agents.advantages import group_normalised
 from agents.base.board import BarCallback
-from agents.base.fields import PolicySettings, check_policy
+from agents.base.fields import PolicySettings, check_policy_settings
 from agents.base.held_out import HeldOutCallback
 from agents.base.model import check_dtype, check_learning_rate, disable_dropout, lora_config
 from agents.base.reporting import TrainerReporter
@@ -206,7 +206,7 @@ def check_batch(settings: Settings, processes: int) -> int:
     Raises:
         SettingsError: If a number is out of range, or the episodes can't be divided.
     """
-    check_policy(settings, processes)
+    check_policy_settings(settings, processes)
     least = dict.fromkeys(("staleness", "resample", "tokens_in_flight"), 0)
     check_least(settings, {**least, "oversample": 1, "rollouts": 2})
     if settings.ratio_cap and settings.loss not in CLIPPED_LOSSES:

@@ -27,7 +27,7 @@ from accelerate.utils import gather_object
 
 from agents.advantages import explained_variance, gae, whiten
 from agents.base.actor_critic import ActorCritic, ActorCriticSettings
-from agents.base.fields import check_policy
+from agents.base.fields import check_policy_settings
 from agents.base.figures import Sums, pooled
 from agents.base.minibatch import Batch
 from agents.base.model import check_dtype, check_learning_rate
@@ -150,7 +150,7 @@ def check(settings: Settings, processes: int) -> None:
         SettingsError: If a number is out of range, or the episodes can't be divided. The text says
             what to change.
     """
-    check_policy(settings, processes)
+    check_policy_settings(settings, processes)
     check_least(settings, {"epochs": 1, "mini_batch": 1})
     check_dtype(settings.dtype, settings.lora_rank)
     for name in ("learning_rate", "critic_learning_rate", "max_grad_norm"):

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,12 +105,17 @@ def runnable(page: Path, language: str) -> list[str]:
     return [b.text for b in blocks_of(page) if b.language == language and not b.reason]
 
 
-def with_code() -> Iterator[Any]:
+def with_code() -> list[Any]:
     """The pages with blocks to run. A page that trains a model takes half a minute."""
-    for page in PAGES:
-        if runnable(page, "console") or runnable(page, "python"):
-            slow = [pytest.mark.slow] if "training" in page.parts else []
-            yield pytest.param(page, id=name_of(page), marks=slow)
+    return [
+        pytest.param(
+            page,
+            id=name_of(page),
+            marks=[pytest.mark.slow] if "training" in page.parts else [],
+        )
+        for page in PAGES
+        if runnable(page, "console") or runnable(page, "python")
+    ]
 
 
 @pytest.mark.timeout(2 * SECONDS)

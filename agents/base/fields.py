@@ -127,7 +127,7 @@ class PolicySettings(RolloutSettings):
     transcripts_every: int = setting(1, "minimum steps between batches whose transcripts are kept")
 
 
-def check_policy(settings: PolicySettings, processes: int) -> None:
+def check_policy_settings(settings: PolicySettings, processes: int) -> None:
     """Check the ranges of the shared settings, and that each process gets whole problems.
 
     Args:
@@ -155,3 +155,7 @@ def check_policy(settings: PolicySettings, processes: int) -> None:
             f"prompts={settings.prompts} problems per step can't be divided among {processes} "
             f"processes: take a multiple of {processes}"
         )
+
+
+check_policy = check_policy_settings
+"""The former name, which algorithms in other repositories import."""

@@ -79,7 +79,7 @@ def api_fields(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         SettingsError: A field is the policy's own, or the two limits on tokens differ.
     """
-    from retool_env.rollout.openai.policy import check_extra
+    from retool_env.rollout.openai.extra import check_extra
 
     for pair in arguments.api_arg:
         if not pair.partition("=")[0] or "=" not in pair:

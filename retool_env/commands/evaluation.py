@@ -205,9 +205,11 @@ def _run(
 
     arguments = plan.arguments
 
-    def on_end(job: Job, transcript: Transcript, usage: Usage | None) -> None:
-        name, seed = arguments.model, arguments.seed
-        records.append(EpisodeRecord(name, job.problem.id, job.sample, seed, transcript, usage))
+    def on_end(
+        job: Job, transcript: Transcript, usage: Usage | None, error: str | None = None
+    ) -> None:
+        key = (arguments.model, job.problem.id, job.sample, arguments.seed)
+        records.append(EpisodeRecord(*key, transcript, usage, error))
 
     def going_on() -> bool:
         limit = arguments.limit_cost
@@ -222,9 +224,11 @@ def _run(
             if isinstance(policy, TextPolicy):
                 policy.on_usage = records.charge
                 policy.on_answered_as = records.note_answer
+                policy.on_left_out = records.note_left_out
             engine = RolloutEngine(policy, plan.rules, sandbox, concurrency, progress=progress)
             with shown(progress):
-                return run_jobs(engine, jobs, arguments.seed, on_end, going_on)
+                answered = not all(records.ended.values())
+                return run_jobs(engine, jobs, arguments.seed, on_end, going_on, on_end, answered)
 
 
 def _show(plans: Sequence[Plan], results: dict[str, _Result]) -> None:

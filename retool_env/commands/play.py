@@ -75,12 +75,18 @@ def read_turn() -> str:
     """Reads a turn from the terminal.
 
     A turn ends at a closing tag, at an empty line outside a program, or with the input.
+
+    Returns:
+        The turn. It is empty at the end of the input alone, and an empty turn ends the episode.
     """
     text = ""
-    print("\nyour turn, up to </code>, </answer> or an empty line:")
+    print("\nyour turn, up to </code>, </answer> or an empty line (Ctrl-D ends the episode):")
     for line in sys.stdin:
         text += line
         empty = not line.strip() and "<code>" not in text  # programs have empty lines
-        if empty or "</code>" in line or "</answer>" in line:
+        if empty and not text.strip():
+            print("the turn is empty: write a text, a program or an answer")
+            text = ""
+        elif empty or "</code>" in line or "</answer>" in line:
             break
     return text.strip("\n")

@@ -110,6 +110,7 @@ class Records:
             started=before.started,
             seconds=before.seconds,
             answered_as=before.answered_as,
+            left_out=before.left_out,
             status="running",
             model_date=record.model_date or before.model_date,
         )
@@ -198,6 +199,13 @@ class Records:
         if values not in self.record.answered_as:
             known = [*self.record.answered_as, values]
             self.record = dataclasses.replace(self.record, answered_as=known)
+            self._write_record()
+
+    def note_left_out(self, field: str) -> None:
+        """Writes a field that the API refused, if the record does not have it yet."""
+        if field not in self.record.left_out:
+            known = [*self.record.left_out, field]
+            self.record = dataclasses.replace(self.record, left_out=known)
             self._write_record()
 
     def close(self, status: Status, seconds: float, cost: float | None = None) -> None:

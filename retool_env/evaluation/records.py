@@ -75,7 +75,7 @@ class EvalRecord:
     fingerprint: str
     """SHA-256 of the problems: ids, questions and answers, in their order."""
     sampling: dict[str, Any]
-    """The sampling settings as sent to the model."""
+    """The sampling settings of the requests. `left_out` names the fields that the API refused."""
     k: int
     """Number of episodes for each problem."""
     seed: int
@@ -108,6 +108,10 @@ class EvalRecord:
     """Dollars, by `price`; `None` without a price."""
     answered_as: list[dict[str, str | None]] = field(default_factory=list)
     """The distinct values of `model` and `system_fingerprint` in an API's answers, as they came."""
+    left_out: list[str] = field(default_factory=list)
+    """Fields of the requests that the API refused, and that were therefore left out of further
+    requests: `seed`, `stop`, `parallel_tool_calls`. Of `max_tokens` the name alone was refused: it
+    was sent as `max_completion_tokens`."""
     schema: int = SCHEMA
     """The version of the folder's format."""
 
@@ -200,6 +204,8 @@ class EpisodeRecord:
     """The episode."""
     usage: Usage | None = None
     """Tokens that an API counted, of all turns and attempts; `None` for a local model."""
+    error: str | None = None
+    """The words of an API that refused a request of the episode; `None`: nothing was refused."""
 
     @property
     def key(self) -> Hashable:
@@ -235,6 +241,7 @@ class EpisodeRecord:
             "status": "failed" if self.failed else "finished",
             "correct": self.transcript.correct,
             "usage": None if self.usage is None else dataclasses.asdict(self.usage),
+            "error": self.error,
             "calls": calls,
             "transcript": self.transcript.to_json(),
         }
@@ -262,6 +269,7 @@ class EpisodeRecord:
             record["seed"],
             transcript,
             None if usage is None else Usage(**usage),
+            record.get("error"),
         )
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from retool_env.episode import Episode
+from retool_env.errors import RequestRefused
 from retool_env.execution import Sandbox
 from retool_env.metrics.summary import Summary, summarise
 from retool_env.problem import Problem
@@ -15,7 +18,12 @@ from retool_env.rollout.engine import Group, RolloutEngine, run_blocking
 from retool_env.rollout.policy import Policy, TextPolicy, Usage
 from retool_env.rollout.progress import Progress
 from retool_env.rules import Rules
-from retool_env.transcript import Transcript
+from retool_env.transcript import StopReason, Transcript
+
+_FEWEST_REFUSED = 8
+"""The number of refused episodes, without any answer, from which on the settings are at fault."""
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -74,6 +82,8 @@ def run_jobs(
     seed: int,
     on_end: Callable[[Job, Transcript, Usage | None], None],
     going_on: Callable[[], bool] = lambda: True,
+    on_refused: Callable[[Job, Transcript, Usage | None, str], None] | None = None,
+    answered: bool = False,
 ) -> bool:
     """Runs episodes and hands each over as it ends.
 
@@ -88,24 +98,63 @@ def run_jobs(
             counted for its turns.
         going_on: Asked before each episode begins. From its first `False` on, no further episode
             begins, and episodes in flight are finished.
+        on_refused: Called, in place of `on_end`, with each episode of which an API refused a
+            request, and the API's words. The episode ends as an infrastructure failure, and the
+            others go on. `None`: the first refused request ends the run.
+        answered: Whether an earlier start had an answer with these settings.
 
     Returns:
         Whether every episode has run.
 
     Raises:
         SettingsError: A prompt fills the model's context.
+        RequestRefused: An API refuses a request and `on_refused` is `None`, or it refuses the first
+            episodes and has never answered: then the settings are at fault, and not a prompt.
     """
+    held: list[Callable[[], None]] = []  # refused episodes, until the first answer
+    most_held = min(max(_FEWEST_REFUSED, engine.concurrency), len(jobs))
+
+    def release() -> None:
+        while held:
+            held.pop(0)()
+
+    def end(job: Job, transcript: Transcript, turns: list[Any], refusal: str | None) -> None:
+        counted = [used for turn in turns if (used := getattr(turn, "usage", None)) is not None]
+        usage = functools.reduce(Usage.__add__, counted) if counted else None
+        engine.progress.finished(transcript)
+        if refusal is None or on_refused is None:
+            on_end(job, transcript, usage)
+        else:
+            _log.warning("%s: failed: %s", job.problem.id, refusal)
+            on_refused(job, transcript, usage, refusal)
 
     async def run(job: Job) -> None:
-        transcript, usage = await run_episode(engine, job.problem, (seed, job.index, job.sample))
-        engine.progress.finished(transcript)
-        # Here, not where tasks are awaited: there the error of one episode would lose others that
-        # ended at the same moment.
-        on_end(job, transcript, usage)
+        turns: list[Any] = []
+        begun: list[Episode] = []
+
+        def on_turn(turn: Any) -> None:
+            nonlocal answered
+            answered = True
+            turns.append(turn)
+
+        numbers = (seed, job.index, job.sample)
+        # Ended here, not where tasks are awaited: there the error of one episode would lose others
+        # that ended at the same moment.
+        try:
+            end(job, await engine.episode(job.problem, numbers, begun.append, on_turn), turns, None)
+        except RequestRefused as error:
+            begun[-1].cut(StopReason.INFRASTRUCTURE)
+            held.append(functools.partial(end, job, begun[-1].transcript, turns, str(error)))
+            if on_refused is None or (not answered and len(held) == most_held):
+                raise
+        if answered:
+            release()
 
     engine.check_prompts({job.index: job.problem for job in jobs}.values())
     engine.progress.expect(len(jobs))
-    return run_blocking(run_all(run, jobs, engine.concurrency, going_on))
+    complete = run_blocking(run_all(run, jobs, engine.concurrency, going_on))
+    release()
+    return complete
 
 
 async def run_episode(

@@ -248,6 +248,8 @@ class TextPolicy(BasePolicy, ABC):
     """Called with the tokens of each answered request, also if the answer can't be used."""
     on_answered_as: Callable[[AnsweredAs], None] | None = None
     """Called with the API's names of its model, once for each distinct value."""
+    on_left_out: Callable[[str], None] | None = None
+    """Called with each field that the API refuses and that is left out of all further requests."""
 
     @abstractmethod
     async def write(self, transcript: Transcript, stop: Sequence[str], seed: int) -> TextGeneration:

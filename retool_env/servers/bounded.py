@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +17,12 @@ MOST_BYTES = "retool_most_bytes"
 """The name of a request's extension that holds the most bytes of its response."""
 
 
-def bounded_client[T](base: type[T], most_bytes: int, **options: Any) -> T:
+def bounded_client[T](
+    base: type[T],
+    most_bytes: int,
+    on_unreached: Callable[[Exception], None] = lambda error: None,
+    **options: Any,
+) -> T:
     """Makes a client with bounds on each response, redirections and errors included.
 
     The time of a request, with all its redirections, is limited to the sum of its time-outs for
@@ -28,6 +33,8 @@ def bounded_client[T](base: type[T], most_bytes: int, **options: Any) -> T:
     Args:
         base: The class `AsyncClient` of httpx or httpx2, or a subclass.
         most_bytes: The most bytes of a response, unless the request has the extension `MOST_BYTES`.
+        on_unreached: Called with the error of each connection that can't be made. Libraries that
+            try again do not report it.
         **options: Further arguments of the class.
     """
     library = _library(base)
@@ -68,6 +75,9 @@ def bounded_client[T](base: type[T], most_bytes: int, **options: Any) -> T:
             try:
                 async with asyncio.timeout(seconds):
                     return await super().send(request, **options)
+            except (library.ConnectError, library.ConnectTimeout) as error:
+                on_unreached(error)
+                raise
             except TimeoutError:
                 raise library.ReadTimeout(
                     f"no complete response within {seconds:g} s", request=request

@@ -141,6 +141,49 @@ def test_what_answers_call_their_model_is_recorded_over_all_starts():
     assert before == record()["answered_as"] == [{"model": "m", "system_fingerprint": None}]
 
 
+def test_fields_that_the_api_refuses_are_recorded_over_all_starts():
+    api = ModelAPI(answer, stops="refuses", renamed=True)
+    with serving(api) as url:
+        ran(url, "--problems", "1", "--k", "1")
+        before = record()["left_out"]
+        ran(url, "--problems", "1", "--k", "2", "--resume")
+    assert sorted(before) == ["max_tokens", "stop"] and record()["left_out"] == before
+
+
+def test_a_prompt_that_the_api_refuses_is_a_failed_episode(capsys):
+    def model(conversation) -> Reply:
+        refused = conversation[-1]["content"] == first[0]
+        return Reply(refused="a filter") if refused else answer(conversation)
+
+    first = []
+    api = ModelAPI(lambda conversation: first.append(conversation[-1]["content"]) or Reply(""))
+    options = ("--problems", "4", "--k", "2")
+    with serving(api) as url:
+        ran(url, "--problems", "1", "--k", "1", "--out", "probe")
+        api.model = model
+        ran(url, *options, status=1)
+        assert "2 of 8 episodes of m, text-only failed" in capsys.readouterr().err
+        failed = [episode for episode in read_episodes("found") if episode.failed]
+        assert [episode.sample for episode in sorted(failed, key=lambda e: e.sample)] == [0, 1]
+        assert all("refuses the request: a filter" in episode.error for episode in failed)
+        assert sum(episode.error is None for episode in read_episodes("found")) == 6
+        ran(url, *options, "--resume", "--max-failed", "30%")
+        # The rest is refused prompts alone, but the API has answered before.
+        ran(url, *options, "--resume", "--retry-failed", "--max-failed", "30%")
+        api.model = answer
+        ran(url, *options, "--resume", "--retry-failed")
+    assert len(recorded()) == 8
+
+
+def test_an_api_that_refuses_every_prompt_ends_the_evaluation(capsys):
+    api = ModelAPI(lambda conversation: Reply(refused="no such temperature"))
+    with serving(api) as url:
+        ran(url, "--problems", "40", "--k", "1", "--batch", "2", status=1)
+    err = capsys.readouterr().err
+    assert "refuses the request: no such temperature" in err and "Traceback" not in err
+    assert 8 <= len(api.requests) <= 10 and not Path("found").exists()
+
+
 def test_too_many_failed_episodes_give_status_1_and_are_run_again(capsys):
     broken = True
 

@@ -42,6 +42,12 @@ def test_play_goes_on_after_a_void_turn_and_ends_with_the_input(monkeypatch, cap
     assert "Go on." in out and "[stopped, reward -1.0]" in out
 
 
+def test_play_asks_again_after_an_empty_turn(monkeypatch, capsys):
+    assert play(monkeypatch, "\n\n<answer>no</answer>\n") == 0
+    out = capsys.readouterr().out
+    assert out.count("the turn is empty: write a text") == 2 and "[answered, reward -1.0]" in out
+
+
 def test_play_takes_the_task_of_a_checkpoint(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     CheckpointTask.of(OWN).save(Path("trained").absolute())
@@ -66,8 +72,10 @@ def test_play_takes_the_task_of_a_checkpoint(tmp_path, monkeypatch, capsys):
         ("so <answer>4</answer>\n\n", "so <answer>4</answer>", "\n"),
         ("no end", "no end", ""),
         ("", "", ""),
+        ("\n \na\n\nb\n", "a", "b\n"),
+        ("\n\n", "", ""),
     ],
-    ids=["empty line", "program", "answer", "end of input", "no input"],
+    ids=["line", "program", "answer", "end of input", "no input", "empty turns", "nothing else"],
 )
 def test_a_turn_ends_at_a_tag_or_at_an_empty_line_outside_of_a_program(
     typed, turn, left, monkeypatch

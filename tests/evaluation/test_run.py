@@ -6,12 +6,13 @@ import gc
 import pytest
 
 from agents.models.tiny import make_tokenizer
-from retool_env.errors import SettingsError
+from retool_env.errors import PolicyUnavailable, RequestRefused, SettingsError
 from retool_env.evaluation.run import Job, evaluate, run_jobs
 from retool_env.problem import Problem
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.rollout.policy import TextGeneration, TextPolicy, Usage
 from retool_env.rules import Rules
+from retool_env.transcript import StopReason
 
 PROBLEMS = [Problem(f"own/{i}", f"{i}?", str(i)) for i in range(6)]
 RULES = Rules(interpreter=False, prompt_template="{query}")
@@ -138,3 +139,85 @@ def test_of_several_errors_at_once_one_is_raised_and_none_is_printed(caplog):
         ran(Broken())
     gc.collect()
     assert not caplog.records
+
+
+class Refuser(Writer):
+    """Refuses the problems whose number is in `refused`, at once; `down`: fails at the others."""
+
+    def __init__(self, refused, down=False):
+        super().__init__()
+        self.refused = refused
+        self.down = down
+
+    async def write(self, transcript, stop, seed):
+        if int(transcript.problem.answer) in self.refused:
+            raise RequestRefused("the API refuses the request: a filter")
+        if self.down:
+            raise PolicyUnavailable("the API is down")
+        return await super().write(transcript, stop, seed)
+
+
+def refusing(refused, jobs=JOBS, concurrency=4, **options):
+    policy, ended, failed = Refuser(refused), [], []
+    engine = RolloutEngine(policy, RULES, None, concurrency)
+    complete = run_jobs(
+        engine,
+        jobs,
+        0,
+        lambda job, *_: ended.append(job),
+        on_refused=lambda job, transcript, usage, words: failed.append((job, transcript, words)),
+        **options,
+    )
+    assert complete and engine.progress.done == len(jobs)
+    return ended, failed
+
+
+def test_a_refused_prompt_fails_its_episodes_and_the_others_go_on(caplog):
+    for refused in ({0}, {5}, {0, 1, 2}):
+        ended, failed = refusing(refused)
+        assert {job.index for job in ended} == set(range(6)) - refused
+        assert sorted((job.index, job.sample) for job, _, _ in failed) == [
+            (index, sample) for index in sorted(refused) for sample in range(2)
+        ]
+        for _, transcript, words in failed:
+            assert transcript.stop_reason is StopReason.INFRASTRUCTURE and not transcript.scored
+            assert words == "the API refuses the request: a filter"
+    assert "own/5: failed: the API refuses the request: a filter" in caplog.messages
+
+
+def test_an_api_that_refuses_everything_ends_the_run():
+    for jobs in (JOBS, JOBS[:3]):
+        with pytest.raises(RequestRefused, match="a filter"):
+            refusing(set(range(6)), jobs)
+    for count in (1, 3):
+        ended, failed = refusing(set(range(6)), JOBS[:count], answered=True)
+        assert not ended and len(failed) == count
+
+
+def test_a_refused_episode_is_handed_over_at_the_first_answer():
+    order = []
+    run_jobs(
+        RolloutEngine(Refuser({0}), RULES, None, 1),
+        JOBS,
+        0,
+        lambda job, *_: order.append(job.index),
+        on_refused=lambda job, *_: order.append(-1),
+    )
+    assert order == [1, -1, -1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
+def test_a_refused_episode_is_handed_over_although_nothing_was_answered():
+    failed, refused = [], []
+    run_jobs(
+        RolloutEngine(Refuser({0}, down=True), RULES, None, attempts=1),
+        JOBS,
+        0,
+        lambda job, *_: failed.append(job),
+        on_refused=lambda job, *_: refused.append(job),
+    )
+    assert len(failed) == 10 and [job.index for job in refused] == [0, 0]
+
+
+def test_without_a_function_for_it_the_first_refused_prompt_ends_the_run():
+    with pytest.raises(RequestRefused):
+        ran(Refuser({5}))

@@ -4,7 +4,8 @@ import re
 from typing import Any
 
 from .expressions import chain, has_lost_words, is_name, is_odd_collection, normalise, parse
-from .readings import second_reading
+from .named import Point, are_roots, has_mixed_names, plain, points, renamed
+from .readings import ALTERNATIVES, POINT, SIZES, second_reading
 from .values import exact, fraction, verify
 from .words import bases_of, hides_a_part, is_ambiguous, is_words, without_member, words_of
 
@@ -72,18 +73,41 @@ def both_signs(text: str) -> str:
 
 
 def is_equal(written: str, wanted: str) -> bool:
-    """Returns whether an answer equals a gold answer in its first or in its second reading.
+    """Returns whether an answer equals a gold answer in one of its readings.
 
     Args:
         written: The answer, as LaTeX or plain text.
         wanted: The gold answer, as LaTeX or plain text.
     """
+    if has_mixed_names(written) != has_mixed_names(wanted):
+        return False
+    answer, gold = points(written), points(wanted)
+    if answer and gold:
+        same = [renamed(point, list(gold[0])) for point in answer]
+        return None not in same and compare(plain([p for p in same if p]), plain(gold))
+    if any(
+        some and not are_roots(some[0]) and len(ALTERNATIVES.split(other)) > len(some)
+        for some, other in ((answer, wanted), (gold, written))
+    ):
+        return False  # "3 or 4" is not a point
+    unordered = _BARE_LIST.fullmatch(wanted) and "\\{" not in wanted
+    if answer and _orders(answer, wanted) and not unordered:
+        written = plain(answer)
+    if gold and _orders(gold, written):
+        wanted = plain(gold)
+        if _LISTED.fullmatch(written):
+            written = written.strip()[1:-1]  # a program printed a list
     if compare(written, wanted):
         return True
-    answer, gold = second_reading(written), second_reading(wanted)
-    if answer is None and gold is None:
+    reading, gold_reading = second_reading(written), second_reading(wanted)
+    if reading is None and gold_reading is None:
         return False
-    return compare(answer or written, gold or wanted)
+    return compare(reading or written, gold_reading or wanted)
+
+
+def _orders(some: list[Point], other: str) -> bool:
+    """Whether the names of points decide the order of values, beside a text without names."""
+    return len(some) > 1 or not are_roots(some[0]) or bool(POINT.fullmatch(SIZES.sub("", other)))
 
 
 def compare(written: str, wanted: str) -> bool:
@@ -124,6 +148,8 @@ def compare(written: str, wanted: str) -> bool:
         return False
     if isinstance(gold, Tuple | Interval) and answer_text.lstrip().startswith("\\{"):
         return False  # a set has neither an order nor an interior
+    if _value_of(gold_text).startswith("\\{") and _is_tuple(answer_text):
+        return False  # a tuple has an order
     if has_lost_words(answer_text, answer):
         return False
     if is_odd_collection(answer) and not is_odd_collection(gold):
@@ -146,6 +172,15 @@ def compare(written: str, wanted: str) -> bool:
     if is_name(gold_chain[0], gold_text.partition("=")[0]) and answer_chain[0] == gold_chain[0]:
         return _all_equal(gold_chain[-1], answer_chain[1:])
     return False
+
+
+def _is_tuple(text: str) -> bool:
+    point = POINT.fullmatch(_value_of(text))
+    return point is not None and "," in point[1]
+
+
+def _value_of(text: str) -> str:
+    return SIZES.sub("", text.rpartition("=")[2]).strip()
 
 
 def _all_equal(gold: Any, values: list[Any]) -> bool:

@@ -4,10 +4,11 @@ r"""A second reading of texts that the parser does not read as the value that a 
 |---|---|
 | `x < 1 \text{ or } x > 2` | `(-\infty, 1) \cup (2, \infty)` |
 | `\{x \mid 1 < x \le 2\}` | `(1, 2]` |
-| `(x,y)=(1,2) \text{ or } (x,y)=(3,4)` | `(1,2), (3,4)` |
 | `(x,y) \in \{(1,2), (3,4)\}` | `\{(1,2), (3,4)\}` |
 | `(\pm 1, 2)` | `(1, 2), (-1, 2)` |
 | `\{(1,2)\}` | `(1,2)` |
+| `\langle 1, 2 \rangle` | `(1, 2)` |
+| `C_5^2`, `C(5, 2)`, `{}_5 C_2` | `\binom{5}{2}` |
 
 The rules rewrite text only, and only whole texts of these forms. The grader compares the second
 reading only if the first one is not equal, so a second reading never makes a right answer wrong.
@@ -15,26 +16,36 @@ reading only if the first one is not equal, so a second reading never makes a ri
 
 import re
 
-_SIZES = re.compile(r"\\(?:left|right)(?![A-Za-z])")
-_OR = re.compile(r"\s*(?:,\s*)?(?:\\q?quad\s*)*(?:\\text\{\s*or\s*\}|\bor\b)\s*(?:\\q?quad\s*)*")
-_NAME = r"(?:[A-Za-z](?:_\{?\w\}?)?|\\(?:alpha|beta|gamma|theta|lambda|mu|phi|omega)(?![A-Za-z]))"
+SIZES = re.compile(r"\\(?:left|right)(?![A-Za-z])")
+ALTERNATIVES = re.compile(
+    r"\s*(?:,\s*)?(?:\\q?quad\s*)*(?:\\text\{\s*or\s*\}|\bor\b)\s*(?:\\q?quad\s*)*"
+)
+NAME = r"(?:[A-Za-z](?:_\w|_\{\w+\})?|\\(?:alpha|beta|gamma|theta|lambda|mu|phi|omega)(?![A-Za-z]))"
 _SIGN = r"(\\[lg](?:eqslant|eq|e|t)(?![A-Za-z])|<=|>=|<|>)"
 _BOUND = r"([^<>=,;|:]+?)"
-_BETWEEN = re.compile(rf"\s*{_BOUND}\s*{_SIGN}\s*({_NAME})\s*{_SIGN}\s*{_BOUND}\s*")
-_NAME_FIRST = re.compile(rf"\s*({_NAME})\s*{_SIGN}\s*{_BOUND}\s*")
-_NAME_LAST = re.compile(rf"\s*{_BOUND}\s*{_SIGN}\s*({_NAME})\s*")
+_BETWEEN = re.compile(rf"\s*{_BOUND}\s*{_SIGN}\s*({NAME})\s*{_SIGN}\s*{_BOUND}\s*")
+_NAME_FIRST = re.compile(rf"\s*({NAME})\s*{_SIGN}\s*{_BOUND}\s*")
+_NAME_LAST = re.compile(rf"\s*{_BOUND}\s*{_SIGN}\s*({NAME})\s*")
 _RELATION = re.compile(r"\\(?:leq?|geq?|lt|gt|neq?|in|cup|cap)(?:slant)?(?![A-Za-z])")
 _BUILDER = re.compile(
-    rf"\\\{{\s*({_NAME})\s*(?:\\in\s*\\mathbb\{{R\}}|\\in\s*\\R)?\s*(?:\\mid|\\vert|\||:)\s*"
+    rf"\\\{{\s*({NAME})\s*(?:\\in\s*\\mathbb\{{R\}}|\\in\s*\\R)?\s*(?:\\mid|\\vert|\||:)\s*"
     r"(.+)\\\}",
     re.DOTALL,
 )
 _TUPLE = r"\([^(){}=]*\)"
-_POINT = re.compile(r"\s*\(((?:[^()]|\([^()]*\))*)\)\s*")
-_NAMES = rf"\(\s*{_NAME}(?:\s*,\s*{_NAME})+\s*\)"
-_NAMED = re.compile(rf"\s*({_NAMES})\s*=\s*(?=\()(.+)", re.DOTALL)
-_MEMBER = re.compile(rf"\s*(?:{_NAMES}|{_NAME})\s*\\in\s*\\?\{{(.+?)\\?\}}\s*", re.DOTALL)
+POINT = re.compile(r"\s*\(((?:[^()]|\([^()]*\))*)\)\s*")
+_NAMES = rf"\(\s*{NAME}(?:\s*,\s*{NAME})+\s*\)"
+_MEMBER = re.compile(rf"\s*(?:{_NAMES}|{NAME})\s*\\in\s*\\?\{{(.+?)\\?\}}\s*", re.DOTALL)
 _ONE_POINT = re.compile(rf"\s*\\\{{\s*({_TUPLE})\s*\\\}}\s*")
+_LETTER_C = r"(?:\\(?:mathrm|text)\s*\{\s*C\s*\}|(?<![A-Za-z\\])C)"
+_COUNT = r"(\w|\{[\w\s+-]+\})"
+_BINOMIAL = re.compile(
+    rf"(?:\{{\s*\}}\s*)?[_^]\s*{_COUNT}\s*{_LETTER_C}\s*_\s*{_COUNT}"  # {}_n C_k, {}^n C_k
+    rf"|{_LETTER_C}\s*_\s*{_COUNT}\s*\^\s*{_COUNT}"  # C_n^k
+    rf"|{_LETTER_C}\s*\^\s*{_COUNT}\s*_\s*{_COUNT}"  # C^k_n
+    rf"|{_LETTER_C}\s*\(\s*([\w\s+-]+),([\w\s+-]+)\)"  # C(n, k)
+)
+_ANGLED = re.compile(r"\s*\\langle(?![A-Za-z])([^<>]*,[^<>]*?)\\rangle\s*")
 _SIGNS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])")
 
 
@@ -44,20 +55,42 @@ def second_reading(text: str) -> str | None:
     Args:
         text: A text in LaTeX.
     """
-    plain = _SIZES.sub("", text)
+    plain = SIZES.sub("", text)
     return (
-        _union(plain)
+        _binomials(plain)
+        or _vector(plain)
+        or _union(plain)
         or _set_builder(plain)
-        or _named_points(plain)
         or _members(plain)
         or _both_points(plain)
         or _one_point(plain)
     )
 
 
+def _binomials(text: str) -> str | None:
+    """The text with each symbol for a number of combinations as a binomial coefficient."""
+    read = _BINOMIAL.sub(_binomial, text)
+    return read if read != text else None
+
+
+def _binomial(match: re.Match[str]) -> str:
+    left, below, lower, upper, raised, lowered, first, second = match.groups()
+    pair = (left, below) if left else (lower, upper) if lower else (lowered, raised)
+    whole, part = (value.strip("{ }") for value in (pair if pair[0] else (first, second)))
+    if not left and not first and whole.isdecimal() and part.isdecimal():
+        whole, part = sorted((whole, part), key=int, reverse=True)  # C_n^k and C^n_k are in use
+    factor = match.string[: match.start()].rstrip()[-1:].isdigit()
+    return rf"{r'\cdot ' * factor}\binom{{{whole}}}{{{part}}}"
+
+
+def _vector(text: str) -> str | None:
+    match = _ANGLED.fullmatch(text)
+    return f"({match[1]})" if match else None
+
+
 def _union(text: str) -> str | None:
     """The union of the intervals that inequalities of one name describe."""
-    parts = _OR.split(text)
+    parts = ALTERNATIVES.split(text)
     read = [_interval(part) for part in parts]
     intervals = [each for each in read if each is not None]
     if len(parts) < 2 or len(intervals) < len(parts) or len({name for name, _ in intervals}) > 1:
@@ -108,18 +141,6 @@ def _set_builder(text: str) -> str | None:
     return interval[1] if interval and interval[0] == match[1] else None
 
 
-def _named_points(text: str) -> str | None:
-    """The points that alternatives give one after the other, each with the same names."""
-    parts = [_NAMED.fullmatch(part) for part in _OR.split(text)]
-    named = [part for part in parts if part is not None]
-    if len(parts) < 2 or len(named) < len(parts):
-        return None
-    if len({re.sub(r"\s", "", part[1]) for part in named}) > 1:
-        return None
-    points = [part[2].strip() for part in named]
-    return ", ".join(points) if all(map(_POINT.fullmatch, points)) else None
-
-
 def _members(text: str) -> str | None:
     match = _MEMBER.fullmatch(text)
     return rf"\{{{match[1]}\}}" if match else None
@@ -127,7 +148,7 @@ def _members(text: str) -> str | None:
 
 def _both_points(text: str) -> str | None:
     """Two points in place of one with a double sign; two such signs would be ambiguous."""
-    if not _POINT.fullmatch(text) or "," not in text or len(_SIGNS.findall(text)) != 1:
+    if not POINT.fullmatch(text) or "," not in text or len(_SIGNS.findall(text)) != 1:
         return None
     return f"{_SIGNS.sub('', text)}, {_SIGNS.sub('-', text)}"
 

@@ -6,6 +6,9 @@ from typing import Any
 _DIGITS = 400
 """The number of digits to which exact values are compared if algebra does not decide."""
 
+_NONZERO = 1e-9
+"""The least size of a number that is surely not 0, and not an error of rounding."""
+
 
 def numbers_equal(
     gold: Any, answer: Any, float_rounding: int = 6, numeric_precision: int = 15
@@ -61,12 +64,54 @@ def symbolically_equal(gold: Any, answer: Any) -> bool:
     if isinstance(gold, Expr) and isinstance(answer, Expr) and gold.is_number and answer.is_number:
         return False  # `numbers_equal` has compared them
     try:
-        difference = simplify(exact(gold) - exact(answer))
+        plain = exact(gold) - exact(answer)
+        if isinstance(plain, Expr) and _is_nonzero_at_a_point(plain):
+            return False  # in a fraction of the time of `simplify`
+        difference = simplify(plain)
     except (TypeError, ValueError, AttributeError):  # different kinds of objects
         return False
     if isinstance(difference, MatrixBase):
         return bool(difference.is_zero_matrix)
-    return bool(difference.is_zero)
+    if difference.is_zero or not isinstance(difference, Expr):
+        return bool(difference.is_zero)
+    split = _with_split_roots(plain)
+    return split is not None and bool(simplify(split).is_zero)
+
+
+def _is_nonzero_at_a_point(expression: Any) -> bool:
+    """Whether an expression with unknowns has a value other than 0 at some positive point.
+
+    `False` also stands for a value that can't be computed.
+    """
+    from sympy import Rational
+    from sympy.concrete.expr_with_limits import ExprWithLimits
+
+    if expression.has(ExprWithLimits):  # sums and integrals are slow
+        return False
+    unknowns = sorted(expression.free_symbols, key=str)
+    point = {unknown: Rational(113 + 34 * i, 97) for i, unknown in enumerate(unknowns)}
+    value = expression.evalf(15, subs=point)
+    # A precision of one: all digits cancel.
+    return any(
+        part.is_Float and part._prec > 1 and abs(part) > _NONZERO for part in value.as_real_imag()
+    )
+
+
+def _with_split_roots(expression: Any) -> Any:
+    r"""`\sqrt{a} \sqrt{b}` in place of each `\sqrt{ab}`; `None` if there is no such root.
+
+    The two are equal wherever the former is a real number. The root of a square stays, because
+    `\sqrt{a^2}` is not `a` if `a` is negative.
+    """
+    from sympy import expand_power_base
+
+    split = expand_power_base(expression, force=True)
+    if split == expression:
+        return None
+    return split.replace(
+        lambda part: part.is_Pow and part.base.is_Pow and part.base.exp == -1,
+        lambda part: part.base.base**-part.exp,
+    )
 
 
 def exact(expression: Any) -> Any:

@@ -40,6 +40,12 @@ _FULL = re.compile(
     r"|inputs?`? tokens \+ `?max_new_tokens`? must be"
     r"|maximum prompt length"
 )
+# OpenAI and vLLM name the context and the prompt, in tokens; each has several forms.
+_ROOM = re.compile(
+    r"maximum context length is (\d+) tokens\D+\d+ tokens \((\d+) in (?:the|your) "
+    r"(?:messages|prompt)"
+    r"|maximum context length is (\d+) tokens and your request has (\d+) input tokens"
+)
 _CONTEXT_CODE = "context_length_exceeded"
 _NOT_FULL = (401, 403, 404, 429)
 """Statuses of keys, models and rates. A limit on the tokens of a minute is not a full context."""
@@ -94,6 +100,19 @@ def context_is_full(error: APIError) -> bool:
         return False
     words = _words(error)[:_SEARCHED].lower()
     return error.code == _CONTEXT_CODE or bool(_FULL.search(words))
+
+
+def room_in_context(error: APIError) -> int | None:
+    """The tokens that the context leaves for a turn; `None` if the error does not say so.
+
+    Args:
+        error: The error of a request whose prompt and limit on tokens exceed the context together.
+    """
+    match = _ROOM.search(_words(error)[:_SEARCHED].lower())
+    if match is None:
+        return None
+    context, prompt = (int(number) for number in match.groups() if number)
+    return context - prompt if context > prompt else None
 
 
 def explained(

@@ -7,7 +7,8 @@ a policy of token ids is exact, if you have the weights of the model. The module
 The policy learns from an API's refusals which fields the API does not support. It then leaves out
 the stop strings, the seed or the wish for one call at a time, and replaces `max_tokens` by
 `max_completion_tokens`. None of these changes the meaning of a turn. A refused temperature or top-p
-would change it, and is an error.
+would change it, and is an error. If the conversation and the limit on tokens exceed the model's
+context together, the turn is asked for again with as many tokens as there is room for.
 
 A turn that the API broke off, by an error or by a content filter, is not the model's own turn. Its
 episode is tried again and is never scored.
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -47,8 +47,10 @@ from retool_env.rollout.openai.errors import (
     context_is_full,
     explained,
     refused_field,
+    room_in_context,
     too_long,
 )
+from retool_env.rollout.openai.extra import check_extra
 from retool_env.rollout.policy import (
     AnsweredAs,
     TextGeneration,
@@ -57,7 +59,7 @@ from retool_env.rollout.policy import (
     Usage,
     check_sampling,
 )
-from retool_env.servers.address import check_key, check_no_secrets, check_url, redact
+from retool_env.servers.address import check_key, check_url, redact
 from retool_env.servers.background import closed_at_the_end
 from retool_env.servers.bounded import bounded_client
 from retool_env.transcript import Transcript
@@ -71,16 +73,12 @@ Way = Literal["chat", "tools", "completions"]
 _CONNECT_SECONDS = 10.0
 # The most bytes of an answer: a fixed part, and a part for each of its tokens.
 _ANSWER_BYTES, _TOKEN_BYTES = 1 << 20, 1 << 10
-# The fields that the policy fills by itself, or that would change the form of an answer.
-_OWN = (
-    *("model", "messages", "prompt", "tools", "functions", "stream", "stream_options", "n"),
-    *("best_of", "echo", "suffix", "temperature", "top_p", "max_tokens"),
-)
 # The fields that `extra` may leave out or set otherwise.
 _OPEN = ("seed", "stop", "parallel_tool_calls")
 _VARYING = (*_OPEN, "messages", "prompt", "max_tokens", "max_completion_tokens")
-_OWN_CURE = "set it by the option or the argument of that name, if there is one"
 _FINISH_CHARACTERS = 40
+_FIRST_RETRIES = 4
+"""The most retries until an API answers for the first time: its address may be wrong."""
 _MOST_NAMES = 100
 """The most distinct names of its model that are kept of an API."""
 
@@ -122,7 +120,7 @@ class OpenAIPolicy(TextPolicy):
         timeout: The seconds that a whole request may take, including its answer.
         retries: The number of times that a request is sent again after the status 408, 409, 429 or
             5xx, a broken connection or a time-out. The waits grow to 8 s, or last as long as the
-            API asks for.
+            API asks for. Until the API answers for the first time, it is at most 4.
 
     Raises:
         MissingPackage: If the package openai is missing.
@@ -183,6 +181,7 @@ class OpenAIPolicy(TextPolicy):
         self._refused = {"max_tokens"} if renamed else set[str]()
         self._warned: set[str] = set()
         self._names: set[AnsweredAs] = set()
+        self._reached = False
         self._answered = False
         self._silent = False
         self._connection: _Connection | None = None
@@ -193,6 +192,7 @@ class OpenAIPolicy(TextPolicy):
 
         If a turn holds several native calls, the first call is the turn's. If the conversation no
         longer fits into the model's context, the turn has no text and the stop reason `"length"`.
+        If it fits, but not with `max_tokens` of the turn, the turn is shorter.
 
         Raises:
             PolicyUnavailable: If the API still fails after all retries, or broke the turn off.
@@ -211,19 +211,21 @@ class OpenAIPolicy(TextPolicy):
                 'set protocol="tags", or choose another way than "tools"'
             )
         connection = await self._connect()
+        room = None  # tokens of the turn, where the context has no room for `max_tokens`
         async with connection.slots:
             started = time.monotonic()
             while True:
-                request = self._request(transcript, stop, seed)
+                request = self._request(transcript, stop, seed, room)
                 try:
                     choice, usage, apart = await self._send(connection.client, request, stop)
                     break
                 except openai.APIError as error:
+                    self._reached |= isinstance(error, openai.APIStatusError)
                     field = refused_field(error, request)
                     if field is not None:
-                        if field not in self._refused:
-                            _log.warning("%s does not support %s: left out", self.model, field)
-                            self._refused.add(field)
+                        self._leave_out(field)
+                    elif room is None and (room := room_in_context(error)) is not None:
+                        pass
                     elif context_is_full(error):
                         if transcript.response:
                             return TextGeneration("", "length", time.monotonic() - started)
@@ -236,7 +238,7 @@ class OpenAIPolicy(TextPolicy):
                         ) from None
             seconds = time.monotonic() - started
         written = None if usage.uncounted else usage.completion_tokens
-        text, reason, form = self._read(choice, stop, "stop" in request, written)
+        text, reason, form = self._read(choice, stop, request, written)
         # A JSON escape can hold a lone surrogate, which no API accepts in a later request.
         text = text.encode("utf-8", "backslashreplace").decode()
         sent = self._digests(request, transcript)
@@ -269,16 +271,30 @@ class OpenAIPolicy(TextPolicy):
                 base_url=self.base_url,
                 timeout=Timeout(self._timeout, connect=_CONNECT_SECONDS),
                 max_retries=self._retries,
-                http_client=bounded_client(DefaultAsyncHttpxClient, self._most_bytes),
+                http_client=bounded_client(
+                    DefaultAsyncHttpxClient, self._most_bytes, self._warn_of_no_connection
+                ),
             )
             slots, end = asyncio.Semaphore(self._concurrency), closed_at_the_end(client.close)
             self._connection = _Connection(loop, client, slots, end)
             await anext(end)
         return self._connection
 
-    def _request(self, transcript: Transcript, stop: Sequence[str], seed: int) -> dict[str, Any]:
+    def _request(
+        self, transcript: Transcript, stop: Sequence[str], seed: int, room: int | None
+    ) -> dict[str, Any]:
+        """The fields of a request.
+
+        Args:
+            transcript: The conversation so far.
+            stop: The closing tags.
+            seed: The seed of the turn.
+            room: The most tokens of the turn; `None`: `max_tokens`.
+        """
         # 31 bits: some servers store a seed as a signed number of 32 bits.
         request: dict[str, Any] = {"model": self.model, **self._sampling, "seed": seed % 2**31}
+        if room is not None:
+            request["max_tokens"] = min(room, self._budget)
         if stop:
             request["stop"] = list(stop)
         if self.way == "completions":
@@ -302,6 +318,8 @@ class OpenAIPolicy(TextPolicy):
         Returns:
             The first choice of the answer, its tokens, and whether a reasoning was kept apart.
         """
+        if not self._reached:
+            client = client.with_options(max_retries=min(self._retries, _FIRST_RETRIES))
         endpoint = client.completions if self.way == "completions" else client.chat.completions
         # The client does not report that it sends a request again.
         timer = asyncio.get_running_loop().call_later(self._timeout, self._warn_of_silence)
@@ -317,7 +335,8 @@ class OpenAIPolicy(TextPolicy):
                 f"{self.base_url} is not an API of OpenAI's kind (the URL of an API mostly ends in "
                 f"/v1); it answers: {self._shown(reply)!r}"
             )
-        self._answered, self._silent = True, False
+        self._reached, self._answered, self._silent = True, True, False
+        self._warned.discard("connection")
         usage, choice = usage_of(reply), first_choice(reply)
         if choice is not None and stands_in_reasoning(choice, stop):
             usage = dataclasses.replace(usage, in_reasoning=1)
@@ -340,6 +359,13 @@ class OpenAIPolicy(TextPolicy):
             raise PolicyUnavailable(f"{self.base_url} answers without a choice: {shown}")
         return choice, usage, reasons_apart(reply, getattr(choice, "message", None))
 
+    def _leave_out(self, field: str) -> None:
+        if field not in self._refused:
+            _log.warning("%s does not support %s: left out", self.model, field)
+            self._refused.add(field)
+            if self.on_left_out is not None:
+                self.on_left_out(field)
+
     def _warn_once(self, what: str, text: str, *values: object) -> None:
         if what not in self._warned:
             self._warned.add(what)
@@ -349,6 +375,11 @@ class OpenAIPolicy(TextPolicy):
         """The API's words, shortened and without the key."""
         return redact(str(words), self._api_key, most=ERROR_CHARACTERS)
 
+    def _warn_of_no_connection(self, error: Exception) -> None:
+        if self._retries:  # without retries it is an error at once
+            text = "%s can't be reached (%s): trying again"
+            self._warn_once("connection", text, self.base_url, self._shown(error))
+
     def _warn_of_silence(self) -> None:
         # Without retries the silence is an error; a second warning would say nothing new.
         if self._retries and not self._silent:
@@ -357,14 +388,14 @@ class OpenAIPolicy(TextPolicy):
             _log.warning(text, self.base_url, self._timeout, self._retries)
 
     def _read(
-        self, choice: Any, stop: Sequence[str], sent: bool, written: int | None
+        self, choice: Any, stop: Sequence[str], request: Mapping[str, Any], written: int | None
     ) -> tuple[str, TurnEnd, Form | None]:
         """The text of a choice's turn, why it ended, and the form of a native call's program.
 
         Args:
             choice: The choice.
             stop: The closing tags.
-            sent: Whether the request named the closing tags as stop strings.
+            request: The fields of the request.
             written: The tokens of the turn; `None` where the API does not count them.
         """
         finish = getattr(choice, "finish_reason", None)
@@ -383,7 +414,8 @@ class OpenAIPolicy(TextPolicy):
         if call is not None:
             return call_text(text, *call), "tag", call_form(text, *call)
         if end is None:
-            end = guessed_end(text, written, self._budget, stop)
+            most = request.get("max_tokens", request.get("max_completion_tokens", self._budget))
+            end = guessed_end(text, written, most, stop)
             if finish:
                 name = self._shown(finish)[:_FINISH_CHARACTERS]
                 text_ = "%s ends a turn for the unknown reason %r: taken for %s"
@@ -397,33 +429,4 @@ class OpenAIPolicy(TextPolicy):
                 "apart from the text: start the server without a reasoning parser, so that the "
                 "tags can be read"
             )
-        return *completed(text, end, extra, stop, sent), None
-
-
-def check_extra(extra: Mapping[str, Any], key: str | None = None) -> dict[str, Any]:
-    """Check the further fields of requests to an API.
-
-    Args:
-        extra: The fields.
-        key: The key of the API, which no field may hold. `None`: no key.
-
-    Returns:
-        A copy of the fields.
-
-    Raises:
-        SettingsError: A field is the policy's own, holds a secret, or can't be written as JSON.
-    """
-    for name in extra:
-        if name in _OWN:
-            raise SettingsError(f"{name} can't be an extra field of a request: {_OWN_CURE}")
-    check_no_secrets(extra)
-    try:
-        text = json.dumps(extra, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise SettingsError(f"the extra fields of a request must be JSON: {error}") from None
-    if redact(text, key) != text:
-        raise SettingsError("an extra field of a request holds a key, which would be stored")
-    most = extra.get("max_completion_tokens", 1)
-    if type(most) is not int or most < 1:
-        raise SettingsError(f"max_completion_tokens must be a positive whole number, not {most!r}")
-    return dict(extra)
+        return *completed(text, end, extra, stop, "stop" in request), None

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from agents import cispo, demo, dr_grpo, grpo, ppo, sft
-from agents.base.fields import PolicySettings, check_policy
+from agents.base.fields import PolicySettings, check_policy_settings
 from agents.base.presets import load_settings
 from agents.base.settings import SettingsError, describe, help_of
 
@@ -34,7 +34,7 @@ def test_cispo_refuses_what_has_no_part_in_its_loss(tmp_path):
 
 
 def test_the_shared_settings_of_the_defaults_are_in_range():
-    check_policy(PolicySettings(name="x"), 16)
+    check_policy_settings(PolicySettings(name="x"), 16)
 
 
 @pytest.mark.parametrize(
@@ -53,4 +53,4 @@ def test_the_shared_settings_of_the_defaults_are_in_range():
 def test_a_shared_setting_out_of_range_is_refused(change, message):
     settings = dataclasses.replace(PolicySettings(name="x"), **change)
     with pytest.raises(SettingsError, match=message):
-        check_policy(settings, 4)
+        check_policy_settings(settings, 4)

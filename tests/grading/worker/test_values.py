@@ -3,9 +3,12 @@
 from fractions import Fraction
 
 import sympy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from retool_env.grading.worker.expressions import parse
 from retool_env.grading.worker.values import (
+    _is_nonzero_at_a_point,
     close,
     exact,
     exactly_equal,
@@ -61,3 +64,30 @@ def test_unknowns_are_compared_by_algebra() -> None:
 def test_a_comparison_that_raises_is_a_refusal() -> None:
     assert verify(parse("2"), parse("1 + 1"))
     assert not verify(parse("2"), object())
+
+
+def test_a_root_of_a_product_is_the_product_of_the_roots() -> None:
+    a, b = sympy.symbols("a b", real=True)
+    assert symbolically_equal(sympy.sqrt(a * b), sympy.sqrt(a) * sympy.sqrt(b))
+    assert symbolically_equal(sympy.sqrt(a / b), sympy.sqrt(a) / sympy.sqrt(b))
+    assert not symbolically_equal(sympy.sqrt(a**2), a)
+    assert not symbolically_equal(sympy.sqrt(a**2 * b), a * sympy.sqrt(b))
+    assert not symbolically_equal(sympy.sqrt(-a) * sympy.sqrt(-b), sympy.sqrt(a * b))
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 9), st.integers(-9, 9), st.integers(1, 4), st.booleans())
+def test_a_value_at_a_point_never_makes_equal_expressions_unequal(
+    a: int, b: int, power: int, root: bool
+) -> None:
+    first = (a * X + b) ** power * (sympy.sqrt(X + 2) if root else 1)
+    assert symbolically_equal(sympy.expand(first), first)
+    assert not symbolically_equal(first + sympy.Rational(1, 1000), first)
+
+
+def test_digits_that_cancel_at_a_point_are_not_a_difference() -> None:
+    large = (X + 10**5) ** 60
+    assert not _is_nonzero_at_a_point(sympy.expand(large) - large)
+    assert not _is_nonzero_at_a_point(sympy.log(X - 10) - sympy.log(X - 10, evaluate=False))
+    assert not _is_nonzero_at_a_point(sympy.Sum(1 / X, (X, 1, 10**9)))
+    assert _is_nonzero_at_a_point(sympy.I * X)

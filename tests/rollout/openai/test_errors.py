@@ -19,6 +19,7 @@ from retool_env.rollout.openai.errors import (  # noqa: E402
     context_is_full,
     explained,
     refused_field,
+    room_in_context,
     too_long,
 )
 
@@ -149,3 +150,34 @@ def test_a_list_of_errors_is_read():
 
 def test_long_texts_are_cut():
     assert len(api_message(refusal(400, "x" * 9999))) <= ERROR_CHARACTERS + 10
+
+
+@pytest.mark.parametrize(
+    ("message", "room"),
+    [
+        (
+            "This model's maximum context length is 4097 tokens. However, you requested 4927 "
+            "tokens (3927 in the messages, 1000 in the completion). Please reduce the length.",
+            170,
+        ),
+        (
+            "This model's maximum context length is 4097 tokens, however you requested 5000 tokens "
+            "(4000 in your prompt; 1000 for the completion).",
+            97,
+        ),
+        (
+            "'max_tokens' or 'max_completion_tokens' is too large: 100. This model's maximum "
+            "context length is 64 tokens and your request has 60 input tokens (100 > 64 - 60).",
+            4,
+        ),
+        (
+            "maximum context length is 10 tokens. you requested 12 tokens (10 in the prompt, 2)",
+            None,
+        ),
+        ("This model's maximum context length is 4096 tokens. You requested 5120 tokens.", None),
+        ("prompt is too long: 208310 tokens > 200000 maximum", None),
+        ("try again", None),
+    ],
+)
+def test_the_room_for_a_turn_is_read_where_the_words_name_it(message, room):
+    assert room_in_context(refusal(400, message)) == room

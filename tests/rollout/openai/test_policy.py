@@ -186,6 +186,43 @@ def test_a_conversation_that_fills_the_context_is_cut_and_a_prompt_that_does_is_
     assert transcript.stop_reason is StopReason.TOKEN_BUDGET and len(transcript.calls) == 1
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This model's maximum context length is 500 tokens. However, you requested 505 tokens "
+        "(405 in the messages, 100 in the completion). Please reduce the length of the messages "
+        "or completion.",
+        "'max_tokens' or 'max_completion_tokens' is too large: 100. This model's maximum context "
+        "length is 500 tokens and your request has 405 input tokens (100 > 500 - 405).",
+    ],
+)
+def test_a_turn_for_which_the_context_has_no_room_is_shorter(message):
+    with policy_of(solver, renamed=True) as (api, make):
+        policy = make(max_tokens=100)
+        play(policy)
+        seen_before = len(api.requests)
+        api.failures = [refusal(400, message)]
+        assert play(policy)[0].correct
+    limits = [request["max_completion_tokens"] for request in api.requests[seen_before:]]
+    assert limits == [100, 95, 100]  # the second turn has all of it again
+
+
+def test_a_turn_is_shortened_once():
+    message = (
+        "maximum context length is 500 tokens. However, you requested 505 tokens "
+        "(405 in the messages, 100 in the completion)"
+    )
+    with policy_of(solver) as (api, make):
+
+        def full(conversation):
+            api.failures = [refusal(400, message)] * 9
+            return solver(conversation)
+
+        api.model = full
+        [transcript] = play(make())
+    assert transcript.stop_reason is StopReason.TOKEN_BUDGET and len(api.requests) == 3
+
+
 def test_text_that_no_request_can_hold_is_escaped():
     with policy_of(solver) as (api, make):
         surrogate = (
@@ -340,8 +377,10 @@ def test_a_tag_inside_a_reasoning_that_is_kept_apart_is_an_error_that_says_what_
 
 def test_fields_that_an_api_does_not_take_are_left_out(caplog):
     accepts = {"model", "messages", "temperature", "top_p", "max_tokens", "tools", "stop"}
+    left_out = []
     with policy_of(caller, accepts=accepts) as (api, make):
         policy = make(way="tools")
+        policy.on_left_out = left_out.append
         assert all(transcript.correct for transcript in play(policy, TOOLS, n=6))
     assert set(api.requests[-1]) == accepts
     warnings = [r.message for r in caplog.records if "left out" in r.message]
@@ -349,6 +388,7 @@ def test_fields_that_an_api_does_not_take_are_left_out(caplog):
         "m does not support parallel_tool_calls: left out",
         "m does not support seed: left out",
     ]
+    assert sorted(left_out) == ["parallel_tool_calls", "seed"]
 
 
 def test_a_field_that_is_named_by_no_text_is_looked_for_in_the_words():
@@ -436,28 +476,6 @@ def test_the_other_name_of_the_limit_on_tokens_takes_its_place():
         write(make(extra={"max_completion_tokens": 50, "seed": 7}))
     assert api.requests[0]["max_completion_tokens"] == 50 and api.requests[0]["seed"] == 7
     assert "max_tokens" not in api.requests[0]
-
-
-@pytest.mark.parametrize(
-    ("extra", "words"),
-    [
-        ({"model": "x"}, "model can't be an extra field"),
-        ({"stream": True}, "stream can't be an extra field"),
-        ({"temperature": 1}, "temperature can't be an extra field"),
-        ({"api_key": "x"}, "api_key would be shown"),
-        ({"a": {"access_token": "x"}}, r"a\.access_token would be shown"),
-        ({"a": ["http://user:word@host"]}, "a contains a key, or a URL with a key"),
-        ({"a": "sk-the-key-itself"}, "holds a key"),
-        ({"a": float("nan")}, "must be JSON"),
-        ({"a": {1}}, "must be JSON"),
-        ({"max_completion_tokens": 0}, "must be a positive whole number, not 0"),
-        ({"max_completion_tokens": "9"}, "must be a positive whole number"),
-    ],
-)
-def test_wrong_extra_fields_are_refused_and_show_no_key(extra, words):
-    with pytest.raises(ValueError, match=words) as caught:
-        OpenAIPolicy("m", "http://h/v1", "sk-the-key-itself", extra=extra)
-    assert "sk-the-key" not in str(caught.value) and "word@" not in str(caught.value)
 
 
 @pytest.mark.parametrize("finish", ["FINISHED", "", None])
@@ -553,6 +571,41 @@ def test_a_server_that_was_never_there():
     policy = OpenAIPolicy("m", f"http://127.0.0.1:{port}/v1", retries=1)
     with pytest.raises(ConnectionError, match=f"127.0.0.1:{port}/v1 can't be reached"):
         play(policy)
+
+
+def test_of_a_server_that_was_never_there_is_said_at_once_and_it_is_given_up_soon(
+    monkeypatch, caplog
+):
+    base = "openai._base_client.BaseClient._calculate_retry_timeout"
+    monkeypatch.setattr(base, lambda *given: 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    policy = OpenAIPolicy("m", f"http://127.0.0.1:{port}/v1", retries=8)
+    failed = []
+    warn = policy._warn_of_no_connection
+    policy._warn_of_no_connection = lambda error: (failed.append(error), warn(error))
+    with pytest.raises(ConnectionError, match="can't be reached"):
+        write(policy)
+    assert len(failed) == 5
+    [line] = [r.message for r in caplog.records if "can't be reached" in r.message]
+    assert line.startswith(policy.base_url) and line.endswith("trying again")
+
+
+def test_a_server_that_has_answered_is_waited_for(monkeypatch, caplog):
+    base = "openai._base_client.BaseClient._calculate_retry_timeout"
+    monkeypatch.setattr(base, lambda *given: 0.0)
+    failed = []
+    with serving(ModelAPI(solver)) as url:
+        policy = OpenAIPolicy("m", url, retries=8)
+        warn = policy._warn_of_no_connection
+        policy._warn_of_no_connection = lambda error: (failed.append(error), warn(error))
+        warn(OSError("an earlier outage"))
+        assert play(policy)[0].correct and not failed
+    with pytest.raises(PolicyUnavailable, match="Connection error"):
+        write(policy)
+    assert len(failed) == 9
+    # Once in each outage.
+    assert sum("trying again" in record.message for record in caplog.records) == 2
 
 
 def test_a_request_that_takes_too_long_is_given_up():
