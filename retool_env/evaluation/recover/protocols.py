@@ -161,8 +161,10 @@ def with_turn_cap[P: Policy](policy: P, tokens: int) -> P:
     """
     capped = copy.copy(policy)
 
-    async def act(ids: Sequence[int], stop: Sequence[str], budget: int, seed: int) -> Generation:
-        return await policy.act(ids, stop, min(budget, tokens), seed)
+    async def act(
+        token_ids: Sequence[int], stop: Sequence[str], budget: int, seed: int
+    ) -> Generation:
+        return await policy.act(token_ids, stop, min(budget, tokens), seed)
 
     capped.act = act  # type: ignore[method-assign]  # of this copy alone
     return capped
