@@ -98,10 +98,10 @@ class DesignRun:
             self.seed,
             transcript,
             usage,
-            job.protocol,
-            job.arm,
-            job.parent,
-            job.call,
+            protocol=job.protocol,
+            arm=job.arm,
+            parent=job.parent,
+            call=job.call,
         )
         self.records.append(record)
         self._note_eligibility(record)

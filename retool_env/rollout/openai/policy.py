@@ -247,7 +247,7 @@ class OpenAIPolicy(TextPolicy):
     @override
     def digests(self, transcript: Transcript, stop: Sequence[str]) -> tuple[str, ...]:
         """The digests of the request for the next turn; see `TextPolicy.digests`."""
-        return self._digests(self._request(transcript, stop, 0), transcript)
+        return self._digests(self._request(transcript, stop, 0, None), transcript)
 
     def _digests(self, request: Mapping[str, Any], transcript: Transcript) -> tuple[str, ...]:
         # An API may refuse the fields of `_VARYING`, which the policy leaves out from then on.
