@@ -40,6 +40,12 @@ _WARNING = "<program>:1: DeprecationWarning: this version of Python is supported
 _ENDED = "; the session was ended by that, its variables are lost"
 
 
+def fault_texts() -> list[str]:
+    """The texts and numbers that a suite of faults fixes, and the code that changes the guest."""
+    numbers = [str(number) for number in (SLOW_SECONDS, LEAST_CUT, MOST_KEPT)]
+    return [_TRY_AGAIN, _BUSY, _GONE, _WARNING, _PACKAGE, _FUNCTION, *numbers, _guest()]
+
+
 class FaultyCall(Protocol):
     """A call for which a fault is ordered: a `retool_env.episode.RunProgram`."""
 

@@ -1,7 +1,5 @@
 """`retool recover` as a harness: arms, forks, resume, outputs, and the checker."""
 
-import dataclasses
-import importlib.util
 import json
 import re
 import signal
@@ -18,8 +16,6 @@ from helpers.model_api import ModelAPI, Reply, serving
 from retool_env.cli import main
 from retool_env.evaluation.recover import pictures
 from retool_env.evaluation.recover.records import ArmRecords, read_arms
-from retool_env.execution import Execution, Fault, Outcome
-from retool_env.interpreter import Interpreter
 from retool_env.problems import arithmetic
 
 pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
@@ -54,25 +50,6 @@ def suite(monkeypatch):
         "retool_env.evaluation.recover.suite.load_suite", lambda name, part, quick: small
     )
     return small
-
-
-@pytest.fixture(autouse=True)
-def faulty(monkeypatch):
-    """Stands in for the faults of the interpreter, as long as it has none."""
-    if importlib.util.find_spec("retool_env.faults.kinds"):
-        return
-    truly = Interpreter.run_async
-
-    async def run_async(self, need):
-        execution = await truly(self, need)
-        if need.fault is None:
-            return execution
-        fault = Fault(need.fault, need.fault != "stale", execution)
-        if not fault.injected:
-            return dataclasses.replace(execution, fault=fault)
-        return Execution(Outcome.RUNTIME_ERROR, "", "try again later", fault=fault)
-
-    monkeypatch.setattr(Interpreter, "run_async", run_async)
 
 
 def model(conversation) -> Reply:

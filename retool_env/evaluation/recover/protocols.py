@@ -166,7 +166,7 @@ def with_turn_cap[P: Policy](policy: P, tokens: int) -> P:
     ) -> Generation:
         return await policy.act(token_ids, stop, min(budget, tokens), seed)
 
-    capped.act = act  # type: ignore[method-assign, assignment]  # of this copy alone
+    capped.act = act  # type: ignore[method-assign]  # of this copy alone
     return capped
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from retool_env.errors import SettingsError
 from retool_env.evaluation.identity import fingerprint
 from retool_env.faults import KINDS
+from retool_env.faults.kinds import fault_texts
 from retool_env.faults.settings import SUITES
 from retool_env.problem import Problem
 from retool_env.task import make_task
@@ -126,8 +127,8 @@ def load_suite(name: str = "v0", part: str = OFFLINE, quick: bool = False) -> Su
 def fork_call(suite: str, seed: int, problem_id: str, sample: int) -> int:
     """The number of the call at which an episode is forked, fixed before the episode runs.
 
-    All models are forked at the same calls. Each call that the manifest allows, 1 to 4 in suite v0,
-    is equally likely.
+    All models are forked at the same calls, in suite v0 from 1 to 4. Each call is half as likely as
+    the call before, and the last two are equally likely, since many models call only once or twice.
 
     Args:
         suite: The name of the suite.
@@ -137,13 +138,16 @@ def fork_call(suite: str, seed: int, problem_id: str, sample: int) -> int:
     """
     first, last = _manifest(suite)["fork_calls"]
     text = repr((suite, "fork", seed, problem_id, sample))
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return first + (int.from_bytes(digest, "big") * (last - first + 1) >> 64)
+    bits = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    call: int = first
+    while call < last and bits & 1:
+        call, bits = call + 1, bits >> 1
+    return call
 
 
 @functools.cache
 def suite_hash(name: str) -> str:
-    """SHA-256 of a suite: its manifest, all its offline problems, and the kinds of faults.
+    """SHA-256 of a suite: its manifest, all its offline problems, and the faults with their texts.
 
     Raises:
         SettingsError: If the suite is unknown.
@@ -152,7 +156,7 @@ def suite_hash(name: str) -> str:
     sets = [_load(part, entry, False) for part, entry in manifest["offline"].items()]
     offline = [part.fingerprint for part in sets]
     kinds = [[kind.name, kind.sort, kind.persistent, kind.invented] for kind in KINDS.values()]
-    content = json.dumps([manifest, offline, kinds], sort_keys=True)
+    content = json.dumps([manifest, offline, kinds, fault_texts()], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
