@@ -12,11 +12,14 @@ from types import SimpleNamespace
 
 import pytest
 from helpers.model_api import ModelAPI, Reply, serving
+from helpers.services import serving as serving_sandbox
 
 from retool_env.cli import main
 from retool_env.evaluation.recover import pictures
 from retool_env.evaluation.recover.records import ArmRecords, read_arms
+from retool_env.interpreter import open_sandbox
 from retool_env.problems import arithmetic
+from retool_env.sandbox.server import create_app
 
 pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
 
@@ -194,15 +197,22 @@ def test_with_the_problems_of_a_suite_the_environment_loads_none(env, monkeypatc
     assert "difficulty: no such setting of an episode" in capsys.readouterr().err
 
 
-def test_a_sandbox_server_runs_all_kinds_but_those_that_need_a_local_sandbox(suite, capsys):
+def test_a_sandbox_server_runs_all_kinds_but_those_that_need_a_local_sandbox(
+    suite, monkeypatch, capsys, sandbox
+):
     suite.kinds = ("try_again", "missing_package")
-    with serving(ModelAPI(model)) as url:
-        ran(url, "--protocol", "fork", "--sandbox", "http://127.0.0.1:9")
-        assert "left out: missing_package, which no sandbox server" in capsys.readouterr().out
-        assert {key[1] for key in recorded()} == {"0", "control", "try_again"}
+    monkeypatch.setattr("retool_env.interpreter.open_sandbox", open_sandbox)
+    with serving_sandbox(create_app(sandbox)) as server, serving(ModelAPI(model)) as url:
+        ran(url, "--sandbox", server)
+        assert "left out: missing_package, which no sandbox" in capsys.readouterr().out
+        assert {key[1] for key in recorded() if key[0] == "fork"} == {"control", "try_again"}
         assert results()["kinds"] == ["try_again"]
-        ran(url, "--protocol", "fork", "--resume", status=1)
-    assert "kinds of faults: missing_package in one of the two" in capsys.readouterr().err
+        assert figures()["effect/try_again"]["mean"] == -1.0
+        ran(url, "--resume", status=1)
+        words = "kinds of faults: missing_package in one of the two"
+        assert words in capsys.readouterr().err
+        ran(url, "--sandbox", server, "session=true", "--out", "other", status=1)
+        assert "has no sessions" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("setting", [("max_calls=3",), ("--max-tokens", "9")])
