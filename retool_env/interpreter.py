@@ -78,7 +78,7 @@ class Interpreter:
         """The runner of a program, and the arguments of its `run`."""
         prelude = "" if need.fault is None else kinds.prelude(need)
         if prelude:
-            _check_preludes(self._required(), need.fault)
+            check_kind(self._required(), need.fault)
         if need.session:
             return self._begun(need), (need.program,), {"prelude": prelude} if prelude else {}
         options: dict[str, Any] = {"display": need.display}
@@ -240,19 +240,48 @@ def check_sandbox(rules: Rules, sandbox: Sandbox | None) -> None:
             "interpreter=False"
         )
     for kind in rules.faults.kinds if isinstance(rules.faults, Faults) else ():
-        if kind in kinds.MADE_IN_GUEST:
-            _check_preludes(sandbox, kind)
+        check_kind(sandbox, kind)
     if rules.session:
         sandbox.session(rules.limits, display=rules.display).close()
 
 
-def _check_preludes(sandbox: Sandbox, kind: str | None) -> None:
-    if not getattr(sandbox, "runs_preludes", False):
+def check_kind(sandbox: Sandbox | None, kind: str | None) -> None:
+    """Check, before sampling begins, that a sandbox can run programs under a kind of fault.
+
+    Args:
+        sandbox: The sandbox.
+        kind: The kind of the fault; `None` for a program without a fault.
+
+    Raises:
+        SandboxUnavailable: If the fault is made in the program's process, but the sandbox has no
+            preludes.
+    """
+    if kind in kinds.MADE_IN_GUEST and not getattr(sandbox, "runs_preludes", False):
         raise SandboxUnavailable(
             f"the fault {kind} is made in the program's process, and {type(sandbox).__name__} has "
             "no such way: use a local sandbox, such as make_sandbox('nsjail'), or leave "
             f"{' and '.join(kinds.MADE_IN_GUEST)} out of faults.kinds"
         )
+
+
+def impossible_kinds(setting: SandboxSetting) -> tuple[str, ...]:
+    """The kinds of faults that the sandbox of a setting can't make. The sandbox is not made.
+
+    Args:
+        setting: A setting of `open_sandbox`.
+
+    Example:
+        >>> impossible_kinds("http://host:8080")
+        ('missing_package', 'wrong_function')
+        >>> impossible_kinds("nsjail")
+        ()
+    """
+    name = setting.get("name", "nsjail") if isinstance(setting, Mapping) else setting
+    if isinstance(name, str):
+        local = not name.startswith(("http://", "https://"))
+    else:
+        local = getattr(setting, "runs_preludes", False)
+    return () if local else kinds.MADE_IN_GUEST
 
 
 def _made(setting: SandboxSetting) -> Sandbox:

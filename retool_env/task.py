@@ -13,7 +13,8 @@ from retool_env.problem import ProblemSource
 from retool_env.problems import load_problems
 from retool_env.rules import Rules
 
-_RULES = tuple(field.name for field in dataclasses.fields(Rules))
+RULES = tuple(field.name for field in dataclasses.fields(Rules))
+"""The names of the settings of an episode."""
 
 
 def make_task(id: str, **settings: Any) -> tuple[Rules, ProblemSource]:
@@ -29,6 +30,20 @@ def make_task(id: str, **settings: Any) -> tuple[Rules, ProblemSource]:
     """
     settings = {**registered_settings(id), **settings}
     return split_settings(settings.pop("problems"), settings)
+
+
+def make_rules(id: str, **settings: Any) -> Rules:
+    """The rules of a registered environment. Its problems are not loaded.
+
+    Args:
+        id: The environment's id.
+        **settings: The settings of `make_task`. Settings of the problems have no effect.
+
+    Raises:
+        ValueError: If the id is not registered, or the value of a setting is wrong.
+    """
+    settings = {**registered_settings(id), **settings}
+    return Rules(**{name: settings[name] for name in RULES if name in settings})
 
 
 def registered_settings(id: str) -> dict[str, Any]:
@@ -59,21 +74,21 @@ def split_settings(
         TypeError: If a setting is unknown to both.
         ValueError: If the source holds no problem, or the value of a setting is wrong.
     """
-    rules = Rules(**{name: settings[name] for name in _RULES if name in settings})
-    options = {name: value for name, value in settings.items() if name not in _RULES}
+    rules = Rules(**{name: settings[name] for name in RULES if name in settings})
+    options = {name: value for name, value in settings.items() if name not in RULES}
     if isinstance(problems, str):
         try:
             source = load_problems(problems, **options)
         except TypeError as error:
-            near = [m for name in options for m in difflib.get_close_matches(name, _RULES, n=1)]
+            near = [m for name in options for m in difflib.get_close_matches(name, RULES, n=1)]
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            names = ", ".join(_RULES)
+            names = ", ".join(RULES)
             raise UnknownSetting(
                 f"{error}; the settings of the episode are {names}{hint}"
             ) from error
     elif options:
         raise UnknownSetting(
-            f"unknown setting {sorted(options)}; the settings are {', '.join(_RULES)}"
+            f"unknown setting {sorted(options)}; the settings are {', '.join(RULES)}"
         )
     else:
         source = problems

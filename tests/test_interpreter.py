@@ -15,7 +15,13 @@ import pytest
 from helpers.notebooks import Notebooks
 
 from retool_env.episode import RunProgram
-from retool_env.interpreter import Interpreter, SharedSandboxes, check_sandbox, open_sandbox
+from retool_env.interpreter import (
+    Interpreter,
+    SharedSandboxes,
+    check_sandbox,
+    impossible_kinds,
+    open_sandbox,
+)
 from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Limits, NsjailSandbox, Outcome, SandboxUnavailable
 
@@ -303,6 +309,14 @@ def test_a_forked_copy_makes_its_own(shared):
     assert box.run("print(2)").stdout == "2\n"
     assert [guest.process.pid for guest in box.pool.guests] == before
     shared.give_back(box, user)
+
+
+@pytest.mark.parametrize("name", ["http://h:1", "https://h:1,http://h:2"])
+def test_the_kinds_that_a_sandbox_server_cannot_make_are_known_beforehand(name, sandbox):
+    made_in_guest = ("missing_package", "wrong_function")
+    assert impossible_kinds(name) == impossible_kinds({"name": name}) == made_in_guest
+    for local in ("nsjail", {"packages": ["numpy"]}, sandbox):
+        assert impossible_kinds(local) == ()
 
 
 def test_a_remote_sandbox_has_no_sessions():

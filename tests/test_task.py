@@ -6,7 +6,7 @@ import pytest
 import retool_env
 from retool_env import Problem, Rules
 from retool_env.problems import ProblemList
-from retool_env.task import make_task, registered_settings, split_settings
+from retool_env.task import make_rules, make_task, registered_settings, split_settings
 
 ARITHMETIC = "ReTool-Arithmetic-v0"
 PROBLEMS = ProblemList([Problem(id="p", question="1 + 1?", answer="2")])
@@ -20,6 +20,16 @@ def test_make_task_gives_what_the_environment_has():
         make_task("ReTool-Arithmetic-v9")
     with pytest.raises(ValueError, match="no environment 'CartPole-v1'"):
         make_task("CartPole-v1")
+
+
+def test_the_rules_alone_load_no_problems(monkeypatch):
+    def load(*_, **__):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("retool_env.task.load_problems", load)
+    assert make_rules("ReTool-AIME24-v0", split="test", max_calls=2) == Rules(max_calls=2)
+    with pytest.raises(ValueError, match="max_calls"):
+        make_rules(ARITHMETIC, max_calls=-1)
 
 
 def test_registered_settings_are_a_copy():

@@ -80,31 +80,46 @@ class Plan:
         ]
 
 
-def make_plan(arguments: argparse.Namespace, model: str, env: str | None) -> Plan:
+def make_plan(
+    arguments: argparse.Namespace,
+    model: str,
+    env: str | None,
+    problems: list[Problem] | None = None,
+) -> Plan:
     """Resolves the settings of one model on one environment; the model is not loaded.
 
     Args:
         arguments: The command line.
         model: The model's folder, Hub id, or name behind an API.
         env: The environment's id; `None`: the id in the model's `retool.json`.
+        problems: The problems; `None`: the environment's, which are loaded.
 
     Raises:
         SettingsError: A setting is wrong.
     """
     from retool_env.evaluation.identity import ModelIdentity
-    from retool_env.problems.generated import Generated
-    from retool_env.task import make_task
+    from retool_env.task import make_rules
 
     arguments = argparse.Namespace(**{**vars(arguments), "model": model, "env": env})
     task, settings, lines = eval_settings(arguments)
+    if problems is None:
+        rules, problems = _loaded(arguments, settings)
+    else:
+        rules = make_rules(arguments.env, **settings)
+    identity = ModelIdentity.of(model, arguments.api)
+    return Plan(arguments, settings, task, rules, problems, lines, identity)
+
+
+def _loaded(arguments: argparse.Namespace, settings: dict[str, Any]) -> tuple[Rules, list[Problem]]:
+    """The rules of the environment, and as many of its problems as the command wants."""
+    from retool_env.problems.generated import Generated
+    from retool_env.task import make_task
+
     rules, source = make_task(arguments.env, **settings)
     most = len(source)
     if isinstance(source, Generated) and "size" not in parse_settings(arguments.settings):
         most = min(most, MADE_UP)
-    count = min(len(source), arguments.problems or most)
-    problems = [source[i] for i in range(count)]
-    identity = ModelIdentity.of(model, arguments.api)
-    return Plan(arguments, settings, task, rules, problems, lines, identity)
+    return rules, [source[i] for i in range(min(len(source), arguments.problems or most))]
 
 
 def estimate(

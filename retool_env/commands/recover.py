@@ -21,11 +21,14 @@ from retool_env.commands.model_options import (
 )
 from retool_env.commands.stopping import closing, terminable
 from retool_env.errors import SettingsError
+from retool_env.key_values import parse_settings
 
 if TYPE_CHECKING:
     from retool_env.evaluation.cost import Price
     from retool_env.evaluation.recover.protocols import Design
     from retool_env.evaluation.recover.records import RecoverRecord
+    from retool_env.evaluation.recover.suite import Suite
+    from retool_env.problem import Problem
     from retool_env.rules import Rules
 
 SIZES = {"k": 4, "m": 2, "samples": 16}
@@ -163,14 +166,17 @@ class _Task:
 
     @classmethod
     def of(cls, arguments: argparse.Namespace, model: str) -> _Task:
-        plan = make_plan(arguments, model, arguments.env)
+        from retool_env.evaluation.identity import fingerprint
+
+        suite, problems = _suite_of(arguments)
+        plan = make_plan(arguments, model, arguments.env, problems)
         if not plan.rules.interpreter:
             raise SettingsError("interpreter=false leaves no tool to recover from: remove it")
         if plan.rules.faults is not None:
             raise SettingsError("retool recover chooses the faults itself: remove faults=...")
-        design, digest = make_design(arguments, plan)
-        plan.problems = list(design.problems)
-        return cls(plan, design, digest)
+        design, lines = _design(arguments, suite, plan.problems)
+        plan.lines = [*plan.lines, *lines]
+        return cls(plan, design, fingerprint(plan.problems) if problems is None else suite.hash)
 
     @property
     def arms(self) -> dict[tuple[str, str], Rules]:
@@ -251,24 +257,47 @@ class _Task:
         )
 
 
-def make_design(arguments: argparse.Namespace, plan: Plan) -> tuple[Design, str]:
-    """The design of a command, and the hash of its suite.
-
-    Args:
-        arguments: The command line.
-        plan: The model, its environment and the environment's problems.
-    """
-    from retool_env.evaluation.identity import fingerprint
-    from retool_env.evaluation.recover.protocols import Design
+def _suite_of(arguments: argparse.Namespace) -> tuple[Suite, list[Problem] | None]:
+    """The suite of a command, and its problems; `None` for the problems of the environment."""
     from retool_env.evaluation.recover.suite import load_suite
+    from retool_env.task import RULES
 
     own = arguments.suite == "own"
     suite = load_suite("v0" if own else arguments.suite, arguments.part, arguments.quick)
-    problems = plan.problems if own else list(suite.problems)[: arguments.problems]
+    if own:
+        return suite, None
+    if useless := [name for name in parse_settings(arguments.settings) if name not in RULES]:
+        raise SettingsError(
+            f"{', '.join(useless)}: no such setting of an episode, and the suite supplies the "
+            "problems; leave it out, or give --suite own for the problems of --env"
+        )
+    return suite, list(suite.problems)[: arguments.problems]
+
+
+def _design(
+    arguments: argparse.Namespace, suite: Suite, problems: Sequence[Problem]
+) -> tuple[Design, list[str]]:
+    """The design of a command, and lines that say what it leaves out.
+
+    Args:
+        arguments: The command line.
+        suite: The suite, with the kinds and rates of the faults.
+        problems: The problems.
+    """
+    from retool_env.evaluation.recover.protocols import Design
+    from retool_env.interpreter import impossible_kinds
+
+    left_out = [kind for kind in impossible_kinds(arguments.sandbox) if kind in suite.kinds]
+    lines = []
+    if left_out:
+        lines.append(
+            f"left out: {' and '.join(left_out)}, which no sandbox server can make; results of "
+            "all kinds need a local sandbox"
+        )
     design = Design(
         protocols=tuple(arguments.protocol),
         problems=problems,
-        kinds=tuple(suite.kinds),
+        kinds=tuple(kind for kind in suite.kinds if kind not in left_out),
         rates=tuple(suite.rates),
         fork_call=suite.fork_call,
         k=arguments.k,
@@ -276,7 +305,7 @@ def make_design(arguments: argparse.Namespace, plan: Plan) -> tuple[Design, str]
         samples=arguments.samples,
         seed=suite.seed,
     )
-    return design, fingerprint(problems) if own else suite.hash
+    return design, lines
 
 
 def _evaluated(task: _Task, make: tuple[Any, Any], out: Path, price: Price | None) -> str:

@@ -324,6 +324,8 @@ def _messages(episode: EpisodeRecord, model: str) -> list[dict[str, Any]]:
             execution = next(calls).execution
             made |= {"tool_call_id": call, "function": TOOL_NAME}
             made["metadata"] = {"outcome": str(execution.outcome), "error": execution.error}
+            if fault := execution.fault:
+                made["metadata"] |= {"fault": fault.kind, "injected": fault.injected}
         messages.append(made)
     return messages
 

@@ -82,6 +82,8 @@ CALL_COLUMNS: dict[str, Kind] = {
     "position": "int",
     "output": "text",
     "seconds": "float",
+    "fault": "text",
+    "injected": "bool",
 }
 """The columns of a call, in their order."""
 
@@ -239,6 +241,8 @@ def call_rows(episode: EpisodeRecord, record: EvalRecord) -> Iterator[dict[str, 
                 "position": call.position,
                 "output": execution.stdout,
                 "seconds": execution.duration,
+                "fault": execution.fault and execution.fault.kind,
+                "injected": execution.fault and execution.fault.injected,
             }
         )
 

@@ -20,8 +20,8 @@ from retool_env.checkpoint_task import checkpoint_rules
 from retool_env.episode import Episode
 from retool_env.errors import NotReproducible, SettingsError
 from retool_env.execution import Execution, Sandbox
-from retool_env.faults.schedule import Schedule
-from retool_env.interpreter import Interpreter, check_sandbox
+from retool_env.faults.schedule import At, Schedule
+from retool_env.interpreter import Interpreter, check_kind, check_sandbox
 from retool_env.problem import Problem
 from retool_env.rollout.admission import Admission
 from retool_env.rollout.drive import drive
@@ -261,11 +261,14 @@ class RolloutEngine:
         Raises:
             SettingsError: If the rules have faults, the prompt of the parent is not the prompt of
                 these rules, or a part of the request differs.
+            SandboxUnavailable: If the sandbox can't make the fault of the fork.
         """
         if self.rules.faults is not None:
             raise SettingsError(
                 "forks need rules without faults: the fault of a fork is its schedule or result"
             )
+        if isinstance(fork.schedule, At):
+            check_kind(self.sandbox, fork.schedule.kind)
         episode = self.begin(fork.transcript.problem, fork)
         if self._of_text:
             fork.check_request(self.policy.digests(episode.transcript, episode.stop))

@@ -1,14 +1,17 @@
 """`retool eval --engine`: the same evaluation by transformers, vLLM, or servers."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from helpers.vllm_models import needs_vllm
+from helpers.vllm_models import CALLS, make_writer, needs_vllm
 
 from agents.models.tiny import make_checkpoint, make_tokenizer
 from retool_env.cli import main
 from retool_env.evaluation import read_episodes
+from retool_env.evaluation.recover.records import read_arms
 from retool_env.rollout import ScriptedPolicy, named
 
 COMMAND = ["eval", "--env", "ReTool-Arithmetic-v0", "--text-only", "--problems", "2", "--k", "2"]
@@ -84,3 +87,32 @@ def test_vllm_evaluates_a_model(checkpoint, capsys):
     assert main([*COMMAND, "--model", checkpoint, "--out", "found", *options]) == 0
     assert len(list(read_episodes("found"))) == 4
     assert "| tiny, text-only |" in capsys.readouterr().out
+
+
+@needs_vllm
+def test_vllm_continues_episodes_with_faults(tmp_path, monkeypatch, sandbox):
+    """The tiny model has learned to solve `CALLS`, so that its episodes have calls to fork."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = make_tokenizer()
+    make_writer(tokenizer, sandbox).save_pretrained("tiny")
+    tokenizer.save_pretrained("tiny")
+    suite = SimpleNamespace(problems=CALLS[:4], hash="0", kinds=("gone", "slow"), rates=(0.0, 1.0))
+    suite.seed, suite.fork_call = 0, lambda problem, parent: 1
+    module = "retool_env.evaluation.recover"
+    monkeypatch.setattr(f"{module}.suite.load_suite", lambda name, part, quick: suite)
+    monkeypatch.setattr(f"{module}.page.draw", lambda results: {})
+    monkeypatch.setattr("retool_env.interpreter.open_sandbox", lambda *_: nullcontext(sandbox))
+    options = ["--engine", "vllm", "--engine-arg", "enforce_eager=true", "--dtype", "float32"]
+    options += ["--engine-arg", "gpu_memory_utilization=0.1", "--max-tokens", "200", "--quick"]
+    options += ["--temperature", "0", "prompt_template={query}\n"]
+    command = ["recover", "--env", "ReTool-Arithmetic-v0", "--model", "tiny", "--out", "found"]
+    assert main([*command, *options]) == 0
+    results = json.loads(Path("found/results.json").read_text())
+    found = {figure["key"]: figure["mean"] for figure in results["figures"]}
+    assert found["dose/0/accuracy"] == found["control/gone"] == 1.0
+    assert found["effect/slow"] == 0.0 and results["counts"]["prefixes"]["fork"] == 8
+    arms = {record.key: record.transcript for record in read_arms("found")}
+    for key, fork in arms.items():
+        if key[1] in ("control", "slow"):
+            parent = arms["dose", "0", key[2], None, 0, key[3]]
+            assert fork.completion_ids == parent.completion_ids

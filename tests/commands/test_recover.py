@@ -12,11 +12,14 @@ from types import SimpleNamespace
 
 import pytest
 from helpers.model_api import ModelAPI, Reply, serving
+from helpers.services import serving as serving_sandbox
 
 from retool_env.cli import main
 from retool_env.evaluation.recover import pictures
 from retool_env.evaluation.recover.records import ArmRecords, read_arms
+from retool_env.interpreter import open_sandbox
 from retool_env.problems import arithmetic
+from retool_env.sandbox.server import create_app
 
 pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
 
@@ -160,7 +163,7 @@ STUBBED = """
 import types
 import retool_env.evaluation.recover.suite as module
 module.load_suite = lambda name, part, quick: types.SimpleNamespace(
-    problems=[], hash="", kinds=("try_again",), rates=(0.0,), seed=0, fork_call=lambda *_: 1
+    problems=[], hash="", kinds=("try_again", "stale"), rates=(0.0,), seed=0, fork_call=lambda *_: 1
 )
 """
 
@@ -179,6 +182,46 @@ def test_a_dry_run_says_the_size_of_each_protocol_and_asks_nobody(capsys):
     assert numbers == {"dose": 12, "frequency": 36, "fork": 36, "natural": 48, "all": 132}
     assert "$" in lines["all"] and "hours at 100 tokens/s at most" in lines["all"]
     assert not api.requests and not Path("found").exists()
+
+
+@pytest.mark.parametrize("env", ["ReTool-Arithmetic-v0", "ReTool-AIME24-v0"])
+def test_with_the_problems_of_a_suite_the_environment_loads_none(env, monkeypatch, capsys):
+    def load(*_, **__):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("retool_env.task.load_problems", load)
+    command = ["recover", "--env", env, "--model", "m", "--api", "http://h/v1", "--dry-run"]
+    assert main(command) == 0
+    assert "dose: " in capsys.readouterr().out
+    assert main([*command, "difficulty=3"]) == 1
+    assert "difficulty: no such setting of an episode" in capsys.readouterr().err
+
+
+def test_a_sandbox_server_runs_all_kinds_but_those_that_need_a_local_sandbox(
+    suite, monkeypatch, capsys, sandbox
+):
+    suite.kinds = ("try_again", "missing_package")
+    monkeypatch.setattr("retool_env.interpreter.open_sandbox", open_sandbox)
+    with serving_sandbox(create_app(sandbox)) as server, serving(ModelAPI(model)) as url:
+        ran(url, "--sandbox", server)
+        assert "left out: missing_package, which no sandbox" in capsys.readouterr().out
+        assert {key[1] for key in recorded() if key[0] == "fork"} == {"control", "try_again"}
+        assert results()["kinds"] == ["try_again"]
+        assert figures()["effect/try_again"]["mean"] == -1.0
+        ran(url, "--resume", status=1)
+        words = "kinds of faults: missing_package in one of the two"
+        assert words in capsys.readouterr().err
+        ran(url, "--sandbox", server, "session=true", "--out", "other", status=1)
+        assert "has no sessions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("setting", [("max_calls=3",), ("--max-tokens", "9")])
+def test_forks_have_the_budgets_of_their_parents(setting, capsys):
+    with serving(ModelAPI(model)) as url:
+        ran(url, "--protocol", "dose")
+        ran(url, "--protocol", "fork", "--resume", *setting, status=1)
+    name = setting[0].removeprefix("--").replace("-", "_").removesuffix("=3")
+    assert f".{name}: {setting[-1][-1]}, not " in capsys.readouterr().err
 
 
 def test_another_suite_or_seed_is_not_resumed_and_more_protocols_are(suite, capsys):

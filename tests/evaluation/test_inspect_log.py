@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 from evaluation.test_export import FAILED, OTHER, folder_of
-from evaluation.test_records import transcript
+from evaluation.test_records import transcript, under_fault
 
 from retool_env.errors import SettingsError
 from retool_env.evaluation.export import export
@@ -76,6 +76,14 @@ def test_an_episode_is_a_sample(evaluation, tmp_path):
     usage = {"input_tokens": 20, "output_tokens": 4, "total_tokens": 34}
     assert right["model_usage"]["m"].items() >= usage.items()
     assert len({sample["uuid"] for sample in log["samples"]}) == 4
+
+
+def test_a_tool_message_names_its_fault(tmp_path):
+    folder = folder_of(tmp_path / "e", transcript(), under_fault(True))
+    log = json.loads(export(folder, "inspect", tmp_path / "log.json").read_text())
+    clean, faulty = (sample["messages"][2]["metadata"] for sample in log["samples"])
+    assert (faulty["fault"], faulty["injected"]) == ("wrong_value", True)
+    assert "fault" not in clean
 
 
 def test_a_local_models_usage_is_its_tokens(tmp_path):

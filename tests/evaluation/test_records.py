@@ -40,6 +40,14 @@ def transcript(answer="2", tokens=3, problem=PROBLEM, **more) -> Transcript:
     return Transcript(problem, spans, **more)
 
 
+def under_fault(injected, real=None) -> Transcript:
+    """The transcript, with a fault ordered for its call."""
+    shown = Execution(Outcome.OK, "6\n", fault=Fault("wrong_value", injected, real))
+    made = transcript()
+    spans = [dataclasses.replace(span, execution=span.execution and shown) for span in made.spans]
+    return dataclasses.replace(made, spans=tuple(spans))
+
+
 def episode(sample=0, **more) -> EpisodeRecord:
     return EpisodeRecord("m", "own/1", sample, 0, transcript(**more), Usage(2, 30, 4))
 
@@ -85,11 +93,7 @@ def test_an_episode_is_read_as_it_was_written(tmp_path):
 
 @pytest.mark.parametrize("real", [None, Execution(Outcome.OK, "5\n")])
 def test_the_fault_of_a_call_is_among_its_facts(tmp_path, real):
-    shown = Execution(Outcome.OK, "6\n", fault=Fault("wrong_value", real is not None, real))
-    spans = [dataclasses.replace(s, execution=s.execution and shown) for s in transcript().spans]
-    first = dataclasses.replace(
-        episode(), transcript=dataclasses.replace(transcript(), spans=tuple(spans))
-    )
+    first = dataclasses.replace(episode(), transcript=under_fault(real is not None, real))
     assert written(tmp_path, first) == [first]
     [call] = json.loads((tmp_path / "episodes.jsonl").read_text())["calls"]
     assert call["fault"] == {"kind": "wrong_value", "injected": real is not None}

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from evaluation.test_records import PROBLEM, record, transcript
+from evaluation.test_records import PROBLEM, record, transcript, under_fault
 
 from retool_env.errors import DataError
 from retool_env.evaluation.records import EpisodeRecord
@@ -22,7 +22,15 @@ from retool_env.transcript import Span, StopReason, Transcript, write_transcript
 def test_a_row_has_the_columns_and_a_call_has_its_columns():
     episode = EpisodeRecord("m", "own/1", 0, 0, transcript())
     assert list(episode_row(episode, record())) == list(EPISODE_COLUMNS)
-    assert [list(row) for row in call_rows(episode, record())] == [list(CALL_COLUMNS)]
+    [row] = call_rows(episode, record())
+    assert list(row) == list(CALL_COLUMNS) and row["fault"] is row["injected"] is None
+
+
+@pytest.mark.parametrize("injected", [True, False])
+def test_a_call_names_the_ordered_fault_and_whether_it_took_place(injected):
+    episode = EpisodeRecord("m", "own/1", 0, 0, under_fault(injected))
+    [row] = call_rows(episode, record())
+    assert (row["fault"], row["injected"]) == ("wrong_value", injected)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from retool_env.rollout import PolicyUnavailable, RolloutEngine, ScriptedPolicy,
 from retool_env.rollout.fork import BARE, Fork, error_arms, has_program, shown_calls
 from retool_env.rollout.policy import TextPolicy
 from retool_env.rules import Rules
-from retool_env.sandbox import Execution, Outcome
+from retool_env.sandbox import Execution, Outcome, SandboxUnavailable
 from retool_env.transcript import (
     Parent,
     StopReason,
@@ -413,4 +413,6 @@ def test_an_engine_refuses_forks_under_other_rules_before_it_samples():
             RolloutEngine(policy, rules, Box()).fork(parent, 1)
     with pytest.raises(SettingsError, match="n must be at least 1"):
         RolloutEngine(policy, RULES, Box()).fork(parent, 1, n=0)
+    with pytest.raises(SandboxUnavailable, match="wrong_function is made in the program's"):
+        RolloutEngine(policy, RULES, Box()).fork(parent, 1, schedule=At(1, "wrong_function"))
     assert not policy.asked

@@ -61,6 +61,8 @@ def comparable(results: Sequence[Results]) -> str:
         values = sorted({str(one[name])[:12] for one in results})
         if len(values) > 1:
             return f"these folders differ in {name} ({', '.join(values)}): they can't be compared"
+    if len({tuple(one["kinds"]) for one in results}) > 1:
+        return "these folders differ in the kinds of faults: their dose curves can't be compared"
     return ""
 
 

@@ -75,6 +75,11 @@ class RecoverRecord(EvalRecord):
         theirs = getattr(other, "suite_hash", "")
         if self.suite_hash != theirs:
             differing.append(f"suite: hash {self.suite_hash[:12]}, not {theirs[:12]}")
+        kinds = getattr(other, "kinds", self.kinds)
+        if apart := [
+            kind for kind in [*self.kinds, *kinds] if (kind in self.kinds) != (kind in kinds)
+        ]:
+            differing.append(f"kinds of faults: {', '.join(apart)} in one of the two")
         return differing
 
 

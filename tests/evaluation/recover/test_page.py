@@ -60,6 +60,10 @@ def test_other_problems_or_revisions_are_not_compared(name):
     assert comparable([results(), other]) in table([results(), other])
 
 
+def test_runs_with_fewer_kinds_of_faults_are_told_apart():
+    assert "kinds of faults" in comparable([results(), {**results(), "kinds": []}])
+
+
 def test_the_page_holds_its_pictures_and_escapes_names(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "draw", lambda some: {"heat-map": b"x", "outcomes-1": b"y"})
     text = write_page([results("<b>")], tmp_path / "new").read_text()

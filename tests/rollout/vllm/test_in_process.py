@@ -400,6 +400,22 @@ def test_a_greedy_fork_with_the_true_result_is_its_parent_token_for_token(policy
 
 
 @needs_vllm
+def test_the_faults_of_an_episode_are_those_of_transformers(policy, writer, sandbox):
+    policy.temperature = 0
+    asyncio.run(policy.update_weights(2, writer.state_dict()))
+    faults = {"rate": 0.5, "kinds": ["timeout", "wrong_value", "stale", "gone"], "seed": 3}
+    rules = dataclasses.replace(RULES, faults=faults)
+    policies = policy, TransformersPolicy(writer, policy.tokenizer, temperature=0)
+    runs = [RolloutEngine(one, rules, sandbox).run(CALLS, 3) for one in policies]
+    kinds = set()
+    for a, b in zip(*([t for group in groups for t in group] for groups in runs), strict=True):
+        pairs = [*zip(a.calls, b.calls, strict=False)]  # after a fault, ties may fall otherwise
+        assert pairs and all(one.execution == other.execution for one, other in pairs)
+        kinds |= {one.execution.fault and one.execution.fault.kind for one, _ in pairs}
+    assert len(kinds) >= 4
+
+
+@needs_vllm
 def test_a_run_that_is_cancelled_leaves_no_request_behind(policy, sandbox):
     engine = RolloutEngine(policy, RULES, sandbox)
 
