@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 
 from retool_env.errors import SettingsError
-from retool_env.metrics.causal.episodes import Episodes, calls, mean, right
+from retool_env.metrics.causal.episodes import Episodes, calls, failure_bounds, mean, right
 from retool_env.metrics.causal.figure import SHOWN_FROM, CausalFigure, causal
 from retool_env.metrics.causal.intervals import Pair, ratio, share
 from retool_env.metrics.estimators import cluster_mean
@@ -31,14 +31,14 @@ def dose_figures(by_rate: Mapping[float, Iterable[Transcript]]) -> Iterator[Caus
         raise SettingsError(f"a dose curve needs at least two rates of faults, not {len(by_rate)}")
     arms = {rate: Episodes.of(by_rate[rate]) for rate in sorted(by_rate)}
     for rate, arm in arms.items():
-        made = causal(
+        yield causal(
             f"dose/{rate:g}/accuracy",
             share((p, mean(some, right), len(some)) for p, some in arm.by_problem.items()),
             f"Mean over problems of the share of right episodes at the rate {rate:g} of faults.",
             count=arm.count,
             failed=arm.failed,
+            **failure_bounds(arm),
         )
-        yield made
         yield causal(
             f"dose/{rate:g}/calls",
             cluster_mean((p, mean(some, calls)) for p, some in arm.by_problem.items()),

@@ -14,7 +14,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 
-from retool_env.metrics.causal.episodes import Episodes, calls, compared, mean, right
+from retool_env.metrics.causal.episodes import (
+    Episodes,
+    calls,
+    compared,
+    failure_bounds,
+    mean,
+    right,
+)
 from retool_env.metrics.causal.figure import CausalFigure, causal
 from retool_env.metrics.causal.intervals import Pair, detectable, difference, share
 from retool_env.transcript import Transcript
@@ -47,6 +54,7 @@ def frequency_figures(
             f"Mean over problems of the share of right episodes of the arm {name}.",
             count=arm.count,
             failed=arm.failed,
+            **failure_bounds(arm),
         )
     yield _difference(
         "frequency/gain",
@@ -74,6 +82,7 @@ def _difference(key: str, first: Episodes, second: Episodes, definition: str) ->
         count=first.count + second.count,
         left_out=len(first.by_problem.keys() ^ second.by_problem.keys()),
         failed=first.failed + second.failed,
+        **failure_bounds(first, second),
         detectable=detectable(rows),
     )
 
