@@ -47,7 +47,6 @@ class Episodes:
         """Number of scored episodes."""
         return sum(map(len, self.by_problem.values()))
 
-
     def share_right(self, failures: float) -> dict[str, float]:
         """The share of right answers of each problem, with infrastructure failures counted.
 

@@ -41,7 +41,10 @@ def test_forks_are_refused():
 def test_infrastructure_failures_are_bounded_in_both_directions():
     lost = dataclasses.replace(BROKEN, problem=GUESS.problem)
     first, second = Episodes.of([DIRECT, GUESS, lost]), Episodes.of([GUESS, lost])
-    assert failure_bounds(first) == {"lowest": pytest.approx(1 / 3), "highest": pytest.approx(2 / 3)}
+    assert failure_bounds(first) == {
+        "lowest": pytest.approx(1 / 3),
+        "highest": pytest.approx(2 / 3),
+    }
     # Lowest: the first arm's failure is wrong, the second arm's failure is right.
     assert failure_bounds(first, second) == {
         "lowest": pytest.approx(1 / 3 - 1 / 2),
