@@ -93,6 +93,7 @@ def draw(results: Sequence[Results]) -> dict[str, bytes]:
     kinds = kinds_of(results)
     if any(f"effect/{kind}" in figures for figures in by_model.values() for kind in kinds):
         _heat_map(pictures, by_model, kinds)
+    if any(f"fault/{kind}" in figures for figures in by_model.values() for kind in kinds):
         _recovery(pictures, by_model, kinds)
     if any("dose/0/accuracy" in figures for figures in by_model.values()):
         _dose(pictures, by_model)
