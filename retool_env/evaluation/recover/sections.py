@@ -28,7 +28,7 @@ class Section:
     title: str
     """The question."""
     words: str
-    """What the figures say, in a few sentences."""
+    """The meaning of the figures, in a few sentences."""
     rows: tuple[tuple[str, str], ...] = ()
     """Key and name of figures: a table with a column for each model."""
     columns: tuple[tuple[str, str], ...] = ()
