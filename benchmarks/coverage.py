@@ -37,14 +37,31 @@ from typing import Any
 import numpy as np
 
 from benchmarks.parts.results import write_results
-from retool_env.metrics.causal.intervals import Pair, difference, mean_difference, ratio, share
+from retool_env.metrics.causal.dose import trapezoid
+from retool_env.metrics.causal.figure import SHOWN_FROM
+from retool_env.metrics.causal.frequency import LEAST_SELECTED
+from retool_env.metrics.causal.intervals import (
+    Pair,
+    difference,
+    hardly_differ,
+    mean_difference,
+    mean_share,
+    ratio,
+    share,
+)
 from retool_env.metrics.estimators import NEAR_THE_EDGE, ClusterMean
 from retool_env.metrics.intervals import wilson
 
 SAMPLES = 4
 """The number of samples of a prefix in an arm."""
-SHOWN_FROM = 0.2
-"""The ratio is shown if the lower bound of control accuracy is at least this."""
+EPISODES = 16
+"""The number of episodes of a problem in an arm of the frequency protocol."""
+RATES = (0.0, 0.1, 0.25, 0.5, 1.0)
+"""The rates of faults of the dose protocol, with `SAMPLES` episodes each."""
+USUAL = 0.02
+"""The share of the implied answer without a false value."""
+CALLED = 0.6
+"""The share of episodes with a call."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +96,18 @@ class DataSet:
     """The prefixes: accuracy with the fault, and without."""
     calls: list[Pair]
     """The prefixes: mean number of calls after the fork, with the fault and without."""
+    net: list[Pair]
+    """The prefixes: accuracy with the fault, and after the text placebos."""
+    contagion: list[Pair]
+    """The prefixes: share of the implied answer after a false value, and without."""
+    gain: list[Pair]
+    """The problems: accuracy with the tool, and in text only."""
+    areas: list[tuple[int, float, float]]
+    """The problems: area under the dose curve."""
+    over_use: list[tuple[int, float, float]]
+    """Halves of the samples of a problem whose other half shows no gain: share with a call."""
+    under_use: list[tuple[int, float, float]]
+    """Halves of the samples of a problem whose other half shows a gain: share without a call."""
 
 
 def draw(world: World, problems: int, random: np.random.Generator) -> DataSet:
@@ -96,6 +125,20 @@ def draw(world: World, problems: int, random: np.random.Generator) -> DataSet:
     index = np.repeat(np.arange(problems), prefixes)
     chance = _beta(control[index], 1 / 21, len(index), random)
     faulty, clean = random.binomial(SAMPLES, [chance * left[index], chance]) / SAMPLES
+    placebo = random.binomial(2 * SAMPLES, chance) / (2 * SAMPLES)
+    usually = _beta(USUAL, 0.3, problems, random)[index]
+    implied = _beta(USUAL + _contagion(world), world.correlation, problems, random)[index]
+    taken, by_chance = random.binomial(SAMPLES, [implied, usually]) / SAMPLES
+    # Whole episodes.
+    levels = np.array([1 - rate * (1 - left) for rate in RATES]) * control
+    areas = np.array(trapezoid(list(RATES))) @ (random.binomial(SAMPLES, levels) / SAMPLES)
+    tool, text, use = (
+        random.binomial(EPISODES // 2, np.stack([share] * 2)) / (EPISODES // 2)
+        for share in (control, control * left, _beta(CALLED, 0.3, problems, random))
+    )  # two halves x problems
+    gains = (tool - text)[::-1] > 0  # the other half selects
+    halves = [(int(p), float(use[h, p])) for h in (0, 1) for p in range(problems)]
+    selected = [bool(gains[h, p]) for h in (0, 1) for p in range(problems)]
     more, usual = random.poisson([SAMPLES * 2.5 * busy[index], SAMPLES * 2.0 * busy[index]])
     return DataSet(
         [Pair(int(p), f, c, SAMPLES) for p, f, c in zip(index, faulty, clean, strict=True)],
@@ -103,7 +146,21 @@ def draw(world: World, problems: int, random: np.random.Generator) -> DataSet:
             Pair(int(p), a, b)
             for p, a, b in zip(index, more / SAMPLES, usual / SAMPLES, strict=True)
         ],
+        [Pair(int(p), f, c, 1.5 * SAMPLES) for p, f, c in zip(index, faulty, placebo, strict=True)],
+        [Pair(int(p), a, b, SAMPLES) for p, a, b in zip(index, taken, by_chance, strict=True)],
+        [
+            Pair(p, a, b, EPISODES)
+            for p, (a, b) in enumerate(zip(tool.mean(0), text.mean(0), strict=True))
+        ],
+        [(p, float(area), SAMPLES) for p, area in enumerate(areas)],
+        [(p, u, EPISODES // 2) for (p, u), gain in zip(halves, selected, strict=True) if not gain],
+        [(p, 1 - u, EPISODES // 2) for (p, u), gain in zip(halves, selected, strict=True) if gain],
     )
+
+
+def _contagion(world: World) -> float:
+    """The share of false values that reach the answer: the more, the less accuracy is left."""
+    return 0.96 * (1 - world.left)
 
 
 def _beta(
@@ -138,7 +195,17 @@ def _control(data: DataSet) -> ClusterMean:
 
 def _ratio_if_shown(data: DataSet) -> ClusterMean | None:
     low = _control(data).low
-    return ratio(data.pairs) if low is not None and low >= SHOWN_FROM else None
+    hidden = low is None or low < SHOWN_FROM or hardly_differ(data.pairs)
+    return None if hidden else ratio(data.pairs)
+
+
+def _difference_if_shown(pairs: list[Pair]) -> ClusterMean | None:
+    return None if hardly_differ(pairs) else difference(pairs)
+
+
+def _use_if_shown(rows: list[tuple[int, float, float]]) -> ClusterMean | None:
+    found = share(rows)
+    return found if found.clusters >= LEAST_SELECTED else None
 
 
 TARGETS = (
@@ -151,7 +218,7 @@ TARGETS = (
     ),
     Target(
         "fault effect",
-        lambda data: difference(data.pairs),
+        lambda data: _difference_if_shown(data.pairs),
         lambda w: w.control * (w.left - 1),
         lambda w: (w.control, w.control * w.left),
     ),
@@ -160,6 +227,34 @@ TARGETS = (
         _ratio_if_shown,
         lambda w: w.left,
         lambda w: (w.control, w.control * w.left),
+    ),
+    Target(
+        "net of placebos",
+        lambda data: _difference_if_shown(data.net),
+        lambda w: w.control * (w.left - 1),
+        lambda w: (w.control, w.control * w.left),
+    ),
+    Target(
+        "contagion",
+        lambda data: _difference_if_shown(data.contagion),
+        _contagion,
+        lambda w: (USUAL + _contagion(w), USUAL),
+    ),
+    Target(
+        "tool gain",
+        lambda data: _difference_if_shown(data.gain),
+        lambda w: w.control * (1 - w.left),
+        lambda w: (w.control, w.control * w.left),
+    ),
+    Target(
+        "dose area",
+        lambda data: mean_share(data.areas),
+        lambda w: w.control * (1 + w.left) / 2,
+        lambda w: (w.control * (1 + w.left) / 2,),
+    ),
+    Target("over-use", lambda data: _use_if_shown(data.over_use), lambda w: CALLED, lambda w: ()),
+    Target(
+        "under-use", lambda data: _use_if_shown(data.under_use), lambda w: 1 - CALLED, lambda w: ()
     ),
     Target("calls more", lambda data: mean_difference(data.calls), lambda w: 0.5, lambda w: ()),
 )

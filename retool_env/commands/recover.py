@@ -389,11 +389,13 @@ def _run(task: _Task, make: tuple[Any, Any], records: Any, price: Price | None) 
 
 def _report(folders: Sequence[Path], out: Path) -> None:
     """Writes the page of one or several models, and prints the table."""
-    from retool_env.evaluation.recover.page import read_results, table, write_page
+    from retool_env.evaluation.recover.figures import comparisons
+    from retool_env.evaluation.recover.page import comparable, read_results, table, write_page
 
     results = [read_results(folder) for folder in folders]
-    print(f"\n{table(results)}\n")
-    print(f"page: {write_page(results, out)}")
+    compared = [] if comparable(results) else comparisons(folders)
+    print(f"\n{table(results, compared)}\n")
+    print(f"page: {write_page(results, out, compared)}")
 
 
 def _check(arguments: argparse.Namespace) -> int:

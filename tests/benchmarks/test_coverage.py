@@ -26,7 +26,10 @@ def test_intervals_cover_the_true_value(world):
     data = [draw(world, 40, random) for _ in range(200)]
     for target in TARGETS:
         row = measure(target, world, 40, data)
-        assert row["shown"] == 200
+        if row["holds"] is None:
+            assert target.name == "over-use"  # the tool gains at almost all problems
+            continue
+        assert row["shown"] >= 150
         assert 0.89 <= row["covered"] <= 1, row  # two standard errors are 3 points
         assert 0.8 <= row["width"] <= 1.7, row
 
@@ -53,5 +56,8 @@ def test_the_command_prints_a_table_and_writes_the_rows(tmp_path, monkeypatch, c
     record = json.loads(out.read_text())
     assert len(record["rows"]) == 2 * len(TARGETS)
     hidden = [row for row in record["rows"] if row["holds"] is None]
-    assert [row["figure"] for row in hidden] == ["recovery ratio"]  # control accuracy of 3 %
+    # Control accuracy is 3 %, and the tool gains at hardly a problem.
+    assert [row["figure"] for row in hidden] == ["recovery ratio", "under-use"]
+    effects = [row["shown"] for row in record["rows"] if row["figure"] == "fault effect"]
+    assert effects[1] < 10 < effects[0] == 20  # arms that hardly differ
     assert "too few shown" in capsys.readouterr().out

@@ -102,10 +102,13 @@ def test_all_protocols_run_and_give_the_figures_of_a_known_agent(capsys, monkeyp
     assert counts["episodes"]["fork/stale"] == 6  # the first of each arm says so
     assert counts["episodes"]["fork/try_again"] == 12
     out = capsys.readouterr().out
-    assert "| try_again: effect " in out and "6 pairs of prefix and fault are not eligible" in out
+    assert "6 pairs of prefix and fault are not eligible" in out
+    assert "the two arms differ at fewer than 5 problems" in out  # there are 3 problems
+    used = results()["usage"]["arms"]["fork/try_again"]
+    assert used["episodes"] == 12 and used["usage"]["requests"] == 12  # the turns after the fork
     page = Path("found/page.html").read_text()
     assert "data:image/png;base64," in page and "http" not in page.replace(url, "")
-    assert Path("found/heat-map.png").read_bytes().startswith(b"\x89PNG")
+    assert Path("found/recovery.png").read_bytes().startswith(b"\x89PNG")
     assert {"README.md", "eval.yaml"} <= {path.name for path in Path("found").iterdir()}
 
 
@@ -329,6 +332,26 @@ def test_the_check_finds_changes_of_figures_verdicts_forks_and_programs(suite, c
     def without_last(record):
         return None if (record["arm"], record["sample"]) == ("tool", 3) else record
 
+    def without_the_fault(record):
+        if record["arm"] == "try_again":
+            execution = record["transcript"]["spans"][2 * record["call"]]["execution"]
+            execution["stdout"] = execution["fault"]["real"]["stdout"]
+        return record
+
+    def another_answer(record):
+        if record["transcript"]["answer"] is not None:
+            record["transcript"]["answer"] = record["transcript"]["problem"]["answer"]
+            record["transcript"]["correct"] = True
+        return record
+
+    assert "faults" in failing("episodes.jsonl", edited(without_the_fault))
+    assert "verdicts" in failing("episodes.jsonl", edited(another_answer))
+    left_out = {"protocol": "fork", "problem": suite.problems[0].id, "parent": 0, "call": 1}
+    Path("found/left_out.jsonl").write_text(json.dumps({**left_out, "reason": "?"}) + "\n")
+    assert main(check) == 1 and "FAIL left out: " in capsys.readouterr().out
+    Path("found/left_out.jsonl").unlink()
+    kept["recover.json"] = Path("found/recover.json").read_text()
+    assert "whole" in failing("recover.json", lambda text: text.replace('"natural",', ""))
     assert failing("results.json", lambda text: text.replace('"mean": 1.0', '"mean": 0.9')) == {
         "figures"
     }
@@ -349,7 +372,8 @@ def test_several_models_have_one_table_and_one_heat_map(capsys):
     given = [part for folder in folders for part in ("--report", str(folder))]
     assert main(["recover", *given, "--out", "page"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"\| try_again: effect +\| -1.000 .*\| -1.000 ", out)
+    assert re.search(r"\| 1\. m +\| 2\. m +\|", out) and "try_again (explicit)" in out
+    assert json.loads(Path("page/comparisons.json").read_text()) == {"pairs": []}  # 3 problems
     assert Path("page/page.html").exists()
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from retool_env.evaluation.cost import Price
 from retool_env.evaluation.recover.implied import implied_by_fault
 from retool_env.evaluation.recover.protocols import (
     CONTROL,
@@ -25,6 +28,7 @@ from retool_env.evaluation.recover.records import (
     read_recover,
 )
 from retool_env.faults import KINDS
+from retool_env.metrics.causal.comparison import compare_models
 from retool_env.metrics.causal.contagion import contagion_figures
 from retool_env.metrics.causal.continuation import (
     Cells,
@@ -33,11 +37,13 @@ from retool_env.metrics.causal.continuation import (
     read_continuations,
 )
 from retool_env.metrics.causal.curves import outcome_curve
+from retool_env.metrics.causal.detection import detection_figures
 from retool_env.metrics.causal.dose import dose_figures
 from retool_env.metrics.causal.effects import fault_figures
 from retool_env.metrics.causal.figure import CausalFigure
 from retool_env.metrics.causal.frequency import frequency_figures
 from retool_env.metrics.causal.natural import natural_figures
+from retool_env.rollout.policy import Usage
 from retool_env.transcript import StopReason, Transcript
 
 SCHEMA = 1
@@ -151,6 +157,7 @@ def figures_of(arms: Mapping[tuple[str, str], Sequence[Transcript]]) -> list[Cau
     if cells := _cells(arms, "fork"):
         figures += fault_figures(cells)
         figures += contagion_figures(cells, implied_by_fault)
+        figures += detection_figures(cells)
         for arm in (CONTROL, *(kind for kind in KINDS if ("fork", kind) in arms)):
             figures += outcome_curve(eligible(cells, arm), arm)
     if cells := _cells(arms, "natural"):
@@ -162,6 +169,68 @@ def _cells(arms: Mapping[tuple[str, str], Sequence[Transcript]], protocol: str) 
     """The continuations of a protocol, by prefix and arm."""
     transcripts = [t for (name, _), some in arms.items() if name == protocol for t in some]
     return by_prefix(read_continuations(transcripts))
+
+
+def usage_of(record: RecoverRecord, episodes: Iterable[ArmRecord]) -> dict[str, Any]:
+    """The tokens of each arm, and of the whole run with all lost requests.
+
+    `written` counts the tokens that the model wrote, by the token ids of the transcripts, after the
+    fork. `usage` is what an API counted, and `dollars` its price. A value is `None` where nobody
+    counted.
+
+    Args:
+        record: The record of the folder.
+        episodes: All episodes of the folder.
+    """
+    price = None if record.price is None else Price(**record.price)  # type: ignore[arg-type]  # `cached` alone may be `None`
+    arms: dict[str, list[ArmRecord]] = defaultdict(list)
+    for episode in episodes:
+        arms[f"{episode.protocol}/{episode.arm}"].append(episode)
+    made = {}
+    for name, some in arms.items():
+        written = [_written(episode.transcript) for episode in some]
+        counted = [episode.usage for episode in some if episode.usage is not None]
+        used = functools.reduce(Usage.__add__, counted) if counted else None
+        made[name] = {
+            "episodes": len(some),
+            "written": None if None in written else sum(number or 0 for number in written),
+            "usage": None if used is None else dataclasses.asdict(used),
+            "dollars": None if used is None or price is None else price.of(used),
+        }
+    return {"arms": made, "all": record.usage, "dollars": record.cost}
+
+
+def _written(transcript: Transcript) -> int | None:
+    """The number of tokens that the model wrote, after the fork if there is one."""
+    if transcript.parent is not None:
+        return read_continuations([transcript])[0].tokens
+    ids = [span.token_ids for span in transcript.spans if span.author == "model"]
+    return None if None in ids else sum(len(some or ()) for some in ids)
+
+
+def comparisons(folders: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """Paired tests between all models, two at a time: `comparisons.json`.
+
+    Args:
+        folders: The folders of the models in the benchmark.
+
+    Returns:
+        For each pair of models their numbers in `folders`, from 1, and a test for each kind of
+        fault; see `retool_env.metrics.causal.comparison`. Pairs without a common prefix are left
+        out.
+    """
+    forks = []
+    for folder in folders if len(folders) > 1 else ():
+        arms = selected(
+            read_recover(folder), read_arms(folder, tokens=False), read_left_out(folder)
+        )
+        forks.append([t for (name, _), some in arms.items() if name == "fork" for t in some])
+    made = []
+    for (first, some), (second, others) in itertools.combinations(enumerate(forks, 1), 2):
+        if rows := compare_models(some, others):
+            tests = [dataclasses.asdict(row) for row in rows]
+            made.append({"first": first, "second": second, "tests": tests})
+    return made
 
 
 def results(folder: str | Path) -> dict[str, Any]:
@@ -197,6 +266,7 @@ def results(folder: str | Path) -> dict[str, Any]:
         "model": {**values["model"], "title": record.model.title},
         **{name: values[name] for name in named},
         "counts": counts(record, episodes, left_out),
+        "usage": usage_of(record, episodes),
         "figures": [
             figure.to_json() for figure in figures_of(selected(record, episodes, left_out))
         ],

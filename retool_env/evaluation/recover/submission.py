@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,7 +21,14 @@ from retool_env.episode import RunProgram
 from retool_env.errors import DataError
 from retool_env.evaluation.identity import fingerprint
 from retool_env.evaluation.recover.figures import results
-from retool_env.evaluation.recover.protocols import PARENTS, Design, injected, prefix_jobs
+from retool_env.evaluation.recover.protocols import (
+    CONTROL,
+    PARENTS,
+    PROTOCOLS,
+    Design,
+    injected,
+    prefix_jobs,
+)
 from retool_env.evaluation.recover.records import (
     RESULTS,
     ArmRecord,
@@ -31,6 +39,7 @@ from retool_env.evaluation.recover.records import (
     read_recover,
 )
 from retool_env.execution import Execution, Outcome, Sandbox
+from retool_env.faults.kinds import MADE_IN_GUEST, show
 from retool_env.files import read_text
 from retool_env.grading import is_equivalent
 from retool_env.interpreter import Interpreter
@@ -50,6 +59,9 @@ CAN_NOT_SHOW = (
 
 SAMPLE = 20
 """Number of episodes whose programs run again."""
+
+MOST_FAILED = 0.05
+"""The largest share of episodes that an infrastructure failure may end."""
 
 MOST_DIFFERING = 0.05
 """The largest share of programs that may give another result when they run again."""
@@ -97,10 +109,13 @@ def check(
     findings = [
         _status(record),
         _suite(record, episodes),
+        _whole(record),
         _complete(record, episodes, read_left_out(folder)),
+        _left_out(record, episodes, read_left_out(folder)),
         _results(folder),
         _verdicts(episodes),
         _forks(episodes),
+        _faults(record, episodes),
     ]
     if sandbox is not None:
         findings.append(_replays(record, episodes, sandbox, sample, seed))
@@ -142,6 +157,24 @@ def _suite(record: RecoverRecord, episodes: Sequence[ArmRecord]) -> Finding:
     return Finding("suite", not differing, text)
 
 
+def _whole(record: RecoverRecord) -> Finding:
+    """The run has the whole suite and all protocols."""
+    lacking = [f"protocol {name}" for name in PROTOCOLS if name not in record.protocols]
+    lacking += ["problems (--quick)"] * record.quick
+    text = f"{record.problems} problems, k {record.k}, m {record.m}, samples {record.samples}"
+    return Finding("whole", not lacking, f"it lacks {', '.join(lacking)}" if lacking else text)
+
+
+def _left_out(
+    record: RecoverRecord, episodes: Sequence[ArmRecord], left_out: Sequence[LeftOut]
+) -> Finding:
+    """Few episodes failed, and prefixes are left out in sessions alone."""
+    failed = sum(episode.failed for episode in episodes)
+    right = failed <= MOST_FAILED * len(episodes) and (rules_of(record).session or not left_out)
+    text = f"{failed} of {len(episodes)} episodes failed, {len(left_out)} prefixes are left out"
+    return Finding("left out", right, f"{text} (at most {MOST_FAILED:.0%}; 0 without sessions)")
+
+
 def _complete(
     record: RecoverRecord, episodes: Sequence[ArmRecord], left_out: Sequence[LeftOut]
 ) -> Finding:
@@ -160,11 +193,7 @@ def _complete(
     rules = rules_of(record)
     gone = {(one.protocol, one.problem, one.parent, one.call) for one in left_out}
     unfit = {episode.key[:-1] for episode in episodes if not injected(episode.transcript)}
-    parents = {
-        (episode.problem, episode.sample): episode.transcript
-        for episode in episodes
-        if (episode.protocol, episode.arm) == PARENTS
-    }
+    parents = _parents(episodes)
     keys = {episode.key for episode in episodes}
     jobs = [
         *design.whole_jobs(design.whole_arms(rules, rules)),
@@ -191,7 +220,7 @@ def _results(folder: str | Path) -> Finding:
 
 
 def _verdicts(episodes: Sequence[ArmRecord]) -> Finding:
-    """The answers, graded anew, have the recorded verdicts."""
+    """The answers stand in the last turn and, graded anew, have the recorded verdicts."""
     verdicts: dict[tuple[str, str], bool] = {}
     wrong = graded = 0
     for episode in episodes:
@@ -199,23 +228,21 @@ def _verdicts(episodes: Sequence[ArmRecord]) -> Finding:
         if transcript.correct is None:
             continue
         verdict = False
+        ended = transcript.turns[-1].content if transcript.turns else None
         if transcript.answer is not None and transcript.stop_reason == "answered":
             pair = (transcript.answer, transcript.problem.answer)
             if pair not in verdicts:
                 verdicts[pair] = is_equivalent(*pair)
             verdict = verdicts[pair]
         graded += 1
-        wrong += verdict != transcript.correct
+        written = transcript.answer is None or transcript.answer == ended
+        wrong += verdict != transcript.correct or not written
     return Finding("verdicts", not wrong, f"{graded} verdicts, {wrong} differ")
 
 
 def _forks(episodes: Sequence[ArmRecord]) -> Finding:
     """Each fork begins with the spans of its parent, and is marked where reasoning is left out."""
-    parents = {
-        (episode.problem, episode.sample): episode.transcript
-        for episode in episodes
-        if (episode.protocol, episode.arm) == PARENTS
-    }
+    parents = _parents(episodes)
     forks = [episode for episode in episodes if episode.parent is not None]
     strange = [fork.key for fork in forks if not _continues(fork, parents)]
     text = f"{len(forks)} forks, {len(strange)} do not continue their parent as recorded"
@@ -232,6 +259,65 @@ def _continues(fork: ArmRecord, parents: Mapping[tuple[str, int], Transcript]) -
     length = 2 * fork.call - (fork.arm == "drop")
     mine, theirs = transcript.spans[:length], parent.spans[:length]
     return mine == theirs and named.visible == any(span.apart for span in mine)
+
+
+def _faults(record: RecoverRecord, episodes: Sequence[ArmRecord]) -> Finding:
+    """The result at each fork is what the fault makes of the parent's result.
+
+    The programs of control and fault run again at each fork, so a few results may differ.
+    """
+    rules = rules_of(record)
+    parents = _parents(episodes)
+    number: Counter[str] = Counter()
+    differing: Counter[str] = Counter()
+    for fork in episodes:
+        parent = parents.get((fork.problem, fork.parent or 0))
+        if fork.protocol == "fork" and parent is not None and _ran(fork.transcript, fork.call):
+            number[fork.arm] += 1
+            differing[fork.arm] += not _as_ordered(fork, parent, rules)
+    wrong = [arm for arm, count in differing.items() if count > MOST_DIFFERING * number[arm]]
+    text = f"{number.total()} results at forks, {differing.total()} are not the fault's"
+    return Finding("faults", not wrong, f"{text}: {', '.join(wrong)}" if wrong else text)
+
+
+def _ran(transcript: Transcript, call: int) -> bool:
+    """Whether the call of a fork has a result that is not an infrastructure failure."""
+    execution = transcript.spans[2 * call].execution if len(transcript.spans) > 2 * call else None
+    return execution is not None and execution.outcome is not Outcome.INFRASTRUCTURE
+
+
+def _as_ordered(fork: ArmRecord, parent: Transcript, rules: Rules) -> bool:
+    """Whether the result at a fork follows from the parent's result and the fault of the arm."""
+    shown = fork.transcript.spans[2 * fork.call].execution
+    true = parent.spans[2 * fork.call].execution if _ran(parent, fork.call) else None
+    if shown is None or true is None:
+        return False
+    if fork.arm == CONTROL:
+        return shown.fault is None and _alike(shown, true, rules)
+    need = RunProgram(
+        parent.turns[fork.call - 1].content,
+        rules.limits,
+        rules.session,
+        rules.display,
+        fault=fork.arm,
+        problem=fork.problem,
+        before=parent.spans[2 * fork.call - 2].execution,
+    )
+    expected = show(need, true)
+    if shown.fault is None or expected.fault is None:
+        return False
+    if (shown.fault.kind, shown.fault.injected) != (fork.arm, expected.fault.injected):
+        return False
+    return fork.arm in MADE_IN_GUEST or _alike(shown, expected, rules)
+
+
+def _parents(episodes: Sequence[ArmRecord]) -> dict[tuple[str, int], Transcript]:
+    """The parents by the problem's id and the number of the sample."""
+    return {
+        (episode.problem, episode.sample): episode.transcript
+        for episode in episodes
+        if (episode.protocol, episode.arm) == PARENTS
+    }
 
 
 def _replays(

@@ -1,8 +1,8 @@
 """Two models on the same problems: a paired test for each kind of fault.
 
 The models have prefixes of their own, so they are paired by problem: the fault effect of a problem
-is the mean over its prefixes. The p-values of all kinds are adjusted by Holm's method (1979), so
-that the chance of any false finding is at most 5 %.
+is the mean over its prefixes. Placebos are not tested. The p-values of all kinds are adjusted by
+Holm's method (1979), so that the chance of any false finding is at most 5 %.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from retool_env.faults import KINDS
 from retool_env.metrics.causal.continuation import (
     CONTROL,
     arms_of,
@@ -20,6 +21,10 @@ from retool_env.metrics.causal.continuation import (
 )
 from retool_env.metrics.causal.intervals import Pair, detectable, mean_difference, p_value
 from retool_env.transcript import Transcript
+
+LEAST_PROBLEMS = 6
+"""Kinds with fewer problems of both models are not tested: a test would hardly find anything, and
+would make the other tests stricter."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,13 @@ class Comparison:
     difference: float
     """The mean difference of the fault effects."""
     low: float | None
-    """Lower bound of the 95 % interval; `None` with one problem."""
+    """Lower bound of the 95 % interval; `None` if unknown."""
     high: float | None
-    """Upper bound of the 95 % interval; `None` with one problem."""
+    """Upper bound of the 95 % interval; `None` if unknown."""
     detectable: float | None
     """The smallest difference that a test at 5 % detects with 80 % power."""
     p: float | None
-    """The p-value of the paired t test; `None` with one problem."""
+    """The p-value of the paired t test; `None` if unknown."""
     adjusted: float | None
     """The p-value, adjusted by Holm's method over the kinds."""
 
@@ -56,7 +61,7 @@ def compare_models(first: Iterable[Transcript], second: Iterable[Transcript]) ->
     for kind in effects[0]:
         a, b = (effect.get(kind, {}) for effect in effects)
         both = [Pair(problem, a[problem], b[problem]) for problem in a if problem in b]
-        if both:
+        if len(both) >= LEAST_PROBLEMS:
             rows.append((kind, both, p_value([pair.first - pair.second for pair in both])))
     known = [p for _, _, p in rows if p is not None]
     adjusted = dict(zip(known, holm(known), strict=True))
@@ -83,6 +88,8 @@ def _effects(transcripts: Iterable[Transcript]) -> dict[str, dict[str, float]]:
     cells = by_prefix(read_continuations(transcripts))
     effects: dict[str, dict[str, float]] = {}
     for kind in arms_of(cells):
+        if KINDS[kind].sort == "placebo":
+            continue
         values: dict[str, list[float]] = {}
         for pair in pairs(eligible(cells, kind), kind, CONTROL, lambda one: one.right):
             values.setdefault(str(pair.problem), []).append(pair.first - pair.second)

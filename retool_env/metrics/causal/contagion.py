@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 from retool_env.grading import is_equivalent
 from retool_env.metrics.causal.continuation import CONTROL, Cells, eligible, shown_value
-from retool_env.metrics.causal.figure import CausalFigure, causal
-from retool_env.metrics.causal.intervals import Pair, detectable, difference
+from retool_env.metrics.causal.figure import CausalFigure, causal, unless
+from retool_env.metrics.causal.intervals import Pair, detectable, difference, hardly_differ
 from retool_env.transcript import Transcript
 
 FALSE_VALUES = ("wrong_value", "wrong_function")
@@ -49,7 +49,7 @@ def contagion_figures(
                 forks += len(taken)
                 means = sum(taken) / len(taken), sum(usual) / len(usual)
                 compared.append(Pair(prefix[0], *means, (len(taken) + len(control)) / 2))
-        yield causal(
+        made = causal(
             f"contagion/{kind}",
             difference(compared),
             "Share of false-value forks whose final answer is the implied answer, minus the share "
@@ -59,3 +59,4 @@ def contagion_figures(
             failed=failed,
             detectable=detectable(compared),
         )
+        yield unless(made, hardly_differ(compared))

@@ -7,13 +7,12 @@ is the mean accuracy over this range.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 
 from retool_env.errors import SettingsError
-from retool_env.metrics.causal.episodes import Episodes, calls, mean, right
-from retool_env.metrics.causal.figure import SHOWN_FROM, CausalFigure, causal
-from retool_env.metrics.causal.intervals import Pair, ratio, share
+from retool_env.metrics.causal.episodes import Episodes, calls, failure_bounds, mean, right
+from retool_env.metrics.causal.figure import SHOWN_FROM, CausalFigure, causal, unless
+from retool_env.metrics.causal.intervals import Pair, hardly_differ, mean_share, ratio, share
 from retool_env.metrics.estimators import cluster_mean
 from retool_env.transcript import Transcript
 
@@ -31,14 +30,14 @@ def dose_figures(by_rate: Mapping[float, Iterable[Transcript]]) -> Iterator[Caus
         raise SettingsError(f"a dose curve needs at least two rates of faults, not {len(by_rate)}")
     arms = {rate: Episodes.of(by_rate[rate]) for rate in sorted(by_rate)}
     for rate, arm in arms.items():
-        made = causal(
+        yield causal(
             f"dose/{rate:g}/accuracy",
             share((p, mean(some, right), len(some)) for p, some in arm.by_problem.items()),
             f"Mean over problems of the share of right episodes at the rate {rate:g} of faults.",
             count=arm.count,
             failed=arm.failed,
+            **failure_bounds(arm),
         )
-        yield made
         yield causal(
             f"dose/{rate:g}/calls",
             cluster_mean((p, mean(some, calls)) for p, some in arm.by_problem.items()),
@@ -67,7 +66,7 @@ def _areas(arms: Mapping[float, Episodes]) -> Iterator[CausalFigure]:
     }
     yield causal(
         "dose/area",
-        share((row.problem, row.first, row.samples) for row in rows),
+        mean_share((row.problem, row.first, row.samples) for row in rows),
         "Area under the curve of accuracy against the rate of faults, divided by the range of the "
         "rates. Problems without episodes at a rate are left out.",
         **more,
@@ -80,10 +79,9 @@ def _areas(arms: Mapping[float, Episodes]) -> Iterator[CausalFigure]:
         **more,
     )
     low = share((row.problem, row.second, row.samples) for row in rows).low
-    if made.shown and (low is None or low < SHOWN_FROM):
-        reason = f"the lower bound of the accuracy at the rate {rates[0]:g} is below 20%"
-        made = dataclasses.replace(made, shown=False, reason=reason)
-    yield made
+    reason = f"the lower bound of the accuracy at the rate {rates[0]:g} is below {SHOWN_FROM:.0%}"
+    made = unless(made, reason if low is None or low < SHOWN_FROM else "")
+    yield unless(made, hardly_differ(rows))
 
 
 def trapezoid(points: list[float]) -> list[float]:

@@ -16,8 +16,13 @@ class Episodes:
 
     by_problem: dict[str, list[Transcript]]
     """The scored episodes of each problem, in their order."""
-    failed: int
-    """Number of episodes without a score."""
+    lost: dict[str, int]
+    """The number of infrastructure failures of each problem that has some."""
+
+    @property
+    def failed(self) -> int:
+        """Number of infrastructure failures."""
+        return sum(self.lost.values())
 
     @classmethod
     def of(cls, transcripts: Iterable[Transcript]) -> Episodes:
@@ -27,20 +32,32 @@ class Episodes:
             SettingsError: If a transcript is a fork.
         """
         groups: dict[str, list[Transcript]] = {}
-        failed = 0
+        lost: dict[str, int] = {}
         for one in transcripts:
             if one.parent is not None:
                 raise SettingsError("these figures are of whole episodes: leave out the forks")
             if one.scored:
                 groups.setdefault(one.problem.id, []).append(one)
             else:
-                failed += 1
-        return cls(groups, failed)
+                lost[one.problem.id] = lost.get(one.problem.id, 0) + 1
+        return cls(groups, lost)
 
     @property
     def count(self) -> int:
         """Number of scored episodes."""
         return sum(map(len, self.by_problem.values()))
+
+    def share_right(self, failures: float) -> dict[str, float]:
+        """The share of right answers of each problem, with infrastructure failures counted.
+
+        Args:
+            failures: The value of a failure: 1 if all had been right, 0 if all had been wrong.
+        """
+        shares = {}
+        for problem in {**self.by_problem, **self.lost}:
+            some, lost = self.by_problem.get(problem, []), self.lost.get(problem, 0)
+            shares[problem] = (sum(map(right, some)) + failures * lost) / (len(some) + lost)
+        return shares
 
 
 Value = Callable[[Transcript], float]
@@ -81,3 +98,26 @@ def compared(first: Episodes, second: Episodes, value: Value = right) -> list[Pa
             size = (len(some) + len(others)) / 2
             made.append(Pair(problem, mean(some, value), mean(others, value), size))
     return made
+
+
+def failure_bounds(first: Episodes, second: Episodes | None = None) -> dict[str, float]:
+    """The fields `lowest` and `highest` of a figure: its value if all failures had ended so.
+
+    Args:
+        first: The arm.
+        second: The arm that is subtracted; `None`: the figure is the share of the first arm.
+
+    Returns:
+        The two fields; empty without a failure.
+    """
+    if not first.failed + (second.failed if second else 0):
+        return {}
+    bounds = {}
+    for name, worth in (("lowest", 0.0), ("highest", 1.0)):
+        shares = first.share_right(worth)
+        if second is not None:
+            others = second.share_right(1 - worth)
+            shares = {p: share - others[p] for p, share in shares.items() if p in others}
+        if shares:
+            bounds[name] = sum(shares.values()) / len(shares)
+    return bounds

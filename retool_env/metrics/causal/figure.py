@@ -20,6 +20,7 @@ from retool_env.metrics.causal.intervals import (
     Pair,
     detectable,
     difference,
+    hardly_differ,
     mean_difference,
     ratio,
     share,
@@ -123,7 +124,19 @@ def _compared(
         bounds["lowest"] = estimate(pairs(cells, *arms, value, (0.0, 1.0))).mean
         bounds["highest"] = estimate(pairs(cells, *arms, value, (1.0, 0.0))).mean
     fields = {"count": count(both, *arms), "failed": number, **bounds, **more}
-    return causal(key, estimate(compared), definition, **fields)
+    return unless(causal(key, estimate(compared), definition, **fields), hardly_differ(compared))
+
+
+def unless(figure: CausalFigure, reason: str) -> CausalFigure:
+    """The figure, hidden if there is a reason and it has none yet.
+
+    Args:
+        figure: The figure.
+        reason: The reason; empty: the figure stays as it is.
+    """
+    if not (reason and figure.shown):
+        return figure
+    return dataclasses.replace(figure, shown=False, reason=reason)
 
 
 def arm_difference(
@@ -171,10 +184,10 @@ def arm_ratio(
     """
     made = _compared(ratio, key, cells, arms, value, definition, left_out=left_out)
     base = share((p.problem, p.second, p.samples) for p in pairs(cells, *arms, value))
-    if made.shown and (base.low is None or base.low < SHOWN_FROM):
-        reason = f"the lower bound of the accuracy of the arm {arms[1]} is below {SHOWN_FROM:.0%}"
-        return dataclasses.replace(made, shown=False, reason=reason)
-    return made
+    if made.mean is None or (base.low is not None and base.low >= SHOWN_FROM):
+        return made
+    reason = f"the lower bound of the accuracy of the arm {arms[1]} is below {SHOWN_FROM:.0%}"
+    return dataclasses.replace(made, shown=False, reason=reason)
 
 
 def more_of(key: str, cells: Cells, arm: str, value: Value, definition: str) -> CausalFigure:

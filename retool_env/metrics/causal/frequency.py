@@ -11,16 +11,24 @@ samples that judge it.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 
-from retool_env.metrics.causal.episodes import Episodes, calls, compared, mean, right
-from retool_env.metrics.causal.figure import CausalFigure, causal
-from retool_env.metrics.causal.intervals import Pair, detectable, difference, share
+from retool_env.metrics.causal.episodes import (
+    Episodes,
+    calls,
+    compared,
+    failure_bounds,
+    mean,
+    right,
+)
+from retool_env.metrics.causal.figure import CausalFigure, causal, unless
+from retool_env.metrics.causal.intervals import Pair, detectable, difference, hardly_differ, share
 from retool_env.transcript import Transcript
 
 LEAST_SAMPLES = 16
 """Over-use and under-use are shown with at least this number of samples of a problem in an arm."""
+LEAST_SELECTED = 10
+"""They are shown with at least this number of selected problems."""
 
 
 def frequency_figures(
@@ -47,6 +55,7 @@ def frequency_figures(
             f"Mean over problems of the share of right episodes of the arm {name}.",
             count=arm.count,
             failed=arm.failed,
+            **failure_bounds(arm),
         )
     yield _difference(
         "frequency/gain",
@@ -67,15 +76,17 @@ def frequency_figures(
 
 def _difference(key: str, first: Episodes, second: Episodes, definition: str) -> CausalFigure:
     rows = compared(first, second)
-    return causal(
+    made = causal(
         key,
         difference(rows),
         definition,
         count=first.count + second.count,
         left_out=len(first.by_problem.keys() ^ second.by_problem.keys()),
         failed=first.failed + second.failed,
+        **failure_bounds(first, second),
         detectable=detectable(rows),
     )
+    return unless(made, hardly_differ(rows))
 
 
 def _use(offered: Episodes, text_only: Episodes) -> Iterator[CausalFigure]:
@@ -116,10 +127,10 @@ def _use(offered: Episodes, text_only: Episodes) -> Iterator[CausalFigure]:
             ),
         )
         for figure in made:
-            if figure.shown and not enough:
-                reason = f"a problem has fewer than {LEAST_SAMPLES} samples in an arm"
-                figure = dataclasses.replace(figure, shown=False, reason=reason)
-            yield figure
+            reason = f"a problem has fewer than {LEAST_SAMPLES} samples in an arm"
+            few = f"fewer than {LEAST_SELECTED} problems are selected"
+            selected = figure.problems >= LEAST_SELECTED
+            yield unless(unless(figure, "" if enough else reason), "" if selected else few)
 
 
 def _called(one: Transcript) -> float:

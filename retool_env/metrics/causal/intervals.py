@@ -22,7 +22,9 @@ a problem count as one case.
 * One arm near an edge, arms near different edges, or all `e` are 0: the difference and the ratio
   combine the intervals of the two shares, with the correlation of their `e` (Newcombe, 1998; Donner
   and Zou, 2012).
-* Both arms near the same edge: `± t * s`, as elsewhere.
+* Both arms near the same edge: `± t * s`, as elsewhere, times `1 + 3 / C`.
+
+With few problems, most of which are alike, no interval is known to hold: see `hardly_differ`.
 
 Where a few problems decide the variance, it is hardly known. So `t` has the degrees of freedom of
 Satterthwaite (1946), from the kurtosis of `e`: at most `C - 1`, and less with a few large `e`.
@@ -30,6 +32,7 @@ Satterthwaite (1946), from the kurtosis of `e`: at most `C - 1`, and less with a
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -40,10 +43,13 @@ import numpy as np
 from retool_env.metrics.estimators import NEAR_THE_EDGE, ClusterMean, t_beyond, t_quantile
 from retool_env.metrics.intervals import wilson
 
-CORRELATION = 0.6
+CORRELATION = 0.4
 """The intra-class correlation of the samples of a problem that is assumed without data."""
-PRIOR_PROBLEMS = 4
+PRIOR_PROBLEMS = 3
 """The number of problems that the assumption weighs."""
+FEW_PROBLEMS, LEAST_DIFFERENT = 30, 5
+"""With fewer problems than the first number, a difference or a ratio is shown if the two arms
+differ at as many problems as the second number."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ def difference(pairs: Sequence[Pair], level: float = 0.95) -> ClusterMean:
         low = mean - _root(first.mean - first.low, second.high - second.mean, r)
         high = mean + _root(first.high - first.mean, second.mean - second.low, r)
     else:
-        half = _half_width(residuals, level)
+        half = _half_width(residuals, level) * _caution(first, second)
         low, high = mean - half, mean + half
     return ClusterMean(len(pairs), size, mean, max(-1.0, low), min(1.0, high))
 
@@ -139,13 +145,49 @@ def ratio(pairs: Sequence[Pair]) -> ClusterMean:
     if _combines(first, second, residuals):
         low, high = _combined_ratio(first, second)
     else:
-        half = _half_width(residuals)
+        half = _half_width(residuals) * _caution(first, second)
         low, high = mean - half, mean + half
     return ClusterMean(len(pairs), size, mean, max(0.0, low), high)
 
 
+def mean_share(cases: Iterable[tuple[Hashable, float, float]]) -> ClusterMean:
+    """The mean over problems of a mean of several shares, such as an area under a curve.
+
+    It varies less than a share, so the interval is `d ± t * s`; near 0 or 1 it is a share's.
+
+    Args:
+        cases: The problem, the mean and the number of samples of each case.
+    """
+    rows = list(cases)
+    problems, values, samples = _columns(rows)
+    if not rows or _arm(_index(problems), values, samples).edge:
+        return share(rows)
+    mean = mean_difference([Pair(problem, value, 0.0) for problem, value, _ in rows])
+    if mean.low is None or mean.high is None:
+        return mean
+    return dataclasses.replace(mean, low=max(0.0, mean.low), high=min(1.0, mean.high))
+
+
+def hardly_differ(pairs: Sequence[Pair]) -> str:
+    """The reason why a difference or a ratio is not shown; empty if it is shown.
+
+    Args:
+        pairs: The prefixes, in the two arms.
+    """
+    problems = {pair.problem for pair in pairs}
+    differing = {pair.problem for pair in pairs if abs(pair.first - pair.second) > 1e-9}
+    if len(problems) >= FEW_PROBLEMS or len(differing) >= LEAST_DIFFERENT:
+        return ""
+    return (
+        f"the two arms differ at fewer than {LEAST_DIFFERENT} problems, of fewer than "
+        f"{FEW_PROBLEMS}"
+    )
+
+
 def mean_difference(pairs: Sequence[Pair], level: float = 0.95) -> ClusterMean:
-    """The mean over prefixes of `first - second` for values of any range: `d ± t * s`.
+    """The mean over prefixes of `first - second` for values of any range.
+
+    The interval is `d ± t * s`, times `1 + 1 / C` with `C` problems: counts are skewed.
 
     Args:
         pairs: The prefixes.
@@ -158,7 +200,7 @@ def mean_difference(pairs: Sequence[Pair], level: float = 0.95) -> ClusterMean:
     mean, residuals = _linearised(index, values)
     if len(residuals) < 2:
         return ClusterMean(len(pairs), len(residuals), mean, None, None)
-    half = _half_width(residuals, level)
+    half = _half_width(residuals, level) * (1 + 1 / len(residuals))
     return ClusterMean(len(pairs), len(residuals), mean, mean - half, mean + half)
 
 
@@ -283,6 +325,11 @@ def _combines(first: _Arm, second: _Arm, residuals: np.ndarray[Any, Any]) -> boo
     if not (first.edge or second.edge):
         return not np.any(np.abs(residuals) > 1e-12)
     return first.edge != second.edge or not np.any(np.abs(residuals) > 1e-12)
+
+
+def _caution(first: _Arm, second: _Arm) -> float:
+    """The factor of the width of a difference or a ratio: above 1 if an arm is near an edge."""
+    return 1 + 3 / len(first.residuals) if first.edge or second.edge else 1.0
 
 
 def _half_width(residuals: np.ndarray[Any, Any], level: float = 0.95) -> float:

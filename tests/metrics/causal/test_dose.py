@@ -48,7 +48,7 @@ def test_accuracy_use_and_area_by_hand():
 
 
 def test_faults_that_cost_nothing_leave_an_area_ratio_of_1():
-    problems = [one for i in range(20) for one in some(f"p{i}", 1 + i % 3, 3)]
+    problems = [one for i in range(30) for one in some(f"p{i}", 1 + i % 3, 3)]
     found = figures({0: problems, 0.1: problems, 1: problems})["dose/area_ratio"]
     assert found.mean == pytest.approx(1)
     assert found.shown

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from helpers.episodes import ALL, BROKEN, DIRECT, GUESS, RAN
 from helpers.forks import fork
 
 from retool_env.errors import SettingsError
-from retool_env.metrics.causal.episodes import Episodes, calls, compared, mean, right
+from retool_env.metrics.causal.episodes import (
+    Episodes,
+    calls,
+    compared,
+    failure_bounds,
+    mean,
+    right,
+)
 
 
 def test_scored_episodes_are_sorted_by_problem_and_the_others_counted():
@@ -27,3 +36,20 @@ def test_two_arms_are_compared_on_common_problems():
 def test_forks_are_refused():
     with pytest.raises(SettingsError, match="leave out the forks"):
         Episodes.of([fork("a", "control", "right")])
+
+
+def test_infrastructure_failures_are_bounded_in_both_directions():
+    lost = dataclasses.replace(BROKEN, problem=GUESS.problem)
+    first, second = Episodes.of([DIRECT, GUESS, lost]), Episodes.of([GUESS, lost])
+    assert failure_bounds(first) == {
+        "lowest": pytest.approx(1 / 3),
+        "highest": pytest.approx(2 / 3),
+    }
+    # Lowest: the first arm's failure is wrong, the second arm's failure is right.
+    assert failure_bounds(first, second) == {
+        "lowest": pytest.approx(1 / 3 - 1 / 2),
+        "highest": pytest.approx(2 / 3 - 0),
+    }
+    assert failure_bounds(Episodes.of([DIRECT])) == {}
+    only_lost = Episodes.of([DIRECT, BROKEN])  # a problem without a scored episode counts as well
+    assert failure_bounds(only_lost) == {"lowest": 0.5, "highest": 1.0}

@@ -37,15 +37,20 @@ def test_gain_and_price_by_hand():
 def test_over_use_and_under_use_by_hand():
     # The tool never helps at `easy`, and half of the episodes call it. It always helps at `hard`,
     # and a quarter of the episodes do not call it.
-    offered = [one("easy", 1, i % 4 < 2) for i in range(16)]
-    offered += [one("hard", 1, i % 8 > 1) for i in range(16)]
-    text = [one("easy", 1) for _ in range(16)] + [one("hard", 0) for _ in range(16)]
-    found = figures(text, offered, [])
+    def arms(count):
+        names = [f"{name}{i}" for name in ("easy", "hard") for i in range(count)]
+        uses = {"easy": lambda i: i % 4 < 2, "hard": lambda i: i % 8 > 1}
+        offered = [one(name, 1, uses[name[:4]](i)) for name in names for i in range(16)]
+        return [one(name, name < "hard") for name in names for _ in range(16)], offered, []
+
+    few = figures(*arms(9))["frequency/over_use"]
+    assert not few.shown and "fewer than 10 problems are selected" in few.reason
+    found = figures(*arms(10))
     assert found["frequency/over_use"].mean == 0.5
     assert found["frequency/under_use"].mean == 0.25
     assert found["frequency/over_use/gain"].mean == 0
     assert found["frequency/under_use/gain"].mean == 1
-    assert found["frequency/over_use"].shown and found["frequency/over_use"].count == 16
+    assert found["frequency/over_use"].shown and found["frequency/over_use"].count == 160
 
 
 def test_the_selecting_half_does_not_judge():

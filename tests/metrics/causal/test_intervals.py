@@ -12,7 +12,9 @@ from retool_env.metrics.causal.intervals import (
     Pair,
     detectable,
     difference,
+    hardly_differ,
     mean_difference,
+    mean_share,
     p_value,
     ratio,
     share,
@@ -37,7 +39,8 @@ def test_a_difference_in_the_middle_is_by_t_over_problems():
     error = math.sqrt(sum((v - mean) ** 2 for v in values) / 39 / 40)
     assert found.mean == pytest.approx(-0.25)
     assert found.high - found.mean == pytest.approx(t_quantile(39) * error)
-    assert mean_difference(spread()).low == pytest.approx(found.low)
+    numbers = mean_difference(spread())  # of any range, so more cautious
+    assert numbers.high - numbers.mean == pytest.approx(t_quantile(39) * error * 41 / 40)
     narrow = difference(spread(), 0.9)
     assert narrow.high - narrow.mean == pytest.approx(t_quantile(39, 0.9) * error)
 
@@ -120,3 +123,21 @@ def test_p_values_by_hand():
     assert p_value([0.0] * 5) == 1
     assert p_value([-0.5] * 5) == 2 / 2**5
     assert p_value([1.0]) is None
+
+
+def test_with_few_problems_most_of_which_are_alike_a_difference_is_not_shown():
+    def pairs(size, differing):
+        return [Pair(f"p{i}", 1.0, float(i >= differing)) for i in range(size)]
+
+    assert hardly_differ(pairs(29, 4)) and not hardly_differ(pairs(29, 5))
+    assert not hardly_differ(pairs(30, 0))
+    assert hardly_differ(pairs(29, 4) * 3)  # more prefixes of the same problems
+
+
+def test_a_mean_of_several_shares_is_by_t_and_near_an_edge_like_a_share():
+    middle = [(i, 0.4 + 0.2 * (i % 2), 4) for i in range(40)]
+    found = mean_share(middle)
+    assert found.high - found.mean == pytest.approx(t_quantile(39) * 0.1 / math.sqrt(39) * 41 / 40)
+    edge = [(i, 1.0 - 0.02 * (i % 2), 4) for i in range(40)]
+    assert mean_share(edge) == share(edge)
+    assert mean_share([]).mean is None
