@@ -18,7 +18,7 @@ def test_the_default_rules_are_accepted_in_full():
 
 def test_every_rule_may_stand_in_the_file():
     fields = {field.name for field in dataclasses.fields(Rules)}
-    assert set(checks.RULES) == fields - {"protocol", "prompt_template"}
+    assert set(checks.RULES) == fields - {"protocol", "prompt_template", "faults"}
     values = checks.checked_rules("tags", None, {"announce_calls": True, "max_void": 3})
     assert values["announce_calls"] is True and values["max_void"] == 3
     with pytest.raises(ValueError, match=r"^rules\.max_void: 1001 is above 1000, "):

@@ -11,6 +11,7 @@ from agents.models.tiny import make_checkpoint
 from benchmarks import asynchrony
 
 
+@pytest.mark.slow
 def test_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.setattr(asynchrony, "PROMPTS", 2)
     monkeypatch.setattr(asynchrony, "ROLLOUTS", 2)

@@ -21,6 +21,7 @@ def test_parts_find_figures_on_small_models_too(tmp_path):
     assert "tokens/s" in table(found)
 
 
+@pytest.mark.slow
 def test_a_part_is_a_process_whose_figures_or_error_are_kept(tmp_path, capsys):
     out = tmp_path / "found.json"
     assert main(["--small", "--parts", "step32b", "--out", str(out)]) == 0

@@ -107,7 +107,9 @@ def reference(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[pytest.mark.slow] * (way == "tools")) for way in WAYS]
+)
 @pytest.mark.parametrize("name", DIALECTS)
 def test_every_dialect_gives_the_same_episodes_and_figures(name, way, reference, capsys, caplog):
     dialect = DIALECTS[name]

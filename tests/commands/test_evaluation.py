@@ -290,8 +290,8 @@ def test_a_share_that_is_none_is_refused(share, capsys):
     assert "is not a share" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_killed_evaluation_loses_no_finished_episode(kills):
+@pytest.mark.slow
+def test_a_killed_evaluation_loses_no_finished_episode():
     """SIGKILL at random moments. Each request is answered once or, if it was in flight, anew."""
     answered = []
 
@@ -303,7 +303,7 @@ def test_a_killed_evaluation_loses_no_finished_episode(kills):
     size = ("--problems", "40", "--k", "2", "--batch", "4", "--price", "1,1")
     ended = {}
     with serving(api) as url:
-        for kill in range(kills):
+        for kill in range(20):
             options = ["--api", url, *size, *(["--resume"] if Path("found").exists() else [])]
             process = subprocess.Popen(
                 [sys.executable, "-m", "retool_env.cli", *COMMAND, *options],

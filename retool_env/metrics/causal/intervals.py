@@ -13,8 +13,9 @@ differ in their number of prefixes. A ratio is linearised.
 | ratio      | the delta method, `q ± t * s`; where an arm is near 0 or 1, see below             |
 
 The design effect of few cases is hardly known: the few problems with such a case decide it. So it
-is averaged with the design effect of an intra-class correlation of `CORRELATION`. The average's
-weights are the number of problems with a case of the rarer sort, and `PRIOR_PROBLEMS`.
+is averaged with the design effect of an assumed intra-class correlation. The average's weights are
+the number of problems with a case of the rarer sort, and a number for the assumption: see
+`ASSUMED_FEW` and `ASSUMED`.
 
 An arm is *near the edge* if its share is within `NEAR_THE_EDGE` cases of 0 or 1. There the cases of
 a problem count as one case.
@@ -43,10 +44,10 @@ import numpy as np
 from retool_env.metrics.estimators import NEAR_THE_EDGE, ClusterMean, t_beyond, t_quantile
 from retool_env.metrics.intervals import wilson
 
-CORRELATION = 0.4
-"""The intra-class correlation of the samples of a problem that is assumed without data."""
-PRIOR_PROBLEMS = 3
-"""The number of problems that the assumption weighs."""
+ASSUMED_FEW, ASSUMED = (0.4, 3), (0.6, 4)
+"""The intra-class correlation of the samples of a problem that is assumed without data, and the
+number of problems that the assumption weighs: with fewer than `FEW_PROBLEMS` problems, and with
+more."""
 FEW_PROBLEMS, LEAST_DIFFERENT = 30, 5
 """With fewer problems than the first number, a difference or a ratio is shown if the two arms
 differ at as many problems as the second number."""
@@ -308,10 +309,9 @@ def _arm(
     # The reciprocals of the number of independent samples: estimated, and by the assumption.
     estimated = spread / (mean * (1 - mean)) if 0 < mean < 1 else 0.0
     alike = float(by_problem @ by_problem) / total
-    assumed = (1 + (alike - 1) * CORRELATION) / total
-    reciprocal = (informative * estimated + PRIOR_PROBLEMS * assumed) / (
-        informative + PRIOR_PROBLEMS
-    )
+    correlation, weight = ASSUMED_FEW if size < FEW_PROBLEMS else ASSUMED
+    assumed = (1 + (alike - 1) * correlation) / total
+    reciprocal = (informative * estimated + weight * assumed) / (informative + weight)
     degrees = max(size - 1, 1)
     interval = wilson(mean, max(1.0, 1 / reciprocal), t_quantile(degrees, level))
     worth = float(prefixes.sum()) ** 2 / float(prefixes @ prefixes)
