@@ -71,7 +71,13 @@ class FaultyCall(Protocol):
 
     @property
     def before(self) -> Execution | None:
-        """The result that was shown last in this episode."""
+        """The result that was shown last in this episode, its output cut as it was shown."""
+
+    def hidden(self, length: int) -> tuple[int, int]:
+        """The characters of an output that the model does not see: the first, and the one after."""
+
+    def seen(self, execution: Execution, recorded: bool = False) -> str:
+        """A result as the model sees it; an output of a record is cut already."""
 
 
 def prelude(call: FaultyCall) -> str:
@@ -100,8 +106,8 @@ def show(call: FaultyCall, true: Execution) -> Execution:
         shown = dataclasses.replace(true, duration=true.duration + SLOW_SECONDS)
     else:
         shown = _SHOWN[call.fault](call, true)
-        if shown == true:  # the fault would change nothing
-            shown = None
+        if shown is not None and call.seen(shown, call.fault == "stale") == call.seen(true):
+            shown = None  # the model would see no difference
     if shown is None:
         return dataclasses.replace(true, fault=Fault(call.fault, injected=False))
     return dataclasses.replace(shown, fault=Fault(call.fault, injected=True, real=true))
@@ -167,6 +173,10 @@ def _prints(
     return shown
 
 
+def _wrong_value(call: FaultyCall, stdout: str) -> str | None:
+    return wrong_value(stdout, call.problem, call.hidden(len(stdout)))
+
+
 def _cut(call: FaultyCall, stdout: str) -> str | None:
     text = stdout.strip()
     return text[: min(len(text) // 2, MOST_KEPT)] if len(text) >= LEAST_CUT else None
@@ -183,13 +193,17 @@ def _stale(call: FaultyCall, stdout: str) -> str | None:
     return before.stdout
 
 
-def _blank_line(call: FaultyCall, true: Execution) -> Execution:
+def _blank_line(call: FaultyCall, true: Execution) -> Execution | None:
+    length = len(true.stdout)
+    if call.hidden(length + 1)[1] > length:
+        return None
     end = "\n" if true.stdout.endswith("\n") or not true.stdout else "\n\n"
     return dataclasses.replace(true, stdout=true.stdout + end)
 
 
 def _warning(call: FaultyCall, true: Execution) -> Execution | None:
-    if true.outcome is Outcome.SYNTAX_ERROR:
+    first, last = call.hidden(len(_WARNING) + len(true.stdout))
+    if true.outcome is Outcome.SYNTAX_ERROR or (first < len(_WARNING) and first < last):
         return None
     return dataclasses.replace(true, stdout=_WARNING + true.stdout)
 
@@ -202,7 +216,7 @@ _SHOWN: dict[str, Callable[[FaultyCall, Execution], Execution | None]] = {
     "try_again": _says(_TRY_AGAIN),
     "busy": _says(_BUSY),
     "gone": _says(_GONE),
-    "wrong_value": _prints(lambda call, stdout: wrong_value(stdout, call.problem)),
+    "wrong_value": _prints(_wrong_value),
     "cut": _prints(_cut),
     "always_cut": _prints(_cut),
     "empty": _prints(_empty),

@@ -2,6 +2,8 @@
 
 import asyncio
 import dataclasses
+import itertools
+import re
 import warnings
 
 import pytest
@@ -12,7 +14,7 @@ from retool_env.episode import RunProgram
 from retool_env.execution import Execution, Fault, Limits, Outcome
 from retool_env.faults import KINDS, kinds
 from retool_env.interpreter import Interpreter
-from retool_env.protocol.result import render_output
+from retool_env.protocol.result import cut_output, render_output
 from retool_env.sandbox import make_sandbox
 
 LIMITS = Limits(wall_seconds=1, memory_mb=256)
@@ -267,6 +269,38 @@ def test_an_injected_change_always_changes_the_output(stdout, kind):
     shown = kinds.show(call(kind), true)
     assert shown.fault.injected == (shown.stdout != stdout)
     assert shown.fault.real == (true if shown.fault.injected else None)
+
+
+NUMBERS = "".join(f"{n}\n" for n in range(1000, 1400))
+
+
+@pytest.mark.parametrize("kind", sorted(kinds._SHOWN))
+@pytest.mark.parametrize("cut", ["head", "tail", "middle"])
+def test_a_fault_that_the_model_does_not_see_is_not_injected(kind, cut):
+    # These kinds change only the number in the notice of a cut, if they change a hidden part.
+    counted = kind in ("wrong_value", "blank_line", "warning")
+    notice = re.compile(r"[0-9]+ characters cut" if counted else r"$^")
+    outputs = [NUMBERS, "7\n" + "x" * 900, "x" * 900 + "7", "5\n", "5"]
+    for limit, stdout, number in itertools.product([400, 30], outputs, range(10)):
+        true = Execution(Outcome.OK, stdout)
+        for before in (stdout, stdout.strip()):
+            last = cut_output(Execution(Outcome.OK, before), limit, cut)
+            view = (limit, cut, "traceback")
+            need = dataclasses.replace(call(kind, before=last), view=view, problem=f"{number}")
+            shown = kinds.show(need, true)
+            injected = shown.fault.injected
+            seen = notice.sub("", need.seen(shown, recorded=injected and kind == "stale"))
+            assert injected == (seen != notice.sub("", need.seen(true)))
+
+
+def test_a_wrong_value_changes_the_last_number_that_the_model_sees():
+    for number in range(20):
+        need = dataclasses.replace(
+            call("wrong_value"), view=(403, "tail", "traceback"), problem=f"{number}"
+        )
+        shown = kinds.show(need, Execution(Outcome.OK, NUMBERS))
+        lines = need.seen(shown).split("\n")[:80]
+        assert shown.fault.injected and lines != NUMBERS.split("\n")[:80]
 
 
 # --- the true result ----------------------------------------------------------------------------

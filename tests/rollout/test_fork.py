@@ -191,6 +191,21 @@ def test_a_result_that_was_cut_is_shown_as_it_was():
     assert fork.spans[2].text == parent.spans[4].text and "500 characters cut" in fork.text
 
 
+def test_a_stale_output_is_shown_in_a_fork_as_in_the_whole_episode():
+    class Long(Box):
+        async def run_async(self, code, limits=None, **_):
+            return Execution(Outcome.OK, code * 900)
+
+    rules = dataclasses.replace(RULES, max_tokens=4000)
+    parent = sampled(RolloutEngine(Model("a", "b"), rules, Long()))
+    [[fork]] = run_forks(
+        RolloutEngine(Model("a", "b"), rules, Long()),
+        [Fork(parent, 2, "stale", schedule=At(2, "stale"))],
+    )
+    assert fork.calls[1].execution.fault.injected
+    assert fork.spans[4].text == fork.spans[2].text and "500 characters cut" in fork.text
+
+
 def test_without_a_later_call_that_ran_there_is_no_mended_arm():
     parent = sampled(RolloutEngine(Model("a", "x"), RULES, Box()))
     assert [arm.arm for arm in error_arms(parent, 2)] == ["keep", "drop", "bare"]
