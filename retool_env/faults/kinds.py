@@ -33,6 +33,8 @@ half, at most 100 characters."""
 
 _filters = threading.Lock()
 _PACKAGE, _FUNCTION = "sympy", "factorint"
+_IMPORTERS = ("import_module", "__import__", "find_spec", "run_module")
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _TRY_AGAIN = "the interpreter could not run the program: try again"
 _BUSY = "the interpreter is busy: try again later"
 _GONE = "the interpreter is gone: it can't be used any longer in this conversation"
@@ -250,15 +252,23 @@ def _nodes(program: str, word: str) -> Iterator[ast.AST]:
 
 def _imports(program: str) -> bool:
     """Whether a program imports the package that can be missing, in any form."""
-    for node in _nodes(program, _PACKAGE):
+    nodes = list(_nodes(program, _PACKAGE))
+    texts: list[object] = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    for node in nodes:
         names: list[object] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = [node.module] if node.level == 0 else []
-        elif isinstance(node, ast.Call) and _name(node.func) in ("import_module", "__import__"):
+        elif isinstance(node, ast.Call) and _name(node.func) in _IMPORTERS:
             given = [*node.args[:1], *(word.value for word in node.keywords if word.arg == "name")]
+            # A name that the program computes is one of its texts.
+            named = all(isinstance(value, ast.Constant) for value in given)
             names = [value.value for value in given if isinstance(value, ast.Constant)]
+            names = names if named else texts
+        elif isinstance(node, ast.Call) and _name(node.func) in ("exec", "eval"):
+            programs = (text.strip() for text in texts if isinstance(text, str))
+            names = [_PACKAGE for program in programs if _imports(program)]
         if any(isinstance(name, str) and name.split(".")[0] == _PACKAGE for name in names):
             return True
     return False
@@ -267,19 +277,29 @@ def _imports(program: str) -> bool:
 def _uses_function(program: str) -> bool:
     """Whether a program uses sympy's function that can be wrong, by its name or another name."""
     nodes = list(_nodes(program, _FUNCTION))
-    names = {_FUNCTION} | {
-        alias.asname
+    own = {node.name for node in nodes if isinstance(node, _DEFINITIONS)} | {
+        node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+    imported = {
+        alias.asname or alias.name
         for node in nodes
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
-        if alias.name == _FUNCTION and alias.asname
+        if alias.name == _FUNCTION
     }
-    names -= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}  # its own
+    names = ({_FUNCTION} - own) | imported
     return any(
         (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in names)
         or (isinstance(node, ast.Attribute) and node.attr == _FUNCTION)
+        or (isinstance(node, ast.Call) and _gets_function(node))
         for node in nodes
     )
+
+
+def _gets_function(call: ast.Call) -> bool:
+    """Whether a call is `getattr` with the function's name."""
+    texts = [value.value for value in call.args[1:2] if isinstance(value, ast.Constant)]
+    return _name(call.func) == "getattr" and texts == [_FUNCTION]
 
 
 def _name(function: ast.expr) -> str:

@@ -82,6 +82,9 @@ def test_an_injected_fault_shows_the_text_of_the_real_failure(kind, program, ses
         "import traceback\ntry:\n    import sympy\nexcept ImportError:\n"
         "    print(traceback.format_exc())",
         "def f():\n    import sympy\n    return sympy\nf()",
+        "exec('import sympy')",
+        "import importlib.util\nprint(importlib.util.find_spec('sympy') is None)",
+        "import importlib\nfor n in ('numpy', 'sympy'):\n    importlib.import_module(n)",
     ],
 )
 def test_a_missing_package_is_missing_as_in_a_guest_without_it(
@@ -249,8 +252,22 @@ def test_a_wrong_value_depends_on_the_output_and_the_problem_only():
         ("import sympy\nx = " + "-" * 100_000 + "1", False, False),
         ("import sympy\n'\\d'", True, False),
         ("import sympy\x00", False, False),
+        ("exec('import sympy\\nprint(1)')", True, False),
+        ("code = '\\n  import sympy'\nexec(code)", True, False),
+        ("eval('__import__(\"sympy\")')", True, False),
+        ("print('import sympy')", False, False),
+        ("n = 'sympy'\nm = importlib.import_module(n)", True, False),
+        ("for n in ['numpy', 'sympy.core']: __import__(n)", True, False),
+        ("importlib.import_module('numpy')  # not 'sympy'\nprint('sympy')", False, False),
+        ("importlib.util.find_spec('sympy')", True, False),
+        ("factorint = lambda n: n\nfactorint(6)", False, False),
+        ("import sympy\ndef factorint(n): return sympy.factorint(n)\nfactorint(6)", True, True),
+        ("from sympy import factorint\nfactorint = cache(factorint)", True, True),
+        ("import sympy\nf = sympy.factorint", True, True),
+        ("import sympy\ngetattr(sympy, 'factorint')(6)", True, True),
+        ("factorint(6)", False, True),  # bound in an earlier block
     ],
-    ids=range(16),
+    ids=range(30),
 )
 def test_programs_are_read_for_what_the_guest_can_refuse(program, missing, wrong):
     with warnings.catch_warnings():
