@@ -35,6 +35,7 @@ _filters = threading.Lock()
 _PACKAGE, _FUNCTION = "sympy", "factorint"
 _IMPORTERS = ("import_module", "__import__", "find_spec", "run_module")
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_MISSING = f"ModuleNotFoundError: No module named '{_PACKAGE}'"
 _TRY_AGAIN = "the interpreter could not run the program: try again"
 _BUSY = "the interpreter is busy: try again later"
 _GONE = "the interpreter is gone: it can't be used any longer in this conversation"
@@ -102,7 +103,8 @@ def show(call: FaultyCall, true: Execution) -> Execution:
     if true.outcome is Outcome.INFRASTRUCTURE:
         shown = None
     elif call.fault in MADE_IN_GUEST:
-        injected = true.outcome is not Outcome.SYNTAX_ERROR and bool(prelude(call))
+        struck = bool(prelude(call)) or (call.session and _lacks_package(call, true))
+        injected = true.outcome is not Outcome.SYNTAX_ERROR and struck
         return dataclasses.replace(true, fault=Fault(call.fault, injected))
     elif call.fault == "slow":
         shown = dataclasses.replace(true, duration=true.duration + SLOW_SECONDS)
@@ -113,6 +115,14 @@ def show(call: FaultyCall, true: Execution) -> Execution:
     if shown is None:
         return dataclasses.replace(true, fault=Fault(call.fault, injected=False))
     return dataclasses.replace(shown, fault=Fault(call.fault, injected=True, real=true))
+
+
+def _lacks_package(call: FaultyCall, true: Execution) -> bool:
+    """Whether a block failed for want of the package, which an earlier block of its session hid.
+
+    Such a block holds no import of its own: it calls a function that does.
+    """
+    return call.fault == "missing_package" and true.error == _MISSING
 
 
 def delay(execution: Execution) -> float:

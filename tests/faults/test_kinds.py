@@ -117,7 +117,24 @@ def test_in_a_session_bound_names_stay_and_new_imports_are_refused(sandbox):
     again = interpreter.run(need("import math, sympy", missing))
     assert again.error == refused.error and again.fault == Fault(missing, True)
     # The session keeps the fault, also for an import that is not seen in the program.
-    assert interpreter.run(need("exec('import sympy')", missing)).error == refused.error
+    unseen = "try:\n    __import__('sym' + 'py')\nexcept ImportError:\n    print('none')"
+    assert interpreter.run(need(unseen, missing)).stdout == "none\n"
+    interpreter.close()
+
+
+def test_in_a_session_an_earlier_function_meets_the_missing_package_as_well(sandbox):
+    missing = "missing_package"
+    interpreter = Interpreter(sandbox)
+    for program, kind, injected in (
+        ("def f():\n    import sympy\n    return sympy.pi", None, None),
+        ("print(f())", missing, False),  # nothing is hidden yet
+        ("import sympy", missing, True),
+        ("print(f())", missing, True),
+        ("print(1)", missing, False),
+    ):
+        shown = interpreter.run(RunProgram(program, LIMITS, True, fault=kind, problem="p"))
+        assert (shown.fault and shown.fault.injected) == injected
+        assert (shown.outcome is not Outcome.OK) == bool(injected)
     interpreter.close()
 
 
