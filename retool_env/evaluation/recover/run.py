@@ -82,7 +82,7 @@ class DesignRun:
             job
             for job in jobs
             if job.key not in settled
-            and job.key[:-1] not in self._unfit
+            and (job.key[:-1] not in self._unfit or job.key in self._again)
             and job.prefix not in self._left_out
         ]
         some = next(iter(self.engines.values()))

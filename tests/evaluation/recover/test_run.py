@@ -1,5 +1,6 @@
 """The order of jobs, and prefixes that can't be reproduced."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -18,9 +19,11 @@ from retool_env.evaluation.recover.records import (
     read_recover,
 )
 from retool_env.evaluation.recover.run import DesignRun
+from retool_env.execution import Fault
 from retool_env.problem import Problem
 from retool_env.rollout.progress import Progress
 from retool_env.rules import Rules
+from retool_env.transcript import Parent, StopReason
 
 PROBLEM = Problem(id="a", question="?", answer="42")
 PARENT = episode("a", ANSWERED, (CODE, OK), RIGHT, correct=True)
@@ -96,3 +99,35 @@ def test_a_folder_that_is_resumed_with_smaller_numbers_keeps_what_it_has(records
     now = opened(folder, True, k=1, m=2, samples=1, protocols=["fork"], **calls).record
     assert (now.k, now.m, now.samples, now.protocols) == (3, 2, 4, ["dose", "fork"])
     assert now.fork_calls == {"a": [1, 2, 1]} and read_recover(folder) == now
+
+
+class FlakyEngine(FakeEngine):
+    """An engine whose sandbox fails at the first fork under a fault, until it is mended."""
+
+    broken = True
+
+    async def episode(self, problem, seed, on_turn, fork=None):
+        self.asked.append(None if fork is None else (fork.arm, seed[-1]))
+        if fork is None or fork.schedule is None:
+            return PARENT
+        parent = Parent(0, 1, fork.arm)
+        if self.broken and seed[-1] == 0:
+            lost = episode("a", StopReason.INFRASTRUCTURE, CODE)
+            return dataclasses.replace(lost, parent=parent)
+        run = dataclasses.replace(OK, fault=Fault(fork.arm, injected=False))
+        true = episode("a", ANSWERED, (CODE, run), RIGHT, correct=True)
+        return dataclasses.replace(true, parent=parent)
+
+
+def test_a_failed_fork_runs_again_also_where_a_later_one_was_not_eligible(records):
+    engine = FlakyEngine()
+    design = Design(("fork",), [PROBLEM], ("stale",), (0.0,), lambda *_: 1, 1, 3, 1)
+    assert DesignRun(design, {PARENTS: engine}, records, "m", 0).run()
+    stale = [asked for asked in engine.asked if asked and asked[0] == "stale"]
+    assert stale[:2] == [("stale", 0), ("stale", 1)]
+    records.close("finished", 0.0)
+    again = opened(records.folder, resume=True)
+    assert sum(again.ended.values()) == 1
+    engine.broken, engine.asked = False, []
+    assert DesignRun(design, {PARENTS: engine}, again, "m", 0, retry_failed=True).run()
+    assert engine.asked == [("stale", 0)] and not any(again.ended.values())
