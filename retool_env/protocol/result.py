@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Literal
 
 from retool_env.execution import Execution, Outcome
@@ -12,6 +13,9 @@ Cut = Literal["head", "tail", "middle"]
 
 Errors = Literal["traceback", "last_line"]
 """How much of an error is shown: the traceback, or its last line."""
+
+
+_NOTICE = re.compile(r"\[\.\.\. [0-9]+ characters cut \.\.\.\]")
 
 
 def is_empty_program(program: str) -> bool:
@@ -36,6 +40,11 @@ def cut_text(text: str, limit: int, where: Cut = "middle") -> str:
     before = "" if where == "head" else f"{text[:first]}\n"
     after = "" if where == "tail" else f"\n{text[last:]}"
     return f"{before}{notice}{after}"
+
+
+def without_notice(text: str) -> str:
+    """A text without the notices of `cut_text`, whose numbers are not part of the output."""
+    return _NOTICE.sub("", text)
 
 
 def hidden_part(length: int, limit: int, where: Cut = "middle") -> tuple[int, int]:
