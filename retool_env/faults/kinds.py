@@ -112,6 +112,8 @@ def show(call: FaultyCall, true: Execution) -> Execution:
         shown = _SHOWN[call.fault](call, true)
         if shown is not None and call.seen(shown, call.fault == "stale") == call.seen(true):
             shown = None  # the model would see no difference
+        elif shown is not None and _ENDED in true.error and _ENDED not in shown.error:
+            shown = None  # the model would not know that its session has ended
     if shown is None:
         return dataclasses.replace(true, fault=Fault(call.fault, injected=False))
     return dataclasses.replace(shown, fault=Fault(call.fault, injected=True, real=true))

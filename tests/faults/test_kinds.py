@@ -305,6 +305,18 @@ def test_an_injected_change_always_changes_the_output(stdout, kind):
     assert shown.fault.real == (true if shown.fault.injected else None)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in kinds.MADE_IN_GUEST])
+def test_a_model_always_learns_that_its_session_has_ended(kind, sandbox, monkeypatch):
+    monkeypatch.setattr(kinds, "SLOW_SECONDS", 0.01)
+    interpreter = Interpreter(sandbox)
+    need = call(kind, session=True, program="import os; os._exit(3)")
+    shown = interpreter.run(need)
+    assert shown.error.endswith("the session was ended by that, its variables are lost")
+    hiding = ("memory", "try_again", "busy", "gone")
+    assert shown.fault.injected == (kind not in hiding and KINDS[kind].sort != "silent")
+    interpreter.close()
+
+
 NUMBERS = "".join(f"{n}\n" for n in range(1000, 1400))
 
 
