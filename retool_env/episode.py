@@ -26,7 +26,7 @@ from retool_env.protocol.program import Form
 from retool_env.protocol.result import (
     EMPTY_PROGRAM,
     calls_notice,
-    cut_text,
+    cut_output,
     is_empty_program,
     render_output,
 )
@@ -101,7 +101,7 @@ class Episode:
         self._form: Form | None = None  # of the program that runs now
         self._schedule = schedule
         self._lasting: str | None = None  # the persistent fault that has begun
-        self._shown: Execution | None = None  # the last result, before its output was cut
+        self._shown: Execution | None = None  # the last result, with its output cut
         self._last = span
         self._new: list[Span] = []  # added to the transcript when it is read: turns cost less
         self._ids = list(span.token_ids or ())
@@ -252,13 +252,14 @@ class Episode:
             elif is_empty_program(turn.content):
                 self._observe_execution(EMPTY_PROGRAM, 0.0)
             else:
-                self.need = self._order(
-                    RunProgram(turn.content, rules.limits, rules.session, rules.display)
-                )
+                self.need = self._order(turn.content)
         return self.need
 
-    def _order(self, need: RunProgram) -> RunProgram:
+    def _order(self, program: str) -> RunProgram:
         """The need of a call, with the fault that is ordered for the call."""
+        rules = self.rules
+        view = (rules.output_characters, rules.output_cut, rules.errors)
+        need = RunProgram(program, rules.limits, rules.session, rules.display, view=view)
         kind = self._lasting
         if kind is None and self._schedule is not None:
             kind = self._schedule.ordered(self._spent)
@@ -304,10 +305,7 @@ class Episode:
             self._form = form or turn.form
             self._ends_as_invalid(turn)
             self._spent += 1
-            rules = self.rules
-            self.need = self._order(
-                RunProgram(turn.content, rules.limits, rules.session, rules.display)
-            )
+            self.need = self._order(turn.content)
 
     def charge(self, spans: Sequence[Span]) -> None:
         """Set the used budgets to the tokens, characters, calls and seconds of these spans.
@@ -388,18 +386,21 @@ class Episode:
         self, execution: Execution, seconds: float, recorded: bool = False
     ) -> None:
         rules = self.rules
-        self._shown = execution
-        limit = max(rules.output_characters, len(execution.stdout) if recorded else 0)
+        fault = execution.fault
+        # The last result, shown again, is cut already; so is a result of a record.
+        cut = recorded or (fault is not None and fault.injected and fault.kind == "stale")
+        limit = max(rules.output_characters, len(execution.stdout) if cut else 0)
         output = render_output(execution, limit, rules.output_cut, rules.errors)
-        shown = cut_text(execution.stdout, limit, rules.output_cut)
+        if fault is not None and fault.real is not None:
+            real = cut_output(fault.real, rules.output_characters, rules.output_cut)
+            execution = dataclasses.replace(execution, fault=dataclasses.replace(fault, real=real))
+        execution = self._shown = cut_output(execution, limit, rules.output_cut)
         turn_ids = self._last.token_ids or ()
         if rules.announce_calls and rules.max_calls is not None:
             notice = calls_notice(rules.max_calls - self._spent)
             message = self._protocol.result(output, self._tokenizer, turn_ids, notice=notice)
         else:
             message = self._protocol.result(output, self._tokenizer, turn_ids)
-        if shown != execution.stdout:
-            execution = dataclasses.replace(execution, stdout=shown)
         self._observe(message, execution, seconds)
 
     def _observe(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from retool_env.execution import Execution, Limits
+from retool_env.protocol.result import Cut, Errors, hidden_part, render_output
 from retool_env.tokens import Runs
 
 TurnEnd = Literal["tag", "eos", "length"]
@@ -48,7 +49,30 @@ class RunProgram:
     problem: str = ""
     """The id of the problem, on which the change of a wrong value depends."""
     before: Execution | None = None
-    """The result that was shown last; `None` at the first call, and without a fault."""
+    """The result that was shown last, its output cut as it was shown; `None` at the first call, and
+    without a fault."""
+    view: tuple[int, Cut, Errors] = (400, "middle", "traceback")
+    """How much of a result the model sees: `output_characters`, `output_cut` and `errors` of the
+    rules. A fault changes a part that the model sees."""
+
+    def hidden(self, length: int) -> tuple[int, int]:
+        """The characters of an output that the model does not see: the first, and the one after.
+
+        Args:
+            length: Number of characters of the output.
+        """
+        return hidden_part(length, *self.view[:2])
+
+    def seen(self, execution: Execution, recorded: bool = False) -> str:
+        """A result as the model sees it.
+
+        Args:
+            execution: The result.
+            recorded: Whether the result is from a record, in which a long output is cut already.
+        """
+        limit, cut, errors = self.view
+        limit = max(limit, len(execution.stdout) if recorded else 0)
+        return render_output(execution, limit, cut, errors)
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,8 +102,8 @@ class Records:
             )
         before = self.read_record(self.folder)
         self.ended = self._ended(self.folder, before, record, problems, force)
-        _drop_half_line(self.folder / EPISODES)
-        _drop_half_line(self.folder / USAGE)
+        drop_half_line(self.folder / EPISODES)
+        drop_half_line(self.folder / USAGE)
         self.usage = read_usage(self.folder)
         return dataclasses.replace(
             record,
@@ -302,7 +302,7 @@ def replace_json(path: Path, values: dict[str, Any]) -> None:
         raise
 
 
-def _drop_half_line(path: Path) -> None:
+def drop_half_line(path: Path) -> None:
     """Removes the rest of a line whose writer was killed."""
     with contextlib.suppress(FileNotFoundError), open(path, "rb+") as file:
         end = file.seek(0, os.SEEK_END)

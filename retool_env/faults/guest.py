@@ -48,20 +48,29 @@ def hide(package: str, session: bool) -> None:
     def __import__(
         name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0
     ) -> Any:
+        try:
+            full = name
+            if level and globals:
+                parts = str(globals.get("__package__")).split(".")
+                full = ".".join([*parts[: len(parts) - level + 1], *([name] if name else [])])
+            if not (_in(package, full) and _is_called_by(package, sys._getframe(1))):
+                return original(name, globals, locals, fromlist, level)
+            return own_import(full, name, globals, locals, fromlist, level)
+        except BaseException as error:
+            error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+            raise  # without this frame, which a printed traceback would show
+
+    def own_import(full: str, name: str, *arguments: Any) -> Any:
+        """An import by the package itself."""
         nonlocal depth
-        full = name
-        if level and globals:
-            parts = str(globals.get("__package__")).split(".")
-            full = ".".join([*parts[: len(parts) - level + 1], *([name] if name else [])])
-        if not (_in(package, full) and _is_called_by(package, sys._getframe(1))):
-            return original(name, globals, locals, fromlist, level)
+        fromlist = arguments[2]
         module = modules.get(full)
         if module is not None and fromlist and all(hasattr(module, n) for n in fromlist):
             return module  # the usual case, and the fastest
         sys.modules.update(modules)
         depth += 1
         try:
-            return original(name, globals, locals, fromlist, level)
+            return original(name, *arguments)
         finally:
             depth -= 1
             if not depth:
@@ -107,7 +116,11 @@ def drop_factors() -> None:
     right.__kwdefaults__ = factorint.__kwdefaults__
 
     def wrong(*args: Any, **kwargs: Any) -> Any:
-        factors = right(*args, **kwargs)
+        try:
+            factors = right(*args, **kwargs)
+        except BaseException as error:
+            error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+            raise  # without this frame, which a printed traceback would show
         # Frame 0 is this function, frame 1 `factorint` with its new code.
         if _is_called_by("sympy", sys._getframe(2)):
             return factors
@@ -121,7 +134,11 @@ def drop_factors() -> None:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         function: Any = "function"
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+            raise
 
     old = factorint.__code__
     factorint.__signature__ = inspect.signature(factorint)

@@ -33,6 +33,9 @@ half, at most 100 characters."""
 
 _filters = threading.Lock()
 _PACKAGE, _FUNCTION = "sympy", "factorint"
+_IMPORTERS = ("import_module", "__import__", "find_spec", "run_module")
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_MISSING = f"ModuleNotFoundError: No module named '{_PACKAGE}'"
 _TRY_AGAIN = "the interpreter could not run the program: try again"
 _BUSY = "the interpreter is busy: try again later"
 _GONE = "the interpreter is gone: it can't be used any longer in this conversation"
@@ -71,7 +74,13 @@ class FaultyCall(Protocol):
 
     @property
     def before(self) -> Execution | None:
-        """The result that was shown last in this episode."""
+        """The result that was shown last in this episode, its output cut as it was shown."""
+
+    def hidden(self, length: int) -> tuple[int, int]:
+        """The characters of an output that the model does not see: the first, and the one after."""
+
+    def seen(self, execution: Execution, recorded: bool = False) -> str:
+        """A result as the model sees it; an output of a record is cut already."""
 
 
 def prelude(call: FaultyCall) -> str:
@@ -94,17 +103,28 @@ def show(call: FaultyCall, true: Execution) -> Execution:
     if true.outcome is Outcome.INFRASTRUCTURE:
         shown = None
     elif call.fault in MADE_IN_GUEST:
-        injected = true.outcome is not Outcome.SYNTAX_ERROR and bool(prelude(call))
+        struck = bool(prelude(call)) or (call.session and _lacks_package(call, true))
+        injected = true.outcome is not Outcome.SYNTAX_ERROR and struck
         return dataclasses.replace(true, fault=Fault(call.fault, injected))
     elif call.fault == "slow":
         shown = dataclasses.replace(true, duration=true.duration + SLOW_SECONDS)
     else:
         shown = _SHOWN[call.fault](call, true)
-        if shown == true:  # the fault would change nothing
-            shown = None
+        if shown is not None and call.seen(shown, call.fault == "stale") == call.seen(true):
+            shown = None  # the model would see no difference
+        elif shown is not None and _ENDED in true.error and _ENDED not in shown.error:
+            shown = None  # the model would not know that its session has ended
     if shown is None:
         return dataclasses.replace(true, fault=Fault(call.fault, injected=False))
     return dataclasses.replace(shown, fault=Fault(call.fault, injected=True, real=true))
+
+
+def _lacks_package(call: FaultyCall, true: Execution) -> bool:
+    """Whether a block failed for want of the package, which an earlier block of its session hid.
+
+    Such a block holds no import of its own: it calls a function that does.
+    """
+    return call.fault == "missing_package" and true.error == _MISSING
 
 
 def delay(execution: Execution) -> float:
@@ -167,6 +187,10 @@ def _prints(
     return shown
 
 
+def _wrong_value(call: FaultyCall, stdout: str) -> str | None:
+    return wrong_value(stdout, call.problem, call.hidden(len(stdout)))
+
+
 def _cut(call: FaultyCall, stdout: str) -> str | None:
     text = stdout.strip()
     return text[: min(len(text) // 2, MOST_KEPT)] if len(text) >= LEAST_CUT else None
@@ -183,13 +207,17 @@ def _stale(call: FaultyCall, stdout: str) -> str | None:
     return before.stdout
 
 
-def _blank_line(call: FaultyCall, true: Execution) -> Execution:
+def _blank_line(call: FaultyCall, true: Execution) -> Execution | None:
+    length = len(true.stdout)
+    if call.hidden(length + 1)[1] > length:
+        return None
     end = "\n" if true.stdout.endswith("\n") or not true.stdout else "\n\n"
     return dataclasses.replace(true, stdout=true.stdout + end)
 
 
 def _warning(call: FaultyCall, true: Execution) -> Execution | None:
-    if true.outcome is Outcome.SYNTAX_ERROR:
+    first, last = call.hidden(len(_WARNING) + len(true.stdout))
+    if true.outcome is Outcome.SYNTAX_ERROR or (first < len(_WARNING) and first < last):
         return None
     return dataclasses.replace(true, stdout=_WARNING + true.stdout)
 
@@ -202,7 +230,7 @@ _SHOWN: dict[str, Callable[[FaultyCall, Execution], Execution | None]] = {
     "try_again": _says(_TRY_AGAIN),
     "busy": _says(_BUSY),
     "gone": _says(_GONE),
-    "wrong_value": _prints(lambda call, stdout: wrong_value(stdout, call.problem)),
+    "wrong_value": _prints(_wrong_value),
     "cut": _prints(_cut),
     "always_cut": _prints(_cut),
     "empty": _prints(_empty),
@@ -236,15 +264,23 @@ def _nodes(program: str, word: str) -> Iterator[ast.AST]:
 
 def _imports(program: str) -> bool:
     """Whether a program imports the package that can be missing, in any form."""
-    for node in _nodes(program, _PACKAGE):
+    nodes = list(_nodes(program, _PACKAGE))
+    texts: list[object] = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    for node in nodes:
         names: list[object] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = [node.module] if node.level == 0 else []
-        elif isinstance(node, ast.Call) and _name(node.func) in ("import_module", "__import__"):
+        elif isinstance(node, ast.Call) and _name(node.func) in _IMPORTERS:
             given = [*node.args[:1], *(word.value for word in node.keywords if word.arg == "name")]
+            # A name that the program computes is one of its texts.
+            named = all(isinstance(value, ast.Constant) for value in given)
             names = [value.value for value in given if isinstance(value, ast.Constant)]
+            names = names if named else texts
+        elif isinstance(node, ast.Call) and _name(node.func) in ("exec", "eval"):
+            programs = (text.strip() for text in texts if isinstance(text, str))
+            names = [_PACKAGE for program in programs if _imports(program)]
         if any(isinstance(name, str) and name.split(".")[0] == _PACKAGE for name in names):
             return True
     return False
@@ -253,19 +289,29 @@ def _imports(program: str) -> bool:
 def _uses_function(program: str) -> bool:
     """Whether a program uses sympy's function that can be wrong, by its name or another name."""
     nodes = list(_nodes(program, _FUNCTION))
-    names = {_FUNCTION} | {
-        alias.asname
+    own = {node.name for node in nodes if isinstance(node, _DEFINITIONS)} | {
+        node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+    imported = {
+        alias.asname or alias.name
         for node in nodes
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
-        if alias.name == _FUNCTION and alias.asname
+        if alias.name == _FUNCTION
     }
-    names -= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}  # its own
+    names = ({_FUNCTION} - own) | imported
     return any(
         (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in names)
         or (isinstance(node, ast.Attribute) and node.attr == _FUNCTION)
+        or (isinstance(node, ast.Call) and _gets_function(node))
         for node in nodes
     )
+
+
+def _gets_function(call: ast.Call) -> bool:
+    """Whether a call is `getattr` with the function's name."""
+    texts = [value.value for value in call.args[1:2] if isinstance(value, ast.Constant)]
+    return _name(call.func) == "getattr" and texts == [_FUNCTION]
 
 
 def _name(function: ast.expr) -> str:

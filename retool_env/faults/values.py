@@ -6,15 +6,17 @@ import hashlib
 import re
 from collections import deque
 from collections.abc import Iterator
+from itertools import accumulate
 
 _NUMBER = re.compile(r"(?<![\w.])([0-9]+)(\.[0-9]+)?([eE][-+]?[0-9]+)?(?!\w|\.[0-9])")
 _BEFORE_SIGN = " \t\n\r([{=:"
+_MARGIN = 2
 _MOST_DIGITS = 1000
 """Python refuses to convert integers of more than 4,300 digits."""
 
 
-def wrong_value(output: str, problem: str) -> str | None:
-    """Change the last number of an output, or swap two of its lines.
+def wrong_value(output: str, problem: str, hidden: tuple[int, int] = (0, 0)) -> str | None:
+    """Change the last visible number of an output, or swap two of its visible lines.
 
     The changes are: plus 1, minus 1, another digit, another sign, and two neighbouring lines
     swapped. A hash of the output and the problem chooses among the possible changes.
@@ -22,9 +24,10 @@ def wrong_value(output: str, problem: str) -> str | None:
     Args:
         output: The true output of a program.
         problem: The id of the problem.
+        hidden: The first character that the model does not see, and the first one after them.
 
     Returns:
-        The changed output; `None` if the output has neither a number nor two different lines.
+        The changed output; `None` if the model sees neither a number nor two different lines.
 
     Example:
         >>> wrong_value("the sum is 41", "p")
@@ -32,18 +35,27 @@ def wrong_value(output: str, problem: str) -> str | None:
     """
     digest = hashlib.blake2b(repr((problem, output)).encode(), digest_size=16).digest()
     which, detail = int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")
-    changed = [*_changed_numbers(output, detail), *_swapped_lines(output, detail)]
+    if hidden[0] < hidden[1]:  # a number may become longer or shorter, and moves the cut
+        hidden = hidden[0] - _MARGIN, hidden[1] + _MARGIN
+    changed = [*_changed_numbers(output, detail, hidden), *_swapped_lines(output, detail, hidden)]
     return changed[which % len(changed)] if changed else None
 
 
-def _changed_numbers(output: str, detail: int) -> Iterator[str]:
-    """The output with each change of its last number.
+def _is_visible(first: int, last: int, hidden: tuple[int, int]) -> bool:
+    """Whether the model sees the characters from `first` up to but not including `last`."""
+    return last <= hidden[0] or hidden[1] <= first or hidden[0] == hidden[1]
+
+
+def _changed_numbers(output: str, detail: int, hidden: tuple[int, int]) -> Iterator[str]:
+    """The output with each change of its last visible number.
 
     Args:
         output: The output.
         detail: A large number that chooses the changed digit.
+        hidden: The characters that the model does not see.
     """
-    match = next(iter(deque(_NUMBER.finditer(output), maxlen=1)), None)
+    matches = (m for m in _NUMBER.finditer(output) if _is_visible(*m.span(), hidden))
+    match = next(iter(deque(matches, maxlen=1)), None)
     if match is None or len(match[1]) > _MOST_DIGITS:
         return
     whole, rest = match[1], (match[2] or "") + (match[3] or "")
@@ -79,18 +91,23 @@ def _changed_numbers(output: str, detail: int) -> Iterator[str]:
         yield f"{head}{'-' * (not negative)}{output[start:end]}{tail}"
 
 
-def _swapped_lines(output: str, detail: int) -> Iterator[str]:
-    """The output with two different neighbouring lines swapped, if it has such lines.
+def _swapped_lines(output: str, detail: int, hidden: tuple[int, int]) -> Iterator[str]:
+    """The output with two different neighbouring visible lines swapped, if it has such lines.
 
     Args:
         output: The output.
         detail: A large number that chooses the lines.
+        hidden: The characters that the model does not see.
     """
     lines = output.split("\n")
+    begins = [0, *accumulate(len(line) + 1 for line in lines)]
     pairs = [
         at
         for at in range(len(lines) - 1)
-        if lines[at] != lines[at + 1] and lines[at].strip() and lines[at + 1].strip()
+        if lines[at].strip() != lines[at + 1].strip()
+        and lines[at].strip()
+        and lines[at + 1].strip()
+        and _is_visible(begins[at], begins[at + 2] - 1, hidden)
     ]
     if pairs:
         at = pairs[detail % len(pairs)]

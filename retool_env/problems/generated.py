@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
 from retool_env.errors import SettingsError
+from retool_env.execution import check_whole_number
 from retool_env.problem import Problem, unknown_id
 
 _TEST_SHARE = 0.1
@@ -81,14 +82,14 @@ class Generated(ABC):
         Raises:
             SettingsError: If the difficulty, the size or the split is not possible.
         """
-        levels = (difficulty,) if isinstance(difficulty, int) else tuple(difficulty)
-        if not levels or any(level not in range(cls.least, cls.most + 1) for level in levels):
+        levels = tuple(difficulty) if isinstance(difficulty, list | tuple) else (difficulty,)
+        known = range(cls.least, cls.most + 1)
+        if not levels or any(type(level) is not int or level not in known for level in levels):
             raise SettingsError(
                 f"difficulty must be {cls.least} to {cls.most}, or a tuple of these, "
                 f"not {difficulty!r}"
             )
-        if size < 1:
-            raise SettingsError(f"size must be at least 1, not {size!r}")
+        size = check_whole_number("size", size)
         if split not in ("train", "test"):
             raise SettingsError(f"split must be 'train' or 'test', not {split!r}")
         return cls(seed, levels, size, split)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from typing import Literal
 
 from retool_env.execution import Execution, Outcome
@@ -11,6 +13,9 @@ Cut = Literal["head", "tail", "middle"]
 
 Errors = Literal["traceback", "last_line"]
 """How much of an error is shown: the traceback, or its last line."""
+
+
+_NOTICE = re.compile(r"\[\.\.\. [0-9]+ characters cut \.\.\.\]")
 
 
 def is_empty_program(program: str) -> bool:
@@ -28,15 +33,48 @@ def cut_text(text: str, limit: int, where: Cut = "middle") -> str:
             `"middle"`, the first and the last half of `limit` stay, as in the paper's
             evaluation (200 and 200).
     """
-    if len(text) <= limit:
+    first, last = hidden_part(len(text), limit, where)
+    if first == last:
         return text
-    notice = f"[... {len(text) - limit} characters cut ...]"
-    if where == "head":
-        return f"{notice}\n{text[len(text) - limit :]}"
-    if where == "tail":
-        return f"{text[:limit]}\n{notice}"
-    head = limit - limit // 2
-    return f"{text[:head]}\n{notice}\n{text[len(text) - limit // 2 :]}"
+    notice = f"[... {last - first} characters cut ...]"
+    before = "" if where == "head" else f"{text[:first]}\n"
+    after = "" if where == "tail" else f"\n{text[last:]}"
+    return f"{before}{notice}{after}"
+
+
+def without_notice(text: str) -> str:
+    """A text without the notices of `cut_text`, whose numbers are not part of the output."""
+    return _NOTICE.sub("", text)
+
+
+def hidden_part(length: int, limit: int, where: Cut = "middle") -> tuple[int, int]:
+    """The first character of a text that `cut_text` cuts out, and the first one after them.
+
+    Args:
+        length: Number of characters of the text.
+        limit: Number of characters to keep.
+        where: The part that is cut out.
+
+    Returns:
+        The two positions; both are 0 if nothing is cut out.
+    """
+    if length <= limit:
+        return 0, 0
+    first = {"head": 0, "tail": limit, "middle": limit - limit // 2}[where]
+    return first, first + length - limit
+
+
+def cut_output(execution: Execution, limit: int, where: Cut = "middle") -> Execution:
+    """The result as it is recorded: its output is cut as the model sees it.
+
+    Args:
+        execution: The result.
+        limit: Number of characters of the output to keep.
+        where: The part that is cut out (see `cut_text`).
+    """
+    stdout = cut_text(execution.stdout, limit, where)
+    unchanged = stdout == execution.stdout
+    return execution if unchanged else dataclasses.replace(execution, stdout=stdout)
 
 
 def calls_notice(remaining: int) -> str:

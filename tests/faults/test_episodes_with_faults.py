@@ -136,7 +136,7 @@ def test_a_call_without_a_program_counts_and_has_no_fault():
     assert three.before.outcome is Outcome.SYNTAX_ERROR, "the result that was shown last"
 
 
-def test_a_stale_output_is_the_last_shown_output_before_its_cut():
+def test_a_stale_output_is_the_last_output_as_it_was_shown():
     episode = Episode(PROBLEMS[0], Rules(output_characters=10), schedule=At(2, "stale"))
     episode.act("<code>a</code>")
     episode.executed(Execution(Outcome.OK, "x" * 100))
@@ -144,6 +144,18 @@ def test_a_stale_output_is_the_last_shown_output_before_its_cut():
     episode.executed(kinds.show(need, Execution(Outcome.OK, "1\n")))
     first, second = (call.execution for call in episode.transcript.calls)
     assert first.stdout == second.stdout != "x" * 100
+    assert episode.transcript.spans[2].text == episode.transcript.spans[4].text
+
+
+def test_the_record_of_what_happened_is_that_of_the_same_program_without_faults():
+    records = []
+    for schedule in (At(1, "wrong_value"), None):
+        episode = Episode(PROBLEMS[0], Rules(output_characters=10), schedule=schedule)
+        need = episode.act("<code>a</code>")
+        true = Execution(Outcome.OK, "7\n" * 100)
+        episode.executed(kinds.show(need, true) if need.fault else true)
+        records.append(episode.transcript.calls[0].execution)
+    assert records[0].fault.real == records[1] != records[0]
 
 
 def test_an_infrastructure_failure_stays_one():

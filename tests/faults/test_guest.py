@@ -50,6 +50,30 @@ def test_a_program_does_not_undo_it_by_accident(attempt, sandbox):
     assert execution.error == "ModuleNotFoundError: No module named 'sympy'"
 
 
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "session"])
+@pytest.mark.parametrize(
+    ("failing", "prelude"),
+    [
+        ("sympy.factorint('a')", f"{SOURCE}\ndrop_factors()"),
+        ("sympy.factorint()", f"{SOURCE}\ndrop_factors()"),
+        ("import nothing_such", f"{SOURCE}\nhide('sympy', True)"),
+        ("from math import nothing_such", f"{SOURCE}\nhide('sympy', True)"),
+    ],
+)
+def test_a_traceback_that_the_program_prints_holds_no_frame_of_it(alone, failing, prelude, sandbox):
+    setup = "import sympy, traceback"
+    program = f"try:\n    {failing}\nexcept Exception:\n    print(traceback.format_exc())"
+    if alone:
+        program = f"import traceback\n{'import sympy' * ('sympy' in failing)}\n{program}"
+        shown, true = run(sandbox, program, prelude), sandbox.run(program)
+    else:
+        with sandbox.session() as one, sandbox.session() as other:
+            one.run(setup)
+            other.run(setup)
+            shown, true = one.run(program, prelude=prelude), other.run(program)
+    assert shown == true and "Traceback" in shown.stdout
+
+
 def test_an_import_of_the_module_changes_nothing(sandbox):
     assert run(sandbox, "import sympy; print(sympy.factorint(60))", SOURCE).stdout == (
         "{2: 2, 3: 1, 5: 1}\n"

@@ -2,6 +2,8 @@
 
 import asyncio
 import dataclasses
+import itertools
+import re
 import warnings
 
 import pytest
@@ -12,7 +14,7 @@ from retool_env.episode import RunProgram
 from retool_env.execution import Execution, Fault, Limits, Outcome
 from retool_env.faults import KINDS, kinds
 from retool_env.interpreter import Interpreter
-from retool_env.protocol.result import render_output
+from retool_env.protocol.result import cut_output, render_output
 from retool_env.sandbox import make_sandbox
 
 LIMITS = Limits(wall_seconds=1, memory_mb=256)
@@ -80,6 +82,9 @@ def test_an_injected_fault_shows_the_text_of_the_real_failure(kind, program, ses
         "import traceback\ntry:\n    import sympy\nexcept ImportError:\n"
         "    print(traceback.format_exc())",
         "def f():\n    import sympy\n    return sympy\nf()",
+        "exec('import sympy')",
+        "import importlib.util\nprint(importlib.util.find_spec('sympy') is None)",
+        "import importlib\nfor n in ('numpy', 'sympy'):\n    importlib.import_module(n)",
     ],
 )
 def test_a_missing_package_is_missing_as_in_a_guest_without_it(
@@ -112,7 +117,24 @@ def test_in_a_session_bound_names_stay_and_new_imports_are_refused(sandbox):
     again = interpreter.run(need("import math, sympy", missing))
     assert again.error == refused.error and again.fault == Fault(missing, True)
     # The session keeps the fault, also for an import that is not seen in the program.
-    assert interpreter.run(need("exec('import sympy')", missing)).error == refused.error
+    unseen = "try:\n    __import__('sym' + 'py')\nexcept ImportError:\n    print('none')"
+    assert interpreter.run(need(unseen, missing)).stdout == "none\n"
+    interpreter.close()
+
+
+def test_in_a_session_an_earlier_function_meets_the_missing_package_as_well(sandbox):
+    missing = "missing_package"
+    interpreter = Interpreter(sandbox)
+    for program, kind, injected in (
+        ("def f():\n    import sympy\n    return sympy.pi", None, None),
+        ("print(f())", missing, False),  # nothing is hidden yet
+        ("import sympy", missing, True),
+        ("print(f())", missing, True),
+        ("print(1)", missing, False),
+    ):
+        shown = interpreter.run(RunProgram(program, LIMITS, True, fault=kind, problem="p"))
+        assert (shown.fault and shown.fault.injected) == injected
+        assert (shown.outcome is not Outcome.OK) == bool(injected)
     interpreter.close()
 
 
@@ -247,8 +269,22 @@ def test_a_wrong_value_depends_on_the_output_and_the_problem_only():
         ("import sympy\nx = " + "-" * 100_000 + "1", False, False),
         ("import sympy\n'\\d'", True, False),
         ("import sympy\x00", False, False),
+        ("exec('import sympy\\nprint(1)')", True, False),
+        ("code = '\\n  import sympy'\nexec(code)", True, False),
+        ("eval('__import__(\"sympy\")')", True, False),
+        ("print('import sympy')", False, False),
+        ("n = 'sympy'\nm = importlib.import_module(n)", True, False),
+        ("for n in ['numpy', 'sympy.core']: __import__(n)", True, False),
+        ("importlib.import_module('numpy')  # not 'sympy'\nprint('sympy')", False, False),
+        ("importlib.util.find_spec('sympy')", True, False),
+        ("factorint = lambda n: n\nfactorint(6)", False, False),
+        ("import sympy\ndef factorint(n): return sympy.factorint(n)\nfactorint(6)", True, True),
+        ("from sympy import factorint\nfactorint = cache(factorint)", True, True),
+        ("import sympy\nf = sympy.factorint", True, True),
+        ("import sympy\ngetattr(sympy, 'factorint')(6)", True, True),
+        ("factorint(6)", False, True),  # bound in an earlier block
     ],
-    ids=range(16),
+    ids=range(30),
 )
 def test_programs_are_read_for_what_the_guest_can_refuse(program, missing, wrong):
     with warnings.catch_warnings():
@@ -267,6 +303,50 @@ def test_an_injected_change_always_changes_the_output(stdout, kind):
     shown = kinds.show(call(kind), true)
     assert shown.fault.injected == (shown.stdout != stdout)
     assert shown.fault.real == (true if shown.fault.injected else None)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in kinds.MADE_IN_GUEST])
+def test_a_model_always_learns_that_its_session_has_ended(kind, sandbox, monkeypatch):
+    monkeypatch.setattr(kinds, "SLOW_SECONDS", 0.01)
+    interpreter = Interpreter(sandbox)
+    need = call(kind, session=True, program="import os; os._exit(3)")
+    shown = interpreter.run(need)
+    assert shown.error.endswith("the session was ended by that, its variables are lost")
+    hiding = ("memory", "try_again", "busy", "gone")
+    assert shown.fault.injected == (kind not in hiding and KINDS[kind].sort != "silent")
+    interpreter.close()
+
+
+NUMBERS = "".join(f"{n}\n" for n in range(1000, 1400))
+
+
+@pytest.mark.parametrize("kind", sorted(kinds._SHOWN))
+@pytest.mark.parametrize("cut", ["head", "tail", "middle"])
+def test_a_fault_that_the_model_does_not_see_is_not_injected(kind, cut):
+    # These kinds change only the number in the notice of a cut, if they change a hidden part.
+    counted = kind in ("wrong_value", "blank_line", "warning")
+    notice = re.compile(r"[0-9]+ characters cut" if counted else r"$^")
+    outputs = [NUMBERS, "7\n" + "x" * 900, "x" * 900 + "7", "5\n", "5"]
+    for limit, stdout, number in itertools.product([400, 30], outputs, range(10)):
+        true = Execution(Outcome.OK, stdout)
+        for before in (stdout, stdout.strip()):
+            last = cut_output(Execution(Outcome.OK, before), limit, cut)
+            view = (limit, cut, "traceback")
+            need = dataclasses.replace(call(kind, before=last), view=view, problem=f"{number}")
+            shown = kinds.show(need, true)
+            injected = shown.fault.injected
+            seen = notice.sub("", need.seen(shown, recorded=injected and kind == "stale"))
+            assert injected == (seen != notice.sub("", need.seen(true)))
+
+
+def test_a_wrong_value_changes_the_last_number_that_the_model_sees():
+    for number in range(20):
+        need = dataclasses.replace(
+            call("wrong_value"), view=(403, "tail", "traceback"), problem=f"{number}"
+        )
+        shown = kinds.show(need, Execution(Outcome.OK, NUMBERS))
+        lines = need.seen(shown).split("\n")[:80]
+        assert shown.fault.injected and lines != NUMBERS.split("\n")[:80]
 
 
 # --- the true result ----------------------------------------------------------------------------

@@ -76,7 +76,9 @@ def test_every_change_occurs():
     assert len(digits) > 10
 
 
-@pytest.mark.parametrize("output", ["", "\n", "done", "x2", "v1.2.3", "same\nsame\n", "  \n\n"])
+@pytest.mark.parametrize(
+    "output", ["", "\n", "done", "x2", "v1.2.3", "same\nsame\n", "  \n\n", "a\r\na", "a \na"]
+)
 def test_an_output_without_a_number_or_two_different_lines_has_no_wrong_value(output):
     assert wrong_value(output, "p") is None
 

@@ -31,11 +31,13 @@ def test_it_is_a_source(make, least, most):
 
 @pytest.mark.parametrize(("make", "least", "most"), SOURCES)
 def test_wrong_settings_are_named(make, least, most):
-    for difficulty in (least - 1, most + 1, (), (least, 9)):
+    wrong = (least - 1, most + 1, (), (least, 9), float(least), f"{least}", None, True, [[least]])
+    for difficulty in wrong:
         with pytest.raises(SettingsError, match=f"difficulty must be {least} to {most}"):
             make(difficulty=difficulty)
-    with pytest.raises(ValueError, match="size"):
-        make(size=0)
+    for size in (0, -1, 2.5, "5", True):
+        with pytest.raises(SettingsError, match="size must be a whole number of at least 1"):
+            make(size=size)
     with pytest.raises(ValueError, match="split"):
         make(split="dev")
 

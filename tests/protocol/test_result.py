@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retool_env.protocol.result import cut_text, is_empty_program
+from retool_env.protocol.result import cut_output, cut_text, hidden_part, is_empty_program
 from retool_env.protocol.tags import render_result
 from retool_env.sandbox import Execution, Outcome
 
@@ -118,6 +118,23 @@ def test_output_and_traceback_have_half_of_the_room_each():
         shown = render_result(failed, 393)
         assert shown.count("x") == min(printed, 382 - 34 * lines + 1)
         assert shown.count(", in f\n") == lines
+
+
+@given(st.text(max_size=30), st.integers(0, 40), st.sampled_from(["head", "tail", "middle"]))
+def test_the_hidden_part_is_what_the_cut_leaves_out(text, limit, where):
+    first, last = hidden_part(len(text), limit, where)
+    notice = f"[... {last - first} characters cut ...]"
+    shown = cut_text(text, limit, where)
+    if first == last:
+        assert shown == text
+    else:
+        ahead, behind = shown.split(notice)
+        assert (ahead.removesuffix("\n"), behind.removeprefix("\n")) == (
+            text[:first].removesuffix("\n") if not ahead else text[:first],
+            text[last:].removeprefix("\n") if not behind else text[last:],
+        )
+    execution = Execution(Outcome.OK, text)
+    assert cut_output(execution, limit, where).stdout == shown
 
 
 ENCODABLE = st.characters(codec="utf-8", exclude_characters="\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 import re
 
 import pytest
@@ -12,6 +13,7 @@ from helpers.notebooks import Notebooks
 from agents.models.tiny import make_tokenizer
 from retool_env.errors import NotReproducible, SettingsError
 from retool_env.execution import Fault
+from retool_env.faults import KINDS
 from retool_env.faults.schedule import At
 from retool_env.interpreter import Interpreter
 from retool_env.problems import Problem
@@ -189,6 +191,21 @@ def test_a_result_that_was_cut_is_shown_as_it_was():
     mended = error_arms(parent, 1)[-1]
     [[fork]] = run_forks(engine, [mended])
     assert fork.spans[2].text == parent.spans[4].text and "500 characters cut" in fork.text
+
+
+def test_a_stale_output_is_shown_in_a_fork_as_in_the_whole_episode():
+    class Long(Box):
+        async def run_async(self, code, limits=None, **_):
+            return Execution(Outcome.OK, code * 900)
+
+    rules = dataclasses.replace(RULES, max_tokens=4000)
+    parent = sampled(RolloutEngine(Model("a", "b"), rules, Long()))
+    [[fork]] = run_forks(
+        RolloutEngine(Model("a", "b"), rules, Long()),
+        [Fork(parent, 2, "stale", schedule=At(2, "stale"))],
+    )
+    assert fork.calls[1].execution.fault.injected
+    assert fork.spans[4].text == fork.spans[2].text and "500 characters cut" in fork.text
 
 
 def test_without_a_later_call_that_ran_there_is_no_mended_arm():
@@ -416,3 +433,49 @@ def test_an_engine_refuses_forks_under_other_rules_before_it_samples():
     with pytest.raises(SandboxUnavailable, match="wrong_function is made in the program's"):
         RolloutEngine(policy, RULES, Box()).fork(parent, 1, schedule=At(1, "wrong_function"))
     assert not policy.asked
+
+
+# --- odd turns ----------------------------------------------------------------------------------
+
+ODD = (
+    *("<code>print(1)\nprint(22)</code> more", "<code></code>", "hm", "<code># x\n</code>"),
+    *("<code>1/0</code>", "<code>1 +</code>", "<code>print('y' * 500, 77)</code>", "<code>print("),
+    *("<code>import sympy\nprint(sympy.factorint(360))</code>", "<code>print()</code>"),
+    *("<code>import os; os._exit(0)</code>", "<answer>7</answer>"),
+)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"session": True},
+        {"void_turn": "continue", "max_void": 2, "max_calls": 3, "announce_calls": True},
+        {"max_tokens": 150},
+        {"output_characters": 20, "output_cut": "tail", "errors": "last_line"},
+    ],
+    ids=str,
+)
+def test_forks_of_odd_episodes_go_on_as_their_parents_or_with_one_fault(rules, sandbox):
+    def turn(text: str) -> str:
+        return ODD[int.from_bytes(hashlib.md5(text.encode()).digest()[:4], "big") % len(ODD)]
+
+    policy = ScriptedPolicy(turn, make_tokenizer())
+    engine = RolloutEngine(policy, dataclasses.replace(RULES, **rules), sandbox)
+    problems = [Problem(f"p{i}", f"{i}?", "7") for i in range(5)]
+    forks = []
+    for [parent] in engine.run(problems):
+        for call in shown_calls(parent):
+            forks.append(Fork(parent, call))
+            if has_program(parent, call):
+                kinds = [kind for kind in KINDS if kind != "slow"]
+                forks += [Fork(parent, call, kind, schedule=At(call, kind)) for kind in kinds]
+    assert len(forks) > 10
+    for fork, [one] in zip(forks, run_forks(engine, forks), strict=True):
+        check_transcript(one)
+        faults = [run.execution.fault for run in one.calls if run.execution.fault]
+        if fork.arm == "control":
+            assert dataclasses.replace(one, parent=None) == fork.transcript
+        else:
+            assert one.spans[2 * fork.call].execution.fault is faults[0]
+            assert {fault.kind for fault in faults} == {fork.arm}
+            assert len(faults) == 1 or KINDS[fork.arm].persistent

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def counts(
     """
     number: Counter[str] = Counter()
     failed: Counter[str] = Counter()
-    unfit: Counter[str] = Counter()
+    unfit: set[tuple[str, Hashable]] = set()
     prefixes: Counter[str] = Counter()
     seen = set()
     for episode in episodes:
@@ -123,7 +123,7 @@ def counts(
                 prefixes["without_call"] += missing
         elif episode.parent is not None:
             if not injected(episode.transcript):
-                unfit[episode.arm] += episode.sample == 0
+                unfit.add((episode.arm, prefix))
             if prefix not in seen:
                 seen.add(prefix)
                 prefixes[episode.protocol] += 1
@@ -136,7 +136,7 @@ def counts(
         "prefixes": {name: prefixes[name] for name in ("fork", "natural")},
         "without_call": prefixes["without_call"],
         "not_reproducible": len(left_out),
-        "not_eligible": dict(unfit),
+        "not_eligible": dict(Counter(arm for arm, _ in sorted(unfit, key=str))),
         "visible": prefixes["visible"],
     }
 

@@ -6,9 +6,13 @@ import re
 
 from retool_env.execution import Execution
 from retool_env.problems.staged import implied_answer, read_stages
+from retool_env.protocol.result import without_notice
 from retool_env.transcript import Transcript
 
-_INTEGER = re.compile(r"(?<![\w.])-?[0-9]+(?![\w.])")
+# Thousands may be grouped, as in 1,000. A number of a fraction is not a value.
+_INTEGER = re.compile(
+    r"(?<![\w./])(?<![0-9],)-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?![\w/]|[.,][0-9])"
+)
 _MOST_DIGITS = 1000
 
 
@@ -54,5 +58,5 @@ def _false_value(execution: Execution) -> tuple[int, int] | None:
 
 
 def _integers(text: str) -> list[int]:
-    found = _INTEGER.findall(text)
-    return [int(number) for number in found if len(number) <= _MOST_DIGITS]
+    found = _INTEGER.findall(without_notice(text))
+    return [int(number.replace(",", "")) for number in found if len(number) <= _MOST_DIGITS]

@@ -220,9 +220,13 @@ def _prefixes(
 
 
 def injected(transcript: Transcript) -> bool:
-    """Whether the fault of a fork's arm took place; a fork without a fault in its arm counts."""
+    """Whether the fault of a fork's arm took place.
+
+    A fork without a fault in its arm counts, and so does a fork whose sandbox failed at the call:
+    whether this call is eligible is not known.
+    """
     parent = transcript.parent
-    if parent is None or parent.arm not in KINDS:
+    if parent is None or parent.arm not in KINDS or len(transcript.spans) <= 2 * parent.call:
         return True
     execution = transcript.spans[2 * parent.call].execution
     return execution is not None and execution.fault is not None and execution.fault.injected

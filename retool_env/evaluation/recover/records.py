@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from retool_env.errors import DataError
-from retool_env.evaluation.folder import Records, append_line, replace_json
+from retool_env.evaluation.folder import Records, append_line, drop_half_line, replace_json
 from retool_env.evaluation.records import (
     EPISODES,
     EpisodeRecord,
@@ -34,6 +34,8 @@ from retool_env.files import read_lines, read_text
 from retool_env.problem import Problem
 
 RECOVER, LEFT_OUT, RESULTS = "recover.json", "left_out.jsonl", "results.json"
+
+_SIZES = ("k", "m", "samples")
 
 ArmKey = tuple[str, str, str, int | None, int, int]
 """An episode of the benchmark: protocol, arm, the problem's id, the number of its parent, the call
@@ -81,6 +83,25 @@ class RecoverRecord(EvalRecord):
         ]:
             differing.append(f"kinds of faults: {', '.join(apart)} in one of the two")
         return differing
+
+    def after(self, before: RecoverRecord) -> RecoverRecord:
+        """The record of a folder that was begun with another size, or with other protocols.
+
+        The folder keeps all its episodes, so no number becomes smaller.
+
+        Args:
+            before: The record of the folder.
+        """
+        calls = {**before.fork_calls, **self.fork_calls}
+        return dataclasses.replace(
+            self,
+            protocols=list(dict.fromkeys([*before.protocols, *self.protocols])),
+            fork_calls={
+                problem: max(numbers, before.fork_calls.get(problem, []), key=len)
+                for problem, numbers in calls.items()
+            },
+            **{name: max(getattr(before, name), getattr(self, name)) for name in _SIZES},
+        )
 
 
 @dataclass(frozen=True)
@@ -219,12 +240,13 @@ class ArmRecords(Records):
         self, record: EvalRecord, problems: Sequence[Problem], resume: bool, force: bool
     ) -> EvalRecord:
         earlier = self.folder / RECOVER
-        before = read_recover(self.folder).protocols if resume and earlier.exists() else []
+        before = read_recover(self.folder) if resume and earlier.exists() else None
         begun = super()._begun(record, problems, resume, force)
         assert isinstance(begun, RecoverRecord)
-        return dataclasses.replace(
-            begun, protocols=list(dict.fromkeys([*before, *begun.protocols]))
-        )
+        if before is None:
+            return begun
+        drop_half_line(self.folder / LEFT_OUT)
+        return begun.after(before)
 
     def leave_out(self, prefix: LeftOut) -> None:
         """Writes a prefix that can't be continued."""

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from retool_env.errors import NotReproducible
 from retool_env.evaluation.recover.protocols import PARENTS, Design, Job, injected, prefix_jobs
 from retool_env.evaluation.recover.protocols import run_job as run_one
-from retool_env.evaluation.recover.records import ArmRecord, ArmRecords, LeftOut, read_arms
+from retool_env.evaluation.recover.records import (
+    ArmRecord,
+    ArmRecords,
+    LeftOut,
+    read_arms,
+    read_left_out,
+)
 from retool_env.evaluation.run import run_all
 from retool_env.rollout.engine import RolloutEngine, run_blocking
 from retool_env.transcript import Transcript
@@ -36,7 +42,10 @@ class DesignRun:
     def __post_init__(self) -> None:
         ended = self.records.ended.items()
         self._again = {key for key, failed in ended if failed} if self.retry_failed else set()
-        self._left_out: set[tuple[str, str, int | None, int]] = set()
+        self._left_out: set[tuple[str, str, int | None, int]] = {
+            (one.protocol, one.problem, one.parent, one.call)
+            for one in read_left_out(self.records.folder)
+        }
         self._unfit: set[tuple[str, str, str, int | None, int]] = set()
         self._parents: dict[tuple[str, int], Transcript] = {}
 
@@ -73,7 +82,7 @@ class DesignRun:
             job
             for job in jobs
             if job.key not in settled
-            and job.key[:-1] not in self._unfit
+            and (job.key[:-1] not in self._unfit or job.key in self._again)
             and job.prefix not in self._left_out
         ]
         some = next(iter(self.engines.values()))

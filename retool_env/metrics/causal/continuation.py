@@ -16,6 +16,7 @@ from typing import Literal, get_args
 from retool_env.execution import Execution
 from retool_env.faults import KINDS
 from retool_env.metrics.causal.intervals import Pair
+from retool_env.protocol.result import without_notice
 from retool_env.transcript import Span, StopReason, Transcript
 
 CONTROL = "control"
@@ -260,7 +261,8 @@ def shown_value(transcript: Transcript) -> str | None:
     result = replies[parent.call - 1].execution if parent.call <= len(replies) else None
     if result is None or result.fault is None or result.fault.real is None:
         return None
-    shown, real = (_NUMBER.findall(text) for text in (result.stdout, result.fault.real.stdout))
+    texts = (result.stdout, result.fault.real.stdout)
+    shown, real = (_NUMBER.findall(without_notice(text)) for text in texts)
     if len(shown) != len(real):
         return None
     different = [a for a, b in zip(shown, real, strict=True) if a != b]

@@ -1,11 +1,14 @@
 """Figures and counts rest on the records alone."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 from helpers.episodes import ANSWERED, CODE, OK, RIGHT, WRONG, episode, with_ids
 
-from retool_env.evaluation.recover.figures import figures_of, within_budget
+from retool_env.evaluation.recover.figures import counts, figures_of, within_budget
+from retool_env.evaluation.recover.records import ArmRecord
+from retool_env.execution import Fault
 from retool_env.transcript import Parent, StopReason
 
 RAN = episode("b", ANSWERED, (CODE, OK), RIGHT, correct=True)
@@ -36,3 +39,21 @@ def test_figures_are_of_the_protocols_that_ran():
     assert by_key["natural/keep"].mean == 0.0 and by_key["natural/mended"].mean == 1.0
     assert all(key.startswith("natural/") for key in by_key)
     assert figures_of({}) == []
+
+
+def test_an_arm_is_not_eligible_once_whichever_of_its_episodes_says_so():
+    unfit = episode(
+        "b", ANSWERED, (CODE, dataclasses.replace(OK, fault=Fault("cut", False))), RIGHT
+    )
+    lost = episode("b", StopReason.INFRASTRUCTURE, CODE)
+    episodes = [
+        ArmRecord(
+            *("m", "b", sample, 0, dataclasses.replace(one, parent=Parent(parent, 1, "cut"))),
+            **{"protocol": "fork", "arm": "cut", "parent": parent, "call": 1},
+        )
+        for parent, some in enumerate([(lost, unfit), (unfit, unfit), (lost, lost)])
+        for sample, one in enumerate(some)
+    ]
+    found = counts(SimpleNamespace(fork_calls={}), episodes, [])
+    assert found["not_eligible"] == {"cut": 2}
+    assert found["infrastructure_failures"] == {"fork/cut": 3}

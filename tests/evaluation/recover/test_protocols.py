@@ -1,6 +1,7 @@
 """The jobs of a design: each once, with the rules and the state of its arm."""
 
 import asyncio
+import dataclasses
 import itertools
 
 import pytest
@@ -109,6 +110,11 @@ def test_a_fault_that_did_not_take_place_is_told_from_one_that_did():
     assert injected(forked("empty", Fault("empty", True)))
     assert not injected(forked("empty", Fault("empty", False)))
     assert injected(forked("control", None)) and injected(forked("keep", None)) and injected(RAN)
+
+
+def test_a_fork_whose_sandbox_failed_at_the_call_says_nothing_of_its_fault():
+    lost = episode("a", StopReason.INFRASTRUCTURE, CODE)
+    assert injected(dataclasses.replace(lost, parent=Parent(0, 1, "empty")))
 
 
 def test_a_capped_policy_writes_shorter_turns_and_the_shared_one_does_not():

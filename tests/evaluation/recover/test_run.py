@@ -1,5 +1,6 @@
 """The order of jobs, and prefixes that can't be reproduced."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -11,14 +12,18 @@ from retool_env.evaluation.records import rules_to_json
 from retool_env.evaluation.recover.protocols import PARENTS, Design
 from retool_env.evaluation.recover.records import (
     ArmRecords,
+    LeftOut,
     RecoverRecord,
     read_arms,
     read_left_out,
+    read_recover,
 )
 from retool_env.evaluation.recover.run import DesignRun
+from retool_env.execution import Fault
 from retool_env.problem import Problem
 from retool_env.rollout.progress import Progress
 from retool_env.rules import Rules
+from retool_env.transcript import Parent, StopReason
 
 PROBLEM = Problem(id="a", question="?", answer="42")
 PARENT = episode("a", ANSWERED, (CODE, OK), RIGHT, correct=True)
@@ -40,14 +45,18 @@ class FakeEngine(SimpleNamespace):
         return PARENT
 
 
-@pytest.fixture
-def records(tmp_path):
+def opened(folder, resume=False, **sizes):
     record = RecoverRecord(
         **{"name": "n", "model": ModelIdentity("m", "hub"), "env": "e", "settings": {}},
         **{"rules": rules_to_json(Rules()), "prompt": "{query}", "problems": 1, "sampling": {}},
-        **{"fingerprint": fingerprint([PROBLEM]), "k": 1, "seed": 0},
+        **{"fingerprint": fingerprint([PROBLEM]), "seed": 0, "k": 1, **sizes},
     )
-    return ArmRecords(tmp_path, record, [PROBLEM])
+    return ArmRecords(folder, record, [PROBLEM], resume)
+
+
+@pytest.fixture
+def records(tmp_path):
+    return opened(tmp_path)
 
 
 def test_a_prefix_that_cannot_be_reproduced_is_left_out_once_with_all_that_follows(records):
@@ -66,3 +75,59 @@ def test_no_episode_begins_once_the_money_is_spent(records):
     run = DesignRun(design, {PARENTS: engine}, records, "m", 0, going_on=lambda: not engine.asked)
     assert not run.run()
     assert engine.asked == [None]
+
+
+def test_a_resumed_run_keeps_a_prefix_left_out_and_drops_a_half_line(records):
+    design = Design(("fork",), [PROBLEM], ("timeout",), (0.0,), lambda *_: 1, 1, 2, 1)
+    assert DesignRun(design, {PARENTS: FakeEngine()}, records, "m", 0).run()
+    records.close("finished", 0.0)
+    with open(records.folder / "left_out.jsonl", "a") as file:
+        file.write('{"protocol": "fork", "pro')  # its writer was killed
+    again, engine = opened(records.folder, resume=True), FakeEngine()
+    assert DesignRun(design, {PARENTS: engine}, again, "m", 0).run()
+    assert engine.asked == []
+    again.leave_out(LeftOut("natural", "a", 0, 1, "x"))
+    assert [one.protocol for one in read_left_out(records.folder)] == ["fork", "natural"]
+
+
+def test_a_folder_that_is_resumed_with_smaller_numbers_keeps_what_it_has(records):
+    records.close("finished", 0.0)
+    folder = records.folder
+    calls = {"fork_calls": {"a": [1, 2, 1]}}
+    opened(folder, True, k=3, m=1, samples=4, protocols=["dose"], **calls).close("finished", 0.0)
+    calls = {"fork_calls": {"a": [1]}}
+    now = opened(folder, True, k=1, m=2, samples=1, protocols=["fork"], **calls).record
+    assert (now.k, now.m, now.samples, now.protocols) == (3, 2, 4, ["dose", "fork"])
+    assert now.fork_calls == {"a": [1, 2, 1]} and read_recover(folder) == now
+
+
+class FlakyEngine(FakeEngine):
+    """An engine whose sandbox fails at the first fork under a fault, until it is mended."""
+
+    broken = True
+
+    async def episode(self, problem, seed, on_turn, fork=None):
+        self.asked.append(None if fork is None else (fork.arm, seed[-1]))
+        if fork is None or fork.schedule is None:
+            return PARENT
+        parent = Parent(0, 1, fork.arm)
+        if self.broken and seed[-1] == 0:
+            lost = episode("a", StopReason.INFRASTRUCTURE, CODE)
+            return dataclasses.replace(lost, parent=parent)
+        run = dataclasses.replace(OK, fault=Fault(fork.arm, injected=False))
+        true = episode("a", ANSWERED, (CODE, run), RIGHT, correct=True)
+        return dataclasses.replace(true, parent=parent)
+
+
+def test_a_failed_fork_runs_again_also_where_a_later_one_was_not_eligible(records):
+    engine = FlakyEngine()
+    design = Design(("fork",), [PROBLEM], ("stale",), (0.0,), lambda *_: 1, 1, 3, 1)
+    assert DesignRun(design, {PARENTS: engine}, records, "m", 0).run()
+    stale = [asked for asked in engine.asked if asked and asked[0] == "stale"]
+    assert stale[:2] == [("stale", 0), ("stale", 1)]
+    records.close("finished", 0.0)
+    again = opened(records.folder, resume=True)
+    assert sum(again.ended.values()) == 1
+    engine.broken, engine.asked = False, []
+    assert DesignRun(design, {PARENTS: engine}, again, "m", 0, retry_failed=True).run()
+    assert engine.asked == [("stale", 0)] and not any(again.ended.values())

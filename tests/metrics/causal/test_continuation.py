@@ -120,6 +120,7 @@ def test_pairs_are_of_prefixes_with_both_arms_and_leave_failures_out():
         ("2\n1\n", "1\n2\n", None),  # swapped lines: two numbers differ
         ("1", "1 2", None),
         ("ok", "ok", None),
+        ("[... 20 characters cut ...]\n10", "[... 19 characters cut ...]\n9", "10"),
     ],
 )
 def test_the_shown_value_is_the_number_that_differs(shown, real, value):
