@@ -31,7 +31,7 @@ def wrong_value(output: str, problem: str, hidden: tuple[int, int] = (0, 0)) -> 
 
     Example:
         >>> wrong_value("the sum is 41", "p")
-        'the sum is -41'
+        'the sum is 40'
     """
     digest = hashlib.blake2b(repr((problem, output)).encode(), digest_size=16).digest()
     which, detail = int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")

@@ -64,7 +64,7 @@ def by_name(conversation) -> Reply:
     return Reply(f"<answer>{values[-1][1]}</answer>")
 
 
-def test_in_sessions_the_blocks_before_a_fork_run_anew_and_an_ended_session_is_lost(suite):
+def test_in_sessions_the_blocks_before_a_fork_run_anew_and_an_ended_session_is_lost(suite, capsys):
     suite.kinds = ("session_ended", "timeout", "try_again", "blank_line", "gone")
     suite.problems = PROBLEMS[:2]
     with serving(ModelAPI(by_name)) as url:
@@ -83,7 +83,10 @@ def test_in_sessions_the_blocks_before_a_fork_run_anew_and_an_ended_session_is_l
         if record.arm in ("session_ended", "timeout"):
             lost = record.transcript.calls[record.call]
             assert lost.program == "print(x)" and "NameError" in lost.execution.error
-    assert main(["recover", "--check", "found"]) == 0
+    capsys.readouterr()
+    main(["recover", "--check", "found"])
+    faults = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+    assert len(faults) == 1 and faults[0].startswith("FAIL whole: it lacks protocol dose")
 
 
 def test_in_sessions_a_block_that_prints_the_time_makes_its_prefixes_not_reproducible(suite):
