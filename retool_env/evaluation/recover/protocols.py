@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from retool_env.episode import Generation
+from retool_env.episode import Episode, Generation
 from retool_env.evaluation.recover.records import ArmKey
 from retool_env.evaluation.run import run_episode
 from retool_env.execution import Outcome
@@ -248,7 +248,11 @@ def fork_of(job: Job, parent: Transcript) -> Fork:
 
 
 async def run_job(
-    engine: RolloutEngine, job: Job, seed: int, parent: Transcript | None
+    engine: RolloutEngine,
+    job: Job,
+    seed: int,
+    parent: Transcript | None,
+    on_begin: Callable[[Episode], None],
 ) -> tuple[Transcript, Usage | None]:
     """Runs the episode of a job.
 
@@ -260,6 +264,7 @@ async def run_job(
         job: The job.
         seed: The seed of all sampling.
         parent: The parent; `None` for a whole episode.
+        on_begin: Called with the episode at the beginning of each attempt.
 
     Returns:
         The transcript, and the tokens that an API counted for its turns.
@@ -269,9 +274,11 @@ async def run_job(
         SettingsError: The request to an API differs from the parent's own next request.
     """
     if parent is None:
-        return await run_episode(engine, job.problem, (seed, job.index, job.sample))
+        numbers: tuple[int, ...] = (seed, job.index, job.sample)
+        return await run_episode(engine, job.problem, numbers, on_begin=on_begin)
     fork = fork_of(job, parent)
     if isinstance(engine.policy, TextPolicy):
         begun = engine.begin(job.problem, fork)
         fork.check_request(engine.policy.digests(begun.transcript, begun.stop))
-    return await run_episode(engine, job.problem, (seed, *fork.seeds, job.sample), fork=fork)
+    numbers = (seed, *fork.seeds, job.sample)
+    return await run_episode(engine, job.problem, numbers, fork=fork, on_begin=on_begin)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from retool_env.errors import NotReproducible
+from retool_env.episode import Episode
+from retool_env.errors import NotReproducible, RequestRefused
 from retool_env.evaluation.recover.protocols import PARENTS, Design, Job, injected, prefix_jobs
 from retool_env.evaluation.recover.protocols import run_job as run_one
 from retool_env.evaluation.recover.records import (
@@ -17,7 +19,9 @@ from retool_env.evaluation.recover.records import (
 )
 from retool_env.evaluation.run import run_all
 from retool_env.rollout.engine import RolloutEngine, run_blocking
-from retool_env.transcript import Transcript
+from retool_env.transcript import StopReason, Transcript
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -93,12 +97,20 @@ class DesignRun:
         whole = job.parent is None
         engine = self.engines[(job.protocol, job.arm) if whole else PARENTS]
         parent = None if job.parent is None else self._parents[job.problem.id, job.parent]
+        begun: list[Episode] = []
+        refusal = None
         try:
-            transcript, usage = await run_one(engine, job, self.seed, parent)
+            transcript, usage = await run_one(engine, job, self.seed, parent, begun.append)
         except NotReproducible as reason:
             engine.progress.expect(-1)
             self._leave_out(job, str(reason))
             return
+        except RequestRefused as error:
+            if all(self.records.ended.values()):  # no answer yet: the settings are at fault
+                raise
+            _log.warning("%s: failed: %s", job.problem.id, error)
+            begun[-1].cut(StopReason.INFRASTRUCTURE)
+            transcript, usage, refusal = begun[-1].transcript, None, str(error)
         engine.progress.finished(transcript)
         record = ArmRecord(
             self.model,
@@ -107,6 +119,7 @@ class DesignRun:
             self.seed,
             transcript,
             usage,
+            error=refusal,
             protocol=job.protocol,
             arm=job.arm,
             parent=job.parent,

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 from helpers.episodes import ANSWERED, CODE, OK, RIGHT, episode
 
-from retool_env.errors import NotReproducible
+from retool_env.episode import Episode
+from retool_env.errors import NotReproducible, RequestRefused
 from retool_env.evaluation.identity import ModelIdentity, fingerprint
 from retool_env.evaluation.records import rules_to_json
 from retool_env.evaluation.recover.protocols import PARENTS, Design
@@ -38,7 +39,7 @@ class FakeEngine(SimpleNamespace):
     def check_prompts(self, problems):
         assert list(problems) == [PROBLEM]
 
-    async def episode(self, problem, seed, on_turn, fork=None):
+    async def episode(self, problem, seed, on_turn, on_begin, fork=None):
         self.asked.append(None if fork is None else fork.arm)
         if fork is not None and fork.schedule is not None:
             raise NotReproducible("another output")
@@ -106,7 +107,7 @@ class FlakyEngine(FakeEngine):
 
     broken = True
 
-    async def episode(self, problem, seed, on_turn, fork=None):
+    async def episode(self, problem, seed, on_turn, on_begin, fork=None):
         self.asked.append(None if fork is None else (fork.arm, seed[-1]))
         if fork is None or fork.schedule is None:
             return PARENT
@@ -131,3 +132,33 @@ def test_a_failed_fork_runs_again_also_where_a_later_one_was_not_eligible(record
     engine.broken, engine.asked = False, []
     assert DesignRun(design, {PARENTS: engine}, again, "m", 0, retry_failed=True).run()
     assert engine.asked == [("stale", 0)] and not any(again.ended.values())
+
+
+class RefusingEngine(FakeEngine):
+    """An engine of an API that refuses the requests of some arms."""
+
+    def __init__(self, *refused):
+        super().__init__()
+        self.refused = refused
+
+    async def episode(self, problem, seed, on_turn, on_begin, fork=None):
+        arm = None if fork is None else fork.arm
+        on_begin(Episode(problem, Rules()))
+        if arm in self.refused:
+            raise RequestRefused("no such words, please")
+        return PARENT if fork is None else dataclasses.replace(PARENT, parent=Parent(0, 1, arm))
+
+
+def test_a_refused_request_fails_its_episode_and_the_others_go_on(records):
+    design = Design(("fork",), [PROBLEM], (), (0.0,), lambda *_: 1, 1, 1, 1)
+    assert DesignRun(design, {PARENTS: RefusingEngine("control")}, records, "m", 0).run()
+    whole, fork = read_arms(records.folder)
+    assert (whole.failed, whole.error) == (False, None)
+    assert (fork.failed, fork.error) == (True, "no such words, please")
+
+
+def test_a_refusal_before_any_answer_ends_the_run(records):
+    design = Design(("fork",), [PROBLEM], (), (0.0,), lambda *_: 1, 1, 1, 1)
+    with pytest.raises(RequestRefused):
+        DesignRun(design, {PARENTS: RefusingEngine(None)}, records, "m", 0).run()
+    assert list(read_arms(records.folder)) == []
