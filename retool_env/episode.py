@@ -265,8 +265,6 @@ class Episode:
             kind = self._schedule.ordered(self._spent)
         if kind is None:
             return need
-        if KINDS[kind].persistent:
-            self._lasting = kind
         problem = self._transcript.problem.id
         return dataclasses.replace(need, fault=kind, problem=problem, before=self._shown)
 
@@ -345,7 +343,9 @@ class Episode:
         """
         if not isinstance(self.need, RunProgram):
             raise RuntimeError("no program waits for its result: call executed after a RunProgram")
-        self.need = None
+        kind, fault, self.need = self.need.fault, execution.fault, None
+        if kind is not None and KINDS[kind].persistent and (fault is None or fault.injected):
+            self._lasting = kind  # it begins at the first call that is eligible
         if execution.outcome is Outcome.INFRASTRUCTURE:
             self._finish(StopReason.INFRASTRUCTURE)
         else:
@@ -439,8 +439,9 @@ class Episode:
         transcript = dataclasses.replace(self.transcript, stop_reason=reason)
         if transcript.scored:
             transcript = dataclasses.replace(transcript, correct=bool(transcript.correct))
-            reward = earned(self.rules.reward, transcript)
-            transcript = dataclasses.replace(transcript, reward=reward)
+            transcript = dataclasses.replace(
+                transcript, reward=earned(self.rules.reward, transcript)
+            )
         self._transcript = transcript
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from retool_env.errors import SettingsError
 from retool_env.execution import Limits, check_seconds, check_whole_number
-from retool_env.faults import Faults
+from retool_env.faults import KINDS, Faults
 from retool_env.faults.schedule import Hashed, Schedule
 from retool_env.problem import Problem
 from retool_env.protocol import PROTOCOLS, ProtocolName
@@ -18,6 +19,8 @@ from retool_env.protocol.prompt import PromptTemplate
 from retool_env.protocol.result import Cut, Errors
 from retool_env.protocol.turn import TurnProtocol
 from retool_env.rewards import Reward, get_reward
+
+_log = logging.getLogger(__name__)
 
 _NUMBERS: Mapping[str, Callable[[str, object], float]] = {
     "max_calls": functools.partial(check_whole_number, least=0),
@@ -153,7 +156,7 @@ class Rules:
         return dataclasses.replace(self, faults=dataclasses.replace(self.faults, by_rollout=False))
 
     def check_training(self) -> None:
-        """Check that all rollouts of a problem meet the same faults.
+        """Check that all rollouts of a problem meet the same faults. Held-out kinds are a warning.
 
         Raises:
             SettingsError: If they meet different faults.
@@ -162,6 +165,13 @@ class Rules:
             raise SettingsError(
                 "in training, all rollouts of a problem must meet the same faults: set "
                 "faults.by_rollout=false, or pass rules.for_training() to the engine"
+            )
+        kinds = self.faults.kinds if isinstance(self.faults, Faults) else ()
+        if held_out := [kind for kind in kinds if not KINDS[kind].seen]:
+            _log.warning(
+                "training meets kinds of faults that suites hold out: %s; name the others in "
+                "faults.kinds, or the model's recovery from held-out kinds is not comparable",
+                ", ".join(held_out),
             )
 
     def turn_protocol(self) -> TurnProtocol:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,8 @@ SIZES = {"k": 4, "m": 2, "samples": 16}
 QUICK = {"k": 2, "m": 1, "samples": 4}
 """The same of `--quick`, which ends in five minutes on two CPU cores with a million parameters."""
 
+_NAMES_TOOL = re.compile(r"<code>|interpreter|python|tool_call", re.IGNORECASE)
+"""Words of a prompt that offers the tool."""
 _NAMES = ("dose", "fork", "natural", "frequency")
 """The protocols; `retool_env.evaluation.recover.protocols` has the same."""
 
@@ -185,7 +188,12 @@ class _Task:
 
     @property
     def _text_rules(self) -> Rules:
-        return dataclasses.replace(self.plan.rules, interpreter=False)
+        rules = self.plan.rules
+        template = rules.prompt_template
+        # A prompt of one's own that teaches the tool would still offer it.
+        if template is not None and _NAMES_TOOL.search(rules.template):
+            template = None
+        return dataclasses.replace(rules, interpreter=False, prompt_template=template)
 
     def policies(self) -> tuple[Any, Any]:
         """The functions that make the policy, and the policy without native tools.
@@ -364,6 +372,7 @@ def _run(task: _Task, make: tuple[Any, Any], records: Any, price: Price | None) 
             if isinstance(one, TextPolicy):
                 one.on_usage = records.charge
                 one.on_answered_as = records.note_answer
+                one.on_left_out = records.note_left_out
         concurrency = (
             arguments.batch if arguments.api else 2 * arguments.batch
         )  # as in `retool eval`

@@ -20,7 +20,7 @@ from retool_env.rollout.progress import Progress
 from retool_env.rules import Rules
 from retool_env.transcript import StopReason, Transcript
 
-_FEWEST_REFUSED = 8
+FEWEST_REFUSED = 8
 """The number of refused episodes, without any answer, from which on the settings are at fault."""
 
 _log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def run_jobs(
             episodes and has never answered: then the settings are at fault, and not a prompt.
     """
     held: list[Callable[[], None]] = []  # refused episodes, until the first answer
-    most_held = min(max(_FEWEST_REFUSED, engine.concurrency), len(jobs))
+    most_held = min(max(FEWEST_REFUSED, engine.concurrency), len(jobs))
 
     def release() -> None:
         while held:

@@ -160,9 +160,13 @@ class Fork:
             # A result that stands in the record of the parent was cut when it was recorded.
             recorded = any(self.result == span.execution for span in spans)
             episode.executed(self.result, recorded=recorded)
-        if self.dropped or self.equal_budget:
-            episode.charge(spans[: 2 * self.call + 1])
+        if episode.need is None:
+            self._charge(episode)
         return episode
+
+    def _charge(self, episode: Episode) -> None:
+        if (self.dropped or self.equal_budget) and not episode.done:
+            episode.charge(self.transcript.spans[: 2 * self.call + 1])
 
     def check_request(self, digests: Sequence[str]) -> None:
         """Check that a request to an API repeats the parent's own next request up to the result.
@@ -221,6 +225,7 @@ class Fork:
             elif real is not None:
                 self._compare(self.call, real, rules)
             episode.executed(execution)
+            self._charge(episode)
 
     def _compare(self, call: int, execution: Execution, rules: Rules) -> None:
         recorded = self.transcript.spans[2 * call].execution

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import gymnasium as gym
 import pytest
@@ -119,6 +120,18 @@ def played(kind: str, programs: list[str | None], call: int = 1) -> list[RunProg
         if need is not None:
             episode.executed(Execution(Outcome.OK, f"{program}\n"))
     return needs
+
+
+def test_a_persistent_fault_begins_at_a_call_that_is_eligible():
+    kinds = {1: "missing_package", 2: "busy", 3: "missing_package"}
+    schedule = SimpleNamespace(ordered=kinds.get)
+    episode = Episode(PROBLEMS[0], Rules(), schedule=schedule)
+    ordered = []
+    for injected in (False, True, True, False):
+        need = episode.act("<code>print(1)</code>")
+        ordered.append(need.fault)
+        episode.executed(Execution(Outcome.OK, "1\n", fault=Fault(need.fault, injected)))
+    assert ordered == ["missing_package", "busy", "missing_package", "missing_package"]
 
 
 def test_a_persistent_fault_lasts_and_a_transient_one_does_not():

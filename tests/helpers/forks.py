@@ -6,6 +6,7 @@ import dataclasses
 
 from helpers.episodes import episode
 from retool_env.execution import Execution, Fault, Outcome
+from retool_env.faults import KINDS
 from retool_env.transcript import Parent, StopReason, Transcript
 
 CALL = "<code>print(6 * 7)</code>"
@@ -21,7 +22,9 @@ ENDS = {
 
 def faulty(kind: str, shown: str = "43\n", injected: bool = True) -> Execution:
     """The result of a call for which a fault was ordered; without the fault it shows 42."""
-    result = Execution(Outcome.OK, shown) if injected else TRUE
+    explicit = kind in KINDS and KINDS[kind].sort == "explicit"
+    result = Execution(Outcome.RUNTIME_ERROR if explicit else Outcome.OK, shown)
+    result = result if injected else TRUE
     return dataclasses.replace(result, fault=Fault(kind, injected, TRUE))
 
 

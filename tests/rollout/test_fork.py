@@ -170,6 +170,25 @@ def test_the_arms_after_an_error_and_their_equal_budgets():
     assert {budget for _, budget, _ in policy.asked} == {left}
 
 
+def test_a_long_result_of_a_fault_costs_no_budget_where_budgets_are_equal():
+    policy = Model("a", "b")
+    engine = RolloutEngine(policy, RULES, Box())
+    parent = sampled(engine)
+    policy.asked.clear()
+    policy.programs = ("a",)  # every arm answers at once
+    run_forks(
+        engine,
+        [
+            Fork(parent, 1, schedule=At(1, "warning"), arm="warning", equal_budget=True),
+            Fork(parent, 1, schedule=At(1, "timeout"), arm="timeout", equal_budget=True),
+            Fork(parent, 1),
+        ],
+    )
+    contexts = {len(ids) for ids, _, _ in policy.asked}
+    left = RULES.max_tokens - sum(len(span.token_ids) for span in parent.spans[1:3])
+    assert len(contexts) == 3 and {budget for _, budget, _ in policy.asked} == {left}
+
+
 def test_no_arm_gets_more_calls_than_the_error_left():
     policy = Model("x", "a", "b", "c")
     rules = dataclasses.replace(RULES, max_calls=2)

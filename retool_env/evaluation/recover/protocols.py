@@ -244,7 +244,10 @@ def fork_of(job: Job, parent: Transcript) -> Fork:
         arms = {fork.arm: fork for fork in error_arms(parent, job.call, sample)}
         return arms[job.arm]
     schedule = None if job.arm == CONTROL else At(job.call, job.arm)
-    return Fork(parent, job.call, job.arm, schedule=schedule, sample=sample)
+    # The control arm's result leaves this budget: the arms differ by the result alone.
+    return Fork(
+        parent, job.call, job.arm, schedule=schedule, sample=sample, equal_budget=bool(schedule)
+    )
 
 
 async def run_job(

@@ -77,6 +77,8 @@ class RecoverRecord(EvalRecord):
         theirs = getattr(other, "suite_hash", "")
         if self.suite_hash != theirs:
             differing.append(f"suite: hash {self.suite_hash[:12]}, not {theirs[:12]}")
+        if self.quick != (quick := getattr(other, "quick", self.quick)):
+            differing.append(f"quick: {self.quick}, not {quick}")
         kinds = getattr(other, "kinds", self.kinds)
         if apart := [
             kind for kind in [*self.kinds, *kinds] if (kind in self.kinds) != (kind in kinds)

@@ -17,7 +17,7 @@ from retool_env.evaluation.recover.records import (
     read_arms,
     read_left_out,
 )
-from retool_env.evaluation.run import run_all
+from retool_env.evaluation.run import FEWEST_REFUSED, run_all
 from retool_env.rollout.engine import RolloutEngine, run_blocking
 from retool_env.transcript import StopReason, Transcript
 
@@ -52,6 +52,9 @@ class DesignRun:
         }
         self._unfit: set[tuple[str, str, str, int | None, int]] = set()
         self._parents: dict[tuple[str, int], Transcript] = {}
+        self._answered = not all(self.records.ended.values())
+        self._held: list[ArmRecord] = []
+        self._expected = 0
 
     def run(self) -> bool:
         """Runs all episodes that are left.
@@ -61,6 +64,8 @@ class DesignRun:
 
         Raises:
             SettingsError: A prompt fills the model's context.
+            RequestRefused: An API refuses the first episodes and has never answered: then the
+                settings are at fault, and not a prompt.
         """
         for engine in self.engines.values():
             engine.check_prompts(self.design.problems)
@@ -91,7 +96,10 @@ class DesignRun:
         ]
         some = next(iter(self.engines.values()))
         some.progress.expect(len(left))
-        return run_blocking(run_all(self._one, left, some.concurrency, self.going_on))
+        self._expected, self._most_held = len(left), max(FEWEST_REFUSED, some.concurrency)
+        complete = run_blocking(run_all(self._one, left, some.concurrency, self.going_on))
+        self._release()
+        return complete
 
     async def _one(self, job: Job) -> None:
         whole = job.parent is None
@@ -106,11 +114,10 @@ class DesignRun:
             self._leave_out(job, str(reason))
             return
         except RequestRefused as error:
-            if all(self.records.ended.values()):  # no answer yet: the settings are at fault
-                raise
-            _log.warning("%s: failed: %s", job.problem.id, error)
             begun[-1].cut(StopReason.INFRASTRUCTURE)
             transcript, usage, refusal = begun[-1].transcript, None, str(error)
+            if not self._answered and len(self._held) + 1 >= min(self._most_held, self._expected):
+                raise
         engine.progress.finished(transcript)
         record = ArmRecord(
             self.model,
@@ -125,8 +132,19 @@ class DesignRun:
             parent=job.parent,
             call=job.call,
         )
-        self.records.append(record)
-        self._note_eligibility(record)
+        self._held.append(record)
+        self._answered |= refusal is None
+        if self._answered:
+            self._release()
+
+    def _release(self) -> None:
+        """Writes the episodes that have ended: refused ones wait for the first answer."""
+        while self._held:
+            record = self._held.pop(0)
+            if record.error is not None:
+                _log.warning("%s: failed: %s", record.problem, record.error)
+            self.records.append(record)
+            self._note_eligibility(record)
 
     def _leave_out(self, job: Job, reason: str) -> None:
         if job.prefix not in self._left_out:

@@ -59,9 +59,10 @@ SECTIONS = (
     ),
     Section(
         "What happens at a fault?",
-        "Whole episodes in which a share of the calls fails. The area is the mean accuracy over "
-        "all rates of faults, and its ratio to the accuracy without faults is 1 if faults cost "
-        "nothing. The bars show forked episodes: their state after 0, 1, 2, … further calls.",
+        "Whole episodes in which faults are ordered for a share of the calls. The area is the mean "
+        "accuracy over all rates of faults, and its ratio to the accuracy without faults is 1 if "
+        "faults cost nothing. The bars show forked episodes: their state after 0, 1, 2, … further "
+        "calls.",
         rows=(
             ("dose/area", "right, mean over all rates of faults"),
             ("dose/area_ratio", "the same, divided by accuracy without faults"),

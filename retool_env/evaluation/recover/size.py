@@ -34,8 +34,16 @@ def most_episodes(
     for protocol, count in (("fork", len((CONTROL, *design.kinds))), ("natural", len(NATURAL))):
         if protocol in design.protocols:
             number[protocol] = parents * count * design.m
-    number.subtract(Counter(key[0] for key in ended))
+    number.subtract(Counter(key[0] for key in ended if _asked(design, key)))
     return {protocol: max(count, 0) for protocol, count in number.items()}
+
+
+def _asked(design: Design, key: ArmKey) -> bool:
+    """Whether an episode on record is one of the design's."""
+    protocol, _, _, parent, _, sample = key
+    if protocol in ("fork", "natural"):
+        return sample < design.m and (parent or 0) < design.k
+    return sample < (design.k if protocol == "dose" else design.samples)
 
 
 def size_lines(

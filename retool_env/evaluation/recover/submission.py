@@ -168,11 +168,15 @@ def _whole(record: RecoverRecord) -> Finding:
 def _left_out(
     record: RecoverRecord, episodes: Sequence[ArmRecord], left_out: Sequence[LeftOut]
 ) -> Finding:
-    """Few episodes failed, and prefixes are left out in sessions alone."""
+    """Few episodes failed and, without sessions, few prefixes are left out."""
     failed = sum(episode.failed for episode in episodes)
-    right = failed <= MOST_FAILED * len(episodes) and (rules_of(record).session or not left_out)
-    text = f"{failed} of {len(episodes)} episodes failed, {len(left_out)} prefixes are left out"
-    return Finding("left out", right, f"{text} (at most {MOST_FAILED:.0%}; 0 without sessions)")
+    begun = {e.key[0:1] + e.key[2:5] for e in episodes if e.parent is not None}
+    prefixes = len(begun | {(one.protocol, one.problem, one.parent, one.call) for one in left_out})
+    few = rules_of(record).session or len(left_out) <= MOST_DIFFERING * prefixes
+    right = failed <= MOST_FAILED * len(episodes) and few
+    text = f"{failed} of {len(episodes)} episodes failed, "
+    text += f"{len(left_out)} of {prefixes} prefixes are left out"
+    return Finding("left out", right, f"{text} (at most {MOST_FAILED:.0%} of each)")
 
 
 def _complete(
@@ -293,7 +297,8 @@ def _as_ordered(fork: ArmRecord, parent: Transcript, rules: Rules) -> bool:
     if shown is None or true is None:
         return False
     if fork.arm == CONTROL:
-        return shown.fault is None and _alike(shown, true, rules)
+        return shown.fault is None and _same(shown, true)
+    earlier = [span.execution for span in parent.spans[2 * fork.call - 2 : 0 : -2]]
     need = RunProgram(
         parent.turns[fork.call - 1].content,
         rules.limits,
@@ -301,14 +306,21 @@ def _as_ordered(fork: ArmRecord, parent: Transcript, rules: Rules) -> bool:
         rules.display,
         fault=fork.arm,
         problem=fork.problem,
-        before=parent.spans[2 * fork.call - 2].execution,
+        before=next((e for e in earlier if e is not None), None),
+        view=(rules.output_characters, rules.output_cut, rules.errors),
     )
+    if len(true.stdout) > rules.output_characters:  # cut in the record: the rest is not known
+        return shown.fault is not None and shown.fault.kind == fork.arm
     expected = show(need, true)
     if shown.fault is None or expected.fault is None:
         return False
     if (shown.fault.kind, shown.fault.injected) != (fork.arm, expected.fault.injected):
         return False
-    return fork.arm in MADE_IN_GUEST or _alike(shown, expected, rules)
+    return fork.arm in MADE_IN_GUEST or _same(shown, expected)
+
+
+def _same(one: Execution, other: Execution) -> bool:
+    return (one.outcome, one.stdout) == (other.outcome, other.stdout)
 
 
 def _parents(episodes: Sequence[ArmRecord]) -> dict[tuple[str, int], Transcript]:

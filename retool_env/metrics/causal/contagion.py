@@ -40,7 +40,9 @@ def contagion_figures(
             for one in arms[kind]:
                 if one.status == "failed" or not control:
                     continue
-                if (value := implied(one.transcript)) is None:
+                value = implied(one.transcript)
+                # A right answer says nothing where the false value leads to it as well.
+                if value is None or equal(value, one.transcript.problem.answer):
                     unjudged += 1
                     continue
                 taken.append(float(one.answer is not None and equal(one.answer, value)))

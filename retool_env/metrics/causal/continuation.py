@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from retool_env.execution import Execution
+from retool_env.execution import Execution, Outcome
 from retool_env.faults import KINDS
 from retool_env.metrics.causal.intervals import Pair
 from retool_env.protocol.result import without_notice
@@ -141,7 +141,7 @@ def _took_place(execution: Execution | None) -> bool:
 
 def _is_futile(execution: Execution) -> bool:
     fault = execution.fault
-    if fault is None or not fault.injected:
+    if fault is None or not fault.injected or execution.outcome is Outcome.OK:
         return False
     kind = KINDS[fault.kind]
     return kind.persistent and kind.sort == "explicit"

@@ -45,6 +45,19 @@ def dose_figures(by_rate: Mapping[float, Iterable[Transcript]]) -> Iterator[Caus
             count=arm.count,
             failed=arm.failed,
         )
+        cases = [
+            (problem, call.faulty)
+            for problem, some in arm.by_problem.items()
+            for transcript in some
+            for call in transcript.calls
+        ]
+        yield causal(
+            f"dose/{rate:g}/injected",
+            cluster_mean(((problem, float(faulty)) for problem, faulty in cases), share=True),
+            f"Share of calls at which a fault took place, at the rate {rate:g} of faults. It is "
+            "below the rate, because calls that are not eligible run truly.",
+            count=len(cases),
+        )
     yield from _areas(arms)
 
 

@@ -10,6 +10,7 @@ from retool_env.metrics.causal.continuation import (
     CONTROL,
     arms_of,
     by_prefix,
+    eligible,
     read_continuations,
     shown_value,
 )
@@ -44,5 +45,5 @@ def fork_figures(
     if present & set(ARMS):
         figures += natural_figures(cells)
     for arm in (CONTROL, *kinds, *ARMS):
-        figures += outcome_curve(cells, arm)
+        figures += outcome_curve(eligible(cells, arm), arm)
     return figures

@@ -64,14 +64,20 @@ def frequency_figures(
         "Tool gain: mean over problems of the accuracy with the tool minus the accuracy in text "
         "only.",
     )
-    yield _difference(
+    price = _difference(
         "frequency/price",
         arms["text_only"],
         arms["gone"],
         "Price of the offer: accuracy in text only minus the accuracy with an offered tool that is "
-        "gone.",
+        "gone. It is not shown if both arms have the same prompt.",
     )
+    same = _prompts(arms["text_only"]) & _prompts(arms["gone"])
+    yield unless(price, "both arms have the same prompt, which offers no tool" if same else "")
     yield from _use(arms["offered"], arms["text_only"])
+
+
+def _prompts(arm: Episodes) -> set[str]:
+    return {some[0].spans[0].text for some in arm.by_problem.values()}
 
 
 def _difference(key: str, first: Episodes, second: Episodes, definition: str) -> CausalFigure:

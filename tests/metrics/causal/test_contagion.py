@@ -22,10 +22,15 @@ def test_the_control_share_of_the_implied_answer_is_subtracted():
 
 
 def test_an_implied_answer_may_be_given_and_forks_without_one_are_counted():
-    (found,) = contagion(world(), implied=lambda t: None if t.problem.id == "a" else "42")
-    # b: 0 - 1/2, c: 1 - 1
-    assert found.mean == -0.25
+    (found,) = contagion(world(), implied=lambda t: None if t.problem.id == "a" else "43")
+    # b: 1 - 1/2, c: 0 - 0
+    assert found.mean == 0.25
     assert (found.count, found.prefixes, found.left_out) == (4, 2, 2)
+
+
+def test_a_fork_whose_implied_answer_is_right_is_not_judged():
+    (found,) = contagion(world(), implied=lambda t: "42" if t.problem.id == "a" else "43")
+    assert (found.mean, found.count, found.left_out) == (0.25, 4, 2)
 
 
 def test_failures_are_not_judged():
