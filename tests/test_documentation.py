@@ -106,12 +106,13 @@ def runnable(page: Path, language: str) -> list[str]:
 
 
 def with_code() -> list[Any]:
-    """The pages with blocks to run. A page that trains or evaluates models takes half a minute."""
+    """The pages with blocks to run. A page that samples from models takes half a minute."""
+    slow = {"training", "evaluation", "rollouts"}
     return [
         pytest.param(
             page,
             id=name_of(page),
-            marks=[pytest.mark.slow] if {"training", "evaluation"} & {*page.parts} else [],
+            marks=[pytest.mark.slow] if slow & {*page.parts} else [],
         )
         for page in PAGES
         if runnable(page, "console") or runnable(page, "python")

@@ -67,7 +67,7 @@ def same_run(model, one, other):
     [
         (grpo, {}),
         (grpo, {"save_steps": 2, "lora_rank": 2}),
-        (dapo, {}),
+        pytest.param(dapo, {}, marks=pytest.mark.slow),
         (ppo, {}),
         (ppo, {"save_steps": 2, "lora_rank": 2}),
     ],

@@ -139,6 +139,7 @@ def test_a_resumed_run_does_each_job_once_and_equals_a_whole_run(capsys):
     assert figures() == figures("whole") and results()["counts"] == results("whole")["counts"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_loses_no_finished_episode():
     api = ModelAPI(model, delay=0.1)
     with serving(api) as url:
