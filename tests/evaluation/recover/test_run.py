@@ -7,7 +7,7 @@ import pytest
 from helpers.episodes import ANSWERED, CODE, OK, RIGHT, episode
 
 from retool_env.episode import Episode
-from retool_env.errors import NotReproducible, RequestRefused
+from retool_env.errors import NotReproducible, RequestRefused, SettingsError
 from retool_env.evaluation.identity import ModelIdentity, fingerprint
 from retool_env.evaluation.records import rules_to_json
 from retool_env.evaluation.recover.protocols import PARENTS, Design
@@ -162,3 +162,9 @@ def test_a_refusal_before_any_answer_ends_the_run(records):
     with pytest.raises(RequestRefused):
         DesignRun(design, {PARENTS: RefusingEngine(None)}, records, "m", 0).run()
     assert list(read_arms(records.folder)) == []
+
+
+def test_a_whole_folder_is_not_resumed_as_a_quick_one(records):
+    records.close("finished", 0.0)
+    with pytest.raises(SettingsError, match="quick: True, not False"):
+        opened(records.folder, True, quick=True)
