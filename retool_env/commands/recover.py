@@ -176,7 +176,7 @@ class _Task:
         if not plan.rules.interpreter:
             raise SettingsError("interpreter=false leaves no tool to recover from: remove it")
         if plan.rules.faults is not None:
-            raise SettingsError("retool recover chooses the faults itself: remove faults=...")
+            raise SettingsError("the protocols choose the faults: remove faults=...")
         design, lines = _design(arguments, suite, plan.problems)
         plan.lines = [*plan.lines, *lines]
         return cls(plan, design, fingerprint(plan.problems) if problems is None else suite.hash)

@@ -142,3 +142,22 @@ def test_native_calls_are_forked_with_their_ids_and_arguments(suite):
             histories[question["content"], number].add(json.dumps(turn))
     # Parents, their forks and the arms with faults send the same turns, byte for byte.
     assert len(histories) == 6 and {len(turns) for turns in histories.values()} == {1}
+
+
+def long_output(conversation) -> Reply:
+    """Prints a long text, and gives up after it has seen a result."""
+    results = [message for message in conversation if message["role"] == "user"][1:]
+    return Reply("I give up" if results else "<code>print('7 ' * 60)</code>")
+
+
+def test_the_check_accepts_results_that_the_record_holds_cut(suite, capsys):
+    suite.kinds = ("timeout", "slow", "blank_line")
+    suite.problems, suite.fork_call = PROBLEMS[:2], lambda problem, parent: 1
+    with serving(ModelAPI(long_output)) as url:
+        ran(url, "output_characters=20", "--protocol", "fork")
+    capsys.readouterr()
+    main(["recover", "--check", "found"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:11] for line in lines if line.startswith("FAIL")] == ["FAIL whole:"]
+    [faults] = [line for line in lines if line.startswith("ok   faults:")]
+    assert re.search(r": [1-9]\d* results at forks, 0 are not the fault's", faults)
