@@ -14,6 +14,15 @@ from retool_env.commands import evaluation, export, play, recover, serve
 from retool_env.errors import RetoolError
 from retool_env.servers.address import redact
 
+MODULES = {
+    "eval": evaluation,
+    "recover": recover,
+    "export": export,
+    "play": play,
+    "serve": serve,
+}
+"""The module of each command, in the order of the help text."""
+
 CLONE = (
     "`retool train` runs from a clone of the repository, which holds the trainers: clone it, then, "
     "in its folder, `make setup` and `python -m agents grpo --preset tiny`"
@@ -29,12 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="retool", description=__doc__)
     parser.add_argument("--version", action="version", version=f"retool-env {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    evaluation.add_parser(commands)
-    recover.add_parser(commands)
-    export.add_parser(commands)
-    play.add_parser(commands)
+    for module in MODULES.values():
+        module.add_parser(commands)
     commands.add_parser("doctor", help="check this machine, and say how to mend faults")
-    serve.add_parser(commands)
     commands.add_parser("train", help="forwards to `python -m agents`", add_help=False)
     argv = list(sys.argv[1:] if argv is None else argv)
     command = argv[0] if argv else None
@@ -55,15 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # not a notebook's output
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return {
-            "eval": evaluation.run,
-            "recover": recover.run,
-            "export": export.run,
-            "play": play.run,
-            "doctor": run_doctor,
-            "serve": serve.run,
-            "train": run_train,
-        }[arguments.command](arguments, rest)
+        runs = {name: module.run for name, module in MODULES.items()}
+        runs |= {"doctor": run_doctor, "train": run_train}
+        return runs[arguments.command](arguments, rest)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

@@ -37,9 +37,8 @@ from retool_env.transcript import StopReason, Transcript
 SCHEMA = 1
 """The version of the folder's format. Later versions are refused, earlier ones are read."""
 
-EVAL, EPISODES, USAGE, FIGURES, LOCK = (
-    *("eval.json", "episodes.jsonl", "usage.jsonl", "figures.json", "lock"),
-)
+EVAL, EPISODES, USAGE = "eval.json", "episodes.jsonl", "usage.jsonl"
+FIGURES, LOCK = "figures.json", "lock"
 OLD_EVAL, OLD_EPISODES = "results.json", "transcripts.jsonl"
 
 Key = tuple[str, int]
@@ -260,7 +259,7 @@ class EpisodeRecord:
         """
         if record.get("schema") not in range(1, SCHEMA + 1):
             raise ValueError(f"schema {record.get('schema')!r:.20} is unknown")
-        transcript = _transcript(record["transcript"], tokens)
+        transcript = transcript_from_json(record["transcript"], tokens)
         usage = record.get("usage")
         return cls(
             record["model"],
@@ -294,7 +293,13 @@ def _blanks(count: int) -> tuple[int, ...]:
     return (0,) * count
 
 
-def _transcript(record: dict[str, Any], tokens: bool) -> Transcript:
+def transcript_from_json(record: dict[str, Any], tokens: bool) -> Transcript:
+    """Rebuilds a transcript from the values of `Transcript.to_json`.
+
+    Args:
+        record: The values.
+        tokens: See `EpisodeRecord.from_json`.
+    """
     if not tokens:
         spans = [
             {
@@ -412,7 +417,7 @@ def _old_episodes(folder: Path, tokens: bool) -> Iterator[EpisodeRecord]:
         if not line.endswith(b"\n"):
             break
         try:
-            transcript = _transcript(json.loads(line), tokens)
+            transcript = transcript_from_json(json.loads(line), tokens)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{path}, line {number} is not a transcript ({error!r:.200})") from None
         problem = transcript.problem.id

@@ -1,0 +1,64 @@
+"""A page escapes all text, needs no other file, and says the same in Markdown."""
+
+import base64
+
+from retool_env.evaluation.document import Document
+
+HOSTILE = '<script>alert(1)</script>" onload="x'
+
+
+def whole_page() -> Document:
+    page = Document(HOSTILE)
+    page.heading(HOSTILE, 3, anchor=HOSTILE)
+    page.paragraph(HOSTILE, small=True)
+    page.warning(HOSTILE)
+    page.listing([HOSTILE])
+    page.links([(HOSTILE, HOSTILE)])
+    page.table([[HOSTILE, HOSTILE], [HOSTILE, HOSTILE]], HOSTILE)
+    page.picture("curve", b"PNG", HOSTILE, HOSTILE)
+    with page.details(HOSTILE):
+        page.paragraph(HOSTILE)
+    return page
+
+
+def test_no_text_becomes_markup():
+    written = whole_page().html()
+    assert "<script" not in written
+    assert 'onload="' not in written
+    assert "&lt;script&gt;" in written
+
+
+def test_a_page_allows_neither_scripts_nor_the_network():
+    written = whole_page().html()
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in written
+    assert f"data:image/png;base64,{base64.b64encode(b'PNG').decode()}" in written
+
+
+def test_pictures_lie_beside_the_page(tmp_path):
+    page = whole_page()
+    path = page.write(tmp_path / "new" / "page.html")
+    assert path.read_text(encoding="utf-8") == page.html()
+    assert (tmp_path / "new" / "curve.png").read_bytes() == b"PNG"
+
+
+def test_a_closed_part_holds_the_parts_of_its_block_only():
+    page = Document("title")
+    page.paragraph("before")
+    with page.details("more"):
+        page.paragraph("inside")
+    page.paragraph("after")
+    written = page.html()
+    inside = written[written.index("<details>") : written.index("</details>")]
+    assert "inside" in inside
+    assert "before" not in inside and "after" not in inside
+
+
+def test_markdown_has_every_part_in_order():
+    page = Document("Two models")
+    page.heading("Accuracy")
+    page.table([["", "accuracy"], ["A", "50 %"]])
+    page.listing(["one", "two"])
+    page.picture("curve", b"PNG", "A curve.")
+    written = page.markdown()
+    parts = ["# Two models", "## Accuracy", "| A", "- one\n- two", "![A curve.](curve.png)"]
+    assert sorted(parts, key=written.index) == parts
