@@ -210,9 +210,7 @@ def _held_out(run: Run, step: int) -> Run:
     files = tuple(file for file in run.files if file.step == step)
     if not files:
         steps = sorted(file.step for file in run.files if file.step is not None)
-        known = (
-            f"it has those of the steps {', '.join(map(str, steps))}" if steps else "it has none"
-        )
+        known = ", ".join(map(str, steps)) or "none"
         raise MissingFile(f"{run.path} has no evaluation of step {step}; its steps: {known}")
     return Run(run.path, "training", f"{run.title}@{step}", files, config=run.config)
 
