@@ -18,7 +18,7 @@ from retool_env.metrics.causal.detection import detection_figures, noticed
 
 @pytest.mark.parametrize(
     ("name", "number", "precision", "recall"),
-    [("cases", 100, 50 / 53, 1.0), ("held_out", 40, 1.0, 9 / 20)],
+    [("first", 100, 50 / 53, 1.0), ("second", 40, 1.0, 9 / 20)],
 )
 def test_precision_and_recall(name, number, precision, recall):
     path = Path(__file__).with_name(f"detection_{name}.jsonl")
