@@ -187,7 +187,7 @@ RULES: dict[str, tuple[str, ...]] = {
         rf"\b(?:whereas|although|though) (?:the |this |its )?{_SOURCE}\b",
         r"\b(?:reports?|says|claims|shows?|prints?|printed|returned|gives?|gave) [\w.]+,"
         r" whereas\b",
-        rf"\bas (?:the )?{_SOURCE} (?:says|said|claims)\b",
+        rf"\bas (?:the )?{_SOURCE} claims\b",
         r"\b(?:and|is) not [\w.]+ as (?:printed|shown|reported|stated|the)\b",
     ),
     "surprise": (
@@ -260,6 +260,60 @@ RULES: dict[str, tuple[str, ...]] = {
         r"|check) (?:this|that|the) (?:\w+ )?(?:claim|value|result|number|output|total|figure"
         r"|answer)\b",
         r"\blet me (?:verify|check)(?: (?:with|by|using|via)\b|[:.])",
+    ),
+    "terse": (
+        r"^\W*(?:\w+ )?(?:nah|nope|ain't|aint)\b",
+        r"^\W*(?:\w+,? )?no,? -?\d",
+        r"^\W*(?:not|isn't|isnt) -?\d",
+        r"^\W*(?:still|again) (?:nothing|no|wrong|empty|blank|the same)\b",
+        r"^\W*(?:bad|odd|strange|weird|false|garbage)\b(?: (?:output|result|value|answer)"
+        r"|\W*[.!?\n])",
+        r"\b(?:aint|ain't|isnt|doesnt|cant be) (?:right|correct|possible|true|fit|match)\b",
+    ),
+    "redo": (
+        r"(?:^|[.!?:;,\n] ?)(?:so |then |now )?(?:re-?(?:compute|check|count|calculate|run|try"
+        r"|verify)"
+        r"|retry|redo|repeat|double-?check)\b(?! (?:with|for|the (?:same )?(?:steps?|argument)"
+        r"|nothing)\b)",
+        r"\b(?:i'll|i will|let me|let us|let's|i'm going to|i am going to|we should|i should|must) "
+        r"(?:just |better |now )?(?:repeat (?:the|this|that)|retry|redo|recount|recompute"
+        r"|recheck)\b",
+        r"\bincrease the precision\b",
+        r"\bto rule out\b",
+    ),
+    "blank": (
+        r"\b(?:reply|output|result|response|screen|answer|printout) (?:is|was|came back|seems"
+        r"|looks) "
+        r"(?:blank|empty|truncated|garbled|cut)\b",
+        r"\bcut (?:off|in half|short)\b",
+        rf"\b{_SOURCE} (?:has |was |got |seems |must have )(?:\w+ )?truncated\b",
+        r"\b(?:has|have) (?:vanished|disappeared|gone missing|been lost|been dropped)\b",
+        r"\bprint statement\b",
+    ),
+    "question": (
+        rf"\b(?:could|can|might|did|has|was) (?:it|that|this|(?:the |this |that )?{_SOURCE})"
+        rf" (?!mean)"
+        r"[^.?!,]{0,60}\?",
+        r"\d again\?",
+        r"\b(?:why|how) (?:is|was|does|did|do|can|could) (?:it|that|this|the (?:output|result|tool"
+        r"|program|list))\b[^.!?]*\?",
+    ),
+    "contrast": (
+        r"= ?-?[\d.,/]*\d (?:rather than|instead of|and not|not) -?\d",
+        r"\b(?:should|would|must|ought to) (?:be|begin|start|end|have|equal|sum|lie"
+        r"|come)\b[^.?!]{0,60}"
+        r"\b(?:and|but|while|whereas|yet|though) (?:here |now )?(?:this|these|they|it|the"
+        r" (?:output|"
+        r"program|tool)|we)\b",
+        r"\bwould have (?:expected|thought|guessed)\b",
+        r"\bshould not (?:accept|rely|use|believe)\b",
+        r"\bbelieve (?:it|the tool|the program|this)\b|\b(?:do not|don't) (?:buy|believe|accept)\b",
+        r"\b(?:cannot|can't|could not|couldn't) happen\b|\bout of the question\b",
+        rf"\b{_SOURCE}(?: \w+){{0,3}} -?[\w.]+, (?:which|but|yet|although"
+        rf"|though)\b[^.?!]*(?:\bnot\b|n't)",
+        r"\bone of (?:us|them|the two) is (?:off|wrong|mistaken)\b",
+        r"\b(?:after all|contrary|on the contrary)\b[^.?!]*\bnot\b|\bnot\b[^.?!]*\bafter all\b",
+        r"\band here (?:they|it|we)\b",
     ),
     "other languages": (
         r"\bkann nicht (?:stimmen|sein|richtig)",
