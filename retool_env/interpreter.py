@@ -51,7 +51,10 @@ class Interpreter:
         execution = runner.run(*arguments, **options)
         if need.fault is None:
             return execution
-        execution = self._faulty(need, execution)
+        true: list[Execution] = []
+        while kinds.wants_true(need, execution, true):
+            true.append(self._required().run(need.program, need.limits, display=need.display))
+        execution = self._faulty(need, execution, true)
         time.sleep(kinds.delay(execution))
         return execution
 
@@ -62,13 +65,23 @@ class Interpreter:
         return running if need.fault is None else self._run_faulty(need, running)
 
     async def _run_faulty(self, need: RunProgram, running: Awaitable[Execution]) -> Execution:
-        execution = self._faulty(need, await running)
+        execution, true = await running, list[Execution]()
+        while kinds.wants_true(need, execution, true):
+            again = self._required().run_async(need.program, need.limits, display=need.display)
+            true.append(await again)
+        execution = self._faulty(need, execution, true)
         await asyncio.sleep(kinds.delay(execution))
         return execution
 
-    def _faulty(self, need: RunProgram, true: Execution) -> Execution:
-        """The result to show. If it says that the session has ended, the session ends."""
-        execution = kinds.show(need, true)
+    def _faulty(self, need: RunProgram, result: Execution, true: list[Execution]) -> Execution:
+        """The result to show. If it says that the session has ended, the session ends.
+
+        Args:
+            need: The call.
+            result: The result of the program, with its prelude if it has one.
+            true: The results without the prelude.
+        """
+        execution = kinds.show(need, result, true)
         if kinds.ends_session(need, execution) and self._session is not None:
             self._session.close()
             self._session = None

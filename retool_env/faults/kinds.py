@@ -1,8 +1,9 @@
 """The kinds of faults: the calls to which each applies, and the result that it shows.
 
 A program always runs, also under a fault. Two kinds are made in its process, by a prelude
-(`retool_env.faults.guest`). For all other kinds, `show` puts another result in the place of the
-true result. Where a kind does not apply, the call is *not eligible*, and the true result is shown.
+(`retool_env.faults.guest`); after a wrong function the program runs once more without it. For all
+other kinds, `show` puts another result in the place of the true result. Where a kind does not
+apply, the call is *not eligible*, and the true result is shown.
 The texts belong to suite v0 and never change.
 """
 
@@ -13,12 +14,13 @@ import dataclasses
 import functools
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from retool_env.execution import Execution, Fault, Limits, Outcome
 from retool_env.faults import guest
+from retool_env.faults.settings import KINDS
 from retool_env.faults.values import wrong_value
 
 MADE_IN_GUEST = ("missing_package", "wrong_function")
@@ -92,20 +94,70 @@ def prelude(call: FaultyCall) -> str:
     return ""
 
 
-def show(call: FaultyCall, true: Execution) -> Execution:
+def wants_true(call: FaultyCall, shown: Execution, true: Sequence[Execution]) -> bool:
+    """Whether a program has to run (again) without its fault, to know what the fault changed.
+
+    The process makes the kind `wrong_function` and can't say whether the result changed. So the
+    program runs without the fault as well, and a second time if the result differs: a program that
+    depends on chance differs in any case. A block of a session can't run twice.
+
+    Args:
+        call: The call.
+        shown: The result with the fault.
+        true: The results without the fault so far.
+    """
+    if call.fault != "wrong_function" or call.session or not prelude(call):
+        return False
+    if shown.outcome in (Outcome.SYNTAX_ERROR, Outcome.INFRASTRUCTURE):
+        return False
+    return not true or (len(true) == 1 and call.seen(true[0]) != call.seen(shown))
+
+
+def _made_in_guest(call: FaultyCall, shown: Execution, true: Sequence[Execution]) -> Fault:
+    """The record of a fault that the process made."""
+    assert call.fault is not None
+    struck = bool(prelude(call)) or (call.session and _lacks_package(call, shown))
+    if shown.outcome is Outcome.SYNTAX_ERROR or not struck:
+        return Fault(call.fault, injected=False)
+    if not true or any(one.outcome is Outcome.INFRASTRUCTURE for one in true):
+        return Fault(call.fault, injected=True)
+    if call.seen(true[0]) == call.seen(shown):
+        return Fault(call.fault, injected=False)
+    certain = all(call.seen(one) == call.seen(true[0]) for one in true)
+    return Fault(call.fault, injected=True, real=true[0] if certain else None)
+
+
+def begins(call: FaultyCall, execution: Execution) -> bool:
+    """Whether a persistent fault lasts from this call on: the call is eligible for it.
+
+    A wrong function lasts from its first use, also if this use gave the right result.
+
+    Args:
+        call: The call.
+        execution: The result that `show` returned.
+    """
+    fault = execution.fault
+    if call.fault is None or not KINDS[call.fault].persistent:
+        return False
+    if fault is None or fault.injected:
+        return True
+    used = call.fault == "wrong_function" and execution.outcome is not Outcome.SYNTAX_ERROR
+    return used and bool(prelude(call))
+
+
+def show(call: FaultyCall, true: Execution, without: Sequence[Execution] = ()) -> Execution:
     """The result that the model sees, with the record of the fault.
 
     Args:
         call: The call.
         true: The result of the program; with a prelude, of the program after it.
+        without: With a prelude: the results of the program without it, see `wants_true`.
     """
     assert call.fault is not None
     if true.outcome is Outcome.INFRASTRUCTURE:
         shown = None
     elif call.fault in MADE_IN_GUEST:
-        struck = bool(prelude(call)) or (call.session and _lacks_package(call, true))
-        injected = true.outcome is not Outcome.SYNTAX_ERROR and struck
-        return dataclasses.replace(true, fault=Fault(call.fault, injected))
+        return dataclasses.replace(true, fault=_made_in_guest(call, true, without))
     elif call.fault == "slow":
         shown = dataclasses.replace(true, duration=true.duration + SLOW_SECONDS)
     else:
