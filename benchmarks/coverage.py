@@ -30,7 +30,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -149,22 +149,28 @@ def draw(world: World, problems: int, random: np.random.Generator) -> DataSet:
     halves = [(int(p), float(use[h, p])) for h in (0, 1) for p in range(problems)]
     selected = [bool(gains[h, p]) for h in (0, 1) for p in range(problems)]
     more, usual = random.poisson([SAMPLES * 2.5 * busy[index], SAMPLES * 2.0 * busy[index]])
+    problem = index.tolist()
+    counted = range(problems)
     return DataSet(
-        [Pair(int(p), f, c, SAMPLES) for p, f, c in zip(index, faulty, clean, strict=True)],
-        [
-            Pair(int(p), a, b)
-            for p, a, b in zip(index, more / SAMPLES, usual / SAMPLES, strict=True)
-        ],
-        [Pair(int(p), f, c, 1.5 * SAMPLES) for p, f, c in zip(index, faulty, placebo, strict=True)],
-        [Pair(int(p), a, b, SAMPLES) for p, a, b in zip(index, taken, by_chance, strict=True)],
-        [
-            Pair(p, a, b, EPISODES)
-            for p, (a, b) in enumerate(zip(tool.mean(0), text.mean(0), strict=True))
-        ],
+        _pairs(problem, faulty, clean, SAMPLES),
+        _pairs(problem, more / SAMPLES, usual / SAMPLES, 1),
+        _pairs(problem, faulty, placebo, 1.5 * SAMPLES),
+        _pairs(problem, taken, by_chance, SAMPLES),
+        _pairs(counted, tool.mean(0), text.mean(0), EPISODES),
         [(p, float(area), SAMPLES) for p, area in enumerate(areas)],
         [(p, u, EPISODES // 2) for (p, u), gain in zip(halves, selected, strict=True) if not gain],
         [(p, 1 - u, EPISODES // 2) for (p, u), gain in zip(halves, selected, strict=True) if gain],
     )
+
+
+def _pairs(
+    problems: Iterable[int],
+    first: np.ndarray[Any, Any],
+    second: np.ndarray[Any, Any],
+    samples: float,
+) -> list[Pair]:
+    rows = zip(problems, first.tolist(), second.tolist(), strict=True)
+    return [Pair(problem, a, b, samples) for problem, a, b in rows]
 
 
 def _contagion(world: World) -> float:

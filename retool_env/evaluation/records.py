@@ -24,9 +24,10 @@ import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from retool_env.errors import DataError
+from retool_env.evaluation.fields import checked, without_default
 from retool_env.evaluation.identity import ModelIdentity
 from retool_env.files import read_lines, read_text
 from retool_env.provenance import REVISION
@@ -57,6 +58,8 @@ _KINDS: dict[str, Any] = {
 class EvalRecord:
     """The model, the task and the settings of an evaluation: `eval.json`."""
 
+    also_required: ClassVar[tuple[str, ...]] = ()
+    """The fields with a default that a file must have nevertheless."""
     name: str
     """The evaluation's name: its folder below `runs/eval`."""
     model: ModelIdentity
@@ -125,11 +128,8 @@ class EvalRecord:
         Raises:
             ValueError: A later version wrote the record, or a field is missing or of another type.
         """
-        if record.get("schema") not in range(1, SCHEMA + 1):
-            raise ValueError(
-                f"schema {record.get('schema')!r:.20} is unknown: a newer retool-env wrote it"
-            )
-        names = {field.name for field in dataclasses.fields(cls)}
+        names = [field.name for field in dataclasses.fields(cls)]
+        record = checked(record, SCHEMA, [*without_default(cls), *cls.also_required])
         known = {name: value for name, value in record.items() if name in names}
         for name, kind in _KINDS.items():
             if name in known and not isinstance(known[name], kind):
@@ -257,8 +257,7 @@ class EpisodeRecord:
         Raises:
             ValueError: The values are not an episode, or a later version wrote them.
         """
-        if record.get("schema") not in range(1, SCHEMA + 1):
-            raise ValueError(f"schema {record.get('schema')!r:.20} is unknown")
+        record = checked(record, SCHEMA, ("model", "problem", "sample", "seed", "transcript"))
         transcript = transcript_from_json(record["transcript"], tokens)
         usage = record.get("usage")
         return cls(
@@ -400,7 +399,7 @@ def _parsed[R: EpisodeRecord](
         return kind.from_json(json.loads(line), tokens)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{path}, line {number} is not an episode ({error!r:.200}): remove the line, and its "
+            f"{path}, line {number} is not an episode ({error!s:.200}): remove the line, and its "
             "episode runs again"
         ) from None
 

@@ -48,6 +48,12 @@ from retool_env.transcript import StopReason, Transcript
 
 SCHEMA = 1
 """The version of `results.json`."""
+RESULT_FIELDS = (
+    *("model", "name", "suite", "part", "suite_hash", "quick", "fingerprint", "env", "revision"),
+    *("rules", "prompt", "sampling", "seed", "k", "m", "samples", "kinds", "rates", "protocols"),
+    *("versions", "status", "counts", "usage", "figures"),
+)
+"""The fields of `results.json`, apart from `schema`."""
 
 
 def within_budget(transcript: Transcript, tokens: int | None) -> Transcript:
@@ -245,21 +251,8 @@ def results(folder: str | Path) -> dict[str, Any]:
     record = read_recover(folder)
     left_out = read_left_out(folder)
     episodes = list(read_arms(folder, tokens=False))
-    named = (
-        *(
-            "name",
-            "suite",
-            "part",
-            "suite_hash",
-            "quick",
-            "fingerprint",
-            "env",
-            "revision",
-            "rules",
-        ),
-        *("prompt", "sampling", "seed", "k", "m", "samples", "kinds", "rates", "protocols"),
-        *("versions", "status"),
-    )
+    made = ("model", "counts", "usage", "figures")
+    named = [name for name in RESULT_FIELDS if name not in made]
     values = record.to_json()
     return {
         "schema": SCHEMA,

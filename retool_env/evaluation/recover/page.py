@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from retool_env.errors import DataError
+from retool_env.evaluation.fields import checked
 from retool_env.evaluation.folder import replace_json
-from retool_env.evaluation.recover.figures import SCHEMA
+from retool_env.evaluation.recover.figures import RESULT_FIELDS, SCHEMA
 from retool_env.evaluation.recover.pictures import Results, draw, titles_of
 from retool_env.evaluation.recover.records import RESULTS
 from retool_env.evaluation.recover.sections import (
@@ -67,17 +68,13 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / RESULTS
     try:
-        values = json.loads(read_text(path))
-        known = values["schema"] in range(1, SCHEMA + 1)
+        return checked(json.loads(read_text(path)), SCHEMA, RESULT_FIELDS)
     except FileNotFoundError:
         raise DataError(
             f"{path} was not found: name the folder of a finished `retool recover`"
         ) from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path} is damaged: {error!r:.200}") from None
-    if not known:
-        raise DataError(f"{path} is of schema {values['schema']!r:.20}: update retool-env")
-    return values
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {error!s:.200}") from None
 
 
 def comparable(results: Sequence[Results]) -> str:

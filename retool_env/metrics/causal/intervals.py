@@ -39,7 +39,7 @@ import dataclasses
 import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -55,8 +55,7 @@ FEW_PROBLEMS, LEAST_DIFFERENT = 30, 5
 differ at as many problems as the second number."""
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """One prefix in two arms."""
 
     problem: Hashable
@@ -270,8 +269,8 @@ def _columns(
 
 def _index(problems: Sequence[Hashable]) -> np.ndarray[Any, Any]:
     """The number of each case's problem, in order of appearance."""
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(name, len(numbers)) for name in problems])
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(problems))}
+    return np.fromiter(map(numbers.__getitem__, problems), int, len(problems))
 
 
 def _linearised(
