@@ -277,6 +277,34 @@ def check_kind(sandbox: Sandbox | None, kind: str | None) -> None:
         )
 
 
+def check_setting(rules: Rules, setting: SandboxSetting) -> None:
+    """Check a setting for these rules by what is known before its sandbox is made.
+
+    A command calls it before it loads a model, which can take minutes.
+
+    Args:
+        rules: The rules of the episodes.
+        setting: A setting of `open_sandbox`.
+
+    Raises:
+        SandboxUnavailable: If the setting names sandbox servers, and the rules need a session or a
+            fault that is made in the program's process.
+    """
+    if not rules.interpreter or not (impossible := impossible_kinds(setting)):
+        return
+    if rules.session:
+        raise SandboxUnavailable(
+            "session=true: a sandbox server has no sessions; use a local sandbox (--sandbox "
+            "nsjail), or leave session out"
+        )
+    ordered = rules.faults.kinds if isinstance(rules.faults, Faults) else ()
+    if kinds_left := [kind for kind in impossible if kind in ordered]:
+        raise SandboxUnavailable(
+            f"no sandbox server can make {' and '.join(kinds_left)}: use a local sandbox, or name "
+            "the other kinds in faults.kinds"
+        )
+
+
 def impossible_kinds(setting: SandboxSetting) -> tuple[str, ...]:
     """The kinds of faults that the sandbox of a setting can't make. The sandbox is not made.
 
