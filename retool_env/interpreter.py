@@ -278,7 +278,7 @@ def check_kind(sandbox: Sandbox | None, kind: str | None) -> None:
 
 
 def check_setting(rules: Rules, setting: SandboxSetting) -> None:
-    """Check a setting for these rules by what is known before its sandbox is made.
+    """Check a setting for these rules; the sandbox is not made.
 
     A command calls it before it loads a model, which can take minutes.
 

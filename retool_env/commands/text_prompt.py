@@ -1,4 +1,4 @@
-"""The prompt of the arm without the tool: the user's own, or one that follows from the prompt.
+"""The prompt of the arm without the tool: the user's own, or a prompt found by words.
 
 No program can tell for sure whether a prompt of the user's own offers the tool. So `--text-prompt`
 names the prompt of the arm without the tool. Without this option, words such as `interpreter`
