@@ -9,7 +9,9 @@ from retool_env.evaluation.compare.comparison import Comparison, Report
 from retool_env.evaluation.compare.flips import Flip
 from retool_env.evaluation.compare.picture import draw
 from retool_env.evaluation.compare.text import (
+    addresses,
     bands_table,
+    family,
     flips_text,
     notes,
     runs_table,
@@ -77,7 +79,8 @@ def _page(report: Report, pictures: dict[str, bytes]) -> Document:
     page = Document(", ".join(map(title_of, report.runs)))
     page.paragraph(
         "Runs on the same problems, paired by problem. A positive difference means that the "
-        "second run is better. The interval covers the true difference with a probability of 95 %."
+        "second run is better. The interval covers the true difference with a probability of 95 %. "
+        + family(report)
     )
     page.table(runs_table(report))
     for one in report.comparisons:
@@ -131,7 +134,7 @@ def _links(report: Report, one: Comparison, flips: Sequence[Flip]) -> list[tuple
     )
     return [
         (
-            flip.first if flip.first == flip.second else f"{flip.first} and {flip.second}",
+            addresses(flip),
             f"{VIEW}{link(first, flip.first, (second, flip.second))}",
         )
         for flip in flips

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from retool_env.evaluation.compare.outcomes import Outcome
-from retool_env.metrics.causal.intervals import Pair, detectable, difference, hardly_differ
+from retool_env.metrics.causal.intervals import Pair, difference, hardly_differ
+from retool_env.metrics.estimators import ClusterMean, t_quantile
 from retool_env.metrics.sign_flip import sign_flip_p
 
 
@@ -76,8 +77,8 @@ class PairedDifference:
     adjusted: float | None
     """The p-value, adjusted by Holm's method over all tests of its kind."""
     detectable: float | None
-    """The smallest true difference that a test at 5 % detects with 80 % power; `None` if the runs
-    do not differ at any problem."""
+    """The smallest true difference that a test at 5 % detects with 80 % power; `None` with one
+    problem."""
     failed: int
     """Number of episodes of both runs that do not count."""
     lowest: float | None
@@ -104,11 +105,8 @@ def paired_difference(problems: Sequence[PairedProblem]) -> PairedDifference | N
     ]
     if not pairs:
         return None
-    found = difference(pairs)
+    found = interval_of(pairs)
     assert found.mean is not None  # there is a pair
-    low, high = found.low, found.high
-    if low is not None and high is not None and all(p.first == p.second for p in pairs):
-        low, high = _without_difference(len(pairs))
     outcomes = [one for problem in problems for one in (*problem.first, *problem.second)]
     failed = sum(one.right is None for one in outcomes)
     count = len(problems)
@@ -121,11 +119,11 @@ def paired_difference(problems: Sequence[PairedProblem]) -> PairedDifference | N
         first=sum(pair.second for pair in pairs) / len(pairs),
         second=sum(pair.first for pair in pairs) / len(pairs),
         difference=found.mean,
-        low=low,
-        high=high,
+        low=found.low,
+        high=found.high,
         p=sign_flip_p([pair.first - pair.second for pair in pairs]),
         adjusted=None,
-        detectable=detectable(pairs),
+        detectable=detectable(found),
         failed=failed,
         lowest=bounds[0],
         highest=bounds[1],
@@ -133,11 +131,35 @@ def paired_difference(problems: Sequence[PairedProblem]) -> PairedDifference | N
     )
 
 
-def _without_difference(problems: int) -> tuple[float, float]:
-    """The interval of runs that agree at all problems, whose spread is unknown.
+def interval_of(pairs: Sequence[Pair]) -> ClusterMean:
+    """The mean difference over problems with its 95 % interval.
 
-    With 95 % confidence the runs would differ at less than this share of all problems, and there by
-    one at most (Clopper and Pearson, 1934, at 0 cases).
+    Runs that agree at all problems have no spread. With 95 % confidence they would differ at less
+    than a share of `1 - 0.025 ** (1 / C)` of all problems, by 0 cases of `C` (Clopper and Pearson,
+    1934), and there by one at most.
+
+    Args:
+        pairs: The problems, at least one.
     """
-    share = 1 - 0.025 ** (1 / problems)
-    return -share, share
+    found = difference(pairs)
+    if found.low is None or any(pair.first != pair.second for pair in pairs):
+        return found
+    share = 1 - 0.025 ** (1 / len(pairs))
+    return dataclasses.replace(found, low=-share, high=share)
+
+
+def detectable(found: ClusterMean, power: float = 0.8) -> float | None:
+    """The smallest true difference that such a comparison detects at 5 % with a probability.
+
+    It is the half width of the interval, times `1 + t_power / t`. So it grows with the interval
+    where few problems decide the spread.
+
+    Args:
+        found: The difference with its interval.
+        power: The probability of the detection.
+    """
+    if found.low is None or found.high is None:
+        return None
+    degrees = found.clusters - 1
+    factor = 1 + t_quantile(degrees, 2 * power - 1) / t_quantile(degrees)
+    return (found.high - found.low) / 2 * factor

@@ -44,8 +44,14 @@ class SettingDifference:
     refused: bool
     """Whether the runs are not compared without the user's consent."""
 
-    def __str__(self) -> str:
-        return f"{self.name}: {self.first}, not {self.second}"
+    def text(self, first: str, second: str) -> str:
+        """The difference in words.
+
+        Args:
+            first: The letter of the first run.
+            second: The letter of the second run.
+        """
+        return f"{self.name} ({self.first} in {first}, {self.second} in {second})"
 
 
 @dataclass(frozen=True)
@@ -153,11 +159,13 @@ def check_settings(
     names: list[str] = []
     for first, second, differences in pairs:
         refused = [one for one in differences if one.refused]
-        reasons += [f"{first.name} and {second.name} differ in {one}" for one in refused]
+        reasons += [one.text(first.name, second.name) for one in refused]
         names += [one.name for one in refused]
     if reasons:
         allow = " ".join(f"--allow {name}" for name in _to_allow(names))
-        raise SettingsError(f"{'; '.join(reasons)}: if this is meant, add {allow} or --force")
+        raise SettingsError(
+            f"the runs differ in {'; '.join(reasons)}: if this is intended, add {allow}, or --force"
+        )
 
 
 def _to_allow(names: Sequence[str]) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 
 from retool_env.evaluation.compare.comparison import Comparison, Report
+from retool_env.evaluation.compare.flips import Flip
 from retool_env.evaluation.compare.outcomes import Outcomes
 from retool_env.evaluation.compare.paired import PairedDifference
 from retool_env.evaluation.compare.tool_use import GroupUse, Use
@@ -16,6 +18,8 @@ Cells = list[list[str]]
 SIGNIFICANT = 0.05
 """A difference is found if its p-value, adjusted by Holm's method, is below this."""
 
+_MOST_CHARACTERS = 120
+"""The most characters of a name."""
 _MOST_NAMES = 5
 """The most ids that a sentence names."""
 _MOST_FLIPS = 10
@@ -31,6 +35,21 @@ _GROUPS = {
 }
 
 
+def one_line(name: str) -> str:
+    r"""A name as a text that a terminal shows: other characters are escaped, a long name is cut.
+
+    Args:
+        name: An id, an address, a path or a title.
+
+    Example:
+        >>> one_line("a\x1b[31m")
+        'a\\x1b[31m'
+    """
+    cut = name if len(name) <= _MOST_CHARACTERS else f"{name[:_MOST_CHARACTERS]}…"
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+    return "".join(shown)
+
+
 def verdict(comparison: Comparison) -> str:
     """The result of a comparison in one sentence.
 
@@ -41,28 +60,36 @@ def verdict(comparison: Comparison) -> str:
     if found is None:
         return f"{second} and {first} can't be compared: no common problem has episodes that count."
     p = _p(found.adjusted)
-    word = "problem" if found.problems == 1 else "problems"
-    rest = f"{f'p {p}' if p.startswith('<') else f'p = {p}'}, on {found.problems} {word}"
-    if comparison.matching and found.p != found.adjusted:
-        rest += ", adjusted by Holm's method"
+    rest = f"{f'p {p}' if p.startswith('<') else f'p = {p}'}, {_counted(found.problems)}."
+    if found.detectable is not None:
+        least = _size(found.detectable)
+        rest += f" Smallest detectable difference (80 % power): {least} points."
     if found.adjusted is None or found.adjusted >= SIGNIFICANT:
         text = f"No difference between {second} and {first} was found: {second} − {first} = "
-        return f"{text}{_points_of(found)} points, {rest}.{_power(found)}"
+        size = f"{_points(found.difference)} points {_bounds(found.low, found.high)}"
+        return f"{text}{size}, {rest}"
     better, worse = (second, first) if found.difference > 0 else (first, second)
     low, high = found.low, found.high
     if found.difference < 0:
         low, high = (None if high is None else -high), (None if low is None else -low)
     size = f"{100 * abs(found.difference):.1f} points {_bounds(low, high)}"
-    return f"{better} is better than {worse} by {size}, {rest}.{_power(found)}"
+    return f"{better} is better than {worse} by {size}, {rest}"
 
 
-def _power(found: PairedDifference) -> str:
-    if found.detectable is None:
-        return " The runs agree at all problems, so the detectable difference is unknown."
-    return (
-        " The smallest difference that such a comparison finds with 80 % power is "
-        f"{_size(found.detectable)} points."
-    )
+def _counted(problems: int) -> str:
+    return f"{problems} problem{'s' * (problems != 1)}"
+
+
+def family(report: Report) -> str:
+    """The sentence on Holm's method; empty with one comparison.
+
+    Args:
+        report: The report.
+    """
+    count = len(report.comparisons)
+    if count == 1:
+        return ""
+    return f"The p-values are adjusted by Holm's method over {count} comparisons."
 
 
 def _size(detectable: float | None) -> str:
@@ -103,11 +130,19 @@ def runs_table(report: Report) -> Cells:
     for one in report.runs:
         failed = sum(outcome.right is None for outcome in one.all)
         episodes = f"{len(one.all)}" + (f" ({failed} do not count)" if failed else "")
-        path = str(one.run.path)
-        step = {file.step for file in one.run.files} - {None}
-        path += f"@{step.pop()}" if one.run.kind == "training" and step else ""
-        rows.append([one.name, one.run.title, path, str(len(one.problems)), episodes])
+        name, path = one_line(one.run.title), one_line(path_of(one))
+        rows.append([one.name, name, path, str(len(one.problems)), episodes])
     return rows
+
+
+def path_of(run: Outcomes) -> str:
+    """The path of a run as the command line takes it.
+
+    Args:
+        run: The run.
+    """
+    step = run.run.files[0].step
+    return str(run.run.path) if step is None else f"{run.run.path}@{step}"
 
 
 def sets_table(comparison: Comparison) -> Cells:
@@ -120,7 +155,10 @@ def sets_table(comparison: Comparison) -> Cells:
     headings = ["problems", first, second, f"{second} − {first} [95 %]", "p", "p, by Holm"]
     rows = [["", *headings, "detectable"]]
     found = [("all", comparison.overall)]
-    found += [(f"{row.kind.replace('_', ' ')} {row.value}", row.found) for row in comparison.sets]
+    found += [
+        (one_line(f"{row.kind.replace('_', ' ')} {row.value}"), row.found)
+        for row in comparison.sets
+    ]
     for name, one in found:
         if one is not None:
             ends = [_p(one.p), _p(one.adjusted), _size(one.detectable)]
@@ -217,13 +255,14 @@ def _setting_notes(comparison: Comparison) -> Iterator[str]:
     if comparison.note:
         yield comparison.note
     if comparison.settings:
-        differing = "; ".join(map(str, comparison.settings))
-        yield f"{comparison.first} and {comparison.second} differ in {differing}."
+        names = (comparison.first, comparison.second)
+        differing = "; ".join(one.text(*names) for one in comparison.settings)
+        yield f"Different settings: {differing}."
 
 
 def _named(ids: Sequence[str]) -> str:
     more = len(ids) - _MOST_NAMES
-    return ", ".join(ids[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(one_line, ids[:_MOST_NAMES])) + (f" and {more} more" if more > 0 else "")
 
 
 def flips_text(comparison: Comparison) -> str:
@@ -245,13 +284,17 @@ def terminal(report: Report) -> str:
     Args:
         report: The report.
     """
-    parts = [markdown(runs_table(report)), "\n".join(map(verdict, report.comparisons))]
+    verdicts = [*map(verdict, report.comparisons), family(report)]
+    parts = [markdown(runs_table(report)), "\n".join(filter(None, verdicts))]
     for one in report.comparisons:
         if len(report.comparisons) > 1:
             parts.append(f"{one.second} − {one.first}")
         tables = [sets_table(one), bands_table(one), uses_table(one)]
         parts += [markdown(cells) for cells in tables if len(cells) > 1]
         parts.append("\n".join([*notes(one), flips_text(one), *_listed(one)]))
+    if any(one.flips for one in report.comparisons):
+        paths = shlex.join(one_line(path_of(run)) for run in report.runs)
+        parts.append(f"To read them side by side: retool view {paths} --query flipped:yes")
     return "\n\n".join(parts)
 
 
@@ -263,10 +306,18 @@ def _listed(comparison: Comparison) -> list[str]:
             if flip.gained
             else (comparison.first, comparison.second)
         )
-        where = flip.first if flip.first == flip.second else f"{flip.first} and {flip.second}"
-        lines.append(f"  {where}: right in {right}, wrong in {wrong}")
+        lines.append(f"  {addresses(flip)}: right in {right}, wrong in {wrong}")
     more = len(comparison.flips) - _MOST_FLIPS
     return [*lines, f"  and {more} more"] if more > 0 else lines
+
+
+def addresses(flip: Flip) -> str:
+    """The addresses of a flipped episode in both runs; one address if they are equal.
+
+    Args:
+        flip: The flipped episode.
+    """
+    return " and ".join(map(one_line, dict.fromkeys([flip.first, flip.second])))
 
 
 def title_of(run: Outcomes) -> str:
@@ -275,4 +326,4 @@ def title_of(run: Outcomes) -> str:
     Args:
         run: The run.
     """
-    return f"{run.name} ({run.run.title})"
+    return f"{run.name} ({one_line(run.run.title)})"
