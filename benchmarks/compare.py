@@ -27,6 +27,7 @@ With 1,000 data sets, the standard error of a coverage of 95 % is 0.7 points.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -41,7 +42,7 @@ from retool_env.metrics.causal.intervals import Pair
 from retool_env.metrics.estimators import NEAR_THE_EDGE
 from retool_env.metrics.sign_flip import sign_flip_p
 
-_POOL = 4096
+_POOL = 1 << 17
 """The number of problems that the problems of a data set are drawn from."""
 _RESAMPLES = 400
 """The number of resamples of a bootstrap."""
@@ -81,17 +82,20 @@ def draw(world: World, problems: int, samples: int, random: np.random.Generator)
         samples: The number of samples of a problem for each model.
         random: The source of random numbers.
     """
-    weight = 1 / world.correlation - 1
-    first, second = (
-        np.sort(random.beta(mean * weight, (1 - mean) * weight, _POOL))
-        for mean in (world.first, world.second)
-    )
+    first, second = (_chances(mean, world.correlation) for mean in (world.first, world.second))
     rank = random.integers(0, _POOL, problems)
     other = np.where(
         random.random(problems) < world.shared, rank, random.integers(0, _POOL, problems)
     )
     right = random.binomial(samples, [second[other], first[rank]]) / samples
     return [Pair(i, float(b), float(a), samples) for i, (b, a) in enumerate(right.T)]
+
+
+@functools.cache
+def _chances(mean: float, correlation: float) -> np.ndarray[Any, Any]:
+    """The accuracies of all problems of the pool, sorted."""
+    weight = 1 / correlation - 1
+    return np.sort(np.random.default_rng(0).beta(mean * weight, (1 - mean) * weight, _POOL))
 
 
 def measure(

@@ -76,13 +76,15 @@ def write_view(report: Report, path: Path) -> list[Path]:
 
 
 def _page(report: Report, pictures: dict[str, bytes]) -> Document:
-    page = Document(", ".join(map(title_of, report.runs)))
+    page = Document(f"Comparison of {', '.join(map(title_of, report.runs))}")
     page.paragraph(
         "Runs on the same problems, paired by problem. A positive difference means that the "
         "second run is better. The interval covers the true difference with a probability of 95 %. "
         + family(report)
     )
     page.table(runs_table(report))
+    if len(report.comparisons) > 1:
+        page.listing(map(verdict, report.comparisons))
     for one in report.comparisons:
         page.heading(f"{title_of(report.of(one.second))} against {title_of(report.of(one.first))}")
         _part(page, report, one, pictures)
@@ -91,7 +93,8 @@ def _page(report: Report, pictures: dict[str, bytes]) -> Document:
 
 def _part(page: Document, report: Report, one: Comparison, pictures: dict[str, bytes]) -> None:
     page.paragraph(verdict(one))
-    page.listing(notes(one))
+    if some := notes(one):
+        page.listing(some)
     name = f"differences-{one.first}-{one.second}"
     if name in pictures:
         caption = (
@@ -116,12 +119,12 @@ def _part(page: Document, report: Report, one: Comparison, pictures: dict[str, b
     page.heading("Flipped episodes", 3)
     page.paragraph(f"{flips_text(one)} Episodes are paired by their number alone.")
     for gained, run in ((True, one.second), (False, one.first)):
-        some = [flip for flip in one.flips if flip.gained is gained]
-        if some:
-            with page.details(f"Right in {run} only: {len(some)}"):
-                page.links(_links(report, one, some[:_MOST_LINKS]))
-                if len(some) > _MOST_LINKS:
-                    page.paragraph(f"{JSON} lists all {len(some)} episodes.", small=True)
+        flips = [flip for flip in one.flips if flip.gained is gained]
+        if flips:
+            with page.details(f"Right in {run} only: {len(flips)}"):
+                page.links(_links(report, one, flips[:_MOST_LINKS]))
+                if len(flips) > _MOST_LINKS:
+                    page.paragraph(f"{JSON} lists all {len(flips)} episodes.", small=True)
 
 
 def _links(report: Report, one: Comparison, flips: Sequence[Flip]) -> list[tuple[str, str]]:

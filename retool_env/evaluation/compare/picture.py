@@ -55,12 +55,16 @@ def draw(comparison: Comparison) -> bytes:
         axis.set_ylim(-105, 105)
         axis.set_xlim(0.5, len(values) + 0.5)
         axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:+.0f}".replace("-", "−"))
+        axis.yaxis.set_major_formatter(lambda value, _: _signed(value))
         axis.set_xlabel("problems, sorted by difference")
         axis.set_ylabel(f"accuracy of {second} − {first}, points")
-        axis.legend(loc="upper left", frameon=False, fontsize=9)
+        figure.legend(loc="outside upper center", ncol=4, frameon=False, fontsize=9)
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=110)
         return file.getvalue()
     finally:
         pyplot.close(figure)
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.0f}".replace("-", "−") if value else "0"

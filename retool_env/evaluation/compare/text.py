@@ -228,8 +228,8 @@ def _found_notes(comparison: Comparison) -> Iterator[str]:
     if found.lowest is not None and found.highest is not None:
         yield (
             f"{found.failed} episodes do not count: they failed by the infrastructure, or have not "
-            f"ended. Had they all turned out one way or the other, the difference would lie "
-            f"between {_points(found.lowest)} and {_points(found.highest)} points."
+            "ended. If all of them had lowered the difference, it would be "
+            f"{_points(found.lowest)} points; if all had raised it, {_points(found.highest)}."
         )
 
 

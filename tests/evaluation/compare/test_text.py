@@ -59,7 +59,7 @@ def test_notes_name_left_out_problems_failures_and_caution():
     text = "\n".join(notes(found))
     assert "Only A has 7 problems: a0, a1, a2, a3, a4 and 2 more. They are left out." in text
     assert "2 episodes do not count" in text
-    assert "would lie between −33.3 and +16.7 points" in text
+    assert "lowered the difference, it would be −33.3 points; if all had raised it, +16.7." in text
     assert "1 common problems have no episode that counts" in text
     assert "Caution: the two arms differ at fewer than 5 problems" in text
     assert "only interpreter, protocol and revision were compared" in text
