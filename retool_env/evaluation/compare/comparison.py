@@ -53,7 +53,7 @@ class SetDifference:
     """The kind of the set: `data_set`, `difficulty`, `level`, `subject`."""
     value: str
     """The set's value of this kind."""
-    found: PairedDifference
+    difference: PairedDifference
     """The difference. A set of fewer than six problems is not tested."""
 
 
@@ -245,21 +245,21 @@ def _bands(problems: Iterable[PairedProblem]) -> Iterable[Band]:
 def _adjusted(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """The comparisons with p-values that are adjusted by Holm's method."""
     overall = _holm([one.overall for one in comparisons])
-    sets = iter(_holm([row.found for one in comparisons for row in one.sets]))
+    sets = iter(_holm([row.difference for one in comparisons for row in one.sets]))
     return [
         dataclasses.replace(
             one,
             overall=all_problems,
-            sets=[dataclasses.replace(row, found=next(sets)) for row in one.sets],
+            sets=[dataclasses.replace(row, difference=next(sets)) for row in one.sets],
         )
         for one, all_problems in zip(comparisons, overall, strict=True)
     ]
 
 
-def _holm(found: Sequence[PairedDifference | None]) -> list[Any]:
-    known = [one.p for one in found if one is not None and one.p is not None]
+def _holm(differences: Sequence[PairedDifference | None]) -> list[Any]:
+    known = [one.p for one in differences if one is not None and one.p is not None]
     adjusted = dict(zip(known, holm(known), strict=True))  # equal p-values are adjusted alike
     return [
         one and dataclasses.replace(one, adjusted=None if one.p is None else adjusted[one.p])
-        for one in found
+        for one in differences
     ]

@@ -123,12 +123,12 @@ def _comparable(
             yield place, transcript
 
 
-def _outcome(place: Place, transcript: Transcript) -> Outcome:
+def _outcome(where: Place, transcript: Transcript) -> Outcome:
     calls = transcript.calls
     counts = transcript.stop_reason is not None and transcript.scored
     return Outcome(
-        place.address,
-        place.sample,
+        where.address,
+        where.sample,
         bool(transcript.correct) if counts else None,
         call_group(calls),
         len(calls),

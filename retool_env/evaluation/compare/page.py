@@ -48,8 +48,8 @@ def write_files(report: Report, folder: Path) -> list[Path]:
         if one.overall is not None
     }
     folder.mkdir(parents=True, exist_ok=True)
-    replace_json(folder / JSON, report.to_json())
     views = write_view(report, folder / VIEW)
+    replace_json(folder / JSON, report.to_json())
     page = _page(report, pictures).write(folder / PAGE)
     return [page, *views, folder / JSON]
 

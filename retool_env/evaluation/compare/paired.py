@@ -148,18 +148,18 @@ def interval_of(pairs: Sequence[Pair]) -> ClusterMean:
     return dataclasses.replace(found, low=-share, high=share)
 
 
-def detectable(found: ClusterMean, power: float = 0.8) -> float | None:
+def detectable(interval: ClusterMean, power: float = 0.8) -> float | None:
     """The smallest true difference that such a comparison detects at 5 % with a probability.
 
     It is the half width of the interval, times `1 + t_power / t`. So it grows with the interval
     where few problems decide the spread.
 
     Args:
-        found: The difference with its interval.
+        interval: The difference with its interval.
         power: The probability of the detection.
     """
-    if found.low is None or found.high is None:
+    if interval.low is None or interval.high is None:
         return None
-    degrees = found.clusters - 1
+    degrees = interval.clusters - 1
     factor = 1 + t_quantile(degrees, 2 * power - 1) / t_quantile(degrees)
-    return (found.high - found.low) / 2 * factor
+    return (interval.high - interval.low) / 2 * factor

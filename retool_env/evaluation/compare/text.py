@@ -108,8 +108,8 @@ def _bounds(low: float | None, high: float | None) -> str:
     return f"[{', '.join('0.0' if end == '−0.0' else end for end in ends)}]"
 
 
-def _points_of(found: PairedDifference) -> str:
-    return f"{_points(found.difference)} {_bounds(found.low, found.high)}"
+def _points_of(estimate: PairedDifference) -> str:
+    return f"{_points(estimate.difference)} {_bounds(estimate.low, estimate.high)}"
 
 
 def _p(value: float | None) -> str:
@@ -156,7 +156,7 @@ def sets_table(comparison: Comparison) -> Cells:
     rows = [["", *headings, "detectable"]]
     found = [("all", comparison.overall)]
     found += [
-        (one_line(f"{row.kind.replace('_', ' ')} {row.value}"), row.found)
+        (one_line(f"{row.kind.replace('_', ' ')} {row.value}"), row.difference)
         for row in comparison.sets
     ]
     for name, one in found:
@@ -291,14 +291,12 @@ def terminal(report: Report) -> str:
             parts.append(f"{one.second} − {one.first}")
         tables = [sets_table(one), bands_table(one), uses_table(one)]
         parts += [markdown(cells) for cells in tables if len(cells) > 1]
-        parts.append("\n".join([*notes(one), flips_text(one), *_listed(one)]))
-    if any(one.flips for one in report.comparisons):
-        paths = shlex.join(one_line(path_of(run)) for run in report.runs)
-        parts.append(f"To read them side by side: retool view {paths} --query flipped:yes")
+        parts.append("\n".join([*notes(one), flips_text(one), *_listed(report, one)]))
     return "\n\n".join(parts)
 
 
-def _listed(comparison: Comparison) -> list[str]:
+def _listed(report: Report, comparison: Comparison) -> list[str]:
+    """The first flipped episodes, and the command that shows all of them side by side."""
     lines = []
     for flip in comparison.flips[:_MOST_FLIPS]:
         right, wrong = (
@@ -308,7 +306,10 @@ def _listed(comparison: Comparison) -> list[str]:
         )
         lines.append(f"  {addresses(flip)}: right in {right}, wrong in {wrong}")
     more = len(comparison.flips) - _MOST_FLIPS
-    return [*lines, f"  and {more} more"] if more > 0 else lines
+    lines += [f"  and {more} more"] if more > 0 else []
+    runs = (report.of(comparison.first), report.of(comparison.second))
+    paths = shlex.join(one_line(path_of(run)) for run in runs)
+    return [*lines, f"Side by side: retool view {paths} --query flipped:yes"] if lines else []
 
 
 def addresses(flip: Flip) -> str:

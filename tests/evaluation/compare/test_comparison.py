@@ -55,11 +55,11 @@ def test_sets_come_from_the_metadata_and_small_sets_are_not_tested():
     first = outcomes("A", {key: [False] for key in names}, level=levels)
     second = outcomes("B", {key: [True] for key in names}, level=levels)
     [found] = compare_outcomes([first, second]).comparisons
-    assert [(row.kind, row.value, row.found.problems) for row in found.sets] == [
+    assert [(row.kind, row.value, row.difference.problems) for row in found.sets] == [
         *(("level", "1", 7), ("level", "2", 2)),
     ]
-    assert [row.found.p for row in found.sets] == [2 / 2**7, None]
-    assert [row.found.adjusted for row in found.sets] == [2 / 2**7, None]
+    assert [row.difference.p for row in found.sets] == [2 / 2**7, None]
+    assert [row.difference.adjusted for row in found.sets] == [2 / 2**7, None]
     one_level = dict.fromkeys(names, 1)
     pair = [outcomes(name, {key: [True] for key in names}, level=one_level) for name in "AB"]
     assert compare_outcomes(pair).comparisons[0].sets == []

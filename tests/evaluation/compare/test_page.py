@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import sys
 import types
@@ -73,3 +74,15 @@ def test_without_flipped_episodes_there_is_no_viewer(tmp_path, viewer):
     assert [file.name for file in write_files(report, tmp_path / "out")] == [
         *("compare.html", "compare.json"),
     ]
+
+
+def test_the_viewer_shows_the_flipped_episodes_only(tmp_path):
+    static = pytest.importorskip("retool_env.evaluation.view.static")
+    report = compare(three_runs(tmp_path)[:2])
+    (tmp_path / "out").mkdir()
+    [file] = write_view(report, tmp_path / "out" / "view.html")
+    data = file.read_text().partition('<script type="application/json" id="data">')[2]
+    rows = json.loads(data.partition("</script>")[0])["rows"]
+    assert [sorted(row["address"] for row in some) for some in rows] == [["p<1>/1", "q/0"]] * 2
+    page = write_files(report, tmp_path / "out")[0].read_text()
+    assert f"view.html{html.escape(static.link(0, 'q/0', (1, 'q/0')))}" in page

@@ -10,6 +10,7 @@ from retool_env.evaluation.compare.text import (
     bands_table,
     flips_text,
     notes,
+    one_line,
     sets_table,
     terminal,
     uses_table,
@@ -76,11 +77,20 @@ def test_flips_are_counted_and_the_first_are_named():
     assert "  p00/0: right in A, wrong in B\n" in text
     assert "  p05/0: right in B, wrong in A\n" in text
     assert "  and 28 more" in text
-    assert text.endswith("To read them side by side: retool view A B --query flipped:yes")
+    assert text.endswith("Side by side: retool view A B --query flipped:yes")
 
 
 def test_a_table_of_calls_needs_a_call():
     assert uses_table(report_of(right(1), right(2)).comparisons[0]) == []
+
+
+def test_without_a_flipped_episode_nothing_is_to_be_viewed():
+    assert "retool view" not in terminal(report_of(right(5), right(5)))
+
+
+def test_names_are_shown_on_one_line_and_cut():
+    assert one_line("a\x1b[31m\n\u202eb\u00e9") == "a\\x1b[31m\\n\\u202eb\u00e9"
+    assert one_line("x" * 1_000_000) == "x" * 120 + "…"
 
 
 @pytest.mark.parametrize("count", [2, 3])
