@@ -145,17 +145,22 @@ class EvalRecord:
         Numbers of samples and of problems, prices, versions, dates and an API's address may differ
         between two starts of one evaluation and are left out.
         """
-        mine, theirs = (_frozen(record) for record in (self, other))
+        mine, theirs = (frozen_settings(record) for record in (self, other))
         if self.model.weights == other.model.weights is not None:
             mine["model"] = theirs["model"]  # the same weights are the same model at any path
         return [
-            f"{name}: {_short(mine.get(name))}, not {_short(theirs.get(name))}"
+            f"{name}: {short_value(mine.get(name))}, not {short_value(theirs.get(name))}"
             for name in mine | theirs
             if mine.get(name) != theirs.get(name)
         ]
 
 
-def _frozen(record: EvalRecord) -> dict[str, Any]:
+def frozen_settings(record: EvalRecord) -> dict[str, Any]:
+    """The settings by name that stay the same between two starts of one evaluation.
+
+    Args:
+        record: The record of the evaluation.
+    """
     values = {
         "model": record.model.name,
         "weights": record.model.weights,
@@ -171,7 +176,12 @@ def _frozen(record: EvalRecord) -> dict[str, Any]:
     return json.loads(json.dumps(values))  # a tuple equals the list that a file has
 
 
-def _short(value: object) -> str:
+def short_value(value: object) -> str:
+    """The value of a setting as a text of at most 60 characters.
+
+    Args:
+        value: The value.
+    """
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
