@@ -7,26 +7,23 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from retool_env import __version__
-from retool_env.commands import evaluation, export, play, recover, serve
+from retool_env.commands import evaluation, export, play, recover, replay, score, serve
+from retool_env.commands.clone import forward
 from retool_env.errors import RetoolError
 from retool_env.servers.address import redact
 
 MODULES = {
     "eval": evaluation,
     "recover": recover,
+    "score": score,
+    "replay": replay,
     "export": export,
     "play": play,
     "serve": serve,
 }
 """The module of each command, in the order of the help text."""
-
-CLONE = (
-    "`retool train` runs from a clone of the repository, which holds the trainers: clone it, then, "
-    "in its folder, `make setup` and `python -m agents grpo --preset tiny`"
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,10 +88,7 @@ def run_doctor(arguments: argparse.Namespace, _: Sequence[str]) -> int:
 
 def run_train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """`retool train`: forwards to the clone's trainers."""
-    if not Path("agents/presets").is_dir():
-        print(CLONE, file=sys.stderr)
-        return 1
-    os.execv(sys.executable, [sys.executable, "-m", "agents", *rest])
+    return forward("retool train", rest)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Replay: recorded episodes, run, checked, rendered and graded anew without a model.
+"""Replay: recorded episodes, run, checked and rendered anew without a model.
 
-* [`programs`][retool_env.evaluation.replay.programs]: the programs run anew in the sandbox.
+* [`programs`][retool_env.evaluation.replay.programs]: programs run anew in the sandbox.
+* [`checks`][retool_env.evaluation.replay.checks]: the invariants of a record.
+* [`rendering`][retool_env.evaluation.replay.rendering]: an episode in another protocol.
 """
 
 from retool_env.evaluation.replay.programs import run_call

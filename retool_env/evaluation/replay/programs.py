@@ -22,7 +22,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from retool_env.episode import RunProgram
 from retool_env.errors import SandboxUnavailable, SettingsError
@@ -37,6 +37,9 @@ from retool_env.transcript import Call, Transcript
 
 Verdict = Literal["same", "differs", "not comparable"]
 """The result of the comparison of two results of one program."""
+
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+"""All verdicts."""
 
 PUT_IN_PLACE = ("bare", "mended")
 """The arms that show a result which no program of the call gave; see `rollout.fork.error_arms`."""
