@@ -31,7 +31,7 @@ from agents import grpo
 from agents.base.config import read_config
 from agents.base.objective import Objective, objective_of
 from agents.base.records import read_episodes, read_records
-from agents.base.registry import load_algorithm
+from agents.base.registry import load_algorithm, section_of
 from agents.base.settings import SettingsError, build_settings, field_names
 from agents.models.tiny import make_model
 from retool_env.integrations.trl import EngineGRPOTrainer
@@ -64,8 +64,12 @@ NOT_ON_RECORD = {
 }
 """The settings of `trl` that no record suffices for, with the missing part."""
 
-COMPARED = ("loss", "policy_loss", "clip_ratio/region_mean", "cispo_clip_ratio", "reward")
+COMPARED = ("loss", "policy_loss", "reward")
 """The figures of a step that must equal the figures in `metrics.jsonl`."""
+
+IN_ONE_PASS = ("clip_ratio/region_mean", "cispo_clip_ratio")
+"""Figures that are averaged over micro batches. They equal the recorded figures only if a step has
+one micro batch, since TRL's way of filling several is not on record. So does the loss `bnpo`."""
 
 _SIZE = {
     **{"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1},
@@ -274,26 +278,33 @@ def main(argv: Sequence[str]) -> int:
     config = read_config(arguments.run)
     recorded: dict[str, Any] = config["settings"]
     name = arguments.trained_by or config.get("algorithm")
-    objectives = {}
+    objectives: dict[str, Objective] = {}
+    own = f"{name} (run)"
     if name is None:
         print("the record does not name the run's algorithm: --trained-by NAME compares with it")
     elif reason := WITHOUT.get(name):
         print(f"the losses of {name}, which trained the run, are not computed anew: {reason}")
     else:
-        objectives[f"{name} (run)"] = _objective(name, recorded)
+        objectives[own] = _objective(name, recorded)
     kept = {key: value for key, value in recorded.items() if key in KEPT}
     changed = parse_settings(arguments.settings)
-    objectives[arguments.algorithm] = _objective(arguments.algorithm, merge(kept, changed))
+    other = section_of(arguments.algorithm, load_algorithm(arguments.algorithm))
+    objectives[other] = _objective(arguments.algorithm, merge(kept, changed))
     settings = next(iter(objectives.values())).settings
-    steps = _replayed(arguments.run, objectives, settings, config.get("processes", 1))
+    processes = config.get("processes", 1)
+    steps = _replayed(arguments.run, objectives, settings, processes)
     logged = {record["step"]: record for record in read_records(arguments.run / "metrics.jsonl")}
     print(_table(steps, list(objectives)))
-    if f"{name} (run)" not in objectives:
+    if own not in objectives:
         return 0
     if recorded.get("kl"):
         print("\nthe KL term is left out, so losses are not compared with metrics.jsonl")
         return 0
-    return _compared({step: figures[f"{name} (run)"] for step, figures in steps.items()}, logged)
+    whole = settings.prompts * settings.rollouts == settings.micro_batch * processes
+    keys = (*COMPARED, *IN_ONE_PASS) if whole else COMPARED
+    if settings.loss == "bnpo" and not whole:
+        keys = ("reward",)
+    return _compared({n: figures[own] for n, figures in steps.items()}, logged, keys)
 
 
 def _objective(name: str, values: Mapping[str, Any]) -> Objective:
@@ -314,7 +325,7 @@ def _objective(name: str, values: Mapping[str, Any]) -> Objective:
     for key in settings.trl:
         if missing := NOT_ON_RECORD.get(key):
             raise SettingsError(
-                f"{name} with trl.{key} can't be replayed: {missing} is not on record"
+                f"{name} with trl.{key} can't be replayed: not on record: {missing}"
             )
     return objective_of(algorithm, settings)
 
@@ -370,7 +381,9 @@ def _value(figures: Mapping[str, float], key: str) -> str:
 
 
 def _compared(
-    steps: Mapping[int, Mapping[str, float]], logged: Mapping[int, Mapping[str, Any]]
+    steps: Mapping[int, Mapping[str, float]],
+    logged: Mapping[int, Mapping[str, Any]],
+    keys: Sequence[str],
 ) -> int:
     """Says how far the figures of the run's own algorithm are from the recorded ones.
 
@@ -379,7 +392,7 @@ def _compared(
     most: dict[str, float] = {}
     for step, figures in steps.items():
         record = logged.get(step, {})
-        for key in COMPARED:
+        for key in keys:
             if key in record and key in figures and not (key == "loss" and "policy_loss" in record):
                 distance = abs(record[key] - figures[key])
                 most[key] = max(most.get(key, 0.0), distance)

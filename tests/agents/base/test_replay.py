@@ -13,17 +13,21 @@ from agents.base.replay import _objective, batches
 STEPS = 3
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, one_thread):
-    """A run of DAPO, whose punishment of long responses gives a signal without right answers.
+def train(folder, **others):
+    """Train by DAPO, whose punishment of long responses gives a signal without right answers.
 
     Batches are sampled ahead, so that ratios differ from 1 and clips act.
     """
-    folder = tmp_path_factory.mktemp("trained")
-    values = {"steps": STEPS, "micro_batch": 4, "entropy": 0.01, "resample": 0, "overlong": 0.9}
-    values |= {"learning_rate": 0.02, "allow_high_learning_rate": True, "staleness": 1}
+    values = {"steps": STEPS, "resample": 0, "overlong": 0.9, "entropy": 0.01, "staleness": 1}
+    values |= {"learning_rate": 0.02, "allow_high_learning_rate": True, **others}
     dapo.train(settings("dapo", name="run", model=make_small(folder / "m"), **values), folder / "r")
     return folder / "r"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, one_thread):
+    """A run of `train`."""
+    return train(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture
@@ -44,14 +48,24 @@ def row(output, step):
 def test_the_losses_of_the_runs_own_algorithm_equal_the_recorded_ones(run, capsys):
     assert replay(run, "--algorithm", "dapo", "clip_high=0.001", "clip_low=0.001") == 0
     output = capsys.readouterr().out
-    assert "largest distance from metrics.jsonl: policy_loss" in output
-    assert "clip_ratio/region_mean" in output and "the recomputed figures" not in output
+    for figure in ("policy_loss", "clip_ratio/region_mean", "reward"):
+        assert f"{figure} " in output.splitlines()[-1]
     logged = records(run)
-    for step in range(1, STEPS + 1):
-        _, _, _, clipped, narrow, _, _, _, _ = row(output, step)
-        assert clipped == pytest.approx(logged[step - 1]["clip_ratio/region_mean"], abs=1e-4)
+    rows = [row(output, step) for step in range(1, STEPS + 1)]
+    for (_, loss, _, clipped, narrow, *_), record in zip(rows, logged, strict=True):
+        assert loss == pytest.approx(record["policy_loss"], abs=1e-4)
+        assert clipped == pytest.approx(record["clip_ratio/region_mean"], abs=1e-4)
         assert narrow >= clipped
-    assert any(row(output, step)[4] > row(output, step)[3] for step in range(1, STEPS + 1))
+    assert any(clipped > 0 for _, _, _, clipped, *_ in rows)
+    assert any(loss != 0 for _, loss, *_ in rows)
+
+
+def test_with_several_micro_batches_the_loss_agrees_and_clips_are_not_compared(tmp_path, capsys):
+    run = train(tmp_path, micro_batch=2, entropy=0.0, steps=2)
+    capsys.readouterr()
+    assert replay(run, "--algorithm", "grpo") == 0
+    words = capsys.readouterr().out.splitlines()[-1]
+    assert "metrics.jsonl: loss " in words and "clip_ratio" not in words
 
 
 def test_another_algorithm_has_its_own_advantages_and_loss(run, capsys):
@@ -69,10 +83,13 @@ def test_an_algorithm_from_a_file_is_replayed(run, tmp_path, capsys):
         "from agents import dapo, grpo\n"
         "class Settings(dapo.Settings): pass\n"
         "def train(settings, folder, resume=False):\n"
-        "    grpo.train(settings, folder, resume, bonus=lambda t, b: float(len(t.completion_ids)))\n"
+        "    bonus = lambda transcript, budget: float(len(transcript.completion_ids))\n"
+        "    grpo.train(settings, folder, resume, bonus=bonus)\n"
     )
     assert replay(run, "--algorithm", str(path)) == 0
-    assert any(row(capsys.readouterr().out, step)[6] > 0 for step in range(1, STEPS + 1))
+    output = capsys.readouterr().out
+    assert "loss, half |" in output
+    assert any(row(output, step)[6] > 0 for step in range(1, STEPS + 1))
 
 
 def test_a_changed_record_is_found(run, capsys):
