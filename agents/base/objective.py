@@ -56,7 +56,7 @@ def objective_of(algorithm: Any, settings: Any) -> Objective:
 
     Args:
         algorithm: The algorithm.
-        settings: Its settings.
+        settings: The settings of the algorithm.
 
     Raises:
         SettingsError: If a setting is wrong, or the algorithm does not call `grpo.train`.

@@ -85,7 +85,7 @@ class Batch:
     version: int
     """The optimizer step at which the batch was sampled, from 0."""
     transcripts: list[Transcript]
-    """The rollouts, those of a problem side by side."""
+    """The rollouts. The rollouts of a problem stand side by side."""
 
 
 def batches(folder: Path, settings: Any, processes: int) -> Iterator[Batch]:

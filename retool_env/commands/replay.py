@@ -140,7 +140,7 @@ def _replay(arguments: argparse.Namespace, opened: Run) -> int:
             if program.verdict == "differs":
                 print(f"{episode.recorded.address}: call {program.number} differs")
                 print(_first_lines(program.difference))
-    print(f"{number} episodes, {violated} with a violated invariant")
+    print(f"{number} episode{'s' * (number != 1)}, {violated} with a violated invariant")
     if unknown:
         print(
             f"the record holds no rules of {unknown} episodes: budgets, the texts of results and "

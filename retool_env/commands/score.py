@@ -74,14 +74,12 @@ def _show_changes(episodes: Sequence[Rescored], out: Path) -> None:
         for episode in changed[:MOST_ROWS]:
             answer, gold = episode.transcript.answer, episode.transcript.problem.answer
             verdicts = (episode.transcript.correct, episode.verdict)
-            cells.append(
-                [episode.place.address, _short(answer), _short(gold), *map(_word, verdicts)]
-            )
+            cells.append([episode.address, _short(answer), _short(gold), *map(_word, verdicts)])
         print(f"\n{markdown(cells)}")
     if len(changed) > MOST_ROWS:
         print(f"\n{len(changed) - MOST_ROWS} more stand in {out}")
     for episode in failed[:MOST_ROWS]:
-        print(f"the grader failed on {episode.place.address}: {episode.error}", file=sys.stderr)
+        print(f"the grader failed on {episode.address}: {episode.error}", file=sys.stderr)
     if failed:
         print(f"\nthe grader failed on {len(failed)} episodes, which have no new verdict")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from retool_env.errors import GraderUnavailable, SettingsError
 from retool_env.evaluation.rows import clean
-from retool_env.evaluation.runs import Place, Run
+from retool_env.evaluation.runs import Run
 from retool_env.files import file_fault
 from retool_env.grading import is_equivalent
 from retool_env.metrics.figures import Figure, measure
@@ -45,8 +45,8 @@ def load_grader(name: str) -> tuple[str, Grade]:
     """The grader of a name.
 
     Args:
-        name: A name of `GRADERS`, or `file.py:function`, one's own function of an answer and a
-            reference answer.
+        name: A name of `GRADERS`, or `file.py:function`, a function of an answer and a reference
+            answer.
 
     Returns:
         A short name for files and tables, and the grader.
@@ -84,8 +84,10 @@ def _module(path: Path) -> Any:
 class Rescored:
     """An episode that was graded anew."""
 
-    place: Place
-    """The place of the episode."""
+    address: str
+    """The address of the episode."""
+    group: str
+    """The part of the run whose figures the episode belongs to; empty: the whole run."""
     transcript: Transcript
     """The episode as recorded."""
     verdict: bool | None
@@ -98,20 +100,13 @@ class Rescored:
         """Whether the new verdict differs from the recorded one."""
         return not self.error and self.verdict != self.transcript.correct
 
-    @property
-    def group(self) -> str:
-        """The part of the run whose figures the episode belongs to; empty: the whole run."""
-        if self.place.arm:
-            return f"{self.place.protocol}/{self.place.arm}"
-        return "" if self.place.step is None else f"step-{self.place.step}"
-
     def to_json(self) -> dict[str, Any]:
         """The verdicts as plain JSON values."""
         transcript = self.transcript
         return clean(
             {
-                "address": self.place.address,
-                "problem": self.place.problem,
+                "address": self.address,
+                "problem": transcript.problem.id,
                 "answer": transcript.answer,
                 "gold": transcript.problem.answer,
                 "before": transcript.correct,
@@ -137,28 +132,35 @@ def rescored(run: Run, grade: Grade, name: str) -> Iterator[Rescored]:
     for place, transcript in run.episodes(tokens=False):
         if transcript.stop_reason is None:
             continue
-        if not transcript.scored:
-            yield Rescored(place, transcript, None)
-        elif transcript.answer is None or transcript.stop_reason is not StopReason.ANSWERED:
-            yield Rescored(place, transcript, False)
-        else:
-            yield _graded(place, transcript, grade, name)
+        answer, error = transcript.answer, ""
+        verdict: bool | None = False if transcript.scored else None
+        if answer is not None and transcript.stop_reason is StopReason.ANSWERED:
+            verdict, error = _graded(place.address, answer, transcript.problem.answer, grade, name)
+        group = _group(place.protocol, place.arm, place.step)
+        yield Rescored(place.address, group, transcript, verdict, error)
 
 
-def _graded(place: Place, transcript: Transcript, grade: Grade, name: str) -> Rescored:
-    assert transcript.answer is not None
+def _group(protocol: str, arm: str, step: int | None) -> str:
+    if arm:
+        return f"{protocol}/{arm}"
+    return "" if step is None else f"step-{step}"
+
+
+def _graded(
+    address: str, answer: str, gold: str, grade: Grade, name: str
+) -> tuple[bool | None, str]:
+    """The verdict of a grader, and its error."""
     try:
-        verdict = grade(transcript.answer, transcript.problem.answer)
+        verdict = grade(answer, gold)
     except GraderUnavailable:
         raise
     except Exception as error:
-        return Rescored(place, transcript, None, f"{error!r:.200}")
+        return None, f"{error!r:.200}"
     if not isinstance(verdict, bool):
         raise SettingsError(
-            f"the grader {name} returned {verdict!r:.60} on {place.address}: it must return True "
-            "or False"
+            f"the grader {name} returned {verdict!r:.60} on {address}: it must return True or False"
         )
-    return Rescored(place, transcript, verdict)
+    return verdict, ""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def test_differences_are_shown_with_a_table_and_are_an_error_only_if_strict(fold
     assert "| ok               | 1    | 1       | 0              |" in output
     assert "| all              | 2    | 1       | 0              |" in output
     assert main(["replay", "run", "q/0", "--strict"]) == 1
-    assert "1 episodes" in capsys.readouterr().out
+    assert "1 episode, 0 with" in capsys.readouterr().out
 
 
 def test_a_violated_invariant_is_an_error_and_no_program_needs_to_run(folder, transcripts, capsys):
@@ -47,7 +47,7 @@ def test_a_violated_invariant_is_an_error_and_no_program_needs_to_run(folder, tr
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "p/0: violated: reward: the record has 0.5, but the reward paper is 1.0",
-        "1 episodes, 1 with a violated invariant",
+        "1 episode, 1 with a violated invariant",
     ]
 
 

@@ -65,7 +65,7 @@ def check_episode(transcript: Transcript, recorded: RecordedRules) -> list[Viola
 
     Args:
         transcript: The episode.
-        recorded: Its rules.
+        recorded: The rules of the episode.
 
     Returns:
         The violations, in the order of the spans; empty if all invariants hold.

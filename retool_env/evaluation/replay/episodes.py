@@ -1,7 +1,7 @@
 """Episodes of a run, replayed: their programs run anew, and their invariants checked.
 
-As many episodes run at once as the machine has processors, at most eight: more programs at once
-would take each other's processor time, and run into their time limits.
+As many episodes run at once as the machine has processors, at most eight: with more
+programs at once, each would have less processor time, and some would run into their time limits.
 """
 
 from __future__ import annotations

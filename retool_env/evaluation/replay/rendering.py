@@ -69,7 +69,7 @@ def rendered(
 
     Args:
         transcript: The episode.
-        rules: Its rules.
+        rules: The rules of the episode.
         protocol: The protocol of the text.
         tokenizer: The tokenizer whose chat template renders prompt and results; `None`: the text
             has no chat template.
