@@ -414,8 +414,9 @@ def _report(folders: Sequence[Path], out: Path) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from retool_env.evaluation.recorded_rules import rules_of
     from retool_env.evaluation.recover.records import read_recover
-    from retool_env.evaluation.recover.submission import CAN_NOT_SHOW, check, rules_of
+    from retool_env.evaluation.recover.submission import CAN_NOT_SHOW, check
     from retool_env.interpreter import open_sandbox
 
     record = read_recover(arguments.check)

@@ -13,14 +13,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from retool_env.errors import DataError, MissingFile
+from retool_env.errors import DataError, MissingFile, SettingsError
 from retool_env.evaluation.records import (
     EPISODES,
     EVAL,
@@ -99,7 +100,9 @@ class Run:
     config: Mapping[str, Any] = field(default_factory=dict)
     """The content of a training run's `config.json`; empty for the other kinds."""
 
-    def episodes(self, tokens: bool = True) -> Iterator[tuple[Place, Transcript]]:
+    def episodes(
+        self, tokens: bool = True, only: Collection[str] | None = None
+    ) -> Iterator[tuple[Place, Transcript]]:
         """Yields the episodes with their places; of several lines of one episode the last one.
 
         A last line without a line break is left out, since its writer was killed or still writes.
@@ -107,21 +110,43 @@ class Run:
         Args:
             tokens: Whether token ids and log-probs are kept. Without them, an episode needs a
                 fraction of the memory.
+            only: The addresses of the episodes; `None`: all.
 
         Raises:
             DataError: A line is damaged; the message names it.
         """
         for file in self.files:
             places = Places(self.kind, file)
-            last: dict[Hashable, int] = {}
+            last: dict[str, tuple[int, Place]] = {}
             for number, line in enumerate(_whole_lines(file.path), 1):
-                last[places.of(number, _values(file.path, number, line)).address] = number
-            places, wanted = Places(self.kind, file), set(last.values())
+                place = places.of(number, _values(file.path, number, line))
+                last[place.address] = number, place
+            wanted = {
+                number: place
+                for address, (number, place) in last.items()
+                if only is None or address in only
+            }
             for number, line in enumerate(_whole_lines(file.path), 1):
-                values = _values(file.path, number, line)
-                place = places.of(number, values)
                 if number in wanted:
-                    yield place, transcript_of(file.path, number, values, tokens)
+                    values = _values(file.path, number, line)
+                    yield wanted[number], transcript_of(file.path, number, values, tokens)
+
+    def episode(self, address: str, tokens: bool = True) -> tuple[Place, Transcript]:
+        """The episode with this address.
+
+        Args:
+            address: The address; see `Place.address`.
+            tokens: See `episodes`.
+
+        Raises:
+            SettingsError: The run has no such episode.
+            DataError: A line is damaged; the message names it.
+        """
+        for found in self.episodes(tokens, {address}):
+            return found
+        first = [place.address for place, _ in itertools.islice(self.episodes(False), 3)]
+        known = f"its addresses are such as {', '.join(first)}" if first else "it has none at all"
+        raise SettingsError(f"{self.path} has no episode {address!r:.200}: {known}")
 
 
 class Places:

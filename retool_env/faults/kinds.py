@@ -33,6 +33,9 @@ LEAST_CUT, MOST_KEPT = 8, 100
 """The kinds `cut` and `always_cut` need an output of at least 8 characters, and keep its first
 half, at most 100 characters."""
 
+SESSION_ENDED = "; the session was ended by that, its variables are lost"
+"""The end of the error of a block that ended the process of its session."""
+
 _filters = threading.Lock()
 _PACKAGE, _FUNCTION = "sympy", "factorint"
 _IMPORTERS = ("import_module", "__import__", "find_spec", "run_module")
@@ -42,7 +45,6 @@ _TRY_AGAIN = "the interpreter could not run the program: try again"
 _BUSY = "the interpreter is busy: try again later"
 _GONE = "the interpreter is gone: it can't be used any longer in this conversation"
 _WARNING = "<program>:1: DeprecationWarning: this version of Python is supported until 2028\n"
-_ENDED = "; the session was ended by that, its variables are lost"
 
 
 def fault_texts() -> list[str]:
@@ -164,7 +166,7 @@ def show(call: FaultyCall, true: Execution, without: Sequence[Execution] = ()) -
         shown = _SHOWN[call.fault](call, true)
         if shown is not None and call.seen(shown, call.fault == "stale") == call.seen(true):
             shown = None  # the model would see no difference
-        elif shown is not None and _ENDED in true.error and _ENDED not in shown.error:
+        elif shown is not None and SESSION_ENDED in true.error and SESSION_ENDED not in shown.error:
             shown = None  # the model would not know that its session has ended
     if shown is None:
         return dataclasses.replace(true, fault=Fault(call.fault, injected=False))
@@ -206,7 +208,7 @@ def _timeout(call: FaultyCall, true: Execution) -> Execution | None:
     if true.outcome is Outcome.SYNTAX_ERROR:
         return None
     error = f"time limit: the program ran for more than {call.limits.wall_seconds:g} s"
-    return _failed(call, true, Outcome.TIMEOUT, error + _ENDED * call.session)
+    return _failed(call, true, Outcome.TIMEOUT, error + SESSION_ENDED * call.session)
 
 
 def _memory(call: FaultyCall, true: Execution) -> Execution | None:
@@ -219,7 +221,7 @@ def _memory(call: FaultyCall, true: Execution) -> Execution | None:
 def _session_ended(call: FaultyCall, true: Execution) -> Execution | None:
     if not call.session or true.outcome is Outcome.SYNTAX_ERROR:
         return None
-    return _failed(call, true, Outcome.RUNTIME_ERROR, f"exit status 1{_ENDED}")
+    return _failed(call, true, Outcome.RUNTIME_ERROR, f"exit status 1{SESSION_ENDED}")
 
 
 def _says(error: str) -> Callable[[FaultyCall, Execution], Execution]:
