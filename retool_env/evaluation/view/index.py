@@ -207,6 +207,11 @@ class Index:
         """
         return self._line(address)[1][2]
 
+    def has(self, address: str) -> bool:
+        """Whether the run has an episode of this address."""
+        with self._lock:
+            return address in self._where
+
     @property
     def damaged(self) -> list[str]:
         """A sentence for each line that is not an episode."""
