@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """`retool`: evaluate models, look at runs, play, check this machine, serve the sandbox."""
+=======
+"""`retool`: evaluate models, view and export runs, play, check this machine, serve the sandbox."""
+>>>>>>> view
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from retool_env import __version__
+<<<<<<< HEAD
 from retool_env.commands import (
     compare,
     evaluation,
@@ -20,15 +25,22 @@ from retool_env.commands import (
     serve,
 )
 from retool_env.commands.clone import forward
+=======
+from retool_env.commands import evaluation, export, play, recover, serve, view
+>>>>>>> view
 from retool_env.errors import RetoolError
 from retool_env.servers.address import redact
 
 MODULES = {
     "eval": evaluation,
     "recover": recover,
+<<<<<<< HEAD
     "compare": compare,
     "score": score,
     "replay": replay,
+=======
+    "view": view,
+>>>>>>> view
     "export": export,
     "play": play,
     "serve": serve,
