@@ -2,7 +2,7 @@
  * A call of the interpreter: how it ended, what really happened under an injected fault, its forks,
  * and the form that runs its program again with more time.
  */
-import { alertBox, button, copy, count, definitions, element, fill, seconds } from "./dom.js";
+import { alertBox, button, copy, element, fill, seconds } from "./dom.js";
 import { isolated, longText } from "./text.js";
 import { verdict } from "./list.js";
 
@@ -105,7 +105,6 @@ function command(page, call, limit) {
 function found(run) {
   return [
     element("p", {}, "Run again: ", ended(run), element("span", { class: "meta" }, ` ${seconds(run.seconds)}`)),
-    definitions([["Output", run.stdout ? count(run.stdout.length, "character") : "nothing"]]),
     ...output(run),
   ];
 }
@@ -147,9 +146,10 @@ export function againForm(call, page) {
         run();
       },
     },
-    element("label", {}, "With more time: ", limit, " seconds"),
+    element("label", {}, "At most ", limit, " seconds"),
     " ",
     submit,
   );
-  return element("div", {}, form, answer);
+  const summary = element("summary", {}, "Run again with more time");
+  return element("details", { class: "again-box", open: !call.ok }, summary, form, answer);
 }

@@ -57,7 +57,7 @@ function useful(rows, others) {
       ? [["step", "Step", ascending(named(rows, (row) => (row.step === null ? [] : [`${row.step}`])))]]
       : []),
     ...names("stop", "Ended by", (row) => (row.stop ? [row.stop] : [])),
-    ...(others ? [["flipped", "Differs from the other run", YES_NO]] : []),
+    ...(others ? [["flipped", "Other run differs", YES_NO]] : []),
   ];
 }
 
@@ -105,11 +105,19 @@ export function showFacets(place, { rows, query, sort, others, onQuery, onSort }
     { "data-key": "sort", change: (event) => onSort(event.target.value) },
     orders,
   );
-  fill(
-    place,
-    useful(rows, others).map((each) => control(each, query, onQuery)),
-    element("label", { class: "facet" }, "Sort by", order),
+  const [result, calls, ...more] = useful(rows, others);
+  const used = more.filter(([name]) => valueOf(query, name) !== "").length;
+  const open = used > 0 || Boolean(place.querySelector("details")?.open);
+  const controls = (each) => control(each, query, onQuery);
+  const rest = element(
+    "details",
+    { open },
+    element("summary", {}, used ? `More filters (${used} used)` : "More filters"),
+    element("div", { class: "facets" }, more.map(controls)),
   );
+  const sorting = element("label", { class: "facet" }, "Sort by", order);
+  const first = element("div", { class: "facets" }, [result, calls].map(controls), sorting);
+  fill(place, first, more.length ? rest : null);
   if (key) place.querySelector(`[data-key="${key}"]`)?.focus();
 }
 

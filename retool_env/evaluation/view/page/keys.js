@@ -14,7 +14,7 @@ const KEYS = [
   [["Escape"], "leave: the filter, the second episode, then the episode", "leave"],
   [["?"], "this help", "help"],
 ];
-const NAMES = { ArrowDown: "↓", ArrowUp: "↑", Escape: "Esc" };
+const KEY_SIGNS = { ArrowDown: "↓", ArrowUp: "↑", Escape: "Esc" };
 
 /** Fills the help with the keys. */
 export function fillHelp(place) {
@@ -22,7 +22,7 @@ export function fillHelp(place) {
     element(
       "div",
       {},
-      element("dt", {}, names.flatMap((name) => [element("kbd", {}, NAMES[name] ?? name), " "])),
+      element("dt", {}, names.flatMap((name) => [element("kbd", {}, KEY_SIGNS[name] ?? name), " "])),
       element("dd", {}, text),
     ),
   );

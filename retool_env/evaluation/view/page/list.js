@@ -23,10 +23,10 @@ export function verdict(right) {
 export function whereabouts(row) {
   return [
     row.step === null || row.step === undefined ? null : `step ${row.step}`,
-    [row.protocol, row.arm].filter(Boolean).join(" / ") || null,
+    [row.protocol, row.arm].filter(Boolean).join("/") || null,
     row.parent === null || row.parent === undefined
       ? null
-      : `fork of #${row.parent} at call ${row.call}`,
+      : `of #${row.parent}, call ${row.call}`,
     `#${row.sample}`,
   ]
     .filter(Boolean)

@@ -7,23 +7,19 @@ import { showFacets, sorted } from "./facets.js";
 import { fillHelp, listenToKeys } from "./keys.js";
 import { makeList } from "./list.js";
 import { makePane } from "./pane.js";
-import { flipsOf, identity, keeps, readQuery, textsOf } from "./query.js";
+import { keeps, readQuery, textsOf } from "./query.js";
 import { openSource } from "./source.js";
 import { besides, opened, readState, writeState } from "./state.js";
+import { makeStore } from "./store.js";
 
 const POLL_SECONDS = 2;
 
 const byId = (id) => document.getElementById(id);
 const source = openSource();
-const rowsOf = [];
-const searched = new Map();
-let runs = [];
-let canRun = false;
+const store = makeStore(source);
 let state = readState(location.hash);
 let applied = null;
 let unreachable = false;
-
-// --- the state -----------------------------------------------------------------------------------
 
 /** Changes the state; the browser's history keeps the state before, unless `replace` is set. */
 function change(next, { replace = false } = {}) {
@@ -34,55 +30,26 @@ function change(next, { replace = false } = {}) {
   applyState();
 }
 
-function open(row) {
-  return writeState(opened(state, row.address));
-}
-
-function otherRun(run) {
-  return runs.length > 1 ? (run === 0 ? 1 : 0) : null;
-}
-
-function rowAt(run, address) {
-  return rowsOf[run]?.byAddress.get(address) ?? null;
-}
-
-/** The episode that stands beside an episode by default: [run, address], or null. */
-function partner(run, address) {
-  const row = rowAt(run, address);
-  const other = otherRun(run);
-  if (row && other !== null) {
-    const key = identity(row);
-    const same = rowsOf[other].list.find((one) => identity(one) === key);
-    if (same) return [other, same.address];
-  }
-  const rows = rowsOf[run].list;
-  const related = row && rows.find((one) => one !== row && sameFamily(one, row));
-  return related ? [run, related.address] : null;
-}
-
-/** Whether two rows are a fork with the true result and a fork of another arm, of one call. */
-function sameFamily(one, row) {
-  const same = one.problem === row.problem && one.parent === row.parent && one.call === row.call;
-  return same && one.step === row.step && (row.parent === null || one.arm === "control");
+function say(text) {
+  const dismiss = button("Dismiss", () => say(null));
+  fill(byId("notice"), text === null ? null : element("p", {}, text, " ", dismiss));
 }
 
 // --- the list ------------------------------------------------------------------------------------
 
 const list = makeList(byId("list-scroll"), byId("list"), {
-  href: open,
+  href: (row) => writeState(opened(state, row.address)),
   again: () => first.focus(),
-  beside: (row) => (state.episode === null ? change(opened(state, row.address)) : change(besides(state, state.run, row.address))),
+  beside: ({ address }) =>
+    change(state.episode === null ? opened(state, address) : besides(state, state.run, address)),
 });
 
-async function search(texts) {
-  const missing = texts.filter((text) => !searched.has(`${state.run} ${text}`));
-  await Promise.all(
-    missing.map(async (text) => {
-      const key = `${state.run} ${text}`;
-      searched.set(key, new Set(await source.search(state.run, text)));
-    }),
-  );
-  return new Map(texts.map((text) => [text, searched.get(`${state.run} ${text}`)]));
+function sayMatches(some, all) {
+  const total = count(all, "episode");
+  const text = some === all ? total : `${some.toLocaleString("en")} of ${total}`;
+  const going = store.runs()[state.run].finished ? "" : " · the run goes on";
+  const place = byId("matches");
+  if (place.textContent !== text + going) place.textContent = text + going;
 }
 
 function shownAddresses() {
@@ -90,43 +57,37 @@ function shownAddresses() {
   return [state.episode, ...beside].filter((one) => one !== null);
 }
 
-async function filterRows() {
-  const mine = state;
-  const rows = rowsOf[state.run].list;
-  const other = otherRun(state.run);
-  try {
-    const parts = readQuery(state.q);
-    const found = await search(textsOf(parts));
-    if (state !== mine) return;
-    const flips = other === null ? undefined : flipsOf(rows, rowsOf[other].list);
-    const matching = sorted(rows.filter((row) => keeps(parts, row, { found, flips })), state.sort);
-    byId("query-error").textContent = "";
-    byId("query").removeAttribute("aria-invalid");
-    sayMatches(matching.length, rows.length);
-    list.show(matching, shownAddresses());
-  } catch (error) {
-    if (state !== mine) return;
-    byId("query-error").textContent = error.message;
-    byId("query").setAttribute("aria-invalid", "true");
-  }
+function sayFault(error) {
+  byId("query-error").textContent = error?.message ?? "";
+  byId("query").setAttribute("aria-invalid", String(Boolean(error)));
 }
 
-function sayMatches(some, all) {
-  const total = count(all, "episode");
-  const text = some === all ? total : `${some.toLocaleString("en")} of ${total}`;
-  const going = runs[state.run].finished ? "" : " · the run goes on";
-  const place = byId("matches");
-  if (place.textContent !== text + going) place.textContent = text + going;
+/** Shows the rows that the query keeps. A query that can't be read leaves the list as it is. */
+async function filterRows() {
+  const mine = state;
+  const rows = store.rows(state.run);
+  try {
+    const parts = readQuery(state.q);
+    const found = await store.search(state.run, textsOf(parts));
+    if (state !== mine) return;
+    const context = { found, flips: store.flips(state.run) };
+    const matching = rows.filter((row) => keeps(parts, row, context));
+    sayFault(null);
+    sayMatches(matching.length, rows.length);
+    list.show(sorted(matching, state.sort), shownAddresses());
+  } catch (error) {
+    if (state === mine) sayFault(error);
+  }
 }
 
 function showFilters() {
   const query = byId("query");
   if (document.activeElement !== query) query.value = state.q;
   showFacets(byId("facets"), {
-    rows: rowsOf[state.run].list,
+    rows: store.rows(state.run),
     query: state.q,
     sort: state.sort,
-    others: otherRun(state.run) !== null,
+    others: store.other(state.run) !== null,
     onQuery: (q) => {
       query.value = q;
       change({ q }, { replace: true });
@@ -137,82 +98,80 @@ function showFilters() {
 
 // --- the panes -----------------------------------------------------------------------------------
 
-const actions = {
-  tokens: () => change({ tokens: !state.tokens }),
-  beside: toggleBeside,
-  back: () => leaveEpisode(),
-};
-
-function links(run) {
-  const rightOf = (address) => rowAt(run, address)?.right ?? null;
-  return {
-    link: (address) => writeState(opened(state, address, run)),
-    besideLink: (address) => writeState(besides(state, run, address)),
-    rightOf,
-  };
-}
-
-function pane(label, close, spanLink, onSpan) {
+function pane(label, close, onSpan) {
   return makePane({
     source,
     label,
-    actions: { ...actions, close },
-    links: (run) => ({ ...links(run), spanLink }),
-    run: (number) => ({ ...runs[number], canRun }),
+    actions: {
+      tokens: () => change({ tokens: !state.tokens }),
+      beside: toggleBeside,
+      back: leaveEpisode,
+      close,
+    },
+    run: (number) => ({ ...store.runs()[number], canRun: store.canRun() }),
+    links: (run) => ({
+      link: (address) => writeState(opened(state, address, run)),
+      besideLink: (address) => writeState(besides(state, run, address)),
+      rightOf: (address) => store.row(run, address)?.right ?? null,
+    }),
     onSpan,
   });
 }
 
-const spanState = (span) => change({ span }, { replace: true });
-const first = pane("Episode", leaveEpisode, (span) => writeState({ ...state, span }), spanState);
-const second = pane(
-  "Second episode",
-  () => change({ beside: null, besideRun: null }),
-  (span) => writeState({ ...state, span }),
-  () => undefined,
-);
+const first = pane("Episode", leaveEpisode, (span) => change({ span }, { replace: true }));
+const second = pane("Second episode", leaveBeside, () => undefined);
+
+function leaveBeside() {
+  change({ beside: null, besideRun: null });
+  first.focus();
+}
 
 function leaveEpisode() {
-  change({ episode: null, span: null, beside: null, besideRun: null });
+  change(opened(state, null));
   list.focus();
 }
 
 function toggleBeside() {
   if (state.episode === null) return;
-  if (state.beside !== null) return change({ beside: null, besideRun: null });
-  const found = partner(state.run, state.episode);
+  if (state.beside !== null) return leaveBeside();
+  const found = store.partner(state.run, state.episode);
   if (found) return change(besides(state, ...found));
-  say("There is no second episode of this problem. Choose one in the list with Shift and a click.");
+  say("The problem has no second episode. Choose any episode in the list with Shift and a click.");
 }
 
 function showPanes() {
-  const two = state.episode !== null && state.beside !== null;
-  document.body.classList.toggle("open", state.episode !== null);
-  document.body.classList.toggle("two", two);
-  byId("welcome").hidden = state.episode !== null;
-  const wanted = state.episode === null ? [] : two ? [first.root, second.root] : [first.root];
+  const open = state.episode !== null;
+  const two = open && state.beside !== null;
+  document.body.classList.toggle("open", open);
+  byId("welcome").hidden = open;
+  const wanted = [first, second].slice(0, open ? 1 + Number(two) : 0).map((one) => one.root);
   const there = [...byId("panes").children];
-  if (there.length !== wanted.length || there.some((one, index) => one !== wanted[index])) {
-    fill(byId("panes"), wanted);
-  }
-  const shown = [];
-  if (state.episode !== null) shown.push(first.show(state.run, state.episode, state.tokens, state.span));
-  if (two) shown.push(second.show(state.besideRun ?? state.run, state.beside, state.tokens, null));
-  return Promise.all(shown);
+  if (there.length !== wanted.length) fill(byId("panes"), wanted);
+  return Promise.all([
+    open && first.show(state.run, state.episode, state.tokens, state.span),
+    two && second.show(state.besideRun ?? state.run, state.beside, state.tokens, null),
+  ]);
+}
+
+function activePane() {
+  return second.root.contains(document.activeElement) ? second : first;
+}
+
+function failedCall(step) {
+  const moved = state.episode === null || activePane().failedCall(step);
+  if (!moved) say("The episode has no failed call.");
 }
 
 // --- all of it -----------------------------------------------------------------------------------
 
-function say(text) {
-  fill(byId("notice"), text === null ? null : element("p", {}, text, " ", button("Dismiss", () => say(null))));
-}
-
 function showRun() {
+  const runs = store.runs();
   const run = runs[state.run];
   byId("title").textContent = run.title;
   document.title = `${state.episode ?? run.title} · retool view`;
   byId("about").hidden = false;
-  fill(byId("about-content"), definitions([["Kind", run.kind], ["Path", run.path], ...run.details]));
+  const details = [["Kind", run.kind], ["Path", run.path], ...run.details];
+  fill(byId("about-content"), definitions(details));
   if (runs.length < 2) return;
   const options = runs.map((one, index) =>
     element("option", { value: index, selected: index === state.run }, one.title),
@@ -221,53 +180,37 @@ function showRun() {
   fill(byId("run-choice"), element("label", {}, "Run ", element("select", { change: choose }, options)));
 }
 
+/** Shows the state that the address names. */
 async function applyState() {
   const before = applied === null ? { episode: null } : state;
+  const arrived = applied === null;
   applied = location.hash;
+  const last = store.runs().length - 1;
   state = readState(location.hash);
-  if (state.run >= runs.length) state.run = 0;
-  if ((state.besideRun ?? 0) >= runs.length) state.besideRun = state.run;
+  state.run = Math.min(state.run, last);
+  if (state.besideRun !== null) state.besideRun = Math.min(state.besideRun, last);
   if (!unreachable) say(null);
   showRun();
   showFilters();
-  const openedNow = state.episode !== null && (state.episode !== before.episode || state.run !== before.run);
+  const another = state.episode !== before.episode || state.run !== before.run;
+  const opens = state.episode !== null && another;
+  const fromList = byId("list").contains(document.activeElement);
   const panes = showPanes();
   await filterRows();
-  if (openedNow && !document.activeElement?.closest("#list")) list.reveal(state.episode);
+  if (opens && !fromList) list.reveal(state.episode);
   await panes;
-  if (openedNow && state.span === null) first.focus();
-}
-
-function takeRows(run, { rows, next, removed }) {
-  const known = (rowsOf[run] ??= { byAddress: new Map(), next: 0, list: [] });
-  known.next = next;
-  for (const address of removed) known.byAddress.delete(address);
-  for (const row of rows) known.byAddress.set(row.address, row);
-  if (rows.length || removed.length) {
-    known.list = [...known.byAddress.values()];
-    searched.clear();
-  }
-  return rows.length + removed.length > 0;
-}
-
-async function loadRows() {
-  const changed = await Promise.all(
-    runs.map(async (_, run) => takeRows(run, await source.rows(run, rowsOf[run]?.next ?? 0))),
-  );
-  return changed.some(Boolean);
+  if (opens && state.span === null && !arrived) first.focus();
 }
 
 /** Asks for new rows while a run goes on. */
 async function follow() {
-  if (!source.live || runs.every((run) => run.finished)) return;
+  if (!source.live || store.runs().every((run) => run.finished)) return;
   await new Promise((done) => setTimeout(done, POLL_SECONDS * 1000));
   try {
-    const before = runs.map((run) => run.finished).join();
-    ({ runs } = await source.runs());
-    const changed = await loadRows();
+    const changed = await store.load();
     if (unreachable) say(null);
     unreachable = false;
-    if (changed || runs.map((run) => run.finished).join() !== before) {
+    if (changed) {
       showFilters();
       await filterRows();
     }
@@ -278,30 +221,32 @@ async function follow() {
   follow();
 }
 
-function activePane() {
-  return second.root.contains(document.activeElement) ? second : first;
-}
-
-function failedCall(step) {
-  if (state.episode !== null && !activePane().failedCall(step)) say("The episode has no failed call.");
-}
-
 /** Leaves the query, then the second episode, then the episode. */
 function leave() {
-  const query = byId("query");
-  if (document.activeElement === query) return list.focus();
-  if (state.beside !== null) return change({ beside: null, besideRun: null });
+  if (document.activeElement === byId("query")) return list.focus();
+  if (state.beside !== null) return leaveBeside();
   if (state.episode !== null) leaveEpisode();
 }
 
+function focusQuery() {
+  byId("query").focus();
+  byId("query").select();
+}
+
+function inList() {
+  const { activeElement, body } = document;
+  return activeElement === body || byId("list-panel").contains(activeElement);
+}
+
 function listen() {
-  byId("query").addEventListener("input", (event) => change({ q: event.target.value }, { replace: true }));
+  const { query, help } = { query: byId("query"), help: () => byId("help").showModal() };
+  query.addEventListener("input", () => change({ q: query.value }, { replace: true }));
   byId("filters").addEventListener("submit", (event) => {
     event.preventDefault();
     list.focus();
   });
   byId("copy-link").addEventListener("click", (event) => copy(location.href, event.currentTarget));
-  byId("help-button").addEventListener("click", () => byId("help").showModal());
+  byId("help-button").addEventListener("click", help);
   byId("skip").addEventListener("click", (event) => {
     event.preventDefault();
     byId("episodes-heading").focus();
@@ -310,27 +255,23 @@ function listen() {
   window.addEventListener("hashchange", moved);
   window.addEventListener("popstate", moved);
   listenToKeys({
-    arrows: () => document.activeElement === document.body || byId("list-panel").contains(document.activeElement),
+    arrows: inList,
     next: () => list.move(1),
     previous: () => list.move(-1),
-    query: () => {
-      byId("query").focus();
-      byId("query").select();
-    },
+    query: focusQuery,
     nextFailed: () => failedCall(1),
     previousFailed: () => failedCall(-1),
-    tokens: () => (state.episode === null ? null : actions.tokens()),
+    tokens: () => (state.episode === null ? null : change({ tokens: !state.tokens })),
     beside: toggleBeside,
     leave,
-    help: () => byId("help").showModal(),
+    help,
   });
 }
 
 async function start() {
   fillHelp(byId("help-content"));
   try {
-    ({ runs, can_run: canRun } = await source.runs());
-    await loadRows();
+    await store.load();
   } catch (error) {
     return fill(byId("notice"), alertBox(error));
   }

@@ -59,7 +59,12 @@ function callStrip(episode, page) {
     element(
       "li",
       {},
-      element("a", { href: page.spanLink(index) }, `${call.number} `, outcome(call)),
+      element(
+        "button",
+        { type: "button", class: "link", click: () => page.go(index) },
+        `${call.number} `,
+        outcome(call),
+      ),
       call.fault?.injected ? element("span", { class: "tag" }, "injected") : null,
       episode.forks.some((fork) => fork.call === call.number)
         ? element("span", { class: "tag" }, "forked")
@@ -123,8 +128,7 @@ export function makePane({ source, label, actions, links, run: runOf, onSpan }) 
     const failed = [...content.querySelectorAll(".failed-call")].map((one) => Number(one.dataset.span));
     if (!failed.length) return false;
     const next = step > 0 ? failed.find((index) => index > (shown.span ?? -1)) : failed.findLast((index) => index < (shown.span ?? Infinity));
-    go(next ?? failed.at(step > 0 ? 0 : -1));
-    onSpan(shown.span);
+    page.go(next ?? failed.at(step > 0 ? 0 : -1));
     return true;
   };
 
@@ -146,8 +150,8 @@ export function makePane({ source, label, actions, links, run: runOf, onSpan }) 
     fill(
       bar,
       button("Back to the list", actions.back, { class: "back" }),
-      hasFailed ? button("Previous failed call", () => failedCall(-1), { "aria-keyshortcuts": "p" }) : null,
-      hasFailed ? button("Next failed call", () => failedCall(1), { "aria-keyshortcuts": "n" }) : null,
+      hasFailed ? button("Previous failed", () => failedCall(-1), { "aria-keyshortcuts": "p" }) : null,
+      hasFailed ? button("Next failed", () => failedCall(1), { "aria-keyshortcuts": "n" }) : null,
       tokensButton,
       button("Side by side", actions.beside, { "aria-keyshortcuts": "s", class: "beside" }),
       button("Close", actions.close, { class: "close", "aria-label": `Close: ${label}` }),
@@ -174,6 +178,10 @@ export function makePane({ source, label, actions, links, run: runOf, onSpan }) 
         canRun: open.canRun,
         forks: episode.forks,
         bodies: [],
+        go: (span) => {
+          go(span);
+          onSpan(span);
+        },
         again: (call, limit) => source.again(run, address, call, limit),
         rest: (span, from) => source.rest(run, address, span, from),
       };

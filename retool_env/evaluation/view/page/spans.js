@@ -47,7 +47,7 @@ function body(span, index, page) {
         "div",
         { class: "surplus" },
         element("p", { class: "label" }, "Surplus: sampled with the closing tag, not executed or graded"),
-        longText("text", [["", apart]]),
+        longText("text", [["", apart.replaceAll("\n", "⏎\n").trimEnd()]]),
       ),
     );
   }
