@@ -6,16 +6,40 @@ import { alertBox, button, copy, element, fill, seconds } from "./dom.js";
 import { isolated, longText } from "./text.js";
 import { verdict } from "./list.js";
 
-/** The outcome of a call in words, with a sign and a colour. */
-export function outcome(call) {
-  const words = call.outcome.replaceAll("_", " ");
-  const error = call.error && call.error !== call.outcome ? `: ${call.error}` : "";
-  return element(
-    "span",
-    { class: `outcome ${call.ok ? "ok" : "failed"}` },
-    call.ok ? "✓ " : "✗ ",
-    isolated(`${words}${error}`),
-  );
+const ARMS = new Map([
+  ["control", "control (true result)"],
+  ["keep", "keep (the error as it was)"],
+  ["drop", "drop (without the call)"],
+  ["bare", 'bare ("Error" alone)'],
+  ["mended", "mended (the result of a later call that ran)"],
+]);
+
+/** The name of an arm with its meaning. */
+export function armName(arm) {
+  return ARMS.get(arm) ?? arm.replaceAll("_", " ");
+}
+
+const MOST_OF_AN_ERROR = 200;
+
+/** How a run ended in one word: its exception, or its outcome. */
+function oneWord(run) {
+  const exception = /^\w*(?:Error|Exception|Interrupt|Exit|Iteration)\b/.exec(run.error ?? "");
+  return exception ? exception[0] : run.outcome.replaceAll("_", " ");
+}
+
+/**
+ * The outcome of a run in words, with a sign and a colour.
+ *
+ * @param {Object} run A call, or what really happened at a call.
+ * @param {boolean} short Whether one word is enough.
+ */
+export function outcome(run, short = false) {
+  const ok = run.outcome === "ok";
+  const error = run.error ? `: ${run.error}` : "";
+  const long = `${run.outcome.replaceAll("_", " ")}${error}`;
+  const cut = long.length > MOST_OF_AN_ERROR ? `${long.slice(0, MOST_OF_AN_ERROR)}…` : long;
+  const name = `outcome ${ok ? "ok" : "failed"}`;
+  return element("span", { class: name }, ok ? "✓ " : "✗ ", isolated(short ? oneWord(run) : cut));
 }
 
 /** The output of a run: what it wrote, and its error. */
@@ -26,10 +50,6 @@ function output(run) {
   if (failure) shown.push(element("h5", {}, "Error"), longText("result", [["", failure]]));
   if (!shown.length) shown.push(element("p", { class: "note" }, "It wrote nothing."));
   return shown;
-}
-
-function ended(run) {
-  return outcome({ ...run, ok: run.outcome === "ok" });
 }
 
 /** What really happened at a call for which a fault was ordered. */
@@ -43,7 +63,7 @@ export function faultBox(fault) {
     );
   }
   const real = fault.real
-    ? [element("p", {}, "The program really ended like this: ", ended(fault.real)), ...output(fault.real)]
+    ? [element("p", {}, "The program really ended like this: ", outcome(fault.real)), ...output(fault.real)]
     : [element("p", {}, "The program did not run, so there is no true result.")];
   return element(
     "section",
@@ -73,14 +93,13 @@ function forkLink(address, number, { link, besideLink, rightOf }) {
 /** The forks of an episode at one call, arm by arm. */
 export function forkBox(forks, page) {
   const arms = forks.map((fork) => {
-    const name = fork.arm === "control" ? "control (true result)" : fork.arm.replaceAll("_", " ");
     return element(
       "details",
       {},
       element(
         "summary",
         {},
-        element("strong", {}, isolated(name)),
+        element("strong", {}, isolated(armName(fork.arm))),
         `: ${fork.right} of ${fork.ended} right`,
         element("span", { class: "show" }, " — show"),
       ),
@@ -90,8 +109,8 @@ export function forkBox(forks, page) {
   return element(
     "section",
     { class: "forks", "aria-label": "Forks at this call" },
-    element("h4", {}, "From here the episode was continued again"),
-    element("p", { class: "note" }, "Each arm shows the model another result of this call."),
+    element("h4", {}, page.isFork ? "The forks of this call" : "Forked from here"),
+    element("p", { class: "note" }, "Each arm shows the model its own result of this call."),
     arms,
   );
 }
@@ -104,7 +123,7 @@ function command(page, call, limit) {
 
 function found(run) {
   return [
-    element("p", {}, "Run again: ", ended(run), element("span", { class: "meta" }, ` ${seconds(run.seconds)}`)),
+    element("p", {}, "Run again: ", outcome(run), element("span", { class: "meta" }, ` ${seconds(run.seconds)}`)),
     ...output(run),
   ];
 }

@@ -113,6 +113,7 @@ function pane(label, close, onSpan) {
       link: (address) => writeState(opened(state, address, run)),
       besideLink: (address) => writeState(besides(state, run, address)),
       rightOf: (address) => store.row(run, address)?.right ?? null,
+      siblings: (address) => store.siblings(run, address),
     }),
     onSpan,
   });

@@ -4,7 +4,7 @@
 import { alertBox, button, definitions, element, fill } from "./dom.js";
 import { verdict, whereabouts } from "./list.js";
 import { isolated, longText } from "./text.js";
-import { outcome } from "./calls.js";
+import { armName, outcome } from "./calls.js";
 import { spanSection } from "./spans.js";
 import { legend, showTokens } from "./tokens.js";
 
@@ -38,7 +38,6 @@ function metadataBox(episode) {
 function parentLine(episode, page) {
   const parent = episode.parent;
   if (!parent) return null;
-  const arm = parent.arm === "control" ? "the true result" : `the arm "${parent.arm}"`;
   const name = `#${parent.sample}`;
   const links = parent.address
     ? [
@@ -49,7 +48,7 @@ function parentLine(episode, page) {
       ]
     : [`the parent ${name}, which is not in this run`];
   const visible = parent.visible ? " Only the parent's visible messages were taken over." : "";
-  return element("p", { class: "parent" }, `Fork at call ${parent.call}, with ${arm}, of `, links, `.${visible}`);
+  return element("p", { class: "parent" }, `Fork at call ${parent.call}, arm ${armName(parent.arm)}, of `, links, `.${visible}`);
 }
 
 function callStrip(episode, page) {
@@ -63,7 +62,7 @@ function callStrip(episode, page) {
         "button",
         { type: "button", class: "link", click: () => page.go(index) },
         `${call.number} `,
-        outcome(call),
+        outcome(call, true),
       ),
       call.fault?.injected ? element("span", { class: "tag" }, "injected") : null,
       episode.forks.some((fork) => fork.call === call.number)
@@ -176,7 +175,8 @@ export function makePane({ source, label, actions, links, run: runOf, onSpan }) 
         path: open.path,
         title: open.title,
         canRun: open.canRun,
-        forks: episode.forks,
+        forks: [...episode.forks, ...links(run).siblings(address)],
+        isFork: episode.parent !== null,
         bodies: [],
         go: (span) => {
           go(span);

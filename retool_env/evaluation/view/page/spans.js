@@ -24,8 +24,19 @@ function divided(parts, surplus) {
   return { kept, apart };
 }
 
+/** The pieces of a program or a result without the line breaks beside its tags. */
+function trimmed(pieces) {
+  const kept = pieces.map((piece) => [...piece]);
+  if (kept.length) {
+    kept[0][1] = kept[0][1].replace(/^\n/, "");
+    kept.at(-1)[1] = kept.at(-1)[1].replace(/\n$/, "");
+  }
+  return kept;
+}
+
 function partBlock(part, more) {
-  const pieces = part.pieces ?? [["", part.text]];
+  const whole = part.pieces ?? [["", part.text]];
+  const pieces = part.kind === "text" ? whole : trimmed(whole);
   const block = longText(part.kind, pieces.map(([name, text]) => [name && `py-${name}`, text]), more);
   const label = LABELS[part.kind];
   return label
@@ -72,7 +83,9 @@ function meta(span) {
 function callParts(span, page) {
   if (!span.call) return [];
   const forks = page.forks.filter((fork) => fork.call === span.call.number);
+  const ran = span.call.pieces ? { kind: "program", text: "", pieces: span.call.pieces } : null;
   return [
+    ran ? element("details", {}, element("summary", {}, "The program that ran"), partBlock(ran, null)) : null,
     span.call.fault ? faultBox(span.call.fault) : null,
     againForm(span.call, page),
     forks.length ? forkBox(forks, page) : null,

@@ -1,10 +1,15 @@
 /** The rows of all runs as they were loaded, and the answers to searches. */
 import { flipsOf, identity } from "./query.js";
 
-/** Whether `one` is a fork with the true result of the call at which `row` was forked. */
-function controlOf(one, row) {
+/** Whether two rows are forks of one call, or whole episodes of one problem. */
+function sameCall(one, row) {
   const same = one.problem === row.problem && one.parent === row.parent && one.call === row.call;
-  return same && one.step === row.step && (row.parent === null || one.arm === "control");
+  return same && one.step === row.step;
+}
+
+/** Whether a row fits beside another by default: a fork with the true result of the same call. */
+function fitsBeside(one, row) {
+  return one !== row && sameCall(one, row) && (row.parent === null || one.arm === "control");
 }
 
 /**
@@ -13,7 +18,7 @@ function controlOf(one, row) {
  * @param {Object} source The source (see `source.js`).
  * @returns {Object} `load()`, which loads the runs and the rows that are new and says whether
  *   anything changed; `runs()`, `canRun()`, `rows(run)`, `row(run, address)`, `other(run)`,
- *   `flips(run)`, `search(run, texts)` and `partner(run, address)`.
+ *   `flips(run)`, `search(run, texts)`, `siblings(run, address)` and `partner(run, address)`.
  */
 export function makeStore(source) {
   const kept = [];
@@ -66,9 +71,24 @@ export function makeStore(source) {
     const second = other(run);
     const same = second === null ? null : rows(second).find((one) => identity(one) === identity(mine));
     if (same) return [second, same.address];
-    const related = rows(run).find((one) => one !== mine && controlOf(one, mine));
+    const related = rows(run).find((one) => fitsBeside(one, mine));
     return related ? [run, related.address] : null;
   };
 
-  return { load, runs: () => runs, canRun: () => canRun, rows, row, other, flips, search, partner };
+  /** The forks of a fork's parent at the same call, arm by arm, in the form of an episode's forks. */
+  const siblings = (run, address) => {
+    const mine = row(run, address);
+    if (!mine || mine.parent === null) return [];
+    const family = rows(run).filter((one) => sameCall(one, mine) && one.protocol === mine.protocol);
+    const arms = Object.entries(Object.groupBy(family, (one) => one.arm));
+    return arms.map(([arm, forks]) => ({
+      arm,
+      call: mine.call,
+      right: forks.filter((fork) => fork.right).length,
+      ended: forks.filter((fork) => fork.right !== null).length,
+      addresses: forks.map((fork) => fork.address),
+    }));
+  };
+
+  return { load, siblings, runs: () => runs, canRun: () => canRun, rows, row, other, flips, search, partner };
 }
