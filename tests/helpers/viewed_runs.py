@@ -1,109 +1,102 @@
-"""Recorded runs for the viewers: a benchmark of recovery, and a file of chosen transcripts."""
+"""Runs for the viewer: of every kind, with forks, faults and hostile texts."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import random
-from contextlib import chdir, nullcontext
-from pathlib import Path
-from types import SimpleNamespace
-from unittest.mock import patch
+import json
 
-from helpers.episodes import ANSWERED, CODE, RIGHT, episode
-from helpers.scripted_agents import Agent, TextAgent, steps_of
+from helpers.episodes import ANSWERED, NAME, OK, RIGHT, WRONG, episode, sample
+from retool_env.evaluation.identity import ModelIdentity
+from retool_env.evaluation.records import EpisodeRecord, EvalRecord
+from retool_env.evaluation.recover.records import ArmRecord, RecoverRecord
+from retool_env.execution import Execution, Fault, Outcome
+from retool_env.transcript import Parent, write_transcripts
 
-from retool_env.cli import main
-from retool_env.evaluation.recover.suite import load_suite
-from retool_env.execution import Execution, Outcome
-from retool_env.problem import Problem
-from retool_env.rollout import TextGeneration, named
-from retool_env.transcript import Transcript
-
-SLOW = "import time\ntime.sleep(2.5)\n"
-"""The beginning of a program that runs longer than the limit of `make_recover_run`."""
-
-
-class SlowAgent(TextAgent):
-    """An agent whose second program for one problem is by chance slower than the limit.
-
-    Args:
-        agent: The chances of the agent's decisions.
-        problem: The id of the problem.
-    """
-
-    def __init__(self, agent: Agent, problem: str) -> None:
-        super().__init__(agent)
-        self._problem = problem
-
-    async def write(self, transcript, stop, seed) -> TextGeneration:
-        turn = await super().write(transcript, stop, seed)
-        second = transcript.problem.id == self._problem and len(transcript.calls) == 1
-        if not second or "<code>" not in turn.text or random.Random(seed).random() < 0.5:
-            return turn
-        text = turn.text.replace("<code>\n", f"The next step takes a while.\n<code>\n{SLOW}", 1)
-        return dataclasses.replace(turn, text=text)
-
-
-def make_recover_run(folder: Path, sandbox) -> Path:
-    """Runs `retool recover` with an agent whose second program for one problem is often slow.
-
-    A parent of this problem that times out at call 2 gives a wrong answer. It is forked there, with
-    the true result and with faults, and in the arms of `natural`.
-
-    Args:
-        folder: The folder in which the folder of the run is made.
-        sandbox: The sandbox that runs the programs.
-
-    Returns:
-        The folder of the run. `staged/7` is the slow problem.
-    """
-    staged = [p for p in load_suite("v0").sets[1].problems if steps_of(p) == 2][:2]
-    problems = [
-        dataclasses.replace(problem, id=name)
-        for problem, name in zip(staged, ("staged/6", "staged/7"), strict=True)
-    ]
-    suite = SimpleNamespace(
-        **{"problems": problems, "hash": "0123", "kinds": ("wrong_value", "timeout")},
-        **{"rates": (0.0,), "seed": 0, "fork_call": lambda problem, parent: 2},
-    )
-    agent = SlowAgent(Agent(p_retry=0.4), "staged/7")
-    size = ["--k=2", "--m=2", "--samples=1", "--batch=8", "max_calls=8"]
-    limit = "limits={'wall_seconds': 1.5}"
-    with (
-        chdir(folder),
-        patch("retool_env.interpreter.open_sandbox", lambda setting, rules: nullcontext(sandbox)),
-        patch("retool_env.evaluation.recover.page.draw", lambda results: {}),
-        patch("retool_env.evaluation.recover.suite.load_suite", lambda name, part, quick: suite),
-        patch.dict(named.POLICIES, {"openai": lambda model, **_: agent}),
-        open(os.devnull, "w") as quiet,
-        patch("sys.stdout", quiet),
-        patch("sys.stderr", quiet),
-    ):
-        command = ["recover", "--env", "ReTool-Arithmetic-v0", "--out", "found", "--model", "m"]
-        assert main([*command, "--api", "http://h/v1", *size, limit]) == 0
-    return folder / "found"
-
+SETTINGS = {
+    **{"env": "ReTool-Arithmetic-v0", "settings": {}, "rules": {}, "prompt": "{query}"},
+    **{"problems": 1, "fingerprint": "", "sampling": {}, "k": 1, "seed": 0},
+}
 
 HOSTILE = (
-    "<script>alert(1)</script><img src=x onerror=alert(2)>&lt;b&gt; "
-    "\x1b[31mred\x1b[0m \u202egnp.exe\u202c zero\u200bwidth \x00 \ud800 "
-    "https://example.org/ javascript:alert(3) \u05e9\u05dc\u05d5\u05dd"
+    "<script>alert(1)</script><img src=x onerror=alert(2)></script><!-- \x1b[31mred\x1b[0m "
+    "\u202eright to left\u202c \u200bzero\u200d \x00 \ud800 \u2028 \u2029 ]]> &amp; '\" \\ \r\n"
 )
-"""Markup, ANSI codes, bidirectional overrides, a zero-width space, NUL and a lone surrogate."""
+"""Markup, terminal codes, marks of direction, invisible characters, half a surrogate pair."""
+
+REAL = Execution(Outcome.OK, "42\n")
+FAULTY = Execution(Outcome.TIMEOUT, "", "time limit", fault=Fault("timeout", True, REAL))
 
 
-def hostile_transcripts() -> list[Transcript]:
-    """Episodes with markup in every field, a megabyte on one line, and ten thousand lines."""
-    code = f"<code>\n# {HOSTILE}\nprint(1)\n</code>"
-    failed = Execution(Outcome.RUNTIME_ERROR, HOSTILE, f"ValueError: {HOSTILE}", HOSTILE)
-    marked = episode(HOSTILE, ANSWERED, (HOSTILE + code, failed), f"<answer>{HOSTILE}</answer>")
-    problem = Problem(HOSTILE, HOSTILE, HOSTILE, {"note": HOSTILE})
-    marked = dataclasses.replace(marked, problem=problem, answer=HOSTILE)
-    line = Execution(Outcome.OK, "x" * 1_000_000)
-    lines = Execution(Outcome.OK, "".join(f"line {n}\n" for n in range(10_000)))
-    return [
-        marked,
-        episode("megabyte", ANSWERED, (CODE, line), "y" * 300_000 + RIGHT, correct=True),
-        episode("lines", ANSWERED, (CODE, lines), RIGHT, correct=True),
-    ]
+def fill(path, records):
+    """Write records as JSON lines, in place of the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(each.to_json()) + "\n" for each in records))
+
+
+def append(path, *records):
+    """Append records to a file."""
+    with open(path, "a") as file:
+        file.writelines(json.dumps(each.to_json()) + "\n" for each in records)
+
+
+def evaluated(number, problem="p/1", **others):
+    """An episode of an evaluation with a call; those of odd numbers are right."""
+    right = number % 2 == 1
+    made = sample(problem, "42" if right else "4", ("so <code>a</code>", OK), correct=right)
+    return EpisodeRecord("m", problem, number, 0, made, **others)
+
+
+def an_eval(folder, count=2, status="finished", **others):
+    """The folder of an evaluation of one problem."""
+    record = EvalRecord(
+        "run",
+        ModelIdentity("models/a/checkpoint", "checkpoint"),
+        **SETTINGS | others,
+        status=status,
+    )
+    fill(folder / "episodes.jsonl", map(evaluated, range(count)))
+    (folder / "eval.json").write_text(json.dumps(record.to_json()))
+    return folder
+
+
+def a_recover(folder):
+    """A benchmark: one parent, whose first call has two control forks and two with a fault."""
+    model = ModelIdentity("m", "hub")
+    record = RecoverRecord("run", model, **SETTINGS, suite="v0", status="finished")
+    turn = "I see.\n<code>\nprint(6 * 7)\n</code>"
+    whole = sample("p", "42", (turn, OK), correct=True)
+    parent = ArmRecord("m", "p", 0, 0, whole, protocol="dose", arm="0")
+    records = [parent]
+    for arm, shown, rights in (("timeout", FAULTY, (1, 0)), ("control", OK, (1, 1))):
+        for number, right in enumerate(rights):
+            made = sample("p", "42" if right else "4", (turn, shown), correct=bool(right))
+            made = dataclasses.replace(made, parent=Parent(0, 1, arm))
+            fork = {"protocol": "fork", "arm": arm, "parent": 0, "call": 1}
+            records.append(ArmRecord("m", "p", number, 0, made, **fork))
+    fill(folder / "episodes.jsonl", records)
+    (folder / "recover.json").write_text(json.dumps(record.to_json()))
+    return folder
+
+
+def a_training(folder):
+    """A training run of two processes and two evaluations."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"settings": {"lr": 1}, "revision": 4}))
+    first, second = episode("p", ANSWERED, RIGHT, correct=True), episode("q", ANSWERED, WRONG)
+    write_transcripts(folder / "transcripts.jsonl", [first, second])
+    write_transcripts(folder / "transcripts-1.jsonl", [first])
+    write_transcripts(folder / "eval-10.jsonl", [first, first, second])
+    write_transcripts(folder / "eval-2.jsonl", [first])
+    return folder
+
+
+def hostile(problem="h"):
+    """An episode with a hostile text in every field that holds a text."""
+    shown = Execution(
+        Outcome.RUNTIME_ERROR, HOSTILE, HOSTILE, HOSTILE, fault=Fault(HOSTILE, True, NAME)
+    )
+    made = sample(problem, HOSTILE, (f"{HOSTILE}<code>{HOSTILE}</code>", shown), WRONG)
+    question = dataclasses.replace(
+        made.problem, question=HOSTILE, answer=HOSTILE, metadata={HOSTILE: HOSTILE}
+    )
+    return dataclasses.replace(made, problem=question)

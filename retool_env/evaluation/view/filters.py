@@ -1,7 +1,7 @@
 r"""The filter query of the viewers: one line that selects rows.
 
-The parts of a query stand between blanks, and a row must pass all parts. The bare word `and` between
-parts is ignored. `-` in front of a part negates it. A part is `NAME:VALUE`, or a text.
+The parts of a query stand between blanks, and a row must pass all parts. The bare word `and` is
+ignored. `-` in front of a part negates it. A part is `NAME:VALUE`, or a text.
 
 | part                                             | a row passes if                              |
 |--------------------------------------------------|----------------------------------------------|
@@ -19,9 +19,10 @@ parts is ignored. `-` in front of a part negates it. A part is `NAME:VALUE`, or 
 | `version:…`                                      |                                              |
 | any other word, or a text between `"`            | the episode holds the text                   |
 
-Values are compared without regard to case. Commas between values mean *or*: `stop:answered,stopped`.
-A value between `"` may hold blanks and commas. A word with `:` and an unknown name is an error, so
-that a misspelt name does not search for a text; between `"` it is a text.
+Values are compared whole, without regard to case. Commas between values mean *or*, as in
+`stop:answered,stopped`. A value between `"` may hold blanks and commas. A word with `:` and an
+unknown name is an error, so that a misspelt name does not search for a text; between `"` it is a
+text.
 """
 
 from __future__ import annotations
