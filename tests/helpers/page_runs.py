@@ -1,4 +1,4 @@
-"""Recorded runs for the viewers: a benchmark of recovery, and a file of chosen transcripts."""
+"""Recorded runs for the viewers: a benchmark of recovery, and long transcripts."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
-from helpers.episodes import ANSWERED, CODE, RIGHT, episode
+from helpers.episodes import ANSWERED, CODE, RIGHT, episode, with_ids
 from helpers.scripted_agents import Agent, TextAgent, steps_of
 
 from retool_env.cli import main
 from retool_env.evaluation.recover.suite import load_suite
 from retool_env.execution import Execution, Outcome
-from retool_env.problem import Problem
 from retool_env.rollout import TextGeneration, named
 from retool_env.transcript import Transcript
 
@@ -85,25 +84,12 @@ def make_recover_run(folder: Path, sandbox) -> Path:
     return folder / "found"
 
 
-HOSTILE = (
-    "<script>alert(1)</script><img src=x onerror=alert(2)>&lt;b&gt; "
-    "\x1b[31mred\x1b[0m \u202egnp.exe\u202c zero\u200bwidth \x00 \ud800 "
-    "https://example.org/ javascript:alert(3) \u05e9\u05dc\u05d5\u05dd"
-)
-"""Markup, ANSI codes, bidirectional overrides, a zero-width space, NUL and a lone surrogate."""
-
-
-def hostile_transcripts() -> list[Transcript]:
-    """Episodes with markup in every field, a megabyte on one line, and ten thousand lines."""
-    code = f"<code>\n# {HOSTILE}\nprint(1)\n</code>"
-    failed = Execution(Outcome.RUNTIME_ERROR, HOSTILE, f"ValueError: {HOSTILE}", HOSTILE)
-    marked = episode(HOSTILE, ANSWERED, (HOSTILE + code, failed), f"<answer>{HOSTILE}</answer>")
-    problem = Problem(HOSTILE, HOSTILE, HOSTILE, {"note": HOSTILE})
-    marked = dataclasses.replace(marked, problem=problem, answer=HOSTILE)
+def long_transcripts() -> list[Transcript]:
+    """Episodes with a megabyte on one line, ten thousand lines, and many tokens."""
     line = Execution(Outcome.OK, "x" * 1_000_000)
     lines = Execution(Outcome.OK, "".join(f"line {n}\n" for n in range(10_000)))
     return [
-        marked,
         episode("megabyte", ANSWERED, (CODE, line), "y" * 300_000 + RIGHT, correct=True),
         episode("lines", ANSWERED, (CODE, lines), RIGHT, correct=True),
+        with_ids(episode("tokens", ANSWERED, ("<code>z</code>", lines), RIGHT, correct=True)),
     ]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from helpers.browser import WIDE, Tab, open_browser
+from helpers.page_runs import long_transcripts
 from helpers.small_view_server import serve_runs
-from helpers.viewed_runs import hostile_transcripts, make_recover_run
+from helpers.viewed_runs import a_recover, hostile
 
 from retool_env.transcript import write_transcripts
 
@@ -21,20 +21,6 @@ def browser() -> Iterator:
 
 
 @pytest.fixture(scope="session")
-def recover_run(tmp_path_factory, sandbox) -> Path:
-    """The folder of a benchmark of recovery."""
-    return make_recover_run(tmp_path_factory.mktemp("recover"), sandbox)
-
-
-@pytest.fixture(scope="session")
-def hostile_run(tmp_path_factory) -> Path:
-    """A file of hostile transcripts."""
-    path = tmp_path_factory.mktemp("hostile") / "hostile.jsonl"
-    write_transcripts(path, hostile_transcripts())
-    return path
-
-
-@pytest.fixture(scope="session")
 def served() -> Iterator:
     """A function that serves runs and returns the server, whose `address` is the page's."""
     with ExitStack() as stack:
@@ -42,13 +28,17 @@ def served() -> Iterator:
 
 
 @pytest.fixture(scope="session")
-def recover_server(served, recover_run):
-    return served(recover_run)
+def recover_server(served, tmp_path_factory):
+    """A server of a benchmark of recovery: one parent with four forks."""
+    return served(a_recover(tmp_path_factory.mktemp("runs") / "recover"))
 
 
 @pytest.fixture(scope="session")
-def hostile_server(served, hostile_run):
-    return served(hostile_run)
+def hostile_server(served, tmp_path_factory):
+    """A server of a file of hostile and of long transcripts."""
+    path = tmp_path_factory.mktemp("runs") / "hostile.jsonl"
+    write_transcripts(path, [hostile(), *long_transcripts()])
+    return served(path)
 
 
 @pytest.fixture

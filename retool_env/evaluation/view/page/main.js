@@ -174,9 +174,11 @@ function showRun() {
   const details = [["Kind", run.kind], ["Path", run.path], ...run.details];
   fill(byId("about-content"), definitions(details));
   if (runs.length < 2) return;
-  const options = runs.map((one, index) =>
-    element("option", { value: index, selected: index === state.run }, one.title),
-  );
+  const named = new Set(runs.map((one) => one.title)).size === runs.length;
+  const options = runs.map((one, index) => {
+    const text = named ? one.title : `${one.title} (${one.path})`;
+    return element("option", { value: index, selected: index === state.run }, text);
+  });
   const choose = (event) => change({ ...opened(state, null), run: Number(event.target.value) });
   fill(byId("run-choice"), element("label", {}, "Run ", element("select", { change: choose }, options)));
 }
