@@ -1,4 +1,4 @@
-"""`retool`: evaluate models, export results, play, check the installation, serve the sandbox."""
+"""`retool`: evaluate models, view and export runs, play, check this machine, serve the sandbox."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retool_env import __version__
-from retool_env.commands import evaluation, export, play, recover, serve
+from retool_env.commands import evaluation, export, play, recover, serve, view
 from retool_env.errors import RetoolError
 from retool_env.servers.address import redact
 
 MODULES = {
     "eval": evaluation,
     "recover": recover,
+    "view": view,
     "export": export,
     "play": play,
     "serve": serve,

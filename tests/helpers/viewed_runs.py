@@ -100,3 +100,22 @@ def hostile(problem="h"):
         made.problem, question=HOSTILE, answer=HOSTILE, metadata={HOSTILE: HOSTILE}
     )
     return dataclasses.replace(made, problem=question)
+
+
+def a_page(folder):
+    """A small page of the form that the server and the files expect."""
+    folder.mkdir()
+    (folder / "index.html").write_text(
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<link rel="stylesheet" href="style.css">\n</head>\n<body>\n'
+        '<script type="module" src="main.js"></script>\n</body>\n</html>\n'
+    )
+    (folder / "style.css").write_text("body { color: #000 }\n")
+    (folder / "main.js").write_text(
+        'import { one } from "./one.js";\nimport {\n  two,\n  three,\n} from "./two.js";\n\n'
+        "export function main() {\n  return one + two + three;\n}\n\nmain();\n"
+    )
+    (folder / "one.js").write_text('import { two } from "./two.js";\n\nexport const one = two;\n')
+    (folder / "two.js").write_text("export const two = 2;\nexport async function three() {}\n")
+    (folder / "notes.txt").write_text("not a file of the page\n")
+    return folder

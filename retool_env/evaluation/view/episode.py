@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from pygments.lexers.python import PythonLexer
 from pygments.token import STANDARD_TYPES
 
+from retool_env.errors import SettingsError
 from retool_env.evaluation.recover.protocols import CONTROL, PARENTS
 from retool_env.evaluation.runs import Place
 from retool_env.evaluation.view.index import Index
@@ -83,10 +84,12 @@ def span_text(index: Index, address: str, span: int, start: int) -> str:
         start: The number of characters before the text.
 
     Raises:
-        SettingsError: The run has no such episode.
-        IndexError: The episode has no such span.
+        SettingsError: The run has no such episode, or the episode no such span.
     """
-    return index.episode(address)[1].spans[span].text[start:]
+    spans = index.episode(address)[1].spans
+    if span >= len(spans):
+        raise SettingsError(f"span {span}: {address} has {len(spans)} spans, numbered from 0")
+    return spans[span].text[start:]
 
 
 # --- forks --------------------------------------------------------------------------------------

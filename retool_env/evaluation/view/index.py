@@ -42,6 +42,9 @@ _MARK = 4096
 _SAVE_AFTER = 1 << 20
 """The number of new bytes after which the cache is written again."""
 
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""The errors of a cache that is missing or damaged."""
+
 Progress = Callable[[int, int], None]
 """A function that is called with the number of read bytes and the number of all bytes."""
 
@@ -285,7 +288,7 @@ class Index:
     def _load(self) -> None:
         self._loaded = True
         for path in _cache_paths(self.run):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            with contextlib.suppress(*_UNREADABLE):
                 values = json.loads(path.read_bytes())
                 if values["version"] != VERSION or values["kind"] != self.run.kind:
                     continue
