@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 from helpers.browser import WIDE, Tab, open_browser
 from helpers.page_runs import long_transcripts
-from helpers.small_view_server import serve_runs
 from helpers.viewed_runs import a_recover, hostile
 
+from retool_env.evaluation.runs import open_run
+from retool_env.evaluation.view.api import Api
+from retool_env.evaluation.view.index import Index
+from retool_env.evaluation.view.server import ViewServer
 from retool_env.transcript import write_transcripts
 
 
@@ -20,11 +25,22 @@ def browser() -> Iterator:
         yield opened
 
 
+@contextmanager
+def _serving(*paths: Path) -> Iterator[ViewServer]:
+    indexes = [Index(open_run(path), cache=False) for path in paths]
+    for index in indexes:
+        index.refresh()
+    with ViewServer(Api(indexes)) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
 @pytest.fixture(scope="session")
 def served() -> Iterator:
-    """A function that serves runs and returns the server, whose `address` is the page's."""
+    """A function that serves runs and returns the server."""
     with ExitStack() as stack:
-        yield lambda *paths: stack.enter_context(serve_runs(paths))
+        yield lambda *paths: stack.enter_context(_serving(*paths))
 
 
 @pytest.fixture(scope="session")

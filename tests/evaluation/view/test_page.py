@@ -299,9 +299,7 @@ def test_the_same_episode_of_a_second_run_stands_beside(tab, served, tmp_path):
 
 def test_a_run_that_grows_adds_rows_and_keeps_the_place_in_the_list(tab, served, tmp_path):
     folder = an_eval(tmp_path / "run", 40, status="running")
-    server = served(folder)
-    server.finished = False
-    page = tab(server.address).open()
+    page = tab(served(folder).address).open()
     page.page.evaluate("document.getElementById('list-scroll').scrollTop = 1000")
     page.wait("#list li", "#13")
     page.page.locator("#list a", has_text="#14").click()
@@ -313,18 +311,17 @@ def test_a_run_that_grows_adds_rows_and_keeps_the_place_in_the_list(tab, served,
     height = page.page.locator("#list li").first.bounding_box()["height"]
     assert page.page.evaluate(top) == pytest.approx(before + 5 * height, abs=1)
     assert "#14" in page.text("#list a[aria-current=true]")
-    server.finished = True
+    an_eval(folder, 40)
     page.page.locator("#matches").filter(has_not_text="goes on").wait_for()
 
 
 def test_a_stopped_server_is_named_with_the_command_that_starts_it_again(tab, served, tmp_path):
     folder = an_eval(tmp_path / "run", 2)
-    server = served(folder)
-    page = tab(server.address).open()
-    server.server.shutdown()
-    server.server.server_close()
+    page = tab(served(folder).address).open()
+    page.page.route("**/api/**", lambda route: route.abort("connectionrefused"))
     page.page.locator("#list a").first.click()
-    page.wait(".pane [role=alert]", f'The server has stopped: start it again with "retool view {folder}"')
+    again = f'The server has stopped: start it again with "retool view {folder}"'
+    page.wait(".pane [role=alert]", again)
     page.guard.allowed = ["console: Failed to load resource"]
 
 

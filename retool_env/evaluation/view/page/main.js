@@ -62,7 +62,7 @@ function sayFault(error) {
   byId("query").setAttribute("aria-invalid", String(Boolean(error)));
 }
 
-/** Shows the rows that the query keeps. A query that can't be read leaves the list as it is. */
+/** Shows the rows that the query keeps. A query that can't be read leaves a list as it is. */
 async function filterRows() {
   const mine = state;
   const rows = store.rows(state.run);
@@ -76,7 +76,9 @@ async function filterRows() {
     sayMatches(matching.length, rows.length);
     list.show(sorted(matching, state.sort), shownAddresses());
   } catch (error) {
-    if (state === mine) sayFault(error);
+    if (state !== mine) return;
+    sayFault(error);
+    if (!list.length()) list.show(sorted(rows, state.sort), shownAddresses());
   }
 }
 
@@ -171,8 +173,7 @@ function showRun() {
   byId("title").textContent = run.title;
   document.title = `${state.episode ?? run.title} · retool view`;
   byId("about").hidden = false;
-  const details = [["Kind", run.kind], ["Path", run.path], ...run.details];
-  fill(byId("about-content"), definitions(details));
+  fill(byId("about-content"), definitions([["kind", run.kind], ...run.details]));
   if (runs.length < 2) return;
   const named = new Set(runs.map((one) => one.title)).size === runs.length;
   const options = runs.map((one, index) => {

@@ -68,7 +68,7 @@ function staticSource(data) {
     episode,
     async tokens(run, address) {
       const found = data.tokens?.[run]?.[address];
-      if (!found) throw new Error("This file does not hold the tokens of the episode.");
+      if (!found) throw new Error("This file holds no tokens of the episode.");
       return found;
     },
     async search(run, text) {
