@@ -19,8 +19,9 @@ from retool_env.evaluation.view.server import ViewServer
 from retool_env.transcript import write_transcripts
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator:
+    """The browser of a file. While it is open, its driver's event loop runs in this thread."""
     with open_browser() as opened:
         yield opened
 

@@ -330,7 +330,7 @@ def test_a_stopped_server_is_named_with_the_command_that_starts_it_again(tab, se
 
 def test_on_a_narrow_screen_the_list_and_the_episode_stack(tab, recover_server):
     page = tab(recover_server.address, NARROW).open()
-    assert not page.page.locator("#main").is_visible()
+    assert not page.page.locator("#episode").is_visible()
     page.page.locator("#list a").first.click()
     page.wait(".pane h2")
     assert not page.page.locator("#list-panel").is_visible()

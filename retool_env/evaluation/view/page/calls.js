@@ -66,8 +66,8 @@ export function faultBox(fault) {
     ? [element("p", {}, "The program really ended like this: ", outcome(fault.real)), ...output(fault.real)]
     : [element("p", {}, "The program did not run, so there is no true result.")];
   return element(
-    "section",
-    { class: "fault", "aria-label": "What really happened" },
+    "div",
+    { class: "fault", role: "group", "aria-label": "What really happened" },
     element("h4", {}, `Injected fault: ${name}`),
     element("p", {}, "The model saw the result above. It is not the program's own."),
     real,
@@ -107,8 +107,8 @@ export function forkBox(forks, page) {
     );
   });
   return element(
-    "section",
-    { class: "forks", "aria-label": "Forks at this call" },
+    "div",
+    { class: "forks", role: "group", "aria-label": "Forks at this call" },
     element("h4", {}, page.isFork ? "The forks of this call" : "Forked from here"),
     element("p", { class: "note" }, "Each arm shows the model its own result of this call."),
     arms,

@@ -70,7 +70,7 @@ function callStrip(episode, page) {
         : null,
     ),
   );
-  return element("nav", { class: "strip", "aria-label": "Calls" }, element("span", {}, "Calls:"), element("ol", {}, links));
+  return element("div", { class: "strip", role: "group", "aria-label": "Calls" }, element("span", {}, "Calls:"), element("ol", {}, links));
 }
 
 function episodeHeader(episode, page) {
