@@ -20,7 +20,7 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -412,14 +412,13 @@ def _cache_paths(run: Run) -> list[Path]:
 def _put_in_place(path: Path, data: bytes) -> None:
     """Writes a file whole, in place of the file of this name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".view-", delete=False) as file:
-        try:
-            file.write(data)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}")  # another viewer may write as well
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _from_cache(values: dict[str, Any]) -> _Indexed:
