@@ -66,7 +66,10 @@ class Guard:
 
     def _request(self, request) -> None:
         parts = urlsplit(request.url)
-        if parts.scheme not in ("data", "file", "about") and _origin(request.url) not in self._origins:
+        if (
+            parts.scheme not in ("data", "file", "about")
+            and _origin(request.url) not in self._origins
+        ):
             self.found.append(f"request: {request.url}")
 
 

@@ -12,7 +12,6 @@ from unittest.mock import patch
 
 from helpers.episodes import ANSWERED, CODE, RIGHT, episode, with_ids
 from helpers.scripted_agents import Agent, TextAgent, steps_of
-
 from retool_env.cli import main
 from retool_env.evaluation.recover.suite import load_suite
 from retool_env.execution import Execution, Outcome

@@ -26,7 +26,9 @@ CONTROL = "fork/control/p/0.1/0"
 def test_no_module_makes_elements_from_text():
     for path in [*MODULES, PAGE / "index.html"]:
         text = path.read_text("utf-8")
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", text), path
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", text), (
+            path
+        )
         assert not re.search(r"\sstyle=|\son[a-z]+=", text), path
 
 

@@ -38,9 +38,7 @@ def test_hostile_texts_are_shown_and_never_run(tab, hostile_server):
     page.wait("#matches", "1 of 4")
 
 
-def test_invisible_characters_are_shown_and_directions_do_not_leave_their_text(
-    tab, hostile_server
-):
+def test_invisible_characters_are_shown_and_directions_do_not_leave_their_text(tab, hostile_server):
     page = tab(hostile_server.address).open("#episode=line%2F1")
     page.wait(".fault")
     shown = page.text(".question-text")

@@ -38,8 +38,8 @@ export function outcome(run, short = false) {
   const error = run.error ? `: ${run.error}` : "";
   const long = `${run.outcome.replaceAll("_", " ")}${error}`;
   const cut = long.length > MOST_OF_AN_ERROR ? `${long.slice(0, MOST_OF_AN_ERROR)}…` : long;
-  const name = `outcome ${ok ? "ok" : "failed"}`;
-  return element("span", { class: name }, ok ? "✓ " : "✗ ", isolated(short ? oneWord(run) : cut));
+  const words = isolated(short ? oneWord(run) : cut);
+  return element("span", { class: ok ? "outcome ok" : "outcome failed" }, ok ? "✓ " : "✗ ", words);
 }
 
 /** The output of a run: what it wrote, and its error. */
@@ -63,7 +63,10 @@ export function faultBox(fault) {
     );
   }
   const real = fault.real
-    ? [element("p", {}, "The program really ended like this: ", outcome(fault.real)), ...output(fault.real)]
+    ? [
+        element("p", {}, "The program really ended like this: ", outcome(fault.real)),
+        ...output(fault.real),
+      ]
     : [element("p", {}, "The program did not run, so there is no true result.")];
   return element(
     "div",
@@ -103,7 +106,11 @@ export function forkBox(forks, page) {
         `: ${fork.right} of ${fork.ended} right`,
         element("span", { class: "show" }, " — show"),
       ),
-      element("ul", {}, fork.addresses.map((address, index) => forkLink(address, index, page))),
+      element(
+        "ul",
+        {},
+        fork.addresses.map((address, index) => forkLink(address, index, page)),
+      ),
     );
   });
   return element(
@@ -117,13 +124,21 @@ export function forkBox(forks, page) {
 
 function command(page, call, limit) {
   const parts = ["retool", "replay", page.path, page.address];
-  const safe = parts.map((part) => (/^[\w@%+=:,./-]+$/.test(part) ? part : `'${part.replaceAll("'", `'\\''`)}'`));
+  const safe = parts.map((part) =>
+    /^[\w@%+=:,./-]+$/.test(part) ? part : `'${part.replaceAll("'", `'\\''`)}'`,
+  );
   return `${safe.join(" ")} --call ${call.number} --seconds ${limit}`;
 }
 
 function found(run) {
   return [
-    element("p", {}, "Run again: ", outcome(run), element("span", { class: "meta" }, ` ${seconds(run.seconds)}`)),
+    element(
+      "p",
+      {},
+      "Run again: ",
+      outcome(run),
+      element("span", { class: "meta" }, ` ${seconds(run.seconds)}`),
+    ),
     ...output(run),
   ];
 }
@@ -145,7 +160,10 @@ export function againForm(call, page) {
     if (!page.canRun) {
       const text = command(page, call, limit.value);
       const copied = button("Copy", (event) => copy(text, event.currentTarget));
-      return fill(answer, element("p", {}, element("code", { class: "command" }, text), " ", copied));
+      return fill(
+        answer,
+        element("p", {}, element("code", { class: "command" }, text), " ", copied),
+      );
     }
     submit.disabled = true;
     fill(answer, element("p", { class: "note" }, `Running, for at most ${limit.value} s …`));

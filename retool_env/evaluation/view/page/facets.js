@@ -31,7 +31,8 @@ function named(rows, of) {
 /** The controls that say something about these rows: [key, label, choices]. */
 function useful(rows, others) {
   const some = (test) => rows.some(test);
-  const ascending = (found) => found.sort((a, b) => a[0].localeCompare(b[0], "en", { numeric: true }));
+  const ascending = (found) =>
+    found.sort((a, b) => a[0].localeCompare(b[0], "en", { numeric: true }));
   const both = (key, label, test) => (some(test) ? [[key, label, YES_NO]] : []);
   const names = (key, label, of, before = []) => {
     const found = named(rows, of);
@@ -50,11 +51,20 @@ function useful(rows, others) {
     ...(some((row) => row.failed > 0) ? [["failed", "Failed calls", FAILED]] : []),
     ...names("error", "Error", (row) => row.errors),
     ...both("void", "Void turns", (row) => row.void > 0),
-    ...names("fault", "Fault", (row) => row.faults, [["yes", "any"], ["no", "none"]]),
+    ...names("fault", "Fault", (row) => row.faults, [
+      ["yes", "any"],
+      ["no", "none"],
+    ]),
     ...names("protocol", "Protocol", (row) => (row.protocol ? [row.protocol] : [])),
     ...names("arm", "Arm", (row) => (row.arm ? [row.arm] : [])),
     ...(some((row) => row.step !== null)
-      ? [["step", "Step", ascending(named(rows, (row) => (row.step === null ? [] : [`${row.step}`])))]]
+      ? [
+          [
+            "step",
+            "Step",
+            ascending(named(rows, (row) => (row.step === null ? [] : [`${row.step}`]))),
+          ],
+        ]
       : []),
     ...names("stop", "Ended by", (row) => (row.stop ? [row.stop] : [])),
     ...(others ? [["flipped", "Other run differs", YES_NO]] : []),
@@ -63,7 +73,10 @@ function useful(rows, others) {
 
 function control([key, label, choices], query, change) {
   const value = valueOf(query, key);
-  const chosen = value === null ? null : choices.find(([one]) => one.replaceAll('"', "").toLowerCase() === value);
+  const chosen =
+    value === null
+      ? null
+      : choices.find(([one]) => one.replaceAll('"', "").toLowerCase() === value);
   const options = [["", "any"], ...choices].map(([one, text]) =>
     element("option", { value: one, selected: one === (chosen?.[0] ?? "") }, text),
   );

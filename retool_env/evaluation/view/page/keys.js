@@ -22,7 +22,11 @@ export function fillHelp(place) {
     element(
       "div",
       {},
-      element("dt", {}, names.flatMap((name) => [element("kbd", {}, KEY_SIGNS[name] ?? name), " "])),
+      element(
+        "dt",
+        {},
+        names.flatMap((name) => [element("kbd", {}, KEY_SIGNS[name] ?? name), " "]),
+      ),
       element("dd", {}, text),
     ),
   );

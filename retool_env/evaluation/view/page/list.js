@@ -24,9 +24,7 @@ export function whereabouts(row) {
   return [
     row.step === null || row.step === undefined ? null : `step ${row.step}`,
     [row.protocol, row.arm].filter(Boolean).join("/") || null,
-    row.parent === null || row.parent === undefined
-      ? null
-      : `of #${row.parent}, call ${row.call}`,
+    row.parent === null || row.parent === undefined ? null : `of #${row.parent}, call ${row.call}`,
     `#${row.sample}`,
   ]
     .filter(Boolean)
@@ -94,7 +92,10 @@ export function makeList(scroll, place, { href, again, beside }) {
     measure();
     const focused = place.contains(document.activeElement);
     const first = Math.max(0, Math.floor(scroll.scrollTop / (height || 1)) - SPARE);
-    const last = Math.min(rows.length, first + Math.ceil(scroll.clientHeight / (height || 1)) + 2 * SPARE);
+    const last = Math.min(
+      rows.length,
+      first + Math.ceil(scroll.clientHeight / (height || 1)) + 2 * SPARE,
+    );
     const shown = [];
     for (let index = first; index < last; index += 1) shown.push(item(rows[index], index));
     fill(place, shown);
@@ -127,7 +128,10 @@ export function makeList(scroll, place, { href, again, beside }) {
     const before = rows;
     rows = next;
     chosen = open;
-    cursor = Math.max(0, rows.findIndex((row) => row.address === (address ?? open[0])));
+    cursor = Math.max(
+      0,
+      rows.findIndex((row) => row.address === (address ?? open[0])),
+    );
     measure();
     place.style.height = `${rows.length * height}px`;
     if (before !== rows && top !== undefined && scroll.scrollTop > 0) {

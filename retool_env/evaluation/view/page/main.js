@@ -181,7 +181,10 @@ function showRun() {
     return element("option", { value: index, selected: index === state.run }, text);
   });
   const choose = (event) => change({ ...opened(state, null), run: Number(event.target.value) });
-  fill(byId("run-choice"), element("label", {}, "Run ", element("select", { change: choose }, options)));
+  fill(
+    byId("run-choice"),
+    element("label", {}, "Run ", element("select", { change: choose }, options)),
+  );
 }
 
 /** Shows the state that the address names. */

@@ -48,11 +48,19 @@ function parentLine(episode, page) {
       ]
     : [`the parent ${name}, which is not in this run`];
   const visible = parent.visible ? " Only the parent's visible messages were taken over." : "";
-  return element("p", { class: "parent" }, `Fork at call ${parent.call}, arm ${armName(parent.arm)}, of `, links, `.${visible}`);
+  return element(
+    "p",
+    { class: "parent" },
+    `Fork at call ${parent.call}, arm ${armName(parent.arm)}, of `,
+    links,
+    `.${visible}`,
+  );
 }
 
 function callStrip(episode, page) {
-  const calls = episode.spans.flatMap((span, index) => (span.call ? [{ call: span.call, index }] : []));
+  const calls = episode.spans.flatMap((span, index) =>
+    span.call ? [{ call: span.call, index }] : [],
+  );
   if (!calls.length) return element("p", { class: "strip" }, "The episode has no call.");
   const links = calls.map(({ call, index }) =>
     element(
@@ -70,7 +78,12 @@ function callStrip(episode, page) {
         : null,
     ),
   );
-  return element("div", { class: "strip", role: "group", "aria-label": "Calls" }, element("span", {}, "Calls:"), element("ol", {}, links));
+  return element(
+    "div",
+    { class: "strip", role: "group", "aria-label": "Calls" },
+    element("span", {}, "Calls:"),
+    element("ol", {}, links),
+  );
 }
 
 function episodeHeader(episode, page) {
@@ -117,16 +130,30 @@ export function makePane({ source, label, actions, links, run: runOf, onSpan }) 
   const bar = element("div", { class: "bar" });
   const content = element("div", { class: "episode" });
   const inspector = element("div", { class: "inspector", role: "status", hidden: true });
-  const tokensButton = button("Tokens", actions.tokens, { "aria-pressed": "false", "aria-keyshortcuts": "t" });
-  const root = element("article", { class: "pane", "aria-label": label, tabindex: "0" }, bar, content, inspector);
+  const tokensButton = button("Tokens", actions.tokens, {
+    "aria-pressed": "false",
+    "aria-keyshortcuts": "t",
+  });
+  const root = element(
+    "article",
+    { class: "pane", "aria-label": label, tabindex: "0" },
+    bar,
+    content,
+    inspector,
+  );
   let shown = null;
   let page = null;
   let loaded = Promise.resolve();
 
   const failedCall = (step) => {
-    const failed = [...content.querySelectorAll(".failed-call")].map((one) => Number(one.dataset.span));
+    const failed = [...content.querySelectorAll(".failed-call")].map((one) =>
+      Number(one.dataset.span),
+    );
     if (!failed.length) return false;
-    const next = step > 0 ? failed.find((index) => index > (shown.span ?? -1)) : failed.findLast((index) => index < (shown.span ?? Infinity));
+    const next =
+      step > 0
+        ? failed.find((index) => index > (shown.span ?? -1))
+        : failed.findLast((index) => index < (shown.span ?? Infinity));
     page.go(next ?? failed.at(step > 0 ? 0 : -1));
     return true;
   };
@@ -149,7 +176,9 @@ export function makePane({ source, label, actions, links, run: runOf, onSpan }) 
     fill(
       bar,
       button("Back to the list", actions.back, { class: "back" }),
-      hasFailed ? button("Previous failed", () => failedCall(-1), { "aria-keyshortcuts": "p" }) : null,
+      hasFailed
+        ? button("Previous failed", () => failedCall(-1), { "aria-keyshortcuts": "p" })
+        : null,
       hasFailed ? button("Next failed", () => failedCall(1), { "aria-keyshortcuts": "n" }) : null,
       tokensButton,
       button("Side by side", actions.beside, { "aria-keyshortcuts": "s", class: "beside" }),
@@ -221,7 +250,9 @@ export function makePane({ source, label, actions, links, run: runOf, onSpan }) 
       const mine = shown;
       loaded = loaded
         .then(() => (shown === mine ? toggle(tokens) : null))
-        .then(() => (shown === mine && page && span !== null && span !== mine.span ? go(span) : null));
+        .then(() =>
+          shown === mine && page && span !== null && span !== mine.span ? go(span) : null,
+        );
       return loaded;
     },
     failedCall,

@@ -40,11 +40,15 @@ function serverSource() {
     rest: async (run, address, span, from) =>
       (await ask("span", { run, address, span, from })).text,
     again: (run, address, call, limit) =>
-      ask("run", {}, {
-        method: "POST",
-        headers: { "Content-Type": "application/json" },
-        body: JSON.stringify({ run, address, call, seconds: limit }),
-      }),
+      ask(
+        "run",
+        {},
+        {
+          method: "POST",
+          headers: { "Content-Type": "application/json" },
+          body: JSON.stringify({ run, address, call, seconds: limit }),
+        },
+      ),
   };
 }
 

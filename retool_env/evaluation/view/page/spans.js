@@ -37,10 +37,19 @@ function trimmed(pieces) {
 function partBlock(part, more) {
   const whole = part.pieces ?? [["", part.text]];
   const pieces = part.kind === "text" ? whole : trimmed(whole);
-  const block = longText(part.kind, pieces.map(([name, text]) => [name && `py-${name}`, text]), more);
+  const block = longText(
+    part.kind,
+    pieces.map(([name, text]) => [name && `py-${name}`, text]),
+    more,
+  );
   const label = LABELS[part.kind];
   return label
-    ? element("div", { class: `part ${part.kind}-part` }, element("p", { class: "label" }, label), block)
+    ? element(
+        "div",
+        { class: `part ${part.kind}-part` },
+        element("p", { class: "label" }, label),
+        block,
+      )
     : block;
 }
 
@@ -57,7 +66,11 @@ function body(span, index, page) {
       element(
         "div",
         { class: "surplus" },
-        element("p", { class: "label" }, "Surplus: sampled with the closing tag, not executed or graded"),
+        element(
+          "p",
+          { class: "label" },
+          "Surplus: sampled with the closing tag, not executed or graded",
+        ),
         longText("text", [["", apart.replaceAll("\n", "⏎\n").trimEnd()]]),
       ),
     );
@@ -85,7 +98,9 @@ function callParts(span, page) {
   const forks = page.forks.filter((fork) => fork.call === span.call.number);
   const ran = span.call.pieces ? { kind: "program", text: "", pieces: span.call.pieces } : null;
   return [
-    ran ? element("details", {}, element("summary", {}, "The program that ran"), partBlock(ran, null)) : null,
+    ran
+      ? element("details", {}, element("summary", {}, "The program that ran"), partBlock(ran, null))
+      : null,
     span.call.fault ? faultBox(span.call.fault) : null,
     againForm(span.call, page),
     forks.length ? forkBox(forks, page) : null,

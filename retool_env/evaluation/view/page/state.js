@@ -35,7 +35,8 @@ export function writeState(state) {
     beside: state.beside,
   };
   const parts = Object.entries(values).filter(([, value]) => value !== null);
-  return `#${parts.map(([name, value]) => `${name}=${encodeURIComponent(wellFormed(value))}`).join("&")}`;
+  const pair = ([name, value]) => `${name}=${encodeURIComponent(wellFormed(value))}`;
+  return `#${parts.map(pair).join("&")}`;
 }
 
 /** A lone surrogate can't stand in an address. */

@@ -39,9 +39,7 @@ export function makeStore(source) {
   const load = async () => {
     const before = JSON.stringify(runs);
     ({ runs, can_run: canRun } = await source.runs());
-    const answers = await Promise.all(
-      runs.map((_, run) => source.rows(run, kept[run]?.next ?? 0)),
-    );
+    const answers = await Promise.all(runs.map((_, run) => source.rows(run, kept[run]?.next ?? 0)));
     const changed = answers.map((answer, run) => take(run, answer)).includes(true);
     if (changed) searches.clear();
     return changed || JSON.stringify(runs) !== before;
@@ -69,13 +67,14 @@ export function makeStore(source) {
     const mine = row(run, address);
     if (!mine) return null;
     const second = other(run);
-    const same = second === null ? null : rows(second).find((one) => identity(one) === identity(mine));
+    const same =
+      second === null ? null : rows(second).find((one) => identity(one) === identity(mine));
     if (same) return [second, same.address];
     const related = rows(run).find((one) => fitsBeside(one, mine));
     return related ? [run, related.address] : null;
   };
 
-  /** The forks of a fork's parent at the same call, arm by arm, in the form of an episode's forks. */
+  /** All forks of a fork's call, arm by arm, in the form of an episode's forks. */
   const siblings = (run, address) => {
     const mine = row(run, address);
     if (!mine || mine.parent === null) return [];
@@ -90,5 +89,16 @@ export function makeStore(source) {
     }));
   };
 
-  return { load, siblings, runs: () => runs, canRun: () => canRun, rows, row, other, flips, search, partner };
+  return {
+    load,
+    siblings,
+    runs: () => runs,
+    canRun: () => canRun,
+    rows,
+    row,
+    other,
+    flips,
+    search,
+    partner,
+  };
 }

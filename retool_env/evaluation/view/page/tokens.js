@@ -31,7 +31,12 @@ export function legend() {
       "ul",
       {},
       colours,
-      element("li", {}, element("span", { class: "token masked" }, "token"), " masked out: no loss"),
+      element(
+        "li",
+        {},
+        element("span", { class: "token masked" }, "token"),
+        " masked out: no loss",
+      ),
     ),
     element("p", { class: "note" }, "Tab reaches the tokens, the arrow keys move between them."),
   );
@@ -41,9 +46,11 @@ function shownToken(text) {
   const nodes = visible(text);
   return nodes.flatMap((node) => {
     if (typeof node !== "string" || !node.includes("\n")) return [node];
-    return node.split(/(?=\n)/).flatMap((line) =>
-      line.startsWith("\n") ? [element("span", { class: "break" }, "⏎"), line] : [line],
-    );
+    return node
+      .split(/(?=\n)/)
+      .flatMap((line) =>
+        line.startsWith("\n") ? [element("span", { class: "break" }, "⏎"), line] : [line],
+      );
   });
 }
 
@@ -68,18 +75,29 @@ function tokenElement(span, index) {
   const masked = span.mask[index] ? "" : " masked";
   const text = span.texts ? shownToken(span.texts[index]) : [`${span.ids[index]} `];
   const content = text.length ? text : [element("span", { class: "control" }, "empty")];
-  return element("span", { class: `token${colour}${masked}`, "data-token": index, tabindex: "-1" }, content);
+  return element(
+    "span",
+    { class: `token${colour}${masked}`, "data-token": index, tabindex: "-1" },
+    content,
+  );
 }
 
 function tokenBlock(span, name) {
-  const block = element("div", { class: "tokens", role: "group", "aria-label": `Tokens of ${name}` });
+  const block = element("div", {
+    class: "tokens",
+    role: "group",
+    "aria-label": `Tokens of ${name}`,
+  });
   let shown = 0;
   const more = element("div");
   const grow = () => {
     const last = Math.min(span.ids.length, shown + AT_ONCE);
     for (; shown < last; shown += 1) block.append(tokenElement(span, shown));
     const left = span.ids.length - shown;
-    fill(more, left ? button(`Show more (${count(left, "further token")})`, grow, { class: "more" }) : null);
+    fill(
+      more,
+      left ? button(`Show more (${count(left, "further token")})`, grow, { class: "more" }) : null,
+    );
   };
   grow();
   block.querySelector("[data-token]")?.setAttribute("tabindex", "0");
@@ -121,5 +139,9 @@ export function showTokens(tokens, bodies, inspector) {
   });
   const none = tokens.spans.every((span) => !span?.ids?.length);
   const why = tokens.known ? null : element("p", { class: "note" }, tokens.why);
-  fill(inspector, why, element("p", {}, none ? "The episode has no token ids." : "Point at a token."));
+  fill(
+    inspector,
+    why,
+    element("p", {}, none ? "The episode has no token ids." : "Point at a token."),
+  );
 }
