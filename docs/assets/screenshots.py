@@ -1,8 +1,8 @@
 """The pictures of the page of `retool view` in the documentation, made anew from real runs.
 
 `python docs/assets/screenshots.py [FOLDER]` needs `make setup-browser` and some minutes. It runs a
-benchmark of recovery with a scripted agent, trains and evaluates a tiny model, serves both runs, and
-writes `view*.png` into the folder, by default that of this file.
+benchmark of recovery with a scripted agent, trains and evaluates a tiny model, serves both, and
+writes `view*.png` into the folder, by default the folder of this file.
 """
 
 from __future__ import annotations
@@ -50,7 +50,13 @@ def a_failed_fork(rows) -> dict:
 
 
 def take(server: ViewServer, indexes: list[Index], folder: Path) -> None:
-    """Takes the pictures."""
+    """Takes the pictures.
+
+    Args:
+        server: The server of both runs.
+        indexes: The indexes of the benchmark and of the evaluation.
+        folder: The folder for the pictures.
+    """
     fork = a_failed_fork(indexes[0].rows())
     control = fork["address"].replace("/timeout/", "/control/")
     long = max(indexes[1].rows(), key=lambda row: (row["calls"], row["tokens"]))

@@ -1,4 +1,4 @@
-"""The page in a real browser: hostile and long texts, tokens, accessibility, and the page as a file.
+"""The page in a real browser: hostile and long texts, tokens, accessibility, a page as a file.
 
 The guard of every tab fails on a dialog, an error, a violation of the policy or a foreign request.
 """
