@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
 
 import pytest
 from helpers.browser import NARROW
+from helpers.episodes import ANSWERED, OK, RIGHT, episode
 from helpers.viewed_runs import an_eval, append, evaluated
 
 import retool_env.evaluation.view
+from retool_env.transcript import write_transcripts
 
 PAGE = Path(retool_env.evaluation.view.__file__).parent / "page"
 MODULES = sorted(PAGE.glob("*.js"))
@@ -156,7 +159,9 @@ def test_the_keyboard_does_everything(tab, recover_server):
     page.press("/")
     page.page.keyboard.type("right:no")
     page.wait("#matches", "1 of 5")
-    page.press("Escape", "?")
+    page.press("Enter")
+    page.wait("#list a:focus")
+    page.press("?")
     page.wait("dialog[open]", "next failed call")
     page.press("Escape")
     assert page.page.locator("dialog[open]").count() == 0
@@ -225,6 +230,16 @@ def test_an_episode_shows_its_header_its_spans_and_their_authors(tab, recover_se
     assert page.text(".program") == "print(6 * 7)"
     assert page.texts(".program .py-nb") == ["print"]
     assert page.text(".answer") == "42"
+
+
+def test_surplus_characters_stand_apart_from_the_program(tab, served, tmp_path):
+    made = episode("p", ANSWERED, ("<code>print(1)</code>\n!é", OK), RIGHT, correct=True)
+    spans = [dataclasses.replace(s, surplus=3) if "!" in s.text else s for s in made.spans]
+    write_transcripts(tmp_path / "one.jsonl", [dataclasses.replace(made, spans=tuple(spans))])
+    page = tab(served(tmp_path / "one.jsonl").address).open("#episode=line%2F1")
+    page.wait(".surplus")
+    assert page.text(".surplus pre") == "⏎\n!é"
+    assert page.texts(".span.model >> nth=0 >> .text") == ["<code>", "</code>", "⏎\n!é"]
 
 
 def test_a_fault_is_shown_with_what_really_happened(tab, recover_server):

@@ -2,17 +2,19 @@
  * The page of `retool view`: the list of episodes, one episode or two side by side, and the state
  * in the address. The state decides what is shown; every control changes the state.
  */
-import { alertBox, button, copy, count, definitions, element, fill } from "./dom.js";
+import { alertBox, button, copy, count, element, fill } from "./dom.js";
 import { showFacets, sorted } from "./facets.js";
 import { fillHelp, listenToKeys } from "./keys.js";
 import { makeList } from "./list.js";
 import { makePane } from "./pane.js";
 import { keeps, readQuery, textsOf } from "./query.js";
+import { showRun } from "./run.js";
 import { openSource } from "./source.js";
 import { besides, opened, readState, writeState } from "./state.js";
 import { makeStore } from "./store.js";
 
 const POLL_SECONDS = 2;
+const TYPING_MILLISECONDS = 150;
 
 const byId = (id) => document.getElementById(id);
 const source = openSource();
@@ -20,6 +22,8 @@ const store = makeStore(source);
 let state = readState(location.hash);
 let applied = null;
 let unreachable = false;
+let typing = 0;
+let filtered = Promise.resolve();
 
 /** Changes the state; the browser's history keeps the state before, unless `replace` is set. */
 function change(next, { replace = false } = {}) {
@@ -167,26 +171,6 @@ function failedCall(step) {
 
 // --- all of it -----------------------------------------------------------------------------------
 
-function showRun() {
-  const runs = store.runs();
-  const run = runs[state.run];
-  byId("title").textContent = run.title;
-  document.title = `${state.episode ?? run.title} · retool view`;
-  byId("about").hidden = false;
-  fill(byId("about-content"), definitions([["kind", run.kind], ...run.details]));
-  if (runs.length < 2) return;
-  const named = new Set(runs.map((one) => one.title)).size === runs.length;
-  const options = runs.map((one, index) => {
-    const text = named ? one.title : `${one.title} (${one.path})`;
-    return element("option", { value: index, selected: index === state.run }, text);
-  });
-  const choose = (event) => change({ ...opened(state, null), run: Number(event.target.value) });
-  fill(
-    byId("run-choice"),
-    element("label", {}, "Run ", element("select", { change: choose }, options)),
-  );
-}
-
 /** Shows the state that the address names. */
 async function applyState() {
   const before = applied === null ? { episode: null } : state;
@@ -197,13 +181,14 @@ async function applyState() {
   state.run = Math.min(state.run, last);
   if (state.besideRun !== null) state.besideRun = Math.min(state.besideRun, last);
   if (!unreachable) say(null);
-  showRun();
+  showRun(store.runs(), state, (run) => change({ ...opened(state, null), run }));
   showFilters();
   const another = state.episode !== before.episode || state.run !== before.run;
   const opens = state.episode !== null && another;
   const fromList = byId("list").contains(document.activeElement);
   const panes = showPanes();
-  await filterRows();
+  filtered = filterRows();
+  await filtered;
   if (opens && !fromList) list.reveal(state.episode);
   await panes;
   if (opens && state.span === null && !arrived) first.focus();
@@ -230,7 +215,7 @@ async function follow() {
 
 /** Leaves the query, then the second episode, then the episode. */
 function leave() {
-  if (document.activeElement === byId("query")) return list.focus();
+  if (document.activeElement === byId("query")) return enterList();
   if (state.beside !== null) return leaveBeside();
   if (state.episode !== null) leaveEpisode();
 }
@@ -240,6 +225,18 @@ function focusQuery() {
   byId("query").select();
 }
 
+function takeQuery() {
+  clearTimeout(typing);
+  change({ q: byId("query").value }, { replace: true });
+}
+
+/** Goes from the query to the rows that it keeps. */
+async function enterList() {
+  takeQuery();
+  await filtered;
+  list.focus();
+}
+
 function inList() {
   const { activeElement, body } = document;
   return activeElement === body || byId("list-panel").contains(activeElement);
@@ -247,10 +244,13 @@ function inList() {
 
 function listen() {
   const { query, help } = { query: byId("query"), help: () => byId("help").showModal() };
-  query.addEventListener("input", () => change({ q: query.value }, { replace: true }));
+  query.addEventListener("input", () => {
+    clearTimeout(typing);
+    typing = setTimeout(takeQuery, TYPING_MILLISECONDS);
+  });
   byId("filters").addEventListener("submit", (event) => {
     event.preventDefault();
-    list.focus();
+    enterList();
   });
   byId("copy-link").addEventListener("click", (event) => copy(location.href, event.currentTarget));
   byId("help-button").addEventListener("click", help);
