@@ -81,7 +81,7 @@ def take(server: ViewServer, indexes: list[Index], folder: Path) -> None:
 def run_again(page) -> None:
     """Runs the program of the call that timed out again, and shows the control forks."""
     page.locator(".failed-call .again button").first.click()
-    page.locator(".failed-call .again-result .outcome").wait_for()
+    page.locator(".failed-call .again-result .outcome").wait_for(timeout=120_000)
     page.locator(".failed-call .forks summary").first.click()
 
 
