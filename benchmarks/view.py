@@ -115,7 +115,13 @@ def make_episode(number: int, characters: int) -> Transcript:
 
 
 def make_file(path: Path, episodes: int, megabytes: float) -> None:
-    """Writes a file of episodes of about a given size."""
+    """Writes a file of episodes of about a given size.
+
+    Args:
+        path: The file.
+        episodes: The number of episodes.
+        megabytes: The size of the file, in megabytes.
+    """
     wanted, characters = megabytes * 1e6 / episodes, 1000
     for _ in range(3):  # a line grows by about as many bytes for each character
         size = len(json.dumps(make_episode(0, characters).to_json()))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pygments.lexers.python import PythonLexer
@@ -18,7 +18,6 @@ from pygments.token import STANDARD_TYPES
 
 from retool_env.errors import SettingsError
 from retool_env.evaluation.recover.protocols import CONTROL, PARENTS
-from retool_env.evaluation.runs import Place
 from retool_env.evaluation.view.index import Index
 from retool_env.execution import Execution
 from retool_env.protocol import RESULT_CLOSE, RESULT_OPEN, TurnKind
@@ -47,7 +46,7 @@ def episode_view(index: Index, address: str) -> dict[str, Any]:
         DataError: The episode's line is damaged, or its file was replaced.
     """
     place, transcript = index.episode(address, tokens=False)
-    problem = transcript.problem
+    row, problem = index.row(address), transcript.problem
     parent = transcript.parent
     return {
         "address": address,
@@ -67,9 +66,8 @@ def episode_view(index: Index, address: str) -> dict[str, Any]:
         "version": transcript.weight_version,
         "trained_version": transcript.trained_version,
         "interpreter": transcript.interpreter,
-        "parent": parent
-        and {"address": _parent_address(index, place), **dataclasses.asdict(parent)},
-        "forks": forks(index, place),
+        "parent": parent and {"address": _parent_address(index, row), **dataclasses.asdict(parent)},
+        "forks": forks(index, row),
         "spans": list(_spans(transcript)),
     }
 
@@ -95,30 +93,30 @@ def span_text(index: Index, address: str, span: int, start: int) -> str:
 # --- forks --------------------------------------------------------------------------------------
 
 
-def forks(index: Index, place: Place) -> list[dict[str, Any]]:
+def forks(index: Index, row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The episodes that were forked from an episode, by the call and the arm.
 
     Only `retool recover` records whose fork an episode is.
 
     Args:
         index: The index of the run.
-        place: The place of the parent.
+        row: The row of the parent.
     """
-    if (place.protocol, place.arm) != PARENTS:
+    if (row["protocol"], row["arm"]) != PARENTS:
         return []
-    found: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in index.rows():
-        if (row["problem"], row["parent"]) == (place.problem, place.sample):
-            found[row["call"], row["arm"]].append(row)
+    arms: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
+    for fork in index.rows():
+        if (fork["problem"], fork["parent"]) == (row["problem"], row["sample"]):
+            arms[fork["call"], fork["arm"]].append(fork)
     return [
         {
             "call": call,
             "arm": arm,
-            "right": sum(row["right"] is True for row in rows),
-            "ended": sum(row["right"] is not None for row in rows),
-            "addresses": [row["address"] for row in rows],
+            "right": sum(fork["right"] is True for fork in those),
+            "ended": sum(fork["right"] is not None for fork in those),
+            "addresses": [fork["address"] for fork in those],
         }
-        for (call, arm), rows in sorted(found.items(), key=_control_first)
+        for (call, arm), those in sorted(arms.items(), key=_control_first)
     ]
 
 
@@ -127,9 +125,9 @@ def _control_first(item: tuple[tuple[int, str], Any]) -> tuple[int, bool, str]:
     return call, arm != CONTROL, arm
 
 
-def _parent_address(index: Index, place: Place) -> str | None:
+def _parent_address(index: Index, row: Mapping[str, Any]) -> str | None:
     """The address of a fork's parent; `None` where the run does not record or hold it."""
-    address = f"{'/'.join(PARENTS)}/{place.problem}/{place.parent}"
+    address = f"{'/'.join(PARENTS)}/{row['problem']}/{row['parent']}"
     known = index.run.kind == "recover" and index.has(address)
     return address if known else None
 

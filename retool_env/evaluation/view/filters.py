@@ -130,17 +130,19 @@ class Filter:
     def keeps(
         self,
         row: Row,
-        found: Mapping[str, Collection[str]],
+        holders: Mapping[str, Collection[str]],
         flips: Mapping[str, bool] | None = None,
     ) -> bool:
         """Whether a row passes.
 
         Args:
             row: The row.
-            found: The addresses of the episodes that hold a text, for each of `texts`.
+            holders: The addresses of the episodes that hold a text, for each of `texts`.
             flips: The result of `flips`; `None` without another run, where no row fits `flipped`.
         """
-        return all(_fits(part, row, found, flips or {}) is not part.negated for part in self.parts)
+        return all(
+            _fits(part, row, holders, flips or {}) is not part.negated for part in self.parts
+        )
 
 
 def flips(rows: Iterable[Row], others: Iterable[Row]) -> dict[str, bool]:
@@ -221,12 +223,12 @@ def _check_value(name: str, value: str, at: int) -> None:
 
 
 def _fits(
-    part: Part, row: Row, found: Mapping[str, Collection[str]], flips: Mapping[str, bool]
+    part: Part, row: Row, holders: Mapping[str, Collection[str]], flips: Mapping[str, bool]
 ) -> bool:
     """Whether a row fits a part, its negation left out."""
     name = part.name
     if not name:
-        return row["address"] in found[part.values[0]]
+        return row["address"] in holders[part.values[0]]
     if name in NUMBERS:
         return any(_number_fits(value, row[name]) for value in part.values)
     if name in _WORDS:

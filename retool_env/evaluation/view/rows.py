@@ -31,11 +31,11 @@ FIELDS = {
 """The fields of a row."""
 
 
-def make_row(place: Place, transcript: Transcript) -> dict[str, Any]:
+def make_row(location: Place, transcript: Transcript) -> dict[str, Any]:
     """The row of an episode, as plain JSON values.
 
     Args:
-        place: The place of the episode in its run.
+        location: The place of the episode in its run.
         transcript: The episode; its token ids are only counted.
     """
     executions = [span.execution for span in transcript.spans if span.execution is not None]
@@ -43,16 +43,16 @@ def make_row(place: Place, transcript: Transcript) -> dict[str, Any]:
     faults = [e.fault.kind for e in executions if e.fault is not None and e.fault.injected]
     turns = [span for span in transcript.spans if span.author == "model"]
     parent = transcript.parent
-    forked = parent is not None and place.parent is None  # a fork outside of a benchmark
+    forked = parent is not None and location.parent is None  # a fork outside of a benchmark
     row = {
-        "address": place.address,
-        "problem": place.problem,
-        "sample": place.sample,
-        "protocol": place.protocol,
-        "arm": parent.arm if forked and parent else place.arm,
-        "parent": parent.sample if forked and parent else place.parent,
-        "call": parent.call if forked and parent else place.call,
-        "step": place.step,
+        "address": location.address,
+        "problem": location.problem,
+        "sample": location.sample,
+        "protocol": location.protocol,
+        "arm": parent.arm if forked and parent else location.arm,
+        "parent": parent.sample if forked and parent else location.parent,
+        "call": parent.call if forked and parent else location.call,
+        "step": location.step,
         "right": transcript.correct,
         "stop": None if transcript.stop_reason is None else str(transcript.stop_reason),
         "calls": len(executions),

@@ -84,7 +84,7 @@ def matching(indexes: Sequence[Index], query: str) -> list[list[str]]:
     """The addresses of the episodes that a query keeps, for each run.
 
     Args:
-        indexes: The indexes of the runs, read. The runs of a pair are each other's other run.
+        indexes: The indexes of the runs, read. Of two runs, the first is compared with the second.
         query: The filter query.
 
     Raises:
