@@ -25,7 +25,6 @@ from retool_env.evaluation.view.api import Api  # noqa: E402
 from retool_env.evaluation.view.index import Index  # noqa: E402
 from retool_env.evaluation.view.server import ViewServer  # noqa: E402
 from retool_env.evaluation.view.static import link  # noqa: E402
-from retool_env.sandbox import make_sandbox  # noqa: E402
 
 TRAIN = ("-m", "agents", "sft", "--preset", "tiny", "name=tiny", "traces=300", "epochs=2")
 EVALUATE = (
@@ -40,8 +39,7 @@ def make_runs(folder: Path) -> list[Path]:
     for command in (TRAIN, EVALUATE):
         environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(folder)}
         subprocess.run([sys.executable, *command], cwd=folder, env=environment, check=True)
-    with make_sandbox("nsjail") as sandbox:
-        return [make_recover_run(folder, sandbox), folder / "evaluated"]
+    return [make_recover_run(folder), folder / "evaluated"]
 
 
 def a_failed_fork(rows) -> dict:

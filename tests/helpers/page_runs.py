@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
-from contextlib import chdir, nullcontext
+from contextlib import chdir
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -43,7 +43,7 @@ class SlowAgent(TextAgent):
         return dataclasses.replace(turn, text=text)
 
 
-def make_recover_run(folder: Path, sandbox) -> Path:
+def make_recover_run(folder: Path) -> Path:
     """Runs `retool recover` with an agent whose second program for one problem is often slow.
 
     A parent of this problem that times out at call 2 gives a wrong answer. It is forked there, with
@@ -51,7 +51,6 @@ def make_recover_run(folder: Path, sandbox) -> Path:
 
     Args:
         folder: The folder in which the folder of the run is made.
-        sandbox: The sandbox that runs the programs.
 
     Returns:
         The folder of the run. `staged/7` is the slow problem.
@@ -70,7 +69,6 @@ def make_recover_run(folder: Path, sandbox) -> Path:
     limit = "limits={'wall_seconds': 1.5}"
     with (
         chdir(folder),
-        patch("retool_env.interpreter.open_sandbox", lambda setting, rules: nullcontext(sandbox)),
         patch("retool_env.evaluation.recover.page.draw", lambda results: {}),
         patch("retool_env.evaluation.recover.suite.load_suite", lambda name, part, quick: suite),
         patch.dict(named.POLICIES, {"openai": lambda model, **_: agent}),

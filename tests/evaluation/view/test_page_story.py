@@ -9,11 +9,11 @@ from helpers.page_runs import make_recover_run
 
 
 @pytest.mark.slow
-def test_why_did_the_model_fail_problem_7(tab, served, tmp_path, sandbox):
+def test_why_did_the_model_fail_problem_7(tab, served, tmp_path):
     """Which call timed out, what its program prints with more time, what the true result gave."""
     pytest.importorskip("retool_env.evaluation.replay")
     with ThreadPoolExecutor() as threads:  # beside the loop of the browser's driver
-        folder = threads.submit(make_recover_run, tmp_path, sandbox).result()
+        folder = threads.submit(make_recover_run, tmp_path).result()
     page = tab(served(folder).address).open()
     page.page.fill("#query", "problem:staged/7 arm:timeout right:no")
     page.wait("#matches", " of ")
