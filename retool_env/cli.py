@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """`retool`: evaluate models, look at runs, play, check this machine, serve the sandbox."""
-=======
-"""`retool`: evaluate models, view and export runs, play, check this machine, serve the sandbox."""
->>>>>>> view
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ import sys
 from collections.abc import Sequence
 
 from retool_env import __version__
-<<<<<<< HEAD
 from retool_env.commands import (
     compare,
     evaluation,
@@ -23,24 +18,19 @@ from retool_env.commands import (
     replay,
     score,
     serve,
+    view,
 )
 from retool_env.commands.clone import forward
-=======
-from retool_env.commands import evaluation, export, play, recover, serve, view
->>>>>>> view
 from retool_env.errors import RetoolError
 from retool_env.servers.address import redact
 
 MODULES = {
     "eval": evaluation,
     "recover": recover,
-<<<<<<< HEAD
+    "view": view,
     "compare": compare,
     "score": score,
     "replay": replay,
-=======
-    "view": view,
->>>>>>> view
     "export": export,
     "play": play,
     "serve": serve,
