@@ -164,3 +164,8 @@ def test_highlights_are_the_largest_k_the_funnel_and_verdicts_to_look_at():
 
 
 NAMES = ("pass@", "pass^", "maj@")
+
+
+def test_a_text_with_bars_and_line_breaks_stays_in_its_cell():
+    lines = markdown([["a", "b"], ["x|y", "1\n2"]]).splitlines()
+    assert lines[2] == r"| x\|y | 1 2 |" and len(lines) == 3
