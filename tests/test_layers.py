@@ -26,7 +26,10 @@ LAYERS = (
     ("retool_env.interpreter",),
     ("retool_env.episode",),
     ("retool_env.rules", "retool_env.rewards"),
-    ("retool_env.transcript", "retool_env.need", "retool_env.stop_reason"),
+    (
+        *("retool_env.transcript", "retool_env.transcript_text"),
+        *("retool_env.need", "retool_env.stop_reason"),
+    ),
     ("retool_env.protocol",),
     ("retool_env.problems",),
     ("retool_env.grading",),

@@ -10,7 +10,7 @@ from retool_env.evaluation.run import evaluate
 from retool_env.metrics.figures import Figure
 from retool_env.metrics.intervals import Estimate, Interval
 from retool_env.metrics.summary import wilson
-from retool_env.metrics.tables import COLUMNS, TOOL_USE, highlights, table, tool_table
+from retool_env.metrics.tables import COLUMNS, TOOL_USE, highlights, markdown, table, tool_table
 from retool_env.problems import Problem
 from retool_env.rollout import ScriptedPolicy
 from retool_env.rules import Rules

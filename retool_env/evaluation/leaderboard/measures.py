@@ -46,6 +46,8 @@ SPLITS = ("seen", "held_out")
 FAMILIES = ("explicit", "explicit_persistent", "silent", "silent_persistent", "placebo")
 """The families of faults. The placebos are the control: they change nothing of a result."""
 
+_NO_KIND = "the run has no kind of this family"
+
 _USE = {
     "use/attempted": "attempted",
     "use/well_formed": "well_formed",
@@ -212,20 +214,28 @@ def _add_forks(made: Measures, cells: Cells, kinds: Sequence[str]) -> None:
             names = [kind.name for kind in some if family_of(kind) == family]
             _add_ratio(made, cells, family, split, names)
         silent = [kind.name for kind in some if kind.sort == "silent"]
-        made.figures[f"detection/{split}"] = arm_difference(
-            f"detection/{split}",
-            _joined(cells, "silent", silent),
-            ("silent", CONTROL),
-            notices,
-            "Share of continuations that notice a silently false result, minus the share after "
-            "the true result. A lower bound, by rules on English text.",
-        )
+        _add_detection(made, cells, split, silent)
+
+
+def _add_detection(made: Measures, cells: Cells, split: str, names: list[str]) -> None:
+    key = f"detection/{split}"
+    if not names:
+        _lack(made, key, _NO_KIND)
+        return
+    made.figures[key] = arm_difference(
+        key,
+        _joined(cells, "silent", names),
+        ("silent", CONTROL),
+        notices,
+        "Share of continuations that notice a silently false result, minus the share after the "
+        "true result. A lower bound, by rules on English text.",
+    )
 
 
 def _add_ratio(made: Measures, cells: Cells, family: str, split: str, names: list[str]) -> None:
     key = f"recovery/{family}/{split}"
     if not names:
-        _lack(made, key, "the run has no kind of this family")
+        _lack(made, key, _NO_KIND)
         return
     chosen = _joined(cells, family, names)
     made.figures[key] = ratio = arm_ratio(

@@ -40,13 +40,11 @@ HEADINGS = {
 }
 """The headings of the figures by which models are ranked."""
 
-MAIN: Columns = (
-    *HEADINGS.items(),
-    ("effect", "fault effect"),
+_MAIN: Columns = (*HEADINGS.items(), ("effect", "fault effect"))
+_USE: Columns = (
     *(("attempted", "attempts"), ("well_formed", "well formed"), ("ran", "ran")),
     ("invented", "invented output"),
 )
-"""The columns of the first table."""
 
 _TERMINAL: Columns = tuple(HEADINGS.items())
 _COST: Columns = (("tokens", "tokens written"), ("dollars", "dollars"))
@@ -167,12 +165,12 @@ def _cells(rows: Iterable[Row], columns: Columns, notes: Notes) -> list[list[str
 
 
 def _first_table(one: Ranked, columns: Columns, notes: Notes) -> list[list[str]]:
-    """Model, rank, figures, and whether the run was checked."""
+    """Model, rank, whether the run was checked, and figures."""
     (model, *head), *body = _cells(one.rows, columns, notes)
     return [
-        [model, "rank", *head, "checked"],
+        [model, "rank", "checked", *head],
         *(
-            [title, row.rank_text, *cells, checked_text(row.entry)]
+            [title, row.rank_text, checked_text(row.entry), *cells]
             for row, (title, *cells) in zip(one.rows, body, strict=True)
         ),
     ]
@@ -238,7 +236,8 @@ def _add_table(page: Document, number: int, one: Ranked, first: Ranked) -> None:
     if one is not first:
         page.paragraph("It differs from table 1 in these settings:")
         page.listing(one.table.differences(first.table))
-    page.table(_first_table(one, MAIN, notes))
+    page.table(_first_table(one, _MAIN, notes))
+    page.table(_cells(one.rows, _USE, notes), "Use of the tool in episodes without faults")
     if settings["command"] == "retool recover":
         for split in SPLITS:
             columns = [(f"recovery/{name}/{split}", _FAMILIES[name]) for name in FAMILIES]
