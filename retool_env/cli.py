@@ -1,4 +1,4 @@
-"""`retool`: evaluate models, export results, play, check the installation, serve the sandbox."""
+"""`retool`: evaluate models, view and export runs, play, check this machine, serve the sandbox."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retool_env import __version__
-from retool_env.commands import evaluation, export, leaderboard, play, recover, serve
+from retool_env.commands import evaluation, export, leaderboard, play, recover, serve, view
 from retool_env.errors import RetoolError
 from retool_env.servers.address import redact
 
@@ -18,6 +18,7 @@ MODULES = {
     "eval": evaluation,
     "recover": recover,
     "leaderboard": leaderboard,
+    "view": view,
     "export": export,
     "play": play,
     "serve": serve,

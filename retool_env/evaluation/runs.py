@@ -98,6 +98,8 @@ class Run:
     """The record of an evaluation, or a `RecoverRecord`; `None` for the other kinds."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The content of a training run's `config.json`; empty for the other kinds."""
+    step: int | None = None
+    """The step, if the run is one evaluation of a training run (`RUN@STEP`)."""
 
     def episodes(self, tokens: bool = True) -> Iterator[tuple[Place, Transcript]]:
         """Yields the episodes with their places; of several lines of one episode the last one.
@@ -130,12 +132,16 @@ class Places:
     Args:
         kind: The kind of the run.
         file: The file.
+        samples: The `samples` of the lines before, where reading goes on after them.
     """
 
-    def __init__(self, kind: RunKind, file: RunFile) -> None:
+    def __init__(
+        self, kind: RunKind, file: RunFile, samples: Mapping[str, int] | None = None
+    ) -> None:
         self._kind = kind
         self._file = file
-        self._samples: dict[str, int] = {}
+        self.samples = dict(samples or {})
+        """The number of lines so far by the problem's id, where lines do not hold it."""
 
     def of(self, number: int, values: Mapping[str, Any]) -> Place:
         """The place of a line.
@@ -164,8 +170,8 @@ class Places:
             where = "" if parent is None else f"{parent}.{call}/"
             address = f"{protocol}/{arm}/{problem}/{where}{sample}"
             return Place(address, problem, sample, protocol, arm, parent, call, error=error)
-        sample = self._samples.get(problem, 0)
-        self._samples[problem] = sample + 1
+        sample = self.samples.get(problem, 0)
+        self.samples[problem] = sample + 1
         if self._file.step is not None:
             address = f"step-{self._file.step}/{problem}/{sample}"
             return Place(address, problem, sample, step=self._file.step)
@@ -212,7 +218,8 @@ def _held_out(run: Run, step: int) -> Run:
         steps = sorted(file.step for file in run.files if file.step is not None)
         known = ", ".join(map(str, steps)) or "none"
         raise MissingFile(f"{run.path} has no evaluation of step {step}; its steps: {known}")
-    return Run(run.path, "training", f"{run.title}@{step}", files, config=run.config)
+    title = f"{run.title}@{step}"
+    return Run(run.path, "training", title, files, config=run.config, step=step)
 
 
 def _present(path: Path) -> tuple[RunFile, ...]:
