@@ -82,7 +82,7 @@ def measure_eval(record: EvalRecord, episodes: Sequence[EpisodeRecord]) -> Measu
 
     Args:
         record: The record of the evaluation.
-        episodes: Its episodes.
+        episodes: The episodes of the evaluation.
     """
     made = Measures()
     _add_whole(made, record, episodes)
@@ -99,7 +99,7 @@ def measure_recover(
 
     Args:
         record: The record of the run.
-        episodes: All its episodes.
+        episodes: All episodes of the run.
         left_out: The prefixes that can't be reproduced.
     """
     made = Measures()

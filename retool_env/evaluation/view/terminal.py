@@ -15,7 +15,6 @@ from retool_env.evaluation.view.episode import episode_view
 from retool_env.evaluation.view.filters import episode_key
 from retool_env.evaluation.view.index import Index
 from retool_env.evaluation.view.static import matching
-from retool_env.evaluation.view.terminal_text import NOTE, RIGHT, WRONG, Piece, blocks, token_blocks
 from retool_env.evaluation.view.tokens import tokens_view
 from retool_env.printable import one_line
 
@@ -26,6 +25,15 @@ try:
     from textual.binding import Binding, BindingType
     from textual.containers import Horizontal, Vertical, VerticalScroll
     from textual.widgets import DataTable, Footer, Input, Static
+
+    from retool_env.evaluation.view.terminal_text import (
+        NOTE,
+        RIGHT,
+        WRONG,
+        Piece,
+        blocks,
+        token_blocks,
+    )
 except ImportError:
     raise MissingPackage(
         "the view in a terminal needs the package textual: pip install 'retool-env[report]'"

@@ -180,9 +180,11 @@ def test_an_episode_that_can_not_be_read_is_named_in_its_place(tmp_path):
     assert "episodes.jsonl" in text
 
 
-def test_without_textual_the_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "textual", None)
-    monkeypatch.delitem(sys.modules, "retool_env.evaluation.view.terminal")
+@pytest.mark.parametrize("package", ["textual", "rich.text"])
+def test_without_a_package_the_extra_is_named(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    for name in ("terminal", "terminal_text"):
+        monkeypatch.delitem(sys.modules, f"retool_env.evaluation.view.{name}")
     with pytest.raises(MissingPackage, match=r"retool-env\[report\]"):
         __import__("retool_env.evaluation.view.terminal")
 
