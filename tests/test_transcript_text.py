@@ -84,8 +84,8 @@ def test_a_fault_that_did_not_take_place_or_has_no_other_result_is_named():
 
 
 def test_a_long_text_is_cut_in_the_middle_with_a_note():
-    text = str(episode("a", ANSWERED, "begin" + "x" * 100_000 + "the end"))
-    assert "begin" in text and "the end" in text and len(text) < 2 * MOST_CHARACTERS
+    text = str(episode("a", ANSWERED, "begin\x1b" + "x" * 99_998 + "\x9bthe end"))
+    assert r"begin\x1b" in text and r"\x9bthe end" in text and len(text) < 2 * MOST_CHARACTERS
     assert f"[… {100_012 - MOST_CHARACTERS:,} characters are not shown …]" in text
 
 

@@ -55,11 +55,11 @@ def test_texts_of_others_are_escaped_in_every_block(tmp_path):
 
 def test_a_long_part_is_cut_with_a_note(tmp_path):
     view = episode_view(index_of(a_recover(tmp_path / "run")), "dose/0/p/0")
-    view["spans"][1]["parts"] = [{"kind": "text", "text": "x" * (MOST_CHARACTERS + 5)}]
+    view["spans"][1]["parts"] = [{"kind": "text", "text": "\x1b" + "x" * (MOST_CHARACTERS + 4)}]
     view["spans"][1]["parts"] += [{"kind": "program", "pieces": [["", "y" * 10**6]], "text": "y"}]
     text = "\n".join(piece.text.plain for piece in blocks(view))
     assert "[5 characters more: see the page]" in text and len(text) < 3 * MOST_CHARACTERS
-    assert "the rest is not shown" in text
+    assert "the rest is not shown" in text and "\x1b" not in text
 
 
 def test_tokens_are_marked_by_their_log_prob_and_the_loss_mask():
