@@ -142,7 +142,11 @@ def _percent(figure: Figure) -> str:
 
 
 def markdown(cells: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns, from its rows; the first row is the head."""
+    """A Markdown table with aligned columns, from its rows; the first row is the head.
+
+    A bar in a cell is escaped, and line breaks become blanks, so a text stays in its cell.
+    """
+    cells = [[" ".join(cell.splitlines()).replace("|", "\\|") for cell in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "| "

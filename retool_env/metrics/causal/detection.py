@@ -374,7 +374,7 @@ def detection_figures(cells: Cells) -> Iterator[CausalFigure]:
             f"detection/{kind}",
             chosen,
             kind,
-            _notices,
+            notices,
             "Share of continuations whose first turn doubts or checks the false result, or whose "
             "next call repeats the call.",
         )
@@ -382,10 +382,11 @@ def detection_figures(cells: Cells) -> Iterator[CausalFigure]:
             f"detection/{kind}/net",
             chosen,
             (kind, CONTROL),
-            _notices,
+            notices,
             "The same share, minus the share among continuations from the true result.",
         )
 
 
-def _notices(one: Continuation) -> float:
+def notices(one: Continuation) -> float:
+    """1 if a continuation doubts or checks the result at the fork, or repeats its call."""
     return one.repeats or noticed(one.turn)
