@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retool_env import __version__
-from retool_env.commands import evaluation, export, play, recover, serve
+from retool_env.commands import evaluation, export, play, recover, report, serve
 from retool_env.errors import RetoolError
 from retool_env.servers.address import redact
 
 MODULES = {
     "eval": evaluation,
     "recover": recover,
+    "report": report,
     "export": export,
     "play": play,
     "serve": serve,

@@ -52,7 +52,7 @@ PANELS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "programs that ran": lambda summary: summary["calls_ok"],
     "last program ran, of right responses": lambda summary: _mean(summary["last_call_ok_right"]),
     "last program ran, of wrong responses": lambda summary: _mean(summary["last_call_ok_wrong"]),
-    "where the first code begins (0 to 1)": lambda summary: summary["first_call_at"],
+    "start of the first code in the response": lambda summary: summary["first_call_at"],
 }
 """The paper's metrics of tool use (section 3.3). Each function takes a summary's JSON values."""
 
