@@ -223,6 +223,7 @@ def _scrolling(inner: str, label: str) -> str:
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8882; }
+html { background: Canvas; color: CanvasText; }
 body { font: 1rem/1.5 system-ui, sans-serif; margin: 1.5rem auto; max-width: 64rem;
   padding: 0 1rem; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.2; }

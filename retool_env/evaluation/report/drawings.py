@@ -1,4 +1,4 @@
-"""The pictures of a report, as PNG bytes: funnel, histograms, the flow of errors, figures by step."""
+"""The pictures of a report, as PNG bytes: funnel, histograms, flow of errors, figures by step."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def funnel(subjects: Sequence[Subject]) -> bytes:
             for x, figure in zip(xs[1:], figures, strict=True):
                 if figure.low is not None and figure.high is not None:
                     axis.vlines(x, figure.low, figure.high, color=BLACK, linewidth=1.2)
-            if len(known) <= 3:
+            if len(known) <= 2:  # the numbers of more runs would touch
                 for x, share in zip(xs, shares, strict=True):
                     axis.text(x, 1.04, f"{share:.0%}", ha="center", va="bottom", fontsize=8)
         axis.set_xticks(range(len(stages)), stages)

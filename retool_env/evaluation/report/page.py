@@ -67,8 +67,7 @@ def write_report(paths: Sequence[str | Path], folder: Path, say: Say) -> tuple[P
         *(_add_costs, _add_stops, _add_examples, _add_figures),
     ):
         add(page, subjects)
-    say("the benchmark of recovery") if any(s.run.kind == "recover" for s in subjects) else None
-    _add_recover(page, subjects)
+    _add_recover(page, subjects, say)
     return page.write(folder / PAGE), main_table(subjects)
 
 
@@ -101,8 +100,9 @@ def _add_along(page: Document, subjects: Sequence[Subject]) -> None:
         return
     page.heading("How do the figures change along the training?")
     page.paragraph(
-        "Rollouts are grouped in bins of steps; a mark stands at the middle of its bin. Evaluations "
-        "on held-out problems stand at their step. Bands are 95 % intervals over problems."
+        "Rollouts are grouped in bins of steps, and a mark stands at the middle of its bin. "
+        "Evaluations on held-out problems stand at their step. Bands are 95 % intervals over "
+        "problems."
     )
     if data := drawings.along(trainings):
         page.picture("along", data, "Figures along the training, with 95 % intervals.")
@@ -181,9 +181,9 @@ def _add_flow(page: Document, subjects: Sequence[Subject]) -> None:
             alt = f"{words} The table below has the same numbers."
             page.picture(f"flow-{number}", data, words, alt)
             page.table(flow_table(subject.figures), subject.title)
+            page.paragraph(NOTE, small=True)
         elif subject in known:
             page.paragraph(f"{subject.title}: no call failed.")
-    page.paragraph(NOTE, small=True)
 
 
 def _add_recovery(page: Document, subjects: Sequence[Subject]) -> None:
@@ -248,11 +248,12 @@ def _all_rows(figures: Figures) -> Table:
     ]
 
 
-def _add_recover(page: Document, subjects: Sequence[Subject]) -> None:
+def _add_recover(page: Document, subjects: Sequence[Subject], say: Say) -> None:
     """Adds the sections of the page of `retool recover`."""
     folders = [subject.run.path for subject in subjects if subject.run.kind == "recover"]
     if not folders:
         return
+    say("the figures of recovery from faults")
     # An unfinished benchmark has no results yet.
     found = [
         read_results(folder) if (folder / RESULTS).exists() else results(folder)

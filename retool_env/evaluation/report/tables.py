@@ -95,7 +95,8 @@ def value_text(figure: Figure | None) -> str:
     form = number_text if _NUMBER.match(figure.key) else _percent
     text = form(figure.mean)
     if figure.low is not None and figure.high is not None:
-        text = f"{text} [{form(figure.low)}, {form(figure.high)}]"
+        low, high = (form(bound).removesuffix(" %") for bound in (figure.low, figure.high))
+        text = f"{text} [{low}, {high}]"
     elif figure.problems == 1:
         text += " (1 problem)"
     return text + " †" * figure.marked
@@ -266,9 +267,9 @@ def _estimate(estimate: Estimate | None, share: bool) -> tuple[str, str]:
     if estimate is None or estimate.interval is None:
         return "–", "0"
     form: Callable[[float], str] = _percent if share else number_text
-    mean, low, high = (form(getattr(estimate.interval, n)) for n in ("mean", "low", "high"))
-    mark = " †" * (estimate.count < FEW_CASES)
-    return f"{mean} [{low}, {high}]{mark}", f"{estimate.count:,}"
+    low, high = (form(getattr(estimate.interval, n)).removesuffix(" %") for n in ("low", "high"))
+    text = f"{form(estimate.interval.mean)} [{low}, {high}]" + " †" * (estimate.count < FEW_CASES)
+    return text, f"{estimate.count:,}"
 
 
 def cost_table(subjects: Sequence[Subject]) -> Table:
