@@ -59,7 +59,7 @@ RECOVERY = (
     *((f"recovery/ran@{k}/had_turn", f"a call ran within {k}, given a turn") for k in (1, 2, 3)),
     *((f"recovery/ran@{k}/called", f"a call ran within {k}, given a call") for k in (1, 2, 3)),
 )
-"""What follows a failed call."""
+"""The steps after a failed call."""
 
 BILL = (
     ("cost/prompt_tokens", "tokens that the API read, an episode"),
