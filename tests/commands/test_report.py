@@ -22,7 +22,7 @@ def test_a_file_and_a_folder_go_side_by_side(tmp_path, capsys):
     path = an_eval(tmp_path / "run", [RAN])
     out = str(tmp_path / "out")
     assert main(["report", str(path), str(path / "episodes.jsonl"), "--out", out]) == 0
-    assert "2. episodes.jsonl: 1 episodes" in capsys.readouterr().out
+    assert "2. episodes.jsonl: 1 episode " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

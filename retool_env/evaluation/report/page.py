@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from retool_env.evaluation.document import Document
+from retool_env.evaluation.document import Document, visible
 from retool_env.evaluation.recover.figures import comparisons, results
 from retool_env.evaluation.recover.page import add_sections, comparable, read_results
 from retool_env.evaluation.recover.records import RESULTS
 from retool_env.evaluation.report import drawings
 from retool_env.evaluation.report.examples import examples, facts, text_of
-from retool_env.evaluation.report.subject import Figures, Say, Subject, differences, read_subjects
+from retool_env.evaluation.report.subject import Figures, Say, Subject, notes, read_subjects
 from retool_env.evaluation.report.tables import (
     BILL,
     BY_CALLS,
@@ -53,7 +53,7 @@ def write_report(paths: Sequence[str | Path], folder: Path, say: Say) -> tuple[P
         say: Receives lines of progress.
 
     Returns:
-        The page, and its main table as Markdown.
+        The page; and its main table as Markdown, with the notes that stand at its top.
 
     Raises:
         MissingFile: There is no such folder or file.
@@ -68,15 +68,13 @@ def write_report(paths: Sequence[str | Path], folder: Path, say: Say) -> tuple[P
     ):
         add(page, subjects)
     _add_recover(page, subjects, say)
-    return page.write(folder / PAGE), main_table(subjects)
+    lines = [visible(note) for note in notes(subjects)]
+    return page.write(folder / PAGE), "\n\n".join(filter(None, [main_table(subjects), *lines]))
 
 
 def _add_runs(page: Document, subjects: Sequence[Subject]) -> None:
-    for subject in subjects:
-        for warning in subject.warnings:
-            page.warning(f"{subject.title}: {warning}" if len(subjects) > 1 else warning)
-    if len(subjects) > 1 and (reasons := differences(subjects)):
-        page.warning(f"These runs are not comparable: {'; '.join(reasons)}.")
+    for note in notes(subjects):
+        page.warning(note)
     page.heading("Which runs are these?")
     rows = [["run", "kind", "path", "environment", "problems", "episodes", "figures rest on"]]
     for subject in subjects:

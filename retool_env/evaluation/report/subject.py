@@ -168,7 +168,7 @@ def _subject(run: Run, title: str, basis: str, episodes: list[Episode]) -> Subje
     warnings = []
     if len(finished) < len(episodes):
         number = len(episodes) - len(finished)
-        warnings.append(f"{number} episodes have not ended, and are left out.")
+        warnings.append(f"Episodes that have not ended are left out: {number:,}.")
     if not finished:
         warnings.append("The run has no episodes: the figures of episodes are missing.")
     price = None if run.record is None else price_of(run.record)
@@ -234,6 +234,19 @@ def _counted(run: Run, title: str, say: Say) -> Iterator[Episode]:
         if time.monotonic() - said >= _SECONDS:
             said = time.monotonic()
             say(f"{title}: {number:,} episodes are read")
+
+
+def notes(subjects: Sequence[Subject]) -> list[str]:
+    """The sentences that a reader of a report must not overlook.
+
+    Args:
+        subjects: The runs.
+    """
+    several = len(subjects) > 1
+    found = [f"{s.title}: {note}" if several else note for s in subjects for note in s.warnings]
+    if several and (reasons := differences(subjects)):
+        found.append(f"These runs are not comparable: {'; '.join(reasons)}.")
+    return found
 
 
 def differences(subjects: Sequence[Subject]) -> list[str]:

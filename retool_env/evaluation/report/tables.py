@@ -151,13 +151,16 @@ def columns_of(subjects: Sequence[Subject]) -> dict[str, Figures]:
 
 
 def main_table(subjects: Sequence[Subject]) -> str:
-    """The main figures of each run as a Markdown table, for a terminal.
+    """The main figures of each run as a Markdown table, for a terminal; empty without a figure.
 
     Args:
         subjects: The runs.
     """
     rows = figure_table(columns_of(subjects), [*_MAIN, *sampled_rows(subjects)], cases=False)
-    head = ["", *(f"{subject.title}: {len(subject.episodes):,} episodes" for subject in subjects)]
+    if not rows:
+        return ""
+    sizes = [(subject.title, len(subject.episodes)) for subject in subjects]
+    head = ["", *(f"{title}: {n:,} episode{'s' * (n != 1)}" for title, n in sizes)]
     text = markdown([[visible(cell) for cell in row] for row in [head, *rows[1:]]])
     return text + f"\n\n† fewer than {FEW_CASES} cases" * ("†" in text)
 

@@ -55,7 +55,7 @@ def test_episodes_that_have_not_ended_are_left_out_and_counted(tmp_path):
     open_end = dataclasses.replace(DIRECT, stop_reason=None, correct=None, reward=None)
     [found] = subjects(an_eval(tmp_path / "run", [open_end, RAN]))
     assert [t.stop_reason for _, t in found.episodes] == [StopReason.ANSWERED]
-    assert found.warnings == ["1 episodes have not ended, and are left out."]
+    assert found.warnings == ["Episodes that have not ended are left out: 1."]
 
 
 def test_a_benchmark_of_recovery_rests_on_its_parents(tmp_path):
