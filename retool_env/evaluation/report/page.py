@@ -141,7 +141,7 @@ def _add_funnel(page: Document, subjects: Sequence[Subject]) -> None:
     page.heading("How far does the use of the interpreter get?")
     data = drawings.funnel(subjects)
     if not data:
-        page.paragraph("No episode has an interpreter.")
+        page.paragraph("No scored episode has an interpreter.")
         return
     columns = columns_of(subjects)
     words = "Share of episodes that reach each stage; the lines are 95 % intervals."

@@ -171,6 +171,8 @@ def _subject(run: Run, title: str, basis: str, episodes: list[Episode]) -> Subje
         warnings.append(f"Episodes that have not ended are left out: {number:,}.")
     if not finished:
         warnings.append("The run has no episodes: the figures of episodes are missing.")
+    elif not any(transcript.scored for transcript in transcripts):
+        warnings.append("No episode is scored: all failed, or were cut before their start.")
     price = None if run.record is None else price_of(run.record)
     usage = [cost_of(place.usage, price) for place, _ in finished]
     figures = {figure.key: figure for figure in measure(transcripts, usage=usage)}

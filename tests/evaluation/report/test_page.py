@@ -100,8 +100,10 @@ def test_hostile_episodes_stay_text(tmp_path):
 def test_a_run_with_little_in_it_has_its_page(tmp_path, transcripts):
     text, table = write(tmp_path / "out", an_eval(tmp_path / "run", transcripts))
     assert "Which runs are these?" in text
-    assert table if transcripts else table.startswith("The run has no episodes")
-    assert ("No episode has an interpreter." in text) == (
+    scored = any(transcript.scored for transcript in transcripts)
+    unknown = "No episode is scored" if transcripts else "The run has no episodes"
+    assert table.startswith("| " if scored else unknown)
+    assert ("No scored episode has an interpreter." in text) == (
         bool(transcripts) and not (transcripts[0].interpreter and transcripts[0].scored)
     )
 
