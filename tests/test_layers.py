@@ -37,7 +37,10 @@ LAYERS = (
     ("retool_env.servers",),
     ("retool_env.faults",),
     ("retool_env.problem", "retool_env.execution", "retool_env.tokens", "retool_env.provenance"),
-    ("retool_env.errors", "retool_env.files", "retool_env.children", "retool_env.printable"),
+    (
+        *("retool_env.errors", "retool_env.files", "retool_env.children"),
+        *("retool_env.printable", "retool_env.pictures"),
+    ),
 )
 """The layers from top to bottom, by prefixes of module names; the longest prefix counts."""
 

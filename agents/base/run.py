@@ -32,7 +32,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 
 from agents.base.config import RESTART_CURE, read_config
-from agents.base.curves import draw_curves
+from agents.base.curves import write_curves
 from agents.base.records import damaged, read_records, write_atomically
 from agents.base.resuming import kept_records, last_point
 from agents.base.settings import SettingsError, default_values
@@ -355,7 +355,7 @@ class Run:
         if self.main:
             # A picture that can't be drawn must not end a training.
             with contextlib.suppress(ImportError, SettingsError):
-                draw_curves({self.folder.name: self.metrics()}, self.folder / "curves.png")
+                write_curves({self.folder.name: self.metrics()}, self.folder / "curves.png")
         self._drawn = time.monotonic()
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ from retool_env.evaluation.records import (
 from retool_env.evaluation.recover.records import RECOVER, read_recover
 from retool_env.evaluation.rows import describe
 from retool_env.files import file_fault, read_lines, read_text
+from retool_env.rollout.policy import Usage
 from retool_env.transcript import Transcript
 
 RunKind = Literal["eval", "recover", "training", "file"]
@@ -71,6 +72,8 @@ class Place:
     """The step of an evaluation on held-out problems; `None` elsewhere."""
     error: str | None = None
     """The words of an API that refused a request of the episode."""
+    usage: Usage | None = None
+    """Tokens that an API counted; `None` where no API counted."""
 
 
 @dataclass(frozen=True)
@@ -187,14 +190,16 @@ class Places:
         wrapped = "transcript" in values
         problem = str(values["problem"] if wrapped else values["problem"]["id"])
         if self._kind in ("eval", "recover") and wrapped:
-            sample, error = int(values["sample"]), values.get("error")
+            sample, used = int(values["sample"]), values.get("usage")
+            told: dict[str, Any] = {"error": values.get("error")}
+            told["usage"] = None if used is None else Usage(**used)
             if "arm" not in values:
-                return Place(f"{problem}/{sample}", problem, sample, error=error)
+                return Place(f"{problem}/{sample}", problem, sample, **told)
             protocol, arm = str(values["protocol"]), str(values["arm"])
             parent, call = values["parent"], int(values["call"])
             where = "" if parent is None else f"{parent}.{call}/"
             address = f"{protocol}/{arm}/{problem}/{where}{sample}"
-            return Place(address, problem, sample, protocol, arm, parent, call, error=error)
+            return Place(address, problem, sample, protocol, arm, parent, call, **told)
         sample = self.samples.get(problem, 0)
         self.samples[problem] = sample + 1
         if self._file.step is not None:

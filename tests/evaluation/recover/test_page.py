@@ -84,7 +84,7 @@ def test_the_page_holds_its_pictures_and_escapes_names(tmp_path, monkeypatch):
     text = write_page([results("<b>")], tmp_path / "new").read_text()
     assert "<b>" not in text and "&lt;b&gt;" in text
     assert text.count("data:image/png;base64,") == 2
-    assert not any(word in text for word in ("http", "<script", "<link", "@import"))
+    assert not any(word in text for word in ("http:", "https:", "<script", "<link", "@import"))
     assert "(a) not shown: few cases" in text
     assert (tmp_path / "new" / "heat-map.png").read_bytes() == b"x"
 
