@@ -160,3 +160,11 @@ def test_one_program_runs_at_a_time_and_a_failure_frees_the_place(tmp_path, repl
     replay.run_call = quick
     assert failures == ["no sandbox"]
     assert api.run(BODY)["outcome"] == "ok"
+
+
+def test_a_recorded_program_runs_in_the_sandbox(tmp_path):
+    api = Api([opened(a_recover(tmp_path / "run"))])
+    done = api.run({"run": 0, "address": "fork/timeout/p/0.1/0", "call": 1, "seconds": 30})
+    assert (done["outcome"], done["stdout"], done["error"]) == ("ok", "42\n", "")
+    with pytest.raises(SettingsError, match="no program of call 7"):
+        api.run({"run": 0, "address": "fork/timeout/p/0.1/0", "call": 7, "seconds": 30})
