@@ -301,7 +301,7 @@ def main(argv: Sequence[str]) -> int:
         print("\nthe KL term is left out, so losses are not compared with metrics.jsonl")
         return 0
     whole = settings.prompts * settings.rollouts == settings.micro_batch * processes
-    keys = (*COMPARED, *IN_ONE_PASS) if whole else COMPARED
+    keys: tuple[str, ...] = (*COMPARED, *IN_ONE_PASS) if whole else COMPARED
     if settings.loss == "bnpo" and not whole:
         keys = ("reward",)
     return _compared({n: figures[own] for n, figures in steps.items()}, logged, keys)

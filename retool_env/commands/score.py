@@ -97,11 +97,11 @@ def _show_figures(parts: Sequence[Scores]) -> None:
     if len(parts) > 1:
         return
     [part] = parts
-    before, after = _by_key(part.before), _by_key(part.after)
+    old, new = _by_key(part.before), _by_key(part.after)
     other = [
-        [key, interval_text(before[key]), interval_text(after[key])]
-        for key in before
-        if key in after and before[key].mean != after[key].mean and key != "accuracy/avg"
+        [key, interval_text(old[key]), interval_text(new[key])]
+        for key in old
+        if key in new and old[key].mean != new[key].mean and key != "accuracy/avg"
     ]
     if other:
         print(f"\n{markdown([['other figures that changed', 'before', 'after'], *other])}")

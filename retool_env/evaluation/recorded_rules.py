@@ -101,7 +101,7 @@ def _recorded(run: Run, step: int | None) -> tuple[Rules, bool, str | None]:
     reward = env.get("reward", "paper")
     known = {name: value for name, value in env.items() if name in RULES}
     # The prompt stands in the transcript; the file of its template may be gone.
-    unread = {"prompt_template": None, "reward": "paper", "faults": None}
+    unread: dict[str, Any] = {"prompt_template": None, "reward": "paper", "faults": None}
     return make_rules(env["id"], **known | unread), True, reward
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from retool_env.episode import Episode, RunProgram
 from retool_env.evaluation.recorded_rules import RecordedRules
@@ -90,7 +91,12 @@ class _Driven:
         self.transcript = transcript
         self.exact = recorded.known and transcript.parent is None
         self._outside = _FROM_OUTSIDE | (set() if self.exact else _OF_BUDGETS)
-        free = {"max_tokens": None, "max_seconds": None, "reward": "paper", "faults": None}
+        free: dict[str, Any] = {
+            "max_tokens": None,
+            "max_seconds": None,
+            "reward": "paper",
+            "faults": None,
+        }
         if not self.exact:
             free |= {"max_calls": None, "max_characters": None, "max_void": None}
         if not recorded.known:
