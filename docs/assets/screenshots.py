@@ -32,7 +32,7 @@ EVALUATE = (
     *("-m", "retool_env.cli", "eval", "--model", "runs/tiny/checkpoint", "--out", "evaluated"),
     *("--problems", "8", "--k", "1"),
 )
-SIZE = {"width": 1280, "height": 800}
+SIZE = {"width": 1280, "height": 720}
 
 
 def make_runs(folder: Path) -> list[Path]:
