@@ -54,7 +54,7 @@ NUMBERS = ("calls", "failed", "turns", "tokens", "step", "reward", "sample", "ve
 """The names of parts that compare a number."""
 TEXTS = ("problem", "protocol", "arm", "stop")
 """The names of parts that compare a text."""
-_WORDS = {
+_WORDS: dict[str, dict[str, bool | None]] = {
     "right": {"yes": True, "no": False, "none": None},
     "void": {"yes": True, "no": False},
     "trained": {"yes": True, "no": False},
