@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["smollm2"]:
         return make_smollm2(argv[1:])
+    if argv[:1] == ["replay"]:
+        return replay(argv[1:])
     parser = make_parser()
     arguments = parser.parse_intermixed_args(argv)
     words = [word for word in (arguments.algorithm, *arguments.settings) if word is not None]
@@ -104,7 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m agents",
         description=f"{__doc__} `python -m agents smollm2 FOLDER` makes a SmolLM2-135M-Instruct "
-        "checkpoint.",
+        "checkpoint. `python -m agents replay RUN --algorithm NAME` computes losses of a run anew.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
@@ -212,6 +214,17 @@ def make_smollm2(argv: Sequence[str]) -> int:
         print(f"python -m agents smollm2: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def replay(argv: Sequence[str]) -> int:
+    """`python -m agents replay RUN --algorithm NAME`; returns the exit status."""
+    from agents.base.replay import main as replay_run
+
+    try:
+        return replay_run(argv)
+    except (SettingsError, FileNotFoundError, ImportError) as error:
+        print(f"python -m agents replay: {redact(str(error))}", file=sys.stderr)
+        return 2
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from agents import grpo, sft
 from agents.base.board import Bar, console
-from agents.base.curves import draw_curves
+from agents.base.curves import write_curves
 from agents.base.fields import ModelSettings
 from agents.base.records import build, intact, read_object, read_records, write_atomically
 from agents.base.reporting import check_report_to
@@ -84,7 +84,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         trained = grpo.train(stage, stages / f"{slug}-grpo", True)
         rows[f"{arm}, after RL"] = _evaluate(settings, run, f"{arm}, after RL", env, trained)
         curves[arm] = read_records(stages / f"{slug}-grpo" / "metrics.jsonl")
-        draw_curves(curves, folder / "curves.png")
+        write_curves(curves, folder / "curves.png")
     _link(folder)
     write_atomically(folder / "table.md", report(rows, settings) + "\n")
     run.finish()

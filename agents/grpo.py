@@ -26,6 +26,7 @@ from agents.base.board import BarCallback
 from agents.base.fields import PolicySettings, check_policy_settings
 from agents.base.held_out import HeldOutCallback
 from agents.base.model import check_dtype, check_learning_rate, disable_dropout, lora_config
+from agents.base.objective import Bonus, Objective, offer
 from agents.base.reporting import TrainerReporter
 from agents.base.run import RunLogger
 from agents.base.selection import CleanRollouts
@@ -49,9 +50,6 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 """TRL's losses that clip the ratio on both sides and bound it by `delta`."""
-
-Bonus = Callable[[Transcript, int], float]
-"""Computes the bonus on an episode's reward, from its transcript and its token budget."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +116,7 @@ def train(
             can't be divided into micro batches, or a prompt does not fit the model.
         SandboxUnavailable: If the sandbox can't work here.
     """
+    offer(Objective(settings, advantages, normalise, bonus, arguments or {}))
     passes = check_batch(settings, processes().num_processes)
     with RolloutSession(settings, folder, resume) as run:
         if run.finished:

@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from benchmarks.parts.chains import Chain
-from benchmarks.parts.pictures import panels
 from benchmarks.parts.results import RESULTS, write_results
 from benchmarks.parts.step import Barrier, Course, Load, Step, draw_chains
+from retool_env.pictures import BLUE, picture, whole_numbers
 
 BARRIERS: dict[str, Barrier] = {"barrier over all": "all", "barrier a GPU": "gpu"}
 FREE, CUT = "no barrier", "no barrier, deadline"
@@ -168,18 +168,19 @@ def draw(courses: dict[str, Course], gpus: int, path: Path) -> None:
         gpus: The number of GPUs.
         path: The PNG file.
     """
-    size = (8, 1.6 * len(courses))
-    with panels(path, len(courses), 1, figsize=size, sharex=True) as axes:
-        for axis, (name, course) in zip(axes[:, 0], courses.items(), strict=True):
+    with picture(len(courses), 1, (7.2, 1.6 * len(courses)), sharex=True) as made:
+        for axis, (name, course) in zip(made.axes[:, 0], courses.items(), strict=True):
             seconds, busy = zip(*course.busy, (course.seconds, 0), strict=True)
             minutes = [second / 60 for second in seconds]
-            axis.fill_between(minutes, busy, step="post", color="C0", alpha=0.6, linewidth=0)
+            axis.fill_between(minutes, busy, step="post", color=BLUE, alpha=0.6, linewidth=0)
             cut = f", {course.cut} episodes cut" if course.cut else ""
             title = f"{name}: {course.seconds / 60:.0f} minutes, {course.idle:.0%} idle{cut}"
-            axis.set_title(title, fontsize=9, loc="left")
-            axis.set_ylabel("busy GPUs", fontsize=8)
+            axis.set_title(title, loc="left")
+            axis.set_ylabel("busy GPUs")
             axis.set_ylim(0, gpus * 1.05)
-        axes[-1, 0].set_xlabel("minutes")
+            whole_numbers(axis.yaxis)
+        made.axes[-1, 0].set_xlabel("minutes")
+    path.write_bytes(made.png)
 
 
 def main(arguments: list[str] | None = None) -> int:

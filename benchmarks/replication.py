@@ -2,6 +2,7 @@
 
     python -m benchmarks.replication
     python -m benchmarks.replication --seeds 0 --algorithms grpo
+    python -m benchmarks.replication --draw
 
 There are two arms: one with the interpreter, one without. For each seed and arm, the benchmark
 trains a cold start from the same number of traces. It then trains each algorithm with the same
@@ -18,6 +19,7 @@ still rises in the last third. Figures and pictures go to
 
 import argparse
 import itertools
+import json
 import os
 import shlex
 import subprocess
@@ -335,6 +337,32 @@ def report_of(plan: Plan) -> dict[str, Any]:
     return report
 
 
+def draw_both(algorithms: dict[str, Any], stem: Path) -> None:
+    """Draw the learning curves and the use of the interpreter.
+
+    Args:
+        algorithms: The result of `report_of`.
+        stem: The path of the two PNG files, without their endings.
+    """
+    draw(algorithms, stem.with_name(f"{stem.name}.png"))
+    draw_tools(algorithms, stem.with_name(f"{stem.name}_tools.png"))
+
+
+def draw_again(path: Path) -> int:
+    """Draw the pictures of figures on disk, and return the exit status.
+
+    Args:
+        path: The file of the figures.
+    """
+    try:
+        algorithms = json.loads(path.read_text())["algorithms"]
+    except (OSError, ValueError, KeyError) as error:
+        print(f"python -m benchmarks.replication: {path}: {error!r}", file=sys.stderr)
+        return 2
+    draw_both(algorithms, path.with_suffix(""))
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the commands that are not finished, and report.
 
@@ -356,10 +384,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="key=value", help="settings of all RL runs"
     )
+    parser.add_argument(
+        "--draw", action="store_true", help="draw the pictures of the figures in --out anew"
+    )
     options = parser.parse_args(arguments)
     if min(options.problems, options.k, options.jobs) < 1:
         parser.error("--problems, --k and --jobs must be at least 1")
     preset = Path(options.preset).name.removesuffix(".yaml")
+    if options.draw:
+        return draw_again(options.out / f"replication_{preset}.json")
     plan = Plan(
         options.preset,
         tuple(options.seeds),
@@ -395,8 +428,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     name = f"replication_{preset}"
     write_results(options.out / f"{name}.json", report, indent=1)
-    draw(algorithms, options.out / f"{name}.png")
-    draw_tools(algorithms, options.out / f"{name}_tools.png")
+    draw_both(algorithms, options.out / name)
     print(table(algorithms))
     for algorithm, rows in tools.items():
         print(f"\n{algorithm}, with the interpreter, rollouts of all seeds\n")

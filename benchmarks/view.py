@@ -227,8 +227,9 @@ def search_part(path: Path) -> dict[str, Any]:
     index = read_index(path)
     figures: dict[str, Any] = {}
     for name, text in {"none": "not in it", "one": RARE, "all": COMMON, "not_ascii": "é"}.items():
-        found: list[str] = []
-        seconds = seconds_of(lambda text=text, found=found: found.extend(index.search(text)))
+        began = time.perf_counter()
+        found = index.search(text)
+        seconds = time.perf_counter() - began
         figures[name] = {"found": len(found), "seconds": round(seconds, 2)}
         print(f"search {text!r}: {len(found)} episodes, {seconds:.2f} s")
     return figures

@@ -1,4 +1,4 @@
-"""`retool`: evaluate models, view and export runs, play, check this machine, serve the sandbox."""
+"""`retool`: evaluate models, look at runs, play, check this machine, serve the sandbox."""
 
 from __future__ import annotations
 
@@ -7,10 +7,22 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from retool_env import __version__
-from retool_env.commands import evaluation, export, play, recover, serve, view
+from retool_env.commands import (
+    compare,
+    evaluation,
+    export,
+    leaderboard,
+    play,
+    recover,
+    replay,
+    report,
+    score,
+    serve,
+    view,
+)
+from retool_env.commands.clone import forward
 from retool_env.errors import RetoolError
 from retool_env.servers.address import redact
 
@@ -18,16 +30,16 @@ MODULES = {
     "eval": evaluation,
     "recover": recover,
     "view": view,
+    "report": report,
+    "compare": compare,
+    "score": score,
+    "replay": replay,
+    "leaderboard": leaderboard,
     "export": export,
     "play": play,
     "serve": serve,
 }
 """The module of each command, in the order of the help text."""
-
-CLONE = (
-    "`retool train` runs from a clone of the repository, which holds the trainers: clone it, then, "
-    "in its folder, `make setup` and `python -m agents grpo --preset tiny`"
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,10 +104,7 @@ def run_doctor(arguments: argparse.Namespace, _: Sequence[str]) -> int:
 
 def run_train(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """`retool train`: forwards to the clone's trainers."""
-    if not Path("agents/presets").is_dir():
-        print(CLONE, file=sys.stderr)
-        return 1
-    os.execv(sys.executable, [sys.executable, "-m", "agents", *rest])
+    return forward("retool train", rest)
 
 
 if __name__ == "__main__":

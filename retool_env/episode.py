@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from retool_env.errors import SettingsError
 from retool_env.execution import Execution, Outcome
-from retool_env.faults import KINDS
+from retool_env.faults import kinds
 from retool_env.faults.schedule import Schedule
 from retool_env.need import Generation as Generation
 from retool_env.need import GradeAnswer as GradeAnswer
@@ -343,9 +343,9 @@ class Episode:
         """
         if not isinstance(self.need, RunProgram):
             raise RuntimeError("no program waits for its result: call executed after a RunProgram")
-        kind, fault, self.need = self.need.fault, execution.fault, None
-        if kind is not None and KINDS[kind].persistent and (fault is None or fault.injected):
-            self._lasting = kind  # it begins at the first call that is eligible
+        if kinds.begins(self.need, execution):
+            self._lasting = self.need.fault
+        self.need = None
         if execution.outcome is Outcome.INFRASTRUCTURE:
             self._finish(StopReason.INFRASTRUCTURE)
         else:

@@ -51,7 +51,10 @@ class Interpreter:
         execution = runner.run(*arguments, **options)
         if need.fault is None:
             return execution
-        execution = self._faulty(need, execution)
+        true: list[Execution] = []
+        while kinds.wants_true(need, execution, true):
+            true.append(self._required().run(need.program, need.limits, display=need.display))
+        execution = self._faulty(need, execution, true)
         time.sleep(kinds.delay(execution))
         return execution
 
@@ -62,13 +65,23 @@ class Interpreter:
         return running if need.fault is None else self._run_faulty(need, running)
 
     async def _run_faulty(self, need: RunProgram, running: Awaitable[Execution]) -> Execution:
-        execution = self._faulty(need, await running)
+        execution, true = await running, list[Execution]()
+        while kinds.wants_true(need, execution, true):
+            again = self._required().run_async(need.program, need.limits, display=need.display)
+            true.append(await again)
+        execution = self._faulty(need, execution, true)
         await asyncio.sleep(kinds.delay(execution))
         return execution
 
-    def _faulty(self, need: RunProgram, true: Execution) -> Execution:
-        """The result to show. If it says that the session has ended, the session ends."""
-        execution = kinds.show(need, true)
+    def _faulty(self, need: RunProgram, result: Execution, true: list[Execution]) -> Execution:
+        """The result to show. If it says that the session has ended, the session ends.
+
+        Args:
+            need: The call.
+            result: The result of the program, with its prelude if it has one.
+            true: The results without the prelude.
+        """
+        execution = kinds.show(need, result, true)
         if kinds.ends_session(need, execution) and self._session is not None:
             self._session.close()
             self._session = None
@@ -261,6 +274,34 @@ def check_kind(sandbox: Sandbox | None, kind: str | None) -> None:
             f"the fault {kind} is made in the program's process, and {type(sandbox).__name__} has "
             "no such way: use a local sandbox, such as make_sandbox('nsjail'), or leave "
             f"{' and '.join(kinds.MADE_IN_GUEST)} out of faults.kinds"
+        )
+
+
+def check_setting(rules: Rules, setting: SandboxSetting) -> None:
+    """Check a setting for these rules; the sandbox is not made.
+
+    A command calls it before it loads a model, which can take minutes.
+
+    Args:
+        rules: The rules of the episodes.
+        setting: A setting of `open_sandbox`.
+
+    Raises:
+        SandboxUnavailable: If the setting names sandbox servers, and the rules need a session or a
+            fault that is made in the program's process.
+    """
+    if not rules.interpreter or not (impossible := impossible_kinds(setting)):
+        return
+    if rules.session:
+        raise SandboxUnavailable(
+            "session=true: a sandbox server has no sessions; use a local sandbox (--sandbox "
+            "nsjail), or leave session out"
+        )
+    ordered = rules.faults.kinds if isinstance(rules.faults, Faults) else ()
+    if kinds_left := [kind for kind in impossible if kind in ordered]:
+        raise SandboxUnavailable(
+            f"no sandbox server can make {' and '.join(kinds_left)}: use a local sandbox, or name "
+            "the other kinds in faults.kinds"
         )
 
 

@@ -170,6 +170,24 @@ class Transcript:
     parent: Parent | None = None
     """The episode from which this episode was forked; `None` for an episode of its own."""
 
+    def __repr__(self) -> str:
+        """One line, without token ids."""
+        from retool_env.transcript_text import as_line
+
+        return as_line(self)
+
+    def __str__(self) -> str:
+        """The episode for a reader: `print(transcript)`. Long texts are cut."""
+        from retool_env.transcript_text import as_text
+
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        """The episode for a notebook, as HTML without scripts."""
+        from retool_env.transcript_text import as_html
+
+        return as_html(self)
+
     @property
     def scored(self) -> bool:
         """Whether the episode counts for the model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,3 +54,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def made_board(tmp_path_factory: pytest.TempPathFactory, sandbox: Sandbox) -> Path:
+    """A folder of three runs of `retool recover` by scripted agents; it must not be changed."""
+    from helpers.leaderboards import make_board
+
+    return make_board(tmp_path_factory.mktemp("board") / "runs", sandbox)
+
+
+@pytest.fixture
+def board(made_board: Path, tmp_path: Path) -> Path:
+    """A copy of the folder of three runs."""
+    return shutil.copytree(made_board, tmp_path / "runs")

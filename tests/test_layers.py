@@ -26,7 +26,10 @@ LAYERS = (
     ("retool_env.interpreter",),
     ("retool_env.episode",),
     ("retool_env.rules", "retool_env.rewards"),
-    ("retool_env.transcript", "retool_env.need", "retool_env.stop_reason"),
+    (
+        *("retool_env.transcript", "retool_env.transcript_text"),
+        *("retool_env.need", "retool_env.stop_reason"),
+    ),
     ("retool_env.protocol",),
     ("retool_env.problems",),
     ("retool_env.grading",),
@@ -34,7 +37,10 @@ LAYERS = (
     ("retool_env.servers",),
     ("retool_env.faults",),
     ("retool_env.problem", "retool_env.execution", "retool_env.tokens", "retool_env.provenance"),
-    ("retool_env.errors", "retool_env.files", "retool_env.children"),
+    (
+        *("retool_env.errors", "retool_env.files", "retool_env.children"),
+        *("retool_env.printable", "retool_env.pictures"),
+    ),
 )
 """The layers from top to bottom, by prefixes of module names; the longest prefix counts."""
 

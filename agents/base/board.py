@@ -21,8 +21,9 @@ from rich.text import Text
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from agents.base.curves import HELD_OUT, SHOWN
+from agents.base.curves import SHOWN
 from agents.base.sharding import processes
+from retool_env.training.curves import HELD_OUT
 
 console = Console()
 logging.disable_progress_bar()  # transformers' bars for weights would disturb the board

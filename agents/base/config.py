@@ -14,6 +14,7 @@ RESTART_CURE = "start anew with another name=..."
 """The advice of an error about a `config.json` that can't be restored."""
 
 _KINDS = {
+    "algorithm": str,
     "settings": dict,
     "processes": int,
     "changes": list[dict],

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Union, get_args, get_origin, get_type_hints
 
-from agents.base.curves import PANELS, SHOWN
+from agents.base.curves import SHOWN
 from agents.base.settings import SettingsError
 from retool_env.files import MOST_LINE
+from retool_env.training.curves import PANELS
 from retool_env.transcript import Transcript, check_transcript, write_transcripts
 
 LARGEST = 2**63

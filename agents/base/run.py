@@ -1,7 +1,7 @@
 """Run: the folder of a training run, and how a stopped run is resumed.
 
 runs/<name>/
-config.json         settings, seeds, versions, number of processes, revision; changes of the length
+config.json         algorithm, settings, versions, processes, revision; changes of the length
 lock                held by the process that uses the folder
 metrics.jsonl       one JSON object for each logged step, and one for each evaluation
 transcripts.jsonl   the episodes, each with the version of the weights that sampled it; each further
@@ -32,7 +32,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 
 from agents.base.config import RESTART_CURE, read_config
-from agents.base.curves import draw_curves
+from agents.base.curves import write_curves
 from agents.base.records import damaged, read_records, write_atomically
 from agents.base.resuming import kept_records, last_point
 from agents.base.settings import SettingsError, default_values
@@ -104,6 +104,7 @@ class Run:
         self._state = processes()
         self._config = folder / "config.json"
         self._settings = json.loads(json.dumps(dataclasses.asdict(settings)))
+        self._algorithm = type(settings).__module__.rpartition(".")[2]
         self._drawn = time.monotonic()
         self._change: dict[str, Any] | None = None
         self.earlier: list[Any] = []
@@ -205,6 +206,7 @@ class Run:
             error = self._lock()
             if error is None and not self._begun():
                 record = {
+                    "algorithm": self._algorithm,
                     "settings": self._settings,
                     "versions": versions(),
                     "processes": self._state.num_processes,
@@ -353,7 +355,7 @@ class Run:
         if self.main:
             # A picture that can't be drawn must not end a training.
             with contextlib.suppress(ImportError, SettingsError):
-                draw_curves({self.folder.name: self.metrics()}, self.folder / "curves.png")
+                write_curves({self.folder.name: self.metrics()}, self.folder / "curves.png")
         self._drawn = time.monotonic()
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.parts.pictures import panels
+from retool_env.pictures import look, picture, share_axis, whole_numbers
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
@@ -23,22 +23,25 @@ def draw(report: dict[str, Any], path: Path) -> None:
     from matplotlib.ticker import EngFormatter
 
     axes_of = {"steps": "optimizer steps", "tokens": "tokens sampled", "seconds": "seconds"}
-    size = (11, 2.9 * len(report))
-    with panels(path, len(report), len(axes_of), figsize=size, sharey=True) as axes:
-        for row, (algorithm, seeds) in zip(axes, report.items(), strict=True):
+    size = (7.5, 2.3 * len(report) + 0.4)
+    with picture(len(report), len(axes_of), size, sharey=True) as made:
+        for row, (algorithm, seeds) in zip(made.axes, report.items(), strict=True):
             for axis, (key, name) in zip(row, axes_of.items(), strict=True):
-                for color, arm in enumerate(next(iter(seeds.values()))["arms"]):
+                for number, arm in enumerate(next(iter(seeds.values()))["arms"]):
                     curves = [seed["arms"][arm]["curve"] for seed in seeds.values()]
+                    style = look(number) | {"marker": ""}
                     for curve in curves:
-                        axis.plot(curve[key], curve["accuracy"], color=f"C{color}", alpha=0.3, lw=1)
+                        axis.plot(curve[key], curve["accuracy"], **style, alpha=0.3, lw=0.8)
                     mean = [np.mean([c[k] for c in curves], axis=0) for k in (key, "accuracy")]
-                    axis.plot(*mean, color=f"C{color}", label=arm)
-                axis.xaxis.set_major_formatter(EngFormatter())
+                    axis.plot(*mean, **style, label=arm)
+                whole_numbers(axis.xaxis)
+                if key != "steps":
+                    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
                 axis.set_xlabel(name)
-                axis.set_ylim(0, 1.02)
-                axis.grid(alpha=0.3)
+                share_axis(axis.yaxis)
             row[0].set_ylabel(f"{algorithm}: held-out accuracy")
-        axes[0, 0].legend(fontsize=8)
+        made.legend()
+    path.write_bytes(made.png)
 
 
 PANELS: dict[str, Callable[[dict[str, Any]], float | None]] = {
@@ -49,7 +52,7 @@ PANELS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "programs that ran": lambda summary: summary["calls_ok"],
     "last program ran, of right responses": lambda summary: _mean(summary["last_call_ok_right"]),
     "last program ran, of wrong responses": lambda summary: _mean(summary["last_call_ok_wrong"]),
-    "where the first code begins (0 to 1)": lambda summary: summary["first_call_at"],
+    "start of the first code in the response": lambda summary: summary["first_call_at"],
 }
 """The paper's metrics of tool use (section 3.3). Each function takes a summary's JSON values."""
 
@@ -67,22 +70,24 @@ def draw_tools(report: dict[str, Any], path: Path) -> None:
         report: The result of `benchmarks.replication.report_of`.
         path: The PNG file.
     """
-    with panels(path, 2, len(PANELS) // 2, figsize=(13, 5.2)) as axes:
-        for axis, (title, value) in zip(axes.flat, PANELS.items(), strict=True):
-            for algorithm, seeds in report.items():
+    with picture(len(PANELS) // 2, 2, (7.5, 8)) as made:
+        for axis, (title, value) in zip(made.axes.flat, PANELS.items(), strict=True):
+            for number, (algorithm, seeds) in enumerate(report.items()):
                 arms = [seed["arms"]["interpreter"] for seed in seeds.values()]
                 steps = arms[0]["curve"]["steps"]
                 values = np.array([[value(a) for a in arm["along"]] for arm in arms], float)
                 known = ~np.isnan(values).all(0)
-                axis.plot(np.array(steps)[known], np.nanmean(values[:, known], 0), label=algorithm)
-            axis.set_title(title, fontsize=9)
+                points = np.array(steps)[known], np.nanmean(values[:, known], 0)
+                axis.plot(*points, **look(number), label=algorithm)
+            axis.set_title(title)
             highest = max(np.max(line.get_ydata(), initial=0.0) for line in axis.lines)
-            if highest <= 1:  # a share
-                axis.set_ylim(-0.03, 1.03)
-            axis.grid(alpha=0.3)
-        axes[0, 0].legend(fontsize=8)
-        for axis in axes[-1]:
-            axis.set_xlabel("optimizer steps", fontsize=8)
+            if highest <= 1:
+                share_axis(axis.yaxis)
+            whole_numbers(axis.xaxis)
+        for axis in made.axes[-1]:
+            axis.set_xlabel("optimizer steps")
+        made.legend()
+    path.write_bytes(made.png)
 
 
 def table(report: dict[str, Any]) -> str:

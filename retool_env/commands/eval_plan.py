@@ -96,8 +96,10 @@ def make_plan(
 
     Raises:
         SettingsError: A setting is wrong.
+        SandboxUnavailable: A sandbox server can't do what the rules need.
     """
     from retool_env.evaluation.identity import ModelIdentity
+    from retool_env.interpreter import check_setting
     from retool_env.task import make_rules
 
     arguments = argparse.Namespace(**{**vars(arguments), "model": model, "env": env})
@@ -106,6 +108,7 @@ def make_plan(
         rules, problems = _loaded(arguments, settings)
     else:
         rules = make_rules(arguments.env, **settings)
+    check_setting(rules, arguments.sandbox)
     identity = ModelIdentity.of(model, arguments.api)
     return Plan(arguments, settings, task, rules, problems, lines, identity)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from retool_env.commands.model_options import (
     check_options,
 )
 from retool_env.commands.stopping import closing, terminable
+from retool_env.commands.text_prompt import text_prompt_lines, text_rules
 from retool_env.errors import SettingsError
 from retool_env.key_values import parse_settings
 
@@ -39,8 +39,6 @@ SIZES = {"k": 4, "m": 2, "samples": 16}
 QUICK = {"k": 2, "m": 1, "samples": 4}
 """The same of `--quick`, which ends in five minutes on two CPU cores with a million parameters."""
 
-_NAMES_TOOL = re.compile(r"<code>|interpreter|python|tool_call", re.IGNORECASE)
-"""Words of a prompt that offers the tool."""
 _NAMES = ("dose", "fork", "natural", "frequency")
 """The protocols; `retool_env.evaluation.recover.protocols` has the same."""
 
@@ -91,10 +89,17 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--problems", type=int, help="the number of problems, from the first on (all)"
     )
     parser.add_argument(
+        "--text-prompt",
+        type=Path,
+        metavar="FILE",
+        help="a file with the prompt of the arm of frequency without the tool, a text with {query} "
+        "(the environment's prompt; the default prompt if that one names the tool)",
+    )
+    parser.add_argument(
         "--tokens-per-second",
         type=float,
         metavar="NUMBER",
-        help="with --dry-run: tokens that the model writes in a second, to print hours",
+        help="with --dry-run: tokens that the model writes in a second, to print the time",
     )
     parser.add_argument(
         "--report",
@@ -133,6 +138,8 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         if getattr(arguments, name) is None:
             setattr(arguments, name, usual)
     check_options(arguments, price, "recover")
+    if arguments.text_prompt is not None and "frequency" not in arguments.protocol:
+        raise SettingsError("--text-prompt is for the protocol frequency: leave it out")
     tasks = [_Task.of(arguments, model) for model in arguments.model]
     folder = new_folder(arguments, tasks[0].plan, "recover")
     folders = [folder] if len(tasks) == 1 else folders_below(folder, [t.plan for t in tasks])
@@ -178,8 +185,11 @@ class _Task:
         if plan.rules.faults is not None:
             raise SettingsError("the protocols choose the faults: remove faults=...")
         design, lines = _design(arguments, suite, plan.problems)
+        own = fingerprint(plan.problems) if problems is None else suite.hash
         plan.lines = [*plan.lines, *lines]
-        return cls(plan, design, fingerprint(plan.problems) if problems is None else suite.hash)
+        if "frequency" in design.protocols and not arguments.native_tools:
+            plan.lines += text_prompt_lines(plan.rules, arguments.text_prompt)
+        return cls(plan, design, own)
 
     @property
     def arms(self) -> dict[tuple[str, str], Rules]:
@@ -188,12 +198,7 @@ class _Task:
 
     @property
     def _text_rules(self) -> Rules:
-        rules = self.plan.rules
-        template = rules.prompt_template
-        # A prompt of one's own that teaches the tool would still offer it.
-        if template is not None and _NAMES_TOOL.search(rules.template):
-            template = None
-        return dataclasses.replace(rules, interpreter=False, prompt_template=template)
+        return text_rules(self.plan.rules, self.plan.arguments.text_prompt)
 
     def policies(self) -> tuple[Any, Any]:
         """The functions that make the policy, and the policy without native tools.
@@ -238,6 +243,7 @@ class _Task:
             m=design.m,
             samples=design.samples,
             fork_calls=calls,
+            text_prompt=self._text_rules.template,
         )
 
     def size(self, out: Path, price: Price | None) -> list[str]:
@@ -408,8 +414,9 @@ def _report(folders: Sequence[Path], out: Path) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from retool_env.evaluation.recorded_rules import rules_of
     from retool_env.evaluation.recover.records import read_recover
-    from retool_env.evaluation.recover.submission import CAN_NOT_SHOW, check, rules_of
+    from retool_env.evaluation.recover.submission import CAN_NOT_SHOW, check
     from retool_env.interpreter import open_sandbox
 
     record = read_recover(arguments.check)

@@ -112,4 +112,29 @@ class Estimate:
             f"{self.episodes:,} episodes, at most {self.turns:,} turns, "
             f"{usage.prompt_tokens:,} tokens in and {usage.completion_tokens:,} tokens out"
         )
-        return line if price is None else f"{line}: ${price.of(usage):,.2f} at most"
+        return line if price is None else f"{line}: {dollars(price.of(usage))} at most"
+
+
+def dollars(amount: float) -> str:
+    """A sum of money for a reader.
+
+    Example:
+        >>> dollars(1234.5), dollars(0.001), dollars(0)
+        ('$1,234.50', 'less than $0.01', '$0.00')
+    """
+    return "less than $0.01" if 0 < amount < 0.01 else f"${amount:,.2f}"
+
+
+def duration(seconds: float) -> str:
+    """A time for a reader, in the largest unit that gives at least 1.
+
+    Example:
+        >>> duration(5400), duration(90), duration(0.2), duration(0)
+        ('1.5 hours', '1.5 minutes', 'less than 1 second', '0 seconds')
+    """
+    if 0 < seconds < 1:
+        return "less than 1 second"
+    for unit, size in (("hour", 3600), ("minute", 60), ("second", 1)):
+        if (number := round(seconds / size, 1)) >= 1:
+            return f"{number:,g} {unit}{'s' * (number != 1)}"
+    return "0 seconds"

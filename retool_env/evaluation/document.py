@@ -1,12 +1,14 @@
 """Pages of figures: one HTML file that needs neither a network nor another file, or Markdown.
 
-A page is a list of parts in their order. All text is escaped; a page runs no script.
+A page is a list of parts in their order. All text is escaped; a page runs no script. Characters
+that a reader can't see, or that reorder the text around them, are shown as escapes.
 """
 
 from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -55,7 +57,7 @@ class Document:
             anchor: The name for links to the heading; `None`: no name.
         """
         named = "" if anchor is None else f' id="{_escaped(anchor)}"'
-        self._add(f"<h{level}{named}>{_escaped(text)}</h{level}>", f"{'#' * level} {text}")
+        self._add(f"<h{level}{named}>{_escaped(text)}</h{level}>", f"{'#' * level} {visible(text)}")
 
     def paragraph(self, text: str, small: bool = False) -> None:
         """Adds a paragraph.
@@ -65,17 +67,30 @@ class Document:
             small: Whether it is a note below a table or a picture.
         """
         inner = f"<small>{_escaped(text)}</small>" if small else _escaped(text)
-        self._add(f"<p>{inner}</p>", text)
+        self._add(f"<p>{inner}</p>", visible(text))
+
+    def verbatim(self, text: str, label: str) -> None:
+        """Adds a text whose line breaks and spaces are kept.
+
+        Args:
+            text: The text.
+            label: The name of the text, for a reader who does not see the page.
+        """
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+        self._add(
+            f'<pre tabindex="0" role="group" aria-label="{_escaped(label)}">{_escaped(text)}</pre>',
+            f"{fence}text\n{visible(text)}\n{fence}",
+        )
 
     def warning(self, text: str) -> None:
         """Adds a paragraph that a reader must not overlook."""
-        self._add(f'<p role="note" class="warning">{_escaped(text)}</p>', f"**{text}**")
+        self._add(f'<p role="note" class="warning">{_escaped(text)}</p>', f"**{visible(text)}**")
 
     def listing(self, lines: Iterable[str]) -> None:
         """Adds a list."""
         lines = list(lines)
         inner = "".join(f"<li>{_escaped(line)}</li>" for line in lines)
-        self._add(f"<ul>{inner}</ul>", "\n".join(f"- {line}" for line in lines))
+        self._add(f"<ul>{inner}</ul>", "\n".join(f"- {visible(line)}" for line in lines))
 
     def links(self, links: Iterable[tuple[str, str]]) -> None:
         """Adds a list of links to files beside the page.
@@ -87,7 +102,9 @@ class Document:
         inner = "".join(
             f'<li><a href="{_escaped(to)}">{_escaped(text)}</a></li>' for text, to in links
         )
-        self._add(f"<ul>{inner}</ul>", "\n".join(f"- [{text}]({to})" for text, to in links))
+        self._add(
+            f"<ul>{inner}</ul>", "\n".join(f"- [{visible(text)}]({to})" for text, to in links)
+        )
 
     def table(self, rows: Cells, caption: str = "") -> None:
         """Adds a table.
@@ -98,17 +115,18 @@ class Document:
         """
         head, *body = rows
         inner = f"<caption>{_escaped(caption)}</caption>" if caption else ""
-        columns = "".join(f'<th scope="col">{_escaped(cell)}</th>' for cell in head)
+        columns = "".join(
+            f'<th scope="col">{_escaped(cell)}</th>' if cell else "<td></td>" for cell in head
+        )
         inner += f"<thead><tr>{columns}</tr></thead><tbody>"
         for name, *cells in body:
             row = "".join(f"<td>{_escaped(cell)}</td>" for cell in cells)
             inner += f'<tr><th scope="row">{_escaped(name)}</th>{row}</tr>'
-        text = markdown([list(row) for row in rows])
-        # A wide table scrolls by itself; the keyboard reaches it.
+        text = markdown([[visible(cell).replace("|", "\\|") for cell in row] for row in rows])
+        label = _escaped(caption or head[0] or ", ".join(head[1:]))
         self._add(
-            f'<div class="wide" tabindex="0" role="region" aria-label="'
-            f'{_escaped(caption or head[0] or "table")}"><table>{inner}</tbody></table></div>',
-            f"{caption}\n\n{text}" if caption else text,
+            _scrolling(f"<table>{inner}</tbody></table>", label),
+            f"{visible(caption)}\n\n{text}" if caption else text,
         )
 
     def picture(self, name: str, data: bytes, caption: str, alt: str = "") -> None:
@@ -122,10 +140,11 @@ class Document:
         """
         self.pictures[name] = data
         address = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+        image = f'<img src="{address}" alt="{_escaped(alt or caption)}">'
         self._add(
-            f'<figure><img src="{address}" alt="{_escaped(alt or caption)}">'
+            f"<figure>{_scrolling(image, _escaped(caption))}"
             f"<figcaption>{_escaped(caption)}</figcaption></figure>",
-            f"![{alt or caption}]({name}.png)\n\n{caption}",
+            f"![{visible(alt or caption)}]({name}.png)\n\n{visible(caption)}",
         )
 
     @contextmanager
@@ -143,7 +162,7 @@ class Document:
             self._add(
                 f"<details><summary>{_escaped(summary)}</summary>"
                 f"{''.join(part.html for part in inner)}</details>",
-                "\n\n".join([f"**{summary}**", *(part.markdown for part in inner)]),
+                "\n\n".join([f"**{visible(summary)}**", *(part.markdown for part in inner)]),
             )
 
     def html(self) -> str:
@@ -153,7 +172,10 @@ class Document:
 
     def markdown(self) -> str:
         """The page as Markdown; pictures are links to the PNG files."""
-        return "\n\n".join([f"# {self.title}", *(part.markdown for part in self._parts)]) + "\n"
+        return (
+            "\n\n".join([f"# {visible(self.title)}", *(part.markdown for part in self._parts)])
+            + "\n"
+        )
 
     def write(self, path: Path) -> Path:
         """Writes the page, and its pictures beside it.
@@ -174,12 +196,34 @@ class Document:
         self._parts.append(_Part(as_html, as_markdown))
 
 
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+"""Control characters, marks of direction, characters without width, and halves of a pair."""
+
+
+def visible(text: object) -> str:
+    r"""A text whose hidden characters are shown as escapes; tabs and line breaks are kept.
+
+    Example:
+        >>> visible("\x1b[31mred\u202e")
+        '\\x1b[31mred\\u202e'
+    """
+    return _HIDDEN.sub(lambda found: ascii(found[0])[1:-1], str(text))
+
+
 def _escaped(value: object) -> str:
-    return html.escape(str(value))
+    return html.escape(visible(value))
+
+
+def _scrolling(inner: str, label: str) -> str:
+    """A part that scrolls by itself where it is wider than the page; the keyboard reaches it."""
+    return f'<div class="wide" tabindex="0" role="group" aria-label="{label}">{inner}</div>'
 
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8882; }
+html { background: Canvas; color: CanvasText; }
 body { font: 1rem/1.5 system-ui, sans-serif; margin: 1.5rem auto; max-width: 64rem;
   padding: 0 1rem; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.2; }
@@ -197,11 +241,16 @@ td { min-width: 4.5rem; white-space: nowrap; }
 details td { white-space: normal; }
 thead th { font-weight: 600; border-bottom-width: 2px; }
 tbody th { font-weight: 400; min-width: 9rem; position: sticky; left: 0; background: Canvas; }
-figure { margin: 1rem 0; overflow-x: auto; }
+figure { margin: 1rem 0; }
+pre { font-size: 0.85rem; line-height: 1.4; white-space: pre-wrap; overflow-wrap: anywhere;
+  background: var(--soft); padding: 0.6rem 0.8rem; border-radius: 4px; max-height: 32rem;
+  overflow-y: auto; }
 img { display: block; max-width: 100%; background: white; border-radius: 4px; }
 figcaption { font-size: 0.85rem; }
 summary { cursor: pointer; margin-top: 2rem; font-weight: 600; }
-@media (max-width: 700px) { figure > img { max-width: 46rem; } }
+h4 { font-size: 0.95rem; margin: 0.8rem 0 0; }
+@media (max-width: 700px) { figure img { max-width: 40rem; } }
+@media print { pre { max-height: none; } .wide { overflow: visible; } }
 """
 
 _PAGE = """<!doctype html>

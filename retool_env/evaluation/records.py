@@ -24,9 +24,10 @@ import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from retool_env.errors import DataError
+from retool_env.evaluation.fields import checked, without_default
 from retool_env.evaluation.identity import ModelIdentity
 from retool_env.files import read_lines, read_text
 from retool_env.provenance import REVISION
@@ -57,6 +58,8 @@ _KINDS: dict[str, Any] = {
 class EvalRecord:
     """The model, the task and the settings of an evaluation: `eval.json`."""
 
+    also_required: ClassVar[tuple[str, ...]] = ()
+    """The fields with a default that a file must have nevertheless."""
     name: str
     """The evaluation's name: its folder below `runs/eval`."""
     model: ModelIdentity
@@ -125,11 +128,8 @@ class EvalRecord:
         Raises:
             ValueError: A later version wrote the record, or a field is missing or of another type.
         """
-        if record.get("schema") not in range(1, SCHEMA + 1):
-            raise ValueError(
-                f"schema {record.get('schema')!r:.20} is unknown: a newer retool-env wrote it"
-            )
-        names = {field.name for field in dataclasses.fields(cls)}
+        names = [field.name for field in dataclasses.fields(cls)]
+        record = checked(record, SCHEMA, [*without_default(cls), *cls.also_required])
         known = {name: value for name, value in record.items() if name in names}
         for name, kind in _KINDS.items():
             if name in known and not isinstance(known[name], kind):
@@ -145,17 +145,22 @@ class EvalRecord:
         Numbers of samples and of problems, prices, versions, dates and an API's address may differ
         between two starts of one evaluation and are left out.
         """
-        mine, theirs = (_frozen(record) for record in (self, other))
+        mine, theirs = (frozen_settings(record) for record in (self, other))
         if self.model.weights == other.model.weights is not None:
             mine["model"] = theirs["model"]  # the same weights are the same model at any path
         return [
-            f"{name}: {_short(mine.get(name))}, not {_short(theirs.get(name))}"
+            f"{name}: {short_value(mine.get(name))}, not {short_value(theirs.get(name))}"
             for name in mine | theirs
             if mine.get(name) != theirs.get(name)
         ]
 
 
-def _frozen(record: EvalRecord) -> dict[str, Any]:
+def frozen_settings(record: EvalRecord) -> dict[str, Any]:
+    """The settings by name that stay the same between two starts of one evaluation.
+
+    Args:
+        record: The record of the evaluation.
+    """
     values = {
         "model": record.model.name,
         "weights": record.model.weights,
@@ -171,7 +176,12 @@ def _frozen(record: EvalRecord) -> dict[str, Any]:
     return json.loads(json.dumps(values))  # a tuple equals the list that a file has
 
 
-def _short(value: object) -> str:
+def short_value(value: object) -> str:
+    """The value of a setting as a text of at most 60 characters.
+
+    Args:
+        value: The value.
+    """
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -257,8 +267,7 @@ class EpisodeRecord:
         Raises:
             ValueError: The values are not an episode, or a later version wrote them.
         """
-        if record.get("schema") not in range(1, SCHEMA + 1):
-            raise ValueError(f"schema {record.get('schema')!r:.20} is unknown")
+        record = checked(record, SCHEMA, ("model", "problem", "sample", "seed", "transcript"))
         transcript = transcript_from_json(record["transcript"], tokens)
         usage = record.get("usage")
         return cls(
@@ -400,7 +409,7 @@ def _parsed[R: EpisodeRecord](
         return kind.from_json(json.loads(line), tokens)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{path}, line {number} is not an episode ({error!r:.200}): remove the line, and its "
+            f"{path}, line {number} is not an episode ({error!s:.200}): remove the line, and its "
             "episode runs again"
         ) from None
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retool_env.evaluation.cost import Price
-from retool_env.evaluation.records import EpisodeRecord, read_episodes
+from retool_env.evaluation.records import read_episodes
 from retool_env.metrics.figures import Figure, measure
 from retool_env.metrics.summary import Summary, summarise
 from retool_env.problem import Problem
+from retool_env.rollout.policy import Usage
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,19 @@ def measured(
     transcripts = [episode.transcript for episode in episodes]
     usage = None
     if any(episode.usage for episode in episodes):
-        usage = [_cost(episode, price) for episode in episodes]
+        usage = [cost_of(episode.usage, price) for episode in episodes]
     return measure(transcripts, usage=usage), summarise(transcripts)
 
 
-def _cost(episode: EpisodeRecord, price: Price | None) -> EpisodeCost | None:
+def cost_of(used: Usage | None, price: Price | None) -> EpisodeCost | None:
+    """The tokens and dollars of one episode; `None` where its tokens are not known.
+
+    Args:
+        used: The tokens that an API counted; `None`: no API counted.
+        price: Dollars of the API's tokens; `None`: unknown.
+    """
     # The tokens of an answer without figures are unknown, so those of its episode are, too.
-    if (used := episode.usage) is None or used.uncounted:
+    if used is None or used.uncounted:
         return None
     cost = None if price is None else price.of(used)
     return EpisodeCost(used.prompt_tokens, used.completion_tokens, cost)

@@ -13,14 +13,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from retool_env.errors import DataError, MissingFile
+from retool_env.errors import DataError, MissingFile, SettingsError
 from retool_env.evaluation.records import (
     EPISODES,
     EVAL,
@@ -32,6 +33,7 @@ from retool_env.evaluation.records import (
 from retool_env.evaluation.recover.records import RECOVER, read_recover
 from retool_env.evaluation.rows import describe
 from retool_env.files import file_fault, read_lines, read_text
+from retool_env.rollout.policy import Usage
 from retool_env.transcript import Transcript
 
 RunKind = Literal["eval", "recover", "training", "file"]
@@ -70,6 +72,8 @@ class Place:
     """The step of an evaluation on held-out problems; `None` elsewhere."""
     error: str | None = None
     """The words of an API that refused a request of the episode."""
+    usage: Usage | None = None
+    """Tokens that an API counted; `None` where no API counted."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,9 @@ class Run:
     step: int | None = None
     """The step, if the run is one evaluation of a training run (`RUN@STEP`)."""
 
-    def episodes(self, tokens: bool = True) -> Iterator[tuple[Place, Transcript]]:
+    def episodes(
+        self, tokens: bool = True, only: Collection[str] | None = None
+    ) -> Iterator[tuple[Place, Transcript]]:
         """Yields the episodes with their places; of several lines of one episode the last one.
 
         A last line without a line break is left out, since its writer was killed or still writes.
@@ -109,21 +115,43 @@ class Run:
         Args:
             tokens: Whether token ids and log-probs are kept. Without them, an episode needs a
                 fraction of the memory.
+            only: The addresses of the episodes; `None`: all.
 
         Raises:
             DataError: A line is damaged; the message names it.
         """
         for file in self.files:
             places = Places(self.kind, file)
-            last: dict[Hashable, int] = {}
+            last: dict[str, tuple[int, Place]] = {}
             for number, line in enumerate(_whole_lines(file.path), 1):
-                last[places.of(number, _values(file.path, number, line)).address] = number
-            places, wanted = Places(self.kind, file), set(last.values())
+                place = places.of(number, _values(file.path, number, line))
+                last[place.address] = number, place
+            wanted = {
+                number: place
+                for address, (number, place) in last.items()
+                if only is None or address in only
+            }
             for number, line in enumerate(_whole_lines(file.path), 1):
-                values = _values(file.path, number, line)
-                place = places.of(number, values)
                 if number in wanted:
-                    yield place, transcript_of(file.path, number, values, tokens)
+                    values = _values(file.path, number, line)
+                    yield wanted[number], transcript_of(file.path, number, values, tokens)
+
+    def episode(self, address: str, tokens: bool = True) -> tuple[Place, Transcript]:
+        """The episode with this address.
+
+        Args:
+            address: The address; see `Place.address`.
+            tokens: See `episodes`.
+
+        Raises:
+            SettingsError: The run has no such episode.
+            DataError: A line is damaged; the message names it.
+        """
+        for found in self.episodes(tokens, {address}):
+            return found
+        first = [place.address for place, _ in itertools.islice(self.episodes(False), 3)]
+        known = f"its addresses are such as {', '.join(first)}" if first else "it has none at all"
+        raise SettingsError(f"{self.path} has no episode {address!r:.200}: {known}")
 
 
 class Places:
@@ -162,14 +190,16 @@ class Places:
         wrapped = "transcript" in values
         problem = str(values["problem"] if wrapped else values["problem"]["id"])
         if self._kind in ("eval", "recover") and wrapped:
-            sample, error = int(values["sample"]), values.get("error")
+            sample, used = int(values["sample"]), values.get("usage")
+            told: dict[str, Any] = {"error": values.get("error")}
+            told["usage"] = None if used is None else Usage(**used)
             if "arm" not in values:
-                return Place(f"{problem}/{sample}", problem, sample, error=error)
+                return Place(f"{problem}/{sample}", problem, sample, **told)
             protocol, arm = str(values["protocol"]), str(values["arm"])
             parent, call = values["parent"], int(values["call"])
             where = "" if parent is None else f"{parent}.{call}/"
             address = f"{protocol}/{arm}/{problem}/{where}{sample}"
-            return Place(address, problem, sample, protocol, arm, parent, call, error=error)
+            return Place(address, problem, sample, protocol, arm, parent, call, **told)
         sample = self.samples.get(problem, 0)
         self.samples[problem] = sample + 1
         if self._file.step is not None:

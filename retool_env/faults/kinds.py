@@ -1,8 +1,9 @@
 """The kinds of faults: the calls to which each applies, and the result that it shows.
 
 A program always runs, also under a fault. Two kinds are made in its process, by a prelude
-(`retool_env.faults.guest`). For all other kinds, `show` puts another result in the place of the
-true result. Where a kind does not apply, the call is *not eligible*, and the true result is shown.
+(`retool_env.faults.guest`); after a wrong function the program runs once more without it. For all
+other kinds, `show` puts another result in the place of the true result. Where a kind does not
+apply, the call is *not eligible*, and the true result is shown.
 The texts belong to suite v0 and never change.
 """
 
@@ -13,12 +14,13 @@ import dataclasses
 import functools
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from retool_env.execution import Execution, Fault, Limits, Outcome
 from retool_env.faults import guest
+from retool_env.faults.settings import KINDS
 from retool_env.faults.values import wrong_value
 
 MADE_IN_GUEST = ("missing_package", "wrong_function")
@@ -31,6 +33,9 @@ LEAST_CUT, MOST_KEPT = 8, 100
 """The kinds `cut` and `always_cut` need an output of at least 8 characters, and keep its first
 half, at most 100 characters."""
 
+SESSION_ENDED = "; the session was ended by that, its variables are lost"
+"""The end of the error of a block that ended the process of its session."""
+
 _filters = threading.Lock()
 _PACKAGE, _FUNCTION = "sympy", "factorint"
 _IMPORTERS = ("import_module", "__import__", "find_spec", "run_module")
@@ -40,7 +45,6 @@ _TRY_AGAIN = "the interpreter could not run the program: try again"
 _BUSY = "the interpreter is busy: try again later"
 _GONE = "the interpreter is gone: it can't be used any longer in this conversation"
 _WARNING = "<program>:1: DeprecationWarning: this version of Python is supported until 2028\n"
-_ENDED = "; the session was ended by that, its variables are lost"
 
 
 def fault_texts() -> list[str]:
@@ -92,27 +96,77 @@ def prelude(call: FaultyCall) -> str:
     return ""
 
 
-def show(call: FaultyCall, true: Execution) -> Execution:
+def wants_true(call: FaultyCall, shown: Execution, true: Sequence[Execution]) -> bool:
+    """Whether a program has to run (again) without its fault, to know what the fault changed.
+
+    The process makes the kind `wrong_function` and can't say whether the result changed. So the
+    program runs without the fault as well, and a second time if the result differs: a program that
+    depends on chance differs in any case. A block of a session can't run twice.
+
+    Args:
+        call: The call.
+        shown: The result with the fault.
+        true: The results without the fault so far.
+    """
+    if call.fault != "wrong_function" or call.session or not prelude(call):
+        return False
+    if shown.outcome in (Outcome.SYNTAX_ERROR, Outcome.INFRASTRUCTURE):
+        return False
+    return not true or (len(true) == 1 and call.seen(true[0]) != call.seen(shown))
+
+
+def _made_in_guest(call: FaultyCall, shown: Execution, true: Sequence[Execution]) -> Fault:
+    """The record of a fault that the process made."""
+    assert call.fault is not None
+    struck = bool(prelude(call)) or (call.session and _lacks_package(call, shown))
+    if shown.outcome is Outcome.SYNTAX_ERROR or not struck:
+        return Fault(call.fault, injected=False)
+    if not true or any(one.outcome is Outcome.INFRASTRUCTURE for one in true):
+        return Fault(call.fault, injected=True)
+    if call.seen(true[0]) == call.seen(shown):
+        return Fault(call.fault, injected=False)
+    certain = all(call.seen(one) == call.seen(true[0]) for one in true)
+    return Fault(call.fault, injected=True, real=true[0] if certain else None)
+
+
+def begins(call: FaultyCall, execution: Execution) -> bool:
+    """Whether a persistent fault lasts from this call on: the call is eligible for it.
+
+    A wrong function lasts from its first use, also if this use gave the right result.
+
+    Args:
+        call: The call.
+        execution: The result that `show` returned.
+    """
+    fault = execution.fault
+    if call.fault is None or not KINDS[call.fault].persistent:
+        return False
+    if fault is None or fault.injected:
+        return True
+    used = call.fault == "wrong_function" and execution.outcome is not Outcome.SYNTAX_ERROR
+    return used and bool(prelude(call))
+
+
+def show(call: FaultyCall, true: Execution, without: Sequence[Execution] = ()) -> Execution:
     """The result that the model sees, with the record of the fault.
 
     Args:
         call: The call.
         true: The result of the program; with a prelude, of the program after it.
+        without: With a prelude: the results of the program without it, see `wants_true`.
     """
     assert call.fault is not None
     if true.outcome is Outcome.INFRASTRUCTURE:
         shown = None
     elif call.fault in MADE_IN_GUEST:
-        struck = bool(prelude(call)) or (call.session and _lacks_package(call, true))
-        injected = true.outcome is not Outcome.SYNTAX_ERROR and struck
-        return dataclasses.replace(true, fault=Fault(call.fault, injected))
+        return dataclasses.replace(true, fault=_made_in_guest(call, true, without))
     elif call.fault == "slow":
         shown = dataclasses.replace(true, duration=true.duration + SLOW_SECONDS)
     else:
         shown = _SHOWN[call.fault](call, true)
         if shown is not None and call.seen(shown, call.fault == "stale") == call.seen(true):
             shown = None  # the model would see no difference
-        elif shown is not None and _ENDED in true.error and _ENDED not in shown.error:
+        elif shown is not None and SESSION_ENDED in true.error and SESSION_ENDED not in shown.error:
             shown = None  # the model would not know that its session has ended
     if shown is None:
         return dataclasses.replace(true, fault=Fault(call.fault, injected=False))
@@ -154,7 +208,7 @@ def _timeout(call: FaultyCall, true: Execution) -> Execution | None:
     if true.outcome is Outcome.SYNTAX_ERROR:
         return None
     error = f"time limit: the program ran for more than {call.limits.wall_seconds:g} s"
-    return _failed(call, true, Outcome.TIMEOUT, error + _ENDED * call.session)
+    return _failed(call, true, Outcome.TIMEOUT, error + SESSION_ENDED * call.session)
 
 
 def _memory(call: FaultyCall, true: Execution) -> Execution | None:
@@ -167,7 +221,7 @@ def _memory(call: FaultyCall, true: Execution) -> Execution | None:
 def _session_ended(call: FaultyCall, true: Execution) -> Execution | None:
     if not call.session or true.outcome is Outcome.SYNTAX_ERROR:
         return None
-    return _failed(call, true, Outcome.RUNTIME_ERROR, f"exit status 1{_ENDED}")
+    return _failed(call, true, Outcome.RUNTIME_ERROR, f"exit status 1{SESSION_ENDED}")
 
 
 def _says(error: str) -> Callable[[FaultyCall, Execution], Execution]:

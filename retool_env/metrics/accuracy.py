@@ -11,7 +11,8 @@ from retool_env.metrics.estimators import class_sizes, pass_at_k, pass_hat_k, vo
 from retool_env.metrics.figure import Figure, over_problems, share
 from retool_env.metrics.scored_episode import ScoredEpisode
 from retool_env.metrics.verdicts import DOUBTS, grading_warnings
-from retool_env.transcript import Transcript
+from retool_env.problem import Problem
+from retool_env.transcript import Call, Transcript
 
 
 def _by_problem(transcripts: Iterable[Transcript]) -> dict[str, list[Transcript]]:
@@ -108,7 +109,7 @@ def accuracy_by_group(scored: list[Transcript]) -> Iterable[Figure]:
     """The accuracy by data set, difficulty, level and subject, where problems have them."""
     groups: dict[tuple[str, str], list[Transcript]] = defaultdict(list)
     for transcript in scored:
-        for kind, value in _groups_of(transcript):
+        for kind, value in groups_of(transcript.problem):
             groups[kind, value].append(transcript)
     words = {"data_set": "the data set", "subject": "the subject"}
     for kind, value in sorted(groups, key=lambda group: (group[0], _by_number(group[1]))):
@@ -125,9 +126,12 @@ def _by_number(text: str) -> tuple[int, str]:
     return (int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0, text)
 
 
-def _groups_of(transcript: Transcript) -> Iterable[tuple[str, str]]:
-    """The groups of a transcript's problem, each a kind and a value as in a key."""
-    problem = transcript.problem
+def groups_of(problem: Problem) -> Iterable[tuple[str, str]]:
+    """The groups of a problem, each a kind and a value as in a key: `("level", "3")`.
+
+    Args:
+        problem: The problem.
+    """
     known = dict(problem.metadata)
     known["data_set"] = known.get("data_set") or problem.id.rpartition("/")[0]
     for kind in ("data_set", "difficulty", "level", "subject"):
@@ -149,17 +153,24 @@ CALL_GROUPS = {
 """The groups of episodes by their calls, with their definitions."""
 
 
+def call_group(calls: Sequence[Call]) -> str:
+    """The group of `CALL_GROUPS` of an episode.
+
+    Args:
+        calls: The calls of the episode.
+    """
+    if not calls:
+        return "none"
+    if all(call.ok for call in calls):
+        return "without_error"
+    return "error_mended" if calls[-1].ok else "error_not_mended"
+
+
 def accuracy_by_calls(episodes: list[ScoredEpisode]) -> Iterable[Figure]:
     """The accuracy of each group of `CALL_GROUPS`."""
     cases: dict[str, list[tuple[str, bool]]] = {group: [] for group in CALL_GROUPS}
     for episode in episodes:
-        if not episode.calls:
-            group = "none"
-        elif all(call.ok for call in episode.calls):
-            group = "without_error"
-        else:
-            group = "error_mended" if episode.calls[-1].ok else "error_not_mended"
-        cases[group].append((episode.problem, episode.right))
+        cases[call_group(episode.calls)].append((episode.problem, episode.right))
     for group, words in CALL_GROUPS.items():
         yield share(
             f"accuracy/calls/{group}",

@@ -19,21 +19,25 @@ from retool_env.metrics.recovery import fail_alike, measure_recovery
 from retool_env.metrics.scored_episode import ScoredEpisode
 from retool_env.transcript import Call, StopReason
 
-Fate = Literal["same_error", "other_error", "ok", "gave_up", "cut"]
+Fate = Literal[
+    "same_error", "other_error", "ok", "answered_right", "answered_wrong", "gave_up", "cut"
+]
 """The fate of a failed call; see `FATES`."""
 
 FATES: dict[Fate, str] = {
     "same_error": "the next call fails with the same outcome and the same line of error",
     "other_error": "the next call fails in another way",
     "ok": "the next call runs without error",
-    "gave_up": "the model ends the episode without another call",
+    "answered_right": "the model answers without another call, and is right",
+    "answered_wrong": "the model answers without another call, and is wrong",
+    "gave_up": "the model ends the episode without another call and without an answer",
     "cut": "a budget, the limit of calls or a deadline ends the episode before another call",
 }
 """The fates of a failed call, with their definitions."""
 
 assert set(FATES) == set(get_args(Fate))
 
-_GAVE_UP = (StopReason.ANSWERED, StopReason.STOPPED, StopReason.VOID_TURN)
+_GAVE_UP = (StopReason.STOPPED, StopReason.VOID_TURN)
 _CLASS = re.compile(r"([A-Za-z_][\w.]*)(?::|\Z)")
 
 
@@ -58,6 +62,8 @@ def _fate(episode: ScoredEpisode, index: int) -> Fate:
     """The fate of the failed call at `index`."""
     call, *after = episode.calls[index : index + 2]
     if not after:
+        if episode.transcript.stop_reason is StopReason.ANSWERED:
+            return "answered_right" if episode.right else "answered_wrong"
         return "gave_up" if episode.transcript.stop_reason in _GAVE_UP else "cut"
     if after[0].ok:
         return "ok"

@@ -157,6 +157,25 @@ def summarise(transcripts: Sequence[Transcript]) -> Summary:
 def summarise_along(transcripts: Iterable[Transcript], ends: Sequence[int]) -> dict[int, Summary]:
     """Returns the figures of a run's rollouts in bins of training steps, for curves.
 
+    Args:
+        transcripts: See `bins_along`.
+        ends: See `bins_along`.
+
+    Returns:
+        The figures of each bin by its last step, in order. A bin without transcripts also has
+        figures.
+
+    Raises:
+        ValueError: See `bins_along`.
+    """
+    return {end: summarise(rollouts) for end, rollouts in bins_along(transcripts, ends).items()}
+
+
+def bins_along(
+    transcripts: Iterable[Transcript], ends: Sequence[int]
+) -> dict[int, list[Transcript]]:
+    """Returns a run's rollouts in bins of training steps.
+
     The training step of a transcript is its `trained_version` plus one.
 
     Args:
@@ -165,8 +184,7 @@ def summarise_along(transcripts: Iterable[Transcript], ends: Sequence[int]) -> d
             The first bin begins at step 1.
 
     Returns:
-        The figures of each bin by its last step, in order. A bin without transcripts also has
-        figures.
+        The transcripts of each bin by its last step, in order. A bin may be empty.
 
     Raises:
         ValueError: The `ends` do not ascend from 1 or above, no run trained on a transcript, or the
@@ -174,7 +192,7 @@ def summarise_along(transcripts: Iterable[Transcript], ends: Sequence[int]) -> d
     """
     if not ends or ends[0] < 1 or any(a >= b for a, b in pairwise(ends)):
         raise ValueError(f"ends must be ascending steps, from 1 or above, not {list(ends)}")
-    bins: list[list[Transcript]] = [[] for _ in ends]
+    bins: dict[int, list[Transcript]] = {end: [] for end in ends}
     for transcript in transcripts:
         if transcript.trained_version is None:
             raise ValueError(
@@ -184,8 +202,8 @@ def summarise_along(transcripts: Iterable[Transcript], ends: Sequence[int]) -> d
         step = transcript.trained_version + 1
         if step > ends[-1]:
             raise ValueError(f"step {step} is after the last bin, {ends[-1]}: add a bin to ends")
-        bins[bisect_left(ends, step)].append(transcript)
-    return {end: summarise(rollouts) for end, rollouts in zip(ends, bins, strict=True)}
+        bins[ends[bisect_left(ends, step)]].append(transcript)
+    return bins
 
 
 def code_purposes(

@@ -89,7 +89,7 @@ def figures_table(figures: Sequence[Figure]) -> str:
     """
     cells = [["figure", "mean [95 % interval]", "n"]]
     cells += [
-        [figure.key, _mean_of(figure), f"{figure.count}{' †' * figure.marked}"]
+        [figure.key, interval_text(figure), f"{figure.count}{' †' * figure.marked}"]
         for figure in figures
     ]
     return _noted(cells)
@@ -101,7 +101,8 @@ def _noted(cells: Sequence[Sequence[str]]) -> str:
     return markdown(cells) + f"\n\n† fewer than {FEW_CASES} cases" * marked
 
 
-def _mean_of(figure: Figure) -> str:
+def interval_text(figure: Figure) -> str:
+    """A figure's mean with its 95 % interval; a dash without a case."""
     if figure.mean is None:
         return "–"
     low, high = (_text(bound, "{:.4g}") for bound in (figure.low, figure.high))
@@ -141,7 +142,11 @@ def _percent(figure: Figure) -> str:
 
 
 def markdown(cells: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns, from its rows; the first row is the head."""
+    """A Markdown table with aligned columns, from its rows; the first row is the head.
+
+    A bar in a cell is escaped, and line breaks become blanks, so a text stays in its cell.
+    """
+    cells = [[" ".join(cell.splitlines()).replace("|", "\\|") for cell in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "| "

@@ -6,6 +6,7 @@ import pytest
 from helpers.eval_commands import ARITHMETIC, eval_arguments
 
 from retool_env import REVISION
+from retool_env.cli import main
 from retool_env.commands.eval_plan import estimate, make_plan, make_record
 from retool_env.evaluation.cost import Price
 
@@ -70,3 +71,24 @@ def test_an_estimate_names_the_episodes_and_the_dollars():
     made = plan("--problems", "3", "--k", "2")
     assert estimate(made, None).startswith("6 episodes") and "$" not in estimate(made, None)
     assert "$" in estimate(made, Price(1.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("command", "setting", "words"),
+    [
+        ("eval", "session=true", "a sandbox server has no sessions"),
+        ("recover", "session=true", "a sandbox server has no sessions"),
+        ("eval", 'faults={"kinds": ["wrong_function"]}', "server can make wrong_function"),
+    ],
+)
+def test_what_a_sandbox_server_lacks_is_refused_before_a_model_is_touched(
+    command, setting, words, tmp_path, monkeypatch, capsys
+):
+    touched = []
+    for place in ("evaluation.identity.ModelIdentity.of", "rollout.named.make_policy"):
+        monkeypatch.setattr(f"retool_env.{place}", lambda *some, **more: touched.append(some))
+    given = ["--env", "ReTool-Arithmetic-v0", "--model", "m", "--api", "http://127.0.0.1:9"]
+    given += ["--sandbox", "http://127.0.0.1:9", "--out", str(tmp_path / "found"), setting]
+    assert main([command, *given]) == 1
+    assert words in capsys.readouterr().err
+    assert not touched and not (tmp_path / "found").exists()

@@ -15,6 +15,7 @@ def whole_page() -> Document:
     page.listing([HOSTILE])
     page.links([(HOSTILE, HOSTILE)])
     page.table([[HOSTILE, HOSTILE], [HOSTILE, HOSTILE]], HOSTILE)
+    page.verbatim(HOSTILE, HOSTILE)
     page.picture("curve", b"PNG", HOSTILE, HOSTILE)
     with page.details(HOSTILE):
         page.paragraph(HOSTILE)
@@ -62,3 +63,21 @@ def test_markdown_has_every_part_in_order():
     written = page.markdown()
     parts = ["# Two models", "## Accuracy", "| A", "- one\n- two", "![A curve.](curve.png)"]
     assert sorted(parts, key=written.index) == parts
+
+
+def test_hidden_characters_are_shown_and_written_as_a_file(tmp_path):
+    page = Document("a\x1b[31m\u202e")
+    page.verbatim("one\n\ttwo\x00\ud800 `` ``` end", "text")
+    page.table([["", "a|b"], ["row", "\u200b"]])
+    written = page.write(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "a\\x1b[31m\\u202e" in written and "one\n\ttwo\\x00\\ud800" in written
+    assert "````text\none" in page.markdown() and "a\\|b" in page.markdown()
+
+
+def test_every_cell_of_a_heading_has_its_scope_and_an_empty_corner_is_no_heading():
+    page = Document("title")
+    page.table([["", "one"], ["row", "1"]], "Caption")
+    written = page.html()
+    assert '<thead><tr><td></td><th scope="col">one</th></tr></thead>' in written
+    assert '<th scope="row">row</th><td>1</td>' in written
+    assert 'aria-label="Caption"' in written and "<caption>Caption</caption>" in written

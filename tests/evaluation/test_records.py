@@ -163,9 +163,11 @@ def test_what_was_evaluated_is_read_as_it_was_written(tmp_path):
     ("text", "words"),
     [
         ("{", "is damaged"),
-        ("[]", "is damaged"),
+        ("[]", r"is damaged: it holds \[\], and not an object"),
+        ("{}", "is damaged: the field schema is missing"),
         ('{"schema": 2}', "a newer retool-env wrote it"),
-        ('{"schema": 1}', "model"),
+        ('{"schema": 1.0}', "schema must be a whole number"),
+        ('{"schema": 1}', "the fields name, model, env, .* are missing"),
         (None, "is not the folder of an evaluation"),
     ],
 )

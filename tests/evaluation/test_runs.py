@@ -7,7 +7,7 @@ import re
 import pytest
 from helpers.episodes import episode, with_ids
 
-from retool_env.errors import DataError, MissingFile
+from retool_env.errors import DataError, MissingFile, SettingsError
 from retool_env.evaluation.identity import ModelIdentity
 from retool_env.evaluation.records import EpisodeRecord, EvalRecord
 from retool_env.evaluation.recover.records import ArmRecord, RecoverRecord
@@ -127,6 +127,17 @@ def test_a_damaged_line_is_named(tmp_path, line):
         file.write(line + "\n")
     with pytest.raises(DataError, match=re.escape(f"{path}, line 2 is not an episode")):
         list(open_run(path).episodes())
+
+
+def test_an_episode_is_found_by_its_address(tmp_path):
+    run = open_run(a_training(tmp_path / "run"))
+    place, transcript = run.episode("step-10/p/1")
+    assert (place.sample, transcript.problem.id) == (1, "p")
+    with pytest.raises(SettingsError, match=r"no episode 'x': its addresses are such as transcr"):
+        run.episode("x")
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(SettingsError, match="it has none at all"):
+        open_run(tmp_path / "empty.jsonl").episode("line/1")
 
 
 def test_a_folder_without_a_run_is_refused_with_the_runs_below_it(tmp_path):

@@ -159,9 +159,53 @@ def test_the_wrong_function_drops_a_factor_and_the_others_stay_right(session, sa
             "limit=None def factorint",
             "{2: 2}",
         ]
-        assert shown.fault == Fault("wrong_function", True)
+        assert shown.fault.injected
+        if session:
+            assert shown.fault.real is None  # a block can't run twice
+        else:
+            assert shown.fault.real.stdout.startswith("{2: 2, 3: 1, 5: 1} {3: 2} {7: 1} [2, 2, 3]")
     interpreter.close()
     assert sandbox.run("import sympy\nprint(sympy.factorint(60))").stdout == "{2: 2, 3: 1, 5: 1}\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "injected", "known"),
+    [
+        ("print(factorint(60))", True, True),
+        ("print(factorint(7), 'prime')", False, False),
+        ("factorint(60)\nprint('unused')", False, False),
+        ("import time\nprint(time.time_ns(), factorint(60))", True, False),  # it depends on chance
+        ("print(max(factorint(10)), 1 // 0)", False, False),  # it fails in the same way
+        ("print(1 // (len(factorint(6)) - 1))", True, True),  # it fails by the fault alone
+    ],
+)
+def test_the_wrong_function_is_recorded_as_injected_where_it_changed_the_result(
+    program, injected, known, sandbox
+):
+    need = RunProgram(
+        f"from sympy import factorint\n{program}", LIMITS, fault="wrong_function", problem="p"
+    )
+    interpreter = Interpreter(sandbox)
+    for shown in (interpreter.run(need), asyncio.run(_awaited(interpreter, need))):
+        assert (shown.fault.injected, shown.fault.real is not None) == (injected, known)
+        assert kinds.begins(need, shown)  # from its first use
+    if known:
+        true = interpreter.run(dataclasses.replace(need, fault=None))
+        assert shown.fault.real.stdout == true.stdout != shown.stdout
+    interpreter.close()
+
+
+async def _awaited(interpreter, need):
+    return await interpreter.run_async(need)
+
+
+def test_a_sandbox_that_fails_without_the_fault_leaves_the_true_result_unknown():
+    need = RunProgram(GUEST_PROGRAMS["wrong_function"], LIMITS, fault="wrong_function")
+    shown = Execution(Outcome.OK, "{2: 2, 3: 1}\n")
+    assert kinds.wants_true(need, shown, [])
+    assert kinds.show(need, shown, [LOST]).fault == Fault("wrong_function", True)
+    assert not kinds.wants_true(need, LOST, [])
+    assert not kinds.wants_true(dataclasses.replace(need, session=True), shown, [])
 
 
 # --- eligibility and texts ----------------------------------------------------------------------

@@ -28,14 +28,14 @@ from retool_env.transcript import Call, StopReason
 def test_errors_of_twelve_episodes():
     found = figures_of(ALL)
     assert found["error/calls"].mean == pytest.approx(9 / 13)
-    flow = {  # same_error, other_error, ok, gave_up, cut
-        # TWICE's first; NEVER's first; MENDED, TWICE's second and PAUSED; STUBBORN, NEVER's
-        # second and EMPTY; LIMIT
-        "all": (1, 1, 3, 3, 1),
-        "runtime_error/nameerror": (1, 1, 3, 1, 0),
-        "runtime_error/typeerror": (0, 0, 0, 1, 0),
-        "syntax_error/syntaxerror": (0, 0, 0, 1, 0),
-        "timeout": (0, 0, 0, 0, 1),
+    flow = {  # same_error, other_error, ok, answered_right, answered_wrong, gave_up, cut
+        # TWICE's first; NEVER's first; MENDED, TWICE's second and PAUSED; STUBBORN; NEVER's second;
+        # EMPTY; LIMIT
+        "all": (1, 1, 3, 1, 1, 1, 1),
+        "runtime_error/nameerror": (1, 1, 3, 1, 0, 0, 0),
+        "runtime_error/typeerror": (0, 0, 0, 0, 1, 0, 0),
+        "syntax_error/syntaxerror": (0, 0, 0, 0, 0, 1, 0),
+        "timeout": (0, 0, 0, 0, 0, 0, 1),
     }
     for kind, numbers in flow.items():
         row = [found[f"error/{kind}/next/{fate}"] for fate in FATES]
@@ -82,9 +82,10 @@ def test_the_kind_of_an_error(outcome, error, kind):
 @pytest.mark.parametrize("reason", [r for r in StopReason if r is not StopReason.INFRASTRUCTURE])
 def test_an_end_after_a_failed_call_is_the_models_choice_or_a_cut(reason):
     found = figures_of([episode("p", reason, (CODE, NAME), "and so on")])
-    given_up = reason in (StopReason.ANSWERED, StopReason.STOPPED, StopReason.VOID_TURN)
+    answered, given_up = reason is StopReason.ANSWERED, reason in ("stopped", "void_turn")
+    assert found["error/all/next/answered_wrong"].mean == answered
     assert found["error/all/next/gave_up"].mean == given_up
-    assert found["error/all/next/cut"].mean == (not given_up)
+    assert found["error/all/next/cut"].mean == (not answered and not given_up)
 
 
 def test_recovery_has_two_denominators():

@@ -10,7 +10,7 @@ from retool_env.evaluation.run import evaluate
 from retool_env.metrics.figures import Figure
 from retool_env.metrics.intervals import Estimate, Interval
 from retool_env.metrics.summary import wilson
-from retool_env.metrics.tables import COLUMNS, TOOL_USE, highlights, table, tool_table
+from retool_env.metrics.tables import COLUMNS, TOOL_USE, highlights, markdown, table, tool_table
 from retool_env.problems import Problem
 from retool_env.rollout import ScriptedPolicy
 from retool_env.rules import Rules
@@ -164,3 +164,8 @@ def test_highlights_are_the_largest_k_the_funnel_and_verdicts_to_look_at():
 
 
 NAMES = ("pass@", "pass^", "maj@")
+
+
+def test_a_text_with_bars_and_line_breaks_stays_in_its_cell():
+    lines = markdown([["a", "b"], ["x|y", "1\n2"]]).splitlines()
+    assert lines[2] == r"| x\|y | 1 2 |" and len(lines) == 3

@@ -48,9 +48,15 @@ from retool_env.transcript import StopReason, Transcript
 
 SCHEMA = 1
 """The version of `results.json`."""
+RESULT_FIELDS = (
+    *("model", "name", "suite", "part", "suite_hash", "quick", "fingerprint", "env", "revision"),
+    *("rules", "prompt", "sampling", "seed", "k", "m", "samples", "kinds", "rates", "protocols"),
+    *("versions", "status", "counts", "usage", "figures"),
+)
+"""The fields of `results.json`, apart from `schema`."""
 
 
-def within_budget(transcript: Transcript, tokens: int | None) -> Transcript:
+def within_budget(transcript: Transcript, tokens: int | None, written: int) -> Transcript:
     """The episode as a budget of model-written tokens leaves it.
 
     The arms of `frequency` have equal budgets of the model's own tokens. `Rules.max_tokens` counts
@@ -59,13 +65,33 @@ def within_budget(transcript: Transcript, tokens: int | None) -> Transcript:
 
     Args:
         transcript: The episode.
-        tokens: The budget; `None`: no budget, and texts without tokens.
+        tokens: The budget; `None`: no budget.
+        written: The number of tokens that the model wrote; 0 if nobody counted.
     """
-    written = sum(len(span.token_ids or ()) for span in transcript.spans if span.author == "model")
     if tokens is None or written <= tokens or not transcript.scored:
         return transcript
     reason = StopReason.TOKEN_BUDGET
     return dataclasses.replace(transcript, stop_reason=reason, answer=None, correct=False)
+
+
+def _budget(record: RecoverRecord, episodes: Sequence[ArmRecord]) -> int | None:
+    """The budget of model-written tokens of the arms of `frequency`.
+
+    Behind an API it is the budget of one turn, if the API counted the tokens of all turns.
+    """
+    if (most := record.rules.get("max_tokens")) is not None:
+        return int(most)
+    counted = all(e.usage is not None and not e.usage.uncounted for e in episodes if not e.failed)
+    sampling = record.sampling
+    turn = sampling.get("max_tokens", sampling.get("max_completion_tokens"))
+    return turn if counted and isinstance(turn, int) else None
+
+
+def _own_tokens(episode: ArmRecord) -> int:
+    if episode.usage is not None:
+        return episode.usage.completion_tokens
+    spans = episode.transcript.spans
+    return sum(len(span.token_ids or ()) for span in spans if span.author == "model")
 
 
 def selected(
@@ -81,15 +107,19 @@ def selected(
         left_out: The prefixes that can't be reproduced.
     """
     gone = {(one.protocol, one.problem, one.parent, one.call) for one in left_out}
-    budget = record.rules.get("max_tokens")
     arms: dict[tuple[str, str], list[Transcript]] = defaultdict(list)
+    frequency = []
     for episode in episodes:
-        transcript = episode.transcript
         if (episode.protocol, episode.problem, episode.parent, episode.call) in gone:
             continue
         if episode.protocol == "frequency":
-            transcript = within_budget(transcript, budget)
-        arms[episode.protocol, episode.arm].append(transcript)
+            frequency.append(episode)
+        else:
+            arms[episode.protocol, episode.arm].append(episode.transcript)
+    budget = _budget(record, frequency)
+    for episode in frequency:
+        transcript = within_budget(episode.transcript, budget, _own_tokens(episode))
+        arms["frequency", episode.arm].append(transcript)
     return dict(arms)
 
 
@@ -245,21 +275,8 @@ def results(folder: str | Path) -> dict[str, Any]:
     record = read_recover(folder)
     left_out = read_left_out(folder)
     episodes = list(read_arms(folder, tokens=False))
-    named = (
-        *(
-            "name",
-            "suite",
-            "part",
-            "suite_hash",
-            "quick",
-            "fingerprint",
-            "env",
-            "revision",
-            "rules",
-        ),
-        *("prompt", "sampling", "seed", "k", "m", "samples", "kinds", "rates", "protocols"),
-        *("versions", "status"),
-    )
+    made = ("model", "counts", "usage", "figures")
+    named = [name for name in RESULT_FIELDS if name not in made]
     values = record.to_json()
     return {
         "schema": SCHEMA,

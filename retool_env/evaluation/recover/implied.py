@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from retool_env.execution import Execution
+from retool_env.metrics.causal.contagion import FALSE_VALUES
 from retool_env.problems.staged import implied_answer, read_stages
 from retool_env.protocol.result import without_notice
 from retool_env.transcript import Transcript
@@ -23,15 +24,18 @@ def implied_by_fault(transcript: Transcript) -> str | None:
     false value in place of the stage's true value.
 
     Args:
-        transcript: An episode or a fork. Its first injected fault with a false value counts.
+        transcript: An episode or a fork. Its first false value counts.
 
     Returns:
         The answer; `None` if it can't be judged: the shown result differs from the true result in
         other ways than in one integer (swapped lines, for example), the true result is not known
-        (`wrong_function`), or the true integer is not the value of a stage.
+        (`wrong_function` in a session, or in a program that depends on chance), a wrong function
+        struck again later, or the true integer is not the value of a stage.
     """
-    pair = next(filter(None, map(_false_value, _executions(transcript))), None)
-    if pair is None:
+    faults = [one for one in _executions(transcript) if one.fault and one.fault.injected]
+    wrong = [one for one in faults if one.fault and one.fault.kind == "wrong_function"]
+    pair = next(filter(None, map(_false_value, faults)), None)
+    if pair is None or len(wrong) > 1:
         return None
     true, false = pair
     stages = read_stages(transcript.problem)
@@ -48,7 +52,7 @@ def _executions(transcript: Transcript) -> list[Execution]:
 def _false_value(execution: Execution) -> tuple[int, int] | None:
     """The true and the false integer of a result; `None` if not exactly one integer differs."""
     fault = execution.fault
-    if fault is None or not fault.injected or fault.kind != "wrong_value" or fault.real is None:
+    if fault is None or fault.kind not in FALSE_VALUES or fault.real is None:
         return None
     true, shown = _integers(fault.real.stdout), _integers(execution.stdout)
     if len(true) != len(shown):

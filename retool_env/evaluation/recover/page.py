@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from retool_env.errors import DataError
+from retool_env.evaluation.document import Document
+from retool_env.evaluation.fields import checked
 from retool_env.evaluation.folder import replace_json
-from retool_env.evaluation.recover.figures import SCHEMA
+from retool_env.evaluation.recover.figures import RESULT_FIELDS, SCHEMA
 from retool_env.evaluation.recover.pictures import Results, draw, titles_of
 from retool_env.evaluation.recover.records import RESULTS
 from retool_env.evaluation.recover.sections import (
@@ -19,7 +19,6 @@ from retool_env.evaluation.recover.sections import (
     SECTIONS,
     Notes,
     Section,
-    Table,
     by_key,
     comparison_table,
     counted,
@@ -42,9 +41,9 @@ COMPARISONS = "comparisons.json"
 _CAPTIONS = {
     "heat-map": "Effect of each fault in points; in brackets the recovery ratio, where it is "
     "shown.",
-    "recovery": "Accuracy after a fault, against accuracy with the true result. On the line, a "
-    "fault costs nothing.",
-    "dose": "Accuracy and calls against the rate of faults, with 95 % intervals.",
+    "recovery": "Accuracy with the true result (open marks) and after the fault (filled marks). "
+    "The longer the line, the more a fault costs.",
+    "dose": "Accuracy and calls against the rate of faults; the bands are 95 % intervals.",
     "outcomes": "Forked episodes by their state after further calls, with their number. The shares "
     "sum to 100 %.",
 }
@@ -67,17 +66,13 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / RESULTS
     try:
-        values = json.loads(read_text(path))
-        known = values["schema"] in range(1, SCHEMA + 1)
+        return checked(json.loads(read_text(path)), SCHEMA, RESULT_FIELDS)
     except FileNotFoundError:
         raise DataError(
             f"{path} was not found: name the folder of a finished `retool recover`"
         ) from None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path} is damaged: {error!r:.200}") from None
-    if not known:
-        raise DataError(f"{path} is of schema {values['schema']!r:.20}: update retool-env")
-    return values
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {error!s:.200}") from None
 
 
 def comparable(results: Sequence[Results]) -> str:
@@ -139,154 +134,134 @@ def write_page(
     Raises:
         MissingPackage: matplotlib is not installed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = draw(results)
-    for name, data in pictures.items():
-        (folder / f"{name}.png").write_bytes(data)
+    first = results[0]
+    page = Document(f"ReTool-Recover {first['suite']}: {', '.join(titles_of(results))}")
+    add_sections(page, results, compared)
+    path = page.write(folder / PAGE)
     if len(results) > 1:
         replace_json(folder / COMPARISONS, {"pairs": list(compared)})
-    path = folder / PAGE
-    path.write_text(_page(results, pictures, compared), encoding="utf-8")
     return path
 
 
-def _page(
-    results: Sequence[Results],
-    pictures: Mapping[str, bytes],
-    compared: Sequence[Mapping[str, Any]],
-) -> str:
-    titles, first = titles_of(results), results[0]
+def add_sections(
+    page: Document, results: Sequence[Results], compared: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Adds all figures of the benchmark to a page, in the order of a reader's questions.
+
+    Args:
+        page: The page.
+        results: The results of each model.
+        compared: The paired tests between the models.
+
+    Raises:
+        MissingPackage: matplotlib is not installed.
+    """
+    titles, first, pictures = titles_of(results), results[0], draw(results)
     part = f"{first['part']}, quick" if first["quick"] else first["part"]
-    body = [
-        f"<h1>ReTool-Recover {_escaped(first['suite'])}: {_escaped(', '.join(titles))}</h1>",
-        f"<p>{_INTRODUCTION}</p>",
-        f"<p>Suite {_escaped(first['suite'])} ({_escaped(part)}), revision "
-        f"{_escaped(first['revision'])}.</p>",
-    ]
+    page.paragraph(_INTRODUCTION)
+    page.paragraph(f"Suite {first['suite']} ({part}), revision {first['revision']}.")
     if why := comparable(results):
-        body.append(f"<p><strong>{_escaped(why)}</strong></p>")
+        page.warning(why)
     for section in SECTIONS:
-        body += _section(section, results, titles, pictures)
+        _add_section(page, section, results, titles, pictures)
         if section.title == SECTIONS[2].title:
-            body += _compared(compared, titles)
-    body += _costs(results, titles) + _not_shown(results, titles)
-    body += [_details(one, title) for one, title in zip(results, titles, strict=True)]
-    return _HTML.format(title=_escaped(", ".join(titles)), body="\n".join(body))
+            _add_comparisons(page, compared, titles)
+    _add_costs(page, results, titles)
+    _add_hidden(page, results, titles)
+    for title, one in zip(titles, results, strict=True):
+        _add_details(page, one, title)
 
 
-def _escaped(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _section(
+def _add_section(
+    page: Document,
     section: Section,
     results: Sequence[Results],
     titles: Sequence[str],
     pictures: Mapping[str, bytes],
-) -> list[str]:
-    """The parts of a section; empty if it has neither a table nor a picture."""
-    figures, notes, parts = [by_key(one) for one in results], Notes(), []
-    if rows := rows_table(section, figures, titles, notes):
-        parts.append(_table(rows))
-    for title, some in zip(titles, figures, strict=True):
-        kinds, absent = kinds_table(section.columns, some, notes)
-        if len(kinds) > 1:
-            parts += [f"<h3>{_escaped(title)}</h3>"] * (len(results) > 1) + [_table(kinds)]
+) -> None:
+    """Adds a section, if it has a table or a picture."""
+    figures, notes = [by_key(one) for one in results], Notes()
+    rows = rows_table(section, figures, titles, notes)
+    kinds = [kinds_table(section.columns, some, notes) for some in figures]
+    drawn = [name for name in pictures if name.startswith(section.pictures or " ")]
+    if not (rows or drawn or any(len(table) > 1 or absent for table, absent in kinds)):
+        return
+    page.heading(section.title)
+    page.paragraph(section.words)
+    if rows:
+        page.table(rows)
+    for title, (table, absent) in zip(titles, kinds, strict=True):
+        if len(table) > 1:
+            page.table(table, title if len(results) > 1 else "")
         if absent and section.columns:
-            names = _escaped(", ".join(absent))
-            parts.append(f"<p><small>No prefix is eligible for {names}.</small></p>")
+            page.paragraph(f"No prefix is eligible for {', '.join(absent)}.", small=True)
     for reason, letter in notes.reasons.items():
-        parts.append(f"<p><small>({letter}) not shown: {_escaped(reason)}.</small></p>")
-    for name, data in pictures.items():
-        kind = next((one for one in section.pictures if name.startswith(one)), None)
-        if kind is not None:
-            parts.append(_picture(_escaped(_CAPTIONS[kind]), data))
-    if not parts:
-        return []
-    return [f"<h2>{section.title}</h2>", f"<p>{_escaped(section.words)}</p>", *parts]
+        page.paragraph(f"({letter}) not shown: {reason}.", small=True)
+    for name in drawn:
+        kind = next(kind for kind in section.pictures if name.startswith(kind))
+        page.picture(name, pictures[name], _CAPTIONS[kind])
 
 
-def _picture(caption: str, data: bytes) -> str:
-    address = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    return (
-        f'<figure><div class="wide"><img src="{address}" alt="{caption}"></div>'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def _table(rows: Table) -> str:
-    head = "".join(f"<th>{_escaped(cell)}</th>" for cell in rows[0])
-    body = "".join(
-        f"<tr><th>{_escaped(name)}</th>{''.join(f'<td>{_escaped(c)}</td>' for c in cells)}</tr>"
-        for name, *cells in rows[1:]
-    )
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def _compared(compared: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> list[str]:
-    parts = []
-    for pair in compared:
-        first, second = (_escaped(titles[pair[name] - 1]) for name in ("first", "second"))
-        parts += [f"<h3>{first} minus {second}</h3>", _table(comparison_table(pair["tests"]))]
-    words = (
+def _add_comparisons(
+    page: Document, compared: Sequence[Mapping[str, Any]], titles: Sequence[str]
+) -> None:
+    if not compared:
+        return
+    page.heading("Do the models differ?")
+    page.paragraph(
         "The fault effects of two models, paired by problem. Above 0, the first model recovers "
         "better. Holm's method adjusts the p-values over the faults: below 0.05, the models differ."
     )
-    return [f"<h2>Do the models differ?</h2><p>{words}</p>", *parts] if parts else []
+    for pair in compared:
+        first, second = (titles[pair[name] - 1] for name in ("first", "second"))
+        page.heading(f"{first} minus {second}", 3)
+        page.table(comparison_table(pair["tests"]))
 
 
-def _costs(results: Sequence[Results], titles: Sequence[str]) -> list[str]:
-    parts = ["<h2>What did the run cost?</h2>"]
-    for title, one in zip(titles, results, strict=True):
-        usage = one.get("usage")
-        if usage and usage["arms"]:
-            parts += [f"<h3>{_escaped(title)}</h3>"] * (len(results) > 1)
-            parts.append(_table(usage_table(usage)))
-            if usage["dollars"] is not None:
-                words = f"All requests, also of lost episodes: ${usage['dollars']:,.2f}."
-                parts.append(f"<p>{words}</p>")
-    return parts if len(parts) > 1 else []
+def _add_costs(page: Document, results: Sequence[Results], titles: Sequence[str]) -> None:
+    known = [(t, one["usage"]) for t, one in zip(titles, results, strict=True) if one.get("usage")]
+    known = [(title, usage) for title, usage in known if usage["arms"]]
+    if known:
+        page.heading("What did the run cost?")
+    for title, usage in known:
+        page.table(usage_table(usage), title if len(results) > 1 else "")
+        if usage["dollars"] is not None:
+            page.paragraph(f"All requests, also of lost episodes: ${usage['dollars']:,.2f}.")
 
 
-def _not_shown(results: Sequence[Results], titles: Sequence[str]) -> list[str]:
-    """The cases that are left out, the hidden figures, and the bounds of failures."""
-    parts = ["<h2>What is not shown, and why?</h2>"]
+def _add_hidden(page: Document, results: Sequence[Results], titles: Sequence[str]) -> None:
+    """Adds the cases that are left out, the hidden figures, and the bounds of failures."""
+    page.heading("What is not shown, and why?")
     for title, one in zip(titles, results, strict=True):
         figures = by_key(one)
-        parts += [f"<h3>{_escaped(title)}</h3>"] * (len(results) > 1)
-        parts.append(_listed(counted(one["counts"])))
+        if len(results) > 1:
+            page.heading(title, 3)
+        page.listing(counted(one["counts"]))
         if failures := failures_table(figures):
-            parts.append(
-                "<p>Infrastructure failures do not count. If all had lowered or raised a figure, "
-                "it would be:</p>"
+            page.paragraph(
+                "Infrastructure failures do not count. If all had lowered or raised a figure, it "
+                "would be:"
             )
-            parts.append(_table(failures))
+            page.table(failures)
         if reasons := hidden(figures):
-            parts.append("<p>Figures that are not shown:</p>")
-            parts.append(_listed(f"{why}: {', '.join(keys)}" for why, keys in reasons.items()))
-    return parts
+            page.paragraph("Figures that are not shown:")
+            page.listing(f"{why}: {', '.join(keys)}" for why, keys in reasons.items())
 
 
-def _listed(lines: Iterable[str]) -> str:
-    return f"<ul>{''.join(f'<li>{_escaped(line)}</li>' for line in lines)}</ul>"
-
-
-def _details(results: Results, title: str) -> str:
+def _add_details(page: Document, results: Results, title: str) -> None:
     names = (
         *("suite", "part", "suite_hash", "quick", "env", "revision", "k", "m", "samples", "seed"),
         *("protocols", "sampling", "model", "counts"),
     )
-    settings = [["setting", "value"], *([name, json.dumps(results[name])] for name in names)]
     rows = [["figure", "mean [95 %]", "n", "problems", "meaning"]]
     for key, figure in by_key(results).items():
         shown = figure.get("shown", True) and figure["mean"] is not None
         value = value_text(figure) if shown else f"not shown: {figure.get('reason') or NO_CASE}"
         rows.append([key, value, str(figure["count"]), str(figure["problems"])])
         rows[-1].append(figure["definition"])
-    return (
-        f"<details><summary>Settings and all figures of {_escaped(title)}</summary>"
-        f"{_table(settings)}{_table(rows)}</details>"
-    )
+    with page.details(f"Settings and all figures of {title}"):
+        page.table([["setting", "value"], *([name, json.dumps(results[name])] for name in names)])
+        page.table(rows)
 
 
 _INTRODUCTION = (
@@ -294,43 +269,3 @@ _INTRODUCTION = (
     "its result is false. Brackets hold 95 % intervals over problems. Differences are in points "
     "of percent."
 )
-
-_HTML = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>ReTool-Recover: {title}</title>
-<style>
-:root {{ color-scheme: light dark; --line: #8886; --soft: #8882; }}
-body {{ font: 1rem/1.5 system-ui, sans-serif; margin: 1.5rem auto; max-width: 64rem;
-  padding: 0 1rem; overflow-wrap: break-word; }}
-h1 {{ font-size: 1.6rem; line-height: 1.2; }}
-h2 {{ font-size: 1.25rem; margin: 2.2rem 0 0.4rem; }}
-h3 {{ font-size: 1rem; margin: 1rem 0 0; }}
-p {{ max-width: 46rem; margin: 0.4rem 0; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: 0.85rem; margin: 0.6rem 0;
-  font-variant-numeric: tabular-nums; }}
-td, th {{ border-bottom: 1px solid var(--line); padding: 0.25rem 0.8rem 0.25rem 0;
-  text-align: left; vertical-align: top; }}
-td {{ min-width: 4.5rem; white-space: nowrap; }}
-details td {{ white-space: normal; }}
-th {{ font-weight: 600; }}
-tr > th:first-child {{ font-weight: 400; min-width: 9rem; position: sticky; left: 0;
-  background: Canvas; }}
-tr:first-child > th {{ font-weight: 600; border-bottom-width: 2px; }}
-figure {{ margin: 1rem 0; }}
-img {{ display: block; max-width: 100%; background: white; border-radius: 4px; }}
-figcaption {{ font-size: 0.85rem; }}
-summary {{ cursor: pointer; margin-top: 2rem; font-weight: 600; }}
-@media (max-width: 700px) {{
-  .wide > img {{ max-width: 46rem; }}
-}}
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""

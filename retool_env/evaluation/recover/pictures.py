@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retool_env.errors import MissingPackage
 from retool_env.faults import KINDS
+from retool_env.pictures import (
+    GREEN,
+    GREY,
+    ORANGE,
+    VERMILION,
+    curve,
+    look,
+    picture,
+    share_axis,
+)
 
 Results = Mapping[str, Any]
 """The content of a `results.json`."""
 
 STATUSES = {
-    **{"right": "#2a9d5c", "wrong answer": "#d1495b", "gave up": "#edae49"},
-    **{"cut": "#8d99ae", "going on": "#d7e3f4"},
+    "right": (GREEN, ""),
+    "wrong answer": (VERMILION, "///"),
+    "gave up": (ORANGE, "..."),
+    "cut": (GREY, "xxx"),
+    "going on": ("white", ""),
 }
-"""The states of an outcome curve, each with its colour."""
+"""The states of an outcome curve, each with its colour and its hatching."""
 
 _COLUMNS = 4
 """The most panels in a row."""
@@ -53,32 +63,6 @@ def kinds_of(results: Sequence[Results]) -> list[str]:
     return [kind for kind in KINDS if kind in present]
 
 
-@contextmanager
-def _panels(pictures: dict[str, bytes], name: str, count: int, **options: Any) -> Iterator[Any]:
-    """Draws panels, up to four in a row, and adds their PNG bytes to the pictures at the end."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingPackage(
-            f"{error}: to draw pictures, pip install 'retool-env[report]'"
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    columns = min(count, _COLUMNS)
-    rows = -(-count // columns)
-    figure, axes = pyplot.subplots(rows, columns, squeeze=False, layout="constrained", **options)
-    try:
-        for axis in axes.flat[count:]:
-            axis.set_axis_off()
-        yield axes.flat[:count]
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=110)
-        pictures[name] = file.getvalue()
-    finally:
-        pyplot.close(figure)
-
-
 def draw(results: Sequence[Results]) -> dict[str, bytes]:
     """The pictures by name; a picture without a figure is left out.
 
@@ -92,39 +76,42 @@ def draw(results: Sequence[Results]) -> dict[str, bytes]:
     by_model = dict(zip(titles_of(results), map(shown_figures, results), strict=True))
     kinds = kinds_of(results)
     if any(f"effect/{kind}" in figures for figures in by_model.values() for kind in kinds):
-        _heat_map(pictures, by_model, kinds)
+        pictures["heat-map"] = _heat_map(by_model, kinds)
     if any(f"fault/{kind}" in figures for figures in by_model.values() for kind in kinds):
-        _recovery(pictures, by_model, kinds)
+        pictures["recovery"] = _recovery(by_model, kinds)
     if any("dose/0/accuracy" in figures for figures in by_model.values()):
-        _dose(pictures, by_model)
+        pictures["dose"] = _dose(by_model)
     for number, (title, figures) in enumerate(by_model.items(), 1):
-        _outcomes(pictures, f"outcomes-{number}", title, figures)
+        if data := _outcomes(title, figures):
+            pictures[f"outcomes-{number}"] = data
     return pictures
 
 
-def _heat_map(
-    pictures: dict[str, bytes], by_model: Mapping[str, Any], kinds: Sequence[str]
-) -> None:
+def _heat_map(by_model: Mapping[str, Any], kinds: Sequence[str]) -> bytes:
     """Faults x models: the colour is the effect; the text has the effect and the ratio."""
     effects = [
         (kind, [figures.get(f"effect/{kind}", {}).get("mean") for figures in by_model.values()])
         for kind in kinds
     ]
     rows = [(kind, some) for kind, some in effects if any(mean is not None for mean in some)]
-    size = (2.6 + 1.5 * len(by_model), 1.2 + 0.32 * len(rows))
-    with _panels(pictures, "heat-map", 1, figsize=size) as (axis,):
+    size = (2.8 + 1.6 * len(by_model), 1.2 + 0.32 * len(rows))
+    with picture(size=size) as made:
+        axis = made.axes[0, 0]
+        axis.grid(False)
         numbers = [[float("nan") if x is None else x for x in some] for _, some in rows]
         image = axis.imshow(numbers, vmin=-1, vmax=1, cmap="RdBu", aspect="auto")
         for y, (kind, some) in enumerate(rows):
             for x, figures in enumerate(by_model.values()):
                 colour = "white" if abs(some[x] or 0.0) > 0.6 else "black"
                 text = _cell(figures, kind)
-                axis.text(x, y, text, ha="center", va="center", fontsize=8, color=colour)
+                axis.text(x, y, text, ha="center", va="center", fontsize=8.5, color=colour)
         axis.set_yticks(range(len(rows)), [kind for kind, _ in rows], fontsize=9)
         axis.set_xticks(range(len(by_model)), [_short(name) for name in by_model], fontsize=9)
         axis.xaxis.tick_top()
-        bar = axis.figure.colorbar(image, ax=axis, ticks=[-1, -0.5, 0, 0.5, 1], shrink=0.8)
-        bar.ax.set_yticklabels(["−100", "−50", "0", "+50", "+100"], fontsize=8)
+        bar = made.figure.colorbar(image, ax=axis, ticks=[-1, -0.5, 0, 0.5, 1], shrink=0.8)
+        bar.ax.set_yticklabels(["−100", "−50", "0", "+50", "+100"])
+        bar.set_label("effect in points")
+    return made.png
 
 
 def _short(title: str, most: int = 18) -> str:
@@ -140,71 +127,55 @@ def _cell(figures: Mapping[str, Any], kind: str) -> str:
     return points + (f"  (×{ratio['mean']:.2f})" if ratio else "")
 
 
-def _dose(pictures: dict[str, bytes], by_model: Mapping[str, Any]) -> None:
+def _dose(by_model: Mapping[str, Any]) -> bytes:
     """Accuracy and calls against the rate of faults."""
-    with _panels(pictures, "dose", 2, figsize=(9, 3.6)) as axes:
-        for axis, name in zip(axes, ("accuracy", "calls"), strict=True):
-            for title, figures in by_model.items():
+    with picture(1, 2, (7.2, 3.4)) as made:
+        for axis, name in zip(made.axes[0], ("accuracy", "calls"), strict=True):
+            for number, (title, figures) in enumerate(by_model.items()):
                 points = sorted(
-                    (float(key.split("/")[1]), figure)
+                    (float(key.split("/")[1]), figure["mean"], figure["low"], figure["high"])
                     for key, figure in figures.items()
                     if re.fullmatch(rf"dose/[\d.]+/{name}", key)
                 )
-                _line(axis, points, title)
-            axis.set(xlabel="rate of faults", ylabel="right" if name == "accuracy" else "calls")
-            axis.set_ylim(bottom=0, top=1 if name == "accuracy" else None)
-        axes[0].legend(fontsize=7)
+                curve(axis, points, number, title)
+            axis.set(xlabel="rate of faults", title={"accuracy": "right", "calls": "calls"}[name])
+        share_axis(made.axes[0, 0].yaxis)
+        made.axes[0, 1].set_ylim(bottom=0)
+        made.legend()
+    return made.png
 
 
-def _line(axis: Any, points: Sequence[tuple[float, Mapping[str, Any]]], title: str) -> None:
-    """A curve with its intervals, where they are bounded."""
-    xs, means = [x for x, _ in points], [figure["mean"] for _, figure in points]
-    lows, highs = (
-        [figure["mean"] if figure[bound] is None else figure[bound] for _, figure in points]
-        for bound in ("low", "high")
-    )
-    below = [mean - low for mean, low in zip(means, lows, strict=True)]
-    above = [high - mean for mean, high in zip(means, highs, strict=True)]
-    axis.errorbar(xs, means, yerr=[below, above], marker="o", capsize=3, label=title)
+def _recovery(by_model: Mapping[str, Any], kinds: Sequence[str]) -> bytes:
+    """Accuracy with the true result and after the fault, joined by a line; a row for each kind."""
+    rows = [
+        (kind, number, figures[f"control/{kind}"]["mean"], figures[f"fault/{kind}"]["mean"])
+        for kind in kinds
+        for number, figures in enumerate(by_model.values())
+        if f"control/{kind}" in figures and f"fault/{kind}" in figures
+    ]
+    names = list(dict.fromkeys(kind for kind, *_ in rows))
+    step = 0.7 / len(by_model)
+    size = (6.4, 1.3 + max(0.3, 0.16 * len(by_model)) * len(names))
+    with picture(size=size) as made:
+        axis = made.axes[0, 0]
+        for model, title in enumerate(by_model):
+            some = [row for row in rows if row[1] == model]
+            ys = [names.index(kind) + (model - (len(by_model) - 1) / 2) * step for kind, *_ in some]
+            style = look(model) | {"linestyle": ""}
+            controls, faults = [row[2] for row in some], [row[3] for row in some]
+            axis.hlines(ys, controls, faults, color=style["color"], linewidth=1, alpha=0.6)
+            label = f"{title}: with the true result"
+            axis.plot(controls, ys, markerfacecolor="white", label=label, **style)
+            axis.plot(faults, ys, label=f"{title}: after the fault", **style)
+        axis.set_yticks(range(len(names)), names)
+        axis.set_ylim(len(names) - 0.5, -0.5)
+        share_axis(axis.xaxis)
+        axis.set_xlabel("right")
+        made.legend()
+    return made.png
 
 
-def _recovery(
-    pictures: dict[str, bytes], by_model: Mapping[str, Any], kinds: Sequence[str]
-) -> None:
-    """Accuracy after a fault against accuracy with the true result, a point a kind."""
-    with _panels(pictures, "recovery", 1, figsize=(5.2, 4.6)) as (axis,):
-        axis.plot([0, 1], [0, 1], color="lightgray", linewidth=1)
-        for title, figures in by_model.items():
-            pairs = [
-                (figures[f"control/{kind}"]["mean"], figures[f"fault/{kind}"]["mean"], kind)
-                for kind in kinds
-                if f"control/{kind}" in figures and f"fault/{kind}" in figures
-            ]
-            axis.scatter([c for c, _, _ in pairs], [f for _, f, _ in pairs], s=18, label=title)
-            for (c, f), names in _at_one_point(pairs).items():
-                axis.annotate(names, (c, f), (4, 3), textcoords="offset points", fontsize=7)
-        axis.set(xlabel="right with the true result", ylabel="right after the fault")
-        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        axis.legend(fontsize=8, loc="upper left")
-
-
-def _at_one_point(pairs: Sequence[tuple[float, float, str]]) -> dict[tuple[float, float], str]:
-    """The label of each point; kinds whose labels would overlap share a point."""
-    groups: dict[tuple[float, float], list[tuple[float, float, str]]] = {}
-    for pair in pairs:
-        near = (round(pair[0] / 0.12), round(pair[1] / 0.035))
-        groups.setdefault(near, []).append(pair)
-    labels = {}
-    for some in groups.values():
-        names = [kind for _, _, kind in some]
-        more = f" + {len(names) - 2}" if len(names) > 2 else ""
-        labels[max((c, f) for c, f, _ in some)] = ", ".join(names[:2]) + more
-    return labels
-
-
-def _outcomes(
-    pictures: dict[str, bytes], name: str, title: str, figures: Mapping[str, Any]
-) -> None:
+def _outcomes(title: str, figures: Mapping[str, Any]) -> bytes:
     """Shares of right, wrong, given up, cut and unfinished continuations by further calls."""
     curves: dict[str, dict[int, dict[str, float]]] = {}
     sizes: dict[str, int] = {}
@@ -214,21 +185,27 @@ def _outcomes(
             curves.setdefault(arm, {}).setdefault(int(call), {})[status] = figure["mean"]
             sizes[arm] = figure["count"]
     if not curves:
-        return
-    size = (2.3 * min(len(curves), _COLUMNS) + 0.6, 2.1 * -(-len(curves) // _COLUMNS) + 0.6)
-    with _panels(pictures, name, len(curves), figsize=size, sharey=True) as axes:
-        for axis, (arm, by_call) in zip(axes, curves.items(), strict=True):
+        return b""
+    columns = min(len(curves), _COLUMNS)
+    rows = -(-len(curves) // columns)
+    with picture(rows, columns, (2 * columns + 0.6, 1.9 * rows + 0.9), sharey=True) as made:
+        for axis in made.axes.flat[len(curves) :]:
+            axis.set_axis_off()
+        for axis, (arm, by_call) in zip(made.axes.flat, curves.items(), strict=False):
             calls = sorted(by_call)
             bottom = [0.0] * len(calls)
-            for status, colour in STATUSES.items():
+            for status, (colour, hatch) in STATUSES.items():
                 heights = [by_call[call].get(status, 0.0) for call in calls]
-                axis.bar(calls, heights, bottom=bottom, color=colour, label=status)
+                style = {"color": colour, "hatch": hatch, "edgecolor": "black", "linewidth": 0.4}
+                axis.bar(calls, heights, bottom=bottom, label=status, **style)
                 bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
-            axis.set_title(f"{arm} ({sizes[arm]})", fontsize=9)
+            share_axis(axis.yaxis)
+            axis.set_ylim(0, 1)
+            axis.set_title(f"{arm} ({sizes[arm]})")
             axis.set_xlim(-0.6, max(calls[-1], 2) + 0.6)
             axis.set_xticks(calls)
-        figure = axes[0].figure
-        figure.supxlabel("further calls", fontsize=9)
-        figure.supylabel(f"share ({title})", fontsize=9)
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=5, fontsize=9)
+        for axis in made.axes[-1]:
+            axis.set_xlabel("further calls")
+        made.figure.supylabel(f"share ({title})", fontsize=9)
+        made.legend()
+    return made.png

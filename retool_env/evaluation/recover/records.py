@@ -49,6 +49,10 @@ class RecoverRecord(EvalRecord):
     `k` is the number of parents of a problem: whole episodes without faults.
     """
 
+    also_required = (
+        *("suite", "part", "suite_hash", "quick", "protocols", "kinds", "rates"),
+        *("m", "samples", "fork_calls"),
+    )
     suite: str = ""
     """The name of the suite; `own` for problems of an environment."""
     part: str = ""
@@ -70,6 +74,8 @@ class RecoverRecord(EvalRecord):
     fork_calls: dict[str, list[int]] = field(default_factory=dict)
     """The call at which each parent is forked, from 1: a list over the parents by the problem's id.
     It is fixed before the parents run."""
+    text_prompt: str = ""
+    """The prompt of the arm `text` of the protocol `frequency`; empty in older records."""
 
     def differences(self, other: EvalRecord) -> list[str]:
         """The settings in which another run of the benchmark differs; see `EvalRecord`."""
@@ -84,6 +90,9 @@ class RecoverRecord(EvalRecord):
             kind for kind in [*self.kinds, *kinds] if (kind in self.kinds) != (kind in kinds)
         ]:
             differing.append(f"kinds of faults: {', '.join(apart)} in one of the two")
+        prompt = getattr(other, "text_prompt", "")
+        if self.text_prompt and prompt and self.text_prompt != prompt:
+            differing.append(f"text prompt: {self.text_prompt!r:.40}, not {prompt!r:.40}")
         return differing
 
     def after(self, before: RecoverRecord) -> RecoverRecord:

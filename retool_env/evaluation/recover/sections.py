@@ -152,9 +152,9 @@ def value_text(figure: Mapping[str, Any]) -> str:
     if _COUNTED.match(key) or _RATIO.match(key):
         form: Callable[[float], str] = "{:.2f}".format
     elif _POINTS.match(key):
-        form = _points
+        form = points
     else:
-        form = _percent
+        form = percent
     bounds = [None if (b := figure[name]) is None else form(b) for name in ("low", "high")]
     if bounds == [None, None]:
         return form(figure["mean"]) + " (1 problem)" * (figure["problems"] == 1)
@@ -162,11 +162,13 @@ def value_text(figure: Mapping[str, Any]) -> str:
     return f"{form(figure['mean'])} [{low}, {high}]"
 
 
-def _points(value: float) -> str:
+def points(value: float) -> str:
+    """A difference of shares in points of percent, with its sign."""
     return f"{round(100 * value) + 0:+d}".replace("+0", "0").replace("-", "−")
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """A share in percent."""
     return f"{round(100 * value)} %"
 
 

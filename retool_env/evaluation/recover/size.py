@@ -1,4 +1,4 @@
-"""The size of a design before it runs: episodes, tokens, hours and dollars of each protocol."""
+"""The size of a design before it runs: episodes, tokens, time and dollars of each protocol."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Collection, Mapping
 
-from retool_env.evaluation.cost import Estimate, Price
+from retool_env.evaluation.cost import Estimate, Price, duration
 from retool_env.evaluation.recover.protocols import CONTROL, NATURAL, Design
 from retool_env.evaluation.recover.records import ArmKey
 from retool_env.rules import Rules
@@ -55,7 +55,7 @@ def size_lines(
     tokens_per_second: float | None,
     ended: Collection[ArmKey] = (),
 ) -> list[str]:
-    """A line for each protocol and one for all: episodes, tokens, hours and dollars, at most.
+    """A line for each protocol and one for all: episodes, tokens, time and dollars, at most.
 
     Args:
         design: The design.
@@ -64,7 +64,7 @@ def size_lines(
         turn_tokens: The most tokens of one turn of an API; `None` for a local model.
         price: Dollars of an API's tokens; `None`: unknown.
         tokens_per_second: The tokens that the model writes in a second, over all episodes at once;
-            `None`: unknown, so that hours are left out.
+            `None`: unknown, so that the time is left out.
         ended: The keys of the episodes on record.
     """
     estimates = {
@@ -79,8 +79,8 @@ def size_lines(
     for name, estimate in {**estimates, "all": total}.items():
         line = f"{name}: {estimate.text(price)}"
         if tokens_per_second is not None:
-            hours = estimate.usage.completion_tokens / tokens_per_second / 3600
-            line += f", {hours:.2f} hours at {tokens_per_second:g} tokens/s at most"
+            time = duration(estimate.usage.completion_tokens / tokens_per_second)
+            line += f", {time} at {tokens_per_second:g} tokens/s at most"
         lines.append(line)
     return lines
 

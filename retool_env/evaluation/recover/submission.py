@@ -6,12 +6,10 @@ transcripts, compares forks with their parents, and runs a sample of the program
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import yaml
 from retool_env.episode import RunProgram
 from retool_env.errors import DataError
 from retool_env.evaluation.identity import fingerprint
+from retool_env.evaluation.recorded_rules import rules_of
 from retool_env.evaluation.recover.figures import results
 from retool_env.evaluation.recover.protocols import (
     CONTROL,
@@ -38,15 +37,13 @@ from retool_env.evaluation.recover.records import (
     read_left_out,
     read_recover,
 )
+from retool_env.evaluation.replay.programs import replay_programs
 from retool_env.execution import Execution, Outcome, Sandbox
 from retool_env.faults.kinds import MADE_IN_GUEST, show
 from retool_env.files import read_text
 from retool_env.grading import is_equivalent
-from retool_env.interpreter import Interpreter
 from retool_env.problem import Problem
-from retool_env.protocol.result import cut_text
 from retool_env.provenance import REVISION
-from retool_env.rollout.fork import has_program, shown_calls
 from retool_env.rules import Rules
 from retool_env.transcript import Transcript
 
@@ -80,14 +77,6 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{'ok  ' if self.right else 'FAIL'} {self.name}: {self.text}"
-
-
-def rules_of(record: RecoverRecord) -> Rules:
-    """The rules of a record's episodes without faults."""
-    names = {field.name for field in dataclasses.fields(Rules)}
-    values = {name: value for name, value in record.rules.items() if name in names}
-    # The prompt stands in the record; the reward is a name that this installation may not have.
-    return Rules(**{**values, "prompt_template": record.prompt, "reward": "paper", "faults": None})
 
 
 def check(
@@ -311,7 +300,10 @@ def _as_ordered(fork: ArmRecord, parent: Transcript, rules: Rules) -> bool:
     )
     if len(true.stdout) > rules.output_characters:  # cut in the record: the rest is not known
         return shown.fault is not None and shown.fault.kind == fork.arm
-    expected = show(need, true)
+    if fork.arm in MADE_IN_GUEST:  # the record has the result with the fault
+        expected = show(need, shown, () if rules.session else (true,))
+    else:
+        expected = show(need, true)
     if shown.fault is None or expected.fault is None:
         return False
     if (shown.fault.kind, shown.fault.injected) != (fork.arm, expected.fault.injected):
@@ -347,31 +339,11 @@ def _replays(
         if (episode.protocol, episode.arm) == PARENTS and episode.transcript.calls
     ]
     chosen = random.Random(seed).sample(parents, min(sample, len(parents)))
-    pairs = [pair for transcript in chosen for pair in _replayed(transcript, rules, sandbox)]
-    differing = [recorded for recorded, now in pairs if not _alike(recorded, now, rules)]
-    right = len(differing) <= MOST_DIFFERING * len(pairs)
-    text = f"{len(pairs)} programs of {len(chosen)} episodes ran again, {len(differing)} differ"
+    again = [ran for transcript in chosen for ran in replay_programs(transcript, rules, sandbox)]
+    differing = sum(ran.verdict == "differs" for ran in again)
+    right = differing <= MOST_DIFFERING * len(again)
+    text = f"{len(again)} programs of {len(chosen)} episodes ran again, {differing} differ"
     return Finding("programs", right, text)
-
-
-def _replayed(
-    transcript: Transcript, rules: Rules, sandbox: Sandbox
-) -> Iterable[tuple[Execution, Execution]]:
-    """The recorded and the new result of each program of an episode."""
-    with closing(Interpreter(sandbox)) as interpreter:
-        for call in shown_calls(transcript):
-            recorded = transcript.spans[2 * call].execution
-            if recorded is not None and has_program(transcript, call):
-                program = transcript.turns[call - 1].content
-                need = RunProgram(program, rules.limits, rules.session, rules.display)
-                yield recorded, interpreter.run(need)
-
-
-def _alike(recorded: Execution, now: Execution, rules: Rules) -> bool:
-    if now.outcome is Outcome.INFRASTRUCTURE:
-        return True  # says nothing of the record
-    stdout = cut_text(now.stdout, rules.output_characters, rules.output_cut)
-    return (recorded.outcome, recorded.stdout) == (now.outcome, stdout)
 
 
 def write_card(folder: str | Path) -> None:

@@ -54,7 +54,7 @@ NUMBERS = ("calls", "failed", "turns", "tokens", "step", "reward", "sample", "ve
 """The names of parts that compare a number."""
 TEXTS = ("problem", "protocol", "arm", "stop")
 """The names of parts that compare a text."""
-_WORDS = {
+_WORDS: dict[str, dict[str, bool | None]] = {
     "right": {"yes": True, "no": False, "none": None},
     "void": {"yes": True, "no": False},
     "trained": {"yes": True, "no": False},
@@ -157,15 +157,16 @@ def flips(rows: Iterable[Row], others: Iterable[Row]) -> dict[str, bool]:
     Returns:
         The verdicts by address, for the episodes that both runs have and have graded.
     """
-    grades = {_key(row): row["right"] for row in others if row["right"] is not None}
+    grades = {episode_key(row): row["right"] for row in others if row["right"] is not None}
     return {
         row["address"]: row["right"] is not grades[key]
         for row in rows
-        if (key := _key(row)) in grades and row["right"] is not None
+        if (key := episode_key(row)) in grades and row["right"] is not None
     }
 
 
-def _key(row: Row) -> tuple[Any, ...]:
+def episode_key(row: Row) -> tuple[Any, ...]:
+    """The values that the same episode has in another run of the same plan."""
     names = ("problem", "sample", "protocol", "arm", "parent", "call")
     return tuple(row[name] for name in names)
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from retool_env.grading import is_equivalent
-from retool_env.metrics.causal.continuation import CONTROL, Cells, eligible, shown_value
+from retool_env.metrics.causal.continuation import (
+    CONTROL,
+    Cells,
+    Continuation,
+    eligible,
+    failures,
+    mean_value,
+    shown_value,
+)
 from retool_env.metrics.causal.figure import CausalFigure, causal, unless
 from retool_env.metrics.causal.intervals import Pair, detectable, difference, hardly_differ
 from retool_env.transcript import Transcript
@@ -31,26 +39,11 @@ def contagion_figures(
         chosen = eligible(cells, kind)
         if not chosen:
             continue
-        compared, forks, unjudged = [], 0, 0
-        failed = sum(one.status == "failed" for arms in chosen.values() for one in arms[kind])
-        for prefix, arms in chosen.items():
-            control = [one.answer for one in arms.get(CONTROL, ()) if one.status != "failed"]
-            taken: list[float] = []
-            usual: list[float] = []
-            for one in arms[kind]:
-                if one.status == "failed" or not control:
-                    continue
-                value = implied(one.transcript)
-                # A right answer says nothing where the false value leads to it as well.
-                if value is None or equal(value, one.transcript.problem.answer):
-                    unjudged += 1
-                    continue
-                taken.append(float(one.answer is not None and equal(one.answer, value)))
-                usual.append(sum(a is not None and equal(a, value) for a in control) / len(control))
-            if taken:
-                forks += len(taken)
-                means = sum(taken) / len(taken), sum(usual) / len(usual)
-                compared.append(Pair(prefix[0], *means, (len(taken) + len(control)) / 2))
+        compared, forks, unjudged = _judged(chosen, kind, implied, equal)
+        failed = failures(chosen, kind, CONTROL)
+        bounds = {}
+        for name, values in (("lowest", (0.0, 1.0)), ("highest", (1.0, 0.0))) if failed else ():
+            bounds[name] = difference(_judged(chosen, kind, implied, equal, values)[0]).mean
         made = causal(
             f"contagion/{kind}",
             difference(compared),
@@ -59,6 +52,51 @@ def contagion_figures(
             count=forks,
             left_out=unjudged,
             failed=failed,
+            **bounds,
             detectable=detectable(compared),
         )
         yield unless(made, hardly_differ(compared))
+
+
+def _judged(
+    chosen: Cells,
+    kind: str,
+    implied: Callable[[Transcript], str | None],
+    equal: Callable[[str, str], bool],
+    failed: tuple[float, float] | None = None,
+) -> tuple[list[Pair], int, int]:
+    """The prefixes whose forks can be judged, the number of their forks, and of all other forks.
+
+    Args:
+        chosen: The prefixes with the fault.
+        kind: The kind of the fault.
+        implied: See `contagion_figures`.
+        equal: See `contagion_figures`.
+        failed: The value of an infrastructure failure in the arm of the fault and in the control
+            arm; `None`: failures are left out.
+    """
+    compared, forks, unjudged = [], 0, 0
+    for prefix, arms in chosen.items():
+        taken: list[float] = []
+        usual: list[float] = []
+        for one in arms[kind]:
+            value = implied(one.transcript)
+            # A right answer says nothing where the false value leads to it as well.
+            if value is None or equal(value, one.transcript.problem.answer):
+                unjudged += one.status != "failed"
+                continue
+
+            def gives(other: Continuation, value: str = value) -> float:
+                return other.answer is not None and equal(other.answer, value)
+
+            own = mean_value([one], gives, failed[0] if failed else None)
+            control = mean_value(arms.get(CONTROL, ()), gives, failed[1] if failed else None)
+            if own and control:
+                taken.append(own[0])
+                usual.append(control[0])
+        if taken:
+            forks += len(taken)
+            means = sum(taken) / len(taken), sum(usual) / len(usual)
+            others = sum(one.status != "failed" or failed is not None for one in arms[CONTROL])
+            compared.append(Pair(prefix[0], *means, (len(taken) + others) / 2))
+    return compared, forks, unjudged

@@ -83,6 +83,7 @@ def _areas(arms: Mapping[float, Episodes]) -> Iterator[CausalFigure]:
         "Area under the curve of accuracy against the rate of faults, divided by the range of the "
         "rates. Problems without episodes at a rate are left out.",
         **more,
+        **_bounds(arms, weights, ratio=False),
     )
     made = causal(
         "dose/area_ratio",
@@ -90,11 +91,35 @@ def _areas(arms: Mapping[float, Episodes]) -> Iterator[CausalFigure]:
         f"The same area, divided by the accuracy at the rate {rates[0]:g}: 1 if faults cost "
         "nothing.",
         **more,
+        **_bounds(arms, weights, ratio=True),
     )
     low = share((row.problem, row.second, row.samples) for row in rows).low
     reason = f"the lower bound of the accuracy at the rate {rates[0]:g} is below {SHOWN_FROM:.0%}"
     made = unless(made, reason if low is None or low < SHOWN_FROM else "")
     yield unless(made, hardly_differ(rows))
+
+
+def _bounds(
+    arms: Mapping[float, Episodes], weights: Mapping[float, float], ratio: bool
+) -> dict[str, float]:
+    """The fields `lowest` and `highest` of the area, or of its ratio to the first accuracy.
+
+    The ratio falls with the first accuracy and rises with all others.
+    """
+    if not any(arm.failed for arm in arms.values()):
+        return {}
+    first, bounds = min(arms), {}
+    for name, worth in (("lowest", 0.0), ("highest", 1.0)):
+        shares = {
+            rate: arm.share_right(1 - worth if ratio and rate == first else worth)
+            for rate, arm in arms.items()
+        }
+        common = [p for p in shares[first] if all(p in some for some in shares.values())]
+        area = sum(weights[rate] * some[p] for rate, some in shares.items() for p in common)
+        whole = sum(shares[first][p] for p in common) if ratio else len(common)
+        if whole:
+            bounds[name] = area / whole
+    return bounds
 
 
 def trapezoid(points: list[float]) -> list[float]:

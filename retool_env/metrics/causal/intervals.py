@@ -18,17 +18,19 @@ the number of problems with a case of the rarer sort, and a number for the assum
 `ASSUMED_FEW` and `ASSUMED`.
 
 An arm is *near the edge* if its share is within `NEAR_THE_EDGE` cases of 0 or 1. There the cases of
-a problem count as one case.
+a problem count as one case. Two arms are near the same edge if the mean of their shares is: so two
+arms that hardly differ are treated alike, also if only one of them is within this number.
 
-* One arm near an edge, arms near different edges, or all `e` are 0: the difference and the ratio
-  combine the intervals of the two shares, with the correlation of their `e` (Newcombe, 1998; Donner
-  and Zou, 2012).
 * Both arms near the same edge: `± t * s`, as elsewhere, times `1 + 3 / C`.
+* One arm near an edge and the other one far from it, arms near different edges, or all `e` are 0:
+  the difference and the ratio combine the intervals of the two shares, with the correlation of
+  their `e` (Newcombe, 1998; Donner and Zou, 2012).
 
 With few problems, most of which are alike, no interval is known to hold: see `hardly_differ`.
 
-Where a few problems decide the variance, it is hardly known. So `t` has the degrees of freedom of
-Satterthwaite (1946), from the kurtosis of `e`: at most `C - 1`, and less with a few large `e`.
+`t` is the quantile with `C - 1` degrees of freedom. If `e` is skewed, the mean and its standard
+error vary together, and an interval by `t` holds the true value too seldom. So `t` is increased by
+the second term of its Edgeworth expansion (Hall, 1992), from the skewness and the kurtosis of `e`.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ import dataclasses
 import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,8 +55,7 @@ FEW_PROBLEMS, LEAST_DIFFERENT = 30, 5
 differ at as many problems as the second number."""
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """One prefix in two arms."""
 
     problem: Hashable
@@ -75,8 +76,13 @@ class _Arm:
     low: float
     high: float
     residuals: np.ndarray[Any, Any]
-    edge: int
-    """-1 near 0, 1 near 1, else 0."""
+    worth: float
+    """The number of cases, where the cases of a problem count as one case."""
+
+    @property
+    def is_near_edge(self) -> bool:
+        """Whether the share is within `NEAR_THE_EDGE` cases of 0 or 1."""
+        return _is_near_edge(self.mean, self.worth)
 
 
 def share(cases: Iterable[tuple[Hashable, float, float]]) -> ClusterMean:
@@ -161,7 +167,7 @@ def mean_share(cases: Iterable[tuple[Hashable, float, float]]) -> ClusterMean:
     """
     rows = list(cases)
     problems, values, samples = _columns(rows)
-    if not rows or _arm(_index(problems), values, samples).edge:
+    if not rows or _arm(_index(problems), values, samples).is_near_edge:
         return share(rows)
     mean = mean_difference([Pair(problem, value, 0.0) for problem, value, _ in rows])
     if mean.low is None or mean.high is None:
@@ -263,8 +269,8 @@ def _columns(
 
 def _index(problems: Sequence[Hashable]) -> np.ndarray[Any, Any]:
     """The number of each case's problem, in order of appearance."""
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(name, len(numbers)) for name in problems])
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(problems))}
+    return np.fromiter(map(numbers.__getitem__, problems), int, len(problems))
 
 
 def _linearised(
@@ -315,32 +321,41 @@ def _arm(
     degrees = max(size - 1, 1)
     interval = wilson(mean, max(1.0, 1 / reciprocal), t_quantile(degrees, level))
     worth = float(prefixes.sum()) ** 2 / float(prefixes @ prefixes)
-    near_one, near_zero = worth * (1 - mean) < NEAR_THE_EDGE, worth * mean < NEAR_THE_EDGE
-    edge = (1 if mean > 0.5 else -1) if near_one or near_zero else 0
-    return _Arm(mean, interval.low, interval.high, residuals, edge)
+    return _Arm(mean, interval.low, interval.high, residuals, worth)
+
+
+def _is_near_edge(share: float, worth: float) -> bool:
+    return worth * min(share, 1 - share) < NEAR_THE_EDGE
+
+
+def _same_edge(first: _Arm, second: _Arm) -> bool:
+    """Whether both arms are near the same edge: the mean of their shares is."""
+    return _is_near_edge((first.mean + second.mean) / 2, first.worth)
 
 
 def _combines(first: _Arm, second: _Arm, residuals: np.ndarray[Any, Any]) -> bool:
     """Whether the interval combines the intervals of the two shares."""
-    if not (first.edge or second.edge):
-        return not np.any(np.abs(residuals) > 1e-12)
-    return first.edge != second.edge or not np.any(np.abs(residuals) > 1e-12)
+    unlike = (first.is_near_edge or second.is_near_edge) and not _same_edge(first, second)
+    return unlike or not np.any(np.abs(residuals) > 1e-12)
 
 
 def _caution(first: _Arm, second: _Arm) -> float:
-    """The factor of the width of a difference or a ratio: above 1 if an arm is near an edge."""
-    return 1 + 3 / len(first.residuals) if first.edge or second.edge else 1.0
+    """The factor of the width of a difference or a ratio: above 1 near an edge."""
+    return 1 + 3 / len(first.residuals) if _same_edge(first, second) else 1.0
 
 
 def _half_width(residuals: np.ndarray[Any, Any], level: float = 0.95) -> float:
-    """`t * s`, by the degrees of freedom of Satterthwaite. At most they are `C - 1`."""
+    """`t * s`, where `t` has `C - 1` degrees of freedom and a correction for skewed residuals."""
     size = len(residuals)
-    second, fourth = float(np.mean(residuals**2)), float(np.mean(residuals**4))
+    second = float(np.mean(residuals**2))
     if not second:
         return 0.0
-    kurtosis = max(fourth / second**2, 1 + 1e-9)
-    degrees = max(1, min(size - 1, int(2 * size / (kurtosis - 1))))
-    return t_quantile(degrees, level) * _error(residuals)
+    skewness = float(np.mean(residuals**3)) / second**1.5
+    excess = float(np.mean(residuals**4)) / second**2 - 3
+    t = t_quantile(size - 1, level)
+    # Hall (1992): the second term of the Edgeworth expansion of both tails of a t statistic.
+    lost = skewness**2 * (t**4 + 2 * t**2 - 3) / 18 - excess * (t**2 - 3) / 12
+    return (t + max(0.0, lost) * t / size) * _error(residuals)
 
 
 def _correlation(first: _Arm, second: _Arm) -> float:

@@ -111,7 +111,7 @@ def test_a_run_older_than_a_setting_goes_on_with_its_default(tmp_path):
 def test_curves_are_drawn_at_intervals(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "PICTURE_SECONDS", 0.0)
     drawn = []
-    monkeypatch.setattr(runs, "draw_curves", lambda arms, path: drawn.append((arms, path)))
+    monkeypatch.setattr(runs, "write_curves", lambda arms, path: drawn.append((arms, path)))
     made = started(tmp_path / "named")
     made.log({"step": 1, "env/accuracy": 0.5})
     assert drawn == [
@@ -120,7 +120,7 @@ def test_curves_are_drawn_at_intervals(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "PICTURE_SECONDS", 1e9)
     made.log({"step": 2, "env/accuracy": 0.5})
     assert len(drawn) == 1
-    monkeypatch.setattr(runs, "draw_curves", _without_matplotlib)
+    monkeypatch.setattr(runs, "write_curves", _without_matplotlib)
     made.draw()
 
 

@@ -50,3 +50,13 @@ def test_results_without_a_known_false_value_are_not_judged():
         {"kind": "wrong_function", "real": False},
     ):
         assert implied_by_fault(fork(SUM, "21\n", "22\n", **settings)) is None
+
+
+def test_a_wrong_function_is_judged_if_it_struck_once():
+    once = fork(STAGED, "80017\n", "80018\n", kind="wrong_function")
+    assert implied_by_fault(once) == "17"
+    result = once.spans[4]
+    again = dataclasses.replace(
+        once, spans=(*once.spans[:-1], *once.spans[3:4], result, *once.spans[-1:])
+    )
+    assert implied_by_fault(again) is None  # its later results are wrong as well

@@ -6,6 +6,7 @@ import pytest
 
 from retool_env.errors import DataError
 from retool_env.evaluation.recover import page
+from retool_env.evaluation.recover.figures import RESULT_FIELDS
 from retool_env.evaluation.recover.page import comparable, read_results, table, write_page
 
 COUNTS = {
@@ -37,9 +38,8 @@ def results(title="m", **more):
         figure("effect/timeout", -0.25),
         figure("ratio/timeout", 0.5, shown=False, reason="few cases"),
     ]
-    names = ("quick", "env", "k", "m", "samples", "seed", "protocols", "sampling", "part")
     return {
-        **dict.fromkeys(names, 0),
+        **dict.fromkeys(RESULT_FIELDS, 0),
         **{"schema": 1, "suite": "v0", "suite_hash": "a", "fingerprint": "f", "revision": 4},
         **{"model": {"title": title}, "kinds": ["timeout"], "counts": COUNTS, "figures": figures},
         "usage": USAGE,
@@ -84,13 +84,20 @@ def test_the_page_holds_its_pictures_and_escapes_names(tmp_path, monkeypatch):
     text = write_page([results("<b>")], tmp_path / "new").read_text()
     assert "<b>" not in text and "&lt;b&gt;" in text
     assert text.count("data:image/png;base64,") == 2
-    assert not any(word in text for word in ("http", "<script", "<link", "@import"))
+    assert not any(word in text for word in ("http:", "https:", "<script", "<link", "@import"))
     assert "(a) not shown: few cases" in text
     assert (tmp_path / "new" / "heat-map.png").read_bytes() == b"x"
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("{}", "is damaged"), ("[", "is damaged"), ('{"schema": 9}', "schema 9")]
+    ("text", "words"),
+    [
+        ("{}", "is damaged: the field schema is missing"),
+        ("null", "is damaged: it holds None"),
+        ("[", "is damaged"),
+        ('{"schema": 9}', "schema 9 is unknown: a newer"),
+        ('{"schema": 1, "model": {}}', "the fields name, suite, .* are missing"),
+    ],
 )
 def test_results_that_cannot_be_read_are_named(text, words, tmp_path):
     (tmp_path / "results.json").write_text(text)

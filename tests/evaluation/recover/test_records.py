@@ -49,6 +49,21 @@ def test_a_damaged_line_is_named(tmp_path):
         list(read_arms(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{}", "the field schema is missing"),
+        ("null", "it holds None, and not an object"),
+        ('{"schema": 1}', "the fields name, .*suite, part, .* are missing"),
+        ('{"schema": 7}', "schema 7 is unknown: a newer retool-env wrote it"),
+    ],
+)
+def test_a_record_without_its_fields_says_which_are_missing(text, words, tmp_path):
+    (tmp_path / "recover.json").write_text(text)
+    with pytest.raises(DataError, match=rf"recover\.json is damaged: {words}"):
+        read_recover(tmp_path)
+
+
 def test_a_prefix_is_left_out_once(tmp_path):
     lines = [LeftOut("fork", "b", 0, 1, reason) for reason in ("x", "y")]
     text = "".join(json.dumps(dataclasses.asdict(one)) + "\n" for one in lines)

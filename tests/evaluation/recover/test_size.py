@@ -19,9 +19,11 @@ def test_episodes_are_counted_for_each_protocol():
     assert most_episodes(DESIGN, ARMS, ended) == {**expected, "dose": 0, "frequency": 0}
 
 
-def test_hours_and_dollars_stand_where_they_are_known():
+def test_time_and_dollars_stand_where_they_are_known():
     *_, last = size_lines(DESIGN, ARMS, RULES, None, None, None)
     assert last.startswith("all: 114 episodes") and "11,400 tokens out" in last
-    assert "$" not in last and "hours" not in last
+    assert "$" not in last and "tokens/s" not in last
     *_, last = size_lines(DESIGN, ARMS, RULES, None, Price(0, 1000), 10)
-    assert "$11.40 at most" in last and "0.32 hours at 10 tokens/s at most" in last
+    assert "$11.40 at most" in last and "19 minutes at 10 tokens/s at most" in last
+    *_, last = size_lines(DESIGN, ARMS, RULES, None, Price(0, 0.1), 1e6)
+    assert "less than $0.01 at most, less than 1 second at 1e+06 tokens/s at most" in last

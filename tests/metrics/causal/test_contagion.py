@@ -37,7 +37,11 @@ def test_failures_are_not_judged():
     failed = [fork("a", "wrong_value", "failed"), fork("a", "control", "failed")]
     (found,) = contagion([*world(), *failed])
     assert found.mean == pytest.approx(1 / 3)
-    assert found.failed == 1
+    assert (found.count, found.failed) == (6, 2)
+    # a: 1/3 or 2/3 of the forks, minus 1/3 or 0 of the controls
+    assert found.lowest == pytest.approx((1 / 3 - 1 / 3 + 1 / 2) / 3)
+    assert found.highest == pytest.approx((2 / 3 - 0 + 1 / 2) / 3)
+    assert contagion(world())[0].lowest is None
 
 
 def test_without_a_false_value_there_is_no_figure():

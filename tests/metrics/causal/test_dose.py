@@ -75,3 +75,17 @@ def test_the_weights_of_the_trapezoidal_rule_integrate_lines(points):
     middle = (points[0] + points[-1]) / 2
     assert sum(weights) == pytest.approx(1)
     assert sum(w * x for w, x in zip(weights, points, strict=True)) == pytest.approx(middle)
+
+
+def test_failures_bound_the_area_and_its_ratio_both_ways():
+    lost = episode("a", StopReason.INFRASTRUCTURE)
+    by_rate = {0.0: [*some("a", 2, 3), lost], 1.0: [*some("a", 1, 3), lost]}
+    found = figures(by_rate)
+    area, ratio = found["dose/area"], found["dose/area_ratio"]
+    # 2/4 to 3/4 at the rate 0, 1/4 to 2/4 at the rate 1; each rate weighs a half
+    assert (area.lowest, area.highest) == (0.375, 0.625)
+    assert area.lowest <= area.mean <= area.highest
+    assert ratio.lowest == pytest.approx((0.75 + 0.25) / 2 / 0.75)
+    assert ratio.highest == pytest.approx((0.5 + 0.5) / 2 / 0.5)
+    without = figures({0.0: some("a", 2, 3), 1.0: some("a", 1, 3)})
+    assert without["dose/area"].lowest is without["dose/area_ratio"].highest is None

@@ -32,17 +32,27 @@ def spread(number=40):
     return [Pair(i, float(i % 2), float(i % 4 > 0), 4) for i in range(number)]
 
 
+def quantile(values, level=0.95):
+    """The t quantile with Hall's correction for the skewness and kurtosis of values."""
+    rest = [value - sum(values) / len(values) for value in values]
+    second, third, fourth = (sum(r**k for r in rest) / len(rest) for k in (2, 3, 4))
+    t = t_quantile(len(values) - 1, level)
+    skew, excess = third**2 / second**3, fourth / second**2 - 3
+    lost = skew * (t**4 + 2 * t**2 - 3) / 18 - excess * (t**2 - 3) / 12
+    return t + max(0, lost) * t / len(values)
+
+
 def test_a_difference_in_the_middle_is_by_t_over_problems():
     found = difference(spread())
     values = [pair.first - pair.second for pair in spread()]
     mean = sum(values) / 40
     error = math.sqrt(sum((v - mean) ** 2 for v in values) / 39 / 40)
     assert found.mean == pytest.approx(-0.25)
-    assert found.high - found.mean == pytest.approx(t_quantile(39) * error)
+    assert found.high - found.mean == pytest.approx(quantile(values) * error)
     numbers = mean_difference(spread())  # of any range, so more cautious
-    assert numbers.high - numbers.mean == pytest.approx(t_quantile(39) * error * 41 / 40)
+    assert numbers.high - numbers.mean == pytest.approx(quantile(values) * error * 41 / 40)
     narrow = difference(spread(), 0.9)
-    assert narrow.high - narrow.mean == pytest.approx(t_quantile(39, 0.9) * error)
+    assert narrow.high - narrow.mean == pytest.approx(quantile(values, 0.9) * error)
 
 
 def test_a_ratio_in_the_middle_is_by_the_delta_method():
@@ -50,7 +60,30 @@ def test_a_ratio_in_the_middle_is_by_the_delta_method():
     rest = [pair.first - 2 / 3 * pair.second for pair in spread()]
     error = math.sqrt(sum(r * r for r in rest) / 39 / 40) / 0.75
     assert found.mean == pytest.approx(2 / 3)
-    assert found.high - found.mean == pytest.approx(t_quantile(39) * error)
+    assert found.high - found.mean == pytest.approx(quantile(rest) * error)
+
+
+def test_skewed_differences_have_wider_intervals_and_heavy_symmetric_tails_do_not():
+    skewed = [1.0] * 4 + [0.0] * 56
+    symmetric = [1.0, -1.0] * 2 + [0.0] * 56
+    for values, wider in ((skewed, True), (symmetric, False)):
+        found = mean_difference([Pair(i, value, 0.0) for i, value in enumerate(values)])
+        mean = sum(values) / 60
+        error = math.sqrt(sum((v - mean) ** 2 for v in values) / 59 / 60)
+        plain = t_quantile(59) * error * 61 / 60
+        assert (found.high - found.mean > 1.01 * plain) == wider
+        assert found.high - found.mean >= plain * (1 - 1e-9)
+
+
+def test_arms_that_hardly_differ_are_treated_alike_on_both_sides_of_the_edge():
+    """One arm is 4 cases below 1 and the other arm 5, where the edge begins: 4.5 in the mean."""
+    pairs = [Pair(i, float(i >= 4), float(i >= 3), 4) for i in range(100)]
+    pairs += [Pair("x", 0.0, 1.0, 4), Pair("y", 1.0, 0.0, 4)]
+    values = [pair.first - pair.second for pair in pairs]
+    mean = sum(values) / 102
+    error = math.sqrt(sum((v - mean) ** 2 for v in values) / 101 / 102)
+    found = difference(pairs)
+    assert found.high - found.mean == pytest.approx(quantile(values) * error * (1 + 3 / 102))
 
 
 def test_prefixes_of_a_problem_are_one_cluster():
@@ -112,7 +145,7 @@ def test_one_problem_has_no_interval_and_no_prefix_no_figure():
 
 def test_the_detectable_difference_is_by_the_standard_error():
     found = difference(spread())
-    error = (found.high - found.mean) / t_quantile(39)
+    error = (found.high - found.mean) / quantile([p.first - p.second for p in spread()])
     # The 80 % point of t with 39 degrees of freedom is 0.851.
     assert detectable(spread()) == pytest.approx((2.0227 + 0.851) * error, rel=1e-3)
     assert detectable([Pair(i, 1.0, 1.0) for i in range(9)]) is None
@@ -137,7 +170,8 @@ def test_with_few_problems_most_of_which_are_alike_a_difference_is_not_shown():
 def test_a_mean_of_several_shares_is_by_t_and_near_an_edge_like_a_share():
     middle = [(i, 0.4 + 0.2 * (i % 2), 4) for i in range(40)]
     found = mean_share(middle)
-    assert found.high - found.mean == pytest.approx(t_quantile(39) * 0.1 / math.sqrt(39) * 41 / 40)
+    t = quantile([value for _, value, _ in middle])
+    assert found.high - found.mean == pytest.approx(t * 0.1 / math.sqrt(39) * 41 / 40)
     edge = [(i, 1.0 - 0.02 * (i % 2), 4) for i in range(40)]
     assert mean_share(edge) == share(edge)
     assert mean_share([]).mean is None

@@ -1,0 +1,121 @@
+"""`retool score`: the answers of a recorded run, graded anew by another grader."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retool_env.errors import SettingsError
+
+if TYPE_CHECKING:
+    from retool_env.evaluation.score import Rescored, Scores
+    from retool_env.metrics.figures import Figure
+
+MOST_ROWS = 50
+"""The largest number of changed episodes that the command prints. The file has all of them."""
+
+MOST_CHARACTERS = 60
+"""The largest number of characters of an answer in the printed table."""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command's options."""
+    parser = commands.add_parser(
+        "score", help="the answers of a recorded run, graded anew", allow_abbrev=False
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder, RUN@STEP, or a file")
+    parser.add_argument(
+        "--grader",
+        default="math",
+        help="math, the environment's own grader as it is today; exact, equal texts; or "
+        "file.py:function, your own function of an answer and a reference answer (math)",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the file of the scores (scores-NAME.json in the run's folder)"
+    )
+
+
+def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    """`retool score`."""
+    from retool_env.commands.lines import counted
+    from retool_env.evaluation.folder import replace_json
+    from retool_env.evaluation.runs import open_run
+    from retool_env.evaluation.score import default_path, load_grader, rescored, scores, to_json
+
+    opened = open_run(arguments.run)
+    name, grade = load_grader(arguments.grader)
+    out = arguments.out or default_path(opened, name)
+    if out.exists():
+        raise SettingsError(f"{out} exists already: remove it, or name another file with --out")
+    episodes = list(counted(rescored(opened, grade, name), "episodes are graded", sys.stderr))
+    if not episodes:
+        raise SettingsError(f"{opened.path} holds no finished episode, so nothing can be graded")
+    parts = scores(episodes)
+    print(f"{opened.title}: {len(episodes)} episodes, grader {arguments.grader}")
+    _show_changes(episodes, out)
+    _show_figures(parts)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    replace_json(out, to_json(opened, arguments.grader, episodes, parts))
+    print(f"\nscores: {out}")
+    return 0
+
+
+def _show_changes(episodes: Sequence[Rescored], out: Path) -> None:
+    from retool_env.metrics.tables import markdown
+
+    changed = [episode for episode in episodes if episode.changed]
+    failed = [episode for episode in episodes if episode.error]
+    print(f"\n{len(changed)} of {len(episodes)} verdicts changed")
+    if changed:
+        cells = [["episode", "answer", "reference", "before", "after"]]
+        for episode in changed[:MOST_ROWS]:
+            answer, gold = episode.transcript.answer, episode.transcript.problem.answer
+            verdicts = (episode.transcript.correct, episode.verdict)
+            cells.append([episode.address, _short(answer), _short(gold), *map(_word, verdicts)])
+        print(f"\n{markdown(cells)}")
+    if len(changed) > MOST_ROWS:
+        print(f"\n{len(changed) - MOST_ROWS} more stand in {out}")
+    for episode in failed[:MOST_ROWS]:
+        print(f"the grader failed on {episode.address}: {episode.error}", file=sys.stderr)
+    if failed:
+        print(f"\nthe grader failed on {len(failed)} episodes, which have no new verdict")
+
+
+def _show_figures(parts: Sequence[Scores]) -> None:
+    from retool_env.metrics.tables import interval_text, markdown
+
+    cells = [["part", "episodes", "changed", "accuracy before", "accuracy after"]]
+    for part in parts:
+        before, after = (_by_key(figures)["accuracy/avg"] for figures in (part.before, part.after))
+        numbers = [str(part.episodes), str(part.changed)]
+        texts = [interval_text(before), interval_text(after)]
+        cells.append([part.group or "all", *numbers, *texts])
+    print(f"\n{markdown(cells)}")
+    if len(parts) > 1:
+        return
+    [part] = parts
+    before, after = _by_key(part.before), _by_key(part.after)
+    other = [
+        [key, interval_text(before[key]), interval_text(after[key])]
+        for key in before
+        if key in after and before[key].mean != after[key].mean and key != "accuracy/avg"
+    ]
+    if other:
+        print(f"\n{markdown([['other figures that changed', 'before', 'after'], *other])}")
+
+
+def _by_key(figures: Sequence[Figure]) -> dict[str, Figure]:
+    return {figure.key: figure for figure in figures}
+
+
+def _word(verdict: bool | None) -> str:
+    return {True: "right", False: "wrong", None: "–"}[verdict]
+
+
+def _short(text: str | None) -> str:
+    """A text in one line of a table."""
+    words = "–" if text is None else repr(text)[1:-1].replace("|", "\\|")
+    return words if len(words) <= MOST_CHARACTERS else f"{words[: MOST_CHARACTERS - 1]}…"

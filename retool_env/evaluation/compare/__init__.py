@@ -1,0 +1,1 @@
+"""`retool compare`: two or more runs on the same problems."""

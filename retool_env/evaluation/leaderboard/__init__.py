@@ -1,0 +1,1 @@
+"""The leaderboard: the runs of several models in tables, each table of runs that are comparable."""

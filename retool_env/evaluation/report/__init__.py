@@ -1,0 +1,1 @@
+"""`retool report`: one page on one or several recorded runs, side by side."""

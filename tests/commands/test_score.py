@@ -1,0 +1,65 @@
+"""`retool score` in this process."""
+
+import json
+
+import pytest
+from evaluation.test_score import RUN, own
+from helpers.recorded_runs import write_eval, write_training
+
+from retool_env.cli import main
+from retool_env.transcript import write_transcripts
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_eval(tmp_path / "run", RUN)
+    return tmp_path
+
+
+def test_the_command_shows_what_changed_and_writes_the_scores_beside_the_record(folder, capsys):
+    before = {path.name: path.read_bytes() for path in (folder / "run").iterdir()}
+    assert main(["score", "run", "--grader", "exact"]) == 0
+    output = capsys.readouterr().out
+    assert "2 of 5 verdicts changed" in output
+    assert "| a/1     | 42.0   | 42        | right  | wrong |" in output
+    assert "| all  | 5        | 2       | 0.75 [" in output
+    assert output.splitlines()[-1] == "scores: run/scores-exact.json"
+    assert len(json.loads((folder / "run/scores-exact.json").read_text())["episodes"]) == 5
+    assert {name: (folder / "run" / name).read_bytes() for name in before} == before
+
+
+def test_parts_of_a_run_stand_in_a_row_each(folder, capsys):
+    run = write_training(folder / "training", RUN[:2])
+    write_transcripts(run / "eval-4.jsonl", [RUN[2]])
+    assert main(["score", "training", "--out", "new/scores.json"]) == 0
+    output = capsys.readouterr().out
+    assert "| all    |" in output and "| step-4 |" in output
+    assert (folder / "new/scores.json").exists()
+
+
+def test_errors_of_a_grader_are_named_with_the_address_and_the_status_is_0(folder, capsys):
+    grader = own(folder, "def grade(answer, gold): return int(answer) == int(gold)")
+    assert main(["score", "run", "--grader", grader]) == 0
+    captured = capsys.readouterr()
+    assert "the grader failed on a/1: ValueError" in captured.err
+    assert "the grader failed on 1 episodes, which have no new verdict" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nothing"], "nothing was not found"),
+        (["run", "--grader", "maths"], "unknown grader 'maths'"),
+        (["run", "--out", "there.json"], "there.json exists already"),
+        (["empty.jsonl"], "holds no finished episode"),
+        (["damaged.jsonl"], "damaged.jsonl, line 1 is not an episode"),
+    ],
+)
+def test_bad_input_is_one_line(folder, capsys, words, message):
+    (folder / "there.json").touch()
+    (folder / "empty.jsonl").touch()
+    (folder / "damaged.jsonl").write_text("{}\n")
+    assert main(["score", *words]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("retool score: ") and message in line

@@ -1,0 +1,99 @@
+"""The words and tables of a comparison."""
+
+from __future__ import annotations
+
+import pytest
+from helpers.compared_runs import outcomes
+
+from retool_env.evaluation.compare.comparison import compare_outcomes
+from retool_env.evaluation.compare.text import (
+    bands_table,
+    flips_text,
+    notes,
+    one_line,
+    sets_table,
+    terminal,
+    uses_table,
+    verdict,
+)
+
+NAMES = [f"p{n:02}" for n in range(40)]
+
+
+def report_of(*runs):
+    return compare_outcomes([outcomes(name, run) for name, run in zip("ABC", runs, strict=False)])
+
+
+def right(count):
+    return {name: [n < count] for n, name in enumerate(NAMES)}
+
+
+def test_the_better_run_is_named_first_with_a_positive_interval():
+    [found] = report_of(right(10), right(25)).comparisons
+    [mirrored] = report_of(right(25), right(10)).comparisons
+    text = verdict(found)
+    assert text.startswith("B is better than A by 37.5 points [2")
+    assert "p < 0.001, 40 problems. Smallest detectable difference (80 % power): 2" in text
+    assert verdict(mirrored) == text.replace("B is better than A", "A is better than B")
+
+
+def test_without_a_finding_the_difference_keeps_its_sign():
+    [found] = report_of(right(12), right(10)).comparisons
+    assert verdict(found).startswith(
+        "No difference between B and A was found: B − A = −5.0 points [−1"
+    )
+    assert "p = 0.500, 40 problems." in verdict(found)
+
+
+def test_one_problem_and_no_problem_have_a_verdict():
+    [one] = report_of({"p": [True]}, {"p": [False]}).comparisons
+    assert verdict(one).endswith("B − A = −100.0 points [–, –], p = 1.000, 1 problem.")
+    [nothing] = report_of({"p": [True]}, {"p": [None]}).comparisons
+    assert "can't be compared: no common problem has episodes that count" in verdict(nothing)
+    assert len(sets_table(nothing)) == len(bands_table(nothing)) == 1
+    assert terminal(report_of({"p": [True]}, {"p": [None]}))
+
+
+def test_notes_name_left_out_problems_failures_and_caution():
+    first = {**{f"a{n}": [True] for n in range(7)}, "p": [True], "q": [True, None], "r": [None]}
+    [found] = report_of(first, {"p": [False], "q": [True], "r": [True]}).comparisons
+    text = "\n".join(notes(found))
+    assert "Only A has 7 problems: a0, a1, a2, a3, a4 and 2 more. They are left out." in text
+    assert "2 episodes do not count" in text
+    assert "lowered the difference, it would be −33.3 points; if all had raised it, +16.7." in text
+    assert "1 common problems have no episode that counts" in text
+    assert "Caution: the two arms differ at fewer than 5 problems" in text
+    assert "only interpreter, protocol and revision were compared" in text
+
+
+def test_flips_are_counted_and_the_first_are_named():
+    report = report_of(right(5), {name: [n > 2] for n, name in enumerate(NAMES)})
+    [found] = report.comparisons
+    assert flips_text(found) == (
+        "Episodes of one problem and number: 35 are right in B only, 3 in A only, 2 in both, 0 in "
+        "neither."
+    )
+    text = terminal(report)
+    assert "  p00/0: right in A, wrong in B\n" in text
+    assert "  p05/0: right in B, wrong in A\n" in text
+    assert "  and 28 more" in text
+    assert text.endswith("Side by side: retool view A B --query flipped:yes")
+
+
+def test_a_table_of_calls_needs_a_call():
+    assert uses_table(report_of(right(1), right(2)).comparisons[0]) == []
+
+
+def test_without_a_flipped_episode_nothing_is_to_be_viewed():
+    assert "retool view" not in terminal(report_of(right(5), right(5)))
+
+
+def test_names_are_shown_on_one_line_and_cut():
+    assert one_line("a\x1b[31m\n\u202eb\u00e9") == "a\\x1b[31m\\n\\u202eb\u00e9"
+    assert one_line("x" * 1_000_000) == "x" * 120 + "…"
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_comparisons_say_that_p_values_are_adjusted(count):
+    text = terminal(report_of(*[right(10)] * count))
+    assert ("adjusted by Holm's method over 3 comparisons" in text) == (count == 3)
