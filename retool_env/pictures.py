@@ -30,7 +30,7 @@ LINES = ("-", "--", "-.", (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5, 1, 1.5)), (0, (8, 
 DPI = 150
 """The resolution of the PNG files, in dots for an inch."""
 
-_STYLE = {
+_STYLE: Any = {
     **{"font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8.5},
     **{"xtick.labelsize": 8, "ytick.labelsize": 8, "figure.titlesize": 10},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3},

@@ -258,7 +258,7 @@ def recovery_rows(subjects: Sequence[Subject]) -> Table:
         ("accuracy", "right, of episodes with an error"),
     ):
         found = [subject.summary.recovery for subject in subjects]
-        estimates: list[Estimate | None] = [r and getattr(r, name) for r in found]
+        estimates: list[Estimate | None] = [getattr(r, name, None) for r in found]
         if any(estimate and estimate.count for estimate in estimates):
             cells = [_estimate(estimate, name == "accuracy") for estimate in estimates]
             rows.append([words, *(cell for pair in cells for cell in pair)])
