@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import chdir
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -31,7 +32,7 @@ EVALUATE = (
     *("-m", "retool_env.cli", "eval", "--model", "runs/tiny/checkpoint", "--out", "evaluated"),
     *("--problems", "8", "--k", "1"),
 )
-SIZE = {"width": 1280, "height": 800}
+SIZE = {"width": 1280, "height": 720}
 
 
 def make_runs(folder: Path) -> list[Path]:
@@ -85,8 +86,8 @@ def run_again(page) -> None:
 
 def main() -> None:
     """Makes the runs, serves them, and takes the pictures."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE
-    with tempfile.TemporaryDirectory() as runs:
+    folder = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else HERE
+    with tempfile.TemporaryDirectory() as runs, chdir(runs):
         indexes = [Index(open_run(path), cache=False) for path in make_runs(Path(runs))]
         for index in indexes:
             index.refresh()

@@ -58,7 +58,7 @@ export function count(number, noun) {
 
 /** Seconds with at most two digits after the point. */
 export function seconds(value) {
-  return `${Number(value.toFixed(value < 10 ? 2 : 0))} s`;
+  return value < 0.01 ? "under 0.01 s" : `${Number(value.toFixed(value < 10 ? 2 : 0))} s`;
 }
 
 /** Copies a text and says so on the button for a moment. */

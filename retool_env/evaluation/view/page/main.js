@@ -114,7 +114,11 @@ function pane(label, close, onSpan) {
       back: leaveEpisode,
       close,
     },
-    run: (number) => ({ ...store.runs()[number], canRun: store.canRun() }),
+    run: (number) => {
+      const run = store.runs()[number];
+      const title = store.other(number) === null ? null : run.title;
+      return { ...run, title, canRun: store.canRun() };
+    },
     links: (run) => ({
       link: (address) => writeState(opened(state, address, run)),
       besideLink: (address) => writeState(besides(state, run, address)),

@@ -96,7 +96,7 @@ function episodeHeader(episode, page) {
       " ",
       element("span", { class: "where" }, isolated(whereabouts(place))),
     ),
-    element("p", { class: "run-title" }, isolated(page.title)),
+    page.title ? element("p", { class: "run-title" }, isolated(page.title)) : null,
     definitions([
       ["Result", verdict(episode.right)],
       ["Given answer", value(episode.answer, "none given")],
@@ -182,7 +182,7 @@ export function makePane({ source, label, actions, links, run: runOf, onSpan }) 
       hasFailed ? button("Next failed", () => failedCall(1), { "aria-keyshortcuts": "n" }) : null,
       tokensButton,
       button("Side by side", actions.beside, { "aria-keyshortcuts": "s", class: "beside" }),
-      button("Close", actions.close, { class: "close", "aria-label": `Close: ${label}` }),
+      button("✕", actions.close, { class: "close", "aria-label": `Close: ${label}` }),
     );
     fill(content, episodeHeader(episode, page), sections);
     root.scrollTop = 0;

@@ -24,19 +24,19 @@ function divided(parts, surplus) {
   return { kept, apart };
 }
 
-/** The pieces of a program or a result without the line breaks beside its tags. */
+/** The pieces of a part without the blank lines at its ends. */
 function trimmed(pieces) {
   const kept = pieces.map((piece) => [...piece]);
   if (kept.length) {
-    kept[0][1] = kept[0][1].replace(/^\n/, "");
-    kept.at(-1)[1] = kept.at(-1)[1].replace(/\n$/, "");
+    kept[0][1] = kept[0][1].replace(/^\n+/, "");
+    kept.at(-1)[1] = kept.at(-1)[1].replace(/\n+$/, "");
   }
   return kept;
 }
 
 function partBlock(part, more) {
   const whole = part.pieces ?? [["", part.text]];
-  const pieces = part.kind === "text" ? whole : trimmed(whole);
+  const pieces = trimmed(whole);
   const block = longText(
     part.kind,
     pieces.map(([name, text]) => [name && `py-${name}`, text]),
@@ -56,7 +56,7 @@ function partBlock(part, more) {
 /** The parts of a span; the last one offers the rest that the server holds. */
 function body(span, index, page) {
   const { kept, apart } = divided(span.parts, span.cut ? 0 : span.surplus);
-  const shown = kept.filter((part) => part.text || span.cut);
+  const shown = kept.filter((part) => part.text.trim() || span.cut);
   const rest = () => page.rest(index, [...span.text].length);
   const blocks = shown.map((part, at) =>
     partBlock(part, span.cut && at === shown.length - 1 ? { cut: span.cut, rest } : null),
@@ -75,7 +75,7 @@ function body(span, index, page) {
       ),
     );
   }
-  if (!blocks.length) blocks.push(element("p", { class: "note" }, "empty"));
+  if (!blocks.length) blocks.push(element("p", { class: "note" }, "empty, or only blanks"));
   return blocks;
 }
 

@@ -124,9 +124,10 @@ function moveToken(event) {
  * @param {Element} inspector The element that shows the facts of one token.
  */
 export function showTokens(tokens, bodies, inspector) {
+  const why = tokens.known ? null : element("p", { class: "note" }, tokens.why);
   const inspect = (span) => (event) => {
     const token = event.target.closest?.("[data-token]");
-    if (token) fill(inspector, tokenFacts(span, Number(token.dataset.token)));
+    if (token) fill(inspector, why, tokenFacts(span, Number(token.dataset.token)));
   };
   bodies.forEach(({ text, name }, index) => {
     const span = tokens.spans[index];
@@ -138,7 +139,6 @@ export function showTokens(tokens, bodies, inspector) {
     fill(text, block, more);
   });
   const none = tokens.spans.every((span) => !span?.ids?.length);
-  const why = tokens.known ? null : element("p", { class: "note" }, tokens.why);
   fill(
     inspector,
     why,
