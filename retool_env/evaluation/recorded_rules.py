@@ -99,10 +99,10 @@ def _recorded(run: Run, step: int | None) -> tuple[Rules, bool, str | None]:
     if step is not None:
         env = _held_out(env, run.config["settings"].get("eval_env") or {})
     reward = env.get("reward", "paper")
-    known = {name: value for name, value in env.items() if name in RULES}
+    given = {name: value for name, value in env.items() if name in RULES}
     # The prompt stands in the transcript; the file of its template may be gone.
     unread: dict[str, Any] = {"prompt_template": None, "reward": "paper", "faults": None}
-    return make_rules(env["id"], **known | unread), True, reward
+    return make_rules(env["id"], **given | unread), True, reward
 
 
 def _held_out(env: Mapping[str, Any], eval_env: Mapping[str, Any]) -> dict[str, Any]:
