@@ -184,7 +184,7 @@ def test_a_dry_run_says_the_size_of_each_protocol_and_asks_nobody(capsys):
     numbers = {name: int(line.split(" ")[0]) for name, line in lines.items()}
     # 3 problems: 2 rates x 2; 3 arms x 4; 2 parents x 3 arms x 2; 2 parents x 4 arms x 2
     assert numbers == {"dose": 12, "frequency": 36, "fork": 36, "natural": 48, "all": 132}
-    assert "$" in lines["all"] and "hours at 100 tokens/s at most" in lines["all"]
+    assert "$" in lines["all"] and "19.8 minutes at 100 tokens/s at most" in lines["all"]
     assert not api.requests and not Path("found").exists()
 
 
