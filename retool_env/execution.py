@@ -4,6 +4,7 @@ import enum
 import errno
 import numbers
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -230,6 +231,9 @@ class Fault:
     own result was shown, as after a fault that is made in the program's process."""
 
 
+_EXCEPTION = re.compile(r"((?:\w+\.)*[A-Z]\w*)(?::|$)")
+
+
 @dataclass(frozen=True, slots=True)
 class Execution:
     """The result of one program.
@@ -260,6 +264,18 @@ class Execution:
     fault: Fault | None = None
     """The fault that was ordered for this call; `None` without one. Only the episode's interpreter
     sets it."""
+
+    @property
+    def exception(self) -> str | None:
+        """The class of the exception that ended the program; `None` for other ends.
+
+        Example:
+            >>> Execution(Outcome.RUNTIME_ERROR, "", "ZeroDivisionError: by zero").exception
+            'ZeroDivisionError'
+            >>> Execution(Outcome.TIMEOUT, "", "time limit: it ran for more than 5 s").exception
+        """
+        match = _EXCEPTION.match(self.error)
+        return match[1] if match else None
 
 
 _ADVICE = {

@@ -126,12 +126,12 @@ def test_eval_opens_the_sandbox_it_is_told_to(given, setting, checkpoint, outsid
     opened = []
 
     def open_sandbox(setting, rules):
-        opened.append((setting, rules.session))
+        opened.append((setting, rules.display))
         raise SandboxUnavailable("seen")
 
     monkeypatch.setattr("retool_env.interpreter.open_sandbox", open_sandbox)
     command = ["eval", "--env", ARITHMETIC, "--model", checkpoint, "--sandbox", given]
-    assert main([*command, *SMALL, "session=true"]) == 1
+    assert main([*command, *SMALL, "display=true"]) == 1
     assert opened == [(setting, True)] and not Path("runs").exists()
 
 

@@ -76,3 +76,17 @@ def test_an_error_for_want_of_resources_brings_advice():
     assert advised(ValueError()) == "ValueError" and advised(OSError("gone")) == "gone"
     assert "ulimit -n" in advised(OSError(errno.EMFILE, "too many open files"))
     assert "ulimit -u" in advised(OSError(errno.EAGAIN, "no process"))
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        ("ValueError", "ValueError"),
+        ("json.decoder.JSONDecodeError: Expecting value", "json.decoder.JSONDecodeError"),
+        ("time limit: the program ran for more than 5 s", None),
+        ("exit status 3", None),
+        ("", None),
+    ],
+)
+def test_the_class_of_an_exception(error, name):
+    assert Execution(Outcome.RUNTIME_ERROR, "", error).exception == name

@@ -231,7 +231,7 @@ class EpisodeRecord:
         calls = [
             {
                 "outcome": str(call.execution.outcome),
-                "exception": exception_class(call.execution.error),
+                "exception": call.execution.exception,
                 "form": call.form,
                 "program": call.program,
                 "fault": None
@@ -279,22 +279,6 @@ class EpisodeRecord:
             None if usage is None else Usage(**usage),
             record.get("error"),
         )
-
-
-_EXCEPTION = re.compile(r"((?:\w+\.)*[A-Z]\w*)(?::|$)")
-
-
-def exception_class(error: str) -> str | None:
-    """The class of the exception that ended a program, by its last line; `None` for other ends.
-
-    Example:
-        >>> exception_class("ZeroDivisionError: division by zero")
-        'ZeroDivisionError'
-        >>> exception_class("time limit: the program ran for more than 5 s") is None
-        True
-    """
-    match = _EXCEPTION.match(error)
-    return match[1] if match else None
 
 
 @functools.lru_cache(maxsize=4096)

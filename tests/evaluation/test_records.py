@@ -14,7 +14,6 @@ from retool_env.evaluation.identity import ModelIdentity
 from retool_env.evaluation.records import (
     EpisodeRecord,
     EvalRecord,
-    exception_class,
     read_usage,
     rules_to_json,
 )
@@ -208,20 +207,6 @@ def test_usage_adds_up(tmp_path_factory, usages):
     total = read_usage(folder)
     assert total.prompt_tokens == sum(usage.prompt_tokens for usage in usages)
     assert total.requests == sum(usage.requests for usage in usages)
-
-
-@pytest.mark.parametrize(
-    ("error", "name"),
-    [
-        ("ValueError", "ValueError"),
-        ("json.decoder.JSONDecodeError: Expecting value", "json.decoder.JSONDecodeError"),
-        ("time limit: the program ran for more than 5 s", None),
-        ("exit status 3", None),
-        ("", None),
-    ],
-)
-def test_the_class_of_an_exception(error, name):
-    assert exception_class(error) == name
 
 
 def test_a_field_that_only_the_earlier_start_had_is_a_difference():

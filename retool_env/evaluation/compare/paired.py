@@ -99,7 +99,7 @@ def paired_difference(problems: Sequence[PairedProblem]) -> PairedDifference | N
         The difference; `None` if no problem counts.
     """
     pairs = [
-        dataclasses.replace(one.pair, problem=number)
+        one.pair._replace(problem=number)
         for number, one in enumerate(problems)
         if one.pair is not None
     ]

@@ -10,7 +10,6 @@ import json
 import math
 from typing import Any
 
-from retool_env.evaluation.records import exception_class
 from retool_env.evaluation.rows import clean
 from retool_env.evaluation.runs import Place
 from retool_env.execution import Execution, Outcome
@@ -80,7 +79,7 @@ def error_name(execution: Execution) -> str:
         >>> error_name(Execution(Outcome.TIMEOUT, "", "time limit: more than 5 s"))
         'timeout'
     """
-    return exception_class(execution.error) or str(execution.outcome)
+    return execution.exception or str(execution.outcome)
 
 
 def _void_turns(transcript: Transcript) -> int:
