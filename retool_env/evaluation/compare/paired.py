@@ -99,9 +99,9 @@ def paired_difference(problems: Sequence[PairedProblem]) -> PairedDifference | N
         The difference; `None` if no problem counts.
     """
     pairs = [
-        one.pair._replace(problem=number)
+        pair._replace(problem=number)
         for number, one in enumerate(problems)
-        if one.pair is not None
+        if (pair := one.pair) is not None
     ]
     if not pairs:
         return None
