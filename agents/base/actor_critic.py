@@ -20,13 +20,14 @@ from trl.trainer.utils import add_fused_lm_head
 
 from agents.base.critic import Critic, ValueHead
 from agents.base.fields import PolicySettings
-from agents.base.minibatch import Batch
+from agents.base.minibatch import Batch, Passes
 from agents.base.model import disable_dropout, load_model, lora_config
 from agents.base.records import seal, write_atomically
 from agents.base.resuming import loading
-from agents.base.settings import setting, task_of
+from agents.base.settings import SettingsError, setting, task_of
 from agents.base.sharding import shard_frozen, sharded_apart
 from retool_env.integrations.fused_head import skip_unwanted
+from retool_env.training.exchange import Exchange
 from retool_env.training.packing import Packed, keeps_apart, pack, score
 
 _log = logging.getLogger(__name__)
@@ -95,23 +96,27 @@ class ActorCritic:
 
     def values(self, batch: Batch) -> torch.Tensor:
         """The critic's values of a batch, shape `(B, T)`."""
-        return self._by_micro_batch(self.critic, batch)
+        return self._by_pass(self.critic, batch)
 
     def logps(self, batch: Batch) -> torch.Tensor:
         """The actor's log-probs of a batch, shape `(B, T)`."""
-        return self._by_micro_batch(lambda rows: self.score(self.actor, rows)[0], batch)
+        return self._by_pass(lambda rows: self.score(self.actor, rows)[0], batch)
 
     @torch.no_grad()
-    def _by_micro_batch(
-        self, compute: Callable[[Packed], torch.Tensor], batch: Batch
-    ) -> torch.Tensor:
-        result = torch.zeros_like(batch.old_logps)
-        done = 0
-        for part in batch.parts(self.settings.micro_batch):
-            numbers = compute(self.rows(part))
-            result[done : done + len(numbers), : numbers.shape[1]] = numbers
-            done += len(numbers)
-        return result
+    def _by_pass(self, compute: Callable[[Packed], torch.Tensor], batch: Batch) -> torch.Tensor:
+        passes = self.passes(batch)
+        return passes.back([compute(self.rows(part)) for part in passes.parts])
+
+    def passes(self, batch: Batch) -> Passes:
+        """Divide a batch into forward and backward passes. All processes must call it.
+
+        Args:
+            batch: The episodes of this process.
+        """
+        tokens = self.settings.tokens
+        if not tokens:
+            return batch.parts(self.settings.micro_batch)
+        return batch.balanced(Exchange(self.accelerator, batch.attention.sum(1), tokens))
 
     def rows(self, batch: Batch) -> Packed:
         """The batch's episodes, packed into rows without padding; see `training.packing`."""
@@ -125,11 +130,19 @@ class ActorCritic:
 
         A model supports packing if the episodes in a row do not see each other. All processes read
         this property together.
+
+        Raises:
+            SettingsError: If it does not, and the passes have a budget of tokens.
         """
         with self.accelerator.autocast():
             packs, shares = (
                 keeps_apart(self.actor, self.model, self.accelerator.device, shared)
                 for shared in (False, True)
+            )
+        if self.settings.tokens and not packs:
+            raise SettingsError(
+                f"tokens={self.settings.tokens} needs packed rows, and {type(self.model).__name__} "
+                "lets episodes in one row see each other: set tokens=0 and micro_batch"
             )
         if not packs:
             _log.warning(

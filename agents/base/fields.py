@@ -98,6 +98,11 @@ class PolicySettings(RolloutSettings):
     prompts: int = setting(16, "problems per step")
     rollouts: int = setting(8, "rollouts per problem, which form a group")
     micro_batch: int = setting(128, "episodes in a forward and backward pass of one process")
+    tokens: int = setting(
+        0,
+        "tokens in a forward and backward pass of one process, in place of micro_batch; the passes "
+        "are balanced over all processes; 0: micro_batch counts",
+    )
     deadline: float = setting(0.0, "seconds after which a batch's episodes are cut; 0: no deadline")
     mask_void: bool = setting(
         False, "no loss on episodes with a void turn, neither code nor answer (arXiv 2509.02479)"
@@ -139,7 +144,9 @@ def check_policy_settings(settings: PolicySettings, processes: int) -> None:
     """
     ones = ("steps", "prompts", "rollouts", "micro_batch", "sample_batch", "in_flight")
     least = dict.fromkeys((*ones, "save_steps", "transcripts_every"), 1)
-    check_least(settings, least | dict.fromkeys(("deadline", "lora_rank", "export_steps"), 0))
+    check_least(
+        settings, least | dict.fromkeys(("deadline", "lora_rank", "export_steps", "tokens"), 0)
+    )
     if not settings.temperature > 0:
         raise SettingsError(f"temperature must be above 0, not {settings.temperature}")
     if not settings.correction_cap >= 1:

@@ -190,6 +190,11 @@ class RolloutSession[P: PolicySettings](Session[P]):
         super().__init__(settings, folder, resume, "steps")
         if self.finished:
             return
+        if 0 < settings.tokens < (self.rules.max_tokens or 0):
+            raise SettingsError(
+                f"tokens={settings.tokens} is below env.max_tokens={self.rules.max_tokens}, the "
+                "longest response of one episode: raise tokens, or lower env.max_tokens"
+            )
         self.model, self.tokenizer = load_model(settings.model, settings.dtype)
         drawn, *earlier = (steps * settings.prompts for steps in (settings.steps, *self.earlier))
         self.ids = chosen_ids(self.problems, drawn, settings.seed, settings.curriculum, earlier)
