@@ -113,7 +113,9 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         if settings.model == "tiny":
             run.model, run.tokenizer = tiny.make_model(settings.seed)
         else:
-            run.model, run.tokenizer = load_model(settings.model, settings.dtype)
+            run.model, run.tokenizer = load_model(
+                settings.model, settings.dtype, settings.attention
+            )
         check_learning_rate(settings, run.model.num_parameters())
         if settings.packing or settings.tokens:
             check_packing(run.model)

@@ -64,7 +64,8 @@ class ActorCritic:
         self.actor, self.actor_optimizer = self._prepare(actor, actor, settings.learning_rate)
         self.model = self.accelerator.unwrap_model(self.actor)
         # Load it after the actor is sharded, so that the host never holds two whole models.
-        base = load_model(settings.model, settings.dtype)[0]
+        source = settings.model, settings.dtype, settings.attention
+        base = load_model(*source)[0]
         critic = Critic(base, lora_config(settings.lora_rank))
         # In a unit with other layers the head's weights would be gathered in bfloat16.
         with sharded_apart(self.accelerator, ValueHead.__name__):
@@ -74,7 +75,7 @@ class ActorCritic:
         self._one_row = is_flash_attention_requested(base.config.get_text_config())
         self.reference = None
         if settings.kl and not settings.lora_rank:
-            reference = load_model(settings.model, settings.dtype)[0].eval()
+            reference = load_model(*source)[0].eval()
             add_fused_lm_head(reference, settings.temperature)
             skip_unwanted(reference)
             if self.accelerator.is_fsdp2:

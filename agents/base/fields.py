@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from agents.base.settings import SettingsError, check_least, setting
 from retool_env.training.correction import Correction
+
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"]
+"""Kernels of attention, by transformers' names. The names are listed, because transformers makes no
+mask for a name that it does not know."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,12 @@ class TuningSettings(ModelSettings):
     """Settings of a run that trains the model."""
 
     lora_rank: int = setting(0, "rank of the LoRA adapters; 0: train all weights")
+    attention: Attention = setting(
+        "auto",
+        "kernels of attention in training: auto, transformers' choice; sdpa; eager; or "
+        "flash_attention_2 or flash_attention_3, which need a GPU and compute each packed episode "
+        "at its own length",
+    )
     gradient_checkpointing: bool = setting(
         False, "recompute activations in the backward pass: less memory, more time"
     )

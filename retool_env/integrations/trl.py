@@ -138,6 +138,8 @@ class EngineGRPOTrainer(PackedGRPOTrainer):
         for head in (self.model, self.ref_model):
             if head is not None:
                 skip_unwanted(head)
+        if self.ref_model is not None:  # TRL loads it with transformers' default attention
+            self.ref_model.set_attn_implementation(self.model.config._attn_implementation)
         self.add_callback(_AtTheEnd(self))
         self.check_groups()
         self.advantages = advantages

@@ -22,4 +22,4 @@ def test_the_table_shows_the_worst_seed_and_the_file_holds_the_same(tmp_path, ca
 def test_no_seed_is_refused(capsys):
     with pytest.raises(SystemExit):
         packing.main(["--seeds", "0"])
-    assert "--seeds must be at least 1" in capsys.readouterr().err
+    assert "--seeds and --rounds must be at least 1" in capsys.readouterr().err

@@ -36,11 +36,15 @@ from transformers import (
     OPTConfig,
     Qwen2Config,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import GRPOTrainer
 
+from agents.base.critic import Critic
 from retool_env.integrations.passes import PackedGRPOTrainer
 from retool_env.integrations.trl import EngineGRPOTrainer
-from retool_env.training.packing import fit, pack
+from retool_env.training.packing import fit, pack, score
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -148,6 +152,46 @@ def test_an_episode_has_the_log_probs_that_it_has_alone(name, attention, trainer
         torch.testing.assert_close(logps[row, :size], expected[-size:], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(entropies[row, :size], entropy[-size:], rtol=1e-4, atol=1e-4)
         assert not logps[row, size:].any()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "sdpa, shared prompts", "eager"])
+def test_a_changed_episode_moves_no_log_prob_and_no_value_of_its_neighbours(attention, trainer_of):
+    attention, _, shared = attention.partition(", ")
+    trainer = trainer_of(shared=bool(shared), config=MODELS["qwen2"])
+    trainer.model.set_attn_implementation(attention)
+    model, critic = trainer.model.eval(), Critic(make_model(MODELS["qwen2"]))
+    torch.nn.init.ones_(critic.head.weight)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(len(TOKENIZER) - 8, (3, 20), generator=generator)
+    ids[:, :8] = torch.arange(8) + len(TOKENIZER) - 8  # one prompt, whose tokens are rare
+    scored = behind(torch.ones_like(ids), 8)
+    changed = ids.clone()
+    changed[1, 8:] = changed[1, 8:].flip(0)
+    with torch.no_grad():
+        results = []
+        for batch in (ids, changed):
+            packed = pack(batch, torch.ones_like(ids), scored, one_row=True, shared=bool(shared))
+            assert len(packed.input_ids) == 1
+            assert int((packed.input_ids == ids[0, 0]).sum()) == (1 if shared else 3)
+            logps = packed.unpacked(score(model, packed).log_probs)[:, 8:]
+            results.append((logps, critic(packed)[:, 8:]))
+    for one, other in zip(*results, strict=True):
+        assert not torch.equal(one[1], other[1])
+        for row in (0, 2):
+            torch.testing.assert_close(one[row], other[row], rtol=0, atol=1e-6)
+
+
+def test_attention_for_which_transformers_makes_no_mask_is_noticed_until_its_mask_is_registered(
+    trainer_of,
+):
+    """transformers gives the attention of an unknown name no mask, and says nothing."""
+    ALL_ATTENTION_FUNCTIONS.register("maskless", sdpa_attention_forward)
+    for masked in (False, True):
+        if masked:
+            AttentionMaskInterface.register("maskless", sdpa_mask)
+        trainer = trainer_of(config=MODELS["qwen2"])
+        trainer.model.set_attn_implementation("maskless")
+        assert trainer.can_pack(trainer.model) == masked
 
 
 UNPACKABLE = {
