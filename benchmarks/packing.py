@@ -130,8 +130,8 @@ def training_table(report: dict[str, Any]) -> str:
     """The figures of `train` as text."""
     each, tokens = two_ranks.EACH, max(two_ranks.KINDS.values())
     lines = [
-        f"two processes, {each} episodes each, a quarter of them 8 times as long, passes of at most "
-        f"{tokens} tokens: median seconds a step"
+        f"two processes, {each} episodes each, a quarter of them 8 times as long, passes of at "
+        f"most {tokens} tokens: median seconds a step"
     ]
     lines += [f"{kind:<20}{statistics.median(s):>7.3f}" for kind, s in report["seconds"].items()]
     speed, same = report["speed"], "the same" if report["same"] else "NOT THE SAME"

@@ -23,7 +23,7 @@ from agents.base.sharding import accelerator_config, leave_process_group, proces
 from agents.models.tiny import make_model
 from retool_env.integrations.trl import EngineGRPOTrainer
 
-EACH, GROUP, PROMPT, SHORT, LONG = 32, 4, 16, 48, 384
+EACH, GROUP, PROMPT, SHORT, LONG = 16, 4, 16, 32, 256
 """Episodes of a process, rollouts of a problem, and tokens of a prompt and of both responses."""
 SIZE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
 STEPS = 3

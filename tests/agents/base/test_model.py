@@ -146,9 +146,7 @@ def test_attention_is_chosen_by_name_and_kernels_that_are_missing_are_named(tmp_
     if not torch.cuda.is_available():
         with pytest.raises(SettingsError, match="attention=flash_attention_2 does not work on"):
             load_model(folder, "float32", "flash_attention_2")
-    with pytest.raises(
-        SettingsError, match="attention=flash_3: .*did you mean 'flash_attention_3'"
-    ):
+    with pytest.raises(SettingsError, match=r"attention=flash_3: .*flash_attention_3"):
         settings("grpo", model=folder, attention="flash_3")
 
 
