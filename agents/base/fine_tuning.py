@@ -40,8 +40,14 @@ class BudgetSFTTrainer(SFTTrainer):
     ) -> Any:
         """The loss of a micro batch; with a budget of tokens, all passes but the last are done.
 
-        The result's value is the loss of all passes. Its gradient is that of the last pass, which
-        the caller runs backward.
+        The result has the value of all passes, and the graph of the last pass, which the caller
+        runs backward.
+
+        Args:
+            model: The model, with TRL's fused head.
+            inputs: The micro batch of this process.
+            return_outputs: See TRL; only without a budget.
+            num_items_in_batch: See TRL; with a budget it is counted anew.
         """
         if not self.tokens or not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -97,7 +97,7 @@ class Batch:
     def balanced(self, exchange: Exchange) -> Passes:
         """Divide the batch of all processes into passes; see `Exchange`.
 
-        All processes must call it. Afterwards `numbers` are those of the sending processes.
+        All processes must call it. In the passes, `numbers` belong to the sending processes.
 
         Args:
             exchange: The plan, made from the numbers of tokens of this batch.

@@ -56,7 +56,14 @@ class Times(TrainerCallback):
         self.ends: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer after each optimizer step."""
+        """Record the time of a step's end.
+
+        Args:
+            args: Not read.
+            state: Not read.
+            control: Not read.
+            **_: Not read.
+        """
         self.ends.append(time.perf_counter())
 
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 BY_ROWS = ("grpo", "dr_grpo", "luspo", "sapo")
 """TRL's losses that divide by the number of all rows, with or without a token to train on."""
 _BY_TOKENS = ("bnpo",)
-"""TRL's losses that divide by the tokens of a pass. The others divide by those of the batch."""
+"""TRL's losses that divide by the tokens of a pass. The others divide by the batch's tokens."""
 
 _LEFT_OUT = ("policy_loss", "vespo/phi_seq_mean")
 """Figures whose weights differ among processes, or that count the rows that fill a pass."""
@@ -128,8 +128,14 @@ class PackedGRPOTrainer(GRPOTrainer):
     ) -> Any:
         """The loss of a micro batch; with a budget of tokens, all passes but the last are done.
 
-        The result's value is the loss of all passes. Its gradient is that of the last pass, which
-        the caller runs backward.
+        The result has the value of all passes, and the graph of the last pass, which the caller
+        runs backward.
+
+        Args:
+            model: The model, with TRL's fused head.
+            inputs: The micro batch of this process.
+            return_outputs: See TRL; only without a budget.
+            num_items_in_batch: See TRL; with a budget it is counted anew.
         """
         if not self.tokens or not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -197,7 +203,7 @@ class PackedGRPOTrainer(GRPOTrainer):
     def _join_figures(
         self, known: dict[str, int], parts: list[dict[str, Any]], episodes: int
     ) -> None:
-        """Replace the figures of each pass by those of all passes.
+        """Join the figures of the passes to one value each.
 
         TRL takes their mean over passes, whatever the number of their tokens. The figures in
         `_LEFT_OUT` can't be joined.

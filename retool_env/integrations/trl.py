@@ -97,7 +97,7 @@ class EngineGRPOTrainer(PackedGRPOTrainer):
         tokens: The budget of a forward and backward pass of one process, in tokens. TRL's micro
             batch then holds all episodes of a process in an optimizer step; they are exchanged and
             divided into passes, so that no process waits for another. Loss, gradient and figures
-            are those of all episodes in one pass. 0: a micro batch is a pass.
+            equal one pass over all episodes. 0: a micro batch is a pass.
         task: The task that the model is trained on. The trainer writes it to `retool.json` beside
             each saved model, and evaluations read the protocol, the prompt and the budgets from
             there (see `CheckpointTask.of`). `None`: the rules of the `EngineRollouts` in
