@@ -27,7 +27,8 @@ _BY_TOKENS = ("bnpo",)
 """TRL's losses that divide by the tokens of a pass. The others divide by the batch's tokens."""
 
 _LEFT_OUT = ("policy_loss", "vespo/phi_seq_mean")
-"""Figures whose weights differ among processes, or that count the rows that fill a pass."""
+"""Figures that can't be joined: their weights differ among processes, or they count the rows that
+fill a pass. `policy_loss` is computed from the joined loss and entropy instead."""
 
 
 class PackedGRPOTrainer(GRPOTrainer):
@@ -142,6 +143,7 @@ class PackedGRPOTrainer(GRPOTrainer):
         parts, weights, completions = self._divided(inputs)
         known = {name: len(values) for name, values in self._metrics["train"].items()}
         synced, total, logps = self.accelerator.sync_gradients, 0.0, []
+        bonus = self._bonus()
         for number, (part, weight) in enumerate(zip(parts, weights, strict=True)):
             last = number + 1 == len(parts)
             with one_pass(self.accelerator, last and synced, model):
@@ -152,6 +154,9 @@ class PackedGRPOTrainer(GRPOTrainer):
             logps.append(self._trained_logps)
             total = total + loss.detach()
         self._join_figures(known, parts, len(inputs["prompt_ids"]))
+        if self._entropy_bonus_enabled and self.top_entropy_quantile == 1:
+            mean, figures = self.accelerator.reduce(total, "mean").item(), self._metrics["train"]
+            figures["policy_loss"].append(mean + bonus * figures["entropy"][-1])
         self.after_passes(inputs, completions.back(logps))
         return loss + (total - loss.detach())
 
@@ -162,6 +167,13 @@ class PackedGRPOTrainer(GRPOTrainer):
             inputs: The micro batch, with the episodes of this process.
             logps: The trained model's log-probs of the completions, shape `(B, C)`.
         """
+
+    def _bonus(self) -> float:
+        """The coefficient of the entropy bonus in this step; TRL may adapt it after the step."""
+        adaptive = self.use_adaptive_entropy
+        if adaptive and self._last_world_entropy > self.args.entropy_target:
+            return 0.0
+        return self.entropy_coef
 
     def _divided(self, inputs: dict[str, Any]) -> tuple[list[dict[str, Any]], list[float], Column]:
         """The inputs of each pass, its weight, and the columns of the completions."""
@@ -205,8 +217,7 @@ class PackedGRPOTrainer(GRPOTrainer):
     ) -> None:
         """Join the figures of the passes to one value each.
 
-        TRL takes their mean over passes, whatever the number of their tokens. The figures in
-        `_LEFT_OUT` can't be joined.
+        TRL takes their mean over passes, whatever the number of their tokens.
 
         Args:
             known: The number of values of each figure before the passes.
