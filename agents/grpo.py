@@ -117,13 +117,13 @@ def train(
         SandboxUnavailable: If the sandbox can't work here.
     """
     offer(Objective(settings, advantages, normalise, bonus, arguments or {}))
-    passes = check_batch(settings, processes().num_processes)
+    micro_batch, passes = check_batch(settings, processes().num_processes)
     with RolloutSession(settings, folder, resume) as run:
         if run.finished:
             return run.checkpoint
         disable_dropout(run.model)
         check_learning_rate(settings, run.model.num_parameters())
-        config = grpo_config(run, passes, arguments or {})
+        config = grpo_config(run, micro_batch, passes, arguments or {})
         run.begin("rl")
         stop = StopCallback(run.task, run.stopping, run.card)
         # Advantages: (N,), one an episode, or (N, T), one a token. Loss: over sampled tokens.
@@ -142,6 +142,7 @@ def train(
             correction=settings.correction,
             correction_cap=settings.correction_cap,
             correction_bounds=(settings.correction_low, settings.correction_high),
+            tokens=settings.tokens,
             task=run.task,
         )
         rollouts = trainer.rollout_func = run.make_rollouts(
@@ -192,7 +193,7 @@ class Every:
             self._write(transcripts)
 
 
-def check_batch(settings: Settings, processes: int) -> int:
+def check_batch(settings: Settings, processes: int) -> tuple[int, int]:
     """Check the numbers, and that a step's episodes can be divided among processes.
 
     Args:
@@ -200,7 +201,8 @@ def check_batch(settings: Settings, processes: int) -> int:
         processes: Number of processes of the run.
 
     Returns:
-        Forward and backward passes of a process for an optimizer step.
+        The episodes of TRL's micro batch, and the micro batches of a process for an optimizer step.
+        With a budget of tokens the micro batch is the whole step, which the trainer divides.
 
     Raises:
         SettingsError: If a number is out of range, or the episodes can't be divided.
@@ -220,6 +222,8 @@ def check_batch(settings: Settings, processes: int) -> int:
         )
     check_dtype(settings.dtype, settings.lora_rank, settings.trl)
     episodes = settings.prompts * settings.rollouts // processes
+    if settings.tokens:
+        return episodes, 1
     passes, rest = divmod(episodes, settings.micro_batch)
     if rest:
         per_process = " for each process" if processes > 1 else ""
@@ -228,7 +232,7 @@ def check_batch(settings: Settings, processes: int) -> int:
             f"micro_batch={settings.micro_batch} does not divide: take "
             f"micro_batch={largest_divisor(episodes, settings.micro_batch)}"
         )
-    return passes
+    return settings.micro_batch, passes
 
 
 def reward_functions(
@@ -283,13 +287,14 @@ _LOSS_OF_PREFIX = {"sapo_": "sapo", "vespo_": "vespo"}
 
 
 def grpo_config(
-    run: RolloutSession[Settings], passes: int, arguments: Mapping[str, Any]
+    run: RolloutSession[Settings], micro_batch: int, passes: int, arguments: Mapping[str, Any]
 ) -> GRPOConfig:
     """TRL's configuration.
 
     Args:
         run: The run.
-        passes: Forward and backward passes of a process for an optimizer step.
+        micro_batch: The episodes of TRL's micro batch.
+        passes: The micro batches of a process for an optimizer step.
         arguments: Fields that the algorithm sets.
 
     Raises:
@@ -298,7 +303,7 @@ def grpo_config(
     settings = run.settings
     ours = {
         "max_steps": settings.steps,
-        "per_device_train_batch_size": settings.micro_batch,
+        "per_device_train_batch_size": micro_batch,
         "gradient_accumulation_steps": passes,
         "num_generations": settings.rollouts,
         "max_completion_length": run.rules.max_tokens,

@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,6 +37,7 @@ from agents.base.sharding import processes
 from agents.losses import k3, ppo_policy_loss, value_loss
 from retool_env.integrations.trl import episode_reward
 from retool_env.training.correction import importance_weights, weight_figures, weight_sums
+from retool_env.training.exchange import one_pass
 from retool_env.training.packing import Packed
 from retool_env.training.processes import RolloutsAbandoned, together
 from retool_env.training.rollouts import Rollouts
@@ -182,7 +182,7 @@ def check(settings: Settings, processes: int) -> None:
             f"mini_batch={better}"
         )
     part = settings.mini_batch // processes
-    if part % settings.micro_batch:
+    if not settings.tokens and part % settings.micro_batch:
         several = f" * {processes} processes" if processes > 1 else ""
         raise SettingsError(
             f"mini_batch={settings.mini_batch} is not divided by "
@@ -319,20 +319,18 @@ class Learner(ActorCritic):
             return
         # Gradients are averaged over processes, but this loss is divided by the tokens of all.
         scale = self.processes / tokens
-        parts = list(batch.parts(self.settings.micro_batch))
-        for number, part in enumerate(parts):
-            with ExitStack() as waiting:
-                # Processes exchange gradients in the last part's pass. Shards exchange them in
-                # every pass: unexchanged gradients would be as large as the whole model.
-                if number + 1 < len(parts) and not self.accelerator.is_fsdp2:
-                    waiting.enter_context(self.accelerator.no_sync(self.actor))
-                    waiting.enter_context(self.accelerator.no_sync(self.critic))
+        passes, logps = self.passes(batch), []
+        for number, part in enumerate(passes.parts):
+            last = number + 1 == len(passes.parts)
+            with one_pass(self.accelerator, last, self.actor, self.critic):
                 rows = self.rows(part)
                 with torch.set_grad_enabled(actor):
-                    loss = self.actor_loss(part, rows, sums)
+                    loss, scored = self.actor_loss(part, rows, sums)
                 if actor:
                     self.accelerator.backward(loss * scale)
                 self.accelerator.backward(self.critic_loss(part, rows, sums) * scale)
+                logps.append(scored)
+        self._keep_logps(batch, passes.back(logps))
         trained = [("critic", self.critic, self.critic_optimizer)]
         if actor:
             trained.append(("actor", self.actor, self.actor_optimizer))
@@ -344,22 +342,29 @@ class Learner(ActorCritic):
             optimizer.step()
             optimizer.zero_grad()
 
-    def actor_loss(self, batch: Batch, rows: Packed, sums: Sums) -> torch.Tensor:
+    def _keep_logps(self, batch: Batch, logps: torch.Tensor) -> None:
+        """Keep the log-probs of a batch, unless an earlier epoch has set them."""
+        assert batch.numbers is not None  # `Batch.of` made them
+        first = self._logps[batch.numbers, : logps.shape[1]]
+        kept = torch.where(first.isnan(), logps, first)
+        self._logps[batch.numbers, : logps.shape[1]] = kept
+
+    def actor_loss(
+        self, batch: Batch, rows: Packed, sums: Sums
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The actor's loss: policy, KL and entropy terms, summed over tokens.
 
         Args:
             batch: A micro batch.
             rows: The same episodes as packed rows.
             sums: The sums for the step's figures, to which the loss adds.
+
+        Returns:
+            The loss, and the log-probs of the pass without their graph, shape `(B, T)`.
         """
         assert batch.advantages is not None  # `learn` made them
         settings, mask = self.settings, batch.mask
         logps, entropy = self.score(self.actor, rows)
-        with torch.no_grad():
-            first = self._logps[batch.numbers, : logps.shape[1]]
-            self._logps[batch.numbers, : logps.shape[1]] = torch.where(
-                first.isnan(), logps.float(), first
-            )
         policy, clipped = ppo_policy_loss(
             logps,
             batch.old_logps if batch.own_logps is None else batch.own_logps,
@@ -381,7 +386,7 @@ class Learner(ActorCritic):
             sums.add(mask, kl=kl)
         sums.add(mask, entropy=entropy, **{"loss/policy": policy, "clip_fraction": clipped})
         sums.distance.add(logps, batch.old_logps, mask)
-        return loss
+        return loss, logps.detach().float()
 
     def critic_loss(self, batch: Batch, rows: Packed, sums: Sums) -> torch.Tensor:
         """The critic's loss, summed over tokens.

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from datasets import Dataset, disable_progress_bars
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from agents.base.board import Bar, BarCallback, console
 from agents.base.fields import TuningSettings
+from agents.base.fine_tuning import BudgetSFTTrainer
 from agents.base.model import check_dtype, check_learning_rate, load_model, lora_config
 from agents.base.records import damaged, read_episodes, write_transcripts_atomically
 from agents.base.run import RunLogger
@@ -74,6 +75,11 @@ class Settings(TuningSettings):
         "traces, or packs, a forward and backward pass of one process; 0: its whole part of a "
         "step, or one pack",
     )
+    tokens: int = setting(
+        0,
+        "tokens in a forward and backward pass of one process, in place of micro_batch; the passes "
+        "are balanced over all processes; 0: micro_batch counts",
+    )
     learning_rate: float = setting(2e-3, "peak, from which a cosine falls to a tenth")
     save_steps: int = setting(50, "optimizer steps between checkpoints for resuming")
     trl: dict[str, Any] = setting({}, "any other field of TRL's SFTConfig")
@@ -95,7 +101,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         SandboxUnavailable: If the sandbox can't work here.
     """
     counts = ("traces", "batch_size", "save_steps")
-    least = dict.fromkeys(("packing", "micro_batch", "lora_rank"), 0)
+    least = dict.fromkeys(("packing", "micro_batch", "tokens", "lora_rank"), 0)
     check_least(settings, {**dict.fromkeys(counts, 1), **least})
     if not settings.epochs > 0:
         raise SettingsError(f"epochs must be above 0, not {settings.epochs}")
@@ -107,9 +113,11 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         if settings.model == "tiny":
             run.model, run.tokenizer = tiny.make_model(settings.seed)
         else:
-            run.model, run.tokenizer = load_model(settings.model, settings.dtype)
+            run.model, run.tokenizer = load_model(
+                settings.model, settings.dtype, settings.attention
+            )
         check_learning_rate(settings, run.model.num_parameters())
-        if settings.packing:
+        if settings.packing or settings.tokens:
             check_packing(run.model)
         config = sft_config(run, micro_batch, passes)
         dataset = sft_dataset(find_traces(run))
@@ -118,13 +126,14 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         point = run.resume_point()
         with Bar("cold start", 1, past=run.metrics()) as bar:
             stop = StopCallback(run.task, run.stopping, run.card)
-            trainer = SFTTrainer(
+            trainer = BudgetSFTTrainer(
                 model=run.model,
                 args=config,
                 train_dataset=dataset,
                 processing_class=run.tokenizer,
                 peft_config=lora_config(settings.lora_rank),
                 callbacks=[RunLogger(run), BarCallback(bar), stop],
+                tokens=settings.tokens,
             )
             for callback in (PrinterCallback, ProgressCallback):
                 trainer.remove_callback(callback)
@@ -159,7 +168,8 @@ def sft_config(run: Session[Settings], micro_batch: int, passes: int) -> SFTConf
         "warmup_steps": 0.05,
         "logging_steps": 10,
     }
-    return trl_config(SFTConfig, run, ours, defaults, WITHOUT_EFFECT)
+    smoothing = {"label_smoothing_factor": "it needs tokens=0"} if settings.tokens else {}
+    return trl_config(SFTConfig, run, ours, defaults, {**WITHOUT_EFFECT, **smoothing})
 
 
 def find_traces(run: Session[Settings]) -> list[Transcript]:
@@ -192,14 +202,22 @@ def check_batch(settings: Settings, processes: int) -> tuple[int, int]:
         processes: Number of processes of the run.
 
     Returns:
-        The number of traces in a process's pass, and the number of passes for an optimizer step.
+        The traces of TRL's micro batch, and the micro batches of a process for an optimizer step.
+        With a budget of tokens the micro batch is the whole step, which the trainer divides.
 
     Raises:
-        SettingsError: If the traces can't be divided.
+        SettingsError: If the traces can't be divided, or packs and a budget are set.
     """
+    if settings.packing and settings.tokens:
+        raise SettingsError(
+            f"packing={settings.packing} and tokens={settings.tokens} both divide the traces into "
+            "passes: set tokens alone"
+        )
     part, rest = divmod(settings.batch_size, processes)
     # TRL also lays several packs one behind the other; attention costs the square of their length.
     micro_batch = settings.micro_batch or (1 if settings.packing else part)
+    if settings.tokens:
+        micro_batch = part
     if rest or not micro_batch or part % micro_batch:
         size = f" * micro_batch={settings.micro_batch}" if settings.micro_batch else ""
         raise SettingsError(
@@ -211,7 +229,7 @@ def check_batch(settings: Settings, processes: int) -> tuple[int, int]:
 
 @torch.no_grad()
 def check_packing(model: PreTrainedModel) -> None:
-    """Check that traces in one pack don't see each other.
+    """Check that traces in one pack, or in one row of a pass, don't see each other.
 
     The check packs two short traces and changes the first. TRL's packs have no attention mask, but
     the positions begin anew in each trace. From these positions transformers makes a mask of blocks
@@ -233,7 +251,7 @@ def check_packing(model: PreTrainedModel) -> None:
     if not torch.allclose(second(0), second(1), equal_nan=True):
         kind = f"{model.config.model_type}, {model.config._attn_implementation} attention"
         raise SettingsError(
-            f"packing: in this model ({kind}) traces in a pack see each other; set packing=0"
+            f"in this model ({kind}) traces in a pack see each other: set packing=0 and tokens=0"
         )
 
 

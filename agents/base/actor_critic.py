@@ -20,13 +20,14 @@ from trl.trainer.utils import add_fused_lm_head
 
 from agents.base.critic import Critic, ValueHead
 from agents.base.fields import PolicySettings
-from agents.base.minibatch import Batch
+from agents.base.minibatch import Batch, Passes
 from agents.base.model import disable_dropout, load_model, lora_config
 from agents.base.records import seal, write_atomically
 from agents.base.resuming import loading
-from agents.base.settings import setting, task_of
+from agents.base.settings import SettingsError, setting, task_of
 from agents.base.sharding import shard_frozen, sharded_apart
 from retool_env.integrations.fused_head import skip_unwanted
+from retool_env.training.exchange import Exchange
 from retool_env.training.packing import Packed, keeps_apart, pack, score
 
 _log = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ class ActorCritic:
         self.actor, self.actor_optimizer = self._prepare(actor, actor, settings.learning_rate)
         self.model = self.accelerator.unwrap_model(self.actor)
         # Load it after the actor is sharded, so that the host never holds two whole models.
-        base = load_model(settings.model, settings.dtype)[0]
+        source = settings.model, settings.dtype, settings.attention
+        base = load_model(*source)[0]
         critic = Critic(base, lora_config(settings.lora_rank))
         # In a unit with other layers the head's weights would be gathered in bfloat16.
         with sharded_apart(self.accelerator, ValueHead.__name__):
@@ -73,7 +75,7 @@ class ActorCritic:
         self._one_row = is_flash_attention_requested(base.config.get_text_config())
         self.reference = None
         if settings.kl and not settings.lora_rank:
-            reference = load_model(settings.model, settings.dtype)[0].eval()
+            reference = load_model(*source)[0].eval()
             add_fused_lm_head(reference, settings.temperature)
             skip_unwanted(reference)
             if self.accelerator.is_fsdp2:
@@ -95,23 +97,27 @@ class ActorCritic:
 
     def values(self, batch: Batch) -> torch.Tensor:
         """The critic's values of a batch, shape `(B, T)`."""
-        return self._by_micro_batch(self.critic, batch)
+        return self._by_pass(self.critic, batch)
 
     def logps(self, batch: Batch) -> torch.Tensor:
         """The actor's log-probs of a batch, shape `(B, T)`."""
-        return self._by_micro_batch(lambda rows: self.score(self.actor, rows)[0], batch)
+        return self._by_pass(lambda rows: self.score(self.actor, rows)[0], batch)
 
     @torch.no_grad()
-    def _by_micro_batch(
-        self, compute: Callable[[Packed], torch.Tensor], batch: Batch
-    ) -> torch.Tensor:
-        result = torch.zeros_like(batch.old_logps)
-        done = 0
-        for part in batch.parts(self.settings.micro_batch):
-            numbers = compute(self.rows(part))
-            result[done : done + len(numbers), : numbers.shape[1]] = numbers
-            done += len(numbers)
-        return result
+    def _by_pass(self, compute: Callable[[Packed], torch.Tensor], batch: Batch) -> torch.Tensor:
+        passes = self.passes(batch)
+        return passes.back([compute(self.rows(part)) for part in passes.parts])
+
+    def passes(self, batch: Batch) -> Passes:
+        """Divide a batch into forward and backward passes. All processes must call it.
+
+        Args:
+            batch: The episodes of this process.
+        """
+        tokens = self.settings.tokens
+        if not tokens:
+            return batch.parts(self.settings.micro_batch)
+        return batch.balanced(Exchange(self.accelerator, batch.attention.sum(1), tokens))
 
     def rows(self, batch: Batch) -> Packed:
         """The batch's episodes, packed into rows without padding; see `training.packing`."""
@@ -125,11 +131,19 @@ class ActorCritic:
 
         A model supports packing if the episodes in a row do not see each other. All processes read
         this property together.
+
+        Raises:
+            SettingsError: If it does not, and the passes have a budget of tokens.
         """
         with self.accelerator.autocast():
             packs, shares = (
                 keeps_apart(self.actor, self.model, self.accelerator.device, shared)
                 for shared in (False, True)
+            )
+        if self.settings.tokens and not packs:
+            raise SettingsError(
+                f"tokens={self.settings.tokens} needs packed rows, and {type(self.model).__name__} "
+                "lets episodes in one row see each other: set tokens=0 and micro_batch"
             )
         if not packs:
             _log.warning(

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from agents.base.settings import SettingsError, check_least, setting
 from retool_env.training.correction import Correction
+
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"]
+"""Kernels of attention, by transformers' names. The names are listed, because transformers makes no
+mask for a name that it does not know."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,12 @@ class TuningSettings(ModelSettings):
     """Settings of a run that trains the model."""
 
     lora_rank: int = setting(0, "rank of the LoRA adapters; 0: train all weights")
+    attention: Attention = setting(
+        "auto",
+        "kernels of attention in training: auto, transformers' choice; sdpa; eager; or "
+        "flash_attention_2 or flash_attention_3, which need a GPU and compute each packed episode "
+        "at its own length",
+    )
     gradient_checkpointing: bool = setting(
         False, "recompute activations in the backward pass: less memory, more time"
     )
@@ -98,6 +108,11 @@ class PolicySettings(RolloutSettings):
     prompts: int = setting(16, "problems per step")
     rollouts: int = setting(8, "rollouts per problem, which form a group")
     micro_batch: int = setting(128, "episodes in a forward and backward pass of one process")
+    tokens: int = setting(
+        0,
+        "tokens in a forward and backward pass of one process, in place of micro_batch; the passes "
+        "are balanced over all processes; 0: micro_batch counts",
+    )
     deadline: float = setting(0.0, "seconds after which a batch's episodes are cut; 0: no deadline")
     mask_void: bool = setting(
         False, "no loss on episodes with a void turn, neither code nor answer (arXiv 2509.02479)"
@@ -139,7 +154,9 @@ def check_policy_settings(settings: PolicySettings, processes: int) -> None:
     """
     ones = ("steps", "prompts", "rollouts", "micro_batch", "sample_batch", "in_flight")
     least = dict.fromkeys((*ones, "save_steps", "transcripts_every"), 1)
-    check_least(settings, least | dict.fromkeys(("deadline", "lora_rank", "export_steps"), 0))
+    check_least(
+        settings, least | dict.fromkeys(("deadline", "lora_rank", "export_steps", "tokens"), 0)
+    )
     if not settings.temperature > 0:
         raise SettingsError(f"temperature must be above 0, not {settings.temperature}")
     if not settings.correction_cap >= 1:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+
+from retool_env.training.exchange import Exchange
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Batch:
     An episode without tokens of the model is not trained on, and its reward has no effect.
     """
     numbers: torch.Tensor | None = None
-    """The episodes' indices in the step, shape `(B,)`."""
+    """The episodes' indices in this process's part of the step, shape `(B,)`."""
     old_values: torch.Tensor | None = None
     """The critic's values before the updates, shape `(B, T)`: of the state before token t + 1."""
     advantages: torch.Tensor | None = None
@@ -80,7 +82,54 @@ class Batch:
             taken[name] = tensor
         return Batch(**taken)
 
-    def parts(self, size: int) -> Iterator[Batch]:
-        """Split the batch into parts of at most `size` episodes."""
-        for index in torch.arange(len(self.ids), device=self.ids.device).split(size):
-            yield self.take(index)
+    def parts(self, size: int) -> Passes:
+        """Split the batch into passes of at most `size` episodes."""
+        indices = torch.arange(len(self.ids), device=self.ids.device).split(size)
+
+        def back(passes: Sequence[torch.Tensor]) -> torch.Tensor:
+            values = passes[0].new_zeros(self.mask.shape)
+            for index, rows in zip(indices, passes, strict=True):
+                values[index, : rows.shape[1]] = rows
+            return values
+
+        return Passes([self.take(index) for index in indices], back)
+
+    def balanced(self, exchange: Exchange) -> Passes:
+        """Divide the batch of all processes into passes; see `Exchange`.
+
+        All processes must call it. In the passes, `numbers` belong to the sending processes.
+
+        Args:
+            exchange: The plan, made from the numbers of tokens of this batch.
+        """
+        tokens, episodes = exchange.tokens(self.attention), exchange.episodes()
+        columns: dict[str, list[torch.Tensor]] = {}
+        for name, tensor in vars(self).items():
+            if tensor is None or name == "attention":
+                continue
+            if tensor.ndim == 1:
+                columns[name] = [rows[:, 0] for rows in episodes.out(tensor[:, None])]
+            elif name == "ids":
+                columns[name] = tokens.out(tensor)
+            else:  # a column more, so that each of its values stands at its token
+                wide = torch.nn.functional.pad(tensor, (1, 0))
+                columns[name] = [rows[:, 1:] for rows in tokens.out(wide)]
+
+        def back(passes: Sequence[torch.Tensor]) -> torch.Tensor:
+            return tokens.back([torch.nn.functional.pad(rows, (1, 0)) for rows in passes])[:, 1:]
+
+        parts = [
+            Batch(**{name: column[i] for name, column in columns.items()}, attention=real.long())
+            for i, real in enumerate(tokens.real)
+        ]
+        return Passes(parts, back)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """A batch, divided into forward and backward passes."""
+
+    parts: list[Batch]
+    """The episodes of each pass of this process."""
+    back: Callable[[Sequence[torch.Tensor]], torch.Tensor]
+    """Puts the values of all passes, of shapes `(R, T)`, at their tokens: shape `(B, T)`."""

@@ -20,19 +20,22 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from agents.base.fields import TuningSettings
+from agents.base.fields import Attention, TuningSettings
 from agents.base.settings import SettingsError
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.files import folder_fault
 from retool_env.training.trained_weights import trained_weights, whole
 
 
-def load_model(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    name: str, dtype: str, attention: Attention = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer from a folder or the Hub.
 
     Args:
         name: The folder's path or the Hub id.
         dtype: The data type of the weights: `"float32"`, `"bfloat16"`, ...
+        attention: The kernels of attention; `"auto"`: transformers chooses.
 
     Raises:
         SettingsError: If the data type is unknown, the model can't be loaded, or its tokenizer does
@@ -50,11 +53,16 @@ def load_model(name: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokeni
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):
         raise SettingsError(f"dtype: {dtype!r} is unknown; use float32 or bfloat16")
+    chosen = None if attention == "auto" else attention
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=kind)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=kind, attn_implementation=chosen)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, SafetensorError) as error:
         raise SettingsError(f"model {name!r} can't be loaded: {error}") from error
+    except ImportError as error:
+        raise SettingsError(
+            f"attention={attention} does not work on this machine: {error}"
+        ) from error
     check_tokens(name, model, tokenizer)
     return model, tokenizer
 

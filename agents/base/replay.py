@@ -15,7 +15,6 @@ the rows of a batch into micro batches.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +41,7 @@ from retool_env.training.rows import training_rows
 from retool_env.transcript import Transcript
 
 KEPT = (
-    *("name", "env", "seed", "model", "steps", "prompts", "rollouts", "micro_batch"),
+    *("name", "env", "seed", "model", "steps", "prompts", "rollouts", "micro_batch", "tokens"),
     *("temperature", "mask_void", "learning_rate", "allow_high_learning_rate"),
 )
 """The settings that another algorithm takes over from the run: they describe its batches. All other
@@ -146,11 +145,13 @@ class RecordedTrainer(EngineGRPOTrainer):
         rules = make_rules(**settings.env)
         if rules.max_tokens is None:
             raise SettingsError("env: set max_tokens, the token budget of a response")
-        passes, rest = divmod(episodes, settings.micro_batch)
+        # A budget of tokens gives the same loss as one pass.
+        size = episodes if settings.tokens else settings.micro_batch
+        passes, rest = divmod(episodes, size)
         if rest:  # of a run of several processes, or with other settings
-            passes, settings = 1, dataclasses.replace(settings, micro_batch=episodes)
+            passes, size = 1, episodes
         run = SimpleNamespace(settings=settings, rules=rules, trainer=folder)
-        config = grpo.grpo_config(cast(Any, run), passes, objective.arguments)
+        config = grpo.grpo_config(cast(Any, run), size, passes, objective.arguments)
         model, tokenizer = make_model(0, **_SIZE)
         super().__init__(
             model=model,
@@ -300,7 +301,8 @@ def main(argv: Sequence[str]) -> int:
     if recorded.get("kl"):
         print("\nthe KL term is left out, so losses are not compared with metrics.jsonl")
         return 0
-    whole = settings.prompts * settings.rollouts == settings.micro_batch * processes
+    episodes = settings.prompts * settings.rollouts
+    whole = bool(settings.tokens) or episodes == settings.micro_batch * processes
     keys: tuple[str, ...] = (*COMPARED, *IN_ONE_PASS) if whole else COMPARED
     if settings.loss == "bnpo" and not whole:
         keys = ("reward",)

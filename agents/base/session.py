@@ -190,7 +190,12 @@ class RolloutSession[P: PolicySettings](Session[P]):
         super().__init__(settings, folder, resume, "steps")
         if self.finished:
             return
-        self.model, self.tokenizer = load_model(settings.model, settings.dtype)
+        if 0 < settings.tokens < (self.rules.max_tokens or 0):
+            raise SettingsError(
+                f"tokens={settings.tokens} is below env.max_tokens={self.rules.max_tokens}, the "
+                "longest response of one episode: raise tokens, or lower env.max_tokens"
+            )
+        self.model, self.tokenizer = load_model(settings.model, settings.dtype, settings.attention)
         drawn, *earlier = (steps * settings.prompts for steps in (settings.steps, *self.earlier))
         self.ids = chosen_ids(self.problems, drawn, settings.seed, settings.curriculum, earlier)
         check_prompts(self.ids, self.problems, self.rules, self.tokenizer, self.model)

@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import PreTrainedModel, TrainerCallback
-from transformers.utils.generic import is_flash_attention_requested
-from trl import GRPOConfig, GRPOTrainer
+from transformers import TrainerCallback
+from trl import GRPOConfig
 
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.integrations.fused_head import skip_unwanted
+from retool_env.integrations.passes import BY_ROWS, PackedGRPOTrainer
 from retool_env.integrations.rollouts import EngineRollouts, passes_a_batch
 from retool_env.training.advantages import Advantages, Normalisation, at_own_tokens
 from retool_env.training.correction import (
@@ -38,7 +38,6 @@ from retool_env.training.correction import (
     weight_sums,
 )
 from retool_env.training.figures import Distance, episode_reward
-from retool_env.training.packing import keeps_apart, pack, score
 from retool_env.training.processes import together
 from retool_env.training.rollouts import Rollouts
 from retool_env.training.rows import problem_dataset, training_rows, with_trained_logprobs
@@ -57,11 +56,7 @@ __all__ = [
 ]
 
 
-_BY_ROWS = ("grpo", "dr_grpo", "luspo", "sapo")
-"""TRL's losses that divide by the number of all rows, with or without a token to train on."""
-
-
-class EngineGRPOTrainer(GRPOTrainer):
+class EngineGRPOTrainer(PackedGRPOTrainer):
     """TRL's trainer, with the engine's log-probs as the old log-probs of the loss.
 
     Unless it runs vLLM itself, TRL takes the trained model's log-probs as old log-probs. Then the
@@ -99,22 +94,22 @@ class EngineGRPOTrainer(GRPOTrainer):
         packed: Whether padding is left out, if the model keeps packed episodes apart.
         shared_prompts: Whether a prompt is computed once for its episodes in a row, if the model
             can do this (full attention by `sdpa`).
+        tokens: The budget of a forward and backward pass of one process, in tokens. TRL's micro
+            batch then holds all episodes of a process in an optimizer step; they are exchanged and
+            divided into passes, so that no process waits for another. Loss, gradient and figures
+            equal one pass over all episodes. 0: a micro batch is a pass.
         task: The task that the model is trained on. The trainer writes it to `retool.json` beside
             each saved model, and evaluations read the protocol, the prompt and the budgets from
             there (see `CheckpointTask.of`). `None`: the rules of the `EngineRollouts` in
             `rollout_func`; `retool.json` then holds only protocol and prompt, without an id.
         **kwargs: Keyword arguments of TRL's `GRPOTrainer`.
 
-    Attributes:
-        packs: Whether the trainer packs rows; `None` until the first pass has tried the model.
-        shares_prompts: Whether episodes in a packed row share their prompt.
-
     Raises:
-        ValueError: If a process's part of a generation batch is not made of whole groups.
+        ValueError: If a process's part of a generation batch is not made of whole groups, or
+            `tokens` is set for a model of images or with a balancing loss of experts.
     """
 
     args: GRPOConfig
-    model: PreTrainedModel
     num_generations: int
     num_generations_eval: int
 
@@ -129,6 +124,7 @@ class EngineGRPOTrainer(GRPOTrainer):
         correction_bounds: tuple[float, float] = (0.99, 1.01),
         packed: bool = True,
         shared_prompts: bool = True,
+        tokens: int = 0,
         task: CheckpointTask | None = None,
         **kwargs: Any,
     ) -> None:
@@ -142,6 +138,8 @@ class EngineGRPOTrainer(GRPOTrainer):
         for head in (self.model, self.ref_model):
             if head is not None:
                 skip_unwanted(head)
+        if self.ref_model is not None:  # TRL loads it with transformers' default attention
+            self.ref_model.set_attn_implementation(self.model.config._attn_implementation)
         self.add_callback(_AtTheEnd(self))
         self.check_groups()
         self.advantages = advantages
@@ -152,12 +150,17 @@ class EngineGRPOTrainer(GRPOTrainer):
         self._untrained: list[Transcript] = []
         self._sampled_at = 0
         self._logps_of: dict[int, list[float] | None] = {}  # None: no token to train on
-        self.packs: bool | None = None if packed and not self._is_vlm else False
+        self.packs = None if packed and not self._is_vlm else False
         self.shares_prompts = shared_prompts
+        self.tokens = tokens
+        if tokens and (self._is_vlm or self.aux_loss_enabled):
+            raise ValueError(
+                f"tokens={tokens} needs packed rows, which a model of images and a balancing loss "
+                "of experts do not allow: leave tokens out"
+            )
         self.task = task
         self._old_are_known = False
         self._rewards: torch.Tensor | None = None
-        self._trained_logps: torch.Tensor | None = None
         self._distance = Distance()
         self._weights: torch.Tensor | None = None  # the sums of the importance weights
 
@@ -213,7 +216,8 @@ class EngineGRPOTrainer(GRPOTrainer):
         trained = mask.any(dim=1)
         rows = torch.stack([trained.sum(), trained.new_tensor(len(trained), dtype=torch.long)])
         training, total = self.accelerator.reduce(rows, "sum")
-        output["row_scale"] = total / training.clamp(min=1)
+        if self.loss_type in BY_ROWS:
+            output["policy_scale"] = total / training.clamp(min=1)
         if self.model.training and self.on_trained is not None:
             output["row"] = torch.arange(len(inputs), device=trained.device)  # TRL shuffles rows
             self._untrained, self._logps_of = [row["transcript"] for row in inputs], {}
@@ -276,58 +280,20 @@ class EngineGRPOTrainer(GRPOTrainer):
         batch = input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy
         plain = all(value is None or value is False for value in others.values())
         if plain and self.can_pack(model):
-            result = self._packed_logps(model, *batch)
+            result = self.packed_logps(model, *batch)
         else:
             result = super()._get_per_token_logps_and_entropies(model, *batch, **others)
         self._trained_logps = result[0].detach()
         return result
 
-    def can_pack(self, model: Any) -> bool:
-        """Whether the model takes packed rows; the first call tries it (see `keeps_apart`)."""
-        if self.packs is None:
-            plain, device = self.accelerator.unwrap_model(self.model), self.accelerator.device
-            with self.accelerator.autocast():
-                self.packs = keeps_apart(model, plain, device, shared=False)
-                self.shares_prompts &= self.packs and keeps_apart(model, plain, device, shared=True)
-            if not self.packs:
-                logger.warning(
-                    "%s lets episodes in one row see each other, so its rows are padded, "
-                    "which is slower",
-                    type(plain).__name__,
-                )
-        return self.packs
-
-    def _packed_logps(
-        self,
-        model: Any,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        completion: int,
-        batch_size: int | None,
-        with_entropy: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
-        one_row = is_flash_attention_requested(self.model.config.get_text_config())
-        logps, entropies = [], []
-        size = batch_size or len(input_ids)
-        for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
-            scored = mask.clone()
-            scored[:, :-completion] = 0
-            packed = pack(ids, mask, scored, one_row, self.shares_prompts)
-            with self.accelerator.autocast():
-                output = score(model, packed)
-            logps.append(packed.unpacked(output.log_probs)[:, -completion:])
-            if with_entropy:
-                entropies.append(packed.unpacked(output.entropy)[:, -completion:])
-        return torch.cat(logps), torch.cat(entropies) if with_entropy else None, None
-
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self._trained_logps = None
         beta = self.beta
         inputs = {**inputs}
-        if self.loss_type in _BY_ROWS and "row_scale" in inputs:
+        if "policy_scale" in inputs:
             # The loss itself is not scaled: the entropy bonus in it is a mean over tokens.
-            inputs["advantages"] = inputs["advantages"] * inputs["row_scale"]
-            self.beta = beta and beta * inputs["row_scale"].item()
+            inputs["advantages"] = inputs["advantages"] * inputs["policy_scale"]
+            self.beta = beta and beta * inputs["policy_scale"].item()
         try:
             with self._prepared(inputs):
                 loss = super()._compute_loss(model, inputs)
@@ -339,8 +305,8 @@ class EngineGRPOTrainer(GRPOTrainer):
             self._distance.add(self._trained_logps, inputs["sampling_per_token_logps"], mask)
             if self.accelerator.sync_gradients:  # this is the step's last pass
                 self._note(self._distance.figures(self.accelerator.gather))
-            if self.on_trained is not None and self._untrained:
-                self._keep_logps(self._trained_logps, inputs)
+            if not self.tokens:
+                self.after_passes(inputs, self._trained_logps)
         return loss
 
     @contextmanager
@@ -403,14 +369,20 @@ class EngineGRPOTrainer(GRPOTrainer):
         for name, value in figures.items():
             self._metrics["train" if self.model.training else "eval"][name].append(value)
 
-    def _keep_logps(self, trained: torch.Tensor, inputs: dict[str, Any]) -> None:
-        """Keep a pass's log-probs; hand the transcripts over after the last row of the batch.
+    def after_passes(self, inputs: dict[str, Any], logps: torch.Tensor) -> None:
+        """Keep the log-probs; hand the transcripts over after the last row of the batch.
 
-        All processes see the last row in the same pass.
+        All processes see the last row at the same time.
+
+        Args:
+            inputs: A micro batch, with the episodes of this process.
+            logps: The trained model's log-probs of the completions, shape `(B, C)`.
         """
+        if self.on_trained is None or not self._untrained:
+            return
         trains = (inputs["completion_mask"] * inputs["tool_mask"]).any(dim=1).tolist()
-        for row, logps, has in zip(inputs["row"].tolist(), trained.tolist(), trains, strict=True):
-            self._logps_of[row] = logps if has else None
+        for row, kept, has in zip(inputs["row"].tolist(), logps.tolist(), trains, strict=True):
+            self._logps_of[row] = kept if has else None
         if len(self._logps_of) == len(self._untrained):
             self.hand_over()
 

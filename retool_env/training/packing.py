@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from retool_env.training.balance import plan as plan
+
 _LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers that use only relative positions and read other tokens only through the mask."""
 _PROBE = 8

@@ -195,11 +195,11 @@ def expected(model64, groups, initial):
 
 
 @every
-@pytest.mark.parametrize("kl", [0.0, 0.3])
+@pytest.mark.parametrize(("kl", "tokens"), [(0.0, 0), (0.3, 0), (0.3, 100)])
 def test_the_loss_is_the_references_failed_episodes_as_if_absent(
-    name, kl, groups, trainer_of, expected
+    name, kl, tokens, groups, trainer_of, expected
 ):
-    trainer = trainer_of(name, flat(groups), kl=kl, correction="ratio")
+    trainer = trainer_of(name, flat(groups), kl=kl, tokens=tokens, correction="ratio")
     loss, gradient = loss_and_gradient(trainer, batch_of(trainer))
     other_loss, other_gradient = expected(name, kl)
     assert loss.item() == pytest.approx(other_loss.item(), rel=1e-4, abs=1e-6)
@@ -207,12 +207,13 @@ def test_the_loss_is_the_references_failed_episodes_as_if_absent(
 
 
 @every
-@pytest.mark.parametrize("correction", ["token", "geometric"])
-def test_a_correction_weighs_the_loss(name, correction, groups, trainer_of, expected):
+@pytest.mark.parametrize(("correction", "tokens"), [("token", 0), ("geometric", 100)])
+def test_a_correction_weighs_the_loss(name, correction, tokens, groups, trainer_of, expected):
     trainer = trainer_of(
         name,
         flat(groups),
         kl=0.3,
+        tokens=tokens,
         correction=correction,
         correction_cap=references.CAP,
         correction_low=references.BOUNDS[0],

@@ -95,21 +95,39 @@ def assert_same(one, other, start=None, tolerance=1e-4):
         torch.testing.assert_close(other[name], tensor, atol=tolerance * most, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["grpo", "sft", "rft"])
+@pytest.mark.parametrize("name", ["grpo", "sft", "rft", "grpo-tokens", "sft-tokens"])
 def test_two_processes_with_shards_do_as_one_without(name, one, two, initial):
-    """With SGD the weights change by the sum of the gradients; GRPO has a reference model."""
+    """With SGD the weights change by the sum of the gradients; GRPO has a reference model.
+
+    Runs with a budget of tokens are compared with one process that has none.
+    """
     start = load_file(Path(initial) / "model.safetensors")
-    assert_same(weights(one / name), weights(two / name), start)
+    plain, _, _ = name.partition("-")
+    assert_same(weights(one / plain), weights(two / name), start)
     alike = {"grpo": ("loss", "grad_norm", "reward"), "sft": ("loss", "grad_norm")}
-    for ours, theirs in zip(records(one / name), records(two / name), strict=True):
-        for key in alike.get(name, ("rft/traces", "env/accuracy")):
+    for ours, theirs in zip(records(one / plain), records(two / name), strict=True):
+        for key in alike.get(plain, ("rft/traces", "env/accuracy")):
             assert theirs[key] == pytest.approx(ours[key], rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["ppo", "phi"])
+def test_log_probs_of_exchanged_episodes_come_back_to_their_transcripts(one, two):
+    def logprobs(folder):
+        return {
+            (t.trained_version, t.problem.id, t.response[-1].text): t.response[-1].trained_logprobs
+            for path in folder.glob("transcripts*.jsonl")
+            for t in read_transcripts(path)
+        }
+
+    ours, theirs = logprobs(one / "grpo"), logprobs(two / "grpo-tokens")
+    assert ours.keys() == theirs.keys() and len(ours) > 8
+    for key, numbers in ours.items():
+        assert theirs[key] == pytest.approx(numbers, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["ppo", "phi", "ppo-tokens"])
 def test_ppos_actor_and_critic_do_as_without_shards(name, one, two):
     """Phi's head has a bias."""
-    ours = torch.load(one / f"{name}-0.pt")
+    ours = torch.load(one / f"{name.partition('-')[0]}-0.pt")
     for rank in range(2):
         theirs = torch.load(two / f"{name}-{rank}.pt")
         for model in ("actor", "critic"):

@@ -378,7 +378,7 @@ def test_two_processes_do_as_one(initial, tmp_path):
     assert ran.returncode == 0, ran.stderr[-3000:]
     found = torch.load(tmp_path / "found.pt")
     whole, figures = changes(initial, ROWS)
-    assert len(found) == 2
+    assert len(found) == 3
     for both, same in found.values():
         close(whole, both)
         names = figures.keys() - {"grad_norm/actor", "grad_norm/critic"}

@@ -74,7 +74,7 @@ def test_the_values_are_the_papers_or_the_recipes(preset, algorithm):
         assert settings.epochs == 2 and settings.model.startswith("Qwen/Qwen2.5-")
         assert settings.model.endswith(f"{preset.removeprefix('qwen2.5-').upper()}-Instruct")
         micro, passes = sft.check_batch(settings, processes)
-        assert micro == 1 and passes * processes == settings.batch_size
+        assert (micro * processes, passes) == (settings.batch_size, 1)
         return
     assert settings.engine["name"].startswith("http") and settings.engine["weights_folder"]
     if algorithm == "ppo":
@@ -84,8 +84,7 @@ def test_the_values_are_the_papers_or_the_recipes(preset, algorithm):
     assert_has(settings, GRPO)
     batches = BATCHES[preset]
     assert (settings.steps, settings.prompts) == (batches["steps"], batches["prompts"])
-    passes = grpo.check_batch(settings, processes)
-    assert passes * processes == settings.prompts * 16
+    assert grpo.check_batch(settings, processes) == (settings.prompts * 16 // processes, 1)
     batch = settings.trl["generation_batch_size"]
     assert batch == batches["batch"] and batch % (settings.prompts * 16) == 0
     assert batch // 16 % processes == 0  # whole groups a process
@@ -99,11 +98,12 @@ def test_each_process_samples_whole_groups_as_trl_counts_them(preset, monkeypatc
 
     settings = load(preset, "grpo")
     processes = PROCESSES[preset]
+    micro_batch, passes = grpo.check_batch(settings, processes)
     monkeypatch.setattr(GRPOConfig, "world_size", property(lambda _: processes))
     config = GRPOConfig(
         output_dir=str(tmp_path),
-        per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=grpo.check_batch(settings, processes),
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=passes,
         num_generations=settings.rollouts,
         bf16=False,
         use_cpu=True,
@@ -114,7 +114,7 @@ def test_each_process_samples_whole_groups_as_trl_counts_them(preset, monkeypatc
     assert config.steps_per_generation % config.gradient_accumulation_steps == 0
     steps = config.steps_per_generation // config.gradient_accumulation_steps
     assert steps == {"qwen2.5-7b": 4, "qwen2.5-32b": 8}[preset]
-    assert config.steps_per_generation * settings.micro_batch % settings.rollouts == 0
+    assert config.steps_per_generation * micro_batch % settings.rollouts == 0
 
 
 def test_the_sft_batch_is_of_all_processes():
@@ -122,5 +122,5 @@ def test_the_sft_batch_is_of_all_processes():
     with pytest.raises(sft.SettingsError, match="batch_size=32 traces a step are not divided by 5"):
         sft.check_batch(settings, 5)
     with pytest.raises(sft.SettingsError, match=r"8 processes \* micro_batch=3"):
-        sft.check_batch(load("qwen2.5-7b", "sft", "micro_batch=3"), 8)
-    assert sft.check_batch(load("qwen2.5-7b", "sft", "micro_batch=0"), 8) == (4, 1)
+        sft.check_batch(load("qwen2.5-7b", "sft", "tokens=0", "micro_batch=3"), 8)
+    assert sft.check_batch(load("qwen2.5-7b", "sft"), 8) == (4, 1)

@@ -217,7 +217,7 @@ def test_a_model_in_which_packed_traces_would_see_each_other_is_refused():
     # A kind of attention for which transformers makes no mask: it is causal, and nothing else.
     ALL_ATTENTION_FUNCTIONS.register("unmasked", sdpa_attention_forward)
     model.set_attn_implementation("unmasked")
-    with pytest.raises(SettingsError, match=r"packing: .*llama, unmasked .*see each other"):
+    with pytest.raises(SettingsError, match=r"llama, unmasked .*: set packing=0 and tokens=0"):
         sft.check_packing(model)
 
 

@@ -75,20 +75,20 @@ def test_a_different_loss_or_gradient_is_noticed(
 
     found = compared()
     assert found["same"] and found["gradient_norm"] > 0 and abs(found["loss"][TRL]) > 1e-3
-    original = EngineGRPOTrainer._packed_logps
+    original = EngineGRPOTrainer.packed_logps
 
     def one_token_off(self, *args):
         logps, entropies, aux = original(self, *args)
         return logps.roll(1, 1), entropies, aux
 
-    monkeypatch.setattr(EngineGRPOTrainer, "_packed_logps", one_token_off)
+    monkeypatch.setattr(EngineGRPOTrainer, "packed_logps", one_token_off)
     assert not compared()["same"]
 
     def without_gradient(self, *args):
         logps, entropies, aux = original(self, *args)
         return logps * 0.9 + logps.detach() * 0.1, entropies, aux
 
-    monkeypatch.setattr(EngineGRPOTrainer, "_packed_logps", without_gradient)
+    monkeypatch.setattr(EngineGRPOTrainer, "packed_logps", without_gradient)
     found = compared()
     assert found["loss"][OURS] == pytest.approx(found["loss"][TRL], abs=1e-4)
     assert not found["same"]

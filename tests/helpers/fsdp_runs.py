@@ -73,11 +73,15 @@ def settings(module, checkpoint, name, **more):
         module: The module of the algorithm.
         checkpoint: The model's folder.
         name: The name of the run.
-        **more: Further settings; `tokens` is the episode's token budget.
+        **more: Further settings; `tokens` is the episode's token budget, `tokens_a_pass` the
+            setting `tokens`.
     """
     section = module.__name__.rpartition(".")[2]
     values = {"model": checkpoint, "name": name, "sandbox": "nsjail"}
-    values |= {"env": {**ENV, "max_tokens": more.pop("tokens", 80)}, **more}
+    values |= {"env": {**ENV, "max_tokens": more.pop("tokens", 80)}}
+    values |= {"tokens": more.pop("tokens_a_pass", 0), **more}
+    if module is rft:
+        del values["tokens"]
     pairs = [f"{key}={json.dumps(value)}" for key, value in values.items()]
     return load_settings(module.Settings, section, "tiny", pairs)
 
@@ -139,8 +143,11 @@ def compared(checkpoint, folder, data):
     with written():
         more = {**GRPO, "steps": 2, "kl": 0.5, "learning_rate": 0.5, "trl": PLAIN}
         run(grpo, checkpoint, folder, "grpo", **more)
+        run(grpo, checkpoint, folder, "grpo-tokens", **more, tokens_a_pass=90)
     plain = {**PLAIN, "logging_steps": 1}
-    run(sft, checkpoint, folder, "sft", **{**SFT, "data": data, "learning_rate": 0.1}, trl=plain)
+    more = {**SFT, "data": data, "learning_rate": 0.1, "trl": plain}
+    run(sft, checkpoint, folder, "sft", **more)
+    run(sft, checkpoint, folder, "sft-tokens", **more, tokens_a_pass=90)
 
     def scripted(name, options, model, tokenizer, *_, **__):
         assert all(p.any() for p in model.parameters())  # each process samples from a whole model
@@ -152,6 +159,7 @@ def compared(checkpoint, folder, data):
         run(rft, checkpoint, folder, "rft", **more, sft=tuning)
     rank = processes().process_index
     torch.save(ppo_changes(checkpoint), folder / f"ppo-{rank}.pt")
+    torch.save(ppo_changes(checkpoint, tokens=30), folder / f"ppo-tokens-{rank}.pt")
     phi = str(folder / "phi")
     make_phi(phi, checkpoint)
     processes().wait_for_everyone()
@@ -184,15 +192,19 @@ def flat(parameters):
     return torch.cat([whole(p.detach()).flatten() for p in parameters])
 
 
-def ppo_changes(checkpoint):
+def ppo_changes(checkpoint, **more):
     """The changes of actor and critic in one step, and the step's figures.
 
     The step has a reference model, and two forward and backward passes in each process.
+
+    Args:
+        checkpoint: The model's folder.
+        **more: Further settings.
     """
     state = processes()
     part = len(ppo_batches.ROWS) // state.num_processes
     rows = ppo_batches.ROWS[part * state.process_index : part * (state.process_index + 1)]
-    chosen = ppo_batches.settings(model=checkpoint, micro_batch=part // 2, kl=0.5, **ALL)
+    chosen = ppo_batches.settings(model=checkpoint, micro_batch=part // 2, kl=0.5, **ALL, **more)
     with patch.object(torch.nn.init, "zeros_", some):
         made = ppo.Learner(chosen, load_model(checkpoint, "float32")[0])
     made.actor_optimizer = torch.optim.SGD(made.actor.parameters(), lr=1.0)

@@ -127,6 +127,7 @@ def main(checkpoint: str, file: str) -> None:
         name: changes(checkpoint, rows, micro_batch=size)
         for name, size in (("one pass", 2), ("two passes", 1))
     }
+    results["planned passes"] = changes(checkpoint, rows, tokens=30)
     if rank == 0:
         torch.save(results, file)
     leave_process_group()

@@ -10,8 +10,11 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
+import numpy as np
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -31,6 +34,7 @@ from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.rollout.transformers.policy import TransformersPolicy, load_policy
 from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
+from retool_env.training.exchange import Exchange
 from retool_env.training.trained_weights import is_sharded, trained_weights
 
 GROUP, PROMPTS = 4, 4  # two groups a process
@@ -92,7 +96,9 @@ def flat(model):
     return torch.cat([weights[name].flatten().double() for name in sorted(weights)])
 
 
-def run(checkpoint, folder, name, policy, box, steps=1, shared=False, full=False, **settings):
+def run(
+    checkpoint, folder, name, policy, box, steps=1, shared=False, full=False, tokens=0, **settings
+):
     """Train, and return the observations of this process.
 
     Args:
@@ -104,6 +110,7 @@ def run(checkpoint, folder, name, policy, box, steps=1, shared=False, full=False
         steps: The number of steps.
         shared: Whether the policy samples from the trained model itself, not from a copy.
         full: Whether the disk is full.
+        tokens: The budget of a pass in tokens.
         **settings: Settings of `EngineRollouts`.
     """
     rules = RULES if policy else ANY
@@ -140,6 +147,7 @@ def run(checkpoint, folder, name, policy, box, steps=1, shared=False, full=False
         train_dataset=problem_dataset(PROBLEMS, steps * PROMPTS, seed=0),
         processing_class=tokenizer,
         rollout_func=lambda *_: None,
+        tokens=tokens,
     )
     if policy is None:
         # Not copy.deepcopy: TRL's `forward` of a copy would still run the original model.
@@ -207,6 +215,44 @@ def shards(checkpoint):
     }
 
 
+def exchanged(accelerator):
+    """Send random columns to the ranks of a plan and back, without pickles.
+
+    Each value says where it comes from: rank, episode and place. So every rank can check its rows.
+
+    Returns:
+        Whether the received rows, and the values that came back, are the right ones.
+    """
+    rank, each, found = accelerator.process_index, 5, []
+    pickled = patch.object(torch.distributed.distributed_c10d, "_object_to_tensor", None)
+    for seed in range(20):
+        chance = np.random.default_rng(seed)
+        lengths = torch.from_numpy(chance.integers(0, 30, (2, each)))
+        width = int(lengths.max()) + 1
+        along, mine = torch.arange(width), lengths[rank]
+        left = bool(seed % 2)
+        real = along >= width - mine[:, None] if left else along < mine[:, None]
+        numbers = torch.arange(each)[:, None]
+        values = torch.where(real, 10_000 * (rank * each + numbers) + along + 1, -1)
+        with pickled:
+            exchange = Exchange(accelerator, mine, budget=40)
+            column = exchange.tokens(real, left)
+            passes = column.out(values)
+            names = exchange.episodes().out(rank * each + numbers)
+            back = column.back([rows * 2.0 for rows in passes])
+        expected = torch.where(real, values * 2.0, 0.0)
+        found.append(torch.equal(back, expected))
+        for pack, rows, named in zip(exchange.plan[rank], passes, names, strict=True):
+            for row, episode in enumerate(pack):
+                size = int(lengths[episode // each, episode % each])
+                start = width - size if left else 0
+                content = 10_000 * episode + torch.arange(start, start + size) + 1
+                found.append(torch.equal(rows[row][rows[row] != 0], content))
+                found.append(int(named[row]) == episode)
+            found.append(not rows[len(pack) :].any())
+    return all(found) and len(found) > 200
+
+
 def main(checkpoint: str, folder: Path) -> None:
     from accelerate import PartialState
 
@@ -219,6 +265,10 @@ def main(checkpoint: str, folder: Path) -> None:
 
     found = {
         "uneven": scenario("uneven", Writer(tokenizer, 3 if first else 0), Box(0.05), steps=2),
+        "planned": scenario(
+            "planned", Writer(tokenizer, 3 if first else 0), Box(), steps=2, tokens=150
+        ),
+        "exchange": exchanged(Accelerator(cpu=True)),
         "starved": scenario("starved", Writer(tokenizer, 1), Box(fails=not first)),
         "all fail": scenario("all fail", Writer(tokenizer, 1), Box(fails=True)),
         "one breaks": scenario("one breaks", (Writer if first else Broken)(tokenizer, 1), Box()),

@@ -52,6 +52,21 @@ def test_uneven_use_of_the_tool_and_whole_groups(outcomes):
     }
 
 
+def test_a_budget_of_tokens_trains_on_the_same_whichever_process_computes_it(outcomes):
+    planned, plain = outcomes["planned"], outcomes["uneven"]
+    assert_in_step(planned)
+    for one, other in zip(planned, plain, strict=True):
+        assert one["weights"] == pytest.approx(other["weights"], rel=1e-4)
+        assert one["problems"] == other["problems"] and one["calls"] == other["calls"]
+        for log, expected in zip(one["logs"], other["logs"], strict=True):
+            for name in ("loss", "grad_norm", "entropy"):
+                assert log[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-6)
+
+
+def test_columns_of_episodes_go_to_the_ranks_of_the_plan_and_back(outcomes):
+    assert outcomes["exchange"] == [True, True]
+
+
 def test_a_starved_process_trains_on_with_the_other(outcomes):
     first, second = pair = outcomes["starved"]
     assert_in_step(pair)

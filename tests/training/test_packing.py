@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-import random
+import sys
 
 import pytest
 import torch
+from helpers.packed_trainers import (
+    LOSSES,
+    OTHERS,
+    ROWS,
+    SIZE,
+    TOKENIZER,
+    batch_of,
+    episodes,
+    logps_of,
+    make_model,
+    make_trainer,
+    moved,
+    outcome,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, PromptTuningConfig, TaskType
 from transformers import (
-    AutoModelForCausalLM,
     BloomConfig,
     FalconH1Config,
     Gemma3TextConfig,
@@ -22,38 +36,17 @@ from transformers import (
     OPTConfig,
     Qwen2Config,
 )
-from trl import GRPOConfig, GRPOTrainer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from trl import GRPOTrainer
 
-from agents.models.tiny import make_tokenizer
-from retool_env.integrations import trl
-from retool_env.integrations.trl import EngineGRPOTrainer, problem_dataset
-from retool_env.problems import Problem, ProblemList
-from retool_env.training.packing import fit, pack
-
-GROUP, ROWS = 4, 8
-PROBLEMS = ProblemList(Problem(str(i), "?", "1") for i in range(ROWS // GROUP))
-TOKENIZER = make_tokenizer()
-SIZE = {
-    "vocab_size": len(TOKENIZER),
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-    "pad_token_id": TOKENIZER.pad_token_id,
-    "eos_token_id": TOKENIZER.eos_token_id,
-    "bos_token_id": None,
-}
-
+from agents.base.critic import Critic
+from retool_env.integrations.passes import PackedGRPOTrainer
+from retool_env.integrations.trl import EngineGRPOTrainer
+from retool_env.training.packing import fit, pack, score
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def make_model(config):
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -63,95 +56,9 @@ def checkpoint(tmp_path_factory):
     return str(folder)
 
 
-def episodes(seed=0):
-    """The rows of a `rollout_func`: one token to dozens, with results of programs in between."""
-    chance = random.Random(seed)
-    found = {key: [] for key in ("prompt_ids", "completion_ids", "logprobs", "env_mask", "reward")}
-    for row in range(ROWS):
-        size = [1, 3, 40, 7, 22, 2, 31, 12][row]
-        ids = [chance.randrange(len(TOKENIZER) - 30) for _ in range(size)]
-        found["prompt_ids"].append([5 + row // GROUP] * (1 + 8 * (row // GROUP)))
-        found["completion_ids"].append(ids)
-        found["env_mask"].append([int(i % 9 < 6) for i in range(size)])
-        found["logprobs"].append([-4.0 + chance.gauss(0, 0.5) for _ in range(size)])
-        found["reward"].append(chance.choice([-1.0, 0.5, 1.0]))
-    return found
-
-
 @pytest.fixture
 def trainer_of(checkpoint, tmp_path):
-    def make(packed=True, shared=True, config=None, peft=None, kind=EngineGRPOTrainer, **settings):
-        model = make_model(config) if config else AutoModelForCausalLM.from_pretrained(checkpoint)
-        own = {} if kind is GRPOTrainer else {"packed": packed, "shared_prompts": shared}
-        torch.manual_seed(1)
-        trainer = kind(
-            model=model,
-            reward_funcs=lambda reward, **_: reward,
-            args=GRPOConfig(
-                output_dir=str(tmp_path),
-                **{
-                    "per_device_train_batch_size": ROWS,
-                    "num_generations": GROUP,
-                    "max_completion_length": 40,
-                    "max_steps": 1,
-                    "report_to": "none",
-                    "bf16": False,
-                    "use_cpu": True,
-                    "disable_tqdm": True,
-                    "gradient_checkpointing": False,
-                    "dataloader_pin_memory": False,
-                    "save_strategy": "no",
-                    **settings,
-                },
-            ),
-            train_dataset=problem_dataset(PROBLEMS, len(PROBLEMS), seed=0),
-            processing_class=TOKENIZER,
-            peft_config=peft,
-            rollout_func=lambda prompts, trainer: episodes(),
-            **own,
-        )
-        trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
-        trainer.model.train()
-        return trainer
-
-    return make
-
-
-def batch_of(trainer):
-    return trainer._generate_and_score_completions(
-        [{"prompt": str(row // GROUP)} for row in range(ROWS)]
-    )
-
-
-def logps_of(trainer, batch):
-    return trainer._get_per_token_logps_and_entropies(
-        trainer.model,
-        torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1),
-        torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1),
-        batch["completion_ids"].shape[1],
-        compute_entropy=True,
-    )[:2]
-
-
-def moved(trainer, scale=0.03):
-    """Away from the reference, and from an adapter that changes nothing; always the same way."""
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:
-                parameter += scale * torch.randn(parameter.shape, generator=generator)
-    return trainer
-
-
-def outcome(trainer, batch, old=None):
-    """Loss, gradient and logged entropy."""
-    if old is not None:
-        batch = {**batch, "old_per_token_logps": old, "sampling_per_token_logps": old}
-    trainer.model.zero_grad()
-    loss = trainer.compute_loss(trainer.model, batch)
-    loss.backward()
-    grads = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
-    return loss.item(), torch.cat(grads), trainer._metrics["train"]["entropy"][-1]
+    return functools.partial(make_trainer, checkpoint, tmp_path)
 
 
 def assert_same(packed, padded):
@@ -167,26 +74,6 @@ def assert_same(packed, padded):
     assert loss == pytest.approx(other_loss, rel=1e-4, abs=1e-6)
     assert entropy == pytest.approx(other_entropy, rel=1e-5)
     assert other.norm() > 1e-4 and (gradient - other).norm() / other.norm() < 1e-4
-
-
-LOSSES = [
-    {"loss_type": loss, "importance_sampling_level": level}
-    for loss in ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "sapo", "cispo", "vespo")
-    for level in ("token", "sequence")
-    if (loss, level) != ("vespo", "sequence")
-]
-OTHERS = [
-    {"delta": 1.5},
-    {"top_entropy_quantile": 0.4},
-    {"off_policy_mask_threshold": 0.02},
-    {"beta": 0.5},
-    {"beta": 0.5, "use_bias_correction_kl": True},
-    {"entropy_coef": 0.1},
-    {"temperature": 0.7},
-    {"pad_to_multiple_of": 64},
-    {"mask_truncated_completions": True},
-    {"gradient_checkpointing": True},
-]
 
 
 @pytest.mark.parametrize("settings", [*LOSSES, *OTHERS], ids=str)
@@ -238,7 +125,8 @@ def test_an_episode_has_the_log_probs_that_it_has_alone(name, attention, trainer
     shared = bool(sharing) or attention == "eager"
     trainer = trainer_of(shared=shared, config=MODELS[name], disable_dropout=False)
     if attention == "flash":  # it needs a GPU; what it is given, another takes too
-        monkeypatch.setattr(trl, "is_flash_attention_requested", lambda config: True)
+        module = sys.modules[PackedGRPOTrainer.__module__]
+        monkeypatch.setattr(module, "is_flash_attention_requested", lambda config: True)
     else:
         trainer.model.set_attn_implementation(attention)
     batch = batch_of(trainer)
@@ -264,6 +152,46 @@ def test_an_episode_has_the_log_probs_that_it_has_alone(name, attention, trainer
         torch.testing.assert_close(logps[row, :size], expected[-size:], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(entropies[row, :size], entropy[-size:], rtol=1e-4, atol=1e-4)
         assert not logps[row, size:].any()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "sdpa, shared prompts", "eager"])
+def test_a_changed_episode_moves_no_log_prob_and_no_value_of_its_neighbours(attention, trainer_of):
+    attention, _, shared = attention.partition(", ")
+    trainer = trainer_of(shared=bool(shared), config=MODELS["qwen2"])
+    trainer.model.set_attn_implementation(attention)
+    model, critic = trainer.model.eval(), Critic(make_model(MODELS["qwen2"]))
+    torch.nn.init.ones_(critic.head.weight)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(len(TOKENIZER) - 8, (3, 20), generator=generator)
+    ids[:, :8] = torch.arange(8) + len(TOKENIZER) - 8  # one prompt, whose tokens are rare
+    scored = behind(torch.ones_like(ids), 8)
+    changed = ids.clone()
+    changed[1, 8:] = changed[1, 8:].flip(0)
+    with torch.no_grad():
+        results = []
+        for batch in (ids, changed):
+            packed = pack(batch, torch.ones_like(ids), scored, one_row=True, shared=bool(shared))
+            assert len(packed.input_ids) == 1
+            assert int((packed.input_ids == ids[0, 0]).sum()) == (1 if shared else 3)
+            logps = packed.unpacked(score(model, packed).log_probs)[:, 8:]
+            results.append((logps, critic(packed)[:, 8:]))
+    for one, other in zip(*results, strict=True):
+        assert not torch.equal(one[1], other[1])
+        for row in (0, 2):
+            torch.testing.assert_close(one[row], other[row], rtol=0, atol=1e-6)
+
+
+def test_attention_for_which_transformers_makes_no_mask_is_noticed_until_its_mask_is_registered(
+    trainer_of,
+):
+    """transformers gives the attention of an unknown name no mask, and says nothing."""
+    ALL_ATTENTION_FUNCTIONS.register("maskless", sdpa_attention_forward)
+    for masked in (False, True):
+        if masked:
+            AttentionMaskInterface.register("maskless", sdpa_mask)
+        trainer = trainer_of(config=MODELS["qwen2"])
+        trainer.model.set_attn_implementation("maskless")
+        assert trainer.can_pack(trainer.model) == masked
 
 
 UNPACKABLE = {

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from accelerate import Accelerator
 from helpers.ppo_batches import row, table
 
 from agents.base.minibatch import Batch
+from retool_env.training.exchange import Exchange
 
 ROWS = [row(0, 1.0), row(1, None), row(2, -1.0, ("model", "env"), size=2)]
 
@@ -38,6 +42,26 @@ def test_a_part_has_its_episodes_without_the_padding_that_they_share(batch):
 
 
 def test_parts_hold_every_episode_once(batch):
-    parts = list(batch.parts(2))
-    assert [len(part.ids) for part in parts] == [2, 1]
-    assert [n for part in parts for n in part.numbers.tolist()] == [0, 1, 2]
+    passes = batch.parts(2)
+    assert [len(part.ids) for part in passes.parts] == [2, 1]
+    assert [n for part in passes.parts for n in part.numbers.tolist()] == [0, 1, 2]
+    back = passes.back([part.old_logps for part in passes.parts])
+    assert torch.equal(back, batch.old_logps)
+
+
+def test_balanced_passes_hold_every_episode_once_with_all_its_columns(batch):
+    lengths = batch.attention.sum(1)
+    batch = dataclasses.replace(batch, returns=torch.rand(batch.mask.shape))
+    passes = batch.balanced(Exchange(Accelerator(cpu=True), lengths, int(lengths.max())))
+    assert len(passes.parts) > 1
+    for part in passes.parts:
+        for at, number in enumerate(part.numbers.tolist()):
+            size = int(part.attention[at].sum())
+            assert size == lengths[number]
+            assert torch.equal(part.ids[at, :size], batch.ids[number, :size])
+            for name in ("mask", "old_logps", "returns"):
+                ours, theirs = getattr(part, name), getattr(batch, name)
+                assert torch.equal(ours[at, : size - 1], theirs[number, : size - 1])
+    real = batch.attention[:, 1:].bool()
+    back = passes.back([part.returns for part in passes.parts])
+    assert torch.equal(back, batch.returns.masked_fill(~real, 0.0))

@@ -139,6 +139,17 @@ def test_a_tokenizer_that_does_not_suit_is_refused(change, message, tmp_path):
         load_model(folder, "float32")
 
 
+def test_attention_is_chosen_by_name_and_kernels_that_are_missing_are_named(tmp_path):
+    folder = make_small(tmp_path / "model")
+    for name in ("sdpa", "eager"):
+        assert load_model(folder, "float32", name)[0].config._attn_implementation == name
+    if not torch.cuda.is_available():
+        with pytest.raises(SettingsError, match="attention=flash_attention_2 does not work on"):
+            load_model(folder, "float32", "flash_attention_2")
+    with pytest.raises(SettingsError, match=r"attention=flash_3: .*flash_attention_3"):
+        settings("grpo", model=folder, attention="flash_3")
+
+
 def parameters(**size):
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(Qwen2Config(**size)).num_parameters()

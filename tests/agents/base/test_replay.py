@@ -68,6 +68,14 @@ def test_with_several_micro_batches_the_loss_agrees_and_clips_are_not_compared(t
     assert "metrics.jsonl: loss " in words and "clip_ratio" not in words
 
 
+def test_with_a_budget_of_tokens_every_figure_is_compared(tmp_path, capsys):
+    run = train(tmp_path, tokens=100, steps=2)
+    capsys.readouterr()
+    assert replay(run, "--algorithm", "dapo") == 0
+    words = capsys.readouterr().out.splitlines()[-1]
+    assert "policy_loss " in words and "clip_ratio/region_mean " in words
+
+
 def test_another_algorithm_has_its_own_advantages_and_loss(run, capsys):
     assert replay(run, "--algorithm", "reinforce_pp") == 0
     output = capsys.readouterr().out
