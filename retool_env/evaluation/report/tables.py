@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,6 +14,9 @@ from retool_env.metrics.figure import Figure
 from retool_env.metrics.intervals import FEW_CASES, Estimate
 from retool_env.metrics.tables import markdown
 from retool_env.transcript import Transcript
+
+_EXCEPTIONS = {name.lower(): name for name in dir(builtins)}
+"""Python's own names by their lower case, which the keys of figures have."""
 
 Table = list[list[str]]
 """Rows of texts, the headings first."""
@@ -221,14 +225,16 @@ def flow_of(figures: Figures) -> dict[str, dict[Fate, int]]:
 
 
 def kind_name(kind: str) -> str:
-    """The name of a kind of error.
+    """The name of a kind of error: the class of the exception, or else the outcome.
 
     Example:
-        >>> kind_name("runtime_error/nameerror"), kind_name("timeout")
-        ('runtime error: nameerror', 'timeout')
+        >>> kind_name("runtime_error/nameerror"), kind_name("memory_limit")
+        ('NameError', 'memory limit')
+        >>> kind_name("runtime_error/own.fault")
+        'own.fault'
     """
     outcome, _, name = kind.partition("/")
-    return outcome.replace("_", " ") + (f": {name}" if name else "")
+    return _EXCEPTIONS.get(name, name) or outcome.replace("_", " ")
 
 
 def flow_table(figures: Figures) -> Table:

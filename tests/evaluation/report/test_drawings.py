@@ -1,5 +1,7 @@
 """The pictures of a report show the numbers of its tables."""
 
+import re
+
 import pytest
 from helpers.drawings import drawn
 from helpers.episodes import (
@@ -75,7 +77,7 @@ def test_the_flow_names_each_error_and_each_fate_with_its_number(read, drawn):
     [subject] = read(ALL)
     assert drawings.flow(subject)
     found = texts(drawn[0])
-    assert "runtime error: nameerror: 6 (67%)" in found and "ran: 3 (33%)" in found
+    assert "NameError: 6 (67%)" in found and "ran: 3 (33%)" in found
     assert "answered right: 1 (11%)" in found and "cut: 1 (11%)" in found
     from matplotlib.patches import PathPatch
 
@@ -90,7 +92,7 @@ def test_rare_kinds_of_errors_are_one_bar(read, drawn):
     [subject] = read([*some, *some[:5]])
     assert drawings.flow(subject)
     assert "5 other kinds: 5 (29%)" in texts(drawn[0])
-    assert sum(text.startswith("runtime error") for text in texts(drawn[0])) == 7
+    assert sum(re.match(r"e\d+error", text) is not None for text in texts(drawn[0])) == 7
 
 
 def test_the_names_of_the_flow_do_not_touch(read, drawn):

@@ -62,14 +62,14 @@ def test_the_flow_counts_each_failed_call_once():
     assert table[0] == ["error", "failed calls", *tables.FATE_NAMES.values()]
     assert [row[:2] for row in table[1:3]] == [
         ["all errors", "9"],
-        ["runtime error: nameerror", "6"],
+        ["NameError", "6"],
     ]
     assert list(tables.FATE_NAMES) == list(FATES)
 
 
 def test_one_kind_of_error_has_no_row_of_all_errors():
     table = tables.flow_table(figures_of([episode("p", StopReason.ANSWERED, (CODE, NAME), WRONG)]))
-    assert [row[0] for row in table] == ["error", "runtime error: nameerror"]
+    assert [row[0] for row in table] == ["error", "NameError"]
     assert tables.flow_table(figures_of([RAN])) == []
 
 
