@@ -117,5 +117,5 @@ def _word(verdict: bool | None) -> str:
 
 def _short(text: str | None) -> str:
     """A text in one line of a table."""
-    words = "–" if text is None else repr(text)[1:-1].replace("|", "\\|")
+    words = "–" if text is None else repr(text)[1:-1]
     return words if len(words) <= MOST_CHARACTERS else f"{words[: MOST_CHARACTERS - 1]}…"
