@@ -126,14 +126,14 @@ def runs_table(report: Report) -> Cells:
     return rows
 
 
-def path_of(run: Outcomes) -> str:
+def path_of(one: Outcomes) -> str:
     """The path of a run as the command line takes it.
 
     Args:
-        run: The run.
+        one: The run.
     """
-    step = run.run.files[0].step
-    return str(run.run.path) if step is None else f"{run.run.path}@{step}"
+    run, step = one.run, one.run.step
+    return str(run.path) if step is None else f"{run.path}@{step}"
 
 
 def sets_table(comparison: Comparison) -> Cells:
