@@ -228,10 +228,10 @@ class Fault:
     program's own result was shown."""
     real: "Execution | None" = None
     """The program's own result, in whose place another result was shown. `None` if the program's
-    own result was shown, as after a fault that is made in the program's process."""
+    own result was shown, or is not known, as after a missing package."""
 
 
-_EXCEPTION = re.compile(r"((?:\w+\.)*[A-Z]\w*)(?::|$)")
+_EXCEPTION = re.compile(r"((?:\w+\.)+\w+|[A-Z]\w*)(?::|\Z)")
 
 
 @dataclass(frozen=True, slots=True)

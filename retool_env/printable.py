@@ -11,7 +11,7 @@ import re
 
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, all but tab and line feed
-    "\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff"  # directions, separators, no width
+    "\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"  # directions, separators, no width
     "\ud800-\udfff"  # halves of surrogate pairs, which no encoding can write
     "\ufff9-\ufffb\U000e0000-\U000e007f]"  # annotations and tags
 )

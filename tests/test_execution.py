@@ -83,6 +83,7 @@ def test_an_error_for_want_of_resources_brings_advice():
     [
         ("ValueError", "ValueError"),
         ("json.decoder.JSONDecodeError: Expecting value", "json.decoder.JSONDecodeError"),
+        ("struct.error: unpack requires a buffer of 4 bytes", "struct.error"),
         ("time limit: the program ran for more than 5 s", None),
         ("exit status 3", None),
         ("", None),

@@ -74,7 +74,8 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 def _findings(
     arguments: argparse.Namespace, folder: Path, record: RecoverRecord
 ) -> Sequence[Finding]:
-    from retool_env.evaluation.recover.submission import check, rules_of
+    from retool_env.evaluation.recorded_rules import rules_of
+    from retool_env.evaluation.recover.submission import check
     from retool_env.interpreter import open_sandbox
 
     with open_sandbox(arguments.sandbox, rules_of(record)) or contextlib.nullcontext() as sandbox:

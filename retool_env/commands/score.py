@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retool_env.errors import SettingsError
+from retool_env.printable import one_line
 
 if TYPE_CHECKING:
     from retool_env.evaluation.score import Rescored, Scores
@@ -74,12 +75,14 @@ def _show_changes(episodes: Sequence[Rescored], out: Path) -> None:
         for episode in changed[:MOST_ROWS]:
             answer, gold = episode.transcript.answer, episode.transcript.problem.answer
             verdicts = (episode.transcript.correct, episode.verdict)
-            cells.append([episode.address, _short(answer), _short(gold), *map(_word, verdicts)])
+            cells.append(
+                [one_line(episode.address), _short(answer), _short(gold), *map(_word, verdicts)]
+            )
         print(f"\n{markdown(cells)}")
     if len(changed) > MOST_ROWS:
         print(f"\n{len(changed) - MOST_ROWS} more stand in {out}")
     for episode in failed[:MOST_ROWS]:
-        print(f"the grader failed on {episode.address}: {episode.error}", file=sys.stderr)
+        print(f"the grader failed on {one_line(episode.address)}: {episode.error}", file=sys.stderr)
     if failed:
         print(f"\nthe grader failed on {len(failed)} episodes, which have no new verdict")
 
@@ -92,7 +95,7 @@ def _show_figures(parts: Sequence[Scores]) -> None:
         before, after = (_by_key(figures)["accuracy/avg"] for figures in (part.before, part.after))
         numbers = [str(part.episodes), str(part.changed)]
         texts = [interval_text(before), interval_text(after)]
-        cells.append([part.group or "all", *numbers, *texts])
+        cells.append([part.group or ("rollouts" if len(parts) > 1 else "all"), *numbers, *texts])
     print(f"\n{markdown(cells)}")
     if len(parts) > 1:
         return
@@ -117,5 +120,5 @@ def _word(verdict: bool | None) -> str:
 
 def _short(text: str | None) -> str:
     """A text in one line of a table."""
-    words = "–" if text is None else repr(text)[1:-1].replace("|", "\\|")
+    words = "–" if text is None else repr(text)[1:-1]
     return words if len(words) <= MOST_CHARACTERS else f"{words[: MOST_CHARACTERS - 1]}…"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from retool_env.metrics.tables import markdown
+from retool_env.printable import printable
 
 Cells = Sequence[Sequence[str]]
 """The rows of a table; the first row and the first column are headings."""
@@ -57,7 +58,9 @@ class Document:
             anchor: The name for links to the heading; `None`: no name.
         """
         named = "" if anchor is None else f' id="{_escaped(anchor)}"'
-        self._add(f"<h{level}{named}>{_escaped(text)}</h{level}>", f"{'#' * level} {visible(text)}")
+        self._add(
+            f"<h{level}{named}>{_escaped(text)}</h{level}>", f"{'#' * level} {printable(text)}"
+        )
 
     def paragraph(self, text: str, small: bool = False) -> None:
         """Adds a paragraph.
@@ -67,7 +70,7 @@ class Document:
             small: Whether it is a note below a table or a picture.
         """
         inner = f"<small>{_escaped(text)}</small>" if small else _escaped(text)
-        self._add(f"<p>{inner}</p>", visible(text))
+        self._add(f"<p>{inner}</p>", printable(text))
 
     def verbatim(self, text: str, label: str) -> None:
         """Adds a text whose line breaks and spaces are kept.
@@ -79,18 +82,18 @@ class Document:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
         self._add(
             f'<pre tabindex="0" role="group" aria-label="{_escaped(label)}">{_escaped(text)}</pre>',
-            f"{fence}text\n{visible(text)}\n{fence}",
+            f"{fence}text\n{printable(text)}\n{fence}",
         )
 
     def warning(self, text: str) -> None:
         """Adds a paragraph that a reader must not overlook."""
-        self._add(f'<p role="note" class="warning">{_escaped(text)}</p>', f"**{visible(text)}**")
+        self._add(f'<p role="note" class="warning">{_escaped(text)}</p>', f"**{printable(text)}**")
 
     def listing(self, lines: Iterable[str]) -> None:
         """Adds a list."""
         lines = list(lines)
         inner = "".join(f"<li>{_escaped(line)}</li>" for line in lines)
-        self._add(f"<ul>{inner}</ul>", "\n".join(f"- {visible(line)}" for line in lines))
+        self._add(f"<ul>{inner}</ul>", "\n".join(f"- {printable(line)}" for line in lines))
 
     def links(self, links: Iterable[tuple[str, str]]) -> None:
         """Adds a list of links to files beside the page.
@@ -103,7 +106,7 @@ class Document:
             f'<li><a href="{_escaped(to)}">{_escaped(text)}</a></li>' for text, to in links
         )
         self._add(
-            f"<ul>{inner}</ul>", "\n".join(f"- [{visible(text)}]({to})" for text, to in links)
+            f"<ul>{inner}</ul>", "\n".join(f"- [{printable(text)}]({to})" for text, to in links)
         )
 
     def table(self, rows: Cells, caption: str = "") -> None:
@@ -122,11 +125,11 @@ class Document:
         for name, *cells in body:
             row = "".join(f"<td>{_escaped(cell)}</td>" for cell in cells)
             inner += f'<tr><th scope="row">{_escaped(name)}</th>{row}</tr>'
-        text = markdown([[visible(cell).replace("|", "\\|") for cell in row] for row in rows])
+        text = markdown([[printable(cell) for cell in row] for row in rows])
         label = _escaped(caption or head[0] or ", ".join(head[1:]))
         self._add(
             _scrolling(f"<table>{inner}</tbody></table>", label),
-            f"{visible(caption)}\n\n{text}" if caption else text,
+            f"{printable(caption)}\n\n{text}" if caption else text,
         )
 
     def picture(self, name: str, data: bytes, caption: str, alt: str = "") -> None:
@@ -144,7 +147,7 @@ class Document:
         self._add(
             f"<figure>{_scrolling(image, _escaped(caption))}"
             f"<figcaption>{_escaped(caption)}</figcaption></figure>",
-            f"![{visible(alt or caption)}]({name}.png)\n\n{visible(caption)}",
+            f"![{printable(alt or caption)}]({name}.png)\n\n{printable(caption)}",
         )
 
     @contextmanager
@@ -162,7 +165,7 @@ class Document:
             self._add(
                 f"<details><summary>{_escaped(summary)}</summary>"
                 f"{''.join(part.html for part in inner)}</details>",
-                "\n\n".join([f"**{visible(summary)}**", *(part.markdown for part in inner)]),
+                "\n\n".join([f"**{printable(summary)}**", *(part.markdown for part in inner)]),
             )
 
     def html(self) -> str:
@@ -173,7 +176,7 @@ class Document:
     def markdown(self) -> str:
         """The page as Markdown; pictures are links to the PNG files."""
         return (
-            "\n\n".join([f"# {visible(self.title)}", *(part.markdown for part in self._parts)])
+            "\n\n".join([f"# {printable(self.title)}", *(part.markdown for part in self._parts)])
             + "\n"
         )
 
@@ -196,24 +199,8 @@ class Document:
         self._parts.append(_Part(as_html, as_markdown))
 
 
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
-)
-"""Control characters, marks of direction, characters without width, and halves of a pair."""
-
-
-def visible(text: object) -> str:
-    r"""A text whose hidden characters are shown as escapes; tabs and line breaks are kept.
-
-    Example:
-        >>> visible("\x1b[31mred\u202e")
-        '\\x1b[31mred\\u202e'
-    """
-    return _HIDDEN.sub(lambda found: ascii(found[0])[1:-1], str(text))
-
-
-def _escaped(value: object) -> str:
-    return html.escape(visible(value))
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))
 
 
 def _scrolling(inner: str, label: str) -> str:

@@ -169,8 +169,7 @@ def frozen_settings(record: EvalRecord) -> dict[str, Any]:
         "seed": record.seed,
         "prompt": record.prompt,
         "revision": record.revision,
-        # A setting that is newer than the record had its default.
-        **{f"rules.{name}": value for name, value in (_DEFAULTS | record.rules).items()},
+        **{f"rules.{name}": value for name, value in resolved_rules(record).items()},
         **{f"sampling.{name}": value for name, value in record.sampling.items()},
     }
     return json.loads(json.dumps(values))  # a tuple equals the list that a file has
@@ -194,7 +193,13 @@ def rules_to_json(rules: Rules) -> dict[str, Any]:
     return values
 
 
-_DEFAULTS = rules_to_json(Rules())
+def resolved_rules(record: EvalRecord) -> dict[str, Any]:
+    """All settings of a record's episodes; a setting that is newer than the record had its default.
+
+    Args:
+        record: The record.
+    """
+    return json.loads(json.dumps(rules_to_json(Rules()) | record.rules))  # tuples become lists
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ from retool_env.transcript import Transcript
 RunKind = Literal["eval", "recover", "training", "file"]
 """The kind of a run."""
 
-CONFIG, METRICS = "config.json", "metrics.jsonl"
-"""The settings and the figures of the steps of a training run."""
+CONFIG, METRICS, DONE = "config.json", "metrics.jsonl", "done"
+"""The settings and the figures of the steps of a training run, and the mark of its end."""
 
 _ROLLOUTS = re.compile(r"transcripts(-\d+)?\.jsonl")
 _HELD_OUT = re.compile(r"eval-(\d+)\.jsonl")
@@ -124,7 +124,7 @@ class Run:
             places = Places(self.kind, file)
             last: dict[str, tuple[int, Place]] = {}
             for number, line in enumerate(_whole_lines(file.path), 1):
-                place = places.of(number, _values(file.path, number, line))
+                place = places.of(number, values_of(file.path, number, line))
                 last[place.address] = number, place
             wanted = {
                 number: place
@@ -133,7 +133,7 @@ class Run:
             }
             for number, line in enumerate(_whole_lines(file.path), 1):
                 if number in wanted:
-                    values = _values(file.path, number, line)
+                    values = values_of(file.path, number, line)
                     yield wanted[number], transcript_of(file.path, number, values, tokens)
 
     def episode(self, address: str, tokens: bool = True) -> tuple[Place, Transcript]:
@@ -293,7 +293,17 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
     return (line for line in read_lines(path) if line.endswith(b"\n"))
 
 
-def _values(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def values_of(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    """The values of a line of any kind of run.
+
+    Args:
+        path: The file, for the error.
+        number: The number of the line, for the error.
+        line: The line.
+
+    Raises:
+        DataError: The line is not a JSON object.
+    """
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -242,5 +242,5 @@ def default_path(run: Run, name: str) -> Path:
     """
     if run.kind == "file":
         return run.path.with_name(f"{run.path.name}.scores-{name}.json")
-    only = run.files[0].step if len(run.files) == 1 else None
-    return run.path / f"scores-{name}{'' if only is None else f'@{only}'}.json"
+    at = "" if run.step is None else f"@{run.step}"
+    return run.path / f"scores-{name}{at}.json"

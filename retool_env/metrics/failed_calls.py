@@ -8,7 +8,6 @@ failure is neither: its episode is not scored.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Literal, get_args
@@ -38,7 +37,6 @@ FATES: dict[Fate, str] = {
 assert set(FATES) == set(get_args(Fate))
 
 _GAVE_UP = (StopReason.STOPPED, StopReason.VOID_TURN)
-_CLASS = re.compile(r"([A-Za-z_][\w.]*)(?::|\Z)")
 
 
 def error_kind(call: Call) -> str:
@@ -53,9 +51,8 @@ def error_kind(call: Call) -> str:
         >>> error_kind(Call("x", Execution(Outcome.RUNTIME_ERROR, "", error), 0, "plain"))
         'runtime_error/nameerror'
     """
-    named = _CLASS.match(call.execution.error)
-    outcome = str(call.execution.outcome)
-    return f"{outcome}/{named[1].lower()}" if named else outcome
+    outcome, exception = str(call.execution.outcome), call.execution.exception
+    return f"{outcome}/{exception.lower()}" if exception else outcome
 
 
 def _fate(episode: ScoredEpisode, index: int) -> Fate:

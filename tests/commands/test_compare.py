@@ -77,4 +77,4 @@ def test_hostile_names_are_printed_on_one_line(tmp_path, capsys):
     second = write_verdicts(tmp_path / "b", {name: [False]})
     assert main(["compare", str(first), str(second)]) == 0
     text = capsys.readouterr().out
-    assert "\x1b" not in text and r"p\x1b[31m\n" in text
+    assert "\x1b" not in text and r"p\x1b[31m \u202e/é" in text

@@ -65,6 +65,17 @@ def test_one_call_runs_with_more_time(folder, capsys):
     assert "ZeroDivisionError" in capsys.readouterr().out
 
 
+def test_no_text_of_a_record_steers_the_terminal(folder, sandbox, capsys):
+    program = f"{CLOCK}\nprint('\\x1b[31m\\u202e', time.time_ns())"
+    made = played(sandbox, code(program), "\x1b[2J<answer>4</answer>", problem="\x1b[1m")
+    write_eval(folder / "hostile", [made])
+    for words in ([], ["--protocol", "hermes"], ["\x1b[1m/0", "--call", "1"]):
+        assert main(["replay", "hostile", *words]) == 0
+        shown = "".join(capsys.readouterr())
+        assert "\x1b" not in shown and "\u202e" not in shown
+        assert r"\x1b[31m\u202e" in shown
+
+
 def test_episodes_are_printed_or_written_in_another_protocol(folder, capsys):
     assert main(["replay", "run", "p/0", "--protocol", "hermes"]) == 0
     output = capsys.readouterr().out

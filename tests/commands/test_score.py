@@ -4,6 +4,7 @@ import json
 
 import pytest
 from evaluation.test_score import RUN, own
+from helpers.episodes import sample
 from helpers.recorded_runs import write_eval, write_training
 
 from retool_env.cli import main
@@ -34,7 +35,7 @@ def test_parts_of_a_run_stand_in_a_row_each(folder, capsys):
     write_transcripts(run / "eval-4.jsonl", [RUN[2]])
     assert main(["score", "training", "--out", "new/scores.json"]) == 0
     output = capsys.readouterr().out
-    assert "| all    |" in output and "| step-4 |" in output
+    assert "| rollouts |" in output and "| step-4   |" in output
     assert (folder / "new/scores.json").exists()
 
 
@@ -44,6 +45,13 @@ def test_errors_of_a_grader_are_named_with_the_address_and_the_status_is_0(folde
     captured = capsys.readouterr()
     assert "the grader failed on a/1: ValueError" in captured.err
     assert "the grader failed on 1 episodes, which have no new verdict" in captured.out
+
+
+def test_hostile_names_and_answers_stand_in_their_cells(folder, capsys):
+    write_eval(folder / "hostile", [sample("\x1b[1m|", "4|2\n\u202e", correct=True)])
+    assert main(["score", "hostile"]) == 0
+    output = capsys.readouterr().out
+    assert r"| \x1b[1m\|/0 | 4\|2\n\u202e |" in output and "\x1b" not in output
 
 
 @pytest.mark.parametrize(

@@ -1,59 +1,20 @@
 """Runs of every kind are opened and read in one way."""
 
-import dataclasses
 import json
 import re
 
 import pytest
 from helpers.episodes import episode, with_ids
+from helpers.viewed_runs import a_recover, a_training, an_eval
 
 from retool_env.errors import DataError, MissingFile, SettingsError
-from retool_env.evaluation.identity import ModelIdentity
-from retool_env.evaluation.records import EpisodeRecord, EvalRecord
-from retool_env.evaluation.recover.records import ArmRecord, RecoverRecord
+from retool_env.evaluation.records import EpisodeRecord
 from retool_env.evaluation.runs import open_run
 from retool_env.transcript import StopReason, write_transcripts
-
-SETTINGS = {
-    **{"env": "ReTool-Arithmetic-v0", "settings": {}, "rules": {}, "prompt": "{query}"},
-    **{"problems": 1, "fingerprint": "", "sampling": {}, "k": 1, "seed": 0},
-}
 
 
 def ended(problem, correct=True):
     return episode(problem, StopReason.ANSWERED, "<answer>2</answer>", correct=correct)
-
-
-def fill(path, records):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(each.to_json()) + "\n" for each in records))
-
-
-def an_eval(folder):
-    record = EvalRecord("run", ModelIdentity("models/a/checkpoint", "checkpoint"), **SETTINGS)
-    episodes = [EpisodeRecord("m", "p/1", n, 0, ended("p/1", correct=n == 1)) for n in (0, 1)]
-    fill(folder / "episodes.jsonl", episodes)
-    (folder / "eval.json").write_text(json.dumps(record.to_json()))
-    return folder
-
-
-def a_recover(folder):
-    record = RecoverRecord("run", ModelIdentity("m", "hub"), **SETTINGS, suite="v0")
-    whole = ArmRecord("m", "p", 0, 0, ended("p"), protocol="clean", arm="parent")
-    fork = dataclasses.replace(whole, protocol="fork", arm="timeout", parent=0, call=2, sample=1)
-    fill(folder / "episodes.jsonl", [whole, fork])
-    (folder / "recover.json").write_text(json.dumps(record.to_json()))
-    return folder
-
-
-def a_training(folder):
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"settings": {"lr": 1}, "revision": 4}))
-    write_transcripts(folder / "transcripts.jsonl", [ended("p"), ended("q")])
-    write_transcripts(folder / "transcripts-1.jsonl", [ended("p")])
-    write_transcripts(folder / "eval-10.jsonl", [ended("p"), ended("p"), ended("q")])
-    write_transcripts(folder / "eval-2.jsonl", [ended("p")])
-    return folder
 
 
 def addresses(path):
@@ -70,9 +31,9 @@ def test_an_evaluation_has_addresses_of_problem_and_sample(tmp_path):
 
 def test_a_recovery_benchmark_has_addresses_of_its_arms(tmp_path):
     path = a_recover(tmp_path / "run")
-    assert addresses(path) == ["clean/parent/p/0", "fork/timeout/p/0.2/1"]
-    [_, (place, _)] = open_run(path).episodes()
-    assert (place.protocol, place.arm, place.parent, place.call) == ("fork", "timeout", 0, 2)
+    assert addresses(path)[:3] == ["dose/0/p/0", "fork/timeout/p/0.1/0", "fork/timeout/p/0.1/1"]
+    place = list(open_run(path).episodes())[2][0]
+    assert (place.protocol, place.arm, place.parent, place.call) == ("fork", "timeout", 0, 1)
 
 
 def test_a_training_run_has_the_rollouts_of_all_processes_and_its_evaluations(tmp_path):

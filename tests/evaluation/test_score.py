@@ -6,9 +6,9 @@ import textwrap
 import pytest
 from helpers.episodes import episode, sample
 from helpers.recorded_runs import write_eval, write_training
+from helpers.run_folders import a_recover
 
 from retool_env.errors import SettingsError
-from retool_env.evaluation.records import EpisodeRecord
 from retool_env.evaluation.runs import open_run
 from retool_env.evaluation.score import (
     default_path,
@@ -117,18 +117,9 @@ def test_parts_of_a_run_have_figures_of_their_own(tmp_path):
 
 
 def test_each_arm_of_a_benchmark_is_a_part(tmp_path):
-    write_eval(tmp_path / "run", [])
-    record = json.loads((tmp_path / "run/eval.json").read_text())
-    (tmp_path / "run/recover.json").write_text(json.dumps({**record, "suite": "v0"}))
-    head = {"protocol": "dose", "parent": None, "call": 0}
-    lines = [
-        {**EpisodeRecord("m", "a", 0, 0, RUN[0]).to_json(), **head, "arm": arm}
-        for arm in ("0.0", "0.5")
-    ]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (tmp_path / "run/episodes.jsonl").write_text(text)
-    found = graded(open_run(tmp_path / "run"), "exact")
-    assert [each.group for each in found.values()] == ["dose/0.0", "dose/0.5"]
+    run = open_run(a_recover(tmp_path / "run", RUN[:1], RUN[:1]))
+    found = graded(run, "exact")
+    assert [each.group for each in found.values()] == ["dose/0", "dose/0.5"]
 
 
 def test_the_file_of_scores_holds_every_verdict_and_both_figures(run, tmp_path):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from helpers.episodes import CODE, NAME, OK, episode
+from helpers.run_folders import write_record
 from retool_env.evaluation.compare.outcomes import Outcome, Outcomes
 from retool_env.evaluation.identity import ModelIdentity
 from retool_env.evaluation.records import EpisodeRecord, EvalRecord, rules_to_json
@@ -61,15 +61,8 @@ def write_run(
         episodes: The number and the transcript of each episode.
         record: The record; by default of a model with the folder's name.
     """
-    folder.mkdir(parents=True)
-    record = a_record(folder.name) if record is None else record
-    (folder / "eval.json").write_text(json.dumps(record.to_json()))
-    lines = [
-        EpisodeRecord("m", made.problem.id, sample, 0, made).to_json() for sample, made in episodes
-    ]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "episodes.jsonl").write_text(text)
-    return folder
+    records = [EpisodeRecord("m", made.problem.id, sample, 0, made) for sample, made in episodes]
+    return write_record(folder, record or a_record(folder.name), records)
 
 
 def write_verdicts(folder: Path, verdicts: Verdicts, record: EvalRecord | None = None) -> Path:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
+from helpers.run_folders import a_training, an_eval
 from retool_env.episode import Episode, RunProgram
-from retool_env.evaluation.identity import ModelIdentity
-from retool_env.evaluation.records import EpisodeRecord, EvalRecord, rules_to_json
+from retool_env.evaluation.records import rules_to_json
 from retool_env.grading import is_equivalent
 from retool_env.interpreter import Interpreter
 from retool_env.problem import Problem
 from retool_env.rules import Rules
-from retool_env.transcript import StopReason, write_transcripts
+from retool_env.transcript import StopReason
 
 
 def code(program):
@@ -39,27 +37,11 @@ def played(sandbox, *turns, rules=None, problem="p", gold="42", schedule=None):
 def write_eval(folder, transcripts, rules=None):
     """Write the folder of an evaluation; returns the folder. The addresses are `PROBLEM/SAMPLE`."""
     rules = Rules() if rules is None else rules
-    samples, lines = {}, []
-    for transcript in transcripts:
-        name = transcript.problem.id
-        sample = samples[name] = samples.get(name, -1) + 1
-        lines.append(EpisodeRecord("m", name, sample, 0, transcript).to_json())
-    record = EvalRecord(
-        **{"name": "run", "model": ModelIdentity("models/m", "checkpoint")},
-        **{"env": "ReTool-Arithmetic-v0", "settings": {}, "rules": rules_to_json(rules)},
-        **{"prompt": rules.template, "problems": len(samples), "fingerprint": "", "sampling": {}},
-        **{"k": 1, "seed": 0},
-    )
-    folder.mkdir(parents=True)
-    (folder / "eval.json").write_text(json.dumps(record.to_json()))
-    (folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
+    record = {"rules": rules_to_json(rules), "prompt": rules.template}
+    return an_eval(folder, transcripts, model="models/m", **record)
 
 
 def write_training(folder, transcripts, **env):
     """Write the folder of a training run with these settings `env`; returns the folder."""
-    folder.mkdir(parents=True)
-    settings = {"name": folder.name, "env": {"id": "ReTool-Arithmetic-v0", **env}}
-    (folder / "config.json").write_text(json.dumps({"settings": settings, "revision": 4}))
-    write_transcripts(folder / "transcripts.jsonl", transcripts)
-    return folder
+    env = {"id": "ReTool-Arithmetic-v0", **env}
+    return a_training(folder, [(1, made) for made in transcripts], name=folder.name, env=env)

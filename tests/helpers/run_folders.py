@@ -18,6 +18,20 @@ SETTINGS = {
 }
 
 
+def fill(path: Path, records) -> None:
+    """Writes records as JSON lines, in place of the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(each.to_json()) + "\n" for each in records))
+
+
+def write_record(folder: Path, record: EvalRecord, episodes=()) -> Path:
+    """Writes the record of a run, of `retool recover` too, and its episodes; returns the folder."""
+    fill(folder / "episodes.jsonl", episodes)
+    name = "recover.json" if isinstance(record, RecoverRecord) else "eval.json"
+    (folder / name).write_text(json.dumps(record.to_json()))
+    return folder
+
+
 def an_eval(folder: Path, transcripts, usage=None, model="models/a/checkpoint", **record) -> Path:
     """The folder of an evaluation.
 
@@ -28,17 +42,14 @@ def an_eval(folder: Path, transcripts, usage=None, model="models/a/checkpoint", 
         model: The name of the model.
         **record: Other values of `eval.json`.
     """
-    folder.mkdir(parents=True)
-    made = EvalRecord("run", ModelIdentity(model, "checkpoint"), **SETTINGS | record)
-    (folder / "eval.json").write_text(json.dumps(made.to_json()))
     numbers: Counter[str] = Counter()
-    with open(folder / "episodes.jsonl", "w") as file:
-        for transcript in transcripts:
-            name = transcript.problem.id
-            line = EpisodeRecord(model, name, numbers[name], 0, transcript, usage)
-            numbers[name] += 1
-            file.write(json.dumps(line.to_json()) + "\n")
-    return folder
+    episodes = []
+    for transcript in transcripts:
+        name = transcript.problem.id
+        episodes.append(EpisodeRecord(model, name, numbers[name], 0, transcript, usage))
+        numbers[name] += 1
+    made = EvalRecord("run", ModelIdentity(model, "checkpoint"), **SETTINGS | record)
+    return write_record(folder, made, episodes)
 
 
 def a_training(folder: Path, rollouts=(), held_out=None, records=(), done=True, **settings) -> Path:
@@ -74,15 +85,11 @@ def a_recover(folder: Path, parents, others=(), **record) -> Path:
         others: The whole episodes with faults at the rate 0.5.
         **record: Other values of `recover.json`.
     """
-    folder.mkdir(parents=True)
     more = {"suite": "v0", "part": "offline", "kinds": ["timeout"], "rates": [0.0, 0.5]}
     values = {**SETTINGS, **more, "protocols": ["dose"], **record}
-    made = RecoverRecord("run", ModelIdentity("m", "hub"), **values)
-    (folder / "recover.json").write_text(json.dumps(made.to_json()))
-    with open(folder / "episodes.jsonl", "w") as file:
-        for arm, transcripts in (("0", parents), ("0.5", others)):
-            for transcript in transcripts:
-                values = ("m", transcript.problem.id, 0, 0, transcript)
-                file.write(json.dumps(ArmRecord(*values, protocol="dose", arm=arm).to_json()))
-                file.write("\n")
-    return folder
+    episodes = [
+        ArmRecord("m", transcript.problem.id, 0, 0, transcript, protocol="dose", arm=arm)
+        for arm, transcripts in (("0", parents), ("0.5", others))
+        for transcript in transcripts
+    ]
+    return write_record(folder, RecoverRecord("run", ModelIdentity("m", "hub"), **values), episodes)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 from helpers.episodes import ANSWERED, NAME, OK, RIGHT, WRONG, episode, sample
+from helpers.run_folders import write_record
 from retool_env.evaluation.identity import ModelIdentity
 from retool_env.evaluation.records import EpisodeRecord, EvalRecord
 from retool_env.evaluation.recover.records import ArmRecord, RecoverRecord
@@ -25,12 +26,6 @@ HOSTILE = (
 
 REAL = Execution(Outcome.OK, "42\n")
 FAULTY = Execution(Outcome.TIMEOUT, "", "time limit", fault=Fault("timeout", True, REAL))
-
-
-def fill(path, records):
-    """Write records as JSON lines, in place of the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(each.to_json()) + "\n" for each in records))
 
 
 def append(path, *records):
@@ -54,9 +49,7 @@ def an_eval(folder, count=2, status="finished", **others):
         **SETTINGS | others,
         status=status,
     )
-    fill(folder / "episodes.jsonl", map(evaluated, range(count)))
-    (folder / "eval.json").write_text(json.dumps(record.to_json()))
-    return folder
+    return write_record(folder, record, map(evaluated, range(count)))
 
 
 def a_recover(folder):
@@ -73,9 +66,7 @@ def a_recover(folder):
             made = dataclasses.replace(made, parent=Parent(0, 1, arm))
             fork = {"protocol": "fork", "arm": arm, "parent": 0, "call": 1}
             records.append(ArmRecord("m", "p", number, 0, made, **fork))
-    fill(folder / "episodes.jsonl", records)
-    (folder / "recover.json").write_text(json.dumps(record.to_json()))
-    return folder
+    return write_record(folder, record, records)
 
 
 def a_training(folder):

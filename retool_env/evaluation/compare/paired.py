@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from retool_env.evaluation.compare.outcomes import Outcome
+from retool_env.metrics.causal.comparison import LEAST_PROBLEMS
 from retool_env.metrics.causal.intervals import Pair, difference, hardly_differ
 from retool_env.metrics.estimators import ClusterMean, t_quantile
 from retool_env.metrics.sign_flip import sign_flip_p
@@ -77,8 +78,8 @@ class PairedDifference:
     adjusted: float | None
     """The p-value, adjusted by Holm's method over all tests of its kind."""
     detectable: float | None
-    """The smallest true difference that a test at 5 % detects with 80 % power; `None` with one
-    problem."""
+    """The smallest true difference that a test at 5 % detects with 80 % power; `None` with fewer
+    than six problems, where the p-value is never below 5 %."""
     failed: int
     """Number of episodes of both runs that do not count."""
     lowest: float | None
@@ -157,8 +158,12 @@ def detectable(interval: ClusterMean, power: float = 0.8) -> float | None:
     Args:
         interval: The difference with its interval.
         power: The probability of the detection.
+
+    Returns:
+        The difference; `None` with fewer than `LEAST_PROBLEMS` problems: the smallest p-value of
+        five problems is 2 / 2 ** 5.
     """
-    if interval.low is None or interval.high is None:
+    if interval.clusters < LEAST_PROBLEMS or interval.low is None or interval.high is None:
         return None
     degrees = interval.clusters - 1
     factor = 1 + t_quantile(degrees, 2 * power - 1) / t_quantile(degrees)

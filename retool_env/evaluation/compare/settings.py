@@ -19,6 +19,7 @@ from typing import Any, Literal
 from retool_env.errors import SettingsError
 from retool_env.evaluation.compare.outcomes import Outcomes
 from retool_env.evaluation.records import frozen_settings, rules_to_json, short_value
+from retool_env.key_values import merge
 from retool_env.rules import Rules
 
 _LISTED = {
@@ -91,10 +92,9 @@ def _training_rules(settings: Mapping[str, Any]) -> dict[str, Any]:
     own, held_out = (settings.get(name) or {} for name in ("env", "eval_env"))
     if not isinstance(own, Mapping) or not isinstance(held_out, Mapping):
         return {}
-    given = {**own, "faults": None, **held_out}
     defaults = rules_to_json(Rules())
-    rules = {f"rules.{name}": given.get(name, value) for name, value in defaults.items()}
-    return {"env": given.get("id"), **rules}
+    given = merge(merge(defaults, {**own, "faults": None}), held_out)
+    return {"env": given.get("id"), **{f"rules.{name}": given[name] for name in defaults}}
 
 
 def setting_differences(

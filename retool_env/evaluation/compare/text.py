@@ -11,6 +11,7 @@ from retool_env.evaluation.compare.outcomes import Outcomes
 from retool_env.evaluation.compare.paired import PairedDifference
 from retool_env.evaluation.compare.tool_use import GroupUse, Use
 from retool_env.metrics.tables import markdown
+from retool_env.printable import one_line, printable
 
 Cells = list[list[str]]
 """The rows of a table; the first row and the first column are headings."""
@@ -35,19 +36,9 @@ _GROUPS = {
 }
 
 
-def one_line(name: str) -> str:
-    r"""A name as a text that a terminal shows: other characters are escaped, a long name is cut.
-
-    Args:
-        name: An id, an address, a path or a title.
-
-    Example:
-        >>> one_line("a\x1b[31m")
-        'a\\x1b[31m'
-    """
-    cut = name if len(name) <= _MOST_CHARACTERS else f"{name[:_MOST_CHARACTERS]}…"
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
-    return "".join(shown)
+def _name(text: str) -> str:
+    """An id, an address, a path or a title, as a terminal shows it."""
+    return one_line(text, _MOST_CHARACTERS)
 
 
 def verdict(comparison: Comparison) -> str:
@@ -130,19 +121,19 @@ def runs_table(report: Report) -> Cells:
     for one in report.runs:
         failed = sum(outcome.right is None for outcome in one.all)
         episodes = f"{len(one.all)}" + (f" ({failed} do not count)" if failed else "")
-        name, path = one_line(one.run.title), one_line(path_of(one))
+        name, path = _name(one.run.title), _name(path_of(one))
         rows.append([one.name, name, path, str(len(one.problems)), episodes])
     return rows
 
 
-def path_of(run: Outcomes) -> str:
+def path_of(one: Outcomes) -> str:
     """The path of a run as the command line takes it.
 
     Args:
-        run: The run.
+        one: The run.
     """
-    step = run.run.files[0].step
-    return str(run.run.path) if step is None else f"{run.run.path}@{step}"
+    run, step = one.run, one.run.step
+    return str(run.path) if step is None else f"{run.path}@{step}"
 
 
 def sets_table(comparison: Comparison) -> Cells:
@@ -156,7 +147,7 @@ def sets_table(comparison: Comparison) -> Cells:
     rows = [["", *headings, "detectable"]]
     found = [("all", comparison.overall)]
     found += [
-        (one_line(f"{row.kind.replace('_', ' ')} {row.value}"), row.difference)
+        (_name(f"{row.kind.replace('_', ' ')} {row.value}"), row.difference)
         for row in comparison.sets
     ]
     for name, one in found:
@@ -262,7 +253,7 @@ def _setting_notes(comparison: Comparison) -> Iterator[str]:
 
 def _named(ids: Sequence[str]) -> str:
     more = len(ids) - _MOST_NAMES
-    return ", ".join(map(one_line, ids[:_MOST_NAMES])) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(_name, ids[:_MOST_NAMES])) + (f" and {more} more" if more > 0 else "")
 
 
 def flips_text(comparison: Comparison) -> str:
@@ -308,7 +299,7 @@ def _listed(report: Report, comparison: Comparison) -> list[str]:
     more = len(comparison.flips) - _MOST_FLIPS
     lines += [f"  and {more} more"] if more > 0 else []
     runs = (report.of(comparison.first), report.of(comparison.second))
-    paths = shlex.join(one_line(path_of(run)) for run in runs)
+    paths = shlex.join(printable(path_of(run)) for run in runs)
     return [*lines, f"Side by side: retool view {paths} --query flipped:yes"] if lines else []
 
 
@@ -318,7 +309,7 @@ def addresses(flip: Flip) -> str:
     Args:
         flip: The flipped episode.
     """
-    return " and ".join(map(one_line, dict.fromkeys([flip.first, flip.second])))
+    return " and ".join(map(_name, dict.fromkeys([flip.first, flip.second])))
 
 
 def title_of(run: Outcomes) -> str:
@@ -327,4 +318,4 @@ def title_of(run: Outcomes) -> str:
     Args:
         run: The run.
     """
-    return f"{run.name} ({one_line(run.run.title)})"
+    return f"{run.name} ({_name(run.run.title)})"

@@ -21,7 +21,7 @@ from retool_env.evaluation.records import (
     EvalRecord,
     read_episodes,
     read_record,
-    rules_to_json,
+    resolved_rules,
 )
 from retool_env.evaluation.recover.records import (
     RECOVER,
@@ -32,7 +32,6 @@ from retool_env.evaluation.recover.records import (
 )
 from retool_env.evaluation.recover.submission import Finding
 from retool_env.printable import one_line
-from retool_env.rules import Rules
 
 Check = Callable[[Path, RecoverRecord], Sequence[Finding]]
 """A function that checks the folder of a submission."""
@@ -239,8 +238,7 @@ def settings_of(record: EvalRecord) -> dict[str, Any]:
     if isinstance(record, RecoverRecord):
         names = ("suite", "part", "suite_hash", "quick", "kinds", "rates")
         settings = {"command": "retool recover", **{n: getattr(record, n) for n in names}}
-    # A setting that is newer than the record had its default.
-    rules = {**rules_to_json(Rules()), **record.rules}
+    rules = resolved_rules(record)
     return {
         **settings,
         **{"fingerprint": record.fingerprint, "revision": record.revision},

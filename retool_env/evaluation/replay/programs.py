@@ -114,8 +114,9 @@ def replay_programs(transcript: Transcript, rules: Rules, sandbox: Sandbox) -> I
 def _compared(
     transcript: Transcript, number: int, call: Call, now: Execution, rules: Rules
 ) -> Replayed:
-    fault = call.execution.fault
-    recorded = call.execution if fault is None or fault.real is None else fault.real
+    recorded, fault = call.execution, call.execution.fault
+    if fault is not None and fault.real is not None and fault.kind not in MADE_IN_GUEST:
+        recorded = fault.real
     recorded = dataclasses.replace(recorded, fault=None)
     found = Replayed(number, call.program, recorded, now, "same")
     cut = cut_text(now.stdout, rules.output_characters, rules.output_cut)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from retool_env.evaluation.document import Document, visible
+from retool_env.evaluation.document import Document
 from retool_env.evaluation.recover.figures import comparisons, results
 from retool_env.evaluation.recover.page import add_sections, comparable, read_results
 from retool_env.evaluation.recover.records import RESULTS
@@ -32,6 +32,7 @@ from retool_env.evaluation.report.tables import (
     stops_table,
     value_text,
 )
+from retool_env.printable import printable
 from retool_env.training.curves import PANELS, draw_curves
 
 PAGE = "report.html"
@@ -68,7 +69,7 @@ def write_report(paths: Sequence[str | Path], folder: Path, say: Say) -> tuple[P
     ):
         add(page, subjects)
     _add_recover(page, subjects, say)
-    lines = [visible(note) for note in notes(subjects)]
+    lines = [printable(note) for note in notes(subjects)]
     return page.write(folder / PAGE), "\n\n".join(filter(None, [main_table(subjects), *lines]))
 
 

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from retool_env.errors import DataError
+from retool_env.evaluation.records import resolved_rules
 from retool_env.evaluation.recover.protocols import PARENTS
 from retool_env.evaluation.results import cost_of
 from retool_env.evaluation.rows import price_of
-from retool_env.evaluation.runs import METRICS, Place, Run, open_run
+from retool_env.evaluation.runs import DONE, METRICS, Place, Run, open_run
 from retool_env.files import read_lines
 from retool_env.metrics.figures import Figure, measure
 from retool_env.metrics.summary import Summary, bins_along, summarise
@@ -43,9 +44,6 @@ Say = Callable[[str], None]
 
 BINS = 10
 """The most bins of training steps."""
-
-DONE = "done"
-"""The file that marks a finished training run."""
 
 _SECONDS = 5.0
 """The seconds between two lines of progress."""
@@ -130,9 +128,8 @@ def _read_training(run: Run, title: str, say: Say) -> Subject:
             rollouts.append((place, transcript))
         else:
             held_out.setdefault(place.step, []).append((place, transcript))
-    if "@" in run.title:  # an evaluation alone
-        (step,) = {file.step for file in run.files}
-        basis = f"the evaluation on held-out problems after step {step}"
+    if run.step is not None:  # an evaluation alone
+        basis = f"the evaluation on held-out problems after step {run.step}"
         return _subject(run, title, basis, [e for some in held_out.values() for e in some])
     say(f"{title}: the figures along the steps")
     records = read_metrics(run.path)
@@ -280,14 +277,17 @@ def _problems(subject: Subject) -> set[Hashable]:
 
 
 def _rules_apart(subjects: Sequence[Subject]) -> list[str]:
-    """The settings of episodes in which records of evaluations differ."""
-    rules = [s.run.record.rules for s in subjects if s.run.record is not None]
-    rules = [json.loads(json.dumps(values)) for values in rules if values]
-    names = sorted({name for values in rules for name in values})
+    """The settings of episodes in which records of evaluations differ.
+
+    The episodes show the interpreter and the protocol. The prompt is compared by its text, and the
+    report shows no reward.
+    """
+    records = [s.run.record for s in subjects if s.run.record is not None and s.run.record.rules]
+    rules = [{**resolved_rules(record), "prompt": record.prompt} for record in records]
     apart = [
         name
-        for name in names
-        if name not in ("interpreter", "protocol")  # the episodes show these
+        for name in sorted({name for values in rules for name in values})
+        if name not in ("interpreter", "protocol", "prompt_template", "reward")
         and any(values.get(name) != rules[0].get(name) for values in rules)
     ]
     return [f"the rules differ: {', '.join(apart)}"] if apart else []

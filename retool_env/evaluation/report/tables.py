@@ -7,12 +7,12 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from retool_env.evaluation.document import visible
 from retool_env.evaluation.report.subject import Figures, Subject
 from retool_env.metrics.failed_calls import FATES, Fate
 from retool_env.metrics.figure import Figure
 from retool_env.metrics.intervals import FEW_CASES, Estimate
 from retool_env.metrics.tables import markdown
+from retool_env.printable import printable
 from retool_env.transcript import Transcript
 
 _EXCEPTIONS = {name.lower(): name for name in dir(builtins)}
@@ -165,7 +165,7 @@ def main_table(subjects: Sequence[Subject]) -> str:
         return ""
     sizes = [(subject.title, len(subject.episodes)) for subject in subjects]
     head = ["", *(f"{title}: {n:,} episode{'s' * (n != 1)}" for title, n in sizes)]
-    text = markdown([[visible(cell) for cell in row] for row in [head, *rows[1:]]])
+    text = markdown([[printable(cell) for cell in row] for row in [head, *rows[1:]]])
     return text + f"\n\n† fewer than {FEW_CASES} cases" * ("†" in text)
 
 

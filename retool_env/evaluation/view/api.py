@@ -21,7 +21,7 @@ from typing import Any
 
 from retool_env.errors import RetoolError, SettingsError
 from retool_env.evaluation.recover.records import RecoverRecord
-from retool_env.evaluation.runs import Run
+from retool_env.evaluation.runs import DONE, Run
 from retool_env.evaluation.view.episode import episode_view, span_text
 from retool_env.evaluation.view.index import Index
 from retool_env.evaluation.view.tokens import tokens_view
@@ -155,7 +155,7 @@ def _finished(run: Run) -> bool:
     """Whether no episode is expected any more."""
     if run.record is not None:
         return run.record.status != "running"
-    return run.kind == "file" or (run.path / "done").exists() or run.step is not None
+    return run.kind == "file" or (run.path / DONE).exists() or run.step is not None
 
 
 def _details(index: Index) -> list[list[str]]:

@@ -29,7 +29,15 @@ from typing import Any
 
 from retool_env.errors import DataError, RetoolError, SettingsError
 from retool_env.evaluation.rows import clean
-from retool_env.evaluation.runs import Place, Places, Run, RunFile, open_run, transcript_of
+from retool_env.evaluation.runs import (
+    Place,
+    Places,
+    Run,
+    RunFile,
+    open_run,
+    transcript_of,
+    values_of,
+)
 from retool_env.evaluation.view.rows import FIELDS, make_row
 from retool_env.files import MOST_LINE, check_regular
 from retool_env.transcript import Transcript
@@ -237,7 +245,7 @@ class Index:
         with open(file.path, "rb") as opened:
             opened.seek(offset)
             line = opened.readline(MOST_LINE + 1)
-        values = _values(file.path, number, line)
+        values = values_of(file.path, number, line)
         problem = values.get("problem")
         key = str(problem.get("id") if isinstance(problem, dict) else problem)
         # Of lines without a number of their own, the count of the problem's lines gives the sample.
@@ -331,24 +339,13 @@ def _opened_again(run: Run) -> Run:
 
 
 def _row(places: Places, path: Path, number: int, line: bytes) -> dict[str, Any]:
-    values = _values(path, number, line)
+    values = values_of(path, number, line)
     place = places.of(number, values)
     transcript = transcript_of(path, number, values, tokens=False)
     try:
         return make_row(place, transcript)
     except (TypeError, AttributeError, ValueError, KeyError) as error:  # values of a wrong type
         raise DataError(f"{path}, line {number} is not an episode ({error!r:.200})") from None
-
-
-def _values(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        values = json.loads(line)
-        if isinstance(values, dict):
-            return values
-        fault = "not a JSON object"
-    except (ValueError, RecursionError) as error:
-        fault = f"{error!r:.200}"
-    raise DataError(f"{path}, line {number} is not an episode ({fault})")
 
 
 def _lines_from(path: Path, start: int, number: int) -> Iterator[bytes]:
@@ -384,7 +381,7 @@ def _holding(path: Path, lines: Sequence[Line], text: str) -> Iterator[str]:
         for number, offset, row in lines:
             file.seek(offset)
             line = file.readline(MOST_LINE + 1)
-            if written in line.lower() and _holds(_values(path, number, line), folded):
+            if written in line.lower() and _holds(values_of(path, number, line), folded):
                 yield row["address"]
 
 

@@ -100,6 +100,12 @@ def test_one_problem_has_no_interval():
     assert found.low is found.high is found.detectable is None
 
 
+def test_five_problems_can_not_detect_a_difference():
+    five, six = (paired_difference(problems([([False], [True])] * n)) for n in (5, 6))
+    assert five.p > 0.05 > six.p
+    assert five.detectable is None and six.detectable > 0
+
+
 def test_the_detectable_difference_grows_with_the_interval():
     # With 9 degrees of freedom: t = 2.262, and 0.883 and 1.383 for a power of 80 % and 90 %.
     found = ClusterMean(10, 10, 0.0, -0.2262, 0.2262)

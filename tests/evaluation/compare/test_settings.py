@@ -89,6 +89,15 @@ def test_training_runs_are_compared_by_the_rules_of_their_evaluations(tmp_path):
     assert found(first, a_training(tmp_path / "b", env=faulty, learning_rate=2)) == ([], [])
     held_out = a_training(tmp_path / "c", env=env, eval_env={"max_calls": 2})
     assert found(first, held_out) == ([], ["rules.max_calls"])
+    default = a_training(tmp_path / "d", env={**env, "limits": {"wall_seconds": 5.0}})
+    assert found(first, default) == ([], [])
+    mixed = a_training(
+        tmp_path / "e",
+        env={**env, "limits": {"wall_seconds": 9}},
+        eval_env={"limits": {"memory_mb": 512}},
+    )
+    less = a_training(tmp_path / "f", env=env, eval_env={"limits": {"memory_mb": 512}})
+    assert found(mixed, less) == ([], ["rules.limits"])
     assert unknown_settings(first, held_out) == ""
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from helpers.compared_runs import outcomes
+from helpers.compared_runs import outcomes, write_verdicts
 
-from retool_env.evaluation.compare.comparison import compare_outcomes
+from retool_env.evaluation.compare.comparison import compare, compare_outcomes
 from retool_env.evaluation.compare.text import (
     bands_table,
     flips_text,
     notes,
-    one_line,
     sets_table,
     terminal,
     uses_table,
     verdict,
 )
+from retool_env.printable import printable
 
 NAMES = [f"p{n:02}" for n in range(40)]
 
@@ -88,9 +88,16 @@ def test_without_a_flipped_episode_nothing_is_to_be_viewed():
     assert "retool view" not in terminal(report_of(right(5), right(5)))
 
 
-def test_names_are_shown_on_one_line_and_cut():
-    assert one_line("a\x1b[31m\n\u202eb\u00e9") == "a\\x1b[31m\\n\\u202eb\u00e9"
-    assert one_line("x" * 1_000_000) == "x" * 120 + "…"
+def test_names_are_cut_in_tables_and_whole_in_the_command(tmp_path):
+    folder = tmp_path / "x" / ("\x1b[31m" + "y" * 150)
+    runs = [
+        write_verdicts(folder / name, {"p": [right]})
+        for name, right in zip("ab", (True, False), strict=True)
+    ]
+    text = terminal(compare(runs))
+    assert "\x1b" not in text and "y" * 120 not in text.partition("Side by side")[0]
+    shown = printable(str(folder))
+    assert text.endswith(f"retool view '{shown}/a' '{shown}/b' --query flipped:yes")
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -8,6 +8,7 @@ from helpers.episodes import ALL, DIRECT, GUESS, MENDED, NEVER, RAN, RIGHT, STUB
 from helpers.run_folders import a_recover, a_training, an_eval
 
 from retool_env.errors import DataError, MissingFile
+from retool_env.evaluation.records import rules_to_json
 from retool_env.evaluation.report.subject import (
     BINS,
     differences,
@@ -17,6 +18,7 @@ from retool_env.evaluation.report.subject import (
 )
 from retool_env.metrics.summary import summarise_along
 from retool_env.rollout.policy import Usage
+from retool_env.rules import Rules
 from retool_env.transcript import StopReason
 
 PRICE = {"prompt": 1.0, "completion": 2.0, "cached": None}
@@ -108,6 +110,12 @@ def test_the_evaluation_of_a_step_is_a_run_of_its_own(tmp_path):
     assert last.warnings == []
 
 
+def test_a_training_may_have_an_at_sign_in_its_name(tmp_path):
+    [found] = subjects(a_training(tmp_path / "grpo@home", [(1, RAN)], {0: [GUESS], 5: [RAN]}))
+    assert found.basis == "the evaluation on held-out problems after step 5"
+    assert list(found.along.held_out) == [0, 5]
+
+
 def test_a_wrong_name_is_found_before_a_run_is_read(tmp_path):
     path = an_eval(tmp_path / "run", [DIRECT])
     (path / "episodes.jsonl").write_text("damaged\n")
@@ -151,6 +159,15 @@ def test_equal_runs_are_comparable_and_others_name_what_differs(tmp_path):
         "the interpreter differs: False, True",
         "the rules differ: max_calls",
     ]
+
+
+def test_a_setting_that_an_older_record_lacks_had_its_default(tmp_path):
+    older = an_eval(tmp_path / "older", [DIRECT], rules={"max_calls": 4})
+    newer = {**rules_to_json(Rules(max_calls=4)), "prompt_template": "a.txt"}
+    same = an_eval(tmp_path / "same", [DIRECT], rules=newer)
+    other = an_eval(tmp_path / "other", [DIRECT], rules=newer, prompt="Answer {query}")
+    assert differences(subjects(older, same)) == []
+    assert differences(subjects(older, other)) == ["the rules differ: prompt"]
 
 
 def test_a_problem_of_one_id_with_another_question_is_another_problem(tmp_path):

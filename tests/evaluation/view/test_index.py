@@ -6,7 +6,8 @@ import threading
 
 import pytest
 from helpers.episodes import ANSWERED, RIGHT, WRONG, episode
-from helpers.viewed_runs import a_recover, a_training, an_eval, append, evaluated, fill, hostile
+from helpers.run_folders import fill
+from helpers.viewed_runs import a_recover, a_training, an_eval, append, evaluated, hostile
 
 from retool_env.errors import DataError, SettingsError
 from retool_env.evaluation import runs

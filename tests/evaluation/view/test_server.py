@@ -8,7 +8,8 @@ from urllib.parse import quote
 
 import pytest
 from helpers.episodes import ANSWERED, OK, episode
-from helpers.viewed_runs import HOSTILE, a_page, an_eval, append, evaluated, fill, hostile
+from helpers.run_folders import fill
+from helpers.viewed_runs import HOSTILE, a_page, an_eval, append, evaluated, hostile
 
 from retool_env.errors import SettingsError
 from retool_env.evaluation.runs import open_run

@@ -6,7 +6,8 @@ import json
 import re
 
 import pytest
-from helpers.viewed_runs import a_page, a_recover, an_eval, evaluated, fill, hostile
+from helpers.run_folders import fill
+from helpers.viewed_runs import a_page, a_recover, an_eval, evaluated, hostile
 
 from retool_env.errors import MissingFile, SettingsError
 from retool_env.evaluation.runs import open_run

@@ -5,7 +5,8 @@ import json
 import sys
 
 import pytest
-from helpers.viewed_runs import a_recover, an_eval, append, evaluated, fill, hostile
+from helpers.run_folders import fill
+from helpers.viewed_runs import a_recover, an_eval, append, evaluated, hostile
 
 from retool_env.errors import MissingPackage
 from retool_env.evaluation.records import EpisodeRecord

@@ -1,7 +1,8 @@
 """The blocks of an episode for a terminal say in words what their colours say."""
 
 import pytest
-from helpers.viewed_runs import HOSTILE, a_recover, an_eval, fill, hostile
+from helpers.run_folders import fill
+from helpers.viewed_runs import HOSTILE, a_recover, an_eval, hostile
 
 from retool_env.evaluation.records import EpisodeRecord
 from retool_env.evaluation.runs import open_run

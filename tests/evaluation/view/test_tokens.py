@@ -7,7 +7,8 @@ import re
 
 import pytest
 from helpers.episodes import ANSWERED, OK, RIGHT, episode
-from helpers.viewed_runs import SETTINGS, an_eval, fill
+from helpers.run_folders import fill
+from helpers.viewed_runs import SETTINGS, an_eval
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
