@@ -172,7 +172,7 @@ def test_a_changed_episode_moves_no_log_prob_and_no_value_of_its_neighbours(atte
         for batch in (ids, changed):
             packed = pack(batch, torch.ones_like(ids), scored, one_row=True, shared=bool(shared))
             assert len(packed.input_ids) == 1
-            assert int((packed.input_ids == ids[0, 0]).sum()) == (1 if shared else 3)
+            assert int((packed.input_ids == ids[0, 1]).sum()) == (1 if shared else 3)
             logps = packed.unpacked(score(model, packed).log_probs)[:, 8:]
             results.append((logps, critic(packed)[:, 8:]))
     for one, other in zip(*results, strict=True):
