@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +44,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """`retool export`."""
     from retool_env.evaluation.export import export
+    from retool_env.evaluation.progress import on_stderr
 
     for name in ("dataset", "task"):
         if getattr(arguments, name) is not None and arguments.to != "hub":
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         arguments.out,
         dataset=arguments.dataset,
         task=arguments.task,
-        progress=sys.stderr,
+        progress=on_stderr,
     )
     print(f"written: {path}")
     return 0

@@ -122,7 +122,7 @@ def _recorded(arguments: argparse.Namespace, opened: Run, tokens: bool) -> Itera
 
 
 def _replay(arguments: argparse.Namespace, opened: Run) -> int:
-    from retool_env.commands.lines import counted
+    from retool_env.evaluation.progress import counted, on_stderr
     from retool_env.evaluation.replay.episodes import replay
 
     sandbox = None if arguments.no_programs else arguments.sandbox
@@ -130,7 +130,7 @@ def _replay(arguments: argparse.Namespace, opened: Run) -> int:
     counts: Counter[tuple[str, str]] = Counter()
     reasons: Counter[str] = Counter()
     number = violated = unknown = 0
-    for episode in counted(episodes, "episodes are replayed", sys.stderr):
+    for episode in counted(episodes, "episodes are replayed", on_stderr):
         number += 1
         violated += bool(episode.violations)
         unknown += not episode.recorded.rules.known

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,13 +31,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """`retool report`."""
+    from retool_env.evaluation.progress import on_stderr
     from retool_env.evaluation.report.page import write_report
     from retool_env.evaluation.runs import open_run
 
     first = open_run(arguments.runs[0]).path
     folder = arguments.out or (first if first.is_dir() else first.parent) / "report"
-    page, table = write_report(
-        arguments.runs, folder, lambda line: print(line, file=sys.stderr, flush=True)
-    )
+    page, table = write_report(arguments.runs, folder, on_stderr)
     print(f"{table}\n\nreport: {page}")
     return 0

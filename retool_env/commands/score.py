@@ -41,8 +41,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """`retool score`."""
-    from retool_env.commands.lines import counted
     from retool_env.evaluation.folder import replace_json
+    from retool_env.evaluation.progress import counted, on_stderr
     from retool_env.evaluation.runs import open_run
     from retool_env.evaluation.score import default_path, load_grader, rescored, scores, to_json
 
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     out = arguments.out or default_path(opened, name)
     if out.exists():
         raise SettingsError(f"{out} exists already: remove it, or name another file with --out")
-    episodes = list(counted(rescored(opened, grade, name), "episodes are graded", sys.stderr))
+    episodes = list(counted(rescored(opened, grade, name), "episodes are graded", on_stderr))
     if not episodes:
         raise SettingsError(f"{opened.path} holds no finished episode, so nothing can be graded")
     parts = scores(episodes)

@@ -19,14 +19,14 @@ import csv
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TextIO, get_args
+from typing import Any, Literal, get_args
 
 from retool_env.errors import MissingPackage, SettingsError
 from retool_env.evaluation.hub import write_hub
 from retool_env.evaluation.inspect_log import write_inspect_log
+from retool_env.evaluation.progress import Say, counted
 from retool_env.evaluation.records import EpisodeRecord, EvalRecord
 from retool_env.evaluation.rows import (
     CALL_COLUMNS,
@@ -72,7 +72,7 @@ def export(
     out: str | Path | None = None,
     dataset: str | None = None,
     task: str | None = None,
-    progress: TextIO | None = None,
+    progress: Say | None = None,
 ) -> Path:
     """Writes an evaluation in the format of another tool.
 
@@ -98,14 +98,14 @@ def export(
         raise SettingsError(f"the format must be one of {', '.join(FORMATS)}, not {to!r:.40}")
     record = describe(folder)
     target = folder / "export" / to if out is None else Path(out)
+    total = record.problems * record.k
+    episodes = counted(episodes_of(folder), "episodes are written", progress, total)
     if to == "hub":
-        episodes = counted(episodes_of(folder), record, progress)
         return write_hub(episodes, record, target, dataset, task)
     if target.suffix not in (".eval", ".json") or to != "inspect":
         if target.exists() and not target.is_dir():
             raise SettingsError(f"--out must be a folder, but {target} is a file")
         target.parent.mkdir(parents=True, exist_ok=True)
-    episodes = counted(episodes_of(folder), record, progress)
     if to == "inspect":
         return write_inspect_log(folder, episodes, record, target)
     if to == "datasets":
@@ -124,26 +124,6 @@ def export(
         names = {"name": record.name, "model": record.model.title, "env": record.env}
         (target / "README.md").write_text(_CARD.format(**names), encoding="utf-8")
     return target
-
-
-def counted(
-    episodes: Iterable[EpisodeRecord], record: EvalRecord, file: TextIO | None
-) -> Iterator[EpisodeRecord]:
-    """Yields episodes and shows their number from time to time.
-
-    Args:
-        episodes: The episodes.
-        record: The record of the evaluation; it tells the number of episodes.
-        file: Receives the lines; `None`: none are written.
-    """
-    total = record.problems * record.k
-    shown, every = time.monotonic(), 5.0
-    for number, episode in enumerate(episodes, 1):
-        yield episode
-        if file is not None and time.monotonic() - shown >= every:
-            shown = time.monotonic()
-            of = f" of {total:,}" if total else ""
-            print(f"{number:,}{of} episodes are written", file=file, flush=True)
 
 
 @contextlib.contextmanager

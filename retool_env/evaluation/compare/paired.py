@@ -128,7 +128,7 @@ def paired_difference(problems: Sequence[PairedProblem]) -> PairedDifference | N
         failed=failed,
         lowest=bounds[0],
         highest=bounds[1],
-        caution=hardly_differ(pairs),
+        caution=hardly_differ(pairs, "the two runs"),
     )
 
 

@@ -299,8 +299,10 @@ def _listed(report: Report, comparison: Comparison) -> list[str]:
     more = len(comparison.flips) - _MOST_FLIPS
     lines += [f"  and {more} more"] if more > 0 else []
     runs = (report.of(comparison.first), report.of(comparison.second))
-    paths = shlex.join(printable(path_of(run)) for run in runs)
-    return [*lines, f"Side by side: retool view {paths} --query flipped:yes"] if lines else []
+    command = shlex.join(["retool", "view", *(printable(path_of(run)) for run in runs)])
+    if len({run.run.kind == "recover" for run in runs}) == 1:
+        command += " --query flipped:yes"  # the viewer pairs episodes of one protocol and arm
+    return [*lines, f"Side by side: {command}"] if lines else []
 
 
 def addresses(flip: Flip) -> str:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retool_env.evaluation.document import Document
+from retool_env.evaluation.progress import Say
 from retool_env.evaluation.recover.figures import comparisons, results
 from retool_env.evaluation.recover.page import add_sections, comparable, read_results
 from retool_env.evaluation.recover.records import RESULTS
 from retool_env.evaluation.report import drawings
 from retool_env.evaluation.report.examples import examples, facts, text_of
-from retool_env.evaluation.report.subject import Figures, Say, Subject, notes, read_subjects
+from retool_env.evaluation.report.subject import Figures, Subject, notes, read_subjects
 from retool_env.evaluation.report.tables import (
     BILL,
     BY_CALLS,

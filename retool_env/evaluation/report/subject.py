@@ -16,13 +16,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from retool_env.errors import DataError
+from retool_env.evaluation.progress import Say, counted
 from retool_env.evaluation.records import resolved_rules
 from retool_env.evaluation.recover.protocols import PARENTS
 from retool_env.evaluation.results import cost_of
@@ -39,14 +39,8 @@ Episode = tuple[Place, Transcript]
 Figures = dict[str, Figure]
 """Figures by key."""
 
-Say = Callable[[str], None]
-"""Receives a line of progress."""
-
 BINS = 10
 """The most bins of training steps."""
-
-_SECONDS = 5.0
-"""The seconds between two lines of progress."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,7 @@ def read_subjects(paths: Sequence[str | Path], say: Say) -> list[Subject]:
 
 def _read_evaluation(run: Run, title: str, say: Say) -> Subject:
     """Reads an evaluation, the parents of a benchmark of recovery, or a file."""
-    episodes = _counted(run, title, say)
+    episodes = _read(run, title, say)
     basis = "all episodes"
     if run.kind == "recover":
         episodes = (e for e in episodes if (e[0].protocol, e[0].arm) == PARENTS)
@@ -123,7 +117,7 @@ def _read_training(run: Run, title: str, say: Say) -> Subject:
     """Reads a training run, or one of its evaluations on held-out problems."""
     rollouts: list[Episode] = []
     held_out: dict[int, list[Episode]] = {}
-    for place, transcript in _counted(run, title, say):
+    for place, transcript in _read(run, title, say):
         if place.step is None:
             rollouts.append((place, transcript))
         else:
@@ -225,14 +219,9 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _counted(run: Run, title: str, say: Say) -> Iterator[Episode]:
+def _read(run: Run, title: str, say: Say) -> Iterator[Episode]:
     """Yields the episodes without token ids, and says their number from time to time."""
-    said = time.monotonic()
-    for number, episode in enumerate(run.episodes(tokens=False), 1):
-        yield episode
-        if time.monotonic() - said >= _SECONDS:
-            said = time.monotonic()
-            say(f"{title}: {number:,} episodes are read")
+    return counted(run.episodes(tokens=False), f"episodes of {title} are read", say)
 
 
 def notes(subjects: Sequence[Subject]) -> list[str]:

@@ -175,20 +175,18 @@ def mean_share(cases: Iterable[tuple[Hashable, float, float]]) -> ClusterMean:
     return dataclasses.replace(mean, low=max(0.0, mean.low), high=min(1.0, mean.high))
 
 
-def hardly_differ(pairs: Sequence[Pair]) -> str:
+def hardly_differ(pairs: Sequence[Pair], arms: str = "the two arms") -> str:
     """The reason why a difference or a ratio is not shown; empty if it is shown.
 
     Args:
         pairs: The prefixes, in the two arms.
+        arms: The name of the two arms.
     """
     problems = {pair.problem for pair in pairs}
     differing = {pair.problem for pair in pairs if abs(pair.first - pair.second) > 1e-9}
     if len(problems) >= FEW_PROBLEMS or len(differing) >= LEAST_DIFFERENT:
         return ""
-    return (
-        f"the two arms differ at fewer than {LEAST_DIFFERENT} problems, of fewer than "
-        f"{FEW_PROBLEMS}"
-    )
+    return f"{arms} differ at fewer than {LEAST_DIFFERENT} problems, of fewer than {FEW_PROBLEMS}"
 
 
 def mean_difference(pairs: Sequence[Pair], level: float = 0.95) -> ClusterMean:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from helpers.compared_runs import outcomes, write_verdicts
+from helpers.episodes import sample
+from helpers.run_folders import a_recover, an_eval
 
 from retool_env.evaluation.compare.comparison import compare, compare_outcomes
 from retool_env.evaluation.compare.text import (
@@ -62,7 +64,7 @@ def test_notes_name_left_out_problems_failures_and_caution():
     assert "2 episodes do not count" in text
     assert "lowered the difference, it would be −33.3 points; if all had raised it, +16.7." in text
     assert "1 common problems have no episode that counts" in text
-    assert "Caution: the two arms differ at fewer than 5 problems" in text
+    assert "Caution: the two runs differ at fewer than 5 problems" in text
     assert "only interpreter, protocol and revision were compared" in text
 
 
@@ -78,6 +80,14 @@ def test_flips_are_counted_and_the_first_are_named():
     assert "  p05/0: right in B, wrong in A\n" in text
     assert "  and 28 more" in text
     assert text.endswith("Side by side: retool view A B --query flipped:yes")
+
+
+def test_the_viewer_finds_flips_between_runs_of_one_plan_only(tmp_path):
+    whole = an_eval(tmp_path / "whole", [sample("p", "42", correct=True)])
+    parents = a_recover(tmp_path / "recover", [sample("p", "4")])
+    found = compare([whole, parents])
+    assert [flip.second for flip in found.comparisons[0].flips] == ["dose/0/p/0"]
+    assert terminal(found).endswith(f"Side by side: retool view {whole} {parents}")
 
 
 def test_a_table_of_calls_needs_a_call():

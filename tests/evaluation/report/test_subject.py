@@ -137,10 +137,10 @@ def test_half_a_last_line_of_metrics_is_left_out(tmp_path):
 
 
 def test_progress_is_said_from_time_to_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("retool_env.evaluation.report.subject._SECONDS", 0.0)
+    monkeypatch.setattr("retool_env.evaluation.progress.SECONDS", 0.0)
     lines = []
     read_subjects([an_eval(tmp_path / "run", [DIRECT, RAN])], lines.append)
-    assert lines == ["a/checkpoint: 1 episodes are read", "a/checkpoint: 2 episodes are read"]
+    assert lines == [f"{number} episodes of a/checkpoint are read" for number in (1, 2)]
 
 
 def test_equal_runs_are_comparable_and_others_name_what_differs(tmp_path):
