@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 from trl import SFTTrainer
 
@@ -26,6 +27,8 @@ class BudgetSFTTrainer(SFTTrainer):
             pass.
         **kwargs: Keyword arguments of TRL's `SFTTrainer`.
     """
+
+    model: PreTrainedModel
 
     def __init__(self, *args: Any, tokens: int = 0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
