@@ -107,7 +107,7 @@ def test_all_protocols_run_and_give_the_figures_of_a_known_agent(capsys, monkeyp
     used = results()["usage"]["arms"]["fork/try_again"]
     assert used["episodes"] == 12 and used["usage"]["requests"] == 12  # the turns after the fork
     page = Path("found/page.html").read_text()
-    assert "data:image/png;base64," in page and "http" not in page.replace(url, "")
+    assert "data:image/png;base64," in page and "://" not in page.replace(url, "")
     assert Path("found/recovery.png").read_bytes().startswith(b"\x89PNG")
     assert {"README.md", "eval.yaml"} <= {path.name for path in Path("found").iterdir()}
 
