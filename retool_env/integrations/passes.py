@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
-from trl import GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer
 
 from retool_env.training.exchange import Column, Exchange, one_pass
 from retool_env.training.packing import keeps_apart, pack, score
@@ -34,6 +34,7 @@ fill a pass. `policy_loss` is computed from the joined loss and entropy instead.
 class PackedGRPOTrainer(GRPOTrainer):
     """TRL's trainer on packed rows; see `EngineGRPOTrainer`, which sets the attributes."""
 
+    args: GRPOConfig
     model: PreTrainedModel
     packs: bool | None = None
     """Whether the trainer packs rows; `None` until the first pass has tried the model."""
