@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retool_env.errors import SettingsError
+from retool_env.printable import one_line
 
 if TYPE_CHECKING:
     from retool_env.evaluation.score import Rescored, Scores
@@ -54,13 +55,21 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if not episodes:
         raise SettingsError(f"{opened.path} holds no finished episode, so nothing can be graded")
     parts = scores(episodes)
-    print(f"{opened.title}: {len(episodes)} episodes, grader {arguments.grader}")
-    _show_changes(episodes, out)
-    _show_figures(parts)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    replace_json(out, to_json(opened, arguments.grader, episodes, parts))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_json(out, to_json(opened, arguments.grader, episodes, parts))
+    finally:  # a file that can't be written hides no verdict
+        _show(opened.title, arguments.grader, episodes, parts, out)
     print(f"\nscores: {out}")
     return 0
+
+
+def _show(
+    title: str, grader: str, episodes: Sequence[Rescored], parts: Sequence[Scores], out: Path
+) -> None:
+    print(f"{one_line(title)}: {len(episodes)} episodes, grader {grader}")
+    _show_changes(episodes, out)
+    _show_figures(parts)
 
 
 def _show_changes(episodes: Sequence[Rescored], out: Path) -> None:
@@ -74,12 +83,14 @@ def _show_changes(episodes: Sequence[Rescored], out: Path) -> None:
         for episode in changed[:MOST_ROWS]:
             answer, gold = episode.transcript.answer, episode.transcript.problem.answer
             verdicts = (episode.transcript.correct, episode.verdict)
-            cells.append([episode.address, _short(answer), _short(gold), *map(_word, verdicts)])
+            cells.append(
+                [_cell(episode.address), _short(answer), _short(gold), *map(_word, verdicts)]
+            )
         print(f"\n{markdown(cells)}")
     if len(changed) > MOST_ROWS:
         print(f"\n{len(changed) - MOST_ROWS} more stand in {out}")
     for episode in failed[:MOST_ROWS]:
-        print(f"the grader failed on {episode.address}: {episode.error}", file=sys.stderr)
+        print(f"the grader failed on {one_line(episode.address)}: {episode.error}", file=sys.stderr)
     if failed:
         print(f"\nthe grader failed on {len(failed)} episodes, which have no new verdict")
 
@@ -117,5 +128,8 @@ def _word(verdict: bool | None) -> str:
 
 def _short(text: str | None) -> str:
     """A text in one line of a table."""
-    words = "–" if text is None else repr(text)[1:-1].replace("|", "\\|")
-    return words if len(words) <= MOST_CHARACTERS else f"{words[: MOST_CHARACTERS - 1]}…"
+    return "–" if text is None else _cell(repr(text)[1:-1])
+
+
+def _cell(text: str) -> str:
+    return one_line(text, MOST_CHARACTERS).replace("|", "\\|")
