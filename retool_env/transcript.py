@@ -291,7 +291,8 @@ class Transcript:
             record: The JSON object of a transcript.
 
         Raises:
-            ValueError: If a newer version wrote the record, or its protocol is not registered.
+            ValueError: If a newer version wrote the record, its protocol is not registered, or a
+                field has a value of another type.
         """
         record = {"revision": 1, **record}
         version = record.pop("format", 1)
@@ -309,6 +310,8 @@ class Transcript:
             )
         spans = tuple(_span_from_json(span) for span in record["spans"])
         reason, parent = record["stop_reason"], record.get("parent")
+        for name, kinds in _KINDS.items():
+            _check_kind(name, record.get(name), kinds)
         return cls(
             **{
                 **record,
@@ -351,6 +354,20 @@ def _execution_from_json(record: dict[str, Any] | None) -> Execution | None:
     return Execution(**{**record, "outcome": Outcome(record["outcome"]), "fault": fault})
 
 
+_NUMBER = (int, float)
+_KINDS: dict[str, tuple[type, ...]] = {
+    **{"answer": (str, type(None)), "correct": (bool, type(None))},
+    "reward": (*_NUMBER, type(None)),
+}
+_SPAN_KINDS: dict[str, tuple[type, ...]] = {"text": (str,), "surplus": (int,), "seconds": _NUMBER}
+"""The types of fields that every reader computes with or shows."""
+
+
+def _check_kind(name: str, value: object, kinds: tuple[type, ...]) -> None:
+    if not isinstance(value, kinds):
+        raise ValueError(f"{name} has the wrong value {value!r:.60}")
+
+
 def _span_from_json(record: dict[str, Any]) -> Span:
     execution = _execution_from_json(record["execution"])
     tuples = {
@@ -365,6 +382,8 @@ def _span_from_json(record: dict[str, Any]) -> Span:
         raise ValueError(f"weight_runs must be pairs of a version and a length, not {runs!r:.60}")
     tuples["weight_runs"] = tuple(tuple(run) for run in runs)
     tuples["sent"] = tuple(record.get("sent", ()))
+    for name, kinds in _SPAN_KINDS.items():
+        _check_kind(f"{name} of a span", record.get(name, 0), kinds)
     return Span(**{**record, **tuples, "execution": execution})
 
 

@@ -65,8 +65,10 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
     entries, left_out = read_entries(arguments.folder, check if arguments.check else None)
     tables = [ranked(table, arguments.by) for table in tables_of(entries)]
-    print(terminal(tables, left_out))
-    paths = write(tables, left_out, arguments.out or arguments.folder)
+    try:
+        paths = write(tables, left_out, arguments.out or arguments.folder)
+    finally:  # a file that can't be written hides no table
+        print(terminal(tables, left_out))
     print("\n" + "\n".join(f"written: {path}" for path in paths))
     return int(bool(left_out) or any(entry.distrusted for entry in entries))
 

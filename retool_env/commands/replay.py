@@ -106,8 +106,8 @@ def _run_call(arguments: argparse.Namespace, opened: Run) -> int:
 
     [address] = arguments.addresses
     execution = run_call(opened, address, arguments.call, arguments.seconds, arguments.sandbox)
-    end = "\n" * (execution.stdout[-1:] not in ("", "\n"))
-    print(printable(execution.stdout), end=end)
+    output = printable(execution.stdout)
+    print(output, end="\n" * (output[-1:] not in ("", "\n")))
     if execution.error:
         print(printable(execution.traceback or execution.error))
     print(f"{execution.outcome} after {execution.duration:.2f} s", file=sys.stderr)
@@ -132,11 +132,11 @@ def _replay(arguments: argparse.Namespace, opened: Run) -> int:
     number = violated = unknown = 0
     for episode in counted(episodes, "episodes are replayed", on_stderr):
         number += 1
+        address = one_line(episode.recorded.address, 200)
         violated += bool(episode.violations)
         unknown += not episode.recorded.rules.known
-        address = one_line(episode.recorded.address)
         for violation in episode.violations:
-            print(f"{address}: violated: {violation}")
+            print(f"{address}: violated: {printable(str(violation))}")
         for program in episode.programs:
             counts[str(program.recorded.outcome), program.verdict] += 1
             reasons[program.reason] += program.verdict == "not comparable"
@@ -162,7 +162,7 @@ def _replay(arguments: argparse.Namespace, opened: Run) -> int:
 def _first_lines(difference: str) -> str:
     lines = difference.splitlines()
     more = len(lines) - MOST_LINES
-    shown = [f"    {printable(line[:200])}" for line in lines[:MOST_LINES]]
+    shown = [f"    {printable(line):.200}" for line in lines[:MOST_LINES]]
     return "\n".join([*shown, f"    … {more} more lines"] if more > 0 else shown)
 
 
@@ -189,9 +189,9 @@ def _render(arguments: argparse.Namespace, opened: Run) -> int:
         transcript, rules = recorded.transcript, recorded.rules.rules
         made = rendered(transcript, rules, arguments.protocol or transcript.protocol, tokenizer)
         for note in made.notes:
-            print(f"{one_line(recorded.address)}: {note}", file=sys.stderr)
+            print(f"{one_line(recorded.address, 200)}: {printable(note)}", file=sys.stderr)
         if arguments.out is None:
-            print(f"=== {one_line(recorded.address)}\n{printable(made.text)}")
+            print(f"=== {one_line(recorded.address, 200)}\n{printable(made.text)}")
             continue
         head = {"address": recorded.address, "problem": transcript.problem.id}
         lines.append(json.dumps({**head, "correct": transcript.correct, **made.to_json()}) + "\n")

@@ -55,13 +55,21 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if not episodes:
         raise SettingsError(f"{opened.path} holds no finished episode, so nothing can be graded")
     parts = scores(episodes)
-    print(f"{opened.title}: {len(episodes)} episodes, grader {arguments.grader}")
-    _show_changes(episodes, out)
-    _show_figures(parts)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    replace_json(out, to_json(opened, arguments.grader, episodes, parts))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_json(out, to_json(opened, arguments.grader, episodes, parts))
+    finally:  # a file that can't be written hides no verdict
+        _show(opened.title, arguments.grader, episodes, parts, out)
     print(f"\nscores: {out}")
     return 0
+
+
+def _show(
+    title: str, grader: str, episodes: Sequence[Rescored], parts: Sequence[Scores], out: Path
+) -> None:
+    print(f"{one_line(title)}: {len(episodes)} episodes, grader {grader}")
+    _show_changes(episodes, out)
+    _show_figures(parts)
 
 
 def _show_changes(episodes: Sequence[Rescored], out: Path) -> None:
@@ -76,7 +84,7 @@ def _show_changes(episodes: Sequence[Rescored], out: Path) -> None:
             answer, gold = episode.transcript.answer, episode.transcript.problem.answer
             verdicts = (episode.transcript.correct, episode.verdict)
             cells.append(
-                [one_line(episode.address), _short(answer), _short(gold), *map(_word, verdicts)]
+                [_cell(episode.address), _short(answer), _short(gold), *map(_word, verdicts)]
             )
         print(f"\n{markdown(cells)}")
     if len(changed) > MOST_ROWS:
@@ -120,5 +128,8 @@ def _word(verdict: bool | None) -> str:
 
 def _short(text: str | None) -> str:
     """A text in one line of a table."""
-    words = "–" if text is None else repr(text)[1:-1]
-    return words if len(words) <= MOST_CHARACTERS else f"{words[: MOST_CHARACTERS - 1]}…"
+    return "–" if text is None else _cell(repr(text)[1:-1])
+
+
+def _cell(text: str) -> str:
+    return one_line(text, MOST_CHARACTERS)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retool_env.errors import SettingsError
+from retool_env.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
     from retool_env.evaluation.runs import Run
@@ -111,6 +111,9 @@ def _write(indexes: Sequence[Index], path: Path, query: str) -> int:
 
     kept = matching(indexes, query)
     number = sum(map(len, kept))
+    if not any(index.rows() for index in indexes):
+        paths = ", ".join(str(index.run.path) for index in indexes)
+        raise DataError(f"{paths}: there is no episode that can be read, so no page is written")
     if not number:
         raise SettingsError(f"--query {query!r:.200} keeps none of the episodes")
     progress = _Progress(f"writing {path}")

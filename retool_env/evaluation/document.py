@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from retool_env.errors import SettingsError
 from retool_env.metrics.tables import markdown
 from retool_env.printable import printable
 
@@ -58,9 +59,7 @@ class Document:
             anchor: The name for links to the heading; `None`: no name.
         """
         named = "" if anchor is None else f' id="{_escaped(anchor)}"'
-        self._add(
-            f"<h{level}{named}>{_escaped(text)}</h{level}>", f"{'#' * level} {printable(text)}"
-        )
+        self._add(f"<h{level}{named}>{_escaped(text)}</h{level}>", f"{'#' * level} {_marked(text)}")
 
     def paragraph(self, text: str, small: bool = False) -> None:
         """Adds a paragraph.
@@ -70,7 +69,7 @@ class Document:
             small: Whether it is a note below a table or a picture.
         """
         inner = f"<small>{_escaped(text)}</small>" if small else _escaped(text)
-        self._add(f"<p>{inner}</p>", printable(text))
+        self._add(f"<p>{inner}</p>", _marked(text))
 
     def verbatim(self, text: str, label: str) -> None:
         """Adds a text whose line breaks and spaces are kept.
@@ -87,13 +86,13 @@ class Document:
 
     def warning(self, text: str) -> None:
         """Adds a paragraph that a reader must not overlook."""
-        self._add(f'<p role="note" class="warning">{_escaped(text)}</p>', f"**{printable(text)}**")
+        self._add(f'<p role="note" class="warning">{_escaped(text)}</p>', f"**{_marked(text)}**")
 
     def listing(self, lines: Iterable[str]) -> None:
         """Adds a list."""
         lines = list(lines)
         inner = "".join(f"<li>{_escaped(line)}</li>" for line in lines)
-        self._add(f"<ul>{inner}</ul>", "\n".join(f"- {printable(line)}" for line in lines))
+        self._add(f"<ul>{inner}</ul>", "\n".join(f"- {_marked(line)}" for line in lines))
 
     def links(self, links: Iterable[tuple[str, str]]) -> None:
         """Adds a list of links to files beside the page.
@@ -106,7 +105,7 @@ class Document:
             f'<li><a href="{_escaped(to)}">{_escaped(text)}</a></li>' for text, to in links
         )
         self._add(
-            f"<ul>{inner}</ul>", "\n".join(f"- [{printable(text)}]({to})" for text, to in links)
+            f"<ul>{inner}</ul>", "\n".join(f"- [{_marked(text)}]({to})" for text, to in links)
         )
 
     def table(self, rows: Cells, caption: str = "") -> None:
@@ -125,11 +124,11 @@ class Document:
         for name, *cells in body:
             row = "".join(f"<td>{_escaped(cell)}</td>" for cell in cells)
             inner += f'<tr><th scope="row">{_escaped(name)}</th>{row}</tr>'
-        text = markdown([[printable(cell) for cell in row] for row in rows])
+        text = markdown([[_marked(cell) for cell in row] for row in rows])
         label = _escaped(caption or head[0] or ", ".join(head[1:]))
         self._add(
             _scrolling(f"<table>{inner}</tbody></table>", label),
-            f"{printable(caption)}\n\n{text}" if caption else text,
+            f"{_marked(caption)}\n\n{text}" if caption else text,
         )
 
     def picture(self, name: str, data: bytes, caption: str, alt: str = "") -> None:
@@ -147,7 +146,7 @@ class Document:
         self._add(
             f"<figure>{_scrolling(image, _escaped(caption))}"
             f"<figcaption>{_escaped(caption)}</figcaption></figure>",
-            f"![{printable(alt or caption)}]({name}.png)\n\n{printable(caption)}",
+            f"![{_marked(alt or caption)}]({name}.png)\n\n{_marked(caption)}",
         )
 
     @contextmanager
@@ -165,18 +164,20 @@ class Document:
             self._add(
                 f"<details><summary>{_escaped(summary)}</summary>"
                 f"{''.join(part.html for part in inner)}</details>",
-                "\n\n".join([f"**{printable(summary)}**", *(part.markdown for part in inner)]),
+                "\n\n".join([f"**{_marked(summary)}**", *(part.markdown for part in inner)]),
             )
 
     def html(self) -> str:
         """The page as HTML."""
         body = "\n".join([f"<h1>{_escaped(self.title)}</h1>", *(part.html for part in self._parts)])
-        return _PAGE.format(title=_escaped(self.title), style=_STYLE, body=body)
+        return _PAGE.format(
+            title=_escaped(self.title), style=_STYLE, body=body, generator=_GENERATOR
+        )
 
     def markdown(self) -> str:
         """The page as Markdown; pictures are links to the PNG files."""
         return (
-            "\n\n".join([f"# {printable(self.title)}", *(part.markdown for part in self._parts)])
+            "\n\n".join([f"# {_marked(self.title)}", *(part.markdown for part in self._parts)])
             + "\n"
         )
 
@@ -190,13 +191,47 @@ class Document:
             The HTML file.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.html(), encoding="utf-8")
         for name, data in self.pictures.items():
             (path.parent / f"{name}.png").write_bytes(data)
-        path.write_text(self.html(), encoding="utf-8")
         return path
 
     def _add(self, as_html: str, as_markdown: str) -> None:
         self._parts.append(_Part(as_html, as_markdown))
+
+
+def check_place(page: Path, beside: Iterable[str] = ()) -> None:
+    """Checks that a page can be written without overwriting a file of the user's.
+
+    A page of an earlier call may be replaced, and so may the files beside it.
+
+    Args:
+        page: The HTML file.
+        beside: The names of other files in its folder that are written as well.
+
+    Raises:
+        SettingsError: One of the files exists, and an earlier call did not write it.
+    """
+    if page.is_file():
+        with open(page, "rb") as file:
+            if _GENERATOR.encode() in file.read(4096):
+                return
+    for path in (page, *(page.parent / name for name in beside)):
+        if path.exists():
+            raise SettingsError(
+                f"{path} exists already and belongs to no earlier page: move it, or name another "
+                "folder with --out"
+            )
+
+
+_GENERATOR = '<meta name="generator" content="retool-env">'
+
+_TAG = re.compile("<(?=[A-Za-z/!?])")
+
+
+def _marked(text: str) -> str:
+    """A text in Markdown, where a tag in it would be HTML. The sign in `p < 0.05` is kept."""
+    return _TAG.sub("&lt;", printable(text))
 
 
 def _escaped(text: str) -> str:
@@ -245,6 +280,7 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+{generator}
 <meta http-equiv="Content-Security-Policy"
   content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{title}</title>

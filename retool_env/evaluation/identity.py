@@ -64,7 +64,14 @@ class ModelIdentity:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Self:
-        """Rebuilds an identity from its fields as plain JSON values."""
+        """Rebuilds an identity from its fields as plain JSON values.
+
+        Raises:
+            TypeError: A field is missing or unknown, or its value is not a text.
+        """
+        for name, value in record.items():
+            if not isinstance(value, str) and (value is not None or name in ("name", "kind")):
+                raise TypeError(f"the model's {name} has the wrong value {value!r:.40}")
         return cls(**record)
 
 

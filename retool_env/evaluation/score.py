@@ -75,7 +75,7 @@ def _module(path: Path) -> Any:
     sys.modules[spec.name] = module  # dataclasses look up their types there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SettingsError(f"{path} can't be loaded: {error!r:.200}") from error
     return module
 
@@ -154,7 +154,7 @@ def _graded(
         verdict = grade(answer, gold)
     except GraderUnavailable:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # `sys.exit()` would end the command without a word
         return None, f"{error!r:.200}"
     if not isinstance(verdict, bool):
         raise SettingsError(

@@ -20,7 +20,7 @@ from retool_env.evaluation.compare.text import (
     uses_table,
     verdict,
 )
-from retool_env.evaluation.document import Document
+from retool_env.evaluation.document import Document, check_place
 from retool_env.evaluation.folder import replace_json
 
 JSON, PAGE, VIEW = "compare.json", "compare.html", "view.html"
@@ -40,17 +40,20 @@ def write_files(report: Report, folder: Path) -> list[Path]:
         The files. `view.html` is left out if no episode flipped.
 
     Raises:
+        SettingsError: A file of this name is not of an earlier comparison.
         MissingPackage: matplotlib is not installed.
     """
+    names = [f"differences-{one.first}-{one.second}.png" for one in report.comparisons]
+    check_place(folder / PAGE, [JSON, VIEW, *names])
     pictures = {
         f"differences-{one.first}-{one.second}": draw(one)
         for one in report.comparisons
         if one.overall is not None
     }
     folder.mkdir(parents=True, exist_ok=True)
+    page = _page(report, pictures).write(folder / PAGE)
     views = write_view(report, folder / VIEW)
     replace_json(folder / JSON, report.to_json())
-    page = _page(report, pictures).write(folder / PAGE)
     return [page, *views, folder / JSON]
 
 

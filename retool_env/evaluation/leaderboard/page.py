@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retool_env.evaluation.document import Document
+from retool_env.evaluation.document import Document, check_place
 from retool_env.evaluation.folder import replace_json
 from retool_env.evaluation.leaderboard.entries import Entry, LeftOutRun, Table
 from retool_env.evaluation.leaderboard.measures import FAMILIES, SPLITS
@@ -377,9 +377,13 @@ def write(tables: Sequence[Ranked], left_out: Sequence[LeftOutRun], folder: Path
 
     Returns:
         The files.
+
+    Raises:
+        SettingsError: A file of this name is not of an earlier leaderboard.
     """
-    page = document(tables, left_out)
     paths = [folder / name for name in NAMES]
+    check_place(paths[0], NAMES[1:])
+    page = document(tables, left_out)
     page.write(paths[0])
     paths[1].write_text(page.markdown(), encoding="utf-8")
     replace_json(paths[2], to_json(tables, left_out))

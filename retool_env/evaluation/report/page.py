@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from retool_env.evaluation.document import Document
+from retool_env.evaluation.document import Document, check_place
 from retool_env.evaluation.progress import Say
 from retool_env.evaluation.recover.figures import comparisons, results
 from retool_env.evaluation.recover.page import add_sections, comparable, read_results
@@ -60,8 +60,10 @@ def write_report(paths: Sequence[str | Path], folder: Path, say: Say) -> tuple[P
     Raises:
         MissingFile: There is no such folder or file.
         DataError: The folder holds no run, or a record is damaged.
+        SettingsError: A file of the report's name is not of an earlier report.
         MissingPackage: matplotlib is not installed.
     """
+    check_place(folder / PAGE)
     subjects = read_subjects(paths, say)
     page = Document(f"Report: {', '.join(subject.title for subject in subjects)}")
     for add in (
@@ -70,6 +72,7 @@ def write_report(paths: Sequence[str | Path], folder: Path, say: Say) -> tuple[P
     ):
         add(page, subjects)
     _add_recover(page, subjects, say)
+    check_place(folder / PAGE, [f"{name}.png" for name in page.pictures])
     lines = [printable(note) for note in notes(subjects)]
     return page.write(folder / PAGE), "\n\n".join(filter(None, [main_table(subjects), *lines]))
 
