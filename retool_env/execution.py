@@ -278,6 +278,33 @@ class Execution:
         return match[1] if match else None
 
 
+def drop_unset_fault(record: dict[str, Any] | None) -> None:
+    """Remove the field `fault` from the record of an execution without a fault, in place.
+
+    Args:
+        record: The fields of an `Execution` as plain JSON values; `None`: no execution.
+    """
+    if record is not None:
+        if record["fault"] is None:
+            del record["fault"]
+        else:
+            drop_unset_fault(record["fault"]["real"])
+
+
+def execution_from_json(record: Mapping[str, Any] | None) -> Execution | None:
+    """Rebuild an execution from its fields as plain JSON values, with or without `fault`.
+
+    Args:
+        record: The fields; `None`: no execution.
+    """
+    if record is None:
+        return None
+    fault = record.get("fault")
+    if fault is not None:
+        fault = Fault(**{**fault, "real": execution_from_json(fault["real"])})
+    return Execution(**{**record, "outcome": Outcome(record["outcome"]), "fault": fault})
+
+
 _ADVICE = {
     errno.EMFILE: "close environments and sandboxes that are not used any longer, share one "
     "sandbox among several environments (sandbox=...), or raise the limit with `ulimit -n`",

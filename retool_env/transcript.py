@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from retool_env.execution import Execution, Fault, Outcome
+from retool_env.execution import Execution, Outcome, drop_unset_fault, execution_from_json
 from retool_env.files import read_lines
 from retool_env.problem import Problem
 from retool_env.protocol import PROTOCOLS, ProtocolName
@@ -277,7 +277,7 @@ class Transcript:
             for name in ("weight_runs", "sent", "apart"):
                 if not span[name]:
                     del span[name]
-            _drop_unset(span["execution"])
+            drop_unset_fault(span["execution"])
         if record["parent"] is None:
             del record["parent"]
         record["problem"]["metadata"] = dict(self.problem.metadata)
@@ -336,24 +336,6 @@ def _length(values: tuple[float, ...] | None) -> int | None:
     return None if values is None else len(values)
 
 
-def _drop_unset(execution: dict[str, Any] | None) -> None:
-    """Remove the field `fault` from an execution without a fault, in place."""
-    if execution is not None:
-        if execution["fault"] is None:
-            del execution["fault"]
-        else:
-            _drop_unset(execution["fault"]["real"])
-
-
-def _execution_from_json(record: dict[str, Any] | None) -> Execution | None:
-    if record is None:
-        return None
-    fault = record.get("fault")
-    if fault is not None:
-        fault = Fault(**{**fault, "real": _execution_from_json(fault["real"])})
-    return Execution(**{**record, "outcome": Outcome(record["outcome"]), "fault": fault})
-
-
 _NUMBER = (int, float)
 _KINDS: dict[str, tuple[type, ...]] = {
     **{"answer": (str, type(None)), "correct": (bool, type(None))},
@@ -369,7 +351,7 @@ def _check_kind(name: str, value: object, kinds: tuple[type, ...]) -> None:
 
 
 def _span_from_json(record: dict[str, Any]) -> Span:
-    execution = _execution_from_json(record["execution"])
+    execution = execution_from_json(record["execution"])
     tuples = {
         key: None if record.get(key) is None else tuple(record[key])
         for key in ("token_ids", "logprobs", "trained_logprobs")
