@@ -113,7 +113,7 @@ def _write(indexes: Sequence[Index], path: Path, query: str) -> int:
     number = sum(map(len, kept))
     if not any(index.rows() for index in indexes):
         paths = ", ".join(str(index.run.path) for index in indexes)
-        raise DataError(f"{paths}: no episode can be read, so no page is written")
+        raise DataError(f"{paths}: no episode was found that can be read, so no page is written")
     if not number:
         raise SettingsError(f"--query {query!r:.200} keeps none of the episodes")
     progress = _Progress(f"writing {path}")
