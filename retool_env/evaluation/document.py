@@ -123,7 +123,7 @@ class Document:
         for name, *cells in body:
             row = "".join(f"<td>{_escaped(cell)}</td>" for cell in cells)
             inner += f'<tr><th scope="row">{_escaped(name)}</th>{row}</tr>'
-        text = markdown([[_marked(cell).replace("|", "\\|") for cell in row] for row in rows])
+        text = markdown([[_marked(cell) for cell in row] for row in rows])
         label = _escaped(caption or head[0] or ", ".join(head[1:]))
         self._add(
             _scrolling(f"<table>{inner}</tbody></table>", label),

@@ -6,6 +6,7 @@ import textwrap
 import pytest
 from helpers.episodes import episode, sample
 from helpers.recorded_runs import write_eval, write_training
+from helpers.viewed_runs import a_recover
 
 from retool_env.errors import SettingsError
 from retool_env.evaluation.records import EpisodeRecord
@@ -81,6 +82,11 @@ def test_an_own_function_gets_answer_and_reference_and_its_errors_are_kept(run, 
     assert (after["accuracy/avg"].mean, after["accuracy/avg"].count) == (0.25, 3)
 
 
+def test_a_grader_that_exits_is_an_error_of_the_episode_and_does_not_end_the_command(run, tmp_path):
+    found = graded(run, own(tmp_path, "def grade(answer, gold): raise SystemExit"))
+    assert [found[name].error for name in ("a/0", "b/0")] == ["SystemExit()"] * 2
+
+
 @pytest.mark.parametrize("value", ["1", "None", "'yes'", "float('nan')"])
 def test_a_grader_that_does_not_return_true_or_false_is_refused(run, tmp_path, value):
     name = own(tmp_path, f"def grade(answer, gold): return {value}")
@@ -96,12 +102,14 @@ def test_a_grader_that_does_not_return_true_or_false_is_refused(run, tmp_path, v
         ("mine.py:other", "defines no function 'other'"),
         ("mine.py:VALUE", "defines no function 'VALUE'"),
         ("broken.py:grade", r"broken.py can't be loaded: SyntaxError"),
+        ("exits.py:grade", r"exits.py can't be loaded: SystemExit"),
     ],
 )
 def test_a_grader_that_can_not_be_loaded_is_named(tmp_path, monkeypatch, name, words):
     monkeypatch.chdir(tmp_path)
     own(tmp_path, "VALUE = 1")
     (tmp_path / "broken.py").write_text("def grade(:")
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit()")
     with pytest.raises(SettingsError, match=words):
         load_grader(name)
 
@@ -117,9 +125,7 @@ def test_parts_of_a_run_have_figures_of_their_own(tmp_path):
 
 
 def test_each_arm_of_a_benchmark_is_a_part(tmp_path):
-    write_eval(tmp_path / "run", [])
-    record = json.loads((tmp_path / "run/eval.json").read_text())
-    (tmp_path / "run/recover.json").write_text(json.dumps({**record, "suite": "v0"}))
+    a_recover(tmp_path / "run")
     head = {"protocol": "dose", "parent": None, "call": 0}
     lines = [
         {**EpisodeRecord("m", "a", 0, 0, RUN[0]).to_json(), **head, "arm": arm}
