@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _reader_left() -> bool:
     """Whether the reader of the output has closed its pipe, as `retool compare A B | head` does."""
     try:
-        sys.stdout.flush()
+        print(flush=True)  # the failed write itself may have left nothing to flush
     except BrokenPipeError:  # the interpreter flushes once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT
+from helpers.episodes import sample
 from helpers.model_api import ModelAPI, Reply, serving
+from helpers.recorded_runs import write_eval
 
 import retool_env
 from retool_env import REVISION, cli
@@ -617,3 +619,19 @@ def test_eval_shows_and_stores_no_key(given, outside, capsys):
     told = capsys.readouterr()
     assert told.err and "hunter2" not in told.err + told.out
     assert not list(Path().rglob("eval.json"))
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path):
+    folder = write_eval(tmp_path / "run", [sample("a", "42", correct=True)])
+    command = [sys.executable, "-m", "retool_env.cli", "score", str(folder)]
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head -0` leaves it
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+    assert (folder / "scores-math.json").exists()  # written before the words about it
+
+
+def test_an_error_does_not_steer_the_terminal(outside, capsys):
+    assert main(["report", "\x1b[31mred\u202e"]) == 1
+    assert capsys.readouterr().err.startswith("retool report: \\x1b[31mred\\u202e was not found")

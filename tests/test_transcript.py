@@ -350,3 +350,15 @@ def test_weight_runs_that_are_no_pairs_are_named(tmp_path, runs):
     path.write_text(json.dumps(record) + "\n")
     with pytest.raises(ValueError, match=r"line 1.*weight_runs must be pairs"):
         list(read_transcripts(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("correct", ""), ("correct", {"a": 1}), ("answer", 42), ("reward", "1"), ("text", {})]
+    + [("text", None), ("surplus", "x"), ("seconds", [])],
+)
+def test_a_value_of_another_type_is_named(name, value):
+    record = TEXT.to_json()
+    (record if name in record else record["spans"][0])[name] = value
+    with pytest.raises(ValueError, match=f"{name}.* has the wrong value"):
+        Transcript.from_json(record)

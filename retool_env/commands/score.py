@@ -84,7 +84,12 @@ def _show_changes(episodes: Sequence[Rescored], out: Path) -> None:
             answer, gold = episode.transcript.answer, episode.transcript.problem.answer
             verdicts = (episode.transcript.correct, episode.verdict)
             cells.append(
-                [_cell(episode.address), _short(answer), _short(gold), *map(_word, verdicts)]
+                [
+                    one_line(episode.address, MOST_CHARACTERS),
+                    _short(answer),
+                    _short(gold),
+                    *map(_word, verdicts),
+                ]
             )
         print(f"\n{markdown(cells)}")
     if len(changed) > MOST_ROWS:
@@ -128,8 +133,4 @@ def _word(verdict: bool | None) -> str:
 
 def _short(text: str | None) -> str:
     """A text in one line of a table."""
-    return "–" if text is None else _cell(repr(text)[1:-1])
-
-
-def _cell(text: str) -> str:
-    return one_line(text, MOST_CHARACTERS)
+    return "–" if text is None else one_line(repr(text)[1:-1], MOST_CHARACTERS)

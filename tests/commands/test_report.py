@@ -39,3 +39,14 @@ def test_a_folder_that_can_not_be_reported_is_named_in_one_line(tmp_path, capsys
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1
     assert not (folder / "report").exists()
+
+
+def test_a_report_of_the_users_is_not_overwritten_before_anything_is_read(tmp_path, capsys):
+    path = an_eval(tmp_path / "run", [RAN])
+    (tmp_path / "report.html").write_text("mine")
+    assert main(["report", str(path), "--out", str(tmp_path)]) == 1
+    assert "report.html exists already" in capsys.readouterr().err
+    (tmp_path / "report.html").unlink()
+    (tmp_path / "funnel.png").write_text("mine")
+    assert main(["report", str(path), "--out", str(tmp_path)]) == 1
+    assert (tmp_path / "funnel.png").read_text() == "mine"

@@ -71,3 +71,16 @@ def test_bad_input_is_one_line(folder, capsys, words, message):
     assert main(["score", *words]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("retool score: ") and message in line
+
+
+def test_the_scores_are_shown_even_if_they_can_not_be_written(folder, capsys):
+    (folder / "file").touch()
+    assert main(["score", "run", "--out", "file/scores.json"]) == 1
+    captured = capsys.readouterr()
+    assert "1 of 5 verdicts changed" in captured.out and "file" in captured.err
+
+
+def test_an_address_can_neither_break_the_table_nor_steer_the_terminal(folder, capsys):
+    write_eval(folder / "odd", [sample("a|b\n\x1b[31m", "41", correct=True)])
+    assert main(["score", "odd"]) == 0
+    assert "| a\\|b \\x1b[31m/0 | 41 " in capsys.readouterr().out

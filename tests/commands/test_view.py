@@ -133,3 +133,10 @@ def test_lines_that_are_not_episodes_are_named(tmp_path, capsys):
     assert len(lines) == 4
     assert lines[0].startswith("left out: ") and "line 3 is not an episode" in lines[0]
     assert lines[3] == "left out: 2 more lines"
+
+
+def test_a_run_without_a_readable_episode_is_named_and_not_the_query(tmp_path, capsys):
+    path = tmp_path / "episodes.jsonl"
+    path.write_text("{}\n")
+    assert main(["view", str(path), "--html", str(tmp_path / "v.html")]) == 1
+    assert "there is no episode that can be read" in capsys.readouterr().err

@@ -2,7 +2,10 @@
 
 import base64
 
-from retool_env.evaluation.document import Document
+import pytest
+
+from retool_env.errors import SettingsError
+from retool_env.evaluation.document import Document, check_place
 
 HOSTILE = '<script>alert(1)</script>" onload="x'
 
@@ -81,3 +84,23 @@ def test_every_cell_of_a_heading_has_its_scope_and_an_empty_corner_is_no_heading
     assert '<thead><tr><td></td><th scope="col">one</th></tr></thead>' in written
     assert '<th scope="row">row</th><td>1</td>' in written
     assert 'aria-label="Caption"' in written and "<caption>Caption</caption>" in written
+
+
+def test_a_tag_in_a_text_is_no_html_in_markdown():
+    page = Document(r"\<img src=x>")
+    page.table([["", "</td>"], ["<!--", "p < 0.05"]], "<b>")
+    page.listing(["<i>"])
+    written = page.markdown()
+    assert "<" not in written.replace("p < 0.05", "") and "&lt;img src=x>" in written
+    assert "p < 0.05" in written
+
+
+@pytest.mark.parametrize("name", ["page.html", "page.json"])
+def test_a_file_of_the_users_is_not_overwritten_and_an_earlier_page_is(tmp_path, name):
+    page = tmp_path / "page.html"
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(SettingsError, match=f"{name} exists already"):
+        check_place(page, ["page.json"])
+    Document("earlier").write(page)
+    (tmp_path / "page.json").write_text("of the earlier page")
+    check_place(page, ["page.json"])

@@ -92,3 +92,12 @@ def test_the_commit_says_whether_the_clone_was_changed(tmp_path, monkeypatch):
     assert clean is not None and len(clean) == 40
     module.write_text("changed")
     assert commit() == clean + "+"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"name": True}, {"name": None}, {"weights": [1]}, {"revision": 1}]
+)
+def test_an_identity_of_another_type_is_named(wrong):
+    record = {"name": "m", "kind": "hub", **wrong}
+    with pytest.raises(TypeError, match=f"the model's {next(iter(wrong))} has the wrong value"):
+        ModelIdentity.from_json(record)

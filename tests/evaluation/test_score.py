@@ -81,6 +81,11 @@ def test_an_own_function_gets_answer_and_reference_and_its_errors_are_kept(run, 
     assert (after["accuracy/avg"].mean, after["accuracy/avg"].count) == (0.25, 3)
 
 
+def test_a_grader_that_exits_is_an_error_of_the_episode_and_does_not_end_the_command(run, tmp_path):
+    found = graded(run, own(tmp_path, "def grade(answer, gold): raise SystemExit"))
+    assert [found[name].error for name in ("a/0", "b/0")] == ["SystemExit()"] * 2
+
+
 @pytest.mark.parametrize("value", ["1", "None", "'yes'", "float('nan')"])
 def test_a_grader_that_does_not_return_true_or_false_is_refused(run, tmp_path, value):
     name = own(tmp_path, f"def grade(answer, gold): return {value}")
@@ -96,12 +101,14 @@ def test_a_grader_that_does_not_return_true_or_false_is_refused(run, tmp_path, v
         ("mine.py:other", "defines no function 'other'"),
         ("mine.py:VALUE", "defines no function 'VALUE'"),
         ("broken.py:grade", r"broken.py can't be loaded: SyntaxError"),
+        ("exits.py:grade", r"exits.py can't be loaded: SystemExit"),
     ],
 )
 def test_a_grader_that_can_not_be_loaded_is_named(tmp_path, monkeypatch, name, words):
     monkeypatch.chdir(tmp_path)
     own(tmp_path, "VALUE = 1")
     (tmp_path / "broken.py").write_text("def grade(:")
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit()")
     with pytest.raises(SettingsError, match=words):
         load_grader(name)
 

@@ -44,15 +44,15 @@ def write_files(report: Report, folder: Path) -> list[Path]:
         MissingPackage: matplotlib is not installed.
     """
     names = [f"differences-{one.first}-{one.second}.png" for one in report.comparisons]
-    check_place(folder / PAGE, [JSON, VIEW, *names])
+    check_place(folder / PAGE, [JSON, *names])  # `write_view` checks its own file
     pictures = {
         f"differences-{one.first}-{one.second}": draw(one)
         for one in report.comparisons
         if one.overall is not None
     }
     folder.mkdir(parents=True, exist_ok=True)
-    page = _page(report, pictures).write(folder / PAGE)
     views = write_view(report, folder / VIEW)
+    page = _page(report, pictures).write(folder / PAGE)
     replace_json(folder / JSON, report.to_json())
     return [page, *views, folder / JSON]
 

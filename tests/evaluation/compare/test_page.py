@@ -10,6 +10,7 @@ import types
 import pytest
 from helpers.compared_runs import a_record, write_verdicts
 
+from retool_env.errors import SettingsError
 from retool_env.evaluation.compare.comparison import compare
 from retool_env.evaluation.compare.page import write_files, write_view
 
@@ -86,3 +87,13 @@ def test_the_viewer_shows_the_flipped_episodes_only(tmp_path):
     assert [sorted(row["address"] for row in some) for some in rows] == [["p<1>/1", "q/0"]] * 2
     page = write_files(report, tmp_path / "out")[0].read_text()
     assert f"view.html{html.escape(static.link(0, 'q/0', (1, 'q/0')))}" in page
+
+
+def test_a_file_of_the_users_is_not_overwritten(tmp_path):
+    report = compare(three_runs(tmp_path)[:2])
+    (tmp_path / "compare.json").write_text("mine")
+    with pytest.raises(SettingsError, match="compare.json exists already"):
+        write_files(report, tmp_path)
+    assert not (tmp_path / "view.html").exists()
+    write_files(report, tmp_path / "new")
+    write_files(report, tmp_path / "new")

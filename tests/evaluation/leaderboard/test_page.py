@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from retool_env.errors import SettingsError
 from retool_env.evaluation.leaderboard.entries import LeftOutRun, read_entries, tables_of
 from retool_env.evaluation.leaderboard.page import document, ranked, terminal, to_json, write
 from retool_env.evaluation.recover.submission import Finding
@@ -127,3 +128,11 @@ def test_an_invented_result_is_counted(board):
     entries, _ = read_entries(board)
     found = {e.record.model.title: e.measures.figures["invented"].mean for e in entries}
     assert found == {"strong": 1.0, "brittle": 0.0, "weak": 0.0}
+
+
+def test_a_file_of_the_users_is_not_overwritten(tmp_path):
+    (tmp_path / "leaderboard.md").write_text("mine")
+    with pytest.raises(SettingsError, match="leaderboard.md exists already"):
+        write([], [], tmp_path)
+    (tmp_path / "leaderboard.md").unlink()
+    assert write([], [], tmp_path) == write([], [], tmp_path)
