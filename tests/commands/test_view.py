@@ -139,4 +139,4 @@ def test_a_run_without_a_readable_episode_is_named_and_not_the_query(tmp_path, c
     path = tmp_path / "episodes.jsonl"
     path.write_text("{}\n")
     assert main(["view", str(path), "--html", str(tmp_path / "v.html")]) == 1
-    assert "there is no episode that can be read" in capsys.readouterr().err
+    assert "no episode was found that can be read" in capsys.readouterr().err

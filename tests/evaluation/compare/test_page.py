@@ -92,7 +92,7 @@ def test_the_viewer_shows_the_flipped_episodes_only(tmp_path):
 def test_a_file_of_the_users_is_not_overwritten(tmp_path):
     report = compare(three_runs(tmp_path)[:2])
     (tmp_path / "compare.json").write_text("mine")
-    with pytest.raises(SettingsError, match="compare.json exists already"):
+    with pytest.raises(SettingsError, match=r"compare\.json exists already"):
         write_files(report, tmp_path)
     assert not (tmp_path / "view.html").exists()
     write_files(report, tmp_path / "new")

@@ -132,7 +132,7 @@ def test_an_invented_result_is_counted(board):
 
 def test_a_file_of_the_users_is_not_overwritten(tmp_path):
     (tmp_path / "leaderboard.md").write_text("mine")
-    with pytest.raises(SettingsError, match="leaderboard.md exists already"):
+    with pytest.raises(SettingsError, match=r"leaderboard\.md exists already"):
         write([], [], tmp_path)
     (tmp_path / "leaderboard.md").unlink()
     assert write([], [], tmp_path) == write([], [], tmp_path)
