@@ -294,7 +294,7 @@ class Transcript:
             ValueError: If a newer version wrote the record, its protocol is not registered, or a
                 field has a value of another type.
         """
-        record = {"revision": 1, **record}
+        record = {"revision": 1, "interpreter": True, **record}
         version = record.pop("format", 1)
         if version not in range(1, FORMAT + 1):
             raise ValueError(
@@ -339,7 +339,7 @@ def _length(values: tuple[float, ...] | None) -> int | None:
 _NUMBER = (int, float)
 _KINDS: dict[str, tuple[type, ...]] = {
     **{"answer": (str, type(None)), "correct": (bool, type(None))},
-    "reward": (*_NUMBER, type(None)),
+    **{"reward": (*_NUMBER, type(None)), "interpreter": (bool,)},
 }
 _SPAN_KINDS: dict[str, tuple[type, ...]] = {"text": (str,), "surplus": (int,), "seconds": _NUMBER}
 """The types of fields that every reader computes with or shows."""

@@ -355,8 +355,8 @@ def test_weight_runs_that_are_no_pairs_are_named(tmp_path, runs):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("correct", ""), ("correct", {"a": 1}), ("answer", 42), ("reward", "1")),
-        *(("text", {}), ("text", None), ("surplus", "x"), ("seconds", [])),
+        *(("correct", ""), ("correct", {"a": 1}), ("answer", 42), ("reward", "1"), ("text", {})),
+        *(("text", None), ("surplus", "x"), ("seconds", []), ("interpreter", None)),
     ],
 )
 def test_a_value_of_another_type_is_named(name, value):

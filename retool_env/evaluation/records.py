@@ -49,9 +49,10 @@ Status = Literal["running", "finished", "stopped"]
 
 _KINDS: dict[str, Any] = {
     **{"model": dict, "rules": dict, "sampling": dict},
-    **{"problems": int, "k": int, "seconds": int | float},
+    **{"problems": int, "k": int, "revision": int, "seconds": int | float},
+    **{"name": str, "env": str, "prompt": str, "fingerprint": str, "price": dict | None},
 }
-"""The types of the fields of `EvalRecord` that a resumed evaluation computes with."""
+"""The types of the fields of `EvalRecord` that a reader computes with or shows."""
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ class Places:
         """
         try:
             return self._of(number, values)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:  # the last: Infinity
             raise _damaged(self._file.path, number, error) from None
 
     def _of(self, number: int, values: Mapping[str, Any]) -> Place:

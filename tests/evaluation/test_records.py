@@ -225,7 +225,12 @@ def test_a_record_without_a_newer_setting_had_its_default():
 
 
 @pytest.mark.parametrize(
-    "change", [{"problems": "x"}, {"k": None}, {"sampling": 3}, {"seconds": "1"}, {"model": []}]
+    "change",
+    [
+        *({"problems": "x"}, {"k": None}, {"sampling": 3}, {"seconds": "1"}, {"model": []}),
+        *({"fingerprint": 1e999}, {"price": True}, {"env": None}, {"prompt": 1}, {"revision": "4"}),
+        {"model": {"name": "m", "kind": "hub", "weights": [1]}},
+    ],
 )
 def test_a_field_of_another_type_is_damage(change, tmp_path):
     (tmp_path / "eval.json").write_text(json.dumps(record().to_json() | change))

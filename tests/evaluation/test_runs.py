@@ -5,6 +5,7 @@ import re
 
 import pytest
 from helpers.episodes import episode, with_ids
+from helpers.recorded_runs import write_eval
 from helpers.viewed_runs import a_recover, a_training, an_eval
 
 from retool_env.errors import DataError, MissingFile, SettingsError
@@ -88,6 +89,14 @@ def test_a_damaged_line_is_named(tmp_path, line):
         file.write(line + "\n")
     with pytest.raises(DataError, match=re.escape(f"{path}, line 2 is not an episode")):
         list(open_run(path).episodes())
+
+
+@pytest.mark.parametrize("number", ["Infinity", "NaN", "null", '"x"'])
+def test_a_number_of_an_episode_that_is_none_is_named(tmp_path, number):
+    path = write_eval(tmp_path / "run", [ended("p")]) / "episodes.jsonl"
+    path.write_text(path.read_text().replace('"sample": 0', f'"sample": {number}'))
+    with pytest.raises(DataError, match=re.escape(f"{path}, line 1 is not an episode")):
+        list(open_run(path.parent).episodes())
 
 
 def test_an_episode_is_found_by_its_address(tmp_path):
