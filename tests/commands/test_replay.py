@@ -119,15 +119,3 @@ def test_bad_input_is_one_line(folder, capsys, words, message):
     assert main(["replay", *words]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("retool replay: ") and message in line
-
-
-def test_nothing_of_an_episode_steers_the_terminal(folder, sandbox, capsys):
-    program = code("import time\nprint('\\x1b[31m\\u202e', time.time_ns())")
-    odd = played(sandbox, program, "<answer>\x1b[1m</answer>", problem="\x1b]0;p")
-    write_eval(folder / "odd", [odd])
-    address = "\x1b]0;p/0"
-    for words in ([], ["--protocol", "hermes"], [address, "--call", "1"]):
-        main(["replay", "odd", *words])
-        captured = capsys.readouterr()
-        assert "\\x1b" in captured.out
-        assert not {"\x1b", "\u202e"} & set(captured.out + captured.err)
