@@ -47,6 +47,9 @@ KEPT = (
 """The settings that another algorithm takes over from the run: they describe its batches. All other
 settings are the algorithm's defaults, unless the command names them."""
 
+ROLLOUTS = "transcripts.jsonl"
+"""The file of the rollouts of a run's first process."""
+
 WITHOUT = {
     "ppo": "its advantages need the critic's values, which are not on record",
     "sft": "it learns from traces, without advantages",
@@ -99,7 +102,7 @@ def batches(folder: Path, settings: Any, processes: int) -> Iterator[Batch]:
         SettingsError: If a record is damaged or missing, a batch is not made of whole groups, or it
             lacks the trainer's log-probs.
     """
-    names = ["transcripts.jsonl", *(f"transcripts-{rank}.jsonl" for rank in range(1, processes))]
+    names = [ROLLOUTS, *(f"transcripts-{rank}.jsonl" for rank in range(1, processes))]
     cure = "replay another run"
     files = [
         itertools.groupby(read_episodes(folder / name, cure, True), lambda t: t.trained_version)
@@ -276,7 +279,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="its settings")
     arguments = parser.parse_intermixed_args(argv)
-    config = read_config(arguments.run)
+    config = _config(arguments.run)
     recorded: dict[str, Any] = config["settings"]
     name = arguments.trained_by or config.get("algorithm")
     objectives: dict[str, Objective] = {}
@@ -307,6 +310,16 @@ def main(argv: Sequence[str]) -> int:
     if settings.loss == "bnpo" and not whole:
         keys = ("reward",)
     return _compared({n: figures[own] for n, figures in steps.items()}, logged, keys)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The settings of a training run with rollouts."""
+    if not (folder / "config.json").exists():
+        raise SettingsError(f"{folder} is not the folder of a training run: name such a folder")
+    config = read_config(folder)
+    if not (folder / ROLLOUTS).exists():
+        raise SettingsError(f"{folder} has no recorded rollouts ({ROLLOUTS}): replay a run of RL")
+    return config
 
 
 def _objective(name: str, values: Mapping[str, Any]) -> Objective:

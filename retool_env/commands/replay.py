@@ -152,6 +152,8 @@ def _replay(arguments: argparse.Namespace, opened: Run) -> int:
         )
     if counts:
         print(f"\n{_table(counts)}")
+    elif sandbox is not None:
+        print("these episodes ran no program, so no result was compared")
     for reason, count in reasons.most_common():
         if count:
             print(f"not comparable, {count}: {one_line(reason, 200)}")

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MOST_ROWS = 50
 """The largest number of changed episodes that the command prints. The file has all of them."""
 
+MOST_ERRORS = 5
+"""The largest number of errors of a grader that the command prints. The file has all of them."""
+
 MOST_CHARACTERS = 60
 """The largest number of characters of an answer in the printed table."""
 
@@ -32,7 +35,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--grader",
         default="math",
         help="math, the environment's own grader as it is today; exact, equal texts; or "
-        "file.py:function, your own function of an answer and a reference answer (math)",
+        "file.py:function, your own function of an answer, without its \\boxed, and a reference "
+        "answer (math)",
     )
     parser.add_argument(
         "--out", type=Path, help="the file of the scores (scores-NAME.json in the run's folder)"
@@ -61,7 +65,8 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     finally:  # a file that can't be written hides no verdict
         _show(opened.title, arguments.grader, episodes, parts, out)
     print(f"\nscores: {out}")
-    return 0
+    graded = any(e.verdict is not None and e.transcript.answer is not None for e in episodes)
+    return int(not graded and any(e.error for e in episodes))
 
 
 def _show(
@@ -94,20 +99,21 @@ def _show_changes(episodes: Sequence[Rescored], out: Path) -> None:
         print(f"\n{markdown(cells)}")
     if len(changed) > MOST_ROWS:
         print(f"\n{len(changed) - MOST_ROWS} more stand in {out}")
-    for episode in failed[:MOST_ROWS]:
+    for episode in failed[:MOST_ERRORS]:
         print(f"the grader failed on {one_line(episode.address)}: {episode.error}", file=sys.stderr)
     if failed:
-        print(f"\nthe grader failed on {len(failed)} episodes, which have no new verdict")
+        named = f"; {out} names each error" if len(failed) > MOST_ERRORS else ""
+        print(f"\nthe grader failed on {len(failed)} episodes, which have no new verdict{named}")
 
 
 def _show_figures(parts: Sequence[Scores]) -> None:
-    from retool_env.metrics.tables import interval_text, markdown
+    from retool_env.metrics.tables import markdown
 
     cells = [["part", "episodes", "changed", "accuracy before", "accuracy after"]]
     for part in parts:
         before, after = (_by_key(figures)["accuracy/avg"] for figures in (part.before, part.after))
         numbers = [str(part.episodes), str(part.changed)]
-        texts = [interval_text(before), interval_text(after)]
+        texts = [_figure(before), _figure(after)]
         cells.append([part.group or ("rollouts" if len(parts) > 1 else "all"), *numbers, *texts])
     print(f"\n{markdown(cells)}")
     if len(parts) > 1:
@@ -115,12 +121,23 @@ def _show_figures(parts: Sequence[Scores]) -> None:
     [part] = parts
     old, new = _by_key(part.before), _by_key(part.after)
     other = [
-        [key, interval_text(old[key]), interval_text(new[key])]
+        [key, _figure(old[key]), _figure(new[key])]
         for key in old
-        if key in new and old[key].mean != new[key].mean and key != "accuracy/avg"
+        if key in new
+        and new[key].mean is not None
+        and old[key].mean != new[key].mean
+        and key != "accuracy/avg"
     ]
     if other:
         print(f"\n{markdown([['other figures that changed', 'before', 'after'], *other])}")
+
+
+def _figure(figure: Figure) -> str:
+    """A figure with its interval; an accuracy in percent, as in the other commands."""
+    from retool_env.evaluation.report.tables import value_text
+    from retool_env.metrics.tables import interval_text
+
+    return (value_text if figure.key.startswith("accuracy/") else interval_text)(figure)
 
 
 def _by_key(figures: Sequence[Figure]) -> dict[str, Figure]:
@@ -133,4 +150,4 @@ def _word(verdict: bool | None) -> str:
 
 def _short(text: str | None) -> str:
     """A text in one line of a table."""
-    return "–" if text is None else one_line(repr(text)[1:-1], MOST_CHARACTERS)
+    return "–" if text is None else one_line(text, MOST_CHARACTERS)

@@ -48,7 +48,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """`retool view`."""
-    from retool_env.evaluation.runs import open_run
+    from retool_env.evaluation.runs import examples, open_run
     from retool_env.evaluation.view.filters import Filter
 
     Filter.parse(arguments.query)  # a fault is told before the records are read
@@ -56,11 +56,8 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         raise SettingsError("--html and --tui: choose one of them")
     indexes = [_read(open_run(path)) for path in arguments.runs]
     if arguments.episode is not None and not any(i.has(arguments.episode) for i in indexes):
-        example = next((row["address"] for i in indexes for row in i.rows()), "none at all")
-        raise SettingsError(
-            f"--episode {arguments.episode!r:.200} was not found; an address is, for example, "
-            f"{example}"
-        )
+        known = examples(arguments.episode, (row["address"] for i in indexes for row in i.rows()))
+        raise SettingsError(f"no run has an --episode {arguments.episode!r:.200}: {known}")
     if arguments.html is not None:
         return _write(indexes, arguments.html, arguments.query)
     if arguments.tui:

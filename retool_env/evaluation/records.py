@@ -177,13 +177,18 @@ def frozen_settings(record: EvalRecord) -> dict[str, Any]:
 
 
 def short_value(value: object) -> str:
-    """The value of a setting as a text of at most 60 characters.
+    """The value of a setting as a text of at most 60 characters; of a digest its beginning.
 
     Args:
         value: The value.
     """
+    if isinstance(value, str) and _DIGEST.fullmatch(value):
+        return f"{value[:12]}…"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+_DIGEST = re.compile("[0-9a-f]{40,}")
 
 
 def rules_to_json(rules: Rules) -> dict[str, Any]:

@@ -13,10 +13,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -149,9 +148,37 @@ class Run:
         """
         for found in self.episodes(tokens, {address}):
             return found
-        first = [place.address for place, _ in itertools.islice(self.episodes(False), 3)]
-        known = f"its addresses are such as {', '.join(first)}" if first else "it has none at all"
+        known = examples(address, self._addresses())
         raise SettingsError(f"{self.path} has no episode {address!r:.200}: {known}")
+
+    def _addresses(self) -> Iterator[str]:
+        for file in self.files:
+            places = Places(self.kind, file)
+            for number, line in enumerate(_whole_lines(file.path), 1):
+                yield places.of(number, values_of(file.path, number, line)).address
+
+
+def examples(wanted: str, addresses: Iterable[str]) -> str:
+    """The end of an error about an unknown address: addresses that hold its text, or the first.
+
+    Args:
+        wanted: The unknown address.
+        addresses: The addresses that exist.
+
+    Example:
+        >>> examples("7", ["sums/3/0", "sums/7/0", "sums/7/1"])
+        'its addresses with this part are sums/7/0, sums/7/1'
+        >>> examples("8", ["sums/3/0", "sums/7/0", "sums/7/1"])
+        'its addresses are such as sums/3/0, sums/7/0, sums/7/1'
+    """
+    known = list(dict.fromkeys(addresses))
+    if alike := [one for one in known if f"/{wanted}/" in f"/{one}/"][:_MOST_EXAMPLES]:
+        return f"its addresses with this part are {', '.join(alike)}"
+    first = known[:_MOST_EXAMPLES]
+    return f"its addresses are such as {', '.join(first)}" if first else "it has none at all"
+
+
+_MOST_EXAMPLES = 4
 
 
 class Places:
@@ -271,6 +298,11 @@ def _config(folder: Path) -> dict[str, Any]:
             return values
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error}") from None
+    if isinstance(values, dict) and "model_type" in values:
+        raise DataError(
+            f"{folder} is a model's checkpoint, not a run: evaluate it by `retool eval --model "
+            f"{folder}`, or name the folder of a run"
+        )
     raise DataError(f"{path} is damaged: it is not the record of a training run")
 
 

@@ -20,7 +20,7 @@ from retool_env.errors import GraderUnavailable, SettingsError
 from retool_env.evaluation.rows import clean
 from retool_env.evaluation.runs import Run
 from retool_env.files import file_fault
-from retool_env.grading import is_equivalent
+from retool_env.grading import extract_boxed, is_equivalent
 from retool_env.metrics.figures import Figure, measure
 from retool_env.provenance import REVISION
 from retool_env.transcript import StopReason, Transcript
@@ -37,7 +37,27 @@ def exact(answer: str, gold: str) -> bool:
     return answer.strip() == gold.strip()
 
 
-GRADERS: dict[str, Grade] = {"math": is_equivalent, "exact": exact}
+def unboxed(grade: Grade) -> Grade:
+    r"""A grader that gets the content of an answer's last `\boxed{...}`.
+
+    An answer without a box reaches the grader as it is.
+
+    Args:
+        grade: The grader.
+
+    Example:
+        >>> exact(r"\boxed{42}", "42"), unboxed(exact)(r"\boxed{42}", "42")
+        (False, True)
+    """
+
+    def graded(answer: str, gold: str) -> bool:
+        content = extract_boxed(answer)
+        return grade(answer if content is None else content, gold)
+
+    return graded
+
+
+GRADERS: dict[str, Grade] = {"math": is_equivalent, "exact": unboxed(exact)}
 """The graders with a name: the environment's own grader as it is today, and equal texts."""
 
 
@@ -45,8 +65,8 @@ def load_grader(name: str) -> tuple[str, Grade]:
     """The grader of a name.
 
     Args:
-        name: A name of `GRADERS`, or `file.py:function`, a function of an answer and a reference
-            answer.
+        name: A name of `GRADERS`, or `file.py:function`, a function of an answer, without its box,
+            and a reference answer.
 
     Returns:
         A short name for files and tables, and the grader.
@@ -65,7 +85,7 @@ def load_grader(name: str) -> tuple[str, Grade]:
     grade = getattr(_module(Path(source)), function, None)
     if not callable(grade):
         raise SettingsError(f"--grader {name}: {source} defines no function {function!r}")
-    return function, grade
+    return function, unboxed(grade)
 
 
 def _module(path: Path) -> Any:

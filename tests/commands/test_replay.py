@@ -51,6 +51,13 @@ def test_a_violated_invariant_is_an_error_and_no_program_needs_to_run(folder, tr
     ]
 
 
+def test_a_run_without_programs_says_that_nothing_was_compared(folder, transcripts, capsys):
+    without = dataclasses.replace(transcripts[0], spans=transcripts[0].spans[:1])
+    write_eval(folder / "without", [without])
+    main(["replay", "without"])
+    assert "ran no program, so no result was compared" in capsys.readouterr().out
+
+
 def test_a_file_without_rules_says_so(folder, transcripts, capsys):
     write_transcripts(folder / "t.jsonl", transcripts)
     assert main(["replay", "t.jsonl", "--no-programs"]) == 0

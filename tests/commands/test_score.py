@@ -24,7 +24,7 @@ def test_the_command_shows_what_changed_and_writes_the_scores_beside_the_record(
     output = capsys.readouterr().out
     assert "2 of 5 verdicts changed" in output
     assert "| a/1     | 42.0   | 42        | right  | wrong |" in output
-    assert "| all  | 5        | 2       | 0.75 [" in output
+    assert "| all  | 5        | 2       | 75.0 % [" in output
     assert output.splitlines()[-1] == "scores: run/scores-exact.json"
     assert len(json.loads((folder / "run/scores-exact.json").read_text())["episodes"]) == 5
     assert {name: (folder / "run" / name).read_bytes() for name in before} == before
@@ -47,11 +47,30 @@ def test_errors_of_a_grader_are_named_with_the_address_and_the_status_is_0(folde
     assert "the grader failed on 1 episodes, which have no new verdict" in captured.out
 
 
+def test_a_grader_that_fails_on_every_answer_is_an_error_with_its_first_errors(folder, capsys):
+    write_eval(folder / "many", [sample(f"p{n}", "x", correct=False) for n in range(7)])
+    grader = own(folder, "def grade(answer, gold): return int(answer) == int(gold)")
+    assert main(["score", "many", "--grader", grader]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("the grader failed on p") == 5
+    assert "failed on 7 episodes, which have no new verdict; many/scores-grade.json" in captured.out
+    assert "other figures that changed" not in captured.out
+
+
+def test_a_grader_of_the_user_gets_the_content_of_the_box_and_answers_are_shown_as_written(
+    folder, capsys
+):
+    write_eval(folder / "boxed", [sample("p", r"\boxed{41.9}", correct=False)])
+    grader = own(folder, "def grade(answer, gold): return abs(float(answer) - float(gold)) < 1")
+    assert main(["score", "boxed", "--grader", grader]) == 0
+    assert r"| p/0     | \boxed{41.9} | 42        | wrong  | right |" in capsys.readouterr().out
+
+
 def test_hostile_names_and_answers_stand_in_their_cells(folder, capsys):
     write_eval(folder / "hostile", [sample("\x1b[1m|", "4|2\n\u202e", correct=True)])
     assert main(["score", "hostile"]) == 0
     output = capsys.readouterr().out
-    assert r"| \x1b[1m\|/0 | 4\|2\n\u202e |" in output and "\x1b" not in output
+    assert r"| \x1b[1m\|/0 | 4\|2 \u202e |" in output and "\x1b" not in output
 
 
 @pytest.mark.parametrize(

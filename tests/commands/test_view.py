@@ -108,7 +108,8 @@ def test_several_files_are_named(tmp_path, capsys, monkeypatch):
     [
         (["--query", "rihgt:yes"], "unknown filter 'rihgt'"),
         (["--query", "calls:>99", "--html", "x.html"], "keeps none of the episodes"),
-        (["--episode", "p/9"], "was not found; an address is, for example, p/1/0"),
+        (["--episode", "p/9"], "no run has an --episode 'p/9': its addresses are such as p/1/0"),
+        (["--episode", "1"], "--episode '1': its addresses with this part are p/1/0, p/1/1"),
         (["--html", "x.html", "--tui"], "choose one of them"),
         (["--port", "70000"], "name another port"),
     ],

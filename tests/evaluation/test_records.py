@@ -16,6 +16,7 @@ from retool_env.evaluation.records import (
     EvalRecord,
     read_usage,
     rules_to_json,
+    short_value,
 )
 from retool_env.execution import Execution, Fault, Outcome
 from retool_env.problem import Problem
@@ -189,6 +190,11 @@ def test_records_differ_in_the_settings_that_change_an_episode():
     assert record(model=other).differences(first) == ["weights: 'ab', not None"]
     # A record that went through a file is the same.
     assert first.differences(EvalRecord.from_json(json.loads(json.dumps(first.to_json())))) == []
+
+
+def test_a_digest_is_shown_by_its_beginning():
+    assert short_value("0123456789abcdef" * 4) == "0123456789ab…"
+    assert short_value("0123") == "'0123'"
 
 
 def test_a_reward_function_is_recorded_by_its_name():

@@ -172,6 +172,14 @@ def test_a_record_that_lacks_a_part_is_refused(run, capsys, field, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_folder_without_rollouts_is_refused(run, tmp_path, capsys):
+    assert replay(tmp_path, "--algorithm", "dapo") == 2
+    assert "is not the folder of a training run" in capsys.readouterr().err
+    (run / "transcripts.jsonl").unlink()
+    assert replay(run, "--algorithm", "dapo") == 2
+    assert "has no recorded rollouts (transcripts.jsonl)" in capsys.readouterr().err
+
+
 def test_a_run_without_the_name_of_its_algorithm_needs_it_for_the_comparison(run, capsys):
     config = json.loads((run / "config.json").read_text())
     assert config.pop("algorithm") == "dapo"

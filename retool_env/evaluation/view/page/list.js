@@ -70,9 +70,9 @@ export function makeList(scroll, place, { href, again, beside }) {
       },
       element(
         "span",
-        { class: "line" },
+        { class: "line head" },
         verdict(row.right),
-        isolated(row.problem, { class: "problem" }),
+        element("span", { class: "problem" }, isolated(row.problem)),
         element("span", { class: "where" }, isolated(whereabouts(row))),
       ),
       element("span", { class: "line question" }, isolated(row.question)),
