@@ -182,13 +182,10 @@ def short_value(value: object) -> str:
     Args:
         value: The value.
     """
-    if isinstance(value, str) and _DIGEST.fullmatch(value):
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{40,}", value):
         return f"{value[:12]}…"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-_DIGEST = re.compile("[0-9a-f]{40,}")
 
 
 def rules_to_json(rules: Rules) -> dict[str, Any]:
@@ -440,9 +437,7 @@ def read_usage(folder: str | Path) -> Usage:
     """
     path = Path(folder) / USAGE
     total = Usage()
-    if not path.exists():
-        return total
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in enumerate(read_lines(path) if path.exists() else (), 1):
         if not line.endswith(b"\n"):
             break
         try:
