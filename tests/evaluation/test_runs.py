@@ -130,7 +130,7 @@ def test_a_damaged_record_of_a_training_run_is_named(tmp_path, text):
 
 def test_a_checkpoint_is_not_a_run_and_the_error_says_what_to_do_with_it(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(DataError, match=r"is a model's checkpoint .* `retool eval --model"):
+    with pytest.raises(DataError, match=r"is a model's checkpoint, .* `retool eval --model"):
         open_run(tmp_path)
 
 
