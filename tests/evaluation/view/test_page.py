@@ -47,6 +47,20 @@ def test_the_modules_are_short_and_can_be_joined_into_one_script():
     assert sorted(names) == sorted(set(names))
 
 
+# --- the list ------------------------------------------------------------------------------------
+
+
+def test_a_long_id_is_cut_at_its_beginning_and_the_sample_stays_readable(tab, served, tmp_path):
+    record = evaluated(1, problem=f"{'long-' * 20}seed0/7")
+    folder = an_eval(tmp_path / "run", count=0)
+    append(folder / "episodes.jsonl", record)
+    page = tab(served(folder).address, NARROW).open().page
+    parts = """() => [...document.querySelector("#list .head").children].map(
+        (one) => [one.scrollWidth > one.clientWidth, getComputedStyle(one).direction])"""
+    assert page.evaluate(parts)[1:] == [[True, "rtl"], [False, "ltr"]]
+    assert page.locator("#list .where").first.inner_text() == "#1"
+
+
 # --- filters -------------------------------------------------------------------------------------
 
 RUN_TABLE = """async (table) => {
