@@ -417,6 +417,7 @@ def test_train_in_a_clone_forwards_its_arguments(monkeypatch):
     assert started == [(sys.executable, [sys.executable, *rest])]
 
 
+@pytest.mark.slow
 def test_train_through_the_installed_command(tmp_path):
     """The command finds the clone by the working directory only, not by its module path."""
     code = "import sys; from retool_env.cli import main; sys.exit(main(['train', '--help']))"

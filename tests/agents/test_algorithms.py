@@ -648,6 +648,7 @@ def share_of_even(model):
     return torch.softmax(torch.stack(rows), -1)[:, ::2].sum(-1).min().item()
 
 
+@pytest.mark.slow
 @every
 def test_the_bandits_optimum_is_found_within_twenty_steps(name, initial, tmp_path, monkeypatch):
     monkeypatch.setattr(session, "find_task", lambda env: (BANDIT, ARMS))

@@ -22,6 +22,8 @@ from benchmarks import memory
 from retool_env.task import make_task
 from retool_env.transcript import read_transcripts, write_transcripts
 
+pytestmark = pytest.mark.slow  # `make test` has no room for it
+
 LAUNCH = ROOT / "agents" / "launch"
 
 

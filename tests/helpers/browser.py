@@ -91,7 +91,7 @@ class Tab:
         self.base = base
         self.guard = Guard(page)
         self.guard.allow_origin(base)
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)
 
     def open(self, fragment: str = "", rows: bool = True) -> Tab:
         """Opens the viewer with a fragment, and waits for its rows."""

@@ -17,6 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from agents.models import smollm2
 from agents.models.smollm2 import CheckpointError, make_checkpoint
 
+pytestmark = pytest.mark.slow  # `make test` has no room for it
+
 TURN = "<code>\n```python\nprint(1)\n```\n</code>"
 
 
