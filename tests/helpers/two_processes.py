@@ -248,7 +248,7 @@ def exchanged(accelerator):
                 start = width - size if left else 0
                 content = 10_000 * episode + torch.arange(start, start + size) + 1
                 found.append(torch.equal(rows[row][rows[row] != 0], content))
-                found.append(int(named[row]) == episode)
+                found.append(int(named[row, 0]) == episode)
             found.append(not rows[len(pack) :].any())
     return all(found) and len(found) > 200
 
