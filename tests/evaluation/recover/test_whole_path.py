@@ -211,7 +211,7 @@ def test_the_errors_of_an_agent_that_slips_and_retries_cost_nothing(measured):
 
 def test_an_agent_with_chances_has_the_values_of_its_formulas(measured):
     agent = Agent(p_right=0.9, p_alone=0.4, p_call=0.8, p_check=0.3, p_retry=0.5, p_give_up=0.2)
-    problems = [*STAGED[:8], *SUITE.sets[0].problems[1:4]]
+    problems = [*STAGED[:14], *SUITE.sets[0].problems[1:7]]
     calls, steps = 6, [steps_of(problem) for problem in problems]
     results = measured(
         agent,
@@ -240,7 +240,7 @@ def test_an_agent_with_chances_has_the_values_of_its_formulas(measured):
     for key, value in expected.items():
         figure = by_key[key]
         assert figure["low"] <= value <= figure["high"], (key, value, figure)
-        assert figure["high"] - figure["low"] < 0.75, key  # eleven problems
+        assert figure["high"] - figure["low"] < 0.6, key
 
 
 def test_a_placebo_changes_no_turn_of_an_agent_with_chances(measured, sandbox):
