@@ -264,8 +264,8 @@ def pieces(program: str) -> Pieces:
         program: The program. Of a very long program the end is one piece without a class.
 
     Example:
-        >>> pieces("print(1)  # one")
-        [['nb', 'print'], ['p', '('], ['mi', '1'], ['p', ')'], ['w', '  '], ['c1', '# one']]
+        >>> pieces("print(1)# one")
+        [['nb', 'print'], ['p', '('], ['mi', '1'], ['p', ')'], ['c1', '# one']]
     """
     coloured, rest = program[:MOST_COLOURED], program[MOST_COLOURED:]
     tokens = (
