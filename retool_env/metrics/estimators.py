@@ -373,22 +373,6 @@ def t_quantile(degrees: int, level: float = 0.95) -> float:
     return math.tan(high) * math.sqrt(degrees)
 
 
-def t_beyond(value: float, degrees: int) -> float:
-    """The probability that a t-distributed value exceeds a value, whatever the signs.
-
-    This is the two-sided p-value of a t statistic.
-
-    Args:
-        value: The value, a t statistic.
-        degrees: Degrees of freedom, a whole number of at least 1.
-
-    Example:
-        >>> round(t_beyond(2.262, 9), 3)
-        0.05
-    """
-    return max(0.0, 1 - _t_within(math.atan(abs(value) / math.sqrt(degrees)), degrees))
-
-
 def _t_within(angle: float, degrees: int) -> float:
     """The probability of `abs(t) < tan(angle) * sqrt(degrees)`.
 

@@ -20,7 +20,6 @@ from retool_env.metrics.estimators import (
     maj_at_k,
     pass_at_k,
     pass_hat_k,
-    t_beyond,
     t_quantile,
     votes_at_k,
 )
@@ -312,8 +311,6 @@ def test_right_classes_of_one_size_are_counted_once(monkeypatch):
 )
 def test_t_quantiles_of_other_levels_are_the_published_ones(degrees, level, value):
     assert t_quantile(degrees, level) == pytest.approx(value, abs=1e-4)
-    assert t_beyond(value, degrees) == pytest.approx(1 - level, abs=1e-4)
-    assert t_beyond(-value, degrees) == t_beyond(value, degrees)
 
 
 def test_a_level_outside_of_0_to_1_is_refused():

@@ -1,11 +1,12 @@
 """Ranks with their uncertainty, from paired tests between all models of a table.
 
-Two models are compared on the problems that both have, by the paired t test of
-`retool_env.metrics.causal.intervals.p_value`. Holm's method adjusts the p-values over all pairs of
-the table, so the chance that any of the found differences is false is at most 5 %. A model's best
-possible rank is 1 plus the number of models that are better by a found difference, and its worst
-possible rank is the number of models minus the number of models that are worse. So with a chance of
-95 % all true ranks lie within these intervals at once (Mogstad, Romano, Shaikh and Wilhelm, 2024).
+Two models are compared on the problems that both have, by the sign-flip test of
+`retool_env.metrics.sign_flip`, as in `retool compare`. Holm's method adjusts the p-values over all
+pairs of the table, so the chance that any of the found differences is false is at most 5 %. A
+model's best possible rank is 1 plus the number of models that are better by a found difference, and
+its worst possible rank is the number of models minus the number of models that are worse. So with a
+chance of 95 % all true ranks lie within these intervals at once (Mogstad, Romano, Shaikh and
+Wilhelm, 2024).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from retool_env.metrics.causal.comparison import LEAST_PROBLEMS, holm
-from retool_env.metrics.causal.intervals import Pair, mean_difference, p_value
+from retool_env.metrics.causal.intervals import Pair, mean_difference
+from retool_env.metrics.sign_flip import sign_flip_p
 
 LEVEL = 0.05
 """The chance of any false difference in a table."""
@@ -60,9 +62,9 @@ def pair_tests(values: Sequence[Mapping[str, float]]) -> list[PairTest]:
     made = []
     for (first, some), (second, others) in itertools.combinations(enumerate(values), 2):
         both = [Pair(name, some[name], others[name]) for name in some if name in others]
-        p = p_value([pair.first - pair.second for pair in both])
         mean = mean_difference(both)
-        tested = p if len(both) >= LEAST_PROBLEMS else None
+        differences = [pair.first - pair.second for pair in both]
+        tested = sign_flip_p(differences) if len(both) >= LEAST_PROBLEMS else None
         made.append((first, second, len(both), mean.mean, mean.low, mean.high, tested))
     known = [row[-1] for row in made if row[-1] is not None]
     adjusted = dict(zip(known, holm(known), strict=True))

@@ -295,8 +295,8 @@ def comparison_table(tests: Iterable[Mapping[str, Any]]) -> Table:
     return [headings, *rows]
 
 
-def _p(value: float | None) -> str:
-    return "–" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def failures_table(figures: Figures) -> Table:

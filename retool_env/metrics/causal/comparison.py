@@ -19,7 +19,8 @@ from retool_env.metrics.causal.continuation import (
     pairs,
     read_continuations,
 )
-from retool_env.metrics.causal.intervals import Pair, detectable, mean_difference, p_value
+from retool_env.metrics.causal.intervals import Pair, detectable, mean_difference
+from retool_env.metrics.sign_flip import sign_flip_p
 from retool_env.transcript import Transcript
 
 LEAST_PROBLEMS = 6
@@ -43,9 +44,9 @@ class Comparison:
     """Upper bound of the 95 % interval; `None` if unknown."""
     detectable: float | None
     """The smallest difference that a test at 5 % detects with 80 % power."""
-    p: float | None
-    """The p-value of the paired t test; `None` if unknown."""
-    adjusted: float | None
+    p: float
+    """The p-value of the sign-flip test."""
+    adjusted: float
     """The p-value, adjusted by Holm's method over the kinds."""
 
 
@@ -62,11 +63,9 @@ def compare_models(first: Iterable[Transcript], second: Iterable[Transcript]) ->
         a, b = (effect.get(kind, {}) for effect in effects)
         both = [Pair(problem, a[problem], b[problem]) for problem in a if problem in b]
         if len(both) >= LEAST_PROBLEMS:
-            rows.append((kind, both, p_value([pair.first - pair.second for pair in both])))
-    known = [p for _, _, p in rows if p is not None]
-    adjusted = dict(zip(known, holm(known), strict=True))
+            rows.append((kind, both, sign_flip_p([pair.first - pair.second for pair in both])))
     made = []
-    for kind, both, p in rows:
+    for (kind, both, p), adjusted in zip(rows, holm([row[2] for row in rows]), strict=True):
         mean = mean_difference(both)
         made.append(
             Comparison(
@@ -77,7 +76,7 @@ def compare_models(first: Iterable[Transcript], second: Iterable[Transcript]) ->
                 mean.high,
                 detectable(both),
                 p,
-                None if p is None else adjusted[p],
+                adjusted,
             )
         )
     return made

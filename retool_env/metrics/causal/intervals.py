@@ -43,7 +43,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from retool_env.metrics.estimators import NEAR_THE_EDGE, ClusterMean, t_beyond, t_quantile
+from retool_env.metrics.estimators import NEAR_THE_EDGE, ClusterMean, t_quantile
 from retool_env.metrics.intervals import wilson
 
 ASSUMED_FEW, ASSUMED = (0.4, 3), (0.6, 4)
@@ -230,25 +230,6 @@ def detectable(pairs: Sequence[Pair], power: float = 0.8) -> float | None:
         return None
     degrees = len(residuals) - 1
     return (t_quantile(degrees) + t_quantile(degrees, 2 * power - 1)) * error
-
-
-def p_value(values: Sequence[float]) -> float | None:
-    """The two-sided p-value of a mean of 0, by the t test over problems.
-
-    Args:
-        values: The paired difference of each problem.
-
-    Returns:
-        The p-value. If all values are alike and not 0, it is the sign test's, `2 / 2 ** n`. `None`
-        with fewer than two problems.
-    """
-    size = len(values)
-    if size < 2:
-        return None
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(size)
-    if error <= 1e-12:
-        return 1.0 if abs(mean) <= 1e-12 else 2.0 ** (1 - size)
-    return t_beyond(mean / error, size - 1)
 
 
 # --- parts --------------------------------------------------------------------------------------

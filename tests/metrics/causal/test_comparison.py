@@ -21,13 +21,13 @@ def model(effects):
 
 
 def test_models_are_paired_by_problem():
-    first = model({"timeout": dict(zip("abcdefg", (0, 0, -1, 0, 0, -1, 0), strict=True))})
-    second = model({"timeout": dict(zip("abcdefx", (-1, 0, -1, 0, 0, -1, -1), strict=True))})
+    first = model({"timeout": dict(zip("abcdefg", (0, 0, 0, 0, 0, -1, 0), strict=True))})
+    second = model({"timeout": dict(zip("abcdefx", (-1, 0, -1, 0, -1, 0, -1), strict=True))})
     (found,) = compare_models(first, second)
     assert (found.kind, found.problems) == ("timeout", 6)
-    assert found.difference == pytest.approx(1 / 6)
-    # Differences 1, 0, 0, 0, 0, 0: t = (1/6) / (0.40825 / sqrt(6)) = 1, with 5 degrees of freedom.
-    assert found.p == pytest.approx(0.36322, abs=1e-4)
+    assert found.difference == pytest.approx(2 / 6)
+    # Differences 1, 0, 1, 0, 1, -1: with 10 of 16 choices of signs, the sum is 2 or more from 0.
+    assert found.p == pytest.approx(10 / 16)
     assert found.adjusted == found.p
     assert found.low < 0 < found.high
 
@@ -38,7 +38,7 @@ def test_several_kinds_are_adjusted_together():
     worse = {name: -1 if i < 6 else 0 for i, name in enumerate(names)}
     second = model({"timeout": worse, "busy": dict.fromkeys(names, 0)})
     timeout, busy = compare_models(first, second)
-    assert timeout.p < 0.01 and timeout.adjusted == 2 * timeout.p
+    assert timeout.p == 2 / 2**6 and timeout.adjusted == 2 * timeout.p
     assert (busy.difference, busy.p, busy.adjusted) == (0, 1, 1)
 
 

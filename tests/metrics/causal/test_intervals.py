@@ -15,7 +15,6 @@ from retool_env.metrics.causal.intervals import (
     hardly_differ,
     mean_difference,
     mean_share,
-    p_value,
     ratio,
     share,
 )
@@ -149,13 +148,6 @@ def test_the_detectable_difference_is_by_the_standard_error():
     # The 80 % point of t with 39 degrees of freedom is 0.851.
     assert detectable(spread()) == pytest.approx((2.0227 + 0.851) * error, rel=1e-3)
     assert detectable([Pair(i, 1.0, 1.0) for i in range(9)]) is None
-
-
-def test_p_values_by_hand():
-    assert p_value([1.0, 0.0, 0.0]) == pytest.approx(0.42265, abs=1e-4)
-    assert p_value([0.0] * 5) == 1
-    assert p_value([-0.5] * 5) == 2 / 2**5
-    assert p_value([1.0]) is None
 
 
 def test_with_few_problems_most_of_which_are_alike_a_difference_is_not_shown():
