@@ -20,6 +20,21 @@ settings.register_profile("retool", deadline=None)
 settings.load_profile("retool")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`some(n)`: `n` cases of a test, evenly spread, stay in `make test`; the others are slow."""
+    cases: dict[tuple[Path, str], list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("some"):
+            cases.setdefault((item.path, item.originalname), []).append(item)  # type: ignore[attr-defined]
+    for each in cases.values():
+        (count,) = each[0].get_closest_marker("some").args  # type: ignore[union-attr]
+        kept = {round((i + 0.5) * len(each) / count - 0.5) for i in range(count)}
+        for number, item in enumerate(each):
+            if number not in kept:
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     report = yield

@@ -108,6 +108,7 @@ def runnable(page: Path, language: str) -> list[str]:
 def with_code() -> list[Any]:
     """The pages with blocks to run. A page that samples from models takes half a minute."""
     slow = {"training", "evaluation", "rollouts", "sandbox", "change"}
+    slow |= {"faults.md", "installation.md", "ten-minutes.md"}
     return [
         pytest.param(
             page,

@@ -104,6 +104,7 @@ def of_id(id, files, **settings):
     return gym.make(id, **settings)
 
 
+@pytest.mark.some(14)
 @pytest.mark.parametrize("space", [TurnText, AnyText])
 @pytest.mark.parametrize("id", retool_env.ENVIRONMENTS)
 def test_every_id_passes_gymnasiums_checker(id, space, files):
@@ -129,6 +130,7 @@ def test_the_checker_is_content_with_every_kind_of_turn(turn):
         env.close()
 
 
+@pytest.mark.some(10)
 @pytest.mark.parametrize("id", retool_env.ENVIRONMENTS)
 def test_every_id_is_an_episode_that_a_right_answer_wins(id, files):
     env = of_id(id, files)

@@ -84,6 +84,7 @@ def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
 
 
+@pytest.mark.some(1)
 def test_the_library_works_elsewhere_and_its_sandbox_says_what_to_do(elsewhere, tmp_path):
     command = [sys.executable, "-c", LIBRARY]
     subprocess.run(command, env=elsewhere, cwd=tmp_path, check=True, timeout=90)

@@ -123,6 +123,7 @@ def damage_line(path, number, change):
     path.write_bytes(b"".join(lines))
 
 
+@pytest.mark.some(8)
 @pytest.mark.parametrize("damage", TEXTS)
 @pytest.mark.parametrize("name", ["metrics.jsonl", "transcripts.jsonl"])
 def test_a_damaged_line_is_named(name, damage, stopped, model, capsys):
@@ -132,6 +133,7 @@ def test_a_damaged_line_is_named(name, damage, stopped, model, capsys):
     assert "Error" not in line
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("name", ["metrics.jsonl", "transcripts.jsonl"])
 def test_a_last_line_is_passed_over_only_if_it_was_cut_short(name, stopped, model, capsys):
     run = stopped("grpo")
@@ -187,6 +189,7 @@ def test_an_episode_of_no_step_is_named(value, stopped, model, capsys):
 OBJECTS = ["config.json", "trainer/checkpoint-4/trainer_state.json"]
 
 
+@pytest.mark.some(8)
 @pytest.mark.parametrize(
     ("algorithm", "damage"),
     [
@@ -265,6 +268,7 @@ FILES = {
 }
 
 
+@pytest.mark.some(8)
 @pytest.mark.parametrize(
     ("algorithm", "name", "damage"),
     [
@@ -322,6 +326,7 @@ def test_what_is_named_like_a_checkpoint_is_not_deleted_with_the_older_ones(
         refused(run, model, capsys, f"{odd}: it is not a checkpoint of the run", "Move it out")
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "transcripts.jsonl", "lock"])
 def test_what_is_no_file_is_not_waited_for(name, place, stopped, model, capsys):
@@ -375,6 +380,7 @@ def test_a_damage_costs_a_finished_run_nothing_that_is_given_more_steps(finished
 # Other files, of one algorithm each
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("damage", [*TEXTS, "an empty file"])
 def test_damaged_traces_of_a_cold_start_are_named(damage, stopped, model, capsys):
     run = stopped("sft")

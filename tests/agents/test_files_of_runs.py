@@ -41,6 +41,7 @@ def refused(command: list[str], capsys) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.some(12)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(("make", "text"), [*KINDS, (huge, "longer than 64 MiB")])
 def test_a_setting_that_names_no_regular_file(
@@ -88,6 +89,7 @@ def test_a_model_whose_tokenizer_is_a_pipe(tmp_path: Path, capsys) -> None:
 # --- the name of a run ----------------------------------------------------------------------------
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize(
     "name",
     [

@@ -62,6 +62,7 @@ def same_run(model, one, other):
         assert [t.completion_ids for t in a] == [t.completion_ids for t in b]
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     ("module", "more"),
     [

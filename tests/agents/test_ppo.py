@@ -366,6 +366,7 @@ def test_clips_coefficients_and_norms_are_those_of_the_settings(initial):
     assert without == 0 < strict
 
 
+@pytest.mark.slow
 def test_two_processes_do_as_one(initial, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     ran = subprocess.run(
@@ -524,6 +525,7 @@ def test_the_engines_log_probs_are_the_trained_models_own(initial, tmp_path):
     assert record["offpolicy/weight"] == pytest.approx(1.0, abs=1e-4)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_stopped_run_goes_on_to_the_same_curve(initial, tmp_path, monkeypatch, rank):
     chosen = settings(initial, lora_rank=rank)

@@ -109,6 +109,7 @@ def test_a_run_leaves_a_checkpoint_that_evaluation_loads_and_all_records(tmp_pat
         sft.train(settings(batch_size=4), folder, resume=True)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     whole = AutoModelForCausalLM.from_pretrained(sft.train(settings(), tmp_path / "whole"))
 

@@ -33,6 +33,7 @@ def test_the_number_of_another_program_is_noticed() -> None:
         assert not any(kind.expected(execution, "123") for execution in wrong), kind.name
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_a_short_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "soak.json"

@@ -107,6 +107,7 @@ def reference(tmp_path_factory):
     return found
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(
     "way", [pytest.param(way, marks=[pytest.mark.slow] * (way == "tools")) for way in WAYS]
 )

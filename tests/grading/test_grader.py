@@ -38,6 +38,7 @@ BOMBS = [
 ]
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_bomb_is_wrong_and_the_next_answer_is_graded(impatient, bomb):
     assert not impatient.is_equivalent(bomb, "42")
@@ -136,6 +137,7 @@ def test_a_broken_installation_is_an_error_and_not_a_wrong_answer(monkeypatch, t
         Grader().is_equivalent(r"\sqrt{4}", "2")
 
 
+@pytest.mark.slow
 def test_bombs_do_not_delay_plain_answers_or_algebra() -> None:
     grader = Grader(seconds=1.0, memory_mb=1024, workers=1)
     ended: list[str] = []

@@ -9,6 +9,7 @@ from helpers.competitions import AMO_INSTRUCTIONS, CASES, amo_row, arena, olym
 from retool_env.problems import ProblemsUnavailable, amo, apex, beyond_aime, hmmt, olymmath
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize(
     ("id", "settings", "file", "row", "right", "wrong", "key"),
     CASES,

@@ -437,6 +437,7 @@ def test_an_episodes_clock_does_not_run_while_it_waits_to_be_let_in():
     assert {group[0].stop_reason for group in groups} == {StopReason.ANSWERED}
 
 
+@pytest.mark.slow
 def test_thousands_of_programs_wait_for_a_small_sandbox():
     """No episode fails, and programs never outnumber the processes of the sandbox's guest."""
     most = 0

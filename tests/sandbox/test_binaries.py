@@ -115,6 +115,7 @@ def test_the_systems_is_preferred(on_path: Put, packaged: Path) -> None:
     assert found["nsjail"].detail.endswith(binaries.sha256(path))
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(
     ("content", "why"),
     [

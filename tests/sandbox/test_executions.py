@@ -176,6 +176,7 @@ def test_wrong_arguments_are_refused_by_name(
     assert either.pool.slots.free == either.concurrency
 
 
+@pytest.mark.some(1)
 def test_refusals_hold_no_descriptor_and_no_place(either: Sandbox) -> None:
     either.run("1")
     before = descriptors()

@@ -124,6 +124,7 @@ def meanwhile(action: Callable[[], None], after: float = 0.15) -> threading.Time
 # --- guests
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("asynchronously", [False, True], ids=["threads", "loop"])
 @pytest.mark.parametrize("member", MEMBERS)
 def test_killed_with_programs_in_flight(
@@ -139,6 +140,7 @@ def test_killed_with_programs_in_flight(
     assert left_of(old) == []
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("member", MEMBERS)
 def test_killed_while_nothing_runs(box: NsjailSandbox, member: str) -> None:
     for number in range(3):
@@ -148,6 +150,7 @@ def test_killed_while_nothing_runs(box: NsjailSandbox, member: str) -> None:
         assert left_of(old) == []
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("asynchronously", [False, True], ids=["threads", "loop"])
 @pytest.mark.parametrize("member", MEMBERS)
 def test_stopped_with_programs_in_flight(
@@ -194,6 +197,7 @@ def test_cancelled_while_its_guest_hangs(box: NsjailSandbox, soon: None) -> None
     assert box.pool.slots.free == 16
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("member", MEMBERS)
 def test_a_session_whose_guest_dies_says_so(box: NsjailSandbox, member: str) -> None:
     with box.session() as session:
@@ -384,6 +388,7 @@ RUNS = {
 }
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("way", RUNS)
 def test_ctrl_c(way: str) -> None:
     """A terminal signals the whole process group: the program ends, and the sandbox lives on."""
@@ -403,6 +408,7 @@ def test_ctrl_c(way: str) -> None:
     assert mark.find() == [] and left_of(guests) == []
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "os._exit", "an exception", "its end"])
 def test_the_host_is_gone(how: str, tmp_path: Path) -> None:
     """However the host ends, and even without a close, its guests end with it."""
@@ -447,6 +453,7 @@ def test_nothing_is_mounted_on_the_host(box: NsjailSandbox) -> None:
 # --- what the host lacks
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("files", [24, 40, 64, 128])
 def test_few_descriptors(files: int) -> None:
     """A refusal with a reason, or an outcome of each program; with enough descriptors all run."""

@@ -96,6 +96,7 @@ def foreign(stdout: str = "42", status: str = "Success", return_code: int = 0) -
 # --- failures -------------------------------------------------------------------------------------
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize(
     "failure",
     [

@@ -29,6 +29,7 @@ def prints(number: int) -> Execution:
 # --- limits
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize(
     "code",
     [

@@ -384,6 +384,7 @@ def test_a_package_that_is_not_there_is_refused() -> None:
     )
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(
     ("packages", "imports"),
     [

@@ -255,6 +255,7 @@ def post_and_leave(url: str, code: str) -> None:
 # --- retool serve ---------------------------------------------------------------------------------
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_programs_end_and_takes_no_more(number: signal.Signals) -> None:
     mark = Mark()

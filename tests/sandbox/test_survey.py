@@ -69,6 +69,7 @@ def package(folder: Path, distribution: str, *names: str) -> None:
     (info / "RECORD").write_text("\n".join([*files, f"{info.name}/METADATA,,"]) + "\n")
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(
     ("named", "imports"),
     [

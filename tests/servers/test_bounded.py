@@ -140,6 +140,7 @@ def test_a_request_may_set_its_own_limit(base):
     assert len(ask(base, answer, extensions={MOST_BYTES: 2 * MOST}).content) == MOST + 1
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("coding", ["gzip", "GZIP", "deflate", "br", "zstd", "identity, gzip"])
 def test_a_compressed_response_is_refused(base, coding):
     asked: list[bytes] = []
@@ -215,6 +216,7 @@ def test_impossible_figures_do_not_count():
     assert asyncio.run(main()) == policies.Usage(1, 0, 0, 1)
 
 
+@pytest.mark.some(12)
 @pytest.mark.parametrize("status", ["400 X", "401 X", "404 X", "429 X", "500 X", "200 OK"])
 @pytest.mark.parametrize(
     "text",

@@ -76,6 +76,7 @@ def assert_same(packed, padded):
     assert other.norm() > 1e-4 and (gradient - other).norm() / other.norm() < 1e-4
 
 
+@pytest.mark.some(10)
 @pytest.mark.parametrize("settings", [*LOSSES, *OTHERS], ids=str)
 def test_loss_gradient_and_entropy_are_those_of_padded_rows(settings, trainer_of):
     epsilon = {"epsilon_high": 5.0} if settings.get("loss_type") == "cispo" else {}

@@ -49,6 +49,7 @@ def test_unknown_presets_name_the_nearest():
 PROCESSES = {"qwen2.5-7b": 8, "qwen2.5-32b": 16}
 
 
+@pytest.mark.some(10)
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
 @pytest.mark.parametrize("name", algorithms())
 def test_every_algorithm_takes_every_preset_and_can_share_out_its_batches(name, preset, tmp_path):
@@ -68,6 +69,7 @@ def test_every_algorithm_takes_every_preset_and_can_share_out_its_batches(name, 
         demo.check_stages(settings)
 
 
+@pytest.mark.some(15)
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
 @pytest.mark.parametrize("name", algorithms())
 def test_every_key_of_a_preset_is_used(name, preset):

@@ -145,6 +145,7 @@ def test_an_episode_without_token_ids_says_so(tab, hostile_server):
 _OPEN_ALL = "document.querySelectorAll('#episode details').forEach((one) => (one.open = true))"
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
 def test_axe_finds_no_violation(tab, recover_server, token_server, scheme, size):

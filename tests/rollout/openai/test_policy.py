@@ -719,6 +719,7 @@ def test_a_message_in_parts():
     assert policy.usage == Usage(requests=1, uncounted=1)
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("finish", ["abort", "error", "content_filter"])
 @pytest.mark.parametrize("way", ["chat", "tools", "completions"])
 def test_a_turn_that_the_api_broke_off_is_tried_again_and_never_scored(way, finish):

@@ -252,6 +252,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("in_session", [False, True], ids=["program", "block"])
 @pytest.mark.parametrize("code", BOMBS.values(), ids=BOMBS)
 def test_keeping_itself_waiting_earns_no_time(

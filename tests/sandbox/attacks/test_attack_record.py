@@ -308,6 +308,7 @@ OUT_OF_BLOCKS = {
 }
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize("verdict", ["", "\nraise ValueError('one')"], ids=["ok", "error"])
 @pytest.mark.parametrize("asynchronously", [False, True])
 @pytest.mark.parametrize("code", OUT_OF_BLOCKS.values(), ids=OUT_OF_BLOCKS)

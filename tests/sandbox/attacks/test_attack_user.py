@@ -61,6 +61,7 @@ def closed(folder: Path) -> Path | None:
     return next((top for top in above if not top.stat().st_mode & 0o001), None)
 
 
+@pytest.mark.slow
 def test_attacks_of_an_ordinary_user(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         return  # this whole suite is run by one already

@@ -319,6 +319,7 @@ FULL_OF_SMALL = {
 }
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("code", FULL_OF_SMALL.values(), ids=FULL_OF_SMALL)
 def test_memory_that_small_objects_fill_to_the_last_byte(jail: Sandbox, code: str) -> None:
     """The memory that is left does not suffice to build the result."""
