@@ -8,7 +8,8 @@ of them and defines `act` and `update_weights`, or `write`; all other members ha
 |----------|------------------------------------------------------------------------------------|
 | turns    | `act`, `tokenizer`, `context_length`; of text, `write`                             |
 | sampling | `temperature`, `top_p`                                                             |
-| weights  | `model`, `checkpoint`, `weight_version`, `update_weights`; `shares_servers`, `follow` |
+| weights  | `model`, `checkpoint`, `weight_version`, `update_weights`, `weights_dtype`;       |
+|          | of several processes, `shares_servers`, `writes_parts`, `write_part`, `follow`     |
 | memory   | `cache_tokens`, `prefilled_tokens`, `clear_cache`; `sleep_mode`, `sleep`, `wake_up` |
 | end      | `close`, and `with policy:`                                                        |
 """
@@ -25,7 +26,7 @@ from retool_env.episode import TurnEnd as TurnEnd
 from retool_env.errors import PolicyUnavailable as PolicyUnavailable
 from retool_env.errors import SettingsError
 from retool_env.protocol.program import Form
-from retool_env.rollout.weights import Weights
+from retool_env.rollout.weights import Parts, Weights
 from retool_env.transcript import Transcript
 
 
@@ -105,6 +106,12 @@ class Policy(BasePolicy, ABC):
     """Whether the policies of several processes share the servers that hold the weights. One policy
     then updates the weights, and the other policies `follow`.
     """
+    writes_parts: bool = False
+    """Whether all of these processes write the weights together, with `write_part`."""
+    weights_dtype: str | None = None
+    """The data type in which weights travel, for example `"bfloat16"`: a trainer casts shards
+    before it gathers them. `None`: the trainer's own.
+    """
     sleep_mode: bool = False
     """Whether the policy can `sleep`, so that a trainer on the same GPU has its memory."""
     cache_tokens: int | None = None
@@ -145,6 +152,19 @@ class Policy(BasePolicy, ABC):
                 `None`: the policy finds them by itself, in the model or in the folder of its
                 checkpoint.
         """
+
+    def write_part(self, parts: Parts, weights: Weights, rank: int) -> None:
+        """Write this process's part of new weights. Then one process calls `update_weights(parts)`.
+
+        Args:
+            parts: The parts of all processes.
+            weights: All weights of the model, in the same order on every process.
+            rank: The number of this process, from 0.
+
+        Raises:
+            RuntimeError: If the policy does not write parts (`writes_parts`), which is the default.
+        """
+        raise RuntimeError("this policy takes weights from one process: call update_weights")
 
     async def follow(self, version: int) -> None:
         """Use the weights that another policy has let the shared servers load.

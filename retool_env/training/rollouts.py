@@ -31,7 +31,8 @@ from retool_env.training.figures import RolloutFigures
 from retool_env.training.processes import gathered, together
 from retool_env.training.rows import ResampleBy, has_void_turn, is_trainable, teaches, training_rows
 from retool_env.training.step import Step
-from retool_env.training.trained_weights import is_sharded, trained_weights
+from retool_env.training.trained_weights import is_sharded
+from retool_env.training.weight_sync import WeightSync
 from retool_env.transcript import StopReason, Transcript
 
 logger = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ class Rollouts:
         self.stopping = stopping
         self._loop = BackgroundLoop("rollouts")
         self._ahead: dict[int, tuple[_Batch, Future[Sampled]]] = {}
-        self._synced = -1
+        self._weights = WeightSync(engine.policy, self._loop)
         # An engine that shares its GPU with the trainer sleeps while the trainer trains.
         self._sleeps = engine.policy.sleep_mode
         self._asleep = False
@@ -194,11 +195,11 @@ class Rollouts:
         began, accelerator = time.monotonic(), step.accelerator
         batch = together(accelerator, lambda: self._prepare(step))
         if step.batch not in self._ahead:
-            self._sync(step)
+            self._weights.sync(step)
         sampled = together(accelerator, lambda: self._take(step.batch, batch))
         resampled = 0
         if step.training and self.staleness:
-            self._sync(step)
+            self._weights.sync(step)
             together(accelerator, lambda: self._start_ahead(step))
         if step.training:
             resampled = self._resample(step, batch, sampled)
@@ -243,7 +244,7 @@ class Rollouts:
         """
         accelerator, policy = step.accelerator, self.engine.policy
         together(accelerator, self._settle)
-        self._sync(step)
+        self._weights.sync(step)
         before = policy.temperature, policy.top_p
         if policy.temperature is not None:
             policy.temperature, policy.top_p = temperature, top_p
@@ -282,7 +283,7 @@ class Rollouts:
 
     def _check(self, step: Step) -> None:
         check_policy(self.engine.policy, step.temperature)
-        if self._own_model(step):
+        if self._weights.own_model(step):
             if self.staleness:
                 raise ValueError(
                     "a policy can't sample from the model while it is trained: give the policy its "
@@ -294,17 +295,11 @@ class Rollouts:
                     "one process can't sample from a model whose parameters are sharded: give the "
                     "policy its own model, loaded from the same checkpoint, or use vLLM"
                 )
-        if self.staleness > 1 and self._shares_servers(step):
+        if self.staleness > 1 and self._weights.shared(step):
             raise ValueError(
                 f"staleness={self.staleness} is too large for servers that several processes "
                 "share: no turn may be in flight while they take new weights. Set staleness=1"
             )
-
-    def _own_model(self, step: Step) -> bool:
-        return self.engine.policy.model is step.model
-
-    def _shares_servers(self, step: Step) -> bool:
-        return self.engine.policy.shares_servers and step.accelerator.num_processes > 1
 
     def _start(self, batch: _Batch) -> Future[Sampled]:
         problems = [self.problems.get(name) for name in batch.prompts[:: batch.n]]
@@ -389,34 +384,8 @@ class Rollouts:
         if self._sleeps:
             self._loop.run_blocking(self.engine.policy.sleep())
             self._asleep = True
-        elif self._own_model(step):
+        elif self._weights.own_model(step):
             self.engine.policy.clear_cache()
-
-    def _sync(self, step: Step) -> None:
-        """Give the step's weights to the policy of every process."""
-        if step.number == self._synced:
-            return
-        policy, accelerator = self.engine.policy, step.accelerator
-        main, shared = accelerator.is_main_process, self._shares_servers(step)
-        together(accelerator, lambda: self._load(step, leads=main or not shared))
-        if shared:
-            follow = policy.follow
-            together(accelerator, lambda: main or self._loop.run_blocking(follow(step.number)))
-        self._synced = step.number
-
-    def _load(self, step: Step, leads: bool) -> None:
-        policy = self.engine.policy
-        if self._own_model(step):
-            self._loop.run_blocking(policy.update_weights(step.number))
-            return
-        weights = trained_weights(step.model)
-        try:
-            if leads:
-                self._loop.run_blocking(policy.update_weights(step.number, weights))
-        finally:
-            if is_sharded(step.model):
-                for _ in weights:  # all processes must gather all shards, or the others wait
-                    pass
 
 
 def check_policy(policy: Policy | TextPolicy, temperature: float | None = None) -> None:

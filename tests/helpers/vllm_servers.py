@@ -21,6 +21,8 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from retool_env.rollout.weight_files import wait_until_stable
+
 WRITTEN = [7, 8, 9]
 
 
@@ -131,11 +133,15 @@ class Served:
         if name in self.broken:
             self.broken.remove(name)
             return JSONResponse({"error": "broken"}, 500)
-        self._note(name + "".join(f" {body['method']} {value}" for value in body.get("args", [])))
+        loads = name == "collective_rpc"
+        self._note(f"{name} {body['method']} {body['args'][0]}" if loads else name)
         if name in ("pause", "resume"):
             self.paused = name == "pause"
-        if name == "collective_rpc":
-            await asyncio.to_thread(self.load, *body["args"])
+        if loads:
+            folder, marked = body["args"]
+            if marked:
+                wait_until_stable(folder)
+            await asyncio.to_thread(self.load, folder)
         self.weights = body.get("new_version", self.weights)
         return JSONResponse({})
 

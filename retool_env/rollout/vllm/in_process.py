@@ -23,7 +23,8 @@ from retool_env.files import folder_fault
 from retool_env.rollout.policy import Policy, PolicyUnavailable, check_room, check_sampling
 from retool_env.rollout.vllm.gate import Gate
 from retool_env.rollout.vllm.sampling import sampling, stop_reason
-from retool_env.rollout.weights import Inventory, Weights, passing_folder, remove_abandoned
+from retool_env.rollout.weight_files import passing_folder, remove_abandoned, write_whole_model
+from retool_env.rollout.weights import Inventory, Weights
 from retool_env.servers.background import BackgroundLoop
 
 if TYPE_CHECKING:
@@ -226,8 +227,10 @@ class VLLMPolicy(Policy):
             return
         if self._inventory is None:
             self._inventory = await asyncio.to_thread(Inventory.of, self.model)
-        with passing_folder(self._inventory.bytes) as folder:
-            await self._inventory.write(folder, weights)
+        # The engine rounds to its data type, so nothing is lost if the files have that type.
+        dtype = self._living().model_config.dtype
+        with passing_folder(self._inventory.elements * dtype.itemsize) as folder:
+            await write_whole_model(folder, self._inventory, weights, dtype)
             await self._reload(version, str(folder))
 
     async def _reload(self, version: int, path: str) -> None:

@@ -19,7 +19,8 @@ from retool_env.rollout.policy import PolicyUnavailable
 from retool_env.rollout.vllm.client import Client, field
 from retool_env.rollout.vllm.gate import Gate
 from retool_env.rollout.vllm.routing import Server
-from retool_env.rollout.weights import WeightFiles, Weights
+from retool_env.rollout.weight_files import WeightFiles
+from retool_env.rollout.weights import Parts, Weights
 from retool_env.servers.hosts import Busy, Failure
 
 _RESTART_SECONDS = 3.0  # no server restarts in less: until then it has the same weights
@@ -38,12 +39,12 @@ class ServedWeights:
     Args:
         servers: The servers, which should all have the same weights.
         client: The client that sends the requests.
-        folder: The folder into which tensors are written for the servers; see `WeightFiles`.
+        files: The folder into which tensors are written for the servers.
         seconds: The seconds that a server may take to end other clients' turns, and to load.
     """
 
     def __init__(
-        self, servers: Sequence[Server], client: Client, folder: str | Path | None, seconds: float
+        self, servers: Sequence[Server], client: Client, files: WeightFiles, seconds: float
     ) -> None:
         self.version = 0
         """The version of the weights that the servers should have."""
@@ -52,7 +53,7 @@ class ServedWeights:
         self._servers = servers
         self._client = client
         self._seconds = seconds
-        self._files = WeightFiles(folder)
+        self._files = files
         self._folder = ""
         # The name of the weights that the servers should have; empty until weights are set.
         self._name = ""
@@ -89,10 +90,21 @@ class ServedWeights:
         async with self._gates[server].turn():
             yield self._served[server]
 
-    async def update(self, version: int, weights: Weights | str | Path | None) -> None:
+    def write_part(self, parts: Parts, weights: Weights, rank: int) -> None:
+        """Write this process's part of new weights.
+
+        Args:
+            parts: See `Policy.write_part`.
+            weights: See `Policy.write_part`.
+            rank: See `Policy.write_part`.
+        """
+        self._files.write_part(parts, weights, self.root, rank)
+
+    async def update(self, version: int, weights: Weights | Parts | str | Path | None) -> None:
         """Let all servers load new weights; see `VLLMServerPolicy.update_weights`."""
         # The random part tells these weights apart from another run's weights of the same version.
-        name = f"{version}-{secrets.token_hex(8)}"
+        drawn = f"{version}-{secrets.token_hex(8)}"
+        name = weights.name if isinstance(weights, Parts) else drawn
         if weights is None:
             folder = ""
         elif isinstance(weights, str | Path):
@@ -246,17 +258,19 @@ class ServedWeights:
     async def _load(self, server: Server) -> None:
         version, name, folder = self.version, self._name, self._folder
         with self._files.reading(folder):
-            await self._load_from(server, folder or self.root, name)
+            # This policy, or the policy that it follows, has written the folder of that name.
+            written = Path(folder).name == name.partition(" ")[0]
+            await self._load_from(server, folder or self.root, written, name)
         server.blocks.clear()
         server.weights, self._served[server] = name, version
         self._loaded.add(server)
 
-    async def _load_from(self, server: Server, folder: str, name: str) -> None:
+    async def _load_from(self, server: Server, folder: str, written: bool, name: str) -> None:
         # Our turns have ended. Other clients' turns end now, and their new requests wait in the
         # server. After a failure from here on the server stays paused: it may hold a mixture.
         pause = "/pause?mode=wait&clear_cache=true"
         await self._client.send(server, "POST", pause, seconds=self._seconds)
-        call = {"method": "load_checkpoint", "args": [folder]}
+        call = {"method": "load_checkpoint", "args": [folder, written]}
         try:
             await self._client.send(server, "POST", "/collective_rpc", call, self._seconds)
         except Failure as failure:

@@ -49,7 +49,8 @@ from retool_env.rollout.vllm.client import Client, field, fields
 from retool_env.rollout.vllm.routing import Server, best
 from retool_env.rollout.vllm.sampling import sampling, stop_reason
 from retool_env.rollout.vllm.served_weights import ServedWeights, unavailable
-from retool_env.rollout.weights import Weights
+from retool_env.rollout.weight_files import WeightFiles
+from retool_env.rollout.weights import Parts, Weights
 from retool_env.servers.address import base_url, redact
 from retool_env.servers.background import BackgroundLoop, closed_at_the_end
 from retool_env.servers.hosts import Busy, Failure
@@ -75,6 +76,8 @@ class VLLMServerPolicy(Policy):
             attempt.
         weights_folder: The folder into which tensors are written for the servers, at the same path
             on all machines. `None`: weights can only be given as checkpoint folders.
+        weights_dtype: The data type of these files: `"bfloat16"`, `"float16"` or `"float32"`. Files
+            in the servers' own data type lose nothing.
 
     Raises:
         MissingPackage: If the package httpx is missing.
@@ -98,6 +101,7 @@ class VLLMServerPolicy(Policy):
         timeout: float = 3600.0,
         attempts: int = 6,
         weights_folder: str | Path | None = None,
+        weights_dtype: str = "bfloat16",
     ) -> None:
         if isinstance(urls, str) or not urls:
             raise SettingsError("urls is a list of at least one server's URL")
@@ -120,7 +124,9 @@ class VLLMServerPolicy(Policy):
         plain = temperature == 0 or temperature == top_p == 1
         self._checked = set(self.servers) if plain else set()
         self._client = Client(token)
-        self._weights = ServedWeights(self.servers, self._client, weights_folder, timeout)
+        files = WeightFiles(weights_folder, weights_dtype)
+        self.writes_parts, self.weights_dtype = weights_folder is not None, files.dtype
+        self._weights = ServedWeights(self.servers, self._client, files, timeout)
         self.loop = BackgroundLoop("vllm-servers")
         """The event loop from which the requests are sent."""
         try:
@@ -153,7 +159,7 @@ class VLLMServerPolicy(Policy):
 
     @override
     async def update_weights(
-        self, version: int, weights: Weights | str | Path | None = None
+        self, version: int, weights: Weights | Parts | str | Path | None = None
     ) -> None:
         """Let all servers load new weights. Turns under way end first, and new turns wait.
 
@@ -177,6 +183,16 @@ class VLLMServerPolicy(Policy):
             PolicyUnavailable: If no server loaded the weights; the text names each server's error.
         """
         await self.loop.run(self._weights.update(version, weights))
+
+    @override
+    def write_part(self, parts: Parts, weights: Weights, rank: int) -> None:
+        """Write this process's part of new weights into `weights_folder`; see `Policy.write_part`.
+
+        Raises:
+            ValueError: If the names or shapes of tensors differ from the model's.
+            OSError: As in `update_weights`.
+        """
+        self._weights.write_part(parts, weights, rank)
 
     async def follow(self, version: int) -> None:
         """Use the weights that another policy has let the servers load.

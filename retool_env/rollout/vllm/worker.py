@@ -7,15 +7,27 @@ from __future__ import annotations
 
 from typing import Any
 
+from retool_env.rollout.weight_files import wait_until_stable
+
 
 class WeightLoader:
     """A mixin of `vllm.v1.worker.worker_base.WorkerBase`."""
 
-    def load_checkpoint(self: Any, folder: str) -> None:
-        """Replace the served weights by the weights of a checkpoint's folder."""
+    def load_checkpoint(self: Any, folder: str, marked: bool = False) -> None:
+        """Replace the served weights by the weights of a checkpoint's folder.
+
+        Args:
+            folder: The folder of the checkpoint.
+            marked: Whether a mark in the folder tells that it is complete; see `weight_files`.
+
+        Raises:
+            OSError: If the mark, or a file that it lists, is missing.
+        """
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
         from vllm.platforms import current_platform
 
+        if marked:
+            wait_until_stable(folder)
         self.reload_weights(weights_path=folder)
         if not current_platform.is_cpu():
             return

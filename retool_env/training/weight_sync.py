@@ -1,0 +1,99 @@
+"""WeightSync: the weights of a model in training on their way to the policy of every process."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from retool_env.rollout.weights import Parts
+from retool_env.servers.background import BackgroundLoop
+from retool_env.training.processes import gathered, together
+from retool_env.training.step import Step
+from retool_env.training.trained_weights import is_sharded, trained_weights
+
+
+class WeightSync:
+    """Gives the weights of each step to the policy of every process, once.
+
+    Args:
+        policy: The policy of this process.
+        loop: The event loop in which the policy is called.
+    """
+
+    def __init__(self, policy: Any, loop: BackgroundLoop) -> None:
+        self._policy = policy
+        self._loop = loop
+        self._synced = -1
+
+    def own_model(self, step: Step) -> bool:
+        """Whether the policy samples from the trained model itself."""
+        return self._policy.model is step.model
+
+    def shared(self, step: Step) -> bool:
+        """Whether several processes share the servers of the policy."""
+        return self._policy.shares_servers and step.accelerator.num_processes > 1
+
+    def sync(self, step: Step) -> None:
+        """Let the policy of every process serve the step's weights. All processes must call it.
+
+        Args:
+            step: The trainer's state.
+
+        Raises:
+            RuntimeError: If another process has an error.
+        """
+        if step.number == self._synced:
+            return
+        policy, accelerator = self._policy, step.accelerator
+        main, shared = accelerator.is_main_process, self.shared(step)
+        if shared and policy.writes_parts:
+            parts = Parts(_agreed_name(step), accelerator.num_processes)
+            together(accelerator, lambda: self._write_part(step, parts))
+            together(accelerator, lambda: self._update(step, parts) if main else None)
+        else:
+            together(accelerator, lambda: self._load(step, leads=main or not shared))
+        if shared:
+            follow = policy.follow
+            together(accelerator, lambda: main or self._loop.run_blocking(follow(step.number)))
+        self._synced = step.number
+
+    def _load(self, step: Step, leads: bool) -> None:
+        if self.own_model(step):
+            self._update(step, None)
+            return
+        with self._gathered_by_all(step) as weights:
+            if leads:
+                self._update(step, weights)
+
+    def _write_part(self, step: Step, parts: Parts) -> None:
+        with self._gathered_by_all(step) as weights:
+            self._policy.write_part(parts, weights, step.accelerator.process_index)
+
+    def _update(self, step: Step, weights: Any) -> None:
+        self._loop.run_blocking(self._policy.update_weights(step.number, weights))
+
+    @contextmanager
+    def _gathered_by_all(self, step: Step) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
+        """The step's weights, for a `with` block that every process enters.
+
+        At its end the rest of a sharded model is gathered: other processes may still wait for it.
+        """
+        dtype = self._policy.weights_dtype
+        weights = trained_weights(step.model, dtype and getattr(torch, dtype))
+        try:
+            yield weights
+        finally:
+            if is_sharded(step.model):
+                for _ in weights:
+                    pass
+
+
+def _agreed_name(step: Step) -> str:
+    """A name for the step's weights that no other update has, the same on every process."""
+    # float32, in which the processes exchange numbers, holds whole numbers of 24 bits.
+    drawn = gathered(step.accelerator, *(secrets.randbits(24) for _ in range(3)))
+    return f"{step.number}-" + "".join(f"{int(number):06x}" for number in drawn[0])
