@@ -8,8 +8,9 @@ of them and defines `act` and `update_weights`, or `write`; all other members ha
 |----------|------------------------------------------------------------------------------------|
 | turns    | `act`, `tokenizer`, `context_length`; of text, `write`                             |
 | sampling | `temperature`, `top_p`                                                             |
-| weights  | `model`, `checkpoint`, `weight_version`, `update_weights`, `weights_dtype`;       |
-|          | of several processes, `shares_servers`, `writes_parts`, `write_part`, `follow`     |
+| weights  | `model`, `checkpoint`, `weight_version`, `update_weights`, `weights_dtype`,       |
+|          | `takes_adapter`; of several processes, `shares_servers`, `writes_parts`,           |
+|          | `write_part`, `follow`                                                             |
 | memory   | `cache_tokens`, `prefilled_tokens`, `clear_cache`; `sleep_mode`, `sleep`, `wake_up` |
 | end      | `close`, and `with policy:`                                                        |
 """
@@ -108,6 +109,8 @@ class Policy(BasePolicy, ABC):
     """
     writes_parts: bool = False
     """Whether all of these processes write the weights together, with `write_part`."""
+    takes_adapter: bool = False
+    """Whether `update_weights` takes the `Adapter` of a model in place of its weights."""
     weights_dtype: str | None = None
     """The data type in which weights travel, for example `"bfloat16"`: a trainer casts shards
     before it gathers them. `None`: the trainer's own.

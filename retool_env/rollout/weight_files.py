@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from retool_env.errors import SettingsError
-from retool_env.rollout.weights import Inventory, Parts, Weights
+from retool_env.rollout.weights import Adapter, Inventory, Parts, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -187,6 +187,35 @@ def _write_json(path: Path, content: object) -> None:
     written.write_text(json.dumps(content), "utf-8")
     written.chmod(0o644)
     written.replace(path)  # a reader never sees half of it
+
+
+def write_adapter(folder: Path, adapter: Adapter) -> None:
+    """Write an adapter into a new folder, which appears when it is complete.
+
+    Args:
+        folder: The new folder. Its parent is created if missing.
+        adapter: The adapter.
+
+    Raises:
+        OSError: If the adapter can't be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in dict(adapter.tensors).items()
+    }
+    part = folder.with_name(f"{folder.name}.part")
+    part.mkdir(parents=True)
+    try:
+        save_file(tensors, part / "adapter_model.safetensors")
+        (part / "adapter_model.safetensors").chmod(0o644)
+        _write_json(part / "adapter_config.json", dict(adapter.config))
+        part.replace(folder)
+    except SafetensorError as error:
+        raise OSError(f"the adapter can't be written into {part}: {error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager

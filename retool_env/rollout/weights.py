@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     import torch
 
 Weights = Mapping[str, "torch.Tensor"] | Iterable[tuple[str, "torch.Tensor"]]
 """Tensors by the names of transformers, as `model.state_dict()` gives them, adapters merged."""
+
+
+_SUMMED = 2**22  # elements at once, for which whole numbers of 64 bits need 32 MiB
+
+
+def checksum(tensors: Iterable[tuple[str, torch.Tensor]]) -> int:
+    """A number below 2⁶⁴ that depends on the names, the order of elements and all bits of tensors.
+
+    The number does not depend on the order of the tensors, or on their device.
+
+    Args:
+        tensors: Pairs of name and tensor, each tensor in its own shape.
+    """
+    import torch
+
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    total = 0
+    for name, tensor in tensors:
+        words = tensor.detach().contiguous().view(-1).view(kinds[tensor.element_size()])
+        value = 0
+        for start in range(0, len(words), _SUMMED):
+            part = words[start : start + _SUMMED].to(torch.int64)
+            places = torch.arange(start, start + len(part), device=part.device)
+            value += int(((part + 1) * (places % 65521 + 1)).sum())
+        total += value * (zlib.crc32(name.encode()) | 1)
+    return total % 2**64
 
 
 @dataclass(frozen=True)
@@ -21,6 +48,16 @@ class Parts:
     """The name of the weights: their version, a hyphen, and letters of this update alone."""
     ranks: int
     """The number of the processes."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter, in the form in which peft saves it."""
+
+    config: Mapping[str, Any]
+    """The values of `adapter_config.json`."""
+    tensors: Weights
+    """The tensors of `adapter_model.safetensors`, by name."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from enum import Enum
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
+
+from retool_env.rollout.weights import Adapter
 
 _CHANGED = re.compile(r"\.(base_layer|original_module)\.")
 """Matches the name of a tensor to which an adapter adds a change, or which it replaces."""
@@ -104,6 +107,59 @@ def trained_weights(
             name.startswith(f"{layer}.") for layer in adapted
         ):
             yield name, whole(_cast(tensor, dtype))
+
+
+@torch.no_grad()
+def trained_adapter(model: torch.nn.Module) -> Adapter:
+    """The LoRA adapter of a model in training, in the form in which peft saves it.
+
+    If the model is sharded, all processes must iterate over the tensors together, to the end.
+
+    Args:
+        model: The model with its adapter.
+
+    Raises:
+        ValueError: If the model has no adapter, several active adapters, one that is not plain LoRA
+            on linear layers, or layers that are trained whole beside it.
+    """
+    names = model.active_adapters if isinstance(model, PeftModel) else []
+    if len(names) != 1:
+        raise ValueError(
+            f"weights=adapter needs a model with one active LoRA adapter, and this model has "
+            f"{len(names)}: train with LoRA, or set weights=files"
+        )
+    assert isinstance(model, PeftModel)
+    [active] = names
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    odd = any(layer.lora_variant or any(layer.lora_bias.values()) for layer in layers)
+    embeds = any(len(layer.lora_embedding_A) for layer in layers)
+    state = {_plain(name): tensor for name, tensor in model.state_dict().items()}
+    wrapped = any(isinstance(layer, ParamWrapper) for layer in layers)
+    if odd or embeds or wrapped or any(".modules_to_save." in name for name in state):
+        raise ValueError(
+            "weights=adapter takes plain LoRA on linear layers only: remove modules_to_save, "
+            "embeddings and variants of LoRA, or set weights=files"
+        )
+    end = f".{active}.weight"
+    tensors = (
+        (f"{name.removesuffix(end)}.weight", whole(tensor))
+        for name, tensor in state.items()
+        if ".lora_" in name and name.endswith(end)
+    )
+    return Adapter(_jsonable(model.peft_config[active].to_dict()), tensors)
+
+
+def _jsonable(value: Any) -> Any:
+    """A value of peft's configuration as JSON holds it."""
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(_jsonable, value))
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, Enum):
+        return value.value
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

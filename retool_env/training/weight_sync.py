@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from retool_env.rollout.weights import Parts
+from retool_env.rollout.weights import Adapter, Parts, Weights
 from retool_env.servers.background import BackgroundLoop
 from retool_env.training.processes import gathered, together
 from retool_env.training.step import Step
-from retool_env.training.trained_weights import is_sharded, trained_weights
+from retool_env.training.trained_weights import is_sharded, trained_adapter, trained_weights
 
 
 class WeightSync:
@@ -77,18 +77,23 @@ class WeightSync:
         self._loop.run_blocking(self._policy.update_weights(step.number, weights))
 
     @contextmanager
-    def _gathered_by_all(self, step: Step) -> Iterator[Iterator[tuple[str, torch.Tensor]]]:
+    def _gathered_by_all(self, step: Step) -> Iterator[Weights | Adapter]:
         """The step's weights, for a `with` block that every process enters.
 
         At its end the rest of a sharded model is gathered: other processes may still wait for it.
         """
         dtype = self._policy.weights_dtype
-        weights = trained_weights(step.model, dtype and getattr(torch, dtype))
+        weights: Weights | Adapter
+        if self._policy.takes_adapter:
+            weights = trained_adapter(step.model)
+            tensors = weights.tensors
+        else:
+            weights = tensors = trained_weights(step.model, dtype and getattr(torch, dtype))
         try:
             yield weights
         finally:
             if is_sharded(step.model):
-                for _ in weights:
+                for _ in tensors:
                     pass
 
 

@@ -51,6 +51,8 @@ class Served:
     instead: dict[str, Any] = field(default_factory=dict)
     """JSON values that replace answers, by the last part of the path."""
     weights: str = "default"
+    adapters: dict[str, str] = field(default_factory=dict)
+    """The folder of each LoRA adapter, by name."""
     load: Callable[[str], Any] = lambda folder: None
     """Called with the folder of new weights, in a thread."""
     broken: list[str] = field(default_factory=list)
@@ -67,6 +69,8 @@ class Served:
     most: int = 0
     """The largest number of turns at the same time."""
     paused: bool = False
+    refuse: str = ""
+    """The error with which an adapter is refused; empty: it is loaded."""
     gone: int = 0
     """Number of turns whose client disconnected."""
 
@@ -79,12 +83,31 @@ class Served:
             return JSONResponse({"error": "Unauthorized"}, 401)
         if "models" in self.instead:
             return JSONResponse(self.instead["models"])
-        return JSONResponse(
-            {"data": [{"id": self.model, "max_model_len": self.context, "root": self.root}]}
-        )
+        base = {"id": self.model, "max_model_len": self.context, "root": self.root}
+        loras = [{"id": n, "root": r, "parent": self.model} for n, r in self.adapters.items()]
+        return JSONResponse({"data": [base, *loras]})
+
+    async def lora(self, request: Request) -> Response:
+        """Load or unload an adapter."""
+        name, body = request.url.path.removeprefix("/v1/"), await request.json()
+        if name in self.broken:
+            self.broken.remove(name)
+            return JSONResponse({"error": "broken"}, 500)
+        self._note(f"{name} {body['lora_name']}")
+        if name == "unload_lora_adapter":
+            if self.adapters.pop(body["lora_name"], None) is None:
+                return JSONResponse({"error": "cannot be found"}, 404)
+            return Response("Success: removed")
+        if self.refuse:
+            return JSONResponse({"error": self.refuse}, 400)
+        await asyncio.to_thread(self.load, body["lora_path"])
+        self.adapters[body["lora_name"]] = body["lora_path"]
+        return Response("Success: added")
 
     async def complete(self, request: Request) -> Response:
         body = await request.json()
+        if body["model"] not in (self.model, *self.adapters):
+            return JSONResponse({"error": "does not exist"}, 404)
         self.bodies.append(body)
         self._note("turn")
         self.running += 1
@@ -162,6 +185,8 @@ def serving(served: Served, port: int = 0) -> Iterator[str]:
     app = FastAPI()
     app.add_api_route("/v1/models", served.models, methods=["GET"])
     app.add_api_route("/v1/completions", served.complete, methods=["POST"])
+    app.add_api_route("/v1/load_lora_adapter", served.lora, methods=["POST"])
+    app.add_api_route("/v1/unload_lora_adapter", served.lora, methods=["POST"])
     app.add_api_route("/{rest:path}", served.control, methods=["GET", "POST"])
     listener = socket.create_server(("127.0.0.1", port))
     config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=0)

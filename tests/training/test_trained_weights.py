@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import warnings
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import LlamaForCausalLM
 
@@ -18,7 +20,7 @@ from agents.base.model import save_checkpoint
 from agents.models.tiny import make_model
 from retool_env.rollout.engine import run_blocking
 from retool_env.rollout.transformers.policy import TransformersPolicy, load_policy
-from retool_env.training.trained_weights import is_sharded, trained_weights
+from retool_env.training.trained_weights import is_sharded, trained_adapter, trained_weights
 
 
 def shaken(model):
@@ -163,3 +165,47 @@ def test_names_are_plain_under_activation_checkpointing():
     after = dict(trained_weights(adapted))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+
+
+def test_the_adapter_of_a_model_in_training_is_the_one_that_peft_saves(tmp_path):
+    torch.manual_seed(0)
+    model, _ = make_model(seed=0)
+    config = LoraConfig(r=4, lora_alpha=7, target_modules=["q_proj", "up_proj"], use_rslora=True)
+    adapted = shaken(get_peft_model(model, config))
+    adapted.save_pretrained(tmp_path)
+    model.model.layers[0] = checkpoint_wrapper(model.model.layers[0])
+    adapter = trained_adapter(adapted)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    tensors = dict(adapter.tensors)
+    assert tensors.keys() == saved.keys() and saved
+    assert all(torch.equal(tensors[name], each) for name, each in saved.items())
+    read = json.loads((tmp_path / "adapter_config.json").read_text())
+    written = json.loads(json.dumps(adapter.config))
+    for name in ("r", "lora_alpha", "use_rslora", "bias", "peft_type", "modules_to_save"):
+        assert written[name] == read[name]
+    assert sorted(read["target_modules"]) == written["target_modules"]
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "this model has 0"),
+        ({"target_modules": ["q_proj"], "use_dora": True}, "plain LoRA on linear layers only"),
+        ({"target_modules": ["embed_tokens"]}, "plain LoRA on linear layers only"),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["norm"]}, "linear layers only"),
+    ],
+)
+def test_adapters_that_servers_can_not_apply_are_refused(config, message):
+    model, _ = make_model(seed=0)
+    adapted = model if config is None else get_peft_model(model, LoraConfig(r=4, **config))
+    with pytest.raises(ValueError, match=message):
+        trained_adapter(adapted)
+
+
+def test_weights_are_cast_once_their_sums_are_made():
+    adapted, _ = adapted_in_bfloat16(1e-2)
+    whole = dict(trained_weights(adapted))
+    for name, tensor in trained_weights(adapted, torch.bfloat16):
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, whole[name].to(torch.bfloat16))

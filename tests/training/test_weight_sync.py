@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from agents.models.tiny import make_checkpoint, make_model
@@ -126,3 +127,17 @@ def test_without_parts_one_process_gives_all_weights(loop, number):
     assert [policy.calls for policy in policies] == [["update 3"], ["follow 3"]][:number]
     assert policies[0].got.keys() == model.state_dict().keys()
     assert {tensor.dtype for tensor in policies[0].got.values()} == {torch.bfloat16}
+
+
+def test_a_policy_of_adapters_gets_the_adapter(loop):
+    model = get_peft_model(make_model(7)[0], LoraConfig(r=4, target_modules=["q_proj"]))
+
+    class Adapted(Shared):
+        takes_adapter = True
+
+        async def update_weights(self, version, weights=None):
+            self.got = weights.config["r"], dict(weights.tensors)
+
+    sync_all([policy := Adapted()], model, loop, 3)[0].result()
+    rank, tensors = policy.got
+    assert rank == 4 and tensors and all("lora_" in name for name in tensors)

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 # The most bytes of an answer: a fixed part, and a part for each of its tokens.
 _ANSWER_BYTES, _TOKEN_BYTES = 1 << 20, 512
+_TEXT = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"  # they do not answer in JSON
 _ANSWER_SECONDS = 30.0  # for all requests but turns and new weights
+
+
+class UnknownModel(ValueError):
+    """A server does not have the model or the adapter that a request names."""
 
 
 class Client:
@@ -154,11 +159,13 @@ def _content(url: str, path: str, response: httpx.Response, token: str | None) -
             f"{url} has no {path.partition('?')[0]}: to take new weights the server must be "
             "started with VLLM_SERVER_DEV_MODE=1"
         )
+    if status == 404 and path == "/v1/completions":
+        raise UnknownModel(f"{url} does not have the model of the request: {shown}")
     if 400 <= status < 500 and status != 408:
         raise ValueError(f"{url} refuses the request: HTTP {status} {shown}")
     if status != 200:
         raise hosts.Failure(f"HTTP {status} {shown}")
-    if not text:
+    if not text or path in _TEXT:
         return None
     try:
         return response.json()

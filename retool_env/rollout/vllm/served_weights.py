@@ -20,7 +20,7 @@ from retool_env.rollout.vllm.client import Client, field
 from retool_env.rollout.vllm.gate import Gate
 from retool_env.rollout.vllm.routing import Server
 from retool_env.rollout.weight_files import WeightFiles
-from retool_env.rollout.weights import Parts, Weights
+from retool_env.rollout.weights import Adapter, Parts, Weights
 from retool_env.servers.hosts import Busy, Failure
 
 _RESTART_SECONDS = 3.0  # no server restarts in less: until then it has the same weights
@@ -29,6 +29,9 @@ _PAUSED = (
     "is paused for new weights: another run is loading them, or an earlier run was interrupted; if "
     "no run is loading weights, update the server's weights or restart it"
 )
+
+_TRANSFERRED = "(transferred)"  # in place of a folder: weights that went to the servers directly
+_NEXT = "it gets weights with the next update of all servers, and no turn before"
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ class ServedWeights:
         self._client = client
         self._seconds = seconds
         self._files = files
-        self._folder = ""
+        self._folder: str | None = ""
         # The name of the weights that the servers should have; empty until weights are set.
         self._name = ""
         self._leads = False
@@ -78,17 +81,18 @@ class ServedWeights:
         await asyncio.gather(*(look(server) for server in self._servers if server.heard))
 
     @asynccontextmanager
-    async def turn(self, server: Server) -> AsyncIterator[int]:
+    async def turn(self, server: Server) -> AsyncIterator[tuple[int, str | None]]:
         """Pass when no weights are being changed on a server.
 
         Args:
             server: The server of the turn.
 
         Yields:
-            The version of the server's weights, which stays until the end of the turn.
+            The version of the server's weights, which stays until the end of the turn, and the name
+            by which a request asks for them; `None`: the name of the model.
         """
         async with self._gates[server].turn():
-            yield self._served[server]
+            yield self._served[server], None
 
     def write_part(self, parts: Parts, weights: Weights, rank: int) -> None:
         """Write this process's part of new weights.
@@ -100,7 +104,9 @@ class ServedWeights:
         """
         self._files.write_part(parts, weights, self.root, rank)
 
-    async def update(self, version: int, weights: Weights | Parts | str | Path | None) -> None:
+    async def update(
+        self, version: int, weights: Weights | Parts | Adapter | str | Path | None
+    ) -> None:
         """Let all servers load new weights; see `VLLMServerPolicy.update_weights`."""
         # The random part tells these weights apart from another run's weights of the same version.
         drawn = f"{version}-{secrets.token_hex(8)}"
@@ -109,12 +115,34 @@ class ServedWeights:
             folder = ""
         elif isinstance(weights, str | Path):
             folder = str(Path(weights).absolute())
+        elif isinstance(weights, Adapter):
+            raise ValueError("these servers take whole weights: set weights=adapter for adapters")
         else:
             folder = await self._files.write(name, weights, self.root)
-        self.version, self._folder, self._leads = version, folder, True
-        self._name = f"{name} {folder}"
-        self._names.add(self._name)
+        self._set(version, name, folder)
         self._files.keep(folder)  # no server will load an older folder from now on
+        await self._bring_all()
+
+    def _set(self, version: int, name: str, folder: str | None) -> None:
+        """Set the weights that the servers should have, as the policy that updates them.
+
+        Args:
+            version: The number of the weights.
+            name: The name of the weights.
+            folder: The folder of the weights; empty: the folder of the servers' start. `None`:
+                servers can't load these weights by themselves.
+        """
+        self.version, self._folder, self._leads = version, folder, True
+        self._name = f"{name} {_TRANSFERRED if folder is None else folder}"
+        self._names.add(self._name)
+
+    async def _bring_all(self) -> None:
+        """Let all servers have the weights of `version`.
+
+        Raises:
+            PolicyUnavailable: If no server loaded them; the text names each server's error.
+            RuntimeError: As in `prepare`.
+        """
         errors = {server.url: server.failure for server in self._servers}
 
         async def bring(server: Server) -> None:
@@ -136,12 +164,20 @@ class ServedWeights:
         results = await asyncio.gather(*map(bring, ready), return_exceptions=True)
         for error in filter(None, results):
             raise error
+        self._check_any(errors)
+
+    def _check_any(self, errors: dict[str, str]) -> None:
+        """Raise if no server has the weights of `version`, and warn of servers without them.
+
+        Args:
+            errors: The error of each server, by URL.
+        """
         behind = [server for server in self._servers if server.weights != self._name]
         if len(behind) == len(self._servers):
             raise unavailable(errors)
         for server in behind:
             text = "%s has not loaded the weights of version %d, and gets no turn until then: %s"
-            _log.warning(text, server.url, version, errors[server.url])
+            _log.warning(text, server.url, self.version, errors[server.url])
 
     async def follow(self, version: int) -> None:
         """Use the weights that another policy has set; see `VLLMServerPolicy.follow`."""
@@ -149,7 +185,7 @@ class ServedWeights:
 
         async def ask(server: Server) -> str | None:
             try:
-                name = await self._weights_of(server)
+                name = await self._followed(server)
             except (Failure, Busy) as failure:
                 errors[server.url] = str(failure)
                 return None
@@ -169,7 +205,8 @@ class ServedWeights:
             )
         [self._name] = matching
         self._names.add(self._name)
-        self.version, self._folder = version, self._name.partition(" ")[2]
+        folder = self._name.partition(" ")[2]
+        self.version, self._folder = version, None if folder == _TRANSFERRED else folder
         self._leads = False
         for server, name in names.items():
             server.blocks.clear()
@@ -212,6 +249,8 @@ class ServedWeights:
         known = await self._weights_of(server)
         if known == self._name:
             self._note(server)  # after a failure, or a while without an answer
+        elif self._folder is None:
+            raise Failure(f"the server has {known or 'perhaps a mixture of weights'}: {_NEXT}")
         elif self._leads or known == _STARTED:
             if server in self._loaded and known is not None and known not in self._names:
                 raise RuntimeError(
@@ -251,12 +290,20 @@ class ServedWeights:
         name = field(known, "weight_version", str)
         return None if field(paused, "is_paused", bool) else name
 
+    async def _followed(self, server: Server) -> str | None:
+        """The name of the weights that a policy which updates them has set on a server.
+
+        `None`: the server is paused and may hold a mixture.
+        """
+        return await self._weights_of(server)
+
     def _note(self, server: Server) -> None:
         """Note that a server serves the weights of `version`."""
         server.weights, self._served[server] = self._name, self.version
 
     async def _load(self, server: Server) -> None:
         version, name, folder = self.version, self._name, self._folder
+        assert folder is not None
         with self._files.reading(folder):
             # This policy, or the policy that it follows, has written the folder of that name.
             written = Path(folder).name == name.partition(" ")[0]

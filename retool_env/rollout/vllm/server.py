@@ -45,12 +45,13 @@ from typing import Any, override
 from retool_env.episode import Generation, Tokenizer
 from retool_env.errors import SettingsError
 from retool_env.rollout.policy import Policy, check_room, check_sampling
-from retool_env.rollout.vllm.client import Client, field, fields
+from retool_env.rollout.vllm.adapters import ServedAdapters
+from retool_env.rollout.vllm.client import Client, UnknownModel, field, fields
 from retool_env.rollout.vllm.routing import Server, best
 from retool_env.rollout.vllm.sampling import sampling, stop_reason
 from retool_env.rollout.vllm.served_weights import ServedWeights, unavailable
 from retool_env.rollout.weight_files import WeightFiles
-from retool_env.rollout.weights import Parts, Weights
+from retool_env.rollout.weights import Adapter, Parts, Weights
 from retool_env.servers.address import base_url, redact
 from retool_env.servers.background import BackgroundLoop, closed_at_the_end
 from retool_env.servers.hosts import Busy, Failure
@@ -74,6 +75,8 @@ class VLLMServerPolicy(Policy):
             fullest batch must fit.
         attempts: The number of attempts at a turn at which servers fail, including the first
             attempt.
+        weights: How new weights reach the servers: `"files"`, or `"adapter"` for a LoRA adapter
+            alone, without the weights that it adapts.
         weights_folder: The folder into which tensors are written for the servers, at the same path
             on all machines. `None`: weights can only be given as checkpoint folders.
         weights_dtype: The data type of these files: `"bfloat16"`, `"float16"` or `"float32"`. Files
@@ -100,6 +103,7 @@ class VLLMServerPolicy(Policy):
         top_p: float = 1.0,
         timeout: float = 3600.0,
         attempts: int = 6,
+        weights: str = "files",
         weights_folder: str | Path | None = None,
         weights_dtype: str = "bfloat16",
     ) -> None:
@@ -124,9 +128,7 @@ class VLLMServerPolicy(Policy):
         plain = temperature == 0 or temperature == top_p == 1
         self._checked = set(self.servers) if plain else set()
         self._client = Client(token)
-        files = WeightFiles(weights_folder, weights_dtype)
-        self.writes_parts, self.weights_dtype = weights_folder is not None, files.dtype
-        self._weights = ServedWeights(self.servers, self._client, files, timeout)
+        self._weights = self._served_weights(weights, weights_folder, weights_dtype)
         self.loop = BackgroundLoop("vllm-servers")
         """The event loop from which the requests are sent."""
         try:
@@ -159,9 +161,11 @@ class VLLMServerPolicy(Policy):
 
     @override
     async def update_weights(
-        self, version: int, weights: Weights | Parts | str | Path | None = None
+        self, version: int, weights: Weights | Parts | Adapter | str | Path | None = None
     ) -> None:
         """Let all servers load new weights. Turns under way end first, and new turns wait.
+
+        With `weights="adapter"` turns under way go on with the adapter that they began with.
 
         A server that fails is brought up to date before its next turn. Of several policies that
         share servers, always the same policy updates the weights, and the other policies `follow`.
@@ -220,6 +224,16 @@ class VLLMServerPolicy(Policy):
         finally:  # also if `loop.close` is interrupted
             self._weights.close()
 
+    def _served_weights(self, way: str, folder: str | Path | None, dtype: str) -> ServedWeights:
+        if way == "files":
+            files = WeightFiles(folder, dtype)
+            self.writes_parts, self.weights_dtype = folder is not None, files.dtype
+            return ServedWeights(self.servers, self._client, files, self._timeout)
+        if way == "adapter":
+            self.takes_adapter = True
+            return ServedAdapters(self.servers, self._client, folder, self._timeout)
+        raise SettingsError(f"weights must be files or adapter, not {way!r}")
+
     async def _begin(self, wanted: str | None) -> tuple[str, int]:
         """Connect, log traces of an earlier run, and return the model's name and context length."""
         self._connections = closed_at_the_end(self._client.close)
@@ -277,8 +291,9 @@ class VLLMServerPolicy(Policy):
             sent = time.monotonic()
             try:
                 await self._prepare(server)
-                async with self._weights.turn(server) as version:
-                    answer = await self._sample(server, self._body(token_ids, stop, budget, seed))
+                async with self._weights.turn(server) as (version, model):
+                    body = self._body(token_ids, stop, budget, seed)
+                    answer = await self._sample(server, {**body, "model": model or self.model})
                 seconds = time.monotonic() - started
                 generation = self._read(answer, token_ids, budget, version, seconds)
             except Busy as busy:
@@ -291,6 +306,12 @@ class VLLMServerPolicy(Policy):
                 failed += 1
                 self.retried += failed < self._attempts
                 server.fail(sent, failure)
+            except UnknownModel as error:  # it restarted, or another run unloaded the adapter
+                if model is None:
+                    raise
+                errors[server.url] = str(error)
+                failed += 1
+                server.fail(sent, error)
             else:
                 server.failures = 0
                 sampled = generation.token_ids

@@ -1,0 +1,154 @@
+"""ServedAdapters: LoRA adapters on the servers of a model, one for each version of the weights.
+
+The servers keep the model of their start. An update sends the adapter alone. It is a few hundred
+times smaller than the weights, and small changes are not lost: they are never added to weights in
+bfloat16. A server holds several adapters side by side, and each turn's request names its own. So an
+update does not wait for turns. Adapters that no turn needs are unloaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import override
+
+from retool_env.errors import SettingsError
+from retool_env.rollout.vllm.client import Client, field, fields
+from retool_env.rollout.vllm.routing import Server
+from retool_env.rollout.vllm.served_weights import ServedWeights
+from retool_env.rollout.weight_files import WeightFiles, write_adapter
+from retool_env.rollout.weights import Adapter, Parts, Weights
+from retool_env.servers.hosts import Busy, Failure
+
+_KEPT = 2  # the newest adapters: a follower may still need the last but one
+_OURS = re.compile(r"\d+-[0-9a-f]{16}")  # the names that `update` gives
+
+
+class ServedAdapters(ServedWeights):
+    """Tracks and updates the adapters of servers. It belongs to one event loop.
+
+    Args:
+        servers: The servers, which should all have the same adapters.
+        client: The client that sends the requests.
+        folder: The folder into which adapters are written for the servers.
+        seconds: The seconds that a server may take to load.
+
+    Raises:
+        SettingsError: If the folder is missing.
+    """
+
+    def __init__(
+        self, servers: Sequence[Server], client: Client, folder: str | Path | None, seconds: float
+    ) -> None:
+        if folder is None:
+            raise SettingsError("adapters reach servers as files: set weights_folder")
+        super().__init__(servers, client, WeightFiles(None), seconds)
+        self._parent = Path(folder).absolute()
+        self._used: dict[str, Path] = {}  # the adapters of this policy's updates, by age
+        self._serving: dict[Server, str] = dict.fromkeys(servers, "")
+        self._turns: Counter[tuple[Server, str]] = Counter()
+
+    @override
+    @asynccontextmanager
+    async def turn(self, server: Server) -> AsyncIterator[tuple[int, str | None]]:
+        version, adapter = self._served[server], self._serving[server]
+        self._turns[server, adapter] += 1
+        try:
+            yield version, adapter or None
+        finally:
+            self._turns[server, adapter] -= 1
+
+    @override
+    async def update(
+        self, version: int, weights: Adapter | Weights | Parts | str | Path | None
+    ) -> None:
+        name = f"{version}-{secrets.token_hex(8)}"
+        if weights is None:
+            folder = ""
+        elif isinstance(weights, str | Path):
+            folder = str(Path(weights).absolute())
+        elif isinstance(weights, Adapter):
+            self._used[name] = self._parent / name
+            await asyncio.to_thread(write_adapter, self._used[name], weights)
+            folder = str(self._used[name])
+        else:
+            raise ValueError(
+                "these servers take adapters, not whole weights: give the adapter of the model "
+                "(retool_env.training.trained_weights.trained_adapter), or set weights=files"
+            )
+        self._set(version, name, folder)
+        await self._bring_all()
+        unneeded = self._unneeded()
+        left = await asyncio.gather(*(self._unload(each, unneeded) for each in self._servers))
+        for old in unneeded.difference(*left):
+            shutil.rmtree(self._used.pop(old), ignore_errors=True)
+
+    @override
+    def close(self) -> None:
+        for folder in self._used.values():
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @override
+    async def _followed(self, server: Server) -> str | None:
+        names = [name for name in await self._adapters(server) if _OURS.match(name)]
+        return names[-1] if names else None
+
+    @override
+    async def _make_ready(self, server: Server) -> None:
+        if not self._name:
+            await super()._make_ready(server)
+            return
+        name, _, folder = self._name.partition(" ")
+        if folder and self._name not in await self._adapters(server):
+            body = {"lora_name": name, "lora_path": folder}
+            try:
+                await self._client.send(
+                    server, "POST", "/v1/load_lora_adapter", body, self._seconds
+                )
+            except (ValueError, Failure) as error:
+                kind = Failure if isinstance(error, Failure) else ValueError
+                raise kind(
+                    f"the adapter {folder} was not loaded (was the server started with "
+                    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora, and with a "
+                    f"--max-lora-rank that is large enough?): {error}"
+                ) from error
+            server.blocks.clear()
+        self._note(server)
+
+    @override
+    def _note(self, server: Server) -> None:
+        super()._note(server)
+        name, _, folder = self._name.partition(" ")
+        self._serving[server] = name if folder else ""
+
+    async def _adapters(self, server: Server) -> list[str]:
+        """The adapters that a server holds, each as its name, a space and its folder."""
+        answer = await self._client.send(server, "GET", "/v1/models")
+        cards = [card for card in fields(answer, "data", dict) if card.get("parent") is not None]
+        return [f"{field(card, 'id', str)} {card.get('root')}" for card in cards]
+
+    def _unneeded(self) -> set[str]:
+        """The names of older adapters that no turn needs."""
+        old = list(self._used)[:-_KEPT]
+        return {name for name in old if not any(self._turns[each, name] for each in self._servers)}
+
+    async def _unload(self, server: Server, names: set[str]) -> set[str]:
+        """Unload adapters from a server.
+
+        Returns:
+            The names of those that the server may still hold; the next update tries again.
+        """
+        left = set(names)
+        for name in sorted(names) if server.weights == self._name else ():
+            body = {"lora_name": name}
+            with suppress(Failure, Busy):
+                with suppress(ValueError):  # a restart, or an earlier attempt, has removed it
+                    await self._client.send(server, "POST", "/v1/unload_lora_adapter", body)
+                left.discard(name)
+        return left
