@@ -106,8 +106,7 @@ def write_part(
         sizes[owner] += tensor.numel()
         if owner != rank:
             continue
-        kind = dtype if tensor.is_floating_point() else tensor.dtype
-        shard[name] = tensor.detach().to("cpu", kind).contiguous()
+        shard[name] = _on_cpu(tensor, dtype)
         pending += shard[name].nbytes
         if pending >= _SHARD_BYTES:
             save()
@@ -115,6 +114,11 @@ def write_part(
     if shard:
         save()
     _write_json(folder / f"part-{rank:03}.json", {"files": files, "weights": names})
+
+
+def _on_cpu(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    kind = dtype if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", kind).contiguous()
 
 
 def finish(folder: Path, names: Iterable[str], ranks: int = 1) -> None:
@@ -367,6 +371,20 @@ class WeightFiles:
             self._written.add(str(path))
         path.mkdir(parents=True, exist_ok=True)
         write_part(path, inventory.checked(weights), self._kind(), rank, parts.ranks)
+
+    def in_memory(self, weights: Weights, model: str) -> list[tuple[str, torch.Tensor]]:
+        """All weights in this process's memory, in the data type in which they would be written.
+
+        Args:
+            weights: All weights of the model.
+            model: See `write`.
+
+        Raises:
+            ValueError: If names or shapes differ from the model's.
+            OSError: If the configuration is not found.
+        """
+        checked = self._inventory_of(model).checked(weights)
+        return [(name, _on_cpu(tensor, self._kind())) for name, tensor in checked]
 
     def keep(self, path: str) -> None:
         """Keep this folder only. Other folders are removed as soon as they are not being read."""

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from retool_env.rollout.weight_files import wait_until_stable
+from retool_env.rollout.weights import checksum
 
 WRITTEN = [7, 8, 9]
 
@@ -69,6 +71,19 @@ class Served:
     most: int = 0
     """The largest number of turns at the same time."""
     paused: bool = False
+    updating: bool = False
+    """Whether a transfer of weights is under way."""
+    checksum: int | None = None
+    """The checksum of the received weights; `None`: the one of the weights that were sent."""
+    workers: int = 1
+    hangs: list[str] = field(default_factory=list)
+    """Names of calls that are never answered."""
+    dies: list[str] = field(default_factory=list)
+    """Names of calls at which the server dies."""
+    kill: Callable[[], None] = lambda: None
+    """Ends the server; `serving` sets it."""
+    joined: list[dict[str, Any]] = field(default_factory=list)
+    """The groups that the server joined, as it was told of them."""
     refuse: str = ""
     """The error with which an adapter is refused; empty: it is loaded."""
     gone: int = 0
@@ -135,6 +150,17 @@ class Served:
         }
         return JSONResponse({"choices": [choice]})
 
+    def _transfer(self, name: str, body: dict[str, Any]) -> Response:
+        """A step of a transfer of weights, refused out of order as vLLM refuses it."""
+        self._note(name)
+        if name == "init_weight_transfer_engine":
+            self.joined.append(body["init_info"])
+        elif not self.joined or self.updating == (name == "start_weight_update"):
+            return JSONResponse({"error": "out of order"}, 500)
+        else:
+            self.updating = name != "finish_weight_update"
+        return JSONResponse({})
+
     def _note(self, event: str) -> None:
         self.events.append(event)
         self.tell(event)
@@ -153,6 +179,28 @@ class Served:
         if name == "is_paused":
             return JSONResponse({"is_paused": self.paused})
         body = await request.json() if await request.body() else {}
+        call = body.get("method", name)
+        if call in self.dies:
+            self._note(f"{call} and death")
+            self.kill()
+        if call in self.hangs or call in self.dies:
+            while not await request.is_disconnected():
+                await asyncio.sleep(0.02)
+            return Response()
+        if name in self.broken or call in self.broken:
+            self.broken.remove(name if name in self.broken else call)
+            return JSONResponse({"error": "broken"}, 500)
+        if name == "health":
+            return Response()
+        if name == "get_world_size":
+            return JSONResponse({"world_size": self.workers})
+        if call in ("prepare_update", "received_checksum"):
+            self._note(call)
+            self.updating = False
+            number = SENT[-1] if SENT and self.checksum is None else self.checksum
+            return JSONResponse({"results": [{"checksum": number}] * self.workers})
+        if "weight_update" in name or name in ("update_weights", "init_weight_transfer_engine"):
+            return self._transfer(name, body)
         if name in self.broken:
             self.broken.remove(name)
             return JSONResponse({"error": "broken"}, 500)
@@ -167,6 +215,36 @@ class Served:
             await asyncio.to_thread(self.load, folder)
         self.weights = body.get("new_version", self.weights)
         return JSONResponse({})
+
+
+SENT: list[int] = []
+"""The checksums of the weights that `Engine` has sent."""
+
+
+class Engine:
+    """A trainer's end of a transfer to scripted servers, in place of vLLM's.
+
+    Args:
+        size: The number of all workers, and of the trainer.
+        client: The client that speaks to the servers.
+        source: The weights.
+    """
+
+    def __init__(self, size, client, source):
+        self.client, self.source = client, source
+        client.init_weight_transfer_engine({"rank_offset": 1, "world_size": size})
+
+    def send_weights(self):
+        self.client.start_weight_update()
+        with ThreadPoolExecutor(1) as threads:
+            receiving = threads.submit(self.client.update_weights, {"names": []})
+            SENT.append(checksum(list(self.source)))
+            assert len(self.source.metadata()) == len(list(self.source))
+            receiving.result()
+        self.client.finish_weight_update()
+
+    def shutdown(self):
+        SENT.clear()
 
 
 async def _broken_off() -> AsyncIterator[str]:
@@ -192,11 +270,16 @@ def serving(served: Served, port: int = 0) -> Iterator[str]:
     config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=0)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+
+    def kill() -> None:
+        server.should_exit = server.force_exit = True
+
+    served.kill = kill
     thread.start()
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        server.should_exit = server.force_exit = True
+        kill()
         thread.join()
 
 

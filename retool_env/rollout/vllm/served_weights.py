@@ -252,15 +252,27 @@ class ServedWeights:
         elif self._folder is None:
             raise Failure(f"the server has {known or 'perhaps a mixture of weights'}: {_NEXT}")
         elif self._leads or known == _STARTED:
-            if server in self._loaded and known is not None and known not in self._names:
-                raise RuntimeError(
-                    f"another run also updates {server.url}: the server has {known}, which this "
-                    "run has not loaded; let one run update the servers, and other policies follow"
-                )
+            self._check_own(server, known)
             async with self._gates[server].change():
                 await self._load(server)
         else:  # the policy that updates the weights will load them
             raise Failure(f"the server has other weights: {known}" if known else _PAUSED)
+
+    def _check_own(self, server: Server, known: str | None) -> None:
+        """Check that no other run has changed a server's weights since this policy loaded them.
+
+        Args:
+            server: The server.
+            known: The name of the weights that it has; `None`: it is paused.
+
+        Raises:
+            RuntimeError: If another run has changed them.
+        """
+        if server in self._loaded and known is not None and known not in self._names:
+            raise RuntimeError(
+                f"another run also updates {server.url}: the server has {known}, which this "
+                "run has not loaded; let one run update the servers, and other policies follow"
+            )
 
     async def _is_paused(self, server: Server) -> bool:
         """Whether a server is paused. If not, the name of its weights is noted.
@@ -308,15 +320,16 @@ class ServedWeights:
             # This policy, or the policy that it follows, has written the folder of that name.
             written = Path(folder).name == name.partition(" ")[0]
             await self._load_from(server, folder or self.root, written, name)
+        self._note_loaded(server, version, name)
+
+    def _note_loaded(self, server: Server, version: int, name: str) -> None:
+        """Note that a server has loaded weights, and has nothing in its cache."""
         server.blocks.clear()
         server.weights, self._served[server] = name, version
         self._loaded.add(server)
 
     async def _load_from(self, server: Server, folder: str, written: bool, name: str) -> None:
-        # Our turns have ended. Other clients' turns end now, and their new requests wait in the
-        # server. After a failure from here on the server stays paused: it may hold a mixture.
-        pause = "/pause?mode=wait&clear_cache=true"
-        await self._client.send(server, "POST", pause, seconds=self._seconds)
+        await self._pause(server)
         call = {"method": "load_checkpoint", "args": [folder, written]}
         try:
             await self._client.send(server, "POST", "/collective_rpc", call, self._seconds)
@@ -326,6 +339,19 @@ class ServedWeights:
                 "--worker-extension-cls retool_env.rollout.vllm.worker.WeightLoader?): "
                 f"{failure}"
             ) from failure
+        await self._continue(server, name)
+
+    async def _pause(self, server: Server) -> None:
+        """End all turns of a server; new requests wait there.
+
+        Our turns have ended before. After a failure from here on the server stays paused: it may
+        hold a mixture of weights.
+        """
+        pause = "/pause?mode=wait&clear_cache=true"
+        await self._client.send(server, "POST", pause, seconds=self._seconds)
+
+    async def _continue(self, server: Server, name: str) -> None:
+        """Let a server serve its new weights under a name."""
         # The name is set before the server samples again, so that it never reports a wrong name.
         await self._client.send(server, "POST", "/update_weight_version", {"new_version": name})
         await self._client.send(server, "POST", "/resume")

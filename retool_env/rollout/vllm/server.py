@@ -50,7 +50,8 @@ from retool_env.rollout.vllm.client import Client, UnknownModel, field, fields
 from retool_env.rollout.vllm.routing import Server, best
 from retool_env.rollout.vllm.sampling import sampling, stop_reason
 from retool_env.rollout.vllm.served_weights import ServedWeights, unavailable
-from retool_env.rollout.weight_files import WeightFiles
+from retool_env.rollout.vllm.transfer import TransferredWeights
+from retool_env.rollout.weight_files import WeightFiles, check_dtype
 from retool_env.rollout.weights import Adapter, Parts, Weights
 from retool_env.servers.address import base_url, redact
 from retool_env.servers.background import BackgroundLoop, closed_at_the_end
@@ -75,12 +76,15 @@ class VLLMServerPolicy(Policy):
             fullest batch must fit.
         attempts: The number of attempts at a turn at which servers fail, including the first
             attempt.
-        weights: How new weights reach the servers: `"files"`, or `"adapter"` for a LoRA adapter
-            alone, without the weights that it adapts.
+        weights: How new weights reach the servers: `"files"`; `"adapter"`, a LoRA adapter alone,
+            without the weights that it adapts; `"nccl"`, directly from GPU to GPU; or `"gloo"`, the
+            same between CPUs.
         weights_folder: The folder into which tensors are written for the servers, at the same path
             on all machines. `None`: weights can only be given as checkpoint folders.
-        weights_dtype: The data type of these files: `"bfloat16"`, `"float16"` or `"float32"`. Files
-            in the servers' own data type lose nothing.
+        weights_dtype: The data type in which weights travel: `"bfloat16"`, `"float16"` or
+            `"float32"`. Nothing is lost if it is the servers' own data type.
+        weights_address: The address of this machine for `"nccl"` and `"gloo"`. `None`: the address
+            from which this machine reaches the first server.
 
     Raises:
         MissingPackage: If the package httpx is missing.
@@ -106,6 +110,7 @@ class VLLMServerPolicy(Policy):
         weights: str = "files",
         weights_folder: str | Path | None = None,
         weights_dtype: str = "bfloat16",
+        weights_address: str | None = None,
     ) -> None:
         if isinstance(urls, str) or not urls:
             raise SettingsError("urls is a list of at least one server's URL")
@@ -128,6 +133,7 @@ class VLLMServerPolicy(Policy):
         plain = temperature == 0 or temperature == top_p == 1
         self._checked = set(self.servers) if plain else set()
         self._client = Client(token)
+        self._weights_address = weights_address
         self._weights = self._served_weights(weights, weights_folder, weights_dtype)
         self.loop = BackgroundLoop("vllm-servers")
         """The event loop from which the requests are sent."""
@@ -232,7 +238,12 @@ class VLLMServerPolicy(Policy):
         if way == "adapter":
             self.takes_adapter = True
             return ServedAdapters(self.servers, self._client, folder, self._timeout)
-        raise SettingsError(f"weights must be files or adapter, not {way!r}")
+        if way in ("nccl", "gloo"):
+            self.weights_dtype = check_dtype(dtype)
+            return TransferredWeights(
+                self.servers, self._client, way, dtype, self._timeout, self._weights_address
+            )
+        raise SettingsError(f"weights must be files, adapter, nccl or gloo, not {way!r}")
 
     async def _begin(self, wanted: str | None) -> tuple[str, int]:
         """Connect, log traces of an earlier run, and return the model's name and context length."""

@@ -1,0 +1,451 @@
+"""TransferredWeights: weights that go from the trainer to all servers at once, without files.
+
+vLLM's own weight transfer sends them, by its back end `nccl`, or by this package's `gloo`. An
+update has these steps:
+
+1. The trainer gathers all weights in its memory. A trainer of several processes gathers together,
+   and only then its first process goes on, so a server that fails holds up no other process.
+2. Every server ends its turns and is paused.
+3. The trainer and the servers that got so far form a group, unless they are the group of the last
+   update.
+4. The weights are sent. A collective operation never ends if a member is lost, so a watchdog asks
+   every server over HTTP meanwhile. A transfer that fails is tried once more, with the servers that
+   still answer.
+5. A server whose checksum is right gets the name of its weights, and continues.
+
+A server that was not in the group keeps its older weights, and gets no turn before the next update.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent import futures
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, override
+from urllib.parse import urlsplit
+
+from retool_env.errors import MissingPackage
+from retool_env.rollout.vllm.client import Client, field, fields
+from retool_env.rollout.vllm.routing import Server
+from retool_env.rollout.vllm.served_weights import ServedWeights
+from retool_env.rollout.weight_files import WeightFiles
+from retool_env.rollout.weights import Adapter, Parts, Weights, checksum
+from retool_env.servers.hosts import Busy, Failure
+
+if TYPE_CHECKING:
+    import torch
+
+_ATTEMPTS = 2
+_WATCH_SECONDS = 5.0  # between two questions whether all servers are alive
+_HEALTH_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Member:
+    """A server in the group of a transfer."""
+
+    server: Server
+    workers: int
+    """The number of the server's processes that receive weights."""
+
+
+class FanOut:
+    """A client of vLLM's transfer (`VLLMWeightSyncClient`) that speaks to several servers.
+
+    vLLM's engine numbers the workers of one server from 1. The workers of several servers need
+    numbers of their own, so this client gives each server the number of its first worker. Its
+    methods are called in the thread of a transfer.
+
+    Args:
+        loop: The event loop that sends the requests.
+        client: The client that sends the requests.
+        members: The servers of the group.
+        seconds: The seconds that an answer may take.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        client: Client,
+        members: Sequence[Member],
+        seconds: float,
+    ) -> None:
+        self._loop = loop
+        self._client = client
+        self._members = members
+        self._seconds = seconds
+        self._pending: set[futures.Future[Any]] = set()
+        self.failure = ""
+        """The first failure of a server; empty if all answered well so far."""
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Let every server join the group.
+
+        Args:
+            init_info: The group as vLLM's engine describes it to a single server.
+        """
+        offset = init_info["rank_offset"]
+        bodies = []
+        for member in self._members:
+            bodies.append({"init_info": {**init_info, "rank_offset": offset}})
+            offset += member.workers
+        self._ask("/init_weight_transfer_engine", bodies)
+
+    def start_weight_update(self) -> None:
+        """Let every server begin the update."""
+        self._ask("/start_weight_update")
+
+    def update_weights(self, update_info: Any) -> None:
+        """Let every server receive the weights; returns when all have received them.
+
+        Args:
+            update_info: The names, data types and shapes of the weights.
+        """
+        body = {"update_info": update_info}
+        self._ask("/update_weights", [body] * len(self._members))
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """Let every server end the update.
+
+        Args:
+            weight_version: The name of the weights; `None`: none yet.
+        """
+        body = {} if weight_version is None else {"weight_version": weight_version}
+        self._ask("/finish_weight_update", [body] * len(self._members))
+
+    def cancel(self) -> None:
+        """End all pending requests, and with them the calls of the methods above."""
+        for pending in list(self._pending):
+            pending.cancel()
+
+    def _ask(self, path: str, bodies: Sequence[dict[str, Any]] | None = None) -> None:
+        work = self._all(path, bodies or [{}] * len(self._members))
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._pending.add(future)
+        try:
+            future.result()
+        finally:
+            self._pending.discard(future)
+
+    async def _all(self, path: str, bodies: Sequence[dict[str, Any]]) -> None:
+        async def ask(member: Member, body: dict[str, Any]) -> None:
+            try:
+                await self._client.send(member.server, "POST", path, body, self._seconds)
+            except (Failure, Busy, ValueError, RuntimeError) as error:
+                self.failure = self.failure or f"{member.server.url} at {path}: {error}"
+                raise
+
+        async with asyncio.TaskGroup() as group:  # the first failure ends the other requests
+            for member, body in zip(self._members, bodies, strict=True):
+                group.create_task(ask(member, body))
+
+
+@dataclass(frozen=True)
+class _Meta:
+    """The form of a tensor, in the fields of vLLM's `ParamMeta`."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class Source:
+    """The weights of an update, in the form of vLLM's `WeightSource`.
+
+    Args:
+        device: The device from which tensors are sent.
+    """
+
+    def __init__(self, device: str | int) -> None:
+        self.pairs: list[tuple[str, torch.Tensor]] = []
+        """The names and tensors of the update under way."""
+        self._device = device
+
+    def metadata(self) -> list[_Meta]:
+        """The names, data types and shapes of the weights, in their order."""
+        return [_Meta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.pairs]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in self.pairs:
+            yield name, tensor.to(self._device)
+
+
+def open_engine(back_end: str, address: str, size: int, client: FanOut, source: Source) -> Any:
+    """Form the group of a transfer; vLLM's engine of the trainer.
+
+    Args:
+        back_end: `"nccl"` or `"gloo"`.
+        address: The address of this machine, which the servers can reach.
+        size: The number of all workers, and of this process.
+        client: The client that speaks to the servers.
+        source: The weights.
+
+    Raises:
+        MissingPackage: If vLLM is missing here.
+    """
+    try:
+        from vllm.distributed.weight_transfer import WeightTransferTrainerFactory as Factory
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+    except ImportError as error:
+        raise MissingPackage(
+            f"{error}: a trainer that sends weights to servers needs vLLM itself: pip install "
+            "'retool-env[vllm]', or set weights=files"
+        ) from error
+    with socket.create_server((address, 0)) as listener:
+        port = listener.getsockname()[1]
+    info: Any = NCCLTrainerInitInfo(address, port, size, rank=0)
+    if back_end == "gloo":
+        from retool_env.rollout.vllm.gloo import GlooTrainerInfo
+
+        info = GlooTrainerInfo(address, port, size, rank=0)
+    return Factory.trainer_init(info, client=client, source=source)
+
+
+class TransferredWeights(ServedWeights):
+    """Sends weights to servers, and tracks which weights they have.
+
+    It belongs to one event loop.
+
+    Args:
+        servers: The servers, which should all have the same weights.
+        client: The client that sends the requests.
+        back_end: `"nccl"` or `"gloo"`.
+        dtype: The data type in which weights travel; see `WeightFiles`.
+        seconds: The seconds that a server may take to end other clients' turns, and that a transfer
+            may take.
+        address: The address of this machine, which the servers can reach. `None`: the address from
+            which this machine reaches the first server.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[Server],
+        client: Client,
+        back_end: str,
+        dtype: str,
+        seconds: float,
+        address: str | None = None,
+    ) -> None:
+        super().__init__(servers, client, WeightFiles(None, dtype), seconds)
+        self._back_end = back_end
+        self._address = address
+        self._source: Source | None = None
+        self._engine: Any = None
+        self._group: list[Member] = []
+
+    @override
+    async def update(
+        self, version: int, weights: Adapter | Weights | Parts | str | Path | None
+    ) -> None:
+        if weights is None or isinstance(weights, str | Path):
+            await super().update(version, weights)  # the servers read a checkpoint
+            return
+        if isinstance(weights, Adapter | Parts):
+            raise ValueError(
+                f"these servers take whole weights: set weights=adapter, not {weights}"
+            )
+        pairs = await asyncio.to_thread(self._files.in_memory, weights, self.root)
+        expected = await asyncio.to_thread(checksum, pairs)
+        errors = {server.url: server.failure for server in self._servers}
+        async with AsyncExitStack() as stack:
+            for server in self._servers:
+                await stack.enter_async_context(self._gates[server].change())
+            self._set(version, f"{version}-{secrets.token_hex(8)}", None)
+            for _ in range(_ATTEMPTS):
+                members = await self._each(self._servers, self._join, errors)
+                if not members:
+                    break
+                try:
+                    await self._transfer(members, pairs)
+                except Failure as failure:
+                    self._leave()
+                    errors.update((each.server.url, str(failure)) for each in members)
+                    continue
+                commit = functools.partial(self._commit, expected=expected)
+                await self._each([member.server for member in members], commit, errors)
+                break
+        self._check_any(errors)
+
+    @override
+    def close(self) -> None:
+        super().close()
+        self._leave()
+
+    @override
+    async def _make_ready(self, server: Server) -> None:
+        async with self._gates[server].turn():  # wait for the end of a transfer under way
+            pass
+        if not self._is_ready(server):
+            await super()._make_ready(server)
+
+    async def _each[T](
+        self,
+        servers: Sequence[Server],
+        work: Callable[[Server], Coroutine[Any, Any, T]],
+        errors: dict[str, str],
+    ) -> list[T]:
+        """Do work on all servers at once; returns the results of the servers that did not fail.
+
+        Args:
+            servers: The servers.
+            work: The work on one server.
+            errors: Gets the error of each server that failed, by URL.
+        """
+
+        async def one(server: Server) -> T | None:
+            sent = time.monotonic()
+            try:
+                return await work(server)
+            except (Failure, Busy) as failure:
+                errors[server.url] = str(failure)
+                server.fail(sent, failure)
+                return None
+
+        results = await asyncio.gather(*map(one, servers), return_exceptions=True)
+        for error in results:
+            if isinstance(error, BaseException):
+                raise error
+        return [result for result in results if result is not None]  # type: ignore[misc]  # above
+
+    async def _join(self, server: Server) -> Member:
+        """Pause a server, so that it can receive weights."""
+        known = await self._weights_of(server)
+        self._check_own(server, known)
+        await self._pause(server)
+        call = {"method": "prepare_update"}
+        try:
+            await self._client.send(server, "POST", "/collective_rpc", call, self._seconds)
+        except Failure as failure:
+            raise Failure(
+                "the server is not ready for a transfer (see its log; was it started with "
+                f'--weight-transfer-config \'{{"backend": "{self._back_end}"}}\' and '
+                "--worker-extension-cls retool_env.rollout.vllm.worker.WeightLoader?): "
+                f"{failure}"
+            ) from failure
+        answer = await self._client.send(server, "GET", "/get_world_size")
+        return Member(server, field(answer, "world_size", int))
+
+    async def _transfer(self, members: list[Member], pairs: list[tuple[str, torch.Tensor]]) -> None:
+        """Send the weights to all members.
+
+        Raises:
+            Failure: If a member failed, was lost, or did not finish in time.
+        """
+        if members != self._group:
+            self._leave()
+        if self._source is None:
+            self._source = Source("cpu" if self._back_end == "gloo" else _device())
+        self._source.pairs = pairs
+        address = self._address or _own_address(members[0].server.url)
+        loop, source = asyncio.get_running_loop(), self._source
+        fan_out = FanOut(loop, self._client, members, self._seconds)
+
+        def send() -> None:
+            if self._engine is None:
+                size = 1 + sum(member.workers for member in members)
+                engine = open_engine(self._back_end, address, size, fan_out, source)
+                self._engine, self._group = engine, members
+            self._engine.client = fan_out
+            self._engine.send_weights()
+
+        try:
+            await self._watched(send, members, fan_out)
+        finally:
+            source.pairs = []
+
+    async def _watched(
+        self, work: Callable[[], None], members: list[Member], fan_out: FanOut
+    ) -> None:
+        """Run a transfer in a thread, and give it up if a member fails or is lost."""
+        ended = asyncio.Event()
+        errors: list[Exception] = []
+        loop = asyncio.get_running_loop()
+
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:
+                errors.append(error)
+            loop.call_soon_threadsafe(ended.set)
+
+        # A daemon: a collective operation that never ends must not keep the process alive.
+        threading.Thread(target=run, name="weight-transfer", daemon=True).start()
+        end = time.monotonic() + self._seconds
+        reason = ""
+        try:
+            while not reason and not ended.is_set():
+                try:
+                    await asyncio.wait_for(ended.wait(), _WATCH_SECONDS)
+                except TimeoutError:
+                    reason = fan_out.failure or await self._lost(members)
+                    if not reason and time.monotonic() > end:
+                        reason = f"the transfer did not end within {self._seconds:g} s"
+        finally:
+            fan_out.cancel()
+        if errors and not reason:
+            reason = fan_out.failure
+            if not reason:
+                if isinstance(errors[0], (MissingPackage, ValueError)):
+                    raise errors[0]
+                reason = f"{type(errors[0]).__name__}: {errors[0]}"
+        if reason:
+            raise Failure(f"the weights were not transferred: {reason}")
+
+    async def _lost(self, members: list[Member]) -> str:
+        """The words for a member that no longer answers; empty if all answer."""
+
+        async def look(server: Server) -> str:
+            try:
+                await self._client.send(server, "GET", "/health", seconds=_HEALTH_SECONDS)
+            except (Failure, Busy) as failure:
+                return f"{server.url} was lost: {failure}"
+            return ""
+
+        answers = await asyncio.gather(*(look(member.server) for member in members))
+        return next(filter(None, answers), "")
+
+    async def _commit(self, server: Server, expected: int) -> bool:
+        """Check the weights that a server received, and let it serve them."""
+        call = {"method": "received_checksum"}
+        answer = await self._client.send(server, "POST", "/collective_rpc", call, self._seconds)
+        received = {field(result, "checksum", int) for result in fields(answer, "results", dict)}
+        if received != {expected}:
+            raise Failure(
+                f"the server received other weights than were sent: checksums {received}, not "
+                f"{expected}"
+            )
+        await self._continue(server, self._name)
+        self._note_loaded(server, self.version, self._name)
+        return True
+
+    def _leave(self) -> None:
+        """Leave the group; the next update forms another one."""
+        engine, self._engine, self._group = self._engine, None, []
+        if engine is not None:
+            # The end of a group may wait for members that were lost.
+            threading.Thread(target=engine.shutdown, name="leave-group", daemon=True).start()
+
+
+def _device() -> int:
+    import torch
+
+    return torch.accelerator.current_device_index()
+
+
+def _own_address(url: str) -> str:
+    """The address from which this machine reaches a server."""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "localhost", parts.port or 80
+    kind = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0][0]
+    with socket.socket(kind, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, port))  # sends nothing
+        address: str = probe.getsockname()[0]
+        return address
