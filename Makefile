@@ -91,7 +91,7 @@ $(VLLM_VENV)/.installed: setup.cfg pyproject.toml
 test-vllm: vllm
 	RETOOL_TEST_VLLM=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_CPU_CI_ENV=1 \
 		$(VLLM_VENV)/bin/python -m pytest tests/rollout/vllm/test_in_process.py tests/rollout/vllm/test_serve.py \
-		tests/commands/test_eval_engines.py $(ARGS)
+		tests/rollout/vllm/test_gloo.py tests/commands/test_eval_engines.py $(ARGS)
 
 docs: $(DOCS_VENV)/.installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet

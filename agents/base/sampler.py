@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from peft import PeftModel
 
 from agents.base.settings import SettingsError, read_variable
 from retool_env.rollout import Policy
@@ -76,10 +77,16 @@ def make_policy(
     """
     options = dict(arguments)
     if name not in POLICIES:
-        if "weights_folder" not in options:
+        way = options.get("weights", "files")
+        if way in ("files", "adapter") and "weights_folder" not in options:
             raise SettingsError(
                 "engine: servers read new weights from files: set engine.weights_folder to a "
                 "folder with the same path on every machine"
+            )
+        if way == "adapter" and not isinstance(trained, PeftModel):
+            raise SettingsError(
+                "engine.weights=adapter sends a LoRA adapter, and this model has none: train with "
+                "LoRA, or set engine.weights=files"
             )
         variable = options.pop("token_env", None)
         if variable is not None:

@@ -119,8 +119,8 @@ def trained_adapter(model: torch.nn.Module) -> Adapter:
         model: The model with its adapter.
 
     Raises:
-        ValueError: If the model has no adapter, several active adapters, one that is not plain LoRA
-            on linear layers, or layers that are trained whole beside it.
+        ValueError: If the model has no adapter, several active adapters, an adapter other than
+            plain LoRA on linear layers, or layers that are trained whole beside it.
     """
     names = model.active_adapters if isinstance(model, PeftModel) else []
     if len(names) != 1:

@@ -142,7 +142,7 @@ class ServedAdapters(ServedWeights):
         """Unload adapters from a server.
 
         Returns:
-            The names of those that the server may still hold; the next update tries again.
+            The names of adapters that the server may still hold; the next update tries again.
         """
         left = set(names)
         for name in sorted(names) if server.weights == self._name else ():

@@ -11,17 +11,19 @@ its pause is over. If sampling differs from the model's own distribution, a serv
 is a test turn that shows which log-probs the server reports.
 
 New weights reach the servers as files, in a folder that every server can read: the folder of a
-checkpoint, or a folder into which this policy writes tensors (`weights_folder`). For new weights
+checkpoint, or a folder into which this policy writes tensors (`weights_folder`). Other ways are
+adapters alone (the module `adapters`) and direct transfers (the module `transfer`). For new weights
 the servers are started with
 
     VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs \
         --worker-extension-cls retool_env.rollout.vllm.worker.WeightLoader
 
-where this package is installed. In that mode everybody who reaches a server can pause it: keep the
-server in a private network. Each server stores the name of its weights. After a failure the policy
-asks a server for that name, and brings the server up to date before its next turn. At the start the
-policy looks for traces of an earlier run: it warns of weights that the run left on a server, and a
-server that the run left paused gets no turn before it has loaded new weights.
+where this package is installed. In that mode everybody who reaches a server can pause it and
+replace its weights, also without its key: bind it to an address of a private network.
+Each server stores the name of its weights. After a failure the policy asks a server for that name,
+and brings the server up to date before its next turn. At the start the policy looks for traces of
+an earlier run: it warns of weights that the run left on a server, and a server that the run left
+paused gets no turn before it has loaded new weights.
 
 Several processes may share the servers, each with a policy of its own. One of them updates the
 weights; then the other policies `follow`. Between these two steps they should begin no turn: it

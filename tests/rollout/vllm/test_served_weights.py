@@ -77,6 +77,16 @@ def test_a_server_that_has_loaded_counts_however_long_another_takes(tmp_path, mo
         assert act(policy, PROMPT)[0].weight_version == 1
 
 
+@pytest.mark.parametrize("fault", ["hangs", "dies"])
+def test_a_server_that_gets_stuck_or_dies_while_paused_is_left_out(tmp_path, caplog, fault):
+    good, bad = Served(), Served(**{fault: ["load_checkpoint"]})
+    with serving_all(good, bad) as urls, policy_of(*urls, timeout=0.5) as policy:
+        asyncio.run(policy.update_weights(1, tmp_path))
+        assert f"{urls[1]} has not loaded the weights of version 1" in caplog.records[-1].message
+        assert act(policy, PROMPT)[0].weight_version == 1 and not bad.bodies
+        assert bad.weights == "default" and bad.paused
+
+
 def test_two_runs_that_load_their_weights_on_one_server_are_told(tmp_path):
     served = Served()
     with serving(served) as url, policy_of(url) as one, policy_of(url) as other:
