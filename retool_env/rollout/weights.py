@@ -14,6 +14,7 @@ Weights = Mapping[str, "torch.Tensor"] | Iterable[tuple[str, "torch.Tensor"]]
 """Tensors by the names of transformers, as `model.state_dict()` gives them, adapters merged."""
 
 
+_FIRST, _SECOND = 0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9  # odd numbers of mixed bits
 _SUMMED = 2**22  # elements at once, for which whole numbers of 64 bits need 32 MiB
 
 
@@ -34,8 +35,10 @@ def checksum(tensors: Iterable[tuple[str, torch.Tensor]]) -> int:
         value = 0
         for start in range(0, len(words), _SUMMED):
             part = words[start : start + _SUMMED].to(torch.int64)
-            places = torch.arange(start, start + len(part), device=part.device)
-            value += int(((part + 1) * (places % 65521 + 1)).sum())
+            # Each place has a factor of its own, and the products wrap around at 64 bits.
+            factors = torch.arange(start + 1, start + 1 + len(part), device=part.device) * _FIRST
+            factors = (factors ^ (factors >> 31)) * _SECOND
+            value += int(((part + 1) * factors).sum())
         total += value * (zlib.crc32(name.encode()) | 1)
     return total % 2**64
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agents.models.tiny import make_checkpoint, make_model
-from retool_env.rollout.weights import Inventory
+from retool_env.rollout.weights import Inventory, checksum
 
 
 def test_an_inventory_is_read_from_a_configuration_and_checks_weights(tmp_path):
@@ -27,3 +29,40 @@ def test_an_inventory_is_read_from_a_configuration_and_checks_weights(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             list(inventory.checked(wrong))
+
+
+TENSORS = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "c"]),
+        st.lists(st.integers(-100, 100), min_size=1, max_size=6),
+        st.sampled_from([torch.bfloat16, torch.float32, torch.int64, torch.uint8]),
+    ),
+    min_size=1,
+    max_size=3,
+    unique_by=lambda each: each[0],
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TENSORS, st.randoms(use_true_random=False))
+def test_a_checksum_depends_on_names_values_and_places_and_not_on_the_order(drawn, chance):
+    pairs = [(name, torch.tensor(values).to(dtype)) for name, values, dtype in drawn]
+    total = checksum(pairs)
+    assert 0 <= total < 2**64
+    assert checksum(chance.sample(pairs, len(pairs))) == total
+    assert checksum([(f"x{name}", tensor) for name, tensor in pairs]) != total
+    assert checksum(pairs[1:]) != total
+    name, tensor = pairs[0]
+    moved = tensor.roll(1)
+    if not torch.equal(moved, tensor):
+        assert checksum([(name, moved), *pairs[1:]]) != total
+    changed = tensor.clone()
+    changed[-1] += 1
+    assert checksum([(name, changed), *pairs[1:]]) != total
+
+
+def test_a_checksum_of_parts_is_the_checksum_of_the_whole(monkeypatch):
+    tensor = torch.randn(1000).to(torch.bfloat16)
+    whole = checksum([("a", tensor)])
+    monkeypatch.setattr("retool_env.rollout.weights._SUMMED", 7)
+    assert checksum([("a", tensor.view(10, 100))]) == whole

@@ -16,6 +16,7 @@ import pytest
 import torch
 from helpers.vllm_models import ENGINE, PROMPTS, greedy, logprobs_of, needs_vllm, turns_of
 from helpers.vllm_servers import Served, serving, serving_apart, unused_port
+from peft import LoraConfig, get_peft_model
 
 from agents.models.tiny import make_checkpoint, make_model, make_tokenizer
 from retool_env.episode import decode
@@ -23,6 +24,7 @@ from retool_env.problems import Problem
 from retool_env.rollout import PolicyUnavailable, RolloutEngine
 from retool_env.rollout.vllm.server import VLLMServerPolicy
 from retool_env.rules import Rules
+from retool_env.training.trained_weights import trained_adapter, trained_weights
 from retool_env.transcript import StopReason, Transcript, check_transcript
 
 
@@ -40,6 +42,11 @@ TRL_ARGUMENTS = [
     *("--max-logprobs", "-1"),
 ]
 """What `trl vllm-serve` adds to `vllm serve`; the real server is started so."""
+MORE_ARGUMENTS = [
+    *("--weight-transfer-config", '{"backend": "gloo"}'),  # the last one counts
+    *("--enable-lora", "--max-loras", "2", "--max-lora-rank", "8"),
+]
+"""The options for the ways of new weights beside files."""
 
 
 def test_trls_own_server_is_the_real_one_here(monkeypatch):
@@ -73,7 +80,7 @@ def process(tmp_path_factory):
     # Not `vllm serve`, since the build for the CPU has another name than that command looks for.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--port", str(port), "--enforce-eager", "--api-key", "secret"]
-    command += [*TRL_ARGUMENTS, *OWN_ARGUMENTS]
+    command += [*TRL_ARGUMENTS, *MORE_ARGUMENTS, *OWN_ARGUMENTS]
     for name, value in ENGINE.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     with log.open("w") as output:
@@ -81,7 +88,11 @@ def process(tmp_path_factory):
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "VLLM_SERVER_DEV_MODE": "1"},
+            env={
+                **os.environ,
+                "VLLM_SERVER_DEV_MODE": "1",
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+            },
             start_new_session=True,
         )
     url = f"http://127.0.0.1:{port}"
@@ -205,7 +216,8 @@ def test_a_real_server_takes_new_weights(served, model, prompts, tmp_path):
 def test_tensors_reach_a_real_server_and_what_it_has_read_is_forgotten(
     served, real, model, prompts, weights, tmp_path
 ):
-    policy, other = served(temperature=0, weights_folder=tmp_path), served(temperature=0)
+    policy = served(temperature=0, weights_folder=tmp_path, weights_dtype="float32")
+    other = served(temperature=0)
     long = policy.tokenizer.encode("Compute 12 + 34. " * 20)
 
     def reused() -> float:
@@ -224,6 +236,55 @@ def test_tensors_reach_a_real_server_and_what_it_has_read_is_forgotten(
         assert [turn.token_ids for turn in turns] == new
         assert {turn.weight_version for turn in turns} == {7}
     asyncio.run(policy.update_weights(8))
+    turns = turns_of(policy, prompts)
+    assert [turn.token_ids for turn in turns] == greedy(model, policy.tokenizer, prompts)
+
+
+@needs_vllm
+def test_weights_are_transferred_to_a_real_server(served, real, model, prompts):
+    policy = served(temperature=0, weights="gloo", weights_dtype="float32")
+    other = make_model(7)[0].eval()
+    for version, trained in ((21, other), (22, model)):
+        asyncio.run(policy.update_weights(version, trained_weights(trained)))
+        turns = turns_of(policy, prompts)
+        assert [t.token_ids for t in turns] == greedy(trained, policy.tokenizer, prompts)
+        assert {turn.weight_version for turn in turns} == {version}
+        if version == 21:  # a killed run began an update here, and had half of its tensors sent
+            urllib.request.urlopen(f"{real}/pause?mode=wait", data=b"")
+            urllib.request.urlopen(f"{real}/start_weight_update", data=b"")
+    weights = dict(trained_weights(other))
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(PolicyUnavailable, match="received other weights than were sent"),
+    ):
+        patch.setattr("retool_env.rollout.vllm.transfer.checksum", lambda pairs: 7)
+        asyncio.run(policy.update_weights(23, weights))
+    with pytest.raises(PolicyUnavailable, match="with the next update"):
+        turns_of(policy, prompts[:1])
+    asyncio.run(policy.update_weights(24))  # what it was started with
+    turns = turns_of(policy, prompts)
+    assert [turn.token_ids for turn in turns] == greedy(model, policy.tokenizer, prompts)
+
+
+@needs_vllm
+def test_each_turn_on_a_real_server_has_its_own_adapter(served, real, model, prompts, tmp_path):
+    policy = served(temperature=0, weights="adapter", weights_folder=tmp_path)
+    for version in (31, 32, 33, 34):
+        torch.manual_seed(version)
+        config = LoraConfig(r=4, target_modules=["q_proj", "up_proj", "down_proj"])
+        adapted = get_peft_model(make_model(0)[0], config)
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if "lora_B" in name:
+                    parameter.copy_(0.3 * torch.randn_like(parameter))
+        merged = make_model(0)[0].eval()
+        merged.load_state_dict(dict(trained_weights(adapted)))
+        asyncio.run(policy.update_weights(version, trained_adapter(adapted)))
+        turns = turns_of(policy, prompts)
+        assert [t.token_ids for t in turns] == greedy(merged, policy.tokenizer, prompts)
+        assert {turn.weight_version for turn in turns} == {version}
+    assert sorted(each.name[:3] for each in tmp_path.iterdir()) == ["33-", "34-"]
+    asyncio.run(policy.update_weights(35))  # the model without an adapter
     turns = turns_of(policy, prompts)
     assert [turn.token_ids for turn in turns] == greedy(model, policy.tokenizer, prompts)
 

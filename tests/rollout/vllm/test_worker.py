@@ -1,11 +1,14 @@
 """The extension of vLLM's worker, with stand-ins for the modules of vLLM."""
 
+import contextlib
 import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 from retool_env.rollout.vllm.worker import WeightLoader
+from retool_env.rollout.weights import checksum
 
 
 class Head:
@@ -50,3 +53,41 @@ def test_a_cpus_output_layer_is_packed_anew(cpu, monkeypatch):
     assert not worker.loaded
     worker.load_checkpoint("/folder")
     assert worker.loaded == "/folder" and worker.head.packed == int(cpu)
+
+
+def test_a_transfer_begins_anew_and_its_tensors_are_summed_up(monkeypatch):
+    calls, loaded = [], []
+    modules = {
+        "vllm.config": {"set_current_vllm_config": lambda config: contextlib.nullcontext()},
+        "vllm.model_executor.model_loader.reload": {
+            "finalize_layerwise_reload": lambda *args: calls.append(args)
+        },
+    }
+    names = ("vllm", "vllm.model_executor", "vllm.model_executor.model_loader", *modules)
+    for name in names:
+        module = ModuleType(name)
+        vars(module).update(modules.get(name, {}), __path__=[])
+        monkeypatch.setitem(sys.modules, name, module)
+
+    class Model:
+        def load_weights(self, weights):
+            loaded.extend(weights)
+
+    class Worker(WeightLoader):
+        weight_transfer_engine = None
+        vllm_config = _weight_update_active = "a transfer that was cut"
+
+    worker = Worker()
+    with pytest.raises(RuntimeError, match="needs --weight-transfer-config"):
+        worker.prepare_update()
+    model = Model()
+    worker.weight_transfer_engine = SimpleNamespace(model=model, model_config="config")
+    weights = [("a", torch.arange(6.0)), ("b", torch.ones(3, dtype=torch.bfloat16))]
+    for _ in range(2):
+        worker.prepare_update()
+        assert worker._weight_update_active is False and calls.pop() == (model, "config")
+        model.load_weights(weights[:1])
+        assert worker.received_checksum() == {"checksum": checksum(weights[:1])}
+        model.load_weights(weights[1:])
+        assert worker.received_checksum() == {"checksum": checksum(weights)}
+    assert loaded == weights * 2
