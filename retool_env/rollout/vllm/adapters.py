@@ -105,7 +105,9 @@ class ServedAdapters(ServedWeights):
             await super()._make_ready(server)
             return
         name, _, folder = self._name.partition(" ")
-        if folder and self._name not in await self._adapters(server):
+        # It is asked in any case: its answer tells that it has not restarted since.
+        held = await self._adapters(server)
+        if folder and self._name not in held:
             body = {"lora_name": name, "lora_path": folder}
             try:
                 await self._client.send(

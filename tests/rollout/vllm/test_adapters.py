@@ -173,6 +173,7 @@ def test_without_weights_the_model_of_the_start_serves(adapters):
     with serving(served := Served()) as url, policy_of(url, **adapters) as policy:
         asyncio.run(policy.update_weights(1, ADAPTER))
         asyncio.run(policy.update_weights(2))
+        policy.servers[0].heard = 0.0  # so that it is asked whether it has restarted
         assert act(policy, PROMPT)[0].weight_version == 2 and models_of(served) == ["m"]
 
 
