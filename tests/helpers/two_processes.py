@@ -35,7 +35,7 @@ from retool_env.rollout.transformers.policy import TransformersPolicy, load_poli
 from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
 from retool_env.training.exchange import Exchange
-from retool_env.training.trained_weights import is_sharded, trained_weights
+from retool_env.training.trained_weights import is_sharded, trained_adapter, trained_weights
 
 GROUP, PROMPTS = 4, 4  # two groups a process
 RULES = Rules(max_tokens=400, prompt_template="{query}\n", max_calls=None)
@@ -199,12 +199,24 @@ def shards(checkpoint):
         for parameter in adapted.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     before = dict(trained_weights(adapted))
+    plain = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32),
+        LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False),
+    )
+    adapter = {name: each.clone() for name, each in trained_adapter(plain).tensors}
     mesh = init_device_mesh("cpu", (2,))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(adapted, mesh=mesh)
     after = dict(trained_weights(adapted))
+    cast = dict(trained_weights(adapted, torch.bfloat16))
+    fully_shard(plain, mesh=mesh)
+    gathered = dict(trained_adapter(plain).tensors)
     return {
+        "cast": all(torch.equal(cast[name], after[name].to(torch.bfloat16)) for name in after),
+        "adapter": len(adapter) > 0
+        and adapter.keys() == gathered.keys()
+        and all(torch.equal(gathered[name], each) for name, each in adapter.items()),
         "sharded": is_sharded(adapted),
         "names": list(before) == list(after),
         "equal": all(torch.allclose(before[name], after[name], atol=1e-6) for name in before),
