@@ -10,7 +10,7 @@ import torch
 from helpers.vllm_models import needs_vllm
 from helpers.vllm_servers import unused_port
 
-from retool_env.rollout.vllm.transfer import Source, open_engine
+from retool_env.rollout.vllm.transfer_group import Source, open_engine
 
 pytestmark = needs_vllm
 
