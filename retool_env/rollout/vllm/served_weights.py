@@ -24,7 +24,8 @@ from retool_env.rollout.weights import Adapter, Parts, Weights
 from retool_env.servers.hosts import Busy, Failure
 
 _RESTART_SECONDS = 3.0  # no server restarts in less: until then it has the same weights
-_STARTED = "default"  # the name that a server gives to the weights with which it was started
+STARTED = "default"
+"""The name that a server gives to the weights with which it was started."""
 _PAUSED = (
     "is paused for new weights: another run is loading them, or an earlier run was interrupted; if "
     "no run is loading weights, update the server's weights or restart it"
@@ -62,7 +63,7 @@ class ServedWeights:
         self._name = ""
         self._leads = False
         # The names that a server loaded by this policy may report; another name is another run's.
-        self._names = {_STARTED}
+        self._names = {STARTED}
         self._loaded: set[Server] = set()
         self._gates = {server: Gate() for server in servers}
         # One turn asks a server for its weights and lets it load; other turns wait for this lock.
@@ -251,7 +252,7 @@ class ServedWeights:
             self._note(server)  # after a failure, or a while without an answer
         elif self._folder is None:
             raise Failure(f"the server has {known or 'perhaps a mixture of weights'}: {_NEXT}")
-        elif self._leads or known == _STARTED:
+        elif self._leads or known == STARTED:
             self._check_own(server, known)
             async with self._gates[server].change():
                 await self._load(server)
@@ -282,11 +283,11 @@ class ServedWeights:
         try:
             known = await self._weights_of(server)
         except RuntimeError:  # a server that takes no weights has the weights of its start
-            known = _STARTED
+            known = STARTED
         if known is None:
             return True
         server.weights = known
-        if known != _STARTED:
+        if known != STARTED:
             _log.warning(
                 "%s has weights that an earlier run left there, %s: they count as version 0 until "
                 "the first update_weights or follow",

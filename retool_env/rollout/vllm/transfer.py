@@ -25,7 +25,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, override
 from urllib.parse import urlsplit
@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 from retool_env.errors import MissingPackage
 from retool_env.rollout.vllm.client import Client, field, fields
 from retool_env.rollout.vllm.routing import Server
-from retool_env.rollout.vllm.served_weights import ServedWeights
+from retool_env.rollout.vllm.served_weights import STARTED, ServedWeights
 from retool_env.rollout.vllm.transfer_group import FanOut, Member, Source, open_engine
 from retool_env.rollout.weight_files import WeightFiles
 from retool_env.rollout.weights import Adapter, Parts, Weights, checksum
@@ -104,7 +104,6 @@ class TransferredWeights(ServedWeights):
                 try:
                     await self._transfer(members, pairs)
                 except Failure as failure:
-                    self._leave()
                     errors.update((each.server.url, str(failure)) for each in members)
                     continue
                 commit = functools.partial(self._commit, expected=expected)
@@ -157,6 +156,8 @@ class TransferredWeights(ServedWeights):
         """Pause a server, so that it can receive weights."""
         known = await self._weights_of(server)
         self._check_own(server, known)
+        if known == STARTED:  # it has restarted, and is not in the group any more
+            self._leave()
         await self._pause(server)
         call = {"method": "prepare_update"}
         try:
@@ -186,33 +187,46 @@ class TransferredWeights(ServedWeights):
         loop, source = asyncio.get_running_loop(), self._source
         fan_out = FanOut(loop, self._client, members, self._seconds)
 
-        def send() -> None:
-            if self._engine is None:
-                size = 1 + sum(member.workers for member in members)
-                engine = open_engine(self._back_end, address, size, fan_out, source)
-                self._engine, self._group = engine, members
-            self._engine.client = fan_out
-            self._engine.send_weights()
+        engine, size = self._engine, 1 + sum(member.workers for member in members)
+
+        def send() -> Any:
+            used = engine or open_engine(self._back_end, address, size, fan_out, source)
+            used.client = fan_out
+            used.send_weights()
+            return used
 
         try:
-            await self._watched(send, members, fan_out)
+            self._engine = await self._watched(send, members, fan_out)
+            self._group = members
+        except BaseException:  # a member may still wait in the group
+            self._leave()
+            raise
         finally:
             source.pairs = []
 
     async def _watched(
-        self, work: Callable[[], None], members: list[Member], fan_out: FanOut
-    ) -> None:
-        """Run a transfer in a thread, and give it up if a member fails or is lost."""
+        self, work: Callable[[], Any], members: list[Member], fan_out: FanOut
+    ) -> Any:
+        """Run a transfer in a thread, and give it up if a member fails or is lost.
+
+        Returns:
+            The result of the work.
+
+        Raises:
+            Failure: If the transfer failed or was given up.
+        """
         ended = asyncio.Event()
+        results: list[Any] = []
         errors: list[Exception] = []
         loop = asyncio.get_running_loop()
 
         def run() -> None:
             try:
-                work()
+                results.append(work())
             except Exception as error:
                 errors.append(error)
-            loop.call_soon_threadsafe(ended.set)
+            with suppress(RuntimeError):  # the policy was closed meanwhile
+                loop.call_soon_threadsafe(ended.set)
 
         # A daemon: a collective operation that never ends must not keep the process alive.
         threading.Thread(target=run, name="weight-transfer", daemon=True).start()
@@ -228,14 +242,14 @@ class TransferredWeights(ServedWeights):
                         reason = f"the transfer did not end within {self._seconds:g} s"
         finally:
             fan_out.cancel()
+        reason = reason or (fan_out.failure if errors else "")
         if errors and not reason:
-            reason = fan_out.failure
-            if not reason:
-                if isinstance(errors[0], (MissingPackage, ValueError)):
-                    raise errors[0]
-                reason = f"{type(errors[0]).__name__}: {errors[0]}"
+            if isinstance(errors[0], MissingPackage | ValueError):
+                raise errors[0]
+            reason = f"{type(errors[0]).__name__}: {errors[0]}"
         if reason:
             raise Failure(f"the weights were not transferred: {reason}")
+        return results[0]
 
     async def _lost(self, members: list[Member]) -> str:
         """The words for a member that no longer answers; empty if all answer."""

@@ -158,24 +158,23 @@ def test_a_server_that_received_other_weights_serves_no_turn(gloo, weights):
 
 
 def test_a_server_that_comes_back_with_its_first_weights_waits_for_the_next_update(
-    gloo, weights, checkpoint
+    weights, checkpoint, caplog
 ):
-    policy = gloo(good := Served(), weights_address="127.0.0.1")
-    with contextlib.ExitStack() as stack:
-        port = unused_port()
-        url = stack.enter_context(serving(Served(root=checkpoint), port))
-        policy = stack.enter_context(policy_of(policy.servers[0].url, url, weights="gloo"))
-        update(policy, 1, weights)
-    with serving(back := Served(root=checkpoint), port):
-        policy = policy_of(f"http://127.0.0.1:{port}", weights="gloo", attempts=2)
-        with policy, serving(Served()):
-            policy._weights._set(1, "1-x", None)
-            with pytest.raises(PolicyUnavailable, match="with the next update of all servers"):
-                act(policy, PROMPT)
-            assert not back.bodies
+    port, good = unused_port(), Served(root=checkpoint)
+    with serving(good) as url:
+        with serving(Served(root=checkpoint), port) as other:
+            policy = policy_of(url, other, weights="gloo")
+            update(policy, 1, weights)
+        with policy, serving(back := Served(root=checkpoint), port):
+            policy.servers[1].weights, policy.servers[0].in_flight = None, 9  # so that it is asked
+            assert act(policy, PROMPT)[0].weight_version == 1 and good.bodies
+            assert not back.bodies and back.weights == "default" and not back.joined
+            assert "with the next update of all servers" in policy.servers[1].failure
             update(policy, 2, weights)
-            assert act(policy, PROMPT)[0].weight_version == 2
-    assert good.weights.startswith("1-")
+            assert good.weights.startswith("2-") and back.weights.startswith("2-")
+            # The group of the first update is not used again: the server that left was in it.
+            assert good.events.count("pause") == 2 and len(good.joined) == 2
+            assert len(back.joined) == 1
 
 
 def test_turns_wait_for_the_end_of_a_transfer(gloo, weights):
