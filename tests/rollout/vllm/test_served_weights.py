@@ -80,7 +80,7 @@ def test_a_server_that_has_loaded_counts_however_long_another_takes(tmp_path, mo
 @pytest.mark.parametrize("fault", ["hangs", "dies"])
 def test_a_server_that_gets_stuck_or_dies_while_paused_is_left_out(tmp_path, caplog, fault):
     good, bad = Served(), Served(**{fault: ["load_checkpoint"]})
-    with serving_all(good, bad) as urls, policy_of(*urls, timeout=0.5) as policy:
+    with serving_all(good, bad) as urls, policy_of(*urls, timeout=2.0) as policy:
         asyncio.run(policy.update_weights(1, tmp_path))
         assert f"{urls[1]} has not loaded the weights of version 1" in caplog.records[-1].message
         assert act(policy, PROMPT)[0].weight_version == 1 and not bad.bodies
