@@ -121,7 +121,7 @@ class Served:
 
     async def complete(self, request: Request) -> Response:
         body = await request.json()
-        if body["model"] not in (self.model, *self.adapters):
+        if body.get("model", self.model) not in (self.model, *self.adapters):
             return JSONResponse({"error": "does not exist"}, 404)
         self.bodies.append(body)
         self._note("turn")
