@@ -142,6 +142,7 @@ def test_a_transfer_that_never_ends_is_given_up(gloo, weights, monkeypatch):
         update(policy, 1, weights)
     assert served.paused and served.weights == "default"
     served.hangs.clear()
+    monkeypatch.setattr(transfer, "time", time)
     update(policy, 2, weights)
     assert served.weights.startswith("2-")
 
