@@ -125,7 +125,7 @@ def train(
         check_learning_rate(settings, run.model.num_parameters())
         config = grpo_config(run, micro_batch, passes, arguments or {})
         run.begin("rl")
-        stop = StopCallback(run.task, run.stopping, run.card)
+        stop = StopCallback(run.task, run.stopping, run.saving, run.card)
         # Advantages: (N,), one an episode, or (N, T), one a token. Loss: over sampled tokens.
         trainer = EngineGRPOTrainer(
             model=run.model,

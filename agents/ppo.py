@@ -96,7 +96,8 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             check_learning_rate(settings, run.model.num_parameters(), rate)
         run.begin("ppo")
         learner = Learner(settings, run.model)
-        saved = first = learner.load(Path(run.point)) if run.point else 0
+        first = learner.load(Path(run.point)) if run.point else 0
+        run.saving.resume(first)
         run.bar.set_total(settings.steps, first)
         reporter, clock = run.open_reporter(run.trainer), Clock(run)
         rollouts = run.make_rollouts(
@@ -113,8 +114,8 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
                 held_out.evaluate(step, learner.model, learner.accelerator)
                 rows, logged = collect(learner, rollouts, step, ids, run.tokenizer.eos_token_id)
             except RolloutsAbandoned:  # on all processes
-                if run.stopping.agreed() and step > saved:
-                    learner.save(run.trainer, step)
+                if run.stopping.agreed() and step > run.saving.begun:
+                    learner.save(run.saving, step)
                 break
             batch = Batch.of(rows, learner.accelerator.device)
             figures = pooled(gather_object([logged])) | learner.learn(batch, step)
@@ -130,10 +131,11 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
                 run.export(learner, step + 1)
             # Saved after the export, so that a run which continues from here has the export.
             if last or (step + 1) % settings.save_steps == 0:
-                learner.save(run.trainer, saved := step + 1)
+                learner.save(run.saving, step + 1)
             if last:
                 break
         held_out.finish(settings.steps, learner.model, learner.accelerator)
+        run.saving.wait()
         run.stopping.end()
         run.save(learner)
     return run.checkpoint

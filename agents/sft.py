@@ -125,7 +125,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         disable_progress_bars()  # packing's bar would disturb the run's bar
         point = run.resume_point()
         with Bar("cold start", 1, past=run.metrics()) as bar:
-            stop = StopCallback(run.task, run.stopping, run.card)
+            stop = StopCallback(run.task, run.stopping, run.saving, run.card)
             trainer = BudgetSFTTrainer(
                 model=run.model,
                 args=config,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,9 @@ from agents.base.critic import Critic, ValueHead
 from agents.base.fields import PolicySettings
 from agents.base.minibatch import Batch, Passes
 from agents.base.model import disable_dropout, load_model, lora_config
-from agents.base.records import seal, write_atomically
+from agents.base.records import write_atomically
 from agents.base.resuming import loading
+from agents.base.saving import Saving
 from agents.base.settings import SettingsError, setting, task_of
 from agents.base.sharding import shard_frozen, sharded_apart
 from retool_env.integrations.fused_head import skip_unwanted
@@ -184,25 +184,19 @@ class ActorCritic:
         """The sum of a tensor over all processes."""
         return self.accelerator.reduce(tensor, "sum")
 
-    def save(self, folder: Path, step: int) -> None:
-        """Write a checkpoint for `load`, and remove the older checkpoints.
+    def save(self, saving: Saving, step: int) -> None:
+        """Write a checkpoint for `load`.
 
         Args:
-            folder: The folder of the run's checkpoints.
+            saving: Completes the checkpoint.
             step: The number of the optimizer step.
         """
-        target = folder / f"checkpoint-{step}"
-        self.accelerator.save_state(str(target))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self.task.save(target)
-            # These two files are written last: without them a checkpoint counts as incomplete.
-            write_atomically(target / "trainer_state.json", json.dumps({"global_step": step}))
-            seal(target)
-            for old in folder.glob("checkpoint-*"):
-                if old != target:
-                    shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
+        with saving.checkpoint(step) as folder:
+            self.accelerator.save_state(str(folder))
+            if self.accelerator.is_main_process:
+                self.task.save(folder)
+                state = json.dumps({"global_step": step})
+                write_atomically(folder / "trainer_state.json", state)
 
     def load(self, folder: Path) -> int:
         """Load a checkpoint.

@@ -72,6 +72,8 @@ class BudgetSFTTrainer(SFTTrainer):
                 loss = super().compute_loss(model, part, num_items_in_batch=count) * scale
                 if not last:
                     self.accelerator.backward(loss)
+                    # A callback may end the step here, as between two micro batches of TRL.
+                    self.callback_handler.on_substep_end(self.args, self.state, self.control)
             total = total + loss.detach()
         shares = (everywhere / everywhere.sum().clamp(min=1)).tolist()
         for name, before in known.items():

@@ -35,6 +35,9 @@ SEAL = "files.json"
 
 It lists the sizes of all other files, so that a file which is later lost or truncated is found."""
 
+INCOMPLETE = "incomplete"
+"""The empty file in a checkpoint that is removed once all files but the seal are on the disk."""
+
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",

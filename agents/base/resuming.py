@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerState
 
 from agents.base.records import (
+    INCOMPLETE,
     SEAL,
     Line,
     check_kinds,
@@ -53,8 +54,8 @@ class Point:
 def last_point(trainer: Path) -> Point | None:
     """The latest complete checkpoint of a run; `None` without one.
 
-    A trainer's first process writes the seal last, and `trainer_state.json` just before it. If both
-    are missing, a stop or a full disk left the checkpoint incomplete, and the previous one is used.
+    A checkpoint with the mark `INCOMPLETE`, or without seal and `trainer_state.json`, was left by a
+    stop or a full disk, and the previous one is used.
 
     Args:
         trainer: The folder of the run's checkpoints.
@@ -93,6 +94,8 @@ def read_state(folder: Path, step: int, cure: str) -> dict[str, Any] | None:
         SettingsError: If the checkpoint was complete, and is now damaged.
     """
     path = folder / "trainer_state.json"
+    if os.path.lexists(folder / INCOMPLETE):
+        return None
     if os.path.lexists(folder / SEAL):
         check_seal(folder, cure)
     elif not os.path.lexists(path) or not (text := read_file(path)) or is_cut(text):

@@ -3,6 +3,7 @@
 runs/<name>/
 config.json         algorithm, settings, versions, processes, revision; changes of the length
 lock                held by the process that uses the folder
+status.json         whether the run is at work, finished, stopped or failed (`status.py`)
 metrics.jsonl       one JSON object for each logged step, and one for each evaluation
 transcripts.jsonl   the episodes, each with the version of the weights that sampled it; each further
                     process has another file, transcripts-1.jsonl and so on
@@ -185,7 +186,7 @@ class Run:
             return False
         if not self._config.is_file():
             read_config(self.folder)  # raises an error that names the kind of the file
-        of_start = {self._config, self.folder / "lock"}
+        of_start = {self._config, self.folder / "lock", self.folder / "status.json"}
         return any(path.is_file() and path not in of_start for path in self.folder.rglob("*"))
 
     def start(self) -> None:

@@ -15,6 +15,7 @@ If an error or a stop ends the block, `--resume` continues the run.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,10 +32,13 @@ from agents.base.model_card import ModelCard
 from agents.base.reporting import Reporter, check_report_to
 from agents.base.run import Run
 from agents.base.sampler import check_engine, make_policy
+from agents.base.saving import Saving
 from agents.base.selection import chosen_ids, subset
 from agents.base.settings import SettingsError, find_sandbox, find_task, prefixed, task_of
 from agents.base.sharding import processes
+from agents.base.status import Status
 from agents.base.stopping import Stopping
+from agents.base.watch import Watch
 from retool_env.checkpoint_task import TEMPERATURE, TOP_P
 from retool_env.execution import Sandbox
 from retool_env.problem import ProblemList, ProblemSource
@@ -83,6 +87,14 @@ class Session[S: RunSettings](Run):
         self.resources = ExitStack()
         """The resources that the session closes at its end, the last opened first."""
         self.stopping = Stopping()
+        self.saving = Saving(self.trainer)
+        self.status = Status(folder)
+        self.watch = Watch(
+            self.stopping,
+            refresh=lambda: self.status.refresh(self.saving.step or None),
+            gone=lambda text: self.status.end("failed", error=text),
+        )
+        self.stopping.last_words = lambda number: self.status.end("stopped")
         self._was_finished = self.finished
         if self._was_finished:
             return
@@ -96,10 +108,43 @@ class Session[S: RunSettings](Run):
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self.resources.__exit__(kind, error, trace)
-        if kind is None and not self._was_finished:
-            self.draw()
-            self.finish()
+        try:
+            self.resources.__exit__(kind, error, trace)
+            if kind is None and not self._was_finished:
+                self.draw()
+                self.finish()
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            self._end(error)
+
+    @override
+    def start(self) -> None:
+        super().start()
+        self.status.start()
+        self.watch.start()
+
+    def _end(self, error: BaseException | None) -> None:
+        """Write how the run ended, and end the watch."""
+        saved = self.saving.step or None
+        if error is None:
+            self.status.end("finished", saved)
+        elif isinstance(error, KeyboardInterrupt):
+            self.status.end("stopped", saved)
+            if self.main and saved:
+                print(f"\nthe checkpoint of step {saved} is complete", file=sys.stderr)
+        else:
+            if isinstance(error, RuntimeError) and processes().num_processes > 1:
+                error.add_note(self.watch.report())
+            text = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
+            self.status.end("failed", saved, text)
+        self.watch.close(None if error is None else str(error) or type(error).__name__)
+
+    @override
+    def log(self, record: dict[str, Any]) -> None:
+        super().log(record)
+        self.status.step = record["step"]
 
     def open_sandbox(self) -> Sandbox | None:
         """Open the sandbox of the setting `sandbox`. The session closes it.

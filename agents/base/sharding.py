@@ -33,6 +33,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from agents.base.settings import SettingsError
 
+TIME_LIMIT = datetime.timedelta(minutes=10)
+"""The longest time that a process waits for the others in a collective of the training.
+
+The processes wait longer for rollouts and files; see `retool_env.training.processes`."""
+
 
 def processes() -> PartialState:
     """The state of this process: its rank and device, and the number of the run's processes.
@@ -46,9 +51,8 @@ def processes() -> PartialState:
         # The device of the second process would be "cpu:1", to which an optimizer's checkpoint
         # can't be loaded.
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
-    # A process may wait for the slowest process's rollouts. The default timeout is ten minutes.
     # Without an accelerator, accelerate only sees several processes if `cpu` is set.
-    return PartialState(cpu=cpu, timeout=datetime.timedelta(hours=12))
+    return PartialState(cpu=cpu, timeout=TIME_LIMIT)
 
 
 def leave_process_group() -> None:

@@ -1,32 +1,36 @@
 """Stopping: how a training run ends after Ctrl-C (SIGINT) or SIGTERM, which clusters send.
 
-After the first signal the run abandons unfinished rollouts, finishes the current update, saves a
-checkpoint and ends. A second signal ends the run at once. A signal to one of several processes is
-enough: the processes agree after each update, and during rollouts (`EngineRollouts`).
+After the first signal the run abandons unfinished rollouts, or the current step between two of its
+passes, saves a checkpoint of the last whole step and ends. A second signal ends the run at once. A
+signal to one of several processes is enough: the others learn of it from `watch.Watch`, and all
+agree after each pass and step, and during rollouts (`EngineRollouts`).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
+import select
 import signal
+import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, override
 
+import numpy as np
 import torch
-from accelerate.utils import gather
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
 from agents.base.model_card import ModelCard
-from agents.base.records import seal
 from agents.base.resuming import loading
-from agents.base.sharding import processes
+from agents.base.saving import Saving
 from retool_env.checkpoint_task import CheckpointTask
-from retool_env.training.rollouts import RolloutsAbandoned
+from retool_env.training.processes import RolloutsAbandoned, everywhere
 
 SAME_SECONDS = 1.0
 """A second signal within this time is ignored.
@@ -34,44 +38,78 @@ SAME_SECONDS = 1.0
 A terminal signals every process, and a launcher forwards the signal to its processes once more.
 """
 
+GRACE_SECONDS = 5.0
+"""After a second signal, a process that hangs in a collective ends after this time."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _NOTICE = (
-    b"\nstopping: the run finishes its update or abandons its rollouts, and saves; a second "
+    b"\nstopping: the run abandons its step or finishes its update, and then saves; a second "
     b"signal stops it at once\n"
 )
 
 
 class Stopping:
-    """Handles SIGINT and SIGTERM in a `with` block, if the block runs in the main thread."""
+    """Handles SIGINT and SIGTERM in a `with` block, if the block runs in the main thread.
+
+    Python's own handlers do not run while the main thread waits in a collective. So a thread reads
+    the numbers of the signals from a socket, to which the interpreter writes them at once
+    (`signal.set_wakeup_fd`).
+    """
 
     def __init__(self) -> None:
-        self._signal = self._agreed = 0
+        self._signal = self._second = self._agreed = 0
         self._when = 0.0
+        self._lock = threading.RLock()  # the handler may interrupt itself
         self._before: dict[int, Any] = {}
+        self._sockets: tuple[socket.socket, socket.socket] | None = None
+        self.last_words: Callable[[int], object] = lambda number: None
+        """Called with the signal's number if a second signal must end a process that hangs."""
 
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            self._sockets = reader, writer = socket.socketpair()
+            for end in self._sockets:
+                end.setblocking(False)
+            self._wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+            for number in _SIGNALS:
                 self._before[number] = signal.signal(number, self._handle) or signal.SIG_DFL
+            threading.Thread(target=self._listen, args=(reader,), daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._before = {}
+        if self._sockets is not None:
+            signal.set_wakeup_fd(self._wakeup)
+            self._sockets[1].close()  # the thread reads the end, and closes its own
+            self._sockets = None
 
     def asked(self) -> bool:
-        """Whether this process received a signal, or learned of it in `agreed`."""
+        """Whether a process of the run received a signal, as far as this process knows."""
         return bool(self._signal)
+
+    @property
+    def number(self) -> int:
+        """The number of the signal of `asked`; 0 without one."""
+        return self._signal
+
+    def tell(self, number: int) -> None:
+        """Say that another process received a signal.
+
+        Args:
+            number: The signal's number.
+        """
+        with self._lock:
+            if not self._signal:
+                self._signal, self._when = number, time.monotonic()
 
     def agreed(self) -> bool:
         """Whether any process received a signal. All processes call this method together."""
-        state = processes()
-        number = self._signal
-        if state.num_processes > 1:
-            number = int(gather(torch.tensor([number], device=state.device)).max())
-        if number and not self._signal:
-            self._signal, self._when = number, time.monotonic()
-        self._agreed = number
-        return bool(number)
+        self._agreed = max(everywhere(self._signal))
+        if self._agreed:
+            self.tell(self._agreed)
+        return bool(self._agreed)
 
     def end(self) -> None:
         """End the run if the processes agreed to stop.
@@ -83,12 +121,37 @@ class Stopping:
             raise KeyboardInterrupt(self._agreed)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if not self._signal:
-            self._signal, self._when = number, now
-            os.write(2, _NOTICE)  # not `print`, which the signal may have interrupted
-        elif now - self._when >= SAME_SECONDS:
-            raise KeyboardInterrupt(number)
+        if self._sockets is not None:
+            self._read(self._sockets[0])
+        if self._second:
+            raise KeyboardInterrupt(self._second)
+
+    def _listen(self, reader: socket.socket) -> None:
+        with reader:
+            while self._read(reader):
+                grace = GRACE_SECONDS if self._second else None
+                if not select.select([reader], [], [], grace)[0]:
+                    # The main thread hangs, so that Python's handler can't end the process.
+                    self.last_words(self._second)
+                    os._exit(128 + self._second)
+
+    def _read(self, reader: socket.socket) -> bool:
+        """Note the signals that have arrived. Return whether more may come."""
+        with self._lock:
+            try:
+                numbers = reader.recv(4096)
+            except BlockingIOError:
+                return True
+            for number in numbers:
+                if number not in _SIGNALS:
+                    continue
+                now = time.monotonic()
+                if not self._signal:
+                    self._signal, self._when = number, now
+                    os.write(2, _NOTICE)  # not `print`, which the signal may have interrupted
+                elif now - self._when >= SAME_SECONDS:
+                    self._second = number
+            return bool(numbers)
 
 
 class _AtItsEnd(Exception):
@@ -96,21 +159,27 @@ class _AtItsEnd(Exception):
 
 
 class StopCallback(TrainerCallback):
-    """Stops a trainer of transformers after a signal, and saves a checkpoint before.
+    """Stops a trainer of transformers after a signal, and writes its checkpoints.
 
     Args:
         task: The model's task. It is saved as `retool.json` in each of the trainer's checkpoints.
         stopping: The handler of the signals. It is active while the trainer trains.
+        saving: Writes the checkpoints. It keeps as many as the trainer's `save_total_limit` says.
         card: The model card of each checkpoint, in place of the trainer's own.
     """
 
     def __init__(
-        self, task: CheckpointTask, stopping: Stopping, card: ModelCard | None = None
+        self,
+        task: CheckpointTask,
+        stopping: Stopping,
+        saving: Saving,
+        card: ModelCard | None = None,
     ) -> None:
         self.stopping = stopping
+        self.saving = saving
         self._task = task
         self._card = card
-        self._saved = 0
+        self._random: list[Any] = []
         self._read = True
         self._planned: int | None = None
 
@@ -125,7 +194,7 @@ class StopCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         """Set the learning rates for a new number of steps, if the run's length was changed."""
-        self._saved = state.global_step
+        self.saving.resume(state.global_step)
         schedule = getattr(lr_scheduler, "scheduler", lr_scheduler)
         changed = self._planned not in (None, state.max_steps)
         if not (changed and isinstance(schedule, LambdaLR)):
@@ -152,27 +221,27 @@ class StopCallback(TrainerCallback):
         Without this the trainer would make one step too many.
         """
         self._read = True
+        self._random = [get() for get, _ in _random_states()]
         if state.global_step >= state.max_steps:
             raise _AtItsEnd
 
     @override
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Complete the trainer's checkpoint with the task and the seal. All processes call this."""
-        self._saved = state.global_step
-        processes().wait_for_everyone()
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            self._task.save(folder)
-            if self._card is not None:
-                self._card.save(folder, state.global_step)
-                self._card.save(Path(args.output_dir), state.global_step, whole=folder)
-            seal(folder)
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Abandon the step if a process received a signal. All processes call this.
+
+        The weights are those of the last whole step, and a resumed run makes this step anew.
+
+        Raises:
+            RolloutsAbandoned: If a process received a signal.
+        """
+        if self.stopping.agreed():
+            raise RolloutsAbandoned("the step was abandoned")
 
     @override
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Let the trainer save and stop if a process received a signal. All processes call this."""
         if self.stopping.agreed():
-            control.should_save = state.global_step > self._saved
+            control.should_save = state.global_step > self.saving.begun
             control.should_training_stop = True
 
     def train(self, trainer: Any, point: str | None) -> None:
@@ -186,6 +255,7 @@ class StopCallback(TrainerCallback):
             KeyboardInterrupt: If a signal stopped the run; see `Stopping.end`.
             SettingsError: If the checkpoint can't be read.
         """
+        self._take_saving(trainer)
         with self.stopping:
             try:
                 self._train(trainer, point)
@@ -193,11 +263,31 @@ class StopCallback(TrainerCallback):
                 trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
             except RolloutsAbandoned:  # on all processes, before the step's update
                 self.stopping.agreed()
-                if trainer.state.global_step > self._saved:
+                if trainer.state.global_step > self.saving.begun:
+                    for (_, restore), state in zip(_random_states(), self._random, strict=True):
+                        restore(state)
                     trainer._save_checkpoint(trainer.model_wrapped, trial=None)
-                    self.on_save(trainer.args, trainer.state, trainer.control)
                 trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+            self.saving.wait()
         self.stopping.end()
+
+    def _take_saving(self, trainer: Any) -> None:
+        """Let `saving` complete the trainer's checkpoints, and delete the older ones."""
+        save = trainer._save_checkpoint
+
+        def save_checkpoint(model: Any, trial: Any) -> None:
+            step = trainer.state.global_step
+            with self.saving.checkpoint(step) as folder:
+                save(model, trial)
+                if trainer.is_world_process_zero():
+                    self._task.save(folder)
+                    if self._card is not None:
+                        self._card.save(folder, step)
+                        self._card.save(folder.parent, step, whole=folder)
+
+        trainer._save_checkpoint = save_checkpoint
+        self.saving.keep = trainer.args.save_total_limit or None
+        trainer.args.save_total_limit = None  # the trainer would delete before the save is complete
 
     def _train(self, trainer: Any, point: str | None) -> None:
         self._read = point is None
@@ -211,3 +301,15 @@ class StopCallback(TrainerCallback):
                 raise
             with loading(Path(str(point))):
                 raise
+
+
+def _random_states() -> list[tuple[Callable[[], Any], Callable[[Any], None]]]:
+    """Functions that get and set the states of the random generators which a checkpoint holds."""
+    states: list[tuple[Callable[[], Any], Callable[[Any], None]]] = [
+        (random.getstate, random.setstate),
+        (np.random.get_state, np.random.set_state),
+        (torch.get_rng_state, torch.set_rng_state),
+    ]
+    if torch.cuda.is_available():
+        states.append((torch.cuda.get_rng_state, torch.cuda.set_rng_state))
+    return states

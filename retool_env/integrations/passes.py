@@ -151,6 +151,8 @@ class PackedGRPOTrainer(GRPOTrainer):
                 loss = super().compute_loss(model, part) * weight
                 if not last:
                     self.accelerator.backward(loss)
+                    # A callback may end the step here, as between two micro batches of TRL.
+                    self.callback_handler.on_substep_end(self.args, self.state, self.control)
             assert self._trained_logps is not None  # the loss has set it
             logps.append(self._trained_logps)
             total = total + loss.detach()

@@ -1,13 +1,31 @@
-"""Work that all processes of a run do together, so that an error on one ends it on all."""
+"""Work that all processes of a run do together, so that an error on one ends it on all.
+
+The processes wait for one another's rollouts, files and uploads in a process group of their own,
+on gloo, with a time limit of hours. So the training's group, in which a process never waits long,
+can keep a limit of minutes, and a hang in it is found.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import datetime
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
-import torch
 from accelerate import Accelerator
+from torch import distributed
 
 from retool_env.errors import RolloutsAbandoned as RolloutsAbandoned
+
+WAIT = datetime.timedelta(hours=12)
+"""The longest time that a process waits for the slowest process's rollouts or files."""
+
+_waiting: tuple[Any, Any] | None = None
+"""The default process group, and the group for waiting that was made for it."""
+
+_phase = ("start", time.time())
+"""The name of this process's work at present, and its beginning in seconds since the epoch."""
 
 
 def together[T](accelerator: Accelerator, work: Callable[[], T]) -> T:
@@ -36,14 +54,68 @@ def together[T](accelerator: Accelerator, work: Callable[[], T]) -> T:
     return result
 
 
-def gathered(accelerator: Accelerator, *numbers: float) -> list[list[float]]:
+def gathered(accelerator: Any, *numbers: float) -> list[list[float]]:
     """The numbers of every process, in the order of ranks. All processes must call it.
 
     Args:
-        accelerator: The accelerator of the run.
+        accelerator: The accelerator of the run, or its state.
         *numbers: The numbers of this process, equally many on each process.
     """
-    if accelerator.num_processes == 1:
-        return [list(map(float, numbers))]
-    row = torch.tensor([numbers], dtype=torch.float32, device=accelerator.device)
-    return accelerator.gather(row).tolist()
+    own = list(map(float, numbers))
+    return [own] if accelerator.num_processes == 1 else everywhere(own)
+
+
+def everywhere[T](value: T) -> list[T]:
+    """The values of every process, in the order of ranks. All processes must call it.
+
+    A process may call it up to `WAIT` before the others. Without a process group, the list holds
+    this process's value alone.
+
+    Args:
+        value: The value of this process, which can be pickled.
+    """
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value, group=_waiting_group())
+    return values
+
+
+def _waiting_group() -> Any:
+    """The group for waiting. All processes make it together."""
+    global _waiting
+    world = distributed.group.WORLD
+    if _waiting is None or _waiting[0] is not world:
+        _waiting = world, distributed.new_group(backend="gloo", timeout=WAIT)
+    return _waiting[1]
+
+
+@contextlib.contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Name this process's work while the block runs, for the message about a process that hangs.
+
+    Args:
+        name: The name of the work, such as `"rollouts"`.
+    """
+    global _phase
+    before = _phase[0]
+    _phase = (name, time.time())
+    try:
+        yield
+    finally:
+        _phase = (before, time.time())
+
+
+def begin_phase(name: str) -> None:
+    """Name this process's work from now on.
+
+    Args:
+        name: The name of the work.
+    """
+    global _phase
+    _phase = (name, time.time())
+
+
+def present_phase() -> tuple[str, float]:
+    """The name of this process's work, and its beginning in seconds since the epoch."""
+    return _phase

@@ -3,9 +3,7 @@
 If there are several processes, each has its own engine and runs the groups of its part of the
 batch. The processes decide together on matters of the whole run: an error, a batch without anything
 to learn from, another round of rollouts. So no process waits for a process that has left the run.
-All processes wait for the slowest in a collective. Its timeout (`ddp_timeout` in TRL's
-configuration) must be longer than the time by which the slowest process's rollouts finish after the
-fastest's.
+All processes wait for the slowest, for up to `retool_env.training.processes.WAIT`.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from retool_env.rollout.engine import Group, RolloutEngine
 from retool_env.rollout.policy import Policy, TextPolicy
 from retool_env.servers.background import BackgroundLoop
 from retool_env.training.figures import RolloutFigures
-from retool_env.training.processes import gathered, together
+from retool_env.training.processes import gathered, phase, together
 from retool_env.training.rows import ResampleBy, has_void_turn, is_trainable, teaches, training_rows
 from retool_env.training.step import Step
 from retool_env.training.trained_weights import is_sharded
@@ -175,6 +173,7 @@ class Rollouts:
         """Numbers of the batches that are sampled ahead and that the trainer has not asked for."""
         return list(self._ahead)
 
+    @phase("rollouts")
     def collect(self, step: Step) -> dict[str, list[Any]]:
         """Run the episodes of one batch. All processes must call it.
 
@@ -222,6 +221,7 @@ class Rollouts:
         rows["untrained"] = [sampled.others, *([] for _ in transcripts[1:])]
         return rows
 
+    @phase("evaluation")
     def evaluate[T](
         self,
         step: Step,
