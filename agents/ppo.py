@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,6 +96,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             check_learning_rate(settings, run.model.num_parameters(), rate)
         run.begin("ppo")
         learner = Learner(settings, run.model)
+        learner.leave = run.stopping.agreed
         first = learner.load(Path(run.point)) if run.point else 0
         run.saving.resume(first)
         run.bar.set_total(settings.steps, first)
@@ -113,12 +114,13 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             try:
                 held_out.evaluate(step, learner.model, learner.accelerator)
                 rows, logged = collect(learner, rollouts, step, ids, run.tokenizer.eos_token_id)
+                batch = Batch.of(rows, learner.accelerator.device)
+                learned = learner.learn(batch, step)
             except RolloutsAbandoned:  # on all processes
                 if run.stopping.agreed() and step > run.saving.begun:
                     learner.save(run.saving, step)
                 break
-            batch = Batch.of(rows, learner.accelerator.device)
-            figures = pooled(gather_object([logged])) | learner.learn(batch, step)
+            figures = pooled(gather_object([logged])) | learned
             if step % settings.transcripts_every == 0:
                 transcripts = learner.with_logps(rows, batch)
                 together(learner.accelerator, partial(run.write, transcripts))
@@ -240,6 +242,10 @@ class Learner(ActorCritic):
     """Actor and critic, with the updates that a batch makes to them."""
 
     settings: Settings
+    leave: Callable[[], bool] = staticmethod(lambda: False)
+    """Asked between two passes before a step's first update; if it returns `True`, the step is
+    abandoned. All processes call it together."""
+    _updated = False
 
     def learn(self, batch: Batch, step: int) -> dict[str, float]:
         """Update actor and critic with a step's episodes.
@@ -253,8 +259,12 @@ class Learner(ActorCritic):
 
         Returns:
             The figures to log, by name.
+
+        Raises:
+            RolloutsAbandoned: If `leave` returned `True`. Then no weight has changed.
         """
         settings = self.settings
+        self._updated = False
         self.actor.train()
         self.critic.train()
         # Shapes here and below are (B, T): one number a token, without an episode's first token.
@@ -332,6 +342,8 @@ class Learner(ActorCritic):
                     self.accelerator.backward(loss * scale)
                 self.accelerator.backward(self.critic_loss(part, rows, sums) * scale)
                 logps.append(scored)
+            if not last and not self._updated and self.leave():
+                raise RolloutsAbandoned("the step was abandoned")
         self._keep_logps(batch, passes.back(logps))
         trained = [("critic", self.critic, self.critic_optimizer)]
         if actor:
@@ -343,6 +355,7 @@ class Learner(ActorCritic):
             sums.norm(name, whole(norm))
             optimizer.step()
             optimizer.zero_grad()
+        self._updated = True
 
     def _keep_logps(self, batch: Batch, logps: torch.Tensor) -> None:
         """Keep the log-probs of a batch, unless an earlier epoch has set them."""

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 
 from agents import sft
 from agents.base.board import Bar
@@ -42,6 +41,7 @@ from retool_env.rollout import Policy, PolicyUnavailable, RolloutEngine
 from retool_env.rollout.engine import Group, run_blocking
 from retool_env.rollout.progress import Progress
 from retool_env.rules import Rules
+from retool_env.training.processes import everywhere, phase
 from retool_env.training.step import Step
 from retool_env.training.trained_weights import trained_weights
 from retool_env.transcript import Transcript, write_transcripts
@@ -105,8 +105,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         for number, fine_tuning in enumerate(tuning):
             held_out.evaluate(number, loaded, state)
             traces = folder / "stages" / f"{fine_tuning.name}.jsonl"
-            missing = not traces.exists()
-            state.wait_for_everyone()  # all processes must have looked before the file is written
+            missing = everywhere(not traces.exists())[0]  # the first process decides
             if missing:
                 rank = state.process_index
                 kept = traces.with_suffix(f".samples-{rank}.jsonl" if rank else ".samples.jsonl")
@@ -119,7 +118,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
                         run.log({"step": number + 1, **record})
                         reporter.log(number + 1, record)
                     write_transcripts_atomically(traces, chosen)
-                state.wait_for_everyone()
+                everywhere(None)
             else:
                 round_traces(traces)
             base = settings.model if settings.restart else model
@@ -246,12 +245,14 @@ def sample(
             left = [i for i in part if chosen[i].id not in finished]
             await asyncio.gather(*(one(i, chosen[i]) for i in left))
 
-        with Bar(f"round {number + 1}: sampling", len(part), live=progress) as bar:
+        live = Bar(f"round {number + 1}: sampling", len(part), live=progress)
+        with phase("rollouts"), live as bar:
             bar.set_total(len(part), len(finished))
             run_blocking(rest())
         # All processes wait here, so that no policy is closed while another process samples.
-        everywhere = dict(gather_object([(i, finished[chosen[i].id]) for i in part]))
-    return [everywhere[i] for i in range(len(chosen))]
+        own = {i: finished[chosen[i].id] for i in part}
+        found = {i: group for groups in everywhere(own) for i, group in groups.items()}
+    return [found[i] for i in range(len(chosen))]
 
 
 def make_held_out(
@@ -277,7 +278,7 @@ def make_held_out(
         with ExitStack() as resources:
             policy = policy_of(settings, step.number, model(), resources, top_p=TOP_P)
             sampled = run_blocking(episodes(policy))
-            gather_object([None])  # no policy is closed while another process samples
+            everywhere(None)  # no policy is closed while another process samples
         return sampled
 
     return HeldOut(run, settings, task, sample, sandbox, bar, run.stopping, reporter.evaluation)
@@ -310,7 +311,7 @@ def policy_of(
         version = number + 1
         if state.is_main_process:
             run_blocking(policy.update_weights(version, trained_weights(loaded)))
-        state.wait_for_everyone()
+        everywhere(None)
         if not state.is_main_process:
             run_blocking(policy.follow(version))
     return policy

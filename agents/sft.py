@@ -36,6 +36,7 @@ from agents.traces.scripted import check_mix, has_messages, make_traces, read_me
 from retool_env.episode import Tokenizer, decode
 from retool_env.execution import Sandbox
 from retool_env.files import file_fault
+from retool_env.training.processes import everywhere
 from retool_env.transcript import Span, Transcript, check_transcript
 
 TRACES = "traces.jsonl"
@@ -190,7 +191,7 @@ def find_traces(run: Session[Settings]) -> list[Transcript]:
     if run.main:
         with sandbox or contextlib.nullcontext():
             own_traces(run, sandbox)
-    processes().wait_for_everyone()
+    everywhere(None)
     return list(read_episodes(run.folder / TRACES, _CURE))
 
 

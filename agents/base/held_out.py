@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Any, override
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 
 from agents.base.board import Bar
@@ -40,7 +39,7 @@ from retool_env.rollout import Policy, RolloutEngine
 from retool_env.rules import Rules
 from retool_env.task import make_task, registered_settings
 from retool_env.training.figures import episode_figures
-from retool_env.training.rollouts import RolloutsAbandoned
+from retool_env.training.processes import RolloutsAbandoned, everywhere
 from retool_env.training.step import Step
 from retool_env.transcript import Transcript
 
@@ -159,7 +158,7 @@ class HeldOut:
         self._sandbox = sandbox
         self._clock = Clock(run)
         done = {record["step"] for record in run.metrics() if "eval/failed" in record}
-        [self._done] = broadcast_object_list([done])
+        self._done = everywhere(done)[0]
 
     def evaluate(
         self, step: int, model: torch.nn.Module, accelerator: Any, last: bool = False
@@ -199,10 +198,11 @@ class HeldOut:
             training=False,
         )
         sampled = self._sample(state, lambda policy: self._episodes(policy, part))
-        everywhere = dict(gather_object(list(zip(part, sampled, strict=True))))
+        own = dict(zip(part, sampled, strict=True))
+        found = {job: t for each in everywhere(own) for job, t in each.items()}
         self._done.add(step)
         if self._run.main:
-            transcripts = [everywhere[job] for job in jobs]
+            transcripts = [found[job] for job in jobs]
             self._record(step, transcripts, time.monotonic() - began)
 
     def finish(self, step: int, model: torch.nn.Module, accelerator: Any) -> None:

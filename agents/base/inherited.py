@@ -13,13 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
-
 from agents.base.config import read_config
 from agents.base.settings import SettingsError
 from agents.base.sharding import processes
 from retool_env.checkpoint_task import differences, read_task
 from retool_env.key_values import merge
+from retool_env.training.processes import everywhere
 
 
 def inherit_task(
@@ -58,7 +57,7 @@ def inherit_task(
                 env = _of_checkpoint(values, asked, model, id, cure)
         except (ValueError, OSError) as fault:
             error = str(fault)
-    error, env = broadcast_object_list([error, env])
+    error, env = everywhere((error, env))[0]
     if error:
         raise SettingsError(error)
     return env

@@ -24,6 +24,7 @@ from agents.base.fields import Attention, TuningSettings
 from agents.base.settings import SettingsError
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.files import folder_fault
+from retool_env.training.processes import everywhere
 from retool_env.training.trained_weights import trained_weights, whole
 
 
@@ -250,7 +251,7 @@ def save_checkpoint(
         tokenizer.save_pretrained(folder)
         if task is not None:
             task.save(folder)
-    trainer.accelerator.wait_for_everyone()
+    everywhere(None)  # for as long as the first process writes
 
 
 def generation_config(
@@ -299,4 +300,4 @@ def export(
     if trainer.accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
-    trainer.accelerator.wait_for_everyone()
+    everywhere(None)  # for as long as the first process writes

@@ -29,7 +29,6 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any, override
 
-from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback
 
 from agents.base.config import RESTART_CURE, read_config
@@ -39,6 +38,7 @@ from agents.base.resuming import kept_records, last_point
 from agents.base.settings import SettingsError, default_values
 from agents.base.sharding import processes
 from retool_env.provenance import REVISION, versions
+from retool_env.training.processes import everywhere
 from retool_env.transcript import Transcript, write_transcripts
 
 PICTURE_SECONDS = 60.0
@@ -109,13 +109,14 @@ class Run:
         self._drawn = time.monotonic()
         self._change: dict[str, Any] | None = None
         self.earlier: list[Any] = []
-        if not self._begun():
+        self._done_before = self._decided(self._done.exists)
+        if not self._decided(self._begun):
             return
         if not resume:
             raise SettingsError(
                 f"{folder} holds a run already: go on with --resume, or choose another name=..."
             )
-        record = read_config(folder)
+        record = self._decided(lambda: read_config(folder))
         number = self._state.num_processes
         if record.get("processes", number) != number:
             raise SettingsError(
@@ -155,7 +156,8 @@ class Run:
         """
         if type(before) not in (int, float) or not math.isfinite(before):
             raise damaged(self._config, f'"{length}" is {before!r:.60}', RESTART_CURE)
-        done = self._reached(length) if reached is None else reached()
+        measure = reached or (lambda: self._reached(length))
+        done = self._decided(measure)
         if now < done:
             raise SettingsError(
                 f"{self.folder} has already done {length}={done}, which is more than "
@@ -200,7 +202,7 @@ class Run:
         """
         if _dry.get():
             raise _Checked
-        self._state.wait_for_everyone()  # all processes have checked the folder before it changes
+        everywhere(None)  # all processes have checked the folder before it changes
         error = None
         if self.main:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -214,7 +216,7 @@ class Run:
                     "revision": REVISION,
                 }
                 write_atomically(self._config, json.dumps(record, indent=2) + "\n")
-        [error] = broadcast_object_list([error])
+        error = everywhere(error)[0]
         if error:
             raise SettingsError(error)
 
@@ -255,14 +257,15 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the run reached its end, and was not made longer since."""
-        return self._done.exists() and self._change is None
+        return self._done_before and self._change is None
 
     def finish(self) -> None:
         """Mark the run as finished. All processes call this together."""
         if self.main:
             self._note_change()
             self._done.touch()
-        self._state.wait_for_everyone()
+        everywhere(None)
+        self._done_before = True
 
     def resume_point(self) -> str | None:
         """Find the last checkpoint, and drop the records after it.
@@ -276,8 +279,8 @@ class Run:
             SettingsError: If the checkpoint or a record of any process is damaged. Then no record
                 is dropped.
         """
-        point = self._on_all(lambda: last_point(self.trainer))
-        if point is None and self._change is not None and self._done.exists():
+        point = self._decided(lambda: last_point(self.trainer))
+        if point is None and self._change is not None and self._done_before:
             raise SettingsError(
                 f"{self.folder} is finished, and {self.trainer} holds no checkpoint for resuming: "
                 f"choose another name=... with model={self.checkpoint}"
@@ -306,7 +309,7 @@ class Run:
                 number = path.stem.removeprefix("eval-")
                 if number.isdecimal() and int(number) > step:
                     path.unlink()
-        self._state.wait_for_everyone()
+        everywhere(None)
 
     def _note_change(self) -> None:
         """Record the run's new length when the run makes progress; until then it stays finished."""
@@ -339,9 +342,21 @@ class Run:
             results.append(work())
         except SettingsError as fault:
             error = str(fault)
-        for text in filter(None, gather_object([error])):
+        for text in filter(None, everywhere(error)):
             raise SettingsError(text)
         return results[0]
+
+    def _decided[T](self, look: Callable[[], T]) -> T:
+        """Look at the folder on the first process, and return its answer on every process.
+
+        A network file system may show other processes an older folder.
+
+        Raises:
+            SettingsError: The error of the first process.
+        """
+        answer: list[T] = []
+        self._on_all(lambda: answer.append(look()) if self.main else None)
+        return everywhere(answer)[0][0]
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to `metrics.jsonl`; draw the curves if they are older than a minute."""

@@ -263,6 +263,8 @@ class StopCallback(TrainerCallback):
                 trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
             except RolloutsAbandoned:  # on all processes, before the step's update
                 self.stopping.agreed()
+                # After an end between two passes the optimizer would not load its state.
+                trainer.accelerator.gradient_state._set_sync_gradients(True)
                 if trainer.state.global_step > self.saving.begun:
                     for (_, restore), state in zip(_random_states(), self._random, strict=True):
                         restore(state)
