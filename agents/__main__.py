@@ -23,6 +23,8 @@ from agents.base.registry import OWN_FORMS, algorithms, load_algorithm, section_
 from agents.base.run import dry_run
 from agents.base.settings import SettingsError, build_settings, describe
 from agents.base.sharding import leave_process_group
+from agents.base.status import CODES
+from agents.base.stopping import Stopped
 from retool_env.execution import SandboxUnavailable
 from retool_env.key_values import dump_yaml, parse_settings
 from retool_env.rollout import PolicyUnavailable
@@ -80,7 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         leave_process_group()
     except KeyboardInterrupt as stop:
         leave_process_group()  # all processes stop together
-        print("stopped: the same command with --resume goes on", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("stopped: the same command with --resume goes on", file=sys.stderr)
+        if isinstance(stop, Stopped):
+            return CODES["stopped"]
         return 128 + next(iter(stop.args), signal.SIGINT)
     except (SettingsError, FileNotFoundError, ImportError, SandboxUnavailable) as error:
         print(f"python -m agents {arguments.algorithm}: {redact(str(error))}", file=sys.stderr)

@@ -121,6 +121,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         if settings.packing or settings.tokens:
             check_packing(run.model)
         config = sft_config(run, micro_batch, passes)
+        run.check_disk()
         dataset = sft_dataset(find_traces(run))
         check_lengths(dataset, settings.packing)
         disable_progress_bars()  # packing's bar would disturb the run's bar

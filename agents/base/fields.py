@@ -18,6 +18,9 @@ Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attenti
 """Kernels of attention, by transformers' names. The names are listed, because transformers makes no
 mask for a name that it does not know."""
 
+ExportType = Literal["auto", "bfloat16"]
+"""Data types of saved models."""
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -61,6 +64,11 @@ class TuningSettings(ModelSettings):
     )
     gradient_checkpointing: bool = setting(
         False, "recompute activations in the backward pass: less memory, more time"
+    )
+    export_dtype: ExportType = setting(
+        "auto",
+        "data type of the saved models, checkpoint/ and checkpoints/<step>: auto: of the trained "
+        "weights (float32 with LoRA); bfloat16: half the size, rounded as vLLM serves them",
     )
     allow_high_learning_rate: bool = setting(
         False, "accept learning rates that are far too high for the size of the model"

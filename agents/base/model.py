@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from agents.base.fields import Attention, TuningSettings
+from agents.base.fields import Attention, ExportType, TuningSettings
 from agents.base.settings import SettingsError
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.files import folder_fault
@@ -203,11 +203,12 @@ def save_checkpoint(
     folder: Path,
     stop: Sequence[str] = (),
     task: CheckpointTask | None = None,
+    dtype: ExportType = "auto",
 ) -> None:
     """Save the trained model and its tokenizer in a folder that evaluation loads.
 
-    LoRA is merged into the model, which is then saved in float32, because bfloat16 would round away
-    most of a small update. The adapter is also saved by itself, in `adapter/` beside the folder.
+    LoRA is merged into the model. With `dtype="auto"` it is then saved in float32, because bfloat16
+    would round away most of a small update. The adapter is also saved by itself, in `adapter/` beside the folder.
 
     All processes call this function together. The first process's memory must hold the whole model.
 
@@ -221,6 +222,7 @@ def save_checkpoint(
             trained without them.
         task: The model's task, which is saved as `retool.json` beside the model and the adapter;
             `None` saves no task.
+        dtype: The data type of the saved weights; `"auto"`: of the trained weights.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     main = trainer.accelerator.is_main_process
@@ -229,8 +231,10 @@ def save_checkpoint(
     # All processes iterate, because the shards of each tensor are gathered.
     for name, tensor in trained_weights(model):
         if main:
-            merged = adapted and tensor.is_floating_point()
-            weights[name] = tensor.float().cpu() if merged else tensor.cpu()
+            kind = tensor.dtype
+            if tensor.is_floating_point():
+                kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32 if adapted else kind
+            weights[name] = tensor.to(kind).cpu()
     adapter = {}
     if adapted:
         for name, tensor in model.state_dict().items():
@@ -243,9 +247,9 @@ def save_checkpoint(
                 task.save(folder.parent / "adapter")
         base = model.get_base_model() if adapted else model
         base.save_pretrained(folder, state_dict=weights)
-        if adapted:
+        if adapted or dtype == "bfloat16":
             config = copy.deepcopy(base.config)  # its dtype is that of the weights in memory
-            config.dtype = torch.float32
+            config.dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
             config.save_pretrained(folder)
         generation_config(base, tokenizer, stop).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -285,6 +289,7 @@ def export(
     folder: Path,
     stop: Sequence[str],
     task: CheckpointTask | None = None,
+    dtype: ExportType = "auto",
 ) -> None:
     """Save a model like `save_checkpoint`, but atomically: the folder appears when it is complete.
 
@@ -294,9 +299,10 @@ def export(
         folder: The folder of the model. An existing folder is replaced.
         stop: See `save_checkpoint`.
         task: See `save_checkpoint`.
+        dtype: See `save_checkpoint`.
     """
     part = folder.with_name(f"{folder.name}.part")
-    save_checkpoint(trainer, tokenizer, part, stop, task)
+    save_checkpoint(trainer, tokenizer, part, stop, task, dtype)
     if trainer.accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)

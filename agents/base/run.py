@@ -69,6 +69,11 @@ def dry_run() -> Iterator[None]:
         _dry.reset(before)
 
 
+def is_dry() -> bool:
+    """Whether a run is checked, and not started."""
+    return _dry.get()
+
+
 class Run:
     """A run's folder.
 

@@ -25,12 +25,13 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from agents.base.board import Bar, console
-from agents.base.fields import ModelSettings, PolicySettings, RunSettings
+from agents.base.disk import check_disk, disk_need
+from agents.base.fields import ExportType, ModelSettings, PolicySettings, RunSettings
 from agents.base.held_out import HeldOut, Report, held_out_task
 from agents.base.model import export, load_model, save_checkpoint
 from agents.base.model_card import ModelCard
 from agents.base.reporting import Reporter, check_report_to
-from agents.base.run import Run
+from agents.base.run import Run, is_dry
 from agents.base.sampler import check_engine, make_policy
 from agents.base.saving import Saving
 from agents.base.selection import chosen_ids, subset
@@ -39,12 +40,13 @@ from agents.base.sharding import processes
 from agents.base.status import Status
 from agents.base.stopping import Stopping
 from agents.base.watch import Watch
-from retool_env.checkpoint_task import TEMPERATURE, TOP_P
+from retool_env.checkpoint_task import TEMPERATURE, TOP_P, CheckpointTask
 from retool_env.execution import Sandbox
 from retool_env.problem import ProblemList, ProblemSource
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.progress import Progress, shown
 from retool_env.rules import Rules
+from retool_env.training.processes import phase
 from retool_env.training.rollouts import Rollouts
 
 
@@ -185,13 +187,35 @@ class Session[S: RunSettings](Run):
         """The strings that end a turn."""
         return self.rules.turn_protocol().stop
 
+    @property
+    def _of_models(self) -> tuple[tuple[str, ...], CheckpointTask, ExportType]:
+        """The arguments that all saved models share."""
+        settings: Any = self.settings
+        return self.stop_strings, self.task, settings.export_dtype
+
+    def check_disk(self) -> None:
+        """Check that the run's checkpoints and models fit on the disk.
+
+        All processes call this together, once the model is loaded.
+
+        Raises:
+            SettingsError: If one checkpoint and the last model do not fit.
+        """
+
+        def check() -> None:
+            if self.main:
+                check_disk(disk_need(self.settings, self.model), self.folder, show=is_dry())
+
+        self._on_all(check)
+
     def save(self, trainer: Any) -> None:
         """Save the trained model, the result of the run, in `checkpoint`.
 
         Args:
             trainer: An object with the trained `model` and its `accelerator`.
         """
-        save_checkpoint(trainer, self.tokenizer, self.checkpoint, self.stop_strings, self.task)
+        with phase("saving"):
+            save_checkpoint(trainer, self.tokenizer, self.checkpoint, *self._of_models)
         if self.main:
             self.card.save(self.checkpoint)
             self.card.save(self.folder / "adapter", whole=self.checkpoint)
@@ -204,7 +228,8 @@ class Session[S: RunSettings](Run):
             step: The number of the optimizer step.
         """
         folder = self.exports / str(step)
-        export(trainer, self.tokenizer, folder, self.stop_strings, self.task)
+        with phase("saving"):
+            export(trainer, self.tokenizer, folder, *self._of_models)
         if self.main:
             self.card.save(folder, step)
             self.card.save(self.exports / "adapter", step, whole=folder)
@@ -262,6 +287,7 @@ class RolloutSession[P: PolicySettings](Session[P]):
                 record in the folder is damaged.
             SandboxUnavailable: If the sandbox does not work on this machine.
         """
+        self.check_disk()
         self._sandbox = self.open_sandbox()
         self.start()
         self.point = self.resume_point()

@@ -48,6 +48,10 @@ _NOTICE = (
 )
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal stopped the run in order: its last whole step is saved, if there is one."""
+
+
 class Stopping:
     """Handles SIGINT and SIGTERM in a `with` block, if the block runs in the main thread.
 
@@ -115,10 +119,10 @@ class Stopping:
         """End the run if the processes agreed to stop.
 
         Raises:
-            KeyboardInterrupt: With the number of the signal, if they agreed.
+            Stopped: With the number of the signal, if they agreed.
         """
         if self._agreed:
-            raise KeyboardInterrupt(self._agreed)
+            raise Stopped(self._agreed)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._sockets is not None:
@@ -252,7 +256,7 @@ class StopCallback(TrainerCallback):
             point: The folder of the checkpoint to resume from; `None` starts at the beginning.
 
         Raises:
-            KeyboardInterrupt: If a signal stopped the run; see `Stopping.end`.
+            Stopped: If a signal stopped the run; see `Stopping.end`.
             SettingsError: If the checkpoint can't be read.
         """
         self._take_saving(trainer)

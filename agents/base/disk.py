@@ -1,0 +1,122 @@
+"""Disk: the room that a run's checkpoints and models need, computed before the run starts."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.base.settings import SettingsError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class DiskNeed:
+    """The bytes that a run writes besides its records."""
+
+    checkpoint: int
+    """Bytes of a checkpoint for resuming: weights, and the two moments of Adam."""
+    checkpoints: int
+    """The largest number of checkpoints at a time. The last complete one stays until the next one
+    is complete."""
+    model: int
+    """Bytes of a saved model."""
+    models: int
+    """The number of saved models: the last one, and those of `export_steps`."""
+
+    @property
+    def least(self) -> int:
+        """The bytes without which the run can't end: one checkpoint and the last model."""
+        return self.checkpoint + self.model
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return self.checkpoint * self.checkpoints + self.model * self.models
+
+    def __str__(self) -> str:
+        return (
+            f"{_gib(self.total)} on the disk: {self.checkpoints} checkpoints of "
+            f"{_gib(self.checkpoint)}, {self.models} models of {_gib(self.model)}"
+        )
+
+
+def disk_need(settings: Any, model: torch.nn.Module) -> DiskNeed:
+    """The room that a run needs, from its settings and its model's shapes.
+
+    Args:
+        settings: The run's settings, with the fields of `TuningSettings`.
+        model: The model that is trained, without adapters.
+    """
+    parameters = list(model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in parameters)
+    count = sum(p.numel() for p in parameters)
+    critic = hasattr(settings, "critic_learning_rate")
+    if settings.lora_rank:
+        adapters = 4 * settings.lora_rank * _edges(model)
+        # PPO's checkpoints hold the frozen weights, TRL's only the adapters.
+        checkpoint = 3 * adapters + (weights if critic else 0)
+        merged = 4 * count
+    else:
+        adapters, checkpoint, merged = 0, 3 * weights, weights
+    saved = 2 * count if settings.export_dtype == "bfloat16" else merged
+    steps, every = getattr(settings, "steps", 0), getattr(settings, "export_steps", 0)
+    keep = getattr(settings, "trl", {}).get("save_total_limit", 1)
+    if not keep:  # all are kept
+        keep = steps // settings.save_steps
+    return DiskNeed(
+        checkpoint * (2 if critic else 1),
+        keep + 1,
+        saved + adapters,
+        1 + (steps // every if every else 0),
+    )
+
+
+def check_disk(need: DiskNeed, folder: Path, show: bool = False) -> None:
+    """Compare a run's need with the free room, and say it if it is large.
+
+    Args:
+        need: The need of the whole run.
+        folder: The run's folder. What a resumed run has written there counts as free.
+        show: Whether a small need is also said.
+
+    Raises:
+        SettingsError: If one checkpoint and the last model do not fit.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    ours = [folder / name for name in ("trainer", "checkpoint", "checkpoints")]
+    files = (path for part in ours for path in part.rglob("*") if path.is_file())
+    free = shutil.disk_usage(existing).free + sum(path.stat().st_size for path in files)
+    room = f"{_gib(free)} are free in {existing}"
+    if need.least > free:
+        raise SettingsError(
+            f"the run needs {need}, and {room}: one checkpoint and the last model do not fit. "
+            "Free some room, or choose another folder with --runs"
+        )
+    if need.total > free:
+        print(
+            f"warning: the run needs {need}, and {room}: free some room, or take a larger "
+            "export_steps",
+            file=sys.stderr,
+        )
+    elif show or need.total >= GIB:
+        print(f"the run needs {need}; {room}", file=sys.stderr)
+
+
+def _edges(model: torch.nn.Module) -> int:
+    """The inputs and outputs of all linear layers but the head: adapters of rank 1."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return sum(
+        layer.in_features + layer.out_features
+        for layer in model.modules()
+        if isinstance(layer, torch.nn.Linear) and layer is not head
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:,.2f} GiB" if size < 100 * GIB else f"{size / GIB:,.0f} GiB"
