@@ -357,7 +357,7 @@ def round_tuning(settings: Settings, folder: Path, number: int) -> sft.Settings:
     """
     name = f"round-{number + 1}"
     # The setting `sft` overrides the shared settings, but not the fixed ones.
-    free = ("dtype", "seed", "lora_rank", "gradient_checkpointing", "report_to")
+    free = ("dtype", "export_dtype", "seed", "lora_rank", "gradient_checkpointing", "report_to")
     shared = {key: getattr(settings, key) for key in (*free, "allow_high_learning_rate")}
     fixed = {key: getattr(settings, key) for key in ("model", "env", "sandbox")}
     fixed |= {"name": name, "data": str(folder / "stages" / f"{name}.jsonl")}

@@ -208,7 +208,8 @@ def save_checkpoint(
     """Save the trained model and its tokenizer in a folder that evaluation loads.
 
     LoRA is merged into the model. With `dtype="auto"` it is then saved in float32, because bfloat16
-    would round away most of a small update. The adapter is also saved by itself, in `adapter/` beside the folder.
+    would round away most of a small update. The adapter is also saved by itself, in `adapter/`
+    beside the folder.
 
     All processes call this function together. The first process's memory must hold the whole model.
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from torch import distributed
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from agents.base.records import INCOMPLETE, seal
@@ -100,7 +101,8 @@ class Saving:
             if end is not None:
                 end.join()
             for write in writes:
-                write.result()
+                if (fault := write.exception()) is not None:
+                    raise _failure(fault)
             if (error := self._error) is not None:
                 self._error = None
                 raise error
@@ -177,3 +179,12 @@ class Saving:
         assert isinstance(write, Future)  # the copy was made above, not by another thread
         write.add_done_callback(lambda _: stager.close())
         self._writes.append(write)
+
+
+def _failure(fault: BaseException) -> OSError:
+    """The error of shards that could not be written."""
+    text = str(fault)
+    if isinstance(fault, CheckpointException):  # not an `Exception`, and with tracebacks
+        failures = fault.failures.items()
+        text = "; ".join(f"process {rank}: {error}" for rank, (error, _) in failures)
+    return OSError(f"the checkpoint could not be written: {text}")

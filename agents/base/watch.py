@@ -177,12 +177,12 @@ class Watch:
             os._exit(1)
 
     def _silent(self, seconds: float) -> list[int]:
-        """The processes without a sign of life for a time, except those that have ended."""
+        """The other processes without a sign of life for a time, if they have not ended."""
         now = time.monotonic()
         return [
             rank
             for rank, (text, when) in sorted(self._seen.items())
-            if now - when >= seconds and json.loads(text)[2] != "ended"
+            if rank != self._rank and now - when >= seconds and json.loads(text)[2] != "ended"
         ]
 
     def _failed(self, rank: int) -> bool:

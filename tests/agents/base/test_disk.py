@@ -1,0 +1,82 @@
+"""The room for checkpoints and models, before a run starts."""
+
+from __future__ import annotations
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.small_runs import make_small, settings
+from transformers import AutoModelForCausalLM
+
+from agents import grpo, ppo
+from agents.base.disk import GIB, DiskNeed, check_disk, disk_need
+from agents.base.settings import SettingsError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_small(tmp_path_factory.mktemp("model"))
+
+
+def size(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("module", "kind"), [(grpo, {"lora_rank": 64}), (ppo, {"export_dtype": "bfloat16"})]
+)
+def test_the_need_is_what_a_run_writes(module, kind, folder, tmp_path):
+    """The files also hold the names of tensors."""
+    name = module.__name__.rpartition(".")[2]
+    chosen = settings(name, model=folder, steps=2, save_steps=1, export_steps=1, **kind)
+    need = disk_need(chosen, AutoModelForCausalLM.from_pretrained(folder))
+    module.train(chosen, tmp_path / "run")
+    [checkpoint] = (tmp_path / "run" / "trainer").glob("checkpoint-*")
+    weights = [p for p in checkpoint.rglob("*") if p.suffix in (".safetensors", ".bin", ".pt")]
+    assert need.checkpoint == pytest.approx(sum(p.stat().st_size for p in weights), rel=0.15)
+    models = [tmp_path / "run" / "checkpoint", *(tmp_path / "run" / "checkpoints").glob("[0-9]*")]
+    assert (need.checkpoints, need.models) == (2, len(models))
+    saved = models[0] / "model.safetensors"
+    assert need.model == pytest.approx(saved.stat().st_size, rel=0.25)
+
+
+def test_a_run_of_the_papers_size_is_known_before_it_starts():
+    with torch.device("meta"):
+        model = torch.nn.Linear(32_000, 1_024_000, bias=False)  # 32.8 billion weights
+    chosen = settings("ppo", steps=400, save_steps=1, export_steps=100, export_dtype="bfloat16")
+    need = disk_need(chosen, model)
+    assert need.checkpoint / GIB == pytest.approx(732, abs=1) and need.checkpoints == 2
+    assert need.model / GIB == pytest.approx(61, abs=1) and need.models == 5
+
+
+def test_a_small_disk_is_refused_a_narrow_one_is_said(tmp_path, monkeypatch, capsys):
+    need = DiskNeed(checkpoint=3 * GIB, checkpoints=2, model=GIB, models=3)
+    run = tmp_path / "runs" / "new"
+
+    def free(size):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=size * GIB))
+        check_disk(need, run)
+        return capsys.readouterr().err
+
+    told = free(20)
+    assert told.startswith("the run needs 9.00 GiB on the disk: 2 checkpoints of 3.00 GiB, 3 ")
+    assert f"20.00 GiB are free in {tmp_path}" in told
+    assert "warning: " in free(5)
+    with pytest.raises(SettingsError, match=r"one checkpoint and the last model do not fit"):
+        free(3)
+    (run / "trainer").mkdir(parents=True)
+    with open(run / "trainer" / "weights", "wb") as file:
+        file.truncate(3 * GIB)  # a resumed run replaces its own checkpoint
+    assert "warning: " in free(3)
+
+
+def test_a_small_need_is_only_said_when_asked(tmp_path, capsys):
+    need = DiskNeed(checkpoint=3, checkpoints=2, model=1, models=1)
+    check_disk(need, tmp_path)
+    assert capsys.readouterr().err == ""
+    check_disk(need, tmp_path, show=True)
+    assert "the run needs 0.00 GiB" in capsys.readouterr().err
