@@ -38,7 +38,7 @@ from agents.base.selection import chosen_ids, subset
 from agents.base.settings import SettingsError, find_sandbox, find_task, prefixed, task_of
 from agents.base.sharding import processes
 from agents.base.status import Status
-from agents.base.stopping import Stopping
+from agents.base.stopping import Stopped, Stopping, shielded
 from agents.base.watch import Watch
 from retool_env.checkpoint_task import TEMPERATURE, TOP_P, CheckpointTask
 from retool_env.execution import Sandbox
@@ -46,7 +46,7 @@ from retool_env.problem import ProblemList, ProblemSource
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.progress import Progress, shown
 from retool_env.rules import Rules
-from retool_env.training.processes import phase
+from retool_env.training.processes import RolloutsAbandoned, phase
 from retool_env.training.rollouts import Rollouts
 
 
@@ -110,16 +110,22 @@ class Session[S: RunSettings](Run):
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        given, context = error, getattr(error, "__context__", None)
+        if not isinstance(error, Exception | Stopped | None) and isinstance(context, Exception):
+            # A launcher stops this process after an error of another one, which also caused the
+            # error that was at work here.
+            error = error if isinstance(context, RolloutsAbandoned) else context
         try:
-            self.resources.__exit__(kind, error, trace)
-            if kind is None and not self._was_finished:
+            self.resources.__exit__(type(error) if error else None, error, trace)
+            if error is None and not self._was_finished:
                 self.draw()
                 self.finish()
         except BaseException as caught:
-            error = caught
-            raise
-        finally:
+            error = error or caught
+        with shielded():
             self._end(error)
+        if error is not given:
+            raise error
 
     @override
     def start(self) -> None:

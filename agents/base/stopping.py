@@ -8,6 +8,7 @@ agree after each pass and step, and during rollouts (`EngineRollouts`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, override
@@ -41,7 +42,7 @@ A terminal signals every process, and a launcher forwards the signal to its proc
 GRACE_SECONDS = 5.0
 """After a second signal, a process that hangs in a collective ends after this time."""
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 _NOTICE = (
     b"\nstopping: the run abandons its step or finishes its update, and then saves; a second "
     b"signal stops it at once\n"
@@ -156,6 +157,20 @@ class Stopping:
                 elif now - self._when >= SAME_SECONDS:
                     self._second = number
             return bool(numbers)
+
+
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """While the block runs, SIGINT and SIGTERM have no effect, if it runs in the main thread."""
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            before[number] = signal.signal(number, signal.SIG_IGN) or signal.SIG_DFL
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _AtItsEnd(Exception):

@@ -22,12 +22,12 @@ def folder(tmp_path_factory):
     return make_small(tmp_path_factory.mktemp("model"))
 
 
-def size(folder):
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 @pytest.mark.parametrize(
-    ("module", "kind"), [(grpo, {"lora_rank": 64}), (ppo, {"export_dtype": "bfloat16"})]
+    ("module", "kind"),
+    [
+        pytest.param(grpo, {"lora_rank": 64}, marks=pytest.mark.slow),
+        (ppo, {"export_dtype": "bfloat16"}),
+    ],
 )
 def test_the_need_is_what_a_run_writes(module, kind, folder, tmp_path):
     """The files also hold the names of tensors."""
@@ -40,8 +40,9 @@ def test_the_need_is_what_a_run_writes(module, kind, folder, tmp_path):
     assert need.checkpoint == pytest.approx(sum(p.stat().st_size for p in weights), rel=0.15)
     models = [tmp_path / "run" / "checkpoint", *(tmp_path / "run" / "checkpoints").glob("[0-9]*")]
     assert (need.checkpoints, need.models) == (2, len(models))
-    saved = models[0] / "model.safetensors"
-    assert need.model == pytest.approx(saved.stat().st_size, rel=0.25)
+    saved = [tmp_path / "run" / "checkpoint", tmp_path / "run" / "adapter"]
+    sizes = [path.stat().st_size for part in saved for path in part.glob("*.safetensors")]
+    assert need.model == pytest.approx(sum(sizes), rel=0.25)
 
 
 def test_a_run_of_the_papers_size_is_known_before_it_starts():
