@@ -27,7 +27,7 @@ class DiskNeed:
     model: int
     """Bytes of a saved model."""
     models: int
-    """The number of saved models: the last one, and those of `export_steps`."""
+    """The number of saved models: the last one, and one for each `export_steps`."""
 
     @property
     def least(self) -> int:
@@ -82,7 +82,7 @@ def check_disk(need: DiskNeed, folder: Path, show: bool = False) -> None:
 
     Args:
         need: The need of the whole run.
-        folder: The run's folder. What a resumed run has written there counts as free.
+        folder: The run's folder. The files that a resumed run replaces count as free.
         show: Whether a small need is also said.
 
     Raises:

@@ -40,8 +40,8 @@ _MOST_CHARACTERS = 4000
 class Status:
     """Writes the status of a run.
 
-    Any process can write the end of a run, because the first process may be the one that was
-    killed. The first failure is kept: later ones are mostly its consequences.
+    Any process can write the end of a run, because a failure may have killed the first process. The
+    first failure is kept: later failures are mostly its consequences.
 
     Args:
         folder: The run's folder.

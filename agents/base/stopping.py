@@ -248,7 +248,7 @@ class StopCallback(TrainerCallback):
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Abandon the step if a process received a signal. All processes call this.
 
-        The weights are those of the last whole step, and a resumed run makes this step anew.
+        No weight has changed since the last whole step, and a resumed run makes this step anew.
 
         Raises:
             RolloutsAbandoned: If a process received a signal.

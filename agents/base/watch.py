@@ -2,7 +2,7 @@
 
 A process in a collective waits for the others without a word. So a thread of each process writes a
 sign of life every two seconds, with the process's present work, to the store of the process group
-(a `TCPStore`), and reads those of the others. A process that hangs or was killed is named with its
+(a `TCPStore`), and reads the others' signs. A process that hangs or was killed is named with its
 work: "rank 1 (gpu-7, rollouts since 12:03:21 UTC)". A signal that one process received reaches the
 others in the same way, also where they wait in a collective or for their rollouts.
 """
@@ -101,7 +101,7 @@ class Watch:
                 self._beat("ended" if error is None else f"failed: {error}")
 
     def report(self) -> str:
-        """The processes that are silent or have failed; if there are none, the work of each.
+        """The processes that are silent or have failed; otherwise, the work of each process.
 
         It waits until a process that was killed just now counts as silent.
         """

@@ -1,6 +1,6 @@
 """Work that all processes of a run do together, so that an error on one ends it on all.
 
-The processes wait for one another's rollouts, files and uploads in a process group of their own,
+The processes wait for the slowest process's rollouts, files and uploads in a separate process group
 on gloo, with a time limit of hours. So the training's group, in which a process never waits long,
 can keep a limit of minutes, and a hang in it is found.
 """
