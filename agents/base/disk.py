@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -13,6 +14,12 @@ import torch
 from agents.base.settings import SettingsError
 
 GIB = 2**30
+
+SHUTDOWN_TIME = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+"""The variable with the seconds from a signal until `torchrun` kills its processes; 30 by default."""
+
+BYTES_PER_SECOND = GIB
+"""A speed of disks, to tell whether a checkpoint is written in time."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,21 @@ def check_disk(need: DiskNeed, folder: Path, show: bool = False) -> None:
         )
     elif show or need.total >= GIB:
         print(f"the run needs {need}; {room}", file=sys.stderr)
+
+
+def check_time(need: DiskNeed) -> None:
+    """Warn if a launcher may kill the run after a signal, before a large checkpoint is written.
+
+    Args:
+        need: The need of the whole run.
+    """
+    seconds = int(os.environ.get(SHUTDOWN_TIME, "30"))
+    if "TORCHELASTIC_RUN_ID" in os.environ and need.checkpoint > seconds * BYTES_PER_SECOND:
+        print(
+            f"warning: the launcher kills the run {seconds} s after a signal, and a checkpoint has "
+            f"{_gib(need.checkpoint)}: start it with a longer time, {SHUTDOWN_TIME}=600",
+            file=sys.stderr,
+        )
 
 
 def _edges(model: torch.nn.Module) -> int:

@@ -25,7 +25,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from agents.base.board import Bar, console
-from agents.base.disk import check_disk, disk_need
+from agents.base.disk import check_disk, check_time, disk_need
 from agents.base.fields import ExportType, ModelSettings, PolicySettings, RunSettings
 from agents.base.held_out import HeldOut, Report, held_out_task
 from agents.base.model import export, load_model, save_checkpoint
@@ -135,7 +135,7 @@ class Session[S: RunSettings](Run):
 
     def _end(self, error: BaseException | None) -> None:
         """Write how the run ended, and end the watch."""
-        saved = self.saving.step or None
+        saved = self.saving.step or None if self.main else None
         if error is None:
             self.status.end("finished", saved)
         elif isinstance(error, KeyboardInterrupt):
@@ -210,7 +210,9 @@ class Session[S: RunSettings](Run):
 
         def check() -> None:
             if self.main:
-                check_disk(disk_need(self.settings, self.model), self.folder, show=is_dry())
+                need = disk_need(self.settings, self.model)
+                check_disk(need, self.folder, show=is_dry())
+                check_time(need)
 
         self._on_all(check)
 

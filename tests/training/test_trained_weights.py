@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from agents.base.model import save_checkpoint
 from agents.models.tiny import make_model
@@ -101,6 +101,18 @@ def test_a_merged_model_is_saved_in_float32_and_evaluated_in_it(tmp_path):
         assert torch.equal(policy.model.state_dict()[name], tensor.float())
     assert policy.model.dtype == torch.float32
     assert adapted.dtype == torch.bfloat16  # the one that is trained
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_model_saved_in_bfloat16_is_half_as_large_and_the_trained_one_stays(tmp_path, lora):
+    adapted, tokenizer = adapted_in_bfloat16(1e-5) if lora else make_model(seed=0)
+    before = adapted.dtype
+    trainer = SimpleNamespace(model=adapted, accelerator=Accelerator(cpu=True))
+    save_checkpoint(trainer, tokenizer, tmp_path / "half", dtype="bfloat16")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "half")  # in the saved type
+    assert saved.dtype == torch.bfloat16 and adapted.dtype == before
+    for name, tensor in trained_weights(adapted):
+        assert torch.equal(saved.state_dict()[name], tensor.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize(("update", "least", "most"), [(1e-5, 0.9, 1.0), (1.0, 0.0, 0.1)])

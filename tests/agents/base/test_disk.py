@@ -11,7 +11,7 @@ from helpers.small_runs import make_small, settings
 from transformers import AutoModelForCausalLM
 
 from agents import grpo, ppo
-from agents.base.disk import GIB, DiskNeed, check_disk, disk_need
+from agents.base.disk import GIB, SHUTDOWN_TIME, DiskNeed, check_disk, check_time, disk_need
 from agents.base.settings import SettingsError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -81,3 +81,19 @@ def test_a_small_need_is_only_said_when_asked(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     check_disk(need, tmp_path, show=True)
     assert "the run needs 0.00 GiB" in capsys.readouterr().err
+
+
+def test_a_launcher_that_kills_before_a_checkpoint_is_written_is_said(monkeypatch, capsys):
+    def told(size, seconds=None):
+        monkeypatch.delenv(SHUTDOWN_TIME, raising=False)
+        if seconds is not None:
+            monkeypatch.setenv(SHUTDOWN_TIME, str(seconds))
+        check_time(DiskNeed(size * GIB, 2, GIB, 1))
+        return capsys.readouterr().err
+
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert told(366) == ""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert told(1) == "" and told(366, 600) == ""
+    assert "30 s after a signal, and a checkpoint has 366 GiB: start it with" in told(366)
+    assert f"{SHUTDOWN_TIME}=600" in told(366)

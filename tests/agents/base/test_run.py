@@ -15,6 +15,7 @@ from helpers import ROOT
 from agents.base import run as runs
 from agents.base.run import Run
 from agents.base.settings import SettingsError
+from retool_env.provenance import REVISION
 
 HOLD = """
 import sys
@@ -82,6 +83,30 @@ def test_a_run_does_not_go_on_with_another_number_of_processes(tmp_path, monkeyp
     monkeypatch.setattr(runs, "processes", lambda: two)
     with pytest.raises(SettingsError, match=r"started with 1 processes.*can't be resumed with 2"):
         Run(tmp_path, Settings(), resume=True)
+
+
+def test_the_first_process_decides_whether_a_run_exists(tmp_path, monkeypatch):
+    """The folder that another process sees may be older."""
+    other = SimpleNamespace(num_processes=2, process_index=1, is_main_process=False)
+    answers = {"begun": True, "done": True}
+
+    def everywhere(own):
+        if own == "":
+            return ["", ""]  # no errors
+        assert own == []  # only the first process has looked
+        return [[answers[asked.pop(0)]], own]
+
+    monkeypatch.setattr(runs, "processes", lambda: other)
+    monkeypatch.setattr(runs, "everywhere", everywhere)
+    asked = ["done", "begun"]
+    with pytest.raises(SettingsError, match="holds a run already"):
+        Run(tmp_path / "unseen", Settings(), resume=False)
+    answers["config"] = {"settings": {"seed": 0}, "processes": 2, "revision": REVISION}
+    asked = ["done", "begun", "config"]
+    assert Run(tmp_path / "unseen", Settings(), resume=True).finished
+    answers["begun"] = answers["done"] = False
+    asked = ["done", "begun"]
+    assert not Run(tmp_path / "unseen", Settings(), resume=True).finished
 
 
 def test_it_goes_on_at_the_last_checkpoint_that_is_whole(tmp_path):

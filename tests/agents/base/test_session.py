@@ -1,11 +1,17 @@
 """A session opens and closes the resources of a run, and marks a run at its end as finished."""
 
+import json
+import os
+import signal
+
 import pytest
 from helpers.small_runs import make_small, settings
 
+from agents.__main__ import _terminate
 from agents.base import session
 from agents.base.session import RolloutSession, Session
 from agents.base.settings import SettingsError
+from agents.base.stopping import Stopped
 
 
 class Box:
@@ -38,6 +44,45 @@ def test_at_its_end_all_is_closed_and_the_run_is_finished(tmp_path, model, close
         run.resources.callback(lambda: closed.append("later"))
         assert not run.finished and closed == []
     assert run.finished and closed == ["later", "sandbox"]
+    assert state(tmp_path / "run")[:2] == ("finished", 0)
+
+
+def state(folder):
+    found = json.loads((folder / "status.json").read_text())
+    return found["state"], found["code"], found["error"]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (Stopped(15), ("stopped", 75, None)),
+        (KeyboardInterrupt(2), ("stopped", 75, None)),
+        (OSError("disk full"), ("failed", 1, "OSError: disk full")),
+    ],
+)
+def test_the_status_says_how_a_run_ended(tmp_path, model, closed, error, expected):
+    made = settings("grpo", model=model)
+    with pytest.raises(type(error)), RolloutSession(made, tmp_path / "run", False) as run:
+        run.begin("rl")
+        assert state(tmp_path / "run") == ("running", None, None)
+        raise error
+    assert state(tmp_path / "run") == expected
+
+
+def test_a_launcher_that_stops_the_other_processes_does_not_hide_the_error(tmp_path, model, closed):
+    """The launcher's signal arrives while the error of the failed process is handled."""
+    made = settings("grpo", model=model)
+    before = signal.signal(signal.SIGTERM, _terminate)
+    lost = pytest.raises(RuntimeError, match="closed by peer")
+    with lost, RolloutSession(made, tmp_path / "run", False) as run:
+        run.begin("rl")
+        run.resources.callback(os.kill, os.getpid(), signal.SIGTERM)
+        try:
+            raise RuntimeError("connection closed by peer")
+        finally:
+            raise KeyboardInterrupt(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)
+    assert state(tmp_path / "run") == ("failed", 1, "RuntimeError: connection closed by peer")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import torch
 from helpers import HELPERS, ROOT
 from helpers.small_runs import given, make_small, records, settings
+from torch import distributed
 from transformers import AutoModelForCausalLM
 
 from agents import grpo, ppo, rft, sft
 from agents.base import stopping as stops
 from agents.base.run import RunLogger
-from agents.base.stopping import Stopping
+from agents.base.stopping import Stopped, Stopping
 from retool_env.problems import Problem, ProblemList
 from retool_env.rules import Rules
 from retool_env.training.rollouts import Rollouts
@@ -217,6 +220,79 @@ def test_what_a_stopped_round_of_rft_had_sampled_is_not_sampled_again(model, tmp
 
     assert ids(groups) == ids(whole) and len(groups) == 4
     assert len(list(read_transcripts(tmp_path / "cut" / "kept.jsonl"))) == 12
+
+
+@pytest.mark.parametrize(
+    ("module", "more"),
+    [
+        (grpo, {"tokens": 60}),
+        pytest.param(grpo, {"micro_batch": 2}, marks=pytest.mark.slow),
+        (ppo, {"micro_batch": 2}),
+    ],
+)
+def test_a_step_is_left_between_two_passes_and_made_anew(
+    module, more, model, tmp_path, monkeypatch
+):
+    name = module.__name__.rpartition(".")[2]
+    few = settings(name, model=model, steps=3, **more)
+    agreed, asked = Stopping.agreed, []
+
+    def telling(self):
+        """The third step's second pass has begun."""
+        steps = records(tmp_path / "cut") if (tmp_path / "cut" / "metrics.jsonl").exists() else []
+        asked.append(len(steps))
+        if asked.count(2) == (3 if module is grpo else 2):
+            os.kill(os.getpid(), signal.SIGINT)
+        return agreed(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Stopping, "agreed", telling)
+        module.train(few, tmp_path / "cut")
+    assert asked.count(2) in (3, 4, 5) and 3 not in asked  # no further pass
+    assert checkpoints(tmp_path / "cut") == ["checkpoint-2"]
+    resumed = module.train(few, tmp_path / "cut", resume=True)
+    same_weights(model, module.train(few, tmp_path / "whole"), resumed)
+    same_curve(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_signal_is_noted_while_the_process_waits_in_a_library():
+    """As in a collective, Python's handler can't run there."""
+    store = distributed.HashStore()
+    with Stopping() as stopping:
+
+        def others():
+            time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not stopping.asked():
+                time.sleep(0.01)
+            store.set("they leave", "1")
+
+        thread = threading.Thread(target=others)
+        thread.start()
+        store.wait(["they leave"], datetime.timedelta(seconds=60))
+        thread.join()
+        assert stopping.number == signal.SIGTERM
+
+
+def test_a_second_signal_ends_a_process_that_hangs(monkeypatch):
+    ended, words = threading.Event(), []
+    monkeypatch.setattr(os, "_exit", lambda status: (words.append(status), ended.set()))
+    monkeypatch.setattr(stops, "SAME_SECONDS", 0.0)
+    monkeypatch.setattr(stops, "GRACE_SECONDS", 0.1)
+    store = distributed.HashStore()
+    with pytest.raises(KeyboardInterrupt), Stopping() as stopping:
+        stopping.last_words = words.append
+
+        def twice():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), number)
+                time.sleep(0.1)
+            assert ended.wait(60)
+            store.set("end of the test", "1")
+
+        threading.Thread(target=twice).start()
+        store.wait(["end of the test"], datetime.timedelta(seconds=100))
+    assert words[:2] == [signal.SIGINT, 128 + signal.SIGINT]
 
 
 def test_a_second_signal_stops_at_once_but_not_its_echo(monkeypatch, capfd):
