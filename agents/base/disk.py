@@ -16,7 +16,7 @@ from agents.base.settings import SettingsError
 GIB = 2**30
 
 SHUTDOWN_TIME = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
-"""The variable with the seconds from a signal until `torchrun` kills its processes; 30 by default."""
+"""The variable with the seconds between a signal and the launcher's SIGKILL; by default 30."""
 
 BYTES_PER_SECOND = GIB
 """A speed of disks, to tell whether a checkpoint is written in time."""
