@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from agents import ppo
 from agents.base.minibatch import Batch
+from agents.base.saving import Saving
 from agents.base.settings import SettingsError
 from agents.models.tiny import make_checkpoint, make_tokenizer
 
@@ -64,9 +65,10 @@ def test_a_checkpoint_restores_weights_and_optimizers_and_replaces_the_older_one
     batch = Batch.of(table(ROWS))
     made = learner(initial)
     made.learn(batch, 0)
-    made.save(tmp_path, 1)
+    saving = Saving(tmp_path)
+    made.save(saving, 1)
     made.learn(batch, 1)
-    made.save(tmp_path, 2)
+    made.save(saving, 2)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
     sizes = json.loads((tmp_path / "checkpoint-2" / "files.json").read_text())
     assert "trainer_state.json" in sizes and "model.safetensors" in sizes
