@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from agents.base.settings import SettingsError
+from agents.base.sharding import launched
 
 GIB = 2**30
 
@@ -122,7 +123,7 @@ def check_time(need: DiskNeed) -> None:
         need: The need of the whole run.
     """
     seconds = int(os.environ.get(SHUTDOWN_TIME, "30"))
-    if "TORCHELASTIC_RUN_ID" in os.environ and need.checkpoint > seconds * BYTES_PER_SECOND:
+    if launched() and need.checkpoint > seconds * BYTES_PER_SECOND:
         print(
             f"warning: the launcher kills the run {seconds} s after a signal, and a checkpoint has "
             f"{_gib(need.checkpoint)}: start it with a longer time, {SHUTDOWN_TIME}=600",

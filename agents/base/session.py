@@ -36,9 +36,9 @@ from agents.base.sampler import check_engine, make_policy
 from agents.base.saving import Saving
 from agents.base.selection import chosen_ids, subset
 from agents.base.settings import SettingsError, find_sandbox, find_task, prefixed, task_of
-from agents.base.sharding import processes
+from agents.base.sharding import launched, processes
 from agents.base.status import Status
-from agents.base.stopping import Stopped, Stopping, shielded
+from agents.base.stopping import Stopping, shielded
 from agents.base.watch import Watch
 from retool_env.checkpoint_task import TEMPERATURE, TOP_P, CheckpointTask
 from retool_env.execution import Sandbox
@@ -46,7 +46,7 @@ from retool_env.problem import ProblemList, ProblemSource
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.progress import Progress, shown
 from retool_env.rules import Rules
-from retool_env.training.processes import RolloutsAbandoned, phase
+from retool_env.training.processes import phase
 from retool_env.training.rollouts import Rollouts
 
 
@@ -111,10 +111,11 @@ class Session[S: RunSettings](Run):
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         given, context = error, getattr(error, "__context__", None)
-        if not isinstance(error, Exception | Stopped | None) and isinstance(context, Exception):
-            # A launcher stops this process after an error of another one, which also caused the
-            # error that was at work here.
-            error = error if isinstance(context, RolloutsAbandoned) else context
+        told = launched() and isinstance(error, KeyboardInterrupt)
+        if told and isinstance(context, RuntimeError):
+            # The launcher stops this process after another one has died, which was also the reason
+            # of the error here.
+            error = context
         try:
             self.resources.__exit__(type(error) if error else None, error, trace)
             if error is None and not self._was_finished:
@@ -143,8 +144,8 @@ class Session[S: RunSettings](Run):
             if self.main and saved:
                 print(f"\nthe checkpoint of step {saved} is complete", file=sys.stderr)
         else:
-            if isinstance(error, RuntimeError) and processes().num_processes > 1:
-                error.add_note(self.watch.report())
+            if isinstance(error, RuntimeError) and (report := self.watch.report()):
+                error.add_note(report)
             text = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
             self.status.end("failed", saved, text)
         self.watch.close(None if error is None else str(error) or type(error).__name__)

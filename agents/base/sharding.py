@@ -55,6 +55,11 @@ def processes() -> PartialState:
     return PartialState(cpu=cpu, timeout=TIME_LIMIT)
 
 
+def launched() -> bool:
+    """Whether `torchrun` or `accelerate launch` started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def leave_process_group() -> None:
     """Leave the process group of the run, if there is one.
 

@@ -24,7 +24,7 @@ import threading
 from pathlib import Path
 from typing import Any, Literal
 
-from agents.base.sharding import processes
+from agents.base.sharding import launched, processes
 from retool_env.servers.address import redact
 
 State = Literal["running", "finished", "stopped", "failed"]
@@ -133,7 +133,7 @@ def resume_command() -> str | None:
     if spec is None or spec.name != "agents.__main__":
         return None
     words = sys.orig_argv
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # the parent process is the launcher's agent
+    if launched():  # the parent process is the launcher's agent
         with contextlib.suppress(OSError):
             line = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8")
             words = line.rstrip("\0").split("\0")

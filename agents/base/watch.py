@@ -103,8 +103,11 @@ class Watch:
     def report(self) -> str:
         """The processes that are silent or have failed; otherwise, the work of each process.
 
-        It waits until a process that was killed just now counts as silent.
+        It waits until a process that was killed just now counts as silent. The text is empty if the
+        watch has not begun, or there is one process.
         """
+        if self._store is None:
+            return ""
         until = time.monotonic() + SILENT_SECONDS + BEAT_SECONDS
         while not (found := self._silent(SILENT_SECONDS)) and time.monotonic() < until:
             if self._lost or any(self._failed(rank) for rank in self._seen):

@@ -91,11 +91,12 @@ def stopped(finished, tmp_path):
 
 
 def contents(folder):
-    """All files, but for the lock and what is damaged beyond reading."""
+    """All files, but for the lock, the status, and what is damaged beyond reading."""
+    unread = "lock", "status.json"
     return {
         path: path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and not path.is_symlink() and path.name != "lock"
+        if path.is_file() and not path.is_symlink() and path.name not in unread
     }
 
 
@@ -113,6 +114,7 @@ def refused(folder, model, capsys, *text, **more):
         assert str(each) in line, line
     assert len(line) < 1000
     assert contents(folder) == before
+    assert json.loads((folder / "status.json").read_text())["state"] in ("failed", "finished")
     assert not list(folder.rglob("*.part"))
     return line
 

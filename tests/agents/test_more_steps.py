@@ -203,12 +203,12 @@ def test_a_finished_run_without_its_checkpoints_keeps_what_it_has(model, tmp_pat
     run = tmp_path / "run"
     grpo.train(settings("grpo", model=model), run)
     shutil.rmtree(run / "trainer")
-    kept = {path: path.read_bytes() for path in run.glob("*.json*")}
+    kept = {path: path.read_bytes() for path in run.glob("*.jsonl")}
     with pytest.raises(
         SettingsError, match=r"is finished, and .*trainer holds no checkpoint.*model="
     ):
         grpo.train(settings("grpo", model=model, steps=6), run, resume=True)
-    assert {path: path.read_bytes() for path in run.glob("*.json*")} == kept
+    assert {path: path.read_bytes() for path in run.glob("*.jsonl")} == kept
     assert (run / "done").exists()
     assert grpo.train(settings("grpo", model=model), run, resume=True) == run / "checkpoint"
 

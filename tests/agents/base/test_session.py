@@ -69,9 +69,12 @@ def test_the_status_says_how_a_run_ended(tmp_path, model, closed, error, expecte
     assert state(tmp_path / "run") == expected
 
 
-def test_a_launcher_that_stops_the_other_processes_does_not_hide_the_error(tmp_path, model, closed):
+def test_a_launcher_that_stops_the_other_processes_does_not_hide_the_error(
+    tmp_path, model, closed, monkeypatch
+):
     """The launcher's signal arrives while the error of the failed process is handled."""
     made = settings("grpo", model=model)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     before = signal.signal(signal.SIGTERM, _terminate)
     lost = pytest.raises(RuntimeError, match="closed by peer")
     with lost, RolloutSession(made, tmp_path / "run", False) as run:
