@@ -77,7 +77,9 @@ def test_the_values_are_the_papers_or_the_recipes(preset, algorithm):
         assert (micro * processes, passes) == (settings.batch_size, 1)
         return
     assert settings.engine["name"].startswith("http") and settings.engine["weights_folder"]
+    assert settings.export_dtype == "bfloat16"
     if algorithm == "ppo":
+        assert settings.save_steps == 1  # a step is a batch
         assert_has(settings, PPO)
         ppo.check(settings, processes)
         return
@@ -86,6 +88,7 @@ def test_the_values_are_the_papers_or_the_recipes(preset, algorithm):
     assert (settings.steps, settings.prompts) == (batches["steps"], batches["prompts"])
     assert grpo.check_batch(settings, processes) == (settings.prompts * 16 // processes, 1)
     batch = settings.trl["generation_batch_size"]
+    assert settings.save_steps * settings.prompts * 16 == batch
     assert batch == batches["batch"] and batch % (settings.prompts * 16) == 0
     assert batch // 16 % processes == 0  # whole groups a process
     if algorithm == "dapo":
