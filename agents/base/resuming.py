@@ -81,6 +81,16 @@ def last_point(trainer: Path) -> Point | None:
     return None
 
 
+def oldest_step(trainer: Path) -> int:
+    """The step of the oldest complete checkpoint of a run; 0 without one.
+
+    Args:
+        trainer: The folder of the run's checkpoints.
+    """
+    sealed = (path.parent.name for path in trainer.glob(f"checkpoint-*/{SEAL}"))
+    return min((int(name.removeprefix("checkpoint-")) for name in sealed), default=0)
+
+
 def read_state(folder: Path, step: int, cure: str) -> dict[str, Any] | None:
     """The object in a checkpoint's `trainer_state.json`; `None` if the checkpoint is incomplete.
 

@@ -8,6 +8,7 @@ transcripts.jsonl   the episodes, each with the version of the weights that samp
                     process has another file, transcripts-1.jsonl and so on
 eval-<step>.jsonl   the episodes of an evaluation on held-out problems
 curves.png          the learning curves, redrawn every minute
+batches/            the newest rollouts, with which a run goes on after a stop inside a batch
 trainer/            checkpoints for resuming, each with the sizes of its files (`files.json`)
 checkpoint/         the trained model and its tokenizer
 checkpoints/<step>/ the model during training, if the settings ask for it
@@ -100,6 +101,8 @@ class Run:
         """The folder of the trained model."""
         self.exports = folder / "checkpoints"
         """The folder of the models during training, with a folder for each exported step."""
+        self.batches = folder / "batches"
+        """The folder of the newest rollouts, with which a resumed run goes on."""
         self._done = folder / "done"
         self._state = processes()
         self._config = folder / "config.json"

@@ -29,6 +29,7 @@ from agents.base.held_out import HeldOut, Report, held_out_task
 from agents.base.model import export, load_model, save_checkpoint
 from agents.base.model_card import ModelCard
 from agents.base.reporting import Reporter, check_report_to
+from agents.base.resuming import oldest_step
 from agents.base.run import Run
 from agents.base.sampler import check_engine, make_policy
 from agents.base.selection import chosen_ids, subset
@@ -41,6 +42,7 @@ from retool_env.problem import ProblemList, ProblemSource
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.progress import Progress, shown
 from retool_env.rules import Rules
+from retool_env.training.kept_batches import KeptBatches
 from retool_env.training.rollouts import Rollouts
 
 
@@ -272,6 +274,7 @@ class RolloutSession[P: PolicySettings](Session[P]):
             deadline=settings.deadline or None,
             mask_void=settings.mask_void,
             stopping=self.stopping.asked,
+            kept=KeptBatches(self.batches, lambda: oldest_step(self.trainer)),
             **options,
         )
         self.resources.callback(rollouts.close)
