@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO
 
 from retool_env.errors import DataError
 from retool_env.rotation import open_part, parts
@@ -94,7 +94,7 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
             yield from bounded_lines(file, os.fspath(part))
 
 
-def bounded_lines(file: IO[bytes], name: str) -> Iterator[bytes]:
+def bounded_lines(file: BufferedIOBase, name: str) -> Iterator[bytes]:
     """Yield the lines of an open file, with their line breaks.
 
     Args:

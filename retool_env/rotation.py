@@ -15,9 +15,10 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Self
 
 PART_BYTES = 64 << 20
 """The size, in bytes, from which an open file is closed before more is written."""
@@ -67,7 +68,7 @@ def open_names(folder: Path) -> set[str]:
     return {name for name in names if _OPEN.fullmatch(name)} | {f"{m[1]}.jsonl" for m in closed}
 
 
-def open_part(path: Path) -> IO[bytes]:
+def open_part(path: Path) -> BufferedIOBase:
     """Open a plain or a compressed file for reading."""
     return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
 
@@ -118,7 +119,7 @@ class Stream:
         self._parts = parts(path)
         self._sizes = [length(part) for part in self._parts]
         self._number = -1
-        self._file: IO[bytes] | None = None
+        self._file: BufferedIOBase | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -157,7 +158,7 @@ class Stream:
             yield line
             offset += len(line)
 
-    def _at(self, offset: int) -> Any:
+    def _at(self, offset: int) -> BufferedIOBase | None:
         """The open part of an offset, at its place; `None` behind the end."""
         for number, size in enumerate(self._sizes):
             last = number + 1 == len(self._sizes)  # which may have grown

@@ -143,19 +143,18 @@ class Run:
             done = self._reached(length) if reached is None else reached()
         for change in changes:
             if change["setting"] == length:
-                assert done is not None
-                self._check_length(length, change, done)
+                self._check_length(change, done or 0)
                 self._longer = True
                 self.earlier.append(change["from"])
         self._changes = [noted(change, done) for change in changes]
 
-    def _check_length(self, length: str, change: Mapping[str, Any], done: float) -> None:
+    def _check_length(self, change: Mapping[str, Any], done: float) -> None:
         """Check a change of the run's length.
 
         Raises:
             SettingsError: If the run has passed the new length.
         """
-        before, now = change["from"], change["to"]
+        length, before, now = change["setting"], change["from"], change["to"]
         if type(before) not in (int, float) or not math.isfinite(before):
             raise damaged(self._config, f'"{length}" is {before!r:.60}', RESTART_CURE)
         if now < done:
