@@ -87,10 +87,12 @@ class Settings(PolicySettings):
 
     def frozen_figures(self, processes: int) -> dict[str, int]:
         """The episodes of a generation batch; see `RunSettings.frozen_figures`."""
-        step = self.prompts * self.rollouts
-        each = step if self.tokens else self.micro_batch * processes  # episodes of a pass of all
-        passes = self.trl.get("steps_per_generation") or step // each
-        return {"trl.generation_batch_size": self.trl.get("generation_batch_size") or each * passes}
+        batch = self.trl.get("generation_batch_size")
+        if not batch:
+            batch = step = self.prompts * self.rollouts
+            if passes := self.trl.get("steps_per_generation"):
+                batch = passes * (step if self.tokens else self.micro_batch * processes)
+        return {"trl.generation_batch_size": batch}
 
 
 def train(

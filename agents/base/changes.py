@@ -16,10 +16,10 @@ from agents.base.settings import SettingsError, default_values
 from retool_env.provenance import versions
 
 Rule = Literal["frozen", "free", "length", "fields", "stage"]
-"""What `--resume` accepts for a setting.
+"""The values of a setting that `--resume` accepts.
 
-`frozen`: the value of the start only. `free`: any value. `length`: a larger value, and a smaller
-one that the run has not passed, if the setting is the run's length; otherwise it is frozen.
+`frozen`: only the value of the start. `free`: any value. `length`: any length that the run has not
+passed, if the setting is the run's length; otherwise the setting is frozen.
 `fields`: each field of `trl` by `FREE_FIELDS`. `stage`: each setting of the stage by this table."""
 
 RULES: Mapping[str, Rule] = {

@@ -135,7 +135,14 @@ def read_lines(
 def read_part(
     path: Path, cure: str, appended: bool = False, what: str = "record"
 ) -> Iterator[Line]:
-    """Iterate over the lines of one file, plain or compressed; see `read_lines`."""
+    """Iterate over the lines of one file, without other parts of it; see `read_lines`.
+
+    Args:
+        path: The file, plain or compressed.
+        cure: The advice of the error, if a line can't be restored.
+        appended: Whether the file is written line by line.
+        what: The name of a line's content in the error.
+    """
     with _open(path) as file:
         number = 0
         while text := _read(path, lambda: file.readline(MOST_LINE + 1)):

@@ -56,7 +56,7 @@ class ResumableGRPOTrainer(PackedGRPOTrainer):
 
     @property
     def goes_on(self) -> bool:
-        """Whether the last batch is one that an earlier start of the run had begun to train on."""
+        """Whether an earlier start of the run has trained on a part of the last batch."""
         rollouts = self.rollout_func
         return isinstance(rollouts, Rollouts) and rollouts.recalled and rollouts.request.resumed
 

@@ -111,7 +111,7 @@ class KeptBatches:
             step: The request for the batch.
 
         Returns:
-            The part; `None` if the batch is not kept, or its problems are not those of the request.
+            The part; `None` if the batch is not kept, or has other problems than the request.
 
         Raises:
             SettingsError: If a file is damaged.

@@ -34,8 +34,8 @@ class Step:
     training: bool = True
     """Whether the batch is trained on. In evaluation nothing is recorded or logged."""
     until: int | None = None
-    """The number of optimizer steps after which the trainer is done with the batch; `None`: the
-    next step is the only one that trains on it."""
+    """The number of optimizer steps after which the trainer is done with the batch; `None`: only
+    the next step trains on it."""
     resumed: bool = False
     """Whether the trainer was resumed inside the batch: earlier steps have trained on a part of it,
     and have logged its figures."""

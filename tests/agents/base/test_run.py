@@ -105,7 +105,7 @@ def test_another_number_of_processes_is_recorded_and_cuts_the_files_of_all(tmp_p
 
 
 def test_large_files_of_transcripts_are_closed_and_the_stream_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "PART_BYTES", 3000)
+    monkeypatch.setattr(runs, "PART_BYTES", 1500)
     run, versions = started(tmp_path), []
     for step in range(6):
         made = [dataclasses.replace(episode(f"{step}", ANSWERED, RIGHT), trained_version=step)] * 2
