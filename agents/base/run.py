@@ -294,7 +294,9 @@ class Run:
         Raises:
             SettingsError: If a record of any process is damaged. Then no record is dropped.
         """
-        begun = begun_batches(self.batches, step, self._state.num_processes)
+        [begun] = broadcast_object_list(
+            [begun_batches(self.batches, step, self._state.num_processes)]
+        )
         for cut in self._on_all(lambda: [*self._cuts(step, begun)]):
             cut.apply()
         if self.main:

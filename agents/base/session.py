@@ -266,6 +266,9 @@ class RolloutSession[P: PolicySettings](Session[P]):
             tokens_in_flight or None,
             progress=self.progress,
         )
+        kept = KeptBatches(self.batches, lambda: oldest_step(self.trainer))
+        if self.main:
+            self.resources.callback(kept.delete_used)
         rollouts = kind(
             engine,
             # With a curriculum, problems that replace others must also be the curriculum's.
@@ -274,7 +277,7 @@ class RolloutSession[P: PolicySettings](Session[P]):
             deadline=settings.deadline or None,
             mask_void=settings.mask_void,
             stopping=self.stopping.asked,
-            kept=KeptBatches(self.batches, lambda: oldest_step(self.trainer)),
+            kept=kept,
             **options,
         )
         self.resources.callback(rollouts.close)

@@ -81,7 +81,9 @@ class KeptBatches:
             step: The request for the batch.
             kept: The part.
         """
-        self._delete_old(step)
+        if step.accelerator.is_main_process:
+            self.delete_used()
+            self._delete_others(step)
         lengths = [len(group) for group in kept.groups]
         trained = [transcript for group in kept.groups for transcript in group]
         record = {
@@ -130,6 +132,13 @@ class KeptBatches:
         if step.resumed or [group[0].problem.id for group in kept.groups] == asked:
             return kept
         return None
+
+    def delete_used(self) -> None:
+        """Delete the batches that no checkpoint needs. Only the first process calls it."""
+        needed = self._needed()
+        for file in _files(self.folder):
+            if file.end <= needed:
+                file.path.unlink(missing_ok=True)
 
     def has(self, number: int, step: Step) -> bool:
         """Whether a batch is kept that `load` can read.
@@ -197,14 +206,11 @@ class KeptBatches:
             os.fsync(file.fileno())
         part.replace(path)
 
-    def _delete_old(self, step: Step) -> None:
-        """Delete what no checkpoint needs, and another start's files of this batch."""
-        if not step.accelerator.is_main_process:
-            return
-        count, needed = step.accelerator.num_processes, self._needed()
+    def _delete_others(self, step: Step) -> None:
+        """Delete this batch of another number of processes: it is sampled anew."""
+        count = step.accelerator.num_processes
         for file in _files(self.folder):
-            again = file.number == step.batch and file.processes != count
-            if again or file.end <= needed:
+            if file.number == step.batch and file.processes != count:
                 file.path.unlink(missing_ok=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,8 +10,11 @@ import sys
 
 import pytest
 from helpers import HELPERS, ROOT
-from helpers.small_runs import given, make_small, settings
+from helpers.small_runs import given, make_small, records, settings
 from helpers.stopped_passes import counted, same, train
+
+from retool_env.rotation import open_names
+from retool_env.transcript import read_transcripts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -100,30 +104,75 @@ def test_with_staleness_problems_and_numbers_of_episodes_are_the_same(model, tmp
     same(whole, cut, exact=False)
 
 
-def killed(model, runs, number=None, **more):
-    """Run GRPO in another process, which is killed before a pass."""
+def killed(model, runs, number=None, processes=1, name="grpo", **more):
+    """Run an algorithm in other processes, which are killed before a pass."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{HELPERS.parent}", "OMP_NUM_THREADS": "1"}
     if number is not None:
         environment["KILL_AT"] = str(number)
-    pairs = given("grpo", model=model, name="g", save_steps=3, **{**BATCHES, **more})
-    command = [sys.executable, "-m", "agents", f"{HELPERS / 'stopped_passes.py'}:Killed"]
-    return subprocess.run(
-        [*command, "--resume", "--runs", str(runs), "--preset", "tiny", *pairs],
+    pairs = given(name, model=model, name="g", **more)
+    launch = [sys.executable]
+    if processes > 1:
+        launch += ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes"]
+        launch += [str(processes), "--config_file", str(ROOT / "agents/launch/cpu2_fsdp2.yaml")]
+    algorithm = f"{HELPERS / 'stopped_passes.py'}:{'KilledPPO' if name == 'ppo' else 'Killed'}"
+    launch += ["-m", "agents", algorithm, "--resume", "--runs", str(runs), "--preset", "tiny"]
+    done = subprocess.run(
+        [*launch, *pairs],
         cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
+    assert (done.returncode == 0) == (number is None), done.stderr[-5000:]
+    if number is not None:
+        assert done.returncode == -signal.SIGKILL or "SIGKILL" in done.stderr, done.stderr[-5000:]
+    return runs / "g"
 
 
 @pytest.mark.slow
 def test_sigkill_at_six_passes_of_real_processes(model, tmp_path):
-    done = killed(model, tmp_path / "whole", micro_batch=4)
-    assert done.returncode == 0, done.stderr[-3000:]
+    more = {"save_steps": 3, "micro_batch": 4, **BATCHES}
     for number in (1, 2, 3, 4, 5, 7):
-        done = killed(model, tmp_path / "cut", number, micro_batch=4)
-        assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
-    done = killed(model, tmp_path / "cut", micro_batch=4)
-    assert done.returncode == 0, done.stderr[-3000:]
-    same(tmp_path / "whole" / "g", tmp_path / "cut" / "g")
+        killed(model, tmp_path / "cut", number, **more)
+    cut = killed(model, tmp_path / "cut", **more)
+    same(killed(model, tmp_path / "whole", **more), cut)
+
+
+def problems(folder):
+    """The problems of the trained episodes of all processes, by the step that sampled them."""
+    found = {}
+    for name in open_names(folder):
+        for transcript in read_transcripts(folder / name):
+            found.setdefault(transcript.trained_version, []).append(transcript.problem.id)
+    return {step: sorted(names) for step, names in found.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_two_then_four_then_two_processes_train_on_the_same_problems(name, model, tmp_path):
+    """The first two changes come at the beginning of a kept batch, which is divided anew."""
+    more = {"name": name, "prompts": 4, "rollouts": 4, "save_steps": 2, "in_flight": 1}
+    if name == "grpo":
+        more |= {"steps": 6, "tokens": 200, "trl": {"generation_batch_size": 32}}
+        kills = [(3, 2), (5, 4)]
+    else:
+        more |= {"steps": 6, "mini_batch": 16, "micro_batch": 4, "critic_warmup": 1}
+        kills = [(2 * 4, 2), (4 * 4, 4)]
+    whole = killed(model, tmp_path / "whole", processes=2, **more)
+    for number, processes in kills:
+        killed(model, tmp_path / "cut", number, processes, **more)
+    cut = killed(model, tmp_path / "cut", processes=2, **more)
+    assert problems(whole) == problems(cut)
+    assert [r["step"] for r in records(whole)] == [r["step"] for r in records(cut)]
+    first = [r["step"] <= 4 for r in records(whole)]
+    for one, other, kept in zip(records(whole), records(cut), first, strict=True):
+        if kept:  # sampled by two processes
+            assert one["loss" if name == "grpo" else "loss/policy"] == pytest.approx(
+                other["loss" if name == "grpo" else "loss/policy"], rel=1e-3, abs=1e-4
+            )
+    changes = json.loads((cut / "config.json").read_text())["changes"]
+    assert [(c["setting"], c["from"], c["to"], c["at"]) for c in changes] == [
+        ("processes", 2, 4, 2),
+        ("processes", 4, 2, 4),
+    ]

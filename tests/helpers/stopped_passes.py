@@ -2,6 +2,8 @@
 
 python -m agents tests/helpers/stopped_passes.py:Killed ...
     GRPO that receives SIGKILL before the pass whose number is in the variable KILL_AT
+python -m agents tests/helpers/stopped_passes.py:KilledPPO ...
+    PPO that does so
 """
 
 from __future__ import annotations
@@ -121,9 +123,13 @@ def same(whole, cut, exact=True):
 
 
 class Killed:
-    Settings = grpo.Settings
+    Settings, name = grpo.Settings, "grpo"
 
     def train(self, given, folder, resume):
         number = int(os.environ["KILL_AT"]) if "KILL_AT" in os.environ else None
-        with before_pass("grpo", number, lambda: os.kill(os.getpid(), signal.SIGKILL)):
-            return grpo.train(given, folder, resume)
+        with before_pass(self.name, number, lambda: os.kill(os.getpid(), signal.SIGKILL)):
+            return importlib.import_module(f"agents.{self.name}").train(given, folder, resume)
+
+
+class KilledPPO(Killed):
+    Settings, name = ppo.Settings, "ppo"
