@@ -28,6 +28,7 @@ from agents.base.held_out import HeldOutCallback
 from agents.base.model import check_dtype, check_learning_rate, disable_dropout, lora_config
 from agents.base.objective import Bonus, Objective, offer
 from agents.base.reporting import TrainerReporter
+from agents.base.resuming import last_version
 from agents.base.run import RunLogger
 from agents.base.selection import CleanRollouts
 from agents.base.session import Export, RolloutSession
@@ -84,6 +85,15 @@ class Settings(PolicySettings):
     )
     trl: dict[str, Any] = setting({}, "any other field of TRL's GRPOConfig")
 
+    def frozen_figures(self, processes: int) -> dict[str, int]:
+        """The episodes of a generation batch; see `RunSettings.frozen_figures`."""
+        batch = self.trl.get("generation_batch_size")
+        if not batch:
+            batch = step = self.prompts * self.rollouts
+            if passes := self.trl.get("steps_per_generation"):
+                batch = passes * (step if self.tokens else self.micro_batch * processes)
+        return {"trl.generation_batch_size": batch}
+
 
 def train(
     settings: Settings,
@@ -138,7 +148,7 @@ def train(
             rollout_func=_not_yet,
             advantages=advantages,
             normalise=normalise,
-            on_trained=Every(settings.transcripts_every, run.write),
+            on_trained=Every(settings.transcripts_every, run.write, last_version(run.transcripts)),
             correction=settings.correction,
             correction_cap=settings.correction_cap,
             correction_bounds=(settings.correction_low, settings.correction_high),
@@ -175,11 +185,13 @@ class Every:
         steps: Smallest number of steps between two written batches. A batch may serve several
             steps, and the first batch may come at any step.
         write: Writes the transcripts of a batch.
+        last: The step of the last written batch; `None`: no batch has been written.
     """
 
-    def __init__(self, steps: int, write: Callable[[list[Transcript]], None]) -> None:
-        self._steps, self._write = steps, write
-        self._last: int | None = None
+    def __init__(
+        self, steps: int, write: Callable[[list[Transcript]], None], last: int | None = None
+    ) -> None:
+        self._steps, self._write, self._last = steps, write, last
 
     def __call__(self, step: int, transcripts: list[Transcript]) -> None:
         """Write a batch if enough steps have passed.

@@ -43,6 +43,7 @@ from benchmarks.parts.replication_figures import draw, draw_tools, table
 from benchmarks.parts.results import RESULTS, write_results
 from retool_env.metrics.summary import Summary, summarise, summarise_along
 from retool_env.metrics.tables import tool_table
+from retool_env.rotation import open_names
 from retool_env.transcript import Transcript
 
 ARMS = {"interpreter": [], "text only": ["env.interpreter=false"]}
@@ -239,9 +240,9 @@ def read_curve(folder: Path, along: Sequence[tuple[int, list[Transcript]]]) -> C
 
 def _rollouts(folder: Path) -> Iterator[Transcript]:
     """The training rollouts of a run, of all its processes."""
-    for path in sorted(folder.glob("transcripts*.jsonl")):
+    for name in sorted(open_names(folder)):
         cure = "delete that line: its episode is then not counted"
-        yield from read_episodes(path, cure, appended=True)
+        yield from read_episodes(folder / name, cure, appended=True)
 
 
 def _accuracy(transcripts: Sequence[Transcript]) -> float:

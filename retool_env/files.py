@@ -12,6 +12,7 @@ from io import BufferedIOBase
 from pathlib import Path
 
 from retool_env.errors import DataError
+from retool_env.rotation import open_part, parts
 
 MOST_TEXT = 16 << 20
 """The largest size, in bytes, of a file that is read at once: settings, a prompt template."""
@@ -80,14 +81,17 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    """Yield the lines of a file, with their line breaks.
+    """Yield the lines of a file, with their line breaks. Names that end with `.gz` are compressed.
+
+    The path of a file of transcripts that was rotated also names its closed parts, see `rotation`.
 
     Raises:
         ValueError: If the path is not a regular file, or a line is longer than `MOST_LINE`.
     """
     check_regular(path)
-    with open(path, "rb") as file:
-        yield from bounded_lines(file, os.fspath(path))
+    for part in parts(path) or [Path(path)]:
+        with open_part(part) as file:
+            yield from bounded_lines(file, os.fspath(part))
 
 
 def bounded_lines(file: BufferedIOBase, name: str) -> Iterator[bytes]:

@@ -39,7 +39,7 @@ LAYERS = (
     ("retool_env.problem", "retool_env.execution", "retool_env.tokens", "retool_env.provenance"),
     (
         *("retool_env.errors", "retool_env.files", "retool_env.children"),
-        *("retool_env.printable", "retool_env.pictures"),
+        *("retool_env.printable", "retool_env.pictures", "retool_env.rotation"),
     ),
 )
 """The layers from top to bottom, by prefixes of module names; the longest prefix counts."""

@@ -22,8 +22,8 @@ _KINDS = {
     "earlier_revisions": list[int],
 }
 """The kind of each value in `config.json`."""
-_CHANGE_KINDS = {"setting": str, "from": float, "to": float}
-"""The kind of each value in a recorded change of the run's length."""
+_CHANGE_KINDS = {"setting": str, "from": object, "to": object}
+"""The kind of each value in a recorded change of a setting."""
 
 
 def accept_revision(folder: Path) -> None:

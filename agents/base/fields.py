@@ -37,6 +37,16 @@ class RunSettings:
     )
     seed: int = setting(0, "random seed of new weights, the problems, their order and sampling")
 
+    def frozen_figures(self, processes: int) -> dict[str, int]:
+        """Figures that decide the training and follow from several settings, by their names.
+
+        A resumed run must have the figures of its start, see `changes`.
+
+        Args:
+            processes: The number of the run's processes.
+        """
+        return {}
+
 
 @dataclass(frozen=True)
 class ModelSettings(RunSettings):

@@ -10,20 +10,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import gzip
 import json
 import math
 import os
 import re
 import stat
 import types
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from agents.base.curves import SHOWN
 from agents.base.settings import SettingsError
 from retool_env.files import MOST_LINE
+from retool_env.rotation import parts
 from retool_env.training.curves import PANELS
 from retool_env.transcript import Transcript, check_transcript, write_transcripts
 
@@ -119,7 +122,7 @@ def read_lines(
     """Iterate over the lines of a file of JSON lines. A missing file has no lines.
 
     Args:
-        path: The file.
+        path: The file; of transcripts that were rotated, also the closed parts (`rotation`).
         cure: The advice of the error, if a line can't be restored.
         appended: Whether the file is written line by line. Then an incomplete last line, which a
             stop can leave, is ignored.
@@ -128,8 +131,21 @@ def read_lines(
     Raises:
         SettingsError: If the file can't be read, or a line does not hold a JSON object.
     """
-    if not os.path.lexists(path):
-        return
+    for part in parts(path):
+        yield from read_part(part, cure, appended, what)
+
+
+def read_part(
+    path: Path, cure: str, appended: bool = False, what: str = "record"
+) -> Iterator[Line]:
+    """Iterate over the lines of one file, without other parts of it; see `read_lines`.
+
+    Args:
+        path: The file, plain or compressed.
+        cure: The advice of the error, if a line can't be restored.
+        appended: Whether the file is written line by line.
+        what: The name of a line's content in the error.
+    """
     with _open(path) as file:
         number = 0
         while text := _read(path, lambda: file.readline(MOST_LINE + 1)):
@@ -371,18 +387,20 @@ def _open(path: Path) -> BinaryIO:
             f"{path}: it is {_KINDS.get(kind, 'something else')}, not a file. Move it away, and "
             "restore the file"
         )
-    return os.fdopen(descriptor, "rb")
+    file = os.fdopen(descriptor, "rb")
+    return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if path.suffix == ".gz" else file
 
 
 def _read(path: Path, read: Callable[[], bytes]) -> bytes:
     try:
         return read()
-    except OSError as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from None
 
 
-def _unreadable(path: Path, error: OSError) -> SettingsError:
-    return SettingsError(f"{path}: it can't be read ({error.strerror}). Make it readable")
+def _unreadable(path: Path, error: Exception) -> SettingsError:
+    reason = getattr(error, "strerror", None) or error
+    return SettingsError(f"{path}: it can't be read ({reason}). Make it readable")
 
 
 _hints = functools.cache(get_type_hints)

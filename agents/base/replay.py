@@ -15,6 +15,7 @@ the rows of a batch into micro batches.
 from __future__ import annotations
 
 import argparse
+import heapq
 import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from agents.models.tiny import make_model
 from retool_env.integrations.trl import EngineGRPOTrainer
 from retool_env.key_values import merge, parse_settings
 from retool_env.metrics.tables import markdown
+from retool_env.rotation import open_names
 from retool_env.task import make_rules
 from retool_env.training.rows import training_rows
 from retool_env.transcript import Transcript
@@ -102,21 +104,22 @@ def batches(folder: Path, settings: Any, processes: int) -> Iterator[Batch]:
         SettingsError: If a record is damaged or missing, a batch is not made of whole groups, or it
             lacks the trainer's log-probs.
     """
-    names = [ROLLOUTS, *(f"transcripts-{rank}.jsonl" for rank in range(1, processes))]
-    cure = "replay another run"
-    files = [
-        itertools.groupby(read_episodes(folder / name, cure, True), lambda t: t.trained_version)
-        for name in names
-    ]
-    for parts in zip(*files, strict=False):
-        versions = {version for version, _ in parts}
-        transcripts = [transcript for _, part in parts for transcript in part]
-        [version, *others] = versions
-        if others or version is None:
+    others = {f"transcripts-{rank}.jsonl" for rank in range(1, processes)}
+    if folder.is_dir():  # the number of processes may have changed
+        others |= open_names(folder) - {ROLLOUTS}
+    names = [ROLLOUTS, *sorted(others, key=lambda name: (len(name), name))]
+    files = [read_episodes(folder / name, "replay another run", True) for name in names]
+    merged = heapq.merge(*files, key=_version)
+    for version, transcripts in itertools.groupby(merged, key=_version):
+        if version < 0:
             raise SettingsError(
                 f"{folder}: its rollouts name no common step, so batches can't be recovered"
             )
-        yield _checked(folder, settings, Batch(version, transcripts))
+        yield _checked(folder, settings, Batch(version, list(transcripts)))
+
+
+def _version(transcript: Transcript) -> int:
+    return -1 if transcript.trained_version is None else transcript.trained_version
 
 
 def _checked(folder: Path, settings: Any, batch: Batch) -> Batch:

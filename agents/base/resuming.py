@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -22,11 +23,13 @@ from agents.base.records import (
     intact,
     is_cut,
     read_file,
-    read_lines,
     read_metrics,
     read_object,
+    read_part,
 )
 from agents.base.settings import SettingsError
+from retool_env.files import MOST_LINE
+from retool_env.rotation import Stream, closed_parts
 
 _EPISODE_CURE = "delete that line: its episode is then lost"
 """The advice of an error about an episode's record that can't be restored."""
@@ -82,6 +85,16 @@ def last_point(trainer: Path) -> Point | None:
     return None
 
 
+def oldest_step(trainer: Path) -> int:
+    """The step of the oldest complete checkpoint of a run; 0 without one.
+
+    Args:
+        trainer: The folder of the run's checkpoints.
+    """
+    sealed = (path.parent.name for path in trainer.glob(f"checkpoint-*/{SEAL}"))
+    return min((int(name.removeprefix("checkpoint-")) for name in sealed), default=0)
+
+
 def read_state(folder: Path, step: int, cure: str) -> dict[str, Any] | None:
     """The object in a checkpoint's `trainer_state.json`; `None` if the checkpoint is incomplete.
 
@@ -108,45 +121,129 @@ def read_state(folder: Path, step: int, cure: str) -> dict[str, Any] | None:
     return state
 
 
-def kept_records(path: Path, step: int) -> tuple[Path, Path] | None:
-    """Copy a file of records up to a step. The kept lines stay byte for byte.
+@dataclass(frozen=True)
+class Cut:
+    """The change of a file of records that drops the records after a checkpoint."""
+
+    path: Path
+    """The file."""
+    part: Path | None
+    """A copy of its kept records, which replaces it; `None`: it stays as it is."""
+    dropped: tuple[Path, ...] = ()
+    """Closed parts of transcripts that are deleted, the last first."""
+
+    def apply(self) -> None:
+        """Change the file. A stop in the middle loses nothing, and the change can be made again."""
+        for path in self.dropped[:-1]:
+            path.unlink()
+        if self.part is not None:
+            if self.part.stat().st_size:
+                self.part.replace(self.path)
+            else:
+                self.part.unlink()
+                self.path.unlink(missing_ok=True)
+        for path in self.dropped[-1:]:
+            path.unlink()
+
+
+def cut_metrics(path: Path, step: int) -> Cut:
+    """Find the records of `metrics.jsonl` up to a step. The kept lines stay byte for byte.
 
     Args:
-        path: `metrics.jsonl`, or the transcripts of a process.
+        path: The file.
         step: The last step whose records are kept.
-
-    Returns:
-        The copy and the file; `None` if no record is left out.
 
     Raises:
         SettingsError: If a record is damaged.
     """
     if not os.path.lexists(path):
-        return None
+        return Cut(path, None)
+    _check_not_empty(path, step)
+    return Cut(path, _copy(path, read_metrics(path), lambda line: line.record["step"] <= step))
+
+
+def cut_transcripts(path: Path, step: int, begun: Iterable[int] = ()) -> Cut:
+    """Find the transcripts of a process up to a step. The kept lines stay byte for byte.
+
+    Closed parts are not read, except for a part in which the step lies.
+
+    Args:
+        path: The open file of transcripts.
+        step: The number of optimizer steps after which the run goes on.
+        begun: The steps that sampled a batch which the run has begun to train on, and goes on with.
+            It writes their transcripts anew.
+
+    Raises:
+        SettingsError: If a record is damaged.
+    """
+    last = min([step, *begun]) - 1  # the number of the last step whose transcripts are kept
+    closed = closed_parts(path)
+    later = [part for part in closed if part.last > last]
+    dropped = tuple(part.path for part in reversed(later))
+    source = path
+    if later and later[0].first <= last:  # the step lies in this part
+        source = later[0].path
+    elif later:
+        empty = path.with_name(path.name + ".part")
+        empty.touch()
+        return Cut(path, empty, dropped)
+    elif not os.path.lexists(path):
+        return Cut(path, None)
+    elif not closed:
+        _check_not_empty(path, step if last >= 0 else 0)
+    lines = read_part(source, _EPISODE_CURE, appended=True, what="transcript")
+    copied = _copy(path, lines, lambda line: _trained_version(line) <= last, whole=source != path)
+    return Cut(path, copied, dropped)
+
+
+def last_version(path: Path) -> int | None:
+    """The step that sampled the last episode of a process's transcripts; `None` without one.
+
+    Args:
+        path: The open file of transcripts.
+    """
+    with Stream(path) as stream:
+        end = stream.size
+        for width in (1 << 20, MOST_LINE + 1):
+            found = stream.read(max(end - width, 0), width)
+            lines = found[: found.rfind(b"\n") + 1].splitlines()
+            if len(lines) > 1 or width >= end:
+                break
+    return json.loads(lines[-1])["trained_version"] if lines else None
+
+
+def _check_not_empty(path: Path, step: int) -> None:
     if step and path.is_file() and not path.stat().st_size:
         cure = "delete it: its records are then lost"
         raise damaged(path, f"it is empty, but the run has reached step {step}", cure)
-    lines: Iterable[Line]
-    if path.name.startswith("transcripts"):
-        lines = read_lines(path, _EPISODE_CURE, appended=True, what="transcript")
-        number, last = _trained_version, step - 1
-    else:
-        lines, number, last = read_metrics(path), _step, step
+
+
+def _copy(
+    path: Path, lines: Iterable[Line], keeps: Callable[[Line], bool], whole: bool = False
+) -> Path | None:
+    """Copy the kept lines to a file beside `path`; `None` if all are kept, unless `whole` is set.
+
+    Args:
+        path: The file that the copy replaces.
+        lines: The lines.
+        keeps: Whether a line is kept.
+        whole: Whether the copy is made in any case.
+    """
     part = path.with_name(path.name + ".part")
     ended = True
     try:
         with open(part, "wb") as file:
             for line in lines:
                 ended = line.text.endswith(b"\n")
-                if number(line) <= last:
+                if keeps(line):
                     file.write(line.text if ended else line.text + b"\n")
     except BaseException:
         part.unlink()
         raise
-    if ended and part.stat().st_size == path.stat().st_size:
+    if not whole and ended and part.stat().st_size == path.stat().st_size:
         part.unlink()
         return None
-    return part, path
+    return part
 
 
 @contextlib.contextmanager
@@ -169,10 +266,6 @@ def loading(folder: Path) -> Iterator[None]:
             f"it can't be loaded ({type(error).__name__}: {error})",
             "delete it: the run then goes on from the previous checkpoint, or begins anew",
         ) from error
-
-
-def _step(line: Line) -> int:
-    return line.record["step"]
 
 
 def _trained_version(line: Line) -> int:

@@ -1,7 +1,7 @@
 """Run: the folder of a training run, and how a stopped run is resumed.
 
 runs/<name>/
-config.json         algorithm, settings, versions, processes, revision; changes of the length
+config.json         algorithm, settings, versions, processes, revision; changes of settings
 lock                held by the process that uses the folder
 status.json         whether the run is at work, finished, stopped or failed (`status.py`)
 metrics.jsonl       one JSON object for each logged step, and one for each evaluation
@@ -9,6 +9,7 @@ transcripts.jsonl   the episodes, each with the version of the weights that samp
                     process has another file, transcripts-1.jsonl and so on
 eval-<step>.jsonl   the episodes of an evaluation on held-out problems
 curves.png          the learning curves, redrawn every minute
+batches/            the newest rollouts, with which a run goes on after a stop inside a batch
 trainer/            checkpoints for resuming, each with the sizes of its files (`files.json`)
 checkpoint/         the trained model and its tokenizer
 checkpoints/<step>/ the model during training, if the settings ask for it
@@ -31,13 +32,17 @@ from typing import IO, Any, override
 
 from transformers import TrainerCallback
 
+from agents.base.changes import find_changes, noted
 from agents.base.config import RESTART_CURE, read_config
 from agents.base.curves import write_curves
 from agents.base.records import damaged, read_records, write_atomically
-from agents.base.resuming import kept_records, last_point
-from agents.base.settings import SettingsError, default_values
+from agents.base.resuming import Cut, cut_metrics, cut_transcripts, last_point, last_version
+from agents.base.settings import SettingsError
 from agents.base.sharding import processes
+from retool_env.files import MOST_LINE
 from retool_env.provenance import REVISION, versions
+from retool_env.rotation import PART_BYTES, close_part, open_names
+from retool_env.training.kept_batches import begun_batches
 from retool_env.training.processes import everywhere
 from retool_env.transcript import Transcript, write_transcripts
 
@@ -82,13 +87,13 @@ class Run:
         settings: The run's settings, a dataclass.
         resume: Continue the run in the folder, or start it if the folder holds no run.
         length: The name of the setting for the run's length (`"steps"`), which a resumed run may
-            change to any length that it has not passed. `None`: no setting may change.
+            change to any length that it has not passed. `None`: the length is fixed. The other
+            settings that may change are listed in `changes.RULES`.
         reached: Returns the length that the run has reached. `None`: the last checkpoint tells it.
 
     Raises:
         SettingsError: If the folder holds a run and `resume` is false; if that run has other
-            settings, another number of processes, or another revision of the environments; or if
-            its records are damaged.
+            frozen settings, or another revision of the environments; or if its records are damaged.
     """
 
     def __init__(
@@ -106,13 +111,16 @@ class Run:
         """The folder of the trained model."""
         self.exports = folder / "checkpoints"
         """The folder of the models during training, with a folder for each exported step."""
+        self.batches = folder / "batches"
+        """The folder of the newest rollouts, with which a resumed run goes on."""
         self._done = folder / "done"
         self._state = processes()
         self._config = folder / "config.json"
         self._settings = json.loads(json.dumps(dataclasses.asdict(settings)))
         self._algorithm = type(settings).__module__.rpartition(".")[2]
         self._drawn = time.monotonic()
-        self._change: dict[str, Any] | None = None
+        self._changes: list[dict[str, Any]] = []
+        self._longer = False
         self.earlier: list[Any] = []
         self._done_before = self._decided(self._done.exists)
         if not self._decided(self._begun):
@@ -122,12 +130,6 @@ class Run:
                 f"{folder} holds a run already: go on with --resume, or choose another name=..."
             )
         record = self._decided(lambda: read_config(folder))
-        number = self._state.num_processes
-        if record.get("processes", number) != number:
-            raise SettingsError(
-                f"{folder} was started with {record['processes']} processes, so it can't be "
-                f"resumed with {number}"
-            )
         revision = record.get("revision", 1)
         if revision != REVISION:
             raise SettingsError(
@@ -135,40 +137,38 @@ class Run:
                 f"revision {REVISION} (CHANGELOG.md lists the differences): choose another "
                 "name=..., or mix the episodes with --force"
             )
-        self.earlier = [change["from"] for change in record.get("changes", [])]
-        now = self._settings
-        # A setting may be newer than the run.
-        before = {**default_values(type(settings)), **record["settings"]}
-        changed = sorted(k for k in {**before, **now} if before.get(k) != now.get(k))
-        fixed = [name for name in changed if name != length]
-        if fixed:
-            raise SettingsError(
-                f"{folder} was started with other settings ({', '.join(fixed)}), so it can't be "
-                "resumed with these: choose another name=..."
-            )
-        if changed:
-            assert length is not None
-            self._change = self._checked_change(length, before.get(length), now[length], reached)
-            self.earlier.append(before[length])
+        past = [change for change in record.get("changes", []) if change["setting"] == length]
+        self.earlier = [change["from"] for change in past]
+        try:
+            changes = find_changes(settings, record, self._state.num_processes, length)
+        except SettingsError as error:
+            raise SettingsError(f"{folder}: {error}") from None
+        if not changes:
+            return
+        done = None
+        if length is not None:
+            done = self._decided(reached or (lambda: self._reached(length)))
+        for change in changes:
+            if change["setting"] == length:
+                self._check_length(change, done or 0)
+                self._longer = True
+                self.earlier.append(change["from"])
+        self._changes = [noted(change, done) for change in changes]
 
-    def _checked_change(
-        self, length: str, before: Any, now: Any, reached: Callable[[], float] | None
-    ) -> dict[str, Any]:
-        """The record of a change of the run's length.
+    def _check_length(self, change: Mapping[str, Any], done: float) -> None:
+        """Check a change of the run's length.
 
         Raises:
             SettingsError: If the run has passed the new length.
         """
+        length, before, now = change["setting"], change["from"], change["to"]
         if type(before) not in (int, float) or not math.isfinite(before):
             raise damaged(self._config, f'"{length}" is {before!r:.60}', RESTART_CURE)
-        measure = reached or (lambda: self._reached(length))
-        done = self._decided(measure)
         if now < done:
             raise SettingsError(
                 f"{self.folder} has already done {length}={done}, which is more than "
                 f"{length}={now}: set {length} to {done} or more"
             )
-        return {"setting": length, "from": before, "to": now, "at": done}
 
     def _reached(self, length: str) -> float:
         point = last_point(self.trainer)
@@ -262,7 +262,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the run reached its end, and was not made longer since."""
-        return self._done_before and self._change is None
+        return self._done_before and not self._longer
 
     def finish(self) -> None:
         """Mark the run as finished. All processes call this together."""
@@ -285,7 +285,7 @@ class Run:
                 is dropped.
         """
         point = self._decided(lambda: last_point(self.trainer))
-        if point is None and self._change is not None and self._done_before:
+        if point is None and self._longer and self._done_before:
             raise SettingsError(
                 f"{self.folder} is finished, and {self.trainer} holds no checkpoint for resuming: "
                 f"choose another name=... with model={self.checkpoint}"
@@ -302,13 +302,10 @@ class Run:
         Raises:
             SettingsError: If a record of any process is damaged. Then no record is dropped.
         """
-        files = self._on_all(lambda: [kept_records(path, step) for path in self._records()])
-        for part, path in filter(None, files):
-            if part.stat().st_size:
-                part.replace(path)
-            else:
-                part.unlink()
-                path.unlink()
+        count = self._state.num_processes
+        begun = self._decided(lambda: begun_batches(self.batches, step, count))
+        for cut in self._on_all(lambda: [*self._cuts(step, begun)]):
+            cut.apply()
         if self.main:
             for path in self.folder.glob("eval-*.jsonl"):
                 number = path.stem.removeprefix("eval-")
@@ -317,21 +314,31 @@ class Run:
         everywhere(None)
 
     def _note_change(self) -> None:
-        """Record the run's new length when the run makes progress; until then it stays finished."""
-        if self._change is None:
-            return
-        # First, because a stop between the two writes would leave a longer run that seems finished.
-        self._done.unlink(missing_ok=True)
-        record = read_config(self.folder)
-        record["settings"] |= {self._change["setting"]: self._change["to"]}
-        change = {**self._change, "versions": versions()}
-        record["changes"] = [*record.get("changes", []), change]
-        write_atomically(self._config, json.dumps(record, indent=2) + "\n")
-        self._change = None
+        """Record the changed settings when the run makes progress.
 
-    def _records(self) -> list[Path]:
-        """The files of records that this process writes."""
-        return [self.folder / "metrics.jsonl", self.transcripts][not self.main :]
+        A run with a new length stays finished until then.
+        """
+        if not self._changes:
+            return
+        if self._longer:
+            # First: a stop between the two writes would leave a longer run that seems finished.
+            self._done.unlink(missing_ok=True)
+        record = read_config(self.folder)
+        record["settings"] |= self._settings
+        record["processes"] = self._state.num_processes
+        record["changes"] = [*record.get("changes", []), *self._changes]
+        write_atomically(self._config, json.dumps(record, indent=2) + "\n")
+        self._changes, self._longer = [], False
+
+    def _cuts(self, step: int, begun: list[int]) -> Iterator[Cut]:
+        """The cuts of this process's files, and of the files of processes that no longer exist."""
+        if self.main:
+            yield cut_metrics(self.folder / "metrics.jsonl", step)
+        names = open_names(self.folder) if self.folder.is_dir() else set()
+        for name in sorted(names):
+            rank = int(name.removesuffix(".jsonl").partition("-")[2] or 0)
+            if rank % self._state.num_processes == self._state.process_index:
+                yield cut_transcripts(self.folder / name, step, begun)
 
     def _on_all[T](self, work: Callable[[], T]) -> T:
         """Call a function on every process, and raise an error of one process on all of them.
@@ -388,8 +395,13 @@ class Run:
         return read_records(self.folder / "metrics.jsonl")
 
     def write(self, transcripts: Iterable[Transcript]) -> None:
-        """Append episodes to this process's transcripts."""
-        write_transcripts(self.transcripts, transcripts)
+        """Append episodes to this process's transcripts, after a large file was closed."""
+        path = self.transcripts
+        if path.is_file() and path.stat().st_size >= PART_BYTES:
+            with open(path, "rb") as file:
+                first = json.loads(file.readline(MOST_LINE))["trained_version"]
+            close_part(path, first or 0, last_version(path) or 0)
+        write_transcripts(path, transcripts)
 
 
 class Clock:

@@ -31,6 +31,7 @@ from agents.base.held_out import HeldOut, Report, held_out_task
 from agents.base.model import export, load_model, save_checkpoint
 from agents.base.model_card import ModelCard
 from agents.base.reporting import Reporter, check_report_to
+from agents.base.resuming import oldest_step
 from agents.base.run import Run, is_dry
 from agents.base.sampler import check_engine, make_policy
 from agents.base.saving import Saving
@@ -46,6 +47,7 @@ from retool_env.problem import ProblemList, ProblemSource
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.progress import Progress, shown
 from retool_env.rules import Rules
+from retool_env.training.kept_batches import KeptBatches
 from retool_env.training.processes import phase
 from retool_env.training.rollouts import Rollouts
 
@@ -344,6 +346,9 @@ class RolloutSession[P: PolicySettings](Session[P]):
             tokens_in_flight or None,
             progress=self.progress,
         )
+        kept = KeptBatches(self.batches, lambda: oldest_step(self.trainer))
+        if self.main:
+            self.resources.callback(kept.delete_used)
         rollouts = kind(
             engine,
             # With a curriculum, problems that replace others must also be the curriculum's.
@@ -352,6 +357,7 @@ class RolloutSession[P: PolicySettings](Session[P]):
             deadline=settings.deadline or None,
             mask_void=settings.mask_void,
             stopping=self.stopping.asked,
+            kept=kept,
             **options,
         )
         self.resources.callback(rollouts.close)

@@ -4,8 +4,8 @@
 |------------|---------------------------------------|---------------------------------------------|
 | `eval`     | a folder of `retool eval`             | `episodes.jsonl`                            |
 | `recover`  | a model's folder of `retool recover`  | `episodes.jsonl`, each with its arm         |
-| `training` | a folder of `python -m agents`        | `transcripts*.jsonl` of every process, and  |
-|            |                                       | `eval-<step>.jsonl`                         |
+| `training` | a folder of `python -m agents`        | `transcripts*.jsonl` of every process, with |
+|            |                                       | closed parts, and `eval-<step>.jsonl`       |
 | `file`     | a file of transcripts or of episodes  | its lines                                   |
 
 `RUN@STEP` names the evaluation on held-out problems after a step of a training run.
@@ -33,6 +33,7 @@ from retool_env.evaluation.recover.records import RECOVER, read_recover
 from retool_env.evaluation.rows import describe
 from retool_env.files import file_fault, read_lines, read_text
 from retool_env.rollout.policy import Usage
+from retool_env.rotation import open_names
 from retool_env.transcript import Transcript
 
 RunKind = Literal["eval", "recover", "training", "file"]
@@ -41,7 +42,6 @@ RunKind = Literal["eval", "recover", "training", "file"]
 CONFIG, METRICS, DONE = "config.json", "metrics.jsonl", "done"
 """The settings and the figures of the steps of a training run, and the mark of its end."""
 
-_ROLLOUTS = re.compile(r"transcripts(-\d+)?\.jsonl")
 _HELD_OUT = re.compile(r"eval-(\d+)\.jsonl")
 _AT_STEP = re.compile(r"(.+)@(\d+)")
 
@@ -284,8 +284,8 @@ def _present(path: Path) -> tuple[RunFile, ...]:
 
 
 def _training_files(folder: Path) -> tuple[RunFile, ...]:
-    names = sorted(path.name for path in folder.iterdir())
-    rollouts = [RunFile(folder / name) for name in names if _ROLLOUTS.fullmatch(name)]
+    names = [path.name for path in folder.iterdir()]
+    rollouts = [RunFile(folder / name) for name in sorted(open_names(folder))]
     steps = sorted(int(match[1]) for name in names if (match := _HELD_OUT.fullmatch(name)))
     return (*rollouts, *(RunFile(folder / f"eval-{step}.jsonl", step) for step in steps))
 

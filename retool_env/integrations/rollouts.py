@@ -29,14 +29,17 @@ class EngineRollouts(Rollouts):
             The batch's rows; see `Rollouts.collect`.
         """
         training, number = trainer.model.training, trainer.state.global_step
-        batch = -1
+        batch, until, resumed = -1, None, False
         if training:
-            # TRL counts its passes over micro batches anew from each start of a run.
+            # TRL counts its passes over micro batches anew from each start of a run;
+            # `EngineGRPOTrainer` goes on counting.
+            each, passes = trainer.args.gradient_accumulation_steps, passes_a_batch(trainer)
             if self._origin is None:
-                passes = trainer.args.gradient_accumulation_steps
-                self._origin = number * passes, trainer._step
+                self._origin = number * each, trainer._step
             taken = self._origin[0] + trainer._step - self._origin[1]
-            batch = taken // passes_a_batch(trainer)
+            batch = taken // passes
+            until = -((taken // passes + 1) * passes // -each)
+            resumed = trainer._step % passes != 0
         return self.collect(
             Step(
                 number=number,
@@ -49,6 +52,8 @@ class EngineRollouts(Rollouts):
                 eos_token_ids=trainer.eos_token_ids,
                 log=trainer._log_metric,
                 training=training,
+                until=until,
+                resumed=resumed,
                 coming=partial(self._coming, trainer),
             )
         )
@@ -57,7 +62,8 @@ class EngineRollouts(Rollouts):
         """The prompts of a later batch; `None` if the trainer will not ask for the batch."""
         assert self._origin is not None
         arguments, n, passes = trainer.args, trainer.num_generations, passes_a_batch(trainer)
-        first = self._origin[0] + (batch - self._origin[0] // passes) * passes
+        shift = self._origin[0] - self._origin[1]  # TRL's first batch need not begin at a border
+        first = shift + (batch - shift // passes) * passes
         if first >= trainer.state.max_steps * arguments.gradient_accumulation_steps:
             return None
         size = arguments.generation_batch_size // n

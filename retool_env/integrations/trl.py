@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import TrainerCallback
 from trl import GRPOConfig
 
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.integrations.fused_head import skip_unwanted
-from retool_env.integrations.passes import BY_ROWS, PackedGRPOTrainer
+from retool_env.integrations.passes import BY_ROWS
+from retool_env.integrations.resumption import ResumableGRPOTrainer
 from retool_env.integrations.rollouts import EngineRollouts, passes_a_batch
 from retool_env.training.advantages import Advantages, Normalisation, at_own_tokens
 from retool_env.training.correction import (
@@ -40,7 +40,7 @@ from retool_env.training.correction import (
 from retool_env.training.figures import Distance, episode_reward
 from retool_env.training.processes import together
 from retool_env.training.rollouts import Rollouts
-from retool_env.training.rows import problem_dataset, training_rows, with_trained_logprobs
+from retool_env.training.rows import problem_dataset, training_rows
 from retool_env.transcript import Transcript
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 
-class EngineGRPOTrainer(PackedGRPOTrainer):
+class EngineGRPOTrainer(ResumableGRPOTrainer):
     """TRL's trainer, with the engine's log-probs as the old log-probs of the loss.
 
     Unless it runs vLLM itself, TRL takes the trained model's log-probs as old log-probs. Then the
@@ -81,8 +81,8 @@ class EngineGRPOTrainer(PackedGRPOTrainer):
         normalise: The hook that maps advantages of episodes to other advantages, of all processes;
             `None`: they stay as they are. It does not work with advantages of tokens.
         on_trained: Called with the number of the step that sampled a generation batch and with this
-            process's transcripts of the batch, once the model has seen all of them or training
-            ends. Trained transcripts have the log-probs of that pass (`Span.trained_logprobs`).
+            process's transcripts of the batch, after the batch's last pass or when training ends.
+            Trained transcripts have the log-probs of their first pass (`Span.trained_logprobs`).
         correction: `"ratio"`: the engine's log-probs are the old log-probs. Otherwise the trainer's
             log-probs before its updates are the old log-probs, and importance weights correct the
             engine's mismatch (see `importance_weights`); this takes another forward pass only where
@@ -134,22 +134,17 @@ class EngineGRPOTrainer(PackedGRPOTrainer):
                     "use_vllm makes TRL start its own vLLM and correct the mismatch a second time: "
                     "leave it out, and give EngineRollouts a VLLMPolicy or VLLMServerPolicy"
                 )
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, on_trained=on_trained, **kwargs)
         for head in (self.model, self.ref_model):
             if head is not None:
                 skip_unwanted(head)
         if self.ref_model is not None:  # TRL loads it with transformers' default attention
             self.ref_model.set_attn_implementation(self.model.config._attn_implementation)
-        self.add_callback(_AtTheEnd(self))
         self.check_groups()
         self.advantages = advantages
         self.normalise = normalise
-        self.on_trained = on_trained
         self._corrects = correction != "ratio"
         self._correction = correction, correction_cap, correction_bounds
-        self._untrained: list[Transcript] = []
-        self._sampled_at = 0
-        self._logps_of: dict[int, list[float] | None] = {}  # None: no token to train on
         self.packs = None if packed and not self._is_vlm else False
         self.shares_prompts = shared_prompts
         self.tokens = tokens
@@ -218,11 +213,27 @@ class EngineGRPOTrainer(PackedGRPOTrainer):
         training, total = self.accelerator.reduce(rows, "sum")
         if self.loss_type in BY_ROWS:
             output["policy_scale"] = total / training.clamp(min=1)
-        if self.model.training and self.on_trained is not None:
-            output["row"] = torch.arange(len(inputs), device=trained.device)  # TRL shuffles rows
-            self._untrained, self._logps_of = [row["transcript"] for row in inputs], {}
-            self._sampled_at = self.state.global_step
+        if self.model.training and computes and self._corrects:
+            output["old_per_token_logps"] = self._kept_old(output["old_per_token_logps"], mask)
         return output
+
+    def _kept_old(self, logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The log-probs before the updates; of a batch that goes on, the kept ones.
+
+        Args:
+            logps: The log-probs with the weights of now, shape `(B, C)`.
+            mask: Whether a token of the completions is trained on, shape `(B, C)`.
+        """
+        rollouts, places = self.rollout_func, mask.cpu().numpy()
+        if not isinstance(rollouts, Rollouts) or (kept := rollouts.kept) is None:
+            return logps
+        request = rollouts.request
+        if not self.goes_on:
+            values = logps.float().cpu().numpy()
+            together(self.accelerator, lambda: kept.save_old(request, values, places))
+            return logps
+        known = together(self.accelerator, lambda: kept.load_old(request, places))
+        return torch.from_numpy(known).to(logps)
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         # Of all processes, one column a reward function.
@@ -368,47 +379,3 @@ class EngineGRPOTrainer(PackedGRPOTrainer):
         """Log figures that are the same on every process."""
         for name, value in figures.items():
             self._metrics["train" if self.model.training else "eval"][name].append(value)
-
-    def after_passes(self, inputs: dict[str, Any], logps: torch.Tensor) -> None:
-        """Keep the log-probs; hand the transcripts over after the last row of the batch.
-
-        All processes see the last row at the same time.
-
-        Args:
-            inputs: A micro batch, with the episodes of this process.
-            logps: The trained model's log-probs of the completions, shape `(B, C)`.
-        """
-        if self.on_trained is None or not self._untrained:
-            return
-        trains = (inputs["completion_mask"] * inputs["tool_mask"]).any(dim=1).tolist()
-        for row, kept, has in zip(inputs["row"].tolist(), logps.tolist(), trains, strict=True):
-            self._logps_of[row] = kept if has else None
-        if len(self._logps_of) == len(self._untrained):
-            self.hand_over()
-
-    def hand_over(self) -> None:
-        """Call `on_trained` with the batch's transcripts that it has not got yet.
-
-        They have the log-probs of the passes so far. All processes must call it.
-        """
-        if not self._untrained or self.on_trained is None:
-            return
-        transcripts = [
-            transcript if logps is None else with_trained_logprobs(transcript, logps)
-            for row, transcript in enumerate(self._untrained)
-            for logps in [self._logps_of.get(row)]
-        ]
-        self._untrained, self._logps_of = [], {}
-        record = self.on_trained
-        together(self.accelerator, lambda: record(self._sampled_at, transcripts))
-
-
-class _AtTheEnd(TrainerCallback):
-    """Hands over the transcripts of a generation batch in the middle of which training ended."""
-
-    def __init__(self, trainer: EngineGRPOTrainer) -> None:
-        self._trainer = trainer
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Called by the trainer, on all processes."""
-        self._trainer.hand_over()

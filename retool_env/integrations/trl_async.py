@@ -44,7 +44,7 @@ from retool_env.rollout.policy import Policy
 from retool_env.servers.background import BackgroundLoop
 from retool_env.training.advantages import group_normalised
 from retool_env.training.figures import episode_figures
-from retool_env.training.rollouts import check_policy
+from retool_env.training.sampling_policy import check_policy
 from retool_env.transcript import Transcript
 
 try:

@@ -23,13 +23,18 @@ import numpy as np
 from retool_env.errors import RolloutsAbandoned as RolloutsAbandoned
 from retool_env.problem import Problem, ProblemSource
 from retool_env.rollout.engine import Group, RolloutEngine
-from retool_env.rollout.policy import Policy, TextPolicy
+from retool_env.rollout.policy import Policy
 from retool_env.servers.background import BackgroundLoop
 from retool_env.training.figures import RolloutFigures
+from retool_env.training.kept_batches import KeptBatch, KeptBatches
 from retool_env.training.processes import gathered, phase, together
 from retool_env.training.rows import ResampleBy, has_void_turn, is_trainable, teaches, training_rows
+from retool_env.training.sampling_policy import (
+    check_policy,
+    check_step,
+    own_model,
+)
 from retool_env.training.step import Step
-from retool_env.training.trained_weights import is_sharded
 from retool_env.training.weight_sync import WeightSync
 from retool_env.transcript import StopReason, Transcript
 
@@ -101,6 +106,9 @@ class Rollouts:
             Their share is logged as `env/void_episodes`.
         stopping: Asked repeatedly during the wait for rollouts; once it returns `True`, the
             rollouts are abandoned.
+        kept: Keeps the newest batches on disk, so that a run that is resumed inside a batch, or
+            before a batch that it has sampled already, trains on the same rollouts; `None`: they
+            are sampled anew.
 
     Raises:
         ValueError: If the policy does not sample from the model's own distribution, a number is out
@@ -121,6 +129,7 @@ class Rollouts:
         resample_by: ResampleBy = "accuracy",
         mask_void: bool = False,
         stopping: Callable[[], bool] = lambda: False,
+        kept: KeptBatches | None = None,
     ) -> None:
         check_policy(engine.policy)
         engine.rules.check_training()
@@ -155,6 +164,11 @@ class Rollouts:
         self.resample_by = resample_by
         self.mask_void = mask_void
         self.stopping = stopping
+        self.kept = kept
+        self.recalled = False
+        """Whether an earlier start of the run had sampled the last batch."""
+        self.request: Step
+        """The request for the last batch, after the first `collect`."""
         self._loop = BackgroundLoop("rollouts")
         self._ahead: dict[int, tuple[_Batch, Future[Sampled]]] = {}
         self._weights = WeightSync(engine.policy, self._loop)
@@ -191,35 +205,69 @@ class Rollouts:
                 another process has an error.
             RolloutsAbandoned: If a process was asked to stop.
         """
-        began, accelerator = time.monotonic(), step.accelerator
+        accelerator = step.accelerator
         batch = together(accelerator, lambda: self._prepare(step))
+        kept = self._recall(step)
+        self.request, self.recalled = step, kept is not None
+        if kept is None:
+            kept = self._sample(step, batch)
+        elif self.staleness:
+            self._sample_ahead(step)
+        together(accelerator, lambda: self._rest(step))
+        for name, value in [] if step.resumed and self.recalled else kept.figures:
+            step.log(name, value)
+        transcripts = [transcript for group in kept.groups for transcript in group]
+        rows = training_rows(transcripts, step.eos_token_ids, self.mask_void)
+        rows["untrained"] = [kept.others, *([] for _ in transcripts[1:])]
+        return rows
+
+    def _recall(self, step: Step) -> KeptBatch | None:
+        """The batch, if an earlier start of the run has sampled and kept it."""
+        if (kept := self.kept) is None or not step.training:
+            return None
+        found = together(step.accelerator, lambda: kept.load(step))
+        everywhere = gathered(step.accelerator, found is not None)
+        return found if all(number for (number,) in everywhere) else None
+
+    def _sample(self, step: Step, batch: _Batch) -> KeptBatch:
+        """Sample the batch, and keep it."""
+        began, accelerator = time.monotonic(), step.accelerator
         if step.batch not in self._ahead:
             self._weights.sync(step)
         sampled = together(accelerator, lambda: self._take(step.batch, batch))
         resampled = 0
-        if step.training and self.staleness:
-            self._weights.sync(step)
-            together(accelerator, lambda: self._start_ahead(step))
         if step.training:
+            if self.staleness:
+                self._sample_ahead(step)
             resampled = self._resample(step, batch, sampled)
-        together(accelerator, lambda: self._rest(step))
         version = step.number if step.training else None
-        transcripts = [
-            dataclasses.replace(transcript, trained_version=version)
+        groups = [
+            [dataclasses.replace(transcript, trained_version=version) for transcript in group]
             for group in sampled.groups
-            for transcript in group
         ]
+        transcripts = [transcript for group in groups for transcript in group]
+        figures: list[tuple[str, float]] = []
+
+        def log(name: str, value: float) -> None:
+            figures.append((name, value))
+
         if step.training:
             if (record := self.on_rollouts) is not None:
                 together(accelerator, lambda: record(step.number, transcripts))
             waited = time.monotonic() - began
-            self._figures.log(step, transcripts, sampled.seconds, waited, resampled)
+            logged = dataclasses.replace(step, log=log)
+            self._figures.log(logged, transcripts, sampled.seconds, waited, resampled)
         if self.mask_void:
-            void = sum(map(has_void_turn, transcripts))
-            step.log("env/void_episodes", void / len(transcripts))
-        rows = training_rows(transcripts, step.eos_token_ids, self.mask_void)
-        rows["untrained"] = [sampled.others, *([] for _ in transcripts[1:])]
-        return rows
+            log("env/void_episodes", sum(map(has_void_turn, transcripts)) / len(transcripts))
+        batch_kept = KeptBatch(groups, sampled.others, figures)
+        if step.training and (kept := self.kept) is not None:
+            together(accelerator, lambda: kept.save(step, batch_kept))
+        return batch_kept
+
+    def _sample_ahead(self, step: Step) -> None:
+        """Give the policy the newest weights, and start the batches that are sampled ahead."""
+        self._weights.sync(step)
+        together(step.accelerator, lambda: self._start_ahead(step))
 
     @phase("evaluation")
     def evaluate[T](
@@ -267,7 +315,7 @@ class Rollouts:
             self._asleep = False
 
     def _prepare(self, step: Step) -> _Batch:
-        self._check(step)
+        check_step(self.engine.policy, step, self.staleness)
         self._wake()
         prompts, n = list(step.prompts), step.group
         starts = range(0, len(prompts), n)
@@ -280,26 +328,6 @@ class Rollouts:
         if not step.training:
             return _Batch(prompts, n, (self.seed, step.number, rank, 0, 1))
         return _Batch(prompts, n, (self.seed, step.batch, rank))
-
-    def _check(self, step: Step) -> None:
-        check_policy(self.engine.policy, step.temperature)
-        if self._weights.own_model(step):
-            if self.staleness:
-                raise ValueError(
-                    "a policy can't sample from the model while it is trained: give the policy its "
-                    "own model, loaded from the same checkpoint (a copy of TRL's model keeps the "
-                    "original's forward), or set staleness=0"
-                )
-            if is_sharded(step.model):
-                raise ValueError(
-                    "one process can't sample from a model whose parameters are sharded: give the "
-                    "policy its own model, loaded from the same checkpoint, or use vLLM"
-                )
-        if self.staleness > 1 and self._weights.shared(step):
-            raise ValueError(
-                f"staleness={self.staleness} is too large for servers that several processes "
-                "share: no turn may be in flight while they take new weights. Set staleness=1"
-            )
 
     def _start(self, batch: _Batch) -> Future[Sampled]:
         problems = [self.problems.get(name) for name in batch.prompts[:: batch.n]]
@@ -324,7 +352,8 @@ class Rollouts:
 
     def _start_ahead(self, step: Step) -> None:
         for number in range(step.batch + 1, step.batch + 1 + self.staleness):
-            if number not in self._ahead and (prompts := step.coming(number)) is not None:
+            known = number in self._ahead or (self.kept and self.kept.has(number, step))
+            if not known and (prompts := step.coming(number)) is not None:
                 seed = self.seed, number, step.accelerator.process_index
                 batch = _Batch(list(prompts), step.group, seed)
                 self._ahead[number] = batch, self._start(batch)
@@ -384,36 +413,5 @@ class Rollouts:
         if self._sleeps:
             self._loop.run_blocking(self.engine.policy.sleep())
             self._asleep = True
-        elif self._weights.own_model(step):
+        elif own_model(self.engine.policy, step):
             self.engine.policy.clear_cache()
-
-
-def check_policy(policy: Policy | TextPolicy, temperature: float | None = None) -> None:
-    """Check that a policy's log-probs belong to the distribution that a loss assumes.
-
-    Args:
-        policy: The policy that samples.
-        temperature: The temperature that the loss assumes; `None`: it is not known yet and not
-            checked.
-
-    Raises:
-        ValueError: If the policy gives text without token ids, or samples at a top-p below 1 or at
-            another temperature than the loss assumes.
-    """
-    if isinstance(policy, TextPolicy):
-        raise ValueError(
-            "a policy of text gives no token ids, so it can't be trained: use a policy that does"
-        )
-    if policy.top_p != 1.0:
-        raise ValueError(
-            "training needs top_p = 1: with a smaller top_p the log-probs belong to a truncated "
-            "distribution, and the ratio to the trained model's probabilities is wrong"
-        )
-    if temperature is None:
-        return
-    sampled_at = temperature if policy.temperature is None else policy.temperature
-    if sampled_at != temperature or not temperature > 0:
-        raise ValueError(
-            f"the policy samples at temperature {sampled_at}, and the loss assumes {temperature}: "
-            "both must be the same and above 0"
-        )

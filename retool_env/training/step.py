@@ -33,6 +33,17 @@ class Step:
     """Logs a figure, given its name and its value."""
     training: bool = True
     """Whether the batch is trained on. In evaluation nothing is recorded or logged."""
+    until: int | None = None
+    """The number of optimizer steps after which the trainer is done with the batch; `None`: only
+    the next step trains on it."""
+    resumed: bool = False
+    """Whether the trainer was resumed inside the batch: earlier steps have trained on a part of it,
+    and have logged its figures."""
     coming: Callable[[int], Sequence[str] | None] = lambda number: None
     """Returns the prompts of a later batch, by its number, in the form of `prompts`; `None` if the
     trainer will not ask for that batch. It is called where batches are sampled ahead."""
+
+    @property
+    def end(self) -> int:
+        """`until`, as a number."""
+        return self.number + 1 if self.until is None else self.until

@@ -12,6 +12,7 @@ import torch
 from retool_env.rollout.weights import Adapter, Parts, Weights
 from retool_env.servers.background import BackgroundLoop
 from retool_env.training.processes import gathered, together
+from retool_env.training.sampling_policy import own_model, shares_servers
 from retool_env.training.step import Step
 from retool_env.training.trained_weights import is_sharded, trained_adapter, trained_weights
 
@@ -29,14 +30,6 @@ class WeightSync:
         self._loop = loop
         self._synced = -1
 
-    def own_model(self, step: Step) -> bool:
-        """Whether the policy samples from the trained model itself."""
-        return self._policy.model is step.model
-
-    def shared(self, step: Step) -> bool:
-        """Whether several processes share the servers of the policy."""
-        return self._policy.shares_servers and step.accelerator.num_processes > 1
-
     def sync(self, step: Step) -> None:
         """Let the policy of every process serve the step's weights. All processes must call it.
 
@@ -49,7 +42,7 @@ class WeightSync:
         if step.number == self._synced:
             return
         policy, accelerator = self._policy, step.accelerator
-        main, shared = accelerator.is_main_process, self.shared(step)
+        main, shared = accelerator.is_main_process, shares_servers(policy, step)
         if shared and policy.writes_parts:
             parts = Parts(_agreed_name(step), accelerator.num_processes)
             together(accelerator, lambda: self._write_part(step, parts))
@@ -62,7 +55,7 @@ class WeightSync:
         self._synced = step.number
 
     def _load(self, step: Step, leads: bool) -> None:
-        if self.own_model(step):
+        if own_model(self._policy, step):
             self._update(step, None)
             return
         with self._gathered_by_all(step) as weights:

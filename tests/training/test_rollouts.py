@@ -12,10 +12,10 @@ import torch
 from agents.models.tiny import make_tokenizer
 from retool_env.episode import Generation
 from retool_env.problems import Problem, ProblemList
-from retool_env.rollout import RolloutEngine, ScriptedPolicy, TextPolicy
+from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
-from retool_env.training.rollouts import Rollouts, check_policy
+from retool_env.training.rollouts import Rollouts
 from retool_env.training.rows import training_rows
 from retool_env.training.step import Step
 
@@ -159,29 +159,6 @@ def test_episodes_with_a_void_turn_are_rows_without_a_token_to_train_on():
     assert not any(map(any, rows["logprobs"][:2])) and rows["logprobs"][2:] == plain["logprobs"][2:]
     assert rows["completion_ids"] == plain["completion_ids"]
     assert logged["env/void_episodes"] == 0.5
-
-
-@pytest.mark.parametrize(
-    ("setting", "temperature", "message"),
-    [
-        ({"top_p": 0.7}, None, "top_p = 1"),
-        ({"temperature": 0.7}, 1.0, r"temperature 0\.7"),
-        ({"temperature": 0.0}, 0.0, "above 0"),
-    ],
-)
-def test_a_policy_whose_log_probs_are_not_the_losss_is_refused(setting, temperature, message):
-    check_policy(Writer(), temperature or 1.0)
-    with pytest.raises(ValueError, match=message):
-        check_policy(Writer(**setting), temperature)
-
-
-def test_a_policy_of_text_is_refused():
-    class Teller(TextPolicy):
-        async def write(self, transcript, stop, seed):
-            raise AssertionError("it is not asked")
-
-    with pytest.raises(ValueError, match="of text"):
-        check_policy(Teller())
 
 
 def test_rollouts_load_no_trainer():

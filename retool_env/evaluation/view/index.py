@@ -40,6 +40,7 @@ from retool_env.evaluation.runs import (
 )
 from retool_env.evaluation.view.rows import FIELDS, make_row
 from retool_env.files import MOST_LINE, check_regular
+from retool_env.rotation import Stream, parts
 from retool_env.transcript import Transcript
 
 VERSION = 1
@@ -138,20 +139,22 @@ class Index:
     def _unread(self, file: RunFile) -> int:
         """The number of bytes to read; the index of a replaced file is forgotten first."""
         check_regular(file.path)
-        try:
-            stat = os.stat(file.path)
-        except FileNotFoundError:
+        if not (found := parts(file.path)):
             self._forget(file)
             return 0
         known = self._files.setdefault(file, _Indexed())
-        seen = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        stats = map(os.stat, found)
+        seen = tuple(n for stat in stats for n in (stat.st_ino, stat.st_size, stat.st_mtime_ns))
         if self._stats.get(file.path) == seen:
             return 0
-        if stat.st_size < known.size or _mark(file.path, known.size) != known.mark:
+        with Stream(file.path) as stream:
+            size = stream.size
+            replaced = size < known.size or _mark(stream, known.size) != known.mark
+        if replaced:
             self._forget(file)
             known = self._files[file] = _Indexed()
         self._stats[file.path] = seen
-        return stat.st_size - known.size
+        return size - known.size
 
     def _read(self, file: RunFile, done: int, total: int) -> int:
         """Reads whole lines from where the index of a file ends; returns the number of bytes."""
@@ -172,7 +175,8 @@ class Index:
             if self._progress and known.lines % 50 == 0:
                 self._progress(done + known.size - start, total)
         known.samples = places.samples
-        known.mark = _mark(file.path, known.size)
+        with Stream(file.path) as stream:
+            known.mark = _mark(stream, known.size)
         self._unsaved += known.size - start
         if self._progress and known.size > start:
             self._progress(done + known.size - start, total)
@@ -242,9 +246,8 @@ class Index:
         """
         with self._lock:
             file, (number, offset, row) = self._line(address)
-        with open(file.path, "rb") as opened:
-            opened.seek(offset)
-            line = opened.readline(MOST_LINE + 1)
+        with Stream(file.path) as stream:
+            line = stream.line(offset, MOST_LINE + 1)
         values = values_of(file.path, number, line)
         problem = values.get("problem")
         key = str(problem.get("id") if isinstance(problem, dict) else problem)
@@ -350,24 +353,23 @@ def _row(places: Places, path: Path, number: int, line: bytes) -> dict[str, Any]
 
 def _lines_from(path: Path, start: int, number: int) -> Iterator[bytes]:
     """Yields the whole lines of a file from a byte; `number` lines stand before."""
-    with open(path, "rb") as file:
-        file.seek(start)
-        while (line := file.readline(MOST_LINE + 1)).endswith(b"\n"):
+    with Stream(path) as stream:
+        for line in stream.lines(start, MOST_LINE + 1):
+            if len(line) > MOST_LINE:
+                raise DataError(
+                    f"{path}, line {number + 1} is longer than {MOST_LINE >> 20} MiB: split or "
+                    "remove it"
+                )
+            if not line.endswith(b"\n"):
+                return
             number += 1
             yield line
-        if len(line) > MOST_LINE:
-            raise DataError(
-                f"{path}, line {number + 1} is longer than {MOST_LINE >> 20} MiB: split or remove "
-                "it"
-            )
 
 
-def _mark(path: Path, size: int) -> str:
-    """The digest of the first and of the last bytes of the first `size` bytes of a file."""
-    with open(path, "rb") as file:
-        head = file.read(min(size, _MARK))
-        file.seek(max(size - _MARK, 0))
-        tail = file.read(min(size, _MARK))
+def _mark(stream: Stream, size: int) -> str:
+    """The digest of the first and of the last bytes of the first `size` bytes of a stream."""
+    head = stream.read(0, min(size, _MARK))
+    tail = stream.read(max(size - _MARK, 0), min(size, _MARK))
     return hashlib.sha256(head + tail).hexdigest() if size else ""
 
 
@@ -377,10 +379,9 @@ def _holding(path: Path, lines: Sequence[Line], text: str) -> Iterator[str]:
     written = json.dumps(folded)[1:-1].encode() if text.isascii() else b""
     if not lines:
         return
-    with open(path, "rb") as file:
+    with Stream(path) as stream:
         for number, offset, row in lines:
-            file.seek(offset)
-            line = file.readline(MOST_LINE + 1)
+            line = stream.line(offset, MOST_LINE + 1)
             if written in line.lower() and _holds(values_of(path, number, line), folded):
                 yield row["address"]
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
 
 from agents.base.records import seal
-from agents.base.resuming import kept_records, last_point, loading
+from agents.base.resuming import (
+    cut_metrics,
+    cut_transcripts,
+    last_point,
+    last_version,
+    loading,
+    oldest_step,
+)
 from agents.base.settings import SettingsError
+from retool_env.files import read_lines
+from retool_env.rotation import close_part, closed_parts, parts
 
 
 def checkpoint(trainer, step, text=None, sealed=False):
@@ -52,16 +62,16 @@ def test_a_folder_with_a_name_like_a_checkpoints_is_an_error(name, tmp_path):
 
 def test_records_after_the_step_are_left_out_and_kept_lines_stay_as_they_are(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    assert kept_records(path, 1) is None
+    assert cut_metrics(path, 1).part is None
     path.write_bytes(b'{"step":1,   "new": "x"}\n{"step": 2}\n{"step": 3')
-    part, file = kept_records(path, 1)
-    assert file == path and part.read_bytes() == b'{"step":1,   "new": "x"}\n'
-    part.unlink()
+    cut = cut_metrics(path, 1)
+    assert cut.path == path and cut.part.read_bytes() == b'{"step":1,   "new": "x"}\n'
+    cut.part.unlink()
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n')
-    assert kept_records(path, 2) is None and list(tmp_path.iterdir()) == [path]
+    assert cut_metrics(path, 2).part is None and list(tmp_path.iterdir()) == [path]
     path.write_bytes(b"")
     with pytest.raises(SettingsError, match="it is empty, but the run has reached step 2"):
-        kept_records(path, 2)
+        cut_metrics(path, 2)
 
 
 def test_episodes_are_kept_by_the_step_that_trained_on_them(tmp_path):
@@ -72,12 +82,94 @@ def test_episodes_are_kept_by_the_step_that_trained_on_them(tmp_path):
         b'{"trained_version": 1}\n',
     ]
     path.write_bytes(b"".join(lines))
-    part, _ = kept_records(path, 1)  # the step of version 0 is the first one
+    part = cut_transcripts(path, 1).part  # the step of version 0 is the first one
     assert part.read_bytes() == b"".join(lines[:2])
     path.write_bytes(b'{"trained_version": "x"}\n')
     with pytest.raises(SettingsError, match="line 1: not a transcript of a training run"):
-        kept_records(path, 1)
+        cut_transcripts(path, 1)
     assert not part.exists()
+
+
+def episodes(*versions):
+    return b"".join(b'{"trained_version": %d}\n' % version for version in versions)
+
+
+def versions(path):
+    lines = read_lines(path) if parts(path) else []
+    return [json.loads(line)["trained_version"] for line in lines]
+
+
+@pytest.fixture
+def rotated(tmp_path):
+    """Transcripts of the steps 0 to 7: two closed parts and an open file."""
+    path = tmp_path / "transcripts.jsonl"
+    for first, last in ((0, 2), (3, 5)):
+        path.write_bytes(episodes(*range(first, last + 1), last))
+        close_part(path, first, last)
+    path.write_bytes(episodes(6, 7))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("step", "begun", "kept", "closed"),
+    [
+        (8, [], [0, 1, 2, 2, 3, 4, 5, 5, 6, 7], ["0-2", "3-5"]),
+        (7, [], [0, 1, 2, 2, 3, 4, 5, 5, 6], ["0-2", "3-5"]),
+        (7, [6], [0, 1, 2, 2, 3, 4, 5, 5], ["0-2", "3-5"]),
+        (6, [], [0, 1, 2, 2, 3, 4, 5, 5], ["0-2", "3-5"]),
+        (5, [], [0, 1, 2, 2, 3, 4], ["0-2"]),
+        (6, [4], [0, 1, 2, 2, 3], ["0-2"]),
+        (3, [], [0, 1, 2, 2], ["0-2"]),
+        (1, [], [0], []),
+        (2, [0], [], []),
+        (0, [], [], []),
+    ],
+)
+def test_closed_parts_before_the_step_are_not_touched(rotated, step, begun, kept, closed):
+    before = {path.name: path.stat().st_ino for path in rotated.parent.glob("*.gz")}
+    for _ in range(2):  # a stop in the middle lets it be done again
+        cut_transcripts(rotated, step, begun).apply()
+        assert versions(rotated) == kept
+    names = {path.name: path.stat().st_ino for path in rotated.parent.glob("*.gz")}
+    assert names == {
+        f"transcripts.{name}.jsonl.gz": before[f"transcripts.{name}.jsonl.gz"] for name in closed
+    }
+    assert last_version(rotated) == (kept[-1] if kept else None)
+
+
+def test_a_stop_while_a_part_is_cut_loses_nothing(rotated, monkeypatch):
+    cut, unlink = cut_transcripts(rotated, 5), type(rotated).unlink
+
+    def stopped(path, **more):
+        if path.name.startswith("transcripts.3-5"):
+            raise KeyboardInterrupt
+        unlink(path, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(rotated), "unlink", stopped)
+        cut.apply()
+    cut_transcripts(rotated, 5).apply()
+    assert versions(rotated) == [0, 1, 2, 2, 3, 4]
+
+
+def test_a_damaged_line_of_a_part_that_is_cut_is_named(rotated):
+    [*_, part] = closed_parts(rotated)
+    part.path.write_bytes(gzip.compress(episodes(3) + b"{}\n" + episodes(5)))
+    with pytest.raises(
+        SettingsError, match=r"transcripts\.3-5\.jsonl\.gz, line 2: not a transcript"
+    ):
+        cut_transcripts(rotated, 5)
+    part.path.write_bytes(gzip.compress(episodes(3, 4, 5))[:-9])
+    with pytest.raises(SettingsError, match=r"transcripts\.3-5\.jsonl\.gz: it can't be read"):
+        cut_transcripts(rotated, 5)
+
+
+def test_the_oldest_complete_checkpoint_counts(tmp_path):
+    assert oldest_step(tmp_path) == 0
+    checkpoint(tmp_path, 2)
+    checkpoint(tmp_path, 4, sealed=True)
+    checkpoint(tmp_path, 10, sealed=True)
+    assert oldest_step(tmp_path) == 4
 
 
 def test_an_error_of_a_library_names_the_checkpoint(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 from helpers import ROOT
+from helpers.episodes import ANSWERED, RIGHT, episode
 
 from agents.base import run as runs
 from agents.base.run import Run
 from agents.base.settings import SettingsError
 from retool_env.provenance import REVISION
+from retool_env.transcript import read_transcripts
 
 HOLD = """
 import sys
@@ -76,13 +79,45 @@ def test_a_folder_in_which_nothing_came_of_a_start_is_free(tmp_path):
     started(tmp_path, seed=2, resume=True)
 
 
-def test_a_run_does_not_go_on_with_another_number_of_processes(tmp_path, monkeypatch):
-    started(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-    two = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
-    monkeypatch.setattr(runs, "processes", lambda: two)
-    with pytest.raises(SettingsError, match=r"started with 1 processes.*can't be resumed with 2"):
-        Run(tmp_path, Settings(), resume=True)
+def test_another_number_of_processes_is_recorded_and_cuts_the_files_of_all(tmp_path, monkeypatch):
+    run = started(tmp_path)
+    run.log({"step": 1})
+    run.log({"step": 2})
+    for name in ("transcripts.jsonl", "transcripts-2.jsonl", "transcripts-3.jsonl"):
+        (tmp_path / name).write_text('{"trained_version": 0}\n{"trained_version": 1}\n')
+    [of_two, of_one] = [
+        SimpleNamespace(num_processes=count, process_index=rank, is_main_process=rank == 0)
+        for count, rank in ((2, 0), (1, 0))
+    ]
+    of_two.wait_for_everyone = of_one.wait_for_everyone = lambda: None
+    monkeypatch.setattr(runs, "processes", lambda: of_two)
+    run = Run(tmp_path, Settings(), resume=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["processes"] == 1 and "changes" not in config
+    run.resume_at(1)
+    run.log({"step": 2})
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["processes"] == 2
+    [change] = config["changes"]
+    assert (change["setting"], change["from"], change["to"]) == ("processes", 1, 2)
+    lines = [(tmp_path / f"transcripts{i}.jsonl").read_text().count("\n") for i in ("", "-2", "-3")]
+    assert lines == [1, 1, 2]  # the other process cuts the file of rank 3
+    assert Run(tmp_path, Settings(), resume=True).metrics() == [{"step": 1}, {"step": 2}]
+
+
+def test_large_files_of_transcripts_are_closed_and_the_stream_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "PART_BYTES", 1500)
+    run, versions = started(tmp_path), []
+    for step in range(6):
+        made = [dataclasses.replace(episode(f"{step}", ANSWERED, RIGHT), trained_version=step)] * 2
+        run.write(made)
+        versions += [step] * 2
+        assert [t.trained_version for t in read_transcripts(run.transcripts)] == versions
+    names = sorted(path.name for path in tmp_path.glob("transcripts*"))
+    assert names[0].startswith("transcripts.0-") and names[-1] == "transcripts.jsonl"
+    assert len(names) > 2 and all(name.endswith(".gz") for name in names[:-1])
+    run.resume_at(1)
+    assert [t.trained_version for t in read_transcripts(run.transcripts)] == [0, 0]
 
 
 def test_the_first_process_decides_whether_a_run_exists(tmp_path, monkeypatch):

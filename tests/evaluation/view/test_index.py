@@ -14,6 +14,7 @@ from retool_env.evaluation import runs
 from retool_env.evaluation.runs import open_run
 from retool_env.evaluation.view import index as module
 from retool_env.evaluation.view.index import Index
+from retool_env.rotation import close_part
 from retool_env.transcript import write_transcripts
 
 
@@ -163,6 +164,32 @@ def test_a_training_run_gains_files_and_loses_them(tmp_path):
         *("transcripts-1/1", "transcripts/1", "transcripts/2"),
         *("step-10/p/0", "step-10/p/1", "step-10/q/0", "step-20/p/0"),
     ]
+
+
+def test_episodes_keep_their_rows_and_addresses_when_a_file_is_closed(tmp_path, read):
+    path = a_training(tmp_path / "run")
+    index = opened(path)
+    _, since, _ = index.changes(0)
+    known = {address: index.episode(address, tokens=True) for address in addresses(index)}
+    for step in (0, 10):  # the second time there is one closed part already
+        close_part(path / "transcripts.jsonl", step, step + 9)
+        read.clear()
+        assert not index.refresh() and read == []
+        assert index.changes(since) == ([], since, [])
+        write_transcripts(path / "transcripts.jsonl", [episode("r", ANSWERED)])
+        assert index.refresh() and len(read) == 1
+        _, since, _ = index.changes(since)
+    assert addresses(index)[:4] == [
+        *("transcripts-1/1", "transcripts/1", "transcripts/2", "transcripts/3"),
+    ]
+    for address, episode_before in known.items():
+        assert index.episode(address, tokens=True) == episode_before
+    assert addresses(index) == addresses(opened(path, cache=False))
+    assert addresses(index) == [place.address for place, _ in open_run(path).episodes()]
+    question = index.episode("transcripts/1")[1].problem.question
+    assert "transcripts/1" in index.search(question)
+    (path / "transcripts.jsonl").unlink()
+    assert "transcripts/3" in addresses(opened(path))
 
 
 def test_the_samples_of_lines_without_a_number_are_counted_on_after_the_cache(tmp_path):

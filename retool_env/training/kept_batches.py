@@ -1,0 +1,322 @@
+"""Kept batches: the rollouts of the newest generation batches on disk, for a resumed run.
+
+A run that is stopped or killed inside a batch goes on from its last checkpoint with the same
+rollouts. Each process writes its part of a batch to one file, once the batch is sampled:
+
+    batch-<number>.<first>-<end>.<rank>-of-<processes>.safetensors
+
+The batch is trained on from `first` optimizer steps until `end`. The tokens lie in flat arrays, 4
+bytes for an id and 4 for a log-prob; text, rewards and all other parts of a transcript are
+compressed JSON. Masks and advantages follow from them. Older batches are deleted once no checkpoint
+can need them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from retool_env.errors import SettingsError
+from retool_env.rollout.engine import Group
+from retool_env.training.step import Step
+from retool_env.transcript import Transcript
+
+_NAME = re.compile(r"(batch|old)-(\d+)\.(\d+)-(\d+)\.(\d+)-of-(\d+)\.safetensors")
+
+
+@dataclass
+class KeptBatch:
+    """One process's part of a batch."""
+
+    groups: list[Group]
+    """The groups that are trained on."""
+    others: list[Transcript]
+    """The sampled episodes that are not trained on, without token ids and log-probs."""
+    figures: list[tuple[str, float]]
+    """The names and values that were logged when the batch was sampled, in their order."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of a kept batch, as its name describes it."""
+
+    path: Path
+    kind: str
+    """`batch`: the rollouts; `old`: the log-probs before the updates."""
+    number: int
+    first: int
+    end: int
+    rank: int
+    processes: int
+
+
+class KeptBatches:
+    """The kept batches of a run.
+
+    Args:
+        folder: The folder of the files. It is made when the first batch is kept.
+        needed: Returns the step of the oldest checkpoint that the run may go on from. A batch that
+            was used up by then is deleted.
+    """
+
+    def __init__(self, folder: Path, needed: Callable[[], int]) -> None:
+        self.folder = folder
+        self._needed = needed
+
+    def save(self, step: Step, kept: KeptBatch) -> None:
+        """Write this process's part of a batch, atomically. All processes must call it.
+
+        Args:
+            step: The request for the batch.
+            kept: The part.
+        """
+        if step.accelerator.is_main_process:
+            self.delete_used()
+            self._delete_others(step)
+        lengths = [len(group) for group in kept.groups]
+        trained = [transcript for group in kept.groups for transcript in group]
+        record = {
+            "groups": lengths,
+            "figures": kept.figures,
+            "trained": [_without_tokens(transcript) for transcript in trained],
+            "others": [_without_tokens(transcript) for transcript in kept.others],
+        }
+        text = zlib.compress(json.dumps(record).encode(), level=1)
+        spans = [span for transcript in trained for span in transcript.spans]
+        self._write(
+            self._path("batch", step),
+            {
+                "record": np.frombuffer(text, np.uint8),
+                "ids": _joined((span.token_ids for span in spans), np.int32),
+                "logprobs": _smallest(_joined((span.logprobs for span in spans), np.float64)),
+            },
+        )
+
+    def load(self, step: Step) -> KeptBatch | None:
+        """Read this process's part of a batch that an earlier start of the run has sampled.
+
+        A batch that another number of processes sampled is divided anew, unless its training has
+        begun: then it can't be known which process has trained on which rows.
+
+        Args:
+            step: The request for the batch.
+
+        Returns:
+            The part; `None` if the batch is not kept, or has other problems than the request.
+
+        Raises:
+            SettingsError: If a file is damaged.
+        """
+        parts = self._parts(step.batch, step)
+        if not parts:
+            return None
+        rank, count = step.accelerator.process_index, step.accelerator.num_processes
+        if len(parts) == count:
+            kept = _read(parts[rank].path)
+        else:
+            kept = _divided([_read(part.path) for part in parts], rank, count)
+        asked = list(step.prompts[:: step.group])
+        # An unfinished batch goes on with its rollouts, even if the run's length has changed since
+        # and another problem would stand in their place.
+        if step.resumed or [group[0].problem.id for group in kept.groups] == asked:
+            return kept
+        return None
+
+    def delete_used(self) -> None:
+        """Delete the batches that no checkpoint needs. Only the first process calls it."""
+        needed = self._needed()
+        for file in _files(self.folder):
+            if file.end <= needed:
+                file.path.unlink(missing_ok=True)
+
+    def has(self, number: int, step: Step) -> bool:
+        """Whether a batch is kept that `load` can read.
+
+        Args:
+            number: The batch's number.
+            step: A request of the trainer, for any batch.
+        """
+        return bool(self._parts(number, step))
+
+    def save_old(self, step: Step, logps: np.ndarray, mask: np.ndarray) -> None:
+        """Write the trainer's log-probs before its updates, which a correction needs.
+
+        Args:
+            step: The request for the batch.
+            logps: The log-probs, shape `(B, T)`.
+            mask: The places that are written, shape `(B, T)`.
+        """
+        self._write(self._path("old", step), {"logprobs": logps[mask].astype(np.float32)})
+
+    def load_old(self, step: Step, mask: np.ndarray) -> np.ndarray:
+        """Read the log-probs of `save_old`, shape `(B, T)`, 0 at other places.
+
+        Args:
+            step: The request for the batch.
+            mask: The places that were written, shape `(B, T)`.
+
+        Raises:
+            SettingsError: If the file is missing or damaged.
+        """
+        wanted = "old", step.batch, step.accelerator.process_index, step.accelerator.num_processes
+        for file in _files(self.folder):
+            if (file.kind, file.number, file.rank, file.processes) == wanted:
+                values, logps = _arrays(file.path)["logprobs"], np.zeros(mask.shape, np.float32)
+                if len(values) != mask.sum():
+                    raise _damaged(file.path, "it belongs to other rollouts")
+                logps[mask] = values
+                return logps
+        raise _damaged(self._path("old", step), "it is missing")
+
+    def _parts(self, number: int, step: Step) -> list[_File]:
+        """The files of all processes of a batch, by rank; empty if the batch can't be used."""
+        files = [
+            file for file in _files(self.folder) if (file.kind, file.number) == ("batch", number)
+        ]
+        count = step.accelerator.num_processes
+        begun = step.resumed and number == step.batch
+        for processes in sorted({file.processes for file in files}, key=lambda each: each != count):
+            parts = [file for file in files if file.processes == processes]
+            if len(parts) == processes and not (begun and processes != count):
+                return sorted(parts, key=lambda file: file.rank)
+        return []
+
+    def _path(self, kind: str, step: Step) -> Path:
+        rank, count = step.accelerator.process_index, step.accelerator.num_processes
+        name = f"{kind}-{step.batch}.{step.number}-{step.end}.{rank}-of-{count}.safetensors"
+        return self.folder / name
+
+    def _write(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        with open(part, "wb") as file:
+            file.write(safetensors.numpy.save(dict(arrays)))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+
+    def _delete_others(self, step: Step) -> None:
+        """Delete this batch of another number of processes: it is sampled anew."""
+        count = step.accelerator.num_processes
+        for file in _files(self.folder):
+            if file.number == step.batch and file.processes != count:
+                file.path.unlink(missing_ok=True)
+
+
+def begun_batches(folder: Path, step: int, processes: int) -> list[int]:
+    """The first steps of the kept batches that a checkpoint lies inside.
+
+    A run that goes on from the checkpoint writes the transcripts of such a batch anew, once it has
+    trained on the whole of it.
+
+    Args:
+        folder: The folder of the kept batches.
+        step: The checkpoint's step.
+        processes: The number of processes of the run that goes on.
+    """
+    files = [
+        file
+        for file in _files(folder)
+        if file.kind == "batch" and file.first < step < file.end and file.processes == processes
+    ]
+    return sorted(
+        {
+            file.first
+            for file in files
+            if sum(each.number == file.number for each in files) == processes
+        }
+    )
+
+
+def _files(folder: Path) -> Iterator[_File]:
+    for path in sorted(folder.glob("*.safetensors")):
+        if match := _NAME.fullmatch(path.name):
+            yield _File(path, match[1], *(int(number) for number in match.groups()[1:]))
+
+
+def _without_tokens(transcript: Transcript) -> dict[str, Any]:
+    """A transcript as JSON values; token ids and log-probs are replaced by their numbers."""
+    bare = [dataclasses.replace(s, token_ids=None, logprobs=None) for s in transcript.spans]
+    record = dataclasses.replace(transcript, spans=tuple(bare)).to_json()
+    for values, span in zip(record["spans"], transcript.spans, strict=True):
+        values["token_ids"], values["logprobs"] = _size(span.token_ids), _size(span.logprobs)
+    return record
+
+
+def _size(values: Sequence[Any] | None) -> int | None:
+    return None if values is None else len(values)
+
+
+def _joined(columns: Iterable[Sequence[Any] | None], kind: Any) -> np.ndarray:
+    return np.array([value for column in columns for value in column or ()], kind)
+
+
+def _smallest(values: np.ndarray) -> np.ndarray:
+    """The values as float32, if none of them changes by that: engines compute in float32."""
+    small = values.astype(np.float32)
+    return small if (small == values).all() else values
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load(path.read_bytes())
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, f"it can't be read ({error})") from None
+
+
+def _read(path: Path) -> KeptBatch:
+    arrays = _arrays(path)
+    try:
+        record = json.loads(zlib.decompress(arrays["record"].tobytes()))
+        ids, logprobs = iter(arrays["ids"].tolist()), iter(arrays["logprobs"].tolist())
+        trained = [_with_tokens(each, ids, logprobs) for each in record["trained"]]
+        others = [_bare(each) for each in record["others"]]
+        rest = iter(trained)
+        groups = [[next(rest) for _ in range(length)] for length in record["groups"]]
+        return KeptBatch(groups, others, [(str(name), value) for name, value in record["figures"]])
+    except (zlib.error, ValueError, KeyError, TypeError, StopIteration, RuntimeError) as error:
+        raise _damaged(path, f"it is not a kept batch ({error!r:.100})") from None
+
+
+def _with_tokens(
+    record: dict[str, Any], ids: Iterator[int], logprobs: Iterator[float]
+) -> Transcript:
+    for span in record["spans"]:
+        for name, values in (("token_ids", ids), ("logprobs", logprobs)):
+            if span[name] is not None:
+                span[name] = [next(values) for _ in range(span[name])]
+    return Transcript.from_json(record)
+
+
+def _bare(record: dict[str, Any]) -> Transcript:
+    for span in record["spans"]:
+        span["token_ids"] = span["logprobs"] = None
+    return Transcript.from_json(record)
+
+
+def _divided(parts: Sequence[KeptBatch], rank: int, processes: int) -> KeptBatch:
+    """The part of a process, of the parts of another number of processes."""
+    groups = [group for part in parts for group in part.groups]
+    each = len(groups) // processes
+    others = [transcript for part in parts for transcript in part.others]
+    return KeptBatch(
+        groups[rank * each : (rank + 1) * each], others[rank::processes], parts[0].figures
+    )
+
+
+def _damaged(path: Path, fault: str) -> SettingsError:
+    return SettingsError(
+        f"{path}: {fault}. Restore it, or delete the folder {path.parent}: the batch is then "
+        "sampled anew"
+    )

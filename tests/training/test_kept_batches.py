@@ -1,0 +1,163 @@
+"""A batch is kept as it was sampled, and a damaged or foreign one is never trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retool_env.errors import SettingsError
+from retool_env.execution import Execution, Outcome
+from retool_env.problem import Problem
+from retool_env.training.kept_batches import KeptBatch, KeptBatches, begun_batches
+from retool_env.training.step import Step
+from retool_env.transcript import Span, StopReason, Transcript
+
+
+def transcript(problem, tokens=(5, 6), logprobs=(-0.5, -0.25), **more):
+    spans = (
+        Span("prompt", "2 * 7?", (1, 2, 3)),
+        Span("model", "<code>π</code>", tokens, logprobs, weight_version=3, seconds=0.5),
+        Span("env", "14\n", (9,), execution=Execution(Outcome.OK, "14\n")),
+    )
+    values = {"stop_reason": StopReason.ANSWERED, "reward": -1.0, "correct": False}
+    values |= {"answer": "7", "trained_version": 4, **more}
+    return Transcript(Problem(problem, "2 * 7?", "14"), spans, **values)
+
+
+def request(batch=1, number=4, until=8, rank=0, processes=1, prompts="ab", resumed=False):
+    accelerator = SimpleNamespace(
+        process_index=rank, num_processes=processes, is_main_process=rank == 0
+    )
+    return Step(
+        number=number,
+        batch=batch,
+        prompts=[name for name in prompts for _ in range(2)],
+        group=2,
+        model=None,
+        accelerator=accelerator,
+        temperature=1.0,
+        eos_token_ids=[0],
+        log=print,
+        until=until,
+        resumed=resumed,
+    )
+
+
+def kept(problems="ab", **more):
+    groups = [[transcript(name, **more), transcript(name, (7,), (-1.0,))] for name in problems]
+    return KeptBatch(groups, [transcript("c")], [("rollout/seconds", 1.5), ("env/deadline_cut", 0)])
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_batch_comes_back_as_it_was_sampled(tmp_path):
+    batches, batch = KeptBatches(tmp_path / "batches", lambda: 0), kept()
+    assert batches.load(request()) is None
+    batches.save(request(), batch)
+    assert names(tmp_path / "batches") == ["batch-1.4-8.0-of-1.safetensors"]
+    again = KeptBatches(tmp_path / "batches", lambda: 0).load(request())
+    assert again.groups == batch.groups and again.figures == batch.figures
+    assert [t.problem.id for t in again.others] == ["c"] and again.others[0].calls
+    assert again.groups[0][0].spans[1].seconds == 0.5
+    assert batches.has(1, request(batch=0)) and not batches.has(2, request())
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2**31 - 1), st.floats(-800.0, 0.0, allow_nan=False)), max_size=8
+    )
+)
+def test_every_id_and_every_log_prob_comes_back(tmp_path_factory, tokens):
+    batches = KeptBatches(tmp_path_factory.mktemp("batches"), lambda: 0)
+    ids, logprobs = tuple(one for one, _ in tokens), tuple(other for _, other in tokens)
+    batch = KeptBatch([[transcript("a", ids, logprobs)] * 2], [], [])
+    batches.save(request(prompts="a"), batch)
+    assert batches.load(request(prompts="a")).groups == batch.groups
+
+
+def test_a_token_takes_about_nine_bytes(tmp_path):
+    chance, count = np.random.default_rng(0), 20_000
+    ids = tuple(chance.integers(0, 150_000, count).tolist())
+    logprobs = tuple(np.float32(-chance.random(count)).tolist())
+    words = "".join(f"{word} " for word in chance.integers(0, 3000, count))
+    long = transcript("a", ids, logprobs)
+    spans = (long.spans[0], dataclasses.replace(long.spans[1], text=words))
+    batch = KeptBatch([[dataclasses.replace(long, spans=spans)]], [], [])
+    KeptBatches(tmp_path, lambda: 0).save(request(prompts="a"), batch)
+    [path] = tmp_path.iterdir()
+    assert path.stat().st_size / count < 11
+
+
+def test_other_problems_are_sampled_anew_unless_the_batch_was_begun(tmp_path):
+    batches = KeptBatches(tmp_path, lambda: 0)
+    batches.save(request(), kept())
+    assert batches.load(request(prompts="ba")) is None
+    begun = batches.load(request(prompts="ba", number=6, resumed=True))
+    assert [group[0].problem.id for group in begun.groups] == ["a", "b"]
+
+
+def test_batches_that_no_checkpoint_needs_are_deleted(tmp_path):
+    oldest = [0]
+    batches = KeptBatches(tmp_path, lambda: oldest[0])
+    for batch in range(3):
+        batches.save(request(batch, 4 * batch, 4 * batch + 4), kept())
+    assert len(names(tmp_path)) == 3
+    oldest[0] = 6  # inside the second batch
+    batches.save(request(3, 12, 16), kept())
+    assert [name[:7] for name in names(tmp_path)] == ["batch-1", "batch-2", "batch-3"]
+
+
+def test_another_number_of_processes_divides_a_batch_anew_before_its_training(tmp_path):
+    for rank, part in enumerate(("ab", "cd")):
+        batches = KeptBatches(tmp_path, lambda: 0)
+        assert not batches.has(1, request())
+        batches.save(request(rank=rank, processes=2, prompts=part), kept(part))
+    for processes, expected in ((1, ["abcd"]), (2, ["ab", "cd"]), (4, ["a", "b", "c", "d"])):
+        for rank, part in enumerate(expected):
+            found = batches.load(request(rank=rank, processes=processes, prompts=part))
+            assert [group[0].problem.id for group in found.groups] == [*part]
+            assert len(found.others) == (2 if processes == 1 else processes == 2 or rank < 2)
+    begun = {"number": 6, "resumed": True}
+    assert batches.load(request(rank=1, processes=2, **begun)).groups[0][0].problem.id == "c"
+    assert batches.load(request(prompts="abcd", **begun)) is None
+    assert begun_batches(tmp_path, 6, 2) == [4]
+    assert begun_batches(tmp_path, 6, 1) == begun_batches(tmp_path, 4, 2) == []
+    assert begun_batches(tmp_path, 8, 2) == begun_batches(tmp_path / "none", 6, 2) == []
+    batches.save(request(prompts="abcd"), kept("abcd"))  # sampled anew by one process
+    assert names(tmp_path) == ["batch-1.4-8.0-of-1.safetensors"]
+
+
+def test_a_batch_of_which_a_process_was_killed_is_not_used(tmp_path):
+    batches = KeptBatches(tmp_path, lambda: 0)
+    batches.save(request(rank=0, processes=2), kept())
+    assert batches.load(request(rank=0, processes=2)) is None
+    assert begun_batches(tmp_path, 6, 2) == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 100, None], ids=["empty", "zeros", "cut"])
+def test_a_damaged_file_is_named_with_the_cure(tmp_path, damage):
+    batches = KeptBatches(tmp_path, lambda: 0)
+    batches.save(request(), kept())
+    [path] = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-20] if damage is None else damage)
+    with pytest.raises(SettingsError, match=r"batch-1.*delete the folder .* sampled anew"):
+        batches.load(request())
+
+
+def test_log_probs_before_the_updates_come_back_at_their_places(tmp_path):
+    batches = KeptBatches(tmp_path, lambda: 0)
+    logps = np.array([[-1.0, -2.0, -3.0], [-4.0, -5.0, -6.0]], np.float32)
+    mask = np.array([[True, False, True], [False, True, False]])
+    with pytest.raises(SettingsError, match=r"old-1.*it is missing"):
+        batches.load_old(request(), mask)
+    batches.save_old(request(), logps, mask)
+    assert batches.load_old(request(), mask).tolist() == [[-1, 0, -3], [0, -5, 0]]
+    with pytest.raises(SettingsError, match="other rollouts"):
+        batches.load_old(request(), ~mask & mask)

@@ -1,0 +1,38 @@
+"""A policy that can't sample for a trainer is refused, with the setting to change."""
+
+from __future__ import annotations
+
+import pytest
+
+from agents.models.tiny import make_tokenizer
+from retool_env.rollout import ScriptedPolicy, TextPolicy
+from retool_env.training.sampling_policy import check_policy
+
+
+class Writer(ScriptedPolicy):
+    def __init__(self, **more):
+        super().__init__(lambda text: "", make_tokenizer())
+        vars(self).update(more)
+
+
+@pytest.mark.parametrize(
+    ("setting", "temperature", "message"),
+    [
+        ({"top_p": 0.7}, None, "top_p = 1"),
+        ({"temperature": 0.7}, 1.0, r"temperature 0\.7"),
+        ({"temperature": 0.0}, 0.0, "above 0"),
+    ],
+)
+def test_a_policy_whose_log_probs_are_not_the_losss_is_refused(setting, temperature, message):
+    check_policy(Writer(), temperature or 1.0)
+    with pytest.raises(ValueError, match=message):
+        check_policy(Writer(**setting), temperature)
+
+
+def test_a_policy_of_text_is_refused():
+    class Teller(TextPolicy):
+        async def write(self, transcript, stop, seed):
+            raise AssertionError("it is not asked")
+
+    with pytest.raises(ValueError, match="of text"):
+        check_policy(Teller())
