@@ -33,7 +33,7 @@ from agents.base.run import RunLogger
 from agents.base.selection import CleanRollouts
 from agents.base.session import Export, RolloutSession
 from agents.base.settings import SettingsError, check_least, largest_divisor, setting
-from agents.base.sharding import processes
+from agents.base.sharding import processes, reference_of
 from agents.base.stopping import StopCallback
 from agents.base.trl import trl_config
 from retool_env.integrations.trl import (
@@ -137,24 +137,27 @@ def train(
         run.begin("rl")
         stop = StopCallback(run.task, run.stopping, run.saving, run.card)
         # Advantages: (N,), one an episode, or (N, T), one a token. Loss: over sampled tokens.
-        trainer = EngineGRPOTrainer(
-            model=run.model,
-            reward_funcs=reward_functions(bonus, run.rules.max_tokens),
-            args=config,
-            train_dataset=Dataset.from_dict({"prompt": run.ids}),
-            processing_class=run.tokenizer,
-            peft_config=lora_config(settings.lora_rank),
-            callbacks=[RunLogger(run), BarCallback(run.bar), stop],
-            rollout_func=_not_yet,
-            advantages=advantages,
-            normalise=normalise,
-            on_trained=Every(settings.transcripts_every, run.write, last_version(run.transcripts)),
-            correction=settings.correction,
-            correction_cap=settings.correction_cap,
-            correction_bounds=(settings.correction_low, settings.correction_high),
-            tokens=settings.tokens,
-            task=run.task,
-        )
+        with reference_of(run.model):
+            trainer = EngineGRPOTrainer(
+                model=run.model,
+                reward_funcs=reward_functions(bonus, run.rules.max_tokens),
+                args=config,
+                train_dataset=Dataset.from_dict({"prompt": run.ids}),
+                processing_class=run.tokenizer,
+                peft_config=lora_config(settings.lora_rank),
+                callbacks=[RunLogger(run), BarCallback(run.bar), stop],
+                rollout_func=_not_yet,
+                advantages=advantages,
+                normalise=normalise,
+                on_trained=Every(
+                    settings.transcripts_every, run.write, last_version(run.transcripts)
+                ),
+                correction=settings.correction,
+                correction_cap=settings.correction_cap,
+                correction_bounds=(settings.correction_low, settings.correction_high),
+                tokens=settings.tokens,
+                task=run.task,
+            )
         rollouts = trainer.rollout_func = run.make_rollouts(
             partial(CleanRollouts, settings.spare) if settings.spare > 1 else EngineRollouts,
             trainer.model,

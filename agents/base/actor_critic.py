@@ -89,7 +89,8 @@ class ActorCritic:
             # Newer releases of transformers have another name for this method.
             enable = getattr(trunk, "activation_checkpointing_enable", None)
             (enable or trunk.gradient_checkpointing_enable)({"use_reentrant": False})
-        trained = [p for p in model.parameters() if p.requires_grad]
+        # Nothing else refers to the parameters, so that `prepare` frees each when it is sharded.
+        trained = (p for p in model.parameters() if p.requires_grad)
         decay = self.settings.weight_decay
         optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=decay)
         # FSDP2 takes one model at a time.

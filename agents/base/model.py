@@ -22,6 +22,8 @@ from transformers import (
 
 from agents.base.fields import Attention, ExportType, TuningSettings
 from agents.base.settings import SettingsError
+from agents.base.sharding import first_reads
+from agents.base.shards import read_by_first
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.files import folder_fault
 from retool_env.training.processes import everywhere
@@ -32,6 +34,9 @@ def load_model(
     name: str, dtype: str, attention: Attention = "auto"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer from a folder or the Hub.
+
+    In a sharded run, all processes call this function together, and only the first process reads
+    the weights: the parameters of the others are on the meta device (see `agents.base.shards`).
 
     Args:
         name: The folder's path or the Hub id.
@@ -56,7 +61,8 @@ def load_model(
         raise SettingsError(f"dtype: {dtype!r} is unknown; use float32 or bfloat16")
     chosen = None if attention == "auto" else attention
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=kind, attn_implementation=chosen)
+        read = read_by_first if first_reads() else AutoModelForCausalLM.from_pretrained
+        model = read(name, dtype=kind, attn_implementation=chosen)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, SafetensorError) as error:
         raise SettingsError(f"model {name!r} can't be loaded: {error}") from error

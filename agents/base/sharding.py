@@ -1,7 +1,7 @@
 """Sharding: FSDP2 on GPUs and on CPU processes, as `accelerate launch` starts it.
 
 The configuration files of `accelerate launch` are in `agents/launch/`. Before the first accelerator
-is made, this module works around three behaviours of accelerate 1.15 and TRL 1.16:
+is made, this module works around these behaviours of accelerate 1.15 and TRL 1.16:
 
 - accelerate enables FSDP only if each process has an accelerator. On several CPU processes it
   leaves FSDP off without a message. PyTorch's `fully_shard` works there with gloo, so sharded
@@ -9,9 +9,10 @@ is made, this module works around three behaviours of accelerate 1.15 and TRL 1.
 - accelerate's bfloat16 policy also casts the outputs of a model, such as log-probs, which then have
   three digits, and it sums the gradients of the processes in bfloat16. With the policy set here
   only the parameters of the layer being computed are in bfloat16.
-- TRL shards a reference model as one unit, so that each process gathers the whole model. If only
-  the first process reads the weights (`fsdp_cpu_ram_efficient_loading`), TRL leaves the shards of
-  the other processes at zero.
+- TRL shards a reference model as one unit, so that each process gathers the whole model. It reads
+  the model's file again in every process.
+- Only the first process of all should read a model (`fsdp_cpu_ram_efficient_loading`); see
+  `agents/base/shards.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import accelerate.utils.fsdp_utils
 import torch
 import trl.trainer.grpo_trainer
 from accelerate import Accelerator, DistributedType, PartialState
@@ -32,6 +34,7 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from agents.base.settings import SettingsError
+from agents.base.shards import copied, hand_over, prepared
 
 TIME_LIMIT = datetime.timedelta(minutes=10)
 """The longest time that a process waits for the others in a collective of the training.
@@ -114,6 +117,8 @@ def _patch() -> None:
 
     AcceleratorState.__init__ = init
     trl.trainer.grpo_trainer.prepare_fsdp = shard_frozen  # type: ignore[assignment]  # replaced
+    Accelerator._prepare_fsdp2 = prepared(Accelerator._prepare_fsdp2)
+    accelerate.utils.fsdp_utils.fsdp2_load_full_state_dict = hand_over
 
 
 def shard_frozen(model: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
@@ -135,6 +140,31 @@ def accelerator_config() -> dict[str, Any]:
     """
     sharded = _set("ACCELERATE_USE_FSDP")
     return {"gradient_accumulation_kwargs": {"sync_each_batch": True}} if sharded else {}
+
+
+def first_reads() -> bool:
+    """Whether only the first of several processes reads a model that will be sharded."""
+    options = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")
+    return all(map(_set, options)) and processes().num_processes > 1
+
+
+@contextmanager
+def reference_of(model: torch.nn.Module) -> Iterator[None]:
+    """While this block runs, TRL copies its reference model from a model that is not yet sharded.
+
+    Unless `first_reads`, TRL reads the model's file again.
+
+    Args:
+        model: The trained model. Its copy shares the memory of the weights.
+    """
+    module = trl.trainer.grpo_trainer
+    before = module.create_model_from_path
+    if first_reads():
+        module.create_model_from_path = lambda *_, **__: copied(model)
+    try:
+        yield
+    finally:
+        module.create_model_from_path = before
 
 
 @contextmanager
