@@ -99,7 +99,7 @@ def critic(model, accelerator):
 def reference(model, accelerator):
     """GRPO's reference model, while the trained model is still whole."""
     with reference_of(model):
-        copy = trl.trainer.grpo_trainer.create_model_from_path("")
+        copy = trl.trainer.grpo_trainer.create_model_from_path(model.name_or_path)
     return shard_frozen(copy, accelerator)
 
 
