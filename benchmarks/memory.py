@@ -368,9 +368,7 @@ def host(config: PretrainedConfig, setup: Setup, gpus: int) -> tuple[int, int, i
     return (2 if setup.lora else 4) * size, 4 * size, offloaded
 
 
-def check(
-    name: str, config: PretrainedConfig, gpus: Sequence[int], tokens: int, out: Path
-) -> int:
+def check(name: str, config: PretrainedConfig, gpus: Sequence[int], tokens: int, out: Path) -> int:
     """Print and write the plan of full fine-tuning beside the peak of a simulated rank.
 
     Args:

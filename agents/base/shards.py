@@ -126,7 +126,7 @@ def prepared[**P, R](prepare: Callable[P, R]) -> Callable[P, R]:
         modules = [value for value in args if isinstance(value, torch.nn.Module)]
         empty = [p for module in modules for p in module.parameters() if p.is_meta]
         for number, parameter in enumerate(empty):
-            parameter.data_ptr = functools.partial(int, -1 - number)  # type: ignore[method-assign]
+            setattr(parameter, "data_ptr", functools.partial(int, -1 - number))  # noqa: B010
         return prepare(*args, **kwargs)
 
     return wrapped
@@ -143,8 +143,9 @@ def hand_over(
     Args:
         accelerator: The run's accelerator.
         model: The model after `fully_shard`, with parameters on the meta device.
-        full_sd: The tensors by name, whose values only the first process has. Each is removed when
-            it has been sent, so that its memory is free.
+        full_sd: The tensors by name, of the shapes of the model's parameters and buffers. Only the
+            first process has their values. Each is removed before it is sent, so that its memory is
+            free afterwards.
         cpu_offload: Whether the shards stay in host memory.
 
     Returns:

@@ -3,6 +3,9 @@
 import datetime
 import os
 import platform
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from retool_env.provenance import REVISION, versions
@@ -47,6 +50,39 @@ def resident_mb(peak: bool = False) -> float:
 def reset_peak() -> None:
     """Start a new measurement of the peak of resident memory."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+@contextmanager
+def growth() -> Iterator[dict[str, int]]:
+    """Measure by how much this process's memory grows in a block, without pages of files.
+
+    Yields:
+        After the block, bytes: `before` it, and the growth at `most` and at its `end`.
+    """
+    before, over = _anonymous(), threading.Event()
+    found = {"before": before, "most": 0, "end": 0}
+
+    def note() -> int:
+        grown = _anonymous() - before
+        found["most"] = max(found["most"], grown)
+        return grown
+
+    def sample() -> None:
+        while not over.wait(0.002):
+            note()
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
+        found["end"] = note()
+
+
+def _anonymous() -> int:
+    return 1024 * _kilobytes("/proc/self/status", "RssAnon")
 
 
 def shared_out_mb(processes: set[int]) -> float:

@@ -54,7 +54,7 @@ def track(config: PretrainedConfig, gpus: int, tokens: int) -> dict[str, int]:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         add_fused_lm_head(model, 1.0, outputs=("log_probs", "entropy"))
         model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-        model = _sharded(model.train(), mesh)
+        model = sharded(model.train(), mesh)
         optimizer = torch.optim.AdamW(model.parameters())
         ids = torch.ones((1, tokens), dtype=torch.long)
         places = torch.arange(tokens)[None]
@@ -91,21 +91,30 @@ def track(config: PretrainedConfig, gpus: int, tokens: int) -> dict[str, int]:
     return {str(getattr(k, "value", k)): size for k, size in peak[torch.device("cpu")].items()}
 
 
-def _sharded(model: Any, mesh: Any) -> Any:
-    """Shard a model by the function and the settings by which accelerate shards trained models."""
+def sharded(model: Any, mesh: Any, device: str = "cpu", handed_over: bool = False) -> Any:
+    """Shard a model by the function and the settings by which accelerate shards trained models.
+
+    Args:
+        model: The model.
+        mesh: A device mesh of one dimension.
+        device: The device of the shards.
+        handed_over: Whether the weights go to the shards one after the other, as in a sharded run
+            whose first process reads the model.
+    """
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
         transformer_cls_names_to_wrap=list(model._no_split_modules),
         reshard_after_forward=True,
-        cpu_ram_efficient_loading=False,
+        cpu_ram_efficient_loading=handed_over,
     )
     plugin.mixed_precision_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
-    accelerator = SimpleNamespace(
+    accelerator: Any = SimpleNamespace(
         state=SimpleNamespace(fsdp_plugin=plugin),
         torch_device_mesh=mesh,
         parallelism_config=SimpleNamespace(fsdp_dim_names=("dp",)),
         mixed_precision="bf16",
         is_main_process=True,
+        device=torch.device(device),
     )
     return fsdp2_prepare_model(accelerator, model)

@@ -6,6 +6,7 @@ Shards, gradients and moments are measured in two processes, in test_fsdp.py.
 from __future__ import annotations
 
 import gc
+import json
 
 import pytest
 import torch
@@ -141,8 +142,16 @@ def test_what_a_setup_adds_and_saves():
     assert adapted["actor: weights"] == 2 * size + 4 * adapters
     halved = rows(gpus=1)
     assert halved["actor: weights"] == 4 * memory.count(memory.build(config).parameters())
-    longer = rows(tokens=2 * 18_432)
-    assert longer["activations: layers' inputs"] == 2 * plain["activations: layers' inputs"]
+    inputs = "activations: layers' inputs"
+    assert rows(tokens=2 * 18_432)[inputs] == 2 * plain[inputs]
+    assert rows(micro_batch=2)[inputs] == 2 * plain[inputs]
+    assert rows(budget=3 * 18_432, micro_batch=2)[inputs] == 3 * plain[inputs]
+    assert rows(budget=100)[inputs] == plain[inputs]  # the longest episode has a pass of its own
+    head = "gathered: heads after a forward pass alone"
+    assert head not in plain and head not in rows(lora=8, kl=True)
+    # The last norm has 64 weights, the head 64 of each of 64 tokens.
+    assert rows(kl=True)[head] == critic[head] == 2 * (64 + 64 * 64)
+    assert rows(algorithm="ppo", kl=True)[head] == 2 * critic[head]
     offloaded = rows(offload=True)
     assert sum(size for name, size in offloaded.items() if name.startswith("actor")) == 0
 
@@ -150,6 +159,7 @@ def test_what_a_setup_adds_and_saves():
 def test_the_command_prints_a_32b_and_whether_it_fits(capsys):
     assert memory.main(["--model", "qwen2.5-32b", "--algorithm", "ppo", "--gpus", "16"]) == 0
     text = capsys.readouterr().out
+    assert "the first node: 122 GiB while a model loads" in text
     assert "32,763,876,352 parameters" in text and "does NOT fit into 80 GiB" in text
     # 32.76e9 parameters * 4 bytes / 16 GPUs
     assert any(line.split()[-1] == "7.63" for line in text.splitlines() if "actor: weights" in line)
@@ -157,8 +167,76 @@ def test_the_command_prints_a_32b_and_whether_it_fits(capsys):
     assert "That fits into 80 GiB" in capsys.readouterr().out
 
 
+def test_short_lived_memory_is_the_largest_moment():
+    config = small(layers=2)
+
+    def moment(**more):
+        setup = memory.Setup(**{"algorithm": "grpo", "gpus": 2, "tokens": 96, **more})
+        return memory.plan(config, setup)[memory.MOMENT]
+
+    model = memory.build(config)
+    layer, head = memory.gathered(model)
+    compute = memory.layer_activations(config, 96) + memory.layer_gradients(config, 96)
+    assert moment() == compute + 8 * layer  # two layers in bfloat16, one layer's sum
+    assert moment(sharded=False) == compute
+    assert moment(lora=8) == compute + 4 * layer  # a frozen layer has no gradient
+    config.vocab_size = 16_000  # now the head is larger
+    head = memory.gathered(memory.build(config))[1]
+    at_head = memory.head_buffers(config, 96) + 8 * 64 * 96
+    assert moment() == at_head + 10 * head
+    # With one token nothing is larger than the optimizer's step, which works on whole models.
+    config = small(layers=64)
+    size = memory.shard(memory.build(config).parameters(), 2)
+    assert moment(tokens=1) == 4 * size
+
+
+def test_what_stands_around_the_plan_grows_with_the_mask_of_packed_rows():
+    plain, packed = (
+        memory.around(memory.Setup("grpo", 2, 1000, budget=budget), 0) for budget in (0, 4000)
+    )
+    assert plain == 1000 * 64 + 2 * memory.GIB
+    assert packed - 2 * memory.GIB == 4000 * (64 + 3 * 1000)
+    assert memory.around(memory.Setup("grpo", 2, 1000), 100) == plain + 5
+
+
+def test_host_memory_is_one_copy_of_the_model_and_the_offloaded_shards():
+    config = small(layers=2)
+    size = memory.count(memory.build(config).parameters())
+    assert memory.host(config, memory.Setup("grpo", 2), 8) == (4 * size, 4 * size, 0)
+    assert memory.host(config, memory.Setup("grpo", 2, lora=8), 8)[:2] == (2 * size, 4 * size)
+    offloaded = memory.Setup("ppo", 16, offload=True)
+    rows = memory.plan(config, memory.Setup("ppo", 16))
+    lasting = sum(bytes for row, bytes in rows.items() if row.startswith(("actor", "critic")))
+    assert memory.host(config, offloaded, 8)[2] == 8 * lasting
+
+
+def test_the_check_prints_both_and_fails_if_they_differ(monkeypatch, tmp_path, capsys):
+    config, out = small(layers=2), tmp_path / "memory.json"
+    planned = sum(memory.plan(config, memory.Setup("grpo", 4, 96)).values())
+    monkeypatch.setattr(memory, "read_config", lambda name: config)
+    arguments = ["--model", "small", "--tokens", "96", "--check", "4", "--out", str(out)]
+    for factor, status in ((1.05, 0), (1.2, 1), (0.85, 1)):
+        monkeypatch.setattr(memory, "track", lambda *_, f=factor: {"Total": planned / f})
+        assert memory.main(arguments) == status
+        assert f"  {factor:.3f}" in capsys.readouterr().out
+    (compared,) = json.loads(out.read_text())["compared"]
+    assert compared["gpus"] == 4 and compared["ratio"] == pytest.approx(0.85)
+
+
+@pytest.mark.slow
+def test_the_plan_of_a_32b_is_that_of_a_simulated_rank(tmp_path):
+    assert memory.main(["--check", "16", "32", "64", "--out", str(tmp_path / "memory.json")]) == 0
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(["--gpus", "0"], "at least 1"), (["--model", "./none"], "none")]
+    ("arguments", "message"),
+    [
+        (["--gpus", "0"], "at least 1"),
+        (["--check", "0"], "at least 1"),
+        (["--budget", "-1"], "not negative"),
+        (["--check", "4", "--lora", "8"], "full fine-tuning"),
+        (["--model", "./none"], "none"),
+    ],
 )
 def test_mistakes_are_named(arguments, message, capsys):
     with pytest.raises(SystemExit):

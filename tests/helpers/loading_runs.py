@@ -11,8 +11,6 @@ import ctypes
 import gc
 import json
 import sys
-import threading
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -31,38 +29,9 @@ from agents.base.sharding import (
     reference_of,
     shard_frozen,
 )
+from benchmarks.parts.machine import growth
 from retool_env.training.packing import pack
 from retool_env.training.trained_weights import whole
-
-
-def anonymous():
-    """Bytes of this process's memory that is no page of a file."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
-
-
-@contextmanager
-def watched():
-    """Measures by how many bytes anonymous memory grows in a block, at most and at its end."""
-    before, over = anonymous(), threading.Event()
-    found = {"before": before, "most": 0, "end": 0}
-
-    def note():
-        found["most"] = max(found["most"], anonymous() - before)
-
-    def sample():
-        while not over.wait(0.002):
-            note()
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield found
-    finally:
-        over.set()
-        thread.join()
-        note()
-        found["end"] = anonymous() - before
 
 
 def state(model):
@@ -122,8 +91,8 @@ def measure(folder, kind):
     accelerator = Accelerator(cpu=True)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    with watched() as loading:
-        with watched() as reading:
+    with growth() as loading:
+        with growth() as reading:
             model, _ = load_model(str(model_folder), "float32")
         kept = model if kind == "reference" else None
         model = KINDS[kind](model, accelerator)
