@@ -33,49 +33,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model
-from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from agents.base.model import lora_config
 from agents.base.records import read_records
-from agents.base.sharding import prepare_sharding
 from agents.models.tiny import make_model
 from benchmarks import train_step
 from benchmarks.memory import Setup, plan, read_config
 from benchmarks.parts.batches import equal, make
-from benchmarks.parts.gpu_task import CUDA, DEVICE, Task, busy, save_model
-from benchmarks.parts.machine import growth
+from benchmarks.parts.gpu_attention import attention, attention_text
+from benchmarks.parts.gpu_memory import loading, memory_plan
+from benchmarks.parts.gpu_task import CUDA, DEVICE, MEDIUM, Task, busy, save_model
 from benchmarks.parts.results import RESULTS, write_results
-from benchmarks.parts.tracked_memory import sharded
 from retool_env.problem import Problem
 from retool_env.rollout import RolloutEngine
 from retool_env.rollout.transformers.policy import TransformersPolicy
 from retool_env.rules import Rules
-from retool_env.training.packing import Packed, pack, score
-from retool_env.training.trained_weights import whole
+from retool_env.training.packing import pack, score
 
-MEDIUM = {
-    "vocab_size": 151_936,
-    "hidden_size": 896,
-    "intermediate_size": 4_864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 32_768,
-    "initializer_range": 0.02,
-}
-"""The size of Qwen2.5-0.5B (arXiv 2412.15115, table 1).
-
-`benchmarks.train_step` holds four such models with their optimizers at once.
-"""
 LEARNER = {
     "hidden_size": 512,
     "intermediate_size": 1_536,
@@ -304,136 +287,6 @@ def step32b(task: Task) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def one_rank(task: Task) -> Iterator[Any]:
-    """A device mesh of this process alone.
-
-    Args:
-        task: The task of the part.
-    """
-    prepare_sharding()
-    torch.distributed.init_process_group(
-        "nccl" if CUDA else "gloo",
-        init_method=f"file://{task.folder / 'store'}",
-        rank=0,
-        world_size=1,
-    )
-    try:
-        yield init_device_mesh(DEVICE, (1,), mesh_dim_names=("dp",))
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def loading(task: Task) -> dict[str, Any]:
-    """Part `loading`: memory and time while the weights of a file go to the shards of one GPU."""
-    folder = save_model(task.folder / "model", task.small, **MEDIUM)
-    with one_rank(task) as mesh:
-        began = time.perf_counter()
-        with growth() as host:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-            model = sharded(model, mesh, DEVICE, handed_over=True)
-        seconds = time.perf_counter() - began
-        peak = torch.cuda.max_memory_allocated() if CUDA else None
-        expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        held = {name: whole(tensor).cpu() for name, tensor in model.state_dict().items()}
-        held |= {name: buffer.cpu() for name, buffer in model.named_buffers()}
-        wanted = {**expected.state_dict(), **dict(expected.named_buffers())}
-    return {
-        "same": held.keys() == wanted.keys()
-        and all(torch.equal(held[name], tensor) for name, tensor in wanted.items()),
-        "model_bytes": 4 * expected.num_parameters(),
-        "host_growth_bytes": host["most"],
-        "peak_bytes": peak,
-        "seconds": round(seconds, 2),
-    }
-
-
-def memory_plan(task: Task) -> dict[str, Any]:
-    """Part `plan`: the peak of the second pass of an optimizer step, against the plan."""
-    tokens = 96 if task.small else 18_432
-    model: Any = make_model(0, **({} if task.small else MEDIUM))[0]
-    config = model.config
-    rows = plan(config, Setup("grpo", 1, tokens))
-    with one_rank(task) as mesh:
-        add_fused_lm_head(model, 1.0, outputs=("log_probs", "entropy"))
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model = sharded(model.train(), mesh, DEVICE)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-        ids = torch.randint(config.vocab_size, (1, tokens)).to(DEVICE)
-        batch = pack(ids, torch.ones_like(ids), torch.ones_like(ids))
-
-        def one_pass() -> None:
-            with torch.autocast(DEVICE, torch.bfloat16):
-                output = score(model, batch)
-            (output.log_probs.mean() + output.entropy.mean()).backward()
-
-        one_pass()
-        optimizer.step()
-        optimizer.zero_grad()
-        one_pass()
-        if CUDA:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-        one_pass()
-        peak = torch.cuda.max_memory_allocated() if CUDA else None
-    together = sum(rows.values())
-    return {
-        "tokens": tokens,
-        "planned_bytes": rows,
-        "planned_bytes_together": together,
-        "peak_bytes": peak,
-        "ratio": peak and round(together / peak, 3),
-    }
-
-
-def attention(task: Task) -> dict[str, Any]:
-    """Part `attention`: log-probs of packed rows and tokens/s, by the setting `attention`."""
-    count, longest = (6, 48) if task.small else (16, 4096)
-    folder = save_model(task.folder / "model", task.small, **MEDIUM)
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(longest // 8, longest + 1, (count,), generator=generator)
-    ids = torch.randint(3, 200, (count, longest), generator=generator).to(DEVICE)
-    real = (torch.arange(longest) < lengths[:, None]).to(DEVICE)
-    scored = real.clone()
-    scored[:, : longest // 16] = False  # the prompts
-    by_kernel: dict[str, Any] = {}
-    base: torch.Tensor | None = None
-    for kernel in ("sdpa", "flash_attention_2", "flash_attention_3"):
-        try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.bfloat16, attn_implementation=kernel
-            ).to(DEVICE)
-        except (ImportError, ValueError) as error:
-            by_kernel[kernel] = {"skipped": str(error)}
-            continue
-        add_fused_lm_head(model, 1.0)
-        batch = pack(ids, real, scored, one_row=kernel != "sdpa")
-        seconds, logps = _timed_scores(model, batch)
-        base = logps if base is None else base
-        apart = (logps - base).abs()[scored[:, : base.shape[1]]]
-        by_kernel[kernel] = {
-            "tokens_per_s": round(int(lengths.sum()) / seconds, 1),
-            "difference": {"mean": apart.mean().item(), "max": apart.max().item()},
-            # Log-probs in bfloat16 have three digits; other episodes in a row change them by more.
-            "same": apart.mean().item() < 0.05,
-        }
-    return by_kernel
-
-
-def _timed_scores(model: Any, batch: Packed) -> tuple[float, torch.Tensor]:
-    """The seconds of a forward and backward pass, and log-probs of shape `(B, L)`."""
-    seconds = 0.0
-    for _ in range(2):  # the first warms up
-        began = time.perf_counter()
-        logps = score(model, batch).log_probs
-        logps.sum().backward()
-        model.zero_grad()
-        if CUDA:
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - began
-    return seconds, batch.unpacked(logps.detach().float())
-
-
 PARTS: dict[str, tuple[Callable[[Task], dict[str, Any]], float]] = {
     "parity": (parity, 2),
     "training": (training, 3),
@@ -541,7 +394,7 @@ def table(parts: dict[str, dict[str, Any]]) -> str:
             lines.append(f"{name}: {steps}, accuracy {first:.1%} -> {last:.1%}")
         elif name == "attention":
             lines += [
-                f"{name}, {kernel}: {_attention_text(row)}"
+                f"{name}, {kernel}: {attention_text(row)}"
                 for kernel, row in figures.items()
                 if isinstance(row, dict)
             ]
@@ -558,13 +411,6 @@ def table(parts: dict[str, dict[str, Any]]) -> str:
         if figures.get("gpu_utilisation") is not None:
             lines.append(f"  the GPU was busy {figures['gpu_utilisation']:.0f} % of the time")
     return "\n".join(lines)
-
-
-def _attention_text(figures: dict[str, Any]) -> str:
-    if "skipped" in figures:
-        return f"skipped: {figures['skipped']}"
-    apart = figures["difference"]["mean"]
-    return f"{figures['tokens_per_s']:,} tokens/s, log-probs differ by {apart:.1e} on average"
 
 
 def _parity_text(figures: dict[str, Any]) -> str:

@@ -159,7 +159,7 @@ def hand_over(
     for name, empty in empties.items():
         if name in shards:
             continue
-        value = [full_sd.pop(other) for other in names[id(empty)]][0].detach()
+        value, *_ = [full_sd.pop(other).detach() for other in names[id(empty)]]
         if isinstance(empty, DTensor):
             shard: torch.Tensor = _shard(value, empty)
             if cpu_offload:

@@ -16,6 +16,20 @@ from agents.models.tiny import make_model
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
+MEDIUM = {
+    "vocab_size": 151_936,
+    "hidden_size": 896,
+    "intermediate_size": 4_864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32_768,
+    "initializer_range": 0.02,
+}
+"""The size of Qwen2.5-0.5B (arXiv 2412.15115, table 1).
+
+`benchmarks.train_step` holds four such models with their optimizers at once.
+"""
 
 
 @dataclass(frozen=True)

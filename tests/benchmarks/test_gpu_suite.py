@@ -9,15 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from agents.models.tiny import make_model
 from benchmarks import gpu_suite
 from benchmarks.gpu_suite import (
     Task,
-    attention,
     curve,
-    loading,
     main,
-    memory_plan,
     parity,
     rollout,
     step32b,
@@ -31,45 +27,6 @@ def test_parts_find_figures_on_small_models_too(tmp_path):
     assert found["rollout"]["episodes"] == 8 and 8 <= found["rollout"]["tokens"] <= 8 * 40
     assert found["step32b"]["planned_bytes_together"] > 2 * 2 * 512 * 64  # at least the words
     assert "tokens/s" in table(found)
-
-
-def test_weights_reach_the_shards_of_one_device(tmp_path):
-    found = loading(Task(True, tmp_path, time.monotonic() + 300))
-    assert found["same"] and found["model_bytes"] > 1e6
-    assert "equal weights" in table({"loading": found})
-
-
-def test_the_plan_is_that_of_a_sharded_step(tmp_path):
-    found = memory_plan(Task(True, tmp_path, time.monotonic() + 300))
-    # Weights, gradients and Adam's two moments of float32.
-    assert found["planned_bytes_together"] > 16 * make_model(0)[0].num_parameters()
-    assert (found["peak_bytes"] is None) is not gpu_suite.CUDA
-
-
-def test_kernels_that_are_not_installed_are_skipped_with_the_reason(tmp_path):
-    found = attention(Task(True, tmp_path, time.monotonic() + 300))
-    assert found["sdpa"]["same"] and found["sdpa"]["difference"]["max"] == 0
-    text = table({"attention": found})
-    for kernel in ("flash_attention_2", "flash_attention_3"):
-        if "skipped" in found[kernel]:
-            assert f"attention, {kernel}: skipped: " in text and found[kernel]["skipped"]
-        else:
-            assert found[kernel]["tokens_per_s"] > 0
-
-
-def test_kernels_are_compared_on_the_same_episodes(tmp_path, monkeypatch):
-    rows = []
-
-    def load(folder, dtype, attn_implementation):
-        rows.append(attn_implementation)
-        return original(folder, dtype=dtype, attn_implementation="sdpa")
-
-    original = gpu_suite.AutoModelForCausalLM.from_pretrained
-    monkeypatch.setattr(gpu_suite.AutoModelForCausalLM, "from_pretrained", load)
-    found = attention(Task(True, tmp_path, time.monotonic() + 300))
-    assert rows == list(found) == ["sdpa", "flash_attention_2", "flash_attention_3"]
-    # One row of all episodes with a mask of blocks has the log-probs of several rows.
-    assert all(figures["same"] for figures in found.values())
 
 
 @pytest.mark.parametrize("part", ["attention", "loading"])

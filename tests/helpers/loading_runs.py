@@ -1,8 +1,8 @@
 """Loads and shards models in several processes, and measures the memory of each process.
 
-`accelerate launch --config_file CONFIG --num_processes N` runs it with agents/launch/cpu2_fsdp2.yaml
-as CONFIG and these arguments: tests/helpers/loading_runs.py FOLDER KIND ..., where FOLDER holds the
-models, and a KIND is a name of `KINDS`.
+`accelerate launch --config_file CONFIG --num_processes N` runs it, with
+agents/launch/cpu2_fsdp2.yaml as CONFIG and these arguments: tests/helpers/loading_runs.py FOLDER
+KIND ... FOLDER holds the models, and each KIND is a name of `KINDS`.
 """
 
 from __future__ import annotations

@@ -94,10 +94,10 @@ def test_all_processes_hear_that_the_first_could_not_read(tmp_path, monkeypatch)
     model, _ = make_model(0)
     model.config.save_pretrained(tmp_path)
     messages = in_process(monkeypatch, True)
-    with pytest.raises(OSError, match="model.safetensors"):
+    with pytest.raises(OSError, match=r"model\.safetensors"):
         shards.read_by_first(str(tmp_path), torch.float32, None)
     in_process(monkeypatch, False, messages[0])
-    with pytest.raises(OSError, match="model.safetensors"):
+    with pytest.raises(OSError, match=r"model\.safetensors"):
         shards.read_by_first(str(tmp_path), torch.float32, None)
 
 
