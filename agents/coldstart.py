@@ -161,7 +161,8 @@ def make_rewriter(settings: Settings) -> Policy | TextPolicy:
         sampling = {"concurrency": settings.in_flight, **sampling, "api_key": key, "urls": name}
         name = "openai"
     elif name == "transformers":
-        loaded, tokenizer = load_model(settings.model, settings.dtype)
+        with read_by_all():
+            loaded, tokenizer = load_model(settings.model, settings.dtype)
         if torch.accelerator.is_available():
             device: Any = torch.accelerator.current_accelerator()
             loaded = loaded.to(device)

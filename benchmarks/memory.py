@@ -381,7 +381,7 @@ def check(name: str, config: PretrainedConfig, gpus: Sequence[int], tokens: int,
     Returns:
         The exit status: 1 if a plan is off by more than `TOLERANCE`.
     """
-    compared = []
+    compared, same = [], True
     print(f"{name}, {tokens:,} tokens a pass\n GPUs  planned GiB  tracked GiB  ratio")
     for number in gpus:
         planned = plan(config, Setup("grpo", number, tokens))
@@ -389,9 +389,10 @@ def check(name: str, config: PretrainedConfig, gpus: Sequence[int], tokens: int,
         ratio = sum(planned.values()) / tracked["Total"]
         sums = [rows / GIB for rows in (sum(planned.values()), tracked["Total"])]
         print(f"{number:>5}  {sums[0]:>11.2f}  {sums[1]:>11.2f}  {ratio:>5.3f}", flush=True)
+        same = same and abs(ratio - 1) <= TOLERANCE
         compared.append({"gpus": number, "planned": planned, "tracked": tracked, "ratio": ratio})
     write_results(out, {"model": name, "tokens": tokens, "compared": compared})
-    return int(any(abs(each["ratio"] - 1) > TOLERANCE for each in compared))
+    return int(not same)
 
 
 def cached(config: PretrainedConfig, tokens: int) -> int:

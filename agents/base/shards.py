@@ -155,7 +155,7 @@ def hand_over(
     empties = model.state_dict(keep_vars=True)
     for name, tensor in empties.items():
         names[id(tensor)].append(name)  # tied weights have several names
-    shards = {}
+    shards: dict[str, torch.Tensor] = {}
     for name, empty in empties.items():
         if name in shards:
             continue

@@ -29,10 +29,11 @@ def attention(task: Task) -> dict[str, Any]:
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.bfloat16, attn_implementation=kernel
-            ).to(DEVICE)
+            )
         except (ImportError, ValueError) as error:
             by_kernel[kernel] = {"skipped": str(error)}
             continue
+        model = model.to(DEVICE)
         add_fused_lm_head(model, 1.0)
         batch = pack(ids, real, scored, one_row=kernel != "sdpa")
         seconds, logps = _timed_scores(model, batch)
