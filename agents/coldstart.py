@@ -40,6 +40,7 @@ from agents.base.records import read_episodes, write_transcripts_atomically
 from agents.base.run import Run
 from agents.base.session import Session
 from agents.base.settings import SettingsError, check_least, read_variable, setting
+from agents.base.sharding import read_by_all
 from agents.traces.report import read_report, table, write_result
 from agents.traces.sources import Source, read_sources
 from agents.traces.verification import Drop, Parts, verify

@@ -38,8 +38,8 @@ def _ranks(number: int) -> Iterator[Any]:
 def track(config: PretrainedConfig, gpus: int, tokens: int) -> dict[str, int]:
     """The bytes of a rank, by kind, at the peak of a pass in the midst of an optimizer step.
 
-    The pass is the second of its step, so the gradients of the first are there, as are Adam's
-    moments. It has one row of tokens, the trainers' head and a loss of log-probs and entropy.
+    The pass is not the first of its step, so there are gradients, and there are Adam's moments. It
+    has one row of tokens, the trainers' head and a loss of log-probs and entropy.
 
     Args:
         config: The model's configuration.
@@ -61,7 +61,13 @@ def track(config: PretrainedConfig, gpus: int, tokens: int) -> dict[str, int]:
         # With a mask transformers does not look for one in the values of the positions.
         mask = torch.ones((1, 1, tokens, tokens), dtype=torch.bool)
 
-        def one_pass() -> None:
+        for parameter in model.parameters():  # as an earlier pass of the step leaves them
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()  # makes Adam's moments
+        tracker = FSDPMemTracker(model, optimizer)
+        # The trainers' head is a function of the weights, so that the module is never called.
+        tracker.memory_tracking[model.get_output_embeddings()] = _FSDPModMemStats("lm_head")
+        with tracker:
             with torch.autocast("cpu", torch.bfloat16):
                 output = model(
                     input_ids=ids,
@@ -71,22 +77,6 @@ def track(config: PretrainedConfig, gpus: int, tokens: int) -> dict[str, int]:
                     fused_lm_head=True,
                 )
             (output.log_probs.mean() + output.entropy.mean()).backward()
-
-        tracker, head = FSDPMemTracker(model, optimizer), model.get_output_embeddings()
-
-        def tracked_pass() -> None:
-            tracker.reset_mod_stats()
-            # The trainers' head is a function of the weights, so that the module is never called.
-            tracker.memory_tracking[head] = _FSDPModMemStats("lm_head")
-            one_pass()
-
-        with tracker:
-            tracked_pass()
-            optimizer.step()
-            optimizer.zero_grad()
-            tracked_pass()
-        with tracker:  # a peak of its own
-            tracked_pass()
         peak = tracker.get_tracker_snapshot("peak")
     return {str(getattr(k, "value", k)): size for k, size in peak[torch.device("cpu")].items()}
 
