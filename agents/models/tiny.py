@@ -6,6 +6,7 @@ protocol and each common error is one token, so that a turn takes about a dozen 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,17 @@ SPACE = "Ġ"
 """The character for a space in the byte-level alphabet."""
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer whose tokens are all 256 bytes, signs between spaces, and the tags."""
+CONTEXT = 512
+"""The usual context length in tokens."""
+
+
+def make_tokenizer(words: Sequence[str] = (), context: int = CONTEXT) -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are all 256 bytes, signs between spaces, the tags, and more words.
+
+    Args:
+        words: More strings of which each is one token.
+        context: The context length in tokens that the tokenizer reports.
+    """
     tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = []
     for sign in "+-*=":
@@ -47,20 +57,26 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|pad|>", "<|end|>"])
-    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in (*TAGS, *words)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", model_max_length=512
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        model_max_length=context,
     )
 
 
-def make_model(seed: int, **others: Any) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+def make_model(
+    seed: int, words: Sequence[str] = (), **others: Any
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """A randomly initialised model and its tokenizer.
 
     Args:
         seed: Seed of the weights.
+        words: More strings of which each is one token.
         **others: Fields of `LlamaConfig` that replace the usual values.
     """
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(words, others.get("max_position_embeddings", CONTEXT))
     torch.manual_seed(seed)
     # A Llama: for some other kinds AutoTokenizer replaces a saved tokenizer's way of splitting.
     usual = {
@@ -70,7 +86,7 @@ def make_model(seed: int, **others: Any) -> tuple[LlamaForCausalLM, PreTrainedTo
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": CONTEXT,
         # About 1 / sqrt(hidden_size). With 0.02 the model learns to copy much later.
         "initializer_range": 0.08,
         "tie_word_embeddings": True,
@@ -81,9 +97,16 @@ def make_model(seed: int, **others: Any) -> tuple[LlamaForCausalLM, PreTrainedTo
     return LlamaForCausalLM(LlamaConfig(**usual | others)), tokenizer
 
 
-def make_checkpoint(folder: Path, seed: int) -> Path:
-    """Write a randomly initialised model and its tokenizer to a folder; returns the folder."""
-    model, tokenizer = make_model(seed)
+def make_checkpoint(folder: Path, seed: int, words: Sequence[str] = (), **others: Any) -> Path:
+    """Write a randomly initialised model and its tokenizer to a folder; returns the folder.
+
+    Args:
+        folder: The folder of the checkpoint.
+        seed: Seed of the weights.
+        words: More strings of which each is one token.
+        **others: Fields of `LlamaConfig` that replace the usual values.
+    """
+    model, tokenizer = make_model(seed, words, **others)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
