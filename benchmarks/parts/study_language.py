@@ -12,17 +12,30 @@ sandbox, under real faults of the seen kinds alone; solutions with a wrong answe
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import json
 import random
 import re
+import sys
+import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from transformers import AutoTokenizer
+
+from agents.base.presets import read_preset
+from agents.base.records import write_atomically, write_transcripts_atomically
+from agents.base.settings import find_sandbox, find_task
+from agents.models.tiny import TAGS, make_checkpoint
 from agents.traces.scripted import answer, code, program_steps, text_steps
+from benchmarks.parts.study_plan import COLD_RATE, PRESET, SEEN
 from retool_env.episode import Tokenizer
 from retool_env.execution import Sandbox
 from retool_env.problem import Problem
-from retool_env.problems.staged import read_stages
+from retool_env.problems.procedural import arithmetic
+from retool_env.problems.staged import read_stages, staged
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.rules import Rules
 from retool_env.transcript import Transcript
@@ -94,7 +107,7 @@ def words_of(problems: Sequence[Problem]) -> tuple[str, ...]:
     texts = [text for pair in PROGRAMS.values() for text in pair]
     texts += [problem.question for problem in problems]
     pieces = {piece for text in texts for piece in _HOLES.split(text) if len(piece) >= _LEAST}
-    return tuple(sorted(pieces | {'print("', '" =, ', "print(s)", "print(n)"} - {"print("}))
+    return tuple(sorted(pieces | {'print("', '" =, ', "print(s)", "print(n)"} - set(TAGS)))
 
 
 @dataclass(frozen=True)
@@ -275,3 +288,76 @@ def make_traces(
         return await asyncio.gather(*(trace(index, slots) for index in range(len(problems))))
 
     return [transcript for transcript in asyncio.run(all_traces()) if transcript.correct]
+
+
+def training_problems(seed: int, count: int) -> list[Problem]:
+    """Arithmetic and staged problems of the training split, in turn.
+
+    Args:
+        seed: The seed of the problems.
+        count: The number of problems.
+    """
+    sums = arithmetic(seed, (1, 3, 4, 5), size=count)
+    stages = staged(seed, (2, 3, 4, 5), size=count)
+    return [(stages if index % 2 else sums)[index // 2] for index in range(count)]
+
+
+def make_files(folder: Path, seed: int, traces: int, problems: int) -> None:
+    """Make the files with which a cold start and RL begin; files that exist stay.
+
+    `model` is a model with random weights, `traces.jsonl` the traces of the cold start, and
+    `problems.jsonl` the training problems of RL, which are other problems.
+
+    Args:
+        folder: The folder.
+        seed: The seed.
+        traces: The number of problems that the script solves.
+        problems: The number of training problems of RL.
+
+    Raises:
+        SandboxUnavailable: If the sandbox can't work here.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model, lines = folder / "model", folder / "problems.jsonl"
+    solved = training_problems(1000 + seed, traces)
+    if not model.exists():
+        # All seeds have the same tokens.
+        words = words_of(training_problems(0, 600))
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = make_checkpoint(
+                Path(scratch) / "model", seed, words, max_position_embeddings=CONTEXT
+            )
+            made.rename(model)
+    if not lines.exists():
+        rows = [
+            {"question": problem.question, "answer": problem.answer}
+            for problem in training_problems(2000 + seed, problems)
+        ]
+        write_atomically(lines, "".join(json.dumps(row) + "\n" for row in rows))
+    if not (folder / "traces.jsonl").exists():
+        env = read_preset(str(PRESET))["env"]
+        faults = {"rate": COLD_RATE, "kinds": SEEN}
+        rules, _ = find_task({**env, "path": str(lines), "faults": faults})
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        sandbox = find_sandbox("nsjail", rules)
+        assert sandbox is not None  # the rules have an interpreter
+        with sandbox:
+            right = make_traces(solved, Habits(), rules, tokenizer, sandbox, seed)
+        print(f"{len(right)} of {len(solved)} traces gave the right answer")
+        write_transcripts_atomically(folder / "traces.jsonl", right)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Make the files of a seed, and return the exit status."""
+    parser = argparse.ArgumentParser(description="Make the files of a seed.")
+    parser.add_argument("folder", type=Path, help="the folder of the files")
+    parser.add_argument("--seed", type=int, default=0, help="the seed (0)")
+    parser.add_argument("--traces", type=int, default=3000, help="problems solved (3000)")
+    parser.add_argument("--problems", type=int, default=4000, help="problems of RL (4000)")
+    options = parser.parse_args(arguments)
+    make_files(options.folder, options.seed, options.traces, options.problems)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
