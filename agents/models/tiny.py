@@ -38,14 +38,14 @@ SPACE = "Ġ"
 
 
 CONTEXT = 512
-"""The usual context length in tokens."""
+"""The context length in tokens."""
 
 
 def make_tokenizer(words: Sequence[str] = (), context: int = CONTEXT) -> PreTrainedTokenizerFast:
     """A tokenizer whose tokens are all 256 bytes, signs between spaces, the tags, and more words.
 
     Args:
-        words: More strings of which each is one token.
+        words: More strings of which each is one token. Their ids come last.
         context: The context length in tokens that the tokenizer reports.
     """
     tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -66,17 +66,14 @@ def make_tokenizer(words: Sequence[str] = (), context: int = CONTEXT) -> PreTrai
     )
 
 
-def make_model(
-    seed: int, words: Sequence[str] = (), **others: Any
-) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+def make_model(seed: int, **others: Any) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """A randomly initialised model and its tokenizer.
 
     Args:
         seed: Seed of the weights.
-        words: More strings of which each is one token.
         **others: Fields of `LlamaConfig` that replace the usual values.
     """
-    tokenizer = make_tokenizer(words, others.get("max_position_embeddings", CONTEXT))
+    tokenizer = make_tokenizer()
     torch.manual_seed(seed)
     # A Llama: for some other kinds AutoTokenizer replaces a saved tokenizer's way of splitting.
     usual = {
@@ -97,16 +94,9 @@ def make_model(
     return LlamaForCausalLM(LlamaConfig(**usual | others)), tokenizer
 
 
-def make_checkpoint(folder: Path, seed: int, words: Sequence[str] = (), **others: Any) -> Path:
-    """Write a randomly initialised model and its tokenizer to a folder; returns the folder.
-
-    Args:
-        folder: The folder of the checkpoint.
-        seed: Seed of the weights.
-        words: More strings of which each is one token.
-        **others: Fields of `LlamaConfig` that replace the usual values.
-    """
-    model, tokenizer = make_model(seed, words, **others)
+def make_checkpoint(folder: Path, seed: int) -> Path:
+    """Write a randomly initialised model and its tokenizer to a folder; returns the folder."""
+    model, tokenizer = make_model(seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

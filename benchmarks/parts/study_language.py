@@ -23,12 +23,12 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from agents.base.presets import read_preset
 from agents.base.records import write_atomically, write_transcripts_atomically
 from agents.base.settings import find_sandbox, find_task
-from agents.models.tiny import TAGS, make_checkpoint
+from agents.models.tiny import TAGS, make_model, make_tokenizer
 from agents.traces.scripted import answer, code, program_steps, text_steps
 from benchmarks.parts.study_plan import COLD_RATE, PRESET, SEEN
 from retool_env.episode import Tokenizer
@@ -302,6 +302,11 @@ def training_problems(seed: int, count: int) -> list[Problem]:
     return [(stages if index % 2 else sums)[index // 2] for index in range(count)]
 
 
+def language_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer of the study, the same for all seeds."""
+    return make_tokenizer(words_of(training_problems(0, 600)), CONTEXT)
+
+
 def make_files(folder: Path, seed: int, traces: int, problems: int) -> None:
     """Make the files with which a cold start and RL begin; files that exist stay.
 
@@ -321,13 +326,12 @@ def make_files(folder: Path, seed: int, traces: int, problems: int) -> None:
     model, lines = folder / "model", folder / "problems.jsonl"
     solved = training_problems(1000 + seed, traces)
     if not model.exists():
-        # All seeds have the same tokens.
-        words = words_of(training_problems(0, 600))
+        tokenizer = language_tokenizer()
+        weights, _ = make_model(seed, vocab_size=len(tokenizer), max_position_embeddings=CONTEXT)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = make_checkpoint(
-                Path(scratch) / "model", seed, words, max_position_embeddings=CONTEXT
-            )
-            made.rename(model)
+            for each in (weights, tokenizer):
+                each.save_pretrained(Path(scratch) / "model")
+            (Path(scratch) / "model").rename(model)
     if not lines.exists():
         rows = [
             {"question": problem.question, "answer": problem.answer}
@@ -338,11 +342,10 @@ def make_files(folder: Path, seed: int, traces: int, problems: int) -> None:
         env = read_preset(str(PRESET))["env"]
         faults = {"rate": COLD_RATE, "kinds": SEEN}
         rules, _ = find_task({**env, "path": str(lines), "faults": faults})
-        tokenizer = AutoTokenizer.from_pretrained(model)
         sandbox = find_sandbox("nsjail", rules)
         assert sandbox is not None  # the rules have an interpreter
         with sandbox:
-            right = make_traces(solved, Habits(), rules, tokenizer, sandbox, seed)
+            right = make_traces(solved, Habits(), rules, language_tokenizer(), sandbox, seed)
         print(f"{len(right)} of {len(solved)} traces gave the right answer")
         write_transcripts_atomically(folder / "traces.jsonl", right)
 
