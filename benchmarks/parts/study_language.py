@@ -207,11 +207,11 @@ def _value(
             program = second if len(seen) == 1 else first
             continue
         chance = rng.random()
-        if "No module" in result and chance < habits.retry:
-            chance = habits.retry  # the same program would fail again
         if chance >= habits.retry + habits.second:
             return None
-        program = program if chance < habits.retry else second
+        # Without the package, the same program would fail again.
+        same = chance < habits.retry and "No module" not in result
+        program = program if same else second
     return seen[-1] if seen else None
 
 
