@@ -28,6 +28,7 @@ def plan(tmp_path):
 
 
 OWN = [part for part in all_parts() if not part.elsewhere]
+OF_A_SEED = [part for part in OWN if part.seed == 1]
 
 
 def test_each_part_takes_at_most_an_hour_and_comes_after_the_parts_that_it_needs():
@@ -42,7 +43,7 @@ def test_no_training_meets_a_held_out_fault():
     assert set(SEEN) == {name for name, kind in KINDS.items() if kind.seen}
 
 
-@pytest.mark.parametrize("part", OWN, ids=lambda part: part.name)
+@pytest.mark.parametrize("part", OF_A_SEED, ids=lambda part: part.name)
 def test_all_commands_of_a_part_have_valid_settings(plan, part):
     for command in plan.commands(part):
         assert command[0] in ("python", "retool")
