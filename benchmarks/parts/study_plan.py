@@ -66,7 +66,7 @@ WHOLE = Sizes(
     problems=4000,
     steps=60,
     along=20,
-    whole=("--k", "4", "--m", "4", "--samples", "16"),
+    whole=("--k", "4", "--m", "4", "--samples", "16", "--batch", "128"),
 )
 """The study: the offline part of suite v0, 60 problems, 4 parents each, m = 4."""
 SMALL = Sizes(
@@ -75,7 +75,7 @@ SMALL = Sizes(
     steps=2,
     along=2,
     whole=("--k", "1", "--m", "1", "--samples", "1", "--problems", "1"),
-    settings=("prompts=2", "rollouts=2", "micro_batch=4", "mini_batch=4"),
+    settings=("prompts=2", "rollouts=2"),
     epochs=1,
 )
 """A run through all code in about a minute, for tests. Its figures mean nothing."""
@@ -207,7 +207,8 @@ class Plan:
         return [
             *("retool", "recover", "--model", model, "--out", str(folder), "--resume"),
             *("--suite", "own", "--env", "ReTool-Staged-v0", "--problems", str(self.sizes.along)),
-            *("--protocol", "fork", "--k", "2", "--m", "2", "difficulty=[2,3,4,5]"),
+            *("--protocol", "fork", "--k", "2", "--m", "2", "--batch", "128"),
+            "difficulty=[2,3,4,5]",
         ]
 
 

@@ -366,7 +366,7 @@ def draw(series: dict[str, dict[str, list[Point]]]) -> bytes:
     with picture(len(series), 2, (7.2, 2.6 * len(series) + 0.3), sharey=True, sharex=True) as made:
         for row, (name, of_seed) in zip(made.axes, series.items(), strict=True):
             for number, (label, some) in enumerate(of_seed.items()):
-                curve(row[number > 0], some, number, label)
+                curve(row[min(number, 1)], some, number, label)
             row[0].set_title(f"observed, {name}")
             row[1].set_title(f"recovery ratio, {name}")
             share_axis(row[0].yaxis)
