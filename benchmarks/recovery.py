@@ -133,7 +133,7 @@ def run_command(command: Sequence[str], output: Any) -> int:
     """Run a command, and return its exit status.
 
     Args:
-        command: The command; `python` and `retool` are those of this process.
+        command: The command. `python` and `retool` run by the interpreter of this process.
         output: The open file of its output.
     """
     own = {"python": [], "retool": ["-m", "retool_env.cli"]}[command[0]]

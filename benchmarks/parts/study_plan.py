@@ -154,7 +154,7 @@ class Plan:
         return self.folder(part) / "checkpoints" / str(self.sizes.steps // 2)
 
     def evaluations(self, part: Part) -> dict[str, Path]:
-        """The folders of the evaluations of a part, by what is evaluated."""
+        """The folders of the evaluations of a part: the whole suite, and points along the run."""
         folder = self.folder(part.name) / "recover"
         names = ["whole", "end"] if part.run == "cold" else ["whole", "half", "end"]
         return {name: folder / name for name in names}

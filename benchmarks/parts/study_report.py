@@ -61,32 +61,50 @@ def write_page(plan: Plan, page: Path) -> None:
         plan: The plan.
         page: The Markdown file.
     """
-    found = read_parts(plan)
+    results = read_parts(plan)
+    series = observed_and_causal(results)
+    has_values = any("values" in part for part in results.values())
     tables: dict[str, Callable[[], list[str]]] = {
-        "parts": lambda: parts_table(plan, found),
-        "use": lambda: use_table(found),
-        "recovery": lambda: recovery_table(found),
-        "observed": lambda: observed_table(found),
-        "kinds": lambda: kinds_table(found),
-        "faults": lambda: faults_table(found),
-        "values": lambda: values_table(found),
+        "parts": lambda: parts_table(plan, results),
+        "use": lambda: use_table(results),
+        "recovery": lambda: recovery_table(results),
+        "observed": lambda: observed_table(results),
+        "kinds": lambda: kinds_table(results),
+        "faults": lambda: faults_table(results),
+        "values": lambda: values_table(results),
+        "picture": lambda: [_image(PICTURE, bool(series), "observed and causal recovery")],
+        "values_picture": lambda: [_image(VALUES_PICTURE, has_values, "study D")],
     }
     lines = []
     for line in HEAD.read_text(encoding="utf-8").splitlines():
         name = line.strip("{}")
         lines += tables[name]() if line == f"{{{{{name}}}}}" else [line]
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if points := observed_and_causal(found):
-        page.with_name(PICTURE).write_bytes(draw(points))
-    if any("values" in part for part in found.values()):
-        page.with_name(VALUES_PICTURE).write_bytes(draw_values(found))
+    if series:
+        page.with_name(PICTURE).write_bytes(draw(series))
+    if has_values:
+        page.with_name(VALUES_PICTURE).write_bytes(draw_values(results))
+
+
+def _image(name: str, drawn: bool, text: str) -> str:
+    return (
+        f"![{text}]({name})"
+        if drawn
+        else f"The picture ({text}) needs parts that have not been run."
+    )
 
 
 # --- texts of figures ---------------------------------------------------------------------------
 
 
 def percent(mean: float | None, low: float | None, high: float | None) -> str:
-    """A share with its interval, in percent."""
+    """A share with its interval, in percent.
+
+    Args:
+        mean: The share; `None`: it has no case.
+        low: Lower bound of the interval; `None`: unknown.
+        high: Upper bound of the interval; `None`: unknown.
+    """
     if mean is None:
         return "–"
     return f"{100 * mean:.0f} % [{_bound(low)}, {_bound(high)}]"
@@ -97,7 +115,11 @@ def _bound(bound: float | None) -> str:
 
 
 def points(change: Change) -> str:
-    """A change in points, with its interval and its verdict."""
+    """A change in points, with its interval and its verdict.
+
+    Args:
+        change: The change.
+    """
     if change.mean is None:
         return "–"
     interval = f"[{_signed(change.low)}, {_signed(change.high)}]"
@@ -124,15 +146,20 @@ def _rows(head: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
 # --- tables -------------------------------------------------------------------------------------
 
 
-def parts_table(plan: Plan, found: Results) -> list[str]:
-    """The parts: studies, hours, and whether they are done."""
+def parts_table(plan: Plan, results: Results) -> list[str]:
+    """The parts: studies, hours, and whether they are done.
+
+    Args:
+        plan: The plan.
+        results: The results.
+    """
 
     def rows() -> Iterator[list[str]]:
         for part in all_parts():
             state = NOT_RUN
-            if done := found.get(part.name):
+            if done := results.get(part.name):
                 spent = sum(done["seconds"].values()) / 60
-                state = f"done, {done['date'][:10]}, {spent:.0f} minutes beside other programs"
+                state = f"done, {done['date'][:10]}, {spent:.0f} minutes"
             command = part.elsewhere or f"python -m benchmarks.recovery --part {part.name}"
             yield [part.study, f"`{part.name}`", f"{part.hours:g}", state, f"`{command}`"]
 
@@ -143,18 +170,24 @@ def parts_table(plan: Plan, found: Results) -> list[str]:
     return [*lines, "", *_rows(("study", "part", "hours", "state", "command"), rows())]
 
 
-def _pairs(found: Results, runs: Sequence[str]) -> Iterator[tuple[str, int, dict[str, Any] | None]]:
+def _pairs(
+    results: Results, runs: Sequence[str]
+) -> Iterator[tuple[str, int, dict[str, Any] | None]]:
     for run in runs:
         for seed in SEEDS:
-            yield run, seed, found.get(f"{run}-{seed}")
+            yield run, seed, results.get(f"{run}-{seed}")
 
 
-def use_table(found: Results) -> list[str]:
-    """Accuracy without faults and the use of the tool, before and after training."""
+def use_table(results: Results) -> list[str]:
+    """Accuracy without faults and the use of the tool, before and after training.
+
+    Args:
+        results: The results.
+    """
     head = ("model", "right without faults", "calls", "tool gain", "over-use", "under-use")
 
     def rows() -> Iterator[list[str]]:
-        for run, seed, part in _pairs(found, ("cold", *ALGORITHMS)):
+        for run, seed, part in _pairs(results, ("cold", *ALGORITHMS)):
             name = f"{run}, seed {seed}"
             if part is None:
                 yield [name, NOT_RUN, *["–"] * 4]
@@ -173,8 +206,12 @@ def use_table(found: Results) -> list[str]:
     return _rows(head, rows())
 
 
-def recovery_table(found: Results) -> list[str]:
-    """The recovery ratio of seen and of held-out kinds, and its change by the training."""
+def recovery_table(results: Results) -> list[str]:
+    """The recovery ratio of seen and of held-out kinds, and its change by the training.
+
+    Args:
+        results: The results.
+    """
     head = (
         *("run", "accuracy, change", "seen kinds: ratio", "change"),
         *("held-out kinds: ratio", "change"),
@@ -182,11 +219,11 @@ def recovery_table(found: Results) -> list[str]:
 
     def rows() -> Iterator[list[str]]:
         for run in ("cold", *ALGORITHMS):
-            seeds = [seed for seed in SEEDS if f"{run}-{seed}" in found]
-            seeds = [seed for seed in seeds if f"cold-{seed}" in found]
+            seeds = [seed for seed in SEEDS if f"{run}-{seed}" in results]
+            seeds = [seed for seed in seeds if f"cold-{seed}" in results]
             for some in [[seed] for seed in seeds] + ([seeds] if len(seeds) > 1 else []):
                 name = f"{run}, {'all seeds' if len(some) > 1 else f'seed {some[0]}'}"
-                before, after = (_wholes(found, each, some) for each in ("cold", run))
+                before, after = (_wholes(results, each, some) for each in ("cold", run))
                 row = [name, "–" if run == "cold" else points(accuracy_change(before, after))]
                 for seen in (True, False):
                     kinds = kinds_of(seen)
@@ -202,19 +239,23 @@ def recovery_table(found: Results) -> list[str]:
     return _rows(head, rows())
 
 
-def _wholes(found: Results, run: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    return [found[f"{run}-{seed}"]["evaluations"]["whole"] for seed in seeds]
+def _wholes(results: Results, run: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    return [results[f"{run}-{seed}"]["evaluations"]["whole"] for seed in seeds]
 
 
-def observed_table(found: Results) -> list[str]:
-    """The use of the tool and the observed recovery in the rollouts of the training."""
+def observed_table(results: Results) -> list[str]:
+    """The use of the tool and the observed recovery in the rollouts of the training.
+
+    Args:
+        results: The results.
+    """
     head = (
         *("run, steps", "with code", "first code at", "calls that ran"),
         *("failed calls", "next call ran", "right after a failed call"),
     )
 
     def rows() -> Iterator[list[str]]:
-        for run, seed, part in _pairs(found, tuple(ALGORITHMS)):
+        for run, seed, part in _pairs(results, tuple(ALGORITHMS)):
             if part is None:
                 yield [f"{run}, seed {seed}", NOT_RUN, *["–"] * 5]
                 continue
@@ -243,19 +284,23 @@ def _estimate(estimate: dict[str, Any]) -> str:
     return "–" if interval is None else percent(*(interval[k] for k in ("mean", "low", "high")))
 
 
-def kinds_table(found: Results) -> list[str]:
-    """The effect and the recovery ratio of each kind, before and after GRPO, all seeds that ran."""
+def kinds_table(results: Results) -> list[str]:
+    """The effect and the recovery ratio of each kind, before and after GRPO, all seeds that ran.
+
+    Args:
+        results: The results.
+    """
     runs = ("cold", "grpo", "faults25")
-    seeds = {run: [s for s in SEEDS if f"{run}-{s}" in found] for run in runs}
+    seeds = {run: [s for s in SEEDS if f"{run}-{s}" in results] for run in runs}
 
     def rows() -> Iterator[list[str]]:
         for seen in (True, False):
             for kind in (k for k in KINDS.values() if k.seen is seen):
                 row = ["seen" if seen else "**held out**", f"`{kind.name}`", kind.sort]
                 for run in runs:
-                    found_ratio = recovery(_wholes(found, run, seeds[run]), [kind.name])
-                    many = f", n = {found_ratio.count}" if found_ratio.count else ""
-                    text = percent(found_ratio.mean, found_ratio.low, found_ratio.high)
+                    kept = recovery(_wholes(results, run, seeds[run]), [kind.name])
+                    many = f", n = {kept.count}" if kept.count else ""
+                    text = percent(kept.mean, kept.low, kept.high)
                     row.append(f"{text}{many}" if seeds[run] else NOT_RUN)
                 yield row
 
@@ -264,18 +309,22 @@ def kinds_table(found: Results) -> list[str]:
     )
 
 
-def faults_table(found: Results) -> list[str]:
-    """Training under faults: recovery from held-out kinds, and accuracy, against rate 0."""
+def faults_table(results: Results) -> list[str]:
+    """Training under faults: recovery from held-out kinds, and accuracy, against rate 0.
+
+    Args:
+        results: The results.
+    """
     head = ("fault rate, seed", "right without faults", "change", "held-out kinds: ratio", "change")
 
     def rows() -> Iterator[list[str]]:
         for run, rate in RATES.items():
             for seed in SEEDS:
                 name = f"{rate:g}, seed {seed}"
-                if not {f"{run}-{seed}", f"grpo-{seed}"} <= found.keys():
+                if not {f"{run}-{seed}", f"grpo-{seed}"} <= results.keys():
                     yield [name, NOT_RUN, *["–"] * 3]
                     continue
-                base, own = (_wholes(found, each, [seed]) for each in ("grpo", run))
+                base, own = (_wholes(results, each, [seed]) for each in ("grpo", run))
                 ratio, mean = recovery(own, kinds_of(False)), accuracy(own)
                 changes = accuracy_change(base, own), recovery_change(base, own, kinds_of(False))
                 texts = [points(change) if rate else "–" for change in changes]
@@ -290,12 +339,16 @@ def faults_table(found: Results) -> list[str]:
     return _rows(head, rows())
 
 
-def values_table(found: Results) -> list[str]:
-    """Study D: noticed, and adopted, by the distance of the false value."""
+def values_table(results: Results) -> list[str]:
+    """Study D: noticed, and adopted, by the distance of the false value.
+
+    Args:
+        results: The results.
+    """
     head = ("model", "false value", "cases", "noticed", "adopted (contagion)", "right")
 
     def rows() -> Iterator[list[str]]:
-        parts = [part for part in found.values() if "values" in part]
+        parts = [part for part in results.values() if "values" in part]
         if not parts:
             yield [NOT_RUN, *["–"] * 5]
         for part in parts:
@@ -320,15 +373,18 @@ def _change(mean: dict[str, Any]) -> Change:
 # --- pictures -----------------------------------------------------------------------------------
 
 
-def observed_and_causal(found: Results) -> dict[str, dict[str, list[Point]]]:
+def observed_and_causal(results: Results) -> dict[str, dict[str, list[Point]]]:
     """The points of the picture: the observed and the causal recovery along GRPO, by seed.
 
     Observed is the share of failed calls whose next call ran, in the rollouts of each third.
     Causal is the recovery ratio of the seen and of the held-out kinds along the run.
+
+    Args:
+        results: The results.
     """
     made: dict[str, dict[str, list[Point]]] = {}
     for seed in SEEDS:
-        part, cold = found.get(f"grpo-{seed}"), found.get(f"cold-{seed}")
+        part, cold = results.get(f"grpo-{seed}"), results.get(f"cold-{seed}")
         if part is None or cold is None:
             continue
         thirds = [(int(last), summary) for last, summary in part["training"].items()]
@@ -377,13 +433,13 @@ def draw(series: dict[str, dict[str, list[Point]]]) -> bytes:
     return made.png
 
 
-def draw_values(found: Results) -> bytes:
+def draw_values(results: Results) -> bytes:
     """Draw study D: noticed and adopted by the distance of the false value; returns the PNG.
 
     Args:
-        found: The results.
+        results: The results.
     """
-    part = next(part for part in found.values() if "values" in part)
+    part = next(part for part in results.values() if "values" in part)
     with picture(1, 2, (7.2, 3.0), sharey=True) as made:
         for axis, key in zip(made.axes[0], ("noticed", "contagion"), strict=True):
             for number, (model, measured) in enumerate(part["values"].items()):

@@ -82,6 +82,7 @@ def test_small_figures_never_reach_the_folder_of_results(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_a_small_study_runs_from_the_cold_start_to_the_page(plan, tmp_path):
     for part in ("cold-0", "grpo-0", "faults25-0", "values-0"):
         assert recovery.main(arguments(plan, "--part", part)) == 0

@@ -68,7 +68,7 @@ def test_without_results_every_part_is_said_not_to_be_run(plan, tmp_path):
     for part in own:
         assert f"| {NOT_RUN} | `python -m benchmarks.recovery --part {part.name}` |" in text
     assert "{{" not in text and "done, " not in text
-    assert not (tmp_path / PICTURE).exists()
+    assert not (tmp_path / PICTURE).exists() and "![" not in text
 
 
 def test_the_page_shows_figures_changes_and_verdicts(plan, tmp_path):
@@ -97,6 +97,7 @@ def test_the_page_shows_figures_changes_and_verdicts(plan, tmp_path):
     assert "+10 [−10, +30]: not shown | +10 [+5, +30]: higher" in row(page, "cold-0 | one")
     assert "| **held out** | `busy` | explicit | 17 % [" in text
     for name in (PICTURE, VALUES_PICTURE):
+        assert f"]({name})" in text
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
