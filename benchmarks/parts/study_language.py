@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -341,11 +342,12 @@ def make_files(folder: Path, seed: int, traces: int, problems: int) -> None:
     if not (folder / "traces.jsonl").exists():
         env = read_preset(str(PRESET))["env"]
         faults = {"rate": COLD_RATE, "kinds": SEEN}
+        tokenizer: Any = language_tokenizer()
         rules, _ = find_task({**env, "path": str(lines), "faults": faults})
         sandbox = find_sandbox("nsjail", rules)
         assert sandbox is not None  # the rules have an interpreter
         with sandbox:
-            right = make_traces(solved, Habits(), rules, language_tokenizer(), sandbox, seed)
+            right = make_traces(solved, Habits(), rules, tokenizer, sandbox, seed)
         print(f"{len(right)} of {len(solved)} traces gave the right answer")
         write_transcripts_atomically(folder / "traces.jsonl", right)
 
