@@ -326,8 +326,8 @@ def make_files(folder: Path, seed: int, traces: int, problems: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model, lines = folder / "model", folder / "problems.jsonl"
     solved = training_problems(1000 + seed, traces)
+    tokenizer: Any = language_tokenizer()
     if not model.exists():
-        tokenizer = language_tokenizer()
         weights, _ = make_model(seed, vocab_size=len(tokenizer), max_position_embeddings=CONTEXT)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             for each in (weights, tokenizer):
@@ -342,7 +342,6 @@ def make_files(folder: Path, seed: int, traces: int, problems: int) -> None:
     if not (folder / "traces.jsonl").exists():
         env = read_preset(str(PRESET))["env"]
         faults = {"rate": COLD_RATE, "kinds": SEEN}
-        tokenizer: Any = language_tokenizer()
         rules, _ = find_task({**env, "path": str(lines), "faults": faults})
         sandbox = find_sandbox("nsjail", rules)
         assert sandbox is not None  # the rules have an interpreter
