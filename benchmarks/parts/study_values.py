@@ -16,6 +16,7 @@ another sign, and ten times the value. The fault is silent: the result has the u
 from __future__ import annotations
 
 import argparse
+import asyncio
 import dataclasses
 import hashlib
 import json
@@ -209,8 +210,6 @@ def measure(model: str, problems: Sequence[Problem], k: int, m: int, sandbox: Sa
     ]
 
     async def all_forks() -> dict[tuple[int, str], list[Transcript]]:
-        import asyncio
-
         slots = asyncio.Semaphore(64)
 
         async def one(fork: Fork, number: int) -> Transcript:
@@ -258,6 +257,7 @@ def main(arguments: list[str] | None = None) -> int:
     with sandbox:
         for model in options.models:
             found[model] = measure(model, problems, options.k, options.m, sandbox)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out, json.dumps(found, indent=1) + "\n")
     return 0
 
