@@ -1,10 +1,12 @@
 """The language of the recovery study: how a tiny model calls, errs, retries, checks and gives up.
 
-A problem is worked out value by value. For each value a program prints the value with its name. If
-the interpreter shows an error, nothing, or a result of another form, the solution retries the same
-program, or computes the value by a second program that shares no function with the first, or works
-the rest out in text. A solution that checks also runs the second program after a result that looks
-right, and if the values differ, the first program again.
+A problem is worked out value by value. For each value of a staged problem a program repeats its
+definition in a comment, since a tiny model learns to copy it long before it learns to find the
+operation otherwise, and prints the value with its name. If the interpreter shows an error, nothing,
+or a result of another form, the solution retries the same program, or computes the value by a
+second program that uses other functions, or works the rest out in text. A solution that checks also
+runs the second program after a result that looks right, and if the values differ, the first program
+again.
 
 A script writes such solutions for the cold start (`make_traces`). Their programs run in the real
 sandbox, under real faults of the seen kinds alone; solutions with a wrong answer are left out.
@@ -91,7 +93,7 @@ PROGRAMS: Mapping[str, tuple[str, str]] = {
 
 CONTEXT = 1024
 """The context length of the study's model in tokens."""
-_HOLES = re.compile(r"\{\w+\}|\d+|\b[a-e]\b")
+_HOLES = re.compile(r"Let |\{\w+\}|\d+|\b[a-e]\b")
 _LEAST = 4
 _MOST_TRIES = 3
 
@@ -108,7 +110,9 @@ def words_of(problems: Sequence[Problem]) -> tuple[str, ...]:
     texts = [text for pair in PROGRAMS.values() for text in pair]
     texts += [problem.question for problem in problems]
     pieces = {piece for text in texts for piece in _HOLES.split(text) if len(piece) >= _LEAST}
-    return tuple(sorted(pieces | {'print("', '" =, ', "print(s)", "print(n)"} - set(TAGS)))
+    # "Let " alone: the comments of programs and the questions then have the same tokens.
+    pieces |= {"Let ", "# ", ". ", 'print("', '" =, ', "print(s)", "print(n)"}
+    return tuple(sorted(pieces - set(TAGS)))
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ def values_of(problem: Problem) -> list[Value]:
         for stage in stages:
             operands = [f"{{{each}}}" if isinstance(each, str) else each for each in stage.operands]
             first, second = (
-                program.format(*operands, name=f'"{stage.name} =",')
+                f"# {stage.text}\n" + program.format(*operands, name=f'"{stage.name} =",')
                 for program in PROGRAMS[stage.operation]
             )
             found.append(Value(stage.name, (first, second), stage.value, ""))
