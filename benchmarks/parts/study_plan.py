@@ -31,6 +31,9 @@ SEEN = tuple(kind.name for kind in KINDS.values() if kind.seen)
 """The kinds of faults that the cold start and the training of study B meet."""
 COLD_RATE = 0.2
 """The fault rate of the cold start's traces."""
+TOP_P = 0.9
+"""The nucleus of all evaluations. The paper's 0.7 would cut off each choice with a share below 0.3,
+such as a check or text alone: the habits that the study is about."""
 
 STUDIES = {
     "A": "Does reinforcement learning without faults make the tool used more, sooner and better?",
@@ -57,7 +60,7 @@ class Sizes:
     """Options of `retool recover` for the whole suite."""
     settings: tuple[str, ...] = ()
     """Settings of all RL runs that override the preset."""
-    epochs: float = 6
+    epochs: float = 12
     """Passes of the cold start over its traces."""
 
 
@@ -179,7 +182,7 @@ class Plan:
         yield self._along(model, folders["end"])
         yield [
             *("retool", "recover", "--model", model, "--out", str(folders["whole"]), "--resume"),
-            *self.sizes.whole,
+            *("--top-p", str(TOP_P), *self.sizes.whole),
         ]
 
     def _training(self, part: Part) -> Iterator[list[str]]:
@@ -206,7 +209,16 @@ class Plan:
     def _along(self, model: str, folder: Path) -> list[str]:
         return [
             *("retool", "recover", "--model", model, "--out", str(folder), "--resume"),
-            *("--suite", "own", "--env", "ReTool-Staged-v0", "--problems", str(self.sizes.along)),
+            *(
+                "--top-p",
+                str(TOP_P),
+                "--suite",
+                "own",
+                "--env",
+                "ReTool-Staged-v0",
+                "--problems",
+                str(self.sizes.along),
+            ),
             *("--protocol", "fork", "--k", "2", "--m", "2", "--batch", "128"),
             "difficulty=[2,3,4,5]",
         ]

@@ -31,8 +31,8 @@ from agents.base.presets import read_preset
 from agents.base.records import write_atomically
 from agents.base.settings import find_sandbox
 from benchmarks.parts.study_language import read_value, values_of
-from benchmarks.parts.study_plan import PRESET
-from retool_env.checkpoint_task import TEMPERATURE, TOP_P
+from benchmarks.parts.study_plan import PRESET, TOP_P
+from retool_env.checkpoint_task import TEMPERATURE
 from retool_env.execution import Execution, Fault, Sandbox
 from retool_env.grading import is_equivalent
 from retool_env.metrics.causal.intervals import Pair, difference, share
