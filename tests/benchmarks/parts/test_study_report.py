@@ -13,10 +13,8 @@ from benchmarks.parts.study_report import (
     NOT_RUN,
     PICTURE,
     VALUES_PICTURE,
-    observed_and_causal,
     percent,
     points,
-    read_parts,
     write_page,
 )
 from benchmarks.parts.study_values import DISTANCES
@@ -99,18 +97,6 @@ def test_the_page_shows_figures_changes_and_verdicts(plan, tmp_path):
     for name in (PICTURE, VALUES_PICTURE):
         assert f"]({name})" in text
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_picture_has_the_observed_thirds_and_three_causal_points(plan):
-    write(plan, "cold-0", evaluations={"whole": evaluation(0.2), "end": evaluation(0.2)})
-    along = {name: evaluation(0.8) for name in ("whole", "half", "end")}
-    training = {"20": third(0.8), "40": third(0.5), "60": third(0.4)}
-    write(plan, "grpo-0", evaluations=along, training=training)
-    [series] = observed_and_causal(read_parts(plan)).values()
-    observed, seen, held_out = series.values()
-    assert [point[:2] for point in observed] == [(10, 0.8), (30, 0.5), (50, 0.4)]
-    assert [point[0] for point in seen] == [0, 30, 60] == [point[0] for point in held_out]
-    assert [round(point[1], 2) for point in seen] == [0.17, 0.67, 0.67]
 
 
 def test_figures_are_written_in_percent_and_points():
