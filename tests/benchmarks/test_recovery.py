@@ -7,7 +7,7 @@ import json
 import pytest
 
 from benchmarks import recovery
-from benchmarks.parts.study_plan import SMALL, Plan
+from benchmarks.parts.study_plan import SMALL, Plan, all_parts
 
 
 @pytest.fixture
@@ -79,6 +79,16 @@ def test_small_figures_never_reach_the_folder_of_results(capsys):
     with pytest.raises(SystemExit):
         recovery.main(["--small"])
     assert "--small needs another --out" in capsys.readouterr().err
+
+
+def test_the_models_of_study_d_are_named_by_their_parts(plan):
+    part = next(part for part in all_parts() if part.name == "values-0")
+    file = plan.folder("values-0") / "values.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({str(plan.checkpoint(name)): {"cases": 3} for name in part.after}))
+    found = recovery.figures_of(plan, part)
+    assert (found["part"], found["study"], found["seed"]) == ("values-0", "D", 0)
+    assert found["values"] == {name: {"cases": 3} for name in ("cold-0", "grpo-0", "faults25-0")}
 
 
 @pytest.mark.slow
