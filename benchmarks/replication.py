@@ -240,8 +240,6 @@ def read_curve(folder: Path, along: Sequence[tuple[int, list[Transcript]]]) -> C
 
 def rollouts(folder: Path) -> Iterator[Transcript]:
     """The training rollouts of a run, of all its processes."""
-def rollouts(folder: Path) -> Iterator[Transcript]:
-    """The training rollouts of a run, of all its processes."""
     for name in sorted(open_names(folder)):
         cure = "delete that line: its episode is then not counted"
         yield from read_episodes(folder / name, cure, appended=True)
