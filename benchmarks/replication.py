@@ -238,7 +238,7 @@ def read_curve(folder: Path, along: Sequence[tuple[int, list[Transcript]]]) -> C
     )
 
 
-def _rollouts(folder: Path) -> Iterator[Transcript]:
+def rollouts(folder: Path) -> Iterator[Transcript]:
     """The training rollouts of a run, of all its processes."""
     for name in sorted(open_names(folder)):
         cure = "delete that line: its episode is then not counted"
@@ -276,11 +276,11 @@ def read_course(folder: Path, problems: int, k: int) -> Course:
     return Course(
         curve,
         [summarise(transcripts) for _, transcripts in evaluated],
-        summarise_along(_rollouts(folder), _thirds(folder)),
+        summarise_along(rollouts(folder), thirds(folder)),
     )
 
 
-def _thirds(folder: Path) -> list[int]:
+def thirds(folder: Path) -> list[int]:
     """The last steps of the thirds of a run's training."""
     path = folder / "metrics.jsonl"
     end = max((record["step"] for record in read_records(path)), default=0)
@@ -297,8 +297,8 @@ def tool_use(plan: Plan, algorithm: str) -> dict[str, Summary]:
         algorithm: The RL algorithm.
     """
     folders = [plan.folder(seed, "interpreter", algorithm) for seed in plan.seeds]
-    together = itertools.chain.from_iterable(map(_rollouts, folders))
-    by_third = summarise_along(together, _thirds(folders[0]))
+    together = itertools.chain.from_iterable(map(rollouts, folders))
+    by_third = summarise_along(together, thirds(folders[0]))
     return {
         f"steps {before + 1} to {last}": by_third[last]
         for before, last in itertools.pairwise([0, *by_third])

@@ -6,6 +6,7 @@ protocol and each common error is one token, so that a turn takes about a dozen 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,17 @@ SPACE = "Ġ"
 """The character for a space in the byte-level alphabet."""
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer whose tokens are all 256 bytes, signs between spaces, and the tags."""
+CONTEXT = 512
+"""The context length in tokens."""
+
+
+def make_tokenizer(words: Sequence[str] = (), context: int = CONTEXT) -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are all 256 bytes, signs between spaces, the tags, and more words.
+
+    Args:
+        words: More strings of which each is one token. Their ids come last.
+        context: The context length in tokens that the tokenizer reports.
+    """
     tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = []
     for sign in "+-*=":
@@ -47,9 +57,12 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|pad|>", "<|end|>"])
-    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in (*TAGS, *words)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", model_max_length=512
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        model_max_length=context,
     )
 
 
@@ -70,7 +83,7 @@ def make_model(seed: int, **others: Any) -> tuple[LlamaForCausalLM, PreTrainedTo
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": CONTEXT,
         # About 1 / sqrt(hidden_size). With 0.02 the model learns to copy much later.
         "initializer_range": 0.08,
         "tie_word_embeddings": True,

@@ -57,3 +57,12 @@ def test_the_checkpoint_is_of_about_a_million_parameters_and_loads_as_any_other(
     text = "<code>\n```python\nprint(1)\n```\n</code>π"
     assert tokenizer.encode(text) == make_tokenizer().encode(text)
     assert tokenizer.eos_token_id != tokenizer.pad_token_id
+
+
+def test_further_words_are_one_token_each_and_change_no_other_id():
+    words, usual = (" and the ", "print(max("), make_tokenizer()
+    tokenizer = make_tokenizer(words, 1024)
+    assert [len(tokenizer.encode(word)) for word in words] == [1, 1]
+    assert tokenizer.encode("print(max(1))")[1:] == usual.encode("1))")
+    assert tokenizer.get_vocab().items() > usual.get_vocab().items()
+    assert (tokenizer.model_max_length, usual.model_max_length) == (1024, 512)

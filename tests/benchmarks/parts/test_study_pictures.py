@@ -1,0 +1,41 @@
+"""The pictures of the recovery study."""
+
+from __future__ import annotations
+
+from benchmarks.parts.study_pictures import draw, draw_values, observed_and_causal
+from benchmarks.parts.study_values import DISTANCES
+
+
+def evaluation(fault):
+    rows = [[f"p{at}", fault if at % 3 else fault / 2, 1.0, 4] for at in range(12)]
+    return {"pairs": {"busy": rows, "empty": rows}}
+
+
+def third(ran):
+    interval = {"mean": ran, "low": ran - 0.1, "high": ran + 0.1}
+    return {"recovery": {"next_call_ok": {"count": 30, "interval": interval}}}
+
+
+def test_the_picture_has_the_observed_thirds_and_three_causal_points():
+    along = {name: evaluation(0.8) for name in ("half", "end")}
+    training = {"20": third(0.8), "40": third(0.5), "60": third(0.4)}
+    results = {
+        "cold-0": {"evaluations": {"end": evaluation(0.2)}},
+        "grpo-0": {"evaluations": along, "training": training},
+        "grpo-1": {"evaluations": along, "training": training},  # without its cold start
+    }
+    made = observed_and_causal(results)
+    assert list(made) == ["seed 0"]
+    observed, seen, held_out = made["seed 0"].values()
+    assert [point[:2] for point in observed] == [(10, 0.8), (30, 0.5), (50, 0.4)]
+    assert [point[0] for point in seen] == [0, 30, 60] == [point[0] for point in held_out]
+    assert [round(point[1], 2) for point in seen] == [0.17, 0.67, 0.67]
+    assert draw(made).startswith(b"\x89PNG")
+
+
+def test_false_values_without_a_case_leave_a_gap():
+    change = {"mean": 0.1, "low": -0.1, "high": 0.3, "count": 24, "clusters": 20}
+    measured = {name: {"noticed": change, "contagion": change} for name in DISTANCES}
+    measured["sign"] = {key: {**change, "mean": None} for key in ("noticed", "contagion")}
+    part = {"values": {"cold-0": {"figures": measured}}}
+    assert draw_values({"values-0": part}).startswith(b"\x89PNG")

@@ -1,0 +1,80 @@
+"""The plan of the recovery study: its parts, their order and their commands."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from agents.base.presets import load_settings
+from agents.base.registry import load_algorithm
+from benchmarks.parts.study_plan import (
+    PRESET,
+    SEEDS,
+    SEEN,
+    WHOLE,
+    Plan,
+    all_parts,
+    hours_left,
+    next_parts,
+)
+from retool_env.faults import KINDS
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "results").mkdir()
+    return Plan(tmp_path / "runs", tmp_path / "results")
+
+
+OWN = [part for part in all_parts() if not part.elsewhere]
+OF_A_SEED = [part for part in OWN if part.seed == 1]
+
+
+def test_each_part_takes_at_most_an_hour_and_comes_after_the_parts_that_it_needs():
+    names = [part.name for part in all_parts()]
+    assert len(set(names)) == len(names)
+    for at, part in enumerate(all_parts()):
+        assert set(part.after) <= set(names[:at])
+    assert all(part.hours <= 1 for part in OWN)
+
+
+def test_no_training_meets_a_held_out_fault():
+    assert set(SEEN) == {name for name, kind in KINDS.items() if kind.seen}
+
+
+@pytest.mark.parametrize("part", OF_A_SEED, ids=lambda part: part.name)
+def test_all_commands_of_a_part_have_valid_settings(plan, part):
+    for command in plan.commands(part):
+        assert command[0] in ("python", "retool")
+        if command[:3] == ["python", "-m", "agents"]:
+            algorithm = load_algorithm(command[3])
+            settings = command[command.index("--runs") + 2 :]
+            loaded = load_settings(algorithm.Settings, command[3], str(PRESET), settings)
+            assert loaded.seed == part.seed and loaded.name == part.name
+            if part.run != "cold":
+                episodes = loaded.prompts * loaded.rollouts
+                assert (loaded.steps, episodes, loaded.learning_rate) == (60, 128, 1e-4)
+            faults = loaded.env.get("faults")
+            assert bool(faults) == (part.study == "B")
+            assert not faults or (faults["rate"] in (0.1, 0.25) and not faults["by_rollout"])
+
+
+def test_the_whole_suite_is_evaluated_with_m_4_and_a_run_at_three_points(plan):
+    for part in OWN:
+        if part.study != "D":
+            benchmarks = [c for c in plan.commands(part) if c[0] == "retool"]
+            whole = [c for c in benchmarks if c[-len(WHOLE.whole) :] == list(WHOLE.whole)]
+            assert len(whole) == 1 and "--problems" not in whole[0]
+            assert len(benchmarks) == (2 if part.run == "cold" else 3)
+
+
+def test_the_next_parts_fit_into_the_time_and_are_not_done(plan):
+    assert [part.name for part in next_parts(plan, 0.1)] == ["cold-0"]
+    assert [part.name for part in next_parts(plan, 1.3)] == ["cold-0", "grpo-0"]
+    left = hours_left(plan, "A")
+    plan.file("cold-0").write_text(json.dumps({}))
+    assert [part.name for part in next_parts(plan, 0.8)] == ["grpo-0"]
+    assert hours_left(plan, "A") == pytest.approx(left - 0.5)
+    assert not any(part.elsewhere for part in next_parts(plan, 1000))
+    assert SEEDS == (0, 1, 2)

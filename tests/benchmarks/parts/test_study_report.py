@@ -1,0 +1,111 @@
+"""The page of the recovery study: from results alone, and honest about what was not run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.parts.results import RESULTS
+from benchmarks.parts.study_figures import Change
+from benchmarks.parts.study_plan import Plan, all_parts
+from benchmarks.parts.study_report import (
+    NOT_RUN,
+    PICTURE,
+    VALUES_PICTURE,
+    percent,
+    points,
+    write_page,
+)
+from benchmarks.parts.study_values import DISTANCES
+
+
+def evaluation(fault):
+    names = [f"p{number}" for number in range(12)]
+    rows = [[name, fault if at % 3 else fault / 2, 1.0, 4] for at, name in enumerate(names)]
+    figure = {"mean": 0.25, "low": 0.1, "high": 0.4, "shown": True}
+    return {
+        "pairs": {"busy": rows, "empty": rows},
+        "accuracy": {name: [0.5, 4] for name in names},
+        "figures": {
+            "frequency/gain": figure,
+            "frequency/over_use": {**figure, "shown": False},
+            "dose/0/calls": {**figure, "mean": 2.5},
+        },
+    }
+
+
+def third(ran):
+    estimate = {"count": 30, "interval": {"mean": ran, "low": ran - 0.1, "high": ran + 0.1}}
+    shares = {"code_ratio": 0.5, "first_call_at": 0.1, "call_pass_rate": 0.9}
+    return {**shares, "recovery": {"next_call_ok": estimate, "accuracy": estimate}}
+
+
+def write(plan, name, **values):
+    seconds = {"seconds": {"command": 120.0}, "date": "2026-11-30T12:00:00+00:00"}
+    plan.file(name).write_text(json.dumps({"part": name, **seconds, **values}))
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "results").mkdir()
+    return Plan(tmp_path / "runs", tmp_path / "results")
+
+
+def row(page, beginning):
+    lines = [line for line in page.read_text().splitlines() if line.startswith(f"| {beginning}")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_without_results_every_part_is_said_not_to_be_run(plan, tmp_path):
+    page = tmp_path / "page.md"
+    write_page(plan, page)
+    text = page.read_text()
+    own = [part for part in all_parts() if not part.elsewhere]
+    for part in own:
+        assert f"| {NOT_RUN} | `python -m benchmarks.recovery --part {part.name}` |" in text
+    assert "{{" not in text and "done, " not in text
+    assert not (tmp_path / PICTURE).exists() and "![" not in text
+
+
+def test_the_page_shows_figures_changes_and_verdicts(plan, tmp_path):
+    write(plan, "cold-0", evaluations={"whole": evaluation(0.2), "end": evaluation(0.2)})
+    along = {name: evaluation(0.8) for name in ("whole", "half", "end")}
+    training = {"20": third(0.8), "40": third(0.5), "60": third(0.4)}
+    write(plan, "grpo-0", evaluations=along, training=training)
+    same = {name: evaluation(0.8) for name in ("whole", "half", "end")}
+    write(plan, "faults25-0", evaluations=same, training=training)
+    change = {"mean": 0.1, "low": -0.1, "high": 0.3, "count": 24, "clusters": 20}
+    measured = {"noticed": change, "contagion": {**change, "low": 0.05}, "right": change}
+    values = {"figures": dict.fromkeys(DISTANCES, measured)}
+    write(plan, "values-0", values={"cold-0": values, "grpo-0": values})
+    page = tmp_path / "page.md"
+    write_page(plan, page)
+    text = page.read_text()
+    assert "done, 2026-11-30, 2 minutes" in row(page, "A | `grpo-0`")
+    assert "+50 [" in row(page, "grpo, seed 0 | +0") and ": higher" in row(
+        page, "grpo, seed 0 | +0"
+    )
+    assert "| 25 % [10, 40] | not shown | – |" in row(page, "cold, seed 0 | 50 %")
+    assert "2.50" in row(page, "cold, seed 0 | 50 %")
+    assert ": not shown" in row(page, "0.25, seed 0") and NOT_RUN in row(page, "0.1, seed 0")
+    assert "80 % [70, 90]" in row(page, "grpo, seed 0, 1 to 20")
+    assert "40 % [30, 50]" in row(page, "grpo, seed 0, 41 to 60")
+    assert "+10 [−10, +30]: not shown | +10 [+5, +30]: higher" in row(page, "cold-0 | one")
+    assert "| **held out** | `busy` | explicit | 17 % [" in text
+    for name in (PICTURE, VALUES_PICTURE):
+        assert f"]({name})" in text
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_are_written_in_percent_and_points():
+    assert percent(0.5, None, 0.625) == "50 % [–, 62]" and percent(None, None, None) == "–"
+    assert points(Change(-0.1, -0.2, -0.05, 60)) == "−10 [−20, −5]: lower"
+    assert points(Change(None, None, None, 0)) == "–"
+
+
+def test_the_page_of_the_site_is_the_page_of_the_results(tmp_path):
+    docs = RESULTS.parents[1] / "docs" / "results" / "recovery.md"
+    write_page(Plan(tmp_path, RESULTS / "recovery"), tmp_path / "page.md")
+    assert docs.read_text() == (tmp_path / "page.md").read_text()

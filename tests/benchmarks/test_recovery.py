@@ -1,0 +1,104 @@
+"""The recovery study: its parts are chosen, run once, resumed and listed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import recovery
+from benchmarks.parts.study_plan import SMALL, Plan, all_parts
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "out").mkdir()
+    return Plan(tmp_path / "runs", tmp_path / "out", SMALL)
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Commands that are noted instead of run, and whose figures are made up."""
+    ran = []
+
+    def run_command(command, output):
+        output.write("here\n")
+        ran.append(command)
+        return int("fails" in command)
+
+    monkeypatch.setattr(recovery, "run_command", run_command)
+    monkeypatch.setattr(recovery, "figures_of", lambda plan, part: {"part": part.name})
+    return ran
+
+
+def arguments(plan, *more):
+    return ["--small", "--runs", str(plan.runs), "--out", str(plan.results), *more]
+
+
+def test_the_next_part_runs_and_a_part_that_is_done_is_not_run_again(plan, commands, capsys):
+    assert recovery.main(arguments(plan, "--hours", "0.1")) == 0
+    assert json.loads(plan.file("cold-0").read_text())["part"] == "cold-0"
+    said = capsys.readouterr().out
+    assert "hours of two cores left; now: cold-0 (0.50 h)" in said
+    assert [command[2] for command in commands[:2]] == ["benchmarks.parts.study_language", "agents"]
+    assert len(json.loads(plan.file("cold-0").read_text())["seconds"]) == len(commands) == 4
+    plan.checkpoint("cold-0").mkdir(parents=True)
+    assert recovery.main(arguments(plan, "--hours", "0.1")) == 0
+    assert plan.done("grpo-0") and len(commands) == 8
+    assert "--list" not in said and recovery.main(arguments(plan, "--list")) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed if line.endswith("  done")] == ["cold-0", "grpo-0"]
+    assert len([line for line in listed if line.endswith("  not run")]) == 22
+
+
+def test_a_failing_command_is_named_and_its_part_is_not_done(plan, commands, capsys, monkeypatch):
+    monkeypatch.setattr(Plan, "commands", lambda self, part: iter([["python", "fails"], ["no"]]))
+    assert recovery.main(arguments(plan)) == 2
+    error = capsys.readouterr().err
+    assert "here\nthis failed" in error and "cold-0.log" in error and "python fails" in error
+    assert not plan.done("cold-0") and commands == [["python", "fails"]]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("grpo-0", "needs cold-0: run --part cold-0 first"),
+        ("nothing", "unknown part 'nothing'"),
+        ("replication", "another benchmark runs replication: python -m benchmarks.replication"),
+        ("cold-1", "cold-1 is done; to run it again, delete"),
+        ("grpo-1", "needs the model of cold-1, which is not in"),
+    ],
+)
+def test_a_part_that_cant_run_is_refused(plan, commands, capsys, part, message):
+    plan.file("cold-1").write_text("{}")
+    assert recovery.main(arguments(plan, "--part", part)) == 2
+    assert message in capsys.readouterr().err and not commands
+
+
+def test_small_figures_never_reach_the_folder_of_results(capsys):
+    with pytest.raises(SystemExit):
+        recovery.main(["--small"])
+    assert "--small needs another --out" in capsys.readouterr().err
+
+
+def test_the_models_of_study_d_are_named_by_their_parts(plan):
+    part = next(part for part in all_parts() if part.name == "values-0")
+    file = plan.folder("values-0") / "values.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({str(plan.checkpoint(name)): {"cases": 3} for name in part.after}))
+    found = recovery.figures_of(plan, part)
+    assert (found["part"], found["study"], found["seed"]) == ("values-0", "D", 0)
+    assert found["values"] == {name: {"cases": 3} for name in ("cold-0", "grpo-0", "faults25-0")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_a_small_study_runs_from_the_cold_start_to_the_page(plan, tmp_path):
+    for part in ("cold-0", "grpo-0", "faults25-0", "values-0"):
+        assert recovery.main(arguments(plan, "--part", part)) == 0
+    trained = json.loads(plan.file("grpo-0").read_text())
+    assert set(trained["evaluations"]) == {"whole", "half", "end"} and trained["training"]
+    found = json.loads(plan.file("values-0").read_text())["values"]
+    assert set(found) == {"cold-0", "grpo-0", "faults25-0"}
+    assert recovery.main(arguments(plan, "--page", str(tmp_path / "page.md"))) == 0
+    assert "| A | `grpo-0` | 0.75 | done, " in (tmp_path / "page.md").read_text()
