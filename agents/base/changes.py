@@ -34,7 +34,7 @@ RULES: Mapping[str, Rule] = {
             *("micro_batch", "tokens", "gradient_checkpointing", "sample_batch", "in_flight"),
             "tokens_in_flight",
             # Saving, reporting and evaluating.
-            *("save_steps", "export_steps", "transcripts_every", "report_to"),
+            *("save_steps", "export_steps", "export_dtype", "transcripts_every", "report_to"),
             *("eval_every", "eval_problems", "eval_k", "eval_env"),
             "allow_high_learning_rate",
         ),

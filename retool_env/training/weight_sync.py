@@ -11,7 +11,7 @@ import torch
 
 from retool_env.rollout.weights import Adapter, Parts, Weights
 from retool_env.servers.background import BackgroundLoop
-from retool_env.training.processes import gathered, together
+from retool_env.training.processes import everywhere, together
 from retool_env.training.sampling_policy import own_model, shares_servers
 from retool_env.training.step import Step
 from retool_env.training.trained_weights import is_sharded, trained_adapter, trained_weights
@@ -92,6 +92,4 @@ class WeightSync:
 
 def _agreed_name(step: Step) -> str:
     """A name for the step's weights that no other update has, the same on every process."""
-    # float32, in which the processes exchange numbers, holds whole numbers of 24 bits.
-    drawn = gathered(step.accelerator, *(secrets.randbits(24) for _ in range(3)))
-    return f"{step.number}-" + "".join(f"{int(number):06x}" for number in drawn[0])
+    return f"{step.number}-{everywhere(secrets.token_hex(9))[0]}"

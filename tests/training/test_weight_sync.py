@@ -16,31 +16,30 @@ from retool_env.rollout.policy import Policy
 from retool_env.rollout.weight_files import MARK, WeightFiles
 from retool_env.rollout.weights import Parts
 from retool_env.servers.background import BackgroundLoop
+from retool_env.training import processes, weight_sync
 from retool_env.training.weight_sync import WeightSync
 
 
 class Processes:
-    """Two processes of an accelerator, as threads."""
+    """Processes of a run, as threads."""
 
-    def __init__(self, number=2):
-        self._rows, self._barrier = [None] * number, threading.Barrier(number)
-        self.accelerators = [self._accelerator(rank, number) for rank in range(number)]
+    def __init__(self, number):
+        self.number = number
+        self._values, self._barrier = [None] * number, threading.Barrier(number)
+        self._thread = threading.local()
 
-    def _accelerator(self, rank, number):
-        def gather(row):
-            self._rows[rank] = row
-            self._barrier.wait(20)
-            rows = torch.cat(self._rows)
-            self._barrier.wait(20)
-            return rows
-
+    def accelerator(self, rank):
+        self._thread.rank = rank
         return SimpleNamespace(
-            num_processes=number,
-            process_index=rank,
-            is_main_process=rank == 0,
-            device="cpu",
-            gather=gather,
+            num_processes=self.number, process_index=rank, is_main_process=rank == 0
         )
+
+    def everywhere(self, value):
+        self._values[self._thread.rank] = value
+        self._barrier.wait(20)
+        values = [*self._values]
+        self._barrier.wait(20)
+        return values
 
 
 class Shared(Policy):
@@ -78,24 +77,31 @@ def loop():
     loop.close()
 
 
-def sync_all(policies, model, loop, number):
-    processes = Processes(len(policies))
-    syncs = [WeightSync(policy, loop) for policy in policies]
+@pytest.fixture
+def sync_all(monkeypatch, loop):
+    def sync_all(policies, model, number):
+        made = Processes(len(policies))
+        for module in (processes, weight_sync):
+            monkeypatch.setattr(module, "everywhere", made.everywhere)
+        syncs = [WeightSync(policy, loop) for policy in policies]
 
-    def sync(rank):
-        step = SimpleNamespace(number=number, model=model, accelerator=processes.accelerators[rank])
-        syncs[rank].sync(step)
-        syncs[rank].sync(step)  # the weights of a step are given once
+        def sync(rank):
+            accelerator = made.accelerator(rank)
+            step = SimpleNamespace(number=number, model=model, accelerator=accelerator)
+            syncs[rank].sync(step)
+            syncs[rank].sync(step)  # the weights of a step are given once
 
-    with ThreadPoolExecutor(len(policies)) as threads:
-        return [threads.submit(sync, rank) for rank in range(len(policies))]
+        with ThreadPoolExecutor(len(policies)) as threads:
+            return [threads.submit(sync, rank) for rank in range(len(policies))]
+
+    return sync_all
 
 
-def test_every_process_writes_its_part_and_the_first_lets_the_servers_load(tmp_path, loop):
+def test_every_process_writes_its_part_and_the_first_lets_the_servers_load(tmp_path, sync_all):
     root = str(make_checkpoint(tmp_path / "model", 0))
     model = make_model(7)[0]
     policies = [Shared(WeightFiles(tmp_path / "shared"), root) for _ in range(2)]
-    for done in sync_all(policies, model, loop, 4):
+    for done in sync_all(policies, model, 4):
         done.result()
     assert policies[0].calls == ["part 0 of 2", "update 4"]
     assert policies[1].calls == ["part 1 of 2", "follow 4"]
@@ -107,29 +113,29 @@ def test_every_process_writes_its_part_and_the_first_lets_the_servers_load(tmp_p
         assert torch.equal(tensor, model.state_dict()[name].to(torch.bfloat16))
 
 
-def test_a_process_that_can_not_write_ends_the_update_on_all(tmp_path, loop):
+def test_a_process_that_can_not_write_ends_the_update_on_all(tmp_path, sync_all):
     root = str(make_checkpoint(tmp_path / "model", 0))
     (tmp_path / "file").touch()
     policies = [Shared(WeightFiles(tmp_path / "shared"), root) for _ in range(2)]
     policies[1].files = WeightFiles(tmp_path / "file")  # not a folder
-    first, second = sync_all(policies, make_model(7)[0], loop, 4)
+    first, second = sync_all(policies, make_model(7)[0], 4)
     assert isinstance(second.exception(), OSError)
     assert "process 1 failed" in str(first.exception())
     assert policies[0].calls == ["part 0 of 2"] and policies[1].calls == []
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_without_parts_one_process_gives_all_weights(loop, number):
+def test_without_parts_one_process_gives_all_weights(sync_all, number):
     model = make_model(7)[0]
     policies = [Shared() for _ in range(number)]
-    for done in sync_all(policies, model, loop, 3):
+    for done in sync_all(policies, model, 3):
         done.result()
     assert [policy.calls for policy in policies] == [["update 3"], ["follow 3"]][:number]
     assert policies[0].got.keys() == model.state_dict().keys()
     assert {tensor.dtype for tensor in policies[0].got.values()} == {torch.bfloat16}
 
 
-def test_a_policy_of_adapters_gets_the_adapter(loop):
+def test_a_policy_of_adapters_gets_the_adapter(sync_all):
     model = get_peft_model(make_model(7)[0], LoraConfig(r=4, target_modules=["q_proj"]))
 
     class Adapted(Shared):
@@ -138,6 +144,6 @@ def test_a_policy_of_adapters_gets_the_adapter(loop):
         async def update_weights(self, version, weights=None):
             self.got = weights.config["r"], dict(weights.tensors)
 
-    sync_all([policy := Adapted()], model, loop, 3)[0].result()
+    sync_all([policy := Adapted()], model, 3)[0].result()
     rank, tensors = policy.got
     assert rank == 4 and tensors and all("lora_" in name for name in tensors)
