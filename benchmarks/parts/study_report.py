@@ -140,6 +140,14 @@ def _rows(head: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
     return lines + [f"| {' | '.join(row)} |" for row in rows]
 
 
+def _figures(head: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
+    """A table of figures, or a line of text if no part of it has been run."""
+    all_rows = list(rows)
+    if all(NOT_RUN in row for row in all_rows):
+        return ["No part of this table has been run."]
+    return _rows(head, iter(all_rows))
+
+
 # --- tables -------------------------------------------------------------------------------------
 
 
@@ -200,7 +208,7 @@ def use_table(results: Results) -> list[str]:
                 *(_figure(whole, key) for key in keys),
             ]
 
-    return _rows(head, rows())
+    return _figures(head, rows())
 
 
 def recovery_table(results: Results) -> list[str]:
@@ -233,7 +241,7 @@ def recovery_table(results: Results) -> list[str]:
             if missing:
                 yield [f"{run}, seeds {', '.join(missing)}", NOT_RUN, *["–"] * 4]
 
-    return _rows(head, rows())
+    return _figures(head, rows())
 
 
 def _wholes(results: Results, run: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
@@ -269,7 +277,7 @@ def observed_table(results: Results) -> list[str]:
                 ]
                 before = int(last)
 
-    return _rows(head, rows())
+    return _figures(head, rows())
 
 
 def _percent_of(share: float | None) -> str:
@@ -301,7 +309,7 @@ def kinds_table(results: Results) -> list[str]:
                     row.append(f"{text}{many}" if seeds[run] else NOT_RUN)
                 yield row
 
-    return _rows(
+    return _figures(
         ("", "kind", "sort", "cold start", "after GRPO", "after GRPO, faults 0.25"), rows()
     )
 
@@ -333,7 +341,7 @@ def faults_table(results: Results) -> list[str]:
                     texts[1],
                 ]
 
-    return _rows(head, rows())
+    return _figures(head, rows())
 
 
 def values_table(results: Results) -> list[str]:
@@ -360,7 +368,7 @@ def values_table(results: Results) -> list[str]:
                         percent(*(own["right"][k] for k in ("mean", "low", "high"))),
                     ]
 
-    return _rows(head, rows())
+    return _figures(head, rows())
 
 
 def _change(mean: dict[str, Any]) -> Change:
