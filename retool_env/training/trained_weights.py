@@ -135,10 +135,12 @@ def trained_adapter(model: torch.nn.Module) -> Adapter:
     embeds = any(len(layer.lora_embedding_A) for layer in layers)
     state = {_plain(name): tensor for name, tensor in model.state_dict().items()}
     wrapped = any(isinstance(layer, ParamWrapper) for layer in layers)
-    if odd or embeds or wrapped or any(".modules_to_save." in name for name in state):
+    whole_layers = any(".modules_to_save." in name for name in state)
+    others = [n for n, p in model.named_parameters() if p.requires_grad and ".lora_" not in n]
+    if odd or embeds or wrapped or whole_layers or others:
         raise ValueError(
             "weights=adapter takes plain LoRA on linear layers only: remove modules_to_save, "
-            "embeddings and variants of LoRA, or set weights=files"
+            "trained tokens, embeddings and variants of LoRA, or set weights=files"
         )
     end = f".{active}.weight"
     tensors = (

@@ -71,6 +71,8 @@ class Served:
     most: int = 0
     """The largest number of turns at the same time."""
     paused: bool = False
+    held: bool = False
+    """Whether turns do not end, although the server is not paused."""
     updating: bool = False
     """Whether a transfer of weights is under way."""
     checksum: int | None = None
@@ -86,6 +88,8 @@ class Served:
     """The groups that the server joined, as it was told of them."""
     refuse: str = ""
     """The error with which an adapter is refused; empty: it is loaded."""
+    loading: set[str] = field(default_factory=set)
+    """The adapters that are being loaded."""
     gone: int = 0
     """Number of turns whose client disconnected."""
 
@@ -115,8 +119,15 @@ class Served:
             return Response("Success: removed")
         if self.refuse:
             return JSONResponse({"error": self.refuse}, 400)
+        adapter = body["lora_name"]
+        while adapter in self.loading:
+            await asyncio.sleep(0.01)
+        if adapter in self.adapters:
+            return JSONResponse({"error": "has already been loaded"}, 400)
+        self.loading.add(adapter)
         await asyncio.to_thread(self.load, body["lora_path"])
-        self.adapters[body["lora_name"]] = body["lora_path"]
+        self.loading.remove(adapter)
+        self.adapters[adapter] = body["lora_path"]
         return Response("Success: added")
 
     async def complete(self, request: Request) -> Response:
@@ -129,7 +140,7 @@ class Served:
         self.most = max(self.most, self.running)
         try:
             left = round(self.delay / 0.02)
-            while left > 0 or self.paused:
+            while left > 0 or self.paused or self.held:
                 if await request.is_disconnected():
                     self.gone += 1
                     return Response()

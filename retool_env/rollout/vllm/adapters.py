@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import override
 
 from retool_env.errors import SettingsError
-from retool_env.rollout.vllm.client import Client, field, fields
+from retool_env.rollout.vllm.client import Client, UnknownModel, field, fields
 from retool_env.rollout.vllm.routing import Server
-from retool_env.rollout.vllm.served_weights import ServedWeights
+from retool_env.rollout.vllm.served_weights import PAUSED, STARTED, ServedWeights
 from retool_env.rollout.weight_files import WeightFiles, write_adapter
 from retool_env.rollout.weights import Adapter, Parts, Weights
 from retool_env.servers.hosts import Busy, Failure
 
 _KEPT = 2  # the newest adapters: a follower may still need the last but one
-_OURS = re.compile(r"\d+-[0-9a-f]{16}")  # the names that `update` gives
+_OURS = re.compile(r"\d+-[0-9a-f]{16,}")  # the names that updates give
 
 
 class ServedAdapters(ServedWeights):
@@ -85,7 +85,9 @@ class ServedAdapters(ServedWeights):
         self._set(version, name, folder)
         await self._bring_all()
         unneeded = self._unneeded()
-        left = await asyncio.gather(*(self._unload(each, unneeded) for each in self._servers))
+        # A server that is behind has mostly been restarted, and holds none.
+        ready = [server for server in self._servers if server.weights == self._name]
+        left = await asyncio.gather(*(self._unload(server, unneeded) for server in ready))
         for old in unneeded.difference(*left):
             shutil.rmtree(self._used.pop(old), ignore_errors=True)
 
@@ -96,7 +98,9 @@ class ServedAdapters(ServedWeights):
 
     @override
     async def _followed(self, server: Server) -> str | None:
-        names = [name for name in await self._adapters(server) if _OURS.match(name)]
+        # Another run on the same servers has a folder of its own.
+        ours = re.compile(rf"({_OURS.pattern}) {re.escape(str(self._parent))}/\1")
+        names = [name for name in await self._adapters(server) if ours.fullmatch(name)]
         return names[-1] if names else None
 
     @override
@@ -104,24 +108,49 @@ class ServedAdapters(ServedWeights):
         if not self._name:
             await super()._make_ready(server)
             return
-        name, _, folder = self._name.partition(" ")
+        await self._check_start(server)
+        folder = self._name.partition(" ")[2]
         # It is asked in any case: its answer tells that it has not restarted since.
-        held = await self._adapters(server)
-        if folder and self._name not in held:
-            body = {"lora_name": name, "lora_path": folder}
-            try:
-                await self._client.send(
-                    server, "POST", "/v1/load_lora_adapter", body, self._seconds
-                )
-            except (ValueError, Failure) as error:
-                kind = Failure if isinstance(error, Failure) else ValueError
-                raise kind(
-                    f"the adapter {folder} was not loaded (was the server started with "
-                    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora, and with a "
-                    f"--max-lora-rank that is large enough?): {error}"
-                ) from error
-            server.blocks.clear()
+        if folder and self._name not in await self._adapters(server):
+            await self._load_adapter(server)
         self._note(server)
+
+    async def _check_start(self, server: Server) -> None:
+        """Check that a server has the weights of its start, to which adapters are added.
+
+        Raises:
+            Failure: If it is paused.
+            RuntimeError: If another run has loaded other weights.
+        """
+        try:
+            known = await self._weights_of(server)
+        except RuntimeError:  # a server that takes no weights has the weights of its start
+            return
+        if known is None:
+            raise Failure(PAUSED)
+        if known != STARTED and not _OURS.fullmatch(known.strip()):
+            raise RuntimeError(
+                f"{server.url} has weights that another run has loaded, {known}, and adapters need "
+                "the weights of its start: restart the server"
+            )
+
+    async def _load_adapter(self, server: Server) -> None:
+        name, _, folder = self._name.partition(" ")
+        body = {"lora_name": name, "lora_path": folder}
+        try:
+            await self._client.send(server, "POST", "/v1/load_lora_adapter", body, self._seconds)
+        except (ValueError, Failure) as error:
+            # Another process of the run may have loaded it meanwhile: a second load is refused.
+            if f"{name} {folder}" in await self._adapters(server):
+                return
+            # A folder that this server can't see yet is no mistake in its settings.
+            kind = Failure if isinstance(error, Failure | UnknownModel) else ValueError
+            raise kind(
+                f"the adapter {folder} was not loaded (was the server started with "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora, with a --max-lora-rank that "
+                f"is large enough, and does its machine see this folder?): {error}"
+            ) from error
+        server.blocks.clear()
 
     @override
     def _note(self, server: Server) -> None:
@@ -147,7 +176,7 @@ class ServedAdapters(ServedWeights):
             The names of adapters that the server may still hold; the next update tries again.
         """
         left = set(names)
-        for name in sorted(names) if server.weights == self._name else ():
+        for name in sorted(names):
             body = {"lora_name": name}
             with suppress(Failure, Busy):
                 with suppress(ValueError):  # a restart, or an earlier attempt, has removed it

@@ -26,10 +26,11 @@ from retool_env.servers.hosts import Busy, Failure
 _RESTART_SECONDS = 3.0  # no server restarts in less: until then it has the same weights
 STARTED = "default"
 """The name that a server gives to the weights with which it was started."""
-_PAUSED = (
+PAUSED = (
     "is paused for new weights: another run is loading them, or an earlier run was interrupted; if "
     "no run is loading weights, update the server's weights or restart it"
 )
+"""The words for a server that is paused."""
 
 _TRANSFERRED = "(transferred)"  # in place of a folder: weights that went to the servers directly
 _NEXT = "it gets weights with the next update of all servers, and no turn before"
@@ -77,7 +78,7 @@ class ServedWeights:
         async def look(server: Server) -> None:
             with suppress(Failure, Busy):  # the server is asked again before its first turn
                 if await self._is_paused(server):
-                    _log.warning("%s %s", server.url, _PAUSED)
+                    _log.warning("%s %s", server.url, PAUSED)
 
         await asyncio.gather(*(look(server) for server in self._servers if server.heard))
 
@@ -91,8 +92,13 @@ class ServedWeights:
         Yields:
             The version of the server's weights, which stays until the end of the turn, and the name
             by which a request asks for them; `None`: the name of the model.
+
+        Raises:
+            Failure: If the server failed to get new weights while the turn waited for them.
         """
         async with self._gates[server].turn():
+            if not self._is_ready(server):  # it may be paused, with a mixture of weights
+                raise Failure(server.failure or "the server has not got the new weights")
             yield self._served[server], None
 
     def write_part(self, parts: Parts, weights: Weights, rank: int) -> None:
@@ -191,7 +197,7 @@ class ServedWeights:
                 errors[server.url] = str(failure)
                 return None
             if name is None:
-                errors[server.url] = _PAUSED
+                errors[server.url] = PAUSED
             return name
 
         answers = await asyncio.gather(*map(ask, self._servers))
@@ -245,7 +251,7 @@ class ServedWeights:
     async def _make_ready(self, server: Server) -> None:
         if not self._name:
             if await self._is_paused(server):
-                raise Failure(_PAUSED)
+                raise Failure(PAUSED)
             return
         known = await self._weights_of(server)
         if known == self._name:
@@ -257,7 +263,7 @@ class ServedWeights:
             async with self._gates[server].change():
                 await self._load(server)
         else:  # the policy that updates the weights will load them
-            raise Failure(f"the server has other weights: {known}" if known else _PAUSED)
+            raise Failure(f"the server has other weights: {known}" if known else PAUSED)
 
     def _check_own(self, server: Server, known: str | None) -> None:
         """Check that no other run has changed a server's weights since this policy loaded them.

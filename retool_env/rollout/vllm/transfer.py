@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, override
 from urllib.parse import urlsplit
 
-from retool_env.errors import MissingPackage
+from retool_env.errors import MissingPackage, SettingsError
 from retool_env.rollout.vllm.client import Client, field, fields
 from retool_env.rollout.vllm.routing import Server
 from retool_env.rollout.vllm.served_weights import STARTED, ServedWeights
@@ -191,12 +191,13 @@ class TransferredWeights(ServedWeights):
 
         def send() -> Any:
             used = engine or open_engine(self._back_end, address, size, fan_out, source)
+            self._engine = used  # before the sending, so that a group that hangs is left
             used.client = fan_out
             used.send_weights()
             return used
 
         try:
-            self._engine = await self._watched(send, members, fan_out)
+            await self._watched(send, members, fan_out)
             self._group = members
         except BaseException:  # a member may still wait in the group
             self._leave()
@@ -296,8 +297,13 @@ def _own_address(url: str) -> str:
     """The address from which this machine reaches a server."""
     parts = urlsplit(url)
     host, port = parts.hostname or "localhost", parts.port or 80
-    kind = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0][0]
-    with socket.socket(kind, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, port))  # sends nothing
-        address: str = probe.getsockname()[0]
-        return address
+    try:
+        # vLLM's group listens on IPv4 only.
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, port))  # sends nothing
+            address: str = probe.getsockname()[0]
+            return address
+    except OSError as error:
+        raise SettingsError(
+            f"this machine has no IPv4 address that reaches {url} ({error}): set weights_address"
+        ) from error

@@ -13,7 +13,7 @@ from concurrent import futures
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from retool_env.errors import MissingPackage
+from retool_env.errors import MissingPackage, SettingsError
 from retool_env.rollout.vllm.client import Client
 from retool_env.rollout.vllm.routing import Server
 from retool_env.servers.hosts import Busy, Failure
@@ -164,6 +164,7 @@ def open_engine(back_end: str, address: str, size: int, client: FanOut, source: 
 
     Raises:
         MissingPackage: If vLLM is missing here.
+        SettingsError: If the address is not an address of this machine.
     """
     try:
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory as Factory
@@ -173,8 +174,14 @@ def open_engine(back_end: str, address: str, size: int, client: FanOut, source: 
             f"{error}: a trainer that sends weights to servers needs vLLM itself: pip install "
             "'retool-env[vllm]', or set weights=files"
         ) from error
-    with socket.create_server((address, 0)) as listener:
-        port = listener.getsockname()[1]
+    try:
+        with socket.create_server((address, 0)) as listener:
+            port = listener.getsockname()[1]
+    except OSError as error:
+        raise SettingsError(
+            f"servers can't get weights from {address} ({error}): set weights_address to an IPv4 "
+            "address of this machine that the servers reach"
+        ) from error
     info: Any = NCCLTrainerInitInfo(address, port, size, rank=0)
     if back_end == "gloo":
         from retool_env.rollout.vllm.gloo import GlooTrainerInfo

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -45,14 +46,14 @@ def test_each_turn_names_the_adapter_of_its_version_and_updates_wait_for_no_turn
             await policy.act(PROMPT, STOP, 24, 1)
             for each in served:
                 each.bodies.clear()
-                each.paused = True  # their turns do not end
+                each.held = True
             early = [asyncio.create_task(policy.act([*PROMPT, i], STOP, 24, 1)) for i in range(4)]
             while sum(each.running for each in served) < 4:
                 await asyncio.sleep(0.01)
             await policy.update_weights(5, ADAPTER)
             assert sum(each.running for each in served) == 4
             for each in served:
-                each.paused = False
+                each.held = False
             late = [asyncio.create_task(policy.act([*PROMPT, i], STOP, 24, 1)) for i in range(4)]
             return await asyncio.gather(*early), await asyncio.gather(*late)
 
@@ -77,14 +78,14 @@ def test_an_adapter_is_written_as_peft_saves_it_and_goes_when_no_turn_needs_it(a
 
         async def main():
             await policy.update_weights(1, ADAPTER)
-            served.paused = True  # the turn does not end
+            served.held = True
             turn = asyncio.create_task(policy.act(PROMPT, STOP, 24, 1))
             while not served.running:
                 await asyncio.sleep(0.01)
             for version in (2, 3, 4):
                 await policy.update_weights(version, ADAPTER)
             held = [name.partition("-")[0] for name in served.adapters]
-            served.paused = False
+            served.held = False
             assert (await turn).weight_version == 1
             served.broken = ["unload_lora_adapter"]
             await policy.update_weights(5, ADAPTER)  # one stays, and goes with the next update
@@ -183,3 +184,64 @@ def test_a_saved_adapter_is_given_by_its_folder(adapters, tmp_path):
         policy = stack.enter_context(policy_of(url, **adapters))
         asyncio.run(policy.update_weights(1, tmp_path / "adapter"))
         assert list(served.adapters.values()) == [str(tmp_path / "adapter")]
+
+
+def test_two_processes_may_load_one_adapter_at_the_same_time(adapters):
+    """The server refuses the second load of an adapter that it holds."""
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(serving(served := Served()))
+        leader, other = (stack.enter_context(policy_of(url, **adapters)) for _ in range(2))
+        asyncio.run(leader.update_weights(1, ADAPTER))
+        asyncio.run(other.follow(1))
+        served.adapters.clear()  # the server was started anew
+        served.load = lambda _: time.sleep(0.2)
+        both = leader, other
+        for policy in both:
+            policy.servers[0].heard = 0.0
+
+        async def act_both():
+            return await asyncio.gather(*(each.act(PROMPT, STOP, 24, 1) for each in both))
+
+        assert [turn.weight_version for turn in asyncio.run(act_both())] == [1, 1]
+        assert sum("load_lora" in event for event in served.events) == 3
+        assert leader.retried == other.retried == 0
+
+
+@pytest.mark.parametrize("weights", ["7-0123456789abcdef /other/run", "theirs"])
+def test_weights_of_another_run_below_an_adapter_are_an_error(adapters, weights):
+    with (
+        serving(Served(weights=weights)) as url,
+        policy_of(url, **adapters) as policy,
+        pytest.raises(RuntimeError, match=r"another run has loaded.*restart the server"),
+    ):
+        asyncio.run(policy.update_weights(1, ADAPTER))
+
+
+def test_weights_of_the_start_that_a_run_has_set_again_take_an_adapter(adapters):
+    served = Served(weights="7-0123456789abcdef ")
+    with serving(served) as url, policy_of(url, **adapters) as policy:
+        asyncio.run(policy.update_weights(1, ADAPTER))
+        assert len(served.adapters) == 1
+
+
+def test_a_server_that_another_client_paused_gets_no_adapter(adapters):
+    served = [Served(), Served(paused=True)]
+    with serving_all(*served) as urls, policy_of(*urls, **adapters) as policy:
+        asyncio.run(policy.update_weights(1, ADAPTER))
+        act(policy, *([*PROMPT, i] for i in range(4)))
+    assert len(served[0].bodies) == 4 and not served[1].bodies and not served[1].adapters
+
+
+def test_a_follower_takes_no_adapter_of_another_run(adapters, tmp_path):
+    other_run = {**adapters, "weights_folder": tmp_path / "other"}
+    with (
+        serving(served := Served()) as url,
+        policy_of(url, **adapters) as leader,
+        policy_of(url, **other_run) as theirs,
+        policy_of(url, **adapters) as follower,
+    ):
+        asyncio.run(leader.update_weights(5, ADAPTER))
+        asyncio.run(theirs.update_weights(5, ADAPTER))
+        asyncio.run(follower.follow(5))
+        assert act(follower, PROMPT)[0].weight_version == 5
+        assert served.bodies[0]["model"] in {path.name for path in tmp_path.iterdir()}

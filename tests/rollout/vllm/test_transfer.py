@@ -206,6 +206,29 @@ def test_turns_wait_for_the_end_of_a_transfer(gloo, weights):
     assert asyncio.run(main()).weight_version == 2
 
 
+def test_a_turn_that_waited_for_a_failed_transfer_is_not_sent(gloo, weights):
+    served = Served()
+    policy = gloo(served)
+    update(policy, 1, weights)
+
+    async def main():
+        served.held = True
+        early = asyncio.create_task(policy.act(PROMPT, (), 24, 1))
+        while not served.running:
+            await asyncio.sleep(0.01)
+        served.checksum = 7
+        updating = asyncio.create_task(policy.update_weights(2, weights))
+        await asyncio.sleep(0.1)  # the update waits for the end of the turn
+        late = asyncio.create_task(policy.act([*PROMPT, 1], (), 24, 1))
+        await asyncio.sleep(0.1)
+        served.held = False
+        return await asyncio.gather(early, updating, late, return_exceptions=True)
+
+    early, updating, late = asyncio.run(main())
+    assert early.weight_version == 1 and isinstance(updating, PolicyUnavailable)
+    assert isinstance(late, PolicyUnavailable) and len(served.bodies) == 1 and served.paused
+
+
 def test_policies_that_share_servers_follow(gloo, weights):
     served = [Served(), Served()]
     policy = gloo(*served)
