@@ -118,6 +118,8 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
                 learned = learner.learn(batch, step)
             except RolloutsAbandoned:  # on all processes
                 if run.stopping.agreed() and step > run.saving.begun:
+                    # After an end between two passes an optimizer would not make its first state.
+                    learner.accelerator.gradient_state._set_sync_gradients(True)
                     learner.save(run.saving, step)
                 break
             figures = pooled(gather_object([logged])) | learned

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset, disable_progress_bars
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
 from trl import SFTConfig
@@ -252,7 +251,7 @@ def check_packing(model: PreTrainedModel) -> None:
 
     # In a sharded run only the first process has the weights.
     apart = model.device.type == "meta" or torch.allclose(second(0), second(1))
-    if not broadcast_object_list([apart])[0]:
+    if not everywhere(apart)[0]:
         kind = f"{model.config.model_type}, {model.config._attn_implementation} attention"
         raise SettingsError(
             f"in this model ({kind}) traces in a pack see each other: set packing=0 and tokens=0"

@@ -185,7 +185,7 @@ def cut_transcripts(path: Path, step: int, begun: Iterable[int] = ()) -> Cut:
         source = later[0].path
     elif later:
         empty = path.with_name(path.name + ".part")
-        empty.touch()
+        empty.write_bytes(b"")  # a resumption that was killed may have left another copy
         return Cut(path, empty, dropped)
     elif not os.path.lexists(path):
         return Cut(path, None)

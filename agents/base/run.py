@@ -270,7 +270,7 @@ class Run:
             self._note_change()
             self._done.touch()
         everywhere(None)
-        self._done_before = True
+        self._changes, self._longer, self._done_before = [], False, True
 
     def resume_point(self) -> str | None:
         """Find the last checkpoint, and drop the records after it.
@@ -304,6 +304,8 @@ class Run:
         """
         count = self._state.num_processes
         begun = self._decided(lambda: begun_batches(self.batches, step, count))
+        if step >= self._settings.get("steps", math.inf):
+            begun = []  # no batch is trained on, so no transcript would be written anew
         for cut in self._on_all(lambda: [*self._cuts(step, begun)]):
             cut.apply()
         if self.main:

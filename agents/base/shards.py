@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 from accelerate import PartialState, init_empty_weights
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate.utils import broadcast
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from agents.base.settings import SettingsError
+from retool_env.training.processes import everywhere
 
 Description = dict[str, tuple[torch.Size, torch.dtype]]
 """The shape and the data type of each parameter and buffer of a model, by name."""
@@ -63,7 +64,8 @@ def read_by_first(
             description = _described(model)
         except Exception as error:
             fault = error
-    text, description = broadcast_object_list([fault and str(fault), description])
+    # A large model is read for longer than a collective of the training may take.
+    text, description = everywhere((fault and str(fault), description))[0]
     if fault is not None:
         raise fault
     if text is not None:

@@ -40,8 +40,9 @@ _MOST_CHARACTERS = 4000
 class Status:
     """Writes the status of a run.
 
-    Any process can write the end of a run, because a failure may have killed the first process. The
-    first failure is kept: later failures are mostly its consequences.
+    The first process writes the status. Any process writes a failure of a run at work, because the
+    failure may have killed the first process. What ended the run first is kept: later failures are
+    mostly its consequences.
 
     Args:
         folder: The run's folder.
@@ -59,11 +60,12 @@ class Status:
         self._ended = False
         state = processes()
         if state.is_main_process:
+            earlier = self._read()  # of the start that this one continues
             record = {
                 "state": "running",
                 "code": None,
-                "step": self.step,
-                "saved": None,
+                "step": earlier.get("step"),
+                "saved": earlier.get("saved"),
                 "error": None,
                 "started": _now(),
                 "time": _now(),
@@ -83,7 +85,9 @@ class Status:
         """
         with self._lock:
             if not self._ended:
-                self._write(self._read() | {"step": self.step, "saved": saved, "time": _now()})
+                known = {"step": self.step, "saved": saved}
+                known = {key: value for key, value in known.items() if value is not None}
+                self._write(self._read() | known | {"time": _now()})
 
     def end(self, state: State, saved: int | None = None, error: str | None = None) -> None:
         """Write the end of the run. A second call has no effect.
@@ -98,7 +102,8 @@ class Status:
                 return
             self._ended = True
             record = self._read()
-            if record.get("state") == "failed":
+            first = record.get("state") in (None, "running")
+            if not first or (state != "failed" and not processes().is_main_process):
                 return
             record |= {"state": state, "code": CODES[state], "time": _now()}
             if self.step is not None:

@@ -199,6 +199,7 @@ class StopCallback(TrainerCallback):
         self._task = task
         self._card = card
         self._random: list[Any] = []
+        self._tokens = 0
         self._read = True
         self._planned: int | None = None
 
@@ -241,6 +242,7 @@ class StopCallback(TrainerCallback):
         """
         self._read = True
         self._random = [get() for get, _ in _random_states()]
+        self._tokens = state.num_input_tokens_seen
         if state.global_step >= state.max_steps:
             raise _AtItsEnd
 
@@ -287,6 +289,7 @@ class StopCallback(TrainerCallback):
                 if trainer.state.global_step > self.saving.begun:
                     for (_, restore), state in zip(_random_states(), self._random, strict=True):
                         restore(state)
+                    trainer.state.num_input_tokens_seen = self._tokens  # the step is made anew
                     trainer._save_checkpoint(trainer.model_wrapped, trial=None)
                 trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
             self.saving.wait()

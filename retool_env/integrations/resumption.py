@@ -134,16 +134,20 @@ class ResumableGRPOTrainer(PackedGRPOTrainer):
         folder = Path(self._get_output_dir(trial=trial))
         folder /= f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         known = {row: logps for row, logps in self._logps_of.items() if logps is not None}
-        if known:  # the training is inside a batch
-            for row, logps in known.items():
-                del logps[len(self._untrained[row].completion_ids) :]  # of padding
-            values = [logprob for logps in known.values() for logprob in logps]
-            arrays = {
-                "rows": np.array([*known], np.int32),
-                "sizes": np.array([len(logps) for logps in known.values()], np.int32),
-                "logprobs": np.array(values, np.float32),
-            }
-            together(self.accelerator, lambda: save_file(arrays, self._trained_rows(folder)))
+        for row, logps in known.items():
+            del logps[len(self._untrained[row].completion_ids) :]  # of padding
+        values = [logprob for logps in known.values() for logprob in logps]
+        arrays = {
+            "rows": np.array([*known], np.int32),
+            "sizes": np.array([len(logps) for logps in known.values()], np.int32),
+            "logprobs": np.array(values, np.float32),
+        }
+
+        def keep() -> None:
+            if known:  # the training is inside a batch, and has used rows of this process
+                save_file(arrays, self._trained_rows(folder))
+
+        together(self.accelerator, keep)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -45,6 +45,8 @@ class KeptBatch:
     """The sampled episodes that are not trained on, without token ids and log-probs."""
     figures: list[tuple[str, float]]
     """The names and values that were logged when the batch was sampled, in their order."""
+    asked: list[str]
+    """The ids of the problems that the trainer asked for. Resampling may have replaced some."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class KeptBatches:
         trained = [transcript for group in kept.groups for transcript in group]
         record = {
             "groups": lengths,
+            "asked": kept.asked,
             "figures": kept.figures,
             "trained": [_without_tokens(transcript) for transcript in trained],
             "others": [_without_tokens(transcript) for transcript in kept.others],
@@ -126,12 +129,9 @@ class KeptBatches:
             kept = _read(parts[rank].path)
         else:
             kept = _divided([_read(part.path) for part in parts], rank, count)
-        asked = list(step.prompts[:: step.group])
         # An unfinished batch goes on with its rollouts, even if the run's length has changed since
         # and another problem would stand in their place.
-        if step.resumed or [group[0].problem.id for group in kept.groups] == asked:
-            return kept
-        return None
+        return kept if step.resumed or kept.asked == asked_of(step) else None
 
     def delete_used(self) -> None:
         """Delete the batches that no checkpoint needs. Only the first process calls it."""
@@ -207,11 +207,21 @@ class KeptBatches:
         part.replace(path)
 
     def _delete_others(self, step: Step) -> None:
-        """Delete this batch of another number of processes: it is sampled anew."""
+        """Delete this batch of other processes, or begun at another step: it is sampled anew."""
         count = step.accelerator.num_processes
         for file in _files(self.folder):
-            if file.number == step.batch and file.processes != count:
+            same = (file.processes, file.first) == (count, step.number)
+            if file.number == step.batch and not same:
                 file.path.unlink(missing_ok=True)
+
+
+def asked_of(step: Step) -> list[str]:
+    """The ids of the problems that a trainer asks for, one for each group of this process.
+
+    Args:
+        step: The request for the batch.
+    """
+    return list(step.prompts[:: step.group])
 
 
 def begun_batches(folder: Path, step: int, processes: int) -> list[int]:
@@ -284,7 +294,8 @@ def _read(path: Path) -> KeptBatch:
         others = [_bare(each) for each in record["others"]]
         rest = iter(trained)
         groups = [[next(rest) for _ in range(length)] for length in record["groups"]]
-        return KeptBatch(groups, others, [(str(name), value) for name, value in record["figures"]])
+        figures = [(str(name), value) for name, value in record["figures"]]
+        return KeptBatch(groups, others, figures, list(record["asked"]))
     except (zlib.error, ValueError, KeyError, TypeError, StopIteration, RuntimeError) as error:
         raise _damaged(path, f"it is not a kept batch ({error!r:.100})") from None
 
@@ -310,9 +321,9 @@ def _divided(parts: Sequence[KeptBatch], rank: int, processes: int) -> KeptBatch
     groups = [group for part in parts for group in part.groups]
     each = len(groups) // processes
     others = [transcript for part in parts for transcript in part.others]
-    return KeptBatch(
-        groups[rank * each : (rank + 1) * each], others[rank::processes], parts[0].figures
-    )
+    own = slice(rank * each, (rank + 1) * each)
+    asked = [name for part in parts for name in part.asked]
+    return KeptBatch(groups[own], others[rank::processes], parts[0].figures, asked[own])
 
 
 def _damaged(path: Path, fault: str) -> SettingsError:

@@ -106,16 +106,6 @@ def phase(name: str) -> Iterator[None]:
         _phase = (before, time.time())
 
 
-def begin_phase(name: str) -> None:
-    """Name this process's work from now on.
-
-    Args:
-        name: The name of the work.
-    """
-    global _phase
-    _phase = (name, time.time())
-
-
 def present_phase() -> tuple[str, float]:
     """The name of this process's work, and its beginning in seconds since the epoch."""
     return _phase

@@ -26,7 +26,7 @@ from retool_env.rollout.engine import Group, RolloutEngine
 from retool_env.rollout.policy import Policy
 from retool_env.servers.background import BackgroundLoop
 from retool_env.training.figures import RolloutFigures
-from retool_env.training.kept_batches import KeptBatch, KeptBatches
+from retool_env.training.kept_batches import KeptBatch, KeptBatches, asked_of
 from retool_env.training.processes import gathered, phase, together
 from retool_env.training.rows import ResampleBy, has_void_turn, is_trainable, teaches, training_rows
 from retool_env.training.sampling_policy import (
@@ -259,7 +259,7 @@ class Rollouts:
             self._figures.log(logged, transcripts, sampled.seconds, waited, resampled)
         if self.mask_void:
             log("env/void_episodes", sum(map(has_void_turn, transcripts)) / len(transcripts))
-        batch_kept = KeptBatch(groups, sampled.others, figures)
+        batch_kept = KeptBatch(groups, sampled.others, figures, asked_of(step))
         if step.training and (kept := self.kept) is not None:
             together(accelerator, lambda: kept.save(step, batch_kept))
         return batch_kept

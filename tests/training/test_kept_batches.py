@@ -50,7 +50,8 @@ def request(batch=1, number=4, until=8, rank=0, processes=1, prompts="ab", resum
 
 def kept(problems="ab", **more):
     groups = [[transcript(name, **more), transcript(name, (7,), (-1.0,))] for name in problems]
-    return KeptBatch(groups, [transcript("c")], [("rollout/seconds", 1.5), ("env/deadline_cut", 0)])
+    figures = [("rollout/seconds", 1.5), ("env/deadline_cut", 0)]
+    return KeptBatch(groups, [transcript("c")], figures, [*problems])
 
 
 def names(folder):
@@ -77,7 +78,7 @@ def test_a_batch_comes_back_as_it_was_sampled(tmp_path):
 def test_every_id_and_every_log_prob_comes_back(tmp_path_factory, tokens):
     batches = KeptBatches(tmp_path_factory.mktemp("batches"), lambda: 0)
     ids, logprobs = tuple(one for one, _ in tokens), tuple(other for _, other in tokens)
-    batch = KeptBatch([[transcript("a", ids, logprobs)] * 2], [], [])
+    batch = KeptBatch([[transcript("a", ids, logprobs)] * 2], [], [], ["a"])
     batches.save(request(prompts="a"), batch)
     assert batches.load(request(prompts="a")).groups == batch.groups
 
@@ -89,10 +90,18 @@ def test_a_token_takes_about_nine_bytes(tmp_path):
     words = "".join(f"{word} " for word in chance.integers(0, 3000, count))
     long = transcript("a", ids, logprobs)
     spans = (long.spans[0], dataclasses.replace(long.spans[1], text=words))
-    batch = KeptBatch([[dataclasses.replace(long, spans=spans)]], [], [])
+    batch = KeptBatch([[dataclasses.replace(long, spans=spans)]], [], [], ["a"])
     KeptBatches(tmp_path, lambda: 0).save(request(prompts="a"), batch)
     [path] = tmp_path.iterdir()
     assert path.stat().st_size / count < 11
+
+
+def test_a_batch_whose_dull_groups_were_replaced_comes_back(tmp_path):
+    batches = KeptBatches(tmp_path, lambda: 0)
+    batch = dataclasses.replace(kept("ax"), asked=["a", "b"])
+    batches.save(request(), batch)
+    assert batches.load(request()).groups == batch.groups
+    assert batches.load(request(prompts="ac")) is None
 
 
 def test_other_problems_are_sampled_anew_unless_the_batch_was_begun(tmp_path):

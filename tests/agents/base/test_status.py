@@ -60,6 +60,30 @@ def test_the_first_failure_is_kept_and_any_process_can_write_it(tmp_path, monkey
     assert found["pid"] == os.getpid()
 
 
+def test_other_processes_change_nothing_but_a_run_at_work_that_failed(tmp_path, monkeypatch):
+    first, second = Status(tmp_path), Status(tmp_path)
+    first.start()
+    first.step = 3
+    own = statuses.processes
+    other = SimpleNamespace(process_index=1, is_main_process=False, num_processes=2)
+    monkeypatch.setattr(statuses, "processes", lambda: other)
+    second.start()
+    second.end("stopped")
+    assert read(first)["state"] == "running"
+    monkeypatch.setattr(statuses, "processes", own)
+    first.end("stopped", saved=3)
+    found = read(first)
+    late = Status(tmp_path)
+    monkeypatch.setattr(statuses, "processes", lambda: other)
+    late.start()
+    late.end("failed", error="the connection closed")  # because the first process has left
+    assert read(first) == found and found["saved"] == 3
+    monkeypatch.setattr(statuses, "processes", own)
+    again = Status(tmp_path)
+    again.start()  # until it has a checkpoint of its own, the earlier one counts
+    assert (read(again)["state"], read(again)["saved"]) == ("running", 3)
+
+
 def test_a_full_disk_does_not_hide_the_runs_own_error(tmp_path):
     status = Status(tmp_path / "gone")
     status.start()
