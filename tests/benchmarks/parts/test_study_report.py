@@ -79,7 +79,7 @@ def test_the_page_shows_figures_changes_and_verdicts(plan, tmp_path):
     change = {"mean": 0.1, "low": -0.1, "high": 0.3, "count": 24, "clusters": 20}
     measured = {"noticed": change, "contagion": {**change, "low": 0.05}, "right": change}
     values = {"figures": dict.fromkeys(DISTANCES, measured)}
-    write(plan, "values-0", values={"cold-0": values, "grpo-0": values})
+    write(plan, "values-0", seed=0, values={"cold-0": values, "grpo-0": values})
     page = tmp_path / "page.md"
     write_page(plan, page)
     text = page.read_text()
