@@ -10,9 +10,10 @@ the settings of `agents/launch/`: FSDP2 shards with weights, gradients and Adam'
 float32; the current layer in bfloat16; activation checkpoints per layer; a head that never holds
 all logits.
 
-`--check` simulates a rank with PyTorch's `FSDPMemTracker` for each number of GPUs, and compares its
-peak with the plan: see `benchmarks.parts.tracked_memory`. Tests compare the lasting memory (shards,
-gradients, moments, checkpoints, a layer's activations) with small models on two CPU processes.
+`--check` simulates a rank of GRPO with PyTorch's `FSDPMemTracker` for each number of GPUs, and
+compares its peak with the plan: see `benchmarks.parts.tracked_memory`. Tests compare the lasting
+memory (shards, gradients, moments, checkpoints, a layer's activations) with small models on two CPU
+processes.
 """
 
 import argparse
@@ -244,14 +245,14 @@ def plan(config: PretrainedConfig, setup: Setup) -> dict[str, float]:
         rows["reference: weights"] = 4 * shard(build(config).parameters(), setup.gpus)
     if setup.offload:
         rows, steps = dict.fromkeys(rows, 0), [0]
-    others = (setup.algorithm == "ppo") + (setup.kl and not setup.lora)
-    if others:  # until its next backward pass, which a reference model never has
-        rows["gathered: heads after a forward pass alone"] = 2 * others * head
-    tokens = setup.pass_tokens
-    rows["activations: layers' inputs"] = checkpoints(config, tokens)
     summed = int(not setup.lora)
     if not setup.sharded:
         layer = head = summed = 0
+    others = (setup.algorithm == "ppo") + (setup.kl and not setup.lora)
+    if others and head:  # until its next backward pass, which a reference model never has
+        rows["gathered: heads after a forward pass alone"] = 2 * others * head
+    tokens = setup.pass_tokens
+    rows["activations: layers' inputs"] = checkpoints(config, tokens)
     in_layer = 2 * 2 * layer + summed * 4 * layer
     in_layer += layer_activations(config, tokens) + layer_gradients(config, tokens)
     at_head = 2 * 2 * head + summed * (2 + 4) * head
@@ -289,7 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--model", default="qwen2.5-32b", help=f"{', '.join(MODELS)}, a folder, or a Hub id"
     )
-    parser.add_argument("--algorithm", choices=ALGORITHMS, default="ppo", help="(ppo)")
+    parser.add_argument("--algorithm", choices=ALGORITHMS, help="(ppo)")
     parser.add_argument("--gpus", type=int, default=16, help="GPUs that train (16)")
     parser.add_argument("--gpus-per-node", type=int, default=8, help="GPUs of a machine (8)")
     parser.add_argument("--memory", type=float, default=80, help="GiB of each GPU (80)")
@@ -318,7 +319,12 @@ def main(arguments: list[str] | None = None) -> int:
         config = read_config(name)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    setup = Setup(**options)
+    if ranks and (options["algorithm"] or options["kl"] or options["offload"]):
+        parser.error(
+            "--check simulates GRPO without a reference model and without offloading: leave out "
+            "--algorithm, --kl and --offload"
+        )
+    setup = Setup(**{**options, "algorithm": options["algorithm"] or "ppo"})
     if ranks:
         if setup.lora or setup.budget or setup.micro_batch > 1:
             parser.error("--check simulates full fine-tuning with one row a pass")
@@ -369,7 +375,7 @@ def host(config: PretrainedConfig, setup: Setup, gpus: int) -> tuple[int, int, i
 
 
 def check(name: str, config: PretrainedConfig, gpus: Sequence[int], tokens: int, out: Path) -> int:
-    """Print and write the plan of full fine-tuning beside the peak of a simulated rank.
+    """Print and write the plan of GRPO with full fine-tuning beside the peak of a simulated rank.
 
     Args:
         name: The name of the model, for the table and the file.
@@ -382,7 +388,7 @@ def check(name: str, config: PretrainedConfig, gpus: Sequence[int], tokens: int,
         The exit status: 1 if a plan is off by more than `TOLERANCE`.
     """
     compared, same = [], True
-    print(f"{name}, {tokens:,} tokens a pass\n GPUs  planned GiB  tracked GiB  ratio")
+    print(f"{name}, GRPO, {tokens:,} tokens a pass\n GPUs  planned GiB  tracked GiB  ratio")
     for number in gpus:
         planned = plan(config, Setup("grpo", number, tokens))
         tracked = track(config, number, tokens)

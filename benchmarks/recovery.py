@@ -6,7 +6,8 @@
 
 The study has parts, of at most an hour each on two cores. Without `--part`, the next parts run, as
 many as fit into `--hours`. A part that was stopped continues, and a part that is done is not run
-again: its figures are in `benchmarks/results/recovery/`. The runs are in `runs/recovery/`.
+again: its figures are in `benchmarks/results/recovery/`, with the seconds of all its starts. The
+runs are in `runs/recovery/`.
 
 `--page` writes the tables of all parts that are done into a page, and the pictures beside it. It
 says which parts have not been run, and needs no run. Seeds, budgets and questions are in
@@ -26,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from agents.base.records import write_atomically
 from benchmarks.parts.results import RESULTS, write_results
 from benchmarks.parts.study_figures import read_evaluation, read_training
 from benchmarks.parts.study_plan import (
@@ -115,18 +117,49 @@ def run_part(plan: Plan, part: Part) -> None:
     """
     log = plan.runs / f"{part.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    seconds: dict[str, float] = {}
     for command in plan.commands(part):
         text = shlex.join(command)
         print(f"$ {text}", file=sys.stderr, flush=True)
         started = time.monotonic()
-        with open(log, "a", encoding="utf-8") as output:
-            status = run_command(command, output)
-        seconds[text] = round(time.monotonic() - started, 1)
+        try:
+            with open(log, "a", encoding="utf-8") as output:
+                status = run_command(command, output)
+        finally:  # also if the start is stopped by Ctrl-C
+            add_seconds(plan, part, text, time.monotonic() - started)
         if status:
             last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
             raise PartFailed(f"{''.join(last)}\nthis failed, more of it in {log}: {text}")
-    write_results(plan.file(part.name), {**figures_of(plan, part), "seconds": seconds}, indent=0)
+    figures = {**figures_of(plan, part), "seconds": read_seconds(plan, part)}
+    write_results(plan.file(part.name), figures, indent=0)
+
+
+def _seconds_file(plan: Plan, part: Part) -> Path:
+    return plan.runs / f"{part.name}.seconds.json"
+
+
+def read_seconds(plan: Plan, part: Part) -> dict[str, float]:
+    """The seconds of all starts of a part so far, by command.
+
+    Args:
+        plan: The plan.
+        part: The part.
+    """
+    file = _seconds_file(plan, part)
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def add_seconds(plan: Plan, part: Part, command: str, seconds: float) -> None:
+    """Add the seconds of a command to the sum of the earlier starts.
+
+    Args:
+        plan: The plan.
+        part: The part.
+        command: The command as text.
+        seconds: The seconds of this start.
+    """
+    spent = read_seconds(plan, part)
+    spent[command] = round(spent.get(command, 0.0) + seconds, 1)
+    write_atomically(_seconds_file(plan, part), json.dumps(spent, indent=1) + "\n")
 
 
 def run_command(command: Sequence[str], output: Any) -> int:
@@ -158,7 +191,7 @@ def figures_of(plan: Plan, part: Part) -> dict[str, Any]:
     if part.study == "D":
         values = json.loads((plan.folder(part.name) / "values.json").read_text())
         models = {str(plan.checkpoint(name)): name for name in part.after}
-        return {**made, "values": {models[model]: found for model, found in values.items()}}
+        return {**made, "values": {name: values[model] for model, name in models.items()}}
     evaluations = plan.evaluations(part).items()
     made["evaluations"] = {name: read_evaluation(folder) for name, folder in evaluations}
     if part.run != "cold":

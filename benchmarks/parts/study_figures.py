@@ -1,9 +1,18 @@
 """The figures of `benchmarks.recovery`: a model's evaluation, a training run, and their changes.
 
 The record of an evaluation holds the figures of `retool recover`, and the values of each prefix, so
-that two models can be compared without their episodes. A change between two models is paired by
-problem. Its interval is by the jackknife over problems: all prefixes, kinds, seeds and both models
-of a problem form one cluster. So the interval says nothing about other training seeds.
+that two models can be compared without their episodes.
+
+The recovery ratio of several kinds is the mean of their ratios, with equal weights. Which prefixes
+a kind has depends on the programs of the model, so a ratio of all prefixes together would change
+with the mix of the kinds. A kind counts if it has right continuations of the true result at two
+problems or more; for a change, in both models. So all replicates of the jackknife have the same
+kinds.
+
+A change between two models is paired by problem: of each seed and kind, only the problems with
+prefixes in both models count. The interval is by the jackknife over problems: all prefixes, kinds,
+seeds and both models of a problem form one cluster. So the interval says nothing about other
+training seeds.
 """
 
 from __future__ import annotations
@@ -41,9 +50,26 @@ _FIGURES = ("dose/0", "dose/area", "frequency/", "ratio/", "effect/", "contagion
 _FIELDS = ("mean", "low", "high", "count", "problems", "shown", "reason")
 
 
+SAME_TEXT = ("always_timeout", "cut")
+"""The held-out kinds that show at the fork what a seen kind shows: `timeout` and `always_cut`. They
+differ from it in later calls only, so no claim about held-out kinds rests on them."""
+GROUPS = ("seen", "held out", "held out, same text as a seen kind")
+"""The groups of kinds."""
+
+
+def group_of(kind: str) -> str:
+    """The group of a kind of faults, one of `GROUPS`."""
+    return GROUPS[0] if KINDS[kind].seen else GROUPS[1 + (kind in SAME_TEXT)]
+
+
 def kinds_of(seen: bool) -> tuple[str, ...]:
-    """The kinds of faults, without the placebos, that training may use, or that are held out."""
-    return tuple(k.name for k in KINDS.values() if k.seen is seen and k.sort != "placebo")
+    """The kinds of faults, without placebos, that training may use, or that claims are about.
+
+    Args:
+        seen: Whether training may use them; `False`: the held-out kinds without `SAME_TEXT`.
+    """
+    group = GROUPS[0 if seen else 1]
+    return tuple(k for k in KINDS if group_of(k) == group and KINDS[k].sort != "placebo")
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
@@ -95,31 +121,94 @@ def read_training(folder: Path) -> dict[str, Any]:
     return {str(last): summary.to_json() for last, summary in by_third.items()}
 
 
-def pairs_of(evaluations: Iterable[Evaluation], kinds: Iterable[str]) -> list[Pair]:
-    """The prefixes of some kinds of faults: right after the fault, and from the true result.
+Prefixes = Mapping[str, Sequence[Pair]]
+"""The prefixes by kind of fault: right after the fault, and from the true result."""
+
+
+def pairs_of(evaluations: Iterable[Evaluation], kinds: Iterable[str]) -> dict[str, list[Pair]]:
+    """The prefixes of some kinds of faults.
 
     Args:
         evaluations: The evaluations, of one model or of several seeds.
         kinds: The kinds of faults.
     """
-    chosen = set(kinds)
-    return [
-        Pair(*row)
-        for evaluation in evaluations
-        for kind, rows in evaluation["pairs"].items()
-        if kind in chosen
-        for row in rows
-    ]
+    some = list(evaluations)
+    return {
+        kind: [Pair(*row) for each in some for row in each["pairs"].get(kind, ())] for kind in kinds
+    }
 
 
-def recovery(evaluations: Iterable[Evaluation], kinds: Iterable[str]) -> ClusterMean:
-    """The recovery ratio of some kinds together, with its interval.
+def paired(
+    before: Sequence[Evaluation], after: Sequence[Evaluation], kinds: Iterable[str]
+) -> tuple[dict[str, list[Pair]], dict[str, list[Pair]]]:
+    """The prefixes at the problems that have prefixes in both models, for each seed and kind.
+
+    Args:
+        before: The evaluations of the first models, one a seed.
+        after: The evaluations of the other models, in the same order.
+        kinds: The kinds of faults.
+    """
+    made: tuple[dict[str, list[Pair]], dict[str, list[Pair]]] = ({}, {})
+    for kind in kinds:
+        for both in zip(before, after, strict=True):
+            sides = [pairs_of([one], [kind])[kind] for one in both]
+            problems = [{pair.problem for pair in side} for side in sides]
+            shared = problems[0] & problems[1]
+            for own, side in zip(made, sides, strict=True):
+                own.setdefault(kind, []).extend(p for p in side if p.problem in shared)
+    return made
+
+
+def counted(*models: Prefixes) -> list[str]:
+    """The kinds that count: right from the true result at two problems or more, in each model.
+
+    Args:
+        *models: The prefixes of each model.
+    """
+
+    def problems(some: Iterable[Pair]) -> int:
+        return len({pair.problem for pair in some if pair.second})
+
+    return [kind for kind in models[0] if all(problems(m.get(kind, ())) > 1 for m in models)]
+
+
+def mean_ratio(prefixes: Prefixes, kinds: Sequence[str], without: str | None = None) -> float:
+    """The mean of the recovery ratios of some kinds, which have equal weights.
+
+    Args:
+        prefixes: The prefixes.
+        kinds: The kinds, each of them right from the true result at two problems or more.
+        without: A problem that is left out.
+    """
+    ratios = []
+    for kind in kinds:
+        some = [pair for pair in prefixes[kind] if pair.problem != without]
+        ratios.append(sum(pair.first for pair in some) / sum(pair.second for pair in some))
+    return sum(ratios) / len(ratios)
+
+
+def recovery(evaluations: Iterable[Evaluation], kinds: Sequence[str]) -> ClusterMean:
+    """The recovery ratio of one kind, or the mean ratio of several kinds, with its interval.
 
     Args:
         evaluations: The evaluations, of one model or of several seeds.
         kinds: The kinds of faults.
     """
-    return ratio(pairs_of(evaluations, kinds))
+    prefixes = pairs_of(evaluations, kinds)
+    if len(kinds) == 1:
+        return ratio(prefixes[kinds[0]])
+    kept = counted(prefixes)
+    count = sum(len(prefixes[kind]) for kind in kept)
+    if not kept:
+        return ClusterMean(0, 0, None, None, None)
+    found = jackknife(problems_of(prefixes, kept), lambda w: mean_ratio(prefixes, kept, w))
+    low = None if found.low is None else max(0.0, found.low)
+    return ClusterMean(count, found.problems, found.mean, low, found.high)
+
+
+def problems_of(prefixes: Prefixes, kinds: Iterable[str]) -> list[str]:
+    """The problems of some kinds, sorted."""
+    return sorted({str(pair.problem) for kind in kinds for pair in prefixes[kind]})
 
 
 def accuracy(evaluations: Iterable[Evaluation]) -> ClusterMean:
@@ -143,7 +232,7 @@ class Change:
     high: float | None
     """Upper bound of the 95 % interval."""
     problems: int
-    """The number of problems."""
+    """The number of problems, each of them in both models."""
 
     @property
     def verdict(self) -> str:
@@ -156,15 +245,21 @@ class Change:
 def recovery_change(
     before: Sequence[Evaluation], after: Sequence[Evaluation], kinds: Iterable[str]
 ) -> Change:
-    """The change of the recovery ratio of some kinds together.
+    """The change of the mean recovery ratio of some kinds, paired by problem.
 
     Args:
         before: The evaluations of the first models, one a seed.
-        after: The evaluations of the other models, one a seed.
+        after: The evaluations of the other models, in the same order.
         kinds: The kinds of faults.
     """
-    chosen = tuple(kinds)
-    return jackknife(pairs_of(before, chosen), pairs_of(after, chosen), _ratio)
+    first, second = paired(before, after, kinds)
+    kept = counted(first, second)
+    if not kept:
+        return Change(None, None, None, 0)
+    return jackknife(
+        problems_of(first, kept),
+        lambda without: mean_ratio(second, kept, without) - mean_ratio(first, kept, without),
+    )
 
 
 def accuracy_change(before: Sequence[Evaluation], after: Sequence[Evaluation]) -> Change:
@@ -184,36 +279,21 @@ def accuracy_change(before: Sequence[Evaluation], after: Sequence[Evaluation]) -
     return Change(found.mean, found.low, found.high, found.clusters)
 
 
-def jackknife(
-    before: Sequence[Pair],
-    after: Sequence[Pair],
-    statistic: Callable[[Sequence[Pair]], float | None],
-) -> Change:
-    """The change of a statistic, with an interval by the jackknife over problems.
+def jackknife(problems: Sequence[str], statistic: Callable[[str | None], float]) -> Change:
+    """A statistic, with an interval by the jackknife over problems.
+
+    Without any spread over the problems, the width is unknown, and there are no bounds.
 
     Args:
-        before: The prefixes of the first model.
-        after: The prefixes of the other model.
-        statistic: Maps prefixes to a number; `None` where it is not defined.
+        problems: The problems.
+        statistic: Maps the problem that is left out to a number; `None`: all problems are in.
     """
-    problems = sorted({str(pair.problem) for pair in (*before, *after)})
-
-    def change(without: str | None) -> float:
-        kept = [[p for p in some if p.problem != without] for some in (before, after)]
-        first, second = (statistic(some) for some in kept)
-        return math.nan if first is None or second is None else second - first
-
-    mean, count = change(None), len(problems)
-    if math.isnan(mean):
-        return Change(None, None, None, count)
-    without = np.array([change(problem) for problem in problems])
-    if count < 2 or np.isnan(without).any():
+    mean, count = statistic(None), len(problems)
+    if count < 2:
+        return Change(mean, None, None, count)
+    without = np.array([statistic(problem) for problem in problems])
+    if np.ptp(without) < 1e-12:
         return Change(mean, None, None, count)
     variance = (count - 1) / count * float(((without - without.mean()) ** 2).sum())
     half = t_quantile(count - 1) * math.sqrt(variance)
     return Change(mean, mean - half, mean + half, count)
-
-
-def _ratio(some: Sequence[Pair]) -> float | None:
-    base = sum(pair.second for pair in some)
-    return sum(pair.first for pair in some) / base if base else None

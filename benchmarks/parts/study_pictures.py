@@ -76,23 +76,31 @@ def draw(series: dict[str, dict[str, list[Point]]]) -> bytes:
 def draw_values(results: Results) -> bytes:
     """Draw study D: noticed and adopted by the distance of the false value; returns the PNG.
 
+    Each seed has a row of panels.
+
     Args:
         results: The results.
     """
-    part = next(part for part in results.values() if "values" in part)
-    with picture(1, 2, (7.2, 3.0), sharey=True) as made:
-        for axis, key in zip(made.axes[0], ("noticed", "contagion"), strict=True):
-            for number, (model, measured) in enumerate(part["values"].items()):
-                means = [measured["figures"][name][key] for name in DISTANCES]
-                some: list[Point] = [
-                    (at, mean["mean"], mean["low"], mean["high"])
-                    for at, mean in enumerate(means)
-                    if mean["mean"] is not None
-                ]
-                curve(axis, some, number, model)
-            axis.set_xticks(range(len(DISTANCES)), list(DISTANCES))
-            axis.set_title({"noticed": "checked again", "contagion": "adopted"}[key])
-            axis.axhline(0, color="black", linewidth=0.6)
-        made.axes[0][0].set_ylabel("share, minus the true value's")
+    parts = [part for part in results.values() if "values" in part]
+    with picture(len(parts), 2, (7.2, 2.6 * len(parts) + 0.4), sharey=True, sharex=True) as made:
+        for row, part in zip(made.axes, parts, strict=True):
+            for axis, key in zip(row, ("noticed", "contagion"), strict=True):
+                _draw_values(axis, part, key)
+            row[0].set_ylabel("share, minus the true value's")
         made.legend()
     return made.png
+
+
+def _draw_values(axis: Any, part: dict[str, Any], key: str) -> None:
+    for number, (model, measured) in enumerate(part["values"].items()):
+        means = [measured["figures"][name][key] for name in DISTANCES]
+        some: list[Point] = [
+            (at, mean["mean"], mean["low"], mean["high"])
+            for at, mean in enumerate(means)
+            if mean["mean"] is not None
+        ]
+        curve(axis, some, number, model.rpartition("-")[0])
+    axis.set_xticks(range(len(DISTANCES)), list(DISTANCES))
+    title = {"noticed": "checked again", "contagion": "adopted"}[key]
+    axis.set_title(f"{title}, seed {part['seed']}")
+    axis.axhline(0, color="black", linewidth=0.6)

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.parts.study_figures import (
+    GROUPS,
     Change,
     accuracy,
     accuracy_change,
+    group_of,
     kinds_of,
     recovery,
     recovery_change,
@@ -299,9 +301,10 @@ def kinds_table(results: Results) -> list[str]:
     seeds = {run: [s for s in SEEDS if f"{run}-{s}" in results] for run in runs}
 
     def rows() -> Iterator[list[str]]:
-        for seen in (True, False):
-            for kind in (k for k in KINDS.values() if k.seen is seen):
-                row = ["seen" if seen else "**held out**", f"`{kind.name}`", kind.sort]
+        for group in GROUPS:
+            for kind in (k for k in KINDS.values() if group_of(k.name) == group):
+                row = [f"**{group}**" if group == GROUPS[1] else group]
+                row += [f"`{kind.name}`", kind.sort]
                 for run in runs:
                     kept = recovery(_wholes(results, run, seeds[run]), [kind.name])
                     many = f", n = {kept.count}" if kept.count else ""

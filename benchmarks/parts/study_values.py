@@ -11,6 +11,9 @@ another sign, and ten times the value. The fault is silent: the result has the u
   figure is the difference.
 - *Contagion*: the final answer is the answer to which the false value leads, minus the share of
   this answer from the true value.
+
+The file is written after each model. A model that is in the file with the same weights and numbers
+is not measured again.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from agents.base.settings import find_sandbox
 from benchmarks.parts.study_language import read_value, values_of
 from benchmarks.parts.study_plan import PRESET, TOP_P
 from retool_env.checkpoint_task import TEMPERATURE
+from retool_env.evaluation.identity import weights_hash
 from retool_env.execution import Execution, Fault, Sandbox
 from retool_env.grading import is_equivalent
 from retool_env.metrics.causal.intervals import Pair, difference, share
@@ -249,16 +253,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--k", type=int, default=2, help="episodes of each problem (2)")
     parser.add_argument("--m", type=int, default=4, help="continuations in each arm (4)")
     options = parser.parse_args(arguments)
+    found = json.loads(options.out.read_text()) if options.out.exists() else {}
+    sizes = {"n": options.n, "k": options.k, "m": options.m}
+    same = {
+        model: {"weights": weights_hash(Path(model)), "sizes": sizes} for model in options.models
+    }
+    left = [m for m in options.models if found.get(m, {}).get("measured") != same[m]]
+    if not left:
+        return 0
     rules, source = _task(options.n)
     sandbox = find_sandbox("nsjail", rules)
     assert sandbox is not None  # the rules have an interpreter
     problems = [source[index] for index in range(options.n)]
-    found = {}
-    with sandbox:
-        for model in options.models:
-            found[model] = measure(model, problems, options.k, options.m, sandbox)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.out, json.dumps(found, indent=1) + "\n")
+    with sandbox:
+        for model in left:
+            measured = measure(model, problems, options.k, options.m, sandbox)
+            found[model] = {"measured": same[model], **measured}
+            write_atomically(options.out, json.dumps(found, indent=1) + "\n")
     return 0
 
 

@@ -152,6 +152,7 @@ def test_what_a_setup_adds_and_saves():
     # The last norm has 64 weights, the head 64 of each of 64 tokens.
     assert rows(kl=True)[head] == critic[head] == 2 * (64 + 64 * 64)
     assert rows(algorithm="ppo", kl=True)[head] == 2 * critic[head]
+    assert head not in rows(algorithm="ppo", kl=True, sharded=False)  # one GPU gathers nothing
     offloaded = rows(offload=True)
     assert sum(size for name, size in offloaded.items() if name.startswith("actor")) == 0
 
@@ -218,7 +219,8 @@ def test_the_check_prints_both_and_fails_if_they_differ(monkeypatch, tmp_path, c
     for factor, status in ((1.05, 0), (1.2, 1), (0.85, 1)):
         monkeypatch.setattr(memory, "track", lambda *_, f=factor: {"Total": planned / f})
         assert memory.main(arguments) == status
-        assert f"  {factor:.3f}" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert f"  {factor:.3f}" in said and "GRPO" in said
     (compared,) = json.loads(out.read_text())["compared"]
     assert compared["gpus"] == 4 and compared["ratio"] == pytest.approx(0.85)
 
@@ -235,6 +237,9 @@ def test_the_plan_of_a_32b_is_that_of_a_simulated_rank(tmp_path):
         (["--check", "0"], "at least 1"),
         (["--budget", "-1"], "not negative"),
         (["--check", "4", "--lora", "8"], "full fine-tuning"),
+        (["--check", "4", "--algorithm", "ppo"], "simulates GRPO"),
+        (["--check", "4", "--kl"], "simulates GRPO"),
+        (["--check", "4", "--offload"], "simulates GRPO"),
         (["--model", "./none"], "none"),
     ],
 )

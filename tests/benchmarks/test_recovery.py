@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,6 +58,27 @@ def test_a_failing_command_is_named_and_its_part_is_not_done(plan, commands, cap
     error = capsys.readouterr().err
     assert "here\nthis failed" in error and "cold-0.log" in error and "python fails" in error
     assert not plan.done("cold-0") and commands == [["python", "fails"]]
+
+
+def test_the_seconds_of_a_part_are_those_of_all_its_starts(plan, commands, capsys, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(recovery, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(Plan, "commands", lambda self, part: iter([["python", "a"], ["retool"]]))
+    ends = iter([(30, 0), (200, KeyboardInterrupt), (1, 0), (50, 1), (2, 0), (70, 0)])
+
+    def run_command(command, output):
+        output.write("here\n")
+        seconds, status = next(ends)
+        clock[0] += seconds
+        if status is KeyboardInterrupt:
+            raise status
+        return status
+
+    monkeypatch.setattr(recovery, "run_command", run_command)
+    statuses = [recovery.main(arguments(plan, "--part", "cold-0")) for _ in range(3)]
+    assert statuses == [130, 2, 0]
+    done = json.loads(plan.file("cold-0").read_text())
+    assert done["seconds"] == {"python a": 33.0, "retool": 320.0}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from helpers.forks import fork
 from helpers.run_folders import a_recover, a_training, fill
 
 from benchmarks.parts.study_figures import (
+    SAME_TEXT,
     Change,
     accuracy,
     accuracy_change,
@@ -22,8 +23,11 @@ from benchmarks.parts.study_figures import (
     recovery,
     recovery_change,
 )
+from retool_env.episode import RunProgram
 from retool_env.evaluation.recover.records import ArmRecord
+from retool_env.execution import Execution, Limits, Outcome
 from retool_env.faults import KINDS
+from retool_env.faults.kinds import show
 from retool_env.metrics.causal.intervals import Pair
 
 
@@ -38,15 +42,88 @@ def test_seen_and_held_out_kinds_are_apart_and_placebos_are_in_neither():
     seen, held_out = kinds_of(True), kinds_of(False)
     assert not set(seen) & set(held_out)
     placebos = {kind.name for kind in KINDS.values() if kind.sort == "placebo"}
-    assert set(KINDS) - {*seen, *held_out} == placebos
+    assert set(KINDS) - {*seen, *held_out} == placebos | set(SAME_TEXT)
 
 
-def test_a_recovery_ratio_is_of_the_named_kinds_alone():
-    one = evaluation(0.6) | {"pairs": {"busy": [["a", 0.5, 1.0, 2]], "empty": [["a", 0.1, 1, 2]]}}
+def test_no_claim_is_about_a_held_out_kind_with_the_text_of_a_seen_kind():
+    true = Execution(Outcome.OK, "a = 1234\n")
+    before = Execution(Outcome.OK, "b = 7\n")
+    program = "import sympy; print(sympy.factorint(6))"
+
+    def text(kind, session):
+        call = RunProgram(program, Limits(), session, fault=kind, problem="p", before=before)
+        shown = show(call, true)
+        return (shown.outcome, call.seen(shown))
+
+    guest = {"missing_package", "wrong_function"}  # the process makes them: no text is put in
+    kinds = [k.name for k in KINDS.values() if k.sort != "placebo" and k.name not in guest]
+    for session in (False, True):
+        texts = {kind: text(kind, session) for kind in kinds}
+        seen = {texts[kind] for kind in kinds if KINDS[kind].seen}
+        alike = {kind for kind in kinds if not KINDS[kind].seen and texts[kind] in seen}
+        assert alike == set(SAME_TEXT) and not alike & {*kinds_of(False), *kinds_of(True)}
+
+
+def test_a_recovery_ratio_is_of_the_named_kinds_alone_which_have_equal_weights():
+    rows = {
+        "busy": [[name, 0.5, 1.0, 2] for name in "abc"],
+        "empty": [["a", 0.0, 1, 2], ["b", 0.2, 1, 2]],
+        "gone": [["a", 1.0, 1.0, 2], ["b", 0.0, 0.0, 2]],  # right from the true result once
+    }
+    one = {"pairs": rows}
     assert recovery([one], ["busy"]).mean == 0.5
-    assert recovery([one, one], ["busy", "empty"]).mean == pytest.approx(0.3)
-    assert recovery([one], ["gone"]).mean is None
-    assert pairs_of([one], ["empty"]) == [Pair("a", 0.1, 1, 2)]
+    assert recovery([one], ["gone"]).mean == 1.0
+    assert recovery([one], ["memory"]).mean is None
+    assert recovery([one], ["memory", "gone"]).mean is None
+    for some in ([one], [one, one]):
+        found = recovery(some, ["busy", "empty", "gone"])
+        assert found.mean == pytest.approx(0.3)  # not 1.7 / 5, the ratio of all prefixes
+        assert (found.count, found.clusters) == (5 * len(some), 3)
+    assert found.low >= 0 and found.high > found.mean
+    assert pairs_of([one], ["empty"])["empty"][1] == Pair("b", 0.2, 1, 2)
+
+
+def test_a_change_of_the_mix_of_kinds_alone_is_no_change_of_the_ratio():
+    def mixed(second):
+        kinds = {"busy": (0.9, 12), "empty": (0.2, second)}
+        return {
+            "pairs": {
+                kind: [[f"p{at}", mean + 0.05 * (-1) ** at, 1.0, 4] for at in range(number)]
+                for kind, (mean, number) in kinds.items()
+            }
+        }
+
+    before, after = [mixed(12)], [mixed(2)]
+    assert recovery(before, ["busy", "empty"]).mean == pytest.approx(0.55)
+    assert recovery(after, ["busy", "empty"]).mean == pytest.approx(0.55)
+    found = recovery_change(before, after, ["busy", "empty"])
+    assert found.mean == pytest.approx(0) and found.verdict == "not shown"
+
+
+def test_a_kind_counts_only_if_no_replicate_loses_it():
+    before, after = evaluation(0.2), evaluation(0.8)
+    alone = recovery_change([before], [after], ["busy"])
+    before["pairs"]["empty"] = [["p0", 1.0, 1.0, 4], ["p1", 1.0, 0.0, 4]]
+    after["pairs"]["empty"] = [["p0", 0.0, 1.0, 4], ["p1", 0.0, 1.0, 4]]
+    assert recovery_change([before], [after], ["busy", "empty"]) == alone
+    assert recovery_change([before], [after], ["empty"]) == Change(None, None, None, 0)
+
+
+def test_a_change_is_of_the_problems_of_both_models_and_counts_these():
+    def of(numbers, mean):
+        return {"pairs": {"busy": [[f"p{at}", mean + 0.05 * (-1) ** at, 1.0, 4] for at in numbers]}}
+
+    # Six problems for each model, two of them for both.
+    found = recovery_change([of(range(6), 0.2)], [of(range(4, 10), 0.8)], ["busy"])
+    assert found.problems == 2 and found.verdict == "not shown"
+    # Problems of one model alone don't move the change, nor do those of another seed.
+    before, after = of(range(12), 0.2), of(range(12), 0.8)
+    before["pairs"]["busy"] += [[f"q{at}", 1.0, 1.0, 4] for at in range(20)]
+    after["pairs"]["busy"] += [[f"r{at}", 0.0, 1.0, 4] for at in range(20)]
+    found = recovery_change([before], [after], ["busy"])
+    assert (found.mean, found.problems) == (pytest.approx(0.6), 12)
+    found = recovery_change([of(range(6), 0.2), before], [of(range(6, 12), 0.8), after], ["busy"])
+    assert (found.mean, found.problems) == (pytest.approx(0.6), 12)
 
 
 def test_a_change_is_the_difference_of_the_ratios_and_its_interval_that_of_the_jackknife():
@@ -67,8 +144,9 @@ def test_a_change_without_a_case_or_on_few_problems_is_not_shown():
     few = [evaluation(0.2, problems=9)], [evaluation(0.8, problems=9)]
     assert recovery_change(*few, ["busy"]).verdict == "not shown"
     assert recovery_change(*few, ["gone"]) == Change(None, None, None, 0)
-    one = [Pair("a", 0.5, 1.0)]
-    assert jackknife(one, one, lambda some: float(len(some))) == Change(0.0, None, None, 1)
+    assert jackknife(["a"], lambda without: 0.5) == Change(0.5, None, None, 1)
+    # Without any spread the width is unknown, not 0.
+    assert jackknife(list("abcdefghijkl"), lambda without: 0.5).verdict == "not shown"
 
 
 def test_accuracy_is_of_the_problems_of_both_models():

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from helpers.drawings import drawn
+
 from benchmarks.parts.study_pictures import draw, draw_values, observed_and_causal
 from benchmarks.parts.study_values import DISTANCES
+
+__all__ = ["drawn"]
 
 
 def evaluation(fault):
@@ -33,9 +37,21 @@ def test_the_picture_has_the_observed_thirds_and_three_causal_points():
     assert draw(made).startswith(b"\x89PNG")
 
 
-def test_false_values_without_a_case_leave_a_gap():
+def values(seed):
     change = {"mean": 0.1, "low": -0.1, "high": 0.3, "count": 24, "clusters": 20}
     measured = {name: {"noticed": change, "contagion": change} for name in DISTANCES}
     measured["sign"] = {key: {**change, "mean": None} for key in ("noticed", "contagion")}
-    part = {"values": {"cold-0": {"figures": measured}}}
-    assert draw_values({"values-0": part}).startswith(b"\x89PNG")
+    return {"seed": seed, "values": {f"cold-{seed}": {"figures": measured}}}
+
+
+def test_false_values_without_a_case_leave_a_gap(drawn):
+    assert draw_values({"values-0": values(0)}).startswith(b"\x89PNG")
+    [line] = [one for one in drawn[0].axes[0].lines if len(one.get_xdata()) != 2]
+    assert list(line.get_xdata()) == [0, 1, 3]
+
+
+def test_each_seed_has_its_panels_of_false_values(drawn):
+    draw_values({**{f"values-{seed}": values(seed) for seed in (0, 2)}, "cold-0": {}})
+    titles = [axis.get_title() for axis in drawn[0].axes]
+    assert titles == [f"{what}, seed {n}" for n in (0, 2) for what in ("checked again", "adopted")]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["cold"]

@@ -79,7 +79,7 @@ def test_the_page_shows_figures_changes_and_verdicts(plan, tmp_path):
     change = {"mean": 0.1, "low": -0.1, "high": 0.3, "count": 24, "clusters": 20}
     measured = {"noticed": change, "contagion": {**change, "low": 0.05}, "right": change}
     values = {"figures": dict.fromkeys(DISTANCES, measured)}
-    write(plan, "values-0", values={"cold-0": values, "grpo-0": values})
+    write(plan, "values-0", seed=0, values={"cold-0": values, "grpo-0": values})
     page = tmp_path / "page.md"
     write_page(plan, page)
     text = page.read_text()
@@ -94,6 +94,8 @@ def test_the_page_shows_figures_changes_and_verdicts(plan, tmp_path):
     assert "40 % [30, 50]" in row(page, "grpo, seed 0, 41 to 60")
     assert "+10 [−10, +30]: not shown | +10 [+5, +30]: higher" in row(page, "cold-0 | one")
     assert "| **held out** | `busy` | explicit | 17 % [" in text
+    for kind in ("`always_timeout` | explicit", "`cut` | silent"):
+        assert f"| held out, same text as a seen kind | {kind} | – |" in text
     for name in (PICTURE, VALUES_PICTURE):
         assert f"]({name})" in text
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
 
 import pytest
@@ -9,6 +11,7 @@ from helpers.episodes import ANSWERED
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.parts import study_values
 from benchmarks.parts.study_language import values_of
 from benchmarks.parts.study_values import (
     CONTROL,
@@ -97,3 +100,37 @@ def test_figures_are_differences_from_the_true_value():
     assert made["one"]["contagion"]["mean"] == 0.5
     assert made["one"]["right"]["mean"] == 0.5
     assert made["sign"]["noticed"]["count"] == 0
+
+
+def test_a_stopped_measurement_continues_with_the_models_that_are_left(tmp_path, monkeypatch):
+    folders = [tmp_path / name for name in ("cold", "grpo", "faults")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(folder.name.encode())
+    measured, stops = [], ["grpo"]
+
+    def measure(model, problems, k, m, sandbox):
+        name = model.rpartition("/")[2]
+        if name in stops:
+            raise KeyboardInterrupt
+        measured.append(name)
+        return {"cases": len(measured), "figures": {}}
+
+    monkeypatch.setattr(study_values, "measure", measure)
+    monkeypatch.setattr(study_values, "find_sandbox", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(study_values, "_task", lambda count: (None, [PROBLEM] * count))
+    out = tmp_path / "runs" / "values.json"
+    arguments = [*map(str, folders), "--out", str(out), "-n", "2"]
+    with pytest.raises(KeyboardInterrupt):
+        study_values.main(arguments)
+    assert list(json.loads(out.read_text())) == [str(folders[0])] and measured == ["cold"]
+    stops.clear()
+    assert study_values.main(arguments) == 0 == study_values.main(arguments)
+    assert measured == ["cold", "grpo", "faults"]
+    found = json.loads(out.read_text())
+    assert [found[str(folder)]["cases"] for folder in folders] == [1, 2, 3]
+    # A model that was trained anew is measured anew, and so are all models with other numbers.
+    (folders[1] / "model.safetensors").write_bytes(b"other")
+    assert study_values.main(arguments) == 0 and measured[3:] == ["grpo"]
+    assert study_values.main([*arguments, "--m", "2"]) == 0
+    assert measured[4:] == ["cold", "grpo", "faults"]
