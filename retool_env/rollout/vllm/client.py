@@ -10,7 +10,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from retool_env.errors import MissingPackage
+from retool_env.errors import MissingPackage, RetoolError
 from retool_env.rollout.vllm.routing import Server
 from retool_env.servers import hosts
 from retool_env.servers.address import check_key, redact
@@ -25,7 +25,7 @@ _TEXT = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"  # they do not answer
 _ANSWER_SECONDS = 30.0  # for all requests but turns and new weights
 
 
-class UnknownModel(ValueError):
+class UnknownModel(RetoolError, ValueError):
     """A server does not have the model or the adapter that a request names."""
 
 
