@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -10,6 +11,7 @@ from benchmarks.parts.results import RESULTS
 from benchmarks.parts.study_figures import Change
 from benchmarks.parts.study_plan import Plan, all_parts
 from benchmarks.parts.study_report import (
+    HEAD,
     NOT_RUN,
     PICTURE,
     VALUES_PICTURE,
@@ -99,6 +101,12 @@ def test_the_page_shows_figures_changes_and_verdicts(plan, tmp_path):
     for name in (PICTURE, VALUES_PICTURE):
         assert f"]({name})" in text
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_sentence_around_the_tables_says_undated_what_has_not_been_done():
+    _, *sections = HEAD.read_text().split("\n## ")
+    assert "{{parts}}" in "".join(sections)
+    assert not re.findall(r"ha(?:s|ve)\s+not\s+been.*", "".join(sections))
 
 
 def test_figures_are_written_in_percent_and_points():
