@@ -41,8 +41,8 @@ class Status:
     """Writes the status of a run.
 
     The first process writes the status. Any process writes a failure of a run at work, because the
-    failure may have killed the first process. What ended the run first is kept: later failures are
-    mostly its consequences.
+    failure may have killed the first process. The first end is kept: later failures are mostly its
+    consequences.
 
     Args:
         folder: The run's folder.
