@@ -56,6 +56,7 @@ def same_curve(one, other):
     names = ("step", "reward", "completions/mean_length", "entropy")
     for a, b in zip(records(one), records(other), strict=True):
         assert [a[name] for name in names] == pytest.approx([b[name] for name in names], rel=1e-4)
+        assert a.get("num_tokens") == b.get("num_tokens")
 
 
 def checkpoints(folder):
