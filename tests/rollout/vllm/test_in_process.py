@@ -217,7 +217,7 @@ def test_weights_that_are_not_the_models_are_refused_and_the_old_ones_stay(
 def abandoned() -> Path:
     """The weights' folder of a process that was killed."""
     code = (
-        "from retool_env.rollout.weights import passing_folder; import os;"
+        "from retool_env.rollout.weight_files import passing_folder; import os;"
         "passing = passing_folder(1); print(passing.__enter__(), flush=True); os._exit(0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -463,7 +463,6 @@ def test_without_vllm_it_says_how_to_get_it(monkeypatch):
 def test_importing_the_policies_imports_no_engine_and_no_client():
     code = (
         "import sys, retool_env.rollout.vllm, retool_env.rollout.vllm.server\n"
-        "import retool_env.rollout.vllm.worker\n"
         "heavy = ('torch', 'transformers', 'vllm', 'httpx')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
