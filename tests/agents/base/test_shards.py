@@ -38,12 +38,12 @@ def in_process(monkeypatch, first, sent=None):
     """Let this process be the first or another process; returns what is sent to all."""
     messages = []
 
-    def broadcast(message):
+    def everywhere(message):
         messages.append(message)
-        return message if sent is None else sent
+        return [message if sent is None else sent]
 
     monkeypatch.setattr(shards, "PartialState", lambda: SimpleNamespace(is_main_process=first))
-    monkeypatch.setattr(shards, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(shards, "everywhere", everywhere)
     return messages
 
 
