@@ -110,6 +110,8 @@ class Status:
                 record["step"] = self.step
             if saved is not None:
                 record["saved"] = saved
+                # A run may end before its first logged step.
+                record["step"] = max(record.get("step") or 0, saved)
             if error is not None:
                 record["error"] = redact(error)[:_MOST_CHARACTERS]
             self._write(record)

@@ -35,6 +35,7 @@ def test_each_end_has_a_code(tmp_path, state, code):
     status.end(state, 4, "disk full" if code == 1 else None)
     found = read(status)
     assert (found["state"], found["code"], found["saved"]) == (state, code, 4)
+    assert found["step"] == 4  # no step was logged
     assert found["error"] == ("disk full" if code == 1 else None)
     status.refresh(None)  # the thread that refreshes it may be late
     status.end("stopped")
