@@ -1,9 +1,9 @@
 """DAPO (arXiv 2503.14476): GRPO with a higher upper clip, dynamic sampling and overlong shaping.
 
 - Clip-higher (section 3.1): the ratio may grow further than it may shrink.
-- Dynamic sampling (3.2): a group that is all right or all wrong is replaced by a group of another
-  problem, in up to `resample` rounds. `env/accuracy` counts all groups that were sampled. `reward`
-  counts the groups that are trained on, so it lies nearer to the middle of its range.
+- Dynamic sampling (3.2): a group that is all right or all wrong is replaced, at its end, by a group
+  of another problem, up to `resample` times. `env/accuracy` counts all groups that were sampled.
+  `reward` counts the groups that are trained on, so it lies nearer to the middle of its range.
 - Token-level loss (3.3): all tokens of the step have the same weight (TRL's loss `dapo`).
 - Soft overlong punishment (3.4): a response near the token budget loses up to 1.
 """
@@ -24,7 +24,7 @@ class Settings(grpo.Settings):
 
     name: str = "dapo"
     resample: int = setting(
-        3, "rounds that replace groups all right or all wrong (dynamic sampling); 0: off"
+        3, "times that a group all right or all wrong is replaced (dynamic sampling); 0: off"
     )
     overlong: float = setting(
         0.2, "last share of the token budget, in which a response is punished; 0: off"

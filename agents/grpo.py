@@ -68,7 +68,7 @@ class Settings(PolicySettings):
         1.0, "rollouts begun for each kept rollout; the first to finish are kept"
     )
     resample: int = setting(
-        0, "rounds that replace groups that teach nothing (DAPO's dynamic sampling); 0: off"
+        0, "times that a group which teaches nothing is replaced (dynamic sampling); 0: off"
     )
     resample_by: ResampleBy = setting(
         "accuracy",

@@ -1,13 +1,14 @@
 """Rollouts: a trainer's batches of episodes, from the rollout engine.
 
 If there are several processes, each has its own engine and runs the groups of its part of the
-batch. The processes decide together on matters of the whole run: an error, a batch without anything
-to learn from, another round of rollouts. So no process waits for a process that has left the run.
+batch. The processes decide together on matters of the whole run: an error, or a batch without
+anything to learn from. So no process waits for a process that has left the run.
 All processes wait for the slowest, for up to `retool_env.training.processes.WAIT`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 import time
@@ -15,7 +16,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import aclosing
-from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -23,6 +23,7 @@ import numpy as np
 from retool_env.errors import RolloutsAbandoned as RolloutsAbandoned
 from retool_env.problem import Problem, ProblemSource
 from retool_env.rollout.engine import Group, RolloutEngine
+from retool_env.rollout.group import end_tasks
 from retool_env.rollout.policy import Policy
 from retool_env.servers.background import BackgroundLoop
 from retool_env.training.figures import RolloutFigures
@@ -54,6 +55,8 @@ class _Batch:
     """Rollouts a problem."""
     seed: tuple[int, ...]
     """The seed of all sampling for this batch."""
+    training: bool = True
+    """Whether the batch is trained on."""
 
 
 @dataclasses.dataclass
@@ -66,6 +69,8 @@ class Sampled:
     """Episodes in no group that did not fail: `oversample` dropped them, or they were replaced."""
     seconds: float
     """Seconds from the first prompt to the end of the last episode."""
+    resampled: int = 0
+    """The number of groups that were sampled to replace groups that teach nothing."""
 
 
 class Rollouts:
@@ -95,9 +100,9 @@ class Rollouts:
             rollouts count in the figures of `episode_reward` as they were when they were cut, so as
             wrong if they had no answer. Otherwise the accuracy would count only the episodes that
             finish first.
-        resample: Largest number of rounds in which groups that teach nothing are replaced by groups
-            of other problems (dynamic sampling, DAPO, arXiv 2503.14476, section 3.2). A further
-            round is run as long as any process has such a group.
+        resample: Largest number of times that a group which teaches nothing is replaced by a group
+            of another problem (dynamic sampling, DAPO, arXiv 2503.14476, section 3.2). The other
+            group begins as soon as the first one has ended, and waits for no other group.
         resample_by: The test for a group that teaches nothing. `"accuracy"`, as in the paper: its
             episodes are all right or all wrong. `"reward"`, for rewards that measure more than the
             answer: its rewards are all equal. A shaped reward also differs within an all-wrong
@@ -235,11 +240,8 @@ class Rollouts:
         if step.batch not in self._ahead:
             self._weights.sync(step)
         sampled = together(accelerator, lambda: self._take(step.batch, batch))
-        resampled = 0
-        if step.training:
-            if self.staleness:
-                self._sample_ahead(step)
-            resampled = self._resample(step, batch, sampled)
+        if step.training and self.staleness:
+            self._sample_ahead(step)
         version = step.number if step.training else None
         groups = [
             [dataclasses.replace(transcript, trained_version=version) for transcript in group]
@@ -256,7 +258,7 @@ class Rollouts:
                 together(accelerator, lambda: record(step.number, transcripts))
             waited = time.monotonic() - began
             logged = dataclasses.replace(step, log=log)
-            self._figures.log(logged, transcripts, sampled.seconds, waited, resampled)
+            self._figures.log(logged, transcripts, sampled.seconds, waited, sampled.resampled)
         if self.mask_void:
             log("env/void_episodes", sum(map(has_void_turn, transcripts)) / len(transcripts))
         batch_kept = KeptBatch(groups, sampled.others, figures, asked_of(step))
@@ -326,11 +328,13 @@ class Rollouts:
             )
         rank = step.accelerator.process_index
         if not step.training:
-            return _Batch(prompts, n, (self.seed, step.number, rank, 0, 1))
+            return _Batch(prompts, n, (self.seed, step.number, rank, 0, 1), training=False)
         return _Batch(prompts, n, (self.seed, step.batch, rank))
 
     def _start(self, batch: _Batch) -> Future[Sampled]:
         problems = [self.problems.get(name) for name in batch.prompts[:: batch.n]]
+        if batch.training and self.resample:
+            return self._loop.submit(self._sample_teaching(problems, batch.n, batch.seed))
         return self._loop.submit(self.sample(problems, batch.n, batch.seed))
 
     def _take(self, number: int, batch: _Batch) -> Sampled:
@@ -384,29 +388,47 @@ class Rollouts:
                 groups[index] = group
         return Sampled(groups, others, time.monotonic() - began)
 
-    def _resample(self, step: Step, batch: _Batch, sampled: Sampled) -> int:
-        """Replace groups that teach nothing; returns the number of groups sampled for this."""
-        tried, groups, accelerator = 0, sampled.groups, step.accelerator
-        for turn in range(self.resample):
-            dull = [i for i, group in enumerate(groups) if not teaches(group, self.resample_by)]
-            if not sum(count for (count,) in gathered(accelerator, len(dull))):
-                break
-            fresh = together(accelerator, partial(self._others, batch, turn, len(dull)))
-            tried += len(dull)
-            sampled.others += fresh.others
-            for index, group in zip(dull, fresh.groups, strict=True):
-                if teaches(group, self.resample_by) or not any(map(is_trainable, groups[index])):
-                    groups[index], group = group, groups[index]
-                sampled.others += [episode for episode in group if episode.scored]
-        return tried
+    async def _sample_teaching(
+        self, problems: Sequence[Problem], n: int, seed: Sequence[int]
+    ) -> Sampled:
+        """Run a group for each problem, and replace groups that teach nothing as they end."""
+        began = time.monotonic()
+        groups = [
+            asyncio.create_task(self._teaching_group(problem, n, (*seed, index)))
+            for index, problem in enumerate(problems)
+        ]
+        try:
+            sampled = await asyncio.gather(*groups)
+        finally:
+            await end_tasks(groups)
+        return Sampled(
+            [group for each in sampled for group in each.groups],
+            [episode for each in sampled for episode in each.others],
+            time.monotonic() - began,
+            sum(each.resampled for each in sampled),
+        )
 
-    def _others(self, batch: _Batch, turn: int, count: int) -> Sampled:
-        """Sample groups of `count` other problems, drawn at random."""
-        rng = np.random.default_rng((*batch.seed, turn))
-        problems = [self.problems[int(i)] for i in rng.integers(len(self.problems), size=count)]
-        # Longer than the seed of any batch, so that it differs from all of them.
-        seed = (*batch.seed, turn, 0, 0)
-        return self._wait(self._loop.submit(self.sample(problems, batch.n, seed)))
+    async def _teaching_group(self, problem: Problem, n: int, seed: tuple[int, ...]) -> Sampled:
+        """Run a group, and in its place groups of other problems until one teaches something.
+
+        If none does, the first group that can be trained on stays.
+        """
+        chosen = await self.sample([problem], n, seed)
+        chance = np.random.default_rng(seed)
+        for turn in range(1, self.resample + 1):
+            [group] = chosen.groups
+            if teaches(group, self.resample_by):
+                break
+            other = self.problems[int(chance.integers(len(self.problems)))]
+            # Longer than the seed of any batch's group, so that it differs from all of them.
+            fresh = await self.sample([other], n, (*seed, turn, 0, 0))
+            [replaced] = fresh.groups
+            if teaches(replaced, self.resample_by) or not any(map(is_trainable, group)):
+                group, replaced = replaced, group
+            dropped = [episode for episode in replaced if episode.scored]
+            others = [*chosen.others, *fresh.others, *dropped]
+            chosen = Sampled([group], others, 0.0, turn)
+        return chosen
 
     def _rest(self, step: Step) -> None:
         """Free the policy's memory for the trainer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -165,3 +166,62 @@ def test_rollouts_load_no_trainer():
     code = "import sys, retool_env.training.rollouts; print('trl' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+class Dull(Writer):
+    """All rollouts of problem 0 are wrong; the other problems wait until they may end."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.may_end = [], asyncio.Event()
+
+    async def act(self, token_ids, stop, budget, seed):
+        number = int(self.tokenizer.decode(token_ids).split(" * ")[0])
+        self.asked.append(number)
+        if len(self.asked) > 4:  # another group has begun, in place of a group of problem 0
+            self.may_end.set()
+        if number:
+            await asyncio.wait_for(self.may_end.wait(), 20)
+        ids = tuple(
+            self.tokenizer.encode(f"<answer>{number * 7 + (seed % 2 or not number)}</answer>")
+        )
+        return Generation(ids, (-0.7,) * len(ids), "tag")
+
+
+def test_a_group_that_teaches_nothing_is_replaced_before_others_have_ended():
+    logged, policy = {}, Dull()
+    rollouts = make_rollouts(policy, resample=20, resample_by="reward")
+    rows = rollouts.collect(make_step(["0", "0", "1", "1"], logged=logged))
+    groups = [rows["transcript"][i : i + 2] for i in (0, 2)]
+    assert all(len({t.reward for t in group}) == 2 for group in groups)
+    assert [t.problem.id for t in groups[0]] != ["0", "0"]
+    replaced = len(policy.asked) // 2 - 2
+    assert logged["rollout/resampled"] == replaced >= 1
+    assert len(rows["untrained"][0]) == 2 * replaced
+    # The choice of the other problems does not depend on the order in which groups end.
+    again = make_rollouts(Dull(), resample=20, resample_by="reward")
+    assert again.collect(make_step(["0", "0", "1", "1"]))["transcript"] == rows["transcript"]
+
+
+def test_a_group_that_can_not_be_replaced_by_one_that_teaches_stays():
+    logged, policy = {}, Writer()
+    problems = ProblemList([PROBLEMS[3]])
+    rollouts = Rollouts(RolloutEngine(policy, RULES, Box()), problems, resample=2)
+    rows = rollouts.collect(make_step(["3", "3"], logged=logged))
+    assert logged["rollout/resampled"] == 2 and len(rows["untrained"][0]) == 4
+    first = Rollouts(RolloutEngine(Writer(), RULES, Box()), problems, resample=1)
+    assert first.collect(make_step(["3", "3"]))["transcript"] == rows["transcript"]
+    assert len(set(policy.seeds)) == 6
+
+
+def test_an_error_in_one_group_ends_the_others():
+    class Broken(Dull):
+        async def act(self, token_ids, stop, budget, seed):
+            if "0 *" in self.tokenizer.decode(token_ids):
+                raise MemoryError("no room")
+            await asyncio.Event().wait()
+
+    rollouts = make_rollouts(Broken(), resample=2)
+    with pytest.raises(MemoryError, match="no room"):
+        rollouts.collect(make_step(["0", "0", "1", "1"]))
+    assert rollouts.engine.progress.generating == 0
