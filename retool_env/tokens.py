@@ -180,7 +180,7 @@ def tokens_of_turn(tokenizer: Tokenizer, token_ids: Sequence[int], stop: Sequenc
     return cut_turn(tokenizer, token_ids, stop)[0]
 
 
-def first_runs(runs: Runs, tokens: int) -> Runs:
+def first_runs(runs: Sequence[tuple[int, int]], tokens: int) -> Runs:
     """The runs of the first tokens; empty if one weight version sampled all of them.
 
     Args:

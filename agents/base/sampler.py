@@ -44,6 +44,8 @@ def check_engine(
         )
     if name == "transformers":
         arguments.setdefault("max_batch", sample_batch)
+    elif name not in names:
+        arguments.setdefault("sharers", processes)
     return str(name), arguments
 
 

@@ -52,7 +52,7 @@ class RolloutEngine:
             interpreter off.
         concurrency: The most episodes in flight at once, over all runs in one event loop.
         tokens_in_flight: The most tokens to which all episodes in flight may grow together: the
-            capacity of the policy's cache. `None`: no bound.
+            capacity of the policy's cache. `None`: no bound but the policy's own (`Policy.admits`).
         attempts: The number of attempts at an episode that fails for reasons of the infrastructure,
             including the first attempt.
         progress: The counters to update. `None`: new counters, `engine.progress`.
@@ -294,7 +294,8 @@ class RolloutEngine:
         for closed in [known for known in self._admissions if known.is_closed()]:
             del self._admissions[closed]
         if loop not in self._admissions:
-            self._admissions[loop] = Admission(self.concurrency, self.tokens_in_flight)
+            admits = None if self._of_text else self.policy.admits
+            self._admissions[loop] = Admission(self.concurrency, self.tokens_in_flight, admits)
         return self._admissions[loop]
 
     def run(
@@ -414,7 +415,7 @@ class RolloutEngine:
 
     def _most_tokens(self, problem: Problem) -> int:
         """Compute the most tokens to which the episode of a problem may grow; 0 if unbounded."""
-        if self.tokens_in_flight is None:
+        if self.tokens_in_flight is None and (self._of_text or self.policy.admits is None):
             return 0
         most = self._prompt_size(problem) + (self.rules.max_tokens or 0)
         return min(most, self.policy.context_length)

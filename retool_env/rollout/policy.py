@@ -9,9 +9,10 @@ of them and defines `act` and `update_weights`, or `write`; all other members ha
 | turns    | `act`, `tokenizer`, `context_length`; of text, `write`                             |
 | sampling | `temperature`, `top_p`                                                             |
 | weights  | `model`, `checkpoint`, `weight_version`, `update_weights`, `weights_dtype`,       |
-|          | `takes_adapter`; of several processes, `shares_servers`, `writes_parts`,           |
-|          | `write_part`, `follow`                                                             |
-| memory   | `cache_tokens`, `prefilled_tokens`, `clear_cache`; `sleep_mode`, `sleep`, `wake_up` |
+|          | `takes_adapter`, `cuts_turns`; of several processes, `shares_servers`,             |
+|          | `writes_parts`, `write_part`, `hold`, `follow`                                     |
+| memory   | `cache_tokens`, `prefilled_tokens`, `clear_cache`, `admits`; `sleep_mode`,         |
+|          | `sleep`, `wake_up`                                                                 |
 | end      | `close`, and `with policy:`                                                        |
 """
 
@@ -107,6 +108,8 @@ class Policy(BasePolicy, ABC):
     """Whether the policies of several processes share the servers that hold the weights. One policy
     then updates the weights, and the other policies `follow`.
     """
+    cuts_turns: bool = False
+    """Whether new weights cut turns under way, which then go on under the new weights."""
     writes_parts: bool = False
     """Whether all of these processes write the weights together, with `write_part`."""
     takes_adapter: bool = False
@@ -121,6 +124,12 @@ class Policy(BasePolicy, ABC):
     """The most tokens whose keys and values are kept; `None`: the engine decides."""
     prefilled_tokens: int | None = None
     """The number of context tokens that were computed so far; `None`: not counted."""
+
+    admits: Callable[[float], bool] | None = None
+    """Whether the episodes in flight of this process may grow to this many tokens together, in any
+    thread. The engine asks before an episode begins, and again later if they may not. `None`: the
+    policy sets no bound.
+    """
 
     @abstractmethod
     async def act(
@@ -168,6 +177,13 @@ class Policy(BasePolicy, ABC):
             RuntimeError: If the policy does not write parts (`writes_parts`), which is the default.
         """
         raise RuntimeError("this policy takes weights from one process: call update_weights")
+
+    async def hold(self) -> None:
+        """Let no turn begin until `follow`, and none be under way when this returns.
+
+        Each policy that is to `follow` holds its turns before another policy updates the weights of
+        shared servers. Turns under way are cut, and go on after `follow`. The default does nothing.
+        """
 
     async def follow(self, version: int) -> None:
         """Use the weights that another policy has let the shared servers load.

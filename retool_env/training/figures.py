@@ -184,10 +184,12 @@ class RolloutFigures:
 
     - `rollout/seconds`, from a batch's first prompt to the end of its last episode,
     - `rollout/tokens`, the tokens that the model wrote since the last step, used or not,
-    - `rollout/waited`, the seconds that the trainer waited for rollouts, weights and resampling,
+    - `rollout/waited`, the seconds that the trainer waited for rollouts and weights,
     - `rollout/tool_seconds`, the duration of tool calls, summed over episodes,
     - `rollout/weight_lag` and `rollout/weight_lag_max`, the mean and the maximum number of
-      optimizer steps between the weights that sampled a turn and the trainer's weights,
+      optimizer steps between the weights that sampled a token and the trainer's weights,
+    - `rollout/weight_versions`, the mean number of weight versions that sampled an episode,
+    - `rollout/cut_turns`, the number of turns that several weight versions sampled,
     - `rollout/failed`, the number of episodes that are not scored,
     - `rollout/cut`, `rollout/dropped` and `rollout/retried`, episodes since the last step,
     - `rollout/resampled`, the number of groups that were resampled,
@@ -226,25 +228,28 @@ class RolloutFigures:
         """
         now, before = self._progress, self._counted
         self._counted = dataclasses.replace(now)
-        lags = [
-            step.number - version
-            for transcript in transcripts
-            for span in transcript.spans
-            for version, _ in span.weights
-        ]
+        spans = [span for transcript in transcripts for span in transcript.spans]
+        lags = [(step.number - version, n) for span in spans for version, n in span.weights]
         sums = {
             name: float(getattr(now, name) - getattr(before, name))
             for name in ("tokens", "tool_seconds", "cut", "dropped", "retried")
         }
-        sums |= {"resampled": resampled, "turns": len(lags), "weight_lag": sum(lags)}
+        sums |= {"resampled": resampled, "cut_turns": sum(bool(s.weight_runs) for s in spans)}
+        sums |= {"sampled": sum(n for _, n in lags), "weight_lag": sum(lag * n for lag, n in lags)}
+        sums["weight_versions"] = sum(
+            len({version for span in transcript.spans for version, _ in span.weights})
+            for transcript in transcripts
+        )
         sums["trainable"] = sum(map(is_trainable, transcripts))
         sums["failed"] = sum(not transcript.scored for transcript in transcripts)
         sums["deadline_cut"] = sum(t.stop_reason is StopReason.CANCELLED for t in transcripts)
         sums["episodes"] = len(transcripts)
-        most = {"seconds": seconds, "waited": waited, "weight_lag_max": max(lags, default=0)}
+        most = {"seconds": seconds, "waited": waited, "weight_lag_max": 0}
+        most["weight_lag_max"] = max((lag for lag, _ in lags), default=0)
         numbers = zip(*gathered(step.accelerator, *sums.values(), *most.values()), strict=True)
         named = zip((*sums, *most), numbers, strict=True)
         figures = {name: (max if name in most else sum)(values) for name, values in named}
+        figures["weight_versions"] /= figures["episodes"]
         cut = figures.pop("deadline_cut") / figures.pop("episodes")
         if not figures.pop("trainable"):
             raise RuntimeError(self._nothing(step.number, cut, len(transcripts)))
@@ -259,10 +264,11 @@ class RolloutFigures:
                 step.number,
             )
         step.log("env/deadline_cut", cut)
-        if turns := figures.pop("turns"):
-            figures["weight_lag"] /= turns
+        if sampled := figures.pop("sampled"):
+            figures["weight_lag"] /= sampled
         else:  # a policy without weights
-            del figures["weight_lag"], figures["weight_lag_max"]
+            for name in ("weight_lag", "weight_lag_max", "weight_versions", "cut_turns"):
+                del figures[name]
         for name, value in figures.items():
             step.log(f"rollout/{name}", value)
 

@@ -63,10 +63,11 @@ def check_step(policy: Policy, step: Step, staleness: int) -> None:
                 "one process can't sample from a model whose parameters are sharded: give the "
                 "policy its own model, loaded from the same checkpoint, or use vLLM"
             )
-    if staleness > 1 and shares_servers(policy, step):
+    if staleness > 1 and shares_servers(policy, step) and not policy.cuts_turns:
         raise ValueError(
-            f"staleness={staleness} is too large for servers that several processes "
-            "share: no turn may be in flight while they take new weights. Set staleness=1"
+            f"staleness={staleness} is too large for servers that several processes share, with "
+            "adapters or at_update=wait: no turn may be under way while such servers take new "
+            "weights. Set staleness=1, or weights other than adapter and at_update=cut"
         )
 
 

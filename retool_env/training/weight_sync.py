@@ -46,13 +46,21 @@ class WeightSync:
         if shared and policy.writes_parts:
             parts = Parts(_agreed_name(step), accelerator.num_processes)
             together(accelerator, lambda: self._write_part(step, parts))
+            self._hold(step)
             together(accelerator, lambda: self._update(step, parts) if main else None)
         else:
+            if shared:
+                self._hold(step)
             together(accelerator, lambda: self._load(step, leads=main or not shared))
         if shared:
             follow = policy.follow
             together(accelerator, lambda: main or self._loop.run_blocking(follow(step.number)))
         self._synced = step.number
+
+    def _hold(self, step: Step) -> None:
+        """Let the policies that are to follow hold their turns."""
+        main, hold = step.accelerator.is_main_process, self._policy.hold
+        together(step.accelerator, lambda: main or self._loop.run_blocking(hold()))
 
     def _load(self, step: Step, leads: bool) -> None:
         if own_model(self._policy, step):

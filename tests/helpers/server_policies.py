@@ -24,6 +24,9 @@ class Letters:
     def encode(self, text, **_):
         return [ord(letter) for letter in text]
 
+    def decode(self, ids, **_):
+        return "".join(map(chr, ids))
+
 
 def policy_of(*urls: str, **settings) -> VLLMServerPolicy:
     return VLLMServerPolicy(urls, Letters(), **settings)

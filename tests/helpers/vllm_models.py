@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -123,3 +124,49 @@ def logprobs_of(
     probs = torch.zeros_like(probs).scatter(-1, order, ordered.masked_fill(outside, 0.0))
     probs /= probs.sum(-1, keepdim=True)
     return probs.gather(-1, sequence[0, len(prompt) :, None])[:, 0].log()
+
+
+def turns_under_updates(policy, prompts, updates: Sequence, budget: int) -> list[Generation]:
+    """Sample one turn for each prompt while new weights come.
+
+    Args:
+        policy: The policy.
+        prompts: The token ids of the prompts.
+        updates: The arguments of `update_weights` after the version, in turn. The first update has
+            the version 1 above the policy's.
+        budget: The token budget of a turn.
+    """
+
+    async def turns():
+        acts = [
+            asyncio.create_task(policy.act(ids, (), budget, i)) for i, ids in enumerate(prompts)
+        ]
+        seconds = 0.1
+        while not all(act.done() for act in acts):
+            await asyncio.sleep(seconds)
+            version = policy.weight_version + 1
+            await policy.update_weights(version, *updates[version % len(updates)])
+            seconds *= 1.5  # so that turns end on a slow machine, too
+        return await asyncio.gather(*acts)
+
+    return asyncio.run(turns())
+
+
+def assert_own_logprobs(models: Callable[[int], Any], prompts, turns) -> None:
+    """Check that each token has the log-prob of the version that sampled it, recomputed.
+
+    Args:
+        models: Returns the model of a version.
+        prompts: The token ids of the turns' prompts.
+        turns: The turns.
+    """
+    for prompt, turn in zip(prompts, turns, strict=True):
+        runs = turn.weight_runs or ((turn.weight_version, len(turn.token_ids)),)
+        start = 0
+        for version, length in runs:
+            own = slice(start, start + length)
+            expected = logprobs_of(models(version), prompt, turn)[own]
+            got = torch.tensor(turn.logprobs[own])
+            torch.testing.assert_close(got, expected, atol=2e-3, rtol=0)
+            start += length
+        assert start == len(turn.token_ids)

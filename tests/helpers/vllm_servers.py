@@ -92,6 +92,14 @@ class Served:
     """The adapters that are being loaded."""
     gone: int = 0
     """Number of turns whose client disconnected."""
+    before_cut: int = 1
+    """Number of tokens that a turn has when a pause cuts it."""
+    cuts: int = 0
+    """Number of pauses that cut the turns under way."""
+    metrics: str = ""
+    """The text of the metrics; empty: there are none."""
+    deaf: bool = False
+    """Whether a pause cuts nothing, as if the turns had come after it."""
 
     @property
     def prompts(self) -> list[list[int]]:
@@ -139,8 +147,8 @@ class Served:
         self.running += 1
         self.most = max(self.most, self.running)
         try:
-            left = round(self.delay / 0.02)
-            while left > 0 or self.paused or self.held:
+            left, cuts = round(self.delay / 0.02), self.cuts
+            while (left > 0 or self.paused or self.held) and self.cuts == cuts:
                 if await request.is_disconnected():
                     self.gone += 1
                     return Response()
@@ -152,14 +160,22 @@ class Served:
         if self.failures:
             return self.failures.pop(0)
         logprob = self.certain if body["top_p"] < 1e-3 else self.logprob
-        ids = self.written[: body["max_tokens"]]
+        # A turn that was cut goes on: its first tokens are in the prompt.
+        there = [n for n in range(len(self.written)) if body["prompt"][-n:] == self.written[:n]]
+        ids = self.written[max(there, default=0) if self.cuts else 0 :][: body["max_tokens"]]
+        finish = self.finish
+        if self.cuts > cuts:
+            ids, finish = ids[: self.before_cut], {"finish_reason": "abort", "stop_reason": None}
         choice = {
             "token_ids": ids,
             "prompt_token_ids": body["prompt"] if self.echo is None else self.echo,
             "logprobs": {"token_logprobs": [logprob] * len(ids)},
-            **self.finish,
+            **finish,
         }
         return JSONResponse({"choices": [choice]})
+
+    async def measure(self) -> Response:
+        return Response(self.metrics) if self.metrics else Response(status_code=404)
 
     def _transfer(self, name: str, body: dict[str, Any]) -> Response:
         """A step of a transfer of weights, refused out of order as vLLM refuses it."""
@@ -219,6 +235,7 @@ class Served:
         self._note(f"{name} {body['method']} {body['args'][0]}" if loads else name)
         if name in ("pause", "resume"):
             self.paused = name == "pause"
+            self.cuts += request.query_params.get("mode") == "abort" and not self.deaf
         if loads:
             folder, marked = body["args"]
             if marked:
@@ -276,6 +293,7 @@ def serving(served: Served, port: int = 0) -> Iterator[str]:
     app.add_api_route("/v1/completions", served.complete, methods=["POST"])
     app.add_api_route("/v1/load_lora_adapter", served.lora, methods=["POST"])
     app.add_api_route("/v1/unload_lora_adapter", served.lora, methods=["POST"])
+    app.add_api_route("/metrics", served.measure, methods=["GET"])
     app.add_api_route("/{rest:path}", served.control, methods=["GET", "POST"])
     listener = socket.create_server(("127.0.0.1", port))
     config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=0)

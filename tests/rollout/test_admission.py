@@ -35,6 +35,34 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
+def test_a_bound_that_rises_by_itself_lets_the_next_in(monkeypatch):
+    monkeypatch.setattr("retool_env.rollout.admission._LOOK_SECONDS", 0.01)
+    bound, asked = [10], []
+
+    def admits(tokens: float) -> bool:
+        asked.append(tokens)
+        return tokens <= bound[0]
+
+    async def drive():
+        admission = Admission(9, None, admits)
+        guests = [Guest(admission, size) for size in (20, 5, 5)]  # the first one runs alone
+        await settled()
+        assert [guest.inside for guest in guests] == [True, False, False] and 25 in asked
+        bound[0] = 26
+        while not guests[1].inside:
+            await asyncio.sleep(0.01)
+        assert not guests[2].inside
+        guests[0].leave.set()
+        while not guests[2].inside:
+            await asyncio.sleep(0.01)
+        for guest in guests:
+            guest.leave.set()
+        await asyncio.gather(*(guest.task for guest in guests))
+        assert admission.tokens == 0
+
+    asyncio.run(asyncio.wait_for(drive(), 20))
+
+
 EVENTS = st.lists(
     st.one_of(
         st.tuples(st.just("come"), st.integers(1, 14)),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from agents.models.tiny import make_tokenizer
 from retool_env.rollout import ScriptedPolicy, TextPolicy
-from retool_env.training.sampling_policy import check_policy
+from retool_env.training.sampling_policy import check_policy, check_step
 
 
 class Writer(ScriptedPolicy):
@@ -36,3 +38,16 @@ def test_a_policy_of_text_is_refused():
 
     with pytest.raises(ValueError, match="of text"):
         check_policy(Teller())
+
+
+@pytest.mark.parametrize(("cuts", "processes", "refused"), [(0, 2, 1), (0, 1, 0), (1, 2, 0)])
+def test_shared_servers_that_cut_no_turns_allow_one_batch_ahead(cuts, processes, refused):
+    policy = Writer(shares_servers=True, cuts_turns=bool(cuts))
+    accelerator = SimpleNamespace(num_processes=processes)
+    step = SimpleNamespace(temperature=1.0, model="m", accelerator=accelerator)
+    check_step(policy, step, 1)
+    if refused:
+        with pytest.raises(ValueError, match=r"staleness=2 is too large .* at_update=cut"):
+            check_step(policy, step, 2)
+    else:
+        check_step(policy, step, 4)

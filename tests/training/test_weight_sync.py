@@ -66,6 +66,9 @@ class Shared(Policy):
             self.got = dict(weights)
         self.calls.append(f"update {version}")
 
+    async def hold(self):
+        self.calls.append("hold")
+
     async def follow(self, version):
         self.calls.append(f"follow {version}")
 
@@ -104,7 +107,7 @@ def test_every_process_writes_its_part_and_the_first_lets_the_servers_load(tmp_p
     for done in sync_all(policies, model, 4):
         done.result()
     assert policies[0].calls == ["part 0 of 2", "update 4"]
-    assert policies[1].calls == ["part 1 of 2", "follow 4"]
+    assert policies[1].calls == ["part 1 of 2", "hold", "follow 4"]
     [folder] = (tmp_path / "shared").iterdir()
     assert str(folder) == policies[0].folder and (folder / MARK).exists()
     parts = [load_file(file) for file in sorted(folder.glob("*.safetensors"))]
@@ -130,7 +133,7 @@ def test_without_parts_one_process_gives_all_weights(sync_all, number):
     policies = [Shared() for _ in range(number)]
     for done in sync_all(policies, model, 3):
         done.result()
-    assert [policy.calls for policy in policies] == [["update 3"], ["follow 3"]][:number]
+    assert [policy.calls for policy in policies] == [["update 3"], ["hold", "follow 3"]][:number]
     assert policies[0].got.keys() == model.state_dict().keys()
     assert {tensor.dtype for tensor in policies[0].got.values()} == {torch.bfloat16}
 

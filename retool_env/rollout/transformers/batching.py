@@ -27,6 +27,7 @@ from retool_env.episode import Generation
 from retool_env.rollout.policy import TurnEnd
 from retool_env.rollout.transformers.blocks import ROOT, Block, BlockPool
 from retool_env.rollout.transformers.kv_cache import PagedCache
+from retool_env.tokens import first_runs
 
 BLOCK = 16
 """The number of tokens in a block of the cache."""
@@ -65,8 +66,8 @@ class Request:
     """Whether the caller has cancelled the request; the next step then removes it."""
     logprobs: list[float] = field(default_factory=list)
     """The log-prob of each sampled token."""
-    weight_version: int | None = None
-    """The version of the weights that sampled its first token; `None` before that."""
+    versions: list[int] = field(default_factory=list)
+    """The version of the weights that sampled each token."""
     context: int = field(init=False)
     """The number of tokens in the context."""
     blocks: list[Block] = field(default_factory=list)
@@ -98,9 +99,9 @@ class Request:
     def generation(self, reason: TurnEnd) -> Generation:
         """The sampled turn, which ends for this reason."""
         seconds = time.monotonic() - self.started
-        return Generation(
-            tuple(self.sampled), tuple(self.logprobs), reason, seconds, self.weight_version
-        )
+        runs = first_runs([(version, 1) for version in self.versions], len(self.versions))
+        sampled, logprobs, first = tuple(self.sampled), tuple(self.logprobs), self.versions[0]
+        return Generation(sampled, logprobs, reason, seconds, first, runs)
 
     def add(self, blocks: Sequence[Block]) -> None:
         """Append blocks for the next tokens."""
@@ -371,10 +372,9 @@ class Batcher:
         for request, token, logprob in zip(
             requests, tokens.tolist(), logprobs.tolist(), strict=True
         ):
-            if request.weight_version is None:
-                request.weight_version = self._version
             request.token_ids.append(token)
             request.logprobs.append(logprob)
+            request.versions.append(self._version)
             reason = self._stop_reason(request)
             if reason is not None:
                 self._leave(request)

@@ -124,7 +124,7 @@ class TransformersPolicy(Policy):
         """Sample one turn; see `Policy.act`.
 
         When this has returned, raised or been cancelled, the model no longer works on the turn. If
-        the weights change during a turn, the turn has the version that sampled its first token.
+        the weights change during a turn, its later tokens are sampled with the new weights.
 
         Raises:
             ValueError: If there are no tokens, the budget is below 1, or both together do not fit

@@ -48,7 +48,7 @@ class ServedAdapters(ServedWeights):
     ) -> None:
         if folder is None:
             raise SettingsError("adapters reach servers as files: set weights_folder")
-        super().__init__(servers, client, WeightFiles(None), seconds)
+        super().__init__(servers, client, WeightFiles(None), seconds, cuts=False)
         self._parent = Path(folder).absolute()
         self._used: dict[str, Path] = {}  # the adapters of this policy's updates, by age
         self._serving: dict[Server, str] = dict.fromkeys(servers, "")
@@ -56,7 +56,7 @@ class ServedAdapters(ServedWeights):
 
     @override
     @asynccontextmanager
-    async def turn(self, server: Server) -> AsyncIterator[tuple[int, str | None]]:
+    async def request(self, server: Server) -> AsyncIterator[tuple[int, str | None]]:
         version, adapter = self._served[server], self._serving[server]
         self._turns[server, adapter] += 1
         try:

@@ -61,7 +61,7 @@ class Client:
         seconds: float | None = None,
         tokens: int = 0,
     ) -> Any:
-        """Send a request, and return the parsed JSON of its answer.
+        """Send a request, and return the parsed JSON of its answer; of metrics, its text.
 
         Args:
             server: The server to ask.
@@ -165,6 +165,8 @@ def _content(url: str, path: str, response: httpx.Response, token: str | None) -
         raise ValueError(f"{url} refuses the request: HTTP {status} {shown}")
     if status != 200:
         raise hosts.Failure(f"HTTP {status} {shown}")
+    if path == "/metrics":
+        return text
     if not text or path in _TEXT:
         return None
     try:

@@ -1,54 +1,110 @@
-"""Gate: many turns pass at once; new weights pass alone.
+"""Gate: many requests pass at once; new weights pass alone.
 
-A turn is therefore sampled with one version of the weights, from its first token to its last.
+A request is therefore sampled with one version of the weights, from its first token to its last.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+
+from retool_env.errors import RetoolError
+
+
+class Dropped(RetoolError):
+    """New weights have ended a request before it gave a token."""
 
 
 class Gate:
-    """Separates turns from changes of the weights. A gate belongs to one event loop.
+    """Separates requests from changes of the weights. A gate belongs to one event loop.
 
     Leaving the gate awaits nothing, so a cancellation can't prevent it.
     """
 
     def __init__(self) -> None:
-        self._turns = 0
         self._open, self._empty = asyncio.Event(), asyncio.Event()
         self._open.set()
         self._empty.set()
+        self._requests: set[asyncio.Timeout] = set()
         self._changing = asyncio.Lock()
 
     @property
     def open(self) -> bool:
-        """Whether turns may begin: no weights are being changed."""
+        """Whether requests may begin: no weights are being changed."""
         return self._open.is_set()
 
+    @property
+    def empty(self) -> bool:
+        """Whether no request is under way."""
+        return self._empty.is_set()
+
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Pass the gate for one turn, as soon as no weights are being changed."""
+    async def request(self) -> AsyncIterator[None]:
+        """Pass the gate for one request, as soon as no weights are being changed.
+
+        Raises:
+            Dropped: If `drop` ended the request.
+        """
         while not self.open:  # the gate may have been shut again before this task woke up
             await self._open.wait()
-        self._turns += 1
+        scope = asyncio.timeout(None)
+        self._requests.add(scope)
         self._empty.clear()
         try:
-            yield
+            async with scope:
+                yield
+        except TimeoutError:
+            if scope.expired():
+                raise Dropped from None
+            raise
         finally:
-            self._turns -= 1
-            if not self._turns:
+            self._requests.discard(scope)
+            if not self._requests:
                 self._empty.set()
 
     @asynccontextmanager
-    async def change(self) -> AsyncIterator[None]:
-        """Keep new turns out, and pass when the turns under way have ended."""
+    async def change(self, cut: Callable[[], Awaitable[None]] | None = None) -> AsyncIterator[None]:
+        """Keep new requests out, and pass when the requests under way have ended.
+
+        Args:
+            cut: Lets the requests under way end soon. `None`: they end by themselves.
+        """
         async with self._changing:
-            self._open.clear()
+            was_open = self.open
+            self.shut()
             try:
+                if cut is not None:
+                    await cut()
                 await self._empty.wait()
                 yield
             finally:
-                self._open.set()
+                if was_open:
+                    self.reopen()
+
+    def shut(self) -> None:
+        """Let no request begin until `reopen`."""
+        self._open.clear()
+
+    def reopen(self) -> None:
+        """Let requests begin again."""
+        self._open.set()
+
+    async def ended(self, seconds: float) -> bool:
+        """Wait until no request is under way, for some seconds at most.
+
+        Returns:
+            Whether all requests have ended.
+        """
+        try:
+            await asyncio.wait_for(self._empty.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def drop(self) -> None:
+        """End all requests under way without an answer; each raises `Dropped`."""
+        now = asyncio.get_running_loop().time()
+        for scope in self._requests:
+            if not scope.expired():
+                scope.reschedule(now)

@@ -12,7 +12,6 @@ import asyncio
 import importlib.util
 import itertools
 import os
-import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, override
@@ -22,6 +21,7 @@ from retool_env.errors import MissingPackage, SettingsError
 from retool_env.files import folder_fault
 from retool_env.rollout.policy import Policy, PolicyUnavailable, check_room, check_sampling
 from retool_env.rollout.vllm.gate import Gate
+from retool_env.rollout.vllm.partial_turn import PartialTurn
 from retool_env.rollout.vllm.sampling import sampling, stop_reason
 from retool_env.rollout.weight_files import passing_folder, remove_abandoned, write_whole_model
 from retool_env.rollout.weights import Inventory, Weights
@@ -30,6 +30,7 @@ from retool_env.servers.background import BackgroundLoop
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
 
+_CUT_SECONDS = 0.1  # between two attempts to cut the requests under way
 _LOOK_SECONDS = 1.0  # between two checks that the engine is alive
 
 
@@ -43,14 +44,17 @@ class VLLMPolicy(Policy):
             own.
         enforce_eager: Whether to skip compilation. The engine starts sooner; a GPU then samples
             more slowly, a CPU does not.
+        at_update: The treatment of turns under way when new weights come: `"cut"` or `"wait"`, that
+            is let them end first. A cut turn keeps its tokens, and goes on under the new weights.
         sleep_mode: Whether `sleep` can free the GPU's memory for a trainer. It needs CUDA.
         **engine: Further arguments of vLLM's `AsyncEngineArgs`: `max_model_len`,
             `tensor_parallel_size`, `gpu_memory_utilization`, `dtype`, ...
 
     Raises:
         MissingPackage: If vLLM is missing.
-        SettingsError: If temperature or top-p is out of range, sleep mode is asked for without
-            CUDA, vLLM refuses an argument, or a pipe or a device lies at the path of the model.
+        SettingsError: If temperature, top-p or `at_update` is out of range, sleep mode is asked for
+            without CUDA, vLLM refuses an argument, or a pipe or a device lies at the path of the
+            model.
         RuntimeError: If the engine does not start; the log has its error.
     """
 
@@ -62,9 +66,13 @@ class VLLMPolicy(Policy):
         top_p: float = 1.0,
         enforce_eager: bool = False,
         sleep_mode: bool = False,
+        at_update: str = "cut",
         **engine: Any,
     ) -> None:
         check_sampling(temperature, top_p)
+        if at_update not in ("cut", "wait"):
+            raise SettingsError(f"at_update must be cut or wait, not {at_update!r}")
+        self.cuts_turns = at_update == "cut"
         if importlib.util.find_spec("vllm") is None:
             raise MissingPackage(
                 "vLLM is missing: pip install 'retool-env[vllm]'; on a machine without a GPU, run "
@@ -89,8 +97,9 @@ class VLLMPolicy(Policy):
         self.sleep_mode = sleep_mode
         self._inventory: Inventory | None = None
         self._requests = itertools.count()
+        self._under_way: set[str] = set()
         self.gate = Gate()
-        """The gate through which turns and new weights pass."""
+        """The gate through which requests and new weights pass."""
         # The reason why the engine serves nothing: it is paused, perhaps with half of new weights.
         self._broken = ""
         self._asleep = False
@@ -133,7 +142,10 @@ class VLLMPolicy(Policy):
 
     @override
     async def update_weights(self, version: int, weights: Weights | None = None) -> None:
-        """Serve new weights. Turns under way end first, and new turns wait.
+        """Serve new weights. New turns wait.
+
+        Turns under way are cut, and go on under the new weights; with `at_update="wait"` they end
+        first.
 
         Args:
             version: The number of the new weights.
@@ -185,41 +197,59 @@ class VLLMPolicy(Policy):
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        started = time.monotonic()
-        prompt = TokensPrompt(prompt_token_ids=token_ids)
-        settings = SamplingParams(
-            **sampling(self.temperature, self.top_p, stop, budget, seed),
-            flat_logprobs=True,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        name = str(next(self._requests))
-        async with self.gate.turn():
-            engine = self._living()
-            if self._broken:
-                raise RuntimeError(self._broken)
-            version = self.weight_version
-            try:
-                async for output in engine.generate(prompt, settings, name):
-                    last = output.outputs[0]
-            except EngineDeadError as error:
-                raise self._ended() from error
-            except EngineGenerateError as error:  # its own text is empty
-                self._living()
-                raise PolicyUnavailable(f"vLLM failed at a turn: {error.__cause__!r}") from error
-        return self._read(last, time.monotonic() - started, version)
+        turn = PartialTurn(self.tokenizer, token_ids, stop, budget, seed)
+        generation = None
+        while generation is None:
+            settings = SamplingParams(
+                **sampling(
+                    self.temperature, self.top_p, stop, turn.request_budget, turn.request_seed
+                ),
+                flat_logprobs=True,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            prompt = TokensPrompt(prompt_token_ids=turn.prompt)
+            name = str(next(self._requests))
+            async with self.gate.request():
+                engine = self._living()
+                if self._broken:
+                    raise RuntimeError(self._broken)
+                version = self.weight_version
+                self._under_way.add(name)
+                try:
+                    async for output in engine.generate(prompt, settings, name):
+                        last = output.outputs[0]
+                except EngineDeadError as error:
+                    raise self._ended() from error
+                except EngineGenerateError as error:  # its own text is empty
+                    self._living()
+                    reason = f"vLLM failed at a turn: {error.__cause__!r}"
+                    raise PolicyUnavailable(reason) from error
+                finally:
+                    self._under_way.discard(name)
+            generation = self._add(turn, last, version)
+        return generation
 
-    def _read(self, output: CompletionOutput, seconds: float, version: int) -> Generation:
+    def _add(self, turn: PartialTurn, output: CompletionOutput, version: int) -> Generation | None:
+        """Add the tokens of a request to its turn; returns the turn if it has ended."""
         sampled = tuple(output.token_ids)
         reason = stop_reason(output.finish_reason, output.stop_reason)
         if reason is None:
             self._living()  # a dead or closed engine aborts its requests
-            raise PolicyUnavailable(f"the engine ended the turn: {output.finish_reason}")
+            if output.finish_reason != "abort" or self.gate.open:
+                raise PolicyUnavailable(f"the engine ended the turn: {output.finish_reason}")
         assert output.logprobs is not None
         logprobs = tuple(
             0.0 if self.temperature == 0 else step[token].logprob
             for token, step in zip(sampled, output.logprobs, strict=True)
         )
-        return Generation(sampled, logprobs, reason, seconds, version)
+        return turn.add(sampled, logprobs, version, reason)
+
+    async def _cut(self) -> None:
+        """Cut the requests under way."""
+        while not self.gate.empty:
+            # A request that has passed the gate may not have reached the engine yet.
+            await self._answer(self._living().abort(list(self._under_way)))
+            await self.gate.ended(_CUT_SECONDS)
 
     async def _update(self, version: int, weights: Weights | None) -> None:
         if weights is None:
@@ -234,7 +264,7 @@ class VLLMPolicy(Policy):
             await self._reload(version, str(folder))
 
     async def _reload(self, version: int, path: str) -> None:
-        async with self.gate.change():
+        async with self.gate.change(self._cut if self.cuts_turns else None):
             engine = self._living()
             if self._asleep:  # the memory of the weights is not allocated
                 raise RuntimeError("the engine sleeps: call wake_up before update_weights")

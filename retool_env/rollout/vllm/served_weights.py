@@ -1,18 +1,20 @@
 """ServedWeights: the weights that the servers of a model have, and their updates.
 
 New weights reach the servers as files, in a folder that every server can read. A server is paused
-while it loads. It goes on when it has all of the new weights, and then reports their name. A paused
-server may therefore hold a mixture of old and new weights.
+while it loads, and the requests under way end before: a pause cuts them, or they are waited for. It
+goes on when it has all of the new weights, and then reports their name. A paused server may
+therefore hold a mixture of old and new weights.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 
 from retool_env.rollout.policy import PolicyUnavailable
@@ -33,6 +35,7 @@ PAUSED = (
 """The words for a server that is paused."""
 
 _TRANSFERRED = "(transferred)"  # in place of a folder: weights that went to the servers directly
+_CUT_SECONDS = 2.0  # a request that a pause cut is answered at once, unless it came later
 _NEXT = "it gets weights with the next update of all servers, and no turn before"
 
 _log = logging.getLogger(__name__)
@@ -46,10 +49,16 @@ class ServedWeights:
         client: The client that sends the requests.
         files: The folder into which tensors are written for the servers.
         seconds: The seconds that a server may take to end other clients' turns, and to load.
+        cuts: Whether new weights cut the requests under way. Otherwise the requests end first.
     """
 
     def __init__(
-        self, servers: Sequence[Server], client: Client, files: WeightFiles, seconds: float
+        self,
+        servers: Sequence[Server],
+        client: Client,
+        files: WeightFiles,
+        seconds: float,
+        cuts: bool = True,
     ) -> None:
         self.version = 0
         """The version of the weights that the servers should have."""
@@ -58,6 +67,7 @@ class ServedWeights:
         self._servers = servers
         self._client = client
         self._seconds = seconds
+        self._cuts = cuts
         self._files = files
         self._folder: str | None = ""
         # The name of the weights that the servers should have; empty until weights are set.
@@ -67,6 +77,9 @@ class ServedWeights:
         self._names = {STARTED}
         self._loaded: set[Server] = set()
         self._gates = {server: Gate() for server in servers}
+        # Set unless turns are held until this policy follows another one.
+        self._free = asyncio.Event()
+        self._free.set()
         # One turn asks a server for its weights and lets it load; other turns wait for this lock.
         self._asking = {server: asyncio.Lock() for server in servers}
         # The version of each server's weights, to be read and changed inside its gate.
@@ -82,21 +95,35 @@ class ServedWeights:
 
         await asyncio.gather(*(look(server) for server in self._servers if server.heard))
 
+    @property
+    def held(self) -> bool:
+        """Whether no turn may begin before `follow`."""
+        return not self._free.is_set()
+
+    def cutting(self, server: Server) -> bool:
+        """Whether requests of a server are being cut, or waited for, because of new weights."""
+        return not self._gates[server].open
+
+    async def released(self) -> None:
+        """Wait until turns may begin; see `hold`."""
+        await self._free.wait()
+
     @asynccontextmanager
-    async def turn(self, server: Server) -> AsyncIterator[tuple[int, str | None]]:
+    async def request(self, server: Server) -> AsyncIterator[tuple[int, str | None]]:
         """Pass when no weights are being changed on a server.
 
         Args:
-            server: The server of the turn.
+            server: The server of the request.
 
         Yields:
-            The version of the server's weights, which stays until the end of the turn, and the name
-            by which a request asks for them; `None`: the name of the model.
+            The version of the server's weights, which stays until the end of the request, and the
+            name by which it asks for them; `None`: the name of the model.
 
         Raises:
-            Failure: If the server failed to get new weights while the turn waited for them.
+            Failure: If the server failed to get new weights while the request waited for them.
+            Dropped: If new weights ended the request before the server received it.
         """
-        async with self._gates[server].turn():
+        async with self._gates[server].request():
             if not self._is_ready(server):  # it may be paused, with a mixture of weights
                 raise Failure(server.failure or "the server has not got the new weights")
             yield self._served[server], None
@@ -129,6 +156,39 @@ class ServedWeights:
         self._set(version, name, folder)
         self._files.keep(folder)  # no server will load an older folder from now on
         await self._bring_all()
+
+    async def hold(self) -> None:
+        """Cut the requests under way, and let no other begin until `follow`.
+
+        Returns when no request of this policy is under way on a server.
+        """
+        if not self._cuts:
+            return
+        self._free.clear()
+        for gate in self._gates.values():
+            gate.shut()
+        await asyncio.gather(*map(self._cut, self._servers))
+        await asyncio.gather(*(gate.ended(self._seconds) for gate in self._gates.values()))
+
+    async def _cut(self, server: Server) -> None:
+        """Cut the requests under way on a server; its gate is shut.
+
+        A request that reached the server after the pause waits there, without a token, and is ended
+        on this side.
+        """
+        gate = self._gates[server]
+        if gate.empty:
+            return
+        with suppress(Failure, Busy):  # the update asks the server again, and notes its failure
+            self._check_own(server, await self._weights_of(server))
+            await self._pause(server)
+            await gate.ended(_CUT_SECONDS)
+        gate.drop()
+
+    def _change(self, server: Server) -> AbstractAsyncContextManager[None]:
+        """Pass the gate of a server for a change of its weights."""
+        cut = functools.partial(self._cut, server) if self._cuts else None
+        return self._gates[server].change(cut)
 
     def _set(self, version: int, name: str, folder: str | None) -> None:
         """Set the weights that the servers should have, as the policy that updates them.
@@ -219,6 +279,10 @@ class ServedWeights:
             server.blocks.clear()
             if name == self._name:
                 self._note(server)
+        if self.held:
+            for gate in self._gates.values():
+                gate.reopen()
+            self._free.set()
 
     async def prepare(self, server: Server) -> None:
         """Make sure that a server serves the weights of `version`.
@@ -260,7 +324,7 @@ class ServedWeights:
             raise Failure(f"the server has {known or 'perhaps a mixture of weights'}: {_NEXT}")
         elif self._leads or known == STARTED:
             self._check_own(server, known)
-            async with self._gates[server].change():
+            async with self._change(server):
                 await self._load(server)
         else:  # the policy that updates the weights will load them
             raise Failure(f"the server has other weights: {known}" if known else PAUSED)
@@ -349,12 +413,11 @@ class ServedWeights:
         await self._continue(server, name)
 
     async def _pause(self, server: Server) -> None:
-        """End all turns of a server; new requests wait there.
+        """End all requests of a server; new requests wait there.
 
-        Our turns have ended before. After a failure from here on the server stays paused: it may
-        hold a mixture of weights.
+        After a failure from here on the server stays paused: it may hold a mixture of weights.
         """
-        pause = "/pause?mode=wait&clear_cache=true"
+        pause = f"/pause?mode={'abort' if self._cuts else 'wait'}&clear_cache=true"
         await self._client.send(server, "POST", pause, seconds=self._seconds)
 
     async def _continue(self, server: Server, name: str) -> None:

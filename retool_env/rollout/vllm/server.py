@@ -25,9 +25,10 @@ and brings the server up to date before its next turn. At the start the policy l
 an earlier run: it warns of weights that the run left on a server, and a server that the run left
 paused gets no turn before it has loaded new weights.
 
-Several processes may share the servers, each with a policy of its own. One of them updates the
-weights; then the other policies `follow`. Between these two steps they should begin no turn: it
-would be sampled with the new weights and recorded with the old version.
+Several processes may share the servers, each with a policy of its own. First the other policies
+`hold` their turns; then one policy updates the weights; then the others `follow`. A turn in between
+would be sampled with the new weights and recorded with the old version. With `at_update="wait"`
+`hold` does nothing, and the processes have to see to it that no turn is under way.
 
 `trl vllm-serve` of TRL 1.16 starts the same server, with that mode and with those log-probs, and
 passes its other options on; it needs only `--worker-extension-cls` as above. If a trainer of TRL
@@ -49,8 +50,12 @@ from retool_env.errors import SettingsError
 from retool_env.rollout.policy import Policy, check_room, check_sampling
 from retool_env.rollout.vllm.adapters import ServedAdapters
 from retool_env.rollout.vllm.client import Client, UnknownModel, field, fields
+from retool_env.rollout.vllm.completion import completion_body, read_completion
+from retool_env.rollout.vllm.gate import Dropped
+from retool_env.rollout.vllm.partial_turn import PartialTurn
+from retool_env.rollout.vllm.room import Room
 from retool_env.rollout.vllm.routing import Server, best
-from retool_env.rollout.vllm.sampling import sampling, stop_reason
+from retool_env.rollout.vllm.sampling import sampling
 from retool_env.rollout.vllm.served_weights import ServedWeights, unavailable
 from retool_env.rollout.vllm.transfer import TransferredWeights
 from retool_env.rollout.weight_files import WeightFiles, check_dtype
@@ -85,8 +90,14 @@ class VLLMServerPolicy(Policy):
             on all machines. `None`: weights can only be given as checkpoint folders.
         weights_dtype: The data type in which weights travel: `"bfloat16"`, `"float16"` or
             `"float32"`. Nothing is lost if it is the servers' own data type.
+        at_update: The treatment of turns under way when new weights come: `"cut"` or `"wait"`, that
+            is let them end first. A cut turn keeps its tokens, and goes on under the new weights.
+            Adapters do neither.
         weights_address: The address of this machine for `"nccl"` and `"gloo"`. `None`: the address
             from which this machine reaches the first server.
+        sharers: The number of processes that share the servers. The episodes of each process may
+            reserve its part of the servers' caches, or more while the servers report that they have
+            room (the module `room`).
 
     Raises:
         MissingPackage: If the package httpx is missing.
@@ -112,13 +123,17 @@ class VLLMServerPolicy(Policy):
         weights: str = "files",
         weights_folder: str | Path | None = None,
         weights_dtype: str = "bfloat16",
+        at_update: str = "cut",
         weights_address: str | None = None,
+        sharers: int = 1,
     ) -> None:
         if isinstance(urls, str) or not urls:
             raise SettingsError("urls is a list of at least one server's URL")
         check_sampling(temperature, top_p)
-        if attempts < 1 or not timeout > 0:
-            raise SettingsError(f"attempts and timeout must be positive: {attempts}, {timeout}")
+        if min(attempts, sharers) < 1 or not timeout > 0:
+            raise SettingsError(
+                f"attempts, sharers and timeout must be positive: {attempts}, {sharers}, {timeout}"
+            )
         bases = [base_url(url, "/v1", "a server", "http://host:8000") for url in urls]
         if twice := {base for base in bases if bases.count(base) > 1}:
             raise SettingsError(f"urls names a server twice: {', '.join(sorted(twice))}")
@@ -135,8 +150,13 @@ class VLLMServerPolicy(Policy):
         plain = temperature == 0 or temperature == top_p == 1
         self._checked = set(self.servers) if plain else set()
         self._client = Client(token)
+        if at_update not in ("cut", "wait"):
+            raise SettingsError(f"at_update must be cut or wait, not {at_update!r}")
+        self.cuts_turns = at_update == "cut" and weights != "adapter"
         self._weights_address = weights_address
         self._weights = self._served_weights(weights, weights_folder, weights_dtype)
+        self._room = Room(self.servers, self._client, sharers)
+        self.admits = self._room.admits
         self.loop = BackgroundLoop("vllm-servers")
         """The event loop from which the requests are sent."""
         try:
@@ -144,6 +164,7 @@ class VLLMServerPolicy(Policy):
         except BaseException:
             self.close()
             raise
+        self.loop.submit(self._room.watch())
 
     @property
     def weight_version(self) -> int:  # type: ignore[override]  # the served weights count it
@@ -171,9 +192,10 @@ class VLLMServerPolicy(Policy):
     async def update_weights(
         self, version: int, weights: Weights | Parts | Adapter | str | Path | None = None
     ) -> None:
-        """Let all servers load new weights. Turns under way end first, and new turns wait.
+        """Let all servers load new weights.
 
-        With `weights="adapter"` turns under way go on with the adapter that they began with.
+        Turns under way are cut, and go on under the new weights; with `at_update="wait"` they end
+        first. With `weights="adapter"` they go on with the adapter that they began with.
 
         A server that fails is brought up to date before its next turn. Of several policies that
         share servers, always the same policy updates the weights, and the other policies `follow`.
@@ -206,6 +228,11 @@ class VLLMServerPolicy(Policy):
         """
         self._weights.write_part(parts, weights, rank)
 
+    @override
+    async def hold(self) -> None:
+        """Cut the turns under way, and let no turn begin until `follow`; see `Policy.hold`."""
+        await self.loop.run(self._weights.hold())
+
     async def follow(self, version: int) -> None:
         """Use the weights that another policy has let the servers load.
 
@@ -236,14 +263,20 @@ class VLLMServerPolicy(Policy):
         if way == "files":
             files = WeightFiles(folder, dtype)
             self.writes_parts, self.weights_dtype = folder is not None, files.dtype
-            return ServedWeights(self.servers, self._client, files, self._timeout)
+            return ServedWeights(self.servers, self._client, files, self._timeout, self.cuts_turns)
         if way == "adapter":
             self.takes_adapter = True
             return ServedAdapters(self.servers, self._client, folder, self._timeout)
         if way in ("nccl", "gloo"):
             self.weights_dtype = check_dtype(dtype)
             return TransferredWeights(
-                self.servers, self._client, way, dtype, self._timeout, self._weights_address
+                self.servers,
+                self._client,
+                way,
+                dtype,
+                self._timeout,
+                self._weights_address,
+                self.cuts_turns,
             )
         raise SettingsError(f"weights must be files, adapter, nccl or gloo, not {way!r}")
 
@@ -253,6 +286,7 @@ class VLLMServerPolicy(Policy):
         await anext(self._connections)
         model = await self._models(wanted)
         await self._weights.begin()
+        await self._room.look()
         return model
 
     async def _models(self, wanted: str | None) -> tuple[str, int]:
@@ -296,25 +330,33 @@ class VLLMServerPolicy(Policy):
     async def _act(
         self, token_ids: list[int], stop: list[str], budget: int, seed: int
     ) -> Generation:
-        started = time.monotonic()
+        turn = PartialTurn(self.tokenizer, token_ids, stop, budget, seed)
         errors: dict[str, str] = {}
         failed = 0
         while failed < self._attempts:
-            server = await self._take(token_ids)
+            await self._weights.released()
+            prompt = turn.prompt
+            server = await self._take(prompt)
             sent = time.monotonic()
             try:
                 await self._prepare(server)
-                async with self._weights.turn(server) as (version, model):
-                    body = self._body(token_ids, stop, budget, seed)
+                async with self._weights.request(server) as (version, model):
+                    body = self._body(prompt, stop, turn.request_budget, turn.request_seed)
                     answer = await self._sample(server, {**body, "model": model or self.model})
-                seconds = time.monotonic() - started
-                generation = self._read(answer, token_ids, budget, version, seconds)
+                sampled, logprobs, reason = read_completion(answer, body)
+                generation = turn.add(sampled, logprobs, version, reason)
+                if reason is None and not self._weights.cutting(server):
+                    raise Failure("another client of the server ended the turn")
+            except Dropped:
+                continue
             except Busy as busy:
                 errors[server.url] = "busy"
                 server.aside_until = busy.again(sent)
                 # A busy server counts as a failure only after the timeout.
-                failed += time.monotonic() - started > self._timeout
+                failed += time.monotonic() - turn.started > self._timeout
             except Failure as failure:
+                if self._weights.held:  # the server is paused for new weights
+                    continue
                 errors[server.url] = str(failure)
                 failed += 1
                 self.retried += failed < self._attempts
@@ -327,9 +369,9 @@ class VLLMServerPolicy(Policy):
                 server.fail(sent, error)
             else:
                 server.failures = 0
-                sampled = generation.token_ids
-                server.learn([*token_ids, *sampled], len(sampled))
-                return generation
+                if generation is not None:
+                    server.learn([*token_ids, *generation.token_ids], len(generation.token_ids))
+                    return generation
             finally:
                 server.in_flight -= 1
         raise unavailable(errors)
@@ -350,55 +392,13 @@ class VLLMServerPolicy(Policy):
     def _body(
         self, token_ids: list[int], stop: list[str], budget: int, seed: int
     ) -> dict[str, Any]:
-        return {
-            **sampling(self.temperature, self.top_p, stop, budget, seed),
-            "model": self.model,
-            "prompt": token_ids,
-            "return_token_ids": True,
-            "return_tokens_as_token_ids": True,
-            # A server takes settings that are left out from the model's generation config.
-            "top_k": 0,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
-        }
+        settings = sampling(self.temperature, self.top_p, stop, budget, seed)
+        return completion_body(token_ids, self.model, settings)
 
     async def _sample(self, server: Server, body: dict[str, Any]) -> Any:
         tokens = len(body["prompt"]) + body["max_tokens"]
         path = "/v1/completions"
         return await self._client.send(server, "POST", path, body, self._timeout, tokens)
-
-    def _read(
-        self, answer: Any, token_ids: list[int], budget: int, version: int, seconds: float
-    ) -> Generation:
-        choices = fields(answer, "choices", dict)
-        if len(choices) != 1:
-            raise Failure(f"the answer has {len(choices)} choices instead of one")
-        [choice] = choices
-        sampled = fields(choice, "token_ids", int)
-        logprobs = fields(field(choice, "logprobs", dict), "token_logprobs", float, int)
-        if fields(choice, "prompt_token_ids", int) != token_ids:
-            raise ValueError(
-                "the prompt_token_ids of the answer differ from the prompt that was sent: check "
-                "the server's vLLM (0.31), and any proxy in front of it"
-            )
-        if len(sampled) != len(logprobs) or len(sampled) > budget:
-            raise Failure(
-                f"{len(sampled)} tokens and {len(logprobs)} log-probs for a budget of {budget}"
-            )
-        # Token ids and log-probs go into records and tensors as they are.
-        if not all(0 <= token < 2**31 for token in sampled):
-            raise Failure(f"invalid token ids: {redact(repr(sampled), most=100)}")
-        if not all(-1e9 < logprob <= 1e-3 for logprob in logprobs):
-            raise Failure(f"invalid log-probs: {redact(repr(logprobs), most=100)}")
-        finish = field(choice, "finish_reason", str)
-        reason = stop_reason(finish, choice.get("stop_reason"))
-        if reason is None:  # an abort by another client of the server
-            raise Failure(f"the server ended the turn: {finish}")
-        if self.temperature == 0:
-            logprobs = [0.0] * len(sampled)
-        return Generation(tuple(sampled), tuple(logprobs), reason, seconds, version)
 
     async def _prepare(self, server: Server) -> None:
         """Make sure that a server serves the right weights and reports the right log-probs."""
@@ -412,8 +412,8 @@ class VLLMServerPolicy(Policy):
         first = self.tokenizer.encode("a", add_special_tokens=False)
         # With an almost empty nucleus each token is certain, so its true log-prob is 0.
         body = {**self._body(first, [], 8, 0), "temperature": 1.0, "top_p": 1e-6}
-        generation = self._read(await self._sample(server, body), first, 8, 0, 0.0)
-        if min(generation.logprobs) < -1e-3:
+        _, logprobs, _ = read_completion(await self._sample(server, body), body)
+        if min(logprobs, default=-1.0) < -1e-3:
             raise RuntimeError(
                 f"{server.url} reports log-probs of the model, which differ from the distribution "
                 "that it samples from with this temperature or top-p: start the server with "

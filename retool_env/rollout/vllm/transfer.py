@@ -5,7 +5,7 @@ update has these steps:
 
 1. The trainer gathers all weights in its memory. A trainer of several processes gathers together,
    and only then its first process goes on, so a server that fails holds up no other process.
-2. Every server ends its turns and is paused.
+2. Every server ends its requests and is paused.
 3. The trainer and the servers that got so far form a group, unless they are the group of the last
    update.
 4. The weights are sent. A collective operation never ends if a member is lost, so a watchdog asks
@@ -61,6 +61,7 @@ class TransferredWeights(ServedWeights):
             may take.
         address: The address of this machine, which the servers can reach. `None`: the address from
             which this machine reaches the first server.
+        cuts: See `ServedWeights`.
     """
 
     def __init__(
@@ -71,8 +72,9 @@ class TransferredWeights(ServedWeights):
         dtype: str,
         seconds: float,
         address: str | None = None,
+        cuts: bool = True,
     ) -> None:
-        super().__init__(servers, client, WeightFiles(None, dtype), seconds)
+        super().__init__(servers, client, WeightFiles(None, dtype), seconds, cuts)
         self._back_end = back_end
         self._address = address
         self._source: Source | None = None
@@ -94,8 +96,8 @@ class TransferredWeights(ServedWeights):
         expected = await asyncio.to_thread(checksum, pairs)
         errors = {server.url: server.failure for server in self._servers}
         async with AsyncExitStack() as stack:
-            for server in self._servers:
-                await stack.enter_async_context(self._gates[server].change())
+            changes = [stack.enter_async_context(self._change(each)) for each in self._servers]
+            await asyncio.gather(*changes)
             self._set(version, f"{version}-{secrets.token_hex(8)}", None)
             for _ in range(_ATTEMPTS):
                 members = await self._each(self._servers, self._join, errors)
@@ -118,7 +120,7 @@ class TransferredWeights(ServedWeights):
 
     @override
     async def _make_ready(self, server: Server) -> None:
-        async with self._gates[server].turn():  # wait for the end of a transfer under way
+        async with self._gates[server].request():  # wait for the end of a transfer under way
             pass
         if not self._is_ready(server):
             await super()._make_ready(server)

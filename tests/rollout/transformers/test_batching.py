@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from helpers.vllm_models import assert_own_logprobs
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Qwen2Config
 
@@ -272,6 +273,29 @@ def test_new_weights_amid_a_turn_finish_it_as_a_fresh_policy_would(tiny):
     [rest] = act(TransformersPolicy(model, tokenizer, temperature=0), [written], budget=19)
     assert turn.token_ids[11:] == rest.token_ids
     assert everything_is_free(policy)
+
+
+def test_each_token_has_the_version_and_the_logprob_of_its_own_weights(tiny):
+    model, tokenizer = tiny
+    models = [copy.deepcopy(model) for _ in range(3)]
+    for other in models[1:]:
+        scramble(other)
+    policy = TransformersPolicy(model, tokenizer)
+    prompts = [prompt(20 + seed, seed=seed) for seed in range(4)]
+
+    async def main():
+        acts = [asyncio.create_task(policy.act(ids, NEVER, 60, i)) for i, ids in enumerate(prompts)]
+        for version in (1, 2):
+            while len(shapes) < 15 * version:
+                await asyncio.sleep(0.001)
+            await policy.update_weights(version, models[version].state_dict())
+        return await asyncio.gather(*acts)
+
+    with watched(model) as shapes:
+        turns = asyncio.run(main())
+    assert any([version for version, _ in turn.weight_runs] == [0, 1, 2] for turn in turns)
+    assert all(turn.weight_version == 0 for turn in turns)
+    assert_own_logprobs(models.__getitem__, prompts, turns)
 
 
 def test_weights_that_are_given_are_copied_between_two_steps(tiny):

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from retool_env.rollout.vllm.gate import Gate
+from retool_env.rollout.vllm.gate import Dropped, Gate
 
 
 def test_weights_change_when_turns_have_ended_and_before_others_begin():
@@ -16,7 +16,7 @@ def test_weights_change_when_turns_have_ended_and_before_others_begin():
         gate, first, over = Gate(), asyncio.Event(), asyncio.Event()
 
         async def turn(name: str, until: asyncio.Event | None = None):
-            async with gate.turn():
+            async with gate.request():
                 events.append(f"{name} begins")
                 if until:
                     first.set()
@@ -43,7 +43,7 @@ def test_weights_change_when_turns_have_ended_and_before_others_begin():
     assert turn_of == sorted(turn_of) and events[-2:] == ["late begins", "late ends"]
 
 
-@pytest.mark.parametrize("held", ["turn", "change"])
+@pytest.mark.parametrize("held", ["request", "change"])
 def test_what_is_cancelled_at_the_gate_shuts_nobody_out(held):
     async def main():
         gate = Gate()
@@ -53,7 +53,7 @@ def test_what_is_cancelled_at_the_gate_shuts_nobody_out(held):
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
         async with asyncio.timeout(5):
-            await _through(gate.turn())
+            await _through(gate.request())
             await _through(gate.change())
 
     asyncio.run(main())
@@ -92,7 +92,7 @@ def test_a_turn_does_not_slip_in_between_two_changes():
     passed = []
 
     async def turn(gate):
-        async with gate.turn():
+        async with gate.request():
             passed.append(True)
 
     async def main():
@@ -108,3 +108,65 @@ def test_a_turn_does_not_slip_in_between_two_changes():
 
     asyncio.run(asyncio.wait_for(main(), 60))
     assert passed
+
+
+def test_a_change_cuts_the_requests_under_way_and_drops_the_rest():
+    events: list[str] = []
+
+    async def main():
+        gate, begun, answered = Gate(), asyncio.Event(), asyncio.Event()
+
+        async def request(name: str, until: asyncio.Event):
+            try:
+                async with gate.request():
+                    begun.set()
+                    await until.wait()
+                    events.append(f"{name} answered")
+            except Dropped:
+                events.append(f"{name} dropped")
+
+        async def cut():
+            answered.set()
+            assert not await gate.ended(0.05)
+            gate.drop()
+            gate.drop()
+
+        pending = asyncio.create_task(request("late", asyncio.Event()))
+        tasks = [pending, asyncio.create_task(request("early", answered))]
+        await begun.wait()
+        await asyncio.sleep(0)
+        async with gate.change(cut):
+            assert gate.empty and not gate.open
+            events.append("changed")
+        await asyncio.gather(*tasks)
+        assert gate.open
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert events == ["early answered", "late dropped", "changed"]
+
+
+def test_an_error_or_a_time_out_of_a_request_stays_its_own():
+    async def main():
+        gate = Gate()
+        for error in (KeyError, TimeoutError):
+            with pytest.raises(error):
+                async with gate.request():
+                    raise error
+        assert gate.empty
+
+    asyncio.run(main())
+
+
+def test_a_shut_gate_stays_shut_over_a_change():
+    async def main():
+        gate = Gate()
+        gate.shut()
+        waiting = asyncio.create_task(_through(gate.request()))
+        async with gate.change():
+            pass
+        await asyncio.sleep(0.01)
+        assert not waiting.done() and not gate.open
+        gate.reopen()
+        await asyncio.wait_for(waiting, 5)
+
+    asyncio.run(main())

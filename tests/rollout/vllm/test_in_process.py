@@ -20,12 +20,14 @@ from helpers.vllm_models import (
     ENGINE,
     PROMPTS,
     RULES,
+    assert_own_logprobs,
     greedy,
     logprobs_of,
     make_tagging_checkpoint,
     make_writer,
     needs_vllm,
     turns_of,
+    turns_under_updates,
 )
 
 from agents.models.tiny import make_model
@@ -62,7 +64,7 @@ def writer(engine, sandbox):
 
 @pytest.fixture
 def policy(engine):
-    engine.temperature, engine.top_p = 1.0, 1.0
+    engine.temperature, engine.top_p, engine.cuts_turns = 1.0, 1.0, True
     if engine.weight_version:
         asyncio.run(engine.update_weights(0))
     return engine
@@ -173,8 +175,8 @@ def test_new_weights_are_served_exactly(policy, model, other, prompts, tmp_path)
 
 
 @needs_vllm
-def test_a_turn_has_the_weights_of_one_version(policy, model, other, prompts):
-    policy.temperature = 0
+def test_a_turn_that_is_waited_for_has_the_weights_of_one_version(policy, model, other, prompts):
+    policy.temperature, policy.cuts_turns = 0, False
     prompt = prompts[0]
 
     async def main():
@@ -193,6 +195,51 @@ def test_a_turn_has_the_weights_of_one_version(policy, model, other, prompts):
     assert [early.token_ids] == greedy(model, policy.tokenizer, [prompt], **settings)
     assert [late.token_ids] == greedy(other, policy.tokenizer, [prompt], **settings)
     assert (early.weight_version, late.weight_version) == (0, 9)
+
+
+@needs_vllm
+def test_updates_that_change_nothing_leave_greedy_turns_as_they_are(policy, model, prompts):
+    policy.temperature = 0
+    turns = turns_under_updates(policy, prompts, [(model.state_dict(),)], 400)
+    expected = greedy(model, policy.tokenizer, prompts, budget=400)
+    assert [turn.token_ids for turn in turns] == expected
+    assert any(len(turn.weight_runs) > 2 for turn in turns)
+
+
+@needs_vllm
+def test_each_token_has_the_logprob_of_its_own_version(policy, model, other, prompts):
+    turns = turns_under_updates(policy, prompts, [(), (other.state_dict(),)], 400)
+    assert any(len(turn.weight_runs) > 2 for turn in turns)
+    assert_own_logprobs(lambda version: (model, other)[version % 2], prompts, turns)
+
+
+@needs_vllm
+def test_whole_episodes_are_the_same_under_updates_that_change_nothing(policy, writer, sandbox):
+    """Cuts fall into tags, results and answers, too."""
+    policy.temperature = 0
+    weights = writer.state_dict()
+    asyncio.run(policy.update_weights(2, weights))
+    expected = episodes(policy, sandbox)
+    over = threading.Event()
+
+    def update():
+        seconds = 0.02
+        while not over.wait(seconds):
+            asyncio.run(policy.update_weights(policy.weight_version + 1, weights))
+            seconds *= 1.1
+
+    thread = threading.Thread(target=update)
+    thread.start()
+    try:
+        got = episodes(policy, sandbox)
+    finally:
+        over.set()
+        thread.join()
+    assert [t.completion_ids for t in got] == [t.completion_ids for t in expected]
+    assert [t.stop_reason for t in got] == [t.stop_reason for t in expected]
+    assert any(span.weight_runs for t in got for span in t.spans)
+    for transcript in got:
+        check_transcript(transcript)
 
 
 @needs_vllm

@@ -14,7 +14,16 @@ import urllib.request
 
 import pytest
 import torch
-from helpers.vllm_models import ENGINE, PROMPTS, greedy, logprobs_of, needs_vllm, turns_of
+from helpers.vllm_models import (
+    ENGINE,
+    PROMPTS,
+    assert_own_logprobs,
+    greedy,
+    logprobs_of,
+    needs_vllm,
+    turns_of,
+    turns_under_updates,
+)
 from helpers.vllm_servers import Served, serving, serving_apart, unused_port
 from peft import LoraConfig, get_peft_model
 
@@ -238,6 +247,54 @@ def test_tensors_reach_a_real_server_and_what_it_has_read_is_forgotten(
     asyncio.run(policy.update_weights(8))
     turns = turns_of(policy, prompts)
     assert [turn.token_ids for turn in turns] == greedy(model, policy.tokenizer, prompts)
+
+
+@needs_vllm
+@pytest.mark.parametrize("way", ["files", "gloo"])
+def test_a_real_server_cuts_turns_which_go_on_under_the_new_weights(
+    served, real, model, prompts, weights, tmp_path, way
+):
+    folder = tmp_path if way == "files" else None
+    options = {"weights": way, "weights_folder": folder, "weights_dtype": "float32"}
+    policy = served(temperature=0, **options)
+    asyncio.run(policy.update_weights(1))  # what it was started with
+    turns = turns_under_updates(policy, prompts, [(model.state_dict(),)], 400)
+    expected = greedy(model, policy.tokenizer, prompts, budget=400)
+    assert [turn.token_ids for turn in turns] == expected
+    assert any(len(turn.weight_runs) > 2 for turn in turns)
+    policy = served(**options)
+    policy.temperature = 1.0
+    other = make_model(7)[0].eval()
+    updates = [(model.state_dict(),), (weights,)]
+    turns = turns_under_updates(policy, prompts, updates, 400)
+    assert any(len(turn.weight_runs) > 2 for turn in turns)
+    assert_own_logprobs(lambda version: (model, other)[version % 2], prompts, turns)
+    assert policy.retried == 0 and not metric(real, "num_requests_waiting")
+
+
+@needs_vllm
+def test_turns_of_a_policy_that_follows_go_on_under_the_new_weights(
+    served, model, prompts, weights, tmp_path
+):
+    options = {"weights_folder": tmp_path, "weights_dtype": "float32"}
+    leader, other = served(**options), served(**options)
+    trained = make_model(7)[0].eval()
+
+    async def main():
+        acts = [asyncio.create_task(other.act(ids, (), 400, i)) for i, ids in enumerate(prompts)]
+        pairs = (2, weights), (3, model.state_dict()), (4, weights)
+        for version, state in pairs:
+            await asyncio.sleep(0.2)
+            await other.hold()
+            await leader.update_weights(version, state)
+            await other.follow(version)
+        return await asyncio.gather(*acts)
+
+    asyncio.run(leader.update_weights(1, model.state_dict()))
+    asyncio.run(other.follow(1))
+    turns = asyncio.run(main())
+    assert any(len(turn.weight_runs) > 1 for turn in turns) and other.retried == 0
+    assert_own_logprobs(lambda version: (trained, model)[version % 2], prompts, turns)
 
 
 @needs_vllm

@@ -111,7 +111,7 @@ def test_two_runs_that_load_their_weights_on_one_server_are_told(tmp_path):
 
 def test_new_weights_come_between_turns(tmp_path):
     served = [Served(delay=0.2), Served(delay=0.2)]
-    with serving_all(*served) as urls, policy_of(*urls) as policy:
+    with serving_all(*served) as urls, policy_of(*urls, at_update="wait") as policy:
 
         async def both():
             early = [asyncio.create_task(policy.act([*PROMPT, i], STOP, 24, 1)) for i in range(4)]
@@ -133,6 +133,128 @@ def test_new_weights_come_between_turns(tmp_path):
         at = each.events.index("pause")
         assert each.events[at : at + 4] == change
         assert each.events[:at].count("turn") == each.events[:at].count("end") > 0
+
+
+@contextlib.asynccontextmanager
+async def under_way(policy, served: list[Served], turns: int):
+    """Turns that the servers sample for as long as the block runs, or until they are cut."""
+    for each in served:
+        each.held = True
+    tasks = [asyncio.create_task(policy.act([*PROMPT, i], STOP, 24, 1)) for i in range(turns)]
+    while sum(each.running for each in served) < turns:
+        await asyncio.sleep(0.01)
+    yield tasks
+    for each in served:
+        each.held = False
+
+
+def test_new_weights_cut_turns_which_go_on_with_what_they_have(tmp_path):
+    served = [Served(), Served(before_cut=2)]
+
+    async def main(policy):
+        async with under_way(policy, served, 4) as tasks:
+            await policy.update_weights(5, tmp_path)
+        return await asyncio.gather(*tasks)
+
+    with serving_all(*served) as urls, policy_of(*urls) as policy:
+        turns = asyncio.run(main(policy))
+        assert policy.retried == 0 and not any(each.failures for each in policy.servers)
+    assert {turn.token_ids for turn in turns} == {tuple(served[0].written)}
+    assert all(turn.stop_reason == "tag" and turn.weight_version == 0 for turn in turns)
+    assert {turn.weight_runs for turn in turns} == {((0, 1), (5, 2)), ((0, 2), (5, 1))}
+    bodies = [body for each in served for body in each.bodies]
+    again = [body for body in bodies if body["prompt"][-1] in served[0].written]
+    assert len(bodies) == 8 and len(again) == 4
+    # The same seed again would draw the same random numbers again.
+    assert {body["seed"] for body in again}.isdisjoint({1}) and len({*map(str, again)}) == 4
+    assert all(body["max_tokens"] == 24 - (len(body["prompt"]) - 65) for body in bodies)
+
+
+def test_a_request_that_reaches_a_paused_server_is_sent_again(tmp_path, monkeypatch):
+    """It has no token, and would otherwise be sampled with the new weights under the old number."""
+    monkeypatch.setattr("retool_env.rollout.vllm.served_weights._CUT_SECONDS", 0.2)
+    served = Served()
+
+    def load(path: str):
+        assert not served.running
+
+    async def main(policy):
+        async with under_way(policy, [served], 2) as tasks:
+            served.deaf = True
+            await policy.update_weights(5, tmp_path)
+        return await asyncio.gather(*tasks)
+
+    served.load = load
+    with serving(served) as url, policy_of(url) as policy:
+        turns = asyncio.run(main(policy))
+        assert policy.retried == 0
+    assert [(turn.weight_version, turn.weight_runs) for turn in turns] == [(5, ())] * 2
+    assert served.gone == 2 and len(served.bodies) == 4
+
+
+def test_a_server_that_does_not_pause_holds_up_no_turn(tmp_path, caplog):
+    good, bad = Served(), Served(broken=["pause"] * 3)
+
+    async def main(policy):
+        async with under_way(policy, [good, bad], 4) as tasks:
+            await policy.update_weights(5, tmp_path)
+            good.held = False
+            return await asyncio.gather(*tasks)
+
+    with serving_all(good, bad) as urls, policy_of(*urls) as policy:
+        turns = asyncio.run(main(policy))
+        assert f"{urls[1]} has not loaded the weights of version 5" in caplog.text
+    assert {turn.weight_runs for turn in turns} == {(), ((0, 1), (5, 2))}
+    assert sorted(turn.weight_version for turn in turns) == [0, 0, 5, 5]
+
+
+def test_a_turn_that_another_client_cuts_again_and_again_ends_as_a_failure():
+    served = Served(before_cut=0)
+
+    async def main(policy):
+        async with under_way(policy, [served], 1) as tasks:
+            while not tasks[0].done():
+                served.cuts += served.running
+                await asyncio.sleep(0.01)
+        await tasks[0]
+
+    failure = pytest.raises(PolicyUnavailable, match="another client of the server ended the turn")
+    with serving(served) as url, policy_of(url, attempts=3) as policy, failure:
+        asyncio.run(main(policy))
+    assert len(served.bodies) == 3
+
+
+def test_a_policy_that_holds_its_turns_goes_on_with_the_weights_that_it_follows(tmp_path):
+    served = [Served(), Served()]
+
+    async def main(leader, other):
+        async with under_way(other, served, 4) as tasks:
+            await other.hold()
+            assert not any(each.running for each in served)
+            late = asyncio.create_task(other.act(PROMPT, STOP, 24, 1))
+            await leader.update_weights(4, tmp_path)
+            await asyncio.sleep(0.1)
+            assert not late.done() and not any(each.running for each in served)
+            await other.follow(4)
+        return await asyncio.gather(*tasks, late)
+
+    with serving_all(*served) as urls, policy_of(*urls) as leader, policy_of(*urls) as other:
+        *early, late = asyncio.run(main(leader, other))
+        assert other.retried == 0
+        assert {turn.weight_runs for turn in early} == {((0, 1), (4, 2))}
+        assert (late.weight_version, late.weight_runs) == (4, ())
+        # With nothing under way it asks nobody, and the next turns wait all the same.
+        events = [list(each.events) for each in served]
+        asyncio.run(other.hold())
+        assert [each.events for each in served] == events
+        asyncio.run(leader.update_weights(5, tmp_path))
+        asyncio.run(other.follow(5))
+        assert act(other, PROMPT)[0].weight_version == 5
+
+
+def test_an_unknown_treatment_of_turns_is_refused():
+    with pytest.raises(ValueError, match="at_update must be cut or wait, not 'keep'"):
+        policy_of("http://h:1", at_update="keep")
 
 
 def test_a_server_that_was_started_anew_gets_the_weights_before_a_turn(tmp_path, monkeypatch):

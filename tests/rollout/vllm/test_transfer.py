@@ -208,7 +208,7 @@ def test_turns_wait_for_the_end_of_a_transfer(gloo, weights):
 
 def test_a_turn_that_waited_for_a_failed_transfer_is_not_sent(gloo, weights):
     served = Served()
-    policy = gloo(served)
+    policy = gloo(served, at_update="wait")
     update(policy, 1, weights)
 
     async def main():

@@ -1,0 +1,111 @@
+"""The bound on the tokens of the episodes in flight, from the load that servers report."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from helpers.server_policies import PROMPT, STOP, act, policy_of, serving_all
+from helpers.vllm_servers import Served, serving
+
+from retool_env.rollout.vllm.room import Load, Room
+
+BLOCKS = 100
+
+
+def metrics(waiting: float = 0, usage: float = 0.0, blocks: int = BLOCKS) -> str:
+    """The metrics of a server with two engines, as vLLM gives them."""
+    labels = 'engine="{}",model_name="m"'
+    config = 'block_size="16",cache_dtype="auto",engine="{}",num_gpu_blocks="{}"'
+    lines = [
+        "# HELP vllm:num_requests_waiting Number of requests waiting to be processed.",
+        "# TYPE vllm:num_requests_waiting gauge",
+        *(f"vllm:num_requests_waiting{{{labels.format(i)}}} {waiting / 2}" for i in range(2)),
+        *(f"vllm:kv_cache_usage_perc{{{labels.format(i)}}} {usage * i}" for i in range(2)),
+        *(f"vllm:cache_config_info{{{config.format(i, blocks // 2)}}} 1.0" for i in range(2)),
+        f"vllm:num_requests_waiting_by_reason{{{labels.format(0)}}} 7.0",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_load_is_read_from_the_metrics():
+    assert Load.of(metrics(3, 0.25)) == Load(3.0, 0.25, 16 * BLOCKS)
+    assert Load.of("# nothing\n") is None
+    assert Load.of(metrics().replace('"16"', '"None"')) is None
+
+
+class Answers:
+    """A client whose servers report these metrics."""
+
+    def __init__(self, *texts):
+        self.texts = list(texts)
+
+    async def send(self, server, method, path):
+        assert (method, path) == ("GET", "/metrics")
+        if (text := self.texts[server]) is None:
+            raise RuntimeError("no metrics")
+        return text
+
+
+def test_the_bound_is_a_share_of_the_caches_and_follows_the_load():
+    client = Answers(metrics(), metrics())
+    room = Room([0, 1], client, sharers=4)
+    whole = 2 * 16 * BLOCKS
+
+    def look(*texts) -> float:
+        client.texts = list(texts)
+        asyncio.run(room.look())
+        return room.tokens
+
+    assert room.admits(1e9)  # nothing is known yet
+    assert look(metrics(), metrics()) == whole / 4
+    assert room.admits(whole / 4) and look(metrics(), metrics()) == whole / 4  # nobody wants more
+    assert not room.admits(whole / 4 + 1)
+    risen = look(metrics(usage=0.7), metrics())
+    assert risen > whole / 4 and room.admits(risen)
+    room.admits(1e9)
+    assert look(metrics(usage=0.9), metrics()) == risen  # not roomy
+    for full in (metrics(usage=0.99), metrics(waiting=2)):
+        before = room.tokens
+        room.admits(1e9)
+        assert whole / 4 <= look(metrics(), full) < before or before == whole / 4
+    assert room.tokens == whole / 4
+    assert look(metrics(), None) == whole / 8  # a server is gone
+    assert look(None, None) == whole / 8
+    for _ in range(100):
+        room.admits(1e9)
+        look(metrics(), metrics())
+    assert room.tokens == 16 * whole / 4
+
+
+def test_processes_that_share_servers_fill_and_do_not_overfill_them(monkeypatch):
+    """Sixteen processes want all they can get; an episode is a quarter of its greatest length."""
+    longest, capacity = 80, 2 * 16 * BLOCKS
+    client = Answers("", "")
+    rooms = [Room([0, 1], client, sharers=16) for _ in range(16)]
+    held, most = [0] * 16, 0
+
+    for _ in range(200):
+        used = sum(held) * longest / 4
+        usage, waiting = min(1.0, used / capacity), max(0.0, used - capacity)
+        client.texts = [metrics(waiting, usage)] * 2
+        for number, room in enumerate(rooms):
+            asyncio.run(room.look())
+            held[number] -= held[number] // 5  # some episodes end
+            while room.admits((held[number] + 1) * longest):
+                held[number] += 1
+        most = max(most, used)
+    assert capacity * 0.7 < sum(held) * longest / 4 and most < capacity * 1.3
+
+
+def test_a_policy_asks_its_servers_and_the_engine_waits_for_room(monkeypatch):
+    monkeypatch.setattr("retool_env.rollout.vllm.room._LOOK_SECONDS", 0.02)
+    served = [Served(metrics=metrics()), Served(metrics=metrics(waiting=1, blocks=50))]
+    with serving_all(*served) as urls, policy_of(*urls, sharers=3) as policy:
+        assert policy.admits(16 * 150 / 3) and not policy.admits(16 * 150 / 3 + 1)
+        served[1].metrics = metrics(blocks=50)
+        risen = threading.Event()
+        while not policy.admits(16 * 150 / 3 + 1):
+            risen.wait(0.01)
+    with serving(Served()) as url, policy_of(url) as policy:
+        assert policy.admits(1e9) and act(policy, PROMPT, stop=STOP)
