@@ -9,8 +9,8 @@ of them and defines `act` and `update_weights`, or `write`; all other members ha
 | turns    | `act`, `tokenizer`, `context_length`; of text, `write`                             |
 | sampling | `temperature`, `top_p`                                                             |
 | weights  | `model`, `checkpoint`, `weight_version`, `update_weights`, `weights_dtype`,       |
-|          | `takes_adapter`, `cuts_turns`; of several processes, `shares_servers`,             |
-|          | `writes_parts`, `write_part`, `hold`, `follow`                                     |
+|          | `takes_adapter`, `at_update`, `mixed_turns`; of several processes,                 |
+|          | `shares_servers`, `writes_parts`, `write_part`, `hold`, `follow`                   |
 | memory   | `cache_tokens`, `prefilled_tokens`, `clear_cache`, `admits`; `sleep_mode`,         |
 |          | `sleep`, `wake_up`                                                                 |
 | end      | `close`, and `with policy:`                                                        |
@@ -21,7 +21,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from retool_env.episode import Generation, Tokenizer
 from retool_env.episode import TurnEnd as TurnEnd
@@ -30,6 +30,28 @@ from retool_env.errors import SettingsError
 from retool_env.protocol.program import Form
 from retool_env.rollout.weights import Parts, Weights
 from retool_env.transcript import Transcript
+
+AtUpdate = Literal["cut", "wait", "keep"]
+"""The treatment of turns under way when new weights come.
+
+`"cut"`: they keep their tokens, and go on under the new weights. `"wait"`: they end first.
+`"keep"`: they go on under the new weights with the keys and values of the older weights. Their
+later tokens are then counted under the older version, since the time of the change is not known.
+"""
+
+
+def check_at_update(at_update: str) -> AtUpdate:
+    """Check the treatment of turns under way, and return it.
+
+    Args:
+        at_update: The treatment; see `AtUpdate`.
+
+    Raises:
+        SettingsError: If it is unknown.
+    """
+    if at_update not in get_args(AtUpdate):
+        raise SettingsError(f"at_update must be cut, wait or keep, not {at_update!r}")
+    return at_update  # type: ignore[return-value]  # checked above
 
 
 def check_sampling(temperature: float | None, top_p: float | None) -> None:
@@ -108,8 +130,10 @@ class Policy(BasePolicy, ABC):
     """Whether the policies of several processes share the servers that hold the weights. One policy
     then updates the weights, and the other policies `follow`.
     """
-    cuts_turns: bool = False
-    """Whether new weights cut turns under way, which then go on under the new weights."""
+    at_update: AtUpdate = "wait"
+    """The treatment of turns under way when new weights come."""
+    mixed_turns: int = 0
+    """The number of turns so far that went on under new weights with a cache of older weights."""
     writes_parts: bool = False
     """Whether all of these processes write the weights together, with `write_part`."""
     takes_adapter: bool = False

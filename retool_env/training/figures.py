@@ -15,6 +15,7 @@ import torch
 
 from retool_env.execution import Outcome
 from retool_env.protocol.turn import TurnKind
+from retool_env.rollout.policy import BasePolicy
 from retool_env.rollout.progress import Progress
 from retool_env.training.correction import LOG_RATIO_BOUND
 from retool_env.training.processes import gathered
@@ -190,6 +191,8 @@ class RolloutFigures:
       optimizer steps between the weights that sampled a token and the trainer's weights,
     - `rollout/weight_versions`, the mean number of weight versions that sampled an episode,
     - `rollout/cut_turns`, the number of turns that several weight versions sampled,
+    - `rollout/mixed_turns`, if the policy keeps turns over an update (`Policy.at_update`): the
+      number of turns since the last step that went on under new weights with an older cache,
     - `rollout/failed`, the number of episodes that are not scored,
     - `rollout/cut`, `rollout/dropped` and `rollout/retried`, episodes since the last step,
     - `rollout/resampled`, the number of groups that were resampled,
@@ -198,10 +201,13 @@ class RolloutFigures:
     Args:
         progress: The engine's counts, which the engine goes on increasing.
         deadline: Seconds after which a batch's episodes are cut; `None`: there is no deadline.
+        policy: The policy that samples.
     """
 
-    def __init__(self, progress: Progress, deadline: float | None) -> None:
+    def __init__(self, progress: Progress, deadline: float | None, policy: BasePolicy) -> None:
         self._progress = progress
+        self._policy: Any = policy
+        self._mixed = 0
         self._deadline = deadline
         self._counted = dataclasses.replace(progress)
         self._warned = False
@@ -240,6 +246,9 @@ class RolloutFigures:
             len({version for span in transcript.spans for version, _ in span.weights})
             for transcript in transcripts
         )
+        if self._policy.at_update == "keep":
+            sums["mixed_turns"] = float(self._policy.mixed_turns - self._mixed)
+            self._mixed = self._policy.mixed_turns
         sums["trainable"] = sum(map(is_trainable, transcripts))
         sums["failed"] = sum(not transcript.scored for transcript in transcripts)
         sums["deadline_cut"] = sum(t.stop_reason is StopReason.CANCELLED for t in transcripts)

@@ -180,7 +180,7 @@ class Rollouts:
         # An engine that shares its GPU with the trainer sleeps while the trainer trains.
         self._sleeps = engine.policy.sleep_mode
         self._asleep = False
-        self._figures = RolloutFigures(engine.progress, deadline)
+        self._figures = RolloutFigures(engine.progress, deadline, engine.policy)
 
     def close(self) -> None:
         """Cancel the batches that are sampled ahead. May be called again."""

@@ -63,7 +63,7 @@ def check_step(policy: Policy, step: Step, staleness: int) -> None:
                 "one process can't sample from a model whose parameters are sharded: give the "
                 "policy its own model, loaded from the same checkpoint, or use vLLM"
             )
-    if staleness > 1 and shares_servers(policy, step) and not policy.cuts_turns:
+    if staleness > 1 and shares_servers(policy, step) and policy.at_update == "wait":
         raise ValueError(
             f"staleness={staleness} is too large for servers that several processes share, with "
             "adapters or at_update=wait: no turn may be under way while such servers take new "

@@ -94,6 +94,8 @@ class Served:
     """Number of turns whose client disconnected."""
     before_cut: int = 1
     """Number of tokens that a turn has when a pause cuts it."""
+    pauses: list[str] = field(default_factory=list)
+    """The query of each pause."""
     cuts: int = 0
     """Number of pauses that cut the turns under way."""
     metrics: str = ""
@@ -235,6 +237,7 @@ class Served:
         self._note(f"{name} {body['method']} {body['args'][0]}" if loads else name)
         if name in ("pause", "resume"):
             self.paused = name == "pause"
+            self.pauses += [request.url.query] * self.paused
             self.cuts += request.query_params.get("mode") == "abort" and not self.deaf
         if loads:
             folder, marked = body["args"]

@@ -40,9 +40,12 @@ def test_a_policy_of_text_is_refused():
         check_policy(Teller())
 
 
-@pytest.mark.parametrize(("cuts", "processes", "refused"), [(0, 2, 1), (0, 1, 0), (1, 2, 0)])
-def test_shared_servers_that_cut_no_turns_allow_one_batch_ahead(cuts, processes, refused):
-    policy = Writer(shares_servers=True, cuts_turns=bool(cuts))
+@pytest.mark.parametrize(
+    ("at_update", "processes", "refused"),
+    [("wait", 2, True), ("wait", 1, False), ("cut", 2, False), ("keep", 2, False)],
+)
+def test_shared_servers_that_wait_for_turns_allow_one_batch_ahead(at_update, processes, refused):
+    policy = Writer(shares_servers=True, at_update=at_update)
     accelerator = SimpleNamespace(num_processes=processes)
     step = SimpleNamespace(temperature=1.0, model="m", accelerator=accelerator)
     check_step(policy, step, 1)

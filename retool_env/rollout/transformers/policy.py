@@ -51,6 +51,8 @@ class TransformersPolicy(Policy):
             end-of-sequence token, or the model keeps a state other than keys and values.
     """
 
+    at_update = "cut"
+
     def __init__(
         self,
         model: PreTrainedModel,

@@ -48,7 +48,7 @@ class ServedAdapters(ServedWeights):
     ) -> None:
         if folder is None:
             raise SettingsError("adapters reach servers as files: set weights_folder")
-        super().__init__(servers, client, WeightFiles(None), seconds, cuts=False)
+        super().__init__(servers, client, WeightFiles(None), seconds, at_update="wait")
         self._parent = Path(folder).absolute()
         self._used: dict[str, Path] = {}  # the adapters of this policy's updates, by age
         self._serving: dict[Server, str] = dict.fromkeys(servers, "")

@@ -64,11 +64,14 @@ class Gate:
                 self._empty.set()
 
     @asynccontextmanager
-    async def change(self, cut: Callable[[], Awaitable[None]] | None = None) -> AsyncIterator[None]:
+    async def change(
+        self, cut: Callable[[], Awaitable[None]] | None = None, waits: bool = True
+    ) -> AsyncIterator[None]:
         """Keep new requests out, and pass when the requests under way have ended.
 
         Args:
             cut: Lets the requests under way end soon. `None`: they end by themselves.
+            waits: Whether the requests under way end first. Otherwise they stay under way.
         """
         async with self._changing:
             was_open = self.open
@@ -76,7 +79,8 @@ class Gate:
             try:
                 if cut is not None:
                     await cut()
-                await self._empty.wait()
+                if waits:
+                    await self._empty.wait()
                 yield
             finally:
                 if was_open:

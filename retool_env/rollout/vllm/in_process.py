@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any, override
 from retool_env.episode import Generation
 from retool_env.errors import MissingPackage, SettingsError
 from retool_env.files import folder_fault
-from retool_env.rollout.policy import Policy, PolicyUnavailable, check_room, check_sampling
+from retool_env.rollout.policy import (
+    AtUpdate,
+    Policy,
+    PolicyUnavailable,
+    check_at_update,
+    check_room,
+    check_sampling,
+)
 from retool_env.rollout.vllm.gate import Gate
 from retool_env.rollout.vllm.partial_turn import PartialTurn
 from retool_env.rollout.vllm.sampling import sampling, stop_reason
@@ -44,8 +51,8 @@ class VLLMPolicy(Policy):
             own.
         enforce_eager: Whether to skip compilation. The engine starts sooner; a GPU then samples
             more slowly, a CPU does not.
-        at_update: The treatment of turns under way when new weights come: `"cut"` or `"wait"`, that
-            is let them end first. A cut turn keeps its tokens, and goes on under the new weights.
+        at_update: The treatment of turns under way when new weights come: `"cut"`, `"wait"` or
+            `"keep"`; see `retool_env.rollout.policy.AtUpdate`.
         sleep_mode: Whether `sleep` can free the GPU's memory for a trainer. It needs CUDA.
         **engine: Further arguments of vLLM's `AsyncEngineArgs`: `max_model_len`,
             `tensor_parallel_size`, `gpu_memory_utilization`, `dtype`, ...
@@ -66,13 +73,11 @@ class VLLMPolicy(Policy):
         top_p: float = 1.0,
         enforce_eager: bool = False,
         sleep_mode: bool = False,
-        at_update: str = "cut",
+        at_update: AtUpdate = "cut",
         **engine: Any,
     ) -> None:
         check_sampling(temperature, top_p)
-        if at_update not in ("cut", "wait"):
-            raise SettingsError(f"at_update must be cut or wait, not {at_update!r}")
-        self.cuts_turns = at_update == "cut"
+        self.at_update = check_at_update(at_update)
         if importlib.util.find_spec("vllm") is None:
             raise MissingPackage(
                 "vLLM is missing: pip install 'retool-env[vllm]'; on a machine without a GPU, run "
@@ -226,6 +231,7 @@ class VLLMPolicy(Policy):
                     raise PolicyUnavailable(reason) from error
                 finally:
                     self._under_way.discard(name)
+                self.mixed_turns += self.weight_version != version
             generation = self._add(turn, last, version)
         return generation
 
@@ -264,7 +270,8 @@ class VLLMPolicy(Policy):
             await self._reload(version, str(folder))
 
     async def _reload(self, version: int, path: str) -> None:
-        async with self.gate.change(self._cut if self.cuts_turns else None):
+        cut, keeps = self._cut if self.at_update == "cut" else None, self.at_update == "keep"
+        async with self.gate.change(cut, waits=not keeps):
             engine = self._living()
             if self._asleep:  # the memory of the weights is not allocated
                 raise RuntimeError("the engine sleeps: call wake_up before update_weights")
@@ -274,9 +281,10 @@ class VLLMPolicy(Policy):
                 f"the engine did not load the weights of version {version} to the end, and may "
                 "hold some of them (the log says more): call update_weights before the next turn"
             )
-            # Our turns have ended, but the engine notices a stop string later: `abort` ends the
-            # requests that it still samples.
-            await self._answer(engine.pause_generation(mode="abort", clear_cache=True))
+            # Unless they are kept, our turns have ended. But the engine notices a stop string
+            # later: `abort` ends the requests that it still samples.
+            mode = "keep" if keeps else "abort"
+            await self._answer(engine.pause_generation(mode=mode, clear_cache=not keeps))
             try:
                 await self._answer(engine.collective_rpc("load_checkpoint", args=(path,)))
             except Exception as error:  # vLLM has no type for it

@@ -1,9 +1,9 @@
 """ServedWeights: the weights that the servers of a model have, and their updates.
 
 New weights reach the servers as files, in a folder that every server can read. A server is paused
-while it loads, and the requests under way end before: a pause cuts them, or they are waited for. It
-goes on when it has all of the new weights, and then reports their name. A paused server may
-therefore hold a mixture of old and new weights.
+while it loads. The requests under way end before (a pause cuts them, or they are waited for), or
+they are kept. The server goes on when it has all of the new weights, and then reports their name. A
+paused server may therefore hold a mixture of old and new weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 
-from retool_env.rollout.policy import PolicyUnavailable
+from retool_env.rollout.policy import AtUpdate, PolicyUnavailable
 from retool_env.rollout.vllm.client import Client, field
 from retool_env.rollout.vllm.gate import Gate
 from retool_env.rollout.vllm.routing import Server
@@ -34,6 +34,8 @@ PAUSED = (
 )
 """The words for a server that is paused."""
 
+# vLLM's mode of a pause, and whether the pause empties the cache, by the treatment of requests.
+_PAUSES = {"cut": ("abort", "true"), "wait": ("wait", "true"), "keep": ("keep", "false")}
 _TRANSFERRED = "(transferred)"  # in place of a folder: weights that went to the servers directly
 _CUT_SECONDS = 2.0  # a request that a pause cut is answered at once, unless it came later
 _NEXT = "it gets weights with the next update of all servers, and no turn before"
@@ -49,7 +51,7 @@ class ServedWeights:
         client: The client that sends the requests.
         files: The folder into which tensors are written for the servers.
         seconds: The seconds that a server may take to end other clients' turns, and to load.
-        cuts: Whether new weights cut the requests under way. Otherwise the requests end first.
+        at_update: The treatment of requests under way when new weights come.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class ServedWeights:
         client: Client,
         files: WeightFiles,
         seconds: float,
-        cuts: bool = True,
+        at_update: AtUpdate = "cut",
     ) -> None:
         self.version = 0
         """The version of the weights that the servers should have."""
@@ -67,7 +69,7 @@ class ServedWeights:
         self._servers = servers
         self._client = client
         self._seconds = seconds
-        self._cuts = cuts
+        self._at_update = at_update
         self._files = files
         self._folder: str | None = ""
         # The name of the weights that the servers should have; empty until weights are set.
@@ -99,6 +101,10 @@ class ServedWeights:
     def held(self) -> bool:
         """Whether no turn may begin before `follow`."""
         return not self._free.is_set()
+
+    def version_of(self, server: Server) -> int:
+        """The version of a server's weights."""
+        return self._served[server]
 
     def cutting(self, server: Server) -> bool:
         """Whether requests of a server are being cut, or waited for, because of new weights."""
@@ -158,15 +164,17 @@ class ServedWeights:
         await self._bring_all()
 
     async def hold(self) -> None:
-        """Cut the requests under way, and let no other begin until `follow`.
+        """Let no request begin until `follow`, and cut the requests under way if they are not kept.
 
-        Returns when no request of this policy is under way on a server.
+        Returns when no request of this policy is under way on a server, unless they are kept.
         """
-        if not self._cuts:
+        if self._at_update == "wait":
             return
         self._free.clear()
         for gate in self._gates.values():
             gate.shut()
+        if self._at_update == "keep":
+            return
         await asyncio.gather(*map(self._cut, self._servers))
         await asyncio.gather(*(gate.ended(self._seconds) for gate in self._gates.values()))
 
@@ -187,8 +195,8 @@ class ServedWeights:
 
     def _change(self, server: Server) -> AbstractAsyncContextManager[None]:
         """Pass the gate of a server for a change of its weights."""
-        cut = functools.partial(self._cut, server) if self._cuts else None
-        return self._gates[server].change(cut)
+        cut = functools.partial(self._cut, server) if self._at_update == "cut" else None
+        return self._gates[server].change(cut, waits=self._at_update != "keep")
 
     def _set(self, version: int, name: str, folder: str | None) -> None:
         """Set the weights that the servers should have, as the policy that updates them.
@@ -413,11 +421,12 @@ class ServedWeights:
         await self._continue(server, name)
 
     async def _pause(self, server: Server) -> None:
-        """End all requests of a server; new requests wait there.
+        """End or hold all requests of a server; new requests wait there.
 
         After a failure from here on the server stays paused: it may hold a mixture of weights.
         """
-        pause = f"/pause?mode={'abort' if self._cuts else 'wait'}&clear_cache=true"
+        mode, clears = _PAUSES[self._at_update]
+        pause = f"/pause?mode={mode}&clear_cache={clears}"
         await self._client.send(server, "POST", pause, seconds=self._seconds)
 
     async def _continue(self, server: Server, name: str) -> None:

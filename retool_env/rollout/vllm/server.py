@@ -47,7 +47,7 @@ from typing import Any, override
 
 from retool_env.episode import Generation, Tokenizer
 from retool_env.errors import SettingsError
-from retool_env.rollout.policy import Policy, check_room, check_sampling
+from retool_env.rollout.policy import AtUpdate, Policy, check_at_update, check_room, check_sampling
 from retool_env.rollout.vllm.adapters import ServedAdapters
 from retool_env.rollout.vllm.client import Client, UnknownModel, field, fields
 from retool_env.rollout.vllm.completion import completion_body, read_completion
@@ -90,9 +90,9 @@ class VLLMServerPolicy(Policy):
             on all machines. `None`: weights can only be given as checkpoint folders.
         weights_dtype: The data type in which weights travel: `"bfloat16"`, `"float16"` or
             `"float32"`. Nothing is lost if it is the servers' own data type.
-        at_update: The treatment of turns under way when new weights come: `"cut"` or `"wait"`, that
-            is let them end first. A cut turn keeps its tokens, and goes on under the new weights.
-            Adapters do neither.
+        at_update: The treatment of turns under way when new weights come: `"cut"`, `"wait"` or
+            `"keep"`; see `retool_env.rollout.policy.AtUpdate`. With adapters, turns go on with the
+            adapter that they began with.
         weights_address: The address of this machine for `"nccl"` and `"gloo"`. `None`: the address
             from which this machine reaches the first server.
         sharers: The number of processes that share the servers. The episodes of each process may
@@ -123,7 +123,7 @@ class VLLMServerPolicy(Policy):
         weights: str = "files",
         weights_folder: str | Path | None = None,
         weights_dtype: str = "bfloat16",
-        at_update: str = "cut",
+        at_update: AtUpdate = "cut",
         weights_address: str | None = None,
         sharers: int = 1,
     ) -> None:
@@ -150,9 +150,7 @@ class VLLMServerPolicy(Policy):
         plain = temperature == 0 or temperature == top_p == 1
         self._checked = set(self.servers) if plain else set()
         self._client = Client(token)
-        if at_update not in ("cut", "wait"):
-            raise SettingsError(f"at_update must be cut or wait, not {at_update!r}")
-        self.cuts_turns = at_update == "cut" and weights != "adapter"
+        self.at_update = check_at_update("wait" if weights == "adapter" else at_update)
         self._weights_address = weights_address
         self._weights = self._served_weights(weights, weights_folder, weights_dtype)
         self._room = Room(self.servers, self._client, sharers)
@@ -263,7 +261,7 @@ class VLLMServerPolicy(Policy):
         if way == "files":
             files = WeightFiles(folder, dtype)
             self.writes_parts, self.weights_dtype = folder is not None, files.dtype
-            return ServedWeights(self.servers, self._client, files, self._timeout, self.cuts_turns)
+            return ServedWeights(self.servers, self._client, files, self._timeout, self.at_update)
         if way == "adapter":
             self.takes_adapter = True
             return ServedAdapters(self.servers, self._client, folder, self._timeout)
@@ -276,7 +274,7 @@ class VLLMServerPolicy(Policy):
                 dtype,
                 self._timeout,
                 self._weights_address,
-                self.cuts_turns,
+                self.at_update,
             )
         raise SettingsError(f"weights must be files, adapter, nccl or gloo, not {way!r}")
 
@@ -343,6 +341,7 @@ class VLLMServerPolicy(Policy):
                 async with self._weights.request(server) as (version, model):
                     body = self._body(prompt, stop, turn.request_budget, turn.request_seed)
                     answer = await self._sample(server, {**body, "model": model or self.model})
+                    self.mixed_turns += self._weights.version_of(server) != version
                 sampled, logprobs, reason = read_completion(answer, body)
                 generation = turn.add(sampled, logprobs, version, reason)
                 if reason is None and not self._weights.cutting(server):

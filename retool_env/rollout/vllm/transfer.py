@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, override
 from urllib.parse import urlsplit
 
 from retool_env.errors import MissingPackage, SettingsError
+from retool_env.rollout.policy import AtUpdate
 from retool_env.rollout.vllm.client import Client, field, fields
 from retool_env.rollout.vllm.routing import Server
 from retool_env.rollout.vllm.served_weights import STARTED, ServedWeights
@@ -61,7 +62,7 @@ class TransferredWeights(ServedWeights):
             may take.
         address: The address of this machine, which the servers can reach. `None`: the address from
             which this machine reaches the first server.
-        cuts: See `ServedWeights`.
+        at_update: See `ServedWeights`.
     """
 
     def __init__(
@@ -72,9 +73,9 @@ class TransferredWeights(ServedWeights):
         dtype: str,
         seconds: float,
         address: str | None = None,
-        cuts: bool = True,
+        at_update: AtUpdate = "cut",
     ) -> None:
-        super().__init__(servers, client, WeightFiles(None, dtype), seconds, cuts)
+        super().__init__(servers, client, WeightFiles(None, dtype), seconds, at_update)
         self._back_end = back_end
         self._address = address
         self._source: Source | None = None

@@ -64,7 +64,7 @@ def writer(engine, sandbox):
 
 @pytest.fixture
 def policy(engine):
-    engine.temperature, engine.top_p, engine.cuts_turns = 1.0, 1.0, True
+    engine.temperature, engine.top_p, engine.at_update = 1.0, 1.0, "cut"
     if engine.weight_version:
         asyncio.run(engine.update_weights(0))
     return engine
@@ -176,7 +176,7 @@ def test_new_weights_are_served_exactly(policy, model, other, prompts, tmp_path)
 
 @needs_vllm
 def test_a_turn_that_is_waited_for_has_the_weights_of_one_version(policy, model, other, prompts):
-    policy.temperature, policy.cuts_turns = 0, False
+    policy.temperature, policy.at_update = 0, "wait"
     prompt = prompts[0]
 
     async def main():
@@ -211,6 +211,17 @@ def test_each_token_has_the_logprob_of_its_own_version(policy, model, other, pro
     turns = turns_under_updates(policy, prompts, [(), (other.state_dict(),)], 400)
     assert any(len(turn.weight_runs) > 2 for turn in turns)
     assert_own_logprobs(lambda version: (model, other)[version % 2], prompts, turns)
+
+
+@needs_vllm
+def test_turns_that_are_kept_go_on_with_their_cache(policy, model, other, prompts):
+    """With the same weights the mixed cache is no mixture, so the turns are exact."""
+    policy.temperature, policy.at_update, before = 0, "keep", policy.mixed_turns
+    turns = turns_under_updates(policy, prompts, [(model.state_dict(),)], 400)
+    expected = greedy(model, policy.tokenizer, prompts, budget=400)
+    assert [turn.token_ids for turn in turns] == expected
+    assert all(turn.weight_runs == () for turn in turns)
+    assert len(prompts) // 2 <= policy.mixed_turns - before <= len(prompts)
 
 
 @needs_vllm

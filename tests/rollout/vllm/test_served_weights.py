@@ -252,9 +252,27 @@ def test_a_policy_that_holds_its_turns_goes_on_with_the_weights_that_it_follows(
         assert act(other, PROMPT)[0].weight_version == 5
 
 
+def test_turns_that_are_kept_go_on_under_the_new_weights_and_are_counted(tmp_path):
+    served = [Served(), Served()]
+
+    async def main(policy):
+        async with under_way(policy, served, 4) as tasks:
+            await policy.update_weights(5, tmp_path)
+            assert not any(task.done() for task in tasks) and policy.mixed_turns == 0
+        return await asyncio.gather(*tasks)
+
+    with serving_all(*served) as urls, policy_of(*urls, at_update="keep") as policy:
+        turns = asyncio.run(main(policy))
+        assert policy.mixed_turns == 4
+        assert act(policy, PROMPT)[0].weight_version == 5 and policy.mixed_turns == 4
+    assert {(turn.weight_version, turn.weight_runs) for turn in turns} == {(0, ())}
+    assert sum(len(each.bodies) for each in served) == 5  # none was sent again
+    assert {each.pauses[-1] for each in served} == {"mode=keep&clear_cache=false"}
+
+
 def test_an_unknown_treatment_of_turns_is_refused():
-    with pytest.raises(ValueError, match="at_update must be cut or wait, not 'keep'"):
-        policy_of("http://h:1", at_update="keep")
+    with pytest.raises(ValueError, match="at_update must be cut, wait or keep, not 'drop'"):
+        policy_of("http://h:1", at_update="drop")
 
 
 def test_a_server_that_was_started_anew_gets_the_weights_before_a_turn(tmp_path, monkeypatch):
