@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -225,3 +226,32 @@ def test_an_error_in_one_group_ends_the_others():
     with pytest.raises(MemoryError, match="no room"):
         rollouts.collect(make_step(["0", "0", "1", "1"]))
     assert rollouts.engine.progress.generating == 0
+
+
+def test_cut_and_mixed_turns_are_counted_and_the_lag_is_a_mean_over_tokens():
+    class Cut(Writer):
+        """Three tokens of each turn are of version 1, the others of version 4."""
+
+        async def act(self, token_ids, stop, budget, seed):
+            turn = await super().act(token_ids, stop, budget, seed)
+            self.mixed_turns += 1
+            runs = ((1, 3), (4, len(turn.token_ids) - 3)) if seed % 2 else ()
+            return dataclasses.replace(turn, weight_version=1, weight_runs=runs)
+
+    for at_update in ("cut", "keep"):
+        logged, policy = {}, Cut(at_update=at_update)
+        rollouts = make_rollouts(policy)
+        for number in (5, 6):
+            rows = rollouts.collect(make_step(["0", "0", "1", "1"], number, logged=logged))
+            cut = [bool(t.spans[1].weight_runs) for t in rows["transcript"]]
+            ages = [
+                number - version
+                for t in rows["transcript"]
+                for version, length in t.spans[1].weights
+                for _ in range(length)
+            ]
+            assert logged["rollout/cut_turns"] == sum(cut) > 0
+            assert logged["rollout/weight_versions"] == 1 + sum(cut) / 4
+            assert logged["rollout/weight_lag"] == pytest.approx(sum(ages) / len(ages))
+            assert logged["rollout/weight_lag_max"] == number - 1
+            assert logged.get("rollout/mixed_turns") == (4 if at_update == "keep" else None)

@@ -50,7 +50,8 @@ class ServedAdapters(ServedWeights):
             raise SettingsError("adapters reach servers as files: set weights_folder")
         super().__init__(servers, client, WeightFiles(None), seconds, at_update="wait")
         self._parent = Path(folder).absolute()
-        self._used: dict[str, Path] = {}  # the adapters of this policy's updates, by age
+        # The adapters of this policy's updates, by age; `None`: a folder that is not its own.
+        self._used: dict[str, Path | None] = {}
         self._serving: dict[Server, str] = dict.fromkeys(servers, "")
         self._turns: Counter[tuple[Server, str]] = Counter()
 
@@ -72,11 +73,11 @@ class ServedAdapters(ServedWeights):
         if weights is None:
             folder = ""
         elif isinstance(weights, str | Path):
-            folder = str(Path(weights).absolute())
+            folder, self._used[name] = str(Path(weights).absolute()), None
         elif isinstance(weights, Adapter):
-            self._used[name] = self._parent / name
-            await asyncio.to_thread(write_adapter, self._used[name], weights)
-            folder = str(self._used[name])
+            self._used[name] = written = self._parent / name
+            await asyncio.to_thread(write_adapter, written, weights)
+            folder = str(written)
         else:
             raise ValueError(
                 "these servers take adapters, not whole weights: give the adapter of the model "
@@ -89,11 +90,15 @@ class ServedAdapters(ServedWeights):
         ready = [server for server in self._servers if server.weights == self._name]
         left = await asyncio.gather(*(self._unload(server, unneeded) for server in ready))
         for old in unneeded.difference(*left):
-            shutil.rmtree(self._used.pop(old), ignore_errors=True)
+            self._remove(self._used.pop(old))
 
     @override
     def close(self) -> None:
         for folder in self._used.values():
+            self._remove(folder)
+
+    def _remove(self, folder: Path | None) -> None:
+        if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
     @override

@@ -184,6 +184,11 @@ def test_a_saved_adapter_is_given_by_its_folder(adapters, tmp_path):
         policy = stack.enter_context(policy_of(url, **adapters))
         asyncio.run(policy.update_weights(1, tmp_path / "adapter"))
         assert list(served.adapters.values()) == [str(tmp_path / "adapter")]
+        (tmp_path / "adapter").mkdir()
+        for version in (2, 3, 4):
+            asyncio.run(policy.update_weights(version, tmp_path / "adapter"))
+        assert [name.partition("-")[0] for name in served.adapters] == ["3", "4"]
+    assert (tmp_path / "adapter").is_dir()  # it is not the policy's own
 
 
 def test_two_processes_may_load_one_adapter_at_the_same_time(adapters):
