@@ -8,7 +8,19 @@ All runs have the same cold start, problems and seeds. Programs run in the sandb
 for a drawn time, like a slow tool. Times are measured with learning rate 0, so that all runs sample
 the same texts and calls. Accuracy is measured in separate runs, one per staleness. The figures go
 to `benchmarks/results/asynchrony.json`.
+
+With `--servers`, vLLM servers sample, and each staleness is timed with each treatment of turns that
+are under way when new weights come (`--at-update`). The servers serve the model of `--checkpoint`,
+and take new weights (docs/rollouts/weights.md). `--load-seconds` adds a pause to each update, as if
+the weights were large:
+
+    python -m benchmarks.asynchrony --servers http://127.0.0.1:8000,http://127.0.0.1:8001 \
+        --weights-folder /tmp/weights --staleness 0 1 2 4 --load-seconds 0.06
+
+These figures go to `benchmarks/results/asynchrony_served.json`.
 """
+
+from __future__ import annotations
 
 import argparse
 import asyncio
@@ -16,8 +28,10 @@ import sys
 import tempfile
 import time
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, override
 
 import numpy as np
 import torch
@@ -36,8 +50,11 @@ from retool_env.integrations.trl import (
     problem_dataset,
 )
 from retool_env.rollout import RolloutEngine
+from retool_env.rollout.policy import AtUpdate, Policy
 from retool_env.rollout.transformers.policy import TransformersPolicy, load_policy
+from retool_env.rollout.vllm.server import VLLMServerPolicy
 from retool_env.sandbox import make_sandbox
+from retool_env.servers.address import split_urls
 
 CHECKPOINT = Path("runs/sft/checkpoint")
 PROMPTS, ROLLOUTS = 16, 8
@@ -68,7 +85,79 @@ class SlowTool:
         return execution
 
 
-def train(checkpoint: Path, steps: int, staleness: int, tool: Any, learns: bool) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Served:
+    """The servers that sample."""
+
+    urls: str
+    """The addresses of the servers, divided by commas."""
+    folder: Path
+    """The folder through which new weights go."""
+    load_seconds: float
+    """The seconds that each update takes longer."""
+
+    def policy(self, tokenizer: Any, at_update: AtUpdate) -> TimedPolicy:
+        """Make the policy on the servers.
+
+        Args:
+            tokenizer: The tokenizer of the model.
+            at_update: The treatment of turns under way when new weights come.
+        """
+        return TimedPolicy(
+            split_urls(self.urls, "a server", "http://host:8000"),
+            tokenizer,
+            self.load_seconds,
+            weights_folder=self.folder,
+            weights_dtype="float32",
+            at_update=at_update,
+        )
+
+
+class TimedPolicy(VLLMServerPolicy):
+    """A policy on servers that measures its updates.
+
+    Args:
+        urls: The addresses of the servers.
+        tokenizer: The tokenizer of the model.
+        load_seconds: The seconds that each update takes longer, while the servers are paused.
+        **more: The further arguments of `VLLMServerPolicy`.
+    """
+
+    def __init__(
+        self, urls: Sequence[str], tokenizer: Any, load_seconds: float, **more: Any
+    ) -> None:
+        self.updates: list[float] = []
+        """The seconds of each update, until the servers went on."""
+        self.first_tokens: list[float] = []
+        """The seconds from the begin of each update to the first token under the new weights."""
+        super().__init__(urls, tokenizer, **more)
+        control = self._weights._control
+        go_on = control.go_on
+
+        async def later(server: Any, name: str) -> None:
+            await asyncio.sleep(load_seconds)
+            await go_on(server, name)
+
+        control.go_on = later  # type: ignore[method-assign]  # a stub of large weights
+
+    @override
+    async def update_weights(self, version: int, weights: Any = None) -> None:
+        began = time.monotonic()
+        await super().update_weights(version, weights)
+        self.updates.append(time.monotonic() - began)
+        await self.act([self.tokenizer.eos_token_id or 0], (), 1, 0)
+        self.first_tokens.append(time.monotonic() - began)
+
+
+def train(
+    checkpoint: Path,
+    steps: int,
+    staleness: int,
+    tool: Any,
+    learns: bool,
+    served: Served | None = None,
+    at_update: AtUpdate = "cut",
+) -> dict[str, Any]:
     """Train with GRPO, and return times and figures.
 
     Args:
@@ -77,6 +166,8 @@ def train(checkpoint: Path, steps: int, staleness: int, tool: Any, learns: bool)
         staleness: The number of batches that are sampled ahead.
         tool: The sandbox of the programs.
         learns: Whether to use the preset's learning rate; otherwise the rate is 0.
+        served: The servers that sample. `None`: a model in this process samples.
+        at_update: The treatment of turns under way when new weights come, on servers.
 
     Returns:
         Means over all steps but the first, unless stated otherwise:
@@ -88,6 +179,9 @@ def train(checkpoint: Path, steps: int, staleness: int, tool: Any, learns: bool)
         - `lag`, `lag_max`: optimizer steps between sampling and training.
         - `difference`, `effective_tokens`, `clipped`: see `EngineGRPOTrainer`.
         - `accuracy`: of the rollouts, over the first five and the last five steps.
+        - With servers: `update_s`, the median time of an update; `first_token_s`, the median time
+          from the begin of an update to the first token under the new weights; `cut_turns`, per
+          step; `reread_tokens`, the tokens per step that were computed again after cuts.
     """
     preset = read_preset("tiny")
     rules, problems = find_task(preset["env"])
@@ -121,7 +215,10 @@ def train(checkpoint: Path, steps: int, staleness: int, tool: Any, learns: bool)
             rollout_func=lambda *_: {},
         )
         trainer.remove_callback(PrinterCallback)
-        if staleness:
+        policy: Policy
+        if served is not None:
+            policy = served.policy(tokenizer, at_update)
+        elif staleness:
             policy = load_policy(str(checkpoint), "float32", str(trainer.accelerator.device))
         else:
             policy = TransformersPolicy(trainer.model, tokenizer)
@@ -134,12 +231,21 @@ def train(checkpoint: Path, steps: int, staleness: int, tool: Any, learns: bool)
             trainer.train()
         finally:
             trainer.rollout_func.close()
+            policy.close()
         ends.append(time.monotonic())
     logs = [log for log in trainer.state.log_history if "reward" in log]
 
     def mean(name: str, part: slice) -> float:
         return round(float(np.mean([log[name] for log in logs[part]])), 4)
 
+    of_servers = {}
+    if isinstance(policy, TimedPolicy):
+        of_servers = {
+            "update_s": round(float(np.median(policy.updates[1:])), 4),
+            "first_token_s": round(float(np.median(policy.first_tokens[1:])), 4),
+            "cut_turns": mean("rollout/cut_turns", slice(1, None)),
+            "reread_tokens": round(policy.reread_tokens / (len(ends) - 1), 1),
+        }
     later = slice(1, None)  # the first step has no batch ahead, and includes one-time work
     return {
         "seconds": round(ends[-1] - ends[0], 2),
@@ -157,6 +263,7 @@ def train(checkpoint: Path, steps: int, staleness: int, tool: Any, learns: bool)
             "first 5": mean("env/accuracy", slice(5)),
             "last 5": mean("env/accuracy", slice(-5, None)),
         },
+        **of_servers,
     }
 
 
@@ -174,8 +281,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--staleness", type=int, nargs="+", default=[0, 1, 2], help="(0 1 2)")
     parser.add_argument("--tool-median", type=float, default=0.5, help="median wait in s (0.5)")
     parser.add_argument("--tool-p99", type=float, default=3.0, help="99th percentile in s (3)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "asynchrony.json", help="JSON file")
+    parser.add_argument("--servers", help="the URLs of vLLM servers, divided by commas")
+    parser.add_argument("--weights-folder", type=Path, help="the folder of new weights for servers")
+    ways = get_args(AtUpdate)
+    parser.add_argument("--at-update", nargs="+", choices=ways, default=["wait", "cut"])
+    parser.add_argument("--load-seconds", type=float, default=0.0, help="seconds more per update")
+    parser.add_argument("--out", type=Path, help="the JSON file of the figures")
     options = parser.parse_args(arguments)
+    if (options.servers is None) != (options.weights_folder is None):
+        parser.error("--servers and --weights-folder belong together")
     if not (options.checkpoint / "config.json").is_file():
         parser.error(
             f"{options.checkpoint} holds no model; make one: python -m agents sft --preset tiny"
@@ -186,6 +300,8 @@ def main(arguments: list[str] | None = None) -> int:
         times = ToolTimes(options.tool_median, options.tool_p99, limit=10.0)
     except ValueError as error:
         parser.error(str(error))
+    if options.servers is not None:
+        return time_servers(options, times)
     figures: dict[str, dict[str, Any]] = {}
     with make_sandbox() as sandbox:
         tool = SlowTool(sandbox, times)
@@ -194,15 +310,9 @@ def main(arguments: list[str] | None = None) -> int:
                 "timed": train(options.checkpoint, options.timed, staleness, tool, learns=False),
                 "learned": train(options.checkpoint, options.steps, staleness, tool, learns=True),
             }
-    settings = {
-        "steps": options.steps,
-        "timed": options.timed,
-        "prompts": PROMPTS,
-        "rollouts": ROLLOUTS,
-        "tool_median_s": options.tool_median,
-        "tool_p99_s": options.tool_p99,
-    }
-    write_results(options.out, {"settings": settings, "staleness": figures})
+    settings = {"steps": options.steps, **_settings(options)}
+    out = options.out or RESULTS / "asynchrony.json"
+    write_results(out, {"settings": settings, "staleness": figures})
     print("| batches ahead | seconds a step | waited | calls | lag | effective tokens | accuracy |")
     print("|---|---|---|---|---|---|---|")
     for staleness, row in figures.items():
@@ -214,6 +324,49 @@ def main(arguments: list[str] | None = None) -> int:
             f"{first:.1%} to {last:.1%} |"
         )
     return 0
+
+
+def time_servers(options: argparse.Namespace, times: ToolTimes) -> int:
+    """Time the runs on servers, side by side, and return the exit status.
+
+    Args:
+        options: The options of the command line.
+        times: The distribution of the tool's waits.
+    """
+    served = Served(options.servers, options.weights_folder, options.load_seconds)
+    figures: dict[str, dict[str, Any]] = {}
+    print(
+        "| batches ahead | turns | seconds a step | update | first token | cut turns | read again |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    with make_sandbox() as sandbox:
+        tool = SlowTool(sandbox, times)
+        for staleness in options.staleness:
+            rows = figures.setdefault(str(staleness), {})
+            for way in options.at_update:
+                rows[way] = row = train(
+                    options.checkpoint, options.timed, staleness, tool, False, served, way
+                )
+                print(
+                    f"| {staleness} | {way} | {row['step_s']:.2f} | {row['update_s']:.3f} | "
+                    f"{row['first_token_s']:.3f} | {row['cut_turns']:.1f} | "
+                    f"{row['reread_tokens']:.0f} |",
+                    flush=True,
+                )
+    settings = {"load_seconds": options.load_seconds, **_settings(options)}
+    out = options.out or RESULTS / "asynchrony_served.json"
+    write_results(out, {"settings": settings, "staleness": figures})
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "timed": options.timed,
+        "prompts": PROMPTS,
+        "rollouts": ROLLOUTS,
+        "tool_median_s": options.tool_median,
+        "tool_p99_s": options.tool_p99,
+    }
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ of them and defines `act` and `update_weights`, or `write`; all other members ha
 | turns    | `act`, `tokenizer`, `context_length`; of text, `write`                             |
 | sampling | `temperature`, `top_p`                                                             |
 | weights  | `model`, `checkpoint`, `weight_version`, `update_weights`, `weights_dtype`,       |
-|          | `takes_adapter`, `at_update`, `mixed_turns`; of several processes,                 |
-|          | `shares_servers`, `writes_parts`, `write_part`, `hold`, `follow`                   |
+|          | `takes_adapter`, `at_update`, `reread_tokens`, `mixed_turns`; of several           |
+|          | processes, `shares_servers`, `writes_parts`, `write_part`, `hold`, `follow`        |
 | memory   | `cache_tokens`, `prefilled_tokens`, `clear_cache`, `admits`; `sleep_mode`,         |
 |          | `sleep`, `wake_up`                                                                 |
 | end      | `close`, and `with policy:`                                                        |
@@ -132,6 +132,8 @@ class Policy(BasePolicy, ABC):
     """
     at_update: AtUpdate = "wait"
     """The treatment of turns under way when new weights come."""
+    reread_tokens: int = 0
+    """The number of tokens of cut turns, contexts included, that were computed again so far."""
     mixed_turns: int = 0
     """The number of turns so far that went on under new weights with a cache of older weights."""
     writes_parts: bool = False
@@ -203,14 +205,18 @@ class Policy(BasePolicy, ABC):
         raise RuntimeError("this policy takes weights from one process: call update_weights")
 
     async def hold(self) -> None:
-        """Let no turn begin until `follow`, and none be under way when this returns.
+        """Let no turn begin until `update_weights` or `follow`.
 
-        Each policy that is to `follow` holds its turns before another policy updates the weights of
-        shared servers. Turns under way are cut, and go on after `follow`. The default does nothing.
+        All policies that share servers hold their turns before one of them updates the weights.
+        With `at_update="cut"`, turns under way are cut, and go on afterwards; with `"keep"` they go
+        on meanwhile. The default, and `at_update="wait"`, do nothing. No turn may be under way
+        then.
         """
 
     async def follow(self, version: int) -> None:
         """Use the weights that another policy has let the shared servers load.
+
+        Turns that were held go on. After an error they stay held.
 
         Args:
             version: The number of these weights.

@@ -93,9 +93,10 @@ class Rollouts:
             batch is sampled with the newest weights, so that the curve differs slightly from the
             curve of a run that never stopped.
         deadline: Seconds after which a batch's episodes are cut (see `RolloutEngine.groups`);
-            `None`: no deadline. A cut episode keeps its score in the records. It is not trained on
-            and not counted in its group's mean and deviation. Long episodes are cut more often, so
-            that training favours short episodes: a warning is logged once 5 % of a batch are cut.
+            `None`: no deadline. A group that replaces another has the same time again. A cut
+            episode keeps its score in the records. It is not trained on and not counted in its
+            group's mean and deviation. Long episodes are cut more often, so that training favours
+            short episodes: a warning is logged once 5 % of a batch are cut.
         oversample: Rollouts begun for each kept rollout (see `RolloutEngine.groups`). The dropped
             rollouts count in the figures of `episode_reward` as they were when they were cut, so as
             wrong if they had no answer. Otherwise the accuracy would count only the episodes that

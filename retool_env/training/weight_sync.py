@@ -58,9 +58,8 @@ class WeightSync:
         self._synced = step.number
 
     def _hold(self, step: Step) -> None:
-        """Let the policies that are to follow hold their turns."""
-        main, hold = step.accelerator.is_main_process, self._policy.hold
-        together(step.accelerator, lambda: main or self._loop.run_blocking(hold()))
+        """Let all policies hold their turns; a policy's hold also cuts the turns of the others."""
+        together(step.accelerator, lambda: self._loop.run_blocking(self._policy.hold()))
 
     def _load(self, step: Step, leads: bool) -> None:
         if own_model(self._policy, step):

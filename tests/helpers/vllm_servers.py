@@ -92,8 +92,12 @@ class Served:
     """The adapters that are being loaded."""
     gone: int = 0
     """Number of turns whose client disconnected."""
+    slow_answers: float = 0.0
+    """Seconds from the answer of a cut turn to the answer of the next one."""
     before_cut: int = 1
     """Number of tokens that a turn has when a pause cuts it."""
+    answered: int = 0
+    """Number of slow answers."""
     pauses: list[str] = field(default_factory=list)
     """The query of each pause."""
     cuts: int = 0
@@ -158,6 +162,9 @@ class Served:
                 left -= not self.paused
         finally:
             self.running -= 1
+        if self.cuts > cuts and self.slow_answers:
+            self.answered += 1
+            await asyncio.sleep(self.slow_answers * self.answered)
         self._note("end")
         if self.failures:
             return self.failures.pop(0)
@@ -177,7 +184,8 @@ class Served:
         return JSONResponse({"choices": [choice]})
 
     async def measure(self) -> Response:
-        return Response(self.metrics) if self.metrics else Response(status_code=404)
+        status = {"": 404, "refused": 403}.get(self.metrics, 200)
+        return Response(self.metrics, status)
 
     def _transfer(self, name: str, body: dict[str, Any]) -> Response:
         """A step of a transfer of weights, refused out of order as vLLM refuses it."""

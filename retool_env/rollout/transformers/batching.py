@@ -135,6 +135,8 @@ class Batcher:
         """The number of context tokens computed so far."""
         self.reused_tokens = 0
         """The number of context tokens found in the cache so far."""
+        self.reread_tokens = 0
+        """The number of tokens that new weights made the model compute again so far."""
         self.weight_version = 0
         """The version of the weights that the model has now."""
         self._model = model
@@ -321,6 +323,7 @@ class Batcher:
     def _renew(self) -> None:
         """Drop the cache and apply weight changes. Running requests are computed again."""
         for request in reversed(self._running):
+            self.reread_tokens += request.computed
             self._set_back(request)
         self.pool.clear()
         self.cache.clear()

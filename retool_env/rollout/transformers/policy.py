@@ -115,6 +115,11 @@ class TransformersPolicy(Policy):
         return self.batcher.prefilled_tokens
 
     @property
+    def reread_tokens(self) -> int:  # type: ignore[override]  # the batcher counts it
+        """The number of tokens that new weights made the model compute again so far."""
+        return self.batcher.reread_tokens
+
+    @property
     def reused_tokens(self) -> int:
         """The number of context tokens found in the cache so far."""
         return self.batcher.reused_tokens

@@ -128,7 +128,7 @@ class ServedAdapters(ServedWeights):
             RuntimeError: If another run has loaded other weights.
         """
         try:
-            known = await self._weights_of(server)
+            known = await self._control.weights_of(server)
         except RuntimeError:  # a server that takes no weights has the weights of its start
             return
         if known is None:

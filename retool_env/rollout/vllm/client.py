@@ -19,6 +19,8 @@ from retool_env.servers.bounded import MOST_BYTES, bounded_client
 if TYPE_CHECKING:
     import httpx
 
+METRICS = "/metrics"
+"""The path of a server's metrics."""
 # The most bytes of an answer: a fixed part, and a part for each of its tokens.
 _ANSWER_BYTES, _TOKEN_BYTES = 1 << 20, 512
 _TEXT = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"  # they do not answer in JSON
@@ -101,7 +103,8 @@ class Client:
         except self._failures as error:
             words = f"{type(error).__name__} {error}".strip()
             raise hosts.Failure(redact(words, self._token, most=hosts.ERROR_CHARACTERS)) from None
-        server.heard = time.monotonic()
+        if path != METRICS:  # they are asked for at any time, and tell nothing about the weights
+            server.heard = time.monotonic()
         return _content(server.url, path, response, self._token)
 
     async def close(self) -> None:
@@ -165,7 +168,7 @@ def _content(url: str, path: str, response: httpx.Response, token: str | None) -
         raise ValueError(f"{url} refuses the request: HTTP {status} {shown}")
     if status != 200:
         raise hosts.Failure(f"HTTP {status} {shown}")
-    if path == "/metrics":
+    if path == METRICS:
         return text
     if not text or path in _TEXT:
         return None

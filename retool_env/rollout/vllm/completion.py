@@ -74,8 +74,8 @@ def read_completion(
         raise Failure(f"invalid log-probs: {redact(repr(logprobs), most=100)}")
     finish = field(choice, "finish_reason", str)
     reason = stop_reason(finish, choice.get("stop_reason"))
-    if reason is None and finish != "abort":
-        raise Failure(f"the server ended the turn: {finish}")
+    if finish != "abort" and (reason is None or not sampled):
+        raise Failure(f"the server ended the turn, with {len(sampled)} tokens: {finish}")
     if body["temperature"] == 0:
         logprobs = [0.0] * len(sampled)
     return sampled, logprobs, reason

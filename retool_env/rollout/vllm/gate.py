@@ -28,6 +28,7 @@ class Gate:
         self._empty.set()
         self._requests: set[asyncio.Timeout] = set()
         self._changing = asyncio.Lock()
+        self._held = False
 
     @property
     def open(self) -> bool:
@@ -35,9 +36,9 @@ class Gate:
         return self._open.is_set()
 
     @property
-    def empty(self) -> bool:
-        """Whether no request is under way."""
-        return self._empty.is_set()
+    def requests(self) -> int:
+        """The number of requests under way."""
+        return len(self._requests)
 
     @asynccontextmanager
     async def request(self) -> AsyncIterator[None]:
@@ -74,8 +75,7 @@ class Gate:
             waits: Whether the requests under way end first. Otherwise they stay under way.
         """
         async with self._changing:
-            was_open = self.open
-            self.shut()
+            self._open.clear()
             try:
                 if cut is not None:
                     await cut()
@@ -83,16 +83,24 @@ class Gate:
                     await self._empty.wait()
                 yield
             finally:
-                if was_open:
-                    self.reopen()
+                if not self._held:
+                    self._open.set()
 
-    def shut(self) -> None:
-        """Let no request begin until `reopen`."""
+    async def unchanging(self) -> None:
+        """Wait until no weights are being changed."""
+        async with self._changing:
+            pass
+
+    def hold(self) -> None:
+        """Let no request begin until `release`."""
+        self._held = True
         self._open.clear()
 
-    def reopen(self) -> None:
-        """Let requests begin again."""
-        self._open.set()
+    def release(self) -> None:
+        """Let requests begin again, once no weights are being changed."""
+        self._held = False
+        if not self._changing.locked():
+            self._open.set()
 
     async def ended(self, seconds: float) -> bool:
         """Wait until no request is under way, for some seconds at most.

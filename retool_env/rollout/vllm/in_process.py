@@ -213,6 +213,9 @@ class VLLMPolicy(Policy):
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             prompt = TokensPrompt(prompt_token_ids=turn.prompt)
+            if self.at_update == "keep":  # the blocks of older weights are still in the cache
+                prompt["cache_salt"] = str(self.weight_version)
+            self.reread_tokens += len(turn.prompt) if turn.cut else 0
             name = str(next(self._requests))
             async with self.gate.request():
                 engine = self._living()
@@ -252,7 +255,7 @@ class VLLMPolicy(Policy):
 
     async def _cut(self) -> None:
         """Cut the requests under way."""
-        while not self.gate.empty:
+        while self.gate.requests:
             # A request that has passed the gate may not have reached the engine yet.
             await self._answer(self._living().abort(list(self._under_way)))
             await self.gate.ended(_CUT_SECONDS)
@@ -288,7 +291,7 @@ class VLLMPolicy(Policy):
             try:
                 await self._answer(engine.collective_rpc("load_checkpoint", args=(path,)))
             except Exception as error:  # vLLM has no type for it
-                self._living()
+                await self._living().abort(list(self._under_way))  # the requests that were kept
                 raise RuntimeError(self._broken) from error
             await self._answer(engine.resume_generation())
             self.weight_version, self._broken = version, ""

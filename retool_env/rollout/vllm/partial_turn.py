@@ -41,6 +41,11 @@ class PartialTurn:
     _requests: int = 0
 
     @property
+    def cut(self) -> bool:
+        """Whether a request of the turn was cut."""
+        return self._requests > 0
+
+    @property
     def prompt(self) -> list[int]:
         """The prompt of the next request: the context, and the tokens sampled so far."""
         return [*self.context, *self._sampled]

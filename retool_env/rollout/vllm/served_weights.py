@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -18,8 +19,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from pathlib import Path
 
 from retool_env.rollout.policy import AtUpdate, PolicyUnavailable
-from retool_env.rollout.vllm.client import Client, field
-from retool_env.rollout.vllm.gate import Gate
+from retool_env.rollout.vllm.client import Client
+from retool_env.rollout.vllm.control import Control
+from retool_env.rollout.vllm.gate import Dropped, Gate
 from retool_env.rollout.vllm.routing import Server
 from retool_env.rollout.weight_files import WeightFiles
 from retool_env.rollout.weights import Adapter, Parts, Weights
@@ -34,8 +36,6 @@ PAUSED = (
 )
 """The words for a server that is paused."""
 
-# vLLM's mode of a pause, and whether the pause empties the cache, by the treatment of requests.
-_PAUSES = {"cut": ("abort", "true"), "wait": ("wait", "true"), "keep": ("keep", "false")}
 _TRANSFERRED = "(transferred)"  # in place of a folder: weights that went to the servers directly
 _CUT_SECONDS = 2.0  # a request that a pause cut is answered at once, unless it came later
 _NEXT = "it gets weights with the next update of all servers, and no turn before"
@@ -70,6 +70,7 @@ class ServedWeights:
         self._client = client
         self._seconds = seconds
         self._at_update = at_update
+        self._control = Control(client, seconds, at_update)
         self._files = files
         self._folder: str | None = ""
         # The name of the weights that the servers should have; empty until weights are set.
@@ -102,9 +103,9 @@ class ServedWeights:
         """Whether no turn may begin before `follow`."""
         return not self._free.is_set()
 
-    def version_of(self, server: Server) -> int:
-        """The version of a server's weights."""
-        return self._served[server]
+    def has_changed(self, server: Server, version: int) -> bool:
+        """Whether a server may have got new weights since it had this version."""
+        return self.held or self._served[server] != version
 
     def cutting(self, server: Server) -> bool:
         """Whether requests of a server are being cut, or waited for, because of new weights."""
@@ -127,10 +128,13 @@ class ServedWeights:
 
         Raises:
             Failure: If the server failed to get new weights while the request waited for them.
-            Dropped: If new weights ended the request before the server received it.
+            Dropped: If the request is to begin anew: new weights ended it before it had a token, or
+                the server's weights must be asked for again.
         """
         async with self._gates[server].request():
             if not self._is_ready(server):  # it may be paused, with a mixture of weights
+                if server.weights == self._name:
+                    raise Dropped  # it is only a while ago that the server was heard: ask it again
                 raise Failure(server.failure or "the server has not got the new weights")
             yield self._served[server], None
 
@@ -162,21 +166,31 @@ class ServedWeights:
         self._set(version, name, folder)
         self._files.keep(folder)  # no server will load an older folder from now on
         await self._bring_all()
+        self._release()
 
     async def hold(self) -> None:
-        """Let no request begin until `follow`, and cut the requests under way if they are not kept.
+        """Let no request begin until `update` or `follow`.
 
-        Returns when no request of this policy is under way on a server, unless they are kept.
+        Returns when no request of this policy is under way on a server, unless requests are kept,
+        and when no server loads weights for this policy.
         """
         if self._at_update == "wait":
             return
         self._free.clear()
         for gate in self._gates.values():
-            gate.shut()
-        if self._at_update == "keep":
-            return
-        await asyncio.gather(*map(self._cut, self._servers))
-        await asyncio.gather(*(gate.ended(self._seconds) for gate in self._gates.values()))
+            gate.hold()
+
+        async def end(server: Server) -> None:
+            async with self._change(server):
+                pass
+
+        await asyncio.gather(*map(end, self._servers))
+
+    def _release(self) -> None:
+        """Let requests begin again after `hold`."""
+        for gate in self._gates.values():
+            gate.release()
+        self._free.set()
 
     async def _cut(self, server: Server) -> None:
         """Cut the requests under way on a server; its gate is shut.
@@ -185,12 +199,17 @@ class ServedWeights:
         on this side.
         """
         gate = self._gates[server]
-        if gate.empty:
+        if not gate.requests:
             return
         with suppress(Failure, Busy):  # the update asks the server again, and notes its failure
-            self._check_own(server, await self._weights_of(server))
-            await self._pause(server)
-            await gate.ended(_CUT_SECONDS)
+            self._check_own(server, await self._control.weights_of(server))
+            await self._control.pause(server)
+            left = math.inf
+            # Long answers take their time: as long as one comes, the others may come, too.
+            while not await gate.ended(_CUT_SECONDS) and gate.requests < left:
+                left = gate.requests
+        if gate.requests:
+            _log.info("%s: %d requests begin again without a token", server.url, gate.requests)
         gate.drop()
 
     def _change(self, server: Server) -> AbstractAsyncContextManager[None]:
@@ -287,10 +306,7 @@ class ServedWeights:
             server.blocks.clear()
             if name == self._name:
                 self._note(server)
-        if self.held:
-            for gate in self._gates.values():
-                gate.reopen()
-            self._free.set()
+        self._release()
 
     async def prepare(self, server: Server) -> None:
         """Make sure that a server serves the weights of `version`.
@@ -325,7 +341,7 @@ class ServedWeights:
             if await self._is_paused(server):
                 raise Failure(PAUSED)
             return
-        known = await self._weights_of(server)
+        known = await self._control.weights_of(server)
         if known == self._name:
             self._note(server)  # after a failure, or a while without an answer
         elif self._folder is None:
@@ -333,7 +349,11 @@ class ServedWeights:
         elif self._leads or known == STARTED:
             self._check_own(server, known)
             async with self._change(server):
-                await self._load(server)
+                try:
+                    await self._load(server)
+                except BaseException:  # the server stays paused, with the requests that it kept
+                    self._gates[server].drop()
+                    raise
         else:  # the policy that updates the weights will load them
             raise Failure(f"the server has other weights: {known}" if known else PAUSED)
 
@@ -359,7 +379,7 @@ class ServedWeights:
         A warning names weights that an earlier run has set.
         """
         try:
-            known = await self._weights_of(server)
+            known = await self._control.weights_of(server)
         except RuntimeError:  # a server that takes no weights has the weights of its start
             known = STARTED
         if known is None:
@@ -374,19 +394,12 @@ class ServedWeights:
             )
         return False
 
-    async def _weights_of(self, server: Server) -> str | None:
-        """Ask a server for the name of its weights. `None`: it is paused and may hold a mixture."""
-        paused = await self._client.send(server, "GET", "/is_paused")
-        known = await self._client.send(server, "GET", "/weight_info")
-        name = field(known, "weight_version", str)
-        return None if field(paused, "is_paused", bool) else name
-
     async def _followed(self, server: Server) -> str | None:
         """The name of the weights that a policy which updates them has set on a server.
 
         `None`: the server is paused and may hold a mixture.
         """
-        return await self._weights_of(server)
+        return await self._control.weights_of(server)
 
     def _note(self, server: Server) -> None:
         """Note that a server serves the weights of `version`."""
@@ -408,7 +421,7 @@ class ServedWeights:
         self._loaded.add(server)
 
     async def _load_from(self, server: Server, folder: str, written: bool, name: str) -> None:
-        await self._pause(server)
+        await self._control.pause(server)
         call = {"method": "load_checkpoint", "args": [folder, written]}
         try:
             await self._client.send(server, "POST", "/collective_rpc", call, self._seconds)
@@ -418,22 +431,7 @@ class ServedWeights:
                 "--worker-extension-cls retool_env.rollout.vllm.worker.WeightLoader?): "
                 f"{failure}"
             ) from failure
-        await self._continue(server, name)
-
-    async def _pause(self, server: Server) -> None:
-        """End or hold all requests of a server; new requests wait there.
-
-        After a failure from here on the server stays paused: it may hold a mixture of weights.
-        """
-        mode, clears = _PAUSES[self._at_update]
-        pause = f"/pause?mode={mode}&clear_cache={clears}"
-        await self._client.send(server, "POST", pause, seconds=self._seconds)
-
-    async def _continue(self, server: Server, name: str) -> None:
-        """Let a server serve its new weights under a name."""
-        # The name is set before the server samples again, so that it never reports a wrong name.
-        await self._client.send(server, "POST", "/update_weight_version", {"new_version": name})
-        await self._client.send(server, "POST", "/resume")
+        await self._control.go_on(server, name)
 
 
 def unavailable(errors: dict[str, str]) -> PolicyUnavailable:

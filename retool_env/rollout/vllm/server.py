@@ -25,10 +25,10 @@ and brings the server up to date before its next turn. At the start the policy l
 an earlier run: it warns of weights that the run left on a server, and a server that the run left
 paused gets no turn before it has loaded new weights.
 
-Several processes may share the servers, each with a policy of its own. First the other policies
-`hold` their turns; then one policy updates the weights; then the others `follow`. A turn in between
-would be sampled with the new weights and recorded with the old version. With `at_update="wait"`
-`hold` does nothing, and the processes have to see to it that no turn is under way.
+Several processes may share the servers, each with a policy of its own. First all policies `hold`
+their turns; then one policy updates the weights; then the others `follow`. A turn in between would
+be sampled with the new weights and recorded with the old version. With `at_update="wait"` `hold`
+does nothing, and the processes have to see to it that no turn is under way.
 
 `trl vllm-serve` of TRL 1.16 starts the same server, with that mode and with those log-probs, and
 passes its other options on; it needs only `--worker-extension-cls` as above. If a trainer of TRL
@@ -228,7 +228,7 @@ class VLLMServerPolicy(Policy):
 
     @override
     async def hold(self) -> None:
-        """Cut the turns under way, and let no turn begin until `follow`; see `Policy.hold`."""
+        """Let no turn begin until `update_weights` or `follow`; see `Policy.hold`."""
         await self.loop.run(self._weights.hold())
 
     async def follow(self, version: int) -> None:
@@ -266,7 +266,7 @@ class VLLMServerPolicy(Policy):
             self.takes_adapter = True
             return ServedAdapters(self.servers, self._client, folder, self._timeout)
         if way in ("nccl", "gloo"):
-            self.weights_dtype = check_dtype(dtype)
+            self.writes_parts, self.weights_dtype = True, check_dtype(dtype)
             return TransferredWeights(
                 self.servers,
                 self._client,
@@ -330,7 +330,7 @@ class VLLMServerPolicy(Policy):
     ) -> Generation:
         turn = PartialTurn(self.tokenizer, token_ids, stop, budget, seed)
         errors: dict[str, str] = {}
-        failed = 0
+        failed, began = 0, time.monotonic()
         while failed < self._attempts:
             await self._weights.released()
             prompt = turn.prompt
@@ -340,11 +340,15 @@ class VLLMServerPolicy(Policy):
                 await self._prepare(server)
                 async with self._weights.request(server) as (version, model):
                     body = self._body(prompt, stop, turn.request_budget, turn.request_seed)
+                    if self.at_update == "keep":  # the blocks of older weights are in the cache
+                        body["cache_salt"] = server.weights or "unknown"
+                    self.reread_tokens += len(prompt) if turn.cut else 0
                     answer = await self._sample(server, {**body, "model": model or self.model})
-                    self.mixed_turns += self._weights.version_of(server) != version
+                    self.mixed_turns += self._weights.has_changed(server, version)
                 sampled, logprobs, reason = read_completion(answer, body)
                 generation = turn.add(sampled, logprobs, version, reason)
-                if reason is None and not self._weights.cutting(server):
+                began = time.monotonic()
+                if generation is None and reason is None and not self._weights.cutting(server):
                     raise Failure("another client of the server ended the turn")
             except Dropped:
                 continue
@@ -352,7 +356,7 @@ class VLLMServerPolicy(Policy):
                 errors[server.url] = "busy"
                 server.aside_until = busy.again(sent)
                 # A busy server counts as a failure only after the timeout.
-                failed += time.monotonic() - turn.started > self._timeout
+                failed += time.monotonic() - began > self._timeout
             except Failure as failure:
                 if self._weights.held:  # the server is paused for new weights
                     continue
@@ -411,8 +415,10 @@ class VLLMServerPolicy(Policy):
         first = self.tokenizer.encode("a", add_special_tokens=False)
         # With an almost empty nucleus each token is certain, so its true log-prob is 0.
         body = {**self._body(first, [], 8, 0), "temperature": 1.0, "top_p": 1e-6}
-        _, logprobs, _ = read_completion(await self._sample(server, body), body)
-        if min(logprobs, default=-1.0) < -1e-3:
+        _, logprobs, reason = read_completion(await self._sample(server, body), body)
+        if reason is None:
+            raise Failure("the server ended the test turn")
+        if min(logprobs) < -1e-3:
             raise RuntimeError(
                 f"{server.url} reports log-probs of the model, which differ from the distribution "
                 "that it samples from with this temperature or top-p: start the server with "

@@ -81,6 +81,13 @@ class TransferredWeights(ServedWeights):
         self._source: Source | None = None
         self._engine: Any = None
         self._group: list[Member] = []
+        self._parts: dict[str, list[tuple[str, torch.Tensor]]] = {}
+
+    @override
+    def write_part(self, parts: Parts, weights: Weights, rank: int) -> None:
+        # The other processes only take part in the gathering.
+        if rank == 0:
+            self._parts[parts.name] = self._files.in_memory(weights, self.root)
 
     @override
     async def update(
@@ -89,16 +96,21 @@ class TransferredWeights(ServedWeights):
         if weights is None or isinstance(weights, str | Path):
             await super().update(version, weights)  # the servers read a checkpoint
             return
-        if isinstance(weights, Adapter | Parts):
-            raise ValueError(
-                f"these servers take whole weights: set weights=adapter, not {weights}"
-            )
-        pairs = await asyncio.to_thread(self._files.in_memory, weights, self.root)
+        if isinstance(weights, Adapter):
+            raise ValueError("these servers take whole weights: set weights=adapter for adapters")
+        if isinstance(weights, Parts):
+            if weights.name not in self._parts:
+                raise ValueError(f"no weights of {weights.name} were gathered: call write_part")
+            pairs = self._parts.pop(weights.name)
+        else:
+            pairs = await asyncio.to_thread(self._files.in_memory, weights, self.root)
         expected = await asyncio.to_thread(checksum, pairs)
         errors = {server.url: server.failure for server in self._servers}
         async with AsyncExitStack() as stack:
             changes = [stack.enter_async_context(self._change(each)) for each in self._servers]
-            await asyncio.gather(*changes)
+            entered = await asyncio.gather(*changes, return_exceptions=True)
+            for error in filter(None, entered):
+                raise error
             self._set(version, f"{version}-{secrets.token_hex(8)}", None)
             for _ in range(_ATTEMPTS):
                 members = await self._each(self._servers, self._join, errors)
@@ -113,6 +125,7 @@ class TransferredWeights(ServedWeights):
                 await self._each([member.server for member in members], commit, errors)
                 break
         self._check_any(errors)
+        self._release()
 
     @override
     def close(self) -> None:
@@ -121,8 +134,7 @@ class TransferredWeights(ServedWeights):
 
     @override
     async def _make_ready(self, server: Server) -> None:
-        async with self._gates[server].request():  # wait for the end of a transfer under way
-            pass
+        await self._gates[server].unchanging()  # the end of a transfer under way
         if not self._is_ready(server):
             await super()._make_ready(server)
 
@@ -157,11 +169,11 @@ class TransferredWeights(ServedWeights):
 
     async def _join(self, server: Server) -> Member:
         """Pause a server, so that it can receive weights."""
-        known = await self._weights_of(server)
+        known = await self._control.weights_of(server)
         self._check_own(server, known)
         if known == STARTED:  # it has restarted, and is not in the group any more
             self._leave()
-        await self._pause(server)
+        await self._control.pause(server)
         call = {"method": "prepare_update"}
         try:
             await self._client.send(server, "POST", "/collective_rpc", call, self._seconds)
@@ -278,7 +290,7 @@ class TransferredWeights(ServedWeights):
                 f"the server received other weights than were sent: checksums {received}, not "
                 f"{expected}"
             )
-        await self._continue(server, self._name)
+        await self._control.go_on(server, self._name)
         self._note_loaded(server, self.version, self._name)
         return True
 

@@ -42,5 +42,7 @@ def test_the_tokens_their_logprobs_and_the_reason_of_their_end(
 
 def test_another_end_is_a_failure():
     body = completion_body([1, 2], "m", sampling(1.0, 1.0, [], 9, 3))
-    with pytest.raises(Failure, match="the server ended the turn: error"):
+    with pytest.raises(Failure, match="ended the turn, with 2 tokens: error"):
         read_completion(answer("error"), body)
+    with pytest.raises(Failure, match="ended the turn, with 0 tokens: stop"):
+        read_completion(answer("stop", ids=()), body)

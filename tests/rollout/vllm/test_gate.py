@@ -136,7 +136,7 @@ def test_a_change_cuts_the_requests_under_way_and_drops_the_rest():
         await begun.wait()
         await asyncio.sleep(0)
         async with gate.change(cut):
-            assert gate.empty and not gate.open
+            assert not gate.requests and not gate.open
             events.append("changed")
         await asyncio.gather(*tasks)
         assert gate.open
@@ -152,21 +152,28 @@ def test_an_error_or_a_time_out_of_a_request_stays_its_own():
             with pytest.raises(error):
                 async with gate.request():
                     raise error
-        assert gate.empty
+        assert not gate.requests
 
     asyncio.run(main())
 
 
-def test_a_shut_gate_stays_shut_over_a_change():
+@pytest.mark.parametrize("first", ["hold", "change"])
+def test_a_held_gate_stays_shut_over_a_change(first):
     async def main():
         gate = Gate()
-        gate.shut()
-        waiting = asyncio.create_task(_through(gate.request()))
+        if first == "hold":
+            gate.hold()
+        waiting = None
         async with gate.change():
-            pass
+            gate.hold()
+            waiting = asyncio.create_task(_through(gate.request()))
+        await gate.unchanging()
         await asyncio.sleep(0.01)
         assert not waiting.done() and not gate.open
-        gate.reopen()
+        async with gate.change():
+            gate.release()
+            await asyncio.sleep(0.01)
+            assert not waiting.done() and not gate.open
         await asyncio.wait_for(waiting, 5)
 
     asyncio.run(main())

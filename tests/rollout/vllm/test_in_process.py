@@ -222,6 +222,9 @@ def test_turns_that_are_kept_go_on_with_their_cache(policy, model, other, prompt
     assert [turn.token_ids for turn in turns] == expected
     assert all(turn.weight_runs == () for turn in turns)
     assert len(prompts) // 2 <= policy.mixed_turns - before <= len(prompts)
+    asyncio.run(policy.update_weights(policy.weight_version + 1, other.state_dict()))
+    new = greedy(other, policy.tokenizer, prompts)  # nothing of them is read from the older cache
+    assert [turn.token_ids for turn in turns_of(policy, prompts)] == new
 
 
 @needs_vllm

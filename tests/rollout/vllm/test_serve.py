@@ -281,11 +281,15 @@ def test_turns_of_a_policy_that_follows_go_on_under_the_new_weights(
     trained = make_model(7)[0].eval()
 
     async def main():
-        acts = [asyncio.create_task(other.act(ids, (), 400, i)) for i, ids in enumerate(prompts)]
+        acts = [
+            asyncio.create_task(policy.act(ids, (), 400, i))
+            for i, ids in enumerate(prompts)
+            for policy in (other, leader)
+        ]
         pairs = (2, weights), (3, model.state_dict()), (4, weights)
         for version, state in pairs:
             await asyncio.sleep(0.2)
-            await other.hold()
+            await asyncio.gather(other.hold(), leader.hold())
             await leader.update_weights(version, state)
             await other.follow(version)
         return await asyncio.gather(*acts)
@@ -293,8 +297,10 @@ def test_turns_of_a_policy_that_follows_go_on_under_the_new_weights(
     asyncio.run(leader.update_weights(1, model.state_dict()))
     asyncio.run(other.follow(1))
     turns = asyncio.run(main())
-    assert any(len(turn.weight_runs) > 1 for turn in turns) and other.retried == 0
-    assert_own_logprobs(lambda version: (trained, model)[version % 2], prompts, turns)
+    assert any(len(turn.weight_runs) > 1 for turn in turns)
+    assert other.retried == leader.retried == 0
+    twice = [prompt for prompt in prompts for _ in range(2)]
+    assert_own_logprobs(lambda version: (trained, model)[version % 2], twice, turns)
 
 
 @needs_vllm

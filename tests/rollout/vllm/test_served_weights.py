@@ -175,16 +175,12 @@ def test_a_request_that_reaches_a_paused_server_is_sent_again(tmp_path, monkeypa
     monkeypatch.setattr("retool_env.rollout.vllm.served_weights._CUT_SECONDS", 0.2)
     served = Served()
 
-    def load(path: str):
-        assert not served.running
-
     async def main(policy):
         async with under_way(policy, [served], 2) as tasks:
             served.deaf = True
             await policy.update_weights(5, tmp_path)
         return await asyncio.gather(*tasks)
 
-    served.load = load
     with serving(served) as url, policy_of(url) as policy:
         turns = asyncio.run(main(policy))
         assert policy.retried == 0
@@ -224,23 +220,29 @@ def test_a_turn_that_another_client_cuts_again_and_again_ends_as_a_failure():
     assert len(served.bodies) == 3
 
 
-def test_a_policy_that_holds_its_turns_goes_on_with_the_weights_that_it_follows(tmp_path):
+def test_policies_that_hold_their_turns_go_on_with_the_new_weights(tmp_path):
+    """The pause of a policy's hold cuts the turns of the others."""
     served = [Served(), Served()]
 
     async def main(leader, other):
         async with under_way(other, served, 4) as tasks:
-            await other.hold()
+            own = [asyncio.create_task(leader.act([*PROMPT, i], STOP, 24, 1)) for i in range(4)]
+            while sum(each.running for each in served) < 8:
+                await asyncio.sleep(0.01)
+            await asyncio.gather(other.hold(), leader.hold())
             assert not any(each.running for each in served)
             late = asyncio.create_task(other.act(PROMPT, STOP, 24, 1))
+            await asyncio.sleep(0.2)
+            assert not any("load_checkpoint" in event for each in served for event in each.events)
             await leader.update_weights(4, tmp_path)
             await asyncio.sleep(0.1)
-            assert not late.done() and not any(each.running for each in served)
+            assert not late.done() and sum(each.running for each in served) == 4
             await other.follow(4)
-        return await asyncio.gather(*tasks, late)
+        return await asyncio.gather(*tasks, *own, late)
 
     with serving_all(*served) as urls, policy_of(*urls) as leader, policy_of(*urls) as other:
         *early, late = asyncio.run(main(leader, other))
-        assert other.retried == 0
+        assert other.retried == leader.retried == 0
         assert {turn.weight_runs for turn in early} == {((0, 1), (4, 2))}
         assert (late.weight_version, late.weight_runs) == (4, ())
         # With nothing under way it asks nobody, and the next turns wait all the same.
@@ -250,6 +252,65 @@ def test_a_policy_that_holds_its_turns_goes_on_with_the_weights_that_it_follows(
         asyncio.run(leader.update_weights(5, tmp_path))
         asyncio.run(other.follow(5))
         assert act(other, PROMPT)[0].weight_version == 5
+
+
+def test_long_answers_to_cut_turns_are_waited_for_as_long_as_one_comes(tmp_path, monkeypatch):
+    monkeypatch.setattr("retool_env.rollout.vllm.served_weights._CUT_SECONDS", 0.4)
+    served = Served(slow_answers=0.15)
+
+    async def main(policy):
+        async with under_way(policy, [served], 6) as tasks:
+            await policy.update_weights(5, tmp_path)
+        return await asyncio.gather(*tasks)
+
+    with serving(served) as url, policy_of(url) as policy:
+        turns = asyncio.run(main(policy))  # the last answer comes after 0.9 s
+    assert {turn.weight_runs for turn in turns} == {((0, 1), (5, 2))}
+
+
+def test_a_turn_that_waited_long_at_the_gate_asks_the_server_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("retool_env.rollout.vllm.served_weights._RESTART_SECONDS", 0.1)
+    good, slow = Served(root="m"), Served(root="m")
+
+    async def main(policy):
+        gate = policy._weights._gates[policy.servers[0]]
+        gate.hold()
+        turn = asyncio.create_task(policy._act(list(PROMPT), list(STOP), 24, 1))
+        await asyncio.sleep(0.3)
+        gate.release()
+        return await turn
+
+    with serving_all(good, slow) as urls, policy_of(*urls) as policy:
+        asyncio.run(policy.update_weights(5, tmp_path))
+        turn = policy.loop.run_blocking(main(policy))
+        assert turn.weight_version == 5 and policy.retried == 0
+        assert not any(server.failures for server in policy.servers)
+
+
+def test_metrics_do_not_hide_that_a_server_has_restarted(tmp_path, monkeypatch):
+    monkeypatch.setattr("retool_env.rollout.vllm.served_weights._RESTART_SECONDS", 0.2)
+    served = Served(metrics="# none\n")
+    with serving(served) as url, policy_of(url) as policy:
+        asyncio.run(policy.update_weights(3, tmp_path))
+        served.weights = "default"  # it was started anew
+        time.sleep(0.3)
+        policy.loop.run_blocking(policy._room.look())
+        assert act(policy, PROMPT)[0].weight_version == 3
+    assert served.events.count(f"collective_rpc load_checkpoint {tmp_path}") == 2
+
+
+def test_kept_turns_of_a_server_that_fails_to_load_go_elsewhere(tmp_path):
+    good, bad = Served(), Served(broken=["load_checkpoint"] * 9)
+
+    async def main(policy):
+        async with under_way(policy, [good, bad], 4) as tasks:
+            await policy.update_weights(5, tmp_path)
+            good.held = False
+            return await asyncio.wait_for(asyncio.gather(*tasks), 30)
+
+    with serving_all(good, bad) as urls, policy_of(*urls, at_update="keep") as policy:
+        turns = asyncio.run(main(policy))
+    assert sorted(turn.weight_version for turn in turns) == [0, 0, 5, 5]
 
 
 def test_turns_that_are_kept_go_on_under_the_new_weights_and_are_counted(tmp_path):
@@ -268,6 +329,8 @@ def test_turns_that_are_kept_go_on_under_the_new_weights_and_are_counted(tmp_pat
     assert {(turn.weight_version, turn.weight_runs) for turn in turns} == {(0, ())}
     assert sum(len(each.bodies) for each in served) == 5  # none was sent again
     assert {each.pauses[-1] for each in served} == {"mode=keep&clear_cache=false"}
+    # A later turn reads nothing from the blocks of older weights.
+    assert len({body["cache_salt"] for each in served for body in each.bodies}) == 2
 
 
 def test_an_unknown_treatment_of_turns_is_refused():

@@ -16,7 +16,7 @@ from helpers.vllm_servers import SENT, Engine, Served, serving, unused_port
 from agents.models.tiny import make_checkpoint, make_model
 from retool_env.rollout import PolicyUnavailable
 from retool_env.rollout.vllm import transfer
-from retool_env.rollout.weights import Adapter, checksum
+from retool_env.rollout.weights import Adapter, Parts, checksum
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ def test_the_workers_of_all_servers_have_numbers_of_their_own_in_one_group(gloo,
         assert last_change(each) == CHANGE and not each.paused
     turns = act(policy, *([*PROMPT, i] for i in range(6)))
     assert {turn.weight_version for turn in turns} == {2}
-    assert policy.weights_dtype == "bfloat16" and not policy.writes_parts
+    assert policy.weights_dtype == "bfloat16" and policy.writes_parts
 
 
 def test_the_weights_are_cast_and_summed_up_as_they_are_sent(gloo, weights):
@@ -270,3 +270,27 @@ def test_wrong_names_change_nothing_and_a_checkpoint_is_read_from_its_folder(
 
 def test_the_address_is_the_one_that_reaches_the_server():
     assert transfer._own_address("http://127.0.0.1:8000") == "127.0.0.1"
+
+
+def test_processes_gather_the_weights_before_any_turn_is_cut(gloo, weights):
+    """Only the first process keeps them; the update then names them."""
+    served = [Served(), Served()]
+    policy = gloo(*served)
+    parts = Parts("7-" + "ab" * 9, 2)
+    asked = []
+
+    def watched():
+        for pair in weights.items():
+            asked.append(len(served[0].events))
+            yield pair
+
+    policy.write_part(parts, watched(), 1)
+    assert not asked
+    policy.write_part(parts, watched(), 0)
+    assert asked == [0] * len(weights)
+    asyncio.run(policy.hold())
+    update(policy, 7, parts)
+    assert all(each.weights.startswith("7-") for each in served)
+    assert act(policy, PROMPT)[0].weight_version == 7
+    with pytest.raises(ValueError, match="call write_part"):
+        update(policy, 8, parts)
