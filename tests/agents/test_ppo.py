@@ -605,7 +605,8 @@ def test_a_model_that_could_not_be_kept_is_kept_by_the_run_that_goes_on(
 
 
 @pytest.mark.slow
-def test_two_processes_keep_one_run(initial, tmp_path):
+@pytest.mark.parametrize("more", [{}, {"staleness": 1, "oversample": 1.5}], ids=["", "ahead"])
+def test_two_processes_keep_one_run(initial, tmp_path, more):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = ["-m", "agents", "ppo", "--preset", "tiny", "--runs", str(tmp_path), "--resume"]
     small = {
@@ -618,6 +619,7 @@ def test_two_processes_keep_one_run(initial, tmp_path):
         "micro_batch": 2,
         "env.max_tokens": 60,
         "sandbox": {"name": "nsjail", "guests": 1},
+        **more,
     }
     ran = subprocess.run(
         [*launch, *command, *(f"{key}={json.dumps(value)}" for key, value in small.items())],
