@@ -280,7 +280,7 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 LOUD = 5.0
-
+"""The size of the noise at foreign tokens, in nats or units of reward."""
 
 EPISODES = [
     *ROWS[:3],
