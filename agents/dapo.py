@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents import grpo
-from agents.base.settings import SettingsError, setting
-from retool_env.transcript import Transcript
+from agents.base.settings import setting
+from agents.rewards import overlong_bonus
+from agents.rewards import soft_overlong as soft_overlong
 
 
 @dataclass(frozen=True)
@@ -45,24 +46,4 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     Raises:
         SettingsError: If `overlong` is not from 0 to 1, or for a reason that `grpo.train` names.
     """
-    if not 0 <= settings.overlong <= 1:
-        raise SettingsError(f"overlong must be a share from 0 to 1, not {settings.overlong}")
-
-    def bonus(transcript: Transcript, budget: int) -> float:
-        # The budget also counts the interpreter's tokens, so they count here.
-        return soft_overlong(len(transcript.completion_ids), budget, settings.overlong * budget)
-
-    return grpo.train(settings, folder, resume, bonus=bonus if settings.overlong else None)
-
-
-def soft_overlong(length: int, budget: int, cache: float) -> float:
-    """The soft overlong punishment (equation 13).
-
-    It is 0 up to `budget - cache` tokens, falls linearly to -1 at `budget`, and stays -1 beyond.
-
-    Args:
-        length: Tokens of the response, with the interpreter's.
-        budget: Token budget of a response.
-        cache: Last tokens of the budget, over which the punishment grows.
-    """
-    return -min(max(length - (budget - cache), 0.0) / cache, 1.0)
+    return grpo.train(settings, folder, resume, bonus=overlong_bonus(settings.overlong))

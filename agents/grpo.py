@@ -11,7 +11,7 @@ a bonus to the reward, or set other arguments of TRL: see `train`. `dr_grpo.py` 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -30,20 +30,19 @@ from agents.base.objective import Bonus, Objective, offer
 from agents.base.reporting import TrainerReporter
 from agents.base.resuming import last_version
 from agents.base.run import RunLogger
-from agents.base.selection import CleanRollouts
+from agents.base.selection import CleanEngineRollouts
 from agents.base.session import Export, RolloutSession
 from agents.base.settings import SettingsError, check_least, largest_divisor, setting
 from agents.base.sharding import processes, reference_of
 from agents.base.stopping import StopCallback
 from agents.base.trl import trl_config
+from agents.rewards import reward_functions
 from retool_env.integrations.trl import (
     Advantages,
     EngineGRPOTrainer,
     EngineRollouts,
     Normalisation,
-    episode_reward,
 )
-from retool_env.training.rows import ResampleBy, is_trainable
 from retool_env.transcript import Transcript
 
 # TRL warns that rollout_func's interface may change; setup.cfg pins TRL's version.
@@ -58,26 +57,6 @@ class Settings(PolicySettings):
     """Settings of the training run."""
 
     name: str = "grpo"
-    tokens_in_flight: int = setting(
-        0, "largest total length of the episodes in flight, in tokens; 0: only the engine's limit"
-    )
-    staleness: int = setting(
-        0, "batches sampled ahead while the trainer trains; 0: sample and train in turn"
-    )
-    oversample: float = setting(
-        1.0, "rollouts begun for each kept rollout; the first to finish are kept"
-    )
-    resample: int = setting(
-        0, "times that a group which teaches nothing is replaced (dynamic sampling); 0: off"
-    )
-    resample_by: ResampleBy = setting(
-        "accuracy",
-        "groups that teach nothing: accuracy, all right or all wrong; reward, all rewards equal",
-    )
-    spare: float = setting(
-        1.0,
-        "rollouts sampled for each trained rollout; the cleaner right ones stay (arXiv 2508.20722)",
-    )
     loss: str = setting("dapo", "TRL's loss_type: dapo, grpo, dr_grpo, ...")
     ratio_cap: float = setting(
         0.0,
@@ -159,15 +138,10 @@ def train(
                 task=run.task,
             )
         rollouts = trainer.rollout_func = run.make_rollouts(
-            partial(CleanRollouts, settings.spare) if settings.spare > 1 else EngineRollouts,
+            partial(CleanEngineRollouts, settings.spare) if settings.spare > 1 else EngineRollouts,
             trainer.model,
             trainer.accelerator.device,
-            apart=settings.staleness > 0 or trainer.is_fsdp_enabled,
-            tokens_in_flight=settings.tokens_in_flight,
-            staleness=settings.staleness,
-            oversample=settings.oversample,
-            resample=settings.resample,
-            resample_by=settings.resample_by,
+            sharded=trainer.is_fsdp_enabled,
         )
         reporter = TrainerReporter(trainer, settings.report_to)
         held_out = run.make_held_out(rollouts, reporter.evaluation)
@@ -223,8 +197,7 @@ def check_batch(settings: Settings, processes: int) -> tuple[int, int]:
         SettingsError: If a number is out of range, or the episodes can't be divided.
     """
     check_policy_settings(settings, processes)
-    least = dict.fromkeys(("staleness", "resample", "tokens_in_flight"), 0)
-    check_least(settings, {**least, "oversample": 1, "rollouts": 2})
+    check_least(settings, {"rollouts": 2})
     if settings.ratio_cap and settings.loss not in CLIPPED_LOSSES:
         raise SettingsError(
             f"ratio_cap has no effect with loss={settings.loss}: leave ratio_cap out, or take one "
@@ -250,25 +223,6 @@ def check_batch(settings: Settings, processes: int) -> tuple[int, int]:
     return settings.micro_batch, passes
 
 
-def reward_functions(
-    bonus: Bonus | None, budget: int | None
-) -> list[Callable[..., list[float | None]]]:
-    """TRL's reward functions: the environment's reward and, if there is one, the bonus.
-
-    Args:
-        bonus: Computes the bonus, which episodes that are trained on get; `None`: no bonus.
-        budget: Token budget of an episode.
-    """
-    if bonus is None:
-        return [episode_reward]
-    assert budget is not None  # every run has a budget
-
-    def episode_bonus(transcript: Sequence[Transcript], **_: Any) -> list[float | None]:
-        return [bonus(t, budget) if is_trainable(t) else None for t in transcript]
-
-    return [episode_reward, episode_bonus]
-
-
 FIXED_FIELDS = ("scale_rewards", "multi_objective_aggregation")
 """Fields of `GRPOConfig` without effect: the algorithm makes the advantages from one reward."""
 
@@ -291,6 +245,7 @@ WITHOUT_EFFECT = {
     "chat_template_kwargs": "set env.protocol and env.prompt_template",
     "max_tool_calling_iterations": "set env.max_calls",
     "disable_dropout": "dropout is always off",
+    "mask_truncated_completions": "set mask_overlong",
     "num_train_epochs": "set steps",
     "log_multimodal": "episodes are text; transcripts_every keeps them",
     "label_smoothing_factor": "the algorithm's loss is used (loss)",

@@ -1,6 +1,6 @@
 """Losses: pure functions of tensors, with their equations and papers.
 
-They give one value a token, so that the caller decides over which tokens the mean is taken. Where
+They give one value a token, and `token_weights` weighs the tokens of a batch for the mean. Where
 the mask is not set (the prompt, the interpreter's text, padding) the value is 0 and no gradient
 flows, whatever the inputs hold there.
 
@@ -10,9 +10,46 @@ are finite for all log-probs. Beyond the bound a loss is constant.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from retool_env.training.correction import LOG_RATIO_BOUND
+
+Mean = Literal["dapo", "grpo", "dr_grpo", "luspo"]
+"""The mean that a loss takes over the tokens of a batch, by TRL's names; see `token_weights`."""
+
+
+def token_weights(
+    mask: torch.Tensor, tokens: float, episodes: float, mean: Mean, budget: int
+) -> torch.Tensor:
+    """The weight of each of an episode's tokens in the loss, which is their weighted sum.
+
+        dapo     1 / tokens                  the mean over the batch's tokens
+        grpo     1 / (episodes * length)     the mean over an episode, then over episodes
+        dr_grpo  1 / (episodes * budget)     the sum over tokens, by the token budget
+        luspo    1 / episodes                the sum over an episode, then the mean over episodes
+
+    All counts are of tokens that the model sampled, and of episodes that have such a token.
+
+    Args:
+        mask: Whether the model sampled the token, shape `(B, T)`.
+        tokens: The batch's number of sampled tokens, of all processes.
+        episodes: The batch's number of episodes with a sampled token, of all processes.
+        mean: The name of the mean.
+        budget: Token budget of an episode, which only `dr_grpo` uses.
+
+    Returns:
+        The weights, shape `(B,)`; 0 for an episode without a sampled token.
+    """
+    lengths = mask.sum(1).float()
+    divisors = {
+        "dapo": lengths.new_tensor(tokens),
+        "grpo": episodes * lengths,
+        "dr_grpo": lengths.new_tensor(episodes * budget),
+        "luspo": lengths.new_tensor(episodes),
+    }
+    return torch.where(lengths > 0, 1.0 / divisors[mean].clamp(min=1), 0.0)
 
 
 def log_ratio(logps: torch.Tensor, old_logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

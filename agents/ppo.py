@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,20 +31,19 @@ from agents.base.figures import Sums, pooled
 from agents.base.minibatch import Batch
 from agents.base.model import check_dtype, check_learning_rate
 from agents.base.run import Clock
+from agents.base.selection import CleanRollouts
 from agents.base.session import RolloutSession
 from agents.base.settings import SettingsError, check_least, largest_divisor, setting
 from agents.base.sharding import processes
-from agents.losses import k3, ppo_policy_loss, value_loss
-from retool_env.integrations.trl import episode_reward
+from agents.losses import Mean, k3, ppo_policy_loss, token_weights, value_loss
+from agents.rewards import overlong_bonus, reward_functions
 from retool_env.training.correction import importance_weights, weight_figures, weight_sums
 from retool_env.training.exchange import one_pass
 from retool_env.training.packing import Packed
 from retool_env.training.processes import RolloutsAbandoned, together
 from retool_env.training.rollouts import Rollouts
-from retool_env.training.rows import with_trained_logprobs
 from retool_env.training.step import Step
 from retool_env.training.trained_weights import is_sharded, whole
-from retool_env.transcript import Transcript
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,15 @@ class Settings(ActorCriticSettings):
     dual_clip: float = setting(10.0, "largest ratio that weighs a negative advantage; 0: no clip")
     value_clip: float = setting(0.5, "largest change of a value in a step; 0: no clip")
     value_coefficient: float = setting(1.0, "factor of the critic's loss")
+    loss: Mean = setting(
+        "dapo",
+        "the mean that both losses take, by TRL's names: dapo, over tokens; grpo, over an episode, "
+        "then over episodes; dr_grpo, the sum over tokens by the token budget; luspo, the sum over "
+        "an episode, then the mean over episodes",
+    )
+    overlong: float = setting(
+        0.0, "last share of the token budget, in which a response is punished; 0: off"
+    )
 
 
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
@@ -97,24 +105,34 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         run.begin("ppo")
         learner = Learner(settings, run.model)
         learner.leave = run.stopping.agreed
+        learner.budget = run.rules.max_tokens or 0
         first = learner.load(Path(run.point)) if run.point else 0
         run.saving.resume(first)
         run.bar.set_total(settings.steps, first)
         reporter, clock = run.open_reporter(run.trainer), Clock(run)
         rollouts = run.make_rollouts(
-            Rollouts, learner.model, learner.accelerator.device, apart=is_sharded(learner.model)
+            partial(CleanRollouts, settings.spare) if settings.spare > 1 else Rollouts,
+            learner.model,
+            learner.accelerator.device,
+            sharded=is_sharded(learner.model),
         )
         held_out = run.make_held_out(rollouts, reporter.evaluation)
         run.resources.enter_context(run.stopping)
         part = settings.prompts // state.num_processes  # the number of this process's problems
-        for step in range(first, settings.steps):
+
+        def prompts(step: int) -> list[str] | None:
+            if step >= settings.steps:
+                return None
             start = step * settings.prompts + state.process_index * part
             problems = run.ids[start : start + part]
-            ids = [name for name in problems for _ in range(settings.rollouts)]
+            return [name for name in problems for _ in range(settings.rollouts)]
+
+        for step in range(first, settings.steps):
             try:
                 held_out.evaluate(step, learner.model, learner.accelerator)
-                rows, logged = collect(learner, rollouts, step, ids, run.tokenizer.eos_token_id)
-                batch = Batch.of(rows, learner.accelerator.device)
+                eos = run.tokenizer.eos_token_id
+                rows, rewards, logged = collect(learner, rollouts, step, prompts, eos)
+                batch = Batch.of(rows, learner.accelerator.device, rewards)
                 learned = learner.learn(batch, step)
             except RolloutsAbandoned:  # on all processes
                 if run.stopping.agreed() and step > run.saving.begun:
@@ -158,6 +176,13 @@ def check(settings: Settings, processes: int) -> None:
     """
     check_policy_settings(settings, processes)
     check_least(settings, {"epochs": 1, "mini_batch": 1})
+    overlong_bonus(settings.overlong)
+    for name, off in (("resample", 0), ("spare", 1.0)):
+        if settings.rollouts == 1 and getattr(settings, name) > off:
+            raise SettingsError(
+                f"{name}={getattr(settings, name)} compares the rollouts of a problem, and "
+                f"rollouts=1 samples one: take rollouts of at least 2, or leave {name} out"
+            )
     check_dtype(settings.dtype, settings.lora_rank)
     for name in ("learning_rate", "critic_learning_rate", "max_grad_norm"):
         if not getattr(settings, name) > 0:
@@ -198,25 +223,33 @@ def check(settings: Settings, processes: int) -> None:
 
 
 def collect(
-    learner: Learner, rollouts: Rollouts, step: int, prompts: list[str], eos: int
-) -> tuple[dict[str, list[Any]], dict[str, list[float]]]:
+    learner: Learner,
+    rollouts: Rollouts,
+    step: int,
+    prompts: Callable[[int], list[str] | None],
+    eos: int,
+) -> tuple[dict[str, list[Any]], list[float | None], dict[str, list[float]]]:
     """Sample a step's episodes, one for each prompt.
 
     Args:
         learner: The learner, with the model to sample from.
         rollouts: The rollouts of this process.
         step: The step's number.
-        prompts: Ids of this process's problems, each repeated for its rollouts, side by side.
+        prompts: Returns the ids of this process's problems in a step, each repeated for its
+            rollouts, side by side; `None` after the last step.
         eos: Id of the end-of-sequence token.
 
     Returns:
-        The rows of `Rollouts.collect`, and the figures to log, by name.
+        The rows of `Rollouts.collect`, the episodes' rewards (`None` for an episode that is not
+        trained on), and the figures to log, by name.
 
     Raises:
         RolloutsAbandoned: If a process was asked to stop.
     """
     learner.model.train()
-    logged: dict[str, list[float]] = defaultdict(list)
+    settings, logged = learner.settings, defaultdict[str, list[float]](list)
+    asked = prompts(step)
+    assert asked is not None  # the run has this step
 
     def log(name: str, number: float) -> None:
         logged[name].append(number)
@@ -225,19 +258,26 @@ def collect(
         Step(
             number=step,
             batch=step,
-            prompts=prompts,
-            group=learner.settings.rollouts,
+            prompts=asked,
+            group=settings.rollouts,
             model=learner.model,
             accelerator=learner.accelerator,
-            temperature=learner.settings.temperature,
+            temperature=settings.temperature,
             eos_token_ids=[eos],
             log=log,
+            coming=prompts,
         )
     )
-    # Of an episode that failed or was cut the reward is None.
-    rewards = episode_reward(rows["transcript"], log)
+    found = [
+        function(transcript=rows["transcript"], log_metric=log, untrained=rows["untrained"])
+        for function in reward_functions(overlong_bonus(settings.overlong), learner.budget)
+    ]
+    if len(found) > 1:
+        logged["rewards/episode_bonus/mean"] = [bonus for bonus in found[1] if bonus is not None]
+    # Of an episode that failed or was cut the parts are None.
+    rewards = [None if None in parts else sum(parts) for parts in zip(*found, strict=True)]
     logged["reward"] = [reward for reward in rewards if reward is not None]
-    return rows, dict(logged)
+    return rows, rewards, dict(logged)
 
 
 class Learner(ActorCritic):
@@ -247,13 +287,16 @@ class Learner(ActorCritic):
     leave: Callable[[], bool] = staticmethod(lambda: False)
     """Asked between two passes before a step's first update; if it returns `True`, the step is
     abandoned. All processes call it together."""
+    budget = 0
+    """Token budget of a response, which `loss=dr_grpo` divides by."""
     _updated = False
 
     def learn(self, batch: Batch, step: int) -> dict[str, float]:
         """Update actor and critic with a step's episodes.
 
-        Each epoch takes the episodes in another order. A minibatch has equally many episodes of
-        each process.
+        Values, returns and advantages are computed here with the newest critic, also for a batch
+        that was sampled ahead. Each epoch takes the episodes in another order. A minibatch has
+        equally many episodes of each process.
 
         Args:
             batch: The episodes of this process.
@@ -288,7 +331,7 @@ class Learner(ActorCritic):
         explained = explained_variance(values, returns, batch.mask, self.total)
         size = settings.mini_batch // self.processes
         sums = Sums()
-        self._logps = torch.full_like(batch.old_logps, torch.nan)
+        self.first_logps = torch.full_like(batch.old_logps, torch.nan)
         for epoch in range(settings.epochs):
             order = np.random.default_rng((settings.seed, step, epoch)).permutation(len(batch.ids))
             for start in range(0, len(order), size):
@@ -301,26 +344,10 @@ class Learner(ActorCritic):
         figures["completions/mean_length"] = (episodes[0] / episodes[1].clamp(min=1)).item()
         return figures
 
-    def with_logps(self, rows: Mapping[str, Sequence[Any]], batch: Batch) -> list[Transcript]:
-        """The step's transcripts; trained ones have the actor's log-probs of the first pass.
-
-        Args:
-            rows: The rows of `Rollouts.collect`.
-            batch: The same episodes as tensors.
-        """
-        trained = batch.mask.any(1).tolist()
-        transcripts = list(rows["transcript"])
-        for number, transcript in enumerate(transcripts):
-            if trained[number]:
-                first = len(rows["prompt_ids"][number]) - 1
-                logps = self._logps[number, first:].tolist()
-                transcripts[number] = with_trained_logprobs(transcript, logps)
-        return transcripts
-
     def update(self, batch: Batch, sums: Sums, actor: bool = True) -> None:
         """Make one optimizer step of the critic, and one of the actor unless it is frozen.
 
-        The loss is a mean over the sampled tokens of the minibatch on all processes. If there is no
+        The loss is a mean over the minibatch on all processes, see `token_weights`. If there is no
         sampled token, nothing changes, not even by the optimizers' momentum.
 
         Args:
@@ -328,11 +355,13 @@ class Learner(ActorCritic):
             sums: The sums for the step's figures, to which the update adds.
             actor: Whether the actor is updated.
         """
-        tokens = self.total(batch.mask.sum()).item()
+        counts = torch.stack([batch.mask.sum(), batch.mask.any(1).sum()])
+        tokens, episodes = self.total(counts).tolist()
         if not tokens:
             return
-        # Gradients are averaged over processes, but this loss is divided by the tokens of all.
-        scale = self.processes / tokens
+        shares = token_weights(batch.mask, tokens, episodes, self.settings.loss, self.budget)
+        # Gradients are averaged over processes, but this loss is divided by the counts of all.
+        batch = dataclasses.replace(batch, shares=self.processes * shares)
         passes, logps = self.passes(batch), []
         for number, part in enumerate(passes.parts):
             last = number + 1 == len(passes.parts)
@@ -341,12 +370,12 @@ class Learner(ActorCritic):
                 with torch.set_grad_enabled(actor):
                     loss, scored = self.actor_loss(part, rows, sums)
                 if actor:
-                    self.accelerator.backward(loss * scale)
-                self.accelerator.backward(self.critic_loss(part, rows, sums) * scale)
+                    self.accelerator.backward(loss)
+                self.accelerator.backward(self.critic_loss(part, rows, sums))
                 logps.append(scored)
             if not last and not self._updated and self.leave():
                 raise RolloutsAbandoned("the step was abandoned")
-        self._keep_logps(batch, passes.back(logps))
+        self.keep_logps(batch, passes.back(logps))
         trained = [("critic", self.critic, self.critic_optimizer)]
         if actor:
             trained.append(("actor", self.actor, self.actor_optimizer))
@@ -359,17 +388,10 @@ class Learner(ActorCritic):
             optimizer.zero_grad()
         self._updated = True
 
-    def _keep_logps(self, batch: Batch, logps: torch.Tensor) -> None:
-        """Keep the log-probs of a batch, unless an earlier epoch has set them."""
-        assert batch.numbers is not None  # `Batch.of` made them
-        first = self._logps[batch.numbers, : logps.shape[1]]
-        kept = torch.where(first.isnan(), logps, first)
-        self._logps[batch.numbers, : logps.shape[1]] = kept
-
     def actor_loss(
         self, batch: Batch, rows: Packed, sums: Sums
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The actor's loss: policy, KL and entropy terms, summed over tokens.
+        """The actor's loss: policy, KL and entropy terms, as a weighted sum over tokens.
 
         Args:
             batch: A micro batch.
@@ -379,7 +401,7 @@ class Learner(ActorCritic):
         Returns:
             The loss, and the log-probs of the pass without their graph, shape `(B, T)`.
         """
-        assert batch.advantages is not None  # `learn` made them
+        assert batch.advantages is not None and batch.shares is not None  # `learn` made them
         settings, mask = self.settings, batch.mask
         logps, entropy = self.score(self.actor, rows)
         policy, clipped = ppo_policy_loss(
@@ -394,19 +416,17 @@ class Learner(ActorCritic):
         if batch.weights is not None:
             policy = policy * batch.weights
         entropy = entropy.masked_fill(~mask, 0.0)
-        loss = policy.sum()
-        if settings.entropy:
-            loss = loss - settings.entropy * entropy.sum()
+        loss = policy - settings.entropy * entropy if settings.entropy else policy
         if settings.kl:
             kl = k3(logps, self.reference_logps(rows), mask)
-            loss = loss + settings.kl * kl.sum()
+            loss = loss + settings.kl * kl
             sums.add(mask, kl=kl)
         sums.add(mask, entropy=entropy, **{"loss/policy": policy, "clip_fraction": clipped})
         sums.distance.add(logps, batch.old_logps, mask)
-        return loss, logps.detach().float()
+        return (loss.sum(1) * batch.shares).sum(), logps.detach().float()
 
     def critic_loss(self, batch: Batch, rows: Packed, sums: Sums) -> torch.Tensor:
-        """The critic's loss, summed over tokens.
+        """The critic's loss, as a weighted sum over tokens.
 
         Args:
             batch: A micro batch.
@@ -414,9 +434,10 @@ class Learner(ActorCritic):
             sums: The sums for the step's figures, to which the loss adds.
         """
         assert batch.old_values is not None and batch.returns is not None  # `learn` made them
+        assert batch.shares is not None  # `update` made them
         values = self.critic(rows)
         clip = self.settings.value_clip or None
         loss, clipped = value_loss(values, batch.old_values, batch.returns, batch.mask, clip)
         figures = {"loss/value": loss, "critic/clip_fraction": clipped}
         sums.add(batch.mask, **figures, **{"critic/value": values.masked_fill(~batch.mask, 0.0)})
-        return self.settings.value_coefficient * loss.sum()
+        return self.settings.value_coefficient * (loss.sum(1) * batch.shares).sum()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from agents.base.sharding import shard_frozen, sharded_apart
 from retool_env.integrations.fused_head import skip_unwanted
 from retool_env.training.exchange import Exchange
 from retool_env.training.packing import Packed, keeps_apart, pack, score
+from retool_env.training.rows import with_trained_logprobs
+from retool_env.transcript import Transcript
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +52,11 @@ class ActorCritic:
         settings: The run's settings.
         actor: The policy's model, which is trained.
     """
+
+    first_logps: torch.Tensor
+    """The actor's log-probs of a step's episodes in their first pass, shape `(B, T)`.
+
+    The algorithm sets them to NaN at the beginning of a step."""
 
     def __init__(self, settings: ActorCriticSettings, actor: PreTrainedModel) -> None:
         self.settings = settings
@@ -108,6 +115,34 @@ class ActorCritic:
     def _by_pass(self, compute: Callable[[Packed], torch.Tensor], batch: Batch) -> torch.Tensor:
         passes = self.passes(batch)
         return passes.back([compute(self.rows(part)) for part in passes.parts])
+
+    def keep_logps(self, batch: Batch, logps: torch.Tensor) -> None:
+        """Keep the log-probs of a part of the step, unless an earlier epoch has set them.
+
+        Args:
+            batch: The part.
+            logps: The actor's log-probs, shape `(B, T)`.
+        """
+        assert batch.numbers is not None  # `Batch.of` made them
+        first = self.first_logps[batch.numbers, : logps.shape[1]]
+        kept = torch.where(first.isnan(), logps, first)
+        self.first_logps[batch.numbers, : logps.shape[1]] = kept
+
+    def with_logps(self, rows: Mapping[str, Sequence[Any]], batch: Batch) -> list[Transcript]:
+        """The step's transcripts; trained ones have the actor's log-probs of the first pass.
+
+        Args:
+            rows: The rows of `Rollouts.collect`.
+            batch: The same episodes as tensors.
+        """
+        trained = batch.mask.any(1).tolist()
+        transcripts = list(rows["transcript"])
+        for number, transcript in enumerate(transcripts):
+            if trained[number]:
+                first = len(rows["prompt_ids"][number]) - 1
+                logps = self.first_logps[number, first:].tolist()
+                transcripts[number] = with_trained_logprobs(transcript, logps)
+        return transcripts
 
     def passes(self, batch: Batch) -> Passes:
         """Divide a batch into forward and backward passes. All processes must call it.

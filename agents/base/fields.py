@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from agents.base.settings import SettingsError, check_least, setting
 from retool_env.training.correction import Correction
+from retool_env.training.rows import ResampleBy
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"]
 """Kernels of attention, by transformers' names. The names are listed, because transformers makes no
@@ -131,9 +132,34 @@ class PolicySettings(RolloutSettings):
         "tokens in a forward and backward pass of one process, in place of micro_batch; the passes "
         "are balanced over all processes; 0: micro_batch counts",
     )
+    tokens_in_flight: int = setting(
+        0, "largest total length of the episodes in flight, in tokens; 0: only the engine's limit"
+    )
+    staleness: int = setting(
+        0, "batches sampled ahead while the trainer trains; 0: sample and train in turn"
+    )
     deadline: float = setting(0.0, "seconds after which a batch's episodes are cut; 0: no deadline")
+    oversample: float = setting(
+        1.0, "rollouts begun for each kept rollout; the first to finish are kept"
+    )
+    resample: int = setting(
+        0, "times that a group which teaches nothing is replaced (dynamic sampling); 0: off"
+    )
+    resample_by: ResampleBy = setting(
+        "accuracy",
+        "groups that teach nothing: accuracy, all right or all wrong; reward, all rewards equal",
+    )
+    spare: float = setting(
+        1.0,
+        "rollouts sampled for each trained rollout; the cleaner right ones stay (arXiv 2508.20722)",
+    )
     mask_void: bool = setting(
         False, "no loss on episodes with a void turn, neither code nor answer (arXiv 2509.02479)"
+    )
+    mask_overlong: bool = setting(
+        False,
+        "no loss on episodes that ended at a budget of tokens, characters or seconds (DAPO's "
+        "overlong filtering, arXiv 2503.14476, section 3.4)",
     )
     learning_rate: float = setting(1e-4, "learning rate of the policy, constant")
     clip_low: float = setting(0.2, "distance of the ratio's lower clip from 1")
@@ -171,10 +197,9 @@ def check_policy_settings(settings: PolicySettings, processes: int) -> None:
         SettingsError: If a setting is out of range. The message proposes a value.
     """
     ones = ("steps", "prompts", "rollouts", "micro_batch", "sample_batch", "in_flight")
-    least = dict.fromkeys((*ones, "save_steps", "transcripts_every"), 1)
-    check_least(
-        settings, least | dict.fromkeys(("deadline", "lora_rank", "export_steps", "tokens"), 0)
-    )
+    least = dict.fromkeys((*ones, "oversample", "spare", "save_steps", "transcripts_every"), 1)
+    zeros = ("deadline", "lora_rank", "export_steps", "tokens", "tokens_in_flight")
+    check_least(settings, least | dict.fromkeys((*zeros, "staleness", "resample"), 0))
     if not settings.temperature > 0:
         raise SettingsError(f"temperature must be above 0, not {settings.temperature}")
     if not settings.correction_cap >= 1:

@@ -45,14 +45,22 @@ class Batch:
     """The actor's log-probs before the updates, shape `(B, T)`; `None` with `correction=ratio`."""
     weights: torch.Tensor | None = None
     """The correction's importance weights, shape `(B, T)`; `None` with `correction=ratio`."""
+    shares: torch.Tensor | None = None
+    """The weight of each of an episode's tokens in the losses, shape `(B,)`."""
 
     @classmethod
-    def of(cls, rows: Mapping[str, Sequence[Any]], device: torch.device | str = "cpu") -> Batch:
+    def of(
+        cls,
+        rows: Mapping[str, Sequence[Any]],
+        device: torch.device | str = "cpu",
+        rewards: Sequence[float | None] | None = None,
+    ) -> Batch:
         """A batch from the output of `training_rows`.
 
         Args:
             rows: The columns of the table, each with one entry for each episode.
             device: The device of the tensors.
+            rewards: The episodes' rewards; `None`: the rewards of the transcripts.
         """
         prompts, completions = rows["prompt_ids"], rows["completion_ids"]
         lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
@@ -63,8 +71,10 @@ class Batch:
             response = slice(len(prompt), lengths[i])
             ids[i, : lengths[i]], attention[i, : lengths[i]] = [*prompt, *completion], 1
             mask[i, response], logps[i, response] = rows["env_mask"][i], rows["logprobs"][i]
-        rewards = np.array([t.reward or 0.0 for t in rows["transcript"]], np.float32)
-        arrays = ids, attention, mask[:, 1:], logps[:, 1:], rewards, np.arange(len(ids))
+        if rewards is None:
+            rewards = [transcript.reward for transcript in rows["transcript"]]
+        known = np.array([reward or 0.0 for reward in rewards], np.float32)
+        arrays = ids, attention, mask[:, 1:], logps[:, 1:], known, np.arange(len(ids))
         return cls(*(torch.from_numpy(array).to(device) for array in arrays))
 
     def take(self, index: torch.Tensor) -> Batch:

@@ -34,6 +34,7 @@ from agents.base.records import read_episodes, read_records
 from agents.base.registry import load_algorithm, section_of
 from agents.base.settings import SettingsError, build_settings, field_names
 from agents.models.tiny import make_model
+from agents.rewards import reward_functions
 from retool_env.integrations.trl import EngineGRPOTrainer
 from retool_env.key_values import merge, parse_settings
 from retool_env.metrics.tables import markdown
@@ -44,7 +45,8 @@ from retool_env.transcript import Transcript
 
 KEPT = (
     *("name", "env", "seed", "model", "steps", "prompts", "rollouts", "micro_batch", "tokens"),
-    *("temperature", "mask_void", "learning_rate", "allow_high_learning_rate"),
+    *("temperature", "mask_void", "mask_overlong", "learning_rate"),
+    "allow_high_learning_rate",
 )
 """The settings that another algorithm takes over from the run: they describe its batches. All other
 settings are the algorithm's defaults, unless the command names them."""
@@ -161,7 +163,7 @@ class RecordedTrainer(EngineGRPOTrainer):
         model, tokenizer = make_model(0, **_SIZE)
         super().__init__(
             model=model,
-            reward_funcs=grpo.reward_functions(objective.bonus, rules.max_tokens),
+            reward_funcs=reward_functions(objective.bonus, rules.max_tokens),
             args=config,
             train_dataset=Dataset.from_dict({"prompt": ["?"] * episodes}),
             processing_class=tokenizer,
@@ -172,13 +174,13 @@ class RecordedTrainer(EngineGRPOTrainer):
             correction_cap=settings.correction_cap,
             correction_bounds=(settings.correction_low, settings.correction_high),
         )
-        self._mask_void = settings.mask_void
+        self._masks = settings.mask_void, settings.mask_overlong
         self._batch: list[Transcript] = []
         self._logps: list[list[float]] = []
         self._part = slice(None)
 
     def _rows(self, prompts: list[str], trainer: Any) -> dict[str, list[Any]]:
-        rows = training_rows(self._batch, self.eos_token_ids, self._mask_void)
+        rows = training_rows(self._batch, self.eos_token_ids, *self._masks)
         self._logps = [_trained(t, m) for t, m in zip(self._batch, rows["env_mask"], strict=True)]
         return {**rows, "untrained": [[] for _ in prompts]}
 

@@ -15,20 +15,20 @@ from retool_env.files import file_fault
 from retool_env.integrations.trl import EngineRollouts, problem_dataset
 from retool_env.problem import Problem, ProblemList, ProblemSource
 from retool_env.rollout.engine import Group
-from retool_env.training.rollouts import Sampled
+from retool_env.training.rollouts import Rollouts, Sampled
 from retool_env.training.rows import is_trainable
 from retool_env.transcript import Transcript
 
 
-class CleanRollouts(EngineRollouts):
+class CleanRollouts(Rollouts):
     """Samples spare rollouts, and keeps the right ones with the fewest failed calls.
 
     `resample_on_correct` chooses the rollouts.
 
     Args:
         spare: The number of sampled rollouts for each rollout that is kept, at least 1.
-        *args: The arguments of `EngineRollouts`.
-        **kwargs: The keyword arguments of `EngineRollouts`.
+        *args: The arguments of `Rollouts`.
+        **kwargs: The keyword arguments of `Rollouts`.
     """
 
     def __init__(self, spare: float, *args: Any, **kwargs: Any) -> None:
@@ -51,6 +51,10 @@ class CleanRollouts(EngineRollouts):
             sampled.others += [t for t in group if t.scored and id(t) not in kept]
             sampled.groups[index] = chosen
         return sampled
+
+
+class CleanEngineRollouts(CleanRollouts, EngineRollouts):
+    """`CleanRollouts` as a `rollout_func` of TRL."""
 
 
 def resample_on_correct(group: Group, n: int, chance: np.random.Generator) -> Group:

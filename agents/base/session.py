@@ -314,25 +314,25 @@ class RolloutSession[P: PolicySettings](Session[P]):
         kind: Callable[..., R],
         trained: Any,
         device: torch.device | str,
-        apart: bool,
-        tokens_in_flight: int = 0,
-        **options: Any,
+        sharded: bool,
     ) -> R:
-        """Make the rollouts of the setting `engine`. The session closes them.
+        """Make the rollouts of the setting `engine`, with the settings of rollouts.
+
+        The session closes them.
 
         Args:
             kind: The class of the rollouts; see `Rollouts`.
             trained: The model that is trained, including its adapters.
             device: The device of a separate copy of the model.
-            apart: Whether the engine samples with a separate copy of the model; see `make_policy`.
-            tokens_in_flight: See `RolloutEngine`; 0 keeps the engine's own bound.
-            **options: Further arguments of `kind`; see `Rollouts`.
+            sharded: Whether the trained model is sharded. Then the engine `transformers` samples
+                with a separate copy of the model, as with `staleness` above 0.
 
         Raises:
             SettingsError: If an argument of the engine is unknown or out of range.
             PolicyUnavailable: If no server can be reached.
         """
         settings, (name, arguments) = self.settings, self._engine
+        apart = sharded or settings.staleness > 0
         model, temperature = settings.model, settings.temperature
         policy = make_policy(
             name, arguments, trained, self.tokenizer, model, temperature, apart, device
@@ -343,7 +343,7 @@ class RolloutSession[P: PolicySettings](Session[P]):
             self.rules,
             self._sandbox,
             settings.in_flight,
-            tokens_in_flight or None,
+            settings.tokens_in_flight or None,
             progress=self.progress,
         )
         kept = KeptBatches(self.batches, lambda: oldest_step(self.trainer))
@@ -354,11 +354,15 @@ class RolloutSession[P: PolicySettings](Session[P]):
             # With a curriculum, problems that replace others must also be the curriculum's.
             subset(self.problems, self.ids) if settings.curriculum else self.problems,
             settings.seed,
+            staleness=settings.staleness,
             deadline=settings.deadline or None,
+            oversample=settings.oversample,
+            resample=settings.resample,
+            resample_by=settings.resample_by,
             mask_void=settings.mask_void,
+            mask_overlong=settings.mask_overlong,
             stopping=self.stopping.asked,
             kept=kept,
-            **options,
         )
         self.resources.callback(rollouts.close)
         return rollouts

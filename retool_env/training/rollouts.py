@@ -29,7 +29,14 @@ from retool_env.servers.background import BackgroundLoop
 from retool_env.training.figures import RolloutFigures
 from retool_env.training.kept_batches import KeptBatch, KeptBatches, asked_of
 from retool_env.training.processes import gathered, phase, together
-from retool_env.training.rows import ResampleBy, has_void_turn, is_trainable, teaches, training_rows
+from retool_env.training.rows import (
+    ResampleBy,
+    has_void_turn,
+    is_overlong,
+    is_trainable,
+    teaches,
+    training_rows,
+)
 from retool_env.training.sampling_policy import (
     check_policy,
     check_step,
@@ -110,6 +117,8 @@ class Rollouts:
             group, and training on such a group would teach only the shape.
         mask_void: Whether episodes with a void turn are masked as a whole (see `training_rows`).
             Their share is logged as `env/void_episodes`.
+        mask_overlong: Whether episodes that ended at a budget are masked as a whole (see
+            `training_rows`). Their share is logged as `env/overlong_episodes`.
         stopping: Asked repeatedly during the wait for rollouts; once it returns `True`, the
             rollouts are abandoned.
         kept: Keeps the newest batches on disk, so that a run that is resumed inside a batch, or
@@ -134,6 +143,7 @@ class Rollouts:
         resample: int = 0,
         resample_by: ResampleBy = "accuracy",
         mask_void: bool = False,
+        mask_overlong: bool = False,
         stopping: Callable[[], bool] = lambda: False,
         kept: KeptBatches | None = None,
     ) -> None:
@@ -169,6 +179,7 @@ class Rollouts:
         self.resample = resample
         self.resample_by = resample_by
         self.mask_void = mask_void
+        self.mask_overlong = mask_overlong
         self.stopping = stopping
         self.kept = kept
         self.recalled = False
@@ -223,7 +234,8 @@ class Rollouts:
         for name, value in [] if step.resumed and self.recalled else kept.figures:
             step.log(name, value)
         transcripts = [transcript for group in kept.groups for transcript in group]
-        rows = training_rows(transcripts, step.eos_token_ids, self.mask_void)
+        masks = self.mask_void, self.mask_overlong
+        rows = training_rows(transcripts, step.eos_token_ids, *masks)
         rows["untrained"] = [kept.others, *([] for _ in transcripts[1:])]
         return rows
 
@@ -262,6 +274,8 @@ class Rollouts:
             self._figures.log(logged, transcripts, sampled.seconds, waited, sampled.resampled)
         if self.mask_void:
             log("env/void_episodes", sum(map(has_void_turn, transcripts)) / len(transcripts))
+        if self.mask_overlong:
+            log("env/overlong_episodes", sum(map(is_overlong, transcripts)) / len(transcripts))
         batch_kept = KeptBatch(groups, sampled.others, figures, asked_of(step))
         if step.training and (kept := self.kept) is not None:
             together(accelerator, lambda: kept.save(step, batch_kept))

@@ -33,6 +33,15 @@ def has_void_turn(transcript: Transcript) -> bool:
     return any(turn.kind is TurnKind.VOID for turn in transcript.turns)
 
 
+BUDGETS = (StopReason.TOKEN_BUDGET, StopReason.CHARACTER_BUDGET, StopReason.TIME_BUDGET)
+"""The ends of episodes that used up a budget."""
+
+
+def is_overlong(transcript: Transcript) -> bool:
+    """Whether an episode ended at a budget of tokens, characters or time."""
+    return transcript.stop_reason in BUDGETS
+
+
 def teaches(group: Sequence[Transcript], by: ResampleBy) -> bool:
     """Whether a group teaches something: its episodes differ in the quantity that `by` names.
 
@@ -43,7 +52,10 @@ def teaches(group: Sequence[Transcript], by: ResampleBy) -> bool:
 
 
 def training_rows(
-    transcripts: Sequence[Transcript], eos_token_ids: Sequence[int], mask_void: bool = False
+    transcripts: Sequence[Transcript],
+    eos_token_ids: Sequence[int],
+    mask_void: bool = False,
+    mask_overlong: bool = False,
 ) -> dict[str, list[Any]]:
     """The rows that a `rollout_func` returns, one a transcript, in order.
 
@@ -60,6 +72,8 @@ def training_rows(
         mask_void: Whether episodes with a void turn are masked as a whole (SimpleTIR, arXiv
             2509.02479, section 3.3). Their rewards still count in their group's mean; losses do not
             count their rows.
+        mask_overlong: Whether episodes that ended at a budget are masked in the same way
+            (overlong filtering, DAPO, arXiv 2503.14476, section 3.4).
 
     Returns:
         `prompt_ids`, `completion_ids`, `logprobs` (0.0 where the mask is 0), `env_mask` (1 on
@@ -74,7 +88,7 @@ def training_rows(
         ended = transcript.stop_reason is not None and transcript.stop_reason.terminated
         if not ids or (ended and ids[-1] not in eos_token_ids):
             ids, mask, logprobs = [*ids, eos_token_ids[0]], [*mask, 0], [*logprobs, 0.0]
-        if mask_void and has_void_turn(transcript):
+        if (mask_void and has_void_turn(transcript)) or (mask_overlong and is_overlong(transcript)):
             mask, logprobs = [0] * len(ids), [0.0] * len(ids)
         row = transcript.prompt_ids, ids, logprobs, mask, transcript
         for name, value in zip(names, row, strict=True):

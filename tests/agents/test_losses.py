@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from agents.losses import k3, log_ratio, ppo_policy_loss, value_loss
+from agents.losses import k3, log_ratio, ppo_policy_loss, token_weights, value_loss
 
 LOW, HIGH, DUAL = 0.2, 0.28, 3.0
 CLIP = 0.5
@@ -144,3 +146,26 @@ def test_flags_say_where_a_clip_took_the_gradient():
     loss, clipped = value_loss(values, old, advantages, mask, CLIP)
     loss.sum().backward()
     assert torch.equal(clipped, (values.grad == 0) & mask) and clipped.any()
+
+
+@pytest.mark.parametrize("mean", ["dapo", "grpo", "dr_grpo", "luspo"])
+@given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=6), seed=st.integers(0, 99))
+def test_the_weighted_sum_is_the_mean_of_its_name(mean, lengths, seed):
+    generator = torch.Generator().manual_seed(seed)
+    losses = torch.randn(len(lengths), 12, generator=generator, dtype=torch.float64)
+    mask = torch.arange(12)[None] < torch.tensor(lengths)[:, None]
+    mask = mask[:, torch.randperm(12, generator=generator)]  # interpreter tokens lie between
+    sums = [losses[i][mask[i]].sum().item() for i, length in enumerate(lengths) if length]
+    counts = [length for length in lengths if length]
+    tokens, episodes = sum(counts), len(counts)
+    expected = {
+        "dapo": sum(sums) / max(tokens, 1),
+        "grpo": sum(s / n for s, n in zip(sums, counts, strict=True)) / max(episodes, 1),
+        "dr_grpo": sum(sums) / (max(episodes, 1) * 20),
+        "luspo": sum(sums) / max(episodes, 1),
+    }
+    weights = token_weights(mask, tokens, episodes, mean, 20)
+    assert weights.shape == (len(lengths),) and torch.isfinite(weights).all()
+    assert all((weights[i] == 0) == (length == 0) for i, length in enumerate(lengths))
+    found = (losses.masked_fill(~mask, 0.0).sum(1) * weights).sum().item()
+    assert found == pytest.approx(expected[mean], rel=1e-5, abs=1e-7)

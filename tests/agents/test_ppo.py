@@ -37,6 +37,7 @@ from retool_env.transcript import (
     read_transcripts,
 )
 
+BUDGET = 40
 TIED = {"max_position_embeddings": 512, "tie_word_embeddings": True}
 
 
@@ -56,17 +57,22 @@ def close(one, other, tolerance=1e-5):
 
 
 @pytest.mark.parametrize(
-    ("temperature", "correction"),
-    [(1.0, "ratio"), (0.6, "ratio"), (1.0, "token"), (1.0, "geometric")],
+    ("temperature", "correction", "loss"),
+    [
+        (1.0, "ratio", "dapo"),
+        (0.6, "ratio", "grpo"),
+        (1.0, "token", "dr_grpo"),
+        (1.0, "geometric", "luspo"),
+    ],
 )
-def test_the_gradient_is_that_of_the_definition(initial, temperature, correction):
+def test_the_gradient_is_that_of_the_definition(initial, temperature, correction, loss):
     """By autograd through transformers' logits and loops over the model's tokens, in float64."""
     model = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float64)
     made = learner(initial)
     trunk = AutoModelForCausalLM.from_pretrained(initial, dtype=torch.float64).base_model
     head = torch.nn.Linear(model.config.hidden_size, 1, dtype=torch.float64)
     head.load_state_dict(made.critic.head.state_dict())
-    own = []  # (log-prob, old one, value, advantage, return) of each token that the model wrote
+    own = []  # (log-prob, old one, value, advantage, return, weight, share) of each own token
     gamma, lam = 0.97, 0.9
     for each in ROWS:
         ids = torch.tensor([each["prompt_ids"] + each["completion_ids"]])
@@ -87,29 +93,39 @@ def test_the_gradient_is_that_of_the_definition(initial, temperature, correction
             for t in moved
         }
         reward = each["transcript"].reward
+        shares = {"grpo": 1 / len(places), "dr_grpo": 1 / BUDGET, "luspo": 1.0}
         for t, old in reversed(places):
             value = values[t - 1].item()
             advantage = reward + gamma * after - value + gamma * lam * advantage
             reward, after = 0.0, value
             logp = logps[t - 1, ids[0, t]]
-            tokens.append((logp, old, values[t - 1], advantage, advantage + value, weight_of[t]))
+            target, share = advantage + value, shares.get(loss)
+            tokens.append((logp, old, values[t - 1], advantage, target, weight_of[t], share))
         own += tokens
     mean = sum(each[3] for each in own) / len(own)
     std = math.sqrt(sum((each[3] - mean) ** 2 for each in own) / len(own))
     policy = critic = 0.0
-    for logp, old, value, advantage, target, weight in own:
+    policy_mean = critic_mean = 0.0  # over tokens, as the figures
+    for logp, old, value, advantage, target, weight, share in own:
         white = (advantage - mean) / (std + 1e-4)
         ratio = (logp - old).exp()
         if correction != "ratio":
             ratio, white = (logp - logp.detach()).exp(), white * weight
-        policy = policy - torch.minimum(ratio * white, ratio.clamp(0.8, 1.28) * white) / len(own)
-        critic = critic + 0.5 * (value - target) ** 2 / len(own)
+        share = 1 / len(own) if share is None else share / len(ROWS)
+        objective = torch.minimum(ratio * white, ratio.clamp(0.8, 1.28) * white)
+        policy, critic = policy - share * objective, critic + share * 0.5 * (value - target) ** 2
+        policy_mean = policy_mean - objective.item() / len(own)
+        critic_mean = critic_mean + 0.5 * (value.item() - target) ** 2 / len(own)
     (policy + critic).backward()
     expected = [-p.grad.flatten() for p in model.parameters()]
     expected_critic = [-p.grad.flatten() for p in (*trunk.parameters(), *head.parameters())]
     more = {"temperature": temperature, "correction": correction, "correction_cap": 1.05}
-    more |= {"correction_low": 0.5, "correction_high": 1.05}
-    (actor, critic_change), figures = changes(initial, ROWS, **more)
+    more |= {"correction_low": 0.5, "correction_high": 1.05, "loss": loss}
+
+    def prepare(made):
+        made.budget = BUDGET
+
+    (actor, critic_change), figures = changes(initial, ROWS, prepare, **more)
     close([actor, critic_change], [torch.cat(g).float() for g in (expected, expected_critic)])
     apart = [each[0].item() - each[1] for each in own]
     weight = [math.exp(each) for each in apart]
@@ -118,8 +134,8 @@ def test_the_gradient_is_that_of_the_definition(initial, temperature, correction
         for w, each in zip(weight, own, strict=True)
     ]
     expected = {
-        "loss/policy": policy.item(),
-        "loss/value": critic.item(),
+        "loss/policy": policy_mean,
+        "loss/value": critic_mean,
         "clip_fraction": sum(clipped) / len(own),
         "critic/value": sum(each[2].item() for each in own) / len(own),
         "offpolicy/difference": sum(map(abs, apart)) / len(own),
@@ -378,9 +394,10 @@ def test_two_processes_do_as_one(initial, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     found = torch.load(tmp_path / "found.pt")
-    whole, figures = changes(initial, ROWS)
-    assert len(found) == 3
-    for both, same in found.values():
+    wholes = {loss: changes(initial, ROWS, loss=loss) for loss in ("dapo", "grpo")}
+    assert len(found) == 4
+    for name, (both, same) in found.items():
+        whole, figures = wholes["grpo" if name == "mean of episodes" else "dapo"]
         close(whole, both)
         names = figures.keys() - {"grad_norm/actor", "grad_norm/critic"}
         assert {n: same[n] for n in names} == pytest.approx(
@@ -588,7 +605,8 @@ def test_a_model_that_could_not_be_kept_is_kept_by_the_run_that_goes_on(
 
 
 @pytest.mark.slow
-def test_two_processes_keep_one_run(initial, tmp_path):
+@pytest.mark.parametrize("more", [{}, {"staleness": 1, "oversample": 1.5}], ids=["", "ahead"])
+def test_two_processes_keep_one_run(initial, tmp_path, more):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = ["-m", "agents", "ppo", "--preset", "tiny", "--runs", str(tmp_path), "--resume"]
     small = {
@@ -601,6 +619,7 @@ def test_two_processes_keep_one_run(initial, tmp_path):
         "micro_batch": 2,
         "env.max_tokens": 60,
         "sandbox": {"name": "nsjail", "guests": 1},
+        **more,
     }
     ran = subprocess.run(
         [*launch, *command, *(f"{key}={json.dumps(value)}" for key, value in small.items())],
@@ -674,3 +693,39 @@ def test_settings_reach_the_engine(initial, tmp_path, monkeypatch):
     with pytest.raises(Enough):
         ppo.train(settings(initial, in_flight=7, deadline=9.5), tmp_path / "p")
     assert (given["in_flight"], given["deadline"]) == (7, 9.5)
+
+
+@pytest.mark.some(1)
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_run_that_samples_ahead_goes_on_after_a_stop(initial, tmp_path, monkeypatch, rank):
+    chosen = settings(initial, staleness=1, lora_rank=rank, save_steps=1, correction="token")
+
+    def lags(folder):
+        transcripts = list(read_transcripts(folder / "transcripts.jsonl"))
+        for transcript in transcripts:
+            check_transcript(transcript)
+        lags = [(t.trained_version, t.trained_version - t.weight_version) for t in transcripts]
+        return dict(lags), len(lags), [t.problem.id for t in transcripts]
+
+    ppo.train(chosen, tmp_path / "whole")
+    whole, count, problems = lags(tmp_path / "whole")
+    assert whole == {0: 0, 1: 1, 2: 1, 3: 1} and count == 4 * 8
+    found = records(tmp_path / "whole")
+    assert [record["rollout/weight_lag"] for record in found] == [0.0, 1.0, 1.0, 1.0]
+    assert found[0]["correction/weight"] == pytest.approx(1.0, abs=1e-4)
+    learn = ppo.Learner.learn
+
+    def stopping(self, batch, step):
+        if step == 2:
+            raise KeyboardInterrupt
+        return learn(self, batch, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ppo.Learner, "learn", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            ppo.train(chosen, tmp_path / "cut")
+    ppo.train(chosen, tmp_path / "cut", resume=True)
+    # The batch of step 2 was kept; the batch after it had not been finished.
+    cut, again, same = lags(tmp_path / "cut")
+    assert cut[2] == 1 and (again, same) == (count, problems)
+    assert [record["step"] for record in records(tmp_path / "cut")] == [1, 2, 3, 4]

@@ -128,6 +128,7 @@ def main(checkpoint: str, file: str) -> None:
         for name, size in (("one pass", 2), ("two passes", 1))
     }
     results["planned passes"] = changes(checkpoint, rows, tokens=30)
+    results["mean of episodes"] = changes(checkpoint, rows, tokens=30, loss="grpo")
     if rank == 0:
         torch.save(results, file)
     leave_process_group()

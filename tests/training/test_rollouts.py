@@ -18,7 +18,7 @@ from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
 from retool_env.training.rollouts import Rollouts
-from retool_env.training.rows import training_rows
+from retool_env.training.rows import is_overlong, training_rows
 from retool_env.training.step import Step
 
 RULES = Rules(max_tokens=120, prompt_template="{query}\n", max_calls=2)
@@ -161,6 +161,29 @@ def test_episodes_with_a_void_turn_are_rows_without_a_token_to_train_on():
     assert not any(map(any, rows["logprobs"][:2])) and rows["logprobs"][2:] == plain["logprobs"][2:]
     assert rows["completion_ids"] == plain["completion_ids"]
     assert logged["env/void_episodes"] == 0.5
+
+
+def test_episodes_that_ended_at_a_budget_are_rows_without_a_token_to_train_on():
+    class Long(Writer):
+        async def act(self, token_ids, stop, budget, seed):
+            if seed % 2:
+                return await super().act(token_ids, stop, budget, seed)
+            self.seeds.append(seed)
+            return Generation((5,) * budget, (-0.7,) * budget, "length")
+
+    logged, policy = {}, Long()
+    step = make_step(["0", "0", "1", "1", "2", "2"], logged=logged)
+    rows = make_rollouts(policy, mask_overlong=True).collect(step)
+    plain = training_rows(rows["transcript"], step.eos_token_ids)
+    overlong = [is_overlong(transcript) for transcript in rows["transcript"]]
+    assert len(set(overlong)) == 2 and all(map(any, plain["env_mask"]))
+    assert [any(mask) for mask in rows["env_mask"]] == [not each for each in overlong]
+    for each, masked, mask, before in zip(
+        overlong, rows["env_mask"], rows["logprobs"], plain["logprobs"], strict=True
+    ):
+        assert len(masked) == len(mask) and mask == ([0.0] * len(mask) if each else before)
+    assert rows["completion_ids"] == plain["completion_ids"]
+    assert logged["env/overlong_episodes"] == sum(overlong) / 6
 
 
 def test_rollouts_load_no_trainer():

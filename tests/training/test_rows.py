@@ -10,7 +10,13 @@ from agents.models.tiny import make_tokenizer
 from retool_env.episode import Episode, Generation
 from retool_env.problems import Problem, arithmetic
 from retool_env.rules import Rules
-from retool_env.training.rows import problem_dataset, training_rows, with_trained_logprobs
+from retool_env.training.rows import (
+    is_overlong,
+    is_trainable,
+    problem_dataset,
+    training_rows,
+    with_trained_logprobs,
+)
 from retool_env.transcript import StopReason, Transcript
 
 RULES = Rules(max_tokens=120, prompt_template="{query}\n", max_calls=2)
@@ -29,6 +35,8 @@ def test_an_end_of_sequence_is_appended_unless_sampled_and_never_trained():
     eos = make_tokenizer().eos_token_id
     for reason in StopReason:
         rows = training_rows([finish(reason)], [eos])
+        unfinished = is_trainable(finish(reason)) and not reason.terminated
+        assert is_overlong(finish(reason)) == unfinished
         [ids], [mask], [logprobs] = rows["completion_ids"], rows["env_mask"], rows["logprobs"]
         assert len(ids) == len(mask) == len(logprobs)
         if reason in (StopReason.INFRASTRUCTURE, StopReason.CANCELLED):

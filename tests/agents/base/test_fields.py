@@ -42,6 +42,11 @@ def test_the_shared_settings_of_the_defaults_are_in_range():
     [
         ({"micro_batch": 0}, "micro_batch must be at least 1"),
         ({"deadline": -1.0}, "deadline must be at least 0"),
+        ({"staleness": -1}, "staleness must be at least 0"),
+        ({"tokens_in_flight": -1}, "tokens_in_flight must be at least 0"),
+        ({"resample": -1}, "resample must be at least 0"),
+        ({"oversample": 0.5}, "oversample must be at least 1"),
+        ({"spare": 0.5}, "spare must be at least 1"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"temperature": float("nan")}, "temperature must be above 0"),
         ({"correction_cap": 0.5}, "correction_cap must be at least 1"),

@@ -30,6 +30,7 @@ def test_each_episode_has_its_tokens_mask_and_log_probs_at_their_positions(batch
         assert batch.mask[i].sum() == sum(episode["env_mask"])
         assert batch.old_logps[i, response].tolist() == pytest.approx(episode["logprobs"])
     assert batch.rewards.tolist() == [1.0, 0.0, -1.0]
+    assert Batch.of(table(ROWS), rewards=[0.5, None, 2.0]).rewards.tolist() == [0.5, 0.0, 2.0]
 
 
 def test_a_part_has_its_episodes_without_the_padding_that_they_share(batch):
@@ -51,7 +52,7 @@ def test_parts_hold_every_episode_once(batch):
 
 def test_balanced_passes_hold_every_episode_once_with_all_its_columns(batch):
     lengths = batch.attention.sum(1)
-    batch = dataclasses.replace(batch, returns=torch.rand(batch.mask.shape))
+    batch = dataclasses.replace(batch, returns=torch.rand(batch.mask.shape), shares=torch.rand(3))
     passes = batch.balanced(Exchange(Accelerator(cpu=True), lengths, int(lengths.max())))
     assert len(passes.parts) > 1
     for part in passes.parts:
@@ -59,6 +60,7 @@ def test_balanced_passes_hold_every_episode_once_with_all_its_columns(batch):
             size = int(part.attention[at].sum())
             assert size == lengths[number]
             assert torch.equal(part.ids[at, :size], batch.ids[number, :size])
+            assert part.shares[at] == batch.shares[number]
             for name in ("mask", "old_logps", "returns"):
                 ours, theirs = getattr(part, name), getattr(batch, name)
                 assert torch.equal(ours[at, : size - 1], theirs[number, : size - 1])
