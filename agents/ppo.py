@@ -105,7 +105,6 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             Rollouts, learner.model, learner.accelerator.device, apart=is_sharded(learner.model)
         )
         held_out = run.make_held_out(rollouts, reporter.evaluation)
-        run.resources.enter_context(run.stopping)
         part = settings.prompts // state.num_processes  # the number of this process's problems
         for step in range(first, settings.steps):
             start = step * settings.prompts + state.process_index * part

@@ -9,12 +9,15 @@
         run.save(trainer)
     return run.checkpoint    # the session closed its resources and marked the run as finished
 
-If an error or a stop ends the block, `--resume` continues the run.
+If an error or a stop ends the block, `--resume` continues the run. From `start` to the end of the
+block the session handles the signals that stop a run (`stopping`). A loop that samples by other
+means than `make_rollouts` calls `run.stopping.check()` once a step.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -39,9 +42,10 @@ from agents.base.selection import chosen_ids, subset
 from agents.base.settings import SettingsError, find_sandbox, find_task, prefixed, task_of
 from agents.base.sharding import launched, processes
 from agents.base.status import Status
-from agents.base.stopping import Stopping, shielded
+from agents.base.stopping import Stopped, Stopping
 from agents.base.watch import Watch
 from retool_env.checkpoint_task import TEMPERATURE, TOP_P, CheckpointTask
+from retool_env.errors import RolloutsAbandoned
 from retool_env.execution import Sandbox
 from retool_env.problem import ProblemList, ProblemSource
 from retool_env.rollout import RolloutEngine
@@ -118,6 +122,8 @@ class Session[S: RunSettings](Run):
             # The launcher stops this process after another one has died, which was also the reason
             # of the error here.
             error = context
+        elif isinstance(error, RolloutsAbandoned):  # on all processes
+            error = Stopped(self.stopping.number or signal.SIGTERM)
         try:
             self.resources.__exit__(type(error) if error else None, error, trace)
             if error is None and not self._was_finished:
@@ -125,14 +131,18 @@ class Session[S: RunSettings](Run):
                 self.finish()
         except BaseException as caught:
             error = error or caught
-        with shielded():
-            self._end(error)
+        try:
+            with self.stopping.shielded():
+                self._end(error)
+        finally:
+            self.stopping.__exit__()
         if error is not given:
             raise error
 
     @override
     def start(self) -> None:
         super().start()
+        self.stopping.__enter__()
         self.status.start()
         self.watch.start()
 
@@ -308,6 +318,7 @@ class RolloutSession[P: PolicySettings](Session[P]):
         self.bar = self.resources.enter_context(bar)
         if self.main and not console.is_terminal:
             self.resources.enter_context(shown(self.progress, every=60.0))
+        self.stopping.check()
 
     def make_rollouts[R: Rollouts](
         self,
@@ -361,6 +372,7 @@ class RolloutSession[P: PolicySettings](Session[P]):
             **options,
         )
         self.resources.callback(rollouts.close)
+        self.stopping.check()
         return rollouts
 
     def make_held_out(self, rollouts: Rollouts, report: Report) -> HeldOut:
