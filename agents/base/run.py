@@ -139,7 +139,7 @@ class Run:
         past = [change for change in record.get("changes", []) if change["setting"] == length]
         self.earlier = [change["from"] for change in past]
         try:
-            changes = find_changes(settings, record, self._state.num_processes, length)
+            changes = find_changes(settings, record, self._state.num_processes, length, folder)
         except SettingsError as error:
             raise SettingsError(f"{folder}: {error}") from None
         if not changes:
@@ -340,7 +340,7 @@ class Run:
             yield cut_transcripts(path, step, begun)
 
     def _transcript_files(self) -> Iterator[Path]:
-        """This process's open file, and those of processes that no longer exist."""
+        """The open files of this process and of processes that no longer exist."""
         names = open_names(self.folder) if self.folder.is_dir() else set()
         for name in sorted(names):
             rank = int(name.removesuffix(".jsonl").partition("-")[2] or 0)

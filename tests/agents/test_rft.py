@@ -230,6 +230,20 @@ def test_rft_stops_during_an_evaluation(undecided, tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "eval-0.jsonl").exists()
 
 
+@pytest.mark.parametrize("restart", [True, False])
+def test_rft_goes_on_under_another_name(undecided, tmp_path, riddles, restart):
+    few = {"problems": 2, "restart": restart, "sft": {"epochs": 1, "learning_rate": 0.01}}
+    rft.train(rft_settings(undecided, name="a", rounds=2, **few), tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    trained = rft.train(rft_settings(undecided, name="b", rounds=3, **few), tmp_path / "b", True)
+    assert trained == tmp_path / "b" / "checkpoint" and trained.resolve().is_dir()
+    assert [record["step"] for record in read_records(tmp_path / "b" / "metrics.jsonl")] == [
+        1,
+        2,
+        3,
+    ]
+
+
 def test_rft_keeps_right_ones_each_once_and_so_many_a_problem():
     right, wrong, longer = episode(1, 1.0), episode(1, -1.0), episode(1, 1.0, words=3)
     shown = dataclasses.replace(right.spans[2], text="otherwise printed")
