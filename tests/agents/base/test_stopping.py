@@ -17,6 +17,7 @@ import torch
 from helpers import HELPERS, ROOT
 from helpers.signals import status_of, told_at
 from helpers.small_runs import given, make_small, records, settings
+from helpers.stopped_passes import before_pass
 from torch import distributed
 from transformers import AutoModelForCausalLM
 
@@ -439,3 +440,27 @@ def test_a_signal_in_any_phase_stops_a_run_or_lets_it_finish(
     if saved is None:
         module.train(few, tmp_path / "run", resume=True)
         assert status_of(tmp_path / "run")[0] == "finished"
+
+
+def test_a_stop_between_two_passes_of_ppos_warm_up_can_be_resumed(model, tmp_path, monkeypatch):
+    """With shards, an optimizer that has made no step makes its state when it is saved or loaded.
+
+    It does so only where the passes of a step have ended (`sync_gradients`).
+    """
+    few = settings("ppo", model=model, steps=3, micro_batch=4, critic_warmup=2)
+    save, ended = ppo.Learner.save, []
+
+    def saving(self, *given):
+        ended.append(self.accelerator.gradient_state.sync_gradients)
+        save(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ppo.Learner, "save", saving)
+        # The first pass of the second step.
+        tell = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        with before_pass("ppo", 2, tell), pytest.raises(Stopped):
+            ppo.train(few, tmp_path / "cut")
+    assert ended == [True] and checkpoints(tmp_path / "cut") == ["checkpoint-1"]
+    resumed = ppo.train(few, tmp_path / "cut", resume=True)
+    same_weights(model, ppo.train(few, tmp_path / "whole"), resumed)
+    same_curve(tmp_path / "whole", tmp_path / "cut")
