@@ -24,7 +24,7 @@ from agents.base.run import dry_run
 from agents.base.settings import SettingsError, build_settings, describe
 from agents.base.sharding import leave_process_group
 from agents.base.status import CODES
-from agents.base.stopping import Stopped
+from agents.base.stopping import Stopped, shielded
 from retool_env.execution import SandboxUnavailable
 from retool_env.key_values import dump_yaml, parse_settings
 from retool_env.rollout import PolicyUnavailable
@@ -79,11 +79,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.resume and arguments.force and os.environ.get("RANK", "0") == "0":
             accept_revision(folder)
         checkpoint = algorithm.train(settings, folder, arguments.resume)
-        leave_process_group()
+        with shielded():  # the run has ended
+            leave_process_group()
     except KeyboardInterrupt as stop:
-        leave_process_group()  # all processes stop together
-        if os.environ.get("RANK", "0") == "0":
-            print("stopped: the same command with --resume goes on", file=sys.stderr)
+        with shielded():
+            leave_process_group()  # all processes stop together
+            if os.environ.get("RANK", "0") == "0":
+                print("stopped: the same command with --resume goes on", file=sys.stderr)
         if isinstance(stop, Stopped):
             return CODES["stopped"]
         return 128 + next(iter(stop.args), signal.SIGINT)
@@ -239,4 +241,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(main())
+    status = main()
+    for ending in (signal.SIGINT, signal.SIGTERM):  # no traceback while Python closes
+        signal.signal(ending, signal.SIG_DFL)
+    sys.exit(status)

@@ -135,7 +135,9 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             rewriter = make_rewriter(settings)
             run.resources.enter_context(rewriter)
         run.start()
-        transcripts = asyncio.run(make_traces(settings, run, rules, sources, rewriter, sandbox))
+        transcripts = run.stopping.run(
+            make_traces(settings, run, rules, sources, rewriter, sandbox)
+        )
         if isinstance(rewriter, TextPolicy) and rewriter.usage:
             print(f"the API in this start: {rewriter.usage}")
         write_result(folder, sources, transcripts, settings.keep_contradictions)

@@ -13,17 +13,17 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, override
 
 from agents import grpo, sft
 from agents.base.board import Bar, console
 from agents.base.curves import write_curves
 from agents.base.fields import ModelSettings
 from agents.base.records import build, intact, read_object, read_records, write_atomically
-from agents.base.reporting import check_report_to
-from agents.base.run import Run
+from agents.base.session import Session
 from agents.base.settings import build_settings, find_sandbox, find_task, setting, stage
 from retool_env.checkpoint_task import TEMPERATURE, TOP_P
+from retool_env.errors import RolloutsAbandoned
 from retool_env.evaluation.run import evaluate
 from retool_env.metrics.summary import Summary
 from retool_env.metrics.tables import table, tool_table
@@ -52,6 +52,14 @@ class Settings(ModelSettings):
     k: int = setting(4, "episodes a problem")
 
 
+class _Job(Session[Settings]):
+    """The session of the main job, which trains and evaluates in stages."""
+
+    @override
+    def draw(self) -> None:
+        """Leave the picture as it is: `train` draws the curves of both arms."""
+
+
 def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     """Run the stages that have not been run yet, and show the table.
 
@@ -62,35 +70,39 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
 
     Returns:
         The run's folder.
+
+    Raises:
+        Stopped: If a signal stopped the run.
     """
-    run = Run(folder, settings, resume)
-    find_task(settings.env)
-    check_report_to(settings.report_to)
-    check_stages(settings)
-    run.start()
-    stages = folder / "stages"
-    curves: dict[str, list[dict[str, Any]]] = {}
-    rows: dict[str, Summary] = {}
-    started = time.monotonic()
-    for arm, interpreter in ARMS.items():
-        slug = arm.replace(" ", "-")
-        env = {**settings.env, "interpreter": interpreter}
-        console.rule(f"{arm}: cold start")
-        stage = stage_settings(sft, settings, f"{slug}-sft", env, model=first_model(settings))
-        cold = sft.train(stage, stages / f"{slug}-sft", True)
-        rows[f"{arm}, cold start"] = _evaluate(settings, run, f"{arm}, cold start", env, cold)
-        console.rule(f"{arm}: reinforcement learning")
-        stage = stage_settings(grpo, settings, f"{slug}-grpo", env, model=str(cold))
-        trained = grpo.train(stage, stages / f"{slug}-grpo", True)
-        rows[f"{arm}, after RL"] = _evaluate(settings, run, f"{arm}, after RL", env, trained)
-        curves[arm] = read_records(stages / f"{slug}-grpo" / "metrics.jsonl")
-        write_curves(curves, folder / "curves.png")
-    _link(folder)
-    write_atomically(folder / "table.md", report(rows, settings) + "\n")
-    run.finish()
-    console.rule("result")
-    print(report(rows, settings))
-    print(f"\n{time.monotonic() - started:.0f} s in this start; picture: {folder / 'curves.png'}")
+    with _Job(settings, folder, resume) as run:
+        check_stages(settings)
+        run.start()
+        stages = folder / "stages"
+        curves: dict[str, list[dict[str, Any]]] = {}
+        rows: dict[str, Summary] = {}
+        started = time.monotonic()
+        for arm, interpreter in ARMS.items():
+            slug = arm.replace(" ", "-")
+            env = {**settings.env, "interpreter": interpreter}
+            run.stopping.check()
+            console.rule(f"{arm}: cold start")
+            stage = stage_settings(sft, settings, f"{slug}-sft", env, model=first_model(settings))
+            cold = sft.train(stage, stages / f"{slug}-sft", True)
+            rows[f"{arm}, cold start"] = _evaluate(settings, run, f"{arm}, cold start", env, cold)
+            run.stopping.check()
+            console.rule(f"{arm}: reinforcement learning")
+            stage = stage_settings(grpo, settings, f"{slug}-grpo", env, model=str(cold))
+            trained = grpo.train(stage, stages / f"{slug}-grpo", True)
+            rows[f"{arm}, after RL"] = _evaluate(settings, run, f"{arm}, after RL", env, trained)
+            curves[arm] = read_records(stages / f"{slug}-grpo" / "metrics.jsonl")
+            write_curves(curves, folder / "curves.png")
+        _link(folder)
+        write_atomically(folder / "table.md", report(rows, settings) + "\n")
+        console.rule("result")
+        print(report(rows, settings))
+        print(
+            f"\n{time.monotonic() - started:.0f} s in this start; picture: {folder / 'curves.png'}"
+        )
     return folder
 
 
@@ -150,7 +162,7 @@ def stage_settings(
 
 
 def _evaluate(
-    settings: Settings, run: Run, name: str, env: dict[str, Any], checkpoint: Path
+    settings: Settings, run: _Job, name: str, env: dict[str, Any], checkpoint: Path
 ) -> Summary:
     path = run.folder / "stages" / f"{name.replace(', ', '-').replace(' ', '-')}.json"
     if path.exists():
@@ -164,9 +176,15 @@ def _evaluate(
         str(checkpoint), dtype=settings.dtype, temperature=TEMPERATURE, top_p=TOP_P
     )
     sandbox = find_sandbox(settings.sandbox, rules)
+
+    def evaluated(*_: Any) -> None:
+        bar.advance()
+        if run.stopping.asked():
+            raise RolloutsAbandoned("the evaluation was abandoned")
+
     with sandbox or contextlib.nullcontext(), Bar(f"evaluating {name}", len(problems)) as bar:
         summary, transcripts = evaluate(
-            policy, rules, problems, settings.k, sandbox, settings.seed, lambda *_: bar.advance()
+            policy, rules, problems, settings.k, sandbox, settings.seed, evaluated
         )
     transcripts_path = path.with_suffix(".transcripts.jsonl")
     transcripts_path.unlink(missing_ok=True)

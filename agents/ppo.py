@@ -117,7 +117,6 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             sharded=is_sharded(learner.model),
         )
         held_out = run.make_held_out(rollouts, reporter.evaluation)
-        run.resources.enter_context(run.stopping)
         part = settings.prompts // state.num_processes  # the number of this process's problems
 
         def prompts(step: int) -> list[str] | None:

@@ -33,6 +33,7 @@ from agents.base.sampler import check_engine, make_policy
 from agents.base.session import Session
 from agents.base.settings import SettingsError, build_settings, check_least, setting, stage
 from agents.base.sharding import processes, read_by_all
+from agents.base.stopping import Stopping
 from retool_env.checkpoint_task import TEMPERATURE, TOP_P
 from retool_env.execution import Sandbox
 from retool_env.metrics.summary import summarise
@@ -41,7 +42,7 @@ from retool_env.rollout import Policy, PolicyUnavailable, RolloutEngine
 from retool_env.rollout.engine import Group, run_blocking
 from retool_env.rollout.progress import Progress
 from retool_env.rules import Rules
-from retool_env.training.processes import everywhere, phase
+from retool_env.training.processes import everywhere, phase, together
 from retool_env.training.step import Step
 from retool_env.training.trained_weights import trained_weights
 from retool_env.transcript import Transcript, write_transcripts
@@ -83,6 +84,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     Raises:
         SettingsError: If a number is out of range, or no response of a round was right.
         PolicyUnavailable: If all episodes of a round failed.
+        Stopped: If a signal stopped the run.
     """
     counts = ("rounds", "problems", "k", "keep", "sample_batch", "in_flight")
     check_least(settings, {**dict.fromkeys(counts, 1), "lora_rank": 0})
@@ -103,13 +105,16 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         model = settings.model
         held_out = make_held_out(run, task, lambda: model, sandbox, reporter)
         for number, fine_tuning in enumerate(tuning):
+            run.stopping.check()
             held_out.evaluate(number, loaded, state)
             traces = folder / "stages" / f"{fine_tuning.name}.jsonl"
             missing = everywhere(not traces.exists())[0]  # the first process decides
             if missing:
                 rank = state.process_index
                 kept = traces.with_suffix(f".samples-{rank}.jsonl" if rank else ".samples.jsonl")
-                groups = sample(settings, number, model, run.rules, run.problems, sandbox, kept)
+                groups = sample(
+                    settings, number, model, run.rules, run.problems, sandbox, kept, run.stopping
+                )
                 chosen = chosen_traces(run, number, groups)
                 if run.main:
                     # The traces are written last: a round with traces is not logged again.
@@ -124,6 +129,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
             base = settings.model if settings.restart else model
             fine_tuning = dataclasses.replace(fine_tuning, model=base)
             target = folder / "stages" / fine_tuning.name
+            run.stopping.check()
             model = str(sft.train(fine_tuning, target, resume=True))
         held_out.evaluate(settings.rounds, loaded, state, last=True)
         if run.main:
@@ -206,6 +212,7 @@ def sample(
     problems: ProblemSource,
     sandbox: Sandbox | None,
     kept: Path,
+    stopping: Stopping,
 ) -> list[Group]:
     """Sample a round's responses, `k` to each of its problems.
 
@@ -220,6 +227,10 @@ def sample(
         problems: The source of all problems.
         sandbox: The sandbox for programs; `None`: there is no interpreter.
         kept: The file of this process's finished groups.
+        stopping: The handler of the signals.
+
+    Raises:
+        RolloutsAbandoned: If a process was asked to stop.
     """
     order = np.random.default_rng(settings.seed).permutation(len(problems))
     count = min(settings.problems, len(order))
@@ -248,7 +259,7 @@ def sample(
         live = Bar(f"round {number + 1}: sampling", len(part), live=progress)
         with phase("rollouts"), live as bar:
             bar.set_total(len(part), len(finished))
-            run_blocking(rest())
+            together(state, lambda: stopping.run(rest()))
         # All processes wait here, so that no policy is closed while another process samples.
         own = {i: finished[chosen[i].id] for i in part}
         found = {i: group for groups in everywhere(own) for i, group in groups.items()}
@@ -277,9 +288,8 @@ def make_held_out(
     def sample(step: Step, episodes: Episodes) -> list[Transcript]:
         with ExitStack() as resources:
             policy = policy_of(settings, step.number, model(), resources, top_p=TOP_P)
-            sampled = run_blocking(episodes(policy))
-            everywhere(None)  # no policy is closed while another process samples
-        return sampled
+            # No policy is closed while another process samples.
+            return together(processes(), lambda: run.stopping.run(episodes(policy)))
 
     return HeldOut(run, settings, task, sample, sandbox, bar, run.stopping, reporter.evaluation)
 

@@ -36,7 +36,7 @@ from agents.traces.scripted import check_mix, has_messages, make_traces, read_me
 from retool_env.episode import Tokenizer, decode
 from retool_env.execution import Sandbox
 from retool_env.files import file_fault
-from retool_env.training.processes import everywhere
+from retool_env.training.processes import RolloutsAbandoned, everywhere, together
 from retool_env.transcript import Span, Transcript, check_transcript
 
 TRACES = "traces.jsonl"
@@ -126,6 +126,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         check_lengths(dataset, settings.packing)
         disable_progress_bars()  # packing's bar would disturb the run's bar
         point = run.resume_point()
+        run.stopping.check()
         with Bar("cold start", 1, past=run.metrics()) as bar:
             stop = StopCallback(run.task, run.stopping, run.saving, run.card)
             trainer = BudgetSFTTrainer(
@@ -180,6 +181,7 @@ def find_traces(run: Session[Settings]) -> list[Transcript]:
     Raises:
         SettingsError: If no trace is right.
         SandboxUnavailable: If the sandbox can't work here.
+        RolloutsAbandoned: If a process was asked to stop.
     """
     settings = run.settings
     if settings.data is not None:
@@ -189,10 +191,8 @@ def find_traces(run: Session[Settings]) -> list[Transcript]:
     # The session's sandbox would stay open during training.
     sandbox = find_sandbox(settings.sandbox, run.rules) if run.main else None
     run.start()
-    if run.main:
-        with sandbox or contextlib.nullcontext():
-            own_traces(run, sandbox)
-    everywhere(None)
+    with sandbox or contextlib.nullcontext():
+        together(processes(), lambda: run.main and own_traces(run, sandbox))
     return list(read_episodes(run.folder / TRACES, _CURE))
 
 
@@ -322,6 +322,7 @@ def own_traces(run: Session[Settings], sandbox: Sandbox | None) -> list[Transcri
 
     Raises:
         SettingsError: If the source holds too few problems, or no trace is right.
+        RolloutsAbandoned: If a process was asked to stop. The traces are then made again.
     """
     path, settings, source = run.folder / TRACES, run.settings, run.problems
     if path.exists():
@@ -335,9 +336,15 @@ def own_traces(run: Session[Settings], sandbox: Sandbox | None) -> list[Transcri
     problems = [source[i] for i in range(settings.traces)]
     with prefixed("mix"):
         check_mix(problems, settings.mix, run.rules)
+
+    def made() -> None:
+        bar.advance()
+        if run.stopping.asked():
+            raise RolloutsAbandoned("the traces were abandoned")
+
     with Bar("traces", len(problems)) as bar:
         traces = make_traces(
-            problems, settings.mix, run.rules, run.tokenizer, sandbox, settings.seed, bar.advance
+            problems, settings.mix, run.rules, run.tokenizer, sandbox, settings.seed, made
         )
     console.print(f"{len(traces)} of {len(problems)} traces ran and gave the right answer")
     if not traces:

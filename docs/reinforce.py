@@ -58,6 +58,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         run.resume_point()  # without checkpoints, --resume begins anew
         with Bar("reinforce", settings.steps, live=engine.progress) as bar:
             for step in range(settings.steps):
+                run.stopping.check()  # after Ctrl-C or SIGTERM the run ends here
                 # Rollouts: prompts * rollouts episodes; the episodes of a problem are adjacent.
                 chosen = [run.problems.get(i) for i in ids[step * prompts :][:prompts]]
                 asyncio.run(

@@ -12,7 +12,7 @@ from io import BufferedIOBase
 from pathlib import Path
 
 from retool_env.errors import DataError
-from retool_env.rotation import open_part, parts
+from retool_env.rotation import open_part, opened
 
 MOST_TEXT = 16 << 20
 """The largest size, in bytes, of a file that is read at once: settings, a prompt template."""
@@ -89,9 +89,8 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
         ValueError: If the path is not a regular file, or a line is longer than `MOST_LINE`.
     """
     check_regular(path)
-    for part in parts(path) or [Path(path)]:
-        with open_part(part) as file:
-            yield from bounded_lines(file, os.fspath(part))
+    for part, file in opened(path, open_part):
+        yield from bounded_lines(file, os.fspath(part))
 
 
 def bounded_lines(file: BufferedIOBase, name: str) -> Iterator[bytes]:

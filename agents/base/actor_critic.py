@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -227,11 +227,16 @@ class ActorCritic:
             saving: Completes the checkpoint.
             step: The number of the optimizer step.
         """
+        # With shards, saving and loading give an optimizer that has made no step the state of one
+        # that has made one step. The bias correction of its first steps would be wrong.
+        optimizers = {"actor": self.actor_optimizer, "critic": self.critic_optimizer}
+        fresh = [name for name, optimizer in optimizers.items() if not optimizer.state]
         with saving.checkpoint(step) as folder:
             self.accelerator.save_state(str(folder))
+            self._begin_anew(fresh)
             if self.accelerator.is_main_process:
                 self.task.save(folder)
-                state = json.dumps({"global_step": step})
+                state = json.dumps({"global_step": step, "fresh": fresh})
                 write_atomically(folder / "trainer_state.json", state)
 
     def load(self, folder: Path) -> int:
@@ -248,4 +253,10 @@ class ActorCritic:
         """
         with loading(folder):
             self.accelerator.load_state(str(folder))
-        return json.loads((folder / "trainer_state.json").read_text())["global_step"]
+        state = json.loads((folder / "trainer_state.json").read_text())
+        self._begin_anew(state.get("fresh", ()))
+        return state["global_step"]
+
+    def _begin_anew(self, names: Iterable[str]) -> None:
+        for name in names:
+            getattr(self, f"{name}_optimizer").state.clear()

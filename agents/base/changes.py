@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from agents.base.settings import SettingsError, default_values
@@ -64,9 +65,11 @@ FREE_FIELDS = frozenset(
         *("steps_per_generation", "generation_batch_size"),
         *("logging_steps", "logging_first_step", "logging_strategy", "log_completions"),
         *("num_completions_to_print", "log_unique_prompts", "log_level", "run_name", "project"),
-        *("save_strategy", "save_total_limit", "ddp_timeout", "gradient_checkpointing_kwargs"),
+        *("save_strategy", "save_total_limit", "gradient_checkpointing_kwargs"),
         *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
         *("dataloader_persistent_workers", "torch_empty_cache_steps", "use_cpu"),
+        # They are refused, so that a run which was started with them can go on without them.
+        *("ddp_timeout", "ddp_backend"),
     )
 )
 """The free fields of `trl`. All other fields are frozen."""
@@ -91,7 +94,11 @@ def rule_of(name: str, length: str | None = None) -> Rule:
 
 
 def find_changes(
-    settings: Any, record: Mapping[str, Any], processes: int, length: str | None
+    settings: Any,
+    record: Mapping[str, Any],
+    processes: int,
+    length: str | None,
+    folder: Path | None = None,
 ) -> list[dict[str, Any]]:
     """The settings that differ from a run's start, and its number of processes.
 
@@ -100,6 +107,7 @@ def find_changes(
         record: The object in the run's `config.json`.
         processes: The number of processes of now.
         length: The setting that is the length of the run.
+        folder: The run's folder, which tells the files of a stage's job; `None`: no stage.
 
     Returns:
         For each change `setting`, `from` and `to`.
@@ -111,7 +119,11 @@ def find_changes(
     # A setting may be newer than the run.
     before = {**default_values(cls), **record["settings"]}
     found = list(_differences(before, _plain(dataclasses.asdict(settings))))
-    frozen = [change for change in found if rule_of(change[0], length) == "frozen"]
+    frozen = [
+        (name, old, new)
+        for name, old, new in found
+        if rule_of(name, length) == "frozen" and not _moved(old, new, folder)
+    ]
     number = record.get("processes", processes)
     frozen = frozen or list(_frozen_figures(settings, before, number, processes))
     if frozen:
@@ -138,6 +150,23 @@ def noted(change: Mapping[str, Any], at: float | None) -> dict[str, Any]:
     """
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     return {**change, "at": at, "time": now, "versions": versions()}
+
+
+def _moved(old: Any, new: Any, folder: Path | None) -> bool:
+    """Whether two values name the same file of a job, whose folder has another name now.
+
+    Args:
+        old: The earlier value.
+        new: The value of now.
+        folder: The folder of the run, a stage `stages/<name>` of its job.
+    """
+    if folder is None or folder.parent.name != "stages":
+        return False
+    job = folder.parent.parent
+    if not (isinstance(old, str) and isinstance(new, str) and Path(new).is_relative_to(job)):
+        return False
+    inside = Path(new).relative_to(job).parts
+    return inside[:1] == ("stages",) and Path(old).parts[-len(inside) :] == inside
 
 
 def _frozen_figures(

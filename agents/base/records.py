@@ -20,13 +20,15 @@ import types
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from agents.base.curves import SHOWN
 from agents.base.settings import SettingsError
+from retool_env.errors import MissingFile
 from retool_env.files import MOST_LINE
-from retool_env.rotation import parts
+from retool_env.rotation import opened, parts
 from retool_env.training.curves import PANELS
 from retool_env.transcript import Transcript, check_transcript, write_transcripts
 
@@ -131,8 +133,10 @@ def read_lines(
     Raises:
         SettingsError: If the file can't be read, or a line does not hold a JSON object.
     """
-    for part in parts(path):
-        yield from read_part(part, cure, appended, what)
+    if not parts(path):
+        return
+    for part, file in opened(path, _open):
+        yield from _lines(part, file, cure, appended, what)
 
 
 def read_part(
@@ -147,21 +151,27 @@ def read_part(
         what: The name of a line's content in the error.
     """
     with _open(path) as file:
-        number = 0
-        while text := _read(path, lambda: file.readline(MOST_LINE + 1)):
-            number += 1
-            location = f"{path}, line {number}"
-            if len(text) > MOST_LINE:
-                raise damaged(location, f"longer than {MOST_LINE >> 20} MiB", cure)
-            if not text.strip():
-                continue
-            try:
-                record = parse_object(text)
-            except ValueError as error:
-                if appended and not text.endswith(b"\n") and is_cut(text):
-                    return
-                raise damaged(location, f"not a {what}: {error}", cure) from None
-            yield Line(location, text, record)
+        yield from _lines(path, file, cure, appended, what)
+
+
+def _lines(
+    path: Path, file: BufferedIOBase, cure: str, appended: bool, what: str
+) -> Iterator[Line]:
+    number = 0
+    while text := _read(path, lambda: file.readline(MOST_LINE + 1)):
+        number += 1
+        location = f"{path}, line {number}"
+        if len(text) > MOST_LINE:
+            raise damaged(location, f"longer than {MOST_LINE >> 20} MiB", cure)
+        if not text.strip():
+            continue
+        try:
+            record = parse_object(text)
+        except ValueError as error:
+            if appended and not text.endswith(b"\n") and is_cut(text):
+                return
+            raise damaged(location, f"not a {what}: {error}", cure) from None
+        yield Line(location, text, record)
 
 
 def read_metrics(path: Path) -> list[Line]:
@@ -372,13 +382,13 @@ def write_transcripts_atomically(path: Path, transcripts: Iterable[Transcript]) 
     part.replace(path)
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> BufferedIOBase:
     """Open a regular file. Opening a pipe does not block."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
     except FileNotFoundError:
-        raise SettingsError(f"{path}: it is missing. Restore it") from None
+        raise MissingFile(f"{path}: it is missing. Restore it") from None
     except OSError as error:
         raise _unreadable(path, error) from None
     if kind != stat.S_IFREG:
@@ -388,7 +398,7 @@ def _open(path: Path) -> BinaryIO:
             "restore the file"
         )
     file = os.fdopen(descriptor, "rb")
-    return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if path.suffix == ".gz" else file
+    return gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
 
 
 def _read(path: Path, read: Callable[[], bytes]) -> bytes:

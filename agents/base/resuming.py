@@ -29,7 +29,7 @@ from agents.base.records import (
 )
 from agents.base.settings import SettingsError
 from retool_env.files import MOST_LINE
-from retool_env.rotation import Stream, closed_parts
+from retool_env.rotation import PART_BYTES, Stream, close_part, closed_parts, delete, reopen
 
 _EPISODE_CURE = "delete that line: its episode is then lost"
 """The advice of an error about an episode's record that can't be restored."""
@@ -131,19 +131,25 @@ class Cut:
     """A copy of its kept records, which replaces it; `None`: it stays as it is."""
     dropped: tuple[Path, ...] = ()
     """Closed parts of transcripts that are deleted, the last first."""
+    reopened: Path | None = None
+    """The closed part of which `part` is a copy, and which becomes the open file; `None`: none."""
 
     def apply(self) -> None:
-        """Change the file. A stop in the middle loses nothing, and the change can be made again."""
-        for path in self.dropped[:-1]:
-            path.unlink()
-        if self.part is not None:
-            if self.part.stat().st_size:
-                self.part.replace(self.path)
-            else:
-                self.part.unlink()
-                self.path.unlink(missing_ok=True)
-        for path in self.dropped[-1:]:
-            path.unlink()
+        """Change the file. After a stop in the middle the kept records are there once each.
+
+        The change can then be made again.
+        """
+        if self.reopened is not None:
+            self.path.unlink(missing_ok=True)
+        elif self.part is not None and self.part.stat().st_size:
+            self.part.replace(self.path)
+        elif self.part is not None:
+            self.part.unlink()
+            self.path.unlink(missing_ok=True)
+        for closed in self.dropped:
+            delete(closed)
+        if self.reopened is not None and self.part is not None:
+            reopen(self.path, self.reopened, self.part)
 
 
 def cut_metrics(path: Path, step: int) -> Cut:
@@ -179,21 +185,20 @@ def cut_transcripts(path: Path, step: int, begun: Iterable[int] = ()) -> Cut:
     last = min([step, *begun]) - 1  # the number of the last step whose transcripts are kept
     closed = closed_parts(path)
     later = [part for part in closed if part.last > last]
-    dropped = tuple(part.path for part in reversed(later))
-    source = path
+    source, reopened = path, None
     if later and later[0].first <= last:  # the step lies in this part
-        source = later[0].path
+        source = reopened = later.pop(0).path
     elif later:
         empty = path.with_name(path.name + ".part")
         empty.write_bytes(b"")  # a resumption that was killed may have left another copy
-        return Cut(path, empty, dropped)
+        return Cut(path, empty, tuple(part.path for part in reversed(later)))
     elif not os.path.lexists(path):
         return Cut(path, None)
     elif not closed:
         _check_not_empty(path, step if last >= 0 else 0)
     lines = read_part(source, _EPISODE_CURE, appended=True, what="transcript")
     copied = _copy(path, lines, lambda line: _trained_version(line) <= last, whole=source != path)
-    return Cut(path, copied, dropped)
+    return Cut(path, copied, tuple(part.path for part in reversed(later)), reopened)
 
 
 def last_version(path: Path) -> int | None:
@@ -210,6 +215,21 @@ def last_version(path: Path) -> int | None:
             if len(lines) > 1 or width >= end:
                 break
     return json.loads(lines[-1])["trained_version"] if lines else None
+
+
+def close_large(path: Path) -> None:
+    """Close an open file of transcripts that has `PART_BYTES` or more; see `rotation`.
+
+    Args:
+        path: The open file, which may be missing.
+    """
+    if not path.is_file() or path.stat().st_size < PART_BYTES:
+        return
+    with open(path, "rb") as file:
+        first = json.loads(file.readline(MOST_LINE))["trained_version"]
+    # The names of parts are their steps, so a file of other episodes stays open.
+    if first is not None and all(part.last < first for part in closed_parts(path)):
+        close_part(path, first, last_version(path) or first)
 
 
 def _check_not_empty(path: Path, step: int) -> None:

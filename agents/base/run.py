@@ -36,12 +36,11 @@ from agents.base.changes import find_changes, noted
 from agents.base.config import RESTART_CURE, read_config
 from agents.base.curves import write_curves
 from agents.base.records import damaged, read_records, write_atomically
-from agents.base.resuming import Cut, cut_metrics, cut_transcripts, last_point, last_version
+from agents.base.resuming import Cut, close_large, cut_metrics, cut_transcripts, last_point
 from agents.base.settings import SettingsError
 from agents.base.sharding import processes
-from retool_env.files import MOST_LINE
 from retool_env.provenance import REVISION, versions
-from retool_env.rotation import PART_BYTES, close_part, open_names
+from retool_env.rotation import complete, open_names
 from retool_env.training.kept_batches import begun_batches
 from retool_env.training.processes import everywhere
 from retool_env.transcript import Transcript, write_transcripts
@@ -140,7 +139,7 @@ class Run:
         past = [change for change in record.get("changes", []) if change["setting"] == length]
         self.earlier = [change["from"] for change in past]
         try:
-            changes = find_changes(settings, record, self._state.num_processes, length)
+            changes = find_changes(settings, record, self._state.num_processes, length, folder)
         except SettingsError as error:
             raise SettingsError(f"{folder}: {error}") from None
         if not changes:
@@ -221,9 +220,10 @@ class Run:
                     "revision": REVISION,
                 }
                 write_atomically(self._config, json.dumps(record, indent=2) + "\n")
-        error = everywhere(error)[0]
-        if error:
+        if error := everywhere(error)[0]:
             raise SettingsError(error)
+        for path in self._transcript_files():
+            complete(path)
 
     def _lock(self) -> str | None:
         """Lock the folder. Return `None`, or an error text if that is not possible."""
@@ -336,11 +336,16 @@ class Run:
         """The cuts of this process's files, and of the files of processes that no longer exist."""
         if self.main:
             yield cut_metrics(self.folder / "metrics.jsonl", step)
+        for path in self._transcript_files():
+            yield cut_transcripts(path, step, begun)
+
+    def _transcript_files(self) -> Iterator[Path]:
+        """The open files of this process and of processes that no longer exist."""
         names = open_names(self.folder) if self.folder.is_dir() else set()
         for name in sorted(names):
             rank = int(name.removesuffix(".jsonl").partition("-")[2] or 0)
             if rank % self._state.num_processes == self._state.process_index:
-                yield cut_transcripts(self.folder / name, step, begun)
+                yield self.folder / name
 
     def _on_all[T](self, work: Callable[[], T]) -> T:
         """Call a function on every process, and raise an error of one process on all of them.
@@ -398,12 +403,8 @@ class Run:
 
     def write(self, transcripts: Iterable[Transcript]) -> None:
         """Append episodes to this process's transcripts, after a large file was closed."""
-        path = self.transcripts
-        if path.is_file() and path.stat().st_size >= PART_BYTES:
-            with open(path, "rb") as file:
-                first = json.loads(file.readline(MOST_LINE))["trained_version"]
-            close_part(path, first or 0, last_version(path) or 0)
-        write_transcripts(path, transcripts)
+        close_large(self.transcripts)
+        write_transcripts(self.transcripts, transcripts)
 
 
 class Clock:

@@ -9,12 +9,15 @@
         run.save(trainer)
     return run.checkpoint    # the session closed its resources and marked the run as finished
 
-If an error or a stop ends the block, `--resume` continues the run.
+If an error or a stop ends the block, `--resume` continues the run. From `start` to the end of the
+block the session handles the signals that stop a run (`stopping`). A loop that samples by other
+means than `make_rollouts` calls `run.stopping.check()` once a step.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -39,9 +42,10 @@ from agents.base.selection import chosen_ids, subset
 from agents.base.settings import SettingsError, find_sandbox, find_task, prefixed, task_of
 from agents.base.sharding import launched, processes
 from agents.base.status import Status
-from agents.base.stopping import Stopping, shielded
+from agents.base.stopping import Stopped, Stopping
 from agents.base.watch import Watch
 from retool_env.checkpoint_task import TEMPERATURE, TOP_P, CheckpointTask
+from retool_env.errors import RolloutsAbandoned
 from retool_env.execution import Sandbox
 from retool_env.problem import ProblemList, ProblemSource
 from retool_env.rollout import RolloutEngine
@@ -118,6 +122,8 @@ class Session[S: RunSettings](Run):
             # The launcher stops this process after another one has died, which was also the reason
             # of the error here.
             error = context
+        elif isinstance(error, RolloutsAbandoned):  # on all processes
+            error = Stopped(self.stopping.number or signal.SIGTERM)
         try:
             self.resources.__exit__(type(error) if error else None, error, trace)
             if error is None and not self._was_finished:
@@ -125,14 +131,18 @@ class Session[S: RunSettings](Run):
                 self.finish()
         except BaseException as caught:
             error = error or caught
-        with shielded():
-            self._end(error)
+        try:
+            with self.stopping.shielded():
+                self._end(error)
+        finally:
+            self.stopping.__exit__()
         if error is not given:
             raise error
 
     @override
     def start(self) -> None:
         super().start()
+        self.stopping.__enter__()
         self.status.start()
         self.watch.start()
 
@@ -236,10 +246,10 @@ class Session[S: RunSettings](Run):
 
         Args:
             trainer: See `save`.
-            step: The number of the optimizer step.
+            step: The number of the step.
         """
-        folder = self.exports / str(step)
         with phase("saving"):
+            folder = self.exports / str(step)
             export(trainer, self.tokenizer, folder, *self._of_models)
         if self.main:
             self.card.save(folder, step)
@@ -281,9 +291,8 @@ class RolloutSession[P: PolicySettings](Session[P]):
         self.ids = chosen_ids(self.problems, drawn, settings.seed, settings.curriculum, earlier)
         check_prompts(self.ids, self.problems, self.rules, self.tokenizer, self.model)
         if (task := held_out_task(settings, self.rules)) is not None:
-            held_out = ProblemList(task.problems)
-            names = [problem.id for problem in task.problems]
-            check_prompts(names, held_out, task.rules, self.tokenizer, self.model, "eval_env")
+            known, names = ProblemList(task.problems), [problem.id for problem in task.problems]
+            check_prompts(names, known, task.rules, self.tokenizer, self.model, "eval_env")
         self._held_out_task = task
         self.progress = Progress()
 
@@ -308,6 +317,7 @@ class RolloutSession[P: PolicySettings](Session[P]):
         self.bar = self.resources.enter_context(bar)
         if self.main and not console.is_terminal:
             self.resources.enter_context(shown(self.progress, every=60.0))
+        self.stopping.check()
 
     def make_rollouts[R: Rollouts](
         self,
@@ -316,9 +326,7 @@ class RolloutSession[P: PolicySettings](Session[P]):
         device: torch.device | str,
         sharded: bool,
     ) -> R:
-        """Make the rollouts of the setting `engine`, with the settings of rollouts.
-
-        The session closes them.
+        """Make the rollouts of the setting `engine`; the session closes them.
 
         Args:
             kind: The class of the rollouts; see `Rollouts`.
@@ -365,6 +373,7 @@ class RolloutSession[P: PolicySettings](Session[P]):
             kept=kept,
         )
         self.resources.callback(rollouts.close)
+        self.stopping.check()
         return rollouts
 
     def make_held_out(self, rollouts: Rollouts, report: Report) -> HeldOut:

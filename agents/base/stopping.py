@@ -1,13 +1,18 @@
 """Stopping: how a training run ends after Ctrl-C (SIGINT) or SIGTERM, which clusters send.
 
-After the first signal the run abandons unfinished rollouts, or the current step between two of its
-passes, saves a checkpoint of the last whole step and ends. A second signal ends the run at once. A
-signal to one of several processes is enough: the others learn of it from `watch.Watch`, and all
-agree after each pass and step, and during rollouts (`EngineRollouts`).
+A session handles the signals from the start of its run to its end. After the first signal the run
+abandons unfinished rollouts, or the current step between two of its passes, saves a checkpoint of
+the last whole step and ends. Outside the training it ends at its next `Stopping.check`, and a run
+that saves its model finishes. A second signal ends the run at once.
+
+A signal to one of several processes is enough: the others learn of it from `watch.Watch`, and all
+agree after each pass and step, and during rollouts (`EngineRollouts`). A run inside another one, a
+stage, hands a signal that it did not act on to the outer run.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -17,7 +22,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, override
@@ -31,6 +36,7 @@ from agents.base.model_card import ModelCard
 from agents.base.resuming import loading
 from agents.base.saving import Saving
 from retool_env.checkpoint_task import CheckpointTask
+from retool_env.rollout.engine import run_blocking
 from retool_env.training.processes import RolloutsAbandoned, everywhere
 
 SAME_SECONDS = 1.0
@@ -42,11 +48,15 @@ A terminal signals every process, and a launcher forwards the signal to its proc
 GRACE_SECONDS = 5.0
 """After a second signal, a process that hangs in a collective ends after this time."""
 
+POLL_SECONDS = 0.2
+"""Seconds between two checks of `Stopping.run` whether the run is to stop."""
+
 _SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 _NOTICE = (
-    b"\nstopping: the run abandons its step or finishes its update, and then saves; a second "
-    b"signal stops it at once\n"
+    b"\nstopping: the run keeps what it has done, and ends; a second signal stops it at once\n"
 )
+_current: Stopping | None = None
+"""The handler of the signals that is active, if there is one."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -67,11 +77,15 @@ class Stopping:
         self._lock = threading.RLock()  # the handler may interrupt itself
         self._before: dict[int, Any] = {}
         self._sockets: tuple[socket.socket, socket.socket] | None = None
+        self._outer: Stopping | None = None
+        self._shielded = self._interrupted = False
         self.last_words: Callable[[int], object] = lambda number: None
         """Called with the signal's number if a second signal must end a process that hangs."""
 
     def __enter__(self) -> Stopping:
+        global _current
         if threading.current_thread() is threading.main_thread():
+            self._outer, _current = _current, self
             self._sockets = reader, writer = socket.socketpair()
             for end in self._sockets:
                 end.setblocking(False)
@@ -79,16 +93,26 @@ class Stopping:
             for number in _SIGNALS:
                 self._before[number] = signal.signal(number, self._handle) or signal.SIG_DFL
             threading.Thread(target=self._listen, args=(reader,), daemon=True).start()
+            if self._outer is not None and self._outer.asked():
+                self.tell(self._outer.number)
         return self
 
     def __exit__(self, *error: object) -> None:
+        global _current
+        if self._sockets is None:
+            return
+        # In this order, so that a signal in between is read here or by the outer handler.
+        signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-        if self._sockets is not None:
-            signal.set_wakeup_fd(self._wakeup)
-            self._sockets[1].close()  # the thread reads the end, and closes its own
-            self._sockets = None
+        reader, writer = self._sockets
+        self._read(reader)
+        writer.close()  # the thread reads the end, and closes its own
+        self._sockets = None
+        _current = self._outer
+        if self._outer is not None and self._signal:
+            self._outer.tell(self._signal)
 
     def asked(self) -> bool:
         """Whether a process of the run received a signal, as far as this process knows."""
@@ -125,19 +149,68 @@ class Stopping:
         if self._agreed:
             raise Stopped(self._agreed)
 
+    def check(self) -> None:
+        """End the run if any process received a signal. All processes call this method together.
+
+        Raises:
+            Stopped: With the number of the signal, if there was one.
+        """
+        self.agreed()
+        self.end()
+
+    def run[T](self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine to its end, or cancel it once a process received a signal.
+
+        Args:
+            work: The coroutine.
+
+        Raises:
+            RolloutsAbandoned: If the coroutine was cancelled. The other processes may not know it
+                yet; see `together`.
+        """
+        return run_blocking(self._until_asked(work))
+
+    async def _until_asked[T](self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.create_task(work)
+        while not task.done():
+            if self.asked():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                raise RolloutsAbandoned("the rollouts were abandoned")
+            await asyncio.wait({task}, timeout=POLL_SECONDS)
+        return task.result()
+
+    @contextlib.contextmanager
+    def shielded(self) -> Iterator[None]:
+        """While the block runs, a second signal has no effect."""
+        self._shielded = True
+        try:
+            yield
+        finally:
+            self._shielded = False
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._sockets is not None:
             self._read(self._sockets[0])
-        if self._second:
+        if self._second and not self._shielded:
+            self._interrupted = True
             raise KeyboardInterrupt(self._second)
+
+    @property
+    def _leaving(self) -> bool:
+        """Whether the main thread ends the run, so that it does not hang."""
+        return self._shielded or self._interrupted
 
     def _listen(self, reader: socket.socket) -> None:
         with reader:
             while self._read(reader):
-                grace = GRACE_SECONDS if self._second else None
-                if not select.select([reader], [], [], grace)[0]:
+                grace = GRACE_SECONDS if self._second and not self._leaving else None
+                if not select.select([reader], [], [], grace)[0] and not self._leaving:
                     # The main thread hangs, so that Python's handler can't end the process.
-                    self.last_words(self._second)
+                    each: Stopping | None = self
+                    while each is not None:
+                        each.last_words(self._second)
+                        each = each._outer
                     os._exit(128 + self._second)
 
     def _read(self, reader: socket.socket) -> bool:
@@ -182,7 +255,7 @@ class StopCallback(TrainerCallback):
 
     Args:
         task: The model's task. It is saved as `retool.json` in each of the trainer's checkpoints.
-        stopping: The handler of the signals. It is active while the trainer trains.
+        stopping: The handler of the signals, which the run's session has made active.
         saving: Writes the checkpoints. It keeps as many as the trainer's `save_total_limit` says.
         card: The model card of each checkpoint, in place of the trainer's own.
     """
@@ -277,22 +350,21 @@ class StopCallback(TrainerCallback):
             SettingsError: If the checkpoint can't be read.
         """
         self._take_saving(trainer)
-        with self.stopping:
-            try:
-                self._train(trainer, point)
-            except _AtItsEnd:  # on all processes
-                trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
-            except RolloutsAbandoned:  # on all processes, before the step's update
-                self.stopping.agreed()
-                # After an end between two passes the optimizer would not load its state.
-                trainer.accelerator.gradient_state._set_sync_gradients(True)
-                if trainer.state.global_step > self.saving.begun:
-                    for (_, restore), state in zip(_random_states(), self._random, strict=True):
-                        restore(state)
-                    trainer.state.num_input_tokens_seen = self._tokens  # the step is made anew
-                    trainer._save_checkpoint(trainer.model_wrapped, trial=None)
-                trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
-            self.saving.wait()
+        try:
+            self._train(trainer, point)
+        except _AtItsEnd:  # on all processes
+            trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+        except RolloutsAbandoned:  # on all processes, before the step's update
+            self.stopping.agreed()
+            # After an end between two passes the optimizer would not load its state.
+            trainer.accelerator.gradient_state._set_sync_gradients(True)
+            if trainer.state.global_step > self.saving.begun:
+                for (_, restore), state in zip(_random_states(), self._random, strict=True):
+                    restore(state)
+                trainer.state.num_input_tokens_seen = self._tokens  # the step is made anew
+                trainer._save_checkpoint(trainer.model_wrapped, trial=None)
+            trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+        self.saving.wait()
         self.stopping.end()
 
     def _take_saving(self, trainer: Any) -> None:

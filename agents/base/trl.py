@@ -17,6 +17,11 @@ _EVALUATION = "set eval_every, or set export_steps and run `retool eval`"
 _WITHOUT_EFFECT = {
     "resume_from_checkpoint": "use --resume",
     "disable_tqdm": "the run shows a board instead of TRL's progress bar",
+    **dict.fromkeys(
+        ("ddp_timeout", "ddp_backend"),
+        "the run makes its process groups, gloo on the CPU and nccl on GPUs, and waits up to 10 "
+        "minutes in a step and 12 hours for rollouts and files",
+    ),
     **dict.fromkeys(("model_init_kwargs", "trust_remote_code"), "set model and dtype"),
     **dict.fromkeys(
         (

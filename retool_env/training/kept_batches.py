@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import zlib
@@ -33,6 +34,7 @@ from retool_env.training.step import Step
 from retool_env.transcript import Transcript
 
 _NAME = re.compile(r"(batch|old)-(\d+)\.(\d+)-(\d+)\.(\d+)-of-(\d+)\.safetensors")
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -79,6 +81,9 @@ class KeptBatches:
     def save(self, step: Step, kept: KeptBatch) -> None:
         """Write this process's part of a batch, atomically. All processes must call it.
 
+        If it can't be written, for example because the disk is full, a warning says so. Then a run
+        that is resumed inside the batch samples it anew.
+
         Args:
             step: The request for the batch.
             kept: The part.
@@ -98,7 +103,8 @@ class KeptBatches:
         text = zlib.compress(json.dumps(record).encode(), level=1)
         spans = [span for transcript in trained for span in transcript.spans]
         self._write(
-            self._path("batch", step),
+            "batch",
+            step,
             {
                 "record": np.frombuffer(text, np.uint8),
                 "ids": _joined((span.token_ids for span in spans), np.int32),
@@ -136,7 +142,7 @@ class KeptBatches:
     def delete_used(self) -> None:
         """Delete the batches that no checkpoint needs. Only the first process calls it."""
         needed = self._needed()
-        for file in _files(self.folder):
+        for file in (*_files(self.folder), *_files(self.folder, ".part")):  # also of killed writes
             if file.end <= needed:
                 file.path.unlink(missing_ok=True)
 
@@ -152,12 +158,15 @@ class KeptBatches:
     def save_old(self, step: Step, logps: np.ndarray, mask: np.ndarray) -> None:
         """Write the trainer's log-probs before its updates, which a correction needs.
 
+        Without them the batch can't be trained on further, so if they can't be written, the batch
+        is deleted, as `save` leaves it then.
+
         Args:
             step: The request for the batch.
             logps: The log-probs, shape `(B, T)`.
             mask: The places that are written, shape `(B, T)`.
         """
-        self._write(self._path("old", step), {"logprobs": logps[mask].astype(np.float32)})
+        self._write("old", step, {"logprobs": logps[mask].astype(np.float32)})
 
     def load_old(self, step: Step, mask: np.ndarray) -> np.ndarray:
         """Read the log-probs of `save_old`, shape `(B, T)`, 0 at other places.
@@ -197,14 +206,32 @@ class KeptBatches:
         name = f"{kind}-{step.batch}.{step.number}-{step.end}.{rank}-of-{count}.safetensors"
         return self.folder / name
 
-    def _write(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _write(self, kind: str, step: Step, arrays: Mapping[str, np.ndarray]) -> None:
+        path = self._path(kind, step)
         part = path.with_name(path.name + ".part")
-        with open(part, "wb") as file:
-            file.write(safetensors.numpy.save(dict(arrays)))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(part, "wb") as opened:
+                opened.write(safetensors.numpy.save(dict(arrays)))
+                opened.flush()
+                os.fsync(opened.fileno())
+            part.replace(path)
+        except OSError as error:
+            # Also files of an earlier start, which hold other rollouts of this batch.
+            own = step.batch, step.accelerator.process_index, step.accelerator.num_processes
+            for file in _files(self.folder):
+                if (file.number, file.rank, file.processes) == own:
+                    file.path.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
+            _log.warning(
+                "the rollouts of the steps %d to %d can't be kept in %s (%s): free some room. The "
+                "run goes on; if it is stopped and resumed inside these steps, it samples their "
+                "rollouts anew",
+                step.number + 1,
+                step.end,
+                self.folder,
+                error,
+            )
 
     def _delete_others(self, step: Step) -> None:
         """Delete this batch of other processes, or begun at another step: it is sampled anew."""
@@ -249,9 +276,9 @@ def begun_batches(folder: Path, step: int, processes: int) -> list[int]:
     )
 
 
-def _files(folder: Path) -> Iterator[_File]:
-    for path in sorted(folder.glob("*.safetensors")):
-        if match := _NAME.fullmatch(path.name):
+def _files(folder: Path, ending: str = "") -> Iterator[_File]:
+    for path in sorted(folder.glob(f"*.safetensors{ending}")):
+        if match := _NAME.fullmatch(path.name.removesuffix(ending)):
             yield _File(path, match[1], *(int(number) for number in match.groups()[1:]))
 
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from accelerate import Accelerator
 from torch import distributed
 
 from retool_env.errors import RolloutsAbandoned as RolloutsAbandoned
@@ -28,10 +27,14 @@ _phase = ("start", time.time())
 """The name of this process's work at present, and its beginning in seconds since the epoch."""
 
 
-def together[T](accelerator: Accelerator, work: Callable[[], T]) -> T:
+def together[T](accelerator: Any, work: Callable[[], T]) -> T:
     """Do work on every process; an error on one process ends the work on all.
 
     Without this, the other processes would wait for the failed process in their next collective.
+
+    Args:
+        accelerator: The accelerator of the run, or its state.
+        work: The work of this process.
 
     Raises:
         RuntimeError: If another process has an error.

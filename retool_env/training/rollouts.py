@@ -37,11 +37,7 @@ from retool_env.training.rows import (
     teaches,
     training_rows,
 )
-from retool_env.training.sampling_policy import (
-    check_policy,
-    check_step,
-    own_model,
-)
+from retool_env.training.sampling_policy import check_policy, check_step, own_model
 from retool_env.training.step import Step
 from retool_env.training.weight_sync import WeightSync
 from retool_env.transcript import StopReason, Transcript
@@ -77,7 +73,7 @@ class Sampled:
     seconds: float
     """Seconds from the first prompt to the end of the last episode."""
     resampled: int = 0
-    """The number of groups that were sampled to replace groups that teach nothing."""
+    """The number of groups that replaced groups which teach nothing."""
 
 
 class Rollouts:
@@ -408,20 +404,18 @@ class Rollouts:
     ) -> Sampled:
         """Run a group for each problem, and replace groups that teach nothing as they end."""
         began = time.monotonic()
-        groups = [
+        tasks = [
             asyncio.create_task(self._teaching_group(problem, n, (*seed, index)))
             for index, problem in enumerate(problems)
         ]
         try:
-            sampled = await asyncio.gather(*groups)
+            sampled = await asyncio.gather(*tasks)
         finally:
-            await end_tasks(groups)
-        return Sampled(
-            [group for each in sampled for group in each.groups],
-            [episode for each in sampled for episode in each.others],
-            time.monotonic() - began,
-            sum(each.resampled for each in sampled),
-        )
+            await end_tasks(tasks)
+        groups = [group for each in sampled for group in each.groups]
+        others = [episode for each in sampled for episode in each.others]
+        resampled = sum(each.resampled for each in sampled)
+        return Sampled(groups, others, time.monotonic() - began, resampled)
 
     async def _teaching_group(self, problem: Problem, n: int, seed: tuple[int, ...]) -> Sampled:
         """Run a group, and in its place groups of other problems until one teaches something.
@@ -440,8 +434,7 @@ class Rollouts:
             [replaced] = fresh.groups
             if teaches(replaced, self.resample_by) or not any(map(is_trainable, group)):
                 group, replaced = replaced, group
-            dropped = [episode for episode in replaced if episode.scored]
-            others = [*chosen.others, *fresh.others, *dropped]
+            others = chosen.others + fresh.others + [t for t in replaced if t.scored]
             chosen = Sampled([group], others, 0.0, turn)
         return chosen
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import signal
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import torch
 pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")
 
 from helpers.model_api import ModelAPI, Reply, serving
+from helpers.signals import status_of
 from helpers.small_runs import make_small
 from transformers import AutoModelForCausalLM
 
@@ -20,6 +23,7 @@ from agents.__main__ import main
 from agents.base.presets import load_settings
 from agents.base.run import Run
 from agents.base.settings import SettingsError, find_task
+from agents.base.stopping import Stopped
 from agents.models.tiny import make_model, make_tokenizer
 from agents.traces.scripted import read_messages
 from agents.traces.sources import read_sources
@@ -187,6 +191,28 @@ def test_a_stopped_run_goes_on_without_doing_anything_twice(api, url, tmp_path, 
     assert coldstart.train(chosen, cut, resume=True).read_text() == whole.read_text()
     assert len(api.requests) - before == 2  # of the one solution that was left
     assert len(list(read_transcripts(cut / "transcripts.jsonl"))) == 4
+
+
+def test_a_signal_stops_the_run_and_no_trace_is_made_twice(tmp_path, monkeypatch):
+    rows = [rewritten("print(42)", "42", answer=42, id=str(i)) for i in range(4)]
+    chosen = settings(write(tmp_path / "s.jsonl", rows), in_flight=1)
+    replay, turns = coldstart.Replay.write, []
+
+    async def writing(self, *given):
+        turns.append(self)
+        if len(turns) == 3:  # the second trace, after one of two turns
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.Event().wait()
+        return await replay(self, *given)
+
+    monkeypatch.setattr(coldstart.Replay, "write", writing)
+    with pytest.raises(Stopped):
+        coldstart.train(chosen, tmp_path / "run")
+    assert status_of(tmp_path / "run")[:2] == ("stopped", 75)
+    coldstart.train(chosen, tmp_path / "run", resume=True)
+    assert len(turns) == 3 + 3 * 2
+    made = read_transcripts(tmp_path / "run" / "transcripts.jsonl")
+    assert sorted(t.problem.id for t in made) == ["0", "1", "2", "3"]
 
 
 def test_a_line_that_changes_is_done_again(api, url, tmp_path):

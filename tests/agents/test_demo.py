@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
+from helpers.signals import status_of, told_at
 
-from agents import demo, grpo
-from agents.__main__ import main
+from agents import demo, grpo, sft
+from agents.__main__ import _terminate, main
 from agents.base.presets import load_settings
+from agents.base.session import Session
 
 SMALL = [
     "sft.traces=24",
@@ -66,6 +69,20 @@ def test_all_stages_run_and_a_stopped_job_goes_on(tmp_path, monkeypatch, capsys)
         assert main([*command, "--resume"]) == 2
         said = capsys.readouterr().err
         assert f"{figures}: " in said and "so that the model is evaluated again" in said
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(sft, "train"), (demo, "load_policy"), (Session, "save")]
+)
+def test_a_signal_in_any_phase_stops_the_job(owner, name, tmp_path, monkeypatch, capsys):
+    told_at(monkeypatch, owner, name)
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        assert main(["demo", "--preset", "tiny", "--runs", str(tmp_path), *SMALL]) == 75
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert status_of(tmp_path / "tiny") == ("stopped", 75, None)
+    assert "the same command with --resume goes on" in capsys.readouterr().err
 
 
 def test_evaluation_uses_held_out_problems(tmp_path):

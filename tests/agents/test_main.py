@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import sys
 
 import pytest
 from torch import distributed
 
 from agents import grpo
-from agents.__main__ import main
+from agents.__main__ import _terminate, main
+from agents.base.stopping import Stopped
 
 
 def test_only_a_program_of_its_own_freezes_what_was_imported(monkeypatch, capsys):
@@ -40,3 +43,23 @@ def test_a_run_leaves_its_process_group(monkeypatch, tmp_path, capsys, stopped):
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_signal_after_the_end_of_a_run_changes_nothing(monkeypatch, tmp_path, capsys, stopped):
+    """A launcher passes a signal on, when the run may have stopped already."""
+
+    def train(settings, folder, resume):
+        if stopped:
+            raise Stopped(signal.SIGTERM)
+        return folder
+
+    monkeypatch.setattr(grpo, "train", train)
+    monkeypatch.setattr(
+        "agents.__main__.leave_process_group", lambda: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        assert main(["grpo", "--runs", str(tmp_path)]) == (75 if stopped else 0)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
+import os
+import signal
 
 import pytest
 import torch
+from helpers.signals import status_of, told_at
 from helpers.small_runs import make_small
 from helpers.tokenised import episode
 from transformers import AutoModelForCausalLM
@@ -15,7 +19,9 @@ from agents import rft, sft
 from agents.base import session
 from agents.base.presets import load_settings
 from agents.base.records import read_records
+from agents.base.session import Session
 from agents.base.settings import SettingsError
+from agents.base.stopping import Stopped
 from agents.models.tiny import make_tokenizer
 from retool_env.problems import Problem, ProblemList
 from retool_env.rollout import PolicyUnavailable
@@ -175,6 +181,67 @@ def test_a_stopped_rft_goes_on_without_sampling_again(undecided, tmp_path, riddl
     one, other = (AutoModelForCausalLM.from_pretrained(f) for f in (trained, resumed))
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "sampled"),
+    [
+        (rft, "policy_of", 1, 0),
+        (rft, "write_transcripts", 1, 1),
+        (rft, "chosen_traces", 1, 2),
+        (Session, "save", 1, 2),
+        (rft, "policy_of", 2, 2),
+        (rft, "write_transcripts", 3, 3),
+        (Session, "save", 2, 4),
+    ],
+)
+def test_rft_is_stopped_by_a_signal_in_any_phase(
+    owner, name, call, sampled, undecided, tmp_path, riddles, monkeypatch
+):
+    """It has two rounds of two problems; the last phase is the end of the last round."""
+    tuning = {"epochs": 1, "learning_rate": 0.01}
+    few, groups, write = rft_settings(undecided, problems=2, sft=tuning), [], rft.write_transcripts
+    monkeypatch.setattr(rft, "write_transcripts", lambda *given: groups.append(write(*given)))
+    with monkeypatch.context() as patch:
+        told_at(patch, owner, name, call)
+        if (name, call) == ("save", 2):
+            rft.train(few, tmp_path / "run")
+        else:
+            with pytest.raises(Stopped):
+                rft.train(few, tmp_path / "run")
+            assert status_of(tmp_path / "run") == ("stopped", 75, None)
+    assert sampled <= len(groups) <= sampled + 1  # two episodes may end at once
+    rft.train(few, tmp_path / "run", resume=True)
+    assert status_of(tmp_path / "run")[:2] == ("finished", 0) and len(groups) == 4
+
+
+def test_rft_stops_during_an_evaluation(undecided, tmp_path, monkeypatch):
+    env = {"id": "ReTool-Arithmetic-v0", "interpreter": False, "max_tokens": 20}
+    few = rft_settings(undecided, env=env, eval_every=1, eval_problems=2)
+
+    async def act(self, *given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(TransformersPolicy, "act", act)
+    with pytest.raises(Stopped):
+        rft.train(few, tmp_path / "run")
+    assert status_of(tmp_path / "run") == ("stopped", 75, None)
+    assert not (tmp_path / "run" / "eval-0.jsonl").exists()
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_rft_goes_on_under_another_name(undecided, tmp_path, riddles, restart):
+    few = {"problems": 2, "restart": restart, "sft": {"epochs": 1, "learning_rate": 0.01}}
+    rft.train(rft_settings(undecided, name="a", rounds=2, **few), tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    trained = rft.train(rft_settings(undecided, name="b", rounds=3, **few), tmp_path / "b", True)
+    assert trained == tmp_path / "b" / "checkpoint" and trained.resolve().is_dir()
+    assert [record["step"] for record in read_records(tmp_path / "b" / "metrics.jsonl")] == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_rft_keeps_right_ones_each_once_and_so_many_a_problem():

@@ -8,6 +8,8 @@ tests/helpers/fsdp_runs.py CHECKPOINT FOLDER DATA
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections import Counter
 from contextlib import contextmanager, nullcontext, suppress
@@ -27,7 +29,9 @@ from agents.base.model import load_model
 from agents.base.presets import load_settings
 from agents.base.run import RunLogger
 from agents.base.sharding import leave_process_group, processes
+from agents.base.stopping import Stopped
 from helpers import ppo_batches
+from helpers.stopped_passes import before_pass
 from retool_env.episode import Generation
 from retool_env.rollout import ScriptedPolicy
 from retool_env.training.rollouts import Rollouts
@@ -256,6 +260,32 @@ def curves(checkpoint, folder, data):
             yield stem, {"left": left}
 
 
+def warm_up(checkpoint, folder):
+    """A run of PPO that one process is told to stop between two passes of its warm-up.
+
+    The actor's optimizer has made no step by then. An equal run is not stopped.
+
+    Args:
+        checkpoint: The model's folder.
+        folder: The folder of the runs.
+    """
+    more = {**PPO, "steps": 3, "tokens": 24, "entropy": 0.3, "learning_rate": 1e-3}
+    more |= {"critic_warmup": 2, "save_steps": 100}
+
+    def tell():
+        if processes().process_index == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with patch.object(ppo.torch.optim, "AdamW", partial(torch.optim.AdamW, eps=1e-4)):
+        run(ppo, checkpoint, folder, "warm-up-whole", **more)
+        # All passes of the first step come before.
+        with before_pass("ppo", more["prompts"], tell), suppress(Stopped):
+            run(ppo, checkpoint, folder, "warm-up-cut", **more)
+        left = [p.name for p in (folder / "warm-up-cut" / "trainer").glob("checkpoint-*")]
+        run(ppo, checkpoint, folder, "warm-up-cut", resume=True, **more)
+    return {"left": left}
+
+
 def sizes(model, optimizer):
     """Bytes of a model, its gradients and its optimizer's moments in this process."""
 
@@ -320,6 +350,7 @@ def main(checkpoint: str, folder: Path, data: str) -> None:
     with patch.object(Accelerator, "no_sync", side_effect=AssertionError):
         compared(checkpoint, folder, data)
         figures = dict(curves(checkpoint, folder, data))
+        figures["warm-up"] = warm_up(checkpoint, folder)
         frozen_in_bfloat16(checkpoint, folder)
     figures |= {precision: step(checkpoint, precision) for precision in ("no", "bf16")}
     (folder / f"{rank}.json").write_text(json.dumps(figures))

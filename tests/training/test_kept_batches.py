@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from retool_env.errors import SettingsError
 from retool_env.execution import Execution, Outcome
 from retool_env.problem import Problem
+from retool_env.training import kept_batches
 from retool_env.training.kept_batches import KeptBatch, KeptBatches, begun_batches
 from retool_env.training.step import Step
 from retool_env.transcript import Span, StopReason, Transcript
@@ -170,3 +172,55 @@ def test_log_probs_before_the_updates_come_back_at_their_places(tmp_path):
     assert batches.load_old(request(), mask).tolist() == [[-1, 0, -3], [0, -5, 0]]
     with pytest.raises(SettingsError, match="other rollouts"):
         batches.load_old(request(), ~mask & mask)
+
+
+def full_disk(monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(kept_batches.os, "fsync", full)
+
+
+def test_a_full_disk_leaves_a_run_without_the_batch_and_says_so(tmp_path, monkeypatch, caplog):
+    batches = KeptBatches(tmp_path, lambda: 0)
+    batches.save(request(prompts="xy"), kept("xy"))  # an earlier start sampled other problems
+    batches.save(request(0, 0, 4), kept())
+    with monkeypatch.context() as patch:
+        full_disk(patch)
+        batches.save(request(), kept())
+    assert names(tmp_path) == ["batch-0.0-4.0-of-1.safetensors"]
+    assert "rollouts of the steps 5 to 8 can't be kept" in caplog.text
+    assert "No space left" in caplog.text and "free some room" in caplog.text
+    assert batches.load(request(number=6, resumed=True)) is None  # they are sampled anew
+    assert begun_batches(tmp_path, 6, 1) == []
+    batches.save(request(), kept())
+    assert batches.load(request()).groups == kept().groups
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_batch_without_its_log_probs_is_not_gone_on_with(tmp_path, monkeypatch, rank):
+    logps, mask = np.zeros((1, 1), np.float32), np.ones((1, 1), bool)
+    batches = [KeptBatches(tmp_path, lambda: 0)] * 2
+    for each, some in enumerate(batches):
+        some.save(request(rank=each, processes=2), kept())
+        with monkeypatch.context() as patch:
+            if each == rank:
+                full_disk(patch)
+            some.save_old(request(rank=each, processes=2), logps, mask)
+    begun = {"processes": 2, "number": 6, "resumed": True}
+    assert [some.load(request(rank=each, **begun)) for each, some in enumerate(batches)] == [
+        None
+    ] * 2
+    assert begun_batches(tmp_path, 6, 2) == []
+
+
+def test_a_write_that_was_killed_leaves_no_file_for_ever(tmp_path):
+    oldest = [0]
+    batches = KeptBatches(tmp_path, lambda: oldest[0])
+    (tmp_path / "batch-1.4-8.0-of-1.safetensors.part").write_bytes(b"half")
+    assert batches.load(request()) is None and not batches.has(1, request())
+    batches.delete_used()
+    assert len(names(tmp_path)) == 1  # another process may be writing it
+    oldest[0] = 8
+    batches.delete_used()
+    assert names(tmp_path) == []

@@ -40,7 +40,7 @@ from retool_env.evaluation.runs import (
 )
 from retool_env.evaluation.view.rows import FIELDS, make_row
 from retool_env.files import MOST_LINE, check_regular
-from retool_env.rotation import Stream, parts
+from retool_env.rotation import Stream, state
 from retool_env.transcript import Transcript
 
 VERSION = 1
@@ -139,12 +139,10 @@ class Index:
     def _unread(self, file: RunFile) -> int:
         """The number of bytes to read; the index of a replaced file is forgotten first."""
         check_regular(file.path)
-        if not (found := parts(file.path)):
+        if not (seen := state(file.path)):
             self._forget(file)
             return 0
         known = self._files.setdefault(file, _Indexed())
-        stats = map(os.stat, found)
-        seen = tuple(n for stat in stats for n in (stat.st_ino, stat.st_size, stat.st_mtime_ns))
         if self._stats.get(file.path) == seen:
             return 0
         with Stream(file.path) as stream:

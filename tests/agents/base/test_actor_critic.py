@@ -80,3 +80,30 @@ def test_a_checkpoint_restores_weights_and_optimizers_and_replaces_the_older_one
     (tmp_path / "checkpoint-2" / "model.safetensors").write_bytes(b"x")
     with pytest.raises(SettingsError, match="checkpoint-2: it can't be loaded"):
         other.load(tmp_path / "checkpoint-2")
+
+
+def test_an_optimizer_without_a_step_has_none_after_a_checkpoint(initial, tmp_path, monkeypatch):
+    """With shards, saving gives it the state after a step without gradients.
+
+    An actor has made no step in the warm-up of its critic.
+    """
+    made = learner(initial)
+    made.critic_optimizer.state[torch.zeros(1)] = {"step": torch.tensor(7.0)}
+
+    def initialised(folder):
+        for optimizer in (made.actor_optimizer, made.critic_optimizer):
+            if not optimizer.state:
+                optimizer.state[torch.zeros(1)] = {"step": torch.tensor(1.0)}
+
+    def steps():
+        return [
+            [each["step"].item() for each in optimizer.state.values()]
+            for optimizer in (made.actor_optimizer, made.critic_optimizer)
+        ]
+
+    monkeypatch.setattr(made.accelerator, "save_state", initialised)
+    monkeypatch.setattr(made.accelerator, "load_state", initialised)
+    made.save(Saving(tmp_path), 3)
+    assert steps() == [[], [7.0]]
+    assert made.load(tmp_path / "checkpoint-3") == 3
+    assert steps() == [[], [7.0]]

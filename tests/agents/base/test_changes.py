@@ -166,3 +166,30 @@ def test_a_change_is_recorded_when_the_run_makes_progress(tmp_path):
     assert record["settings"]["save_steps"] == 2
     assert find_changes(now, record, 1, "steps") == []
     assert Run(tmp_path, now, True, "steps").earlier == []  # only lengths count there
+
+
+@pytest.mark.parametrize("root", ["/runs", "runs"])
+def test_the_files_of_a_renamed_job_are_the_same(root):
+    """`rft` and `demo` give their stages paths below the job's folder."""
+    old = settings("sft", data="runs/a/stages/round-1.jsonl", model="runs/a/stages/x/checkpoint")
+    new = settings(
+        "sft",
+        data=f"{root}/study/b/stages/round-1.jsonl",
+        model=f"{root}/study/b/stages/x/checkpoint",
+    )
+    folder = Path(root, "study/b/stages/round-2")
+    found = find_changes(new, record_of(old), 1, "epochs", folder)
+    assert {change["setting"] for change in found} == {"data", "model"}
+    with pytest.raises(SettingsError, match="data, model"):
+        find_changes(new, record_of(old), 1, "epochs", Path(root, "study/b"))
+
+
+@pytest.mark.parametrize(
+    "data", ["runs/b/stages/round-2.jsonl", "runs/a/stages/round-1.jsonl", "other/round-1.jsonl"]
+)
+def test_another_file_of_a_stage_is_another_training(data):
+    old = settings("sft", data="elsewhere/round-1.jsonl")
+    with pytest.raises(SettingsError, match="data was 'elsewhere"):
+        find_changes(
+            settings("sft", data=data), record_of(old), 1, "epochs", Path("runs/b/stages/round-1")
+        )

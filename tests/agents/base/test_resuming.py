@@ -6,9 +6,12 @@ import gzip
 import json
 
 import pytest
+from helpers.kills import killed_before
 
+from agents.base import resuming
 from agents.base.records import seal
 from agents.base.resuming import (
+    close_large,
     cut_metrics,
     cut_transcripts,
     last_point,
@@ -18,7 +21,7 @@ from agents.base.resuming import (
 )
 from agents.base.settings import SettingsError
 from retool_env.files import read_lines
-from retool_env.rotation import close_part, closed_parts, parts
+from retool_env.rotation import close_part, closed_parts, complete, parts
 
 
 def checkpoint(trainer, step, text=None, sealed=False):
@@ -137,19 +140,25 @@ def test_closed_parts_before_the_step_are_not_touched(rotated, step, begun, kept
     assert last_version(rotated) == (kept[-1] if kept else None)
 
 
-def test_a_stop_while_a_part_is_cut_loses_nothing(rotated, monkeypatch):
-    cut, unlink = cut_transcripts(rotated, 5), type(rotated).unlink
-
-    def stopped(path, **more):
-        if path.name.startswith("transcripts.3-5"):
-            raise KeyboardInterrupt
-        unlink(path, **more)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(type(rotated), "unlink", stopped)
-        cut.apply()
-    cut_transcripts(rotated, 5).apply()
-    assert versions(rotated) == [0, 1, 2, 2, 3, 4]
+@pytest.mark.parametrize("step", [7, 5, 3, 1, 0])
+def test_a_kill_at_any_moment_of_a_cut_keeps_each_kept_line_once(rotated, step):
+    whole = versions(rotated)
+    kept = [version for version in whole if version < step]
+    files = {path.name: path.read_bytes() for path in rotated.parent.iterdir()}
+    for number in range(12):
+        for path in rotated.parent.iterdir():
+            path.unlink()
+        for name, content in files.items():
+            (rotated.parent / name).write_bytes(content)
+        cut = cut_transcripts(rotated, step)
+        with killed_before(number):
+            cut.apply()
+        found = versions(rotated)
+        assert [version for version in found if version < step] == kept
+        assert found == [version for version in whole if version in found]
+        complete(rotated)
+        cut_transcripts(rotated, step).apply()
+        assert versions(rotated) == kept
 
 
 def test_a_damaged_line_of_a_part_that_is_cut_is_named(rotated):
@@ -178,3 +187,23 @@ def test_an_error_of_a_library_names_the_checkpoint(tmp_path):
         raise KeyError("x")
     with pytest.raises(MemoryError), loading(tmp_path):
         raise MemoryError
+
+
+def test_a_file_without_steps_is_never_closed(tmp_path, monkeypatch):
+    monkeypatch.setattr(resuming, "PART_BYTES", 1)
+    path = tmp_path / "transcripts.jsonl"
+    close_large(path)
+    path.write_bytes(b'{"trained_version": null}\n' * 2)
+    close_large(path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_part_is_never_replaced_by_another_of_the_same_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(resuming, "PART_BYTES", 1)
+    path = tmp_path / "transcripts.jsonl"
+    for _ in range(3):
+        close_large(path)
+        with open(path, "ab") as file:
+            file.write(episodes(3, 4))
+    assert versions(path) == [3, 4] * 3
+    assert [(part.first, part.last) for part in closed_parts(path)] == [(3, 4)]

@@ -14,6 +14,7 @@ import pytest
 from helpers import ROOT
 from helpers.episodes import ANSWERED, RIGHT, episode
 
+from agents.base import resuming
 from agents.base import run as runs
 from agents.base.run import Run
 from agents.base.settings import SettingsError
@@ -106,7 +107,7 @@ def test_another_number_of_processes_is_recorded_and_cuts_the_files_of_all(tmp_p
 
 
 def test_large_files_of_transcripts_are_closed_and_the_stream_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "PART_BYTES", 1500)
+    monkeypatch.setattr(resuming, "PART_BYTES", 1500)
     run, versions = started(tmp_path), []
     for step in range(6):
         made = [dataclasses.replace(episode(f"{step}", ANSWERED, RIGHT), trained_version=step)] * 2
@@ -118,6 +119,16 @@ def test_large_files_of_transcripts_are_closed_and_the_stream_goes_on(tmp_path, 
     assert len(names) > 2 and all(name.endswith(".gz") for name in names[:-1])
     run.resume_at(1)
     assert [t.trained_version for t in read_transcripts(run.transcripts)] == [0, 0]
+
+
+def test_the_next_start_finishes_a_closing_that_was_interrupted(tmp_path):
+    run = started(tmp_path)
+    run.write([dataclasses.replace(episode("0", ANSWERED, RIGHT), trained_version=0)])
+    run.transcripts.rename(tmp_path / "transcripts.0-0.jsonl")
+    (tmp_path / "transcripts.0-0.jsonl.gz.unfinished").write_bytes(b"half")
+    started(tmp_path, resume=True)
+    assert [path.name for path in tmp_path.glob("transcripts*")] == ["transcripts.0-0.jsonl.gz"]
+    assert [t.trained_version for t in read_transcripts(run.transcripts)] == [0]
 
 
 def test_the_first_process_decides_whether_a_run_exists(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from agents.base import session
 from agents.base.session import RolloutSession, Session
 from agents.base.settings import SettingsError
 from agents.base.stopping import Stopped
+from retool_env.errors import RolloutsAbandoned
 
 
 class Box:
@@ -67,6 +68,26 @@ def test_the_status_says_how_a_run_ended(tmp_path, model, closed, error, expecte
         assert state(tmp_path / "run") == ("running", None, None)
         raise error
     assert state(tmp_path / "run") == expected
+
+
+def test_abandoned_rollouts_end_the_run_as_stopped(tmp_path, model, closed):
+    made = settings("grpo", model=model)
+    with pytest.raises(Stopped) as stop, RolloutSession(made, tmp_path / "run", False) as run:
+        run.begin("rl")
+        os.kill(os.getpid(), signal.SIGINT)
+        raise RolloutsAbandoned("the rollouts were abandoned")
+    assert stop.value.args == (signal.SIGINT,)
+    assert state(tmp_path / "run") == ("stopped", 75, None) and closed == ["sandbox"]
+
+
+def test_a_session_hands_the_signals_back_at_its_end(tmp_path, model, closed):
+    made, before = settings("grpo", model=model), signal.getsignal(signal.SIGTERM)
+    with RolloutSession(made, tmp_path / "run", False) as run:
+        assert signal.getsignal(signal.SIGTERM) == before
+        run.begin("rl")
+        run.resources.callback(os.kill, os.getpid(), signal.SIGTERM)  # while the run closes
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert state(tmp_path / "run") == ("finished", 0, None)
 
 
 def test_a_launcher_that_stops_the_other_processes_does_not_hide_the_error(

@@ -15,17 +15,22 @@ import time
 import pytest
 import torch
 from helpers import HELPERS, ROOT
+from helpers.signals import status_of, told_at
 from helpers.small_runs import given, make_small, records, settings
+from helpers.stopped_passes import before_pass
 from torch import distributed
 from transformers import AutoModelForCausalLM
 
 from agents import grpo, ppo, rft, sft
+from agents.base import session
 from agents.base import stopping as stops
 from agents.base.run import RunLogger
+from agents.base.session import Session
 from agents.base.stopping import Stopped, Stopping
+from agents.traces import scripted
 from retool_env.problems import Problem, ProblemList
 from retool_env.rules import Rules
-from retool_env.training.rollouts import Rollouts
+from retool_env.training.rollouts import Rollouts, RolloutsAbandoned
 from retool_env.transcript import read_transcripts
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{HELPERS.parent}", "OMP_NUM_THREADS": "1"}
@@ -202,10 +207,11 @@ def test_what_a_stopped_round_of_rft_had_sampled_is_not_sampled_again(model, tmp
         if last:
             with open(path, "a") as file:
                 file.write('{"cut sho')
-            os.kill(os.getpid(), signal.SIGINT)
+            raise KeyboardInterrupt  # the second signal
 
     def sample(folder):
-        return rft.sample(made, 0, model, rules, problems, None, folder / "kept.jsonl")
+        kept = folder / "kept.jsonl"
+        return rft.sample(made, 0, model, rules, problems, None, kept, Stopping())
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(rft, "write_transcripts", stopping)
@@ -314,3 +320,147 @@ def test_a_second_signal_stops_at_once_but_not_its_echo(monkeypatch, capfd):
     assert stop.value.args == (signal.SIGTERM,)
     assert capfd.readouterr().err.count("stopping: ") == 1
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize("inner_acts", [True, False])
+def test_a_stage_hands_its_signal_to_the_run_around_it(inner_acts):
+    words = []
+    with Stopping() as outer:
+        outer.last_words = words.append
+        with Stopping() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+            if inner_acts:
+                with pytest.raises(Stopped):
+                    inner.check()
+            assert inner.asked() and not outer.asked()
+        assert outer.number == signal.SIGTERM
+        with Stopping() as later:  # the next stage would stop at once
+            assert later.asked()
+        with pytest.raises(Stopped) as stop:
+            outer.check()
+    assert stop.value.args == (signal.SIGTERM,) and words == []
+
+
+def test_the_last_words_of_all_runs_are_written(monkeypatch):
+    ended, words = threading.Event(), []
+    monkeypatch.setattr(os, "_exit", lambda status: ended.set())
+    monkeypatch.setattr(stops, "SAME_SECONDS", 0.0)
+    monkeypatch.setattr(stops, "GRACE_SECONDS", 0.1)
+    store = distributed.HashStore()
+    with pytest.raises(KeyboardInterrupt), Stopping() as outer, Stopping() as inner:
+        inner.last_words = lambda number: words.append("stage")
+        outer.last_words = lambda number: words.append("job")
+
+        def twice():
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)
+            assert ended.wait(60)
+            store.set("end of the test", "1")
+
+        threading.Thread(target=twice).start()
+        store.wait(["end of the test"], datetime.timedelta(seconds=100))
+    assert words[:2] == ["stage", "job"]
+
+
+def test_a_process_that_leaves_is_not_ended_and_a_shield_holds_a_second_signal_off(monkeypatch):
+    exits = []
+    monkeypatch.setattr(os, "_exit", exits.append)
+    monkeypatch.setattr(stops, "SAME_SECONDS", 0.0)
+    monkeypatch.setattr(stops, "GRACE_SECONDS", 0.05)
+    with Stopping() as stopping:
+        with stopping.shielded():
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)  # its resources are closed
+    assert exits == []
+
+
+def test_a_coroutine_runs_until_a_signal():
+    ends = []
+
+    async def working(forever):
+        try:
+            await asyncio.sleep(600 if forever else 0)
+        except asyncio.CancelledError:
+            ends.append("cancelled")
+            raise
+        return "done"
+
+    async def failing():
+        raise ZeroDivisionError
+
+    with Stopping() as stopping:
+        assert stopping.run(working(False)) == "done"
+        with pytest.raises(ZeroDivisionError):
+            stopping.run(failing())
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(RolloutsAbandoned):
+            stopping.run(working(True))
+    assert ends == ["cancelled"]
+
+
+@pytest.mark.parametrize(
+    ("module", "owner", "name", "saved"),
+    [
+        (grpo, Session, "resume_point", None),
+        (grpo, session, "make_policy", None),
+        (ppo, Session, "resume_point", None),
+        (ppo, session, "make_policy", None),
+        (sft, scripted, "check_mix", None),
+        (sft, Session, "resume_point", None),
+        (grpo, Session, "save", 1),
+        (ppo, Session, "save", 1),
+        (sft, Session, "save", 3),
+        (sft, Session, "draw", 3),
+    ],
+)
+def test_a_signal_in_any_phase_stops_a_run_or_lets_it_finish(
+    module, owner, name, saved, model, tmp_path, monkeypatch
+):
+    more = {"model": model, "steps": 1, "critic_warmup": 0}
+    if module is grpo:
+        del more["critic_warmup"]
+    elif module is sft:
+        more = {"traces": 24, "epochs": 1, "batch_size": 8, "env.max_tokens": 60}
+    few = settings(module.__name__.rpartition(".")[2], **more)
+    with monkeypatch.context() as patch:
+        told = told_at(patch, owner, name)
+        if saved is None:
+            with pytest.raises(Stopped):
+                module.train(few, tmp_path / "run")
+            assert status_of(tmp_path / "run") == ("stopped", 75, None)
+        else:
+            module.train(few, tmp_path / "run")
+            assert status_of(tmp_path / "run") == ("finished", 0, saved)
+    assert told
+    if saved is None:
+        module.train(few, tmp_path / "run", resume=True)
+        assert status_of(tmp_path / "run")[0] == "finished"
+
+
+def test_a_stop_between_two_passes_of_ppos_warm_up_can_be_resumed(model, tmp_path, monkeypatch):
+    """With shards, an optimizer that has made no step makes its state when it is saved or loaded.
+
+    It does so only where the passes of a step have ended (`sync_gradients`).
+    """
+    few = settings("ppo", model=model, steps=3, micro_batch=4, critic_warmup=2)
+    save, ended = ppo.Learner.save, []
+
+    def saving(self, *given):
+        ended.append(self.accelerator.gradient_state.sync_gradients)
+        save(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ppo.Learner, "save", saving)
+        # The first pass of the second step.
+        tell = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        with before_pass("ppo", 2, tell), pytest.raises(Stopped):
+            ppo.train(few, tmp_path / "cut")
+    assert ended == [True] and checkpoints(tmp_path / "cut") == ["checkpoint-1"]
+    resumed = ppo.train(few, tmp_path / "cut", resume=True)
+    same_weights(model, ppo.train(few, tmp_path / "whole"), resumed)
+    same_curve(tmp_path / "whole", tmp_path / "cut")

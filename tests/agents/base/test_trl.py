@@ -29,6 +29,8 @@ REFUSED = {
     "data_seed": "seed",
     "eval_strategy": "export_steps",
     "resume_from_checkpoint": "--resume",
+    "ddp_timeout": "12 hours",
+    "ddp_backend": "gloo on the CPU",
     "trust_remote_code": "model",
     "vespo_k_pos": "loss=vespo",
     "entropy_target": "trl.use_adaptive_entropy=true",
