@@ -120,7 +120,11 @@ def test_rft_gives_servers_each_rounds_weights(undecided, tmp_path, riddles, mon
             closed.append(self)
 
     def served(name, options, trained, tokenizer, model, temperature, apart):
-        assert (name, options, apart) == ("http://h:1", {"weights_folder": "w"}, False)
+        assert (name, options, apart) == (
+            "http://h:1",
+            {"weights_folder": "w", "sharers": 1},
+            False,
+        )
         model = AutoModelForCausalLM.from_pretrained(undecided)  # what it was started with
         return Server(model, tokenizer, temperature=temperature)
 
