@@ -14,6 +14,8 @@ Each part is a separate process with its share of the minutes. The parts, the mo
 - `plan`: full fine-tuning with FSDP2 on one GPU, against the memory plan of `benchmarks.memory`.
 - `attention`: log-probs and speed of the kernels for packed rows, against a mask of blocks. Kernels
   that are not installed are skipped.
+- `served`: seconds of an update of vLLM's server by each way of new weights, with turns under way.
+  Without vLLM the part is skipped.
 - `step32b`: a LoRA step on the architecture of Qwen2.5-32B with one long episode, against the
   memory plan of `benchmarks.memory`.
 
@@ -51,6 +53,7 @@ from benchmarks.memory import Setup, plan, read_config
 from benchmarks.parts.batches import equal, make
 from benchmarks.parts.gpu_attention import attention, attention_text
 from benchmarks.parts.gpu_memory import loading, memory_plan
+from benchmarks.parts.gpu_served import served, served_text
 from benchmarks.parts.gpu_task import CUDA, DEVICE, MEDIUM, Task, busy, save_model
 from benchmarks.parts.results import RESULTS, write_results
 from retool_env.problem import Problem
@@ -295,6 +298,7 @@ PARTS: dict[str, tuple[Callable[[Task], dict[str, Any]], float]] = {
     "loading": (loading, 0.5),
     "plan": (memory_plan, 0.5),
     "attention": (attention, 1),
+    "served": (served, 2),
     "step32b": (step32b, 2),
 }
 """The function of each part, and its share of the time."""
@@ -378,6 +382,14 @@ def table(parts: dict[str, dict[str, Any]]) -> str:
     for name, figures in parts.items():
         if "error" in figures:
             lines.append(f"{name}: {figures['error']}")
+        elif "skipped" in figures:
+            lines.append(f"{name}: skipped, {figures['skipped']}")
+        elif name == "served":
+            lines += [
+                f"{name}, {way}: {served_text(row)}"
+                for way, row in figures.items()
+                if isinstance(row, dict)
+            ]
         elif name == "parity":
             lines += [
                 f"{name}, {precision}: {_parity_text(row)}"

@@ -1,0 +1,156 @@
+"""Measures new weights on their way to vLLM's server for the GPU suite."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from transformers import AutoTokenizer
+
+from agents.base.model import lora_config
+from agents.models.tiny import make_model
+from benchmarks.parts.gpu_task import CUDA, MEDIUM, Task, save_model
+from retool_env.rollout.vllm.server import VLLMServerPolicy
+from retool_env.training.trained_weights import trained_adapter, trained_weights
+
+ROWS, TOKENS, UPDATES = 8, 400, 4
+RANK = 16
+
+
+def served(task: Task) -> dict[str, Any]:
+    """Part `served`: seconds of an update by each way, and to the first token under new weights.
+
+    Turns are under way at each update, and are cut. A turn that is cut goes on, so all turns end.
+    The server's weights are random; where there is a GPU, it has another process on the same GPU.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        return {"skipped": "vLLM is not installed"}
+    folder = save_model(task.folder / "model", task.small, **MEDIUM)
+    ways = ["files", "adapter", "nccl" if CUDA else "gloo"]
+    figures: dict[str, Any] = {}
+    for way in ways:
+        with server(folder, way, task) as url:
+            figures[way] = measured(url, folder, way, task)
+    return figures
+
+
+@contextmanager
+def server(model: str, way: str, task: Task) -> Iterator[str]:
+    """Start vLLM's server, and yield its URL.
+
+    Args:
+        model: The folder of the model.
+        way: The way of new weights.
+        task: The task of the part.
+
+    Raises:
+        RuntimeError: If the server does not start in time.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    options = ["--model", model, "--port", str(port), "--host", "127.0.0.1", "--enforce-eager"]
+    options += ["--logprobs-mode", "processed_logprobs", "--max-model-len", "512"]
+    options += ["--dtype", "bfloat16" if CUDA else "float32", "--gpu-memory-utilization", "0.2"]
+    options += ["--worker-extension-cls", "retool_env.rollout.vllm.worker.WeightLoader"]
+    if way == "adapter":
+        options += ["--enable-lora", "--max-loras", "2", "--max-lora-rank", str(RANK)]
+    elif way != "files":
+        options += ["--weight-transfer-config", f'{{"backend": "{way}"}}']
+    log = task.folder / f"server-{way}.log"
+    more = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    if not CUDA:
+        more |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_CI_ENV": "1"}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **more},
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while process.poll() is None and time.monotonic() < task.deadline:
+            with suppress(OSError):
+                urllib.request.urlopen(f"{url}/health")
+                break
+            time.sleep(0.5)
+        else:
+            raise RuntimeError(f"vLLM's server did not start:\n{log.read_text()[-2000:]}")
+        yield url
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def measured(url: str, folder: str, way: str, task: Task) -> dict[str, Any]:
+    """Update a server while turns are under way, and measure the updates.
+
+    Args:
+        url: The server's address.
+        folder: The folder of the model.
+        way: The way of new weights.
+        task: The task of the part.
+
+    Returns:
+        `update_s` and `first_token_s`, the seconds of each update after the first; `bytes`, the
+        size of what travels; `cut_turns`, the turns of several weight versions.
+    """
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    trained: Any = make_model(1, **({} if task.small else MEDIUM))[0]
+    if way == "adapter":
+        trained = get_peft_model(trained, lora_config(RANK))
+    dtype = "bfloat16" if CUDA else "float32"
+    files = None if way in ("nccl", "gloo") else Path(task.folder) / f"weights-{way}"
+    options: dict[str, Any] = {"weights": way, "weights_folder": files, "weights_dtype": dtype}
+
+    def weights() -> Any:
+        if way == "adapter":
+            return trained_adapter(trained)
+        return dict(trained_weights(trained, getattr(torch, dtype)))
+
+    travelling = weights()
+    tensors = dict(travelling.tensors) if way == "adapter" else travelling
+    seconds: list[tuple[float, float]] = []
+
+    async def run(policy: VLLMServerPolicy) -> int:
+        prompt = tokenizer.encode("Compute 12 + 34.")
+        turns = [asyncio.create_task(policy.act(prompt, (), TOKENS, row)) for row in range(ROWS)]
+        for version in range(1, UPDATES + 1):
+            await asyncio.sleep(0.3)
+            new = weights()
+            began = time.perf_counter()
+            await policy.update_weights(version, new)
+            updated = time.perf_counter()
+            await policy.act(prompt, (), 1, version)
+            seconds.append((updated - began, time.perf_counter() - began))
+        return sum(bool(turn.weight_runs) for turn in await asyncio.gather(*turns))
+
+    with VLLMServerPolicy([url], tokenizer, **options) as policy:
+        cut = asyncio.run(run(policy))
+    return {
+        "update_s": [round(update, 3) for update, _ in seconds[1:]],
+        "first_token_s": [round(first, 3) for _, first in seconds[1:]],
+        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+        "cut_turns": cut,
+    }
+
+
+def served_text(row: dict[str, Any]) -> str:
+    """The figures of one way as text."""
+    updates, first = (sorted(row[name]) for name in ("update_s", "first_token_s"))
+    return (
+        f"{row['bytes'] / 2**20:.1f} MiB, update {updates[len(updates) // 2]:.2f} s, first token "
+        f"after {first[len(first) // 2]:.2f} s, {row['cut_turns']} turns cut"
+    )
