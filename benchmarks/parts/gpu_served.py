@@ -105,7 +105,7 @@ def measured(url: str, folder: str, way: str, task: Task) -> dict[str, Any]:
 
     Returns:
         `update_s` and `first_token_s`, the seconds of each update after the first; `bytes`, the
-        size of what travels; `cut_turns`, the turns of several weight versions.
+        size of the sent tensors; `cut_turns`, the turns of several weight versions.
     """
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     trained: Any = make_model(1, **({} if task.small else MEDIUM))[0]
