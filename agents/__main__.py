@@ -242,6 +242,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _terminate)
     status = main()
-    for ending in (signal.SIGINT, signal.SIGTERM):  # no traceback while Python closes
-        signal.signal(ending, signal.SIG_DFL)
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        # While Python closes: no traceback, and the status stays the status of the run.
+        signal.signal(ending, lambda *_: os._exit(status))
     sys.exit(status)

@@ -231,6 +231,10 @@ class ActorCritic:
         # that has made one step. The bias correction of its first steps would be wrong.
         optimizers = {"actor": self.actor_optimizer, "critic": self.critic_optimizer}
         fresh = [name for name, optimizer in optimizers.items() if not optimizer.state]
+        for optimizer in optimizers.values():
+            # With gradients of a pass before the stop, torch would not make a missing state, and
+            # the checkpoint could not be loaded.
+            optimizer.zero_grad()
         with saving.checkpoint(step) as folder:
             self.accelerator.save_state(str(folder))
             self._begin_anew(fresh)

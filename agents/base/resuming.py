@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from transformers import TrainerState
 
 from agents.base.records import (
@@ -280,7 +281,8 @@ def loading(folder: Path) -> Iterator[None]:
         yield
     except (SettingsError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # the libraries that read a checkpoint raise many kinds
+    # The libraries that read a checkpoint raise many kinds; the last one is not an `Exception`.
+    except (Exception, CheckpointException) as error:
         raise damaged(
             folder,
             f"it can't be loaded ({type(error).__name__}: {error})",

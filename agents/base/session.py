@@ -141,8 +141,8 @@ class Session[S: RunSettings](Run):
 
     @override
     def start(self) -> None:
+        self.stopping.__enter__()  # the start completes files of records, which may take a while
         super().start()
-        self.stopping.__enter__()
         self.status.start()
         self.watch.start()
 

@@ -84,6 +84,8 @@ class Stopping:
 
     def __enter__(self) -> Stopping:
         global _current
+        if self._sockets is not None:
+            raise RuntimeError("the session already notices signals: don't enter its stopping")
         if threading.current_thread() is threading.main_thread():
             self._outer, _current = _current, self
             self._sockets = reader, writer = socket.socketpair()

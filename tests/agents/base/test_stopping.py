@@ -281,6 +281,16 @@ def test_a_signal_is_noted_while_the_process_waits_in_a_library():
         assert stopping.number == signal.SIGTERM
 
 
+def test_entering_twice_is_an_error_that_changes_nothing():
+    before = signal.getsignal(signal.SIGTERM)
+    with Stopping() as stopping:
+        own = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(RuntimeError, match="already notices signals"):
+            stopping.__enter__()
+        assert signal.getsignal(signal.SIGTERM) == own != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_a_second_signal_ends_a_process_that_hangs(monkeypatch):
     ended, words = threading.Event(), []
     monkeypatch.setattr(os, "_exit", lambda status: (words.append(status), ended.set()))
