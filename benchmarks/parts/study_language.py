@@ -360,7 +360,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Make the files of a seed.")
     parser.add_argument("folder", type=Path, help="the folder of the files")
     parser.add_argument("--seed", type=int, default=0, help="the seed (0)")
-    parser.add_argument("--traces", type=int, default=3000, help="problems solved (3000)")
+    parser.add_argument("--traces", type=int, default=12_000, help="problems solved (12000)")
     parser.add_argument("--problems", type=int, default=4000, help="problems of RL (4000)")
     options = parser.parse_args(arguments)
     make_files(options.folder, options.seed, options.traces, options.problems)

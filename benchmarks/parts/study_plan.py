@@ -60,12 +60,12 @@ class Sizes:
     """Options of `retool recover` for the whole suite."""
     settings: tuple[str, ...] = ()
     """Settings of all RL runs that override the preset."""
-    epochs: float = 12
+    epochs: float = 3
     """Passes of the cold start over its traces."""
 
 
 WHOLE = Sizes(
-    traces=3000,
+    traces=12_000,
     problems=4000,
     steps=60,
     along=20,
