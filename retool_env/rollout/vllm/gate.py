@@ -6,6 +6,7 @@ A request is therefore sampled with one version of the weights, from its first t
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -26,7 +27,7 @@ class Gate:
         self._open, self._empty = asyncio.Event(), asyncio.Event()
         self._open.set()
         self._empty.set()
-        self._requests: set[asyncio.Timeout] = set()
+        self._requests: dict[asyncio.Timeout, float] = {}  # with the time of their beginning
         self._changing = asyncio.Lock()
         self._held = False
 
@@ -50,7 +51,7 @@ class Gate:
         while not self.open:  # the gate may have been shut again before this task woke up
             await self._open.wait()
         scope = asyncio.timeout(None)
-        self._requests.add(scope)
+        self._requests[scope] = asyncio.get_running_loop().time()
         self._empty.clear()
         try:
             async with scope:
@@ -60,7 +61,7 @@ class Gate:
                 raise Dropped from None
             raise
         finally:
-            self._requests.discard(scope)
+            del self._requests[scope]
             if not self._requests:
                 self._empty.set()
 
@@ -114,9 +115,13 @@ class Gate:
             return False
         return True
 
-    def drop(self) -> None:
-        """End all requests under way without an answer; each raises `Dropped`."""
+    def drop(self, newest: float = math.inf) -> None:
+        """End requests under way without an answer; each raises `Dropped`.
+
+        Args:
+            newest: The greatest age of these requests, in seconds; all without it.
+        """
         now = asyncio.get_running_loop().time()
-        for scope in self._requests:
-            if not scope.expired():
+        for scope, began in self._requests.items():
+            if now - began <= newest and not scope.expired():
                 scope.reschedule(now)

@@ -37,6 +37,7 @@ PAUSED = (
 """The words for a server that is paused."""
 
 _TRANSFERRED = "(transferred)"  # in place of a folder: weights that went to the servers directly
+_TRANSIT_SECONDS = 0.2  # a new request has reached its server by then
 _CUT_SECONDS = 2.0  # a request that a pause cut is answered at once, unless it came later
 _NEXT = "it gets weights with the next update of all servers, and no turn before"
 
@@ -204,6 +205,8 @@ class ServedWeights:
         with suppress(Failure, Busy):  # the update asks the server again, and notes its failure
             self._check_own(server, await self._control.weights_of(server))
             await self._control.pause(server)
+            if not await gate.ended(_TRANSIT_SECONDS):
+                gate.drop(newest=4 * _TRANSIT_SECONDS)  # older ones reached the server before
             left = math.inf
             # Long answers take their time: as long as one comes, the others may come, too.
             while not await gate.ended(_CUT_SECONDS) and gate.requests < left:

@@ -177,3 +177,27 @@ def test_a_held_gate_stays_shut_over_a_change(first):
         await asyncio.wait_for(waiting, 5)
 
     asyncio.run(main())
+
+
+def test_only_new_requests_are_dropped():
+    async def main():
+        gate, over = Gate(), asyncio.Event()
+
+        async def request(name: str):
+            try:
+                async with gate.request():
+                    await over.wait()
+            except Dropped:
+                return f"{name} dropped"
+            return f"{name} answered"
+
+        old = asyncio.create_task(request("old"))
+        await asyncio.sleep(0.2)
+        new = asyncio.create_task(request("new"))
+        await asyncio.sleep(0)
+        gate.drop(newest=0.1)
+        assert await new == "new dropped" and gate.requests == 1
+        over.set()
+        assert await old == "old answered"
+
+    asyncio.run(asyncio.wait_for(main(), 60))

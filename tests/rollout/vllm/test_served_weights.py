@@ -172,7 +172,7 @@ def test_new_weights_cut_turns_which_go_on_with_what_they_have(tmp_path):
 
 def test_a_request_that_reaches_a_paused_server_is_sent_again(tmp_path, monkeypatch):
     """It has no token, and would otherwise be sampled with the new weights under the old number."""
-    monkeypatch.setattr("retool_env.rollout.vllm.served_weights._CUT_SECONDS", 0.2)
+    monkeypatch.setattr("retool_env.rollout.vllm.served_weights._CUT_SECONDS", 60.0)
     served = Served()
 
     async def main(policy):
@@ -256,6 +256,7 @@ def test_policies_that_hold_their_turns_go_on_with_the_new_weights(tmp_path):
 
 def test_long_answers_to_cut_turns_are_waited_for_as_long_as_one_comes(tmp_path, monkeypatch):
     monkeypatch.setattr("retool_env.rollout.vllm.served_weights._CUT_SECONDS", 0.4)
+    monkeypatch.setattr("retool_env.rollout.vllm.served_weights._TRANSIT_SECONDS", 0.001)
     served = Served(slow_answers=0.15)
 
     async def main(policy):
