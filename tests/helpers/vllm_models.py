@@ -141,7 +141,7 @@ def turns_under_updates(policy, prompts, updates: Sequence, budget: int) -> list
         acts = [
             asyncio.create_task(policy.act(ids, (), budget, i)) for i, ids in enumerate(prompts)
         ]
-        seconds = 0.1
+        seconds = 0.02
         while not all(act.done() for act in acts):
             await asyncio.sleep(seconds)
             version = policy.weight_version + 1
