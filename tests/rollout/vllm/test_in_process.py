@@ -203,13 +203,13 @@ def test_updates_that_change_nothing_leave_greedy_turns_as_they_are(policy, mode
     turns = turns_under_updates(policy, prompts, [(model.state_dict(),)], 400)
     expected = greedy(model, policy.tokenizer, prompts, budget=400)
     assert [turn.token_ids for turn in turns] == expected
-    assert any(len(turn.weight_runs) > 1 for turn in turns)
+    assert any(len(turn.weight_runs) > 2 for turn in turns)
 
 
 @needs_vllm
 def test_each_token_has_the_logprob_of_its_own_version(policy, model, other, prompts):
     turns = turns_under_updates(policy, prompts, [(), (other.state_dict(),)], 400)
-    assert any(len(turn.weight_runs) > 1 for turn in turns)
+    assert any(len(turn.weight_runs) > 2 for turn in turns)
     assert_own_logprobs(lambda version: (model, other)[version % 2], prompts, turns)
 
 

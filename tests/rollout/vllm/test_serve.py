@@ -254,21 +254,21 @@ def test_tensors_reach_a_real_server_and_what_it_has_read_is_forgotten(
 def test_a_real_server_cuts_turns_which_go_on_under_the_new_weights(
     served, real, model, prompts, weights, tmp_path, way
 ):
+    prompts = 4 * prompts  # so many that a fast machine samples them for some seconds
     folder = tmp_path if way == "files" else None
     options = {"weights": way, "weights_folder": folder, "weights_dtype": "float32"}
     policy = served(temperature=0, **options)
     asyncio.run(policy.update_weights(1))  # what it was started with
     turns = turns_under_updates(policy, prompts, [(model.state_dict(),)], 400)
-    # Before a transfer the weights are gathered; on a fast machine the turns end meanwhile.
     expected = greedy(model, policy.tokenizer, prompts, budget=400)
     assert [turn.token_ids for turn in turns] == expected
-    assert way == "gloo" or any(len(turn.weight_runs) > 1 for turn in turns)
+    assert any(len(turn.weight_runs) > 2 for turn in turns)
     policy = served(**options)
     policy.temperature = 1.0
     other = make_model(7)[0].eval()
     updates = [(model.state_dict(),), (weights,)]
     turns = turns_under_updates(policy, prompts, updates, 400)
-    assert way == "gloo" or any(len(turn.weight_runs) > 1 for turn in turns)
+    assert any(len(turn.weight_runs) > 2 for turn in turns)
     assert_own_logprobs(lambda version: (model, other)[version % 2], prompts, turns)
     assert policy.retried == 0 and not metric(real, "num_requests_waiting")
 
