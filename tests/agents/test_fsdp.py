@@ -155,15 +155,17 @@ def test_a_stopped_run_goes_on_from_sharded_checkpoints(name, rank, two, outcome
     assert_same(weights(two / f"{stem}-whole"), weights(two / f"{stem}-cut"), start, 1e-2)
 
 
-def test_a_stop_between_two_passes_of_the_warm_up_can_be_resumed(two, outcomes, initial):
-    assert [each["warm-up"]["left"] for each in outcomes] == [["checkpoint-1"]] * 2
-    whole, again = (records(two / f"warm-up-{kind}") for kind in ("whole", "cut"))
+@pytest.mark.parametrize("warm_up", ["1", "2"])
+def test_a_stop_before_the_actors_first_step_can_be_resumed(two, outcomes, initial, warm_up):
+    assert [each["warm-up"][warm_up]["left"] for each in outcomes] == [["checkpoint-1"]] * 2
+    stem = f"warm-up-{warm_up}"
+    whole, again = (records(two / f"{stem}-{kind}") for kind in ("whole", "cut"))
     assert [r["step"] for r in again] == [r["step"] for r in whole] == [1, 2, 3]
     for ours, theirs in zip(whole, again, strict=True):
         for key in {"loss/policy", "loss/value", "grad_norm/critic"} & {*ours}:
             assert theirs[key] == pytest.approx(ours[key], rel=1e-3, abs=1e-5)
     start = load_file(Path(initial) / "model.safetensors")
-    assert_same(weights(two / "warm-up-whole"), weights(two / "warm-up-cut"), start, 1e-2)
+    assert_same(weights(two / f"{stem}-whole"), weights(two / f"{stem}-cut"), start, 1e-2)
 
 
 @pytest.mark.parametrize("name", ["grpo", "ppo", "sft", "mixed"])

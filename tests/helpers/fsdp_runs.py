@@ -260,29 +260,32 @@ def curves(checkpoint, folder, data):
             yield stem, {"left": left}
 
 
-def warm_up(checkpoint, folder):
-    """A run of PPO that one process is told to stop between two passes of its warm-up.
+def warm_up(checkpoint, folder, steps):
+    """A run of PPO that one process is told to stop between two passes of its second step.
 
-    The actor's optimizer has made no step by then. An equal run is not stopped.
+    The actor's optimizer has made no step by then; after a warm-up of one step the actor has the
+    gradients of a pass. An equal run is not stopped.
 
     Args:
         checkpoint: The model's folder.
         folder: The folder of the runs.
+        steps: The number of steps of the warm-up.
     """
+    whole, cut = (f"warm-up-{steps}-{kind}" for kind in ("whole", "cut"))
     more = {**PPO, "steps": 3, "tokens": 24, "entropy": 0.3, "learning_rate": 1e-3}
-    more |= {"critic_warmup": 2, "save_steps": 100}
+    more |= {"critic_warmup": steps, "save_steps": 100}
 
     def tell():
         if processes().process_index == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with patch.object(ppo.torch.optim, "AdamW", partial(torch.optim.AdamW, eps=1e-4)):
-        run(ppo, checkpoint, folder, "warm-up-whole", **more)
+        run(ppo, checkpoint, folder, whole, **more)
         # All passes of the first step come before.
         with before_pass("ppo", more["prompts"], tell), suppress(Stopped):
-            run(ppo, checkpoint, folder, "warm-up-cut", **more)
-        left = [p.name for p in (folder / "warm-up-cut" / "trainer").glob("checkpoint-*")]
-        run(ppo, checkpoint, folder, "warm-up-cut", resume=True, **more)
+            run(ppo, checkpoint, folder, cut, **more)
+        left = [p.name for p in (folder / cut / "trainer").glob("checkpoint-*")]
+        run(ppo, checkpoint, folder, cut, resume=True, **more)
     return {"left": left}
 
 
@@ -350,7 +353,7 @@ def main(checkpoint: str, folder: Path, data: str) -> None:
     with patch.object(Accelerator, "no_sync", side_effect=AssertionError):
         compared(checkpoint, folder, data)
         figures = dict(curves(checkpoint, folder, data))
-        figures["warm-up"] = warm_up(checkpoint, folder)
+        figures["warm-up"] = {steps: warm_up(checkpoint, folder, steps) for steps in (1, 2)}
         frozen_in_bfloat16(checkpoint, folder)
     figures |= {precision: step(checkpoint, precision) for precision in ("no", "bf16")}
     (folder / f"{rank}.json").write_text(json.dumps(figures))
