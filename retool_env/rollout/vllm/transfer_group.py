@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 from dataclasses import dataclass
@@ -56,7 +57,9 @@ class FanOut:
         self._client = client
         self._members = members
         self._seconds = seconds
-        self._pending: set[futures.Future[Any]] = set()
+        self._call: futures.Future[Any] | None = None
+        self._cancelled = False
+        self._lock = threading.Lock()
         self.failure = ""
         """The first failure of a server; empty if all answered well so far."""
 
@@ -96,18 +99,22 @@ class FanOut:
         self._ask("/finish_weight_update", [body] * len(self._members))
 
     def cancel(self) -> None:
-        """End all pending requests, and with them the calls of the methods above."""
-        for pending in list(self._pending):
-            pending.cancel()
+        """End the call of a method above that is under way, with its requests, and all later ones.
+
+        They raise `concurrent.futures.CancelledError`.
+        """
+        with self._lock:
+            self._cancelled = True
+            if self._call is not None:
+                self._call.cancel()
 
     def _ask(self, path: str, bodies: Sequence[dict[str, Any]] | None = None) -> None:
-        work = self._all(path, bodies or [{}] * len(self._members))
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        self._pending.add(future)
-        try:
-            future.result()
-        finally:
-            self._pending.discard(future)
+        with self._lock:  # `cancel` may be called between any two lines of the thread
+            if self._cancelled:
+                raise futures.CancelledError
+            work = self._all(path, bodies or [{}] * len(self._members))
+            self._call = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._call.result()
 
     async def _all(self, path: str, bodies: Sequence[dict[str, Any]]) -> None:
         async def ask(member: Member, body: dict[str, Any]) -> None:

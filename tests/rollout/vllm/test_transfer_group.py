@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 import time
 from concurrent import futures
 
@@ -80,6 +81,31 @@ def test_a_call_that_waits_can_be_cancelled(fan_out, requests):
         fan_out.cancel()
         with pytest.raises(futures.CancelledError):
             call.result(20)
+
+
+def test_a_call_after_the_cancel_asks_nobody(fan_out, requests):
+    fan_out.cancel()  # the thread of the transfer may be between two calls
+    with pytest.raises(futures.CancelledError):
+        fan_out.update_weights({})
+    assert not requests.sent
+
+
+def test_a_cancel_while_a_call_begins_is_not_lost(fan_out, requests, monkeypatch):
+    requests.hangs = "a"
+    submit = asyncio.run_coroutine_threadsafe
+    cancels = []
+
+    def slowly(work, loop):
+        future = submit(work, loop)
+        cancels.append(threading.Thread(target=fan_out.cancel))
+        cancels[0].start()
+        cancels[0].join(0.1)
+        return future
+
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", slowly)
+    with pytest.raises(futures.CancelledError):
+        fan_out.update_weights({})
+    cancels[0].join()
 
 
 def test_a_source_gives_the_pairs_of_the_update_under_way_each_time():
