@@ -7,6 +7,7 @@ Everything that could be chosen by looking at a result is fixed here and in the 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,7 +188,7 @@ class Plan:
 
     def _training(self, part: Part) -> Iterator[list[str]]:
         data = self.runs / f"language-{part.seed}"
-        run = ("--preset", str(PRESET), "--resume", "--runs", str(self.runs))
+        run = ("--preset", os.path.relpath(PRESET), "--resume", "--runs", str(self.runs))
         named = (f"name={part.name}", f"seed={part.seed}", f"env.path={data / 'problems.jsonl'}")
         if part.run == "cold":
             sizes = ("--traces", str(self.sizes.traces), "--problems", str(self.sizes.problems))
