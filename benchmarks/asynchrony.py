@@ -157,6 +157,7 @@ def train(
     learns: bool,
     served: Served | None = None,
     at_update: AtUpdate = "cut",
+    max_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Train with GRPO, and return times and figures.
 
@@ -168,6 +169,7 @@ def train(
         learns: Whether to use the preset's learning rate; otherwise the rate is 0.
         served: The servers that sample. `None`: a model in this process samples.
         at_update: The treatment of turns under way when new weights come, on servers.
+        max_tokens: The most tokens of an episode. `None`: as in the preset.
 
     Returns:
         Means over all steps but the first, unless stated otherwise:
@@ -184,7 +186,8 @@ def train(
           step; `reread_tokens`, the tokens per step that were computed again after cuts.
     """
     preset = read_preset("tiny")
-    rules, problems = find_task(preset["env"])
+    more = {} if max_tokens is None else {"max_tokens": max_tokens}
+    rules, problems = find_task({**preset["env"], **more})
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     with tempfile.TemporaryDirectory() as folder:
@@ -286,6 +289,7 @@ def main(arguments: list[str] | None = None) -> int:
     ways = get_args(AtUpdate)
     parser.add_argument("--at-update", nargs="+", choices=ways, default=["wait", "cut"])
     parser.add_argument("--load-seconds", type=float, default=0.0, help="seconds more per update")
+    parser.add_argument("--max-tokens", type=int, help="tokens of an episode, on servers (160)")
     parser.add_argument("--out", type=Path, help="the JSON file of the figures")
     options = parser.parse_args(arguments)
     if (options.servers is None) != (options.weights_folder is None):
@@ -345,7 +349,14 @@ def time_servers(options: argparse.Namespace, times: ToolTimes) -> int:
             rows = figures.setdefault(str(staleness), {})
             for way in options.at_update:
                 rows[way] = row = train(
-                    options.checkpoint, options.timed, staleness, tool, False, served, way
+                    options.checkpoint,
+                    options.timed,
+                    staleness,
+                    tool,
+                    learns=False,
+                    served=served,
+                    at_update=way,
+                    max_tokens=options.max_tokens,
                 )
                 print(
                     f"| {staleness} | {way} | {row['step_s']:.2f} | {row['update_s']:.3f} | "
@@ -353,7 +364,8 @@ def time_servers(options: argparse.Namespace, times: ToolTimes) -> int:
                     f"{row['reread_tokens']:.0f} |",
                     flush=True,
                 )
-    settings = {"load_seconds": options.load_seconds, **_settings(options)}
+    own = {"load_seconds": options.load_seconds, "max_tokens": options.max_tokens}
+    settings = {**own, **_settings(options)}
     out = options.out or RESULTS / "asynchrony_served.json"
     write_results(out, {"settings": settings, "staleness": figures})
     return 0

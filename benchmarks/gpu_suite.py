@@ -18,6 +18,7 @@ Each part is a separate process with its share of the minutes. The parts, the mo
   Without vLLM the part is skipped.
 - `step32b`: a LoRA step on the architecture of Qwen2.5-32B with one long episode, against the
   memory plan of `benchmarks.memory`.
+- `served32b`: seconds of an update of vLLM's server of that architecture, whole and as an adapter.
 
 A part's figures are in `benchmarks/results/gpu_suite.json` as soon as the part ends. If a part
 fails or exceeds its time, the file holds its error, and the other parts still run. `--small` tries
@@ -49,12 +50,12 @@ from agents.base.model import lora_config
 from agents.base.records import read_records
 from agents.models.tiny import make_model
 from benchmarks import train_step
-from benchmarks.memory import Setup, plan, read_config
+from benchmarks.memory import Setup, plan
 from benchmarks.parts.batches import equal, make
 from benchmarks.parts.gpu_attention import attention, attention_text
 from benchmarks.parts.gpu_memory import loading, memory_plan
-from benchmarks.parts.gpu_served import served, served_text
-from benchmarks.parts.gpu_task import CUDA, DEVICE, MEDIUM, Task, busy, save_model
+from benchmarks.parts.gpu_served import served, served32b, served_text
+from benchmarks.parts.gpu_task import CUDA, DEVICE, MEDIUM, Task, busy, config_32b, save_model
 from benchmarks.parts.results import RESULTS, write_results
 from retool_env.problem import Problem
 from retool_env.rollout import RolloutEngine
@@ -235,13 +236,7 @@ def train(arguments: list[str], task: Task) -> None:
 
 def step32b(task: Task) -> dict[str, Any]:
     """Part `step32b`: memory and time of a LoRA step with one long episode, against the plan."""
-    config, tokens = read_config("qwen2.5-32b"), 18_432
-    if task.small:
-        tokens = 96
-        for name in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
-            setattr(config, name, 2)
-        config.hidden_size, config.intermediate_size, config.vocab_size = 64, 128, 512
-        config.layer_types = config.layer_types[:2]
+    config, tokens = config_32b(task.small), 96 if task.small else 18_432
     planned = plan(config, Setup("grpo", 1, tokens, lora=64, sharded=False))
     with torch.device(DEVICE):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -300,6 +295,7 @@ PARTS: dict[str, tuple[Callable[[Task], dict[str, Any]], float]] = {
     "attention": (attention, 1),
     "served": (served, 2),
     "step32b": (step32b, 2),
+    "served32b": (served32b, 3),
 }
 """The function of each part, and its share of the time."""
 
@@ -384,7 +380,7 @@ def table(parts: dict[str, dict[str, Any]]) -> str:
             lines.append(f"{name}: {figures['error']}")
         elif "skipped" in figures:
             lines.append(f"{name}: skipped, {figures['skipped']}")
-        elif name == "served":
+        elif name in ("served", "served32b"):
             lines += [
                 f"{name}, {way}: {served_text(row)}"
                 for way, row in figures.items()

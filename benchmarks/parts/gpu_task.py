@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from agents.models.tiny import make_model
+from benchmarks.memory import read_config
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -91,3 +92,18 @@ def save_model(folder: Path, small: bool, **config: Any) -> str:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def config_32b(small: bool) -> Any:
+    """The configuration of Qwen2.5-32B.
+
+    Args:
+        small: Whether to shrink all sizes, for any machine.
+    """
+    config: Any = read_config("qwen2.5-32b")
+    if small:
+        for name in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
+            setattr(config, name, 2)
+        config.hidden_size, config.intermediate_size, config.vocab_size = 64, 128, 512
+        config.layer_types = config.layer_types[:2]
+    return config
