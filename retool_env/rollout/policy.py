@@ -204,13 +204,17 @@ class Policy(BasePolicy, ABC):
         """
         raise RuntimeError("this policy takes weights from one process: call update_weights")
 
-    async def hold(self) -> None:
+    async def hold(self, cut: bool = True) -> None:
         """Let no turn begin until `update_weights` or `follow`.
 
         All policies that share servers hold their turns before one of them updates the weights.
         With `at_update="cut"`, turns under way are cut, and go on afterwards; with `"keep"` they go
         on meanwhile. The default, and `at_update="wait"`, do nothing. No turn may be under way
         then.
+
+        Args:
+            cut: Whether to cut turns now, and to return when none is under way. The cuts of one
+                policy also end the turns of the others, so first all policies hold without cuts.
         """
 
     async def follow(self, version: int) -> None:

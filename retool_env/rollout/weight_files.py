@@ -34,7 +34,8 @@ MARK = "STABLE"
 
 _INDEX = "model.safetensors.index.json"  # the name that vLLM and transformers look for
 _SHARD_BYTES = 2 * 2**30  # the most memory for an iterator's tensors, beside the files
-_SEEN_SECONDS = 60.0  # a shared file system may show another machine's file this late
+SEEN_SECONDS = 60.0
+"""A shared file system may show another machine's file this late."""
 _LOOK_SECONDS = 0.2
 _MEMORY = "/dev/shm"
 _PREFIX = "retool-weights-"
@@ -176,7 +177,7 @@ def _wait(lacks: Callable[[], str]) -> None:
     Args:
         lacks: Returns the words for the first thing that is lacking, or nothing.
     """
-    end = time.monotonic() + _SEEN_SECONDS
+    end = time.monotonic() + SEEN_SECONDS
     while words := lacks():
         if time.monotonic() >= end:
             raise FileNotFoundError(

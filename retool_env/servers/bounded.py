@@ -27,8 +27,8 @@ def bounded_client[T](
 
     The time of a request, with all its redirections, is limited to the sum of its time-outs for
     connecting and reading. A slower response raises a `ReadTimeout`. A response that is larger than
-    the limit, or compressed, raises a `ReadError`. Text is decoded as UTF-8, whatever the headers
-    of the response say.
+    the limit, or compressed, raises a `DecodingError`. Text is decoded as UTF-8, whatever the
+    headers of the response say.
 
     Args:
         base: The class `AsyncClient` of httpx or httpx2, or a subclass.
@@ -49,7 +49,7 @@ def bounded_client[T](
             async for chunk in self._stream:
                 read += len(chunk)
                 if read > most:
-                    raise library.ReadError(
+                    raise library.DecodingError(
                         f"the response is larger than {most} bytes", request=self._request
                     )
                 yield chunk
@@ -60,7 +60,7 @@ def bounded_client[T](
     async def bound(response: Any) -> None:
         coding = response.headers.get("content-encoding", "").strip()
         if coding.lower() not in ("", "identity"):
-            raise library.ReadError(
+            raise library.DecodingError(
                 f"the response is encoded ({coding!r:.40}), but the request refused encodings",
                 request=response.request,
             )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,8 +59,16 @@ class WeightSync:
         self._synced = step.number
 
     def _hold(self, step: Step) -> None:
-        """Let all policies hold their turns; a policy's hold also cuts the turns of the others."""
-        together(step.accelerator, lambda: self._loop.run_blocking(self._policy.hold()))
+        """Let all policies hold their turns, and then cut them.
+
+        A policy's cuts end the turns of the others, too, which should know of the update by then.
+        """
+        for cut in (False, True):
+            hold = functools.partial(self._policy.hold, cut)
+            together(step.accelerator, functools.partial(self._run, hold))
+
+    def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._loop.run_blocking(work())
 
     def _load(self, step: Step, leads: bool) -> None:
         if own_model(self._policy, step):

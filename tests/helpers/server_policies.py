@@ -50,3 +50,16 @@ def silent():
     """A server that accepts requests and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextlib.asynccontextmanager
+async def under_way(policy, served: list[Served], turns: int):
+    """Turns that the servers sample for as long as the block runs, or until they are cut."""
+    for each in served:
+        each.held = True
+    tasks = [asyncio.create_task(policy.act([*PROMPT, i], STOP, 24, 1)) for i in range(turns)]
+    while sum(each.running for each in served) < turns:
+        await asyncio.sleep(0.01)
+    yield tasks
+    for each in served:
+        each.held = False

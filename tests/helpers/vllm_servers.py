@@ -86,6 +86,8 @@ class Served:
     """Ends the server; `serving` sets it."""
     joined: list[dict[str, Any]] = field(default_factory=list)
     """The groups that the server joined, as it was told of them."""
+    unseen: int = 0
+    """Number of loads of adapters for which the server does not see the folder yet."""
     refuse: str = ""
     """The error with which an adapter is refused; empty: it is loaded."""
     loading: set[str] = field(default_factory=set)
@@ -131,6 +133,9 @@ class Served:
             if self.adapters.pop(body["lora_name"], None) is None:
                 return JSONResponse({"error": "cannot be found"}, 404)
             return Response("Success: removed")
+        if self.unseen:
+            self.unseen -= 1
+            return JSONResponse({"error": "No adapter found"}, 404)
         if self.refuse:
             return JSONResponse({"error": self.refuse}, 400)
         adapter = body["lora_name"]
@@ -149,6 +154,9 @@ class Served:
         if body.get("model", self.model) not in (self.model, *self.adapters):
             return JSONResponse({"error": "does not exist"}, 404)
         self.bodies.append(body)
+        if "turn" in self.cut:
+            self.cut.remove("turn")
+            return StreamingResponse(_broken_off())
         self._note("turn")
         self.running += 1
         self.most = max(self.most, self.running)

@@ -132,7 +132,7 @@ def test_the_total_time_of_a_response_is_limited(base, answer):
 def test_the_size_of_a_response_is_limited(base, answer):
     with pytest.raises(Exception, match="larger than 1000 bytes") as caught:
         ask(base, answer)
-    assert type(caught.value).__name__ == "ReadError"
+    assert type(caught.value).__name__ == "DecodingError"
 
 
 def test_a_request_may_set_its_own_limit(base):

@@ -66,8 +66,8 @@ class Shared(Policy):
             self.got = dict(weights)
         self.calls.append(f"update {version}")
 
-    async def hold(self):
-        self.calls.append("hold")
+    async def hold(self, cut=True):
+        self.calls.append("hold" if cut else "shut")
 
     async def follow(self, version):
         self.calls.append(f"follow {version}")
@@ -106,8 +106,8 @@ def test_every_process_writes_its_part_and_the_first_lets_the_servers_load(tmp_p
     policies = [Shared(WeightFiles(tmp_path / "shared"), root) for _ in range(2)]
     for done in sync_all(policies, model, 4):
         done.result()
-    assert policies[0].calls == ["part 0 of 2", "hold", "update 4"]
-    assert policies[1].calls == ["part 1 of 2", "hold", "follow 4"]
+    assert policies[0].calls == ["part 0 of 2", "shut", "hold", "update 4"]
+    assert policies[1].calls == ["part 1 of 2", "shut", "hold", "follow 4"]
     [folder] = (tmp_path / "shared").iterdir()
     assert str(folder) == policies[0].folder and (folder / MARK).exists()
     parts = [load_file(file) for file in sorted(folder.glob("*.safetensors"))]
@@ -133,7 +133,8 @@ def test_without_parts_one_process_gives_all_weights(sync_all, number):
     policies = [Shared() for _ in range(number)]
     for done in sync_all(policies, model, 3):
         done.result()
-    expected = [["update 3"]] if number == 1 else [["hold", "update 3"], ["hold", "follow 3"]]
+    both = [["shut", "hold", last] for last in ("update 3", "follow 3")]
+    expected = [["update 3"]] if number == 1 else both
     assert [policy.calls for policy in policies] == expected
     assert policies[0].got.keys() == model.state_dict().keys()
     assert {tensor.dtype for tensor in policies[0].got.values()} == {torch.bfloat16}

@@ -12,6 +12,7 @@ import asyncio
 import re
 import secrets
 import shutil
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -19,14 +20,15 @@ from pathlib import Path
 from typing import override
 
 from retool_env.errors import SettingsError
-from retool_env.rollout.vllm.client import Client, UnknownModel, field, fields
+from retool_env.rollout.vllm.client import LOAD_ADAPTER, Client, UnknownModel, field, fields
 from retool_env.rollout.vllm.routing import Server
 from retool_env.rollout.vllm.served_weights import PAUSED, STARTED, ServedWeights
-from retool_env.rollout.weight_files import WeightFiles, write_adapter
+from retool_env.rollout.weight_files import SEEN_SECONDS, WeightFiles, write_adapter
 from retool_env.rollout.weights import Adapter, Parts, Weights
 from retool_env.servers.hosts import Busy, Failure
 
 _KEPT = 2  # the newest adapters: a follower may still need the last but one
+_LOOK_SECONDS = 0.5
 _OURS = re.compile(r"\d+-[0-9a-f]{16,}")  # the names that updates give
 
 
@@ -113,12 +115,13 @@ class ServedAdapters(ServedWeights):
         if not self._name:
             await super()._make_ready(server)
             return
+        version, name = self.version, self._name  # an update may set newer ones meanwhile
         await self._check_start(server)
-        folder = self._name.partition(" ")[2]
         # It is asked in any case: its answer tells that it has not restarted since.
-        if folder and self._name not in await self._adapters(server):
-            await self._load_adapter(server)
-        self._note(server)
+        held = await self._adapters(server)
+        if name.partition(" ")[2] and name not in held:
+            await self._load_adapter(server, name)
+        self._note(server, version, name)
 
     async def _check_start(self, server: Server) -> None:
         """Check that a server has the weights of its start, to which adapters are added.
@@ -139,14 +142,22 @@ class ServedAdapters(ServedWeights):
                 "the weights of its start: restart the server"
             )
 
-    async def _load_adapter(self, server: Server) -> None:
-        name, _, folder = self._name.partition(" ")
+    async def _load_adapter(self, server: Server, full_name: str) -> None:
+        name, _, folder = full_name.partition(" ")
         body = {"lora_name": name, "lora_path": folder}
+        end = time.monotonic() + SEEN_SECONDS
         try:
-            await self._client.send(server, "POST", "/v1/load_lora_adapter", body, self._seconds)
+            while True:
+                try:
+                    await self._client.send(server, "POST", LOAD_ADAPTER, body, self._seconds)
+                    break
+                except UnknownModel:  # it does not see the folder yet
+                    if time.monotonic() >= end:
+                        raise
+                await asyncio.sleep(_LOOK_SECONDS)
         except (ValueError, Failure) as error:
             # Another process of the run may have loaded it meanwhile: a second load is refused.
-            if f"{name} {folder}" in await self._adapters(server):
+            if full_name in await self._adapters(server):
                 return
             # A folder that this server can't see yet is no mistake in its settings.
             kind = Failure if isinstance(error, Failure | UnknownModel) else ValueError
@@ -158,9 +169,9 @@ class ServedAdapters(ServedWeights):
         server.blocks.clear()
 
     @override
-    def _note(self, server: Server) -> None:
-        super()._note(server)
-        name, _, folder = self._name.partition(" ")
+    def _note(self, server: Server, version: int, full_name: str) -> None:
+        super()._note(server, version, full_name)
+        name, _, folder = full_name.partition(" ")
         self._serving[server] = name if folder else ""
 
     async def _adapters(self, server: Server) -> list[str]:

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from retool_env.errors import MissingPackage, RetoolError
+from retool_env.rollout.policy import PolicyUnavailable
 from retool_env.rollout.vllm.routing import Server
 from retool_env.servers import hosts
 from retool_env.servers.address import check_key, redact
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
 
 METRICS = "/metrics"
 """The path of a server's metrics."""
+TURN, LOAD_ADAPTER = "/v1/completions", "/v1/load_lora_adapter"
+"""The paths of the requests for a turn, and for the loading of an adapter."""
 # The most bytes of an answer: a fixed part, and a part for each of its tokens.
 _ANSWER_BYTES, _TOKEN_BYTES = 1 << 20, 512
-_TEXT = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"  # they do not answer in JSON
+_TEXT = LOAD_ADAPTER, "/v1/unload_lora_adapter"  # they do not answer in JSON
 _ANSWER_SECONDS = 30.0  # for all requests but turns and new weights
 
 
 class UnknownModel(RetoolError, ValueError):
-    """A server does not have the model or the adapter that a request names."""
+    """A server does not have what a request names: a model, an adapter, or its folder."""
 
 
 class Client:
@@ -95,10 +98,10 @@ class Client:
             try:
                 response = await request()
             except self._closed:
-                if method != "GET":
+                if method != "GET" and path != TURN:  # these two have no effect but their answer
                     raise
-                # A server closes the connection on which it reported an error. The request may
-                # have been sent before that was noticed.
+                # A server closes the connection on which it reported an error, or that was idle.
+                # The request may have been sent before that was noticed.
                 response = await request()
         except self._failures as error:
             words = f"{type(error).__name__} {error}".strip()
@@ -162,8 +165,8 @@ def _content(url: str, path: str, response: httpx.Response, token: str | None) -
             f"{url} has no {path.partition('?')[0]}: to take new weights the server must be "
             "started with VLLM_SERVER_DEV_MODE=1"
         )
-    if status == 404 and path == "/v1/completions":
-        raise UnknownModel(f"{url} does not have the model of the request: {shown}")
+    if status == 404 and path in (TURN, LOAD_ADAPTER):
+        raise UnknownModel(f"{url} does not have what the request names: {shown}")
     if 400 <= status < 500 and status != 408:
         raise ValueError(f"{url} refuses the request: HTTP {status} {shown}")
     if status != 200:
@@ -176,3 +179,13 @@ def _content(url: str, path: str, response: httpx.Response, token: str | None) -
         return response.json()
     except (ValueError, RecursionError) as error:
         raise hosts.Failure(f"the answer is not JSON: {shown!r}") from error
+
+
+def unavailable(errors: dict[str, str]) -> PolicyUnavailable:
+    """The error to raise when no server did its work.
+
+    Args:
+        errors: The error of each server, by URL.
+    """
+    reasons = "; ".join(f"{url}: {' '.join(text.split())}" for url, text in errors.items())
+    return PolicyUnavailable(f"no server of the model answers: {reasons}")

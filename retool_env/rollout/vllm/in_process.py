@@ -213,8 +213,6 @@ class VLLMPolicy(Policy):
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             prompt = TokensPrompt(prompt_token_ids=turn.prompt)
-            if self.at_update == "keep":  # the blocks of older weights are still in the cache
-                prompt["cache_salt"] = str(self.weight_version)
             self.reread_tokens += len(turn.prompt) if turn.cut else 0
             name = str(next(self._requests))
             async with self.gate.request():
@@ -222,6 +220,8 @@ class VLLMPolicy(Policy):
                 if self._broken:
                     raise RuntimeError(self._broken)
                 version = self.weight_version
+                if self.at_update == "keep":  # the blocks of older weights are still in the cache
+                    prompt["cache_salt"] = str(version)
                 self._under_way.add(name)
                 try:
                     async for output in engine.generate(prompt, settings, name):

@@ -18,8 +18,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 
-from retool_env.rollout.policy import AtUpdate, PolicyUnavailable
-from retool_env.rollout.vllm.client import Client
+from retool_env.rollout.policy import AtUpdate
+from retool_env.rollout.vllm.client import Client, unavailable
 from retool_env.rollout.vllm.control import Control
 from retool_env.rollout.vllm.gate import Dropped, Gate
 from retool_env.rollout.vllm.routing import Server
@@ -169,23 +169,30 @@ class ServedWeights:
         await self._bring_all()
         self._release()
 
-    async def hold(self) -> None:
-        """Let no request begin until `update` or `follow`.
-
-        Returns when no request of this policy is under way on a server, unless requests are kept,
-        and when no server loads weights for this policy.
-        """
+    async def hold(self, cut: bool) -> None:
+        """Let no request begin until `update` or `follow`; see `Policy.hold`."""
         if self._at_update == "wait":
             return
         self._free.clear()
         for gate in self._gates.values():
             gate.hold()
+        if not cut:
+            return
 
         async def end(server: Server) -> None:
             async with self._change(server):
                 pass
 
         await asyncio.gather(*map(end, self._servers))
+
+    def _drop_kept(self) -> None:
+        """End the requests that were kept on servers that did not get the new weights.
+
+        Such a server may stay paused.
+        """
+        for server in self._servers if self._at_update == "keep" else ():
+            if server.weights != self._name:
+                self._gates[server].drop()
 
     def _release(self) -> None:
         """Let requests begin again after `hold`."""
@@ -308,7 +315,8 @@ class ServedWeights:
         for server, name in names.items():
             server.blocks.clear()
             if name == self._name:
-                self._note(server)
+                self._note(server, version, name)
+        self._drop_kept()
         self._release()
 
     async def prepare(self, server: Server) -> None:
@@ -346,12 +354,14 @@ class ServedWeights:
             return
         known = await self._control.weights_of(server)
         if known == self._name:
-            self._note(server)  # after a failure, or a while without an answer
+            self._note(server, self.version, known)  # after a failure, or a while unheard
         elif self._folder is None:
             raise Failure(f"the server has {known or 'perhaps a mixture of weights'}: {_NEXT}")
         elif self._leads or known == STARTED:
             self._check_own(server, known)
             async with self._change(server):
+                if self.held and not self._leads:  # by now another policy may load newer weights
+                    raise Failure(PAUSED)
                 try:
                     await self._load(server)
                 except BaseException:  # the server stays paused, with the requests that it kept
@@ -404,9 +414,9 @@ class ServedWeights:
         """
         return await self._control.weights_of(server)
 
-    def _note(self, server: Server) -> None:
-        """Note that a server serves the weights of `version`."""
-        server.weights, self._served[server] = self._name, self.version
+    def _note(self, server: Server, version: int, name: str) -> None:
+        """Note that a server serves the weights of a version and name."""
+        server.weights, self._served[server] = name, version
 
     async def _load(self, server: Server) -> None:
         version, name, folder = self.version, self._name, self._folder
@@ -420,7 +430,7 @@ class ServedWeights:
     def _note_loaded(self, server: Server, version: int, name: str) -> None:
         """Note that a server has loaded weights, and has nothing in its cache."""
         server.blocks.clear()
-        server.weights, self._served[server] = name, version
+        self._note(server, version, name)
         self._loaded.add(server)
 
     async def _load_from(self, server: Server, folder: str, written: bool, name: str) -> None:
@@ -435,13 +445,3 @@ class ServedWeights:
                 f"{failure}"
             ) from failure
         await self._control.go_on(server, name)
-
-
-def unavailable(errors: dict[str, str]) -> PolicyUnavailable:
-    """The error to raise when no server did its work.
-
-    Args:
-        errors: The error of each server, by URL.
-    """
-    reasons = "; ".join(f"{url}: {' '.join(text.split())}" for url, text in errors.items())
-    return PolicyUnavailable(f"no server of the model answers: {reasons}")

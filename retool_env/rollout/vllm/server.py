@@ -49,14 +49,14 @@ from retool_env.episode import Generation, Tokenizer
 from retool_env.errors import SettingsError
 from retool_env.rollout.policy import AtUpdate, Policy, check_at_update, check_room, check_sampling
 from retool_env.rollout.vllm.adapters import ServedAdapters
-from retool_env.rollout.vllm.client import Client, UnknownModel, field, fields
+from retool_env.rollout.vllm.client import TURN, Client, UnknownModel, field, fields, unavailable
 from retool_env.rollout.vllm.completion import completion_body, read_completion
 from retool_env.rollout.vllm.gate import Dropped
 from retool_env.rollout.vllm.partial_turn import PartialTurn
 from retool_env.rollout.vllm.room import Room
 from retool_env.rollout.vllm.routing import Server, best
 from retool_env.rollout.vllm.sampling import sampling
-from retool_env.rollout.vllm.served_weights import ServedWeights, unavailable
+from retool_env.rollout.vllm.served_weights import ServedWeights
 from retool_env.rollout.vllm.transfer import TransferredWeights
 from retool_env.rollout.weight_files import WeightFiles, check_dtype
 from retool_env.rollout.weights import Adapter, Parts, Weights
@@ -146,9 +146,7 @@ class VLLMServerPolicy(Policy):
         """The servers, each with its known state."""
         self._attempts = attempts
         self._timeout = timeout
-        # Greedy sampling, or sampling from the model's own distribution, fits any log-probs mode.
-        plain = temperature == 0 or temperature == top_p == 1
-        self._checked = set(self.servers) if plain else set()
+        self._checked: set[Server] = set()
         self._client = Client(token)
         self.at_update = check_at_update("wait" if weights == "adapter" else at_update)
         self._weights_address = weights_address
@@ -227,9 +225,9 @@ class VLLMServerPolicy(Policy):
         self._weights.write_part(parts, weights, rank)
 
     @override
-    async def hold(self) -> None:
+    async def hold(self, cut: bool = True) -> None:
         """Let no turn begin until `update_weights` or `follow`; see `Policy.hold`."""
-        await self.loop.run(self._weights.hold())
+        await self.loop.run(self._weights.hold(cut))
 
     async def follow(self, version: int) -> None:
         """Use the weights that another policy has let the servers load.
@@ -344,7 +342,8 @@ class VLLMServerPolicy(Policy):
                         body["cache_salt"] = server.weights or "unknown"
                     self.reread_tokens += len(prompt) if turn.cut else 0
                     answer = await self._sample(server, {**body, "model": model or self.model})
-                    self.mixed_turns += self._weights.has_changed(server, version)
+                    if self.at_update == "keep":
+                        self.mixed_turns += self._weights.has_changed(server, version)
                 sampled, logprobs, reason = read_completion(answer, body)
                 generation = turn.add(sampled, logprobs, version, reason)
                 began = time.monotonic()
@@ -400,13 +399,15 @@ class VLLMServerPolicy(Policy):
 
     async def _sample(self, server: Server, body: dict[str, Any]) -> Any:
         tokens = len(body["prompt"]) + body["max_tokens"]
-        path = "/v1/completions"
-        return await self._client.send(server, "POST", path, body, self._timeout, tokens)
+        return await self._client.send(server, "POST", TURN, body, self._timeout, tokens)
 
     async def _prepare(self, server: Server) -> None:
         """Make sure that a server serves the right weights and reports the right log-probs."""
         await self._weights.prepare(server)
-        if server not in self._checked:
+        # Greedy sampling, or sampling from the model's own distribution, fits any log-probs mode.
+        # An evaluation samples with settings of its own.
+        plain = self.temperature == 0 or self.temperature == self.top_p == 1
+        if not plain and server not in self._checked:
             await self._check_logprobs(server)
             self._checked.add(server)
 

@@ -124,6 +124,7 @@ class TransferredWeights(ServedWeights):
                 commit = functools.partial(self._commit, expected=expected)
                 await self._each([member.server for member in members], commit, errors)
                 break
+        self._drop_kept()
         self._check_any(errors)
         self._release()
 

@@ -155,6 +155,44 @@ def test_one_server_without_the_adapter_gets_no_turn_and_none_at_all_is_an_error
             asyncio.run(policy.update_weights(2, ADAPTER))
 
 
+def test_a_folder_that_a_server_sees_late_is_waited_for(adapters, monkeypatch, caplog):
+    monkeypatch.setattr("retool_env.rollout.vllm.adapters._LOOK_SECONDS", 0.02)
+    served = [Served(unseen=3), Served()]
+    with serving_all(*served) as urls, policy_of(*urls, **adapters) as policy:
+        asyncio.run(policy.update_weights(1, ADAPTER))
+        assert all(each.adapters for each in served) and not caplog.records
+        monkeypatch.setattr("retool_env.rollout.vllm.adapters.SEEN_SECONDS", 0.1)
+        served[0].unseen = 10**6
+        asyncio.run(policy.update_weights(2, ADAPTER))
+        assert f"{urls[0]} has not loaded the weights of version 2" in caplog.records[-1].message
+        assert "does its machine see this folder" in caplog.records[-1].message
+        served[1].unseen = 10**6
+        for server in policy.servers:
+            server.aside_until = 0
+        with pytest.raises(PolicyUnavailable, match="was not loaded"):
+            asyncio.run(policy.update_weights(3, ADAPTER))
+
+
+def test_an_update_during_the_question_of_a_turn_is_not_taken_for_loaded(adapters):
+    served = Served()
+    with serving(served) as url, policy_of(url, **adapters) as policy:
+        asyncio.run(policy.update_weights(1, ADAPTER))
+        weights, [server] = policy._weights, policy.servers
+        ask = weights._adapters
+
+        async def slowly(server):
+            held = await ask(server)
+            if weights.version == 1:
+                weights._set(2, "2-" + "0" * 16, str(adapters["weights_folder"]))
+            return held
+
+        weights._adapters = slowly
+        server.heard = 0.0
+        policy.loop.run_blocking(weights.prepare(server))
+        assert server.weights == weights._name and "2-" + "0" * 16 in served.adapters
+        assert weights._serving[server] == "2-" + "0" * 16
+
+
 def test_a_refused_adapter_whole_weights_and_a_missing_folder_are_errors(adapters):
     with serving(Served(refuse="rank 64 is greater than 16")) as url:
         with policy_of(url, **adapters) as policy:

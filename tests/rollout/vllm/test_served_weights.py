@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from fastapi.responses import JSONResponse
-from helpers.server_policies import PROMPT, STOP, act, policy_of, serving_all
+from helpers.server_policies import PROMPT, STOP, act, policy_of, serving_all, under_way
 from helpers.vllm_servers import Served, serving, unused_port
 from safetensors.torch import load_file
 
 from agents.models.tiny import make_checkpoint, make_model
 from retool_env.rollout import PolicyUnavailable
+from retool_env.servers.hosts import Failure
 
 
 @pytest.fixture(autouse=True)
@@ -133,19 +134,6 @@ def test_new_weights_come_between_turns(tmp_path):
         at = each.events.index("pause")
         assert each.events[at : at + 4] == change
         assert each.events[:at].count("turn") == each.events[:at].count("end") > 0
-
-
-@contextlib.asynccontextmanager
-async def under_way(policy, served: list[Served], turns: int):
-    """Turns that the servers sample for as long as the block runs, or until they are cut."""
-    for each in served:
-        each.held = True
-    tasks = [asyncio.create_task(policy.act([*PROMPT, i], STOP, 24, 1)) for i in range(turns)]
-    while sum(each.running for each in served) < turns:
-        await asyncio.sleep(0.01)
-    yield tasks
-    for each in served:
-        each.held = False
 
 
 def test_new_weights_cut_turns_which_go_on_with_what_they_have(tmp_path):
@@ -312,6 +300,61 @@ def test_kept_turns_of_a_server_that_fails_to_load_go_elsewhere(tmp_path):
     with serving_all(good, bad) as urls, policy_of(*urls, at_update="keep") as policy:
         turns = asyncio.run(main(policy))
     assert sorted(turn.weight_version for turn in turns) == [0, 0, 5, 5]
+
+
+def test_a_follower_ends_the_kept_turns_of_a_server_that_stays_paused(tmp_path):
+    good, bad = Served(), Served(broken=["load_checkpoint"] * 9)
+
+    async def main(leader, other):
+        async with under_way(other, [good, bad], 4) as tasks:
+            await asyncio.gather(other.hold(), leader.hold())
+            await leader.update_weights(5, tmp_path)
+            await other.follow(5)
+            good.held = False
+            return await asyncio.wait_for(asyncio.gather(*tasks), 30)
+
+    with (
+        serving_all(good, bad) as urls,
+        policy_of(*urls, at_update="keep") as leader,
+        policy_of(*urls, at_update="keep") as other,
+    ):
+        turns = asyncio.run(main(leader, other))
+    assert sorted(turn.weight_version for turn in turns) == [0, 0, 5, 5]
+
+
+def test_a_turn_that_is_late_loads_no_older_weights_once_turns_are_held(tmp_path):
+    served = Served()
+    with serving(served) as url, policy_of(url) as leader, policy_of(url) as other:
+        asyncio.run(leader.update_weights(1, tmp_path))
+        asyncio.run(other.follow(1))
+        asyncio.run(other.hold())
+        served.weights, other.servers[0].heard = "default", 0.0  # it was started anew
+        events = list(served.events)
+        with pytest.raises(Failure, match="paused for new weights"):
+            other.loop.run_blocking(other._weights.prepare(other.servers[0]))
+        assert served.events == events
+        asyncio.run(leader.update_weights(2, tmp_path))
+        asyncio.run(other.follow(2))
+        assert act(other, PROMPT)[0].weight_version == 2
+
+
+def test_holding_without_cuts_cuts_nothing_and_explains_the_cuts_of_another(tmp_path):
+    served = Served()
+
+    async def main(leader, other):
+        async with under_way(other, [served], 2) as tasks:
+            await asyncio.gather(other.hold(cut=False), leader.hold(cut=False))
+            assert served.running == 2 and not served.pauses
+            await leader.hold()  # it has no turn, so it pauses nothing
+            await leader.update_weights(4, tmp_path)
+            await other.hold()
+            await other.follow(4)
+        return await asyncio.gather(*tasks)
+
+    with serving(served) as url, policy_of(url) as leader, policy_of(url) as other:
+        turns = asyncio.run(main(leader, other))
+        assert other.retried == 0 and not other.servers[0].failures
+    assert {turn.weight_runs for turn in turns} == {((0, 1), (4, 2))}
 
 
 def test_turns_that_are_kept_go_on_under_the_new_weights_and_are_counted(tmp_path):

@@ -411,6 +411,24 @@ def test_logprobs_of_another_distribution_are_refused():
     assert asked <= 4 and len(right.bodies) == asked + 1
 
 
+def test_logprobs_are_checked_for_the_settings_of_an_evaluation_too():
+    with serving(Served(certain=-1.2)) as url, policy_of(url) as policy:
+        assert act(policy, PROMPT)
+        policy.top_p = 0.7
+        with pytest.raises(RuntimeError, match="processed"):
+            act(policy, PROMPT)
+
+
+def test_a_turn_on_a_closed_connection_is_asked_for_again_on_the_same_server():
+    served = Served(cut=["turn"])
+    with serving(served) as url, policy_of(url, attempts=1) as policy:
+        assert act(policy, PROMPT)
+        assert len(served.bodies) == 2 and not policy.servers[0].failures
+        served.cut = ["turn"] * 2
+        with pytest.raises(PolicyUnavailable, match="RemoteProtocolError"):
+            act(policy, PROMPT)
+
+
 @pytest.mark.parametrize("url", ["", "node7:8000", "ftp://node7", "http://", "http://a:b"])
 def test_a_bad_url_is_refused(url):
     with pytest.raises(ValueError, match="not a URL"):

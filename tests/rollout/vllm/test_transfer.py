@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.server_policies import PROMPT, act, policy_of, serving_all
+from helpers.server_policies import PROMPT, act, policy_of, serving_all, under_way
 from helpers.vllm_servers import SENT, Engine, Served, serving, unused_port
 
 from agents.models.tiny import make_checkpoint, make_model
@@ -204,6 +204,20 @@ def test_turns_wait_for_the_end_of_a_transfer(gloo, weights):
         return await turn
 
     assert asyncio.run(main()).weight_version == 2
+
+
+def test_kept_turns_of_a_server_that_was_left_out_go_elsewhere(gloo, weights):
+    good, bad = Served(), Served(broken=["prepare_update"] * 9)
+    policy = gloo(good, bad, at_update="keep")
+
+    async def main():
+        async with under_way(policy, [good, bad], 4) as tasks:
+            await policy.update_weights(5, weights)
+            good.held = False
+            return await asyncio.wait_for(asyncio.gather(*tasks), 30)
+
+    turns = asyncio.run(main())
+    assert sorted(turn.weight_version for turn in turns) == [0, 0, 5, 5]
 
 
 def test_a_turn_that_waited_for_a_failed_transfer_is_not_sent(gloo, weights):

@@ -47,7 +47,7 @@ def test_a_cpus_output_layer_is_packed_anew(cpu, monkeypatch):
             return SimpleNamespace(get_model=lambda: model)
 
     worker = Worker()
-    monkeypatch.setattr("retool_env.rollout.weight_files._SEEN_SECONDS", 0.0)
+    monkeypatch.setattr("retool_env.rollout.weight_files.SEEN_SECONDS", 0.0)
     with pytest.raises(FileNotFoundError, match="STABLE is missing"):
         worker.load_checkpoint("/folder", marked=True)
     assert not worker.loaded
