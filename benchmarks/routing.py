@@ -10,7 +10,7 @@ Groups of episodes with several turns run at once: all prompts share a template,
 problem, and each turn is followed by a tool's output. The ways take turns, and each time all tokens
 are new, so that no cache holds them. A way is measured by the seconds of all episodes, and by the
 share of their tokens that the servers found in their caches. The servers run the same model, with a
-context of 1,024 tokens at least. The figures go to `benchmarks/results/routing.json`.
+context of 2,048 tokens at least. The figures go to `benchmarks/results/routing.json`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from retool_env.rollout.policy import Policy
 from retool_env.rollout.vllm.server import VLLMServerPolicy
 from retool_env.servers.address import split_urls
 
-TEMPLATE, PROBLEM, TURNS, SAMPLED, RESULT = 256, 128, 4, 24, 48
+TEMPLATE, PROBLEM, TURNS, SAMPLED, RESULT = 256, 128, 6, 24, 160
 """Tokens of the template and of a problem; turns of an episode; tokens of a turn and of a result.
 """
 _CACHE = re.compile(r"^vllm:prefix_cache_(queries|hits)_total\{[^}]*\} (\S+)$", re.MULTILINE)
