@@ -41,7 +41,7 @@ _CACHE = re.compile(r"^vllm:prefix_cache_(queries|hits)_total\{[^}]*\} (\S+)$", 
 
 
 def cached(urls: Sequence[str]) -> tuple[float, float]:
-    """The tokens that servers looked up in their caches so far, and those that they found.
+    """The tokens that servers looked up in their caches so far, and the tokens that they found.
 
     Args:
         urls: The addresses of the servers.

@@ -61,7 +61,7 @@ class WeightSync:
     def _hold(self, step: Step) -> None:
         """Let all policies hold their turns, and then cut them.
 
-        A policy's cuts end the turns of the others, too, which should know of the update by then.
+        A policy's cuts also end the turns of the others, which should know of the update by then.
         """
         for cut in (False, True):
             hold = functools.partial(self._policy.hold, cut)

@@ -228,6 +228,29 @@ def test_turns_that_are_kept_go_on_with_their_cache(policy, model, other, prompt
 
 
 @needs_vllm
+def test_a_turn_that_waits_for_new_weights_reads_nothing_from_the_kept_cache(
+    policy, model, other, prompts
+):
+    policy.temperature, policy.at_update = 0, "keep"
+    asyncio.run(policy.update_weights(policy.weight_version + 1, model.state_dict()))
+    prompts = [(ids * 200)[:200] for ids in prompts]  # more than a block
+    turns_of(policy, prompts)  # the cache holds the prompts' blocks of these weights
+
+    async def main():
+        policy.gate.hold()
+        turns = [policy.act(ids, (), 40, 1) for ids in prompts]
+        tasks = [asyncio.ensure_future(turn) for turn in turns]
+        await asyncio.sleep(0.1)
+        await policy.update_weights(policy.weight_version + 1, other.state_dict())
+        policy.gate.release()
+        return await asyncio.gather(*tasks)
+
+    turns = policy.loop.run_blocking(main())
+    assert [turn.token_ids for turn in turns] == greedy(other, policy.tokenizer, prompts, budget=40)
+    assert {turn.weight_version for turn in turns} == {policy.weight_version}
+
+
+@needs_vllm
 def test_whole_episodes_are_the_same_under_updates_that_change_nothing(policy, writer, sandbox):
     """Cuts fall into tags, results and answers, too."""
     policy.temperature = 0
