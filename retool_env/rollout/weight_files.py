@@ -79,7 +79,7 @@ def write_part(
     """
     part = PartFiles(folder, rank)
     for name, tensor in own_tensors(weights, rank, ranks, cancelled):
-        part.add({name: cast(tensor, dtype).cpu()})
+        part.add(name, {name: cast(tensor, dtype).cpu()})
     part.end()
 
 
@@ -121,12 +121,18 @@ class PartFiles:
     def __init__(self, folder: Path, rank: int) -> None:
         self._path = folder / f"part-{rank:03}"
         self._files: dict[str, int] = {}
-        self._names: dict[str, str] = {}
+        self._names: dict[str, str | None] = {}
         self._shard: dict[str, torch.Tensor] = {}
 
-    def add(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Write tensors on the CPU, or keep them until there are enough for a file."""
-        self._shard |= tensors
+    def add(self, name: str, stored: Mapping[str, torch.Tensor]) -> None:
+        """Add a tensor. It is written when there are enough tensors for a file.
+
+        Args:
+            name: The name of the tensor.
+            stored: The tensors on the CPU to write for it, by the names in the files.
+        """
+        self._names[name] = None
+        self._shard |= stored
         if sum(tensor.nbytes for tensor in self._shard.values()) >= _SHARD_BYTES:
             self._save()
 
@@ -273,11 +279,7 @@ async def write_whole_model(
 
 
 async def _in_thread(write: Callable[[Callable[[], bool]], None]) -> None:
-    """Write in a thread, which has ended when this ends.
-
-    Args:
-        write: The function. Its argument tells whether this call was cancelled.
-    """
+    """Write in a thread, which has ended when this ends; its argument tells of a cancellation."""
     cancelled = threading.Event()
     writing = asyncio.ensure_future(asyncio.to_thread(write, cancelled.is_set))
     try:
