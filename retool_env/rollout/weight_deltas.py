@@ -1,11 +1,11 @@
 """Weights as exact deltas against the version before, as safetensors files for other processes.
 
 After a step with a small learning rate most weights have the same bits in bfloat16 as before. A
-delta stores the other elements: their places and their new bits, so it is exact, and any number of
-deltas in a row is exact, too. A folder of a version holds what has changed. Its file `chain.json`
-lists all files of which the version is made, from the last whole part of each process on, and a
-checksum of the whole. So a reader needs no earlier version: it merges the files tensor by tensor,
-and reads the older files from the page cache if it has read them before.
+delta stores the places and the new bits of the other elements. So it is exact, and any number of
+deltas in a row is exact. The folder of a version holds the changes. Its file `chain.json` lists all
+files that make the version, from the last whole part of each process on, and a checksum of the
+whole. So a reader needs no earlier version: it merges the files tensor by tensor. It finds older
+files in the page cache if it has read them before.
 
 Each process decides alone whether its part is whole or a delta. A part is whole at first, when the
 deltas since the last whole part have its size, and after a server has refused weights.
@@ -47,7 +47,7 @@ def difference(name: str, old: torch.Tensor | None, new: torch.Tensor) -> dict[s
 
     Args:
         name: The tensor's name.
-        old: The older tensor, on any device. `None`: the reader has none.
+        old: The older tensor, of any shape, on any device. `None`: the reader has no such tensor.
         new: The new tensor, contiguous, of the same shape and data type.
 
     Returns:
@@ -110,7 +110,7 @@ class MergedWeights:
         """Check the tensors of the last iteration.
 
         Raises:
-            OSError: If their checksum is another one than that of the weights that were sent.
+            OSError: If their checksum differs from the checksum of the weights that were sent.
         """
         if (found := self._sum % 2**64) != self._chain["checksum"]:
             raise OSError(

@@ -89,7 +89,14 @@ def own_tensors(
     ranks: int,
     cancelled: Callable[[], bool],
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Iterate over one process's part of the weights; see `write_part`."""
+    """Iterate over one process's part of the weights.
+
+    Args:
+        weights: See `write_part`, each tensor of any shape.
+        rank: See `write_part`.
+        ranks: See `write_part`.
+        cancelled: See `write_part`.
+    """
     sizes = [0] * ranks
     for name, tensor in weights:
         if cancelled():
@@ -101,12 +108,7 @@ def own_tensors(
 
 
 def cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A contiguous tensor in the data type, if it is a floating-point tensor.
-
-    Args:
-        tensor: The tensor, which may be returned itself.
-        dtype: The data type.
-    """
+    """A contiguous tensor, in the data type if it is a floating-point tensor."""
     return tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
 
 
@@ -125,11 +127,9 @@ class PartFiles:
         self._shard: dict[str, torch.Tensor] = {}
 
     def add(self, name: str, stored: Mapping[str, torch.Tensor]) -> None:
-        """Add a tensor. It is written when there are enough tensors for a file.
+        """Add a tensor, in the form in which it is stored, by the names in the file.
 
-        Args:
-            name: The name of the tensor.
-            stored: The tensors on the CPU to write for it, by the names in the files.
+        It is written when there are enough tensors for a file.
         """
         self._names[name] = None
         self._shard |= stored

@@ -22,7 +22,7 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The bits of a contiguous tensor's elements as whole numbers, in the same memory.
 
     Args:
-        tensor: The tensor, whose elements have 1, 2, 4 or 8 bytes.
+        tensor: The tensor, of any shape, whose elements have 1, 2, 4 or 8 bytes.
 
     Returns:
         A tensor of one dimension.
