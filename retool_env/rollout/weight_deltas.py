@@ -98,6 +98,7 @@ class MergedWeights:
                         elif not key.startswith(_VALUES):
                             sources[key] = [file]
                 for name, (whole, *deltas) in sources.items():
+                    # A copy: the tensor of a file may be the file itself, mapped into the memory.
                     tensor = whole.get_tensor(name).to(self._device, copy=bool(deltas))
                     for file in deltas:
                         places = file.get_tensor(_INDICES + name).to(self._device).long()

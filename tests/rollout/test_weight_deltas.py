@@ -168,6 +168,14 @@ def test_only_changes_are_written_and_a_chain_ends_when_it_has_the_size_of_the_w
     assert not list(tmp_path.iterdir())
 
 
+def test_an_element_that_gets_an_older_value_again_has_changed(tmp_path, weights):
+    files = files_of(tmp_path, weights)
+    for version, tensors in enumerate([weights, changed(weights), weights, changed(weights, 2)]):
+        path = write(files, f"{version}-x", tensors)
+        assert torch.equal(merged(path)["a"].float(), tensors["a"])
+        assert stored(path) == [800, 6, 6, 12][version]
+
+
 def test_a_chain_of_empty_deltas_ends(tmp_path, weights, monkeypatch):
     monkeypatch.setattr(module, "_MOST_DELTAS", 3)
     files = files_of(tmp_path, weights)
