@@ -80,7 +80,7 @@ def make_policy(
     options = dict(arguments)
     if name not in POLICIES:
         way = options.get("weights", "files")
-        if way in ("files", "adapter") and "weights_folder" not in options:
+        if way in ("files", "delta", "adapter") and "weights_folder" not in options:
             raise SettingsError(
                 "engine: servers read new weights from files: set engine.weights_folder to a "
                 "folder with the same path on every machine"

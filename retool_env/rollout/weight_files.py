@@ -9,20 +9,20 @@ and until it sees every file in its full size; on a shared file system that may 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import shutil
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from retool_env.errors import SettingsError
-from retool_env.rollout.weights import Adapter, Inventory, Parts, Weights
+from retool_env.rollout.weights import Inventory, Parts, Weights
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +37,6 @@ _SHARD_BYTES = 2 * 2**30  # the most memory for an iterator's tensors, beside th
 SEEN_SECONDS = 60.0
 """A shared file system may show another machine's file this late."""
 _LOOK_SECONDS = 0.2
-_MEMORY = "/dev/shm"
-_PREFIX = "retool-weights-"
 
 
 def check_dtype(name: str) -> str:
@@ -80,46 +78,89 @@ def write_part(
         InterruptedError: If the writing was cancelled.
         OSError: If the weights can't be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    part = PartFiles(folder, rank)
+    for name, tensor in own_tensors(weights, rank, ranks, cancelled):
+        part.add(name, {name: cast(tensor, dtype).cpu()})
+    part.end()
 
-    files: dict[str, int] = {}
-    names: dict[str, str] = {}
-    shard: dict[str, torch.Tensor] = {}
 
-    def save() -> None:
-        file = folder / f"part-{rank:03}-{len(files):05}.safetensors"
-        try:
-            save_file(shard, file)
-        except SafetensorError as error:  # for example on a full disk
-            raise OSError(f"the weights can't be written as {file}: {error}") from error
-        file.chmod(0o644)  # `save_file` allows the owner alone, but servers may be other users
-        files[file.name] = file.stat().st_size
-        names.update(dict.fromkeys(shard, file.name))
-        shard.clear()
+def own_tensors(
+    weights: Iterable[tuple[str, torch.Tensor]],
+    rank: int,
+    ranks: int,
+    cancelled: Callable[[], bool],
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Iterate over one process's part of the weights.
 
+    Args:
+        weights: See `write_part`, each tensor of any shape.
+        rank: See `write_part`.
+        ranks: See `write_part`.
+        cancelled: See `write_part`.
+    """
     sizes = [0] * ranks
-    pending = 0
     for name, tensor in weights:
         if cancelled():
             raise InterruptedError("the update was cancelled while its weights were written")
         owner = sizes.index(min(sizes))
         sizes[owner] += tensor.numel()
-        if owner != rank:
-            continue
-        shard[name] = _on_cpu(tensor, dtype)
-        pending += shard[name].nbytes
-        if pending >= _SHARD_BYTES:
-            save()
-            pending = 0
-    if shard:
-        save()
-    _write_json(folder / f"part-{rank:03}.json", {"files": files, "weights": names})
+        if owner == rank:
+            yield name, tensor
 
 
-def _on_cpu(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    kind = dtype if tensor.is_floating_point() else tensor.dtype
-    return tensor.detach().to("cpu", kind).contiguous()
+def cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A contiguous tensor, in the data type if it is a floating-point tensor."""
+    return tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+
+
+class PartFiles:
+    """The files of one process's part of the weights.
+
+    Args:
+        folder: An existing folder.
+        rank: The number of this process, from 0.
+    """
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._path = folder / f"part-{rank:03}"
+        self._files: dict[str, int] = {}
+        self._names: dict[str, str | None] = {}
+        self._shard: dict[str, torch.Tensor] = {}
+
+    def add(self, name: str, stored: Mapping[str, torch.Tensor]) -> None:
+        """Add a tensor, in the form in which it is stored, by the names in the file.
+
+        It is written when there are enough tensors for a file.
+        """
+        self._names[name] = None
+        self._shard |= stored
+        if sum(tensor.nbytes for tensor in self._shard.values()) >= _SHARD_BYTES:
+            self._save()
+
+    def end(self, **more: object) -> None:
+        """Write the last tensors, and the list of the part.
+
+        Args:
+            **more: Further values of the list.
+        """
+        if self._shard:
+            self._save()
+        content = {"files": self._files, "weights": self._names, **more}
+        write_json(self._path.with_suffix(".json"), content)
+
+    def _save(self) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        file = self._path.with_name(f"{self._path.name}-{len(self._files):05}.safetensors")
+        try:
+            save_file(self._shard, file)
+        except SafetensorError as error:  # for example on a full disk
+            raise OSError(f"the weights can't be written as {file}: {error}") from error
+        file.chmod(0o644)  # `save_file` allows the owner alone, but servers may be other users
+        self._files[file.name] = file.stat().st_size
+        self._names.update(dict.fromkeys(self._shard, file.name))
+        self._shard = {}
 
 
 def finish(folder: Path, names: Iterable[str], ranks: int = 1) -> None:
@@ -133,17 +174,32 @@ def finish(folder: Path, names: Iterable[str], ranks: int = 1) -> None:
     Raises:
         OSError: If a part is missing, or a file can't be written.
     """
+    parts = read_parts(folder, names, ranks)
+    files = {name: size for part in parts for name, size in part["files"].items()}
+    owners = {name: file for part in parts for name, file in part["weights"].items()}
+    total = sum(files.values())
+    write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": owners})
+    files[_INDEX] = (folder / _INDEX).stat().st_size
+    write_json(folder / MARK, {"files": files})
+
+
+def read_parts(folder: Path, names: Iterable[str], ranks: int) -> list[dict[str, Any]]:
+    """Read the lists of all parts, by rank.
+
+    Args:
+        folder: See `finish`.
+        names: See `finish`.
+        ranks: See `finish`.
+
+    Raises:
+        OSError: If a part or a tensor is missing.
+    """
     lists = [folder / f"part-{rank:03}.json" for rank in range(ranks)]
     _wait(lambda: next((f"{each} is missing" for each in lists if not each.exists()), ""))
     parts = [json.loads(each.read_text("utf-8")) for each in lists]
-    files = {name: size for part in parts for name, size in part["files"].items()}
-    owners = {name: file for part in parts for name, file in part["weights"].items()}
-    if missing := set(names) - owners.keys():
+    if missing := set(names).difference(*(part["weights"] for part in parts)):
         raise OSError(f"{folder} lacks {len(missing)} weights, for example {min(missing)!r}")
-    total = sum(files.values())
-    _write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": owners})
-    files[_INDEX] = (folder / _INDEX).stat().st_size
-    _write_json(folder / MARK, {"files": files})
+    return parts
 
 
 def wait_until_stable(folder: str | Path) -> None:
@@ -187,84 +243,17 @@ def _wait(lacks: Callable[[], str]) -> None:
         time.sleep(_LOOK_SECONDS)
 
 
-def _write_json(path: Path, content: object) -> None:
+def write_json(path: Path, content: object) -> None:
+    """Write a file that a reader sees whole or not at all.
+
+    Args:
+        path: The file.
+        content: The value.
+    """
     written = path.with_name(f".{path.name}")
     written.write_text(json.dumps(content), "utf-8")
     written.chmod(0o644)
-    written.replace(path)  # a reader never sees half of it
-
-
-def write_adapter(folder: Path, adapter: Adapter) -> None:
-    """Write an adapter into a new folder, which appears when it is complete.
-
-    Args:
-        folder: The new folder. Its parent is created if missing.
-        adapter: The adapter.
-
-    Raises:
-        OSError: If the adapter can't be written.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in dict(adapter.tensors).items()
-    }
-    part = folder.with_name(f"{folder.name}.part")
-    part.mkdir(parents=True)
-    try:
-        save_file(tensors, part / "adapter_model.safetensors")
-        (part / "adapter_model.safetensors").chmod(0o644)
-        _write_json(part / "adapter_config.json", dict(adapter.config))
-        part.replace(folder)
-    except SafetensorError as error:
-        raise OSError(f"the adapter can't be written into {part}: {error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-@contextmanager
-def passing_folder(size: int) -> Iterator[Path]:
-    """A folder for files that another process reads meanwhile; it is removed at the end.
-
-    The folder lies in memory if there is room, else on disk. This process holds a lock on it, so
-    that `remove_abandoned` knows whether the owner is still alive. The lock also works where
-    containers share that memory but have process numbers of their own.
-
-    Args:
-        size: The expected size of the files in bytes.
-    """
-    import fcntl
-
-    room = shutil.disk_usage(_MEMORY).free if os.path.isdir(_MEMORY) else 0
-    made = Path(tempfile.mkdtemp(prefix="retool-", dir=_MEMORY if room > size else None))
-    lock = os.open(made, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # on a file system without locks nothing is ever removed
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        # The folder gets this name only when it is locked.
-        folder = made.rename(made.with_name(_PREFIX + made.name.removeprefix("retool-")))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder)
-    finally:
-        os.close(lock)
-
-
-def remove_abandoned() -> None:
-    """Remove the folders of `passing_folder` whose processes were killed."""
-    import fcntl
-
-    for parent in {_MEMORY, tempfile.gettempdir()}:
-        for folder in Path(parent).glob(f"{_PREFIX}*"):
-            with suppress(OSError):  # another user's folder, or just removed
-                lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails if it is in use
-                    shutil.rmtree(folder)
-                finally:
-                    os.close(lock)
+    written.replace(path)
 
 
 async def write_whole_model(
@@ -285,13 +274,15 @@ async def write_whole_model(
         ValueError: If names or shapes differ from the model's.
         OSError: If the weights can't be written.
     """
+    whole = inventory.checked(weights)
+    await _in_thread(functools.partial(write_part, folder, whole, dtype, 0, 1))
+    await asyncio.to_thread(finish, folder, inventory.first_names.values())
+
+
+async def _in_thread(write: Callable[[Callable[[], bool]], None]) -> None:
+    """Write in a thread, which has ended when this ends; its argument tells of a cancellation."""
     cancelled = threading.Event()
-
-    def write() -> None:
-        write_part(folder, inventory.checked(weights), dtype, cancelled=cancelled.is_set)
-        finish(folder, inventory.first_names.values())
-
-    writing = asyncio.ensure_future(asyncio.to_thread(write))
+    writing = asyncio.ensure_future(asyncio.to_thread(write, cancelled.is_set))
     try:
         await asyncio.shield(writing)
     except asyncio.CancelledError:
@@ -341,14 +332,16 @@ class WeightFiles:
         """
         path = self._path(name)
         inventory = await asyncio.to_thread(self._inventory_of, model)
+        names = inventory.first_names.values()
         self._written.add(str(path))
         try:
             if isinstance(weights, Parts):
-                names = inventory.first_names.values()
-                await asyncio.to_thread(finish, path, names, weights.ranks)
+                await asyncio.to_thread(self._finish, path, names, weights.ranks)
             else:
                 path.mkdir(parents=True)
-                await write_whole_model(path, inventory, weights, self._kind())
+                whole = inventory.checked(weights)
+                await _in_thread(functools.partial(self._write_part, path, whole, 0, 1))
+                await asyncio.to_thread(self._finish, path, names, 1)
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
@@ -371,7 +364,23 @@ class WeightFiles:
         if rank == 0:
             self._written.add(str(path))
         path.mkdir(parents=True, exist_ok=True)
-        write_part(path, inventory.checked(weights), self._kind(), rank, parts.ranks)
+        self._write_part(path, inventory.checked(weights), rank, parts.ranks, lambda: False)
+
+    def _write_part(
+        self,
+        path: Path,
+        weights: Iterable[tuple[str, torch.Tensor]],
+        rank: int,
+        ranks: int,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        write_part(path, weights, self._kind(), rank, ranks, cancelled)
+
+    def _finish(self, path: Path, names: Iterable[str], ranks: int) -> None:
+        finish(path, names, ranks)
+
+    def refuse(self, path: str) -> None:
+        """Note that a server did not load a folder of weights. By default nothing follows."""
 
     def in_memory(self, weights: Weights, model: str) -> list[tuple[str, torch.Tensor]]:
         """All weights in this process's memory, in the data type in which they would be written.
@@ -385,7 +394,7 @@ class WeightFiles:
             OSError: If the configuration is not found.
         """
         checked = self._inventory_of(model).checked(weights)
-        return [(name, _on_cpu(tensor, self._kind())) for name, tensor in checked]
+        return [(name, cast(tensor, self._kind()).cpu()) for name, tensor in checked]
 
     def keep(self, path: str) -> None:
         """Keep this folder only. Other folders are removed as soon as they are not being read."""
@@ -430,7 +439,11 @@ class WeightFiles:
         return kind
 
     def _remove(self) -> None:
-        for path in self._written - {self._kept} - set(+self._readers):
+        for path in self._written - self._needed():
             shutil.rmtree(path, ignore_errors=True)
             if not os.path.exists(path):  # otherwise the next call tries again
                 self._written.discard(path)
+
+    def _needed(self) -> set[str]:
+        """The folders that are kept or being read."""
+        return {self._kept, *+self._readers}

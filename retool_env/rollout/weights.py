@@ -18,6 +18,21 @@ _FIRST, _SECOND = 0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9  # odd numbers of mixed
 _SUMMED = 2**22  # elements at once, for which whole numbers of 64 bits need 32 MiB
 
 
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The bits of a contiguous tensor's elements as whole numbers, in the same memory.
+
+    Args:
+        tensor: The tensor, of any shape, whose elements have 1, 2, 4 or 8 bytes.
+
+    Returns:
+        A tensor of one dimension.
+    """
+    import torch
+
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.view(-1).view(kinds[tensor.element_size()])
+
+
 def checksum(tensors: Iterable[tuple[str, torch.Tensor]]) -> int:
     """A number below 2⁶⁴ that depends on the names, the order of elements and all bits of tensors.
 
@@ -28,10 +43,9 @@ def checksum(tensors: Iterable[tuple[str, torch.Tensor]]) -> int:
     """
     import torch
 
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     total = 0
     for name, tensor in tensors:
-        words = tensor.detach().contiguous().view(-1).view(kinds[tensor.element_size()])
+        words = bits(tensor.detach().contiguous())
         value = 0
         for start in range(0, len(words), _SUMMED):
             part = words[start : start + _SUMMED].to(torch.int64)

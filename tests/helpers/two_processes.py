@@ -32,6 +32,8 @@ from retool_env.integrations.trl import (
 from retool_env.problems import Problem, ProblemList
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.rollout.transformers.policy import TransformersPolicy, load_policy
+from retool_env.rollout.weight_deltas import DeltaFiles, MergedWeights
+from retool_env.rollout.weights import Parts
 from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
 from retool_env.training.exchange import Exchange
@@ -189,7 +191,33 @@ def run(
     }
 
 
-def shards(checkpoint):
+def deltas(model, checkpoint, folder):
+    """Send three versions of a sharded model as deltas, each process its part.
+
+    Returns:
+        Whether a reader gets each version bit by bit, from deltas that are small.
+    """
+    rank, files, found, sizes = torch.distributed.get_rank(), DeltaFiles(folder / "sent"), [], []
+    for version in range(3):
+        parts = Parts(f"{version}-x", 2)
+        files.write_part(parts, trained_weights(model, torch.bfloat16), checkpoint, rank)
+        torch.distributed.barrier()
+        if rank == 0:
+            asyncio.run(files.write(parts.name, parts, checkpoint))
+        torch.distributed.barrier()
+        path = folder / "sent" / parts.name
+        merged = MergedWeights(path)
+        read, now = dict(merged), dict(trained_weights(model, torch.bfloat16))
+        merged.check()
+        found.append(all(torch.equal(tensor, now[name]) for name, tensor in read.items()))
+        sizes.append([f.stat().st_size for f in path.glob(f"part-{rank:03}-*.safetensors")])
+        with torch.no_grad():  # about one in a hundred elements changes in bfloat16
+            for parameter in model.parameters():
+                parameter.mul_(1 + 2**-15)
+    return all(found) and 0 < max(map(sum, sizes[1:])) < sum(sizes[0]) / 4
+
+
+def shards(checkpoint, folder):
     """Compare the weights of a model with adapters before and after FSDP2 has sharded it."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
@@ -210,9 +238,11 @@ def shards(checkpoint):
     fully_shard(adapted, mesh=mesh)
     after = dict(trained_weights(adapted))
     cast = dict(trained_weights(adapted, torch.bfloat16))
+    sent = deltas(adapted, checkpoint, folder)
     fully_shard(plain, mesh=mesh)
     gathered = dict(trained_adapter(plain).tensors)
     return {
+        "deltas": sent,
         "cast": all(torch.equal(cast[name], after[name].to(torch.bfloat16)) for name in after),
         "adapter": len(adapter) > 0
         and adapter.keys() == gathered.keys()
@@ -290,7 +320,7 @@ def main(checkpoint: str, folder: Path) -> None:
         "full disk": scenario("full disk", Writer(tokenizer, 0), Box(), full=not first),
         "ahead": scenario("ahead", None, Box(), steps=3, staleness=1),
         "own": scenario("own", None, Box(), steps=2, shared=True),
-        "shards": shards(checkpoint),
+        "shards": shards(checkpoint, folder),
     }
     (folder / f"{rank}.json").write_text(json.dumps(found))
     leave_process_group()

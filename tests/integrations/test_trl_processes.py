@@ -116,5 +116,5 @@ def test_sampling_ahead_is_one_step_old_and_takes_each_steps_weights(outcomes):
 
 def test_weights_in_shards_are_gathered_with_their_adapters(outcomes):
     for one in outcomes["shards"]:
-        kinds = ("sharded", "names", "equal", "adapted", "cast", "adapter")
+        kinds = ("sharded", "names", "equal", "adapted", "cast", "adapter", "deltas")
         assert one == dict.fromkeys(kinds, True)

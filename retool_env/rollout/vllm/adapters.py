@@ -23,7 +23,7 @@ from retool_env.errors import SettingsError
 from retool_env.rollout.vllm.client import LOAD_ADAPTER, Client, UnknownModel, field, fields
 from retool_env.rollout.vllm.routing import Server
 from retool_env.rollout.vllm.served_weights import PAUSED, STARTED, ServedWeights
-from retool_env.rollout.weight_files import SEEN_SECONDS, WeightFiles, write_adapter
+from retool_env.rollout.weight_files import SEEN_SECONDS, WeightFiles, write_json
 from retool_env.rollout.weights import Adapter, Parts, Weights
 from retool_env.servers.hosts import Busy, Failure
 
@@ -199,3 +199,32 @@ class ServedAdapters(ServedWeights):
                     await self._client.send(server, "POST", "/v1/unload_lora_adapter", body)
                 left.discard(name)
         return left
+
+
+def write_adapter(folder: Path, adapter: Adapter) -> None:
+    """Write an adapter into a new folder, which appears when it is complete.
+
+    Args:
+        folder: The new folder. Its parent is created if missing.
+        adapter: The adapter.
+
+    Raises:
+        OSError: If the adapter can't be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in dict(adapter.tensors).items()
+    }
+    part = folder.with_name(f"{folder.name}.part")
+    part.mkdir(parents=True)
+    try:
+        save_file(tensors, part / "adapter_model.safetensors")
+        (part / "adapter_model.safetensors").chmod(0o644)
+        write_json(part / "adapter_config.json", dict(adapter.config))
+        part.replace(folder)
+    except SafetensorError as error:
+        raise OSError(f"the adapter can't be written into {part}: {error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -29,8 +29,9 @@ from retool_env.rollout.policy import (
 )
 from retool_env.rollout.vllm.gate import Gate
 from retool_env.rollout.vllm.partial_turn import PartialTurn
+from retool_env.rollout.vllm.passing_folder import passing_folder, remove_abandoned
 from retool_env.rollout.vllm.sampling import sampling, stop_reason
-from retool_env.rollout.weight_files import passing_folder, remove_abandoned, write_whole_model
+from retool_env.rollout.weight_files import write_whole_model
 from retool_env.rollout.weights import Inventory, Weights
 from retool_env.servers.background import BackgroundLoop
 

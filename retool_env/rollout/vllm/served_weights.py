@@ -439,6 +439,7 @@ class ServedWeights:
         try:
             await self._client.send(server, "POST", "/collective_rpc", call, self._seconds)
         except Failure as failure:
+            self._files.refuse(folder)
             raise Failure(
                 f"the server did not load {folder} (see its log; was it started with "
                 "--worker-extension-cls retool_env.rollout.vllm.worker.WeightLoader?): "

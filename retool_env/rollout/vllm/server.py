@@ -11,8 +11,9 @@ its pause is over. If sampling differs from the model's own distribution, a serv
 is a test turn that shows which log-probs the server reports.
 
 New weights reach the servers as files, in a folder that every server can read: the folder of a
-checkpoint, or a folder into which this policy writes tensors (`weights_folder`). Other ways are
-adapters alone (the module `adapters`) and direct transfers (the module `transfer`). For new weights
+checkpoint, or a folder into which this policy writes tensors (`weights_folder`), whole or as deltas
+against the weights before (the module `retool_env.rollout.weight_deltas`). Other ways are adapters
+alone (the module `adapters`) and direct transfers (the module `transfer`). For new weights
 the servers are started with
 
     VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --logprobs-mode processed_logprobs \
@@ -58,6 +59,7 @@ from retool_env.rollout.vllm.routing import Server, best
 from retool_env.rollout.vllm.sampling import sampling
 from retool_env.rollout.vllm.served_weights import ServedWeights
 from retool_env.rollout.vllm.transfer import TransferredWeights
+from retool_env.rollout.weight_deltas import DeltaFiles
 from retool_env.rollout.weight_files import WeightFiles, check_dtype
 from retool_env.rollout.weights import Adapter, Parts, Weights
 from retool_env.servers.address import base_url, redact
@@ -83,9 +85,9 @@ class VLLMServerPolicy(Policy):
             fullest batch must fit.
         attempts: The number of attempts at a turn at which servers fail, including the first
             attempt.
-        weights: How new weights reach the servers: `"files"`; `"adapter"`, a LoRA adapter alone,
-            without the weights that it adapts; `"nccl"`, directly from GPU to GPU; or `"gloo"`, the
-            same between CPUs.
+        weights: How new weights reach the servers: `"files"`; `"delta"`, files with the changes
+            since the last weights; `"adapter"`, a LoRA adapter alone, without the weights that it
+            adapts; `"nccl"`, directly from GPU to GPU; or `"gloo"`, the same between CPUs.
         weights_folder: The folder into which tensors are written for the servers, at the same path
             on all machines. `None`: weights can only be given as checkpoint folders.
         weights_dtype: The data type in which weights travel: `"bfloat16"`, `"float16"` or
@@ -256,8 +258,8 @@ class VLLMServerPolicy(Policy):
             self._weights.close()
 
     def _served_weights(self, way: str, folder: str | Path | None, dtype: str) -> ServedWeights:
-        if way == "files":
-            files = WeightFiles(folder, dtype)
+        if way in ("files", "delta"):
+            files = (WeightFiles if way == "files" else DeltaFiles)(folder, dtype)
             self.writes_parts, self.weights_dtype = folder is not None, files.dtype
             return ServedWeights(self.servers, self._client, files, self._timeout, self.at_update)
         if way == "adapter":
@@ -274,7 +276,7 @@ class VLLMServerPolicy(Policy):
                 self._weights_address,
                 self.at_update,
             )
-        raise SettingsError(f"weights must be files, adapter, nccl or gloo, not {way!r}")
+        raise SettingsError(f"weights must be files, delta, adapter, nccl or gloo, not {way!r}")
 
     async def _begin(self, wanted: str | None) -> tuple[str, int]:
         """Connect, log traces of an earlier run, and return the model's name and context length."""

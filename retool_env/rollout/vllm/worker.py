@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from retool_env.rollout.weight_deltas import CHAIN, MergedWeights
 from retool_env.rollout.weight_files import wait_until_stable
 from retool_env.rollout.weights import checksum
 
@@ -34,11 +36,17 @@ class WeightLoader:
             marked: Whether a mark in the folder tells that it is complete; see `weight_files`.
 
         Raises:
-            OSError: If the mark, or a file that it lists, is missing.
+            OSError: If the mark, or a file that it lists, is missing, or deltas do not give the
+                weights that were sent.
         """
         if marked:
             wait_until_stable(folder)
-        self.reload_weights(weights_path=folder)
+        if marked and (Path(folder) / CHAIN).exists():
+            merged = MergedWeights(folder, self.device)
+            self.reload_weights(weights_iterator=iter(merged))
+            merged.check()
+        else:
+            self.reload_weights(weights_path=folder)
         pack_heads(self.model_runner.get_model())
 
     def prepare_update(self: Any) -> None:

@@ -73,8 +73,9 @@ def test_an_engine_that_is_unknown_or_does_not_suit_is_refused(setting, processe
         ("http://h:0", {"weights_folder": "w"}, "not a URL of a server"),
         ("http://h:1", {}, "set engine.weights_folder"),
         ("http://h:1", {"weights": "adapter"}, "set engine.weights_folder"),
+        ("http://h:1", {"weights": "delta"}, "set engine.weights_folder"),
         ("http://h:1", {"weights": "adapter", "weights_folder": "w"}, "this model has none"),
-        ("http://h:1", {"weights": "mail"}, "must be files, adapter, nccl or gloo"),
+        ("http://h:1", {"weights": "mail"}, "must be files, delta, adapter, nccl or gloo"),
     ],
 )
 def test_wrong_arguments_of_a_policy_are_settings_errors(initial, name, arguments, message):

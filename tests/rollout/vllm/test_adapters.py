@@ -204,7 +204,7 @@ def test_a_refused_adapter_whole_weights_and_a_missing_folder_are_errors(adapter
             asyncio.run(policy.update_weights(1, ADAPTER))
         with pytest.raises(SettingsError, match="set weights_folder"):
             policy_of(url, weights="adapter")
-        with pytest.raises(SettingsError, match="must be files, adapter, nccl or gloo"):
+        with pytest.raises(SettingsError, match="must be files, delta, adapter, nccl or gloo"):
             policy_of(url, weights="carrier pigeon")
 
 

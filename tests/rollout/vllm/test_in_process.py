@@ -301,7 +301,7 @@ def test_weights_that_are_not_the_models_are_refused_and_the_old_ones_stay(
 def abandoned() -> Path:
     """The weights' folder of a process that was killed."""
     code = (
-        "from retool_env.rollout.weight_files import passing_folder; import os;"
+        "from retool_env.rollout.vllm.passing_folder import passing_folder; import os;"
         "passing = passing_folder(1); print(passing.__enter__(), flush=True); os._exit(0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

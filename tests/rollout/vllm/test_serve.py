@@ -250,12 +250,12 @@ def test_tensors_reach_a_real_server_and_what_it_has_read_is_forgotten(
 
 
 @needs_vllm
-@pytest.mark.parametrize("way", ["files", "gloo"])
+@pytest.mark.parametrize("way", ["files", "delta", "gloo"])
 def test_a_real_server_cuts_turns_which_go_on_under_the_new_weights(
     served, real, model, prompts, weights, tmp_path, way
 ):
     prompts = 4 * prompts  # so many that a fast machine samples them for some seconds
-    folder = tmp_path if way == "files" else None
+    folder = None if way == "gloo" else tmp_path
     options = {"weights": way, "weights_folder": folder, "weights_dtype": "float32"}
     policy = served(temperature=0, **options)
     asyncio.run(policy.update_weights(1))  # what it was started with

@@ -1,6 +1,8 @@
 """The extension of vLLM's worker, with stand-ins for the modules of vLLM."""
 
+import asyncio
 import contextlib
+import json
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -8,7 +10,8 @@ import pytest
 import torch
 
 from retool_env.rollout.vllm.worker import WeightLoader
-from retool_env.rollout.weights import checksum
+from retool_env.rollout.weight_deltas import DeltaFiles
+from retool_env.rollout.weights import Inventory, checksum
 
 
 class Head:
@@ -53,6 +56,32 @@ def test_a_cpus_output_layer_is_packed_anew(cpu, monkeypatch):
     assert not worker.loaded
     worker.load_checkpoint("/folder")
     assert worker.loaded == "/folder" and worker.head.packed == int(cpu)
+
+
+def test_deltas_are_merged_for_the_model_and_checked_after_it_has_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("retool_env.rollout.vllm.worker.pack_heads", lambda model: None)
+    weights = {"a": torch.arange(9.0), "b": torch.ones(3)}
+    files = DeltaFiles(tmp_path)
+    files._inventory = Inventory.of_tensors(weights)
+
+    class Worker(WeightLoader):
+        device, model_runner = "cpu", SimpleNamespace(get_model=lambda: None)
+
+        def reload_weights(self, weights_iterator) -> None:
+            self.loaded = dict(weights_iterator)
+
+    worker = Worker()
+    for version in range(2):
+        weights["a"][3] = version
+        folder = asyncio.run(files.write(f"{version}-x", weights.items(), "model"))
+        worker.load_checkpoint(folder, marked=True)
+        assert worker.loaded["a"].tolist() == weights["a"].tolist()
+        assert worker.loaded["b"].tolist() == [1] * 3
+    chain = tmp_path / "1-x" / "chain.json"
+    chain.write_text(json.dumps({**json.loads(chain.read_text()), "checksum": 7}))
+    monkeypatch.setattr("retool_env.rollout.vllm.worker.wait_until_stable", lambda folder: None)
+    with pytest.raises(OSError, match=r"have the checksum \d+, not 7"):
+        worker.load_checkpoint(folder, marked=True)
 
 
 def test_a_transfer_begins_anew_and_its_tensors_are_summed_up(monkeypatch):
