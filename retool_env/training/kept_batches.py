@@ -50,6 +50,11 @@ class KeptBatch:
     asked: list[str]
     """The ids of the problems that the trainer asked for. Resampling may have replaced some."""
 
+    @property
+    def version(self) -> int:
+        """The number of optimizer steps before the batch was first trained on."""
+        return self.groups[0][0].trained_version or 0
+
 
 @dataclass(frozen=True)
 class _File:

@@ -178,8 +178,8 @@ class Rollouts:
         self.mask_overlong = mask_overlong
         self.stopping = stopping
         self.kept = kept
-        self.recalled = False
-        """Whether an earlier start of the run had sampled the last batch."""
+        self.goes_on = False
+        """Whether an earlier start of the run has trained on a part of the last batch."""
         self.request: Step
         """The request for the last batch, after the first `collect`."""
         self._loop = BackgroundLoop("rollouts")
@@ -221,13 +221,14 @@ class Rollouts:
         accelerator = step.accelerator
         batch = together(accelerator, lambda: self._prepare(step))
         kept = self._recall(step)
-        self.request, self.recalled = step, kept is not None
+        self.request = step
+        self.goes_on = kept is not None and kept.version < step.number
         if kept is None:
             kept = self._sample(step, batch)
         elif self.staleness:
             self._sample_ahead(step)
         together(accelerator, lambda: self._rest(step))
-        for name, value in [] if step.resumed and self.recalled else kept.figures:
+        for name, value in [] if self.goes_on else kept.figures:
             step.log(name, value)
         transcripts = [transcript for group in kept.groups for transcript in group]
         masks = self.mask_void, self.mask_overlong

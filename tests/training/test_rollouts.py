@@ -17,6 +17,7 @@ from retool_env.problems import Problem, ProblemList
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
+from retool_env.training.kept_batches import KeptBatches
 from retool_env.training.rollouts import Rollouts
 from retool_env.training.rows import is_overlong, training_rows
 from retool_env.training.step import Step
@@ -99,6 +100,21 @@ def test_a_batch_is_sampled_with_seeds_of_its_number():
         make_rollouts(policy).collect(make_step(["0", "0"], batch=batch))
         seeds.append(sorted(policy.seeds))
     assert seeds[0] != seeds[1] == seeds[2]
+
+
+def test_only_a_batch_that_an_earlier_step_trained_on_goes_on(tmp_path):
+    kept = KeptBatches(tmp_path, lambda: 0)
+
+    def collect(number, resumed):
+        logged = {}
+        rollouts = make_rollouts(kept=kept)
+        step = make_step(["0", "0"], number, logged, batch=0, until=4, resumed=resumed)
+        rollouts.collect(step)
+        return rollouts.goes_on, "rollout/tokens" in logged
+
+    # Sampled anew inside its passes, killed, and resumed there once more: no step has used it.
+    assert collect(2, resumed=True) == collect(2, resumed=True) == (False, True)
+    assert collect(3, resumed=True) == (True, False)
 
 
 def test_batches_that_are_coming_are_sampled_ahead():
