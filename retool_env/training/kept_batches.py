@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 
 from retool_env.errors import SettingsError
 from retool_env.rollout.engine import Group
+from retool_env.training.processes import gathered, together
 from retool_env.training.step import Step
 from retool_env.transcript import Transcript
 
@@ -151,14 +152,23 @@ class KeptBatches:
             if file.end <= needed:
                 file.path.unlink(missing_ok=True)
 
-    def has(self, number: int, step: Step) -> bool:
-        """Whether a batch is kept that `load` can read.
+    def found_by_all(self, numbers: Sequence[int], step: Step) -> set[int]:
+        """The batches that are kept and that `load` can read. All processes must call it.
+
+        The processes may see different files, as on a network disk. They must sample the same
+        batches, so that a batch counts only if all of them see it.
 
         Args:
-            number: The batch's number.
+            numbers: The numbers of the batches that are looked for.
             step: A request of the trainer, for any batch.
+
+        Raises:
+            RuntimeError: If another process has an error.
         """
-        return bool(self._parts(number, step))
+        accelerator = step.accelerator
+        own = together(accelerator, lambda: [bool(self._parts(n, step)) for n in numbers])
+        everywhere = zip(*gathered(accelerator, *own), strict=True)
+        return {n for n, seen in zip(numbers, everywhere, strict=True) if all(seen)}
 
     def save_old(self, step: Step, logps: np.ndarray, mask: np.ndarray) -> None:
         """Write the trainer's log-probs before its updates, which a correction needs.

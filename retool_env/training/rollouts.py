@@ -12,7 +12,7 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import aclosing
@@ -221,8 +221,7 @@ class Rollouts:
         accelerator = step.accelerator
         batch = together(accelerator, lambda: self._prepare(step))
         kept = self._recall(step)
-        self.request = step
-        self.goes_on = kept is not None and kept.version < step.number
+        self.request, self.goes_on = step, kept is not None and kept.version < step.number
         if kept is None:
             kept = self._sample(step, batch)
         elif self.staleness:
@@ -238,7 +237,7 @@ class Rollouts:
 
     def _recall(self, step: Step) -> KeptBatch | None:
         """The batch, if an earlier start of the run has sampled and kept it."""
-        if (kept := self.kept) is None or not step.training:
+        if (kept := self.kept) is None or not step.training or step.batch in self._ahead:
             return None
         found = together(step.accelerator, lambda: kept.load(step))
         everywhere = gathered(step.accelerator, found is not None)
@@ -281,7 +280,9 @@ class Rollouts:
     def _sample_ahead(self, step: Step) -> None:
         """Give the policy the newest weights, and start the batches that are sampled ahead."""
         self._weights.sync(step)
-        together(step.accelerator, lambda: self._start_ahead(step))
+        later = range(step.batch + 1, step.batch + 1 + self.staleness)
+        kept = self.kept.found_by_all(later, step) if self.kept else set()
+        together(step.accelerator, lambda: self._start_ahead(step, sorted({*later} - kept)))
 
     @phase("evaluation")
     def evaluate[T](
@@ -366,10 +367,9 @@ class Rollouts:
                 raise RolloutsAbandoned("the rollouts were abandoned")
         return future.result()
 
-    def _start_ahead(self, step: Step) -> None:
-        for number in range(step.batch + 1, step.batch + 1 + self.staleness):
-            known = number in self._ahead or (self.kept and self.kept.has(number, step))
-            if not known and (prompts := step.coming(number)) is not None:
+    def _start_ahead(self, step: Step, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if number not in self._ahead and (prompts := step.coming(number)) is not None:
                 seed = self.seed, number, step.accelerator.process_index
                 batch = _Batch(list(prompts), step.group, seed)
                 self._ahead[number] = batch, self._start(batch)

@@ -17,7 +17,8 @@ from retool_env.problems import Problem, ProblemList
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
-from retool_env.training.kept_batches import KeptBatches
+from retool_env.training import processes
+from retool_env.training.kept_batches import KeptBatch, KeptBatches
 from retool_env.training.rollouts import Rollouts
 from retool_env.training.rows import is_overlong, training_rows
 from retool_env.training.step import Step
@@ -138,6 +139,31 @@ def test_batches_that_are_coming_are_sampled_ahead():
     rollouts = make_rollouts(staleness=1)
     assert (ask(2), rollouts.ahead) == (["2", "2"], [])  # the trainer asks for no more
     rollouts.close()
+
+
+def test_a_batch_is_sampled_ahead_by_all_processes_or_by_none(tmp_path, monkeypatch):
+    accelerator = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
+    step = make_step(["0", "0"], accelerator=accelerator, coming=lambda number: ["1", "1"])
+    kept = KeptBatches(tmp_path, lambda: 0)
+    monkeypatch.setattr(processes, "everywhere", lambda own: [own, own])
+
+    def ahead(seen):
+        """The batches that are sampled ahead, if the other process sees all files or none."""
+        name = "retool_env.training.kept_batches.gathered"
+        monkeypatch.setattr(name, lambda _, *own: [[*own], [seen] * len(own)])
+        rollouts = make_rollouts(staleness=1, kept=kept)
+        rollouts.collect(step)
+        found = rollouts.ahead
+        rollouts.close()
+        return found
+
+    assert ahead(False) == [1]
+    group = make_rollouts().collect(make_step(["1", "1"]))["transcript"]
+    for rank in (0, 1):
+        part = SimpleNamespace(num_processes=2, process_index=rank, is_main_process=False)
+        kept.save(make_step(["1", "1"], 1, accelerator=part), KeptBatch([group], [], [], ["1"]))
+    assert ahead(True) == []
+    assert ahead(False) == [1]
 
 
 def test_an_evaluation_samples_with_the_steps_weights_and_settings_of_its_own():
