@@ -158,6 +158,14 @@ def test_batches_that_serve_several_steps_are_kept_the_last_cut_short_too(
     assert trained == {step: 16 if step == 0 else 8 for step in kept}
 
 
+def test_the_first_process_decides_from_which_batch_on_the_steps_count(
+    initial, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(grpo, "everywhere", lambda own: [0, own])  # this process has no file yet
+    grpo.train(settings(initial, transcripts_every=3), tmp_path / "g")
+    assert {t.trained_version for t in transcripts(tmp_path / "g")} == {3}
+
+
 def test_a_run_that_goes_on_from_its_last_step_makes_no_further_one(initial, tmp_path, monkeypatch):
     chosen = settings(initial, steps=3, trl={"generation_batch_size": 16})
 
