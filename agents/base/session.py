@@ -34,7 +34,7 @@ from agents.base.held_out import HeldOut, Report, held_out_task
 from agents.base.model import export, load_model, save_checkpoint
 from agents.base.model_card import ModelCard
 from agents.base.reporting import Reporter, check_report_to
-from agents.base.resuming import oldest_step
+from agents.base.resuming import needed_step
 from agents.base.run import Run, is_dry
 from agents.base.sampler import check_engine, make_policy
 from agents.base.saving import Saving
@@ -354,7 +354,7 @@ class RolloutSession[P: PolicySettings](Session[P]):
             settings.tokens_in_flight or None,
             progress=self.progress,
         )
-        kept = KeptBatches(self.batches, lambda: oldest_step(self.trainer))
+        kept = KeptBatches(self.batches, lambda: needed_step(self.trainer))
         if self.main:
             self.resources.callback(kept.delete_used)
         rollouts = kind(

@@ -7,8 +7,8 @@ rollouts. Each process writes its part of a batch to one file, once the batch is
 
 The batch is trained on from `first` optimizer steps until `end`. The tokens lie in flat arrays, 4
 bytes for an id and 4 for a log-prob; text, rewards and all other parts of a transcript are
-compressed JSON. Masks and advantages follow from them. Older batches are deleted once no checkpoint
-can need them.
+compressed JSON. Masks and advantages follow from them. A batch that was used up
+before the oldest checkpoint that counts is deleted.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class KeptBatches:
 
     Args:
         folder: The folder of the files. It is made when the first batch is kept.
-        needed: Returns the step of the oldest checkpoint that the run may go on from. A batch that
+        needed: Returns the step of the oldest checkpoint whose later batches are kept. A batch that
             was used up by then is deleted.
     """
 
@@ -146,7 +146,7 @@ class KeptBatches:
         return kept if step.resumed or kept.asked == asked_of(step) else None
 
     def delete_used(self) -> None:
-        """Delete the batches that no checkpoint needs. Only the first process calls it."""
+        """Delete the batches that were used up before. Only the first process calls it."""
         needed = self._needed()
         for file in (*_files(self.folder), *_files(self.folder, ".part")):  # also of killed writes
             if file.end <= needed:
