@@ -36,7 +36,7 @@ from agents.base.model_card import ModelCard
 from agents.base.reporting import Reporter, check_report_to
 from agents.base.resuming import needed_step
 from agents.base.run import Run, is_dry
-from agents.base.sampler import check_engine, make_policy
+from agents.base.sampler import check_engine, check_for_training, make_policy
 from agents.base.saving import Saving
 from agents.base.selection import chosen_ids, subset
 from agents.base.settings import SettingsError, find_sandbox, find_task, prefixed, task_of
@@ -278,6 +278,7 @@ class RolloutSession[P: PolicySettings](Session[P]):
     def __init__(self, settings: P, folder: Path, resume: bool) -> None:
         count = processes().num_processes
         self._engine = check_engine(settings.engine, count, settings.sample_batch)
+        check_for_training(self._engine[1], settings.staleness)
         super().__init__(settings, folder, resume, "steps")
         if self.finished:
             return

@@ -21,6 +21,7 @@ from typing import Any, get_args
 import numpy as np
 
 from retool_env.errors import RolloutsAbandoned as RolloutsAbandoned
+from retool_env.errors import SettingsError
 from retool_env.problem import Problem, ProblemSource
 from retool_env.rollout.engine import Group, RolloutEngine
 from retool_env.rollout.group import end_tasks
@@ -122,8 +123,8 @@ class Rollouts:
             are sampled anew.
 
     Raises:
-        ValueError: If the policy does not sample from the model's own distribution, a number is out
-            of range, or the rollouts of a problem meet different faults.
+        SettingsError: If the policy does not sample from the model's own distribution, a number is
+            out of range, or the rollouts of a problem meet different faults.
     """
 
     def __init__(
@@ -146,12 +147,12 @@ class Rollouts:
         check_policy(engine.policy)
         engine.rules.check_training()
         if min(staleness, resample) < 0 or oversample < 1 or not (deadline is None or deadline > 0):
-            raise ValueError(
+            raise SettingsError(
                 f"staleness={staleness} and resample={resample} must be at least 0, "
                 f"oversample={oversample} at least 1, deadline={deadline} above 0"
             )
         if resample_by not in get_args(ResampleBy):
-            raise ValueError(f"resample_by must be accuracy or reward, not {resample_by!r}")
+            raise SettingsError(f"resample_by must be accuracy or reward, not {resample_by!r}")
         if oversample > 1:
             logger.warning(
                 "oversample=%g keeps the rollouts that finish first, which are shorter and more "
@@ -161,7 +162,7 @@ class Rollouts:
                 oversample,
             )
         if staleness and engine.policy.sleep_mode:
-            raise ValueError(
+            raise SettingsError(
                 "an engine that sleeps while the trainer trains can't sample ahead: set "
                 "staleness=0 or sleep_mode=False"
             )
@@ -212,7 +213,7 @@ class Rollouts:
             first element lists the episodes of this batch that did not fail and are not trained on.
 
         Raises:
-            ValueError: If the policy samples at another temperature than the loss assumes, the
+            SettingsError: If the policy samples at another temperature than the loss assumes, the
                 prompts are not whole groups, or the trainer does not allow for the staleness.
             RuntimeError: If in training every episode of every process failed or was cut, or
                 another process has an error.
@@ -335,7 +336,7 @@ class Rollouts:
         prompts, n = list(step.prompts), step.group
         starts = range(0, len(prompts), n)
         if len(prompts) % n or any(len(set(prompts[i : i + n])) != 1 for i in starts):
-            raise ValueError(
+            raise SettingsError(
                 f"the prompts must be groups of {n} equal prompts, side by side, but they begin "
                 f"with {prompts[: n + 1]}"
             )
@@ -354,7 +355,7 @@ class Rollouts:
         ahead = number in self._ahead
         asked, future = self._ahead.pop(number) if ahead else (batch, self._start(batch))
         if asked.prompts != batch.prompts:
-            raise ValueError(
+            raise SettingsError(
                 "the trainer asks for other problems than the ones sampled ahead: set "
                 "shuffle_dataset=False or staleness=0"
             )

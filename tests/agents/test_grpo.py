@@ -246,6 +246,20 @@ def test_text_only_runs_no_program(initial, tmp_path, solving, monkeypatch):
         ({"env.id": "ReTool-None-v0"}, "no environment"),
         ({"env.prompt_template": "{query}" + "x" * 600}, "shorten"),
         ({"sandbox": "none"}, "no sandbox"),
+        (
+            {"engine": {"name": "transformers", "temperature": 0.5}},
+            r"engine\.temperature can't be set: set temperature",
+        ),
+        (
+            {"engine": {"name": "transformers", "model": "m"}},
+            r"engine\.model can't be set: set model",
+        ),
+        ({"engine": {"name": "http://h:1", "urls": "http://h:2"}}, r"engine\.urls can't be set"),
+        (
+            {"engine": {"name": "transformers", "top_p": 0.9}},
+            r"engine\.top_p=0\.9: training needs top_p=1",
+        ),
+        ({"engine": {"name": "vllm", "sleep_mode": True}, "staleness": 1}, "needs staleness=0"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_made(initial, tmp_path, overrides, message):

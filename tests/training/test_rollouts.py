@@ -13,6 +13,7 @@ import torch
 
 from agents.models.tiny import make_tokenizer
 from retool_env.episode import Generation
+from retool_env.errors import SettingsError
 from retool_env.problems import Problem, ProblemList
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.rules import Rules
@@ -133,7 +134,7 @@ def test_batches_that_are_coming_are_sampled_ahead():
 
     assert (ask(0), rollouts.ahead) == (["0", "0"], [1])
     assert (ask(1), rollouts.ahead) == (["1", "1"], [2])
-    with pytest.raises(ValueError, match="other problems than the ones"):
+    with pytest.raises(SettingsError, match="other problems than the ones"):
         ask(2, ["3", "3"])
     rollouts.close()
     rollouts = make_rollouts(staleness=1)
