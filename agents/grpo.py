@@ -43,6 +43,7 @@ from retool_env.integrations.trl import (
     EngineRollouts,
     Normalisation,
 )
+from retool_env.training.processes import everywhere
 from retool_env.transcript import Transcript
 
 # TRL warns that rollout_func's interface may change; setup.cfg pins TRL's version.
@@ -114,6 +115,8 @@ def train(
         check_learning_rate(settings, run.model.num_parameters())
         config = grpo_config(run, micro_batch, passes, arguments or {})
         run.begin("rl")
+        # Of the first process: a process that the run did not have before has no file yet.
+        last = everywhere(last_version(run.transcripts))[0]
         stop = StopCallback(run.task, run.stopping, run.saving, run.card)
         # Advantages: (N,), one an episode, or (N, T), one a token. Loss: over sampled tokens.
         with reference_of(run.model):
@@ -128,9 +131,7 @@ def train(
                 rollout_func=_not_yet,
                 advantages=advantages,
                 normalise=normalise,
-                on_trained=Every(
-                    settings.transcripts_every, run.write, last_version(run.transcripts)
-                ),
+                on_trained=Every(settings.transcripts_every, run.write, last),
                 correction=settings.correction,
                 correction_cap=settings.correction_cap,
                 correction_bounds=(settings.correction_low, settings.correction_high),

@@ -86,14 +86,18 @@ def last_point(trainer: Path) -> Point | None:
     return None
 
 
-def oldest_step(trainer: Path) -> int:
-    """The step of the oldest complete checkpoint of a run; 0 without one.
+def needed_step(trainer: Path) -> int:
+    """The step of the oldest checkpoint whose later batches are kept; 0 without a checkpoint.
+
+    This is the last complete checkpoint but one, from which a run goes on if the last one is
+    damaged; of a single one, its step. A run may keep all its checkpoints, but not all its batches.
 
     Args:
         trainer: The folder of the run's checkpoints.
     """
     sealed = (path.parent.name for path in trainer.glob(f"checkpoint-*/{SEAL}"))
-    return min((int(name.removeprefix("checkpoint-")) for name in sealed), default=0)
+    steps = sorted(int(name.removeprefix("checkpoint-")) for name in sealed)
+    return steps[-2:][0] if steps else 0
 
 
 def read_state(folder: Path, step: int, cure: str) -> dict[str, Any] | None:

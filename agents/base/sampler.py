@@ -14,6 +14,12 @@ from retool_env.rollout import named as rollout
 from retool_env.rollout.named import POLICIES, SERVED, Model
 from retool_env.servers.address import shown_url
 
+_OTHERS = {
+    "temperature": "set temperature, which the loss reads as well",
+    "model": "set model",
+}
+"""Arguments of policies that other settings fill, with the advice for the error."""
+
 
 def check_engine(
     setting: str | Mapping[str, Any], processes: int, sample_batch: int
@@ -27,7 +33,8 @@ def check_engine(
             together, unless `setting` contains `max_batch`.
 
     Raises:
-        SettingsError: If the engine is unknown, or does not work with this number of processes.
+        SettingsError: If the engine is unknown or does not work with this number of processes, or
+            another setting fills one of the arguments.
     """
     arguments: dict[str, Any] = {"name": setting} if isinstance(setting, str) else dict(setting)
     name = arguments.pop("name", None)
@@ -37,6 +44,11 @@ def check_engine(
             f"engine: {shown_url(repr(name))} is unknown; choose from {', '.join(names)}, or give "
             "the URLs of vLLM servers"
         )
+    for key, advice in _OTHERS.items():
+        if key in arguments:
+            raise SettingsError(f"engine.{key} can't be set: {advice}")
+    if name not in names and "urls" in arguments:
+        raise SettingsError("engine.urls can't be set: engine.name holds the URLs")
     if name == "vllm" and processes > 1:
         raise SettingsError(
             "engine=vllm works with one process only: for several processes, start `vllm serve` "
@@ -47,6 +59,37 @@ def check_engine(
     elif name not in names:
         arguments.setdefault("sharers", processes)
     return str(name), arguments
+
+
+def check_for_training(arguments: Mapping[str, Any], staleness: int) -> None:
+    """Check that a loss can use the engine's log-probs, and that the engine can sample ahead.
+
+    The rollouts check the policy itself again. This check needs no model.
+
+    Args:
+        arguments: The arguments of the policy; see `check_engine`.
+        staleness: The number of batches that are sampled ahead.
+
+    Raises:
+        SettingsError: If an argument does not suit training with this staleness.
+    """
+    if (top_p := arguments.get("top_p", 1.0)) != 1.0:
+        raise SettingsError(
+            f"engine.top_p={top_p}: training needs top_p=1, so that the log-probs belong to the "
+            "model's own distribution. Leave engine.top_p out"
+        )
+    if staleness and arguments.get("sleep_mode"):
+        raise SettingsError(
+            f"engine.sleep_mode=true needs staleness=0, not {staleness}: an engine that sleeps "
+            "while the trainer trains can't sample ahead"
+        )
+    waits = "wait" if arguments.get("weights") == "adapter" else arguments.get("at_update")
+    if staleness > 1 and arguments.get("sharers", 1) > 1 and waits == "wait":
+        raise SettingsError(
+            f"staleness={staleness} is too large for servers that several processes share, with "
+            "engine.weights=adapter or engine.at_update=wait: no turn may be under way while such "
+            "servers take new weights. Set staleness=1, or leave both out"
+        )
 
 
 def make_policy(

@@ -34,9 +34,9 @@ from agents.base.held_out import HeldOut, Report, held_out_task
 from agents.base.model import export, load_model, save_checkpoint
 from agents.base.model_card import ModelCard
 from agents.base.reporting import Reporter, check_report_to
-from agents.base.resuming import oldest_step
+from agents.base.resuming import needed_step
 from agents.base.run import Run, is_dry
-from agents.base.sampler import check_engine, make_policy
+from agents.base.sampler import check_engine, check_for_training, make_policy
 from agents.base.saving import Saving
 from agents.base.selection import chosen_ids, subset
 from agents.base.settings import SettingsError, find_sandbox, find_task, prefixed, task_of
@@ -278,6 +278,7 @@ class RolloutSession[P: PolicySettings](Session[P]):
     def __init__(self, settings: P, folder: Path, resume: bool) -> None:
         count = processes().num_processes
         self._engine = check_engine(settings.engine, count, settings.sample_batch)
+        check_for_training(self._engine[1], settings.staleness)
         super().__init__(settings, folder, resume, "steps")
         if self.finished:
             return
@@ -354,7 +355,7 @@ class RolloutSession[P: PolicySettings](Session[P]):
             settings.tokens_in_flight or None,
             progress=self.progress,
         )
-        kept = KeptBatches(self.batches, lambda: oldest_step(self.trainer))
+        kept = KeptBatches(self.batches, lambda: needed_step(self.trainer))
         if self.main:
             self.resources.callback(kept.delete_used)
         rollouts = kind(

@@ -55,6 +55,11 @@ _SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 _NOTICE = (
     b"\nstopping: the run keeps what it has done, and ends; a second signal stops it at once\n"
 )
+_LOADERS = (
+    *("_load_from_checkpoint", "_load_optimizer_and_scheduler", "_load_scaler"),
+    "_load_rng_state",
+)
+"""The methods with which a trainer of transformers reads a checkpoint."""
 _current: Stopping | None = None
 """The handler of the signals that is active, if there is one."""
 
@@ -275,7 +280,6 @@ class StopCallback(TrainerCallback):
         self._card = card
         self._random: list[Any] = []
         self._tokens = 0
-        self._read = True
         self._planned: int | None = None
 
     @override
@@ -315,7 +319,6 @@ class StopCallback(TrainerCallback):
 
         Without this the trainer would make one step too many.
         """
-        self._read = True
         self._random = [get() for get, _ in _random_states()]
         self._tokens = state.num_input_tokens_seen
         if state.global_step >= state.max_steps:
@@ -388,17 +391,14 @@ class StopCallback(TrainerCallback):
         trainer.args.save_total_limit = None  # the trainer would delete before the save is complete
 
     def _train(self, trainer: Any, point: str | None) -> None:
-        self._read = point is None
         if point is not None:
             state = Path(point, "trainer_state.json").read_text(encoding="utf-8")
             self._planned = json.loads(state).get("max_steps")
-        try:
-            trainer.train(resume_from_checkpoint=point)
-        except Exception:
-            if self._read:
-                raise
-            with loading(Path(str(point))):
-                raise
+            # Not the whole start: an error of a callback, as of a tracker, says nothing about the
+            # checkpoint.
+            for name in _LOADERS:
+                setattr(trainer, name, loading(Path(point))(getattr(trainer, name)))
+        trainer.train(resume_from_checkpoint=point)
 
 
 def _random_states() -> list[tuple[Callable[[], Any], Callable[[Any], None]]]:

@@ -139,6 +139,8 @@ def _local_policy_maker(
             f"--engine {engine!r:.60} is unknown: choose {known}, or the URLs of servers, as "
             "http://host:8000,http://other:8000"
         )
+    if "urls" in options:
+        raise SettingsError("--engine-arg urls can't be set: --engine holds the URLs")
 
     def of_servers() -> Any:
         from transformers import AutoTokenizer

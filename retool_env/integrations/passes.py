@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 from trl import GRPOConfig, GRPOTrainer
 
+from retool_env.errors import SettingsError
 from retool_env.training.exchange import Column, Exchange, one_pass
 from retool_env.training.packing import keeps_apart, pack, score
 
@@ -48,7 +49,7 @@ class PackedGRPOTrainer(GRPOTrainer):
         """Whether the model takes packed rows; the first call tries it (see `keeps_apart`).
 
         Raises:
-            ValueError: If it does not, and the passes have a budget of tokens.
+            SettingsError: If it does not, and the passes have a budget of tokens.
         """
         if self.packs is None:
             plain, device = self.accelerator.unwrap_model(self.model), self.accelerator.device
@@ -62,7 +63,7 @@ class PackedGRPOTrainer(GRPOTrainer):
                     type(plain).__name__,
                 )
         if self.tokens and not self.packs:
-            raise ValueError(
+            raise SettingsError(
                 f"tokens={self.tokens} needs packed rows, and this model or its attention lets "
                 "episodes in one row see each other: set tokens=0 and micro_batch"
             )

@@ -58,7 +58,7 @@ class ResumableGRPOTrainer(PackedGRPOTrainer):
     def goes_on(self) -> bool:
         """Whether an earlier start of the run has trained on a part of the last batch."""
         rollouts = self.rollout_func
-        return isinstance(rollouts, Rollouts) and rollouts.recalled and rollouts.request.resumed
+        return isinstance(rollouts, Rollouts) and rollouts.goes_on
 
     def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
         begins = self._buffered_inputs is None or self._step % passes_a_batch(self) == 0
@@ -107,10 +107,9 @@ class ResumableGRPOTrainer(PackedGRPOTrainer):
         trains = (inputs["completion_mask"] * inputs["tool_mask"]).any(dim=1).tolist()
         for row, kept, has in zip(inputs["row"].tolist(), logps.tolist(), trains, strict=True):
             self._logps_of.setdefault(row, kept if has else None)
-        once = self.num_iterations == 1
-        if len(self._logps_of) == len(self._untrained) and (
-            once or (self._step + 1) % passes_a_batch(self) == 0
-        ):
+        # Not once all log-probs are known: a batch that was sampled anew inside its passes never
+        # sees some of its rows.
+        if (self._step + 1) % passes_a_batch(self) == 0:
             self.hand_over()
 
     def hand_over(self) -> None:

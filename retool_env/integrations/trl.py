@@ -25,6 +25,7 @@ from accelerate.utils import gather_object
 from trl import GRPOConfig
 
 from retool_env.checkpoint_task import CheckpointTask
+from retool_env.errors import SettingsError
 from retool_env.integrations.fused_head import skip_unwanted
 from retool_env.integrations.passes import BY_ROWS
 from retool_env.integrations.resumption import ResumableGRPOTrainer
@@ -105,7 +106,7 @@ class EngineGRPOTrainer(ResumableGRPOTrainer):
         **kwargs: Keyword arguments of TRL's `GRPOTrainer`.
 
     Raises:
-        ValueError: If a process's part of a generation batch is not made of whole groups, or
+        SettingsError: If a process's part of a generation batch is not made of whole groups, or
             `tokens` is set for a model of images or with a balancing loss of experts.
     """
 
@@ -130,7 +131,7 @@ class EngineGRPOTrainer(ResumableGRPOTrainer):
     ) -> None:
         for value in (*args, *kwargs.values()):  # before TRL starts vLLM
             if isinstance(value, GRPOConfig) and value.use_vllm:
-                raise ValueError(
+                raise SettingsError(
                     "use_vllm makes TRL start its own vLLM and correct the mismatch a second time: "
                     "leave it out, and give EngineRollouts a VLLMPolicy or VLLMServerPolicy"
                 )
@@ -149,7 +150,7 @@ class EngineGRPOTrainer(ResumableGRPOTrainer):
         self.shares_prompts = shared_prompts
         self.tokens = tokens
         if tokens and (self._is_vlm or self.aux_loss_enabled):
-            raise ValueError(
+            raise SettingsError(
                 f"tokens={tokens} needs packed rows, which a model of images and a balancing loss "
                 "of experts do not allow: leave tokens out"
             )
@@ -174,21 +175,21 @@ class EngineGRPOTrainer(ResumableGRPOTrainer):
         """Check that a process samples whole groups.
 
         Raises:
-            ValueError: If a process's part of a generation batch or evaluation batch splits a
+            SettingsError: If a process's part of a generation batch or evaluation batch splits a
                 group.
         """
         steps = self.args.steps_per_generation
         assert steps is not None  # TRL has set it
         rows = self.args.per_device_train_batch_size * steps
         if rows % self.num_generations:
-            raise ValueError(
+            raise SettingsError(
                 f"per_device_train_batch_size * steps_per_generation = {rows}, the rollouts of a "
                 f"process, must be a multiple of num_generations={self.num_generations}, so that "
                 "no group is split"
             )
         rows = self.args.per_device_eval_batch_size
         if self.args.eval_strategy != "no" and rows % self.num_generations_eval:
-            raise ValueError(
+            raise SettingsError(
                 f"per_device_eval_batch_size={rows} must be a multiple of "
                 f"num_generations_eval={self.num_generations_eval}, so that no group is split"
             )

@@ -69,7 +69,7 @@ SERVED = ("vllm_server", "openai")
 """The names of policies that settings do not name, because the `urls` of the servers imply them."""
 
 
-def make_policy(name: str, model: Model, **settings: Any) -> Any:
+def make_policy(name: str, model: Model, /, **settings: Any) -> Any:
     """Make the policy of this name.
 
     Args:

@@ -7,8 +7,8 @@ rollouts. Each process writes its part of a batch to one file, once the batch is
 
 The batch is trained on from `first` optimizer steps until `end`. The tokens lie in flat arrays, 4
 bytes for an id and 4 for a log-prob; text, rewards and all other parts of a transcript are
-compressed JSON. Masks and advantages follow from them. Older batches are deleted once no checkpoint
-can need them.
+compressed JSON. Masks and advantages follow from them. A batch that was used up
+before the oldest checkpoint that counts is deleted.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 
 from retool_env.errors import SettingsError
 from retool_env.rollout.engine import Group
+from retool_env.training.processes import gathered, together
 from retool_env.training.step import Step
 from retool_env.transcript import Transcript
 
@@ -49,6 +50,11 @@ class KeptBatch:
     """The names and values that were logged when the batch was sampled, in their order."""
     asked: list[str]
     """The ids of the problems that the trainer asked for. Resampling may have replaced some."""
+
+    @property
+    def version(self) -> int:
+        """The number of optimizer steps before the batch was first trained on."""
+        return self.groups[0][0].trained_version or 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class KeptBatches:
 
     Args:
         folder: The folder of the files. It is made when the first batch is kept.
-        needed: Returns the step of the oldest checkpoint that the run may go on from. A batch that
+        needed: Returns the step of the oldest checkpoint whose later batches are kept. A batch that
             was used up by then is deleted.
     """
 
@@ -140,20 +146,29 @@ class KeptBatches:
         return kept if step.resumed or kept.asked == asked_of(step) else None
 
     def delete_used(self) -> None:
-        """Delete the batches that no checkpoint needs. Only the first process calls it."""
+        """Delete the batches that were used up before. Only the first process calls it."""
         needed = self._needed()
         for file in (*_files(self.folder), *_files(self.folder, ".part")):  # also of killed writes
             if file.end <= needed:
                 file.path.unlink(missing_ok=True)
 
-    def has(self, number: int, step: Step) -> bool:
-        """Whether a batch is kept that `load` can read.
+    def found_by_all(self, numbers: Sequence[int], step: Step) -> set[int]:
+        """The batches that are kept and that `load` can read. All processes must call it.
+
+        The processes may see different files, as on a network disk. They must sample the same
+        batches, so that a batch counts only if all of them see it.
 
         Args:
-            number: The batch's number.
+            numbers: The numbers of the batches that are looked for.
             step: A request of the trainer, for any batch.
+
+        Raises:
+            RuntimeError: If another process has an error.
         """
-        return bool(self._parts(number, step))
+        accelerator = step.accelerator
+        own = together(accelerator, lambda: [bool(self._parts(n, step)) for n in numbers])
+        everywhere = zip(*gathered(accelerator, *own), strict=True)
+        return {n for n, seen in zip(numbers, everywhere, strict=True) if all(seen)}
 
     def save_old(self, step: Step, logps: np.ndarray, mask: np.ndarray) -> None:
         """Write the trainer's log-probs before its updates, which a correction needs.

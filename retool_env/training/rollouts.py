@@ -12,7 +12,7 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import aclosing
@@ -21,6 +21,7 @@ from typing import Any, get_args
 import numpy as np
 
 from retool_env.errors import RolloutsAbandoned as RolloutsAbandoned
+from retool_env.errors import SettingsError
 from retool_env.problem import Problem, ProblemSource
 from retool_env.rollout.engine import Group, RolloutEngine
 from retool_env.rollout.group import end_tasks
@@ -122,8 +123,8 @@ class Rollouts:
             are sampled anew.
 
     Raises:
-        ValueError: If the policy does not sample from the model's own distribution, a number is out
-            of range, or the rollouts of a problem meet different faults.
+        SettingsError: If the policy does not sample from the model's own distribution, a number is
+            out of range, or the rollouts of a problem meet different faults.
     """
 
     def __init__(
@@ -146,12 +147,12 @@ class Rollouts:
         check_policy(engine.policy)
         engine.rules.check_training()
         if min(staleness, resample) < 0 or oversample < 1 or not (deadline is None or deadline > 0):
-            raise ValueError(
+            raise SettingsError(
                 f"staleness={staleness} and resample={resample} must be at least 0, "
                 f"oversample={oversample} at least 1, deadline={deadline} above 0"
             )
         if resample_by not in get_args(ResampleBy):
-            raise ValueError(f"resample_by must be accuracy or reward, not {resample_by!r}")
+            raise SettingsError(f"resample_by must be accuracy or reward, not {resample_by!r}")
         if oversample > 1:
             logger.warning(
                 "oversample=%g keeps the rollouts that finish first, which are shorter and more "
@@ -161,7 +162,7 @@ class Rollouts:
                 oversample,
             )
         if staleness and engine.policy.sleep_mode:
-            raise ValueError(
+            raise SettingsError(
                 "an engine that sleeps while the trainer trains can't sample ahead: set "
                 "staleness=0 or sleep_mode=False"
             )
@@ -178,8 +179,8 @@ class Rollouts:
         self.mask_overlong = mask_overlong
         self.stopping = stopping
         self.kept = kept
-        self.recalled = False
-        """Whether an earlier start of the run had sampled the last batch."""
+        self.goes_on = False
+        """Whether an earlier start of the run has trained on a part of the last batch."""
         self.request: Step
         """The request for the last batch, after the first `collect`."""
         self._loop = BackgroundLoop("rollouts")
@@ -212,7 +213,7 @@ class Rollouts:
             first element lists the episodes of this batch that did not fail and are not trained on.
 
         Raises:
-            ValueError: If the policy samples at another temperature than the loss assumes, the
+            SettingsError: If the policy samples at another temperature than the loss assumes, the
                 prompts are not whole groups, or the trainer does not allow for the staleness.
             RuntimeError: If in training every episode of every process failed or was cut, or
                 another process has an error.
@@ -221,13 +222,13 @@ class Rollouts:
         accelerator = step.accelerator
         batch = together(accelerator, lambda: self._prepare(step))
         kept = self._recall(step)
-        self.request, self.recalled = step, kept is not None
+        self.request, self.goes_on = step, kept is not None and kept.version < step.number
         if kept is None:
             kept = self._sample(step, batch)
         elif self.staleness:
             self._sample_ahead(step)
         together(accelerator, lambda: self._rest(step))
-        for name, value in [] if step.resumed and self.recalled else kept.figures:
+        for name, value in [] if self.goes_on else kept.figures:
             step.log(name, value)
         transcripts = [transcript for group in kept.groups for transcript in group]
         masks = self.mask_void, self.mask_overlong
@@ -237,7 +238,7 @@ class Rollouts:
 
     def _recall(self, step: Step) -> KeptBatch | None:
         """The batch, if an earlier start of the run has sampled and kept it."""
-        if (kept := self.kept) is None or not step.training:
+        if (kept := self.kept) is None or not step.training or step.batch in self._ahead:
             return None
         found = together(step.accelerator, lambda: kept.load(step))
         everywhere = gathered(step.accelerator, found is not None)
@@ -280,7 +281,9 @@ class Rollouts:
     def _sample_ahead(self, step: Step) -> None:
         """Give the policy the newest weights, and start the batches that are sampled ahead."""
         self._weights.sync(step)
-        together(step.accelerator, lambda: self._start_ahead(step))
+        later = range(step.batch + 1, step.batch + 1 + self.staleness)
+        kept = self.kept.found_by_all(later, step) if self.kept else set()
+        together(step.accelerator, lambda: self._start_ahead(step, sorted({*later} - kept)))
 
     @phase("evaluation")
     def evaluate[T](
@@ -333,7 +336,7 @@ class Rollouts:
         prompts, n = list(step.prompts), step.group
         starts = range(0, len(prompts), n)
         if len(prompts) % n or any(len(set(prompts[i : i + n])) != 1 for i in starts):
-            raise ValueError(
+            raise SettingsError(
                 f"the prompts must be groups of {n} equal prompts, side by side, but they begin "
                 f"with {prompts[: n + 1]}"
             )
@@ -352,7 +355,7 @@ class Rollouts:
         ahead = number in self._ahead
         asked, future = self._ahead.pop(number) if ahead else (batch, self._start(batch))
         if asked.prompts != batch.prompts:
-            raise ValueError(
+            raise SettingsError(
                 "the trainer asks for other problems than the ones sampled ahead: set "
                 "shuffle_dataset=False or staleness=0"
             )
@@ -365,10 +368,9 @@ class Rollouts:
                 raise RolloutsAbandoned("the rollouts were abandoned")
         return future.result()
 
-    def _start_ahead(self, step: Step) -> None:
-        for number in range(step.batch + 1, step.batch + 1 + self.staleness):
-            known = number in self._ahead or (self.kept and self.kept.has(number, step))
-            if not known and (prompts := step.coming(number)) is not None:
+    def _start_ahead(self, step: Step, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if number not in self._ahead and (prompts := step.coming(number)) is not None:
                 seed = self.seed, number, step.accelerator.process_index
                 batch = _Batch(list(prompts), step.group, seed)
                 self._ahead[number] = batch, self._start(batch)

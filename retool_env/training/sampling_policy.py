@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from retool_env.errors import SettingsError
 from retool_env.rollout.policy import Policy, TextPolicy
 from retool_env.training.step import Step
 from retool_env.training.trained_weights import is_sharded
@@ -16,15 +17,15 @@ def check_policy(policy: Policy | TextPolicy, temperature: float | None = None) 
             checked.
 
     Raises:
-        ValueError: If the policy gives text without token ids, or samples at a top-p below 1 or at
-            another temperature than the loss assumes.
+        SettingsError: If the policy gives text without token ids, or samples at a top-p below 1 or
+            at another temperature than the loss assumes.
     """
     if isinstance(policy, TextPolicy):
-        raise ValueError(
+        raise SettingsError(
             "a policy of text gives no token ids, so it can't be trained: use a policy that does"
         )
     if policy.top_p != 1.0:
-        raise ValueError(
+        raise SettingsError(
             "training needs top_p = 1: with a smaller top_p the log-probs belong to a truncated "
             "distribution, and the ratio to the trained model's probabilities is wrong"
         )
@@ -32,7 +33,7 @@ def check_policy(policy: Policy | TextPolicy, temperature: float | None = None) 
         return
     sampled_at = temperature if policy.temperature is None else policy.temperature
     if sampled_at != temperature or not temperature > 0:
-        raise ValueError(
+        raise SettingsError(
             f"the policy samples at temperature {sampled_at}, and the loss assumes {temperature}: "
             "both must be the same and above 0"
         )
@@ -47,24 +48,24 @@ def check_step(policy: Policy, step: Step, staleness: int) -> None:
         staleness: The number of batches that are sampled ahead.
 
     Raises:
-        ValueError: If the policy samples at another temperature than the loss assumes, samples from
-            the trained model where it can't, or shares servers that can't take new weights.
+        SettingsError: If the policy samples at another temperature than the loss assumes, samples
+            from the trained model where it can't, or shares servers that can't take new weights.
     """
     check_policy(policy, step.temperature)
     if own_model(policy, step):
         if staleness:
-            raise ValueError(
+            raise SettingsError(
                 "a policy can't sample from the model while it is trained: give the policy its "
                 "own model, loaded from the same checkpoint (a copy of TRL's model keeps the "
                 "original's forward), or set staleness=0"
             )
         if is_sharded(step.model):
-            raise ValueError(
+            raise SettingsError(
                 "one process can't sample from a model whose parameters are sharded: give the "
                 "policy its own model, loaded from the same checkpoint, or use vLLM"
             )
     if staleness > 1 and shares_servers(policy, step) and policy.at_update == "wait":
-        raise ValueError(
+        raise SettingsError(
             f"staleness={staleness} is too large for servers that several processes share, with "
             "adapters or at_update=wait: no turn may be under way while such servers take new "
             "weights. Set staleness=1, or weights other than adapter and at_update=cut"

@@ -158,6 +158,14 @@ def test_batches_that_serve_several_steps_are_kept_the_last_cut_short_too(
     assert trained == {step: 16 if step == 0 else 8 for step in kept}
 
 
+def test_the_first_process_decides_from_which_batch_on_the_steps_count(
+    initial, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(grpo, "everywhere", lambda own: [0, own])  # this process has no file yet
+    grpo.train(settings(initial, transcripts_every=3), tmp_path / "g")
+    assert {t.trained_version for t in transcripts(tmp_path / "g")} == {3}
+
+
 def test_a_run_that_goes_on_from_its_last_step_makes_no_further_one(initial, tmp_path, monkeypatch):
     chosen = settings(initial, steps=3, trl={"generation_batch_size": 16})
 
@@ -238,6 +246,20 @@ def test_text_only_runs_no_program(initial, tmp_path, solving, monkeypatch):
         ({"env.id": "ReTool-None-v0"}, "no environment"),
         ({"env.prompt_template": "{query}" + "x" * 600}, "shorten"),
         ({"sandbox": "none"}, "no sandbox"),
+        (
+            {"engine": {"name": "transformers", "temperature": 0.5}},
+            r"engine\.temperature can't be set: set temperature",
+        ),
+        (
+            {"engine": {"name": "transformers", "model": "m"}},
+            r"engine\.model can't be set: set model",
+        ),
+        ({"engine": {"name": "http://h:1", "urls": "http://h:2"}}, r"engine\.urls can't be set"),
+        (
+            {"engine": {"name": "transformers", "top_p": 0.9}},
+            r"engine\.top_p=0\.9: training needs top_p=1",
+        ),
+        ({"engine": {"name": "vllm", "sleep_mode": True}, "staleness": 1}, "needs staleness=0"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_made(initial, tmp_path, overrides, message):

@@ -73,6 +73,8 @@ def test_several_servers_are_asked_with_the_models_own_tokenizer(checkpoint, mad
         (["--engine", "vllm", "--api", "http://h/v1"], "are for local models: leave --api out"),
         (["--engine-arg", "max_batch"], "max_batch"),
         (["--engine-arg", "no_such=1"], "no_such"),
+        (["--engine-arg", "model=m"], "multiple values for argument 'model'"),
+        (["--engine", "http://h:1", "--engine-arg", "urls=u"], "urls can't be set: --engine holds"),
     ],
 )
 def test_a_wrong_engine_is_named(options, words, checkpoint, capsys):

@@ -20,6 +20,8 @@ from helpers.packed_trainers import (
 from peft import LoraConfig
 from transformers import BloomConfig, LlamaConfig
 
+from retool_env.errors import SettingsError
+
 TOKENS = 40
 """The longest episode has 41 tokens: it has a pass of its own."""
 
@@ -164,7 +166,7 @@ def test_two_micro_batches_of_several_passes_are_one_step(trainer_of):
 def test_a_model_whose_packed_episodes_see_each_other_is_refused(trainer_of):
     shape = {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": SIZE["vocab_size"]}
     trainer = trainer_of(tokens=TOKENS, config=BloomConfig(**shape))
-    with pytest.raises(ValueError, match=f"tokens={TOKENS} needs packed rows.*set tokens=0"):
+    with pytest.raises(SettingsError, match=f"tokens={TOKENS} needs packed rows.*set tokens=0"):
         trainer.compute_loss(trainer.model, batch_of(trainer))
 
 

@@ -27,7 +27,7 @@ class Recalled(Rollouts):
     """Rollouts whose last batch is one that an earlier start has begun to train on."""
 
     def __init__(self):
-        self.recalled, self.request = True, SimpleNamespace(resumed=True)
+        self.goes_on = True
 
 
 class Sampling(PackedGRPOTrainer):
@@ -126,6 +126,20 @@ def test_without_the_log_probs_of_earlier_passes_the_transcripts_are_still_hande
     [(_, transcripts)] = resumed.given
     known = [t.spans[1].trained_logprobs is not None for t in transcripts]
     assert len(transcripts) == ROWS and sum(known) == 4
+
+
+@pytest.mark.parametrize(("iterations", "step"), [(1, 1), (2, 1), (2, 3)])
+def test_transcripts_of_a_batch_that_was_sampled_anew_inside_its_passes_are_handed_over(
+    iterations, step
+):
+    trainer = Trainer(step=step, iterations=iterations)
+    trainer.rows(4 * iterations - 2 * step)
+    [(sampled_at, transcripts)] = trainer.given
+    known = [t.spans[1].trained_logprobs is not None for t in transcripts]
+    assert (sampled_at, len(transcripts)) == (step, ROWS)
+    assert sum(known) == (ROWS if step == 1 and iterations == 2 else ROWS // 2)
+    trainer.rows(4 * iterations)
+    assert len(trainer.given) == 2
 
 
 def test_a_checkpoint_at_the_end_of_a_batch_has_no_rows(tmp_path):

@@ -15,6 +15,7 @@ from trl import GRPOConfig
 from agents.models.tiny import make_checkpoint, make_tokenizer
 from retool_env.checkpoint_task import CheckpointTask, read_task, task_rules
 from retool_env.episode import Generation
+from retool_env.errors import SettingsError
 from retool_env.integrations.trl import (
     EngineGRPOTrainer,
     EngineRollouts,
@@ -266,7 +267,7 @@ def test_a_policy_with_top_p_is_refused():
     class Nucleus(Varied):
         top_p = 0.7
 
-    with pytest.raises(ValueError, match="top_p"):
+    with pytest.raises(SettingsError, match="top_p"):
         EngineRollouts(RolloutEngine(Nucleus(make_tokenizer()), RULES, Box()), PROBLEMS)
 
 
@@ -290,7 +291,7 @@ def test_a_policy_at_another_temperature_is_refused(checkpoint, tmp_path):
     policy = Varied(make_tokenizer())
     policy.temperature = 0.7
     trainer, _ = make_trainer(checkpoint, tmp_path, policy=policy)
-    with pytest.raises(ValueError, match=r"temperature 0\.7"):
+    with pytest.raises(SettingsError, match=r"temperature 0\.7"):
         batch_of(trainer)
 
 
@@ -431,7 +432,7 @@ def test_the_next_batch_is_sampled_while_this_one_trains(checkpoint, tmp_path):
 
 def test_a_trained_model_is_not_sampled_from_meanwhile(checkpoint, tmp_path):
     trainer, _ = make_trainer(checkpoint, tmp_path, policy="model", ahead={"staleness": 1})
-    with pytest.raises(ValueError, match="its own model"):
+    with pytest.raises(SettingsError, match="its own model"):
         trainer.train()
 
 
@@ -444,7 +445,7 @@ def test_problems_in_another_order_are_noticed(checkpoint, tmp_path):
         max_steps=3,
         shuffle_dataset=True,
     )
-    with pytest.raises(ValueError, match="shuffle_dataset=False"):
+    with pytest.raises(SettingsError, match="shuffle_dataset=False"):
         trainer.train()
 
 
@@ -746,7 +747,7 @@ def test_in_evaluation_groups_are_whole_and_nothing_is_recorded(checkpoint, tmp_
     trainer.model.eval()
     rows = trainer.rollout_func(["0", "0"], trainer)  # no reason to end training
     assert [t.reward for t in rows["transcript"]] == [None, None]
-    with pytest.raises(ValueError, match="per_device_eval_batch_size=3"):
+    with pytest.raises(SettingsError, match="per_device_eval_batch_size=3"):
         trainer.args.eval_strategy = (
             "steps"  # which TRL allows where several processes share a group
         )
@@ -768,7 +769,7 @@ def test_what_the_trainer_saves_carries_the_task(checkpoint, tmp_path):
 
 
 def test_a_vllm_of_trls_own_is_refused_before_it_starts(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="a second time"):
+    with pytest.raises(SettingsError, match="a second time"):
         make_trainer(checkpoint, tmp_path, use_vllm=True)
 
 
@@ -777,7 +778,7 @@ def test_groups_that_are_not_whole_are_refused(checkpoint, tmp_path):
     trainer.args.per_device_train_batch_size = (
         6  # TRL allows it where several processes share a group
     )
-    with pytest.raises(ValueError, match="no group is split"):
+    with pytest.raises(SettingsError, match="no group is split"):
         trainer.check_groups()
     trainer, _ = make_trainer(checkpoint, tmp_path)
     trainer.model.train()
@@ -819,7 +820,7 @@ def test_an_engine_that_sleeps_is_awake_while_it_samples_and_at_no_other_time(ch
     trainer._compute_loss = computing
     trainer.train()
     assert happened == ["update 0", "sleep", "wake up", "update 1", "sleep"]
-    with pytest.raises(ValueError, match="can't sample ahead"):
+    with pytest.raises(SettingsError, match="can't sample ahead"):
         EngineRollouts(RolloutEngine(policy, RULES, Box()), PROBLEMS, staleness=1)
 
 
@@ -827,7 +828,7 @@ def test_an_engine_that_sleeps_is_awake_while_it_samples_and_at_no_other_time(ch
     "wrong", [{"staleness": -1}, {"resample": -1}, {"oversample": 0.9}, {"deadline": 0}]
 )
 def test_bad_numbers_are_refused(wrong):
-    with pytest.raises(ValueError, match="must be at least 0"):
+    with pytest.raises(SettingsError, match="must be at least 0"):
         EngineRollouts(RolloutEngine(Varied(make_tokenizer()), RULES, Box()), PROBLEMS, **wrong)
 
 

@@ -20,7 +20,11 @@ def test_a_name_that_there_is_not_is_told_those_that_there_are():
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"rows": 4}, "unexpected keyword argument 'rows'"), ({"top_p": 2}, "top_p must be above 0")],
+    [
+        ({"rows": 4}, "unexpected keyword argument 'rows'"),
+        ({"top_p": 2}, "top_p must be above 0"),
+        ({"model": "n"}, "multiple values for argument 'model'"),
+    ],
 )
 def test_a_wrong_argument_is_a_wrong_setting(settings, words):
     pytest.importorskip("openai", reason="pip install 'retool-env[openai]'")

@@ -69,7 +69,7 @@ def test_a_batch_comes_back_as_it_was_sampled(tmp_path):
     assert again.groups == batch.groups and again.figures == batch.figures
     assert [t.problem.id for t in again.others] == ["c"] and again.others[0].calls
     assert again.groups[0][0].spans[1].seconds == 0.5
-    assert batches.has(1, request(batch=0)) and not batches.has(2, request())
+    assert batches.found_by_all([1, 2], request(batch=0)) == {1}
 
 
 @given(
@@ -128,7 +128,7 @@ def test_batches_that_no_checkpoint_needs_are_deleted(tmp_path):
 def test_another_number_of_processes_divides_a_batch_anew_before_its_training(tmp_path):
     for rank, part in enumerate(("ab", "cd")):
         batches = KeptBatches(tmp_path, lambda: 0)
-        assert not batches.has(1, request())
+        assert batches.found_by_all([1], request()) == set()
         batches.save(request(rank=rank, processes=2, prompts=part), kept(part))
     for processes, expected in ((1, ["abcd"]), (2, ["ab", "cd"]), (4, ["a", "b", "c", "d"])):
         for rank, part in enumerate(expected):
@@ -218,7 +218,7 @@ def test_a_write_that_was_killed_leaves_no_file_for_ever(tmp_path):
     oldest = [0]
     batches = KeptBatches(tmp_path, lambda: oldest[0])
     (tmp_path / "batch-1.4-8.0-of-1.safetensors.part").write_bytes(b"half")
-    assert batches.load(request()) is None and not batches.has(1, request())
+    assert batches.load(request()) is None and not batches.found_by_all([1], request())
     batches.delete_used()
     assert len(names(tmp_path)) == 1  # another process may be writing it
     oldest[0] = 8

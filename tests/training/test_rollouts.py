@@ -13,10 +13,13 @@ import torch
 
 from agents.models.tiny import make_tokenizer
 from retool_env.episode import Generation
+from retool_env.errors import SettingsError
 from retool_env.problems import Problem, ProblemList
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
 from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
+from retool_env.training import processes
+from retool_env.training.kept_batches import KeptBatch, KeptBatches
 from retool_env.training.rollouts import Rollouts
 from retool_env.training.rows import is_overlong, training_rows
 from retool_env.training.step import Step
@@ -101,6 +104,21 @@ def test_a_batch_is_sampled_with_seeds_of_its_number():
     assert seeds[0] != seeds[1] == seeds[2]
 
 
+def test_only_a_batch_that_an_earlier_step_trained_on_goes_on(tmp_path):
+    kept = KeptBatches(tmp_path, lambda: 0)
+
+    def collect(number, resumed):
+        logged = {}
+        rollouts = make_rollouts(kept=kept)
+        step = make_step(["0", "0"], number, logged, batch=0, until=4, resumed=resumed)
+        rollouts.collect(step)
+        return rollouts.goes_on, "rollout/tokens" in logged
+
+    # Sampled anew inside its passes, killed, and resumed there once more: no step has used it.
+    assert collect(2, resumed=True) == collect(2, resumed=True) == (False, True)
+    assert collect(3, resumed=True) == (True, False)
+
+
 def test_batches_that_are_coming_are_sampled_ahead():
     coming = [["0", "0"], ["1", "1"], ["2", "2"]]
     rollouts = make_rollouts(staleness=1)
@@ -116,12 +134,37 @@ def test_batches_that_are_coming_are_sampled_ahead():
 
     assert (ask(0), rollouts.ahead) == (["0", "0"], [1])
     assert (ask(1), rollouts.ahead) == (["1", "1"], [2])
-    with pytest.raises(ValueError, match="other problems than the ones"):
+    with pytest.raises(SettingsError, match="other problems than the ones"):
         ask(2, ["3", "3"])
     rollouts.close()
     rollouts = make_rollouts(staleness=1)
     assert (ask(2), rollouts.ahead) == (["2", "2"], [])  # the trainer asks for no more
     rollouts.close()
+
+
+def test_a_batch_is_sampled_ahead_by_all_processes_or_by_none(tmp_path, monkeypatch):
+    accelerator = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
+    step = make_step(["0", "0"], accelerator=accelerator, coming=lambda number: ["1", "1"])
+    kept = KeptBatches(tmp_path, lambda: 0)
+    monkeypatch.setattr(processes, "everywhere", lambda own: [own, own])
+
+    def ahead(seen):
+        """The batches that are sampled ahead, if the other process sees all files or none."""
+        name = "retool_env.training.kept_batches.gathered"
+        monkeypatch.setattr(name, lambda _, *own: [[*own], [seen] * len(own)])
+        rollouts = make_rollouts(staleness=1, kept=kept)
+        rollouts.collect(step)
+        found = rollouts.ahead
+        rollouts.close()
+        return found
+
+    assert ahead(False) == [1]
+    group = make_rollouts().collect(make_step(["1", "1"]))["transcript"]
+    for rank in (0, 1):
+        part = SimpleNamespace(num_processes=2, process_index=rank, is_main_process=False)
+        kept.save(make_step(["1", "1"], 1, accelerator=part), KeptBatch([group], [], [], ["1"]))
+    assert ahead(True) == []
+    assert ahead(False) == [1]
 
 
 def test_an_evaluation_samples_with_the_steps_weights_and_settings_of_its_own():

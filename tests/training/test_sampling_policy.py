@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from agents.models.tiny import make_tokenizer
+from retool_env.errors import SettingsError
 from retool_env.rollout import ScriptedPolicy, TextPolicy
 from retool_env.training.sampling_policy import check_policy, check_step
 
@@ -27,7 +28,7 @@ class Writer(ScriptedPolicy):
 )
 def test_a_policy_whose_log_probs_are_not_the_losss_is_refused(setting, temperature, message):
     check_policy(Writer(), temperature or 1.0)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingsError, match=message):
         check_policy(Writer(**setting), temperature)
 
 
@@ -36,7 +37,7 @@ def test_a_policy_of_text_is_refused():
         async def write(self, transcript, stop, seed):
             raise AssertionError("it is not asked")
 
-    with pytest.raises(ValueError, match="of text"):
+    with pytest.raises(SettingsError, match="of text"):
         check_policy(Teller())
 
 
@@ -50,7 +51,7 @@ def test_shared_servers_that_wait_for_turns_allow_one_batch_ahead(at_update, pro
     step = SimpleNamespace(temperature=1.0, model="m", accelerator=accelerator)
     check_step(policy, step, 1)
     if refused:
-        with pytest.raises(ValueError, match=r"staleness=2 is too large .* at_update=cut"):
+        with pytest.raises(SettingsError, match=r"staleness=2 is too large .* at_update=cut"):
             check_step(policy, step, 2)
     else:
         check_step(policy, step, 4)

@@ -17,7 +17,7 @@ from agents.base.resuming import (
     last_point,
     last_version,
     loading,
-    oldest_step,
+    needed_step,
 )
 from agents.base.settings import SettingsError
 from retool_env.files import read_lines
@@ -173,12 +173,11 @@ def test_a_damaged_line_of_a_part_that_is_cut_is_named(rotated):
         cut_transcripts(rotated, 5)
 
 
-def test_the_oldest_complete_checkpoint_counts(tmp_path):
-    assert oldest_step(tmp_path) == 0
-    checkpoint(tmp_path, 2)
-    checkpoint(tmp_path, 4, sealed=True)
-    checkpoint(tmp_path, 10, sealed=True)
-    assert oldest_step(tmp_path) == 4
+def test_batches_after_the_last_two_complete_checkpoints_are_needed(tmp_path):
+    assert needed_step(tmp_path) == 0
+    for step, sealed, needed in ((2, True, 2), (4, True, 2), (10, True, 4), (12, False, 4)):
+        checkpoint(tmp_path, step, sealed=sealed)
+        assert needed_step(tmp_path) == needed
 
 
 def test_an_error_of_a_library_names_the_checkpoint(tmp_path):

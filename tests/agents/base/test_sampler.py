@@ -60,6 +60,15 @@ def test_an_engine_that_is_unknown_or_does_not_suit_is_refused(setting, processe
         engine.check_engine(setting, processes, 8)
 
 
+@pytest.mark.parametrize("more", [{"at_update": "wait"}, {"weights": "adapter"}])
+def test_shared_servers_that_wait_for_turns_allow_one_batch_ahead(more):
+    for processes, staleness in ((1, 2), (2, 1)):
+        _, arguments = engine.check_engine({"name": "http://h:1", **more}, processes, 8)
+        engine.check_for_training(arguments, staleness)
+    with pytest.raises(SettingsError, match="staleness=2 is too large for servers"):
+        engine.check_for_training(arguments, 2)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [

@@ -194,6 +194,20 @@ def test_a_stopped_cold_start_goes_on_to_the_same_weights(model, tmp_path, monke
     )
 
 
+def test_an_error_of_a_callback_does_not_blame_the_checkpoint(model, tmp_path, monkeypatch):
+    few = {"model": model, "save_steps": 1}
+    grpo.train(settings("grpo", steps=1, **few), tmp_path / "run")
+
+    def log_in(self, *_, **__):
+        raise RuntimeError("no API key")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match=r"^no API key$"):
+        patch.setattr(RunLogger, "on_train_begin", log_in)
+        grpo.train(settings("grpo", steps=2, **few), tmp_path / "run", resume=True)
+    grpo.train(settings("grpo", steps=2, **few), tmp_path / "run", resume=True)
+    assert [record["step"] for record in records(tmp_path / "run")] == [1, 2]
+
+
 def test_what_a_stopped_round_of_rft_had_sampled_is_not_sampled_again(model, tmp_path, monkeypatch):
     rules = Rules(interpreter=False, max_tokens=1, prompt_template="{query}")
     problems = ProblemList(Problem(str(i), f"Compute {i}", "1") for i in range(4))
