@@ -46,6 +46,9 @@ class WeightLoader:
             self.reload_weights(weights_iterator=iter(merged))
             merged.check()
         else:
+            load_config = self.vllm_config.load_config
+            if load_config.load_format == "dummy":  # vLLM would refuse to read another folder
+                load_config.load_format = "auto"
             self.reload_weights(weights_path=folder)
         pack_heads(self.model_runner.get_model())
 

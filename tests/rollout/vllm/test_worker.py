@@ -39,9 +39,11 @@ def test_a_cpus_output_layer_is_packed_anew(cpu, monkeypatch):
 
     class Worker(WeightLoader):
         head, loaded = Head(), ""
+        vllm_config = SimpleNamespace(load_config=SimpleNamespace(load_format="dummy"))
 
         def reload_weights(self, weights_path) -> None:
             assert self.head.packed == 0
+            assert self.vllm_config.load_config.load_format == "auto"  # "dummy" reads no folder
             self.loaded = weights_path
 
         @property
