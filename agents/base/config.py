@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from agents.base.records import check_kinds, intact, read_object, write_atomically
-from retool_env.provenance import REVISION
+from retool_env.provenance import REVISION, versions
 
 RESTART_CURE = "start anew with another name=..."
 """The advice of an error about a `config.json` that can't be restored."""
 
 _KINDS = {
+    "id": str,
     "algorithm": str,
     "settings": dict,
     "processes": int,
@@ -24,6 +27,26 @@ _KINDS = {
 """The kind of each value in `config.json`."""
 _CHANGE_KINDS = {"setting": str, "from": object, "to": object}
 """The kind of each value in a recorded change of a setting."""
+
+
+def begin_config(folder: Path, algorithm: str, settings: Mapping[str, Any], processes: int) -> None:
+    """Write the record of a run that begins.
+
+    Args:
+        folder: The run's folder.
+        algorithm: The name of the algorithm.
+        settings: All settings of the run, as JSON values.
+        processes: The number of processes.
+    """
+    record = {
+        "id": secrets.token_hex(8),  # no other run has it, on no machine
+        "algorithm": algorithm,
+        "settings": settings,
+        "versions": versions(),
+        "processes": processes,
+        "revision": REVISION,
+    }
+    write_atomically(folder / "config.json", json.dumps(record, indent=2) + "\n")
 
 
 def accept_revision(folder: Path) -> None:

@@ -33,13 +33,13 @@ from typing import IO, Any, override
 from transformers import TrainerCallback
 
 from agents.base.changes import find_changes, noted
-from agents.base.config import RESTART_CURE, read_config
+from agents.base.config import RESTART_CURE, begin_config, read_config
 from agents.base.curves import write_curves
 from agents.base.records import damaged, read_records, write_atomically
 from agents.base.resuming import Cut, close_large, cut_metrics, cut_transcripts, last_point
 from agents.base.settings import SettingsError
 from agents.base.sharding import processes
-from retool_env.provenance import REVISION, versions
+from retool_env.provenance import REVISION
 from retool_env.rotation import complete, open_names
 from retool_env.training.kept_batches import begun_batches
 from retool_env.training.processes import everywhere
@@ -212,14 +212,8 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             error = self._lock()
             if error is None and not self._begun():
-                record = {
-                    "algorithm": self._algorithm,
-                    "settings": self._settings,
-                    "versions": versions(),
-                    "processes": self._state.num_processes,
-                    "revision": REVISION,
-                }
-                write_atomically(self._config, json.dumps(record, indent=2) + "\n")
+                count = self._state.num_processes
+                begin_config(self.folder, self._algorithm, self._settings, count)
         if error := everywhere(error)[0]:
             raise SettingsError(error)
         for path in self._transcript_files():

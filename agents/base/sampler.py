@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
 
+from agents.base.config import read_config
 from agents.base.settings import SettingsError, read_variable
 from retool_env.rollout import Policy
 from retool_env.rollout import named as rollout
 from retool_env.rollout.named import POLICIES, SERVED, Model
 from retool_env.servers.address import shown_url
+from retool_env.training.processes import everywhere
+
+if TYPE_CHECKING:
+    from agents.base.run import Run
 
 _OTHERS = {
     "temperature": "set temperature, which the loss reads as well",
@@ -90,6 +97,25 @@ def check_for_training(arguments: Mapping[str, Any], staleness: int) -> None:
             "engine.weights=adapter or engine.at_update=wait: no turn may be under way while such "
             "servers take new weights. Set staleness=1, or leave both out"
         )
+
+
+def own_weights_folder(run: Run, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a policy, with a folder of the run's own below their `weights_folder`.
+
+    Files of a start that was killed are removed there. All processes call this together.
+
+    Args:
+        run: The run, which has started.
+        arguments: The arguments; see `check_engine`. Without a `weights_folder` nothing happens.
+    """
+    if "weights_folder" not in arguments:
+        return dict(arguments)
+    name = everywhere(read_config(run.folder).get("id", "") if run.main else "")[0]
+    folder = Path(arguments["weights_folder"]) / name
+    if name and run.main:
+        shutil.rmtree(folder, ignore_errors=True)
+    everywhere(None)
+    return {**arguments, "weights_folder": str(folder)}
 
 
 def make_policy(

@@ -36,7 +36,7 @@ from agents.base.model_card import ModelCard
 from agents.base.reporting import Reporter, check_report_to
 from agents.base.resuming import needed_step
 from agents.base.run import Run, is_dry
-from agents.base.sampler import check_engine, check_for_training, make_policy
+from agents.base.sampler import check_engine, check_for_training, make_policy, own_weights_folder
 from agents.base.saving import Saving
 from agents.base.selection import chosen_ids, subset
 from agents.base.settings import SettingsError, find_sandbox, find_task, prefixed, task_of
@@ -341,11 +341,10 @@ class RolloutSession[P: PolicySettings](Session[P]):
             PolicyUnavailable: If no server can be reached.
         """
         settings, (name, arguments) = self.settings, self._engine
+        own = own_weights_folder(self, arguments)
         apart = sharded or settings.staleness > 0
         model, temperature = settings.model, settings.temperature
-        policy = make_policy(
-            name, arguments, trained, self.tokenizer, model, temperature, apart, device
-        )
+        policy = make_policy(name, own, trained, self.tokenizer, model, temperature, apart, device)
         self.resources.enter_context(policy)
         engine = RolloutEngine(
             policy,

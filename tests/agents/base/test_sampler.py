@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from agents import grpo
 from agents.base import sampler as engine
+from agents.base.config import begin_config
 from agents.base.presets import load_settings
 from agents.base.settings import SettingsError
 from agents.models.tiny import make_checkpoint
@@ -173,6 +176,34 @@ def test_two_processes_keep_one_run_with_transcripts_of_each(initial, tmp_path):
     assert not seen[0] & seen[1] and len(seen[0] | seen[1]) == 2 * 4
     assert AutoModelForCausalLM.from_pretrained(folder / "checkpoint").num_parameters() > 1000
     assert second.stdout.count("rl: 2/2") == 1  # only the first process prints
+
+
+def test_a_run_has_a_folder_of_weights_of_its_own_and_empties_it_when_it_goes_on(tmp_path):
+    weights = tmp_path / "weights"
+    runs = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        begin_config(tmp_path / name, "grpo", {}, 1)
+        run = SimpleNamespace(folder=tmp_path / name, main=True)
+        made = engine.own_weights_folder(run, {"weights_folder": str(weights), "attempts": 3})
+        own = Path(made["weights_folder"])
+        assert own.parent == weights and made["attempts"] == 3
+        (own / "4-0123").mkdir(parents=True)  # a killed process leaves it
+        runs.append((run, own))
+    (run, own), (_, kept) = runs
+    again = engine.own_weights_folder(run, {"weights_folder": str(weights)})
+    assert again == {"weights_folder": str(own)} and own != kept
+    assert not own.exists() and (kept / "4-0123").exists()
+    assert engine.own_weights_folder(run, {"attempts": 3}) == {"attempts": 3}
+
+
+def test_a_run_of_an_older_version_uses_the_common_folder_and_empties_nothing(tmp_path):
+    (tmp_path / "config.json").write_text('{"settings": {}}')
+    weights = tmp_path / "weights"
+    (weights / "4-0123").mkdir(parents=True)
+    run = SimpleNamespace(folder=tmp_path, main=True)
+    made = engine.own_weights_folder(run, {"weights_folder": str(weights)})
+    assert made == {"weights_folder": str(weights)} and (weights / "4-0123").exists()
 
 
 @pytest.mark.parametrize(
