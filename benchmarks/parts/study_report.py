@@ -143,11 +143,24 @@ def _rows(head: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
 
 
 def _figures(head: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
-    """A table of figures, or a line of text if no part of it has been run."""
-    all_rows = list(rows)
-    if all(NOT_RUN in row for row in all_rows):
+    """A table of figures, or a line of text if no part of it has been run.
+
+    A run has one row for all seeds that have not been run.
+    """
+    kept: list[Sequence[str]] = []
+    missing: dict[str, list[str]] = {}  # the seeds that have not been run, by run
+    for row in rows:
+        run, _, seed = row[0].rpartition(", seed ")
+        if run and row[1] == NOT_RUN:
+            seeds = missing.setdefault(run, [])
+            seeds.append(seed)
+            if len(seeds) > 1:
+                kept[-1] = [f"{run}, seeds {', '.join(seeds)}", *row[1:]]
+                continue
+        kept.append(row)
+    if all({*row[1:]} <= {NOT_RUN, "–"} for row in kept):
         return ["No part of this table has been run."]
-    return _rows(head, iter(all_rows))
+    return _rows(head, iter(kept))
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -301,7 +314,7 @@ def kinds_table(results: Results) -> list[str]:
     seeds = {run: [s for s in SEEDS if f"{run}-{s}" in results] for run in runs}
 
     def rows() -> Iterator[list[str]]:
-        for group in GROUPS:
+        for group in GROUPS if any(seeds.values()) else ():
             for kind in (k for k in KINDS.values() if group_of(k.name) == group):
                 row = [f"**{group}**" if group == GROUPS[1] else group]
                 row += [f"`{kind.name}`", kind.sort]
@@ -358,7 +371,7 @@ def values_table(results: Results) -> list[str]:
     def rows() -> Iterator[list[str]]:
         parts = [part for part in results.values() if "values" in part]
         if not parts:
-            yield [NOT_RUN, *["–"] * 5]
+            yield ["all", NOT_RUN, *["–"] * 4]
         for part in parts:
             for model, measured in part["values"].items():
                 for name in DISTANCES:
