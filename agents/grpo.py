@@ -198,7 +198,9 @@ def check_batch(settings: Settings, processes: int) -> tuple[int, int]:
         SettingsError: If a number is out of range, or the episodes can't be divided.
     """
     check_policy_settings(settings, processes)
-    check_least(settings, {"rollouts": 2})
+    check_least(settings, {"rollouts": 2, "kl": 0, "clip_low": 0, "clip_high": 0, "ratio_cap": 0})
+    if settings.clip_low > 1:
+        raise SettingsError(f"clip_low must be from 0 to 1, not {settings.clip_low}")
     if settings.ratio_cap and settings.loss not in CLIPPED_LOSSES:
         raise SettingsError(
             f"ratio_cap has no effect with loss={settings.loss}: leave ratio_cap out, or take one "

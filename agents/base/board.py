@@ -103,8 +103,9 @@ class Bar:
         """
         if figures := _named(record):
             now, tokens = time.monotonic(), getattr(self._live, "tokens", record.get("num_tokens"))
-            if tokens is not None and self._tokens is not None and now > self._shown:
-                figures["tokens/s"] = (tokens - self._tokens) / (now - self._shown)
+            # After an evaluation comes a step whose tokens are older than the evaluation.
+            if tokens is not None and self._tokens is not None and tokens > self._tokens:
+                figures["tokens/s"] = (tokens - self._tokens) / max(now - self._shown, 1e-3)
             self._shown, self._tokens = now, tokens
             self._keep(figures)
         self.advance(step)
@@ -117,7 +118,7 @@ class Bar:
         """
         self._keep(_named(record))
         # The tokens per second of the next step are those since the evaluation.
-        self._shown = time.monotonic()
+        self._shown, self._tokens = time.monotonic(), getattr(self._live, "tokens", None)
 
     def set_total(self, total: int, done: int = 0) -> None:
         """Set the number to count to.

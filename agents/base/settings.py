@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import math
 import os
 import shutil
 import textwrap
@@ -140,8 +141,8 @@ def build_settings[S](cls: type[S], values: Mapping[str, Any]) -> S:
                 raise SettingsError(
                     f"{stage_name}.{key} follows from the job's own settings: leave it out"
                 )
-    if getattr(made, "seed", 0) < 0:
-        raise SettingsError(f"seed must be at least 0, not {values['seed']}")
+    if not 0 <= getattr(made, "seed", 0) < 2**32:  # numpy's generators take no other
+        raise SettingsError(f"seed must be from 0 to 2**32 - 1, not {values['seed']}")
     if isinstance(name := getattr(made, "name", None), str):
         check_name(name)
     return made
@@ -269,9 +270,20 @@ def _check(key: str, value: Any, hint: Any) -> Any:
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise SettingsError(f"{key} must be {wanted}, not {value!r}")
+    if _holds_nan(value):  # it is neither above nor below any bound
+        raise SettingsError(f"{key} must hold numbers, not {value!r}")
     if get_origin(hint) is Literal and value not in (known := get_args(hint)):
         raise SettingsError(f"{key}={value}: choose from {', '.join(known)}{nearest(value, known)}")
     return value
+
+
+def _holds_nan(value: Any) -> bool:
+    """Whether a value is not a number (NaN), or holds such a value in its lists and mappings."""
+    if isinstance(value, Mapping):
+        return any(map(_holds_nan, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_nan, value))
+    return isinstance(value, float) and math.isnan(value)
 
 
 def nearest(name: Any, names: Iterable[str]) -> str:

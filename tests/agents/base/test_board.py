@@ -91,6 +91,23 @@ def test_the_accuracy_on_held_out_problems_stays_until_the_next_evaluation(scree
     assert "▃▇▅" in shown
 
 
+def test_a_step_that_is_shown_after_its_evaluation_has_no_speed(screen, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    live = Writing()
+    with Bar("ppo", 2, live=live) as bar:
+        now[0] += 10
+        live.tokens = 500
+        bar.show_held_out({"step": 1, "eval/accuracy": 0.75})
+        now[0] += 0.001
+        bar.show(1, figures(1))
+        assert "tokens/s" not in " ".join(last_frame(screen).split())
+        now[0] += 10
+        live.tokens = 600
+        bar.show(2, figures(2))
+    assert "tokens/s 10" in " ".join(last_frame(screen).split())
+
+
 def test_elsewhere_there_are_plain_lines(monkeypatch, capsys):
     monkeypatch.setattr(progress, "console", Console(file=io.StringIO()))
     with Bar("rl", 2, every=0.0) as bar:
