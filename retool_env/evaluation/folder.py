@@ -92,7 +92,8 @@ class Records:
         if not path.exists():
             if (self.folder / EPISODES).exists():
                 raise SettingsError(
-                    f"{self.folder} has episodes but no {self.file}: remove the folder"
+                    f"{self.folder} has episodes but no {self.file}: another command may need "
+                    "them, so choose another --name or --out"
                 )
             return record
         if not resume:
