@@ -30,7 +30,7 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from benchmarks.parts.results import RESULTS, write_results
-from retool_env.rollout.policy import Policy
+from retool_env.rollout.policy import Policy, PolicyUnavailable
 from retool_env.rollout.vllm.server import VLLMServerPolicy
 from retool_env.servers.address import split_urls
 
@@ -83,19 +83,17 @@ async def episodes(policy: Policy, problems: int, rollouts: int, size: int, seed
     await asyncio.gather(*map(episode, range(len(prompts))))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark, and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--metrics", required=True, help="URLs of all servers, with commas")
-    parser.add_argument(
-        "--way", action="append", required=True, metavar="NAME=URL,URL", help="repeatable"
-    )
-    parser.add_argument("--tokenizer", default="runs/sft/checkpoint", help="folder or name")
-    parser.add_argument("--problems", type=int, default=16, help="problems at once (16)")
-    parser.add_argument("--rollouts", type=int, default=8, help="episodes per problem (8)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of all ways (3)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "routing.json")
-    options = parser.parse_args(arguments)
+def measure(options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """Run all ways by turns, and return the seconds and the cached share of each round, by way.
+
+    Args:
+        options: The options of the command line.
+
+    Raises:
+        OSError: If the metrics of a server, or the tokenizer, can't be read.
+        ValueError: If a URL is invalid, or the servers report no figures of their caches.
+        PolicyUnavailable: If a way can't be reached.
+    """
     servers = split_urls(options.metrics, "a server", "http://host:8000")
     tokenizer: Any = AutoTokenizer.from_pretrained(options.tokenizer)
     size = tokenizer.vocab_size
@@ -111,10 +109,35 @@ def main(arguments: list[str] | None = None) -> int:
                 asyncio.run(episodes(policy, options.problems, options.rollouts, size, seed))
                 seconds = time.monotonic() - began
             queries, hits = (a - b for a, b in zip(cached(servers), before, strict=True))
+            if queries <= 0:
+                raise ValueError(f"{options.metrics}: no figures of caches; is it vllm serve?")
             row = found.setdefault(name, {"seconds": [], "cached": []})
             row["seconds"].append(round(seconds, 2))
             row["cached"].append(round(hits / queries, 4))
             print(f"{name}: {seconds:.1f} s, {hits / queries:.1%} cached", file=sys.stderr)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--metrics", required=True, help="URLs of all servers, with commas")
+    parser.add_argument(
+        "--way", action="append", required=True, metavar="NAME=URL,URL", help="repeatable"
+    )
+    parser.add_argument("--tokenizer", default="runs/sft/checkpoint", help="folder or name")
+    parser.add_argument("--problems", type=int, default=16, help="problems at once (16)")
+    parser.add_argument("--rollouts", type=int, default=8, help="episodes per problem (8)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of all ways (3)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "routing.json")
+    options = parser.parse_args(arguments)
+    if any(not all(way.partition("=")) for way in options.way):
+        parser.error("--way must be NAME=URL,URL")
+    try:
+        found = measure(options)
+    except (OSError, ValueError, PolicyUnavailable) as error:
+        print(f"python -m benchmarks.routing: {error}", file=sys.stderr)
+        return 2
     settings: dict[str, Any] = {
         **{"problems": options.problems, "rollouts": options.rollouts, "template": TEMPLATE},
         **{"problem": PROBLEM, "turns": TURNS, "sampled": SAMPLED, "result": RESULT},

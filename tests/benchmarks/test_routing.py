@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from helpers.vllm_servers import Served, serving
+import pytest
+from helpers.vllm_servers import Served, serving, unused_port
 
 from agents.models.tiny import make_checkpoint
 from benchmarks import routing
@@ -42,3 +43,17 @@ def test_each_way_is_measured_by_seconds_and_by_the_tokens_found_in_caches(tmp_p
     first = {prompt for prompt in prompts if len(prompt) == routing.TEMPLATE + routing.PROBLEM}
     assert len(first) == 4 * 2 and len({prompt[: routing.TEMPLATE] for prompt in first}) == 4
     assert "| other | " in capsys.readouterr().out
+
+
+def test_a_wrong_way_and_servers_without_figures_are_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        routing.main(["--metrics", "http://h:1", "--way", "ours"])
+    assert "--way must be NAME=URL,URL" in capsys.readouterr().err
+    checkpoint = str(make_checkpoint(tmp_path / "checkpoint", seed=0))
+    few = ["--tokenizer", checkpoint, "--problems", "1", "--rollouts", "1"]
+    gone = f"http://127.0.0.1:{unused_port()}"
+    assert routing.main(["--metrics", gone, "--way", f"ours={gone}", *few]) == 2
+    assert "refused" in capsys.readouterr().err
+    with serving(Served(context=4096, metrics="# none\n")) as url:
+        assert routing.main(["--metrics", url, "--way", f"ours={url}", *few]) == 2
+    assert "no figures of caches" in capsys.readouterr().err
