@@ -10,6 +10,8 @@ them. If all have shown the token, it chooses among the idle connections in the 
 client without the token keeps nobody out, and no peer crowds out another peer.
 """
 
+import asyncio
+import contextlib
 import hmac
 import json
 from collections import Counter
@@ -17,7 +19,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_SECONDS = 10.0
@@ -27,6 +29,9 @@ end of the headers."""
 ANSWER_SECONDS = 60.0
 """The longest time in which a client takes an answer, or the part of it that its connection
 holds."""
+
+LINGER_SECONDS = 5.0
+"""The longest time in which the rest of a body is read and discarded after an early answer."""
 
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\n"
@@ -75,6 +80,47 @@ class TokenRequired:
         content = json.dumps({"detail": detail})
         refused = Response(content, 401, headers, media_type="application/json")
         await refused(scope, receive, send)
+
+
+class Lingering:
+    """ASGI middleware that lets clients read an answer that comes before the end of their request.
+
+    If a server closes a connection with unread data, the system resets the connection, and a client
+    that still sends may lose the answer. After an early answer, this middleware therefore reads the
+    rest of the body and discards it, for at most `LINGER_SECONDS`.
+
+    Args:
+        app: The application that answers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, and ends its answer when its body has ended."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        body_ended = False
+
+        async def read() -> Message:
+            nonlocal body_ended
+            message = await receive()
+            body_ended = not message.get("more_body", False)
+            return message
+
+        async def answer(message: Message) -> None:
+            last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if last and not body_ended:
+                await send({**message, "more_body": True})  # the client gets it now
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LINGER_SECONDS):
+                        while not body_ended:
+                            await read()
+                message = {"type": "http.response.body"}
+            await send(message)
+
+        await self._app(scope, read, answer)
 
 
 class Connections:

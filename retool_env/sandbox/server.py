@@ -4,8 +4,8 @@ For Python, the server answers `POST /run_code` as SandboxFusion does, so that c
 server work with the other. `GET /health` says whether a program can run here, and `GET /metrics`
 counts programs in Prometheus' text format. A refusal has a status and a `detail` with the reason:
 
-* 401: the server has a token, and the request does not carry it. The server reads no more of the
-  request. Only `/health` needs no token; without it, the answer says only whether a program can
+* 401: the server has a token, and the request does not carry it. The server discards the
+  body. Only `/health` needs no token; without it, the answer says only whether a program can
   run.
 * 413, 408: the body is too large, or does not arrive.
 * 422: the body is not a request of the protocol; the language is not Python; a limit is above the
@@ -53,7 +53,7 @@ from retool_env.execution import (
     check_program,
 )
 from retool_env.sandbox.bodies import Bodies
-from retool_env.sandbox.connections import Connections, TokenRequired, shows_token
+from retool_env.sandbox.connections import Connections, Lingering, TokenRequired, shows_token
 from retool_env.sandbox.fusion import response_of
 from retool_env.sandbox.monitoring import Health, Metrics
 from retool_env.sandbox.requests import RunCodeRequest, parse
@@ -147,6 +147,7 @@ def create_app(
     schema = {"application/json": {"schema": RunCodeRequest.model_json_schema()}}
 
     app.add_middleware(TokenRequired, token=token, open_paths=["/health"])
+    app.add_middleware(Lingering)  # the outermost one, since it also serves refusals
 
     @app.post("/run_code", openapi_extra={"requestBody": {"content": schema, "required": True}})
     async def run_code(request: Request) -> Response:

@@ -45,18 +45,33 @@ def test_every_path_but_health_needs_the_token(path: str) -> None:
         assert httpx.get(f"{url}/health").json() == {"status": "ok"}
 
 
-def test_without_the_token_no_body_is_read() -> None:
+def test_without_the_token_no_body_is_asked_for_or_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "LINGER_SECONDS", 0.2)
     with serving(create_app(says(OK), SECRET)) as url:
         connection = connect(url, head("wrong", 1 << 20) + b"{")
-        answer = received(connection)  # at once, without the rest of the body
+        answer = received(connection)  # without the rest of the body
     assert b" 401 " in answer and b"connection: close" in answer.lower()
     assert b" 100 " not in answer
 
 
-def test_without_the_token_a_large_body_gets_its_401() -> None:
+@pytest.mark.parametrize(
+    ("token", "status", "length"), [("wrong", b" 401 ", 8 << 20), (SECRET, b" 413 ", 33 << 20)]
+)
+def test_a_client_that_still_sends_its_body_gets_an_early_answer_and_no_reset(
+    token: str, status: bytes, length: int
+) -> None:
     with serving(create_app(says(OK), SECRET)) as url:
-        answer = httpx.post(f"{url}/run_code", content=b"x" * (8 << 20))
-    assert answer.status_code == 401
+        connection = connect(url, head(token, length))
+        answer = b""
+        while b"detail" not in answer:  # at once: the client has sent no body
+            answer += connection.recv(65536)
+        assert status in answer
+        connection.sendall(b"x" * length)  # a closed connection would refuse it
+        while part := connection.recv(65536):
+            answer += part
+    assert answer.endswith(b'"}')
 
 
 # --- connections and headers ----------------------------------------------------------------------
