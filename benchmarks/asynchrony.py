@@ -18,6 +18,11 @@ the weights were large:
         --weights-folder /tmp/weights --staleness 0 1 2 4 --load-seconds 0.06
 
 These figures go to `benchmarks/results/asynchrony_served.json`.
+
+With `--resample 3`, groups that teach nothing are replaced, and each staleness is timed with
+batches that wait for late replacements, and with batches that carry them to a later batch
+(`retool_env.training.dynamic_sampling`). These figures go to
+`benchmarks/results/asynchrony_resample.json`.
 """
 
 from __future__ import annotations
@@ -158,6 +163,8 @@ def train(
     served: Served | None = None,
     at_update: AtUpdate = "cut",
     max_tokens: int | None = None,
+    resample: int = 0,
+    carry: bool = True,
 ) -> dict[str, Any]:
     """Train with GRPO, and return times and figures.
 
@@ -170,6 +177,8 @@ def train(
         served: The servers that sample. `None`: a model in this process samples.
         at_update: The treatment of turns under way when new weights come, on servers.
         max_tokens: The most tokens of an episode. `None`: as in the preset.
+        resample: The most times that a group which teaches nothing is replaced.
+        carry: Whether batches carry late replacements to later batches.
 
     Returns:
         Means over all steps but the first, unless stated otherwise:
@@ -180,6 +189,7 @@ def train(
         - `tokens`, `calls`: per episode.
         - `lag`, `lag_max`: optimizer steps between sampling and training.
         - `difference`, `effective_tokens`, `clipped`: see `EngineGRPOTrainer`.
+        - `resampled`, `carried`: groups a step.
         - `accuracy`: of the rollouts, over the first five and the last five steps.
         - With servers: `update_s`, the median time of an update; `first_token_s`, the median time
           from the begin of an update to the first token under the new weights; `cut_turns`, per
@@ -228,8 +238,14 @@ def train(
         engine = RolloutEngine(policy, rules, tool)
         ends = [time.monotonic()]
         trainer.rollout_func = EngineRollouts(
-            engine, problems, staleness=staleness, on_rollouts=lambda *_: ends.append(_now(ends))
+            engine,
+            problems,
+            staleness=staleness,
+            resample=resample,
+            on_rollouts=lambda *_: ends.append(_now(ends)),
         )
+        if (dynamic := trainer.rollout_func._dynamic) is not None and not carry:
+            dynamic._staleness = 0  # a replacement is due in its own batch
         try:
             trainer.train()
         finally:
@@ -262,6 +278,8 @@ def train(
         "difference": mean("offpolicy/difference", later),
         "effective_tokens": mean("offpolicy/effective_tokens", later),
         "clipped": mean("clip_ratio/region_mean", later),
+        "resampled": mean("rollout/resampled", later),
+        "carried": mean("rollout/carried", later),
         "accuracy": {
             "first 5": mean("env/accuracy", slice(5)),
             "last 5": mean("env/accuracy", slice(-5, None)),
@@ -290,6 +308,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--at-update", nargs="+", choices=ways, default=["wait", "cut"])
     parser.add_argument("--load-seconds", type=float, default=0.0, help="seconds more per update")
     parser.add_argument("--max-tokens", type=int, help="tokens of an episode, on servers (160)")
+    parser.add_argument("--resample", type=int, default=0, help="replacements of a dull group (0)")
     parser.add_argument("--out", type=Path, help="the JSON file of the figures")
     options = parser.parse_args(arguments)
     if (options.servers is None) != (options.weights_folder is None):
@@ -306,6 +325,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     if options.servers is not None:
         return time_servers(options, times)
+    if options.resample:
+        return time_resampling(options, times)
     figures: dict[str, dict[str, Any]] = {}
     with make_sandbox() as sandbox:
         tool = SlowTool(sandbox, times)
@@ -367,6 +388,41 @@ def time_servers(options: argparse.Namespace, times: ToolTimes) -> int:
     own = {"load_seconds": options.load_seconds, "max_tokens": options.max_tokens}
     settings = {**own, **_settings(options)}
     out = options.out or RESULTS / "asynchrony_served.json"
+    write_results(out, {"settings": settings, "staleness": figures})
+    return 0
+
+
+def time_resampling(options: argparse.Namespace, times: ToolTimes) -> int:
+    """Time dynamic sampling with and without late groups that are carried; the exit status.
+
+    Args:
+        options: The options of the command line.
+        times: The distribution of the tool's waits.
+    """
+    figures: dict[str, dict[str, Any]] = {}
+    print("| batches ahead | late groups | seconds a step | waited | lag | resampled | carried |")
+    print("|---|---|---|---|---|---|---|")
+    with make_sandbox() as sandbox:
+        tool = SlowTool(sandbox, times)
+        for staleness in options.staleness:
+            rows = figures.setdefault(str(staleness), {})
+            for way in ("waited for", "carried"):
+                rows[way] = row = train(
+                    options.checkpoint,
+                    options.timed,
+                    staleness,
+                    tool,
+                    learns=False,
+                    resample=options.resample,
+                    carry=way == "carried",
+                )
+                print(
+                    f"| {staleness} | {way} | {row['step_s']:.2f} | {row['waited_s']:.2f} | "
+                    f"{row['lag']:.2f} | {row['resampled']:.1f} | {row['carried']:.1f} |",
+                    flush=True,
+                )
+    out = options.out or RESULTS / "asynchrony_resample.json"
+    settings = {"resample": options.resample, **_settings(options)}
     write_results(out, {"settings": settings, "staleness": figures})
     return 0
 

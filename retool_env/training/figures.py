@@ -18,6 +18,7 @@ from retool_env.protocol.turn import TurnKind
 from retool_env.rollout.policy import BasePolicy
 from retool_env.rollout.progress import Progress
 from retool_env.training.correction import LOG_RATIO_BOUND
+from retool_env.training.dynamic_sampling import Sampled
 from retool_env.training.processes import gathered
 from retool_env.training.rows import is_trainable
 from retool_env.training.step import Step
@@ -196,6 +197,8 @@ class RolloutFigures:
     - `rollout/failed`, the number of episodes that are not scored,
     - `rollout/cut`, `rollout/dropped` and `rollout/retried`, episodes since the last step,
     - `rollout/resampled`, the number of groups that were resampled,
+    - `rollout/carried`, the number of groups that began in another batch (see
+      `retool_env.training.dynamic_sampling`),
     - `env/deadline_cut`, the share of the batch's episodes that the deadline cut.
 
     Args:
@@ -216,18 +219,16 @@ class RolloutFigures:
         self,
         step: Step,
         transcripts: Sequence[Transcript],
-        seconds: float,
         waited: float,
-        resampled: int,
+        sampled: Sampled,
     ) -> None:
         """Log a batch's figures, the same on every process. All processes must call it.
 
         Args:
             step: The trainer's request for the batch.
             transcripts: The episodes of this process.
-            seconds: Seconds from the first prompt to the end of the last episode.
             waited: Seconds that the trainer waited.
-            resampled: Groups that were sampled to replace groups that teach nothing.
+            sampled: What was sampled for this process's part of the batch.
 
         Raises:
             RuntimeError: If no episode of any process can be trained on.
@@ -240,7 +241,8 @@ class RolloutFigures:
             name: float(getattr(now, name) - getattr(before, name))
             for name in ("tokens", "tool_seconds", "cut", "dropped", "retried")
         }
-        sums |= {"resampled": resampled, "cut_turns": sum(bool(s.weight_runs) for s in spans)}
+        sums |= {"resampled": sampled.resampled, "carried": sampled.carried}
+        sums |= {"cut_turns": sum(bool(s.weight_runs) for s in spans)}
         sums |= {"sampled": sum(n for _, n in lags), "weight_lag": sum(lag * n for lag, n in lags)}
         sums["weight_versions"] = sum(
             len({version for span in transcript.spans for version, _ in span.weights})
@@ -253,7 +255,7 @@ class RolloutFigures:
         sums["failed"] = sum(not transcript.scored for transcript in transcripts)
         sums["deadline_cut"] = sum(t.stop_reason is StopReason.CANCELLED for t in transcripts)
         sums["episodes"] = len(transcripts)
-        most = {"seconds": seconds, "waited": waited, "weight_lag_max": 0}
+        most = {"seconds": sampled.seconds, "waited": waited, "weight_lag_max": 0}
         most["weight_lag_max"] = max((lag for lag, _ in lags), default=0)
         numbers = zip(*gathered(step.accelerator, *sums.values(), *most.values()), strict=True)
         named = zip((*sums, *most), numbers, strict=True)

@@ -8,7 +8,8 @@ rollouts. Each process writes its part of a batch to one file, once the batch is
 The batch is trained on from `first` optimizer steps until `end`. The tokens lie in flat arrays, 4
 bytes for an id and 4 for a log-prob; text, rewards and all other parts of a transcript are
 compressed JSON. Masks and advantages follow from them. A batch that was used up
-before the oldest checkpoint that counts is deleted.
+before the oldest checkpoint that counts is deleted. With dynamic sampling, a file says which groups
+of other batches were trained on (`DynamicSampling.moved`).
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ from safetensors import SafetensorError
 
 from retool_env.errors import SettingsError
 from retool_env.rollout.engine import Group
+from retool_env.training.dynamic_sampling import Moved
 from retool_env.training.processes import gathered, together
 from retool_env.training.step import Step
 from retool_env.transcript import Transcript
 
-_NAME = re.compile(r"(batch|old)-(\d+)\.(\d+)-(\d+)\.(\d+)-of-(\d+)\.safetensors")
+_NAME = re.compile(r"(batch|old|moved)-(\d+)\.(\d+)-(\d+)\.(\d+)-of-(\d+)\.safetensors")
 _log = logging.getLogger(__name__)
 
 
@@ -63,7 +65,8 @@ class _File:
 
     path: Path
     kind: str
-    """`batch`: the rollouts; `old`: the log-probs before the updates."""
+    """`batch`: the rollouts; `old`: the log-probs before the updates; `moved`: the places whose
+    groups took the places of others."""
     number: int
     first: int
     end: int
@@ -149,7 +152,8 @@ class KeptBatches:
         """Delete the batches that were used up before. Only the first process calls it."""
         needed = self._needed()
         for file in (*_files(self.folder), *_files(self.folder, ".part")):  # also of killed writes
-            if file.end <= needed:
+            # A run that goes on from the end of a batch needs the places that the batch moved.
+            if file.end < needed or (file.end == needed and file.kind != "moved"):
                 file.path.unlink(missing_ok=True)
 
     def found_by_all(self, numbers: Sequence[int], step: Step) -> set[int]:
@@ -203,11 +207,44 @@ class KeptBatches:
                 return logps
         raise _damaged(self._path("old", step), "it is missing")
 
-    def _parts(self, number: int, step: Step) -> list[_File]:
+    def save_moved(self, step: Step, moved: Moved) -> None:
+        """Write the mapping `DynamicSampling.moved`, for a run that is resumed after a batch.
+
+        Args:
+            step: The request for the batch.
+            moved: The mapping.
+        """
+        first = step.accelerator.process_index * len(asked_of(step))
+        entries = [[batch, first + index, name] for (batch, index), name in moved.items()]
+        text = json.dumps(entries).encode()
+        self._write("moved", step, {"record": np.frombuffer(text, np.uint8)})
+
+    def moved(self, number: int, step: Step) -> Moved:
+        """Read this process's part of what `save_moved` wrote; empty if nothing was written.
+
+        Args:
+            number: The number of the batch of `save_moved`.
+            step: A request of the trainer, for a later batch.
+
+        Raises:
+            SettingsError: If a file is damaged.
+        """
+        size = len(asked_of(step))
+        first = step.accelerator.process_index * size
+        own = range(first, first + size)
+        found: Moved = {}
+        for part in self._parts(number, step, "moved"):
+            try:
+                for batch, index, name in json.loads(_arrays(part.path)["record"].tobytes()):
+                    if index in own:
+                        found[batch, index - own.start] = name
+            except (ValueError, KeyError, TypeError) as error:
+                raise _damaged(part.path, f"it can't be read ({error!r:.100})") from None
+        return found
+
+    def _parts(self, number: int, step: Step, kind: str = "batch") -> list[_File]:
         """The files of all processes of a batch, by rank; empty if the batch can't be used."""
-        files = [
-            file for file in _files(self.folder) if (file.kind, file.number) == ("batch", number)
-        ]
+        files = [file for file in _files(self.folder) if (file.kind, file.number) == (kind, number)]
         count = step.accelerator.num_processes
         begun = step.resumed and number == step.batch
         for processes in sorted({file.processes for file in files}, key=lambda each: each != count):

@@ -8,7 +8,6 @@ All processes wait for the slowest, for up to `retool_env.training.processes.WAI
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
 import time
@@ -18,15 +17,14 @@ from concurrent.futures import Future
 from contextlib import aclosing
 from typing import Any, get_args
 
-import numpy as np
-
 from retool_env.errors import RolloutsAbandoned as RolloutsAbandoned
 from retool_env.errors import SettingsError
 from retool_env.problem import Problem, ProblemSource
 from retool_env.rollout.engine import Group, RolloutEngine
-from retool_env.rollout.group import end_tasks
 from retool_env.rollout.policy import Policy
 from retool_env.servers.background import BackgroundLoop
+from retool_env.training.dynamic_sampling import DynamicSampling
+from retool_env.training.dynamic_sampling import Sampled as Sampled
 from retool_env.training.figures import RolloutFigures
 from retool_env.training.kept_batches import KeptBatch, KeptBatches, asked_of
 from retool_env.training.processes import gathered, phase, together
@@ -34,8 +32,6 @@ from retool_env.training.rows import (
     ResampleBy,
     has_void_turn,
     is_overlong,
-    is_trainable,
-    teaches,
     training_rows,
 )
 from retool_env.training.sampling_policy import check_policy, check_step, own_model
@@ -61,20 +57,6 @@ class _Batch:
     """The seed of all sampling for this batch."""
     training: bool = True
     """Whether the batch is trained on."""
-
-
-@dataclasses.dataclass
-class Sampled:
-    """The episodes that were sampled for one process's part of a batch."""
-
-    groups: list[Group]
-    """The groups that are trained on."""
-    others: list[Transcript]
-    """Episodes in no group that did not fail: `oversample` dropped them, or they were replaced."""
-    seconds: float
-    """Seconds from the first prompt to the end of the last episode."""
-    resampled: int = 0
-    """The number of groups that replaced groups which teach nothing."""
 
 
 class Rollouts:
@@ -107,7 +89,9 @@ class Rollouts:
             finish first.
         resample: Largest number of times that a group which teaches nothing is replaced by a group
             of another problem (dynamic sampling, DAPO, arXiv 2503.14476, section 3.2). The other
-            group begins as soon as the first one has ended, and waits for no other group.
+            group begins as soon as the first one has ended, and waits for no other group. With a
+            `staleness` of 2 or more, no batch waits for it: see
+            `retool_env.training.dynamic_sampling`.
         resample_by: The test for a group that teaches nothing. `"accuracy"`, as in the paper: its
             episodes are all right or all wrong. `"reward"`, for rewards that measure more than the
             answer: its rewards are all equal. A shaped reward also differs within an all-wrong
@@ -174,7 +158,6 @@ class Rollouts:
         self.deadline = deadline
         self.oversample = oversample
         self.resample = resample
-        self.resample_by = resample_by
         self.mask_void = mask_void
         self.mask_overlong = mask_overlong
         self.stopping = stopping
@@ -184,7 +167,12 @@ class Rollouts:
         self.request: Step
         """The request for the last batch, after the first `collect`."""
         self._loop = BackgroundLoop("rollouts")
-        self._ahead: dict[int, tuple[_Batch, Future[Sampled]]] = {}
+        self._ahead: dict[int, tuple[_Batch, Future[Any]]] = {}
+        self._dynamic = (
+            DynamicSampling(self.sample, problems, resample, resample_by, staleness)
+            if resample
+            else None
+        )
         self._weights = WeightSync(engine.policy, self._loop)
         # An engine that shares its GPU with the trainer sleeps while the trainer trains.
         self._sleeps = engine.policy.sleep_mode
@@ -248,8 +236,8 @@ class Rollouts:
         """Sample the batch, and keep it."""
         began, accelerator = time.monotonic(), step.accelerator
         if step.batch not in self._ahead:
-            self._weights.sync(step)
-        sampled = together(accelerator, lambda: self._take(step.batch, batch))
+            self._sync(step)
+        sampled = together(accelerator, lambda: self._take(step, batch))
         if step.training and self.staleness:
             self._sample_ahead(step)
         version = step.number if step.training else None
@@ -268,7 +256,7 @@ class Rollouts:
                 together(accelerator, lambda: record(step.number, transcripts))
             waited = time.monotonic() - began
             logged = dataclasses.replace(step, log=log)
-            self._figures.log(logged, transcripts, sampled.seconds, waited, sampled.resampled)
+            self._figures.log(logged, transcripts, waited, sampled)
         if self.mask_void:
             log("env/void_episodes", sum(map(has_void_turn, transcripts)) / len(transcripts))
         if self.mask_overlong:
@@ -280,10 +268,15 @@ class Rollouts:
 
     def _sample_ahead(self, step: Step) -> None:
         """Give the policy the newest weights, and start the batches that are sampled ahead."""
-        self._weights.sync(step)
+        self._sync(step)
         later = range(step.batch + 1, step.batch + 1 + self.staleness)
         kept = self.kept.found_by_all(later, step) if self.kept else set()
         together(step.accelerator, lambda: self._start_ahead(step, sorted({*later} - kept)))
+
+    def _sync(self, step: Step) -> None:
+        self._weights.sync(step)
+        if self._dynamic is not None and step.training:
+            self._dynamic.trained = step.batch
 
     @phase("evaluation")
     def evaluate[T](
@@ -324,6 +317,8 @@ class Rollouts:
         self._wake()
         for _, future in self._ahead.values():
             self._wait(future)
+        if self._dynamic is not None:
+            self._wait(self._loop.submit(self._dynamic.ended()))
 
     def _wake(self) -> None:
         if self._asleep:
@@ -345,21 +340,34 @@ class Rollouts:
             return _Batch(prompts, n, (self.seed, step.number, rank, 0, 1), training=False)
         return _Batch(prompts, n, (self.seed, step.batch, rank))
 
-    def _start(self, batch: _Batch) -> Future[Sampled]:
+    def _start(self, step: Step, number: int, batch: _Batch) -> Future[Any]:
+        """Begin a batch. The future has a `Sampled`, or `None` if groups may be replaced."""
         problems = [self.problems.get(name) for name in batch.prompts[:: batch.n]]
-        if batch.training and self.resample:
-            return self._loop.submit(self._sample_teaching(problems, batch.n, batch.seed))
-        return self._loop.submit(self.sample(problems, batch.n, batch.seed))
+        if self._dynamic is None or not batch.training:
+            return self._loop.submit(self.sample(problems, batch.n, batch.seed))
+        if not self._dynamic.begun and self.kept is not None:
+            self._dynamic.moved = self.kept.moved(number - 1, step)
+        return self._loop.submit(self._dynamic.start(number, problems, batch.n, batch.seed))
 
-    def _take(self, number: int, batch: _Batch) -> Sampled:
+    def _take(self, step: Step, batch: _Batch) -> Sampled:
+        number = step.batch
         ahead = number in self._ahead
-        asked, future = self._ahead.pop(number) if ahead else (batch, self._start(batch))
+        asked, future = (
+            self._ahead.pop(number) if ahead else (batch, self._start(step, number, batch))
+        )
         if asked.prompts != batch.prompts:
             raise SettingsError(
                 "the trainer asks for other problems than the ones sampled ahead: set "
                 "shuffle_dataset=False or staleness=0"
             )
-        return self._wait(future)
+        begun: Sampled | None = self._wait(future)
+        if begun is not None or self._dynamic is None:
+            assert begun is not None
+            return begun
+        sampled, moved = self._wait(self._loop.submit(self._dynamic.take(number)))
+        if self.kept is not None and (moved or self.staleness > 1):
+            self.kept.save_moved(step, moved)
+        return sampled
 
     def _wait[T](self, future: Future[T]) -> T:
         while not futures.wait([future], _POLL_SECONDS).done:
@@ -373,7 +381,7 @@ class Rollouts:
             if number not in self._ahead and (prompts := step.coming(number)) is not None:
                 seed = self.seed, number, step.accelerator.process_index
                 batch = _Batch(list(prompts), step.group, seed)
-                self._ahead[number] = batch, self._start(batch)
+                self._ahead[number] = batch, self._start(step, number, batch)
 
     async def sample(self, problems: Sequence[Problem], n: int, seed: Sequence[int]) -> Sampled:
         """Run `n` episodes of each problem. A subclass may run more, and choose the trained ones.
@@ -400,45 +408,6 @@ class Rollouts:
             async for index, group in finished:
                 groups[index] = group
         return Sampled(groups, others, time.monotonic() - began)
-
-    async def _sample_teaching(
-        self, problems: Sequence[Problem], n: int, seed: Sequence[int]
-    ) -> Sampled:
-        """Run a group for each problem, and replace groups that teach nothing as they end."""
-        began = time.monotonic()
-        tasks = [
-            asyncio.create_task(self._teaching_group(problem, n, (*seed, index)))
-            for index, problem in enumerate(problems)
-        ]
-        try:
-            sampled = await asyncio.gather(*tasks)
-        finally:
-            await end_tasks(tasks)
-        groups = [group for each in sampled for group in each.groups]
-        others = [episode for each in sampled for episode in each.others]
-        resampled = sum(each.resampled for each in sampled)
-        return Sampled(groups, others, time.monotonic() - began, resampled)
-
-    async def _teaching_group(self, problem: Problem, n: int, seed: tuple[int, ...]) -> Sampled:
-        """Run a group, and in its place groups of other problems until one teaches something.
-
-        If none does, the first group that can be trained on stays.
-        """
-        chosen = await self.sample([problem], n, seed)
-        chance = np.random.default_rng(seed)
-        for turn in range(1, self.resample + 1):
-            [group] = chosen.groups
-            if teaches(group, self.resample_by):
-                break
-            other = self.problems[int(chance.integers(len(self.problems)))]
-            # Longer than the seed of any batch's group, so that it differs from all of them.
-            fresh = await self.sample([other], n, (*seed, turn, 0, 0))
-            [replaced] = fresh.groups
-            if teaches(replaced, self.resample_by) or not any(map(is_trainable, group)):
-                group, replaced = replaced, group
-            others = chosen.others + fresh.others + [t for t in replaced if t.scored]
-            chosen = Sampled([group], others, 0.0, turn)
-        return chosen
 
     def _rest(self, step: Step) -> None:
         """Free the policy's memory for the trainer."""

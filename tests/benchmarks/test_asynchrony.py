@@ -60,6 +60,21 @@ def test_a_short_run_on_servers(tmp_path: Path, capsys, monkeypatch) -> None:
     assert "| 2 | wait |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_short_run_with_dynamic_sampling(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(asynchrony, "PROMPTS", 2)
+    monkeypatch.setattr(asynchrony, "ROLLOUTS", 2)
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", seed=0)
+    out = tmp_path / "found.json"
+    few = ["--timed", "5", "--staleness", "2", "--resample", "2", "--out", str(out)]
+    assert asynchrony.main(["--checkpoint", str(checkpoint), *few]) == 0
+    found = json.loads(out.read_text())["staleness"]["2"]
+    # A random model gives no right answer, so that all groups are replaced twice.
+    assert [row["resampled"] for row in found.values()] == [4.0, 4.0]
+    assert found["waited for"]["carried"] == 0 < found["carried"]["carried"]
+    assert "| 2 | carried |" in capsys.readouterr().out
+
+
 def test_servers_need_a_folder_for_weights(tmp_path: Path, capsys) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint", seed=0)
     with pytest.raises(SystemExit):

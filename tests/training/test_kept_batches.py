@@ -224,3 +224,39 @@ def test_a_write_that_was_killed_leaves_no_file_for_ever(tmp_path):
     oldest[0] = 8
     batches.delete_used()
     assert names(tmp_path) == []
+
+
+def test_moved_places_come_back_and_are_kept_for_a_run_that_goes_on_after_their_batch(tmp_path):
+    needed = [4]
+    batches = KeptBatches(tmp_path, lambda: needed[0])
+    moved = {(2, 0): "late", (3, 1): "later"}
+    assert batches.moved(1, request(2)) == {}
+    batches.save(request(), kept())
+    batches.save_moved(request(), moved)
+    assert batches.moved(1, request(2)) == moved and batches.moved(0, request(1)) == {}
+    assert batches.load(request()).asked == ["a", "b"]
+    needed[0] = 8  # the batch was used up, and the run may go on from its end
+    batches.delete_used()
+    assert names(tmp_path) == ["moved-1.4-8.0-of-1.safetensors"]
+    assert batches.moved(1, request(2)) == moved
+    needed[0] = 9
+    batches.delete_used()
+    assert names(tmp_path) == []
+
+
+def test_moved_places_are_divided_anew_among_another_number_of_processes(tmp_path):
+    batches = KeptBatches(tmp_path, lambda: 0)
+    for rank, moved in enumerate([{(2, 0): "a", (2, 1): "b"}, {(2, 1): "c"}]):
+        batches.save_moved(request(rank=rank, processes=2, prompts="xy"), moved)
+    assert batches.moved(1, request(2, prompts="wxyz")) == {(2, 0): "a", (2, 1): "b", (2, 3): "c"}
+    found = [batches.moved(1, request(2, rank=r, processes=4, prompts="x")) for r in range(4)]
+    assert found == [{(2, 0): "a"}, {(2, 0): "b"}, {}, {(2, 0): "c"}]
+
+
+def test_damaged_moved_places_are_refused(tmp_path):
+    batches = KeptBatches(tmp_path, lambda: 0)
+    batches.save_moved(request(), {(2, 0): "a"})
+    [path] = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes().replace(b"[[", b"[{"))
+    with pytest.raises(SettingsError, match=r"moved-1.*can't be read"):
+        batches.moved(1, request(2))

@@ -6,6 +6,8 @@ import asyncio
 import dataclasses
 import subprocess
 import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -279,6 +281,64 @@ def test_a_group_that_can_not_be_replaced_by_one_that_teaches_stays():
     first = Rollouts(RolloutEngine(Writer(), RULES, Box()), problems, resample=1)
     assert first.collect(make_step(["3", "3"]))["transcript"] == rows["transcript"]
     assert len(set(policy.seeds)) == 6
+
+
+class Slow(ProblemList):
+    """Problems of which each replacement is problem 9."""
+
+    def __getitem__(self, index):
+        return self.get("9")
+
+
+class Late(Writer):
+    """One of two rollouts is right, but in problem 3. Problem 9 waits until it may end."""
+
+    def __init__(self, may_end, teaches):
+        super().__init__()
+        self.may_end, self.dull, self.asked = may_end, None if teaches else 3, []
+
+    async def act(self, token_ids, stop, budget, seed):
+        number = int(self.tokenizer.decode(token_ids).split(" * ")[0])
+        self.asked.append(number)
+        while number == 9 and not self.may_end.is_set():
+            await asyncio.sleep(0.01)
+        right = self.asked.count(number) % 2 and number != self.dull
+        ids = tuple(self.tokenizer.encode(f"<answer>{number * 7 + (not right)}</answer>"))
+        return Generation(ids, (-0.7,) * len(ids), "tag")
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_batch_takes_a_group_of_the_next_in_place_of_a_late_one_also_after_a_stop(
+    tmp_path, stopped
+):
+    problems = Slow(Problem(id=str(i), question=f"{i} * 7?", answer=str(i * 7)) for i in range(10))
+    batches = [[name for name in pair for _ in range(2)] for pair in ("01", "34", "56", "78")]
+    kept, logged = KeptBatches(tmp_path, lambda: 0), {}
+
+    def start(may_end, teaches=False):
+        policy = Late(may_end, teaches)
+        more = {"staleness": 2, "resample": 1, "kept": kept}
+        return policy, Rollouts(RolloutEngine(policy, RULES, Box()), problems, **more)
+
+    def ask(rollouts, number):
+        coming = dict(enumerate(batches)).get
+        step = make_step(batches[number], number, logged, coming=coming)
+        return [t.problem.id for t in rollouts.collect(step)["transcript"]][::2]
+
+    may_end = threading.Event()
+    policy, rollouts = start(may_end)
+    assert ask(rollouts, 0) == ["0", "1"] and logged["rollout/carried"] == 0
+    while policy.asked.count(9) < 2:  # until problem 3 was replaced
+        time.sleep(0.01)
+    assert ask(rollouts, 1) == ["4", "5"] and logged["rollout/carried"] == 1
+    may_end.set()
+    if stopped:
+        rollouts.close()
+        policy, rollouts = start(may_end, teaches=True)
+    assert ask(rollouts, 2) == (["3", "6"] if stopped else ["9", "6"])
+    assert logged["rollout/carried"] == (not stopped)
+    assert ask(rollouts, 3) == ["7", "8"] and logged["rollout/carried"] == 0
+    rollouts.close()
 
 
 def test_an_error_in_one_group_ends_the_others():
