@@ -63,6 +63,8 @@ from retool_env.servers.address import split_urls
 
 CHECKPOINT = Path("runs/sft/checkpoint")
 PROMPTS, ROLLOUTS = 16, 8
+PAIRS = 64
+"""Prompts with two rollouts each, where groups are replaced: about half of them teach nothing."""
 
 
 class SlowTool:
@@ -165,6 +167,7 @@ def train(
     max_tokens: int | None = None,
     resample: int = 0,
     carry: bool = True,
+    size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Train with GRPO, and return times and figures.
 
@@ -179,6 +182,7 @@ def train(
         max_tokens: The most tokens of an episode. `None`: as in the preset.
         resample: The most times that a group which teaches nothing is replaced.
         carry: Whether batches carry late replacements to later batches.
+        size: The prompts of a step, and the rollouts of a prompt. `None`: 16 and 8.
 
     Returns:
         Means over all steps but the first, unless stated otherwise:
@@ -195,6 +199,7 @@ def train(
           from the begin of an update to the first token under the new weights; `cut_turns`, per
           step; `reread_tokens`, the tokens per step that were computed again after cuts.
     """
+    prompts, rollouts = size or (PROMPTS, ROLLOUTS)
     preset = read_preset("tiny")
     more = {} if max_tokens is None else {"max_tokens": max_tokens}
     rules, problems = find_task({**preset["env"], **more})
@@ -207,8 +212,8 @@ def train(
             args=GRPOConfig(
                 output_dir=folder,
                 max_steps=steps,
-                per_device_train_batch_size=PROMPTS * ROLLOUTS,
-                num_generations=ROLLOUTS,
+                per_device_train_batch_size=prompts * rollouts,
+                num_generations=rollouts,
                 max_completion_length=rules.max_tokens,
                 learning_rate=preset["grpo"]["learning_rate"] * learns,
                 lr_scheduler_type="constant",
@@ -223,7 +228,7 @@ def train(
                 gradient_checkpointing=False,
                 dataloader_pin_memory=torch.cuda.is_available(),
             ),
-            train_dataset=problem_dataset(problems, steps * PROMPTS, seed=0),
+            train_dataset=problem_dataset(problems, steps * prompts, seed=0),
             processing_class=tokenizer,
             rollout_func=lambda *_: {},
         )
@@ -415,6 +420,7 @@ def time_resampling(options: argparse.Namespace, times: ToolTimes) -> int:
                     learns=False,
                     resample=options.resample,
                     carry=way == "carried",
+                    size=(PAIRS, 2),
                 )
                 print(
                     f"| {staleness} | {way} | {row['step_s']:.2f} | {row['waited_s']:.2f} | "
@@ -422,7 +428,8 @@ def time_resampling(options: argparse.Namespace, times: ToolTimes) -> int:
                     flush=True,
                 )
     out = options.out or RESULTS / "asynchrony_resample.json"
-    settings = {"resample": options.resample, **_settings(options)}
+    own = {"resample": options.resample, "prompts": PAIRS, "rollouts": 2}
+    settings = {**_settings(options), **own}
     write_results(out, {"settings": settings, "staleness": figures})
     return 0
 

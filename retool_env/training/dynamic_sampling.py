@@ -47,8 +47,8 @@ class Sampled:
 
 
 @dataclasses.dataclass(eq=False)
-class _Place:
-    """The place of a group in a batch: its first group, and the groups that replace it in turn."""
+class _Slot:
+    """A place in a batch: its first group, and the groups that replace it in turn."""
 
     batch: int
     index: int
@@ -102,7 +102,7 @@ class DynamicSampling:
         """Problems for places of batches that have not begun, by batch and index. In an earlier
         start of the run, the groups of these places took the places of these problems. A place
         leaves the mapping when its batch begins."""
-        self._places: list[_Place] = []
+        self._slots: list[_Slot] = []
         self._sizes: dict[int, int] = {}
         self._began: dict[int, float] = {}
         self._early: set[tuple[int, int]] = set()
@@ -127,9 +127,9 @@ class DynamicSampling:
         for index, problem in enumerate(problems):
             if (moved := self.moved.pop((number, index), None)) is not None:
                 problem = self._problems.get(moved)
-            place = _Place(number, index, problem, number)
-            place.task = asyncio.create_task(self._teaching_group(place, n, (*seed, index)))
-            self._places.append(place)
+            slot = _Slot(number, index, problem, number)
+            slot.task = asyncio.create_task(self._teaching_group(slot, n, (*seed, index)))
+            self._slots.append(slot)
 
     async def take(self, number: int) -> tuple[Sampled, Moved]:
         """Wait until a batch is complete. Batches must be taken in their order.
@@ -142,65 +142,67 @@ class DynamicSampling:
         """
         try:
             while (chosen := self._complete(number)) is None:
-                waiting = [place.task for place in self._places if not place.task.done()]
+                waiting = [slot.task for slot in self._slots if not slot.task.done()]
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         except BaseException:
-            await end_tasks(place.task for place in self._places)
+            await end_tasks(slot.task for slot in self._slots)
             raise
-        for place in chosen:
-            self._places.remove(place)
-            self._early.add((place.batch, place.index))
+        for slot in chosen:
+            self._slots.remove(slot)
+            self._early.add((slot.batch, slot.index))
         self._early = {each for each in self._early if each[0] > number}
-        late = sorted((p for p in self._places if p.batch <= number), key=lambda place: place.order)
-        names = (place.problem.id for place in late)
+        late = sorted(
+            (slot for slot in self._slots if slot.batch <= number), key=lambda slot: slot.order
+        )
+        names = (slot.problem.id for slot in late)
         moved = self.moved | dict(zip(sorted(self._early), names, strict=True))
-        chosen.sort(key=lambda place: (place.batch, place.index))  # as if none had been replaced
-        results = [place.task.result() for place in chosen]
+        chosen.sort(key=lambda slot: (slot.batch, slot.index))  # as if none had been replaced
+        results = [slot.task.result() for slot in chosen]
         sampled = Sampled(
             [group for each in results for group in each.groups],
             [episode for each in results for episode in each.others],
             time.monotonic() - self._began[number],
             sum(each.resampled for each in results),
-            sum(place.batch != number for place in chosen),
+            sum(slot.batch != number for slot in chosen),
         )
         return sampled, moved
 
     async def ended(self) -> None:
         """Wait until no group is under way."""
-        await asyncio.gather(*(place.task for place in self._places))
+        await asyncio.gather(*(slot.task for slot in self._slots))
 
-    def _complete(self, number: int) -> list[_Place] | None:
+    def _complete(self, number: int) -> list[_Slot] | None:
         """The groups of a batch; `None` if it must wait. An error of any group is raised."""
-        places = sorted(self._places, key=lambda place: place.order)
-        ended = [place for place in places if place.task.done()]
-        for place in ended:
-            place.task.result()
+        slots = sorted(self._slots, key=lambda slot: slot.order)
+        ended = [slot for slot in slots if slot.task.done()]
+        for slot in ended:
+            slot.task.result()
         chosen = ended[: self._sizes[number]]
-        left = [place.due for place in places if place not in chosen]
+        left = [slot.due for slot in slots if slot not in chosen]
         for due in {*left}:
             room = sum(size for batch, size in self._sizes.items() if number < batch <= due)
             if sum(each <= due for each in left) > room:
                 return None
         return chosen
 
-    async def _teaching_group(self, place: _Place, n: int, seed: tuple[int, ...]) -> Sampled:
+    async def _teaching_group(self, slot: _Slot, n: int, seed: tuple[int, ...]) -> Sampled:
         """Run a group, and in its place groups of other problems until one teaches something.
 
         If none does, the newest group stays that can be trained on. An older one does not stay if
         it would be too old in the batch that takes the place.
         """
-        chosen = await self._sample([place.problem], n, seed)
+        chosen = await self._sample([slot.problem], n, seed)
         chance = np.random.default_rng(seed)
         for turn in range(1, self._resample + 1):
             [group] = chosen.groups
             if teaches(group, self._by):
                 break
             other = self._problems[int(chance.integers(len(self._problems)))]
-            due, place.due = place.due, max(place.due, self.trained + self._staleness)
+            due, slot.due = slot.due, max(slot.due, self.trained + self._staleness)
             # Longer than the seed of any batch's group, so that it differs from all of them.
             fresh = await self._sample([other], n, (*seed, turn, 0, 0))
             [replaced] = fresh.groups
-            if any(map(is_trainable, replaced)) or place.due > due:
+            if any(map(is_trainable, replaced)) or slot.due > due:
                 group, replaced = replaced, group
             others = chosen.others + fresh.others + [t for t in replaced if t.scored]
             chosen = Sampled([group], others, 0.0, turn)

@@ -228,7 +228,7 @@ class RolloutFigures:
             step: The trainer's request for the batch.
             transcripts: The episodes of this process.
             waited: Seconds that the trainer waited.
-            sampled: What was sampled for this process's part of the batch.
+            sampled: The groups and episodes of this process, with their counts.
 
         Raises:
             RuntimeError: If no episode of any process can be trained on.

@@ -220,7 +220,7 @@ class KeptBatches:
         self._write("moved", step, {"record": np.frombuffer(text, np.uint8)})
 
     def moved(self, number: int, step: Step) -> Moved:
-        """Read this process's part of what `save_moved` wrote; empty if nothing was written.
+        """Read this process's part of the mapping that `save_moved` wrote; empty without a file.
 
         Args:
             number: The number of the batch of `save_moved`.

@@ -62,8 +62,7 @@ def test_a_short_run_on_servers(tmp_path: Path, capsys, monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_a_short_run_with_dynamic_sampling(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(asynchrony, "PROMPTS", 2)
-    monkeypatch.setattr(asynchrony, "ROLLOUTS", 2)
+    monkeypatch.setattr(asynchrony, "PAIRS", 2)
     checkpoint = make_checkpoint(tmp_path / "checkpoint", seed=0)
     out = tmp_path / "found.json"
     few = ["--timed", "5", "--staleness", "2", "--resample", "2", "--out", str(out)]

@@ -68,7 +68,7 @@ class Run:
             sampling.trained = number
             while begun < min(number + self.staleness, last - 1):
                 begun = await self.start(next(coming))
-        tasks = [place.task for place in sampling._places]
+        tasks = [slot.task for slot in sampling._slots]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
