@@ -169,7 +169,9 @@ class Rollouts:
         self._loop = BackgroundLoop("rollouts")
         self._ahead: dict[int, tuple[_Batch, Future[Any]]] = {}
         self._dynamic = (
-            DynamicSampling(self.sample, problems, resample, resample_by, staleness)
+            DynamicSampling(
+                lambda *args: self.sample(*args), problems, resample, resample_by, staleness
+            )
             if resample
             else None
         )
