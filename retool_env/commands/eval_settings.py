@@ -145,7 +145,10 @@ def _local_policy_maker(
     def of_servers() -> Any:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+        from retool_env.rollout.checkpoint_files import reading
+
+        with reading(arguments.model):
+            tokenizer = AutoTokenizer.from_pretrained(arguments.model)
         served = dataclasses.replace(model, tokenizer=tokenizer)
         return make_policy("vllm_server", served, urls=engine, **options)
 
