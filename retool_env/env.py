@@ -142,8 +142,10 @@ class ReToolEnv(gym.Env[str, str]):
         options = dict(options or {})
         problem_id = options.pop("problem_id", None)
         rollout = check_whole_number("rollout", options.pop("rollout", 0), least=0)
+        if problem_id is not None and not isinstance(problem_id, str):
+            raise SettingsError(f"the option problem_id must be a text, not {problem_id!r:.60}")
         if options:
-            raise ValueError(
+            raise SettingsError(
                 f"unknown reset option {sorted(options)}; the options are 'problem_id' and "
                 "'rollout'"
             )

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retool_env.commands.eval_settings import MAX_TOKENS, api_fields
+from retool_env.commands.eval_settings import MAX_TOKENS, api_fields, check_engine
 from retool_env.commands.keys import refuse_key
 from retool_env.errors import SettingsError
 from retool_env.key_values import parse_settings, parse_value
@@ -176,6 +176,7 @@ def check_options(arguments: argparse.Namespace, price: Price | None, folder: st
     if below.is_absolute() or ".." in below.parts or not below.parts:
         raise SettingsError(f"--name must be a name below runs/{folder}, not {arguments.name!r}")
     check_dtype("--dtype", arguments.dtype)
+    check_engine(arguments)
     given = parse_settings(arguments.settings)
     check_no_secrets({"--sandbox": arguments.sandbox, "settings": given})
     api_fields(arguments)

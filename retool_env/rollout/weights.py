@@ -20,8 +20,8 @@ def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], what: str) -> None
     """Check that no weight is NaN or infinite.
 
     Args:
-        tensors: Tensors by their names. Tensors of whole numbers, on the meta device, or without
-            elements are not checked; of a sharded tensor, the shard of this process is checked.
+        tensors: Tensors of any shape by their names. Tensors of whole numbers, on the meta device,
+            or without elements are not checked; of a sharded tensor, this process's shard is.
         what: The owner of the tensors, which begins the error text.
 
     Raises:
