@@ -19,6 +19,7 @@ from agents import grpo, sft
 from agents.base.board import Bar, console
 from agents.base.curves import write_curves
 from agents.base.fields import ModelSettings
+from agents.base.presets import override_env
 from agents.base.records import build, intact, read_object, read_records, write_atomically
 from agents.base.session import Session
 from agents.base.settings import build_settings, find_sandbox, find_task, prefixed, setting, stage
@@ -162,7 +163,7 @@ def stage_settings(
     chosen = getattr(settings, module.__name__.rpartition(".")[2])
     shared = {key: getattr(settings, key) for key in ("dtype", "sandbox", "seed", "report_to")}
     # A stage may change the environment: a cold start needs problems that a script can solve.
-    env = {**env, **chosen.get("env", {}), "interpreter": env["interpreter"]}
+    env = override_env(env, {**chosen.get("env", {}), "interpreter": env["interpreter"]})
     return build_settings(module.Settings, {**shared, **chosen, **others, "name": name, "env": env})
 
 
