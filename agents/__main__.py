@@ -25,6 +25,7 @@ from agents.base.settings import SettingsError, build_settings, describe
 from agents.base.sharding import leave_process_group
 from agents.base.status import CODES
 from agents.base.stopping import Stopped, shielded
+from retool_env.errors import NotFinite
 from retool_env.execution import SandboxUnavailable
 from retool_env.key_values import dump_yaml, parse_settings
 from retool_env.rollout import PolicyUnavailable
@@ -92,6 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SettingsError, FileNotFoundError, ImportError, SandboxUnavailable) as error:
         print(f"python -m agents {arguments.algorithm}: {redact(str(error))}", file=sys.stderr)
         return 2
+    except NotFinite as error:
+        text = "\n".join([str(error), *getattr(error, "__notes__", [])])
+        print(f"python -m agents {arguments.algorithm}: {redact(text)}", file=sys.stderr)
+        return 1
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch and safetensors, which write the weights, have other errors for a full disk.
         curable = isinstance(error, OSError | PolicyUnavailable | SafetensorError)

@@ -19,15 +19,17 @@ from agents import grpo, sft
 from agents.base.board import Bar, console
 from agents.base.curves import write_curves
 from agents.base.fields import ModelSettings
+from agents.base.presets import override_env
 from agents.base.records import build, intact, read_object, read_records, write_atomically
 from agents.base.session import Session
-from agents.base.settings import build_settings, find_sandbox, find_task, setting, stage
+from agents.base.settings import build_settings, find_sandbox, find_task, prefixed, setting, stage
 from retool_env.checkpoint_task import TEMPERATURE, TOP_P
 from retool_env.errors import RolloutsAbandoned
 from retool_env.evaluation.run import evaluate
 from retool_env.metrics.summary import Summary
 from retool_env.metrics.tables import table, tool_table
 from retool_env.rollout.transformers.policy import load_policy
+from retool_env.task import make_rules
 from retool_env.transcript import write_transcripts
 
 ONE_PROCESS = True
@@ -133,8 +135,12 @@ def check_stages(settings: Settings) -> None:
         SettingsError: If a setting is unknown or out of range, or a stage's batch can't be divided.
     """
     env = {**settings.env, "interpreter": True}
-    sft.check_batch(stage_settings(sft, settings, "sft", env, model=first_model(settings)), 1)
-    grpo.check_batch(stage_settings(grpo, settings, "grpo", env), 1)
+    cold = stage_settings(sft, settings, "sft", env, model=first_model(settings))
+    sft.sft_config(cold, Path(), *sft.check_batch(cold, 1))
+    rl = stage_settings(grpo, settings, "grpo", env)
+    with prefixed("env"):
+        rules = make_rules(**rl.env)
+    grpo.grpo_config(rl, Path(), rules.max_tokens, *grpo.check_batch(rl, 1), {})
 
 
 def first_model(settings: Settings) -> str:
@@ -157,7 +163,7 @@ def stage_settings(
     chosen = getattr(settings, module.__name__.rpartition(".")[2])
     shared = {key: getattr(settings, key) for key in ("dtype", "sandbox", "seed", "report_to")}
     # A stage may change the environment: a cold start needs problems that a script can solve.
-    env = {**env, **chosen.get("env", {}), "interpreter": env["interpreter"]}
+    env = override_env(env, {**chosen.get("env", {}), "interpreter": env["interpreter"]})
     return build_settings(module.Settings, {**shared, **chosen, **others, "name": name, "env": env})
 
 

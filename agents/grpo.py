@@ -32,7 +32,13 @@ from agents.base.resuming import last_version
 from agents.base.run import RunLogger
 from agents.base.selection import CleanEngineRollouts
 from agents.base.session import Export, RolloutSession
-from agents.base.settings import SettingsError, check_least, largest_divisor, setting
+from agents.base.settings import (
+    SettingsError,
+    check_least,
+    largest_divisor,
+    nearest,
+    setting,
+)
 from agents.base.sharding import processes, reference_of
 from agents.base.stopping import StopCallback
 from agents.base.trl import trl_config
@@ -51,6 +57,9 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 CLIPPED_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 """TRL's losses that clip the ratio on both sides and bound it by `delta`."""
+
+LOSSES = (*CLIPPED_LOSSES, "cispo", "sapo", "vespo")
+"""TRL's losses. TRL itself refuses another name only after the first rollouts."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,8 @@ def train(
             return run.checkpoint
         disable_dropout(run.model)
         check_learning_rate(settings, run.model.num_parameters())
-        config = grpo_config(run, micro_batch, passes, arguments or {})
+        budget = run.rules.max_tokens
+        config = grpo_config(settings, run.trainer, budget, micro_batch, passes, arguments or {})
         run.begin("rl")
         # Of the first process: a process that the run did not have before has no file yet.
         last = everywhere(last_version(run.transcripts))[0]
@@ -201,6 +211,10 @@ def check_batch(settings: Settings, processes: int) -> tuple[int, int]:
     check_least(settings, {"rollouts": 2, "kl": 0, "clip_low": 0, "clip_high": 0, "ratio_cap": 0})
     if settings.clip_low > 1:
         raise SettingsError(f"clip_low must be from 0 to 1, not {settings.clip_low}")
+    if settings.loss not in LOSSES:
+        raise SettingsError(
+            f"loss={settings.loss}: choose from {', '.join(LOSSES)}{nearest(settings.loss, LOSSES)}"
+        )
     if settings.ratio_cap and settings.loss not in CLIPPED_LOSSES:
         raise SettingsError(
             f"ratio_cap has no effect with loss={settings.loss}: leave ratio_cap out, or take one "
@@ -260,26 +274,32 @@ _LOSS_OF_PREFIX = {"sapo_": "sapo", "vespo_": "vespo"}
 
 
 def grpo_config(
-    run: RolloutSession[Settings], micro_batch: int, passes: int, arguments: Mapping[str, Any]
+    settings: Settings,
+    output: Path,
+    max_tokens: int | None,
+    micro_batch: int,
+    passes: int,
+    arguments: Mapping[str, Any],
 ) -> GRPOConfig:
     """TRL's configuration.
 
     Args:
-        run: The run.
+        settings: The run's settings.
+        output: The folder of the checkpoints for resuming.
+        max_tokens: The token budget of a response.
         micro_batch: The episodes of TRL's micro batch.
         passes: The micro batches of a process for an optimizer step.
         arguments: Fields that the algorithm sets.
 
     Raises:
-        SettingsError: If the setting `trl` has a field that is unknown, fixed or without effect.
+        SettingsError: If the setting `trl` has a wrong field or value.
     """
-    settings = run.settings
     ours = {
         "max_steps": settings.steps,
         "per_device_train_batch_size": micro_batch,
         "gradient_accumulation_steps": passes,
         "num_generations": settings.rollouts,
-        "max_completion_length": run.rules.max_tokens,
+        "max_completion_length": max_tokens,
         "loss_type": settings.loss,
         "epsilon": settings.clip_low,
         "epsilon_high": settings.clip_high,
@@ -296,7 +316,8 @@ def grpo_config(
         for prefix, loss in _LOSS_OF_PREFIX.items()
         if key.startswith(prefix) and ours["loss_type"] != loss
     }
-    return trl_config(GRPOConfig, run, ours, defaults, {**WITHOUT_EFFECT, **others}, FIXED_FIELDS)
+    idle = {**WITHOUT_EFFECT, **others}
+    return trl_config(GRPOConfig, settings, output, ours, defaults, idle, FIXED_FIELDS)
 
 
 def _not_yet(prompts: list[str], trainer: Any) -> dict[str, Any]:

@@ -139,6 +139,8 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
                     learner.accelerator.gradient_state._set_sync_gradients(True)
                     learner.save(run.saving, step)
                 break
+            run.saving.check(learner.model, step + 1)
+            run.saving.check(learner.critic, step + 1)
             figures = pooled(gather_object([logged])) | learned
             if step % settings.transcripts_every == 0:
                 transcripts = learner.with_logps(rows, batch)

@@ -94,7 +94,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         if run.finished:
             return run.checkpoint
         tuning = [round_tuning(settings, folder, number) for number in range(settings.rounds)]
-        sft.check_batch(tuning[0], state.num_processes)
+        sft.sft_config(tuning[0], folder, *sft.check_batch(tuning[0], state.num_processes))
         loaded, _ = load_model(settings.model, settings.dtype)
         task = held_out_task(settings, run.rules)
         check_learning_rate(tuning[0], loaded.num_parameters(), section="sft.")

@@ -36,6 +36,7 @@ from agents.traces.scripted import check_mix, has_messages, make_traces, read_me
 from retool_env.episode import Tokenizer, decode
 from retool_env.execution import Sandbox
 from retool_env.files import file_fault
+from retool_env.problem import Problem
 from retool_env.training.processes import RolloutsAbandoned, everywhere, together
 from retool_env.transcript import Span, Transcript, check_transcript
 
@@ -47,6 +48,8 @@ WITHOUT_EFFECT = {
     "truncation_mode": "no trace is cut; set packing",
 }
 """Fields of `SFTConfig` without effect on our token ids and labels, with the settings to use."""
+LOSSES = ("nll", "dft")
+"""TRL's losses. TRL itself refuses another name only when the traces are made."""
 _CURE = "delete the whole file, so that the same traces are made again"
 
 
@@ -101,13 +104,7 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         SettingsError: If a setting is out of range or names an unknown thing, or no trace is right.
         SandboxUnavailable: If the sandbox can't work here.
     """
-    counts = ("traces", "batch_size", "save_steps")
-    least = dict.fromkeys(("packing", "micro_batch", "tokens", "lora_rank"), 0)
-    check_least(settings, {**dict.fromkeys(counts, 1), **least})
-    if not settings.epochs > 0:
-        raise SettingsError(f"epochs must be above 0, not {settings.epochs}")
     micro_batch, passes = check_batch(settings, processes().num_processes)
-    check_dtype(settings.dtype, settings.lora_rank, settings.trl)
     with Session(settings, folder, resume, "epochs") as run:
         if run.finished:
             return run.checkpoint
@@ -120,10 +117,9 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
         check_learning_rate(settings, run.model.num_parameters())
         if settings.packing or settings.tokens:
             check_packing(run.model)
-        config = sft_config(run, micro_batch, passes)
+        config = sft_config(settings, run.trainer, micro_batch, passes)
         run.check_disk()
         dataset = sft_dataset(find_traces(run))
-        check_lengths(dataset, settings.packing)
         disable_progress_bars()  # packing's bar would disturb the run's bar
         point = run.resume_point()
         run.stopping.check()
@@ -145,18 +141,18 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
     return run.checkpoint
 
 
-def sft_config(run: Session[Settings], micro_batch: int, passes: int) -> SFTConfig:
+def sft_config(settings: Settings, output: Path, micro_batch: int, passes: int) -> SFTConfig:
     """TRL's configuration.
 
     Args:
-        run: The run.
+        settings: The run's settings.
+        output: The folder of the checkpoints for resuming.
         micro_batch: Traces, or packs, of a process's forward and backward pass.
         passes: Forward and backward passes of a process for an optimizer step.
 
     Raises:
-        SettingsError: If the setting `trl` has a field that is unknown, fixed or without effect.
+        SettingsError: If the setting `trl` has a wrong field or value.
     """
-    settings = run.settings
     ours = {
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": micro_batch,
@@ -171,33 +167,41 @@ def sft_config(run: Session[Settings], micro_batch: int, passes: int) -> SFTConf
         "warmup_steps": 0.05,
         "logging_steps": 10,
     }
+    loss = settings.trl.get("loss_type", "nll")
+    if loss not in LOSSES:
+        raise SettingsError(f"trl.loss_type={loss!r:.60}: choose from {', '.join(LOSSES)}")
     smoothing = {"label_smoothing_factor": "it needs tokens=0"} if settings.tokens else {}
-    return trl_config(SFTConfig, run, ours, defaults, {**WITHOUT_EFFECT, **smoothing})
+    idle = {**WITHOUT_EFFECT, **smoothing}
+    return trl_config(SFTConfig, settings, output, ours, defaults, idle)
 
 
 def find_traces(run: Session[Settings]) -> list[Transcript]:
     """Start the run; returns the traces to train on, from the setting `data` or made here.
 
     Raises:
-        SettingsError: If no trace is right.
+        SettingsError: If no trace is right, or the longest trace does not fit into a pack.
         SandboxUnavailable: If the sandbox can't work here.
         RolloutsAbandoned: If a process was asked to stop.
     """
     settings = run.settings
     if settings.data is not None:
         traces = read_traces(Path(settings.data), run.tokenizer)
+        check_lengths(traces, settings.packing)
         run.start()
         return traces
+    problems = [] if (run.folder / TRACES).exists() else problems_of_traces(run)
     # The session's sandbox would stay open during training.
     sandbox = find_sandbox(settings.sandbox, run.rules) if run.main else None
     run.start()
     with sandbox or contextlib.nullcontext():
-        together(processes(), lambda: run.main and own_traces(run, sandbox))
-    return list(read_episodes(run.folder / TRACES, _CURE))
+        together(processes(), lambda: run.main and own_traces(run, problems, sandbox))
+    traces = list(read_episodes(run.folder / TRACES, _CURE))
+    check_lengths(traces, settings.packing)
+    return traces
 
 
 def check_batch(settings: Settings, processes: int) -> tuple[int, int]:
-    """Check that a step's traces can be divided among processes and passes.
+    """Check the numbers, and that a step's traces can be divided among processes and passes.
 
     Args:
         settings: The run's settings.
@@ -208,8 +212,15 @@ def check_batch(settings: Settings, processes: int) -> tuple[int, int]:
         With a budget of tokens the micro batch is the whole step, which the trainer divides.
 
     Raises:
-        SettingsError: If the traces can't be divided, or packs and a budget are set.
+        SettingsError: If a number is out of range, the traces can't be divided, or packs and a
+            budget are set.
     """
+    counts = ("traces", "batch_size", "save_steps")
+    least = dict.fromkeys(("packing", "micro_batch", "tokens", "lora_rank"), 0)
+    check_least(settings, {**dict.fromkeys(counts, 1), **least})
+    if not settings.epochs > 0:
+        raise SettingsError(f"epochs must be above 0, not {settings.epochs}")
+    check_dtype(settings.dtype, settings.lora_rank, settings.trl)
     if settings.packing and settings.tokens:
         raise SettingsError(
             f"packing={settings.packing} and tokens={settings.tokens} both divide the traces into "
@@ -258,17 +269,17 @@ def check_packing(model: PreTrainedModel) -> None:
         )
 
 
-def check_lengths(dataset: Dataset, packing: int) -> None:
+def check_lengths(traces: Sequence[Transcript], packing: int) -> None:
     """Check that each trace fits into a pack.
 
     Args:
-        dataset: The traces.
+        traces: The traces.
         packing: Tokens of a pack; 0: there are no packs, and nothing is checked.
 
     Raises:
         SettingsError: If a trace does not fit: TRL would cut off its end.
     """
-    longest = max(map(len, dataset["input_ids"]))
+    longest = max(len(trace.prompt_ids) + len(trace.completion_ids) for trace in traces)
     if 0 < packing < longest:
         raise SettingsError(
             f"packing={packing} would cut off the end of the longest trace, which has {longest} "
@@ -313,22 +324,13 @@ def read_traces(path: Path, tokenizer: Tokenizer) -> list[Transcript]:
     return right
 
 
-def own_traces(run: Session[Settings], sandbox: Sandbox | None) -> list[Transcript]:
-    """The traces of an earlier start of this run; without an earlier start they are made.
-
-    Args:
-        run: The run.
-        sandbox: The sandbox for the traces' programs; `None`: there is no interpreter.
+def problems_of_traces(run: Session[Settings]) -> list[Problem]:
+    """The problems for which the run makes traces.
 
     Raises:
-        SettingsError: If the source holds too few problems, or no trace is right.
-        RolloutsAbandoned: If a process was asked to stop. The traces are then made again.
+        SettingsError: If the source holds too few problems, or the setting `mix` is wrong for them.
     """
-    path, settings, source = run.folder / TRACES, run.settings, run.problems
-    if path.exists():
-        if traces := list(read_episodes(path, _CURE)):
-            return traces
-        raise damaged(path, "it is empty", _CURE)
+    settings, source = run.settings, run.problems
     if settings.traces > len(source):
         raise SettingsError(
             f"traces={settings.traces} is too large: the source holds {len(source)} problems"
@@ -336,6 +338,28 @@ def own_traces(run: Session[Settings], sandbox: Sandbox | None) -> list[Transcri
     problems = [source[i] for i in range(settings.traces)]
     with prefixed("mix"):
         check_mix(problems, settings.mix, run.rules)
+    return problems
+
+
+def own_traces(
+    run: Session[Settings], problems: Sequence[Problem], sandbox: Sandbox | None
+) -> list[Transcript]:
+    """The traces of an earlier start of this run; without an earlier start they are made.
+
+    Args:
+        run: The run.
+        problems: The problems, from `problems_of_traces`.
+        sandbox: The sandbox for the traces' programs; `None`: there is no interpreter.
+
+    Raises:
+        SettingsError: If no trace is right, or the longest does not fit into a pack.
+        RolloutsAbandoned: If a process was asked to stop. The traces are then made again.
+    """
+    path, settings = run.folder / TRACES, run.settings
+    if path.exists():
+        if traces := list(read_episodes(path, _CURE)):
+            return traces
+        raise damaged(path, "it is empty", _CURE)
 
     def made() -> None:
         bar.advance()
@@ -349,6 +373,7 @@ def own_traces(run: Session[Settings], sandbox: Sandbox | None) -> list[Transcri
     console.print(f"{len(traces)} of {len(problems)} traces ran and gave the right answer")
     if not traces:
         raise SettingsError("no trace gave the right answer, so there is nothing to learn from")
+    check_lengths(traces, settings.packing)  # before a file binds the folder to these settings
     write_transcripts_atomically(path, traces)
     return traces
 

@@ -17,7 +17,7 @@ from retool_env.episode import Episode, GradeAnswer, Need
 from retool_env.errors import SettingsError
 from retool_env.execution import Execution, Outcome, check_whole_number
 from retool_env.grading import is_equivalent
-from retool_env.interpreter import Interpreter, SandboxSetting, shared_sandboxes
+from retool_env.interpreter import Interpreter, SandboxSetting, check_hosts, shared_sandboxes
 from retool_env.problem import ProblemSource
 from retool_env.provenance import REVISION
 from retool_env.spaces import AnyText, TurnText
@@ -134,7 +134,8 @@ class ReToolEnv(gym.Env[str, str]):
 
         Raises:
             KeyError: If no problem has this id.
-            ValueError: If an option is unknown, or `rollout` is not a whole number.
+            SettingsError: If an option is unknown, or the value of an option has the wrong type.
+            SandboxUnavailable: If no sandbox server of the environment can run a program.
             gymnasium.error.ClosedEnvironmentError: If the environment is closed.
         """
         self._check_open()
@@ -142,8 +143,10 @@ class ReToolEnv(gym.Env[str, str]):
         options = dict(options or {})
         problem_id = options.pop("problem_id", None)
         rollout = check_whole_number("rollout", options.pop("rollout", 0), least=0)
+        if problem_id is not None and not isinstance(problem_id, str):
+            raise SettingsError(f"the option problem_id must be a text, not {problem_id!r:.60}")
         if options:
-            raise ValueError(
+            raise SettingsError(
                 f"unknown reset option {sorted(options)}; the options are 'problem_id' and "
                 "'rollout'"
             )
@@ -153,6 +156,7 @@ class ReToolEnv(gym.Env[str, str]):
             problem = self.problems.get(problem_id)
         self._episode = None  # an interrupted reset must leave no episode without its interpreter
         self._interpreter.close()
+        check_hosts(self.sandbox)
         self._interpreter = Interpreter(self.sandbox)
         self._in_step = False
         schedule = self.rules.schedule(problem, rollout)

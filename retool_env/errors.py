@@ -23,6 +23,7 @@ class RetoolError(Exception):
     ├── GraderUnavailable (RuntimeError)     the grader's worker process cannot start
     ├── MissingPackage (ImportError)         an optional package is not installed
     ├── NotReproducible (RuntimeError)       programs that ran anew gave a different result
+    ├── NotFinite (ArithmeticError)          weights or log-probs are NaN or infinite
     ├── PolicyUnavailable (RuntimeError)     temporary: the engine tries the episode again
     ├── RequestRefused (ValueError)          an API refuses one request
     ├── APIUnreachable (ConnectionError)     an API never answered
@@ -68,6 +69,10 @@ class NotReproducible(RetoolError, RuntimeError):
 
     No episode goes on from such a record: its prefix is left out, and counted.
     """
+
+
+class NotFinite(RetoolError, ArithmeticError):
+    """Weights or log-probs are NaN or infinite: a training diverged, or a checkpoint is broken."""
 
 
 class MissingPackage(RetoolError, ImportError):

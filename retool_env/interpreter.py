@@ -20,6 +20,7 @@ from retool_env.execution import Execution, Files, Sandbox, SandboxUnavailable, 
 from retool_env.faults import Faults, kinds
 from retool_env.rules import Rules
 from retool_env.sandbox import make_sandbox
+from retool_env.sandbox.remote import RemoteSandbox
 from retool_env.servers.address import without_secrets
 
 SandboxSetting = str | Mapping[str, Any] | Sandbox
@@ -129,8 +130,8 @@ def open_sandbox(setting: SandboxSetting, rules: Rules) -> Sandbox | None:
         The sandbox; `None` if the rules switch the interpreter off.
 
     Raises:
-        SandboxUnavailable: If the sandbox can't work here, or the rules need sessions and it has
-            none. The message names the missing part.
+        SandboxUnavailable: If the sandbox can't work here, no sandbox server can be reached, or the
+            rules need sessions and it has none. The message names the missing part.
         ValueError: If the sandbox's name is unknown.
         TypeError: If the setting has another type, or the mapping holds an unknown argument.
 
@@ -145,6 +146,7 @@ def open_sandbox(setting: SandboxSetting, rules: Rules) -> Sandbox | None:
     sandbox = _made(setting)
     try:
         check_sandbox(rules, sandbox)
+        check_hosts(sandbox)
     except BaseException:
         if sandbox is not setting:
             sandbox.close()
@@ -256,6 +258,19 @@ def check_sandbox(rules: Rules, sandbox: Sandbox | None) -> None:
         check_kind(sandbox, kind)
     if rules.session:
         sandbox.session(rules.limits, display=rules.display).close()
+
+
+def check_hosts(sandbox: Sandbox | None) -> None:
+    """Ask the servers of a remote sandbox once whether programs can run there.
+
+    Args:
+        sandbox: The sandbox. Of any other kind of sandbox nothing is asked.
+
+    Raises:
+        SandboxUnavailable: If no program can run on any server, or a server refuses the token.
+    """
+    if isinstance(sandbox, RemoteSandbox):
+        sandbox.check()
 
 
 def check_kind(sandbox: Sandbox | None, kind: str | None) -> None:

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 import retool_env
 from retool_env import ReToolEnv, SandboxUnavailable, StopReason, check_transcript
+from retool_env.errors import SettingsError
 from retool_env.interpreter import SharedSandboxes
 from retool_env.problems import Problem, ProblemList, ProblemsUnavailable
 from retool_env.sandbox import Execution, Limits, Outcome, nsjail
@@ -306,6 +307,8 @@ def test_reset_options():
     assert info["problem_id"] == "p9" and "9 + 1?" in observation
     with pytest.raises(KeyError, match="nearest is 'p9'"):
         env.reset(options={"problem_id": "p9x"})
+    with pytest.raises(SettingsError, match="the option problem_id must be a text, not 5"):
+        env.reset(options={"problem_id": 5})
     with pytest.raises(ValueError, match=r"'problem'.*the options are 'problem_id' and 'rollout'"):
         env.reset(options={"problem": "p9"})
 
@@ -1010,3 +1013,18 @@ def test_wrappers_of_single_environments(sandbox):
         _, reward, *_, info = env.step("<answer>no</answer>")
         assert reward == -10.0 and info["episode"]["r"] == -1.0
         env.close()
+
+
+def test_a_wrong_address_of_a_sandbox_is_noticed_at_the_first_reset():
+    env = gym.make("ReTool-Arithmetic-v0", sandbox="http://127.0.0.1:1")
+    for _ in range(2):
+        with pytest.raises(SandboxUnavailable, match=r"no program can run at http://127.0.0.1:1"):
+            env.reset(seed=0)
+    env.close()
+    with gym.make("ReTool-Arithmetic-v0", sandbox="http://127.0.0.1:1", interpreter=False) as text:
+        text.reset(seed=0)
+
+
+def test_a_prompt_template_of_a_wrong_type_is_named():
+    with pytest.raises(SettingsError, match=r"prompt_template must be a text .*, not 5"):
+        gym.make("ReTool-Arithmetic-v0", prompt_template=5)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from retool_env import files
+from retool_env.errors import SettingsError
 from retool_env.files import file_fault, folder_fault, read_lines, read_text
 from retool_env.problems.rows import read_rows
 from retool_env.rules import Rules
@@ -130,6 +131,13 @@ def test_a_prompt_template(make: Make, fault: str, tmp_path: Path) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match="x") as refused:
         Rules(prompt_template=str(path))
     assert fault in str(refused.value) or "must hold a JSON object" in str(refused.value)
+
+
+@pytest.mark.parametrize("wrong", ["# A page\n\nof text\n" * 99, 5, ["{query}"]])
+def test_a_prompt_template_of_another_kind(wrong: object) -> None:
+    with pytest.raises(SettingsError, match=r"\{query\}") as refused:
+        Rules(prompt_template=wrong)  # type: ignore[arg-type]  # the point
+    assert len(str(refused.value)) < 200
 
 
 @pytest.mark.parametrize("text", ["Solve it. " * 1000, "no query\0"])

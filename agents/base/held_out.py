@@ -26,13 +26,13 @@ from transformers import TrainerCallback
 
 from agents.base.board import Bar
 from agents.base.fields import RolloutSettings
+from agents.base.presets import override_env
 from agents.base.records import write_transcripts_atomically
 from agents.base.run import Clock, Run
 from agents.base.settings import SettingsError, check_least, prefixed
 from agents.base.stopping import Stopping
 from retool_env.checkpoint_task import TEMPERATURE
 from retool_env.execution import Sandbox
-from retool_env.key_values import merge
 from retool_env.problem import Problem
 from retool_env.problems import SOURCES
 from retool_env.rollout import Policy, RolloutEngine
@@ -80,9 +80,8 @@ def held_out_env(env: Mapping[str, Any], eval_env: Mapping[str, Any]) -> dict[st
     """
     id = eval_env.get("id", env["id"])
     same = id == env["id"]
-    base = {key: value for key, value in env.items() if same or key in _RULES}
-    base.pop("faults", None)
-    settings = merge({**base, "id": id}, eval_env)
+    without = {key: value for key, value in env.items() if key != "faults"}
+    settings = override_env(without, eval_env)
     with prefixed("eval_env"):
         registered = registered_settings(id)
     source = SOURCES.get(registered["problems"])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.base.config import read_config
+from agents.base.presets import override_env
 from agents.base.settings import SettingsError
 from agents.base.sharding import processes
 from retool_env.checkpoint_task import differences, read_task
@@ -65,7 +66,7 @@ def inherit_task(
 
 def _of_run(values: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The `env` with which a run started, overridden by the command line."""
-    usual = merge(values, asked)
+    usual = override_env(values, asked)
     started = read_config(folder)["settings"].get("env")
     if not isinstance(started, dict) or usual == started:
         return usual
@@ -78,15 +79,15 @@ def _of_run(values: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -
 def _of_checkpoint(
     values: Mapping[str, Any], asked: Mapping[str, Any], model: object, id: object, cure: str
 ) -> dict[str, Any]:
-    usual = merge(values, asked)
+    usual = override_env(values, asked)
     task = read_task(model, cure) if isinstance(model, str) else None
     if task is None:
         return usual
     id = id or task.id or usual.get("id")
     if not isinstance(id, str):
         return usual
-    # The preset's settings are of another environment.
-    preset = {} if id == task.id != values.get("id") else values
+    # The preset's settings may be of another environment.
+    preset = {} if id == task.id != values.get("id") else override_env(values, {"id": id})
     taken = {"id": id, **task.settings_for(id)}
     print(task.summary(id, str(model)), flush=True)
     if warning := task.revision_warning(str(model)):

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -26,6 +25,8 @@ from agents.base.sharding import first_reads
 from agents.base.shards import read_by_first
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.files import folder_fault
+from retool_env.rollout.checkpoint_files import DTYPES, reading
+from retool_env.rollout.weights import check_finite
 from retool_env.training.processes import everywhere
 from retool_env.training.trained_weights import trained_weights, whole
 
@@ -44,6 +45,7 @@ def load_model(
         attention: The kernels of attention; `"auto"`: transformers chooses.
 
     Raises:
+        NotFinite: If a weight is NaN or infinite.
         SettingsError: If the data type is unknown, the model can't be loaded, or its tokenizer does
             not suit (see `check_tokens`).
     """
@@ -56,20 +58,21 @@ def load_model(
         raise SettingsError(f"{name} holds no model{hint}")
     if fault := folder_fault(name):
         raise SettingsError(f"model: {fault}")
-    kind = getattr(torch, dtype, None)
-    if not isinstance(kind, torch.dtype):
-        raise SettingsError(f"dtype: {dtype!r} is unknown; use float32 or bfloat16")
+    if dtype not in DTYPES:
+        raise SettingsError(f"dtype: {dtype!r:.60} is unknown; use float32 or bfloat16")
     chosen = None if attention == "auto" else attention
     try:
         read = read_by_first if first_reads() else AutoModelForCausalLM.from_pretrained
-        model = read(name, dtype=kind, attn_implementation=chosen)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, SafetensorError) as error:
+        with reading(name):
+            model = read(name, dtype=getattr(torch, dtype), attn_implementation=chosen)
+            tokenizer = AutoTokenizer.from_pretrained(name)
+    except OSError as error:
         raise SettingsError(f"model {name!r} can't be loaded: {error}") from error
     except ImportError as error:
         raise SettingsError(
             f"attention={attention} does not work on this machine: {error}"
         ) from error
+    check_finite(model.named_parameters(), f"the model {name}")
     check_tokens(name, model, tokenizer)
     return model, tokenizer
 

@@ -17,6 +17,7 @@ from agents.base.registry import algorithms
 from agents.base.settings import SettingsError, build_settings, field_names, nearest, stages
 from retool_env.files import file_fault, read_text
 from retool_env.key_values import load_yaml, merge, parse_settings
+from retool_env.task import RULES
 
 PRESETS = Path(__file__).parents[1] / "presets"
 
@@ -74,8 +75,25 @@ def merge_settings(
             if isinstance(values.get(name), dict):
                 # The settings of the whole job override the stage's section.
                 values[name] = _without(values[name], over)
+        if isinstance(values.get("env"), dict) and isinstance(over.get("env"), dict):
+            values["env"] = override_env(values["env"], over["env"])
         values = merge(values, over)
     return values
+
+
+def override_env(env: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The setting `env` with other values.
+
+    Another `id` keeps the rules of `env`, such as `max_tokens`, and drops its settings of problems,
+    which belong to the earlier environment.
+
+    Args:
+        env: The setting `env`.
+        over: The values that override it.
+    """
+    if over.get("id", env.get("id")) != env.get("id"):
+        env = {key: value for key, value in env.items() if key in RULES}
+    return merge(env, over)
 
 
 def _section(base: type) -> str:

@@ -21,8 +21,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast, override
+from typing import Any, override
 
 import torch
 from datasets import Dataset
@@ -158,8 +157,8 @@ class RecordedTrainer(EngineGRPOTrainer):
         passes, rest = divmod(episodes, size)
         if rest:  # of a run of several processes, or with other settings
             passes, size = 1, episodes
-        run = SimpleNamespace(settings=settings, rules=rules, trainer=folder)
-        config = grpo.grpo_config(cast(Any, run), size, passes, objective.arguments)
+        budget, arguments = rules.max_tokens, objective.arguments
+        config = grpo.grpo_config(settings, folder, budget, size, passes, arguments)
         model, tokenizer = make_model(0, **_SIZE)
         super().__init__(
             model=model,

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from agents.base.records import INCOMPLETE, seal
 from agents.base.sharding import processes
+from retool_env.rollout.weights import check_finite
 from retool_env.training.processes import WAIT, everywhere, phase
 
 
@@ -53,6 +54,25 @@ class Saving:
     def resume(self, step: int) -> None:
         """Take the step of the checkpoint from which the run continues; 0 at its beginning."""
         self.step = self.begun = step
+
+    def check(self, model: Any, step: int) -> None:
+        """Check after a step that the trained weights are finite, before they are saved.
+
+        Args:
+            model: The model.
+            step: The number of the step.
+
+        Raises:
+            NotFinite: If a trained weight of this process is NaN or infinite.
+        """
+        trained = ((name, each) for name, each in model.named_parameters() if each.requires_grad)
+        check_finite(trained, f"the training diverged at step {step}")
+
+    def after_divergence(self) -> str:
+        """The advice after a divergence: the last checkpoint, and the setting to change."""
+        folder = self.folder / f"checkpoint-{self.step}"
+        found = f"the last good checkpoint is {folder}" if self.step else "no checkpoint was saved"
+        return f"{found}; start again with another name=... and a lower learning_rate"
 
     @contextlib.contextmanager
     def checkpoint(self, step: int) -> Iterator[Path]:

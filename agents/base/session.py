@@ -45,7 +45,7 @@ from agents.base.status import Status
 from agents.base.stopping import Stopped, Stopping
 from agents.base.watch import Watch
 from retool_env.checkpoint_task import TEMPERATURE, TOP_P, CheckpointTask
-from retool_env.errors import RolloutsAbandoned
+from retool_env.errors import NotFinite, RolloutsAbandoned
 from retool_env.execution import Sandbox
 from retool_env.problem import ProblemList, ProblemSource
 from retool_env.rollout import RolloutEngine
@@ -156,6 +156,8 @@ class Session[S: RunSettings](Run):
             if self.main and saved:
                 print(f"\nthe checkpoint of step {saved} is complete", file=sys.stderr)
         else:
+            if isinstance(error, NotFinite):
+                error.add_note(self.saving.after_divergence())
             if isinstance(error, RuntimeError) and (report := self.watch.report()):
                 error.add_note(report)
             text = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
@@ -198,8 +200,7 @@ class Session[S: RunSettings](Run):
     def card(self) -> ModelCard:
         """The model card of each checkpoint."""
         algorithm = type(self.settings).__module__.rpartition(".")[2]
-        settings = dataclasses.asdict(self.settings)
-        return ModelCard(algorithm, settings, self.task, self.folder)
+        return ModelCard(algorithm, dataclasses.asdict(self.settings), self.task, self.folder)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:

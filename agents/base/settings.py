@@ -15,7 +15,7 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.errors import SettingsError as SettingsError
@@ -52,7 +52,7 @@ def describe(cls: type) -> str:
     width = min(shutil.get_terminal_size().columns, 110)
     for name in field_names(cls):
         default = json.dumps(defaults[name]) if name in defaults else "required"
-        kind = " or ".join(kind.__name__ for kind in _kinds(hints[name]))
+        kind = _named(_kinds(hints[name]))
         text = f"{name} ({kind}, {default}): {help_of(cls, name)}"
         lines.append(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="      "))
     return "\n".join(lines)
@@ -254,9 +254,15 @@ def largest_divisor(number: int, most: int) -> int:
 def _kinds(hint: Any) -> tuple[type, ...]:
     """The types that a type hint allows."""
     if get_origin(hint) is Literal:
-        return (str,)
-    options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    return tuple(get_origin(option) or option for option in options)
+        return tuple(dict.fromkeys(type(value) for value in get_args(hint)))
+    if get_origin(hint) in (Union, UnionType):
+        return tuple(dict.fromkeys(kind for option in get_args(hint) for kind in _kinds(option)))
+    return (get_origin(hint) or hint,)
+
+
+def _named(kinds: Iterable[type]) -> str:
+    """The names of types, for a reader."""
+    return " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
 
 
 def _check(key: str, value: Any, hint: Any) -> Any:
@@ -266,15 +272,31 @@ def _check(key: str, value: Any, hint: Any) -> Any:
             value = float(value)  # a number in quotes
     if type(value) is int and float in kinds and int not in kinds:
         value = float(value)
-    # A bool is an int, but is not meant as a number.
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise SettingsError(f"{key} must be {wanted}, not {value!r}")
-    if _holds_nan(value):  # it is neither above nor below any bound
-        raise SettingsError(f"{key} must hold numbers, not {value!r}")
+    check_kind(key, value, hint)
     if get_origin(hint) is Literal and value not in (known := get_args(hint)):
         raise SettingsError(f"{key}={value}: choose from {', '.join(known)}{nearest(value, known)}")
     return value
+
+
+def check_kind(key: str, value: Any, hint: Any) -> None:
+    """Check that a value has a type of its type hint, and holds no NaN.
+
+    Args:
+        key: The name of the setting, for the error text.
+        value: The value. An `int` is also a `float`.
+        hint: The type hint. The types of elements and keys are not checked.
+
+    Raises:
+        SettingsError: If the value has another type or holds a NaN.
+    """
+    kinds = _kinds(hint)
+    allowed = (*kinds, int) if float in kinds else kinds
+    # A bool is an int, but is not meant as a number.
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
+        wanted = "true or false" if kinds == (bool,) else _named(kinds)
+        raise SettingsError(f"{key} must be {wanted}, not {value!r:.60}")
+    if _holds_nan(value):  # it is neither above nor below any bound
+        raise SettingsError(f"{key} must hold numbers, not {value!r}")
 
 
 def _holds_nan(value: Any) -> bool:

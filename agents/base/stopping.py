@@ -337,8 +337,13 @@ class StopCallback(TrainerCallback):
             raise RolloutsAbandoned("the step was abandoned")
 
     @override
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Let the trainer save and stop if a process received a signal. All processes call this."""
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Let the trainer save and stop if a process received a signal. All processes call this.
+
+        Raises:
+            NotFinite: If a trained weight is NaN or infinite, before the trainer saves it.
+        """
+        self.saving.check(model, state.global_step)
         if self.stopping.agreed():
             control.should_save = state.global_step > self.saving.begun
             control.should_training_stop = True

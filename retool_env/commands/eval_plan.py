@@ -8,6 +8,7 @@ import datetime
 import itertools
 import os
 import secrets
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from retool_env.key_values import parse_settings
 if TYPE_CHECKING:
     from retool_env.checkpoint_task import CheckpointTask
     from retool_env.evaluation.cost import Price
+    from retool_env.evaluation.folder import Records
     from retool_env.evaluation.identity import ModelIdentity
     from retool_env.evaluation.records import EvalRecord
     from retool_env.evaluation.run import Job
@@ -218,6 +220,35 @@ def new_folder(arguments: argparse.Namespace, plan: Plan, kind: str = "eval") ->
     stem = f"{_short(f'{plan.arguments.env}-{Path(plan.arguments.model).name}')}-{mode}"
     name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     return Path("runs") / kind / (arguments.name or name)
+
+
+def check_folders(
+    records: type[Records], folder: Path, folders: Sequence[Path], resume: bool
+) -> None:
+    """Checks the folders of all plans before a model is loaded; says if nothing is continued.
+
+    Args:
+        records: The class of the folders.
+        folder: The folder that the command names.
+        folders: The folder of each plan.
+        resume: Whether the records of the folders are continued.
+
+    Raises:
+        SettingsError: A folder holds another record, or a file that would be overwritten.
+    """
+    if not any([records.check(each, resume) for each in folders]) and resume:
+        print(f"{folder} holds no record to continue: all episodes are left", flush=True)
+
+
+def again(arguments: argparse.Namespace, folder: Path) -> str:
+    """The options that continue a record, for an advice.
+
+    Args:
+        arguments: The command line.
+        folder: The folder of the command.
+    """
+    named = arguments.name or arguments.out
+    return "--resume" if named else f"--resume --out {shlex.quote(str(folder))}"
 
 
 def folders_below(folder: Path, plans: Sequence[Plan]) -> list[Path]:

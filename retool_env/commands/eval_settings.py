@@ -133,23 +133,48 @@ def _local_policy_maker(
         return lambda: make_policy(engine, model, **{"dtype": arguments.dtype, **options})
     if engine in POLICIES and engine not in SERVED:
         return lambda: make_policy(engine, model, **options)
-    if not engine.startswith(("http://", "https://")):
-        known = ", ".join(name for name in POLICIES if name not in SERVED)
-        raise SettingsError(
-            f"--engine {engine!r:.60} is unknown: choose {known}, or the URLs of servers, as "
-            "http://host:8000,http://other:8000"
-        )
-    if "urls" in options:
-        raise SettingsError("--engine-arg urls can't be set: --engine holds the URLs")
 
     def of_servers() -> Any:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+        from retool_env.rollout.checkpoint_files import reading
+
+        with reading(arguments.model):
+            tokenizer = AutoTokenizer.from_pretrained(arguments.model)
         served = dataclasses.replace(model, tokenizer=tokenizer)
         return make_policy("vllm_server", served, urls=engine, **options)
 
     return of_servers
+
+
+_OWN_OPTIONS = {
+    "temperature": "--temperature",
+    "top_p": "--top-p",
+    "max_batch": "--batch",
+    "dtype": "--dtype",
+    "model": "--model",
+    "urls": "--engine",
+}
+"""The arguments of engines that have an option of their own, which the records hold."""
+
+
+def check_engine(arguments: argparse.Namespace) -> None:
+    """Checks the options `--engine` and `--engine-arg`. No engine is made.
+
+    Raises:
+        SettingsError: The engine is unknown, or an argument has an option of its own.
+    """
+    from retool_env.rollout.named import POLICIES, SERVED
+
+    engine, known = arguments.engine, [name for name in POLICIES if name not in SERVED]
+    if engine not in known and not engine.startswith(("http://", "https://")):
+        raise SettingsError(
+            f"--engine {engine!r:.60} is unknown: choose {', '.join(known)}, or the URLs of "
+            "servers, as http://host:8000,http://other:8000"
+        )
+    for name in parse_settings(arguments.engine_arg or []):
+        if name in _OWN_OPTIONS:
+            raise SettingsError(f"--engine-arg {name} can't be set: give {_OWN_OPTIONS[name]}")
 
 
 _SMALL = 10_000_000

@@ -17,6 +17,8 @@ from retool_env.commands.contamination import add_model_date, contamination
 from retool_env.commands.eval_plan import (
     MADE_UP,
     Plan,
+    again,
+    check_folders,
     estimate,
     folders_below,
     make_plan,
@@ -77,6 +79,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """`retool eval`."""
     from retool_env.evaluation.cost import Price
+    from retool_env.evaluation.folder import Records
 
     price = None if arguments.price is None else Price.parse(arguments.price)
     check_options(arguments, price, "eval")
@@ -88,6 +91,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     say(contamination(problems, arguments.model_date))
     folder = new_folder(arguments, plans[0])
     folders = [folder] if len(plans) == 1 else folders_below(folder, plans)
+    check_folders(Records, folder, folders, arguments.resume)
     if arguments.dry_run:
         for plan, out in zip(plans, folders, strict=True):
             ended = _on_record(plan, out)
@@ -101,7 +105,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         title += f", {plan.arguments.env}" * (len(arguments.env or ()) > 1)
         for mark in (plan.model.fingerprint, len(results) + 1):  # copies share a fingerprint
             title += f" ({mark})" * bool(mark and title in results)
-        results[title] = _evaluated(plan, make, out, price)
+        results[title] = _evaluated(plan, make, out, price, again(arguments, folder))
     _show(plans, results)
     print(f"episodes and figures: {folder}")
     faults = [result.fault for result in results.values() if result.fault]
@@ -135,8 +139,18 @@ class _Result:
     """The reason for the exit status 1; empty where everything went well."""
 
 
-def _evaluated(plan: Plan, make: Callable[[], Any], out: Path, price: Price | None) -> _Result:
-    """Runs what is left of an evaluation, and computes the figures of all its episodes."""
+def _evaluated(
+    plan: Plan, make: Callable[[], Any], out: Path, price: Price | None, options: str
+) -> _Result:
+    """Runs what is left of an evaluation, and computes the figures of all its episodes.
+
+    Args:
+        plan: The plan of the evaluation.
+        make: Makes the policy.
+        out: The folder of the evaluation.
+        price: Dollars of an API's tokens; `None`: unknown.
+        options: The options that continue the evaluation.
+    """
     from retool_env.evaluation.folder import Records
     from retool_env.evaluation.results import measured
 
@@ -154,11 +168,11 @@ def _evaluated(plan: Plan, make: Callable[[], Any], out: Path, price: Price | No
     spent = 0.0 if price is None else price.of(records.usage)
     usage = str(records.usage) if records.usage.requests else ""
     usage += f", ${spent:,.2f}" if price and usage else ""
-    fault = _fault(plan, records, complete, price)
+    fault = _fault(plan, records, complete, price, options)
     return _Result(summary, figures, records.record.seconds, usage, fault)
 
 
-def _fault(plan: Plan, records: Records, complete: bool, price: Price | None) -> str:
+def _fault(plan: Plan, records: Records, complete: bool, price: Price | None, options: str) -> str:
     """The reason for the exit status 1, with its remedy; empty where there is no reason.
 
     Args:
@@ -166,6 +180,7 @@ def _fault(plan: Plan, records: Records, complete: bool, price: Price | None) ->
         records: The records of the evaluation.
         complete: Whether every episode has run.
         price: Dollars of an API's tokens; `None`: unknown.
+        options: The options that continue the evaluation.
     """
     arguments = plan.arguments
     keys = plan.keys  # the folder may hold more samples and problems than this command names
@@ -175,12 +190,12 @@ def _fault(plan: Plan, records: Records, complete: bool, price: Price | None) ->
         if spent == math.inf:
             return (
                 "--limit-cost can't be held, since no answer of the API says how many tokens it "
-                f"took; {len(ended)} of {len(keys)} episodes are done: go on with --resume and "
+                f"took; {len(ended)} of {len(keys)} episodes are done: go on with {options} and "
                 "without the limit"
             )
         return (
             f"${spent:,.2f} of --limit-cost {arguments.limit_cost:g} are spent, and {len(ended)} "
-            f"of {len(keys)} episodes are done: go on with --resume and a higher limit"
+            f"of {len(keys)} episodes are done: go on with {options} and a higher limit"
         )
     failed = sum(ended.values())
     if failed <= arguments.max_failed * len(ended):
@@ -188,7 +203,7 @@ def _fault(plan: Plan, records: Records, complete: bool, price: Price | None) ->
     return (
         f"{failed} of {len(ended)} episodes of {plan.title} failed, which is more than "
         f"--max-failed {arguments.max_failed:.1%}: the warnings above say why; run them again with "
-        "--resume --retry-failed"
+        f"{options} --retry-failed"
     )
 
 

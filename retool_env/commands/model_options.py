@@ -7,10 +7,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from retool_env.commands.eval_settings import MAX_TOKENS, api_fields
+from retool_env.commands.eval_settings import MAX_TOKENS, api_fields, check_engine
 from retool_env.commands.keys import refuse_key
 from retool_env.errors import SettingsError
 from retool_env.key_values import parse_settings, parse_value
+from retool_env.rollout.checkpoint_files import check_dtype
 from retool_env.servers.address import check_no_secrets
 
 if TYPE_CHECKING:
@@ -174,6 +175,8 @@ def check_options(arguments: argparse.Namespace, price: Price | None, folder: st
     below = Path(arguments.name or "x")
     if below.is_absolute() or ".." in below.parts or not below.parts:
         raise SettingsError(f"--name must be a name below runs/{folder}, not {arguments.name!r}")
+    check_dtype("--dtype", arguments.dtype)
+    check_engine(arguments)
     given = parse_settings(arguments.settings)
     check_no_secrets({"--sandbox": arguments.sandbox, "settings": given})
     api_fields(arguments)

@@ -5,13 +5,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retool_env.commands.checkpoints import add_ignore, say
-from retool_env.commands.eval_plan import Plan, folders_below, make_plan, make_record, new_folder
+from retool_env.commands.eval_plan import (
+    Plan,
+    again,
+    check_folders,
+    folders_below,
+    make_plan,
+    make_record,
+    new_folder,
+)
 from retool_env.commands.eval_settings import policy_maker
 from retool_env.commands.model_options import (
     add_api_options,
@@ -124,6 +133,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """`retool recover`."""
     from retool_env.evaluation.cost import Price
+    from retool_env.evaluation.recover.records import ArmRecords
 
     if sum(map(bool, (arguments.report, arguments.check, arguments.model))) != 1:
         raise SettingsError("give one of --model, --report and --check")
@@ -138,11 +148,15 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         if getattr(arguments, name) is None:
             setattr(arguments, name, usual)
     check_options(arguments, price, "recover")
+    speed = arguments.tokens_per_second
+    if speed is not None and not 0 < speed < math.inf:
+        raise SettingsError(f"--tokens-per-second must be above 0, not {speed}")
     if arguments.text_prompt is not None and "frequency" not in arguments.protocol:
         raise SettingsError("--text-prompt is for the protocol frequency: leave it out")
     tasks = [_Task.of(arguments, model) for model in arguments.model]
     folder = new_folder(arguments, tasks[0].plan, "recover")
     folders = [folder] if len(tasks) == 1 else folders_below(folder, [t.plan for t in tasks])
+    check_folders(ArmRecords, folder, folders, arguments.resume)
     if arguments.dry_run:
         for task, out in zip(tasks, folders, strict=True):
             print("\n".join(f"{task.plan.model.title}: {line}" for line in task.size(out, price)))
@@ -151,7 +165,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     faults = []
     for task, make, out in zip(tasks, makers, folders, strict=True):
         say(task.plan.lines)
-        faults.append(_evaluated(task, make, out, price))
+        faults.append(_evaluated(task, make, out, price, again(arguments, folder)))
     _report(folders, folder)
     for fault in filter(None, faults):
         print(f"retool recover: {fault}", file=sys.stderr)
@@ -322,8 +336,17 @@ def _design(
     return design, lines
 
 
-def _evaluated(task: _Task, make: tuple[Any, Any], out: Path, price: Price | None) -> str:
+def _evaluated(
+    task: _Task, make: tuple[Any, Any], out: Path, price: Price | None, options: str
+) -> str:
     """Runs what is left of a design, and writes its results.
+
+    Args:
+        task: The model and its design.
+        make: The functions of `_Task.policies`.
+        out: The folder of the model.
+        price: Dollars of an API's tokens; `None`: unknown.
+        options: The options that continue the record.
 
     Returns:
         The reason for the exit status 1; empty without a reason.
@@ -343,13 +366,13 @@ def _evaluated(task: _Task, make: tuple[Any, Any], out: Path, price: Price | Non
     records.write_results(results(out))
     write_card(out)
     if not complete:
-        return "--limit-cost is spent: go on with --resume and a higher limit"
+        return f"--limit-cost is spent: go on with {options} and a higher limit"
     failed = sum(records.ended.values())
     if failed > arguments.max_failed * len(records.ended):
         return (
             f"{failed} of {len(records.ended)} episodes of {task.plan.model.title} failed, which "
             f"is more than --max-failed {arguments.max_failed:.1%}: the warnings above say why; "
-            "run them again with --resume --retry-failed"
+            f"run them again with {options} --retry-failed"
         )
     return ""
 
@@ -379,9 +402,7 @@ def _run(task: _Task, make: tuple[Any, Any], records: Any, price: Price | None) 
                 one.on_usage = records.charge
                 one.on_answered_as = records.note_answer
                 one.on_left_out = records.note_left_out
-        concurrency = (
-            arguments.batch if arguments.api else 2 * arguments.batch
-        )  # as in `retool eval`
+        concurrency = arguments.batch * (1 if arguments.api else 2)  # as in `retool eval`
         progress = Progress()
         engines = {}
         for arm, rules in task.arms.items():

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retool_env.errors import SettingsError
 from retool_env.files import read_text
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ def text_rules(rules: Rules, file: Path | None) -> Rules:
     template = rules.prompt_template
     if file is not None:
         template = str(file) if file.suffix == ".json" else read_text(file)
+        if file.suffix != ".json" and "{query}" not in template:
+            raise SettingsError(
+                f"--text-prompt {file} holds no {{query}}: write {{query}} at the place of the "
+                "question"
+            )
     elif template is not None and _NAMES_TOOL.search(rules.template):
         template = None  # the default prompt
     return dataclasses.replace(rules, interpreter=False, prompt_template=template)

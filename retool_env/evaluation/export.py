@@ -43,6 +43,9 @@ from retool_env.evaluation.rows import (
 Format = Literal["parquet", "csv", "datasets", "inspect", "hub"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
+MARK = ".retool-export"
+"""The file in each folder that an export made, which a later export may therefore overwrite."""
+
 _GROUP_BYTES = 32 << 20
 """Characters of texts that a row group of a Parquet file holds in memory before it is written."""
 
@@ -98,6 +101,8 @@ def export(
         raise SettingsError(f"the format must be one of {', '.join(FORMATS)}, not {to!r:.40}")
     record = describe(folder)
     target = folder / "export" / to if out is None else Path(out)
+    if out is not None:
+        _check_target(target, to)
     total = record.problems * record.k
     episodes = counted(episodes_of(folder), "episodes are written", progress, total)
     if to == "hub":
@@ -111,6 +116,7 @@ def export(
     if to == "datasets":
         return _write_datasets(episodes, record, target)
     target.mkdir(exist_ok=True)
+    (target / MARK).touch()
     table = _parquet if to == "parquet" else _csv
     with (
         table(target / f"episodes.{to}", EPISODE_COLUMNS) as add_episode,
@@ -124,6 +130,20 @@ def export(
         names = {"name": record.name, "model": record.model.title, "env": record.env}
         (target / "README.md").write_text(_CARD.format(**names), encoding="utf-8")
     return target
+
+
+def _check_target(target: Path, to: Format) -> None:
+    """Checks that an export to `--out` overwrites no file of the user.
+
+    A folder for `inspect` or `hub` may hold other files: their writers check the one file.
+
+    Raises:
+        SettingsError: The folder holds files that no export has written.
+    """
+    if to in ("inspect", "hub") or not target.is_dir() or (target / MARK).exists():
+        return
+    if any(target.iterdir()):
+        raise SettingsError(f"{target} holds other files: choose an empty or a new folder as --out")
 
 
 @contextlib.contextmanager
@@ -199,9 +219,6 @@ def _write_datasets(episodes: Iterable[EpisodeRecord], record: EvalRecord, targe
         raise MissingPackage(
             "the format datasets needs the package datasets: pip install 'retool-env[hub]'"
         ) from None
-    ours = (target / "dataset_info.json").exists()
-    if target.exists() and any(target.iterdir()) and not ours:
-        raise SettingsError(f"{target} holds other files: choose another --out")
     types = {"text": "string", "int": "int64", "float": "float64", "bool": "bool"}
     values = {name: datasets.Value(name) for name in set(types.values())}
 
@@ -234,6 +251,7 @@ def _write_datasets(episodes: Iterable[EpisodeRecord], record: EvalRecord, targe
                 fingerprint="retool-env",
             )
             made.save_to_disk(str(part))
+        (part / MARK).touch()
         shutil.rmtree(target, ignore_errors=True)
         part.replace(target)
     except datasets.exceptions.DatasetGenerationError as error:

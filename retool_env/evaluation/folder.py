@@ -12,13 +12,12 @@ from typing import IO, Any
 
 from retool_env.errors import SettingsError
 from retool_env.evaluation.identity import fingerprint
+from retool_env.evaluation.kinds import kind_of
 from retool_env.evaluation.records import (
     EPISODES,
     EVAL,
     FIGURES,
     LOCK,
-    OLD_EPISODES,
-    OLD_EVAL,
     SCHEMA,
     USAGE,
     EpisodeRecord,
@@ -53,6 +52,8 @@ class Records:
 
     file = EVAL
     """The name of the file of the record."""
+    written: tuple[str, ...] = (FIGURES, USAGE)
+    """Further files that are written into the folder."""
     read_record: Callable[[Path], EvalRecord] = staticmethod(read_record)
     """Reads the record of a folder."""
     read_episodes: Callable[..., Iterator[EpisodeRecord]] = staticmethod(read_episodes)
@@ -80,27 +81,47 @@ class Records:
             self._lock.close()
             raise
 
+    @classmethod
+    def check(cls, folder: Path, resume: bool = False) -> bool:
+        """Checks that an evaluation can begin or go on in a folder. Nothing is written.
+
+        Args:
+            folder: The folder; it may be missing.
+            resume: Whether the folder's evaluation is continued.
+
+        Returns:
+            Whether the folder holds an evaluation to continue.
+
+        Raises:
+            SettingsError: The folder holds a record of another kind, an evaluation although
+                `resume` is false, or a file that would be overwritten.
+        """
+        if (folder / cls.file).exists():
+            if resume:
+                return True
+            raise SettingsError(
+                f"{folder} holds an evaluation already: continue it with --resume, choose "
+                "another --name or --out, or remove the folder"
+            )
+        if kind := kind_of(folder):
+            raise SettingsError(f"{folder} holds {kind}: choose another --name or --out")
+        if (folder / EPISODES).exists():
+            raise SettingsError(
+                f"{folder} has episodes but no {cls.file}: another command may need "
+                "them, so choose another --name or --out"
+            )
+        for name in cls.written:
+            if (folder / name).exists():
+                raise SettingsError(
+                    f"{folder / name} would be overwritten: choose another --name or --out"
+                )
+        return False
+
     def _begun(
         self, record: EvalRecord, problems: Sequence[Problem], resume: bool, force: bool
     ) -> EvalRecord:
-        path = self.folder / self.file
-        old = self.folder / OLD_EVAL
-        if not path.exists() and (old.exists() or (self.folder / OLD_EPISODES).exists()):
-            raise SettingsError(
-                f"{self.folder} holds an evaluation of an earlier version: choose another folder"
-            )
-        if not path.exists():
-            if (self.folder / EPISODES).exists():
-                raise SettingsError(
-                    f"{self.folder} has episodes but no {self.file}: another command may need "
-                    "them, so choose another --name or --out"
-                )
+        if not self.check(self.folder, resume):
             return record
-        if not resume:
-            raise SettingsError(
-                f"{self.folder} holds an evaluation already: continue it with --resume, choose "
-                "another --name or --out, or remove the folder"
-            )
         before = self.read_record(self.folder)
         self.ended = self._ended(self.folder, before, record, problems, force)
         drop_half_line(self.folder / EPISODES)

@@ -15,6 +15,7 @@ import yaml
 
 from retool_env.errors import SettingsError
 from retool_env.evaluation.records import EpisodeRecord, EvalRecord
+from retool_env.files import read_text
 from retool_env.metrics.estimators import ClusterMean, cluster_mean
 
 FOLDER = ".eval_results"
@@ -103,6 +104,8 @@ def write_hub(
     entry["notes"] = _notes(record, accuracy, unscored, interpreter)
     name = dataset.partition("/")[2].lower() + ("_with_tools" if interpreter else "")
     path = repository / FOLDER / f"{name}.yaml"
+    if path.exists() and "of retool-env, revision" not in " ".join(read_text(path).split()):
+        raise SettingsError(f"{path} is not of retool-env: remove it, or choose another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump([entry], sort_keys=False, allow_unicode=True, width=1000)
     path.write_text(text, encoding="utf-8")

@@ -72,6 +72,8 @@ def write_inspect_log(
     if out.suffix not in (".eval", ".json"):
         stamp = started.isoformat(timespec="seconds").replace(":", "-")
         out = out / f"{stamp}_{record.env}_{_identifier(record)}.eval"
+    if out.exists() and not _is_ours(out):
+        raise SettingsError(f"{out} is not a log of retool-env: choose another --out, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.part")
     try:
@@ -82,6 +84,20 @@ def write_inspect_log(
     finally:
         part.unlink(missing_ok=True)
     return out
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a log of Inspect AI that this module wrote."""
+    try:
+        if path.suffix == ".eval":
+            with zipfile.ZipFile(path) as archive:
+                head = archive.read("_journal/start.json")
+        else:
+            with open(path, "rb") as file:
+                head = file.read(1 << 20)  # the samples stand last
+    except (OSError, KeyError, zipfile.BadZipFile):
+        return False
+    return b'"plan": {"name": "retool-env"' in head
 
 
 def _write_zip(part: Path, held: IO[bytes], log: _Log) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from retool_env.errors import DataError
 from retool_env.evaluation.cost import Price
 from retool_env.evaluation.identity import ModelIdentity
+from retool_env.evaluation.kinds import kind_of
 from retool_env.evaluation.records import (
     EPISODES,
     EVAL,
@@ -99,6 +100,8 @@ def describe(folder: Path) -> EvalRecord:
         raise DataError(f"{folder} was not found: name the folder of an evaluation")
     if (folder / EVAL).exists():
         return read_record(folder)
+    if (kind := kind_of(folder)) and "evaluation" not in kind:
+        raise DataError(f"{folder} holds {kind}, not an evaluation: name a folder of `retool eval`")
     if (folder / OLD_EVAL).exists() or (folder / OLD_EPISODES).exists():
         return _old_record(folder)
     if (folder / EPISODES).exists():

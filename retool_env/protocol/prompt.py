@@ -110,11 +110,21 @@ class PromptTemplate:
             template: The text, or the path of the file.
 
         Raises:
-            ValueError: If neither the text nor the file holds a valid template.
+            SettingsError: If neither the text nor the file holds a valid template.
             FileNotFoundError: If the file was not found, or is not a regular file.
         """
+        if not isinstance(template, str | Path):
+            raise SettingsError(
+                f"prompt_template must be a text with {{query}} or the path of a JSON file, not "
+                f"{template!r:.60}"
+            )
         if isinstance(template, str) and "{query}" in template:
             return cls(template)
+        if "\n" in str(template):  # it is the content of a file
+            raise SettingsError(
+                f"the prompt template {str(template)!r:.60} holds no {{query}}: write {{query}} at "
+                "the place of the question"
+            )
         path = Path(template)
         if fault := file_fault(path):
             raise MissingFile(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from retool_env.episode import Episode, GradeAnswer
+from retool_env.errors import NotFinite
 from retool_env.execution import Outcome
 from retool_env.grading import is_equivalent_async
 from retool_env.interpreter import Interpreter
@@ -91,6 +93,11 @@ def _take(policy: Any, episode: Episode, generation: Any, progress: Progress) ->
     """Add the policy's turn to the episode."""
     if not isinstance(policy, TextPolicy):
         progress.tokens += len(generation.token_ids)
+        if not math.isfinite(sum(generation.logprobs)):
+            raise NotFinite(
+                "the model's log-probs are NaN or infinite: its weights are broken, or too large "
+                "for their data type"
+            )
         return episode.act_ids(generation)
     progress.tokens += len(generation.text)
     return episode.act(

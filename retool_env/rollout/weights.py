@@ -7,11 +7,42 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from retool_env.errors import NotFinite
+
 if TYPE_CHECKING:
     import torch
 
 Weights = Mapping[str, "torch.Tensor"] | Iterable[tuple[str, "torch.Tensor"]]
 """Tensors by the names of transformers, as `model.state_dict()` gives them, adapters merged."""
+
+
+def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], what: str) -> None:
+    """Check that no weight is NaN or infinite.
+
+    Args:
+        tensors: Tensors of any shape by their names. Tensors of whole numbers, on the meta device,
+            or without elements are not checked; of a sharded tensor, this process's shard is.
+        what: The owner of the tensors, which begins the error text.
+
+    Raises:
+        NotFinite: If a weight is NaN or infinite. The message names the first such tensor.
+    """
+    import torch
+
+    local = [(name, getattr(tensor.detach(), "_local_tensor", tensor)) for name, tensor in tensors]
+    local = [
+        (name, tensor.detach())
+        for name, tensor in local
+        if tensor.is_floating_point() and tensor.numel() and tensor.device.type != "meta"
+    ]
+    # The largest absolute value is NaN if an element is. It takes no memory of the tensor's size.
+    largest = [torch.linalg.vector_norm(tensor, torch.inf) for _, tensor in local]
+    if not largest:
+        return
+    finite = torch.stack([value.to(largest[0].device, torch.float64) for value in largest])
+    for (name, _), sound in zip(local, finite.isfinite().tolist(), strict=True):
+        if not sound:
+            raise NotFinite(f"{what}: the weight {name} holds NaN or infinite values")
 
 
 _FIRST, _SECOND = 0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9  # odd numbers of mixed bits

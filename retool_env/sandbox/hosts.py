@@ -135,6 +135,30 @@ class Hosts:
         """
         return self._loop.submit(self._run(body, limits, display))
 
+    def faults(self, body: bytes, limits: Limits) -> Future[dict[str, str]]:
+        """Sends a program to every host, once; the result has the reason of each host that fails.
+
+        A host that is busy does not fail.
+
+        Args:
+            body: The request, as `fusion.request_of` builds it with these limits.
+            limits: The program's limits.
+        """
+        return self._loop.submit(self._faults(body, limits))
+
+    async def _faults(self, body: bytes, limits: Limits) -> dict[str, str]:
+        reasons = await asyncio.gather(*(self._fault(host, body, limits) for host in self.known))
+        return {host.url: why for host, why in zip(self.known, reasons, strict=True) if why}
+
+    async def _fault(self, host: SandboxHost, body: bytes, limits: Limits) -> str:
+        try:
+            await self._ask(host, body, limits, False, limits.wall_seconds + self._patience)
+        except (Failure, _Refusal) as reason:
+            return str(reason)
+        except Busy:
+            pass
+        return ""
+
     def stop(self) -> None:
         """Ends the programs that still run, then the thread."""
         if self.pid == os.getpid():

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -76,7 +77,7 @@ class RemoteSandbox:
         self._token, self._attempts, self._patience = token, attempts, patience
         self._lock = threading.Lock()
         self._hosts: Hosts | None = None
-        self._closed = False
+        self._closed = self._checked = False
 
     def __reduce__(self) -> tuple[object, ...]:
         make = functools.partial(type(self), attempts=self._attempts, patience=self._patience)
@@ -139,6 +140,35 @@ class RemoteSandbox:
             "use a local sandbox, such as make_sandbox('nsjail')"
         )
 
+    def check(self) -> None:
+        """Runs an empty program on every host, so that a wrong URL is noticed at the start.
+
+        It warns of hosts that fail while another host works. After a success, later calls do
+        nothing.
+
+        Raises:
+            SandboxUnavailable: No host can run a program, or a host refuses the token.
+            RuntimeError: The sandbox is closed.
+        """
+        if self._checked:
+            return
+        body = json.dumps(request_of("pass", DEFAULT_LIMITS, "", False)).encode()
+        asking = self._connected().faults(body, DEFAULT_LIMITS)
+        try:
+            faults = asking.result()
+        finally:
+            asking.cancel()  # needed after Ctrl-C; otherwise the future is done
+        told = " ".join("; ".join(f"{url}: {why}" for url, why in faults.items()).split())
+        if len(faults) == len(set(self.urls)):
+            raise SandboxUnavailable(
+                f"no program can run at {told}: check the URL, and that `retool serve` runs there"
+            )
+        if faults:
+            warnings.warn(
+                f"programs go to the other hosts, since none can run at {told}", stacklevel=2
+            )
+        self._checked = True
+
     def close(self) -> None:
         """Ends the programs that still run, and the connections. May be called again."""
         with self._lock:
@@ -155,6 +185,12 @@ class RemoteSandbox:
 
     def _begin(self, code: str, limits: Limits, stdin: str, display: bool) -> Future[Execution]:
         check_program(code, limits, stdin, display)
+        # Escaped, because UTF-8 cannot encode a lone surrogate.
+        body = json.dumps(request_of(code, limits, stdin, display)).encode()
+        return self._connected().begin(body, limits, display)
+
+    def _connected(self) -> Hosts:
+        """The hosts, with the thread that asks them."""
         with self._lock:
             if self._closed:
                 raise RuntimeError("the sandbox is closed; make a new one")
@@ -165,7 +201,4 @@ class RemoteSandbox:
                 except OSError as error:
                     raise SandboxUnavailable(advised(error)) from error
                 weakref.finalize(self, self._hosts.stop)
-            hosts = self._hosts
-        # Escaped, because UTF-8 cannot encode a lone surrogate.
-        body = json.dumps(request_of(code, limits, stdin, display)).encode()
-        return hosts.begin(body, limits, display)
+            return self._hosts

@@ -12,6 +12,7 @@ from trl import SFTConfig, SFTTrainer
 
 from agents import sft
 from agents.base.presets import load_settings
+from agents.base.run import dry_run
 from agents.base.settings import SettingsError
 from agents.models.tiny import make_model, make_tokenizer
 from agents.traces.scripted import make_traces
@@ -254,6 +255,23 @@ def test_a_pack_that_a_trace_does_not_fit_into_is_refused(traces, tmp_path):
     for key in ("packing", "packing_strategy", "max_length"):
         with pytest.raises(SettingsError, match=rf"trl\.{key} follows from"):
             sft.train(settings(trl={key: 1}), tmp_path / "other")
+
+
+def test_a_run_that_was_refused_for_its_own_traces_lengths_starts_again(tmp_path):
+    """The refusal comes after the start, since the traces are made there."""
+    for packing, said in ((20, "packing=20 would cut off"), (30, "packing=30 would cut off")):
+        with pytest.raises(SettingsError, match=said):
+            sft.train(settings(traces=4, packing=packing, batch_size=1), tmp_path / "run")
+    sft.train(settings(traces=4, batch_size=4, epochs=1.0), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"), [({"mix": {"tol": 1.0}}, "mix: .*tol"), ({"traces": 10**9}, "too large")]
+)
+def test_a_dry_run_refuses_problems_and_styles_that_make_no_traces(wrong, said, tmp_path):
+    env = {"id": "ReTool-Arithmetic-v0", "max_tokens": 64, "size": 100}
+    with pytest.raises(SettingsError, match=said), dry_run():
+        sft.train(settings(env=env, **wrong), tmp_path / "run")
 
 
 def test_a_file_of_messages_is_trained_on(tmp_path):

@@ -73,8 +73,12 @@ def test_several_servers_are_asked_with_the_models_own_tokenizer(checkpoint, mad
         (["--engine", "vllm", "--api", "http://h/v1"], "are for local models: leave --api out"),
         (["--engine-arg", "max_batch"], "max_batch"),
         (["--engine-arg", "no_such=1"], "no_such"),
-        (["--engine-arg", "model=m"], "multiple values for argument 'model'"),
-        (["--engine", "http://h:1", "--engine-arg", "urls=u"], "urls can't be set: --engine holds"),
+        (["--engine-arg", "model=m"], "--engine-arg model can't be set: give --model"),
+        (["--engine-arg", "temperature=0"], "temperature can't be set: give --temperature"),
+        (["--engine-arg", "top_p=0.5"], "top_p can't be set: give --top-p"),
+        (["--engine", "vllm", "--engine-arg", "dtype=half"], "dtype can't be set: give --dtype"),
+        (["--engine", "http://h:1", "--engine-arg", "urls=u"], "urls can't be set: give --engine"),
+        (["--dtype", "float99"], "--dtype 'float99' is unknown: choose float32"),
     ],
 )
 def test_a_wrong_engine_is_named(options, words, checkpoint, capsys):

@@ -1,13 +1,14 @@
 """The plan of an evaluation: its problems, the episodes that are left, and its record."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from helpers.eval_commands import ARITHMETIC, eval_arguments
 
 from retool_env import REVISION
 from retool_env.cli import main
-from retool_env.commands.eval_plan import estimate, make_plan, make_record
+from retool_env.commands.eval_plan import again, estimate, make_plan, make_record
 from retool_env.evaluation.cost import Price
 
 BEHIND = ("--api", "http://h/v1")
@@ -34,6 +35,50 @@ def test_the_number_of_problems(env, given, count, tmp_path, monkeypatch):
     (tmp_path / "own.jsonl").write_text("".join(lines))
     made = plan(*given, env=env)
     assert len(made.problems) == count == len({problem.id for problem in made.problems})
+
+
+@pytest.mark.parametrize("command", ["eval", "recover"])
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("recover.json eval.json", "already"),
+        ("transcripts.jsonl", "an evaluation of an earlier version"),
+        ("figures.json README.md", "would be overwritten"),
+    ],
+)
+def test_a_dry_run_refuses_a_folder_that_is_not_free(
+    command, file, words, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "found").mkdir()
+    for name in file.split():
+        (tmp_path / "found" / name).touch()
+    line = [command, *BEHIND, "--model", "m", "--env", ARITHMETIC, "--out", "found", "--dry-run"]
+    assert main([*line, "--problems", "1"]) == 1
+    said = capsys.readouterr().err
+    assert words in said or "holds a record of `retool recover`" in said
+
+
+@pytest.mark.parametrize("command", ["eval", "recover"])
+def test_nothing_to_continue_is_said(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = [command, *BEHIND, "--model", "m", "--env", ARITHMETIC, "--problems", "1", "--dry-run"]
+    assert main([*line, "--resume", "--out", "typo"]) == 0
+    assert "typo holds no record to continue: all episodes are left" in capsys.readouterr().out
+    assert main(line) == 0
+    assert "no record" not in capsys.readouterr().out
+
+
+def test_the_options_that_continue_a_record():
+    assert again(eval_arguments("--name", "x"), Path("runs/eval/x")) == "--resume"
+    assert again(eval_arguments(), Path("runs/e l")) == "--resume --out 'runs/e l'"
+
+
+@pytest.mark.parametrize("speed", ["0", "nan", "-5", "inf"])
+def test_a_speed_is_above_zero(speed, capsys):
+    line = ["recover", *BEHIND, "--model", "m", "--env", ARITHMETIC, "--dry-run"]
+    assert main([*line, f"--tokens-per-second={speed}"]) == 1
+    assert "--tokens-per-second must be above 0, not" in capsys.readouterr().err
 
 
 def test_the_episodes_that_are_left():

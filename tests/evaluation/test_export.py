@@ -67,7 +67,11 @@ def test_csv_has_a_row_for_each_episode_and_each_call(evaluation):
     assert episodes[0]["outcomes"] == "runtime_error" and episodes[0]["calls_ran"] == "0"
     assert (calls[0]["program"], calls[0]["exception"]) == ("1/0", "ZeroDivisionError")
     assert len(calls) == 4 and calls[3]["sample"] == "1"
-    assert sorted(path.name for path in out.iterdir()) == ["calls.csv", "episodes.csv"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        ".retool-export",
+        "calls.csv",
+        "episodes.csv",
+    ]
 
 
 def test_parquet_and_csv_hold_the_same(evaluation, tmp_path):
@@ -93,6 +97,57 @@ def test_the_parquet_folder_is_a_dataset_of_two_configurations(evaluation, tmp_p
     cache = str(tmp_path / "cache")
     calls = datasets.load_dataset(str(out), "calls", split="train", cache_dir=cache)
     assert len(calls) == 4 and calls[0]["program"] == "1/0"
+
+
+@pytest.mark.parametrize("to", ["csv", "parquet", "datasets"])
+@pytest.mark.parametrize("name", ["README.md", "episodes.csv", "dataset_info.json", "notes.txt"])
+def test_a_users_folder_is_left_alone_and_an_exports_is_written_again(
+    to, name, evaluation, tmp_path
+):
+    if to != "csv":
+        pytest.importorskip("pyarrow")
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / name).write_text("mine")
+    with pytest.raises(SettingsError, match="mine holds other files: choose an empty"):
+        export(evaluation, to, out)
+    assert [path.name for path in out.iterdir()] == [name] and (out / name).read_text() == "mine"
+    (out / name).unlink()
+    export(evaluation, to, out)
+    export(evaluation, to, out)
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.eval"])
+def test_a_users_file_is_not_overwritten_by_a_log(name, evaluation, tmp_path):
+    out = tmp_path / name
+    for content in (b"{}", b"PK", b""):
+        out.write_bytes(content)
+        with pytest.raises(SettingsError, match=f"{name} is not a log of retool-env"):
+            export(evaluation, "inspect", out)
+        assert out.read_bytes() == content
+    out.unlink()
+    first = export(evaluation, "inspect", out).read_bytes()
+    assert len(export(evaluation, "inspect", out).read_bytes()) == len(first)
+
+
+def test_a_users_result_is_not_overwritten(evaluation, tmp_path):
+    arguments = (evaluation, "hub", tmp_path, "a/b")
+    path = export(*arguments)
+    export(*arguments)
+    path.write_text("- value: 3\n")
+    with pytest.raises(SettingsError, match=f"{path.name} is not of retool-env"):
+        export(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("recover.json", "a record of"), ("config.json", "a training run")]
+)
+def test_a_folder_of_another_record_is_named(name, kind, tmp_path):
+    (tmp_path / name).write_text('{"algorithm": "grpo", "settings": {}}')
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "transcripts.jsonl").write_text("")
+    with pytest.raises(DataError, match=f"holds {kind}.*, not an evaluation"):
+        export(tmp_path, "csv")
 
 
 def test_a_folder_for_load_from_disk_holds_calls_and_conversations(evaluation, tmp_path):

@@ -127,6 +127,23 @@ def test_a_folder_of_an_earlier_version_is_not_overwritten(name, tmp_path):
         begun(tmp_path, resume=True)
 
 
+def test_a_folder_of_another_record_or_with_a_users_file_is_left_alone(tmp_path):
+    others = {"recover.json": "a record of `retool recover`", "figures.json": "would be overwrit"}
+    for name, words in others.items():
+        (tmp_path / name).write_text("mine")
+        for resume in (False, True):
+            with pytest.raises(SettingsError, match=words):
+                begun(tmp_path, resume=resume)
+            with pytest.raises(SettingsError, match=words):
+                Records.check(tmp_path, resume)
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
+    (tmp_path / "notes.txt").write_text("mine")
+    assert not Records.check(tmp_path, True)
+    begun(tmp_path).close("stopped", 1.0)
+    assert Records.check(tmp_path, True)
+
+
 def test_what_is_no_folder_and_what_is_no_lock_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingsError, match="must be a folder"):

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.models.tiny import make_checkpoint, make_model
-from retool_env.rollout.weights import Inventory, checksum
+from retool_env.errors import NotFinite
+from retool_env.rollout.weights import Inventory, check_finite, checksum
 
 
 def test_an_inventory_is_read_from_a_configuration_and_checks_weights(tmp_path):
@@ -29,6 +30,17 @@ def test_an_inventory_is_read_from_a_configuration_and_checks_weights(tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             list(inventory.checked(wrong))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_weight_that_is_not_finite_is_named(value):
+    sound = [("big", torch.full((2, 2), 6e4, dtype=torch.float16)), ("none", torch.ones(0))]
+    sound += [("ids", torch.tensor([1, 2])), ("away", torch.ones(2, device="meta"))]
+    check_finite(sound, "the model x")  # the sum of `big` would overflow
+    wrong = torch.ones(3, 3, dtype=torch.bfloat16)
+    wrong[1, 2] = value
+    with pytest.raises(NotFinite, match="the model x: the weight head holds NaN or infinite"):
+        check_finite([*sound, ("head", wrong)], "the model x")
 
 
 TENSORS = st.lists(

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 from helpers.services import Scripted, says, serving, sleeps, wait_until
 
+from retool_env.interpreter import open_sandbox
+from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Limits, Outcome, Sandbox, SandboxUnavailable
 from retool_env.sandbox.remote import RemoteSandbox
 from retool_env.sandbox.server import create_app
@@ -35,6 +38,47 @@ def test_an_execution_arrives_whole(outcome: Outcome) -> None:
         arrived = sandbox.run("")
         assert arrived == execution and arrived.duration == execution.duration
         assert asyncio.run(sandbox.run_async("")) == execution
+
+
+def test_wrong_addresses_are_noticed_at_the_start() -> None:
+    asked = []
+
+    async def answer(*arguments: Any) -> Execution:
+        asked.append(arguments)
+        return OK
+
+    dead = "http://127.0.0.1:1"
+    with serving(create_app(Scripted(answer))) as url:
+        with RemoteSandbox([url]) as sandbox, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            sandbox.check()
+            sandbox.check()  # asks nothing
+            assert len(asked) == 1
+        with RemoteSandbox([url, dead]) as sandbox:
+            with pytest.warns(UserWarning, match=rf"none can run at {dead}: ConnectError"):
+                sandbox.check()
+            assert sandbox.run("") == OK
+        wrong = pytest.raises(SandboxUnavailable, match=f"at {url}/v1: HTTP 404")
+        with RemoteSandbox([f"{url}/v1"]) as sandbox, wrong:
+            sandbox.check()
+    for _ in range(2):  # with the shared sandbox of a setting, and again after a failure
+        with pytest.raises(SandboxUnavailable, match=rf"no program can run at {dead}: Connect"):
+            open_sandbox(dead, Rules())
+    assert open_sandbox(dead, Rules(interpreter=False)) is None
+
+
+def test_a_busy_host_or_a_token_is_no_wrong_address() -> None:
+    async def busy(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"  # so that no lifespan is served
+        headers = [(b"retry-after", b"1")]
+        await send({"type": "http.response.start", "status": 503, "headers": headers})
+        await send({"type": "http.response.body"})
+
+    with serving(busy) as url, RemoteSandbox([url]) as sandbox:
+        sandbox.check()
+    refused = pytest.raises(SandboxUnavailable, match="refuses the token")
+    with serving(create_app(says(OK), "secret")) as url, RemoteSandbox([url]) as sandbox, refused:
+        sandbox.check()
 
 
 def test_all_that_a_program_is_given_arrives() -> None:

@@ -244,6 +244,7 @@ class ArmRecords(Records):
     """The folder of one model in the benchmark, open for writing; see `Records`."""
 
     file = RECOVER
+    written = (RESULTS, LEFT_OUT, "README.md", "eval.yaml", "page.html")
     read_record: Callable[[Path], EvalRecord] = staticmethod(read_recover)
     read_episodes: Callable[..., Iterator[EpisodeRecord]] = staticmethod(read_arms)
 

@@ -91,7 +91,7 @@ def check(
         seed: The seed of the choice of these episodes.
 
     Raises:
-        DataError: A record is damaged.
+        DataError: A record is damaged, or the run is not finished and has no results.
     """
     record = read_recover(folder)
     episodes = list(read_arms(folder))
@@ -101,7 +101,7 @@ def check(
         _whole(record),
         _complete(record, episodes, read_left_out(folder)),
         _left_out(record, episodes, read_left_out(folder)),
-        _results(folder),
+        _results(folder, record),
         _verdicts(episodes),
         _forks(episodes),
         _faults(record, episodes),
@@ -198,9 +198,14 @@ def _complete(
     return Finding("episodes", not missing, f"{text}, such as {missing[0]}" if missing else text)
 
 
-def _results(folder: str | Path) -> Finding:
+def _results(folder: str | Path, record: RecoverRecord) -> Finding:
     """The figures, computed anew, equal the figures of `results.json`."""
     path = Path(folder) / RESULTS
+    if record.status != "finished" and not path.exists():
+        raise DataError(
+            f"{folder} is {record.status} and has no {RESULTS}: finish it with `retool recover "
+            f"--resume --out {folder}` and the options of its start, then check it"
+        )
     try:
         theirs = json.loads(read_text(path))
     except (OSError, ValueError) as error:

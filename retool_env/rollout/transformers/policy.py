@@ -24,9 +24,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from retool_env.episode import Generation
 from retool_env.errors import SettingsError
 from retool_env.files import folder_fault
+from retool_env.rollout.checkpoint_files import check_dtype, reading
 from retool_env.rollout.policy import Policy, TurnEnd, check_room, check_sampling
 from retool_env.rollout.transformers.batching import BLOCK, Batcher, Request
-from retool_env.rollout.weights import Inventory, Weights
+from retool_env.rollout.weights import Inventory, Weights, check_finite
 from retool_env.tokens import decode
 
 _ATTENTION = {"full_attention", "sliding_attention"}  # the layers whose state is keys and values
@@ -221,8 +222,8 @@ class TransformersPolicy(Policy):
         """
         logits = logits.float()
         if self.temperature == 0:
-            tokens = logits.argmax(-1)
-            return tokens, torch.zeros_like(tokens, dtype=torch.float32)
+            largest, tokens = logits.max(-1)
+            return tokens, largest - largest  # 0, but NaN of logits that are not finite
         logprobs = torch.log_softmax(logits / self.temperature, dim=-1)
         if self.top_p < 1:
             ordered, order = logprobs.sort(dim=-1, descending=True)
@@ -269,14 +270,20 @@ def load_policy(
 
     Raises:
         OSError: If the model is not found.
-        SettingsError: If the path, or a file in the folder, is a pipe or a device.
+        NotFinite: If a weight is NaN or infinite.
+        SettingsError: If the data type is unknown, or a file in the folder is damaged, a pipe or a
+            device.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if fault := folder_fault(model):
         raise SettingsError(f"model: {fault}")
+    check_dtype("dtype", dtype)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-    policy = TransformersPolicy(loaded.to(device), AutoTokenizer.from_pretrained(model), **sampling)
+    with reading(model):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    check_finite(loaded.named_parameters(), f"the model {model}")
+    policy = TransformersPolicy(loaded.to(device), tokenizer, **sampling)
     policy.checkpoint = str(model)
     return policy

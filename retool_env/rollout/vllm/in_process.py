@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, override
 from retool_env.episode import Generation
 from retool_env.errors import MissingPackage, SettingsError
 from retool_env.files import folder_fault
+from retool_env.rollout.checkpoint_files import reading
 from retool_env.rollout.policy import (
     AtUpdate,
     Policy,
@@ -97,7 +98,8 @@ class VLLMPolicy(Policy):
         if fault := folder_fault(model):
             raise SettingsError(f"model: {fault}")
         self.model = self.checkpoint = str(model)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
+        with reading(str(model)):
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
         self.temperature: float = temperature
         self.top_p = top_p
         self.sleep_mode = sleep_mode

@@ -14,6 +14,7 @@ from retool_env import REVISION
 from retool_env.checkpoint_task import FILE, CheckpointTask, read_task
 from retool_env.cli import main as retool
 from retool_env.evaluation.records import read_episodes
+from retool_env.key_values import load_yaml
 from retool_env.transcript import read_transcripts
 
 ARITHMETIC = "ReTool-Arithmetic-v0"
@@ -103,6 +104,16 @@ def test_a_preset_that_is_named_says_which_environment(model, capsys):
     env = env_of("unnamed")
     assert (env["id"], env["max_calls"], env["path"]) == ("ReTool-JSONL-v0", 2, "own.jsonl")
     assert "difficulty" not in env
+
+
+def test_another_environment_on_the_command_line_drops_the_presets_problems(model, capsys):
+    problems = "".join(f'{{"question": "{i}?", "answer": "{i}"}}\n' for i in range(9))
+    Path("own.jsonl").write_text(problems)
+    other = ("env.id=ReTool-JSONL-v0", "env.path=own.jsonl", "--dry-run")
+    for more in ((), ("--ignore-retool-json",)):
+        assert main(command("grpo", model, *other, *more)) == 0
+        env = load_yaml(capsys.readouterr().out)["env"]
+        assert env["max_calls"] == 3 and "difficulty" not in env  # a rule stays
 
 
 def test_a_run_that_goes_on_keeps_what_it_was_started_with(model, capsys):

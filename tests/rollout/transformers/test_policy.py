@@ -20,10 +20,12 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from agents.base.model import load_model
 from retool_env.episode import Episode, Generation, decode
+from retool_env.errors import NotFinite
 from retool_env.problems import Problem
 from retool_env.rollout import RolloutEngine, ScriptedPolicy
-from retool_env.rollout.transformers.policy import TransformersPolicy
+from retool_env.rollout.transformers.policy import TransformersPolicy, load_policy
 from retool_env.rules import Rules
 from retool_env.sandbox import Execution, Outcome
 from retool_env.transcript import StopReason, check_transcript
@@ -258,6 +260,33 @@ def test_a_policys_memory_goes_with_it(model, tokenizer):
 def test_bad_settings_are_refused(model, tokenizer, settings):
     with pytest.raises(ValueError, match="must"):
         TransformersPolicy(model, tokenizer, **settings)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 3e38])
+def test_weights_that_are_not_finite_or_overflow_end_the_episodes(
+    model, tokenizer, value, temperature
+):
+    broken = copy.deepcopy(model)
+    broken.model.norm.weight.data[:] = value
+    engine = RolloutEngine(
+        TransformersPolicy(broken, tokenizer, temperature),
+        Rules(max_tokens=60, prompt_template="{query}\n"),
+        OneLineSandbox(),
+    )
+    with pytest.raises(NotFinite, match="log-probs are NaN or infinite"):
+        list(engine.run([PROBLEM]))
+
+
+def test_a_checkpoint_whose_weights_are_not_finite_is_not_loaded(model, tokenizer, tmp_path):
+    broken = copy.deepcopy(model)
+    broken.model.norm.weight.data[3] = torch.nan
+    broken.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(NotFinite, match=r"weight model\.norm\.weight holds NaN"):
+        load_policy(str(tmp_path))
+    with pytest.raises(NotFinite, match=r"weight model\.norm\.weight holds NaN"):
+        load_model(str(tmp_path), "float32")
 
 
 def test_what_does_not_fit_is_refused(model, tokenizer):
