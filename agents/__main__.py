@@ -23,7 +23,7 @@ from agents.base.registry import OWN_FORMS, algorithms, load_algorithm, section_
 from agents.base.run import dry_run
 from agents.base.settings import SettingsError, build_settings, describe
 from agents.base.sharding import leave_process_group
-from agents.base.status import CODES
+from agents.base.status import CODES, Status
 from agents.base.stopping import Stopped, shielded
 from retool_env.errors import NotFinite
 from retool_env.execution import SandboxUnavailable
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.algorithm is None:
         parser.print_help()
         return 0 if arguments.help else 2
+    folder: Path | None = None
     try:
         algorithm = load_algorithm(arguments.algorithm)
         if as_program:
@@ -86,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with shielded():
             leave_process_group()  # all processes stop together
             if os.environ.get("RANK", "0") == "0":
+                if folder is not None:
+                    Status(folder).stopped_early()
                 print("stopped: the same command with --resume goes on", file=sys.stderr)
         if isinstance(stop, Stopped):
             return CODES["stopped"]

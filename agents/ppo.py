@@ -40,7 +40,7 @@ from agents.rewards import overlong_bonus, reward_functions
 from retool_env.training.correction import importance_weights, weight_figures, weight_sums
 from retool_env.training.exchange import one_pass
 from retool_env.training.packing import Packed
-from retool_env.training.processes import RolloutsAbandoned, together
+from retool_env.training.processes import RolloutsAbandoned, phase, together
 from retool_env.training.rollouts import Rollouts
 from retool_env.training.step import Step
 from retool_env.training.trained_weights import is_sharded, whole
@@ -132,7 +132,8 @@ def train(settings: Settings, folder: Path, resume: bool = False) -> Path:
                 eos = run.tokenizer.eos_token_id
                 rows, rewards, logged = collect(learner, rollouts, step, prompts, eos)
                 batch = Batch.of(rows, learner.accelerator.device, rewards)
-                learned = learner.learn(batch, step)
+                with phase("training"):
+                    learned = learner.learn(batch, step)
             except RolloutsAbandoned:  # on all processes
                 if run.stopping.agreed() and step > run.saving.begun:
                     # After an end between two passes an optimizer would not make its first state.

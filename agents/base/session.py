@@ -119,8 +119,7 @@ class Session[S: RunSettings](Run):
         given, context = error, getattr(error, "__context__", None)
         told = launched() and isinstance(error, KeyboardInterrupt)
         if told and isinstance(context, RuntimeError):
-            # The launcher stops this process after another one has died, which was also the reason
-            # of the error here.
+            # The launcher stops this process after another one died, which also led to the error.
             error = context
         elif isinstance(error, RolloutsAbandoned):  # on all processes
             error = Stopped(self.stopping.number or signal.SIGTERM)
@@ -161,8 +160,9 @@ class Session[S: RunSettings](Run):
             if isinstance(error, RuntimeError) and (report := self.watch.report()):
                 error.add_note(report)
             text = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
-            self.status.end("failed", saved, text)
-        self.watch.close(None if error is None else str(error) or type(error).__name__)
+            ended = self.stopping.asked() and self.watch.alone()  # the error is a consequence
+            self.status.end("stopped" if ended else "failed", saved, None if ended else text)
+        self.watch.close(error)
 
     @override
     def log(self, record: dict[str, Any]) -> None:

@@ -77,6 +77,14 @@ class Status:
             with self._lock:
                 self._write(record)
 
+    def stopped_early(self) -> None:
+        """Write that a signal stopped the run before its start, if the folder has no status yet."""
+        if not self.path.exists():
+            with contextlib.suppress(OSError):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            state: State = "stopped"
+            self._write({"state": state, "code": CODES[state], "step": None, "saved": None})
+
     def refresh(self, saved: int | None) -> None:
         """Write the time and the step of a run at work. The first process calls it.
 

@@ -37,7 +37,7 @@ from agents.base.resuming import loading
 from agents.base.saving import Saving
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.rollout.engine import run_blocking
-from retool_env.training.processes import RolloutsAbandoned, everywhere
+from retool_env.training.processes import RolloutsAbandoned, everywhere, phase
 
 SAME_SECONDS = 1.0
 """A second signal within this time is ignored.
@@ -79,6 +79,8 @@ class Stopping:
     def __init__(self) -> None:
         self._signal = self._second = self._agreed = 0
         self._when = 0.0
+        self._received = False
+        """Whether this process itself received a signal, not only another process."""
         self._lock = threading.RLock()  # the handler may interrupt itself
         self._before: dict[int, Any] = {}
         self._sockets: tuple[socket.socket, socket.socket] | None = None
@@ -101,7 +103,7 @@ class Stopping:
                 self._before[number] = signal.signal(number, self._handle) or signal.SIG_DFL
             threading.Thread(target=self._listen, args=(reader,), daemon=True).start()
             if self._outer is not None and self._outer.asked():
-                self.tell(self._outer.number)
+                self._take(self._outer)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -119,7 +121,7 @@ class Stopping:
         self._sockets = None
         _current = self._outer
         if self._outer is not None and self._signal:
-            self._outer.tell(self._signal)
+            self._outer._take(self)
 
     def asked(self) -> bool:
         """Whether a process of the run received a signal, as far as this process knows."""
@@ -133,12 +135,20 @@ class Stopping:
     def tell(self, number: int) -> None:
         """Say that another process received a signal.
 
+        The first signal to this process is then no second one: a scheduler may signal the machines
+        of a run one after another.
+
         Args:
             number: The signal's number.
         """
         with self._lock:
             if not self._signal:
                 self._signal, self._when = number, time.monotonic()
+
+    def _take(self, other: Stopping) -> None:
+        """Take the signal of another handler of this process."""
+        self.tell(other._signal)
+        self._received = self._received or other._received
 
     def agreed(self) -> bool:
         """Whether any process received a signal. All processes call this method together."""
@@ -231,9 +241,11 @@ class Stopping:
                 if number not in _SIGNALS:
                     continue
                 now = time.monotonic()
-                if not self._signal:
-                    self._signal, self._when = number, now
-                    os.write(2, _NOTICE)  # not `print`, which the signal may have interrupted
+                if not self._received:
+                    if not self._signal:
+                        os.write(2, _NOTICE)  # not `print`, which the signal may have interrupted
+                    self._signal, self._when = self._signal or number, now
+                    self._received = True
                 elif now - self._when >= SAME_SECONDS:
                     self._second = number
             return bool(numbers)
@@ -361,7 +373,8 @@ class StopCallback(TrainerCallback):
         """
         self._take_saving(trainer)
         try:
-            self._train(trainer, point)
+            with phase("training"):
+                self._train(trainer, point)
         except _AtItsEnd:  # on all processes
             trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
         except RolloutsAbandoned:  # on all processes, before the step's update

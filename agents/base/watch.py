@@ -5,6 +5,9 @@ sign of life every two seconds, with the process's present work, to the store of
 (a `TCPStore`), and reads the others' signs. A process that hangs or was killed is named with its
 work: "rank 1 (gpu-7, rollouts since 12:03:21 UTC)". A signal that one process received reaches the
 others in the same way, also where they wait in a collective or for their rollouts.
+
+The store belongs to the first machine. If that machine hangs, a question to the store waits for
+ever. So a second thread, which asks nothing, ends a process whose store is silent.
 """
 
 from __future__ import annotations
@@ -44,6 +47,10 @@ GONE_SECONDS = 600.0
 GONE_AT_STOP_SECONDS = 60.0
 """The same once the run was told to stop: a launcher does not wait for long."""
 
+STALLED_SECONDS = 10.0
+"""If a process itself stood still for longer, as in a suspended job, or waited for the store, then
+this time does not count as silence of the others."""
+
 REFRESH_SECONDS = 30.0
 """Seconds between two calls of `refresh`."""
 
@@ -69,7 +76,9 @@ class Watch:
         self._seen: dict[int, tuple[str, float]] = {}
         self._warned: set[int] = set()
         self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
+        self._looked = self._answered = time.monotonic()
+        """The times of the last look at the others, and of the store's last answer."""
 
     def start(self) -> None:
         """Begin to watch. All processes call this together."""
@@ -82,23 +91,35 @@ class Watch:
             self._store = distributed.PrefixStore(f"retool-watch-{number}", store)
             self._beat()
             everywhere(None)
-        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
-        self._thread.start()
+        self._looked = self._answered = time.monotonic()
+        for work in (self._watch, self._guard):
+            self._threads.append(threading.Thread(target=work, name="watch", daemon=True))
+            self._threads[-1].start()
 
-    def close(self, error: str | None = None) -> None:
+    def close(self, error: BaseException | None = None) -> None:
         """End the watch.
 
         Args:
-            error: The text of the error that ends this process; `None`: no error.
+            error: The error that ends this process, a `KeyboardInterrupt` for a signal; `None`: no
+                error.
         """
-        if self._thread is None:
+        if not self._threads:
             return
         self._closing.set()
-        self._thread.join()
-        self._thread = None
-        if self._store is not None and not self._lost:
+        for thread in self._threads:
+            thread.join(SILENT_SECONDS)  # a store that does not answer may hold it
+        silent = any(thread.is_alive() for thread in self._threads)
+        self._threads.clear()
+        if self._store is not None and not self._lost and not silent:
             with contextlib.suppress(RuntimeError):
-                self._beat("ended" if error is None else f"failed: {error}")
+                how = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+                reason = str(error) or type(error).__name__
+                self._beat("ended" if error is None else f"{how}: {reason}")
+
+    def alone(self) -> bool:
+        """Whether another process was stopped by a signal, or is silent."""
+        stopped = [self._work(rank).startswith("stopped: ") for rank in self._others()]
+        return any(stopped) or bool(self._silent(SILENT_SECONDS))
 
     def report(self) -> str:
         """The processes that are silent or have failed; otherwise, the work of each process.
@@ -138,8 +159,24 @@ class Watch:
                     self._beat()
                     beaten = now
                     self._look()
+                self._answered = time.monotonic()
             except RuntimeError:
                 self._lost = True
+
+    def _guard(self) -> None:
+        """End this process if the store gives no answer: the first machine hangs or is gone."""
+        before, warned = time.monotonic(), False
+        while self._store is not None and not self._closing.wait(POLL_SECONDS):
+            now = time.monotonic()
+            if now - before > STALLED_SECONDS:
+                self._answered += now - before
+            before, silent = now, now - self._answered
+            limit = GONE_AT_STOP_SECONDS if self._stopping.asked() else GONE_SECONDS
+            if silent >= limit:
+                self._leave(f"{self._name(0)}: its machine gives no answer for {limit:.0f} s")
+            elif silent >= WARN_SECONDS and not warned:
+                self._say(f"{self._name(0)}: its machine gives no answer")
+            warned = silent >= WARN_SECONDS
 
     def _pass_signals_on(self) -> None:
         if self._stopping.asked():
@@ -159,6 +196,9 @@ class Watch:
         """Read the signs of life of all processes, warn of silent ones, and end without them."""
         beats = self._store.multi_get([str(rank) for rank in range(self._count)])
         now = time.monotonic()
+        stood, self._looked = now - self._looked, now
+        if stood > STALLED_SECONDS:
+            self._seen = {rank: (text, when + stood) for rank, (text, when) in self._seen.items()}
         for rank, beat in enumerate(beats):
             text = beat.decode()
             if rank not in self._seen or self._seen[rank][0] != text:
@@ -173,23 +213,33 @@ class Watch:
         limit = GONE_AT_STOP_SECONDS if self._stopping.asked() else GONE_SECONDS
         if gone := self._silent(limit):
             names = ", ".join(map(self._name, gone))
-            text = f"{names}: no sign of life for {limit:.0f} s, so the run ends"
-            self._say(text)
-            self._gone(text)
-            # The main thread may wait for that process in a collective, without an end.
-            os._exit(1)
+            self._leave(f"{names}: no sign of life for {limit:.0f} s")
+
+    def _leave(self, why: str) -> None:
+        text = f"{why}, so the run ends"
+        self._say(text)
+        self._gone(text)
+        # The main thread may wait for that process in a collective, without an end.
+        os._exit(1)
+
+    def _others(self) -> list[int]:
+        return [rank for rank in sorted(self._seen) if rank != self._rank]
+
+    def _work(self, rank: int) -> str:
+        work: str = json.loads(self._seen[rank][0])[2]
+        return work
 
     def _silent(self, seconds: float) -> list[int]:
         """The other processes without a sign of life for a time, if they have not ended."""
         now = time.monotonic()
         return [
             rank
-            for rank, (text, when) in sorted(self._seen.items())
-            if rank != self._rank and now - when >= seconds and json.loads(text)[2] != "ended"
+            for rank in self._others()
+            if now - self._seen[rank][1] >= seconds and self._work(rank) != "ended"
         ]
 
     def _failed(self, rank: int) -> bool:
-        return rank != self._rank and json.loads(self._seen[rank][0])[2].startswith("failed: ")
+        return rank != self._rank and self._work(rank).startswith(("failed: ", "stopped: "))
 
     def _name(self, rank: int) -> str:
         if rank not in self._seen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 import sys
@@ -40,6 +41,9 @@ def test_a_run_leaves_its_process_group(monkeypatch, tmp_path, capsys, stopped):
     try:
         status = main(["grpo", "--runs", str(tmp_path)])
         assert status == (130 if stopped else 0) and not distributed.is_initialized()
+        # A scheduler starts a run again that was stopped while it loaded its model.
+        found = [json.loads(p.read_text())["code"] for p in tmp_path.glob("*/status.json")]
+        assert found == ([75] if stopped else [])
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()

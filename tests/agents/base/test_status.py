@@ -47,6 +47,16 @@ def test_nothing_is_written_before_the_start(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_stop_before_the_start_is_written_but_not_over_an_earlier_status(tmp_path):
+    status = Status(tmp_path / "new")
+    status.stopped_early()
+    assert (read(status)["state"], read(status)["code"]) == ("stopped", 75)
+    status.start()
+    status.end("finished")
+    status.stopped_early()
+    assert read(status)["state"] == "finished"
+
+
 def test_the_first_failure_is_kept_and_any_process_can_write_it(tmp_path, monkeypatch):
     first, second = Status(tmp_path), Status(tmp_path)
     first.start()

@@ -346,6 +346,19 @@ def test_a_second_signal_stops_at_once_but_not_its_echo(monkeypatch, capfd):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+def test_the_first_signal_after_that_of_another_process_is_no_second_one(monkeypatch, capfd):
+    monkeypatch.setattr(stops, "SAME_SECONDS", 0.0)
+    with Stopping() as outer, Stopping() as stopping:
+        stopping.tell(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopping.number == signal.SIGTERM
+        stopping.__exit__()
+        with Stopping() as later, pytest.raises(KeyboardInterrupt):  # which knows of the signal
+            os.kill(os.getpid(), signal.SIGINT)
+        assert outer.number == later.number == signal.SIGTERM
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("inner_acts", [True, False])
 def test_a_stage_hands_its_signal_to_the_run_around_it(inner_acts):
     words = []

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -74,6 +75,17 @@ def pair(monkeypatch, clock):
     return made
 
 
+def pass_time(clock, seconds, *watched):
+    """Let time pass in which these processes give signs of life and look."""
+    until = clock.now + seconds
+    while clock.now < until:
+        clock.now = min(clock.now + watches.BEAT_SECONDS, until)
+        for watch in watched:
+            watch._beat()
+        for watch in watched:
+            watch._look()
+
+
 def test_a_signal_of_one_process_reaches_the_others(pair):
     first, second = pair
     first._pass_signals_on()
@@ -90,22 +102,15 @@ def test_a_process_that_hangs_is_named_with_its_work_and_then_ends_the_run(pair,
     with phase("rollouts"):
         second._beat()
     first._look()
-    clock.now += watches.WARN_SECONDS - 1
-    first._beat()
-    first._look()
+    pass_time(clock, watches.WARN_SECONDS - 1, first)
     assert capfd.readouterr().err == ""
-    clock.now += 2
-    for _ in range(2):  # it is named once
-        first._beat()
-        first._look()
+    pass_time(clock, 10, first)
     told = capfd.readouterr().err
     host = json.loads(second._store.get("1"))[1]
-    assert told.count("gives no sign of life") == 1
+    assert told.count("gives no sign of life") == 1  # it is named once
     assert f"rank 1 ({host}, rollouts since " in told and " UTC)" in told
-    clock.now += watches.GONE_SECONDS - watches.WARN_SECONDS
-    first._beat()
     with pytest.raises(Left):
-        first._look()
+        pass_time(clock, watches.GONE_SECONDS - watches.WARN_SECONDS, first)
     [text] = first.said
     assert f"rank 1 ({host}, rollouts since " in text and "no sign of life for 600 s" in text
 
@@ -113,17 +118,91 @@ def test_a_process_that_hangs_is_named_with_its_work_and_then_ends_the_run(pair,
 def test_a_process_that_came_back_is_not_gone(pair, clock, capfd):
     first, second = pair
     for _ in range(3):
-        clock.now += watches.GONE_SECONDS - 1
-        first._beat(), second._beat()
-        first._look(), second._look()
+        pass_time(clock, watches.WARN_SECONDS - 3, first)
+        pass_time(clock, 2, first, second)
     assert capfd.readouterr().err == ""
+
+
+def test_the_time_in_which_a_job_was_suspended_does_not_count(pair, clock, capfd):
+    first, second = pair
+    pass_time(clock, 10, first, second)
+    clock.now += 2 * watches.GONE_SECONDS  # both stood still, and one goes on earlier
+    pass_time(clock, 4, first)
+    pass_time(clock, 4, first, second)
+    assert capfd.readouterr().err == ""
+    with pytest.raises(Left):
+        pass_time(clock, watches.GONE_SECONDS + 4, first)
+
+
+class Closing:
+    """The event of a watch's end, whose waits take time on the clock."""
+
+    def __init__(self, clock, end=float("inf")):
+        self.clock, self.end = clock, clock.now + end
+
+    def wait(self, seconds):
+        self.clock.now += seconds
+        return self.clock.now >= self.end
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_process_ends_if_the_store_of_the_first_machine_gives_no_answer(
+    pair, clock, capfd, asked
+):
+    _, second = pair
+    second._closing = Closing(clock)
+    if asked:
+        second._stopping.tell(signal.SIGTERM)
+    began = clock.now
+    with pytest.raises(Left):
+        second._guard()
+    limit = watches.GONE_AT_STOP_SECONDS if asked else watches.GONE_SECONDS
+    assert clock.now - began == pytest.approx(limit, abs=1)
+    [text] = second.said
+    assert text.startswith("rank 0 (") and f"no answer for {limit:.0f} s, so the run ends" in text
+    assert capfd.readouterr().err.count("its machine gives no answer\n") == (not asked)
+
+
+def test_a_store_that_answers_ends_nothing_nor_does_a_suspended_job(pair, clock):
+    _, second = pair
+    second._closing = Closing(clock, 3 * watches.GONE_SECONDS)
+    wait = second._closing.wait
+
+    def answered(seconds):
+        second._answered = clock.now
+        if 100 < second._closing.end - clock.now < 101:
+            clock.now += 2 * watches.GONE_SECONDS
+        return wait(seconds)
+
+    second._closing.wait = answered
+    second._guard()
+    assert second.said == []
+
+
+def test_a_store_that_does_not_answer_does_not_hold_up_the_end(monkeypatch):
+    monkeypatch.setattr(watches, "SILENT_SECONDS", 0.1)
+    monkeypatch.setattr(watches, "POLL_SECONDS", 0.01)
+    asked, answer = threading.Event(), threading.Event()
+
+    def check(keys):
+        asked.set()
+        answer.wait()
+        return False
+
+    watch = Watch(Stopping(), refresh=lambda: None, gone=lambda text: None)
+    one = SimpleNamespace(process_index=1, num_processes=1)
+    monkeypatch.setattr(watches, "processes", lambda: one)
+    watch._store = SimpleNamespace(check=check, set=print, multi_get=lambda ranks: [])
+    watch.start()
+    assert asked.wait(10)
+    watch.close(RuntimeError("an error"))
+    answer.set()
+    assert not watch._threads
 
 
 def test_a_run_that_must_stop_waits_less_long_for_a_process_that_is_gone(pair, clock):
     first, _ = pair
-    clock.now += watches.GONE_AT_STOP_SECONDS + 1
-    first._beat()
-    first._look()
+    pass_time(clock, watches.GONE_AT_STOP_SECONDS + 1, first)
     first._stopping.tell(signal.SIGTERM)
     with pytest.raises(Left):
         first._look()
@@ -133,13 +212,23 @@ def test_a_process_that_ended_is_not_missed_and_one_that_failed_is_named(pair, c
     first, second = pair
     second._beat("ended")
     first._look()
-    clock.now += watches.GONE_SECONDS + 1
-    first._beat()
-    first._look()
+    pass_time(clock, watches.GONE_SECONDS + 1, first)
     assert "all processes are alive" in first.report()
     second._beat("failed: no memory")
     first._look()
     assert "rank 1 (" in first.report() and "failed: no memory" in first.report()
+    second._beat("stopped: 15")
+    assert not first.alone()
+    first._look()
+    assert first.alone()
+
+
+def test_a_process_whose_others_are_silent_is_alone(pair, clock):
+    first, second = pair
+    pass_time(clock, 20, first, second)
+    assert not first.alone()
+    pass_time(clock, watches.SILENT_SECONDS + 1, first)
+    assert first.alone()
 
 
 def test_a_report_waits_until_a_killed_process_is_silent(pair, clock, monkeypatch):
@@ -166,7 +255,7 @@ def test_one_process_only_refreshes_its_status(monkeypatch):
     while not refreshed and time.monotonic() < until:
         time.sleep(0.01)
     watch.close()
-    assert refreshed and watch._thread is None
+    assert refreshed and not watch._threads
 
 
 # --- two real processes ---------------------------------------------------------------------------
