@@ -28,6 +28,7 @@ from agents.base.stopping import Stopped, shielded
 from retool_env.errors import NotFinite
 from retool_env.execution import SandboxUnavailable
 from retool_env.key_values import dump_yaml, parse_settings
+from retool_env.printable import reader_left
 from retool_env.rollout import PolicyUnavailable
 from retool_env.servers.address import redact
 
@@ -101,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"python -m agents {arguments.algorithm}: {redact(text)}", file=sys.stderr)
         return 1
     except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, BrokenPipeError) and reader_left():
+            return 141  # as a program that SIGPIPE ends
         # torch and safetensors, which write the weights, have other errors for a full disk.
         curable = isinstance(error, OSError | PolicyUnavailable | SafetensorError)
         if not curable and "inline_container" not in str(error):
@@ -249,7 +252,13 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _terminate)
-    status = main()
+    try:
+        status = main()
+        sys.stdout.flush()  # a closed pipe shows here at the latest
+    except BrokenPipeError:
+        if not reader_left():
+            raise
+        status = 141  # as a program that SIGPIPE ends
     for ending in (signal.SIGINT, signal.SIGTERM):
         # While Python closes: no traceback, and the status stays the status of the run.
         signal.signal(ending, lambda *_: os._exit(status))

@@ -24,7 +24,7 @@ from retool_env.commands import (
 )
 from retool_env.commands.clone import forward
 from retool_env.errors import RetoolError
-from retool_env.printable import printable
+from retool_env.printable import printable, reader_left
 from retool_env.servers.address import redact
 
 MODULES = {
@@ -84,22 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except (RetoolError, OSError) as error:  # the latter: no room on the disk, a port in use
-        if isinstance(error, BrokenPipeError) and _reader_left():
+        if isinstance(error, BrokenPipeError) and reader_left():
             return 141  # as a program that SIGPIPE ends
         if os.environ.get("RETOOL_TRACEBACK"):
             raise
         print(f"retool {arguments.command}: {printable(redact(str(error)))}", file=sys.stderr)
         return 1
-
-
-def _reader_left() -> bool:
-    """Whether the reader of the output has closed its pipe, as `retool compare A B | head` does."""
-    try:
-        print(flush=True)  # the failed write itself may have left nothing to flush
-    except BrokenPipeError:  # the interpreter flushes once more at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
 
 
 def run_doctor(arguments: argparse.Namespace, _: Sequence[str]) -> int:

@@ -7,7 +7,9 @@ order of the letters around, so that a text reads as another text. Both are show
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, all but tab and line feed
@@ -15,6 +17,16 @@ _HIDDEN = re.compile(
     "\ud800-\udfff"  # halves of surrogate pairs, which no encoding can write
     "\ufff9-\ufffb\U000e0000-\U000e007f]"  # annotations and tags
 )
+
+
+def reader_left() -> bool:
+    """Whether the reader of standard output has closed its pipe, as `retool compare A B | head`."""
+    try:
+        print(flush=True)  # the failed write itself may have left nothing to flush
+    except BrokenPipeError:  # the interpreter flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def printable(text: str) -> str:

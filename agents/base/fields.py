@@ -186,6 +186,10 @@ class PolicySettings(RolloutSettings):
     transcripts_every: int = setting(1, "minimum steps between batches whose transcripts are kept")
 
 
+MOST_STALENESS = 100
+"""The largest number of batches sampled ahead."""
+
+
 def check_policy_settings(settings: PolicySettings, processes: int) -> None:
     """Check the ranges of the shared settings, and that each process gets whole problems.
 
@@ -200,6 +204,11 @@ def check_policy_settings(settings: PolicySettings, processes: int) -> None:
     least = dict.fromkeys((*ones, "oversample", "spare", "save_steps", "transcripts_every"), 1)
     zeros = ("deadline", "lora_rank", "export_steps", "tokens", "tokens_in_flight")
     check_least(settings, least | dict.fromkeys((*zeros, "staleness", "resample"), 0))
+    if settings.staleness > MOST_STALENESS:
+        raise SettingsError(
+            f"staleness must be at most {MOST_STALENESS}, not {settings.staleness}: batches lie in "
+            "memory, and their weights become too old to learn from"
+        )
     if not settings.temperature > 0:
         raise SettingsError(f"temperature must be above 0, not {settings.temperature}")
     if not settings.correction_cap >= 1:

@@ -169,8 +169,10 @@ def check_dtype(dtype: str, lora_rank: int, trl: Mapping[str, Any] | None = None
         trl: The setting `trl`; `None` for an algorithm without TRL.
 
     Raises:
-        SettingsError: If rounding would discard the optimizer's steps.
+        SettingsError: If the data type is unknown, or rounding would discard the optimizer's steps.
     """
+    if dtype not in DTYPES:
+        raise SettingsError(f"dtype: {dtype!r:.60} is unknown; use float32 or bfloat16")
     if dtype != "float32" and not lora_rank:
         way = "trl.bf16=true" if trl is not None else "accelerate launch --mixed_precision bf16"
         raise SettingsError(

@@ -136,6 +136,11 @@ class Run:
                 f"revision {REVISION} (CHANGELOG.md lists the differences): choose another "
                 "name=..., or mix the episodes with --force"
             )
+        if (algorithm := record.get("algorithm", self._algorithm)) != self._algorithm:
+            raise SettingsError(
+                f"{folder} is a run of {algorithm}, which {self._algorithm} can't continue: choose "
+                f"another name=..., or `python -m agents {algorithm}`"
+            )
         past = [change for change in record.get("changes", []) if change["setting"] == length]
         self.earlier = [change["from"] for change in past]
         try:

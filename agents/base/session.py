@@ -46,6 +46,7 @@ from agents.base.stopping import Stopped, Stopping
 from agents.base.watch import Watch
 from retool_env.checkpoint_task import TEMPERATURE, TOP_P, CheckpointTask
 from retool_env.errors import NotFinite, RolloutsAbandoned
+from retool_env.evaluation.progress import counted, on_stderr
 from retool_env.execution import Sandbox
 from retool_env.problem import ProblemList, ProblemSource
 from retool_env.rollout import RolloutEngine
@@ -420,11 +421,10 @@ def check_prompts(
     """
     context = model.config.get_text_config().max_position_embeddings
     protocol = rules.turn_protocol()
-    for problem_id in dict.fromkeys(ids):
+    for problem_id in counted(dict.fromkeys(ids), "prompts are checked", on_stderr):
         with prefixed(f"{setting}.protocol={rules.protocol}"):
             _, prompt = protocol.prompt(rules.prompt(problems.get(problem_id)), tokenizer)
-        size = len(prompt or ())
-        if size >= context:
+        if (size := len(prompt or ())) >= context:
             raise SettingsError(
                 f"the prompt of {problem_id} has {size} tokens, and the model's context has "
                 f"{context}: shorten {setting}.prompt_template, or leave such problems out"

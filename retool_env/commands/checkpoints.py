@@ -33,6 +33,7 @@ def checkpoint_task(arguments: argparse.Namespace) -> tuple[CheckpointTask | Non
         ValueError: Its `retool.json` is wrong.
     """
     from retool_env.checkpoint_task import read_task
+    from retool_env.rollout.checkpoint_files import check_no_run
 
     model = arguments.model
     if _names_a_folder(model) and not Path(model).is_dir():
@@ -40,6 +41,7 @@ def checkpoint_task(arguments: argparse.Namespace) -> tuple[CheckpointTask | Non
             f"the checkpoint folder {model!r} does not exist; "
             "a finished training saves its model in runs/NAME/checkpoint"
         )
+    check_no_run(model)
     if arguments.ignore_retool_json:
         return None, [f"{IGNORE}: what {model} says of its task is passed over"]
     task = read_task(model, f", or pass over it with {IGNORE}")

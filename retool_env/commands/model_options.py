@@ -11,7 +11,6 @@ from retool_env.commands.eval_settings import MAX_TOKENS, api_fields, check_engi
 from retool_env.commands.keys import refuse_key
 from retool_env.errors import SettingsError
 from retool_env.key_values import parse_settings, parse_value
-from retool_env.rollout.checkpoint_files import check_dtype
 from retool_env.servers.address import check_no_secrets
 
 if TYPE_CHECKING:
@@ -160,6 +159,8 @@ def check_options(arguments: argparse.Namespace, price: Price | None, folder: st
     Raises:
         SettingsError: An option is out of range, or lacks another option.
     """
+    from retool_env.rollout.checkpoint_files import check_dtype
+
     for name in ("k", "problems", "m"):
         number = getattr(arguments, name, None)
         if number is not None and number < 1:

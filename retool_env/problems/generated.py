@@ -17,6 +17,9 @@ from retool_env.errors import SettingsError
 from retool_env.execution import check_whole_number
 from retool_env.problem import Problem, unknown_id
 
+MOST = 10**8
+"""The largest size of a source. A shuffled order of its problems takes 0.8 GB."""
+
 _TEST_SHARE = 0.1
 
 
@@ -89,7 +92,7 @@ class Generated(ABC):
                 f"difficulty must be {cls.least} to {cls.most}, or a tuple of these, "
                 f"not {difficulty!r}"
             )
-        size = check_whole_number("size", size)
+        size = check_whole_number("size", size, most=MOST)
         if split not in ("train", "test"):
             raise SettingsError(f"split must be 'train' or 'test', not {split!r}")
         return cls(seed, levels, size, split)

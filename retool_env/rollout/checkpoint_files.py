@@ -44,6 +44,7 @@ def reading(model: str) -> Iterator[None]:
         SettingsError: If a file of the folder is broken, or the model can't be read for another
             reason.
     """
+    check_no_run(model)
     try:
         yield
     except (RetoolError, ImportError, MemoryError):
@@ -59,6 +60,25 @@ def reading(model: str) -> Iterator[None]:
         raise SettingsError(
             f"model {model!r:.200} can't be loaded: {type(error).__name__}: {reason:.400}"
         ) from error
+
+
+def check_no_run(model: str) -> None:
+    """Check that a model is not the folder of a training run, whose model lies below it.
+
+    Args:
+        model: The folder or Hub id of the model.
+
+    Raises:
+        SettingsError: If the folder is of a training run. The message names its model.
+    """
+    try:
+        is_run = "algorithm" in json.loads((Path(model) / "config.json").read_text("utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return
+    if is_run:
+        raise SettingsError(
+            f"{model} is the folder of a training run: name its model, {Path(model) / 'checkpoint'}"
+        )
 
 
 def broken_file(model: str) -> str:

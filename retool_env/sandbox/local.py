@@ -35,6 +35,8 @@ from retool_env.sandbox.pool import Pool, put_away
 
 _ATTEMPTS = 3
 _RETRY_SECONDS = 0.1
+MOST_GUESTS = 256
+"""The largest number of guests of each kind: each is a process of some 60 MB."""
 _MOST_GUESTS = 8
 _MOST_PROGRAMS = 256
 _DESCRIPTORS = 4  # in this process, for each program in flight
@@ -68,9 +70,10 @@ class PooledSandbox:
     def __init__(
         self, concurrency: int | None, guests: int | None, packages: Sequence[str]
     ) -> None:
-        for name, value in (("concurrency", concurrency), ("guests", guests)):
-            if value is not None:
-                check_whole_number(name, value)
+        if concurrency is not None:
+            check_whole_number("concurrency", concurrency)
+        if guests is not None:
+            check_whole_number("guests", guests, most=MOST_GUESTS)
         names = isinstance(packages, Sequence) and not isinstance(packages, str)
         if not names or not all(isinstance(n, str) and _NAME.fullmatch(n) for n in packages):
             raise SettingsError(

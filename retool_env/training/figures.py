@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from retool_env.errors import PolicyUnavailable
 from retool_env.execution import Outcome
 from retool_env.protocol.turn import TurnKind
 from retool_env.rollout.policy import BasePolicy
@@ -263,7 +264,7 @@ class RolloutFigures:
         figures["weight_versions"] /= figures["episodes"]
         cut = figures.pop("deadline_cut") / figures.pop("episodes")
         if not figures.pop("trainable"):
-            raise RuntimeError(self._nothing(step.number, cut, len(transcripts)))
+            raise PolicyUnavailable(self._nothing(step.number, cut, len(transcripts)))
         if cut >= _MANY_CUT and not self._warned and step.accelerator.is_main_process:
             self._warned = True
             logger.warning(

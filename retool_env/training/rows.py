@@ -141,4 +141,6 @@ def problem_dataset(problems: ProblemSource, size: int, seed: int) -> Any:
     order: list[int] = []
     while len(order) < size:
         order.extend(generator.permutation(len(problems)).tolist())
-    return Dataset.from_dict({"prompt": [problems[i].id for i in order[:size]]})
+    drawn = order[:size]
+    names = {index: problems[index].id for index in dict.fromkeys(drawn)}  # a draw may be slow
+    return Dataset.from_dict({"prompt": [names[index] for index in drawn]})

@@ -13,6 +13,7 @@ from agents.base.registry import algorithms, load_algorithm
 from agents.base.run import Run, dry_run
 from retool_env.checkpoint_task import CheckpointTask
 from retool_env.key_values import load_yaml
+from retool_env.problems.procedural import Arithmetic
 
 TASK = {"id": "ReTool-Arithmetic-v0", "interpreter": False, "max_tokens": 30}
 
@@ -75,6 +76,11 @@ def test_what_was_merged_from_a_models_task_and_the_command_line_comes_back(mode
         ("trl.top_p=0.5", "trl.top_p has no effect"),
         ("engine=vllms", "engine: 'vllms' is unknown"),
         ("model=runs/none/checkpoint", "holds no model"),
+        ("staleness=99999999999", "staleness must be at most 100"),
+        ("env.size=100000000000000000000", "env: size must be a whole number from 1 to 100000000"),
+        ("trl.bf16=no", "trl.bf16 must be bool or null"),
+        ("loss=foo", "loss=foo: choose from grpo"),
+        ("dtype=float99", "dtype: 'float99' is unknown"),
     ],
 )
 def test_a_mistake_is_said_as_the_run_would(mistake, message, model, capsys):
@@ -95,6 +101,32 @@ def test_a_run_that_can_not_go_on_like_that_is_found_and_left_as_it_is(model, ca
     assert main([*command, "--resume", "--force", "--dry-run"]) == 2
     assert "leave --force out" in capsys.readouterr().err
     assert files == {path: path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+
+
+def test_a_run_and_its_folder_are_not_taken_for_others(model, capsys):
+    assert main(["grpo", *given("grpo", model=model), "steps=1", "name=r"]) == 0
+    assert main(["sft", "name=r", "--resume", "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "runs/r is a run of grpo, which sft can't continue: choose another name=" in said
+    assert main(["grpo", *given("grpo", model="runs/r"), "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "runs/r is the folder of a training run: name its model, runs/r/checkpoint" in said
+
+
+def test_a_long_run_is_checked_in_seconds(model, monkeypatch):
+    """The problem of an id is drawn once, however often the run trains on it."""
+    draws = []
+    original = Arithmetic.__getitem__
+
+    def counting(self, index):
+        draws.append(index)
+        return original(self, index)
+
+    monkeypatch.setattr(Arithmetic, "__getitem__", counting)
+    assert (
+        main(["grpo", *given("grpo", model=model), "env.size=50", "steps=5000", "--dry-run"]) == 0
+    )
+    assert len(draws) <= 150
 
 
 def test_a_run_starts_again_after_a_dry_one():

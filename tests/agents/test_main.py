@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -23,6 +24,17 @@ def test_only_a_program_of_its_own_freezes_what_was_imported(monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", ["agents", "grpo", "--help"])
     assert main() == 0 and frozen
     assert "settings of grpo:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["grpo", "--help"]])
+def test_a_reader_that_leaves_is_no_error(words):
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head -0` leaves it
+    command = [sys.executable, "-m", "agents", *words]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=buffered)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.parametrize("stopped", [False, True])

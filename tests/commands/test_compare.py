@@ -46,6 +46,10 @@ def test_differing_settings_are_refused_until_they_are_allowed(tmp_path, capsys)
         "(8 in A, 2 in B): if this is intended, add --allow session --allow max_calls, or --force"
     )
     assert main([*command, "--allow", "session", "--allow", "max_calls"]) == 0
+    for wrong, hint in (("sesion", "did you mean session?"), ("foo", "; they are ")):
+        assert main([*command, "--allow", wrong]) == 1
+        said = capsys.readouterr().err
+        assert f"--allow {wrong}: no setting of the runs has this name" in said and hint in said
     assert main([*command, "--force"]) == 0
     assert "rules.max_calls (8 in A, 2 in B)" in capsys.readouterr().out
 

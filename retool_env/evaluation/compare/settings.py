@@ -12,6 +12,7 @@ Other runs are compared by the facts that their episodes record: interpreter, pr
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -106,6 +107,9 @@ def setting_differences(
         first: The first run.
         second: The second run.
         allowed: Names of settings that may differ, with or without `rules.` or `sampling.`.
+
+    Raises:
+        SettingsError: Neither run has a setting of an allowed name.
     """
     mine, theirs = settings_of(first), settings_of(second)
     alike = mine.source == theirs.source
@@ -114,6 +118,15 @@ def setting_differences(
         for name in {**mine.values, **theirs.values}
         if (alike or name in first.facts) and mine.values.get(name) != theirs.values.get(name)
     ]
+    known = {**mine.values, **theirs.values}
+    short = {name.rpartition(".")[2] for name in known}
+    for name in allowed:
+        if name not in known and name not in short:
+            close = difflib.get_close_matches(name, short, n=1, cutoff=0.5)
+            hint = (
+                f": did you mean {close[0]}?" if close else f"; they are {', '.join(sorted(short))}"
+            )
+            raise SettingsError(f"--allow {name:.60}: no setting of the runs has this name{hint}")
     accepted = {name for name in names if {name, name.rpartition(".")[2]} & {*allowed}}
     if accepted & {*_PROMPTING}:
         accepted.add("prompt")

@@ -66,6 +66,10 @@ def test_the_sandbox_of_a_setting():
         assert sandbox.packages == ("numpy",)
         assert sandbox.run("import numpy; print(numpy.int64(7))").stdout == "7\n"
     assert find_sandbox("nothing at all", Rules(interpreter=False)) is None
-    for wrong, said in (("nsjial", "'nsjial'"), ({"pakages": []}, "'pakages'")):
+    for wrong, said in (
+        ("nsjial", "'nsjial'"),
+        ({"pakages": []}, "'pakages'"),
+        ({"guests": 10**6}, "1 to 256"),
+    ):
         with pytest.raises(SettingsError, match=f"sandbox: .*{said}"):
             find_sandbox(wrong, rules)
