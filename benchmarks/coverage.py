@@ -166,7 +166,8 @@ def draw(world: World, problems: int, random: np.random.Generator) -> DataSet:
     chance = _beta(control[index], spread[1], len(index), random)
     faulty, clean = random.binomial(world.samples, [chance * left[index], chance]) / world.samples
     placebo = random.binomial(2 * world.samples, chance) / (2 * world.samples)
-    usually = _beta(USUAL, 0.3, problems, random)[index]
+    alike = world.correlation if world.decided else 0.3
+    usually = _beta(USUAL, alike, problems, random)[index]
     implied = _beta(USUAL + _contagion(world), world.correlation, problems, random)[index]
     taken, by_chance = random.binomial(world.samples, [implied, usually]) / world.samples
     # Whole episodes.

@@ -41,9 +41,9 @@ class Comparison:
     difference: float
     """The mean difference of the fault effects."""
     low: float | None
-    """Lower bound of the 95 % interval; `None` if unknown."""
+    """Lower bound of the 95 % interval; `None` if unknown: the difference hardly varies."""
     high: float | None
-    """Upper bound of the 95 % interval; `None` if unknown."""
+    """Upper bound of the 95 % interval; `None` if unknown: the difference hardly varies."""
     detectable: float | None
     """The smallest difference that a test at 5 % detects with 80 % power."""
     p: float

@@ -22,17 +22,17 @@ a problem count as one case. Two arms are near the same edge if the mean of thei
 arms that hardly differ are treated alike, also if only one of them is within this number.
 
 * Both arms near the same edge: `± t * s`, as elsewhere, times `1 + 3 / C`.
-* One arm near an edge and the other one far from it, or arms near different edges: the difference
-  and the ratio combine the intervals of the two shares, with the correlation of their `e`
-  (Newcombe, 1998; Donner and Zou, 2012).
+* One arm near an edge and the other one far from it, arms near different edges, or all `e` are 0:
+  the difference and the ratio combine the intervals of the two shares, with the correlation of
+  their `e` (Newcombe, 1998; Donner and Zou, 2012). A correlation of 1 counts as 0: it would give an
+  interval without a width.
 
 Two arms are *decided* if the samples of a prefix agree at almost all prefixes, as with greedy
 sampling or with one sample: see `DECIDED`. Such arms differ at a few prefixes, and there by 1, so
 the spread of their differences is unknown. If they differ by fewer than `NEAR_THE_EDGE` cases, the
 difference combines the intervals of two other shares: of the gains, `max(f - c, 0)`, and of the
 losses, `max(c - f, 0)`. All samples of a prefix count as one sample, and the design effect is the
-larger one of the estimated and the assumed. The ratio is `1 + d / c`, by the bounds of `d`. Arms
-whose differences are all alike, so that all `e` are 0, are treated in the same way.
+larger one of the estimated and the assumed. The ratio is `1 + d / c`, by the bounds of `d`.
 
 With few problems, most of which are alike, no interval of a difference is known to hold: see
 `hardly_differ`. For numbers, which have no bounds, this is so with many problems as well: see
@@ -65,7 +65,7 @@ FEW_PROBLEMS, LEAST_DIFFERENT = 30, 5
 """With fewer problems than the first number, a difference or a ratio is shown if the two arms
 differ at as many problems as the second number. A difference of numbers is always shown under this
 condition only, where a problem counts if its difference is not the most frequent one."""
-DECIDED = 0.1
+DECIDED = 0.07
 """Two arms are decided if their variance within prefixes is at most this share of the whole
 variance of one sample: 0 if all samples of a prefix agree, 1 if the prefixes are alike."""
 
@@ -135,9 +135,9 @@ def difference(pairs: Sequence[Pair], level: float = 0.95) -> ClusterMean:
     if size < 2:
         return ClusterMean(len(pairs), size, mean, None, None)
     residuals = first.residuals - second.residuals
-    if _few_differences(pairs, first, second, residuals):
+    if _few_differences(pairs, first, second):
         low, high = _by_gains_and_losses(pairs, level)
-    elif _unlike(first, second):
+    elif _combines(first, second, residuals):
         r = _correlation(first, second)
         low = mean - _root(first.mean - first.low, second.high - second.mean, r)
         high = mean + _root(first.high - first.mean, second.mean - second.low, r)
@@ -166,9 +166,9 @@ def ratio(pairs: Sequence[Pair]) -> ClusterMean:
     if size < 2:
         return ClusterMean(len(pairs), size, mean, None, None)
     residuals = (first.residuals - mean * second.residuals) / second.mean
-    if _few_differences(pairs, first, second, residuals):
+    if _few_differences(pairs, first, second):
         low, high = (1 + bound / second.mean for bound in _by_gains_and_losses(pairs))
-    elif _unlike(first, second):
+    elif _combines(first, second, residuals):
         low, high = _combined_ratio(first, second)
     else:
         half = _half_width(residuals) * _caution(first, second)
@@ -354,22 +354,19 @@ def _same_edge(first: _Arm, second: _Arm) -> bool:
     return _is_near_edge((first.mean + second.mean) / 2, first.worth)
 
 
-def _unlike(first: _Arm, second: _Arm) -> bool:
-    """Whether an arm is near an edge, and the other one is not near the same edge."""
-    return (first.is_near_edge or second.is_near_edge) and not _same_edge(first, second)
+def _combines(first: _Arm, second: _Arm, residuals: np.ndarray[Any, Any]) -> bool:
+    """Whether the interval combines the intervals of the two shares."""
+    unlike = (first.is_near_edge or second.is_near_edge) and not _same_edge(first, second)
+    return unlike or not np.any(np.abs(residuals) > 1e-12)
 
 
-def _few_differences(
-    pairs: Sequence[Pair], first: _Arm, second: _Arm, residuals: np.ndarray[Any, Any]
-) -> bool:
-    """Whether decided arms differ by few cases, or all differences are alike: see the module."""
+def _few_differences(pairs: Sequence[Pair], first: _Arm, second: _Arm) -> bool:
+    """Whether the arms are decided, and differ by few cases: see the module."""
     values = _values(pairs)
     cases = first.worth * float(np.abs(values[0] - values[1]).mean())
     within = float((values * (1 - values)).mean(axis=1).sum())
     whole = sum(arm.mean * (1 - arm.mean) for arm in (first, second))
-    if cases < NEAR_THE_EDGE and within <= DECIDED * whole:
-        return True
-    return not np.any(np.abs(residuals) > 1e-12) and not _unlike(first, second)
+    return cases < NEAR_THE_EDGE and within <= DECIDED * whole
 
 
 def _by_gains_and_losses(pairs: Sequence[Pair], level: float = 0.95) -> tuple[float, float]:
@@ -405,10 +402,11 @@ def _half_width(residuals: np.ndarray[Any, Any], level: float = 0.95) -> float:
 
 
 def _correlation(first: _Arm, second: _Arm) -> float:
-    """The correlation of the residuals; 0 if an arm has no spread."""
+    """The correlation of the residuals; 0 if an arm has no spread, or if it is 1."""
     a, b = first.residuals, second.residuals
     size = math.sqrt(float(a @ a) * float(b @ b))
-    return max(-1.0, min(1.0, float(a @ b) / size)) if size > 1e-15 else 0.0
+    r = float(a @ b) / size if size > 1e-15 else 0.0
+    return max(-1.0, r) if r < 1 - 1e-9 else 0.0
 
 
 def _root(a: float, b: float, r: float) -> float:

@@ -202,9 +202,9 @@ def test_arms_that_differ_at_many_problems_or_waver_are_not_by_gains_and_losses(
         assert found.high - found.mean == pytest.approx(quantile(values) * error)
 
 
-@pytest.mark.parametrize("first", [0.5, 0.25])
-def test_arms_of_one_difference_everywhere_have_a_width(first):
-    found = difference([Pair(i, first, 0.5, 4) for i in range(60)])
+@pytest.mark.parametrize("apart", [0.0, 0.25])
+def test_arms_of_one_difference_everywhere_have_a_width(apart):
+    found = difference([Pair(i, 0.25 + i % 2 / 2, 0.25 + i % 2 / 2 - apart, 4) for i in range(60)])
     assert found.low < found.mean - 0.03 and found.high > found.mean + 0.03
 
 
