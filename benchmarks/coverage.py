@@ -188,7 +188,7 @@ def draw(world: World, problems: int, random: np.random.Generator) -> DataSet:
         _pairs(problem, faulty, clean, world.samples),
         _pairs(problem, more / SAMPLES, usual / SAMPLES, 1),
         _pairs(problem, rare, np.zeros(len(index)), 1),
-        _pairs(counted, *effects, 1),
+        _pairs(counted, effects[0], effects[1], 1),
         _pairs(problem, faulty, placebo, 1.5 * world.samples),
         _pairs(problem, taken, by_chance, world.samples),
         _pairs(counted, tool.mean(0), text.mean(0), EPISODES),
