@@ -196,13 +196,26 @@ def rules_to_json(rules: Rules) -> dict[str, Any]:
     return values
 
 
+RULES_OF_ONE_RUN = ("prompt_template", "reward")
+"""The rules that change no figure: prompts are compared by their text, and no reward is shown."""
+
+
 def resolved_rules(record: EvalRecord) -> dict[str, Any]:
     """All settings of a record's episodes; a setting that is newer than the record had its default.
 
     Args:
         record: The record.
     """
-    return json.loads(json.dumps(rules_to_json(Rules()) | record.rules))  # tuples become lists
+    return all_rules(record.rules)
+
+
+def all_rules(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The recorded rules, and the defaults of the other rules, as plain JSON values.
+
+    Args:
+        recorded: The rules of a record.
+    """
+    return json.loads(json.dumps({**rules_to_json(Rules()), **recorded}))  # tuples become lists
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from retool_env.errors import DataError, MissingFile, RetoolError
 from retool_env.evaluation.leaderboard.measures import Measures, measure_eval, measure_recover
 from retool_env.evaluation.records import (
     EVAL,
+    RULES_OF_ONE_RUN,
     EvalRecord,
     read_episodes,
     read_record,
@@ -35,9 +36,6 @@ from retool_env.printable import one_line
 
 Check = Callable[[Path, RecoverRecord], Sequence[Finding]]
 """A function that checks the folder of a submission."""
-
-_OF_ONE_RUN = ("prompt_template", "reward")
-"""The rules that change no figure: the prompt is compared by its text, and no reward is shown."""
 
 _ANY_SIZE = ("whole",)
 """The checks that say how much was run. The table itself shows that, so ranks do not need them."""
@@ -243,5 +241,5 @@ def settings_of(record: EvalRecord) -> dict[str, Any]:
         **settings,
         **{"fingerprint": record.fingerprint, "revision": record.revision},
         "prompt": record.prompt,
-        **{f"rules.{n}": value for n, value in rules.items() if n not in _OF_ONE_RUN},
+        **{f"rules.{n}": value for n, value in rules.items() if n not in RULES_OF_ONE_RUN},
     }

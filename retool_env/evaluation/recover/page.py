@@ -11,6 +11,7 @@ from retool_env.errors import DataError
 from retool_env.evaluation.document import Document
 from retool_env.evaluation.fields import checked
 from retool_env.evaluation.folder import replace_json
+from retool_env.evaluation.records import RULES_OF_ONE_RUN, all_rules
 from retool_env.evaluation.recover.figures import RESULT_FIELDS, SCHEMA
 from retool_env.evaluation.recover.pictures import Results, draw, titles_of
 from retool_env.evaluation.recover.records import RESULTS
@@ -30,6 +31,7 @@ from retool_env.evaluation.recover.sections import (
     value_text,
 )
 from retool_env.files import read_text
+from retool_env.metrics.causal.intervals import LEAST_DIFFERENT
 from retool_env.metrics.tables import markdown
 
 PAGE = "page.html"
@@ -83,7 +85,22 @@ def comparable(results: Sequence[Results]) -> str:
             return f"these folders differ in {name} ({', '.join(values)}): they can't be compared"
     if len({tuple(one["kinds"]) for one in results}) > 1:
         return "these folders differ in the kinds of faults: their dose curves can't be compared"
+    if apart := _rules_apart(results):
+        return f"these folders differ in {', '.join(apart)}: they can't be compared"
     return ""
+
+
+def _rules_apart(results: Sequence[Results]) -> list[str]:
+    """The rules in which results differ, with their values, and the prompt without its text."""
+    rules = [all_rules(one["rules"]) for one in results]
+    apart = []
+    for name in sorted({name for some in rules for name in some} - {*RULES_OF_ONE_RUN}):
+        values = list(dict.fromkeys(json.dumps(some.get(name))[:40] for some in rules))
+        if any(some.get(name) != rules[0].get(name) for some in rules):
+            apart.append(f"{name} ({', '.join(values)})")
+    if any(one["prompt"] != results[0]["prompt"] for one in results):
+        apart.append("the prompt")
+    return apart
 
 
 def table(results: Sequence[Results], compared: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -210,7 +227,9 @@ def _add_comparisons(
     page.heading("Do the models differ?")
     page.paragraph(
         "The fault effects of two models, paired by problem. Above 0, the first model recovers "
-        "better. Holm's method adjusts the p-values over the faults: below 0.05, the models differ."
+        "better. Holm's method adjusts the p-values over the faults: below 0.05, the models "
+        f"differ. The interval is unknown if fewer than {LEAST_DIFFERENT} problems have another "
+        "difference than the most frequent one."
     )
     for pair in compared:
         first, second = (titles[pair[name] - 1] for name in ("first", "second"))
@@ -251,7 +270,7 @@ def _add_hidden(page: Document, results: Sequence[Results], titles: Sequence[str
 def _add_details(page: Document, results: Results, title: str) -> None:
     names = (
         *("suite", "part", "suite_hash", "quick", "env", "revision", "k", "m", "samples", "seed"),
-        *("protocols", "sampling", "model", "counts"),
+        *("protocols", "rules", "prompt", "sampling", "model", "counts"),
     )
     rows = [["figure", "mean [95 %]", "n", "problems", "meaning"]]
     for key, figure in by_key(results).items():

@@ -284,7 +284,8 @@ def comparison_table(tests: Iterable[Mapping[str, Any]]) -> Table:
         [
             test["kind"],
             str(test["problems"]),
-            value_text({**test, "key": "effect/", "mean": test["difference"]}),
+            value_text({**test, "key": "effect/", "mean": test["difference"]})
+            + " (interval unknown)" * (test["low"] is None),
             _detectable(test["detectable"]),
             _p(test["p"]),
             _p(test["adjusted"]),

@@ -21,6 +21,7 @@ from retool_env.metrics.causal.intervals import (
     detectable,
     difference,
     hardly_differ,
+    hardly_vary,
     mean_difference,
     ratio,
     share,
@@ -193,6 +194,8 @@ def arm_ratio(
 def more_of(key: str, cells: Cells, arm: str, value: Value, definition: str) -> CausalFigure:
     """The mean number of something in an arm, minus its mean number in the control arm.
 
+    It is hidden if it hardly varies between problems.
+
     Args:
         key: The figure's key.
         cells: The continuations.
@@ -201,7 +204,7 @@ def more_of(key: str, cells: Cells, arm: str, value: Value, definition: str) -> 
         definition: The figure's definition.
     """
     compared = pairs(cells, arm, CONTROL, value)
-    return causal(
+    made = causal(
         key,
         mean_difference(compared),
         definition,
@@ -209,3 +212,4 @@ def more_of(key: str, cells: Cells, arm: str, value: Value, definition: str) -> 
         failed=failures(cells, arm, CONTROL),
         detectable=detectable(compared),
     )
+    return unless(made, hardly_vary(compared))

@@ -26,7 +26,9 @@ from retool_env.metrics.causal.intervals import Pair, detectable, difference, ha
 from retool_env.transcript import Transcript
 
 LEAST_SAMPLES = 16
-"""Over-use and under-use are shown with at least this number of samples of a problem in an arm."""
+"""Over-use and under-use leave out problems with fewer samples in an arm."""
+LEAST_SHARE = 0.95
+"""They are shown if at least this share of the problems has enough samples."""
 LEAST_SELECTED = 10
 """They are shown with at least this number of selected problems."""
 
@@ -99,19 +101,21 @@ def _use(offered: Episodes, text_only: Episodes) -> Iterator[CausalFigure]:
     """Over-use and under-use, and the gain of their problems on the judging half."""
     over: list[tuple[Pair, float]] = []
     under: list[tuple[Pair, float]] = []
-    sizes = []
-    for problem, episodes in offered.by_problem.items():
-        others = text_only.by_problem.get(problem, [])
-        sizes.append(min(len(episodes), len(others)))
-        if sizes[-1] < 2:
-            continue
+    sizes = {
+        problem: min(len(arm.by_problem.get(problem, ())) for arm in (offered, text_only))
+        for problem in dict.fromkeys((*offered.by_problem, *text_only.by_problem))
+    }
+    enough = sum(size >= LEAST_SAMPLES for size in sizes.values()) >= LEAST_SHARE * len(sizes)
+    least = LEAST_SAMPLES if enough else 2  # a hidden figure counts what there is
+    for problem in (name for name, size in sizes.items() if size >= least):
+        episodes, others = offered.by_problem[problem], text_only.by_problem[problem]
         for half in (0, 1):
             chosen, judging = episodes[half::2], episodes[1 - half :: 2]
             gains = mean(chosen, right) - mean(others[half::2], right)
             judged = mean(judging, right), mean(others[1 - half :: 2], right)
             row = (Pair(problem, *judged, len(judging)), mean(judging, _called))
             (under if gains > 0 else over).append(row)
-    enough = min(sizes, default=0) >= LEAST_SAMPLES
+    left_out = sum(size < least for size in sizes.values())
     for name, rows, counted, text in (
         ("over_use", over, 1, "does not gain: share of episodes with a call"),
         ("under_use", under, 0, "gains: share of episodes without a call"),
@@ -122,18 +126,24 @@ def _use(offered: Episodes, text_only: Episodes) -> Iterator[CausalFigure]:
                 f"frequency/{name}",
                 share(uses),
                 f"Among problems at which the tool {text}. Half of the samples selects the "
-                "problems, and the other half is counted.",
+                "problems, and the other half is counted. Problems with fewer than "
+                f"{LEAST_SAMPLES} samples in an arm are left out.",
                 count=round(sum(pair.samples for pair, _ in rows)),
+                left_out=left_out,
             ),
             causal(
                 f"frequency/{name}/gain",
                 difference([pair for pair, _ in rows]),
                 "Tool gain of the same problems, on the half that is counted.",
                 count=round(sum(2 * pair.samples for pair, _ in rows)),
+                left_out=left_out,
             ),
         )
         for figure in made:
-            reason = f"a problem has fewer than {LEAST_SAMPLES} samples in an arm"
+            reason = (
+                f"fewer than {LEAST_SHARE:.0%} of the problems have {LEAST_SAMPLES} samples in "
+                "both arms"
+            )
             few = f"fewer than {LEAST_SELECTED} problems are selected"
             selected = figure.problems >= LEAST_SELECTED
             yield unless(unless(figure, "" if enough else reason), "" if selected else few)

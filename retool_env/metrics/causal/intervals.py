@@ -9,8 +9,8 @@ differ in their number of prefixes. A ratio is linearised.
 |------------|-----------------------------------------------------------------------------------|
 | share      | Wilson's interval, with the t quantile and with the effective number of samples   |
 |            | (Rao and Scott, 1992): the number of samples, divided by a design effect          |
-| difference | `d ± t * s`; where an arm is near 0 or 1, see below                               |
-| ratio      | the delta method, `q ± t * s`; where an arm is near 0 or 1, see below             |
+| difference | `d ± t * s`; where an arm is near 0 or 1, or both are decided, see below          |
+| ratio      | the delta method, `q ± t * s`; elsewhere as for a difference                      |
 
 The design effect of few cases is hardly known: the few problems with such a case decide it. So it
 is averaged with the design effect of an assumed intra-class correlation. The average's weights are
@@ -24,9 +24,19 @@ arms that hardly differ are treated alike, also if only one of them is within th
 * Both arms near the same edge: `± t * s`, as elsewhere, times `1 + 3 / C`.
 * One arm near an edge and the other one far from it, arms near different edges, or all `e` are 0:
   the difference and the ratio combine the intervals of the two shares, with the correlation of
-  their `e` (Newcombe, 1998; Donner and Zou, 2012).
+  their `e` (Newcombe, 1998; Donner and Zou, 2012). A correlation of 1 counts as 0: it would give an
+  interval without a width.
 
-With few problems, most of which are alike, no interval is known to hold: see `hardly_differ`.
+Two arms are *decided* if the samples of a prefix agree at almost all prefixes, as with greedy
+sampling or with one sample: see `DECIDED`. Such arms differ at a few prefixes, and there by 1, so
+the spread of their differences is unknown. If they differ by fewer than `NEAR_THE_EDGE` cases, the
+difference combines the intervals of two other shares: of the gains, `max(f - c, 0)`, and of the
+losses, `max(c - f, 0)`. All samples of a prefix count as one sample, and the design effect is the
+larger one of the estimated and the assumed. The ratio is `1 + d / c`, by the bounds of `d`.
+
+With few problems, most of which are alike, no interval of a difference is known to hold: see
+`hardly_differ`. For numbers, which have no bounds, this is so with many problems as well: see
+`hardly_vary`.
 
 `t` is the quantile with `C - 1` degrees of freedom. If `e` is skewed, the mean and its standard
 error vary together, and an interval by `t` holds the true value too seldom. So `t` is increased by
@@ -37,6 +47,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -52,7 +63,11 @@ number of problems that the assumption weighs: with fewer than `FEW_PROBLEMS` pr
 more."""
 FEW_PROBLEMS, LEAST_DIFFERENT = 30, 5
 """With fewer problems than the first number, a difference or a ratio is shown if the two arms
-differ at as many problems as the second number."""
+differ at as many problems as the second number. A difference of numbers is always shown under this
+condition only, where a problem counts if its difference is not the most frequent one."""
+DECIDED = 0.07
+"""Two arms are decided if their variance within prefixes is at most this share of the whole
+variance of one sample: 0 if all samples of a prefix agree, 1 if the prefixes are alike."""
 
 
 class Pair(NamedTuple):
@@ -120,7 +135,9 @@ def difference(pairs: Sequence[Pair], level: float = 0.95) -> ClusterMean:
     if size < 2:
         return ClusterMean(len(pairs), size, mean, None, None)
     residuals = first.residuals - second.residuals
-    if _combines(first, second, residuals):
+    if _few_differences(pairs, first, second):
+        low, high = _by_gains_and_losses(pairs, level)
+    elif _combines(first, second, residuals):
         r = _correlation(first, second)
         low = mean - _root(first.mean - first.low, second.high - second.mean, r)
         high = mean + _root(first.high - first.mean, second.mean - second.low, r)
@@ -149,7 +166,9 @@ def ratio(pairs: Sequence[Pair]) -> ClusterMean:
     if size < 2:
         return ClusterMean(len(pairs), size, mean, None, None)
     residuals = (first.residuals - mean * second.residuals) / second.mean
-    if _combines(first, second, residuals):
+    if _few_differences(pairs, first, second):
+        low, high = (1 + bound / second.mean for bound in _by_gains_and_losses(pairs))
+    elif _combines(first, second, residuals):
         low, high = _combined_ratio(first, second)
     else:
         half = _half_width(residuals) * _caution(first, second)
@@ -189,10 +208,26 @@ def hardly_differ(pairs: Sequence[Pair], arms: str = "the two arms") -> str:
     return f"{arms} differ at fewer than {LEAST_DIFFERENT} problems, of fewer than {FEW_PROBLEMS}"
 
 
+def hardly_vary(pairs: Sequence[Pair]) -> str:
+    """The reason why a difference of numbers has no interval; empty if it has one.
+
+    Args:
+        pairs: The prefixes, in the two arms.
+    """
+    values: dict[Hashable, list[float]] = {}
+    for pair in pairs:
+        values.setdefault(pair.problem, []).append(pair.first - pair.second)
+    means = Counter(round(sum(some) / len(some), 9) for some in values.values())
+    if means.total() - max(means.values(), default=0) >= LEAST_DIFFERENT:
+        return ""
+    return f"fewer than {LEAST_DIFFERENT} problems have another difference than the others"
+
+
 def mean_difference(pairs: Sequence[Pair], level: float = 0.95) -> ClusterMean:
     """The mean over prefixes of `first - second` for values of any range.
 
-    The interval is `d ± t * s`, times `1 + 1 / C` with `C` problems: counts are skewed.
+    The interval is `d ± t * s`, times `1 + 1 / C` with `C` problems: counts are skewed. It is not
+    known to hold where `hardly_vary` gives a reason.
 
     Args:
         pairs: The prefixes.
@@ -272,9 +307,13 @@ def _error(residuals: np.ndarray[Any, Any]) -> float:
 def _arms(pairs: Sequence[Pair], level: float = 0.95) -> tuple[_Arm, _Arm, int]:
     index = _index([pair.problem for pair in pairs])
     samples = np.array([pair.samples for pair in pairs], dtype=float)
-    first = _arm(index, np.array([pair.first for pair in pairs], dtype=float), samples, level)
-    second = _arm(index, np.array([pair.second for pair in pairs], dtype=float), samples, level)
+    first, second = (_arm(index, values, samples, level) for values in _values(pairs))
     return first, second, len(first.residuals)
+
+
+def _values(pairs: Sequence[Pair]) -> np.ndarray[Any, Any]:
+    """The values of the two arms, 2 x prefixes."""
+    return np.array([(pair.first, pair.second) for pair in pairs], dtype=float).T
 
 
 def _arm(
@@ -282,8 +321,9 @@ def _arm(
     values: np.ndarray[Any, Any],
     samples: np.ndarray[Any, Any],
     level: float = 0.95,
+    cautious: bool = False,
 ) -> _Arm:
-    """See the module: the mean with its interval, near an edge or not."""
+    """See the module: the mean with its interval. Cautious: by the larger design effect."""
     mean, residuals = _linearised(index, values)
     mean = min(1.0, max(0.0, mean))
     size, prefixes, by_problem = len(residuals), np.bincount(index), np.bincount(index, samples)
@@ -297,6 +337,8 @@ def _arm(
     correlation, weight = ASSUMED_FEW if size < FEW_PROBLEMS else ASSUMED
     assumed = (1 + (alike - 1) * correlation) / total
     reciprocal = (informative * estimated + weight * assumed) / (informative + weight)
+    if cautious:
+        reciprocal = max(estimated, assumed)
     degrees = max(size - 1, 1)
     interval = wilson(mean, max(1.0, 1 / reciprocal), t_quantile(degrees, level))
     worth = float(prefixes.sum()) ** 2 / float(prefixes @ prefixes)
@@ -316,6 +358,28 @@ def _combines(first: _Arm, second: _Arm, residuals: np.ndarray[Any, Any]) -> boo
     """Whether the interval combines the intervals of the two shares."""
     unlike = (first.is_near_edge or second.is_near_edge) and not _same_edge(first, second)
     return unlike or not np.any(np.abs(residuals) > 1e-12)
+
+
+def _few_differences(pairs: Sequence[Pair], first: _Arm, second: _Arm) -> bool:
+    """Whether the arms are decided, and differ by few cases: see the module."""
+    values = _values(pairs)
+    cases = first.worth * float(np.abs(values[0] - values[1]).mean())
+    within = float((values * (1 - values)).mean(axis=1).sum())
+    whole = sum(arm.mean * (1 - arm.mean) for arm in (first, second))
+    return cases < NEAR_THE_EDGE and within <= DECIDED * whole
+
+
+def _by_gains_and_losses(pairs: Sequence[Pair], level: float = 0.95) -> tuple[float, float]:
+    """The bounds of a difference of two arms that hardly differ: see the module."""
+    first, second = _values(pairs)
+    index, alone = _index([pair.problem for pair in pairs]), np.ones(len(pairs))
+    gain, loss = (
+        _arm(index, np.maximum(0.0, some), alone, level, cautious=True)
+        for some in (first - second, second - first)
+    )
+    r, mean = _correlation(gain, loss), gain.mean - loss.mean
+    low = mean - _root(gain.mean - gain.low, loss.high - loss.mean, r)
+    return low, mean + _root(gain.high - gain.mean, loss.mean - loss.low, r)
 
 
 def _caution(first: _Arm, second: _Arm) -> float:
@@ -338,10 +402,11 @@ def _half_width(residuals: np.ndarray[Any, Any], level: float = 0.95) -> float:
 
 
 def _correlation(first: _Arm, second: _Arm) -> float:
-    """The correlation of the residuals; 0 if an arm has no spread."""
+    """The correlation of the residuals; 0 if an arm has no spread, or if it is 1."""
     a, b = first.residuals, second.residuals
     size = math.sqrt(float(a @ a) * float(b @ b))
-    return max(-1.0, min(1.0, float(a @ b) / size)) if size > 1e-15 else 0.0
+    r = float(a @ b) / size if size > 1e-15 else 0.0
+    return max(-1.0, r) if r < 1 - 1e-9 else 0.0
 
 
 def _root(a: float, b: float, r: float) -> float:

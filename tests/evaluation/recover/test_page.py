@@ -42,7 +42,7 @@ def results(title="m", **more):
         **dict.fromkeys(RESULT_FIELDS, 0),
         **{"schema": 1, "suite": "v0", "suite_hash": "a", "fingerprint": "f", "revision": 4},
         **{"model": {"title": title}, "kinds": ["timeout"], "counts": COUNTS, "figures": figures},
-        "usage": USAGE,
+        **{"usage": USAGE, "rules": {"max_calls": 4}, "prompt": "Solve {question}"},
         **more,
     }
 
@@ -77,6 +77,29 @@ def test_other_problems_or_revisions_are_not_compared(name):
 
 def test_runs_with_fewer_kinds_of_faults_are_told_apart():
     assert "kinds of faults" in comparable([results(), {**results(), "kinds": []}])
+
+
+def test_other_rules_and_prompts_are_named_and_not_compared():
+    one = results()
+    session = results(rules={"max_calls": 8, "session": True, "prompt_template": "my.txt"})
+    assert comparable([one, results(rules={"max_calls": 4, "session": False})]) == ""  # the default
+    words = "differ in max_calls (4, 8), session (false, true): they can't be compared"
+    assert words in comparable([one, session, one])
+    assert "differ in the prompt: they" in comparable([one, results(prompt="Other {question}")])
+    assert words in table([one, session])
+
+
+def test_the_page_shows_the_rules_and_the_prompt(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "draw", lambda some: {})
+    text = write_page([results(), results(rules={"max_calls": 9})], tmp_path).read_text()
+    assert "max_calls (4, 9)" in text
+    assert "{&quot;max_calls&quot;: 9}" in text and "Solve {question}" in text
+
+
+def test_a_comparison_without_an_interval_says_so():
+    test = {**TEST, "low": None, "high": None, "detectable": None, "p": 1.0, "adjusted": 1.0}
+    text = table([results("a"), results("b")], [{"first": 1, "second": 2, "tests": [test]}])
+    assert "| +30 (interval unknown) |" in text
 
 
 def test_the_page_holds_its_pictures_and_escapes_names(tmp_path, monkeypatch):

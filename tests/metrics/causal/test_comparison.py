@@ -29,7 +29,21 @@ def test_models_are_paired_by_problem():
     # Differences 1, 0, 1, 0, 1, -1: with 10 of 16 choices of signs, the sum is 2 or more from 0.
     assert found.p == pytest.approx(10 / 16)
     assert found.adjusted == found.p
-    assert found.low < 0 < found.high
+    assert (found.low, found.high) == (None, None)  # only three differ from the most frequent 0
+
+
+def test_models_whose_difference_hardly_varies_have_no_interval():
+    def compared(worse):
+        names = [f"p{i}" for i in range(40)]
+        second = {name: -1 if i < worse else 0 for i, name in enumerate(names)}
+        first = model({"timeout": dict.fromkeys(names, 0)})
+        return compare_models(first, model({"timeout": second}))[0]
+
+    for worse in (0, 4, 36, 40):
+        found = compared(worse)
+        assert (found.difference, found.low, found.high) == (worse / 40, None, None)
+    found = compared(5)
+    assert found.low < 5 / 40 < found.high
 
 
 def test_several_kinds_are_adjusted_together():

@@ -61,3 +61,16 @@ def test_numbers_are_compared_with_the_control_arm():
     found = more_of("key", made, "timeout", lambda one: one.characters, "Characters.")
     assert found.mean == 1  # "42" is a character longer than "7"
     assert found.low is None  # one problem
+
+
+def test_numbers_that_hardly_vary_are_not_shown():
+    """An interval of zero width would say that no fault ever causes a call more."""
+    for more in (0, 4, 5, 36, 40):
+        forks = [
+            fork(f"p{i}", arm, "long words" if arm == "timeout" and i < more else "right")
+            for i in range(40)
+            for arm in ARMS
+        ]
+        found = more_of("key", cells(*forks), "timeout", lambda one: one.characters, "Characters.")
+        assert found.mean is not None and found.shown == (more == 5)
+        assert ("fewer than 5 problems" in found.reason) == (more != 5)

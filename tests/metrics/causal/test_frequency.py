@@ -31,7 +31,7 @@ def test_gain_and_price_by_hand():
     assert found["frequency/price"].mean == (0.5 + 0) / 2
     assert found["frequency/price"].left_out == 1  # problem c
     assert not found["frequency/over_use"].shown
-    assert "fewer than 16 samples" in found["frequency/over_use"].reason
+    assert "fewer than 95% of the problems have 16 samples" in found["frequency/over_use"].reason
 
 
 def test_over_use_and_under_use_by_hand():
@@ -51,6 +51,22 @@ def test_over_use_and_under_use_by_hand():
     assert found["frequency/over_use/gain"].mean == 0
     assert found["frequency/under_use/gain"].mean == 1
     assert found["frequency/over_use"].shown and found["frequency/over_use"].count == 160
+
+
+def test_problems_with_a_lost_episode_are_left_out_and_hide_the_figures_if_they_are_many():
+    def arms(short):
+        names = [f"p{i}" for i in range(40)]
+        offered = [one(n, 1, j % 2) for i, n in enumerate(names) for j in range(16 - (i < short))]
+        return [one(name, 1) for name in names for _ in range(16)], offered, []
+
+    for short in (1, 2):
+        found = figures(*arms(short))["frequency/over_use"]
+        assert found.shown and found.mean == 0.5
+        assert (found.problems, found.left_out) == (40 - short, short)
+    many = figures(*arms(3))["frequency/over_use"]
+    assert not many.shown and "95%" in many.reason
+    text, offered, gone = arms(0)
+    assert figures([*text, one("x", 1)], offered, gone)["frequency/over_use"].left_out == 1
 
 
 def test_the_selecting_half_does_not_judge():

@@ -13,12 +13,14 @@ from retool_env.metrics.causal.intervals import (
     detectable,
     difference,
     hardly_differ,
+    hardly_vary,
     mean_difference,
     mean_share,
     ratio,
     share,
 )
 from retool_env.metrics.estimators import t_quantile
+from retool_env.metrics.intervals import wilson
 
 VALUES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
 PAIRS = st.lists(
@@ -76,7 +78,7 @@ def test_skewed_differences_have_wider_intervals_and_heavy_symmetric_tails_do_no
 
 def test_arms_that_hardly_differ_are_treated_alike_on_both_sides_of_the_edge():
     """One arm is 4 cases below 1 and the other arm 5, where the edge begins: 4.5 in the mean."""
-    pairs = [Pair(i, float(i >= 4), float(i >= 3), 4) for i in range(100)]
+    pairs = [Pair(i, 1 - 0.5 * (i < 8), 1 - 0.5 * (i < 6), 4) for i in range(100)]
     pairs += [Pair("x", 0.0, 1.0, 4), Pair("y", 1.0, 0.0, 4)]
     values = [pair.first - pair.second for pair in pairs]
     mean = sum(values) / 102
@@ -157,6 +159,64 @@ def test_with_few_problems_most_of_which_are_alike_a_difference_is_not_shown():
     assert hardly_differ(pairs(29, 4)) and not hardly_differ(pairs(29, 5))
     assert not hardly_differ(pairs(30, 0))
     assert hardly_differ(pairs(29, 4) * 3)  # more prefixes of the same problems
+
+
+def decided(size, lost, samples=1):
+    """Half of the problems are always right, and the fault takes the right answer from a few."""
+    return [Pair(i, float(i % 2 and i // 2 >= lost), float(i % 2), samples) for i in range(size)]
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_decided_arms_have_the_width_of_the_shares_of_gains_and_losses(samples):
+    """With 30 equal problems, the true effect may well be 10 points."""
+    equal, t = decided(30, 0, samples), t_quantile(29)
+    bound = t * t / (30 + t * t)  # Wilson's upper bound of 0 of 30
+    assert difference(equal).high == pytest.approx(bound) == pytest.approx(0.122, abs=1e-3)
+    assert difference(equal).low == pytest.approx(-bound)
+    assert ratio(equal).low == pytest.approx(1 - 2 * bound)
+    assert difference(equal, 0.9).high < bound
+    two = difference(decided(60, 2, samples))
+    t = t_quantile(59)
+    loss, none = wilson(2 / 60, 59, t), t * t / (60 + t * t)  # 59: by the jackknife
+    low = -2 / 60 - (loss.high - 2 / 60)  # no problem gains
+    high = -2 / 60 + math.sqrt((2 / 60 - loss.low) ** 2 + none**2)
+    assert (two.low, two.high) == (pytest.approx(low), pytest.approx(high))
+    assert two.low < -0.1 and two.high > 0.02
+
+
+def test_gains_and_losses_of_decided_arms_are_opposed():
+    """A problem that gains does not lose: the interval is wider than of independent shares."""
+    pairs = [*decided(60, 2), Pair("a", 1.0, 0.0), Pair("b", 1.0, 0.0)]
+    found, t = difference(pairs), t_quantile(61)
+    share = wilson(2 / 62, 62, t)
+    apart = math.hypot(share.high - 2 / 62, 2 / 62 - share.low)
+    assert found.mean == 0 and apart < found.high < 1.05 * apart
+
+
+def test_arms_that_differ_at_many_problems_or_waver_are_not_by_gains_and_losses():
+    for pairs in (decided(60, 6), [Pair(i, 0.5, 0.5 + 0.25 * (i < 3), 4) for i in range(60)]):
+        values = [pair.first - pair.second for pair in pairs]
+        mean = sum(values) / 60
+        error = math.sqrt(sum((v - mean) ** 2 for v in values) / 59 / 60)
+        found = difference(pairs)
+        assert found.high - found.mean == pytest.approx(quantile(values) * error)
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.25])
+def test_arms_of_one_difference_everywhere_have_a_width(apart):
+    found = difference([Pair(i, 0.25 + i % 2 / 2, 0.25 + i % 2 / 2 - apart, 4) for i in range(60)])
+    assert found.low < found.mean - 0.03 and found.high > found.mean + 0.03
+
+
+def test_numbers_hardly_vary_if_few_problems_differ_from_the_most_frequent_number():
+    def numbers(size, apart, usual):
+        return [Pair(i, usual + (i < apart), 0.0) for i in range(size)]
+
+    for usual in (0.0, 1.0):
+        assert hardly_vary(numbers(200, 4, usual)) and not hardly_vary(numbers(200, 5, usual))
+        assert hardly_vary(numbers(200, 196, usual))
+    assert hardly_vary(numbers(200, 4, 0.0) * 3)  # more prefixes of the same problems
+    assert hardly_vary([])
 
 
 def test_a_mean_of_several_shares_is_by_t_and_near_an_edge_like_a_share():
