@@ -159,7 +159,7 @@ def check_options(arguments: argparse.Namespace, price: Price | None, folder: st
     Raises:
         SettingsError: An option is out of range, or lacks another option.
     """
-    for name in ("k", "problems", "m"):
+    for name in ("k", "problems", "m", "samples"):
         number = getattr(arguments, name, None)
         if number is not None and number < 1:
             raise SettingsError(f"--{name} must be at least 1, not {number}")
