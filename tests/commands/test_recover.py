@@ -393,7 +393,7 @@ def test_several_models_have_one_table_and_one_heat_map(capsys):
     given = [part for folder in folders for part in ("--report", str(folder))]
     assert main(["recover", *given, "--out", "page"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"\| 1\. m +\| 2\. m +\|", out) and "try_again (explicit)" in out
+    assert re.search(r"\| 1\. m +\| 2\. m +\|", out) and "try_again* (explicit)" in out
     assert json.loads(Path("page/comparisons.json").read_text()) == {"pairs": []}  # 3 problems
     assert Path("page/page.html").exists()
 
@@ -404,6 +404,11 @@ def test_several_models_have_one_table_and_one_heat_map(capsys):
         (["--check", "x", "--model", "m"], "give one of --model, --report and --check"),
         ([], "give one of --model, --report and --check"),
         (["--model", "m", "--m", "0"], "--m must be at least 1, not 0"),
+        (
+            ["--model", "m", "--tokens-per-second", "0"],
+            "second must be above 0, not 0",
+        ),
+        (["--model", "m", "--tokens-per-second", "nan"], "must be above 0, not nan"),
         (["--model", "m", "--samples", "0"], "--samples must be at least 1, not 0"),
         (["--report", "nowhere"], "results.json was not found"),
         (["--check", "nowhere"], "recover.json was not found"),

@@ -13,6 +13,7 @@ from retool_env.execution import Execution, Outcome
 from retool_env.faults import KINDS
 from retool_env.faults.kinds import MADE_IN_GUEST, begins, prelude, show
 from retool_env.faults.schedule import Schedule
+from retool_env.need import next_block
 from retool_env.protocol.result import cut_text
 from retool_env.rules import Rules
 from retool_env.transcript import Transcript
@@ -69,6 +70,7 @@ def faulty_call(transcript: Transcript, number: int, kind: str, rules: Rules) ->
         rules.display,
         fault=kind,
         problem=transcript.problem.id,
+        block=next_block(transcript.spans[: 2 * number]),
         before=next((one for one in earlier if one is not None), None),
         view=(rules.output_characters, rules.output_cut, rules.errors),
     )

@@ -314,7 +314,7 @@ def _as_ordered(fork: ArmRecord, parent: Transcript, rules: Rules) -> bool:
 
 
 def _arms(record: RecoverRecord, episodes: Sequence[ArmRecord]) -> Finding:
-    """The results of each episode are those of its arm's faults, and the arm `text` has no call."""
+    """The results of each episode follow from its arm's faults, and the arm `text` has no call."""
     rules, design = rules_of(record), _design(record)
     whole = design.whole_arms(rules, rules)
     number: Counter[str] = Counter()
