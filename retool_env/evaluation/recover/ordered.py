@@ -8,6 +8,7 @@ schedule, and each shown result with the result that the fault makes of the prog
 from __future__ import annotations
 
 from retool_env.episode import RunProgram
+from retool_env.errors import SettingsError
 from retool_env.evaluation.replay.programs import programs
 from retool_env.execution import Execution, Outcome
 from retool_env.faults import KINDS
@@ -15,6 +16,7 @@ from retool_env.faults.kinds import MADE_IN_GUEST, begins, prelude, show
 from retool_env.faults.schedule import Schedule
 from retool_env.need import next_block
 from retool_env.protocol.result import cut_text
+from retool_env.rollout.fork import error_arms
 from retool_env.rules import Rules
 from retool_env.transcript import Transcript
 
@@ -51,6 +53,25 @@ def strange_call(transcript: Transcript, rules: Rules, schedule: Schedule | None
         if begins(call, shown):
             lasting = kind
     return 0
+
+
+def shows_arm(fork: Transcript, parent: Transcript) -> bool:
+    """Whether a fork at an error of the model's own shows the result of its arm.
+
+    Args:
+        fork: The fork, an arm of `retool_env.rollout.fork.error_arms`.
+        parent: Its parent.
+    """
+    assert fork.parent is not None
+    call, name = fork.parent.call, fork.parent.arm
+    try:
+        arm = next(one for one in error_arms(parent, call, fork.parent.sample) if one.arm == name)
+    except (SettingsError, StopIteration):
+        return False
+    at = 2 * call
+    if arm.dropped or len(fork.spans) <= at:  # ended by a budget
+        return True
+    return fork.spans[at].execution == (arm.result or parent.spans[at].execution)
 
 
 def faulty_call(transcript: Transcript, number: int, kind: str, rules: Rules) -> RunProgram:

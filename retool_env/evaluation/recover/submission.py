@@ -20,7 +20,13 @@ from retool_env.errors import DataError
 from retool_env.evaluation.identity import fingerprint
 from retool_env.evaluation.recorded_rules import rules_of
 from retool_env.evaluation.recover.figures import results
-from retool_env.evaluation.recover.ordered import faulty_call, follows, is_result, strange_call
+from retool_env.evaluation.recover.ordered import (
+    faulty_call,
+    follows,
+    is_result,
+    shows_arm,
+    strange_call,
+)
 from retool_env.evaluation.recover.protocols import (
     CONTROL,
     PARENTS,
@@ -315,7 +321,7 @@ def _as_ordered(fork: ArmRecord, parent: Transcript, rules: Rules) -> bool:
 
 def _arms(record: RecoverRecord, episodes: Sequence[ArmRecord]) -> Finding:
     """The results of each episode follow from its arm's faults, and the arm `text` has no call."""
-    rules, design = rules_of(record), _design(record)
+    rules, design, parents = rules_of(record), _design(record), _parents(episodes)
     whole = design.whole_arms(rules, rules)
     number: Counter[str] = Counter()
     strange: Counter[str] = Counter()
@@ -331,6 +337,9 @@ def _arms(record: RecoverRecord, episodes: Sequence[ArmRecord]) -> Finding:
             wrong = transcript.interpreter or any(span.execution for span in transcript.spans)
         else:
             wrong = not transcript.interpreter or strange_call(transcript, rules, schedule) > 0
+        parent = parents.get((episode.problem, episode.parent or 0))
+        if episode.protocol == "natural" and parent is not None and transcript.parent is not None:
+            wrong = wrong or not shows_arm(transcript, parent)
         strange["/".join(arm)] += wrong
     differing = [f"{arm} ({count} of {number[arm]})" for arm, count in strange.items() if count]
     text = f"{number.total()} episodes, {strange.total()} do not follow from their arm's faults"

@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 
 from retool_env.episode import Episode, RunProgram
-from retool_env.evaluation.recover.ordered import strange_call
+from retool_env.evaluation.recover.ordered import shows_arm, strange_call
 from retool_env.execution import Execution, Outcome
 from retool_env.faults import KINDS, Faults
 from retool_env.faults.kinds import MADE_IN_GUEST, show
 from retool_env.faults.schedule import At, Hashed
 from retool_env.problem import Problem
+from retool_env.rollout.fork import error_arms
 from retool_env.rules import Rules
 
 PROBLEM = Problem(id="p", question="?", answer="1")
@@ -85,3 +86,24 @@ def test_a_result_that_its_fault_does_not_make_is_strange():
     for values in forged:
         assert strange_call(changed(transcript, 1, **values), RULES, schedule) == 1
     assert strange_call(transcript, RULES, At(1, "unknown")) == 1
+
+
+@pytest.mark.parametrize("arm", ["keep", "drop", "bare", "mended"])
+def test_a_fork_at_an_error_shows_the_result_of_its_arm(arm):
+    failed = Execution(Outcome.RUNTIME_ERROR, "", "NameError: x")
+    made = Episode(PROBLEM, RULES)
+    for result in (failed, Execution(Outcome.OK, "7\n")):
+        made.act("<code>print(x)</code>")
+        made.executed(result)
+    made.act("<answer>7</answer>")
+    made.graded(False)
+    parent = made.transcript
+    begun = next(one for one in error_arms(parent, 1) if one.arm == arm).begin(
+        Episode(PROBLEM, RULES)
+    )
+    fork = begun.transcript
+    assert shows_arm(fork, parent)
+    if arm != "drop":
+        assert not shows_arm(changed(fork, 1, outcome=Outcome.OK, stdout="8\n"), parent)
+    other = dataclasses.replace(fork, parent=dataclasses.replace(fork.parent, arm="other"))
+    assert not shows_arm(other, parent)
