@@ -45,6 +45,14 @@ def test_the_calls_of_an_episode_follow_from_its_own_schedule(seed, cut):
     assert strange_call(episode(schedule, rules, void_at=seed % 7), rules, schedule) == 0
 
 
+def test_a_shown_result_that_is_longer_than_the_true_result_is_cut_in_the_record():
+    rules = Rules(output_cut="tail", output_characters=100)
+    schedule = At(2, "warning")
+    transcript = episode(schedule, rules)  # the second output has 54 characters
+    assert "characters cut" in transcript.spans[4].execution.stdout
+    assert strange_call(transcript, rules, schedule) == 0
+
+
 def test_another_rate_seed_rollout_or_problem_is_another_schedule():
     faults = Faults(rate=0.5, kinds=("busy", "try_again", "cut"))
     transcript = episode(Hashed(faults, "p", 0))
