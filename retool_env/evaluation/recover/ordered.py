@@ -60,7 +60,7 @@ def shows_arm(fork: Transcript, parent: Transcript) -> bool:
 
     Args:
         fork: The fork, an arm of `retool_env.rollout.fork.error_arms`.
-        parent: Its parent.
+        parent: The parent of the fork.
     """
     assert fork.parent is not None
     call, name = fork.parent.call, fork.parent.arm
