@@ -21,6 +21,7 @@ from retool_env.need import GradeAnswer as GradeAnswer
 from retool_env.need import Need as Need
 from retool_env.need import RunProgram as RunProgram
 from retool_env.need import TurnEnd as TurnEnd
+from retool_env.need import next_block
 from retool_env.problem import Problem
 from retool_env.protocol.program import Form
 from retool_env.protocol.result import (
@@ -260,13 +261,13 @@ class Episode:
         rules = self.rules
         view = (rules.output_characters, rules.output_cut, rules.errors)
         need = RunProgram(program, rules.limits, rules.session, rules.display, view=view)
-        kind = self._lasting
-        if kind is None and self._schedule is not None:
-            kind = self._schedule.ordered(self._spent)
+        schedule = self._schedule
+        kind = self._lasting or (schedule.ordered(self._spent) if schedule else None)
         if kind is None:
             return need
-        problem = self._transcript.problem.id
-        return dataclasses.replace(need, fault=kind, problem=problem, before=self._shown)
+        problem, block = self._transcript.problem.id, next_block(self.transcript.spans)
+        need = dataclasses.replace(need, fault=kind, problem=problem, block=block)
+        return dataclasses.replace(need, before=self._shown)
 
     def resume(
         self, spans: Sequence[Span], form: Form | None = None, parent: Parent | None = None

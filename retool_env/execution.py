@@ -196,7 +196,15 @@ class Files:
     `os._exit`, a signal)."""
     prelude: str = ""
     """Python code that the process runs before the program. It has its own namespace, and its
-    frames are not in tracebacks."""
+    frames are not in tracebacks. It may call `report(text)`, also while the program runs."""
+    reported: tuple[str, ...] | None = None
+    """The texts that preludes of the process reported during this program or block, each once.
+    `None` if the process could not say, as after a time-out. The program could forge them."""
+
+    @property
+    def some(self) -> bool:
+        """Whether something goes with the program, or comes back."""
+        return bool(self.given or self.wanted or self.prelude)
 
     def __post_init__(self) -> None:
         for names in (list(self.given), list(self.wanted)):

@@ -10,7 +10,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
@@ -55,7 +55,7 @@ class Interpreter:
         true: list[Execution] = []
         while kinds.wants_true(need, execution, true):
             true.append(self._required().run(need.program, need.limits, display=need.display))
-        execution = self._faulty(need, execution, true)
+        execution = self._faulty(need, execution, true, _reported(runner, options))
         time.sleep(kinds.delay(execution))
         return execution
 
@@ -63,26 +63,41 @@ class Interpreter:
         """The awaitable form of `run`; cancellation ends the program."""
         runner, arguments, options = self._invocation(need)
         running = runner.run_async(*arguments, **options)
-        return running if need.fault is None else self._run_faulty(need, running)
+        if need.fault is None:
+            return running
+        return self._run_faulty(need, running, lambda: _reported(runner, options))
 
-    async def _run_faulty(self, need: RunProgram, running: Awaitable[Execution]) -> Execution:
+    async def _run_faulty(
+        self,
+        need: RunProgram,
+        running: Awaitable[Execution],
+        reported: Callable[[], tuple[str, ...] | None],
+    ) -> Execution:
         execution, true = await running, list[Execution]()
+        reports = reported()
         while kinds.wants_true(need, execution, true):
             again = self._required().run_async(need.program, need.limits, display=need.display)
             true.append(await again)
-        execution = self._faulty(need, execution, true)
+        execution = self._faulty(need, execution, true, reports)
         await asyncio.sleep(kinds.delay(execution))
         return execution
 
-    def _faulty(self, need: RunProgram, result: Execution, true: list[Execution]) -> Execution:
+    def _faulty(
+        self,
+        need: RunProgram,
+        result: Execution,
+        true: list[Execution],
+        reported: tuple[str, ...] | None,
+    ) -> Execution:
         """The result to show. If it says that the session has ended, the session ends.
 
         Args:
             need: The call.
             result: The result of the program, with its prelude if it has one.
             true: The results without the prelude.
+            reported: The texts that preludes reported; `None` if they are not known.
         """
-        execution = kinds.show(need, result, true)
+        execution = kinds.show(need, result, true, reported)
         if kinds.ends_session(need, execution) and self._session is not None:
             self._session.close()
             self._session = None
@@ -116,6 +131,12 @@ class Interpreter:
     def _required(self) -> Sandbox:
         assert self._sandbox is not None, "only an episode with an interpreter runs programs"
         return self._sandbox
+
+
+def _reported(runner: Any, options: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The texts that preludes reported in the last program of a sandbox or block of a session."""
+    reported: tuple[str, ...] | None = getattr(options.get("files", runner), "reported", None)
+    return reported
 
 
 def open_sandbox(setting: SandboxSetting, rules: Rules) -> Sandbox | None:

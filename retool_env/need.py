@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from retool_env.execution import Execution, Limits
-from retool_env.protocol.result import Cut, Errors, hidden_part, render_output
+from retool_env.faults.kinds import SESSION_ENDED
+from retool_env.protocol.result import EMPTY_PROGRAM, Cut, Errors, hidden_part, render_output
 from retool_env.tokens import Runs
+from retool_env.transcript import Span
 
 TurnEnd = Literal["tag", "eos", "length"]
 """Why sampling of a turn stopped: a closing tag, the end of the sequence, or the budget."""
@@ -48,6 +51,9 @@ class RunProgram:
     """The kind of the fault that is ordered for this call; `None` without one."""
     problem: str = ""
     """The id of the problem, on which the change of a wrong value depends."""
+    block: int = 1
+    """In a session, under a fault: the number of the block in the session's process, from 1; see
+    `next_block`."""
     before: Execution | None = None
     """The result that was shown last, its output cut as it was shown; `None` at the first call, and
     without a fault."""
@@ -73,6 +79,20 @@ class RunProgram:
         limit, cut, errors = self.view
         limit = max(limit, len(execution.stdout) if recorded else 0)
         return render_output(execution, limit, cut, errors)
+
+
+def next_block(spans: Iterable[Span]) -> int:
+    """The number of the next block in a session's process, from 1: tracebacks name the block by it.
+
+    Args:
+        spans: The spans of the episode so far.
+    """
+    number = 1
+    for span in spans:
+        shown = span.execution
+        if shown is not None and span.form != "unread" and shown != EMPTY_PROGRAM:
+            number = 1 if SESSION_ENDED in shown.error else number + 1
+    return number
 
 
 @dataclass(frozen=True, slots=True)

@@ -317,7 +317,7 @@ def kinds_table(results: Results) -> list[str]:
         for group in GROUPS if any(seeds.values()) else ():
             for kind in (k for k in KINDS.values() if group_of(k.name) == group):
                 row = [f"**{group}**" if group == GROUPS[1] else group]
-                row += [f"`{kind.name}`", kind.sort]
+                row += [f"`{kind.name}`" + r" \*" * kind.invented, kind.sort]
                 for run in runs:
                     kept = recovery(_wholes(results, run, seeds[run]), [kind.name])
                     many = f", n = {kept.count}" if kept.count else ""

@@ -161,7 +161,7 @@ def check_options(arguments: argparse.Namespace, price: Price | None, folder: st
     """
     from retool_env.rollout.checkpoint_files import check_dtype
 
-    for name in ("k", "problems", "m"):
+    for name in ("k", "problems", "m", "samples"):
         number = getattr(arguments, name, None)
         if number is not None and number < 1:
             raise SettingsError(f"--{name} must be at least 1, not {number}")

@@ -150,7 +150,7 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     check_options(arguments, price, "recover")
     speed = arguments.tokens_per_second
     if speed is not None and not 0 < speed < math.inf:
-        raise SettingsError(f"--tokens-per-second must be above 0, not {speed}")
+        raise SettingsError(f"--tokens-per-second must be above 0, not {speed:g}")
     if arguments.text_prompt is not None and "frequency" not in arguments.protocol:
         raise SettingsError("--text-prompt is for the protocol frequency: leave it out")
     tasks = [_Task.of(arguments, model) for model in arguments.model]

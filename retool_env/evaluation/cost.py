@@ -78,6 +78,11 @@ class Estimate:
     """Number of turns, at most."""
     usage: Usage
     """Tokens, at most. Every turn of an API reads the whole conversation again."""
+    turns_limited: bool = True
+    """Whether the rules limit the calls of an episode. If not, the numbers are for 8 calls."""
+    tokens_limited: bool = True
+    """Whether the rules limit the tokens that the model writes. If not, their number is 0 for a
+    local model."""
 
     @classmethod
     def of(
@@ -92,6 +97,7 @@ class Estimate:
                 response has `rules.max_tokens` in all.
             episodes: Number of episodes.
         """
+        calls_limited = not rules.interpreter or rules.max_calls is not None
         turns = (
             1 if not rules.interpreter else 1 + (8 if rules.max_calls is None else rules.max_calls)
         )
@@ -99,20 +105,26 @@ class Estimate:
         prompt = prompt / max(len(problems), 1)
         if turn_tokens is None:
             total = Usage(episodes, round(episodes * prompt), episodes * (rules.max_tokens or 0))
-            return cls(episodes, episodes * turns, total)
+            limited = rules.max_tokens is not None
+            return cls(episodes, episodes * turns, total, calls_limited, limited)
         shown = rules.output_characters / _CHARACTERS_A_TOKEN
         read = sum(prompt + turn * (turn_tokens + shown) for turn in range(turns))
         total = Usage(episodes * turns, round(episodes * read), episodes * turns * turn_tokens)
-        return cls(episodes, episodes * turns, total)
+        return cls(episodes, episodes * turns, total, calls_limited, calls_limited)
 
     def text(self, price: Price | None) -> str:
         """One line for a reader; it ends with the price, where there is one."""
         usage = self.usage
-        line = (
-            f"{self.episodes:,} episodes, at most {self.turns:,} turns, "
-            f"{usage.prompt_tokens:,} tokens in and {usage.completion_tokens:,} tokens out"
-        )
-        return line if price is None else f"{line}: {dollars(price.of(usage))} at most"
+        turns = f"at most {self.turns:,} turns"
+        if not self.turns_limited:
+            turns = f"{self.turns:,} turns with 8 calls an episode (max_calls sets no limit)"
+        out = f"{usage.completion_tokens:,} tokens out"
+        if not (self.tokens_limited or usage.completion_tokens):
+            out = "any number of tokens out (max_tokens sets no limit)"
+        line = f"{self.episodes:,} episodes, {turns}, {usage.prompt_tokens:,} tokens in and {out}"
+        if price is None:
+            return line
+        return f"{line}: {dollars(price.of(usage))}{' at most' * self.tokens_limited}"
 
 
 def dollars(amount: float) -> str:

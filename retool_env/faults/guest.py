@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import inspect
 import sys
+from collections.abc import Callable  # unhashed
 from importlib.machinery import PathFinder
 from types import FrameType, FunctionType
 from typing import Any
@@ -34,6 +35,7 @@ def hide(package: str, session: bool) -> None:
         @classmethod
         def find_spec(cls, fullname: str, path: Any = None, target: Any = None) -> Any:
             if _in(package, fullname) and not depth:
+                report("missing_package")  # noqa: F821  # unhashed
                 return None  # not an error: Python's own error then has no further frames
             return super().find_spec(fullname, path, target)
 
@@ -78,6 +80,7 @@ def hide(package: str, session: bool) -> None:
                     modules[loaded] = sys.modules.pop(loaded)
 
     builtins.__import__ = __import__
+    builtins.__import__ = _in_place_of(original, __import__)  # unhashed
 
 
 def _in(package: str, module: str) -> bool:
@@ -125,8 +128,10 @@ def drop_factors() -> None:
         if _is_called_by("sympy", sys._getframe(2)):
             return factors
         if isinstance(factors, list) and len(factors) > 1:
+            report("wrong_function")  # noqa: F821  # unhashed
             return factors[:-1]
         if isinstance(factors, dict) and sum(factors.values()) > 1:
+            report("wrong_function")  # noqa: F821  # unhashed
             last = max(factors)
             fewer = {prime: power - (prime == last) for prime, power in factors.items()}
             return {prime: power for prime, power in fewer.items() if power}
@@ -150,3 +155,27 @@ def drop_factors() -> None:
         co_filename=old.co_filename,
         co_firstlineno=old.co_firstlineno,
     )
+
+
+# The rest is not hashed.
+
+report: Callable[[str], object]
+"""Tells the host that a fault took place; the sandbox gives this name to preludes."""
+
+
+def _in_place_of(original: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """An object that prints as a built-in function, and calls another function without a frame."""
+
+    def attribute(self: object, name: str) -> Any:
+        return getattr(original, name)
+
+    names = {
+        "__call__": staticmethod(function),
+        "__repr__": lambda self: repr(original),
+        "__getattr__": attribute,
+        "__module__": "builtins",
+        "__doc__": original.__doc__,
+        "__slots__": (),
+    }
+    made: Callable[..., Any] = type(type(original).__name__, (), names)()
+    return made

@@ -1,9 +1,10 @@
 """The kinds of faults: the calls to which each applies, and the result that it shows.
 
 A program always runs, also under a fault. Two kinds are made in its process, by a prelude
-(`retool_env.faults.guest`); after a wrong function the program runs once more without it. For all
-other kinds, `show` puts another result in the place of the true result. Where a kind does not
-apply, the call is *not eligible*, and the true result is shown.
+(`retool_env.faults.guest`), which reports whether the fault took place; after a wrong function the
+program runs once more without it. For all other kinds, `show` puts another result in the place of
+the true result. Where a kind does not apply, the call is *not eligible*, and the true result is
+shown.
 The texts belong to suite v0 and never change.
 """
 
@@ -12,9 +13,10 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -36,11 +38,13 @@ half, at most 100 characters."""
 SESSION_ENDED = "; the session was ended by that, its variables are lost"
 """The end of the error of a block that ended the process of its session."""
 
+_REST = "# The rest is not hashed.\n"
 _filters = threading.Lock()
 _PACKAGE, _FUNCTION = "sympy", "factorint"
 _IMPORTERS = ("import_module", "__import__", "find_spec", "run_module")
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _MISSING = f"ModuleNotFoundError: No module named '{_PACKAGE}'"
+_UNLOADED = re.compile(rf"ImportError: module {_PACKAGE}[\w.]* not in sys\.modules")
 _TRY_AGAIN = "the interpreter could not run the program: try again"
 _BUSY = "the interpreter is busy: try again later"
 _GONE = "the interpreter is gone: it can't be used any longer in this conversation"
@@ -50,7 +54,7 @@ _WARNING = "<program>:1: DeprecationWarning: this version of Python is supported
 def fault_texts() -> list[str]:
     """The texts and numbers that a suite of faults fixes, and the code that changes the guest."""
     numbers = [str(number) for number in (SLOW_SECONDS, LEAST_CUT, MOST_KEPT)]
-    return [_TRY_AGAIN, _BUSY, _GONE, _WARNING, _PACKAGE, _FUNCTION, *numbers, _guest()]
+    return [_TRY_AGAIN, _BUSY, _GONE, _WARNING, _PACKAGE, _FUNCTION, *numbers, _hashed_guest()]
 
 
 class FaultyCall(Protocol):
@@ -77,6 +81,10 @@ class FaultyCall(Protocol):
         """The id of the problem."""
 
     @property
+    def block(self) -> int:
+        """In a session: the number of the block in the session's process, from 1."""
+
+    @property
     def before(self) -> Execution | None:
         """The result that was shown last in this episode, its output cut as it was shown."""
 
@@ -89,7 +97,10 @@ class FaultyCall(Protocol):
 
 def prelude(call: FaultyCall) -> str:
     """The code that the process runs before the program; empty if it does not make the fault."""
-    if call.fault == "missing_package" and _imports(call.program):
+    if call.fault == "missing_package" and (
+        # A session would keep the fault beyond this call, also if the call imports nothing.
+        _imports(call.program) if call.session else _PACKAGE in call.program
+    ):
         return f"{_guest()}\nhide({_PACKAGE!r}, {call.session})\n"
     if call.fault == "wrong_function" and _uses_function(call.program):
         return f"{_guest()}\ndrop_factors()\n"
@@ -115,10 +126,19 @@ def wants_true(call: FaultyCall, shown: Execution, true: Sequence[Execution]) ->
     return not true or (len(true) == 1 and call.seen(true[0]) != call.seen(shown))
 
 
-def _made_in_guest(call: FaultyCall, shown: Execution, true: Sequence[Execution]) -> Fault:
+def _made_in_guest(
+    call: FaultyCall,
+    shown: Execution,
+    true: Sequence[Execution],
+    reported: Collection[str] | None,
+) -> Fault:
     """The record of a fault that the process made."""
     assert call.fault is not None
-    struck = bool(prelude(call)) or (call.session and _lacks_package(call, shown))
+    again = call.fault == "wrong_function" and not call.session  # the true result decides below
+    # A process that was ended could not say: then the text of the program decides.
+    struck = _can_strike(call) if again or reported is None else call.fault in reported
+    if call.fault == "missing_package":
+        struck = struck or _lacks_package(shown)
     if shown.outcome is Outcome.SYNTAX_ERROR or not struck:
         return Fault(call.fault, injected=False)
     if not true or any(one.outcome is Outcome.INFRASTRUCTURE for one in true):
@@ -132,7 +152,8 @@ def _made_in_guest(call: FaultyCall, shown: Execution, true: Sequence[Execution]
 def begins(call: FaultyCall, execution: Execution) -> bool:
     """Whether a persistent fault lasts from this call on: the call is eligible for it.
 
-    A wrong function lasts from its first use, also if this use gave the right result.
+    A fault in the program's process lasts from the first program that uses what it changes, also
+    if the result was right.
 
     Args:
         call: The call.
@@ -143,23 +164,30 @@ def begins(call: FaultyCall, execution: Execution) -> bool:
         return False
     if fault is None or fault.injected:
         return True
-    used = call.fault == "wrong_function" and execution.outcome is not Outcome.SYNTAX_ERROR
-    return used and bool(prelude(call))
+    ran = execution.outcome not in (Outcome.SYNTAX_ERROR, Outcome.INFRASTRUCTURE)
+    return call.fault in MADE_IN_GUEST and ran and _can_strike(call)
 
 
-def show(call: FaultyCall, true: Execution, without: Sequence[Execution] = ()) -> Execution:
+def show(
+    call: FaultyCall,
+    true: Execution,
+    without: Sequence[Execution] = (),
+    reported: Collection[str] | None = None,
+) -> Execution:
     """The result that the model sees, with the record of the fault.
 
     Args:
         call: The call.
         true: The result of the program; with a prelude, of the program after it.
         without: With a prelude: the results of the program without it, see `wants_true`.
+        reported: The kinds that the process reported: an import was refused, or a function gave a
+            wrong result (`Files.reported`). `None` if it could not say.
     """
     assert call.fault is not None
     if true.outcome is Outcome.INFRASTRUCTURE:
         shown = None
     elif call.fault in MADE_IN_GUEST:
-        return dataclasses.replace(true, fault=_made_in_guest(call, true, without))
+        return dataclasses.replace(true, fault=_made_in_guest(call, true, without, reported))
     elif call.fault == "slow":
         shown = dataclasses.replace(true, duration=true.duration + SLOW_SECONDS)
     else:
@@ -173,12 +201,18 @@ def show(call: FaultyCall, true: Execution, without: Sequence[Execution] = ()) -
     return dataclasses.replace(shown, fault=Fault(call.fault, injected=True, real=true))
 
 
-def _lacks_package(call: FaultyCall, true: Execution) -> bool:
-    """Whether a block failed for want of the package, which an earlier block of its session hid.
+def _lacks_package(shown: Execution) -> bool:
+    """Whether a program failed for want of the package, which its process did not report.
 
-    Such a block holds no import of its own: it calls a function that does.
+    The import was refused in a child process, or the package is not among the loaded modules.
     """
-    return call.fault == "missing_package" and true.error == _MISSING
+    return shown.error == _MISSING or bool(_UNLOADED.fullmatch(shown.error))
+
+
+def _can_strike(call: FaultyCall) -> bool:
+    """Whether the text of a program uses what the fault changes in its process."""
+    reads = {"missing_package": _imports, "wrong_function": _uses_function}
+    return reads[str(call.fault)](call.program)
 
 
 def delay(execution: Execution) -> float:
@@ -270,10 +304,12 @@ def _blank_line(call: FaultyCall, true: Execution) -> Execution | None:
 
 
 def _warning(call: FaultyCall, true: Execution) -> Execution | None:
-    first, last = call.hidden(len(_WARNING) + len(true.stdout))
-    if true.outcome is Outcome.SYNTAX_ERROR or (first < len(_WARNING) and first < last):
+    # A block of a session has a name of its own.
+    text = _WARNING.replace("<program>", f"<block {call.block}>") if call.session else _WARNING
+    first, last = call.hidden(len(text) + len(true.stdout))
+    if true.outcome is Outcome.SYNTAX_ERROR or (first < len(text) and first < last):
         return None
-    return dataclasses.replace(true, stdout=_WARNING + true.stdout)
+    return dataclasses.replace(true, stdout=text + true.stdout)
 
 
 _SHOWN: dict[str, Callable[[FaultyCall, Execution], Execution | None]] = {
@@ -299,6 +335,12 @@ where the call is not eligible."""
 @functools.cache
 def _guest() -> str:
     return Path(guest.__file__).read_text(encoding="utf-8")
+
+
+def _hashed_guest() -> str:
+    """The code that changes the guest, without the lines that only report, or hide a name."""
+    text = _guest().partition(_REST)[0].rstrip() + "\n"
+    return "".join(line for line in text.splitlines(True) if not line.endswith("# unhashed\n"))
 
 
 def _nodes(program: str, word: str) -> Iterator[ast.AST]:

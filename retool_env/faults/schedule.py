@@ -26,7 +26,8 @@ class Hashed:
     """Faults by a hash of the suite, the seed, the problem, the rollout and the call.
 
     The hash gives two numbers in [0, 1). The first is compared with the rate, so that a
-    higher rate keeps the faults of a lower rate and adds more; the second chooses the kind.
+    higher rate orders all faults of a lower rate and more; the second chooses the kind. In an
+    episode, a persistent fault that has begun takes the place of all later orders.
     """
 
     faults: Faults

@@ -28,7 +28,7 @@ class Kind:
     persistent: bool
     """Whether all later calls of the episode fail as well."""
     invented: bool
-    """Whether no real failure of the sandbox has this text."""
+    """Whether no real result of the sandbox has this text."""
     seen: bool
     """Whether training may use this kind. The other kinds are held out."""
 
@@ -51,7 +51,7 @@ KINDS: Mapping[str, Kind] = {
         Kind("wrong_function", "silent", persistent=True, invented=False, seen=False),
         Kind("always_cut", "silent", persistent=True, invented=False, seen=True),
         Kind("blank_line", "placebo", persistent=False, invented=False, seen=True),
-        Kind("warning", "placebo", persistent=False, invented=False, seen=False),
+        Kind("warning", "placebo", persistent=False, invented=True, seen=False),
         Kind("slow", "placebo", persistent=False, invented=False, seen=True),
     )
 }

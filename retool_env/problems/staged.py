@@ -13,8 +13,9 @@ import dataclasses
 import json
 import math
 import random
+import re
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +32,9 @@ _LEAST_ANSWER = 10
 """The least answer of a problem: smaller answers are guessed too often."""
 _MOST_FACTORED = 10**15
 """The largest number that is factored: a false value can be larger than any value of a stage."""
+
+_PRINTED = re.compile(r"print\(\s*([a-z])\b\s*\)?\s*$", re.MULTILINE)
+_NUMBER = re.compile(r"(?<![\w.])[0-9]{1,18}(?![\w.])")
 
 Operands = tuple[str | int, ...]
 """Numbers, and names of earlier stages."""
@@ -283,6 +287,31 @@ def read_stages(problem: Problem) -> tuple[Stage, ...]:
         return tuple(Stage(**{**row, "operands": tuple(row["operands"])}) for row in rows)
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{problem.id}: the metadata hold no valid stages ({error!r})") from error
+
+
+def asked_stage(problem: Problem, program: str, outputs: Sequence[str]) -> Stage | None:
+    """The stage whose number a program was to print.
+
+    It is the last stage whose name the program prints alone, as in `print(b)`. Without such a name,
+    it is the first stage whose number stands in no earlier output, or else the last stage.
+
+    Args:
+        problem: The problem.
+        program: The program.
+        outputs: The outputs of the earlier programs.
+
+    Returns:
+        The stage; `None` if the problem does not come from `staged`.
+
+    Raises:
+        DataError: If the problem's metadata do not hold valid stages.
+    """
+    stages = read_stages(problem)
+    names = {stage.name: stage for stage in stages}
+    if printed := [name for name in _PRINTED.findall(program) if name in names]:
+        return names[printed[-1]]
+    shown = {int(number) for text in outputs for number in _NUMBER.findall(text)}
+    return next((stage for stage in stages if stage.value not in shown), (stages or (None,))[-1])
 
 
 def implied_answer(problem: Problem, stage: str, value: int) -> str | None:

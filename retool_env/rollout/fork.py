@@ -27,6 +27,7 @@ from retool_env.errors import NotReproducible, SettingsError
 from retool_env.execution import Execution, Outcome
 from retool_env.faults.schedule import Schedule
 from retool_env.interpreter import Interpreter
+from retool_env.problems.staged import asked_stage
 from retool_env.protocol.result import cut_text, is_empty_program
 from retool_env.protocol.turn import TurnKind
 from retool_env.provenance import REVISION
@@ -251,7 +252,10 @@ def error_arms(transcript: Transcript, call: int, sample: int = 0) -> list[Fork]
     | `keep`   | its own result                                                                    |
     | `drop`   | nothing: the turn with the call is left out, with the text before the call        |
     | `bare`   | "Error" alone                                                                     |
-    | `mended` | the result of the episode's first later call that ran; left out if no call ran    |
+    | `mended` | the result of the episode's first later call that ran                             |
+
+    If no later call ran, the result of `mended` on a staged problem is the right number of the
+    stage (`retool_env.problems.staged.asked_stage`). On other problems this arm is left out.
 
     Args:
         transcript: The parent.
@@ -271,9 +275,17 @@ def error_arms(transcript: Transcript, call: int, sample: int = 0) -> list[Fork]
         Fork(transcript, call, "drop", sample=sample, dropped=True),
         Fork(transcript, call, "bare", BARE, sample=sample, equal_budget=True),
     ]
-    for span in results[1:]:
-        if span.execution is not None and span.execution.outcome is Outcome.OK:
-            result = span.execution
-            arms.append(Fork(transcript, call, "mended", result, sample=sample, equal_budget=True))
-            break
+    if (result := _mended(transcript, call)) is not None:
+        arms.append(Fork(transcript, call, "mended", result, sample=sample, equal_budget=True))
     return arms
+
+
+def _mended(transcript: Transcript, call: int) -> Execution | None:
+    """The result of the arm `mended`; `None` without one."""
+    results = [span.execution for span in transcript.spans[2::2]]
+    ran = [one if one and one.outcome is Outcome.OK else None for one in results]
+    if (later := next(filter(None, ran[call:]), None)) is not None:
+        return later
+    outputs = [one.stdout for one in ran[: call - 1] if one]
+    stage = asked_stage(transcript.problem, transcript.turns[call - 1].content, outputs)
+    return None if stage is None else Execution(Outcome.OK, f"{stage.value}\n")

@@ -18,7 +18,7 @@ from retool_env.sandbox import processes
 from retool_env.sandbox.guest import wire
 from retool_env.sandbox.guests import Guest
 from retool_env.sandbox.kernel import bounds, signal_name
-from retool_env.sandbox.record import pack_files, read_record, unpack_files
+from retool_env.sandbox.record import pack_files, read_record, read_reports, unpack_files
 
 START_SECONDS = 30.0
 """The longest time until a program starts. An idle machine needs 0.003, or up to a second while the
@@ -102,6 +102,7 @@ class Job:
         self._heard, self._deaf = b"", False
         self._wanted: frozenset[str] = frozenset()
         self._fetched = bytearray()
+        self.reported: tuple[str, ...] | None = None  # see `Files.reported`
         self._code: int | None = None
         self._processor_seconds = 0.0
         self._failure = ""
@@ -136,7 +137,7 @@ class Job:
             files: The files that go with the program and come back. `None`: no files.
         """
         text, data = code.encode("utf-8", "surrogatepass"), stdin.encode("utf-8", "surrogatepass")
-        about = pack_files(files) if files else b""
+        about = pack_files(files) if files and files.some else b""
         self._wanted = frozenset(files.wanted if files else ())
         head = struct.pack(wire.PROGRAM, display, len(text), len(data), len(about))
         self._unsent = memoryview(head + text + data + about)
@@ -268,10 +269,12 @@ class Job:
         number, size, _, ended = self._header()
         now = time.monotonic()
         over, text = now, b""
+        self.reported = None
         if ended and number == self._number:  # not the record of an earlier block
             over = ended if self._began <= ended <= now else now
             most = min(size, wire.RECORD_BYTES)
             text = os.pread(self._record, most, struct.calcsize(wire.RECORD))
+            self.reported = read_reports(text)
 
         outcome, error, trace = self._outcome(text)
         # A limit may cut a character in two: its first bytes are dropped, not replaced.

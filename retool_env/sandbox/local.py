@@ -227,6 +227,7 @@ class PooledSession:
         self._pool = pool
         self._limits = limits
         self._display = display
+        self.reported: tuple[str, ...] | None = None  # in the last block, see `Files.reported`
         self._job: Job | None = None
         self._put_away: Callable[[], object] | None = None  # also called when this is dropped
         self._running = self._closed = False
@@ -286,7 +287,8 @@ class PooledSession:
 
     async def _run(self, driver: Driver, code: str, prelude: str) -> Execution:
         pool = self._pool
-        files = Files(prelude=prelude) if prelude else None
+        files = Files(prelude=prelude)
+        self.reported = None
 
         async def attempt() -> Execution:
             job = self._take(code)
@@ -298,9 +300,9 @@ class PooledSession:
         try:
             # After the first block there are variables to lose.
             most = _ATTEMPTS if self._job is None else 1
-            return self._judge(
-                await _tried(driver, pool, attempt, most, lambda: self._closed or pool.closed)
-            )
+            done = await _tried(driver, pool, attempt, most, lambda: self._closed or pool.closed)
+            self.reported = files.reported
+            return self._judge(done)
         finally:
             self._leave()
 

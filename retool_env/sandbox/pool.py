@@ -297,7 +297,10 @@ class Pool:
                 self._condemn(job.guest)
             closed = "the sandbox was closed" if self.closed else ""
             job.fail(closed or job.guest.log() or "its guest ended")
-        return job.execution()
+        execution = job.execution()
+        if files is not None:
+            files.reported = job.reported
+        return execution
 
     def _hand_over(self, job: Job) -> bool:
         """Asks the guest to fork the process, at most once; `False` if the guest is busy."""

@@ -21,7 +21,7 @@ def read_record(text: bytes, limits: Limits) -> tuple[Outcome, str, str] | None:
         The outcome, the error and the traceback; `None` if the text is invalid.
     """
     try:
-        name, error, trace = (_clean(part) for part in json.loads(text))
+        name, error, trace, *_ = (_clean(part) for part in json.loads(text))
         error, trace = " ".join(error.splitlines())[:_ERROR], trace[:_TRACE]
         if name == Outcome.MEMORY_LIMIT:
             error = f"MemoryError: the program needed more than {limits.memory_mb} MiB"
@@ -33,6 +33,22 @@ def read_record(text: bytes, limits: Limits) -> tuple[Outcome, str, str] | None:
     except (ValueError, TypeError, AttributeError, RecursionError):
         pass
     return None
+
+
+def read_reports(text: bytes) -> tuple[str, ...] | None:
+    """The texts that a prelude reported (`Files.reported`), according to the record.
+
+    Args:
+        text: The record's text.
+
+    Returns:
+        The texts; `None` if the process could not say, or the text is invalid.
+    """
+    try:
+        name, _, _, *reports = (_clean(part) for part in json.loads(text))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    return None if name == Outcome.MEMORY_LIMIT else tuple(reports)
 
 
 def _clean(part: str) -> str:

@@ -293,7 +293,9 @@ def test_the_check_finds_changes_of_figures_verdicts_forks_and_programs(suite, c
         ran(url)
     check = ["recover", "--check", "found"]
     assert main(check) == 0
-    assert "ok   programs: 6 programs of 6 episodes ran again, 0 differ" in capsys.readouterr().out
+    assert (
+        "ok   programs: 52 programs of 52 episodes ran again, 0 differ" in capsys.readouterr().out
+    )
     kept = {name: Path("found", name).read_text() for name in ("results.json", "episodes.jsonl")}
 
     def failing(name, change):
@@ -345,14 +347,32 @@ def test_the_check_finds_changes_of_figures_verdicts_forks_and_programs(suite, c
             record["transcript"]["correct"] = True
         return record
 
+    def no_arm(protocol, arm, source):
+        """The episodes of an arm replaced by copies of the episodes of another arm."""
+
+        def change(text):
+            lines = [json.loads(line) for line in text.splitlines()]
+            by_arm = {}
+            for line in lines:
+                by_arm.setdefault((line["protocol"], line["arm"]), []).append(line)
+            by_arm[protocol, arm] = [{**line, "arm": arm} for line in by_arm[protocol, source]]
+            return "".join(json.dumps(line) + "\n" for some in by_arm.values() for line in some)
+
+        return change
+
+    assert "arms" in failing("episodes.jsonl", no_arm("frequency", "gone", "tool"))
+    assert "arms" in failing("episodes.jsonl", no_arm("frequency", "text", "tool"))
+    assert "arms" in failing("episodes.jsonl", no_arm("dose", "0.5", "0"))
     assert "faults" in failing("episodes.jsonl", edited(without_the_fault))
     assert "verdicts" in failing("episodes.jsonl", edited(another_answer))
     left_out = {"protocol": "fork", "problem": suite.problems[0].id, "parent": 0, "call": 1}
     Path("found/left_out.jsonl").write_text(json.dumps({**left_out, "reason": "?"}) + "\n")
     assert main(check) == 1 and "FAIL left out: " in capsys.readouterr().out
     Path("found/left_out.jsonl").unlink()
+    sizes = '"samples": 4', '"samples": 0'
     kept["recover.json"] = Path("found/recover.json").read_text()
     assert "whole" in failing("recover.json", lambda text: text.replace('"natural",', ""))
+    assert "whole" in failing("recover.json", lambda text: text.replace(*sizes))
     assert failing("results.json", lambda text: text.replace('"mean": 1.0', '"mean": 0.9')) == {
         "figures"
     }
@@ -373,7 +393,7 @@ def test_several_models_have_one_table_and_one_heat_map(capsys):
     given = [part for folder in folders for part in ("--report", str(folder))]
     assert main(["recover", *given, "--out", "page"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"\| 1\. m +\| 2\. m +\|", out) and "try_again (explicit)" in out
+    assert re.search(r"\| 1\. m +\| 2\. m +\|", out) and "try_again* (explicit)" in out
     assert json.loads(Path("page/comparisons.json").read_text()) == {"pairs": []}  # 3 problems
     assert Path("page/page.html").exists()
 
@@ -384,6 +404,12 @@ def test_several_models_have_one_table_and_one_heat_map(capsys):
         (["--check", "x", "--model", "m"], "give one of --model, --report and --check"),
         ([], "give one of --model, --report and --check"),
         (["--model", "m", "--m", "0"], "--m must be at least 1, not 0"),
+        (
+            ["--model", "m", "--tokens-per-second", "0"],
+            "second must be above 0, not 0",
+        ),
+        (["--model", "m", "--tokens-per-second", "nan"], "must be above 0, not nan"),
+        (["--model", "m", "--samples", "0"], "--samples must be at least 1, not 0"),
         (["--report", "nowhere"], "results.json was not found"),
         (["--check", "nowhere"], "recover.json was not found"),
     ],

@@ -54,3 +54,14 @@ def test_an_answer_without_figures_is_estimated_by_the_others():
     assert price.estimated(Usage(2, 10)) == 10
     assert price.estimated(Usage(4, 10, uncounted=2)) == 20
     assert price.estimated(Usage(1, uncounted=1)) == math.inf
+
+
+def test_an_estimate_without_a_limit_names_the_setting_and_promises_nothing():
+    problems, free = [Problem("a", "x" * 35, "1")], Rules(max_tokens=None, max_calls=None)
+    local = Estimate.of(problems, free, None, episodes=4).text(None)
+    assert "36 turns with 8 calls an episode (max_calls sets no limit)" in local
+    assert local.endswith("any number of tokens out (max_tokens sets no limit)")
+    api = Estimate.of(problems, free, 10, episodes=4).text(Price(0, 1_000_000))
+    assert api.endswith("360 tokens out: $360.00")  # for 8 calls, and not at most
+    few = Rules(max_tokens=None, max_calls=2)
+    assert "4 episodes, at most 12 turns" in Estimate.of(problems, few, None, 4).text(None)

@@ -1,6 +1,7 @@
 """The same faults for the same problem, rollout and call, however an episode is run."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from retool_env.evaluation.records import rules_to_json
 from retool_env.execution import Execution, Fault, Limits, Outcome
 from retool_env.faults import KINDS, Faults, kinds
 from retool_env.faults.schedule import At
-from retool_env.interpreter import check_sandbox
+from retool_env.interpreter import Interpreter, check_sandbox
 from retool_env.key_values import parse_settings
 from retool_env.metrics import measure
 from retool_env.problem import Problem
@@ -254,3 +255,25 @@ def test_a_record_with_faults_is_read_as_it_was_written(sandbox):
     found = [episode_of(env, problem.id, 0) for problem in PROBLEMS]
     assert [Transcript.from_json(json.loads(json.dumps(t.to_json()))) for t in found] == found
     assert dataclasses.replace(found[0]).as_shown().as_shown() == found[0].as_shown()
+
+
+@pytest.mark.parametrize("session", [True, False], ids=["session", "alone"])
+def test_the_warning_has_the_form_and_the_file_name_of_a_warning_of_python(session, sandbox):
+    """No result of the sandbox holds stderr, where Python writes its warnings."""
+    text = "this version of Python is supported until 2028"
+    program = "import sys, warnings\nsys.stderr = sys.stdout\nwarnings.simplefilter('always')\n"
+    program += f"warnings.warn_explicit({text!r}, DeprecationWarning, "
+    program += "sys._getframe().f_code.co_filename, 1)"
+    rules = Rules(session=session, void_turn="continue")
+    for ended in ("", "import os; os._exit(3)"):  # the process of a session ends, or goes on
+        seen = []
+        for kind in (None, "warning"):
+            episode = Episode(Problem("p", "?", "1"), rules, schedule=kind and At(4, kind))
+            with contextlib.closing(Interpreter(sandbox)) as interpreter:
+                for code in ("a = 1", ended, "b = 2", "print(5)" if kind else program):
+                    if episode.act(f"<code>{code}</code>") is not None:
+                        episode.executed(interpreter.run(episode.need))
+            seen.append(episode.transcript.calls[-1].execution.stdout.splitlines()[0])
+        assert seen[0] == seen[1]
+        block = 2 if ended else 3  # an empty block does not run
+        assert seen[0].startswith(f"<block {block}>:1: " if session else "<program>:1: ")

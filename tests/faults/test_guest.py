@@ -1,9 +1,14 @@
-"""The prelude in a program's process: other programs see no trace of it."""
+"""The prelude in a program's process: its traces, and what it reports to the host."""
+
+import contextlib
+import dataclasses
 
 import pytest
 
-from retool_env.execution import Files, Limits
+from retool_env.episode import RunProgram
+from retool_env.execution import Fault, Files, Limits
 from retool_env.faults import guest
+from retool_env.interpreter import Interpreter
 from retool_env.sandbox import make_sandbox
 
 SOURCE = open(guest.__file__).read()  # noqa: SIM115
@@ -29,6 +34,13 @@ def run(sandbox, program, prelude, limits=Limits()):  # noqa: B008
 )
 def test_a_program_that_does_not_import_the_package_runs_as_ever(program, sandbox):
     assert run(sandbox, program, HIDDEN) == sandbox.run(program)
+
+
+def test_an_import_that_is_refused_in_a_session_shows_no_word_of_the_fault(sandbox):
+    program = "print(__import__, type(__import__), __import__.__name__, __import__.__doc__)\n"
+    program += "print(__import__('math').pi, __import__.__qualname__, callable(__import__))"
+    shown = run(sandbox, program, f"{SOURCE}\nhide('sympy', True)")
+    assert shown == sandbox.run(program) and "built-in function __import__" in shown.stdout
 
 
 @pytest.mark.parametrize(
@@ -106,3 +118,61 @@ def test_a_program_with_a_prelude_also_gets_its_files(sandbox):
     program = "open('out', 'w').write(str(seven * int(open('in').read())))"
     sandbox.run(program, files=files)
     assert files.fetched == {"out": b"49"}
+
+
+LIMITS = Limits(wall_seconds=1, memory_mb=256)
+
+
+@pytest.mark.parametrize(
+    ("program", "stdout"),
+    [
+        ("print(5)\nraise ValueError\nimport sympy", "5\n"),
+        ("def f():\n    import sympy\nprint(6)", "6\n"),
+        ("if False:\n    import sympy\nprint(7)", "7\n"),
+        ("print('sympy')", "sympy\n"),
+        ("import sympyx", ""),
+    ],
+)
+@pytest.mark.parametrize("session", [True, False])
+def test_a_package_that_nothing_asked_for_was_not_missing(program, stdout, session, sandbox):
+    need = RunProgram(program, LIMITS, session, fault="missing_package", problem="p")
+    with contextlib.closing(Interpreter(sandbox)) as interpreter:
+        shown = interpreter.run(need)
+    assert (shown.stdout, shown.fault) == (stdout, Fault("missing_package", False))
+
+
+def test_a_program_that_was_ended_is_judged_by_its_text(sandbox):
+    for end in ("while True: pass", "import os; os._exit(3)", "x = bytearray(1 << 33)"):
+        program = f"try:\n    import sympy\nexcept ImportError:\n    pass\n{end}"
+        need = RunProgram(program, LIMITS, fault="missing_package", problem="p")
+        assert Interpreter(sandbox).run(need).fault == Fault("missing_package", True)
+        need = dataclasses.replace(need, program=f"'sympy'\n{end}")
+        assert Interpreter(sandbox).run(need).fault == Fault("missing_package", False)
+
+
+def test_in_a_session_a_later_block_that_meets_the_fault_is_injected(sandbox):
+    blocks = {
+        "wrong_function": (
+            ("from sympy import factorint\ndef f(n): return factorint(n)\nprint(f(12))", None),
+            ("print(factorint(12))", True),
+            ("print(f(12))", True),  # no word of the function
+            ("print(f(7))", False),  # its result is right
+            ("print(factorint(7))", False),
+            ("print(1)", False),
+            ("print(f(8), 1 // 0)", True),
+        ),
+        "missing_package": (
+            ("import sympy, pickle, importlib\nx = sympy.Symbol('x')", None),
+            ("import sympy", True),
+            ("pickle.dumps(x + 1)", True),
+            ("importlib.reload(sympy)", True),
+            ("print(x)", False),
+            ("nothing", False),  # the model's own error
+        ),
+    }
+    for kind, some in blocks.items():
+        with contextlib.closing(Interpreter(sandbox)) as interpreter:
+            for program, injected in some:
+                fault = None if injected is None else kind
+                shown = interpreter.run(RunProgram(program, LIMITS, True, fault=fault, problem="p"))
+                assert (shown.fault and shown.fault.injected) == injected, program

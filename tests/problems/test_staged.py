@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from retool_env.errors import DataError
 from retool_env.problems import arithmetic, staged
-from retool_env.problems.staged import IMPORTS, implied_answer, read_stages
+from retool_env.problems.staged import IMPORTS, asked_stage, implied_answer, read_stages
 
 LEVELS = (2, 3, 4, 5)
 problems = st.builds(
@@ -134,3 +134,28 @@ def test_foreign_stages_are_refused_and_never_run(change):
     problem = dataclasses.replace(problem, metadata={"stages": stages})
     with pytest.raises(DataError):
         implied_answer(problem, "a", 5)
+
+
+@pytest.mark.parametrize(
+    ("program", "outputs", "name"),
+    [
+        ("b = a + 1\nprint(b", (), "b"),  # the name that it prints
+        ("print(a)\nprint( c )", (), "c"),  # the last such name
+        ("print(total)", (), "a"),
+        ("print(a + b)", ("{a}\n",), "b"),  # the first number that was not shown
+        ("print(x)", ("a = {a}, b = {b}",), "c"),
+        ("print(x)", ("{a}0\n", "{a}.5"), "a"),  # other numbers
+        ("print(x)", ("{a} {b} {c}",), "c"),
+    ],
+)
+def test_a_failed_program_asked_for_the_stage_that_it_prints_or_for_the_next_one(
+    program, outputs, name
+):
+    problem = staged(difficulty=3)[0]
+    values = {stage.name: stage.value for stage in read_stages(problem)}
+    shown = [text.format(**values) for text in outputs]
+    assert asked_stage(problem, program, shown).name == name
+
+
+def test_other_problems_have_no_stage():
+    assert asked_stage(arithmetic()[0], "print(a)", ()) is None

@@ -11,12 +11,14 @@ import pytest
 from helpers.notebooks import Notebooks
 
 from agents.models.tiny import make_tokenizer
+from retool_env.episode import Episode
 from retool_env.errors import NotReproducible, SettingsError
 from retool_env.execution import Fault
 from retool_env.faults import KINDS
 from retool_env.faults.schedule import At
 from retool_env.interpreter import Interpreter
-from retool_env.problems import Problem
+from retool_env.problems import Problem, staged
+from retool_env.problems.staged import read_stages
 from retool_env.rollout import PolicyUnavailable, RolloutEngine, ScriptedPolicy, TextGeneration
 from retool_env.rollout.fork import BARE, Fork, error_arms, has_program, shown_calls
 from retool_env.rollout.policy import TextPolicy
@@ -168,6 +170,28 @@ def test_the_arms_after_an_error_and_their_equal_budgets():
     assert len(contexts) == 4  # the contexts differ in length, and the budgets do not
     left = RULES.max_tokens - sum(len(span.token_ids) for span in parent.spans[1:5])
     assert {budget for _, budget, _ in policy.asked} == {left}
+
+
+def test_on_a_staged_problem_the_right_number_of_the_stage_mends_an_error():
+    problem = staged(difficulty=2)[0]
+    first, second = read_stages(problem)
+    execution, error = Execution(Outcome.OK, f"{first.value}\n"), FAILED
+    turns = ["<code>print(1)</code>", "<code>print(x</code>", "<answer>1</answer>"]
+    episode = Episode(problem, Rules(max_calls=5))
+    for turn, result in zip(turns, (execution, error), strict=False):
+        episode.act(turn)
+        episode.executed(result)
+    episode.act(turns[-1])
+    episode.graded(False)
+    *_, mended = error_arms(episode.transcript, 2)
+    assert (mended.arm, mended.equal_budget) == ("mended", True)
+    assert mended.result == Execution(Outcome.OK, f"{second.value}\n")
+    # The result of a later call that ran comes first; other problems have no such arm.
+    later = dataclasses.replace(episode.transcript.spans[4], execution=WRONG)
+    spans = (*episode.transcript.spans[:5], episode.transcript.spans[3], later)
+    assert error_arms(dataclasses.replace(episode.transcript, spans=spans), 2)[-1].result == WRONG
+    plain = dataclasses.replace(episode.transcript, problem=PROBLEM)
+    assert [arm.arm for arm in error_arms(plain, 2)] == ["keep", "drop", "bare"]
 
 
 def test_a_long_result_of_a_fault_costs_no_budget_where_budgets_are_equal():

@@ -2,12 +2,13 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from retool_env.execution import Files, Limits, Outcome
 from retool_env.sandbox.guest import wire
-from retool_env.sandbox.record import pack_files, read_record, unpack_files
+from retool_env.sandbox.record import pack_files, read_record, read_reports, unpack_files
 
 
 def test_a_record_is_read_on_one_line_and_no_further_than_is_believed() -> None:
@@ -50,3 +51,19 @@ def test_files_go_and_those_that_are_wanted_come_back() -> None:
     assert packed == dict(zip(wire.FILES, parts, strict=True))
     sent = json.dumps(packed[wire.FILES[0]] | {"d": 5, "e": "eA=="}).encode()
     assert unpack_files(sent, {"a", "b/c", "d"}) == {"a": b"x", "b/c": b"\0"}
+
+
+@pytest.mark.parametrize(
+    ("text", "reports"),
+    [
+        (b'["ok", "", ""]', ()),
+        (b'["ok", "", "", "a", "b"]', ("a", "b")),
+        (b'["memory_limit", "", "", "a"]', None),  # this text is made in advance
+        (b"", None),
+        (b'["ok"]', None),
+        (b'["ok", "", "", 1]', None),
+        (b"[" * 100_000, None),
+    ],
+)
+def test_the_reports_of_a_prelude_follow_the_outcome(text, reports):
+    assert read_reports(text) == reports

@@ -35,7 +35,8 @@ from retool_env.problem import Problem
 
 RECOVER, LEFT_OUT, RESULTS = "recover.json", "left_out.jsonl", "results.json"
 
-_SIZES = ("k", "m", "samples")
+SIZES = ("k", "m", "samples")
+"""The fields of a record that count episodes."""
 
 ArmKey = tuple[str, str, str, int | None, int, int]
 """An episode of the benchmark: protocol, arm, the problem's id, the number of its parent, the call
@@ -111,7 +112,7 @@ class RecoverRecord(EvalRecord):
                 problem: max(numbers, before.fork_calls.get(problem, []), key=len)
                 for problem, numbers in calls.items()
             },
-            **{name: max(getattr(before, name), getattr(self, name)) for name in _SIZES},
+            **{name: max(getattr(before, name), getattr(self, name)) for name in SIZES},
         )
 
 

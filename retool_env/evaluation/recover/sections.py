@@ -75,6 +75,8 @@ SECTIONS = (
         "From the same tokens, episodes go on with the true result (control) and with a fault. The "
         "effect is the difference of their accuracy in points, and the recovery ratio is their "
         "quotient. Net of placebos, the control has an empty line or a harmless warning more. "
+        "Net says more than the effect only if the placebos cost little. An asterisk marks results "
+        "with an invented text. "
         "Detectable is the effect that a test at 5 % finds with 80 % power: a smaller effect may "
         "stay unseen.",
         rows=(("format_sensitivity", "effect of the text placebos: sensitivity to form alone"),),
@@ -246,7 +248,7 @@ def kinds_table(
                 _special(name, figure) or _cell(figure, notes)
                 for (name, _), figure in zip(present, some, strict=True)
             ]
-            rows.append([f"{kind} ({KINDS[kind].sort})", *cells])
+            rows.append([f"{kind}{'*' * KINDS[kind].invented} ({KINDS[kind].sort})", *cells])
     headings = ["fault", *(heading for _, heading in present)]
     return ([headings, *rows] if rows else []), absent
 

@@ -64,7 +64,7 @@ def size_lines(
         turn_tokens: The most tokens of one turn of an API; `None` for a local model.
         price: Dollars of an API's tokens; `None`: unknown.
         tokens_per_second: The tokens that the model writes in a second, over all episodes at once;
-            `None`: unknown, so that the time is left out.
+            `None`: unknown, so that the time is left out, as it is without a limit of tokens.
         ended: The keys of the episodes on record.
     """
     estimates = {
@@ -78,7 +78,7 @@ def size_lines(
     lines = []
     for name, estimate in {**estimates, "all": total}.items():
         line = f"{name}: {estimate.text(price)}"
-        if tokens_per_second is not None:
+        if tokens_per_second is not None and estimate.tokens_limited:
             time = duration(estimate.usage.completion_tokens / tokens_per_second)
             line += f", {time} at {tokens_per_second:g} tokens/s at most"
         lines.append(line)

@@ -1,7 +1,8 @@
 """The folder of a submission to the leaderboard: its card, and its checker.
 
 A submission is the folder of a finished run. `check` computes the figures anew from the
-transcripts, compares forks with their parents, and runs a sample of the programs again.
+transcripts, compares forks with their parents and results with the faults of their arm, and runs a
+sample of the programs again.
 """
 
 from __future__ import annotations
@@ -15,11 +16,17 @@ from pathlib import Path
 
 import yaml
 
-from retool_env.episode import RunProgram
 from retool_env.errors import DataError
 from retool_env.evaluation.identity import fingerprint
 from retool_env.evaluation.recorded_rules import rules_of
 from retool_env.evaluation.recover.figures import results
+from retool_env.evaluation.recover.ordered import (
+    faulty_call,
+    follows,
+    is_result,
+    shows_arm,
+    strange_call,
+)
 from retool_env.evaluation.recover.protocols import (
     CONTROL,
     PARENTS,
@@ -30,6 +37,7 @@ from retool_env.evaluation.recover.protocols import (
 )
 from retool_env.evaluation.recover.records import (
     RESULTS,
+    SIZES,
     ArmRecord,
     LeftOut,
     RecoverRecord,
@@ -40,6 +48,7 @@ from retool_env.evaluation.recover.records import (
 from retool_env.evaluation.replay.programs import replay_programs
 from retool_env.execution import Execution, Outcome, Sandbox
 from retool_env.faults.kinds import MADE_IN_GUEST, show
+from retool_env.faults.schedule import At, Schedule
 from retool_env.files import read_text
 from retool_env.grading import is_equivalent
 from retool_env.problem import Problem
@@ -55,7 +64,7 @@ CAN_NOT_SHOW = (
 """The limits of the check, for a reader."""
 
 SAMPLE = 20
-"""Number of episodes whose programs run again."""
+"""Number of episodes whose programs run again, among the parents and in each protocol."""
 
 MOST_FAILED = 0.05
 """The largest share of episodes that an infrastructure failure may end."""
@@ -87,7 +96,7 @@ def check(
     Args:
         folder: The folder.
         sandbox: Runs programs again; `None`: programs do not run.
-        sample: Number of episodes whose programs run again.
+        sample: Number of episodes whose programs run again, among the parents and in each protocol.
         seed: The seed of the choice of these episodes.
 
     Raises:
@@ -105,6 +114,7 @@ def check(
         _verdicts(episodes),
         _forks(episodes),
         _faults(record, episodes),
+        _arms(record, episodes),
     ]
     if sandbox is not None:
         findings.append(_replays(record, episodes, sandbox, sample, seed))
@@ -150,6 +160,7 @@ def _whole(record: RecoverRecord) -> Finding:
     """The run has the whole suite and all protocols."""
     lacking = [f"protocol {name}" for name in PROTOCOLS if name not in record.protocols]
     lacking += ["problems (--quick)"] * record.quick
+    lacking += [f"episodes ({name} 0)" for name in SIZES if getattr(record, name) < 1]
     text = f"{record.problems} problems, k {record.k}, m {record.m}, samples {record.samples}"
     return Finding("whole", not lacking, f"it lacks {', '.join(lacking)}" if lacking else text)
 
@@ -172,17 +183,7 @@ def _complete(
     record: RecoverRecord, episodes: Sequence[ArmRecord], left_out: Sequence[LeftOut]
 ) -> Finding:
     """All episodes of the design are on record, apart from prefixes that are left out."""
-    problems = [Problem(id=name, question="?", answer="?") for name in record.fork_calls]
-    design = Design(
-        tuple(record.protocols),
-        problems,
-        tuple(record.kinds),
-        tuple(record.rates),
-        lambda problem, parent: record.fork_calls[problem][parent],
-        record.k,
-        record.m,
-        record.samples,
-    )
+    design = _design(record)
     rules = rules_of(record)
     gone = {(one.protocol, one.problem, one.parent, one.call) for one in left_out}
     unfit = {episode.key[:-1] for episode in episodes if not injected(episode.transcript)}
@@ -196,6 +197,24 @@ def _complete(
     missing = [job.key for job in jobs if job.key not in keys and job.prefix not in gone]
     text = f"{', '.join(record.protocols)}: {len(keys)} episodes, {len(missing)} are missing"
     return Finding("episodes", not missing, f"{text}, such as {missing[0]}" if missing else text)
+
+
+def _design(record: RecoverRecord) -> Design:
+    """The design of a run; its problems have ids only."""
+    from retool_env.evaluation.recover.suite import load_suite
+
+    suite = load_suite("v0" if record.suite == "own" else record.suite, "offline", True)
+    return Design(
+        tuple(record.protocols),
+        [Problem(id=name, question="?", answer="?") for name in record.fork_calls],
+        tuple(record.kinds),
+        tuple(record.rates),
+        lambda problem, parent: record.fork_calls[problem][parent],
+        record.k,
+        record.m,
+        record.samples,
+        suite.seed,
+    )
 
 
 def _results(folder: str | Path, record: RecoverRecord) -> Finding:
@@ -292,28 +311,44 @@ def _as_ordered(fork: ArmRecord, parent: Transcript, rules: Rules) -> bool:
         return False
     if fork.arm == CONTROL:
         return shown.fault is None and _same(shown, true)
-    earlier = [span.execution for span in parent.spans[2 * fork.call - 2 : 0 : -2]]
-    need = RunProgram(
-        parent.turns[fork.call - 1].content,
-        rules.limits,
-        rules.session,
-        rules.display,
-        fault=fork.arm,
-        problem=fork.problem,
-        before=next((e for e in earlier if e is not None), None),
-        view=(rules.output_characters, rules.output_cut, rules.errors),
-    )
+    call = faulty_call(fork.transcript, fork.call, fork.arm, rules)
+    if shown.fault is None or shown.fault.kind != fork.arm:
+        return False
     if len(true.stdout) > rules.output_characters:  # cut in the record: the rest is not known
-        return shown.fault is not None and shown.fault.kind == fork.arm
-    if fork.arm in MADE_IN_GUEST:  # the record has the result with the fault
-        expected = show(need, shown, () if rules.session else (true,))
-    else:
-        expected = show(need, true)
-    if shown.fault is None or expected.fault is None:
-        return False
-    if (shown.fault.kind, shown.fault.injected) != (fork.arm, expected.fault.injected):
-        return False
-    return fork.arm in MADE_IN_GUEST or _same(shown, expected)
+        return True
+    if fork.arm not in MADE_IN_GUEST:
+        return is_result(call, shown, show(call, true))
+    if not shown.fault.injected:
+        return _same(shown, true)
+    alone = fork.arm == "wrong_function" and not rules.session
+    return follows(call, shown) and not (alone and call.seen(shown) == call.seen(true))
+
+
+def _arms(record: RecoverRecord, episodes: Sequence[ArmRecord]) -> Finding:
+    """The results of each episode follow from its arm's faults, and the arm `text` has no call."""
+    rules, design, parents = rules_of(record), _design(record), _parents(episodes)
+    whole = design.whole_arms(rules, rules)
+    number: Counter[str] = Counter()
+    strange: Counter[str] = Counter()
+    for episode in episodes:
+        transcript, arm = episode.transcript, (episode.protocol, episode.arm)
+        schedule: Schedule | None = None
+        if arm in whole:
+            schedule = whole[arm].schedule(transcript.problem, episode.sample)
+        elif episode.protocol == "fork" and episode.arm != CONTROL:
+            schedule = At(episode.call, episode.arm)
+        number["/".join(arm)] += 1
+        if arm == ("frequency", "text"):
+            wrong = transcript.interpreter or any(span.execution for span in transcript.spans)
+        else:
+            wrong = not transcript.interpreter or strange_call(transcript, rules, schedule) > 0
+        parent = parents.get((episode.problem, episode.parent or 0))
+        if episode.protocol == "natural" and parent is not None and transcript.parent is not None:
+            wrong = wrong or not shows_arm(transcript, parent)
+        strange["/".join(arm)] += wrong
+    differing = [f"{arm} ({count} of {number[arm]})" for arm, count in strange.items() if count]
+    text = f"{number.total()} episodes, {strange.total()} do not follow from their arm's faults"
+    return Finding("arms", not differing, f"{text}: {', '.join(differing)}" if differing else text)
 
 
 def _same(one: Execution, other: Execution) -> bool:
@@ -336,19 +371,26 @@ def _replays(
     sample: int,
     seed: int,
 ) -> Finding:
-    """Programs of some parents, run again, give the recorded results."""
+    """Programs of some episodes, run again, give the recorded results.
+
+    As many episodes are chosen among the parents as among all others of each protocol.
+    """
     rules = rules_of(record)
-    parents = [
-        episode.transcript
-        for episode in episodes
-        if (episode.protocol, episode.arm) == PARENTS and episode.transcript.calls
-    ]
-    chosen = random.Random(seed).sample(parents, min(sample, len(parents)))
-    again = [ran for transcript in chosen for ran in replay_programs(transcript, rules, sandbox)]
-    differing = sum(ran.verdict == "differs" for ran in again)
-    right = differing <= MOST_DIFFERING * len(again)
-    text = f"{len(again)} programs of {len(chosen)} episodes ran again, {differing} differ"
-    return Finding("programs", right, text)
+    groups: dict[str, list[Transcript]] = {}
+    for episode in episodes:
+        if episode.transcript.calls:
+            parent = (episode.protocol, episode.arm) == PARENTS
+            name = "parents" if parent else episode.protocol
+            groups.setdefault(name, []).append(episode.transcript)
+    wrong, number, ran, different = [], 0, 0, 0
+    for name, transcripts in groups.items():
+        chosen = random.Random(seed).sample(transcripts, min(sample, len(transcripts)))
+        again = [one for each in chosen for one in replay_programs(each, rules, sandbox)]
+        differing = sum(one.verdict == "differs" for one in again)
+        wrong += [name] * (differing > MOST_DIFFERING * len(again))
+        number, ran, different = number + len(chosen), ran + len(again), different + differing
+    text = f"{ran} programs of {number} episodes ran again, {different} differ"
+    return Finding("programs", not wrong, f"{text}: {', '.join(wrong)}" if wrong else text)
 
 
 def write_card(folder: str | Path) -> None:

@@ -222,9 +222,11 @@ class Process:
         name = f"<block {number}>" if self._session else program.NAME
         outcome, error, trace, status = program.execute(source, self._main, display, name, begin)
         confine.make_room()
-        return outcome, _dumps([outcome, error, _shorten(trace)]).encode(), status
+        record = [outcome, error, _shorten(trace), *sorted(program.reported)]
+        return outcome, _dumps(record).encode(), status
 
     def _begin(self, files: dict[str, str], prelude: str) -> None:
+        program.reported.clear()
         if prelude:
             program.run_prelude(prelude)
         for name, data in files.items():

@@ -20,6 +20,9 @@ from typing import NamedTuple
 NAME = "<program>"
 """The file name of a program in tracebacks. Each block of a session has its own name."""
 
+reported: set[str] = set()
+"""The texts that preludes have reported during this block; see `run_prelude`."""
+
 _DENIED = {errno.EPERM, errno.EACCES, errno.EROFS, errno.ENETUNREACH}
 _LINE = 2000  # the most characters of an error
 _names: set[str] = set()  # the file names of all programs so far
@@ -107,12 +110,14 @@ def _run(programs: list, main: ModuleType, begin: Callable[[], object]) -> Endin
 def run_prelude(source: str) -> None:
     """Runs code of the sandbox's user before a program, in a namespace of its own.
 
+    The code, and what it leaves in the process, calls `report(text)` to tell the host something.
+
     Args:
         source: The code. Its errors count as the program's.
     """
     # Python gives this file name to its own code for imports. `_traceback` leaves such frames out.
     code = compile(source, "<frozen importlib._bootstrap>", "exec", dont_inherit=True)
-    exec(code, {"__name__": "importlib._bootstrap"})
+    exec(code, {"__name__": "importlib._bootstrap", "report": reported.add})
 
 
 def clear(before: int) -> None:

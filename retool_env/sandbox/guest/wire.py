@@ -49,7 +49,8 @@ its processor time in seconds."""
 
 RECORD = "<IIdd"
 """The head of a record: number of the block, bytes of text that follow, and the block's start
-and end in seconds of the monotonic clock. The end is 0.0 while the block runs."""
+and end in seconds of the monotonic clock. The end is 0.0 while the block runs. The text is a list
+in JSON: outcome, error, traceback, and the texts that preludes reported during the block."""
 
 RECORD_BYTES = 1 << 16
 """The size of a record in bytes."""

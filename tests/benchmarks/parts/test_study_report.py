@@ -95,7 +95,7 @@ def test_the_page_shows_figures_changes_and_verdicts(plan, tmp_path):
     assert "80 % [70, 90]" in row(page, "grpo, seed 0, 1 to 20")
     assert "40 % [30, 50]" in row(page, "grpo, seed 0, 41 to 60")
     assert "+10 [−10, +30]: not shown | +10 [+5, +30]: higher" in row(page, "cold-0 | one")
-    assert "| **held out** | `busy` | explicit | 17 % [" in text
+    assert r"| **held out** | `busy` \* | explicit | 17 % [" in text
     for kind in ("`always_timeout` | explicit", "`cut` | silent"):
         assert f"| held out, same text as a seen kind | {kind} | – |" in text
     for name in (PICTURE, VALUES_PICTURE):

@@ -58,7 +58,7 @@ def test_kinds_without_an_eligible_prefix_are_named_apart():
     table, absent = kinds_table(columns, by_key({"figures": some}), Notes())
     assert table == [
         ["fault", "effect", "n", "d"],
-        ["gone (explicit)", "+50 [+25, +75]", "4 (3)", "> 100"],
+        ["gone* (explicit)", "+50 [+25, +75]", "4 (3)", "> 100"],
         ["cut (silent)", "+50 [+25, +75]", "4 (3)", "±30"],
     ]
     assert absent == ["stale"]

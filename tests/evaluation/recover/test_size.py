@@ -27,3 +27,9 @@ def test_time_and_dollars_stand_where_they_are_known():
     assert "$11.40 at most" in last and "19 minutes at 10 tokens/s at most" in last
     *_, last = size_lines(DESIGN, ARMS, RULES, None, Price(0, 0.1), 1e6)
     assert "less than $0.01 at most, less than 1 second at 1e+06 tokens/s at most" in last
+
+
+def test_no_time_is_promised_without_a_limit_of_tokens():
+    rules = Rules(max_tokens=None)
+    *_, last = size_lines(DESIGN, DESIGN.whole_arms(rules, rules), rules, None, None, 10)
+    assert "tokens/s" not in last and "any number of tokens out" in last
