@@ -25,6 +25,7 @@ from agents.base.settings import SettingsError
 from agents.base.sharding import first_reads
 from agents.base.shards import read_by_first
 from retool_env.checkpoint_task import CheckpointTask
+from retool_env.durable import sync, sync_tree
 from retool_env.files import folder_fault
 from retool_env.training.processes import everywhere
 from retool_env.training.trained_weights import trained_weights, whole
@@ -262,6 +263,8 @@ def save_checkpoint(
         tokenizer.save_pretrained(folder)
         if task is not None:
             task.save(folder)
+        for saved in (folder, *([folder.parent / "adapter"] if adapter else [])):
+            sync_tree(saved)  # the run is marked as finished afterwards
     everywhere(None)  # for as long as the first process writes
 
 
@@ -313,4 +316,5 @@ def export(
     if trainer.accelerator.is_main_process:
         shutil.rmtree(folder, ignore_errors=True)
         part.replace(folder)
+        sync(folder.parent)
     everywhere(None)  # for as long as the first process writes

@@ -39,6 +39,7 @@ from agents.base.records import damaged, read_records, write_atomically
 from agents.base.resuming import Cut, close_large, cut_metrics, cut_transcripts, last_point
 from agents.base.settings import SettingsError
 from agents.base.sharding import processes
+from retool_env.durable import sync, sync_files
 from retool_env.provenance import REVISION
 from retool_env.rotation import complete, open_names
 from retool_env.training.kept_batches import begun_batches
@@ -262,7 +263,9 @@ class Run:
         """Mark the run as finished. All processes call this together."""
         if self.main:
             self._note_change()
+            sync_files(self.folder, "*.jsonl*")
             self._done.touch()
+            sync(self.folder)
         everywhere(None)
         self._changes, self._longer, self._done_before = [], False, True
 

@@ -1,8 +1,10 @@
 """Saving: the checkpoints for resuming, of which the newest complete one is always kept.
 
 A checkpoint is complete once it has its seal (`records.SEAL`), which the first process writes last.
-Until then the folder holds the mark `INCOMPLETE`, and older checkpoints stay. So a crash at any
-moment leaves the last complete checkpoint.
+Until then the folder holds the mark `INCOMPLETE`, and older checkpoints stay. All files, and the
+records of the steps before, are synced to the disk before the seal, and the seal before an older
+checkpoint is deleted. So a crash or a power failure at any moment leaves the last complete
+checkpoint.
 
 With shards (FSDP2), the processes copy their shards to memory and write them while the training
 continues, with `torch.distributed.checkpoint.async_save`. A save in flight ends before the next one
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -26,6 +29,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from agents.base.records import INCOMPLETE, seal
 from agents.base.sharding import processes
+from retool_env.durable import sync, sync_files, sync_tree
 from retool_env.training.processes import WAIT, everywhere, phase
 
 
@@ -49,6 +53,7 @@ class Saving:
         self._groups: list[Any] = []
         self._end: threading.Thread | None = None
         self._error: Exception | None = None
+        self._warned = False
 
     def resume(self, step: int) -> None:
         """Take the step of the checkpoint from which the run continues; 0 at its beginning."""
@@ -78,6 +83,9 @@ class Saving:
                     (folder / INCOMPLETE).touch()
             with self._agreed(), self._written_later():
                 yield folder
+                # Each process syncs what it wrote itself; shards are still being written.
+                sync_files(folder)
+                sync_files(self.folder.parent, "*.jsonl*")
         # All files are on the disk, except the shards.
         self.begun = step
         if processes().is_main_process:
@@ -127,8 +135,10 @@ class Saving:
         try:
             if any(write.exception() is not None for write in writes):
                 return  # `wait` raises the error
+            sync_tree(folder)
             (folder / INCOMPLETE).unlink()
             seal(folder)
+            sync(self.folder.parent)
             self.step = step
             self._delete_older()
         except Exception as error:
@@ -144,8 +154,17 @@ class Saving:
             and int(number) <= self.step
         }
         complete = sorted(step for step in found if not (found[step] / INCOMPLETE).exists())
-        for step in found.keys() - complete[-self.keep :]:
-            shutil.rmtree(found[step])
+        for step in sorted(found.keys() - complete[-self.keep :]):
+            try:
+                shutil.rmtree(found[step])
+            except OSError as error:  # the run may never need the room
+                if not self._warned:
+                    print(
+                        f"warning: an older checkpoint can't be deleted ({error}): delete "
+                        f"{found[step]} yourself. The run goes on",
+                        file=sys.stderr,
+                    )
+                self._warned = True
 
     @contextlib.contextmanager
     def _written_later(self) -> Iterator[None]:

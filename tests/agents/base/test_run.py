@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import ROOT
 from helpers.episodes import ANSWERED, RIGHT, episode
+from helpers.power import Disk
 
 from agents.base import resuming
 from agents.base import run as runs
@@ -197,3 +198,11 @@ def test_curves_are_drawn_at_intervals(tmp_path, monkeypatch):
 
 def _without_matplotlib(arms, path):
     raise ImportError("matplotlib")
+
+
+def test_a_power_failure_after_the_end_keeps_the_records(tmp_path, monkeypatch):
+    disk, run = Disk(monkeypatch), started(tmp_path)
+    run.log({"step": 1})
+    run.write([episode("0", ANSWERED, RIGHT)])
+    run.finish()
+    assert disk.lost(*tmp_path.glob("*.json*")) == []
