@@ -60,7 +60,7 @@ class Status:
         self._ended = False
         state = processes()
         if state.is_main_process:
-            earlier = self._read()  # of the start that this one continues
+            earlier = read_status(self.path)  # of the start that this one continues
             record = {
                 "state": "running",
                 "code": None,
@@ -87,7 +87,7 @@ class Status:
             if not self._ended:
                 known = {"step": self.step, "saved": saved}
                 known = {key: value for key, value in known.items() if value is not None}
-                self._write(self._read() | known | {"time": _now()})
+                self._write(read_status(self.path) | known | {"time": _now()})
 
     def end(self, state: State, saved: int | None = None, error: str | None = None) -> None:
         """Write the end of the run. A second call has no effect.
@@ -101,7 +101,7 @@ class Status:
             if self._ended:
                 return
             self._ended = True
-            record = self._read()
+            record = read_status(self.path)
             first = record.get("state") in (None, "running")
             if not first or (state != "failed" and not processes().is_main_process):
                 return
@@ -116,19 +116,25 @@ class Status:
                 record["error"] = redact(error)[:_MOST_CHARACTERS]
             self._write(record)
 
-    def _read(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError, ValueError):
-            record = json.loads(self.path.read_text(encoding="utf-8"))
-            if isinstance(record, dict):
-                return record
-        return {}
-
     def _write(self, record: dict[str, Any]) -> None:
         # Two processes may write at the same time. A full disk must not hide the run's own error.
         part = self.path.with_name(f"{self.path.name}.{processes().process_index}.part")
         with contextlib.suppress(OSError):
             part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             part.replace(self.path)
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """The object in a `status.json`; empty if the file is missing or damaged.
+
+    Args:
+        path: The file.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(record, dict):
+            return record
+    return {}
 
 
 def resume_command() -> str | None:
