@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from agents.base.disk import naming
 from agents.base.fields import Attention, ExportType, TuningSettings
 from agents.base.settings import SettingsError
 from agents.base.sharding import first_reads
@@ -250,11 +251,13 @@ def save_checkpoint(
                 adapter[name] = whole(tensor).cpu()
     if main:
         if adapter:
-            model.save_pretrained(folder.parent / "adapter", state_dict=adapter)
+            with naming(folder.parent / "adapter"):
+                model.save_pretrained(folder.parent / "adapter", state_dict=adapter)
             if task is not None:
                 task.save(folder.parent / "adapter")
         base = model.get_base_model() if adapted else model
-        base.save_pretrained(folder, state_dict=weights)
+        with naming(folder):
+            base.save_pretrained(folder, state_dict=weights)
         if adapted or dtype == "bfloat16":
             config = copy.deepcopy(base.config)  # its dtype is that of the weights in memory
             config.dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32

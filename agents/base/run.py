@@ -34,6 +34,7 @@ from transformers import TrainerCallback
 from agents.base.changes import find_changes, noted
 from agents.base.config import RESTART_CURE, begin_config, read_config
 from agents.base.curves import write_curves
+from agents.base.disk import naming
 from agents.base.lock import lock
 from agents.base.records import damaged, read_records, write_atomically
 from agents.base.resuming import (
@@ -365,7 +366,8 @@ class Run:
     def log(self, record: dict[str, Any]) -> None:
         """Append a record to `metrics.jsonl`; draw the curves if they are older than a minute."""
         self._note_change()
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        path = self.folder / "metrics.jsonl"
+        with naming(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if time.monotonic() - self._drawn >= PICTURE_SECONDS:
             self.draw()
@@ -389,7 +391,8 @@ class Run:
     def write(self, transcripts: Iterable[Transcript]) -> None:
         """Append episodes to this process's transcripts, after a large file was closed."""
         close_large(self.transcripts)
-        write_transcripts(self.transcripts, transcripts)
+        with naming(self.transcripts):
+            write_transcripts(self.transcripts, transcripts)
 
 
 class Clock:

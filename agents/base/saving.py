@@ -27,6 +27,7 @@ from torch import distributed
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
+from agents.base.disk import naming
 from agents.base.records import INCOMPLETE, seal
 from agents.base.sharding import processes
 from retool_env.durable import sync, sync_files, sync_tree
@@ -81,7 +82,7 @@ class Saving:
                     shutil.rmtree(folder, ignore_errors=True)  # a stop left it incomplete
                     folder.mkdir(parents=True)
                     (folder / INCOMPLETE).touch()
-            with self._agreed(), self._written_later():
+            with self._agreed(), self._written_later(), naming(folder):
                 yield folder
                 # Each process syncs what it wrote itself; shards are still being written.
                 sync_files(folder)

@@ -8,7 +8,8 @@ finished    0      the run reached its end
 stopped     75     a signal stopped the run; `resume` continues it
 failed      1      an error ended the run, with its text in `error`
 
-The file is replaced atomically.
+The file is replaced atomically. On a full disk it is overwritten in place, so that it still tells
+the end of the run.
 """
 
 from __future__ import annotations
@@ -119,9 +120,27 @@ class Status:
     def _write(self, record: dict[str, Any]) -> None:
         # Two processes may write at the same time. A full disk must not hide the run's own error.
         part = self.path.with_name(f"{self.path.name}.{processes().process_index}.part")
-        with contextlib.suppress(OSError):
+        try:
             part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             part.replace(self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                _overwrite(self.path, record)
+
+
+def _overwrite(path: Path, record: dict[str, Any]) -> None:
+    """Write a record over the old one, in the blocks that the file already has on a full disk."""
+    with open(path, "r+b", buffering=0) as file:
+        room = os.fstat(file.fileno()).st_blocks * 512
+        for most in (_MOST_CHARACTERS, 1000, 0):  # characters of the error
+            error = record["error"] and record["error"][:most]
+            text = (json.dumps(record | {"error": error}, indent=2) + "\n").encode()
+            if len(text) <= room:
+                file.write(text)
+                file.truncate()
+                return
 
 
 def read_status(path: Path) -> dict[str, Any]:
